@@ -1,0 +1,36 @@
+//! The node agent: enrols the node's pods into the mesh, owns their redirected listeners, and serves ZDS to ztunnel.
+
+mod agent;
+mod config;
+mod metrics;
+mod records;
+mod sockets;
+mod status;
+mod zds;
+
+use anyhow::Context;
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    let config = config::Config::parse();
+    match run(config) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("karst-cni: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: config::Config) -> anyhow::Result<()> {
+    if config.status {
+        return status::print(&config);
+    }
+    if config.cleanup {
+        return agent::cleanup(&config);
+    }
+    karst_rt::log::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
+    karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&rt, agent::run(config))
+}

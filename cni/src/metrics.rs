@@ -1,0 +1,49 @@
+//! Metrics (`/metrics`) and health (`/healthz`, `/readyz`).
+
+use crate::agent::Agent;
+use karst_rt::admin;
+use std::{cell::RefCell, fmt::Write, rc::Rc, sync::Arc, sync::Mutex, time::Duration};
+use tokio::net::TcpListener;
+
+/// How often the page is rebuilt from the maps.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// Serves the pages.
+pub async fn serve(l: TcpListener, agent: Rc<Agent>) {
+    let page = Arc::new(Mutex::new(String::new()));
+    let p = page.clone();
+    tokio::task::spawn_local(async move {
+        let last = RefCell::new(String::new());
+        loop {
+            *last.borrow_mut() = render(&agent);
+            if let Ok(mut p) = p.lock() {
+                p.clone_from(&last.borrow());
+            }
+            tokio::time::sleep(REFRESH).await;
+        }
+    });
+    let handler = move |_: &str, path: &str, _: &str| match path {
+        "/metrics" => admin::typed(200, "text/plain; version=0.0.4", page.lock().map(|p| p.clone()).unwrap_or_default()),
+        "/healthz" | "/readyz" => admin::text(200, "ok\n"),
+        _ => admin::text(404, "pages: /metrics /healthz /readyz\n"),
+    };
+    admin::serve(l, Arc::new(handler)).await;
+}
+
+fn render(agent: &Agent) -> String {
+    let mut out = String::from(
+        "# HELP karst_redirect_total What the redirection programs did with a pod's connections, by reason.\n# TYPE karst_redirect_total counter\n",
+    );
+    let node = agent.node.borrow();
+    let pods = agent.pods();
+    for (key, uid) in &pods {
+        let Ok(s) = node.pod_state(uid) else { continue };
+        let (ns, name) = key.split_once('/').unwrap_or(("", key));
+        for (c, n) in s.counters {
+            let _ = writeln!(out, "karst_redirect_total{{namespace=\"{ns}\",pod=\"{name}\",reason=\"{}\"}} {n}", c.name());
+        }
+    }
+    let _ = writeln!(out, "# HELP karst_enrolled_pods Pods of this node that are redirected.\n# TYPE karst_enrolled_pods gauge\nkarst_enrolled_pods {}", pods.len());
+    let _ = writeln!(out, "# HELP ztunnel_connected Is a ztunnel connected?\n# TYPE ztunnel_connected gauge\nztunnel_connected {}", i32::from(agent.hub.has_peer()));
+    out
+}

@@ -1,0 +1,35 @@
+//! The listeners of one pod, opened in its namespace and held here, so that they outlive ztunnel.
+
+use karst_ebpf::Listeners;
+use karst_rt::{netns::Netns, socket};
+use std::{io, os::fd::OwnedFd};
+
+/// The four sockets.
+pub struct PodSockets {
+    /// HBONE.
+    pub hbone: OwnedFd,
+    /// Captured inbound plaintext.
+    pub plaintext: OwnedFd,
+    /// Captured outbound.
+    pub outbound: OwnedFd,
+    /// DNS over UDP.
+    pub dns: OwnedFd,
+}
+
+impl PodSockets {
+    /// Opens them in the pod's namespace.
+    pub fn open(netns: &Netns) -> io::Result<Self> {
+        netns.run(|| {
+            Ok(Self {
+                hbone: socket::redirect_listener()?.into(),
+                plaintext: socket::redirect_listener()?.into(),
+                outbound: socket::redirect_listener()?.into(),
+                dns: socket::redirect_udp()?.into(),
+            })
+        })?
+    }
+    /// As the loader wants them.
+    pub fn listeners(&self) -> Listeners<'_> {
+        Listeners { hbone: &self.hbone, plaintext: &self.plaintext, outbound: &self.outbound, dns: &self.dns }
+    }
+}

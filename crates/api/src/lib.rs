@@ -1,0 +1,41 @@
+//! The wire formats that Karst shares with Istio, as generated types, and the constants that go with them.
+//!
+//! Only shapes live here, with one exception: [`convert`] turns a wire policy into the model that is
+//! evaluated, because both ends need the same, fail-closed reading of it.
+
+pub mod convert;
+
+/// `istio.workload`: what ztunnel knows of workloads and services.
+#[allow(missing_docs, clippy::all)]
+pub mod workload {
+    tonic::include_proto!("istio.workload");
+}
+/// `istio.security`: L4 authorization policies.
+#[allow(missing_docs, clippy::all)]
+pub mod security {
+    tonic::include_proto!("istio.security");
+}
+/// `istio.v1.auth`: certificate signing.
+#[allow(missing_docs, clippy::all)]
+pub mod ca {
+    tonic::include_proto!("istio.v1.auth");
+}
+/// `istio.workload.zds`: node agent to ztunnel.
+#[allow(missing_docs, clippy::all)]
+pub mod zds {
+    tonic::include_proto!("istio.workload.zds");
+}
+/// `envoy.service.discovery.v3`: delta discovery.
+#[allow(missing_docs, clippy::all)]
+pub mod ads {
+    tonic::include_proto!("envoy.service.discovery.v3");
+}
+
+/// xDS type of workloads and services (Istio: `istio.workload.Address`).
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// xDS type of L4 policies (Istio: `istio.security.Authorization`).
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Largest ZDS packet, in bytes (Istio's agent and ztunnel both use this buffer).
+pub const ZDS_MAX_PACKET: usize = 1024;
+/// Token audience that both discovery and the CA ask for.
+pub const TOKEN_AUDIENCE: &str = "istio-ca";

@@ -1,0 +1,52 @@
+//! Every bound of the data plane, each with what happens when it is reached.
+
+use std::time::Duration;
+
+/// A TCP connect to a peer or to an application; then the connection fails with `CONNECT`.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A TLS handshake, either side; then the socket is closed.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the end of the handshake to the HTTP/2 preface of the client; then the socket is closed.
+pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection waits for what it needs (its own workload, a named policy, a certificate)
+/// before it is refused.
+pub const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest header list that a CONNECT may carry, in bytes; then the stream is reset.
+pub const MAX_HEADER_LIST: u32 = 16 << 10;
+/// HTTP/2 receive window of a stream, in bytes. The sender stops there.
+pub const STREAM_WINDOW: u32 = 4 << 20;
+/// HTTP/2 receive window of a connection, in bytes: several streams, so that one that stalls does not stop all.
+pub const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Largest HTTP/2 frame that we accept, in bytes.
+pub const MAX_FRAME: u32 = 1 << 20;
+/// Streams that one tunnel may carry; the peer opens another tunnel.
+pub const MAX_STREAMS: u32 = 200;
+/// Streams that we put on one tunnel before another is opened.
+pub const POOL_STREAMS: usize = 100;
+/// An unused tunnel is closed after this long.
+pub const POOL_IDLE: Duration = Duration::from_secs(300);
+/// Bytes of one tunnel's streams that may wait to be sent; then writers wait.
+pub const SEND_BUFFER: usize = 1 << 20;
+/// HTTP/2 PING: sent this long after the last answer.
+pub const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// HTTP/2 PING: a tunnel whose peer has not answered for this long is dead.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Open inbound tunnels per pod; more are closed at accept, with a metric.
+pub const MAX_TUNNELS_PER_POD: usize = 4096;
+/// Tunnels per pod that are still in the handshake; more are closed at accept, so that peers that never speak
+/// cannot use up the descriptors of their neighbours.
+pub const MAX_HANDSHAKES_PER_POD: usize = 512;
+/// Connections per pod, both directions; more are refused with a metric.
+pub const MAX_CONNECTIONS_PER_POD: usize = 16_384;
+/// Peer resets of streams that are not yet accepted; then the tunnel is closed (CVE-2023-44487).
+pub const MAX_PENDING_RESETS: usize = 20;
+/// Pause after an accept error that will not go away by itself (descriptors used up).
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Queue of a listening socket.
+pub const BACKLOG: i32 = 4096;
+/// Largest DNS message that is taken or forwarded over UDP, in bytes.
+pub const DNS_MAX_UDP: usize = 4096;
+/// DNS queries that one pod may have waiting upstream; more are dropped (the resolver asks again).
+pub const DNS_MAX_PENDING: usize = 512;
+/// How long an upstream resolver may take.
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,0 +1,157 @@
+//! Reading a directory, again whenever something in it changes.
+
+use crate::{parse, parse::Located, parse::Problem, status};
+use notify::{RecursiveMode, Watcher};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// After a change, more changes are awaited for this long, so that a burst is read once.
+const SETTLE: Duration = Duration::from_millis(2);
+
+/// The state of the directory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// All objects, by file and place in it.
+    pub objects: Vec<Located>,
+    /// What is wrong at the moment; of these files the last good state is in `objects`.
+    pub problems: Vec<Problem>,
+    /// Pods (`namespace/name`) that an agent reports as redirected.
+    pub enrolled: BTreeSet<String>,
+}
+
+/// A watched directory.
+pub struct Dir {
+    path: PathBuf,
+    good: BTreeMap<PathBuf, (String, Vec<Located>)>,
+    changes: mpsc::Receiver<()>,
+    _watcher: notify::RecommendedWatcher,
+}
+
+impl Dir {
+    /// Starts watching a directory, with its sub-directories.
+    ///
+    /// # Errors
+    /// If it does not exist or cannot be watched.
+    pub fn watch(path: &Path) -> io::Result<Self> {
+        let named = |e: String| io::Error::other(format!("cannot watch the manifests in {}: {e}", path.display()));
+        if !path.is_dir() {
+            return Err(named("no such directory".into()));
+        }
+        let (tx, changes) = mpsc::channel(1);
+        let mut w = notify::recommended_watcher(move |e: notify::Result<notify::Event>| {
+            let quiet = e.is_ok_and(|e| e.kind.is_access());
+            if !quiet {
+                // Full: a change is pending already.
+                let _ = tx.try_send(());
+            }
+        })
+        .map_err(|e| named(e.to_string()))?;
+        w.watch(path, RecursiveMode::Recursive).map_err(|e| named(e.to_string()))?;
+        Ok(Self { path: path.into(), good: BTreeMap::new(), changes, _watcher: w })
+    }
+
+    /// Waits until something has changed.
+    pub async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(SETTLE).await;
+        while self.changes.try_recv().is_ok() {}
+    }
+
+    /// Reads everything.
+    pub fn read(&mut self) -> State {
+        let mut state = State { enrolled: status::read(&self.path), ..State::default() };
+        let mut files = Vec::new();
+        list(&self.path, &mut files);
+        let mut good = BTreeMap::new();
+        for f in files {
+            let before = self.good.remove(&f);
+            let text = match fs::read_to_string(&f) {
+                Ok(t) => t,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => {
+                    state.problems.push(Problem { file: f.clone(), line: 1, object: String::new(), field: String::new(), message: format!("cannot be read: {e}") });
+                    good.extend(before.map(|b| (f, b)));
+                    continue;
+                }
+            };
+            if let Some(b) = before.as_ref().filter(|b| b.0 == text) {
+                good.insert(f, b.clone());
+                continue;
+            }
+            match parse::file(&f, &text) {
+                Ok(objects) => {
+                    good.insert(f, (text, objects));
+                }
+                Err(problems) => {
+                    state.problems.extend(problems);
+                    good.extend(before.map(|b| (f, b)));
+                }
+            }
+        }
+        self.good = good;
+        let mut seen: BTreeMap<(&str, String), &Located> = BTreeMap::new();
+        for o in self.good.values().flat_map(|(_, o)| o) {
+            let m = o.object.meta();
+            let key = (o.object.kind(), format!("{}/{}", m.namespace, m.name));
+            if let Some(first) = seen.get(&key) {
+                let message = format!("is defined a second time (first in {}:{}); the first counts", first.file.display(), first.line);
+                state.problems.push(Problem { file: o.file.clone(), line: o.line, object: format!("{} {}", key.0, key.1), field: String::new(), message });
+                continue;
+            }
+            seen.insert(key, o);
+            state.objects.push(o.clone());
+        }
+        state
+    }
+}
+
+fn list(dir: &Path, out: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for e in entries.flatten() {
+        let (path, name) = (e.path(), e.file_name());
+        let name = name.to_string_lossy();
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.is_dir() {
+            list(&path, out);
+        } else if [".yaml", ".yml", ".json"].iter().any(|s| name.ends_with(s)) {
+            out.push(path);
+        }
+    }
+    out.sort();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn last_good_state_stays_while_a_file_is_bad() {
+        let d = std::env::temp_dir().join(format!("karst-dir-{}", std::process::id()));
+        fs::create_dir_all(&d).unwrap();
+        let ns = |n: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {n}}}\n");
+        fs::write(d.join("a.yaml"), ns("a")).unwrap();
+        let mut w = Dir::watch(&d).unwrap();
+        assert_eq!(w.read().objects.len(), 1);
+        fs::write(d.join("a.yaml"), ns("BAD")).unwrap();
+        fs::write(d.join("b.yaml"), ns("b")).unwrap();
+        tokio::time::timeout(Duration::from_secs(5), w.changed()).await.unwrap();
+        let s = w.read();
+        assert_eq!((s.objects.len(), s.problems.len()), (2, 1), "{s:?}");
+        fs::remove_file(d.join("a.yaml")).unwrap();
+        let s = w.read();
+        assert_eq!((s.objects.len(), s.problems.len()), (1, 0));
+        fs::write(d.join("c.yaml"), ns("b")).unwrap();
+        let s = w.read();
+        assert_eq!((s.objects.len(), s.problems.len()), (1, 1), "a second definition is a problem");
+        fs::remove_dir_all(&d).unwrap();
+    }
+}

@@ -1,0 +1,401 @@
+//! The objects. Names and defaults are those of the Kubernetes, Gateway and Istio APIs; see there for their meaning.
+#![allow(missing_docs)]
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+pub type Labels = BTreeMap<String, String>;
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Meta {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub labels: Labels,
+    pub annotations: Labels,
+    pub creation_timestamp: Option<String>,
+    pub deletion_timestamp: Option<String>,
+    pub owner_references: Vec<OwnerReference>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OwnerReference {
+    pub kind: String,
+    pub name: String,
+    pub controller: bool,
+}
+
+macro_rules! kinds {
+    ($($kind:ident $group:literal $namespaced:literal),* $(,)?) => {
+        /// Any object that Karst reads.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Object { $($kind(Box<$kind>)),* }
+        impl Object {
+            /// The kind's name.
+            pub fn kind(&self) -> &'static str {
+                match self { $(Object::$kind(_) => stringify!($kind)),* }
+            }
+            /// The object's metadata.
+            pub fn meta(&self) -> &Meta {
+                match self { $(Object::$kind(o) => &o.metadata),* }
+            }
+            pub(crate) fn meta_mut(&mut self) -> &mut Meta {
+                match self { $(Object::$kind(o) => &mut o.metadata),* }
+            }
+            pub(crate) fn read<'de, D: serde::Deserializer<'de>>(kind: &str, d: D) -> Option<Result<Self, D::Error>> {
+                Some(match kind {
+                    $(stringify!($kind) => Deserialize::deserialize(d).map(|o| Object::$kind(Box::new(o))),)*
+                    _ => return None,
+                })
+            }
+        }
+        /// Kind, API group, and whether objects of the kind live in a namespace.
+        pub const KINDS: &[(&str, &str, bool)] = &[$((stringify!($kind), $group, $namespaced)),*];
+    };
+}
+kinds! {
+    Namespace "" false,
+    Node "" false,
+    Pod "" true,
+    Service "" true,
+    ServiceAccount "" true,
+    EndpointSlice "discovery.k8s.io" true,
+    Gateway "gateway.networking.k8s.io" true,
+    ServiceEntry "networking.istio.io" true,
+    WorkloadEntry "networking.istio.io" true,
+    AuthorizationPolicy "security.istio.io" true,
+    PeerAuthentication "security.istio.io" true,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Namespace {
+    #[serde(default)]
+    pub metadata: Meta,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Node {
+    #[serde(default)]
+    pub metadata: Meta,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct ServiceAccount {
+    #[serde(default)]
+    pub metadata: Meta,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    pub metadata: Meta,
+    pub spec: PodSpec,
+    pub status: PodStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    pub node_name: String,
+    pub service_account_name: String,
+    pub host_network: bool,
+    pub containers: Vec<Container>,
+    pub init_containers: Vec<Container>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Container {
+    pub name: String,
+    pub restart_policy: String,
+    pub ports: Vec<ContainerPort>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerPort {
+    pub name: String,
+    pub container_port: u16,
+    pub protocol: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodStatus {
+    pub phase: String,
+    #[serde(rename = "podIP")]
+    pub pod_ip: String,
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Vec<PodIp>,
+    pub conditions: Vec<Condition>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    pub ip: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    pub metadata: Meta,
+    pub spec: ServiceSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceSpec {
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    pub selector: Labels,
+    pub ports: Vec<ServicePort>,
+    pub ip_families: Vec<String>,
+    pub ip_family_policy: String,
+    pub internal_traffic_policy: String,
+    pub traffic_distribution: String,
+    pub publish_not_ready_addresses: bool,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServicePort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: String,
+    pub target_port: Option<IntOrString>,
+    pub app_protocol: Option<String>,
+}
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum IntOrString {
+    Int(u16),
+    String(String),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EndpointSlice {
+    pub metadata: Meta,
+    pub address_type: String,
+    pub endpoints: Vec<Endpoint>,
+    pub ports: Vec<EndpointPort>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Endpoint {
+    pub addresses: Vec<String>,
+    pub conditions: EndpointConditions,
+    pub target_ref: Option<ObjectReference>,
+    pub node_name: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EndpointConditions {
+    pub ready: Option<bool>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ObjectReference {
+    pub kind: String,
+    pub name: String,
+    pub namespace: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EndpointPort {
+    pub name: Option<String>,
+    pub port: Option<u16>,
+    pub protocol: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Gateway {
+    pub metadata: Meta,
+    pub spec: GatewaySpec,
+    pub status: GatewayStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewaySpec {
+    pub gateway_class_name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayStatus {
+    pub addresses: Vec<GatewayAddress>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayAddress {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub value: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServiceEntry {
+    pub metadata: Meta,
+    pub spec: ServiceEntrySpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceEntrySpec {
+    pub hosts: Vec<String>,
+    pub addresses: Vec<String>,
+    pub ports: Vec<ServiceEntryPort>,
+    pub location: String,
+    pub resolution: String,
+    pub endpoints: Vec<WorkloadEntrySpec>,
+    pub workload_selector: Option<WorkloadSelector>,
+    pub subject_alt_names: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct WorkloadSelector {
+    pub labels: Labels,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceEntryPort {
+    pub number: u16,
+    pub name: String,
+    pub protocol: String,
+    pub target_port: Option<u16>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WorkloadEntry {
+    pub metadata: Meta,
+    pub spec: WorkloadEntrySpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct WorkloadEntrySpec {
+    pub address: String,
+    pub ports: BTreeMap<String, u16>,
+    pub labels: Labels,
+    pub network: String,
+    pub locality: String,
+    pub weight: u32,
+    pub service_account: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct AuthorizationPolicy {
+    pub metadata: Meta,
+    pub spec: AuthorizationPolicySpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorizationPolicySpec {
+    pub selector: Option<Selector>,
+    pub target_ref: Option<TargetRef>,
+    pub target_refs: Vec<TargetRef>,
+    pub action: Option<String>,
+    pub rules: Vec<PolicyRule>,
+    pub provider: Option<serde_json::Value>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Selector {
+    pub match_labels: Labels,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TargetRef {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    pub namespace: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyRule {
+    pub from: Vec<From>,
+    pub to: Vec<To>,
+    pub when: Vec<When>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct From {
+    pub source: Source,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    pub principals: Vec<String>,
+    pub not_principals: Vec<String>,
+    pub request_principals: Vec<String>,
+    pub not_request_principals: Vec<String>,
+    pub namespaces: Vec<String>,
+    pub not_namespaces: Vec<String>,
+    pub service_accounts: Vec<String>,
+    pub not_service_accounts: Vec<String>,
+    pub ip_blocks: Vec<String>,
+    pub not_ip_blocks: Vec<String>,
+    pub remote_ip_blocks: Vec<String>,
+    pub not_remote_ip_blocks: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct To {
+    pub operation: Operation,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Operation {
+    pub hosts: Vec<String>,
+    pub not_hosts: Vec<String>,
+    pub ports: Vec<String>,
+    pub not_ports: Vec<String>,
+    pub methods: Vec<String>,
+    pub not_methods: Vec<String>,
+    pub paths: Vec<String>,
+    pub not_paths: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct When {
+    pub key: String,
+    pub values: Vec<String>,
+    pub not_values: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PeerAuthentication {
+    pub metadata: Meta,
+    pub spec: PeerAuthenticationSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct PeerAuthenticationSpec {
+    pub selector: Option<Selector>,
+    pub mtls: Option<MutualTls>,
+    pub port_level_mtls: BTreeMap<u16, MutualTls>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MutualTls {
+    pub mode: Mode,
+}
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Mode {
+    #[default]
+    #[serde(rename = "UNSET")]
+    Unset,
+    #[serde(rename = "DISABLE")]
+    Disable,
+    #[serde(rename = "PERMISSIVE")]
+    Permissive,
+    #[serde(rename = "STRICT")]
+    Strict,
+}

@@ -1,0 +1,17 @@
+//! The directory source: Kubernetes' and Istio's objects in YAML files, read as the API server would show them.
+//!
+//! - [`kinds`] has the fields that Karst uses, under their Kubernetes names. Fields that Karst does not use are passed
+//!   over, except in security kinds, where an unknown field is an error: a misspelt condition must not vanish.
+//! - [`dir`] reads a directory. A file counts as a whole: while any document in it is bad, the last good state of
+//!   that file stays, and the problem names file, line, object, field and fix.
+//! - [`enrol`] says which pods belong to the mesh.
+
+pub mod dir;
+pub mod enrol;
+pub mod kinds;
+pub mod parse;
+pub mod status;
+
+pub use dir::{Dir, State};
+pub use kinds::Object;
+pub use parse::Problem;

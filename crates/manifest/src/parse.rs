@@ -1,0 +1,188 @@
+//! From text to objects, with errors that say where.
+
+use crate::kinds::{KINDS, Object};
+use serde::Deserialize;
+use std::{fmt, path::PathBuf};
+
+/// Something wrong in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Line of the file, from 1.
+    pub line: usize,
+    /// `Kind namespace/name`, as far as known.
+    pub object: String,
+    /// Path of the field, as `spec.rules[0].from`; empty if it is the whole document.
+    pub field: String,
+    /// What is wrong, and the fix.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        if !self.object.is_empty() {
+            write!(f, "{}: ", self.object)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// An object and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    /// The object.
+    pub object: Object,
+    /// The file.
+    pub file: PathBuf,
+    /// Line of its document, from 1.
+    pub line: usize,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default, rename = "apiVersion")]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    metadata: HeadMeta,
+    #[serde(default)]
+    items: Option<serde::de::IgnoredAny>,
+}
+#[derive(Default, Deserialize)]
+struct HeadMeta {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+}
+
+/// Reads all documents of a file. Kinds that Karst does not read are passed over.
+///
+/// # Errors
+/// All problems of the file.
+pub fn file(path: &std::path::Path, text: &str) -> Result<Vec<Located>, Vec<Problem>> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for (line, doc) in documents(text) {
+        match document(doc) {
+            Ok(None) => {}
+            Ok(Some(object)) => good.push(Located { object, file: path.into(), line }),
+            Err(mut p) => {
+                p.file = path.into();
+                p.line += line - 1;
+                bad.push(p);
+            }
+        }
+    }
+    if bad.is_empty() { Ok(good) } else { Err(bad) }
+}
+
+/// Splits at lines of `---`, keeping the first line's number of each document.
+fn documents(text: &str) -> Vec<(usize, &str)> {
+    let mut out = Vec::new();
+    let (mut from, mut first, mut at) = (0, 1, 0);
+    for (n, l) in text.split_inclusive('\n').enumerate() {
+        if l.trim_end() == "---" || l.starts_with("--- ") {
+            out.push((first, &text[from..at]));
+            (from, first) = (at + l.len(), n + 2);
+        }
+        at += l.len();
+    }
+    out.push((first, &text[from..]));
+    out.retain(|(_, d)| d.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#')));
+    out
+}
+
+fn document(text: &str) -> Result<Option<Object>, Problem> {
+    let problem = |line: usize, object: &str, field: &str, message: String| Problem {
+        file: PathBuf::new(),
+        line,
+        object: object.into(),
+        field: field.into(),
+        message,
+    };
+    let yaml_error = |e: &serde_yaml_ng::Error, object: &str, field: &str| {
+        let line = e.location().map_or(1, |l| l.line());
+        // The location is in `line`; say it once.
+        let text = e.to_string();
+        let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(t, _)| t);
+        let text = text.strip_prefix(&format!("{field}: ")).unwrap_or(text);
+        problem(line, object, field, text.to_string())
+    };
+    let head: Head = serde_yaml_ng::from_str(text).map_err(|e| yaml_error(&e, "", ""))?;
+    if head.kind.is_empty() || head.api_version.is_empty() {
+        return Err(problem(1, "", "kind", "is missing: every document needs apiVersion and kind".into()));
+    }
+    if head.items.is_some() && head.kind.ends_with("List") {
+        return Err(problem(1, &head.kind, "items", "lists are not read from files: write one document for each object, separated by ---".into()));
+    }
+    let group = head.api_version.split_once('/').map_or("", |(g, _)| g);
+    // Istio and the Gateway API both have a Gateway; only the latter's is read yet.
+    let Some((_, _, namespaced)) = KINDS.iter().find(|(k, g, _)| *k == head.kind && *g == group) else { return Ok(None) };
+    let namespace = if *namespaced && head.metadata.namespace.is_empty() { "default" } else { &head.metadata.namespace };
+    let name = if *namespaced { format!("{} {namespace}/{}", head.kind, head.metadata.name) } else { format!("{} {}", head.kind, head.metadata.name) };
+    if !is_dns_name(&head.metadata.name) {
+        return Err(problem(1, &name, "metadata.name", "must be a DNS name: lower-case letters, digits, '-' and '.', at most 253 characters".into()));
+    }
+    let mut track = serde_path_to_error::Track::new();
+    let d = serde_path_to_error::Deserializer::new(serde_yaml_ng::Deserializer::from_str(text), &mut track);
+    match Object::read(&head.kind, d) {
+        None => Ok(None),
+        Some(Ok(mut o)) => {
+            if *namespaced && o.meta().namespace.is_empty() {
+                o.meta_mut().namespace = "default".into();
+            }
+            Ok(Some(o))
+        }
+        Some(Err(e)) => {
+            let path = track.path().to_string();
+            Err(yaml_error(&e, &name, if path == "." { "" } else { &path }))
+        }
+    }
+}
+
+fn is_dns_name(s: &str) -> bool {
+    !s.is_empty()
+        && s.len() <= 253
+        && s.split('.').all(|p| {
+            let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            edge(p.chars().next()) && edge(p.chars().last()) && p.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Problem {
+        file("f.yaml".as_ref(), text).unwrap_err().remove(0)
+    }
+
+    #[test]
+    fn objects_are_read_and_others_passed_over() {
+        let text = "# c\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: y}}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: 10.0.0.1}\n";
+        let all = file("f.yaml".as_ref(), text).unwrap();
+        assert_eq!(all.len(), 2);
+        assert_eq!((all[1].object.kind(), all[1].object.meta().namespace.as_str(), all[1].line), ("Pod", "default", 11));
+    }
+
+    #[test]
+    fn problems_name_line_object_and_field() {
+        let p = one("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\nspec:\n  rules:\n  - from:\n    - source:\n        principal: [x]\n");
+        assert_eq!((p.object.as_str(), p.field.as_str(), p.line), ("AuthorizationPolicy default/p", "spec.rules[0].from[0].source.principal", 13));
+        assert!(p.message.contains("unknown field `principal`"), "{}", p.message);
+        let p = one("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - port: 70000\n");
+        assert_eq!((p.field.as_str(), p.line), ("spec.ports[0].port", 6));
+        let p = one("apiVersion: v1\nkind: Service\nmetadata: {name: S}\n");
+        assert_eq!(p.field, "metadata.name");
+        let p = one("a: [\n");
+        assert!(p.line >= 1 && p.object.is_empty());
+        let p = one("kind: Pod\n");
+        assert_eq!(p.field, "kind");
+    }
+}

@@ -1,0 +1,197 @@
+//! Evaluation: deny wins; without any allow policy everything is allowed; else one must match
+//! (Istio: AuthorizationPolicy, "implicit enablement").
+
+use crate::model::{Action, Clause, Cidr2, Match, Policy, Rule, StringMatch};
+use karst_core::Identity;
+use serde::Serialize;
+use std::{net::IpAddr, sync::Arc};
+
+/// What a policy may look at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// Who calls, as proven by TLS (or by the pod's own network namespace on the same node). None: plaintext.
+    pub source_identity: Option<Identity>,
+    /// Address that the connection came from.
+    pub source_ip: IpAddr,
+    /// Address of the destination workload.
+    pub destination_ip: IpAddr,
+    /// Port of the application, after translation of service ports.
+    pub destination_port: u16,
+}
+
+/// What the policies say of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Verdict {
+    /// No policy forbids it.
+    Allow,
+    /// The named deny policy (`namespace/name`) matched.
+    DeniedBy(Arc<str>),
+    /// There are allow policies, and none of them matched.
+    NotAllowed,
+}
+
+impl Verdict {
+    /// Is the connection allowed?
+    pub fn is_allow(&self) -> bool {
+        *self == Verdict::Allow
+    }
+}
+
+/// Judges a connection by the policies that apply to its destination. Policies with `dry_run` are passed over.
+pub fn authorize<'a>(policies: impl Iterator<Item = &'a Policy> + Clone, c: &Connection) -> Verdict {
+    let enforced = || policies.clone().filter(|p| !p.dry_run);
+    for p in enforced().filter(|p| p.action == Action::Deny) {
+        if p.rules.iter().any(|r| rule(r, Action::Deny, c)) {
+            return Verdict::DeniedBy(p.key().into());
+        }
+    }
+    let mut any = false;
+    for p in enforced().filter(|p| p.action == Action::Allow) {
+        any = true;
+        if p.rules.iter().any(|r| rule(r, Action::Allow, c)) {
+            return Verdict::Allow;
+        }
+    }
+    if any { Verdict::NotAllowed } else { Verdict::Allow }
+}
+
+fn rule(r: &Rule, action: Action, c: &Connection) -> bool {
+    r.clauses.iter().all(|cl| clause(cl, action, c))
+}
+
+fn clause(cl: &Clause, action: Action, c: &Connection) -> bool {
+    cl.matches.is_empty() || cl.matches.iter().any(|m| one(m, action, c))
+}
+
+fn one(m: &Match, action: Action, c: &Connection) -> bool {
+    if m.unknown {
+        return match action {
+            Action::Deny => true,
+            Action::Allow => false,
+        };
+    }
+    if is_empty(m) {
+        return false;
+    }
+    let id = c.source_identity.as_ref();
+    let text = |v: &[StringMatch], s: Option<&str>| s.is_some_and(|s| v.iter().any(|x| x.matches(s)));
+    let net = |v: &[Cidr2], ip: IpAddr| v.iter().any(|x| x.0.contains(ip));
+    let account = |v: &[crate::ServiceAccountMatch]| {
+        id.is_some_and(|i| v.iter().any(|x| *x.namespace == *i.namespace() && *x.service_account == *i.service_account()))
+    };
+    let ns = id.map(Identity::namespace);
+    let principal = id.map(Identity::principal);
+    let port = c.destination_port;
+    (m.namespaces.is_empty() || text(&m.namespaces, ns))
+        && !text(&m.not_namespaces, ns)
+        && (m.principals.is_empty() || text(&m.principals, principal))
+        && !text(&m.not_principals, principal)
+        && (m.source_ips.is_empty() || net(&m.source_ips, c.source_ip))
+        && !net(&m.not_source_ips, c.source_ip)
+        && (m.destination_ips.is_empty() || net(&m.destination_ips, c.destination_ip))
+        && !net(&m.not_destination_ips, c.destination_ip)
+        && (m.destination_ports.is_empty() || m.destination_ports.contains(&port))
+        && !m.not_destination_ports.contains(&port)
+        && (m.service_accounts.is_empty() || account(&m.service_accounts))
+        && !account(&m.not_service_accounts)
+}
+
+fn is_empty(m: &Match) -> bool {
+    m.namespaces.is_empty()
+        && m.not_namespaces.is_empty()
+        && m.principals.is_empty()
+        && m.not_principals.is_empty()
+        && m.source_ips.is_empty()
+        && m.not_source_ips.is_empty()
+        && m.destination_ips.is_empty()
+        && m.not_destination_ips.is_empty()
+        && m.destination_ports.is_empty()
+        && m.not_destination_ports.is_empty()
+        && m.service_accounts.is_empty()
+        && m.not_service_accounts.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Scope;
+
+    fn conn(id: Option<&str>, port: u16) -> Connection {
+        Connection {
+            source_identity: id.map(|i| i.parse().unwrap()),
+            source_ip: "10.0.0.1".parse().unwrap(),
+            destination_ip: "10.0.0.2".parse().unwrap(),
+            destination_port: port,
+        }
+    }
+    fn policy(action: Action, m: Match) -> Policy {
+        Policy {
+            name: "p".into(),
+            namespace: "ns".into(),
+            scope: Scope::Namespace,
+            action,
+            rules: vec![Rule { clauses: vec![Clause { matches: vec![m] }] }],
+            dry_run: false,
+        }
+    }
+    const A: Option<&str> = Some("spiffe://td/ns/a/sa/x");
+
+    #[test]
+    fn deny_wins_over_allow() {
+        let m = Match { destination_ports: vec![80], ..Match::default() };
+        let ps = [policy(Action::Allow, m.clone()), policy(Action::Deny, m)];
+        assert_eq!(authorize(ps.iter(), &conn(A, 80)), Verdict::DeniedBy("ns/p".into()));
+        assert_eq!(authorize(ps.iter(), &conn(A, 81)), Verdict::NotAllowed);
+        assert_eq!(authorize([].iter(), &conn(A, 81)), Verdict::Allow);
+    }
+
+    #[test]
+    fn strict_is_deny_without_principal() {
+        let p = [policy(Action::Deny, Match { not_principals: vec![StringMatch::Presence], ..Match::default() })];
+        assert!(!authorize(p.iter(), &conn(None, 80)).is_allow());
+        assert!(authorize(p.iter(), &conn(A, 80)).is_allow());
+    }
+
+    #[test]
+    fn without_identity_positive_fails_and_negative_passes() {
+        for m in [
+            Match { namespaces: vec![StringMatch::Prefix("".into())], ..Match::default() },
+            Match { principals: vec![StringMatch::Presence], ..Match::default() },
+            Match { service_accounts: vec![ServiceAccount("a", "x").into()], ..Match::default() },
+        ] {
+            let p = [policy(Action::Allow, m)];
+            assert!(!authorize(p.iter(), &conn(None, 80)).is_allow());
+            assert!(authorize(p.iter(), &conn(A, 80)).is_allow());
+        }
+        let p = [policy(Action::Allow, Match { not_namespaces: vec![StringMatch::Presence], ..Match::default() })];
+        assert!(authorize(p.iter(), &conn(None, 80)).is_allow());
+        assert!(!authorize(p.iter(), &conn(A, 80)).is_allow());
+    }
+    struct ServiceAccount(&'static str, &'static str);
+    impl From<ServiceAccount> for crate::ServiceAccountMatch {
+        fn from(s: ServiceAccount) -> Self {
+            Self { namespace: s.0.into(), service_account: s.1.into() }
+        }
+    }
+
+    #[test]
+    fn unknown_denies() {
+        let m = Match { unknown: true, ..Match::default() };
+        assert!(!authorize([policy(Action::Allow, m.clone())].iter(), &conn(A, 80)).is_allow());
+        assert!(!authorize([policy(Action::Deny, m)].iter(), &conn(A, 80)).is_allow());
+    }
+
+    #[test]
+    fn empty_forms() {
+        let mut p = policy(Action::Deny, Match::default());
+        assert!(authorize([p.clone()].iter(), &conn(A, 80)).is_allow(), "a clause of empty matches never fires");
+        p.rules = vec![Rule { clauses: vec![Clause::default()] }];
+        assert!(!authorize([p.clone()].iter(), &conn(A, 80)).is_allow(), "a clause without matches fires");
+        p.rules = vec![Rule::default()];
+        assert!(!authorize([p.clone()].iter(), &conn(A, 80)).is_allow(), "a rule without clauses fires");
+        p.rules = vec![];
+        assert!(authorize([p.clone()].iter(), &conn(A, 80)).is_allow(), "a policy without rules never fires");
+        p.action = Action::Allow;
+        assert!(!authorize([p].iter(), &conn(A, 80)).is_allow(), "but as ALLOW it still means default deny");
+    }
+}

@@ -1,0 +1,142 @@
+//! A policy as it is evaluated. Mirrors `istio.security.Authorization`, with one addition: every place where the
+//! wire may hold something that we do not understand has an explicit `unknown` form.
+
+use karst_core::Cidr;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// An L4 authorization policy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    /// Name, unique in its namespace.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// To which workloads it applies.
+    pub scope: Scope,
+    /// What a match means.
+    pub action: Action,
+    /// Any of them matches. None: the policy never matches.
+    pub rules: Vec<Rule>,
+    /// Only logged, never enforced.
+    pub dry_run: bool,
+}
+
+impl Policy {
+    /// The xDS resource name: `namespace/name`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// To which workloads a policy applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Scope {
+    /// All workloads of the mesh.
+    Global,
+    /// All workloads of the policy's namespace.
+    Namespace,
+    /// The workloads that name it.
+    WorkloadSelector,
+}
+
+/// What it means that a policy matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Action {
+    /// Allow; and whatever no allow policy matches is denied.
+    Allow,
+    /// Deny, whatever else allows.
+    Deny,
+}
+
+/// All clauses must match. None: matches.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Rule {
+    /// The clauses (Istio: one each for `from`, `to`, and every `when`).
+    pub clauses: Vec<Clause>,
+}
+
+/// Any match suffices. None: matches.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Clause {
+    /// The matches.
+    pub matches: Vec<Match>,
+}
+
+/// All fields that are set must match; within a field, any of its values, and none of its `not_` values.
+/// A match with no field set at all is skipped: it neither matches nor fails (Istio's ztunnel does the same).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)] // the fields are those of the wire, one to one
+pub struct Match {
+    pub namespaces: Vec<StringMatch>,
+    pub not_namespaces: Vec<StringMatch>,
+    pub principals: Vec<StringMatch>,
+    pub not_principals: Vec<StringMatch>,
+    pub source_ips: Vec<Cidr2>,
+    pub not_source_ips: Vec<Cidr2>,
+    pub destination_ips: Vec<Cidr2>,
+    pub not_destination_ips: Vec<Cidr2>,
+    pub destination_ports: Vec<u16>,
+    pub not_destination_ports: Vec<u16>,
+    pub service_accounts: Vec<ServiceAccountMatch>,
+    pub not_service_accounts: Vec<ServiceAccountMatch>,
+    /// The wire held something that this version does not know. Such a match fires in a DENY policy and never
+    /// in an ALLOW policy.
+    pub unknown: bool,
+}
+
+/// A [`Cidr`] that serializes as text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cidr2(pub Cidr);
+
+impl Serialize for Cidr2 {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&self.0)
+    }
+}
+
+/// A namespace and service account, whatever the trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountMatch {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Service account.
+    pub service_account: Arc<str>,
+}
+
+/// How a text is compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum StringMatch {
+    /// The same text.
+    Exact(Arc<str>),
+    /// Begins with (`x*`).
+    Prefix(Arc<str>),
+    /// Ends with (`*x`).
+    Suffix(Arc<str>),
+    /// Not empty (`*`).
+    Presence,
+}
+
+impl StringMatch {
+    /// Does it match? An empty text has no presence.
+    pub fn matches(&self, s: &str) -> bool {
+        match self {
+            StringMatch::Exact(x) => &**x == s,
+            StringMatch::Prefix(x) => s.starts_with(&**x),
+            StringMatch::Suffix(x) => s.ends_with(&**x),
+            StringMatch::Presence => !s.is_empty(),
+        }
+    }
+    /// Reads Istio's notation: `*`, `x*`, `*x`, or the text itself.
+    pub fn parse(s: &str) -> Self {
+        match (s, s.strip_prefix('*'), s.strip_suffix('*')) {
+            ("*", ..) => StringMatch::Presence,
+            (_, Some(x), _) => StringMatch::Suffix(x.into()),
+            (_, _, Some(x)) => StringMatch::Prefix(x.into()),
+            _ => StringMatch::Exact(s.into()),
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What every Karst process needs, and the only place (beside `ebpf/`) with unsafe code: sockets, network
+//! namespaces, descriptor passing; also draining, log output and the small HTTP server of the admin pages.
+
+pub mod accept;
+pub mod admin;
+pub mod backoff;
+pub mod drain;
+pub mod log;
+pub mod netns;
+pub mod process;
+pub mod ready;
+pub mod seqpacket;
+pub mod socket;
+pub mod splice;

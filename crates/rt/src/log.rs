@@ -1,0 +1,204 @@
+//! Log output in Istio's two formats, text (`time<TAB>level<TAB>scope<TAB>message<TAB>k=v`) and JSON, written by a
+//! thread of its own so that the data plane never waits for a slow terminal until the queue is full.
+
+use std::{
+    fmt::{self, Write as _},
+    io::Write as _,
+    sync::{
+        OnceLock,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::SystemTime,
+};
+use tracing::{Event, Level, Subscriber, field::Visit};
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry::LookupSpan};
+
+/// Lines that may wait to be written; then writers wait (no line is lost).
+const QUEUE: usize = 10_000;
+
+static OUT: OnceLock<(SyncSender<String>, Format)> = OnceLock::new();
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Tab-separated.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for Format {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "text" | "plain" => Ok(Format::Text),
+            "json" => Ok(Format::Json),
+            _ => Err(format!("{s:?} is not a log format: use text or json")),
+        }
+    }
+}
+
+/// Starts logging for the process, to standard output. `filter` is a tracing filter such as `info` or `info,access=debug`.
+///
+/// # Errors
+/// If the filter cannot be read.
+pub fn start(format: Format, filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|e| format!("log filter {filter:?}: {e}"))?;
+    let (tx, rx) = sync_channel(QUEUE);
+    if OUT.set((tx, format)).is_err() {
+        return Ok(());
+    }
+    std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&rx)).map_err(|e| format!("log thread: {e}"))?;
+    let subscriber = tracing_subscriber::registry().with(Lines(format).with_filter(filter));
+    tracing::subscriber::set_global_default(subscriber).map_err(|e| e.to_string())
+}
+
+/// Writes one line as it is. For records that are formatted elsewhere (the access log).
+pub fn line(text: String) {
+    if let Some((tx, _)) = OUT.get() {
+        let _ = tx.send(text);
+    }
+}
+
+/// The format that was chosen at start.
+pub fn format() -> Format {
+    OUT.get().map_or(Format::Text, |o| o.1)
+}
+
+fn write_lines(rx: &Receiver<String>) {
+    let mut batch = Vec::with_capacity(64 << 10);
+    while let Ok(first) = rx.recv() {
+        batch.extend_from_slice(first.as_bytes());
+        batch.push(b'\n');
+        while batch.len() < 64 << 10 {
+            let Ok(l) = rx.try_recv() else { break };
+            batch.extend_from_slice(l.as_bytes());
+            batch.push(b'\n');
+        }
+        let _ = std::io::stdout().write_all(&batch);
+        batch.clear();
+        if batch.capacity() > 256 << 10 {
+            batch.shrink_to(64 << 10);
+        }
+    }
+}
+
+/// The time as RFC 3339 in UTC with microseconds.
+pub fn timestamp(t: SystemTime) -> String {
+    let d = t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, secs) = (d.as_secs() / 86_400, d.as_secs() % 86_400);
+    // Civil date from days, after Howard Hinnant's public-domain algorithm.
+    let z = days as i64 + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    let (h, m, s) = (secs / 3600, secs / 60 % 60, secs % 60);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:06}Z", d.subsec_micros())
+}
+
+struct Lines(Format);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
+    fn on_event(&self, e: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let mut f = Fields::default();
+        e.record(&mut f);
+        line(record(self.0, *e.metadata().level(), e.metadata().target(), &f.message, f.rest.iter().map(|(k, v)| (*k, v.as_str()))));
+    }
+}
+
+/// Formats one record.
+pub fn record<'a>(
+    format: Format,
+    level: Level,
+    scope: &str,
+    message: &str,
+    fields: impl Iterator<Item = (&'static str, &'a str)>,
+) -> String {
+    let level = match level {
+        Level::ERROR => "error",
+        Level::WARN => "warn",
+        Level::INFO => "info",
+        Level::DEBUG => "debug",
+        Level::TRACE => "trace",
+    };
+    let time = timestamp(SystemTime::now());
+    match format {
+        Format::Text => {
+            let mut out = format!("{time}\t{level}\t{scope}\t{}\t", escaped(message));
+            let mut first = true;
+            for (k, v) in fields {
+                if !std::mem::take(&mut first) {
+                    out.push(' ');
+                }
+                let v = escaped(v);
+                let quote = v.contains([' ', '=']) || v.is_empty();
+                let _ = if quote { write!(out, "{k}=\"{v}\"") } else { write!(out, "{k}={v}") };
+            }
+            if first {
+                out.pop();
+            }
+            out
+        }
+        Format::Json => {
+            let q = |s: &str| serde_json::Value::from(s).to_string();
+            let mut out = format!("{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":{},\"message\":{}", q(scope), q(message));
+            for (k, v) in fields {
+                let _ = write!(out, ",\"{k}\":{}", q(v));
+            }
+            out.push('}');
+            out
+        }
+    }
+}
+
+fn escaped(s: &str) -> std::borrow::Cow<'_, str> {
+    if s.chars().any(|c| c.is_control()) {
+        let mut out = String::with_capacity(s.len() + 8);
+        for c in s.chars() {
+            if c.is_control() { out.extend(c.escape_unicode()) } else { out.push(c) }
+        }
+        out.into()
+    } else {
+        s.into()
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    rest: Vec<(&'static str, String)>,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, f: &tracing::field::Field, v: &str) {
+        if f.name() == "message" { self.message = v.into() } else { self.rest.push((f.name(), v.into())) }
+    }
+    fn record_debug(&mut self, f: &tracing::field::Field, v: &dyn fmt::Debug) {
+        self.record_str(f, &format!("{v:?}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_event_is_one_line() {
+        let r = record(Format::Text, Level::INFO, "access", "a\nb", [("k", "v\r\x1b[0m"), ("e", "x y")].into_iter());
+        assert_eq!(r.lines().count(), 1);
+        assert!(r.ends_with("a\\u{a}b\tk=v\\u{d}\\u{1b}[0m e=\"x y\""), "{r}");
+        let j = record(Format::Json, Level::WARN, "x", "m\"", [("k", "v\n")].into_iter());
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&j).unwrap()["k"], "v\n");
+    }
+
+    #[test]
+    fn timestamps_are_civil() {
+        let t = SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_709_210_096_123_456);
+        assert_eq!(timestamp(t), "2024-02-29T12:34:56.123456Z");
+    }
+}

@@ -1,0 +1,100 @@
+//! Network namespaces. A thread that enters one always comes back: [`Netns::run`] restores the thread's own
+//! namespace, and if that fails the process aborts, since nothing after it could be trusted.
+#![allow(unsafe_code)] // setns and getsockopt(SO_NETNS_COOKIE)
+
+use std::{
+    cell::OnceCell,
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
+
+/// A network namespace, kept alive by its descriptor.
+#[derive(Clone, Debug)]
+pub struct Netns(Arc<OwnedFd>);
+
+thread_local! {
+    /// The namespace that this thread belongs to.
+    static HOME: OnceCell<Netns> = const { OnceCell::new() };
+}
+
+impl Netns {
+    /// Opens a namespace by path, such as `/run/netns/x` or `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        Ok(Self(Arc::new(File::open(path)?.into())))
+    }
+    /// Takes a descriptor that was received.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(Arc::new(fd))
+    }
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub fn current() -> io::Result<Self> {
+        Self::open("/proc/thread-self/ns/net")
+    }
+    /// Device and inode: the same for two descriptors of the same namespace.
+    ///
+    /// # Errors
+    /// Those of `fstat`.
+    pub fn id(&self) -> io::Result<(u64, u64)> {
+        use std::os::unix::fs::MetadataExt;
+        let m = File::from(self.0.try_clone()?).metadata()?;
+        Ok((m.dev(), m.ino()))
+    }
+    /// Runs `f` in this namespace, on the calling thread. Sockets made in it stay in it.
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered (CAP_SYS_ADMIN is needed); then `f` is not run.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
+        let home = HOME.with(|h| match h.get() {
+            Some(n) => Ok(n.clone()),
+            None => Netns::current().map(|n| h.get_or_init(|| n).clone()),
+        })?;
+        setns(&self.0)?;
+        // Dropped also when `f` panics.
+        struct Back(Netns);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                if setns(&self.0.0).is_err() {
+                    // Any socket made from here on would be in the wrong namespace.
+                    std::process::abort();
+                }
+            }
+        }
+        let _back = Back(home);
+        Ok(f())
+    }
+    /// The kernel's cookie of this namespace, unique while the kernel runs.
+    ///
+    /// # Errors
+    /// Before Linux 5.14 there is none.
+    pub fn cookie(&self) -> io::Result<u64> {
+        self.run(|| {
+            let s = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+            let (mut v, mut len) = (0u64, 8u32);
+            // SAFETY: the kernel writes at most `len` bytes into `v`.
+            let r = unsafe {
+                libc::getsockopt(s.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, (&raw mut v).cast(), &raw mut len)
+            };
+            if r == 0 { Ok(v) } else { Err(io::Error::last_os_error()) }
+        })?
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn setns(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: an open descriptor; only the calling thread is moved.
+    if unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,170 @@
+//! Unix SOCK_SEQPACKET with descriptor passing: the transport of ZDS.
+#![allow(unsafe_code)] // sendmsg and recvmsg with SCM_RIGHTS
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::Path,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Descriptors that one packet may carry.
+pub const MAX_FDS: usize = 16;
+
+/// A listening socket.
+pub struct Listener(AsyncFd<Socket>);
+/// A connection.
+pub struct Packets(AsyncFd<Socket>);
+
+impl Listener {
+    /// Binds and listens at a path; a stale socket file is replaced.
+    ///
+    /// # Errors
+    /// Those of `bind`; `AddrInUse` if another process listens there.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let s = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
+        let addr = SockAddr::unix(path)?;
+        if path.exists() {
+            let probe = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
+            if probe.connect(&addr).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another process listens at {}", path.display())));
+            }
+            std::fs::remove_file(path)?;
+        }
+        s.bind(&addr)?;
+        s.listen(16)?;
+        Ok(Self(register(s)?))
+    }
+    /// Waits for a connection.
+    ///
+    /// # Errors
+    /// Those of `accept`.
+    pub async fn accept(&self) -> io::Result<Packets> {
+        let (s, _) = self.0.async_io(Interest::READABLE, |s| s.accept()).await?;
+        s.set_nonblocking(true)?;
+        Ok(Packets(register(s)?))
+    }
+}
+
+impl Packets {
+    /// Connects to a path.
+    ///
+    /// # Errors
+    /// Those of `connect`.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let s = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
+        s.connect(&SockAddr::unix(path)?)?;
+        s.set_nonblocking(true)?;
+        Ok(Self(register(s)?))
+    }
+    /// Sends one packet with descriptors.
+    ///
+    /// # Errors
+    /// Those of `sendmsg`.
+    pub async fn send(&self, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.0.async_io(Interest::WRITABLE, |s| send(s, data, fds)).await
+    }
+    /// Receives one packet of at most `max` bytes; an empty one is the end.
+    ///
+    /// # Errors
+    /// Those of `recvmsg`; `InvalidData` if the packet or its descriptors did not fit.
+    pub async fn recv(&self, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        self.0.async_io(Interest::READABLE, |s| recv(s, max)).await
+    }
+}
+
+fn register(s: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: a Socket owns its descriptor and names the same one for its whole life.
+    Ok(unsafe { AsyncFd::register(s)? })
+}
+
+#[repr(align(8))]
+struct Control([u8; 24 + MAX_FDS * 4]);
+
+fn send(s: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    if fds.len() > MAX_FDS {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one packet"));
+    }
+    let mut control = Control([0; 24 + MAX_FDS * 4]);
+    let mut iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    // SAFETY: all-zero is a valid msghdr. The control buffer is aligned for cmsghdr and has room for MAX_FDS
+    // descriptors; CMSG_FIRSTHDR and CMSG_DATA point into it. `data`, `iov` and `control` outlive the call.
+    unsafe {
+        let mut m: libc::msghdr = std::mem::zeroed();
+        m.msg_iov = &raw mut iov;
+        m.msg_iovlen = 1;
+        if !fds.is_empty() {
+            let bytes = (fds.len() * 4) as u32;
+            m.msg_control = control.0.as_mut_ptr().cast();
+            m.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
+            let c = libc::CMSG_FIRSTHDR(&raw const m);
+            (*c).cmsg_level = libc::SOL_SOCKET;
+            (*c).cmsg_type = libc::SCM_RIGHTS;
+            (*c).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+            for (i, fd) in fds.iter().enumerate() {
+                libc::CMSG_DATA(c).cast::<i32>().add(i).write_unaligned(fd.as_raw_fd());
+            }
+        }
+        if libc::sendmsg(s.as_raw_fd(), &raw const m, libc::MSG_NOSIGNAL) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+fn recv(s: &Socket, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut data = vec![0; max];
+    let mut control = Control([0; 24 + MAX_FDS * 4]);
+    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: max };
+    let mut fds = Vec::new();
+    // SAFETY: as in `send`; every descriptor that the kernel delivers is taken into ownership at once.
+    let (n, flags) = unsafe {
+        let mut m: libc::msghdr = std::mem::zeroed();
+        m.msg_iov = &raw mut iov;
+        m.msg_iovlen = 1;
+        m.msg_control = control.0.as_mut_ptr().cast();
+        m.msg_controllen = control.0.len();
+        let n = libc::recvmsg(s.as_raw_fd(), &raw mut m, libc::MSG_CMSG_CLOEXEC);
+        if n < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut c = libc::CMSG_FIRSTHDR(&raw const m);
+        while !c.is_null() {
+            if (*c).cmsg_level == libc::SOL_SOCKET && (*c).cmsg_type == libc::SCM_RIGHTS {
+                let count = ((*c).cmsg_len - libc::CMSG_LEN(0) as usize) / 4;
+                for i in 0..count {
+                    fds.push(OwnedFd::from_raw_fd(libc::CMSG_DATA(c).cast::<i32>().add(i).read_unaligned()));
+                }
+            }
+            c = libc::CMSG_NXTHDR(&raw const m, c);
+        }
+        (n as usize, m.msg_flags)
+    };
+    if flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "packet is larger than the protocol allows"));
+    }
+    data.truncate(n);
+    Ok((data, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[tokio::test]
+    async fn packets_and_descriptors_arrive() {
+        let dir = std::env::temp_dir().join(format!("karst-seq-{}", std::process::id()));
+        let l = Listener::bind(&dir).unwrap();
+        assert_eq!(Listener::bind(&dir).err().map(|e| e.kind()), Some(io::ErrorKind::AddrInUse));
+        let a = Packets::connect(&dir).unwrap();
+        let b = l.accept().await.unwrap();
+        let f = std::fs::File::open("/proc/self/ns/net").unwrap();
+        a.send(b"hello", &[f.as_fd(), f.as_fd()]).await.unwrap();
+        let (data, fds) = b.recv(1024).await.unwrap();
+        assert_eq!((&data[..], fds.len()), (&b"hello"[..], 2));
+        a.send(&[7; 100], &[]).await.unwrap();
+        assert_eq!(b.recv(50).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        drop(a);
+        assert!(b.recv(10).await.unwrap().0.is_empty());
+        std::fs::remove_file(dir).unwrap();
+    }
+}

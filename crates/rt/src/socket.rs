@@ -1,0 +1,212 @@
+//! Every socket of the data plane is made here, so that its namespace, mark, exemption and options are decided in
+//! one place.
+#![allow(unsafe_code)] // setsockopt with options that socket2 does not have, bpf(2) for the exemption
+
+use crate::netns::Netns;
+use karst_core::limits;
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::net::TcpStream;
+
+/// Mark of ztunnel's listeners and DNS sockets (Istio's packet mark, 1337).
+pub const MARK_ZTUNNEL: u32 = 0x539;
+/// Mark of connections that must go over `lo` (as `karst_ebpf_common::MARK_CAPTURE`).
+pub const MARK_CAPTURE: u32 = 0x111;
+
+/// The right to exempt sockets from redirection: a descriptor of the agent's socket storage map. An application
+/// cannot have one, whatever its capabilities inside its pod.
+#[derive(Clone, Debug)]
+pub struct Exempt(Arc<OwnedFd>);
+
+impl Exempt {
+    /// Takes the map's descriptor.
+    pub fn new(map: OwnedFd) -> Self {
+        Self(Arc::new(map))
+    }
+    /// Exempts a socket for as long as it lives.
+    ///
+    /// # Errors
+    /// Those of `bpf(BPF_MAP_UPDATE_ELEM)`.
+    pub fn set(&self, s: BorrowedFd<'_>) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            map: u32,
+            pad: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        let (key, value) = (s.as_raw_fd(), 1u32);
+        let a = Attr { map: self.0.as_raw_fd() as u32, pad: 0, key: &raw const key as u64, value: &raw const value as u64, flags: 0 };
+        const BPF_MAP_UPDATE_ELEM: i32 = 2;
+        // SAFETY: `a` is the update form of union bpf_attr; key and value outlive the call.
+        let r = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const a, size_of::<Attr>()) };
+        if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl AsFd for Exempt {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn setopt(s: &Socket, level: i32, name: i32, v: i32) -> io::Result<()> {
+    // SAFETY: the kernel reads four bytes of `v`.
+    let r = unsafe { libc::setsockopt(s.as_raw_fd(), level, name, (&raw const v).cast(), 4) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn transparent(s: &Socket, v6: bool) -> io::Result<()> {
+    setopt(s, libc::SOL_IP, libc::IP_TRANSPARENT, 1)?;
+    if v6 { setopt(s, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1) } else { Ok(()) }
+}
+
+/// A dual-stack listener for redirected connections, in the calling thread's namespace. Its port is of no
+/// importance (redirection ignores it) and chosen by the kernel, so it never clashes with an application.
+///
+/// # Errors
+/// Those of the socket calls; CAP_NET_ADMIN is needed.
+pub fn redirect_listener() -> io::Result<Socket> {
+    let s = Socket::new(Domain::IPV6, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    s.set_only_v6(false)?;
+    s.set_mark(MARK_ZTUNNEL)?;
+    s.set_tcp_nodelay(true)?; // inherited by accepted sockets
+    transparent(&s, true)?;
+    s.bind(&SockAddr::from(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)))?;
+    s.listen(limits::BACKLOG)?;
+    Ok(s)
+}
+
+/// A dual-stack UDP socket for redirected DNS, which reports the original destination with each datagram.
+///
+/// # Errors
+/// Those of the socket calls; CAP_NET_ADMIN is needed.
+pub fn redirect_udp() -> io::Result<Socket> {
+    let s = Socket::new(Domain::IPV6, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    s.set_only_v6(false)?;
+    s.set_mark(MARK_ZTUNNEL)?;
+    transparent(&s, true)?;
+    setopt(&s, libc::SOL_IP, libc::IP_RECVORIGDSTADDR, 1)?;
+    setopt(&s, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)?;
+    s.bind(&SockAddr::from(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)))?;
+    Ok(s)
+}
+
+/// A UDP socket bound to an address that need not be the pod's own: answers come from the address that was asked.
+///
+/// # Errors
+/// Those of the socket calls.
+pub fn udp_from(from: SocketAddr) -> io::Result<Socket> {
+    let s = Socket::new(Domain::for_address(from), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    s.set_mark(MARK_ZTUNNEL)?;
+    s.set_reuse_address(true)?;
+    transparent(&s, from.is_ipv6())?;
+    s.bind(&SockAddr::from(from))?;
+    Ok(s)
+}
+
+/// Where a connection is made from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The pod's namespace; None: the process's own (tests, dedicated mode).
+    pub netns: Option<Netns>,
+    /// Exempts the socket from redirection.
+    pub exempt: Option<Exempt>,
+}
+
+impl Origin {
+    /// The process's own namespace, nothing to exempt from.
+    pub fn host() -> Self {
+        Self { netns: None, exempt: None }
+    }
+
+    fn socket(&self, dst: SocketAddr) -> io::Result<Socket> {
+        let make = || Socket::new(Domain::for_address(dst), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP));
+        let s = match &self.netns {
+            Some(n) => n.run(make)??,
+            None => make()?,
+        };
+        match &self.exempt {
+            Some(e) => e.set(s.as_fd())?,
+            // Without an exemption map (Istio's agent) the mark is what lets us out.
+            None if self.netns.is_some() => s.set_mark(MARK_ZTUNNEL)?,
+            None => {}
+        }
+        s.set_tcp_nodelay(true)?;
+        Ok(s)
+    }
+
+    /// Connects from the pod to another host.
+    ///
+    /// # Errors
+    /// Those of `connect`; `TimedOut` after `limit`.
+    pub async fn connect(&self, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+        finish(self.socket(dst)?, dst, limit).await
+    }
+
+    /// Connects to the pod's own application so that it sees `source` as its peer. The connection stays on `lo`, and
+    /// the mark brings the answers back to us though they are addressed to somebody else.
+    ///
+    /// # Errors
+    /// Those of `connect`; `TimedOut` after `limit`.
+    pub async fn connect_app(&self, dst: SocketAddr, source: Option<IpAddr>, limit: Duration) -> io::Result<TcpStream> {
+        let s = self.socket(dst)?;
+        if self.exempt.is_some() {
+            s.set_mark(MARK_CAPTURE)?;
+            s.bind_device(Some(b"lo"))?;
+        }
+        if let Some(ip) = source.filter(|ip| *ip != dst.ip() && ip.is_ipv4() == dst.is_ipv4()) {
+            transparent(&s, dst.is_ipv6())?;
+            // The port is chosen at connect, per destination: one client address is not limited to 28,000 ports.
+            setopt(&s, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            s.bind(&SockAddr::from(SocketAddr::new(ip, 0)))?;
+        }
+        finish(s, dst, limit).await
+    }
+}
+
+async fn finish(s: Socket, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    match s.connect(&SockAddr::from(dst)) {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(e) => return Err(e),
+    }
+    let s = TcpStream::from_std(s.into())?;
+    match tokio::time::timeout(limit, s.writable()).await {
+        Ok(r) => r?,
+        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+    }
+    match s.take_error()? {
+        Some(e) => Err(e),
+        None => Ok(s),
+    }
+}
+
+/// Keepalive, as Istio's KEEPALIVE_* knobs mean it.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// Idle time before the first probe.
+    pub time: Duration,
+    /// Between probes.
+    pub interval: Duration,
+    /// Probes without answer before the connection is dropped.
+    pub retries: u32,
+}
+
+/// Sets keepalive on a stream. Failure is of no consequence and passed over.
+pub fn keepalive(s: &TcpStream, k: &Keepalive) {
+    let k = socket2::TcpKeepalive::new().with_time(k.time).with_interval(k.interval).with_retries(k.retries);
+    let _ = SockRef::from(s).set_tcp_keepalive(&k);
+}
+
+/// Makes the next close a reset: the other side learns that the end was not orderly.
+pub fn reset_on_close(s: &TcpStream) {
+    let _ = SockRef::from(s).set_linger(Some(Duration::ZERO));
+}

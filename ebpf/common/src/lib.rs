@@ -1,0 +1,132 @@
+//! What the eBPF programs and user space agree on: map keys and values, slots, flags, marks.
+//!
+//! The layout of everything here is versioned by [`LAYOUT`]: maps of another layout are never reused. The sizes
+//! are asserted below, so that a change cannot go unnoticed.
+#![no_std]
+#![forbid(unsafe_code)]
+
+/// Version of the maps' layout; part of their pin path. Raise it with any change to a type below.
+pub const LAYOUT: u32 = 1;
+
+/// Mark of ztunnel's listeners and DNS sockets. It exempts nothing by itself (any pod with CAP_NET_RAW can set a
+/// mark); it only keeps their replies out of the capture rules.
+pub const MARK_ZTUNNEL: u32 = 0x539;
+/// Mark of flows that the pod's routing rules deliver to `lo`.
+pub const MARK_CAPTURE: u32 = 0x111;
+/// Bits of the packet mark that are ours (Istio uses the same mask).
+pub const MARK_MASK: u32 = 0xfff;
+/// The HBONE port.
+pub const HBONE_PORT: u16 = 15008;
+/// Addresses that one pod may have.
+pub const MAX_POD_IPS: usize = 4;
+
+/// Slots of a pod's `LISTENERS` map.
+pub mod slot {
+    /// ztunnel's HBONE listener.
+    pub const HBONE: u32 = 0;
+    /// ztunnel's listener for captured inbound plaintext.
+    pub const PLAINTEXT: u32 = 1;
+    /// ztunnel's listener for captured outbound TCP.
+    pub const OUTBOUND: u32 = 2;
+    /// ztunnel's DNS socket (UDP).
+    pub const DNS: u32 = 3;
+    /// Number of slots.
+    pub const COUNT: u32 = 4;
+}
+
+/// Per-pod flags, in the pod program's read-only data.
+pub mod flag {
+    /// Inbound plaintext is not captured (`ambient.istio.io/bypass-inbound-capture`).
+    pub const NO_INBOUND: u32 = 1;
+    /// DNS is not captured (`ambient.istio.io/dns-capture: "false"`).
+    pub const NO_DNS: u32 = 2;
+    /// The guard trusts [`super::MARK_ZTUNNEL`] (only for a ztunnel that cannot exempt its sockets: Istio's).
+    pub const TRUST_MARK: u32 = 4;
+}
+
+/// Per-pod counters: what the programs did, and why.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Inbound connections given to the HBONE listener.
+    Hbone = 0,
+    /// Inbound plaintext connections captured.
+    Plaintext = 1,
+    /// Outbound connections captured.
+    Outbound = 2,
+    /// DNS queries captured.
+    Dns = 3,
+    /// Left alone: loopback, the pod's own address, or ztunnel's connection to the application.
+    Local = 4,
+    /// Left alone: opened by the node itself (kubelet probes).
+    Probe = 5,
+    /// Left alone: the pod opts out of inbound capture.
+    OptOut = 6,
+    /// Refused: no listener in the slot.
+    NoListener = 7,
+    /// Dropped by the guard: a SYN that did not come from ztunnel.
+    GuardDrop = 8,
+    /// Passed by the guard: a SYN of ztunnel's.
+    GuardPass = 9,
+    /// Dropped by the guard: a TCP packet that cannot be parsed.
+    GuardUnparsable = 10,
+}
+
+/// Number of [`Counter`]s.
+pub const COUNTERS: u32 = 11;
+
+impl Counter {
+    /// All counters, in order.
+    pub const ALL: [Counter; COUNTERS as usize] = [
+        Counter::Hbone,
+        Counter::Plaintext,
+        Counter::Outbound,
+        Counter::Dns,
+        Counter::Local,
+        Counter::Probe,
+        Counter::OptOut,
+        Counter::NoListener,
+        Counter::GuardDrop,
+        Counter::GuardPass,
+        Counter::GuardUnparsable,
+    ];
+    /// Metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Counter::Hbone => "hbone",
+            Counter::Plaintext => "plaintext",
+            Counter::Outbound => "outbound",
+            Counter::Dns => "dns",
+            Counter::Local => "local",
+            Counter::Probe => "probe",
+            Counter::OptOut => "opt_out",
+            Counter::NoListener => "no_listener",
+            Counter::GuardDrop => "guard_drop",
+            Counter::GuardPass => "guard_pass",
+            Counter::GuardUnparsable => "guard_unparsable",
+        }
+    }
+}
+
+/// An address as the programs compare it: IPv6, or IPv4 mapped into it; each word in network byte order.
+pub type Addr = [u32; 4];
+
+/// A flow that the node itself opened to a pod. Ports in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Source (the node).
+    pub src: Addr,
+    /// Destination (the pod).
+    pub dst: Addr,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+}
+
+/// How long after its connect call a node's flow is let through, in nanoseconds. Bounds what a later connection
+/// with the same addresses and ports could gain.
+pub const PROBE_WINDOW_NS: u64 = 10_000_000_000;
+
+const _: () = assert!(size_of::<Flow>() == 36 && Counter::ALL.len() == COUNTERS as usize);

@@ -1,0 +1,149 @@
+//! Routing rules and sysctls of an enrolled pod, by netlink, in the calling thread's network namespace.
+//!
+//! Per family: marked flows look up table 100, which delivers everything to `lo`; unmarked DNS does the same.
+//! The DNS rule asks for "no mark of ours", so that ztunnel's own queries leave.
+
+use karst_ebpf_common::{MARK_CAPTURE, MARK_MASK};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use std::{fs, io, net::IpAddr};
+
+const TABLE: u8 = 100;
+const PREF_MARKED: u32 = 10;
+const PREF_DNS: u32 = 21;
+
+/// Sysctls that redirection needs: accepted sockets inherit the mark of the SYN (so that the application's answers
+/// come back over `lo`), and refusals of closed ports carry the mark of what they answer.
+const SYSCTLS: [(&str, bool); 3] = [("ipv4/tcp_fwmark_accept", false), ("ipv4/fwmark_reflect", false), ("ipv6/fwmark_reflect", true)];
+
+/// Sets up the pod's side of redirection. Idempotent.
+pub(crate) fn setup(ips: &[IpAddr], dns: bool) -> io::Result<()> {
+    for (name, v6) in SYSCTLS {
+        if !v6 || ips.iter().any(IpAddr::is_ipv6) {
+            fs::write(format!("/proc/sys/net/{name}"), "1").map_err(|e| io::Error::new(e.kind(), format!("sysctl net.{name}: {e}")))?;
+        }
+    }
+    let s = Socket::new(NETLINK_ROUTE)?;
+    for v6 in [false, true] {
+        let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) else { continue };
+        request(&s, RouteNetlinkMessage::NewRoute(local_route(*ip)), NLM_F_CREATE | NLM_F_REPLACE)?;
+        request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6)), NLM_F_CREATE | NLM_F_EXCL)?;
+        let dns_rule = dns_rule(v6);
+        if dns {
+            request(&s, RouteNetlinkMessage::NewRule(dns_rule), NLM_F_CREATE | NLM_F_EXCL)?;
+        } else {
+            request(&s, RouteNetlinkMessage::DelRule(dns_rule), 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// Stops DNS capture. The rule for marked flows stays while connections that carry the mark may be open.
+pub(crate) fn stop_dns(ips: &[IpAddr]) -> io::Result<()> {
+    let s = Socket::new(NETLINK_ROUTE)?;
+    for v6 in [false, true] {
+        if ips.iter().any(|i| i.is_ipv6() == v6) {
+            request(&s, RouteNetlinkMessage::DelRule(dns_rule(v6)), 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes everything back.
+///
+/// # Errors
+/// Those of netlink.
+pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
+    stop_dns(ips)?;
+    let s = Socket::new(NETLINK_ROUTE)?;
+    for v6 in [false, true] {
+        if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
+            request(&s, RouteNetlinkMessage::DelRule(marked_rule(v6)), 0)?;
+            request(&s, RouteNetlinkMessage::DelRoute(local_route(*ip)), 0)?;
+        }
+    }
+    for (name, _) in SYSCTLS {
+        let _ = fs::write(format!("/proc/sys/net/{name}"), "0");
+    }
+    Ok(())
+}
+
+/// The devices of the calling thread's namespace, but `lo`.
+pub(crate) fn devices() -> io::Result<Vec<String>> {
+    // /proc/net/dev is that of the calling thread's namespace; /sys/class/net is that of the mount.
+    let text = fs::read_to_string("/proc/thread-self/net/dev")?;
+    let name = |l: &str| l.split_once(':').map(|(n, _)| n.trim().to_string());
+    Ok(text.lines().skip(2).filter_map(name).filter(|n| n != "lo").collect())
+}
+
+fn family(v6: bool) -> AddressFamily {
+    if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
+}
+
+fn rule(v6: bool, attributes: Vec<RuleAttribute>) -> RuleMessage {
+    let mut m = RuleMessage::default();
+    m.header.family = family(v6);
+    m.header.table = TABLE;
+    m.header.action = RuleAction::ToTable;
+    m.attributes = attributes;
+    m
+}
+
+fn marked_rule(v6: bool) -> RuleMessage {
+    rule(v6, vec![RuleAttribute::Priority(PREF_MARKED), RuleAttribute::FwMark(MARK_CAPTURE), RuleAttribute::FwMask(MARK_MASK)])
+}
+
+fn dns_rule(v6: bool) -> RuleMessage {
+    let attributes = vec![
+        RuleAttribute::Priority(PREF_DNS),
+        RuleAttribute::FwMark(0),
+        RuleAttribute::FwMask(MARK_MASK),
+        RuleAttribute::IpProtocol(IpProtocol::Udp),
+        RuleAttribute::DestinationPortRange(RulePortRange { start: 53, end: 53 }),
+    ];
+    rule(v6, attributes)
+}
+
+fn local_route(source: IpAddr) -> RouteMessage {
+    let mut m = RouteMessage::default();
+    m.header = RouteHeader {
+        address_family: family(source.is_ipv6()),
+        table: TABLE,
+        protocol: RouteProtocol::Static,
+        scope: RouteScope::Host,
+        kind: RouteType::Local,
+        ..RouteHeader::default()
+    };
+    let addr = match source {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    };
+    // `lo` is device 1 of every network namespace.
+    m.attributes = vec![RouteAttribute::Oif(1), RouteAttribute::PrefSource(addr)];
+    m
+}
+
+/// Sends one request and waits for its acknowledgement. "Exists already" and "is gone already" are success.
+fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    let mut packet = NetlinkMessage::from(m);
+    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    packet.header.sequence_number = 1;
+    packet.finalize();
+    let mut buf = vec![0; packet.buffer_len()];
+    packet.serialize(&mut buf);
+    s.send_to(&buf, &SocketAddr::new(0, 0), 0)?;
+    let (answer, _) = s.recv_from_full()?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
+    match answer.payload {
+        NetlinkPayload::Error(e) => match e.code.map(|c| -c.get()) {
+            None | Some(libc::EEXIST | libc::ENOENT | libc::ESRCH) => Ok(()),
+            Some(code) => Err(io::Error::from_raw_os_error(code)),
+        },
+        _ => Ok(()),
+    }
+}

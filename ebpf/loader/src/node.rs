@@ -1,0 +1,165 @@
+//! The node's object: connect hooks and the probe exemption, at the root of cgroup2.
+
+use crate::{Error, sys};
+use aya::{
+    EbpfLoader,
+    maps::{HashMap, MapData},
+    programs::{CgroupAttachMode, CgroupSockAddr, SockOps, links::FdLink},
+};
+use karst_ebpf_common::{Addr, LAYOUT};
+use karst_rt::netns::Netns;
+use std::{
+    fs::{self, File},
+    net::IpAddr,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+/// The node's programs and maps.
+pub struct Node {
+    dir: PathBuf,
+    enrolled: HashMap<MapData, u64, u64>,
+    pod_ips: HashMap<MapData, Addr, u32>,
+    exempt: OwnedFd,
+}
+
+impl Node {
+    /// Loads the node's programs, or replaces those that an earlier agent left, in place. `dir` must be on a bpffs and
+    /// belongs to this node alone; `cgroup` is the root of cgroup2; `host` the node's own network namespace.
+    ///
+    /// # Errors
+    /// With the missing kernel feature, if that is why.
+    pub fn open(dir: &Path, cgroup: &Path, host: &Netns) -> Result<Self, Error> {
+        let maps = dir.join(format!("maps-v{LAYOUT}"));
+        for d in [&maps, &dir.join("links"), &dir.join("pods")] {
+            fs::create_dir_all(d).map_err(Error::io("cannot create", d))?;
+        }
+        if !sys::is_bpffs(dir) {
+            return Err(Error::NoBpffs(dir.into()));
+        }
+        let cookie = host.cookie().map_err(Error::kernel("cannot read the netns cookie", "SO_NETNS_COOKIE", "5.14"))?;
+        let mut bpf = EbpfLoader::new()
+            .map_pin_path("ENROLLED", maps.join("ENROLLED"))
+            .map_pin_path("POD_IPS", maps.join("POD_IPS"))
+            .map_pin_path("PROBES", maps.join("PROBES"))
+            .map_pin_path("EXEMPT", maps.join("EXEMPT"))
+            .override_global("HOST_NETNS", &cookie, true)
+            .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o")))
+            .map_err(Error::kernel("cannot load the node's eBPF object", "BPF socket storage in cgroup programs", "5.9"))?;
+        let root = File::open(cgroup).map_err(Error::io("cannot open the cgroup2 root (set --cgroup)", cgroup))?;
+        for (name, feature, since) in
+            [("mark_connect4", "cgroup/connect4 with setsockopt", "5.8"), ("mark_connect6", "cgroup/connect6 with setsockopt", "5.8")]
+        {
+            let err = || Error::kernel::<aya::programs::ProgramError>(format!("cannot load or attach {name} at {}", cgroup.display()), feature, since);
+            let p: &mut CgroupSockAddr = program(&mut bpf, name)?;
+            p.load().map_err(err())?;
+            let pin = dir.join("links").join(name);
+            if pin.exists() {
+                replace(&pin, p.fd().map_err(err())?.as_fd())?;
+            } else {
+                let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
+                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(name, "BPF links for cgroups", "5.7"))?;
+                link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))?;
+            }
+        }
+        {
+            let name = "note_probe";
+            let err = || Error::kernel::<aya::programs::ProgramError>(format!("cannot load or attach {name}"), "netns cookie in sock_ops", "5.15");
+            let p: &mut SockOps = program(&mut bpf, name)?;
+            p.load().map_err(err())?;
+            let pin = dir.join("links").join(name);
+            if pin.exists() {
+                replace(&pin, p.fd().map_err(err())?.as_fd())?;
+            } else {
+                let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
+                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(name, "BPF links for cgroups", "5.7"))?;
+                link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))?;
+            }
+        }
+        let map = |bpf: &mut aya::Ebpf, name: &str| bpf.take_map(name).ok_or_else(|| Error::Pod(format!("the node's object has no map {name}")));
+        let bad = |e: aya::maps::MapError| Error::Pod(format!("the node's maps: {e}"));
+        Ok(Self {
+            enrolled: map(&mut bpf, "ENROLLED")?.try_into().map_err(bad)?,
+            pod_ips: map(&mut bpf, "POD_IPS")?.try_into().map_err(bad)?,
+            exempt: sys::obj_get(&maps.join("EXEMPT")).map_err(Error::io("cannot open", maps.join("EXEMPT")))?,
+            dir: dir.into(),
+        })
+    }
+
+    /// The map whose descriptor lets its holder exempt sockets from redirection.
+    pub fn exempt_map(&self) -> &OwnedFd {
+        &self.exempt
+    }
+    /// The node's pin directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+    /// The pods that have pinned links, by the uid under which they were enrolled.
+    ///
+    /// # Errors
+    /// Those of reading the directory.
+    pub fn pinned_pods(&self) -> Result<Vec<String>, Error> {
+        let dir = self.dir.join("pods");
+        let list = fs::read_dir(&dir).map_err(Error::io("cannot list", &dir))?;
+        Ok(list.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+    }
+    /// Switches redirection of new outbound connections on: the last step of enrolment.
+    pub(crate) fn set_enrolled(&mut self, cookie: u64, on: bool) -> Result<(), Error> {
+        let full = Error::kernel("cannot enrol the pod: the map of enrolled pods is full (4096 on a node)", "hash maps", "3.19");
+        if !on {
+            let _ = self.enrolled.remove(&cookie);
+            return Ok(());
+        }
+        if self.enrolled.get(&cookie, 0).is_ok() {
+            return Ok(());
+        }
+        self.enrolled.insert(cookie, 0, 0).map_err(full)
+    }
+    /// How many outbound connections the connect hooks have marked for this namespace.
+    pub fn marked(&self, cookie: u64) -> u64 {
+        self.enrolled.get(&cookie, 0).unwrap_or(0)
+    }
+    pub(crate) fn set_ip(&mut self, ip: IpAddr, on: bool) -> Result<(), Error> {
+        let k = key(ip);
+        if on {
+            self.pod_ips.insert(k, 1, 0).map_err(Error::kernel("cannot note the pod's address: the map is full", "hash maps", "3.19"))
+        } else {
+            let _ = self.pod_ips.remove(&k);
+            Ok(())
+        }
+    }
+    /// Removes every link and map of this node: afterwards nothing is redirected.
+    ///
+    /// # Errors
+    /// Those of removing files.
+    pub fn remove_all(dir: &Path) -> Result<(), Error> {
+        match fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("cannot remove", dir)(e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn program<'a, P>(bpf: &'a mut aya::Ebpf, name: &str) -> Result<&'a mut P, Error>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let p = bpf.program_mut(name).ok_or_else(|| Error::Pod(format!("the eBPF object has no program {name}")))?;
+    p.try_into().map_err(|e| Error::Pod(format!("{name}: {e}")))
+}
+
+pub(crate) fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<(), Error> {
+    let link = sys::obj_get(pin).map_err(Error::io("cannot open the pinned link", pin))?;
+    sys::link_update(link.as_fd(), program).map_err(Error::kernel(format!("cannot replace the program of {}", pin.display()), "BPF_LINK_UPDATE", "5.7"))
+}
+
+/// An address as the programs compare it.
+pub(crate) fn key(ip: IpAddr) -> Addr {
+    let o = match ip {
+        IpAddr::V4(a) => a.to_ipv6_mapped(),
+        IpAddr::V6(a) => a,
+    }
+    .octets();
+    let (words, _) = o.as_chunks::<4>();
+    std::array::from_fn(|i| u32::from_ne_bytes(words[i]))
+}

@@ -1,0 +1,230 @@
+//! One pod's redirection. The order of the steps is the safety argument: listeners first, then everything that
+//! leads to them, and the switch for new outbound connections last; removal runs the other way round.
+
+use crate::{
+    Error, Node, net,
+    node::{key, program, replace},
+    sys,
+};
+use aya::{
+    EbpfLoader,
+    maps::{MapData, PerCpuArray, SockMap},
+    programs::{SchedClassifier, SkLookup, TcAttachType, links::FdLink},
+};
+use karst_ebpf_common::{Counter, LAYOUT, MAX_POD_IPS, flag, slot};
+use karst_rt::netns::Netns;
+use std::{
+    fs::{self, File},
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    path::PathBuf,
+};
+
+/// What a pod's redirection needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodConfig {
+    /// Directory name under which everything is pinned; unique on the node.
+    pub uid: String,
+    /// The pod's addresses, at most [`MAX_POD_IPS`].
+    pub ips: Vec<IpAddr>,
+    /// Plaintext to the pod is not captured (`ambient.istio.io/bypass-inbound-capture`).
+    pub bypass_inbound: bool,
+    /// DNS is not captured.
+    pub bypass_dns: bool,
+    /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
+    pub trust_mark: bool,
+}
+
+/// The sockets that the slots lead to.
+pub struct Listeners<'a> {
+    /// HBONE.
+    pub hbone: &'a socket_fd::Any,
+    /// Captured inbound plaintext.
+    pub plaintext: &'a socket_fd::Any,
+    /// Captured outbound.
+    pub outbound: &'a socket_fd::Any,
+    /// DNS over UDP.
+    pub dns: &'a socket_fd::Any,
+}
+
+/// A socket by descriptor.
+pub mod socket_fd {
+    /// Any socket.
+    pub type Any = std::os::fd::OwnedFd;
+}
+
+/// What is known of a pinned pod.
+#[derive(Clone, Debug)]
+pub struct PodState {
+    /// Inode of its network namespace; 0 when that is gone.
+    pub netns_ino: u32,
+    /// The counters, in the order of [`Counter::ALL`].
+    pub counters: Vec<(Counter, u64)>,
+}
+
+struct Fd(RawFd);
+impl AsRawFd for Fd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl Node {
+    fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.dir().join("pods").join(uid)
+    }
+
+    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place.
+    ///
+    /// # Errors
+    /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
+    pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, l: &Listeners<'_>) -> Result<(), Error> {
+        if pod.ips.is_empty() || pod.ips.len() > MAX_POD_IPS {
+            return Err(Error::Pod(format!("pod {}: has {} addresses; redirection takes 1 to {MAX_POD_IPS}", pod.uid, pod.ips.len())));
+        }
+        let cookie = netns.cookie().map_err(Error::kernel("cannot enter the pod's network namespace", "SO_NETNS_COOKIE", "5.14"))?;
+        let dir = self.pod_dir(&pod.uid);
+        let maps = dir.join(format!("v{LAYOUT}"));
+        fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
+        let mut bpf = self.load_pod(pod, &maps)?;
+        fill(&mut bpf, l)?;
+        in_netns(netns, || net::setup(&pod.ips, !pod.bypass_dns).map_err(Error::kernel("cannot set up routing in the pod", "policy routing by mark and protocol", "4.17")))??;
+        for ip in &pod.ips {
+            self.set_ip(*ip, true)?;
+        }
+        attach_lookup(&mut bpf, netns, &dir)?;
+        attach_guard(&mut bpf, netns, &dir)?;
+        self.set_enrolled(cookie, true)
+    }
+
+    fn load_pod(&self, pod: &PodConfig, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
+        let mut ips = [[0u32; 4]; MAX_POD_IPS];
+        for (to, ip) in ips.iter_mut().zip(&pod.ips) {
+            *to = key(*ip);
+        }
+        let flat: Vec<u32> = ips.iter().flatten().copied().collect();
+        let mut flags = 0;
+        for (on, f) in [(pod.bypass_inbound, flag::NO_INBOUND), (pod.bypass_dns, flag::NO_DNS), (pod.trust_mark, flag::TRUST_MARK)] {
+            if on {
+                flags |= f;
+            }
+        }
+        let shared = self.dir().join(format!("maps-v{LAYOUT}"));
+        EbpfLoader::new()
+            .map_pin_path("LISTENERS", maps.join("LISTENERS"))
+            .map_pin_path("COUNTS", maps.join("COUNTS"))
+            .map_pin_path("PROBES", shared.join("PROBES"))
+            .map_pin_path("EXEMPT", shared.join("EXEMPT"))
+            .override_global("IPS", &flat[..], true)
+            .override_global("FLAGS", &flags, true)
+            .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o")))
+            .map_err(Error::kernel(format!("cannot load the eBPF object of pod {}", pod.uid), "sk_lookup", "5.9"))
+    }
+
+    /// Points a pinned pod's slots to new listeners; the old ones keep what is in their queues.
+    ///
+    /// # Errors
+    /// If the pod is not pinned.
+    pub fn set_listeners(&self, uid: &str, l: &Listeners<'_>) -> Result<(), Error> {
+        let path = self.pod_dir(uid).join(format!("v{LAYOUT}/LISTENERS"));
+        let m = MapData::from_pin(&path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
+        let mut m: SockMap<MapData> = aya::maps::Map::SockMap(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+        set_slots(&mut m, l)
+    }
+
+    /// Stops redirecting new connections of a pod that lives on. Open ones keep going through ztunnel.
+    ///
+    /// # Errors
+    /// With the step that failed.
+    pub fn release(&mut self, netns: &Netns, pod: &PodConfig) -> Result<(), Error> {
+        let cookie = netns.cookie().map_err(Error::kernel("cannot enter the pod's network namespace", "SO_NETNS_COOKIE", "5.14"))?;
+        self.set_enrolled(cookie, false)?;
+        self.forget(&pod.uid, &pod.ips)?;
+        in_netns(netns, || net::stop_dns(&pod.ips).map_err(Error::kernel("cannot remove the DNS rule", "policy routing", "4.17")))?
+    }
+
+    /// Removes the pins of a pod: its links detach. For pods whose namespace is gone.
+    ///
+    /// # Errors
+    /// Those of removing files.
+    pub fn forget(&mut self, uid: &str, ips: &[IpAddr]) -> Result<(), Error> {
+        for ip in ips {
+            self.set_ip(*ip, false)?;
+        }
+        let dir = self.pod_dir(uid);
+        // The guard first: in the other order a captured SYN could be dropped on its now direct way.
+        if let Ok(list) = fs::read_dir(&dir) {
+            for e in list.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("guard")) {
+                fs::remove_file(e.path()).map_err(Error::io("cannot remove", e.path()))?;
+            }
+        }
+        Node::remove_all(&dir)
+    }
+
+    /// Reads a pinned pod's state and counters.
+    ///
+    /// # Errors
+    /// If it is not pinned.
+    pub fn pod_state(&self, uid: &str) -> Result<PodState, Error> {
+        let dir = self.pod_dir(uid);
+        let pin = dir.join("lookup");
+        let link = sys::obj_get(&pin).map_err(Error::io("cannot open the pinned link", &pin))?;
+        let netns_ino = sys::link_netns(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
+        let path = dir.join(format!("v{LAYOUT}/COUNTS"));
+        let m = MapData::from_pin(&path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
+        let m: PerCpuArray<MapData, u64> = aya::maps::Map::PerCpuArray(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+        let counters = Counter::ALL.iter().map(|c| (*c, m.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0))).collect();
+        Ok(PodState { netns_ino, counters })
+    }
+}
+
+fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
+    n.run(f).map_err(Error::kernel("cannot enter the pod's network namespace", "CAP_SYS_ADMIN", "3.0"))
+}
+
+fn fill(bpf: &mut aya::Ebpf, l: &Listeners<'_>) -> Result<(), Error> {
+    let m = bpf.map_mut("LISTENERS").ok_or_else(|| Error::Pod("the pod's object has no map LISTENERS".into()))?;
+    let mut m: SockMap<_> = m.try_into().map_err(|e| Error::Pod(format!("LISTENERS: {e}")))?;
+    set_slots(&mut m, l)
+}
+
+fn set_slots<T: std::borrow::BorrowMut<MapData>>(m: &mut SockMap<T>, l: &Listeners<'_>) -> Result<(), Error> {
+    let all: [(u32, &OwnedFd); 4] = [(slot::HBONE, l.hbone), (slot::PLAINTEXT, l.plaintext), (slot::OUTBOUND, l.outbound), (slot::DNS, l.dns)];
+    for (i, s) in all {
+        m.set(i, &Fd(s.as_raw_fd()), 0).map_err(Error::kernel("cannot put a listener into its slot", "listening sockets in sockmaps", "5.9"))?;
+    }
+    Ok(())
+}
+
+fn attach_lookup(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Result<(), Error> {
+    let err = || Error::kernel::<aya::programs::ProgramError>("cannot load or attach pod_lookup", "sk_lookup", "5.9");
+    let p: &mut SkLookup = program(bpf, "pod_lookup")?;
+    p.load().map_err(err())?;
+    let pin = dir.join("lookup");
+    if pin.exists() {
+        return replace(&pin, p.fd().map_err(err())?.as_fd());
+    }
+    let ns = File::from(netns.as_fd().try_clone_to_owned().map_err(Error::io("cannot duplicate", &pin))?);
+    let id = p.attach(ns).map_err(err())?;
+    let link: FdLink = p.take_link(id).map_err(err())?.into();
+    link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.9"))?;
+    Ok(())
+}
+
+fn attach_guard(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Result<(), Error> {
+    let err = || Error::kernel::<aya::programs::ProgramError>("cannot load or attach pod_guard", "tcx", "6.6");
+    let p: &mut SchedClassifier = program(bpf, "pod_guard")?;
+    p.load().map_err(err())?;
+    let devices = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", dir))?;
+    for d in devices {
+        let pin = dir.join(format!("guard-{d}"));
+        if pin.exists() {
+            replace(&pin, p.fd().map_err(err())?.as_fd())?;
+            continue;
+        }
+        let id = in_netns(netns, || p.attach(&d, TcAttachType::Egress))?.map_err(err())?;
+        let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))?;
+        link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "6.6"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! The bpf(2) calls that aya does not offer for every program type.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+const BPF_OBJ_GET: i32 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
+const BPF_LINK_UPDATE: i32 = 29;
+const BPFFS_MAGIC: i64 = 0xcafe_4a11;
+
+fn bpf<T>(cmd: i32, attr: &T) -> io::Result<i64> {
+    // SAFETY: callers pass the kernel's layout for `cmd`; pointers inside outlive the call.
+    let r = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_ref(attr), size_of::<T>()) };
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
+}
+
+/// Opens a pinned object.
+pub(crate) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let c = CString::new(path.as_os_str().as_bytes())?;
+    let fd = bpf(BPF_OBJ_GET, &Attr { path: c.as_ptr() as u64, fd: 0, flags: 0 })?;
+    // SAFETY: the kernel returned a new descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Exchanges the program behind a link, atomically.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link: u32,
+        program: u32,
+        flags: u32,
+        old: u32,
+    }
+    let a = Attr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old: 0 };
+    bpf(BPF_LINK_UPDATE, &a).map(|_| ())
+}
+
+/// The network namespace inode behind an sk_lookup link; 0 when the namespace is gone.
+pub(crate) fn link_netns(link: BorrowedFd<'_>) -> io::Result<u32> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        prog: u32,
+        pad: u32,
+        netns_ino: u32,
+        attach_type: u32,
+        rest: [u64; 8],
+    }
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut info = Info::default();
+    let a = Attr { fd: link.as_raw_fd() as u32, len: size_of::<Info>() as u32, info: &raw mut info as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &a)?;
+    Ok(info.netns_ino)
+}
+
+/// Is this directory on a bpffs?
+pub(crate) fn is_bpffs(dir: &Path) -> bool {
+    let Ok(c) = CString::new(dir.as_os_str().as_bytes()) else { return false };
+    // SAFETY: an all-zero statfs is valid, the kernel fills it.
+    unsafe {
+        let mut s: libc::statfs = std::mem::zeroed();
+        libc::statfs(c.as_ptr(), &raw mut s) == 0 && s.f_type == BPFFS_MAGIC
+    }
+}

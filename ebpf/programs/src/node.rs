@@ -1,0 +1,97 @@
+//! One object per node, attached to the root of cgroup2.
+//!
+//! - `mark_connect4`, `mark_connect6`: a TCP connect in an enrolled network namespace gets the capture mark, whatever
+//!   mark it had; routing does the rest. Sockets in `EXEMPT` (ztunnel's) are left alone.
+//! - `note_probe`: a connect from the node's own network namespace to an enrolled pod is noted in `PROBES`.
+//!
+//! Several nodes may share one kernel: each has its own instance, which acts only on its own pods (by netns cookie)
+//! and its own host namespace. Proven by tests/world (capture, probes).
+#![no_std]
+#![no_main]
+
+mod addr;
+
+use addr::{mapped, word, words};
+use aya_ebpf::{
+    EbpfContext,
+    btf_maps::SkStorage,
+    helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt},
+    macros::{btf_map, cgroup_sock_addr, map, sock_ops},
+    maps::{HashMap, LruHashMap},
+    programs::{SockAddrContext, SockOpsContext},
+};
+use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE};
+
+/// Netns cookies of enrolled pods, and how many connects were marked. Inserted last at enrolment, removed first.
+#[map]
+static ENROLLED: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
+/// Addresses of enrolled pods.
+#[map]
+static POD_IPS: HashMap<Addr, u32> = HashMap::with_max_entries(8192, 0);
+/// Flows from the node to its pods, with the time of the connect call. Read by the pods' programs.
+#[map]
+static PROBES: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(4096, 0);
+/// Sockets that are ztunnel's. Only who holds a descriptor of this map can add one.
+#[btf_map]
+static EXEMPT: SkStorage<u32> = SkStorage::new();
+
+/// Cookie of the node's own network namespace; set by the loader.
+#[unsafe(no_mangle)]
+static HOST_NETNS: u64 = 0;
+
+const TCP: u32 = 6;
+const SOL_SOCKET: i32 = 1;
+const SO_MARK: i32 = 36;
+const TCP_CONNECT_CB: u32 = 3;
+const AF_INET: u32 = 2;
+
+#[cgroup_sock_addr(connect4)]
+pub fn mark_connect4(ctx: SockAddrContext) -> i32 {
+    mark(&ctx);
+    1
+}
+#[cgroup_sock_addr(connect6)]
+pub fn mark_connect6(ctx: SockAddrContext) -> i32 {
+    mark(&ctx);
+    1
+}
+
+#[inline(always)]
+fn mark(ctx: &SockAddrContext) {
+    let sa = ctx.sock_addr;
+    unsafe {
+        if (*sa).protocol != TCP {
+            return;
+        }
+        let cookie = bpf_get_netns_cookie(sa.cast());
+        let Some(count) = ENROLLED.get_ptr_mut(&cookie) else { return };
+        if !EXEMPT.get_ptr_mut(ctx).is_null() {
+            return;
+        }
+        let mut m = MARK_CAPTURE;
+        bpf_setsockopt(sa.cast(), SOL_SOCKET, SO_MARK, (&raw mut m).cast(), 4);
+        *count += 1;
+    }
+}
+
+#[sock_ops]
+pub fn note_probe(ctx: SockOpsContext) -> u32 {
+    if ctx.op() != TCP_CONNECT_CB {
+        return 1;
+    }
+    let o = ctx.ops;
+    unsafe {
+        if bpf_get_netns_cookie(ctx.as_ptr()) != core::ptr::read_volatile(&raw const HOST_NETNS) {
+            return 1;
+        }
+        // A dual-stack socket shows AF_INET6 with mapped addresses.
+        let (l4, r4) = (word(&raw const (*o).local_ip4), word(&raw const (*o).remote_ip4));
+        let (l6, r6) = (words(&raw const (*o).local_ip6), words(&raw const (*o).remote_ip6));
+        let (src, dst) = if (*o).family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
+        if POD_IPS.get(&dst).is_some() {
+            let flow = Flow { src, dst, sport: ((*o).local_port as u16).to_be(), dport: (u32::from_be((*o).remote_port) as u16).to_be() };
+            let _ = PROBES.insert(&flow, &bpf_ktime_get_ns(), 0);
+        }
+    }
+    1
+}

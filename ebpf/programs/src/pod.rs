@@ -1,0 +1,212 @@
+//! One object per pod: `pod_lookup` steers the pod's connections to ztunnel's listeners, `pod_guard` drops what
+//! tries to leave another way. Fail closed: an empty slot refuses.
+//!
+//! For traffic to the pod's own address the kernel reports the address's device, not `lo`, as ingress; ztunnel's
+//! connections to the application are bound to `lo` so that they are told apart (else: an endless loop).
+#![no_std]
+#![no_main]
+
+mod addr;
+
+use addr::{is_loopback, mapped, word, words};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::bpf_sk_lookup,
+    btf_maps::SkStorage,
+    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
+    macros::{btf_map, classifier, map, sk_lookup},
+    maps::{LruHashMap, PerCpuArray, SockMap},
+    programs::{SkLookupContext, TcContext},
+};
+use karst_ebpf_common::{
+    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_MASK, MARK_ZTUNNEL, MAX_POD_IPS, PROBE_WINDOW_NS, flag, slot,
+};
+
+#[map]
+static LISTENERS: SockMap = SockMap::with_max_entries(slot::COUNT, 0);
+#[map]
+static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
+/// Shared with the node's object, as is `EXEMPT`.
+#[map]
+static PROBES: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(4096, 0);
+#[btf_map]
+static EXEMPT: SkStorage<u32> = SkStorage::new();
+
+#[unsafe(no_mangle)]
+static IPS: [Addr; MAX_POD_IPS] = [[0; 4]; MAX_POD_IPS];
+#[unsafe(no_mangle)]
+static FLAGS: u32 = 0;
+
+const SK_DROP: u32 = 0;
+const SK_PASS: u32 = 1;
+const TCX_NEXT: i32 = -1;
+const TCX_DROP: i32 = 2;
+const LO: u32 = 1;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+const AF_INET: u32 = 2;
+/// Exactly the socket in the slot, not another of its reuseport group.
+const NO_REUSEPORT: u64 = 2;
+
+#[inline(always)]
+fn count(c: Counter) {
+    if let Some(p) = COUNTS.get_ptr_mut(c as u32) {
+        unsafe { *p += 1 }
+    }
+}
+#[inline(always)]
+fn flags() -> u32 {
+    unsafe { core::ptr::read_volatile(&raw const FLAGS) }
+}
+#[inline(always)]
+fn is_mine(a: &Addr) -> bool {
+    let p = &raw const IPS as *const u32;
+    let mut hit = false;
+    let mut i = 0;
+    while i < MAX_POD_IPS {
+        let v = |j: usize| unsafe { core::ptr::read_volatile(p.add(i * 4 + j)) };
+        hit |= v(0) == a[0] && v(1) == a[1] && v(2) == a[2] && v(3) == a[3];
+        i += 1;
+    }
+    hit
+}
+
+#[sk_lookup]
+pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
+    let c = unsafe { &*(ctx.as_ptr() as *const bpf_sk_lookup) };
+    let (l4, r4) = unsafe { (word(&raw const c.local_ip4), word(&raw const c.remote_ip4)) };
+    let (l6, r6) = unsafe { (words(&raw const c.local_ip6), words(&raw const c.remote_ip6)) };
+    let (local, remote) = if c.family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
+    let (to, why) = if c.ingress_ifindex == LO {
+        if is_loopback(&local) || is_mine(&local) {
+            count(Counter::Local);
+            return SK_PASS;
+        }
+        match c.protocol {
+            TCP => (slot::OUTBOUND, Counter::Outbound),
+            UDP if c.local_port == 53 => (slot::DNS, Counter::Dns),
+            _ => return SK_PASS,
+        }
+    } else {
+        if c.protocol != TCP {
+            return SK_PASS;
+        }
+        if is_loopback(&remote) || is_mine(&remote) {
+            count(Counter::Local);
+            return SK_PASS;
+        }
+        if c.local_port == HBONE_PORT as u32 {
+            (slot::HBONE, Counter::Hbone)
+        } else {
+            // remote_port: network order in the low 16 bits; local_port: host order.
+            let f = Flow { src: remote, dst: local, sport: c.remote_port as u16, dport: (c.local_port as u16).to_be() };
+            if let Some(at) = unsafe { PROBES.get(&f) } {
+                if unsafe { bpf_ktime_get_ns() }.wrapping_sub(*at) < PROBE_WINDOW_NS {
+                    count(Counter::Probe);
+                    return SK_PASS;
+                }
+            }
+            if flags() & flag::NO_INBOUND != 0 {
+                count(Counter::OptOut);
+                return SK_PASS;
+            }
+            (slot::PLAINTEXT, Counter::Plaintext)
+        }
+    };
+    match LISTENERS.redirect_sk_lookup(&ctx, to, NO_REUSEPORT) {
+        Ok(()) => {
+            count(why);
+            SK_PASS
+        }
+        Err(_) => {
+            count(Counter::NoListener);
+            SK_DROP
+        }
+    }
+}
+
+/// On each device of the pod but `lo`, egress. A TCP SYN leaves only from a socket of ztunnel's.
+#[classifier]
+pub fn pod_guard(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let syn = match tcp_flags(&ctx) {
+        Tcp::No => return TCX_NEXT,
+        Tcp::Unparsable => {
+            count(Counter::GuardUnparsable);
+            return TCX_DROP;
+        }
+        Tcp::Flags(f) => f & 0x12 == 0x02,
+    };
+    if !syn {
+        return TCX_NEXT;
+    }
+    if flags() & flag::TRUST_MARK != 0 && unsafe { (*skb).mark } & MARK_MASK == MARK_ZTUNNEL {
+        count(Counter::GuardPass);
+        return TCX_NEXT;
+    }
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    let exempt = !sk.is_null()
+        && !unsafe { bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) }.is_null();
+    if exempt {
+        count(Counter::GuardPass);
+        TCX_NEXT
+    } else {
+        count(Counter::GuardDrop);
+        TCX_DROP
+    }
+}
+
+enum Tcp {
+    No,
+    Unparsable,
+    Flags(u8),
+}
+
+/// Finds the TCP flags. A first fragment too short to hold them is unparsable (RFC 3128), later fragments carry no SYN.
+#[inline(always)]
+fn tcp_flags(ctx: &TcContext) -> Tcp {
+    let proto = unsafe { (*ctx.skb.skb).protocol } as u16;
+    if proto == 0x0800u16.to_be() {
+        let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else { return Tcp::Unparsable };
+        if p != 6 || frag & 0x1fffu16.to_be() != 0 {
+            return Tcp::No;
+        }
+        return match ctx.load::<u8>(14 + ((vihl & 0xf) as usize) * 4 + 13) {
+            Ok(f) => Tcp::Flags(f),
+            Err(_) => Tcp::Unparsable,
+        };
+    }
+    if proto != 0x86ddu16.to_be() {
+        return Tcp::No;
+    }
+    // Hop-by-hop, routing, fragment, destination options, authentication: at most six, then we give up.
+    let Ok(mut next) = ctx.load::<u8>(20) else { return Tcp::Unparsable };
+    let mut at = 54usize;
+    let mut i = 0;
+    while i < 6 {
+        match next {
+            6 => {
+                return match ctx.load::<u8>(at + 13) {
+                    Ok(f) => Tcp::Flags(f),
+                    Err(_) => Tcp::Unparsable,
+                };
+            }
+            0 | 43 | 60 | 51 => {
+                let (Ok(n), Ok(len)) = (ctx.load::<u8>(at), ctx.load::<u8>(at + 1)) else { return Tcp::Unparsable };
+                at += if next == 51 { (len as usize + 2) * 4 } else { (len as usize + 1) * 8 };
+                next = n;
+            }
+            44 => {
+                let (Ok(n), Ok(off)) = (ctx.load::<u8>(at), ctx.load::<u16>(at + 2)) else { return Tcp::Unparsable };
+                if off & 0xfff8u16.to_be() != 0 {
+                    return Tcp::No;
+                }
+                at += 8;
+                next = n;
+            }
+            _ => return Tcp::No,
+        }
+        i += 1;
+    }
+    Tcp::Unparsable
+}
