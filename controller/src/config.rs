@@ -1,0 +1,107 @@
+//! The controller's knobs. Environment variables are read here and nowhere else.
+
+use clap::{Args, Parser, Subcommand};
+use karst_rt::log::Format;
+use std::{net::SocketAddr, path::PathBuf};
+
+/// Karst's control plane.
+#[derive(Debug, Parser)]
+#[command(name = "karst-controller", version)]
+pub struct Cli {
+    #[command(flatten)]
+    pub config: Config,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Other things than serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print a token of directory mode, with the claims of a Kubernetes bound token.
+    Token(Token),
+    /// Read the manifests once, print every problem, and exit with 1 if there is any.
+    Check,
+}
+
+/// Whose token.
+#[derive(Debug, Args)]
+pub struct Token {
+    /// Namespace and service account, as istio-system/ztunnel.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub service_account: String,
+    /// The pod it is bound to (in the same namespace).
+    #[arg(long)]
+    pub pod: String,
+    /// The pod's metadata.uid.
+    #[arg(long)]
+    pub pod_uid: String,
+    /// The pod's node.
+    #[arg(long)]
+    pub node_name: String,
+    /// Seconds.
+    #[arg(long, default_value_t = 3600)]
+    pub lifetime: u64,
+    /// Audience.
+    #[arg(long, default_value = karst_api::TOKEN_AUDIENCE)]
+    pub audience: String,
+}
+
+/// The knobs.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Where objects come from: dir:PATH, a directory of manifests.
+    #[arg(long, env = "KARST_SOURCE", default_value = "", value_name = "dir:PATH")]
+    pub source: String,
+    /// Directory for the certificate authority and, in directory mode, the token key; made at first start.
+    #[arg(long, env = "KARST_DATA_DIR", default_value = "/var/lib/karst")]
+    pub data_dir: PathBuf,
+    /// Discovery and certificates (Istio: 15012).
+    #[arg(long, env = "KARST_GRPC_ADDR", default_value = "0.0.0.0:15012")]
+    pub grpc_addr: SocketAddr,
+    /// Metrics, health and debug pages (Istio: 15014).
+    #[arg(long, env = "KARST_MONITORING_ADDR", default_value = "127.0.0.1:15014")]
+    pub monitoring_addr: SocketAddr,
+    /// DNS names (comma separated) of the server certificate.
+    #[arg(long, env = "KARST_SERVER_NAMES", value_delimiter = ',', default_value = "istiod.istio-system.svc,istiod.istio-system.svc.cluster.local,istiod")]
+    pub server_names: Vec<String>,
+    /// Trust domain.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// DNS domain of services.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Cluster name in workload uids.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Name of the network (Istio: topology.istio.io/network).
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub network: String,
+    /// Namespace whose policies are mesh-wide.
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
+    /// Accounts (namespace/name, comma separated) that may ask for the certificates of pods on their node.
+    #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", value_delimiter = ',', default_value = "istio-system/ztunnel")]
+    pub trusted_node_accounts: Vec<String>,
+    /// Lifetime of a workload certificate whose request names none, in seconds (Istio: 24 h).
+    #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value_t = 86_400)]
+    pub default_cert_ttl: u64,
+    /// Longest lifetime that may be asked for, in seconds (Istio: 90 d).
+    #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value_t = 7_776_000)]
+    pub max_cert_ttl: u64,
+    /// text or json.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub log_format: Format,
+    /// Filter, as info or debug.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log_level: String,
+}
+
+impl Config {
+    /// The directory of manifests.
+    pub fn manifests(&self) -> anyhow::Result<PathBuf> {
+        match self.source.strip_prefix("dir:") {
+            Some(p) if !p.is_empty() => Ok(p.into()),
+            _ => anyhow::bail!("--source {:?}: use dir:PATH, the directory of manifests", self.source),
+        }
+    }
+}

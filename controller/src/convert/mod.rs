@@ -1,0 +1,113 @@
+//! From objects to the model. Pure: the same objects give the same model, whatever the order of events.
+//! Rules: Istio's workload discovery (reference control-plane §2), with the differences that docs/architecture.md lists.
+
+mod policy;
+mod service;
+mod waypoint;
+mod workload;
+
+use crate::{config::Config, model::Model};
+use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Names that conversion needs.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    pub trust_domain: String,
+    pub cluster_domain: String,
+    pub cluster_id: String,
+    pub network: String,
+    pub root_namespace: String,
+}
+
+impl std::convert::From<&Config> for Mesh {
+    fn from(c: &Config) -> Self {
+        Self {
+            trust_domain: c.trust_domain.clone(),
+            cluster_domain: c.cluster_domain.clone(),
+            cluster_id: c.cluster_id.clone(),
+            network: c.network.clone(),
+            root_namespace: c.root_namespace.clone(),
+        }
+    }
+}
+
+/// The objects by kind.
+pub(crate) struct Index<'a> {
+    pub mesh: &'a Mesh,
+    pub namespaces: BTreeMap<&'a str, &'a Namespace>,
+    pub nodes: BTreeMap<&'a str, &'a Node>,
+    pub pods: Vec<&'a Pod>,
+    pub services: Vec<&'a Service>,
+    pub slices: Vec<&'a EndpointSlice>,
+    pub gateways: Vec<&'a Gateway>,
+    pub service_entries: Vec<(&'a Located, &'a ServiceEntry)>,
+    pub workload_entries: Vec<(&'a Located, &'a WorkloadEntry)>,
+    pub authorization: Vec<(&'a Located, &'a AuthorizationPolicy)>,
+    pub peer: Vec<(&'a Located, &'a PeerAuthentication)>,
+    pub enrolled: &'a BTreeSet<String>,
+}
+
+/// Compiles the model; problems of meaning (as opposed to form) come back beside it.
+pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
+    let mut x = Index {
+        mesh,
+        namespaces: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+        pods: vec![],
+        services: vec![],
+        slices: vec![],
+        gateways: vec![],
+        service_entries: vec![],
+        workload_entries: vec![],
+        authorization: vec![],
+        peer: vec![],
+        enrolled: &state.enrolled,
+    };
+    for o in &state.objects {
+        match &o.object {
+            Object::Namespace(n) => {
+                x.namespaces.insert(&n.metadata.name, n);
+            }
+            Object::Node(n) => {
+                x.nodes.insert(&n.metadata.name, n);
+            }
+            Object::Pod(p) => x.pods.push(p),
+            Object::Service(s) => x.services.push(s),
+            Object::ServiceAccount(_) => {}
+            Object::EndpointSlice(e) => x.slices.push(e),
+            Object::Gateway(g) => x.gateways.push(g),
+            Object::ServiceEntry(s) => x.service_entries.push((o, s)),
+            Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
+            Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
+            Object::PeerAuthentication(p) => x.peer.push((o, p)),
+        }
+    }
+    let mut problems = Vec::new();
+    let mut model = Model { pods: workload::facts(&x), ..Model::default() };
+    let policies = policy::compile(&x, &mut problems);
+    service::compile(&x, &mut model, &mut problems);
+    workload::compile(&x, &policies, &mut model, &mut problems);
+    model.policies = policies.into_map();
+    (model, problems)
+}
+
+/// A problem of a located object.
+pub(crate) fn problem(at: &Located, field: impl Into<String>, message: impl Into<String>) -> Problem {
+    let m = at.object.meta();
+    Problem {
+        file: at.file.clone(),
+        line: at.line,
+        object: format!("{} {}/{}", at.object.kind(), m.namespace, m.name),
+        field: field.into(),
+        message: message.into(),
+    }
+}
+
+/// Do the labels hold all of the selector? An empty selector selects everything.
+pub(crate) fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! Services and ServiceEntries to `istio.workload.Service` (reference control-plane §2.5).
+
+use super::{Index, problem, waypoint};
+use crate::model::Model;
+use karst_api::workload::{
+    self as pb, AppProtocol, IpFamilies, LoadBalancing, NetworkAddress, Port,
+    load_balancing::{HealthPolicy, Mode, Scope},
+};
+use karst_core::{Cidr, addr::ip_to_bytes};
+use karst_manifest::{Problem, kinds::*};
+use std::{collections::BTreeSet, net::IpAddr, net::Ipv4Addr};
+
+/// The key of a service: `namespace/hostname`.
+pub(crate) fn key(s: &pb::Service) -> String {
+    format!("{}/{}", s.namespace, s.hostname)
+}
+
+/// The host name of a Kubernetes service.
+pub(crate) fn hostname(x: &Index<'_>, s: &Service) -> String {
+    format!("{}.{}.svc.{}", s.metadata.name, s.metadata.namespace, x.mesh.cluster_domain)
+}
+
+pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
+    for s in x.services.iter().filter(|s| s.spec.kind != "ExternalName") {
+        let svc = kubernetes(x, s);
+        model.services.insert(key(&svc), svc);
+    }
+    let mut taken = BTreeSet::new();
+    for (at, e) in &x.service_entries {
+        if e.spec.hosts.is_empty() {
+            problems.push(problem(at, "spec.hosts", "is empty: name at least one host"));
+        }
+        for host in &e.spec.hosts {
+            if host == "*" {
+                problems.push(problem(at, "spec.hosts", "\"*\" alone is not allowed: name a host, or a wildcard such as *.example.com"));
+                continue;
+            }
+            match entry(x, e, host, &mut taken) {
+                Ok(svc) => {
+                    // A Kubernetes service of the same name in the namespace wins.
+                    model.services.entry(key(&svc)).or_insert(svc);
+                }
+                Err((field, message)) => problems.push(problem(at, field, message)),
+            }
+        }
+    }
+}
+
+fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {
+    let spec = &s.spec;
+    let mut ips: Vec<&String> = spec.cluster_ips.iter().collect();
+    if ips.is_empty() {
+        ips.push(&spec.cluster_ip);
+    }
+    let addresses = ips.iter().filter_map(|i| i.parse::<IpAddr>().ok()).map(|ip| address(x, ip, None)).collect();
+    let ports = spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| Port {
+        service_port: u32::from(p.port),
+        target_port: match &p.target_port {
+            None => u32::from(p.port),
+            Some(IntOrString::Int(n)) => u32::from(*n),
+            Some(IntOrString::String(_)) => 0,
+        },
+        app_protocol: protocol(p.app_protocol.as_deref(), &p.name) as i32,
+    });
+    let ip_families = match spec.ip_families.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["IPv4"] => IpFamilies::Ipv4Only,
+        ["IPv6"] => IpFamilies::Ipv6Only,
+        [_, _] => IpFamilies::Dual,
+        _ => IpFamilies::Automatic,
+    };
+    pb::Service {
+        name: s.metadata.name.clone(),
+        namespace: s.metadata.namespace.clone(),
+        hostname: hostname(x, s),
+        addresses,
+        ports: ports.collect(),
+        waypoint: waypoint::of(x, &s.metadata.namespace, &s.metadata.labels, waypoint::Traffic::Service),
+        load_balancing: balancing(x, s),
+        ip_families: ip_families as i32,
+        canonical: true,
+        ingress_use_waypoint: ingress_use_waypoint(x, s),
+        ..Default::default()
+    }
+}
+
+fn ingress_use_waypoint(x: &Index<'_>, s: &Service) -> bool {
+    const KEY: &str = "istio.io/ingress-use-waypoint";
+    let ns = x.namespaces.get(s.metadata.namespace.as_str()).map(|n| &n.metadata.labels);
+    s.metadata.labels.get(KEY).or_else(|| ns.and_then(|l| l.get(KEY))).is_some_and(|v| v == "true")
+}
+
+fn balancing(x: &Index<'_>, s: &Service) -> Option<LoadBalancing> {
+    const KEY: &str = "networking.istio.io/traffic-distribution";
+    let ns = x.namespaces.get(s.metadata.namespace.as_str()).and_then(|n| n.metadata.annotations.get(KEY));
+    let own = Some(&s.spec.traffic_distribution).filter(|t| !t.is_empty());
+    let distribution = own.or_else(|| s.metadata.annotations.get(KEY)).or(ns).map(String::as_str);
+    let (mode, scopes): (Mode, &[Scope]) = if s.spec.internal_traffic_policy == "Local" {
+        (Mode::Strict, &[Scope::Node])
+    } else {
+        match distribution {
+            Some("PreferClose" | "PreferSameZone") => (Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone]),
+            Some("PreferSameNode") => (Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node]),
+            _ => (Mode::UnspecifiedMode, &[]),
+        }
+    };
+    let health = if s.spec.publish_not_ready_addresses { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
+    if mode == Mode::UnspecifiedMode && health == HealthPolicy::OnlyHealthy {
+        return None;
+    }
+    Some(LoadBalancing { routing_preference: scopes.iter().map(|s| *s as i32).collect(), mode: mode as i32, health_policy: health as i32 })
+}
+
+/// The protocol by `appProtocol`, else by the port name's prefix (Istio's protocol selection).
+pub(crate) fn protocol(app: Option<&str>, name: &str) -> AppProtocol {
+    let text = match app {
+        Some(a) => a.to_ascii_lowercase(),
+        None => name.split('-').next().unwrap_or("").to_ascii_lowercase(),
+    };
+    match text.as_str() {
+        "http" | "http1" | "kubernetes.io/ws" => AppProtocol::Http11,
+        "http2" | "kubernetes.io/h2c" => AppProtocol::Http2,
+        "grpc" | "grpc-web" => AppProtocol::Grpc,
+        "tcp" | "mongo" | "mysql" | "redis" => AppProtocol::Tcp,
+        "tls" | "https" | "kubernetes.io/wss" => AppProtocol::Tls,
+        _ => AppProtocol::Unknown,
+    }
+}
+
+pub(crate) fn tcp(protocol: &str) -> bool {
+    matches!(protocol, "" | "TCP")
+}
+
+fn address(x: &Index<'_>, ip: IpAddr, length: Option<u32>) -> NetworkAddress {
+    NetworkAddress { network: x.mesh.network.clone(), address: ip_to_bytes(ip), length }
+}
+
+fn entry(x: &Index<'_>, e: &ServiceEntry, host: &str, taken: &mut BTreeSet<Ipv4Addr>) -> Result<pb::Service, (String, String)> {
+    let spec = &e.spec;
+    let mut addresses = Vec::new();
+    for (i, a) in spec.addresses.iter().enumerate() {
+        let c: Cidr = a.parse().map_err(|err| (format!("spec.addresses[{i}]"), format!("{err}")))?;
+        let whole = c.prefix_len() == if c.base().is_ipv4() { 32 } else { 128 };
+        addresses.push(address(x, c.base(), (!whole).then(|| u32::from(c.prefix_len()))));
+    }
+    let none = match spec.resolution.as_str() {
+        "" | "NONE" => true,
+        "STATIC" | "DNS" | "DNS_ROUND_ROBIN" | "DYNAMIC_DNS" => false,
+        other => return Err(("spec.resolution".into(), format!("{other:?} is not one of NONE, STATIC, DNS, DNS_ROUND_ROBIN, DYNAMIC_DNS"))),
+    };
+    if none && !spec.endpoints.is_empty() {
+        return Err(("spec.endpoints".into(), "must be empty with resolution NONE: set spec.resolution to STATIC or DNS".into()));
+    }
+    if spec.workload_selector.is_some() && !spec.endpoints.is_empty() {
+        return Err(("spec.endpoints".into(), "cannot stand beside workloadSelector: remove one of them".into()));
+    }
+    let auto = e.metadata.labels.get("networking.istio.io/enable-autoallocate-ip").is_none_or(|v| v != "false");
+    if addresses.is_empty() && !none && auto && !host.starts_with('*') {
+        addresses.push(address(x, allocate(&format!("{}/{host}", e.metadata.namespace), taken).into(), None));
+    }
+    let ports = spec.ports.iter().map(|p| Port {
+        service_port: u32::from(p.number),
+        target_port: u32::from(p.target_port.unwrap_or(p.number)),
+        app_protocol: protocol(Some(&p.protocol), &p.name) as i32,
+    });
+    let load_balancing = none.then(|| LoadBalancing {
+        routing_preference: vec![],
+        mode: Mode::Passthrough as i32,
+        health_policy: HealthPolicy::AllowAll as i32,
+    });
+    Ok(pb::Service {
+        name: e.metadata.name.clone(),
+        namespace: e.metadata.namespace.clone(),
+        hostname: host.to_string(),
+        addresses,
+        ports: ports.collect(),
+        subject_alt_names: spec.subject_alt_names.clone(),
+        waypoint: waypoint::of(x, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service),
+        load_balancing,
+        ..Default::default()
+    })
+}
+
+/// A VIP from 240.240.0.0/16, Istio's range for automatic allocation: by the name's hash, so that it stays the same
+/// while the name does (in directory mode there is no status to keep it in).
+fn allocate(name: &str, taken: &mut BTreeSet<Ipv4Addr>) -> Ipv4Addr {
+    let h = xxhash_rust::xxh64::xxh64(name.as_bytes(), 0);
+    let mut n = (h % 65_000) as u16;
+    loop {
+        let [a, b] = (n.max(1)).to_be_bytes();
+        let ip = Ipv4Addr::new(240, 240, a, b);
+        if taken.insert(ip) {
+            return ip;
+        }
+        n = n.wrapping_add(1);
+    }
+}

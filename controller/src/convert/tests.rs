@@ -1,0 +1,135 @@
+//! Objects in, model out.
+
+use super::*;
+use karst_manifest::parse;
+use karst_policy::{Connection, authorize};
+
+fn mesh() -> Mesh {
+    Mesh { trust_domain: "cluster.local".into(), cluster_domain: "cluster.local".into(), cluster_id: "Kubernetes".into(), network: String::new(), root_namespace: "istio-system".into() }
+}
+fn run(text: &str) -> (Model, Vec<Problem>) {
+    let mut s = State { objects: parse::file("t.yaml".as_ref(), text).unwrap(), ..State::default() };
+    s.enrolled.insert("a/p".into());
+    compile(&s, &mesh())
+}
+const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {app: web, version: v2}}\nspec: {nodeName: n, serviceAccountName: sa, containers: [{name: c, ports: [{name: web, containerPort: 8080}]}]}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}], conditions: [{type: Ready, status: 'True'}]}\n---\n";
+
+#[test]
+fn a_pod_becomes_a_workload_of_its_services() {
+    let (m, p) = run(&format!("{POD}apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1, selector: {{app: web}}, ports: [{{name: http, port: 80, targetPort: web}}, {{name: u, port: 53, protocol: UDP}}]}}\n"));
+    assert!(p.is_empty(), "{p:?}");
+    let w = &m.workloads["Kubernetes//Pod/a/p"];
+    assert_eq!((w.tunnel_protocol, w.status, w.addresses.len(), w.canonical_name.as_str(), w.canonical_revision.as_str()), (1, 0, 2, "web", "v2"));
+    let port = &w.services["a/s.a.svc.cluster.local"].ports[..];
+    assert_eq!((port.len(), port[0].service_port, port[0].target_port, port[0].app_protocol), (1, 80, 8080, 1));
+    assert_eq!(m.services["a/s.a.svc.cluster.local"].ports[0].target_port, 0, "a named target port is sent as 0");
+}
+
+fn verdict(m: &Model, id: Option<&str>, port: u16) -> bool {
+    let c = Connection {
+        source_identity: id.map(|i| i.parse().unwrap()),
+        source_ip: "10.0.0.9".parse().unwrap(),
+        destination_ip: "10.0.0.1".parse().unwrap(),
+        destination_port: port,
+    };
+    let w = &m.workloads["Kubernetes//Pod/a/p"];
+    let applies = |p: &&karst_policy::Policy| match p.scope {
+        karst_policy::Scope::Global => true,
+        karst_policy::Scope::Namespace => *p.namespace == *"a",
+        karst_policy::Scope::WorkloadSelector => w.authorization_policies.contains(&p.key()),
+    };
+    authorize(m.policies.values().filter(applies), &c).is_allow()
+}
+const B: Option<&str> = Some("spiffe://cluster.local/ns/b/sa/x");
+
+fn policy(spec: &str) -> String {
+    format!("{POD}apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: ap, namespace: a}}\nspec: {spec}\n")
+}
+
+#[test]
+fn peer_authentication_modes() {
+    let pa = |ns: &str, name: &str, spec: &str| format!("---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {spec}\n");
+    let strict = "{mtls: {mode: STRICT}}";
+    for (text, plain_80, plain_81) in [
+        (String::new(), true, true),
+        (pa("istio-system", "m", strict), false, false),
+        (pa("a", "n", strict), false, false),
+        (pa("istio-system", "m", strict) + &pa("a", "n", "{mtls: {mode: PERMISSIVE}}"), true, true),
+        (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: STRICT}}}"), false, true),
+        (pa("a", "w", "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}"), true, false),
+        (pa("a", "w", "{selector: {matchLabels: {app: other}}, mtls: {mode: STRICT}}"), true, true),
+    ] {
+        let (m, p) = run(&format!("{POD}{text}"));
+        assert!(p.is_empty(), "{p:?}");
+        assert_eq!((verdict(&m, None, 80), verdict(&m, None, 81)), (plain_80, plain_81), "{text}");
+        assert!(verdict(&m, B, 80));
+    }
+}
+
+#[test]
+fn policies_at_l4() {
+    for (spec, b, plain) in [
+        ("{}", false, false),
+        ("{rules: [{}]}", true, true),
+        ("{rules: [{from: [{source: {namespaces: [b]}}]}]}", true, false),
+        ("{rules: [{from: [{source: {serviceAccounts: [b/x]}}]}]}", true, false),
+        ("{rules: [{from: [{source: {principals: ['cluster.local/ns/b/*']}}], to: [{operation: {ports: ['80']}}]}]}", true, false),
+        ("{rules: [{from: [{source: {notNamespaces: [b]}}]}]}", false, true),
+        ("{action: DENY, rules: [{from: [{source: {ipBlocks: [10.0.0.0/24]}}]}]}", false, false),
+        ("{action: DENY, rules: [{when: [{key: destination.port, values: ['80']}]}]}", false, false),
+        ("{action: DENY, rules: [{when: [{key: destination.port, values: ['81']}]}]}", true, true),
+        // Beyond L4: an ALLOW rule vanishes, a DENY rule denies what is left of it.
+        ("{rules: [{to: [{operation: {methods: [GET]}}]}]}", false, false),
+        ("{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}", false, false),
+        ("{action: DENY, rules: [{from: [{source: {namespaces: [b]}}], to: [{operation: {paths: [/x]}}]}]}", false, true),
+        ("{action: DENY, rules: [{to: [{operation: {paths: [/x], ports: ['81']}}]}]}", true, true),
+        ("{selector: {matchLabels: {app: other}}}", true, true),
+        ("{targetRefs: [{kind: Gateway, name: w}]}", true, true),
+    ] {
+        let (m, p) = run(&policy(spec));
+        assert!(p.is_empty(), "{spec}: {p:?}");
+        assert_eq!((verdict(&m, B, 80), verdict(&m, None, 80)), (b, plain), "{spec}");
+    }
+}
+
+#[test]
+fn bad_policies_close_and_are_reported() {
+    for (spec, field) in [
+        ("{action: PERMIT}", "spec.action"),
+        ("{action: CUSTOM}", "spec.action"),
+        ("{action: DENY}", "spec.rules"),
+        ("{rules: [{from: [{source: {ipBlocks: [10.0.0.0/40]}}]}]}", "spec.rules[0].from[0].source.ipBlocks[0]"),
+        ("{rules: [{to: [{operation: {ports: [http]}}]}]}", "spec.rules[0].to[0].operation.ports[0]"),
+        ("{rules: [{from: [{source: {}}]}]}", "spec.rules[0].from[0].source"),
+        ("{rules: [{when: [{key: source.port, values: ['1']}]}]}", "spec.rules[0].when[0].key"),
+        ("{rules: [{when: [{key: source.ip}]}]}", "spec.rules[0].when[0]"),
+        ("{rules: [{from: [{source: {serviceAccounts: ['*']}}]}]}", "spec.rules[0].from[0].source.serviceAccounts[0]"),
+        ("{selector: {matchLabels: {app: web}}, targetRefs: [{kind: Gateway, name: w}]}", "spec.targetRefs"),
+    ] {
+        let (m, p) = run(&policy(spec));
+        assert_eq!(p.iter().map(|p| p.field.as_str()).collect::<Vec<_>>(), [field], "{spec}");
+        assert!(!verdict(&m, B, 80), "{spec}: nothing is allowed while a policy cannot be read");
+    }
+}
+
+#[test]
+fn service_entries_get_stable_addresses() {
+    let se = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [x.example], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 192.0.2.1}]}\n";
+    let (m, p) = run(se);
+    assert!(p.is_empty(), "{p:?}");
+    let vip = m.services["a/x.example"].addresses[0].address.clone();
+    assert_eq!(vip[..2], [240, 240]);
+    assert_eq!(run(se).0.services["a/x.example"].addresses[0].address, vip);
+    assert_eq!(m.workloads.len(), 1);
+    let (_, p) = run(&se.replace("192.0.2.1", "host.example"));
+    assert_eq!(p[0].field, "spec.endpoints[0].address");
+}
+
+#[test]
+fn waypoints_bind_by_label() {
+    let text = format!("{POD}apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{istio.io/use-waypoint: w}}}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w, namespace: a}}\nspec: {{gatewayClassName: istio-waypoint}}\nstatus: {{addresses: [{{type: IPAddress, value: 10.0.0.50}}]}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: t, namespace: a, labels: {{istio.io/use-waypoint: none}}}}\nspec: {{clusterIP: 10.96.0.2}}\n");
+    let (m, _) = run(&text);
+    assert!(m.services["a/s.a.svc.cluster.local"].waypoint.is_some());
+    assert!(m.services["a/t.a.svc.cluster.local"].waypoint.is_none());
+    assert!(m.workloads["Kubernetes//Pod/a/p"].waypoint.is_none(), "waypoint-for is service by default");
+}

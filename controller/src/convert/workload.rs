@@ -1,0 +1,289 @@
+//! Pods, WorkloadEntries and inline endpoints to `istio.workload.Workload` (reference control-plane §2.2 to §2.4).
+
+use super::{
+    Index, policy, problem, selects,
+    service::{self, tcp},
+    waypoint,
+};
+use crate::model::{Model, PodFacts};
+use karst_api::workload::{self as pb, Locality, NetworkMode, Port, PortList, TunnelProtocol, WorkloadStatus, WorkloadType};
+use karst_core::addr::ip_to_bytes;
+use karst_manifest::{Problem, enrol, kinds::*};
+use std::{collections::BTreeMap, collections::HashMap, net::IpAddr};
+
+pub(super) fn facts(x: &Index<'_>) -> BTreeMap<String, PodFacts> {
+    let fact = |p: &Pod| PodFacts {
+        uid: p.metadata.uid.clone(),
+        namespace: p.metadata.namespace.clone(),
+        service_account: enrol::service_account(p).into(),
+        node: p.spec.node_name.clone(),
+        live: !enrol::is_done(p),
+        ips: enrol::ips(p),
+    };
+    x.pods.iter().map(|p| (format!("{}/{}", p.metadata.namespace, p.metadata.name), fact(p))).collect()
+}
+
+pub(super) fn compile(x: &Index<'_>, policies: &policy::Policies, model: &mut Model, problems: &mut Vec<Problem>) {
+    for p in x.pods.iter().filter(|p| !enrol::is_done(p) && !enrol::ips(p).is_empty()) {
+        let w = pod(x, p, policies);
+        model.workloads.insert(w.uid.clone(), w);
+    }
+    for (at, e) in &x.workload_entries {
+        let uid = format!("{}/networking.istio.io/WorkloadEntry/{}/{}", x.mesh.cluster_id, e.metadata.namespace, e.metadata.name);
+        let mut labels = e.metadata.labels.clone();
+        labels.extend(e.spec.labels.clone());
+        match external(x, uid, &e.metadata, &e.spec, &labels, policies) {
+            Some(mut w) => {
+                w.services = memberships_of_entry(x, &e.metadata.namespace, &labels, &e.spec);
+                model.workloads.insert(w.uid.clone(), w);
+            }
+            None => problems.push(problem(at, "spec.address", "is missing: give an IP address or a host name")),
+        }
+    }
+    for (at, se) in &x.service_entries {
+        inline_endpoints(x, at, se, policies, model, problems);
+    }
+    slice_endpoints(x, model);
+}
+
+fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Workload {
+    let m = &p.metadata;
+    let native = m.labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"));
+    let redirected = x.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
+        || m.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
+    let ready = p.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True") && m.deletion_timestamp.is_none();
+    let (workload_name, canonical_name, canonical_revision) = names(p);
+    pb::Workload {
+        uid: format!("{}//Pod/{}/{}", x.mesh.cluster_id, m.namespace, m.name),
+        name: m.name.clone(),
+        namespace: m.namespace.clone(),
+        addresses: enrol::ips(p).iter().map(|ip| ip_to_bytes(*ip).into()).collect(),
+        network: x.mesh.network.clone(),
+        tunnel_protocol: if native || redirected { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
+        trust_domain: if x.mesh.trust_domain == "cluster.local" { String::new() } else { x.mesh.trust_domain.clone() },
+        service_account: enrol::service_account(p).into(),
+        waypoint: waypoint::of(x, &m.namespace, &m.labels, waypoint::Traffic::Workload),
+        node: p.spec.node_name.clone(),
+        canonical_name,
+        canonical_revision,
+        workload_type: WorkloadType::Pod as i32,
+        workload_name,
+        native_tunnel: native,
+        authorization_policies: policies.of(&m.namespace, &m.labels),
+        status: if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
+        cluster_id: x.mesh.cluster_id.clone(),
+        services: memberships(x, p),
+        locality: locality(x, &p.spec.node_name),
+        network_mode: if p.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
+        ..Default::default()
+    }
+}
+
+fn names(p: &Pod) -> (String, String, String) {
+    let m = &p.metadata;
+    let first = |keys: &[&str]| keys.iter().find_map(|k| m.labels.get(*k)).cloned();
+    let owner = m.owner_references.iter().find(|o| o.controller);
+    let from_owner = match owner {
+        Some(o) if o.kind == "ReplicaSet" => {
+            let hash = m.labels.get("pod-template-hash").map(|h| format!("-{h}"));
+            hash.and_then(|h| o.name.strip_suffix(h.as_str()).map(String::from)).unwrap_or_else(|| o.name.clone())
+        }
+        Some(o) => o.name.clone(),
+        None => m.name.clone(),
+    };
+    let workload = first(&["service.istio.io/workload-name"]).unwrap_or(from_owner);
+    let name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or_else(|| workload.clone());
+    let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]).unwrap_or_else(|| "latest".into());
+    (workload, name, revision)
+}
+
+fn locality(x: &Index<'_>, node: &str) -> Option<Locality> {
+    let l = &x.nodes.get(node)?.metadata.labels;
+    let get = |k: &str| l.get(k).cloned().unwrap_or_default();
+    let out = Locality {
+        region: get("topology.kubernetes.io/region"),
+        zone: get("topology.kubernetes.io/zone"),
+        subzone: get("topology.istio.io/subzone"),
+    };
+    (out != Locality::default()).then_some(out)
+}
+
+/// The services that a pod belongs to, and at which ports.
+fn memberships(x: &Index<'_>, p: &Pod) -> HashMap<String, PortList> {
+    let mut out = HashMap::new();
+    let in_slice = |s: &Service| {
+        x.slices.iter().any(|e| {
+            e.metadata.namespace == s.metadata.namespace
+                && e.metadata.labels.get("kubernetes.io/service-name") == Some(&s.metadata.name)
+                && e.endpoints.iter().any(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod" && t.name == p.metadata.name))
+        })
+    };
+    for s in x.services.iter().filter(|s| s.metadata.namespace == p.metadata.namespace) {
+        let member = if s.spec.selector.is_empty() { in_slice(s) } else { selects(&s.spec.selector, &p.metadata.labels) };
+        if !member {
+            continue;
+        }
+        let ports = s.spec.ports.iter().filter(|sp| tcp(&sp.protocol)).filter_map(|sp| {
+            let target = match &sp.target_port {
+                None => sp.port,
+                Some(IntOrString::Int(n)) => *n,
+                Some(IntOrString::String(name)) => match name.parse() {
+                    Ok(n) => n,
+                    Err(_) => named_port(p, name)?,
+                },
+            };
+            let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
+            Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
+        });
+        out.insert(format!("{}/{}", s.metadata.namespace, service::hostname(x, s)), PortList { ports: ports.collect() });
+    }
+    for (_, e) in &x.service_entries {
+        let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
+        if e.metadata.namespace == p.metadata.namespace && selects(&sel.labels, &p.metadata.labels) {
+            for h in &e.spec.hosts {
+                out.insert(format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
+            }
+        }
+    }
+    out
+}
+
+fn named_port(p: &Pod, name: &str) -> Option<u16> {
+    let sidecars = p.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
+    let mut ports = p.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
+    ports.find(|cp| cp.name == name && tcp(&cp.protocol)).map(|cp| cp.container_port)
+}
+
+/// Ports of a ServiceEntry on an endpoint: by the endpoint's port of that name, else targetPort, else the number.
+fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
+    let ports = e.spec.ports.iter().map(|p| Port {
+        service_port: u32::from(p.number),
+        target_port: u32::from(own.get(&p.name).copied().or(p.target_port).unwrap_or(p.number)),
+        app_protocol: service::protocol(Some(&p.protocol), &p.name) as i32,
+    });
+    PortList { ports: ports.collect() }
+}
+
+fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: &WorkloadEntrySpec) -> HashMap<String, PortList> {
+    let mut out = HashMap::new();
+    for (_, e) in x.service_entries.iter().filter(|(_, e)| e.metadata.namespace == ns) {
+        if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
+            for h in &e.spec.hosts {
+                out.insert(format!("{ns}/{h}"), entry_ports(e, &w.ports));
+            }
+        }
+    }
+    for s in x.services.iter().filter(|s| s.metadata.namespace == ns && !s.spec.selector.is_empty() && selects(&s.spec.selector, labels)) {
+        let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| {
+            let target = match &p.target_port {
+                Some(IntOrString::Int(n)) => *n,
+                Some(IntOrString::String(n)) => w.ports.get(n).copied().unwrap_or(p.port),
+                None => w.ports.get(&p.name).copied().unwrap_or(p.port),
+            };
+            Port { service_port: u32::from(p.port), target_port: u32::from(target), app_protocol: service::protocol(p.app_protocol.as_deref(), &p.name) as i32 }
+        });
+        out.insert(format!("{ns}/{}", service::hostname(x, s)), PortList { ports: ports.collect() });
+    }
+    out
+}
+
+fn external(x: &Index<'_>, uid: String, m: &Meta, e: &WorkloadEntrySpec, labels: &Labels, policies: &policy::Policies) -> Option<pb::Workload> {
+    if e.address.is_empty() {
+        return None;
+    }
+    let ip: Option<IpAddr> = e.address.parse().ok();
+    let network = if e.network.is_empty() { x.mesh.network.clone() } else { e.network.clone() };
+    let native = labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"));
+    let mut places = e.locality.split('/').map(String::from);
+    let locality = (!e.locality.is_empty()).then(|| Locality {
+        region: places.next().unwrap_or_default(),
+        zone: places.next().unwrap_or_default(),
+        subzone: places.next().unwrap_or_default(),
+    });
+    Some(pb::Workload {
+        uid,
+        name: m.name.clone(),
+        namespace: m.namespace.clone(),
+        addresses: ip.map(|ip| ip_to_bytes(ip).into()).into_iter().collect(),
+        hostname: if ip.is_none() { e.address.clone() } else { String::new() },
+        network,
+        tunnel_protocol: if native { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
+        trust_domain: if x.mesh.trust_domain == "cluster.local" { String::new() } else { x.mesh.trust_domain.clone() },
+        service_account: if e.service_account.is_empty() { "default".into() } else { e.service_account.clone() },
+        waypoint: waypoint::of(x, &m.namespace, labels, waypoint::Traffic::Workload),
+        canonical_name: labels.get("app").cloned().unwrap_or_else(|| m.name.clone()),
+        canonical_revision: labels.get("version").cloned().unwrap_or_else(|| "latest".into()),
+        workload_type: WorkloadType::Pod as i32,
+        workload_name: m.name.clone(),
+        native_tunnel: native,
+        authorization_policies: policies.of(&m.namespace, labels),
+        status: WorkloadStatus::Healthy as i32,
+        cluster_id: x.mesh.cluster_id.clone(),
+        locality,
+        capacity: (e.weight > 0).then_some(e.weight),
+        ..Default::default()
+    })
+}
+
+fn inline_endpoints(
+    x: &Index<'_>,
+    at: &karst_manifest::parse::Located,
+    se: &ServiceEntry,
+    policies: &policy::Policies,
+    model: &mut Model,
+    problems: &mut Vec<Problem>,
+) {
+    let m = &se.metadata;
+    let mut endpoints = se.spec.endpoints.clone();
+    let dns = matches!(se.spec.resolution.as_str(), "DNS" | "DNS_ROUND_ROBIN");
+    if endpoints.is_empty() && dns && se.spec.workload_selector.is_none() {
+        // Each host resolves to itself.
+        endpoints = se.spec.hosts.iter().map(|h| WorkloadEntrySpec { address: h.clone(), ..Default::default() }).collect();
+    }
+    for (i, e) in endpoints.iter().enumerate() {
+        let uid = format!("{}/networking.istio.io/ServiceEntry/{}/{}/{}", x.mesh.cluster_id, m.namespace, m.name, e.address);
+        if se.spec.resolution == "STATIC" && e.address.parse::<IpAddr>().is_err() {
+            let text = format!("{:?} is not an IP address: resolution STATIC needs one (or set spec.resolution to DNS)", e.address);
+            problems.push(problem(at, format!("spec.endpoints[{i}].address"), text));
+            continue;
+        }
+        let Some(mut w) = external(x, uid, m, e, &e.labels, policies) else {
+            problems.push(problem(at, format!("spec.endpoints[{i}].address"), "is missing: give an IP address or a host name"));
+            continue;
+        };
+        for h in &se.spec.hosts {
+            w.services.insert(format!("{}/{h}", m.namespace), entry_ports(se, &e.ports));
+        }
+        model.workloads.insert(w.uid.clone(), w);
+    }
+}
+
+/// EndpointSlice entries that are no pods: external addresses behind a service.
+fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
+    for s in x.slices.iter().filter(|s| s.address_type != "FQDN") {
+        let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { continue };
+        let Some(svc) = x.services.iter().find(|v| v.metadata.name == *service && v.metadata.namespace == s.metadata.namespace) else { continue };
+        for e in s.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
+            for a in &e.addresses {
+                let Ok(ip) = a.parse::<IpAddr>() else { continue };
+                let ports = svc.spec.ports.iter().filter(|p| tcp(&p.protocol)).filter_map(|sp| {
+                    let ep = s.ports.iter().find(|p| p.name.as_deref().unwrap_or("") == sp.name)?;
+                    Some(Port { service_port: u32::from(sp.port), target_port: u32::from(ep.port?), app_protocol: 0 })
+                });
+                let w = pb::Workload {
+                    uid: format!("{}/discovery.k8s.io/EndpointSlice/{}/{}/{a}", x.mesh.cluster_id, s.metadata.namespace, s.metadata.name),
+                    name: s.metadata.name.clone(),
+                    namespace: s.metadata.namespace.clone(),
+                    addresses: vec![ip_to_bytes(ip).into()],
+                    network: x.mesh.network.clone(),
+                    status: if e.conditions.ready.unwrap_or(true) { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
+                    cluster_id: x.mesh.cluster_id.clone(),
+                    network_mode: NetworkMode::HostNetwork as i32,
+                    services: HashMap::from([(format!("{}/{}", s.metadata.namespace, service::hostname(x, svc)), PortList { ports: ports.collect() })]),
+                    ..Default::default()
+                };
+                model.workloads.insert(w.uid.clone(), w);
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The mesh as the controller knows it: the result of [`crate::convert::compile`], without any Kubernetes type.
+
+use karst_api::workload::{Service, Workload};
+use karst_policy::Policy;
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// The whole state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    /// By uid.
+    pub workloads: BTreeMap<String, Workload>,
+    /// By `namespace/hostname`.
+    pub services: BTreeMap<String, Service>,
+    /// By `namespace/name`.
+    pub policies: BTreeMap<String, Policy>,
+    /// For the certificate authority: what runs where. By `namespace/name`.
+    pub pods: BTreeMap<String, PodFacts>,
+}
+
+/// What the certificate authority knows of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodFacts {
+    /// metadata.uid; a name that is used again has another.
+    pub uid: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Node.
+    pub node: String,
+    /// Not ended (phase neither Succeeded nor Failed).
+    pub live: bool,
+    /// Addresses.
+    pub ips: Vec<IpAddr>,
+}

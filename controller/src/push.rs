@@ -1,0 +1,71 @@
+//! From the model to a snapshot of xDS resources.
+
+use crate::model::Model;
+use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, convert::policy_to_wire, workload as pb};
+use karst_core::addr::ip_from_bytes;
+use karst_xds::{Entry, Resources};
+use prost::Message;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// Types in the order in which additions are sent: policies before the workloads that name them.
+pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
+
+/// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
+pub fn resources(m: &Model) -> Resources {
+    let mut addresses = BTreeMap::new();
+    for w in m.workloads.values() {
+        let aliases = w.addresses.iter().filter_map(|a| Some(format!("{}/{}", w.network, ip_from_bytes(a)?))).collect();
+        addresses.insert(w.uid.clone(), Entry::new(workload_bytes(w), aliases));
+    }
+    for (key, s) in &m.services {
+        let alias = |a: &pb::NetworkAddress| {
+            let ip = ip_from_bytes(&a.address)?;
+            Some(a.length.map_or_else(|| format!("{}/{ip}", a.network), |l| format!("{}/{ip}/{l}", a.network)))
+        };
+        let address = pb::Address { r#type: Some(pb::address::Type::Service(s.clone())) };
+        addresses.insert(key.clone(), Entry::new(address.encode_to_vec(), s.addresses.iter().filter_map(alias).collect()));
+    }
+    let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
+    let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
+    Resources(HashMap::from([(ADDRESS_TYPE, Arc::new(addresses)), (AUTHORIZATION_TYPE, Arc::new(policies))]))
+}
+
+/// A workload's bytes with its map of services in sorted order: the generated encoder follows a hash map's order, which
+/// differs from run to run and would make every restart look like a change of everything.
+fn workload_bytes(w: &pb::Workload) -> Vec<u8> {
+    let mut rest = w.clone();
+    let mut services: Vec<(String, pb::PortList)> = rest.services.drain().collect();
+    services.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut inner = rest.encode_to_vec();
+    for (k, v) in services {
+        // A map field of protobuf is a repeated message {1: key, 2: value}; this one has number 22.
+        let one = pb::Workload { services: HashMap::from([(k, v)]), ..Default::default() };
+        inner.extend(one.encode_to_vec());
+    }
+    let mut out = Vec::with_capacity(inner.len() + 6);
+    prost::encoding::encode_key(1, prost::encoding::WireType::LengthDelimited, &mut out);
+    prost::encoding::encode_varint(inner.len() as u64, &mut out);
+    out.extend(inner);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_workloads_have_equal_bytes() {
+        let w = |order: [&str; 3]| pb::Workload {
+            uid: "u".into(),
+            services: order.iter().map(|s| (s.to_string(), pb::PortList::default())).collect(),
+            ..Default::default()
+        };
+        let (a, b) = (w(["x", "y", "z"]), w(["z", "x", "y"]));
+        assert_eq!(workload_bytes(&a), workload_bytes(&b));
+        let back = pb::Address::decode(&workload_bytes(&a)[..]).unwrap();
+        assert_eq!(back.r#type, Some(pb::address::Type::Workload(a)));
+    }
+}

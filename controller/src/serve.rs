@@ -1,0 +1,245 @@
+//! The running controller: watches the source, keeps model and snapshot, serves discovery and certificates.
+
+use crate::{
+    auth::{self, Caller},
+    ca::{Authority, Refusal},
+    config::Config,
+    convert::{self, Mesh},
+    model::Model,
+    push,
+    token::Keys,
+};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use karst_api::{
+    TOKEN_AUDIENCE,
+    ads::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+    },
+    ca::{
+        IstioCertificateRequest, IstioCertificateResponse,
+        istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
+    },
+};
+use karst_manifest::Dir;
+use karst_rt::admin;
+use karst_xds::{Resources, server};
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, transport::Identity, transport::Server, transport::ServerTlsConfig};
+
+struct Shared {
+    config: Config,
+    keys: Keys,
+    authority: Authority,
+    model: ArcSwap<Model>,
+    snapshots: watch::Sender<Arc<Resources>>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    signed: AtomicU64,
+    refused: AtomicU64,
+    streams: AtomicU64,
+    pushes: AtomicU64,
+    nacks: AtomicU64,
+    problems: AtomicU64,
+}
+
+/// Serves until told to stop.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let manifests = config.manifests()?;
+    let mut dir = Dir::watch(&manifests)?;
+    let authority = Authority::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
+    let keys = Keys::open(&config.data_dir).context("token key")?;
+    let root = config.data_dir.join("root-cert.pem");
+    std::fs::write(&root, authority.root_pem()).with_context(|| format!("cannot write {}", root.display()))?;
+    let (cert, key) = authority.serving(&config.server_names)?;
+    let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
+    let mesh = Mesh::from(&config);
+    let shared = Arc::new(Shared { keys, authority, model: ArcSwap::default(), snapshots, counts: Counts::default(), config });
+    let mut log = Problems::default();
+    update(&shared, &mut dir, &mesh, &mut log);
+    let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr)
+        .await
+        .with_context(|| format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr))?;
+    let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
+    tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
+    let service = Service(shared.clone());
+    let server = Server::builder()
+        .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))?
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(AggregatedDiscoveryServiceServer::new(service.clone()).max_decoding_message_size(64 << 20))
+        .add_service(IstioCertificateServiceServer::new(service));
+    let incoming = tonic::transport::server::TcpIncoming::from(grpc).with_nodelay(Some(true));
+    tracing::info!(manifests = %manifests.display(), discovery = %shared.config.grpc_addr, "controller is up");
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let watching = async {
+        loop {
+            dir.changed().await;
+            update(&shared, &mut dir, &mesh, &mut log);
+        }
+    };
+    tokio::select! {
+        r = server.serve_with_incoming(incoming) => r.context("discovery server"),
+        () = watching => Ok(()),
+        _ = term.recv() => {
+            tracing::info!("controller stops; proxies keep what they know");
+            Ok(())
+        }
+    }
+}
+
+/// `karst-controller check`.
+pub fn check(config: &Config) -> anyhow::Result<()> {
+    let mut dir = Dir::watch(&config.manifests()?)?;
+    let state = dir.read();
+    let (model, meaning) = convert::compile(&state, &Mesh::from(config));
+    let problems: Vec<_> = state.problems.iter().chain(&meaning).collect();
+    for p in &problems {
+        println!("{p}");
+    }
+    println!("{} workloads, {} services, {} policies, {} problems", model.workloads.len(), model.services.len(), model.policies.len(), problems.len());
+    anyhow::ensure!(problems.is_empty(), "{} problems", problems.len());
+    Ok(())
+}
+
+/// Problems that are logged once, and again when they come back.
+#[derive(Default)]
+struct Problems(BTreeSet<String>);
+
+fn update(shared: &Shared, dir: &mut Dir, mesh: &Mesh, log: &mut Problems) {
+    let state = dir.read();
+    let (model, meaning) = convert::compile(&state, mesh);
+    let now: BTreeSet<String> = state.problems.iter().chain(&meaning).map(ToString::to_string).collect();
+    for p in now.difference(&log.0) {
+        tracing::warn!("{p}");
+    }
+    for p in log.0.difference(&now) {
+        tracing::info!("mended: {p}");
+    }
+    shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
+    log.0 = now;
+    if **shared.model.load() != model {
+        let resources = push::resources(&model);
+        shared.model.store(Arc::new(model));
+        shared.counts.pushes.fetch_add(1, Ordering::Relaxed);
+        shared.snapshots.send_replace(Arc::new(resources));
+    }
+}
+
+#[derive(Clone)]
+struct Service(Arc<Shared>);
+
+impl Service {
+    /// The reason stays in our log: a caller that is refused is told nothing it could use.
+    fn caller<T>(&self, r: &Request<T>, what: &str) -> Result<Caller, Status> {
+        let refuse = |why: String| {
+            self.0.counts.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "audit", peer = r.remote_addr().map(|a| a.to_string()), what, reason = why, "refused");
+            Status::unauthenticated("authentication failed; the controller's log has the reason")
+        };
+        let header = r.metadata().get("authorization").and_then(|v| v.to_str().ok());
+        let token = header.and_then(|h| h.strip_prefix("Bearer ")).ok_or_else(|| refuse("no bearer token".into()))?;
+        let claims = self.0.keys.verify(token, TOKEN_AUDIENCE).map_err(&refuse)?;
+        auth::caller(&claims, &self.0.model.load()).map_err(refuse)
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Service {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(&self, r: Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let caller = self.caller(&r, "discovery")?;
+        let (tx, rx) = server::channel();
+        let shared = self.0.clone();
+        let snapshots = shared.snapshots.subscribe();
+        let peer = server::Peer { name: caller.name() };
+        shared.counts.streams.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(peer = peer.name, "proxy subscribes");
+        tokio::spawn(async move {
+            let counts = &shared.counts;
+            let on_event = |p: &server::Peer, e: server::Event| match e {
+                server::Event::Nack { type_url, error } => {
+                    counts.nacks.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(peer = p.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy refused configuration");
+                }
+            };
+            let name = peer.name.clone();
+            server::serve(peer, r.into_inner(), snapshots, push::ORDER, tx, on_event).await;
+            counts.streams.fetch_sub(1, Ordering::Relaxed);
+            tracing::info!(peer = name, "proxy has left");
+        });
+        Ok(Response::new(ReceiverStream::new(rx)))
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Service {
+    async fn create_certificate(&self, r: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
+        let s = &self.0;
+        let caller = self.caller(&r, "certificate")?;
+        let m = r.get_ref();
+        let wanted = m.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {
+            Some(prost_types::value::Kind::StringValue(s)) => Some(s.as_str()),
+            _ => None,
+        });
+        let id = auth::subject(&caller, wanted, &s.model.load(), &s.config.trust_domain, &s.config.trusted_node_accounts).map_err(|why| {
+            s.counts.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "audit", caller = caller.name(), what = "certificate", reason = %karst_core::untrusted::Untrusted(&why), "refused");
+            Status::unauthenticated("not entitled to this identity; the controller's log has the reason")
+        })?;
+        let ttl = match m.validity_duration {
+            0 => s.config.default_cert_ttl,
+            n => u64::try_from(n).ok().filter(|n| *n <= s.config.max_cert_ttl).ok_or_else(|| {
+                Status::invalid_argument(Refusal::Lifetime(format!("{n} s is not between 1 and {} s", s.config.max_cert_ttl)).to_string())
+            })?,
+        };
+        match s.authority.sign(&m.csr, &id, Duration::from_secs(ttl)) {
+            Ok(cert_chain) => {
+                s.counts.signed.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(target: "audit", caller = caller.name(), identity = %id, ttl_s = ttl, "signed");
+                Ok(Response::new(IstioCertificateResponse { cert_chain }))
+            }
+            Err(e @ (Refusal::Csr(_) | Refusal::Lifetime(_))) => Err(Status::invalid_argument(e.to_string())),
+            Err(e @ Refusal::Internal(_)) => Err(Status::internal(e.to_string())),
+        }
+    }
+}
+
+fn handler(s: Arc<Shared>) -> admin::Handler {
+    Arc::new(move |_, path, _| match path {
+        "/metrics" => {
+            let c = &s.counts;
+            let mut out = String::new();
+            let m = s.model.load();
+            for (name, kind, help, value) in [
+                ("citadel_server_success_cert_issuance_count", "counter", "Certificates signed.", c.signed.load(Ordering::Relaxed)),
+                ("citadel_server_authentication_failure_count", "counter", "Callers refused.", c.refused.load(Ordering::Relaxed)),
+                ("pilot_xds", "gauge", "Proxies that are subscribed.", c.streams.load(Ordering::Relaxed)),
+                ("pilot_xds_pushes", "counter", "New snapshots.", c.pushes.load(Ordering::Relaxed)),
+                ("pilot_total_xds_rejects", "counter", "Refusals by proxies.", c.nacks.load(Ordering::Relaxed)),
+                ("karst_manifest_problems", "gauge", "Problems in the manifests at the moment.", c.problems.load(Ordering::Relaxed)),
+                ("karst_workloads", "gauge", "Workloads known.", m.workloads.len() as u64),
+                ("karst_services", "gauge", "Services known.", m.services.len() as u64),
+            ] {
+                let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+            }
+            admin::typed(200, "text/plain; version=0.0.4", out)
+        }
+        "/healthz" | "/ready" => admin::text(200, "ok\n"),
+        "/version" => admin::text(200, concat!(env!("CARGO_PKG_VERSION"), "\n")),
+        _ => admin::text(404, "pages: /metrics /ready /version\n"),
+    })
+}

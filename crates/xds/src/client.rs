@@ -1,0 +1,169 @@
+//! The subscriber's side: one stream for all types, reconnected with jitter, resumed by the versions that are held.
+
+use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status as WireStatus, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient};
+use karst_rt::backoff::Backoff;
+use std::{collections::HashMap, time::Duration};
+use tokio::sync::mpsc;
+use tonic::{Request, metadata::MetadataValue, transport::Channel};
+
+/// First pause before a reconnect.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Longest pause before a reconnect (Istio: 15 s).
+const RETRY_CAP: Duration = Duration::from_secs(15);
+/// A stream that lasted this long counts as a success: the next reconnect starts from the first pause again.
+const GOOD_STREAM: Duration = Duration::from_secs(10);
+/// Largest response that is accepted (Istio: 200 MiB).
+const MAX_MESSAGE: usize = 200 << 20;
+
+/// Changes of one type.
+#[derive(Debug)]
+pub struct Update {
+    /// Type of the resources.
+    pub type_url: String,
+    /// Name, version, encoded message.
+    pub changed: Vec<(String, String, Vec<u8>)>,
+    /// Names.
+    pub removed: Vec<String>,
+}
+
+/// Why a stream ended; the label of `istio_xds_connection_terminations_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// No connection could be made.
+    ConnectionError,
+    /// The server ended it with an error.
+    Error,
+    /// The server asked for a reconnect.
+    Reconnect,
+    /// The server closed it in order.
+    Complete,
+}
+
+/// What the owner of a client provides.
+pub trait Handler {
+    /// Applies an update. Names that cannot be applied are returned with the reason; they are refused (NACK), and not
+    /// held.
+    fn apply(&mut self, u: Update) -> Vec<(String, String)>;
+    /// The token to present (read anew for each stream).
+    fn token(&self) -> Result<String, String>;
+    /// A channel to the server.
+    fn connect(&self) -> impl Future<Output = Result<Channel, String>>;
+    /// Headers to add.
+    fn headers(&self) -> Vec<(String, String)>;
+    /// A stream has ended.
+    fn ended(&self, _why: Ended) {}
+    /// A message was received: its type and size in bytes.
+    fn received(&self, _type_url: &str, _bytes: usize) {}
+}
+
+/// Subscribes to all resources of the types, for ever.
+pub async fn run<H: Handler>(mut h: H, node: Node, types: &'static [&'static str]) {
+    let mut held: HashMap<&'static str, HashMap<String, String>> = HashMap::new();
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    loop {
+        let began = tokio::time::Instant::now();
+        let (why, text) = match stream(&mut h, &node, types, &mut held).await {
+            Ok(()) => (Ended::Complete, "closed by the server".to_string()),
+            Err(Failed::Connect(e)) => (Ended::ConnectionError, e),
+            Err(Failed::Stream(s)) => {
+                let expected = matches!(s.code(), tonic::Code::Unknown | tonic::Code::Cancelled | tonic::Code::DeadlineExceeded | tonic::Code::Unavailable);
+                (if expected { Ended::Reconnect } else { Ended::Error }, format!("{}: {}", s.code(), s.message()))
+            }
+        };
+        h.ended(why);
+        if began.elapsed() >= GOOD_STREAM {
+            backoff.reset();
+        }
+        let pause = backoff.next_delay();
+        tracing::warn!(error = text, retry_ms = pause.as_millis() as u64, "configuration stream ended; what is known stays in force");
+        tokio::time::sleep(pause).await;
+    }
+}
+
+enum Failed {
+    Connect(String),
+    Stream(tonic::Status),
+}
+impl From<tonic::Status> for Failed {
+    fn from(s: tonic::Status) -> Self {
+        Failed::Stream(s)
+    }
+}
+
+async fn stream<H: Handler>(
+    h: &mut H,
+    node: &Node,
+    types: &'static [&'static str],
+    held: &mut HashMap<&'static str, HashMap<String, String>>,
+) -> Result<(), Failed> {
+    let channel = h.connect().await.map_err(Failed::Connect)?;
+    let token = h.token().map_err(Failed::Connect)?;
+    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    // Acknowledgements: one for each response, plus the first requests.
+    let (tx, rx) = mpsc::channel(16);
+    for t in types {
+        let first = DeltaDiscoveryRequest {
+            node: Some(node.clone()),
+            type_url: t.to_string(),
+            initial_resource_versions: held.get(t).cloned().unwrap_or_default(),
+            ..Default::default()
+        };
+        let _ = tx.send(first).await;
+    }
+    let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(rx));
+    let mut headers = h.headers();
+    headers.push(("authorization".into(), format!("Bearer {token}")));
+    for (k, v) in headers {
+        let key = tonic::metadata::MetadataKey::from_bytes(k.as_bytes()).map_err(|_| Failed::Connect(format!("header name {k:?} is not valid")))?;
+        let value = MetadataValue::try_from(v).map_err(|_| Failed::Connect(format!("value of header {k:?} is not valid")))?;
+        request.metadata_mut().insert(key, value);
+    }
+    let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
+    tracing::info!("configuration stream is up");
+    while let Some(r) = responses.message().await? {
+        h.received(&r.type_url, prost::Message::encoded_len(&r));
+        let nonce = r.nonce.clone();
+        let (type_url, error) = match types.iter().find(|t| **t == r.type_url) {
+            Some(t) => (t.to_string(), take(h, held.entry(t).or_default(), r)),
+            None => (r.type_url.clone(), Some(format!("type {:?} was not asked for", r.type_url))),
+        };
+        let error_detail = error.map(|message| {
+            tracing::warn!(error = message, "refused configuration; the last good state stays in force");
+            WireStatus { code: tonic::Code::InvalidArgument as i32, message, details: vec![] }
+        });
+        let ack = DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..Default::default() };
+        if tx.send(ack).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn take<H: Handler>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDiscoveryResponse) -> Option<String> {
+    let mut changed = Vec::with_capacity(r.resources.len());
+    let mut refused = Vec::new();
+    for x in r.resources {
+        match x.resource {
+            Some(any) if any.type_url == r.type_url => changed.push((x.name, x.version, any.value)),
+            Some(any) => refused.push((x.name, format!("is of type {:?} in a response of {:?}", any.type_url, r.type_url))),
+            None => refused.push((x.name, "has no content".to_string())),
+        }
+    }
+    let versions: Vec<(String, String)> = changed.iter().map(|(n, v, _)| (n.clone(), v.clone())).collect();
+    let removed = r.removed_resources.clone();
+    refused.extend(h.apply(Update { type_url: r.type_url, changed, removed: r.removed_resources }));
+    for n in &removed {
+        held.remove(n);
+    }
+    for (n, v) in versions {
+        if refused.iter().any(|(x, _)| *x == n) {
+            held.remove(&n);
+        } else {
+            held.insert(n, v);
+        }
+    }
+    if refused.is_empty() {
+        return None;
+    }
+    Some(refused.iter().map(|(n, why)| format!("{n}: {why}")).collect::<Vec<_>>().join("; "))
+}

@@ -1,0 +1,200 @@
+//! The server's side of one delta stream.
+//!
+//! Order within a push: new policies first, then what names them, removals of policies last, so that no subscriber ever
+//! sees a workload whose policy it was not sent.
+
+use crate::snapshot::{Difference, Interest, Resources};
+use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+
+/// Responses that may wait for a slow subscriber; then it is skipped until it has read them.
+const QUEUE: usize = 8;
+/// Resources in one response, so that no message grows without bound.
+const CHUNK: usize = 5_000;
+
+/// Who subscribes, for the log.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The authenticated name.
+    pub name: String,
+}
+
+/// Something a subscriber said that the operator should see.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// It refused a response.
+    Nack {
+        /// Type of the resources.
+        type_url: String,
+        /// Its words.
+        error: String,
+    },
+}
+
+/// Serves one stream until it ends. `order` lists the known types in the order in which their additions are sent.
+pub async fn serve<S>(
+    peer: Peer,
+    mut requests: S,
+    mut snapshots: watch::Receiver<Arc<Resources>>,
+    order: &'static [&'static str],
+    out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    on_event: impl Fn(&Peer, Event),
+) where
+    S: futures_util::Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin,
+{
+    use futures_util::StreamExt;
+    let mut interests: HashMap<&'static str, Interest> = HashMap::new();
+    let mut nonce = 0u64;
+    loop {
+        let dirty = tokio::select! {
+            r = requests.next() => match r {
+                Some(Ok(r)) => match request(&mut interests, order, r, &peer, &on_event) {
+                    Ok(dirty) => dirty,
+                    Err(s) => { let _ = out.send(Err(s)).await; return; }
+                },
+                _ => return,
+            },
+            c = snapshots.changed() => if c.is_err() { return } else { true },
+        };
+        if !dirty {
+            continue;
+        }
+        let now = snapshots.borrow_and_update().clone();
+        for m in push(&mut interests, order, &now, &mut nonce) {
+            if out.send(Ok(m)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A channel for responses.
+pub fn channel() -> (mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>, mpsc::Receiver<Result<DeltaDiscoveryResponse, Status>>) {
+    mpsc::channel(QUEUE)
+}
+
+fn request(
+    interests: &mut HashMap<&'static str, Interest>,
+    order: &'static [&'static str],
+    r: DeltaDiscoveryRequest,
+    peer: &Peer,
+    on_event: &impl Fn(&Peer, Event),
+) -> Result<bool, Status> {
+    let Some(t) = order.iter().find(|t| **t == r.type_url) else {
+        return Err(Status::invalid_argument(format!("type {:?} is not served here; known are {order:?}", r.type_url)));
+    };
+    if let Some(e) = r.error_detail {
+        on_event(peer, Event::Nack { type_url: r.type_url, error: e.message });
+        return Ok(false);
+    }
+    let first = !interests.contains_key(t);
+    let i = interests.entry(t).or_default();
+    if first {
+        // Without names at first: everything (the delta protocol's wildcard).
+        i.wildcard = r.resource_names_subscribe.is_empty();
+        i.held = r.initial_resource_versions.into_iter().map(|(n, v)| (n, v.into())).collect();
+    }
+    let before = (i.wildcard, i.names.len());
+    for n in r.resource_names_subscribe {
+        if n == "*" { i.wildcard = true } else { i.names.insert(n); }
+    }
+    for n in &r.resource_names_unsubscribe {
+        if n == "*" { i.wildcard = false } else { i.names.remove(n); }
+    }
+    Ok(first || before != (i.wildcard, i.names.len()))
+}
+
+fn push(interests: &mut HashMap<&'static str, Interest>, order: &'static [&'static str], now: &Resources, nonce: &mut u64) -> Vec<DeltaDiscoveryResponse> {
+    let empty = Arc::new(BTreeMap::new());
+    let mut out = Vec::new();
+    let mut late = Vec::new();
+    for t in order {
+        let Some(i) = interests.get_mut(t) else { continue };
+        let set = now.0.get(t).unwrap_or(&empty);
+        let Difference { changed, removed } = i.advance(set);
+        let first = !std::mem::replace(&mut i.answered, true);
+        let only_removed = changed.is_empty() && !removed.is_empty();
+        if changed.is_empty() && removed.is_empty() && !first {
+            continue;
+        }
+        if *t == order[0] && !removed.is_empty() {
+            late.push(response(t, &[], removed, nonce));
+            if only_removed {
+                continue;
+            }
+            out.extend(chunks(t, &changed, vec![], nonce));
+        } else {
+            out.extend(chunks(t, &changed, removed, nonce));
+        }
+    }
+    out.extend(late);
+    out
+}
+
+fn chunks(t: &str, changed: &[(String, crate::Entry)], removed: Vec<String>, nonce: &mut u64) -> Vec<DeltaDiscoveryResponse> {
+    if changed.len() <= CHUNK {
+        return vec![response(t, changed, removed, nonce)];
+    }
+    let mut out: Vec<_> = changed.chunks(CHUNK).map(|c| response(t, c, vec![], nonce)).collect();
+    if !removed.is_empty() {
+        out.push(response(t, &[], removed, nonce));
+    }
+    out
+}
+
+fn response(t: &str, changed: &[(String, crate::Entry)], removed: Vec<String>, nonce: &mut u64) -> DeltaDiscoveryResponse {
+    *nonce += 1;
+    let resources = changed
+        .iter()
+        .map(|(name, e)| Resource {
+            version: e.version.to_string(),
+            resource: Some(prost_types::Any { type_url: t.to_string(), value: e.bytes.to_vec() }),
+            name: name.clone(),
+            aliases: e.aliases.to_vec(),
+        })
+        .collect();
+    DeltaDiscoveryResponse { system_version_info: String::new(), resources, type_url: t.to_string(), nonce: nonce.to_string(), removed_resources: removed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Entry;
+
+    const ORDER: &[&str] = &["policy", "address"];
+
+    fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
+        let set = |v: &[&str]| Arc::new(v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect());
+        Resources(HashMap::from([("policy", set(policies)), ("address", set(addresses))]))
+    }
+
+    #[test]
+    fn policies_come_before_addresses_and_leave_after_them() {
+        let mut i = HashMap::new();
+        let mut n = 0;
+        let sub = |t: &str| DeltaDiscoveryRequest { type_url: t.into(), ..Default::default() };
+        let peer = Peer { name: "p".into() };
+        for t in ORDER {
+            assert!(request(&mut i, ORDER, sub(t), &peer, &|_, _| ()).unwrap());
+        }
+        let types = |v: &[DeltaDiscoveryResponse]| v.iter().map(|r| (r.type_url.clone(), r.resources.len(), r.removed_resources.len())).collect::<Vec<_>>();
+        let out = push(&mut i, ORDER, &snapshot(&["p"], &["a"]), &mut n);
+        assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 0)]);
+        let out = push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n);
+        assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 1), ("policy".into(), 0, 1)]);
+        assert!(push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n).is_empty());
+    }
+
+    #[test]
+    fn an_empty_set_is_answered_once() {
+        let mut i = HashMap::new();
+        let mut n = 0;
+        let peer = Peer { name: "p".into() };
+        request(&mut i, ORDER, DeltaDiscoveryRequest { type_url: "policy".into(), ..Default::default() }, &peer, &|_, _| ()).unwrap();
+        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n).len(), 1);
+        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n).len(), 0);
+        assert!(request(&mut i, ORDER, DeltaDiscoveryRequest { type_url: "x".into(), ..Default::default() }, &peer, &|_, _| ()).is_err());
+    }
+}
