@@ -1,1 +1,39 @@
-//! placeholder
+//! HBONE: HTTP/2 CONNECT in mutual TLS (docs/hbone.md is the specification).
+//!
+//! - [`tls`]: configurations and verification of peers; exactly one SPIFFE id, checked on both sides.
+//! - [`client`], [`server`]: HTTP/2 with the limits of `karst_core::limits`.
+//! - [`pool`]: tunnels that are shared by the connections of one pod.
+//! - [`copy`]: bytes between a socket and a stream, or between two sockets; a buffer exists only while bytes move.
+
+pub mod client;
+pub mod copy;
+pub mod pool;
+pub mod server;
+pub mod tls;
+
+use std::time::Duration;
+
+/// The HBONE port.
+pub const PORT: u16 = 15008;
+
+/// HTTP/2 settings that operators may change (Istio's HTTP2_* and POOL_* knobs).
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Receive window of a stream, bytes.
+    pub stream_window: u32,
+    /// Receive window of a connection, bytes.
+    pub connection_window: u32,
+    /// Largest frame accepted, bytes.
+    pub max_frame: u32,
+    /// Streams put on one tunnel before another is opened.
+    pub pool_streams: usize,
+    /// An unused tunnel is closed after this long.
+    pub pool_idle: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        use karst_core::limits::*;
+        Self { stream_window: STREAM_WINDOW, connection_window: CONNECTION_WINDOW, max_frame: MAX_FRAME, pool_streams: POOL_STREAMS, pool_idle: POOL_IDLE }
+    }
+}

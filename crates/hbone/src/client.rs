@@ -1,0 +1,128 @@
+//! Opening tunnels.
+
+use crate::{
+    Settings,
+    tls::{self, Credentials},
+};
+use bytes::Bytes;
+use h2::{Ping, RecvStream, SendStream, client::SendRequest};
+use http::{Method, Request, StatusCode, Uri, Version, header::HeaderMap};
+use karst_core::{Identity, limits};
+use std::{net::SocketAddr, sync::Arc};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+
+/// Why a tunnel or a stream could not be opened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ClientError {
+    /// TCP.
+    #[error("connect to {0}: {1} (a NetworkPolicy may block port 15008)")]
+    Connect(SocketAddr, String),
+    /// TLS, or the peer is somebody else.
+    #[error("TLS with {0}: {1}")]
+    Tls(SocketAddr, String),
+    /// HTTP/2 could not be set up.
+    #[error("HTTP/2 with {0}: {1}")]
+    Http2(SocketAddr, String),
+    /// The peer's answer to CONNECT.
+    #[error("the peer answered {0}")]
+    Status(StatusCode),
+    /// The stream or its tunnel broke before there was an answer.
+    #[error("CONNECT: {0}")]
+    Stream(String),
+}
+
+impl ClientError {
+    /// Can another endpoint be tried? Only if this one cannot have seen the request.
+    pub fn before_request(&self) -> bool {
+        match self {
+            ClientError::Connect(..) | ClientError::Tls(..) | ClientError::Http2(..) => true,
+            ClientError::Status(_) | ClientError::Stream(_) => false,
+        }
+    }
+}
+
+/// Sets up TLS and HTTP/2 on a connected socket. `expected`: who may answer; nothing is sent to anybody else.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn handshake(
+    tcp: TcpStream,
+    to: SocketAddr,
+    creds: &Credentials,
+    expected: &[Identity],
+    s: &Settings,
+) -> Result<(SendRequest<Bytes>, impl Future<Output = Result<(), h2::Error>> + use<>), ClientError> {
+    let tls_error = |e: String| ClientError::Tls(to, e);
+    let connector = TlsConnector::from(Arc::clone(&creds.client));
+    let stream = timeout(limits::HANDSHAKE_TIMEOUT, connector.connect(tls::server_name(to.ip()), tcp))
+        .await
+        .map_err(|_| tls_error("handshake took over 10 s".into()))?
+        .map_err(|e| tls_error(e.to_string()))?;
+    let session = stream.get_ref().1;
+    let peer = tls::peer_identity(session.peer_certificates()).map_err(|e| tls_error(e.to_string()))?;
+    if !expected.contains(&peer) {
+        let wanted: Vec<_> = expected.iter().map(Identity::to_string).collect();
+        return Err(tls_error(format!("the peer is {peer}, expected was {}", wanted.join(" or "))));
+    }
+    if session.alpn_protocol() != Some(b"h2") {
+        return Err(tls_error("the peer does not speak h2".into()));
+    }
+    let h2_error = |e: String| ClientError::Http2(to, e);
+    let mut b = h2::client::Builder::new();
+    b.initial_window_size(s.stream_window)
+        .initial_connection_window_size(s.connection_window)
+        .max_frame_size(s.max_frame)
+        .max_header_list_size(limits::MAX_HEADER_LIST)
+        .max_send_buffer_size(limits::SEND_BUFFER)
+        .initial_max_send_streams(s.pool_streams)
+        .data_frame_budget(s.connection_window as usize)
+        .enable_push(false);
+    let io = crate::server::TlsIo::new(stream);
+    let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, b.handshake::<_, Bytes>(io)).await.map_err(|_| h2_error("preface took over 10 s".into()))?.map_err(|e| h2_error(e.to_string()))?;
+    let ping = conn.ping_pong();
+    let drive = async move {
+        match ping {
+            Some(p) => tokio::select! {
+                r = conn => r,
+                // Only its being an error matters: the tunnel leaves the pool.
+                () = keepalive(p) => Err(h2::Error::from(h2::Reason::SETTINGS_TIMEOUT)),
+            },
+            None => conn.await,
+        }
+    };
+    Ok((send, drive))
+}
+
+/// Sends PINGs; returns when one is not answered in time.
+pub(crate) async fn keepalive(mut p: h2::PingPong) {
+    loop {
+        tokio::time::sleep(limits::PING_INTERVAL).await;
+        match timeout(limits::PING_TIMEOUT, p.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => std::future::pending().await, // the connection itself reports this
+            Err(_) => return,
+        }
+    }
+}
+
+/// Asks for a connection to `authority`.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn connect(mut tunnel: SendRequest<Bytes>, authority: &str, headers: HeaderMap) -> Result<(SendStream<Bytes>, RecvStream, HeaderMap), ClientError> {
+    let stream = |e: String| ClientError::Stream(e);
+    let uri = Uri::builder().authority(authority).build().map_err(|e| stream(format!("authority {authority:?}: {e}")))?;
+    let mut r = Request::new(());
+    *r.method_mut() = Method::CONNECT;
+    *r.version_mut() = Version::HTTP_2;
+    *r.uri_mut() = uri;
+    *r.headers_mut() = headers;
+    let (answer, send) = tunnel.send_request(r, false).map_err(|e| stream(e.to_string()))?;
+    let answer = answer.await.map_err(|e| stream(e.to_string()))?;
+    let (head, recv) = answer.into_parts();
+    if head.status != StatusCode::OK {
+        return Err(ClientError::Status(head.status));
+    }
+    Ok((send, recv, head.headers))
+}

@@ -1,0 +1,295 @@
+//! Moves bytes. An idle connection holds no buffer: the worker's arena is borrowed only when the socket has something.
+//!
+//! Both directions run to their own end (half-close is kept); an abnormal end of one leg becomes an abnormal end of the
+//! other, so that an application can tell truncation from completion (docs/hbone.md §6).
+
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use karst_rt::{socket::reset_on_close, splice::Pipe};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io,
+    os::fd::AsFd,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+};
+
+/// Bytes carried so far.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// From the side that opened the connection.
+    pub from_client: Cell<u64>,
+    /// To the side that opened the connection.
+    pub to_client: Cell<u64>,
+}
+
+/// Largest read, in bytes; with more, fewer wake-ups are saved than latency is lost.
+const CHUNK: usize = 128 << 10;
+/// A worker's arena: reads take from it, and it is used again when what was read has been sent.
+const ARENA: usize = 512 << 10;
+/// Plain copies change to splice(2) after a read of at least this much: small messages are cheaper by read and write.
+const SPLICE_FROM: usize = 32 << 10;
+/// Empty pipes that a worker keeps.
+const PIPES: usize = 64;
+
+thread_local! {
+    static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(ARENA));
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
+
+fn add(c: &Cell<u64>, n: usize) {
+    c.set(c.get() + n as u64);
+}
+
+/// Carries a socket's bytes over a stream and back, until both directions have ended. `client` says that the socket is the
+/// side that opened the connection.
+///
+/// # Errors
+/// If a leg broke; the other has then been reset.
+pub async fn tunnel(mut tcp: TcpStream, mut send: SendStream<Bytes>, mut recv: RecvStream, counts: &Counts, client: bool) -> io::Result<()> {
+    let (up, down) = if client { (&counts.from_client, &counts.to_client) } else { (&counts.to_client, &counts.from_client) };
+    let result = {
+        let (mut rd, mut wr) = tcp.split();
+        let a = to_stream(&mut rd, &mut send, up);
+        let b = to_socket(&mut recv, &mut wr, down);
+        both(a, b).await
+    };
+    if result.is_err() {
+        send.send_reset(Reason::CANCEL);
+        reset_on_close(&tcp);
+    }
+    result
+}
+
+/// Runs both; the first error ends it.
+async fn both(a: impl Future<Output = io::Result<()>>, b: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    let (mut a_done, mut b_done) = (false, false);
+    poll_fn(|cx| {
+        if !a_done && let Poll::Ready(r) = a.as_mut().poll(cx) {
+            r?;
+            a_done = true;
+        }
+        if !b_done && let Poll::Ready(r) = b.as_mut().poll(cx) {
+            r?;
+            b_done = true;
+        }
+        if a_done && b_done { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+}
+
+fn broken(e: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, e.to_string())
+}
+
+async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, count: &Cell<u64>) -> io::Result<()> {
+    loop {
+        // Nothing is reserved while the application is silent: a reservation would take window from other streams.
+        poll_fn(|cx| {
+            if let Poll::Ready(r) = rd.as_ref().poll_read_ready(cx) {
+                return Poll::Ready(r);
+            }
+            match send.poll_reset(cx) {
+                Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                Poll::Ready(Ok(r)) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, r.to_string()))),
+                Poll::Ready(Err(e)) => Poll::Ready(Err(broken(e))),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await?;
+        send.reserve_capacity(CHUNK);
+        let room = poll_fn(|cx| send.poll_capacity(cx)).await.ok_or(io::ErrorKind::ConnectionReset)?.map_err(broken)?;
+        let data = poll_fn(|cx| match poll_bytes(rd, cx, room.min(CHUNK)) {
+            // Readiness was stale: give the window back while we wait again.
+            Poll::Pending => Poll::Ready(Ok(None)),
+            Poll::Ready(r) => Poll::Ready(r.map(Some)),
+        })
+        .await?;
+        match data {
+            None => send.reserve_capacity(0),
+            Some(d) if d.is_empty() => {
+                send.reserve_capacity(0);
+                return send.send_data(Bytes::new(), true).map_err(broken);
+            }
+            Some(d) => {
+                add(count, d.len());
+                send.send_data(d, false).map_err(broken)?;
+                send.reserve_capacity(0);
+            }
+        }
+    }
+}
+
+async fn to_socket(recv: &mut RecvStream, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<()> {
+    while let Some(d) = recv.data().await {
+        let mut d = match d {
+            Ok(d) => d,
+            // An orderly end, said in another way (reference ztunnel §1.4).
+            Err(e) if e.reason() == Some(Reason::NO_ERROR) => break,
+            Err(e) => return Err(broken(e)),
+        };
+        let n = d.len();
+        while !d.is_empty() {
+            let w = poll_fn(|cx| poll_write(wr, cx, &d)).await?;
+            if w == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let _ = d.split_to(w);
+        }
+        add(count, n);
+        recv.flow_control().release_capacity(n).map_err(broken)?;
+    }
+    end(wr);
+    Ok(())
+}
+
+/// Carries bytes between two sockets until both directions have ended. `a` is the side that opened the connection.
+///
+/// # Errors
+/// If a leg broke; the other has then been reset.
+pub async fn plain(mut a: TcpStream, mut b: TcpStream, counts: &Counts) -> io::Result<()> {
+    let result = {
+        let (mut ra, mut wa) = a.split();
+        let (mut rb, mut wb) = b.split();
+        let up = one_way(&mut ra, &mut wb, &counts.from_client);
+        let down = one_way(&mut rb, &mut wa, &counts.to_client);
+        both(up, down).await
+    };
+    if result.is_err() {
+        reset_on_close(&a);
+        reset_on_close(&b);
+    }
+    result
+}
+
+async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<()> {
+    loop {
+        match small(rd, wr, count).await? {
+            0 => {
+                end(wr);
+                return Ok(());
+            }
+            n if n >= SPLICE_FROM => {
+                if spliced(rd, wr, count).await? {
+                    end(wr);
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// One read and its writes, through the worker's scratch buffer; what the socket does not take at once is kept.
+async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<usize> {
+    let (n, rest) = poll_fn(|cx| {
+        SCRATCH.with_borrow_mut(|buf| {
+            if buf.is_empty() {
+                buf.resize(64 << 10, 0);
+            }
+            let mut b = ReadBuf::new(buf);
+            ready!(Pin::new(&mut *rd).poll_read(cx, &mut b))?;
+            let n = b.filled().len();
+            let mut done = 0;
+            while done < n {
+                match poll_write(wr, cx, &buf[done..n]) {
+                    Poll::Ready(Ok(w)) => done += w,
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(Ok::<_, io::Error>((n, buf[done..n].to_vec())))
+        })
+    })
+    .await?;
+    let mut at = 0;
+    while at < rest.len() {
+        at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await?;
+    }
+    add(count, n);
+    Ok(n)
+}
+
+/// Splices until the socket has nothing for the moment. True: the direction has ended.
+async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<bool> {
+    let mut pipe = match SPARE.with_borrow_mut(Vec::pop) {
+        Some(p) => p,
+        None => Pipe::new()?,
+    };
+    let mut rounds = 0;
+    loop {
+        // The pipe is empty here, so "would block" can only be about the socket.
+        let filled = rd.as_ref().try_io(Interest::READABLE, || pipe.fill(rd.as_ref().as_fd()));
+        match filled {
+            Ok(0) => {
+                give_back(pipe);
+                return Ok(true);
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if rounds == 0 {
+                    give_back(pipe);
+                    return Ok(false);
+                }
+                // In the middle of a bulk transfer the next bytes are near; but an idle connection must hold no pipe.
+                let more = tokio::time::timeout(std::time::Duration::from_millis(1), rd.readable()).await;
+                if more.is_err() {
+                    give_back(pipe);
+                    return Ok(false);
+                }
+                rounds = 1;
+                continue;
+            }
+            Err(e) => return Err(e),
+        }
+        rounds += 1;
+        while pipe.held > 0 {
+            match wr.as_ref().try_io(Interest::WRITABLE, || pipe.drain(wr.as_ref().as_fd())) {
+                Ok(n) => add(count, n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => wr.writable().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        tokio::task::coop::consume_budget().await;
+    }
+}
+
+fn give_back(p: Pipe) {
+    SPARE.with_borrow_mut(|v| {
+        if v.len() < PIPES && p.held == 0 {
+            v.push(p);
+        }
+    });
+}
+
+/// At most `max` bytes, without a copy, out of the worker's arena. Empty: end of stream.
+fn poll_bytes(rd: &mut ReadHalf<'_>, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Bytes>> {
+    BUFFER.with_borrow_mut(|arena| {
+        if arena.capacity() < CHUNK {
+            // Takes the old memory again if all that was read into it has been sent.
+            arena.reserve(ARENA);
+        }
+        let mut limited = (&mut *arena).limit(max);
+        let read = std::pin::pin!(rd.read_buf(&mut limited));
+        ready!(read.poll(cx))?;
+        Poll::Ready(Ok(arena.split().freeze()))
+    })
+}
+
+fn poll_write(wr: &mut WriteHalf<'_>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    Pin::new(wr).poll_write(cx, buf)
+}
+
+fn end(wr: &WriteHalf<'_>) {
+    let _ = socket2::SockRef::from(wr.as_ref()).shutdown(std::net::Shutdown::Write);
+}

@@ -1,0 +1,202 @@
+//! Tunnels shared by the connections of one worker. Single-threaded: no lock, no cross-thread wake-up.
+//!
+//! For a key there is at most one attempt to connect at a time, in a task of its own; everybody who waits gets its result,
+//! good or bad, so that a dead peer costs each connection one timeout and not a queue of them. A tunnel leaves the pool when
+//! it ends or says GOAWAY, and one that was full is used again as soon as a stream ends.
+
+use crate::client::ClientError;
+use bytes::Bytes;
+use h2::client::SendRequest;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    hash::Hash,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// A tunnel.
+pub struct Tunnel {
+    send: SendRequest<Bytes>,
+    active: Cell<usize>,
+    closed: Cell<bool>,
+    idle_since: Cell<Instant>,
+}
+
+impl Tunnel {
+    /// Closed, or told to go away by the peer: readiness then fails.
+    fn is_closed(&self) -> bool {
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let gone = matches!(self.send.clone().poll_ready(&mut cx), std::task::Poll::Ready(Err(_)));
+        if gone {
+            self.closed.set(true);
+        }
+        self.closed.get()
+    }
+}
+
+/// A place on a tunnel, given back when dropped.
+pub struct Lease(Rc<Tunnel>);
+
+impl Lease {
+    /// The tunnel's handle.
+    pub fn sender(&self) -> SendRequest<Bytes> {
+        self.0.send.clone()
+    }
+    /// After an error of the tunnel itself: no new stream is put on it.
+    pub fn discard(&self) {
+        self.0.closed.set(true);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+#[derive(Default)]
+struct Slot {
+    tunnels: RefCell<Vec<Rc<Tunnel>>>,
+    attempt: RefCell<Option<Rc<Attempt>>>,
+}
+
+#[derive(Default)]
+struct Attempt {
+    done: Notify,
+    error: RefCell<Option<ClientError>>,
+    finished: Cell<bool>,
+}
+
+/// The pool of one worker.
+pub struct Pool<K> {
+    slots: RefCell<HashMap<K, Rc<Slot>>>,
+    streams: usize,
+    idle: Duration,
+}
+
+impl<K: Clone + Eq + Hash + 'static> Pool<K> {
+    /// A pool that puts `streams` on a tunnel and closes tunnels unused for `idle`.
+    pub fn new(streams: usize, idle: Duration) -> Rc<Self> {
+        Rc::new(Self { slots: RefCell::default(), streams, idle })
+    }
+
+    /// A place on a tunnel for the key; `connect` makes one if there is none. Runs in a `LocalSet`.
+    ///
+    /// # Errors
+    /// Those of `connect`.
+    pub async fn get<F, D>(self: &Rc<Self>, key: &K, connect: impl FnOnce() -> F) -> Result<Lease, ClientError>
+    where
+        F: Future<Output = Result<(SendRequest<Bytes>, D), ClientError>> + 'static,
+        D: Future<Output = Result<(), h2::Error>> + 'static,
+    {
+        let mut connect = Some(connect);
+        loop {
+            let slot = self.slots.borrow_mut().entry(key.clone()).or_default().clone();
+            if let Some(l) = self.lease(&slot) {
+                return Ok(l);
+            }
+            let running = slot.attempt.borrow().clone();
+            let attempt = match (running, connect.take()) {
+                (Some(a), c) => {
+                    connect = c;
+                    a
+                }
+                (None, Some(c)) => {
+                    let a = Rc::new(Attempt::default());
+                    *slot.attempt.borrow_mut() = Some(a.clone());
+                    tokio::task::spawn_local(self.clone().attempt(key.clone(), slot.clone(), a.clone(), c()));
+                    a
+                }
+                // Our own attempt gave a tunnel, and others have filled it.
+                (None, None) => return Err(ClientError::Stream("the tunnel was used up by other connections; try again".into())),
+            };
+            if !attempt.finished.get() {
+                attempt.done.notified().await;
+            }
+            if let Some(e) = attempt.error.borrow().clone() {
+                return Err(e);
+            }
+        }
+    }
+
+    fn lease(&self, slot: &Slot) -> Option<Lease> {
+        let mut tunnels = slot.tunnels.borrow_mut();
+        tunnels.retain(|t| !t.is_closed());
+        // The fullest that still has room: others can then become idle and be closed.
+        let best = tunnels.iter().filter(|t| t.active.get() < self.streams.min(t.send.current_max_send_streams())).max_by_key(|t| t.active.get())?;
+        best.active.set(best.active.get() + 1);
+        Some(Lease(best.clone()))
+    }
+
+    async fn attempt<D>(self: Rc<Self>, key: K, slot: Rc<Slot>, a: Rc<Attempt>, connect: impl Future<Output = Result<(SendRequest<Bytes>, D), ClientError>>)
+    where
+        D: Future<Output = Result<(), h2::Error>> + 'static,
+    {
+        let result = connect.await;
+        *slot.attempt.borrow_mut() = None;
+        let drive = match result {
+            Ok((send, drive)) => {
+                let t = Rc::new(Tunnel { send, active: Cell::new(0), closed: Cell::new(false), idle_since: Cell::new(Instant::now()) });
+                slot.tunnels.borrow_mut().push(t.clone());
+                Some((t, drive))
+            }
+            Err(e) => {
+                *a.error.borrow_mut() = Some(e);
+                None
+            }
+        };
+        a.finished.set(true);
+        a.done.notify_waiters();
+        if let Some((t, drive)) = drive {
+            self.keep(&t, drive).await;
+        }
+        // Ended: forget it, and the slot if nothing is left.
+        let mut tunnels = slot.tunnels.borrow_mut();
+        tunnels.retain(|t| !t.closed.get());
+        let empty = tunnels.is_empty() && slot.attempt.borrow().is_none();
+        drop(tunnels);
+        if empty {
+            let mut slots = self.slots.borrow_mut();
+            if slots.get(&key).is_some_and(|s| Rc::ptr_eq(s, &slot)) {
+                slots.remove(&key);
+            }
+        }
+    }
+
+    async fn keep(&self, t: &Rc<Tunnel>, drive: impl Future<Output = Result<(), h2::Error>>) {
+        let mut drive = std::pin::pin!(drive);
+        loop {
+            let idle_for = t.idle_since.get().elapsed();
+            let wait = self.idle.saturating_sub(idle_for).max(Duration::from_millis(10));
+            tokio::select! {
+                _ = &mut drive => break,
+                () = tokio::time::sleep(wait) => {
+                    if t.active.get() == 0 && (t.closed.get() || t.idle_since.get().elapsed() >= self.idle) {
+                        break;
+                    }
+                }
+            }
+        }
+        t.closed.set(true);
+    }
+
+    /// Tunnels at the moment.
+    pub fn len(&self) -> usize {
+        self.slots.borrow().values().map(|s| s.tunnels.borrow().len()).sum()
+    }
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Takes all tunnels of the keys that match out of the pool; their streams go on.
+    pub fn retire(&self, which: impl Fn(&K) -> bool) {
+        for (_, s) in self.slots.borrow().iter().filter(|(k, _)| which(k)) {
+            for t in s.tunnels.borrow_mut().drain(..) {
+                t.closed.set(true);
+            }
+        }
+    }
+}

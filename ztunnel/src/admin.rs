@@ -1,0 +1,141 @@
+//! Admin page, metrics, readiness; shapes as Istio's (reference ztunnel §4.8).
+
+use crate::{
+    state::{Gateway, GatewayTo, Service, Workload},
+    worker::{Order, Shared},
+};
+use karst_hbone::tls::Credentials;
+use karst_rt::{admin, ready::Ready};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// The pages' view of the process.
+pub struct Pages {
+    pub shared: Arc<Shared>,
+    pub ready: Ready,
+    pub workers: Vec<mpsc::Sender<Order>>,
+    pub quit: Arc<Notify>,
+    /// Connections by worker, refreshed in the background.
+    pub connections: Arc<Mutex<Vec<Value>>>,
+}
+
+/// Keeps the list of connections fresh while somebody may look.
+pub async fn collect(workers: Vec<mpsc::Sender<Order>>, into: Arc<Mutex<Vec<Value>>>) {
+    loop {
+        let mut all = Vec::new();
+        for w in &workers {
+            let (tx, rx) = oneshot::channel();
+            if w.send(Order::Dump(tx)).await.is_ok() {
+                all.extend(rx.await.unwrap_or_default());
+            }
+        }
+        *into.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+impl Pages {
+    /// The admin page.
+    pub fn admin(self: Arc<Self>) -> admin::Handler {
+        Arc::new(move |method, path, _| match (method, path) {
+            ("GET", "/") => admin::text(200, "ztunnel\n  GET  /config_dump\n  GET  /connections\n  POST /quitquitquit\n"),
+            ("GET", "/config_dump") => admin::json(&self.config_dump()),
+            ("GET", "/connections") => admin::json(&Value::Array(self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone())),
+            ("POST", "/quitquitquit") => {
+                self.quit.notify_one();
+                admin::text(200, "shutdown now\n")
+            }
+            ("GET", "/quitquitquit") => admin::text(405, "use POST\n"),
+            _ => admin::text(404, "not found; GET / lists the pages\n"),
+        })
+    }
+    /// Metrics.
+    pub fn stats(self: Arc<Self>) -> admin::Handler {
+        Arc::new(move |_, path, _| match path {
+            "/metrics" | "/stats/prometheus" => admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render()),
+            _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),
+        })
+    }
+    /// Readiness.
+    pub fn readiness(self: Arc<Self>) -> admin::Handler {
+        Arc::new(move |_, path, _| match path {
+            "/healthz/ready" => match self.ready.missing() {
+                m if m.is_empty() => admin::text(200, "ready\n"),
+                m => admin::text(500, format!("not ready, pending: {}\n", m.join(", "))),
+            },
+            _ => admin::text(404, "page: /healthz/ready\n"),
+        })
+    }
+
+    fn config_dump(&self) -> Value {
+        let s = self.shared.state.borrow().clone();
+        let workloads: BTreeMap<_, _> = s.workloads.iter().map(|(k, w)| (k.to_string(), workload(w))).collect();
+        let services: BTreeMap<_, _> = s.services.iter().map(|(k, v)| (k.to_string(), service(v, s.endpoints.get(k)))).collect();
+        let policies: BTreeMap<_, _> = s.policies.iter().map(|(k, p)| (k.to_string(), serde_json::to_value(&**p).unwrap_or_default())).collect();
+        let certificates: Vec<Value> = self.shared.secrets.all().values().map(|c| certificate(c)).collect();
+        let state: BTreeMap<String, Value> = self.shared.pods.load().values().map(|p| (p.uid.clone(), json!({ "state": "Up", "info": { "name": p.name, "namespace": p.namespace, "serviceAccount": p.account } }))).collect();
+        json!({
+            "workloads": workloads.values().collect::<Vec<_>>(),
+            "services": services.values().collect::<Vec<_>>(),
+            "policies": policies.values().collect::<Vec<_>>(),
+            "stagedServices": {},
+            "staticConfig": {},
+            "certificates": certificates,
+            "workloadState": state,
+            "connections": self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            "version": { "version": env!("CARGO_PKG_VERSION"), "name": "karst-ztunnel" },
+            "config": serde_json::to_value(&self.shared.config).unwrap_or_default(),
+        })
+    }
+}
+
+fn gateway(g: &Gateway) -> Value {
+    let destination = match &g.to {
+        GatewayTo::Service(k) => k.to_string(),
+        GatewayTo::Address(a) => format!("/{a}"),
+    };
+    json!({ "destination": destination, "hboneMtlsPort": g.port })
+}
+
+fn workload(w: &Workload) -> Value {
+    json!({
+        "uid": &*w.uid, "name": &*w.name, "namespace": &*w.namespace,
+        "workloadIps": w.ips, "hostname": &*w.hostname, "network": &*w.network,
+        "protocol": if w.hbone { "HBONE" } else { "TCP" }, "nativeTunnel": w.native_tunnel,
+        "trustDomain": w.identity.trust_domain(), "serviceAccount": w.identity.service_account(),
+        "waypoint": w.waypoint.as_ref().map(gateway), "node": &*w.node,
+        "workloadName": &*w.workload_name, "workloadType": w.workload_type,
+        "canonicalName": &*w.canonical_name, "canonicalRevision": &*w.canonical_revision,
+        "authorizationPolicies": w.policies.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
+        "status": if w.healthy { "Healthy" } else { "Unhealthy" }, "clusterId": &*w.cluster,
+        "locality": { "region": &*w.region, "zone": &*w.zone, "subzone": &*w.subzone },
+        "capacity": w.capacity, "networkMode": if w.host_network { "HostNetwork" } else { "Standard" },
+        "services": w.services.iter().map(|(k, _)| k.to_string()).collect::<Vec<_>>(),
+    })
+}
+
+fn service(s: &Service, endpoints: Option<&imbl::OrdMap<Arc<str>, Arc<[(u16, u16)]>>>) -> Value {
+    let ports = |p: &[(u16, u16)]| p.iter().map(|(a, b)| (a.to_string(), json!(b))).collect::<serde_json::Map<_, _>>();
+    let endpoints: BTreeMap<String, Value> = endpoints.into_iter().flatten().map(|(u, p)| (u.to_string(), json!({ "workloadUid": &**u, "port": ports(p) }))).collect();
+    json!({
+        "name": &*s.name, "namespace": &*s.namespace, "hostname": &*s.hostname,
+        "vips": s.vips.iter().map(|v| format!("/{v}")).collect::<Vec<_>>(),
+        "ports": ports(&s.ports), "endpoints": endpoints,
+        "subjectAltNames": s.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "waypoint": s.waypoints.first().map(|(g, _)| gateway(g)),
+    })
+}
+
+fn certificate(c: &Credentials) -> Value {
+    let time = |t: SystemTime| karst_rt::log::timestamp(t);
+    json!({
+        "identity": c.identity.to_string(), "state": if c.not_after > SystemTime::now() { "Available" } else { "Expired" },
+        "certChain": [{ "pem": c.pem.first(), "serialNumber": c.serial, "validFrom": time(c.not_before), "expirationTime": time(c.not_after) }],
+        "rootCerts": c.pem.last(),
+    })
+}

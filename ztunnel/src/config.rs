@@ -1,0 +1,193 @@
+//! ztunnel's knobs, under Istio's environment names where Istio has them. Environment variables are read here and
+//! nowhere else; `/config_dump` shows the result.
+
+use clap::Parser;
+use karst_hbone::Settings;
+use karst_rt::{log::Format, socket::Keepalive};
+use serde::Serialize;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Karst's node proxy.
+#[derive(Clone, Debug, Parser, Serialize)]
+#[command(name = "ztunnel", version)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// Discovery server, as https://HOST:PORT. Empty: only the static file.
+    #[arg(long, env = "XDS_ADDRESS", default_value = "https://istiod.istio-system.svc:15012")]
+    pub xds_address: String,
+    /// Certificate authority. Empty: as XDS_ADDRESS.
+    #[arg(long, env = "CA_ADDRESS", default_value = "")]
+    pub ca_address: String,
+    /// Root certificate of both servers, PEM.
+    #[arg(long, env = "XDS_ROOT_CA", default_value = "./var/run/secrets/istio/root-cert.pem")]
+    pub root_ca: PathBuf,
+    /// Name that the servers' certificates must have, if it is not that of the address.
+    #[arg(long, env = "ALT_XDS_HOSTNAME", default_value = "")]
+    pub alt_hostname: String,
+    /// File with the token to present; read anew for each call.
+    #[arg(long, env = "AUTH_TOKEN", default_value = "./var/run/secrets/tokens/istio-token")]
+    pub auth_token: PathBuf,
+    /// Static workloads, services and policies (YAML), for use without a controller.
+    #[arg(long, env = "LOCAL_XDS_PATH", default_value = "")]
+    pub local_xds_path: String,
+    /// Cluster name.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// DNS domain of services.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// This node's network.
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub network: String,
+    /// This node's name.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub node: String,
+    /// This pod's name, for discovery.
+    #[arg(long, env = "POD_NAME", default_value = "ztunnel")]
+    pub pod_name: String,
+    /// This pod's namespace, for discovery.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    pub pod_namespace: String,
+    /// This pod's address, for discovery.
+    #[arg(long, env = "INSTANCE_IP", default_value = "1.1.1.1")]
+    pub instance_ip: String,
+    /// Trust domain.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Lifetime to ask for, seconds.
+    #[arg(long, env = "SECRET_TTL", default_value_t = 86_400)]
+    pub secret_ttl: u64,
+    /// The node agent's socket.
+    #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
+    pub zds: PathBuf,
+    /// Data plane threads; 0: one for each core.
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
+    pub workers: usize,
+    /// Admin page (loopback).
+    #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// Metrics.
+    #[arg(long, env = "STATS_ADDR", default_value = "0.0.0.0:15020")]
+    pub stats: SocketAddr,
+    /// Readiness.
+    #[arg(long, env = "READINESS_ADDR", default_value = "0.0.0.0:15021")]
+    pub readiness: SocketAddr,
+    /// The application sees its client's address; without this, the pod's own.
+    #[arg(long, env = "ENABLE_ORIG_SRC", default_value_t = true, action = clap::ArgAction::Set)]
+    pub orig_src: bool,
+    /// Pods of the same node are connected directly, without TLS; policy, identity, metrics and logs stay the same.
+    #[arg(long, env = "KARST_SAME_NODE_DIRECT", default_value_t = true, action = clap::ArgAction::Set)]
+    pub same_node_direct: bool,
+    /// DNS proxy (proxy metadata in Istio).
+    #[arg(long, env = "DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
+    pub dns: bool,
+    /// Serve and answer IPv6.
+    #[arg(long, env = "IPV6_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
+    pub ipv6: bool,
+    /// Longest drain, seconds.
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE")]
+    pub drain_deadline: Option<u64>,
+    /// Kubernetes' grace period, seconds: the drain is 5 s shorter (1 s, if it is at most 10).
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS")]
+    pub grace_period: Option<u64>,
+    /// TCP keepalive.
+    #[arg(long, env = "KEEPALIVE_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
+    pub keepalive: bool,
+    /// Idle seconds before the first probe.
+    #[arg(long, env = "KEEPALIVE_TIME", default_value_t = 180)]
+    pub keepalive_time: u64,
+    /// Seconds between probes.
+    #[arg(long, env = "KEEPALIVE_INTERVAL", default_value_t = 180)]
+    pub keepalive_interval: u64,
+    /// Probes.
+    #[arg(long, env = "KEEPALIVE_RETRIES", default_value_t = 9)]
+    pub keepalive_retries: u32,
+    /// HTTP/2 window of a stream, bytes.
+    #[arg(long, env = "HTTP2_STREAM_WINDOW_SIZE", default_value_t = karst_core::limits::STREAM_WINDOW, value_parser = clap::value_parser!(u32).range(65_535..=0x7fff_ffff))]
+    pub stream_window: u32,
+    /// HTTP/2 window of a connection, bytes.
+    #[arg(long, env = "HTTP2_CONNECTION_WINDOW_SIZE", default_value_t = karst_core::limits::CONNECTION_WINDOW, value_parser = clap::value_parser!(u32).range(65_535..=0x7fff_ffff))]
+    pub connection_window: u32,
+    /// Largest HTTP/2 frame, bytes.
+    #[arg(long, env = "HTTP2_FRAME_SIZE", default_value_t = karst_core::limits::MAX_FRAME, value_parser = clap::value_parser!(u32).range(16_384..=16_777_215))]
+    pub max_frame: u32,
+    /// Streams on one tunnel.
+    #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = karst_core::limits::POOL_STREAMS)]
+    pub pool_streams: usize,
+    /// Seconds after which an unused tunnel is closed.
+    #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value_t = 300)]
+    pub pool_idle: u64,
+    /// The access log, one line for each connection.
+    #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
+    pub access_log: bool,
+    /// text or json.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    #[serde(skip)]
+    pub log_format: Format,
+    /// Filter, as info or debug.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log_level: String,
+}
+
+impl Config {
+    /// Data plane threads.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+    /// How long connections may go on after a SIGTERM (reference ztunnel §3.4).
+    pub fn drain_limit(&self) -> Duration {
+        let s = match (self.drain_deadline, self.grace_period) {
+            (Some(d), _) => d,
+            (None, Some(g)) if g <= 10 => g.saturating_sub(1),
+            (None, Some(g)) => g - 5,
+            (None, None) => 5,
+        };
+        Duration::from_secs(s)
+    }
+    /// Keepalive, if on.
+    pub fn keepalive_settings(&self) -> Option<Keepalive> {
+        self.keepalive.then(|| Keepalive {
+            time: Duration::from_secs(self.keepalive_time),
+            interval: Duration::from_secs(self.keepalive_interval),
+            retries: self.keepalive_retries,
+        })
+    }
+    /// Settings of tunnels.
+    pub fn hbone(&self) -> Settings {
+        Settings {
+            stream_window: self.stream_window,
+            connection_window: self.connection_window,
+            max_frame: self.max_frame,
+            pool_streams: self.pool_streams.max(1),
+            pool_idle: Duration::from_secs(self.pool_idle),
+        }
+    }
+    /// The certificate authority's address.
+    pub fn ca(&self) -> &str {
+        if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drain_follows_the_grace_period() {
+        let with = |args: &[&str]| Config::parse_from([&["ztunnel"], args].concat()).drain_limit().as_secs();
+        assert_eq!(with(&[]), 5);
+        assert_eq!(with(&["--grace-period", "30"]), 25);
+        assert_eq!(with(&["--grace-period", "10"]), 9);
+        assert_eq!(with(&["--grace-period", "30", "--drain-deadline", "3"]), 3);
+    }
+
+    #[test]
+    fn wrong_knobs_are_refused() {
+        for args in [&["--stream-window", "10"][..], &["--max-frame", "1"], &["--stats", "nowhere"], &["--log-format", "xml"]] {
+            assert!(Config::try_parse_from([&["ztunnel"], args].concat()).is_err(), "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The open connections of one worker: for balancing, for the access log and metrics, and so that a policy that comes
+//! later can close what it forbids. A connection is registered before it is authorized, so no change falls between.
+
+use crate::{
+    metrics::{Metrics, Reporter, Traffic},
+    outcome::Outcome,
+    state::{Service, Snapshot, Workload},
+};
+use karst_hbone::copy::Counts;
+use karst_policy::{Connection, Verdict, authorize};
+use karst_rt::log::{self, Format};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fmt::Write,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Instant, SystemTime},
+};
+use tokio::sync::Notify;
+
+/// What is known of a connection. The state of a connection is all here and in its copy loop.
+pub struct Conn {
+    pub reporter: Reporter,
+    pub source_addr: SocketAddr,
+    pub destination_addr: SocketAddr,
+    /// Where the tunnel goes or what its CONNECT asks for.
+    pub hbone_addr: Option<SocketAddr>,
+    pub source: Option<Arc<Workload>>,
+    pub destination: Option<Arc<Workload>>,
+    pub service: Option<Arc<Service>>,
+    /// Both sides have proven who they are.
+    pub mtls: bool,
+    /// The source's identity as proven, if it is.
+    pub source_identity: Option<karst_core::Identity>,
+    /// What policies may look at (inbound only).
+    pub check: Option<Connection>,
+    pub counts: Counts,
+    pub started: Instant,
+}
+
+struct Open {
+    conn: Rc<Conn>,
+    closing: RefCell<Option<Verdict>>,
+    notify: Notify,
+    traffic: RefCell<Option<Arc<Traffic>>>,
+    flushed: Cell<(u64, u64)>,
+}
+
+/// The connections of one worker.
+pub struct Conns {
+    open: RefCell<HashMap<u64, Rc<Open>>>,
+    loads: RefCell<HashMap<Arc<str>, u64>>,
+    next: Cell<u64>,
+    metrics: Arc<Metrics>,
+    access_log: bool,
+}
+
+/// A registered connection; dropping it without [`Guard::end`] counts it as drained.
+pub struct Guard {
+    all: Rc<Conns>,
+    id: u64,
+    open: Rc<Open>,
+    ended: bool,
+}
+
+impl Conns {
+    /// An empty registry.
+    pub fn new(metrics: Arc<Metrics>, access_log: bool) -> Rc<Self> {
+        Rc::new(Self { open: RefCell::default(), loads: RefCell::default(), next: Cell::new(0), metrics, access_log })
+    }
+    /// Registers a connection.
+    pub fn add(self: &Rc<Self>, c: Conn) -> Guard {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        if let Some(w) = &c.destination {
+            *self.loads.borrow_mut().entry(w.uid.clone()).or_default() += 1;
+        }
+        self.gauge(c.reporter, 1);
+        let open = Rc::new(Open { conn: Rc::new(c), closing: RefCell::default(), notify: Notify::new(), traffic: RefCell::default(), flushed: Cell::default() });
+        self.open.borrow_mut().insert(id, open.clone());
+        Guard { all: self.clone(), id, open, ended: false }
+    }
+    fn gauge(&self, r: Reporter, by: i64) {
+        match r {
+            Reporter::Source => &self.metrics.open_source,
+            Reporter::Destination => &self.metrics.open_destination,
+        }
+        .fetch_add(by, Relaxed);
+    }
+    /// Open connections to a workload.
+    pub fn load(&self, uid: &str) -> u64 {
+        self.loads.borrow().get(uid).copied().unwrap_or(0)
+    }
+    /// Open connections.
+    pub fn len(&self) -> usize {
+        self.open.borrow().len()
+    }
+    /// After a change: closes what is no longer allowed, by the destination's policies of now.
+    pub fn recheck(&self, s: &Snapshot) {
+        for o in self.open.borrow().values() {
+            let (Some(check), Some(w)) = (&o.conn.check, &o.conn.destination) else { continue };
+            // The workload as it is now: its list of policies may be what changed.
+            let Some(w) = s.workloads.get(&w.uid) else { continue };
+            // A policy that has not arrived is on its way: the connection was allowed before, and will be checked again.
+            let Ok(policies) = s.policies_of(w) else { continue };
+            let v = authorize(policies.into_iter(), check);
+            if !v.is_allow() {
+                self.metrics.closed_by_policy.fetch_add(1, Relaxed);
+                *o.closing.borrow_mut() = Some(v);
+                o.notify.notify_one();
+            }
+        }
+    }
+    /// Adds what was carried since the last time to the metrics, so that long connections are seen.
+    pub fn flush(&self) {
+        for o in self.open.borrow().values() {
+            o.flush();
+        }
+    }
+    /// For the admin page.
+    pub fn dump(&self) -> Vec<serde_json::Value> {
+        let now = Instant::now();
+        let one = |o: &Rc<Open>| {
+            let c = &o.conn;
+            serde_json::json!({
+                "direction": if c.reporter == Reporter::Source { "outbound" } else { "inbound" },
+                "src": c.source_addr.to_string(),
+                "originalDst": c.destination_addr.to_string(),
+                "actualDst": c.hbone_addr.map(|a| a.to_string()),
+                "srcIdentity": c.source_identity.as_ref().map(|i| i.to_string()),
+                "dstWorkload": c.destination.as_ref().map(|w| w.uid.to_string()),
+                "protocol": if c.mtls { "HBONE" } else { "TCP" },
+                "bytesFromClient": c.counts.from_client.get(),
+                "bytesToClient": c.counts.to_client.get(),
+                "ageMs": now.duration_since(c.started).as_millis() as u64,
+            })
+        };
+        self.open.borrow().values().map(one).collect()
+    }
+}
+
+impl Open {
+    fn flush(&self) {
+        if let Some(t) = &*self.traffic.borrow() {
+            let now = (self.conn.counts.from_client.get(), self.conn.counts.to_client.get());
+            let before = self.flushed.replace(now);
+            t.received.fetch_add(now.0 - before.0, Relaxed);
+            t.sent.fetch_add(now.1 - before.1, Relaxed);
+        }
+    }
+}
+
+impl Guard {
+    /// The connection.
+    pub fn conn(&self) -> &Rc<Conn> {
+        &self.open.conn
+    }
+    /// It has come about: it counts as opened.
+    pub fn established(&self) {
+        let c = &self.open.conn;
+        let t = self.all.metrics.traffic(c.reporter, c.source.as_deref(), c.destination.as_deref(), c.service.as_deref(), c.mtls, "-");
+        t.opened.fetch_add(1, Relaxed);
+        *self.open.traffic.borrow_mut() = Some(t);
+        if self.all.access_log && tracing::enabled!(target: "access", tracing::Level::DEBUG) {
+            self.line(tracing::Level::DEBUG, "connection opened", None);
+        }
+    }
+    /// Waits until a policy forbids it.
+    pub async fn forbidden(&self) -> Verdict {
+        loop {
+            if let Some(v) = self.open.closing.borrow().clone() {
+                return v;
+            }
+            self.open.notify.notified().await;
+        }
+    }
+    /// Records its end, once.
+    pub fn end(mut self, o: &Outcome) {
+        self.finish(o);
+    }
+
+    fn finish(&mut self, o: &Outcome) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let c = self.open.conn.clone();
+        self.all.open.borrow_mut().remove(&self.id);
+        if let Some(w) = &c.destination {
+            let mut loads = self.all.loads.borrow_mut();
+            if let Some(n) = loads.get_mut(&w.uid) {
+                *n -= 1;
+                if *n == 0 {
+                    loads.remove(&w.uid);
+                }
+            }
+        }
+        self.all.gauge(c.reporter, -1);
+        self.open.flush();
+        match &*self.open.traffic.borrow() {
+            Some(t) => {
+                t.closed.fetch_add(1, Relaxed);
+                t.touch();
+            }
+            None => {
+                let t = self.all.metrics.traffic(c.reporter, c.source.as_deref(), c.destination.as_deref(), c.service.as_deref(), c.mtls, o.flag());
+                t.failed.fetch_add(1, Relaxed);
+                t.touch();
+            }
+        }
+        if self.all.access_log {
+            match o.text() {
+                None => self.line(tracing::Level::INFO, "connection complete", None),
+                Some(e) if o.failed() => self.line(tracing::Level::WARN, "connection failed", Some(&e)),
+                Some(e) => self.line(tracing::Level::ERROR, "connection complete", Some(&e)),
+            }
+        }
+    }
+
+    /// One record of the access log, in Istio's order of fields.
+    fn line(&self, level: tracing::Level, message: &str, error: Option<&str>) {
+        let c = &self.open.conn;
+        let json = log::format() == Format::Json;
+        let mut out = String::with_capacity(640);
+        let time = log::timestamp(SystemTime::now());
+        let name = match level {
+            tracing::Level::ERROR => "error",
+            tracing::Level::WARN => "warn",
+            tracing::Level::DEBUG => "debug",
+            _ => "info",
+        };
+        let _ = if json {
+            write!(out, "{{\"level\":\"{name}\",\"time\":\"{time}\",\"scope\":\"access\",\"message\":\"{message}\"")
+        } else {
+            write!(out, "{time}\t{name}\taccess\t{message}\t")
+        };
+        let mut first = !json;
+        let mut put = |k: &str, v: &dyn std::fmt::Display, quote: bool| {
+            if json {
+                let _ = write!(out, ",\"{k}\":\"{v}\"");
+                return;
+            }
+            if !std::mem::take(&mut first) {
+                out.push(' ');
+            }
+            let _ = if quote { write!(out, "{k}=\"{v}\"") } else { write!(out, "{k}={v}") };
+        };
+        put("src.addr", &c.source_addr, false);
+        if let Some(w) = &c.source {
+            put("src.workload", &w.name, true);
+            put("src.namespace", &w.namespace, true);
+        }
+        if let Some(i) = &c.source_identity {
+            put("src.identity", i, true);
+        }
+        if let Some(w) = &c.source {
+            put("src.cluster", &w.cluster, true);
+        }
+        put("dst.addr", &c.destination_addr, false);
+        if let Some(a) = &c.hbone_addr {
+            put("dst.hbone_addr", a, false);
+        }
+        if let Some(s) = &c.service {
+            put("dst.service", &s.hostname, true);
+        }
+        if let Some(w) = &c.destination {
+            put("dst.workload", &w.name, true);
+            put("dst.namespace", &w.namespace, true);
+            if c.mtls {
+                put("dst.identity", &w.identity, true);
+            }
+            put("dst.cluster", &w.cluster, true);
+        }
+        put("direction", &if c.reporter == Reporter::Source { "outbound" } else { "inbound" }, true);
+        // From the point of view of the application that is served (reference ztunnel §4.6).
+        put("bytes_sent", &c.counts.to_client.get(), false);
+        put("bytes_recv", &c.counts.from_client.get(), false);
+        put("duration", &format_args!("{}ms", c.started.elapsed().as_millis()), true);
+        if let Some(e) = error {
+            put("error", &karst_core::untrusted::Untrusted(e), true);
+        }
+        if json {
+            out.push('}');
+        }
+        log::line(out);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.finish(&Outcome::Drained);
+    }
+}

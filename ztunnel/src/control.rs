@@ -1,0 +1,202 @@
+//! The control thread's parts: the writer of the state (xDS), and the keeper of the pods (ZDS).
+
+use crate::{
+    config::Config,
+    inpod::{Listeners, LocalPod, LocalPods, Pods},
+    metrics::Metrics,
+    secrets::Authority,
+    state::Snapshot,
+    worker::{Order, Shared},
+};
+use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, convert};
+use karst_rt::ready::{Blocker, Ready};
+use karst_xds::client::{Ended, Handler, Update};
+use std::{
+    collections::HashMap,
+    fs,
+    net::{TcpListener, UdpSocket},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// Types that are subscribed.
+pub const TYPES: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
+
+/// How the control plane is reached.
+#[derive(Clone)]
+pub struct Remote {
+    pub config: Config,
+    pub address: String,
+}
+
+impl Remote {
+    async fn channel(&self) -> Result<Channel, String> {
+        let root = fs::read(&self.config.root_ca).map_err(|e| format!("root certificate {} (XDS_ROOT_CA): {e}", self.config.root_ca.display()))?;
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
+        if !self.config.alt_hostname.is_empty() {
+            tls = tls.domain_name(&self.config.alt_hostname);
+        }
+        let e = Endpoint::from_shared(self.address.clone()).map_err(|e| format!("address {:?}: {e}", self.address))?;
+        let e = e.tls_config(tls).map_err(|e| format!("root certificate {}: {e}", self.config.root_ca.display()))?;
+        let e = e.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(Duration::from_secs(30)).keep_alive_timeout(Duration::from_secs(10));
+        e.connect().await.map_err(|e| {
+            let mut text = format!("{}: {e}", self.address);
+            let mut cause = std::error::Error::source(&e);
+            while let Some(c) = cause {
+                text = format!("{text}: {c}");
+                cause = c.source();
+            }
+            text
+        })
+    }
+    fn bearer(&self) -> Result<String, String> {
+        let path = &self.config.auth_token;
+        fs::read_to_string(path).map(|t| t.trim().to_string()).map_err(|e| format!("token {} (AUTH_TOKEN): {e}", path.display()))
+    }
+}
+
+impl Authority for Remote {
+    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+        self.channel()
+    }
+    fn token(&self) -> Result<String, String> {
+        self.bearer()
+    }
+}
+
+/// The one writer of the state.
+pub struct Writer {
+    pub remote: Remote,
+    pub state: watch::Sender<Arc<Snapshot>>,
+    pub metrics: Arc<Metrics>,
+    /// Until both types have arrived once.
+    pub missing: HashMap<&'static str, Blocker>,
+}
+
+impl Writer {
+    /// A writer whose readiness waits for the first answers.
+    pub fn new(remote: Remote, state: watch::Sender<Arc<Snapshot>>, metrics: Arc<Metrics>, ready: &Ready) -> Self {
+        let missing = TYPES.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
+        Self { remote, state, metrics, missing }
+    }
+}
+
+impl Handler for Writer {
+    fn apply(&mut self, u: Update) -> Vec<(String, String)> {
+        let mut refused = Vec::new();
+        // Cheap: the maps inside are persistent.
+        let mut s = (**self.state.borrow()).clone();
+        if u.type_url == ADDRESS_TYPE {
+            for (name, _, bytes) in &u.changed {
+                if let Err(e) = s.put_address(name, bytes) {
+                    refused.push((name.clone(), e));
+                }
+            }
+            for name in &u.removed {
+                s.remove_address(name);
+            }
+        } else {
+            for (name, _, bytes) in &u.changed {
+                match convert::policy(bytes) {
+                    Ok(p) => s.put_policy(name, p),
+                    Err(e) => refused.push((name.clone(), e)),
+                }
+            }
+            for name in &u.removed {
+                s.remove_policy(name);
+            }
+        }
+        self.state.send_replace(Arc::new(s));
+        self.missing.remove(u.type_url.as_str());
+        refused
+    }
+    fn token(&self) -> Result<String, String> {
+        self.remote.bearer()
+    }
+    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+        self.remote.channel()
+    }
+    fn headers(&self) -> Vec<(String, String)> {
+        vec![("clusterid".into(), self.remote.config.cluster_id.clone())]
+    }
+    fn ended(&self, why: Ended) {
+        if let Some(c) = self.metrics.xds_ended.get(why as usize) {
+            c.fetch_add(1, Relaxed);
+        }
+    }
+    fn received(&self, type_url: &str, bytes: usize) {
+        let mut m = self.metrics.xds_messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let e = m.entry(type_url.into()).or_default();
+        *e = (e.0 + 1, e.1 + bytes as u64);
+    }
+}
+
+/// Hands pods to the workers.
+pub struct Keeper {
+    pub shared: Arc<Shared>,
+    pub workers: Vec<mpsc::Sender<Order>>,
+    pub pods: HashMap<String, Arc<LocalPod>>,
+    /// Until the agent's first snapshot is complete.
+    pub blocker: Option<Blocker>,
+    pub dns: mpsc::Sender<crate::dns::Order>,
+    /// Tells which identities are needed.
+    pub changed: Arc<tokio::sync::Notify>,
+}
+
+impl Keeper {
+    fn publish(&self) {
+        let by_key: LocalPods = self.pods.values().map(|p| (p.key.clone(), p.clone())).collect();
+        self.shared.metrics.pods.store(by_key.len() as i64, Relaxed);
+        self.shared.pods.store(Arc::new(by_key));
+        self.changed.notify_one();
+    }
+}
+
+impl Pods for Keeper {
+    async fn add(&mut self, pod: LocalPod, l: Listeners) -> Result<(), String> {
+        let pod = Arc::new(pod);
+        let copy = |s: &TcpListener| s.try_clone().map_err(|e| format!("descriptors: {e}"));
+        let mut waits = Vec::new();
+        for w in &self.workers {
+            let own = Listeners {
+                outbound: copy(&l.outbound)?,
+                plaintext: copy(&l.plaintext)?,
+                hbone: copy(&l.hbone)?,
+                dns: UdpSocket::try_clone(&l.dns).map_err(|e| format!("descriptors: {e}"))?,
+            };
+            let (done, wait) = oneshot::channel();
+            w.send(Order::Add { pod: pod.clone(), listeners: own, done }).await.map_err(|_| "a worker has stopped")?;
+            waits.push(wait);
+        }
+        for r in waits {
+            r.await.map_err(|_| "a worker has stopped")??;
+        }
+        let _ = self.dns.send(crate::dns::Order::Add(pod.clone(), l.dns)).await;
+        if self.pods.insert(pod.uid.clone(), pod.clone()).is_none() {
+            self.shared.metrics.pods_started.fetch_add(1, Relaxed);
+        }
+        tracing::info!(pod = pod.key, account = pod.account, "pod is served");
+        self.publish();
+        Ok(())
+    }
+    async fn del(&mut self, uid: &str) {
+        let Some(p) = self.pods.remove(uid) else { return };
+        for w in &self.workers {
+            let _ = w.send(Order::Del { uid: uid.into() }).await;
+        }
+        let _ = self.dns.send(crate::dns::Order::Del(uid.into())).await;
+        self.shared.metrics.pods_stopped.fetch_add(1, Relaxed);
+        tracing::info!(pod = p.key, "pod is no longer served");
+        self.publish();
+    }
+    async fn snapshot(&mut self, uids: &[String]) {
+        let gone: Vec<String> = self.pods.keys().filter(|u| !uids.contains(u)).cloned().collect();
+        for u in gone {
+            self.del(&u).await;
+        }
+        self.blocker = None;
+    }
+    fn lost(&mut self) {}
+}

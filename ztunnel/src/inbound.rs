@@ -1,0 +1,283 @@
+//! Connections to the node's pods: by tunnel, and as captured plaintext.
+
+use crate::{
+    conns::{Conn, Guard},
+    inpod::LocalPod,
+    metrics::Reporter,
+    outcome::Outcome,
+    plan::OWN_PORTS,
+    state::{Service, Workload},
+    worker::{Count, Served, Worker},
+};
+use bytes::Bytes;
+use h2::{Reason, server::SendResponse};
+use http::{Method, Response, StatusCode};
+use karst_core::{Identity, canonical, limits};
+use karst_hbone::{
+    copy::{self, Counts},
+    server,
+};
+use karst_policy::{Connection, Verdict, authorize};
+use karst_rt::{drain, socket};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+use tokio::net::TcpStream;
+
+/// Captured plaintext.
+pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+    let Ok(to) = tcp.local_addr().map(canonical) else { return };
+    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+        w.refused();
+        socket::reset_on_close(&tcp);
+        return;
+    };
+    if let Some(k) = &w.keepalive {
+        socket::keepalive(&tcp, k);
+    }
+    let ask = Ask { from, to, hbone: None, identity: None, service: None };
+    let (guard, ready) = open(&w, &p.pod, ask).await;
+    let app = match ready {
+        Ok(app) => app,
+        Err(o) => {
+            socket::reset_on_close(&tcp);
+            return guard.end(&o);
+        }
+    };
+    guard.established();
+    let outcome = carry(&w, &guard, copy::plain(tcp, app, &guard.conn().counts)).await;
+    guard.end(&outcome);
+}
+
+/// A tunnel to one of our pods.
+pub async fn tunnel(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+    let Ok(to) = tcp.local_addr().map(canonical) else { return };
+    let Some(_place) = Count::up(&p.tunnels, limits::MAX_TUNNELS_PER_POD) else { return w.refused() };
+    let (stream, peer) = {
+        let Some(_place) = Count::up(&p.handshakes, limits::MAX_HANDSHAKES_PER_POD) else { return w.refused() };
+        let Some((_, own)) = w.workload(&p.pod).await else {
+            return tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {}", Outcome::NoWorkload.text().unwrap_or_default());
+        };
+        let mut secrets = w.shared.secrets.clone();
+        let Some(creds) = secrets.get(&own.identity, limits::HOLD_TIMEOUT).await else {
+            return tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {}", Outcome::NoIdentity.text().unwrap_or_default());
+        };
+        if let Some(k) = &w.keepalive {
+            socket::keepalive(&tcp, k);
+        }
+        match server::handshake(tcp, &creds).await {
+            Ok(x) => x,
+            Err(e) => return tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed"),
+        }
+    };
+    let stop = p.watch();
+    let (w2, p2) = (w.clone(), p.clone());
+    let on_stream = move |c: server::Connect| {
+        tokio::task::spawn_local(connect(w2.clone(), p2.clone(), c, from, to, peer.clone()));
+    };
+    if let Err(e) = server::serve(server::TlsIo::new(stream), &w.settings, stop, on_stream).await {
+        tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel ended");
+    }
+}
+
+async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketAddr, to: SocketAddr, peer: Identity) {
+    let server::Connect { request, mut respond } = c;
+    let refuse = |respond: &mut SendResponse<Bytes>, o: &Outcome| {
+        let mut r = Response::new(());
+        *r.status_mut() = StatusCode::from_u16(o.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        if respond.send_response(r, true).is_err() {
+            respond.send_reset(Reason::REFUSED_STREAM);
+        }
+    };
+    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+        w.refused();
+        return refuse(&mut respond, &Outcome::Limit);
+    };
+    let (target, service) = match target(&w, &p.pod, &request, to) {
+        Ok(t) => t,
+        Err(o) => {
+            tracing::info!(target: "access", pod = p.pod.key, peer = %from, identity = %peer, error = o.text(), "CONNECT refused");
+            return refuse(&mut respond, &o);
+        }
+    };
+    let ask = Ask { from, to: target, hbone: Some(target), identity: Some(peer), service };
+    let (guard, ready) = open(&w, &p.pod, ask).await;
+    let app = match ready {
+        Ok(app) => app,
+        Err(o) => {
+            refuse(&mut respond, &o);
+            return guard.end(&o);
+        }
+    };
+    let mut r = Response::new(());
+    if let Some(b) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
+        r.headers_mut().insert("baggage", b);
+    }
+    let send = match respond.send_response(r, false) {
+        Ok(s) => s,
+        Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
+    };
+    guard.established();
+    let outcome = carry(&w, &guard, copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false)).await;
+    guard.end(&outcome);
+}
+
+/// Where a CONNECT goes: always to this pod (docs/hbone.md §4).
+fn target<B>(w: &Worker, pod: &LocalPod, r: &http::Request<B>, to: SocketAddr) -> Result<(SocketAddr, Option<Arc<Service>>), Outcome> {
+    if r.method() != Method::CONNECT || r.extensions().get::<h2::ext::Protocol>().is_some() {
+        return Err(Outcome::BadRequest("the method is not a plain CONNECT"));
+    }
+    let a = r.uri().authority().ok_or(Outcome::BadRequest("CONNECT without authority"))?;
+    let (host, port, service) = authority(a.as_str()).ok_or(Outcome::BadRequest("the authority is not HOST:PORT"))?;
+    let port = match host {
+        Host::Ip(ip) if ip != to.ip() => return Err(Outcome::BadRequest("the authority is not the address that the tunnel goes to")),
+        Host::Ip(_) => port,
+        Host::Name(name) => {
+            let s = w.snapshot();
+            let svc = s.host(name, &pod.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+            let own = s.pod(&pod.namespace, &pod.name).ok_or(Outcome::NoWorkload)?;
+            let ports = own.services.iter().find(|(k, _)| *k == svc.key).map(|(_, p)| p).ok_or(Outcome::NotFound("this pod is no endpoint of the service"))?;
+            let target = ports.iter().find(|(p, _)| *p == port).map(|(_, t)| *t).ok_or(Outcome::NotFound("the service does not have this port"))?;
+            return guard_port(target).map(|t| (SocketAddr::new(to.ip(), t), Some(svc.clone())));
+        }
+    };
+    let _ = service;
+    guard_port(port).map(|p| (SocketAddr::new(to.ip(), p), None))
+}
+
+fn guard_port(p: u16) -> Result<u16, Outcome> {
+    if OWN_PORTS.contains(&p) { Err(Outcome::NotFound("the port is one of ztunnel's own")) } else { Ok(p) }
+}
+
+enum Host<'a> {
+    Ip(IpAddr),
+    Name(&'a str),
+}
+
+/// Reads `ip:port`, `[ip6]:port` or `name:port`.
+fn authority(a: &str) -> Option<(Host<'_>, u16, ())> {
+    let (host, port) = a.rsplit_once(':')?;
+    let port: u16 = port.parse().ok().filter(|p| *p != 0)?;
+    if let Some(v6) = host.strip_prefix('[') {
+        let ip: std::net::Ipv6Addr = v6.strip_suffix(']')?.parse().ok()?;
+        return Some((Host::Ip(IpAddr::V6(ip).to_canonical()), port, ()));
+    }
+    if host.is_empty() || host.contains([':', '@', '[', ']']) {
+        return None;
+    }
+    Some(match host.parse::<std::net::Ipv4Addr>() {
+        Ok(ip) => (Host::Ip(ip.into()), port, ()),
+        Err(_) => (Host::Name(host), port, ()),
+    })
+}
+
+/// What somebody wants of a pod.
+pub struct Ask {
+    /// Who, by address.
+    pub from: SocketAddr,
+    /// Which application.
+    pub to: SocketAddr,
+    /// What the CONNECT asked for.
+    pub hbone: Option<SocketAddr>,
+    /// Who, as proven.
+    pub identity: Option<Identity>,
+    /// By which service.
+    pub service: Option<Arc<Service>>,
+}
+
+/// Registers, authorizes, and connects to the application. The same for tunnels, plaintext and same-node connections.
+pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStream, Outcome>) {
+    let known = w.workload(pod).await;
+    let source = known.as_ref().and_then(|(s, _)| s.workload(ask.from.ip()).cloned());
+    // An address proves nothing: a source that has shown another identity is not the workload of that address.
+    let source = source.filter(|s| ask.identity.as_ref().is_none_or(|i| *i == s.identity));
+    let own: Option<Arc<Workload>> = known.map(|(_, own)| own);
+    let check = Connection { source_identity: ask.identity.clone(), source_ip: ask.from.ip(), destination_ip: ask.to.ip(), destination_port: ask.to.port() };
+    let guard = w.conns.add(Conn {
+        reporter: Reporter::Destination,
+        source_addr: ask.from,
+        destination_addr: ask.to,
+        hbone_addr: ask.hbone,
+        source,
+        destination: own.clone(),
+        service: ask.service,
+        mtls: ask.identity.is_some(),
+        source_identity: ask.identity,
+        check: Some(check.clone()),
+        counts: Counts::default(),
+        started: Instant::now(),
+    });
+    if own.is_none() {
+        return (guard, Err(Outcome::NoWorkload));
+    }
+    if let Err(o) = authorized(w, pod, &check).await {
+        return (guard, Err(o));
+    }
+    let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
+    let app = pod.origin.connect_app(ask.to, source_ip, limits::CONNECT_TIMEOUT).await;
+    (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
+}
+
+/// Judges by the newest state; a policy that is named and not there is waited for.
+async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
+    let mut state = w.shared.state.clone();
+    let judge = |s: &crate::state::Snapshot| -> Result<Verdict, Outcome> {
+        let own = s.pod(&pod.namespace, &pod.name).ok_or(Outcome::NoWorkload)?;
+        let policies = s.policies_of(own).map_err(Outcome::PolicyMissing)?;
+        Ok(authorize(policies.into_iter(), check))
+    };
+    let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;
+    loop {
+        let s = state.borrow_and_update().clone();
+        match judge(&s) {
+            Ok(Verdict::Allow) => return Ok(()),
+            Ok(v @ (Verdict::DeniedBy(_) | Verdict::NotAllowed)) => return Err(Outcome::Denied(v)),
+            Err(missing) => match tokio::time::timeout_at(deadline, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Err(missing),
+            },
+        }
+    }
+}
+
+/// Carries bytes until the end, or until a policy forbids it, or the process must stop.
+pub async fn carry(w: &Worker, guard: &Guard, bytes: impl Future<Output = std::io::Result<()>>) -> Outcome {
+    let mut drain = w.drain.clone();
+    tokio::select! {
+        r = bytes => Outcome::of_copy(r),
+        v = guard.forbidden() => Outcome::ClosedByPolicy(v),
+        () = drain.reached(drain::Phase::Forced) => Outcome::Drained,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities() {
+        let show = |a: &str| match authority(a) {
+            None => "-".to_string(),
+            Some((Host::Ip(ip), p, ())) => format!("{ip} {p}"),
+            Some((Host::Name(n), p, ())) => format!("name {n} {p}"),
+        };
+        for (a, want) in [
+            ("10.0.0.1:80", "10.0.0.1 80"),
+            ("[fd00::1]:80", "fd00::1 80"),
+            ("[::ffff:10.0.0.1]:80", "10.0.0.1 80"),
+            ("a.b:80", "name a.b 80"),
+            ("10.0.0.1", "-"),
+            ("10.0.0.1:0", "-"),
+            ("10.0.0.1:65536", "-"),
+            (":80", "-"),
+            ("fd00::1:80", "-"),
+            ("u@h:80", "-"),
+            ("[10.0.0.1]:80", "-"),
+        ] {
+            assert_eq!(show(a), want, "{a}");
+        }
+    }
+}

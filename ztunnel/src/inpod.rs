@@ -1,0 +1,168 @@
+//! The node's pods, as the agent tells of them over ZDS.
+
+use karst_api::{
+    ZDS_MAX_PACKET,
+    zds::{self, Ack, AddWorkload, Descriptor, ZdsHello, workload_request::Payload},
+};
+use karst_rt::{
+    backoff::Backoff,
+    netns::Netns,
+    seqpacket::Packets,
+    socket::{Exempt, Origin},
+};
+use prost::Message;
+use std::{collections::HashMap, net::TcpListener, net::UdpSocket, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+
+/// A pod of this node.
+#[derive(Debug)]
+pub struct LocalPod {
+    /// The uid on ZDS.
+    pub uid: String,
+    /// `namespace/name`.
+    pub key: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Service account.
+    pub account: String,
+    /// Where its connections are made.
+    pub origin: Origin,
+}
+
+/// The pods by `namespace/name`.
+pub type LocalPods = HashMap<String, Arc<LocalPod>>;
+
+/// The listeners of a pod. Duplicates: the agent keeps its own.
+pub struct Listeners {
+    pub outbound: TcpListener,
+    pub plaintext: TcpListener,
+    pub hbone: TcpListener,
+    pub dns: UdpSocket,
+}
+
+/// What the owner of the connection does with the agent's requests.
+pub trait Pods {
+    /// Takes on a pod; Ok once it is served.
+    fn add(&mut self, pod: LocalPod, l: Listeners) -> impl Future<Output = Result<(), String>>;
+    /// Lets a pod go.
+    fn del(&mut self, uid: &str) -> impl Future<Output = ()>;
+    /// The snapshot is complete: pods not in `uids` are gone.
+    fn snapshot(&mut self, uids: &[String]) -> impl Future<Output = ()>;
+    /// The connection to the agent is lost; pods are served on.
+    fn lost(&mut self);
+}
+
+/// Talks to the agent, for ever.
+pub async fn run(path: &Path, mut pods: impl Pods) {
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        match session(path, &mut pods, &mut backoff).await {
+            Ok(()) => tracing::info!("the node agent has closed the connection; pods are served on"),
+            Err(e) => tracing::warn!(path = %path.display(), error = e, "no connection to the node agent"),
+        }
+        pods.lost();
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Result<(), String> {
+    let c = Packets::connect(path).map_err(|e| e.to_string())?;
+    let hello = ZdsHello { version: zds::Version::V1 as i32, karst_listeners: true };
+    c.send(&hello.encode_to_vec(), &[]).await.map_err(|e| format!("hello: {e}"))?;
+    backoff.reset();
+    tracing::info!("connected to the node agent");
+    let mut seen = Some(Vec::new());
+    loop {
+        let (bytes, fds) = c.recv(ZDS_MAX_PACKET).await.map_err(|e| e.to_string())?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let error = match request(&bytes, fds) {
+            Ok(Request::Add(pod, l)) => {
+                if let Some(s) = &mut seen {
+                    s.push(pod.uid.clone());
+                }
+                pods.add(*pod, l).await.err()
+            }
+            Ok(Request::Keep(uid)) => {
+                if let Some(s) = &mut seen {
+                    s.push(uid);
+                }
+                None
+            }
+            Ok(Request::Del(uid)) => {
+                pods.del(&uid).await;
+                None
+            }
+            Ok(Request::Snapshot) => {
+                if let Some(s) = seen.take() {
+                    pods.snapshot(&s).await;
+                }
+                None
+            }
+            Err(e) => Some(e),
+        };
+        if let Some(e) = &error {
+            tracing::warn!(error = e, "refused a request of the node agent");
+        }
+        let ack = zds::WorkloadResponse { payload: Some(zds::workload_response::Payload::Ack(Ack { error: error.unwrap_or_default() })) };
+        c.send(&ack.encode_to_vec(), &[]).await.map_err(|e| format!("acknowledge: {e}"))?;
+    }
+}
+
+/// A request, read.
+pub enum Request {
+    Add(Box<LocalPod>, Listeners),
+    Keep(String),
+    Del(String),
+    Snapshot,
+}
+
+/// Reads a packet of the agent.
+///
+/// # Errors
+/// With what is wrong; the text goes back to the agent.
+pub fn request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, String> {
+    let r = zds::WorkloadRequest::decode(bytes).map_err(|e| format!("not a ZDS request: {e}"))?;
+    match r.payload {
+        Some(Payload::Add(a)) => add(a, fds).map(|(p, l)| Request::Add(Box::new(p), l)),
+        Some(Payload::Keep(k)) => Ok(Request::Keep(k.uid)),
+        Some(Payload::Del(d)) => Ok(Request::Del(d.uid)),
+        Some(Payload::SnapshotSent(_)) => Ok(Request::Snapshot),
+        None => Err("a ZDS request of a kind that this version does not know".into()),
+    }
+}
+
+fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), String> {
+    let info = a.workload_info.ok_or("AddWorkload without workload_info")?;
+    if fds.len() != a.karst_descriptors.len() + 1 {
+        return Err(format!("AddWorkload announces {} descriptors and the netns, and brings {}", a.karst_descriptors.len(), fds.len()));
+    }
+    let mut fds = fds.into_iter();
+    let netns = Netns::from_fd(fds.next().ok_or("AddWorkload without netns descriptor")?);
+    let (mut outbound, mut plaintext, mut hbone, mut dns, mut exempt) = (None, None, None, None, None);
+    for (kind, fd) in a.karst_descriptors.iter().zip(fds) {
+        match Descriptor::try_from(*kind) {
+            Ok(Descriptor::ListenOutbound) => outbound = Some(TcpListener::from(fd)),
+            Ok(Descriptor::ListenPlaintext) => plaintext = Some(TcpListener::from(fd)),
+            Ok(Descriptor::ListenHbone) => hbone = Some(TcpListener::from(fd)),
+            Ok(Descriptor::DnsUdp) => dns = Some(UdpSocket::from(fd)),
+            Ok(Descriptor::ExemptMap) => exempt = Some(Exempt::new(fd)),
+            // From a newer agent; closed.
+            Ok(Descriptor::Unknown) | Err(_) => {}
+        }
+    }
+    let (Some(outbound), Some(plaintext), Some(hbone), Some(dns)) = (outbound, plaintext, hbone, dns) else {
+        return Err("the agent sent no listeners: this ztunnel needs Karst's node agent".into());
+    };
+    let pod = LocalPod {
+        uid: a.uid,
+        key: format!("{}/{}", info.namespace, info.name),
+        namespace: info.namespace,
+        name: info.name,
+        account: info.service_account,
+        origin: Origin { netns: Some(netns), exempt },
+    };
+    Ok((pod, Listeners { outbound, plaintext, hbone, dns }))
+}

@@ -1,0 +1,202 @@
+//! Connections of the node's pods: plan, then do what the plan says. If the connect fails before anything was sent, one
+//! other endpoint is tried.
+
+use crate::{
+    conns::{Conn, Guard},
+    inbound::{self, Ask},
+    metrics::Reporter,
+    outcome::Outcome,
+    plan::{Plan, Tunnel, plan},
+    state::Workload,
+    worker::{ByLoad, Count, Served, TunnelKey, Worker},
+};
+use http::HeaderMap;
+use karst_core::{Identity, canonical, limits};
+use karst_hbone::{
+    client::{self, ClientError},
+    copy::{self, Counts},
+};
+use karst_rt::socket;
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use tokio::net::TcpStream;
+
+/// Endpoints tried for one connection.
+const TRIES: usize = 2;
+
+/// A captured connection of a pod.
+pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+    let Ok(to) = tcp.local_addr().map(canonical) else { return };
+    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+        w.refused();
+        socket::reset_on_close(&tcp);
+        return;
+    };
+    if let Some(k) = &w.keepalive {
+        socket::keepalive(&tcp, k);
+    }
+    let Some((mut snapshot, mut source)) = w.workload(&p.pod).await else {
+        socket::reset_on_close(&tcp);
+        return record(&w, from, to, None, None).end(&Outcome::NoWorkload);
+    };
+    let mut tried: Vec<Arc<str>> = Vec::new();
+    loop {
+        let planned = plan(&snapshot, &source, to, &tried, &mut ByLoad(&w));
+        let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
+        let again = tried.len() + 1 < TRIES;
+        let outcome = match attempt(&w, &p, &planned, &source, from).await {
+            Ok(Ready::Tunnel(lease, send, recv)) => {
+                guard.established();
+                let o = inbound::carry(&w, &guard, copy::tunnel(tcp, send, recv, &guard.conn().counts, true)).await;
+                drop(lease);
+                return guard.end(&o);
+            }
+            Ok(Ready::Socket(other)) => {
+                guard.established();
+                let o = inbound::carry(&w, &guard, copy::plain(tcp, other, &guard.conn().counts)).await;
+                return guard.end(&o);
+            }
+            Ok(Ready::Local(inner, app)) => {
+                guard.established();
+                inner.established();
+                let o = inbound::carry(&w, &inner, copy::plain(tcp, app, &guard.conn().counts)).await;
+                let (c, mine) = (inner.conn().clone(), guard.conn().clone());
+                c.counts.from_client.set(mine.counts.from_client.get());
+                c.counts.to_client.set(mine.counts.to_client.get());
+                inner.end(&o);
+                return guard.end(&o);
+            }
+            Err(o) => o,
+        };
+        let endpoint = match &planned {
+            Plan::Tunnel(t) if t.service.is_some() => Some(t.peer.uid.clone()),
+            Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
+            Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Refuse(_) => None,
+        };
+        let retriable = matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
+        guard.end(&outcome);
+        match endpoint {
+            Some(uid) if retriable && again => {
+                tried.push(uid);
+                if let Some((s, x)) = w.workload(&p.pod).await {
+                    (snapshot, source) = (s, x);
+                }
+            }
+            Some(_) | None => {
+                socket::reset_on_close(&tcp);
+                return;
+            }
+        }
+    }
+}
+
+enum Ready {
+    Tunnel(karst_hbone::pool::Lease, h2::SendStream<bytes::Bytes>, h2::RecvStream),
+    Socket(TcpStream),
+    Local(Guard, TcpStream),
+}
+
+async fn attempt(w: &Rc<Worker>, p: &Rc<Served>, planned: &Plan, source: &Arc<Workload>, from: SocketAddr) -> Result<Ready, Outcome> {
+    match planned {
+        Plan::Refuse(r) => Err(Outcome::Refused(*r)),
+        Plan::Plain { to, .. } => {
+            let s = p.pod.origin.connect(*to, limits::CONNECT_TIMEOUT).await.map_err(|e| Outcome::Connect(e.to_string()))?;
+            if let Some(k) = &w.keepalive {
+                socket::keepalive(&s, k);
+            }
+            Ok(Ready::Socket(s))
+        }
+        Plan::Tunnel(t) => {
+            if let Some(local) = same_node(w, t) {
+                // Both ends are this process: the caller's identity is the namespace that it came from.
+                let ask = Ask { from, to: t.target, hbone: None, identity: Some(source.identity.clone()), service: t.service.clone() };
+                let (guard, app) = inbound::open(w, &local, ask).await;
+                return match app {
+                    Ok(app) => Ok(Ready::Local(guard, app)),
+                    Err(o) => {
+                        guard.end(&o);
+                        Err(o)
+                    }
+                };
+            }
+            through(w, p, t, source, from).await
+        }
+    }
+}
+
+/// The destination's pod, if it hangs on this ztunnel and tunnels within the node are not asked for.
+fn same_node(w: &Worker, t: &Tunnel) -> Option<Arc<crate::inpod::LocalPod>> {
+    if !w.shared.config.same_node_direct || t.waypoint || t.peer.native_tunnel {
+        return None;
+    }
+    w.shared.pods.load().get(&format!("{}/{}", t.peer.namespace, t.peer.name)).cloned()
+}
+
+async fn through(w: &Rc<Worker>, p: &Rc<Served>, t: &Tunnel, source: &Arc<Workload>, from: SocketAddr) -> Result<Ready, Outcome> {
+    let mut secrets = w.shared.secrets.clone();
+    let creds = secrets.get(&source.identity, limits::HOLD_TIMEOUT).await.ok_or(Outcome::NoIdentity)?;
+    let key = TunnelKey { pod: p.pod.uid.clone(), to: t.address, expected: t.peer.identity.clone() };
+    let connect = || {
+        let (origin, to, settings, keepalive) = (p.pod.origin.clone(), t.address, w.settings.clone(), w.keepalive);
+        let creds = creds.clone();
+        let expected: Vec<Identity> = t.expected.clone();
+        async move {
+            let tcp = origin.connect(to, limits::CONNECT_TIMEOUT).await.map_err(|e| ClientError::Connect(to, e.to_string()))?;
+            if let Some(k) = &keepalive {
+                socket::keepalive(&tcp, k);
+            }
+            client::handshake(tcp, to, &creds, &expected, &settings).await
+        }
+    };
+    let lease = w.pool.get(&key, connect).await.map_err(Outcome::Tunnel)?;
+    match client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await {
+        Ok((send, recv, _)) => Ok(Ready::Tunnel(lease, send, recv)),
+        Err(e) => {
+            if matches!(e, ClientError::Stream(_)) {
+                lease.discard();
+            }
+            Err(Outcome::Tunnel(e))
+        }
+    }
+}
+
+/// Request headers (docs/hbone.md §4).
+fn headers(source: &Workload, t: &Tunnel, from: SocketAddr) -> HeaderMap {
+    let mut h = HeaderMap::with_capacity(4);
+    if let Some(b) = &source.baggage {
+        h.insert("baggage", b.clone());
+    }
+    let forwarded = match &t.service {
+        Some(s) => format!("for=\"{from}\";host={}", s.hostname),
+        None => format!("for=\"{from}\""),
+    };
+    if let Ok(v) = forwarded.try_into() {
+        h.insert("forwarded", v);
+    }
+    let (id, span): (u128, u64) = (rand::random(), rand::random());
+    if let Ok(v) = format!("00-{id:032x}-{span:016x}-00").try_into() {
+        h.insert("traceparent", v);
+    }
+    h
+}
+
+fn record(w: &Worker, from: SocketAddr, to: SocketAddr, source: Option<Arc<Workload>>, planned: Option<&Plan>) -> Guard {
+    let (destination, service, hbone, mtls, actual) = match planned {
+        Some(Plan::Tunnel(t)) => (Some(t.peer.clone()), t.service.clone(), Some(t.target), true, t.address),
+        Some(Plan::Plain { to, workload, service }) => (workload.clone(), service.clone(), None, false, *to),
+        Some(Plan::Refuse(_)) | None => (None, None, None, false, to),
+    };
+    w.conns.add(Conn {
+        reporter: Reporter::Source,
+        source_addr: from,
+        destination_addr: actual,
+        hbone_addr: hbone,
+        source_identity: source.as_ref().filter(|_| mtls).map(|s| s.identity.clone()),
+        source,
+        destination,
+        service,
+        mtls,
+        check: None,
+        counts: Counts::default(),
+        started: Instant::now(),
+    })
+}

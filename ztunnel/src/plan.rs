@@ -1,0 +1,359 @@
+//! Where a connection goes: a pure function of one snapshot (reference ztunnel §4.3, §4.4).
+
+use crate::state::{Gateway, GatewayTo, Mode, Scope2, Service, Snapshot, Workload};
+use karst_core::Identity;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+/// Ports that are ztunnel's own: a call to them would be a loop.
+pub const OWN_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+
+/// What to do with an outbound connection.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    /// Through a tunnel to a workload.
+    Tunnel(Tunnel),
+    /// As it is.
+    Plain {
+        /// Where to.
+        to: SocketAddr,
+        /// The workload there, if it is known.
+        workload: Option<Arc<Workload>>,
+        /// The service that was called.
+        service: Option<Arc<Service>>,
+    },
+    /// Not at all.
+    Refuse(Refusal),
+}
+
+/// A tunnel and what to ask for in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tunnel {
+    /// Who ends the tunnel: the destination, or a waypoint.
+    pub peer: Arc<Workload>,
+    /// Where the tunnel goes.
+    pub address: SocketAddr,
+    /// The CONNECT authority.
+    pub target: SocketAddr,
+    /// Who may answer.
+    pub expected: Vec<Identity>,
+    /// The service that was called.
+    pub service: Option<Arc<Service>>,
+    /// Does a waypoint end it?
+    pub waypoint: bool,
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// To ztunnel's own port of this pod.
+    OwnPort,
+    /// The service does not have this port.
+    NoPort,
+    /// The service has no endpoint that could be used.
+    NoEndpoint,
+    /// The waypoint is not known or not ready.
+    NoWaypoint,
+}
+
+impl Refusal {
+    /// For logs.
+    pub fn text(self) -> &'static str {
+        match self {
+            Refusal::OwnPort => "the destination is a port of ztunnel itself",
+            Refusal::NoPort => "the service does not have this port",
+            Refusal::NoEndpoint => "no healthy upstream: the service has no endpoint that could be used",
+            Refusal::NoWaypoint => "the waypoint is not known or not ready",
+        }
+    }
+}
+
+/// What a choice between endpoints goes by, besides the snapshot.
+pub trait Balance {
+    /// A number below `n`.
+    fn random(&mut self, n: u64) -> u64;
+    /// Open connections to a workload.
+    fn load(&self, uid: &str) -> u64;
+}
+
+/// Decides. `tried`: endpoints that have just failed.
+pub fn plan(s: &Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>], b: &mut impl Balance) -> Plan {
+    if OWN_PORTS.contains(&to.port()) && source.ips.contains(&to.ip()) {
+        return Plan::Refuse(Refusal::OwnPort);
+    }
+    if let Some(svc) = s.service(to.ip(), &source.namespace) {
+        return to_service(s, source, svc, to, tried, b);
+    }
+    let Some(w) = s.workload(to.ip()) else { return Plan::Plain { to, workload: None, service: None } };
+    if let Some(g) = &w.waypoint
+        && !is_waypoint(s, source, g)
+    {
+        return via(s, source, std::slice::from_ref(&(g.clone(), 1)), to, None, b);
+    }
+    direct(w, to, None)
+}
+
+fn to_service(s: &Snapshot, source: &Workload, svc: &Arc<Service>, to: SocketAddr, tried: &[Arc<str>], b: &mut impl Balance) -> Plan {
+    // A waypoint calls its own services without coming back to itself.
+    let others: Vec<_> = svc.waypoints.iter().filter(|(g, _)| !is_waypoint(s, source, g)).cloned().collect();
+    if !svc.waypoints.is_empty() && others.len() == svc.waypoints.len() {
+        return via(s, source, &others, to, Some(svc.clone()), b);
+    }
+    if svc.mode == Mode::Passthrough {
+        return match s.workload(to.ip()) {
+            Some(w) => direct(w, to, Some(svc.clone())),
+            None => Plan::Plain { to, workload: None, service: Some(svc.clone()) },
+        };
+    }
+    if !svc.ports.iter().any(|(p, _)| *p == to.port()) {
+        return Plan::Refuse(Refusal::NoPort);
+    }
+    match endpoint(s, source, svc, to, tried, b) {
+        Some((w, target)) => direct(&w, target, Some(svc.clone())),
+        None => Plan::Refuse(Refusal::NoEndpoint),
+    }
+}
+
+fn direct(w: &Arc<Workload>, target: SocketAddr, service: Option<Arc<Service>>) -> Plan {
+    if !w.hbone {
+        return Plan::Plain { to: target, workload: Some(w.clone()), service };
+    }
+    let mut expected = vec![w.identity.clone()];
+    expected.extend(service.iter().flat_map(|s| s.sans.iter().cloned()));
+    Plan::Tunnel(Tunnel { peer: w.clone(), address: SocketAddr::new(target.ip(), karst_hbone::PORT), target, expected, service, waypoint: false })
+}
+
+fn is_waypoint(s: &Snapshot, w: &Workload, g: &Gateway) -> bool {
+    match &g.to {
+        GatewayTo::Address(ip) => w.ips.contains(ip) || s.service(*ip, &w.namespace).is_some_and(|svc| w.services.iter().any(|(k, _)| *k == svc.key)),
+        GatewayTo::Service(key) => w.services.iter().any(|(k, _)| k == key),
+    }
+}
+
+/// By waypoint: the address that was dialled stays, the waypoint does the rest. Never past it.
+fn via(s: &Snapshot, source: &Workload, all: &[(Gateway, u32)], to: SocketAddr, service: Option<Arc<Service>>, b: &mut impl Balance) -> Plan {
+    let total: u64 = all.iter().map(|(_, w)| u64::from(*w)).sum();
+    let mut at = if total == 0 { 0 } else { b.random(total) };
+    let chosen = all.iter().find(|(_, w)| {
+        let hit = at < u64::from(*w);
+        at = at.saturating_sub(u64::from(*w));
+        hit
+    });
+    let Some((g, _)) = chosen.or(all.first()) else { return Plan::Refuse(Refusal::NoWaypoint) };
+    let by_service = |svc: &Arc<Service>, b: &mut _| {
+        let any_port = SocketAddr::new(to.ip(), g.port);
+        candidates(s, source, svc, any_port, &[]).into_iter().map(|(w, a, _)| (w, SocketAddr::new(a.ip(), g.port))).collect::<Vec<_>>().pick(b)
+    };
+    let found = match &g.to {
+        GatewayTo::Address(ip) => match (s.workload(*ip), s.service(*ip, &source.namespace)) {
+            (Some(w), _) => Some((w.clone(), SocketAddr::new(*ip, g.port))),
+            (None, Some(svc)) => by_service(svc, b),
+            (None, None) => None,
+        },
+        GatewayTo::Service(key) => s.services.get(key).and_then(|svc| by_service(svc, b)),
+    };
+    match found {
+        Some((w, address)) => Plan::Tunnel(Tunnel { expected: vec![w.identity.clone()], peer: w, address, target: to, service, waypoint: true }),
+        None => Plan::Refuse(Refusal::NoWaypoint),
+    }
+}
+
+trait Pick {
+    fn pick(self, b: &mut impl Balance) -> Option<(Arc<Workload>, SocketAddr)>;
+}
+impl Pick for Vec<(Arc<Workload>, SocketAddr)> {
+    fn pick(mut self, b: &mut impl Balance) -> Option<(Arc<Workload>, SocketAddr)> {
+        let n = self.len() as u64;
+        if n == 0 { None } else { Some(self.swap_remove(b.random(n) as usize)) }
+    }
+}
+
+/// Endpoints that could be used, with the best place only: workload, address, rank.
+fn candidates(s: &Snapshot, source: &Workload, svc: &Service, to: SocketAddr, tried: &[Arc<str>]) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
+    let Some(all) = s.endpoints.get(&svc.key) else { return vec![] };
+    let mut out = Vec::with_capacity(all.len());
+    let mut best = 0;
+    for (uid, ports) in all {
+        if tried.contains(uid) {
+            continue;
+        }
+        let Some(w) = s.workloads.get(uid) else { continue };
+        if svc.only_healthy && !w.healthy {
+            continue;
+        }
+        let rank = svc.scopes.iter().take_while(|x| matches(**x, source, w)).count();
+        if svc.mode == Mode::Strict && rank < svc.scopes.len() {
+            continue;
+        }
+        let Some(ip) = same_family(&w.ips, to.ip()) else { continue };
+        let named = ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t);
+        let target = match named.or_else(|| svc.ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t)) {
+            Some(0) => continue, // a named port that this endpoint does not have
+            Some(t) => t,
+            None => to.port(),
+        };
+        if svc.mode == Mode::Failover && rank > best {
+            best = rank;
+        }
+        out.push((w.clone(), SocketAddr::new(ip, target), rank));
+    }
+    if svc.mode == Mode::Failover {
+        out.retain(|(.., r)| *r == best);
+    }
+    out
+}
+
+/// Two at random, weighted by capacity, and of these the one with fewer open connections.
+fn endpoint(s: &Snapshot, source: &Workload, svc: &Service, to: SocketAddr, tried: &[Arc<str>], b: &mut impl Balance) -> Option<(Arc<Workload>, SocketAddr)> {
+    let all = candidates(s, source, svc, to, tried);
+    if all.len() <= 1 {
+        return all.into_iter().next().map(|(w, a, _)| (w, a));
+    }
+    let total: u64 = all.iter().map(|(w, ..)| u64::from(w.capacity)).sum();
+    let mut one = || {
+        let mut at = b.random(total.max(1));
+        let hit = all.iter().position(|(w, ..)| {
+            let c = u64::from(w.capacity);
+            let hit = at < c;
+            at = at.saturating_sub(c);
+            hit
+        });
+        hit.unwrap_or(0)
+    };
+    let (x, y) = (one(), one());
+    let busy = |i: usize| all.get(i).map_or(u64::MAX, |(w, ..)| b.load(&w.uid) * 1000 / u64::from(w.capacity.max(1)));
+    all.get(if busy(y) < busy(x) { y } else { x }).map(|(w, a, _)| (w.clone(), *a))
+}
+
+fn matches(x: Scope2, a: &Workload, b: &Workload) -> bool {
+    match x {
+        Scope2::Region => a.region == b.region,
+        Scope2::Zone => a.zone == b.zone,
+        Scope2::Subzone => a.subzone == b.subzone,
+        Scope2::Node => a.node == b.node,
+        Scope2::Cluster => a.cluster == b.cluster,
+        Scope2::Network => a.network == b.network,
+    }
+}
+
+/// The address of the family that was dialled, else the other.
+fn same_family(ips: &[IpAddr], like: IpAddr) -> Option<IpAddr> {
+    ips.iter().find(|i| i.is_ipv4() == like.is_ipv4()).or(ips.first()).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::tests::{pod, service, snapshot};
+    use karst_api::workload as pb;
+
+    struct Fixed(Vec<u64>, Vec<(&'static str, u64)>);
+    impl Balance for Fixed {
+        fn random(&mut self, n: u64) -> u64 {
+            if self.0.is_empty() { 0 } else { self.0.remove(0) % n }
+        }
+        fn load(&self, uid: &str) -> u64 {
+            self.1.iter().find(|(u, _)| uid.ends_with(u)).map_or(0, |(_, n)| *n)
+        }
+    }
+    fn fixed() -> Fixed {
+        Fixed(vec![], vec![])
+    }
+    const S: &str = "ns/s.ns.svc.cluster.local";
+    fn world() -> Snapshot {
+        snapshot(
+            vec![pod("c", "10.0.0.9", &[]), pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]), pod("b", "10.0.0.2", &[(S, &[(80, 9090)])])],
+            vec![service("s", "10.96.0.1", &[(80, 0)])],
+        )
+    }
+    fn run(s: &Snapshot, to: &str, tried: &[Arc<str>], b: &mut Fixed) -> Plan {
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap().clone();
+        plan(s, &c, to.parse().unwrap(), tried, b)
+    }
+    fn target(p: Plan) -> String {
+        match p {
+            Plan::Tunnel(t) => format!("{} by {}", t.target, t.address),
+            Plan::Plain { to, .. } => format!("{to} plain"),
+            Plan::Refuse(r) => format!("{r:?}"),
+        }
+    }
+
+    #[test]
+    fn decision_order() {
+        let mut s = world();
+        let mut plain = pod("p", "10.0.0.3", &[]);
+        plain.tunnel_protocol = 0;
+        for x in [plain] {
+            s.put_address(&x.uid.clone(), &prost::Message::encode_to_vec(&pb::Address { r#type: Some(pb::address::Type::Workload(x)) })).unwrap();
+        }
+        for (to, want) in [
+            ("10.96.0.1:80", "10.0.0.1:8080 by 10.0.0.1:15008"),
+            ("10.96.0.1:81", "NoPort"),
+            ("10.0.0.2:1234", "10.0.0.2:1234 by 10.0.0.2:15008"),
+            ("10.0.0.3:1234", "10.0.0.3:1234 plain"),
+            ("192.0.2.1:443", "192.0.2.1:443 plain"),
+            ("10.0.0.9:15008", "OwnPort"),
+            ("10.0.0.9:80", "10.0.0.9:80 by 10.0.0.9:15008"),
+        ] {
+            assert_eq!(target(run(&s, to, &[], &mut fixed())), want, "{to}");
+        }
+    }
+
+    #[test]
+    fn the_less_loaded_of_two_is_chosen_and_failed_ones_are_left_out() {
+        let s = world();
+        let mut b = Fixed(vec![0, 1], vec![("/a", 5), ("/b", 2)]);
+        assert_eq!(target(run(&s, "10.96.0.1:80", &[], &mut b)), "10.0.0.2:9090 by 10.0.0.2:15008");
+        let tried = ["Kubernetes//Pod/ns/b".into()];
+        let mut b = Fixed(vec![1, 1], vec![("/a", 5)]);
+        assert_eq!(target(run(&s, "10.96.0.1:80", &tried, &mut b)), "10.0.0.1:8080 by 10.0.0.1:15008");
+        let tried = ["Kubernetes//Pod/ns/a".into(), "Kubernetes//Pod/ns/b".into()];
+        assert_eq!(target(run(&s, "10.96.0.1:80", &tried, &mut fixed())), "NoEndpoint");
+    }
+
+    fn with_waypoint(ready: bool) -> Snapshot {
+        let g = pb::GatewayAddress {
+            destination: Some(pb::gateway_address::Destination::Address(pb::NetworkAddress { address: vec![10, 0, 0, 50], ..Default::default() })),
+            hbone_mtls_port: 15008,
+        };
+        let mut svc = service("s", "10.96.0.1", &[(80, 8080)]);
+        svc.waypoint = Some(g);
+        let mut pods = vec![pod("c", "10.0.0.9", &[]), pod("a", "10.0.0.1", &[(S, &[(80, 8080)])])];
+        if ready {
+            pods.push(pod("w", "10.0.0.50", &[]));
+        }
+        snapshot(pods, vec![svc])
+    }
+
+    #[test]
+    fn a_waypoint_is_never_passed_by() {
+        assert_eq!(target(run(&with_waypoint(true), "10.96.0.1:80", &[], &mut fixed())), "10.96.0.1:80 by 10.0.0.50:15008");
+        assert_eq!(target(run(&with_waypoint(false), "10.96.0.1:80", &[], &mut fixed())), "NoWaypoint");
+        let s = with_waypoint(true);
+        let w = s.workload("10.0.0.50".parse().unwrap()).unwrap().clone();
+        assert_eq!(target(plan(&s, &w, "10.96.0.1:80".parse().unwrap(), &[], &mut fixed())), "10.0.0.1:8080 by 10.0.0.1:15008");
+    }
+
+    #[test]
+    fn places_and_health() {
+        let mut svc = service("s", "10.96.0.1", &[(80, 8080)]);
+        let mut near = pod("near", "10.0.0.1", &[(S, &[(80, 8080)])]);
+        near.node = "n1".into();
+        let mut far = pod("far", "10.0.0.2", &[(S, &[(80, 8080)])]);
+        far.node = "n2".into();
+        let mut c = pod("c", "10.0.0.9", &[]);
+        c.node = "n1".into();
+        let lb = |mode| Some(pb::LoadBalancing { routing_preference: vec![4], mode, health_policy: 0 });
+        for (mode, near_ok, want) in [(2, true, "10.0.0.1"), (2, false, "10.0.0.2"), (1, true, "10.0.0.1"), (1, false, "NoEndpoint")] {
+            svc.load_balancing = lb(mode);
+            near.status = i32::from(!near_ok);
+            let s = snapshot(vec![c.clone(), near.clone(), far.clone()], vec![svc.clone()]);
+            for r in 0..4 {
+                let got = target(run(&s, "10.96.0.1:80", &[], &mut Fixed(vec![r, r], vec![])));
+                assert!(got.starts_with(want), "mode {mode} near {near_ok}: {got}");
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Certificates of the node's workloads: fetched when first needed, renewed around half of their life with jitter, kept in
+//! use until they really end. One certificate for each identity, whatever the number of its pods.
+
+use karst_api::ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
+use karst_core::Identity;
+use karst_hbone::tls::Credentials;
+use karst_rt::backoff::Backoff;
+use rand::Rng;
+use std::{
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::AbortHandle,
+};
+
+/// Requests to the CA at a time.
+const PARALLEL: usize = 8;
+/// Identities that may wait to be noticed; beyond, the asking connection asks again.
+const QUEUE: usize = 1024;
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// Istio: 150 s.
+const RETRY_CAP: Duration = Duration::from_secs(150);
+
+/// All certificates.
+pub type Table = HashMap<Identity, Arc<Credentials>>;
+
+/// The workers' side.
+#[derive(Clone)]
+pub struct Secrets {
+    table: watch::Receiver<Arc<Table>>,
+    want: mpsc::Sender<Identity>,
+}
+
+impl Secrets {
+    /// The certificate of an identity, if there is one that is valid now.
+    pub fn now(&self, id: &Identity) -> Option<Arc<Credentials>> {
+        self.table.borrow().get(id).filter(|c| c.not_after > SystemTime::now()).cloned()
+    }
+    /// The certificate, waiting for it at most `limit`.
+    pub async fn get(&mut self, id: &Identity, limit: Duration) -> Option<Arc<Credentials>> {
+        if let Some(c) = self.now(id) {
+            return Some(c);
+        }
+        let _ = self.want.try_send(id.clone());
+        let wait = async {
+            loop {
+                self.table.changed().await.ok()?;
+                if let Some(c) = self.now(id) {
+                    return Some(c);
+                }
+            }
+        };
+        tokio::time::timeout(limit, wait).await.ok().flatten()
+    }
+    /// For the admin page.
+    pub fn all(&self) -> BTreeMap<Identity, Arc<Credentials>> {
+        self.table.borrow().iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+}
+
+/// What the manager needs from outside.
+pub trait Authority {
+    /// A channel to the CA.
+    fn connect(&self) -> impl Future<Output = Result<tonic::transport::Channel, String>>;
+    /// The token to present.
+    fn token(&self) -> Result<String, String>;
+}
+
+/// The manager. Lives on the control thread.
+pub struct Manager<A> {
+    authority: Rc<A>,
+    table: watch::Sender<Arc<Table>>,
+    running: HashMap<Identity, AbortHandle>,
+    slots: Rc<Semaphore>,
+    ttl: u64,
+    cluster: String,
+    shared: Secrets,
+    wanted: mpsc::Receiver<Identity>,
+}
+
+impl<A: Authority + 'static> Manager<A> {
+    /// A manager without certificates.
+    pub fn new(authority: A, ttl: u64, cluster: String) -> Self {
+        let (table, rx) = watch::channel(Arc::default());
+        let (want, wanted) = mpsc::channel(QUEUE);
+        let shared = Secrets { table: rx, want };
+        Self { authority: Rc::new(authority), table, running: HashMap::new(), slots: Rc::new(Semaphore::new(PARALLEL)), ttl, cluster, shared, wanted }
+    }
+    /// The workers' side.
+    pub fn secrets(&self) -> Secrets {
+        self.shared.clone()
+    }
+    /// Waits for an identity that a connection needs.
+    pub async fn wanted(&mut self) -> Identity {
+        match self.wanted.recv().await {
+            Some(i) => i,
+            None => std::future::pending().await,
+        }
+    }
+    /// Keeps a certificate for this identity from now on.
+    pub fn keep(&mut self, id: &Identity) {
+        if self.running.contains_key(id) {
+            return;
+        }
+        let (a, table, slots) = (self.authority.clone(), self.table.clone(), self.slots.clone());
+        let (ttl, cluster, id2) = (self.ttl, self.cluster.clone(), id.clone());
+        let task = tokio::task::spawn_local(async move { renew(&*a, &table, &slots, ttl, &cluster, id2).await });
+        self.running.insert(id.clone(), task.abort_handle());
+    }
+    /// Drops all certificates but these: the last pod of the others has left.
+    pub fn retain(&mut self, keep: &std::collections::HashSet<Identity>) {
+        self.running.retain(|id, task| {
+            let stays = keep.contains(id);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        self.table.send_if_modified(|t| {
+            if t.keys().all(|id| keep.contains(id)) {
+                return false;
+            }
+            let mut new = (**t).clone();
+            new.retain(|id, _| keep.contains(id));
+            *t = Arc::new(new);
+            true
+        });
+    }
+}
+
+async fn renew<A: Authority>(a: &A, table: &watch::Sender<Arc<Table>>, slots: &Semaphore, ttl: u64, cluster: &str, id: Identity) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    loop {
+        let result = {
+            let _slot = slots.acquire().await;
+            fetch(a, ttl, cluster, &id).await
+        };
+        let pause = match result {
+            Ok(c) => {
+                backoff.reset();
+                let pause = until_renewal(SystemTime::now(), c.not_after, rand::rng().random_range(0.0..1.0));
+                tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate is here");
+                let c = Arc::new(c);
+                table.send_modify(|t| {
+                    let mut new = (**t).clone();
+                    new.insert(id.clone(), c);
+                    *t = Arc::new(new);
+                });
+                pause
+            }
+            Err(e) => {
+                let pause = backoff.next_delay();
+                tracing::warn!(identity = %id, error = e, retry_ms = pause.as_millis() as u64, "no certificate; one that is still valid stays in use");
+                pause
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Between 40 and 60 per cent of what is left, so that identities issued together do not renew together.
+fn until_renewal(now: SystemTime, end: SystemTime, chance: f64) -> Duration {
+    end.duration_since(now).unwrap_or_default().mul_f64(0.4 + 0.2 * chance).max(Duration::from_millis(500))
+}
+
+async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> Result<Credentials, String> {
+    let key = rcgen::KeyPair::generate().map_err(|e| format!("key: {e}"))?;
+    let mut p = rcgen::CertificateParams::default();
+    p.distinguished_name = rcgen::DistinguishedName::new();
+    p.subject_alt_names = vec![rcgen::SanType::URI(id.to_string().try_into().map_err(|e| format!("{e}"))?)];
+    let csr = p.serialize_request(&key).and_then(|r| r.pem()).map_err(|e| format!("csr: {e}"))?;
+    let value = |s: String| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s)) };
+    let metadata = prost_types::Struct { fields: [("ImpersonatedIdentity".to_string(), value(id.to_string()))].into() };
+    let mut r = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata: Some(metadata) });
+    let token = a.token()?.parse::<tonic::metadata::MetadataValue<_>>();
+    r.metadata_mut().insert("authorization", {
+        let t = token.map_err(|_| "the token has characters that no header may have".to_string())?;
+        format!("Bearer {}", t.to_str().unwrap_or("")).parse().map_err(|_| "token".to_string())?
+    });
+    if let Ok(c) = cluster.parse() {
+        r.metadata_mut().insert("clusterid", c);
+    }
+    r.set_timeout(Duration::from_secs(10));
+    let mut client = IstioCertificateServiceClient::new(a.connect().await?);
+    let chain = client.create_certificate(r).await.map_err(|s| format!("{}: {}", s.code(), s.message()))?.into_inner().cert_chain;
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    Credentials::new(id.clone(), &chain, key).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewals_spread_around_half_life() {
+        let now = SystemTime::UNIX_EPOCH;
+        let at = |c| until_renewal(now, now + Duration::from_secs(100), c).as_secs();
+        assert_eq!((at(0.0), at(0.5), at(1.0)), (40, 50, 60));
+        assert_eq!(until_renewal(now + Duration::from_secs(200), now, 0.5), Duration::from_millis(500));
+    }
+}

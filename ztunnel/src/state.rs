@@ -1,0 +1,480 @@
+//! What is known of the mesh: one immutable snapshot, replaced by one writer, read without a lock.
+
+use bytes::Bytes;
+use http::HeaderValue;
+use imbl::{HashMap, OrdMap};
+use karst_api::workload::{self as pb, gateway_address::Destination};
+use karst_core::{Cidr, Identity, addr::ip_from_bytes};
+use karst_policy::{Policy, Scope};
+use prost::Message;
+use std::{net::IpAddr, sync::Arc};
+
+/// A pod or another endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    pub uid: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub ips: Vec<IpAddr>,
+    pub hostname: Arc<str>,
+    pub network: Arc<str>,
+    pub hbone: bool,
+    pub native_tunnel: bool,
+    pub identity: Identity,
+    pub waypoint: Option<Gateway>,
+    pub node: Arc<str>,
+    pub workload_name: Arc<str>,
+    pub workload_type: &'static str,
+    pub canonical_name: Arc<str>,
+    pub canonical_revision: Arc<str>,
+    pub policies: Vec<Arc<str>>,
+    pub healthy: bool,
+    pub cluster: Arc<str>,
+    pub region: Arc<str>,
+    pub zone: Arc<str>,
+    pub subzone: Arc<str>,
+    pub host_network: bool,
+    pub capacity: u32,
+    /// By service key: service port and target port.
+    pub services: Vec<(Arc<str>, Vec<(u16, u16)>)>,
+    /// The `baggage` header that describes it.
+    pub baggage: Option<HeaderValue>,
+}
+
+/// How a gateway or waypoint is named.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateway {
+    pub to: GatewayTo,
+    pub port: u16,
+}
+#[derive(Clone, Debug, PartialEq)]
+pub enum GatewayTo {
+    /// Key of a service: `namespace/hostname`.
+    Service(Arc<str>),
+    Address(IpAddr),
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub key: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub hostname: Arc<str>,
+    pub vips: Vec<IpAddr>,
+    pub ranges: Vec<Cidr>,
+    /// Service port and target port (0: named, see the endpoint).
+    pub ports: Vec<(u16, u16)>,
+    pub sans: Vec<Identity>,
+    pub waypoints: Vec<(Gateway, u32)>,
+    pub mode: Mode,
+    pub scopes: Vec<Scope2>,
+    pub only_healthy: bool,
+    pub canonical: bool,
+    pub private: bool,
+}
+
+/// How endpoints are chosen by place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Any,
+    Strict,
+    Failover,
+    Passthrough,
+}
+/// A place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope2 {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+
+/// One immutable state.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    pub workloads: HashMap<Arc<str>, Arc<Workload>>,
+    /// By `namespace/name`; for the node's own pods.
+    pub by_name: HashMap<String, Arc<str>>,
+    pub by_ip: HashMap<IpAddr, Vec<Arc<str>>>,
+    pub services: HashMap<Arc<str>, Arc<Service>>,
+    pub by_vip: HashMap<IpAddr, Vec<Arc<str>>>,
+    pub by_host: HashMap<Arc<str>, Vec<Arc<str>>>,
+    pub ranges: Vec<(Cidr, Arc<str>)>,
+    /// Service key to endpoints: uid to (service port, target port).
+    pub endpoints: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<[(u16, u16)]>>>,
+    pub policies: HashMap<Arc<str>, Arc<Policy>>,
+    pub globals: Vec<Arc<Policy>>,
+    pub by_namespace: HashMap<Arc<str>, Vec<Arc<Policy>>>,
+    network: Arc<str>,
+}
+
+impl Snapshot {
+    /// An empty state of a network.
+    pub fn new(network: &str) -> Self {
+        Self { network: network.into(), ..Self::default() }
+    }
+
+    /// The workload of an address of this network. Several on one: pods before HBONE before others.
+    pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        let all = self.by_ip.get(&ip)?.iter().filter_map(|u| self.workloads.get(u));
+        all.max_by_key(|w| (w.uid.contains("//Pod/"), w.hbone))
+    }
+    /// A pod of the cluster by name.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(self.by_name.get(&format!("{namespace}/{name}"))?)
+    }
+    /// The service behind an address, as a client of this namespace sees it (reference ztunnel §4.3).
+    pub fn service(&self, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+        let visible = |s: &&Arc<Service>| !s.private || *s.namespace == *client_namespace;
+        let by_vip = self.by_vip.get(&ip).into_iter().flatten().filter_map(|k| self.services.get(k)).filter(visible);
+        if let Some(s) = by_vip.max_by_key(|s| (*s.namespace == *client_namespace, s.canonical)) {
+            return Some(s);
+        }
+        let in_range = self.ranges.iter().filter(|(c, _)| c.contains(ip));
+        let known = in_range.filter_map(|(c, k)| Some((c, self.services.get(k)?))).filter(|(_, s)| visible(s));
+        known.max_by_key(|(c, s)| (*s.namespace == *client_namespace, c.prefix_len(), s.canonical)).map(|(_, s)| s)
+    }
+    /// The services of a host name, the client's namespace first.
+    pub fn host(&self, name: &str, client_namespace: &str) -> Option<&Arc<Service>> {
+        let all = self.by_host.get(name)?.iter().filter_map(|k| self.services.get(k));
+        all.filter(|s| !s.private || *s.namespace == *client_namespace).max_by_key(|s| (*s.namespace == *client_namespace, s.canonical))
+    }
+    /// The policies that apply to a workload; Err names one that has not arrived.
+    pub fn policies_of<'a>(&'a self, w: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
+        let mut out: Vec<&Policy> = self.globals.iter().map(|p| &**p).collect();
+        out.extend(self.by_namespace.get(&w.namespace).into_iter().flatten().map(|p| &**p));
+        for k in &w.policies {
+            out.push(self.policies.get(k).ok_or_else(|| k.clone())?);
+        }
+        Ok(out)
+    }
+
+    /// Takes in one address resource.
+    ///
+    /// # Errors
+    /// If it cannot be read; the state is then as before.
+    pub fn put_address(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
+        let a = pb::Address::decode(bytes).map_err(|e| format!("not an istio.workload.Address: {e}"))?;
+        match a.r#type {
+            Some(pb::address::Type::Workload(w)) => {
+                let w = workload(w)?;
+                self.remove_address(name);
+                self.add_workload(w);
+            }
+            Some(pb::address::Type::Service(s)) => {
+                let s = self.convert_service(s)?;
+                self.remove_address(name);
+                self.add_service(s);
+            }
+            None => return Err("is neither workload nor service".into()),
+        }
+        Ok(())
+    }
+    /// Removes an address resource.
+    pub fn remove_address(&mut self, name: &str) {
+        if let Some(w) = self.workloads.remove(name) {
+            self.by_name.remove(&format!("{}/{}", w.namespace, w.name));
+            for ip in &w.ips {
+                forget(&mut self.by_ip, ip, name);
+            }
+            for (key, _) in &w.services {
+                if let Some(e) = self.endpoints.get_mut(key) {
+                    e.remove(name);
+                }
+            }
+        }
+        if let Some(s) = self.services.remove(name) {
+            for ip in &s.vips {
+                forget(&mut self.by_vip, ip, name);
+            }
+            forget(&mut self.by_host, &s.hostname, name);
+            self.ranges.retain(|(_, k)| **k != *name);
+        }
+    }
+    fn add_workload(&mut self, w: Workload) {
+        let uid = w.uid.clone();
+        if w.uid.contains("//Pod/") {
+            self.by_name.insert(format!("{}/{}", w.namespace, w.name), uid.clone());
+        }
+        // A host network pod shares its node's address, which is nobody's in particular.
+        if !w.host_network && w.network == self.network {
+            for ip in &w.ips {
+                self.by_ip.entry(*ip).or_default().push(uid.clone());
+            }
+        }
+        for (key, ports) in &w.services {
+            self.endpoints.entry(key.clone()).or_default().insert(uid.clone(), ports.as_slice().into());
+        }
+        self.workloads.insert(uid, Arc::new(w));
+    }
+    fn add_service(&mut self, s: Service) {
+        for ip in &s.vips {
+            self.by_vip.entry(*ip).or_default().push(s.key.clone());
+        }
+        self.by_host.entry(s.hostname.clone()).or_default().push(s.key.clone());
+        self.ranges.extend(s.ranges.iter().map(|c| (*c, s.key.clone())));
+        self.services.insert(s.key.clone(), Arc::new(s));
+    }
+    /// Takes in one policy.
+    pub fn put_policy(&mut self, name: &str, p: Policy) {
+        self.policies.insert(name.into(), Arc::new(p));
+        self.index_policies();
+    }
+    /// Removes a policy.
+    pub fn remove_policy(&mut self, name: &str) {
+        self.policies.remove(name);
+        self.index_policies();
+    }
+    fn index_policies(&mut self) {
+        self.globals = self.policies.values().filter(|p| p.scope == Scope::Global).cloned().collect();
+        self.by_namespace = HashMap::new();
+        for p in self.policies.values().filter(|p| p.scope == Scope::Namespace) {
+            self.by_namespace.entry(p.namespace.clone()).or_default().push(p.clone());
+        }
+    }
+
+    fn convert_service(&self, s: pb::Service) -> Result<Service, String> {
+        use pb::load_balancing as lb;
+        let (mut vips, mut ranges) = (Vec::new(), Vec::new());
+        for a in s.addresses.iter().filter(|a| *a.network == *self.network) {
+            let ip = ip_from_bytes(&a.address).ok_or_else(|| format!("service {}: an address has {} bytes", s.hostname, a.address.len()))?;
+            match a.length {
+                None => vips.push(ip),
+                Some(l) => ranges.push(u8::try_from(l).ok().and_then(|l| Cidr::new(ip, l)).ok_or_else(|| format!("service {}: prefix length {l}", s.hostname))?),
+            }
+        }
+        let mut waypoints = Vec::new();
+        for w in &s.weighted_waypoints {
+            waypoints.extend(gateway(w.destination.as_ref())?.map(|g| (g, w.weight)));
+        }
+        if waypoints.is_empty() {
+            waypoints.extend(gateway(s.waypoint.as_ref())?.map(|g| (g, 1)));
+        }
+        let l = s.load_balancing.unwrap_or_default();
+        let mode = match lb::Mode::try_from(l.mode) {
+            Ok(lb::Mode::UnspecifiedMode) => Mode::Any,
+            Ok(lb::Mode::Strict) => Mode::Strict,
+            Ok(lb::Mode::Failover) => Mode::Failover,
+            Ok(lb::Mode::Passthrough) => Mode::Passthrough,
+            Err(_) => return Err(format!("service {}: load balancing mode {} is not known", s.hostname, l.mode)),
+        };
+        let scope = |n: &i32| match lb::Scope::try_from(*n) {
+            Ok(lb::Scope::Region) => Some(Scope2::Region),
+            Ok(lb::Scope::Zone) => Some(Scope2::Zone),
+            Ok(lb::Scope::Subzone) => Some(Scope2::Subzone),
+            Ok(lb::Scope::Node) => Some(Scope2::Node),
+            Ok(lb::Scope::Cluster) => Some(Scope2::Cluster),
+            Ok(lb::Scope::Network) => Some(Scope2::Network),
+            Ok(lb::Scope::UnspecifiedScope) | Err(_) => None,
+        };
+        Ok(Service {
+            key: format!("{}/{}", s.namespace, s.hostname).into(),
+            name: s.name.into(),
+            namespace: s.namespace.into(),
+            hostname: s.hostname.into(),
+            vips,
+            ranges,
+            ports: ports(&s.ports),
+            sans: s.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
+            waypoints,
+            mode,
+            scopes: l.routing_preference.iter().filter_map(scope).collect(),
+            only_healthy: l.health_policy == lb::HealthPolicy::OnlyHealthy as i32,
+            canonical: s.canonical,
+            private: s.visibility != pb::Visibility::Public as i32,
+        })
+    }
+}
+
+fn forget<K: Clone + Eq + std::hash::Hash>(m: &mut HashMap<K, Vec<Arc<str>>>, k: &K, name: &str) {
+    if let Some(v) = m.get_mut(k) {
+        v.retain(|x| **x != *name);
+        if v.is_empty() {
+            m.remove(k);
+        }
+    }
+}
+
+fn ports(p: &[pb::Port]) -> Vec<(u16, u16)> {
+    let port = |n: u32| u16::try_from(n).ok();
+    p.iter().filter_map(|p| Some((port(p.service_port)?, port(p.target_port)?))).collect()
+}
+
+fn gateway(g: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, String> {
+    let Some(g) = g else { return Ok(None) };
+    let to = match &g.destination {
+        Some(Destination::Hostname(h)) => GatewayTo::Service(format!("{}/{}", h.namespace, h.hostname).into()),
+        Some(Destination::Address(a)) => GatewayTo::Address(ip_from_bytes(&a.address).ok_or("gateway address is malformed")?),
+        // Something is asked for that we do not understand: it must not be passed by.
+        None => return Err("gateway destination is not known".into()),
+    };
+    let port = match g.hbone_mtls_port {
+        0 => karst_hbone::PORT,
+        n => u16::try_from(n).map_err(|_| format!("gateway port {n}"))?,
+    };
+    Ok(Some(Gateway { to, port }))
+}
+
+fn workload(w: pb::Workload) -> Result<Workload, String> {
+    let or = |s: String, default: &str| if s.is_empty() { default.to_string() } else { s };
+    let ip = |b: &Bytes| ip_from_bytes(b).ok_or_else(|| format!("workload {}: an address has {} bytes", w.uid, b.len()));
+    let ips: Vec<IpAddr> = w.addresses.iter().map(|b| ip(&Bytes::from(b.to_vec()))).collect::<Result<_, _>>()?;
+    let hbone = match pb::TunnelProtocol::try_from(w.tunnel_protocol) {
+        Ok(pb::TunnelProtocol::None) => false,
+        Ok(pb::TunnelProtocol::Hbone) => true,
+        Ok(pb::TunnelProtocol::LegacyIstioMtls) | Err(_) => return Err(format!("workload {}: tunnel protocol {} is not supported", w.uid, w.tunnel_protocol)),
+    };
+    if w.uid.is_empty() {
+        return Err("workload without uid".into());
+    }
+    let trust_domain = or(w.trust_domain, "cluster.local");
+    let account = or(w.service_account, "default");
+    let identity = Identity::new(&trust_domain, &w.namespace, &account).map_err(|e| format!("workload {}: {e}", w.uid))?;
+    let workload_type = match pb::WorkloadType::try_from(w.workload_type) {
+        Ok(pb::WorkloadType::Deployment) => "deployment",
+        Ok(pb::WorkloadType::Cronjob) => "cronjob",
+        Ok(pb::WorkloadType::Job) => "job",
+        Ok(pb::WorkloadType::Pod) | Err(_) => "pod",
+    };
+    let place = w.locality.unwrap_or_default();
+    let cluster = or(w.cluster_id, "Kubernetes");
+    let baggage = baggage(&cluster, &w.namespace, workload_type, &w.workload_name, &w.canonical_name, &w.canonical_revision, &place);
+    let mut services: Vec<(Arc<str>, Vec<(u16, u16)>)> = w.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
+    services.sort();
+    Ok(Workload {
+        uid: w.uid.into(),
+        name: w.name.into(),
+        namespace: w.namespace.into(),
+        ips,
+        hostname: w.hostname.into(),
+        network: w.network.into(),
+        hbone,
+        native_tunnel: w.native_tunnel,
+        identity,
+        waypoint: gateway(w.waypoint.as_ref())?,
+        node: w.node.into(),
+        workload_name: w.workload_name.into(),
+        workload_type,
+        canonical_name: w.canonical_name.into(),
+        canonical_revision: w.canonical_revision.into(),
+        policies: w.authorization_policies.into_iter().map(Into::into).collect(),
+        // An unknown status is not healthy.
+        healthy: w.status == pb::WorkloadStatus::Healthy as i32,
+        cluster: cluster.into(),
+        region: place.region.into(),
+        zone: place.zone.into(),
+        subzone: place.subzone.into(),
+        host_network: w.network_mode == pb::NetworkMode::HostNetwork as i32,
+        capacity: w.capacity.unwrap_or(1),
+        services,
+        baggage,
+    })
+}
+
+fn baggage(cluster: &str, ns: &str, kind: &str, name: &str, service: &str, version: &str, place: &pb::Locality) -> Option<HeaderValue> {
+    let mut out = String::new();
+    let kind_key = format!("k8s.{kind}.name");
+    for (k, v) in [
+        ("k8s.cluster.name", cluster),
+        ("k8s.namespace.name", ns),
+        (&kind_key, name),
+        ("service.name", service),
+        ("service.version", version),
+        ("cloud.region", &place.region),
+        ("cloud.availability_zone", &place.zone),
+    ] {
+        if !v.is_empty() {
+            if !out.is_empty() {
+                out.push(',');
+            }
+            out.push_str(k);
+            out.push('=');
+            out.push_str(v);
+        }
+    }
+    HeaderValue::try_from(out).ok()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A workload for tests.
+    pub fn pod(name: &str, ip: &str, services: &[(&str, &[(u32, u32)])]) -> pb::Workload {
+        let list = |p: &[(u32, u32)]| pb::PortList { ports: p.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect() };
+        pb::Workload {
+            uid: format!("Kubernetes//Pod/ns/{name}"),
+            name: name.into(),
+            namespace: "ns".into(),
+            addresses: vec![karst_core::addr::ip_to_bytes(ip.parse().unwrap()).into()],
+            tunnel_protocol: 1,
+            service_account: name.into(),
+            services: services.iter().map(|(k, p)| (k.to_string(), list(p))).collect(),
+            ..Default::default()
+        }
+    }
+    /// A service for tests.
+    pub fn service(name: &str, vip: &str, ports: &[(u32, u32)]) -> pb::Service {
+        pb::Service {
+            name: name.into(),
+            namespace: "ns".into(),
+            hostname: format!("{name}.ns.svc.cluster.local"),
+            addresses: vec![pb::NetworkAddress { address: karst_core::addr::ip_to_bytes(vip.parse().unwrap()), ..Default::default() }],
+            ports: ports.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect(),
+            ..Default::default()
+        }
+    }
+    /// Puts both kinds into a snapshot.
+    pub fn snapshot(w: Vec<pb::Workload>, s: Vec<pb::Service>) -> Snapshot {
+        let mut x = Snapshot::new("");
+        for w in w {
+            let name = w.uid.clone();
+            x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Workload(w)) }.encode_to_vec()).unwrap();
+        }
+        for s in s {
+            let name = format!("{}/{}", s.namespace, s.hostname);
+            x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Service(s)) }.encode_to_vec()).unwrap();
+        }
+        x
+    }
+
+    #[test]
+    fn indices_follow_changes() {
+        let mut s = snapshot(vec![pod("a", "10.0.0.1", &[("ns/s.ns.svc.cluster.local", &[(80, 8080)])])], vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let ip = |x: &str| x.parse::<IpAddr>().unwrap();
+        assert!(s.workload(ip("10.0.0.1")).is_some() && s.service(ip("10.96.0.1"), "x").is_some());
+        assert_eq!(s.endpoints.get("ns/s.ns.svc.cluster.local").unwrap().len(), 1);
+        let moved = pod("a", "10.0.0.2", &[]);
+        s.put_address(&moved.uid.clone(), &pb::Address { r#type: Some(pb::address::Type::Workload(moved)) }.encode_to_vec()).unwrap();
+        assert!(s.workload(ip("10.0.0.1")).is_none() && s.workload(ip("10.0.0.2")).is_some());
+        assert_eq!(s.endpoints.get("ns/s.ns.svc.cluster.local").unwrap().len(), 0);
+        s.remove_address("ns/s.ns.svc.cluster.local");
+        assert!(s.service(ip("10.96.0.1"), "x").is_none());
+    }
+
+    #[test]
+    fn a_missing_policy_is_reported() {
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.authorization_policies = vec!["ns/p".into()];
+        let s = snapshot(vec![w], vec![]);
+        let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
+        assert_eq!(s.policies_of(&w).unwrap_err(), "ns/p".into());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.tunnel_protocol = 9;
+        assert!(workload(w).unwrap_err().contains("tunnel protocol"));
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.waypoint = Some(pb::GatewayAddress::default());
+        assert!(workload(w).is_err());
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.service_account = "a/b".into();
+        assert!(workload(w).is_err());
+    }
+}

@@ -1,0 +1,263 @@
+//! A data plane worker: one thread, one runtime, its own tunnels, buffers and registry of connections. A connection stays
+//! with the worker that accepted it.
+
+use crate::{
+    config::Config,
+    conns::Conns,
+    inbound, outbound,
+    inpod::{Listeners, LocalPod, LocalPods},
+    metrics::Metrics,
+    plan::Balance,
+    secrets::Secrets,
+    state::{Snapshot, Workload},
+};
+use arc_swap::ArcSwap;
+use karst_core::limits;
+use karst_hbone::{Settings, pool::Pool};
+use karst_rt::{accept::accept, drain, socket::Keepalive};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot, watch},
+};
+
+/// Listeners that a restarted agent has replaced are served this long, for what is left in their queues.
+const OLD_LISTENERS: Duration = Duration::from_secs(5);
+/// How often byte counts of open connections are added to the metrics.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// What all workers and the control thread share.
+pub struct Shared {
+    pub config: Config,
+    /// Announces each new snapshot.
+    pub state: watch::Receiver<Arc<Snapshot>>,
+    pub pods: ArcSwap<LocalPods>,
+    pub secrets: Secrets,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Orders for a worker.
+pub enum Order {
+    /// Serve a pod.
+    Add { pod: Arc<LocalPod>, listeners: Listeners, done: oneshot::Sender<Result<(), String>> },
+    /// Stop serving a pod; open connections go on.
+    Del { uid: String },
+    /// Describe the open connections.
+    Dump(oneshot::Sender<Vec<serde_json::Value>>),
+}
+
+/// Key of a tunnel: which pod, to where, who must answer.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    pub pod: String,
+    pub to: std::net::SocketAddr,
+    pub expected: karst_core::Identity,
+}
+
+/// A worker's state.
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    pub conns: Rc<Conns>,
+    pub pool: Rc<Pool<TunnelKey>>,
+    pub settings: Settings,
+    pub keepalive: Option<Keepalive>,
+    pub drain: drain::Watch,
+    seed: Cell<u64>,
+    pods: RefCell<HashMap<String, Rc<Served>>>,
+}
+
+/// A pod as this worker serves it.
+pub struct Served {
+    pub pod: Arc<LocalPod>,
+    pub tunnels: Cell<usize>,
+    pub handshakes: Cell<usize>,
+    pub connections: Cell<usize>,
+    stop: drain::Drain,
+}
+
+/// Counts something down when dropped.
+pub struct Count<'a>(&'a Cell<usize>);
+
+impl<'a> Count<'a> {
+    /// Counts up, unless the limit is reached.
+    pub fn up(c: &'a Cell<usize>, limit: usize) -> Option<Self> {
+        (c.get() < limit).then(|| {
+            c.set(c.get() + 1);
+            Self(c)
+        })
+    }
+}
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Served {
+    /// Watches for the pod's own end of service.
+    pub fn watch(&self) -> drain::Watch {
+        self.stop.watch()
+    }
+}
+
+/// Runs a worker on the calling thread until the drain is over.
+pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain::Watch) -> std::io::Result<()> {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&rt, async move {
+        let settings = shared.config.hbone();
+        let w = Rc::new(Worker {
+            conns: Conns::new(shared.metrics.clone(), shared.config.access_log),
+            pool: Pool::new(settings.pool_streams, settings.pool_idle),
+            keepalive: shared.config.keepalive_settings(),
+            settings,
+            shared,
+            drain: drain.clone(),
+            seed: Cell::new(rand::random()),
+            pods: RefCell::default(),
+        });
+        let mut state = w.shared.state.clone();
+        let mut flush = tokio::time::interval(FLUSH);
+        flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut graceful, mut forced) = (drain.clone(), drain.clone());
+        let mut draining = false;
+        let mut done = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                o = orders.recv() => match o {
+                    Some(o) => w.clone().order(o),
+                    None => break,
+                },
+                r = state.changed() => {
+                    if r.is_ok() {
+                        let s = state.borrow_and_update().clone();
+                        w.conns.recheck(&s);
+                    }
+                }
+                _ = flush.tick() => w.conns.flush(),
+                () = graceful.reached(drain::Phase::Graceful), if !draining => {
+                    draining = true;
+                    for p in w.pods.borrow().values() {
+                        p.stop.start(drain::Phase::Graceful);
+                    }
+                }
+                _ = done.tick(), if draining => if w.conns.len() == 0 { break },
+                () = forced.reached(drain::Phase::Forced) => break,
+            }
+        }
+    });
+    drop(local); // connections that are still open end here, and say so in the log
+    Ok(())
+}
+
+impl Worker {
+    fn order(self: Rc<Self>, o: Order) {
+        match o {
+            Order::Add { pod, listeners, done } => {
+                let _ = done.send(self.add(pod, listeners));
+            }
+            Order::Del { uid } => {
+                if let Some(p) = self.pods.borrow_mut().remove(&uid) {
+                    p.stop.start(drain::Phase::Graceful);
+                    self.pool.retire(|k| k.pod == uid);
+                }
+            }
+            Order::Dump(to) => {
+                let _ = to.send(self.conns.dump());
+            }
+        }
+    }
+
+    fn add(self: Rc<Self>, pod: Arc<LocalPod>, l: Listeners) -> Result<(), String> {
+        let listener = |s: std::net::TcpListener| TcpListener::from_std(s).map_err(|e| format!("listener of {}: {e}", pod.key));
+        let (outbound, plaintext, hbone) = (listener(l.outbound)?, listener(l.plaintext)?, listener(l.hbone)?);
+        let (stop, _) = drain::new();
+        let p = Rc::new(Served { pod: pod.clone(), tunnels: Cell::new(0), handshakes: Cell::new(0), connections: Cell::new(0), stop });
+        let old = self.pods.borrow_mut().insert(pod.uid.clone(), p.clone());
+        if let Some(old) = old {
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(OLD_LISTENERS).await;
+                old.stop.start(drain::Phase::Graceful);
+            });
+        }
+        self.clone().listen(outbound, p.clone(), |w, p, s, from| outbound::serve(w, p, s, from));
+        self.clone().listen(plaintext, p.clone(), |w, p, s, from| inbound::plaintext(w, p, s, from));
+        self.listen(hbone, p, |w, p, s, from| inbound::tunnel(w, p, s, from));
+        Ok(())
+    }
+
+    fn listen<F, Fut>(self: Rc<Self>, l: TcpListener, p: Rc<Served>, serve: F)
+    where
+        F: Fn(Rc<Worker>, Rc<Served>, TcpStream, std::net::SocketAddr) -> Fut + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        tokio::task::spawn_local(async move {
+            let mut stop = p.watch();
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stop.reached(drain::Phase::Graceful) => return,
+                    (s, from) = accept(&l) => {
+                        let _ = s.set_nodelay(true);
+                        tokio::task::spawn_local(serve(self.clone(), p.clone(), s, from));
+                    }
+                }
+            }
+        });
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.state.borrow().clone()
+    }
+
+    /// What is known of a pod of ours; waits for it for a bounded time.
+    pub async fn workload(&self, pod: &LocalPod) -> Option<(Arc<Snapshot>, Arc<Workload>)> {
+        let s = self.snapshot();
+        if let Some(w) = s.pod(&pod.namespace, &pod.name) {
+            let w = w.clone();
+            return Some((s, w));
+        }
+        let mut state = self.shared.state.clone();
+        let wait = async {
+            loop {
+                state.changed().await.ok()?;
+                let s = state.borrow_and_update().clone();
+                if let Some(w) = s.pod(&pod.namespace, &pod.name) {
+                    let w = w.clone();
+                    return Some((s, w));
+                }
+            }
+        };
+        tokio::time::timeout(limits::HOLD_TIMEOUT, wait).await.ok().flatten()
+    }
+
+    /// A tunnel was refused at accept.
+    pub fn refused(&self) {
+        self.shared.metrics.tunnels_refused.fetch_add(1, Relaxed);
+    }
+}
+
+/// Balancing by this worker's open connections.
+pub struct ByLoad<'a>(pub &'a Worker);
+
+impl Balance for ByLoad<'_> {
+    fn random(&mut self, n: u64) -> u64 {
+        // splitmix64: even enough for balancing, and without a lock.
+        let s = self.0.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.seed.set(s);
+        let mut z = s;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+    fn load(&self, uid: &str) -> u64 {
+        self.0.conns.load(uid)
+    }
+}
