@@ -14,7 +14,7 @@ use std::{
 pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
-pub fn resources(m: &Model) -> Resources {
+pub fn resources(m: &Model, version: u64) -> Resources {
     let mut addresses = BTreeMap::new();
     for w in m.workloads.values() {
         let aliases = w.addresses.iter().filter_map(|a| Some(format!("{}/{}", w.network, ip_from_bytes(a)?))).collect();
@@ -30,7 +30,7 @@ pub fn resources(m: &Model) -> Resources {
     }
     let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
     let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
-    Resources(HashMap::from([(ADDRESS_TYPE, Arc::new(addresses)), (AUTHORIZATION_TYPE, Arc::new(policies))]))
+    Resources { types: HashMap::from([(ADDRESS_TYPE, Arc::new(addresses)), (AUTHORIZATION_TYPE, Arc::new(policies))]), version }
 }
 
 /// A workload's bytes with its map of services in sorted order: the generated encoder follows a hash map's order, which

@@ -26,10 +26,12 @@ use karst_manifest::Dir;
 use karst_rt::admin;
 use karst_xds::{Resources, server};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
-    sync::Arc,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::watch;
@@ -42,7 +44,17 @@ struct Shared {
     authority: Authority,
     model: ArcSwap<Model>,
     snapshots: watch::Sender<Arc<Resources>>,
+    /// Subscribers and the number of the snapshot that each has acknowledged.
+    proxies: Mutex<BTreeMap<u64, (String, u64)>>,
+    /// Digest of the manifests that the current snapshot was made from.
+    digest: AtomicU64,
     counts: Counts,
+}
+
+impl Shared {
+    fn proxies(&self) -> MutexGuard<'_, BTreeMap<u64, (String, u64)>> {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
@@ -66,7 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (cert, key) = authority.serving(&config.server_names)?;
     let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
-    let shared = Arc::new(Shared { keys, authority, model: ArcSwap::default(), snapshots, counts: Counts::default(), config });
+    let shared = Arc::new(Shared { keys, authority, model: ArcSwap::default(), snapshots, proxies: Mutex::default(), digest: AtomicU64::new(0), counts: Counts::default(), config });
     let mut log = Problems::default();
     update(&shared, &mut dir, &mesh, &mut log);
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr)
@@ -131,11 +143,12 @@ fn update(shared: &Shared, dir: &mut Dir, mesh: &Mesh, log: &mut Problems) {
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
     log.0 = now;
     if **shared.model.load() != model {
-        let resources = push::resources(&model);
+        let version = shared.counts.pushes.fetch_add(1, Ordering::Relaxed) + 1;
+        let resources = push::resources(&model, version);
         shared.model.store(Arc::new(model));
-        shared.counts.pushes.fetch_add(1, Ordering::Relaxed);
         shared.snapshots.send_replace(Arc::new(resources));
     }
+    shared.digest.store(state.digest, Ordering::Relaxed);
 }
 
 #[derive(Clone)]
@@ -168,9 +181,17 @@ impl AggregatedDiscoveryService for Service {
         let peer = server::Peer { name: caller.name() };
         shared.counts.streams.fetch_add(1, Ordering::Relaxed);
         tracing::info!(peer = peer.name, "proxy subscribes");
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        shared.proxies().insert(id, (peer.name.clone(), 0));
         tokio::spawn(async move {
             let counts = &shared.counts;
             let on_event = |p: &server::Peer, e: server::Event| match e {
+                server::Event::Acked(v) => {
+                    if let Some(x) = shared.proxies().get_mut(&id) {
+                        x.1 = v;
+                    }
+                }
                 server::Event::Nack { type_url, error } => {
                     counts.nacks.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(peer = p.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy refused configuration");
@@ -179,6 +200,7 @@ impl AggregatedDiscoveryService for Service {
             let name = peer.name.clone();
             server::serve(peer, r.into_inner(), snapshots, push::ORDER, tx, on_event).await;
             counts.streams.fetch_sub(1, Ordering::Relaxed);
+            shared.proxies().remove(&id);
             tracing::info!(peer = name, "proxy has left");
         });
         Ok(Response::new(ReceiverStream::new(rx)))
@@ -238,8 +260,13 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
             }
             admin::typed(200, "text/plain; version=0.0.4", out)
         }
+        "/debug/syncz" => {
+            let proxies: Vec<_> = s.proxies().values().map(|(n, v)| serde_json::json!({ "proxy": n, "acked": v })).collect();
+            let version = s.snapshots.borrow().version;
+            admin::json(&serde_json::json!({ "version": version, "manifests": format!("{:x}", s.digest.load(Ordering::Relaxed)), "proxies": proxies }))
+        }
         "/healthz" | "/ready" => admin::text(200, "ok\n"),
         "/version" => admin::text(200, concat!(env!("CARGO_PKG_VERSION"), "\n")),
-        _ => admin::text(404, "pages: /metrics /ready /version\n"),
+        _ => admin::text(404, "pages: /metrics /ready /version /debug/syncz\n"),
     })
 }

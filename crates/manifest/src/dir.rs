@@ -20,6 +20,8 @@ pub struct State {
     pub objects: Vec<Located>,
     /// What is wrong at the moment; of these files the last good state is in `objects`.
     pub problems: Vec<Problem>,
+    /// Hash of the files' names and texts: tells which state of the directory this is.
+    pub digest: u64,
     /// Pods (`namespace/name`) that an agent reports as redirected.
     pub enrolled: BTreeSet<String>,
 }
@@ -66,7 +68,8 @@ impl Dir {
 
     /// Reads everything.
     pub fn read(&mut self) -> State {
-        let mut state = State { enrolled: status::read(&self.path), ..State::default() };
+        // The digest first: what is read after it is at least as new.
+        let mut state = State { digest: digest(&self.path), enrolled: status::read(&self.path), ..State::default() };
         let mut files = Vec::new();
         list(&self.path, &mut files);
         let mut good = BTreeMap::new();
@@ -110,6 +113,20 @@ impl Dir {
         }
         state
     }
+}
+
+/// The digest of a directory, as [`State::digest`].
+pub fn digest(dir: &Path) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut files = Vec::new();
+    list(dir, &mut files);
+    let mut h = DefaultHasher::new();
+    for f in files {
+        f.strip_prefix(dir).unwrap_or(&f).hash(&mut h);
+        fs::read(&f).unwrap_or_default().hash(&mut h);
+    }
+    status::read(dir).hash(&mut h);
+    h.finish()
 }
 
 fn list(dir: &Path, out: &mut Vec<PathBuf>) {

@@ -5,7 +5,10 @@
 
 use crate::snapshot::{Difference, Interest, Resources};
 use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
@@ -24,6 +27,8 @@ pub struct Peer {
 /// Something a subscriber said that the operator should see.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// It has taken in everything up to this snapshot.
+    Acked(u64),
     /// It refused a response.
     Nack {
         /// Type of the resources.
@@ -47,13 +52,23 @@ pub async fn serve<S>(
     use futures_util::StreamExt;
     let mut interests: HashMap<&'static str, Interest> = HashMap::new();
     let mut nonce = 0u64;
+    // Pushes that are not acknowledged yet: last nonce and number of the snapshot.
+    let mut pending: VecDeque<(u64, u64)> = VecDeque::new();
     loop {
         let dirty = tokio::select! {
             r = requests.next() => match r {
-                Some(Ok(r)) => match request(&mut interests, order, r, &peer, &on_event) {
+                Some(Ok(r)) => {
+                    let answered: u64 = r.response_nonce.parse().unwrap_or(0);
+                    while let Some((n, v)) = pending.front().copied().filter(|(n, _)| *n <= answered) {
+                        let _ = n;
+                        pending.pop_front();
+                        on_event(&peer, Event::Acked(v));
+                    }
+                    match request(&mut interests, order, r, &peer, &on_event) {
                     Ok(dirty) => dirty,
                     Err(s) => { let _ = out.send(Err(s)).await; return; }
-                },
+                    }
+                }
                 _ => return,
             },
             c = snapshots.changed() => if c.is_err() { return } else { true },
@@ -62,7 +77,13 @@ pub async fn serve<S>(
             continue;
         }
         let now = snapshots.borrow_and_update().clone();
-        for m in push(&mut interests, order, &now, &mut nonce) {
+        let messages = push(&mut interests, order, &now, &mut nonce);
+        if messages.is_empty() && pending.is_empty() {
+            on_event(&peer, Event::Acked(now.version));
+        } else {
+            pending.push_back((nonce, now.version));
+        }
+        for m in messages {
             if out.send(Ok(m)).await.is_err() {
                 return;
             }
@@ -112,7 +133,7 @@ fn push(interests: &mut HashMap<&'static str, Interest>, order: &'static [&'stat
     let mut late = Vec::new();
     for t in order {
         let Some(i) = interests.get_mut(t) else { continue };
-        let set = now.0.get(t).unwrap_or(&empty);
+        let set = now.types.get(t).unwrap_or(&empty);
         let Difference { changed, removed } = i.advance(set);
         let first = !std::mem::replace(&mut i.answered, true);
         let only_removed = changed.is_empty() && !removed.is_empty();
@@ -167,7 +188,7 @@ mod tests {
 
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
         let set = |v: &[&str]| Arc::new(v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect());
-        Resources(HashMap::from([("policy", set(policies)), ("address", set(addresses))]))
+        Resources { types: HashMap::from([("policy", set(policies)), ("address", set(addresses))]), version: 1 }
     }
 
     #[test]

@@ -18,7 +18,12 @@ pub struct Entry {
 
 /// All resources, by type URL and name.
 #[derive(Clone, Debug, Default)]
-pub struct Resources(pub HashMap<&'static str, Arc<BTreeMap<String, Entry>>>);
+pub struct Resources {
+    /// The resources.
+    pub types: HashMap<&'static str, Arc<BTreeMap<String, Entry>>>,
+    /// Number of this snapshot; acknowledgements are reported by it.
+    pub version: u64,
+}
 
 /// The version of a resource: hexadecimal xxhash64 of its bytes, as istiod writes it, so that an unchanged resource is
 /// not sent again after a reconnect, whichever of the two serves.

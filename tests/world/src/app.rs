@@ -1,0 +1,112 @@
+//! Applications of tests: threads with sockets in a pod's namespace. They know nothing of the mesh.
+
+use crate::Pod;
+use std::{
+    io::{Read, Write},
+    net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// An echo server: sends every byte back, and its end of stream.
+pub struct Echo {
+    /// Peers that have connected, in order.
+    pub peers: Arc<Mutex<Vec<SocketAddr>>>,
+    /// Bytes received.
+    pub bytes: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    address: SocketAddr,
+    pod: Pod,
+}
+
+impl Echo {
+    /// Starts one at a port of the pod, on both families. What it says first is `greeting`.
+    pub fn start(pod: &Pod, port: u16, greeting: &str) -> Self {
+        let l = pod.netns().run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free")).expect("the namespace can be entered");
+        let (peers, bytes, stop) = (Arc::new(Mutex::new(vec![])), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (p, b, st, greeting) = (peers.clone(), bytes.clone(), stop.clone(), greeting.to_string());
+        let thread = std::thread::spawn(move || {
+            for s in l.incoming() {
+                if st.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(s) = s else { continue };
+                p.lock().unwrap().push(karst_core::canonical(s.peer_addr().unwrap()));
+                let (b, greeting) = (b.clone(), greeting.clone());
+                std::thread::spawn(move || echo(s, &b, &greeting));
+            }
+        });
+        Self { peers, bytes, stop, thread: Some(thread), address: (Ipv6Addr::LOCALHOST, port).into(), pod: pod.clone() }
+    }
+    /// The newest peer's address.
+    pub fn last_peer(&self) -> Option<SocketAddr> {
+        self.peers.lock().unwrap().last().copied()
+    }
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.peers.lock().unwrap().len()
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the accept loop.
+        let _ = self.pod.netns().run(|| TcpStream::connect_timeout(&self.address, Duration::from_millis(500)));
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+fn echo(mut s: TcpStream, bytes: &AtomicU64, greeting: &str) {
+    let _ = s.set_nodelay(true);
+    if s.write_all(greeting.as_bytes()).is_err() {
+        return;
+    }
+    let mut buf = vec![0; 64 << 10];
+    loop {
+        match s.read(&mut buf) {
+            Ok(0) => {
+                let _ = s.shutdown(Shutdown::Write);
+                return;
+            }
+            Ok(n) => {
+                bytes.fetch_add(n as u64, Ordering::Relaxed);
+                if s.write_all(&buf[..n]).is_err() {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Sends bytes, ends, and gives what came back until the other side's end.
+pub fn exchange(s: &mut TcpStream, data: &[u8]) -> std::io::Result<Vec<u8>> {
+    s.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut w = s.try_clone()?;
+    let owned = data.to_vec();
+    let writer = std::thread::spawn(move || {
+        w.write_all(&owned)?;
+        w.shutdown(Shutdown::Write)
+    });
+    let mut out = Vec::new();
+    let r = s.read_to_end(&mut out);
+    let _ = writer.join();
+    r.map(|_| out)
+}
+
+/// One message there and back on an open connection.
+pub fn ping(s: &mut TcpStream, data: &[u8]) -> std::io::Result<()> {
+    s.set_read_timeout(Some(Duration::from_secs(10)))?;
+    s.write_all(data)?;
+    let mut got = vec![0; data.len()];
+    s.read_exact(&mut got)?;
+    if got == data { Ok(()) } else { Err(std::io::Error::other("other bytes came back")) }
+}
