@@ -61,12 +61,16 @@ pub struct Agent {
 /// Runs the agent until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let manifests = config.manifests()?;
-    anyhow::ensure!(!config.node.is_empty(), "--node (NODE_NAME) is missing: the name of this node, as in spec.nodeName");
+    anyhow::ensure!(
+        !config.node.is_empty(),
+        "--node (NODE_NAME) is missing: the name of this node, as in spec.nodeName"
+    );
     let mut dir = Dir::watch(&manifests)?;
     let host = Netns::current().context("cannot open this process's network namespace")?;
     let node = Node::open(&config.bpf_dir, &config.cgroup_root()?, &host)?;
     let exempt = node.exempt_map().try_clone()?;
-    let hub = Hub::start(&config.zds, exempt).with_context(|| format!("cannot serve ZDS at {} (--zds)", config.zds.display()))?;
+    let hub = Hub::start(&config.zds, exempt)
+        .with_context(|| format!("cannot serve ZDS at {} (--zds)", config.zds.display()))?;
     let metrics_at = karst_rt::admin::bind(config.metrics, "--metrics").await?;
     let agent = Rc::new(Agent { config, manifests, node: RefCell::new(node), active: RefCell::default(), hub });
     tokio::task::spawn_local(metrics::serve(metrics_at, agent.clone()));
@@ -111,7 +115,9 @@ pub fn cleanup(config: &Config) -> anyhow::Result<()> {
     Node::remove_all(&config.bpf_dir)?;
     for r in &records {
         if let Ok(n) = Netns::open(&r.netns) {
-            n.run(|| karst_ebpf::net::remove(&r.ips)).and_then(|r| r).with_context(|| format!("routing of pod {}/{}", r.namespace, r.name))?;
+            n.run(|| karst_ebpf::net::remove(&r.ips))
+                .and_then(|r| r)
+                .with_context(|| format!("routing of pod {}/{}", r.namespace, r.name))?;
         }
         records::remove(&dir, &r.uid);
     }
@@ -170,7 +176,13 @@ impl Agent {
                     out.insert(format!("{}/{}", p.metadata.namespace, p.metadata.name), d);
                 }
                 Err(e) => {
-                    tracing::warn!("{}:{}: Pod {}/{}: {e}", o.file.display(), o.line, p.metadata.namespace, p.metadata.name);
+                    tracing::warn!(
+                        "{}:{}: Pod {}/{}: {e}",
+                        o.file.display(),
+                        o.line,
+                        p.metadata.namespace,
+                        p.metadata.name
+                    );
                     failed = true;
                 }
             }
@@ -187,7 +199,11 @@ impl Agent {
             Some(other) => Err(format!("metadata.annotations[{k}]: {other:?} is neither \"true\" nor \"false\"")),
         };
         let netns = a.get(NETNS).ok_or_else(|| format!("metadata.annotations[{NETNS}]: is missing; in directory mode it names the pod's network namespace, such as /run/netns/x"))?;
-        let uid = if p.metadata.uid.is_empty() { format!("{}_{}", p.metadata.namespace, p.metadata.name) } else { p.metadata.uid.clone() };
+        let uid = if p.metadata.uid.is_empty() {
+            format!("{}_{}", p.metadata.namespace, p.metadata.name)
+        } else {
+            p.metadata.uid.clone()
+        };
         let info = WorkloadInfo {
             name: p.metadata.name.clone(),
             namespace: p.metadata.namespace.clone(),
@@ -205,8 +221,12 @@ impl Agent {
     }
 
     async fn join(&self, key: &str, d: &Desired) -> anyhow::Result<()> {
-        let netns = Netns::open(&d.netns).with_context(|| format!("cannot open the network namespace {}", d.netns.display()))?;
-        let sockets = Rc::new(PodSockets::open(&netns).context("cannot open the pod's listeners (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)")?);
+        let netns = Netns::open(&d.netns)
+            .with_context(|| format!("cannot open the network namespace {}", d.netns.display()))?;
+        let sockets = Rc::new(
+            PodSockets::open(&netns)
+                .context("cannot open the pod's listeners (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)")?,
+        );
         let record = Record {
             uid: d.config.uid.clone(),
             namespace: d.info.namespace.clone(),
@@ -214,15 +234,22 @@ impl Agent {
             netns: d.netns.display().to_string(),
             ips: d.config.ips.clone(),
         };
-        records::save(&self.records(), &record).with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
-        let pod = zds::Pod { uid: d.config.uid.clone(), info: d.info.clone(), netns: netns.clone(), sockets: sockets.clone() };
+        records::save(&self.records(), &record)
+            .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
+        let pod = zds::Pod {
+            uid: d.config.uid.clone(),
+            info: d.info.clone(),
+            netns: netns.clone(),
+            sockets: sockets.clone(),
+        };
         let served = self.hub.add(pod).await;
         if let Err(e) = &served {
             tracing::warn!(pod = key, error = e, "ztunnel cannot serve the pod yet; its connections will wait");
         }
         self.node.borrow_mut().enrol(&netns, &d.config, &sockets.listeners())?;
         self.active.borrow_mut().insert(key.into(), Active { desired: d.clone(), netns, _sockets: sockets });
-        status::write(&self.manifests, &self.config.node, &d.info.namespace, &d.info.name, true).context("cannot report the pod's status")
+        status::write(&self.manifests, &self.config.node, &d.info.namespace, &d.info.name, true)
+            .context("cannot report the pod's status")
     }
 
     async fn leave(&self, keys: &[String]) {
@@ -261,7 +288,8 @@ impl Agent {
         let active: BTreeSet<String> = self.active.borrow().keys().cloned().collect();
         let all: BTreeSet<String> = keep.union(&active).cloned().collect();
         let _ = status::retain(&self.manifests, &self.config.node, &all);
-        let records: HashMap<String, Record> = records::load(&self.records()).into_iter().map(|r| (r.uid.clone(), r)).collect();
+        let records: HashMap<String, Record> =
+            records::load(&self.records()).into_iter().map(|r| (r.uid.clone(), r)).collect();
         let pinned = self.node.borrow().pinned_pods().unwrap_or_default();
         for uid in pinned.iter().filter(|u| !wanted.contains(u.as_str()) && !ours.contains(*u)) {
             let r = records.get(uid);
@@ -272,7 +300,9 @@ impl Agent {
             };
             match done {
                 Ok(()) => tracing::info!(pod = uid, "removed the redirection that an earlier agent left"),
-                Err(e) => tracing::warn!(pod = uid, error = %e, "cannot remove the redirection that an earlier agent left"),
+                Err(e) => {
+                    tracing::warn!(pod = uid, error = %e, "cannot remove the redirection that an earlier agent left")
+                }
             }
             records::remove(&self.records(), uid);
         }

@@ -63,7 +63,9 @@ impl Config {
         let mut fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
         match fields.find(|f| f.get(2) == Some(&"cgroup2")).and_then(|f| f.get(1).map(PathBuf::from)) {
             Some(p) => Ok(p),
-            None => anyhow::bail!("no cgroup2 is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or set --cgroup"),
+            None => anyhow::bail!(
+                "no cgroup2 is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or set --cgroup"
+            ),
         }
     }
 }

@@ -23,7 +23,9 @@ pub async fn serve(l: TcpListener, agent: Rc<Agent>) {
         }
     });
     let handler = move |_: &str, path: &str, _: &str| match path {
-        "/metrics" => admin::typed(200, "text/plain; version=0.0.4", page.lock().map(|p| p.clone()).unwrap_or_default()),
+        "/metrics" => {
+            admin::typed(200, "text/plain; version=0.0.4", page.lock().map(|p| p.clone()).unwrap_or_default())
+        }
         "/healthz" | "/readyz" => admin::text(200, "ok\n"),
         _ => admin::text(404, "pages: /metrics /healthz /readyz\n"),
     };
@@ -40,10 +42,19 @@ fn render(agent: &Agent) -> String {
         let Ok(s) = node.pod_state(uid) else { continue };
         let (ns, name) = key.split_once('/').unwrap_or(("", key));
         for (c, n) in s.counters {
-            let _ = writeln!(out, "karst_redirect_total{{namespace=\"{ns}\",pod=\"{name}\",reason=\"{}\"}} {n}", c.name());
+            let _ =
+                writeln!(out, "karst_redirect_total{{namespace=\"{ns}\",pod=\"{name}\",reason=\"{}\"}} {n}", c.name());
         }
     }
-    let _ = writeln!(out, "# HELP karst_enrolled_pods Pods of this node that are redirected.\n# TYPE karst_enrolled_pods gauge\nkarst_enrolled_pods {}", pods.len());
-    let _ = writeln!(out, "# HELP ztunnel_connected Is a ztunnel connected?\n# TYPE ztunnel_connected gauge\nztunnel_connected {}", i32::from(agent.hub.has_peer()));
+    let _ = writeln!(
+        out,
+        "# HELP karst_enrolled_pods Pods of this node that are redirected.\n# TYPE karst_enrolled_pods gauge\nkarst_enrolled_pods {}",
+        pods.len()
+    );
+    let _ = writeln!(
+        out,
+        "# HELP ztunnel_connected Is a ztunnel connected?\n# TYPE ztunnel_connected gauge\nztunnel_connected {}",
+        i32::from(agent.hub.has_peer())
+    );
     out
 }

@@ -22,7 +22,13 @@ pub struct Record {
 impl Record {
     /// Enough of the configuration to take the pod out.
     pub fn config(&self) -> PodConfig {
-        PodConfig { uid: self.uid.clone(), ips: self.ips.clone(), bypass_inbound: false, bypass_dns: false, trust_mark: false }
+        PodConfig {
+            uid: self.uid.clone(),
+            ips: self.ips.clone(),
+            bypass_inbound: false,
+            bypass_dns: false,
+            trust_mark: false,
+        }
     }
 }
 

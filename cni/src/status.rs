@@ -6,7 +6,11 @@ use karst_rt::netns::Netns;
 
 /// Prints a table of pods and counters.
 pub fn print(config: &Config) -> anyhow::Result<()> {
-    anyhow::ensure!(config.bpf_dir.exists(), "nothing is redirected on this node ({} does not exist)", config.bpf_dir.display());
+    anyhow::ensure!(
+        config.bpf_dir.exists(),
+        "nothing is redirected on this node ({} does not exist)",
+        config.bpf_dir.display()
+    );
     let node = Node::open(&config.bpf_dir, &config.cgroup_root()?, &Netns::current()?)?;
     let mut pods = node.pinned_pods()?;
     pods.sort();

@@ -53,7 +53,13 @@ impl Hub {
             std::fs::create_dir_all(d)?;
         }
         let l = seqpacket::Listener::bind(path)?;
-        let hub = Rc::new(Self { pods: RefCell::default(), peers: RefCell::default(), next: Cell::new(0), connected: Notify::new(), exempt });
+        let hub = Rc::new(Self {
+            pods: RefCell::default(),
+            peers: RefCell::default(),
+            next: Cell::new(0),
+            connected: Notify::new(),
+            exempt,
+        });
         let h = hub.clone();
         tokio::task::spawn_local(async move {
             loop {
@@ -141,7 +147,9 @@ impl Hub {
                 tracing::warn!(pod = p.uid, error = e, "ztunnel cannot serve a pod yet");
             }
         }
-        exchange(c, workload_request::Payload::SnapshotSent(SnapshotSent {}), &[]).await?.map_err(|e| format!("snapshot: {e}"))?;
+        exchange(c, workload_request::Payload::SnapshotSent(SnapshotSent {}), &[])
+            .await?
+            .map_err(|e| format!("snapshot: {e}"))?;
         self.connected.notify_waiters();
         loop {
             let command = tokio::select! {
@@ -159,7 +167,9 @@ impl Hub {
                     let _ = ack.send(r);
                 }
                 Some(Command::Del(uid)) => {
-                    if let Err(e) = exchange(c, workload_request::Payload::Del(DelWorkload { uid: uid.clone() }), &[]).await? {
+                    if let Err(e) =
+                        exchange(c, workload_request::Payload::Del(DelWorkload { uid: uid.clone() }), &[]).await?
+                    {
                         tracing::warn!(pod = uid, error = e, "ztunnel cannot remove a pod");
                     }
                 }
@@ -169,7 +179,8 @@ impl Hub {
     }
 
     async fn send_add(&self, c: &seqpacket::Packets, p: &Pod, ours: bool) -> Result<Result<(), String>, String> {
-        let mut add = AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), karst_descriptors: vec![] };
+        let mut add =
+            AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), karst_descriptors: vec![] };
         let mut fds = vec![p.netns.as_fd()];
         if ours {
             let s = &p.sockets;
@@ -201,7 +212,8 @@ async fn exchange(
         c.send(&bytes, fds).await?;
         c.recv(ZDS_MAX_PACKET).await
     };
-    let (answer, _) = tokio::time::timeout(ANSWER, talk).await.map_err(|_| "no answer within 5 s")?.map_err(|e| e.to_string())?;
+    let (answer, _) =
+        tokio::time::timeout(ANSWER, talk).await.map_err(|_| "no answer within 5 s")?.map_err(|e| e.to_string())?;
     if answer.is_empty() {
         return Err("closed while an answer was awaited".into());
     }

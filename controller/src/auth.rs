@@ -54,7 +54,13 @@ pub fn caller(c: &Claims, m: &Model) -> Result<Caller, String> {
 
 /// Whose certificate the caller gets: its own, or, for the trusted node account, that of a pod which runs on the same
 /// node now.
-pub fn subject(caller: &Caller, impersonated: Option<&str>, m: &Model, trust_domain: &str, trusted: &[String]) -> Result<Identity, String> {
+pub fn subject(
+    caller: &Caller,
+    impersonated: Option<&str>,
+    m: &Model,
+    trust_domain: &str,
+    trusted: &[String],
+) -> Result<Identity, String> {
     let Some(wanted) = impersonated else {
         return Identity::new(trust_domain, &caller.namespace, &caller.account).map_err(|e| e.to_string());
     };
@@ -65,7 +71,9 @@ pub fn subject(caller: &Caller, impersonated: Option<&str>, m: &Model, trust_dom
     if id.trust_domain() != trust_domain {
         return Err(format!("{id} is not of the trust domain {trust_domain}"));
     }
-    let runs = m.pods.values().any(|p| p.live && p.node == caller.node && p.namespace == id.namespace() && p.service_account == id.service_account());
+    let runs = m.pods.values().any(|p| {
+        p.live && p.node == caller.node && p.namespace == id.namespace() && p.service_account == id.service_account()
+    });
     if runs { Ok(id) } else { Err(format!("no pod with the identity {id} runs on node {}", caller.node)) }
 }
 
@@ -78,7 +86,14 @@ mod tests {
     };
 
     fn pod(ns: &str, sa: &str, node: &str, uid: &str, live: bool) -> PodFacts {
-        PodFacts { uid: uid.into(), namespace: ns.into(), service_account: sa.into(), node: node.into(), live, ips: vec![] }
+        PodFacts {
+            uid: uid.into(),
+            namespace: ns.into(),
+            service_account: sa.into(),
+            node: node.into(),
+            live,
+            ips: vec![],
+        }
     }
     fn model() -> Model {
         let mut m = Model::default();
@@ -102,7 +117,12 @@ mod tests {
             aud: vec![],
             exp: 0,
             nbf: 0,
-            bound: Bound { namespace: "istio-system".into(), serviceaccount: named(sa, ""), pod: named(pod, uid), node: named(node, "") },
+            bound: Bound {
+                namespace: "istio-system".into(),
+                serviceaccount: named(sa, ""),
+                pod: named(pod, uid),
+                node: named(node, ""),
+            },
         }
     }
 
@@ -112,12 +132,29 @@ mod tests {
         let m = model();
         let trusted = ["istio-system/ztunnel".to_string()];
         let (mut issued, mut refused) = (vec![], 0);
-        for (sa, p, uid) in [("ztunnel", "zt-a", "zt-a-1"), ("other", "other", "o"), ("ztunnel", "zt-dead", "zt-d"), ("ztunnel", "zt-gone", "x"), ("ztunnel", "zt-a", "reused"), ("ztunnel", "zt-a", ""), ("ztunnel", "other", "o")] {
+        for (sa, p, uid) in [
+            ("ztunnel", "zt-a", "zt-a-1"),
+            ("other", "other", "o"),
+            ("ztunnel", "zt-dead", "zt-d"),
+            ("ztunnel", "zt-gone", "x"),
+            ("ztunnel", "zt-a", "reused"),
+            ("ztunnel", "zt-a", ""),
+            ("ztunnel", "other", "o"),
+        ] {
             for node in ["a", "b", ""] {
                 for td in ["cluster.local", "evil", "cluster.local."] {
-                    for path in ["ns/app/sa/web", "ns/app/sa/db", "ns/app/sa/job", "ns/app/sa/none", "ns/other/sa/web", "ns/app/sa/web/x", "ns/app/sa/"] {
+                    for path in [
+                        "ns/app/sa/web",
+                        "ns/app/sa/db",
+                        "ns/app/sa/job",
+                        "ns/app/sa/none",
+                        "ns/other/sa/web",
+                        "ns/app/sa/web/x",
+                        "ns/app/sa/",
+                    ] {
                         let wanted = format!("spiffe://{td}/{path}");
-                        let r = caller(&claims(sa, p, uid, node), &m).and_then(|c| subject(&c, Some(&wanted), &m, "cluster.local", &trusted));
+                        let r = caller(&claims(sa, p, uid, node), &m)
+                            .and_then(|c| subject(&c, Some(&wanted), &m, "cluster.local", &trusted));
                         match r {
                             Ok(id) => issued.push((p, uid, node, id.to_string())),
                             Err(_) => refused += 1,

@@ -4,7 +4,10 @@ use crate::token::write_private;
 use anyhow::{Context, ensure};
 use karst_core::Identity;
 use rand::RngCore;
-use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+};
 use std::{fs, path::Path};
 use time::{Duration, OffsetDateTime};
 
@@ -38,7 +41,11 @@ impl Authority {
     pub fn open(dir: &Path, trust_domain: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {} (--data-dir)", dir.display()))?;
         let (cert, key) = (dir.join("ca-cert.pem"), dir.join("ca-key.pem"));
-        ensure!(cert.exists() == key.exists(), "{} holds only one of ca-cert.pem and ca-key.pem: restore the other, or remove both for a new authority", dir.display());
+        ensure!(
+            cert.exists() == key.exists(),
+            "{} holds only one of ca-cert.pem and ca-key.pem: restore the other, or remove both for a new authority",
+            dir.display()
+        );
         if !key.exists() {
             let pair = KeyPair::generate()?;
             let root = root_params(trust_domain).self_signed(&pair)?;
@@ -47,9 +54,11 @@ impl Authority {
         }
         let read = |p: &Path| fs::read_to_string(p).with_context(|| format!("cannot read {}", p.display()));
         let (root_pem, key_pem) = (read(&cert)?, read(&key)?);
-        let pair = KeyPair::from_pem(&key_pem).with_context(|| format!("{} is no private key in PEM", key.display()))?;
+        let pair =
+            KeyPair::from_pem(&key_pem).with_context(|| format!("{} is no private key in PEM", key.display()))?;
         let not_after = check_root(&root_pem, &pair).with_context(|| format!("{}", cert.display()))?;
-        let issuer = Issuer::from_ca_cert_pem(&root_pem, pair).with_context(|| format!("{} is no CA certificate", cert.display()))?;
+        let issuer = Issuer::from_ca_cert_pem(&root_pem, pair)
+            .with_context(|| format!("{} is no CA certificate", cert.display()))?;
         Ok(Self { issuer, root_pem, not_after })
     }
 
@@ -72,9 +81,14 @@ impl Authority {
     pub fn serving(&self, names: &[String]) -> anyhow::Result<(String, String)> {
         let sans = names.iter().map(|n| match n.parse() {
             Ok(ip) => Ok(SanType::IpAddress(ip)),
-            Err(_) => n.clone().try_into().map(SanType::DnsName).with_context(|| format!("--server-names: {n:?} is no DNS name")),
+            Err(_) => n
+                .clone()
+                .try_into()
+                .map(SanType::DnsName)
+                .with_context(|| format!("--server-names: {n:?} is no DNS name")),
         });
-        let leaf = self.leaf(sans.collect::<anyhow::Result<_>>()?, std::time::Duration::from_secs(10 * 365 * 86_400))?;
+        let leaf =
+            self.leaf(sans.collect::<anyhow::Result<_>>()?, std::time::Duration::from_secs(10 * 365 * 86_400))?;
         let key = KeyPair::generate()?;
         Ok((leaf.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
     }
@@ -135,10 +149,13 @@ fn check_root(pem: &str, key: &KeyPair) -> anyhow::Result<OffsetDateTime> {
 fn strong_enough(csr: &CertificateSigningRequestParams) -> Result<(), Refusal> {
     use rcgen::PublicKeyData;
     let spki = csr.public_key.subject_public_key_info();
-    let (_, k) = <x509_parser::x509::SubjectPublicKeyInfo<'_> as x509_parser::prelude::FromDer<_>>::from_der(&spki).map_err(|e| Refusal::Csr(e.to_string()))?;
+    let (_, k) = <x509_parser::x509::SubjectPublicKeyInfo<'_> as x509_parser::prelude::FromDer<_>>::from_der(&spki)
+        .map_err(|e| Refusal::Csr(e.to_string()))?;
     match k.parsed() {
         Ok(x509_parser::public_key::PublicKey::RSA(r)) if r.key_size() >= 2048 => Ok(()),
-        Ok(x509_parser::public_key::PublicKey::RSA(r)) => Err(Refusal::Csr(format!("RSA key of {} bits: use at least 2048, or ECDSA P-256", r.key_size()))),
+        Ok(x509_parser::public_key::PublicKey::RSA(r)) => {
+            Err(Refusal::Csr(format!("RSA key of {} bits: use at least 2048, or ECDSA P-256", r.key_size())))
+        }
         Ok(x509_parser::public_key::PublicKey::EC(p)) if p.key_size() >= 256 => Ok(()),
         Ok(x509_parser::public_key::PublicKey::Unknown(b)) if b.len() == 32 => Ok(()), // Ed25519
         _ => Err(Refusal::Csr("key type is not supported: use ECDSA P-256".into())),

@@ -62,7 +62,12 @@ pub struct Config {
     #[arg(long, env = "KARST_MONITORING_ADDR", default_value = "127.0.0.1:15014")]
     pub monitoring_addr: SocketAddr,
     /// DNS names (comma separated) of the server certificate.
-    #[arg(long, env = "KARST_SERVER_NAMES", value_delimiter = ',', default_value = "istiod.istio-system.svc,istiod.istio-system.svc.cluster.local,istiod")]
+    #[arg(
+        long,
+        env = "KARST_SERVER_NAMES",
+        value_delimiter = ',',
+        default_value = "istiod.istio-system.svc,istiod.istio-system.svc.cluster.local,istiod"
+    )]
     pub server_names: Vec<String>,
     /// Trust domain.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]

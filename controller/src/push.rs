@@ -26,11 +26,15 @@ pub fn resources(m: &Model, version: u64) -> Resources {
             Some(a.length.map_or_else(|| format!("{}/{ip}", a.network), |l| format!("{}/{ip}/{l}", a.network)))
         };
         let address = pb::Address { r#type: Some(pb::address::Type::Service(s.clone())) };
-        addresses.insert(key.clone(), Entry::new(address.encode_to_vec(), s.addresses.iter().filter_map(alias).collect()));
+        addresses
+            .insert(key.clone(), Entry::new(address.encode_to_vec(), s.addresses.iter().filter_map(alias).collect()));
     }
     let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
     let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
-    Resources { types: HashMap::from([(ADDRESS_TYPE, Arc::new(addresses)), (AUTHORIZATION_TYPE, Arc::new(policies))]), version }
+    Resources {
+        types: HashMap::from([(ADDRESS_TYPE, Arc::new(addresses)), (AUTHORIZATION_TYPE, Arc::new(policies))]),
+        version,
+    }
 }
 
 /// A workload's bytes with its map of services in sorted order: the generated encoder follows a hash map's order, which

@@ -78,12 +78,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (cert, key) = authority.serving(&config.server_names)?;
     let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
-    let shared = Arc::new(Shared { keys, authority, model: ArcSwap::default(), snapshots, proxies: Mutex::default(), digest: AtomicU64::new(0), counts: Counts::default(), config });
+    let shared = Arc::new(Shared {
+        keys,
+        authority,
+        model: ArcSwap::default(),
+        snapshots,
+        proxies: Mutex::default(),
+        digest: AtomicU64::new(0),
+        counts: Counts::default(),
+        config,
+    });
     let mut log = Problems::default();
     update(&shared, &mut dir, &mesh, &mut log);
-    let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr)
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr))?;
+    let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
+        format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
+    })?;
     let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
     tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
     let service = Service(shared.clone());
@@ -121,7 +130,13 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     for p in &problems {
         println!("{p}");
     }
-    println!("{} workloads, {} services, {} policies, {} problems", model.workloads.len(), model.services.len(), model.policies.len(), problems.len());
+    println!(
+        "{} workloads, {} services, {} policies, {} problems",
+        model.workloads.len(),
+        model.services.len(),
+        model.policies.len(),
+        problems.len()
+    );
     anyhow::ensure!(problems.is_empty(), "{} problems", problems.len());
     Ok(())
 }
@@ -173,7 +188,10 @@ impl Service {
 impl AggregatedDiscoveryService for Service {
     type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
 
-    async fn delta_aggregated_resources(&self, r: Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+    async fn delta_aggregated_resources(
+        &self,
+        r: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = self.caller(&r, "discovery")?;
         let (tx, rx) = server::channel();
         let shared = self.0.clone();
@@ -209,14 +227,18 @@ impl AggregatedDiscoveryService for Service {
 
 #[tonic::async_trait]
 impl IstioCertificateService for Service {
-    async fn create_certificate(&self, r: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
+    async fn create_certificate(
+        &self,
+        r: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
         let s = &self.0;
         let caller = self.caller(&r, "certificate")?;
         let m = r.get_ref();
-        let wanted = m.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {
-            Some(prost_types::value::Kind::StringValue(s)) => Some(s.as_str()),
-            _ => None,
-        });
+        let wanted =
+            m.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {
+                Some(prost_types::value::Kind::StringValue(s)) => Some(s.as_str()),
+                _ => None,
+            });
         let id = auth::subject(&caller, wanted, &s.model.load(), &s.config.trust_domain, &s.config.trusted_node_accounts).map_err(|why| {
             s.counts.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(target: "audit", caller = caller.name(), what = "certificate", reason = %karst_core::untrusted::Untrusted(&why), "refused");
@@ -225,7 +247,9 @@ impl IstioCertificateService for Service {
         let ttl = match m.validity_duration {
             0 => s.config.default_cert_ttl,
             n => u64::try_from(n).ok().filter(|n| *n <= s.config.max_cert_ttl).ok_or_else(|| {
-                Status::invalid_argument(Refusal::Lifetime(format!("{n} s is not between 1 and {} s", s.config.max_cert_ttl)).to_string())
+                Status::invalid_argument(
+                    Refusal::Lifetime(format!("{n} s is not between 1 and {} s", s.config.max_cert_ttl)).to_string(),
+                )
             })?,
         };
         match s.authority.sign(&m.csr, &id, Duration::from_secs(ttl)) {
@@ -247,12 +271,27 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
             let mut out = String::new();
             let m = s.model.load();
             for (name, kind, help, value) in [
-                ("citadel_server_success_cert_issuance_count", "counter", "Certificates signed.", c.signed.load(Ordering::Relaxed)),
-                ("citadel_server_authentication_failure_count", "counter", "Callers refused.", c.refused.load(Ordering::Relaxed)),
+                (
+                    "citadel_server_success_cert_issuance_count",
+                    "counter",
+                    "Certificates signed.",
+                    c.signed.load(Ordering::Relaxed),
+                ),
+                (
+                    "citadel_server_authentication_failure_count",
+                    "counter",
+                    "Callers refused.",
+                    c.refused.load(Ordering::Relaxed),
+                ),
                 ("pilot_xds", "gauge", "Proxies that are subscribed.", c.streams.load(Ordering::Relaxed)),
                 ("pilot_xds_pushes", "counter", "New snapshots.", c.pushes.load(Ordering::Relaxed)),
                 ("pilot_total_xds_rejects", "counter", "Refusals by proxies.", c.nacks.load(Ordering::Relaxed)),
-                ("karst_manifest_problems", "gauge", "Problems in the manifests at the moment.", c.problems.load(Ordering::Relaxed)),
+                (
+                    "karst_manifest_problems",
+                    "gauge",
+                    "Problems in the manifests at the moment.",
+                    c.problems.load(Ordering::Relaxed),
+                ),
                 ("karst_workloads", "gauge", "Workloads known.", m.workloads.len() as u64),
                 ("karst_services", "gauge", "Services known.", m.services.len() as u64),
             ] {
@@ -261,9 +300,12 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
             admin::typed(200, "text/plain; version=0.0.4", out)
         }
         "/debug/syncz" => {
-            let proxies: Vec<_> = s.proxies().values().map(|(n, v)| serde_json::json!({ "proxy": n, "acked": v })).collect();
+            let proxies: Vec<_> =
+                s.proxies().values().map(|(n, v)| serde_json::json!({ "proxy": n, "acked": v })).collect();
             let version = s.snapshots.borrow().version;
-            admin::json(&serde_json::json!({ "version": version, "manifests": format!("{:x}", s.digest.load(Ordering::Relaxed)), "proxies": proxies }))
+            admin::json(
+                &serde_json::json!({ "version": version, "manifests": format!("{:x}", s.digest.load(Ordering::Relaxed)), "proxies": proxies }),
+            )
         }
         "/healthz" | "/ready" => admin::text(200, "ok\n"),
         "/version" => admin::text(200, concat!(env!("CARGO_PKG_VERSION"), "\n")),

@@ -73,8 +73,12 @@ impl Keys {
             write_private(&path, &key.serialize_pem())?;
         }
         let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let key = rcgen::KeyPair::from_pem(&pem).with_context(|| format!("{} is no private key in PEM", path.display()))?;
-        Ok(Self { encode: EncodingKey::from_ec_pem(pem.as_bytes())?, decode: DecodingKey::from_ec_pem(key.public_key_pem().as_bytes())? })
+        let key =
+            rcgen::KeyPair::from_pem(&pem).with_context(|| format!("{} is no private key in PEM", path.display()))?;
+        Ok(Self {
+            encode: EncodingKey::from_ec_pem(pem.as_bytes())?,
+            decode: DecodingKey::from_ec_pem(key.public_key_pem().as_bytes())?,
+        })
     }
     /// Verifies a token for an audience.
     pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, String> {

@@ -16,14 +16,38 @@ fn main() {
         panic!("bpf-linker is not installed: run `cargo xtask setup`, which installs it under target/tools (or put it on PATH)")
     });
     let target_dir = out.join("ebpf-target");
-    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "--cfg=bpf_target_arch=\"x86_64\"", &format!("-Clinker={}", linker.display())].join("\x1f");
+    let flags = [
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "--cfg=bpf_target_arch=\"x86_64\"",
+        &format!("-Clinker={}", linker.display()),
+    ]
+    .join("\x1f");
     let mut cargo = Command::new(env::var("CARGO").expect("set by cargo"));
     // The outer build's wrappers and flags are for the host.
-    for v in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_MAKEFLAGS", "MAKEFLAGS"] {
+    for v in [
+        "RUSTC",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_MAKEFLAGS",
+        "MAKEFLAGS",
+    ] {
         cargo.env_remove(v);
     }
     let status = cargo
-        .args(["build", "--release", "--locked", "--quiet", "-Z", "build-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--quiet",
+            "-Z",
+            "build-std=core",
+            "--target",
+            "bpfel-unknown-none",
+            "--target-dir",
+        ])
         .arg(&target_dir)
         .current_dir(root.join("ebpf/programs"))
         .env("RUSTC_BOOTSTRAP", "1") // build-std on the pinned stable toolchain
@@ -32,7 +56,8 @@ fn main() {
         .expect("cargo can be started");
     assert!(status.success(), "the eBPF programs do not build; the error is above");
     for obj in ["node", "pod"] {
-        std::fs::copy(target_dir.join("bpfel-unknown-none/release").join(obj), out.join(format!("{obj}.o"))).expect("object was built");
+        std::fs::copy(target_dir.join("bpfel-unknown-none/release").join(obj), out.join(format!("{obj}.o")))
+            .expect("object was built");
     }
 }
 

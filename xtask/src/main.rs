@@ -1,2 +1,167 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: everything that developers and CI do, from one place.
+
+mod bench;
+mod lint;
+mod report;
+mod setup;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use report::Stages;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Developer commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what this machine lacks (Debian packages, bpf-linker); says what and why.
+    Setup,
+    /// Build everything.
+    Build,
+    /// Check formatting, lints, documentation and the arrows between crates.
+    Lint,
+    /// Run everything that CI runs.
+    Test {
+        /// Only tests whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// Show the mesh at work on two nodes: a table of claims, expected and measured.
+    Demo {
+        /// Also write the table as JSON.
+        #[arg(long)]
+        report: Option<PathBuf>,
+        /// Leave the mesh running and say what to try.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// The long forms of the tests.
+    Soak,
+    /// Measure against plain relays, interleaved in one run.
+    Bench {
+        #[command(subcommand)]
+        what: bench::What,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let root = root();
+    std::env::set_current_dir(&root)?;
+    match task {
+        Task::Setup => setup::run(),
+        Task::Build => build(),
+        Task::Lint => {
+            setup::run()?;
+            let mut s = Stages::new();
+            lint_stages(&mut s)?;
+            s.print();
+            Ok(())
+        }
+        Task::Test { filter } => test(&filter),
+        Task::Demo { report, keep } => {
+            build()?;
+            let mut args = vec![];
+            if let Some(r) = report {
+                args.push(format!("--report={}", std::path::absolute(r)?.display()));
+            }
+            if keep {
+                args.push("--keep".into());
+            }
+            let status =
+                Command::new("target/release/karst-demo").args(args).status().context("cannot start the demo")?;
+            ensure!(status.success(), "the demo found a claim that does not hold; its table says which");
+            Ok(())
+        }
+        Task::Soak => {
+            build()?;
+            cargo(
+                &[
+                    "test",
+                    "--release",
+                    "--package",
+                    "karst-world",
+                    "--",
+                    "--ignored",
+                    "--nocapture",
+                    "--test-threads=1",
+                ],
+                &[],
+            )
+        }
+        Task::Bench { what } => {
+            build()?;
+            bench::run(what)
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    let p = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    p.canonicalize().unwrap_or(p)
+}
+
+fn build() -> Result<()> {
+    setup::run()?;
+    cargo(&["build", "--release", "--workspace", "--locked"], &[])
+}
+
+fn lint_stages(s: &mut Stages) -> Result<()> {
+    s.run("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
+    s.run("arrows between crates", lint::arrows)?;
+    s.run("clippy", || {
+        cargo(&["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
+    })?;
+    s.run("documentation", || {
+        cargo(
+            &["doc", "--release", "--workspace", "--no-deps", "--document-private-items", "--locked"],
+            &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")],
+        )
+    })
+}
+
+fn test(filter: &str) -> Result<()> {
+    let mut s = Stages::new();
+    s.run("setup", setup::run)?;
+    s.run("build", || cargo(&["build", "--release", "--workspace", "--locked"], &[]))?;
+    if filter.is_empty() {
+        lint_stages(&mut s)?;
+    }
+    let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world"];
+    s.run("unit tests", || cargo(&[&unit[..], &["--", filter]].concat(), &[]))?;
+    // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
+    let world = ["test", "--release", "--package", "karst-world", "--locked", "--", "--test-threads=1", "--nocapture"];
+    s.run("worlds", || {
+        cargo(&[&world[..], if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }].concat(), &[])
+    })?;
+    s.print();
+    Ok(())
+}
+
+fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args(args)
+        .envs(env.iter().copied())
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "cargo {} failed", args.join(" "));
+    Ok(())
+}

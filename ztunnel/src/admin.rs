@@ -43,9 +43,13 @@ impl Pages {
     /// The admin page.
     pub fn admin(self: Arc<Self>) -> admin::Handler {
         Arc::new(move |method, path, _| match (method, path) {
-            ("GET", "/") => admin::text(200, "ztunnel\n  GET  /config_dump\n  GET  /connections\n  POST /quitquitquit\n"),
+            ("GET", "/") => {
+                admin::text(200, "ztunnel\n  GET  /config_dump\n  GET  /connections\n  POST /quitquitquit\n")
+            }
             ("GET", "/config_dump") => admin::json(&self.config_dump()),
-            ("GET", "/connections") => admin::json(&Value::Array(self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone())),
+            ("GET", "/connections") => {
+                admin::json(&Value::Array(self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+            }
             ("POST", "/quitquitquit") => {
                 self.quit.notify_one();
                 admin::text(200, "shutdown now\n")
@@ -57,7 +61,9 @@ impl Pages {
     /// Metrics.
     pub fn stats(self: Arc<Self>) -> admin::Handler {
         Arc::new(move |_, path, _| match path {
-            "/metrics" | "/stats/prometheus" => admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render()),
+            "/metrics" | "/stats/prometheus" => {
+                admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render())
+            }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),
         })
     }
@@ -75,8 +81,10 @@ impl Pages {
     fn config_dump(&self) -> Value {
         let s = self.shared.state.borrow().clone();
         let workloads: BTreeMap<_, _> = s.workloads.iter().map(|(k, w)| (k.to_string(), workload(w))).collect();
-        let services: BTreeMap<_, _> = s.services.iter().map(|(k, v)| (k.to_string(), service(v, s.endpoints.get(k)))).collect();
-        let policies: BTreeMap<_, _> = s.policies.iter().map(|(k, p)| (k.to_string(), serde_json::to_value(&**p).unwrap_or_default())).collect();
+        let services: BTreeMap<_, _> =
+            s.services.iter().map(|(k, v)| (k.to_string(), service(v, s.endpoints.get(k)))).collect();
+        let policies: BTreeMap<_, _> =
+            s.policies.iter().map(|(k, p)| (k.to_string(), serde_json::to_value(&**p).unwrap_or_default())).collect();
         let certificates: Vec<Value> = self.shared.secrets.all().values().map(|c| certificate(c)).collect();
         let state: BTreeMap<String, Value> = self.shared.pods.load().values().map(|p| (p.uid.clone(), json!({ "state": "Up", "info": { "name": p.name, "namespace": p.namespace, "serviceAccount": p.account } }))).collect();
         json!({
@@ -121,7 +129,11 @@ fn workload(w: &Workload) -> Value {
 
 fn service(s: &Service, endpoints: Option<&imbl::OrdMap<Arc<str>, Arc<[(u16, u16)]>>>) -> Value {
     let ports = |p: &[(u16, u16)]| p.iter().map(|(a, b)| (a.to_string(), json!(b))).collect::<serde_json::Map<_, _>>();
-    let endpoints: BTreeMap<String, Value> = endpoints.into_iter().flatten().map(|(u, p)| (u.to_string(), json!({ "workloadUid": &**u, "port": ports(p) }))).collect();
+    let endpoints: BTreeMap<String, Value> = endpoints
+        .into_iter()
+        .flatten()
+        .map(|(u, p)| (u.to_string(), json!({ "workloadUid": &**u, "port": ports(p) })))
+        .collect();
     json!({
         "name": &*s.name, "namespace": &*s.namespace, "hostname": &*s.hostname,
         "vips": s.vips.iter().map(|v| format!("/{v}")).collect::<Vec<_>>(),

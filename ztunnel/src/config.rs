@@ -186,7 +186,9 @@ mod tests {
 
     #[test]
     fn wrong_knobs_are_refused() {
-        for args in [&["--stream-window", "10"][..], &["--max-frame", "1"], &["--stats", "nowhere"], &["--log-format", "xml"]] {
+        for args in
+            [&["--stream-window", "10"][..], &["--max-frame", "1"], &["--stats", "nowhere"], &["--log-format", "xml"]]
+        {
             assert!(Config::try_parse_from([&["ztunnel"], args].concat()).is_err(), "{args:?}");
         }
     }

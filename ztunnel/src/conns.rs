@@ -78,7 +78,13 @@ impl Conns {
             *self.loads.borrow_mut().entry(w.uid.clone()).or_default() += 1;
         }
         self.gauge(c.reporter, 1);
-        let open = Rc::new(Open { conn: Rc::new(c), closing: RefCell::default(), notify: Notify::new(), traffic: RefCell::default(), flushed: Cell::default() });
+        let open = Rc::new(Open {
+            conn: Rc::new(c),
+            closing: RefCell::default(),
+            notify: Notify::new(),
+            traffic: RefCell::default(),
+            flushed: Cell::default(),
+        });
         self.open.borrow_mut().insert(id, open.clone());
         Guard { all: self.clone(), id, open, ended: false }
     }
@@ -160,7 +166,14 @@ impl Guard {
     /// It has come about: it counts as opened.
     pub fn established(&self) {
         let c = &self.open.conn;
-        let t = self.all.metrics.traffic(c.reporter, c.source.as_deref(), c.destination.as_deref(), c.service.as_deref(), c.mtls, "-");
+        let t = self.all.metrics.traffic(
+            c.reporter,
+            c.source.as_deref(),
+            c.destination.as_deref(),
+            c.service.as_deref(),
+            c.mtls,
+            "-",
+        );
         t.opened.fetch_add(1, Relaxed);
         *self.open.traffic.borrow_mut() = Some(t);
         if self.all.access_log && tracing::enabled!(target: "access", tracing::Level::DEBUG) {
@@ -204,7 +217,14 @@ impl Guard {
                 t.touch();
             }
             None => {
-                let t = self.all.metrics.traffic(c.reporter, c.source.as_deref(), c.destination.as_deref(), c.service.as_deref(), c.mtls, o.flag());
+                let t = self.all.metrics.traffic(
+                    c.reporter,
+                    c.source.as_deref(),
+                    c.destination.as_deref(),
+                    c.service.as_deref(),
+                    c.mtls,
+                    o.flag(),
+                );
                 t.failed.fetch_add(1, Relaxed);
                 t.touch();
             }

@@ -33,14 +33,18 @@ pub struct Remote {
 
 impl Remote {
     async fn channel(&self) -> Result<Channel, String> {
-        let root = fs::read(&self.config.root_ca).map_err(|e| format!("root certificate {} (XDS_ROOT_CA): {e}", self.config.root_ca.display()))?;
+        let root = fs::read(&self.config.root_ca)
+            .map_err(|e| format!("root certificate {} (XDS_ROOT_CA): {e}", self.config.root_ca.display()))?;
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
         if !self.config.alt_hostname.is_empty() {
             tls = tls.domain_name(&self.config.alt_hostname);
         }
         let e = Endpoint::from_shared(self.address.clone()).map_err(|e| format!("address {:?}: {e}", self.address))?;
         let e = e.tls_config(tls).map_err(|e| format!("root certificate {}: {e}", self.config.root_ca.display()))?;
-        let e = e.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(Duration::from_secs(30)).keep_alive_timeout(Duration::from_secs(10));
+        let e = e
+            .connect_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10));
         e.connect().await.map_err(|e| {
             let mut text = format!("{}: {e}", self.address);
             let mut cause = std::error::Error::source(&e);
@@ -53,7 +57,9 @@ impl Remote {
     }
     fn bearer(&self) -> Result<String, String> {
         let path = &self.config.auth_token;
-        fs::read_to_string(path).map(|t| t.trim().to_string()).map_err(|e| format!("token {} (AUTH_TOKEN): {e}", path.display()))
+        fs::read_to_string(path)
+            .map(|t| t.trim().to_string())
+            .map_err(|e| format!("token {} (AUTH_TOKEN): {e}", path.display()))
     }
 }
 

@@ -70,7 +70,9 @@ pub async fn tunnel(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAd
         }
         match server::handshake(tcp, &creds).await {
             Ok(x) => x,
-            Err(e) => return tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed"),
+            Err(e) => {
+                return tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed");
+            }
         }
     };
     let stop = p.watch();
@@ -126,21 +128,38 @@ async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketA
 }
 
 /// Where a CONNECT goes: always to this pod (docs/hbone.md §4).
-fn target<B>(w: &Worker, pod: &LocalPod, r: &http::Request<B>, to: SocketAddr) -> Result<(SocketAddr, Option<Arc<Service>>), Outcome> {
+fn target<B>(
+    w: &Worker,
+    pod: &LocalPod,
+    r: &http::Request<B>,
+    to: SocketAddr,
+) -> Result<(SocketAddr, Option<Arc<Service>>), Outcome> {
     if r.method() != Method::CONNECT || r.extensions().get::<h2::ext::Protocol>().is_some() {
         return Err(Outcome::BadRequest("the method is not a plain CONNECT"));
     }
     let a = r.uri().authority().ok_or(Outcome::BadRequest("CONNECT without authority"))?;
     let (host, port, service) = authority(a.as_str()).ok_or(Outcome::BadRequest("the authority is not HOST:PORT"))?;
     let port = match host {
-        Host::Ip(ip) if ip != to.ip() => return Err(Outcome::BadRequest("the authority is not the address that the tunnel goes to")),
+        Host::Ip(ip) if ip != to.ip() => {
+            return Err(Outcome::BadRequest("the authority is not the address that the tunnel goes to"));
+        }
         Host::Ip(_) => port,
         Host::Name(name) => {
             let s = w.snapshot();
-            let svc = s.host(name, &pod.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+            let svc =
+                s.host(name, &pod.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
             let own = s.pod(&pod.namespace, &pod.name).ok_or(Outcome::NoWorkload)?;
-            let ports = own.services.iter().find(|(k, _)| *k == svc.key).map(|(_, p)| p).ok_or(Outcome::NotFound("this pod is no endpoint of the service"))?;
-            let target = ports.iter().find(|(p, _)| *p == port).map(|(_, t)| *t).ok_or(Outcome::NotFound("the service does not have this port"))?;
+            let ports = own
+                .services
+                .iter()
+                .find(|(k, _)| *k == svc.key)
+                .map(|(_, p)| p)
+                .ok_or(Outcome::NotFound("this pod is no endpoint of the service"))?;
+            let target = ports
+                .iter()
+                .find(|(p, _)| *p == port)
+                .map(|(_, t)| *t)
+                .ok_or(Outcome::NotFound("the service does not have this port"))?;
             return guard_port(target).map(|t| (SocketAddr::new(to.ip(), t), Some(svc.clone())));
         }
     };
@@ -195,7 +214,12 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
     let source = source.filter(|s| ask.identity.as_ref().is_none_or(|i| *i == s.identity));
     let own: Option<Arc<Workload>> = known.map(|(_, own)| own);
-    let check = Connection { source_identity: ask.identity.clone(), source_ip: ask.from.ip(), destination_ip: ask.to.ip(), destination_port: ask.to.port() };
+    let check = Connection {
+        source_identity: ask.identity.clone(),
+        source_ip: ask.from.ip(),
+        destination_ip: ask.to.ip(),
+        destination_port: ask.to.port(),
+    };
     let guard = w.conns.add(Conn {
         reporter: Reporter::Destination,
         source_addr: ask.from,

@@ -11,7 +11,9 @@ use karst_rt::{
     socket::{Exempt, Origin},
 };
 use prost::Message;
-use std::{collections::HashMap, net::TcpListener, net::UdpSocket, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, net::TcpListener, net::UdpSocket, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration,
+};
 
 /// A pod of this node.
 #[derive(Debug)]
@@ -106,7 +108,9 @@ async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Re
         if let Some(e) = &error {
             tracing::warn!(error = e, "refused a request of the node agent");
         }
-        let ack = zds::WorkloadResponse { payload: Some(zds::workload_response::Payload::Ack(Ack { error: error.unwrap_or_default() })) };
+        let ack = zds::WorkloadResponse {
+            payload: Some(zds::workload_response::Payload::Ack(Ack { error: error.unwrap_or_default() })),
+        };
         c.send(&ack.encode_to_vec(), &[]).await.map_err(|e| format!("acknowledge: {e}"))?;
     }
 }
@@ -137,7 +141,11 @@ pub fn request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, String> {
 fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), String> {
     let info = a.workload_info.ok_or("AddWorkload without workload_info")?;
     if fds.len() != a.karst_descriptors.len() + 1 {
-        return Err(format!("AddWorkload announces {} descriptors and the netns, and brings {}", a.karst_descriptors.len(), fds.len()));
+        return Err(format!(
+            "AddWorkload announces {} descriptors and the netns, and brings {}",
+            a.karst_descriptors.len(),
+            fds.len()
+        ));
     }
     let mut fds = fds.into_iter();
     let netns = Netns::from_fd(fds.next().ok_or("AddWorkload without netns descriptor")?);

@@ -44,7 +44,8 @@ fn main() -> std::process::ExitCode {
 
 fn run(config: config::Config) -> anyhow::Result<()> {
     karst_rt::log::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
-    let descriptors = karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
+    let descriptors =
+        karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), descriptors, "ztunnel starts");
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&rt, serve(config))
@@ -72,14 +73,21 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     for i in 0..config.worker_count() {
         let (tx, rx) = mpsc::channel(ORDERS);
         let (shared, watch) = (shared.clone(), watch.clone());
-        let thread = std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, rx, watch));
+        let thread =
+            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, rx, watch));
         threads.push(thread.context("cannot start a worker thread")?);
         workers.push(tx);
     }
     drop(watch);
     let quit = Arc::new(Notify::new());
     let connections = Arc::new(Mutex::new(Vec::new()));
-    let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone(), workers: workers.clone(), quit: quit.clone(), connections: connections.clone() });
+    let pages = Arc::new(admin::Pages {
+        shared: shared.clone(),
+        ready: ready.clone(),
+        workers: workers.clone(),
+        quit: quit.clone(),
+        connections: connections.clone(),
+    });
     tokio::task::spawn_local(karst_rt::admin::serve(admin_at, pages.clone().admin()));
     tokio::task::spawn_local(karst_rt::admin::serve(stats_at, pages.clone().stats()));
     tokio::task::spawn_local(karst_rt::admin::serve(ready_at, pages.readiness()));
@@ -143,9 +151,18 @@ fn identities(shared: &worker::Shared) -> HashSet<Identity> {
 /// How we introduce ourselves to the control plane.
 fn node(c: &config::Config) -> ads::Node {
     let text = |s: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.to_string())) };
-    let fields = [("NAME", &c.pod_name), ("NAMESPACE", &c.pod_namespace), ("NODE_NAME", &c.node), ("CLUSTER_ID", &c.cluster_id), ("INSTANCE_IPS", &c.instance_ip)];
+    let fields = [
+        ("NAME", &c.pod_name),
+        ("NAMESPACE", &c.pod_namespace),
+        ("NODE_NAME", &c.node),
+        ("CLUSTER_ID", &c.cluster_id),
+        ("INSTANCE_IPS", &c.instance_ip),
+    ];
     ads::Node {
-        id: format!("ztunnel~{}~{}.{}~{}.svc.{}", c.instance_ip, c.pod_name, c.pod_namespace, c.pod_namespace, c.cluster_domain),
+        id: format!(
+            "ztunnel~{}~{}.{}~{}.svc.{}",
+            c.instance_ip, c.pod_name, c.pod_namespace, c.pod_namespace, c.cluster_domain
+        ),
         cluster: String::new(),
         metadata: Some(prost_types::Struct { fields: fields.iter().map(|(k, v)| (k.to_string(), text(v))).collect() }),
     }

@@ -87,7 +87,15 @@ impl Default for Metrics {
 
 impl Metrics {
     /// The series of a connection.
-    pub fn traffic(&self, reporter: Reporter, source: Option<&Workload>, destination: Option<&Workload>, service: Option<&Service>, mtls: bool, flag: &'static str) -> Arc<Traffic> {
+    pub fn traffic(
+        &self,
+        reporter: Reporter,
+        source: Option<&Workload>,
+        destination: Option<&Workload>,
+        service: Option<&Service>,
+        mtls: bool,
+        flag: &'static str,
+    ) -> Arc<Traffic> {
         let key = Key {
             reporter,
             source: source.map(|w| w.uid.clone()),
@@ -121,12 +129,19 @@ impl Metrics {
         let mut out = String::new();
         let mut series: Vec<Arc<Traffic>> = {
             let mut m = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-            m.retain(|_, t| Arc::strong_count(t) > 1 || t.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SERIES_IDLE);
+            m.retain(|_, t| {
+                Arc::strong_count(t) > 1
+                    || t.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SERIES_IDLE
+            });
             m.values().cloned().collect()
         };
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
         for (name, help, get) in [
-            ("istio_tcp_connections_opened_total", "TCP connections opened.", (|t: &Traffic| &t.opened) as fn(&Traffic) -> &AtomicU64),
+            (
+                "istio_tcp_connections_opened_total",
+                "TCP connections opened.",
+                (|t: &Traffic| &t.opened) as fn(&Traffic) -> &AtomicU64,
+            ),
             ("istio_tcp_connections_closed_total", "TCP connections closed.", |t| &t.closed),
             ("istio_tcp_connections_failed_total", "TCP connections that did not come about.", |t| &t.failed),
             ("istio_tcp_received_bytes_total", "Bytes from the client.", |t| &t.received),
@@ -146,9 +161,16 @@ impl Metrics {
             self.open_source.load(Relaxed),
             self.open_destination.load(Relaxed)
         );
-        let _ = writeln!(out, "# HELP istio_xds_connection_terminations_total Ends of the configuration stream.\n# TYPE istio_xds_connection_terminations_total counter");
+        let _ = writeln!(
+            out,
+            "# HELP istio_xds_connection_terminations_total Ends of the configuration stream.\n# TYPE istio_xds_connection_terminations_total counter"
+        );
         for (i, reason) in ["ConnectionError", "Error", "Reconnect", "Complete"].iter().enumerate() {
-            let _ = writeln!(out, "istio_xds_connection_terminations_total{{reason=\"{reason}\"}} {}", self.xds_ended.get(i).map_or(0, |c| c.load(Relaxed)));
+            let _ = writeln!(
+                out,
+                "istio_xds_connection_terminations_total{{reason=\"{reason}\"}} {}",
+                self.xds_ended.get(i).map_or(0, |c| c.load(Relaxed))
+            );
         }
         let messages = self.xds_messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (name, help, pick) in [
@@ -161,20 +183,47 @@ impl Metrics {
             }
         }
         for (name, kind, help, v) in [
-            ("workload_manager_active_proxy_count", "gauge", "Pods that are served.", self.pods.load(Relaxed).max(0) as u64),
+            (
+                "workload_manager_active_proxy_count",
+                "gauge",
+                "Pods that are served.",
+                self.pods.load(Relaxed).max(0) as u64,
+            ),
             ("workload_manager_proxies_started_total", "counter", "Pods taken on.", self.pods_started.load(Relaxed)),
             ("workload_manager_proxies_stopped_total", "counter", "Pods let go.", self.pods_stopped.load(Relaxed)),
             ("istio_dns_requests_total", "counter", "DNS queries.", self.dns_requests.load(Relaxed)),
             ("istio_dns_upstream_requests_total", "counter", "DNS queries passed on.", self.dns_upstream.load(Relaxed)),
-            ("istio_dns_upstream_failures_total", "counter", "DNS queries passed on without answer.", self.dns_upstream_failures.load(Relaxed)),
-            ("karst_tunnels_refused_total", "counter", "Inbound tunnels closed at accept because of a limit.", self.tunnels_refused.load(Relaxed)),
-            ("karst_connections_closed_by_policy_total", "counter", "Open connections closed by a policy change.", self.closed_by_policy.load(Relaxed)),
+            (
+                "istio_dns_upstream_failures_total",
+                "counter",
+                "DNS queries passed on without answer.",
+                self.dns_upstream_failures.load(Relaxed),
+            ),
+            (
+                "karst_tunnels_refused_total",
+                "counter",
+                "Inbound tunnels closed at accept because of a limit.",
+                self.tunnels_refused.load(Relaxed),
+            ),
+            (
+                "karst_connections_closed_by_policy_total",
+                "counter",
+                "Open connections closed by a policy change.",
+                self.closed_by_policy.load(Relaxed),
+            ),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");
         }
-        let _ = writeln!(out, "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"ztunnel\",tag=\"karst-{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        let _ = writeln!(
+            out,
+            "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"ztunnel\",tag=\"karst-{}\"}} 1",
+            env!("CARGO_PKG_VERSION")
+        );
         let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-        let _ = writeln!(out, "# HELP process_open_fds Open descriptors.\n# TYPE process_open_fds gauge\nprocess_open_fds {fds}");
+        let _ = writeln!(
+            out,
+            "# HELP process_open_fds Open descriptors.\n# TYPE process_open_fds gauge\nprocess_open_fds {fds}"
+        );
         out
     }
 }
@@ -198,7 +247,14 @@ fn evict(m: &mut HashMap<Key, Arc<Traffic>>) {
     }
 }
 
-fn labels(reporter: Reporter, source: Option<&Workload>, destination: Option<&Workload>, service: Option<&Service>, mtls: bool, flag: &str) -> String {
+fn labels(
+    reporter: Reporter,
+    source: Option<&Workload>,
+    destination: Option<&Workload>,
+    service: Option<&Service>,
+    mtls: bool,
+    flag: &str,
+) -> String {
     let mut out = String::with_capacity(800);
     let mut put = |k: &str, v: &str| {
         if !out.is_empty() {
@@ -243,7 +299,10 @@ mod tests {
         let t = m.traffic(Reporter::Source, None, None, None, true, "-");
         t.opened.fetch_add(1, Relaxed);
         let page = m.render();
-        assert!(page.contains("istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"unknown\","), "{page}");
+        assert!(
+            page.contains("istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"unknown\","),
+            "{page}"
+        );
         assert!(page.contains("connection_security_policy=\"mutual_tls\"} 1"));
         assert!(!page.contains("source_region"), "absent when neither workload is known");
         assert!(Arc::ptr_eq(&t, &m.traffic(Reporter::Source, None, None, None, true, "-")));

@@ -72,7 +72,8 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
             Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
             Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Refuse(_) => None,
         };
-        let retriable = matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
+        let retriable =
+            matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
         guard.end(&outcome);
         match endpoint {
             Some(uid) if retriable && again => {
@@ -95,11 +96,22 @@ enum Ready {
     Local(Guard, TcpStream),
 }
 
-async fn attempt(w: &Rc<Worker>, p: &Rc<Served>, planned: &Plan, source: &Arc<Workload>, from: SocketAddr) -> Result<Ready, Outcome> {
+async fn attempt(
+    w: &Rc<Worker>,
+    p: &Rc<Served>,
+    planned: &Plan,
+    source: &Arc<Workload>,
+    from: SocketAddr,
+) -> Result<Ready, Outcome> {
     match planned {
         Plan::Refuse(r) => Err(Outcome::Refused(*r)),
         Plan::Plain { to, .. } => {
-            let s = p.pod.origin.connect(*to, limits::CONNECT_TIMEOUT).await.map_err(|e| Outcome::Connect(e.to_string()))?;
+            let s = p
+                .pod
+                .origin
+                .connect(*to, limits::CONNECT_TIMEOUT)
+                .await
+                .map_err(|e| Outcome::Connect(e.to_string()))?;
             if let Some(k) = &w.keepalive {
                 socket::keepalive(&s, k);
             }
@@ -108,7 +120,13 @@ async fn attempt(w: &Rc<Worker>, p: &Rc<Served>, planned: &Plan, source: &Arc<Wo
         Plan::Tunnel(t) => {
             if let Some(local) = same_node(w, t) {
                 // Both ends are this process: the caller's identity is the namespace that it came from.
-                let ask = Ask { from, to: t.target, hbone: None, identity: Some(source.identity.clone()), service: t.service.clone() };
+                let ask = Ask {
+                    from,
+                    to: t.target,
+                    hbone: None,
+                    identity: Some(source.identity.clone()),
+                    service: t.service.clone(),
+                };
                 let (guard, app) = inbound::open(w, &local, ask).await;
                 return match app {
                     Ok(app) => Ok(Ready::Local(guard, app)),
@@ -131,7 +149,13 @@ fn same_node(w: &Worker, t: &Tunnel) -> Option<Arc<crate::inpod::LocalPod>> {
     w.shared.pods.load().get(&format!("{}/{}", t.peer.namespace, t.peer.name)).cloned()
 }
 
-async fn through(w: &Rc<Worker>, p: &Rc<Served>, t: &Tunnel, source: &Arc<Workload>, from: SocketAddr) -> Result<Ready, Outcome> {
+async fn through(
+    w: &Rc<Worker>,
+    p: &Rc<Served>,
+    t: &Tunnel,
+    source: &Arc<Workload>,
+    from: SocketAddr,
+) -> Result<Ready, Outcome> {
     let mut secrets = w.shared.secrets.clone();
     let creds = secrets.get(&source.identity, limits::HOLD_TIMEOUT).await.ok_or(Outcome::NoIdentity)?;
     let key = TunnelKey { pod: p.pod.uid.clone(), to: t.address, expected: t.peer.identity.clone() };
@@ -140,7 +164,10 @@ async fn through(w: &Rc<Worker>, p: &Rc<Served>, t: &Tunnel, source: &Arc<Worklo
         let creds = creds.clone();
         let expected: Vec<Identity> = t.expected.clone();
         async move {
-            let tcp = origin.connect(to, limits::CONNECT_TIMEOUT).await.map_err(|e| ClientError::Connect(to, e.to_string()))?;
+            let tcp = origin
+                .connect(to, limits::CONNECT_TIMEOUT)
+                .await
+                .map_err(|e| ClientError::Connect(to, e.to_string()))?;
             if let Some(k) = &keepalive {
                 socket::keepalive(&tcp, k);
             }
@@ -179,7 +206,13 @@ fn headers(source: &Workload, t: &Tunnel, from: SocketAddr) -> HeaderMap {
     h
 }
 
-fn record(w: &Worker, from: SocketAddr, to: SocketAddr, source: Option<Arc<Workload>>, planned: Option<&Plan>) -> Guard {
+fn record(
+    w: &Worker,
+    from: SocketAddr,
+    to: SocketAddr,
+    source: Option<Arc<Workload>>,
+    planned: Option<&Plan>,
+) -> Guard {
     let (destination, service, hbone, mtls, actual) = match planned {
         Some(Plan::Tunnel(t)) => (Some(t.peer.clone()), t.service.clone(), Some(t.target), true, t.address),
         Some(Plan::Plain { to, workload, service }) => (workload.clone(), service.clone(), None, false, *to),

@@ -70,7 +70,12 @@ impl Outcome {
             Outcome::NoIdentity | Outcome::NoWorkload => "IDENTITY_ERROR",
             Outcome::Tunnel(ClientError::Tls(..)) => "TLS_FAILURE",
             Outcome::Tunnel(ClientError::Http2(..)) => "H2_HANDSHAKE_FAILURE",
-            Outcome::Tunnel(_) | Outcome::Connect(_) | Outcome::BadRequest(_) | Outcome::NotFound(_) | Outcome::Refused(_) | Outcome::Limit => "CONNECT",
+            Outcome::Tunnel(_)
+            | Outcome::Connect(_)
+            | Outcome::BadRequest(_)
+            | Outcome::NotFound(_)
+            | Outcome::Refused(_)
+            | Outcome::Limit => "CONNECT",
         }
     }
     /// Did the connection never come about?

@@ -95,7 +95,14 @@ pub fn plan(s: &Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>],
     direct(w, to, None)
 }
 
-fn to_service(s: &Snapshot, source: &Workload, svc: &Arc<Service>, to: SocketAddr, tried: &[Arc<str>], b: &mut impl Balance) -> Plan {
+fn to_service(
+    s: &Snapshot,
+    source: &Workload,
+    svc: &Arc<Service>,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+    b: &mut impl Balance,
+) -> Plan {
     // A waypoint calls its own services without coming back to itself.
     let others: Vec<_> = svc.waypoints.iter().filter(|(g, _)| !is_waypoint(s, source, g)).cloned().collect();
     if !svc.waypoints.is_empty() && others.len() == svc.waypoints.len() {
@@ -122,18 +129,35 @@ fn direct(w: &Arc<Workload>, target: SocketAddr, service: Option<Arc<Service>>) 
     }
     let mut expected = vec![w.identity.clone()];
     expected.extend(service.iter().flat_map(|s| s.sans.iter().cloned()));
-    Plan::Tunnel(Tunnel { peer: w.clone(), address: SocketAddr::new(target.ip(), karst_hbone::PORT), target, expected, service, waypoint: false })
+    Plan::Tunnel(Tunnel {
+        peer: w.clone(),
+        address: SocketAddr::new(target.ip(), karst_hbone::PORT),
+        target,
+        expected,
+        service,
+        waypoint: false,
+    })
 }
 
 fn is_waypoint(s: &Snapshot, w: &Workload, g: &Gateway) -> bool {
     match &g.to {
-        GatewayTo::Address(ip) => w.ips.contains(ip) || s.service(*ip, &w.namespace).is_some_and(|svc| w.services.iter().any(|(k, _)| *k == svc.key)),
+        GatewayTo::Address(ip) => {
+            w.ips.contains(ip)
+                || s.service(*ip, &w.namespace).is_some_and(|svc| w.services.iter().any(|(k, _)| *k == svc.key))
+        }
         GatewayTo::Service(key) => w.services.iter().any(|(k, _)| k == key),
     }
 }
 
 /// By waypoint: the address that was dialled stays, the waypoint does the rest. Never past it.
-fn via(s: &Snapshot, source: &Workload, all: &[(Gateway, u32)], to: SocketAddr, service: Option<Arc<Service>>, b: &mut impl Balance) -> Plan {
+fn via(
+    s: &Snapshot,
+    source: &Workload,
+    all: &[(Gateway, u32)],
+    to: SocketAddr,
+    service: Option<Arc<Service>>,
+    b: &mut impl Balance,
+) -> Plan {
     let total: u64 = all.iter().map(|(_, w)| u64::from(*w)).sum();
     let mut at = if total == 0 { 0 } else { b.random(total) };
     let chosen = all.iter().find(|(_, w)| {
@@ -144,7 +168,11 @@ fn via(s: &Snapshot, source: &Workload, all: &[(Gateway, u32)], to: SocketAddr, 
     let Some((g, _)) = chosen.or(all.first()) else { return Plan::Refuse(Refusal::NoWaypoint) };
     let by_service = |svc: &Arc<Service>, b: &mut _| {
         let any_port = SocketAddr::new(to.ip(), g.port);
-        candidates(s, source, svc, any_port, &[]).into_iter().map(|(w, a, _)| (w, SocketAddr::new(a.ip(), g.port))).collect::<Vec<_>>().pick(b)
+        candidates(s, source, svc, any_port, &[])
+            .into_iter()
+            .map(|(w, a, _)| (w, SocketAddr::new(a.ip(), g.port)))
+            .collect::<Vec<_>>()
+            .pick(b)
     };
     let found = match &g.to {
         GatewayTo::Address(ip) => match (s.workload(*ip), s.service(*ip, &source.namespace)) {
@@ -155,7 +183,14 @@ fn via(s: &Snapshot, source: &Workload, all: &[(Gateway, u32)], to: SocketAddr, 
         GatewayTo::Service(key) => s.services.get(key).and_then(|svc| by_service(svc, b)),
     };
     match found {
-        Some((w, address)) => Plan::Tunnel(Tunnel { expected: vec![w.identity.clone()], peer: w, address, target: to, service, waypoint: true }),
+        Some((w, address)) => Plan::Tunnel(Tunnel {
+            expected: vec![w.identity.clone()],
+            peer: w,
+            address,
+            target: to,
+            service,
+            waypoint: true,
+        }),
         None => Plan::Refuse(Refusal::NoWaypoint),
     }
 }
@@ -171,7 +206,13 @@ impl Pick for Vec<(Arc<Workload>, SocketAddr)> {
 }
 
 /// Endpoints that could be used, with the best place only: workload, address, rank.
-fn candidates(s: &Snapshot, source: &Workload, svc: &Service, to: SocketAddr, tried: &[Arc<str>]) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
+fn candidates(
+    s: &Snapshot,
+    source: &Workload,
+    svc: &Service,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
     let Some(all) = s.endpoints.get(&svc.key) else { return vec![] };
     let mut out = Vec::with_capacity(all.len());
     let mut best = 0;
@@ -206,7 +247,14 @@ fn candidates(s: &Snapshot, source: &Workload, svc: &Service, to: SocketAddr, tr
 }
 
 /// Two at random, weighted by capacity, and of these the one with fewer open connections.
-fn endpoint(s: &Snapshot, source: &Workload, svc: &Service, to: SocketAddr, tried: &[Arc<str>], b: &mut impl Balance) -> Option<(Arc<Workload>, SocketAddr)> {
+fn endpoint(
+    s: &Snapshot,
+    source: &Workload,
+    svc: &Service,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+    b: &mut impl Balance,
+) -> Option<(Arc<Workload>, SocketAddr)> {
     let all = candidates(s, source, svc, to, tried);
     if all.len() <= 1 {
         return all.into_iter().next().map(|(w, a, _)| (w, a));
@@ -264,7 +312,11 @@ mod tests {
     const S: &str = "ns/s.ns.svc.cluster.local";
     fn world() -> Snapshot {
         snapshot(
-            vec![pod("c", "10.0.0.9", &[]), pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]), pod("b", "10.0.0.2", &[(S, &[(80, 9090)])])],
+            vec![
+                pod("c", "10.0.0.9", &[]),
+                pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]),
+                pod("b", "10.0.0.2", &[(S, &[(80, 9090)])]),
+            ],
             vec![service("s", "10.96.0.1", &[(80, 0)])],
         )
     }
@@ -286,7 +338,11 @@ mod tests {
         let mut plain = pod("p", "10.0.0.3", &[]);
         plain.tunnel_protocol = 0;
         for x in [plain] {
-            s.put_address(&x.uid.clone(), &prost::Message::encode_to_vec(&pb::Address { r#type: Some(pb::address::Type::Workload(x)) })).unwrap();
+            s.put_address(
+                &x.uid.clone(),
+                &prost::Message::encode_to_vec(&pb::Address { r#type: Some(pb::address::Type::Workload(x)) }),
+            )
+            .unwrap();
         }
         for (to, want) in [
             ("10.96.0.1:80", "10.0.0.1:8080 by 10.0.0.1:15008"),
@@ -315,7 +371,10 @@ mod tests {
 
     fn with_waypoint(ready: bool) -> Snapshot {
         let g = pb::GatewayAddress {
-            destination: Some(pb::gateway_address::Destination::Address(pb::NetworkAddress { address: vec![10, 0, 0, 50], ..Default::default() })),
+            destination: Some(pb::gateway_address::Destination::Address(pb::NetworkAddress {
+                address: vec![10, 0, 0, 50],
+                ..Default::default()
+            })),
             hbone_mtls_port: 15008,
         };
         let mut svc = service("s", "10.96.0.1", &[(80, 8080)]);
@@ -329,11 +388,17 @@ mod tests {
 
     #[test]
     fn a_waypoint_is_never_passed_by() {
-        assert_eq!(target(run(&with_waypoint(true), "10.96.0.1:80", &[], &mut fixed())), "10.96.0.1:80 by 10.0.0.50:15008");
+        assert_eq!(
+            target(run(&with_waypoint(true), "10.96.0.1:80", &[], &mut fixed())),
+            "10.96.0.1:80 by 10.0.0.50:15008"
+        );
         assert_eq!(target(run(&with_waypoint(false), "10.96.0.1:80", &[], &mut fixed())), "NoWaypoint");
         let s = with_waypoint(true);
         let w = s.workload("10.0.0.50".parse().unwrap()).unwrap().clone();
-        assert_eq!(target(plan(&s, &w, "10.96.0.1:80".parse().unwrap(), &[], &mut fixed())), "10.0.0.1:8080 by 10.0.0.1:15008");
+        assert_eq!(
+            target(plan(&s, &w, "10.96.0.1:80".parse().unwrap(), &[], &mut fixed())),
+            "10.0.0.1:8080 by 10.0.0.1:15008"
+        );
     }
 
     #[test]
@@ -346,7 +411,9 @@ mod tests {
         let mut c = pod("c", "10.0.0.9", &[]);
         c.node = "n1".into();
         let lb = |mode| Some(pb::LoadBalancing { routing_preference: vec![4], mode, health_policy: 0 });
-        for (mode, near_ok, want) in [(2, true, "10.0.0.1"), (2, false, "10.0.0.2"), (1, true, "10.0.0.1"), (1, false, "NoEndpoint")] {
+        for (mode, near_ok, want) in
+            [(2, true, "10.0.0.1"), (2, false, "10.0.0.2"), (1, true, "10.0.0.1"), (1, false, "NoEndpoint")]
+        {
             svc.load_balancing = lb(mode);
             near.status = i32::from(!near_ok);
             let s = snapshot(vec![c.clone(), near.clone(), far.clone()], vec![svc.clone()]);

@@ -88,7 +88,16 @@ impl<A: Authority + 'static> Manager<A> {
         let (table, rx) = watch::channel(Arc::default());
         let (want, wanted) = mpsc::channel(QUEUE);
         let shared = Secrets { table: rx, want };
-        Self { authority: Rc::new(authority), table, running: HashMap::new(), slots: Rc::new(Semaphore::new(PARALLEL)), ttl, cluster, shared, wanted }
+        Self {
+            authority: Rc::new(authority),
+            table,
+            running: HashMap::new(),
+            slots: Rc::new(Semaphore::new(PARALLEL)),
+            ttl,
+            cluster,
+            shared,
+            wanted,
+        }
     }
     /// The workers' side.
     pub fn secrets(&self) -> Secrets {
@@ -132,7 +141,14 @@ impl<A: Authority + 'static> Manager<A> {
     }
 }
 
-async fn renew<A: Authority>(a: &A, table: &watch::Sender<Arc<Table>>, slots: &Semaphore, ttl: u64, cluster: &str, id: Identity) {
+async fn renew<A: Authority>(
+    a: &A,
+    table: &watch::Sender<Arc<Table>>,
+    slots: &Semaphore,
+    ttl: u64,
+    cluster: &str,
+    id: Identity,
+) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
         let result = {
@@ -175,7 +191,8 @@ async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> R
     let csr = p.serialize_request(&key).and_then(|r| r.pem()).map_err(|e| format!("csr: {e}"))?;
     let value = |s: String| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s)) };
     let metadata = prost_types::Struct { fields: [("ImpersonatedIdentity".to_string(), value(id.to_string()))].into() };
-    let mut r = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata: Some(metadata) });
+    let mut r =
+        tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata: Some(metadata) });
     let token = a.token()?.parse::<tonic::metadata::MetadataValue<_>>();
     r.metadata_mut().insert("authorization", {
         let t = token.map_err(|_| "the token has characters that no header may have".to_string())?;
@@ -186,7 +203,12 @@ async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> R
     }
     r.set_timeout(Duration::from_secs(10));
     let mut client = IstioCertificateServiceClient::new(a.connect().await?);
-    let chain = client.create_certificate(r).await.map_err(|s| format!("{}: {}", s.code(), s.message()))?.into_inner().cert_chain;
+    let chain = client
+        .create_certificate(r)
+        .await
+        .map_err(|s| format!("{}: {}", s.code(), s.message()))?
+        .into_inner()
+        .cert_chain;
     let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
     Credentials::new(id.clone(), &chain, key).map_err(|e| e.to_string())
 }

@@ -141,7 +141,8 @@ impl Snapshot {
     /// The services of a host name, the client's namespace first.
     pub fn host(&self, name: &str, client_namespace: &str) -> Option<&Arc<Service>> {
         let all = self.by_host.get(name)?.iter().filter_map(|k| self.services.get(k));
-        all.filter(|s| !s.private || *s.namespace == *client_namespace).max_by_key(|s| (*s.namespace == *client_namespace, s.canonical))
+        all.filter(|s| !s.private || *s.namespace == *client_namespace)
+            .max_by_key(|s| (*s.namespace == *client_namespace, s.canonical))
     }
     /// The policies that apply to a workload; Err names one that has not arrived.
     pub fn policies_of<'a>(&'a self, w: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
@@ -241,10 +242,16 @@ impl Snapshot {
         use pb::load_balancing as lb;
         let (mut vips, mut ranges) = (Vec::new(), Vec::new());
         for a in s.addresses.iter().filter(|a| *a.network == *self.network) {
-            let ip = ip_from_bytes(&a.address).ok_or_else(|| format!("service {}: an address has {} bytes", s.hostname, a.address.len()))?;
+            let ip = ip_from_bytes(&a.address)
+                .ok_or_else(|| format!("service {}: an address has {} bytes", s.hostname, a.address.len()))?;
             match a.length {
                 None => vips.push(ip),
-                Some(l) => ranges.push(u8::try_from(l).ok().and_then(|l| Cidr::new(ip, l)).ok_or_else(|| format!("service {}: prefix length {l}", s.hostname))?),
+                Some(l) => ranges.push(
+                    u8::try_from(l)
+                        .ok()
+                        .and_then(|l| Cidr::new(ip, l))
+                        .ok_or_else(|| format!("service {}: prefix length {l}", s.hostname))?,
+                ),
             }
         }
         let mut waypoints = Vec::new();
@@ -308,7 +315,9 @@ fn gateway(g: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, String> {
     let Some(g) = g else { return Ok(None) };
     let to = match &g.destination {
         Some(Destination::Hostname(h)) => GatewayTo::Service(format!("{}/{}", h.namespace, h.hostname).into()),
-        Some(Destination::Address(a)) => GatewayTo::Address(ip_from_bytes(&a.address).ok_or("gateway address is malformed")?),
+        Some(Destination::Address(a)) => {
+            GatewayTo::Address(ip_from_bytes(&a.address).ok_or("gateway address is malformed")?)
+        }
         // Something is asked for that we do not understand: it must not be passed by.
         None => return Err("gateway destination is not known".into()),
     };
@@ -321,19 +330,23 @@ fn gateway(g: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, String> {
 
 fn workload(w: pb::Workload) -> Result<Workload, String> {
     let or = |s: String, default: &str| if s.is_empty() { default.to_string() } else { s };
-    let ip = |b: &Bytes| ip_from_bytes(b).ok_or_else(|| format!("workload {}: an address has {} bytes", w.uid, b.len()));
+    let ip =
+        |b: &Bytes| ip_from_bytes(b).ok_or_else(|| format!("workload {}: an address has {} bytes", w.uid, b.len()));
     let ips: Vec<IpAddr> = w.addresses.iter().map(|b| ip(&Bytes::from(b.to_vec()))).collect::<Result<_, _>>()?;
     let hbone = match pb::TunnelProtocol::try_from(w.tunnel_protocol) {
         Ok(pb::TunnelProtocol::None) => false,
         Ok(pb::TunnelProtocol::Hbone) => true,
-        Ok(pb::TunnelProtocol::LegacyIstioMtls) | Err(_) => return Err(format!("workload {}: tunnel protocol {} is not supported", w.uid, w.tunnel_protocol)),
+        Ok(pb::TunnelProtocol::LegacyIstioMtls) | Err(_) => {
+            return Err(format!("workload {}: tunnel protocol {} is not supported", w.uid, w.tunnel_protocol));
+        }
     };
     if w.uid.is_empty() {
         return Err("workload without uid".into());
     }
     let trust_domain = or(w.trust_domain, "cluster.local");
     let account = or(w.service_account, "default");
-    let identity = Identity::new(&trust_domain, &w.namespace, &account).map_err(|e| format!("workload {}: {e}", w.uid))?;
+    let identity =
+        Identity::new(&trust_domain, &w.namespace, &account).map_err(|e| format!("workload {}: {e}", w.uid))?;
     let workload_type = match pb::WorkloadType::try_from(w.workload_type) {
         Ok(pb::WorkloadType::Deployment) => "deployment",
         Ok(pb::WorkloadType::Cronjob) => "cronjob",
@@ -342,8 +355,17 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
     };
     let place = w.locality.unwrap_or_default();
     let cluster = or(w.cluster_id, "Kubernetes");
-    let baggage = baggage(&cluster, &w.namespace, workload_type, &w.workload_name, &w.canonical_name, &w.canonical_revision, &place);
-    let mut services: Vec<(Arc<str>, Vec<(u16, u16)>)> = w.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
+    let baggage = baggage(
+        &cluster,
+        &w.namespace,
+        workload_type,
+        &w.workload_name,
+        &w.canonical_name,
+        &w.canonical_revision,
+        &place,
+    );
+    let mut services: Vec<(Arc<str>, Vec<(u16, u16)>)> =
+        w.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
     services.sort();
     Ok(Workload {
         uid: w.uid.into(),
@@ -375,7 +397,15 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
     })
 }
 
-fn baggage(cluster: &str, ns: &str, kind: &str, name: &str, service: &str, version: &str, place: &pb::Locality) -> Option<HeaderValue> {
+fn baggage(
+    cluster: &str,
+    ns: &str,
+    kind: &str,
+    name: &str,
+    service: &str,
+    version: &str,
+    place: &pb::Locality,
+) -> Option<HeaderValue> {
     let mut out = String::new();
     let kind_key = format!("k8s.{kind}.name");
     for (k, v) in [
@@ -405,7 +435,9 @@ pub mod tests {
 
     /// A workload for tests.
     pub fn pod(name: &str, ip: &str, services: &[(&str, &[(u32, u32)])]) -> pb::Workload {
-        let list = |p: &[(u32, u32)]| pb::PortList { ports: p.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect() };
+        let list = |p: &[(u32, u32)]| pb::PortList {
+            ports: p.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect(),
+        };
         pb::Workload {
             uid: format!("Kubernetes//Pod/ns/{name}"),
             name: name.into(),
@@ -423,7 +455,10 @@ pub mod tests {
             name: name.into(),
             namespace: "ns".into(),
             hostname: format!("{name}.ns.svc.cluster.local"),
-            addresses: vec![pb::NetworkAddress { address: karst_core::addr::ip_to_bytes(vip.parse().unwrap()), ..Default::default() }],
+            addresses: vec![pb::NetworkAddress {
+                address: karst_core::addr::ip_to_bytes(vip.parse().unwrap()),
+                ..Default::default()
+            }],
             ports: ports.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect(),
             ..Default::default()
         }
@@ -433,7 +468,8 @@ pub mod tests {
         let mut x = Snapshot::new("");
         for w in w {
             let name = w.uid.clone();
-            x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Workload(w)) }.encode_to_vec()).unwrap();
+            x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Workload(w)) }.encode_to_vec())
+                .unwrap();
         }
         for s in s {
             let name = format!("{}/{}", s.namespace, s.hostname);
@@ -444,12 +480,19 @@ pub mod tests {
 
     #[test]
     fn indices_follow_changes() {
-        let mut s = snapshot(vec![pod("a", "10.0.0.1", &[("ns/s.ns.svc.cluster.local", &[(80, 8080)])])], vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let mut s = snapshot(
+            vec![pod("a", "10.0.0.1", &[("ns/s.ns.svc.cluster.local", &[(80, 8080)])])],
+            vec![service("s", "10.96.0.1", &[(80, 8080)])],
+        );
         let ip = |x: &str| x.parse::<IpAddr>().unwrap();
         assert!(s.workload(ip("10.0.0.1")).is_some() && s.service(ip("10.96.0.1"), "x").is_some());
         assert_eq!(s.endpoints.get("ns/s.ns.svc.cluster.local").unwrap().len(), 1);
         let moved = pod("a", "10.0.0.2", &[]);
-        s.put_address(&moved.uid.clone(), &pb::Address { r#type: Some(pb::address::Type::Workload(moved)) }.encode_to_vec()).unwrap();
+        s.put_address(
+            &moved.uid.clone(),
+            &pb::Address { r#type: Some(pb::address::Type::Workload(moved)) }.encode_to_vec(),
+        )
+        .unwrap();
         assert!(s.workload(ip("10.0.0.1")).is_none() && s.workload(ip("10.0.0.2")).is_some());
         assert_eq!(s.endpoints.get("ns/s.ns.svc.cluster.local").unwrap().len(), 0);
         s.remove_address("ns/s.ns.svc.cluster.local");

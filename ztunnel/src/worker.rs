@@ -4,9 +4,10 @@
 use crate::{
     config::Config,
     conns::Conns,
-    inbound, outbound,
+    inbound,
     inpod::{Listeners, LocalPod, LocalPods},
     metrics::Metrics,
+    outbound,
     plan::Balance,
     secrets::Secrets,
     state::{Snapshot, Workload},
@@ -175,10 +176,17 @@ impl Worker {
     }
 
     fn add(self: Rc<Self>, pod: Arc<LocalPod>, l: Listeners) -> Result<(), String> {
-        let listener = |s: std::net::TcpListener| TcpListener::from_std(s).map_err(|e| format!("listener of {}: {e}", pod.key));
+        let listener =
+            |s: std::net::TcpListener| TcpListener::from_std(s).map_err(|e| format!("listener of {}: {e}", pod.key));
         let (outbound, plaintext, hbone) = (listener(l.outbound)?, listener(l.plaintext)?, listener(l.hbone)?);
         let (stop, _) = drain::new();
-        let p = Rc::new(Served { pod: pod.clone(), tunnels: Cell::new(0), handshakes: Cell::new(0), connections: Cell::new(0), stop });
+        let p = Rc::new(Served {
+            pod: pod.clone(),
+            tunnels: Cell::new(0),
+            handshakes: Cell::new(0),
+            connections: Cell::new(0),
+            stop,
+        });
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), p.clone());
         if let Some(old) = old {
             tokio::task::spawn_local(async move {

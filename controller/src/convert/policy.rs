@@ -109,7 +109,10 @@ fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy
         Some(o) => return Err(("spec.action".into(), format!("{o:?} is not one of ALLOW, DENY, AUDIT"))),
     };
     if action == Action::Deny && s.rules.is_empty() {
-        return Err(("spec.rules".into(), "is empty: a DENY policy without rules would do nothing; to deny everything write rules: [{}]".into()));
+        return Err((
+            "spec.rules".into(),
+            "is empty: a DENY policy without rules would do nothing; to deny everything write rules: [{}]".into(),
+        ));
     }
     let mut rules = Vec::new();
     for (i, r) in s.rules.iter().enumerate() {
@@ -139,11 +142,13 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
         clauses.push(Clause { matches: matches.into_iter().map(|(m, _)| m).collect() });
     };
     if !r.from.is_empty() {
-        let from: Result<Vec<_>, Bad> = r.from.iter().enumerate().map(|(i, f)| source(&f.source, ns, &format!("{at}.from[{i}].source"))).collect();
+        let from: Result<Vec<_>, Bad> =
+            r.from.iter().enumerate().map(|(i, f)| source(&f.source, ns, &format!("{at}.from[{i}].source"))).collect();
         add(from?);
     }
     if !r.to.is_empty() {
-        let to: Result<Vec<_>, Bad> = r.to.iter().enumerate().map(|(i, t)| operation(&t.operation, &format!("{at}.to[{i}].operation"))).collect();
+        let to: Result<Vec<_>, Bad> =
+            r.to.iter().enumerate().map(|(i, t)| operation(&t.operation, &format!("{at}.to[{i}].operation"))).collect();
         add(to?);
     }
     for (i, w) in r.when.iter().enumerate() {
@@ -157,11 +162,18 @@ fn strings(v: &[String]) -> Vec<StringMatch> {
 }
 
 fn nets(v: &[String], at: &str) -> Result<Vec<Cidr2>, Bad> {
-    v.iter().enumerate().map(|(i, s)| s.parse().map(Cidr2).map_err(|e: karst_core::addr::CidrError| (format!("{at}[{i}]"), e.to_string()))).collect()
+    v.iter()
+        .enumerate()
+        .map(|(i, s)| {
+            s.parse().map(Cidr2).map_err(|e: karst_core::addr::CidrError| (format!("{at}[{i}]"), e.to_string()))
+        })
+        .collect()
 }
 
 fn ports(v: &[String], at: &str) -> Result<Vec<u16>, Bad> {
-    let one = |(i, s): (usize, &String)| s.parse().map_err(|_| (format!("{at}[{i}]"), format!("{s:?} is not a port: use 1 to 65535")));
+    let one = |(i, s): (usize, &String)| {
+        s.parse().map_err(|_| (format!("{at}[{i}]"), format!("{s:?} is not a port: use 1 to 65535")))
+    };
     v.iter().enumerate().map(one).collect()
 }
 
@@ -169,7 +181,10 @@ fn accounts(v: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>
     let one = |(i, s): (usize, &String)| {
         let (n, a) = s.split_once('/').unwrap_or((ns, s));
         if a.is_empty() || a.contains(['/', '*']) || n.contains('*') {
-            return Err((format!("{at}[{i}]"), format!("{s:?} is not NAME or NAMESPACE/NAME (wildcards are not allowed)")));
+            return Err((
+                format!("{at}[{i}]"),
+                format!("{s:?} is not NAME or NAMESPACE/NAME (wildcards are not allowed)"),
+            ));
         }
         Ok(ServiceAccountMatch { namespace: n.into(), service_account: a.into() })
     };
@@ -181,7 +196,10 @@ fn source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
         return Err((at.into(), "is empty: name at least one condition".into()));
     }
     if !s.service_accounts.is_empty() && !(s.principals.is_empty() && s.namespaces.is_empty()) {
-        return Err((format!("{at}.serviceAccounts"), "cannot stand beside principals or namespaces: remove one of them".into()));
+        return Err((
+            format!("{at}.serviceAccounts"),
+            "cannot stand beside principals or namespaces: remove one of them".into(),
+        ));
     }
     let m = Match {
         principals: strings(&s.principals),
@@ -218,13 +236,38 @@ fn when(w: &When, at: &str) -> Result<(Match, bool), Bad> {
     let (values, not_values) = (&w.values, &w.not_values);
     let (v_at, n_at) = (format!("{at}.values"), format!("{at}.notValues"));
     let m = match w.key.as_str() {
-        "source.ip" => Match { source_ips: nets(values, &v_at)?, not_source_ips: nets(not_values, &n_at)?, ..Match::default() },
-        "destination.ip" => Match { destination_ips: nets(values, &v_at)?, not_destination_ips: nets(not_values, &n_at)?, ..Match::default() },
-        "source.namespace" => Match { namespaces: strings(values), not_namespaces: strings(not_values), ..Match::default() },
-        "source.principal" => Match { principals: strings(values), not_principals: strings(not_values), ..Match::default() },
-        "destination.port" => Match { destination_ports: ports(values, &v_at)?, not_destination_ports: ports(not_values, &n_at)?, ..Match::default() },
-        k if k.starts_with("request.") || matches!(k, "remote.ip" | "connection.sni" | "experimental.envoy.filters.") => return Ok((Match::default(), true)),
-        k => return Err((format!("{at}.key"), format!("{k:?} is not known: use source.ip, source.namespace, source.principal, destination.ip or destination.port"))),
+        "source.ip" => {
+            Match { source_ips: nets(values, &v_at)?, not_source_ips: nets(not_values, &n_at)?, ..Match::default() }
+        }
+        "destination.ip" => Match {
+            destination_ips: nets(values, &v_at)?,
+            not_destination_ips: nets(not_values, &n_at)?,
+            ..Match::default()
+        },
+        "source.namespace" => {
+            Match { namespaces: strings(values), not_namespaces: strings(not_values), ..Match::default() }
+        }
+        "source.principal" => {
+            Match { principals: strings(values), not_principals: strings(not_values), ..Match::default() }
+        }
+        "destination.port" => Match {
+            destination_ports: ports(values, &v_at)?,
+            not_destination_ports: ports(not_values, &n_at)?,
+            ..Match::default()
+        },
+        k if k.starts_with("request.")
+            || matches!(k, "remote.ip" | "connection.sni" | "experimental.envoy.filters.") =>
+        {
+            return Ok((Match::default(), true));
+        }
+        k => {
+            return Err((
+                format!("{at}.key"),
+                format!(
+                    "{k:?} is not known: use source.ip, source.namespace, source.principal, destination.ip or destination.port"
+                ),
+            ));
+        }
     };
     Ok((m, false))
 }
@@ -250,7 +293,9 @@ impl Peer {
         all.insert(strict.key(), strict);
         // The oldest wins; without time stamps, the first by name.
         let mut sorted = x.peer.clone();
-        sorted.sort_by_key(|(_, p)| (p.metadata.creation_timestamp.clone(), p.metadata.namespace.clone(), p.metadata.name.clone()));
+        sorted.sort_by_key(|(_, p)| {
+            (p.metadata.creation_timestamp.clone(), p.metadata.namespace.clone(), p.metadata.name.clone())
+        });
         for (_, p) in sorted.iter().filter(|(_, p)| !selected(p)) {
             let mode = p.spec.mtls.as_ref().map_or(Mode::Unset, |m| m.mode);
             if p.metadata.namespace == root {
@@ -263,7 +308,11 @@ impl Peer {
         }
         for (at, p) in sorted {
             if !p.spec.port_level_mtls.is_empty() && (!selected(p) || p.metadata.namespace == root) {
-                problems.push(problem(at, "spec.portLevelMtls", "needs a selector, outside of the root namespace: add spec.selector.matchLabels"));
+                problems.push(problem(
+                    at,
+                    "spec.portLevelMtls",
+                    "needs a selector, outside of the root namespace: add spec.selector.matchLabels",
+                ));
             } else if selected(p) {
                 out.add_workload(at, p, all, problems);
             }
@@ -271,7 +320,13 @@ impl Peer {
         out
     }
 
-    fn add_workload(&mut self, at: &Located, p: &PeerAuthentication, all: &mut BTreeMap<String, Policy>, problems: &mut Vec<Problem>) {
+    fn add_workload(
+        &mut self,
+        at: &Located,
+        p: &PeerAuthentication,
+        all: &mut BTreeMap<String, Policy>,
+        problems: &mut Vec<Problem>,
+    ) {
         let ns = &p.metadata.namespace;
         let parent = self.namespace_mode(ns);
         let mode = match p.spec.mtls.as_ref().map_or(Mode::Unset, |m| m.mode) {
@@ -293,7 +348,9 @@ impl Peer {
         if !differing.is_empty() {
             let port = match mode {
                 Mode::Strict => Match { not_destination_ports: differing, ..Match::default() },
-                Mode::Unset | Mode::Disable | Mode::Permissive => Match { destination_ports: differing, ..Match::default() },
+                Mode::Unset | Mode::Disable | Mode::Permissive => {
+                    Match { destination_ports: differing, ..Match::default() }
+                }
             };
             let name = format!("converted_peer_authentication_{}", p.metadata.name);
             let policy = deny(&name, ns, Scope::WorkloadSelector, vec![vec![no_principal()], vec![port]]);
@@ -330,5 +387,12 @@ fn no_principal() -> Match {
 
 fn deny(name: &str, ns: &str, scope: Scope, clauses: Vec<Vec<Match>>) -> Policy {
     let clauses = clauses.into_iter().map(|matches| Clause { matches }).collect();
-    Policy { name: name.into(), namespace: ns.into(), scope, action: Action::Deny, rules: vec![Rule { clauses }], dry_run: false }
+    Policy {
+        name: name.into(),
+        namespace: ns.into(),
+        scope,
+        action: Action::Deny,
+        rules: vec![Rule { clauses }],
+        dry_run: false,
+    }
 }

@@ -32,7 +32,11 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         }
         for host in &e.spec.hosts {
             if host == "*" {
-                problems.push(problem(at, "spec.hosts", "\"*\" alone is not allowed: name a host, or a wildcard such as *.example.com"));
+                problems.push(problem(
+                    at,
+                    "spec.hosts",
+                    "\"*\" alone is not allowed: name a host, or a wildcard such as *.example.com",
+                ));
                 continue;
             }
             match entry(x, e, host, &mut taken) {
@@ -99,7 +103,9 @@ fn balancing(x: &Index<'_>, s: &Service) -> Option<LoadBalancing> {
     } else {
         match distribution {
             Some("PreferClose" | "PreferSameZone") => (Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone]),
-            Some("PreferSameNode") => (Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node]),
+            Some("PreferSameNode") => {
+                (Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node])
+            }
             _ => (Mode::UnspecifiedMode, &[]),
         }
     };
@@ -107,7 +113,11 @@ fn balancing(x: &Index<'_>, s: &Service) -> Option<LoadBalancing> {
     if mode == Mode::UnspecifiedMode && health == HealthPolicy::OnlyHealthy {
         return None;
     }
-    Some(LoadBalancing { routing_preference: scopes.iter().map(|s| *s as i32).collect(), mode: mode as i32, health_policy: health as i32 })
+    Some(LoadBalancing {
+        routing_preference: scopes.iter().map(|s| *s as i32).collect(),
+        mode: mode as i32,
+        health_policy: health as i32,
+    })
 }
 
 /// The protocol by `appProtocol`, else by the port name's prefix (Istio's protocol selection).
@@ -134,7 +144,12 @@ fn address(x: &Index<'_>, ip: IpAddr, length: Option<u32>) -> NetworkAddress {
     NetworkAddress { network: x.mesh.network.clone(), address: ip_to_bytes(ip), length }
 }
 
-fn entry(x: &Index<'_>, e: &ServiceEntry, host: &str, taken: &mut BTreeSet<Ipv4Addr>) -> Result<pb::Service, (String, String)> {
+fn entry(
+    x: &Index<'_>,
+    e: &ServiceEntry,
+    host: &str,
+    taken: &mut BTreeSet<Ipv4Addr>,
+) -> Result<pb::Service, (String, String)> {
     let spec = &e.spec;
     let mut addresses = Vec::new();
     for (i, a) in spec.addresses.iter().enumerate() {
@@ -145,10 +160,18 @@ fn entry(x: &Index<'_>, e: &ServiceEntry, host: &str, taken: &mut BTreeSet<Ipv4A
     let none = match spec.resolution.as_str() {
         "" | "NONE" => true,
         "STATIC" | "DNS" | "DNS_ROUND_ROBIN" | "DYNAMIC_DNS" => false,
-        other => return Err(("spec.resolution".into(), format!("{other:?} is not one of NONE, STATIC, DNS, DNS_ROUND_ROBIN, DYNAMIC_DNS"))),
+        other => {
+            return Err((
+                "spec.resolution".into(),
+                format!("{other:?} is not one of NONE, STATIC, DNS, DNS_ROUND_ROBIN, DYNAMIC_DNS"),
+            ));
+        }
     };
     if none && !spec.endpoints.is_empty() {
-        return Err(("spec.endpoints".into(), "must be empty with resolution NONE: set spec.resolution to STATIC or DNS".into()));
+        return Err((
+            "spec.endpoints".into(),
+            "must be empty with resolution NONE: set spec.resolution to STATIC or DNS".into(),
+        ));
     }
     if spec.workload_selector.is_some() && !spec.endpoints.is_empty() {
         return Err(("spec.endpoints".into(), "cannot stand beside workloadSelector: remove one of them".into()));

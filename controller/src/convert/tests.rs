@@ -5,7 +5,13 @@ use karst_manifest::parse;
 use karst_policy::{Connection, authorize};
 
 fn mesh() -> Mesh {
-    Mesh { trust_domain: "cluster.local".into(), cluster_domain: "cluster.local".into(), cluster_id: "Kubernetes".into(), network: String::new(), root_namespace: "istio-system".into() }
+    Mesh {
+        trust_domain: "cluster.local".into(),
+        cluster_domain: "cluster.local".into(),
+        cluster_id: "Kubernetes".into(),
+        network: String::new(),
+        root_namespace: "istio-system".into(),
+    }
 }
 fn run(text: &str) -> (Model, Vec<Problem>) {
     let mut s = State { objects: parse::file("t.yaml".as_ref(), text).unwrap(), ..State::default() };
@@ -16,10 +22,15 @@ const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, 
 
 #[test]
 fn a_pod_becomes_a_workload_of_its_services() {
-    let (m, p) = run(&format!("{POD}apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1, selector: {{app: web}}, ports: [{{name: http, port: 80, targetPort: web}}, {{name: u, port: 53, protocol: UDP}}]}}\n"));
+    let (m, p) = run(&format!(
+        "{POD}apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1, selector: {{app: web}}, ports: [{{name: http, port: 80, targetPort: web}}, {{name: u, port: 53, protocol: UDP}}]}}\n"
+    ));
     assert!(p.is_empty(), "{p:?}");
     let w = &m.workloads["Kubernetes//Pod/a/p"];
-    assert_eq!((w.tunnel_protocol, w.status, w.addresses.len(), w.canonical_name.as_str(), w.canonical_revision.as_str()), (1, 0, 2, "web", "v2"));
+    assert_eq!(
+        (w.tunnel_protocol, w.status, w.addresses.len(), w.canonical_name.as_str(), w.canonical_revision.as_str()),
+        (1, 0, 2, "web", "v2")
+    );
     let port = &w.services["a/s.a.svc.cluster.local"].ports[..];
     assert_eq!((port.len(), port[0].service_port, port[0].target_port, port[0].app_protocol), (1, 80, 8080, 1));
     assert_eq!(m.services["a/s.a.svc.cluster.local"].ports[0].target_port, 0, "a named target port is sent as 0");
@@ -43,12 +54,18 @@ fn verdict(m: &Model, id: Option<&str>, port: u16) -> bool {
 const B: Option<&str> = Some("spiffe://cluster.local/ns/b/sa/x");
 
 fn policy(spec: &str) -> String {
-    format!("{POD}apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: ap, namespace: a}}\nspec: {spec}\n")
+    format!(
+        "{POD}apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: ap, namespace: a}}\nspec: {spec}\n"
+    )
 }
 
 #[test]
 fn peer_authentication_modes() {
-    let pa = |ns: &str, name: &str, spec: &str| format!("---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {spec}\n");
+    let pa = |ns: &str, name: &str, spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {spec}\n"
+        )
+    };
     let strict = "{mtls: {mode: STRICT}}";
     for (text, plain_80, plain_81) in [
         (String::new(), true, true),
@@ -56,7 +73,15 @@ fn peer_authentication_modes() {
         (pa("a", "n", strict), false, false),
         (pa("istio-system", "m", strict) + &pa("a", "n", "{mtls: {mode: PERMISSIVE}}"), true, true),
         (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: STRICT}}}"), false, true),
-        (pa("a", "w", "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}"), true, false),
+        (
+            pa(
+                "a",
+                "w",
+                "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}",
+            ),
+            true,
+            false,
+        ),
         (pa("a", "w", "{selector: {matchLabels: {app: other}}, mtls: {mode: STRICT}}"), true, true),
     ] {
         let (m, p) = run(&format!("{POD}{text}"));
@@ -73,7 +98,11 @@ fn policies_at_l4() {
         ("{rules: [{}]}", true, true),
         ("{rules: [{from: [{source: {namespaces: [b]}}]}]}", true, false),
         ("{rules: [{from: [{source: {serviceAccounts: [b/x]}}]}]}", true, false),
-        ("{rules: [{from: [{source: {principals: ['cluster.local/ns/b/*']}}], to: [{operation: {ports: ['80']}}]}]}", true, false),
+        (
+            "{rules: [{from: [{source: {principals: ['cluster.local/ns/b/*']}}], to: [{operation: {ports: ['80']}}]}]}",
+            true,
+            false,
+        ),
         ("{rules: [{from: [{source: {notNamespaces: [b]}}]}]}", false, true),
         ("{action: DENY, rules: [{from: [{source: {ipBlocks: [10.0.0.0/24]}}]}]}", false, false),
         ("{action: DENY, rules: [{when: [{key: destination.port, values: ['80']}]}]}", false, false),
@@ -81,7 +110,11 @@ fn policies_at_l4() {
         // Beyond L4: an ALLOW rule vanishes, a DENY rule denies what is left of it.
         ("{rules: [{to: [{operation: {methods: [GET]}}]}]}", false, false),
         ("{action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}", false, false),
-        ("{action: DENY, rules: [{from: [{source: {namespaces: [b]}}], to: [{operation: {paths: [/x]}}]}]}", false, true),
+        (
+            "{action: DENY, rules: [{from: [{source: {namespaces: [b]}}], to: [{operation: {paths: [/x]}}]}]}",
+            false,
+            true,
+        ),
         ("{action: DENY, rules: [{to: [{operation: {paths: [/x], ports: ['81']}}]}]}", true, true),
         ("{selector: {matchLabels: {app: other}}}", true, true),
         ("{targetRefs: [{kind: Gateway, name: w}]}", true, true),
@@ -127,7 +160,9 @@ fn service_entries_get_stable_addresses() {
 
 #[test]
 fn waypoints_bind_by_label() {
-    let text = format!("{POD}apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{istio.io/use-waypoint: w}}}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w, namespace: a}}\nspec: {{gatewayClassName: istio-waypoint}}\nstatus: {{addresses: [{{type: IPAddress, value: 10.0.0.50}}]}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: t, namespace: a, labels: {{istio.io/use-waypoint: none}}}}\nspec: {{clusterIP: 10.96.0.2}}\n");
+    let text = format!(
+        "{POD}apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {{istio.io/use-waypoint: w}}}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w, namespace: a}}\nspec: {{gatewayClassName: istio-waypoint}}\nstatus: {{addresses: [{{type: IPAddress, value: 10.0.0.50}}]}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: t, namespace: a, labels: {{istio.io/use-waypoint: none}}}}\nspec: {{clusterIP: 10.96.0.2}}\n"
+    );
     let (m, _) = run(&text);
     assert!(m.services["a/s.a.svc.cluster.local"].waypoint.is_some());
     assert!(m.services["a/t.a.svc.cluster.local"].waypoint.is_none());

@@ -46,10 +46,17 @@ fn takes(g: &Gateway, traffic: Traffic) -> bool {
 fn address(x: &Index<'_>, g: &Gateway) -> Option<GatewayAddress> {
     let by_name = g.status.addresses.iter().find(|a| a.kind == "Hostname");
     let destination = match by_name {
-        Some(a) => Destination::Hostname(NamespacedHostname { namespace: g.metadata.namespace.clone(), hostname: a.value.clone() }),
+        Some(a) => Destination::Hostname(NamespacedHostname {
+            namespace: g.metadata.namespace.clone(),
+            hostname: a.value.clone(),
+        }),
         None => {
             let ip = g.status.addresses.iter().find_map(|a| a.value.parse().ok())?;
-            Destination::Address(NetworkAddress { network: x.mesh.network.clone(), address: ip_to_bytes(ip), length: None })
+            Destination::Address(NetworkAddress {
+                network: x.mesh.network.clone(),
+                address: ip_to_bytes(ip),
+                length: None,
+            })
         }
     };
     Some(GatewayAddress { destination: Some(destination), hbone_mtls_port: PORT })

@@ -6,7 +6,9 @@ use super::{
     waypoint,
 };
 use crate::model::{Model, PodFacts};
-use karst_api::workload::{self as pb, Locality, NetworkMode, Port, PortList, TunnelProtocol, WorkloadStatus, WorkloadType};
+use karst_api::workload::{
+    self as pb, Locality, NetworkMode, Port, PortList, TunnelProtocol, WorkloadStatus, WorkloadType,
+};
 use karst_core::addr::ip_to_bytes;
 use karst_manifest::{Problem, enrol, kinds::*};
 use std::{collections::BTreeMap, collections::HashMap, net::IpAddr};
@@ -29,7 +31,10 @@ pub(super) fn compile(x: &Index<'_>, policies: &policy::Policies, model: &mut Mo
         model.workloads.insert(w.uid.clone(), w);
     }
     for (at, e) in &x.workload_entries {
-        let uid = format!("{}/networking.istio.io/WorkloadEntry/{}/{}", x.mesh.cluster_id, e.metadata.namespace, e.metadata.name);
+        let uid = format!(
+            "{}/networking.istio.io/WorkloadEntry/{}/{}",
+            x.mesh.cluster_id, e.metadata.namespace, e.metadata.name
+        );
         let mut labels = e.metadata.labels.clone();
         labels.extend(e.spec.labels.clone());
         match external(x, uid, &e.metadata, &e.spec, &labels, policies) {
@@ -51,7 +56,8 @@ fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Workload {
     let native = m.labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"));
     let redirected = x.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
         || m.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
-    let ready = p.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True") && m.deletion_timestamp.is_none();
+    let ready =
+        p.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True") && m.deletion_timestamp.is_none();
     let (workload_name, canonical_name, canonical_revision) = names(p);
     pb::Workload {
         uid: format!("{}//Pod/{}/{}", x.mesh.cluster_id, m.namespace, m.name),
@@ -92,8 +98,10 @@ fn names(p: &Pod) -> (String, String, String) {
         None => m.name.clone(),
     };
     let workload = first(&["service.istio.io/workload-name"]).unwrap_or(from_owner);
-    let name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or_else(|| workload.clone());
-    let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]).unwrap_or_else(|| "latest".into());
+    let name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+        .unwrap_or_else(|| workload.clone());
+    let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
+        .unwrap_or_else(|| "latest".into());
     (workload, name, revision)
 }
 
@@ -115,11 +123,14 @@ fn memberships(x: &Index<'_>, p: &Pod) -> HashMap<String, PortList> {
         x.slices.iter().any(|e| {
             e.metadata.namespace == s.metadata.namespace
                 && e.metadata.labels.get("kubernetes.io/service-name") == Some(&s.metadata.name)
-                && e.endpoints.iter().any(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod" && t.name == p.metadata.name))
+                && e.endpoints
+                    .iter()
+                    .any(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod" && t.name == p.metadata.name))
         })
     };
     for s in x.services.iter().filter(|s| s.metadata.namespace == p.metadata.namespace) {
-        let member = if s.spec.selector.is_empty() { in_slice(s) } else { selects(&s.spec.selector, &p.metadata.labels) };
+        let member =
+            if s.spec.selector.is_empty() { in_slice(s) } else { selects(&s.spec.selector, &p.metadata.labels) };
         if !member {
             continue;
         }
@@ -135,7 +146,10 @@ fn memberships(x: &Index<'_>, p: &Pod) -> HashMap<String, PortList> {
             let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
             Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
         });
-        out.insert(format!("{}/{}", s.metadata.namespace, service::hostname(x, s)), PortList { ports: ports.collect() });
+        out.insert(
+            format!("{}/{}", s.metadata.namespace, service::hostname(x, s)),
+            PortList { ports: ports.collect() },
+        );
     }
     for (_, e) in &x.service_entries {
         let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
@@ -173,21 +187,36 @@ fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: &WorkloadEn
             }
         }
     }
-    for s in x.services.iter().filter(|s| s.metadata.namespace == ns && !s.spec.selector.is_empty() && selects(&s.spec.selector, labels)) {
+    for s in x
+        .services
+        .iter()
+        .filter(|s| s.metadata.namespace == ns && !s.spec.selector.is_empty() && selects(&s.spec.selector, labels))
+    {
         let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| {
             let target = match &p.target_port {
                 Some(IntOrString::Int(n)) => *n,
                 Some(IntOrString::String(n)) => w.ports.get(n).copied().unwrap_or(p.port),
                 None => w.ports.get(&p.name).copied().unwrap_or(p.port),
             };
-            Port { service_port: u32::from(p.port), target_port: u32::from(target), app_protocol: service::protocol(p.app_protocol.as_deref(), &p.name) as i32 }
+            Port {
+                service_port: u32::from(p.port),
+                target_port: u32::from(target),
+                app_protocol: service::protocol(p.app_protocol.as_deref(), &p.name) as i32,
+            }
         });
         out.insert(format!("{ns}/{}", service::hostname(x, s)), PortList { ports: ports.collect() });
     }
     out
 }
 
-fn external(x: &Index<'_>, uid: String, m: &Meta, e: &WorkloadEntrySpec, labels: &Labels, policies: &policy::Policies) -> Option<pb::Workload> {
+fn external(
+    x: &Index<'_>,
+    uid: String,
+    m: &Meta,
+    e: &WorkloadEntrySpec,
+    labels: &Labels,
+    policies: &policy::Policies,
+) -> Option<pb::Workload> {
     if e.address.is_empty() {
         return None;
     }
@@ -238,17 +267,26 @@ fn inline_endpoints(
     let dns = matches!(se.spec.resolution.as_str(), "DNS" | "DNS_ROUND_ROBIN");
     if endpoints.is_empty() && dns && se.spec.workload_selector.is_none() {
         // Each host resolves to itself.
-        endpoints = se.spec.hosts.iter().map(|h| WorkloadEntrySpec { address: h.clone(), ..Default::default() }).collect();
+        endpoints =
+            se.spec.hosts.iter().map(|h| WorkloadEntrySpec { address: h.clone(), ..Default::default() }).collect();
     }
     for (i, e) in endpoints.iter().enumerate() {
-        let uid = format!("{}/networking.istio.io/ServiceEntry/{}/{}/{}", x.mesh.cluster_id, m.namespace, m.name, e.address);
+        let uid =
+            format!("{}/networking.istio.io/ServiceEntry/{}/{}/{}", x.mesh.cluster_id, m.namespace, m.name, e.address);
         if se.spec.resolution == "STATIC" && e.address.parse::<IpAddr>().is_err() {
-            let text = format!("{:?} is not an IP address: resolution STATIC needs one (or set spec.resolution to DNS)", e.address);
+            let text = format!(
+                "{:?} is not an IP address: resolution STATIC needs one (or set spec.resolution to DNS)",
+                e.address
+            );
             problems.push(problem(at, format!("spec.endpoints[{i}].address"), text));
             continue;
         }
         let Some(mut w) = external(x, uid, m, e, &e.labels, policies) else {
-            problems.push(problem(at, format!("spec.endpoints[{i}].address"), "is missing: give an IP address or a host name"));
+            problems.push(problem(
+                at,
+                format!("spec.endpoints[{i}].address"),
+                "is missing: give an IP address or a host name",
+            ));
             continue;
         };
         for h in &se.spec.hosts {
@@ -262,7 +300,11 @@ fn inline_endpoints(
 fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
     for s in x.slices.iter().filter(|s| s.address_type != "FQDN") {
         let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { continue };
-        let Some(svc) = x.services.iter().find(|v| v.metadata.name == *service && v.metadata.namespace == s.metadata.namespace) else { continue };
+        let Some(svc) =
+            x.services.iter().find(|v| v.metadata.name == *service && v.metadata.namespace == s.metadata.namespace)
+        else {
+            continue;
+        };
         for e in s.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
             for a in &e.addresses {
                 let Ok(ip) = a.parse::<IpAddr>() else { continue };
@@ -271,15 +313,25 @@ fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
                     Some(Port { service_port: u32::from(sp.port), target_port: u32::from(ep.port?), app_protocol: 0 })
                 });
                 let w = pb::Workload {
-                    uid: format!("{}/discovery.k8s.io/EndpointSlice/{}/{}/{a}", x.mesh.cluster_id, s.metadata.namespace, s.metadata.name),
+                    uid: format!(
+                        "{}/discovery.k8s.io/EndpointSlice/{}/{}/{a}",
+                        x.mesh.cluster_id, s.metadata.namespace, s.metadata.name
+                    ),
                     name: s.metadata.name.clone(),
                     namespace: s.metadata.namespace.clone(),
                     addresses: vec![ip_to_bytes(ip).into()],
                     network: x.mesh.network.clone(),
-                    status: if e.conditions.ready.unwrap_or(true) { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
+                    status: if e.conditions.ready.unwrap_or(true) {
+                        WorkloadStatus::Healthy
+                    } else {
+                        WorkloadStatus::Unhealthy
+                    } as i32,
                     cluster_id: x.mesh.cluster_id.clone(),
                     network_mode: NetworkMode::HostNetwork as i32,
-                    services: HashMap::from([(format!("{}/{}", s.metadata.namespace, service::hostname(x, svc)), PortList { ports: ports.collect() })]),
+                    services: HashMap::from([(
+                        format!("{}/{}", s.metadata.namespace, service::hostname(x, svc)),
+                        PortList { ports: ports.collect() },
+                    )]),
                     ..Default::default()
                 };
                 model.workloads.insert(w.uid.clone(), w);

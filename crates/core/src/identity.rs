@@ -131,9 +131,17 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Identity>(), Err(IdentityError::Form), "{bad}");
         }
-        for bad in ["spiffe://td/ns/a\0/sa/b", "spiffe://td:80/ns/a/sa/b", "spiffe://td/ns/a%2f/sa/b", "spiffe://td/ns/a b/sa/b"] {
+        for bad in [
+            "spiffe://td/ns/a\0/sa/b",
+            "spiffe://td:80/ns/a/sa/b",
+            "spiffe://td/ns/a%2f/sa/b",
+            "spiffe://td/ns/a b/sa/b",
+        ] {
             assert_eq!(bad.parse::<Identity>(), Err(IdentityError::Character), "{bad}");
         }
-        assert_eq!(format!("spiffe://td/ns/{}/sa/b", "x".repeat(2048)).parse::<Identity>(), Err(IdentityError::TooLong));
+        assert_eq!(
+            format!("spiffe://td/ns/{}/sa/b", "x".repeat(2048)).parse::<Identity>(),
+            Err(IdentityError::TooLong)
+        );
     }
 }

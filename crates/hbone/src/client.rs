@@ -79,7 +79,10 @@ pub async fn handshake(
         .data_frame_budget(s.connection_window as usize)
         .enable_push(false);
     let io = crate::server::TlsIo::new(stream);
-    let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, b.handshake::<_, Bytes>(io)).await.map_err(|_| h2_error("preface took over 10 s".into()))?.map_err(|e| h2_error(e.to_string()))?;
+    let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, b.handshake::<_, Bytes>(io))
+        .await
+        .map_err(|_| h2_error("preface took over 10 s".into()))?
+        .map_err(|e| h2_error(e.to_string()))?;
     let ping = conn.ping_pong();
     let drive = async move {
         match ping {
@@ -110,9 +113,14 @@ pub(crate) async fn keepalive(mut p: h2::PingPong) {
 ///
 /// # Errors
 /// See [`ClientError`].
-pub async fn connect(mut tunnel: SendRequest<Bytes>, authority: &str, headers: HeaderMap) -> Result<(SendStream<Bytes>, RecvStream, HeaderMap), ClientError> {
+pub async fn connect(
+    mut tunnel: SendRequest<Bytes>,
+    authority: &str,
+    headers: HeaderMap,
+) -> Result<(SendStream<Bytes>, RecvStream, HeaderMap), ClientError> {
     let stream = |e: String| ClientError::Stream(e);
-    let uri = Uri::builder().authority(authority).build().map_err(|e| stream(format!("authority {authority:?}: {e}")))?;
+    let uri =
+        Uri::builder().authority(authority).build().map_err(|e| stream(format!("authority {authority:?}: {e}")))?;
     let mut r = Request::new(());
     *r.method_mut() = Method::CONNECT;
     *r.version_mut() = Version::HTTP_2;

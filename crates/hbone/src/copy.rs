@@ -55,8 +55,15 @@ fn add(c: &Cell<u64>, n: usize) {
 ///
 /// # Errors
 /// If a leg broke; the other has then been reset.
-pub async fn tunnel(mut tcp: TcpStream, mut send: SendStream<Bytes>, mut recv: RecvStream, counts: &Counts, client: bool) -> io::Result<()> {
-    let (up, down) = if client { (&counts.from_client, &counts.to_client) } else { (&counts.to_client, &counts.from_client) };
+pub async fn tunnel(
+    mut tcp: TcpStream,
+    mut send: SendStream<Bytes>,
+    mut recv: RecvStream,
+    counts: &Counts,
+    client: bool,
+) -> io::Result<()> {
+    let (up, down) =
+        if client { (&counts.from_client, &counts.to_client) } else { (&counts.to_client, &counts.from_client) };
     let result = {
         let (mut rd, mut wr) = tcp.split();
         let a = to_stream(&mut rd, &mut send, up);
@@ -100,7 +107,9 @@ async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, count: &
                 return Poll::Ready(r);
             }
             match send.poll_reset(cx) {
-                Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => {
+                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                }
                 Poll::Ready(Ok(r)) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, r.to_string()))),
                 Poll::Ready(Err(e)) => Poll::Ready(Err(broken(e))),
                 Poll::Pending => Poll::Pending,

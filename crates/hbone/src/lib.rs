@@ -34,6 +34,12 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         use karst_core::limits::*;
-        Self { stream_window: STREAM_WINDOW, connection_window: CONNECTION_WINDOW, max_frame: MAX_FRAME, pool_streams: POOL_STREAMS, pool_idle: POOL_IDLE }
+        Self {
+            stream_window: STREAM_WINDOW,
+            connection_window: CONNECTION_WINDOW,
+            max_frame: MAX_FRAME,
+            pool_streams: POOL_STREAMS,
+            pool_idle: POOL_IDLE,
+        }
     }
 }

@@ -111,7 +111,9 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
                     a
                 }
                 // Our own attempt gave a tunnel, and others have filled it.
-                (None, None) => return Err(ClientError::Stream("the tunnel was used up by other connections; try again".into())),
+                (None, None) => {
+                    return Err(ClientError::Stream("the tunnel was used up by other connections; try again".into()));
+                }
             };
             if !attempt.finished.get() {
                 attempt.done.notified().await;
@@ -126,20 +128,33 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         let mut tunnels = slot.tunnels.borrow_mut();
         tunnels.retain(|t| !t.is_closed());
         // The fullest that still has room: others can then become idle and be closed.
-        let best = tunnels.iter().filter(|t| t.active.get() < self.streams.min(t.send.current_max_send_streams())).max_by_key(|t| t.active.get())?;
+        let best = tunnels
+            .iter()
+            .filter(|t| t.active.get() < self.streams.min(t.send.current_max_send_streams()))
+            .max_by_key(|t| t.active.get())?;
         best.active.set(best.active.get() + 1);
         Some(Lease(best.clone()))
     }
 
-    async fn attempt<D>(self: Rc<Self>, key: K, slot: Rc<Slot>, a: Rc<Attempt>, connect: impl Future<Output = Result<(SendRequest<Bytes>, D), ClientError>>)
-    where
+    async fn attempt<D>(
+        self: Rc<Self>,
+        key: K,
+        slot: Rc<Slot>,
+        a: Rc<Attempt>,
+        connect: impl Future<Output = Result<(SendRequest<Bytes>, D), ClientError>>,
+    ) where
         D: Future<Output = Result<(), h2::Error>> + 'static,
     {
         let result = connect.await;
         *slot.attempt.borrow_mut() = None;
         let drive = match result {
             Ok((send, drive)) => {
-                let t = Rc::new(Tunnel { send, active: Cell::new(0), closed: Cell::new(false), idle_since: Cell::new(Instant::now()) });
+                let t = Rc::new(Tunnel {
+                    send,
+                    active: Cell::new(0),
+                    closed: Cell::new(false),
+                    idle_since: Cell::new(Instant::now()),
+                });
                 slot.tunnels.borrow_mut().push(t.clone());
                 Some((t, drive))
             }

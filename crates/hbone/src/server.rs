@@ -51,7 +51,10 @@ pub struct Connect {
 ///
 /// # Errors
 /// If it fails, takes too long, or the peer shows no workload identity.
-pub async fn handshake(tcp: TcpStream, creds: &Credentials) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Identity), ServerError> {
+pub async fn handshake(
+    tcp: TcpStream,
+    creds: &Credentials,
+) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Identity), ServerError> {
     let acceptor = TlsAcceptor::from(Arc::clone(&creds.server));
     let s = timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(tcp))
         .await
@@ -61,7 +64,8 @@ pub async fn handshake(tcp: TcpStream, creds: &Credentials) -> Result<(tokio_rus
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServerError::Tls("the peer does not speak h2".into()));
     }
-    let peer = tls::peer_identity(session.peer_certificates()).map_err(|e: TlsError| ServerError::Tls(e.to_string()))?;
+    let peer =
+        tls::peer_identity(session.peer_certificates()).map_err(|e: TlsError| ServerError::Tls(e.to_string()))?;
     Ok((s, peer))
 }
 
@@ -70,7 +74,12 @@ pub async fn handshake(tcp: TcpStream, creds: &Credentials) -> Result<(tokio_rus
 ///
 /// # Errors
 /// See [`ServerError`].
-pub async fn serve<S>(io: S, s: &Settings, mut drain: drain::Watch, mut on_stream: impl FnMut(Connect)) -> Result<(), ServerError>
+pub async fn serve<S>(
+    io: S,
+    s: &Settings,
+    mut drain: drain::Watch,
+    mut on_stream: impl FnMut(Connect),
+) -> Result<(), ServerError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -83,7 +92,8 @@ where
         .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS)
         .max_send_buffer_size(limits::SEND_BUFFER)
         .data_frame_budget(s.connection_window as usize);
-    let mut conn = timeout(limits::PREFACE_TIMEOUT, b.handshake::<_, Bytes>(io)).await.map_err(|_| ServerError::Preface)??;
+    let mut conn =
+        timeout(limits::PREFACE_TIMEOUT, b.handshake::<_, Bytes>(io)).await.map_err(|_| ServerError::Preface)??;
     let ping = conn.ping_pong();
     let mut alive = Box::pin(async move {
         match ping {
@@ -130,7 +140,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TlsIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {

@@ -3,7 +3,8 @@
 
 use karst_core::Identity;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    ServerConfig, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -68,7 +69,11 @@ impl Credentials {
     pub fn new(identity: Identity, chain: &[String], key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
         let bad = |e: String| TlsError::Certificate(e);
         let (roots_pem, certs_pem) = chain.split_last().ok_or_else(|| bad("empty chain".into()))?;
-        let read = |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()));
+        let read = |pem: &str| {
+            CertificateDer::pem_slice_iter(pem.as_bytes())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| bad(e.to_string()))
+        };
         let mut certs = Vec::new();
         for pem in certs_pem {
             certs.extend(read(pem)?);
@@ -80,7 +85,8 @@ impl Credentials {
         }
         let (_, x) = x509_parser::parse_x509_certificate(leaf).map_err(|e| bad(e.to_string()))?;
         let time = |t: i64| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(t.max(0) as u64);
-        let (not_before, not_after) = (time(x.validity().not_before.timestamp()), time(x.validity().not_after.timestamp()));
+        let (not_before, not_after) =
+            (time(x.validity().not_before.timestamp()), time(x.validity().not_after.timestamp()));
         let serial = x.raw_serial_as_string().replace(':', "");
         let mut roots = RootCertStore::empty();
         for r in read(roots_pem)? {
@@ -90,7 +96,8 @@ impl Credentials {
             return Err(bad("no root".into()));
         }
         let provider = provider();
-        let verifier = Arc::new(Verifier { roots, trust_domain: identity.trust_domain().into(), provider: provider.clone() });
+        let verifier =
+            Arc::new(Verifier { roots, trust_domain: identity.trust_domain().into(), provider: provider.clone() });
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier.clone())
@@ -106,7 +113,15 @@ impl Credentials {
         client.alpn_protocols = vec![b"h2".to_vec()];
         client.enable_sni = false;
         client.resumption = Resumption::in_memory_sessions(SESSIONS);
-        Ok(Self { identity, server: Arc::new(server), client: Arc::new(client), not_before, not_after, serial, pem: chain.to_vec() })
+        Ok(Self {
+            identity,
+            server: Arc::new(server),
+            client: Arc::new(client),
+            not_before,
+            not_after,
+            serial,
+            pem: chain.to_vec(),
+        })
     }
 }
 
@@ -121,7 +136,10 @@ pub fn identity_of(cert: &CertificateDer<'_>) -> Result<Identity, TlsError> {
     if !rest.is_empty() {
         return Err(bad("has bytes after its end"));
     }
-    let san = x.subject_alternative_name().map_err(|_| bad("has a malformed SAN extension"))?.ok_or_else(|| bad("has no SAN"))?;
+    let san = x
+        .subject_alternative_name()
+        .map_err(|_| bad("has a malformed SAN extension"))?
+        .ok_or_else(|| bad("has no SAN"))?;
     let mut uris = san.value.general_names.iter().filter_map(|n| match n {
         GeneralName::URI(u) => Some(*u),
         _ => None,
@@ -152,7 +170,13 @@ struct Verifier {
 }
 
 impl Verifier {
-    fn check(&self, leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>], now: UnixTime, usage: webpki::KeyUsage) -> Result<Identity, Error> {
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: webpki::KeyUsage,
+    ) -> Result<Identity, Error> {
         let algorithms = self.provider.signature_verification_algorithms.all;
         let anchors: &[TrustAnchor<'_>] = &self.roots.roots;
         let end = webpki::EndEntityCert::try_from(leaf).map_err(refused)?;
@@ -169,17 +193,32 @@ impl ClientCertVerifier for Verifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
-    fn verify_client_cert(&self, leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<ClientCertVerified, Error> {
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
         let id = self.check(leaf, chain, now, webpki::KeyUsage::client_auth())?;
         if id.trust_domain() != self.trust_domain {
             return Err(refused(TlsError::Peer(format!("{id} is not of the trust domain {}", self.trust_domain))));
         }
         Ok(ClientCertVerified::assertion())
     }
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         Err(Error::General("TLS 1.2 is not offered".into()))
     }
-    fn verify_tls13_signature(&self, m: &[u8], c: &CertificateDer<'_>, s: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        s: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         rustls::crypto::verify_tls13_signature(m, c, s, &self.provider.signature_verification_algorithms)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -188,15 +227,32 @@ impl ClientCertVerifier for Verifier {
 }
 
 impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(&self, leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], now: UnixTime) -> Result<ServerCertVerified, Error> {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
         // Whether it is the right workload is checked after the handshake, which also covers resumed sessions.
         self.check(leaf, chain, now, webpki::KeyUsage::server_auth())?;
         Ok(ServerCertVerified::assertion())
     }
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         Err(Error::General("TLS 1.2 is not offered".into()))
     }
-    fn verify_tls13_signature(&self, m: &[u8], c: &CertificateDer<'_>, s: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        s: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         rustls::crypto::verify_tls13_signature(m, c, s, &self.provider.signature_verification_algorithms)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

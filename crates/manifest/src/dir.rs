@@ -79,7 +79,13 @@ impl Dir {
                 Ok(t) => t,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => {
-                    state.problems.push(Problem { file: f.clone(), line: 1, object: String::new(), field: String::new(), message: format!("cannot be read: {e}") });
+                    state.problems.push(Problem {
+                        file: f.clone(),
+                        line: 1,
+                        object: String::new(),
+                        field: String::new(),
+                        message: format!("cannot be read: {e}"),
+                    });
                     good.extend(before.map(|b| (f, b)));
                     continue;
                 }
@@ -104,8 +110,18 @@ impl Dir {
             let m = o.object.meta();
             let key = (o.object.kind(), format!("{}/{}", m.namespace, m.name));
             if let Some(first) = seen.get(&key) {
-                let message = format!("is defined a second time (first in {}:{}); the first counts", first.file.display(), first.line);
-                state.problems.push(Problem { file: o.file.clone(), line: o.line, object: format!("{} {}", key.0, key.1), field: String::new(), message });
+                let message = format!(
+                    "is defined a second time (first in {}:{}); the first counts",
+                    first.file.display(),
+                    first.line
+                );
+                state.problems.push(Problem {
+                    file: o.file.clone(),
+                    line: o.line,
+                    object: format!("{} {}", key.0, key.1),
+                    field: String::new(),
+                    message,
+                });
                 continue;
             }
             seen.insert(key, o);

@@ -119,15 +119,32 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
         return Err(problem(1, "", "kind", "is missing: every document needs apiVersion and kind".into()));
     }
     if head.items.is_some() && head.kind.ends_with("List") {
-        return Err(problem(1, &head.kind, "items", "lists are not read from files: write one document for each object, separated by ---".into()));
+        return Err(problem(
+            1,
+            &head.kind,
+            "items",
+            "lists are not read from files: write one document for each object, separated by ---".into(),
+        ));
     }
     let group = head.api_version.split_once('/').map_or("", |(g, _)| g);
     // Istio and the Gateway API both have a Gateway; only the latter's is read yet.
-    let Some((_, _, namespaced)) = KINDS.iter().find(|(k, g, _)| *k == head.kind && *g == group) else { return Ok(None) };
-    let namespace = if *namespaced && head.metadata.namespace.is_empty() { "default" } else { &head.metadata.namespace };
-    let name = if *namespaced { format!("{} {namespace}/{}", head.kind, head.metadata.name) } else { format!("{} {}", head.kind, head.metadata.name) };
+    let Some((_, _, namespaced)) = KINDS.iter().find(|(k, g, _)| *k == head.kind && *g == group) else {
+        return Ok(None);
+    };
+    let namespace =
+        if *namespaced && head.metadata.namespace.is_empty() { "default" } else { &head.metadata.namespace };
+    let name = if *namespaced {
+        format!("{} {namespace}/{}", head.kind, head.metadata.name)
+    } else {
+        format!("{} {}", head.kind, head.metadata.name)
+    };
     if !is_dns_name(&head.metadata.name) {
-        return Err(problem(1, &name, "metadata.name", "must be a DNS name: lower-case letters, digits, '-' and '.', at most 253 characters".into()));
+        return Err(problem(
+            1,
+            &name,
+            "metadata.name",
+            "must be a DNS name: lower-case letters, digits, '-' and '.', at most 253 characters".into(),
+        ));
     }
     let mut track = serde_path_to_error::Track::new();
     let d = serde_path_to_error::Deserializer::new(serde_yaml_ng::Deserializer::from_str(text), &mut track);
@@ -151,7 +168,9 @@ fn is_dns_name(s: &str) -> bool {
         && s.len() <= 253
         && s.split('.').all(|p| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-            edge(p.chars().next()) && edge(p.chars().last()) && p.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            edge(p.chars().next())
+                && edge(p.chars().last())
+                && p.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
         })
 }
 
@@ -168,13 +187,21 @@ mod tests {
         let text = "# c\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: y}}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: 10.0.0.1}\n";
         let all = file("f.yaml".as_ref(), text).unwrap();
         assert_eq!(all.len(), 2);
-        assert_eq!((all[1].object.kind(), all[1].object.meta().namespace.as_str(), all[1].line), ("Pod", "default", 11));
+        assert_eq!(
+            (all[1].object.kind(), all[1].object.meta().namespace.as_str(), all[1].line),
+            ("Pod", "default", 11)
+        );
     }
 
     #[test]
     fn problems_name_line_object_and_field() {
-        let p = one("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\nspec:\n  rules:\n  - from:\n    - source:\n        principal: [x]\n");
-        assert_eq!((p.object.as_str(), p.field.as_str(), p.line), ("AuthorizationPolicy default/p", "spec.rules[0].from[0].source.principal", 13));
+        let p = one(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\nspec:\n  rules:\n  - from:\n    - source:\n        principal: [x]\n",
+        );
+        assert_eq!(
+            (p.object.as_str(), p.field.as_str(), p.line),
+            ("AuthorizationPolicy default/p", "spec.rules[0].from[0].source.principal", 13)
+        );
         assert!(p.message.contains("unknown field `principal`"), "{}", p.message);
         let p = one("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - port: 70000\n");
         assert_eq!((p.field.as_str(), p.line), ("spec.ports[0].port", 6));

@@ -119,10 +119,14 @@ fn string(r: &mut StdRng, words: &[String]) -> StringMatch {
 }
 fn random_match(r: &mut StdRng) -> Match {
     let ns: Vec<String> = NS.iter().map(|s| s.to_string()).collect();
-    let pr: Vec<String> =
-        (0..4).map(|_| format!("{}/ns/{}/sa/{}", TD.choose(r).unwrap(), NS.choose(r).unwrap(), SA.choose(r).unwrap())).collect();
+    let pr: Vec<String> = (0..4)
+        .map(|_| format!("{}/ns/{}/sa/{}", TD.choose(r).unwrap(), NS.choose(r).unwrap(), SA.choose(r).unwrap()))
+        .collect();
     let net = |r: &mut StdRng| Cidr2(NETS.choose(r).unwrap().parse().unwrap());
-    let sa = |r: &mut StdRng| ServiceAccountMatch { namespace: (*NS.choose(r).unwrap()).into(), service_account: (*SA.choose(r).unwrap()).into() };
+    let sa = |r: &mut StdRng| ServiceAccountMatch {
+        namespace: (*NS.choose(r).unwrap()).into(),
+        service_account: (*SA.choose(r).unwrap()).into(),
+    };
     Match {
         namespaces: some(r, 0.2, |r| string(r, &ns)),
         not_namespaces: some(r, 0.1, |r| string(r, &ns)),
@@ -155,7 +159,9 @@ fn product_agrees_with_naive_evaluator() {
                 rules: (0..r.random_range(0..3))
                     .map(|_| Rule {
                         clauses: (0..r.random_range(0..3))
-                            .map(|_| Clause { matches: (0..r.random_range(0..3)).map(|_| random_match(&mut r)).collect() })
+                            .map(|_| Clause {
+                                matches: (0..r.random_range(0..3)).map(|_| random_match(&mut r)).collect(),
+                            })
                             .collect(),
                     })
                     .collect(),
@@ -163,9 +169,10 @@ fn product_agrees_with_naive_evaluator() {
             })
             .collect();
         let c = Connection {
-            source_identity: r
-                .random_bool(0.8)
-                .then(|| Identity::new(TD.choose(&mut r).unwrap(), NS.choose(&mut r).unwrap(), SA.choose(&mut r).unwrap()).unwrap()),
+            source_identity: r.random_bool(0.8).then(|| {
+                Identity::new(TD.choose(&mut r).unwrap(), NS.choose(&mut r).unwrap(), SA.choose(&mut r).unwrap())
+                    .unwrap()
+            }),
             source_ip: IPS.choose(&mut r).unwrap().parse::<IpAddr>().unwrap(),
             destination_ip: IPS.choose(&mut r).unwrap().parse::<IpAddr>().unwrap(),
             destination_port: *PORTS.choose(&mut r).unwrap(),

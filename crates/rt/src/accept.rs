@@ -8,7 +8,9 @@ use tokio::net::{TcpListener, TcpStream};
 /// What to do after an accept error.
 pub fn pause_after(e: &io::Error) -> Option<Duration> {
     match e.raw_os_error() {
-        Some(libc::ECONNABORTED | libc::EINTR | libc::EPERM | libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH) => None,
+        Some(libc::ECONNABORTED | libc::EINTR | libc::EPERM | libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH) => {
+            None
+        }
         _ => Some(ACCEPT_PAUSE),
     }
 }

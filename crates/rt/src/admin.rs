@@ -36,7 +36,9 @@ pub fn typed(status: u16, content_type: &'static str, body: impl Into<Bytes>) ->
 /// # Errors
 /// With the address and what to do, if it is taken.
 pub async fn bind(addr: SocketAddr, knob: &str) -> io::Result<TcpListener> {
-    TcpListener::bind(addr).await.map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}; choose another address with {knob}")))
+    TcpListener::bind(addr).await.map_err(|e| {
+        io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}; choose another address with {knob}"))
+    })
 }
 
 /// Serves until the process ends. Must run in a `LocalSet`.
@@ -52,7 +54,9 @@ pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()
                     let a = h(r.method().as_str(), r.uri().path(), r.uri().query().unwrap_or(""));
                     async move { Ok::<_, Infallible>(a) }
                 });
-                let conn = hyper::server::conn::http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(s), service);
+                let conn = hyper::server::conn::http1::Builder::new()
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(s), service);
                 let _ = tokio::time::timeout(Duration::from_secs(30), conn).await;
                 drop(slot);
             });

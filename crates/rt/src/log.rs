@@ -49,7 +49,10 @@ pub fn start(format: Format, filter: &str) -> Result<(), String> {
     if OUT.set((tx, format)).is_err() {
         return Ok(());
     }
-    std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&rx)).map_err(|e| format!("log thread: {e}"))?;
+    std::thread::Builder::new()
+        .name("log".into())
+        .spawn(move || write_lines(&rx))
+        .map_err(|e| format!("log thread: {e}"))?;
     let subscriber = tracing_subscriber::registry().with(Lines(format).with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(|e| e.to_string())
 }
@@ -107,7 +110,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
     fn on_event(&self, e: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
         let mut f = Fields::default();
         e.record(&mut f);
-        line(record(self.0, *e.metadata().level(), e.metadata().target(), &f.message, f.rest.iter().map(|(k, v)| (*k, v.as_str()))));
+        line(record(
+            self.0,
+            *e.metadata().level(),
+            e.metadata().target(),
+            &f.message,
+            f.rest.iter().map(|(k, v)| (*k, v.as_str())),
+        ));
     }
 }
 
@@ -146,7 +155,11 @@ pub fn record<'a>(
         }
         Format::Json => {
             let q = |s: &str| serde_json::Value::from(s).to_string();
-            let mut out = format!("{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":{},\"message\":{}", q(scope), q(message));
+            let mut out = format!(
+                "{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":{},\"message\":{}",
+                q(scope),
+                q(message)
+            );
             for (k, v) in fields {
                 let _ = write!(out, ",\"{k}\":{}", q(v));
             }

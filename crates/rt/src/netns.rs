@@ -81,7 +81,13 @@ impl Netns {
             let (mut v, mut len) = (0u64, 8u32);
             // SAFETY: the kernel writes at most `len` bytes into `v`.
             let r = unsafe {
-                libc::getsockopt(s.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, (&raw mut v).cast(), &raw mut len)
+                libc::getsockopt(
+                    s.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_NETNS_COOKIE,
+                    (&raw mut v).cast(),
+                    &raw mut len,
+                )
             };
             if r == 0 { Ok(v) } else { Err(io::Error::last_os_error()) }
         })?
@@ -96,5 +102,9 @@ impl AsFd for Netns {
 
 fn setns(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: an open descriptor; only the calling thread is moved.
-    if unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -28,7 +28,10 @@ impl Listener {
         if path.exists() {
             let probe = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
             if probe.connect(&addr).is_ok() {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another process listens at {}", path.display())));
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!("another process listens at {}", path.display()),
+                ));
             }
             std::fs::remove_file(path)?;
         }
@@ -106,7 +109,11 @@ fn send(s: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
                 libc::CMSG_DATA(c).cast::<i32>().add(i).write_unaligned(fd.as_raw_fd());
             }
         }
-        if libc::sendmsg(s.as_raw_fd(), &raw const m, libc::MSG_NOSIGNAL) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if libc::sendmsg(s.as_raw_fd(), &raw const m, libc::MSG_NOSIGNAL) < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -43,7 +43,13 @@ impl Exempt {
             flags: u64,
         }
         let (key, value) = (s.as_raw_fd(), 1u32);
-        let a = Attr { map: self.0.as_raw_fd() as u32, pad: 0, key: &raw const key as u64, value: &raw const value as u64, flags: 0 };
+        let a = Attr {
+            map: self.0.as_raw_fd() as u32,
+            pad: 0,
+            key: &raw const key as u64,
+            value: &raw const value as u64,
+            flags: 0,
+        };
         const BPF_MAP_UPDATE_ELEM: i32 = 2;
         // SAFETY: `a` is the update form of union bpf_attr; key and value outlive the call.
         let r = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const a, size_of::<Attr>()) };

@@ -1,6 +1,9 @@
 //! The subscriber's side: one stream for all types, reconnected with jitter, resumed by the versions that are held.
 
-use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status as WireStatus, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient};
+use karst_api::ads::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status as WireStatus,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+};
 use karst_rt::backoff::Backoff;
 use std::{collections::HashMap, time::Duration};
 use tokio::sync::mpsc;
@@ -66,7 +69,13 @@ pub async fn run<H: Handler>(mut h: H, node: Node, types: &'static [&'static str
             Ok(()) => (Ended::Complete, "closed by the server".to_string()),
             Err(Failed::Connect(e)) => (Ended::ConnectionError, e),
             Err(Failed::Stream(s)) => {
-                let expected = matches!(s.code(), tonic::Code::Unknown | tonic::Code::Cancelled | tonic::Code::DeadlineExceeded | tonic::Code::Unavailable);
+                let expected = matches!(
+                    s.code(),
+                    tonic::Code::Unknown
+                        | tonic::Code::Cancelled
+                        | tonic::Code::DeadlineExceeded
+                        | tonic::Code::Unavailable
+                );
                 (if expected { Ended::Reconnect } else { Ended::Error }, format!("{}: {}", s.code(), s.message()))
             }
         };
@@ -75,7 +84,11 @@ pub async fn run<H: Handler>(mut h: H, node: Node, types: &'static [&'static str
             backoff.reset();
         }
         let pause = backoff.next_delay();
-        tracing::warn!(error = text, retry_ms = pause.as_millis() as u64, "configuration stream ended; what is known stays in force");
+        tracing::warn!(
+            error = text,
+            retry_ms = pause.as_millis() as u64,
+            "configuration stream ended; what is known stays in force"
+        );
         tokio::time::sleep(pause).await;
     }
 }
@@ -114,8 +127,10 @@ async fn stream<H: Handler>(
     let mut headers = h.headers();
     headers.push(("authorization".into(), format!("Bearer {token}")));
     for (k, v) in headers {
-        let key = tonic::metadata::MetadataKey::from_bytes(k.as_bytes()).map_err(|_| Failed::Connect(format!("header name {k:?} is not valid")))?;
-        let value = MetadataValue::try_from(v).map_err(|_| Failed::Connect(format!("value of header {k:?} is not valid")))?;
+        let key = tonic::metadata::MetadataKey::from_bytes(k.as_bytes())
+            .map_err(|_| Failed::Connect(format!("header name {k:?} is not valid")))?;
+        let value =
+            MetadataValue::try_from(v).map_err(|_| Failed::Connect(format!("value of header {k:?} is not valid")))?;
         request.metadata_mut().insert(key, value);
     }
     let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
@@ -145,7 +160,9 @@ fn take<H: Handler>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDisco
     for x in r.resources {
         match x.resource {
             Some(any) if any.type_url == r.type_url => changed.push((x.name, x.version, any.value)),
-            Some(any) => refused.push((x.name, format!("is of type {:?} in a response of {:?}", any.type_url, r.type_url))),
+            Some(any) => {
+                refused.push((x.name, format!("is of type {:?} in a response of {:?}", any.type_url, r.type_url)))
+            }
             None => refused.push((x.name, "has no content".to_string())),
         }
     }

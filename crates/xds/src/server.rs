@@ -92,7 +92,8 @@ pub async fn serve<S>(
 }
 
 /// A channel for responses.
-pub fn channel() -> (mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>, mpsc::Receiver<Result<DeltaDiscoveryResponse, Status>>) {
+pub fn channel()
+-> (mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>, mpsc::Receiver<Result<DeltaDiscoveryResponse, Status>>) {
     mpsc::channel(QUEUE)
 }
 
@@ -119,15 +120,28 @@ fn request(
     }
     let before = (i.wildcard, i.names.len());
     for n in r.resource_names_subscribe {
-        if n == "*" { i.wildcard = true } else { i.names.insert(n); }
+        if n == "*" {
+            i.wildcard = true
+        } else {
+            i.names.insert(n);
+        }
     }
     for n in &r.resource_names_unsubscribe {
-        if n == "*" { i.wildcard = false } else { i.names.remove(n); }
+        if n == "*" {
+            i.wildcard = false
+        } else {
+            i.names.remove(n);
+        }
     }
     Ok(first || before != (i.wildcard, i.names.len()))
 }
 
-fn push(interests: &mut HashMap<&'static str, Interest>, order: &'static [&'static str], now: &Resources, nonce: &mut u64) -> Vec<DeltaDiscoveryResponse> {
+fn push(
+    interests: &mut HashMap<&'static str, Interest>,
+    order: &'static [&'static str],
+    now: &Resources,
+    nonce: &mut u64,
+) -> Vec<DeltaDiscoveryResponse> {
     let empty = Arc::new(BTreeMap::new());
     let mut out = Vec::new();
     let mut late = Vec::new();
@@ -154,7 +168,12 @@ fn push(interests: &mut HashMap<&'static str, Interest>, order: &'static [&'stat
     out
 }
 
-fn chunks(t: &str, changed: &[(String, crate::Entry)], removed: Vec<String>, nonce: &mut u64) -> Vec<DeltaDiscoveryResponse> {
+fn chunks(
+    t: &str,
+    changed: &[(String, crate::Entry)],
+    removed: Vec<String>,
+    nonce: &mut u64,
+) -> Vec<DeltaDiscoveryResponse> {
     if changed.len() <= CHUNK {
         return vec![response(t, changed, removed, nonce)];
     }
@@ -165,7 +184,12 @@ fn chunks(t: &str, changed: &[(String, crate::Entry)], removed: Vec<String>, non
     out
 }
 
-fn response(t: &str, changed: &[(String, crate::Entry)], removed: Vec<String>, nonce: &mut u64) -> DeltaDiscoveryResponse {
+fn response(
+    t: &str,
+    changed: &[(String, crate::Entry)],
+    removed: Vec<String>,
+    nonce: &mut u64,
+) -> DeltaDiscoveryResponse {
     *nonce += 1;
     let resources = changed
         .iter()
@@ -176,7 +200,13 @@ fn response(t: &str, changed: &[(String, crate::Entry)], removed: Vec<String>, n
             aliases: e.aliases.to_vec(),
         })
         .collect();
-    DeltaDiscoveryResponse { system_version_info: String::new(), resources, type_url: t.to_string(), nonce: nonce.to_string(), removed_resources: removed }
+    DeltaDiscoveryResponse {
+        system_version_info: String::new(),
+        resources,
+        type_url: t.to_string(),
+        nonce: nonce.to_string(),
+        removed_resources: removed,
+    }
 }
 
 #[cfg(test)]
@@ -187,7 +217,9 @@ mod tests {
     const ORDER: &[&str] = &["policy", "address"];
 
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
-        let set = |v: &[&str]| Arc::new(v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect());
+        let set = |v: &[&str]| {
+            Arc::new(v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect())
+        };
         Resources { types: HashMap::from([("policy", set(policies)), ("address", set(addresses))]), version: 1 }
     }
 
@@ -200,7 +232,9 @@ mod tests {
         for t in ORDER {
             assert!(request(&mut i, ORDER, sub(t), &peer, &|_, _| ()).unwrap());
         }
-        let types = |v: &[DeltaDiscoveryResponse]| v.iter().map(|r| (r.type_url.clone(), r.resources.len(), r.removed_resources.len())).collect::<Vec<_>>();
+        let types = |v: &[DeltaDiscoveryResponse]| {
+            v.iter().map(|r| (r.type_url.clone(), r.resources.len(), r.removed_resources.len())).collect::<Vec<_>>()
+        };
         let out = push(&mut i, ORDER, &snapshot(&["p"], &["a"]), &mut n);
         assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 0)]);
         let out = push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n);
@@ -213,9 +247,25 @@ mod tests {
         let mut i = HashMap::new();
         let mut n = 0;
         let peer = Peer { name: "p".into() };
-        request(&mut i, ORDER, DeltaDiscoveryRequest { type_url: "policy".into(), ..Default::default() }, &peer, &|_, _| ()).unwrap();
+        request(
+            &mut i,
+            ORDER,
+            DeltaDiscoveryRequest { type_url: "policy".into(), ..Default::default() },
+            &peer,
+            &|_, _| (),
+        )
+        .unwrap();
         assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n).len(), 1);
         assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n).len(), 0);
-        assert!(request(&mut i, ORDER, DeltaDiscoveryRequest { type_url: "x".into(), ..Default::default() }, &peer, &|_, _| ()).is_err());
+        assert!(
+            request(
+                &mut i,
+                ORDER,
+                DeltaDiscoveryRequest { type_url: "x".into(), ..Default::default() },
+                &peer,
+                &|_, _| ()
+            )
+            .is_err()
+        );
     }
 }

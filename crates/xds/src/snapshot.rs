@@ -57,7 +57,9 @@ pub(crate) struct Difference {
 impl Interest {
     /// What has to be sent so that the subscriber holds `now`; notes it as held.
     pub(crate) fn advance(&mut self, now: &BTreeMap<String, Entry>) -> Difference {
-        let asked = |n: &str, e: &Entry| self.wildcard || self.names.contains(n) || e.aliases.iter().any(|a| self.names.contains(a));
+        let asked = |n: &str, e: &Entry| {
+            self.wildcard || self.names.contains(n) || e.aliases.iter().any(|a| self.names.contains(a))
+        };
         let changed: Vec<(String, Entry)> = now
             .iter()
             .filter(|(n, e)| self.held.get(*n).is_none_or(|v| *v != e.version) && asked(n, e))

@@ -16,7 +16,9 @@ pub enum Error {
         source: io::Error,
     },
     /// No bpffs.
-    #[error("{0} is not on a bpffs: mount one (mount -t bpf bpf /sys/fs/bpf) or choose another directory with --bpf-dir")]
+    #[error(
+        "{0} is not on a bpffs: mount one (mount -t bpf bpf /sys/fs/bpf) or choose another directory with --bpf-dir"
+    )]
     NoBpffs(PathBuf),
     /// The kernel refused a program or attachment.
     #[error("{what}: {source}; needs {feature} (Linux {since} or later) and CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN")]

@@ -4,7 +4,9 @@
 //! The DNS rule asks for "no mark of ours", so that ztunnel's own queries leave.
 
 use karst_ebpf_common::{MARK_CAPTURE, MARK_MASK};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::{
     AddressFamily, IpProtocol, RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -19,13 +21,15 @@ const PREF_DNS: u32 = 21;
 
 /// Sysctls that redirection needs: accepted sockets inherit the mark of the SYN (so that the application's answers
 /// come back over `lo`), and refusals of closed ports carry the mark of what they answer.
-const SYSCTLS: [(&str, bool); 3] = [("ipv4/tcp_fwmark_accept", false), ("ipv4/fwmark_reflect", false), ("ipv6/fwmark_reflect", true)];
+const SYSCTLS: [(&str, bool); 3] =
+    [("ipv4/tcp_fwmark_accept", false), ("ipv4/fwmark_reflect", false), ("ipv6/fwmark_reflect", true)];
 
 /// Sets up the pod's side of redirection. Idempotent.
 pub(crate) fn setup(ips: &[IpAddr], dns: bool) -> io::Result<()> {
     for (name, v6) in SYSCTLS {
         if !v6 || ips.iter().any(IpAddr::is_ipv6) {
-            fs::write(format!("/proc/sys/net/{name}"), "1").map_err(|e| io::Error::new(e.kind(), format!("sysctl net.{name}: {e}")))?;
+            fs::write(format!("/proc/sys/net/{name}"), "1")
+                .map_err(|e| io::Error::new(e.kind(), format!("sysctl net.{name}: {e}")))?;
         }
     }
     let s = Socket::new(NETLINK_ROUTE)?;
@@ -95,7 +99,14 @@ fn rule(v6: bool, attributes: Vec<RuleAttribute>) -> RuleMessage {
 }
 
 fn marked_rule(v6: bool) -> RuleMessage {
-    rule(v6, vec![RuleAttribute::Priority(PREF_MARKED), RuleAttribute::FwMark(MARK_CAPTURE), RuleAttribute::FwMask(MARK_MASK)])
+    rule(
+        v6,
+        vec![
+            RuleAttribute::Priority(PREF_MARKED),
+            RuleAttribute::FwMark(MARK_CAPTURE),
+            RuleAttribute::FwMask(MARK_MASK),
+        ],
+    )
 }
 
 fn dns_rule(v6: bool) -> RuleMessage {

@@ -45,12 +45,23 @@ impl Node {
             .map_pin_path("EXEMPT", maps.join("EXEMPT"))
             .override_global("HOST_NETNS", &cookie, true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o")))
-            .map_err(Error::kernel("cannot load the node's eBPF object", "BPF socket storage in cgroup programs", "5.9"))?;
+            .map_err(Error::kernel(
+                "cannot load the node's eBPF object",
+                "BPF socket storage in cgroup programs",
+                "5.9",
+            ))?;
         let root = File::open(cgroup).map_err(Error::io("cannot open the cgroup2 root (set --cgroup)", cgroup))?;
-        for (name, feature, since) in
-            [("mark_connect4", "cgroup/connect4 with setsockopt", "5.8"), ("mark_connect6", "cgroup/connect6 with setsockopt", "5.8")]
-        {
-            let err = || Error::kernel::<aya::programs::ProgramError>(format!("cannot load or attach {name} at {}", cgroup.display()), feature, since);
+        for (name, feature, since) in [
+            ("mark_connect4", "cgroup/connect4 with setsockopt", "5.8"),
+            ("mark_connect6", "cgroup/connect6 with setsockopt", "5.8"),
+        ] {
+            let err = || {
+                Error::kernel::<aya::programs::ProgramError>(
+                    format!("cannot load or attach {name} at {}", cgroup.display()),
+                    feature,
+                    since,
+                )
+            };
             let p: &mut CgroupSockAddr = program(&mut bpf, name)?;
             p.load().map_err(err())?;
             let pin = dir.join("links").join(name);
@@ -58,13 +69,23 @@ impl Node {
                 replace(&pin, p.fd().map_err(err())?.as_fd())?;
             } else {
                 let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
-                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(name, "BPF links for cgroups", "5.7"))?;
+                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(
+                    name,
+                    "BPF links for cgroups",
+                    "5.7",
+                ))?;
                 link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))?;
             }
         }
         {
             let name = "note_probe";
-            let err = || Error::kernel::<aya::programs::ProgramError>(format!("cannot load or attach {name}"), "netns cookie in sock_ops", "5.15");
+            let err = || {
+                Error::kernel::<aya::programs::ProgramError>(
+                    format!("cannot load or attach {name}"),
+                    "netns cookie in sock_ops",
+                    "5.15",
+                )
+            };
             let p: &mut SockOps = program(&mut bpf, name)?;
             p.load().map_err(err())?;
             let pin = dir.join("links").join(name);
@@ -72,11 +93,17 @@ impl Node {
                 replace(&pin, p.fd().map_err(err())?.as_fd())?;
             } else {
                 let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
-                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(name, "BPF links for cgroups", "5.7"))?;
+                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(
+                    name,
+                    "BPF links for cgroups",
+                    "5.7",
+                ))?;
                 link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))?;
             }
         }
-        let map = |bpf: &mut aya::Ebpf, name: &str| bpf.take_map(name).ok_or_else(|| Error::Pod(format!("the node's object has no map {name}")));
+        let map = |bpf: &mut aya::Ebpf, name: &str| {
+            bpf.take_map(name).ok_or_else(|| Error::Pod(format!("the node's object has no map {name}")))
+        };
         let bad = |e: aya::maps::MapError| Error::Pod(format!("the node's maps: {e}"));
         Ok(Self {
             enrolled: map(&mut bpf, "ENROLLED")?.try_into().map_err(bad)?,
@@ -105,7 +132,11 @@ impl Node {
     }
     /// Switches redirection of new outbound connections on: the last step of enrolment.
     pub(crate) fn set_enrolled(&mut self, cookie: u64, on: bool) -> Result<(), Error> {
-        let full = Error::kernel("cannot enrol the pod: the map of enrolled pods is full (4096 on a node)", "hash maps", "3.19");
+        let full = Error::kernel(
+            "cannot enrol the pod: the map of enrolled pods is full (4096 on a node)",
+            "hash maps",
+            "3.19",
+        );
         if !on {
             let _ = self.enrolled.remove(&cookie);
             return Ok(());
@@ -122,7 +153,11 @@ impl Node {
     pub(crate) fn set_ip(&mut self, ip: IpAddr, on: bool) -> Result<(), Error> {
         let k = key(ip);
         if on {
-            self.pod_ips.insert(k, 1, 0).map_err(Error::kernel("cannot note the pod's address: the map is full", "hash maps", "3.19"))
+            self.pod_ips.insert(k, 1, 0).map_err(Error::kernel(
+                "cannot note the pod's address: the map is full",
+                "hash maps",
+                "3.19",
+            ))
         } else {
             let _ = self.pod_ips.remove(&k);
             Ok(())
@@ -150,7 +185,11 @@ where
 
 pub(crate) fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<(), Error> {
     let link = sys::obj_get(pin).map_err(Error::io("cannot open the pinned link", pin))?;
-    sys::link_update(link.as_fd(), program).map_err(Error::kernel(format!("cannot replace the program of {}", pin.display()), "BPF_LINK_UPDATE", "5.7"))
+    sys::link_update(link.as_fd(), program).map_err(Error::kernel(
+        format!("cannot replace the program of {}", pin.display()),
+        "BPF_LINK_UPDATE",
+        "5.7",
+    ))
 }
 
 /// An address as the programs compare it.

@@ -80,15 +80,29 @@ impl Node {
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
     pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, l: &Listeners<'_>) -> Result<(), Error> {
         if pod.ips.is_empty() || pod.ips.len() > MAX_POD_IPS {
-            return Err(Error::Pod(format!("pod {}: has {} addresses; redirection takes 1 to {MAX_POD_IPS}", pod.uid, pod.ips.len())));
+            return Err(Error::Pod(format!(
+                "pod {}: has {} addresses; redirection takes 1 to {MAX_POD_IPS}",
+                pod.uid,
+                pod.ips.len()
+            )));
         }
-        let cookie = netns.cookie().map_err(Error::kernel("cannot enter the pod's network namespace", "SO_NETNS_COOKIE", "5.14"))?;
+        let cookie = netns.cookie().map_err(Error::kernel(
+            "cannot enter the pod's network namespace",
+            "SO_NETNS_COOKIE",
+            "5.14",
+        ))?;
         let dir = self.pod_dir(&pod.uid);
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
         let mut bpf = self.load_pod(pod, &maps)?;
         fill(&mut bpf, l)?;
-        in_netns(netns, || net::setup(&pod.ips, !pod.bypass_dns).map_err(Error::kernel("cannot set up routing in the pod", "policy routing by mark and protocol", "4.17")))??;
+        in_netns(netns, || {
+            net::setup(&pod.ips, !pod.bypass_dns).map_err(Error::kernel(
+                "cannot set up routing in the pod",
+                "policy routing by mark and protocol",
+                "4.17",
+            ))
+        })??;
         for ip in &pod.ips {
             self.set_ip(*ip, true)?;
         }
@@ -104,7 +118,9 @@ impl Node {
         }
         let flat: Vec<u32> = ips.iter().flatten().copied().collect();
         let mut flags = 0;
-        for (on, f) in [(pod.bypass_inbound, flag::NO_INBOUND), (pod.bypass_dns, flag::NO_DNS), (pod.trust_mark, flag::TRUST_MARK)] {
+        for (on, f) in
+            [(pod.bypass_inbound, flag::NO_INBOUND), (pod.bypass_dns, flag::NO_DNS), (pod.trust_mark, flag::TRUST_MARK)]
+        {
             if on {
                 flags |= f;
             }
@@ -127,8 +143,13 @@ impl Node {
     /// If the pod is not pinned.
     pub fn set_listeners(&self, uid: &str, l: &Listeners<'_>) -> Result<(), Error> {
         let path = self.pod_dir(uid).join(format!("v{LAYOUT}/LISTENERS"));
-        let m = MapData::from_pin(&path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-        let mut m: SockMap<MapData> = aya::maps::Map::SockMap(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+        let m = MapData::from_pin(&path).map_err(Error::kernel(
+            format!("cannot open {}", path.display()),
+            "bpffs",
+            "4.4",
+        ))?;
+        let mut m: SockMap<MapData> =
+            aya::maps::Map::SockMap(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
         set_slots(&mut m, l)
     }
 
@@ -137,10 +158,16 @@ impl Node {
     /// # Errors
     /// With the step that failed.
     pub fn release(&mut self, netns: &Netns, pod: &PodConfig) -> Result<(), Error> {
-        let cookie = netns.cookie().map_err(Error::kernel("cannot enter the pod's network namespace", "SO_NETNS_COOKIE", "5.14"))?;
+        let cookie = netns.cookie().map_err(Error::kernel(
+            "cannot enter the pod's network namespace",
+            "SO_NETNS_COOKIE",
+            "5.14",
+        ))?;
         self.set_enrolled(cookie, false)?;
         self.forget(&pod.uid, &pod.ips)?;
-        in_netns(netns, || net::stop_dns(&pod.ips).map_err(Error::kernel("cannot remove the DNS rule", "policy routing", "4.17")))?
+        in_netns(netns, || {
+            net::stop_dns(&pod.ips).map_err(Error::kernel("cannot remove the DNS rule", "policy routing", "4.17"))
+        })?
     }
 
     /// Removes the pins of a pod: its links detach. For pods whose namespace is gone.
@@ -171,9 +198,15 @@ impl Node {
         let link = sys::obj_get(&pin).map_err(Error::io("cannot open the pinned link", &pin))?;
         let netns_ino = sys::link_netns(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
         let path = dir.join(format!("v{LAYOUT}/COUNTS"));
-        let m = MapData::from_pin(&path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-        let m: PerCpuArray<MapData, u64> = aya::maps::Map::PerCpuArray(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
-        let counters = Counter::ALL.iter().map(|c| (*c, m.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0))).collect();
+        let m = MapData::from_pin(&path).map_err(Error::kernel(
+            format!("cannot open {}", path.display()),
+            "bpffs",
+            "4.4",
+        ))?;
+        let m: PerCpuArray<MapData, u64> =
+            aya::maps::Map::PerCpuArray(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+        let counters =
+            Counter::ALL.iter().map(|c| (*c, m.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0))).collect();
         Ok(PodState { netns_ino, counters })
     }
 }
@@ -189,9 +222,14 @@ fn fill(bpf: &mut aya::Ebpf, l: &Listeners<'_>) -> Result<(), Error> {
 }
 
 fn set_slots<T: std::borrow::BorrowMut<MapData>>(m: &mut SockMap<T>, l: &Listeners<'_>) -> Result<(), Error> {
-    let all: [(u32, &OwnedFd); 4] = [(slot::HBONE, l.hbone), (slot::PLAINTEXT, l.plaintext), (slot::OUTBOUND, l.outbound), (slot::DNS, l.dns)];
+    let all: [(u32, &OwnedFd); 4] =
+        [(slot::HBONE, l.hbone), (slot::PLAINTEXT, l.plaintext), (slot::OUTBOUND, l.outbound), (slot::DNS, l.dns)];
     for (i, s) in all {
-        m.set(i, &Fd(s.as_raw_fd()), 0).map_err(Error::kernel("cannot put a listener into its slot", "listening sockets in sockmaps", "5.9"))?;
+        m.set(i, &Fd(s.as_raw_fd()), 0).map_err(Error::kernel(
+            "cannot put a listener into its slot",
+            "listening sockets in sockmaps",
+            "5.9",
+        ))?;
     }
     Ok(())
 }
@@ -223,7 +261,8 @@ fn attach_guard(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Re
             continue;
         }
         let id = in_netns(netns, || p.attach(&d, TcAttachType::Egress))?.map_err(err())?;
-        let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))?;
+        let link =
+            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))?;
         link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "6.6"))?;
     }
     Ok(())

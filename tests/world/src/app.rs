@@ -27,8 +27,12 @@ pub struct Echo {
 impl Echo {
     /// Starts one at a port of the pod, on both families. What it says first is `greeting`.
     pub fn start(pod: &Pod, port: u16, greeting: &str) -> Self {
-        let l = pod.netns().run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free")).expect("the namespace can be entered");
-        let (peers, bytes, stop) = (Arc::new(Mutex::new(vec![])), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let l = pod
+            .netns()
+            .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free"))
+            .expect("the namespace can be entered");
+        let (peers, bytes, stop) =
+            (Arc::new(Mutex::new(vec![])), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (p, b, st, greeting) = (peers.clone(), bytes.clone(), stop.clone(), greeting.to_string());
         let thread = std::thread::spawn(move || {
             for s in l.incoming() {

@@ -5,7 +5,10 @@ use std::process::Command;
 
 /// Runs a program and gives its output; its failure is an error with what it said.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
-    let out = Command::new(program).args(args).output().with_context(|| format!("cannot start {program} (cargo xtask setup installs it)"))?;
+    let out = Command::new(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("cannot start {program} (cargo xtask setup installs it)"))?;
     if !out.status.success() {
         bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
     }

@@ -47,7 +47,10 @@ impl Sniffer {
     pub fn start(netns: &Netns, marker: &[u8]) -> Self {
         const ETH_P_ALL: u16 = 3;
         let mut s = netns
-            .run(|| Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ETH_P_ALL.to_be())))).expect("CAP_NET_RAW"))
+            .run(|| {
+                Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ETH_P_ALL.to_be()))))
+                    .expect("CAP_NET_RAW")
+            })
             .expect("the namespace can be entered");
         s.set_recv_buffer_size(64 << 20).unwrap();
         s.set_read_timeout(Some(Duration::from_millis(50))).unwrap();

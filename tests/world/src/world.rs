@@ -184,7 +184,10 @@ fn in_netns(ns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
 impl World {
     /// Builds and starts a world.
     pub fn start(options: Options) -> Result<Self> {
-        ensure!(fs::metadata("/proc/self/ns/net").is_ok() && is_root(), "worlds need root: they make network namespaces and load eBPF programs");
+        ensure!(
+            fs::metadata("/proc/self/ns/net").is_ok() && is_root(),
+            "worlds need root: they make network namespaces and load eBPF programs"
+        );
         sweep();
         let id = WORLDS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("kw{}x{id}", std::process::id());
@@ -198,7 +201,16 @@ impl World {
         ip_in(&fabric_ns, "link add br0 type bridge")?;
         ip_in(&fabric_ns, "link set br0 up")?;
         let fabric = Netns::open(format!("/run/netns/{fabric_ns}"))?;
-        let mut w = Self { dir, nodes: vec![], options, prefix, controller: None, fabric, pods: BTreeMap::new(), next_pod: vec![] };
+        let mut w = Self {
+            dir,
+            nodes: vec![],
+            options,
+            prefix,
+            controller: None,
+            fabric,
+            pods: BTreeMap::new(),
+            next_pod: vec![],
+        };
         let control = w.ns("control");
         namespace(&control)?;
         w.plug(&control, "control", &format!("{CONTROLLER}/16"), "fd66::100/64")?;
@@ -278,14 +290,23 @@ impl World {
     fn spawn(&self, ns: &str, log: &str, program: &Path, args: &[String], env: &[(String, String)]) -> Result<Child> {
         ensure!(program.is_file(), "{} is not built: run cargo xtask build", program.display());
         let mut c = in_netns(ns, program);
-        let child = c.args(args).envs(env.iter().cloned()).stdin(Stdio::null()).stdout(self.log(log)?).stderr(self.log(log)?).spawn()?;
+        let child = c
+            .args(args)
+            .envs(env.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(self.log(log)?)
+            .stderr(self.log(log)?)
+            .spawn()?;
         let mut pids = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("pids"))?;
         std::io::Write::write_all(&mut pids, format!("{}\n", child.id()).as_bytes())?;
         Ok(child)
     }
 
     fn controller_args(&self) -> Vec<String> {
-        let mut a: Vec<String> = ["--source", &format!("dir:{}", self.dir.join("manifests").display()), "--data-dir"].iter().map(ToString::to_string).collect();
+        let mut a: Vec<String> = ["--source", &format!("dir:{}", self.dir.join("manifests").display()), "--data-dir"]
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         a.push(self.dir.join("controller").display().to_string());
         a
     }
@@ -295,13 +316,29 @@ impl World {
         let mut args = self.controller_args();
         args.extend(["--grpc-addr", "0.0.0.0:15012", "--server-names", CONTROLLER].map(String::from));
         args.extend(self.options.controller.clone());
-        self.controller = Some(self.spawn(&self.ns("control"), "controller.log", &bin("karst-controller"), &args, &[])?);
+        self.controller =
+            Some(self.spawn(&self.ns("control"), "controller.log", &bin("karst-controller"), &args, &[])?);
         let ns = Netns::open(format!("/run/netns/{}", self.ns("control")))?;
-        wait_for("controller up", PATIENCE, || ns.run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], 15014)))).ok()?.ok());
+        wait_for("controller up", PATIENCE, || {
+            ns.run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], 15014)))).ok()?.ok()
+        });
         for i in 0..self.nodes.len() {
             let n = &self.nodes[i].name;
             let mut args = self.controller_args();
-            args.extend(["token", "--service-account", "istio-system/ztunnel", "--pod", &format!("ztunnel-{n}"), "--pod-uid", &format!("zt-{n}"), "--node-name", n].map(String::from));
+            args.extend(
+                [
+                    "token",
+                    "--service-account",
+                    "istio-system/ztunnel",
+                    "--pod",
+                    &format!("ztunnel-{n}"),
+                    "--pod-uid",
+                    &format!("zt-{n}"),
+                    "--node-name",
+                    n,
+                ]
+                .map(String::from),
+            );
             let out = Command::new(bin("karst-controller")).args(&args).output()?;
             ensure!(out.status.success(), "token: {}", String::from_utf8_lossy(&out.stderr));
             fs::write(self.dir.join("tokens").join(n), out.stdout)?;
@@ -432,7 +469,10 @@ impl World {
     /// A namespace, in the mesh or not.
     pub fn namespace(&self, name: &str, ambient: bool) {
         let label = if ambient { "istio.io/dataplane-mode: ambient" } else { "" };
-        self.apply(&format!("ns-{name}"), &format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels: {{{label}}}\n"));
+        self.apply(
+            &format!("ns-{name}"),
+            &format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels: {{{label}}}\n"),
+        );
     }
 
     /// Makes a pod: its network namespace, then its manifest. Does not wait for its enrolment.
@@ -465,7 +505,9 @@ impl World {
     /// Writes a pod's manifest.
     pub fn write_pod(&self, p: &Pod, ready: bool) {
         let s = &p.spec;
-        let map = |v: &[(String, String)]| v.iter().map(|(k, v)| format!("{k}: {}", serde_json::json!(v))).collect::<Vec<_>>().join(", ");
+        let map = |v: &[(String, String)]| {
+            v.iter().map(|(k, v)| format!("{k}: {}", serde_json::json!(v))).collect::<Vec<_>>().join(", ")
+        };
         let mut annotations = s.annotations.clone();
         annotations.push(("karst.io/netns".into(), format!("/run/netns/{}", p.ns)));
         let text = format!(
@@ -486,7 +528,9 @@ impl World {
 
     /// Waits until a pod is redirected and everybody knows.
     pub fn wait_enrolled(&self, p: &Pod) {
-        let f = self.dir.join(format!("manifests/.status/{}/{}.{}", self.nodes[p.spec.node].name, p.spec.namespace, p.spec.name));
+        let f = self
+            .dir
+            .join(format!("manifests/.status/{}/{}.{}", self.nodes[p.spec.node].name, p.spec.namespace, p.spec.name));
         wait_for(&format!("pod {} redirected", p.ns), PATIENCE, || f.exists().then_some(()));
         self.settle();
     }
@@ -549,7 +593,8 @@ impl World {
     }
     /// Output of the agent's `--status` on a node.
     pub fn status(&self, node: usize) -> Result<String> {
-        let out = in_netns(&self.nodes[node].ns, bin("karst-cni")).args(self.agent_args(node)).arg("--status").output()?;
+        let out =
+            in_netns(&self.nodes[node].ns, bin("karst-cni")).args(self.agent_args(node)).arg("--status").output()?;
         if !out.status.success() {
             bail!("{}", String::from_utf8_lossy(&out.stderr));
         }

@@ -1,0 +1,37 @@
+//! `cargo xtask bench`.
+
+use anyhow::{Context, Result, ensure};
+use clap::Subcommand;
+use std::{path::PathBuf, process::Command};
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum What {
+    /// The L4 data path: bulk, request/response, new connections, CPU, memory.
+    L4 {
+        /// Also write the rows as JSON.
+        #[arg(long)]
+        report: Option<PathBuf>,
+        /// Rounds; medians are taken over them.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds of each measurement.
+        #[arg(long, default_value_t = 3.0)]
+        secs: f64,
+        /// Only cases whose name contains this.
+        #[arg(long, default_value = "")]
+        only: String,
+    },
+}
+
+/// Runs it.
+pub fn run(w: What) -> Result<()> {
+    let What::L4 { report, rounds, secs, only } = w;
+    let mut c = Command::new("target/release/karst-bench");
+    c.arg(format!("--rounds={rounds}")).arg(format!("--secs={secs}")).arg(format!("--only={only}"));
+    if let Some(r) = report {
+        c.arg(format!("--report={}", std::path::absolute(r)?.display()));
+    }
+    ensure!(c.status().context("cannot start the benchmark")?.success(), "the benchmark failed");
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture).
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use std::{collections::BTreeMap, process::Command};
+
+/// Layer of each crate; dependencies point to lower layers only.
+const LAYERS: &[(&str, u8)] = &[
+    ("karst-core", 0),
+    ("karst-ebpf-common", 0),
+    ("karst-policy", 1),
+    ("karst-manifest", 1),
+    ("karst-rt", 2),
+    ("karst-api", 2),
+    ("karst-hbone", 3),
+    ("karst-xds", 3),
+    ("karst-ebpf", 3),
+    ("karst-cni", 4),
+    ("karst-ztunnel", 4),
+    ("karst-controller", 4),
+    ("karst-world", 4),
+    ("karst-samples", 4),
+    ("meshbench", 4),
+    ("xtask", 4),
+];
+/// The pure crates, and what they must never depend on.
+const PURE: &[&str] = &["karst-core", "karst-policy"];
+const IMPURE: &[&str] = &["tokio", "tonic", "kube", "hyper", "aya"];
+
+/// Checks every arrow.
+pub fn arrows() -> Result<()> {
+    let out = Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps", "--locked"]).output()?;
+    let meta: Value = serde_json::from_slice(&out.stdout)?;
+    let layers: BTreeMap<&str, u8> = LAYERS.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for p in meta["packages"].as_array().into_iter().flatten() {
+        let name = p["name"].as_str().unwrap_or_default();
+        let Some(layer) = layers.get(name) else {
+            wrong.push(format!("{name} has no layer: add it to xtask/src/lint.rs"));
+            continue;
+        };
+        for d in p["dependencies"].as_array().into_iter().flatten().filter(|d| d["kind"].is_null()) {
+            let dep = d["name"].as_str().unwrap_or_default();
+            if layers.get(dep).is_some_and(|l| l >= layer) {
+                wrong.push(format!("{name} (layer {layer}) depends on {dep}, which is not below it"));
+            }
+            if PURE.contains(&name) && IMPURE.contains(&dep) {
+                wrong.push(format!("{name} is pure and depends on {dep}"));
+            }
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! Stages with their times.
+
+use anyhow::Result;
+use std::time::Instant;
+
+/// Stages that have run.
+pub struct Stages(Vec<(String, f64)>);
+
+impl Stages {
+    /// None yet.
+    pub fn new() -> Self {
+        Self(vec![])
+    }
+    /// Runs one, with a line before.
+    pub fn run(&mut self, name: &str, f: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("==> {name}");
+        let t = Instant::now();
+        f()?;
+        self.0.push((name.into(), t.elapsed().as_secs_f64()));
+        Ok(())
+    }
+    /// The table.
+    pub fn print(&self) {
+        println!("\n{:<28} {:>9}", "stage", "seconds");
+        for (n, t) in &self.0 {
+            println!("{n:<28} {t:>9.1}");
+        }
+        println!("{:<28} {:>9.1}", "all", self.0.iter().map(|s| s.1).sum::<f64>());
+    }
+}

@@ -1,0 +1,97 @@
+//! What a fresh machine lacks: Debian packages and bpf-linker. Idempotent, and quick when nothing is missing.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::{path::Path, process::Command};
+
+/// Package, and what for.
+const PACKAGES: &[(&str, &str)] = &[
+    ("gcc", "linking, and compiling aws-lc"),
+    ("libc6-dev", "linking"),
+    ("make", "compiling aws-lc"),
+    ("cmake", "compiling aws-lc"),
+    ("llvm-22-dev", "bpf-linker, which links the eBPF programs"),
+    ("libzstd-dev", "bpf-linker"),
+    ("iproute2", "network namespaces of the tests and the demo"),
+    ("procps", "sysctl, in the tests' namespaces"),
+    ("util-linux", "nsenter, for the tests' processes"),
+    ("mount", "the tests' bpffs"),
+];
+const LINKER: &str = "0.13.0";
+
+/// Installs what is missing.
+pub fn run() -> Result<()> {
+    packages()?;
+    linker()
+}
+
+fn packages() -> Result<()> {
+    if Command::new("dpkg-query").arg("--version").output().is_err() {
+        println!("setup: this is no Debian system; these must be there:");
+        for (p, why) in PACKAGES {
+            println!("  {p:<14} {why}");
+        }
+        return Ok(());
+    }
+    let installed = |p: &str| {
+        let out = Command::new("dpkg-query").args(["-W", "-f=${Status}", p]).output();
+        out.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("ok installed"))
+    };
+    let missing: Vec<&(&str, &str)> = PACKAGES.iter().filter(|(p, _)| !installed(p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (p, why) in &missing {
+        println!("setup: installing Debian package {p} ({why})");
+    }
+    let apt = |args: &[&str]| -> Result<bool> {
+        let out = Command::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(args)
+            .output()
+            .context("cannot start apt-get")?;
+        if !out.status.success() {
+            eprintln!("{}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(out.status.success())
+    };
+    let names: Vec<&str> = missing.iter().map(|(p, _)| *p).collect();
+    let install = [&["install", "-y", "-qq", "--no-install-recommends"], &names[..]].concat();
+    ensure!(
+        apt(&["update", "-qq"])? && apt(&install)?,
+        "apt-get could not install {}: install them by hand (as root)",
+        names.join(" ")
+    );
+    Ok(())
+}
+
+fn linker() -> Result<()> {
+    let root = Path::new("target/tools");
+    if root.join("bin/bpf-linker").is_file() {
+        return Ok(());
+    }
+    println!("setup: building bpf-linker {LINKER} (links the eBPF programs); about a minute");
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args([
+            "install",
+            "bpf-linker",
+            "--quiet",
+            "--locked",
+            "--version",
+            LINKER,
+            "--no-default-features",
+            "--features",
+            "llvm-22",
+            "--root",
+        ])
+        .arg(root)
+        .env("LLVM_PREFIX", "/usr/lib/llvm-22")
+        .env("CARGO_TARGET_DIR", "target/tools/build")
+        .status()?;
+    let _ = std::fs::remove_dir_all("target/tools/build");
+    if !status.success() {
+        bail!(
+            "bpf-linker does not build: it needs llvm-22-dev and libzstd-dev (cargo xtask setup installs them on Debian)"
+        );
+    }
+    Ok(())
+}
