@@ -273,10 +273,10 @@ impl Agent {
     }
 
     fn report_gone(&self, key: &str) {
-        if let Some((ns, name)) = key.split_once('/') {
-            if let Err(e) = status::write(&self.manifests, &self.config.node, ns, name, false) {
-                tracing::warn!(pod = key, error = %e, "cannot withdraw the pod's status");
-            }
+        if let Some((ns, name)) = key.split_once('/')
+            && let Err(e) = status::write(&self.manifests, &self.config.node, ns, name, false)
+        {
+            tracing::warn!(pod = key, error = %e, "cannot withdraw the pod's status");
         }
     }
 

@@ -18,7 +18,6 @@ use tokio::sync::{Notify, mpsc, oneshot};
 pub struct Pages {
     pub shared: Arc<Shared>,
     pub ready: Ready,
-    pub workers: Vec<mpsc::Sender<Order>>,
     pub quit: Arc<Notify>,
     /// Connections by worker, refreshed in the background.
     pub connections: Arc<Mutex<Vec<Value>>>,

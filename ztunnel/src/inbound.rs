@@ -138,7 +138,7 @@ fn target<B>(
         return Err(Outcome::BadRequest("the method is not a plain CONNECT"));
     }
     let a = r.uri().authority().ok_or(Outcome::BadRequest("CONNECT without authority"))?;
-    let (host, port, service) = authority(a.as_str()).ok_or(Outcome::BadRequest("the authority is not HOST:PORT"))?;
+    let (host, port) = authority(a.as_str()).ok_or(Outcome::BadRequest("the authority is not HOST:PORT"))?;
     let port = match host {
         Host::Ip(ip) if ip != to.ip() => {
             return Err(Outcome::BadRequest("the authority is not the address that the tunnel goes to"));
@@ -163,7 +163,6 @@ fn target<B>(
             return guard_port(target).map(|t| (SocketAddr::new(to.ip(), t), Some(svc.clone())));
         }
     };
-    let _ = service;
     guard_port(port).map(|p| (SocketAddr::new(to.ip(), p), None))
 }
 
@@ -177,19 +176,19 @@ enum Host<'a> {
 }
 
 /// Reads `ip:port`, `[ip6]:port` or `name:port`.
-fn authority(a: &str) -> Option<(Host<'_>, u16, ())> {
+fn authority(a: &str) -> Option<(Host<'_>, u16)> {
     let (host, port) = a.rsplit_once(':')?;
     let port: u16 = port.parse().ok().filter(|p| *p != 0)?;
     if let Some(v6) = host.strip_prefix('[') {
         let ip: std::net::Ipv6Addr = v6.strip_suffix(']')?.parse().ok()?;
-        return Some((Host::Ip(IpAddr::V6(ip).to_canonical()), port, ()));
+        return Some((Host::Ip(IpAddr::V6(ip).to_canonical()), port));
     }
     if host.is_empty() || host.contains([':', '@', '[', ']']) {
         return None;
     }
     Some(match host.parse::<std::net::Ipv4Addr>() {
-        Ok(ip) => (Host::Ip(ip.into()), port, ()),
-        Err(_) => (Host::Name(host), port, ()),
+        Ok(ip) => (Host::Ip(ip.into()), port),
+        Err(_) => (Host::Name(host), port),
     })
 }
 
@@ -285,8 +284,8 @@ mod tests {
     fn authorities() {
         let show = |a: &str| match authority(a) {
             None => "-".to_string(),
-            Some((Host::Ip(ip), p, ())) => format!("{ip} {p}"),
-            Some((Host::Name(n), p, ())) => format!("name {n} {p}"),
+            Some((Host::Ip(ip), p)) => format!("{ip} {p}"),
+            Some((Host::Name(n), p)) => format!("name {n} {p}"),
         };
         for (a, want) in [
             ("10.0.0.1:80", "10.0.0.1 80"),

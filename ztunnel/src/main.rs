@@ -84,7 +84,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let pages = Arc::new(admin::Pages {
         shared: shared.clone(),
         ready: ready.clone(),
-        workers: workers.clone(),
+
         quit: quit.clone(),
         connections: connections.clone(),
     });

@@ -34,6 +34,10 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
     if let Some(k) = &w.keepalive {
         socket::keepalive(&tcp, k);
     }
+    if w.shared.config.dns && to.port() == 53 {
+        let _ = crate::dns::serve_tcp(&w.shared, &p.pod, tcp, to).await;
+        return;
+    }
     let Some((mut snapshot, mut source)) = w.workload(&p.pod).await else {
         socket::reset_on_close(&tcp);
         return record(&w, from, to, None, None).end(&Outcome::NoWorkload);

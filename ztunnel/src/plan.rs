@@ -337,7 +337,8 @@ mod tests {
         let mut s = world();
         let mut plain = pod("p", "10.0.0.3", &[]);
         plain.tunnel_protocol = 0;
-        for x in [plain] {
+        {
+            let x = plain;
             s.put_address(
                 &x.uid.clone(),
                 &prost::Message::encode_to_vec(&pb::Address { r#type: Some(pb::address::Type::Workload(x)) }),

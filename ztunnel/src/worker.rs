@@ -194,9 +194,9 @@ impl Worker {
                 old.stop.start(drain::Phase::Graceful);
             });
         }
-        self.clone().listen(outbound, p.clone(), |w, p, s, from| outbound::serve(w, p, s, from));
-        self.clone().listen(plaintext, p.clone(), |w, p, s, from| inbound::plaintext(w, p, s, from));
-        self.listen(hbone, p, |w, p, s, from| inbound::tunnel(w, p, s, from));
+        self.clone().listen(outbound, p.clone(), outbound::serve);
+        self.clone().listen(plaintext, p.clone(), inbound::plaintext);
+        self.listen(hbone, p, inbound::tunnel);
         Ok(())
     }
 

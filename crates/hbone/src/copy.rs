@@ -188,11 +188,9 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64
                 end(wr);
                 return Ok(());
             }
-            n if n >= SPLICE_FROM => {
-                if spliced(rd, wr, count).await? {
-                    end(wr);
-                    return Ok(());
-                }
+            n if n >= SPLICE_FROM && spliced(rd, wr, count).await? => {
+                end(wr);
+                return Ok(());
             }
             _ => {}
         }

@@ -45,10 +45,10 @@ pub fn write(dir: &Path, node: &str, namespace: &str, pod: &str, enrolled: bool)
 /// Those of the file system.
 pub fn retain(dir: &Path, node: &str, keep: &BTreeSet<String>) -> io::Result<()> {
     for f in fs::read_dir(dir.join(DIR).join(node)).into_iter().flatten().flatten() {
-        if let Some((ns, name)) = f.file_name().to_string_lossy().split_once('.') {
-            if !keep.contains(&format!("{ns}/{name}")) {
-                fs::remove_file(f.path())?;
-            }
+        if let Some((ns, name)) = f.file_name().to_string_lossy().split_once('.')
+            && !keep.contains(&format!("{ns}/{name}"))
+        {
+            fs::remove_file(f.path())?;
         }
     }
     Ok(())

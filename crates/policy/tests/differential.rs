@@ -63,9 +63,9 @@ fn naive_fields(m: &Match, c: &Connection) -> Vec<Option<bool>> {
         let Some(s) = s else { return false };
         v.iter().any(|x| match x {
             StringMatch::Exact(e) => s == **e,
-            StringMatch::Prefix(e) => s.len() >= e.len() && &s[..e.len()] == &**e,
-            StringMatch::Suffix(e) => s.len() >= e.len() && &s[s.len() - e.len()..] == &**e,
-            StringMatch::Presence => s != "",
+            StringMatch::Prefix(e) => s.len() >= e.len() && s[..e.len()] == **e,
+            StringMatch::Suffix(e) => s.len() >= e.len() && s[s.len() - e.len()..] == **e,
+            StringMatch::Presence => !s.is_empty(),
         })
     };
     let nets = |v: &[Cidr2], ip: IpAddr| -> bool {
@@ -98,8 +98,8 @@ fn naive_fields(m: &Match, c: &Connection) -> Vec<Option<bool>> {
         neg(m.not_source_ips.is_empty(), nets(&m.not_source_ips, c.source_ip)),
         pos(m.destination_ips.is_empty(), nets(&m.destination_ips, c.destination_ip)),
         neg(m.not_destination_ips.is_empty(), nets(&m.not_destination_ips, c.destination_ip)),
-        pos(m.destination_ports.is_empty(), m.destination_ports.iter().any(|p| *p == c.destination_port)),
-        neg(m.not_destination_ports.is_empty(), m.not_destination_ports.iter().any(|p| *p == c.destination_port)),
+        pos(m.destination_ports.is_empty(), m.destination_ports.contains(&c.destination_port)),
+        neg(m.not_destination_ports.is_empty(), m.not_destination_ports.contains(&c.destination_port)),
         pos(m.service_accounts.is_empty(), accounts(&m.service_accounts)),
         neg(m.not_service_accounts.is_empty(), accounts(&m.not_service_accounts)),
     ]

@@ -216,3 +216,74 @@ pub fn keepalive(s: &TcpStream, k: &Keepalive) {
 pub fn reset_on_close(s: &TcpStream) {
     let _ = SockRef::from(s).set_linger(Some(Duration::ZERO));
 }
+
+/// A UDP socket that tells where each datagram was sent to.
+pub struct OrigDst(tokio::io::unix::AsyncFd<std::net::UdpSocket>);
+
+impl OrigDst {
+    /// Takes a socket of [`redirect_udp`].
+    ///
+    /// # Errors
+    /// If the socket cannot be registered with the runtime.
+    pub fn new(s: std::net::UdpSocket) -> io::Result<Self> {
+        s.set_nonblocking(true)?;
+        // SAFETY: a UdpSocket owns its descriptor and names the same one for its whole life.
+        Ok(Self(unsafe { tokio::io::unix::AsyncFd::register(s)? }))
+    }
+    /// A datagram of at most `max` bytes, its source, and its original destination.
+    ///
+    /// # Errors
+    /// Those of `recvmsg`.
+    pub async fn recv(&self, max: usize) -> io::Result<(Vec<u8>, SocketAddr, SocketAddr)> {
+        self.0.async_io(tokio::io::Interest::READABLE, |s| recv_orig_dst(s.as_raw_fd(), max)).await
+    }
+}
+
+fn recv_orig_dst(fd: i32, max: usize) -> io::Result<(Vec<u8>, SocketAddr, SocketAddr)> {
+    #[repr(align(8))]
+    struct Control([u8; 256]);
+    let v6 = |a: libc::sockaddr_in6| {
+        karst_core::canonical(SocketAddr::new(Ipv6Addr::from(a.sin6_addr.s6_addr).into(), u16::from_be(a.sin6_port)))
+    };
+    let mut data = vec![0; max];
+    let mut control = Control([0; 256]);
+    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: max };
+    // SAFETY: all-zero sockaddr_in6 and msghdr are valid; every pointer in `m` is to a local that outlives the call; the
+    // control buffer is aligned for cmsghdr, and each address is read unaligned from a message of its type.
+    unsafe {
+        let mut from: libc::sockaddr_in6 = std::mem::zeroed();
+        let mut m: libc::msghdr = std::mem::zeroed();
+        m.msg_name = (&raw mut from).cast();
+        m.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
+        m.msg_iov = &raw mut iov;
+        m.msg_iovlen = 1;
+        m.msg_control = control.0.as_mut_ptr().cast();
+        m.msg_controllen = control.0.len();
+        let n = libc::recvmsg(fd, &raw mut m, 0);
+        if n < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        data.truncate(n as usize);
+        let mut c = libc::CMSG_FIRSTHDR(&raw const m);
+        while !c.is_null() {
+            let to = match ((*c).cmsg_level, (*c).cmsg_type) {
+                (libc::SOL_IP, libc::IP_ORIGDSTADDR) => {
+                    let a = libc::CMSG_DATA(c).cast::<libc::sockaddr_in>().read_unaligned();
+                    Some(SocketAddr::new(
+                        std::net::Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)).into(),
+                        u16::from_be(a.sin_port),
+                    ))
+                }
+                (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR) => {
+                    Some(v6(libc::CMSG_DATA(c).cast::<libc::sockaddr_in6>().read_unaligned()))
+                }
+                _ => None,
+            };
+            if let Some(to) = to {
+                return Ok((data, v6(from), to));
+            }
+            c = libc::CMSG_NXTHDR(&raw const m, c);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "datagram without original destination"))
+}

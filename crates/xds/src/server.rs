@@ -91,9 +91,11 @@ pub async fn serve<S>(
     }
 }
 
+/// What goes out on a stream.
+pub type Outgoing = Result<DeltaDiscoveryResponse, Status>;
+
 /// A channel for responses.
-pub fn channel()
--> (mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>, mpsc::Receiver<Result<DeltaDiscoveryResponse, Status>>) {
+pub fn channel() -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>) {
     mpsc::channel(QUEUE)
 }
 

@@ -107,8 +107,9 @@ impl Node {
             self.set_ip(*ip, true)?;
         }
         attach_lookup(&mut bpf, netns, &dir)?;
-        attach_guard(&mut bpf, netns, &dir)?;
-        self.set_enrolled(cookie, true)
+        // Before the guard, which would drop the SYNs of connections that are not marked yet.
+        self.set_enrolled(cookie, true)?;
+        attach_guard(&mut bpf, netns, &dir)
     }
 
     fn load_pod(&self, pod: &PodConfig, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
@@ -163,6 +164,7 @@ impl Node {
             "SO_NETNS_COOKIE",
             "5.14",
         ))?;
+        self.detach(&pod.uid, "guard-");
         self.set_enrolled(cookie, false)?;
         self.forget(&pod.uid, &pod.ips)?;
         in_netns(netns, || {
@@ -178,14 +180,22 @@ impl Node {
         for ip in ips {
             self.set_ip(*ip, false)?;
         }
+        self.detach(uid, "guard-");
+        self.detach(uid, "lookup");
         let dir = self.pod_dir(uid);
-        // The guard first: in the other order a captured SYN could be dropped on its now direct way.
-        if let Ok(list) = fs::read_dir(&dir) {
-            for e in list.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("guard")) {
-                fs::remove_file(e.path()).map_err(Error::io("cannot remove", e.path()))?;
+        Node::remove_all(&dir)
+    }
+
+    /// Detaches the pod's links whose names begin so. A link whose namespace is gone is detached already.
+    fn detach(&self, uid: &str, prefix: &str) {
+        for e in fs::read_dir(self.pod_dir(uid)).into_iter().flatten().flatten() {
+            if e.file_name().to_string_lossy().starts_with(prefix) {
+                let detached = sys::obj_get(&e.path()).and_then(|l| sys::link_detach(l.as_fd()));
+                if let Err(e) = detached {
+                    tracing::debug!(pod = uid, link = prefix, error = %e, "link could not be detached");
+                }
             }
         }
-        Node::remove_all(&dir)
     }
 
     /// Reads a pinned pod's state and counters.

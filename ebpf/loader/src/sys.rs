@@ -11,6 +11,7 @@ use std::{
 const BPF_OBJ_GET: i32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_LINK_UPDATE: i32 = 29;
+const BPF_LINK_DETACH: i32 = 34;
 const BPFFS_MAGIC: i64 = 0xcafe_4a11;
 
 fn bpf<T>(cmd: i32, attr: &T) -> io::Result<i64> {
@@ -44,6 +45,11 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     }
     let a = Attr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old: 0 };
     bpf(BPF_LINK_UPDATE, &a).map(|_| ())
+}
+
+/// Detaches a link at once. (Removing its pin would do so too, but at some later time.)
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &(link.as_raw_fd() as u32)).map(|_| ())
 }
 
 /// The network namespace inode behind an sk_lookup link; 0 when the namespace is gone.

@@ -1,27 +1,341 @@
-//! Capture: who is redirected, in both families and directions, and what stays as it was (T53).
+//! Capture: who is redirected, in both families and directions, and what stays as it was (T53); opt-outs, probes, DNS,
+//! service addresses, same-node connections.
 
-use karst_world::{Options, PodSpec, World, app};
+use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    time::Duration,
+};
 
 const MARK: &[u8] = b"karst-plaintext-marker-7f3a91c2";
 
+fn row(what: &str, expected: &str, seen: &str) {
+    println!("T53 {what:<58} expected={expected} seen={seen}");
+    assert_eq!(seen, expected, "{what}");
+}
+
+/// `tunnel`, `plain`, or how it failed.
+fn verdict(w: &World, from: &Pod, result: std::io::Result<TcpStream>, before: f64) -> String {
+    match result {
+        Err(e) if e.kind() == std::io::ErrorKind::TimedOut => "dropped".into(),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => "dropped".into(),
+        Err(e) => format!("{:?}", e.kind()),
+        Ok(mut s) => {
+            if app::exchange(&mut s, MARK).is_err() {
+                return "reset".into();
+            }
+            let after = wait_count(w, from.spec.node);
+            if after > before { "tunnel".into() } else { "plain".into() }
+        }
+    }
+}
+fn wait_count(w: &World, node: usize) -> f64 {
+    std::thread::sleep(Duration::from_millis(30));
+    w.metric(node, "istio_tcp_connections_opened_total", &["reporter=\"source\"", "mutual_tls"])
+}
+
+fn raw(domain: Domain, f: impl Fn(&Socket) -> std::io::Result<()>, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let s = Socket::new(domain, Type::STREAM, None)?;
+    f(&s)?;
+    s.connect_timeout(&SockAddr::from(to), Duration::from_millis(1500))?;
+    Ok(s.into())
+}
+
 #[test]
-fn cross_node_traffic_is_redirected_and_encrypted() {
+fn bypass_table() {
     let mut w = World::start(Options::default()).unwrap();
     w.namespace("app", true);
+    w.namespace("out", false);
     let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
+    let outside = w.pod(PodSpec::new("out", "o", 1));
+    let opted = w.pod(PodSpec::new("app", "opted", 0).label("istio.io/dataplane-mode", "none"));
+    let bypass = w.mesh_pod(PodSpec::new("app", "bypass", 1).annotation("ambient.istio.io/bypass-inbound-capture", "true"));
+    w.settle();
     let echo = app::Echo::start(&b, 8080, "");
+    let _echo_a = app::Echo::start(&a, 8080, "");
+    let _echo_out = app::Echo::start(&outside, 8080, "");
+    let _echo_bypass = app::Echo::start(&bypass, 8080, "");
     let sniffer = w.sniffer(MARK);
-    for to in [b.at(8080), b.at6(8080)] {
+
+    for (family, to) in [("IPv4", b.at(8080)), ("IPv6", b.at6(8080))] {
+        let before = wait_count(&w, 0);
         let mut s = a.connect(to).unwrap();
-        assert_eq!(s.peer_addr().unwrap(), to, "the application sees the address it called");
+        assert_eq!(s.peer_addr().unwrap(), to, "the application sees the address that it called");
         assert_eq!(app::exchange(&mut s, MARK).unwrap(), MARK);
-        let from = if to.is_ipv4() { a.ip } else { a.ip6 };
-        assert_eq!(echo.last_peer().unwrap().ip(), from, "the server sees its client");
+        row(&format!("{family}: pod to pod on another node"), "tunnel", if wait_count(&w, 0) > before { "tunnel" } else { "plain" });
+        let own = if to.is_ipv4() { a.ip } else { a.ip6 };
+        assert_eq!(echo.last_peer().unwrap().ip(), own, "the server sees its client's address");
     }
+    let forms: [(&str, &dyn Fn(&Socket) -> std::io::Result<()>); 4] = [
+        ("socket with ztunnel's mark 0x539", &|s| s.set_mark(0x539)),
+        ("socket with the capture mark 0x111", &|s| s.set_mark(0x111)),
+        ("socket with another mark", &|s| s.set_mark(0x7)),
+        ("source port of the proxy (15008)", &|s| s.bind(&SocketAddr::from(([0, 0, 0, 0], 15008)).into())),
+    ];
+    for (what, f) in forms {
+        let before = wait_count(&w, 0);
+        let r = a.netns().run(|| raw(Domain::IPV4, f, b.at(8080))).unwrap();
+        row(what, "tunnel", &verdict(&w, &a, r, before));
+    }
+    let before = wait_count(&w, 0);
+    let r = a.netns().run(|| raw(Domain::IPV4, |s| s.bind_device(Some(b"eth0")), b.at(8080))).unwrap();
+    row("SO_BINDTODEVICE eth0", "dropped", &verdict(&w, &a, r, before));
+    let before = wait_count(&w, 0);
+    let r = a.netns().run(|| raw(Domain::IPV6, |s| s.bind_device(Some(b"eth0")), b.at6(8080))).unwrap();
+    row("SO_BINDTODEVICE eth0, IPv6", "dropped", &verdict(&w, &a, r, before));
+    row("SYN from a raw socket", "dropped", &raw_syn(&a, &b));
+    let before = wait_count(&w, 0);
+    row("TCP fast open", "tunnel", &verdict(&w, &a, fast_open(&a, b.at(8080)), before));
+    let before = wait_count(&w, 0);
+    let mptcp = a.netns().run(|| Socket::new(Domain::IPV4, Type::STREAM, Some(socket2::Protocol::MPTCP))).unwrap();
+    let seen = match mptcp {
+        Err(_) => "no MPTCP in this kernel".to_string(),
+        Ok(s) => {
+            let r = s.connect_timeout(&SockAddr::from(b.at(8080)), Duration::from_millis(1500)).map(|()| TcpStream::from(s));
+            verdict(&w, &a, r, before)
+        }
+    };
+    println!("T53 MPTCP socket: {seen}");
+    assert_ne!(seen, "plain");
+
+    // What is left alone.
+    for (what, to) in [("own address", a.at(8080)), ("own address, IPv6", a.at6(8080)), ("loopback", SocketAddr::from(([127, 0, 0, 1], 8080)))] {
+        let before = wait_count(&w, 0);
+        let r = a.connect(to);
+        row(&format!("pod to its {what}"), "plain", &verdict(&w, &a, r, before));
+    }
+    let before = wait_count(&w, 0);
+    let r = a.connect(outside.at(8080));
+    row("mesh pod to a pod outside the mesh", "plain", &verdict(&w, &a, r, before));
+    let r = outside.connect(b.at(8080));
+    row("pod outside the mesh to a mesh pod (PERMISSIVE)", "plain", &verdict(&w, &outside, r, f64::MAX));
+    let r = opted.connect(b.at(8080));
+    row("opted-out pod to a mesh pod", "plain", &verdict(&w, &opted, r, f64::MAX));
+    let r = outside.connect(bypass.at(8080));
+    row("pod outside to one that bypasses inbound capture", "plain", &verdict(&w, &outside, r, f64::MAX));
+    let r = a.connect(b.at(9999));
+    row("closed port", "reset", &match r { Err(_) => "reset".into(), Ok(mut s) => match s.read(&mut [0; 1]) { Err(_) => "reset".to_string(), Ok(n) => format!("{n} bytes") } });
+    let r = w.nodes[1].netns.run(|| TcpStream::connect_timeout(&b.at(8080), Duration::from_secs(2))).unwrap();
+    let before = w.metric(1, "istio_tcp_connections_opened_total", &["reporter=\"destination\""]);
+    let mut s = r.unwrap();
+    app::ping(&mut s, b"probe").unwrap();
+    let after = w.metric(1, "istio_tcp_connections_opened_total", &["reporter=\"destination\""]);
+    row("the node's own probe", "left alone", if after == before { "left alone" } else { "captured" });
+
     let seen = sniffer.seen();
-    println!("capture seen={seen:?}");
-    println!("{}", w.status(0).unwrap());
-    assert_eq!((seen.marked, seen.other_tcp), (0, 0));
-    assert!(seen.hbone > 10);
-    assert!(w.log_text("ztunnel1.log").contains("src.identity=\"spiffe://cluster.local/ns/app/sa/a\""));
+    let status = w.status(0).unwrap();
+    println!("{status}");
+    println!("T53 sniffer {seen:?}");
+    assert!(status.contains("app/a") && seen.hbone > 20);
+}
+
+/// A connection whose data goes with the SYN.
+#[allow(unsafe_code)]
+fn fast_open(from: &Pod, to: SocketAddr) -> std::io::Result<TcpStream> {
+    use std::os::fd::AsRawFd;
+    let s = from.netns().run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
+    let one = 1i32;
+    // SAFETY: TCP_FASTOPEN_CONNECT (30) takes an int.
+    let r = unsafe { libc_setsockopt(s.as_raw_fd(), 6, 30, (&raw const one).cast(), 4) };
+    assert_eq!(r, 0, "TCP_FASTOPEN_CONNECT");
+    s.connect(&SockAddr::from(to))?;
+    Ok(s.into())
+}
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    #[link_name = "setsockopt"]
+    fn libc_setsockopt(fd: i32, level: i32, name: i32, value: *const std::ffi::c_void, len: u32) -> i32;
+}
+
+/// A SYN by hand; does an answer come?
+fn raw_syn(a: &Pod, b: &Pod) -> String {
+    let (std::net::IpAddr::V4(src), std::net::IpAddr::V4(dst)) = (a.ip, b.ip) else { panic!("IPv4") };
+    let (send, mut recv) = a
+        .netns()
+        .run(|| {
+            let send = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::TCP)).unwrap();
+            (send, Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::TCP)).unwrap())
+        })
+        .unwrap();
+    recv.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    let mut syn = vec![0u8; 20];
+    syn[..2].copy_from_slice(&40_000u16.to_be_bytes());
+    syn[2..4].copy_from_slice(&8080u16.to_be_bytes());
+    syn[12] = 5 << 4;
+    syn[13] = 2;
+    syn[14..16].copy_from_slice(&1000u16.to_be_bytes());
+    let words = [&src.octets()[..], &dst.octets(), &[0, 6, 0, 20], &syn].concat();
+    let mut sum: u32 = words.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    syn[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    if send.send_to(&syn, &SockAddr::from(b.at(0))).is_err() {
+        return "dropped".into();
+    }
+    let mut buf = [0; 1500];
+    let end = std::time::Instant::now() + Duration::from_millis(700);
+    while std::time::Instant::now() < end {
+        let Ok(n) = recv.read(&mut buf) else { break };
+        let at = usize::from(buf[0] & 0xf) * 4;
+        if n > at + 14 && buf[at + 2..at + 4] == 40_000u16.to_be_bytes() && buf[12..16] == dst.octets() {
+            return "answered".into();
+        }
+    }
+    "dropped".into()
+}
+
+#[test]
+fn same_node_connections_keep_identity_policy_metrics_and_logs() {
+    let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();
+    w.namespace("app", true);
+    let (a, b, c) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 0)), w.mesh_pod(PodSpec::new("app", "c", 0)));
+    let echo = app::Echo::start(&b, 8080, "");
+    let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    assert_eq!(app::exchange(&mut a.connect(b.at(8080)).unwrap(), &data).unwrap(), data, "bulk, both ways at once");
+    assert_eq!(echo.last_peer().unwrap().ip(), a.ip);
+    for reporter in ["source", "destination"] {
+        let n = w.metric(0, "istio_tcp_connections_opened_total", &[&format!("reporter=\"{reporter}\""), "source_principal=\"spiffe://cluster.local/ns/app/sa/a\"", "mutual_tls"]);
+        assert_eq!(n, 1.0, "{reporter}");
+        let bytes = w.metric(0, "istio_tcp_received_bytes_total", &[&format!("reporter=\"{reporter}\""), "mutual_tls"]);
+        assert_eq!(bytes, 3_000_000.0, "{reporter}");
+    }
+    let allow = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only-a, namespace: app}\nspec: {selector: {matchLabels: {app: b}}, rules: [{from: [{source: {principals: [cluster.local/ns/app/sa/a]}}]}]}\n";
+    w.apply("policy", allow);
+    app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
+    assert!(app::ping(&mut c.connect(b.at(8080)).unwrap(), MARK).is_err(), "c is refused");
+    let log = w.log_text("ztunnel0.log");
+    assert!(log.contains("direction=\"inbound\"") && log.contains("direction=\"outbound\"") && log.contains("connection denied"), "{log}");
+}
+
+#[test]
+fn services_balance_fail_over_and_are_found_by_name() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+    let backends: Vec<Pod> = (0..3).map(|i| w.mesh_pod(PodSpec::new("app", &format!("b{i}"), i % 2).label("app", "web"))).collect();
+    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: app}\nspec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd96::10'], selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: headless, namespace: app}\nspec: {clusterIP: None, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n");
+    let echoes: Vec<_> = backends.iter().map(|b| app::Echo::start(b, 8080, "")).collect();
+    let vip: SocketAddr = ([10, 96, 0, 10], 80).into();
+    for to in [vip, "[fd96::10]:80".parse().unwrap()] {
+        for _ in 0..30 {
+            app::ping(&mut client.connect(to).unwrap(), MARK).unwrap();
+        }
+    }
+    let spread: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
+    println!("balance connections={spread:?}");
+    assert!(spread.iter().all(|n| *n >= 5), "{spread:?}");
+    assert!(client.connect(([10, 96, 0, 10], 81).into()).and_then(|mut s| app::ping(&mut s, MARK)).is_err(), "a port that the service does not have");
+
+    // A pod that is gone from the network but still in the manifests: the connect fails, and the other endpoint is tried.
+    drop(echoes);
+    let _only: Vec<_> = backends[..2].iter().map(|b| app::Echo::start(b, 8080, "")).collect();
+    w.write_pod(&backends[2], false);
+    w.settle();
+    let mut ok = 0;
+    for _ in 0..30 {
+        ok += usize::from(client.connect(vip).and_then(|mut s| app::ping(&mut s, MARK)).is_ok());
+    }
+    println!("failover ok={ok}/30 with one endpoint not ready");
+    assert_eq!(ok, 30);
+
+    // DNS: the application asks a resolver that does not exist; ztunnel answers for the mesh, from that address.
+    let dns = |name: &str, kind: u16| dns_ask(&client, name, kind);
+    assert_eq!(dns("web.app.svc.cluster.local", 1), Some((0, 1)));
+    assert_eq!(dns("web.app.svc.cluster.local", 28), Some((0, 1)));
+    assert_eq!(dns("headless.app.svc.cluster.local", 1), Some((0, 2)), "the two ready endpoints");
+    assert_eq!(dns("web", 1), Some((0, 2)), "expanded with the client's namespace: CNAME and A");
+    // Others go to the resolver that was asked; here a server of ours on a pod outside of the mesh.
+    w.namespace("out", false);
+    let resolver = w.pod(PodSpec::new("out", "resolver", 1));
+    let s = resolver.netns().run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
+    let t = std::thread::spawn(move || {
+        let mut b = [0; 512];
+        let (n, from) = s.recv_from(&mut b).unwrap();
+        b[2] |= 0x80;
+        b[3] = 3; // NXDOMAIN
+        s.send_to(&b[..n], from).unwrap();
+    });
+    assert_eq!(dns_ask_at(&client, "example.org", 1, (resolver.ip, 53).into()), Some((3, 0)));
+    t.join().unwrap();
+}
+
+fn dns_ask(from: &Pod, name: &str, kind: u16) -> Option<(u8, u16)> {
+    dns_ask_at(from, name, kind, ([10, 96, 0, 53], 53).into())
+}
+
+/// Asks over UDP: response code and number of answers.
+fn dns_ask_at(from: &Pod, name: &str, kind: u16, server: SocketAddr) -> Option<(u8, u16)> {
+    let s = from.netns().run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    s.connect(server).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(7))).unwrap();
+    let mut q = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for l in name.split('.') {
+        q.push(l.len() as u8);
+        q.extend(l.as_bytes());
+    }
+    q.push(0);
+    q.extend([(kind >> 8) as u8, kind as u8, 0, 1]);
+    s.send(&q).unwrap();
+    let mut b = [0; 1500];
+    let n = s.recv(&mut b).ok()?;
+    assert!(n > 12 && b[..2] == q[..2]);
+    Some((b[3] & 0xf, u16::from_be_bytes([b[6], b[7]])))
+}
+
+/// T55: joining and leaving while connections are open and new ones are made: none broken, none failed.
+#[test]
+fn joining_and_leaving_under_load_breaks_nothing() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", false);
+    let (a, b) = (w.pod(PodSpec::new("app", "a", 0)), w.pod(PodSpec::new("app", "b", 1)));
+    w.settle();
+    let _echo = app::Echo::start(&b, 8080, "");
+    let flips = 4;
+    let held: Vec<_> = (0..20).map(|_| a.connect(b.at(8080)).unwrap()).collect();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (st, a2, to) = (stop.clone(), a.clone(), b.at(8080));
+    let load = std::thread::spawn(move || {
+        let (mut ok, mut failed, mut slowest) = (0, vec![], Duration::ZERO);
+        while !st.load(std::sync::atomic::Ordering::Relaxed) {
+            let t = std::time::Instant::now();
+            match a2.connect(to).and_then(|mut s| app::ping(&mut s, MARK)) {
+                Ok(()) => ok += 1,
+                Err(e) => failed.push(e.to_string()),
+            }
+            slowest = slowest.max(t.elapsed());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("T55 slowest_new_ms={}", slowest.as_millis());
+        (ok, failed)
+    });
+    let mut broken = 0;
+    let mut held = held;
+    for i in 0..flips {
+        let ambient = i % 2 == 0;
+        let t = std::time::Instant::now();
+        w.namespace("app", ambient);
+        if ambient {
+            w.wait_enrolled(&a);
+            w.wait_enrolled(&b);
+        } else {
+            let f = w.dir.join("manifests/.status/node0/app.a");
+            wait_for("a is reported as gone", Duration::from_secs(10), || (!f.exists()).then_some(()));
+            std::thread::sleep(Duration::from_millis(700));
+        }
+        println!("T55 flip={i} ambient={ambient} ms={}", t.elapsed().as_millis());
+        for s in &mut held {
+            broken += usize::from(app::ping(s, MARK).is_err());
+        }
+        held.push(a.connect(b.at(8080)).unwrap());
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (ok, failed) = load.join().unwrap();
+    println!("T55 flips={flips} held={} broken={broken} new_ok={ok} new_failed={} {failed:?}", held.len(), failed.len());
+    assert_eq!((broken, failed.len()), (0, 0));
+    assert!(ok > 50);
+    let mut s = held.pop().unwrap();
+    let _ = s.flush();
 }
