@@ -141,7 +141,8 @@ async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr, t
     let answer = timeout(DNS_TIMEOUT, forward(pod, data, to, tcp)).await;
     match answer {
         Ok(Ok(a)) => Some(a),
-        Ok(Err(_)) | Err(_) => {
+        failed @ (Ok(Err(_)) | Err(_)) => {
+            tracing::debug!(pod = pod.key, resolver = %to, error = ?failed.map(|r| r.err()), "DNS upstream");
             shared.metrics.dns_upstream_failures.fetch_add(1, Relaxed);
             let q = query?;
             let mut r = reply(&q);
@@ -161,12 +162,7 @@ async fn forward(pod: &LocalPod, data: &[u8], to: SocketAddr, tcp: bool) -> io::
         s.read_exact(&mut out).await?;
         return Ok(out);
     }
-    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-    let make = || socket::udp_from(any);
-    let s = match &pod.origin.netns {
-        Some(n) => n.run(make)??,
-        None => make()?,
-    };
+    let s = pod.origin.udp(to)?;
     let s = tokio::net::UdpSocket::from_std(s.into())?;
     s.connect(to).await?;
     s.send(data).await?;

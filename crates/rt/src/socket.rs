@@ -133,6 +133,22 @@ impl Origin {
         Self { netns: None, exempt: None }
     }
 
+    /// A UDP socket for queries of ztunnel's own, to be connected to a resolver of this family.
+    ///
+    /// # Errors
+    /// Those of the socket calls.
+    pub fn udp(&self, to: SocketAddr) -> io::Result<Socket> {
+        let make = || Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP));
+        let s = match &self.netns {
+            Some(n) => n.run(make)??,
+            None => make()?,
+        };
+        if let Some(e) = &self.exempt {
+            e.set(s.as_fd())?;
+        }
+        Ok(s)
+    }
+
     fn socket(&self, dst: SocketAddr) -> io::Result<Socket> {
         let make = || Socket::new(Domain::for_address(dst), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP));
         let s = match &self.netns {

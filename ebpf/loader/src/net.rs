@@ -1,31 +1,34 @@
 //! Routing rules and sysctls of an enrolled pod, by netlink, in the calling thread's network namespace.
 //!
-//! Per family: marked flows look up table 100, which delivers everything to `lo`; unmarked DNS does the same.
-//! The DNS rule asks for "no mark of ours", so that ztunnel's own queries leave.
+//! Per family: marked flows look up table 100, which delivers everything to `lo`.
 
 use karst_ebpf_common::{MARK_CAPTURE, MARK_MASK};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
-    AddressFamily, IpProtocol, RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::{fs, io, net::IpAddr};
 
 const TABLE: u8 = 100;
 const PREF_MARKED: u32 = 10;
-const PREF_DNS: u32 = 21;
 
 /// Sysctls that redirection needs: accepted sockets inherit the mark of the SYN (so that the application's answers
 /// come back over `lo`), and refusals of closed ports carry the mark of what they answer.
-const SYSCTLS: [(&str, bool); 3] =
-    [("ipv4/tcp_fwmark_accept", false), ("ipv4/fwmark_reflect", false), ("ipv6/fwmark_reflect", true)];
+const SYSCTLS: [(&str, bool); 4] = [
+    ("ipv4/tcp_fwmark_accept", false),
+    ("ipv4/fwmark_reflect", false),
+    ("ipv6/fwmark_reflect", true),
+    // DNS queries that the guard moves to `lo` have the pod's own address as their source.
+    ("ipv4/conf/lo/accept_local", false),
+];
 
 /// Sets up the pod's side of redirection. Idempotent.
-pub(crate) fn setup(ips: &[IpAddr], dns: bool) -> io::Result<()> {
+pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
     for (name, v6) in SYSCTLS {
         if !v6 || ips.iter().any(IpAddr::is_ipv6) {
             fs::write(format!("/proc/sys/net/{name}"), "1")
@@ -37,23 +40,6 @@ pub(crate) fn setup(ips: &[IpAddr], dns: bool) -> io::Result<()> {
         let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) else { continue };
         request(&s, RouteNetlinkMessage::NewRoute(local_route(*ip)), NLM_F_CREATE | NLM_F_REPLACE)?;
         request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6)), NLM_F_CREATE | NLM_F_EXCL)?;
-        let dns_rule = dns_rule(v6);
-        if dns {
-            request(&s, RouteNetlinkMessage::NewRule(dns_rule), NLM_F_CREATE | NLM_F_EXCL)?;
-        } else {
-            request(&s, RouteNetlinkMessage::DelRule(dns_rule), 0)?;
-        }
-    }
-    Ok(())
-}
-
-/// Stops DNS capture. The rule for marked flows stays while connections that carry the mark may be open.
-pub(crate) fn stop_dns(ips: &[IpAddr]) -> io::Result<()> {
-    let s = Socket::new(NETLINK_ROUTE)?;
-    for v6 in [false, true] {
-        if ips.iter().any(|i| i.is_ipv6() == v6) {
-            request(&s, RouteNetlinkMessage::DelRule(dns_rule(v6)), 0)?;
-        }
     }
     Ok(())
 }
@@ -63,7 +49,6 @@ pub(crate) fn stop_dns(ips: &[IpAddr]) -> io::Result<()> {
 /// # Errors
 /// Those of netlink.
 pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
-    stop_dns(ips)?;
     let s = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
@@ -107,17 +92,6 @@ fn marked_rule(v6: bool) -> RuleMessage {
             RuleAttribute::FwMask(MARK_MASK),
         ],
     )
-}
-
-fn dns_rule(v6: bool) -> RuleMessage {
-    let attributes = vec![
-        RuleAttribute::Priority(PREF_DNS),
-        RuleAttribute::FwMark(0),
-        RuleAttribute::FwMask(MARK_MASK),
-        RuleAttribute::IpProtocol(IpProtocol::Udp),
-        RuleAttribute::DestinationPortRange(RulePortRange { start: 53, end: 53 }),
-    ];
-    rule(v6, attributes)
 }
 
 fn local_route(source: IpAddr) -> RouteMessage {

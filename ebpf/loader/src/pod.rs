@@ -97,7 +97,7 @@ impl Node {
         let mut bpf = self.load_pod(pod, &maps)?;
         fill(&mut bpf, l)?;
         in_netns(netns, || {
-            net::setup(&pod.ips, !pod.bypass_dns).map_err(Error::kernel(
+            net::setup(&pod.ips).map_err(Error::kernel(
                 "cannot set up routing in the pod",
                 "policy routing by mark and protocol",
                 "4.17",
@@ -167,9 +167,7 @@ impl Node {
         self.detach(&pod.uid, "guard-");
         self.set_enrolled(cookie, false)?;
         self.forget(&pod.uid, &pod.ips)?;
-        in_netns(netns, || {
-            net::stop_dns(&pod.ips).map_err(Error::kernel("cannot remove the DNS rule", "policy routing", "4.17"))
-        })?
+        Ok(())
     }
 
     /// Removes the pins of a pod: its links detach. For pods whose namespace is gone.

@@ -11,15 +11,15 @@ mod addr;
 use addr::{is_loopback, mapped, word, words};
 use aya_ebpf::{
     EbpfContext,
-    bindings::bpf_sk_lookup,
+    bindings::{BPF_F_INGRESS, bpf_sk_lookup},
     btf_maps::SkStorage,
-    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_sk_storage_get},
     macros::{btf_map, classifier, map, sk_lookup},
     maps::{LruHashMap, PerCpuArray, SockMap},
     programs::{SkLookupContext, TcContext},
 };
 use karst_ebpf_common::{
-    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_MASK, MARK_ZTUNNEL, MAX_POD_IPS, PROBE_WINDOW_NS, flag, slot,
+    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_POD_IPS, PROBE_WINDOW_NS, flag, slot,
 };
 
 #[map]
@@ -125,88 +125,111 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// On each device of the pod but `lo`, egress. A TCP SYN leaves only from a socket of ztunnel's.
+/// On each device of the pod but `lo`, egress. A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
+/// ztunnel's goes to `lo`, where `pod_lookup` takes it. (A routing rule for port 53 would be simpler, but the kernel's check
+/// of source addresses applies it to the answers too, and drops them.)
 #[classifier]
 pub fn pod_guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let syn = match tcp_flags(&ctx) {
-        Tcp::No => return TCX_NEXT,
-        Tcp::Unparsable => {
+    match segment(&ctx) {
+        Segment::Other => TCX_NEXT,
+        Segment::Unparsable => {
             count(Counter::GuardUnparsable);
-            return TCX_DROP;
+            TCX_DROP
         }
-        Tcp::Flags(f) => f & 0x12 == 0x02,
-    };
-    if !syn {
-        return TCX_NEXT;
-    }
-    if flags() & flag::TRUST_MARK != 0 && unsafe { (*skb).mark } & MARK_MASK == MARK_ZTUNNEL {
-        count(Counter::GuardPass);
-        return TCX_NEXT;
-    }
-    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
-    let exempt = !sk.is_null()
-        && !unsafe { bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) }.is_null();
-    if exempt {
-        count(Counter::GuardPass);
-        TCX_NEXT
-    } else {
-        count(Counter::GuardDrop);
-        TCX_DROP
+        Segment::Dns => {
+            if flags() & flag::NO_DNS != 0 || is_exempt(&ctx) {
+                return TCX_NEXT;
+            }
+            // eth_type_trans on lo (address 0) would take another address for somebody else's.
+            if ctx.store(0, &[0u8; 6], 0).is_err() {
+                return TCX_DROP;
+            }
+            ctx.set_mark(MARK_CAPTURE);
+            unsafe { bpf_redirect(LO, BPF_F_INGRESS as u64) as i32 }
+        }
+        Segment::Tcp(f) if f & 0x12 != 0x02 => TCX_NEXT,
+        Segment::Tcp(_) => {
+            let trusted = flags() & flag::TRUST_MARK != 0 && unsafe { (*skb).mark } & MARK_MASK == MARK_ZTUNNEL;
+            if trusted || is_exempt(&ctx) {
+                count(Counter::GuardPass);
+                TCX_NEXT
+            } else {
+                count(Counter::GuardDrop);
+                TCX_DROP
+            }
+        }
     }
 }
 
-enum Tcp {
-    No,
-    Unparsable,
-    Flags(u8),
-}
-
-/// Finds the TCP flags. A first fragment too short to hold them is unparsable (RFC 3128), later fragments carry no SYN.
+/// Is the packet from a socket of ztunnel's?
 #[inline(always)]
-fn tcp_flags(ctx: &TcContext) -> Tcp {
+fn is_exempt(ctx: &TcContext) -> bool {
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    !sk.is_null()
+        && !unsafe { bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) }.is_null()
+}
+
+enum Segment {
+    Other,
+    Unparsable,
+    Dns,
+    /// TCP, with its flags.
+    Tcp(u8),
+}
+
+/// What matters of a packet. A first fragment too short to hold the TCP flags is unparsable (RFC 3128); later fragments
+/// carry no SYN. Of UDP only whole or first fragments with destination port 53 matter.
+#[inline(always)]
+fn segment(ctx: &TcContext) -> Segment {
     let proto = unsafe { (*ctx.skb.skb).protocol } as u16;
     if proto == 0x0800u16.to_be() {
-        let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else { return Tcp::Unparsable };
-        if p != 6 || frag & 0x1fffu16.to_be() != 0 {
-            return Tcp::No;
+        let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else { return Segment::Unparsable };
+        if frag & 0x1fffu16.to_be() != 0 {
+            return Segment::Other;
         }
-        return match ctx.load::<u8>(14 + ((vihl & 0xf) as usize) * 4 + 13) {
-            Ok(f) => Tcp::Flags(f),
-            Err(_) => Tcp::Unparsable,
-        };
+        return transport(ctx, p, 14 + ((vihl & 0xf) as usize) * 4);
     }
     if proto != 0x86ddu16.to_be() {
-        return Tcp::No;
+        return Segment::Other;
     }
     // Hop-by-hop, routing, fragment, destination options, authentication: at most six, then we give up.
-    let Ok(mut next) = ctx.load::<u8>(20) else { return Tcp::Unparsable };
+    let Ok(mut next) = ctx.load::<u8>(20) else { return Segment::Unparsable };
     let mut at = 54usize;
     let mut i = 0;
     while i < 6 {
         match next {
-            6 => {
-                return match ctx.load::<u8>(at + 13) {
-                    Ok(f) => Tcp::Flags(f),
-                    Err(_) => Tcp::Unparsable,
-                };
-            }
             0 | 43 | 60 | 51 => {
-                let (Ok(n), Ok(len)) = (ctx.load::<u8>(at), ctx.load::<u8>(at + 1)) else { return Tcp::Unparsable };
+                let (Ok(n), Ok(len)) = (ctx.load::<u8>(at), ctx.load::<u8>(at + 1)) else { return Segment::Unparsable };
                 at += if next == 51 { (len as usize + 2) * 4 } else { (len as usize + 1) * 8 };
                 next = n;
             }
             44 => {
-                let (Ok(n), Ok(off)) = (ctx.load::<u8>(at), ctx.load::<u16>(at + 2)) else { return Tcp::Unparsable };
+                let (Ok(n), Ok(off)) = (ctx.load::<u8>(at), ctx.load::<u16>(at + 2)) else { return Segment::Unparsable };
                 if off & 0xfff8u16.to_be() != 0 {
-                    return Tcp::No;
+                    return Segment::Other;
                 }
                 at += 8;
                 next = n;
             }
-            _ => return Tcp::No,
+            p => return transport(ctx, p, at),
         }
         i += 1;
     }
-    Tcp::Unparsable
+    Segment::Unparsable
+}
+
+#[inline(always)]
+fn transport(ctx: &TcContext, protocol: u8, at: usize) -> Segment {
+    match protocol as u32 {
+        TCP => match ctx.load::<u8>(at + 13) {
+            Ok(f) => Segment::Tcp(f),
+            Err(_) => Segment::Unparsable,
+        },
+        UDP => match ctx.load::<u16>(at + 2) {
+            Ok(p) if p == 53u16.to_be() => Segment::Dns,
+            _ => Segment::Other,
+        },
+        _ => Segment::Other,
+    }
 }
