@@ -44,7 +44,7 @@ struct Active {
     desired: Desired,
     netns: Netns,
     /// Kept open: they must outlive ztunnel.
-    _sockets: Rc<PodSockets>,
+    sockets: Rc<PodSockets>,
 }
 
 /// The agent's state, shared with the metrics page.
@@ -54,6 +54,8 @@ pub struct Agent {
     /// The node's programs.
     pub node: RefCell<Node>,
     active: RefCell<HashMap<String, Active>>,
+    /// Pods whose listeners ztunnel has had in its first snapshot, before they were put in force.
+    prepared: RefCell<HashMap<String, Active>>,
     /// Connections to ztunnel.
     pub hub: Rc<Hub>,
 }
@@ -72,8 +74,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let hub = Hub::start(&config.zds, exempt)
         .with_context(|| format!("cannot serve ZDS at {} (--zds)", config.zds.display()))?;
     let metrics_at = karst_rt::admin::bind(config.metrics, "--metrics").await?;
-    let agent = Rc::new(Agent { config, manifests, node: RefCell::new(node), active: RefCell::default(), hub });
+    let agent = Rc::new(Agent {
+        config,
+        manifests,
+        node: RefCell::new(node),
+        active: RefCell::default(),
+        prepared: RefCell::default(),
+        hub,
+    });
     tokio::task::spawn_local(metrics::serve(metrics_at, agent.clone()));
+    agent.prepare(&dir.read());
+    agent.hub.open();
     if !agent.node.borrow().pinned_pods()?.is_empty() {
         // ztunnel may be serving these pods; let it have the new listeners before connections are sent there.
         agent.hub.wait_peer(PEER_WAIT).await;
@@ -106,6 +117,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// A pod as ZDS tells of it.
+fn wire(d: &Desired, netns: &Netns, sockets: &Rc<PodSockets>) -> zds::Pod {
+    zds::Pod { uid: d.config.uid.clone(), info: d.info.clone(), netns: netns.clone(), sockets: sockets.clone() }
 }
 
 /// Removes all redirection of the node.
@@ -220,13 +236,29 @@ impl Agent {
         Ok(Desired { info, config, netns: netns.into() })
     }
 
+    /// Opens the listeners of all pods and notes them for the first snapshot. What fails here is tried again by `join`.
+    fn prepare(&self, state: &karst_manifest::State) {
+        for (key, d) in self.desired(state).0 {
+            let Ok(netns) = Netns::open(&d.netns) else { continue };
+            let Ok(sockets) = PodSockets::open(&netns).map(Rc::new) else { continue };
+            self.hub.register(wire(&d, &netns, &sockets));
+            self.prepared.borrow_mut().insert(key, Active { desired: d, netns, sockets });
+        }
+    }
+
     async fn join(&self, key: &str, d: &Desired) -> anyhow::Result<()> {
-        let netns = Netns::open(&d.netns)
-            .with_context(|| format!("cannot open the network namespace {}", d.netns.display()))?;
-        let sockets = Rc::new(
-            PodSockets::open(&netns)
-                .context("cannot open the pod's listeners (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)")?,
-        );
+        let prepared = self.prepared.borrow_mut().remove(key).filter(|p| p.desired == *d);
+        let known = prepared.is_some();
+        let (netns, sockets) = match prepared {
+            Some(p) => (p.netns, p.sockets),
+            None => {
+                let netns = Netns::open(&d.netns)
+                    .with_context(|| format!("cannot open the network namespace {}", d.netns.display()))?;
+                let sockets = PodSockets::open(&netns)
+                    .context("cannot open the pod's listeners (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)")?;
+                (netns, Rc::new(sockets))
+            }
+        };
         let record = Record {
             uid: d.config.uid.clone(),
             namespace: d.info.namespace.clone(),
@@ -236,18 +268,12 @@ impl Agent {
         };
         records::save(&self.records(), &record)
             .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
-        let pod = zds::Pod {
-            uid: d.config.uid.clone(),
-            info: d.info.clone(),
-            netns: netns.clone(),
-            sockets: sockets.clone(),
-        };
-        let served = self.hub.add(pod).await;
+        let served = if known { Ok(true) } else { self.hub.add(wire(d, &netns, &sockets)).await };
         if let Err(e) = &served {
             tracing::warn!(pod = key, error = e, "ztunnel cannot serve the pod yet; its connections will wait");
         }
         self.node.borrow_mut().enrol(&netns, &d.config, &sockets.listeners())?;
-        self.active.borrow_mut().insert(key.into(), Active { desired: d.clone(), netns, _sockets: sockets });
+        self.active.borrow_mut().insert(key.into(), Active { desired: d.clone(), netns, sockets });
         status::write(&self.manifests, &self.config.node, &d.info.namespace, &d.info.name, true)
             .context("cannot report the pod's status")
     }

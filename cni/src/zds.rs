@@ -42,7 +42,12 @@ pub struct Hub {
     pods: RefCell<Vec<Pod>>,
     peers: RefCell<Vec<(u64, mpsc::Sender<Command>)>>,
     next: Cell<u64>,
+    /// A ztunnel has its snapshot.
+    synced: Cell<bool>,
     connected: Notify,
+    /// Snapshots may be sent: the agent knows its pods. (An empty one would make a running ztunnel drop them all.)
+    open: Cell<bool>,
+    opened: Notify,
     exempt: OwnedFd,
 }
 
@@ -57,7 +62,10 @@ impl Hub {
             pods: RefCell::default(),
             peers: RefCell::default(),
             next: Cell::new(0),
+            synced: Cell::new(false),
             connected: Notify::new(),
+            open: Cell::new(false),
+            opened: Notify::new(),
             exempt,
         });
         let h = hub.clone();
@@ -85,11 +93,21 @@ impl Hub {
     /// Waits until a ztunnel is connected and has its snapshot, at most `limit`.
     pub async fn wait_peer(&self, limit: Duration) -> bool {
         let wait = async {
-            while !self.has_peer() {
+            while !self.synced.get() {
                 self.connected.notified().await;
             }
         };
         tokio::time::timeout(limit, wait).await.is_ok()
+    }
+
+    /// Notes a pod for the first snapshot.
+    pub fn register(&self, pod: Pod) {
+        self.pods.borrow_mut().push(pod);
+    }
+    /// From here on snapshots are sent.
+    pub fn open(&self) {
+        self.open.set(true);
+        self.opened.notify_waiters();
     }
 
     /// Tells the newest ztunnel of a pod and waits for its acknowledgement. Without any ztunnel: Ok(false); the next
@@ -137,6 +155,9 @@ impl Hub {
             return Err(format!("ztunnel speaks ZDS version {}; this agent speaks 1", hello.version));
         }
         let ours = hello.karst_listeners;
+        while !self.open.get() {
+            self.opened.notified().await;
+        }
         let snapshot: Vec<Pod> = self.pods.borrow().clone();
         tracing::info!(connection = id, pods = snapshot.len(), listeners = ours, "ztunnel connected");
         let (tx, mut rx) = mpsc::channel(QUEUE);
@@ -150,6 +171,7 @@ impl Hub {
         exchange(c, workload_request::Payload::SnapshotSent(SnapshotSent {}), &[])
             .await?
             .map_err(|e| format!("snapshot: {e}"))?;
+        self.synced.set(true);
         self.connected.notify_waiters();
         loop {
             let command = tokio::select! {

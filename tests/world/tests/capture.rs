@@ -51,7 +51,8 @@ fn bypass_table() {
     let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
     let outside = w.pod(PodSpec::new("out", "o", 1));
     let opted = w.pod(PodSpec::new("app", "opted", 0).label("istio.io/dataplane-mode", "none"));
-    let bypass = w.mesh_pod(PodSpec::new("app", "bypass", 1).annotation("ambient.istio.io/bypass-inbound-capture", "true"));
+    let bypass =
+        w.mesh_pod(PodSpec::new("app", "bypass", 1).annotation("ambient.istio.io/bypass-inbound-capture", "true"));
     w.settle();
     let echo = app::Echo::start(&b, 8080, "");
     let _echo_a = app::Echo::start(&a, 8080, "");
@@ -64,7 +65,11 @@ fn bypass_table() {
         let mut s = a.connect(to).unwrap();
         assert_eq!(s.peer_addr().unwrap(), to, "the application sees the address that it called");
         assert_eq!(app::exchange(&mut s, MARK).unwrap(), MARK);
-        row(&format!("{family}: pod to pod on another node"), "tunnel", if wait_count(&w, 0) > before { "tunnel" } else { "plain" });
+        row(
+            &format!("{family}: pod to pod on another node"),
+            "tunnel",
+            if wait_count(&w, 0) > before { "tunnel" } else { "plain" },
+        );
         let own = if to.is_ipv4() { a.ip } else { a.ip6 };
         assert_eq!(echo.last_peer().unwrap().ip(), own, "the server sees its client's address");
     }
@@ -93,7 +98,9 @@ fn bypass_table() {
     let seen = match mptcp {
         Err(_) => "no MPTCP in this kernel".to_string(),
         Ok(s) => {
-            let r = s.connect_timeout(&SockAddr::from(b.at(8080)), Duration::from_millis(1500)).map(|()| TcpStream::from(s));
+            let r = s
+                .connect_timeout(&SockAddr::from(b.at(8080)), Duration::from_millis(1500))
+                .map(|()| TcpStream::from(s));
             verdict(&w, &a, r, before)
         }
     };
@@ -101,7 +108,11 @@ fn bypass_table() {
     assert_ne!(seen, "plain");
 
     // What is left alone.
-    for (what, to) in [("own address", a.at(8080)), ("own address, IPv6", a.at6(8080)), ("loopback", SocketAddr::from(([127, 0, 0, 1], 8080)))] {
+    for (what, to) in [
+        ("own address", a.at(8080)),
+        ("own address, IPv6", a.at6(8080)),
+        ("loopback", SocketAddr::from(([127, 0, 0, 1], 8080))),
+    ] {
         let before = wait_count(&w, 0);
         let r = a.connect(to);
         row(&format!("pod to its {what}"), "plain", &verdict(&w, &a, r, before));
@@ -116,7 +127,17 @@ fn bypass_table() {
     let r = outside.connect(bypass.at(8080));
     row("pod outside to one that bypasses inbound capture", "plain", &verdict(&w, &outside, r, f64::MAX));
     let r = a.connect(b.at(9999));
-    row("closed port", "reset", &match r { Err(_) => "reset".into(), Ok(mut s) => match s.read(&mut [0; 1]) { Err(_) => "reset".to_string(), Ok(n) => format!("{n} bytes") } });
+    row(
+        "closed port",
+        "reset",
+        &match r {
+            Err(_) => "reset".into(),
+            Ok(mut s) => match s.read(&mut [0; 1]) {
+                Err(_) => "reset".to_string(),
+                Ok(n) => format!("{n} bytes"),
+            },
+        },
+    );
     let r = w.nodes[1].netns.run(|| TcpStream::connect_timeout(&b.at(8080), Duration::from_secs(2))).unwrap();
     let before = w.metric(1, "istio_tcp_connections_opened_total", &["reporter=\"destination\""]);
     let mut s = r.unwrap();
@@ -191,13 +212,25 @@ fn raw_syn(a: &Pod, b: &Pod) -> String {
 fn same_node_connections_keep_identity_policy_metrics_and_logs() {
     let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();
     w.namespace("app", true);
-    let (a, b, c) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 0)), w.mesh_pod(PodSpec::new("app", "c", 0)));
+    let (a, b, c) = (
+        w.mesh_pod(PodSpec::new("app", "a", 0)),
+        w.mesh_pod(PodSpec::new("app", "b", 0)),
+        w.mesh_pod(PodSpec::new("app", "c", 0)),
+    );
     let echo = app::Echo::start(&b, 8080, "");
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
     assert_eq!(app::exchange(&mut a.connect(b.at(8080)).unwrap(), &data).unwrap(), data, "bulk, both ways at once");
     assert_eq!(echo.last_peer().unwrap().ip(), a.ip);
     for reporter in ["source", "destination"] {
-        let n = w.metric(0, "istio_tcp_connections_opened_total", &[&format!("reporter=\"{reporter}\""), "source_principal=\"spiffe://cluster.local/ns/app/sa/a\"", "mutual_tls"]);
+        let n = w.metric(
+            0,
+            "istio_tcp_connections_opened_total",
+            &[
+                &format!("reporter=\"{reporter}\""),
+                "source_principal=\"spiffe://cluster.local/ns/app/sa/a\"",
+                "mutual_tls",
+            ],
+        );
         assert_eq!(n, 1.0, "{reporter}");
         let bytes = w.metric(0, "istio_tcp_received_bytes_total", &[&format!("reporter=\"{reporter}\""), "mutual_tls"]);
         assert_eq!(bytes, 3_000_000.0, "{reporter}");
@@ -207,7 +240,12 @@ fn same_node_connections_keep_identity_policy_metrics_and_logs() {
     app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
     assert!(app::ping(&mut c.connect(b.at(8080)).unwrap(), MARK).is_err(), "c is refused");
     let log = w.log_text("ztunnel0.log");
-    assert!(log.contains("direction=\"inbound\"") && log.contains("direction=\"outbound\"") && log.contains("connection denied"), "{log}");
+    assert!(
+        log.contains("direction=\"inbound\"")
+            && log.contains("direction=\"outbound\"")
+            && log.contains("connection denied"),
+        "{log}"
+    );
 }
 
 #[test]
@@ -215,7 +253,8 @@ fn services_balance_fail_over_and_are_found_by_name() {
     let mut w = World::start(Options::default()).unwrap();
     w.namespace("app", true);
     let client = w.mesh_pod(PodSpec::new("app", "client", 0));
-    let backends: Vec<Pod> = (0..3).map(|i| w.mesh_pod(PodSpec::new("app", &format!("b{i}"), i % 2).label("app", "web"))).collect();
+    let backends: Vec<Pod> =
+        (0..3).map(|i| w.mesh_pod(PodSpec::new("app", &format!("b{i}"), i % 2).label("app", "web"))).collect();
     w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: app}\nspec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd96::10'], selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: headless, namespace: app}\nspec: {clusterIP: None, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n");
     let echoes: Vec<_> = backends.iter().map(|b| app::Echo::start(b, 8080, "")).collect();
     let vip: SocketAddr = ([10, 96, 0, 10], 80).into();
@@ -227,7 +266,10 @@ fn services_balance_fail_over_and_are_found_by_name() {
     let spread: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
     println!("balance connections={spread:?}");
     assert!(spread.iter().all(|n| *n >= 5), "{spread:?}");
-    assert!(client.connect(([10, 96, 0, 10], 81).into()).and_then(|mut s| app::ping(&mut s, MARK)).is_err(), "a port that the service does not have");
+    assert!(
+        client.connect(([10, 96, 0, 10], 81).into()).and_then(|mut s| app::ping(&mut s, MARK)).is_err(),
+        "a port that the service does not have"
+    );
 
     // A pod that is gone from the network but still in the manifests: the connect fails, and the other endpoint is tried.
     drop(echoes);
@@ -333,7 +375,11 @@ fn joining_and_leaving_under_load_breaks_nothing() {
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let (ok, failed) = load.join().unwrap();
-    println!("T55 flips={flips} held={} broken={broken} new_ok={ok} new_failed={} {failed:?}", held.len(), failed.len());
+    println!(
+        "T55 flips={flips} held={} broken={broken} new_ok={ok} new_failed={} {failed:?}",
+        held.len(),
+        failed.len()
+    );
     assert_eq!((broken, failed.len()), (0, 0));
     assert!(ok > 50);
     let mut s = held.pop().unwrap();

@@ -7,7 +7,9 @@ fn works(from: &Pod, to: std::net::SocketAddr) -> bool {
     from.connect(to).and_then(|mut s| app::ping(&mut s, b"hello")).is_ok()
 }
 fn ap(name: &str, ns: &str, spec: &str) -> String {
-    format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {spec}\n")
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {spec}\n"
+    )
 }
 
 #[test]
@@ -28,21 +30,56 @@ fn policy_table() {
     let table: Vec<(String, [bool; 6])> = vec![
         ("{}".into(), [false; 6]),
         ("{rules: [{}]}".into(), [true; 6]),
-        (format!("{{rules: [{{from: [{{source: {{principals: [{td}/app/sa/friend]}}}}]}}]}}"), [true, false, false, true, false, false]),
-        (format!("{{rules: [{{from: [{{source: {{principals: ['{td}/app/*']}}}}]}}]}}"), [true, false, false, true, false, false]),
-        ("{rules: [{from: [{source: {principals: ['*/sa/stranger']}}]}]}".into(), [false, true, false, false, true, false]),
+        (
+            format!("{{rules: [{{from: [{{source: {{principals: [{td}/app/sa/friend]}}}}]}}]}}"),
+            [true, false, false, true, false, false],
+        ),
+        (
+            format!("{{rules: [{{from: [{{source: {{principals: ['{td}/app/*']}}}}]}}]}}"),
+            [true, false, false, true, false, false],
+        ),
+        (
+            "{rules: [{from: [{source: {principals: ['*/sa/stranger']}}]}]}".into(),
+            [false, true, false, false, true, false],
+        ),
         ("{rules: [{from: [{source: {principals: ['*']}}]}]}".into(), [true, true, false, true, true, false]),
         ("{rules: [{from: [{source: {namespaces: [other]}}]}]}".into(), [false, true, false, false, true, false]),
         ("{rules: [{from: [{source: {notNamespaces: [other]}}]}]}".into(), [true, false, true, true, false, true]),
         ("{rules: [{from: [{source: {serviceAccounts: [friend]}}]}]}".into(), [true, false, false, true, false, false]),
-        (format!("{{rules: [{{from: [{{source: {{ipBlocks: [{cidr}]}}}}]}}]}}"), [true, false, false, true, false, false]),
-        (format!("{{action: DENY, rules: [{{from: [{{source: {{notIpBlocks: [{cidr}]}}}}]}}]}}"), [true, false, false, true, false, false]),
-        ("{action: DENY, rules: [{to: [{operation: {ports: ['9090']}}]}]}".into(), [true, true, true, false, false, false]),
-        ("{action: DENY, rules: [{to: [{operation: {notPorts: ['9090']}}]}]}".into(), [false, false, false, true, true, true]),
-        ("{rules: [{from: [{source: {namespaces: [app]}}], to: [{operation: {ports: ['8080']}}]}]}".into(), [true, false, false, false, false, false]),
-        (format!("{{rules: [{{when: [{{key: source.ip, values: [{cidr}]}}, {{key: destination.port, values: ['8080']}}]}}]}}"), [true, false, false, false, false, false]),
-        (format!("{{action: DENY, rules: [{{when: [{{key: destination.ip, values: [{}]}}]}}]}}", server.ip), [false; 6]),
-        ("{action: DENY, rules: [{from: [{source: {notPrincipals: ['*']}}]}]}".into(), [true, true, false, true, true, false]),
+        (
+            format!("{{rules: [{{from: [{{source: {{ipBlocks: [{cidr}]}}}}]}}]}}"),
+            [true, false, false, true, false, false],
+        ),
+        (
+            format!("{{action: DENY, rules: [{{from: [{{source: {{notIpBlocks: [{cidr}]}}}}]}}]}}"),
+            [true, false, false, true, false, false],
+        ),
+        (
+            "{action: DENY, rules: [{to: [{operation: {ports: ['9090']}}]}]}".into(),
+            [true, true, true, false, false, false],
+        ),
+        (
+            "{action: DENY, rules: [{to: [{operation: {notPorts: ['9090']}}]}]}".into(),
+            [false, false, false, true, true, true],
+        ),
+        (
+            "{rules: [{from: [{source: {namespaces: [app]}}], to: [{operation: {ports: ['8080']}}]}]}".into(),
+            [true, false, false, false, false, false],
+        ),
+        (
+            format!(
+                "{{rules: [{{when: [{{key: source.ip, values: [{cidr}]}}, {{key: destination.port, values: ['8080']}}]}}]}}"
+            ),
+            [true, false, false, false, false, false],
+        ),
+        (
+            format!("{{action: DENY, rules: [{{when: [{{key: destination.ip, values: [{}]}}]}}]}}", server.ip),
+            [false; 6],
+        ),
+        (
+            "{action: DENY, rules: [{from: [{source: {notPrincipals: ['*']}}]}]}".into(),
+            [true, true, false, true, true, false],
+        ),
         ("{action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}".into(), [false; 6]),
         ("{selector: {matchLabels: {app: nobody}}}".into(), [true; 6]),
         ("{action: PERMIT}".into(), [false; 6]),
@@ -50,7 +87,8 @@ fn policy_table() {
     let mut wrong = 0;
     for (spec, want) in &table {
         w.apply("policy", &ap("p", "app", spec));
-        let got: Vec<bool> = [8080, 9090].iter().flat_map(|p| [&friend, &stranger, &plain].map(|c| works(c, server.at(*p)))).collect();
+        let got: Vec<bool> =
+            [8080, 9090].iter().flat_map(|p| [&friend, &stranger, &plain].map(|c| works(c, server.at(*p)))).collect();
         let ok = got == want;
         println!("policy {:<8} {spec}", if ok { "ok" } else { "WRONG" });
         if !ok {
@@ -61,7 +99,10 @@ fn policy_table() {
     println!("policy rows={} wrong={wrong}", table.len());
     assert_eq!(wrong, 0);
     let log = w.log_text("controller.log");
-    assert!(log.contains("policy.yaml:1: AuthorizationPolicy app/p: spec.action: \"PERMIT\" is not one of"), "the bad one is reported");
+    assert!(
+        log.contains("policy.yaml:1: AuthorizationPolicy app/p: spec.action: \"PERMIT\" is not one of"),
+        "the bad one is reported"
+    );
     w.delete("policy");
     assert!(works(&plain, server.at(8080)));
     w.apply("strict", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n");
@@ -77,7 +118,11 @@ fn policy_changes_close_open_connections() {
     let (good, bad) = (w.mesh_pod(PodSpec::new("app", "good", 0)), w.mesh_pod(PodSpec::new("other", "bad", 0)));
     let same = w.mesh_pod(PodSpec::new("other", "same", 1));
     let _echo = app::Echo::start(&server, 8080, "");
-    for (scope, ns, selector) in [("selector", "app", "selector: {matchLabels: {app: server}}, "), ("namespace", "app", ""), ("mesh", "istio-system", "")] {
+    for (scope, ns, selector) in [
+        ("selector", "app", "selector: {matchLabels: {app: server}}, "),
+        ("namespace", "app", ""),
+        ("mesh", "istio-system", ""),
+    ] {
         let open = |p: &Pod| {
             let mut s = p.connect(server.at(8080)).unwrap();
             app::ping(&mut s, b"x").unwrap();
@@ -88,12 +133,30 @@ fn policy_changes_close_open_connections() {
         let mut bad_ones: Vec<_> = (0..10).map(|_| open(&bad)).collect();
         bad_ones.extend((0..10).map(|_| open(&same)));
         let t = Instant::now();
-        w.write("deny", &ap("deny", ns, &format!("{{{selector}action: DENY, rules: [{{from: [{{source: {{namespaces: [other]}}}}]}}]}}"))).unwrap();
-        let first = wait_for("a new connection is refused", Duration::from_secs(5), || (!works(&bad, server.at(8080))).then(|| t.elapsed()));
+        w.write(
+            "deny",
+            &ap(
+                "deny",
+                ns,
+                &format!("{{{selector}action: DENY, rules: [{{from: [{{source: {{namespaces: [other]}}}}]}}]}}"),
+            ),
+        )
+        .unwrap();
+        let first = wait_for("a new connection is refused", Duration::from_secs(5), || {
+            (!works(&bad, server.at(8080))).then(|| t.elapsed())
+        });
         let closed = |s: &mut std::net::TcpStream| !matches!(std::io::Read::read(s, &mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock);
-        let all = wait_for("the open ones are closed", Duration::from_secs(5), || bad_ones.iter_mut().all(closed).then(|| t.elapsed()));
+        let all = wait_for("the open ones are closed", Duration::from_secs(5), || {
+            bad_ones.iter_mut().all(closed).then(|| t.elapsed())
+        });
         let kept = good_ones.iter_mut().filter_map(|s| app::ping(s, b"y").ok()).count();
-        println!("live policy scope={scope} first_refusal_ms={} closed={}/{} after_ms={} others_kept={kept}/10", first.as_millis(), bad_ones.len(), bad_ones.len(), all.as_millis());
+        println!(
+            "live policy scope={scope} first_refusal_ms={} closed={}/{} after_ms={} others_kept={kept}/10",
+            first.as_millis(),
+            bad_ones.len(),
+            bad_ones.len(),
+            all.as_millis()
+        );
         assert_eq!(kept, 10);
         w.delete("deny");
         assert!(works(&bad, server.at(8080)));

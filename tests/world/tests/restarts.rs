@@ -26,7 +26,8 @@ struct Load {
 
 impl Load {
     fn start(from: &Pod, to: SocketAddr, per_second: u64) -> Self {
-        let (stop, ok, slowest) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (stop, ok, slowest) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let threads = 4;
         let work = |i: u64| {
             let (stop, ok, slowest, from) = (stop.clone(), ok.clone(), slowest.clone(), from.clone());
@@ -40,6 +41,8 @@ impl Load {
                     let t = Instant::now();
                     let r = from.connect(to);
                     match r {
+                        // A reset means that the killed process had taken the connection already.
+                        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => failed.push(format!("cut: {e}")),
                         Err(e) => failed.push(format!("refused: {e}")),
                         Ok(mut s) => match app::ping(&mut s, MARK) {
                             Ok(()) => {
@@ -111,7 +114,11 @@ fn kill_nine(rounds: usize) {
     let refused = failed.iter().filter(|f| f.starts_with("refused")).count();
     let cut = failed.len() - refused;
     let seen = sniffer.seen();
-    println!("T50 kills={rounds} ok={ok} refused={refused} cut={cut} plaintext={} {:?}", seen.marked, failed.iter().take(3).collect::<Vec<_>>());
+    println!(
+        "T50 kills={rounds} ok={ok} refused={refused} cut={cut} plaintext={} {:?}",
+        seen.marked,
+        failed.iter().take(3).collect::<Vec<_>>()
+    );
     assert_eq!((refused, seen.marked, seen.other_tcp), (0, 0, 0), "{failed:?}");
     assert!(ok > 20 * rounds as u64 / 2);
 }
@@ -172,7 +179,11 @@ fn without_redirection_the_sniffer_sees_plaintext() {
 
 /// T58, T59: rolling replacement under load, with streams that are shorter than the drain.
 fn rolling(rounds: usize) {
-    let mut w = World::start(Options { ztunnel_env: vec![("TERMINATION_GRACE_PERIOD_SECONDS".into(), "10".into())], ..Options::default() }).unwrap();
+    let mut w = World::start(Options {
+        ztunnel_env: vec![("TERMINATION_GRACE_PERIOD_SECONDS".into(), "10".into())],
+        ..Options::default()
+    })
+    .unwrap();
     let (a, b, _echo) = two_pods(&mut w);
     let load = Load::start(&a, b.at(8080), 100);
     let stop = Arc::new(AtomicBool::new(false));
@@ -218,7 +229,11 @@ fn rolling(rounds: usize) {
     for mut c in old {
         c.wait().unwrap();
     }
-    println!("T58 restarts={rounds} new_ok={ok} new_failed={} streams_done={done} streams_lost={lost} {:?}", failed.len(), failed.iter().take(3).collect::<Vec<_>>());
+    println!(
+        "T58 restarts={rounds} new_ok={ok} new_failed={} streams_done={done} streams_lost={lost} {:?}",
+        failed.len(),
+        failed.iter().take(3).collect::<Vec<_>>()
+    );
     assert_eq!((failed.len(), lost), (0, 0), "{failed:?}");
 }
 
@@ -249,7 +264,11 @@ fn traffic_goes_on_without_the_controller() {
 /// T24, T40: certificates of 20 seconds rotate under long connections and new ones.
 #[test]
 fn rotation_breaks_nothing() {
-    let mut w = World::start(Options { ztunnel_env: vec![("SECRET_TTL".into(), "20".into()), ("POOL_UNUSED_RELEASE_TIMEOUT".into(), "1".into())], ..Options::default() }).unwrap();
+    let mut w = World::start(Options {
+        ztunnel_env: vec![("SECRET_TTL".into(), "20".into()), ("POOL_UNUSED_RELEASE_TIMEOUT".into(), "1".into())],
+        ..Options::default()
+    })
+    .unwrap();
     let (a, b, _echo) = two_pods(&mut w);
     let mut long: Vec<TcpStream> = (0..10).map(|_| a.connect(b.at(8080)).unwrap()).collect();
     let load = Load::start(&a, b.at(8080), 50);
@@ -275,7 +294,11 @@ fn ends_keep_their_meaning() {
     let (a, b, _echo) = two_pods(&mut w);
     let data: Vec<u8> = (0..2_000_000u32).map(|i| (i % 253) as u8).collect();
     for _ in 0..20 {
-        assert_eq!(app::exchange(&mut a.connect(b.at(8080)).unwrap(), &data).unwrap(), data, "the answer comes after our end");
+        assert_eq!(
+            app::exchange(&mut a.connect(b.at(8080)).unwrap(), &data).unwrap(),
+            data,
+            "the answer comes after our end"
+        );
     }
     // The server's reset arrives as a reset.
     let l = b.netns().run(|| std::net::TcpListener::bind("0.0.0.0:9000").unwrap()).unwrap();

@@ -54,7 +54,9 @@ impl Table {
     fn json(&self) -> serde_json::Value {
         self.rows
             .iter()
-            .map(|r| serde_json::json!({ "check": r.check, "expected": r.expected, "measured": r.measured, "ok": r.ok }))
+            .map(
+                |r| serde_json::json!({ "check": r.check, "expected": r.expected, "measured": r.measured, "ok": r.ok }),
+            )
             .collect()
     }
 }
@@ -69,7 +71,11 @@ impl Drop for App {
 }
 
 fn serve(p: &Pod) -> App {
-    let c = p.command(bin("meshbench")).args(["serve", "--bind", "::", "--name", &p.spec.name]).stderr(Stdio::null()).spawn();
+    let c = p
+        .command(bin("meshbench"))
+        .args(["serve", "--bind", "::", "--name", &p.spec.name])
+        .stderr(Stdio::null())
+        .spawn();
     let app = App(c.expect("meshbench starts"));
     wait_for("application listens", Duration::from_secs(5), || {
         p.netns().run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], 8080)))).ok()?.ok()
@@ -107,7 +113,12 @@ fn main() -> Result<()> {
     let sniffer = w.sniffer(MARK);
     app::exchange(&mut cart.connect(far.at(9000))?, MARK)?;
     let before = sniffer.seen();
-    t.row("before enrolment the wire is readable", "marker seen", format!("marker in {} frames", before.marked), before.marked > 0);
+    t.row(
+        "before enrolment the wire is readable",
+        "marker seen",
+        format!("marker in {} frames", before.marked),
+        before.marked > 0,
+    );
     drop(sniffer);
 
     let mut held: Vec<_> = (0..20).map(|_| cart.connect(far.at(9000)).unwrap()).collect();
@@ -118,7 +129,12 @@ fn main() -> Result<()> {
     }
     let ms = label.elapsed().as_millis();
     let broken = held.iter_mut().filter_map(|s| app::ping(s, b"still here").err()).count();
-    t.row("label a namespace: its 4 running pods join", "0 restarts, 0 broken", format!("{ms} ms, {broken} of 20 open connections broken"), broken == 0);
+    t.row(
+        "label a namespace: its 4 running pods join",
+        "0 restarts, 0 broken",
+        format!("{ms} ms, {broken} of 20 open connections broken"),
+        broken == 0,
+    );
 
     let sniffer = w.sniffer(MARK);
     let mut sizes = 0;
@@ -138,18 +154,37 @@ fn main() -> Result<()> {
     let log = w.log_text("ztunnel1.log");
     let identity = "spiffe://cluster.local/ns/shop/sa/cart";
     let known = log.contains(&format!("src.identity=\"{identity}\""));
-    t.row("the server side knows its caller", identity, if known { identity.into() } else { "not in the access log".into() }, known);
+    t.row(
+        "the server side knows its caller",
+        identity,
+        if known { identity.into() } else { "not in the access log".into() },
+        known,
+    );
 
     let mut by = std::collections::BTreeMap::new();
     for _ in 0..60 {
         *by.entry(id(&cart, vip)?).or_insert(0) += 1;
     }
     let all = by.len() == 3 && by.values().all(|n| *n >= 8);
-    t.row("a service address balances over its pods", "3 pods, each at least 8 of 60", format!("{:?}", by.values().collect::<Vec<_>>()), all);
+    t.row(
+        "a service address balances over its pods",
+        "3 pods, each at least 8 of 60",
+        format!("{:?}", by.values().collect::<Vec<_>>()),
+        all,
+    );
 
     w.apply("allow", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only-cart, namespace: shop}\nspec: {selector: {matchLabels: {app: stock}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/cart]}}]}]}\n");
     let (yes, no) = (id(&cart, vip).is_ok(), id(&intruder, vip).is_err());
-    t.row("policy by identity", "cart allowed, intruder refused", format!("cart {}, intruder {}", if yes { "allowed" } else { "refused" }, if no { "refused" } else { "allowed" }), yes && no);
+    t.row(
+        "policy by identity",
+        "cart allowed, intruder refused",
+        format!(
+            "cart {}, intruder {}",
+            if yes { "allowed" } else { "refused" },
+            if no { "refused" } else { "allowed" }
+        ),
+        yes && no,
+    );
     w.delete("allow");
 
     let mut open = intruder.connect(far.at(9000))?;
@@ -157,8 +192,14 @@ fn main() -> Result<()> {
     let change = Instant::now();
     w.write("deny", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: no-others, namespace: shop}\nspec: {selector: {matchLabels: {app: stock}}, action: DENY, rules: [{from: [{source: {namespaces: [other]}}]}]}\n")?;
     open.set_read_timeout(Some(Duration::from_secs(3)))?;
-    let closed = !matches!(std::io::Read::read(&mut open, &mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock);
-    t.row("a new deny policy closes open connections too", "closed", format!("{} after {} ms", if closed { "closed" } else { "open" }, change.elapsed().as_millis()), closed);
+    let closed =
+        !matches!(std::io::Read::read(&mut open, &mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock);
+    t.row(
+        "a new deny policy closes open connections too",
+        "closed",
+        format!("{} after {} ms", if closed { "closed" } else { "open" }, change.elapsed().as_millis()),
+        closed,
+    );
     w.delete("deny");
 
     let outsider = {
@@ -170,9 +211,23 @@ fn main() -> Result<()> {
     let permissive = id(&outsider, far.at(8080)).is_ok();
     w.apply("strict", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n");
     let strict = id(&outsider, far.at(8080)).is_err() && id(&cart, far.at(8080)).is_ok();
-    t.row("STRICT refuses plaintext", "before: served, after: refused", format!("before: {}, after: {}", if permissive { "served" } else { "refused" }, if strict { "refused" } else { "served" }), permissive && strict);
+    t.row(
+        "STRICT refuses plaintext",
+        "before: served, after: refused",
+        format!(
+            "before: {}, after: {}",
+            if permissive { "served" } else { "refused" },
+            if strict { "refused" } else { "served" }
+        ),
+        permissive && strict,
+    );
     let probe = w.nodes[1].netns.run(|| http::connect(far.at(8080)))?.and_then(|s| http::get(s, "/")).is_ok();
-    t.row("the node's own probes still reach the pods", "answered", if probe { "answered" } else { "refused" }.into(), probe);
+    t.row(
+        "the node's own probes still reach the pods",
+        "answered",
+        if probe { "answered" } else { "refused" }.into(),
+        probe,
+    );
 
     apps[0].take();
     w.write_pod(&stock[0], false);
@@ -213,7 +268,12 @@ fn main() -> Result<()> {
         std::thread::sleep(Duration::from_millis(500));
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let (ok, refused, slowest) = load.join().unwrap();
-        t.row(&format!("kill -9 {what} under load"), "0 connections refused", format!("{refused} refused, {ok} served, longest wait {} ms", slowest.as_millis()), refused == 0 && ok > 20);
+        t.row(
+            &format!("kill -9 {what} under load"),
+            "0 connections refused",
+            format!("{refused} refused, {ok} served, longest wait {} ms", slowest.as_millis()),
+            refused == 0 && ok > 20,
+        );
     };
     kill(&mut w, "ztunnel", &mut t);
     kill(&mut w, "agent", &mut t);
@@ -228,7 +288,8 @@ fn main() -> Result<()> {
         w.start_controller()?;
         let (node, ns) = (w.nodes[0].ns.clone(), cart.ns.clone());
         apps.into_iter().flatten().for_each(std::mem::forget);
-        let status = format!("ip netns exec {node} {} {} --status", bin("karst-cni").display(), w.agent_args(0).join(" "));
+        let status =
+            format!("ip netns exec {node} {} {} --status", bin("karst-cni").display(), w.agent_args(0).join(" "));
         let dir = w.keep();
         std::fs::write(dir.join("keep"), "")?;
         println!("\nThe mesh is left running. Try:");
@@ -237,7 +298,10 @@ fn main() -> Result<()> {
         println!("  ip netns exec {node} curl -s http://127.0.0.1:15000/config_dump  # the admin page of node 0");
         println!("  {status}");
         println!("  ls {}/manifests                              # edit them and watch", dir.display());
-        println!("Remove it: rm {}/keep, then run the demo again (it sweeps what is left of earlier ones).", dir.display());
+        println!(
+            "Remove it: rm {}/keep, then run the demo again (it sweeps what is left of earlier ones).",
+            dir.display()
+        );
     }
     ensure!(all, "a claim does not hold");
     Ok(())
