@@ -1,7 +1,7 @@
 //! Admin page, metrics, readiness; shapes as Istio's (reference ztunnel §4.8).
 
 use crate::{
-    state::{Gateway, GatewayTo, Service, Workload},
+    state::{Endpoints, Gateway, GatewayTo, Service, Workload},
     worker::{Order, Shared},
 };
 use karst_hbone::tls::Credentials;
@@ -126,7 +126,7 @@ fn workload(w: &Workload) -> Value {
     })
 }
 
-fn service(s: &Service, endpoints: Option<&imbl::OrdMap<Arc<str>, Arc<[(u16, u16)]>>>) -> Value {
+fn service(s: &Service, endpoints: Option<&Endpoints>) -> Value {
     let ports = |p: &[(u16, u16)]| p.iter().map(|(a, b)| (a.to_string(), json!(b))).collect::<serde_json::Map<_, _>>();
     let endpoints: BTreeMap<String, Value> = endpoints
         .into_iter()

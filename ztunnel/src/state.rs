@@ -9,6 +9,13 @@ use karst_policy::{Policy, Scope};
 use prost::Message;
 use std::{net::IpAddr, sync::Arc};
 
+/// Service port and target port, of each port.
+pub type Ports = Vec<(u16, u16)>;
+/// A service's key, and its ports on a workload.
+pub type Membership = (Arc<str>, Ports);
+/// The endpoints of a service: uid, and its ports there.
+pub type Endpoints = OrdMap<Arc<str>, Arc<[(u16, u16)]>>;
+
 /// A pod or another endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -36,7 +43,7 @@ pub struct Workload {
     pub host_network: bool,
     pub capacity: u32,
     /// By service key: service port and target port.
-    pub services: Vec<(Arc<str>, Vec<(u16, u16)>)>,
+    pub services: Vec<Membership>,
     /// The `baggage` header that describes it.
     pub baggage: Option<HeaderValue>,
 }
@@ -105,7 +112,7 @@ pub struct Snapshot {
     pub by_host: HashMap<Arc<str>, Vec<Arc<str>>>,
     pub ranges: Vec<(Cidr, Arc<str>)>,
     /// Service key to endpoints: uid to (service port, target port).
-    pub endpoints: HashMap<Arc<str>, OrdMap<Arc<str>, Arc<[(u16, u16)]>>>,
+    pub endpoints: HashMap<Arc<str>, Endpoints>,
     pub policies: HashMap<Arc<str>, Arc<Policy>>,
     pub globals: Vec<Arc<Policy>>,
     pub by_namespace: HashMap<Arc<str>, Vec<Arc<Policy>>>,
@@ -364,8 +371,7 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         &w.canonical_revision,
         &place,
     );
-    let mut services: Vec<(Arc<str>, Vec<(u16, u16)>)> =
-        w.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
+    let mut services: Vec<Membership> = w.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
     services.sort();
     Ok(Workload {
         uid: w.uid.into(),
