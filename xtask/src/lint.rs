@@ -19,7 +19,6 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-ztunnel", 4),
     ("karst-controller", 4),
     ("karst-world", 4),
-    ("karst-samples", 4),
     ("meshbench", 4),
     ("xtask", 4),
 ];

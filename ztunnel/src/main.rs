@@ -32,6 +32,7 @@ use tokio::sync::{Notify, mpsc, watch};
 const ORDERS: usize = 256;
 
 fn main() -> std::process::ExitCode {
+    karst_rt::process::tune_allocator();
     let config = config::Config::parse();
     match run(config) {
         Ok(()) => std::process::ExitCode::SUCCESS,

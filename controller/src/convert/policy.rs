@@ -195,7 +195,8 @@ fn source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
     if *s == Source::default() {
         return Err((at.into(), "is empty: name at least one condition".into()));
     }
-    if !s.service_accounts.is_empty() && !(s.principals.is_empty() && s.namespaces.is_empty()) {
+    let others = !s.principals.is_empty() || !s.namespaces.is_empty();
+    if others && !s.service_accounts.is_empty() {
         return Err((
             format!("{at}.serviceAccounts"),
             "cannot stand beside principals or namespaces: remove one of them".into(),

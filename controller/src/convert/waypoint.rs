@@ -37,10 +37,8 @@ fn takes(g: &Gateway, traffic: Traffic) -> bool {
     if !g.spec.gateway_class_name.ends_with("-waypoint") {
         return false;
     }
-    match (g.metadata.labels.get(FOR).map_or("service", String::as_str), traffic) {
-        ("all", _) | ("service", Traffic::Service) | ("workload", Traffic::Workload) => true,
-        _ => false,
-    }
+    let wanted = g.metadata.labels.get(FOR).map_or("service", String::as_str);
+    matches!((wanted, traffic), ("all", _) | ("service", Traffic::Service) | ("workload", Traffic::Workload))
 }
 
 fn address(x: &Index<'_>, g: &Gateway) -> Option<GatewayAddress> {

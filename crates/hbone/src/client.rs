@@ -55,10 +55,12 @@ pub async fn handshake(
 ) -> Result<(SendRequest<Bytes>, impl Future<Output = Result<(), h2::Error>> + use<>), ClientError> {
     let tls_error = |e: String| ClientError::Tls(to, e);
     let connector = TlsConnector::from(Arc::clone(&creds.client));
-    let stream = timeout(limits::HANDSHAKE_TIMEOUT, connector.connect(tls::server_name(to.ip()), tcp))
-        .await
-        .map_err(|_| tls_error("handshake took over 10 s".into()))?
-        .map_err(|e| tls_error(e.to_string()))?;
+    let mut stream =
+        timeout(limits::HANDSHAKE_TIMEOUT, connector.connect(tls::server_name(to.ip()), crate::server::buffered(tcp)))
+            .await
+            .map_err(|_| tls_error("handshake took over 10 s".into()))?
+            .map_err(|e| tls_error(e.to_string()))?;
+    stream.get_mut().1.set_buffer_limit(Some(crate::server::TLS_BUFFER));
     let session = stream.get_ref().1;
     let peer = tls::peer_identity(session.peer_certificates()).map_err(|e| tls_error(e.to_string()))?;
     if !expected.contains(&peer) {

@@ -16,7 +16,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
@@ -47,6 +47,16 @@ pub struct Connect {
     pub respond: SendResponse<Bytes>,
 }
 
+/// Encrypted bytes that TLS may hold before they are written: larger writes, fewer system calls.
+pub(crate) const TLS_BUFFER: usize = 512 << 10;
+/// Bytes read from a tunnel's socket at a time; TLS by itself reads 4 KiB.
+const READ_BUFFER: usize = 128 << 10;
+
+/// A tunnel's socket, read in large pieces. Tunnels are few, so that each may hold a buffer.
+pub(crate) fn buffered(tcp: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(READ_BUFFER, tcp)
+}
+
 /// The TLS handshake of a tunnel.
 ///
 /// # Errors
@@ -54,12 +64,13 @@ pub struct Connect {
 pub async fn handshake(
     tcp: TcpStream,
     creds: &Credentials,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Identity), ServerError> {
+) -> Result<(tokio_rustls::server::TlsStream<BufReader<TcpStream>>, Identity), ServerError> {
     let acceptor = TlsAcceptor::from(Arc::clone(&creds.server));
-    let s = timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(tcp))
+    let mut s = timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(buffered(tcp)))
         .await
         .map_err(|_| ServerError::Tls("handshake took over 10 s".into()))?
         .map_err(|e| ServerError::Tls(e.to_string()))?;
+    s.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
     let session = s.get_ref().1;
     if session.alpn_protocol() != Some(b"h2") {
         return Err(ServerError::Tls("the peer does not speak h2".into()));

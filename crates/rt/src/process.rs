@@ -22,6 +22,18 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(r.rlim_cur)
 }
 
+/// Sets the allocator up for a proxy: buffers of some hundred KiB come and go all the time, and by default each would be
+/// mapped, faulted in page by page, and unmapped again.
+pub fn tune_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TOP_PAD, 256 << 10);
+    }
+}
+
 /// Returns freed memory to the system after a burst (glibc keeps it otherwise).
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]

@@ -1,5 +1,6 @@
 //! Capture: who is redirected, in both families and directions, and what stays as it was (T53); opt-outs, probes, DNS,
 //! service addresses, same-node connections.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};

@@ -1,4 +1,5 @@
 //! L4 policy on real connections: the table, STRICT, changes against open connections, propagation order.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! Restarts: nobody is refused, nothing passes unencrypted (T50, T58, T59, T40). The whole forms are `#[ignore]`d and run by
 //! `cargo xtask soak`.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_world::{Options, Pod, PodSpec, World, app};
 use std::{
