@@ -36,10 +36,10 @@ fn render(agent: &Agent) -> String {
     let mut out = String::from(
         "# HELP karst_redirect_total What the redirection programs did with a pod's connections, by reason.\n# TYPE karst_redirect_total counter\n",
     );
-    let node = agent.node.borrow();
+    let dir = agent.node.borrow().dir().to_path_buf();
     let pods = agent.pods();
     for (key, uid) in &pods {
-        let Ok(s) = node.pod_state(uid) else { continue };
+        let Ok(s) = karst_ebpf::pod_state(&dir, uid) else { continue };
         let (ns, name) = key.split_once('/').unwrap_or(("", key));
         for (c, n) in s.counters {
             let _ =

@@ -1,8 +1,6 @@
 //! `karst-cni --status`: reads what is pinned, so it works whether or not the agent runs.
 
 use crate::{agent, config::Config};
-use karst_ebpf::Node;
-use karst_rt::netns::Netns;
 
 /// Prints a table of pods and counters.
 pub fn print(config: &Config) -> anyhow::Result<()> {
@@ -11,12 +9,11 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
         "nothing is redirected on this node ({} does not exist)",
         config.bpf_dir.display()
     );
-    let node = Node::open(&config.bpf_dir, &config.cgroup_root()?, &Netns::current()?)?;
-    let mut pods = node.pinned_pods()?;
+    let mut pods = karst_ebpf::pinned_pods(&config.bpf_dir)?;
     pods.sort();
     let mut head = false;
     for uid in pods {
-        let s = match node.pod_state(&uid) {
+        let s = match karst_ebpf::pod_state(&config.bpf_dir, &uid) {
             Ok(s) => s,
             Err(e) => {
                 println!("{uid}: {e}");

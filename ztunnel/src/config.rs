@@ -12,7 +12,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[command(name = "ztunnel", version)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
-    /// Discovery server, as https://HOST:PORT. Empty: only the static file.
+    /// Discovery server, as https://HOST:PORT.
     #[arg(long, env = "XDS_ADDRESS", default_value = "https://istiod.istio-system.svc:15012")]
     pub xds_address: String,
     /// Certificate authority. Empty: as XDS_ADDRESS.
@@ -27,9 +27,6 @@ pub struct Config {
     /// File with the token to present; read anew for each call.
     #[arg(long, env = "AUTH_TOKEN", default_value = "./var/run/secrets/tokens/istio-token")]
     pub auth_token: PathBuf,
-    /// Static workloads, services and policies (YAML), for use without a controller.
-    #[arg(long, env = "LOCAL_XDS_PATH", default_value = "")]
-    pub local_xds_path: String,
     /// Cluster name.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,

@@ -15,5 +15,5 @@ mod pod;
 mod sys;
 
 pub use error::Error;
-pub use node::Node;
-pub use pod::{Listeners, PodConfig, PodState};
+pub use node::{Node, pinned_pods};
+pub use pod::{Listeners, PodConfig, PodState, pod_state};

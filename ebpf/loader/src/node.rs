@@ -121,14 +121,12 @@ impl Node {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
-    /// The pods that have pinned links, by the uid under which they were enrolled.
+    /// The pods that have pinned links; see [`pinned_pods`].
     ///
     /// # Errors
     /// Those of reading the directory.
     pub fn pinned_pods(&self) -> Result<Vec<String>, Error> {
-        let dir = self.dir.join("pods");
-        let list = fs::read_dir(&dir).map_err(Error::io("cannot list", &dir))?;
-        Ok(list.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        pinned_pods(&self.dir)
     }
     /// Switches redirection of new outbound connections on: the last step of enrolment.
     pub(crate) fn set_enrolled(&mut self, cookie: u64, on: bool) -> Result<(), Error> {
@@ -173,6 +171,16 @@ impl Node {
             _ => Ok(()),
         }
     }
+}
+
+/// The pods that have pinned links under a node's directory, by the uid under which they were enrolled. Changes nothing.
+///
+/// # Errors
+/// Those of reading the directory.
+pub fn pinned_pods(dir: &Path) -> Result<Vec<String>, Error> {
+    let dir = dir.join("pods");
+    let list = fs::read_dir(&dir).map_err(Error::io("cannot list", &dir))?;
+    Ok(list.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
 }
 
 pub(crate) fn program<'a, P>(bpf: &'a mut aya::Ebpf, name: &str) -> Result<&'a mut P, Error>

@@ -38,19 +38,13 @@ pub struct PodConfig {
 /// The sockets that the slots lead to.
 pub struct Listeners<'a> {
     /// HBONE.
-    pub hbone: &'a socket_fd::Any,
+    pub hbone: &'a OwnedFd,
     /// Captured inbound plaintext.
-    pub plaintext: &'a socket_fd::Any,
+    pub plaintext: &'a OwnedFd,
     /// Captured outbound.
-    pub outbound: &'a socket_fd::Any,
+    pub outbound: &'a OwnedFd,
     /// DNS over UDP.
-    pub dns: &'a socket_fd::Any,
-}
-
-/// A socket by descriptor.
-pub mod socket_fd {
-    /// Any socket.
-    pub type Any = std::os::fd::OwnedFd;
+    pub dns: &'a OwnedFd,
 }
 
 /// What is known of a pinned pod.
@@ -195,28 +189,24 @@ impl Node {
             }
         }
     }
+}
 
-    /// Reads a pinned pod's state and counters.
-    ///
-    /// # Errors
-    /// If it is not pinned.
-    pub fn pod_state(&self, uid: &str) -> Result<PodState, Error> {
-        let dir = self.pod_dir(uid);
-        let pin = dir.join("lookup");
-        let link = sys::obj_get(&pin).map_err(Error::io("cannot open the pinned link", &pin))?;
-        let netns_ino = sys::link_netns(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
-        let path = dir.join(format!("v{LAYOUT}/COUNTS"));
-        let m = MapData::from_pin(&path).map_err(Error::kernel(
-            format!("cannot open {}", path.display()),
-            "bpffs",
-            "4.4",
-        ))?;
-        let m: PerCpuArray<MapData, u64> =
-            aya::maps::Map::PerCpuArray(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
-        let counters =
-            Counter::ALL.iter().map(|c| (*c, m.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0))).collect();
-        Ok(PodState { netns_ino, counters })
-    }
+/// Reads the state and counters of a pod pinned under a node's directory. Changes nothing.
+///
+/// # Errors
+/// If it is not pinned.
+pub fn pod_state(node: &std::path::Path, uid: &str) -> Result<PodState, Error> {
+    let dir = node.join("pods").join(uid);
+    let pin = dir.join("lookup");
+    let link = sys::obj_get(&pin).map_err(Error::io("cannot open the pinned link", &pin))?;
+    let netns_ino = sys::link_netns(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
+    let path = dir.join(format!("v{LAYOUT}/COUNTS"));
+    let opened = MapData::from_pin(&path);
+    let m = opened.map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
+    let m: PerCpuArray<MapData, u64> =
+        aya::maps::Map::PerCpuArray(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+    let sum = |c: &Counter| m.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0);
+    Ok(PodState { netns_ino, counters: Counter::ALL.iter().map(|c| (*c, sum(c))).collect() })
 }
 
 fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
