@@ -99,10 +99,6 @@ impl Conns {
     pub fn load(&self, uid: &str) -> u64 {
         self.loads.borrow().get(uid).copied().unwrap_or(0)
     }
-    /// Open connections.
-    pub fn len(&self) -> usize {
-        self.open.borrow().len()
-    }
     /// After a change: closes what is no longer allowed, by the destination's policies of now.
     pub fn recheck(&self, s: &Snapshot) {
         for o in self.open.borrow().values() {

@@ -178,16 +178,24 @@ async fn through(
             client::handshake(tcp, to, &creds, &expected, &settings).await
         }
     };
-    let lease = w.pool.get(&key, connect).await.map_err(Outcome::Tunnel)?;
-    match client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await {
-        Ok((send, recv, _)) => Ok(Ready::Tunnel(lease, send, recv)),
-        Err(e) => {
-            if matches!(e, ClientError::Stream(_)) {
-                lease.discard();
+    // A tunnel can be taken away between being handed out and being used (GOAWAY): then a fresh one is asked for, once.
+    let mut last = None;
+    for _ in 0..2 {
+        let lease = w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?;
+        match client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await {
+            Ok((send, recv, _)) => return Ok(Ready::Tunnel(lease, send, recv)),
+            Err(e) => {
+                if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
+                    lease.discard();
+                }
+                if !matches!(e, ClientError::Unprocessed(_)) {
+                    return Err(Outcome::Tunnel(e));
+                }
+                last = Some(e);
             }
-            Err(Outcome::Tunnel(e))
         }
     }
+    Err(last.map_or(Outcome::NoIdentity, Outcome::Tunnel))
 }
 
 /// Request headers (docs/hbone.md §4).

@@ -69,6 +69,9 @@ pub struct Worker {
     pub settings: Settings,
     pub keepalive: Option<Keepalive>,
     pub drain: drain::Watch,
+    /// Tasks of connections, from their accept to their end. The drain waits for these: a connection that was accepted a
+    /// moment ago is in no other list yet.
+    tasks: Rc<Cell<usize>>,
     seed: Cell<u64>,
     pods: RefCell<HashMap<String, Rc<Served>>>,
 }
@@ -120,6 +123,7 @@ pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain:
             settings,
             shared,
             drain: drain.clone(),
+            tasks: Rc::default(),
             seed: Cell::new(rand::random()),
             pods: RefCell::default(),
         });
@@ -148,7 +152,7 @@ pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain:
                         p.stop.start(drain::Phase::Graceful);
                     }
                 }
-                _ = done.tick(), if draining => if w.conns.len() == 0 { break },
+                _ = done.tick(), if draining => if w.tasks.get() == 0 { break },
                 () = forced.reached(drain::Phase::Forced) => break,
             }
         }
@@ -213,10 +217,26 @@ impl Worker {
                     () = stop.reached(drain::Phase::Graceful) => return,
                     (s, from) = accept(&l) => {
                         let _ = s.set_nodelay(true);
-                        tokio::task::spawn_local(serve(self.clone(), p.clone(), s, from));
+                        self.task(serve(self.clone(), p.clone(), s, from));
                     }
                 }
             }
+        });
+    }
+
+    /// Runs a connection's task; counted from now on, not from when it is first polled.
+    pub fn task(&self, f: impl Future<Output = ()> + 'static) {
+        struct Running(Rc<Cell<usize>>);
+        impl Drop for Running {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() - 1);
+            }
+        }
+        self.tasks.set(self.tasks.get() + 1);
+        let running = Running(self.tasks.clone());
+        tokio::task::spawn_local(async move {
+            f.await;
+            drop(running);
         });
     }
 

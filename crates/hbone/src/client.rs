@@ -27,6 +27,9 @@ pub enum ClientError {
     /// The peer's answer to CONNECT.
     #[error("the peer answered {0}")]
     Status(StatusCode),
+    /// The peer is going away and has not looked at the request (RFC 9113 §6.8, §8.7): it may be sent on another tunnel.
+    #[error("CONNECT was not processed: {0}")]
+    Unprocessed(String),
     /// The stream or its tunnel broke before there was an answer.
     #[error("CONNECT: {0}")]
     Stream(String),
@@ -36,7 +39,9 @@ impl ClientError {
     /// Can another endpoint be tried? Only if this one cannot have seen the request.
     pub fn before_request(&self) -> bool {
         match self {
-            ClientError::Connect(..) | ClientError::Tls(..) | ClientError::Http2(..) => true,
+            ClientError::Connect(..) | ClientError::Tls(..) | ClientError::Http2(..) | ClientError::Unprocessed(_) => {
+                true
+            }
             ClientError::Status(_) | ClientError::Stream(_) => false,
         }
     }
@@ -128,8 +133,12 @@ pub async fn connect(
     *r.version_mut() = Version::HTTP_2;
     *r.uri_mut() = uri;
     *r.headers_mut() = headers;
-    let (answer, send) = tunnel.send_request(r, false).map_err(|e| stream(e.to_string()))?;
-    let answer = answer.await.map_err(|e| stream(e.to_string()))?;
+    // What cannot even be sent was not seen by anybody.
+    let (answer, send) = tunnel.send_request(r, false).map_err(|e| ClientError::Unprocessed(e.to_string()))?;
+    let answer = answer.await.map_err(|e| match e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM) {
+        true => ClientError::Unprocessed(e.to_string()),
+        false => stream(e.to_string()),
+    })?;
     let (head, recv) = answer.into_parts();
     if head.status != StatusCode::OK {
         return Err(ClientError::Status(head.status));
