@@ -21,7 +21,24 @@ const LINKER: &str = "0.13.0";
 /// Installs what is missing.
 pub fn run() -> Result<()> {
     packages()?;
+    components()?;
     linker()
+}
+
+/// rust-src: the eBPF programs build `core` for their target.
+fn components() -> Result<()> {
+    let out = Command::new("rustc").args(["--print", "sysroot"]).output().context("cannot start rustc")?;
+    let sysroot = String::from_utf8_lossy(&out.stdout).trim().to_string();
+    if Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir() {
+        return Ok(());
+    }
+    println!("setup: adding the rustup component rust-src (the eBPF programs build core from it)");
+    let status = Command::new("rustup").args(["component", "add", "rust-src", "rustfmt", "clippy"]).status();
+    ensure!(
+        status.context("cannot start rustup")?.success(),
+        "rustup could not add rust-src: add it by hand for the toolchain in rust-toolchain.toml"
+    );
+    Ok(())
 }
 
 fn packages() -> Result<()> {
