@@ -2,34 +2,17 @@
 
 use crate::agent::Agent;
 use karst_rt::admin;
-use std::{cell::RefCell, fmt::Write, rc::Rc, sync::Arc, sync::Mutex, time::Duration};
+use std::{fmt::Write, rc::Rc};
 use tokio::net::TcpListener;
-
-/// How often the page is rebuilt from the maps.
-const REFRESH: Duration = Duration::from_secs(1);
 
 /// Serves the pages.
 pub async fn serve(l: TcpListener, agent: Rc<Agent>) {
-    let page = Arc::new(Mutex::new(String::new()));
-    let p = page.clone();
-    tokio::task::spawn_local(async move {
-        let last = RefCell::new(String::new());
-        loop {
-            *last.borrow_mut() = render(&agent);
-            if let Ok(mut p) = p.lock() {
-                p.clone_from(&last.borrow());
-            }
-            tokio::time::sleep(REFRESH).await;
-        }
-    });
-    let handler = move |_: &str, path: &str, _: &str| match path {
-        "/metrics" => {
-            admin::typed(200, "text/plain; version=0.0.4", page.lock().map(|p| p.clone()).unwrap_or_default())
-        }
+    let handler = admin::pages(move |_, path, _| match path {
+        "/metrics" => admin::typed(200, "text/plain; version=0.0.4", render(&agent)),
         "/healthz" | "/readyz" => admin::text(200, "ok\n"),
         _ => admin::text(404, "pages: /metrics /healthz /readyz\n"),
-    };
-    admin::serve(l, Arc::new(handler)).await;
+    });
+    admin::serve(l, handler).await;
 }
 
 fn render(agent: &Agent) -> String {

@@ -265,7 +265,7 @@ impl IstioCertificateService for Service {
 }
 
 fn handler(s: Arc<Shared>) -> admin::Handler {
-    Arc::new(move |_, path, _| match path {
+    admin::pages(move |_, path, _| match path {
         "/metrics" => {
             let c = &s.counts;
             let mut out = String::new();

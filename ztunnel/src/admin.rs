@@ -7,11 +7,7 @@ use crate::{
 use karst_hbone::tls::Credentials;
 use karst_rt::{admin, ready::Ready};
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// The pages' view of the process.
@@ -19,47 +15,47 @@ pub struct Pages {
     pub shared: Arc<Shared>,
     pub ready: Ready,
     pub quit: Arc<Notify>,
-    /// Connections by worker, refreshed in the background.
-    pub connections: Arc<Mutex<Vec<Value>>>,
-}
-
-/// Keeps the list of connections fresh while somebody may look.
-pub async fn collect(workers: Vec<mpsc::Sender<Order>>, into: Arc<Mutex<Vec<Value>>>) {
-    loop {
-        let mut all = Vec::new();
-        for w in &workers {
-            let (tx, rx) = oneshot::channel();
-            if w.send(Order::Dump(tx)).await.is_ok() {
-                all.extend(rx.await.unwrap_or_default());
-            }
-        }
-        *into.lock().unwrap_or_else(PoisonError::into_inner) = all;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    /// They know the connections.
+    pub workers: Vec<mpsc::Sender<Order>>,
 }
 
 impl Pages {
     /// The admin page.
     pub fn admin(self: Arc<Self>) -> admin::Handler {
-        Arc::new(move |method, path, _| match (method, path) {
+        Rc::new(move |method, path, _| {
+            let (pages, method, path) = (self.clone(), method.to_string(), path.to_string());
+            Box::pin(async move { pages.page(&method, &path).await })
+        })
+    }
+    async fn page(&self, method: &str, path: &str) -> admin::Answer {
+        match (method, path) {
             ("GET", "/") => {
                 admin::text(200, "ztunnel\n  GET  /config_dump\n  GET  /connections\n  POST /quitquitquit\n")
             }
-            ("GET", "/config_dump") => admin::json(&self.config_dump()),
-            ("GET", "/connections") => {
-                admin::json(&Value::Array(self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone()))
-            }
+            ("GET", "/config_dump") => admin::json(&self.config_dump(self.connections().await)),
+            ("GET", "/connections") => admin::json(&Value::Array(self.connections().await)),
             ("POST", "/quitquitquit") => {
                 self.quit.notify_one();
                 admin::text(200, "shutdown now\n")
             }
             ("GET", "/quitquitquit") => admin::text(405, "use POST\n"),
             _ => admin::text(404, "not found; GET / lists the pages\n"),
-        })
+        }
+    }
+    /// The open connections of all workers.
+    async fn connections(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        for w in &self.workers {
+            let (tx, rx) = oneshot::channel();
+            if w.send(Order::Dump(tx)).await.is_ok() {
+                all.extend(rx.await.unwrap_or_default());
+            }
+        }
+        all
     }
     /// Metrics.
     pub fn stats(self: Arc<Self>) -> admin::Handler {
-        Arc::new(move |_, path, _| match path {
+        admin::pages(move |_, path, _| match path {
             "/metrics" | "/stats/prometheus" => {
                 admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render())
             }
@@ -68,7 +64,7 @@ impl Pages {
     }
     /// Readiness.
     pub fn readiness(self: Arc<Self>) -> admin::Handler {
-        Arc::new(move |_, path, _| match path {
+        admin::pages(move |_, path, _| match path {
             "/healthz/ready" => match self.ready.missing() {
                 m if m.is_empty() => admin::text(200, "ready\n"),
                 m => admin::text(500, format!("not ready, pending: {}\n", m.join(", "))),
@@ -77,7 +73,7 @@ impl Pages {
         })
     }
 
-    fn config_dump(&self) -> Value {
+    fn config_dump(&self, connections: Vec<Value>) -> Value {
         let s = self.shared.state.borrow().clone();
         let workloads: BTreeMap<_, _> = s.workloads.iter().map(|(k, w)| (k.to_string(), workload(w))).collect();
         let services: BTreeMap<_, _> =
@@ -94,7 +90,7 @@ impl Pages {
             "staticConfig": {},
             "certificates": certificates,
             "workloadState": state,
-            "connections": self.connections.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            "connections": connections,
             "version": { "version": env!("CARGO_PKG_VERSION"), "name": "karst-ztunnel" },
             "config": serde_json::to_value(&self.shared.config).unwrap_or_default(),
         })

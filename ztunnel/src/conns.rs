@@ -40,6 +40,14 @@ pub struct Conn {
     pub started: Instant,
 }
 
+impl Conn {
+    /// The series that it counts in.
+    fn series(&self, m: &Metrics, flag: &'static str) -> Arc<Traffic> {
+        let (source, destination) = (self.source.as_deref(), self.destination.as_deref());
+        m.traffic(self.reporter, source, destination, self.service.as_deref(), self.mtls, flag)
+    }
+}
+
 struct Open {
     conn: Rc<Conn>,
     closing: RefCell<Option<Verdict>>,
@@ -161,15 +169,7 @@ impl Guard {
     }
     /// It has come about: it counts as opened.
     pub fn established(&self) {
-        let c = &self.open.conn;
-        let t = self.all.metrics.traffic(
-            c.reporter,
-            c.source.as_deref(),
-            c.destination.as_deref(),
-            c.service.as_deref(),
-            c.mtls,
-            "-",
-        );
+        let t = self.open.conn.series(&self.all.metrics, "-");
         t.opened.fetch_add(1, Relaxed);
         *self.open.traffic.borrow_mut() = Some(t);
         if self.all.access_log && tracing::enabled!(target: "access", tracing::Level::DEBUG) {
@@ -213,14 +213,7 @@ impl Guard {
                 t.touch();
             }
             None => {
-                let t = self.all.metrics.traffic(
-                    c.reporter,
-                    c.source.as_deref(),
-                    c.destination.as_deref(),
-                    c.service.as_deref(),
-                    c.mtls,
-                    o.flag(),
-                );
+                let t = c.series(&self.all.metrics, o.flag());
                 t.failed.fetch_add(1, Relaxed);
                 t.touch();
             }

@@ -29,15 +29,7 @@ use tokio::net::TcpStream;
 
 /// Captured plaintext.
 pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
-    let Ok(to) = tcp.local_addr().map(canonical) else { return };
-    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
-        w.refused();
-        socket::reset_on_close(&tcp);
-        return;
-    };
-    if let Some(k) = &w.keepalive {
-        socket::keepalive(&tcp, k);
-    }
+    let Some((to, _place)) = w.admit(&p, &tcp) else { return };
     let ask = Ask { from, to, hbone: None, identity: None, service: None };
     let (guard, ready) = open(&w, &p.pod, ask).await;
     let app = match ready {

@@ -24,7 +24,7 @@ use karst_core::Identity;
 use karst_rt::{drain, ready::Ready};
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -81,18 +81,16 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     }
     drop(watch);
     let quit = Arc::new(Notify::new());
-    let connections = Arc::new(Mutex::new(Vec::new()));
     let pages = Arc::new(admin::Pages {
         shared: shared.clone(),
         ready: ready.clone(),
 
         quit: quit.clone(),
-        connections: connections.clone(),
+        workers: workers.clone(),
     });
     tokio::task::spawn_local(karst_rt::admin::serve(admin_at, pages.clone().admin()));
     tokio::task::spawn_local(karst_rt::admin::serve(stats_at, pages.clone().stats()));
     tokio::task::spawn_local(karst_rt::admin::serve(ready_at, pages.readiness()));
-    tokio::task::spawn_local(admin::collect(workers.clone(), connections));
 
     let (dns_tx, dns_rx) = mpsc::channel(ORDERS);
     tokio::task::spawn_local(dns::run(dns_rx, shared.clone()));

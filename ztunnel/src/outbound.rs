@@ -8,10 +8,10 @@ use crate::{
     outcome::Outcome,
     plan::{Plan, Tunnel, plan},
     state::Workload,
-    worker::{ByLoad, Count, Served, TunnelKey, Worker},
+    worker::{ByLoad, Served, TunnelKey, Worker},
 };
 use http::HeaderMap;
-use karst_core::{Identity, canonical, limits};
+use karst_core::{Identity, limits};
 use karst_hbone::{
     client::{self, ClientError},
     copy::{self, Counts},
@@ -25,15 +25,7 @@ const TRIES: usize = 2;
 
 /// A captured connection of a pod.
 pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
-    let Ok(to) = tcp.local_addr().map(canonical) else { return };
-    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
-        w.refused();
-        socket::reset_on_close(&tcp);
-        return;
-    };
-    if let Some(k) = &w.keepalive {
-        socket::keepalive(&tcp, k);
-    }
+    let Some((to, _place)) = w.admit(&p, &tcp) else { return };
     if w.shared.config.dns && to.port() == 53 {
         let _ = crate::dns::serve_tcp(&w.shared, &p.pod, tcp, to).await;
         return;

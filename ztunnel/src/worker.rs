@@ -266,6 +266,20 @@ impl Worker {
         tokio::time::timeout(limits::HOLD_TIMEOUT, wait).await.ok().flatten()
     }
 
+    /// The start of every captured connection: where it goes, and its place among the pod's, if there is one left.
+    pub fn admit<'a>(&self, p: &'a Served, tcp: &TcpStream) -> Option<(std::net::SocketAddr, Count<'a>)> {
+        let to = tcp.local_addr().map(karst_core::canonical).ok()?;
+        let Some(place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+            self.refused();
+            karst_rt::socket::reset_on_close(tcp);
+            return None;
+        };
+        if let Some(k) = &self.keepalive {
+            karst_rt::socket::keepalive(tcp, k);
+        }
+        Some((to, place))
+    }
+
     /// A tunnel was refused at accept.
     pub fn refused(&self) {
         self.shared.metrics.tunnels_refused.fetch_add(1, Relaxed);

@@ -43,28 +43,21 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
     let mut all = BTreeMap::new();
     let mut selectors = Vec::new();
     for (at, p) in &x.authorization {
-        match authorization(x, p) {
-            Ok(Some(policy)) => {
-                if policy.scope == Scope::WorkloadSelector {
-                    let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
-                    let ns = (p.metadata.namespace != x.mesh.root_namespace).then(|| p.metadata.namespace.clone());
-                    selectors.push((ns, labels, policy.key()));
-                }
-                all.insert(policy.key(), policy);
-            }
-            Ok(None) => {}
+        let policy = match authorization(x, p) {
+            Ok(Some(policy)) => policy,
+            Ok(None) => continue,
             Err((field, message)) => {
                 problems.push(problem(at, field, message));
                 // What was meant cannot be known; where it was meant to apply, nothing is allowed until it is mended.
-                let policy = closed(x, p);
-                if policy.scope == Scope::WorkloadSelector {
-                    let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
-                    let ns = (p.metadata.namespace != x.mesh.root_namespace).then(|| p.metadata.namespace.clone());
-                    selectors.push((ns, labels, policy.key()));
-                }
-                all.insert(policy.key(), policy);
+                closed(x, p)
             }
+        };
+        if policy.scope == Scope::WorkloadSelector {
+            let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
+            let ns = (p.metadata.namespace != x.mesh.root_namespace).then(|| p.metadata.namespace.clone());
+            selectors.push((ns, labels, policy.key()));
         }
+        all.insert(policy.key(), policy);
     }
     let peer = Peer::compile(x, &mut all, problems);
     Policies { all, selectors, peer }

@@ -9,8 +9,13 @@ use tokio::net::TcpListener;
 
 /// An answer.
 pub type Answer = Response<Full<Bytes>>;
-/// Answers requests: method, path, query.
-pub type Handler = Arc<dyn Fn(&str, &str, &str) -> Answer + Send + Sync>;
+/// Answers requests: method, path, query. Runs on the thread that serves.
+pub type Handler = Rc<dyn Fn(&str, &str, &str) -> Pin<Box<dyn Future<Output = Answer>>>>;
+
+/// A handler that has its answers at hand.
+pub fn pages(f: impl Fn(&str, &str, &str) -> Answer + 'static) -> Handler {
+    Rc::new(move |method, path, query| Box::pin(std::future::ready(f(method, path, query))))
+}
 
 /// Requests that one endpoint serves at a time; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -44,15 +49,15 @@ pub async fn bind(addr: SocketAddr, knob: &str) -> io::Result<TcpListener> {
 /// Serves until the process ends. Must run in a `LocalSet`.
 pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
-        let slots = Rc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+        let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(slot) = slots.clone().acquire_owned_rc().await else { return };
+            let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let (s, _) = crate::accept::accept(&l).await;
             let h = handler.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |r: Request<Incoming>| {
                     let a = h(r.method().as_str(), r.uri().path(), r.uri().query().unwrap_or(""));
-                    async move { Ok::<_, Infallible>(a) }
+                    async move { Ok::<_, Infallible>(a.await) }
                 });
                 let conn = hyper::server::conn::http1::Builder::new()
                     .keep_alive(false)
@@ -62,21 +67,4 @@ pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()
             });
         }
     })
-}
-
-/// A permit held by an `Rc`, for single-threaded servers.
-trait AcquireRc {
-    async fn acquire_owned_rc(self) -> Result<Permit, tokio::sync::AcquireError>;
-}
-struct Permit(Rc<tokio::sync::Semaphore>);
-impl AcquireRc for Rc<tokio::sync::Semaphore> {
-    async fn acquire_owned_rc(self) -> Result<Permit, tokio::sync::AcquireError> {
-        self.acquire().await?.forget();
-        Ok(Permit(self.clone()))
-    }
-}
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.add_permits(1);
-    }
 }
