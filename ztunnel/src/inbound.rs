@@ -72,7 +72,7 @@ pub async fn tunnel(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAd
     let on_stream = move |c: server::Connect| {
         w2.task(connect(w2.clone(), p2.clone(), c, from, to, peer.clone()));
     };
-    if let Err(e) = server::serve(server::TlsIo::new(stream), &w.settings, stop, on_stream).await {
+    if let Err(e) = server::serve(stream, &w.settings, stop, on_stream).await {
         tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel ended");
     }
 }

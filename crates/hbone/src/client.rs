@@ -1,16 +1,15 @@
 //! Opening tunnels.
 
 use crate::{
-    Settings,
+    Settings, stream,
     tls::{self, Credentials},
 };
 use bytes::Bytes;
 use h2::{Ping, RecvStream, SendStream, client::SendRequest};
 use http::{Method, Request, StatusCode, Uri, Version, header::HeaderMap};
 use karst_core::{Identity, limits};
-use std::{net::SocketAddr, sync::Arc};
+use std::{future::poll_fn, net::SocketAddr, pin::Pin, task::Poll};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
 
 /// Why a tunnel or a stream could not be opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -59,20 +58,17 @@ pub async fn handshake(
     s: &Settings,
 ) -> Result<(SendRequest<Bytes>, impl Future<Output = Result<(), h2::Error>> + use<>), ClientError> {
     let tls_error = |e: String| ClientError::Tls(to, e);
-    let connector = TlsConnector::from(Arc::clone(&creds.client));
-    let mut stream =
-        timeout(limits::HANDSHAKE_TIMEOUT, connector.connect(tls::server_name(to.ip()), crate::server::buffered(tcp)))
+    let (stream, shown) =
+        timeout(limits::HANDSHAKE_TIMEOUT, stream::connect(tcp, &creds.client, tls::server_name(to.ip())))
             .await
             .map_err(|_| tls_error("handshake took over 10 s".into()))?
             .map_err(|e| tls_error(e.to_string()))?;
-    stream.get_mut().1.set_buffer_limit(Some(crate::server::TLS_BUFFER));
-    let session = stream.get_ref().1;
-    let peer = tls::peer_identity(session.peer_certificates()).map_err(|e| tls_error(e.to_string()))?;
+    let peer = tls::peer_identity(shown.certificates.as_deref()).map_err(|e| tls_error(e.to_string()))?;
     if !expected.contains(&peer) {
         let wanted: Vec<_> = expected.iter().map(Identity::to_string).collect();
         return Err(tls_error(format!("the peer is {peer}, expected was {}", wanted.join(" or "))));
     }
-    if session.alpn_protocol() != Some(b"h2") {
+    if shown.alpn.as_deref() != Some(b"h2") {
         return Err(tls_error("the peer does not speak h2".into()));
     }
     let h2_error = |e: String| ClientError::Http2(to, e);
@@ -85,27 +81,28 @@ pub async fn handshake(
         .initial_max_send_streams(s.pool_streams)
         .data_frame_budget(s.connection_window as usize)
         .enable_push(false);
-    let io = crate::server::TlsIo::new(stream);
-    let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, b.handshake::<_, Bytes>(io))
+    let turn = stream.turn();
+    let mut begin = Box::pin(b.handshake::<_, Bytes>(stream));
+    let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))))
         .await
         .map_err(|_| h2_error("preface took over 10 s".into()))?
         .map_err(|e| h2_error(e.to_string()))?;
     let ping = conn.ping_pong();
     let drive = async move {
-        match ping {
-            Some(p) => tokio::select! {
-                r = conn => r,
-                // Only its being an error matters: the tunnel leaves the pool.
-                () = keepalive(p) => Err(h2::Error::from(h2::Reason::SETTINGS_TIMEOUT)),
-            },
-            None => conn.await,
-        }
+        let mut alive = Box::pin(keepalive(ping));
+        poll_fn(|cx| match turn.run(cx, |cx| Pin::new(&mut conn).poll(cx)) {
+            Poll::Ready(r) => Poll::Ready(r),
+            // Only its being an error matters: the tunnel leaves the pool.
+            Poll::Pending => alive.as_mut().poll(cx).map(|()| Err(h2::Error::from(h2::Reason::SETTINGS_TIMEOUT))),
+        })
+        .await
     };
     Ok((send, drive))
 }
 
 /// Sends PINGs; returns when one is not answered in time.
-pub(crate) async fn keepalive(mut p: h2::PingPong) {
+pub(crate) async fn keepalive(p: Option<h2::PingPong>) {
+    let Some(mut p) = p else { return std::future::pending().await };
     loop {
         tokio::time::sleep(limits::PING_INTERVAL).await;
         match timeout(limits::PING_TIMEOUT, p.ping(Ping::opaque())).await {

@@ -105,6 +105,7 @@ impl Credentials {
         server.alpn_protocols = vec![b"h2".to_vec()];
         server.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
         server.send_tls13_tickets = 1;
+        server.enable_secret_extraction = true; // for `record`
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous() // there is no host name to check: the SPIFFE id is, by `expect`
@@ -112,6 +113,7 @@ impl Credentials {
             .with_client_auth_cert(certs, key)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
         client.enable_sni = false;
+        client.enable_secret_extraction = true;
         client.resumption = Resumption::in_memory_sessions(SESSIONS);
         Ok(Self {
             identity,

@@ -2,12 +2,12 @@
 //! whatever certificate it likes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
+use common::{A, B, Ca, ca, credentials, leaf};
 use karst_core::Identity;
 use karst_hbone::{Settings, client, server, tls, tls::Credentials};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -18,44 +18,6 @@ use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-fn ca() -> Ca {
-    let key = KeyPair::generate().unwrap();
-    let mut p = CertificateParams::default();
-    p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let pem = p.self_signed(&key).unwrap().pem();
-    Ca { issuer: Issuer::from_ca_cert_pem(&pem, key).unwrap(), pem }
-}
-
-fn leaf(sans: &[&str]) -> CertificateParams {
-    let mut p = CertificateParams::default();
-    p.distinguished_name = DistinguishedName::new();
-    p.subject_alt_names = sans.iter().map(|s| SanType::URI(s.to_string().try_into().unwrap())).collect();
-    p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    p.not_before = OffsetDateTime::now_utc() - time::Duration::minutes(5);
-    p.not_after = OffsetDateTime::now_utc() + time::Duration::minutes(5);
-    p
-}
-
-const A: &str = "spiffe://td/ns/a/sa/a";
-const B: &str = "spiffe://td/ns/b/sa/b";
-
-fn credentials(ca: &Ca, id: &str) -> Credentials {
-    let key = KeyPair::generate().unwrap();
-    let cert = leaf(&[id]).signed_by(&key, &ca.issuer).unwrap();
-    Credentials::new(
-        id.parse().unwrap(),
-        &[cert.pem(), ca.pem.clone()],
-        PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-    )
-    .unwrap()
-}
 
 #[derive(Debug)]
 struct Anybody;

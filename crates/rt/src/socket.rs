@@ -74,6 +74,12 @@ fn transparent(s: &Socket, v6: bool) -> io::Result<()> {
     if v6 { setopt(s, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1) } else { Ok(()) }
 }
 
+/// For connections that stay on `lo`: a node may be set to a congestion control that paces (BBR), whose timers cost more
+/// than the sending where there is no bottleneck to find. Failure is of no consequence.
+fn unpaced(s: &Socket) {
+    let _ = s.set_tcp_congestion(b"reno");
+}
+
 /// A dual-stack listener for redirected connections, in the calling thread's namespace. Its port is of no
 /// importance (redirection ignores it) and chosen by the kernel, so it never clashes with an application.
 ///
@@ -83,7 +89,8 @@ pub fn redirect_listener() -> io::Result<Socket> {
     let s = Socket::new(Domain::IPV6, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     s.set_only_v6(false)?;
     s.set_mark(MARK_ZTUNNEL)?;
-    s.set_tcp_nodelay(true)?; // inherited by accepted sockets
+    s.set_tcp_nodelay(true)?; // inherited by accepted sockets, as is the next
+    unpaced(&s);
     transparent(&s, true)?;
     s.bind(&SockAddr::from(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)))?;
     s.listen(limits::BACKLOG)?;
@@ -183,6 +190,7 @@ impl Origin {
         if self.exempt.is_some() {
             s.set_mark(MARK_CAPTURE)?;
             s.bind_device(Some(b"lo"))?;
+            unpaced(&s);
         }
         if let Some(ip) = source.filter(|ip| *ip != dst.ip() && ip.is_ipv4() == dst.is_ipv4()) {
             transparent(&s, dst.is_ipv6())?;

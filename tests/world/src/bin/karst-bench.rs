@@ -61,6 +61,7 @@ fn main() -> Result<()> {
     let rounds: usize = arg("rounds").map_or(5, |r| r.parse().expect("--rounds=N"));
     let secs = arg("secs").unwrap_or("3".into());
     let only = arg("only").unwrap_or_default();
+    let variants = arg("variants").unwrap_or_default();
     let mut w = World::start(Options::default())?;
     w.namespace("mesh", true);
     w.namespace("plain", false);
@@ -108,6 +109,9 @@ fn main() -> Result<()> {
                 for k in 0..v.len() {
                     // The order turns from round to round, so that no variant always comes after the same other.
                     let way = &v[(k + r) % v.len()];
+                    if !variants.is_empty() && !variants.split(',').any(|x| x == way.variant) {
+                        continue;
+                    }
                     println!("round {} of {rounds}: {case} {}", r + 1, way.variant);
                     measure(&mut s, &case, kind, n, way, &secs)?;
                 }

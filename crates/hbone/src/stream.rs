@@ -1,0 +1,679 @@
+//! The byte stream of a tunnel: TCP and TLS 1.3, for HTTP/2 and for one task.
+//!
+//! Two things a general TLS stream does not do:
+//! - **Writes are gathered.** HTTP/2 flushes after each frame; here frames are sealed into one buffer, and [`Turn`] sends it
+//!   once per turn of the connection's task: the messages of many streams leave in one system call and one TCP segment.
+//! - **Buffers are lent.** The worker's buffers are taken when bytes move and given back when they are gone; an idle tunnel
+//!   holds none. A turn reads one buffer's worth, then lets the streams take it while it is in the cache.
+
+use crate::record::{HEADER, MAX_PLAIN, OVERHEAD, Opener, Sealer, alert, kind};
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    kernel::KernelConnection,
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus},
+};
+use rustls_pki_types::{CertificateDer, ServerName};
+use std::{
+    cell::RefCell,
+    io::{self, IoSlice},
+    ops::Range,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
+
+/// A lent buffer, bytes.
+const BUFFER: usize = 256 << 10;
+/// Sealed bytes that are sent before the turn ends, so that the peer can begin.
+const SEND_AT: usize = 128 << 10;
+/// Pieces at least this long are sealed from where they are; shorter ones are first gathered in one record.
+const DIRECT: usize = 2 << 10;
+/// Buffers that a worker keeps.
+const KEEP: usize = 8;
+/// Most bytes of a handshake.
+const MAX_HANDSHAKE: usize = 128 << 10;
+/// Largest message after the handshake (a ticket).
+const MAX_MESSAGE: usize = 16 << 10;
+/// Records in a row that carry no application data; rustls's own bound.
+const MAX_EMPTY: u32 = 32;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn borrow() -> Vec<u8> {
+    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER])
+}
+
+fn give_back(b: &mut Vec<u8>) {
+    let b = std::mem::take(b);
+    if b.len() == BUFFER {
+        BUFFERS.with_borrow_mut(|v| {
+            if v.len() < KEEP {
+                v.push(b);
+            }
+        });
+    }
+}
+
+/// What rustls keeps of a connection.
+enum Keys {
+    Client(KernelConnection<ClientConnectionData>),
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+impl Keys {
+    fn sealer(&mut self) -> io::Result<Sealer> {
+        let (seq, s) = match self {
+            Keys::Client(k) => k.update_tx_secret(),
+            Keys::Server(k) => k.update_tx_secret(),
+        }
+        .map_err(bad)?;
+        Sealer::new(seq, &s).map_err(bad)
+    }
+    fn opener(&mut self) -> io::Result<Opener> {
+        let (seq, s) = match self {
+            Keys::Client(k) => k.update_rx_secret(),
+            Keys::Server(k) => k.update_rx_secret(),
+        }
+        .map_err(bad)?;
+        Opener::new(seq, &s).map_err(bad)
+    }
+}
+
+fn bad(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, e)
+}
+
+/// The sending half: a lent buffer of sealed records, and after them one record that is still open.
+struct Out {
+    sealer: Sealer,
+    buf: Vec<u8>,
+    /// Sealed and not yet sent.
+    sealed: Range<usize>,
+    /// Plaintext in the open record.
+    open: usize,
+}
+
+impl Out {
+    fn waiting(&self) -> usize {
+        self.sealed.len() + self.open
+    }
+
+    /// Plaintext for which there is room in a record that begins or goes on here.
+    fn room(&self) -> usize {
+        self.buf.len().saturating_sub(self.sealed.end + self.open + OVERHEAD)
+    }
+
+    /// Takes as much as there is room for.
+    fn append(&mut self, mut data: &[u8]) -> io::Result<usize> {
+        if self.buf.is_empty() {
+            self.buf = borrow();
+        }
+        let all = data.len();
+        while !data.is_empty() {
+            if data.len() >= DIRECT {
+                self.close_record()?;
+                let n = data.len().min(MAX_PLAIN).min(self.room());
+                if n == 0 {
+                    break;
+                }
+                let out = &mut self.buf[self.sealed.end..];
+                self.sealed.end += self.sealer.seal(kind::DATA, &data[..n], out).map_err(bad)?;
+                data = &data[n..];
+            } else {
+                let n = data.len().min(MAX_PLAIN - self.open).min(self.room());
+                if n == 0 && self.open == 0 {
+                    break;
+                }
+                let at = self.sealed.end + HEADER + self.open;
+                self.buf[at..at + n].copy_from_slice(&data[..n]);
+                self.open += n;
+                data = &data[n..];
+                if self.open == MAX_PLAIN || n == 0 {
+                    self.close_record()?;
+                }
+            }
+        }
+        Ok(all - data.len())
+    }
+
+    fn close_record(&mut self) -> io::Result<()> {
+        if self.open > 0 {
+            let out = &mut self.buf[self.sealed.end..];
+            self.sealed.end += self.sealer.seal_in_place(kind::DATA, out, self.open).map_err(bad)?;
+            self.open = 0;
+        }
+        Ok(())
+    }
+
+    /// A record that is no application data. What does not fit is an error: there are few of these, and they are small.
+    fn message(&mut self, kind: u8, m: &[u8]) -> io::Result<()> {
+        if self.buf.is_empty() {
+            self.buf = borrow();
+        }
+        self.close_record()?;
+        if self.room() < m.len() {
+            // The buffer is full of records that the peer does not take: nothing can be said to it any more.
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read"));
+        }
+        let out = &mut self.buf[self.sealed.end..];
+        self.sealed.end += self.sealer.seal(kind, m, out).map_err(bad)?;
+        Ok(())
+    }
+
+    /// Sends what is sealed.
+    fn poll_send(&mut self, tcp: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.sealed.is_empty() {
+            let n = ready!(Pin::new(&mut *tcp).poll_write(cx, &self.buf[self.sealed.clone()]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sealed.start += n;
+        }
+        if self.open > 0 {
+            // Moves to the front: the room behind it is used again.
+            let from = self.sealed.end + HEADER;
+            self.buf.copy_within(from..from + self.open, HEADER);
+        } else {
+            give_back(&mut self.buf);
+        }
+        self.sealed = 0..0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The receiving half: bytes from the socket, of which some are opened and wait to be taken.
+struct In {
+    opener: Opener,
+    buf: Vec<u8>,
+    /// From the socket, not yet opened.
+    raw: Range<usize>,
+    /// Opened, not yet taken; lies before `raw`.
+    plain: Range<usize>,
+    /// A message after the handshake that goes over several records.
+    message: Vec<u8>,
+    /// Records in a row without application data.
+    empty: u32,
+    /// The peer has said that nothing more comes.
+    closed: bool,
+    /// This turn has read a full buffer.
+    full: bool,
+}
+
+impl In {
+    /// More bytes from the socket. Nothing is held while there are none.
+    fn poll_fill(&mut self, tcp: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let held = self.raw.len();
+        if self.buf.len() == BUFFER {
+            self.buf.copy_within(self.raw.clone(), 0);
+        } else {
+            let mut b = borrow();
+            b[..held].copy_from_slice(&self.buf[self.raw.clone()]);
+            self.buf = b;
+        }
+        self.raw = 0..held;
+        let mut rb = ReadBuf::new(&mut self.buf[held..]);
+        let r = Pin::new(tcp).poll_read(cx, &mut rb);
+        let n = rb.filled().len();
+        match r {
+            Poll::Ready(Ok(())) => {
+                self.full = n == BUFFER - held;
+                self.raw.end += n;
+                Poll::Ready(Ok(n))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => {
+                // A part of a record, if anything: kept in a buffer of its own size.
+                let rest = self.buf[..held].to_vec();
+                give_back(&mut self.buf);
+                self.buf = rest;
+                Poll::Pending
+            }
+        }
+    }
+}
+
+struct Inner {
+    tcp: TcpStream,
+    keys: Keys,
+    input: In,
+    out: Out,
+    /// We have said that nothing more comes.
+    closed: bool,
+    /// Sending failed between two calls of HTTP/2; told at the next.
+    error: Option<io::Error>,
+}
+
+impl Inner {
+    fn check(&mut self) -> io::Result<()> {
+        match &self.error {
+            Some(e) => Err(io::Error::new(e.kind(), e.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the peer what is wrong, as far as it still listens, and gives the error.
+    fn fail(&mut self, alert: u8, cx: &mut Context<'_>, e: io::Error) -> io::Error {
+        if !self.closed && self.out.message(kind::ALERT, &[2, alert]).is_ok() {
+            let _ = self.out.poll_send(&mut self.tcp, cx);
+        }
+        self.closed = true;
+        self.error = Some(io::Error::new(e.kind(), e.to_string()));
+        e
+    }
+
+    /// Opens the next whole record. False: there is none.
+    fn next_record(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let i = &mut self.input;
+        let len = match Opener::length(&i.buf[i.raw.clone()]) {
+            Ok(Some(n)) if n <= i.raw.len() => n,
+            Ok(_) => return Ok(false),
+            Err(e) => return Err(self.fail(e.alert(), cx, bad(e))),
+        };
+        let at = i.raw.start;
+        i.raw.start += len;
+        let (kind, n) = match i.opener.open(&mut i.buf[at..at + len]) {
+            Ok(x) => x,
+            Err(e) => return Err(self.fail(e.alert(), cx, bad(e))),
+        };
+        let content = at + HEADER..at + HEADER + n;
+        if kind == kind::DATA && n > 0 && i.message.is_empty() {
+            i.plain = content;
+            i.empty = 0;
+            return Ok(true);
+        }
+        i.empty += 1;
+        let result = if i.empty > MAX_EMPTY {
+            Err((alert::UNEXPECTED_MESSAGE, "records without data"))
+        } else {
+            match kind {
+                kind::ALERT => self.alert(content),
+                kind::HANDSHAKE => self.handshake_bytes(content)?,
+                kind::DATA if self.input.message.is_empty() => Ok(()),
+                _ => Err((alert::UNEXPECTED_MESSAGE, "a record of an unexpected type")),
+            }
+        };
+        match result {
+            Ok(()) => Ok(true),
+            Err((a, what)) => Err(self.fail(a, cx, io::Error::new(io::ErrorKind::InvalidData, what))),
+        }
+    }
+
+    fn alert(&mut self, content: Range<usize>) -> Result<(), (u8, &'static str)> {
+        match self.input.buf[content] {
+            [_, alert::CLOSE_NOTIFY] => {
+                self.input.closed = true;
+                Ok(())
+            }
+            [_, alert::USER_CANCELED] => Ok(()),
+            // The answer to an alert is an end without one (RFC 8446 §6.2).
+            [_, _] => {
+                self.closed = true;
+                Err((0, "the peer has sent a fatal alert"))
+            }
+            _ => Err((alert::DECODE_ERROR, "an alert that is none")),
+        }
+    }
+
+    fn handshake_bytes(&mut self, content: Range<usize>) -> io::Result<Result<(), (u8, &'static str)>> {
+        if self.input.message.len() + content.len() > MAX_MESSAGE {
+            return Ok(Err((alert::DECODE_ERROR, "a handshake message is too long")));
+        }
+        let mut m = std::mem::take(&mut self.input.message);
+        m.extend_from_slice(&self.input.buf[content]);
+        let mut rest = &m[..];
+        while let [typ, a, b, c, body @ ..] = rest {
+            let len = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+            if body.len() < len {
+                break;
+            }
+            let (body, next) = body.split_at(len);
+            rest = next;
+            if let Err(e) = self.message(*typ, body, rest.is_empty())? {
+                return Ok(Err(e));
+            }
+        }
+        if !rest.is_empty() {
+            self.input.message = rest.to_vec();
+        }
+        Ok(Ok(()))
+    }
+
+    fn message(&mut self, typ: u8, body: &[u8], last: bool) -> io::Result<Result<(), (u8, &'static str)>> {
+        const NEW_SESSION_TICKET: u8 = 4;
+        const KEY_UPDATE: u8 = 24;
+        match (typ, body, &mut self.keys) {
+            (NEW_SESSION_TICKET, t, Keys::Client(k)) => {
+                k.handle_new_session_ticket(t).map_err(bad)?;
+                Ok(Ok(()))
+            }
+            // The key changes with the next record: nothing may stand behind the message (RFC 8446 §5.1).
+            (KEY_UPDATE, [asked @ (0 | 1)], keys) if last => {
+                self.input.opener = keys.opener()?;
+                if *asked == 1 {
+                    self.update_key()?;
+                }
+                Ok(Ok(()))
+            }
+            _ => Ok(Err((alert::UNEXPECTED_MESSAGE, "an unexpected handshake message"))),
+        }
+    }
+
+    /// Changes the key that we seal with (RFC 8446 §4.6.3).
+    fn update_key(&mut self) -> io::Result<()> {
+        self.out.message(kind::HANDSHAKE, &[24, 0, 0, 1, 0])?;
+        self.out.sealer = self.keys.sealer()?;
+        Ok(())
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, rb: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = rb.filled().len();
+        loop {
+            let i = &mut self.input;
+            if !i.plain.is_empty() {
+                let n = i.plain.len().min(rb.remaining());
+                rb.put_slice(&i.buf[i.plain.start..i.plain.start + n]);
+                i.plain.start += n;
+            }
+            if rb.remaining() == 0 || i.closed {
+                return Poll::Ready(Ok(()));
+            }
+            self.check()?;
+            if self.next_record(cx)? {
+                continue;
+            }
+            if rb.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+            if self.input.full {
+                // The streams are to take what has come before more is read.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if ready!(self.input.poll_fill(&mut self.tcp, cx))? == 0 {
+                // Without CLOSE_NOTIFY: somebody may have cut the connection.
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.check()?;
+        if self.closed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let mut taken = 0;
+        loop {
+            if self.out.sealer.worn() {
+                self.update_key()?;
+            }
+            for s in slices {
+                let n = self.out.append(s)?;
+                taken += n;
+                if n < s.len() {
+                    break;
+                }
+            }
+            let full = taken == 0;
+            if full || self.out.waiting() >= SEND_AT {
+                let sent = self.out.poll_send(&mut self.tcp, cx)?;
+                if full {
+                    ready!(sent);
+                    if slices.iter().any(|s| !s.is_empty()) {
+                        continue;
+                    }
+                }
+            }
+            return Poll::Ready(Ok(taken));
+        }
+    }
+
+    fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        self.out.close_record()?;
+        self.out.poll_send(&mut self.tcp, cx)
+    }
+}
+
+/// A tunnel's stream, for HTTP/2. What is written leaves with [`Turn::run`] or at shutdown, not with `poll_flush`.
+pub struct TlsStream(Rc<RefCell<Inner>>);
+
+/// A turn of the tunnel's task.
+pub struct Turn(Rc<RefCell<Inner>>);
+
+impl Turn {
+    /// Lets HTTP/2 read and write, then sends what it wrote.
+    pub fn run<T>(&self, cx: &mut Context<'_>, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        self.0.borrow_mut().input.full = false;
+        let out = f(cx);
+        let mut i = self.0.borrow_mut();
+        if i.error.is_none()
+            && i.out.waiting() > 0
+            && let Poll::Ready(Err(e)) = i.poll_push(cx)
+        {
+            // HTTP/2 has its turn again, and hears of it.
+            i.error = Some(e);
+            cx.waker().wake_by_ref();
+        }
+        out
+    }
+}
+
+impl TlsStream {
+    /// The turns of the task that owns this stream.
+    pub fn turn(&self) -> Turn {
+        Turn(self.0.clone())
+    }
+}
+
+impl AsyncRead for TlsStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_write(cx, &[IoSlice::new(buf)])
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_write(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.0.borrow_mut().check())
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut i = self.0.borrow_mut();
+        if !i.closed {
+            i.out.message(kind::ALERT, &[1, alert::CLOSE_NOTIFY])?;
+            i.closed = true;
+        }
+        ready!(i.poll_push(cx))?;
+        Pin::new(&mut i.tcp).poll_shutdown(cx)
+    }
+}
+
+/// What the handshake has shown.
+pub struct Peer {
+    /// The peer's chain, leaf first.
+    pub certificates: Option<Vec<CertificateDer<'static>>>,
+    /// The application protocol that was agreed on.
+    pub alpn: Option<Vec<u8>>,
+}
+
+/// The client's side of a handshake.
+///
+/// # Errors
+/// Those of the socket, and `InvalidData` with rustls's error.
+pub async fn connect(
+    tcp: TcpStream,
+    config: &Arc<ClientConfig>,
+    name: ServerName<'static>,
+) -> io::Result<(TlsStream, Peer)> {
+    let mut c = UnbufferedClientConnection::new(config.clone(), name).map_err(bad)?;
+    let h = Handshake::new(tcp).run(&mut c).await?;
+    let peer = peer(c.peer_certificates(), c.alpn_protocol());
+    let (secrets, keys) = c.dangerous_into_kernel_connection().map_err(bad)?;
+    h.finish(&secrets, Keys::Client(keys)).map(|s| (s, peer))
+}
+
+/// The server's side of a handshake.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn accept(tcp: TcpStream, config: &Arc<ServerConfig>) -> io::Result<(TlsStream, Peer)> {
+    let mut c = UnbufferedServerConnection::new(config.clone()).map_err(bad)?;
+    let h = Handshake::new(tcp).run(&mut c).await?;
+    let peer = peer(c.peer_certificates(), c.alpn_protocol());
+    let (secrets, keys) = c.dangerous_into_kernel_connection().map_err(bad)?;
+    h.finish(&secrets, Keys::Server(keys)).map(|s| (s, peer))
+}
+
+fn peer(certificates: Option<&[CertificateDer<'static>]>, alpn: Option<&[u8]>) -> Peer {
+    Peer { certificates: certificates.map(<[_]>::to_vec), alpn: alpn.map(<[_]>::to_vec) }
+}
+
+/// Either side's rustls session during the handshake.
+trait Session {
+    type Side;
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Side>;
+    fn wants_write(&self) -> bool;
+}
+impl Session for UnbufferedClientConnection {
+    type Side = ClientConnectionData;
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Side> {
+        self.process_tls_records(input)
+    }
+    fn wants_write(&self) -> bool {
+        rustls::CommonState::wants_write(self)
+    }
+}
+impl Session for UnbufferedServerConnection {
+    type Side = ServerConnectionData;
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Side> {
+        self.process_tls_records(input)
+    }
+    fn wants_write(&self) -> bool {
+        rustls::CommonState::wants_write(self)
+    }
+}
+
+struct Handshake {
+    tcp: TcpStream,
+    /// From the peer, not yet processed.
+    input: Vec<u8>,
+    /// To the peer.
+    output: Vec<u8>,
+    /// Application data that came with the end of the handshake.
+    early: Vec<u8>,
+}
+
+enum Next {
+    Again,
+    Send,
+    Receive,
+    Done,
+}
+
+impl Handshake {
+    fn new(tcp: TcpStream) -> Self {
+        Self { tcp, input: Vec::new(), output: Vec::new(), early: Vec::new() }
+    }
+
+    async fn run<S: Session>(mut self, session: &mut S) -> io::Result<Self> {
+        let mut total = 0;
+        loop {
+            match self.step(session) {
+                Ok(Next::Again) => {}
+                Ok(Next::Done) => return Ok(self),
+                Ok(Next::Send) => {
+                    self.tcp.write_all(&self.output).await?;
+                    self.output.clear();
+                }
+                Ok(Next::Receive) => {
+                    let n = self.tcp.read_buf(&mut self.input).await?;
+                    total += n;
+                    if n == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    if total > MAX_HANDSHAKE {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "the handshake is too long"));
+                    }
+                }
+                Err(e) => {
+                    // The alert that rustls has for the peer.
+                    // (Asked for only if there is one: after an error rustls must not look at the input again.)
+                    while session.wants_write()
+                        && let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(d)), .. } =
+                            session.process(&mut [])
+                    {
+                        encode(d, &mut self.output)?;
+                    }
+                    let _ = self.tcp.try_write(&self.output);
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    /// Lets rustls look at what has come, and does what it asks for.
+    fn step<S: Session>(&mut self, session: &mut S) -> io::Result<Next> {
+        let UnbufferedStatus { discard, state } = session.process(&mut self.input);
+        let next = match state.map_err(bad)? {
+            ConnectionState::EncodeTlsData(d) => {
+                encode(d, &mut self.output)?;
+                Next::Again
+            }
+            ConnectionState::TransmitTlsData(t) => {
+                t.done();
+                Next::Send
+            }
+            ConnectionState::BlockedHandshake => Next::Receive,
+            ConnectionState::ReadTraffic(mut r) => {
+                while let Some(d) = r.next_record() {
+                    self.early.extend_from_slice(d.map_err(bad)?.payload);
+                }
+                Next::Again
+            }
+            ConnectionState::WriteTraffic(_) => Next::Done,
+            _ => return Err(io::ErrorKind::UnexpectedEof.into()),
+        };
+        self.input.drain(..discard);
+        Ok(next)
+    }
+
+    fn finish(self, secrets: &rustls::ExtractedSecrets, keys: Keys) -> io::Result<TlsStream> {
+        let opener = Opener::new(secrets.rx.0, &secrets.rx.1).map_err(bad)?;
+        let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1).map_err(bad)?;
+        let plain = 0..self.early.len();
+        let raw = plain.end..plain.end + self.input.len();
+        let buf = [self.early, self.input].concat();
+        let input = In { opener, buf, raw, plain, message: Vec::new(), empty: 0, closed: false, full: false };
+        let out = Out { sealer, buf: Vec::new(), sealed: 0..0, open: 0 };
+        Ok(TlsStream(Rc::new(RefCell::new(Inner { tcp: self.tcp, keys, input, out, closed: false, error: None }))))
+    }
+}
+
+fn encode<D>(mut d: EncodeTlsData<'_, D>, output: &mut Vec<u8>) -> io::Result<()> {
+    if let Err(EncodeError::InsufficientSize(n)) = d.encode(&mut []) {
+        let at = output.len();
+        output.resize(at + n.required_size, 0);
+        d.encode(&mut output[at..]).map_err(bad)?;
+    }
+    Ok(())
+}
