@@ -1,7 +1,7 @@
 //! Admin page, metrics, readiness; shapes as Istio's (reference ztunnel §4.8).
 
 use crate::{
-    state::{Endpoints, Gateway, GatewayTo, Service, Workload},
+    state::{Endpoints, Gateway, GatewayTo, Mode, Service, Workload},
     worker::{Order, Shared},
 };
 use karst_hbone::tls::Credentials;
@@ -132,9 +132,24 @@ fn service(s: &Service, endpoints: Option<&Endpoints>) -> Value {
     json!({
         "name": &*s.name, "namespace": &*s.namespace, "hostname": &*s.hostname,
         "vips": s.vips.iter().map(|v| format!("/{v}")).collect::<Vec<_>>(),
+        "cidrVips": s.ranges.iter().map(|c| format!("/{c}")).collect::<Vec<_>>(),
         "ports": ports(&s.ports), "endpoints": endpoints,
         "subjectAltNames": s.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "waypoint": s.waypoints.first().map(|(g, _)| gateway(g)),
+        "loadBalancer": load_balancer(s), "canonical": s.canonical, "private": s.private,
+    })
+}
+
+fn load_balancer(s: &Service) -> Value {
+    let mode = match s.mode {
+        Mode::Any => "Standard",
+        Mode::Strict => "Strict",
+        Mode::Failover => "Failover",
+        Mode::Passthrough => "Passthrough",
+    };
+    json!({
+        "mode": mode, "routingPreferences": s.scopes.iter().map(|x| format!("{x:?}")).collect::<Vec<_>>(),
+        "healthPolicy": if s.only_healthy { "OnlyHealthy" } else { "AllowAll" },
     })
 }
 

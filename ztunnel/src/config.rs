@@ -27,6 +27,13 @@ pub struct Config {
     /// File with the token to present; read anew for each call.
     #[arg(long, env = "AUTH_TOKEN", default_value = "./var/run/secrets/tokens/istio-token")]
     pub auth_token: PathBuf,
+    /// A file that describes the mesh; no discovery server is then asked.
+    #[arg(long, env = "LOCAL_XDS_PATH")]
+    pub local_xds: Option<PathBuf>,
+    /// A directory of certificates, TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/{cert-chain,key,root-cert}.pem; no certificate
+    /// authority is then asked.
+    #[arg(long, env = "KARST_LOCAL_CERTS")]
+    pub local_certs: Option<PathBuf>,
     /// Cluster name.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,

@@ -70,6 +70,9 @@ impl Authority for Remote {
     fn token(&self) -> Result<String, String> {
         self.bearer()
     }
+    fn directory(&self) -> Option<&std::path::Path> {
+        self.config.local_certs.as_deref()
+    }
 }
 
 /// The one writer of the state.

@@ -7,6 +7,7 @@ mod control;
 mod dns;
 mod inbound;
 mod inpod;
+mod local;
 mod metrics;
 mod outbound;
 mod outcome;
@@ -55,7 +56,11 @@ fn run(config: config::Config) -> anyhow::Result<()> {
 async fn serve(config: config::Config) -> anyhow::Result<()> {
     let ready = Ready::default();
     let metrics = Arc::new(metrics::Metrics::default());
-    let (state_tx, state) = watch::channel(Arc::new(state::Snapshot::new(&config.network)));
+    let first = match &config.local_xds {
+        Some(path) => local::read(path, &config.network).map_err(anyhow::Error::msg)?,
+        None => state::Snapshot::new(&config.network),
+    };
+    let (state_tx, state) = watch::channel(Arc::new(first));
     let remote = |address: &str| Remote { config: config.clone(), address: address.to_string() };
     let mut secrets = secrets::Manager::new(remote(config.ca()), config.secret_ttl, config.cluster_id.clone());
     let shared = Arc::new(worker::Shared {
@@ -84,7 +89,6 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let pages = Arc::new(admin::Pages {
         shared: shared.clone(),
         ready: ready.clone(),
-
         quit: quit.clone(),
         workers: workers.clone(),
     });
@@ -105,9 +109,17 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     };
     let zds = config.zds.clone();
     let agent = tokio::task::spawn_local(async move { inpod::run(&zds, keeper).await });
-    let writer = Writer::new(remote(&config.xds_address), state_tx, metrics, &ready);
-    let node = node(&config);
-    tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
+    match config.local_xds.clone() {
+        Some(path) => {
+            let network = config.network.clone();
+            tokio::task::spawn_local(async move { local::follow(&path, &network, state_tx).await });
+        }
+        None => {
+            let writer = Writer::new(remote(&config.xds_address), state_tx, metrics, &ready);
+            let node = node(&config);
+            tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
+        }
+    }
 
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;

@@ -68,6 +68,10 @@ pub trait Authority {
     fn connect(&self) -> impl Future<Output = Result<tonic::transport::Channel, String>>;
     /// The token to present.
     fn token(&self) -> Result<String, String>;
+    /// The directory that holds the certificates, if it is not a CA that makes them.
+    fn directory(&self) -> Option<&std::path::Path> {
+        None
+    }
 }
 
 /// The manager. Lives on the control thread.
@@ -184,6 +188,9 @@ fn until_renewal(now: SystemTime, end: SystemTime, chance: f64) -> Duration {
 }
 
 async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> Result<Credentials, String> {
+    if let Some(dir) = a.directory() {
+        return crate::local::certificate(dir, id);
+    }
     let key = rcgen::KeyPair::generate().map_err(|e| format!("key: {e}"))?;
     let mut p = rcgen::CertificateParams::default();
     p.distinguished_name = rcgen::DistinguishedName::new();

@@ -205,7 +205,7 @@ impl Snapshot {
     }
     fn add_workload(&mut self, w: Workload) {
         let uid = w.uid.clone();
-        if w.uid.contains("//Pod/") {
+        if w.uid.contains("/Pod/") {
             self.by_name.insert(format!("{}/{}", w.namespace, w.name), uid.clone());
         }
         // A host network pod shares its node's address, which is nobody's in particular.
@@ -525,5 +525,82 @@ pub mod tests {
         let mut w = pod("a", "10.0.0.1", &[]);
         w.service_account = "a/b".into();
         assert!(workload(w).is_err());
+    }
+
+    /// T31: in whatever order a change arrives, nobody is let in whom the old and the new state both keep out.
+    #[test]
+    fn no_order_of_updates_opens_a_gap() {
+        use karst_policy::{Action, Clause, Connection, Match, Rule, StringMatch, authorize};
+        use rand::{SeedableRng, seq::SliceRandom};
+        let allow = |name: &str, scope: Scope, account: &str| Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope,
+            action: Action::Allow,
+            rules: vec![Rule {
+                clauses: vec![Clause {
+                    matches: vec![Match {
+                        principals: vec![StringMatch::Exact(format!("cluster.local/ns/ns/sa/{account}").into())],
+                        ..Default::default()
+                    }],
+                }],
+            }],
+            dry_run: false,
+        };
+        let named = |policy: &str| {
+            let mut w = pod("server", "10.0.0.1", &[]);
+            w.authorization_policies = vec![policy.into()];
+            pb::Address { r#type: Some(pb::address::Type::Workload(w)) }.encode_to_vec()
+        };
+        const UID: &str = "Kubernetes//Pod/ns/server";
+        let calls = |account: &str| Connection {
+            source_identity: Some(Identity::new("cluster.local", "ns", account).unwrap()),
+            source_ip: [10, 0, 0, 9].into(),
+            destination_ip: [10, 0, 0, 1].into(),
+            destination_port: 80,
+        };
+        let mut rng = rand::rngs::StdRng::seed_from_u64(31);
+        let (mut held, mut judged) = (0, 0);
+        for _ in 0..1000 {
+            let mut s = Snapshot::new("");
+            s.put_address(UID, &named("ns/old")).unwrap();
+            s.put_policy("ns/old", allow("old", Scope::WorkloadSelector, "a"));
+            s.put_policy("ns/wide-old", allow("wide-old", Scope::Namespace, "a"));
+            type Update<'a> = Box<dyn Fn(&mut Snapshot) + 'a>;
+            let mut updates: Vec<Update<'_>> = vec![
+                Box::new(|s| s.put_address(UID, &named("ns/new")).unwrap()),
+                Box::new(|s| s.put_policy("ns/new", allow("new", Scope::WorkloadSelector, "b"))),
+                Box::new(|s| s.remove_policy("ns/old")),
+                // One response replaces a namespace's policy: it is one update.
+                Box::new(|s| {
+                    s.put_policy("ns/wide-new", allow("wide-new", Scope::Namespace, "b"));
+                    s.remove_policy("ns/wide-old");
+                }),
+                Box::new(|s| s.put_policy("other/x", allow("x", Scope::WorkloadSelector, "c"))),
+                Box::new(|s| {
+                    let w = pb::Address { r#type: Some(pb::address::Type::Workload(pod("c", "10.0.0.3", &[]))) };
+                    s.put_address("Kubernetes//Pod/ns/c", &w.encode_to_vec()).unwrap();
+                }),
+                Box::new(|s| s.remove_address("Kubernetes//Pod/ns/gone")),
+            ];
+            updates.shuffle(&mut rng);
+            for u in updates {
+                u(&mut s);
+                let own = s.pod("ns", "server").unwrap();
+                match s.policies_of(own) {
+                    Err(_) => held += 1,
+                    Ok(p) => {
+                        judged += 1;
+                        assert!(!authorize(p.into_iter(), &calls("c")).is_allow(), "c was let in");
+                    }
+                }
+            }
+            let own = s.pod("ns", "server").unwrap();
+            let p = s.policies_of(own).unwrap();
+            assert!(authorize(p.iter().copied(), &calls("b")).is_allow());
+            assert!(!authorize(p.into_iter(), &calls("a")).is_allow());
+        }
+        println!("T31 orders=1000 states_judged={judged} held={held} wrongly_admitted=0");
+        assert!(held > 100 && judged > 100);
     }
 }

@@ -2,12 +2,12 @@
 //! wire may hold something that we do not understand has an explicit `unknown` form.
 
 use karst_core::Cidr;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// An L4 authorization policy.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
     /// Name, unique in its namespace.
     pub name: Arc<str>,
@@ -20,6 +20,7 @@ pub struct Policy {
     /// Any of them matches. None: the policy never matches.
     pub rules: Vec<Rule>,
     /// Only logged, never enforced.
+    #[serde(default)]
     pub dry_run: bool,
 }
 
@@ -31,7 +32,7 @@ impl Policy {
 }
 
 /// To which workloads a policy applies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// All workloads of the mesh.
     Global,
@@ -42,7 +43,7 @@ pub enum Scope {
 }
 
 /// What it means that a policy matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Allow; and whatever no allow policy matches is denied.
     Allow,
@@ -51,14 +52,16 @@ pub enum Action {
 }
 
 /// All clauses must match. None: matches.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)] // Istio's dumps and files have lists of lists of lists
 pub struct Rule {
     /// The clauses (Istio: one each for `from`, `to`, and every `when`).
     pub clauses: Vec<Clause>,
 }
 
 /// Any match suffices. None: matches.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Clause {
     /// The matches.
     pub matches: Vec<Match>,
@@ -66,24 +69,37 @@ pub struct Clause {
 
 /// All fields that are set must match; within a field, any of its values, and none of its `not_` values.
 /// A match with no field set at all is skipped: it neither matches nor fails (Istio's ztunnel does the same).
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[allow(missing_docs)] // the fields are those of the wire, one to one
 pub struct Match {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<StringMatch>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_namespaces: Vec<StringMatch>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub principals: Vec<StringMatch>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_principals: Vec<StringMatch>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub source_ips: Vec<Cidr2>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_source_ips: Vec<Cidr2>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub destination_ips: Vec<Cidr2>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_destination_ips: Vec<Cidr2>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub destination_ports: Vec<u16>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_destination_ports: Vec<u16>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub service_accounts: Vec<ServiceAccountMatch>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_service_accounts: Vec<ServiceAccountMatch>,
     /// The wire held something that this version does not know. Such a match fires in a DENY policy and never
     /// in an ALLOW policy.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
 }
 
@@ -97,9 +113,15 @@ impl Serialize for Cidr2 {
     }
 }
 
+impl<'de> Deserialize<'de> for Cidr2 {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map(Cidr2).map_err(serde::de::Error::custom)
+    }
+}
+
 /// A namespace and service account, whatever the trust domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceAccountMatch {
     /// Namespace.
     pub namespace: Arc<str>,
@@ -108,7 +130,7 @@ pub struct ServiceAccountMatch {
 }
 
 /// How a text is compared.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StringMatch {
     /// The same text.
     Exact(Arc<str>),

@@ -163,6 +163,20 @@ pub fn bin(name: &str) -> PathBuf {
     p.canonicalize().unwrap_or(p)
 }
 
+/// Builds the statically linked client of `programs/`, once, and makes sure that it is static.
+pub fn static_client() -> Result<PathBuf> {
+    let dir = bin("static-client");
+    let out = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
+        .args(["--edition=2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"])
+        .arg(&dir)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/static_client.rs"))
+        .output()?;
+    ensure!(out.status.success(), "static client: {}", String::from_utf8_lossy(&out.stderr));
+    let elf = fs::read(&dir)?;
+    ensure!(!elf.windows(9).any(|w| w == b"/ld-linux"), "the client is not statically linked");
+    Ok(dir)
+}
+
 /// Asks again and again until there is an answer; panics with `what` when the time is over.
 pub fn wait_for<T>(what: &str, limit: Duration, mut f: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
@@ -373,6 +387,11 @@ impl World {
         let child = self.spawn(&self.nodes[node].ns, &format!("agent{node}.log"), &bin("karst-cni"), &args, &[])?;
         self.nodes[node].agent = Some(child);
         Ok(())
+    }
+
+    /// Environment for the ztunnels that are started from now on.
+    pub fn set_ztunnel_env(&mut self, env: Vec<(String, String)>) {
+        self.options.ztunnel_env = env;
     }
 
     /// Starts a node's ztunnel, beside the one that may run.
@@ -642,7 +661,8 @@ impl Drop for World {
 }
 
 #[allow(unsafe_code)]
-fn kill(pid: u32, signal: i32) {
+/// Sends a signal to a process that the caller started.
+pub fn kill(pid: u32, signal: i32) {
     // SAFETY: a child of ours that has not been waited for.
     unsafe { libc::kill(pid as i32, signal) };
 }

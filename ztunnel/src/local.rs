@@ -1,0 +1,547 @@
+//! The mesh from a file instead of a controller (`LOCAL_XDS_PATH`; reference ztunnel §2.5), and certificates from a directory
+//! (`KARST_LOCAL_CERTS`). The file has the shape of `/config_dump`, so that a dump's lists can be put into one. It goes
+//! through the same checks as what a controller sends, and is read again when it changes; an unreadable new version leaves the
+//! last good state.
+
+use crate::state::Snapshot;
+use bytes::Bytes;
+use karst_api::workload::{self as pb, gateway_address::Destination, load_balancing as lb};
+use karst_core::{Cidr, Identity, addr::ip_to_bytes};
+use karst_hbone::tls::Credentials;
+use karst_policy::Policy;
+use prost::Message;
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::sync::watch;
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    workloads: Vec<Workload>,
+    #[serde(default)]
+    services: Vec<Service>,
+    #[serde(default)]
+    policies: Vec<Policy>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Workload {
+    uid: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    service_account: String,
+    #[serde(default)]
+    workload_ips: Vec<IpAddr>,
+    #[serde(default)]
+    protocol: Protocol,
+    #[serde(default)]
+    node: String,
+    #[serde(default)]
+    network: String,
+    #[serde(default)]
+    waypoint: Option<Gateway>,
+    #[serde(default)]
+    network_gateway: Option<Gateway>,
+    #[serde(default)]
+    trust_domain: String,
+    #[serde(default)]
+    workload_name: String,
+    #[serde(default)]
+    workload_type: String,
+    #[serde(default)]
+    canonical_name: String,
+    #[serde(default)]
+    canonical_revision: String,
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    native_tunnel: bool,
+    #[serde(default)]
+    authorization_policies: Vec<String>,
+    #[serde(default)]
+    status: Status,
+    #[serde(default)]
+    cluster_id: String,
+    #[serde(default)]
+    locality: Locality,
+    #[serde(default)]
+    capacity: Option<u32>,
+    #[serde(default)]
+    network_mode: NetworkMode,
+    /// Service key (`namespace/hostname`) to service port to target port; or, as in a dump, only the keys (the service then
+    /// lists the workload among its endpoints).
+    #[serde(default)]
+    services: Services,
+}
+
+/// Service port to target port.
+type Ports = BTreeMap<PortKey, u16>;
+
+/// A port as the key of a map: a number in YAML, a text in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "Key")]
+struct PortKey(u16);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Key {
+    Number(u16),
+    Text(String),
+}
+impl TryFrom<Key> for PortKey {
+    type Error = String;
+    fn try_from(k: Key) -> Result<Self, String> {
+        match k {
+            Key::Number(n) => Ok(Self(n)),
+            Key::Text(t) => t.parse().map(Self).map_err(|_| format!("{t:?} is no port")),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Services {
+    Keys(Vec<String>),
+    Ports(BTreeMap<String, Ports>),
+}
+impl Default for Services {
+    fn default() -> Self {
+        Services::Keys(Vec::new())
+    }
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+enum Protocol {
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    #[serde(rename = "HBONE")]
+    Hbone,
+}
+#[derive(Clone, Copy, Default, Deserialize)]
+enum Status {
+    #[default]
+    Healthy,
+    Unhealthy,
+}
+#[derive(Clone, Copy, Default, Deserialize)]
+enum NetworkMode {
+    #[default]
+    Standard,
+    HostNetwork,
+}
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Locality {
+    #[serde(default)]
+    region: String,
+    #[serde(default)]
+    zone: String,
+    #[serde(default)]
+    subzone: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Gateway {
+    /// `network/address` or `namespace/hostname`.
+    destination: String,
+    #[serde(default)]
+    hbone_mtls_port: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Service {
+    name: String,
+    namespace: String,
+    hostname: String,
+    /// `network/address`.
+    #[serde(default)]
+    vips: Vec<String>,
+    /// `network/range`.
+    #[serde(default)]
+    cidr_vips: Vec<String>,
+    #[serde(default)]
+    ports: Ports,
+    #[serde(default)]
+    endpoints: BTreeMap<String, Endpoint>,
+    #[serde(default)]
+    subject_alt_names: Vec<String>,
+    #[serde(default)]
+    waypoint: Option<Gateway>,
+    #[serde(default)]
+    load_balancer: Option<LoadBalancer>,
+    #[serde(default)]
+    canonical: bool,
+    /// Seen from its own namespace only.
+    #[serde(default)]
+    private: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Endpoint {
+    workload_uid: String,
+    #[serde(default)]
+    port: Ports,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LoadBalancer {
+    #[serde(default)]
+    mode: Mode,
+    #[serde(default)]
+    routing_preferences: Vec<Scope>,
+    #[serde(default)]
+    health_policy: Health,
+}
+#[derive(Clone, Copy, Default, Deserialize)]
+enum Mode {
+    #[default]
+    Standard,
+    Strict,
+    Failover,
+    Passthrough,
+}
+#[derive(Clone, Copy, Deserialize)]
+enum Scope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+#[derive(Clone, Copy, Default, Deserialize)]
+enum Health {
+    #[default]
+    OnlyHealthy,
+    AllowAll,
+}
+
+impl Gateway {
+    fn wire(&self) -> Result<pb::GatewayAddress, String> {
+        let bad = || format!("destination {:?} is neither NETWORK/ADDRESS nor NAMESPACE/HOST", self.destination);
+        let (left, right) = self.destination.split_once('/').ok_or_else(bad)?;
+        let to = match right.parse::<IpAddr>() {
+            Ok(ip) => Destination::Address(address(left, ip, None)),
+            Err(_) if !left.is_empty() && !right.is_empty() => {
+                Destination::Hostname(pb::NamespacedHostname { namespace: left.into(), hostname: right.into() })
+            }
+            Err(_) => return Err(bad()),
+        };
+        Ok(pb::GatewayAddress { destination: Some(to), hbone_mtls_port: self.hbone_mtls_port })
+    }
+}
+
+fn address(network: &str, ip: IpAddr, length: Option<u32>) -> pb::NetworkAddress {
+    pb::NetworkAddress { network: network.into(), address: ip_to_bytes(ip), length }
+}
+
+fn ports(p: &Ports) -> Vec<pb::Port> {
+    let one =
+        |(s, t): (&PortKey, &u16)| pb::Port { service_port: s.0.into(), target_port: (*t).into(), app_protocol: 0 };
+    p.iter().map(one).collect()
+}
+
+impl Workload {
+    fn wire(&self, by_service: &HashMap<&str, Vec<(&str, &Ports)>>) -> Result<pb::Workload, String> {
+        let mut services: BTreeMap<String, pb::PortList> = BTreeMap::new();
+        if let Services::Ports(p) = &self.services {
+            services.extend(p.iter().map(|(k, v)| (k.clone(), pb::PortList { ports: ports(v) })));
+        }
+        for (key, p) in by_service.get(self.uid.as_str()).into_iter().flatten() {
+            services.insert(key.to_string(), pb::PortList { ports: ports(p) });
+        }
+        if let Services::Keys(keys) = &self.services
+            && let Some(k) = keys.iter().find(|k| !services.contains_key(*k))
+        {
+            return Err(format!(
+                "services: {k} does not list this workload among its endpoints; give the ports here, as \"{k}\": {{80: 8080}}"
+            ));
+        }
+        Ok(pb::Workload {
+            uid: self.uid.clone(),
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            addresses: self.workload_ips.iter().map(|ip| Bytes::from(ip_to_bytes(*ip))).collect(),
+            hostname: self.hostname.clone(),
+            network: self.network.clone(),
+            tunnel_protocol: match self.protocol {
+                Protocol::Tcp => pb::TunnelProtocol::None,
+                Protocol::Hbone => pb::TunnelProtocol::Hbone,
+            } as i32,
+            trust_domain: self.trust_domain.clone(),
+            service_account: self.service_account.clone(),
+            waypoint: self.waypoint.as_ref().map(Gateway::wire).transpose()?,
+            network_gateway: self.network_gateway.as_ref().map(Gateway::wire).transpose()?,
+            node: self.node.clone(),
+            canonical_name: self.canonical_name.clone(),
+            canonical_revision: self.canonical_revision.clone(),
+            workload_type: match self.workload_type.to_ascii_lowercase().as_str() {
+                "deployment" => pb::WorkloadType::Deployment,
+                "cronjob" => pb::WorkloadType::Cronjob,
+                "job" => pb::WorkloadType::Job,
+                "pod" | "" => pb::WorkloadType::Pod,
+                other => return Err(format!("workloadType {other:?} is none of pod, deployment, job, cronjob")),
+            } as i32,
+            workload_name: self.workload_name.clone(),
+            native_tunnel: self.native_tunnel,
+            authorization_policies: self.authorization_policies.clone(),
+            status: match self.status {
+                Status::Healthy => pb::WorkloadStatus::Healthy,
+                Status::Unhealthy => pb::WorkloadStatus::Unhealthy,
+            } as i32,
+            cluster_id: self.cluster_id.clone(),
+            services: services.into_iter().collect(),
+            locality: Some(pb::Locality {
+                region: self.locality.region.clone(),
+                zone: self.locality.zone.clone(),
+                subzone: self.locality.subzone.clone(),
+            }),
+            network_mode: match self.network_mode {
+                NetworkMode::Standard => pb::NetworkMode::Standard,
+                NetworkMode::HostNetwork => pb::NetworkMode::HostNetwork,
+            } as i32,
+            capacity: self.capacity,
+            ..Default::default()
+        })
+    }
+}
+
+impl Service {
+    fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.hostname)
+    }
+    fn wire(&self) -> Result<pb::Service, String> {
+        let mut addresses = Vec::new();
+        for v in &self.vips {
+            let (network, ip) = v.split_once('/').ok_or_else(|| format!("vips: {v:?} is not NETWORK/ADDRESS"))?;
+            let ip = ip.parse().map_err(|e| format!("vips: {v:?}: {e}"))?;
+            addresses.push(address(network, ip, None));
+        }
+        for v in &self.cidr_vips {
+            let (network, range) = v.split_once('/').ok_or_else(|| format!("cidrVips: {v:?} is not NETWORK/RANGE"))?;
+            let c: Cidr = range.parse().map_err(|e| format!("cidrVips: {v:?}: {e}"))?;
+            addresses.push(address(network, c.base(), Some(c.prefix_len().into())));
+        }
+        let scope = |s: &Scope| {
+            (match s {
+                Scope::Region => lb::Scope::Region,
+                Scope::Zone => lb::Scope::Zone,
+                Scope::Subzone => lb::Scope::Subzone,
+                Scope::Node => lb::Scope::Node,
+                Scope::Cluster => lb::Scope::Cluster,
+                Scope::Network => lb::Scope::Network,
+            }) as i32
+        };
+        let load_balancing = self.load_balancer.as_ref().map(|l| pb::LoadBalancing {
+            routing_preference: l.routing_preferences.iter().map(scope).collect(),
+            mode: match l.mode {
+                Mode::Standard => lb::Mode::UnspecifiedMode,
+                Mode::Strict => lb::Mode::Strict,
+                Mode::Failover => lb::Mode::Failover,
+                Mode::Passthrough => lb::Mode::Passthrough,
+            } as i32,
+            health_policy: match l.health_policy {
+                Health::OnlyHealthy => lb::HealthPolicy::OnlyHealthy,
+                Health::AllowAll => lb::HealthPolicy::AllowAll,
+            } as i32,
+        });
+        Ok(pb::Service {
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            hostname: self.hostname.clone(),
+            addresses,
+            ports: ports(&self.ports),
+            subject_alt_names: self.subject_alt_names.clone(),
+            waypoint: self.waypoint.as_ref().map(Gateway::wire).transpose()?,
+            load_balancing,
+            canonical: self.canonical,
+            visibility: if self.private { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
+            ..Default::default()
+        })
+    }
+}
+
+/// The state that a file describes.
+///
+/// # Errors
+/// Names the object, its field, and what is wrong there.
+pub fn parse(text: &str, network: &str) -> Result<Snapshot, String> {
+    let yaml = serde_yaml_ng::Deserializer::from_str(text);
+    // {Exact: x} is a choice, as in JSON.
+    let f: File = serde_yaml_ng::with::singleton_map_recursive::deserialize(yaml).map_err(|e| e.to_string())?;
+    let mut by_workload: HashMap<&str, Vec<(&str, &Ports)>> = HashMap::new();
+    let keys: Vec<String> = f.services.iter().map(Service::key).collect();
+    for (s, key) in f.services.iter().zip(&keys) {
+        for (name, e) in &s.endpoints {
+            if !f.workloads.iter().any(|w| w.uid == e.workload_uid) {
+                return Err(format!("service {key}: endpoints.{name}: there is no workload {:?}", e.workload_uid));
+            }
+            by_workload.entry(&e.workload_uid).or_default().push((key, &e.port));
+        }
+    }
+    let mut out = Snapshot::new(network);
+    let mut put = |name: &str, what: &str, a: pb::address::Type| {
+        out.put_address(name, &pb::Address { r#type: Some(a) }.encode_to_vec()).map_err(|e| format!("{what}: {e}"))
+    };
+    for (s, key) in f.services.iter().zip(&keys) {
+        let what = format!("service {key}");
+        put(key, &what, pb::address::Type::Service(s.wire().map_err(|e| format!("{what}: {e}"))?))?;
+    }
+    for w in &f.workloads {
+        let what = format!("workload {:?}", w.uid);
+        put(&w.uid, &what, pb::address::Type::Workload(w.wire(&by_workload).map_err(|e| format!("{what}: {e}"))?))?;
+    }
+    for p in f.policies {
+        out.put_policy(&p.key(), p);
+    }
+    Ok(out)
+}
+
+/// Reads the file.
+///
+/// # Errors
+/// Names the file, and the place in it.
+pub fn read(path: &Path, network: &str) -> Result<Snapshot, String> {
+    let named = |e: String| format!("{} (LOCAL_XDS_PATH): {e}", path.display());
+    let text = fs::read_to_string(path).map_err(|e| named(e.to_string()))?;
+    parse(&text, network).map_err(named)
+}
+
+/// Follows the file's changes.
+pub async fn follow(path: &Path, network: &str, state: watch::Sender<Arc<Snapshot>>) {
+    let stamp = || fs::metadata(path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
+    let mut seen: Option<(SystemTime, u64)> = stamp();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = stamp();
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match read(path, network) {
+            Ok(s) => {
+                tracing::info!(file = %path.display(), "the local configuration has changed");
+                state.send_replace(Arc::new(s));
+            }
+            Err(e) => tracing::error!("{e}; the last good state stays"),
+        }
+    }
+}
+
+/// The certificate of an identity, from `DIR/TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/` with the files that Istio mounts:
+/// `cert-chain.pem`, `key.pem`, `root-cert.pem`.
+///
+/// # Errors
+/// Names the file that is missing or wrong.
+pub fn certificate(dir: &Path, id: &Identity) -> Result<Credentials, String> {
+    use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+    let dir = dir.join(id.trust_domain()).join("ns").join(id.namespace()).join("sa").join(id.service_account());
+    let file = |n: &str| {
+        let p = dir.join(n);
+        fs::read_to_string(&p).map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", p.display()))
+    };
+    let chain = [file("cert-chain.pem")?, file("root-cert.pem")?];
+    let key = PrivateKeyDer::from_pem_slice(file("key.pem")?.as_bytes())
+        .map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", dir.join("key.pem").display()))?;
+    let c = Credentials::new(id.clone(), &chain, key).map_err(|e| format!("{}: {e}", dir.display()))?;
+    match c.not_after > SystemTime::now() {
+        true => Ok(c),
+        false => Err(format!("{}: the certificate has expired", dir.join("cert-chain.pem").display())),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+workloads:
+- uid: cluster1//Pod/default/client
+  name: client
+  namespace: default
+  serviceAccount: client
+  workloadIps: ["10.0.0.1", "fd00::1"]
+  protocol: HBONE
+  node: a
+- uid: cluster1//Pod/default/server
+  name: server
+  namespace: default
+  workloadIps: ["10.0.0.2"]
+  status: Unhealthy
+  authorizationPolicies: [default/only-client]
+  services:
+    default/web.default.svc.cluster.local: {80: 8080}
+services:
+- name: web
+  namespace: default
+  hostname: web.default.svc.cluster.local
+  vips: ["/10.96.0.1"]
+  cidrVips: ["/10.97.0.0/16"]
+  ports: {80: 8080}
+  waypoint: {destination: /10.0.0.9}
+  loadBalancer: {mode: Failover, routingPreferences: [Network, Region, Zone]}
+policies:
+- name: only-client
+  namespace: default
+  scope: WorkloadSelector
+  action: Allow
+  rules: [[[{principals: [{Exact: cluster.local/ns/default/sa/client}], destinationPorts: [8080], notSourceIps: [10.1.0.0/16]}]]]
+"#;
+
+    #[test]
+    fn a_file_becomes_a_state() {
+        let s = parse(FILE, "").unwrap();
+        let client = s.pod("default", "client").unwrap();
+        assert!(client.hbone && client.healthy && client.ips.len() == 2);
+        let server = s.workload([10, 0, 0, 2].into()).unwrap();
+        assert!(!server.healthy && !server.hbone);
+        assert_eq!(server.identity.to_string(), "spiffe://cluster.local/ns/default/sa/default");
+        let web = s.service([10, 97, 3, 3].into(), "default").unwrap();
+        assert_eq!(web.waypoints.len(), 1);
+        assert_eq!(s.endpoints[&web.key].len(), 1);
+        let p = s.policies_of(server).unwrap();
+        assert_eq!(p[0].rules[0].clauses[0].matches[0].destination_ports, [8080]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let table = [
+            ("workloads: [{uid: a, colour: red}]", "colour"),
+            ("workloads: [{uid: a, workloadIps: [10.0.0.300]}]", "workloadIps"),
+            ("workloads: [{uid: a, protocol: HTTP}]", "HTTP"),
+            ("workloads: [{uid: a, namespace: d, workloadType: car}]", "workload \"a\": workloadType \"car\""),
+            ("workloads: [{uid: a, namespace: d, waypoint: {destination: x}}]", "destination \"x\""),
+            ("workloads: [{uid: a, namespace: d, services: [d/h]}]", "d/h does not list this workload"),
+            ("services: [{name: a, namespace: b, hostname: c, vips: [10.0.0.1]}]", "service b/c: vips"),
+            ("services: [{name: a, namespace: b, hostname: c, cidrVips: [/10.0.0.1/99]}]", "service b/c: cidrVips"),
+            ("services: [{name: a, namespace: b, hostname: c, endpoints: {x: {workloadUid: y}}}]", "no workload \"y\""),
+            ("policies: [{name: a, namespace: b, scope: Planet, action: Deny, rules: []}]", "Planet"),
+            ("policies: [{name: a, namespace: b, scope: Global, action: Deny, rules: [[[{ports: [1]}]]]}]", "ports"),
+        ];
+        for (text, part) in table {
+            let e = parse(text, "").err().unwrap();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+}
