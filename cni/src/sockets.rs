@@ -1,7 +1,10 @@
 //! The listeners of one pod, opened in its namespace and held here, so that they outlive ztunnel.
 
 use karst_ebpf::Listeners;
-use karst_rt::{netns::Netns, socket};
+use karst_rt::{
+    netns::Netns,
+    socket::{self, MARK_CAPTURE, MARK_ZTUNNEL},
+};
 use std::{io, os::fd::OwnedFd};
 
 /// The four sockets.
@@ -21,9 +24,9 @@ impl PodSockets {
     pub fn open(netns: &Netns) -> io::Result<Self> {
         netns.run(|| {
             Ok(Self {
-                hbone: socket::redirect_listener()?.into(),
-                plaintext: socket::redirect_listener()?.into(),
-                outbound: socket::redirect_listener()?.into(),
+                hbone: socket::redirect_listener(MARK_ZTUNNEL)?.into(),
+                plaintext: socket::redirect_listener(MARK_ZTUNNEL)?.into(),
+                outbound: socket::redirect_listener(MARK_CAPTURE)?.into(),
                 dns: socket::redirect_udp()?.into(),
             })
         })?

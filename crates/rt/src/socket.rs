@@ -83,12 +83,16 @@ fn unpaced(s: &Socket) {
 /// A dual-stack listener for redirected connections, in the calling thread's namespace. Its port is of no
 /// importance (redirection ignores it) and chosen by the kernel, so it never clashes with an application.
 ///
+/// Accepted sockets inherit `mark`. What the kernel answers without a socket (in TIME_WAIT, or by a reset) carries the mark of
+/// the packet it answers (`fwmark_reflect`), so it is to be [`MARK_CAPTURE`] where the peer is the pod's own application: its
+/// answers must come back over `lo`. [`MARK_ZTUNNEL`] where the peer is elsewhere.
+///
 /// # Errors
 /// Those of the socket calls; CAP_NET_ADMIN is needed.
-pub fn redirect_listener() -> io::Result<Socket> {
+pub fn redirect_listener(mark: u32) -> io::Result<Socket> {
     let s = Socket::new(Domain::IPV6, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     s.set_only_v6(false)?;
-    s.set_mark(MARK_ZTUNNEL)?;
+    s.set_mark(mark)?;
     s.set_tcp_nodelay(true)?; // inherited by accepted sockets, as is the next
     unpaced(&s);
     transparent(&s, true)?;

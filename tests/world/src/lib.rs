@@ -11,4 +11,4 @@ pub mod net;
 pub mod sniff;
 mod world;
 
-pub use world::{Node, Options, Pod, PodSpec, World, bin, kill, static_client, wait_for};
+pub use world::{Node, Options, Pod, PodSpec, World, bin, kill, static_client, stop, wait_for};

@@ -667,6 +667,20 @@ pub fn kill(pid: u32, signal: i32) {
     unsafe { libc::kill(pid as i32, signal) };
 }
 
+/// Stops a process of the test's own and waits until each of its threads stands: kill(2) returns before that, and a thread that
+/// still runs may take another connection from a listener.
+pub fn stop(pid: u32) {
+    kill(pid, libc::SIGSTOP);
+    wait_for("all threads stopped", Duration::from_secs(5), || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let stopped = |t: fs::DirEntry| {
+            let stat = fs::read_to_string(t.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T'))
+        };
+        tasks.flatten().all(stopped).then_some(())
+    });
+}
+
 #[allow(unsafe_code)]
 fn is_root() -> bool {
     // SAFETY: no preconditions.
