@@ -19,6 +19,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-ztunnel", 4),
     ("karst-controller", 4),
     ("karst-world", 4),
+    ("karst-fuzz", 5),
     ("meshbench", 4),
     ("xtask", 4),
 ];

@@ -1,6 +1,8 @@
 //! `cargo xtask`: everything that developers and CI do, from one place.
 
 mod bench;
+mod deny;
+mod fuzz;
 mod lint;
 mod report;
 mod setup;
@@ -46,6 +48,14 @@ enum Task {
     },
     /// The long forms of the tests.
     Soak,
+    /// Feed the parsers of what comes from outside with inputs made by coverage.
+    Fuzz {
+        /// Only this target.
+        target: Option<String>,
+        /// For so long each.
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+    },
     /// Measure against plain relays, interleaved in one run.
     Bench {
         #[command(subcommand)]
@@ -95,6 +105,10 @@ fn run(task: Task) -> Result<()> {
             build()?;
             worlds(&["--ignored"])
         }
+        Task::Fuzz { target, seconds } => {
+            setup::run()?;
+            fuzz::run(seconds, target.as_deref())
+        }
         Task::Bench { what } => {
             build()?;
             bench::run(what)
@@ -115,6 +129,10 @@ fn build() -> Result<()> {
 fn lint_stages(s: &mut Stages) -> Result<()> {
     s.run("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
     s.run("arrows between crates", lint::arrows)?;
+    s.run("licences, sources, bans", || {
+        setup::checks()?;
+        deny::run()
+    })?;
     s.run("clippy", || {
         cargo(&["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
     })?;
@@ -137,6 +155,9 @@ fn test(filter: &str) -> Result<()> {
     s.run("unit tests", || cargo(&[&unit[..], &["--", filter]].concat(), &[]))?;
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
+    if filter.is_empty() {
+        s.run("fuzz targets", || fuzz::run(10, None))?;
+    }
     s.print();
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! What a fresh machine lacks: Debian packages and bpf-linker. Idempotent, and quick when nothing is missing.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::{path::Path, process::Command};
 
 /// Package, and what for.
 const PACKAGES: &[(&str, &str)] = &[
     ("gcc", "linking, and compiling aws-lc"),
+    ("g++", "compiling libFuzzer, for the fuzz targets"),
     ("libc6-dev", "linking"),
     ("make", "compiling aws-lc"),
     ("cmake", "compiling aws-lc"),
@@ -16,13 +17,23 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "nsenter, for the tests' processes"),
     ("mount", "the tests' bpffs"),
 ];
-const LINKER: &str = "0.13.0";
 
 /// Installs what is missing.
 pub fn run() -> Result<()> {
     packages()?;
     components()?;
-    linker()
+    tool(
+        "bpf-linker",
+        "0.13.0",
+        "links the eBPF programs",
+        &["--no-default-features", "--features", "llvm-22"],
+        "it needs llvm-22-dev and libzstd-dev (cargo xtask setup installs them on Debian)",
+    )
+}
+
+/// What only the checks need.
+pub fn checks() -> Result<()> {
+    tool("cargo-deny", "0.20.2", "checks licences and sources", &["--debug"], "it needs a C compiler")
 }
 
 /// rust-src: the eBPF programs build `core` for their target.
@@ -81,34 +92,22 @@ fn packages() -> Result<()> {
     Ok(())
 }
 
-fn linker() -> Result<()> {
+/// A tool from the crate registry, built into `target/tools`. `needs`: what a failure is most likely about.
+fn tool(name: &str, version: &str, why: &str, args: &[&str], needs: &str) -> Result<()> {
     let root = Path::new("target/tools");
-    if root.join("bin/bpf-linker").is_file() {
+    if root.join("bin").join(name).is_file() {
         return Ok(());
     }
-    println!("setup: building bpf-linker {LINKER} (links the eBPF programs); about a minute");
+    println!("setup: building {name} {version} ({why}); about a minute");
     let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
-        .args([
-            "install",
-            "bpf-linker",
-            "--quiet",
-            "--locked",
-            "--version",
-            LINKER,
-            "--no-default-features",
-            "--features",
-            "llvm-22",
-            "--root",
-        ])
+        .args(["install", name, "--quiet", "--locked", "--version", version])
+        .args(args)
+        .arg("--root")
         .arg(root)
         .env("LLVM_PREFIX", "/usr/lib/llvm-22")
         .env("CARGO_TARGET_DIR", "target/tools/build")
         .status()?;
     let _ = std::fs::remove_dir_all("target/tools/build");
-    if !status.success() {
-        bail!(
-            "bpf-linker does not build: it needs llvm-22-dev and libzstd-dev (cargo xtask setup installs them on Debian)"
-        );
-    }
+    ensure!(status.success(), "{name} does not build: {needs}");
     Ok(())
 }

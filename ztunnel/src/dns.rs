@@ -177,10 +177,11 @@ async fn forward(pod: &LocalPod, data: &[u8], to: SocketAddr, tcp: bool) -> io::
     }
 }
 
-struct Search<'a> {
-    namespace: &'a str,
-    domain: &'a str,
-    ipv6: bool,
+/// The client's side of a question.
+pub struct Search<'a> {
+    pub namespace: &'a str,
+    pub domain: &'a str,
+    pub ipv6: bool,
 }
 
 fn reply(q: &Message) -> Message {
@@ -194,7 +195,7 @@ fn reply(q: &Message) -> Message {
 }
 
 /// An answer from what the mesh knows; None if it is not ours to answer.
-fn own_answer(s: &Snapshot, search: &Search<'_>, q: &Message) -> Option<Message> {
+pub fn own_answer(s: &Snapshot, search: &Search<'_>, q: &Message) -> Option<Message> {
     if q.metadata.message_type != MessageType::Query || q.metadata.op_code != OpCode::Query || q.queries.len() != 1 {
         return None;
     }
@@ -272,7 +273,7 @@ fn addresses(s: &Snapshot, svc: &Service) -> Option<Vec<IpAddr>> {
 }
 
 /// The bytes; over UDP, what is too long for the client is cut and marked so (TC), so that it asks again over TCP.
-fn encode(mut m: Message, q: &Message, tcp: bool) -> Option<Vec<u8>> {
+pub fn encode(mut m: Message, q: &Message, tcp: bool) -> Option<Vec<u8>> {
     let limit = match (tcp, &q.edns) {
         (true, _) => usize::from(u16::MAX),
         (false, Some(e)) => usize::from(e.max_payload()).clamp(PLAIN_UDP, DNS_MAX_UDP),

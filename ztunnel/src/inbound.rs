@@ -6,7 +6,7 @@ use crate::{
     metrics::Reporter,
     outcome::Outcome,
     plan::OWN_PORTS,
-    state::{Service, Workload},
+    state::{Service, Snapshot, Workload},
     worker::{Count, Served, Worker},
 };
 use bytes::Bytes;
@@ -90,7 +90,7 @@ async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketA
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
-    let (target, service) = match target(&w, &p.pod, &request, to) {
+    let (target, service) = match target(&w.snapshot(), (&p.pod.namespace, &p.pod.name), &request, to) {
         Ok(t) => t,
         Err(o) => {
             tracing::info!(target: "access", pod = p.pod.key, peer = %from, identity = %peer, error = o.text(), "CONNECT refused");
@@ -120,9 +120,9 @@ async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketA
 }
 
 /// Where a CONNECT goes: always to this pod (docs/hbone.md §4).
-fn target<B>(
-    w: &Worker,
-    pod: &LocalPod,
+pub fn target<B>(
+    s: &Snapshot,
+    (namespace, name): (&str, &str),
     r: &http::Request<B>,
     to: SocketAddr,
 ) -> Result<(SocketAddr, Option<Arc<Service>>), Outcome> {
@@ -136,11 +136,10 @@ fn target<B>(
             return Err(Outcome::BadRequest("the authority is not the address that the tunnel goes to"));
         }
         Host::Ip(_) => port,
-        Host::Name(name) => {
-            let s = w.snapshot();
+        Host::Name(host) => {
             let svc =
-                s.host(name, &pod.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
-            let own = s.pod(&pod.namespace, &pod.name).ok_or(Outcome::NoWorkload)?;
+                s.host(host, namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+            let own = s.pod(namespace, name).ok_or(Outcome::NoWorkload)?;
             let ports = own
                 .services
                 .iter()

@@ -14,6 +14,7 @@ pub mod server;
 pub mod stream;
 pub mod tls;
 
+pub use karst_core::Identity;
 use std::time::Duration;
 
 /// The HBONE port.

@@ -1,0 +1,6 @@
+//! XDS resources.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    karst_ztunnel::fuzz::xds(data);
+});

@@ -1,0 +1,1 @@
+//! See the targets in `src/bin`; this library is empty.

@@ -1,0 +1,83 @@
+//! Doors for the fuzz targets (tests/fuzz): what comes from outside, in the functions that the product calls. Each states what
+//! must hold whatever comes; none may panic.
+#![allow(clippy::unwrap_used)] // a broken invariant is to end the run
+
+use crate::{dns, inbound, inpod, local, plan::OWN_PORTS, state::Snapshot};
+use hickory_proto::op::Message;
+use karst_api::convert;
+use karst_policy::{Connection, authorize};
+use std::{net::SocketAddr, sync::LazyLock};
+
+const MESH: &str = r#"
+workloads:
+- {uid: c//Pod/default/server, name: server, namespace: default, workloadIps: [10.0.0.2], protocol: HBONE, services: {default/web.default.svc.cluster.local: {80: 8080, 81: 15008}}}
+services:
+- {name: web, namespace: default, hostname: web.default.svc.cluster.local, vips: [/10.96.0.1, "/fd00::1"], ports: {80: 8080, 81: 15008}}
+- {name: any, namespace: default, hostname: "*.example.com", vips: [/10.96.0.2], ports: {80: 80}}
+"#;
+
+static STATE: LazyLock<Snapshot> = LazyLock::new(|| local::parse(MESH, "").unwrap());
+
+/// A CONNECT: the authority in the first line, then headers, `name: value`.
+pub fn connect(data: &[u8]) {
+    let mut lines = data.split(|b| *b == b'\n');
+    let Ok(uri) = http::Uri::builder().authority(lines.next().unwrap_or_default()).build() else { return };
+    let mut r = http::Request::connect(uri).body(()).unwrap();
+    for l in lines {
+        let Some(at) = l.iter().position(|b| *b == b':') else { continue };
+        let (Ok(n), Ok(v)) =
+            (http::HeaderName::from_bytes(&l[..at]), http::HeaderValue::from_bytes(l[at + 1..].trim_ascii()))
+        else {
+            continue;
+        };
+        r.headers_mut().append(n, v);
+    }
+    let to: SocketAddr = ([10, 0, 0, 2], 15008).into();
+    if let Ok((target, _)) = inbound::target(&STATE, ("default", "server"), &r, to) {
+        assert!(target.ip() == to.ip() && target.port() != 0 && !OWN_PORTS.contains(&target.port()), "{target}");
+    }
+}
+
+/// A DNS query.
+pub fn dns(data: &[u8]) {
+    let Ok(q) = Message::from_vec(data) else { return };
+    let search = dns::Search { namespace: "default", domain: "cluster.local", ipv6: true };
+    let Some(answer) = dns::own_answer(&STATE, &search, &q) else { return };
+    for tcp in [false, true] {
+        let Some(bytes) = dns::encode(answer.clone(), &q, tcp) else { continue };
+        assert!(tcp || bytes.len() <= karst_core::limits::DNS_MAX_UDP, "{} bytes over UDP", bytes.len());
+        assert_eq!(Message::from_vec(&bytes).unwrap().metadata.id, q.metadata.id);
+    }
+}
+
+/// A packet of the node agent.
+pub fn zds(data: &[u8]) {
+    // Whatever it says: without descriptors no pod can be added.
+    assert!(!matches!(inpod::request(data, Vec::new()), Ok(inpod::Request::Add(..))));
+}
+
+/// An xDS resource: an address if the first byte is even, else a policy.
+pub fn xds(data: &[u8]) {
+    let Some((kind, bytes)) = data.split_first() else { return };
+    if kind % 2 == 0 {
+        let mut s = Snapshot::new("");
+        if s.put_address("x", bytes).is_ok() {
+            let names: Vec<String> = s.workloads.keys().chain(s.services.keys()).map(ToString::to_string).collect();
+            names.iter().for_each(|n| s.remove_address(n));
+            assert!(s.workloads.is_empty() && s.services.is_empty() && s.by_ip.is_empty() && s.by_vip.is_empty());
+            assert!(s.by_host.is_empty() && s.by_name.is_empty() && s.ranges.is_empty());
+        }
+    } else if let Ok(p) = convert::policy(bytes) {
+        let c = Connection {
+            source_identity: None,
+            source_ip: [10, 0, 0, 1].into(),
+            destination_ip: [10, 0, 0, 2].into(),
+            destination_port: 80,
+        };
+        // Something not understood never lets anybody in.
+        let unknown = p.rules.iter().flat_map(|r| &r.clauses).flat_map(|c| &c.matches).any(|m| m.unknown);
+        let verdict = authorize([&p].into_iter(), &c);
+        let only = p.rules.len() == 1 && p.rules[0].clauses.len() == 1 && p.rules[0].clauses[0].matches.len() == 1;
+        assert!(p.dry_run || !(unknown && only && verdict.is_allow()), "{p:?}");
+    }
+}

@@ -1,0 +1,183 @@
+//! The node proxy: carries its pods' TCP over HBONE, and enforces L4 policy.
+
+mod admin;
+mod config;
+mod conns;
+mod control;
+mod dns;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
+mod inbound;
+mod inpod;
+mod local;
+mod metrics;
+mod outbound;
+mod outcome;
+mod plan;
+mod secrets;
+mod state;
+mod worker;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use clap::Parser;
+use control::{Keeper, Remote, Writer};
+use karst_api::ads;
+use karst_core::Identity;
+use karst_rt::{drain, ready::Ready};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// Orders that may wait for a worker.
+const ORDERS: usize = 256;
+
+/// The process: reads its knobs, serves until it is told to stop.
+pub fn main() -> std::process::ExitCode {
+    karst_rt::process::tune_allocator();
+    let config = config::Config::parse();
+    match run(config) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("ztunnel: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: config::Config) -> anyhow::Result<()> {
+    karst_rt::log::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
+    let descriptors =
+        karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), descriptors, "ztunnel starts");
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&rt, serve(config))
+}
+
+async fn serve(config: config::Config) -> anyhow::Result<()> {
+    let ready = Ready::default();
+    let metrics = Arc::new(metrics::Metrics::default());
+    let first = match &config.local_xds {
+        Some(path) => local::read(path, &config.network).map_err(anyhow::Error::msg)?,
+        None => state::Snapshot::new(&config.network),
+    };
+    let (state_tx, state) = watch::channel(Arc::new(first));
+    let remote = |address: &str| Remote { config: config.clone(), address: address.to_string() };
+    let mut secrets = secrets::Manager::new(remote(config.ca()), config.secret_ttl, config.cluster_id.clone());
+    let shared = Arc::new(worker::Shared {
+        config: config.clone(),
+        state: state.clone(),
+        pods: ArcSwap::default(),
+        secrets: secrets.secrets(),
+        metrics: metrics.clone(),
+    });
+    // Ports first: a process that cannot have them must not take connections.
+    let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
+    let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
+    let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
+    let (drain, watch) = drain::new();
+    let (mut workers, mut threads) = (Vec::new(), Vec::new());
+    for i in 0..config.worker_count() {
+        let (tx, rx) = mpsc::channel(ORDERS);
+        let (shared, watch) = (shared.clone(), watch.clone());
+        let thread =
+            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, rx, watch));
+        threads.push(thread.context("cannot start a worker thread")?);
+        workers.push(tx);
+    }
+    drop(watch);
+    let quit = Arc::new(Notify::new());
+    let pages = Arc::new(admin::Pages {
+        shared: shared.clone(),
+        ready: ready.clone(),
+        quit: quit.clone(),
+        workers: workers.clone(),
+    });
+    tokio::task::spawn_local(karst_rt::admin::serve(admin_at, pages.clone().admin()));
+    tokio::task::spawn_local(karst_rt::admin::serve(stats_at, pages.clone().stats()));
+    tokio::task::spawn_local(karst_rt::admin::serve(ready_at, pages.readiness()));
+
+    let (dns_tx, dns_rx) = mpsc::channel(ORDERS);
+    tokio::task::spawn_local(dns::run(dns_rx, shared.clone()));
+    let changed = Arc::new(Notify::new());
+    let keeper = Keeper {
+        shared: shared.clone(),
+        workers,
+        pods: HashMap::new(),
+        blocker: Some(ready.block("first snapshot of the node agent")),
+        dns: dns_tx,
+        changed: changed.clone(),
+    };
+    let zds = config.zds.clone();
+    let agent = tokio::task::spawn_local(async move { inpod::run(&zds, keeper).await });
+    match config.local_xds.clone() {
+        Some(path) => {
+            let network = config.network.clone();
+            tokio::task::spawn_local(async move { local::follow(&path, &network, state_tx).await });
+        }
+        None => {
+            let writer = Writer::new(remote(&config.xds_address), state_tx, metrics, &ready);
+            let node = node(&config);
+            tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
+        }
+    }
+
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            () = changed.notified() => {
+                let ours = identities(&shared);
+                secrets.retain(&ours);
+                ours.iter().for_each(|i| secrets.keep(i));
+            }
+            i = secrets.wanted() => if identities(&shared).contains(&i) { secrets.keep(&i) },
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            () = quit.notified() => break,
+        }
+    }
+    let limit = config.drain_limit();
+    tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
+    agent.abort();
+    drain.start(drain::Phase::Graceful);
+    if tokio::time::timeout(limit, drain.finished()).await.is_err() {
+        tracing::info!("the drain's time is over: closing what is open");
+        drain.start(drain::Phase::Forced);
+    }
+    for t in threads {
+        let _ = tokio::task::spawn_blocking(move || t.join()).await;
+    }
+    tracing::info!("ztunnel stops");
+    // The log is written by a thread of its own.
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    Ok(())
+}
+
+/// The identities of this node's pods.
+fn identities(shared: &worker::Shared) -> HashSet<Identity> {
+    let td = &shared.config.trust_domain;
+    shared.pods.load().values().filter_map(|p| Identity::new(td, &p.namespace, &p.account).ok()).collect()
+}
+
+/// How we introduce ourselves to the control plane.
+fn node(c: &config::Config) -> ads::Node {
+    let text = |s: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.to_string())) };
+    let fields = [
+        ("NAME", &c.pod_name),
+        ("NAMESPACE", &c.pod_namespace),
+        ("NODE_NAME", &c.node),
+        ("CLUSTER_ID", &c.cluster_id),
+        ("INSTANCE_IPS", &c.instance_ip),
+    ];
+    ads::Node {
+        id: format!(
+            "ztunnel~{}~{}.{}~{}.svc.{}",
+            c.instance_ip, c.pod_name, c.pod_namespace, c.pod_namespace, c.cluster_domain
+        ),
+        cluster: String::new(),
+        metadata: Some(prost_types::Struct { fields: fields.iter().map(|(k, v)| (k.to_string(), text(v))).collect() }),
+    }
+}
