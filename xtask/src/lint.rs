@@ -20,6 +20,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-controller", 4),
     ("karst-world", 4),
     ("karst-fuzz", 5),
+    ("hbone-conformance", 0),
     ("meshbench", 4),
     ("xtask", 4),
 ];

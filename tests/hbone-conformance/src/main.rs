@@ -1,0 +1,111 @@
+//! Checks an HBONE endpoint against docs/hbone.md, from outside: as a client against a server, and as a server for a client.
+//! Certificates, good ones and bad ones, are made on the spot with the authority that the endpoint trusts.
+
+mod against_client;
+mod against_server;
+mod certs;
+mod hello;
+mod report;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use report::Report;
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+/// Checks any HBONE endpoint against Karst's specification (docs/hbone.md).
+#[derive(Parser)]
+#[command(name = "hbone-conformance", version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Act as a client, against a server endpoint.
+    Server(Server),
+    /// Act as a server, for a client endpoint. Let an application connect through that client again and again, send a line, end
+    /// its direction and read to the end: `while sleep 0.2; do echo hello | nc -N ADDRESS PORT; done`.
+    Client(Client),
+}
+
+#[derive(Args)]
+struct Common {
+    /// Certificate of an authority that the endpoint trusts, PEM.
+    #[arg(long, value_name = "FILE")]
+    ca_cert: PathBuf,
+    /// Its key, PEM.
+    #[arg(long, value_name = "FILE")]
+    ca_key: PathBuf,
+    /// Identity that this tool acts as.
+    #[arg(long, value_name = "SPIFFE")]
+    identity: String,
+    /// Also write the table as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Server {
+    #[command(flatten)]
+    common: Common,
+    /// The endpoint, usually port 15008.
+    #[arg(long, value_name = "IP:PORT")]
+    to: SocketAddr,
+    /// An application behind it that echoes every byte and its end, as the CONNECT is to name it.
+    #[arg(long, value_name = "IP:PORT")]
+    application: SocketAddr,
+    /// A port of that workload on which nothing listens.
+    #[arg(long, default_value_t = 1)]
+    closed_port: u16,
+    /// Identity that the server must have.
+    #[arg(long, value_name = "SPIFFE")]
+    expect: String,
+}
+
+#[derive(Args)]
+struct Client {
+    #[command(flatten)]
+    common: Common,
+    /// Where to listen: the address of a workload that the client takes for one with HBONE, port 15008.
+    #[arg(long, value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// Identity that the client must have.
+    #[arg(long, value_name = "SPIFFE")]
+    expect: String,
+    /// Give up when no connection has come for so many seconds.
+    #[arg(long, default_value_t = 30)]
+    patience: u64,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().role) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(role: Role) -> Result<bool> {
+    let common = match &role {
+        Role::Server(s) => &s.common,
+        Role::Client(c) => &c.common,
+    };
+    let ca = certs::Ca::open(&common.ca_cert, &common.ca_key)?;
+    let file = common.report.clone();
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let mut report = Report::default();
+    rt.block_on(async {
+        match role {
+            Role::Server(s) => against_server::run(&s, &ca, &mut report).await,
+            Role::Client(c) => against_client::run(&c, &ca, &mut report).await,
+        }
+    })?;
+    if let Some(f) = file {
+        std::fs::write(&f, report.json()).with_context(|| format!("cannot write {}", f.display()))?;
+    }
+    Ok(report.end())
+}
