@@ -1,7 +1,8 @@
 //! `cargo xtask bench l4`: the cases of docs/performance.md, all variants interleaved in one run, medians and spread.
 //!
 //! Variants: `raw` (pod to pod), `relay` and `splice` (a plain TCP hop in user space in each pod's namespace, as many as
-//! ztunnel adds; one on the same node), `karst`. CPU is that of the relays or ztunnels alone, from /proc.
+//! ztunnel adds; one on the same node), `tls-pipe` (the same with TLS between the nodes, one session for each connection, rustls's
+//! own stream), `karst`. CPU is that of the relays or ztunnels alone, from /proc.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use anyhow::{Context, Result};
@@ -84,6 +85,9 @@ fn main() -> Result<()> {
         }];
         v.push(relays("relay", "read", place, &plain, i)?);
         v.push(relays("splice", "splice", place, &plain, i)?);
+        if place == "cross" {
+            v.push(relays("tls-pipe", "read", place, &plain, i)?);
+        }
         v.push(Way {
             variant: "karst",
             client: mesh[0].clone(),
@@ -124,7 +128,7 @@ fn main() -> Result<()> {
     }
     if "idle-connections".contains(&only) || only.is_empty() {
         for n in [1000, 5000] {
-            idle(&mut s, &ways["cross"][3], n, zt)?;
+            idle(&mut s, &ways["cross"][4], n, zt)?;
         }
     }
     let rows = s.rows();
@@ -146,17 +150,19 @@ fn relays(variant: &'static str, copy: &str, place: &str, pods: &[Pod], server: 
     let base = match (variant, place) {
         ("relay", "cross") => 7000,
         ("relay", _) => 7100,
-        (_, "cross") => 7200,
-        _ => 7300,
+        ("splice", "cross") => 7200,
+        ("splice", _) => 7300,
+        _ => 7400,
     };
     let (client, server) = (&pods[0], &pods[server]);
     let mut apps = vec![];
-    let mut hop = |p: &Pod, port: u16, to: SocketAddr| -> Result<()> {
-        let c = p
-            .command(bin("meshbench"))
-            .args(["relay", "--listen", &format!("0.0.0.0:{port}"), "--to", &to.to_string(), "--copy", copy])
-            .spawn()?;
-        apps.push(App(c));
+    let mut hop = |p: &Pod, port: u16, to: SocketAddr, tls: &str| -> Result<()> {
+        let mut c = p.command(bin("meshbench"));
+        c.args(["relay", "--listen", &format!("0.0.0.0:{port}"), "--to", &to.to_string(), "--copy", copy]);
+        if variant == "tls-pipe" {
+            c.args(["--tls", tls]);
+        }
+        apps.push(App(c.stderr(Stdio::null()).spawn()?));
         wait_for("relay listens", Duration::from_secs(5), || {
             p.netns().run(|| std::net::TcpStream::connect(("127.0.0.1", port))).ok()?.ok()
         });
@@ -165,10 +171,10 @@ fn relays(variant: &'static str, copy: &str, place: &str, pods: &[Pod], server: 
     for (i, port) in [(0, 9001), (1, 8080)] {
         let mut to = server.at(port);
         if place == "cross" {
-            hop(server, base + 10 + i, to)?;
+            hop(server, base + 10 + i, to, "accept")?;
             to = server.at(base + 10 + i);
         }
-        hop(client, base + i, to)?;
+        hop(client, base + i, to, "connect")?;
     }
     let cpu = apps.iter().map(|a| a.0.id()).collect();
     Ok(Way {
