@@ -21,16 +21,24 @@ pub enum What {
         /// Only cases whose name contains this.
         #[arg(long, default_value = "")]
         only: String,
+        /// Also measure another ztunnel binary, in a world of its own beside ours, as variant `other`.
+        #[arg(long, value_name = "PATH")]
+        ztunnel: Option<PathBuf>,
     },
 }
 
 /// Runs it.
 pub fn run(w: What) -> Result<()> {
-    let What::L4 { report, rounds, secs, only } = w;
+    let What::L4 { report, rounds, secs, only, ztunnel } = w;
     let mut c = Command::new("target/release/karst-bench");
     c.arg(format!("--rounds={rounds}")).arg(format!("--secs={secs}")).arg(format!("--only={only}"));
     if let Some(r) = report {
         c.arg(format!("--report={}", std::path::absolute(r)?.display()));
+    }
+    if let Some(z) = ztunnel {
+        let path = std::path::absolute(&z)?;
+        ensure!(path.is_file(), "--ztunnel: {} is no file", path.display());
+        c.arg(format!("--ztunnel={}", path.display()));
     }
     ensure!(c.status().context("cannot start the benchmark")?.success(), "the benchmark failed");
     Ok(())

@@ -5,7 +5,7 @@ use crate::{
     worker::{Order, Shared},
 };
 use karst_hbone::tls::Credentials;
-use karst_rt::{admin, ready::Ready};
+use karst_rt::{admin, log, ready::Ready};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -22,23 +22,28 @@ pub struct Pages {
 impl Pages {
     /// The admin page.
     pub fn admin(self: Arc<Self>) -> admin::Handler {
-        Rc::new(move |method, path, _| {
-            let (pages, method, path) = (self.clone(), method.to_string(), path.to_string());
-            Box::pin(async move { pages.page(&method, &path).await })
+        Rc::new(move |method, path, query| {
+            let (pages, method, path, query) = (self.clone(), method.to_string(), path.to_string(), query.to_string());
+            Box::pin(async move { pages.page(&method, &path, &query).await })
         })
     }
-    async fn page(&self, method: &str, path: &str) -> admin::Answer {
+    async fn page(&self, method: &str, path: &str, query: &str) -> admin::Answer {
         match (method, path) {
-            ("GET", "/") => {
-                admin::text(200, "ztunnel\n  GET  /config_dump\n  GET  /connections\n  POST /quitquitquit\n")
-            }
+            ("GET", "/") => admin::text(
+                200,
+                "ztunnel\n  GET  /config_dump\n  GET  /connections\n  POST /logging?level=SPEC\n  POST /logging?reset\n  POST /quitquitquit\n",
+            ),
             ("GET", "/config_dump") => admin::json(&self.config_dump(self.connections().await)),
             ("GET", "/connections") => admin::json(&Value::Array(self.connections().await)),
+            ("POST", "/logging") => match log::level(query) {
+                Ok(now) => admin::text(200, format!("current log level is {now}\n")),
+                Err(e) => admin::text(400, format!("{e}\n")),
+            },
             ("POST", "/quitquitquit") => {
                 self.quit.notify_one();
                 admin::text(200, "shutdown now\n")
             }
-            ("GET", "/quitquitquit") => admin::text(405, "use POST\n"),
+            ("GET", "/quitquitquit" | "/logging") => admin::text(405, "use POST\n"),
             _ => admin::text(404, "not found; GET / lists the pages\n"),
         }
     }

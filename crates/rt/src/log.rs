@@ -11,12 +11,15 @@ use std::{
     time::SystemTime,
 };
 use tracing::{Event, Level, Subscriber, field::Visit};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry::LookupSpan};
+use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, registry::LookupSpan, reload};
 
 /// Lines that may wait to be written; then writers wait (no line is lost).
 const QUEUE: usize = 10_000;
 
 static OUT: OnceLock<(SyncSender<String>, Format)> = OnceLock::new();
+
+/// The filter, and the text that it was at start.
+static FILTER: OnceLock<(reload::Handle<EnvFilter, Registry>, String)> = OnceLock::new();
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +47,7 @@ impl std::str::FromStr for Format {
 /// # Errors
 /// If the filter cannot be read.
 pub fn start(format: Format, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| format!("log filter {filter:?}: {e}"))?;
+    let (layer, handle) = reload::Layer::new(parse(filter)?);
     let (tx, rx) = sync_channel(QUEUE);
     if OUT.set((tx, format)).is_err() {
         return Ok(());
@@ -53,8 +56,43 @@ pub fn start(format: Format, filter: &str) -> Result<(), String> {
         .name("log".into())
         .spawn(move || write_lines(&rx))
         .map_err(|e| format!("log thread: {e}"))?;
-    let subscriber = tracing_subscriber::registry().with(Lines(format).with_filter(filter));
+    let _ = FILTER.set((handle, filter.into()));
+    let subscriber = tracing_subscriber::registry().with(Lines(format).with_filter(layer));
     tracing::subscriber::set_global_default(subscriber).map_err(|e| e.to_string())
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(filter).map_err(|e| format!("log filter {filter:?}: {e}"))
+}
+
+/// What is logged, as a filter. With `query` (of Istio's page `/logging`), it is changed: `level=SPEC`, where SPEC is a level or a
+/// comma separated list of `SCOPE:LEVEL` (or `SCOPE=LEVEL`) and a level for the rest; `reset` goes back to that of the start.
+///
+/// # Errors
+/// If the filter cannot be read, or the log has not been started.
+pub fn level(query: &str) -> Result<String, String> {
+    let (handle, first) = FILTER.get().ok_or("the log has not been started")?;
+    for part in query.split('&').filter(|p| !p.is_empty()) {
+        let filter = match part.split_once('=') {
+            Some(("level", "reset")) => parse(first)?,
+            Some(("level", spec)) => parse(&directives(spec)?)?,
+            None if part == "reset" => parse(first)?,
+            _ => return Err(format!("{part:?}: use level=SPEC or reset")),
+        };
+        handle.reload(filter).map_err(|e| e.to_string())?;
+    }
+    handle.with_current(ToString::to_string).map_err(|e| e.to_string())
+}
+
+/// `a::b:debug,info` as `a::b=debug,info`. (A word alone that is no level would be a scope to the filter, with everything in it.)
+fn directives(spec: &str) -> Result<String, String> {
+    let level = |d: &str| !d.is_empty() && d.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    let one = |d: &str| match d.rsplit_once(':') {
+        Some((scope, l)) if level(l) && !scope.ends_with(':') => Ok(format!("{scope}={l}")),
+        _ if level(d) || d.split_once('=').is_some_and(|(_, l)| level(l)) => Ok(d.to_string()),
+        _ => Err(format!("log level {d:?}: use off, error, warn, info, debug or trace, or SCOPE:LEVEL")),
+    };
+    spec.split(',').map(one).collect::<Result<Vec<_>, _>>().map(|d| d.join(","))
 }
 
 /// Writes one line as it is. For records that are formatted elsewhere (the access log).
@@ -199,6 +237,22 @@ impl Visit for Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn istio_s_way_to_write_levels_is_read() {
+        for (given, read) in [
+            ("debug", "debug"),
+            ("a::b:debug,info", "a::b=debug,info"),
+            ("a=trace,warn", "a=trace,warn"),
+            ("a::b=off", "a::b=off"),
+        ] {
+            assert_eq!(directives(given).unwrap(), read);
+            assert!(parse(read).is_ok(), "{given}");
+        }
+        for bad in ["loud", "a:loud", "a::b", ""] {
+            assert!(directives(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn one_event_is_one_line() {

@@ -4,14 +4,14 @@ use crate::{Error, sys};
 use aya::{
     EbpfLoader,
     maps::{HashMap, MapData},
-    programs::{CgroupAttachMode, CgroupSockAddr, SockOps, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramFd, SockOps, links::FdLink},
 };
 use karst_ebpf_common::{Addr, LAYOUT};
 use karst_rt::netns::Netns;
 use std::{
     fs::{self, File},
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -64,43 +64,26 @@ impl Node {
             };
             let p: &mut CgroupSockAddr = program(&mut bpf, name)?;
             p.load().map_err(err())?;
-            let pin = dir.join("links").join(name);
-            if pin.exists() {
-                replace(&pin, p.fd().map_err(err())?.as_fd())?;
-            } else {
+            let fd = duplicate(p.fd().map_err(err())?)?;
+            attach_or_replace(&dir.join("links").join(name), fd.as_fd(), || {
                 let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
-                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(
-                    name,
-                    "BPF links for cgroups",
-                    "5.7",
-                ))?;
-                link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))?;
-            }
+                FdLink::try_from(p.take_link(id).map_err(err())?).map_err(links(name))
+            })?;
         }
-        {
-            let name = "note_probe";
-            let err = || {
-                Error::kernel::<aya::programs::ProgramError>(
-                    format!("cannot load or attach {name}"),
-                    "netns cookie in sock_ops",
-                    "5.15",
-                )
-            };
-            let p: &mut SockOps = program(&mut bpf, name)?;
-            p.load().map_err(err())?;
-            let pin = dir.join("links").join(name);
-            if pin.exists() {
-                replace(&pin, p.fd().map_err(err())?.as_fd())?;
-            } else {
-                let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
-                let link = FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel(
-                    name,
-                    "BPF links for cgroups",
-                    "5.7",
-                ))?;
-                link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))?;
-            }
-        }
+        let err = || {
+            Error::kernel::<aya::programs::ProgramError>(
+                "cannot load or attach note_probe",
+                "netns cookie in sock_ops",
+                "5.15",
+            )
+        };
+        let p: &mut SockOps = program(&mut bpf, "note_probe")?;
+        p.load().map_err(err())?;
+        let fd = duplicate(p.fd().map_err(err())?)?;
+        attach_or_replace(&dir.join("links/note_probe"), fd.as_fd(), || {
+            let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
+            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(links("note_probe"))
+        })?;
         let map = |bpf: &mut aya::Ebpf, name: &str| {
             bpf.take_map(name).ok_or_else(|| Error::Pod(format!("the node's object has no map {name}")))
         };
@@ -191,13 +174,31 @@ where
     p.try_into().map_err(|e| Error::Pod(format!("{name}: {e}")))
 }
 
-pub(crate) fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<(), Error> {
+/// A descriptor of its own, so that the program can be attached while it is held.
+pub(crate) fn duplicate(program: &ProgramFd) -> Result<ProgramFd, Error> {
+    program.try_clone().map_err(|e| Error::Pod(format!("cannot duplicate the descriptor of a program: {e}")))
+}
+
+/// Puts a program into force: in place of that of the link pinned here, or by a new link.
+pub(crate) fn attach_or_replace(
+    pin: &Path,
+    program: BorrowedFd<'_>,
+    attach: impl FnOnce() -> Result<FdLink, Error>,
+) -> Result<(), Error> {
+    if !pin.exists() {
+        let pinned = attach()?.pin(pin);
+        return pinned.map(drop).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"));
+    }
     let link = sys::obj_get(pin).map_err(Error::io("cannot open the pinned link", pin))?;
     sys::link_update(link.as_fd(), program).map_err(Error::kernel(
         format!("cannot replace the program of {}", pin.display()),
         "BPF_LINK_UPDATE",
         "5.7",
     ))
+}
+
+fn links<E: std::error::Error + Send + Sync + 'static>(name: &str) -> impl FnOnce(E) -> Error {
+    Error::kernel(name, "BPF links for cgroups", "5.7")
 }
 
 /// An address as the programs compare it.

@@ -3,7 +3,7 @@
 
 use crate::{
     Error, Node, net,
-    node::{key, program, replace},
+    node::{attach_or_replace, duplicate, key, program},
     sys,
 };
 use aya::{
@@ -237,14 +237,12 @@ fn attach_lookup(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> R
     let p: &mut SkLookup = program(bpf, "pod_lookup")?;
     p.load().map_err(err())?;
     let pin = dir.join("lookup");
-    if pin.exists() {
-        return replace(&pin, p.fd().map_err(err())?.as_fd());
-    }
-    let ns = File::from(netns.as_fd().try_clone_to_owned().map_err(Error::io("cannot duplicate", &pin))?);
-    let id = p.attach(ns).map_err(err())?;
-    let link: FdLink = p.take_link(id).map_err(err())?.into();
-    link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.9"))?;
-    Ok(())
+    let fd = duplicate(p.fd().map_err(err())?)?;
+    attach_or_replace(&pin, fd.as_fd(), || {
+        let ns = File::from(netns.as_fd().try_clone_to_owned().map_err(Error::io("cannot duplicate", &pin))?);
+        let id = p.attach(ns).map_err(err())?;
+        Ok(p.take_link(id).map_err(err())?.into())
+    })
 }
 
 fn attach_guard(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Result<(), Error> {
@@ -253,15 +251,11 @@ fn attach_guard(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Re
     p.load().map_err(err())?;
     let devices = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", dir))?;
     for d in devices {
-        let pin = dir.join(format!("guard-{d}"));
-        if pin.exists() {
-            replace(&pin, p.fd().map_err(err())?.as_fd())?;
-            continue;
-        }
-        let id = in_netns(netns, || p.attach(&d, TcAttachType::Egress))?.map_err(err())?;
-        let link =
-            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))?;
-        link.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "6.6"))?;
+        let fd = duplicate(p.fd().map_err(err())?)?;
+        attach_or_replace(&dir.join(format!("guard-{d}")), fd.as_fd(), || {
+            let id = in_netns(netns, || p.attach(&d, TcAttachType::Egress))?.map_err(err())?;
+            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))
+        })?;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Bad input gets one clear error that names what is wrong and the fix (docs/operations.md, "Errors").
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
-use karst_world::{Options, World, bin};
-use std::{fs, path::PathBuf, process::Command};
+use karst_world::{Options, World, bin, http, wait_for};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 fn dir(name: &str) -> PathBuf {
     let d = std::env::temp_dir().join(format!("karst-errors-{}-{name}", std::process::id()));
@@ -103,4 +103,30 @@ fn bad_manifests_are_reported_and_the_last_good_state_stays() {
     assert_eq!(services(), before, "the last good state stays");
     let log = w.log_text("controller.log");
     assert!(log.contains("svc.yaml:7: Service x/a: spec.ports[0].port: "), "{log}");
+}
+
+#[test]
+fn the_samples_manifests_are_good() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/manifests");
+    let out =
+        Command::new(bin("karst-controller")).args(["--source", &format!("dir:{dir}"), "check"]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn the_log_level_changes_at_run_time() {
+    let w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();
+    let post = |query: &str| {
+        let s = w.nodes[0].netns.run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], 15000)))).unwrap().unwrap();
+        http::request(s, "POST", &format!("/logging{query}")).unwrap()
+    };
+    assert_eq!(post(""), (200, "current log level is info\n".into()));
+    assert!(!w.log_text("ztunnel0.log").contains("\ttrace\t"));
+    assert_eq!(post("?level=h2:trace,warn"), (200, "current log level is h2=trace,warn\n".into()));
+    // The controller has something to say.
+    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: x}\nspec: {clusterIP: 10.96.0.1}\n");
+    wait_for("finer lines", Duration::from_secs(5), || w.log_text("ztunnel0.log").contains("\ttrace\t").then_some(()));
+    let (status, said) = post("?level=loud");
+    assert!(status == 400 && said.contains("loud"), "{status} {said}");
+    assert_eq!(post("?reset").1, "current log level is info\n");
 }

@@ -2,7 +2,7 @@
 //!
 //! Variants: `raw` (pod to pod), `relay` and `splice` (a plain TCP hop in user space in each pod's namespace, as many as
 //! ztunnel adds; one on the same node), `tls-pipe` (the same with TLS between the nodes, one session for each connection, rustls's
-//! own stream), `karst`. CPU is that of the relays or ztunnels alone, from /proc.
+//! own stream), `karst`, and with `--ztunnel=PATH` `other`: a world of its own with that ztunnel, driven by our agent. CPU is that of the relays or ztunnels alone, from /proc.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use anyhow::{Context, Result};
@@ -64,44 +64,32 @@ fn main() -> Result<()> {
     let only = arg("only").unwrap_or_default();
     let variants = arg("variants").unwrap_or_default();
     let mut w = World::start(Options::default())?;
-    w.namespace("mesh", true);
-    w.namespace("plain", false);
-    let mesh: Vec<Pod> =
-        [("client", 0), ("near", 0), ("far", 1)].map(|(n, i)| w.mesh_pod(PodSpec::new("mesh", n, i))).into();
-    let plain: Vec<Pod> =
-        [("client", 0), ("near", 0), ("far", 1)].map(|(n, i)| w.pod(PodSpec::new("plain", n, i))).into();
-    w.settle();
-    let _servers: Vec<App> = mesh[1..].iter().chain(&plain[1..]).map(serve).collect::<Result<_>>()?;
+    let mesh = Mesh::start(&mut w, true)?;
+    let plain = Mesh::start(&mut w, false)?;
+    // Another build, or a peer's that knows the listeners of our ZDS, beside ours: its idle processes cost nothing.
+    let mut beside = arg("ztunnel")
+        .map(|path| World::start(Options { ztunnel_bin: Some(path.into()), ..Options::default() }))
+        .transpose()?;
+    let other = beside.as_mut().map(|w| Mesh::start(w, true)).transpose()?;
     let zt = [w.ztunnel_pid(0), w.ztunnel_pid(1)];
     let mut ways: BTreeMap<&str, Vec<Way>> = BTreeMap::new();
     for (place, i) in [("cross", 2), ("same", 1)] {
-        let mut v = vec![Way {
-            variant: "raw",
-            client: plain[0].clone(),
-            bulk: plain[i].at(9001),
-            http: plain[i].at(8080),
-            cpu: vec![],
-            _relays: vec![],
-        }];
-        v.push(relays("relay", "read", place, &plain, i)?);
-        v.push(relays("splice", "splice", place, &plain, i)?);
+        let mut v = vec![plain.way("raw", i, vec![])];
+        v.push(relays("relay", "read", place, &plain.pods, i)?);
+        v.push(relays("splice", "splice", place, &plain.pods, i)?);
         if place == "cross" {
-            v.push(relays("tls-pipe", "read", place, &plain, i)?);
+            v.push(relays("tls-pipe", "read", place, &plain.pods, i)?);
         }
-        v.push(Way {
-            variant: "karst",
-            client: mesh[0].clone(),
-            bulk: mesh[i].at(9001),
-            http: mesh[i].at(8080),
-            cpu: zt.to_vec(),
-            _relays: vec![],
-        });
+        v.push(mesh.way("karst", i, zt.to_vec()));
+        if let (Some(m), Some(w)) = (&other, &beside) {
+            v.push(m.way("other", i, vec![w.ztunnel_pid(0), w.ztunnel_pid(1)]));
+        }
         ways.insert(place, v);
     }
     let mut s = Samples::default();
     memory(&mut s, "idle", zt);
     let cases = [("bulk", 1), ("bulk", 8), ("rr", 1), ("rr", 32), ("crr", 1), ("crr", 16)];
-    let syn_before = stalls(&mesh);
+    let syn_before = stalls(&mesh.pods);
     for r in 0..rounds {
         for place in ["cross", "same"] {
             for (kind, n) in cases {
@@ -122,13 +110,13 @@ fn main() -> Result<()> {
             }
         }
     }
-    let syn_after = stalls(&mesh);
+    let syn_after = stalls(&mesh.pods);
     for (k, name) in ["PAWS drops", "SYN retransmits"].iter().enumerate() {
         s.add("all", "karst", name, (syn_after[k] - syn_before[k]) as f64);
     }
     if "idle-connections".contains(&only) || only.is_empty() {
         for n in [1000, 5000] {
-            idle(&mut s, &ways["cross"][4], n, zt)?;
+            idle(&mut s, &mesh.way("karst", 2, vec![]), n, zt)?;
         }
     }
     let rows = s.rows();
@@ -137,6 +125,31 @@ fn main() -> Result<()> {
         fs::write(p, serde_json::to_string_pretty(&rows)?)?;
     }
     Ok(())
+}
+
+/// A client, a server beside it and one on the other node.
+struct Mesh {
+    pods: Vec<Pod>,
+    _servers: Vec<App>,
+}
+
+impl Mesh {
+    fn start(w: &mut World, member: bool) -> Result<Self> {
+        let ns = if member { "mesh" } else { "plain" };
+        w.namespace(ns, member);
+        let pod = |(n, i)| match member {
+            true => w.mesh_pod(PodSpec::new(ns, n, i)),
+            false => w.pod(PodSpec::new(ns, n, i)),
+        };
+        let pods: Vec<Pod> = [("client", 0), ("near", 0), ("far", 1)].map(pod).into();
+        w.settle();
+        let servers = pods[1..].iter().map(serve).collect::<Result<_>>()?;
+        Ok(Self { pods, _servers: servers })
+    }
+    fn way(&self, variant: &'static str, server: usize, cpu: Vec<u32>) -> Way {
+        let (client, server) = (self.pods[0].clone(), &self.pods[server]);
+        Way { variant, client, bulk: server.at(9001), http: server.at(8080), cpu, _relays: vec![] }
+    }
 }
 
 fn serve(p: &Pod) -> Result<App> {

@@ -61,30 +61,38 @@ impl Table {
     }
 }
 
-/// An application process in a pod; ended when dropped.
-struct App(Child);
-impl Drop for App {
+/// The application processes of a pod; ended when dropped.
+struct Apps(Vec<Child>);
+impl Drop for Apps {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        for c in &mut self.0 {
+            let _ = c.kill();
+            let _ = c.wait();
+        }
     }
 }
 
-fn serve(p: &Pod) -> App {
-    let c = p
-        .command(bin("meshbench"))
-        .args(["serve", "--bind", "::", "--name", &p.spec.name])
-        .stderr(Stdio::null())
-        .spawn();
-    let app = App(c.expect("meshbench starts"));
-    wait_for("application listens", Duration::from_secs(5), || {
-        p.netns().run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], 8080)))).ok()?.ok()
-    });
-    app
+/// The samples: HTTP on 8080, gRPC on 9090, raw TCP on 9000.
+fn serve(p: &Pod) -> Apps {
+    let programs =
+        [("sample-http", None, 8080), ("sample-grpc", Some("serve"), 9090), ("sample-tcp", Some("serve"), 9000)];
+    let start = |(program, role, port): (&str, Option<&str>, u16)| {
+        let mut c = p.command(bin(program));
+        c.args(role).args(["--listen", &format!("[::]:{port}"), "--name", &p.spec.name]);
+        let child = c.stdout(Stdio::null()).spawn().expect("a sample starts");
+        wait_for("application listens", Duration::from_secs(5), || {
+            p.netns().run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], port)))).ok()?.ok()
+        });
+        child
+    };
+    Apps(programs.into_iter().map(start).collect())
 }
 
+/// Who answers?
 fn id(from: &Pod, to: SocketAddr) -> std::io::Result<String> {
-    Ok(http::get(from.connect(to)?, "/id")?.1)
+    let (_, text) = http::get(from.connect(to)?, "/")?;
+    let v: serde_json::Value = serde_json::from_str(&text).map_err(std::io::Error::other)?;
+    v["name"].as_str().map(String::from).ok_or_else(|| std::io::Error::other("an answer without a name"))
 }
 
 fn main() -> Result<()> {
@@ -103,10 +111,10 @@ fn main() -> Result<()> {
         stock.push(w.pod(PodSpec::new("shop", &format!("stock-{i}"), i % 2).label("app", "stock").account("stock")));
     }
     let intruder = w.mesh_pod(PodSpec::new("other", "intruder", 0));
-    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: stock, namespace: shop}\nspec: {clusterIP: 10.96.0.10, selector: {app: stock}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: stock, namespace: shop}\nspec: {clusterIP: 10.96.0.10, selector: {app: stock}, ports: [{name: http, port: 80, targetPort: 8080}, {name: grpc, port: 90, targetPort: 9090}]}\n");
     let vip: SocketAddr = ([10, 96, 0, 10], 80).into();
-    t.step("starting the applications: static programs that know nothing of the mesh");
-    let mut apps: Vec<Option<App>> = stock.iter().map(|p| Some(serve(p))).collect();
+    t.step("starting the applications (samples/: HTTP, gRPC, raw TCP), which know nothing of the mesh");
+    let mut apps: Vec<Option<Apps>> = stock.iter().map(|p| Some(serve(p))).collect();
     // Pods on node 1 are the far ones.
     let far = stock[1].clone();
 
@@ -171,6 +179,16 @@ fn main() -> Result<()> {
         "3 pods, each at least 8 of 60",
         format!("{:?}", by.values().collect::<Vec<_>>()),
         all,
+    );
+
+    let grpc = SocketAddr::new(vip.ip(), 90).to_string();
+    let out = cart.command(bin("sample-grpc")).args(["call", &grpc, "--calls", "100", "--stream", "1000"]).output()?;
+    let said = String::from_utf8_lossy(if out.status.success() { &out.stdout } else { &out.stderr }).trim().to_string();
+    t.row(
+        "gRPC: 100 calls and a stream of 1000 replies on a connection",
+        "1100 replies of one pod",
+        said.clone(),
+        out.status.success() && said.ends_with(": 1100 replies"),
     );
 
     w.apply("allow", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only-cart, namespace: shop}\nspec: {selector: {matchLabels: {app: stock}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/cart]}}]}]}\n");
@@ -244,7 +262,7 @@ fn main() -> Result<()> {
             while !st.load(std::sync::atomic::Ordering::Relaxed) {
                 let at = Instant::now();
                 match c.connect(to) {
-                    Ok(s) => ok += usize::from(http::get(s, "/id").is_ok()),
+                    Ok(s) => ok += usize::from(http::get(s, "/").is_ok()),
                     Err(_) => refused += 1,
                 }
                 slowest = slowest.max(at.elapsed());
@@ -293,7 +311,7 @@ fn main() -> Result<()> {
         let dir = w.keep();
         std::fs::write(dir.join("keep"), "")?;
         println!("\nThe mesh is left running. Try:");
-        println!("  ip netns exec {ns} curl -s http://10.96.0.10/id            # call the service from the cart's pod");
+        println!("  ip netns exec {ns} curl -s http://10.96.0.10/              # call the service from the cart's pod");
         println!("  tail -f {}/logs/ztunnel1.log                # the access log of node 1", dir.display());
         println!("  ip netns exec {node} curl -s http://127.0.0.1:15000/config_dump  # the admin page of node 0");
         println!("  {status}");
