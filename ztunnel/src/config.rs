@@ -34,6 +34,9 @@ pub struct Config {
     /// authority is then asked.
     #[arg(long, env = "KARST_LOCAL_CERTS")]
     pub local_certs: Option<PathBuf>,
+    /// Resolvers for endpoints that are known by a host name only.
+    #[arg(long, env = "KARST_RESOLV_CONF", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
     /// Cluster name.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,

@@ -14,6 +14,7 @@ mod metrics;
 mod outbound;
 mod outcome;
 mod plan;
+mod resolve;
 mod secrets;
 mod state;
 mod worker;

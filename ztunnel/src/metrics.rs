@@ -63,6 +63,8 @@ pub struct Metrics {
     pub dns_upstream: AtomicU64,
     pub dns_upstream_failures: AtomicU64,
     pub closed_by_policy: AtomicU64,
+    /// By labels.
+    by_name: Mutex<HashMap<String, u64>>,
 }
 
 impl Default for Metrics {
@@ -81,6 +83,7 @@ impl Default for Metrics {
             dns_upstream: AtomicU64::new(0),
             dns_upstream_failures: AtomicU64::new(0),
             closed_by_policy: AtomicU64::new(0),
+            by_name: Mutex::default(),
         }
     }
 }
@@ -122,6 +125,18 @@ impl Metrics {
         });
         m.insert(key, t.clone());
         t
+    }
+
+    /// Notes that an endpoint's host name had to be resolved for a connection.
+    pub fn on_demand_dns(&self, source: &Workload, host: &str) {
+        let mut labels = String::with_capacity(400);
+        side(&mut labels, "source", Some(source), true, true);
+        put(&mut labels, "hostname", host);
+        let mut m = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        if m.len() >= MAX_SERIES && !m.contains_key(&labels) {
+            m.clear();
+        }
+        *m.entry(labels).or_default() += 1;
     }
 
     /// The page, in the text format.
@@ -219,6 +234,13 @@ impl Metrics {
             "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"ztunnel\",tag=\"karst-{}\"}} 1",
             env!("CARGO_PKG_VERSION")
         );
+        let _ = writeln!(
+            out,
+            "# HELP istio_on_demand_dns_total Connections for which an endpoint's host name was resolved.\n# TYPE istio_on_demand_dns_total counter"
+        );
+        for (labels, n) in self.by_name.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = writeln!(out, "istio_on_demand_dns_total{{{labels}}} {n}");
+        }
         let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         let _ = writeln!(
             out,
@@ -256,37 +278,43 @@ fn labels(
     flag: &str,
 ) -> String {
     let mut out = String::with_capacity(800);
-    let mut put = |k: &str, v: &str| {
-        if !out.is_empty() {
-            out.push(',');
-        }
-        let v = if v.is_empty() { "unknown" } else { v };
-        let _ = write!(out, "{k}=\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
-    };
-    put("reporter", if reporter == Reporter::Source { "source" } else { "destination" });
-    for (side, w) in [("source", source), ("destination", destination)] {
-        let of = |f: fn(&Workload) -> &str| w.map_or("", f);
-        let principal = w.filter(|_| mtls).map(|w| w.identity.to_string()).unwrap_or_default();
-        put(&format!("{side}_workload"), of(|w| &w.workload_name));
-        put(&format!("{side}_canonical_service"), of(|w| &w.canonical_name));
-        put(&format!("{side}_canonical_revision"), of(|w| &w.canonical_revision));
-        put(&format!("{side}_workload_namespace"), of(|w| &w.namespace));
-        put(&format!("{side}_principal"), &principal);
-        put(&format!("{side}_app"), of(|w| &w.canonical_name));
-        put(&format!("{side}_version"), of(|w| &w.canonical_revision));
-        put(&format!("{side}_cluster"), of(|w| &w.cluster));
-        if source.is_some() || destination.is_some() {
-            put(&format!("{side}_region"), of(|w| &w.region));
-            put(&format!("{side}_zone"), of(|w| &w.zone));
-        }
-    }
-    put("destination_service", service.map_or("", |s| &s.hostname));
-    put("destination_service_namespace", service.map_or("", |s| &s.namespace));
-    put("destination_service_name", service.map_or("", |s| &s.name));
-    put("request_protocol", "tcp");
-    put("response_flags", flag);
-    put("connection_security_policy", if mtls { "mutual_tls" } else { "unknown" });
+    let place = source.is_some() || destination.is_some();
+    put(&mut out, "reporter", if reporter == Reporter::Source { "source" } else { "destination" });
+    side(&mut out, "source", source, mtls, place);
+    side(&mut out, "destination", destination, mtls, place);
+    put(&mut out, "destination_service", service.map_or("", |s| &s.hostname));
+    put(&mut out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
+    put(&mut out, "destination_service_name", service.map_or("", |s| &s.name));
+    put(&mut out, "request_protocol", "tcp");
+    put(&mut out, "response_flags", flag);
+    put(&mut out, "connection_security_policy", if mtls { "mutual_tls" } else { "unknown" });
     out
+}
+
+fn put(out: &mut String, k: &str, v: &str) {
+    if !out.is_empty() {
+        out.push(',');
+    }
+    let v = if v.is_empty() { "unknown" } else { v };
+    let _ = write!(out, "{k}=\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
+}
+
+/// The labels of one side. `place`: with region and zone.
+fn side(out: &mut String, side: &str, w: Option<&Workload>, mtls: bool, place: bool) {
+    let of = |f: fn(&Workload) -> &str| w.map_or("", f);
+    let principal = w.filter(|_| mtls).map(|w| w.identity.to_string()).unwrap_or_default();
+    put(out, &format!("{side}_workload"), of(|w| &w.workload_name));
+    put(out, &format!("{side}_canonical_service"), of(|w| &w.canonical_name));
+    put(out, &format!("{side}_canonical_revision"), of(|w| &w.canonical_revision));
+    put(out, &format!("{side}_workload_namespace"), of(|w| &w.namespace));
+    put(out, &format!("{side}_principal"), &principal);
+    put(out, &format!("{side}_app"), of(|w| &w.canonical_name));
+    put(out, &format!("{side}_version"), of(|w| &w.canonical_revision));
+    put(out, &format!("{side}_cluster"), of(|w| &w.cluster));
+    if place {
+        put(out, &format!("{side}_region"), of(|w| &w.region));
+        put(out, &format!("{side}_zone"), of(|w| &w.zone));
+    }
 }
 
 #[cfg(test)]

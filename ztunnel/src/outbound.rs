@@ -6,7 +6,7 @@ use crate::{
     inbound::{self, Ask},
     metrics::Reporter,
     outcome::Outcome,
-    plan::{Plan, Tunnel, plan},
+    plan::{Balance, Plan, Refusal, Tunnel, plan, resolved},
     state::Workload,
     worker::{ByLoad, Served, TunnelKey, Worker},
 };
@@ -36,7 +36,20 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
     };
     let mut tried: Vec<Arc<str>> = Vec::new();
     loop {
-        let planned = plan(&snapshot, &source, to, &tried, &mut ByLoad(&w));
+        let mut planned = plan(&snapshot, &source, to, &tried, &mut ByLoad(&w));
+        if let Plan::Resolve(name) = &planned {
+            w.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
+            planned = match w.resolver.lookup(&name.workload.hostname, name.ipv4).await {
+                Ok(ips) => {
+                    let ip = ips[ByLoad(&w).random(ips.len() as u64) as usize];
+                    resolved(&snapshot, &source, name, ip, &tried, &mut ByLoad(&w))
+                }
+                Err(e) => {
+                    socket::reset_on_close(&tcp);
+                    return record(&w, from, to, Some(source), Some(&planned)).end(&Outcome::Resolve(e));
+                }
+            };
+        }
         let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
         let outcome = match attempt(&w, &p, &planned, &source, from).await {
@@ -66,7 +79,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
         let endpoint = match &planned {
             Plan::Tunnel(t) if t.service.is_some() => Some(t.peer.uid.clone()),
             Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
-            Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Refuse(_) => None,
+            Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
         };
         let retriable =
             matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
@@ -101,6 +114,8 @@ async fn attempt(
 ) -> Result<Ready, Outcome> {
     match planned {
         Plan::Refuse(r) => Err(Outcome::Refused(*r)),
+        // Resolved before.
+        Plan::Resolve(_) => Err(Outcome::Refused(Refusal::NoEndpoint)),
         Plan::Plain { to, .. } => {
             let s = p
                 .pod
@@ -220,6 +235,7 @@ fn record(
     let (destination, service, hbone, mtls, actual) = match planned {
         Some(Plan::Tunnel(t)) => (Some(t.peer.clone()), t.service.clone(), Some(t.target), true, t.address),
         Some(Plan::Plain { to, workload, service }) => (workload.clone(), service.clone(), None, false, *to),
+        Some(Plan::Resolve(n)) => (Some(n.workload.clone()), Some(n.service.clone()), None, false, to),
         Some(Plan::Refuse(_)) | None => (None, None, None, false, to),
     };
     w.conns.add(Conn {

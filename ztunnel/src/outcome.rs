@@ -26,6 +26,8 @@ pub enum Outcome {
     NoIdentity,
     /// No connection to the application or a plain destination.
     Connect(String),
+    /// The endpoint's host name has no address.
+    Resolve(String),
     /// The tunnel could not be opened.
     Tunnel(ClientError),
     /// The CONNECT request makes no sense.
@@ -57,6 +59,7 @@ impl Outcome {
             | Outcome::NoWorkload
             | Outcome::NoIdentity
             | Outcome::Connect(_)
+            | Outcome::Resolve(_)
             | Outcome::Tunnel(_)
             | Outcome::Limit
             | Outcome::Drained => 503,
@@ -72,6 +75,7 @@ impl Outcome {
             Outcome::Tunnel(ClientError::Http2(..)) => "H2_HANDSHAKE_FAILURE",
             Outcome::Tunnel(_)
             | Outcome::Connect(_)
+            | Outcome::Resolve(_)
             | Outcome::BadRequest(_)
             | Outcome::NotFound(_)
             | Outcome::Refused(_)
@@ -98,6 +102,7 @@ impl Outcome {
             Outcome::NoWorkload => "the pod is not known to the control plane (yet)".into(),
             Outcome::NoIdentity => "there is no certificate for the pod's identity (yet)".into(),
             Outcome::Connect(e) => format!("connect: {e}"),
+            Outcome::Resolve(e) => e.clone(),
             Outcome::Tunnel(e) => e.to_string(),
             Outcome::BadRequest(e) | Outcome::NotFound(e) => (*e).into(),
             Outcome::Limit => "too many connections of this pod".into(),

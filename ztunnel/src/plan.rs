@@ -3,7 +3,7 @@
 use crate::state::{Gateway, GatewayTo, Mode, Scope2, Service, Snapshot, Workload};
 use karst_core::Identity;
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -24,8 +24,23 @@ pub enum Plan {
         /// The service that was called.
         service: Option<Arc<Service>>,
     },
+    /// To an endpoint that is known by a host name: resolve it, then ask [`resolved`].
+    Resolve(ByName),
     /// Not at all.
     Refuse(Refusal),
+}
+
+/// An endpoint without addresses (a ServiceEntry's with resolution DNS).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ByName {
+    /// The endpoint; its host name is not empty.
+    pub workload: Arc<Workload>,
+    /// Its port.
+    pub port: u16,
+    /// The service that was called.
+    pub service: Arc<Service>,
+    /// Which family the application has used.
+    pub ipv4: bool,
 }
 
 /// A tunnel and what to ask for in it.
@@ -56,6 +71,8 @@ pub enum Refusal {
     NoEndpoint,
     /// The waypoint is not known or not ready.
     NoWaypoint,
+    /// The name of an endpoint leads to this host itself, to nobody or to many, or to a service of names again.
+    BadAddress,
 }
 
 impl Refusal {
@@ -66,6 +83,7 @@ impl Refusal {
             Refusal::NoPort => "the service does not have this port",
             Refusal::NoEndpoint => "no healthy upstream: the service has no endpoint that could be used",
             Refusal::NoWaypoint => "the waypoint is not known or not ready",
+            Refusal::BadAddress => "the endpoint's host name has no address that may be used",
         }
     }
 }
@@ -118,8 +136,33 @@ fn to_service(
         return Plan::Refuse(Refusal::NoPort);
     }
     match endpoint(s, source, svc, to, tried, b) {
+        Some((w, target)) if w.ips.is_empty() => {
+            Plan::Resolve(ByName { workload: w, port: target.port(), service: svc.clone(), ipv4: to.is_ipv4() })
+        }
         Some((w, target)) => direct(&w, target, Some(svc.clone())),
         None => Plan::Refuse(Refusal::NoEndpoint),
+    }
+}
+
+/// Goes on once an endpoint's name is resolved. What the mesh knows at that address counts more than the name: a member is
+/// reached through a tunnel, a service by its own rules. The pod itself (loopback) is never meant.
+pub fn resolved(
+    s: &Snapshot,
+    source: &Workload,
+    name: &ByName,
+    ip: IpAddr,
+    tried: &[Arc<str>],
+    b: &mut impl Balance,
+) -> Plan {
+    let ip = ip.to_canonical();
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST {
+        return Plan::Refuse(Refusal::BadAddress);
+    }
+    let to = SocketAddr::new(ip, name.port);
+    match plan(s, source, to, tried, b) {
+        Plan::Plain { workload: None, service: None, .. } => direct(&name.workload, to, Some(name.service.clone())),
+        Plan::Resolve(_) => Plan::Refuse(Refusal::BadAddress),
+        other @ (Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Refuse(_)) => other,
     }
 }
 
@@ -170,6 +213,7 @@ fn via(
         let any_port = SocketAddr::new(to.ip(), g.port);
         candidates(s, source, svc, any_port, &[])
             .into_iter()
+            .filter(|(w, ..)| !w.ips.is_empty())
             .map(|(w, a, _)| (w, SocketAddr::new(a.ip(), g.port)))
             .collect::<Vec<_>>()
             .pick(b)
@@ -228,7 +272,12 @@ fn candidates(
         if svc.mode == Mode::Strict && rank < svc.scopes.len() {
             continue;
         }
-        let Some(ip) = same_family(&w.ips, to.ip()) else { continue };
+        // Without any: its name is resolved when it has been chosen.
+        let ip = match same_family(&w.ips, to.ip()) {
+            Some(ip) => ip,
+            None if !w.hostname.is_empty() => Ipv4Addr::UNSPECIFIED.into(),
+            None => continue,
+        };
         let named = ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t);
         let target = match named.or_else(|| svc.ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t)) {
             Some(0) => continue, // a named port that this endpoint does not have
@@ -328,8 +377,49 @@ mod tests {
         match p {
             Plan::Tunnel(t) => format!("{} by {}", t.target, t.address),
             Plan::Plain { to, .. } => format!("{to} plain"),
+            Plan::Resolve(n) => format!("{}:{} by name", n.workload.hostname, n.port),
             Plan::Refuse(r) => format!("{r:?}"),
         }
+    }
+
+    #[test]
+    fn endpoints_known_by_name() {
+        let entry = "ns/e.ns.svc.cluster.local";
+        let mut named = pod("named", "10.0.0.3", &[(entry, &[(443, 8443)])]);
+        (named.addresses, named.hostname, named.tunnel_protocol) = (vec![], "db.example".into(), 0);
+        let mut lost = pod("lost", "10.0.0.4", &[(entry, &[(443, 1)])]);
+        lost.addresses = vec![];
+        let s = snapshot(
+            vec![
+                pod("c", "10.0.0.9", &[]),
+                pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]),
+                pod("m", "10.0.0.5", &[]),
+                named,
+                lost,
+            ],
+            vec![service("s", "10.96.0.1", &[(8443, 8080)]), service("e", "10.96.0.2", &[(443, 0)])],
+        );
+        let p = run(&s, "10.96.0.2:443", &[], &mut fixed());
+        let Plan::Resolve(name) = p.clone() else { unreachable!("{p:?}") };
+        assert_eq!(target(p), "db.example:8443 by name");
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap().clone();
+        let at = |ip: &str| resolved(&s, &c, &name, ip.parse().unwrap(), &[], &mut fixed());
+        match at("192.0.2.7") {
+            Plan::Plain { to, workload, service } => {
+                assert_eq!(to, "192.0.2.7:8443".parse().unwrap());
+                assert_eq!((&*workload.unwrap().name, &*service.unwrap().name), ("named", "e"));
+            }
+            other => unreachable!("{other:?}"),
+        }
+        // A member of the mesh is never reached in the clear, whatever name leads there.
+        assert_eq!(target(at("10.0.0.5")), "10.0.0.5:8443 by 10.0.0.5:15008");
+        assert_eq!(target(at("10.96.0.1")), "10.0.0.1:8080 by 10.0.0.1:15008", "nor a service of members");
+        for bad in ["127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "::ffff:127.0.0.1", "255.255.255.255"]
+        {
+            assert_eq!(target(at(bad)), "BadAddress", "{bad}");
+        }
+        let again = resolved(&s, &c, &ByName { port: 443, ..name }, "10.96.0.2".parse().unwrap(), &[], &mut fixed());
+        assert_eq!(target(again), "BadAddress", "a name that leads to its own service");
     }
 
     #[test]

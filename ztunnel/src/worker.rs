@@ -9,6 +9,7 @@ use crate::{
     metrics::Metrics,
     outbound,
     plan::Balance,
+    resolve::Resolver,
     secrets::Secrets,
     state::{Snapshot, Workload},
 };
@@ -68,6 +69,7 @@ pub struct Worker {
     pub pool: Rc<Pool<TunnelKey>>,
     pub settings: Settings,
     pub keepalive: Option<Keepalive>,
+    pub resolver: Resolver,
     pub drain: drain::Watch,
     /// Tasks of connections, from their accept to their end. The drain waits for these: a connection that was accepted a
     /// moment ago is in no other list yet.
@@ -120,6 +122,7 @@ pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain:
             conns: Conns::new(shared.metrics.clone(), shared.config.access_log),
             pool: Pool::new(settings.pool_streams, settings.pool_idle),
             keepalive: shared.config.keepalive_settings(),
+            resolver: Resolver::new(shared.config.resolv_conf.clone()),
             settings,
             shared,
             drain: drain.clone(),

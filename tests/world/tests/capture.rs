@@ -6,7 +6,7 @@ use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -305,6 +305,85 @@ fn services_balance_fail_over_and_are_found_by_name() {
     });
     assert_eq!(dns_ask_at(&client, "example.org", 1, (resolver.ip, 53).into()), Some((3, 0)));
     t.join().unwrap();
+}
+
+/// A name server: A records by name, NXDOMAIN for other names, nothing for other types.
+fn name_server(at: &Pod, records: Vec<(&'static str, Ipv4Addr)>) {
+    let s = at.netns().run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    std::thread::spawn(move || {
+        let mut b = [0; 1500];
+        while let Ok((_, from)) = s.recv_from(&mut b) {
+            let (mut name, mut i) = (Vec::new(), 12);
+            while b[i] > 0 {
+                let n = usize::from(b[i]);
+                name.push(String::from_utf8_lossy(&b[i + 1..=i + n]).to_lowercase());
+                i += n + 1;
+            }
+            let (name, end) = (name.join("."), i + 5);
+            let found = records.iter().find(|(n, _)| *n == name).map(|(_, ip)| ip);
+            let here = found.filter(|_| b[i + 2] == 1);
+            let code = 0x80 | if found.is_some() { 0 } else { 3 };
+            let mut a = [&b[..2], &[0x81, code, 0, 1, 0, u8::from(here.is_some()), 0, 0, 0, 0], &b[12..end]].concat();
+            if let Some(ip) = here {
+                // A pointer to the question's name; A, IN, a TTL of 60 s, four bytes.
+                a.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                a.extend(ip.octets());
+            }
+            let _ = s.send_to(&a, from);
+        }
+    });
+}
+
+/// A ServiceEntry whose endpoints are host names: ztunnel resolves them. A name that leads to a member is a member; one that
+/// leads to the pod itself, or nowhere, is refused.
+#[test]
+fn endpoints_by_name_are_resolved() {
+    let conf = std::env::temp_dir().join(format!("karst-resolv-{}", std::process::id()));
+    let mut w = World::start(Options {
+        ztunnel_env: vec![("KARST_RESOLV_CONF".into(), conf.display().to_string())],
+        ..Options::default()
+    })
+    .unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let a = w.mesh_pod(PodSpec::new("app", "a", 0));
+    let member = w.mesh_pod(PodSpec::new("app", "member", 1));
+    let (outside, names) = (w.pod(PodSpec::new("out", "outside", 1)), w.pod(PodSpec::new("out", "names", 0)));
+    let (_far, _member) = (app::Echo::start(&outside, 9000, ""), app::Echo::start(&member, 9000, ""));
+    let _own = app::Echo::start(&a, 9000, "");
+    let v4 = |p: &Pod| match p.at(0).ip() {
+        IpAddr::V4(ip) => ip,
+        IpAddr::V6(_) => unreachable!(),
+    };
+    let records = [("db.example", v4(&outside)), ("in.example", v4(&member)), ("self.example", Ipv4Addr::LOCALHOST)];
+    name_server(&names, records.into());
+    std::fs::write(&conf, format!("search wrong.example\nnameserver {}\n", v4(&names))).unwrap();
+    for (i, host) in ["db.example", "in.example", "self.example", "nowhere.example"].iter().enumerate() {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e{i}, namespace: app}}\nspec: {{hosts: [s{i}.test], addresses: [10.97.0.{}], resolution: DNS, ports: [{{number: 80, name: tcp, protocol: TCP, targetPort: 9000}}], endpoints: [{{address: {host}}}]}}\n",
+            i + 1
+        );
+        w.apply(&format!("e{i}"), &text);
+    }
+    let try_it = |i: u8| a.connect(([10, 97, 0, i + 1], 80).into()).and_then(|mut s| app::ping(&mut s, MARK)).is_ok();
+    let sniffer = w.sniffer(MARK);
+    assert!(try_it(1), "in.example, a member");
+    let member_seen = sniffer.seen();
+    assert!(member_seen.marked == 0 && member_seen.hbone > 0, "{member_seen:?}");
+    assert!(try_it(0), "db.example, outside");
+    assert!(sniffer.seen().marked > 0, "the far side of a plain endpoint is plain");
+    assert_eq!((try_it(2), try_it(3)), (false, false), "the pod itself, and nowhere");
+    wait_for("the access log", Duration::from_secs(5), || {
+        let log = w.log_text("ztunnel0.log");
+        ["has no address that may be used", "nowhere.example cannot be resolved"]
+            .iter()
+            .all(|x| log.contains(x))
+            .then_some(())
+    });
+    let asked = w.metric(0, "istio_on_demand_dns_total", &["source_workload=\"a\"", "hostname=\"db.example\""]);
+    assert_eq!(asked, 1.0);
+    std::fs::remove_file(&conf).unwrap();
 }
 
 fn dns_ask(from: &Pod, name: &str, kind: u16) -> Option<(u8, u16)> {

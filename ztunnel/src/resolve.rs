@@ -1,0 +1,59 @@
+//! Addresses of endpoints that are known by a host name only (a ServiceEntry's with resolution DNS), by the resolver of this
+//! process's resolv.conf, as Istio's ztunnel does (reference ztunnel §4.4). Answers are kept for their TTL.
+
+use hickory_proto::rr::Name;
+use hickory_resolver::{
+    Resolver as Hickory, TokioResolver,
+    config::{LookupIpStrategy, ResolveHosts},
+    net::runtime::TokioRuntimeProvider,
+    system_conf::parse_resolv_conf,
+};
+use karst_core::limits::DNS_TIMEOUT;
+use std::{cell::OnceCell, net::IpAddr, path::PathBuf};
+
+/// Answers kept (Istio: 4096).
+const CACHE: u64 = 4096;
+
+/// A worker's resolver; made when it is first needed.
+pub struct Resolver {
+    file: PathBuf,
+    inner: OnceCell<TokioResolver>,
+}
+
+impl Resolver {
+    /// By this resolv.conf.
+    pub fn new(file: PathBuf) -> Self {
+        Self { file, inner: OnceCell::new() }
+    }
+
+    fn inner(&self) -> Result<&TokioResolver, String> {
+        if let Some(r) = self.inner.get() {
+            return Ok(r);
+        }
+        let named = |e: String| format!("{} (KARST_RESOLV_CONF): {e}", self.file.display());
+        let text = std::fs::read(&self.file).map_err(|e| named(e.to_string()))?;
+        let (config, mut options) = parse_resolv_conf(text).map_err(|e| named(e.to_string()))?;
+        options.timeout = DNS_TIMEOUT / 2;
+        options.cache_size = CACHE;
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.use_hosts_file = ResolveHosts::Never;
+        let made = Hickory::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build();
+        let made = made.map_err(|e| named(e.to_string()))?;
+        Ok(self.inner.get_or_init(|| made))
+    }
+
+    /// The addresses of a host name, those of the wanted family if there are any. Not empty.
+    ///
+    /// # Errors
+    /// With the name.
+    pub async fn lookup(&self, host: &str, ipv4: bool) -> Result<Vec<IpAddr>, String> {
+        let failed = |e: String| format!("the endpoint's host name {host} cannot be resolved: {e}");
+        // Fully qualified: no search list is gone through.
+        let name = Name::from_utf8(format!("{}.", host.trim_end_matches('.'))).map_err(|e| failed(e.to_string()))?;
+        let found = tokio::time::timeout(DNS_TIMEOUT, self.inner()?.lookup_ip(name)).await;
+        let found = found.map_err(|_| failed("no answer in time".into()))?.map_err(|e| failed(e.to_string()))?;
+        let (wanted, other): (Vec<IpAddr>, Vec<IpAddr>) = found.iter().partition(|ip| ip.is_ipv4() == ipv4);
+        let all = if wanted.is_empty() { other } else { wanted };
+        if all.is_empty() { Err(failed("it has no address".into())) } else { Ok(all) }
+    }
+}
