@@ -21,6 +21,7 @@ use karst_policy::{Connection, Verdict, authorize};
 use karst_rt::{drain, socket};
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     time::Instant,
@@ -40,7 +41,7 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
         }
     };
     guard.established();
-    let outcome = carry(&w, &guard, copy::plain(tcp, app, &guard.conn().counts)).await;
+    let outcome = carry(&w, &guard, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
     guard.end(&outcome);
 }
 
@@ -115,7 +116,10 @@ async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketA
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
-    let outcome = carry(&w, &guard, copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false)).await;
+    let outcome = {
+        let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
+        carry(&w, &guard, bytes).await
+    };
     guard.end(&outcome);
 }
 
@@ -257,8 +261,9 @@ async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<()
     }
 }
 
-/// Carries bytes until the end, or until a policy forbids it, or the process must stop.
-pub async fn carry(w: &Worker, guard: &Guard, bytes: impl Future<Output = std::io::Result<()>>) -> Outcome {
+/// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
+/// in the connection's task twice.)
+pub async fn carry(w: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>) -> Outcome {
     let mut drain = w.drain.clone();
     tokio::select! {
         r = bytes => Outcome::of_copy(r),

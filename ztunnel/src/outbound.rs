@@ -17,7 +17,7 @@ use karst_hbone::{
     copy::{self, Counts},
 };
 use karst_rt::socket;
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::net::TcpStream;
 
 /// Endpoints tried for one connection.
@@ -39,7 +39,8 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
         let mut planned = plan(&snapshot, &source, to, &tried, &mut ByLoad(&w));
         if let Plan::Resolve(name) = &planned {
             w.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
-            planned = match w.resolver.lookup(&name.workload.hostname, name.ipv4).await {
+            // Rare, and large: not in the task of every connection.
+            planned = match Box::pin(w.resolver.lookup(&name.workload.hostname, name.ipv4)).await {
                 Ok(ips) => {
                     let ip = ips[ByLoad(&w).random(ips.len() as u64) as usize];
                     resolved(&snapshot, &source, name, ip, &tried, &mut ByLoad(&w))
@@ -55,19 +56,20 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
         let outcome = match attempt(&w, &p, &planned, &source, from).await {
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
-                let o = inbound::carry(&w, &guard, copy::tunnel(tcp, send, recv, &guard.conn().counts, true)).await;
+                let o =
+                    inbound::carry(&w, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true))).await;
                 drop(lease);
                 return guard.end(&o);
             }
             Ok(Ready::Socket(other)) => {
                 guard.established();
-                let o = inbound::carry(&w, &guard, copy::plain(tcp, other, &guard.conn().counts)).await;
+                let o = inbound::carry(&w, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
                 guard.established();
                 inner.established();
-                let o = inbound::carry(&w, &inner, copy::plain(tcp, app, &guard.conn().counts)).await;
+                let o = inbound::carry(&w, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
                 let (c, mine) = (inner.conn().clone(), guard.conn().clone());
                 c.counts.from_client.set(mine.counts.from_client.get());
                 c.counts.to_client.set(mine.counts.to_client.get());

@@ -237,6 +237,8 @@ impl Worker {
         }
         self.tasks.set(self.tasks.get() + 1);
         let running = Running(self.tasks.clone());
+        // Boxed, or the block would hold it twice: captured, and where it is awaited.
+        let f = Box::pin(f);
         tokio::task::spawn_local(async move {
             f.await;
             drop(running);

@@ -13,7 +13,7 @@ use std::{
     future::poll_fn,
     io,
     os::fd::AsFd,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
 use tokio::{
@@ -74,8 +74,8 @@ pub async fn tunnel(
         if client { (&counts.from_client, &counts.to_client) } else { (&counts.to_client, &counts.from_client) };
     let result = {
         let (mut rd, mut wr) = tcp.split();
-        let a = to_stream(&mut rd, &mut send, up);
-        let b = to_socket(&mut recv, &mut wr, down);
+        let a = pin!(to_stream(&mut rd, &mut send, up));
+        let b = pin!(to_socket(&mut recv, &mut wr, down));
         both(a, b).await
     };
     if result.is_err() {
@@ -85,9 +85,12 @@ pub async fn tunnel(
     result
 }
 
-/// Runs both; the first error ends it.
-async fn both(a: impl Future<Output = io::Result<()>>, b: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+/// Runs both; the first error ends it. They are pinned by the caller: an async function holds what it is given twice, as its
+/// argument and where it is awaited, and this is in the task of every connection.
+async fn both(
+    mut a: Pin<&mut impl Future<Output = io::Result<()>>>,
+    mut b: Pin<&mut impl Future<Output = io::Result<()>>>,
+) -> io::Result<()> {
     let (mut a_done, mut b_done) = (false, false);
     poll_fn(|cx| {
         if !a_done && let Poll::Ready(r) = a.as_mut().poll(cx) {
@@ -238,8 +241,8 @@ pub async fn plain(mut a: TcpStream, mut b: TcpStream, counts: &Counts) -> io::R
     let result = {
         let (mut ra, mut wa) = a.split();
         let (mut rb, mut wb) = b.split();
-        let up = one_way(&mut ra, &mut wb, &counts.from_client);
-        let down = one_way(&mut rb, &mut wa, &counts.to_client);
+        let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client));
+        let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client));
         both(up, down).await
     };
     if result.is_err() {

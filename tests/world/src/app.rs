@@ -35,12 +35,14 @@ impl Echo {
             (Arc::new(Mutex::new(vec![])), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (p, b, st, greeting) = (peers.clone(), bytes.clone(), stop.clone(), greeting.to_string());
         let thread = std::thread::spawn(move || {
-            for s in l.incoming() {
+            loop {
+                let accepted = l.accept();
                 if st.load(Ordering::Relaxed) {
                     return;
                 }
-                let Ok(s) = s else { continue };
-                p.lock().unwrap().push(karst_core::canonical(s.peer_addr().unwrap()));
+                // The peer's address from here: a connection reset since has none any more.
+                let Ok((s, peer)) = accepted else { continue };
+                p.lock().unwrap().push(karst_core::canonical(peer));
                 let (b, greeting) = (b.clone(), greeting.clone());
                 std::thread::spawn(move || echo(s, &b, &greeting));
             }
