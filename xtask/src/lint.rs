@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-api", 2),
     ("karst-hbone", 3),
     ("karst-xds", 3),
+    ("karst-kube", 3),
     ("karst-ebpf", 3),
     ("karst-cni", 4),
     ("karst-ztunnel", 4),

@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that developers and CI do, from one place.
 
 mod bench;
+mod cluster;
 mod deny;
 mod fuzz;
 mod lint;
@@ -56,6 +57,11 @@ enum Task {
         #[arg(long, default_value_t = 10)]
         seconds: u32,
     },
+    /// A real Kubernetes on this machine, to try Karst on and for the tests.
+    Cluster {
+        #[command(subcommand)]
+        what: cluster::What,
+    },
     /// Measure against plain relays, interleaved in one run.
     Bench {
         #[command(subcommand)]
@@ -109,6 +115,7 @@ fn run(task: Task) -> Result<()> {
             setup::run()?;
             fuzz::run(seconds, target.as_deref())
         }
+        Task::Cluster { what } => cluster::run(what),
         Task::Bench { what } => {
             build()?;
             bench::run(what)

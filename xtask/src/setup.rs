@@ -18,9 +18,24 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mount", "the tests' bpffs"),
 ];
 
+/// What the test cluster needs besides.
+const CLUSTER_PACKAGES: &[(&str, &str)] = &[
+    ("containerd", "the test cluster's containers"),
+    ("runc", "the test cluster's containers"),
+    ("containernetworking-plugins", "the test cluster's pod network"),
+    ("nftables", "kube-proxy"),
+    ("busybox-static", "a shell for the test cluster's pods"),
+];
+
+/// Installs what is missing for the test cluster.
+pub fn cluster() -> Result<()> {
+    packages(PACKAGES)?;
+    packages(CLUSTER_PACKAGES)
+}
+
 /// Installs what is missing.
 pub fn run() -> Result<()> {
-    packages()?;
+    packages(PACKAGES)?;
     components()?;
     tool(
         "bpf-linker",
@@ -52,10 +67,10 @@ fn components() -> Result<()> {
     Ok(())
 }
 
-fn packages() -> Result<()> {
+fn packages(wanted: &[(&str, &str)]) -> Result<()> {
     if Command::new("dpkg-query").arg("--version").output().is_err() {
         println!("setup: this is no Debian system; these must be there:");
-        for (p, why) in PACKAGES {
+        for (p, why) in wanted {
             println!("  {p:<14} {why}");
         }
         return Ok(());
@@ -64,7 +79,7 @@ fn packages() -> Result<()> {
         let out = Command::new("dpkg-query").args(["-W", "-f=${Status}", p]).output();
         out.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("ok installed"))
     };
-    let missing: Vec<&(&str, &str)> = PACKAGES.iter().filter(|(p, _)| !installed(p)).collect();
+    let missing: Vec<&(&str, &str)> = wanted.iter().filter(|(p, _)| !installed(p)).collect();
     if missing.is_empty() {
         return Ok(());
     }

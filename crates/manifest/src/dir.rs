@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ const SETTLE: Duration = Duration::from_millis(2);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// All objects, by file and place in it.
-    pub objects: Vec<Located>,
+    pub objects: Vec<Arc<Located>>,
     /// What is wrong at the moment; of these files the last good state is in `objects`.
     pub problems: Vec<Problem>,
     /// Hash of the files' names and texts: tells which state of the directory this is.
@@ -29,7 +30,7 @@ pub struct State {
 /// A watched directory.
 pub struct Dir {
     path: PathBuf,
-    good: BTreeMap<PathBuf, (String, Vec<Located>)>,
+    good: BTreeMap<PathBuf, (String, Vec<Arc<Located>>)>,
     changes: mpsc::Receiver<()>,
     _watcher: notify::RecommendedWatcher,
 }
@@ -96,7 +97,7 @@ impl Dir {
             }
             match parse::file(&f, &text) {
                 Ok(objects) => {
-                    good.insert(f, (text, objects));
+                    good.insert(f, (text, objects.into_iter().map(Arc::new).collect()));
                 }
                 Err(problems) => {
                     state.problems.extend(problems);
@@ -105,7 +106,7 @@ impl Dir {
             }
         }
         self.good = good;
-        let mut seen: BTreeMap<(&str, String), &Located> = BTreeMap::new();
+        let mut seen: BTreeMap<(&str, String), &Arc<Located>> = BTreeMap::new();
         for o in self.good.values().flat_map(|(_, o)| o) {
             let m = o.object.meta();
             let key = (o.object.kind(), format!("{}/{}", m.namespace, m.name));

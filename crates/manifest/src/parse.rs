@@ -7,7 +7,7 @@ use std::{fmt, path::PathBuf};
 /// Something wrong in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file.
+    /// The file; empty for an object from the API server.
     pub file: PathBuf,
     /// Line of the file, from 1.
     pub line: usize,
@@ -21,7 +21,9 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        if !self.file.as_os_str().is_empty() {
+            write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        }
         if !self.object.is_empty() {
             write!(f, "{}: ", self.object)?;
         }
@@ -161,6 +163,31 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
             Err(yaml_error(&e, &name, if path == "." { "" } else { &path }))
         }
     }
+}
+
+/// Reads one object as the API server gives it.
+///
+/// # Errors
+/// What is wrong with it: the API server's schema may be older than what is read here.
+pub fn value(kind: &str, v: serde_json::Value) -> Result<Object, Problem> {
+    let at = |f: &str| v.pointer(&format!("/metadata/{f}")).and_then(|v| v.as_str()).unwrap_or_default().to_string();
+    let name = format!("{}/{}", at("namespace"), at("name"));
+    let mut track = serde_path_to_error::Track::new();
+    match Object::read(kind, serde_path_to_error::Deserializer::new(v, &mut track)) {
+        Some(Ok(o)) => Ok(o),
+        Some(Err(e)) => {
+            let mut p = unreadable(kind, &name, e.to_string());
+            p.field = track.path().to_string();
+            Err(p)
+        }
+        None => Err(unreadable(kind, &name, "is of a kind that is not read".into())),
+    }
+}
+
+/// The problem of an object (`namespace/name`) that cannot be read.
+pub fn unreadable(kind: &str, name: &str, message: String) -> Problem {
+    let name = name.trim_start_matches('/');
+    Problem { file: PathBuf::new(), line: 0, object: format!("{kind} {name}"), field: String::new(), message }
 }
 
 fn is_dns_name(s: &str) -> bool {

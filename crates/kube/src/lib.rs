@@ -1,0 +1,82 @@
+//! Kubernetes, as far as Karst's parts need it: watching objects, reviewing tokens, and the few writes.
+//!
+//! No type of Kubernetes' client goes past this crate: what is watched comes out as [`karst_manifest::State`], the same
+//! that the directory source gives.
+
+mod source;
+pub mod write;
+
+pub use source::{Source, Watch};
+
+use anyhow::Context;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::{Api, api::PostParams};
+
+/// A connection to the API server.
+#[derive(Clone)]
+pub struct Kube {
+    pub(crate) client: kube::Client,
+}
+
+/// Who presented a token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reviewed {
+    /// `system:serviceaccount:<namespace>:<name>`.
+    pub username: String,
+    /// The pod that the token is bound to; empty for a token without one.
+    pub pod: String,
+    /// Its uid.
+    pub pod_uid: String,
+    /// Its node; empty before Kubernetes 1.32.
+    pub node: String,
+}
+
+impl Kube {
+    /// Connects: in a cluster with the pod's account, else as kubectl does (KUBECONFIG).
+    ///
+    /// # Errors
+    /// If there is neither, or the configuration cannot be read.
+    pub async fn connect() -> anyhow::Result<Self> {
+        let config = kube::Config::infer()
+            .await
+            .context("no Kubernetes API server is configured: run in a cluster, or set KUBECONFIG")?;
+        Ok(Self { client: kube::Client::try_from(config).context("the Kubernetes configuration cannot be used")? })
+    }
+
+    /// Asks the API server whose token this is.
+    ///
+    /// # Errors
+    /// Why the token is refused, or that the API server cannot be asked.
+    pub async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, String> {
+        let ask = TokenReview {
+            spec: TokenReviewSpec { token: Some(token.into()), audiences: Some(vec![audience.into()]) },
+            ..Default::default()
+        };
+        let api: Api<TokenReview> = Api::all(self.client.clone());
+        let answer =
+            api.create(&PostParams::default(), &ask).await.map_err(|e| format!("TokenReview: {e}"))?.status;
+        let s = answer.ok_or("TokenReview: no answer")?;
+        if s.authenticated != Some(true) {
+            return Err(s.error.unwrap_or_else(|| "the API server does not accept the token".into()));
+        }
+        // An API server that knows nothing of audiences would leave them out; then the token proves nothing.
+        if !s.audiences.unwrap_or_default().iter().any(|a| a == audience) {
+            return Err(format!("the token is not for the audience {audience}"));
+        }
+        let user = s.user.ok_or("TokenReview: no user")?;
+        let mut extra = user.extra.unwrap_or_default();
+        let mut one = |k: &str| -> Result<String, String> {
+            match extra.remove(&format!("authentication.kubernetes.io/{k}")).unwrap_or_default().as_mut_slice() {
+                [] => Ok(String::new()),
+                [v] => Ok(std::mem::take(v)),
+                _ => Err(format!("TokenReview: several values of {k}")),
+            }
+        };
+        Ok(Reviewed {
+            username: user.username.unwrap_or_default(),
+            pod: one("pod-name")?,
+            pod_uid: one("pod-uid")?,
+            node: one("node-name")?,
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! Watches kinds of objects and keeps their newest state.
+
+use crate::Kube;
+use futures_util::{StreamExt, TryStreamExt};
+use karst_manifest::{Problem, State, kinds, parse, parse::Located};
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// Changes that come within this time are taken together.
+const SETTLE: Duration = Duration::from_millis(2);
+/// Objects in one answer when everything is listed.
+const PAGE: u32 = 500;
+/// A kind that the API server does not know (its CRD is not installed) is asked for again after this long.
+const ABSENT_RETRY: Duration = Duration::from_secs(5);
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// Kind, one of [`kinds::KINDS`].
+    pub kind: &'static str,
+    /// API version without the group, as `v1`.
+    pub version: &'static str,
+    /// Field selector; empty: all.
+    pub fields: String,
+}
+
+impl Watch {
+    /// All objects of a kind, at version v1.
+    pub fn all(kind: &'static str) -> Self {
+        Self { kind, version: "v1", fields: String::new() }
+    }
+}
+
+type Key = (usize, String);
+
+enum Change {
+    /// The list starts anew.
+    Start,
+    Object(Box<DynamicObject>, bool),
+    Gone(String),
+    /// The list is whole.
+    Whole,
+    /// The API server does not know the kind.
+    Absent,
+}
+
+/// Watched objects.
+pub struct Source {
+    watches: Vec<Watch>,
+    events: mpsc::Receiver<(usize, Change)>,
+    objects: BTreeMap<Key, Arc<Located>>,
+    problems: BTreeMap<Key, Problem>,
+    /// Of a list under way: what it has shown.
+    listing: HashMap<usize, HashSet<String>>,
+    waiting: HashSet<usize>,
+    changes: u64,
+}
+
+impl Source {
+    /// Starts watching.
+    pub fn start(kube: &Kube, watches: Vec<Watch>) -> Self {
+        let (tx, events) = mpsc::channel(1024);
+        for (i, w) in watches.iter().enumerate() {
+            tokio::spawn(watch(kube.clone(), i, w.clone(), tx.clone()));
+        }
+        let waiting = (0..watches.len()).collect();
+        Self {
+            watches,
+            events,
+            objects: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            listing: HashMap::new(),
+            waiting,
+            changes: 0,
+        }
+    }
+
+    /// Waits until every kind has been listed once (or is not known to the API server).
+    pub async fn synced(&mut self) {
+        while !self.waiting.is_empty() {
+            let Some((i, c)) = self.events.recv().await else { return };
+            self.apply(i, c);
+        }
+    }
+
+    /// Waits for a change of an object.
+    pub async fn changed(&mut self) {
+        let before = self.changes;
+        while self.changes == before || !self.listing.is_empty() {
+            let Some((i, c)) = self.events.recv().await else { return std::future::pending().await };
+            self.apply(i, c);
+        }
+        tokio::time::sleep(SETTLE).await;
+        while let Ok((i, c)) = self.events.try_recv() {
+            self.apply(i, c);
+        }
+    }
+
+    /// The state now.
+    pub fn state(&self) -> State {
+        State {
+            objects: self.objects.values().cloned().collect(),
+            problems: self.problems.values().cloned().collect(),
+            digest: self.changes,
+            ..State::default()
+        }
+    }
+
+    fn apply(&mut self, i: usize, c: Change) {
+        match c {
+            Change::Start => {
+                self.listing.insert(i, HashSet::new());
+            }
+            Change::Object(o, listed) => {
+                let name = key(&o);
+                if listed && let Some(seen) = self.listing.get_mut(&i) {
+                    seen.insert(name.clone());
+                }
+                self.put((i, name), *o);
+            }
+            Change::Gone(name) => self.drop_one(&(i, name)),
+            Change::Whole => {
+                let seen = self.listing.remove(&i).unwrap_or_default();
+                let known = self.objects.keys().chain(self.problems.keys());
+                let stale: Vec<Key> = known.filter(|k| k.0 == i && !seen.contains(&k.1)).cloned().collect();
+                stale.iter().for_each(|k| self.drop_one(k));
+                self.changes += u64::from(self.waiting.remove(&i));
+            }
+            Change::Absent => {
+                self.listing.remove(&i);
+                let stale: Vec<Key> = self.objects.keys().filter(|k| k.0 == i).cloned().collect();
+                stale.iter().for_each(|k| self.drop_one(k));
+                self.waiting.remove(&i);
+            }
+        }
+    }
+
+    fn put(&mut self, key: Key, o: DynamicObject) {
+        let kind = self.watches[key.0].kind;
+        let read = serde_json::to_value(o).map_err(|e| e.to_string());
+        let read = read.map_err(|e| parse::unreadable(kind, &key.1, e)).and_then(|v| parse::value(kind, v));
+        match read {
+            Ok(object) => {
+                let mended = self.problems.remove(&key).is_some();
+                let new = Located { object, file: PathBuf::new(), line: 0 };
+                // Much of what is written to objects is in fields that are not read here.
+                if !mended && self.objects.get(&key).is_some_and(|o| **o == new) {
+                    return;
+                }
+                self.objects.insert(key, Arc::new(new));
+            }
+            Err(p) => {
+                // The last good state stays.
+                self.problems.insert(key, p);
+            }
+        }
+        self.changes += 1;
+    }
+
+    fn drop_one(&mut self, key: &Key) {
+        let known = self.objects.remove(key).is_some();
+        let bad = self.problems.remove(key).is_some();
+        self.changes += u64::from(known || bad);
+    }
+}
+
+fn key(o: &DynamicObject) -> String {
+    let (ns, name) = (o.metadata.namespace.as_deref().unwrap_or(""), o.metadata.name.as_deref().unwrap_or(""));
+    format!("{ns}/{name}")
+}
+
+async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>) {
+    let group = kinds::KINDS.iter().find(|k| k.0 == w.kind).map_or("", |k| k.1);
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, w.version, w.kind));
+    let api: Api<DynamicObject> = Api::all_with(kube.client.clone(), &resource);
+    let mut told = false;
+    loop {
+        let mut config = watcher::Config::default().page_size(PAGE);
+        if !w.fields.is_empty() {
+            config = config.fields(&w.fields);
+        }
+        let stream = watcher::watcher(api.clone(), config).default_backoff();
+        let mut stream = stream.map_err(Box::new).boxed();
+        while let Some(e) = stream.next().await {
+            let change = match e {
+                Ok(Event::Init) => Change::Start,
+                Ok(Event::InitApply(o)) => Change::Object(Box::new(o), true),
+                Ok(Event::InitDone) => Change::Whole,
+                Ok(Event::Apply(o)) => Change::Object(Box::new(o), false),
+                Ok(Event::Delete(o)) => Change::Gone(key(&o)),
+                Err(e) if is_absent(&e) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::info!(kind = w.kind, group, "the API server does not know this kind; watched once it does");
+                    }
+                    if tx.send((i, Change::Absent)).await.is_err() {
+                        return;
+                    }
+                    break;
+                }
+                Err(e) => {
+                    tracing::warn!(kind = w.kind, error = %e, "watch interrupted");
+                    continue;
+                }
+            };
+            if tx.send((i, change)).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(ABSENT_RETRY).await;
+    }
+}
+
+fn is_absent(e: &watcher::Error) -> bool {
+    matches!(e, watcher::Error::InitialListFailed(kube::Error::Api(s)) if s.code == 404)
+}

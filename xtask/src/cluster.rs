@@ -1,0 +1,383 @@
+//! A real Kubernetes on this machine: control plane and nodes in namespaces of their own, from package registries alone.
+//!
+//! The network namespace `karst-cp` holds etcd, API server, controller manager and scheduler, and a bridge; each node has
+//! its own network, mount, pid, uts and ipc namespaces with containerd, kubelet and kube-proxy. Nothing leaves the
+//! machine, and nothing listens on the machine's own addresses. State lies under `target/cluster`.
+
+mod build;
+pub mod image;
+mod node;
+mod process;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Subcommand;
+use process::Processes;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// What to do with the cluster.
+#[derive(Subcommand)]
+pub enum What {
+    /// Build what is missing and start the cluster.
+    Up {
+        /// Nodes, 1 to 9.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
+        nodes: u8,
+    },
+    /// Stop it and remove everything that it made.
+    Down,
+    /// Say what runs.
+    Status,
+    /// Run kubectl against it.
+    #[command(trailing_var_arg = true, disable_help_flag = true)]
+    Kubectl {
+        #[arg(allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run helm against it.
+    #[command(trailing_var_arg = true, disable_help_flag = true)]
+    Helm {
+        #[arg(allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+const NETNS: &str = "karst-cp";
+const API: &str = "172.31.0.1";
+const SERVICES: &str = "10.96.0.0/16";
+/// Values that kubelet changes for the whole machine; put back at the end.
+const SYSCTLS: [&str; 3] = ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"];
+
+/// Runs the command.
+pub fn run(what: What) -> Result<()> {
+    let c = Cluster::new()?;
+    match what {
+        What::Up { nodes } => c.up(nodes),
+        What::Down => c.down(),
+        What::Status => c.status(),
+        What::Kubectl { args } => c.tool("kubectl", &args),
+        What::Helm { args } => c.tool("helm", &args),
+    }
+}
+
+/// Where everything is.
+pub struct Cluster {
+    /// Built programs.
+    pub bin: PathBuf,
+    /// State of the running cluster; absent if none runs.
+    pub run: PathBuf,
+}
+
+struct Progress(Instant);
+impl Progress {
+    fn say(&self, what: &str) {
+        println!("[{:5.1} s] {what}", self.0.elapsed().as_secs_f64());
+    }
+}
+
+impl Cluster {
+    /// The cluster of this checkout.
+    pub fn new() -> Result<Self> {
+        let base = std::path::absolute("target/cluster")?;
+        Ok(Self { bin: base.join("bin"), run: base.join("run") })
+    }
+
+    fn pki(&self) -> PathBuf {
+        self.run.join("pki")
+    }
+    fn log(&self) -> PathBuf {
+        self.run.join("log")
+    }
+    fn processes(&self) -> Processes {
+        Processes::new(&self.run.join("pids"))
+    }
+    fn nodes(&self) -> u8 {
+        fs::read_to_string(self.run.join("nodes")).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Starts it. A second call says what runs.
+    pub fn up(&self, nodes: u8) -> Result<()> {
+        if self.run.exists() {
+            println!("a cluster is there already (cargo xtask cluster down removes it):");
+            return self.status();
+        }
+        crate::setup::cluster()?;
+        let p = Progress(Instant::now());
+        build::run(&self.bin)?;
+        p.say("Kubernetes, etcd, CoreDNS and helm are built");
+        fs::create_dir_all(self.run.join("images"))?;
+        fs::create_dir_all(self.log())?;
+        let images = build::images(&self.bin, &self.run.join("images"))?;
+        if let Err(e) = self.start(nodes, &images, &p) {
+            eprintln!("{e:#}\nthe cluster's logs: {}", self.log().display());
+            bail!("the cluster does not start (cargo xtask cluster down removes what is there)");
+        }
+        println!("try: cargo xtask cluster kubectl get pods -A -o wide");
+        println!("or:  {}", self.shell_line());
+        Ok(())
+    }
+
+    /// How a shell reaches the cluster.
+    fn shell_line(&self) -> String {
+        format!(
+            "nsenter --net=/run/netns/{NETNS} env KUBECONFIG={} {} get nodes",
+            self.pki().join("admin.kubeconfig").display(),
+            self.bin.join("kubectl").display()
+        )
+    }
+
+    fn start(&self, nodes: u8, images: &[PathBuf], p: &Progress) -> Result<()> {
+        fs::write(self.run.join("nodes"), nodes.to_string())?;
+        let saved: String = SYSCTLS
+            .iter()
+            .map(|s| format!("{s} {}\n", fs::read_to_string(format!("/proc/sys/{s}")).unwrap_or_default().trim()))
+            .collect();
+        fs::write(self.run.join("sysctls"), saved)?;
+        self.network(nodes).context("network namespaces")?;
+        self.control_plane(nodes, p)?;
+        for i in 1..=nodes {
+            node::start(self, i, images)?;
+        }
+        p.say("nodes started");
+        self.join(nodes)?;
+        p.say("nodes ready");
+        fs::write(self.run.join("coredns.yaml"), include_str!("../cluster/coredns.yaml"))?;
+        self.kubectl(&["apply", "-f", &self.run.join("coredns.yaml").display().to_string()])?;
+        self.kubectl(&["-n", "kube-system", "rollout", "status", "deploy/coredns", "--timeout=60s"])?;
+        p.say("CoreDNS ready");
+        Ok(())
+    }
+
+    fn network(&self, nodes: u8) -> Result<()> {
+        let ip = |args: &str| sh("ip", &args.split(' ').collect::<Vec<_>>());
+        let forward =
+            |ns: &str| sh("nsenter", &[&format!("--net=/run/netns/{ns}"), "sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+        ip(&format!("netns add {NETNS}"))?;
+        ip(&format!("-n {NETNS} link set lo up"))?;
+        ip(&format!("-n {NETNS} link add br0 type bridge"))?;
+        ip(&format!("-n {NETNS} addr add {API}/24 dev br0"))?;
+        ip(&format!("-n {NETNS} link set br0 up"))?;
+        forward(NETNS)?;
+        for i in 1..=nodes {
+            let ns = node::netns(i);
+            ip(&format!("netns add {ns}"))?;
+            ip(&format!("-n {ns} link set lo up"))?;
+            ip(&format!("-n {NETNS} link add veth-n{i} type veth peer name eth0 netns {ns}"))?;
+            ip(&format!("-n {NETNS} link set veth-n{i} master br0 up"))?;
+            ip(&format!("-n {ns} addr add {}/24 dev eth0", node::address(i)))?;
+            ip(&format!("-n {ns} link set eth0 up"))?;
+            ip(&format!("-n {ns} route add default via {API}"))?;
+            forward(&ns)?;
+        }
+        Ok(())
+    }
+
+    fn control_plane(&self, nodes: u8, p: &Progress) -> Result<()> {
+        let pki = self.pki().display().to_string();
+        let names: Vec<String> = (1..=nodes).map(|i| format!("{}={}", node::name(i), node::address(i))).collect();
+        let mut args = vec!["pki", &pki, API, "10.96.0.1"];
+        args.extend(names.iter().map(String::as_str));
+        sh(&self.bin.join("kube").display().to_string(), &args)?;
+        let start = |name: &str, args: &[&str]| -> Result<()> {
+            let bin = self.bin.join(name).display().to_string();
+            let mut all = vec![format!("--net=/run/netns/{NETNS}"), bin];
+            all.extend(args.iter().map(|a| a.replace("{pki}", &pki).replace("{run}", &self.run.display().to_string())));
+            self.processes().start(name, "nsenter", &all, &[], &self.log().join(format!("{name}.log")))
+        };
+        start(
+            "etcd",
+            &[
+                "--name=e",
+                "--data-dir={run}/etcd",
+                "--unsafe-no-fsync",
+                "--listen-client-urls=http://127.0.0.1:2379",
+                "--advertise-client-urls=http://127.0.0.1:2379",
+                "--listen-peer-urls=http://127.0.0.1:2380",
+                "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+                "--initial-cluster=e=http://127.0.0.1:2380",
+            ],
+        )?;
+        start(
+            "kube-apiserver",
+            &[
+                "--etcd-servers=http://127.0.0.1:2379",
+                &format!("--advertise-address={API}"),
+                &format!("--bind-address={API}"),
+                "--secure-port=6443",
+                "--tls-cert-file={pki}/apiserver.crt",
+                "--tls-private-key-file={pki}/apiserver.key",
+                "--client-ca-file={pki}/ca.crt",
+                "--authorization-mode=Node,RBAC",
+                "--enable-admission-plugins=NodeRestriction",
+                "--allow-privileged=true",
+                "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+                "--service-account-key-file={pki}/sa.pub",
+                "--service-account-signing-key-file={pki}/sa.key",
+                &format!("--service-cluster-ip-range={SERVICES}"),
+                "--enable-aggregator-routing=true",
+                "--kubelet-client-certificate={pki}/apiserver-kubelet-client.crt",
+                "--kubelet-client-key={pki}/apiserver-kubelet-client.key",
+                "--kubelet-preferred-address-types=InternalIP",
+                "--requestheader-client-ca-file={pki}/ca.crt",
+                "--requestheader-allowed-names=front-proxy-client",
+                "--requestheader-username-headers=X-Remote-User",
+                "--requestheader-group-headers=X-Remote-Group",
+                "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+                "--proxy-client-cert-file={pki}/front-proxy-client.crt",
+                "--proxy-client-key-file={pki}/front-proxy-client.key",
+            ],
+        )?;
+        self.until("the API server", 60, || Ok(self.output(&["get", "--raw=/readyz"])?.is_some_and(|t| t == "ok")))?;
+        p.say("API server ready");
+        start(
+            "kube-controller-manager",
+            &[
+                "--kubeconfig={pki}/kube-controller-manager.kubeconfig",
+                "--authentication-kubeconfig={pki}/kube-controller-manager.kubeconfig",
+                "--authorization-kubeconfig={pki}/kube-controller-manager.kubeconfig",
+                "--service-account-private-key-file={pki}/sa.key",
+                "--root-ca-file={pki}/ca.crt",
+                "--use-service-account-credentials=true",
+                "--cluster-signing-cert-file={pki}/ca.crt",
+                "--cluster-signing-key-file={pki}/ca.key",
+                "--leader-elect=false",
+                "--bind-address=127.0.0.1",
+                "--allocate-node-cidrs=true",
+                "--cluster-cidr=10.244.0.0/16",
+                &format!("--service-cluster-ip-range={SERVICES}"),
+                "--node-monitor-grace-period=20s",
+            ],
+        )?;
+        start(
+            "kube-scheduler",
+            &[
+                "--kubeconfig={pki}/kube-scheduler.kubeconfig",
+                "--authentication-kubeconfig={pki}/kube-scheduler.kubeconfig",
+                "--authorization-kubeconfig={pki}/kube-scheduler.kubeconfig",
+                "--leader-elect=false",
+                "--bind-address=127.0.0.1",
+            ],
+        )
+    }
+
+    /// Gives each node its part of the pod network, and waits until all are ready.
+    fn join(&self, nodes: u8) -> Result<()> {
+        for i in 1..=nodes {
+            let mut cidr = String::new();
+            let query = ["get", "node", &node::name(i), "-o", "jsonpath={.spec.podCIDR}"];
+            self.until("a node's part of the pod network", 60, || {
+                cidr = self.output(&query)?.unwrap_or_default();
+                Ok(!cidr.is_empty())
+            })?;
+            node::write_cni(self, i, &cidr)?;
+            let route = |ns: &str| sh("ip", &["-n", ns, "route", "replace", &cidr, "via", &node::address(i)]);
+            route(NETNS)?;
+            for j in (1..=nodes).filter(|j| *j != i) {
+                route(&node::netns(j))?;
+            }
+        }
+        self.until("the default service account", 60, || {
+            Ok(self.output(&["get", "serviceaccount", "default", "-o", "name"])?.is_some())
+        })?;
+        self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"])
+    }
+
+    /// Waits, with a limit in seconds.
+    pub fn until(&self, what: &str, limit: u64, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(limit);
+        while !done()? {
+            if let Some(dead) = self.processes().dead() {
+                bail!("{dead} has ended while waiting for {what}; see {}", self.log().join(format!("{dead}.log")).display());
+            }
+            ensure!(Instant::now() < end, "{what}: not there after {limit} s");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// A command of kubectl or helm, prepared.
+    pub fn command(&self, tool: &str) -> Command {
+        let mut c = Command::new("nsenter");
+        c.arg(format!("--net=/run/netns/{NETNS}")).arg(self.bin.join(tool));
+        c.env("KUBECONFIG", self.pki().join("admin.kubeconfig"));
+        c
+    }
+    /// kubectl, quiet unless it fails.
+    pub fn kubectl(&self, args: &[&str]) -> Result<()> {
+        let out = self.command("kubectl").args(args).output().context("kubectl")?;
+        ensure!(
+            out.status.success(),
+            "kubectl {}: {}{}",
+            args.join(" "),
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        Ok(())
+    }
+    /// What kubectl prints; none if it fails.
+    pub fn output(&self, args: &[&str]) -> Result<Option<String>> {
+        let out = self.command("kubectl").args(args).stderr(Stdio::null()).output().context("kubectl")?;
+        Ok(out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned()))
+    }
+
+    fn tool(&self, name: &str, args: &[String]) -> Result<()> {
+        ensure!(self.run.exists(), "no cluster runs: cargo xtask cluster up");
+        let status = self.command(name).args(args).status().with_context(|| format!("cannot start {name}"))?;
+        ensure!(status.success(), "{name} failed");
+        Ok(())
+    }
+
+    /// Says what runs.
+    pub fn status(&self) -> Result<()> {
+        if !self.run.exists() {
+            println!("no cluster runs");
+            return Ok(());
+        }
+        for (name, alive) in self.processes().list() {
+            println!("{name:<26} {}", if alive { "runs" } else { "has ended" });
+        }
+        let _ = self.command("kubectl").args(["get", "nodes", "-o", "wide"]).status();
+        println!("{}", self.shell_line());
+        Ok(())
+    }
+
+    /// Stops everything and removes what it made.
+    pub fn down(&self) -> Result<()> {
+        if !self.run.exists() {
+            println!("no cluster runs");
+            return Ok(());
+        }
+        let p = Progress(Instant::now());
+        let nodes = self.nodes();
+        self.processes().stop_all();
+        for i in 1..=nodes {
+            node::remove_cgroups(&node::name(i));
+            let _ = sh("ip", &["netns", "del", &node::netns(i)]);
+        }
+        let _ = sh("ip", &["netns", "del", NETNS]);
+        let saved = fs::read_to_string(self.run.join("sysctls")).unwrap_or_default();
+        for (name, value) in saved.lines().filter_map(|l| l.split_once(' ')) {
+            fs::write(format!("/proc/sys/{name}"), value).with_context(|| format!("cannot put back {name}"))?;
+        }
+        fs::remove_dir_all(&self.run).with_context(|| format!("cannot remove {}", self.run.display()))?;
+        p.say("the cluster is gone");
+        Ok(())
+    }
+}
+
+fn sh(program: &str, args: &[&str]) -> Result<()> {
+    let out = Command::new(program).args(args).output().with_context(|| format!("cannot start {program}"))?;
+    ensure!(out.status.success(), "{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+    Ok(())
+}
+
+/// Writes a file that others must be able to run.
+fn write_script(path: &Path, text: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+}

@@ -1,0 +1,87 @@
+//! Programs and images of the test cluster, from Go modules.
+
+use super::image::Image;
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const KUBERNETES: &str = "v1.34.4";
+const COMPONENTS: [&str; 7] =
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
+
+/// Builds all programs; quick when nothing has changed. Not optimised: that saves a quarter of the time.
+pub fn run(out: &Path) -> Result<()> {
+    let fresh = !out.join("kube").is_file();
+    if fresh {
+        println!("building Kubernetes {KUBERNETES}, etcd, CoreDNS and helm from Go modules; about 4 minutes");
+    }
+    fs::create_dir_all(out)?;
+    let version = "k8s.io/component-base/version";
+    let flags = [
+        format!("{version}.gitVersion={KUBERNETES}"),
+        format!("{version}.gitMajor=1"),
+        format!("{version}.gitMinor=34"),
+        format!("{version}.gitCommit=unknown"),
+        format!("{version}.gitTreeState=clean"),
+        format!("{version}.buildDate=2025-01-01T00:00:00Z"),
+        format!("k8s.io/client-go/pkg/version.gitVersion={KUBERNETES}"),
+    ]
+    .map(|f| format!("-X {f}"))
+    .join(" ");
+    let status = Command::new("go")
+        .current_dir("xtask/cluster")
+        .env("CGO_ENABLED", "0")
+        .args(["build", "-trimpath", "-gcflags=all=-N -l -dwarf=false"])
+        .arg(format!("-ldflags=-s -w {flags}"))
+        .arg("-o")
+        .arg(format!("{}/", out.display()))
+        .args(["./kube", "./coredns", "helm.sh/helm/v3/cmd/helm"])
+        .status()
+        .context("cannot start go: install Go 1.26 or newer")?;
+    ensure!(status.success(), "the programs of the test cluster do not build");
+    for c in COMPONENTS {
+        let link = out.join(c);
+        if fs::symlink_metadata(&link).is_err() {
+            std::os::unix::fs::symlink("kube", link)?;
+        }
+    }
+    Ok(())
+}
+
+/// Images that every node has: what holds a pod, a shell, and CoreDNS.
+pub fn images(bin: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+    let pause = out.join("pause");
+    let status = Command::new("gcc")
+        .args(["-static", "-Os", "-s", "-o"])
+        .arg(&pause)
+        .arg("xtask/cluster/pause.c")
+        .status()
+        .context("cannot start gcc")?;
+    ensure!(status.success(), "xtask/cluster/pause.c does not compile");
+    let passwd = out.join("passwd");
+    fs::write(&passwd, "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")?;
+    let mut busybox = Image::new("registry.local/busybox:1", &["/bin/sh"])
+        .file("/bin/busybox", "/bin/busybox")
+        .file(&passwd, "/etc/passwd");
+    for c in [
+        "sh", "cat", "ls", "ps", "wget", "httpd", "nc", "sleep", "hostname", "mkdir", "ip", "grep", "echo", "date",
+        "nslookup", "id",
+    ] {
+        busybox = busybox.link(&format!("/bin/{c}"), "/bin/busybox");
+    }
+    [
+        Image::new("registry.local/pause:1", &["/pause"]).file(&pause, "/pause"),
+        busybox,
+        Image::new("registry.local/coredns:1", &["/coredns"]).file(bin.join("coredns"), "/coredns"),
+    ]
+    .into_iter()
+    .zip(["pause", "busybox", "coredns"])
+    .map(|(i, n)| {
+        let path = out.join(format!("{n}.tar"));
+        i.write(&path).map(|()| path)
+    })
+    .collect()
+}
