@@ -5,24 +5,30 @@
 //! passes unencrypted. Leaving runs the other way round, and peers are given time to hear of it first.
 
 use crate::{
-    config::Config,
-    metrics,
+    config::{Config, Origin},
+    events::{self, Event, Request},
+    install::Install,
+    metrics, process,
     records::{self, Record},
     sockets::PodSockets,
+    source::{Report, Source},
     zds::{self, Hub},
 };
 use anyhow::Context;
 use karst_api::zds::WorkloadInfo;
 use karst_ebpf::{Node, PodConfig};
-use karst_manifest::{Dir, Object, enrol, kinds::Namespace, kinds::Pod, status};
+use karst_kube::Kube;
+use karst_manifest::{Dir, Object, State, enrol, kinds::Namespace, kinds::Pod};
 use karst_rt::netns::Netns;
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
+use tokio::sync::mpsc;
 
 /// Annotation that says, in directory mode, where a pod's network namespace is.
 const NETNS: &str = "karst.io/netns";
@@ -36,9 +42,22 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, PartialEq)]
 struct Desired {
     info: WorkloadInfo,
+    /// metadata.uid as the API server has it.
+    uid: String,
     config: PodConfig,
+    /// Where its network namespace is; empty: found by the uid of its processes.
     netns: PathBuf,
 }
+
+/// A pod that the CNI plugin has announced: the API server learns its addresses later.
+struct Announced {
+    pod: Pod,
+    ips: Vec<IpAddr>,
+    at: Instant,
+}
+
+/// An announced pod that the watch does not show after this long is gone.
+const ANNOUNCED_LIMIT: Duration = Duration::from_secs(60);
 
 struct Active {
     desired: Desired,
@@ -50,10 +69,12 @@ struct Active {
 /// The agent's state, shared with the metrics page.
 pub struct Agent {
     config: Config,
-    manifests: PathBuf,
+    report: Report,
     /// The node's programs.
     pub node: RefCell<Node>,
     active: RefCell<HashMap<String, Active>>,
+    /// By uid.
+    announced: RefCell<HashMap<String, Announced>>,
     /// Pods whose listeners ztunnel has had in its first snapshot, before they were put in force.
     prepared: RefCell<HashMap<String, Active>>,
     /// Connections to ztunnel.
@@ -62,38 +83,48 @@ pub struct Agent {
 
 /// Runs the agent until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let manifests = config.manifests()?;
+    let origin = config.origin()?;
     anyhow::ensure!(
         !config.node.is_empty(),
         "--node (NODE_NAME) is missing: the name of this node, as in spec.nodeName"
     );
-    let mut dir = Dir::watch(&manifests)?;
+    let (mut source, report, kube) = match origin {
+        Origin::Dir(d) => (Source::Dir(Dir::watch(&d)?), Report::Dir(d), None),
+        Origin::Kubernetes => {
+            let kube = Kube::connect().await?;
+            (Source::of_node(&kube, &config.node).await, Report::Kubernetes(kube.clone()), Some(kube))
+        }
+    };
     let host = Netns::current().context("cannot open this process's network namespace")?;
     let node = Node::open(&config.bpf_dir, &config.cgroup_root()?, &host)?;
     let exempt = node.exempt_map().try_clone()?;
     let hub = Hub::start(&config.zds, exempt)
         .with_context(|| format!("cannot serve ZDS at {} (--zds)", config.zds.display()))?;
-    let metrics_at = karst_rt::admin::bind(config.metrics, "--metrics").await?;
+    let mut metrics_at = Some(karst_rt::admin::bind(config.metrics, "--metrics").await?);
+    let install = config.install();
     let agent = Rc::new(Agent {
         config,
-        manifests,
+        report,
         node: RefCell::new(node),
         active: RefCell::default(),
+        announced: RefCell::default(),
         prepared: RefCell::default(),
         hub,
     });
-    tokio::task::spawn_local(metrics::serve(metrics_at, agent.clone()));
-    agent.prepare(&dir.read());
+    agent.prepare(&source.read());
     agent.hub.open();
     if !agent.node.borrow().pinned_pods()?.is_empty() {
         // ztunnel may be serving these pods; let it have the new listeners before connections are sent there.
         agent.hub.wait_peer(PEER_WAIT).await;
     }
-    tracing::info!(node = agent.config.node, manifests = %agent.manifests.display(), zds = %agent.config.zds.display(), "node agent is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut reported = BTreeSet::new();
+    let mut first = true;
+    // Without Kubernetes no plugin calls; the channel then stays silent.
+    let (_silent, none) = mpsc::channel(1);
+    let mut calls = none;
     loop {
-        let state = dir.read();
+        let state = source.read();
         for p in &state.problems {
             let text = p.to_string();
             if reported.insert(text.clone()) {
@@ -101,6 +132,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
         let failed = agent.reconcile(&state).await;
+        if std::mem::take(&mut first) {
+            // Ready, and open to the plugin, once what runs is redirected.
+            tokio::task::spawn_local(metrics::serve(metrics_at.take().context("bound once")?, agent.clone()));
+            if let Some(i) = &install {
+                calls = events::listen(&agent.config.events)
+                    .with_context(|| format!("cannot listen at {} (--events)", agent.config.events.display()))?;
+                i.program()?;
+                tokio::task::spawn_local(look_after(i.clone()));
+            }
+            tracing::info!(node = agent.config.node, source = agent.config.source, zds = %agent.config.zds.display(), "node agent is up");
+        }
         let retry = async {
             match failed {
                 true => tokio::time::sleep(RETRY).await,
@@ -108,15 +150,57 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
         };
         tokio::select! {
-            () = dir.changed() => {}
+            () = source.changed() => {}
             () = retry => {}
-            _ = term.recv() => {
-                // Links and maps stay pinned: the next agent takes over.
-                tracing::info!("node agent stops; redirection stays in force");
-                return Ok(());
+            Some(e) = calls.recv() => {
+                if let Some(k) = &kube {
+                    agent.announced(k, e).await;
+                }
             }
+            _ = term.recv() => break,
         }
     }
+    if let (Some(i), Some(k)) = (&install, &kube)
+        && removed_for_good(k, &agent.config).await
+    {
+        i.remove().context("cannot remove the CNI plugin")?;
+        let all: Vec<String> = agent.active.borrow().keys().cloned().collect();
+        agent.leave(&all).await;
+        return cleanup(&agent.config);
+    }
+    // Links and maps stay pinned: the next agent takes over.
+    tracing::info!("node agent stops; redirection stays in force");
+    Ok(())
+}
+
+async fn look_after(i: Install) {
+    if let Err(e) = i.look_after().await {
+        tracing::error!(error = format!("{e:#}"), "the CNI configuration is not looked after any more");
+    }
+}
+
+/// Is the agent being uninstalled, rather than restarted or upgraded? Then its DaemonSet is gone, or even its right to ask.
+async fn removed_for_good(kube: &Kube, config: &Config) -> bool {
+    if config.daemon_set.is_empty() {
+        return false;
+    }
+    match kube.daemon_set_remains(&config.namespace, &config.daemon_set).await {
+        Ok(remains) => !remains,
+        Err(e) => {
+            tracing::warn!(error = format!("{e:#}"), "cannot tell whether this is the end; redirection stays in force");
+            false
+        }
+    }
+}
+
+/// Opens a pod's network namespace.
+fn open(d: &Desired) -> anyhow::Result<Netns> {
+    if d.netns.as_os_str().is_empty() {
+        return process::netns(&d.uid)
+            .context("cannot look for the pod's processes (CAP_SYS_PTRACE is needed)")?
+            .context("no process of the pod runs yet");
+    }
+    Netns::open(&d.netns).with_context(|| format!("cannot open the network namespace {}", d.netns.display()))
 }
 
 /// A pod as ZDS tells of it.
@@ -130,7 +214,8 @@ pub fn cleanup(config: &Config) -> anyhow::Result<()> {
     let records = records::load(&dir);
     Node::remove_all(&config.bpf_dir)?;
     for r in &records {
-        if let Ok(n) = Netns::open(&r.netns) {
+        let netns = if r.netns.is_empty() { process::netns(&r.uid)? } else { Netns::open(&r.netns).ok() };
+        if let Some(n) = netns {
             n.run(|| karst_ebpf::net::remove(&r.ips))
                 .and_then(|r| r)
                 .with_context(|| format!("routing of pod {}/{}", r.namespace, r.name))?;
@@ -147,9 +232,9 @@ impl Agent {
     }
 
     /// Brings everything in line with the manifests. True: something failed and should be tried again.
-    async fn reconcile(&self, state: &karst_manifest::State) -> bool {
+    async fn reconcile(&self, state: &State) -> bool {
         let (desired, mut failed) = self.desired(state);
-        self.forget_strangers(&desired).await;
+        self.forget_strangers(&desired, state).await;
         let gone: Vec<String> = self.active.borrow().keys().filter(|k| !desired.contains_key(*k)).cloned().collect();
         self.leave(&gone).await;
         for (key, d) in &desired {
@@ -170,7 +255,7 @@ impl Agent {
         failed
     }
 
-    fn desired(&self, state: &karst_manifest::State) -> (BTreeMap<String, Desired>, bool) {
+    fn desired(&self, state: &State) -> (BTreeMap<String, Desired>, bool) {
         let namespaces: HashMap<&str, &Namespace> = state
             .objects
             .iter()
@@ -181,32 +266,53 @@ impl Agent {
             .collect();
         let mut out = BTreeMap::new();
         let mut failed = false;
+        let mut shown = HashSet::new();
         for o in &state.objects {
             let Object::Pod(p) = &o.object else { continue };
+            shown.insert(p.metadata.uid.as_str());
             let ns = namespaces.get(p.metadata.namespace.as_str()).copied();
-            if p.spec.node_name != self.config.node || !enrol::wanted(ns, p) || enrol::ips(p).is_empty() {
+            if p.spec.node_name != self.config.node || !self.wanted(ns, p) {
                 continue;
             }
-            match self.one(p) {
+            let mut ips = enrol::ips(p);
+            let mut announced = self.announced.borrow_mut();
+            if !ips.is_empty() {
+                announced.remove(&p.metadata.uid);
+            } else if let Some(a) = announced.get(&p.metadata.uid) {
+                ips.clone_from(&a.ips);
+            } else {
+                continue;
+            }
+            match self.one(p, ips) {
                 Ok(d) => {
                     out.insert(format!("{}/{}", p.metadata.namespace, p.metadata.name), d);
                 }
                 Err(e) => {
-                    tracing::warn!(
-                        "{}:{}: Pod {}/{}: {e}",
-                        o.file.display(),
-                        o.line,
-                        p.metadata.namespace,
-                        p.metadata.name
-                    );
+                    let file = if o.line > 0 { format!("{}:{}: ", o.file.display(), o.line) } else { String::new() };
+                    tracing::warn!("{file}Pod {}/{}: {e}", p.metadata.namespace, p.metadata.name);
                     failed = true;
                 }
+            }
+        }
+        // Announced before the watch shows them.
+        self.announced.borrow_mut().retain(|_, a| a.at.elapsed() < ANNOUNCED_LIMIT);
+        for a in self.announced.borrow().values() {
+            let key = format!("{}/{}", a.pod.metadata.namespace, a.pod.metadata.name);
+            if !out.contains_key(&key)
+                && !shown.contains(a.pod.metadata.uid.as_str())
+                && let Ok(d) = self.one(&a.pod, a.ips.clone())
+            {
+                out.insert(key, d);
             }
         }
         (out, failed)
     }
 
-    fn one(&self, p: &Pod) -> Result<Desired, String> {
+    fn wanted(&self, ns: Option<&Namespace>, p: &Pod) -> bool {
+        enrol::wanted(ns, p) && !self.config.excluded_namespaces.contains(&p.metadata.namespace)
+    }
+
+    fn one(&self, p: &Pod, ips: Vec<IpAddr>) -> Result<Desired, String> {
         let a = &p.metadata.annotations;
         let flag = |k: &str, default: bool| match a.get(k).map(String::as_str) {
             None | Some("") => Ok(default),
@@ -214,7 +320,10 @@ impl Agent {
             Some("false") => Ok(false),
             Some(other) => Err(format!("metadata.annotations[{k}]: {other:?} is neither \"true\" nor \"false\"")),
         };
-        let netns = a.get(NETNS).ok_or_else(|| format!("metadata.annotations[{NETNS}]: is missing; in directory mode it names the pod's network namespace, such as /run/netns/x"))?;
+        let netns = match &self.report {
+            Report::Kubernetes(_) => PathBuf::new(),
+            Report::Dir(_) => a.get(NETNS).map(PathBuf::from).ok_or_else(|| format!("metadata.annotations[{NETNS}]: is missing; in directory mode it names the pod's network namespace, such as /run/netns/x"))?,
+        };
         let uid = if p.metadata.uid.is_empty() {
             format!("{}_{}", p.metadata.namespace, p.metadata.name)
         } else {
@@ -228,18 +337,18 @@ impl Agent {
         let config = PodConfig {
             // A bpffs knows no dots in names.
             uid: uid.replace(['.', '/'], "+"),
-            ips: enrol::ips(p),
+            ips,
             bypass_inbound: flag("ambient.istio.io/bypass-inbound-capture", false)?,
             bypass_dns: !flag("ambient.istio.io/dns-capture", self.config.dns_capture)?,
             trust_mark: false,
         };
-        Ok(Desired { info, config, netns: netns.into() })
+        Ok(Desired { info, uid: p.metadata.uid.clone(), config, netns })
     }
 
     /// Opens the listeners of all pods and notes them for the first snapshot. What fails here is tried again by `join`.
-    fn prepare(&self, state: &karst_manifest::State) {
+    fn prepare(&self, state: &State) {
         for (key, d) in self.desired(state).0 {
-            let Ok(netns) = Netns::open(&d.netns) else { continue };
+            let Ok(netns) = open(&d) else { continue };
             let Ok(sockets) = PodSockets::open(&netns).map(Rc::new) else { continue };
             self.hub.register(wire(&d, &netns, &sockets));
             self.prepared.borrow_mut().insert(key, Active { desired: d, netns, sockets });
@@ -248,15 +357,28 @@ impl Agent {
 
     async fn join(&self, key: &str, d: &Desired) -> anyhow::Result<()> {
         let prepared = self.prepared.borrow_mut().remove(key).filter(|p| p.desired == *d);
+        if prepared.is_none() {
+            return self.join_in(key, d, open(d)?, None).await.map(drop);
+        }
+        let Some(Active { netns, sockets, .. }) = prepared else { return Ok(()) };
+        self.join_in(key, d, netns, Some(sockets)).await.map(drop)
+    }
+
+    /// Ok(false): redirected, but no ztunnel serves it yet.
+    async fn join_in(
+        &self,
+        key: &str,
+        d: &Desired,
+        netns: Netns,
+        prepared: Option<Rc<PodSockets>>,
+    ) -> anyhow::Result<bool> {
         let known = prepared.is_some();
-        let (netns, sockets) = match prepared {
-            Some(p) => (p.netns, p.sockets),
+        let sockets = match prepared {
+            Some(s) => s,
             None => {
-                let netns = Netns::open(&d.netns)
-                    .with_context(|| format!("cannot open the network namespace {}", d.netns.display()))?;
                 let sockets = PodSockets::open(&netns)
                     .context("cannot open the pod's listeners (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)")?;
-                (netns, Rc::new(sockets))
+                Rc::new(sockets)
             }
         };
         let record = Record {
@@ -274,8 +396,47 @@ impl Agent {
         }
         self.node.borrow_mut().enrol(&netns, &d.config, &sockets.listeners())?;
         self.active.borrow_mut().insert(key.into(), Active { desired: d.clone(), netns, sockets });
-        status::write(&self.manifests, &self.config.node, &d.info.namespace, &d.info.name, true)
-            .context("cannot report the pod's status")
+        self.report.set(&self.config.node, (&d.info.namespace, &d.info.name, &d.uid), true).await?;
+        Ok(served == Ok(true))
+    }
+
+    /// A new pod, before its first container starts.
+    async fn announced(&self, kube: &Kube, e: Event) {
+        let result = self.admit(kube, &e.request, e.netns).await;
+        let pod = format!("{}/{}", e.request.namespace, e.request.name);
+        match &result {
+            Ok(true) => tracing::info!(pod, "new pod is redirected"),
+            Ok(false) => tracing::debug!(pod, "new pod is not of the mesh"),
+            Err(e) => tracing::warn!(pod, error = format!("{e:#}"), "new pod is held"),
+        }
+        // The plugin may have given up; the runtime will call it again.
+        let _ = e.answer.send(result.map(drop).map_err(|e| format!("{e:#}")));
+    }
+
+    async fn admit(&self, kube: &Kube, r: &Request, netns: Netns) -> anyhow::Result<bool> {
+        let (pod, ns) = tokio::join!(kube.pod(&r.namespace, &r.name), kube.namespace(&r.namespace));
+        let pod = pod?.context("the API server does not know the pod")?;
+        anyhow::ensure!(
+            r.uid.is_empty() || r.uid == pod.metadata.uid,
+            "the API server knows another pod of this name (uid {})",
+            pod.metadata.uid
+        );
+        if !self.wanted(ns?.as_ref(), &pod) {
+            return Ok(false);
+        }
+        let d = self.one(&pod, r.ips.clone()).map_err(anyhow::Error::msg)?;
+        let key = format!("{}/{}", r.namespace, r.name);
+        // A sandbox that is made anew, or another pod of the same name: what was there is over.
+        let before = self.active.borrow_mut().remove(&key);
+        if let Some(a) = before {
+            self.hub.del(&a.desired.config.uid);
+            self.node.borrow_mut().release(&a.netns, &a.desired.config)?;
+        }
+        let announced = Announced { pod, ips: r.ips.clone(), at: Instant::now() };
+        self.announced.borrow_mut().insert(d.uid.clone(), announced);
+        let served = self.join_in(&key, &d, netns, None).await?;
+        anyhow::ensure!(served, "no ztunnel serves this node yet; the pod starts once one does");
+        Ok(true)
     }
 
     async fn leave(&self, keys: &[String]) {
@@ -283,7 +444,7 @@ impl Agent {
             return;
         }
         for k in keys {
-            self.report_gone(k);
+            self.report_gone(k).await;
         }
         tokio::time::sleep(LEAVE_DELAY).await;
         for k in keys {
@@ -298,28 +459,32 @@ impl Agent {
         }
     }
 
-    fn report_gone(&self, key: &str) {
+    async fn report_gone(&self, key: &str) {
+        let uid = self.active.borrow().get(key).map(|a| a.desired.uid.clone()).unwrap_or_default();
         if let Some((ns, name)) = key.split_once('/')
-            && let Err(e) = status::write(&self.manifests, &self.config.node, ns, name, false)
+            && let Err(e) = self.report.set(&self.config.node, (ns, name, &uid), false).await
         {
-            tracing::warn!(pod = key, error = %e, "cannot withdraw the pod's status");
+            tracing::warn!(pod = key, error = format!("{e:#}"), "cannot withdraw the pod's status");
         }
     }
 
     /// Takes out what an earlier agent enrolled and nobody asks for any more.
-    async fn forget_strangers(&self, desired: &BTreeMap<String, Desired>) {
+    async fn forget_strangers(&self, desired: &BTreeMap<String, Desired>, state: &State) {
         let keep: BTreeSet<String> = desired.keys().cloned().collect();
         let wanted: BTreeSet<&str> = desired.values().map(|d| d.config.uid.as_str()).collect();
         let ours: BTreeSet<String> = self.active.borrow().values().map(|a| a.desired.config.uid.clone()).collect();
         let active: BTreeSet<String> = self.active.borrow().keys().cloned().collect();
         let all: BTreeSet<String> = keep.union(&active).cloned().collect();
-        let _ = status::retain(&self.manifests, &self.config.node, &all);
+        self.report.retain(&self.config.node, state, &all).await;
         let records: HashMap<String, Record> =
             records::load(&self.records()).into_iter().map(|r| (r.uid.clone(), r)).collect();
         let pinned = self.node.borrow().pinned_pods().unwrap_or_default();
         for uid in pinned.iter().filter(|u| !wanted.contains(u.as_str()) && !ours.contains(*u)) {
             let r = records.get(uid);
-            let netns = r.and_then(|r| Netns::open(&r.netns).ok());
+            let netns = match r {
+                Some(r) if !r.netns.is_empty() => Netns::open(&r.netns).ok(),
+                _ => process::netns(uid).ok().flatten(),
+            };
             let done = match (r, netns) {
                 (Some(r), Some(n)) => self.node.borrow_mut().release(&n, &r.config()),
                 (r, _) => self.node.borrow_mut().forget(uid, r.map_or(&[], |r| &r.ips[..])),

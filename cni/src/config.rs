@@ -11,8 +11,8 @@ pub struct Config {
     /// Name of this node, as in the pods' spec.nodeName.
     #[arg(long, env = "NODE_NAME", default_value = "")]
     pub node: String,
-    /// Where objects come from: dir:PATH, a directory of manifests.
-    #[arg(long, env = "KARST_SOURCE", default_value = "", value_name = "dir:PATH")]
+    /// Where objects come from: kubernetes (in a cluster, or by KUBECONFIG), or dir:PATH, a directory of manifests.
+    #[arg(long, env = "KARST_SOURCE", default_value = "", value_name = "kubernetes|dir:PATH")]
     pub source: String,
     /// Socket on which ztunnel is served (Istio's INPOD_UDS).
     #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
@@ -32,6 +32,24 @@ pub struct Config {
     /// Also capture DNS (Istio's default).
     #[arg(long, env = "AMBIENT_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
     pub dns_capture: bool,
+    /// Socket on which the CNI plugin calls.
+    #[arg(long, env = "KARST_CNI_EVENTS", default_value = crate::events::SOCKET)]
+    pub events: PathBuf,
+    /// The container runtime's directory of CNI programs; empty: the plugin is not installed.
+    #[arg(long, env = "KARST_CNI_BIN_DIR", default_value = "")]
+    pub cni_bin_dir: PathBuf,
+    /// The container runtime's directory of CNI configurations.
+    #[arg(long, env = "KARST_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Namespaces (comma separated) whose pods start without waiting for the agent.
+    #[arg(long, env = "EXCLUDED_NAMESPACES", value_delimiter = ',', default_value = "kube-system")]
+    pub excluded_namespaces: Vec<String>,
+    /// Namespace of the agent's own DaemonSet.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    pub namespace: String,
+    /// The agent's own DaemonSet: if it is gone when the agent is told to stop, everything is taken back. Empty: never.
+    #[arg(long, env = "KARST_DAEMON_SET", default_value = "")]
+    pub daemon_set: String,
     /// text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     pub log_format: Format,
@@ -47,12 +65,21 @@ pub struct Config {
 }
 
 impl Config {
-    /// The directory of manifests.
-    pub fn manifests(&self) -> anyhow::Result<PathBuf> {
+    /// Where objects come from.
+    pub fn origin(&self) -> anyhow::Result<Origin> {
         match self.source.strip_prefix("dir:") {
-            Some(p) if !p.is_empty() => Ok(p.into()),
-            _ => anyhow::bail!("--source {:?}: use dir:PATH, the directory of manifests", self.source),
+            Some(p) if !p.is_empty() => Ok(Origin::Dir(p.into())),
+            None if self.source == "kubernetes" => Ok(Origin::Kubernetes),
+            _ => anyhow::bail!("--source {:?}: use kubernetes, or dir:PATH, the directory of manifests", self.source),
         }
+    }
+    /// Where the plugin is put, if it is.
+    pub fn install(&self) -> Option<crate::install::Install> {
+        (!self.cni_bin_dir.as_os_str().is_empty()).then(|| crate::install::Install {
+            bin_dir: self.cni_bin_dir.clone(),
+            conf_dir: self.cni_conf_dir.clone(),
+            exclude: self.excluded_namespaces.clone(),
+        })
     }
     /// The root of cgroup2.
     pub fn cgroup_root(&self) -> anyhow::Result<PathBuf> {
@@ -60,12 +87,23 @@ impl Config {
             return Ok(p.clone());
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-        let mut fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
-        match fields.find(|f| f.get(2) == Some(&"cgroup2")).and_then(|f| f.get(1).map(PathBuf::from)) {
+        let fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
+        let roots = fields.filter(|f| f.get(2) == Some(&"cgroup2")).filter_map(|f| f.get(1).map(PathBuf::from));
+        // In a container: the node's, mounted under /host, and not the container's own part.
+        match roots.min_by_key(|p| !p.starts_with("/host")) {
             Some(p) => Ok(p),
             None => anyhow::bail!(
                 "no cgroup2 is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or set --cgroup"
             ),
         }
     }
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A directory of manifests.
+    Dir(PathBuf),
+    /// The API server.
+    Kubernetes,
 }

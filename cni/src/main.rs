@@ -1,10 +1,16 @@
 //! The node agent: enrols the node's pods into the mesh, owns their redirected listeners, and serves ZDS to ztunnel.
+//! Called by a container runtime (CNI_COMMAND is set), the same program is the CNI plugin.
 
 mod agent;
 mod config;
+mod events;
+mod install;
 mod metrics;
+mod plugin;
+mod process;
 mod records;
 mod sockets;
+mod source;
 mod status;
 mod zds;
 
@@ -12,6 +18,9 @@ use anyhow::Context;
 use clap::Parser;
 
 fn main() -> std::process::ExitCode {
+    if plugin::is_called() {
+        return plugin::run();
+    }
     let config = config::Config::parse();
     match run(config) {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -18,6 +18,8 @@ const ROOT_YEARS: i64 = 10;
 /// A root that signs.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    /// Between leaf and root, PEM; none if the root itself signs.
+    chain: Vec<String>,
     root_pem: String,
     not_after: OffsetDateTime,
 }
@@ -47,19 +49,68 @@ impl Authority {
             dir.display()
         );
         if !key.exists() {
-            let pair = KeyPair::generate()?;
-            let root = root_params(trust_domain).self_signed(&pair)?;
-            write_private(&key, &pair.serialize_pem())?;
-            fs::write(&cert, root.pem()).with_context(|| format!("cannot write {}", cert.display()))?;
+            let (root, pair) = Self::generate(trust_domain)?;
+            write_private(&key, &pair)?;
+            fs::write(&cert, root).with_context(|| format!("cannot write {}", cert.display()))?;
         }
         let read = |p: &Path| fs::read_to_string(p).with_context(|| format!("cannot read {}", p.display()));
         let (root_pem, key_pem) = (read(&cert)?, read(&key)?);
-        let pair =
-            KeyPair::from_pem(&key_pem).with_context(|| format!("{} is no private key in PEM", key.display()))?;
-        let not_after = check_root(&root_pem, &pair).with_context(|| format!("{}", cert.display()))?;
-        let issuer = Issuer::from_ca_cert_pem(&root_pem, pair)
-            .with_context(|| format!("{} is no CA certificate", cert.display()))?;
-        Ok(Self { issuer, root_pem, not_after })
+        Self::from_pem(&root_pem, &key_pem).with_context(|| format!("authority in {}", dir.display()))
+    }
+
+    /// A new root: certificate and key, PEM.
+    pub fn generate(trust_domain: &str) -> anyhow::Result<(String, String)> {
+        let pair = KeyPair::generate()?;
+        Ok((root_params(trust_domain).self_signed(&pair)?.pem(), pair.serialize_pem()))
+    }
+
+    /// A root that signs itself.
+    pub fn from_pem(cert: &str, key: &str) -> anyhow::Result<Self> {
+        Self::new(cert, key, vec![], cert)
+    }
+
+    /// An intermediate authority with the certificates up to its root, as in Istio's Secret `cacerts`.
+    pub fn plugged_in(cert: &str, key: &str, chain: &str, root: &str) -> anyhow::Result<Self> {
+        let mut between = blocks(chain);
+        if between.is_empty() {
+            between = blocks(cert);
+        }
+        let roots = blocks(root);
+        between.retain(|c| !roots.contains(c));
+        Self::new(cert, key, between, root)
+    }
+
+    fn new(cert: &str, key: &str, chain: Vec<String>, root: &str) -> anyhow::Result<Self> {
+        let pair = KeyPair::from_pem(key).context("ca-key.pem is no private key in PEM")?;
+        let not_after = check_root(cert, &pair).context("ca-cert.pem")?;
+        let issuer = Issuer::from_ca_cert_pem(cert, pair).context("ca-cert.pem is no CA certificate")?;
+        let a = Self { issuer, chain, root_pem: root.into(), not_after };
+        a.check().context("what it signs does not lead to root-cert.pem (through cert-chain.pem)")?;
+        Ok(a)
+    }
+
+    /// Does a certificate of ours verify against our root, as peers will see it?
+    fn check(&self) -> anyhow::Result<()> {
+        use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| anyhow::anyhow!("{e}"));
+        let leaf =
+            self.leaf(vec![SanType::DnsName("check".to_string().try_into()?)], std::time::Duration::from_secs(60))?;
+        let leaf = leaf.signed_by(&KeyPair::generate()?, &self.issuer)?;
+        let roots = CertificateDer::pem_slice_iter(self.root_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| anyhow::anyhow!("root-cert.pem: {e}"))?;
+        let anchors = roots.iter().map(webpki::anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>()?;
+        let between = self.chain.iter().map(|c| der(c)).collect::<anyhow::Result<Vec<_>>>()?;
+        webpki::EndEntityCert::try_from(leaf.der())?.verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &anchors,
+            &between,
+            UnixTime::now(),
+            webpki::KeyUsage::server_auth(),
+            None,
+            None,
+        )?;
+        Ok(())
     }
 
     /// The root certificate, PEM.
@@ -74,7 +125,10 @@ impl Authority {
         let uri = id.to_string().try_into().map_err(|e| Refusal::Internal(format!("{e}")))?;
         let leaf = self.leaf(vec![SanType::URI(uri)], lifetime)?;
         let cert = leaf.signed_by(&csr.public_key, &self.issuer).map_err(|e| Refusal::Internal(e.to_string()))?;
-        Ok(vec![cert.pem(), self.root_pem.clone()])
+        let mut chain = vec![cert.pem()];
+        chain.extend(self.chain.iter().cloned());
+        chain.push(self.root_pem.clone());
+        Ok(chain)
     }
 
     /// A certificate for the controller's own server.
@@ -90,7 +144,9 @@ impl Authority {
         let leaf =
             self.leaf(sans.collect::<anyhow::Result<_>>()?, std::time::Duration::from_secs(10 * 365 * 86_400))?;
         let key = KeyPair::generate()?;
-        Ok((leaf.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
+        let mut pem = leaf.signed_by(&key, &self.issuer)?.pem();
+        self.chain.iter().for_each(|c| pem.push_str(c));
+        Ok((pem, key.serialize_pem()))
     }
 
     fn leaf(&self, sans: Vec<SanType>, lifetime: std::time::Duration) -> Result<CertificateParams, Refusal> {
@@ -131,6 +187,13 @@ fn root_params(trust_domain: &str) -> CertificateParams {
     p.not_before = now - BACKDATE;
     p.not_after = now + Duration::days(365 * ROOT_YEARS);
     p
+}
+
+/// The PEM blocks of a text, each with its newline.
+fn blocks(pem: &str) -> Vec<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let parts = pem.split_inclusive(END).filter(|p| p.contains("-----BEGIN CERTIFICATE-----"));
+    parts.filter_map(|p| Some(format!("{}\n", &p[p.find("-----BEGIN")?..]))).collect()
 }
 
 /// Is this a CA certificate for this key? Gives its end.
@@ -193,6 +256,25 @@ mod tests {
         assert_eq!(life, 60 + 120);
         assert!(ca.sign("nonsense", &id, std::time::Duration::from_secs(60)).is_err());
         fs::remove_dir_all(d).unwrap();
+    }
+
+    #[test]
+    fn an_intermediate_signs_with_its_chain() {
+        let (root, key) = Authority::generate("root").unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&key).unwrap()).unwrap();
+        let pair = KeyPair::generate().unwrap();
+        let mut params = root_params("between");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let between = params.signed_by(&pair, &issuer).unwrap().pem();
+        let ca = Authority::plugged_in(&between, &pair.serialize_pem(), &format!("{between}{root}"), &root).unwrap();
+        let csr = CertificateParams::new(vec![]).unwrap().serialize_request(&KeyPair::generate().unwrap()).unwrap();
+        let id = "spiffe://td/ns/a/sa/b".parse().unwrap();
+        let chain = ca.sign(&csr.pem().unwrap(), &id, std::time::Duration::from_secs(60)).unwrap();
+        assert_eq!((chain.len(), blocks(&chain[1]), blocks(&chain[2])), (3, blocks(&between), blocks(&root)));
+        // A root that it does not lead to.
+        let (other, _) = Authority::generate("other").unwrap();
+        let e = Authority::plugged_in(&between, &pair.serialize_pem(), &between, &other).err().unwrap();
+        assert!(format!("{e:#}").contains("does not lead to root-cert.pem"), "{e:#}");
     }
 
     #[test]

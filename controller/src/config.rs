@@ -49,8 +49,8 @@ pub struct Token {
 /// The knobs.
 #[derive(Clone, Debug, Args)]
 pub struct Config {
-    /// Where objects come from: dir:PATH, a directory of manifests.
-    #[arg(long, env = "KARST_SOURCE", default_value = "", value_name = "dir:PATH")]
+    /// Where objects come from: kubernetes (in a cluster, or by KUBECONFIG), or dir:PATH, a directory of manifests.
+    #[arg(long, env = "KARST_SOURCE", default_value = "", value_name = "kubernetes|dir:PATH")]
     pub source: String,
     /// Directory for the certificate authority and, in directory mode, the token key; made at first start.
     #[arg(long, env = "KARST_DATA_DIR", default_value = "/var/lib/karst")]
@@ -102,11 +102,21 @@ pub struct Config {
 }
 
 impl Config {
-    /// The directory of manifests.
-    pub fn manifests(&self) -> anyhow::Result<PathBuf> {
+    /// Where objects come from.
+    pub fn origin(&self) -> anyhow::Result<Origin> {
         match self.source.strip_prefix("dir:") {
-            Some(p) if !p.is_empty() => Ok(p.into()),
-            _ => anyhow::bail!("--source {:?}: use dir:PATH, the directory of manifests", self.source),
+            Some(p) if !p.is_empty() => Ok(Origin::Dir(p.into())),
+            None if self.source == "kubernetes" => Ok(Origin::Kubernetes),
+            _ => anyhow::bail!("--source {:?}: use kubernetes, or dir:PATH, the directory of manifests", self.source),
         }
     }
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A directory of manifests.
+    Dir(PathBuf),
+    /// The API server.
+    Kubernetes,
 }

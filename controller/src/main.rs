@@ -4,9 +4,11 @@ mod auth;
 mod ca;
 mod config;
 mod convert;
+mod kubernetes;
 mod model;
 mod push;
 mod serve;
+mod source;
 mod token;
 
 use clap::Parser;

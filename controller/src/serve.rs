@@ -3,10 +3,12 @@
 use crate::{
     auth::{self, Caller},
     ca::{Authority, Refusal},
-    config::Config,
+    config::{Config, Origin},
     convert::{self, Mesh},
+    kubernetes,
     model::Model,
     push,
+    source::{Source, Tokens},
     token::Keys,
 };
 use anyhow::Context;
@@ -28,6 +30,7 @@ use karst_xds::{Resources, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -40,7 +43,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Identity, transport
 
 struct Shared {
     config: Config,
-    keys: Keys,
+    tokens: Tokens,
     authority: Authority,
     model: ArcSwap<Model>,
     snapshots: watch::Sender<Arc<Resources>>,
@@ -69,17 +72,27 @@ struct Counts {
 
 /// Serves until told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let manifests = config.manifests()?;
-    let mut dir = Dir::watch(&manifests)?;
-    let authority = Authority::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
-    let keys = Keys::open(&config.data_dir).context("token key")?;
-    let root = config.data_dir.join("root-cert.pem");
-    std::fs::write(&root, authority.root_pem()).with_context(|| format!("cannot write {}", root.display()))?;
+    let (mut source, authority, tokens, publisher) = match config.origin()? {
+        Origin::Dir(d) => {
+            let authority = Authority::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
+            let keys = Keys::open(&config.data_dir).context("token key")?;
+            let root = config.data_dir.join("root-cert.pem");
+            std::fs::write(&root, authority.root_pem()).with_context(|| format!("cannot write {}", root.display()))?;
+            (Source::Dir(Dir::watch(&d)?), authority, Tokens::Local(keys), None)
+        }
+        Origin::Kubernetes => {
+            let kube = karst_kube::Kube::connect().await?;
+            let authority = kubernetes::authority(&kube, &config).await.context("certificate authority")?;
+            let source = kubernetes::source(&kube).await;
+            let publisher = kubernetes::Publisher::start(kube.clone(), authority.root_pem().into());
+            (source, authority, Tokens::Kubernetes(kube), Some(publisher))
+        }
+    };
     let (cert, key) = authority.serving(&config.server_names)?;
     let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
     let shared = Arc::new(Shared {
-        keys,
+        tokens,
         authority,
         model: ArcSwap::default(),
         snapshots,
@@ -89,7 +102,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         config,
     });
     let mut log = Problems::default();
-    update(&shared, &mut dir, &mesh, &mut log);
+    update(&shared, &mut source, publisher.as_ref(), &mesh, &mut log);
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
@@ -103,12 +116,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .add_service(AggregatedDiscoveryServiceServer::new(service.clone()).max_decoding_message_size(64 << 20))
         .add_service(IstioCertificateServiceServer::new(service));
     let incoming = tonic::transport::server::TcpIncoming::from(grpc).with_nodelay(Some(true));
-    tracing::info!(manifests = %manifests.display(), discovery = %shared.config.grpc_addr, "controller is up");
+    tracing::info!(source = shared.config.source, discovery = %shared.config.grpc_addr, "controller is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let watching = async {
         loop {
-            dir.changed().await;
-            update(&shared, &mut dir, &mesh, &mut log);
+            source.changed().await;
+            update(&shared, &mut source, publisher.as_ref(), &mesh, &mut log);
         }
     };
     tokio::select! {
@@ -123,7 +136,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 /// `karst-controller check`.
 pub fn check(config: &Config) -> anyhow::Result<()> {
-    let mut dir = Dir::watch(&config.manifests()?)?;
+    let Origin::Dir(manifests) = config.origin()? else {
+        anyhow::bail!("--source: check reads a directory of manifests (dir:PATH)")
+    };
+    let mut dir = Dir::watch(&manifests)?;
     let state = dir.read();
     let (model, meaning) = convert::compile(&state, &Mesh::from(config));
     let problems: Vec<_> = state.problems.iter().chain(&meaning).collect();
@@ -145,8 +161,17 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
 #[derive(Default)]
 struct Problems(BTreeSet<String>);
 
-fn update(shared: &Shared, dir: &mut Dir, mesh: &Mesh, log: &mut Problems) {
-    let state = dir.read();
+fn update(
+    shared: &Shared,
+    source: &mut Source,
+    publisher: Option<&kubernetes::Publisher>,
+    mesh: &Mesh,
+    log: &mut Problems,
+) {
+    let state = source.read();
+    if let Some(p) = publisher {
+        p.note(&state);
+    }
     let (model, meaning) = convert::compile(&state, mesh);
     let now: BTreeSet<String> = state.problems.iter().chain(&meaning).map(ToString::to_string).collect();
     for p in now.difference(&log.0) {
@@ -171,17 +196,21 @@ struct Service(Arc<Shared>);
 
 impl Service {
     /// The reason stays in our log: a caller that is refused is told nothing it could use.
-    fn caller<T>(&self, r: &Request<T>, what: &str) -> Result<Caller, Status> {
+    async fn caller(&self, token: Option<String>, remote: Option<SocketAddr>, what: &str) -> Result<Caller, Status> {
         let refuse = |why: String| {
             self.0.counts.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(target: "audit", peer = r.remote_addr().map(|a| a.to_string()), what, reason = why, "refused");
+            tracing::warn!(target: "audit", peer = remote.map(|a| a.to_string()), what, reason = why, "refused");
             Status::unauthenticated("authentication failed; the controller's log has the reason")
         };
-        let header = r.metadata().get("authorization").and_then(|v| v.to_str().ok());
-        let token = header.and_then(|h| h.strip_prefix("Bearer ")).ok_or_else(|| refuse("no bearer token".into()))?;
-        let claims = self.0.keys.verify(token, TOKEN_AUDIENCE).map_err(&refuse)?;
+        let token = token.ok_or_else(|| refuse("no bearer token".into()))?;
+        let claims = self.0.tokens.verify(&token, TOKEN_AUDIENCE, &self.0.model.load()).await.map_err(&refuse)?;
         auth::caller(&claims, &self.0.model.load()).map_err(refuse)
     }
+}
+
+fn bearer<T>(r: &Request<T>) -> Option<String> {
+    let header = r.metadata().get("authorization")?.to_str().ok()?;
+    header.strip_prefix("Bearer ").map(String::from)
 }
 
 #[tonic::async_trait]
@@ -192,7 +221,7 @@ impl AggregatedDiscoveryService for Service {
         &self,
         r: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.caller(&r, "discovery")?;
+        let caller = self.caller(bearer(&r), r.remote_addr(), "discovery").await?;
         let (tx, rx) = server::channel();
         let shared = self.0.clone();
         let snapshots = shared.snapshots.subscribe();
@@ -232,7 +261,7 @@ impl IstioCertificateService for Service {
         r: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let s = &self.0;
-        let caller = self.caller(&r, "certificate")?;
+        let caller = self.caller(bearer(&r), r.remote_addr(), "certificate").await?;
         let m = r.get_ref();
         let wanted =
             m.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {

@@ -30,7 +30,7 @@ pub enum What {
 /// Runs it.
 pub fn run(w: What) -> Result<()> {
     let What::L4 { report, rounds, secs, only, ztunnel } = w;
-    let mut c = Command::new("target/release/karst-bench");
+    let mut c = Command::new(crate::bin("karst-bench")?);
     c.arg(format!("--rounds={rounds}")).arg(format!("--secs={secs}")).arg(format!("--only={only}"));
     if let Some(r) = report {
         c.arg(format!("--report={}", std::path::absolute(r)?.display()));

@@ -109,15 +109,30 @@ impl Cluster {
         let p = Progress(Instant::now());
         build::run(&self.bin)?;
         p.say("Kubernetes, etcd, CoreDNS and helm are built");
+        crate::build()?;
+        let ours = crate::images::write()?;
+        p.say("Karst's images are built");
         fs::create_dir_all(self.run.join("images"))?;
         fs::create_dir_all(self.log())?;
-        let images = build::images(&self.bin, &self.run.join("images"))?;
+        let mut images = build::images(&self.bin, &self.run.join("images"))?;
+        images.extend(ours);
         if let Err(e) = self.start(nodes, &images, &p) {
             eprintln!("{e:#}\nthe cluster's logs: {}", self.log().display());
             bail!("the cluster does not start (cargo xtask cluster down removes what is there)");
         }
         println!("try: cargo xtask cluster kubectl get pods -A -o wide");
         println!("or:  {}", self.shell_line());
+        Ok(())
+    }
+
+    /// Loads images into every node, if a cluster runs.
+    pub fn load(&self, images: &[PathBuf]) -> Result<()> {
+        for i in 1..=self.nodes() {
+            for image in images {
+                node::load(self, i, image)?;
+            }
+            println!("{} images loaded into node {}", images.len(), node::name(i));
+        }
         Ok(())
     }
 
@@ -291,7 +306,10 @@ impl Cluster {
         let end = Instant::now() + Duration::from_secs(limit);
         while !done()? {
             if let Some(dead) = self.processes().dead() {
-                bail!("{dead} has ended while waiting for {what}; see {}", self.log().join(format!("{dead}.log")).display());
+                bail!(
+                    "{dead} has ended while waiting for {what}; see {}",
+                    self.log().join(format!("{dead}.log")).display()
+                );
             }
             ensure!(Instant::now() < end, "{what}: not there after {limit} s");
             std::thread::sleep(Duration::from_millis(100));

@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod deny;
 mod fuzz;
+mod images;
 mod lint;
 mod report;
 mod setup;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(long, default_value_t = 10)]
         seconds: u32,
     },
+    /// Write an OCI image for each component to target/images, and load them into the local cluster if it runs.
+    Images,
     /// A real Kubernetes on this machine, to try Karst on and for the tests.
     Cluster {
         #[command(subcommand)]
@@ -102,8 +105,7 @@ fn run(task: Task) -> Result<()> {
             if keep {
                 args.push("--keep".into());
             }
-            let status =
-                Command::new("target/release/karst-demo").args(args).status().context("cannot start the demo")?;
+            let status = Command::new(bin("karst-demo")?).args(args).status().context("cannot start the demo")?;
             ensure!(status.success(), "the demo found a claim that does not hold; its table says which");
             Ok(())
         }
@@ -114,6 +116,10 @@ fn run(task: Task) -> Result<()> {
         Task::Fuzz { target, seconds } => {
             setup::run()?;
             fuzz::run(seconds, target.as_deref())
+        }
+        Task::Images => {
+            build()?;
+            cluster::Cluster::new()?.load(&images::write()?)
         }
         Task::Cluster { what } => cluster::run(what),
         Task::Bench { what } => {
@@ -128,7 +134,13 @@ fn root() -> PathBuf {
     p.canonicalize().unwrap_or(p)
 }
 
-fn build() -> Result<()> {
+/// One of our programs, built beside this one.
+pub(crate) fn bin(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("where this program is")?;
+    Ok(own.with_file_name(name))
+}
+
+pub(crate) fn build() -> Result<()> {
     setup::run()?;
     cargo(&["build", "--release", "--workspace", "--locked"], &[])
 }

@@ -109,7 +109,7 @@ fn packages(wanted: &[(&str, &str)]) -> Result<()> {
 
 /// A tool from the crate registry, built into `target/tools`. `needs`: what a failure is most likely about.
 fn tool(name: &str, version: &str, why: &str, args: &[&str], needs: &str) -> Result<()> {
-    let root = Path::new("target/tools");
+    let root = &std::path::absolute("target/tools")?;
     if root.join("bin").join(name).is_file() {
         return Ok(());
     }
@@ -120,9 +120,11 @@ fn tool(name: &str, version: &str, why: &str, args: &[&str], needs: &str) -> Res
         .arg("--root")
         .arg(root)
         .env("LLVM_PREFIX", "/usr/lib/llvm-22")
-        .env("CARGO_TARGET_DIR", "target/tools/build")
+        .env("CARGO_TARGET_DIR", root.join("build"))
+        // Away from this repository's configuration: tools are built as cargo builds by itself.
+        .current_dir("/")
         .status()?;
-    let _ = std::fs::remove_dir_all("target/tools/build");
+    let _ = std::fs::remove_dir_all(root.join("build"));
     ensure!(status.success(), "{name} does not build: {needs}");
     Ok(())
 }

@@ -98,8 +98,12 @@ async fn serve(s: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) 
                     Some(n) => n.run(send).and_then(|r| r),
                     None => send(),
                 };
-                if let Err(e) = sent {
-                    tracing::debug!(pod = pod.key, error = %e, "DNS answer");
+                match sent {
+                    Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                        tracing::warn!(pod = pod.key, error = %e, "DNS answer cannot be sent: CAP_NET_BIND_SERVICE is needed");
+                    }
+                    Err(e) => tracing::debug!(pod = pod.key, error = %e, "DNS answer"),
+                    Ok(_) => {}
                 }
             }
             pending.set(pending.get() - 1);

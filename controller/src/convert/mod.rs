@@ -65,6 +65,7 @@ pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
         enrolled: &state.enrolled,
     };
     for o in &state.objects {
+        let o: &Located = o;
         match &o.object {
             Object::Namespace(n) => {
                 x.namespaces.insert(&n.metadata.name, n);
@@ -74,7 +75,7 @@ pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
             }
             Object::Pod(p) => x.pods.push(p),
             Object::Service(s) => x.services.push(s),
-            Object::ServiceAccount(_) => {}
+            Object::ServiceAccount(_) | Object::ConfigMap(_) => {}
             Object::EndpointSlice(e) => x.slices.push(e),
             Object::Gateway(g) => x.gateways.push(g),
             Object::ServiceEntry(s) => x.service_entries.push((o, s)),

@@ -53,8 +53,7 @@ impl Kube {
             ..Default::default()
         };
         let api: Api<TokenReview> = Api::all(self.client.clone());
-        let answer =
-            api.create(&PostParams::default(), &ask).await.map_err(|e| format!("TokenReview: {e}"))?.status;
+        let answer = api.create(&PostParams::default(), &ask).await.map_err(|e| format!("TokenReview: {e}"))?.status;
         let s = answer.ok_or("TokenReview: no answer")?;
         if s.authenticated != Some(true) {
             return Err(s.error.unwrap_or_else(|| "the API server does not accept the token".into()));

@@ -203,7 +203,11 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
                 Ok(Event::Delete(o)) => Change::Gone(key(&o)),
                 Err(e) if is_absent(&e) => {
                     if !std::mem::replace(&mut told, true) {
-                        tracing::info!(kind = w.kind, group, "the API server does not know this kind; watched once it does");
+                        tracing::info!(
+                            kind = w.kind,
+                            group,
+                            "the API server does not know this kind; watched once it does"
+                        );
                     }
                     if tx.send((i, Change::Absent)).await.is_err() {
                         return;

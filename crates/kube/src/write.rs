@@ -4,7 +4,10 @@ use crate::Kube;
 use anyhow::Context;
 use k8s_openapi::{
     ByteString,
-    api::core::v1::{ConfigMap, Pod, Secret},
+    api::{
+        apps::v1::DaemonSet,
+        core::v1::{ConfigMap, Pod, Secret},
+    },
 };
 use kube::{
     Api,
@@ -63,8 +66,7 @@ impl Kube {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         let labels: BTreeMap<_, _> = labels.iter().copied().collect();
         let data: BTreeMap<_, _> = data.iter().copied().collect();
-        let object =
-            json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "labels": labels }, "data": data });
+        let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name, "labels": labels }, "data": data });
         match api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&object)).await {
             Ok(_) => Ok(()),
             // 403: the namespace is terminating. 404: it is gone.
@@ -93,6 +95,19 @@ impl Kube {
             // 409: another pod has taken the name.
             Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot annotate Pod {namespace}/{name}")),
+        }
+    }
+
+    /// Is this DaemonSet there to stay? If we may not even ask any more, it is being uninstalled.
+    ///
+    /// # Errors
+    /// That the API server gives no answer.
+    pub async fn daemon_set_remains(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
+        let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), namespace);
+        match api.get_opt(name).await {
+            Ok(d) => Ok(d.is_some_and(|d| d.metadata.deletion_timestamp.is_none())),
+            Err(kube::Error::Api(e)) if e.code == 401 || e.code == 403 => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("DaemonSet {namespace}/{name}")),
         }
     }
 

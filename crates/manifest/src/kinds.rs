@@ -61,6 +61,7 @@ kinds! {
     Pod "" true,
     Service "" true,
     ServiceAccount "" true,
+    ConfigMap "" true,
     EndpointSlice "discovery.k8s.io" true,
     Gateway "gateway.networking.k8s.io" true,
     ServiceEntry "networking.istio.io" true,
@@ -85,6 +86,12 @@ pub struct ServiceAccount {
     pub metadata: Meta,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ConfigMap {
+    pub metadata: Meta,
+    pub data: BTreeMap<String, String>,
+}
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Pod {

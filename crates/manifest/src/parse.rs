@@ -169,7 +169,8 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
 ///
 /// # Errors
 /// What is wrong with it: the API server's schema may be older than what is read here.
-pub fn value(kind: &str, v: serde_json::Value) -> Result<Object, Problem> {
+pub fn value(kind: &str, mut v: serde_json::Value) -> Result<Object, Problem> {
+    without_nulls(&mut v);
     let at = |f: &str| v.pointer(&format!("/metadata/{f}")).and_then(|v| v.as_str()).unwrap_or_default().to_string();
     let name = format!("{}/{}", at("namespace"), at("name"));
     let mut track = serde_path_to_error::Track::new();
@@ -181,6 +182,18 @@ pub fn value(kind: &str, v: serde_json::Value) -> Result<Object, Problem> {
             Err(p)
         }
         None => Err(unreadable(kind, &name, "is of a kind that is not read".into())),
+    }
+}
+
+/// In Kubernetes' API a field that is null is a field that is absent.
+fn without_nulls(v: &mut serde_json::Value) {
+    match v {
+        serde_json::Value::Object(m) => {
+            m.retain(|_, v| !v.is_null());
+            m.values_mut().for_each(without_nulls);
+        }
+        serde_json::Value::Array(a) => a.iter_mut().for_each(without_nulls),
+        _ => {}
     }
 }
 
@@ -218,6 +231,17 @@ mod tests {
             (all[1].object.kind(), all[1].object.meta().namespace.as_str(), all[1].line),
             ("Pod", "default", 11)
         );
+    }
+
+    #[test]
+    fn objects_of_the_api_server_are_read() {
+        let v = serde_json::json!({ "metadata": { "name": "s", "namespace": "n" }, "endpoints": null, "addressType": "IPv4", "ports": [{ "name": null, "port": 80 }] });
+        let o = value("EndpointSlice", v).unwrap();
+        assert_eq!((o.kind(), o.meta().name.as_str()), ("EndpointSlice", "s"));
+        let v = serde_json::json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "rules": [{ "form": [] }] } });
+        let p = value("AuthorizationPolicy", v).unwrap_err();
+        assert_eq!((p.object.as_str(), p.field.as_str()), ("AuthorizationPolicy n/p", "spec.rules[0].form"));
+        assert!(p.to_string().starts_with("AuthorizationPolicy n/p: spec.rules[0].form: unknown field"), "{p}");
     }
 
     #[test]

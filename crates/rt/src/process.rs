@@ -1,7 +1,13 @@
 //! Facts about the process itself.
 #![allow(unsafe_code)] // getrlimit and setrlimit
 
-use std::io;
+use std::{io, path::Path};
+
+/// Where procfs can be written: in a container that has the node's at `/host/proc`, its own is read-only.
+pub fn proc_root() -> &'static Path {
+    let host = Path::new("/host/proc");
+    if host.join("sys").is_dir() { host } else { Path::new("/proc") }
+}
 
 /// Raises the soft limit of open descriptors to the hard one and returns it.
 ///

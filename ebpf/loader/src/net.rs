@@ -3,6 +3,7 @@
 //! Per family: marked flows look up table 100, which delivers everything to `lo`.
 
 use karst_ebpf_common::{MARK_CAPTURE, MARK_MASK};
+use karst_rt::process::proc_root;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -31,7 +32,7 @@ const SYSCTLS: [(&str, bool); 4] = [
 pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
     for (name, v6) in SYSCTLS {
         if !v6 || ips.iter().any(IpAddr::is_ipv6) {
-            fs::write(format!("/proc/sys/net/{name}"), "1")
+            fs::write(proc_root().join("sys/net").join(name), "1")
                 .map_err(|e| io::Error::new(e.kind(), format!("sysctl net.{name}: {e}")))?;
         }
     }
@@ -57,7 +58,7 @@ pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
         }
     }
     for (name, _) in SYSCTLS {
-        let _ = fs::write(format!("/proc/sys/net/{name}"), "0");
+        let _ = fs::write(proc_root().join("sys/net").join(name), "0");
     }
     Ok(())
 }

@@ -158,7 +158,11 @@ static WORLDS: AtomicU32 = AtomicU32::new(0);
 /// The path of one of our binaries.
 pub fn bin(name: &str) -> PathBuf {
     let target = std::env::var_os("KARST_BIN_DIR").map(PathBuf::from);
-    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release");
+    // Beside this program; tests are one level down, in deps.
+    let own = || {
+        let dir = std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default();
+        if dir.ends_with("deps") { dir.join("..") } else { dir }
+    };
     let p = target.unwrap_or_else(own).join(name);
     p.canonicalize().unwrap_or(p)
 }

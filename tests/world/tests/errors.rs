@@ -32,7 +32,7 @@ fn wrong_starts_are_explained() {
     let no_bpffs = data.join("bpf").display().to_string();
     let zds = data.join("zds.sock").display().to_string();
     let table: Vec<(&str, String, Vec<&str>)> = vec![
-        ("no source", fails("karst-controller", &[], &[]), vec!["--source", "use dir:PATH"]),
+        ("no source", fails("karst-controller", &[], &[]), vec!["--source", "dir:PATH, the directory of manifests"]),
         (
             "no such directory",
             fails("karst-controller", &["--source", "dir:/nowhere", "--data-dir", &data_s], &[]),

@@ -1,0 +1,139 @@
+//! What the controller does only on Kubernetes: the objects that it watches, its authority's Secret, and the root
+//! certificate that every namespace gets.
+
+use crate::{ca::Authority, config::Config, source::Source};
+use anyhow::{Context, bail};
+use karst_kube::{Kube, Watch};
+use karst_manifest::{Object, State};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// Istio's name of the ConfigMap with the root certificate.
+const ROOT_CONFIG_MAP: &str = "istio-ca-root-cert";
+const ROOT_KEY: &str = "root-cert.pem";
+/// Namespaces in which no workload of a mesh can be (Istio's list).
+const NO_ROOT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Starts to watch, and waits until everything has been listed.
+pub async fn source(kube: &Kube) -> Source {
+    let mut watches: Vec<Watch> = [
+        "Namespace",
+        "Node",
+        "Pod",
+        "Service",
+        "EndpointSlice",
+        "Gateway",
+        "ServiceEntry",
+        "WorkloadEntry",
+        "AuthorizationPolicy",
+        "PeerAuthentication",
+    ]
+    .map(Watch::all)
+    .into();
+    watches.push(Watch { fields: format!("metadata.name={ROOT_CONFIG_MAP}"), ..Watch::all("ConfigMap") });
+    let mut s = karst_kube::Source::start(kube, watches);
+    s.synced().await;
+    Source::Kubernetes(s)
+}
+
+/// The authority: `cacerts`, if the operator has given one, else `istio-ca-secret`, made at first start.
+pub async fn authority(kube: &Kube, config: &Config) -> anyhow::Result<Authority> {
+    let ns = &config.root_namespace;
+    if let Some(data) = kube.secret(ns, "cacerts").await? {
+        let get = |names: [&str; 2]| names.iter().find_map(|n| text(&data, n));
+        let need = |names: [&str; 2]| {
+            get(names).with_context(|| format!("Secret {ns}/cacerts: data.{} (or {}) is missing", names[0], names[1]))
+        };
+        let (cert, key) = (need(["ca-cert.pem", "tls.crt"])?, need(["ca-key.pem", "tls.key"])?);
+        let root = need(["root-cert.pem", "ca.crt"])?;
+        let chain = get(["cert-chain.pem", "tls.crt"]).unwrap_or_default();
+        tracing::info!(secret = format!("{ns}/cacerts"), "certificates are signed by the authority plugged in");
+        return Authority::plugged_in(&cert, &key, &chain, &root).with_context(|| format!("Secret {ns}/cacerts"));
+    }
+    let name = "istio-ca-secret";
+    // Twice: another replica may have made it since.
+    for _ in 0..2 {
+        if let Some(data) = kube.secret(ns, name).await? {
+            let get = |k: &str| text(&data, k).with_context(|| format!("Secret {ns}/{name}: data.{k} is missing"));
+            return Authority::from_pem(&get("ca-cert.pem")?, &get("ca-key.pem")?)
+                .with_context(|| format!("Secret {ns}/{name}"));
+        }
+        let (cert, key) = Authority::generate(&config.trust_domain)?;
+        let data = [("ca-cert.pem", cert), ("ca-key.pem", key)].map(|(k, v)| (k.to_string(), v.into_bytes()));
+        if kube.create_secret(ns, name, "istio.io/ca-root", data.into()).await? {
+            tracing::info!(secret = format!("{ns}/{name}"), "made a certificate authority");
+        }
+    }
+    bail!("Secret {ns}/{name} can be neither read nor made")
+}
+
+fn text(data: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<String> {
+    String::from_utf8(data.get(key)?.clone()).ok()
+}
+
+/// Writes the root certificate into every namespace, and again where it is edited or removed.
+pub struct Publisher {
+    root: String,
+    missing: watch::Sender<BTreeSet<String>>,
+}
+
+impl Publisher {
+    /// Starts it.
+    pub fn start(kube: Kube, root: String) -> Self {
+        let (missing, mut rx) = watch::channel(BTreeSet::new());
+        let pem = root.clone();
+        tokio::spawn(async move {
+            loop {
+                let todo: BTreeSet<String> = rx.borrow_and_update().clone();
+                let mut failed = false;
+                for ns in &todo {
+                    let labels = [("istio.io/config", "true")];
+                    if let Err(e) = kube.config_map(ns, ROOT_CONFIG_MAP, &labels, &[(ROOT_KEY, &pem)]).await {
+                        tracing::warn!(error = format!("{e:#}"), "the root certificate is not there yet");
+                        failed = true;
+                    }
+                }
+                let changed = rx.changed();
+                let over = if failed {
+                    tokio::time::timeout(RETRY, changed).await.is_ok_and(|r| r.is_err())
+                } else {
+                    changed.await.is_err()
+                };
+                if over {
+                    return;
+                }
+            }
+        });
+        Self { root, missing }
+    }
+
+    /// Looks where it lacks.
+    pub fn note(&self, state: &State) {
+        let mut missing = BTreeSet::new();
+        for o in &state.objects {
+            if let Object::Namespace(n) = &o.object
+                && n.metadata.deletion_timestamp.is_none()
+                && !NO_ROOT.contains(&n.metadata.name.as_str())
+            {
+                missing.insert(n.metadata.name.clone());
+            }
+        }
+        for o in &state.objects {
+            if let Object::ConfigMap(c) = &o.object
+                && c.metadata.name == ROOT_CONFIG_MAP
+                && c.data.get(ROOT_KEY) == Some(&self.root)
+            {
+                missing.remove(&c.metadata.namespace);
+            }
+        }
+        self.missing.send_if_modified(|m| {
+            let new = *m != missing && !missing.is_empty();
+            *m = missing;
+            new
+        });
+    }
+}
