@@ -123,6 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Without Kubernetes no plugin calls; the channel then stays silent.
     let (_silent, none) = mpsc::channel(1);
     let mut calls = none;
+    let mut looking_after = None;
     loop {
         let state = source.read();
         for p in &state.problems {
@@ -139,7 +140,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 calls = events::listen(&agent.config.events)
                     .with_context(|| format!("cannot listen at {} (--events)", agent.config.events.display()))?;
                 i.program()?;
-                tokio::task::spawn_local(look_after(i.clone()));
+                looking_after = Some(tokio::task::spawn_local(look_after(i.clone())));
             }
             tracing::info!(node = agent.config.node, source = agent.config.source, zds = %agent.config.zds.display(), "node agent is up");
         }
@@ -163,6 +164,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Some(i), Some(k)) = (&install, &kube)
         && removed_for_good(k, &agent.config).await
     {
+        // First, or it would put back what is removed.
+        if let Some(task) = looking_after {
+            task.abort();
+            let _ = task.await;
+        }
         i.remove().context("cannot remove the CNI plugin")?;
         let all: Vec<String> = agent.active.borrow().keys().cloned().collect();
         agent.leave(&all).await;

@@ -35,9 +35,9 @@ pub struct Config {
     /// Socket on which the CNI plugin calls.
     #[arg(long, env = "KARST_CNI_EVENTS", default_value = crate::events::SOCKET)]
     pub events: PathBuf,
-    /// The container runtime's directory of CNI programs; empty: the plugin is not installed.
-    #[arg(long, env = "KARST_CNI_BIN_DIR", default_value = "")]
-    pub cni_bin_dir: PathBuf,
+    /// The container runtime's directory of CNI programs; without it the plugin is not installed.
+    #[arg(long, env = "KARST_CNI_BIN_DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
     /// The container runtime's directory of CNI configurations.
     #[arg(long, env = "KARST_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
@@ -75,8 +75,8 @@ impl Config {
     }
     /// Where the plugin is put, if it is.
     pub fn install(&self) -> Option<crate::install::Install> {
-        (!self.cni_bin_dir.as_os_str().is_empty()).then(|| crate::install::Install {
-            bin_dir: self.cni_bin_dir.clone(),
+        self.cni_bin_dir.clone().map(|bin_dir| crate::install::Install {
+            bin_dir,
             conf_dir: self.cni_conf_dir.clone(),
             exclude: self.excluded_namespaces.clone(),
         })

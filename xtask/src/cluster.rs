@@ -64,6 +64,23 @@ pub fn run(what: What) -> Result<()> {
     }
 }
 
+/// A fresh cluster with the charts installed.
+pub fn for_tests() -> Result<()> {
+    let c = Cluster::new()?;
+    c.down()?;
+    c.up(2)?;
+    let p = Progress(Instant::now());
+    let charts = std::path::absolute("charts/ambient")?.display().to_string();
+    let args = ["install", "ambient", &charts, "-n", "istio-system", "--create-namespace", "--wait", "--timeout=90s"];
+    let out = c.command("helm").args(args).output().context("helm")?;
+    if !out.status.success() {
+        c.show_logs();
+        bail!("helm {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
+    }
+    p.say("helm has installed the charts");
+    Ok(())
+}
+
 /// Where everything is.
 pub struct Cluster {
     /// Built programs.
@@ -340,6 +357,19 @@ impl Cluster {
     pub fn output(&self, args: &[&str]) -> Result<Option<String>> {
         let out = self.command("kubectl").args(args).stderr(Stdio::null()).output().context("kubectl")?;
         Ok(out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned()))
+    }
+
+    /// What helps after a failure: pods, events and the last lines of our parts.
+    pub fn show_logs(&self) {
+        let show = |args: &[&str]| {
+            println!("--- kubectl {}", args.join(" "));
+            let _ = self.command("kubectl").args(args).status();
+        };
+        show(&["get", "pods", "-A", "-o", "wide"]);
+        show(&["get", "events", "-A", "--field-selector=type=Warning"]);
+        for l in ["app=istiod", "k8s-app=istio-cni-node", "app=ztunnel"] {
+            show(&["-n", "istio-system", "logs", "-l", l, "--tail=40", "--prefix"]);
+        }
     }
 
     fn tool(&self, name: &str, args: &[String]) -> Result<()> {

@@ -21,6 +21,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-controller", 4),
     ("karst-world", 4),
     ("karst-fuzz", 5),
+    ("karst-e2e", 5),
     ("hbone-conformance", 0),
     ("samples", 0),
     ("meshbench", 4),

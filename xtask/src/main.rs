@@ -170,15 +170,29 @@ fn test(filter: &str) -> Result<()> {
     if filter.is_empty() {
         lint_stages(&mut s)?;
     }
-    let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world"];
+    let unit = ["test", "--release", "--workspace", "--locked", "--exclude", "karst-world", "--exclude", "karst-e2e"];
     s.run("unit tests", || cargo(&[&unit[..], &["--", filter]].concat(), &[]))?;
     // Worlds share the machine's two cores; one at a time keeps what they measure meaningful.
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
     if filter.is_empty() {
+        s.run("cluster: build and start", cluster::for_tests)?;
+        let result = s.run("cluster: tests", || cluster_tests(&[]));
+        if result.is_err() {
+            cluster::Cluster::new()?.show_logs();
+        }
+        s.run("cluster: removal", || cluster::Cluster::new()?.down())?;
+        result?;
         s.run("fuzz targets", || fuzz::run(10, None))?;
     }
     s.print();
     Ok(())
+}
+
+/// The tests on the local cluster, with the charts installed.
+fn cluster_tests(args: &[&str]) -> Result<()> {
+    let all =
+        ["test", "--release", "--workspace", "--locked", "--test", "cluster", "--", "--test-threads=1", "--nocapture"];
+    cargo(&[&all[..], args].concat(), &[])
 }
 
 /// The tests in namespaces. Named one by one under `--workspace`: with `--package`, cargo would choose other features for the

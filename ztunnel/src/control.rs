@@ -42,7 +42,7 @@ impl Remote {
         let e = Endpoint::from_shared(self.address.clone()).map_err(|e| format!("address {:?}: {e}", self.address))?;
         let e = e.tls_config(tls).map_err(|e| format!("root certificate {}: {e}", self.config.root_ca.display()))?;
         let e = e
-            .connect_timeout(Duration::from_secs(5))
+            .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
         e.connect().await.map_err(|e| {
@@ -75,6 +75,9 @@ impl Authority for Remote {
     }
 }
 
+/// A service's endpoint may just have gone, and its packets lead nowhere: the next attempt goes to another.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The one writer of the state.
 pub struct Writer {
     pub remote: Remote,
@@ -82,13 +85,23 @@ pub struct Writer {
     pub metrics: Arc<Metrics>,
     /// Until both types have arrived once.
     pub missing: HashMap<&'static str, Blocker>,
+    /// Says when nothing is missing any more.
+    pub configured: watch::Sender<bool>,
+    /// Says whether there is a control plane.
+    pub stream: watch::Sender<bool>,
 }
 
 impl Writer {
     /// A writer whose readiness waits for the first answers.
-    pub fn new(remote: Remote, state: watch::Sender<Arc<Snapshot>>, metrics: Arc<Metrics>, ready: &Ready) -> Self {
+    pub fn new(
+        remote: Remote,
+        state: watch::Sender<Arc<Snapshot>>,
+        metrics: Arc<Metrics>,
+        ready: &Ready,
+        (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
+    ) -> Self {
         let missing = TYPES.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
-        Self { remote, state, metrics, missing }
+        Self { remote, state, metrics, missing, configured, stream }
     }
 }
 
@@ -119,6 +132,9 @@ impl Handler for Writer {
         }
         self.state.send_replace(Arc::new(s));
         self.missing.remove(u.type_url.as_str());
+        if self.missing.is_empty() {
+            self.configured.send_if_modified(|c| !std::mem::replace(c, true));
+        }
         refused
     }
     fn token(&self) -> Result<String, String> {
@@ -130,7 +146,11 @@ impl Handler for Writer {
     fn headers(&self) -> Vec<(String, String)> {
         vec![("clusterid".into(), self.remote.config.cluster_id.clone())]
     }
+    fn up(&self) {
+        self.stream.send_replace(true);
+    }
     fn ended(&self, why: Ended) {
+        self.stream.send_replace(false);
         if let Some(c) = self.metrics.xds_ended.get(why as usize) {
             c.fetch_add(1, Relaxed);
         }

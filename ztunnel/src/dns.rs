@@ -77,6 +77,7 @@ pub async fn run(mut orders: mpsc::Receiver<Order>, shared: Arc<Shared>) {
 
 async fn serve(s: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) {
     let pending = Rc::new(Cell::new(0));
+    shared.configured().await;
     loop {
         let (data, from, to) = match s.recv(DNS_MAX_UDP).await {
             Ok(x) => x,

@@ -243,8 +243,11 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
 async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
     let mut state = w.shared.state.clone();
     let judge = |s: &crate::state::Snapshot| -> Result<Verdict, Outcome> {
-        let own = s.pod(&pod.namespace, &pod.name).ok_or(Outcome::NoWorkload)?;
-        let policies = s.policies_of(own).map_err(Outcome::PolicyMissing)?;
+        let policies = match s.pod(&pod.namespace, &pod.name) {
+            Some(own) => s.policies_of(own),
+            None => s.policies_of_unannounced(&pod.namespace),
+        };
+        let policies = policies.map_err(Outcome::PolicyMissing)?;
         Ok(authorize(policies.into_iter(), check))
     };
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;

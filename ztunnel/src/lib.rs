@@ -65,11 +65,16 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         None => state::Snapshot::new(&config.network),
     };
     let (state_tx, state) = watch::channel(Arc::new(first));
+    let (configured_tx, configured) = watch::channel(config.local_xds.is_some());
+    let (stream_tx, stream) = watch::channel(true);
     let remote = |address: &str| Remote { config: config.clone(), address: address.to_string() };
-    let mut secrets = secrets::Manager::new(remote(config.ca()), config.secret_ttl, config.cluster_id.clone());
+    let mut secrets =
+        secrets::Manager::new(remote(config.ca()), config.secret_ttl, config.cluster_id.clone(), stream.clone());
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
+        configured,
+        stream,
         pods: ArcSwap::default(),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
@@ -116,10 +121,14 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     match config.local_xds.clone() {
         Some(path) => {
             let network = config.network.clone();
-            tokio::task::spawn_local(async move { local::follow(&path, &network, state_tx).await });
+            tokio::task::spawn_local(async move {
+                let _open = (configured_tx, stream_tx);
+                local::follow(&path, &network, state_tx).await;
+            });
         }
         None => {
-            let writer = Writer::new(remote(&config.xds_address), state_tx, metrics, &ready);
+            let writer =
+                Writer::new(remote(&config.xds_address), state_tx, metrics, &ready, (configured_tx, stream_tx));
             let node = node(&config);
             tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
         }

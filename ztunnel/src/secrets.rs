@@ -74,6 +74,9 @@ pub trait Authority {
     }
 }
 
+/// After the control plane's return, failed certificates are asked for within this time.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// The manager. Lives on the control thread.
 pub struct Manager<A> {
     authority: Rc<A>,
@@ -84,11 +87,13 @@ pub struct Manager<A> {
     cluster: String,
     shared: Secrets,
     wanted: mpsc::Receiver<Identity>,
+    /// Is there a control plane? When it comes back, what failed is tried again at once.
+    stream: watch::Receiver<bool>,
 }
 
 impl<A: Authority + 'static> Manager<A> {
     /// A manager without certificates.
-    pub fn new(authority: A, ttl: u64, cluster: String) -> Self {
+    pub fn new(authority: A, ttl: u64, cluster: String, stream: watch::Receiver<bool>) -> Self {
         let (table, rx) = watch::channel(Arc::default());
         let (want, wanted) = mpsc::channel(QUEUE);
         let shared = Secrets { table: rx, want };
@@ -101,6 +106,7 @@ impl<A: Authority + 'static> Manager<A> {
             cluster,
             shared,
             wanted,
+            stream,
         }
     }
     /// The workers' side.
@@ -121,7 +127,9 @@ impl<A: Authority + 'static> Manager<A> {
         }
         let (a, table, slots) = (self.authority.clone(), self.table.clone(), self.slots.clone());
         let (ttl, cluster, id2) = (self.ttl, self.cluster.clone(), id.clone());
-        let task = tokio::task::spawn_local(async move { renew(&*a, &table, &slots, ttl, &cluster, id2).await });
+        let stream = self.stream.clone();
+        let task =
+            tokio::task::spawn_local(async move { renew(&*a, &table, &slots, (ttl, &cluster), id2, stream).await });
         self.running.insert(id.clone(), task.abort_handle());
     }
     /// Drops all certificates but these: the last pod of the others has left.
@@ -149,9 +157,9 @@ async fn renew<A: Authority>(
     a: &A,
     table: &watch::Sender<Arc<Table>>,
     slots: &Semaphore,
-    ttl: u64,
-    cluster: &str,
+    (ttl, cluster): (u64, &str),
     id: Identity,
+    mut stream: watch::Receiver<bool>,
 ) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
@@ -175,10 +183,30 @@ async fn renew<A: Authority>(
             Err(e) => {
                 let pause = backoff.next_delay();
                 tracing::warn!(identity = %id, error = e, retry_ms = pause.as_millis() as u64, "no certificate; one that is still valid stays in use");
-                pause
+                stream.mark_unchanged();
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = comes_back(&mut stream) => {
+                        backoff.reset();
+                        // Not all nodes at once.
+                        tokio::time::sleep(AGAIN.mul_f64(rand::rng().random_range(0.0..1.0))).await;
+                    }
+                }
+                continue;
             }
         };
         tokio::time::sleep(pause).await;
+    }
+}
+
+async fn comes_back(stream: &mut watch::Receiver<bool>) {
+    loop {
+        if stream.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if *stream.borrow_and_update() {
+            return;
+        }
     }
 }
 

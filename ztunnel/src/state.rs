@@ -61,6 +61,52 @@ pub enum GatewayTo {
     Address(IpAddr),
 }
 
+/// Istio's name of the policy that stands for STRICT.
+const STATIC_STRICT: &str = "/istio_converted_static_strict";
+
+/// What the node agent says of a pod.
+pub struct Announced<'a> {
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub identity: Identity,
+    pub node: &'a str,
+    pub cluster: &'a str,
+    pub network: &'a str,
+}
+
+impl Workload {
+    /// A pod of this node that the control plane has not told of, from what the agent says.
+    pub fn unannounced(a: Announced<'_>) -> Self {
+        Self {
+            uid: format!("{}//Pod/{}/{}", a.cluster, a.namespace, a.name).into(),
+            name: a.name.into(),
+            namespace: a.namespace.into(),
+            ips: vec![],
+            hostname: "".into(),
+            network: a.network.into(),
+            hbone: true,
+            native_tunnel: false,
+            identity: a.identity,
+            waypoint: None,
+            node: a.node.into(),
+            workload_name: a.name.into(),
+            workload_type: "pod",
+            canonical_name: a.name.into(),
+            canonical_revision: "latest".into(),
+            policies: vec![],
+            healthy: true,
+            cluster: a.cluster.into(),
+            region: "".into(),
+            zone: "".into(),
+            subzone: "".into(),
+            host_network: false,
+            capacity: 1,
+            services: vec![],
+            baggage: None,
+        }
+    }
+}
+
 /// A service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -159,6 +205,19 @@ impl Snapshot {
             out.push(self.policies.get(k).ok_or_else(|| k.clone())?);
         }
         Ok(out)
+    }
+
+    /// The policies for a pod that the control plane has not told of. Which of those with a selector apply to it is not
+    /// known, so if there is any in its namespace, or the one that stands for STRICT, nothing is known; Err names it.
+    pub fn policies_of_unannounced(&self, namespace: &str) -> Result<Vec<&Policy>, Arc<str>> {
+        let open = |(k, p): &(&Arc<str>, &Arc<Policy>)| {
+            p.scope == Scope::WorkloadSelector && (*p.namespace == *namespace || k.ends_with(STATIC_STRICT))
+        };
+        if let Some((k, _)) = self.policies.iter().find(open) {
+            return Err(k.clone());
+        }
+        let own = self.by_namespace.get(namespace).into_iter().flatten();
+        Ok(self.globals.iter().chain(own).map(|p| &**p).collect())
     }
 
     /// Takes in one address resource.
@@ -528,6 +587,27 @@ pub mod tests {
     }
 
     /// T31: in whatever order a change arrives, nobody is let in whom the old and the new state both keep out.
+    #[test]
+    fn policies_of_a_pod_that_nobody_told_of() {
+        let policy = |name: &str, namespace: &str, scope: Scope| Policy {
+            name: name.into(),
+            namespace: namespace.into(),
+            scope,
+            action: karst_policy::Action::Deny,
+            rules: vec![],
+            dry_run: false,
+        };
+        let mut s = Snapshot::new("");
+        s.put_policy("root/all", policy("all", "root", Scope::Global));
+        s.put_policy("ns/wide", policy("wide", "ns", Scope::Namespace));
+        s.put_policy("other/some", policy("some", "other", Scope::WorkloadSelector));
+        assert_eq!(s.policies_of_unannounced("ns").unwrap().len(), 2);
+        assert_eq!(s.policies_of_unannounced("third").unwrap().len(), 1);
+        assert_eq!(&*s.policies_of_unannounced("other").unwrap_err(), "other/some");
+        s.put_policy("root/istio_converted_static_strict", policy("x", "root", Scope::WorkloadSelector));
+        assert!(s.policies_of_unannounced("ns").is_err());
+    }
+
     #[test]
     fn no_order_of_updates_opens_a_gap() {
         use karst_policy::{Action, Clause, Connection, Match, Rule, StringMatch, authorize};

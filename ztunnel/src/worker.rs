@@ -39,9 +39,24 @@ pub struct Shared {
     pub config: Config,
     /// Announces each new snapshot.
     pub state: watch::Receiver<Arc<Snapshot>>,
+    /// Has the first configuration arrived? Until then nothing is accepted: what comes waits in the listeners' queues, or is
+    /// served by the ztunnel that this one is to replace.
+    pub configured: watch::Receiver<bool>,
+    /// Is there a control plane that tells of changes? (A file that is followed counts as one.)
+    pub stream: watch::Receiver<bool>,
     pub pods: ArcSwap<LocalPods>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    /// Waits for the first configuration.
+    pub async fn configured(&self) {
+        if self.configured.clone().wait_for(|c| *c).await.is_err() {
+            // The control thread has ended, and the process is about to.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Orders for a worker.
@@ -214,6 +229,10 @@ impl Worker {
     {
         tokio::task::spawn_local(async move {
             let mut stop = p.watch();
+            tokio::select! {
+                () = stop.reached(drain::Phase::Graceful) => return,
+                () = self.shared.configured() => {}
+            }
             loop {
                 tokio::select! {
                     biased;
@@ -250,25 +269,45 @@ impl Worker {
         self.shared.state.borrow().clone()
     }
 
-    /// What is known of a pod of ours; waits for it for a bounded time.
+    /// What is known of a pod of ours; waits for it for a bounded time. While there is no control plane that could tell of
+    /// it, what the agent says must do: the pod may have been started since.
     pub async fn workload(&self, pod: &LocalPod) -> Option<(Arc<Snapshot>, Arc<Workload>)> {
         let s = self.snapshot();
         if let Some(w) = s.pod(&pod.namespace, &pod.name) {
             let w = w.clone();
             return Some((s, w));
         }
-        let mut state = self.shared.state.clone();
+        let (mut state, mut stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let wait = async {
             loop {
-                state.changed().await.ok()?;
                 let s = state.borrow_and_update().clone();
                 if let Some(w) = s.pod(&pod.namespace, &pod.name) {
                     let w = w.clone();
                     return Some((s, w));
                 }
+                if !*stream.borrow_and_update() {
+                    return Some((s, Arc::new(self.unannounced(pod)?)));
+                }
+                tokio::select! {
+                    r = state.changed() => r.ok()?,
+                    r = stream.changed() => r.ok()?,
+                }
             }
         };
         tokio::time::timeout(limits::HOLD_TIMEOUT, wait).await.ok().flatten()
+    }
+
+    fn unannounced(&self, pod: &LocalPod) -> Option<Workload> {
+        let c = &self.shared.config;
+        let identity = karst_core::Identity::new(&c.trust_domain, &pod.namespace, &pod.account).ok()?;
+        Some(Workload::unannounced(crate::state::Announced {
+            namespace: &pod.namespace,
+            name: &pod.name,
+            identity,
+            node: &c.node,
+            cluster: &c.cluster_id,
+            network: &c.network,
+        }))
     }
 
     /// The start of every captured connection: where it goes, and its place among the pod's, if there is one left.

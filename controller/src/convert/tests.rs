@@ -14,7 +14,10 @@ fn mesh() -> Mesh {
     }
 }
 fn run(text: &str) -> (Model, Vec<Problem>) {
-    let mut s = State { objects: parse::file("t.yaml".as_ref(), text).unwrap(), ..State::default() };
+    let mut s = State {
+        objects: parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect(),
+        ..State::default()
+    };
     s.enrolled.insert("a/p".into());
     compile(&s, &mesh())
 }

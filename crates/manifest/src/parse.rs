@@ -238,7 +238,8 @@ mod tests {
         let v = serde_json::json!({ "metadata": { "name": "s", "namespace": "n" }, "endpoints": null, "addressType": "IPv4", "ports": [{ "name": null, "port": 80 }] });
         let o = value("EndpointSlice", v).unwrap();
         assert_eq!((o.kind(), o.meta().name.as_str()), ("EndpointSlice", "s"));
-        let v = serde_json::json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "rules": [{ "form": [] }] } });
+        let v =
+            serde_json::json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "rules": [{ "form": [] }] } });
         let p = value("AuthorizationPolicy", v).unwrap_err();
         assert_eq!((p.object.as_str(), p.field.as_str()), ("AuthorizationPolicy n/p", "spec.rules[0].form"));
         assert!(p.to_string().starts_with("AuthorizationPolicy n/p: spec.rules[0].form: unknown field"), "{p}");

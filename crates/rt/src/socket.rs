@@ -63,6 +63,27 @@ impl AsFd for Exempt {
     }
 }
 
+/// Ports for sockets with another host's address: below what clients use for themselves (Linux 32768 and up, others 49152
+/// and up). The application's end of such a connection would else take the packets of one that the client itself makes
+/// from the same port, as plaintext.
+const FOREIGN_PORTS: std::ops::Range<u16> = 2048..32_768;
+/// A port may be taken, towards the same application, by a connection that is open or has just ended.
+const PORT_TRIES: usize = 64;
+
+fn next_foreign_port() -> u16 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static START: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    // Not where the process before this one started.
+    let start = *START.get_or_init(|| {
+        std::process::id()
+            ^ std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos())
+    });
+    let span = u32::from(FOREIGN_PORTS.end - FOREIGN_PORTS.start);
+    let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % span;
+    FOREIGN_PORTS.start + n as u16
+}
+
 fn setopt(s: &Socket, level: i32, name: i32, v: i32) -> io::Result<()> {
     // SAFETY: the kernel reads four bytes of `v`.
     let r = unsafe { libc::setsockopt(s.as_raw_fd(), level, name, (&raw const v).cast(), 4) };
@@ -190,19 +211,31 @@ impl Origin {
     /// # Errors
     /// Those of `connect`; `TimedOut` after `limit`.
     pub async fn connect_app(&self, dst: SocketAddr, source: Option<IpAddr>, limit: Duration) -> io::Result<TcpStream> {
-        let s = self.socket(dst)?;
-        if self.exempt.is_some() {
-            s.set_mark(MARK_CAPTURE)?;
-            s.bind_device(Some(b"lo"))?;
-            unpaced(&s);
-        }
-        if let Some(ip) = source.filter(|ip| *ip != dst.ip() && ip.is_ipv4() == dst.is_ipv4()) {
+        let foreign = source.filter(|ip| *ip != dst.ip() && ip.is_ipv4() == dst.is_ipv4());
+        let mut last = None;
+        for _ in 0..PORT_TRIES {
+            let s = self.socket(dst)?;
+            if self.exempt.is_some() {
+                s.set_mark(MARK_CAPTURE)?;
+                s.bind_device(Some(b"lo"))?;
+                unpaced(&s);
+            }
+            let Some(ip) = foreign else { return finish(s, dst, limit).await };
             transparent(&s, dst.is_ipv6())?;
-            // The port is chosen at connect, per destination: one client address is not limited to 28,000 ports.
-            setopt(&s, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-            s.bind(&SockAddr::from(SocketAddr::new(ip, 0)))?;
+            // One port serves for several destinations.
+            s.set_reuse_address(true)?;
+            let done = match s.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
+                Ok(()) => finish(s, dst, limit).await,
+                Err(e) => Err(e),
+            };
+            match done {
+                Err(e) if matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
+                    last = Some(e)
+                }
+                done => return done,
+            }
         }
-        finish(s, dst, limit).await
+        Err(last.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
     }
 }
 

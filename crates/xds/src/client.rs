@@ -53,6 +53,8 @@ pub trait Handler {
     fn connect(&self) -> impl Future<Output = Result<Channel, String>>;
     /// Headers to add.
     fn headers(&self) -> Vec<(String, String)>;
+    /// A stream is up: the server answers.
+    fn up(&self) {}
     /// A stream has ended.
     fn ended(&self, _why: Ended) {}
     /// A message was received: its type and size in bytes.
@@ -134,6 +136,7 @@ async fn stream<H: Handler>(
         request.metadata_mut().insert(key, value);
     }
     let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
+    h.up();
     tracing::info!("configuration stream is up");
     while let Some(r) = responses.message().await? {
         h.received(&r.type_url, prost::Message::encoded_len(&r));

@@ -551,11 +551,15 @@ impl World {
 
     /// Waits until a pod is redirected and everybody knows.
     pub fn wait_enrolled(&self, p: &Pod) {
+        self.wait_redirected(p);
+        self.settle();
+    }
+    /// Waits until the agent reports a pod as redirected, whatever the controller knows of it.
+    pub fn wait_redirected(&self, p: &Pod) {
         let f = self
             .dir
             .join(format!("manifests/.status/{}/{}.{}", self.nodes[p.spec.node].name, p.spec.namespace, p.spec.name));
         wait_for(&format!("pod {} redirected", p.ns), PATIENCE, || f.exists().then_some(()));
-        self.settle();
     }
     /// A pod of an enrolled namespace, ready for use.
     pub fn mesh_pod(&mut self, spec: PodSpec) -> Pod {

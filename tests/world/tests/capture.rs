@@ -209,6 +209,39 @@ fn raw_syn(a: &Pod, b: &Pod) -> String {
     "dropped".into()
 }
 
+/// The application's end of a captured connection has the client's address. Were its port one of the client's own range, then
+/// for as long as it is open a new connection of the client from that port would never get an answer: found on Kubernetes, by
+/// a client outside the mesh that held connections while a namespace joined and left.
+#[test]
+fn captured_clients_do_not_lose_their_own_ports() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("outside", false);
+    let b = w.mesh_pod(PodSpec::new("app", "b", 1));
+    let client = w.pod(PodSpec::new("outside", "client", 0));
+    let echo = app::Echo::start(&b, 8080, "");
+    let range =
+        client.netns().run(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")).unwrap().unwrap();
+    let range: Vec<u16> = range.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    let mut held = vec![];
+    let mut ports = vec![];
+    for n in 1..=40 {
+        let mut s = client.connect(b.at(8080)).unwrap();
+        app::ping(&mut s, b"held").unwrap();
+        assert_eq!(echo.connections(), n);
+        let peer = echo.last_peer().unwrap();
+        assert_eq!(peer.ip(), client.ip);
+        ports.push(peer.port());
+        held.push(s);
+    }
+    println!(
+        "ports that the application saw: {} to {}; the client's own: {range:?}",
+        ports.iter().min().unwrap(),
+        ports.iter().max().unwrap()
+    );
+    assert!(ports.iter().all(|p| !(range[0]..=range[1]).contains(p)), "{ports:?}");
+}
+
 #[test]
 fn same_node_connections_keep_identity_policy_metrics_and_logs() {
     let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();

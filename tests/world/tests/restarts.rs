@@ -349,6 +349,33 @@ fn traffic_goes_on_without_the_controller() {
     assert!(failed.is_empty() && ok > 100, "{failed:?}");
 }
 
+/// T40: a pod that starts while the controller is away works, if its node has its identity; if not, nothing of it leaves.
+#[test]
+fn a_pod_started_without_the_controller() {
+    let mut w = World::start(Options::default()).unwrap();
+    let (_a, b, _echo) = two_pods(&mut w);
+    w.stop_controller(libc::SIGKILL);
+    let sniffer = w.sniffer(MARK);
+    let known = w.pod(PodSpec::new("app", "known", 0).account("a"));
+    w.wait_redirected(&known);
+    app::ping(&mut known.connect(b.at(8080)).unwrap(), MARK).unwrap();
+    let line = format!(r#"src.addr={}:"#, known.ip);
+    let line = karst_world::wait_for("the access log", Duration::from_secs(5), || {
+        w.log_text("ztunnel1.log").lines().find(|l| l.contains(&line)).map(String::from)
+    });
+    assert!(line.contains(r#"src.identity="spiffe://cluster.local/ns/app/sa/a""#), "{line}");
+    let stranger = w.pod(PodSpec::new("app", "stranger", 0));
+    w.wait_redirected(&stranger);
+    let mut s = stranger.connect(b.at(8080)).unwrap();
+    assert!(app::ping(&mut s, MARK).is_err(), "without a certificate there is no way");
+    let seen = sniffer.seen();
+    assert_eq!((seen.marked, seen.other_tcp), (0, 0));
+    // It can be called, by those who do not know it as a member: as plaintext, under the policies that are known.
+    let echo = app::Echo::start(&known, 8080, "");
+    app::ping(&mut b.connect(known.at(8080)).unwrap(), b"hello").unwrap();
+    assert_eq!(echo.last_peer().unwrap().ip(), b.ip);
+}
+
 /// T24, T40: certificates of 20 seconds rotate under long connections and new ones.
 #[test]
 fn rotation_breaks_nothing() {

@@ -1,0 +1,166 @@
+//! The local cluster (`cargo xtask cluster up`) as tests see it: kubectl and helm, the pods' network namespaces to make
+//! connections from, and the link between the nodes to listen on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's failure is a panic
+
+mod load;
+
+pub use load::{Held, Load};
+
+use karst_rt::netns::Netns;
+use karst_world::wait_for;
+use serde_json::Value;
+use std::{
+    fs,
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+const NETNS: &str = "/run/netns/karst-cp";
+/// Patience for what takes a few seconds on this machine.
+pub const LONG: Duration = Duration::from_secs(60);
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn tool(name: &str) -> Command {
+    let base = root().join("target/cluster");
+    assert!(base.join("run/nodes").exists(), "no cluster runs: cargo xtask cluster up (cargo xtask test starts one)");
+    let mut c = Command::new("nsenter");
+    c.arg(format!("--net={NETNS}")).arg(base.join("bin").join(name)).current_dir(root());
+    c.env("KUBECONFIG", base.join("run/pki/admin.kubeconfig"));
+    c
+}
+
+/// The bridge between the nodes.
+pub fn link() -> Netns {
+    Netns::open(NETNS).unwrap()
+}
+
+/// Runs kubectl; gives its output, or what it complains about.
+pub fn try_kubectl(args: &[&str]) -> Result<String, String> {
+    let out = tool("kubectl").args(args).output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+}
+
+/// Runs kubectl, which must succeed.
+pub fn kubectl(args: &[&str]) -> String {
+    try_kubectl(args).unwrap_or_else(|e| panic!("kubectl {}: {e}", args.join(" ")))
+}
+
+/// Runs helm, which must succeed.
+pub fn helm(args: &[&str]) -> String {
+    let out = tool("helm").args(args).output().unwrap();
+    assert!(out.status.success(), "helm {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Applies documents; gives what the API server says.
+pub fn try_apply(yaml: &str) -> Result<String, String> {
+    let mut c = tool("kubectl")
+        .args(["apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    c.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
+    let out = c.wait_with_output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+}
+
+/// Applies documents, which must be accepted.
+pub fn apply(yaml: &str) {
+    try_apply(yaml).unwrap_or_else(|e| panic!("kubectl apply: {e}"));
+}
+
+/// An object as JSON.
+pub fn get(args: &[&str]) -> Value {
+    let all = [&["get"], args, &["-o", "json"]].concat();
+    serde_json::from_str(&kubectl(&all)).unwrap()
+}
+
+/// A pod.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// metadata.uid.
+    pub uid: String,
+    /// Address.
+    pub ip: IpAddr,
+}
+
+impl Pod {
+    /// A running pod by name.
+    pub fn get(namespace: &str, name: &str) -> Self {
+        let p = get(&["pod", "-n", namespace, name]);
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: p["metadata"]["uid"].as_str().unwrap().into(),
+            ip: p["status"]["podIP"].as_str().unwrap_or_default().parse().unwrap(),
+        }
+    }
+    /// The first pod with a label.
+    pub fn by_label(namespace: &str, label: &str) -> Self {
+        let list = get(&["pods", "-n", namespace, "-l", label, "--field-selector=status.phase=Running"]);
+        let alive = |p: &&Value| p["metadata"]["deletionTimestamp"].is_null();
+        let p = list["items"].as_array().unwrap().iter().find(alive).unwrap_or_else(|| panic!("no pod {label}"));
+        Self::get(namespace, p["metadata"]["name"].as_str().unwrap())
+    }
+    /// Where it listens.
+    pub fn at(&self, port: u16) -> SocketAddr {
+        (self.ip, port).into()
+    }
+    /// Its network namespace, found by its processes.
+    pub fn netns(&self) -> Netns {
+        let name = format!("pod{}", self.uid);
+        let own = Netns::current().unwrap().id().unwrap();
+        for e in fs::read_dir("/proc").unwrap().flatten() {
+            let groups = fs::read_to_string(e.path().join("cgroup")).unwrap_or_default();
+            if groups.contains(&name)
+                && let Ok(n) = Netns::open(e.path().join("ns/net"))
+                && n.id().unwrap() != own
+            {
+                return n;
+            }
+        }
+        panic!("no process of pod {}/{}", self.namespace, self.name)
+    }
+    /// Is it annotated as redirected?
+    pub fn redirected(&self) -> bool {
+        let p = get(&["pod", "-n", &self.namespace, &self.name]);
+        p["metadata"]["annotations"]["ambient.istio.io/redirection"] == "enabled"
+    }
+}
+
+/// Address of a service.
+pub fn vip(namespace: &str, name: &str) -> IpAddr {
+    get(&["service", "-n", namespace, name])["spec"]["clusterIP"].as_str().unwrap().parse().unwrap()
+}
+
+/// Waits until all pods of a namespace are ready.
+pub fn ready(namespace: &str) {
+    kubectl(&["-n", namespace, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s"]);
+}
+
+/// Restarts a workload and waits for the end.
+pub fn rollout(namespace: &str, what: &str) {
+    kubectl(&["-n", namespace, "rollout", "restart", what]);
+    kubectl(&["-n", namespace, "rollout", "status", what, "--timeout=120s"]);
+}
+
+/// Waits until pods are annotated as redirected, or are not.
+pub fn wait_redirected(pods: &[&Pod], wanted: bool) {
+    for p in pods {
+        wait_for(&format!("{} redirected: {wanted}", p.name), LONG, || (p.redirected() == wanted).then_some(()));
+    }
+}

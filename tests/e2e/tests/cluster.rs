@@ -1,0 +1,316 @@
+//! Karst on Kubernetes, from installation to removal. One cluster, so the tests run one after the other, in the order of
+//! their names; `cargo xtask test` starts the cluster and installs the charts.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+
+use karst_e2e::{
+    Held, LONG, Load, Pod, apply, get, helm, kubectl, link, ready, rollout, try_apply, try_kubectl, vip,
+    wait_redirected,
+};
+use karst_world::{app, sniff::Sniffer, wait_for};
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+const MARK: &[u8] = b"plaintext-marker-of-the-cluster-tests";
+const APPS: &str = include_str!("../manifests/apps.yaml");
+
+struct Apps {
+    client: Pod,
+    other: Pod,
+    outside: Pod,
+    echo: Pod,
+    service: SocketAddr,
+}
+
+fn apps() -> Apps {
+    apply(APPS);
+    kubectl(&["-n", "app", "rollout", "status", "deploy/echo", "--timeout=90s"]);
+    ready("app");
+    ready("outside");
+    Apps {
+        client: Pod::get("app", "client"),
+        other: Pod::get("app", "other"),
+        outside: Pod::get("outside", "client"),
+        echo: Pod::by_label("app", "app=echo"),
+        service: (vip("app", "echo"), 9000).into(),
+    }
+}
+
+impl Apps {
+    fn mesh(&self, on: bool) {
+        let value = if on { "istio.io/dataplane-mode=ambient" } else { "istio.io/dataplane-mode-" };
+        kubectl(&["label", "namespace", "app", "--overwrite", value]);
+        wait_redirected(&[&self.client, &self.other, &self.echo], on);
+    }
+}
+
+/// One connection with one message.
+fn talk(from: &Pod, to: SocketAddr) -> Result<(), String> {
+    let s = from.netns().run(|| TcpStream::connect_timeout(&to, Duration::from_secs(3))).unwrap();
+    s.and_then(|mut s| app::ping(&mut s, MARK)).map_err(|e| e.to_string())
+}
+
+fn policy(name: &str, spec: &str) {
+    apply(&format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: app}}\nspec: {spec}\n"
+    ));
+}
+
+#[test]
+fn s1_installed_and_ready() {
+    for (kind, name) in [("deployment", "istiod"), ("daemonset", "ztunnel"), ("daemonset", "istio-cni-node")] {
+        let o = get(&[kind, "-n", "istio-system", name]);
+        let s = &o["status"];
+        let (have, want) = if kind == "deployment" {
+            (&s["readyReplicas"], &o["spec"]["replicas"])
+        } else {
+            (&s["numberReady"], &s["desiredNumberScheduled"])
+        };
+        println!("{kind} {name}: {have} of {want} ready");
+        assert_eq!(have, want);
+    }
+    // ztunnel's account may do nothing at all.
+    let who = "--as=system:serviceaccount:istio-system:ztunnel";
+    for what in [["get", "pods"], ["get", "secrets"], ["create", "tokenreviews"], ["list", "namespaces"]] {
+        let answer = try_kubectl(&["auth", "can-i", what[0], what[1], "-A", who]);
+        assert!(answer.is_err(), "ztunnel may {what:?}");
+    }
+    // The root certificate is in every namespace, and comes back.
+    let root = || get(&["configmap", "istio-ca-root-cert", "-n", "default"])["data"]["root-cert.pem"].clone();
+    let before = root();
+    assert!(before.as_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
+    kubectl(&["delete", "configmap", "istio-ca-root-cert", "-n", "default"]);
+    wait_for("the root certificate again", LONG, || {
+        try_kubectl(&["get", "configmap", "istio-ca-root-cert", "-n", "default"]).ok()
+    });
+    assert_eq!(root(), before);
+}
+
+#[test]
+fn s2_a_label_enrols_running_pods() {
+    let a = apps();
+    let sniffer = Sniffer::start(&link(), MARK);
+    talk(&a.client, a.service).unwrap();
+    let before = sniffer.seen();
+    assert!(before.marked > 0, "without the mesh the sniffer sees plaintext");
+    kubectl(&["label", "namespace", "app", "istio.io/dataplane-mode=ambient"]);
+    let begun = Instant::now();
+    // The first connection whose bytes are not seen between the nodes.
+    let captured = wait_for("captured traffic", LONG, || {
+        let marked = sniffer.seen().marked;
+        talk(&a.client, a.service).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        (sniffer.seen().marked == marked).then(|| begun.elapsed())
+    });
+    wait_redirected(&[&a.client, &a.other, &a.echo], true);
+    let settled = sniffer.seen();
+    for _ in 0..50 {
+        talk(&a.client, a.service).unwrap();
+    }
+    let after = sniffer.seen();
+    println!(
+        "label to captured traffic: {} ms; then 50 connections: {} marked frames, {} frames of HBONE",
+        captured.as_millis(),
+        after.marked - settled.marked,
+        after.hbone - settled.hbone
+    );
+    assert_eq!(after.marked, settled.marked);
+    assert!(after.hbone > settled.hbone + 50);
+    // ztunnel's access log has both identities.
+    let log = kubectl(&["-n", "istio-system", "logs", "-l", "app=ztunnel", "--tail=400"]);
+    assert!(
+        log.lines().any(|l| l.contains(r#"direction="inbound""#)
+            && l.contains(r#"src.identity="spiffe://cluster.local/ns/app/sa/client""#)
+            && l.contains(r#"dst.identity="spiffe://cluster.local/ns/app/sa/echo""#)),
+        "{log}"
+    );
+}
+
+#[test]
+fn s3_flips_under_load_break_nothing() {
+    let a = apps();
+    a.mesh(true);
+    let (inside, outside) = (a.client.netns(), a.outside.netns());
+    let loads = [Load::start(&inside, a.service, 100, MARK), Load::start(&outside, a.service, 100, MARK)];
+    let mut held: Vec<Held> = [&inside, &outside].map(|n| Held::open(n, a.service, 10)).into();
+    let mut broken = 0;
+    for i in 0..20 {
+        a.mesh(i % 2 == 1);
+        broken += held.iter_mut().map(Held::broken).sum::<usize>();
+        held.push(Held::open(if i % 4 < 2 { &inside } else { &outside }, a.service, 2));
+    }
+    let [inside, outside] = loads.map(Load::end);
+    println!(
+        "20 flips: mesh client {} ok, {} failed, slowest {} ms; outside client {} ok, {} failed, slowest {} ms; {broken} of 60 held broken",
+        inside.ok,
+        inside.failed.len(),
+        inside.slowest_ms,
+        outside.ok,
+        outside.failed.len(),
+        outside.slowest_ms
+    );
+    assert_eq!(
+        (inside.failed.len(), outside.failed.len(), broken),
+        (0, 0, 0),
+        "{:?} {:?}",
+        inside.failed,
+        outside.failed
+    );
+    assert!(inside.ok > 500 && outside.ok > 500);
+}
+
+#[test]
+fn s4_strict_and_policies() {
+    let a = apps();
+    a.mesh(true);
+    talk(&a.outside, a.service).unwrap();
+    apply(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n",
+    );
+    let begun = Instant::now();
+    wait_for("STRICT in force", LONG, || talk(&a.outside, a.service).is_err().then_some(()));
+    println!("STRICT refuses plaintext after {} ms", begun.elapsed().as_millis());
+    talk(&a.client, a.service).unwrap();
+    // The kubelet's probes pass: the pods stay ready over several periods.
+    std::thread::sleep(Duration::from_secs(4));
+    let d = get(&["deployment", "-n", "app", "echo"]);
+    assert_eq!(d["status"]["readyReplicas"], 2, "probes pass under STRICT");
+    kubectl(&["-n", "app", "delete", "peerauthentication", "default"]);
+    wait_for("PERMISSIVE again", LONG, || talk(&a.outside, a.service).ok());
+    policy(
+        "allow-client",
+        r#"{selector: {matchLabels: {app: echo}}, action: ALLOW, rules: [{from: [{source: {principals: ["cluster.local/ns/app/sa/client"]}}]}]}"#,
+    );
+    wait_for("the policy in force", LONG, || talk(&a.other, a.service).is_err().then_some(()));
+    talk(&a.client, a.service).unwrap();
+    assert!(talk(&a.outside, a.service).is_err(), "no identity, no entry");
+    kubectl(&["-n", "app", "delete", "authorizationpolicy", "allow-client"]);
+    wait_for("without the policy", LONG, || talk(&a.other, a.service).ok());
+    // What cannot be meant is refused where it is written.
+    let refused = try_apply("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: bad, namespace: app}\nspec: {rules: [{from: [{source: {principal: [x]}}]}]}\n").unwrap_err();
+    assert!(refused.contains(r#"unknown field "spec.rules[0].from[0].source.principal""#), "{refused}");
+}
+
+#[test]
+fn s5_restarts_under_load() {
+    let a = apps();
+    a.mesh(true);
+    let load = Load::start(&a.client.netns(), a.service, 100, MARK);
+    let mut total = (0, vec![]);
+    let mut load = Some(load);
+    for (ns, what) in [
+        ("app", "deploy/echo"),
+        ("istio-system", "ds/istio-cni-node"),
+        ("istio-system", "deploy/istiod"),
+        ("istio-system", "ds/ztunnel"),
+        ("app", "deploy/echo"),
+    ] {
+        let begun = Instant::now();
+        rollout(ns, what);
+        let r = load.take().unwrap().end();
+        println!(
+            "{what} restarted in {:.1} s: {} ok, {} failed, slowest {} ms",
+            begun.elapsed().as_secs_f64(),
+            r.ok,
+            r.failed.len(),
+            r.slowest_ms
+        );
+        total.0 += r.ok;
+        total.1.extend(r.failed.into_iter().map(|f| format!("{what}: {f}")));
+        load = Some(Load::start(&a.client.netns(), a.service, 100, MARK));
+    }
+    drop(load.take().unwrap().end());
+    assert!(total.1.is_empty(), "{:?}", total.1);
+    assert!(total.0 > 500);
+}
+
+/// Without a probe, so that the time to Ready is that of the start and not of a probe's period.
+const NEW: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: NAME, namespace: NS}\nspec:\n  serviceAccountName: SA\n  nodeName: n1\n  terminationGracePeriodSeconds: 0\n  containers: [{name: c, image: 'registry.local/karst/samples:1', imagePullPolicy: Never, command: [sample-tcp, serve, --listen, '0.0.0.0:9000']}]\n";
+
+fn new_pod(namespace: &str, name: &str, account: &str) {
+    apply(&NEW.replace("NAME", name).replace("NS", namespace).replace("SA", account));
+}
+
+fn start_and_wait(namespace: &str, name: &str, account: &str) -> Duration {
+    let begun = Instant::now();
+    new_pod(namespace, name, account);
+    kubectl(&["-n", namespace, "wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+    begun.elapsed()
+}
+
+#[test]
+fn s6_new_pods_are_redirected_before_they_start_or_held() {
+    let a = apps();
+    a.mesh(true);
+    let (mut inside, mut outside) = (vec![], vec![]);
+    for i in 0..5 {
+        outside.push(start_and_wait("outside", &format!("new-{i}"), "default").as_millis());
+        inside.push(start_and_wait("app", &format!("new-{i}"), "client").as_millis());
+    }
+    inside.sort_unstable();
+    outside.sort_unstable();
+    println!("pod to Ready, median of 5: {} ms in the mesh, {} ms outside", inside[2], outside[2]);
+    let p = Pod::get("app", "new-0");
+    assert!(p.redirected());
+    talk(&p, a.service).unwrap();
+    // Without the controller: the node has the identity, so it works.
+    kubectl(&["-n", "istio-system", "scale", "deploy/istiod", "--replicas=0"]);
+    kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "app=istiod", "--timeout=60s"]);
+    start_and_wait("app", "without-controller", "client");
+    talk(&Pod::get("app", "without-controller"), a.service).unwrap();
+    kubectl(&["-n", "istio-system", "scale", "deploy/istiod", "--replicas=1"]);
+    kubectl(&["-n", "istio-system", "rollout", "status", "deploy/istiod", "--timeout=60s"]);
+    // Without the agent: held, with an event that says so; started once it is there.
+    let nowhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"no":"node"}}}}}"#;
+    kubectl(&["-n", "istio-system", "patch", "ds", "istio-cni-node", "-p", nowhere]);
+    kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
+    talk(&a.client, a.service).unwrap();
+    new_pod("app", "held", "client");
+    let event = wait_for("an event", LONG, || {
+        let e = kubectl(&[
+            "-n",
+            "app",
+            "get",
+            "events",
+            "--field-selector=involvedObject.name=held",
+            "-o",
+            "jsonpath={.items[*].message}",
+        ]);
+        e.contains("is held").then_some(e)
+    });
+    println!(
+        "without the agent: {}",
+        event.split("karst: ").nth(1).unwrap_or(&event).chars().take(140).collect::<String>()
+    );
+    let waiting = get(&["pod", "-n", "app", "held"]);
+    assert_eq!(waiting["status"]["phase"], "Pending");
+    let back = r#"{"spec":{"template":{"spec":{"nodeSelector":{"no":null}}}}}"#;
+    kubectl(&["-n", "istio-system", "patch", "ds", "istio-cni-node", "-p", back]);
+    kubectl(&["-n", "istio-system", "rollout", "status", "ds/istio-cni-node", "--timeout=60s"]);
+    kubectl(&["-n", "app", "wait", "--for=condition=Ready", "pod/held", "--timeout=60s"]);
+    assert!(Pod::get("app", "held").redirected());
+    talk(&Pod::get("app", "held"), a.service).unwrap();
+    kubectl(&["-n", "app", "delete", "pod", "held", "without-controller", "--wait=false"]);
+}
+
+#[test]
+fn s7_removal_leaves_running_pods_alone() {
+    let a = apps();
+    a.mesh(true);
+    helm(&["uninstall", "ambient", "-n", "istio-system", "--wait"]);
+    kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
+    wait_for("plain traffic", LONG, || talk(&a.client, a.service).ok());
+    let sniffer = Sniffer::start(&link(), MARK);
+    for _ in 0..5 {
+        talk(&a.client, a.service).unwrap();
+        talk(&a.outside, a.service).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let seen = sniffer.seen();
+    println!("after removal: {} marked frames, {} of HBONE", seen.marked, seen.hbone);
+    assert!(seen.marked > 0 && seen.hbone == 0);
+    // New pods start, in the namespace that still has the label, too.
+    start_and_wait("app", "afterwards", "client");
+    kubectl(&["delete", "namespace", "app", "outside", "--timeout=60s"]);
+}
