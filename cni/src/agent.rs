@@ -273,6 +273,11 @@ impl Agent {
         let mut out = BTreeMap::new();
         let mut failed = false;
         let mut shown = HashSet::new();
+        let mut records: Option<Vec<Record>> = None;
+        let mut recorded = |uid: &str| -> Option<Record> {
+            let known = records.get_or_insert_with(|| records::load(&self.records()));
+            known.iter().find(|r| r.uid == uid).cloned()
+        };
         for o in &state.objects {
             let Object::Pod(p) = &o.object else { continue };
             shown.insert(p.metadata.uid.as_str());
@@ -286,6 +291,9 @@ impl Agent {
                 announced.remove(&p.metadata.uid);
             } else if let Some(a) = announced.get(&p.metadata.uid) {
                 ips.clone_from(&a.ips);
+            } else if let Some(r) = recorded(&p.metadata.uid) {
+                // Announced to the agent before this one.
+                ips.clone_from(&r.ips);
             } else {
                 continue;
             }

@@ -12,7 +12,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[command(name = "ztunnel", version)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
-    /// Discovery server, as https://HOST:PORT.
+    /// Discovery server, as HOST:PORT or https://HOST:PORT.
     #[arg(long, env = "XDS_ADDRESS", default_value = "https://istiod.istio-system.svc:15012")]
     pub xds_address: String,
     /// Certificate authority. Empty: as XDS_ADDRESS.
@@ -172,9 +172,20 @@ impl Config {
             pool_idle: Duration::from_secs(self.pool_idle),
         }
     }
-    /// The certificate authority's address.
-    pub fn ca(&self) -> &str {
-        if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address }
+    /// Addresses of the discovery server and of the certificate authority, as URLs.
+    ///
+    /// # Errors
+    /// For one that would be spoken to in plaintext: tokens and identities pass there.
+    pub fn control_plane(&self) -> Result<(String, String), String> {
+        let url = |knob: &str, a: &str| match a.split_once("://") {
+            None => Ok(format!("https://{a}")),
+            Some(("https", _)) => Ok(a.to_string()),
+            Some((other, _)) => {
+                Err(format!("{knob} {a:?}: {other} is not supported; use https://HOST:PORT or HOST:PORT"))
+            }
+        };
+        let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
+        Ok((url("XDS_ADDRESS", &self.xds_address)?, url("CA_ADDRESS", ca)?))
     }
 }
 
@@ -189,6 +200,16 @@ mod tests {
         assert_eq!(with(&["--grace-period", "30"]), 25);
         assert_eq!(with(&["--grace-period", "10"]), 9);
         assert_eq!(with(&["--grace-period", "30", "--drain-deadline", "3"]), 3);
+    }
+
+    #[test]
+    fn the_control_plane_is_never_spoken_to_in_plaintext() {
+        let with = |args: &[&str]| Config::parse_from([&["ztunnel"], args].concat()).control_plane();
+        let both = |a: &str, b: &str| Ok((a.to_string(), b.to_string()));
+        assert_eq!(with(&["--xds-address", "istiod:15012"]), both("https://istiod:15012", "https://istiod:15012"));
+        assert_eq!(with(&["--xds-address", "https://a:1", "--ca-address", "b:2"]), both("https://a:1", "https://b:2"));
+        let e = with(&["--xds-address", "a:1", "--ca-address", "http://b:2"]).unwrap_err();
+        assert!(e.contains("CA_ADDRESS") && e.contains("http is not supported"), "{e}");
     }
 
     #[test]

@@ -67,9 +67,9 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let (state_tx, state) = watch::channel(Arc::new(first));
     let (configured_tx, configured) = watch::channel(config.local_xds.is_some());
     let (stream_tx, stream) = watch::channel(true);
+    let (xds, ca) = config.control_plane().map_err(anyhow::Error::msg)?;
     let remote = |address: &str| Remote { config: config.clone(), address: address.to_string() };
-    let mut secrets =
-        secrets::Manager::new(remote(config.ca()), config.secret_ttl, config.cluster_id.clone(), stream.clone());
+    let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone());
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -127,8 +127,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
             });
         }
         None => {
-            let writer =
-                Writer::new(remote(&config.xds_address), state_tx, metrics, &ready, (configured_tx, stream_tx));
+            let writer = Writer::new(remote(&xds), state_tx, metrics, &ready, (configured_tx, stream_tx));
             let node = node(&config);
             tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
         }

@@ -8,7 +8,7 @@ mod workload;
 
 use crate::{config::Config, model::Model};
 use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Names that conversion needs.
 #[derive(Clone, Debug)]
@@ -38,10 +38,16 @@ pub(crate) struct Index<'a> {
     pub namespaces: BTreeMap<&'a str, &'a Namespace>,
     pub nodes: BTreeMap<&'a str, &'a Node>,
     pub pods: Vec<&'a Pod>,
-    pub services: Vec<&'a Service>,
+    /// By namespace.
+    pub services: BTreeMap<&'a str, Vec<&'a Service>>,
     pub slices: Vec<&'a EndpointSlice>,
-    pub gateways: Vec<&'a Gateway>,
+    /// By namespace and service.
+    pub slices_of: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
+    /// By namespace and name.
+    pub gateways: HashMap<(&'a str, &'a str), &'a Gateway>,
     pub service_entries: Vec<(&'a Located, &'a ServiceEntry)>,
+    /// By namespace.
+    pub entries_of: HashMap<&'a str, Vec<&'a ServiceEntry>>,
     pub workload_entries: Vec<(&'a Located, &'a WorkloadEntry)>,
     pub authorization: Vec<(&'a Located, &'a AuthorizationPolicy)>,
     pub peer: Vec<(&'a Located, &'a PeerAuthentication)>,
@@ -55,10 +61,12 @@ pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
         namespaces: BTreeMap::new(),
         nodes: BTreeMap::new(),
         pods: vec![],
-        services: vec![],
+        services: BTreeMap::new(),
         slices: vec![],
-        gateways: vec![],
+        slices_of: HashMap::new(),
+        gateways: HashMap::new(),
         service_entries: vec![],
+        entries_of: HashMap::new(),
         workload_entries: vec![],
         authorization: vec![],
         peer: vec![],
@@ -74,11 +82,21 @@ pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
                 x.nodes.insert(&n.metadata.name, n);
             }
             Object::Pod(p) => x.pods.push(p),
-            Object::Service(s) => x.services.push(s),
+            Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
             Object::ServiceAccount(_) | Object::ConfigMap(_) => {}
-            Object::EndpointSlice(e) => x.slices.push(e),
-            Object::Gateway(g) => x.gateways.push(g),
-            Object::ServiceEntry(s) => x.service_entries.push((o, s)),
+            Object::EndpointSlice(e) => {
+                if let Some(service) = e.metadata.labels.get("kubernetes.io/service-name") {
+                    x.slices_of.entry((&e.metadata.namespace, service)).or_default().push(e);
+                }
+                x.slices.push(e);
+            }
+            Object::Gateway(g) => {
+                x.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
+            }
+            Object::ServiceEntry(s) => {
+                x.entries_of.entry(&s.metadata.namespace).or_default().push(s);
+                x.service_entries.push((o, s));
+            }
             Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
             Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
             Object::PeerAuthentication(p) => x.peer.push((o, p)),

@@ -21,7 +21,7 @@ pub(crate) fn hostname(x: &Index<'_>, s: &Service) -> String {
 }
 
 pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
-    for s in x.services.iter().filter(|s| s.spec.kind != "ExternalName") {
+    for s in x.services.values().flatten().filter(|s| s.spec.kind != "ExternalName") {
         let svc = kubernetes(x, s);
         model.services.insert(key(&svc), svc);
     }

@@ -29,7 +29,7 @@ pub(crate) fn of(x: &Index<'_>, namespace: &str, labels: &Labels, traffic: Traff
     let from = if labels.contains_key(USE) { labels } else { ns_labels? };
     let name = from.get(USE).filter(|n| *n != "none" && !n.is_empty())?;
     let ns = from.get(USE_NS).map_or(namespace, String::as_str);
-    let g = x.gateways.iter().find(|g| g.metadata.name == *name && g.metadata.namespace == ns)?;
+    let g = x.gateways.get(&(ns, name.as_str()))?;
     takes(g, traffic).then(|| address(x, g)).flatten()
 }
 

@@ -120,15 +120,13 @@ fn locality(x: &Index<'_>, node: &str) -> Option<Locality> {
 fn memberships(x: &Index<'_>, p: &Pod) -> HashMap<String, PortList> {
     let mut out = HashMap::new();
     let in_slice = |s: &Service| {
-        x.slices.iter().any(|e| {
-            e.metadata.namespace == s.metadata.namespace
-                && e.metadata.labels.get("kubernetes.io/service-name") == Some(&s.metadata.name)
-                && e.endpoints
-                    .iter()
-                    .any(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod" && t.name == p.metadata.name))
+        let mut slices = x.slices_of.get(&(&*s.metadata.namespace, &*s.metadata.name)).into_iter().flatten();
+        slices.any(|e| {
+            let refers = |t: &ObjectReference| t.kind == "Pod" && t.name == p.metadata.name;
+            e.endpoints.iter().any(|e| e.target_ref.as_ref().is_some_and(refers))
         })
     };
-    for s in x.services.iter().filter(|s| s.metadata.namespace == p.metadata.namespace) {
+    for s in x.services.get(&*p.metadata.namespace).into_iter().flatten() {
         let member =
             if s.spec.selector.is_empty() { in_slice(s) } else { selects(&s.spec.selector, &p.metadata.labels) };
         if !member {
@@ -151,9 +149,9 @@ fn memberships(x: &Index<'_>, p: &Pod) -> HashMap<String, PortList> {
             PortList { ports: ports.collect() },
         );
     }
-    for (_, e) in &x.service_entries {
+    for e in x.entries_of.get(&*p.metadata.namespace).into_iter().flatten() {
         let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
-        if e.metadata.namespace == p.metadata.namespace && selects(&sel.labels, &p.metadata.labels) {
+        if selects(&sel.labels, &p.metadata.labels) {
             for h in &e.spec.hosts {
                 out.insert(format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
             }
@@ -180,18 +178,15 @@ fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
 
 fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: &WorkloadEntrySpec) -> HashMap<String, PortList> {
     let mut out = HashMap::new();
-    for (_, e) in x.service_entries.iter().filter(|(_, e)| e.metadata.namespace == ns) {
+    for e in x.entries_of.get(ns).into_iter().flatten() {
         if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
             for h in &e.spec.hosts {
                 out.insert(format!("{ns}/{h}"), entry_ports(e, &w.ports));
             }
         }
     }
-    for s in x
-        .services
-        .iter()
-        .filter(|s| s.metadata.namespace == ns && !s.spec.selector.is_empty() && selects(&s.spec.selector, labels))
-    {
+    let services = x.services.get(ns).into_iter().flatten();
+    for s in services.filter(|s| !s.spec.selector.is_empty() && selects(&s.spec.selector, labels)) {
         let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| {
             let target = match &p.target_port {
                 Some(IntOrString::Int(n)) => *n,
@@ -301,7 +296,7 @@ fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
     for s in x.slices.iter().filter(|s| s.address_type != "FQDN") {
         let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { continue };
         let Some(svc) =
-            x.services.iter().find(|v| v.metadata.name == *service && v.metadata.namespace == s.metadata.namespace)
+            x.services.get(&*s.metadata.namespace).into_iter().flatten().find(|v| v.metadata.name == *service)
         else {
             continue;
         };

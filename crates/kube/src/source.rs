@@ -98,8 +98,10 @@ impl Source {
 
     /// Waits for a change of an object.
     pub async fn changed(&mut self) {
+        // In a list that starts anew objects are only added or replaced; what has gone goes at its end. So no state between is
+        // half, and one kind that cannot be listed holds up no other.
         let before = self.changes;
-        while self.changes == before || !self.listing.is_empty() {
+        while self.changes == before {
             let Some((i, c)) = self.events.recv().await else { return std::future::pending().await };
             self.apply(i, c);
         }
@@ -150,9 +152,15 @@ impl Source {
 
     fn put(&mut self, key: Key, o: DynamicObject) {
         let kind = self.watches[key.0].kind;
-        let read = serde_json::to_value(o).map_err(|e| e.to_string());
-        let read = read.map_err(|e| parse::unreadable(kind, &key.1, e)).and_then(|v| parse::value(kind, v));
-        match read {
+        let value = match serde_json::to_value(o) {
+            Ok(v) => v,
+            Err(e) => {
+                self.problems.insert(key.clone(), parse::unreadable(kind, &key.1, e.to_string()));
+                self.changes += 1;
+                return;
+            }
+        };
+        match parse::value(kind, value.clone()) {
             Ok(object) => {
                 let mended = self.problems.remove(&key).is_some();
                 let new = Located { object, file: PathBuf::new(), line: 0 };
@@ -163,7 +171,12 @@ impl Source {
                 self.objects.insert(key, Arc::new(new));
             }
             Err(p) => {
-                // The last good state stays.
+                // The last good state stays. Without one, what it was to restrict is closed.
+                if !self.objects.contains_key(&key)
+                    && let Some(object) = parse::closed(kind, value)
+                {
+                    self.objects.insert(key.clone(), Arc::new(Located { object, file: PathBuf::new(), line: 0 }));
+                }
                 self.problems.insert(key, p);
             }
         }

@@ -185,6 +185,27 @@ pub fn value(kind: &str, mut v: serde_json::Value) -> Result<Object, Problem> {
     }
 }
 
+/// What stands for a security object that cannot be read: the same object, closing what it selects (all of its namespace,
+/// if not even that can be read). None for other kinds.
+pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {
+    let spec = match kind {
+        // An ALLOW policy without rules allows nothing.
+        "AuthorizationPolicy" => serde_json::json!({ "action": "ALLOW" }),
+        "PeerAuthentication" => serde_json::json!({ "mtls": { "mode": "STRICT" } }),
+        _ => return None,
+    };
+    let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
+    let metadata = part("/metadata");
+    let mut narrow = spec.clone();
+    for field in ["selector", "targetRef", "targetRefs"] {
+        if v.pointer(&format!("/spec/{field}")).is_some() && (kind == "AuthorizationPolicy" || field == "selector") {
+            narrow[field] = part(&format!("/spec/{field}"));
+        }
+    }
+    let object = |spec| value(kind, serde_json::json!({ "metadata": metadata, "spec": spec })).ok();
+    object(narrow).or_else(|| object(spec))
+}
+
 /// In Kubernetes' API a field that is null is a field that is absent.
 fn without_nulls(v: &mut serde_json::Value) {
     match v {
@@ -243,6 +264,16 @@ mod tests {
         let p = value("AuthorizationPolicy", v).unwrap_err();
         assert_eq!((p.object.as_str(), p.field.as_str()), ("AuthorizationPolicy n/p", "spec.rules[0].form"));
         assert!(p.to_string().starts_with("AuthorizationPolicy n/p: spec.rules[0].form: unknown field"), "{p}");
+        // It closes what it selects; everything, if that cannot be read either.
+        for (selector, labels) in
+            [(serde_json::json!({ "matchLabels": { "app": "a" } }), 1), (serde_json::json!({ "labels": {} }), 0)]
+        {
+            let v = serde_json::json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "action": "NEW", "selector": selector, "rules": [{ "form": [] }] } });
+            let Some(Object::AuthorizationPolicy(a)) = closed("AuthorizationPolicy", v) else { panic!("no policy") };
+            assert_eq!((a.spec.action.as_deref(), a.spec.rules.len()), (Some("ALLOW"), 0));
+            assert_eq!(a.spec.selector.map_or(0, |s| s.match_labels.len()), labels);
+        }
+        assert!(closed("Pod", serde_json::json!({})).is_none());
     }
 
     #[test]

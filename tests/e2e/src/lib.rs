@@ -52,11 +52,16 @@ pub fn kubectl(args: &[&str]) -> String {
     try_kubectl(args).unwrap_or_else(|e| panic!("kubectl {}: {e}", args.join(" ")))
 }
 
+/// Runs helm; gives its output, or what it complains about.
+pub fn try_helm(args: &[&str]) -> Result<String, String> {
+    let out = tool("helm").args(args).output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stdout) + &text(&out.stderr)) }
+}
+
 /// Runs helm, which must succeed.
 pub fn helm(args: &[&str]) -> String {
-    let out = tool("helm").args(args).output().unwrap();
-    assert!(out.status.success(), "helm {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).into_owned()
+    try_helm(args).unwrap_or_else(|e| panic!("helm {}: {e}", args.join(" ")))
 }
 
 /// Applies documents; gives what the API server says.
@@ -147,9 +152,17 @@ pub fn vip(namespace: &str, name: &str) -> IpAddr {
     get(&["service", "-n", namespace, name])["spec"]["clusterIP"].as_str().unwrap().parse().unwrap()
 }
 
-/// Waits until all pods of a namespace are ready.
+/// Waits until all pods of a namespace are ready; those that are going do not count (kubectl's own wait would wait for them).
 pub fn ready(namespace: &str) {
-    kubectl(&["-n", namespace, "wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s"]);
+    let is_ready = |p: &Value| {
+        let conditions = p["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    wait_for(&format!("pods of {namespace} ready"), LONG, || {
+        let pods = get(&["pods", "-n", namespace]);
+        let mut staying = pods["items"].as_array()?.iter().filter(|p| p["metadata"]["deletionTimestamp"].is_null());
+        staying.all(is_ready).then_some(())
+    });
 }
 
 /// Restarts a workload and waits for the end.

@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, apply, get, helm, kubectl, link, ready, rollout, try_apply, try_kubectl, vip,
+    Held, LONG, Load, Pod, apply, get, helm, kubectl, link, ready, rollout, try_apply, try_helm, try_kubectl, vip,
     wait_redirected,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
@@ -85,6 +85,23 @@ fn s1_installed_and_ready() {
         try_kubectl(&["get", "configmap", "istio-ca-root-cert", "-n", "default"]).ok()
     });
     assert_eq!(root(), before);
+}
+
+/// Wrong values are refused before anything is installed.
+#[test]
+fn s0_values_are_checked() {
+    for (chart, set, says) in [
+        ("cni", "cniBinDr=/x", "additional properties 'cniBinDr' not allowed"),
+        ("ztunnel", "xdsAddress=istiod", "at '/xdsAddress'"),
+        ("ambient", "istiod.replicaCount=many", "at '/replicaCount'"),
+    ] {
+        let e = try_helm(&["template", "x", &format!("charts/{chart}"), "--kube-version=1.34.0", "--set", set])
+            .unwrap_err();
+        assert!(e.contains(says), "{chart} {set}: {e}");
+    }
+    for chart in ["base", "istiod", "cni", "ztunnel", "ambient"] {
+        helm(&["lint", "--strict", &format!("charts/{chart}")]);
+    }
 }
 
 #[test]
