@@ -247,7 +247,13 @@ impl Agent {
             let known = self.active.borrow().get(key).map(|a| a.desired.clone());
             let started = Instant::now();
             let result = match known {
-                Some(k) if k == *d => continue,
+                Some(k) if k == *d => {
+                    // The report failed, or somebody has taken it away.
+                    if !self.report.lacks(state, &d.uid) {
+                        continue;
+                    }
+                    self.report.set(&self.config.node, (&d.info.namespace, &d.info.name, &d.uid), true).await
+                }
                 _ => self.join(key, d).await,
             };
             match result {

@@ -57,6 +57,18 @@ impl Report {
         }
     }
 
+    /// Does a pod that is shown as running lack what was said of it?
+    pub fn lacks(&self, state: &State, uid: &str) -> bool {
+        let Report::Kubernetes(_) = self else { return false };
+        let mut pods = state.objects.iter().filter_map(|o| match &o.object {
+            Object::Pod(p) => Some(p),
+            _ => None,
+        });
+        pods.any(|p| {
+            p.metadata.uid == uid && p.metadata.annotations.get(REDIRECTION).map(String::as_str) != Some("enabled")
+        })
+    }
+
     /// Withdraws what an earlier agent said of pods that are not in `keep` (`namespace/name`).
     pub async fn retain(&self, node: &str, state: &State, keep: &BTreeSet<String>) {
         let kube = match self {

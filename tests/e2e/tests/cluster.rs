@@ -270,6 +270,9 @@ fn s6_new_pods_are_redirected_before_they_start_or_held() {
     println!("pod to Ready, median of 5: {} ms in the mesh, {} ms outside", inside[2], outside[2]);
     let p = Pod::get("app", "new-0");
     assert!(p.redirected());
+    // What the annotation says is kept true, whoever edits it.
+    kubectl(&["-n", "app", "annotate", "pod", "new-0", "ambient.istio.io/redirection-"]);
+    wait_redirected(&[&p], true);
     talk(&p, a.service).unwrap();
     // Without the controller: the node has the identity, so it works.
     kubectl(&["-n", "istio-system", "scale", "deploy/istiod", "--replicas=0"]);
