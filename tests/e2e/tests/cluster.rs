@@ -320,6 +320,10 @@ fn s7_removal_leaves_running_pods_alone() {
     a.mesh(true);
     helm(&["uninstall", "ambient", "-n", "istio-system", "--wait"]);
     kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
+    // A ztunnel that still drains closes its tunnels later.
+    wait_for("the end of ztunnel", LONG, || {
+        get(&["pods", "-n", "istio-system", "-l", "app=ztunnel"])["items"].as_array()?.is_empty().then_some(())
+    });
     wait_for("plain traffic", LONG, || talk(&a.client, a.service).ok());
     let sniffer = Sniffer::start(&link(), MARK);
     for _ in 0..5 {
