@@ -5,19 +5,19 @@
 //! passes unencrypted. Leaving runs the other way round, and peers are given time to hear of it first.
 
 use crate::{
-    config::{Config, Origin},
+    config::Config,
     events::{self, Event, Request},
     install::Install,
-    metrics, process,
+    metrics,
     records::{self, Record},
     sockets::PodSockets,
-    source::{Report, Source},
+    source::{Report, of_node},
     zds::{self, Hub},
 };
 use anyhow::Context;
 use karst_api::zds::WorkloadInfo;
 use karst_ebpf::{Node, PodConfig};
-use karst_kube::Kube;
+use karst_kube::{Kube, Origin, Source};
 use karst_manifest::{Dir, Object, State, enrol, kinds::Namespace, kinds::Pod};
 use karst_rt::netns::Netns;
 use std::{
@@ -92,7 +92,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Origin::Dir(d) => (Source::Dir(Dir::watch(&d)?), Report::Dir(d), None),
         Origin::Kubernetes => {
             let kube = Kube::connect().await?;
-            (Source::of_node(&kube, &config.node).await, Report::Kubernetes(kube.clone()), Some(kube))
+            (of_node(&kube, &config.node).await, Report::Kubernetes(kube.clone()), Some(kube))
         }
     };
     let host = Netns::current().context("cannot open this process's network namespace")?;
@@ -202,7 +202,7 @@ async fn removed_for_good(kube: &Kube, config: &Config) -> bool {
 /// Opens a pod's network namespace.
 fn open(d: &Desired) -> anyhow::Result<Netns> {
     if d.netns.as_os_str().is_empty() {
-        return process::netns(&d.uid)
+        return Netns::of_pod(&d.uid)
             .context("cannot look for the pod's processes (CAP_SYS_PTRACE is needed)")?
             .context("no process of the pod runs yet");
     }
@@ -220,7 +220,7 @@ pub fn cleanup(config: &Config) -> anyhow::Result<()> {
     let records = records::load(&dir);
     Node::remove_all(&config.bpf_dir)?;
     for r in &records {
-        let netns = if r.netns.is_empty() { process::netns(&r.uid)? } else { Netns::open(&r.netns).ok() };
+        let netns = if r.netns.is_empty() { Netns::of_pod(&r.uid)? } else { Netns::open(&r.netns).ok() };
         if let Some(n) = netns {
             n.run(|| karst_ebpf::net::remove(&r.ips))
                 .and_then(|r| r)
@@ -243,13 +243,14 @@ impl Agent {
         self.forget_strangers(&desired, state).await;
         let gone: Vec<String> = self.active.borrow().keys().filter(|k| !desired.contains_key(*k)).cloned().collect();
         self.leave(&gone).await;
+        // Where the report failed, or somebody has taken it away.
+        let lacking = self.report.lacking(state);
         for (key, d) in &desired {
             let known = self.active.borrow().get(key).map(|a| a.desired.clone());
             let started = Instant::now();
             let result = match known {
                 Some(k) if k == *d => {
-                    // The report failed, or somebody has taken it away.
-                    if !self.report.lacks(state, &d.uid) {
+                    if !lacking.contains(d.uid.as_str()) {
                         continue;
                     }
                     self.report.set(&self.config.node, (&d.info.namespace, &d.info.name, &d.uid), true).await
@@ -503,7 +504,7 @@ impl Agent {
             let r = records.get(uid);
             let netns = match r {
                 Some(r) if !r.netns.is_empty() => Netns::open(&r.netns).ok(),
-                _ => process::netns(uid).ok().flatten(),
+                _ => Netns::of_pod(uid).ok().flatten(),
             };
             let done = match (r, netns) {
                 (Some(r), Some(n)) => self.node.borrow_mut().release(&n, &r.config()),

@@ -1,6 +1,7 @@
 //! The agent's knobs. Environment variables are read here and nowhere else.
 
 use clap::Parser;
+use karst_kube::Origin;
 use karst_rt::log::Format;
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -67,11 +68,7 @@ pub struct Config {
 impl Config {
     /// Where objects come from.
     pub fn origin(&self) -> anyhow::Result<Origin> {
-        match self.source.strip_prefix("dir:") {
-            Some(p) if !p.is_empty() => Ok(Origin::Dir(p.into())),
-            None if self.source == "kubernetes" => Ok(Origin::Kubernetes),
-            _ => anyhow::bail!("--source {:?}: use kubernetes, or dir:PATH, the directory of manifests", self.source),
-        }
+        self.source.parse()
     }
     /// Where the plugin is put, if it is.
     pub fn install(&self) -> Option<crate::install::Install> {
@@ -97,13 +94,4 @@ impl Config {
             ),
         }
     }
-}
-
-/// Where objects come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A directory of manifests.
-    Dir(PathBuf),
-    /// The API server.
-    Kubernetes,
 }

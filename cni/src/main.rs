@@ -7,7 +7,6 @@ mod events;
 mod install;
 mod metrics;
 mod plugin;
-mod process;
 mod records;
 mod sockets;
 mod source;

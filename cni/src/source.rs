@@ -1,43 +1,22 @@
 //! Where the agent learns what is asked for, and where it says what is in force: Kubernetes, or a directory of manifests.
 
 use anyhow::Context;
-use karst_kube::{Kube, Watch};
-use karst_manifest::{Dir, Object, State, status};
-use std::{collections::BTreeSet, path::PathBuf};
+use karst_kube::{Kube, Source, Watch, Watched};
+use karst_manifest::{Object, State, kinds::Meta, status};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::PathBuf,
+};
 
 /// Annotation that says what is in force (Istio's).
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 
-/// The objects.
-pub enum Source {
-    /// A directory of manifests.
-    Dir(Dir),
-    /// The API server: this node's pods, and all namespaces.
-    Kubernetes(karst_kube::Source),
-}
-
-impl Source {
-    /// Watches the pods of a node.
-    pub async fn of_node(kube: &Kube, node: &str) -> Self {
-        let pods = Watch { fields: format!("spec.nodeName={node}"), ..Watch::all("Pod") };
-        let mut s = karst_kube::Source::start(kube, vec![Watch::all("Namespace"), pods]);
-        s.synced().await;
-        Source::Kubernetes(s)
-    }
-    /// Waits for a change.
-    pub async fn changed(&mut self) {
-        match self {
-            Source::Dir(d) => d.changed().await,
-            Source::Kubernetes(k) => k.changed().await,
-        }
-    }
-    /// The state now.
-    pub fn read(&mut self) -> State {
-        match self {
-            Source::Dir(d) => d.read(),
-            Source::Kubernetes(k) => k.state(),
-        }
-    }
+/// Watches the pods of a node, and all namespaces.
+pub async fn of_node(kube: &Kube, node: &str) -> Source {
+    let pods = Watch { fields: format!("spec.nodeName={node}"), ..Watch::all("Pod") };
+    let mut w = Watched::start(kube, vec![Watch::all("Namespace"), pods]);
+    w.synced().await;
+    Source::Kubernetes(w)
 }
 
 /// Where it says what is in force.
@@ -57,16 +36,15 @@ impl Report {
         }
     }
 
-    /// Does a pod that is shown as running lack what was said of it?
-    pub fn lacks(&self, state: &State, uid: &str) -> bool {
-        let Report::Kubernetes(_) = self else { return false };
-        let mut pods = state.objects.iter().filter_map(|o| match &o.object {
-            Object::Pod(p) => Some(p),
+    /// The pods (by uid) that are not shown as redirected.
+    pub fn lacking<'a>(&self, state: &'a State) -> HashSet<&'a str> {
+        let Report::Kubernetes(_) = self else { return HashSet::new() };
+        let pods = state.objects.iter().filter_map(|o| match &o.object {
+            Object::Pod(p) => Some(&p.metadata),
             _ => None,
         });
-        pods.any(|p| {
-            p.metadata.uid == uid && p.metadata.annotations.get(REDIRECTION).map(String::as_str) != Some("enabled")
-        })
+        let lacks = |m: &&Meta| m.annotations.get(REDIRECTION).map(String::as_str) != Some("enabled");
+        pods.filter(lacks).map(|m| m.uid.as_str()).collect()
     }
 
     /// Withdraws what an earlier agent said of pods that are not in `keep` (`namespace/name`).

@@ -1,9 +1,9 @@
 //! What the controller does only on Kubernetes: the objects that it watches, its authority's Secret, and the root
 //! certificate that every namespace gets.
 
-use crate::{ca::Authority, config::Config, source::Source};
+use crate::{ca::Authority, config::Config};
 use anyhow::{Context, bail};
-use karst_kube::{Kube, Watch};
+use karst_kube::{Kube, Source, Watch, Watched};
 use karst_manifest::{Object, State};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +35,7 @@ pub async fn source(kube: &Kube) -> Source {
     .map(Watch::all)
     .into();
     watches.push(Watch { fields: format!("metadata.name={ROOT_CONFIG_MAP}"), ..Watch::all("ConfigMap") });
-    let mut s = karst_kube::Source::start(kube, watches);
+    let mut s = Watched::start(kube, watches);
     s.synced().await;
     Source::Kubernetes(s)
 }

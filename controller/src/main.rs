@@ -2,13 +2,13 @@
 
 mod auth;
 mod ca;
+mod callers;
 mod config;
 mod convert;
 mod kubernetes;
 mod model;
 mod push;
 mod serve;
-mod source;
 mod token;
 
 use clap::Parser;

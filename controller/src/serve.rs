@@ -3,12 +3,12 @@
 use crate::{
     auth::{self, Caller},
     ca::{Authority, Refusal},
-    config::{Config, Origin},
+    callers::Tokens,
+    config::Config,
     convert::{self, Mesh},
     kubernetes,
     model::Model,
     push,
-    source::{Source, Tokens},
     token::Keys,
 };
 use anyhow::Context;
@@ -24,6 +24,7 @@ use karst_api::{
         istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
     },
 };
+use karst_kube::{Origin, Source};
 use karst_manifest::Dir;
 use karst_rt::admin;
 use karst_xds::{Resources, server};

@@ -4,9 +4,11 @@
 //! that the directory source gives.
 
 mod source;
+mod watched;
 pub mod write;
 
-pub use source::{Source, Watch};
+pub use source::{Origin, Source};
+pub use watched::{Watch, Watched};
 
 use anyhow::Context;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};

@@ -58,7 +58,7 @@ enum Change {
 }
 
 /// Watched objects.
-pub struct Source {
+pub struct Watched {
     watches: Vec<Watch>,
     events: mpsc::Receiver<(usize, Change)>,
     objects: BTreeMap<Key, Arc<Located>>,
@@ -69,7 +69,7 @@ pub struct Source {
     changes: u64,
 }
 
-impl Source {
+impl Watched {
     /// Starts watching.
     pub fn start(kube: &Kube, watches: Vec<Watch>) -> Self {
         let (tx, events) = mpsc::channel(1024);

@@ -2,9 +2,10 @@
 //! namespace, and if that fails the process aborts, since nothing after it could be trusted.
 #![allow(unsafe_code)] // setns and getsockopt(SO_NETNS_COOKIE)
 
+use crate::process::proc_root;
 use std::{
     cell::OnceCell,
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -38,6 +39,33 @@ impl Netns {
     /// Those of `open`.
     pub fn current() -> io::Result<Self> {
         Self::open("/proc/thread-self/ns/net")
+    }
+    /// The namespace of the pod with this uid, found by its processes' cgroups, which name it; none if no process of it runs (or
+    /// all share the calling thread's namespace).
+    ///
+    /// # Errors
+    /// Those of opening the namespace of a process that was found (CAP_SYS_PTRACE is needed).
+    pub fn of_pod(uid: &str) -> io::Result<Option<Self>> {
+        let own = Netns::current()?.id()?;
+        // cgroupfs driver: .../pod<uid>/...; systemd driver: ...-pod<uid with underscores>.slice/...
+        let names = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+        for e in fs::read_dir(proc_root())?.flatten() {
+            let pid = e.file_name();
+            if !pid.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
+                continue;
+            }
+            // A process that ends meanwhile has no files any more.
+            let Ok(groups) = fs::read_to_string(e.path().join("cgroup")) else { continue };
+            if !names.iter().any(|n| groups.contains(n.as_str())) {
+                continue;
+            }
+            match Netns::open(e.path().join("ns/net")) {
+                Ok(n) if n.id()? != own => return Ok(Some(n)),
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(None)
     }
     /// Device and inode: the same for two descriptors of the same namespace.
     ///

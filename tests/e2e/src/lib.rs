@@ -10,7 +10,6 @@ use karst_rt::netns::Netns;
 use karst_world::wait_for;
 use serde_json::Value;
 use std::{
-    fs,
     io::Write,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -127,18 +126,8 @@ impl Pod {
     }
     /// Its network namespace, found by its processes.
     pub fn netns(&self) -> Netns {
-        let name = format!("pod{}", self.uid);
-        let own = Netns::current().unwrap().id().unwrap();
-        for e in fs::read_dir("/proc").unwrap().flatten() {
-            let groups = fs::read_to_string(e.path().join("cgroup")).unwrap_or_default();
-            if groups.contains(&name)
-                && let Ok(n) = Netns::open(e.path().join("ns/net"))
-                && n.id().unwrap() != own
-            {
-                return n;
-            }
-        }
-        panic!("no process of pod {}/{}", self.namespace, self.name)
+        let found = Netns::of_pod(&self.uid).unwrap();
+        found.unwrap_or_else(|| panic!("no process of pod {}/{}", self.namespace, self.name))
     }
     /// Is it annotated as redirected?
     pub fn redirected(&self) -> bool {

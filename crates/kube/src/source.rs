@@ -1,0 +1,50 @@
+//! Where objects come from: the API server, or a directory of the same objects in YAML.
+
+use crate::Watched;
+use karst_manifest::{Dir, State};
+use std::path::PathBuf;
+
+/// Where objects come from, as `--source` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A directory of manifests.
+    Dir(PathBuf),
+    /// The API server.
+    Kubernetes,
+}
+
+impl std::str::FromStr for Origin {
+    type Err = anyhow::Error;
+    fn from_str(s: &str) -> anyhow::Result<Self> {
+        match s.strip_prefix("dir:") {
+            Some(p) if !p.is_empty() => Ok(Origin::Dir(p.into())),
+            None if s == "kubernetes" => Ok(Origin::Kubernetes),
+            _ => anyhow::bail!("--source {s:?}: use kubernetes, or dir:PATH, the directory of manifests"),
+        }
+    }
+}
+
+/// The objects.
+pub enum Source {
+    /// A directory of manifests.
+    Dir(Dir),
+    /// The API server.
+    Kubernetes(Watched),
+}
+
+impl Source {
+    /// Waits for a change.
+    pub async fn changed(&mut self) {
+        match self {
+            Source::Dir(d) => d.changed().await,
+            Source::Kubernetes(k) => k.changed().await,
+        }
+    }
+    /// The state now.
+    pub fn read(&mut self) -> State {
+        match self {
+            Source::Dir(d) => d.read(),
+            Source::Kubernetes(k) => k.state(),
+        }
+    }
+}
