@@ -8,15 +8,13 @@ use karst_hbone::tls::Credentials;
 use karst_rt::{admin, log, ready::Ready};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::SystemTime};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 /// The pages' view of the process.
 pub struct Pages {
     pub shared: Arc<Shared>,
     pub ready: Ready,
     pub quit: Arc<Notify>,
-    /// They know the connections.
-    pub workers: Vec<mpsc::Sender<Order>>,
 }
 
 impl Pages {
@@ -50,7 +48,7 @@ impl Pages {
     /// The open connections of all workers.
     async fn connections(&self) -> Vec<Value> {
         let mut all = Vec::new();
-        for w in &self.workers {
+        for w in self.shared.crew.orders() {
             let (tx, rx) = oneshot::channel();
             if w.send(Order::Dump(tx)).await.is_ok() {
                 all.extend(rx.await.unwrap_or_default());

@@ -165,7 +165,6 @@ impl Handler for Writer {
 /// Hands pods to the workers.
 pub struct Keeper {
     pub shared: Arc<Shared>,
-    pub workers: Vec<mpsc::Sender<Order>>,
     pub pods: HashMap<String, Arc<LocalPod>>,
     /// Until the agent's first snapshot is complete.
     pub blocker: Option<Blocker>,
@@ -188,7 +187,7 @@ impl Pods for Keeper {
         let pod = Arc::new(pod);
         let copy = |s: &TcpListener| s.try_clone().map_err(|e| format!("descriptors: {e}"));
         let mut waits = Vec::new();
-        for w in &self.workers {
+        for w in self.shared.crew.orders() {
             let own = Listeners {
                 outbound: copy(&l.outbound)?,
                 plaintext: copy(&l.plaintext)?,
@@ -212,7 +211,7 @@ impl Pods for Keeper {
     }
     async fn del(&mut self, uid: &str) {
         let Some(p) = self.pods.remove(uid) else { return };
-        for w in &self.workers {
+        for w in self.shared.crew.orders() {
             let _ = w.send(Order::Del { uid: uid.into() }).await;
         }
         let _ = self.dns.send(crate::dns::Order::Del(uid.into())).await;

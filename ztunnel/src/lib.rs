@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod conns;
 mod control;
+mod crew;
 mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -33,7 +34,7 @@ use std::{
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Orders that may wait for a worker.
-const ORDERS: usize = 256;
+const DNS_ORDERS: usize = 256;
 
 /// The process: reads its knobs, serves until it is told to stop.
 pub fn main() -> std::process::ExitCode {
@@ -70,6 +71,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let (xds, ca) = config.control_plane().map_err(anyhow::Error::msg)?;
     let remote = |address: &str| Remote { config: config.clone(), address: address.to_string() };
     let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone());
+    let (crew, receivers) = crew::Crew::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -78,39 +80,32 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         pods: ArcSwap::default(),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
+        crew,
     });
     // Ports first: a process that cannot have them must not take connections.
     let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
     let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
     let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
     let (drain, watch) = drain::new();
-    let (mut workers, mut threads) = (Vec::new(), Vec::new());
-    for i in 0..config.worker_count() {
-        let (tx, rx) = mpsc::channel(ORDERS);
+    let mut threads = Vec::new();
+    for (i, rx) in receivers.into_iter().enumerate() {
         let (shared, watch) = (shared.clone(), watch.clone());
         let thread =
-            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, rx, watch));
+            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, i, rx, watch));
         threads.push(thread.context("cannot start a worker thread")?);
-        workers.push(tx);
     }
     drop(watch);
     let quit = Arc::new(Notify::new());
-    let pages = Arc::new(admin::Pages {
-        shared: shared.clone(),
-        ready: ready.clone(),
-        quit: quit.clone(),
-        workers: workers.clone(),
-    });
+    let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone(), quit: quit.clone() });
     tokio::task::spawn_local(karst_rt::admin::serve(admin_at, pages.clone().admin()));
     tokio::task::spawn_local(karst_rt::admin::serve(stats_at, pages.clone().stats()));
     tokio::task::spawn_local(karst_rt::admin::serve(ready_at, pages.readiness()));
 
-    let (dns_tx, dns_rx) = mpsc::channel(ORDERS);
+    let (dns_tx, dns_rx) = mpsc::channel(DNS_ORDERS);
     tokio::task::spawn_local(dns::run(dns_rx, shared.clone()));
     let changed = Arc::new(Notify::new());
     let keeper = Keeper {
         shared: shared.clone(),
-        workers,
         pods: HashMap::new(),
         blocker: Some(ready.block("first snapshot of the node agent")),
         dns: dns_tx,

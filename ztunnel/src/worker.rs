@@ -1,9 +1,10 @@
-//! A data plane worker: one thread, one runtime, its own tunnels, buffers and registry of connections. A connection stays
-//! with the worker that accepted it.
+//! A data plane worker: one thread, one runtime, its own tunnels, buffers and registry of connections. A connection is
+//! placed when it is accepted ([`crate::crew`]) and then stays with its worker.
 
 use crate::{
     config::Config,
     conns::Conns,
+    crew::{Crew, Running, Taken, Way},
     inbound,
     inpod::{Listeners, LocalPod, LocalPods},
     metrics::Metrics,
@@ -47,6 +48,7 @@ pub struct Shared {
     pub pods: ArcSwap<LocalPods>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    pub crew: Crew,
 }
 
 impl Shared {
@@ -65,6 +67,8 @@ pub enum Order {
     Add { pod: Arc<LocalPod>, listeners: Listeners, done: oneshot::Sender<Result<(), String>> },
     /// Stop serving a pod; open connections go on.
     Del { uid: String },
+    /// Serve a connection that another worker has accepted.
+    Take(Box<Taken>),
     /// Describe the open connections.
     Dump(oneshot::Sender<Vec<serde_json::Value>>),
 }
@@ -80,15 +84,14 @@ pub struct TunnelKey {
 /// A worker's state.
 pub struct Worker {
     pub shared: Arc<Shared>,
+    /// Which of the crew it is.
+    number: usize,
     pub conns: Rc<Conns>,
     pub pool: Rc<Pool<TunnelKey>>,
     pub settings: Settings,
     pub keepalive: Option<Keepalive>,
     pub resolver: Resolver,
     pub drain: drain::Watch,
-    /// Tasks of connections, from their accept to their end. The drain waits for these: a connection that was accepted a
-    /// moment ago is in no other list yet.
-    tasks: Rc<Cell<usize>>,
     seed: Cell<u64>,
     pods: RefCell<HashMap<String, Rc<Served>>>,
 }
@@ -121,6 +124,11 @@ impl Drop for Count<'_> {
 }
 
 impl Served {
+    fn new(pod: Arc<LocalPod>) -> Rc<Self> {
+        let (stop, _) = drain::new();
+        Rc::new(Self { pod, tunnels: Cell::new(0), handshakes: Cell::new(0), connections: Cell::new(0), stop })
+    }
+
     /// Watches for the pod's own end of service.
     pub fn watch(&self) -> drain::Watch {
         self.stop.watch()
@@ -128,7 +136,12 @@ impl Served {
 }
 
 /// Runs a worker on the calling thread until the drain is over.
-pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain::Watch) -> std::io::Result<()> {
+pub fn run(
+    shared: Arc<Shared>,
+    number: usize,
+    mut orders: mpsc::Receiver<Order>,
+    drain: drain::Watch,
+) -> std::io::Result<()> {
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
@@ -140,8 +153,8 @@ pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain:
             resolver: Resolver::new(shared.config.resolv_conf.clone()),
             settings,
             shared,
+            number,
             drain: drain.clone(),
-            tasks: Rc::default(),
             seed: Cell::new(rand::random()),
             pods: RefCell::default(),
         });
@@ -153,7 +166,7 @@ pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain:
         let mut done = tokio::time::interval(Duration::from_millis(20));
         loop {
             tokio::select! {
-                o = orders.recv() => match o {
+                o = orders.recv(), if !orders.is_closed() => match o {
                     Some(o) => w.clone().order(o),
                     None => break,
                 },
@@ -170,7 +183,16 @@ pub fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>, drain: drain:
                         p.stop.start(drain::Phase::Graceful);
                     }
                 }
-                _ = done.tick(), if draining => if w.tasks.get() == 0 { break },
+                _ = done.tick(), if draining => if w.idle() {
+                    // What another worker has handed over since is still served; what it would hand over now, it keeps.
+                    orders.close();
+                    while let Some(o) = orders.recv().await {
+                        w.clone().order(o);
+                    }
+                    if w.idle() {
+                        break;
+                    }
+                },
                 () = forced.reached(drain::Phase::Forced) => break,
             }
         }
@@ -191,6 +213,7 @@ impl Worker {
                     self.pool.retire(|k| k.pod == uid);
                 }
             }
+            Order::Take(t) => self.take(*t),
             Order::Dump(to) => {
                 let _ = to.send(self.conns.dump());
             }
@@ -201,14 +224,7 @@ impl Worker {
         let listener =
             |s: std::net::TcpListener| TcpListener::from_std(s).map_err(|e| format!("listener of {}: {e}", pod.key));
         let (outbound, plaintext, hbone) = (listener(l.outbound)?, listener(l.plaintext)?, listener(l.hbone)?);
-        let (stop, _) = drain::new();
-        let p = Rc::new(Served {
-            pod: pod.clone(),
-            tunnels: Cell::new(0),
-            handshakes: Cell::new(0),
-            connections: Cell::new(0),
-            stop,
-        });
+        let p = Served::new(pod.clone());
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), p.clone());
         if let Some(old) = old {
             tokio::task::spawn_local(async move {
@@ -216,17 +232,13 @@ impl Worker {
                 old.stop.start(drain::Phase::Graceful);
             });
         }
-        self.clone().listen(outbound, p.clone(), outbound::serve);
-        self.clone().listen(plaintext, p.clone(), inbound::plaintext);
-        self.listen(hbone, p, inbound::tunnel);
+        self.clone().listen(outbound, p.clone(), Way::Outbound);
+        self.clone().listen(plaintext, p.clone(), Way::Plaintext);
+        self.listen(hbone, p, Way::Tunnel);
         Ok(())
     }
 
-    fn listen<F, Fut>(self: Rc<Self>, l: TcpListener, p: Rc<Served>, serve: F)
-    where
-        F: Fn(Rc<Worker>, Rc<Served>, TcpStream, std::net::SocketAddr) -> Fut + 'static,
-        Fut: Future<Output = ()> + 'static,
-    {
+    fn listen(self: Rc<Self>, l: TcpListener, p: Rc<Served>, way: Way) {
         tokio::task::spawn_local(async move {
             let mut stop = p.watch();
             tokio::select! {
@@ -239,29 +251,70 @@ impl Worker {
                     () = stop.reached(drain::Phase::Graceful) => return,
                     (s, from) = accept(&l) => {
                         let _ = s.set_nodelay(true);
-                        self.task(serve(self.clone(), p.clone(), s, from));
+                        self.clone().place(way, &p, s, from);
                     }
                 }
             }
         });
     }
 
+    /// Serves a connection that was just accepted, here or where there is less to do.
+    fn place(self: Rc<Self>, way: Way, p: &Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
+        let crew = &self.shared.crew;
+        let here = match crew.other(self.number) {
+            None => s,
+            Some(other) => {
+                let Ok(stream) = s.into_std() else { return };
+                let running = crew.start(other);
+                let Err(back) = crew.hand(other, Taken { pod: p.pod.clone(), way, stream, from, running }) else {
+                    return;
+                };
+                let Ok(s) = TcpStream::from_std(back.stream) else { return };
+                s
+            }
+        };
+        let running = crew.start(self.number);
+        self.serve(running, way, p.clone(), here, from);
+    }
+
+    fn take(self: Rc<Self>, t: Taken) {
+        let Taken { pod, way, stream, from, running } = t;
+        // Not ours (any more, or yet): then it is served like those that are open when a pod leaves.
+        let p = self.pods.borrow().get(&pod.uid).cloned().unwrap_or_else(|| {
+            let p = Served::new(pod);
+            p.stop.start(drain::Phase::Graceful);
+            p
+        });
+        match TcpStream::from_std(stream) {
+            Ok(s) => self.serve(running, way, p, s, from),
+            Err(e) => tracing::warn!(peer = %from, error = %e, "a connection cannot be served"),
+        }
+    }
+
+    fn serve(self: Rc<Self>, r: Running, way: Way, p: Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
+        match way {
+            Way::Outbound => Self::run(r, outbound::serve(self, p, s, from)),
+            Way::Plaintext => Self::run(r, inbound::plaintext(self, p, s, from)),
+            Way::Tunnel => Self::run(r, inbound::tunnel(self, p, s, from)),
+        }
+    }
+
     /// Runs a connection's task; counted from now on, not from when it is first polled.
     pub fn task(&self, f: impl Future<Output = ()> + 'static) {
-        struct Running(Rc<Cell<usize>>);
-        impl Drop for Running {
-            fn drop(&mut self) {
-                self.0.set(self.0.get() - 1);
-            }
-        }
-        self.tasks.set(self.tasks.get() + 1);
-        let running = Running(self.tasks.clone());
+        Self::run(self.shared.crew.start(self.number), f);
+    }
+
+    fn run(running: Running, f: impl Future<Output = ()> + 'static) {
         // Boxed, or the block would hold it twice: captured, and where it is awaited.
         let f = Box::pin(f);
         tokio::task::spawn_local(async move {
             f.await;
             drop(running);
         });
+    }
+
+    fn idle(&self) -> bool {
+        self.shared.crew.running(self.number) == 0
     }
 
     /// The newest snapshot.

@@ -26,7 +26,7 @@ pub const POOL_STREAMS: usize = 100;
 /// An unused tunnel is closed after this long.
 pub const POOL_IDLE: Duration = Duration::from_secs(300);
 /// Bytes of one tunnel's streams that may wait to be sent; then writers wait.
-pub const SEND_BUFFER: usize = 256 << 10;
+pub const SEND_BUFFER: usize = 512 << 10;
 /// HTTP/2 PING: sent this long after the last answer.
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// HTTP/2 PING: a tunnel whose peer has not answered for this long is dead.

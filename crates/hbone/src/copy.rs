@@ -37,7 +37,7 @@ pub struct Counts {
 /// stream's task is followed by one of the tunnel's, while the bytes are in the cache.
 const CHUNK: usize = limits::SEND_BUFFER;
 /// Largest DATA frame that we send, in bytes. The receiver collects a frame before it passes any of it on.
-const FRAME: usize = 128 << 10;
+const FRAME: usize = 256 << 10;
 /// Frames of a stream that are waiting go to the application in one write of about this much, and of this many pieces.
 const GATHER: usize = 256 << 10;
 const PIECES: usize = 16;

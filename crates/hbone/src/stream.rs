@@ -30,13 +30,13 @@ use tokio::{
 };
 
 /// A lent buffer, bytes.
-const BUFFER: usize = 256 << 10;
+const BUFFER: usize = 520 << 10;
 /// Sealed bytes that are sent before the turn ends, so that the peer can begin.
-const SEND_AT: usize = 128 << 10;
+const SEND_AT: usize = 520 << 10;
 /// Pieces at least this long are sealed from where they are; shorter ones are first gathered in one record.
 const DIRECT: usize = 2 << 10;
 /// Buffers that a worker keeps.
-const KEEP: usize = 8;
+const KEEP: usize = 4;
 /// Most bytes of a handshake.
 const MAX_HANDSHAKE: usize = 128 << 10;
 /// Largest message after the handshake (a ticket).
