@@ -105,7 +105,7 @@ mod tests {
             ("app/on-b", pod("app", "db", "b", "2", true)),
             ("app/done", pod("app", "job", "a", "3", false)),
         ] {
-            m.pods.insert(name.into(), p);
+            m.pods.insert(name.into(), p.into());
         }
         m
     }

@@ -131,8 +131,8 @@ impl Authority {
         Ok(chain)
     }
 
-    /// A certificate for the controller's own server.
-    pub fn serving(&self, names: &[String]) -> anyhow::Result<(String, String)> {
+    /// A certificate for a server of the controller's own.
+    pub fn serving(&self, names: &[String], lifetime: std::time::Duration) -> anyhow::Result<(String, String)> {
         let sans = names.iter().map(|n| match n.parse() {
             Ok(ip) => Ok(SanType::IpAddress(ip)),
             Err(_) => n
@@ -141,8 +141,7 @@ impl Authority {
                 .map(SanType::DnsName)
                 .with_context(|| format!("--server-names: {n:?} is no DNS name")),
         });
-        let leaf =
-            self.leaf(sans.collect::<anyhow::Result<_>>()?, std::time::Duration::from_secs(10 * 365 * 86_400))?;
+        let leaf = self.leaf(sans.collect::<anyhow::Result<_>>()?, lifetime)?;
         let key = KeyPair::generate()?;
         let mut pem = leaf.signed_by(&key, &self.issuer)?.pem();
         self.chain.iter().for_each(|c| pem.push_str(c));

@@ -62,6 +62,9 @@ pub struct Config {
     /// Metrics, health and debug pages (Istio: 15014).
     #[arg(long, env = "KARST_MONITORING_ADDR", default_value = "127.0.0.1:15014")]
     pub monitoring_addr: SocketAddr,
+    /// The validation webhook, on Kubernetes only (Istio: 15017).
+    #[arg(long, env = "KARST_WEBHOOK_ADDR", default_value = "0.0.0.0:15017")]
+    pub webhook_addr: SocketAddr,
     /// DNS names (comma separated) of the server certificate.
     #[arg(
         long,

@@ -10,6 +10,7 @@ mod model;
 mod push;
 mod serve;
 mod token;
+mod webhook;
 
 use clap::Parser;
 

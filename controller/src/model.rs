@@ -1,20 +1,21 @@
 //! The mesh as the controller knows it: the result of [`crate::convert::compile`], without any Kubernetes type.
 
+use imbl::OrdMap;
 use karst_api::workload::{Service, Workload};
 use karst_policy::Policy;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-/// The whole state.
+/// The whole state. A copy shares what it holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
     /// By uid.
-    pub workloads: BTreeMap<String, Workload>,
+    pub workloads: OrdMap<String, Arc<Workload>>,
     /// By `namespace/hostname`.
-    pub services: BTreeMap<String, Service>,
+    pub services: OrdMap<String, Service>,
     /// By `namespace/name`.
-    pub policies: BTreeMap<String, Policy>,
+    pub policies: Arc<BTreeMap<String, Policy>>,
     /// For the certificate authority: what runs where. By `namespace/name`.
-    pub pods: BTreeMap<String, PodFacts>,
+    pub pods: OrdMap<String, Arc<PodFacts>>,
 }
 
 /// What the certificate authority knows of a pod.

@@ -3,23 +3,16 @@
 use crate::model::Model;
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, convert::policy_to_wire, workload as pb};
 use karst_core::addr::ip_from_bytes;
-use karst_xds::{Entry, Resources};
+use karst_xds::{Entry, Resources, Set};
 use prost::Message;
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::collections::HashMap;
 
 /// Types in the order in which additions are sent: policies before the workloads that name them.
 pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
 pub fn resources(m: &Model, version: u64) -> Resources {
-    let mut addresses = BTreeMap::new();
-    for w in m.workloads.values() {
-        let aliases = w.addresses.iter().filter_map(|a| Some(format!("{}/{}", w.network, ip_from_bytes(a)?))).collect();
-        addresses.insert(w.uid.clone(), Entry::new(workload_bytes(w), aliases));
-    }
+    let mut addresses: Set = m.workloads.iter().map(|(uid, w)| (uid.clone(), workload(w))).collect();
     for (key, s) in &m.services {
         let alias = |a: &pb::NetworkAddress| {
             let ip = ip_from_bytes(&a.address)?;
@@ -31,10 +24,25 @@ pub fn resources(m: &Model, version: u64) -> Resources {
     }
     let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
     let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
-    Resources {
-        types: HashMap::from([(ADDRESS_TYPE, Arc::new(addresses)), (AUTHORIZATION_TYPE, Arc::new(policies))]),
-        version,
+    Resources { types: HashMap::from([(ADDRESS_TYPE, addresses), (AUTHORIZATION_TYPE, policies)]), version }
+}
+
+/// The resources after a change of these workloads only.
+pub fn update(old: &Resources, m: &Model, changed: &[String], version: u64) -> Resources {
+    let mut types = old.types.clone();
+    let addresses = types.entry(ADDRESS_TYPE).or_default();
+    for uid in changed {
+        match m.workloads.get(uid) {
+            Some(w) => addresses.insert(uid.clone(), workload(w)),
+            None => addresses.remove(uid),
+        };
     }
+    Resources { types, version }
+}
+
+fn workload(w: &pb::Workload) -> Entry {
+    let aliases = w.addresses.iter().filter_map(|a| Some(format!("{}/{}", w.network, ip_from_bytes(a)?))).collect();
+    Entry::new(workload_bytes(w), aliases)
 }
 
 /// A workload's bytes with its map of services in sorted order: the generated encoder follows a hash map's order, which
@@ -59,6 +67,20 @@ fn workload_bytes(w: &pb::Workload) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_update_equals_a_new_encoding() {
+        let w = |uid: &str, name: &str| {
+            let w = pb::Workload { uid: uid.into(), name: name.into(), ..Default::default() };
+            (uid.to_string(), std::sync::Arc::new(w))
+        };
+        let model = |v: Vec<_>| Model { workloads: v.into_iter().collect(), ..Model::default() };
+        let (a, b) =
+            (model(vec![w("1", "a"), w("2", "a"), w("3", "a")]), model(vec![w("1", "a"), w("2", "b"), w("4", "a")]));
+        let changed = ["2", "3", "4"].map(String::from);
+        let small = update(&resources(&a, 1), &b, &changed, 2);
+        assert_eq!(small.types, resources(&b, 2).types);
+    }
 
     #[test]
     fn equal_workloads_have_equal_bytes() {

@@ -5,11 +5,12 @@ use crate::{
     ca::{Authority, Refusal},
     callers::Tokens,
     config::Config,
-    convert::{self, Mesh},
+    convert::{self, Change, Compiler, Mesh},
     kubernetes,
     model::Model,
     push,
     token::Keys,
+    webhook,
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -42,10 +43,13 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Identity, transport::Server, transport::ServerTlsConfig};
 
+/// Lifetime of the discovery server's certificate (Istio: ten years, as far as the authority lives).
+const SERVING: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 struct Shared {
     config: Config,
     tokens: Tokens,
-    authority: Authority,
+    authority: Arc<Authority>,
     model: ArcSwap<Model>,
     snapshots: watch::Sender<Arc<Resources>>,
     /// Subscribers and the number of the snapshot that each has acknowledged.
@@ -53,6 +57,7 @@ struct Shared {
     /// Digest of the manifests that the current snapshot was made from.
     digest: AtomicU64,
     counts: Counts,
+    reviews: Arc<webhook::Counts>,
 }
 
 impl Shared {
@@ -89,7 +94,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             (source, authority, Tokens::Kubernetes(kube), Some(publisher))
         }
     };
-    let (cert, key) = authority.serving(&config.server_names)?;
+    let authority = Arc::new(authority);
+    let (cert, key) = authority.serving(&config.server_names, SERVING)?;
     let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
     let shared = Arc::new(Shared {
@@ -100,15 +106,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         proxies: Mutex::default(),
         digest: AtomicU64::new(0),
         counts: Counts::default(),
+        reviews: Arc::default(),
         config,
     });
     let mut log = Problems::default();
-    update(&shared, &mut source, publisher.as_ref(), &mesh, &mut log);
+    let mut compiler = Compiler::new(mesh.clone());
+    update(&shared, &mut source, publisher.as_ref(), &mut compiler, &mut log);
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
     let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
     tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
+    if let Tokens::Kubernetes(kube) = &shared.tokens {
+        let (s, c) = (shared.clone(), &shared.config);
+        let l = webhook::bind(c.webhook_addr).await?;
+        webhook::serve(l, s.authority.clone(), c.server_names.clone(), mesh.clone(), s.reviews.clone())?;
+        let root = s.authority.root_pem().to_string();
+        tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), root));
+    }
     let service = Service(shared.clone());
     let server = Server::builder()
         .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))?
@@ -122,7 +137,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let watching = async {
         loop {
             source.changed().await;
-            update(&shared, &mut source, publisher.as_ref(), &mesh, &mut log);
+            update(&shared, &mut source, publisher.as_ref(), &mut compiler, &mut log);
         }
     };
     tokio::select! {
@@ -166,15 +181,15 @@ fn update(
     shared: &Shared,
     source: &mut Source,
     publisher: Option<&kubernetes::Publisher>,
-    mesh: &Mesh,
+    compiler: &mut Compiler,
     log: &mut Problems,
 ) {
     let state = source.read();
     if let Some(p) = publisher {
         p.note(&state);
     }
-    let (model, meaning) = convert::compile(&state, mesh);
-    let now: BTreeSet<String> = state.problems.iter().chain(&meaning).map(ToString::to_string).collect();
+    let change = compiler.update(&state);
+    let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
     for p in now.difference(&log.0) {
         tracing::warn!("{p}");
     }
@@ -183,10 +198,15 @@ fn update(
     }
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
     log.0 = now;
-    if **shared.model.load() != model {
+    let model = compiler.model();
+    // Facts of pods that no proxy is told may have changed as well.
+    shared.model.store(Arc::new(model.clone()));
+    if change != Change::Nothing {
         let version = shared.counts.pushes.fetch_add(1, Ordering::Relaxed) + 1;
-        let resources = push::resources(&model, version);
-        shared.model.store(Arc::new(model));
+        let resources = match &change {
+            Change::Workloads(changed) => push::update(&shared.snapshots.borrow(), model, changed, version),
+            Change::Everything | Change::Nothing => push::resources(model, version),
+        };
         shared.snapshots.send_replace(Arc::new(resources));
     }
     shared.digest.store(state.digest, Ordering::Relaxed);
@@ -312,6 +332,18 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
                     "counter",
                     "Callers refused.",
                     c.refused.load(Ordering::Relaxed),
+                ),
+                (
+                    "galley_validation_passed",
+                    "counter",
+                    "Objects that the webhook let pass.",
+                    s.reviews.passed.load(Ordering::Relaxed),
+                ),
+                (
+                    "galley_validation_failed",
+                    "counter",
+                    "Objects that the webhook refused.",
+                    s.reviews.failed.load(Ordering::Relaxed),
                 ),
                 ("pilot_xds", "gauge", "Proxies that are subscribed.", c.streams.load(Ordering::Relaxed)),
                 ("pilot_xds_pushes", "counter", "New snapshots.", c.pushes.load(Ordering::Relaxed)),

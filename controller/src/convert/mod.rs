@@ -1,10 +1,14 @@
 //! From objects to the model. Pure: the same objects give the same model, whatever the order of events.
 //! Rules: Istio's workload discovery (reference control-plane §2), with the differences that docs/architecture.md lists.
 
+pub mod check;
+mod compiler;
 mod policy;
 mod service;
 mod waypoint;
 mod workload;
+
+pub use compiler::{Change, Compiler};
 
 use crate::{config::Config, model::Model};
 use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
@@ -54,61 +58,72 @@ pub(crate) struct Index<'a> {
     pub enrolled: &'a BTreeSet<String>,
 }
 
+impl<'a> Index<'a> {
+    pub(crate) fn new(state: &'a State, mesh: &'a Mesh) -> Self {
+        let mut x = Self {
+            mesh,
+            namespaces: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            pods: vec![],
+            services: BTreeMap::new(),
+            slices: vec![],
+            slices_of: HashMap::new(),
+            gateways: HashMap::new(),
+            service_entries: vec![],
+            entries_of: HashMap::new(),
+            workload_entries: vec![],
+            authorization: vec![],
+            peer: vec![],
+            enrolled: &state.enrolled,
+        };
+        for o in &state.objects {
+            let o: &Located = o;
+            match &o.object {
+                Object::Namespace(n) => {
+                    x.namespaces.insert(&n.metadata.name, n);
+                }
+                Object::Node(n) => {
+                    x.nodes.insert(&n.metadata.name, n);
+                }
+                Object::Pod(p) => x.pods.push(p),
+                Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
+                Object::ServiceAccount(_) | Object::ConfigMap(_) => {}
+                Object::EndpointSlice(e) => {
+                    if let Some(service) = e.metadata.labels.get("kubernetes.io/service-name") {
+                        x.slices_of.entry((&e.metadata.namespace, service)).or_default().push(e);
+                    }
+                    x.slices.push(e);
+                }
+                Object::Gateway(g) => {
+                    x.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
+                }
+                Object::ServiceEntry(s) => {
+                    x.entries_of.entry(&s.metadata.namespace).or_default().push(s);
+                    x.service_entries.push((o, s));
+                }
+                Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
+                Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
+                Object::PeerAuthentication(p) => x.peer.push((o, p)),
+            }
+        }
+        x
+    }
+}
+
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.
 pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
-    let mut x = Index {
-        mesh,
-        namespaces: BTreeMap::new(),
-        nodes: BTreeMap::new(),
-        pods: vec![],
-        services: BTreeMap::new(),
-        slices: vec![],
-        slices_of: HashMap::new(),
-        gateways: HashMap::new(),
-        service_entries: vec![],
-        entries_of: HashMap::new(),
-        workload_entries: vec![],
-        authorization: vec![],
-        peer: vec![],
-        enrolled: &state.enrolled,
-    };
-    for o in &state.objects {
-        let o: &Located = o;
-        match &o.object {
-            Object::Namespace(n) => {
-                x.namespaces.insert(&n.metadata.name, n);
-            }
-            Object::Node(n) => {
-                x.nodes.insert(&n.metadata.name, n);
-            }
-            Object::Pod(p) => x.pods.push(p),
-            Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
-            Object::ServiceAccount(_) | Object::ConfigMap(_) => {}
-            Object::EndpointSlice(e) => {
-                if let Some(service) = e.metadata.labels.get("kubernetes.io/service-name") {
-                    x.slices_of.entry((&e.metadata.namespace, service)).or_default().push(e);
-                }
-                x.slices.push(e);
-            }
-            Object::Gateway(g) => {
-                x.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
-            }
-            Object::ServiceEntry(s) => {
-                x.entries_of.entry(&s.metadata.namespace).or_default().push(s);
-                x.service_entries.push((o, s));
-            }
-            Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
-            Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
-            Object::PeerAuthentication(p) => x.peer.push((o, p)),
-        }
-    }
-    let mut problems = Vec::new();
-    let mut model = Model { pods: workload::facts(&x), ..Model::default() };
-    let policies = policy::compile(&x, &mut problems);
-    service::compile(&x, &mut model, &mut problems);
-    workload::compile(&x, &policies, &mut model, &mut problems);
-    model.policies = policies.into_map();
+    let (model, problems, _) = compile_all(&Index::new(state, mesh));
     (model, problems)
+}
+
+fn compile_all(x: &Index<'_>) -> (Model, Vec<Problem>, policy::Policies) {
+    let mut problems = Vec::new();
+    let mut model = Model { pods: workload::facts(x), ..Model::default() };
+    let mut policies = policy::compile(x, &mut problems);
+    service::compile(x, &mut model, &mut problems);
+    workload::compile(x, &policies, &mut model, &mut problems);
+    model.policies = policies.take().into();
+    (model, problems, policies)
 }
 
 /// A problem of a located object.
@@ -129,4 +144,4 @@ pub(crate) fn selects(selector: &Labels, labels: &Labels) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -34,8 +34,9 @@ impl Policies {
         out.dedup();
         out
     }
-    pub(super) fn into_map(self) -> BTreeMap<String, Policy> {
-        self.all
+    /// The policies themselves; what is left says to whom they apply.
+    pub(super) fn take(&mut self) -> BTreeMap<String, Policy> {
+        std::mem::take(&mut self.all)
     }
 }
 
@@ -87,31 +88,52 @@ fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Policy {
 
 fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy>, Bad> {
     let s = &p.spec;
-    let targets = s.target_ref.is_some() || !s.target_refs.is_empty();
-    if targets && s.selector.is_some() {
+    let root = p.metadata.namespace == x.mesh.root_namespace;
+    let mut targets = s.targets().peekable();
+    if targets.peek().is_some() && s.selector.is_some() {
         return Err(("spec.targetRefs".into(), "cannot stand beside selector: remove one of them".into()));
     }
-    if targets {
-        return Ok(None); // the waypoint enforces it
+    let attached = targets.peek().is_some();
+    for (at, t) in targets {
+        target(t, &at, root)?;
+    }
+    if let Some(sel) = &s.selector {
+        selector(sel)?;
     }
     let action = match s.action.as_deref() {
-        None | Some("ALLOW") => Action::Allow,
-        Some("DENY") => Action::Deny,
-        Some("AUDIT") => return Ok(None),
+        None | Some("ALLOW") => Some(Action::Allow),
+        Some("DENY") => Some(Action::Deny),
+        Some("AUDIT") => None,
         Some("CUSTOM") => return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY".into())),
         Some(o) => return Err(("spec.action".into(), format!("{o:?} is not one of ALLOW, DENY, AUDIT"))),
     };
-    if action == Action::Deny && s.rules.is_empty() {
+    if s.provider.is_some() {
+        return Err(("spec.provider".into(), "is for action CUSTOM, which is not supported: remove it".into()));
+    }
+    if action == Some(Action::Deny) && s.rules.is_empty() {
         return Err((
             "spec.rules".into(),
             "is empty: a DENY policy without rules would do nothing; to deny everything write rules: [{}]".into(),
         ));
     }
+    let dry_run = match p.metadata.annotations.get("istio.io/dry-run").map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(v) => {
+            return Err((
+                "metadata.annotations[istio.io/dry-run]".into(),
+                format!("{v:?} is neither \"true\" nor \"false\""),
+            ));
+        }
+    };
     let mut rules = Vec::new();
     for (i, r) in s.rules.iter().enumerate() {
-        rules.extend(rule(r, action, &p.metadata.namespace, &format!("spec.rules[{i}]"))?);
+        let at = format!("spec.rules[{i}]");
+        rules.extend(rule(r, action.unwrap_or(Action::Allow), &p.metadata.namespace, &at)?);
     }
-    let dry_run = p.metadata.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true");
+    let Some(action) = action.filter(|_| !attached) else {
+        return Ok(None); // the waypoint enforces it
+    };
     Ok(Some(Policy {
         name: p.metadata.name.as_str().into(),
         namespace: p.metadata.namespace.as_str().into(),
@@ -120,6 +142,55 @@ fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy
         rules,
         dry_run,
     }))
+}
+
+/// What a policy may be attached to.
+const TARGETS: [(&str, &str); 4] = [
+    ("Service", ""),
+    ("ServiceEntry", "networking.istio.io"),
+    ("Gateway", "gateway.networking.k8s.io"),
+    ("GatewayClass", "gateway.networking.k8s.io"),
+];
+
+fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), Bad> {
+    let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == t.kind) else {
+        return Err((
+            format!("{at}.kind"),
+            format!("{:?} cannot be a target: use Service, ServiceEntry, Gateway or GatewayClass", t.kind),
+        ));
+    };
+    if t.group != *group && !(t.kind == "Service" && t.group == "core") {
+        return Err((format!("{at}.group"), format!("{:?} is not the group of {}: use {group:?}", t.group, t.kind)));
+    }
+    if t.kind == "GatewayClass" && !root {
+        return Err((
+            format!("{at}.kind"),
+            "GatewayClass can be a target only in the root namespace: name a Gateway, or move the policy".into(),
+        ));
+    }
+    if t.namespace.as_deref().is_some_and(|n| !n.is_empty()) {
+        return Err((
+            format!("{at}.namespace"),
+            "must be left out: a policy attaches only within its own namespace".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Labels are compared as they stand: a wildcard would select nothing.
+pub(super) fn selector(s: &Selector) -> Result<(), Bad> {
+    for (k, v) in &s.match_labels {
+        if v.contains('*') || k.contains('*') {
+            return Err((
+                format!("spec.selector.matchLabels[{k}]"),
+                format!(
+                    "{:?} has a wildcard, which labels are not matched by: give the whole value",
+                    format!("{k}={v}")
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// None: an ALLOW rule that needs more than L4 can see.
@@ -145,13 +216,21 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
         add(to?);
     }
     for (i, w) in r.when.iter().enumerate() {
-        add(vec![when(w, &format!("{at}.when[{i}]"))?]);
+        add(vec![when(w, ns, &format!("{at}.when[{i}]"))?]);
     }
     Ok(if beyond && action == Action::Allow { None } else { Some(Rule { clauses }) })
 }
 
-fn strings(v: &[String]) -> Vec<StringMatch> {
-    v.iter().map(|s| StringMatch::parse(s)).collect()
+fn strings(v: &[String], at: &str) -> Result<Vec<StringMatch>, Bad> {
+    filled(v, at)?;
+    Ok(v.iter().map(|s| StringMatch::parse(s)).collect())
+}
+
+fn filled(v: &[String], at: &str) -> Result<(), Bad> {
+    match v.iter().position(String::is_empty) {
+        Some(i) => Err((format!("{at}[{i}]"), "is empty: remove it, or give a value".into())),
+        None => Ok(()),
+    }
 }
 
 fn nets(v: &[String], at: &str) -> Result<Vec<Cidr2>, Bad> {
@@ -165,7 +244,8 @@ fn nets(v: &[String], at: &str) -> Result<Vec<Cidr2>, Bad> {
 
 fn ports(v: &[String], at: &str) -> Result<Vec<u16>, Bad> {
     let one = |(i, s): (usize, &String)| {
-        s.parse().map_err(|_| (format!("{at}[{i}]"), format!("{s:?} is not a port: use 1 to 65535")))
+        let port = s.parse().ok().filter(|p| *p != 0);
+        port.ok_or_else(|| (format!("{at}[{i}]"), format!("{s:?} is not a port: use 1 to 65535")))
     };
     v.iter().enumerate().map(one).collect()
 }
@@ -196,18 +276,29 @@ fn source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
         ));
     }
     let m = Match {
-        principals: strings(&s.principals),
-        not_principals: strings(&s.not_principals),
-        namespaces: strings(&s.namespaces),
-        not_namespaces: strings(&s.not_namespaces),
+        principals: strings(&s.principals, &format!("{at}.principals"))?,
+        not_principals: strings(&s.not_principals, &format!("{at}.notPrincipals"))?,
+        namespaces: strings(&s.namespaces, &format!("{at}.namespaces"))?,
+        not_namespaces: strings(&s.not_namespaces, &format!("{at}.notNamespaces"))?,
         service_accounts: accounts(&s.service_accounts, ns, &format!("{at}.serviceAccounts"))?,
         not_service_accounts: accounts(&s.not_service_accounts, ns, &format!("{at}.notServiceAccounts"))?,
         source_ips: nets(&s.ip_blocks, &format!("{at}.ipBlocks"))?,
         not_source_ips: nets(&s.not_ip_blocks, &format!("{at}.notIpBlocks"))?,
         ..Match::default()
     };
-    let l7 = [&s.request_principals, &s.not_request_principals, &s.remote_ip_blocks, &s.not_remote_ip_blocks];
-    Ok((m, l7.iter().any(|v| !v.is_empty())))
+    nets(&s.remote_ip_blocks, &format!("{at}.remoteIpBlocks"))?;
+    nets(&s.not_remote_ip_blocks, &format!("{at}.notRemoteIpBlocks"))?;
+    l7(
+        [
+            (&s.request_principals, "requestPrincipals"),
+            (&s.not_request_principals, "notRequestPrincipals"),
+            (&s.remote_ip_blocks, "remoteIpBlocks"),
+            (&s.not_remote_ip_blocks, "notRemoteIpBlocks"),
+        ]
+        .into_iter(),
+        at,
+    )
+    .map(|beyond| (m, beyond))
 }
 
 fn operation(o: &Operation, at: &str) -> Result<(Match, bool), Bad> {
@@ -219,11 +310,32 @@ fn operation(o: &Operation, at: &str) -> Result<(Match, bool), Bad> {
         not_destination_ports: ports(&o.not_ports, &format!("{at}.notPorts"))?,
         ..Match::default()
     };
-    let l7 = [&o.hosts, &o.not_hosts, &o.methods, &o.not_methods, &o.paths, &o.not_paths];
-    Ok((m, l7.iter().any(|v| !v.is_empty())))
+    l7(
+        [
+            (&o.hosts, "hosts"),
+            (&o.not_hosts, "notHosts"),
+            (&o.methods, "methods"),
+            (&o.not_methods, "notMethods"),
+            (&o.paths, "paths"),
+            (&o.not_paths, "notPaths"),
+        ]
+        .into_iter(),
+        at,
+    )
+    .map(|beyond| (m, beyond))
 }
 
-fn when(w: &When, at: &str) -> Result<(Match, bool), Bad> {
+/// Is any of these fields, which L4 cannot see, used?
+fn l7<'a>(fields: impl Iterator<Item = (&'a Vec<String>, &'static str)>, at: &str) -> Result<bool, Bad> {
+    let mut used = false;
+    for (v, name) in fields {
+        filled(v, &format!("{at}.{name}"))?;
+        used |= !v.is_empty();
+    }
+    Ok(used)
+}
+
+fn when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
     if w.values.is_empty() && w.not_values.is_empty() {
         return Err((at.into(), "has neither values nor notValues: give at least one".into()));
     }
@@ -238,32 +350,108 @@ fn when(w: &When, at: &str) -> Result<(Match, bool), Bad> {
             not_destination_ips: nets(not_values, &n_at)?,
             ..Match::default()
         },
-        "source.namespace" => {
-            Match { namespaces: strings(values), not_namespaces: strings(not_values), ..Match::default() }
-        }
-        "source.principal" => {
-            Match { principals: strings(values), not_principals: strings(not_values), ..Match::default() }
-        }
+        "source.namespace" => Match {
+            namespaces: strings(values, &v_at)?,
+            not_namespaces: strings(not_values, &n_at)?,
+            ..Match::default()
+        },
+        "source.principal" => Match {
+            principals: strings(values, &v_at)?,
+            not_principals: strings(not_values, &n_at)?,
+            ..Match::default()
+        },
         "destination.port" => Match {
             destination_ports: ports(values, &v_at)?,
             not_destination_ports: ports(not_values, &n_at)?,
             ..Match::default()
         },
-        k if k.starts_with("request.")
-            || matches!(k, "remote.ip" | "connection.sni" | "experimental.envoy.filters.") =>
-        {
+        "source.serviceAccount" => {
+            let (yes, no) = (accounts(values, ns, &v_at)?, accounts(not_values, ns, &n_at)?);
+            Match { service_accounts: yes, not_service_accounts: no, ..Match::default() }
+        }
+        "source.trustDomain" if !values.iter().chain(not_values).any(|v| v.contains('*')) => {
+            let of = |v: &[String]| v.iter().map(|d| format!("{d}/*")).collect::<Vec<_>>();
+            filled(values, &v_at)?;
+            filled(not_values, &n_at)?;
+            Match {
+                principals: strings(&of(values), &v_at)?,
+                not_principals: strings(&of(not_values), &n_at)?,
+                ..Match::default()
+            }
+        }
+        "remote.ip" => {
+            nets(values, &v_at)?;
+            nets(not_values, &n_at)?;
+            return Ok((Match::default(), true));
+        }
+        k if l7_key(k) => {
+            filled(values, &v_at)?;
+            filled(not_values, &n_at)?;
             return Ok((Match::default(), true));
         }
         k => {
             return Err((
                 format!("{at}.key"),
                 format!(
-                    "{k:?} is not known: use source.ip, source.namespace, source.principal, destination.ip or destination.port"
+                    "{k:?} is not known: use source.ip, source.namespace, source.principal, source.serviceAccount, source.trustDomain, remote.ip, destination.ip, destination.port, connection.sni, request.headers[NAME], request.auth.principal, request.auth.audiences, request.auth.presenter or request.auth.claims[NAME]"
                 ),
             ));
         }
     };
     Ok((m, false))
+}
+
+/// Keys of conditions that only a waypoint can see.
+fn l7_key(k: &str) -> bool {
+    let named =
+        |prefix: &str| k.strip_prefix(prefix).is_some_and(|r| r.len() > 2 && r.starts_with('[') && r.ends_with(']'));
+    matches!(
+        k,
+        "connection.sni"
+            | "source.trustDomain"
+            | "request.auth.principal"
+            | "request.auth.audiences"
+            | "request.auth.presenter"
+    ) || named("request.headers")
+        || named("request.auth.claims")
+        || k.starts_with("experimental.envoy.filters.")
+}
+
+/// What is valid, and yet hardly what was meant. For the one who applies it.
+pub(super) fn warnings(p: &AuthorizationPolicy) -> Vec<String> {
+    let s = &p.spec;
+    let mut out = Vec::new();
+    let attached = s.targets().next().is_some();
+    let action = s.action.as_deref().unwrap_or("ALLOW");
+    for (i, r) in s.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        let from = r.from.iter().any(|f| source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
+        let to = r.to.iter().any(|t| operation(&t.operation, "").is_ok_and(|(_, l7)| l7));
+        let cond = r.when.iter().any(|w| l7_key(&w.key) || w.key == "remote.ip");
+        if !attached && (from || to || cond) {
+            out.push(match action {
+                "DENY" => format!("{at}: has conditions on HTTP, which ztunnel cannot see: it denies what the other conditions match, whatever the request; for HTTP attach the policy to a waypoint (targetRefs)"),
+                _ => format!("{at}: has conditions on HTTP, which ztunnel cannot see: it allows nothing there; for HTTP attach the policy to a waypoint (targetRefs)"),
+            });
+        }
+        for (j, f) in r.from.iter().enumerate() {
+            let f = &f.source;
+            for (name, v) in [
+                ("principals", &f.principals),
+                ("notPrincipals", &f.not_principals),
+                ("namespaces", &f.namespaces),
+                ("notNamespaces", &f.not_namespaces),
+            ] {
+                for (k, v) in v.iter().enumerate().filter(|(_, v)| v.len() > 2 && v[1..v.len() - 1].contains('*')) {
+                    out.push(format!("{at}.from[{j}].source.{name}[{k}]: the '*' inside {v:?} is taken literally: only at the beginning or the end is it a wildcard"));
+                }
+            }
+        }
+    }
+    if p.metadata.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true") {
+        out.push("metadata.annotations[istio.io/dry-run]: the policy is only logged, not enforced".into());
+    }
+    out
 }
 
 /// Effective mutual TLS modes.
@@ -301,6 +489,9 @@ impl Peer {
             }
         }
         for (at, p) in sorted {
+            if let Some(Err((field, text))) = p.spec.selector.as_ref().map(selector) {
+                problems.push(problem(at, field, text));
+            }
             if !p.spec.port_level_mtls.is_empty() && (!selected(p) || p.metadata.namespace == root) {
                 problems.push(problem(
                     at,

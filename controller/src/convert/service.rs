@@ -1,6 +1,6 @@
 //! Services and ServiceEntries to `istio.workload.Service` (reference control-plane §2.5).
 
-use super::{Index, problem, waypoint};
+use super::{Index, check, problem, waypoint};
 use crate::model::Model;
 use karst_api::workload::{
     self as pb, AppProtocol, IpFamilies, LoadBalancing, NetworkAddress, Port,
@@ -27,6 +27,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
     }
     let mut taken = BTreeSet::new();
     for (at, e) in &x.service_entries {
+        problems.extend(check::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
         if e.spec.hosts.is_empty() {
             problems.push(problem(at, "spec.hosts", "is empty: name at least one host"));
         }
@@ -44,7 +45,11 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
                     // A Kubernetes service of the same name in the namespace wins.
                     model.services.entry(key(&svc)).or_insert(svc);
                 }
-                Err((field, message)) => problems.push(problem(at, field, message)),
+                // The same for every host of the entry.
+                Err((field, message)) => {
+                    problems.push(problem(at, field, message));
+                    break;
+                }
             }
         }
     }

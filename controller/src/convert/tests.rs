@@ -4,7 +4,7 @@ use super::*;
 use karst_manifest::parse;
 use karst_policy::{Connection, authorize};
 
-fn mesh() -> Mesh {
+pub(crate) fn mesh() -> Mesh {
     Mesh {
         trust_domain: "cluster.local".into(),
         cluster_domain: "cluster.local".into(),
@@ -120,7 +120,7 @@ fn policies_at_l4() {
         ),
         ("{action: DENY, rules: [{to: [{operation: {paths: [/x], ports: ['81']}}]}]}", true, true),
         ("{selector: {matchLabels: {app: other}}}", true, true),
-        ("{targetRefs: [{kind: Gateway, name: w}]}", true, true),
+        ("{targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}]}", true, true),
     ] {
         let (m, p) = run(&policy(spec));
         assert!(p.is_empty(), "{spec}: {p:?}");

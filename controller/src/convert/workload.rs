@@ -1,7 +1,7 @@
 //! Pods, WorkloadEntries and inline endpoints to `istio.workload.Workload` (reference control-plane §2.2 to §2.4).
 
 use super::{
-    Index, policy, problem, selects,
+    Index, Mesh, check, policy, problem, selects,
     service::{self, tcp},
     waypoint,
 };
@@ -11,10 +11,14 @@ use karst_api::workload::{
 };
 use karst_core::addr::ip_to_bytes;
 use karst_manifest::{Problem, enrol, kinds::*};
-use std::{collections::BTreeMap, collections::HashMap, net::IpAddr};
+use std::{collections::BTreeMap, collections::HashMap, net::IpAddr, sync::Arc};
 
-pub(super) fn facts(x: &Index<'_>) -> BTreeMap<String, PodFacts> {
-    let fact = |p: &Pod| PodFacts {
+pub(super) fn facts(x: &Index<'_>) -> imbl::OrdMap<String, Arc<PodFacts>> {
+    x.pods.iter().map(|p| fact(p)).map(|(k, f)| (k, Arc::new(f))).collect()
+}
+
+pub(super) fn fact(p: &Pod) -> (String, PodFacts) {
+    let facts = PodFacts {
         uid: p.metadata.uid.clone(),
         namespace: p.metadata.namespace.clone(),
         service_account: enrol::service_account(p).into(),
@@ -22,13 +26,23 @@ pub(super) fn facts(x: &Index<'_>) -> BTreeMap<String, PodFacts> {
         live: !enrol::is_done(p),
         ips: enrol::ips(p),
     };
-    x.pods.iter().map(|p| (format!("{}/{}", p.metadata.namespace, p.metadata.name), fact(p))).collect()
+    (format!("{}/{}", p.metadata.namespace, p.metadata.name), facts)
+}
+
+/// Is this pod a workload? One that has ended, or has no address yet, is none.
+pub(super) fn is_one(p: &Pod) -> bool {
+    !enrol::is_done(p) && !enrol::ips(p).is_empty()
+}
+
+/// The uid of a pod's workload.
+pub(super) fn uid(mesh: &Mesh, p: &Pod) -> String {
+    format!("{}//Pod/{}/{}", mesh.cluster_id, p.metadata.namespace, p.metadata.name)
 }
 
 pub(super) fn compile(x: &Index<'_>, policies: &policy::Policies, model: &mut Model, problems: &mut Vec<Problem>) {
-    for p in x.pods.iter().filter(|p| !enrol::is_done(p) && !enrol::ips(p).is_empty()) {
+    for p in x.pods.iter().filter(|p| is_one(p)) {
         let w = pod(x, p, policies);
-        model.workloads.insert(w.uid.clone(), w);
+        model.workloads.insert(w.uid.clone(), Arc::new(w));
     }
     for (at, e) in &x.workload_entries {
         let uid = format!(
@@ -37,10 +51,12 @@ pub(super) fn compile(x: &Index<'_>, policies: &policy::Policies, model: &mut Mo
         );
         let mut labels = e.metadata.labels.clone();
         labels.extend(e.spec.labels.clone());
+        problems
+            .extend(check::workload_entry(&e.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)));
         match external(x, uid, &e.metadata, &e.spec, &labels, policies) {
             Some(mut w) => {
                 w.services = memberships_of_entry(x, &e.metadata.namespace, &labels, &e.spec);
-                model.workloads.insert(w.uid.clone(), w);
+                model.workloads.insert(w.uid.clone(), Arc::new(w));
             }
             None => problems.push(problem(at, "spec.address", "is missing: give an IP address or a host name")),
         }
@@ -51,7 +67,7 @@ pub(super) fn compile(x: &Index<'_>, policies: &policy::Policies, model: &mut Mo
     slice_endpoints(x, model);
 }
 
-fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Workload {
+pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Workload {
     let m = &p.metadata;
     let native = m.labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"));
     let redirected = x.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
@@ -60,7 +76,7 @@ fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Workload {
         p.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True") && m.deletion_timestamp.is_none();
     let (workload_name, canonical_name, canonical_revision) = names(p);
     pb::Workload {
-        uid: format!("{}//Pod/{}/{}", x.mesh.cluster_id, m.namespace, m.name),
+        uid: uid(x.mesh, p),
         name: m.name.clone(),
         namespace: m.namespace.clone(),
         addresses: enrol::ips(p).iter().map(|ip| ip_to_bytes(*ip).into()).collect(),
@@ -287,7 +303,7 @@ fn inline_endpoints(
         for h in &se.spec.hosts {
             w.services.insert(format!("{}/{h}", m.namespace), entry_ports(se, &e.ports));
         }
-        model.workloads.insert(w.uid.clone(), w);
+        model.workloads.insert(w.uid.clone(), Arc::new(w));
     }
 }
 
@@ -329,7 +345,7 @@ fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
                     )]),
                     ..Default::default()
                 };
-                model.workloads.insert(w.uid.clone(), w);
+                model.workloads.insert(w.uid.clone(), Arc::new(w));
             }
         }
     }

@@ -9,6 +9,7 @@ pub mod write;
 
 pub use source::{Origin, Source};
 pub use watched::{Watch, Watched};
+pub use write::WebhookState;
 
 use anyhow::Context;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};

@@ -2,22 +2,27 @@
 
 use crate::Kube;
 use anyhow::Context;
+use futures_util::StreamExt;
 use k8s_openapi::{
     ByteString,
     api::{
+        admissionregistration::v1::ValidatingWebhookConfiguration,
         apps::v1::DaemonSet,
         core::v1::{ConfigMap, Pod, Secret},
     },
 };
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher},
 };
 use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Name that the API server notes for our writes.
 const MANAGER: &str = "karst";
+/// Istio's name of the webhook in its configuration.
+const WEBHOOK: &str = "rev.validation.istio.io";
 
 impl Kube {
     /// The data of a secret; none if there is no such secret.
@@ -129,5 +134,76 @@ impl Kube {
         let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client.clone());
         let n = api.get_opt(name).await.with_context(|| format!("Namespace {name}"))?;
         n.map(|n| Ok(serde_json::from_value(serde_json::to_value(n)?)?)).transpose()
+    }
+}
+
+/// What a webhook configuration says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WebhookState {
+    /// PEM of the root that its server is verified by.
+    pub root: Vec<u8>,
+    /// Is what it cannot be asked about refused (`failurePolicy: Fail`)?
+    pub fail: bool,
+}
+
+impl Kube {
+    fn webhooks(&self) -> Api<ValidatingWebhookConfiguration> {
+        Api::all(self.client.clone())
+    }
+
+    /// A ValidatingWebhookConfiguration with one webhook; none if there is none of the name.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn webhook(&self, name: &str) -> anyhow::Result<Option<WebhookState>> {
+        let found = self.webhooks().get_opt(name).await;
+        let found = found.with_context(|| format!("ValidatingWebhookConfiguration {name}"))?;
+        Ok(found.and_then(|c| c.webhooks).into_iter().flatten().next().map(|w| WebhookState {
+            root: w.client_config.ca_bundle.map(|b| b.0).unwrap_or_default(),
+            fail: w.failure_policy.as_deref() == Some("Fail"),
+        }))
+    }
+
+    /// Changes it.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn set_webhook(&self, name: &str, s: &WebhookState) -> anyhow::Result<()> {
+        let policy = if s.fail { "Fail" } else { "Ignore" };
+        let webhook = json!({ "name": WEBHOOK, "clientConfig": { "caBundle": ByteString(s.root.clone()) }, "failurePolicy": policy });
+        let patch = Patch::Strategic(json!({ "webhooks": [webhook] }));
+        let done = self.webhooks().patch(name, &PatchParams::default(), &patch).await;
+        done.map(drop).with_context(|| format!("cannot write ValidatingWebhookConfiguration {name}"))
+    }
+
+    /// Waits for the next change of it.
+    pub async fn webhook_changed(&self, name: &str) {
+        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let mut events = watcher::watcher(self.webhooks(), config).default_backoff().boxed();
+        let mut listed = false;
+        while let Some(e) = events.next().await {
+            match e {
+                Ok(watcher::Event::InitDone) => listed = true,
+                Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) if listed => return,
+                Ok(_) => {}
+                Err(e) => tracing::debug!(error = %e, "watch of the webhook configuration interrupted"),
+            }
+        }
+    }
+
+    /// Does the API server refuse an object that has this annotation? Nothing is created.
+    ///
+    /// # Errors
+    /// What else the API server says.
+    pub async fn is_refused(&self, namespace: &str, name: &str, annotation: &str) -> anyhow::Result<bool> {
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("networking.istio.io", "v1", "WorkloadEntry"));
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind);
+        let mut o = DynamicObject::new(name, &kind).data(json!({ "spec": { "address": "192.0.2.1" } }));
+        o.metadata.annotations = Some(BTreeMap::from([(annotation.to_string(), "true".to_string())]));
+        match api.create(&PostParams { dry_run: true, ..PostParams::default() }, &o).await {
+            Ok(_) => Ok(false),
+            Err(kube::Error::Api(e)) if e.message.contains("denied the request") => Ok(true),
+            Err(e) => Err(e).context("the webhook cannot be tried"),
+        }
     }
 }

@@ -310,6 +310,13 @@ pub struct AuthorizationPolicySpec {
     pub rules: Vec<PolicyRule>,
     pub provider: Option<serde_json::Value>,
 }
+impl AuthorizationPolicySpec {
+    /// What the policy is attached to, and the path of the field that says so.
+    pub fn targets(&self) -> impl Iterator<Item = (String, &TargetRef)> {
+        let many = self.target_refs.iter().enumerate().map(|(i, t)| (format!("spec.targetRefs[{i}]"), t));
+        self.target_ref.iter().map(|t| ("spec.targetRef".to_string(), t)).chain(many)
+    }
+}
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {

@@ -7,4 +7,4 @@ pub mod client;
 pub mod server;
 mod snapshot;
 
-pub use snapshot::{Entry, Resources, version};
+pub use snapshot::{Entry, Resources, Set, version};

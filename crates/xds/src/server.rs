@@ -3,10 +3,10 @@
 //! Order within a push: new policies first, then what names them, removals of policies last, so that no subscriber ever
 //! sees a workload whose policy it was not sent.
 
-use crate::snapshot::{Difference, Interest, Resources};
+use crate::snapshot::{Difference, Interest, Resources, Set};
 use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
 };
 use tokio::sync::{mpsc, watch};
@@ -123,14 +123,14 @@ fn request(
     let before = (i.wildcard, i.names.len());
     for n in r.resource_names_subscribe {
         if n == "*" {
-            i.wildcard = true
+            i.set_wildcard(true);
         } else {
             i.names.insert(n);
         }
     }
     for n in &r.resource_names_unsubscribe {
         if n == "*" {
-            i.wildcard = false
+            i.set_wildcard(false);
         } else {
             i.names.remove(n);
         }
@@ -144,7 +144,7 @@ fn push(
     now: &Resources,
     nonce: &mut u64,
 ) -> Vec<DeltaDiscoveryResponse> {
-    let empty = Arc::new(BTreeMap::new());
+    let empty = Set::new();
     let mut out = Vec::new();
     let mut late = Vec::new();
     for t in order {
@@ -219,9 +219,7 @@ mod tests {
     const ORDER: &[&str] = &["policy", "address"];
 
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
-        let set = |v: &[&str]| {
-            Arc::new(v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect())
-        };
+        let set = |v: &[&str]| v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect();
         Resources { types: HashMap::from([("policy", set(policies)), ("address", set(addresses))]), version: 1 }
     }
 

@@ -1,9 +1,11 @@
 //! Snapshots of resources and the difference between them.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use imbl::ordmap::DiffItem;
+use std::{collections::HashMap, sync::Arc};
+
+/// The resources of a type by name. A copy shares what it has in common with the original, and two of them are compared
+/// without a look at what they share.
+pub type Set = imbl::OrdMap<String, Entry>;
 
 /// One resource.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +22,7 @@ pub struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Resources {
     /// The resources.
-    pub types: HashMap<&'static str, Arc<BTreeMap<String, Entry>>>,
+    pub types: HashMap<&'static str, Set>,
     /// Number of this snapshot; acknowledgements are reported by it.
     pub version: u64,
 }
@@ -45,6 +47,8 @@ pub(crate) struct Interest {
     pub names: std::collections::BTreeSet<String>,
     /// What it holds: name to version.
     pub held: HashMap<String, Arc<str>>,
+    /// What it holds, if that is all of a snapshot; `held` is then empty.
+    pub seen: Option<Set>,
     /// Has it had its first answer?
     pub answered: bool,
 }
@@ -55,23 +59,47 @@ pub(crate) struct Difference {
 }
 
 impl Interest {
-    /// What has to be sent so that the subscriber holds `now`; notes it as held.
-    pub(crate) fn advance(&mut self, now: &BTreeMap<String, Entry>) -> Difference {
-        let asked = |n: &str, e: &Entry| {
-            self.wildcard || self.names.contains(n) || e.aliases.iter().any(|a| self.names.contains(a))
-        };
-        let changed: Vec<(String, Entry)> = now
-            .iter()
-            .filter(|(n, e)| self.held.get(*n).is_none_or(|v| *v != e.version) && asked(n, e))
-            .map(|(n, e)| (n.clone(), e.clone()))
-            .collect();
-        let mut removed: Vec<String> = self.held.keys().filter(|n| !now.contains_key(*n)).cloned().collect();
-        removed.sort();
-        for n in &removed {
-            self.held.remove(n);
+    /// Everything, or only what is asked for by name.
+    pub(crate) fn set_wildcard(&mut self, on: bool) {
+        self.wildcard = on;
+        if !on && let Some(seen) = self.seen.take() {
+            self.held = seen.iter().map(|(n, e)| (n.clone(), e.version.clone())).collect();
         }
-        for (n, e) in &changed {
-            self.held.insert(n.clone(), e.version.clone());
+    }
+
+    /// What has to be sent so that the subscriber holds `now`; notes it as held. Once a subscriber to everything has had its
+    /// first answer, this costs as much as has changed, not as much as there is.
+    pub(crate) fn advance(&mut self, now: &Set) -> Difference {
+        let (mut changed, mut removed) = (vec![], vec![]);
+        if let Some(seen) = &self.seen {
+            for d in seen.diff(now) {
+                match d {
+                    DiffItem::Add(n, e) => changed.push((n.clone(), e.clone())),
+                    DiffItem::Update { old: (_, o), new: (n, e) } if o.version != e.version => {
+                        changed.push((n.clone(), e.clone()));
+                    }
+                    DiffItem::Update { .. } => {}
+                    DiffItem::Remove(n, _) => removed.push(n.clone()),
+                }
+            }
+        } else {
+            let asked = |n: &str, e: &Entry| {
+                self.wildcard || self.names.contains(n) || e.aliases.iter().any(|a| self.names.contains(a))
+            };
+            let news = |n: &String, e: &Entry| self.held.get(n).is_none_or(|v| *v != e.version) && asked(n, e);
+            changed.extend(now.iter().filter(|(n, e)| news(n, e)).map(|(n, e)| (n.clone(), e.clone())));
+            removed.extend(self.held.keys().filter(|n| !now.contains_key(*n)).cloned());
+            removed.sort();
+            for n in &removed {
+                self.held.remove(n);
+            }
+            for (n, e) in &changed {
+                self.held.insert(n.clone(), e.version.clone());
+            }
+        }
+        if self.wildcard {
+            self.seen = Some(now.clone());
+            self.held = HashMap::new();
         }
         Difference { changed, removed }
     }
@@ -81,7 +109,7 @@ impl Interest {
 mod tests {
     use super::*;
 
-    fn set(v: &[(&str, &str)]) -> BTreeMap<String, Entry> {
+    fn set(v: &[(&str, &str)]) -> Set {
         v.iter().map(|(n, b)| (n.to_string(), Entry::new(b.as_bytes().to_vec(), vec![format!("alias-{n}")]))).collect()
     }
 
@@ -104,6 +132,20 @@ mod tests {
         i.held.insert("gone".into(), "x".into());
         let d = i.advance(&now);
         assert_eq!((d.changed.len(), d.changed[0].0.as_str(), d.removed), (1, "b", vec!["gone".to_string()]));
+    }
+
+    #[test]
+    fn without_the_wildcard_what_was_held_is_still_known() {
+        let now = set(&[("a", "1"), ("b", "1")]);
+        let mut i = Interest { wildcard: true, ..Default::default() };
+        i.advance(&now);
+        i.set_wildcard(false);
+        i.names.insert("b".into());
+        let d = i.advance(&set(&[("b", "2")]));
+        assert_eq!((d.changed.len(), d.removed), (1, vec!["a".to_string()]));
+        i.set_wildcard(true);
+        let d = i.advance(&set(&[("b", "2"), ("c", "1")]));
+        assert_eq!((d.changed.len(), d.changed[0].0.as_str()), (1, "c"));
     }
 
     #[test]

@@ -1,0 +1,217 @@
+//! What the schemas of the CRDs cannot say: refused at admission ([`crate::webhook`]), reported when it comes another way. Rules:
+//! Istio's validation (reference control-plane §9), texts our own.
+
+use super::{Mesh, compile, policy};
+use karst_core::Cidr;
+use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
+
+/// Field and text.
+type Bad = (String, String);
+
+/// Protocols of ports (Istio's list).
+const PROTOCOLS: [&str; 13] = [
+    "HTTP",
+    "HTTPS",
+    "HTTP2",
+    "GRPC",
+    "GRPC-WEB",
+    "TCP",
+    "TLS",
+    "UDP",
+    "MONGO",
+    "REDIS",
+    "MYSQL",
+    "HBONE",
+    "HTTP_PROXY",
+];
+
+/// Everything that is wrong with an object by itself.
+pub fn problems(object: Object, mesh: &Mesh) -> Vec<Problem> {
+    let one = Located { object, file: PathBuf::new(), line: 0 };
+    compile(&State { objects: vec![Arc::new(one)], ..State::default() }, mesh).1
+}
+
+/// What is valid, and yet hardly what was meant.
+pub fn warnings(object: &Object) -> Vec<String> {
+    match object {
+        Object::AuthorizationPolicy(p) => policy::warnings(p),
+        _ => vec![],
+    }
+}
+
+fn bad(field: impl Into<String>, text: impl Into<String>) -> Bad {
+    (field.into(), text.into())
+}
+
+/// A DNS name, as host names are written; underscores are in use.
+fn is_host(s: &str) -> bool {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    !s.is_empty() && s.len() <= 253 && s.strip_suffix('.').unwrap_or(s).split('.').all(label)
+}
+
+fn is_wildcard(s: &str) -> bool {
+    s.starts_with('*')
+}
+
+/// What is wrong with an endpoint's address; an empty one is found elsewhere.
+pub(super) fn address(a: &str, at: &str) -> Option<Bad> {
+    if a.is_empty() || a.parse::<IpAddr>().is_ok() || is_host(a) {
+        return None;
+    }
+    if a.starts_with("unix:") {
+        return Some(bad(
+            at,
+            format!(
+                "{a:?} is a socket of one machine, which cannot be reached through the mesh: give an IP address or a host name"
+            ),
+        ));
+    }
+    Some(bad(at, format!("{a:?} is neither an IP address nor a host name")))
+}
+
+pub(super) fn service_entry(e: &ServiceEntry) -> Vec<Bad> {
+    let s = &e.spec;
+    let mut out = vec![];
+    let mut hosts = BTreeSet::new();
+    for (i, h) in s.hosts.iter().enumerate() {
+        let at = format!("spec.hosts[{i}]");
+        if h == "*" {
+            continue; // found where hosts are compiled
+        }
+        if !is_host(h.strip_prefix("*.").unwrap_or(h)) {
+            out.push(bad(&at, format!("{h:?} is neither a DNS name nor a wildcard such as *.example.com")));
+        } else if !hosts.insert(h) {
+            out.push(bad(&at, format!("{h:?} is named twice")));
+        }
+    }
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    for (i, p) in s.ports.iter().enumerate() {
+        if p.number == 0 {
+            out.push(bad(format!("spec.ports[{i}].number"), "0 is not a port: use 1 to 65535"));
+        }
+        if !names.insert(&p.name) {
+            out.push(bad(format!("spec.ports[{i}].name"), format!("{:?} is used twice", p.name)));
+        }
+        if !numbers.insert(p.number) {
+            out.push(bad(format!("spec.ports[{i}].number"), format!("{} is used twice", p.number)));
+        }
+        let protocol = p.protocol.to_ascii_uppercase();
+        if !protocol.is_empty() && !PROTOCOLS.contains(&protocol.as_str()) {
+            out.push(bad(
+                format!("spec.ports[{i}].protocol"),
+                format!("{:?} is not known: use one of {}", p.protocol, PROTOCOLS.join(", ")),
+            ));
+        }
+    }
+    for (i, e) in s.endpoints.iter().enumerate() {
+        for name in e.ports.keys().filter(|n| !names.contains(n)) {
+            out.push(bad(format!("spec.endpoints[{i}].ports[{name}]"), "is not the name of a port in spec.ports"));
+        }
+    }
+    out.extend(resolution(s));
+    out
+}
+
+fn resolution(s: &ServiceEntrySpec) -> Vec<Bad> {
+    let mut out = vec![];
+    let kind = match s.resolution.as_str() {
+        "" => "NONE",
+        k => k,
+    };
+    let range = s
+        .addresses
+        .iter()
+        .position(|a| a.parse::<Cidr>().is_ok_and(|c| c.prefix_len() < if c.base().is_ipv4() { 32 } else { 128 }));
+    if let Some(i) = range
+        && kind != "NONE"
+    {
+        out.push(bad(
+            format!("spec.addresses[{i}]"),
+            format!("{:?} is a range, which goes only with resolution NONE: give single addresses", s.addresses[i]),
+        ));
+    }
+    for (i, e) in s.endpoints.iter().enumerate() {
+        if kind != "STATIC" {
+            out.extend(address(&e.address, &format!("spec.endpoints[{i}].address")));
+        }
+    }
+    let wildcard = s.hosts.iter().position(|h| h != "*" && is_wildcard(h));
+    let selects = s.workload_selector.is_some();
+    match kind {
+        "DNS" | "DNS_ROUND_ROBIN" => {
+            if let Some(i) = wildcard
+                && s.endpoints.is_empty()
+                && !selects
+            {
+                out.push(bad(format!("spec.hosts[{i}]"), format!("{:?} is a wildcard, which has no address: give endpoints, or use resolution NONE or DYNAMIC_DNS", s.hosts[i])));
+            }
+            if kind == "DNS_ROUND_ROBIN" && s.endpoints.len() > 1 {
+                out.push(bad(
+                    "spec.endpoints",
+                    "has more than one, which resolution DNS_ROUND_ROBIN cannot have: use DNS",
+                ));
+            }
+        }
+        "DYNAMIC_DNS" => {
+            if let Some(i) = s.hosts.iter().position(|h| !is_wildcard(h)) {
+                out.push(bad(
+                    format!("spec.hosts[{i}]"),
+                    format!("{:?} is no wildcard, as resolution DYNAMIC_DNS needs: use DNS", s.hosts[i]),
+                ));
+            }
+            if !s.endpoints.is_empty() {
+                out.push(bad(
+                    "spec.endpoints",
+                    "must be empty with resolution DYNAMIC_DNS: the host of each request is looked up",
+                ));
+            }
+            for (i, p) in s.ports.iter().enumerate() {
+                if !matches!(p.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS") {
+                    out.push(bad(
+                        format!("spec.ports[{i}].protocol"),
+                        format!("{:?} names no host, as resolution DYNAMIC_DNS needs: use HTTP or TLS", p.protocol),
+                    ));
+                }
+            }
+        }
+        _ => {}
+    }
+    if s.hosts.len() > 1 && s.addresses.is_empty() {
+        let tcp = s
+            .ports
+            .iter()
+            .position(|p| matches!(p.protocol.to_ascii_uppercase().as_str(), "TCP" | "MONGO" | "REDIS" | "MYSQL"));
+        if let Some(i) = tcp
+            && kind == "NONE"
+        {
+            out.push(bad(format!("spec.ports[{i}].protocol"), format!("{:?} names no host, so several hosts without spec.addresses cannot be told apart: give addresses, or one ServiceEntry for each host", s.ports[i].protocol)));
+        }
+    }
+    out
+}
+
+pub(super) fn workload_entry(e: &WorkloadEntrySpec, at: &str) -> Vec<Bad> {
+    let mut out: Vec<Bad> = address(&e.address, &format!("{at}.address")).into_iter().collect();
+    for (name, port) in &e.ports {
+        if *port == 0 {
+            out.push(bad(format!("{at}.ports[{name}]"), "0 is not a port: use 1 to 65535"));
+        }
+    }
+    if !e.service_account.is_empty() && !is_host(&e.service_account) {
+        out.push(bad(
+            format!("{at}.serviceAccount"),
+            format!("{:?} is not the name of a service account", e.service_account),
+        ));
+    }
+    if e.locality.split('/').count() > 3 || (!e.locality.is_empty() && e.locality.starts_with('/')) {
+        out.push(bad(format!("{at}.locality"), format!("{:?} is not REGION/ZONE/SUBZONE", e.locality)));
+    }
+    out
+}

@@ -1,0 +1,231 @@
+//! Keeps the model up to date. Pods change far more often than anything else, and a pod decides only about its own
+//! workload: while nothing else has changed, only the changed pods are compiled. Everything else compiles the whole.
+
+use super::{Index, Mesh, compile_all, policy::Policies, workload};
+use crate::model::Model;
+use karst_manifest::{Object, Problem, State, kinds::EndpointSlice, parse::Located};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+/// What an update has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that a proxy could see.
+    Nothing,
+    /// These workloads, by uid: new, changed or gone.
+    Workloads(Vec<String>),
+    /// Possibly anything.
+    Everything,
+}
+
+/// The model and what it was made from.
+pub struct Compiler {
+    mesh: Mesh,
+    objects: Vec<Arc<Located>>,
+    enrolled: BTreeSet<String>,
+    policies: Option<Policies>,
+    model: Model,
+    problems: Vec<Problem>,
+}
+
+impl Compiler {
+    /// Knows nothing yet.
+    pub fn new(mesh: Mesh) -> Self {
+        Self {
+            mesh,
+            objects: vec![],
+            enrolled: BTreeSet::new(),
+            policies: None,
+            model: Model::default(),
+            problems: vec![],
+        }
+    }
+
+    /// The model. A copy shares everything with it.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Problems of meaning in the objects.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Takes in the newest objects.
+    pub fn update(&mut self, state: &State) -> Change {
+        let old = std::mem::replace(&mut self.objects, state.objects.clone());
+        let same_enrolled = self.enrolled == state.enrolled;
+        let x = Index::new(state, &self.mesh);
+        if same_enrolled && let Some(policies) = &self.policies {
+            let (gone, new) = difference(&old, &state.objects);
+            if gone.is_empty() && new.is_empty() {
+                return Change::Nothing;
+            }
+            if gone.iter().chain(&new).all(|o| is_local(&x, o)) {
+                let mut changed = Vec::new();
+                let kept: HashSet<_> = new.iter().map(|o| name(o)).collect();
+                for o in gone.iter().filter(|o| !kept.contains(&name(o))) {
+                    let m = o.object.meta();
+                    if let Object::Pod(p) = &o.object {
+                        self.model.pods.remove(&format!("{}/{}", m.namespace, m.name));
+                        let uid = workload::uid(&self.mesh, p);
+                        changed.extend(self.model.workloads.remove(&uid).map(|_| uid));
+                    }
+                }
+                for o in new {
+                    let Object::Pod(p) = &o.object else { continue };
+                    let (key, fact) = workload::fact(p);
+                    self.model.pods.insert(key, Arc::new(fact));
+                    let uid = workload::uid(&self.mesh, p);
+                    let now = workload::is_one(p).then(|| workload::pod(&x, p, policies));
+                    if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
+                        continue;
+                    }
+                    match now {
+                        Some(w) => self.model.workloads.insert(uid.clone(), Arc::new(w)),
+                        None => self.model.workloads.remove(&uid),
+                    };
+                    changed.push(uid);
+                }
+                return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
+            }
+        }
+        let (model, problems, policies) = compile_all(&x);
+        self.enrolled.clone_from(&state.enrolled);
+        self.problems = problems;
+        self.policies = Some(policies);
+        if model == self.model {
+            return Change::Nothing;
+        }
+        self.model = model;
+        Change::Everything
+    }
+}
+
+/// Kind, namespace and name.
+fn name(o: &Located) -> (&'static str, &str, &str) {
+    let m = o.object.meta();
+    (o.object.kind(), &m.namespace, &m.name)
+}
+
+/// Does this object decide about no other workload than its own? A slice that only says what the selector of its service
+/// says anyway decides about nothing.
+fn is_local(x: &Index<'_>, o: &Located) -> bool {
+    match &o.object {
+        Object::Pod(_) => true,
+        Object::EndpointSlice(s) => follows_selector(x, s),
+        _ => false,
+    }
+}
+
+fn follows_selector(x: &Index<'_>, s: &EndpointSlice) -> bool {
+    let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { return true };
+    let mut services = x.services.get(&*s.metadata.namespace).into_iter().flatten();
+    let selects = services.any(|v| v.metadata.name == *service && !v.spec.selector.is_empty());
+    selects && s.endpoints.iter().all(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod"))
+}
+
+type Objects = Vec<Arc<Located>>;
+
+/// What is only in the one and what is only in the other. Unchanged objects are the same ones, and in the same order.
+fn difference(old: &[Arc<Located>], new: &[Arc<Located>]) -> (Objects, Objects) {
+    let same = |(a, b): &(&Arc<Located>, &Arc<Located>)| Arc::ptr_eq(a, b);
+    let start = old.iter().zip(new).take_while(same).count();
+    let (old, new) = (&old[start..], &new[start..]);
+    let end = old.iter().rev().zip(new.iter().rev()).take_while(same).count();
+    let (old, new) = (&old[..old.len() - end], &new[..new.len() - end]);
+    let set = |v: &[Arc<Located>]| v.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
+    let (a, b) = (set(old), set(new));
+    let only = |v: &[Arc<Located>], other: &HashSet<*const Located>| {
+        v.iter().filter(|o| !other.contains(&Arc::as_ptr(o))).cloned().collect()
+    };
+    (only(old, &b), only(new, &a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imbl::ordmap::DiffItem;
+    use karst_manifest::parse;
+    use rand::Rng;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p%N, namespace: ns%M, labels: {app: a%L}, annotations: {ambient.istio.io/redirection: ANNOTATION}}\nspec: {nodeName: n}\nstatus: {phase: PHASE, podIPs: [{ip: 10.0.%M.%N}]}\n";
+    const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s%L, namespace: ns%M, labels: {kubernetes.io/service-name: SERVICE}}\naddressType: IPv4\nendpoints: [{addresses: [10.9.%M.%L], targetRef: {kind: KIND, name: p%N}}]\nports: [{name: web, port: 80}]\n";
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80}]}\n";
+    const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x%L, namespace: ns%M}\nspec: {selector: {matchLabels: {app: a%L}}}\n";
+
+    /// Whatever happens, in whatever order: the same model as if it was compiled anew.
+    #[test]
+    fn small_steps_lead_to_the_same_model() {
+        let mesh = crate::convert::tests::mesh();
+        let mut r = rand::rng();
+        let (mut small, mut nothing) = (0, 0);
+        for _ in 0..20 {
+            let mut state = State::default();
+            let mut c = Compiler::new(mesh.clone());
+            for _ in 0..60 {
+                for _ in 0..r.random_range(1..3) {
+                    step(&mut state, &mut r);
+                }
+                let before = c.model().clone();
+                match c.update(&state) {
+                    Change::Nothing => {
+                        nothing += 1;
+                        assert!(seen_by_proxies(&before) == seen_by_proxies(c.model()));
+                    }
+                    Change::Workloads(changed) => {
+                        small += 1;
+                        let name = |d| match d {
+                            DiffItem::Add(k, _) | DiffItem::Remove(k, _) | DiffItem::Update { new: (k, _), .. } => {
+                                String::clone(k)
+                            }
+                        };
+                        let seen: BTreeSet<String> = before.workloads.diff(&c.model().workloads).map(name).collect();
+                        assert_eq!(seen, changed.into_iter().collect());
+                        assert!(before.services == c.model().services && before.policies == c.model().policies);
+                    }
+                    Change::Everything => {}
+                }
+                let (whole, problems, _) = compile_all(&Index::new(&state, &mesh));
+                assert!(whole == *c.model() && problems == c.problems());
+            }
+        }
+        println!("{small} small steps, {nothing} without effect");
+        assert!(small > 200 && nothing > 20);
+    }
+
+    fn seen_by_proxies(m: &Model) -> impl PartialEq + use<'_> {
+        (&m.workloads, &m.services, &m.policies)
+    }
+
+    /// Adds, replaces or removes one object.
+    fn step(state: &mut State, r: &mut impl Rng) {
+        let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
+        let mut n = |k: usize| r.random_range(0..k);
+        let text = match n(12) {
+            0 => SERVICE,
+            1 => POLICY,
+            2..=4 => SLICE,
+            _ => POD,
+        };
+        let text = text
+            .replace("ANNOTATION", &pick(&mut n, &["enabled", "''"]))
+            .replace("PHASE", &pick(&mut n, &["Running", "Running", "Running", "Succeeded"]))
+            .replace("SELECTOR", &pick(&mut n, &["{app: a1}", "{}"]))
+            .replace("SERVICE", &pick(&mut n, &["a0", "a1", "a2"]))
+            .replace("KIND", &pick(&mut n, &["Pod", "Pod", "Pod", "Machine"]))
+            .replace("%M", &n(2).to_string())
+            .replace("%N", &n(6).to_string())
+            .replace("%L", &n(3).to_string());
+        let o = parse::file("t.yaml".as_ref(), &text).unwrap().remove(0);
+        let key = |o: &Located| (o.object.kind(), o.object.meta().namespace.clone(), o.object.meta().name.clone());
+        let at = state.objects.binary_search_by_key(&key(&o), |o| key(o));
+        match (at, n(4)) {
+            (Ok(i), 0) => drop(state.objects.remove(i)),
+            (Ok(i), _) => state.objects[i] = Arc::new(o),
+            (Err(i), _) => state.objects.insert(i, Arc::new(o)),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The validation webhook: what the CRDs' schemas cannot say is refused when it is applied, with the object, the field and
+//! the fix. It answers by the same rules that the model is compiled by ([`convert::check`]).
+//!
+//! The webhook's configuration comes from the chart with `failurePolicy: Ignore`. Once the API server has been seen to
+//! get a refusal through it, it becomes `Fail` ([`keep`]): an installation that cannot be reached blocks nobody, and one that
+//! can be reached lets nothing by.
+
+use crate::{
+    ca::Authority,
+    convert::{Mesh, check},
+};
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use karst_kube::{Kube, WebhookState};
+use karst_manifest::{kinds::KINDS, parse};
+use rustls::{
+    ServerConfig,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// Largest review that is read, in bytes. The API server's own limit for an object is 3 MiB, and an update has two.
+const MAX_BODY: usize = 8 << 20;
+/// A review must be done within this time (the API server gives up after 10 s).
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Reviews at a time; more wait in the listen queue.
+const AT_ONCE: usize = 64;
+/// Lifetime of the server's certificate; a new one is made after half of it.
+const LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+/// Between two attempts to bring the configuration in order.
+const RETRY: Duration = Duration::from_secs(2);
+/// An object with this annotation is always refused: so it is found out whether the API server reaches us (Istio's name).
+const ALWAYS_REFUSED: &str = "internal.istio.io/webhook-always-reject";
+
+/// What the metrics show.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub passed: AtomicU64,
+    pub failed: AtomicU64,
+}
+
+#[derive(Deserialize)]
+struct Review {
+    #[serde(default)]
+    request: Option<Ask>,
+}
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Ask {
+    uid: String,
+    #[serde(default)]
+    kind: Kind,
+    #[serde(default)]
+    operation: String,
+    #[serde(default)]
+    object: Value,
+}
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Kind {
+    group: String,
+    kind: String,
+}
+
+/// Answers a review. Pure.
+pub fn answer(body: &[u8], mesh: &Mesh, counts: &Counts) -> Result<Value, String> {
+    let review: Review = serde_json::from_slice(body).map_err(|e| format!("not an AdmissionReview: {e}"))?;
+    let ask = review.request.ok_or("an AdmissionReview without a request")?;
+    let (problems, warnings) = judge(ask.kind, &ask.operation, ask.object, mesh);
+    let allowed = problems.is_empty();
+    if allowed { &counts.passed } else { &counts.failed }.fetch_add(1, Relaxed);
+    let mut response = json!({ "uid": ask.uid, "allowed": allowed });
+    if !warnings.is_empty() {
+        response["warnings"] = json!(warnings);
+    }
+    if !allowed {
+        response["status"] = json!({ "code": 422, "reason": "Invalid", "message": problems.join("; ") });
+    }
+    Ok(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }))
+}
+
+fn judge(kind: Kind, operation: &str, object: Value, mesh: &Mesh) -> (Vec<String>, Vec<String>) {
+    if !matches!(operation, "CREATE" | "UPDATE") {
+        return (vec![], vec![]);
+    }
+    if object.pointer("/metadata/annotations").is_some_and(|a| a.get(ALWAYS_REFUSED).is_some()) {
+        return (vec![format!("metadata.annotations[{ALWAYS_REFUSED}]: is there to be refused")], vec![]);
+    }
+    // On its way out: a finalizer must be removable whatever the object says.
+    if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
+        return (vec![], vec![]);
+    }
+    if !KINDS.iter().any(|(k, g, _)| *k == kind.kind && *g == kind.group) {
+        return (vec![], vec![]);
+    }
+    match parse::value(&kind.kind, object) {
+        Err(p) => (vec![p.to_string()], vec![]),
+        Ok(o) => {
+            let warnings = check::warnings(&o);
+            (check::problems(o, mesh).iter().map(ToString::to_string).collect(), warnings)
+        }
+    }
+}
+
+/// The server's certificate: always one that is at most half way through its life.
+#[derive(Debug)]
+struct Certificate(arc_swap::ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn certificate(authority: &Authority, names: &[String]) -> anyhow::Result<Arc<CertifiedKey>> {
+    let (chain, key) = authority.serving(names, LIFETIME)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    Ok(Arc::new(CertifiedKey::from_der(chain?, key, &provider)?))
+}
+
+/// Serves reviews until the process ends. Must run in a `LocalSet`.
+///
+/// # Errors
+/// If no certificate can be made.
+pub fn serve(
+    l: TcpListener,
+    authority: Arc<Authority>,
+    names: Vec<String>,
+    mesh: Mesh,
+    counts: Arc<Counts>,
+) -> anyhow::Result<()> {
+    let cert = Arc::new(Certificate(certificate(&authority, &names)?.into()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("TLS of the webhook")?
+        .with_no_client_auth()
+        .with_cert_resolver(cert.clone());
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::time::sleep(LIFETIME / 2).await;
+            match certificate(&authority, &names) {
+                Ok(c) => cert.0.store(c),
+                Err(e) => tracing::error!(error = format!("{e:#}"), "the webhook's certificate cannot be renewed"),
+            }
+        }
+    });
+    let mesh = Arc::new(mesh);
+    let slots = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    tokio::task::spawn_local(async move {
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let (s, from) = karst_rt::accept::accept(&l).await;
+            let (acceptor, mesh, counts) = (acceptor.clone(), mesh.clone(), counts.clone());
+            tokio::task::spawn_local(async move {
+                let work = async {
+                    let s = acceptor.accept(s).await.map_err(|e| e.to_string())?;
+                    let review = service_fn(move |r: Request<Incoming>| {
+                        let (mesh, counts) = (mesh.clone(), counts.clone());
+                        async move { Ok::<_, Infallible>(respond(r, &mesh, &counts).await) }
+                    });
+                    let mut http = hyper::server::conn::http1::Builder::new();
+                    let served = http.keep_alive(false).serve_connection(TokioIo::new(s), review);
+                    served.await.map_err(|e| e.to_string())
+                };
+                match tokio::time::timeout(PATIENCE, work).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) => tracing::debug!(peer = %from, error = e, "webhook connection failed"),
+                    Err(_) => tracing::debug!(peer = %from, "webhook connection took too long"),
+                }
+                drop(slot);
+            });
+        }
+    });
+    Ok(())
+}
+
+async fn respond(r: Request<Incoming>, mesh: &Mesh, counts: &Counts) -> Response<Full<Bytes>> {
+    let text = |status: u16, t: String| {
+        let mut r = Response::new(Full::new(Bytes::from(t)));
+        *r.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
+        r
+    };
+    if r.method() != hyper::Method::POST || !r.uri().path().starts_with("/validate") {
+        return text(404, "POST an AdmissionReview to /validate\n".into());
+    }
+    let body = match Limited::new(r.into_body(), MAX_BODY).collect().await {
+        Ok(b) => b.to_bytes(),
+        Err(e) => return text(413, format!("the review cannot be read: {e}\n")),
+    };
+    match answer(&body, mesh, counts) {
+        Ok(v) => {
+            let mut r = text(200, v.to_string());
+            let json = hyper::header::HeaderValue::from_static("application/json");
+            r.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
+            r
+        }
+        Err(e) => text(400, format!("{e}\n")),
+    }
+}
+
+/// Where the webhook listens.
+///
+/// # Errors
+/// If the address is taken.
+pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    karst_rt::admin::bind(addr, "--webhook-addr").await
+}
+
+/// Keeps the webhook's configuration in order: the root that it is verified by, and `Fail` once the API server has been seen
+/// to reach it.
+pub async fn keep(kube: Kube, namespace: String, root: String) {
+    let name = format!("istio-validator-{namespace}");
+    let mut told = String::new();
+    loop {
+        let step = async {
+            let Some(now) = kube.webhook(&name).await? else { return Ok(Done::Absent) };
+            if now.root != root.as_bytes() {
+                // Not `Fail` before it has been tried with this root.
+                let want = WebhookState { root: root.clone().into_bytes(), fail: false };
+                kube.set_webhook(&name, &want).await?;
+                return Ok(Done::Step);
+            }
+            if now.fail {
+                return Ok(Done::Whole);
+            }
+            if !kube.is_refused(&namespace, "karst-webhook-probe", ALWAYS_REFUSED).await? {
+                return Ok(Done::Waits);
+            }
+            kube.set_webhook(&name, &WebhookState { fail: true, ..now }).await?;
+            tracing::info!(
+                webhook = name,
+                "the API server reaches the webhook: invalid objects are refused from now on"
+            );
+            Ok::<_, anyhow::Error>(Done::Whole)
+        };
+        let result = step.await;
+        let text = match &result {
+            Ok(Done::Absent) => {
+                "there is no such ValidatingWebhookConfiguration: invalid objects are only reported".into()
+            }
+            Ok(Done::Waits) => {
+                "the API server does not reach the webhook yet: invalid objects are only reported".into()
+            }
+            Ok(Done::Step | Done::Whole) => String::new(),
+            Err(e) => format!("{e:#}"),
+        };
+        if text != told && !text.is_empty() {
+            tracing::warn!(webhook = name, "{text}");
+        }
+        told = text;
+        match result {
+            Ok(Done::Step) => {}
+            Ok(Done::Whole | Done::Absent) => kube.webhook_changed(&name).await,
+            Ok(Done::Waits) | Err(_) => tokio::time::sleep(RETRY).await,
+        }
+    }
+}
+
+enum Done {
+    Absent,
+    Step,
+    Waits,
+    Whole,
+}
