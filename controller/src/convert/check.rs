@@ -130,11 +130,11 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<Bad> {
         .iter()
         .position(|a| a.parse::<Cidr>().is_ok_and(|c| c.prefix_len() < if c.base().is_ipv4() { 32 } else { 128 }));
     if let Some(i) = range
-        && kind != "NONE"
+        && !matches!(kind, "NONE" | "STATIC")
     {
         out.push(bad(
             format!("spec.addresses[{i}]"),
-            format!("{:?} is a range, which goes only with resolution NONE: give single addresses", s.addresses[i]),
+            format!("{:?} is a range, which does not go with resolution {kind}: give single addresses, or use NONE or STATIC", s.addresses[i]),
         ));
     }
     for (i, e) in s.endpoints.iter().enumerate() {

@@ -171,3 +171,37 @@ fn waypoints_bind_by_label() {
     assert!(m.services["a/t.a.svc.cluster.local"].waypoint.is_none());
     assert!(m.workloads["Kubernetes//Pod/a/p"].waypoint.is_none(), "waypoint-for is service by default");
 }
+
+/// The rows of docs/refused.md: object, spec, annotations, by whom, text. The cluster's tests try the same on an API server.
+fn refused() -> Vec<[String; 5]> {
+    let doc = include_str!("../../../docs/refused.md");
+    let row = |l: &str| {
+        let cells: Vec<&str> = l.split('|').map(str::trim).collect();
+        let [_, _, kind, spec, by, text, _] = cells[..] else { panic!("{l}") };
+        let codes: Vec<&str> = spec.split('`').skip(1).step_by(2).collect();
+        let annotations = codes.get(1).copied().unwrap_or("{}");
+        [kind, codes[0], annotations, by, text.trim_matches('`')].map(String::from)
+    };
+    doc.lines().filter(|l| l.starts_with("| ") && l.as_bytes()[2].is_ascii_digit()).map(row).collect()
+}
+
+#[test]
+fn what_the_api_server_refuses_is_refused_in_files_too() {
+    let rows = refused();
+    assert!(rows.len() >= 40);
+    for [kind, spec, annotations, by, text] in rows {
+        let group = karst_manifest::kinds::KINDS.iter().find(|k| k.0 == kind).unwrap().1;
+        let doc = format!(
+            "apiVersion: {group}/v1\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {spec}\n"
+        );
+        let problems = match parse::file("t.yaml".as_ref(), &doc) {
+            Ok(mut o) => check::problems(o.remove(0).object, &mesh()),
+            Err(p) => p,
+        };
+        assert!(!problems.is_empty(), "{kind} {spec}");
+        if by == "webhook" {
+            let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            assert_eq!(all.join("; "), text, "{kind} {spec}");
+        }
+    }
+}

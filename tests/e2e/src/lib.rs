@@ -65,17 +65,21 @@ pub fn helm(args: &[&str]) -> String {
 
 /// Applies documents; gives what the API server says.
 pub fn try_apply(yaml: &str) -> Result<String, String> {
-    let mut c = tool("kubectl")
-        .args(["apply", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    c.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
+    pipe(&["apply", "-f", "-"], yaml).map(|(out, _)| out)
+}
+
+/// Asks the API server what it would say, warnings included; nothing is stored.
+pub fn dry_apply(yaml: &str) -> Result<String, String> {
+    pipe(&["apply", "--dry-run=server", "-f", "-"], yaml).map(|(out, err)| err + &out)
+}
+
+fn pipe(args: &[&str], input: &str) -> Result<(String, String), String> {
+    let mut c =
+        tool("kubectl").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    c.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let out = c.wait_with_output().unwrap();
     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+    if out.status.success() { Ok((text(&out.stdout), text(&out.stderr))) } else { Err(text(&out.stderr)) }
 }
 
 /// Applies documents, which must be accepted.

@@ -3,8 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, apply, get, helm, kubectl, link, ready, rollout, try_apply, try_helm, try_kubectl, vip,
-    wait_redirected,
+    Held, LONG, Load, Pod, apply, dry_apply, get, helm, kubectl, link, ready, rollout, try_apply, try_helm,
+    try_kubectl, vip, wait_redirected,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
@@ -337,4 +337,49 @@ fn s7_removal_leaves_running_pods_alone() {
     // New pods start, in the namespace that still has the label, too.
     start_and_wait("app", "afterwards", "client");
     kubectl(&["delete", "namespace", "app", "outside", "--timeout=60s"]);
+}
+
+/// docs/refused.md, row by row.
+#[test]
+fn s1_wrong_manifests_are_refused() {
+    wait_for("the webhook in force", LONG, || {
+        let w = get(&["validatingwebhookconfiguration", "istio-validator-istio-system"]);
+        (w["webhooks"][0]["failurePolicy"] == "Fail").then_some(())
+    });
+    let doc = include_str!("../../../docs/refused.md");
+    let rows = doc.lines().filter(|l| l.starts_with("| ")).map(|l| l.split('|').map(str::trim).collect::<Vec<_>>());
+    let (mut refused, mut warned) = (0, 0);
+    for cells in rows {
+        let (kind, spec, text, wrong) = match cells[..] {
+            [_, "#" | "object", ..] => continue,
+            [_, _, kind, spec, _, text, _] => (kind, spec, text, true),
+            [_, kind, spec, text, _] => (kind, spec, text, false),
+            _ => panic!("{cells:?}"),
+        };
+        let codes: Vec<&str> = spec.split('`').skip(1).step_by(2).collect();
+        let annotations = codes.get(1).unwrap_or(&"{}");
+        let group = if matches!(kind, "ServiceEntry" | "WorkloadEntry") { "networking" } else { "security" };
+        let answer = dry_apply(&format!(
+            "apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {}\n",
+            codes[0]
+        ));
+        let said = if wrong {
+            let e = answer.expect_err(spec);
+            let after = ["denied the request: ", "strict decoding error: ", "is invalid: "];
+            let after = after.iter().find_map(|m| Some(e.split_once(m)?.1.trim_start().to_string()));
+            refused += 1;
+            let said = after.unwrap_or(e);
+            said.trim_start_matches("* ").lines().next().unwrap_or_default().to_string()
+        } else {
+            warned += 1;
+            answer.expect(spec).lines().find_map(|l| l.strip_prefix("Warning: ")).unwrap_or_default().to_string()
+        };
+        assert_eq!(said, text.trim_matches('`'), "{kind} {spec}");
+    }
+    println!("{refused} wrong manifests refused, {warned} warned of, each with the words of docs/refused.md");
+    assert!(refused >= 40 && warned > 0);
+    // What users of Istio write is accepted, in all versions that Istio serves.
+    let accepted = dry_apply(include_str!("../manifests/accepted.yaml")).unwrap();
+    println!("{} manifests accepted", accepted.lines().filter(|l| l.contains("(server dry run)")).count());
+    assert!(!accepted.contains("Warning"), "{accepted}");
 }
