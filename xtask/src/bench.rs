@@ -25,11 +25,25 @@ pub enum What {
         #[arg(long, value_name = "PATH")]
         ztunnel: Option<PathBuf>,
     },
+    /// The controller: memory, time to be in sync, delay from a pod's change to its push.
+    #[command(disable_help_flag = true)]
+    Controller {
+        /// What `karst-bench-controller --help` lists.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 /// Runs it.
 pub fn run(w: What) -> Result<()> {
-    let What::L4 { report, rounds, secs, only, ztunnel } = w;
+    let (report, rounds, secs, only, ztunnel) = match w {
+        What::L4 { report, rounds, secs, only, ztunnel } => (report, rounds, secs, only, ztunnel),
+        What::Controller { args } => {
+            let status = Command::new(crate::bin("karst-bench-controller")?).args(args).status();
+            ensure!(status.context("cannot start the benchmark")?.success(), "the benchmark failed");
+            return Ok(());
+        }
+    };
     let mut c = Command::new(crate::bin("karst-bench")?);
     c.arg(format!("--rounds={rounds}")).arg(format!("--secs={secs}")).arg(format!("--only={only}"));
     if let Some(r) = report {

@@ -25,6 +25,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("hbone-conformance", 0),
     ("samples", 0),
     ("meshbench", 4),
+    ("karst-controlbench", 4),
     ("xtask", 4),
 ];
 /// The pure crates, and what they must never depend on.

@@ -131,7 +131,9 @@ impl Handler for Writer {
             }
         }
         self.state.send_replace(Arc::new(s));
-        self.missing.remove(u.type_url.as_str());
+        if !u.more {
+            self.missing.remove(u.type_url.as_str());
+        }
         if self.missing.is_empty() {
             self.configured.send_if_modified(|c| !std::mem::replace(c, true));
         }

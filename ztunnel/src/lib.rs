@@ -182,6 +182,7 @@ fn node(c: &config::Config) -> ads::Node {
             c.instance_ip, c.pod_name, c.pod_namespace, c.pod_namespace, c.cluster_domain
         ),
         cluster: String::new(),
+        client_features: vec![],
         metadata: Some(prost_types::Struct { fields: fields.iter().map(|(k, v)| (k.to_string(), text(v))).collect() }),
     }
 }

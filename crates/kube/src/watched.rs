@@ -150,8 +150,10 @@ impl Watched {
         }
     }
 
-    fn put(&mut self, key: Key, o: DynamicObject) {
+    fn put(&mut self, key: Key, mut o: DynamicObject) {
         let kind = self.watches[key.0].kind;
+        // Not read, and large.
+        o.metadata.managed_fields = None;
         let value = match serde_json::to_value(o) {
             Ok(v) => v,
             Err(e) => {
@@ -160,7 +162,8 @@ impl Watched {
                 return;
             }
         };
-        match parse::value(kind, value.clone()) {
+        let spare = parse::has_closed(kind).then(|| value.clone());
+        match parse::value(kind, value) {
             Ok(object) => {
                 let mended = self.problems.remove(&key).is_some();
                 let new = Located { object, file: PathBuf::new(), line: 0 };
@@ -173,7 +176,7 @@ impl Watched {
             Err(p) => {
                 // The last good state stays. Without one, what it was to restrict is closed.
                 if !self.objects.contains_key(&key)
-                    && let Some(object) = parse::closed(kind, value)
+                    && let Some(object) = spare.and_then(|v| parse::closed(kind, v))
                 {
                     self.objects.insert(key.clone(), Arc::new(Located { object, file: PathBuf::new(), line: 0 }));
                 }

@@ -185,6 +185,11 @@ pub fn value(kind: &str, mut v: serde_json::Value) -> Result<Object, Problem> {
     }
 }
 
+/// Has the kind a closed form ([`closed`])?
+pub fn has_closed(kind: &str) -> bool {
+    matches!(kind, "AuthorizationPolicy" | "PeerAuthentication")
+}
+
 /// What stands for a security object that cannot be read: the same object, closing what it selects (all of its namespace,
 /// if not even that can be read). None for other kinds.
 pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {

@@ -27,6 +27,8 @@ pub struct Update {
     pub changed: Vec<(String, String, Vec<u8>)>,
     /// Names.
     pub removed: Vec<String>,
+    /// The rest of the update is still to come.
+    pub more: bool,
 }
 
 /// Why a stream ended; the label of `istio_xds_connection_terminations_total`.
@@ -62,7 +64,8 @@ pub trait Handler {
 }
 
 /// Subscribes to all resources of the types, for ever.
-pub async fn run<H: Handler>(mut h: H, node: Node, types: &'static [&'static str]) {
+pub async fn run<H: Handler>(mut h: H, mut node: Node, types: &'static [&'static str]) {
+    node.client_features.push(crate::PARTS.into());
     let mut held: HashMap<&'static str, HashMap<String, String>> = HashMap::new();
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
@@ -171,7 +174,8 @@ fn take<H: Handler>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDisco
     }
     let versions: Vec<(String, String)> = changed.iter().map(|(n, v, _)| (n.clone(), v.clone())).collect();
     let removed = r.removed_resources.clone();
-    refused.extend(h.apply(Update { type_url: r.type_url, changed, removed: r.removed_resources }));
+    let more = r.system_version_info == crate::MORE;
+    refused.extend(h.apply(Update { type_url: r.type_url, changed, removed: r.removed_resources, more }));
     for n in &removed {
         held.remove(n);
     }

@@ -7,4 +7,10 @@ pub mod client;
 pub mod server;
 mod snapshot;
 
+/// A client feature of ours (`Node.client_features`): an update may come in parts, all but the last of them marked with
+/// [`MORE`]. The server then needs no large buffer for each stream. Others get each update whole.
+pub const PARTS: &str = "karst.parts";
+/// `system_version_info` of a response that is not the last part of its update.
+pub const MORE: &str = "more";
+
 pub use snapshot::{Entry, Resources, Set, version};

@@ -3,7 +3,10 @@
 //! Order within a push: new policies first, then what names them, removals of policies last, so that no subscriber ever
 //! sees a workload whose policy it was not sent.
 
-use crate::snapshot::{Difference, Interest, Resources, Set};
+use crate::{
+    MORE, PARTS,
+    snapshot::{Difference, Interest, Resources, Set},
+};
 use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,7 +18,9 @@ use tonic::Status;
 /// Responses that may wait for a slow subscriber; then it is skipped until it has read them.
 const QUEUE: usize = 8;
 /// Resources in one response, so that no message grows without bound.
-const CHUNK: usize = 5_000;
+const WHOLE: usize = 5_000;
+/// The same for subscribers that know parts: what is encoded for a stream stays allocated as long as the stream.
+const PART: usize = 500;
 
 /// Who subscribes, for the log.
 #[derive(Clone, Debug)]
@@ -52,6 +57,7 @@ pub async fn serve<S>(
     use futures_util::StreamExt;
     let mut interests: HashMap<&'static str, Interest> = HashMap::new();
     let mut nonce = 0u64;
+    let mut size = WHOLE;
     // Pushes that are not acknowledged yet: last nonce and number of the snapshot.
     let mut pending: VecDeque<(u64, u64)> = VecDeque::new();
     loop {
@@ -63,6 +69,9 @@ pub async fn serve<S>(
                         let _ = n;
                         pending.pop_front();
                         on_event(&peer, Event::Acked(v));
+                    }
+                    if r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == PARTS)) {
+                        size = PART;
                     }
                     match request(&mut interests, order, r, &peer, &on_event) {
                     Ok(dirty) => dirty,
@@ -77,7 +86,7 @@ pub async fn serve<S>(
             continue;
         }
         let now = snapshots.borrow_and_update().clone();
-        let messages = push(&mut interests, order, &now, &mut nonce);
+        let messages = push(&mut interests, order, &now, &mut nonce, size);
         if messages.is_empty() && pending.is_empty() {
             on_event(&peer, Event::Acked(now.version));
         } else {
@@ -143,6 +152,7 @@ fn push(
     order: &'static [&'static str],
     now: &Resources,
     nonce: &mut u64,
+    size: usize,
 ) -> Vec<DeltaDiscoveryResponse> {
     let empty = Set::new();
     let mut out = Vec::new();
@@ -161,9 +171,9 @@ fn push(
             if only_removed {
                 continue;
             }
-            out.extend(chunks(t, &changed, vec![], nonce));
+            out.extend(chunks(t, &changed, vec![], nonce, size));
         } else {
-            out.extend(chunks(t, &changed, removed, nonce));
+            out.extend(chunks(t, &changed, removed, nonce, size));
         }
     }
     out.extend(late);
@@ -175,14 +185,17 @@ fn chunks(
     changed: &[(String, crate::Entry)],
     removed: Vec<String>,
     nonce: &mut u64,
+    size: usize,
 ) -> Vec<DeltaDiscoveryResponse> {
-    if changed.len() <= CHUNK {
+    if changed.len() <= size {
         return vec![response(t, changed, removed, nonce)];
     }
-    let mut out: Vec<_> = changed.chunks(CHUNK).map(|c| response(t, c, vec![], nonce)).collect();
+    let mut out: Vec<_> = changed.chunks(size).map(|c| response(t, c, vec![], nonce)).collect();
     if !removed.is_empty() {
         out.push(response(t, &[], removed, nonce));
     }
+    let last = out.len() - 1;
+    out[..last].iter_mut().for_each(|r| r.system_version_info = MORE.into());
     out
 }
 
@@ -235,11 +248,27 @@ mod tests {
         let types = |v: &[DeltaDiscoveryResponse]| {
             v.iter().map(|r| (r.type_url.clone(), r.resources.len(), r.removed_resources.len())).collect::<Vec<_>>()
         };
-        let out = push(&mut i, ORDER, &snapshot(&["p"], &["a"]), &mut n);
+        let out = push(&mut i, ORDER, &snapshot(&["p"], &["a"]), &mut n, WHOLE);
         assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 0)]);
-        let out = push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n);
+        let out = push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n, WHOLE);
         assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 1), ("policy".into(), 0, 1)]);
-        assert!(push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n).is_empty());
+        assert!(push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n, WHOLE).is_empty());
+    }
+
+    #[test]
+    fn parts_but_the_last_say_that_more_comes() {
+        let all: Vec<_> = (0..25).map(|i| (i.to_string(), Entry::new(vec![], vec![]))).collect();
+        let mut n = 0;
+        let shape = |v: &[DeltaDiscoveryResponse]| {
+            v.iter()
+                .map(|r| (r.resources.len(), r.removed_resources.len(), r.system_version_info == MORE))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(shape(&chunks("t", &all, vec!["x".into()], &mut n, 25)), [(25, 1, false)]);
+        let parts = chunks("t", &all, vec![], &mut n, 10);
+        assert_eq!(shape(&parts), [(10, 0, true), (10, 0, true), (5, 0, false)]);
+        let parts = chunks("t", &all, vec!["x".into()], &mut n, 20);
+        assert_eq!(shape(&parts), [(20, 0, true), (5, 0, true), (0, 1, false)]);
     }
 
     #[test]
@@ -255,8 +284,8 @@ mod tests {
             &|_, _| (),
         )
         .unwrap();
-        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n).len(), 1);
-        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n).len(), 0);
+        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n, WHOLE).len(), 1);
+        assert_eq!(push(&mut i, ORDER, &snapshot(&[], &[]), &mut n, WHOLE).len(), 0);
         assert!(
             request(
                 &mut i,
