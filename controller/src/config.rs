@@ -73,6 +73,15 @@ pub struct Config {
         default_value = "istiod.istio-system.svc,istiod.istio-system.svc.cluster.local,istiod"
     )]
     pub server_names: Vec<String>,
+    /// Our name among the replicas, for the Lease of the one that writes statuses.
+    #[arg(long, env = "POD_NAME", default_value = "karst-controller")]
+    pub pod_name: String,
+    /// Image of the waypoints that Gateways of class istio-waypoint get.
+    #[arg(long, env = "KARST_WAYPOINT_IMAGE", default_value = concat!("registry.local/karst/waypoint:", env!("CARGO_PKG_VERSION")))]
+    pub waypoint_image: String,
+    /// When that image is pulled.
+    #[arg(long, env = "KARST_WAYPOINT_PULL_POLICY", default_value = "IfNotPresent")]
+    pub waypoint_pull_policy: String,
     /// Trust domain.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -106,6 +115,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// What waypoints are made of.
+    pub fn template(&self) -> crate::convert::deploy::Template {
+        crate::convert::deploy::Template {
+            image: self.waypoint_image.clone(),
+            pull_policy: self.waypoint_pull_policy.clone(),
+        }
+    }
     /// Where objects come from.
     pub fn origin(&self) -> anyhow::Result<Origin> {
         self.source.parse()

@@ -1,7 +1,11 @@
 //! What the controller does only on Kubernetes: the objects that it watches, its authority's Secret, and the root
 //! certificate that every namespace gets.
 
-use crate::{ca::Authority, config::Config};
+use crate::{
+    ca::Authority,
+    config::Config,
+    convert::{Writes, deploy},
+};
 use anyhow::{Context, bail};
 use karst_kube::{Kube, Source, Watch, Watched};
 use karst_manifest::{Object, State};
@@ -26,6 +30,7 @@ pub async fn source(kube: &Kube) -> Source {
         "Pod",
         "Service",
         "EndpointSlice",
+        "GatewayClass",
         "Gateway",
         "ServiceEntry",
         "WorkloadEntry",
@@ -35,6 +40,7 @@ pub async fn source(kube: &Kube) -> Source {
     .map(Watch::all)
     .into();
     watches.push(Watch { fields: format!("metadata.name={ROOT_CONFIG_MAP}"), ..Watch::all("ConfigMap") });
+    watches.push(Watch { labels: deploy::MANAGED.into(), ..Watch::all("Deployment") });
     let mut s = Watched::start(kube, watches);
     s.synced().await;
     Source::Kubernetes(s)
@@ -135,5 +141,79 @@ impl Publisher {
             *m = missing;
             new
         });
+    }
+}
+
+/// Name of the Lease (Istio's).
+const LEASE: &str = "istio-leader";
+/// Field manager of what the deployer makes.
+const DEPLOYER: &str = "istio.io/gateway-controller";
+
+/// Writes statuses and what Gateways need, on the replica that holds the Lease.
+pub struct Writer {
+    kube: Kube,
+    namespace: String,
+    me: String,
+    todo: watch::Sender<Writes>,
+}
+
+impl Writer {
+    /// Starts it.
+    pub fn start(kube: Kube, namespace: String, me: String) -> Self {
+        let (leads_tx, leads) = watch::channel(false);
+        let (todo, rx) = watch::channel(Writes::default());
+        tokio::spawn(karst_kube::lease::elect(kube.clone(), namespace.clone(), LEASE.into(), me.clone(), leads_tx));
+        tokio::spawn(write(kube.clone(), leads, rx));
+        Self { kube, namespace, me, todo }
+    }
+
+    /// What is to be written now; replaces what was to be written before.
+    pub fn set(&self, w: Writes) {
+        self.todo.send_if_modified(|t| {
+            let new = *t != w;
+            *t = w;
+            new
+        });
+    }
+
+    /// We stop: another replica may go on at once.
+    pub async fn release(&self) {
+        karst_kube::lease::release(&self.kube, &self.namespace, LEASE, &self.me).await;
+    }
+}
+
+async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Receiver<Writes>) {
+    loop {
+        if leads.wait_for(|l| *l).await.is_err() {
+            return;
+        }
+        let w = todo.borrow_and_update().clone();
+        let mut failed = false;
+        let mut tell = |r: anyhow::Result<()>| {
+            if let Err(e) = r {
+                failed = true;
+                tracing::warn!(error = format!("{e:#}"), "not written yet");
+            }
+        };
+        for (r, fields) in &w.objects {
+            match kube.is_foreign(r, deploy::MANAGED).await {
+                Ok(false) => tell(kube.apply(r, DEPLOYER, fields.clone()).await),
+                Ok(true) => {
+                    tracing::warn!(object = %r, "is somebody else's (it lacks the label {}): left as it is", deploy::MANAGED)
+                }
+                Err(e) => tell(Err(e)),
+            }
+        }
+        for s in &w.statuses {
+            tell(kube.apply_status(&s.to, s.manager, s.status.clone()).await);
+        }
+        let over = if failed {
+            tokio::time::timeout(RETRY, todo.changed()).await.is_ok_and(|r| r.is_err())
+        } else {
+            todo.changed().await.is_err()
+        };
+        if over {
+            return;
+        }
     }
 }

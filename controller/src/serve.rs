@@ -78,7 +78,7 @@ struct Counts {
 
 /// Serves until told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let (mut source, authority, tokens, publisher) = match config.origin()? {
+    let (mut source, authority, tokens, kube) = match config.origin()? {
         Origin::Dir(d) => {
             let authority = Authority::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
             let keys = Keys::open(&config.data_dir).context("token key")?;
@@ -91,7 +91,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let authority = kubernetes::authority(&kube, &config).await.context("certificate authority")?;
             let source = kubernetes::source(&kube).await;
             let publisher = kubernetes::Publisher::start(kube.clone(), authority.root_pem().into());
-            (source, authority, Tokens::Kubernetes(kube), Some(publisher))
+            let writer =
+                kubernetes::Writer::start(kube.clone(), config.root_namespace.clone(), config.pod_name.clone());
+            (source, authority, Tokens::Kubernetes(kube), Some((publisher, writer)))
         }
     };
     let authority = Arc::new(authority);
@@ -111,7 +113,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let mut log = Problems::default();
     let mut compiler = Compiler::new(mesh.clone());
-    update(&shared, &mut source, publisher.as_ref(), &mut compiler, &mut log);
+    update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log);
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
@@ -137,13 +139,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let watching = async {
         loop {
             source.changed().await;
-            update(&shared, &mut source, publisher.as_ref(), &mut compiler, &mut log);
+            update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log);
         }
     };
     tokio::select! {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
         () = watching => Ok(()),
         _ = term.recv() => {
+            if let Some((_, writer)) = &kube {
+                let _ = tokio::time::timeout(Duration::from_secs(2), writer.release()).await;
+            }
             tracing::info!("controller stops; proxies keep what they know");
             Ok(())
         }
@@ -180,15 +185,19 @@ struct Problems(BTreeSet<String>);
 fn update(
     shared: &Shared,
     source: &mut Source,
-    publisher: Option<&kubernetes::Publisher>,
+    kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
     compiler: &mut Compiler,
     log: &mut Problems,
 ) {
     let state = source.read();
-    if let Some(p) = publisher {
-        p.note(&state);
-    }
     let change = compiler.update(&state);
+    if let Some((publisher, writer)) = kube
+        && compiler.was_whole()
+    {
+        publisher.note(&state);
+        let shared = &shared.config;
+        writer.set(convert::writes(&state, &Mesh::from(shared), &shared.template(), &timestamp()));
+    }
     let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
     for p in now.difference(&log.0) {
         tracing::warn!("{p}");
@@ -210,6 +219,13 @@ fn update(
         shared.snapshots.send_replace(Arc::new(resources));
     }
     shared.digest.store(state.digest, Ordering::Relaxed);
+}
+
+/// Now, as statuses have it.
+fn timestamp() -> String {
+    let now = time::OffsetDateTime::now_utc();
+    let now = now.replace_nanosecond(0).unwrap_or(now);
+    now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }
 
 #[derive(Clone)]

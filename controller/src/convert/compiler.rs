@@ -25,9 +25,11 @@ pub struct Compiler {
     mesh: Mesh,
     objects: Vec<Arc<Located>>,
     enrolled: BTreeSet<String>,
+    absent: BTreeSet<&'static str>,
     policies: Option<Policies>,
     model: Model,
     problems: Vec<Problem>,
+    whole: bool,
 }
 
 impl Compiler {
@@ -37,9 +39,11 @@ impl Compiler {
             mesh,
             objects: vec![],
             enrolled: BTreeSet::new(),
+            absent: BTreeSet::new(),
             policies: None,
             model: Model::default(),
             problems: vec![],
+            whole: false,
         }
     }
 
@@ -53,12 +57,18 @@ impl Compiler {
         &self.problems
     }
 
+    /// Has the last update looked at more than pods? Then statuses may have to change.
+    pub fn was_whole(&self) -> bool {
+        self.whole
+    }
+
     /// Takes in the newest objects.
     pub fn update(&mut self, state: &State) -> Change {
         let old = std::mem::replace(&mut self.objects, state.objects.clone());
-        let same_enrolled = self.enrolled == state.enrolled;
+        let same_around = self.enrolled == state.enrolled && self.absent == state.absent;
         let x = Index::new(state, &self.mesh);
-        if same_enrolled && let Some(policies) = &self.policies {
+        self.whole = false;
+        if same_around && let Some(policies) = &self.policies {
             let (gone, new) = difference(&old, &state.objects);
             if gone.is_empty() && new.is_empty() {
                 return Change::Nothing;
@@ -92,8 +102,10 @@ impl Compiler {
                 return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
             }
         }
+        self.whole = true;
         let (model, problems, policies) = compile_all(&x);
         self.enrolled.clone_from(&state.enrolled);
+        self.absent.clone_from(&state.absent);
         self.problems = problems;
         self.policies = Some(policies);
         if model == self.model {

@@ -3,12 +3,15 @@
 
 pub mod check;
 mod compiler;
+pub mod deploy;
 mod policy;
 mod service;
+mod status;
 mod waypoint;
 mod workload;
 
 pub use compiler::{Change, Compiler};
+pub use status::Write;
 
 use crate::{config::Config, model::Model};
 use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
@@ -47,6 +50,11 @@ pub(crate) struct Index<'a> {
     pub slices: Vec<&'a EndpointSlice>,
     /// By namespace and service.
     pub slices_of: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
+    /// Those that the deployer made, by namespace and name.
+    pub deployments: HashMap<(&'a str, &'a str), &'a Meta>,
+    /// Available pods of these.
+    pub available: HashMap<(&'a str, &'a str), u32>,
+    pub classes: BTreeMap<&'a str, &'a GatewayClass>,
     /// By namespace and name.
     pub gateways: HashMap<(&'a str, &'a str), &'a Gateway>,
     pub service_entries: Vec<(&'a Located, &'a ServiceEntry)>,
@@ -68,6 +76,9 @@ impl<'a> Index<'a> {
             services: BTreeMap::new(),
             slices: vec![],
             slices_of: HashMap::new(),
+            deployments: HashMap::new(),
+            available: HashMap::new(),
+            classes: BTreeMap::new(),
             gateways: HashMap::new(),
             service_entries: vec![],
             entries_of: HashMap::new(),
@@ -94,6 +105,16 @@ impl<'a> Index<'a> {
                     }
                     x.slices.push(e);
                 }
+                Object::Deployment(d) => {
+                    let m = &d.metadata;
+                    if m.labels.contains_key(deploy::MANAGED) {
+                        x.deployments.insert((&m.namespace, &m.name), m);
+                        x.available.insert((&m.namespace, &m.name), d.status.available_replicas);
+                    }
+                }
+                Object::GatewayClass(c) => {
+                    x.classes.insert(&c.metadata.name, c);
+                }
                 Object::Gateway(g) => {
                     x.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
                 }
@@ -108,6 +129,23 @@ impl<'a> Index<'a> {
         }
         x
     }
+}
+
+/// What is to be written to the API server.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Writes {
+    /// Objects to make or bring in order, in this order.
+    pub objects: Vec<(karst_kube::Ref, serde_json::Value)>,
+    /// Statuses.
+    pub statuses: Vec<Write>,
+}
+
+/// What is not yet as it should be. `now` is the time in RFC 3339.
+pub fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) -> Writes {
+    let x = Index::new(state, mesh);
+    let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
+    objects.extend(deploy::compile(&x, template));
+    Writes { objects, statuses: status::compile(&x, now) }
 }
 
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.

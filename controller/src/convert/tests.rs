@@ -205,3 +205,120 @@ fn what_the_api_server_refuses_is_refused_in_files_too() {
         }
     }
 }
+
+const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a, uid: u, generation: 3}\nspec: {gatewayClassName: istio-waypoint, infrastructure: {labels: {team: x}}, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\nSTATUS\n---\n";
+const BOUND: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: NS, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: a}}\nspec: {clusterIP: 10.96.0.1}\n---\n";
+const READY: &str = "status: {addresses: [{type: Hostname, value: w.a.svc.cluster.local}]}";
+
+fn written(text: &str) -> Writes {
+    let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
+    let state = State { objects, ..State::default() };
+    let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+    writes(&state, &mesh(), &template, "2026-01-01T00:00:00Z")
+}
+
+/// Object, type, status, reason of each condition that is written.
+fn conditions(w: &Writes) -> Vec<String> {
+    let one = |w: &Write| {
+        let of = w.status["conditions"].as_array().cloned().unwrap_or_default();
+        let to = w.to.to_string();
+        of.into_iter().map(move |c| format!("{to}: {} {} {}", c["type"], c["status"], c["reason"]).replace('"', ""))
+    };
+    w.statuses.iter().flat_map(one).collect()
+}
+
+#[test]
+fn bindings_are_reported() {
+    let waypoint = |status: &str| WAYPOINT.replace("STATUS", status);
+    let service = |ns: &str| BOUND.replace("NS", ns);
+    for (text, wanted) in [
+        (service("a"), "Service a/s: istio.io/WaypointBound False WaypointIsNotReady"),
+        (waypoint("") + &service("a"), "Service a/s: istio.io/WaypointBound False WaypointIsNotReady"),
+        (waypoint(READY) + &service("a"), "Service a/s: istio.io/WaypointBound True WaypointAccepted"),
+        (waypoint(READY) + &service("b"), "Service b/s: istio.io/WaypointBound False AttachmentDenied"),
+        (
+            waypoint(READY).replace("protocol: HBONE", "protocol: HBONE, allowedRoutes: {namespaces: {from: All}}")
+                + &service("b"),
+            "Service b/s: istio.io/WaypointBound True WaypointAccepted",
+        ),
+        (
+            waypoint(READY).replace("generation: 3", "labels: {istio.io/waypoint-for: workload}") + &service("a"),
+            "Service a/s: istio.io/WaypointBound False UnsupportedTrafficType",
+        ),
+    ] {
+        let all = conditions(&written(&text));
+        assert!(all.iter().any(|c| c == wanted), "{wanted}\n{all:#?}");
+    }
+    // Written once; taken back with the label; the time of a condition stays while its status does.
+    let said = |time: &str, reason: &str| {
+        format!(
+            "status: {{conditions: [{{type: istio.io/WaypointBound, status: 'True', reason: {reason}, message: 'bound to waypoint a/w', lastTransitionTime: '{time}'}}]}}\n---\n"
+        )
+    };
+    let with = |status: &str| waypoint(READY) + &service("a").replace("---\n", status);
+    let of_service = |w: Writes| w.statuses.into_iter().find(|s| s.to.kind == "Service").map(|s| s.status);
+    assert_eq!(of_service(written(&with(&said("t", "WaypointAccepted")))), None);
+    let again = of_service(written(&with(&said("t", "Other")))).unwrap();
+    assert_eq!(again["conditions"][0]["lastTransitionTime"], "t");
+    let without = with(&said("t", "WaypointAccepted")).replace("istio.io/use-waypoint: w", "x: y");
+    assert_eq!(of_service(written(&without)).unwrap(), serde_json::json!({ "conditions": [] }));
+}
+
+#[test]
+fn policies_say_who_enforces_them() {
+    for (spec, wanted) in [
+        ("{rules: [{}]}", "ZtunnelAccepted True Accepted"),
+        ("{rules: [{to: [{operation: {methods: [GET]}}]}]}", "ZtunnelAccepted True UnsupportedValue"),
+        ("{action: DENY}", "ZtunnelAccepted False UnsupportedValue"),
+        ("{targetRefs: [{kind: Service, name: none}]}", "WaypointAccepted False TargetNotFound"),
+        ("{targetRefs: [{kind: Service, name: s}]}", "WaypointAccepted True Accepted"),
+        ("{targetRefs: [{kind: Service, name: t}]}", "WaypointAccepted False AncestorNotBound"),
+        (
+            "{targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}]}",
+            "WaypointAccepted True Accepted",
+        ),
+    ] {
+        let unbound = "apiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: a}\n---\n";
+        let text = WAYPOINT.replace("STATUS", READY) + &BOUND.replace("NS", "a") + unbound + &policy(spec);
+        let all = conditions(&written(&text));
+        let wanted = format!("AuthorizationPolicy a/ap: {wanted}");
+        assert!(all.contains(&wanted), "{wanted}\n{all:#?}");
+    }
+}
+
+#[test]
+fn a_waypoint_gets_what_it_needs_once() {
+    let kinds = |w: &Writes| w.objects.iter().map(|(r, _)| r.to_string()).collect::<Vec<_>>();
+    let classes = ["GatewayClass istio-waypoint", "GatewayClass karst-waypoint"];
+    assert_eq!(kinds(&written("")), classes);
+    let w = written(&WAYPOINT.replace("STATUS", ""));
+    assert_eq!(kinds(&w)[2..], ["ServiceAccount a/w", "Deployment a/w", "Service a/w"]);
+    let (_, d) = &w.objects[3];
+    assert_eq!(d["metadata"]["ownerReferences"][0]["uid"], "u");
+    assert_eq!(d["metadata"]["labels"]["team"], "x");
+    let pod = &d["spec"]["template"];
+    assert_eq!(pod["metadata"]["labels"]["istio.io/dataplane-mode"], "none");
+    assert_eq!(pod["spec"]["containers"][0]["image"], "hub/waypoint:1");
+    assert_eq!(
+        conditions(&w),
+        ["Gateway a/w: Accepted True Accepted", "Gateway a/w: Programmed False AddressNotAssigned"]
+    );
+    // What is there as it should be is left alone; what somebody else made, too.
+    let made = |available: u32| {
+        let digest = d["metadata"]["annotations"]["gateway.karst.io/digest"].as_str().unwrap();
+        let meta = format!(
+            "{{name: w, namespace: a, labels: {{gateway.istio.io/managed: x}}, annotations: {{gateway.karst.io/digest: '{digest}'}}}}"
+        );
+        WAYPOINT.replace("STATUS", "")
+            + &format!(
+                "apiVersion: apps/v1\nkind: Deployment\nmetadata: {meta}\nstatus: {{availableReplicas: {available}}}\n---\napiVersion: v1\nkind: Service\nmetadata: {meta}\nspec: {{clusterIP: 10.96.0.9}}\n"
+            )
+    };
+    assert_eq!(kinds(&written(&made(0))), classes);
+    assert_eq!(kinds(&written(&made(0).replace("gateway.istio.io/managed", "mine"))), classes);
+    // Ready with its first pod that is available.
+    let ready = written(&made(1));
+    assert!(conditions(&ready).contains(&"Gateway a/w: Programmed True Programmed".to_string()));
+    let address = &ready.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status["addresses"];
+    assert_eq!(address[0]["value"], "w.a.svc.cluster.local");
+}

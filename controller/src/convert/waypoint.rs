@@ -1,4 +1,4 @@
-//! Which waypoint an object is bound to (reference control-plane §2.6).
+//! Which waypoint an object is bound to, or why not (reference control-plane §2.6).
 
 use super::Index;
 use karst_api::workload::{GatewayAddress, NamespacedHostname, NetworkAddress, gateway_address::Destination};
@@ -10,7 +10,9 @@ const USE_NS: &str = "istio.io/use-waypoint-namespace";
 const FOR: &str = "istio.io/waypoint-for";
 const MANAGED: &str = "gateway.istio.io/managed";
 /// HBONE port of waypoints (fixed in Istio).
-const PORT: u32 = 15008;
+pub(crate) const PORT: u16 = 15008;
+/// Controller name of the classes whose gateways are waypoints (Istio's).
+pub(crate) const CONTROLLER: &str = "istio.io/mesh-controller";
 
 /// What is bound.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,26 +21,90 @@ pub(crate) enum Traffic {
     Workload,
 }
 
-/// The waypoint of an object with these labels, if it has one that is ready and takes this traffic.
-pub(crate) fn of(x: &Index<'_>, namespace: &str, labels: &Labels, traffic: Traffic) -> Option<GatewayAddress> {
-    if labels.contains_key(MANAGED) {
-        return None;
-    }
-    let ns_labels = x.namespaces.get(namespace).map(|n| &n.metadata.labels);
-    // The object's own label counts alone, even if it names a waypoint that is not ready.
-    let from = if labels.contains_key(USE) { labels } else { ns_labels? };
-    let name = from.get(USE).filter(|n| *n != "none" && !n.is_empty())?;
-    let ns = from.get(USE_NS).map_or(namespace, String::as_str);
-    let g = x.gateways.get(&(ns, name.as_str()))?;
-    takes(g, traffic).then(|| address(x, g)).flatten()
+/// What came of an object's labels.
+pub(crate) enum Binding<'a> {
+    /// It names no waypoint.
+    None,
+    /// Bound.
+    To(&'a Gateway, GatewayAddress),
+    /// Istio's reason, and ours in words.
+    Refused(&'static str, String),
 }
 
-fn takes(g: &Gateway, traffic: Traffic) -> bool {
-    if !g.spec.gateway_class_name.ends_with("-waypoint") {
-        return false;
+/// The waypoint of an object with these labels, if it has one that is ready and takes this traffic.
+pub(crate) fn of(x: &Index<'_>, namespace: &str, labels: &Labels, traffic: Traffic) -> Option<GatewayAddress> {
+    match binding(x, namespace, labels, traffic) {
+        Binding::To(_, a) => Some(a),
+        Binding::None | Binding::Refused(..) => None,
     }
-    let wanted = g.metadata.labels.get(FOR).map_or("service", String::as_str);
+}
+
+/// What comes of an object's labels and its namespace's.
+pub(crate) fn binding<'a>(x: &Index<'a>, namespace: &str, labels: &Labels, traffic: Traffic) -> Binding<'a> {
+    if labels.contains_key(MANAGED) {
+        return Binding::None;
+    }
+    // The object's own label counts alone, even if it names a waypoint that is not ready.
+    let own = labels.contains_key(USE);
+    let from = match x.namespaces.get(namespace) {
+        _ if own => labels,
+        Some(n) => &n.metadata.labels,
+        None => return Binding::None,
+    };
+    let Some(name) = from.get(USE).filter(|n| *n != "none" && !n.is_empty()) else { return Binding::None };
+    let ns = from.get(USE_NS).map_or(namespace, String::as_str);
+    let not_ready = |why: &str| Binding::Refused("WaypointIsNotReady", format!("waypoint {ns}/{name} {why}"));
+    let Some(g) = x.gateways.get(&(ns, name.as_str())) else {
+        return not_ready("does not exist: make a Gateway of that name with gatewayClassName istio-waypoint");
+    };
+    if !is_waypoint(x, g) {
+        return not_ready(&format!("is no waypoint: its class is {:?}, not istio-waypoint", g.spec.gateway_class_name));
+    }
+    if !takes(x, g, traffic) {
+        let text = format!(
+            "waypoint {ns}/{name} does not take this traffic: label the Gateway {FOR}={}, or all",
+            if traffic == Traffic::Service { "service" } else { "workload" }
+        );
+        // What the namespace says is meant for those whom it suits.
+        return if own { Binding::Refused("UnsupportedTrafficType", text) } else { Binding::None };
+    }
+    if !admits(x, g, namespace) {
+        let text = format!(
+            "waypoint {ns}/{name} does not admit namespace {namespace}: see allowedRoutes.namespaces of its HBONE listener"
+        );
+        return Binding::Refused("AttachmentDenied", text);
+    }
+    match address(x, g) {
+        Some(a) => Binding::To(g, a),
+        None => not_ready("has no address yet"),
+    }
+}
+
+/// Is this Gateway a waypoint?
+pub(crate) fn is_waypoint(x: &Index<'_>, g: &Gateway) -> bool {
+    match x.classes.get(g.spec.gateway_class_name.as_str()) {
+        Some(c) => c.spec.controller_name == CONTROLLER,
+        // In files the class need not stand beside it.
+        None => g.spec.gateway_class_name.ends_with("-waypoint"),
+    }
+}
+
+fn takes(x: &Index<'_>, g: &Gateway, traffic: Traffic) -> bool {
+    let class = || x.classes.get(g.spec.gateway_class_name.as_str()).and_then(|c| c.metadata.labels.get(FOR));
+    let wanted = g.metadata.labels.get(FOR).or_else(class).map_or("service", String::as_str);
     matches!((wanted, traffic), ("all", _) | ("service", Traffic::Service) | ("workload", Traffic::Workload))
+}
+
+fn admits(x: &Index<'_>, g: &Gateway, namespace: &str) -> bool {
+    let same = g.metadata.namespace == namespace;
+    let Some(l) = g.spec.listeners.iter().find(|l| l.port == PORT || l.protocol == "HBONE") else { return same };
+    let from = &l.allowed_routes.namespaces;
+    match from.from.as_str() {
+        "All" => true,
+        "Selector" => x.namespaces.get(namespace).is_some_and(|n| from.selector.selects(&n.metadata.labels)),
+        "None" => false,
+        _ => same,
+    }
 }
 
 fn address(x: &Index<'_>, g: &Gateway) -> Option<GatewayAddress> {
@@ -57,5 +123,5 @@ fn address(x: &Index<'_>, g: &Gateway) -> Option<GatewayAddress> {
             })
         }
     };
-    Some(GatewayAddress { destination: Some(destination), hbone_mtls_port: PORT })
+    Some(GatewayAddress { destination: Some(destination), hbone_mtls_port: u32::from(PORT) })
 }

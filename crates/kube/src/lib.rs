@@ -3,13 +3,14 @@
 //! No type of Kubernetes' client goes past this crate: what is watched comes out as [`karst_manifest::State`], the same
 //! that the directory source gives.
 
+pub mod lease;
 mod source;
 mod watched;
 pub mod write;
 
 pub use source::{Origin, Source};
 pub use watched::{Watch, Watched};
-pub use write::WebhookState;
+pub use write::{Ref, WebhookState};
 
 use anyhow::Context;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};

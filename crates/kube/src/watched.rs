@@ -35,12 +35,14 @@ pub struct Watch {
     pub version: &'static str,
     /// Field selector; empty: all.
     pub fields: String,
+    /// Label selector; empty: all.
+    pub labels: String,
 }
 
 impl Watch {
     /// All objects of a kind, at version v1.
     pub fn all(kind: &'static str) -> Self {
-        Self { kind, version: "v1", fields: String::new() }
+        Self { kind, version: "v1", fields: String::new(), labels: String::new() }
     }
 }
 
@@ -66,6 +68,8 @@ pub struct Watched {
     /// Of a list under way: what it has shown.
     listing: HashMap<usize, HashSet<String>>,
     waiting: HashSet<usize>,
+    /// Kinds that the API server does not know.
+    absent: HashSet<usize>,
     changes: u64,
 }
 
@@ -84,6 +88,7 @@ impl Watched {
             problems: BTreeMap::new(),
             listing: HashMap::new(),
             waiting,
+            absent: HashSet::new(),
             changes: 0,
         }
     }
@@ -117,6 +122,7 @@ impl Watched {
             objects: self.objects.values().cloned().collect(),
             problems: self.problems.values().cloned().collect(),
             digest: self.changes,
+            absent: self.absent.iter().map(|i| self.watches[*i].kind).collect(),
             ..State::default()
         }
     }
@@ -139,13 +145,13 @@ impl Watched {
                 let known = self.objects.keys().chain(self.problems.keys());
                 let stale: Vec<Key> = known.filter(|k| k.0 == i && !seen.contains(&k.1)).cloned().collect();
                 stale.iter().for_each(|k| self.drop_one(k));
-                self.changes += u64::from(self.waiting.remove(&i));
+                self.changes += u64::from(self.waiting.remove(&i) | self.absent.remove(&i));
             }
             Change::Absent => {
                 self.listing.remove(&i);
                 let stale: Vec<Key> = self.objects.keys().filter(|k| k.0 == i).cloned().collect();
                 stale.iter().for_each(|k| self.drop_one(k));
-                self.waiting.remove(&i);
+                self.changes += u64::from(self.waiting.remove(&i) | self.absent.insert(i));
             }
         }
     }
@@ -207,6 +213,9 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
         let mut config = watcher::Config::default().page_size(PAGE);
         if !w.fields.is_empty() {
             config = config.fields(&w.fields);
+        }
+        if !w.labels.is_empty() {
+            config = config.labels(&w.labels);
         }
         let stream = watcher::watcher(api.clone(), config).default_backoff();
         let mut stream = stream.map_err(Box::new).boxed();

@@ -207,3 +207,83 @@ impl Kube {
         }
     }
 }
+
+/// An object of any kind, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ref {
+    /// API group; empty for the core.
+    pub group: &'static str,
+    /// API version, as `v1`.
+    pub version: &'static str,
+    /// Kind.
+    pub kind: &'static str,
+    /// Namespace; empty for objects of the cluster.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl std::fmt::Display for Ref {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let slash = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} {}{slash}{}", self.kind, self.namespace, self.name)
+    }
+}
+
+impl Kube {
+    fn any(&self, r: &Ref) -> (Api<DynamicObject>, serde_json::Value) {
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(r.group, r.version, r.kind));
+        let api = if r.namespace.is_empty() {
+            Api::all_with(self.client.clone(), &kind)
+        } else {
+            Api::namespaced_with(self.client.clone(), &r.namespace, &kind)
+        };
+        (api, json!({ "apiVersion": kind.api_version, "kind": r.kind, "metadata": { "name": r.name } }))
+    }
+
+    /// Applies fields of an object under a field manager's name; what that manager owned and no longer says goes. An object
+    /// that is not there is made.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn apply(&self, r: &Ref, manager: &str, fields: serde_json::Value) -> anyhow::Result<()> {
+        let (api, mut body) = self.any(r);
+        merge(&mut body, fields);
+        let done = api.patch(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await;
+        done.map(drop).with_context(|| format!("cannot write {r}"))
+    }
+
+    /// Is there such an object without this label: somebody else's?
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn is_foreign(&self, r: &Ref, label: &str) -> anyhow::Result<bool> {
+        let found = self.any(r).0.get_metadata_opt(&r.name).await.with_context(|| format!("{r}"))?;
+        Ok(found.is_some_and(|o| !o.metadata.labels.unwrap_or_default().contains_key(label)))
+    }
+
+    /// The same for the status. An object that is gone is no error.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn apply_status(&self, r: &Ref, manager: &str, status: serde_json::Value) -> anyhow::Result<()> {
+        let (api, mut body) = self.any(r);
+        body["status"] = status;
+        match api.patch_status(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("cannot write the status of {r}")),
+        }
+    }
+}
+
+fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    match (into, from) {
+        (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
+            for (k, v) in b {
+                merge(a.entry(k).or_insert(serde_json::Value::Null), v);
+            }
+        }
+        (a, b) => *a = b,
+    }
+}

@@ -25,6 +25,8 @@ pub struct State {
     pub digest: u64,
     /// Pods (`namespace/name`) that an agent reports as redirected.
     pub enrolled: BTreeSet<String>,
+    /// Kinds that the API server does not know.
+    pub absent: BTreeSet<&'static str>,
 }
 
 /// A watched directory.

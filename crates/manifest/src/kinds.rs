@@ -12,6 +12,8 @@ pub struct Meta {
     pub name: String,
     pub namespace: String,
     pub uid: String,
+    /// Counts the changes of the spec; 0 where nobody counts (in files).
+    pub generation: i64,
     pub labels: Labels,
     pub annotations: Labels,
     pub creation_timestamp: Option<String>,
@@ -62,7 +64,9 @@ kinds! {
     Service "" true,
     ServiceAccount "" true,
     ConfigMap "" true,
+    Deployment "apps" true,
     EndpointSlice "discovery.k8s.io" true,
+    GatewayClass "gateway.networking.k8s.io" false,
     Gateway "gateway.networking.k8s.io" true,
     ServiceEntry "networking.istio.io" true,
     WorkloadEntry "networking.istio.io" true,
@@ -147,9 +151,40 @@ pub struct Condition {
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
+pub struct Deployment {
+    pub metadata: Meta,
+    pub status: DeploymentStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DeploymentStatus {
+    pub available_replicas: u32,
+}
+
+/// The conditions that controllers write.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    pub conditions: Vec<StatusCondition>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct StatusCondition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+    pub observed_generation: i64,
+    pub last_transition_time: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct Service {
     pub metadata: Meta,
     pub spec: ServiceSpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -222,6 +257,18 @@ pub struct EndpointPort {
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
+pub struct GatewayClass {
+    pub metadata: Meta,
+    pub spec: GatewayClassSpec,
+    pub status: Status,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayClassSpec {
+    pub controller_name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct Gateway {
     pub metadata: Meta,
     pub spec: GatewaySpec,
@@ -231,11 +278,78 @@ pub struct Gateway {
 #[serde(default, rename_all = "camelCase")]
 pub struct GatewaySpec {
     pub gateway_class_name: String,
+    pub listeners: Vec<Listener>,
+    pub addresses: Vec<GatewayAddress>,
+    pub infrastructure: Infrastructure,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Listener {
+    pub name: String,
+    pub port: u16,
+    pub protocol: String,
+    pub allowed_routes: AllowedRoutes,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct AllowedRoutes {
+    pub namespaces: RouteNamespaces,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RouteNamespaces {
+    /// All, Same (the default), Selector, None.
+    pub from: String,
+    pub selector: LabelSelector,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct LabelSelector {
+    pub match_labels: Labels,
+    pub match_expressions: Vec<Requirement>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Requirement {
+    pub key: String,
+    pub operator: String,
+    pub values: Vec<String>,
+}
+impl LabelSelector {
+    /// Kubernetes' meaning: all of it must hold; an unknown operator never does.
+    pub fn selects(&self, labels: &Labels) -> bool {
+        let holds = |r: &Requirement| {
+            let v = labels.get(&r.key);
+            match r.operator.as_str() {
+                "In" => v.is_some_and(|v| r.values.contains(v)),
+                "NotIn" => v.is_none_or(|v| !r.values.contains(v)),
+                "Exists" => v.is_some(),
+                "DoesNotExist" => v.is_none(),
+                _ => false,
+            }
+        };
+        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v)) && self.match_expressions.iter().all(holds)
+    }
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Infrastructure {
+    pub labels: Labels,
+    pub annotations: Labels,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct GatewayStatus {
     pub addresses: Vec<GatewayAddress>,
+    pub conditions: Vec<StatusCondition>,
+    pub listeners: Vec<ListenerStatus>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ListenerStatus {
+    pub name: String,
+    pub attached_routes: u32,
+    pub conditions: Vec<StatusCondition>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -250,6 +364,7 @@ pub struct GatewayAddress {
 pub struct ServiceEntry {
     pub metadata: Meta,
     pub spec: ServiceEntrySpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -281,6 +396,7 @@ pub struct ServiceEntryPort {
 pub struct WorkloadEntry {
     pub metadata: Meta,
     pub spec: WorkloadEntrySpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -299,6 +415,7 @@ pub struct WorkloadEntrySpec {
 pub struct AuthorizationPolicy {
     pub metadata: Meta,
     pub spec: AuthorizationPolicySpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn objects_are_read_and_others_passed_over() {
-        let text = "# c\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: y}}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: 10.0.0.1}\n";
+        let text = "# c\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {x: y}}\n---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: d}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: 10.0.0.1}\n";
         let all = file("f.yaml".as_ref(), text).unwrap();
         assert_eq!(all.len(), 2);
         assert_eq!(

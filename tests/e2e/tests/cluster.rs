@@ -383,3 +383,81 @@ fn s1_wrong_manifests_are_refused() {
     println!("{} manifests accepted", accepted.lines().filter(|l| l.contains("(server dry run)")).count());
     assert!(!accepted.contains("Warning"), "{accepted}");
 }
+
+/// Status and reason of a condition.
+fn condition(args: &[&str], kind: &str) -> Option<(String, String)> {
+    let o: serde_json::Value =
+        serde_json::from_str(&try_kubectl(&[&["get"], args, &["-o", "json"]].concat()).ok()?).unwrap();
+    let c = o["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)?;
+    Some((c["status"].as_str()?.into(), c["reason"].as_str()?.into()))
+}
+
+fn wait_condition(args: &[&str], kind: &str, wanted: (&str, &str)) {
+    wait_for(&format!("{args:?} {kind} {wanted:?}"), LONG, || {
+        condition(args, kind).filter(|(s, r)| (s.as_str(), r.as_str()) == wanted).map(drop)
+    });
+}
+
+#[test]
+fn s4_waypoints_are_deployed_and_statuses_written() {
+    let _ = apps();
+    // The controller has started without Gateway API; it is picked up when it is installed.
+    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/cluster/bin/gateway-api.yaml");
+    kubectl(&["apply", "--server-side", "-f", crds]);
+    wait_condition(&["gatewayclass", "istio-waypoint"], "Accepted", ("True", "Accepted"));
+    kubectl(&["-n", "app", "label", "service", "echo", "istio.io/use-waypoint=waypoint"]);
+    let service = ["service", "-n", "app", "echo"];
+    wait_condition(&service, "istio.io/WaypointBound", ("False", "WaypointIsNotReady"));
+    apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: app, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n",
+    );
+    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "app", "waypoint"];
+    wait_condition(&gateway, "Accepted", ("True", "Accepted"));
+    wait_condition(&gateway, "Programmed", ("False", "AddressNotAssigned"));
+    for kind in ["serviceaccount", "deployment", "service"] {
+        let o = wait_for(kind, LONG, || try_kubectl(&["get", kind, "-n", "app", "waypoint", "-o", "name"]).ok());
+        print!("made: {o}");
+    }
+    assert_eq!(condition(&service, "istio.io/WaypointBound").unwrap().1, "WaypointIsNotReady");
+    // What is removed is made again.
+    kubectl(&["-n", "app", "delete", "deployment", "waypoint"]);
+    wait_for("the deployment again", LONG, || try_kubectl(&["get", "deployment", "-n", "app", "waypoint"]).ok());
+    // A pod that is available (the layer 7 proxy is not there yet, so one of our samples stands in) makes it ready.
+    let stand_in = r#"[{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "registry.local/karst/samples:1"},
+        {"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["sample-tcp", "serve", "--listen", "0.0.0.0:15021"]},
+        {"op": "remove", "path": "/spec/template/spec/containers/0/readinessProbe"}]"#;
+    kubectl(&["-n", "app", "patch", "deployment", "waypoint", "--type=json", "-p", stand_in]);
+    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
+    wait_condition(&service, "istio.io/WaypointBound", ("True", "WaypointAccepted"));
+    assert_eq!(get(&gateway)["status"]["addresses"][0]["value"], "waypoint.app.svc.cluster.local");
+    // Policies say who enforces them.
+    policy("bound", r#"{targetRefs: [{kind: Service, group: "", name: echo}]}"#);
+    policy("plain", r#"{selector: {matchLabels: {app: none}}, rules: [{}]}"#);
+    wait_condition(&["authorizationpolicy", "-n", "app", "bound"], "WaypointAccepted", ("True", "Accepted"));
+    wait_condition(&["authorizationpolicy", "-n", "app", "plain"], "ZtunnelAccepted", ("True", "Accepted"));
+    kubectl(&["-n", "app", "delete", "authorizationpolicy", "bound", "plain"]);
+    // Of two replicas one writes, and the other goes on when it has gone.
+    let holder = || {
+        let l = get(&["lease", "-n", "istio-system", "istio-leader"]);
+        l["spec"]["holderIdentity"].as_str().unwrap_or_default().to_string()
+    };
+    kubectl(&["-n", "istio-system", "scale", "deploy/istiod", "--replicas=2"]);
+    kubectl(&["-n", "istio-system", "rollout", "status", "deploy/istiod", "--timeout=60s"]);
+    let first = holder();
+    let begun = Instant::now();
+    kubectl(&["-n", "istio-system", "delete", "pod", &first, "--wait=false"]);
+    kubectl(&["-n", "app", "label", "service", "echo", "istio.io/use-waypoint-"]);
+    let none = || get(&service)["status"]["conditions"].as_array().is_none_or(Vec::is_empty).then_some(());
+    wait_for("the status taken back by the other replica", LONG, none);
+    println!("{first} has gone; {} goes on after {:.1} s", holder(), begun.elapsed().as_secs_f64());
+    assert!(holder() != first);
+    kubectl(&["-n", "istio-system", "scale", "deploy/istiod", "--replicas=1"]);
+    kubectl(&["-n", "istio-system", "rollout", "status", "deploy/istiod", "--timeout=60s"]);
+    // With the Gateway goes what it had.
+    kubectl(&["-n", "app", "delete", gateway[0], "waypoint"]);
+    wait_for("the waypoint's removal", LONG, || {
+        let left =
+            kubectl(&["get", "serviceaccount,deployment,service", "-n", "app", "--ignore-not-found", "-o", "name"]);
+        (!left.contains("waypoint")).then_some(())
+    });
+}

@@ -9,6 +9,7 @@ use std::{
 };
 
 const KUBERNETES: &str = "v1.34.4";
+const GATEWAY_API: &str = "v1.4.0";
 const COMPONENTS: [&str; 7] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
 
@@ -48,7 +49,27 @@ pub fn run(out: &Path) -> Result<()> {
             std::os::unix::fs::symlink("kube", link)?;
         }
     }
-    Ok(())
+    gateway_api(out)
+}
+
+/// The CRDs of Gateway API's standard channel, as one file: `gateway-api.yaml`.
+fn gateway_api(out: &Path) -> Result<()> {
+    let file = out.join("gateway-api.yaml");
+    if file.is_file() {
+        return Ok(());
+    }
+    let module = format!("sigs.k8s.io/gateway-api@{GATEWAY_API}");
+    let got = Command::new("go").current_dir(out).args(["mod", "download", "-json", &module]).output()?;
+    ensure!(got.status.success(), "{module}: {}", String::from_utf8_lossy(&got.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&got.stdout)?;
+    let dir = Path::new(told["Dir"].as_str().context("go mod download names no Dir")?).join("config/crd/standard");
+    let mut all = String::new();
+    let mut crds: Vec<_> = fs::read_dir(&dir)?.flatten().map(|e| e.path()).collect();
+    crds.sort();
+    for c in crds {
+        all += &format!("---\n{}\n", fs::read_to_string(&c)?);
+    }
+    Ok(fs::write(file, all)?)
 }
 
 /// Images that every node has: what holds a pod, a shell, and CoreDNS.

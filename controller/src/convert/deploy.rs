@@ -1,0 +1,156 @@
+//! From a Gateway of a waypoint class to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference
+//! control-plane §4.1).
+
+use super::{Index, waypoint};
+use karst_kube::Ref;
+use karst_manifest::kinds::{Gateway, Labels};
+use serde_json::{Value, json};
+
+/// Label of what the deployer made; what lacks it is never overwritten.
+pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
+/// Classes of waypoints.
+const CLASSES: [&str; 2] = ["istio-waypoint", "karst-waypoint"];
+/// Annotation with the digest of what was applied.
+const DIGEST: &str = "gateway.karst.io/digest";
+
+/// What a waypoint's pods are made of.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// Image of the waypoint.
+    pub image: String,
+    /// IfNotPresent and so on.
+    pub pull_policy: String,
+}
+
+/// The classes that lack. They are made once and never changed: who changes them means it (Istio does the same).
+pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
+    let one = |name: &&str| {
+        let r = Ref {
+            group: "gateway.networking.k8s.io",
+            version: "v1",
+            kind: "GatewayClass",
+            namespace: String::new(),
+            name: name.to_string(),
+        };
+        let spec = json!({ "controllerName": waypoint::CONTROLLER, "description": "Layer 7 proxies of the mesh" });
+        (r, json!({ "metadata": { "labels": { MANAGED: "istio.io-mesh-controller" } }, "spec": spec }))
+    };
+    CLASSES.iter().filter(|c| !x.classes.contains_key(**c)).map(one).collect()
+}
+
+/// What lacks, or is not as it should be: in the order in which it is applied.
+pub(super) fn compile(x: &Index<'_>, t: &Template) -> Vec<(Ref, Value)> {
+    x.gateways.values().filter(|g| waypoint::is_waypoint(x, g) && !is_manual(g)).flat_map(|g| one(x, g, t)).collect()
+}
+
+/// Somebody else runs it.
+fn is_manual(g: &Gateway) -> bool {
+    g.spec.addresses.iter().any(|a| a.kind == "Hostname")
+}
+
+fn one(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
+    let (ns, name) = (g.metadata.namespace.as_str(), g.metadata.name.as_str());
+    // Somebody's own Service or Deployment of that name stays his.
+    let service = x.services.get(ns).into_iter().flatten().find(|s| s.metadata.name == name);
+    let deployment = x.deployments.get(&(ns, name));
+    if service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED)) {
+        return vec![];
+    }
+    let all = objects(x, g, t);
+    let text = json!(all.iter().map(|(_, v)| v).collect::<Vec<_>>()).to_string();
+    let digest = format!("{:x}", xxhash_rust::xxh64::xxh64(text.as_bytes(), 0));
+    let is = |a: &Labels| a.get(DIGEST) == Some(&digest);
+    if service.is_some_and(|s| is(&s.metadata.annotations)) && deployment.is_some_and(|d| is(&d.annotations)) {
+        return vec![];
+    }
+    let stamp = |(r, mut v): (Ref, Value)| {
+        v["metadata"]["annotations"][DIGEST] = json!(digest);
+        (r, v)
+    };
+    all.into_iter().map(stamp).collect()
+}
+
+fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
+    let m = &g.metadata;
+    let class = &g.spec.gateway_class_name;
+    // An account that is named is somebody's own.
+    let named = m.annotations.get("gateway.istio.io/service-account");
+    let account = named.unwrap_or(&m.name);
+    let own = json!({
+        "gateway.networking.k8s.io/gateway-name": m.name,
+        "gateway.networking.k8s.io/gateway-class-name": class,
+        MANAGED: "istio.io-mesh-controller",
+        "istio.io/dataplane-mode": "none",
+    });
+    let with = |more: Value| {
+        let mut all = json!(g.spec.infrastructure.labels);
+        for part in [own.clone(), more] {
+            for (k, v) in part.as_object().into_iter().flatten() {
+                all[k] = v.clone();
+            }
+        }
+        all
+    };
+    let owner =
+        json!([{ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "name": m.name, "uid": m.uid }]);
+    let meta = |labels: Value| json!({ "labels": labels, "annotations": g.spec.infrastructure.annotations, "ownerReferences": owner });
+    let reference =
+        |group, kind, name: &str| Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: name.into() };
+    let selector = json!({ "gateway.networking.k8s.io/gateway-name": m.name });
+    let pod_labels = with(json!({
+        "sidecar.istio.io/inject": "false",
+        "service.istio.io/canonical-name": m.name,
+        "service.istio.io/canonical-revision": "latest",
+    }));
+    let pod_annotations = json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "15020", "prometheus.io/path": "/stats/prometheus" });
+    let env = |name: &str, value: Value| json!({ "name": name, "value": value });
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let control = format!("istiod.{}.svc:15012", x.mesh.root_namespace);
+    let container = json!({
+        "name": "istio-proxy",
+        "image": t.image,
+        "imagePullPolicy": t.pull_policy,
+        "args": ["proxy", "waypoint"],
+        "ports": [{ "name": "metrics", "containerPort": 15020 }, { "name": "status-port", "containerPort": 15021 }, { "name": "hbone", "containerPort": waypoint::PORT }],
+        "env": [
+            env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(x.mesh.trust_domain)), env("CLUSTER_ID", json!(x.mesh.cluster_id)), env("NETWORK", json!(x.mesh.network)),
+            field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
+        ],
+        "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },
+        "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } },
+        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] } },
+        "volumeMounts": [{ "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" }, { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true }],
+    });
+    let spec = json!({
+        "selector": { "matchLabels": selector },
+        "template": {
+            "metadata": { "labels": pod_labels, "annotations": pod_annotations },
+            "spec": {
+                "serviceAccountName": account,
+                "terminationGracePeriodSeconds": 30,
+                "containers": [container],
+                "volumes": [
+                    { "name": "istiod-ca-cert", "configMap": { "name": "istio-ca-root-cert" } },
+                    { "name": "istio-token", "projected": { "sources": [{ "serviceAccountToken": { "audience": "istio-ca", "expirationSeconds": 43_200, "path": "istio-token" } }] } },
+                ],
+            },
+        },
+    });
+    let mut ports = vec![
+        json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
+    ];
+    for l in &g.spec.listeners {
+        ports.push(
+            json!({ "name": l.name, "port": l.port, "targetPort": l.port, "protocol": "TCP", "appProtocol": "hbone" }),
+        );
+    }
+    let kind = m.annotations.get("networking.istio.io/service-type").map_or("ClusterIP", String::as_str);
+    let service = json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack", "trafficDistribution": "PreferClose" });
+    let mut out = vec![];
+    if named.is_none() {
+        out.push((reference("", "ServiceAccount", account), json!({ "metadata": meta(with(json!({}))) })));
+    }
+    out.push((reference("apps", "Deployment", &m.name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
+    out.push((reference("", "Service", &m.name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
+    out
+}
