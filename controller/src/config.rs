@@ -22,6 +22,8 @@ pub enum Command {
     Token(Token),
     /// Read the manifests once, print every problem, and exit with 1 if there is any.
     Check,
+    /// Does a controller answer, with a certificate of its root? (`helm test`.)
+    Probe(crate::probe::Probe),
 }
 
 /// Whose token.

@@ -7,6 +7,7 @@ mod config;
 mod convert;
 mod kubernetes;
 mod model;
+mod probe;
 mod push;
 mod serve;
 mod token;
@@ -29,6 +30,10 @@ fn run(cli: config::Cli) -> anyhow::Result<()> {
     match cli.command {
         Some(config::Command::Token(t)) => token::command(&cli.config, &t),
         Some(config::Command::Check) => serve::check(&cli.config),
+        Some(config::Command::Probe(p)) => {
+            let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            rt.block_on(probe::run(&p))
+        }
         None => {
             karst_rt::log::start(cli.config.log_format, &cli.config.log_level).map_err(anyhow::Error::msg)?;
             let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

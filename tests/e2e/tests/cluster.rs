@@ -76,6 +76,8 @@ fn s1_installed_and_ready() {
         let answer = try_kubectl(&["auth", "can-i", what[0], what[1], "-A", who]);
         assert!(answer.is_err(), "ztunnel may {what:?}");
     }
+    let tested = helm(&["test", "ambient", "-n", "istio-system"]);
+    assert!(tested.contains("Phase:          Succeeded"), "{tested}");
     // The root certificate is in every namespace, and comes back.
     let root = || get(&["configmap", "istio-ca-root-cert", "-n", "default"])["data"]["root-cert.pem"].clone();
     let before = root();
@@ -336,7 +338,47 @@ fn s7_removal_leaves_running_pods_alone() {
     assert!(seen.marked > 0 && seen.hbone == 0);
     // New pods start, in the namespace that still has the label, too.
     start_and_wait("app", "afterwards", "client");
-    kubectl(&["delete", "namespace", "app", "outside", "--timeout=60s"]);
+}
+
+/// The releases that Istio's users know, installed one by one and removed in an order that nobody should choose.
+#[test]
+fn s8_separate_releases_in_any_order() {
+    let a = apps();
+    let install = |release: &str, chart: &str| {
+        let begun = Instant::now();
+        helm(&["install", release, &format!("charts/{chart}"), "-n", "istio-system", "--create-namespace", "--wait"]);
+        println!("helm install {release}: {:.1} s", begun.elapsed().as_secs_f64());
+    };
+    // ztunnel before what it waits for: installed without --wait, ready once the others are.
+    helm(&["install", "ztunnel", "charts/ztunnel", "-n", "istio-system", "--create-namespace"]);
+    install("istio-base", "base");
+    install("istiod", "istiod");
+    install("cni", "cni");
+    kubectl(&["-n", "istio-system", "rollout", "status", "ds/ztunnel", "--timeout=60s"]);
+    a.mesh(true);
+    talk(&a.client, a.service).unwrap();
+    let load = Load::start(&a.client.netns(), a.service, 50, MARK);
+    helm(&["uninstall", "istio-base", "-n", "istio-system", "--wait"]);
+    helm(&["uninstall", "istiod", "-n", "istio-system", "--wait"]);
+    // The CRDs stay, and no webhook is left behind that would refuse everything.
+    policy("afterwards", "{selector: {matchLabels: {app: none}}}");
+    kubectl(&["-n", "app", "delete", "authorizationpolicy", "afterwards"]);
+    std::thread::sleep(Duration::from_secs(1));
+    let r = load.end();
+    println!("without base and controller: {} ok, {} failed", r.ok, r.failed.len());
+    assert!(r.failed.is_empty() && r.ok > 30, "{:?}", r.failed);
+    // Without ztunnel what is redirected cannot get through, and must not in plaintext; the agent takes the redirection back.
+    helm(&["uninstall", "ztunnel", "-n", "istio-system", "--wait"]);
+    helm(&["uninstall", "cni", "-n", "istio-system", "--wait"]);
+    kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
+    wait_for("plain traffic", LONG, || talk(&a.client, a.service).ok());
+    talk(&a.outside, a.service).unwrap();
+    start_and_wait("app", "afterwards-2", "client");
+    // Nothing is stuck.
+    kubectl(&["delete", "namespace", "app", "outside", "istio-system", "--timeout=90s"]);
+    let left = kubectl(&["get", "clusterrole,clusterrolebinding,validatingwebhookconfiguration", "-o", "name"]);
+    let ours: Vec<&str> = left.lines().filter(|l| l.contains("istio") || l.contains("ztunnel")).collect();
+    assert!(ours.is_empty(), "{ours:?}");
 }
 
 /// docs/refused.md, row by row.
