@@ -2,25 +2,76 @@
 
 use crate::token::write_private;
 use anyhow::{Context, ensure};
+use arc_swap::ArcSwap;
 use karst_core::Identity;
 use rand::RngCore;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 use time::{Duration, OffsetDateTime};
+use tokio::sync::watch;
+use x509_parser::{asn1_rs::Tag, extensions::ParsedExtension};
 
 /// Certificates are valid from this long before their signing, against clocks that differ (Istio: 2 min).
 const BACKDATE: Duration = Duration::minutes(2);
 const ROOT_YEARS: i64 = 10;
 
-/// A root that signs.
+/// The authority: what signs at the moment.
 pub struct Authority {
+    signer: ArcSwap<Signer>,
+    root: watch::Sender<String>,
+}
+
+impl Authority {
+    /// Begins with this one.
+    pub fn new(s: Signer) -> Self {
+        let (root, _) = watch::channel(s.root_pem.clone());
+        Self { signer: ArcSwap::from_pointee(s), root }
+    }
+
+    /// From now on this one signs.
+    pub fn replace(&self, s: Signer) {
+        let root = s.root_pem.clone();
+        self.signer.store(Arc::new(s));
+        self.root.send_replace(root);
+    }
+
+    /// What signs now.
+    pub fn signer(&self) -> Arc<Signer> {
+        self.signer.load_full()
+    }
+
+    /// The root certificate, PEM.
+    pub fn root_pem(&self) -> String {
+        self.root.borrow().clone()
+    }
+
+    /// The root certificate and its changes.
+    pub fn roots(&self) -> watch::Receiver<String> {
+        self.root.subscribe()
+    }
+
+    /// [`Signer::sign`].
+    pub fn sign(&self, csr_pem: &str, id: &Identity, lifetime: std::time::Duration) -> Result<Vec<String>, Refusal> {
+        self.signer.load().sign(csr_pem, id, lifetime)
+    }
+
+    /// [`Signer::serving`].
+    pub fn serving(&self, names: &[String], lifetime: std::time::Duration) -> anyhow::Result<(String, String)> {
+        self.signer.load().serving(names, lifetime)
+    }
+}
+
+/// A certificate that signs, and the way to its root.
+pub struct Signer {
     issuer: Issuer<'static, KeyPair>,
+    cert_pem: String,
     /// Between leaf and root, PEM; none if the root itself signs.
     chain: Vec<String>,
     root_pem: String,
+    not_before: OffsetDateTime,
     not_after: OffsetDateTime,
 }
 
@@ -38,7 +89,7 @@ pub enum Refusal {
     Internal(String),
 }
 
-impl Authority {
+impl Signer {
     /// Opens the authority in the data directory (ca-cert.pem, ca-key.pem), or makes one.
     pub fn open(dir: &Path, trust_domain: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {} (--data-dir)", dir.display()))?;
@@ -82,9 +133,9 @@ impl Authority {
 
     fn new(cert: &str, key: &str, chain: Vec<String>, root: &str) -> anyhow::Result<Self> {
         let pair = KeyPair::from_pem(key).context("ca-key.pem is no private key in PEM")?;
-        let not_after = check_root(cert, &pair).context("ca-cert.pem")?;
+        let (not_before, not_after) = check_root(cert, &pair).context("ca-cert.pem")?;
         let issuer = Issuer::from_ca_cert_pem(cert, pair).context("ca-cert.pem is no CA certificate")?;
-        let a = Self { issuer, chain, root_pem: root.into(), not_after };
+        let a = Self { issuer, cert_pem: cert.into(), chain, root_pem: root.into(), not_before, not_after };
         a.check().context("what it signs does not lead to root-cert.pem (through cert-chain.pem)")?;
         Ok(a)
     }
@@ -113,9 +164,41 @@ impl Authority {
         Ok(())
     }
 
-    /// The root certificate, PEM.
-    pub fn root_pem(&self) -> &str {
-        &self.root_pem
+    /// The certificate that signs, PEM.
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// Does one of the roots lead to both? Then peers that hold the one accept what the other has signed.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mine = blocks(&self.root_pem);
+        blocks(&other.root_pem).iter().any(|r| mine.contains(r))
+    }
+
+    /// Has less than a fifth of its life left (Istio's share).
+    pub fn is_due(&self) -> bool {
+        let left = self.not_after - OffsetDateTime::now_utc();
+        left * 5 < self.not_after - self.not_before
+    }
+
+    /// The same root with a new lifetime: the same key and the same name, so that whoever trusts the one trusts the other, in
+    /// both directions, while the change is under way.
+    pub fn renewed(&self) -> anyhow::Result<String> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.cert_pem.as_bytes()).context("the root cannot be read")?;
+        let old = pem.parse_x509().context("the root cannot be read")?;
+        let mut p = root_params("");
+        p.distinguished_name = same_name(old.subject())?;
+        for e in old.extensions() {
+            if let ParsedExtension::SubjectKeyIdentifier(id) = e.parsed_extension() {
+                p.key_identifier_method = KeyIdMethod::PreSpecified(id.0.to_vec());
+            }
+        }
+        Ok(p.self_signed(self.issuer.key())?.pem())
+    }
+
+    /// The private key, PEM.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// Signs for an identity: the chain as the protocol wants it, leaf first, root bundle last.
@@ -188,6 +271,22 @@ fn root_params(trust_domain: &str) -> CertificateParams {
     p
 }
 
+/// The name byte by byte: peers compare names as they are encoded.
+fn same_name(name: &x509_parser::x509::X509Name<'_>) -> anyhow::Result<DistinguishedName> {
+    let mut out = DistinguishedName::new();
+    for a in name.iter_attributes() {
+        let oid: Vec<u64> = a.attr_type().iter().context("the root's name cannot be read")?.collect();
+        let text = a.as_str().context("the root's name cannot be read")?;
+        let value = match a.attr_value().header.tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.into()),
+            Tag::PrintableString => DnValue::PrintableString(text.try_into()?),
+            t => anyhow::bail!("the root's name has a value of type {t}: renew it by hand"),
+        };
+        out.push(DnType::from_oid(&oid), value);
+    }
+    Ok(out)
+}
+
 /// The PEM blocks of a text, each with its newline.
 fn blocks(pem: &str) -> Vec<String> {
     const END: &str = "-----END CERTIFICATE-----";
@@ -195,8 +294,8 @@ fn blocks(pem: &str) -> Vec<String> {
     parts.filter_map(|p| Some(format!("{}\n", &p[p.find("-----BEGIN")?..]))).collect()
 }
 
-/// Is this a CA certificate for this key? Gives its end.
-fn check_root(pem: &str, key: &KeyPair) -> anyhow::Result<OffsetDateTime> {
+/// Is this a CA certificate for this key? Gives its life.
+fn check_root(pem: &str, key: &KeyPair) -> anyhow::Result<(OffsetDateTime, OffsetDateTime)> {
     use rcgen::PublicKeyData;
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).context("is no certificate in PEM")?;
     let c = pem.parse_x509().context("is no X.509 certificate")?;
@@ -204,7 +303,7 @@ fn check_root(pem: &str, key: &KeyPair) -> anyhow::Result<OffsetDateTime> {
     ensure!(c.public_key().raw == key.subject_public_key_info(), "does not belong to ca-key.pem");
     let end = c.validity().not_after.to_datetime();
     ensure!(end > OffsetDateTime::now_utc(), "expired at {end}");
-    Ok(end)
+    Ok((c.validity().not_before.to_datetime(), end))
 }
 
 /// ECDSA on P-256 or P-384, Ed25519, or RSA from 2048 bits.
@@ -228,9 +327,9 @@ fn strong_enough(csr: &CertificateSigningRequestParams) -> Result<(), Refusal> {
 mod tests {
     use super::*;
 
-    fn authority() -> (Authority, std::path::PathBuf) {
+    fn authority() -> (Signer, std::path::PathBuf) {
         let d = std::env::temp_dir().join(format!("karst-ca-{}-{:x}", std::process::id(), rand::random::<u32>()));
-        (Authority::open(&d, "td").unwrap(), d)
+        (Signer::open(&d, "td").unwrap(), d)
     }
 
     #[test]
@@ -259,20 +358,20 @@ mod tests {
 
     #[test]
     fn an_intermediate_signs_with_its_chain() {
-        let (root, key) = Authority::generate("root").unwrap();
+        let (root, key) = Signer::generate("root").unwrap();
         let issuer = Issuer::from_ca_cert_pem(&root, KeyPair::from_pem(&key).unwrap()).unwrap();
         let pair = KeyPair::generate().unwrap();
         let mut params = root_params("between");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let between = params.signed_by(&pair, &issuer).unwrap().pem();
-        let ca = Authority::plugged_in(&between, &pair.serialize_pem(), &format!("{between}{root}"), &root).unwrap();
+        let ca = Signer::plugged_in(&between, &pair.serialize_pem(), &format!("{between}{root}"), &root).unwrap();
         let csr = CertificateParams::new(vec![]).unwrap().serialize_request(&KeyPair::generate().unwrap()).unwrap();
         let id = "spiffe://td/ns/a/sa/b".parse().unwrap();
         let chain = ca.sign(&csr.pem().unwrap(), &id, std::time::Duration::from_secs(60)).unwrap();
         assert_eq!((chain.len(), blocks(&chain[1]), blocks(&chain[2])), (3, blocks(&between), blocks(&root)));
         // A root that it does not lead to.
-        let (other, _) = Authority::generate("other").unwrap();
-        let e = Authority::plugged_in(&between, &pair.serialize_pem(), &between, &other).err().unwrap();
+        let (other, _) = Signer::generate("other").unwrap();
+        let e = Signer::plugged_in(&between, &pair.serialize_pem(), &between, &other).err().unwrap();
         assert!(format!("{e:#}").contains("does not lead to root-cert.pem"), "{e:#}");
     }
 
@@ -280,10 +379,58 @@ mod tests {
     fn a_half_authority_is_refused() {
         let (_, d) = authority();
         fs::remove_file(d.join("ca-key.pem")).unwrap();
-        assert!(Authority::open(&d, "td").err().unwrap().to_string().contains("only one of"));
+        assert!(Signer::open(&d, "td").err().unwrap().to_string().contains("only one of"));
         fs::write(d.join("ca-key.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
-        let e = format!("{:#}", Authority::open(&d, "td").err().unwrap());
+        let e = format!("{:#}", Signer::open(&d, "td").err().unwrap());
         assert!(e.contains("does not belong"), "{e}");
         fs::remove_dir_all(d).unwrap();
+    }
+
+    /// Before and after a renewal of the root, each certificate verifies against each root.
+    #[test]
+    fn a_renewed_root_and_the_old_one_trust_the_same() {
+        use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
+        let (_, key) = Signer::generate("td").unwrap();
+        let pair = KeyPair::from_pem(&key).unwrap();
+        let mut p = root_params("td");
+        // As Istio's own authority writes it, and with a key identifier that we would not choose.
+        p.distinguished_name = DistinguishedName::new();
+        p.distinguished_name.push(DnType::OrganizationName, DnValue::PrintableString("td".try_into().unwrap()));
+        p.distinguished_name.push(DnType::CommonName, "the root");
+        p.key_identifier_method = KeyIdMethod::PreSpecified(vec![1, 2, 3]);
+        (p.not_before, p.not_after) =
+            (OffsetDateTime::now_utc() - Duration::days(90), OffsetDateTime::now_utc() + Duration::days(10));
+        let old = Signer::from_pem(&p.self_signed(&pair).unwrap().pem(), &key).unwrap();
+        assert!(old.is_due());
+        let new = Signer::from_pem(&old.renewed().unwrap(), &old.key_pem()).unwrap();
+        assert!(!new.is_due() && new.cert_pem() != old.cert_pem());
+        let facts = |s: &Signer| {
+            let (_, pem) = x509_parser::pem::parse_x509_pem(s.cert_pem.as_bytes()).unwrap();
+            let c = pem.parse_x509().unwrap();
+            let id = c.iter_extensions().find_map(|e| match e.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+                _ => None,
+            });
+            (c.subject().as_raw().to_vec(), id, c.serial.clone())
+        };
+        let (old_facts, new_facts) = (facts(&old), facts(&new));
+        assert_eq!((&old_facts.0, &old_facts.1), (&new_facts.0, &new_facts.1));
+        assert_eq!(new_facts.1, Some(vec![1, 2, 3]));
+        assert_ne!(old_facts.2, new_facts.2);
+        for signer in [&old, &new] {
+            for root in [&old, &new] {
+                let (leaf, _) = signer.serving(&["a.b".into()], std::time::Duration::from_secs(60)).unwrap();
+                let leaf = CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap();
+                let anchor = CertificateDer::from_pem_slice(root.root_pem.as_bytes()).unwrap();
+                let anchors = [webpki::anchor_from_trusted_cert(&anchor).unwrap()];
+                let usage = webpki::KeyUsage::server_auth();
+                let leaf = webpki::EndEntityCert::try_from(&leaf).unwrap();
+                leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &[], UnixTime::now(), usage, None, None)
+                    .unwrap();
+            }
+        }
+        let other = Signer::generate("td").unwrap();
+        let other = Signer::from_pem(&other.0, &other.1).unwrap();
+        assert!(!other.overlaps(&old) && old.overlaps(&old));
     }
 }

@@ -108,6 +108,10 @@ pub struct Config {
     /// Longest lifetime that may be asked for, in seconds (Istio: 90 d).
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value_t = 7_776_000)]
     pub max_cert_ttl: u64,
+    /// Between two looks at the authority's Secret, in seconds (Istio: 1 h): a root with less than a fifth of its life left is
+    /// renewed with the same key, and an exchanged `cacerts` is taken over.
+    #[arg(long, env = "KARST_ROOT_CHECK", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub root_check: u64,
     /// text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     pub log_format: Format,

@@ -2,7 +2,7 @@
 //! certificate that every namespace gets.
 
 use crate::{
-    ca::Authority,
+    ca::{Authority, Signer},
     config::Config,
     convert::{Writes, deploy},
 };
@@ -11,6 +11,7 @@ use karst_kube::{Kube, Source, Watch, Watched};
 use karst_manifest::{Object, State};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::watch;
@@ -46,35 +47,94 @@ pub async fn source(kube: &Kube) -> Source {
     Source::Kubernetes(s)
 }
 
-/// The authority: `cacerts`, if the operator has given one, else `istio-ca-secret`, made at first start.
-pub async fn authority(kube: &Kube, config: &Config) -> anyhow::Result<Authority> {
+const PLUGGED_IN: &str = "cacerts";
+const SELF_SIGNED: &str = "istio-ca-secret";
+
+/// What signs: `cacerts`, if the operator has given one, else `istio-ca-secret`, made at first start.
+pub async fn authority(kube: &Kube, config: &Config) -> anyhow::Result<Signer> {
     let ns = &config.root_namespace;
-    if let Some(data) = kube.secret(ns, "cacerts").await? {
-        let get = |names: [&str; 2]| names.iter().find_map(|n| text(&data, n));
-        let need = |names: [&str; 2]| {
-            get(names).with_context(|| format!("Secret {ns}/cacerts: data.{} (or {}) is missing", names[0], names[1]))
-        };
-        let (cert, key) = (need(["ca-cert.pem", "tls.crt"])?, need(["ca-key.pem", "tls.key"])?);
-        let root = need(["root-cert.pem", "ca.crt"])?;
-        let chain = get(["cert-chain.pem", "tls.crt"]).unwrap_or_default();
-        tracing::info!(secret = format!("{ns}/cacerts"), "certificates are signed by the authority plugged in");
-        return Authority::plugged_in(&cert, &key, &chain, &root).with_context(|| format!("Secret {ns}/cacerts"));
+    if let Some(s) = plugged_in(kube, ns).await? {
+        tracing::info!(secret = format!("{ns}/{PLUGGED_IN}"), "certificates are signed by the authority plugged in");
+        return Ok(s);
     }
-    let name = "istio-ca-secret";
     // Twice: another replica may have made it since.
     for _ in 0..2 {
-        if let Some(data) = kube.secret(ns, name).await? {
-            let get = |k: &str| text(&data, k).with_context(|| format!("Secret {ns}/{name}: data.{k} is missing"));
-            return Authority::from_pem(&get("ca-cert.pem")?, &get("ca-key.pem")?)
-                .with_context(|| format!("Secret {ns}/{name}"));
+        if let Some(data) = kube.secret(ns, SELF_SIGNED).await? {
+            return self_signed(&data).with_context(|| format!("Secret {ns}/{SELF_SIGNED}"));
         }
-        let (cert, key) = Authority::generate(&config.trust_domain)?;
-        let data = [("ca-cert.pem", cert), ("ca-key.pem", key)].map(|(k, v)| (k.to_string(), v.into_bytes()));
-        if kube.create_secret(ns, name, "istio.io/ca-root", data.into()).await? {
-            tracing::info!(secret = format!("{ns}/{name}"), "made a certificate authority");
+        let (cert, key) = Signer::generate(&config.trust_domain)?;
+        if kube.create_secret(ns, SELF_SIGNED, "istio.io/ca-root", pair(cert, key)).await? {
+            tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "made a certificate authority");
         }
     }
-    bail!("Secret {ns}/{name} can be neither read nor made")
+    bail!("Secret {ns}/{SELF_SIGNED} can be neither read nor made")
+}
+
+async fn plugged_in(kube: &Kube, ns: &str) -> anyhow::Result<Option<Signer>> {
+    let Some(data) = kube.secret(ns, PLUGGED_IN).await? else { return Ok(None) };
+    let get = |names: [&str; 2]| names.iter().find_map(|n| text(&data, n));
+    let need = |names: [&str; 2]| {
+        get(names).with_context(|| format!("Secret {ns}/{PLUGGED_IN}: data.{} (or {}) is missing", names[0], names[1]))
+    };
+    let (cert, key) = (need(["ca-cert.pem", "tls.crt"])?, need(["ca-key.pem", "tls.key"])?);
+    let root = need(["root-cert.pem", "ca.crt"])?;
+    let chain = get(["cert-chain.pem", "tls.crt"]).unwrap_or_default();
+    let s = Signer::plugged_in(&cert, &key, &chain, &root);
+    s.map(Some).with_context(|| format!("Secret {ns}/{PLUGGED_IN}"))
+}
+
+fn self_signed(data: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Signer> {
+    let get = |k: &str| text(data, k).with_context(|| format!("data.{k} is missing"));
+    Signer::from_pem(&get("ca-cert.pem")?, &get("ca-key.pem")?)
+}
+
+fn pair(cert: String, key: String) -> BTreeMap<String, Vec<u8>> {
+    [("ca-cert.pem", cert), ("ca-key.pem", key)].map(|(k, v)| (k.to_string(), v.into_bytes())).into()
+}
+
+/// Follows the Secret, and renews a root of our own in time.
+pub async fn keep_authority(kube: Kube, config: Config, authority: Arc<Authority>) {
+    loop {
+        if let Err(e) = follow(&kube, &config, &authority).await {
+            tracing::warn!(error = format!("{e:#}"), "the authority stays as it is");
+        }
+        tokio::time::sleep(Duration::from_secs(config.root_check)).await;
+    }
+}
+
+async fn follow(kube: &Kube, config: &Config, authority: &Authority) -> anyhow::Result<()> {
+    let (ns, now) = (&config.root_namespace, authority.signer());
+    if let Some(s) = plugged_in(kube, ns).await? {
+        if s.cert_pem() != now.cert_pem() {
+            // Peers hold the old root: what the new one signs must mean something to them.
+            if !s.overlaps(&now) {
+                bail!(
+                    "Secret {ns}/{PLUGGED_IN} has another root: to change it without broken connections put both roots into root-cert.pem first, or restart the controller"
+                );
+            }
+            authority.replace(s);
+            tracing::info!(secret = format!("{ns}/{PLUGGED_IN}"), "the authority has been exchanged");
+        }
+        return Ok(());
+    }
+    let Some(data) = kube.secret(ns, SELF_SIGNED).await? else {
+        bail!(
+            "Secret {ns}/{SELF_SIGNED} is gone: certificates are still signed, but a restart will make a new authority"
+        );
+    };
+    let s = self_signed(&data).with_context(|| format!("Secret {ns}/{SELF_SIGNED}"))?;
+    if s.is_due() {
+        let new = pair(s.renewed()?, s.key_pem());
+        if kube.replace_secret(ns, SELF_SIGNED, &data, new.clone()).await? {
+            tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "the root is renewed, with the same key");
+            authority.replace(self_signed(&new)?);
+        }
+        // Else another replica was first: seen next time.
+    } else if s.cert_pem() != now.cert_pem() {
+        authority.replace(s);
+        tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "the root has been renewed");
+    }
+    Ok(())
 }
 
 fn text(data: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<String> {
@@ -83,19 +143,20 @@ fn text(data: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<String> {
 
 /// Writes the root certificate into every namespace, and again where it is edited or removed.
 pub struct Publisher {
-    root: String,
+    root: watch::Receiver<String>,
     missing: watch::Sender<BTreeSet<String>>,
 }
 
 impl Publisher {
     /// Starts it.
-    pub fn start(kube: Kube, root: String) -> Self {
+    pub fn start(kube: Kube, root: watch::Receiver<String>) -> Self {
         let (missing, mut rx) = watch::channel(BTreeSet::new());
-        let pem = root.clone();
+        let current = root.clone();
         tokio::spawn(async move {
             loop {
                 let todo: BTreeSet<String> = rx.borrow_and_update().clone();
                 let mut failed = false;
+                let pem = current.borrow().clone();
                 for ns in &todo {
                     let labels = [("istio.io/config", "true")];
                     if let Err(e) = kube.config_map(ns, ROOT_CONFIG_MAP, &labels, &[(ROOT_KEY, &pem)]).await {
@@ -120,6 +181,7 @@ impl Publisher {
     /// Looks where it lacks.
     pub fn note(&self, state: &State) {
         let mut missing = BTreeSet::new();
+        let root = self.root.borrow().clone();
         for o in &state.objects {
             if let Object::Namespace(n) = &o.object
                 && n.metadata.deletion_timestamp.is_none()
@@ -131,7 +193,7 @@ impl Publisher {
         for o in &state.objects {
             if let Object::ConfigMap(c) = &o.object
                 && c.metadata.name == ROOT_CONFIG_MAP
-                && c.data.get(ROOT_KEY) == Some(&self.root)
+                && c.data.get(ROOT_KEY) == Some(&root)
             {
                 missing.remove(&c.metadata.namespace);
             }

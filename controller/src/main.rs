@@ -10,6 +10,7 @@ mod model;
 mod probe;
 mod push;
 mod serve;
+mod tls;
 mod token;
 mod webhook;
 

@@ -2,13 +2,13 @@
 
 use crate::{
     auth::{self, Caller},
-    ca::{Authority, Refusal},
+    ca::{Authority, Refusal, Signer},
     callers::Tokens,
     config::Config,
     convert::{self, Change, Compiler, Mesh},
     kubernetes,
     model::Model,
-    push,
+    push, tls,
     token::Keys,
     webhook,
 };
@@ -41,10 +41,7 @@ use std::{
 };
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, transport::Identity, transport::Server, transport::ServerTlsConfig};
-
-/// Lifetime of the discovery server's certificate (Istio: ten years, as far as the authority lives).
-const SERVING: Duration = Duration::from_secs(10 * 365 * 86_400);
+use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 struct Shared {
     config: Config,
@@ -80,24 +77,27 @@ struct Counts {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let (mut source, authority, tokens, kube) = match config.origin()? {
         Origin::Dir(d) => {
-            let authority = Authority::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
+            let authority = Signer::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
             let keys = Keys::open(&config.data_dir).context("token key")?;
             let root = config.data_dir.join("root-cert.pem");
+            let authority = Arc::new(Authority::new(authority));
             std::fs::write(&root, authority.root_pem()).with_context(|| format!("cannot write {}", root.display()))?;
             (Source::Dir(Dir::watch(&d)?), authority, Tokens::Local(keys), None)
         }
         Origin::Kubernetes => {
             let kube = karst_kube::Kube::connect().await?;
             let authority = kubernetes::authority(&kube, &config).await.context("certificate authority")?;
+            let authority = Arc::new(Authority::new(authority));
             let source = kubernetes::source(&kube).await;
-            let publisher = kubernetes::Publisher::start(kube.clone(), authority.root_pem().into());
+            let publisher = kubernetes::Publisher::start(kube.clone(), authority.roots());
+            tokio::spawn(kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone()));
             let writer =
                 kubernetes::Writer::start(kube.clone(), config.root_namespace.clone(), config.pod_name.clone());
             (source, authority, Tokens::Kubernetes(kube), Some((publisher, writer)))
         }
     };
-    let authority = Arc::new(authority);
-    let (cert, key) = authority.serving(&config.server_names, SERVING)?;
+    let serving = tls::Serving::start(authority.clone(), config.server_names.clone())?;
+    let mut roots = authority.roots();
     let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
     let shared = Arc::new(Shared {
@@ -121,25 +121,28 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
     if let Tokens::Kubernetes(kube) = &shared.tokens {
         let (s, c) = (shared.clone(), &shared.config);
-        let l = webhook::bind(c.webhook_addr).await?;
-        webhook::serve(l, s.authority.clone(), c.server_names.clone(), mesh.clone(), s.reviews.clone())?;
-        let root = s.authority.root_pem().to_string();
-        tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), root));
+        let connections = tls::incoming(webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
+        tokio::task::spawn_local(webhook::serve(connections, mesh.clone(), s.reviews.clone()));
+        tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), s.authority.roots()));
     }
     let service = Service(shared.clone());
     let server = Server::builder()
-        .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))?
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(AggregatedDiscoveryServiceServer::new(service.clone()).max_decoding_message_size(64 << 20))
         .add_service(IstioCertificateServiceServer::new(service));
-    let incoming = tonic::transport::server::TcpIncoming::from(grpc).with_nodelay(Some(true));
+    let incoming = tls::incoming(grpc, serving.acceptor(b"h2")?);
     tracing::info!(source = shared.config.source, discovery = %shared.config.grpc_addr, "controller is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let watching = async {
         loop {
-            source.changed().await;
-            update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log);
+            tokio::select! {
+                () = source.changed() => update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log),
+                // A new root is written everywhere.
+                Ok(()) = roots.changed() => if let Some((publisher, _)) = &kube {
+                    publisher.note(&source.read());
+                }
+            }
         }
     };
     tokio::select! {

@@ -5,23 +5,13 @@
 //! get a refusal through it, it becomes `Fail` ([`keep`]): an installation that cannot be reached blocks nobody, and one that
 //! can be reached lets nothing by.
 
-use crate::{
-    ca::Authority,
-    convert::{Mesh, check},
-};
-use anyhow::Context;
+use crate::convert::{Mesh, check};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_kube::{Kube, WebhookState};
 use karst_manifest::{kinds::KINDS, parse};
-use rustls::{
-    ServerConfig,
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
@@ -33,17 +23,18 @@ use std::{
     },
     time::Duration,
 };
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_stream::{Stream, StreamExt};
+
+type Tls = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// Largest review that is read, in bytes. The API server's own limit for an object is 3 MiB, and an update has two.
 const MAX_BODY: usize = 8 << 20;
 /// A review must be done within this time (the API server gives up after 10 s).
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Reviews at a time; more wait in the listen queue.
-const AT_ONCE: usize = 64;
-/// Lifetime of the server's certificate; a new one is made after half of it.
-const LIFETIME: Duration = Duration::from_secs(30 * 86_400);
 /// Between two attempts to bring the configuration in order.
 const RETRY: Duration = Duration::from_secs(2);
 /// An object with this annotation is always refused: so it is found out whether the API server reaches us (Istio's name).
@@ -119,80 +110,26 @@ fn judge(kind: Kind, operation: &str, object: Value, mesh: &Mesh) -> (Vec<String
     }
 }
 
-/// The server's certificate: always one that is at most half way through its life.
-#[derive(Debug)]
-struct Certificate(arc_swap::ArcSwap<CertifiedKey>);
-
-impl ResolvesServerCert for Certificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
-    }
-}
-
-fn certificate(authority: &Authority, names: &[String]) -> anyhow::Result<Arc<CertifiedKey>> {
-    let (chain, key) = authority.serving(names, LIFETIME)?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    Ok(Arc::new(CertifiedKey::from_der(chain?, key, &provider)?))
-}
-
 /// Serves reviews until the process ends. Must run in a `LocalSet`.
-///
-/// # Errors
-/// If no certificate can be made.
-pub fn serve(
-    l: TcpListener,
-    authority: Arc<Authority>,
-    names: Vec<String>,
-    mesh: Mesh,
-    counts: Arc<Counts>,
-) -> anyhow::Result<()> {
-    let cert = Arc::new(Certificate(certificate(&authority, &names)?.into()));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context("TLS of the webhook")?
-        .with_no_client_auth()
-        .with_cert_resolver(cert.clone());
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    tokio::task::spawn_local(async move {
-        loop {
-            tokio::time::sleep(LIFETIME / 2).await;
-            match certificate(&authority, &names) {
-                Ok(c) => cert.0.store(c),
-                Err(e) => tracing::error!(error = format!("{e:#}"), "the webhook's certificate cannot be renewed"),
-            }
-        }
-    });
+pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Tls>> + Unpin, mesh: Mesh, counts: Arc<Counts>) {
     let mesh = Arc::new(mesh);
-    let slots = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
-    tokio::task::spawn_local(async move {
-        loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let (s, from) = karst_rt::accept::accept(&l).await;
-            let (acceptor, mesh, counts) = (acceptor.clone(), mesh.clone(), counts.clone());
-            tokio::task::spawn_local(async move {
-                let work = async {
-                    let s = acceptor.accept(s).await.map_err(|e| e.to_string())?;
-                    let review = service_fn(move |r: Request<Incoming>| {
-                        let (mesh, counts) = (mesh.clone(), counts.clone());
-                        async move { Ok::<_, Infallible>(respond(r, &mesh, &counts).await) }
-                    });
-                    let mut http = hyper::server::conn::http1::Builder::new();
-                    let served = http.keep_alive(false).serve_connection(TokioIo::new(s), review);
-                    served.await.map_err(|e| e.to_string())
-                };
-                match tokio::time::timeout(PATIENCE, work).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(e)) => tracing::debug!(peer = %from, error = e, "webhook connection failed"),
-                    Err(_) => tracing::debug!(peer = %from, "webhook connection took too long"),
-                }
-                drop(slot);
+    while let Some(s) = connections.next().await {
+        let Ok(s) = s else { continue };
+        let (mesh, counts) = (mesh.clone(), counts.clone());
+        tokio::task::spawn_local(async move {
+            let review = service_fn(move |r: Request<Incoming>| {
+                let (mesh, counts) = (mesh.clone(), counts.clone());
+                async move { Ok::<_, Infallible>(respond(r, &mesh, &counts).await) }
             });
-        }
-    });
-    Ok(())
+            let mut http = hyper::server::conn::http1::Builder::new();
+            let served = http.keep_alive(false).serve_connection(TokioIo::new(s), review);
+            match tokio::time::timeout(PATIENCE, served).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => tracing::debug!(error = %e, "webhook connection failed"),
+                Err(_) => tracing::debug!("webhook connection took too long"),
+            }
+        });
+    }
 }
 
 async fn respond(r: Request<Incoming>, mesh: &Mesh, counts: &Counts) -> Response<Full<Bytes>> {
@@ -229,15 +166,16 @@ pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Keeps the webhook's configuration in order: the root that it is verified by, and `Fail` once the API server has been seen
 /// to reach it.
-pub async fn keep(kube: Kube, namespace: String, root: String) {
+pub async fn keep(kube: Kube, namespace: String, mut roots: watch::Receiver<String>) {
     let name = format!("istio-validator-{namespace}");
     let mut told = String::new();
     loop {
+        let root = roots.borrow_and_update().clone();
         let step = async {
             let Some(now) = kube.webhook(&name).await? else { return Ok(Done::Absent) };
             if now.root != root.as_bytes() {
-                // Not `Fail` before it has been tried with this root.
-                let want = WebhookState { root: root.clone().into_bytes(), fail: false };
+                // Not `Fail` before it has been tried with a root of ours; a renewed one is as good as the one before.
+                let want = WebhookState { root: root.clone().into_bytes(), fail: now.fail && !now.root.is_empty() };
                 kube.set_webhook(&name, &want).await?;
                 return Ok(Done::Step);
             }
@@ -271,7 +209,10 @@ pub async fn keep(kube: Kube, namespace: String, root: String) {
         told = text;
         match result {
             Ok(Done::Step) => {}
-            Ok(Done::Whole | Done::Absent) => kube.webhook_changed(&name).await,
+            Ok(Done::Whole | Done::Absent) => tokio::select! {
+                () = kube.webhook_changed(&name) => {}
+                r = roots.changed() => if r.is_err() { return },
+            },
             Ok(Done::Waits) | Err(_) => tokio::time::sleep(RETRY).await,
         }
     }

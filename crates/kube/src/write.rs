@@ -57,6 +57,33 @@ impl Kube {
         }
     }
 
+    /// Exchanges a secret's data, if they are still the `old` ones. False: they are not.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn replace_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        old: &BTreeMap<String, Vec<u8>>,
+        new: BTreeMap<String, Vec<u8>>,
+    ) -> anyhow::Result<bool> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let bytes = |m: BTreeMap<String, Vec<u8>>| m.into_iter().map(|(k, v)| (k, ByteString(v))).collect();
+        let Some(mut s) = api.get_opt(name).await.with_context(|| format!("Secret {namespace}/{name}"))? else {
+            return Ok(false);
+        };
+        if s.data.as_ref() != Some(&bytes(old.clone())) {
+            return Ok(false);
+        }
+        s.data = Some(bytes(new));
+        match api.replace(name, &PostParams::default(), &s).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("cannot write Secret {namespace}/{name}")),
+        }
+    }
+
     /// Makes a ConfigMap have these data and labels. A namespace that is going or gone is no error.
     ///
     /// # Errors

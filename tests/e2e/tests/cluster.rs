@@ -426,6 +426,55 @@ fn s1_wrong_manifests_are_refused() {
     assert!(!accepted.contains("Warning"), "{accepted}");
 }
 
+/// A root near its end is renewed, with the same key, while connections go on.
+#[test]
+fn s5_the_root_is_renewed() {
+    use base64::{Engine, prelude::BASE64_STANDARD as B64};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
+    let a = apps();
+    a.mesh(true);
+    let secret = || {
+        let s = get(&["secret", "-n", "istio-system", "istio-ca-secret"]);
+        let text = |k: &str| String::from_utf8(B64.decode(s["data"][k].as_str().unwrap()).unwrap()).unwrap();
+        (text("ca-cert.pem"), text("ca-key.pem"))
+    };
+    let published = || get(&["configmap", "istio-ca-root-cert", "-n", "app"])["data"]["root-cert.pem"].clone();
+    // The root that is there, but made 90 days ago for 100.
+    let (_, key) = secret();
+    let pair = KeyPair::from_pem(&key).unwrap();
+    let mut p = CertificateParams::default();
+    p.distinguished_name = rcgen::DistinguishedName::new();
+    p.distinguished_name.push(DnType::OrganizationName, "cluster.local");
+    p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    p.not_before = time::OffsetDateTime::now_utc() - time::Duration::days(90);
+    p.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(10);
+    let old = p.self_signed(&pair).unwrap().pem();
+    let load = Load::start(&a.client.netns(), a.service, 50, MARK);
+    let patch = serde_json::json!({ "data": { "ca-cert.pem": B64.encode(&old) } }).to_string();
+    kubectl(&["-n", "istio-system", "patch", "secret", "istio-ca-secret", "-p", &patch]);
+    rollout("istio-system", "deploy/istiod");
+    let begun = Instant::now();
+    let new = wait_for("a renewed root", LONG, || Some(secret().0).filter(|c| *c != old));
+    assert_eq!(secret().1, key, "the key stays");
+    wait_for("the new root everywhere", LONG, || (published() == new.as_str()).then_some(()));
+    println!("root renewed and published after {:.1} s", begun.elapsed().as_secs_f64());
+    // A ztunnel that has certificates of before talks to one that is new, with certificates of now.
+    let on = |node: &str| format!("--field-selector=spec.nodeName={node}");
+    kubectl(&["-n", "istio-system", "delete", "pod", "-l", "app=ztunnel", &on("n1"), "--wait=false"]);
+    kubectl(&["-n", "istio-system", "rollout", "status", "ds/ztunnel", "--timeout=60s"]);
+    std::thread::sleep(Duration::from_secs(1));
+    let r = load.end();
+    println!("meanwhile {} ok, {} failed", r.ok, r.failed.len());
+    assert!(r.failed.is_empty() && r.ok > 100, "{:?}", r.failed);
+    // The webhook is verified by the new root.
+    let w = get(&["validatingwebhookconfiguration", "istio-validator-istio-system"]);
+    assert_eq!(w["webhooks"][0]["clientConfig"]["caBundle"], B64.encode(&new));
+    assert_eq!(w["webhooks"][0]["failurePolicy"], "Fail");
+    policy("renewed", "{selector: {matchLabels: {app: none}}}");
+    kubectl(&["-n", "app", "delete", "authorizationpolicy", "renewed"]);
+}
+
 /// Status and reason of a condition.
 fn condition(args: &[&str], kind: &str) -> Option<(String, String)> {
     let o: serde_json::Value =
