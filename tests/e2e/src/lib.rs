@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's failure is a panic
 
 mod load;
+mod visits;
 
 pub use load::{Held, Load};
+pub use visits::Visits;
 
 use karst_rt::netns::Netns;
 use karst_world::wait_for;

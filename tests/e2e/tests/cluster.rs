@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, apply, dry_apply, get, helm, kubectl, link, ready, rollout, try_apply, try_helm,
+    Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, link, ready, rollout, try_apply, try_helm,
     try_kubectl, vip, wait_redirected,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
@@ -473,6 +473,61 @@ fn s5_the_root_is_renewed() {
     assert_eq!(w["webhooks"][0]["failurePolicy"], "Fail");
     policy("renewed", "{selector: {matchLabels: {app: none}}}");
     kubectl(&["-n", "app", "delete", "authorizationpolicy", "renewed"]);
+}
+
+/// The book shop: four services that call each other by name, enrolled, restarted and scaled while it is visited.
+#[test]
+fn s5_bookinfo_is_visited_all_the_time() {
+    let a = apps();
+    apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: bookinfo}\n");
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/manifests/bookinfo.yaml");
+    kubectl(&["-n", "bookinfo", "apply", "-f", manifests]);
+    for d in ["details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3", "productpage-v1"] {
+        kubectl(&["-n", "bookinfo", "rollout", "status", &format!("deploy/{d}"), "--timeout=90s"]);
+    }
+    // As the tutorials do it.
+    let page = || {
+        let wget = ["/bin/busybox", "wget", "-qO-", "productpage:9080/productpage"];
+        kubectl(&[&["-n", "bookinfo", "exec", "deploy/ratings-v1", "--"], &wget[..]].concat())
+    };
+    assert!(page().contains("<title>Simple Bookstore App</title>"));
+    let shop: SocketAddr = (vip("bookinfo", "productpage"), 9080).into();
+    let visits = Visits::start(&a.client.netns(), shop);
+    kubectl(&["label", "namespace", "bookinfo", "istio.io/dataplane-mode=ambient"]);
+    let pods = get(&["pods", "-n", "bookinfo"]);
+    let names: Vec<String> =
+        pods["items"].as_array().unwrap().iter().map(|p| p["metadata"]["name"].as_str().unwrap().into()).collect();
+    let pods: Vec<Pod> = names.iter().map(|n| Pod::get("bookinfo", n)).collect();
+    wait_redirected(&pods.iter().collect::<Vec<_>>(), true);
+    a.mesh(true);
+    assert!(page().contains("Book Details"));
+    // Who calls whom is in the logs of ztunnel, by identity.
+    let log = kubectl(&["-n", "istio-system", "logs", "-l", "app=ztunnel", "--tail=1000"]);
+    for (from, to) in [("productpage", "reviews"), ("productpage", "details"), ("reviews", "ratings")] {
+        let hop = |l: &&str| {
+            l.contains(&format!("src.identity=\"spiffe://cluster.local/ns/bookinfo/sa/bookinfo-{from}\""))
+                && l.contains(&format!("dst.identity=\"spiffe://cluster.local/ns/bookinfo/sa/bookinfo-{to}\""))
+        };
+        assert!(log.lines().any(|l| hop(&l)), "{from} to {to}");
+    }
+    // Churn: pods come and go.
+    for _ in 0..2 {
+        kubectl(&["-n", "bookinfo", "scale", "deploy/reviews-v1", "deploy/details-v1", "--replicas=3"]);
+        kubectl(&["-n", "bookinfo", "rollout", "status", "deploy/details-v1", "--timeout=60s"]);
+        kubectl(&["-n", "bookinfo", "scale", "deploy/reviews-v1", "deploy/details-v1", "--replicas=1"]);
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    let r = visits.end();
+    println!("bookinfo: {} pages, {} whole, stars {:?}, {} failed", r.pages, r.whole, r.stars, r.failed.len());
+    assert!(r.failed.is_empty(), "{:?}", r.failed);
+    assert!(r.pages > 50 && r.whole == r.pages);
+    assert!(r.stars.iter().all(|n| *n > 0), "all three releases of reviews are seen: {:?}", r.stars);
+    // Only productpage may ask for reviews; then only it does.
+    apply(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",
+    );
+    wait_for("productpage without details", LONG, || page().contains("Error fetching product details!").then_some(()));
+    kubectl(&["delete", "namespace", "bookinfo", "--wait=false"]);
 }
 
 /// Status and reason of a condition.
