@@ -36,7 +36,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
     };
     let mut tried: Vec<Arc<str>> = Vec::new();
     loop {
-        let mut planned = plan(&snapshot, &source, to, &tried, &mut ByLoad(&w));
+        let mut planned = choose(&w, &snapshot, &source, to, &tried);
         if let Plan::Resolve(name) = &planned {
             w.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
             // Rare, and large: not in the task of every connection.
@@ -53,7 +53,27 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
         }
         let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
-        let outcome = match attempt(&w, &p, &planned, &source, from).await {
+        let ready = {
+            let mut work = pin!(attempt(&w, &p, &planned, &source, from));
+            let early = async {
+                // Only where the endpoint is a service's and not here: with others there is no reason to wait long.
+                match endpoint(&planned).filter(|_| again && is_far(&w, &planned)) {
+                    Some(uid) => {
+                        tokio::time::sleep(limits::FIRST_TRY).await;
+                        if matches!(plan(&snapshot, &source, to, &[uid], &mut ByLoad(&w)), Plan::Refuse(_)) {
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                r = &mut work => r,
+                () = early => Err(Outcome::Connect(format!("no answer within {} s", limits::FIRST_TRY.as_secs()))),
+            }
+        };
+        let outcome = match ready {
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
                 let o =
@@ -78,16 +98,15 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
             }
             Err(o) => o,
         };
-        let endpoint = match &planned {
-            Plan::Tunnel(t) if t.service.is_some() => Some(t.peer.uid.clone()),
-            Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
-            Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
-        };
         let retriable =
             matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
         guard.end(&outcome);
-        match endpoint {
-            Some(uid) if retriable && again => {
+        let failed = endpoint(&planned).filter(|_| retriable);
+        if let Some(uid) = &failed {
+            w.avoid(uid);
+        }
+        match failed {
+            Some(uid) if again => {
                 tried.push(uid);
                 if let Some((s, x)) = w.workload(&p.pod).await {
                     (snapshot, source) = (s, x);
@@ -98,6 +117,37 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
                 return;
             }
         }
+    }
+}
+
+/// The plan, with those left out that could not be reached a moment ago, if there are others.
+fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
+    let mut avoided = w.avoided(tried);
+    if !avoided.is_empty() {
+        avoided.extend_from_slice(tried);
+        match plan(s, source, to, &avoided, &mut ByLoad(w)) {
+            Plan::Refuse(Refusal::NoEndpoint) => {}
+            other => return other,
+        }
+    }
+    plan(s, source, to, tried, &mut ByLoad(w))
+}
+
+/// The endpoint of a service that was chosen.
+fn endpoint(p: &Plan) -> Option<Arc<str>> {
+    match p {
+        Plan::Tunnel(t) if t.service.is_some() => Some(t.peer.uid.clone()),
+        Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
+        Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
+    }
+}
+
+/// Is it behind the network?
+fn is_far(w: &Worker, p: &Plan) -> bool {
+    match p {
+        Plan::Tunnel(t) => same_node(w, t).is_none(),
+        Plan::Plain { .. } => true,
+        Plan::Resolve(_) | Plan::Refuse(_) => false,
     }
 }
 
@@ -190,8 +240,10 @@ async fn through(
     // A tunnel can be taken away between being handed out and being used (GOAWAY): then a fresh one is asked for, once.
     let mut last = None;
     for _ in 0..2 {
-        let lease = w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?;
-        match client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await {
+        let lease = Undecided(Some(w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?));
+        let answer = client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await;
+        let lease = lease.decided();
+        match answer {
             Ok((send, recv, _)) => return Ok(Ready::Tunnel(lease, send, recv)),
             Err(e) => {
                 if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
@@ -205,6 +257,26 @@ async fn through(
         }
     }
     Err(last.map_or(Outcome::NoIdentity, Outcome::Tunnel))
+}
+
+/// A place on a tunnel whose peer has not answered yet. If nobody waits for the answer any more, the peer may be gone: what
+/// is open on the tunnel goes on (PINGs decide about that), but nothing new is put there.
+struct Undecided(Option<karst_hbone::pool::Lease>);
+
+impl Undecided {
+    fn sender(&self) -> h2::client::SendRequest<bytes::Bytes> {
+        self.0.as_ref().map(karst_hbone::pool::Lease::sender).unwrap_or_else(|| unreachable!("taken only by decided"))
+    }
+    fn decided(mut self) -> karst_hbone::pool::Lease {
+        self.0.take().unwrap_or_else(|| unreachable!("taken only here"))
+    }
+}
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        if let Some(l) = &self.0 {
+            l.discard();
+        }
+    }
 }
 
 /// Request headers (docs/hbone.md §4).

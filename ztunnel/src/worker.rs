@@ -28,6 +28,7 @@ use std::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot, watch},
+    time::Instant,
 };
 
 /// Listeners that a restarted agent has replaced are served this long, for what is left in their queues.
@@ -93,6 +94,8 @@ pub struct Worker {
     pub resolver: Resolver,
     pub drain: drain::Watch,
     seed: Cell<u64>,
+    /// Endpoints that could not be reached, and until when they are avoided.
+    avoided: RefCell<Vec<(Arc<str>, Instant)>>,
     pods: RefCell<HashMap<String, Rc<Served>>>,
 }
 
@@ -156,6 +159,7 @@ pub fn run(
             number,
             drain: drain.clone(),
             seed: Cell::new(rand::random()),
+            avoided: RefCell::default(),
             pods: RefCell::default(),
         });
         let mut state = w.shared.state.clone();
@@ -315,6 +319,28 @@ impl Worker {
 
     fn idle(&self) -> bool {
         self.shared.crew.running(self.number) == 0
+    }
+
+    /// This endpoint could not be reached.
+    pub fn avoid(&self, uid: &Arc<str>) {
+        let until = Instant::now() + limits::AVOID;
+        let mut all = self.avoided.borrow_mut();
+        match all.iter_mut().find(|(u, _)| u == uid) {
+            Some(a) => a.1 = until,
+            None => all.push((uid.clone(), until)),
+        }
+    }
+
+    /// Endpoints that could not be reached a moment ago, besides `tried`. Mostly none.
+    pub fn avoided(&self, tried: &[Arc<str>]) -> Vec<Arc<str>> {
+        let mut all = self.avoided.borrow_mut();
+        if all.is_empty() {
+            return vec![];
+        }
+        let now = Instant::now();
+        all.retain(|(_, until)| *until > now);
+        let others = all.iter().map(|(u, _)| u).filter(|u| !tried.contains(u));
+        others.cloned().collect()
     }
 
     /// The newest snapshot.

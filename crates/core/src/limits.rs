@@ -4,6 +4,11 @@ use std::time::Duration;
 
 /// A TCP connect to a peer or to an application; then the connection fails with `CONNECT`.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An endpoint that has not answered for this long gets no more time if the service has another: one lost SYN is survived
+/// (it is sent again after a second), a lost node is not waited for.
+pub const FIRST_TRY: Duration = Duration::from_secs(2);
+/// An endpoint that could not be reached is avoided for this long, where there are others.
+pub const AVOID: Duration = Duration::from_secs(10);
 /// A TLS handshake, either side; then the socket is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the end of the handshake to the HTTP/2 preface of the client; then the socket is closed.

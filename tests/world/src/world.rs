@@ -498,6 +498,17 @@ impl World {
         );
     }
 
+    /// What a node's pods send to another node's pods is lost without a word, as if the node was gone; or is not any more.
+    pub fn lose(&self, node: usize, to: usize, lost: bool) {
+        let ns = &self.nodes[node].ns;
+        let way = |dst: String, via: String| match lost {
+            true => format!("route replace blackhole {dst}"),
+            false => format!("route replace {dst} via {via}"),
+        };
+        ip_in(ns, &way(format!("10.77.{to}.0/24"), format!("10.66.0.{}", to + 1))).expect("IPv4 route");
+        ip_in(ns, &format!("-6 {}", way(format!("fd77:{to}::/64"), format!("fd66::{}", to + 1)))).expect("IPv6 route");
+    }
+
     /// Makes a pod: its network namespace, then its manifest. Does not wait for its enrolment.
     pub fn pod(&mut self, spec: PodSpec) -> Pod {
         let i = spec.node;

@@ -430,3 +430,39 @@ fn ends_keep_their_meaning() {
     println!("T14 bodies=20 truncated=0; reset arrives as {:?}", e.kind());
     assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset);
 }
+
+/// A node is gone without a word: connections to a service go to what is left, also those that would have taken a tunnel that
+/// is open. What was open goes on when the node is back.
+#[test]
+fn a_lost_node_is_not_waited_for() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+    let backends = [0, 1].map(|i| w.mesh_pod(PodSpec::new("app", &format!("b{i}"), i).label("app", "web")));
+    w.apply("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: app}\nspec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{name: tcp, port: 80, targetPort: 8080}]}\n");
+    let echoes = [0, 1].map(|i: usize| app::Echo::start(&backends[i], 8080, ""));
+    let vip: SocketAddr = ([10, 96, 0, 10], 80).into();
+    let mut held = client.connect(backends[1].at(8080)).unwrap();
+    app::ping(&mut held, MARK).unwrap();
+    let load = Load::start(&client, vip, 40);
+    std::thread::sleep(Duration::from_secs(1));
+    let before: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
+    assert!(before.iter().all(|n| *n > 3), "both are used: {before:?}");
+    w.lose(1, 0, true);
+    std::thread::sleep(Duration::from_secs(6));
+    w.lose(1, 0, false);
+    app::ping(&mut held, MARK).unwrap();
+    let at_return: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
+    std::thread::sleep(Duration::from_secs(12));
+    let (ok, failed) = load.end();
+    let after: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
+    println!(
+        "node lost for 6 s: ok={ok} failed={} connections {before:?} {at_return:?} {after:?} {failed:?}",
+        failed.len()
+    );
+    assert!(failed.is_empty(), "{failed:?}");
+    // Of 240; 57 if each waits for the node.
+    assert!(at_return[0] - before[0] > 100, "connections waited: {before:?} {at_return:?}");
+    assert!(ok > 300);
+    assert!(after[1] > at_return[1], "the node that is back is used again: {at_return:?} {after:?}");
+}
