@@ -123,6 +123,11 @@ async fn follow(kube: &Kube, config: &Config, authority: &Authority) -> anyhow::
         );
     };
     let s = self_signed(&data).with_context(|| format!("Secret {ns}/{SELF_SIGNED}"))?;
+    if s.key_pem() != now.key_pem() {
+        bail!(
+            "Secret {ns}/{SELF_SIGNED} has another key: what it signs is not accepted by those who hold the present root; restart the controller if that is meant"
+        );
+    }
     if s.is_due() {
         let new = pair(s.renewed()?, s.key_pem());
         if kube.replace_secret(ns, SELF_SIGNED, &data, new.clone()).await? {

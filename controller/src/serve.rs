@@ -138,9 +138,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 () = source.changed() => update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log),
-                // A new root is written everywhere.
-                Ok(()) = roots.changed() => if let Some((publisher, _)) = &kube {
-                    publisher.note(&source.read());
+                // A new root is written everywhere. (What the source was about to tell is taken in, too.)
+                Ok(()) = roots.changed() => {
+                    update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log);
+                    if let Some((publisher, _)) = &kube {
+                        publisher.note(&source.read());
+                    }
                 }
             }
         }

@@ -15,6 +15,7 @@ use karst_core::{Identity, limits};
 use karst_hbone::{
     client::{self, ClientError},
     copy::{self, Counts},
+    pool::Lease,
 };
 use karst_rt::socket;
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
@@ -152,7 +153,7 @@ fn is_far(w: &Worker, p: &Plan) -> bool {
 }
 
 enum Ready {
-    Tunnel(karst_hbone::pool::Lease, h2::SendStream<bytes::Bytes>, h2::RecvStream),
+    Tunnel(Lease, h2::SendStream<bytes::Bytes>, h2::RecvStream),
     Socket(TcpStream),
     Local(Guard, TcpStream),
 }
@@ -240,9 +241,10 @@ async fn through(
     // A tunnel can be taken away between being handed out and being used (GOAWAY): then a fresh one is asked for, once.
     let mut last = None;
     for _ in 0..2 {
-        let lease = Undecided(Some(w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?));
+        let lease = w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?;
+        let undecided = Undecided(&lease);
         let answer = client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await;
-        let lease = lease.decided();
+        undecided.decided();
         match answer {
             Ok((send, recv, _)) => return Ok(Ready::Tunnel(lease, send, recv)),
             Err(e) => {
@@ -261,21 +263,16 @@ async fn through(
 
 /// A place on a tunnel whose peer has not answered yet. If nobody waits for the answer any more, the peer may be gone: what
 /// is open on the tunnel goes on (PINGs decide about that), but nothing new is put there.
-struct Undecided(Option<karst_hbone::pool::Lease>);
+struct Undecided<'a>(&'a Lease);
 
-impl Undecided {
-    fn sender(&self) -> h2::client::SendRequest<bytes::Bytes> {
-        self.0.as_ref().map(karst_hbone::pool::Lease::sender).unwrap_or_else(|| unreachable!("taken only by decided"))
-    }
-    fn decided(mut self) -> karst_hbone::pool::Lease {
-        self.0.take().unwrap_or_else(|| unreachable!("taken only here"))
+impl Undecided<'_> {
+    fn decided(self) {
+        std::mem::forget(self);
     }
 }
-impl Drop for Undecided {
+impl Drop for Undecided<'_> {
     fn drop(&mut self) {
-        if let Some(l) = &self.0 {
-            l.discard();
-        }
+        self.0.discard();
     }
 }
 

@@ -40,12 +40,16 @@ pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
 
 /// What lacks, or is not as it should be: in the order in which it is applied.
 pub(super) fn compile(x: &Index<'_>, t: &Template) -> Vec<(Ref, Value)> {
-    x.gateways.values().filter(|g| waypoint::is_waypoint(x, g) && !is_manual(g)).flat_map(|g| one(x, g, t)).collect()
+    x.gateways
+        .values()
+        .filter(|g| waypoint::is_waypoint(x, g) && given(g).is_none())
+        .flat_map(|g| one(x, g, t))
+        .collect()
 }
 
-/// Somebody else runs it.
-fn is_manual(g: &Gateway) -> bool {
-    g.spec.addresses.iter().any(|a| a.kind == "Hostname")
+/// The host name that the Gateway itself gives: somebody else runs it there.
+pub(super) fn given(g: &Gateway) -> Option<&str> {
+    g.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
 }
 
 fn one(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {

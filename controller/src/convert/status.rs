@@ -1,7 +1,7 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{Index, check, policy, waypoint};
+use super::{Index, check, deploy, policy, waypoint};
 use karst_kube::Ref;
 use karst_manifest::{
     Object,
@@ -219,8 +219,11 @@ fn accepted(x: &Index<'_>, at: &Located, p: &AuthorizationPolicy) -> Condition {
 fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let m = &g.metadata;
     let ready = x.available.get(&(m.namespace.as_str(), m.name.as_str())).is_some_and(|n| *n > 0);
-    let host = format!("{}.{}.svc.{}", m.name, m.namespace, x.mesh.cluster_domain);
-    let service = x.services.get(m.namespace.as_str()).into_iter().flatten().any(|s| s.metadata.name == m.name);
+    let given = deploy::given(g);
+    let host = given.map_or_else(|| format!("{}.{}.svc.{}", m.name, m.namespace, x.mesh.cluster_domain), String::from);
+    let service = x.services.get(m.namespace.as_str()).into_iter().flatten().find(|s| s.metadata.name == m.name);
+    let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(deploy::MANAGED));
+    let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
     let bad = g.spec.listeners.iter().find(|l| l.protocol != "HBONE");
     let accepted = match bad {
@@ -233,19 +236,17 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
         ),
     };
     // A waypoint without a running pod is not ready: what is bound to it must not be sent there.
-    let programmed = if ready && service {
-        say(
-            "Programmed",
-            true,
-            "Programmed",
-            format!("Resource programmed, assigned to service(s) {host}:{}", waypoint::PORT),
-        )
+    let programmed = if ready {
+        let text = format!("Resource programmed, assigned to service(s) {host}:{}", waypoint::PORT);
+        say("Programmed", true, "Programmed", text)
+    } else if foreign {
+        let text = format!("Service {}/{} is somebody else's: give the Gateway another name", m.namespace, m.name);
+        say("Programmed", false, "AddressNotUsable", text)
     } else {
         say("Programmed", false, "AddressNotAssigned", format!("Service {host} has no pod that is available yet"))
     };
     // What was ready once stays known: its pods may come and go.
-    let keep = !g.status.addresses.is_empty() && service;
-    let programmed_before = ready && service || keep;
+    let programmed_before = ready || (!g.status.addresses.is_empty() && service.is_some() && !foreign);
     let addresses = if programmed_before { json!([{ "type": "Hostname", "value": host }]) } else { json!([]) };
     let same_address =
         g.status.addresses.iter().map(|a| a.value.as_str()).eq(programmed_before.then_some(host.as_str()));

@@ -315,7 +315,18 @@ fn a_waypoint_gets_what_it_needs_once() {
             )
     };
     assert_eq!(kinds(&written(&made(0))), classes);
-    assert_eq!(kinds(&written(&made(0).replace("gateway.istio.io/managed", "mine"))), classes);
+    let foreign = written(&made(1).replace("gateway.istio.io/managed", "mine"));
+    assert_eq!(kinds(&foreign), classes);
+    assert!(conditions(&foreign).contains(&"Gateway a/w: Programmed False AddressNotUsable".to_string()));
+    // One that somebody else runs: its address is what the Gateway says.
+    let elsewhere = WAYPOINT
+        .replace("STATUS", "")
+        .replace("listeners:", "addresses: [{type: Hostname, value: w.other.example}], listeners:");
+    let elsewhere = written(&elsewhere);
+    assert_eq!(kinds(&elsewhere), classes);
+    let status = &elsewhere.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+    assert_eq!(status["addresses"][0]["value"], "w.other.example");
+    assert!(conditions(&elsewhere).contains(&"Gateway a/w: Programmed True Programmed".to_string()));
     // Ready with its first pod that is available.
     let ready = written(&made(1));
     assert!(conditions(&ready).contains(&"Gateway a/w: Programmed True Programmed".to_string()));

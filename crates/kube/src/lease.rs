@@ -29,7 +29,9 @@ pub async fn elect(kube: Kube, namespace: String, name: String, me: String, lead
     let mut seen: Option<Seen> = None;
     let mut renewed: Option<Instant> = None;
     loop {
-        match step(&api, &name, &me, &mut seen).await {
+        // A request that hangs must not keep us the holder.
+        let r = tokio::time::timeout(PERIOD * 2, step(&api, &name, &me, &mut seen)).await;
+        match r.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server does not answer"))) {
             Ok(true) => {
                 renewed = Some(Instant::now());
                 if !leads.send_replace(true) {
@@ -69,7 +71,7 @@ async fn step(api: &Api<Lease>, name: &str, me: &str, seen: &mut Option<Seen>) -
     let Some(mut lease) = api.get_opt(name).await.context("the lease cannot be read")? else {
         let mut l = Lease::default();
         l.metadata.name = Some(name.into());
-        l.spec = Some(spec(me, None));
+        l.spec = Some(spec(me, &LeaseSpec::default()));
         return written(api.create(&PostParams::default(), &l).await);
     };
     let old = lease.spec.take().unwrap_or_default();
@@ -81,7 +83,7 @@ async fn step(api: &Api<Lease>, name: &str, me: &str, seen: &mut Option<Seen>) -
     if holder != me && !holder.is_empty() && !over {
         return Ok(false);
     }
-    lease.spec = Some(spec(me, (holder == me).then_some(&old)));
+    lease.spec = Some(spec(me, &old));
     // With the resourceVersion that was read: of two that try, one fails.
     written(api.replace(name, &PostParams::default(), &lease).await)
 }
@@ -94,14 +96,32 @@ fn written(r: kube::Result<Lease>) -> anyhow::Result<bool> {
     }
 }
 
-fn spec(me: &str, mine: Option<&LeaseSpec>) -> LeaseSpec {
+fn spec(me: &str, old: &LeaseSpec) -> LeaseSpec {
     let now = MicroTime(k8s_openapi::jiff::Timestamp::now());
+    let mine = old.holder_identity.as_deref() == Some(me);
+    let before = old.lease_transitions.unwrap_or(-1);
     LeaseSpec {
         holder_identity: Some(me.into()),
         lease_duration_seconds: Some(DURATION.as_secs() as i32),
-        acquire_time: mine.map_or(Some(now.clone()), |m| m.acquire_time.clone()),
+        acquire_time: if mine { old.acquire_time.clone() } else { Some(now.clone()) },
         renew_time: Some(now),
-        lease_transitions: mine.map_or(Some(0), |m| m.lease_transitions),
+        lease_transitions: Some(if mine { before.max(0) } else { before + 1 }),
         ..LeaseSpec::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transitions_count_the_changes_of_holder() {
+        let first = spec("a", &LeaseSpec::default());
+        let renewed = spec("a", &first);
+        let taken = spec("b", &renewed);
+        let counts = [&first, &renewed, &taken].map(|s| s.lease_transitions);
+        assert_eq!(counts, [Some(0), Some(0), Some(1)]);
+        assert_eq!(first.acquire_time, renewed.acquire_time);
+        assert_eq!(taken.holder_identity.as_deref(), Some("b"));
     }
 }
