@@ -1,5 +1,5 @@
 //! The validation webhook: what the CRDs' schemas cannot say is refused when it is applied, with the object, the field and
-//! the fix. It answers by the same rules that the model is compiled by ([`convert::check`]).
+//! the fix. It answers by the same rules that the model is compiled by ([`check`]).
 //!
 //! The webhook's configuration comes from the chart with `failurePolicy: Ignore`. Once the API server has been seen to
 //! get a refusal through it, it becomes `Fail` ([`keep`]): an installation that cannot be reached blocks nobody, and one that
