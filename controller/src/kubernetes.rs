@@ -92,17 +92,22 @@ fn pair(cert: String, key: String) -> BTreeMap<String, Vec<u8>> {
     [("ca-cert.pem", cert), ("ca-key.pem", key)].map(|(k, v)| (k.to_string(), v.into_bytes())).into()
 }
 
-/// Follows the Secret, and renews a root of our own in time.
-pub async fn keep_authority(kube: Kube, config: Config, authority: Arc<Authority>) {
+/// Follows the Secret, and, while we hold the Lease, renews a root of our own in time.
+pub async fn keep_authority(kube: Kube, config: Config, authority: Arc<Authority>, mut leads: watch::Receiver<bool>) {
     loop {
-        if let Err(e) = follow(&kube, &config, &authority).await {
+        let leading = *leads.borrow_and_update();
+        if let Err(e) = follow(&kube, &config, &authority, leading).await {
             tracing::warn!(error = format!("{e:#}"), "the authority stays as it is");
         }
-        tokio::time::sleep(Duration::from_secs(config.root_check)).await;
+        // Who begins to lead has the newest root before it writes it anywhere for long.
+        let wait = Duration::from_secs(config.root_check);
+        if let Ok(Err(_)) = tokio::time::timeout(wait, leads.changed()).await {
+            return;
+        }
     }
 }
 
-async fn follow(kube: &Kube, config: &Config, authority: &Authority) -> anyhow::Result<()> {
+async fn follow(kube: &Kube, config: &Config, authority: &Authority, leading: bool) -> anyhow::Result<()> {
     let (ns, now) = (&config.root_namespace, authority.signer());
     if let Some(s) = plugged_in(kube, ns).await? {
         if s.cert_pem() != now.cert_pem() {
@@ -128,7 +133,7 @@ async fn follow(kube: &Kube, config: &Config, authority: &Authority) -> anyhow::
             "Secret {ns}/{SELF_SIGNED} has another key: what it signs is not accepted by those who hold the present root; restart the controller if that is meant"
         );
     }
-    if s.is_due() {
+    if s.is_due() && leading {
         let new = pair(s.renewed()?, s.key_pem());
         if kube.replace_secret(ns, SELF_SIGNED, &data, new.clone()).await? {
             tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "the root is renewed, with the same key");
@@ -146,7 +151,7 @@ fn text(data: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<String> {
     String::from_utf8(data.get(key)?.clone()).ok()
 }
 
-/// Writes the root certificate into every namespace, and again where it is edited or removed.
+/// Writes the root certificate into every namespace, and again where it is edited or removed; while we hold the Lease.
 pub struct Publisher {
     root: watch::Receiver<String>,
     missing: watch::Sender<BTreeSet<String>>,
@@ -154,11 +159,14 @@ pub struct Publisher {
 
 impl Publisher {
     /// Starts it.
-    pub fn start(kube: Kube, root: watch::Receiver<String>) -> Self {
+    pub fn start(kube: Kube, root: watch::Receiver<String>, mut leads: watch::Receiver<bool>) -> Self {
         let (missing, mut rx) = watch::channel(BTreeSet::new());
         let current = root.clone();
         tokio::spawn(async move {
             loop {
+                if leads.wait_for(|l| *l).await.is_err() {
+                    return;
+                }
                 let todo: BTreeSet<String> = rx.borrow_and_update().clone();
                 let mut failed = false;
                 let pem = current.borrow().clone();
@@ -216,6 +224,14 @@ const LEASE: &str = "istio-leader";
 /// Field manager of what the deployer makes.
 const DEPLOYER: &str = "istio.io/gateway-controller";
 
+/// Takes part in the election of the replica that writes; says whether it is this one.
+pub fn elect(kube: &Kube, config: &Config) -> watch::Receiver<bool> {
+    let (tx, leads) = watch::channel(false);
+    let (ns, me) = (config.root_namespace.clone(), config.pod_name.clone());
+    tokio::spawn(karst_kube::lease::elect(kube.clone(), ns, LEASE.into(), me, tx));
+    leads
+}
+
 /// Writes statuses and what Gateways need, on the replica that holds the Lease.
 pub struct Writer {
     kube: Kube,
@@ -226,10 +242,8 @@ pub struct Writer {
 
 impl Writer {
     /// Starts it.
-    pub fn start(kube: Kube, namespace: String, me: String) -> Self {
-        let (leads_tx, leads) = watch::channel(false);
+    pub fn start(kube: Kube, namespace: String, me: String, leads: watch::Receiver<bool>) -> Self {
         let (todo, rx) = watch::channel(Writes::default());
-        tokio::spawn(karst_kube::lease::elect(kube.clone(), namespace.clone(), LEASE.into(), me.clone(), leads_tx));
         tokio::spawn(write(kube.clone(), leads, rx));
         Self { kube, namespace, me, todo }
     }

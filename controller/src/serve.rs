@@ -75,6 +75,7 @@ struct Counts {
 
 /// Serves until told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut leads = None;
     let (mut source, authority, tokens, kube) = match config.origin()? {
         Origin::Dir(d) => {
             let authority = Signer::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
@@ -89,10 +90,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let authority = kubernetes::authority(&kube, &config).await.context("certificate authority")?;
             let authority = Arc::new(Authority::new(authority));
             let source = kubernetes::source(&kube).await;
-            let publisher = kubernetes::Publisher::start(kube.clone(), authority.roots());
-            tokio::spawn(kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone()));
-            let writer =
-                kubernetes::Writer::start(kube.clone(), config.root_namespace.clone(), config.pod_name.clone());
+            let leading = kubernetes::elect(&kube, &config);
+            leads = Some(leading.clone());
+            let publisher = kubernetes::Publisher::start(kube.clone(), authority.roots(), leading.clone());
+            let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.clone());
+            tokio::spawn(keep);
+            let writer = kubernetes::Writer::start(
+                kube.clone(),
+                config.root_namespace.clone(),
+                config.pod_name.clone(),
+                leading,
+            );
             (source, authority, Tokens::Kubernetes(kube), Some((publisher, writer)))
         }
     };
@@ -119,11 +127,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     })?;
     let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
     tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
-    if let Tokens::Kubernetes(kube) = &shared.tokens {
+    if let (Tokens::Kubernetes(kube), Some(leads)) = (&shared.tokens, leads) {
         let (s, c) = (shared.clone(), &shared.config);
         let connections = tls::incoming(webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
         tokio::task::spawn_local(webhook::serve(connections, mesh.clone(), s.reviews.clone()));
-        tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), s.authority.roots()));
+        tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), s.authority.roots(), leads));
     }
     let service = Service(shared.clone());
     let server = Server::builder()

@@ -164,43 +164,25 @@ pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     karst_rt::admin::bind(addr, "--webhook-addr").await
 }
 
-/// Keeps the webhook's configuration in order: the root that it is verified by, and `Fail` once the API server has been seen
-/// to reach it.
-pub async fn keep(kube: Kube, namespace: String, mut roots: watch::Receiver<String>) {
+/// Keeps the webhook's configuration in order, while we hold the Lease: the root that it is verified by, and `Fail` once the
+/// API server has been seen to reach it. (One writer: during a renewal replicas hold different roots, and would write them in turns.)
+pub async fn keep(kube: Kube, namespace: String, mut roots: watch::Receiver<String>, mut leads: watch::Receiver<bool>) {
     let name = format!("istio-validator-{namespace}");
     let mut told = String::new();
     loop {
+        if leads.wait_for(|l| *l).await.is_err() {
+            return;
+        }
         let root = roots.borrow_and_update().clone();
-        let step = async {
-            let Some(now) = kube.webhook(&name).await? else { return Ok(Done::Absent) };
-            if now.root != root.as_bytes() {
-                // Not `Fail` before it has been tried with a root of ours; a renewed one is as good as the one before.
-                let want = WebhookState { root: root.clone().into_bytes(), fail: now.fail && !now.root.is_empty() };
-                kube.set_webhook(&name, &want).await?;
-                return Ok(Done::Step);
-            }
-            if now.fail {
-                return Ok(Done::Whole);
-            }
-            if !kube.is_refused(&namespace, "karst-webhook-probe", ALWAYS_REFUSED).await? {
-                return Ok(Done::Waits);
-            }
-            kube.set_webhook(&name, &WebhookState { fail: true, ..now }).await?;
-            tracing::info!(
-                webhook = name,
-                "the API server reaches the webhook: invalid objects are refused from now on"
-            );
-            Ok::<_, anyhow::Error>(Done::Whole)
-        };
-        let result = step.await;
+        let result = step(&kube, &namespace, &name, root).await;
         let text = match &result {
-            Ok(Done::Absent) => {
+            Ok(Done::Whole(None)) => {
                 "there is no such ValidatingWebhookConfiguration: invalid objects are only reported".into()
             }
             Ok(Done::Waits) => {
                 "the API server does not reach the webhook yet: invalid objects are only reported".into()
             }
-            Ok(Done::Step | Done::Whole) => String::new(),
+            Ok(Done::Step | Done::Whole(Some(_))) => String::new(),
             Err(e) => format!("{e:#}"),
         };
         if text != told && !text.is_empty() {
@@ -209,8 +191,8 @@ pub async fn keep(kube: Kube, namespace: String, mut roots: watch::Receiver<Stri
         told = text;
         match result {
             Ok(Done::Step) => {}
-            Ok(Done::Whole | Done::Absent) => tokio::select! {
-                () = kube.webhook_changed(&name) => {}
+            Ok(Done::Whole(now)) => tokio::select! {
+                () = kube.webhook_differs(&name, now.as_ref()) => {}
                 r = roots.changed() => if r.is_err() { return },
             },
             Ok(Done::Waits) | Err(_) => tokio::time::sleep(RETRY).await,
@@ -219,8 +201,29 @@ pub async fn keep(kube: Kube, namespace: String, mut roots: watch::Receiver<Stri
 }
 
 enum Done {
-    Absent,
+    /// Something was written; there may be more to do.
     Step,
+    /// It is not reached yet.
     Waits,
-    Whole,
+    /// There is nothing to do until it says something else than this.
+    Whole(Option<WebhookState>),
+}
+
+async fn step(kube: &Kube, namespace: &str, name: &str, root: String) -> anyhow::Result<Done> {
+    let Some(now) = kube.webhook(name).await? else { return Ok(Done::Whole(None)) };
+    if now.root != root.as_bytes() {
+        // Not `Fail` before it has been tried with a root of ours; a renewed one is as good as the one before.
+        let want = WebhookState { root: root.into_bytes(), fail: now.fail && !now.root.is_empty() };
+        kube.set_webhook(name, &want).await?;
+        return Ok(Done::Step);
+    }
+    if now.fail {
+        return Ok(Done::Whole(Some(now)));
+    }
+    if !kube.is_refused(namespace, "karst-webhook-probe", ALWAYS_REFUSED).await? {
+        return Ok(Done::Waits);
+    }
+    kube.set_webhook(name, &WebhookState { fail: true, ..now }).await?;
+    tracing::info!(webhook = name, "the API server reaches the webhook: invalid objects are refused from now on");
+    Ok(Done::Step)
 }

@@ -173,6 +173,16 @@ pub struct WebhookState {
     pub fail: bool,
 }
 
+impl WebhookState {
+    fn of(c: &ValidatingWebhookConfiguration) -> Option<Self> {
+        let w = c.webhooks.as_ref()?.first()?;
+        Some(Self {
+            root: w.client_config.ca_bundle.clone().map(|b| b.0).unwrap_or_default(),
+            fail: w.failure_policy.as_deref() == Some("Fail"),
+        })
+    }
+}
+
 impl Kube {
     fn webhooks(&self) -> Api<ValidatingWebhookConfiguration> {
         Api::all(self.client.clone())
@@ -185,10 +195,7 @@ impl Kube {
     pub async fn webhook(&self, name: &str) -> anyhow::Result<Option<WebhookState>> {
         let found = self.webhooks().get_opt(name).await;
         let found = found.with_context(|| format!("ValidatingWebhookConfiguration {name}"))?;
-        Ok(found.and_then(|c| c.webhooks).into_iter().flatten().next().map(|w| WebhookState {
-            root: w.client_config.ca_bundle.map(|b| b.0).unwrap_or_default(),
-            fail: w.failure_policy.as_deref() == Some("Fail"),
-        }))
+        Ok(found.as_ref().and_then(WebhookState::of))
     }
 
     /// Changes it.
@@ -203,17 +210,32 @@ impl Kube {
         done.map(drop).with_context(|| format!("cannot write ValidatingWebhookConfiguration {name}"))
     }
 
-    /// Waits for the next change of it.
-    pub async fn webhook_changed(&self, name: &str) {
+    /// Waits until it says something else than what is known of it.
+    pub async fn webhook_differs(&self, name: &str, known: Option<&WebhookState>) {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut events = watcher::watcher(self.webhooks(), config).default_backoff().boxed();
-        let mut listed = false;
+        let mut listed = None;
         while let Some(e) = events.next().await {
-            match e {
-                Ok(watcher::Event::InitDone) => listed = true,
-                Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) if listed => return,
-                Ok(_) => {}
-                Err(e) => tracing::debug!(error = %e, "watch of the webhook configuration interrupted"),
+            let now = match e {
+                Ok(watcher::Event::Init) => {
+                    listed = None;
+                    continue;
+                }
+                // What has changed since it was read is in the list.
+                Ok(watcher::Event::InitApply(c)) => {
+                    listed = WebhookState::of(&c);
+                    continue;
+                }
+                Ok(watcher::Event::InitDone) => listed.take(),
+                Ok(watcher::Event::Apply(c)) => WebhookState::of(&c),
+                Ok(watcher::Event::Delete(_)) => None,
+                Err(e) => {
+                    tracing::debug!(error = %e, "watch of the webhook configuration interrupted");
+                    continue;
+                }
+            };
+            if now.as_ref() != known {
+                return;
             }
         }
     }

@@ -2,10 +2,11 @@
 //! connections from, and the link between the nodes to listen on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's failure is a panic
 
-mod load;
+mod held;
 mod visits;
 
-pub use load::{Held, Load};
+pub use held::Held;
+pub use karst_world::Load;
 pub use visits::Visits;
 
 use karst_rt::netns::Netns;

@@ -468,9 +468,11 @@ fn s5_the_root_is_renewed() {
     println!("meanwhile {} ok, {} failed", r.ok, r.failed.len());
     assert!(r.failed.is_empty() && r.ok > 100, "{:?}", r.failed);
     // The webhook is verified by the new root.
-    let w = get(&["validatingwebhookconfiguration", "istio-validator-istio-system"]);
-    assert_eq!(w["webhooks"][0]["clientConfig"]["caBundle"], B64.encode(&new));
-    assert_eq!(w["webhooks"][0]["failurePolicy"], "Fail");
+    wait_for("the new root at the webhook", LONG, || {
+        let w = get(&["validatingwebhookconfiguration", "istio-validator-istio-system"]);
+        let w = &w["webhooks"][0];
+        (w["clientConfig"]["caBundle"] == B64.encode(&new) && w["failurePolicy"] == "Fail").then_some(())
+    });
     policy("renewed", "{selector: {matchLabels: {app: none}}}");
     kubectl(&["-n", "app", "delete", "authorizationpolicy", "renewed"]);
 }
@@ -522,7 +524,25 @@ fn s5_bookinfo_is_visited_all_the_time() {
     assert!(r.failed.is_empty(), "{:?}", r.failed);
     assert!(r.pages > 50 && r.whole == r.pages);
     assert!(r.stars.iter().all(|n| *n > 0), "all three releases of reviews are seen: {:?}", r.stars);
-    // Only productpage may ask for reviews; then only it does.
+    // The targets of other exercises, and where their requests come from.
+    for f in ["httpbin", "sleep", "nginx"] {
+        let path = format!("{}/../../samples/manifests/{f}.yaml", env!("CARGO_MANIFEST_DIR"));
+        kubectl(&["-n", "bookinfo", "apply", "-f", &path]);
+    }
+    for d in ["httpbin", "sleep", "nginx-v1", "nginx-v2"] {
+        kubectl(&["-n", "bookinfo", "rollout", "status", &format!("deploy/{d}"), "--timeout=60s"]);
+    }
+    let from_sleep = |url: &str| {
+        let wget = ["/bin/busybox", "wget", "-qO-", url];
+        kubectl(&[&["-n", "bookinfo", "exec", "deploy/sleep", "--"], &wget[..]].concat())
+    };
+    let headers: serde_json::Value = serde_json::from_str(&from_sleep("httpbin:8000/headers")).unwrap();
+    assert_eq!(headers["headers"]["Host"][0], "httpbin:8000");
+    let origin: serde_json::Value = serde_json::from_str(&from_sleep("httpbin:8000/ip")).unwrap();
+    assert_eq!(origin["origin"], Pod::by_label("bookinfo", "app=sleep").ip.to_string(), "the caller's own address");
+    let welcome: String = (0..20).map(|_| from_sleep("nginx:80/")).collect();
+    assert!(welcome.contains("nginx v1") && welcome.contains("nginx v2"), "both releases answer");
+    // Only reviews may ask for details; then the page does without.
     apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",
     );

@@ -7,8 +7,10 @@
 
 pub mod app;
 pub mod http;
+pub mod load;
 pub mod net;
 pub mod sniff;
 mod world;
 
+pub use load::{Load, Loaded};
 pub use world::{Node, Options, Pod, PodSpec, World, bin, kill, static_client, stop, wait_for};

@@ -2,70 +2,19 @@
 //! `cargo xtask soak`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
-use karst_world::{Options, Pod, PodSpec, World, app};
+use karst_world::{Load, Loaded, Options, Pod, PodSpec, World, app};
 use std::{
     io::Read,
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 const MARK: &[u8] = b"karst-plaintext-marker-7f3a91c2";
-
-/// New connections at a fixed rate, until told to stop. Fails are kept with their reason; `broken` are those that had been
-/// accepted and then were cut.
-struct Load {
-    stop: Arc<AtomicBool>,
-    ok: Arc<AtomicU64>,
-    slowest: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn start(from: &Pod, to: SocketAddr, per_second: u64) -> Self {
-        let (stop, ok, slowest) =
-            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let threads = 4;
-        let work = |i: u64| {
-            let (stop, ok, slowest, from) = (stop.clone(), ok.clone(), slowest.clone(), from.clone());
-            std::thread::spawn(move || {
-                let mut failed = vec![];
-                let gap = Duration::from_micros(1_000_000 * threads / per_second);
-                let mut next = Instant::now() + gap * i as u32 / threads as u32;
-                while !stop.load(Relaxed) {
-                    std::thread::sleep(next.saturating_duration_since(Instant::now()));
-                    next += gap;
-                    let t = Instant::now();
-                    let r = from.connect(to);
-                    match r {
-                        // A reset means that the killed process had taken the connection already.
-                        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => failed.push(format!("cut: {e}")),
-                        Err(e) => failed.push(format!("refused: {e}")),
-                        Ok(mut s) => match app::ping(&mut s, MARK) {
-                            Ok(()) => {
-                                ok.fetch_add(1, Relaxed);
-                            }
-                            Err(e) => failed.push(format!("cut: {e}")),
-                        },
-                    }
-                    slowest.fetch_max(t.elapsed().as_millis() as u64, Relaxed);
-                }
-                failed
-            })
-        };
-        Self { threads: (0..threads).map(work).collect(), stop, ok, slowest }
-    }
-    fn end(self) -> (u64, Vec<String>) {
-        self.stop.store(true, Relaxed);
-        let failed = self.threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
-        println!("load: slowest connection took {} ms", self.slowest.load(Relaxed));
-        (self.ok.load(Relaxed), failed)
-    }
-}
 
 fn two_pods(w: &mut World) -> (Pod, Pod, app::Echo) {
     w.namespace("app", true);
@@ -81,7 +30,7 @@ fn kill_nine(rounds: usize) {
     let mut w = World::start(Options::default()).unwrap();
     let (a, b, _echo) = two_pods(&mut w);
     let sniffer = w.sniffer(MARK);
-    let load = Load::start(&a, b.at(8080), 100);
+    let load = Load::start(a.netns(), b.at(8080), 100, MARK);
     let long = Long::start(&a, b.at(8080), 50);
     for i in 0..rounds {
         match i % 5 {
@@ -113,7 +62,8 @@ fn kill_nine(rounds: usize) {
         std::thread::sleep(Duration::from_millis(150));
     }
     let long_cut = long.end();
-    let (ok, failed) = load.end();
+    let Loaded { ok, failed, slowest_ms } = load.end();
+    println!("load: slowest connection took {slowest_ms} ms");
     let refused = failed.iter().filter(|f| f.starts_with("refused")).count();
     let cut = failed.len() - refused;
     let seen = sniffer.seen();
@@ -229,7 +179,7 @@ fn rolling(rounds: usize) {
     })
     .unwrap();
     let (a, b, _echo) = two_pods(&mut w);
-    let load = Load::start(&a, b.at(8080), 100);
+    let load = Load::start(a.netns(), b.at(8080), 100, MARK);
     let stop = Arc::new(AtomicBool::new(false));
     let streams: Vec<_> = (0..50)
         .map(|i| {
@@ -269,7 +219,8 @@ fn rolling(rounds: usize) {
         done += d;
         lost += l;
     }
-    let (ok, failed) = load.end();
+    let Loaded { ok, failed, slowest_ms } = load.end();
+    println!("load: slowest connection took {slowest_ms} ms");
     for mut c in old {
         c.wait().unwrap();
     }
@@ -342,9 +293,10 @@ fn traffic_goes_on_without_the_controller() {
     let mut w = World::start(Options::default()).unwrap();
     let (a, b, _echo) = two_pods(&mut w);
     w.stop_controller(libc::SIGKILL);
-    let load = Load::start(&a, b.at(8080), 100);
+    let load = Load::start(a.netns(), b.at(8080), 100, MARK);
     std::thread::sleep(Duration::from_secs(2));
-    let (ok, failed) = load.end();
+    let Loaded { ok, failed, slowest_ms } = load.end();
+    println!("load: slowest connection took {slowest_ms} ms");
     println!("T40 seconds=2 ok={ok} failed={}", failed.len());
     assert!(failed.is_empty() && ok > 100, "{failed:?}");
 }
@@ -386,7 +338,7 @@ fn rotation_breaks_nothing() {
     .unwrap();
     let (a, b, _echo) = two_pods(&mut w);
     let mut long: Vec<TcpStream> = (0..10).map(|_| a.connect(b.at(8080)).unwrap()).collect();
-    let load = Load::start(&a, b.at(8080), 50);
+    let load = Load::start(a.netns(), b.at(8080), 50, MARK);
     let end = Instant::now() + Duration::from_secs(24);
     let mut broken = 0;
     while Instant::now() < end {
@@ -395,7 +347,8 @@ fn rotation_breaks_nothing() {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    let (ok, failed) = load.end();
+    let Loaded { ok, failed, slowest_ms } = load.end();
+    println!("load: slowest connection took {slowest_ms} ms");
     let rotations = w.log_text("ztunnel0.log").matches("certificate is here").count();
     println!("T24 lifetime_s=20 rotations={rotations} long_broken={broken} new_ok={ok} new_failed={}", failed.len());
     assert_eq!((broken, failed.len()), (0, 0), "{failed:?}");
@@ -444,7 +397,7 @@ fn a_lost_node_is_not_waited_for() {
     let vip: SocketAddr = ([10, 96, 0, 10], 80).into();
     let mut held = client.connect(backends[1].at(8080)).unwrap();
     app::ping(&mut held, MARK).unwrap();
-    let load = Load::start(&client, vip, 40);
+    let load = Load::start(client.netns(), vip, 40, MARK);
     std::thread::sleep(Duration::from_secs(1));
     let before: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
     assert!(before.iter().all(|n| *n > 3), "both are used: {before:?}");
@@ -454,7 +407,8 @@ fn a_lost_node_is_not_waited_for() {
     app::ping(&mut held, MARK).unwrap();
     let at_return: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
     std::thread::sleep(Duration::from_secs(12));
-    let (ok, failed) = load.end();
+    let Loaded { ok, failed, slowest_ms } = load.end();
+    println!("load: slowest connection took {slowest_ms} ms");
     let after: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
     println!(
         "node lost for 6 s: ok={ok} failed={} connections {before:?} {at_return:?} {after:?} {failed:?}",

@@ -58,7 +58,15 @@ fn arg(name: &str) -> Option<String> {
     std::env::args().find_map(|a| a.strip_prefix(&format!("--{name}=")).map(String::from))
 }
 
+/// What it takes, each as --NAME=VALUE; `cargo xtask bench l4 --help` explains them.
+const ARGS: [&str; 6] = ["rounds", "secs", "only", "variants", "ztunnel", "report"];
+
 fn main() -> Result<()> {
+    for a in std::env::args().skip(1) {
+        let known =
+            ARGS.iter().any(|n| a.strip_prefix("--").and_then(|a| a.split_once('=')).is_some_and(|(k, _)| k == *n));
+        anyhow::ensure!(known, "{a}: use --NAME=VALUE with one of {}", ARGS.join(", "));
+    }
     let rounds: usize = arg("rounds").map_or(5, |r| r.parse().expect("--rounds=N"));
     let secs = arg("secs").unwrap_or("3".into());
     let only = arg("only").unwrap_or_default();

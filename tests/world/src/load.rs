@@ -1,0 +1,75 @@
+//! New connections at a fixed rate out of a network namespace, until told to stop.
+
+use crate::app;
+use karst_rt::netns::Netns;
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+const THREADS: u64 = 4;
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Connections, each with one message there and back.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    ok: Arc<AtomicU64>,
+    slowest_ms: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Vec<String>>>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Connections that went well.
+    pub ok: u64,
+    /// The others: `refused: …`, or `cut: …` where the connection had been accepted before.
+    pub failed: Vec<String>,
+    /// The longest that one took, milliseconds.
+    pub slowest_ms: u64,
+}
+
+impl Load {
+    /// Starts it: so many connections a second.
+    pub fn start(from: &Netns, to: SocketAddr, per_second: u64, marker: &'static [u8]) -> Self {
+        let (stop, ok, slowest_ms) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let work = |i: u64| {
+            let (stop, ok, slowest, from) = (stop.clone(), ok.clone(), slowest_ms.clone(), from.clone());
+            std::thread::spawn(move || {
+                let mut failed = vec![];
+                let gap = Duration::from_micros(1_000_000 * THREADS / per_second);
+                let mut next = Instant::now() + gap * i as u32 / THREADS as u32;
+                while !stop.load(Relaxed) {
+                    std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                    next += gap;
+                    let t = Instant::now();
+                    match from.run(|| TcpStream::connect_timeout(&to, CONNECT)).and_then(|s| s) {
+                        // A reset means that a killed process had taken the connection already.
+                        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => failed.push(format!("cut: {e}")),
+                        Err(e) => failed.push(format!("refused: {e}")),
+                        Ok(mut s) => match app::ping(&mut s, marker) {
+                            Ok(()) => drop(ok.fetch_add(1, Relaxed)),
+                            Err(e) => failed.push(format!("cut: {e}")),
+                        },
+                    }
+                    slowest.fetch_max(t.elapsed().as_millis() as u64, Relaxed);
+                }
+                failed
+            })
+        };
+        Self { threads: (0..THREADS).map(work).collect(), stop, ok, slowest_ms }
+    }
+
+    /// Ends it.
+    pub fn end(self) -> Loaded {
+        self.stop.store(true, Relaxed);
+        let failed = self.threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        Loaded { ok: self.ok.load(Relaxed), failed, slowest_ms: self.slowest_ms.load(Relaxed) }
+    }
+}
