@@ -34,25 +34,30 @@ pub async fn elect(kube: Kube, namespace: String, name: String, me: String, lead
         match r.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server does not answer"))) {
             Ok(true) => {
                 renewed = Some(Instant::now());
-                if !leads.send_replace(true) {
+                if set(&leads, true) {
                     tracing::info!(lease = format!("{namespace}/{name}"), holder = me, "this replica writes statuses");
                 }
             }
             Ok(false) => {
                 renewed = None;
-                if leads.send_replace(false) {
+                if set(&leads, false) {
                     tracing::info!(lease = format!("{namespace}/{name}"), "another replica writes statuses now");
                 }
             }
             Err(e) => {
                 tracing::debug!(error = format!("{e:#}"), "lease");
-                if renewed.is_none_or(|t| t.elapsed() >= DEADLINE) && leads.send_replace(false) {
+                if renewed.is_none_or(|t| t.elapsed() >= DEADLINE) && set(&leads, false) {
                     tracing::warn!(error = format!("{e:#}"), "the lease cannot be renewed: statuses wait");
                 }
             }
         }
         tokio::time::sleep(PERIOD).await;
     }
+}
+
+/// True if it was otherwise; only then is anybody told.
+fn set(leads: &watch::Sender<bool>, now: bool) -> bool {
+    leads.send_if_modified(|l| std::mem::replace(l, now) != now)
 }
 
 /// Gives the lease back, so that another replica need not wait for its end.
