@@ -209,8 +209,7 @@ fn update(
         && compiler.was_whole()
     {
         publisher.note(&state);
-        let shared = &shared.config;
-        writer.set(convert::writes(&state, &Mesh::from(shared), &shared.template(), &timestamp()));
+        writer.set(compiler.writes(&state, &shared.config.template(), &timestamp()));
     }
     let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
     for p in now.difference(&log.0) {

@@ -1,7 +1,11 @@
 //! Small services to try a mesh with. They know nothing of it: no TLS, no library, no environment.
 
+use bytes::Bytes;
 use clap::Args;
-use std::{io, net::SocketAddr};
+use http_body_util::Full;
+use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
 use tokio::net::TcpListener;
 
 /// The gRPC service.
@@ -35,5 +39,33 @@ impl Serve {
             .map_err(|e| io::Error::new(e.kind(), format!("cannot listen at {}: {e}", self.listen)))?;
         println!("{} {} listens at {}", self.name, self.release, l.local_addr()?);
         Ok(l)
+    }
+}
+
+/// Answers HTTP/1.1 requests, each with its client's address, until the process ends.
+///
+/// # Errors
+/// Those of accepting.
+pub async fn http<F>(
+    l: TcpListener,
+    answer: impl Fn(SocketAddr, Request<Incoming>) -> F + Send + Sync + 'static,
+) -> io::Result<Infallible>
+where
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let answer = Arc::new(answer);
+    loop {
+        let (s, peer) = l.accept().await?;
+        let _ = s.set_nodelay(true);
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |r| {
+                let a = answer(peer, r);
+                async move { Ok::<_, Infallible>(a.await) }
+            });
+            let mut http = hyper::server::conn::http1::Builder::new();
+            // The client may go when it likes.
+            let _ = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(s), service).await;
+        });
     }
 }

@@ -83,10 +83,13 @@ impl Crew {
     /// # Errors
     /// The connection, where the other has ended or has its hands full.
     pub fn hand(&self, to: usize, t: Taken) -> Result<(), Taken> {
-        self.0[to].orders.try_send(Order::Take(Box::new(t))).map_err(|e| match e.into_inner() {
-            Order::Take(t) => *t,
-            Order::Add { .. } | Order::Del { .. } | Order::Dump(_) => unreachable!("it was a Take"),
-        })
+        match self.0[to].orders.try_reserve() {
+            Ok(place) => {
+                place.send(Order::Take(Box::new(t)));
+                Ok(())
+            }
+            Err(_) => Err(t),
+        }
     }
 }
 

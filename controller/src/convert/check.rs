@@ -1,13 +1,10 @@
 //! What the schemas of the CRDs cannot say: refused at admission ([`crate::webhook`]), reported when it comes another way. Rules:
 //! Istio's validation (reference control-plane §9), texts our own.
 
-use super::{Mesh, compile, policy};
+use super::{Bad, Mesh, compile, policy};
 use karst_core::Cidr;
 use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
-
-/// Field and text.
-type Bad = (String, String);
 
 /// Protocols of ports (Istio's list).
 const PROTOCOLS: [&str; 13] = [
@@ -125,10 +122,7 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<Bad> {
         "" => "NONE",
         k => k,
     };
-    let range = s
-        .addresses
-        .iter()
-        .position(|a| a.parse::<Cidr>().is_ok_and(|c| c.prefix_len() < if c.base().is_ipv4() { 32 } else { 128 }));
+    let range = s.addresses.iter().position(|a| a.parse::<Cidr>().is_ok_and(|c| !c.is_single()));
     if let Some(i) = range
         && !matches!(kind, "NONE" | "STATIC")
     {

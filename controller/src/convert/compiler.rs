@@ -1,7 +1,7 @@
 //! Keeps the model up to date. Pods change far more often than anything else, and a pod decides only about its own
 //! workload: while nothing else has changed, only the changed pods are compiled. Everything else compiles the whole.
 
-use super::{Index, Mesh, compile_all, policy::Policies, workload};
+use super::{Index, Mesh, Writes, compile_all, deploy, policy::Policies, workload, writes};
 use crate::model::Model;
 use karst_manifest::{Object, Problem, State, kinds::EndpointSlice, parse::Located};
 use std::{
@@ -62,45 +62,51 @@ impl Compiler {
         self.whole
     }
 
+    /// What is not yet as it should be at the API server.
+    pub fn writes(&self, state: &State, template: &deploy::Template, now: &str) -> Writes {
+        writes(state, &self.mesh, template, now)
+    }
+
     /// Takes in the newest objects.
     pub fn update(&mut self, state: &State) -> Change {
         let old = std::mem::replace(&mut self.objects, state.objects.clone());
         let same_around = self.enrolled == state.enrolled && self.absent == state.absent;
-        let x = Index::new(state, &self.mesh);
         self.whole = false;
-        if same_around && let Some(policies) = &self.policies {
-            let (gone, new) = difference(&old, &state.objects);
-            if gone.is_empty() && new.is_empty() {
-                return Change::Nothing;
-            }
-            if gone.iter().chain(&new).all(|o| is_local(&x, o)) {
-                let mut changed = Vec::new();
-                let kept: HashSet<_> = new.iter().map(|o| name(o)).collect();
-                for o in gone.iter().filter(|o| !kept.contains(&name(o))) {
-                    let m = o.object.meta();
-                    if let Object::Pod(p) = &o.object {
-                        self.model.pods.remove(&format!("{}/{}", m.namespace, m.name));
-                        let uid = workload::uid(&self.mesh, p);
-                        changed.extend(self.model.workloads.remove(&uid).map(|_| uid));
-                    }
-                }
-                for o in new {
-                    let Object::Pod(p) = &o.object else { continue };
-                    let (key, fact) = workload::fact(p);
-                    self.model.pods.insert(key, Arc::new(fact));
+        let (gone, new) = difference(&old, &state.objects);
+        if same_around && self.policies.is_some() && gone.is_empty() && new.is_empty() {
+            return Change::Nothing;
+        }
+        let x = Index::new(state, &self.mesh);
+        if same_around
+            && let Some(policies) = &self.policies
+            && gone.iter().chain(&new).all(|o| is_local(&x, o))
+        {
+            let mut changed = Vec::new();
+            let kept: HashSet<_> = new.iter().map(|o| name(o)).collect();
+            for o in gone.iter().filter(|o| !kept.contains(&name(o))) {
+                let m = o.object.meta();
+                if let Object::Pod(p) = &o.object {
+                    self.model.pods.remove(&format!("{}/{}", m.namespace, m.name));
                     let uid = workload::uid(&self.mesh, p);
-                    let now = workload::is_one(p).then(|| workload::pod(&x, p, policies));
-                    if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
-                        continue;
-                    }
-                    match now {
-                        Some(w) => self.model.workloads.insert(uid.clone(), Arc::new(w)),
-                        None => self.model.workloads.remove(&uid),
-                    };
-                    changed.push(uid);
+                    changed.extend(self.model.workloads.remove(&uid).map(|_| uid));
                 }
-                return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
             }
+            for o in new {
+                let Object::Pod(p) = &o.object else { continue };
+                let (key, fact) = workload::fact(p);
+                self.model.pods.insert(key, Arc::new(fact));
+                let uid = workload::uid(&self.mesh, p);
+                let now = workload::is_one(p).then(|| workload::pod(&x, p, policies));
+                if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
+                    continue;
+                }
+                match now {
+                    Some(w) => self.model.workloads.insert(uid.clone(), Arc::new(w)),
+                    None => self.model.workloads.remove(&uid),
+                };
+                changed.push(uid);
+            }
+            return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
         }
         self.whole = true;
         let (model, problems, policies) = compile_all(&x);
@@ -134,8 +140,7 @@ fn is_local(x: &Index<'_>, o: &Located) -> bool {
 
 fn follows_selector(x: &Index<'_>, s: &EndpointSlice) -> bool {
     let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { return true };
-    let mut services = x.services.get(&*s.metadata.namespace).into_iter().flatten();
-    let selects = services.any(|v| v.metadata.name == *service && !v.spec.selector.is_empty());
+    let selects = x.service(&s.metadata.namespace, service).is_some_and(|v| !v.spec.selector.is_empty());
     selects && s.endpoints.iter().all(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod"))
 }
 

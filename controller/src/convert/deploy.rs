@@ -1,13 +1,15 @@
 //! From a Gateway of a waypoint class to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference
 //! control-plane §4.1).
 
-use super::{Index, waypoint};
+use super::{GATEWAY_API, Index, waypoint};
 use karst_kube::Ref;
 use karst_manifest::kinds::{Gateway, Labels};
 use serde_json::{Value, json};
 
 /// Label of what the deployer made; what lacks it is never overwritten.
 pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
+/// Its value (Istio's).
+const MANAGER: &str = "istio.io-mesh-controller";
 /// Classes of waypoints.
 const CLASSES: [&str; 2] = ["istio-waypoint", "karst-waypoint"];
 /// Annotation with the digest of what was applied.
@@ -26,14 +28,14 @@ pub struct Template {
 pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
     let one = |name: &&str| {
         let r = Ref {
-            group: "gateway.networking.k8s.io",
+            group: GATEWAY_API,
             version: "v1",
             kind: "GatewayClass",
             namespace: String::new(),
             name: name.to_string(),
         };
         let spec = json!({ "controllerName": waypoint::CONTROLLER, "description": "Layer 7 proxies of the mesh" });
-        (r, json!({ "metadata": { "labels": { MANAGED: "istio.io-mesh-controller" } }, "spec": spec }))
+        (r, json!({ "metadata": { "labels": { MANAGED: MANAGER } }, "spec": spec }))
     };
     CLASSES.iter().filter(|c| !x.classes.contains_key(**c)).map(one).collect()
 }
@@ -55,7 +57,7 @@ pub(super) fn given(g: &Gateway) -> Option<&str> {
 fn one(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
     let (ns, name) = (g.metadata.namespace.as_str(), g.metadata.name.as_str());
     // Somebody's own Service or Deployment of that name stays his.
-    let service = x.services.get(ns).into_iter().flatten().find(|s| s.metadata.name == name);
+    let service = x.service(ns, name);
     let deployment = x.deployments.get(&(ns, name));
     if service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED)) {
         return vec![];
@@ -64,7 +66,7 @@ fn one(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
     let text = json!(all.iter().map(|(_, v)| v).collect::<Vec<_>>()).to_string();
     let digest = format!("{:x}", xxhash_rust::xxh64::xxh64(text.as_bytes(), 0));
     let is = |a: &Labels| a.get(DIGEST) == Some(&digest);
-    if service.is_some_and(|s| is(&s.metadata.annotations)) && deployment.is_some_and(|d| is(&d.annotations)) {
+    if service.is_some_and(|s| is(&s.metadata.annotations)) && deployment.is_some_and(|d| is(&d.metadata.annotations)) {
         return vec![];
     }
     let stamp = |(r, mut v): (Ref, Value)| {
@@ -83,7 +85,7 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
     let own = json!({
         "gateway.networking.k8s.io/gateway-name": m.name,
         "gateway.networking.k8s.io/gateway-class-name": class,
-        MANAGED: "istio.io-mesh-controller",
+        MANAGED: MANAGER,
         "istio.io/dataplane-mode": "none",
     });
     let with = |more: Value| {

@@ -51,9 +51,7 @@ pub(crate) struct Index<'a> {
     /// By namespace and service.
     pub slices_of: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
     /// Those that the deployer made, by namespace and name.
-    pub deployments: HashMap<(&'a str, &'a str), &'a Meta>,
-    /// Available pods of these.
-    pub available: HashMap<(&'a str, &'a str), u32>,
+    pub deployments: HashMap<(&'a str, &'a str), &'a Deployment>,
     pub classes: BTreeMap<&'a str, &'a GatewayClass>,
     /// By namespace and name.
     pub gateways: HashMap<(&'a str, &'a str), &'a Gateway>,
@@ -77,7 +75,6 @@ impl<'a> Index<'a> {
             slices: vec![],
             slices_of: HashMap::new(),
             deployments: HashMap::new(),
-            available: HashMap::new(),
             classes: BTreeMap::new(),
             gateways: HashMap::new(),
             service_entries: vec![],
@@ -108,8 +105,7 @@ impl<'a> Index<'a> {
                 Object::Deployment(d) => {
                     let m = &d.metadata;
                     if m.labels.contains_key(deploy::MANAGED) {
-                        x.deployments.insert((&m.namespace, &m.name), m);
-                        x.available.insert((&m.namespace, &m.name), d.status.available_replicas);
+                        x.deployments.insert((&m.namespace, &m.name), d);
                     }
                 }
                 Object::GatewayClass(c) => {
@@ -129,7 +125,20 @@ impl<'a> Index<'a> {
         }
         x
     }
+
+    /// The service of this name.
+    pub(crate) fn service(&self, namespace: &str, name: &str) -> Option<&'a Service> {
+        self.services.get(namespace)?.iter().find(|s| s.metadata.name == name).copied()
+    }
 }
+
+/// API group of Gateways.
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
+/// API group of Istio's networking kinds.
+const ISTIO_NETWORKING: &str = "networking.istio.io";
+
+/// What is wrong with an object: the field, and what and the fix.
+type Bad = (String, String);
 
 /// What is to be written to the API server.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -141,7 +150,7 @@ pub struct Writes {
 }
 
 /// What is not yet as it should be. `now` is the time in RFC 3339.
-pub fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) -> Writes {
+fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) -> Writes {
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     objects.extend(deploy::compile(&x, template));

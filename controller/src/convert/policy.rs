@@ -4,7 +4,7 @@
 //! and is left out of a DENY rule (it denies more). Here Karst is stricter than Istio: a DENY rule of which nothing is
 //! left denies everything it might have meant, where Istio's does nothing at all.
 
-use super::{Index, problem, selects};
+use super::{Bad, GATEWAY_API, ISTIO_NETWORKING, Index, problem, selects};
 use karst_manifest::{Problem, kinds::*, parse::Located};
 use karst_policy::{
     Action, Clause, Match, Policy, Rule, Scope, StringMatch,
@@ -64,7 +64,10 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
     Policies { all, selectors, peer }
 }
 
-type Bad = (String, String);
+/// Why a policy cannot be understood.
+pub(super) fn trouble(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<Bad> {
+    authorization(x, p).err()
+}
 
 fn scope(x: &Index<'_>, p: &AuthorizationPolicy) -> Scope {
     match &p.spec.selector {
@@ -145,12 +148,8 @@ fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy
 }
 
 /// What a policy may be attached to.
-const TARGETS: [(&str, &str); 4] = [
-    ("Service", ""),
-    ("ServiceEntry", "networking.istio.io"),
-    ("Gateway", "gateway.networking.k8s.io"),
-    ("GatewayClass", "gateway.networking.k8s.io"),
-];
+const TARGETS: [(&str, &str); 4] =
+    [("Service", ""), ("ServiceEntry", ISTIO_NETWORKING), ("Gateway", GATEWAY_API), ("GatewayClass", GATEWAY_API)];
 
 fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), Bad> {
     let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == t.kind) else {
@@ -289,13 +288,12 @@ fn source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
     nets(&s.remote_ip_blocks, &format!("{at}.remoteIpBlocks"))?;
     nets(&s.not_remote_ip_blocks, &format!("{at}.notRemoteIpBlocks"))?;
     l7(
-        [
+        &[
             (&s.request_principals, "requestPrincipals"),
             (&s.not_request_principals, "notRequestPrincipals"),
             (&s.remote_ip_blocks, "remoteIpBlocks"),
             (&s.not_remote_ip_blocks, "notRemoteIpBlocks"),
-        ]
-        .into_iter(),
+        ],
         at,
     )
     .map(|beyond| (m, beyond))
@@ -311,22 +309,21 @@ fn operation(o: &Operation, at: &str) -> Result<(Match, bool), Bad> {
         ..Match::default()
     };
     l7(
-        [
+        &[
             (&o.hosts, "hosts"),
             (&o.not_hosts, "notHosts"),
             (&o.methods, "methods"),
             (&o.not_methods, "notMethods"),
             (&o.paths, "paths"),
             (&o.not_paths, "notPaths"),
-        ]
-        .into_iter(),
+        ],
         at,
     )
     .map(|beyond| (m, beyond))
 }
 
 /// Is any of these fields, which L4 cannot see, used?
-fn l7<'a>(fields: impl Iterator<Item = (&'a Vec<String>, &'static str)>, at: &str) -> Result<bool, Bad> {
+fn l7(fields: &[(&Vec<String>, &str)], at: &str) -> Result<bool, Bad> {
     let mut used = false;
     for (v, name) in fields {
         filled(v, &format!("{at}.{name}"))?;

@@ -159,8 +159,7 @@ fn entry(
     let mut addresses = Vec::new();
     for (i, a) in spec.addresses.iter().enumerate() {
         let c: Cidr = a.parse().map_err(|err| (format!("spec.addresses[{i}]"), format!("{err}")))?;
-        let whole = c.prefix_len() == if c.base().is_ipv4() { 32 } else { 128 };
-        addresses.push(address(x, c.base(), (!whole).then(|| u32::from(c.prefix_len()))));
+        addresses.push(address(x, c.base(), (!c.is_single()).then(|| u32::from(c.prefix_len()))));
     }
     let none = match spec.resolution.as_str() {
         "" | "NONE" => true,

@@ -1,13 +1,9 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{Index, check, deploy, policy, waypoint};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, waypoint};
 use karst_kube::Ref;
-use karst_manifest::{
-    Object,
-    kinds::{AuthorizationPolicy, Gateway, Meta, StatusCondition},
-    parse::Located,
-};
+use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, StatusCondition};
 use serde_json::{Value, json};
 
 /// A status that is not yet what it should be.
@@ -28,8 +24,6 @@ struct Condition {
 }
 
 const BOUND: &str = "istio.io/WaypointBound";
-const ISTIO: &str = "networking.istio.io";
-const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
 /// All statuses that differ. `now` is the time in RFC 3339.
 pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
@@ -39,16 +33,16 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
         out.extend(bound(x, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, now));
     }
     for (_, e) in &x.service_entries {
-        let to = reference(ISTIO, "ServiceEntry", &e.metadata);
+        let to = reference(ISTIO_NETWORKING, "ServiceEntry", &e.metadata);
         out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, now));
     }
     for (_, e) in &x.workload_entries {
-        let to = reference(ISTIO, "WorkloadEntry", &e.metadata);
+        let to = reference(ISTIO_NETWORKING, "WorkloadEntry", &e.metadata);
         out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Workload, now));
     }
-    for (at, p) in &x.authorization {
+    for (_, p) in &x.authorization {
         let to = reference("security.istio.io", "AuthorizationPolicy", &p.metadata);
-        let wanted = accepted(x, at, p);
+        let wanted = accepted(x, p);
         let other = if wanted.kind == "ZtunnelAccepted" { "WaypointAccepted" } else { "ZtunnelAccepted" };
         let have = &p.status.conditions;
         // One manager writes both kinds: a policy that is attached to something else by an edit changes sides.
@@ -79,29 +73,39 @@ fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {
     Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: m.name.clone() }
 }
 
-/// The conditions to write, if they differ from those that are there (or `force`). The time of a condition changes with its status.
-fn changed(wanted: &[Condition], have: &[StatusCondition], generation: i64, force: bool, now: &str) -> Option<Value> {
-    let find = |k: &str| have.iter().find(|c| c.kind == k);
-    let text = |b: bool| if b { "True" } else { "False" };
-    let same = |w: &Condition| {
-        find(w.kind).is_some_and(|c| {
-            c.status == text(w.status)
+/// Are the conditions there as they should be?
+fn same(wanted: &[Condition], have: &[StatusCondition], generation: i64) -> bool {
+    wanted.iter().all(|w| {
+        have.iter().any(|c| {
+            c.kind == w.kind
+                && c.status == text(w.status)
                 && c.reason == w.reason
                 && c.message == w.message
                 && c.observed_generation == generation
         })
-    };
-    if !force && wanted.iter().all(same) {
-        return None;
-    }
+    })
+}
+
+/// The conditions to write. The time of a condition changes with its status.
+fn conditions(wanted: &[Condition], have: &[StatusCondition], generation: i64, now: &str) -> Value {
     let one = |w: &Condition| {
-        let kept = find(w.kind).filter(|c| c.status == text(w.status) && !c.last_transition_time.is_empty());
+        let kept = have.iter().find(|c| c.kind == w.kind && c.status == text(w.status));
+        let time = kept.map(|c| c.last_transition_time.as_str()).filter(|t| !t.is_empty());
         json!({
             "type": w.kind, "status": text(w.status), "reason": w.reason, "message": w.message,
-            "observedGeneration": generation, "lastTransitionTime": kept.map_or(now, |c| &c.last_transition_time),
+            "observedGeneration": generation, "lastTransitionTime": time.unwrap_or(now),
         })
     };
-    Some(wanted.iter().map(one).collect())
+    wanted.iter().map(one).collect()
+}
+
+fn text(b: bool) -> &'static str {
+    if b { "True" } else { "False" }
+}
+
+/// The conditions to write, if they differ from those that are there (or `force`).
+fn changed(wanted: &[Condition], have: &[StatusCondition], generation: i64, force: bool, now: &str) -> Option<Value> {
+    (force || !same(wanted, have, generation)).then(|| conditions(wanted, have, generation, now))
 }
 
 fn bound(
@@ -131,97 +135,66 @@ fn bound(
 }
 
 /// Who enforces a policy, and whether it is enforced as it stands.
-fn accepted(x: &Index<'_>, at: &Located, p: &AuthorizationPolicy) -> Condition {
-    let problem = check::problems(Object::AuthorizationPolicy(Box::new(p.clone())), x.mesh).into_iter().next();
+fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
+    let trouble = policy::trouble(x, p);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
     let Some((path, target)) = p.spec.targets().next() else {
         let warnings = policy::warnings(p);
-        return match (problem, warnings.first()) {
-            (Some(e), _) => say(
+        return match (trouble, warnings.first()) {
+            (Some((field, text)), _) => say(
                 "ZtunnelAccepted",
                 false,
                 "UnsupportedValue",
-                format!("{}: {}; nothing is allowed where it applies until it is mended", e.field, e.message),
+                format!("{field}: {text}; nothing is allowed where it applies until it is mended"),
             ),
             // Istio says True here, too.
             (None, Some(w)) => say("ZtunnelAccepted", true, "UnsupportedValue", w.clone()),
             (None, None) => say("ZtunnelAccepted", true, "Accepted", "enforced by ztunnel".into()),
         };
     };
-    if let Some(e) = problem {
-        return say("WaypointAccepted", false, "Invalid", format!("{}: {}", e.field, e.message));
+    let say = |status, reason, message| Condition { kind: "WaypointAccepted", status, reason, message };
+    if let Some((field, text)) = trouble {
+        return say(false, "Invalid", format!("{field}: {text}"));
     }
-    let ns = at.object.meta().namespace.as_str();
-    let labels = match target.kind.as_str() {
-        "Service" => x
-            .services
-            .get(ns)
-            .into_iter()
-            .flatten()
-            .find(|s| s.metadata.name == target.name)
-            .map(|s| &s.metadata.labels),
-        "ServiceEntry" => x
-            .entries_of
-            .get(ns)
-            .into_iter()
-            .flatten()
-            .find(|s| s.metadata.name == target.name)
-            .map(|s| &s.metadata.labels),
-        "Gateway" => {
-            return match x.gateways.get(&(ns, target.name.as_str())) {
-                Some(_) => {
-                    say("WaypointAccepted", true, "Accepted", format!("attached to Gateway {ns}/{}", target.name))
-                }
-                None => say(
-                    "WaypointAccepted",
-                    false,
-                    "TargetNotFound",
-                    format!("{path}: there is no Gateway {ns}/{}", target.name),
-                ),
-            };
-        }
-        _ => {
-            return match x.classes.contains_key(target.name.as_str()) {
-                true => say("WaypointAccepted", true, "Accepted", format!("attached to GatewayClass {}", target.name)),
-                false => say(
-                    "WaypointAccepted",
-                    false,
-                    "TargetNotFound",
-                    format!("{path}: there is no GatewayClass {}", target.name),
-                ),
-            };
-        }
+    let (ns, name) = (p.metadata.namespace.as_str(), target.name.as_str());
+    let what = match target.kind.as_str() {
+        "GatewayClass" => format!("GatewayClass {name}"),
+        kind => format!("{kind} {ns}/{name}"),
     };
-    let Some(labels) = labels else {
-        return say(
-            "WaypointAccepted",
-            false,
-            "TargetNotFound",
-            format!("{path}: there is no {} {ns}/{}", target.kind, target.name),
-        );
+    // What is there: with labels that may bind it, or a waypoint itself.
+    let found = match target.kind.as_str() {
+        "Service" => x.service(ns, name).map(|s| Some(&s.metadata.labels)),
+        "ServiceEntry" => {
+            let mut all = x.entries_of.get(ns).into_iter().flatten();
+            all.find(|s| s.metadata.name == name).map(|s| Some(&s.metadata.labels))
+        }
+        "Gateway" => x.gateways.get(&(ns, name)).map(|_| None),
+        _ => x.classes.get(name).map(|_| None),
+    };
+    let labels = match found {
+        None => return say(false, "TargetNotFound", format!("{path}: there is no {what}")),
+        Some(None) => return say(true, "Accepted", format!("attached to {what}")),
+        Some(Some(labels)) => labels,
     };
     match waypoint::binding(x, ns, labels, waypoint::Traffic::Service) {
         waypoint::Binding::To(g, _) => {
-            say("WaypointAccepted", true, "Accepted", format!("bound to {}/{}", g.metadata.namespace, g.metadata.name))
+            say(true, "Accepted", format!("bound to {}/{}", g.metadata.namespace, g.metadata.name))
         }
-        waypoint::Binding::None => say(
-            "WaypointAccepted",
-            false,
-            "AncestorNotBound",
-            format!("{path}: {} {ns}/{} uses no waypoint: label it istio.io/use-waypoint", target.kind, target.name),
-        ),
-        waypoint::Binding::Refused(_, why) => {
-            say("WaypointAccepted", false, "AncestorNotBound", format!("{path}: {why}"))
+        waypoint::Binding::None => {
+            let text = format!("{path}: {what} uses no waypoint: label it istio.io/use-waypoint");
+            say(false, "AncestorNotBound", text)
         }
+        waypoint::Binding::Refused(_, why) => say(false, "AncestorNotBound", format!("{path}: {why}")),
     }
 }
 
 fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let m = &g.metadata;
-    let ready = x.available.get(&(m.namespace.as_str(), m.name.as_str())).is_some_and(|n| *n > 0);
+    let deployment = x.deployments.get(&(m.namespace.as_str(), m.name.as_str()));
+    let ready = deployment.is_some_and(|d| d.status.available_replicas > 0);
     let given = deploy::given(g);
     let host = given.map_or_else(|| format!("{}.{}.svc.{}", m.name, m.namespace, x.mesh.cluster_domain), String::from);
-    let service = x.services.get(m.namespace.as_str()).into_iter().flatten().find(|s| s.metadata.name == m.name);
+    let service = x.service(&m.namespace, &m.name);
     let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(deploy::MANAGED));
     let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
@@ -250,47 +223,27 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let addresses = if programmed_before { json!([{ "type": "Hostname", "value": host }]) } else { json!([]) };
     let same_address =
         g.status.addresses.iter().map(|a| a.value.as_str()).eq(programmed_before.then_some(host.as_str()));
-    let listeners: Vec<(String, Option<Value>, Vec<StatusCondition>)> = g
-        .spec
-        .listeners
-        .iter()
-        .map(|l| {
-            let fine = l.protocol == "HBONE";
-            let reason = if fine { "Accepted" } else { "UnsupportedProtocol" };
-            let wanted = [
-                say(
-                    "Accepted",
-                    fine,
-                    reason,
-                    if fine { "No errors found".into() } else { format!("{:?} is not HBONE", l.protocol) },
-                ),
-                say(
-                    "Programmed",
-                    fine,
-                    if fine { "Programmed" } else { "Invalid" },
-                    if fine { "No errors found".into() } else { format!("{:?} is not HBONE", l.protocol) },
-                ),
-                say("Conflicted", false, "NoConflicts", "No errors found".into()),
-                say("ResolvedRefs", true, "ResolvedRefs", "No errors found".into()),
-            ];
-            let have =
-                g.status.listeners.iter().find(|s| s.name == l.name).map(|s| s.conditions.clone()).unwrap_or_default();
-            (l.name.clone(), changed(&wanted, &have, m.generation, false, now), have)
-        })
-        .collect();
-    let conditions = changed(&[accepted, programmed], &g.status.conditions, m.generation, false, now);
-    if conditions.is_none() && same_address && listeners.iter().all(|(_, c, _)| c.is_none()) {
+    let own = [accepted, programmed];
+    let mut unchanged = same_address && same(&own, &g.status.conditions, m.generation);
+    let mut listeners = Vec::new();
+    for l in &g.spec.listeners {
+        let (fine, none) = (l.protocol == "HBONE", || "No errors found".to_string());
+        let why = || if fine { none() } else { format!("{:?} is not HBONE", l.protocol) };
+        let wanted = [
+            say("Accepted", fine, if fine { "Accepted" } else { "UnsupportedProtocol" }, why()),
+            say("Programmed", fine, if fine { "Programmed" } else { "Invalid" }, why()),
+            say("Conflicted", false, "NoConflicts", none()),
+            say("ResolvedRefs", true, "ResolvedRefs", none()),
+        ];
+        let have = g.status.listeners.iter().find(|s| s.name == l.name).map_or(&[][..], |s| &s.conditions);
+        unchanged &= same(&wanted, have, m.generation);
+        let conditions = conditions(&wanted, have, m.generation, now);
+        listeners.push(json!({ "name": l.name, "attachedRoutes": 0, "supportedKinds": [], "conditions": conditions }));
+    }
+    if unchanged {
         return None;
     }
-    let again = |have: &[StatusCondition]| -> Value {
-        have.iter().map(|c| json!({ "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message, "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time })).collect()
-    };
-    let listeners: Vec<Value> = listeners
-        .into_iter()
-        .map(|(name, c, have)| json!({ "name": name, "attachedRoutes": 0, "supportedKinds": [], "conditions": c.unwrap_or_else(|| again(&have)) }))
-        .collect();
-    let ours: Vec<StatusCondition> =
-        g.status.conditions.iter().filter(|c| matches!(c.kind.as_str(), "Accepted" | "Programmed")).cloned().collect();
-    let status = json!({ "addresses": addresses, "conditions": conditions.unwrap_or_else(|| again(&ours)), "listeners": listeners });
+    let conditions = conditions(&own, &g.status.conditions, m.generation, now);
+    let status = json!({ "addresses": addresses, "conditions": conditions, "listeners": listeners });
     Some(Write { to: reference(GATEWAY_API, "Gateway", m), manager: "istio.io/gateway-controller", status })
 }

@@ -1,6 +1,6 @@
 //! Which waypoint an object is bound to, or why not (reference control-plane §2.6).
 
-use super::Index;
+use super::{Index, deploy::MANAGED};
 use karst_api::workload::{GatewayAddress, NamespacedHostname, NetworkAddress, gateway_address::Destination};
 use karst_core::addr::ip_to_bytes;
 use karst_manifest::kinds::{Gateway, Labels};
@@ -8,7 +8,6 @@ use karst_manifest::kinds::{Gateway, Labels};
 const USE: &str = "istio.io/use-waypoint";
 const USE_NS: &str = "istio.io/use-waypoint-namespace";
 const FOR: &str = "istio.io/waypoint-for";
-const MANAGED: &str = "gateway.istio.io/managed";
 /// HBONE port of waypoints (fixed in Istio).
 pub(crate) const PORT: u16 = 15008;
 /// Controller name of the classes whose gateways are waypoints (Istio's).

@@ -311,11 +311,7 @@ fn inline_endpoints(
 fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
     for s in x.slices.iter().filter(|s| s.address_type != "FQDN") {
         let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { continue };
-        let Some(svc) =
-            x.services.get(&*s.metadata.namespace).into_iter().flatten().find(|v| v.metadata.name == *service)
-        else {
-            continue;
-        };
+        let Some(svc) = x.service(&s.metadata.namespace, service) else { continue };
         for e in s.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
             for a in &e.addresses {
                 let Ok(ip) = a.parse::<IpAddr>() else { continue };

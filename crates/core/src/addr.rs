@@ -90,6 +90,10 @@ impl Cidr {
     pub fn prefix_len(&self) -> u8 {
         if self.is_v4() { self.len - 96 } else { self.len }
     }
+    /// Is it one address?
+    pub fn is_single(&self) -> bool {
+        self.len == 128
+    }
     /// The first address.
     pub fn base(&self) -> IpAddr {
         IpAddr::V6(Ipv6Addr::from_bits(self.base)).to_canonical()
@@ -136,6 +140,9 @@ mod tests {
         assert!(has("::/0", "fd00::1"));
         assert!(has("fd00::/8", "fdff::1"));
         assert!(has("10.0.0.7", "10.0.0.7"));
+        let single = |c: &str| c.parse::<Cidr>().unwrap().is_single();
+        assert!(single("10.0.0.7") && single("10.0.0.7/32") && single("fd00::1"));
+        assert!(!single("10.0.0.0/31") && !single("fd00::/32") && !single("0.0.0.0/0"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!   holds none. A turn reads one buffer's worth, then lets the streams take it while it is in the cache.
 
 use crate::record::{HEADER, MAX_PLAIN, OVERHEAD, Opener, Sealer, alert, kind};
+use karst_core::limits;
 use rustls::{
     ClientConfig, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
@@ -29,10 +30,8 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A lent buffer, bytes.
-const BUFFER: usize = 520 << 10;
-/// Sealed bytes that are sent before the turn ends, so that the peer can begin.
-const SEND_AT: usize = 520 << 10;
+/// A lent buffer, bytes: what a stream may have waiting, sealed and framed, so that it leaves in one write.
+const BUFFER: usize = limits::SEND_BUFFER + (8 << 10);
 /// Pieces at least this long are sealed from where they are; shorter ones are first gathered in one record.
 const DIRECT: usize = 2 << 10;
 /// Buffers that a worker keeps.
@@ -422,14 +421,10 @@ impl Inner {
                     break;
                 }
             }
-            let full = taken == 0;
-            if full || self.out.waiting() >= SEND_AT {
-                let sent = self.out.poll_send(&mut self.tcp, cx)?;
-                if full {
-                    ready!(sent);
-                    if slices.iter().any(|s| !s.is_empty()) {
-                        continue;
-                    }
+            if taken == 0 {
+                ready!(self.out.poll_send(&mut self.tcp, cx))?;
+                if slices.iter().any(|s| !s.is_empty()) {
+                    continue;
                 }
             }
             return Poll::Ready(Ok(taken));

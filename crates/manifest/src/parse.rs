@@ -187,18 +187,22 @@ pub fn value(kind: &str, mut v: serde_json::Value) -> Result<Object, Problem> {
 
 /// Has the kind a closed form ([`closed`])?
 pub fn has_closed(kind: &str) -> bool {
-    matches!(kind, "AuthorizationPolicy" | "PeerAuthentication")
+    closed_spec(kind).is_some()
+}
+
+fn closed_spec(kind: &str) -> Option<serde_json::Value> {
+    match kind {
+        // An ALLOW policy without rules allows nothing.
+        "AuthorizationPolicy" => Some(serde_json::json!({ "action": "ALLOW" })),
+        "PeerAuthentication" => Some(serde_json::json!({ "mtls": { "mode": "STRICT" } })),
+        _ => None,
+    }
 }
 
 /// What stands for a security object that cannot be read: the same object, closing what it selects (all of its namespace,
 /// if not even that can be read). None for other kinds.
 pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {
-    let spec = match kind {
-        // An ALLOW policy without rules allows nothing.
-        "AuthorizationPolicy" => serde_json::json!({ "action": "ALLOW" }),
-        "PeerAuthentication" => serde_json::json!({ "mtls": { "mode": "STRICT" } }),
-        _ => return None,
-    };
+    let spec = closed_spec(kind)?;
     let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
     let metadata = part("/metadata");
     let mut narrow = spec.clone();

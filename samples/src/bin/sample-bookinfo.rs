@@ -7,11 +7,11 @@ use anyhow::Result;
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, header};
+use hyper_util::rt::TokioIo;
 use samples::Serve;
 use serde_json::{Value, json};
-use std::{convert::Infallible, fmt::Write, time::Duration};
+use std::{fmt::Write, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
 /// One of the services of the book shop.
@@ -77,19 +77,11 @@ async fn main() -> Result<()> {
     let c = Cli::parse();
     let l = c.serve.listener().await?;
     let shop = std::sync::Arc::new(Shop { role: c.role, me: c.serve, port: c.port, domain: c.domain });
-    loop {
-        let (s, _) = l.accept().await?;
-        let _ = s.set_nodelay(true);
+    let answer = move |_, r| {
         let shop = shop.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |r| {
-                let shop = shop.clone();
-                async move { Ok::<_, Infallible>(shop.answer(r).await) }
-            });
-            let mut http = hyper::server::conn::http1::Builder::new();
-            let _ = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(s), service).await;
-        });
-    }
+        async move { shop.answer(r).await }
+    };
+    match samples::http(l, answer).await? {}
 }
 
 fn of(status: u16, content_type: &'static str, body: String) -> Answer {

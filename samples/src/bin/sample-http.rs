@@ -10,11 +10,10 @@ use anyhow::Result;
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, StatusCode, body::Incoming, header, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Request, Response, StatusCode, body::Incoming, header};
 use samples::Serve;
 use serde_json::{Map, Value, json};
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 /// An HTTP service that says who answers.
 #[derive(Parser)]
@@ -41,27 +40,10 @@ const MAX_BYTES: usize = 64 << 20;
 async fn main() -> Result<()> {
     let Cli { serve: me, flavour } = Cli::parse();
     let l = me.listener().await?;
-    loop {
-        let (s, peer) = l.accept().await?;
-        let _ = s.set_nodelay(true);
-        let me = me.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |r| logged(me.clone(), flavour, peer, r));
-            // The client may go when it likes.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(s), service)
-                .await;
-        });
-    }
+    match samples::http(l, move |peer, r| logged(me.clone(), flavour, peer, r)).await? {}
 }
 
-async fn logged(
-    me: Serve,
-    flavour: Flavour,
-    peer: SocketAddr,
-    r: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn logged(me: Serve, flavour: Flavour, peer: SocketAddr, r: Request<Incoming>) -> Response<Full<Bytes>> {
     let what = format!("{} {}", r.method(), r.uri());
     let a = match flavour {
         Flavour::Plain => answer(&me, peer, r).await,
@@ -69,7 +51,7 @@ async fn logged(
         Flavour::Nginx => nginx(&me, &r),
     };
     println!("{peer} \"{what}\" {}", a.status().as_u16());
-    Ok(a)
+    a
 }
 
 fn json_of(status: StatusCode, v: &Value) -> Response<Full<Bytes>> {
