@@ -154,34 +154,35 @@ fn text(data: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<String> {
 /// Writes the root certificate into every namespace, and again where it is edited or removed; while we hold the Lease.
 pub struct Publisher {
     root: watch::Receiver<String>,
-    missing: watch::Sender<BTreeSet<String>>,
+    missing: watch::Sender<Missing>,
+}
+
+/// The namespaces that lack a root.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+struct Missing {
+    root: String,
+    namespaces: BTreeSet<String>,
 }
 
 impl Publisher {
     /// Starts it.
     pub fn start(kube: Kube, root: watch::Receiver<String>, mut leads: watch::Receiver<bool>) -> Self {
-        let (missing, mut rx) = watch::channel(BTreeSet::new());
-        let current = root.clone();
+        let (missing, mut rx) = watch::channel(Missing::default());
         tokio::spawn(async move {
-            loop {
-                if leads.wait_for(|l| *l).await.is_err() {
-                    return;
-                }
-                let todo: BTreeSet<String> = rx.borrow_and_update().clone();
-                let mut failed = false;
-                let pem = current.borrow().clone();
-                for ns in &todo {
+            while leads.wait_for(|l| *l).await.is_ok() {
+                let todo = rx.borrow_and_update().clone();
+                for ns in &todo.namespaces {
                     let labels = [("istio.io/config", "true")];
-                    if let Err(e) = kube.config_map(ns, ROOT_CONFIG_MAP, &labels, &[(ROOT_KEY, &pem)]).await {
+                    if let Err(e) = kube.config_map(ns, ROOT_CONFIG_MAP, &labels, &[(ROOT_KEY, &todo.root)]).await {
                         tracing::warn!(error = format!("{e:#}"), "the root certificate is not there yet");
-                        failed = true;
                     }
                 }
+                // Written again until the watch has shown it: an edit of the same moment must not stay.
                 let changed = rx.changed();
-                let over = if failed {
-                    tokio::time::timeout(RETRY, changed).await.is_ok_and(|r| r.is_err())
-                } else {
+                let over = if todo.namespaces.is_empty() {
                     changed.await.is_err()
+                } else {
+                    tokio::time::timeout(RETRY, changed).await.is_ok_and(|r| r.is_err())
                 };
                 if over {
                     return;
@@ -193,30 +194,36 @@ impl Publisher {
 
     /// Looks where it lacks.
     pub fn note(&self, state: &State) {
-        let mut missing = BTreeSet::new();
-        let root = self.root.borrow().clone();
-        for o in &state.objects {
-            if let Object::Namespace(n) = &o.object
-                && n.metadata.deletion_timestamp.is_none()
-                && !NO_ROOT.contains(&n.metadata.name.as_str())
-            {
-                missing.insert(n.metadata.name.clone());
-            }
-        }
-        for o in &state.objects {
-            if let Object::ConfigMap(c) = &o.object
-                && c.metadata.name == ROOT_CONFIG_MAP
-                && c.data.get(ROOT_KEY) == Some(&root)
-            {
-                missing.remove(&c.metadata.namespace);
-            }
-        }
+        let new = missing(state, self.root.borrow().clone());
         self.missing.send_if_modified(|m| {
-            let new = *m != missing && !missing.is_empty();
-            *m = missing;
-            new
+            // The same namespaces with another root are new, too. What is there wakes nobody.
+            let tell = *m != new && !new.namespaces.is_empty();
+            *m = new;
+            tell
         });
     }
+}
+
+/// The namespaces without this root.
+fn missing(state: &State, root: String) -> Missing {
+    let mut namespaces = BTreeSet::new();
+    for o in &state.objects {
+        if let Object::Namespace(n) = &o.object
+            && n.metadata.deletion_timestamp.is_none()
+            && !NO_ROOT.contains(&n.metadata.name.as_str())
+        {
+            namespaces.insert(n.metadata.name.clone());
+        }
+    }
+    for o in &state.objects {
+        if let Object::ConfigMap(c) = &o.object
+            && c.metadata.name == ROOT_CONFIG_MAP
+            && c.data.get(ROOT_KEY) == Some(&root)
+        {
+            namespaces.remove(&c.metadata.namespace);
+        }
+    }
+    Missing { root, namespaces }
 }
 
 /// Name of the Lease (Istio's).
@@ -296,5 +303,32 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
         if over {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// The root is renewed before the watch has shown that the one before was written: nothing has changed about which
+    /// namespaces lack it, and still there is something to write.
+    #[test]
+    fn a_root_that_changes_while_it_is_written_is_told_again() {
+        let (root, roots) = watch::channel("one".to_string());
+        let (missing, mut told) = watch::channel(Missing::default());
+        let publisher = Publisher { root: roots, missing };
+        let mut state = State::default();
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: app}\n";
+        let objects = karst_manifest::parse::file(std::path::Path::new("app.yaml"), text).unwrap();
+        state.objects = objects.into_iter().map(Arc::new).collect();
+        publisher.note(&state);
+        assert_eq!(told.borrow_and_update().root, "one");
+        publisher.note(&state);
+        assert!(!told.has_changed().unwrap(), "nothing new");
+        root.send_replace("two".into());
+        publisher.note(&state);
+        assert!(told.has_changed().unwrap());
+        assert_eq!(told.borrow_and_update().root, "two");
     }
 }
