@@ -1,7 +1,10 @@
 //! The mesh as the controller knows it: the result of [`crate::convert::compile`], without any Kubernetes type.
 
 use imbl::OrdMap;
-use karst_api::workload::{Service, Workload};
+use karst_api::{
+    route::{Backend, Routes},
+    workload::{Service, Workload},
+};
 use karst_policy::Policy;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -14,6 +17,10 @@ pub struct Model {
     pub services: OrdMap<String, Service>,
     /// By `namespace/name`.
     pub policies: Arc<BTreeMap<String, Policy>>,
+    /// Routes of services, by `namespace/hostname`.
+    pub routes: OrdMap<String, Arc<Routes>>,
+    /// How services are called, by `namespace/hostname`.
+    pub backends: OrdMap<String, Arc<Backend>>,
     /// For the certificate authority: what runs where. By `namespace/name`.
     pub pods: OrdMap<String, Arc<PodFacts>>,
 }

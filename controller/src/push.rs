@@ -1,14 +1,15 @@
 //! From the model to a snapshot of xDS resources.
 
 use crate::model::Model;
-use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, convert::policy_to_wire, workload as pb};
+use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, ROUTES_TYPE, convert::policy_to_wire, workload as pb};
 use karst_core::addr::ip_from_bytes;
 use karst_xds::{Entry, Resources, Set};
 use prost::Message;
 use std::collections::HashMap;
 
-/// Types in the order in which additions are sent: policies before the workloads that name them.
-pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
+/// Types in the order in which additions are sent: policies before the workloads that name them, what
+/// routes lead to before the routes.
+pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
 pub fn resources(m: &Model, version: u64) -> Resources {
@@ -24,7 +25,11 @@ pub fn resources(m: &Model, version: u64) -> Resources {
     }
     let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
     let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
-    Resources { types: HashMap::from([(ADDRESS_TYPE, addresses), (AUTHORIZATION_TYPE, policies)]), version }
+    let routes = m.routes.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
+    let backends = m.backends.iter().map(|(k, b)| (k.clone(), Entry::new(b.encode_to_vec(), vec![]))).collect();
+    let types =
+        [(ADDRESS_TYPE, addresses), (AUTHORIZATION_TYPE, policies), (ROUTES_TYPE, routes), (BACKEND_TYPE, backends)];
+    Resources { types: types.into(), version }
 }
 
 /// The resources after a change of these workloads only.

@@ -3,6 +3,7 @@
 
 use clap::Parser;
 use karst_hbone::Settings;
+use karst_proxy::remote::Remote;
 use karst_rt::{log::Format, socket::Keepalive};
 use serde::Serialize;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -177,15 +178,20 @@ impl Config {
     /// # Errors
     /// For one that would be spoken to in plaintext: tokens and identities pass there.
     pub fn control_plane(&self) -> Result<(String, String), String> {
-        let url = |knob: &str, a: &str| match a.split_once("://") {
-            None => Ok(format!("https://{a}")),
-            Some(("https", _)) => Ok(a.to_string()),
-            Some((other, _)) => {
-                Err(format!("{knob} {a:?}: {other} is not supported; use https://HOST:PORT or HOST:PORT"))
-            }
-        };
         let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
-        Ok((url("XDS_ADDRESS", &self.xds_address)?, url("CA_ADDRESS", ca)?))
+        Ok((Remote::url("XDS_ADDRESS", &self.xds_address)?, Remote::url("CA_ADDRESS", ca)?))
+    }
+    /// One of them, and what to show it.
+    pub fn remote(&self, address: &str) -> Remote {
+        Remote {
+            address: address.into(),
+            root_ca: self.root_ca.clone(),
+            alt_hostname: self.alt_hostname.clone(),
+            auth_token: self.auth_token.clone(),
+            cluster_id: self.cluster_id.clone(),
+            local_certs: self.local_certs.clone(),
+            impersonates: true,
+        }
     }
 }
 

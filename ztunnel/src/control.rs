@@ -1,82 +1,25 @@
 //! The control thread's parts: the writer of the state (xDS), and the keeper of the pods (ZDS).
 
 use crate::{
-    config::Config,
     inpod::{Listeners, LocalPod, LocalPods, Pods},
     metrics::Metrics,
-    secrets::Authority,
     state::Snapshot,
     worker::{Order, Shared},
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, convert};
+use karst_proxy::remote::Remote;
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{Ended, Handler, Update};
 use std::{
     collections::HashMap,
-    fs,
     net::{TcpListener, UdpSocket},
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::Channel;
 
 /// Types that are subscribed.
 pub const TYPES: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
-
-/// How the control plane is reached.
-#[derive(Clone)]
-pub struct Remote {
-    pub config: Config,
-    pub address: String,
-}
-
-impl Remote {
-    async fn channel(&self) -> Result<Channel, String> {
-        let root = fs::read(&self.config.root_ca)
-            .map_err(|e| format!("root certificate {} (XDS_ROOT_CA): {e}", self.config.root_ca.display()))?;
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
-        if !self.config.alt_hostname.is_empty() {
-            tls = tls.domain_name(&self.config.alt_hostname);
-        }
-        let e = Endpoint::from_shared(self.address.clone()).map_err(|e| format!("address {:?}: {e}", self.address))?;
-        let e = e.tls_config(tls).map_err(|e| format!("root certificate {}: {e}", self.config.root_ca.display()))?;
-        let e = e
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10));
-        e.connect().await.map_err(|e| {
-            let mut text = format!("{}: {e}", self.address);
-            let mut cause = std::error::Error::source(&e);
-            while let Some(c) = cause {
-                text = format!("{text}: {c}");
-                cause = c.source();
-            }
-            text
-        })
-    }
-    fn bearer(&self) -> Result<String, String> {
-        let path = &self.config.auth_token;
-        fs::read_to_string(path)
-            .map(|t| t.trim().to_string())
-            .map_err(|e| format!("token {} (AUTH_TOKEN): {e}", path.display()))
-    }
-}
-
-impl Authority for Remote {
-    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
-        self.channel()
-    }
-    fn token(&self) -> Result<String, String> {
-        self.bearer()
-    }
-    fn directory(&self) -> Option<&std::path::Path> {
-        self.config.local_certs.as_deref()
-    }
-}
-
-/// A service's endpoint may just have gone, and its packets lead nowhere: the next attempt goes to another.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The one writer of the state.
 pub struct Writer {
@@ -146,7 +89,7 @@ impl Handler for Writer {
         self.remote.channel()
     }
     fn headers(&self) -> Vec<(String, String)> {
-        vec![("clusterid".into(), self.remote.config.cluster_id.clone())]
+        vec![("clusterid".into(), self.remote.cluster_id.clone())]
     }
     fn up(&self) {
         self.stream.send_replace(true);

@@ -296,8 +296,8 @@ pub fn encode(mut m: Message, q: &Message, tcp: bool) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::tests::{pod, service, snapshot};
     use hickory_proto::op::Query;
+    use karst_proxy::testing::{pod, service, snapshot};
 
     fn ask(s: &Snapshot, name: &str, kind: RecordType) -> Option<Vec<String>> {
         let mut q = Message::new(7, MessageType::Query, OpCode::Query);

@@ -4,7 +4,6 @@ mod admin;
 mod config;
 mod conns;
 mod control;
-mod crew;
 mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -16,16 +15,15 @@ mod outbound;
 mod outcome;
 mod plan;
 mod resolve;
-mod secrets;
-mod state;
 mod worker;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use clap::Parser;
-use control::{Keeper, Remote, Writer};
+use control::{Keeper, Writer};
 use karst_api::ads;
 use karst_core::Identity;
+use karst_proxy::{secrets, state};
 use karst_rt::{drain, ready::Ready};
 use std::{
     collections::{HashMap, HashSet},
@@ -69,9 +67,9 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let (configured_tx, configured) = watch::channel(config.local_xds.is_some());
     let (stream_tx, stream) = watch::channel(true);
     let (xds, ca) = config.control_plane().map_err(anyhow::Error::msg)?;
-    let remote = |address: &str| Remote { config: config.clone(), address: address.to_string() };
+    let remote = |address: &str| config.remote(address);
     let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone());
-    let (crew, receivers) = crew::Crew::new(config.worker_count());
+    let (crew, receivers) = karst_proxy::crew::Crew::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),

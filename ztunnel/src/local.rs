@@ -6,8 +6,7 @@
 use crate::state::Snapshot;
 use bytes::Bytes;
 use karst_api::workload::{self as pb, gateway_address::Destination, load_balancing as lb};
-use karst_core::{Cidr, Identity, addr::ip_to_bytes};
-use karst_hbone::tls::Credentials;
+use karst_core::{Cidr, addr::ip_to_bytes};
 use karst_policy::Policy;
 use prost::Message;
 use serde::Deserialize;
@@ -445,28 +444,6 @@ pub async fn follow(path: &Path, network: &str, state: watch::Sender<Arc<Snapsho
             }
             Err(e) => tracing::error!("{e}; the last good state stays"),
         }
-    }
-}
-
-/// The certificate of an identity, from `DIR/TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/` with the files that Istio mounts:
-/// `cert-chain.pem`, `key.pem`, `root-cert.pem`.
-///
-/// # Errors
-/// Names the file that is missing or wrong.
-pub fn certificate(dir: &Path, id: &Identity) -> Result<Credentials, String> {
-    use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
-    let dir = dir.join(id.trust_domain()).join("ns").join(id.namespace()).join("sa").join(id.service_account());
-    let file = |n: &str| {
-        let p = dir.join(n);
-        fs::read_to_string(&p).map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", p.display()))
-    };
-    let chain = [file("cert-chain.pem")?, file("root-cert.pem")?];
-    let key = PrivateKeyDer::from_pem_slice(file("key.pem")?.as_bytes())
-        .map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", dir.join("key.pem").display()))?;
-    let c = Credentials::new(id.clone(), &chain, key).map_err(|e| format!("{}: {e}", dir.display()))?;
-    match c.not_after > SystemTime::now() {
-        true => Ok(c),
-        false => Err(format!("{}: the certificate has expired", dir.join("cert-chain.pem").display())),
     }
 }
 

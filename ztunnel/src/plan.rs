@@ -1,7 +1,8 @@
 //! Where a connection goes: a pure function of one snapshot (reference ztunnel §4.3, §4.4).
 
-use crate::state::{Gateway, GatewayTo, Mode, Scope2, Service, Snapshot, Workload};
+use crate::state::{Gateway, GatewayTo, Mode, Service, Snapshot, Workload};
 use karst_core::Identity;
+use karst_proxy::endpoints::{candidates, is_waypoint};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -182,17 +183,6 @@ fn direct(w: &Arc<Workload>, target: SocketAddr, service: Option<Arc<Service>>) 
     })
 }
 
-fn is_waypoint(s: &Snapshot, w: &Workload, g: &Gateway) -> bool {
-    match &g.to {
-        GatewayTo::Address(ip) => {
-            w.ips.contains(ip)
-                || s.service(*ip, &w.namespace).is_some_and(|svc| w.services.iter().any(|(k, _)| *k == svc.key))
-        }
-        GatewayTo::Service(key) => w.services.iter().any(|(k, _)| k == key),
-    }
-}
-
-/// By waypoint: the address that was dialled stays, the waypoint does the rest. Never past it.
 fn via(
     s: &Snapshot,
     source: &Workload,
@@ -249,52 +239,6 @@ impl Pick for Vec<(Arc<Workload>, SocketAddr)> {
     }
 }
 
-/// Endpoints that could be used, with the best place only: workload, address, rank.
-fn candidates(
-    s: &Snapshot,
-    source: &Workload,
-    svc: &Service,
-    to: SocketAddr,
-    tried: &[Arc<str>],
-) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
-    let Some(all) = s.endpoints.get(&svc.key) else { return vec![] };
-    let mut out = Vec::with_capacity(all.len());
-    let mut best = 0;
-    for (uid, ports) in all {
-        if tried.contains(uid) {
-            continue;
-        }
-        let Some(w) = s.workloads.get(uid) else { continue };
-        if svc.only_healthy && !w.healthy {
-            continue;
-        }
-        let rank = svc.scopes.iter().take_while(|x| matches(**x, source, w)).count();
-        if svc.mode == Mode::Strict && rank < svc.scopes.len() {
-            continue;
-        }
-        // Without any: its name is resolved when it has been chosen.
-        let ip = match same_family(&w.ips, to.ip()) {
-            Some(ip) => ip,
-            None if !w.hostname.is_empty() => Ipv4Addr::UNSPECIFIED.into(),
-            None => continue,
-        };
-        let named = ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t);
-        let target = match named.or_else(|| svc.ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t)) {
-            Some(0) => continue, // a named port that this endpoint does not have
-            Some(t) => t,
-            None => to.port(),
-        };
-        if svc.mode == Mode::Failover && rank > best {
-            best = rank;
-        }
-        out.push((w.clone(), SocketAddr::new(ip, target), rank));
-    }
-    if svc.mode == Mode::Failover {
-        out.retain(|(.., r)| *r == best);
-    }
-    out
-}
-
 /// Two at random, weighted by capacity, and of these the one with fewer open connections.
 fn endpoint(
     s: &Snapshot,
@@ -324,27 +268,11 @@ fn endpoint(
     all.get(if busy(y) < busy(x) { y } else { x }).map(|(w, a, _)| (w.clone(), *a))
 }
 
-fn matches(x: Scope2, a: &Workload, b: &Workload) -> bool {
-    match x {
-        Scope2::Region => a.region == b.region,
-        Scope2::Zone => a.zone == b.zone,
-        Scope2::Subzone => a.subzone == b.subzone,
-        Scope2::Node => a.node == b.node,
-        Scope2::Cluster => a.cluster == b.cluster,
-        Scope2::Network => a.network == b.network,
-    }
-}
-
-/// The address of the family that was dialled, else the other.
-fn same_family(ips: &[IpAddr], like: IpAddr) -> Option<IpAddr> {
-    ips.iter().find(|i| i.is_ipv4() == like.is_ipv4()).or(ips.first()).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::tests::{pod, service, snapshot};
     use karst_api::workload as pb;
+    use karst_proxy::testing::{pod, service, snapshot};
 
     struct Fixed(Vec<u64>, Vec<(&'static str, u64)>);
     impl Balance for Fixed {

@@ -1,10 +1,9 @@
 //! A data plane worker: one thread, one runtime, its own tunnels, buffers and registry of connections. A connection is
-//! placed when it is accepted ([`crate::crew`]) and then stays with its worker.
+//! placed when it is accepted ([`karst_proxy::crew`]) and then stays with its worker.
 
 use crate::{
     config::Config,
     conns::Conns,
-    crew::{Crew, Running, Taken, Way},
     inbound,
     inpod::{Listeners, LocalPod, LocalPods},
     metrics::Metrics,
@@ -17,6 +16,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use karst_core::limits;
 use karst_hbone::{Settings, pool::Pool};
+use karst_proxy::crew::{Crew, Running};
 use karst_rt::{accept::accept, drain, socket::Keepalive};
 use std::{
     cell::{Cell, RefCell},
@@ -49,7 +49,7 @@ pub struct Shared {
     pub pods: ArcSwap<LocalPods>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
-    pub crew: Crew,
+    pub crew: Crew<Order>,
 }
 
 impl Shared {
@@ -60,6 +60,26 @@ impl Shared {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// One of the three listeners of a pod.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// What the pod connects to.
+    Outbound,
+    /// Captured plaintext to the pod.
+    Plaintext,
+    /// Tunnels to the pod.
+    Tunnel,
+}
+
+/// A connection that another worker has accepted.
+pub struct Taken {
+    pub pod: Arc<LocalPod>,
+    pub way: Way,
+    pub stream: std::net::TcpStream,
+    pub from: std::net::SocketAddr,
+    pub running: Running,
 }
 
 /// Orders for a worker.
@@ -270,9 +290,8 @@ impl Worker {
             Some(other) => {
                 let Ok(stream) = s.into_std() else { return };
                 let running = crew.start(other);
-                let Err(back) = crew.hand(other, Taken { pod: p.pod.clone(), way, stream, from, running }) else {
-                    return;
-                };
+                let taken = Taken { pod: p.pod.clone(), way, stream, from, running };
+                let Err(Order::Take(back)) = crew.hand(other, Order::Take(Box::new(taken))) else { return };
                 let Ok(s) = TcpStream::from_std(back.stream) else { return };
                 s
             }

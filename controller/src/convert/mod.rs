@@ -5,6 +5,7 @@ pub mod check;
 mod compiler;
 pub mod deploy;
 mod policy;
+mod routes;
 mod service;
 mod status;
 mod waypoint;
@@ -61,6 +62,14 @@ pub(crate) struct Index<'a> {
     pub workload_entries: Vec<(&'a Located, &'a WorkloadEntry)>,
     pub authorization: Vec<(&'a Located, &'a AuthorizationPolicy)>,
     pub peer: Vec<(&'a Located, &'a PeerAuthentication)>,
+    pub virtual_services: Vec<(&'a Located, &'a VirtualService)>,
+    pub destination_rules: Vec<(&'a Located, &'a DestinationRule)>,
+    pub http_routes: Vec<(&'a Located, &'a HTTPRoute)>,
+    pub grpc_routes: Vec<(&'a Located, &'a GRPCRoute)>,
+    pub tcp_routes: Vec<(&'a Located, &'a TCPRoute)>,
+    pub grants: Vec<&'a ReferenceGrant>,
+    /// Labels of pods that proxies must know.
+    pub label_keys: BTreeSet<&'a str>,
     pub enrolled: &'a BTreeSet<String>,
 }
 
@@ -82,6 +91,13 @@ impl<'a> Index<'a> {
             workload_entries: vec![],
             authorization: vec![],
             peer: vec![],
+            virtual_services: vec![],
+            destination_rules: vec![],
+            http_routes: vec![],
+            grpc_routes: vec![],
+            tcp_routes: vec![],
+            grants: vec![],
+            label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
         };
         for o in &state.objects {
@@ -121,9 +137,20 @@ impl<'a> Index<'a> {
                 Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
                 Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
                 Object::PeerAuthentication(p) => x.peer.push((o, p)),
+                Object::VirtualService(v) => x.virtual_services.push((o, v)),
+                Object::DestinationRule(d) => x.destination_rules.push((o, d)),
+                Object::HTTPRoute(r) => x.http_routes.push((o, r)),
+                Object::GRPCRoute(r) => x.grpc_routes.push((o, r)),
+                Object::TCPRoute(r) => x.tcp_routes.push((o, r)),
+                Object::ReferenceGrant(g) => x.grants.push(g),
             }
         }
+        x.label_keys = routes::label_keys(&x);
         x
+    }
+
+    fn routes_are_empty(&self) -> bool {
+        self.http_routes.is_empty() && self.grpc_routes.is_empty() && self.tcp_routes.is_empty()
     }
 
     /// The service of this name.
@@ -169,6 +196,7 @@ fn compile_all(x: &Index<'_>) -> (Model, Vec<Problem>, policy::Policies) {
     let mut policies = policy::compile(x, &mut problems);
     service::compile(x, &mut model, &mut problems);
     workload::compile(x, &policies, &mut model, &mut problems);
+    routes::compile(x, &mut model, &mut problems);
     model.policies = policies.take().into();
     (model, problems, policies)
 }

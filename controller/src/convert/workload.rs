@@ -1,7 +1,7 @@
 //! Pods, WorkloadEntries and inline endpoints to `istio.workload.Workload` (reference control-plane §2.2 to §2.4).
 
 use super::{
-    Index, Mesh, check, policy, problem, selects,
+    Index, Mesh, check, policy, problem, routes, selects,
     service::{self, tcp},
     waypoint,
 };
@@ -97,6 +97,7 @@ pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Wo
         services: memberships(x, p),
         locality: locality(x, &p.spec.node_name),
         network_mode: if p.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
+        extensions: routes::labels(x, &m.labels),
         ..Default::default()
     }
 }

@@ -31,6 +31,18 @@ pub mod ads {
     tonic::include_proto!("envoy.service.discovery.v3");
 }
 
+/// `karst.route.v1`: what layer 7 proxies do with requests.
+#[allow(missing_docs, clippy::all)]
+pub mod route {
+    tonic::include_proto!("karst.route.v1");
+}
+
+/// xDS type of the routes of services.
+pub const ROUTES_TYPE: &str = "type.googleapis.com/karst.route.v1.Routes";
+/// xDS type of how services are called.
+pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.route.v1.Backend";
+/// Type of a workload's extension with its labels.
+pub const LABELS_TYPE: &str = "type.googleapis.com/karst.route.v1.Labels";
 /// xDS type of workloads and services (Istio: `istio.workload.Address`).
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// xDS type of L4 policies (Istio: `istio.security.Authorization`).

@@ -1,6 +1,10 @@
 //! The objects. Names and defaults are those of the Kubernetes, Gateway and Istio APIs; see there for their meaning.
 #![allow(missing_docs)]
 
+pub use crate::{
+    gatewayapi::{GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute},
+    traffic::{DestinationRule, VirtualService},
+};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -68,6 +72,12 @@ kinds! {
     EndpointSlice "discovery.k8s.io" true,
     GatewayClass "gateway.networking.k8s.io" false,
     Gateway "gateway.networking.k8s.io" true,
+    HTTPRoute "gateway.networking.k8s.io" true,
+    GRPCRoute "gateway.networking.k8s.io" true,
+    TCPRoute "gateway.networking.k8s.io" true,
+    ReferenceGrant "gateway.networking.k8s.io" true,
+    VirtualService "networking.istio.io" true,
+    DestinationRule "networking.istio.io" true,
     ServiceEntry "networking.istio.io" true,
     WorkloadEntry "networking.istio.io" true,
     AuthorizationPolicy "security.istio.io" true,

@@ -8,9 +8,13 @@
 
 pub mod dir;
 pub mod enrol;
+#[allow(missing_docs)]
+pub mod gatewayapi;
 pub mod kinds;
 pub mod parse;
 pub mod status;
+#[allow(missing_docs)]
+pub mod traffic;
 
 pub use dir::{Dir, State};
 pub use kinds::Object;

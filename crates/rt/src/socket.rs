@@ -122,6 +122,21 @@ pub fn redirect_listener(mark: u32) -> io::Result<Socket> {
     Ok(s)
 }
 
+/// A listener for whoever connects; an IPv6 wildcard takes both families.
+///
+/// # Errors
+/// Those of the socket calls.
+pub fn listener(at: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let s = Socket::new(Domain::for_address(at), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    if at.is_ipv6() {
+        s.set_only_v6(false)?;
+    }
+    s.set_reuse_address(true)?;
+    s.bind(&SockAddr::from(at))?;
+    s.listen(limits::BACKLOG)?;
+    Ok(s.into())
+}
+
 /// A dual-stack UDP socket for redirected DNS, which reports the original destination with each datagram.
 ///
 /// # Errors

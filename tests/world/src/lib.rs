@@ -10,6 +10,7 @@ pub mod http;
 pub mod load;
 pub mod net;
 pub mod sniff;
+pub mod web;
 mod world;
 
 pub use load::{Load, Loaded};

@@ -148,6 +148,8 @@ pub struct World {
     options: Options,
     prefix: String,
     controller: Option<Child>,
+    /// By pod.
+    waypoints: BTreeMap<String, Child>,
     fabric: Netns,
     pods: BTreeMap<String, Pod>,
     next_pod: Vec<u8>,
@@ -225,6 +227,7 @@ impl World {
             options,
             prefix,
             controller: None,
+            waypoints: BTreeMap::new(),
             fabric,
             pods: BTreeMap::new(),
             next_pod: vec![],
@@ -283,6 +286,8 @@ impl World {
                 ip_in(&n.ns, &format!("route add 10.77.{j}.0/24 via 10.66.0.{}", j + 1))?;
                 ip_in(&n.ns, &format!("-6 route add fd77:{j}::/64 via fd66::{}", j + 1))?;
             }
+            // Waypoints are pods, and talk to the controller.
+            ip_in(&self.ns("control"), &format!("route add 10.77.{i}.0/24 via 10.66.0.{}", i + 1))?;
         }
         Ok(())
     }
@@ -342,26 +347,76 @@ impl World {
         });
         for i in 0..self.nodes.len() {
             let n = &self.nodes[i].name;
-            let mut args = self.controller_args();
-            args.extend(
-                [
-                    "token",
-                    "--service-account",
-                    "istio-system/ztunnel",
-                    "--pod",
-                    &format!("ztunnel-{n}"),
-                    "--pod-uid",
-                    &format!("zt-{n}"),
-                    "--node-name",
-                    n,
-                ]
-                .map(String::from),
-            );
-            let out = Command::new(bin("karst-controller")).args(&args).output()?;
-            ensure!(out.status.success(), "token: {}", String::from_utf8_lossy(&out.stderr));
-            fs::write(self.dir.join("tokens").join(n), out.stdout)?;
+            self.token(n, "istio-system/ztunnel", &format!("ztunnel-{n}"), &format!("zt-{n}"), n)?;
         }
         Ok(())
+    }
+
+    /// A pod's token, in a file of this name.
+    fn token(&self, file: &str, account: &str, pod: &str, uid: &str, node: &str) -> Result<PathBuf> {
+        let mut args = self.controller_args();
+        let of = ["token", "--service-account", account, "--pod", pod, "--pod-uid", uid, "--node-name", node];
+        args.extend(of.map(String::from));
+        let out = Command::new(bin("karst-controller")).args(&args).output()?;
+        ensure!(out.status.success(), "token: {}", String::from_utf8_lossy(&out.stderr));
+        let path = self.dir.join("tokens").join(file);
+        fs::write(&path, out.stdout)?;
+        Ok(path)
+    }
+
+    /// Starts a waypoint, as the deployer would: Gateway, Service, and a pod that is one. It is ready on return.
+    pub fn waypoint(&mut self, namespace: &str, name: &str, node: usize, env: &[(&str, &str)]) -> Pod {
+        let vip = format!("10.99.0.{}", self.waypoints.len() + 1);
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{istio.io/waypoint-for: service}}}}\nspec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\nstatus: {{addresses: [{{type: Hostname, value: {name}.{namespace}.svc.cluster.local}}]}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{gateway.istio.io/managed: istio.io-mesh-controller}}}}\nspec: {{clusterIP: {vip}, selector: {{gateway.networking.k8s.io/gateway-name: {name}}}, ports: [{{name: mesh, port: 15008, appProtocol: hbone}}]}}\n"
+        );
+        self.write(&format!("waypoint-{namespace}-{name}"), &text).expect("manifests");
+        let spec = PodSpec::new(namespace, &format!("{name}-1"), node)
+            .account(name)
+            .label("gateway.networking.k8s.io/gateway-name", name)
+            .label("gateway.istio.io/managed", "istio.io-mesh-controller")
+            .label("istio.io/dataplane-mode", "none");
+        let p = self.pod(spec);
+        self.start_waypoint(&p, env);
+        p
+    }
+
+    /// Starts the process of a waypoint's pod, and waits until it is ready and everybody knows.
+    pub fn start_waypoint(&mut self, p: &Pod, env: &[(&str, &str)]) {
+        let (s, node) = (&p.spec, self.nodes[p.spec.node].name.clone());
+        let account = format!("{}/{}", s.namespace, s.account);
+        let token = self.token(&p.ns, &account, &s.name, &p.ns, &node).expect("token");
+        let mut all: Vec<(String, String)> = [
+            ("XDS_ADDRESS", format!("https://{CONTROLLER}:15012")),
+            ("XDS_ROOT_CA", self.dir.join("controller/root-cert.pem").display().to_string()),
+            ("AUTH_TOKEN", token.display().to_string()),
+            ("NODE_NAME", node),
+            ("POD_NAME", s.name.clone()),
+            ("POD_NAMESPACE", s.namespace.clone()),
+            ("SERVICE_ACCOUNT", s.account.clone()),
+            ("INSTANCE_IP", p.ip.to_string()),
+        ]
+        .map(|(k, v)| (k.to_string(), v))
+        .into();
+        all.extend(env.iter().map(|(k, v)| (k.to_string(), v.to_string())));
+        let log = format!("waypoint-{}.log", s.name);
+        let child = self.spawn(&p.ns, &log, &bin("karst-waypoint"), &[], &all).expect("the waypoint starts");
+        self.waypoints.insert(p.ns.clone(), child);
+        wait_for("the waypoint ready", PATIENCE, || {
+            (self.waypoint_page(p, 15021, "/healthz/ready").ok()?.0 == 200).then_some(())
+        });
+        self.settle();
+    }
+
+    /// A page of a waypoint.
+    pub fn waypoint_page(&self, p: &Pod, port: u16, path: &str) -> Result<(u16, String)> {
+        let s = p.netns().run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], port))))??;
+        Ok(http::get(s, path)?)
+    }
+
+    /// Ends a waypoint's process by signal and waits for it.
+    pub fn stop_waypoint(&mut self, p: &Pod, signal: i32) {
+        Self::end(&mut self.waypoints.remove(&p.ns), signal);
     }
 
     /// The node's bpffs directory.
@@ -646,6 +701,7 @@ impl World {
             n.ztunnel.take();
         }
         self.controller.take();
+        self.waypoints.clear();
         std::mem::forget(self);
         dir
     }
@@ -667,6 +723,9 @@ impl Drop for World {
         for n in &mut self.nodes {
             Self::end(&mut n.agent, libc::SIGKILL);
             Self::end(&mut n.ztunnel, libc::SIGKILL);
+        }
+        for (_, c) in std::mem::take(&mut self.waypoints) {
+            Self::end(&mut Some(c), libc::SIGKILL);
         }
         Self::end(&mut self.controller, libc::SIGKILL);
         for i in 0..self.nodes.len() {
@@ -735,7 +794,7 @@ fn sweep() {
         }
         for p in fs::read_to_string(f.path().join("pids")).unwrap_or_default().lines() {
             let exe = fs::read_link(format!("/proc/{p}/exe")).unwrap_or_default();
-            let ours = ["ztunnel", "karst-cni", "karst-controller"].iter().any(|b| exe.ends_with(b));
+            let ours = ["ztunnel", "karst-cni", "karst-controller", "karst-waypoint"].iter().any(|b| exe.ends_with(b));
             if let (true, Ok(p)) = (ours, p.parse()) {
                 kill(p, libc::SIGKILL);
             }

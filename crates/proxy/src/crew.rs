@@ -3,50 +3,26 @@
 //! more than its share hands a new connection, before its first byte, to the one with the fewest. (`cargo xtask bench l4`,
 //! bulk with 8 connections: 194 of 200 ticks in one thread without this, 85 and 98 with it.)
 
-use crate::{inpod::LocalPod, worker::Order};
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 /// Orders that wait for a worker.
 const ORDERS: usize = 256;
 
-/// One of the three listeners of a pod.
-#[derive(Clone, Copy, Debug)]
-pub enum Way {
-    /// What the pod connects to.
-    Outbound,
-    /// Captured plaintext to the pod.
-    Plaintext,
-    /// Tunnels to the pod.
-    Tunnel,
-}
-
-/// A connection that another worker has accepted.
-pub struct Taken {
-    pub pod: Arc<LocalPod>,
-    pub way: Way,
-    pub stream: std::net::TcpStream,
-    pub from: SocketAddr,
-    pub running: Running,
-}
-
-struct Member {
-    orders: Sender<Order>,
+struct Member<O> {
+    orders: Sender<O>,
     running: Arc<AtomicUsize>,
 }
 
 /// All workers.
-pub struct Crew(Vec<Member>);
+pub struct Crew<O>(Vec<Member<O>>);
 
-impl Crew {
+impl<O> Crew<O> {
     /// A crew of `n`, and what each of them receives.
-    pub fn new(n: usize) -> (Self, Vec<Receiver<Order>>) {
+    pub fn new(n: usize) -> (Self, Vec<Receiver<O>>) {
         let one = |_| {
             let (orders, rx) = mpsc::channel(ORDERS);
             (Member { orders, running: Arc::default() }, rx)
@@ -56,7 +32,7 @@ impl Crew {
     }
 
     /// Everybody's orders.
-    pub fn orders(&self) -> impl Iterator<Item = &Sender<Order>> {
+    pub fn orders(&self) -> impl Iterator<Item = &Sender<O>> {
         self.0.iter().map(|m| &m.orders)
     }
 
@@ -78,17 +54,17 @@ impl Crew {
         idlest(worker, counts)
     }
 
-    /// Hands a connection over.
+    /// Hands something over.
     ///
     /// # Errors
-    /// The connection, where the other has ended or has its hands full.
-    pub fn hand(&self, to: usize, t: Taken) -> Result<(), Taken> {
+    /// The same, where the other has ended or has its hands full.
+    pub fn hand(&self, to: usize, o: O) -> Result<(), O> {
         match self.0[to].orders.try_reserve() {
             Ok(place) => {
-                place.send(Order::Take(Box::new(t)));
+                place.send(o);
                 Ok(())
             }
-            Err(_) => Err(t),
+            Err(_) => Err(o),
         }
     }
 }
@@ -143,7 +119,7 @@ mod tests {
 
     #[test]
     fn counts_end_with_their_connection() {
-        let (c, _rx) = Crew::new(2);
+        let (c, _rx) = Crew::<()>::new(2);
         let (a, b) = (c.start(1), c.start(1));
         assert_eq!((c.running(0), c.running(1)), (0, 2));
         drop(a);

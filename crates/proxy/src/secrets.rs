@@ -68,6 +68,10 @@ pub trait Authority {
     fn connect(&self) -> impl Future<Output = Result<tonic::transport::Channel, String>>;
     /// The token to present.
     fn token(&self) -> Result<String, String>;
+    /// Is the identity that of another (whose certificate we may ask for, as the node's proxy)?
+    fn impersonates(&self) -> bool {
+        true
+    }
     /// The directory that holds the certificates, if it is not a CA that makes them.
     fn directory(&self) -> Option<&std::path::Path> {
         None
@@ -217,7 +221,7 @@ fn until_renewal(now: SystemTime, end: SystemTime, chance: f64) -> Duration {
 
 async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> Result<Credentials, String> {
     if let Some(dir) = a.directory() {
-        return crate::local::certificate(dir, id);
+        return certificate(dir, id);
     }
     let key = rcgen::KeyPair::generate().map_err(|e| format!("key: {e}"))?;
     let mut p = rcgen::CertificateParams::default();
@@ -225,9 +229,9 @@ async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> R
     p.subject_alt_names = vec![rcgen::SanType::URI(id.to_string().try_into().map_err(|e| format!("{e}"))?)];
     let csr = p.serialize_request(&key).and_then(|r| r.pem()).map_err(|e| format!("csr: {e}"))?;
     let value = |s: String| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s)) };
-    let metadata = prost_types::Struct { fields: [("ImpersonatedIdentity".to_string(), value(id.to_string()))].into() };
-    let mut r =
-        tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata: Some(metadata) });
+    let fields = [("ImpersonatedIdentity".to_string(), value(id.to_string()))].into();
+    let metadata = a.impersonates().then_some(prost_types::Struct { fields });
+    let mut r = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata });
     let token = a.token()?.parse::<tonic::metadata::MetadataValue<_>>();
     r.metadata_mut().insert("authorization", {
         let t = token.map_err(|_| "the token has characters that no header may have".to_string())?;
@@ -246,6 +250,28 @@ async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> R
         .cert_chain;
     let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
     Credentials::new(id.clone(), &chain, key).map_err(|e| e.to_string())
+}
+
+/// The certificate of an identity, from `DIR/TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/` with the files that Istio mounts:
+/// `cert-chain.pem`, `key.pem`, `root-cert.pem`.
+///
+/// # Errors
+/// Names the file that is missing or wrong.
+pub fn certificate(dir: &std::path::Path, id: &Identity) -> Result<Credentials, String> {
+    use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+    let dir = dir.join(id.trust_domain()).join("ns").join(id.namespace()).join("sa").join(id.service_account());
+    let file = |n: &str| {
+        let p = dir.join(n);
+        std::fs::read_to_string(&p).map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", p.display()))
+    };
+    let chain = [file("cert-chain.pem")?, file("root-cert.pem")?];
+    let key = PrivateKeyDer::from_pem_slice(file("key.pem")?.as_bytes())
+        .map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", dir.join("key.pem").display()))?;
+    let c = Credentials::new(id.clone(), &chain, key).map_err(|e| format!("{}: {e}", dir.display()))?;
+    match c.not_after > SystemTime::now() {
+        true => Ok(c),
+        false => Err(format!("{}: the certificate has expired", dir.join("cert-chain.pem").display())),
+    }
 }
 
 #[cfg(test)]

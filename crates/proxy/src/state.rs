@@ -7,7 +7,7 @@ use karst_api::workload::{self as pb, gateway_address::Destination};
 use karst_core::{Cidr, Identity, addr::ip_from_bytes};
 use karst_policy::{Policy, Scope};
 use prost::Message;
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// Service port and target port, of each port.
 pub type Ports = Vec<(u16, u16)>;
@@ -44,6 +44,8 @@ pub struct Workload {
     pub capacity: u32,
     /// By service key: service port and target port.
     pub services: Vec<Membership>,
+    /// Those of its labels that routes ask for (an extension of ours).
+    pub labels: Arc<BTreeMap<String, String>>,
     /// The `baggage` header that describes it.
     pub baggage: Option<HeaderValue>,
 }
@@ -102,6 +104,7 @@ impl Workload {
             host_network: false,
             capacity: 1,
             services: vec![],
+            labels: Arc::default(),
             baggage: None,
         }
     }
@@ -118,6 +121,8 @@ pub struct Service {
     pub ranges: Vec<Cidr>,
     /// Service port and target port (0: named, see the endpoint).
     pub ports: Vec<(u16, u16)>,
+    /// What is spoken at each service port.
+    pub protocols: Vec<(u16, pb::AppProtocol)>,
     pub sans: Vec<Identity>,
     pub waypoints: Vec<(Gateway, u32)>,
     pub mode: Mode,
@@ -352,6 +357,7 @@ impl Snapshot {
             vips,
             ranges,
             ports: ports(&s.ports),
+            protocols: protocols(&s.ports),
             sans: s.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
             waypoints,
             mode,
@@ -375,6 +381,10 @@ fn forget<K: Clone + Eq + std::hash::Hash>(m: &mut HashMap<K, Vec<Arc<str>>>, k:
 fn ports(p: &[pb::Port]) -> Vec<(u16, u16)> {
     let port = |n: u32| u16::try_from(n).ok();
     p.iter().filter_map(|p| Some((port(p.service_port)?, port(p.target_port)?))).collect()
+}
+
+fn protocols(p: &[pb::Port]) -> Vec<(u16, pb::AppProtocol)> {
+    p.iter().filter_map(|p| Some((u16::try_from(p.service_port).ok()?, p.app_protocol()))).collect()
 }
 
 fn gateway(g: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, String> {
@@ -458,8 +468,16 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         host_network: w.network_mode == pb::NetworkMode::HostNetwork as i32,
         capacity: w.capacity.unwrap_or(1),
         services,
+        labels: labels(&w.extensions),
         baggage,
     })
+}
+
+/// The labels that our own controller tells.
+fn labels(all: &[pb::Extension]) -> Arc<BTreeMap<String, String>> {
+    let mut own = all.iter().filter_map(|e| e.config.as_ref()).filter(|c| c.type_url == karst_api::LABELS_TYPE);
+    let Some(c) = own.next() else { return Arc::default() };
+    karst_api::route::Labels::decode(&c.value[..]).map(|l| Arc::new(l.labels)).unwrap_or_default()
 }
 
 fn baggage(
@@ -495,53 +513,10 @@ fn baggage(
 }
 
 #[cfg(test)]
-pub mod tests {
+#[allow(clippy::unwrap_used)]
+mod tests {
     use super::*;
-
-    /// A workload for tests.
-    pub fn pod(name: &str, ip: &str, services: &[(&str, &[(u32, u32)])]) -> pb::Workload {
-        let list = |p: &[(u32, u32)]| pb::PortList {
-            ports: p.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect(),
-        };
-        pb::Workload {
-            uid: format!("Kubernetes//Pod/ns/{name}"),
-            name: name.into(),
-            namespace: "ns".into(),
-            addresses: vec![karst_core::addr::ip_to_bytes(ip.parse().unwrap()).into()],
-            tunnel_protocol: 1,
-            service_account: name.into(),
-            services: services.iter().map(|(k, p)| (k.to_string(), list(p))).collect(),
-            ..Default::default()
-        }
-    }
-    /// A service for tests.
-    pub fn service(name: &str, vip: &str, ports: &[(u32, u32)]) -> pb::Service {
-        pb::Service {
-            name: name.into(),
-            namespace: "ns".into(),
-            hostname: format!("{name}.ns.svc.cluster.local"),
-            addresses: vec![pb::NetworkAddress {
-                address: karst_core::addr::ip_to_bytes(vip.parse().unwrap()),
-                ..Default::default()
-            }],
-            ports: ports.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect(),
-            ..Default::default()
-        }
-    }
-    /// Puts both kinds into a snapshot.
-    pub fn snapshot(w: Vec<pb::Workload>, s: Vec<pb::Service>) -> Snapshot {
-        let mut x = Snapshot::new("");
-        for w in w {
-            let name = w.uid.clone();
-            x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Workload(w)) }.encode_to_vec())
-                .unwrap();
-        }
-        for s in s {
-            let name = format!("{}/{}", s.namespace, s.hostname);
-            x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Service(s)) }.encode_to_vec()).unwrap();
-        }
-        x
-    }
+    use crate::testing::{pod, service, snapshot};
 
     #[test]
     fn indices_follow_changes() {

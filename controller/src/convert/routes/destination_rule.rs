@@ -1,0 +1,237 @@
+//! Istio's DestinationRule.
+
+use super::{Bad, Hosts, Index, duration, header_name, ir, optional_duration};
+use karst_manifest::{kinds::*, traffic::*};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
+
+/// Size of rings that name none (Istio).
+const RING: u32 = 1024;
+/// Size of Maglev's table (Istio).
+const TABLE: u32 = 65_537;
+
+pub(super) fn compile(
+    x: &Index<'_>,
+    d: &DestinationRule,
+    hosts: &Hosts,
+    backends: &mut BTreeMap<String, ir::Backend>,
+) -> Vec<Bad> {
+    let ns = d.metadata.namespace.as_str();
+    let spec = &d.spec;
+    if spec.host.is_empty() {
+        return vec![("spec.host".into(), "is empty: name the service that the rule is for".into())];
+    }
+    let own = match backend(spec) {
+        Ok(b) => b,
+        Err(b) => return vec![b],
+    };
+    for key in hosts.all(&spec.host, ns) {
+        // Only the service's own namespace and the root namespace decide about it.
+        if key.split_once('/').is_none_or(|(n, _)| n != ns) && ns != x.mesh.root_namespace {
+            continue;
+        }
+        match backends.get_mut(&*key) {
+            None => {
+                backends.insert(key.to_string(), own.clone());
+            }
+            // Another rule for the same service adds what the first does not say.
+            Some(b) => {
+                b.policy = b.policy.take().or_else(|| own.policy.clone());
+                for (p, v) in &own.ports {
+                    b.ports.entry(*p).or_insert_with(|| v.clone());
+                }
+                for s in &own.subsets {
+                    if !b.subsets.iter().any(|x| x.name == s.name) {
+                        b.subsets.push(s.clone());
+                    }
+                }
+            }
+        }
+    }
+    vec![]
+}
+
+fn backend(spec: &DestinationRuleSpec) -> Result<ir::Backend, Bad> {
+    let empty = TrafficPolicy::default();
+    let whole = spec.traffic_policy.as_ref().unwrap_or(&empty);
+    let (policy, ports) = policies(whole, None, "spec.trafficPolicy")?;
+    let mut out = ir::Backend { policy: spec.traffic_policy.as_ref().map(|_| policy), ports, subsets: vec![] };
+    let mut names = BTreeSet::new();
+    for (i, s) in spec.subsets.iter().enumerate() {
+        let at = format!("spec.subsets[{i}]");
+        if s.name.is_empty() {
+            return Err((format!("{at}.name"), "is empty: routes name subsets".into()));
+        }
+        if !names.insert(&s.name) {
+            return Err((format!("{at}.name"), format!("{:?} stands twice", s.name)));
+        }
+        let own = s.traffic_policy.as_ref().unwrap_or(&empty);
+        let (policy, ports) = policies(own, Some(whole), &format!("{at}.trafficPolicy"))?;
+        out.subsets.push(ir::Subset { name: s.name.clone(), labels: s.labels.clone(), policy: Some(policy), ports });
+    }
+    Ok(out)
+}
+
+type Policies = (ir::Policy, BTreeMap<u32, ir::Policy>);
+
+/// A policy and its ports' own. What it does not say, the policy around it does, field by field.
+fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, at: &str) -> Result<Policies, Bad> {
+    for (field, there) in
+        [("tls", p.tls.as_ref()), ("tunnel", p.tunnel.as_ref()), ("proxyProtocol", p.proxy_protocol.as_ref())]
+    {
+        let mode = there.and_then(|t| t.get("mode")).and_then(|m| m.as_str()).unwrap_or("");
+        // Within the mesh every hop is encrypted and both ends are known, whatever is said here.
+        if there.is_some() && !(field == "tls" && matches!(mode, "ISTIO_MUTUAL" | "DISABLE" | "")) {
+            return Err((
+                format!("{at}.{field}"),
+                "is not implemented yet: traffic would not be what is asked for".into(),
+            ));
+        }
+    }
+    let or = |a: &TrafficPolicy| (a.load_balancer.clone(), a.connection_pool.clone(), a.outlier_detection.clone());
+    let (a, b) = (or(p), around.map(or).unwrap_or_default());
+    let (balance, pool, outlier) = (a.0.or(b.0), a.1.or(b.1), a.2.or(b.2));
+    let whole = policy(balance.as_ref(), pool.as_ref(), outlier.as_ref(), at)?;
+    let mut ports = BTreeMap::new();
+    for (i, s) in p.port_level_settings.iter().enumerate() {
+        let at = format!("{at}.portLevelSettings[{i}]");
+        if s.port.number == 0 {
+            return Err((format!("{at}.port.number"), "is missing".into()));
+        }
+        // A port's settings stand for themselves: what they leave out is the default (Istio).
+        let one = policy(s.load_balancer.as_ref(), s.connection_pool.as_ref(), s.outlier_detection.as_ref(), &at)?;
+        ports.insert(u32::from(s.port.number), one);
+    }
+    Ok((whole, ports))
+}
+
+fn policy(
+    b: Option<&LoadBalancer>,
+    pool: Option<&ConnectionPool>,
+    o: Option<&OutlierDetection>,
+    at: &str,
+) -> Result<ir::Policy, Bad> {
+    Ok(ir::Policy {
+        balance: b.map(|b| balance(b, &format!("{at}.loadBalancer"))).transpose()?,
+        limits: pool.map(|p| limits(p, &format!("{at}.connectionPool"))).transpose()?,
+        outlier: o.map(|o| outlier(o, &format!("{at}.outlierDetection"))).transpose()?,
+    })
+}
+
+fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, Bad> {
+    let warmup = b.warmup.as_ref().and_then(|w| w.duration.as_deref()).or(b.warmup_duration_secs.as_deref());
+    let mut out =
+        ir::Balance { warmup_ms: optional_duration(warmup, || format!("{at}.warmup.duration"))?, ..Default::default() };
+    let method = match (b.simple.as_deref(), &b.consistent_hash) {
+        (Some(_), Some(_)) => return Err((at.into(), "must have only one of simple, consistentHash".into())),
+        (None | Some("UNSPECIFIED" | "LEAST_REQUEST" | "LEAST_CONN"), None) => ir::Method::LeastRequest,
+        (Some("ROUND_ROBIN"), None) => ir::Method::RoundRobin,
+        (Some("RANDOM"), None) => ir::Method::Random,
+        (Some("PEAK_EWMA"), None) => ir::Method::PeakEwma,
+        (Some("PASSTHROUGH"), None) => {
+            let text = "PASSTHROUGH is not implemented: a waypoint chooses among the service's endpoints";
+            return Err((format!("{at}.simple"), text.into()));
+        }
+        (Some(other), None) => {
+            let text = format!("{other:?} is none of LEAST_REQUEST, ROUND_ROBIN, RANDOM, PEAK_EWMA");
+            return Err((format!("{at}.simple"), text));
+        }
+        (None, Some(h)) => {
+            let at = format!("{at}.consistentHash");
+            out.hash = Some(hash(h, &at)?);
+            let ring = h.ring_hash.as_ref().and_then(|r| r.minimum_ring_size).or(h.minimum_ring_size);
+            match &h.maglev {
+                Some(m) => {
+                    out.ring_size = m.table_size.unwrap_or(TABLE);
+                    if !is_prime(out.ring_size) {
+                        let text = format!("{} is no prime number: take {TABLE}", out.ring_size);
+                        return Err((format!("{at}.maglev.tableSize"), text));
+                    }
+                    ir::Method::Maglev
+                }
+                None => {
+                    out.ring_size = ring.unwrap_or(RING).clamp(1, 8 << 20);
+                    ir::Method::RingHash
+                }
+            }
+        }
+    };
+    out.set_method(method);
+    Ok(out)
+}
+
+/// Maglev's table has a prime size, at most five million.
+fn is_prime(n: u32) -> bool {
+    (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+}
+
+fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, Bad> {
+    use ir::hash_on::Key;
+    let mut keys = vec![];
+    if let Some(n) = &h.http_header_name {
+        keys.push(Key::Header(header_name(n, format!("{at}.httpHeaderName"))?));
+    }
+    if let Some(c) = &h.http_cookie {
+        if c.name.is_empty() {
+            return Err((format!("{at}.httpCookie.name"), "is empty".into()));
+        }
+        let ttl = c.ttl.as_deref();
+        let ttl_ms = ttl.map(duration).transpose().map_err(|e| (format!("{at}.httpCookie.ttl"), e))?;
+        keys.push(Key::Cookie(ir::Cookie {
+            name: c.name.clone(),
+            path: c.path.clone(),
+            ttl_ms: ttl_ms.unwrap_or(0),
+            // With a lifetime, a client that brings none is given one.
+            generate: ttl_ms.is_some(),
+        }));
+    }
+    if h.use_source_ip == Some(true) {
+        keys.push(Key::SourceIp(true));
+    }
+    if let Some(q) = &h.http_query_parameter_name {
+        keys.push(Key::Query(q.clone()));
+    }
+    match keys.len() {
+        1 => Ok(ir::HashOn { key: keys.pop() }),
+        _ => {
+            let text = "must have exactly one of httpHeaderName, httpCookie, useSourceIp, httpQueryParameterName";
+            Err((at.into(), text.into()))
+        }
+    }
+}
+
+fn limits(p: &ConnectionPool, at: &str) -> Result<ir::Limits, Bad> {
+    let time = |t: &Option<String>, f: &str| optional_duration(t.as_deref(), || format!("{at}.{f}"));
+    Ok(ir::Limits {
+        max_connections: p.tcp.max_connections,
+        max_pending: p.http.http1_max_pending_requests,
+        max_requests: p.http.http2_max_requests,
+        max_retries: p.http.max_retries,
+        requests_per_connection: p.http.max_requests_per_connection,
+        connect_timeout_ms: time(&p.tcp.connect_timeout, "tcp.connectTimeout")?,
+        idle_timeout_ms: time(&p.http.idle_timeout, "http.idleTimeout")?,
+    })
+}
+
+fn outlier(o: &OutlierDetection, at: &str) -> Result<ir::Outlier, Bad> {
+    const PERCENT: RangeInclusive<u32> = 0..=100;
+    let time = |t: &Option<String>, default: u64, f: &str| {
+        let ms = optional_duration(t.as_deref(), || format!("{at}.{f}"))?;
+        Ok::<_, Bad>(if ms == 0 { default } else { ms })
+    };
+    for (v, f) in [(o.max_ejection_percent, "maxEjectionPercent"), (o.min_health_percent, "minHealthPercent")] {
+        if v.is_some_and(|v| !PERCENT.contains(&v)) {
+            return Err((format!("{at}.{f}"), "is no percentage: give a number from 0 to 100".into()));
+        }
+    }
+    Ok(ir::Outlier {
+        consecutive_5xx: o.consecutive_5xx_errors.or(o.consecutive_errors).unwrap_or(5),
+        consecutive_gateway: o.consecutive_gateway_errors.unwrap_or(0),
+        interval_ms: time(&o.interval, 10_000, "interval")?,
+        ejection_ms: time(&o.base_ejection_time, 30_000, "baseEjectionTime")?,
+        max_ejection_percent: o.max_ejection_percent.unwrap_or(10),
+        min_health_percent: o.min_health_percent.unwrap_or(0),
+    })
+}

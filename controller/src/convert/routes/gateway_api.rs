@@ -1,0 +1,403 @@
+//! Gateway API's routes whose parents are services.
+
+use super::{
+    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, default_retry, exact, header,
+    header_name, ir, optional_duration, per_million, regex,
+};
+use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
+use karst_manifest::{gatewayapi::*, kinds::*};
+use std::{cmp::Reverse, sync::Arc};
+
+pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
+    let c = Convert { x, hosts, kind: "HTTPRoute", ns: &r.metadata.namespace };
+    let (mut rules, mut bad) = (vec![], vec![]);
+    for (i, rule) in r.spec.rules.iter().enumerate() {
+        match c.rule(rule, &format!("spec.rules[{i}]"), &r.metadata.name, i) {
+            Ok(r) => rules.extend(r),
+            Err(b) => bad.push(b),
+        }
+    }
+    if bad.is_empty() {
+        c.attach(&r.metadata, &r.spec.parent_refs, tables, &rules, &[]);
+    }
+    bad
+}
+
+pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
+    let c = Convert { x, hosts, kind: "GRPCRoute", ns: &r.metadata.namespace };
+    let (mut rules, mut bad) = (vec![], vec![]);
+    for (i, rule) in r.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        let same = grpc_matches(&rule.matches, &at).and_then(|matches| {
+            let rule = RouteRule {
+                name: rule.name.clone(),
+                matches,
+                filters: rule.filters.clone(),
+                backend_refs: rule.backend_refs.clone(),
+                ..Default::default()
+            };
+            c.rule(&rule, &at, &r.metadata.name, i)
+        });
+        match same {
+            Ok(r) => rules.extend(r),
+            Err(b) => bad.push(b),
+        }
+    }
+    if bad.is_empty() {
+        c.attach(&r.metadata, &r.spec.parent_refs, tables, &rules, &[]);
+    }
+    bad
+}
+
+pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
+    let c = Convert { x, hosts, kind: "TCPRoute", ns: &r.metadata.namespace };
+    let mut rules = vec![];
+    for (i, rule) in r.spec.rules.iter().enumerate() {
+        let mut destinations = vec![];
+        for (j, b) in rule.backend_refs.iter().enumerate() {
+            match c.destination(b, &format!("spec.rules[{i}].backendRefs[{j}]")) {
+                Ok(d) => destinations.push(d),
+                Err(b) => return vec![b],
+            }
+        }
+        let origin = format!("TCPRoute {}/{} rule {i}", c.ns, r.metadata.name);
+        rules.push(ir::TcpRule { origin, destinations, ..Default::default() });
+    }
+    c.attach(&r.metadata, &r.spec.parent_refs, tables, &[], &rules);
+    vec![]
+}
+
+/// A gRPC method is a path.
+fn grpc_matches(matches: &[GrpcMatch], at: &str) -> Result<Vec<RouteMatch>, Bad> {
+    let one = |(i, m): (usize, &GrpcMatch)| {
+        let path = match &m.method {
+            None => None,
+            Some(g) => {
+                let kind = g.kind.as_deref().unwrap_or("Exact");
+                let (kind, value) = match (kind, g.service.as_deref(), g.method.as_deref()) {
+                    (_, None, None) => return Ok(RouteMatch { headers: m.headers.clone(), ..Default::default() }),
+                    ("Exact", Some(s), Some(m)) => ("Exact", format!("/{s}/{m}")),
+                    ("Exact", Some(s), None) => ("PathPrefix", format!("/{s}")),
+                    ("Exact", None, Some(m)) => ("RegularExpression", format!("/[^/]+/{}", regex::escape(m))),
+                    ("RegularExpression", s, m) => {
+                        ("RegularExpression", format!("/{}/{}", s.unwrap_or("[^/]+"), m.unwrap_or("[^/]+")))
+                    }
+                    (other, ..) => {
+                        let field = format!("{at}.matches[{i}].method.type");
+                        return Err((field, format!("{other:?} is none of Exact, RegularExpression")));
+                    }
+                };
+                Some(PathMatch { kind: Some(kind.into()), value: Some(value) })
+            }
+        };
+        Ok(RouteMatch { path, headers: m.headers.clone(), ..Default::default() })
+    };
+    matches.iter().enumerate().map(one).collect()
+}
+
+struct Convert<'a> {
+    x: &'a Index<'a>,
+    hosts: &'a Hosts,
+    kind: &'static str,
+    ns: &'a str,
+}
+
+/// What the filters of a rule or of a backend say.
+#[derive(Default)]
+struct Filters {
+    request: Option<ir::HeaderChange>,
+    answer: Option<ir::HeaderChange>,
+    mirrors: Vec<ir::Mirror>,
+    redirect: Option<ir::Redirect>,
+    rewrite: Option<ir::Rewrite>,
+    cors: Option<ir::Cors>,
+    /// A filter that is not known: the requests must not go on without it.
+    unknown: bool,
+}
+
+impl Convert<'_> {
+    /// Adds the rules to the services that are the route's parents.
+    fn attach(
+        &self,
+        m: &Meta,
+        parents: &[ParentRef],
+        tables: &mut Tables,
+        http: &[(Precision, ir::HttpRule)],
+        tcp: &[ir::TcpRule],
+    ) {
+        let a = age(m);
+        for p in parents {
+            let ports: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
+            for key in self.parents(p) {
+                let t = tables.of(self.x, &key, self.ns);
+                t.http.extend(http.iter().enumerate().map(|(place, (precision, rule))| Ranked {
+                    api: 0,
+                    precision: *precision,
+                    age: a.clone(),
+                    place,
+                    rule: ir::HttpRule { ports: ports.clone(), ..rule.clone() },
+                }));
+                t.tcp.extend(tcp.iter().map(|r| (a.clone(), ir::TcpRule { ports: ports.clone(), ..r.clone() })));
+            }
+        }
+    }
+
+    /// The services that a parent reference names. Gateways are not looked at here.
+    fn parents(&self, p: &ParentRef) -> Vec<Arc<str>> {
+        let ns = p.namespace.as_deref().unwrap_or(self.ns);
+        match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
+            ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
+            (ISTIO_NETWORKING, "ServiceEntry") => {
+                let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
+                all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
+            }
+            _ => vec![],
+        }
+    }
+
+    fn rule(&self, r: &RouteRule, at: &str, name: &str, n: usize) -> Result<Vec<(Precision, ir::HttpRule)>, Bad> {
+        let f = self.filters(&r.filters, at)?;
+        let t = r.timeouts.as_ref();
+        let request_ms = optional_duration(t.and_then(|t| t.request.as_deref()), || format!("{at}.timeouts.request"))?;
+        let backend_ms = optional_duration(t.and_then(|t| t.backend_request.as_deref()), || {
+            format!("{at}.timeouts.backendRequest")
+        })?;
+        let mut destinations = vec![];
+        for (i, b) in r.backend_refs.iter().enumerate() {
+            let mut d = self.destination(b, &format!("{at}.backendRefs[{i}]"))?;
+            d.timeout_ms = backend_ms;
+            destinations.push(d);
+        }
+        let retry = match &r.retry {
+            None => Some(ir::Retry { per_try_ms: backend_ms, ..default_retry() }),
+            Some(x) => {
+                let backoff = optional_duration(x.backoff.as_deref(), || format!("{at}.retry.backoff"))?;
+                Some(ir::Retry {
+                    attempts: x.attempts.unwrap_or(1),
+                    per_try_ms: backend_ms,
+                    backoff_ms: if backoff == 0 { 25 } else { backoff },
+                    codes: x.codes.clone(),
+                    connect_failure: true,
+                    refused_stream: true,
+                    reset: true,
+                    ..Default::default()
+                })
+            }
+        };
+        let mut rule = ir::HttpRule {
+            origin: format!(
+                "{} {}/{name} {}",
+                self.kind,
+                self.ns,
+                r.name.clone().unwrap_or_else(|| format!("rule {n}"))
+            ),
+            redirect: f.redirect,
+            destinations,
+            rewrite: f.rewrite,
+            request: f.request,
+            answer: f.answer,
+            mirrors: f.mirrors,
+            cors: f.cors,
+            timeout_ms: request_ms,
+            retry,
+            ..Default::default()
+        };
+        if f.unknown || (rule.redirect.is_none() && rule.destinations.iter().all(|d| d.weight == 0)) {
+            rule.redirect = None;
+            rule.response = Some(ir::DirectResponse { status: NO_BACKEND, body: vec![] });
+        }
+        let all = RouteMatch::default();
+        let matches: Vec<&RouteMatch> = if r.matches.is_empty() { vec![&all] } else { r.matches.iter().collect() };
+        let mut out = Vec::with_capacity(matches.len());
+        for (i, m) in matches.into_iter().enumerate() {
+            let (precision, m) = matching(m, &format!("{at}.matches[{i}]"))?;
+            out.push((precision, ir::HttpRule { r#match: Some(m), ..rule.clone() }));
+        }
+        Ok(out)
+    }
+
+    fn destination(&self, b: &BackendRef, at: &str) -> Result<ir::Destination, Bad> {
+        let ns = b.namespace.as_deref().unwrap_or(self.ns);
+        let (group, kind) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
+        let found = match (group, kind) {
+            ("" | "core", "Service") => self.hosts.find(&b.name, ns),
+            // Istio's way to name any service by its host name.
+            (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&b.name, self.ns),
+            _ => None,
+        };
+        let granted = kind == "Hostname" || ns == self.ns || self.granted(ns, group, kind, &b.name);
+        let f = self.filters(&b.filters, at)?;
+        Ok(ir::Destination {
+            service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
+            port: u32::from(b.port.unwrap_or(0)),
+            weight: b.weight.unwrap_or(1),
+            request: f.request,
+            answer: f.answer,
+            rewrite: f.rewrite,
+            refuse_status: if found.is_some() && granted && !f.unknown { 0 } else { NO_BACKEND },
+            ..Default::default()
+        })
+    }
+
+    /// Does the other namespace let us refer to it (ReferenceGrant)?
+    fn granted(&self, ns: &str, group: &str, kind: &str, name: &str) -> bool {
+        self.x.grants.iter().filter(|g| g.metadata.namespace == ns).any(|g| {
+            let from = |f: &GrantFrom| f.group == GATEWAY_API && f.kind == self.kind && f.namespace == self.ns;
+            let to = |t: &GrantTo| t.group == group && t.kind == kind && t.name.as_ref().is_none_or(|n| n == name);
+            g.spec.from.iter().any(from) && g.spec.to.iter().any(to)
+        })
+    }
+
+    fn filters(&self, all: &[Filter], at: &str) -> Result<Filters, Bad> {
+        let mut out = Filters::default();
+        for (i, f) in all.iter().enumerate() {
+            let at = format!("{at}.filters[{i}]");
+            let lacks = |field: &str| (format!("{at}.{field}"), format!("is missing in a filter of type {}", f.kind));
+            match f.kind.as_str() {
+                "RequestHeaderModifier" => {
+                    let m = f.request_header_modifier.as_ref().ok_or_else(|| lacks("requestHeaderModifier"))?;
+                    out.request = Some(header_change(m, &format!("{at}.requestHeaderModifier"))?);
+                }
+                "ResponseHeaderModifier" => {
+                    let m = f.response_header_modifier.as_ref().ok_or_else(|| lacks("responseHeaderModifier"))?;
+                    out.answer = Some(header_change(m, &format!("{at}.responseHeaderModifier"))?);
+                }
+                "RequestMirror" => {
+                    let m = f.request_mirror.as_ref().ok_or_else(|| lacks("requestMirror"))?;
+                    let at = format!("{at}.requestMirror");
+                    let part = match (m.percent, &m.fraction) {
+                        (Some(p), _) => per_million(f64::from(p), &format!("{at}.percent"))?,
+                        (None, Some(x)) => {
+                            let of = x.denominator.unwrap_or(100);
+                            if of == 0 || x.numerator > of {
+                                let text = "the numerator must not be above the denominator, nor that 0";
+                                return Err((format!("{at}.fraction"), text.into()));
+                            }
+                            (u64::from(x.numerator) * u64::from(MILLION) / u64::from(of)) as u32
+                        }
+                        (None, None) => MILLION,
+                    };
+                    let to = Some(self.destination(&m.backend_ref, &format!("{at}.backendRef"))?);
+                    out.mirrors.push(ir::Mirror { to, per_million: part });
+                }
+                "RequestRedirect" => {
+                    let r = f.request_redirect.as_ref().ok_or_else(|| lacks("requestRedirect"))?;
+                    let path = r.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
+                    out.redirect = Some(ir::Redirect {
+                        code: u32::from(r.status_code.unwrap_or(302)),
+                        scheme: r.scheme.clone().unwrap_or_default(),
+                        authority: r.hostname.clone().unwrap_or_default(),
+                        port: u32::from(r.port.unwrap_or(0)),
+                        // The listener's port stays, unless the scheme changes.
+                        request_port: r.scheme.is_none(),
+                        path: path.map(
+                            |(full, p)| if full { ir::redirect::Path::Full(p) } else { ir::redirect::Path::Prefix(p) },
+                        ),
+                    });
+                }
+                "URLRewrite" => {
+                    let r = f.url_rewrite.as_ref().ok_or_else(|| lacks("urlRewrite"))?;
+                    let path = r.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
+                    out.rewrite = Some(ir::Rewrite {
+                        authority: r.hostname.clone().unwrap_or_default(),
+                        path: path.map(
+                            |(full, p)| if full { ir::rewrite::Path::Full(p) } else { ir::rewrite::Path::Prefix(p) },
+                        ),
+                    });
+                }
+                "CORS" => out.cors = Some(cors(f.cors.as_ref().ok_or_else(|| lacks("cors"))?)),
+                _ => out.unknown = true,
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn cors(c: &CorsFilter) -> ir::Cors {
+    let origin = |o: &String| match o.split_once('*') {
+        None => exact(o),
+        Some((a, b)) => {
+            let pattern = format!("{}.*{}", regex::escape(a), regex::escape(b));
+            ir::Text { kind: Some(ir::text::Kind::Regex(pattern)) }
+        }
+    };
+    ir::Cors {
+        origins: c.allow_origins.iter().map(origin).collect(),
+        methods: c.allow_methods.clone(),
+        headers: c.allow_headers.clone(),
+        expose: c.expose_headers.clone(),
+        max_age_s: Some(c.max_age.unwrap_or(5)),
+        credentials: c.allow_credentials,
+        forward_unmatched: false,
+    }
+}
+
+/// Whether it is the full path, and the text.
+fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), Bad> {
+    match (p.kind.as_str(), &p.replace_full_path, &p.replace_prefix_match) {
+        ("ReplaceFullPath", Some(p), _) => Ok((true, p.clone())),
+        ("ReplacePrefixMatch", _, Some(p)) => Ok((false, p.clone())),
+        (other, ..) => {
+            let text = format!("{other:?} needs replaceFullPath or replacePrefixMatch, as its type says");
+            Err((format!("{at}.path"), text))
+        }
+    }
+}
+
+fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, Bad> {
+    let all = |v: &[HeaderValue], f: &str| -> Result<Vec<_>, Bad> {
+        v.iter().enumerate().map(|(i, h)| header(&h.name, &h.value, format!("{at}.{f}[{i}]"))).collect()
+    };
+    Ok(ir::HeaderChange {
+        set: all(&m.set, "set")?,
+        add: all(&m.add, "add")?,
+        remove: m.remove.iter().map(|n| header_name(n, format!("{at}.remove"))).collect::<Result<_, _>>()?,
+    })
+}
+
+fn matching(m: &RouteMatch, at: &str) -> Result<(Precision, ir::Match), Bad> {
+    use ir::text::Kind;
+    let text = |kind: Option<&str>, value: &str, at: &str| match kind.unwrap_or("Exact") {
+        "Exact" => Ok(exact(value)),
+        "RegularExpression" => Ok(ir::Text { kind: Some(Kind::Regex(regex(value, format!("{at}.value"))?)) }),
+        other => Err((format!("{at}.type"), format!("{other:?} is none of Exact, RegularExpression"))),
+    };
+    let value = m.path.as_ref().and_then(|p| p.value.as_deref()).unwrap_or("/");
+    let field = format!("{at}.path");
+    let (path, rank) = match m.path.as_ref().and_then(|p| p.kind.as_deref()).unwrap_or("PathPrefix") {
+        "Exact" => (Kind::Exact(value.into()), 2),
+        "RegularExpression" => (Kind::Regex(regex(value, format!("{field}.value"))?), 1),
+        "PathPrefix" => (Kind::Segments(value.into()), 0),
+        other => {
+            return Err((
+                format!("{field}.type"),
+                format!("{other:?} is none of Exact, PathPrefix, RegularExpression"),
+            ));
+        }
+    };
+    if rank != 1 && !value.starts_with('/') {
+        return Err((format!("{field}.value"), format!("{value:?} must begin with a slash")));
+    }
+    let mut out = ir::Match {
+        path: Some(ir::Text { kind: Some(path) }),
+        method: m.method.as_ref().map(exact),
+        ..Default::default()
+    };
+    for (i, h) in m.headers.iter().enumerate() {
+        let at = format!("{at}.headers[{i}]");
+        let name = header_name(&h.name, format!("{at}.name"))?;
+        // Of several with one name only the first counts.
+        if !out.headers.iter().any(|n| n.name == name) {
+            let value = Some(text(h.kind.as_deref(), &h.value, &at)?);
+            out.headers.push(ir::Named { name, value, invert: false });
+        }
+    }
+    for (i, q) in m.query_params.iter().enumerate() {
+        if !out.query.iter().any(|n| n.name == q.name) {
+            let value = Some(text(q.kind.as_deref(), &q.value, &format!("{at}.queryParams[{i}]"))?);
+            out.query.push(ir::Named { name: q.name.clone(), value, invert: false });
+        }
+    }
+    let precision = (rank, value.len(), out.method.is_some(), out.headers.len(), out.query.len());
+    Ok((Precision(Reverse(precision)), out))
+}

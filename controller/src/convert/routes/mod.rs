@@ -1,0 +1,292 @@
+//! Routes and backends of services, from Gateway API and from Istio's API, in one form (`karst.route.v1`).
+//!
+//! Who decides about a service (docs/routes.md):
+//! - Routes of the service's own namespace, or of the root namespace, are for all callers; those of another namespace are for
+//!   callers of that namespace only, and for these in place of the others.
+//! - Gateway API's routes stand before VirtualServices, exact before general, then old before new; rules of a VirtualService
+//!   stay in their order, older VirtualServices before newer ones. The first rule that matches is it.
+
+mod destination_rule;
+mod gateway_api;
+mod virtual_service;
+
+use super::{Bad, Index, problem};
+use crate::model::Model;
+use karst_api::route as ir;
+use karst_manifest::{Problem, kinds::*, parse::Located};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// Answered for a destination that does not exist: Gateway API asks for 500, Envoy answers 503.
+const NO_BACKEND: u32 = 500;
+const NO_CLUSTER: u32 = 503;
+const MILLION: u32 = 1_000_000;
+/// What a parent is that names no kind.
+const GATEWAY: &str = "Gateway";
+
+/// A rule and its place among others: less comes first.
+struct Ranked {
+    /// Gateway API (0) before VirtualService (1).
+    api: u8,
+    /// How exact it is; only for Gateway API.
+    precision: Precision,
+    age: Age,
+    /// Place in its object.
+    place: usize,
+    rule: ir::HttpRule,
+}
+
+/// Gateway API's order: exact paths, long paths, a method, many headers, many query parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Precision(std::cmp::Reverse<(u8, usize, bool, usize, usize)>);
+
+/// Oldest first; those without a time last, then by name.
+type Age = (bool, String, String, String);
+
+fn age(m: &Meta) -> Age {
+    let t = m.creation_timestamp.clone();
+    (t.is_none(), t.unwrap_or_default(), m.namespace.clone(), m.name.clone())
+}
+
+/// Rules for one group of callers.
+#[derive(Default)]
+struct Rules {
+    http: Vec<Ranked>,
+    tcp: Vec<(Age, ir::TcpRule)>,
+}
+
+/// Collects the rules of all services.
+#[derive(Default)]
+struct Tables {
+    /// By service key and the callers' namespace (None: all).
+    by_service: BTreeMap<(Arc<str>, Option<String>), Rules>,
+}
+
+impl Tables {
+    /// The rules of a service to which an object of this namespace contributes.
+    fn of(&mut self, x: &Index<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
+        let own = key.split_once('/').is_some_and(|(n, _)| n == namespace) || namespace == x.mesh.root_namespace;
+        self.by_service.entry((key.clone(), (!own).then(|| namespace.to_string()))).or_default()
+    }
+}
+
+/// The services by host name, to find what objects name.
+pub(super) struct Hosts {
+    by_host: HashMap<String, Vec<Arc<str>>>,
+    domain: String,
+}
+
+impl Hosts {
+    fn new(x: &Index<'_>, model: &Model) -> Self {
+        let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
+        for (key, s) in &model.services {
+            by_host.entry(s.hostname.clone()).or_default().push(key.as_str().into());
+        }
+        Self { by_host, domain: x.mesh.cluster_domain.clone() }
+    }
+
+    /// The full name that an object of this namespace means.
+    fn full(&self, host: &str, namespace: &str) -> String {
+        if host.contains('.') || host.starts_with('*') {
+            return host.to_ascii_lowercase();
+        }
+        format!("{host}.{namespace}.svc.{}", self.domain)
+    }
+
+    /// The service that a host name means, the namespace's own first.
+    fn find(&self, host: &str, namespace: &str) -> Option<&Arc<str>> {
+        let full = self.full(host, namespace);
+        // `name.namespace` and `name.namespace.svc` are used, too.
+        let keys = self.by_host.get(&full).or_else(|| match full.split('.').collect::<Vec<_>>()[..] {
+            [n, ns] | [n, ns, "svc"] => self.by_host.get(&format!("{n}.{ns}.svc.{}", self.domain)),
+            _ => None,
+        })?;
+        let own = format!("{namespace}/");
+        keys.iter().find(|k| k.starts_with(&own)).or(keys.first())
+    }
+
+    /// All services that a host name, maybe with a wildcard, means.
+    fn all(&self, host: &str, namespace: &str) -> Vec<Arc<str>> {
+        match host.strip_prefix('*') {
+            None => self.find(host, namespace).into_iter().cloned().collect(),
+            Some(suffix) => {
+                let mut all: Vec<_> =
+                    self.by_host.iter().filter(|(h, _)| h.ends_with(suffix)).flat_map(|(_, k)| k.clone()).collect();
+                all.sort();
+                all
+            }
+        }
+    }
+}
+
+/// Labels that subsets or rules ask for: only these are told to proxies.
+pub(super) fn label_keys<'a>(x: &Index<'a>) -> BTreeSet<&'a str> {
+    let mut keys = BTreeSet::new();
+    for (_, d) in &x.destination_rules {
+        keys.extend(d.spec.subsets.iter().flat_map(|s| s.labels.keys()).map(String::as_str));
+    }
+    for (_, v) in &x.virtual_services {
+        let http = v.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        let tcp = v.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        keys.extend(http.chain(tcp).map(String::as_str));
+    }
+    keys
+}
+
+/// A workload's extension with those of its labels that anything asks for.
+pub(super) fn labels(x: &Index<'_>, labels: &Labels) -> Vec<karst_api::workload::Extension> {
+    let asked = |(k, _): &(&String, &String)| x.label_keys.contains(k.as_str());
+    let labels: BTreeMap<_, _> = labels.iter().filter(asked).map(|(k, v)| (k.clone(), v.clone())).collect();
+    if labels.is_empty() {
+        return vec![];
+    }
+    let value = prost::Message::encode_to_vec(&ir::Labels { labels });
+    let config = prost_types::Any { type_url: karst_api::LABELS_TYPE.into(), value };
+    vec![karst_api::workload::Extension { name: "karst.labels".into(), config: Some(config) }]
+}
+
+pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
+    if x.virtual_services.is_empty() && x.routes_are_empty() && x.destination_rules.is_empty() {
+        return;
+    }
+    let hosts = Hosts::new(x, model);
+    let mut tables = Tables::default();
+    let mut report = |at: &Located, bad: Vec<Bad>| {
+        problems.extend(bad.into_iter().map(|(field, message)| problem(at, field, message)));
+    };
+    for (at, v) in &x.virtual_services {
+        report(at, virtual_service::compile(x, v, &hosts, &mut tables));
+    }
+    for (at, r) in &x.http_routes {
+        report(at, gateway_api::http(x, r, &hosts, &mut tables));
+    }
+    for (at, r) in &x.grpc_routes {
+        report(at, gateway_api::grpc(x, r, &hosts, &mut tables));
+    }
+    for (at, r) in &x.tcp_routes {
+        report(at, gateway_api::tcp(x, r, &hosts, &mut tables));
+    }
+    let mut routes: BTreeMap<String, ir::Routes> = BTreeMap::new();
+    for ((key, callers), mut rules) in tables.by_service {
+        rules.http.sort_by(|a, b| (a.api, a.precision, &a.age, a.place).cmp(&(b.api, b.precision, &b.age, b.place)));
+        rules.tcp.sort_by(|a, b| a.0.cmp(&b.0));
+        let table = ir::Table {
+            http: rules.http.into_iter().map(|r| r.rule).collect(),
+            tcp: rules.tcp.into_iter().map(|(_, r)| r).collect(),
+        };
+        let all = routes.entry(key.to_string()).or_default();
+        match callers {
+            None => all.producer = Some(table),
+            Some(namespace) => all.consumers.push(ir::Consumer { namespace, table: Some(table) }),
+        }
+    }
+    model.routes = routes.into_iter().map(|(k, v)| (k, Arc::new(v))).collect();
+    let mut backends: BTreeMap<String, ir::Backend> = BTreeMap::new();
+    let mut rules: Vec<_> = x.destination_rules.iter().collect();
+    // The service's own namespace before the root namespace, old before new.
+    rules.sort_by_key(|(_, d)| (d.metadata.namespace == x.mesh.root_namespace, age(&d.metadata)));
+    for (at, d) in rules {
+        report(at, destination_rule::compile(x, d, &hosts, &mut backends));
+    }
+    model.backends = backends.into_iter().map(|(k, v)| (k, Arc::new(v))).collect();
+}
+
+/// Istio's default: two more attempts, for what the application cannot have seen or says may be tried again.
+pub(super) fn default_retry() -> ir::Retry {
+    ir::Retry {
+        attempts: 2,
+        backoff_ms: 25,
+        connect_failure: true,
+        refused_stream: true,
+        grpc: vec![1, 14],
+        ..Default::default()
+    }
+}
+
+/// A duration as Istio's API (`1.5s`, `100ms`, `1h30m`) and Gateway API write it, in milliseconds.
+pub(super) fn duration(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no duration: write it as 1.5s, 250ms or 1m");
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let n: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |e| digits + e);
+        total += n * match &rest[digits..unit] {
+            "h" => 3_600_000.0,
+            "m" => 60_000.0,
+            "s" => 1000.0,
+            "ms" => 1.0,
+            "us" => 0.001,
+            "ns" => 0.000_001,
+            _ => return Err(wrong()),
+        };
+        rest = &rest[unit..];
+    }
+    // Ten years: more is a slip.
+    if total > 3.2e11 { Err(wrong()) } else { Ok(total.ceil() as u64) }
+}
+
+/// An optional duration; a field that is not there is 0.
+pub(super) fn optional_duration(text: Option<&str>, field: impl Fn() -> String) -> Result<u64, Bad> {
+    text.map_or(Ok(0), duration).map_err(|e| (field(), e))
+}
+
+/// A part of a million from a percentage.
+fn per_million(percent: f64, field: &str) -> Result<u32, Bad> {
+    if (0.0..=100.0).contains(&percent) {
+        return Ok((percent * 10_000.0).round() as u32);
+    }
+    Err((field.into(), format!("{percent} is no percentage: give a number from 0 to 100")))
+}
+
+fn regex(text: &str, field: impl Into<String>) -> Result<String, Bad> {
+    match regex::Regex::new(&format!("^(?:{text})$")) {
+        Ok(_) => Ok(text.to_string()),
+        Err(e) => {
+            let e = e.to_string();
+            let last = e.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            Err((field.into(), format!("{text:?} is no regular expression (RE2 syntax): {last}")))
+        }
+    }
+}
+
+fn header_name(name: &str, field: impl Into<String>) -> Result<String, Bad> {
+    match http::HeaderName::from_bytes(name.as_bytes()) {
+        Ok(n) => Ok(n.as_str().to_string()),
+        Err(_) => Err((field.into(), format!("{name:?} is no header name"))),
+    }
+}
+
+fn header(name: &str, value: &str, field: impl Into<String>) -> Result<ir::Header, Bad> {
+    let field = field.into();
+    let name = header_name(name, field.clone())?;
+    match http::HeaderValue::from_str(value) {
+        Ok(_) => Ok(ir::Header { name, value: value.into() }),
+        Err(_) => Err((field, format!("{value:?} is no header value"))),
+    }
+}
+
+fn exact(s: impl Into<String>) -> ir::Text {
+    ir::Text { kind: Some(ir::text::Kind::Exact(s.into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (t, ms) in [("1.5s", 1500), ("100ms", 100), ("1h30m", 5_400_000), ("0s", 0), ("2s", 2000), ("0.5s", 500)] {
+            assert_eq!(duration(t), Ok(ms), "{t}");
+        }
+        for t in ["", "5", "s", "1x", "1.2.3s", "-1s", "9999999h"] {
+            assert!(duration(t).is_err(), "{t}");
+        }
+    }
+}

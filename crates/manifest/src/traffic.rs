@@ -1,0 +1,349 @@
+//! Istio's traffic API: VirtualService and DestinationRule. Fields that ambient mode gives no meaning are read all the same,
+//! so that users' manifests are taken; what is not executed is reported.
+
+use crate::kinds::{Labels, Meta};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct VirtualService {
+    pub metadata: Meta,
+    pub spec: VirtualServiceSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtualServiceSpec {
+    pub hosts: Vec<String>,
+    pub gateways: Vec<String>,
+    pub http: Vec<VsHttp>,
+    pub tls: Vec<serde_json::Value>,
+    pub tcp: Vec<VsTcp>,
+    pub export_to: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsHttp {
+    pub name: String,
+    #[serde(rename = "match")]
+    pub matches: Vec<VsMatch>,
+    pub route: Vec<VsRoute>,
+    pub redirect: Option<VsRedirect>,
+    pub direct_response: Option<VsDirectResponse>,
+    pub delegate: Option<VsDelegate>,
+    pub rewrite: Option<VsRewrite>,
+    pub timeout: Option<String>,
+    pub retries: Option<VsRetries>,
+    pub fault: Option<VsFault>,
+    pub mirror: Option<VsDestination>,
+    pub mirrors: Vec<VsMirror>,
+    #[serde(alias = "mirror_percent")]
+    pub mirror_percent: Option<u32>,
+    #[serde(alias = "mirror_percentage")]
+    pub mirror_percentage: Option<Percent>,
+    #[serde(alias = "cors_policy")]
+    pub cors_policy: Option<VsCors>,
+    pub headers: Option<VsHeaders>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsMatch {
+    pub name: String,
+    pub uri: Option<StringMatch>,
+    pub scheme: Option<StringMatch>,
+    pub method: Option<StringMatch>,
+    pub authority: Option<StringMatch>,
+    pub headers: BTreeMap<String, StringMatch>,
+    pub port: u16,
+    pub source_labels: Labels,
+    pub gateways: Vec<String>,
+    pub query_params: BTreeMap<String, StringMatch>,
+    pub ignore_uri_case: bool,
+    pub without_headers: BTreeMap<String, StringMatch>,
+    pub source_namespace: String,
+    pub stat_prefix: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct StringMatch {
+    pub exact: Option<String>,
+    pub prefix: Option<String>,
+    pub regex: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsRoute {
+    pub destination: VsDestination,
+    pub weight: u32,
+    pub headers: Option<VsHeaders>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsDestination {
+    pub host: String,
+    pub subset: String,
+    pub port: PortSelector,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct PortSelector {
+    pub number: u16,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsHeaders {
+    pub request: VsHeaderChange,
+    pub response: VsHeaderChange,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsHeaderChange {
+    pub set: Labels,
+    pub add: Labels,
+    pub remove: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsRedirect {
+    pub uri: String,
+    pub authority: String,
+    pub port: Option<u16>,
+    pub derive_port: String,
+    pub scheme: String,
+    pub redirect_code: u16,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsDirectResponse {
+    pub status: u16,
+    pub body: Option<VsBody>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsBody {
+    pub string: Option<String>,
+    /// Base64.
+    pub bytes: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsDelegate {
+    pub name: String,
+    pub namespace: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsRewrite {
+    pub uri: String,
+    pub authority: String,
+    pub uri_regex_rewrite: Option<VsRegexRewrite>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsRegexRewrite {
+    #[serde(rename = "match")]
+    pub pattern: String,
+    pub rewrite: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsRetries {
+    pub attempts: u32,
+    pub per_try_timeout: Option<String>,
+    pub retry_on: String,
+    pub retry_remote_localities: Option<bool>,
+    pub retry_ignore_previous_hosts: Option<bool>,
+    pub backoff: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Percent {
+    pub value: f64,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsFault {
+    pub delay: Option<VsDelay>,
+    pub abort: Option<VsAbort>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsDelay {
+    pub percent: Option<u32>,
+    pub percentage: Option<Percent>,
+    pub fixed_delay: Option<String>,
+    pub exponential_delay: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsAbort {
+    pub percent: Option<u32>,
+    pub percentage: Option<Percent>,
+    pub http_status: Option<u16>,
+    pub grpc_status: Option<String>,
+    pub http2_error: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsMirror {
+    pub destination: VsDestination,
+    pub percentage: Option<Percent>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsCors {
+    pub allow_origins: Vec<StringMatch>,
+    pub allow_origin: Vec<String>,
+    pub allow_methods: Vec<String>,
+    pub allow_headers: Vec<String>,
+    pub expose_headers: Vec<String>,
+    pub max_age: Option<String>,
+    pub allow_credentials: Option<bool>,
+    pub unmatched_preflights: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsTcp {
+    #[serde(rename = "match")]
+    pub matches: Vec<VsTcpMatch>,
+    pub route: Vec<VsRoute>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsTcpMatch {
+    pub destination_subnets: Vec<String>,
+    pub port: u16,
+    pub source_labels: Labels,
+    pub gateways: Vec<String>,
+    pub source_namespace: String,
+    pub source_subnet: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct DestinationRule {
+    pub metadata: Meta,
+    pub spec: DestinationRuleSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct DestinationRuleSpec {
+    pub host: String,
+    pub traffic_policy: Option<TrafficPolicy>,
+    pub subsets: Vec<DrSubset>,
+    pub export_to: Vec<String>,
+    pub workload_selector: Option<serde_json::Value>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrSubset {
+    pub name: String,
+    pub labels: Labels,
+    pub traffic_policy: Option<TrafficPolicy>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficPolicy {
+    pub load_balancer: Option<LoadBalancer>,
+    pub connection_pool: Option<ConnectionPool>,
+    pub outlier_detection: Option<OutlierDetection>,
+    pub tls: Option<serde_json::Value>,
+    pub port_level_settings: Vec<PortPolicy>,
+    pub tunnel: Option<serde_json::Value>,
+    pub proxy_protocol: Option<serde_json::Value>,
+    pub retry_budget: Option<serde_json::Value>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct PortPolicy {
+    pub port: PortSelector,
+    pub load_balancer: Option<LoadBalancer>,
+    pub connection_pool: Option<ConnectionPool>,
+    pub outlier_detection: Option<OutlierDetection>,
+    pub tls: Option<serde_json::Value>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoadBalancer {
+    pub simple: Option<String>,
+    pub consistent_hash: Option<ConsistentHash>,
+    pub locality_lb_setting: Option<serde_json::Value>,
+    pub warmup_duration_secs: Option<String>,
+    pub warmup: Option<Warmup>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Warmup {
+    pub duration: Option<String>,
+    pub minimum_percent: Option<f64>,
+    pub aggression: Option<f64>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConsistentHash {
+    pub http_header_name: Option<String>,
+    pub http_cookie: Option<HttpCookie>,
+    pub use_source_ip: Option<bool>,
+    pub http_query_parameter_name: Option<String>,
+    pub ring_hash: Option<RingHash>,
+    pub maglev: Option<Maglev>,
+    pub minimum_ring_size: Option<u32>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct RingHash {
+    pub minimum_ring_size: Option<u32>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Maglev {
+    pub table_size: Option<u32>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpCookie {
+    pub name: String,
+    pub path: String,
+    pub ttl: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConnectionPool {
+    pub tcp: TcpPool,
+    pub http: HttpPool,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct TcpPool {
+    pub max_connections: u32,
+    pub connect_timeout: Option<String>,
+    pub tcp_keepalive: Option<serde_json::Value>,
+    pub idle_timeout: Option<String>,
+    pub max_connection_duration: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpPool {
+    pub http1_max_pending_requests: u32,
+    pub http2_max_requests: u32,
+    pub max_requests_per_connection: u32,
+    pub max_retries: u32,
+    pub idle_timeout: Option<String>,
+    pub h2_upgrade_policy: String,
+    pub use_client_protocol: bool,
+    pub max_concurrent_streams: u32,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct OutlierDetection {
+    #[serde(rename = "consecutive5xxErrors")]
+    pub consecutive_5xx_errors: Option<u32>,
+    pub consecutive_gateway_errors: Option<u32>,
+    pub consecutive_errors: Option<u32>,
+    pub consecutive_local_origin_failures: Option<u32>,
+    pub split_external_local_origin_errors: bool,
+    pub interval: Option<String>,
+    pub base_ejection_time: Option<String>,
+    pub max_ejection_percent: Option<u32>,
+    pub min_health_percent: Option<u32>,
+}

@@ -1,0 +1,19 @@
+//! What the node proxy and the layer 7 proxy share: what is known of the mesh, certificates, and the way to the control
+//! plane.
+//!
+//! - [`state`]: workloads, services and policies as one immutable snapshot.
+//! - [`secrets`]: certificates, fetched when first needed and renewed in time.
+//! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
+//! - [`crew`]: the workers of a process as they see each other.
+//! - [`labels`]: of Istio's traffic metrics.
+//! - [`remote`]: how the control plane is reached.
+
+pub mod crew;
+pub mod endpoints;
+pub mod labels;
+pub mod remote;
+pub mod secrets;
+#[allow(missing_docs)]
+pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

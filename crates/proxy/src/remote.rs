@@ -1,0 +1,97 @@
+//! How the control plane is reached: always in TLS, always with a token.
+
+use crate::secrets::Authority;
+use std::{fs, path::PathBuf, time::Duration};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// The control plane's service may have endpoints whose packets lead nowhere: the next attempt goes to another.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A server of the control plane, and what to show it.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// `https://HOST:PORT`.
+    pub address: String,
+    /// PEM file with its root certificate (XDS_ROOT_CA).
+    pub root_ca: PathBuf,
+    /// Name that its certificate must have, if it is not that of the address.
+    pub alt_hostname: String,
+    /// File with the token, read anew for each call (AUTH_TOKEN).
+    pub auth_token: PathBuf,
+    /// Name of our cluster.
+    pub cluster_id: String,
+    /// Certificates come from this directory, not from a certificate authority.
+    pub local_certs: Option<PathBuf>,
+    /// Certificates are asked for in the names of others (a node proxy does); else only in our own.
+    pub impersonates: bool,
+}
+
+impl Remote {
+    /// The `https` URL of an address.
+    ///
+    /// # Errors
+    /// For one that would be spoken to in plaintext: tokens and identities pass there.
+    pub fn url(knob: &str, address: &str) -> Result<String, String> {
+        match address.split_once("://") {
+            None => Ok(format!("https://{address}")),
+            Some(("https", _)) => Ok(address.to_string()),
+            Some((other, _)) => {
+                Err(format!("{knob} {address:?}: {other} is not supported; use https://HOST:PORT or HOST:PORT"))
+            }
+        }
+    }
+
+    /// A channel to it.
+    ///
+    /// # Errors
+    /// What could not be read, or why there is no connection.
+    pub async fn channel(&self) -> Result<Channel, String> {
+        let root = fs::read(&self.root_ca)
+            .map_err(|e| format!("root certificate {} (XDS_ROOT_CA): {e}", self.root_ca.display()))?;
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
+        if !self.alt_hostname.is_empty() {
+            tls = tls.domain_name(&self.alt_hostname);
+        }
+        let e = Endpoint::from_shared(self.address.clone()).map_err(|e| format!("address {:?}: {e}", self.address))?;
+        let e = e.tls_config(tls).map_err(|e| format!("root certificate {}: {e}", self.root_ca.display()))?;
+        let e = e
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10));
+        e.connect().await.map_err(|e| {
+            let mut text = format!("{}: {e}", self.address);
+            let mut cause = std::error::Error::source(&e);
+            while let Some(c) = cause {
+                text = format!("{text}: {c}");
+                cause = c.source();
+            }
+            text
+        })
+    }
+
+    /// The token to present.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn bearer(&self) -> Result<String, String> {
+        let path = &self.auth_token;
+        fs::read_to_string(path)
+            .map(|t| t.trim().to_string())
+            .map_err(|e| format!("token {} (AUTH_TOKEN): {e}", path.display()))
+    }
+}
+
+impl Authority for Remote {
+    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+        self.channel()
+    }
+    fn token(&self) -> Result<String, String> {
+        self.bearer()
+    }
+    fn impersonates(&self) -> bool {
+        self.impersonates
+    }
+    fn directory(&self) -> Option<&std::path::Path> {
+        self.local_certs.as_deref()
+    }
+}

@@ -1,0 +1,50 @@
+//! Small meshes for tests, of this crate and of those above it (feature `testing`).
+#![allow(clippy::unwrap_used)]
+
+use crate::state::Snapshot;
+use karst_api::workload as pb;
+use prost::Message;
+
+/// A workload for tests.
+pub fn pod(name: &str, ip: &str, services: &[(&str, &[(u32, u32)])]) -> pb::Workload {
+    let list = |p: &[(u32, u32)]| pb::PortList {
+        ports: p.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect(),
+    };
+    pb::Workload {
+        uid: format!("Kubernetes//Pod/ns/{name}"),
+        name: name.into(),
+        namespace: "ns".into(),
+        addresses: vec![karst_core::addr::ip_to_bytes(ip.parse().unwrap()).into()],
+        tunnel_protocol: 1,
+        service_account: name.into(),
+        services: services.iter().map(|(k, p)| (k.to_string(), list(p))).collect(),
+        ..Default::default()
+    }
+}
+/// A service for tests.
+pub fn service(name: &str, vip: &str, ports: &[(u32, u32)]) -> pb::Service {
+    pb::Service {
+        name: name.into(),
+        namespace: "ns".into(),
+        hostname: format!("{name}.ns.svc.cluster.local"),
+        addresses: vec![pb::NetworkAddress {
+            address: karst_core::addr::ip_to_bytes(vip.parse().unwrap()),
+            ..Default::default()
+        }],
+        ports: ports.iter().map(|(s, t)| pb::Port { service_port: *s, target_port: *t, app_protocol: 0 }).collect(),
+        ..Default::default()
+    }
+}
+/// Puts both kinds into a snapshot.
+pub fn snapshot(w: Vec<pb::Workload>, s: Vec<pb::Service>) -> Snapshot {
+    let mut x = Snapshot::new("");
+    for w in w {
+        let name = w.uid.clone();
+        x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Workload(w)) }.encode_to_vec()).unwrap();
+    }
+    for s in s {
+        let name = format!("{}/{}", s.namespace, s.hostname);
+        x.put_address(&name, &pb::Address { r#type: Some(pb::address::Type::Service(s)) }.encode_to_vec()).unwrap();
+    }
+    x
+}

@@ -1,0 +1,235 @@
+//! HTTP/1.1 of tests: a server that notes what it is asked, and a client. Both plain enough to see every byte.
+
+use crate::Pod;
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Error, Read, Result, Write},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// A request or an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    /// Method, path and version; or version, status and reason.
+    pub line: [String; 3],
+    /// By lower-case name; several of one name joined by commas.
+    pub headers: BTreeMap<String, String>,
+    /// The whole body.
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    /// A request's path.
+    pub fn path(&self) -> &str {
+        &self.line[1]
+    }
+    /// An answer's status.
+    pub fn status(&self) -> u16 {
+        self.line[1].parse().unwrap_or(0)
+    }
+    /// A header's value, or nothing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    fn read(r: &mut impl BufRead, no_body: bool) -> Result<Option<Self>> {
+        let mut m = Self::default();
+        let mut line = String::new();
+        if r.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let mut parts = line.trim_end().splitn(3, ' ').map(String::from);
+        m.line = std::array::from_fn(|_| parts.next().unwrap_or_default());
+        loop {
+            line.clear();
+            r.read_line(&mut line)?;
+            let Some((k, v)) = line.trim_end().split_once(':') else { break };
+            let all = m.headers.entry(k.to_ascii_lowercase()).or_default();
+            *all = if all.is_empty() { v.trim().into() } else { format!("{all},{}", v.trim()) };
+        }
+        if no_body || matches!(m.line[1].as_str(), "204" | "304" | "101") {
+            return Ok(Some(m));
+        }
+        if m.header("transfer-encoding") == "chunked" {
+            loop {
+                line.clear();
+                r.read_line(&mut line)?;
+                let n = usize::from_str_radix(line.trim(), 16).map_err(|_| Error::other(format!("chunk {line:?}")))?;
+                let at = m.body.len();
+                m.body.resize(at + n, 0);
+                r.read_exact(&mut m.body[at..])?;
+                line.clear();
+                r.read_line(&mut line)?;
+                if n == 0 {
+                    return Ok(Some(m));
+                }
+            }
+        }
+        match m.header("content-length").parse() {
+            Ok(n) => {
+                m.body = vec![0; n];
+                r.read_exact(&mut m.body)?;
+            }
+            Err(_) if m.line[0].starts_with("HTTP/") => drop(r.read_to_end(&mut m.body)?),
+            Err(_) => {}
+        }
+        Ok(Some(m))
+    }
+}
+
+/// What a server answers: status, headers, body.
+pub type Answer = (u16, Vec<(String, String)>, Vec<u8>);
+
+/// A server in a pod.
+pub struct Web {
+    /// What it was asked, in order.
+    pub asked: Arc<Mutex<Vec<Message>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    address: SocketAddr,
+    pod: Pod,
+}
+
+impl Web {
+    /// A server that answers with its name.
+    pub fn named(pod: &Pod, port: u16, name: &str) -> Self {
+        let name = name.to_string();
+        Self::start(pod, port, move |_| (200, vec![], name.clone().into_bytes()))
+    }
+
+    /// A server on both families.
+    pub fn start(pod: &Pod, port: u16, answer: impl Fn(&Message) -> Answer + Send + Sync + 'static) -> Self {
+        let l = pod
+            .netns()
+            .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free"))
+            .expect("the namespace can be entered");
+        let (asked, stop) = (Arc::new(Mutex::new(vec![])), Arc::new(AtomicBool::new(false)));
+        let (a, st, answer) = (asked.clone(), stop.clone(), Arc::new(answer));
+        let thread = std::thread::spawn(move || {
+            loop {
+                let accepted = l.accept();
+                if st.load(Relaxed) {
+                    return;
+                }
+                let Ok((s, _)) = accepted else { continue };
+                let (a, answer) = (a.clone(), answer.clone());
+                std::thread::spawn(move || {
+                    let _ = serve(s, &a, &*answer);
+                });
+            }
+        });
+        let address = (Ipv6Addr::LOCALHOST, port).into();
+        Self { asked, stop, thread: Some(thread), address, pod: pod.clone() }
+    }
+
+    /// How many requests there were.
+    pub fn count(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+
+    /// Forgets them.
+    pub fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        // Wakes the accept loop.
+        let _ = self.pod.netns().run(|| TcpStream::connect_timeout(&self.address, Duration::from_millis(500)));
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+fn serve(s: TcpStream, asked: &Mutex<Vec<Message>>, answer: &(dyn Fn(&Message) -> Answer + Send + Sync)) -> Result<()> {
+    let _ = s.set_nodelay(true);
+    let mut w = s.try_clone()?;
+    let mut r = BufReader::new(s);
+    while let Some(m) = Message::read(&mut r, false)? {
+        asked.lock().unwrap().push(m.clone());
+        let (status, headers, body) = answer(&m);
+        if status == 0 {
+            return Ok(()); // goes without a word
+        }
+        let mut head = format!("HTTP/1.1 {status} x\r\n");
+        for (k, v) in &headers {
+            head.push_str(&format!("{k}: {v}\r\n"));
+        }
+        if status == 101 {
+            w.write_all(format!("{head}\r\n").as_bytes())?;
+            // What follows comes back as it is.
+            let mut buf = [0; 1024];
+            loop {
+                match r.read(&mut buf)? {
+                    0 => return Ok(()),
+                    n => w.write_all(&buf[..n])?,
+                }
+            }
+        }
+        head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
+        w.write_all(&[head.as_bytes(), if m.line[0] == "HEAD" { b"" } else { &body }].concat())?;
+    }
+    Ok(())
+}
+
+/// A client's connection.
+pub struct Session {
+    w: TcpStream,
+    r: BufReader<TcpStream>,
+    host: String,
+}
+
+impl Session {
+    /// Connects from a pod.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn new(from: &Pod, to: SocketAddr, host: &str) -> Result<Self> {
+        let s = from.connect(to)?;
+        s.set_nodelay(true)?;
+        s.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Self { w: s.try_clone()?, r: BufReader::new(s), host: host.into() })
+    }
+
+    /// One request and its answer.
+    ///
+    /// # Errors
+    /// Those of the socket; `UnexpectedEof` if there is no answer.
+    pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Message> {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.host);
+        for (k, v) in headers {
+            head.push_str(&format!("{k}: {v}\r\n"));
+        }
+        if !body.is_empty() {
+            head.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
+        self.w.write_all(&[format!("{head}\r\n").as_bytes(), body].concat())?;
+        Message::read(&mut self.r, method == "HEAD")?.ok_or(std::io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// The bytes after an answer of 101.
+    pub fn raw(&mut self) -> (&mut TcpStream, &mut BufReader<TcpStream>) {
+        (&mut self.w, &mut self.r)
+    }
+}
+
+/// One request on a connection of its own.
+///
+/// # Errors
+/// See [`Session::ask`].
+pub fn ask(from: &Pod, to: SocketAddr, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Message> {
+    Session::new(from, to, host)?.ask("GET", path, headers, b"")
+}

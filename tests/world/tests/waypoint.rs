@@ -1,0 +1,246 @@
+//! Layer 7 with real waypoints: routes, weights, retries, faults, mirrors, limits.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+
+use karst_world::{
+    Options, Pod, PodSpec, World,
+    web::{self, Session, Web},
+};
+use std::{net::SocketAddr, time::Duration};
+
+const SHOP: &str = "10.96.1.1:80";
+
+/// A client and three releases of `shop`, bound to a waypoint.
+struct Shop {
+    w: World,
+    client: Pod,
+    waypoint: Pod,
+    pods: Vec<Pod>,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let mut w = World::start(Options::default()).unwrap();
+        w.apply("app", "apiVersion: v1\nkind: Namespace\nmetadata: {name: app, labels: {istio.io/dataplane-mode: ambient}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: shop, namespace: app, labels: {istio.io/use-waypoint: waypoint}}\nspec: {clusterIP: 10.96.1.1, selector: {app: shop}, ports: [{name: http, port: 80, targetPort: 8080}, {name: any, port: 81, targetPort: 8081}, {name: tcp, port: 82, targetPort: 8082}]}\n");
+        let waypoint = w.waypoint("app", "waypoint", 1, &[]);
+        let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+        let pod = |w: &mut World, i: usize| {
+            let spec = PodSpec::new("app", &format!("shop-v{}", i + 1), i % 2);
+            w.mesh_pod(spec.label("app", "shop").label("version", &format!("v{}", i + 1)))
+        };
+        let pods = (0..3).map(|i| pod(&mut w, i)).collect();
+        Self { w, client, waypoint, pods }
+    }
+
+    fn serve(&self) -> Vec<Web> {
+        self.pods.iter().enumerate().map(|(i, p)| Web::named(p, 8080, &format!("v{}", i + 1))).collect()
+    }
+
+    fn ask(&self, path: &str, headers: &[(&str, &str)]) -> web::Message {
+        web::ask(&self.client, shop(), "shop", path, headers).unwrap()
+    }
+
+    /// Who answers so many requests, by name.
+    fn answers(&self, n: usize, path: &str, headers: &[(&str, &str)]) -> [usize; 3] {
+        let mut s = Session::new(&self.client, shop(), "shop").unwrap();
+        let mut out = [0; 3];
+        for _ in 0..n {
+            let a = s.ask("GET", path, headers, b"").unwrap();
+            assert_eq!(a.status(), 200, "{a:?}");
+            out[a.text()[1..].parse::<usize>().unwrap() - 1] += 1;
+        }
+        out
+    }
+}
+
+fn shop() -> SocketAddr {
+    SHOP.parse().unwrap()
+}
+
+const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: shop, namespace: app}\nspec: {host: shop, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}, {name: v3, labels: {version: v3}}]}\n";
+
+fn virtual_service(http: &str) -> String {
+    format!(
+        "{SUBSETS}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: shop, namespace: app}}\nspec: {{hosts: [shop], http: {http}}}\n"
+    )
+}
+
+#[test]
+fn requests_follow_their_routes() {
+    let s = Shop::new();
+    let servers = s.serve();
+    // Without any route: all of them.
+    let all = s.answers(60, "/", &[]);
+    assert!(all.iter().all(|n| *n > 5), "{all:?}");
+    // The exercises of the tutorials: one release, weights, a user.
+    s.w.apply("route", &virtual_service("[{route: [{destination: {host: shop, subset: v1}}]}]"));
+    assert_eq!(s.answers(30, "/", &[]), [30, 0, 0]);
+    s.w.apply("route", &virtual_service("[{route: [{destination: {host: shop, subset: v1}, weight: 90}, {destination: {host: shop, subset: v2}, weight: 10}]}]"));
+    let c = s.answers(2000, "/", &[]);
+    assert!((160..=240).contains(&c[1]) && c[2] == 0, "{c:?}");
+    s.w.apply("route", &virtual_service("[{match: [{headers: {end-user: {exact: jason}}}], route: [{destination: {host: shop, subset: v2}}]}, {route: [{destination: {host: shop, subset: v3}}]}]"));
+    assert_eq!(s.answers(20, "/", &[("end-user", "jason")]), [0, 20, 0]);
+    assert_eq!(s.answers(20, "/", &[("end-user", "anna")]), [0, 0, 20]);
+    // Paths, rewriting, headers, direct answers, redirects, none.
+    for x in &servers {
+        x.take();
+    }
+    s.w.apply("route", &virtual_service("[{match: [{uri: {prefix: /old}}], rewrite: {uri: /new, authority: other}, headers: {request: {set: {x-set: a}, remove: [x-gone]}, response: {add: {x-back: b}}}, route: [{destination: {host: shop, subset: v1}}]}, {match: [{uri: {exact: /teapot}}], directResponse: {status: 418, body: {string: short and stout}}}, {match: [{uri: {exact: /away}}], redirect: {uri: /there, authority: elsewhere, redirectCode: 302}}]"));
+    let a = s.ask("/old/x?q=1", &[("x-gone", "1")]);
+    assert_eq!((a.status(), a.header("x-back")), (200, "b"));
+    let m = servers[0].take().remove(0);
+    assert_eq!((m.path(), m.header("host"), m.header("x-set"), m.header("x-gone")), ("/new/x?q=1", "other", "a", ""));
+    assert!(!m.header("x-request-id").is_empty());
+    let a = s.ask("/teapot", &[]);
+    assert_eq!((a.status(), a.text().as_str()), (418, "short and stout"));
+    let a = s.ask("/away", &[]);
+    assert_eq!((a.status(), a.header("location")), (302, "http://elsewhere/there"));
+    assert_eq!(s.ask("/nowhere", &[]).status(), 404);
+    // Gateway API's routes stand before, the longer path first.
+    s.w.apply("http", "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: shop, namespace: app}\nspec:\n  parentRefs: [{group: '', kind: Service, name: shop, port: 80}]\n  rules:\n  - matches: [{path: {type: PathPrefix, value: /a}}]\n    backendRefs: [{name: shop-v1, port: 80}]\n  - matches: [{path: {type: PathPrefix, value: /a/b}}]\n    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /z}}}]\n    backendRefs: [{name: shop-v2, port: 80}]\n  - matches: [{path: {type: Exact, value: /none}}]\n    backendRefs: [{name: missing, port: 80}]\n---\napiVersion: v1\nkind: Service\nmetadata: {name: shop-v1, namespace: app}\nspec: {clusterIP: 10.96.1.2, selector: {version: v1}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: shop-v2, namespace: app}\nspec: {clusterIP: 10.96.1.3, selector: {version: v2}, ports: [{port: 80, targetPort: 8080}]}\n");
+    assert_eq!(s.answers(10, "/a/c", &[]), [10, 0, 0]);
+    servers[1].take();
+    assert_eq!(s.answers(10, "/a/b/c", &[]), [0, 10, 0]);
+    assert_eq!(servers[1].take()[0].path(), "/z/c");
+    assert_eq!(s.ask("/none", &[]).status(), 500);
+    assert_eq!(s.ask("/teapot", &[]).status(), 418, "what no HTTPRoute takes, the VirtualService does");
+    // Told in Istio's metrics, by whom to whom.
+    let (_, page) = s.w.waypoint_page(&s.waypoint, 15020, "/stats/prometheus").unwrap();
+    let line = page
+        .lines()
+        .find(|l| {
+            l.starts_with("istio_requests_total{")
+                && l.contains("response_code=\"200\"")
+                && l.contains("destination_version=\"v3\"")
+        })
+        .unwrap();
+    for part in [
+        "reporter=\"waypoint\"",
+        "source_workload=\"client\"",
+        "source_principal=\"spiffe://cluster.local/ns/app/sa/client\"",
+        "destination_service=\"shop.app.svc.cluster.local\"",
+        "request_protocol=\"http\"",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(s.w.log_text("waypoint-waypoint-1.log").contains("\"GET /nowhere HTTP/1.1\" 404 NR"));
+}
+
+#[test]
+fn faults_timeouts_retries_mirrors_and_limits() {
+    let s = Shop::new();
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    static FLAKY: AtomicUsize = AtomicUsize::new(0);
+    let one = Web::start(&s.pods[0], 8080, |m| match m.path() {
+        "/slow" => {
+            std::thread::sleep(Duration::from_secs(2));
+            (200, vec![], b"v1".to_vec())
+        }
+        "/flaky" if FLAKY.fetch_add(1, Relaxed) % 3 < 2 => (503, vec![], b"not yet".to_vec()),
+        "/bad" => (500, vec![], b"bad".to_vec()),
+        "/gone" => (0, vec![], vec![]),
+        _ => (200, vec![], m.body.clone()),
+    });
+    let two = Web::start(&s.pods[1], 8080, |m| (200, vec![], m.body.clone()));
+    let to_v1 = "route: [{destination: {host: shop, subset: v1}}]";
+    // Delay and abort.
+    s.w.apply("route", &virtual_service(&format!("[{{match: [{{uri: {{exact: /delay}}}}], fault: {{delay: {{fixedDelay: 0.7s, percentage: {{value: 100}}}}}}, {to_v1}}}, {{match: [{{uri: {{exact: /half}}}}], fault: {{abort: {{httpStatus: 418, percentage: {{value: 50}}}}}}, {to_v1}}}, {{match: [{{uri: {{exact: /never}}}}], fault: {{abort: {{httpStatus: 418}}}}, {to_v1}}}, {{{to_v1}, timeout: 0.5s, retries: {{attempts: 3, retryOn: '503', backoff: 1ms, retryIgnorePreviousHosts: false}}}}]")));
+    let t = std::time::Instant::now();
+    assert_eq!(s.ask("/delay", &[]).status(), 200);
+    assert!(t.elapsed() >= Duration::from_millis(700));
+    let aborted = (0..200).filter(|_| s.ask("/half", &[]).status() == 418).count();
+    assert!((60..=140).contains(&aborted), "{aborted}");
+    assert_eq!(s.ask("/never", &[]).status(), 200, "without a percentage there is no fault");
+    // The endpoint is too slow; it fails twice and is asked again.
+    let a = s.ask("/slow", &[]);
+    assert_eq!((a.status(), a.text().as_str()), (504, "upstream request timeout"));
+    one.take();
+    let mut session = Session::new(&s.client, shop(), "shop").unwrap();
+    let a = session.ask("POST", "/flaky", &[], &[7; 3000]).unwrap();
+    assert_eq!((a.status(), a.body.len()), (200, 3000));
+    let seen = one.take();
+    assert_eq!(seen.iter().map(|m| m.body.len()).collect::<Vec<_>>(), [3000; 3], "with the same body each time");
+    let a = s.ask("/gone", &[]);
+    assert_eq!((a.status(), a.text().contains("connection termination")), (503, true), "{a:?}");
+    assert_eq!(one.take().len(), 1, "what an application may have seen is not sent again unasked");
+    // Mirrors get the same bytes, and their answers do not matter.
+    s.w.apply("route", &virtual_service(&format!("[{{{to_v1}, mirror: {{host: shop, subset: v2}}}}]")));
+    two.take();
+    let body: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+    for _ in 0..20 {
+        assert_eq!(session.ask("POST", "/copy", &[], &body).unwrap().body, body);
+    }
+    karst_world::wait_for("20 copies", Duration::from_secs(5), || (two.count() >= 20).then_some(()));
+    for m in two.take() {
+        assert!(m.body == body && m.path() == "/copy" && m.header("host") == "shop-shadow", "{:?}", m.headers);
+    }
+    // A breaker opens at its limit.
+    let pool = virtual_service(&format!("[{{{to_v1}}}]")).replace(
+        "subsets: [",
+        "trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}, subsets: [",
+    );
+    s.w.apply("route", &pool);
+    let (client, statuses) = (s.client.clone(), std::sync::Mutex::new(vec![]));
+    std::thread::scope(|x| {
+        for _ in 0..4 {
+            x.spawn(|| {
+                let a = web::ask(&client, shop(), "shop", "/slow", &[]).unwrap();
+                statuses.lock().unwrap().push((a.status(), a.text().contains("overflow")));
+            });
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let mut got = statuses.into_inner().unwrap();
+    got.sort_unstable();
+    assert_eq!(got, [(200, false), (200, false), (503, true), (503, true)]);
+    assert!(s.w.log_text("waypoint-waypoint-1.log").contains(" 503 UO "));
+    // An endpoint that errs is left out.
+    s.w.apply("route", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: shop, namespace: app}\nspec: {host: shop, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}, outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 60s, maxEjectionPercent: 100}}}\n");
+    let three = Web::named(&s.pods[2], 8080, "v3");
+    let bad = (0..30).filter(|_| s.ask("/bad", &[]).status() == 500).count();
+    assert_eq!(bad, 3, "then it is ejected");
+    drop(three);
+}
+
+#[test]
+fn whatever_is_spoken_is_carried() {
+    let s = Shop::new();
+    use std::io::{Read, Write};
+    let p = &s.pods[0];
+    for other in &s.pods[1..] {
+        s.w.write_pod(other, false);
+    }
+    s.w.settle();
+    // A server that greets, at a port of which nothing is said; and raw bytes at one that says TCP.
+    let _greets = karst_world::app::Echo::start(p, 8081, "220 hello\r\n");
+    let _raw = karst_world::app::Echo::start(p, 8082, "");
+    let at = |port: u16| SocketAddr::new(shop().ip(), port);
+    let mut c = s.client.connect(at(81)).unwrap();
+    c.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut buf = [0; 11];
+    c.read_exact(&mut buf).unwrap();
+    assert_eq!(&buf, b"220 hello\r\n");
+    karst_world::app::ping(&mut c, b"EHLO me").unwrap();
+    let mut c = s.client.connect(at(82)).unwrap();
+    karst_world::app::ping(&mut c, b"anything at all").unwrap();
+    assert_eq!(
+        karst_world::app::exchange(&mut s.client.connect(at(82)).unwrap(), &[9; 300_000]).unwrap(),
+        vec![9; 300_000]
+    );
+    drop(_greets);
+    // HTTP at the same port, found out by its first bytes.
+    let _web = Web::named(p, 8081, "v1");
+    assert_eq!(web::ask(&s.client, at(81), "shop", "/", &[]).unwrap().text(), "v1");
+    // A protocol that takes over the connection.
+    let _ws = Web::start(p, 8080, |m| {
+        assert_eq!(m.header("upgrade"), "websocket");
+        (101, vec![("connection".into(), "upgrade".into()), ("upgrade".into(), "websocket".into())], vec![])
+    });
+    let mut session = Session::new(&s.client, shop(), "shop").unwrap();
+    let a = session.ask("GET", "/chat", &[("connection", "Upgrade"), ("upgrade", "websocket")], b"").unwrap();
+    assert_eq!((a.status(), a.header("upgrade")), (101, "websocket"));
+    let (w, r) = session.raw();
+    w.write_all(b"over and out").unwrap();
+    let mut back = [0; 12];
+    r.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"over and out");
+}

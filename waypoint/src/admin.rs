@@ -1,0 +1,66 @@
+//! Pages: metrics, readiness, and what is known.
+
+use crate::worker::Shared;
+use karst_rt::{
+    admin::{self, Handler},
+    ready::Ready,
+};
+use std::sync::Arc;
+
+/// The pages of the process.
+pub struct Pages {
+    pub shared: Arc<Shared>,
+    pub ready: Ready,
+}
+
+impl Pages {
+    /// Loopback only.
+    pub fn admin(self: Arc<Self>) -> Handler {
+        admin::pages(move |method, path, query| match (method, path) {
+            (_, "/config_dump") => {
+                let s = self.shared.state.borrow().clone();
+                let tables: Vec<_> = s
+                    .routes
+                    .iter()
+                    .map(|(k, r)| serde_json::json!({ "service": **k, "routes": r.describe() }))
+                    .collect();
+                admin::json(&serde_json::json!({
+                    "config": self.shared.config,
+                    "services": s.mesh.services.len(),
+                    "workloads": s.mesh.workloads.len(),
+                    "backends": s.backends.keys().map(|k| k.to_string()).collect::<Vec<_>>(),
+                    "routes": tables,
+                }))
+            }
+            ("POST", "/logging") => match karst_rt::log::level(query) {
+                Ok(now) => admin::text(200, format!("current log level is {now}\n")),
+                Err(e) => admin::text(400, format!("{e}\n")),
+            },
+            (_, "/metrics" | "/stats/prometheus") => self.metrics(),
+            _ => admin::text(404, "pages: /config_dump /logging?level= /metrics\n"),
+        })
+    }
+
+    /// For Prometheus.
+    pub fn stats(self: Arc<Self>) -> Handler {
+        admin::pages(move |_, path, _| match path {
+            "/metrics" | "/stats/prometheus" => self.metrics(),
+            _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),
+        })
+    }
+
+    /// For the kubelet.
+    pub fn readiness(self: Arc<Self>) -> Handler {
+        admin::pages(move |_, path, _| match path {
+            "/healthz/ready" => match self.ready.missing() {
+                m if m.is_empty() => admin::text(200, "ready\n"),
+                m => admin::text(503, format!("waiting for: {}\n", m.join(", "))),
+            },
+            _ => admin::text(404, "pages: /healthz/ready\n"),
+        })
+    }
+
+    fn metrics(&self) -> admin::Answer {
+        admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render())
+    }
+}

@@ -1,0 +1,235 @@
+//! The choice of an endpoint.
+
+use crate::cluster::{Member, Set, now};
+use karst_api::route::{self as ir, Method};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+use xxhash_rust::xxh64::xxh64;
+
+/// Draws before every endpoint is looked at.
+const DRAWS: usize = 4;
+/// In slow start an endpoint gets at least this part of its share, per cent (Istio).
+const WARM_MINIMUM: u64 = 10;
+
+/// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. `tried` are left out as
+/// long as there are others. None: no endpoint may be used.
+pub fn choose(s: &Set, hash: Option<u64>, tried: &[Arc<str>], mut random: impl FnMut(u64) -> u64) -> Option<usize> {
+    let t = now();
+    let ejects = s.ejects(t);
+    let healthy = |m: &Member| !ejects || !m.state.is_ejected(t);
+    let fresh = |m: &Member| healthy(m) && !tried.contains(&m.workload.uid);
+    pick(s, hash, t, &fresh, &mut random)
+        .or_else(|| if tried.is_empty() { None } else { pick(s, hash, t, &healthy, &mut random) })
+}
+
+fn pick(
+    s: &Set,
+    hash: Option<u64>,
+    t: u64,
+    usable: &impl Fn(&Member) -> bool,
+    random: &mut impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    let balance = s.policy.balance.as_ref();
+    let method = balance.map_or(Method::LeastRequest, ir::Balance::method);
+    match method {
+        Method::RingHash | Method::Maglev if hash.is_some() => on_ring(s, hash.unwrap_or(0), method, usable),
+        // Without anything to hash: any.
+        Method::Random | Method::RingHash | Method::Maglev => draw(s, t, usable, random),
+        Method::RoundRobin => {
+            let n = s.members.len();
+            (0..n).map(|_| s.cluster.round_robin.fetch_add(1, Relaxed) % n).find(|i| usable(&s.members[*i]))
+        }
+        Method::LeastRequest | Method::PeakEwma => {
+            let a = draw(s, t, usable, random)?;
+            let b = draw(s, t, usable, random)?;
+            let cost = |i: usize| {
+                let m = &s.members[i];
+                let active = u64::from(m.state.active.load(Relaxed)) + 1;
+                let latency = if method == Method::PeakEwma { m.state.latency.load(Relaxed) } else { 1000 };
+                active * latency / u64::from(m.workload.capacity.max(1))
+            };
+            Some(if cost(b) < cost(a) { b } else { a })
+        }
+    }
+}
+
+/// One of those that can be used, by capacity and warmth.
+fn draw(s: &Set, t: u64, usable: &impl Fn(&Member) -> bool, random: &mut impl FnMut(u64) -> u64) -> Option<usize> {
+    let weight = |m: &Member| {
+        let warmup = s.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
+        let age = t.saturating_sub(m.state.since);
+        let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
+        u64::from(m.workload.capacity) * part
+    };
+    let n = s.members.len() as u64;
+    if n == 0 {
+        return None;
+    }
+    let most = s.members.iter().map(weight).max().unwrap_or(0).max(1);
+    for _ in 0..DRAWS {
+        let i = random(n) as usize;
+        let m = &s.members[i];
+        if usable(m) && random(most) < weight(m) {
+            return Some(i);
+        }
+    }
+    let usable = || s.members.iter().enumerate().filter(|(_, m)| usable(m));
+    let total: u64 = usable().map(|(_, m)| weight(m)).sum();
+    let mut at = random(total.max(1));
+    let mut last = None;
+    for (i, m) in usable() {
+        last = Some(i);
+        if at < weight(m) {
+            return Some(i);
+        }
+        at -= weight(m);
+    }
+    last
+}
+
+/// The points of a ring, or the table of Maglev.
+pub fn ring(p: &ir::Policy, members: &[Member]) -> Vec<(u64, u32)> {
+    let Some(b) = &p.balance else { return vec![] };
+    if members.is_empty() {
+        return vec![];
+    }
+    // The same on every proxy: by name, not by place.
+    let mut order: Vec<(usize, &str)> = members.iter().enumerate().map(|(i, m)| (i, &*m.workload.uid)).collect();
+    order.sort_by_key(|(_, u)| *u);
+    match b.method() {
+        Method::RingHash => {
+            let each = (b.ring_size as usize).div_ceil(members.len()).max(1);
+            let mut out = Vec::with_capacity(each * members.len());
+            for (i, uid) in order {
+                out.extend((0..each).map(|k| (xxh64(uid.as_bytes(), k as u64), i as u32)));
+            }
+            out.sort_unstable();
+            out
+        }
+        Method::Maglev => maglev(&order, b.ring_size.max(2) as usize),
+        Method::LeastRequest | Method::RoundRobin | Method::Random | Method::PeakEwma => vec![],
+    }
+}
+
+/// Maglev's table (Eisenbud et al., 2016, §3.4): everybody in turn takes the next free place of his permutation.
+fn maglev(order: &[(usize, &str)], size: usize) -> Vec<(u64, u32)> {
+    const FREE: u32 = u32::MAX;
+    let mut table = vec![(0, FREE); size];
+    let steps: Vec<(usize, usize)> = order
+        .iter()
+        .map(|(_, u)| {
+            let (a, b) = (xxh64(u.as_bytes(), 0) as usize, xxh64(u.as_bytes(), 1) as usize);
+            (a % size, b % (size - 1) + 1)
+        })
+        .collect();
+    let mut next = vec![0; order.len()];
+    let mut filled = 0;
+    while filled < size {
+        for (k, (i, _)) in order.iter().enumerate() {
+            let (offset, skip) = steps[k];
+            let at = loop {
+                let at = (offset + next[k] * skip) % size;
+                next[k] += 1;
+                if table[at].1 == FREE {
+                    break at;
+                }
+            };
+            table[at].1 = *i as u32;
+            filled += 1;
+            if filled == size {
+                break;
+            }
+        }
+    }
+    table
+}
+
+fn on_ring(s: &Set, hash: u64, m: Method, usable: &impl Fn(&Member) -> bool) -> Option<usize> {
+    let n = s.ring.len();
+    if n == 0 {
+        return None;
+    }
+    let from = match m {
+        Method::Maglev => (hash % n as u64) as usize,
+        _ => s.ring.partition_point(|(h, _)| *h < hash) % n,
+    };
+    (0..n).map(|k| s.ring[(from + k) % n].1 as usize).find(|i| usable(&s.members[*i]))
+}
+
+/// The hash of a value.
+pub fn hash(value: &[u8]) -> u64 {
+    xxh64(value, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cluster::tests::set;
+    use rand::Rng;
+
+    fn with(m: Method, n: usize) -> Set {
+        let mut b = ir::Balance { ring_size: if m == Method::Maglev { 65_537 } else { 1024 }, ..Default::default() };
+        b.set_method(m);
+        set(n, ir::Policy { balance: Some(b), ..Default::default() })
+    }
+
+    fn counts(s: &Set, rounds: usize, mut hash: impl FnMut(usize) -> Option<u64>) -> Vec<usize> {
+        let mut r = rand::rng();
+        let mut out = vec![0; s.members.len()];
+        for k in 0..rounds {
+            out[choose(s, hash(k), &[], |n| r.random_range(0..n.max(1))).unwrap()] += 1;
+        }
+        out
+    }
+
+    #[test]
+    fn methods_spread_evenly() {
+        assert_eq!(counts(&with(Method::RoundRobin, 4), 400, |_| None), [100; 4]);
+        for m in [Method::Random, Method::LeastRequest, Method::PeakEwma] {
+            let c = counts(&with(m, 4), 4000, |_| None);
+            assert!(c.iter().all(|n| (800..1200).contains(n)), "{m:?} {c:?}");
+        }
+        for m in [Method::RingHash, Method::Maglev] {
+            let c = counts(&with(m, 4), 4000, |k| Some(hash(&k.to_le_bytes())));
+            assert!(c.iter().all(|n| (600..1400).contains(n)), "{m:?} {c:?}");
+        }
+    }
+
+    #[test]
+    fn a_hash_stays_with_its_endpoint() {
+        for m in [Method::RingHash, Method::Maglev] {
+            let (four, five) = (with(m, 4), with(m, 5));
+            let at = |s: &Set, k: usize| {
+                let i = choose(s, Some(hash(&k.to_le_bytes())), &[], |_| 0).unwrap();
+                s.members[i].workload.name.clone()
+            };
+            let moved = (0..1000).filter(|k| at(&four, *k) != at(&five, *k)).count();
+            // A fifth of them has to move; not many more do.
+            assert!((100..350).contains(&moved), "{m:?}: {moved}");
+        }
+    }
+
+    #[test]
+    fn what_was_tried_is_left_out_while_there_are_others() {
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::RingHash] {
+            let s = with(m, 2);
+            let mut r = rand::rng();
+            let tried = vec![s.members[0].workload.uid.clone()];
+            for _ in 0..50 {
+                let i = choose(&s, Some(7), &tried, |n| r.random_range(0..n.max(1))).unwrap();
+                assert_eq!(i, 1, "{m:?}");
+            }
+            let both: Vec<_> = s.members.iter().map(|m| m.workload.uid.clone()).collect();
+            assert!(choose(&s, Some(7), &both, |_| 0).is_some());
+        }
+        assert!(choose(&with(Method::LeastRequest, 0), None, &[], |_| 0).is_none());
+    }
+
+    #[test]
+    fn the_busy_one_is_avoided() {
+        let s = with(Method::LeastRequest, 2);
+        s.members[0].state.active.store(50, Relaxed);
+        let c = counts(&s, 1000, |_| None);
+        assert!(c[0] < c[1] / 2, "{c:?}");
+    }
+}

@@ -1,0 +1,261 @@
+//! A destination as this process sees it: its endpoints with their load and health, and its limits. Shared by all workers;
+//! only counters are touched for a request.
+
+use crate::control::Snapshot;
+use karst_api::route as ir;
+use karst_proxy::{
+    endpoints::candidates,
+    state::{Service, Workload},
+};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::Semaphore;
+
+/// An endpoint that is ejected again and again stays out at most this long (Envoy: 300 s).
+const MAX_EJECTION: u64 = 300_000;
+/// What is not known yet of an endpoint's latency, microseconds.
+const NEW_LATENCY: u64 = 1000;
+
+/// Milliseconds since the process began.
+pub fn now() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+}
+
+/// Which destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub service: Arc<str>,
+    pub port: u16,
+    pub subset: Arc<str>,
+}
+
+/// All destinations of the process.
+#[derive(Default)]
+pub struct Clusters(Mutex<HashMap<Key, Arc<Cluster>>>);
+
+/// What all workers share of a destination.
+pub struct Cluster {
+    pub requests: AtomicU32,
+    pub pending: AtomicU32,
+    pub retries: AtomicU32,
+    pub round_robin: AtomicUsize,
+    /// Requests on HTTP/1.1 connections at a time, if there is a limit.
+    connections: Mutex<(u32, Arc<Semaphore>)>,
+    endpoints: Mutex<HashMap<Arc<str>, Arc<Endpoint>>>,
+}
+
+/// What is known of an endpoint.
+pub struct Endpoint {
+    pub active: AtomicU32,
+    /// Exponentially weighted latency, microseconds.
+    pub latency: AtomicU64,
+    /// When it was first seen.
+    pub since: u64,
+    errors: AtomicU32,
+    gateway_errors: AtomicU32,
+    /// Until when it is ejected.
+    ejected: AtomicU64,
+    ejections: AtomicU32,
+}
+
+/// An endpoint of a destination at the moment.
+pub struct Member {
+    pub workload: Arc<Workload>,
+    pub address: SocketAddr,
+    pub state: Arc<Endpoint>,
+}
+
+/// The endpoints that may be used, as one snapshot has them.
+pub struct Set {
+    pub key: Key,
+    pub service: Arc<Service>,
+    pub cluster: Arc<Cluster>,
+    pub members: Vec<Member>,
+    pub policy: ir::Policy,
+    /// Points of a hash ring, or a Maglev table: member by place.
+    pub ring: Vec<(u64, u32)>,
+}
+
+impl Clusters {
+    fn get(&self, key: &Key) -> Arc<Cluster> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(key.clone())
+            .or_insert_with(|| {
+                Arc::new(Cluster {
+                    requests: AtomicU32::new(0),
+                    pending: AtomicU32::new(0),
+                    retries: AtomicU32::new(0),
+                    round_robin: AtomicUsize::new(0),
+                    connections: Mutex::new((0, Arc::new(Semaphore::new(0)))),
+                    endpoints: Mutex::default(),
+                })
+            })
+            .clone()
+    }
+
+    /// The endpoints of a destination. `like`: the address family that is preferred.
+    pub fn set(&self, s: &Snapshot, own: &Workload, key: &Key, like: IpAddr) -> Option<Set> {
+        let service = s.mesh.services.get(&key.service)?.clone();
+        let backend = s.backends.get(&key.service);
+        let subset = match &*key.subset {
+            "" => None,
+            name => Some(backend?.subsets.iter().find(|x| x.name == name)?),
+        };
+        let port = u32::from(key.port);
+        let policy = match subset {
+            Some(x) => x.ports.get(&port).or(x.policy.as_ref()),
+            None => backend.and_then(|b| b.ports.get(&port).or(b.policy.as_ref())),
+        };
+        let policy = policy.cloned().unwrap_or_default();
+        let cluster = self.get(key);
+        let mut states = cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut members = vec![];
+        for (workload, address, _) in candidates(&s.mesh, own, &service, SocketAddr::new(like, key.port), &[]) {
+            let fits = |(k, v): (&String, &String)| workload.labels.get(k) == Some(v);
+            if subset.is_some_and(|x| !x.labels.iter().all(fits)) {
+                continue;
+            }
+            let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(Endpoint::new())).clone();
+            members.push(Member { workload, address, state });
+        }
+        // Those that have left are forgotten once nobody uses them.
+        states.retain(|_, e| Arc::strong_count(e) > 1);
+        drop(states);
+        let ring = crate::balance::ring(&policy, &members);
+        Some(Set { key: key.clone(), service, cluster, members, policy, ring })
+    }
+}
+
+impl Cluster {
+    /// The places of requests on HTTP/1.1 connections, `limit` of them.
+    pub fn places(&self, limit: u32) -> Arc<Semaphore> {
+        let mut c = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if c.0 != limit {
+            // Those who hold a place of the old number give it back there.
+            *c = (limit, Arc::new(Semaphore::new(limit as usize)));
+        }
+        c.1.clone()
+    }
+}
+
+impl Endpoint {
+    fn new() -> Self {
+        Self {
+            active: AtomicU32::new(0),
+            latency: AtomicU64::new(NEW_LATENCY),
+            since: now(),
+            errors: AtomicU32::new(0),
+            gateway_errors: AtomicU32::new(0),
+            ejected: AtomicU64::new(0),
+            ejections: AtomicU32::new(0),
+        }
+    }
+
+    /// Is it out at this time?
+    pub fn is_ejected(&self, now: u64) -> bool {
+        self.ejected.load(Relaxed) > now
+    }
+
+    /// How long an answer took.
+    pub fn took(&self, t: Duration) {
+        let (old, new) = (self.latency.load(Relaxed), t.as_micros() as u64);
+        // A peak counts at once, and is forgotten slowly.
+        let next = if new > old { new } else { old - (old - new) / 8 };
+        self.latency.store(next, Relaxed);
+    }
+}
+
+impl Set {
+    /// Notes how a request to a member ended: a status of its own, or None if there was none.
+    pub fn result(&self, m: &Member, status: Option<u16>) {
+        let Some(o) = &self.policy.outlier else { return };
+        let e = &m.state;
+        let gateway = status.is_none_or(|s| (502..=504).contains(&s));
+        if status.is_some_and(|s| s < 500) {
+            e.errors.store(0, Relaxed);
+            e.gateway_errors.store(0, Relaxed);
+            return;
+        }
+        let errors = e.errors.fetch_add(1, Relaxed) + 1;
+        let gateways = if gateway { e.gateway_errors.fetch_add(1, Relaxed) + 1 } else { 0 };
+        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
+        if over(errors, o.consecutive_5xx) || over(gateways, o.consecutive_gateway) {
+            self.eject(e, o);
+        }
+    }
+
+    fn eject(&self, e: &Endpoint, o: &ir::Outlier) {
+        let now = now();
+        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
+        // At least one may be out, whatever the percentage (Envoy).
+        let allowed = (self.members.len() * o.max_ejection_percent as usize / 100).max(1);
+        if e.is_ejected(now) || out >= allowed {
+            return;
+        }
+        // Who has behaved for long begins anew.
+        if now.saturating_sub(e.ejected.load(Relaxed)) > 10 * o.ejection_ms {
+            e.ejections.store(0, Relaxed);
+        }
+        let times = u64::from(e.ejections.fetch_add(1, Relaxed)) + 1;
+        e.ejected.store(now + (o.ejection_ms * times).min(MAX_EJECTION.max(o.ejection_ms)), Relaxed);
+        e.errors.store(0, Relaxed);
+        e.gateway_errors.store(0, Relaxed);
+    }
+
+    /// Are ejections in force? Not where too few would be left.
+    pub fn ejects(&self, now: u64) -> bool {
+        let Some(o) = &self.policy.outlier else { return false };
+        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
+        out > 0 && (self.members.len() - out) * 100 >= self.members.len() * o.min_health_percent as usize
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use karst_proxy::testing::{pod, service, snapshot};
+
+    pub(crate) const KEY: &str = "ns/s.ns.svc.cluster.local";
+
+    /// A service `s` with so many endpoints.
+    pub(crate) fn set(n: usize, policy: ir::Policy) -> Set {
+        let pods = (0..n).map(|i| pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])]));
+        let mut s = Snapshot::new("");
+        s.mesh = snapshot(pods.collect(), vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let backend = ir::Backend { policy: Some(policy), ..Default::default() };
+        s.backends.insert(KEY.into(), Arc::new(backend));
+        let own = s.mesh.workloads.values().next().unwrap().clone();
+        let key = Key { service: KEY.into(), port: 80, subset: "".into() };
+        Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn errors_in_a_row_eject_up_to_the_cap() {
+        let outlier =
+            ir::Outlier { consecutive_5xx: 3, ejection_ms: 60_000, max_ejection_percent: 50, ..Default::default() };
+        let s = set(4, ir::Policy { outlier: Some(outlier), ..Default::default() });
+        let out = || s.members.iter().filter(|m| m.state.is_ejected(now())).count();
+        for m in &s.members {
+            s.result(m, Some(500));
+            s.result(m, Some(500));
+            s.result(m, Some(200));
+            s.result(m, Some(500));
+            s.result(m, None);
+        }
+        assert_eq!(out(), 0, "not in a row");
+        for m in &s.members {
+            s.result(m, Some(503));
+        }
+        assert_eq!(out(), 2, "half of them at most");
+        assert!(s.ejects(now()));
+    }
+}

@@ -1,0 +1,105 @@
+//! What the control plane tells: the mesh, routes, and how services are called, as one immutable snapshot.
+
+use crate::table::Routes;
+use imbl::HashMap;
+use karst_api::{ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, route as ir};
+use karst_proxy::{remote::Remote, state};
+use karst_rt::ready::{Blocker, Ready};
+use karst_xds::client::{Ended, Handler, Update};
+use prost::Message;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+/// Types that are subscribed.
+pub const TYPES: &[&str] = &[ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
+
+/// One immutable state.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub mesh: state::Snapshot,
+    /// By service.
+    pub routes: HashMap<Arc<str>, Arc<Routes>>,
+    /// By service.
+    pub backends: HashMap<Arc<str>, Arc<ir::Backend>>,
+}
+
+impl Snapshot {
+    /// Nothing known.
+    pub fn new(network: &str) -> Self {
+        Self { mesh: state::Snapshot::new(network), routes: HashMap::new(), backends: HashMap::new() }
+    }
+}
+
+/// The one writer of the state.
+pub struct Writer {
+    remote: Remote,
+    state: watch::Sender<Arc<Snapshot>>,
+    /// Until each type has arrived once.
+    missing: Vec<(&'static str, Blocker)>,
+    /// Says whether there is a control plane.
+    stream: watch::Sender<bool>,
+}
+
+impl Writer {
+    /// A writer whose readiness waits for the first answers.
+    pub fn new(
+        remote: Remote,
+        state: watch::Sender<Arc<Snapshot>>,
+        ready: &Ready,
+        stream: watch::Sender<bool>,
+    ) -> Self {
+        let missing = TYPES.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
+        Self { remote, state, missing, stream }
+    }
+}
+
+impl Handler for Writer {
+    fn apply(&mut self, u: Update) -> Vec<(String, String)> {
+        let mut refused = Vec::new();
+        // Cheap: the maps inside are persistent.
+        let mut s = (**self.state.borrow()).clone();
+        for (name, _, bytes) in &u.changed {
+            let taken = match u.type_url.as_str() {
+                ADDRESS_TYPE => s.mesh.put_address(name, bytes),
+                ROUTES_TYPE => ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
+                    s.routes.insert(name.as_str().into(), Arc::new(Routes::new(&r)?));
+                    Ok(())
+                }),
+                _ => ir::Backend::decode(&bytes[..]).map_err(|e| e.to_string()).map(|b| {
+                    s.backends.insert(name.as_str().into(), Arc::new(b));
+                }),
+            };
+            if let Err(e) = taken {
+                refused.push((name.clone(), e));
+            }
+        }
+        for name in &u.removed {
+            match u.type_url.as_str() {
+                ADDRESS_TYPE => s.mesh.remove_address(name),
+                ROUTES_TYPE => drop(s.routes.remove(name.as_str())),
+                _ => drop(s.backends.remove(name.as_str())),
+            }
+        }
+        self.state.send_replace(Arc::new(s));
+        if !u.more {
+            self.missing.retain(|(t, _)| *t != u.type_url);
+        }
+        refused
+    }
+    fn token(&self) -> Result<String, String> {
+        self.remote.bearer()
+    }
+    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+        self.remote.channel()
+    }
+    fn headers(&self) -> Vec<(String, String)> {
+        vec![("clusterid".into(), self.remote.cluster_id.clone())]
+    }
+    fn up(&self) {
+        self.stream.send_replace(true);
+    }
+    fn ended(&self, _: Ended) {
+        self.stream.send_replace(false);
+    }
+}

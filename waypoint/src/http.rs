@@ -1,0 +1,874 @@
+//! One request, from its route to its answer. The stages in order: path made plain, route, cross-origin rules, redirect or direct
+//! answer, injected fault, mirrors, destination by weight, limits, endpoint, attempt, retry, answer.
+
+use crate::{
+    balance,
+    body::{BEHIND, Body, Counted, REPLAY, Source, discard},
+    cluster::{Key, Set},
+    control::Snapshot,
+    reply::{self, Counter, Flag, Held, Record, Reply},
+    serve::Call,
+    table::{Ask, Cors, Destination, Found, Rule},
+    upstream::{self, After, Failure},
+    worker::Worker,
+};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use karst_api::{route as ir, workload::AppProtocol};
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
+
+/// Envoy's longest back-off, in terms of the shortest.
+const BACKOFF_CAP: u64 = 10;
+/// Istio's default: two more attempts where the application cannot have seen the request, or asks for it (gRPC).
+fn default_retry() -> ir::Retry {
+    ir::Retry {
+        attempts: 2,
+        backoff_ms: 25,
+        connect_failure: true,
+        refused_stream: true,
+        grpc: vec![1, 14],
+        ..Default::default()
+    }
+}
+
+/// Headers that concern one connection only (RFC 9110 §7.6.1).
+const HOP: [HeaderName; 5] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Answers a request.
+pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Response<Reply> {
+    let (mut parts, incoming) = r.into_parts();
+    let mut record = begin(&w, &call, &parts);
+    let Some(authority) = authority(&parts) else {
+        return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
+    };
+    record.authority.clone_from(&authority);
+    if let Cow::Owned(plain) = plain_path(parts.uri.path()) {
+        let whole = parts.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
+        match Uri::try_from(whole) {
+            Ok(u) => parts.uri = u,
+            Err(_) => return ours(record, StatusCode::BAD_REQUEST, "", Flag::None),
+        }
+    }
+    let s = w.snapshot();
+    let routes = s.routes.get(&call.service.key).cloned();
+    let rule: Option<Arc<Rule>> = {
+        let none = BTreeMap::new();
+        let labels = call.source.as_ref().map_or(&none, |x| &x.labels);
+        let uri = &parts.uri;
+        let ask = Ask::new(
+            uri.path(),
+            uri.query(),
+            parts.method.as_str(),
+            uri.scheme_str().unwrap_or("http"),
+            &authority,
+            &parts.headers,
+            call.peer.namespace(),
+            labels,
+        );
+        match routes.as_ref().map(|r| r.table(call.peer.namespace()).find(call.port, &ask)) {
+            Some(Found::Rule(r)) => Some(r.clone()),
+            Some(Found::Nothing) => return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute),
+            Some(Found::Default) | None => None,
+        }
+    };
+    let Some(rule) = rule else {
+        record.route = "default".into();
+        let to = Destination::same(&call.service.key);
+        return forward(&w, &call, &s, None, &to, parts, incoming, authority, record).await;
+    };
+    record.route.clone_from(&rule.origin);
+    if let Some(c) = &rule.cors
+        && let Some(a) = preflight(c, &parts)
+    {
+        return answered(record, a, Flag::None);
+    }
+    if let Some(r) = &rule.redirect {
+        return redirect(r, &rule, &parts, &authority, call.port, record);
+    }
+    if let Some(d) = &rule.response {
+        let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        return ours(record, status, d.body.clone(), Flag::None);
+    }
+    if let Some(f) = &rule.fault {
+        if w.chance(f.delay_per_million) {
+            tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
+            record.flag = Flag::FaultDelay;
+        }
+        if w.chance(f.abort_per_million) {
+            return abort(f, record);
+        }
+    }
+    let origin = parts.headers.get(header::ORIGIN).cloned();
+    let Some(to) = rule.pick(w.random(rule.total_weight)) else {
+        return ours(record, StatusCode::INTERNAL_SERVER_ERROR, "", Flag::NoCluster);
+    };
+    let mut a = forward(&w, &call, &s, Some(&rule), to, parts, incoming, authority, record).await;
+    if let (Some(c), Some(o)) = (&rule.cors, origin) {
+        allow_origin(c, &o, a.headers_mut());
+    }
+    a
+}
+
+fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {
+    let is_grpc = p.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    Box::new(Record {
+        worker: w.clone(),
+        started: std::time::Instant::now(),
+        time: SystemTime::now(),
+        method: p.method.clone(),
+        path: p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default(),
+        authority: String::new(),
+        protocol: if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
+        is_grpc,
+        user_agent: p.headers.get(header::USER_AGENT).cloned(),
+        request_id: p.headers.get("x-request-id").cloned(),
+        from: call.from,
+        source: call.source.clone(),
+        principal: call.peer.to_string(),
+        called: Some(call.service.clone()),
+        port: call.port,
+        destination: None,
+        workload: None,
+        route: String::new(),
+        status: StatusCode::OK,
+        grpc: None,
+        flag: Flag::None,
+        error: String::new(),
+        received: Rc::default(),
+    })
+}
+
+/// Our own answer.
+fn ours(r: Box<Record>, status: StatusCode, text: impl Into<Bytes>, flag: Flag) -> Response<Reply> {
+    let grpc = r.is_grpc;
+    answered(r, reply::own(status, text, grpc), flag)
+}
+
+/// An answer of our own for a reason that has one.
+fn failed(r: Box<Record>, flag: Flag) -> Response<Reply> {
+    let (status, text) = flag.answer();
+    ours(r, status, text, flag)
+}
+
+fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Reply> {
+    r.status = a.status();
+    r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
+    if flag != Flag::None {
+        r.flag = flag;
+    }
+    a.map(|b| b.recorded(r))
+}
+
+/// What the request calls the host: exactly one answer, or none.
+fn authority(p: &Parts) -> Option<String> {
+    if let Some(a) = p.uri.authority() {
+        return Some(a.as_str().to_ascii_lowercase());
+    }
+    let mut all = p.headers.get_all(header::HOST).iter();
+    match (all.next(), all.next()) {
+        (Some(h), None) => h.to_str().ok().map(str::to_ascii_lowercase),
+        _ => None,
+    }
+}
+
+/// A path without `.` and `..` (Istio's pathNormalization BASE).
+pub fn plain_path(p: &str) -> Cow<'_, str> {
+    let dotted = p.contains("/.") || p.contains("/%2e") || p.contains("/%2E");
+    if !dotted && !p.contains('\\') {
+        return Cow::Borrowed(p);
+    }
+    let p = p.replace("%2e", ".").replace("%2E", ".").replace('\\', "/");
+    let mut out: Vec<&str> = Vec::new();
+    let mut parts = p.split('/').skip(1).peekable();
+    while let Some(s) = parts.next() {
+        let last = parts.peek().is_none();
+        match s {
+            "." | ".." => {
+                if s == ".." {
+                    out.pop();
+                }
+                if last {
+                    out.push("");
+                }
+            }
+            s => out.push(s),
+        }
+    }
+    Cow::Owned(format!("/{}", out.join("/")))
+}
+
+fn abort(f: &ir::Fault, mut record: Box<Record>) -> Response<Reply> {
+    let (_, text) = Flag::FaultAbort.answer();
+    if let Some(code) = f.abort_grpc {
+        let mut a = reply::own(StatusCode::OK, text, true);
+        a.headers_mut().insert("grpc-status", HeaderValue::from(code));
+        record.is_grpc = true;
+        return answered(record, a, Flag::FaultAbort);
+    }
+    let status = crate::table::status(f.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    ours(record, status, text, Flag::FaultAbort)
+}
+
+/// The answer to a preflight, if it is one that is answered here.
+fn preflight(c: &Cors, p: &Parts) -> Option<Response<Reply>> {
+    let origin = p.headers.get(header::ORIGIN)?;
+    if p.method != Method::OPTIONS || !p.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        return None;
+    }
+    let mut a = Response::new(Reply::own(Bytes::new()));
+    if !c.admits(origin.to_str().unwrap_or("")) {
+        return (!c.ir.forward_unmatched).then_some(a);
+    }
+    let h = a.headers_mut();
+    allow_origin(c, origin, h);
+    h.remove(header::ACCESS_CONTROL_EXPOSE_HEADERS);
+    let list = |all: &[String], asked: HeaderName| match all {
+        // A wildcard does not count for requests with credentials: what is asked for is named.
+        [one] if one == "*" => p.headers.get(asked).cloned(),
+        all => (!all.is_empty()).then(|| HeaderValue::from_str(&all.join(", ")).ok()).flatten(),
+    };
+    if let Some(v) = list(&c.ir.methods, header::ACCESS_CONTROL_REQUEST_METHOD) {
+        h.insert(header::ACCESS_CONTROL_ALLOW_METHODS, v);
+    }
+    if let Some(v) = list(&c.ir.headers, header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        h.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, v);
+    }
+    if let Some(age) = c.ir.max_age_s {
+        h.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(age));
+    }
+    Some(a)
+}
+
+fn allow_origin(c: &Cors, origin: &HeaderValue, h: &mut HeaderMap) {
+    if !c.admits(origin.to_str().unwrap_or("")) {
+        return;
+    }
+    h.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    if c.ir.credentials == Some(true) {
+        h.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    }
+    if !c.ir.expose.is_empty()
+        && let Ok(v) = HeaderValue::from_str(&c.ir.expose.join(", "))
+    {
+        h.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, v);
+    }
+}
+
+fn redirect(
+    r: &ir::Redirect,
+    rule: &Rule,
+    p: &Parts,
+    authority: &str,
+    port: u16,
+    record: Box<Record>,
+) -> Response<Reply> {
+    let location = location(r, rule, p, authority, port);
+    let status = crate::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    let mut a = Response::new(Reply::own(Bytes::new()));
+    *a.status_mut() = status;
+    match HeaderValue::from_str(&location) {
+        Ok(v) => a.headers_mut().insert(header::LOCATION, v),
+        Err(_) => return ours(record, StatusCode::INTERNAL_SERVER_ERROR, "", Flag::None),
+    };
+    answered(record, a, Flag::None)
+}
+
+fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &str, port: u16) -> String {
+    use ir::redirect::Path;
+    let scheme = if r.scheme.is_empty() { p.uri.scheme_str().unwrap_or("http") } else { &r.scheme };
+    let (own_host, own_port) = match authority.rsplit_once(':') {
+        Some((h, n)) if !n.contains(']') => (h, n.parse().ok()),
+        _ => (authority, None),
+    };
+    let host = if r.authority.is_empty() { own_host } else { &r.authority };
+    let default = if scheme == "https" { 443 } else { 80 };
+    // What is named; else the port of the request, where that is asked for, or nothing but the name has changed.
+    let to: u16 = match (r.port, r.request_port) {
+        (0, true) => own_port.unwrap_or(port),
+        (0, false) if r.scheme.is_empty() && r.authority.is_empty() => own_port.unwrap_or(default),
+        (0, false) => default,
+        (n, _) => n as u16,
+    };
+    let path = match &r.path {
+        None => p.uri.path().to_string(),
+        Some(Path::Full(f)) => f.clone(),
+        Some(Path::Prefix(x)) => crate::table::replace_prefix(p.uri.path(), rule.path.as_ref(), x),
+    };
+    let query = p.uri.query().filter(|_| !path.contains('?')).map(|q| format!("?{q}")).unwrap_or_default();
+    // A name that brings its own port keeps it.
+    let port = if to == default || r.authority.contains(':') { String::new() } else { format!(":{to}") };
+    format!("{scheme}://{host}{port}{path}{query}")
+}
+
+/// What is spoken to the endpoint.
+fn speaks_two(set: &Set, port: u16, client: Version) -> bool {
+    match set.service.protocols.iter().find(|(p, _)| *p == port).map(|(_, a)| *a) {
+        Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
+        Some(AppProtocol::Http11) => false,
+        _ => client == Version::HTTP_2,
+    }
+}
+
+/// A request as it is sent on, once or several times.
+struct Template<'a> {
+    parts: &'a Parts,
+    authority: &'a str,
+    rule: Option<&'a Rule>,
+    to: &'a Destination,
+    two: bool,
+    upgrade: bool,
+}
+
+impl Template<'_> {
+    fn request(&self, body: Body, bytes: &Rc<Cell<u64>>, shadow: bool) -> Option<Request<Counted>> {
+        let p = self.parts;
+        let mut headers = p.headers.clone();
+        if !self.upgrade {
+            strip(&mut headers);
+        }
+        let rewrites = || [self.to.rewrite.as_ref(), self.rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten();
+        let matched = self.rule.and_then(|r| r.path.as_ref());
+        let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
+        let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
+        let path = match (&new, p.uri.query()) {
+            (None, _) => Cow::Borrowed(own),
+            (Some(n), Some(q)) if !n.contains('?') => Cow::Owned(format!("{n}?{q}")),
+            (Some(n), _) => Cow::Borrowed(n.as_str()),
+        };
+        if new.is_some()
+            && let Ok(v) = HeaderValue::from_str(own)
+        {
+            headers.insert("x-envoy-original-path", v);
+        }
+        for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
+            c.apply(&mut headers);
+        }
+        let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {
+            Some(a) => a.clone(),
+            None => HeaderValue::from_str(self.authority).ok()?,
+        };
+        if shadow {
+            host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
+        }
+        headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
+        let mut r = Request::new(Counted::new(body, bytes.clone()));
+        *r.method_mut() = p.method.clone();
+        if self.two {
+            headers.remove(header::HOST);
+            let uri = Uri::builder().scheme("http").authority(host.to_str().ok()?).path_and_query(&*path);
+            *r.uri_mut() = uri.build().ok()?;
+            *r.version_mut() = Version::HTTP_2;
+        } else {
+            headers.insert(header::HOST, host);
+            *r.uri_mut() = Uri::builder().path_and_query(&*path).build().ok()?;
+        }
+        *r.headers_mut() = headers;
+        Some(r)
+    }
+}
+
+/// The host of a mirrored request (Envoy's way).
+fn shadowed(host: &str) -> String {
+    match host.rsplit_once(':') {
+        Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) => format!("{h}-shadow:{p}"),
+        _ => format!("{host}-shadow"),
+    }
+}
+
+/// Takes out what concerns one connection only. `TE: trailers` stays: gRPC asks for it end to end.
+fn strip(h: &mut HeaderMap) {
+    let named: Vec<HeaderName> = h
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|n| n.trim().parse().ok())
+        .collect();
+    for n in named.iter().chain(&HOP) {
+        if *n != header::TE {
+            h.remove(n);
+        }
+    }
+    if h.get(header::TE).is_some_and(|v| v != "trailers") {
+        h.remove(header::TE);
+    }
+}
+
+fn is_upgrade(p: &Parts) -> bool {
+    p.version == Version::HTTP_11
+        && p.headers.contains_key(header::UPGRADE)
+        && p.headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|x| x.trim().eq_ignore_ascii_case("upgrade"))))
+}
+
+/// The key of a destination for a call.
+fn key(to: &Destination, port: u16) -> Key {
+    Key { service: to.service.clone(), port: if to.port == 0 { port } else { to.port }, subset: to.subset.clone() }
+}
+
+/// Sends copies to the rule's mirrors. Nobody waits for them.
+#[allow(clippy::too_many_arguments)]
+fn mirror(
+    w: &Rc<Worker>,
+    call: &Rc<Call>,
+    s: &Arc<Snapshot>,
+    rule: &Rule,
+    parts: &Parts,
+    authority: &str,
+    source: Option<&Source>,
+) {
+    for (to, part) in &rule.mirrors {
+        if to.refuse.is_some() || !w.chance(*part) {
+            continue;
+        }
+        let Some(set) = w.set(s, &key(to, call.port), call.to) else { continue };
+        let Some(body) = source.map_or(Some(Body::Empty), Source::reader) else { continue };
+        let two = speaks_two(&set, set.key.port, parts.version);
+        let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
+        let Some(r) = t.request(body, &Rc::default(), true) else { continue };
+        let (w, call) = (w.clone(), call.clone());
+        tokio::task::spawn_local(async move {
+            let Some(i) = balance::choose(&set, None, &[], |n| w.random(n)) else { return };
+            let Some(_counter) = Counter::request(&set) else { return };
+            let held = Held::new(set.clone(), i, None);
+            let m = &set.members[i];
+            let sent = match two {
+                true => upstream::http2(&w, &set, m, call.from, r).await,
+                false => upstream::http1(&w, &set, m, call.from, r).await,
+            };
+            if let Ok((a, after)) = sent {
+                discard(a.into_body()).await;
+                after.done();
+            }
+            drop(held);
+        });
+    }
+}
+
+/// Sends a request to a destination, and again where that is asked for and possible.
+#[allow(clippy::too_many_arguments)]
+async fn forward(
+    w: &Rc<Worker>,
+    call: &Rc<Call>,
+    s: &Arc<Snapshot>,
+    rule: Option<&Rule>,
+    to: &Destination,
+    mut parts: Parts,
+    incoming: Incoming,
+    authority: String,
+    mut record: Box<Record>,
+) -> Response<Reply> {
+    if let Some(status) = to.refuse {
+        return ours(record, status, "", Flag::NoCluster);
+    }
+    let Some(set) = w.set(s, &key(to, call.port), call.to) else { return failed(record, Flag::NoCluster) };
+    record.destination = Some((set.service.clone(), set.key.subset.clone()));
+    let default;
+    let retry = match rule {
+        Some(r) => r.retry.as_ref(),
+        None => {
+            default = default_retry();
+            Some(&default)
+        }
+    };
+    let upgrade = is_upgrade(&parts);
+    let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
+    let two = !upgrade && speaks_two(&set, set.key.port, parts.version);
+    let mirrors = rule.is_some_and(|r| !r.mirrors.is_empty()) && !upgrade;
+    let again = retry.is_some_and(|r| r.attempts > 0) && !upgrade;
+    let empty = hyper::body::Body::is_end_stream(&incoming);
+    let (source, mut whole) = match (empty, again || mirrors) {
+        (true, _) => (None, Some(Body::Empty)),
+        (false, true) => (Some(Source::new(incoming, if mirrors { BEHIND } else { REPLAY })), None),
+        (false, false) => (None, Some(Body::Incoming(incoming))),
+    };
+    if record.request_id.is_none() {
+        let id = request_id();
+        parts.headers.insert("x-request-id", id.clone());
+        record.request_id = Some(id);
+    }
+    if let (true, Some(r)) = (mirrors, rule) {
+        mirror(w, call, s, r, &parts, &authority, source.as_ref());
+    }
+    let (hash, cookie) = hash(&set, &parts, call);
+    let deadline = deadline(rule, &parts);
+    let Some(counter) = Counter::request(&set) else { return failed(record, Flag::Overflow) };
+    let mut tried = vec![];
+    let template = Template { parts: &parts, authority: &authority, rule, to, two, upgrade };
+    let mut attempt = 0;
+    loop {
+        let place = match place(&set, two, deadline).await {
+            Ok(p) => p,
+            Err(f) => return failed(record, f),
+        };
+        let Some(i) = balance::choose(&set, hash, &tried, |n| w.random(n)) else {
+            return failed(record, Flag::NoHealthy);
+        };
+        let m = &set.members[i];
+        record.workload = Some((m.workload.clone(), m.address));
+        let body = match (&source, &mut whole) {
+            (Some(x), _) => x.reader(),
+            (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),
+            (None, w) => w.take(),
+        };
+        let Some(r) = body.and_then(|b| template.request(b, &record.received, false)) else {
+            return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
+        };
+        let held = Held::new(set.clone(), i, place);
+        let began = Instant::now();
+        let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
+        let try_until = limit.map(|ms| began + Duration::from_millis(ms));
+        let until = [deadline, try_until].into_iter().flatten().min();
+        let sent = async {
+            match (upgrade, two) {
+                (true, _) => upstream::upgrade(w, &set, m, call.from, r).await,
+                (false, true) => upstream::http2(w, &set, m, call.from, r).await,
+                (false, false) => upstream::http1(w, &set, m, call.from, r).await,
+            }
+        };
+        let outcome = match until {
+            None => Some(sent.await),
+            Some(t) => tokio::time::timeout_at(t, sent).await.ok(),
+        };
+        let over = deadline.is_some_and(|d| Instant::now() >= d);
+        let status = outcome.as_ref().and_then(|o| o.as_ref().ok()).map(|(a, _)| a.status().as_u16());
+        if let Some(Ok(_)) = &outcome {
+            m.state.took(began.elapsed());
+        }
+        set.result(m, status);
+        let last = retry.is_none_or(|r| attempt >= r.attempts);
+        let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref()));
+        let possible =
+            !upgrade && !over && source.as_ref().is_none_or(|x| x.reader().is_some()) && (source.is_some() || empty);
+        if wanted
+            && !last
+            && possible
+            && let Some(r) = retry
+        {
+            let Some(_one) = Retrying::start(&set) else { return failed(record, Flag::Overflow) };
+            if !r.same_host {
+                tried.push(m.workload.uid.clone());
+            }
+            if let Some(Ok((a, after))) = outcome {
+                // The connection is used again; nobody waits for it.
+                tokio::task::spawn_local(async move {
+                    discard(a.into_body()).await;
+                    after.done();
+                });
+            }
+            drop(held);
+            let most = (r.backoff_ms << attempt.min(10)).min(r.backoff_ms * BACKOFF_CAP).max(1);
+            tokio::time::sleep(Duration::from_millis(w.random(most))).await;
+            attempt += 1;
+            continue;
+        }
+        let flag = |f: Flag| if wanted && last && attempt > 0 { Flag::RetryLimit } else { f };
+        return match outcome {
+            None => failed(record, Flag::Timeout),
+            Some(Err(e)) => {
+                let (f, text) = match e {
+                    Failure::Connect(t) => (Flag::ConnectFailure, t),
+                    Failure::Refused(t) | Failure::Reset(t) => (Flag::Reset, t),
+                };
+                record.error = text;
+                let (status, words) = f.answer();
+                ours(record, status, words, flag(f))
+            }
+            Some(Ok((a, after))) => {
+                if status.is_some_and(|s| s >= 500) {
+                    let own = record.flag;
+                    record.flag = if flag(own) == Flag::RetryLimit { Flag::RetryLimit } else { own };
+                }
+                let ending = Ending { rule, to, deadline, client_upgrade, cookie };
+                finish(ending, a, after, held, counter, record)
+            }
+        };
+    }
+}
+
+/// What an answer still needs.
+struct Ending<'a> {
+    rule: Option<&'a Rule>,
+    to: &'a Destination,
+    deadline: Option<Instant>,
+    client_upgrade: Option<OnUpgrade>,
+    /// To be set at the client, so that it comes back to the same endpoint.
+    cookie: Option<HeaderValue>,
+}
+
+fn finish(
+    e: Ending<'_>,
+    a: Response<Incoming>,
+    after: After,
+    held: Held,
+    counter: Counter,
+    mut record: Box<Record>,
+) -> Response<Reply> {
+    let (mut p, incoming) = a.into_parts();
+    record.status = p.status;
+    record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
+    p.version = Version::HTTP_11;
+    if p.status == StatusCode::SWITCHING_PROTOCOLS {
+        return switched(p, incoming, e.client_upgrade, after, record);
+    }
+    strip(&mut p.headers);
+    for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
+        c.apply(&mut p.headers);
+    }
+    if let Some(c) = e.cookie {
+        p.headers.append(header::SET_COOKIE, c);
+    }
+    let body = Reply::endpoint(incoming, after, held, counter).until(e.deadline).recorded(record);
+    p.extensions.clear();
+    Response::from_parts(p, body)
+}
+
+/// Both sides have changed to another protocol (RFC 9110 §7.8): bytes from now on.
+fn switched(
+    mut p: http::response::Parts,
+    _: Incoming,
+    client: Option<OnUpgrade>,
+    after: After,
+    record: Box<Record>,
+) -> Response<Reply> {
+    let endpoint = p.extensions.remove::<OnUpgrade>();
+    if let (Some(c), Some(e)) = (client, endpoint) {
+        tokio::task::spawn_local(async move {
+            let (Ok(c), Ok(e)) = (c.await, e.await) else { return };
+            let (mut c, mut e) = (hyper_util::rt::TokioIo::new(c), hyper_util::rt::TokioIo::new(e));
+            let _ = tokio::io::copy_bidirectional(&mut c, &mut e).await;
+            drop(after);
+        });
+    }
+    let r = Response::from_parts(p, Reply::own(Bytes::new()));
+    answered(record, r, Flag::None)
+}
+
+/// A retry, counted until the next one.
+struct Retrying(Rc<Set>);
+
+impl Retrying {
+    /// None if there are as many as there may be.
+    fn start(set: &Rc<Set>) -> Option<Self> {
+        let most = set.policy.limits.as_ref().map_or(0, |l| l.max_retries);
+        let now = set.cluster.retries.fetch_add(1, Relaxed);
+        let one = Self(set.clone());
+        (most == 0 || now < most).then_some(one)
+    }
+}
+
+impl Drop for Retrying {
+    fn drop(&mut self) {
+        self.0.cluster.retries.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A place among a destination's HTTP/1.1 connections: waits for one, with no more others than may wait.
+async fn place(
+    set: &Set,
+    two: bool,
+    until: Option<Instant>,
+) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, Flag> {
+    let Some(l) = set.policy.limits.as_ref().filter(|l| l.max_connections > 0 && !two) else { return Ok(None) };
+    let places = set.cluster.places(l.max_connections);
+    if let Ok(p) = places.clone().try_acquire_owned() {
+        return Ok(Some(p));
+    }
+    struct Waiting<'a>(&'a Set);
+    impl Drop for Waiting<'_> {
+        fn drop(&mut self) {
+            self.0.cluster.pending.fetch_sub(1, Relaxed);
+        }
+    }
+    let others = set.cluster.pending.fetch_add(1, Relaxed);
+    let _waiting = Waiting(set);
+    if l.max_pending > 0 && others >= l.max_pending {
+        return Err(Flag::Overflow);
+    }
+    let wait = places.acquire_owned();
+    let got = match until {
+        None => wait.await,
+        Some(t) => tokio::time::timeout_at(t, wait).await.map_err(|_| Flag::Timeout)?,
+    };
+    got.map(Some).map_err(|_| Flag::Overflow)
+}
+
+/// When the whole request must be over: the route's timeout, or what a gRPC client asks for, if that is sooner.
+fn deadline(rule: Option<&Rule>, p: &Parts) -> Option<Instant> {
+    let own = rule.map_or(0, |r| r.timeout_ms);
+    let asked = p.headers.get("grpc-timeout").and_then(|v| grpc_timeout(v.to_str().ok()?));
+    let ms = match (own, asked) {
+        (0, None) => return None,
+        (0, Some(a)) => a,
+        (o, None) => o,
+        (o, Some(a)) => a.min(o),
+    };
+    Some(Instant::now() + Duration::from_millis(ms))
+}
+
+/// Milliseconds of a `grpc-timeout` (at most eight digits and a unit).
+fn grpc_timeout(s: &str) -> Option<u64> {
+    let (n, unit) = s.split_at_checked(s.len().checked_sub(1)?)?;
+    let n: u64 = n.parse().ok().filter(|_| n.len() <= 8)?;
+    Some(match unit {
+        "H" => n * 3_600_000,
+        "M" => n * 60_000,
+        "S" => n * 1000,
+        "m" => n,
+        "u" => n.div_ceil(1000),
+        "n" => n.div_ceil(1_000_000),
+        _ => return None,
+    })
+}
+
+/// Is this an end after which the request is to be tried again?
+fn wants(r: &ir::Retry, o: Option<&Result<(Response<Incoming>, After), Failure>>) -> bool {
+    match o {
+        // One attempt took too long.
+        None => r.server_error || r.gateway_error || r.reset,
+        Some(Err(Failure::Connect(_))) => r.connect_failure || r.server_error || r.gateway_error || r.reset,
+        Some(Err(Failure::Refused(_))) => r.refused_stream || r.server_error || r.reset,
+        Some(Err(Failure::Reset(_))) => r.reset || r.server_error || r.gateway_error,
+        Some(Ok((a, _))) => {
+            let s = u32::from(a.status().as_u16());
+            let grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
+            r.codes.contains(&s)
+                || (r.server_error && s >= 500)
+                || (r.gateway_error && (502..=504).contains(&s))
+                || (r.retriable_4xx && s == 409)
+                || grpc.is_some_and(|g| r.grpc.contains(&u32::from(g)))
+        }
+    }
+}
+
+/// The hash of what the policy names, and the cookie for a client that has none.
+fn hash(set: &Set, p: &Parts, call: &Call) -> (Option<u64>, Option<HeaderValue>) {
+    use ir::hash_on::Key;
+    let on = set.policy.balance.as_ref().and_then(|b| b.hash.as_ref()).and_then(|h| h.key.as_ref());
+    let text = |s: &str| Some(balance::hash(s.as_bytes()));
+    match on {
+        None => (None, None),
+        Some(Key::Header(n)) => (p.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
+        Some(Key::SourceIp(_)) => (text(&call.from.ip().to_string()), None),
+        Some(Key::Query(n)) => {
+            let q = p.uri.query().unwrap_or("");
+            let found = form_urlencoded::parse(q.as_bytes()).find(|(k, _)| k == n);
+            (found.and_then(|(_, v)| text(&v)), None)
+        }
+        Some(Key::Cookie(c)) => {
+            let pairs =
+                p.headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
+            let found = pairs.filter_map(|x| x.trim().split_once('=')).find(|(k, _)| *k == c.name);
+            if let Some((_, v)) = found {
+                return (text(v.trim_matches('"')), None);
+            }
+            if !c.generate {
+                return (None, None);
+            }
+            let value = format!("{:016x}", rand::random::<u64>());
+            let path = if c.path.is_empty() { String::new() } else { format!("; Path={}", c.path) };
+            let age = if c.ttl_ms == 0 { String::new() } else { format!("; Max-Age={}", c.ttl_ms / 1000) };
+            let set = format!("{}=\"{value}\"{age}{path}; HttpOnly", c.name);
+            (text(&value), HeaderValue::from_str(&set).ok())
+        }
+    }
+}
+
+/// A new id (RFC 9562 version 4), as Envoy gives one to requests without.
+fn request_id() -> HeaderValue {
+    let n: u128 = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let h = format!("{n:032x}");
+    let id = format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..]);
+    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_made_plain() {
+        for (p, want) in [
+            ("/a/b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/./b", "/a/b"),
+            ("/../../etc/passwd", "/etc/passwd"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/..", "/"),
+            ("/a/b/.", "/a/b/"),
+            ("/a/...", "/a/..."),
+            ("/a\\..\\b", "/b"),
+            ("/.hidden", "/.hidden"),
+            ("/a//b", "/a//b"),
+            ("*", "*"),
+        ] {
+            assert_eq!(plain_path(p), want, "{p}");
+        }
+    }
+
+    #[test]
+    fn grpc_timeouts() {
+        for (t, want) in [
+            ("1S", Some(1000)),
+            ("100m", Some(100)),
+            ("1u", Some(1)),
+            ("2H", Some(7_200_000)),
+            ("S", None),
+            ("", None),
+            ("1x", None),
+            ("123456789S", None),
+        ] {
+            assert_eq!(grpc_timeout(t), want, "{t}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_mirrors() {
+        assert_eq!((shadowed("a.b"), shadowed("a:80")), ("a.b-shadow".into(), "a-shadow:80".into()));
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_taken_out() {
+        let mut h = HeaderMap::new();
+        for (k, v) in [
+            ("connection", "keep-alive, x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("x", "y"),
+        ] {
+            h.insert(HeaderName::from_static(k), HeaderValue::from_static(v));
+        }
+        strip(&mut h);
+        let mut left: Vec<_> = h.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["te", "x"]);
+    }
+
+    #[test]
+    fn request_ids_are_of_version_4() {
+        let id = request_id();
+        let id = id.to_str().unwrap_or_default();
+        assert!(id.len() == 36 && &id[14..15] == "4" && "89ab".contains(&id[19..20]), "{id}");
+    }
+}

@@ -1,0 +1,145 @@
+//! The layer 7 proxy: accepts tunnels for the services that are bound to it, routes their requests, and sends them on.
+//!
+//! - [`table`]: the compiled routes; [`text`]: matching.
+//! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`balance`]: the choice among them.
+//! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`serve`]: what is spoken on it.
+//! - [`http`]: one request from its route to its answer; [`upstream`]: connections to endpoints.
+
+mod admin;
+mod balance;
+mod body;
+mod cluster;
+mod config;
+mod control;
+mod http;
+mod metrics;
+mod reply;
+mod serve;
+mod stream;
+mod table;
+mod text;
+mod upstream;
+mod worker;
+
+use anyhow::Context;
+use clap::Parser;
+use karst_api::ads;
+use karst_proxy::{crew::Crew, secrets};
+use karst_rt::{drain, ready::Ready};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// The process: reads its knobs, serves until it is told to stop.
+pub fn main() -> std::process::ExitCode {
+    karst_rt::process::tune_allocator();
+    let config = config::Config::parse();
+    match run(config) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("karst-waypoint: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: config::Config) -> anyhow::Result<()> {
+    karst_rt::log::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
+    karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), "waypoint starts");
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&rt, serve(config))
+}
+
+async fn serve(config: config::Config) -> anyhow::Result<()> {
+    let ready = Ready::default();
+    let identity = config.identity().map_err(anyhow::Error::msg)?;
+    let (xds, ca) = config.remotes().map_err(anyhow::Error::msg)?;
+    let (state_tx, state) = watch::channel(Arc::new(control::Snapshot::new(&config.network)));
+    let (stream_tx, stream) = watch::channel(true);
+    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream);
+    manager.keep(&identity);
+    // Ports first: a process that cannot have them must not become ready.
+    let listener = karst_rt::socket::listener(config.hbone)
+        .with_context(|| format!("cannot listen on {}; choose another address with HBONE_ADDR", config.hbone))?;
+    let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
+    let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
+    let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
+    let (crew, receivers) = Crew::new(config.worker_count());
+    let shared = Arc::new(worker::Shared {
+        identity,
+        state,
+        secrets: manager.secrets(),
+        metrics: metrics::Metrics::default(),
+        clusters: cluster::Clusters::default(),
+        crew,
+        config: config.clone(),
+    });
+    let (drain, watch) = drain::new();
+    let mut threads = Vec::new();
+    for (i, rx) in receivers.into_iter().enumerate() {
+        let (shared, watch, l) = (shared.clone(), watch.clone(), listener.try_clone()?);
+        let thread =
+            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, i, l, rx, watch));
+        threads.push(thread.context("cannot start a worker thread")?);
+    }
+    drop((watch, listener));
+    let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone() });
+    tokio::task::spawn_local(karst_rt::admin::serve(admin_at, pages.clone().admin()));
+    tokio::task::spawn_local(karst_rt::admin::serve(stats_at, pages.clone().stats()));
+    tokio::task::spawn_local(karst_rt::admin::serve(ready_at, pages.readiness()));
+    let certificate = ready.block("certificate");
+    let (mut own, id) = (shared.secrets.clone(), shared.identity.clone());
+    tokio::task::spawn_local(async move {
+        while own.get(&id, std::time::Duration::from_secs(60)).await.is_none() {}
+        drop(certificate);
+    });
+    let writer = control::Writer::new(xds, state_tx, &ready, stream_tx);
+    let node = node(&config);
+    tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
+
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            id = manager.wanted() => manager.keep(&id),
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+        }
+    }
+    let limit = config.drain_limit();
+    tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
+    drain.start(drain::Phase::Graceful);
+    if tokio::time::timeout(limit, drain.finished()).await.is_err() {
+        tracing::info!("the drain's time is over: closing what is open");
+        drain.start(drain::Phase::Forced);
+    }
+    for t in threads {
+        let _ = tokio::task::spawn_blocking(move || t.join()).await;
+    }
+    tracing::info!("waypoint stops");
+    // The log is written by a thread of its own.
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    Ok(())
+}
+
+/// How we introduce ourselves to the control plane.
+fn node(c: &config::Config) -> ads::Node {
+    let text = |s: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.to_string())) };
+    let fields = [
+        ("NAME", &c.pod_name),
+        ("NAMESPACE", &c.pod_namespace),
+        ("NODE_NAME", &c.node),
+        ("CLUSTER_ID", &c.cluster_id),
+        ("INSTANCE_IPS", &c.instance_ip),
+        ("SERVICE_ACCOUNT", &c.account),
+    ];
+    ads::Node {
+        id: format!(
+            "waypoint~{}~{}.{}~{}.svc.{}",
+            c.instance_ip, c.pod_name, c.pod_namespace, c.pod_namespace, c.cluster_domain
+        ),
+        cluster: String::new(),
+        client_features: vec![],
+        metadata: Some(prost_types::Struct { fields: fields.iter().map(|(k, v)| (k.to_string(), text(v))).collect() }),
+    }
+}

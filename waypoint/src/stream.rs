@@ -1,0 +1,152 @@
+//! A CONNECT as a byte stream, or a socket: what HTTP is spoken on. Bytes that were looked at come first again.
+
+use bytes::{Buf, Bytes};
+use h2::{RecvStream, SendStream};
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// Most bytes that one write takes.
+const WRITE: usize = 64 << 10;
+
+/// A byte stream.
+pub struct Io {
+    leg: Leg,
+    /// To be read before anything else.
+    ahead: Bytes,
+    closed: bool,
+}
+
+enum Leg {
+    Tunnel(Box<Tunnel>),
+    Socket(TcpStream),
+}
+
+struct Tunnel {
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+}
+
+fn broken(e: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, e.to_string())
+}
+
+impl Io {
+    /// A stream of a tunnel.
+    pub fn tunnel(send: SendStream<Bytes>, recv: RecvStream) -> Self {
+        Self { leg: Leg::Tunnel(Box::new(Tunnel { send, recv })), ahead: Bytes::new(), closed: false }
+    }
+
+    /// A socket.
+    pub fn socket(s: TcpStream) -> Self {
+        Self { leg: Leg::Socket(s), ahead: Bytes::new(), closed: false }
+    }
+
+    /// Puts bytes in front of what is read next.
+    pub fn unread(&mut self, b: Bytes) {
+        self.ahead = if self.ahead.is_empty() { b } else { [&b[..], &self.ahead[..]].concat().into() };
+    }
+
+    /// Ends both directions with an error.
+    pub fn reset(&mut self) {
+        match &mut self.leg {
+            Leg::Tunnel(t) => t.send.send_reset(h2::Reason::CANCEL),
+            Leg::Socket(s) => karst_rt::socket::reset_on_close(s),
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.ahead.is_empty() {
+            match &mut this.leg {
+                Leg::Socket(s) => return Pin::new(s).poll_read(cx, buf),
+                Leg::Tunnel(t) => match ready!(t.recv.poll_data(cx)) {
+                    None => return Poll::Ready(Ok(())),
+                    Some(Err(e)) => return Poll::Ready(Err(broken(e))),
+                    Some(Ok(b)) => {
+                        // They are ours now: the peer may send as many more. At most one frame is held here.
+                        t.recv.flow_control().release_capacity(b.len()).map_err(broken)?;
+                        this.ahead = b;
+                    }
+                },
+            }
+            if this.ahead.is_empty() {
+                // An empty frame is no end.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+        let n = this.ahead.len().min(buf.remaining());
+        buf.put_slice(&this.ahead[..n]);
+        this.ahead.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let t = match &mut self.leg {
+            Leg::Socket(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
+            Leg::Tunnel(t) => t,
+        };
+        let all: usize = bufs.iter().map(|b| b.len()).sum();
+        if all == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        t.send.reserve_capacity(all.min(WRITE));
+        let room = match ready!(t.send.poll_capacity(cx)) {
+            Some(Ok(0)) => return Poll::Pending,
+            Some(Ok(n)) => n.min(all).min(WRITE),
+            Some(Err(e)) => return Poll::Ready(Err(broken(e))),
+            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        };
+        let mut out = Vec::with_capacity(room);
+        for b in bufs {
+            out.extend_from_slice(&b[..b.len().min(room - out.len())]);
+        }
+        t.send.send_data(out.into(), false).map_err(broken)?;
+        Poll::Ready(Ok(room))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.leg {
+            Leg::Socket(s) => Pin::new(s).poll_flush(cx),
+            // The tunnel's task sends.
+            Leg::Tunnel(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        match &mut this.leg {
+            Leg::Socket(s) => Pin::new(s).poll_shutdown(cx),
+            Leg::Tunnel(t) => {
+                if !std::mem::replace(&mut this.closed, true) {
+                    // A peer that has gone needs no end.
+                    let _ = t.send.send_data(Bytes::new(), true);
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}

@@ -1,0 +1,719 @@
+//! The compiled routes of a service. A look-up finds candidates by hash (the whole path, its prefixes by length, its leading
+//! segments) and takes the first in order whose other conditions hold: it costs the same with ten and with thousands of
+//! routes. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
+
+use crate::text::Text;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use karst_api::route as ir;
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// What of a request decides about its route.
+pub struct Ask<'a> {
+    /// Without query.
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    pub method: &'a str,
+    pub scheme: &'a str,
+    pub authority: &'a str,
+    pub headers: &'a HeaderMap,
+    /// The caller's namespace, as proven.
+    pub namespace: &'a str,
+    /// Labels of the caller's pod, as far as known.
+    pub labels: &'a BTreeMap<String, String>,
+    parameters: OnceCell<Vec<(String, String)>>,
+}
+
+impl<'a> Ask<'a> {
+    /// Of these parts.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        path: &'a str,
+        query: Option<&'a str>,
+        method: &'a str,
+        scheme: &'a str,
+        authority: &'a str,
+        headers: &'a HeaderMap,
+        namespace: &'a str,
+        labels: &'a BTreeMap<String, String>,
+    ) -> Self {
+        Self { path, query, method, scheme, authority, headers, namespace, labels, parameters: OnceCell::new() }
+    }
+
+    fn parameters(&self) -> &[(String, String)] {
+        self.parameters.get_or_init(|| {
+            let q = self.query.unwrap_or("");
+            form_urlencoded::parse(q.as_bytes()).map(|(k, v)| (k.into_owned(), v.into_owned())).collect()
+        })
+    }
+}
+
+/// The routes of one service.
+#[derive(Debug, Default)]
+pub struct Routes {
+    consumers: HashMap<String, Table>,
+    producer: Table,
+}
+
+impl Routes {
+    /// Compiles.
+    ///
+    /// # Errors
+    /// What cannot be executed, and of which rule it is.
+    pub fn new(r: &ir::Routes) -> Result<Self, String> {
+        let table = |t: &Option<ir::Table>| t.as_ref().map(Table::new).transpose().map(Option::unwrap_or_default);
+        let consumers = r.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
+        Ok(Self { consumers: consumers.collect::<Result<_, String>>()?, producer: table(&r.producer)? })
+    }
+
+    /// For the admin page: where the rules come from, in order.
+    pub fn describe(&self) -> serde_json::Value {
+        let of = |t: &Table| {
+            let mut all: Vec<(String, Vec<String>)> =
+                t.ports.iter().map(|(p, x)| (p.to_string(), x.origins())).collect();
+            all.sort();
+            all.push(("*".into(), t.rest.origins()));
+            serde_json::Value::from(all.into_iter().map(|(p, o)| (p, o.into())).collect::<serde_json::Map<_, _>>())
+        };
+        let consumers: serde_json::Map<_, _> = self.consumers.iter().map(|(n, t)| (n.clone(), of(t))).collect();
+        serde_json::json!({ "producer": of(&self.producer), "consumers": consumers })
+    }
+
+    /// The table for callers of a namespace.
+    pub fn table(&self, namespace: &str) -> &Table {
+        self.consumers.get(namespace).unwrap_or(&self.producer)
+    }
+}
+
+/// The rules for one group of callers.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// Ports that rules name.
+    ports: HashMap<u16, Index>,
+    /// For every other port.
+    rest: Index,
+    tcp: Vec<TcpRule>,
+}
+
+/// What the look-up says.
+pub enum Found<'a> {
+    /// This rule.
+    Rule(&'a Arc<Rule>),
+    /// There are rules, and none matches.
+    Nothing,
+    /// There are no rules: to the service that was called.
+    Default,
+}
+
+impl Table {
+    fn new(t: &ir::Table) -> Result<Self, String> {
+        let mut rules = Vec::with_capacity(t.http.len());
+        for r in &t.http {
+            let compiled = Rule::new(r).map_err(|e| format!("{}: {e}", r.origin))?;
+            rules.push((&r.ports, Arc::new(compiled)));
+        }
+        let ports: std::collections::BTreeSet<u32> = rules.iter().flat_map(|(p, _)| p.iter().copied()).collect();
+        let of = |port: Option<u32>| {
+            let fits = |p: &&Vec<u32>| p.is_empty() || port.is_some_and(|x| p.contains(&x));
+            Index::new(rules.iter().filter(|(p, _)| fits(p)).map(|(_, r)| r.clone()))
+        };
+        let tcp = t.tcp.iter().map(TcpRule::new).collect();
+        Ok(Self {
+            ports: ports.iter().filter_map(|p| Some((u16::try_from(*p).ok()?, of(Some(*p))))).collect(),
+            rest: of(None),
+            tcp,
+        })
+    }
+
+    /// The rule for a request to a port of the service.
+    pub fn find(&self, port: u16, ask: &Ask<'_>) -> Found<'_> {
+        let index = self.ports.get(&port).unwrap_or(&self.rest);
+        if index.rules.is_empty() {
+            return Found::Default;
+        }
+        index.find(ask).map_or(Found::Nothing, Found::Rule)
+    }
+
+    /// The rule for a connection; None: to the service that was called.
+    pub fn find_tcp(&self, port: u16, namespace: &str, labels: &BTreeMap<String, String>) -> Option<&TcpRule> {
+        self.tcp.iter().find(|r| {
+            (r.ports.is_empty() || r.ports.contains(&u32::from(port)))
+                && (r.namespace.is_empty() || r.namespace == namespace)
+                && r.labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+        })
+    }
+}
+
+/// The rules for one port, found by path.
+#[derive(Debug, Default)]
+struct Index {
+    rules: Vec<Arc<Rule>>,
+    exact: HashMap<String, Vec<u32>>,
+    prefix: HashMap<String, Vec<u32>>,
+    /// Lengths of the prefixes.
+    lengths: Vec<usize>,
+    segments: HashMap<String, Vec<u32>>,
+    /// Those without a path, with a pattern, or that ignore its case.
+    other: Vec<u32>,
+}
+
+impl Index {
+    fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
+        let mut x = Self { rules: rules.collect(), ..Self::default() };
+        for (i, r) in x.rules.iter().enumerate() {
+            let i = i as u32;
+            match &r.path {
+                Some(Text::Exact(p)) if !r.ignore_case => x.exact.entry(p.clone()).or_default().push(i),
+                Some(Text::Prefix(p)) if !r.ignore_case => x.prefix.entry(p.clone()).or_default().push(i),
+                Some(Text::Segments(p)) if !r.ignore_case => x.segments.entry(p.clone()).or_default().push(i),
+                _ => x.other.push(i),
+            }
+        }
+        x.lengths = x.prefix.keys().map(String::len).collect();
+        x.lengths.sort_unstable();
+        x.lengths.dedup();
+        x
+    }
+
+    fn origins(&self) -> Vec<String> {
+        self.rules.iter().map(|r| r.origin.clone()).collect()
+    }
+
+    fn find(&self, ask: &Ask<'_>) -> Option<&Arc<Rule>> {
+        let mut best: Option<u32> = None;
+        // Each list is in order: the first that holds is its best.
+        let mut look = |list: Option<&Vec<u32>>, path_too: bool| {
+            for i in list.into_iter().flatten() {
+                if best.is_some_and(|b| b <= *i) {
+                    return;
+                }
+                if self.rules[*i as usize].holds(ask, path_too) {
+                    best = Some(*i);
+                    return;
+                }
+            }
+        };
+        look(self.exact.get(ask.path), false);
+        for n in &self.lengths {
+            match ask.path.get(..*n) {
+                Some(p) => look(self.prefix.get(p), false),
+                None if *n > ask.path.len() => break,
+                // Within a character: no prefix of that length is one of this path.
+                None => {}
+            }
+        }
+        if !self.segments.is_empty() {
+            look(self.segments.get(ask.path), false);
+            for (at, _) in ask.path.match_indices('/') {
+                look(self.segments.get(&ask.path[..at]), false);
+            }
+        }
+        look(Some(&self.other), true);
+        best.map(|i| &self.rules[i as usize])
+    }
+}
+
+/// One rule, ready to be executed.
+#[derive(Debug)]
+pub struct Rule {
+    pub origin: String,
+    pub path: Option<Text>,
+    ignore_case: bool,
+    method: Option<Text>,
+    scheme: Option<Text>,
+    authority: Option<Text>,
+    headers: Vec<(HeaderName, Text, bool)>,
+    query: Vec<(String, Text, bool)>,
+    labels: BTreeMap<String, String>,
+    namespace: String,
+
+    pub redirect: Option<ir::Redirect>,
+    pub response: Option<ir::DirectResponse>,
+    pub destinations: Vec<Destination>,
+    pub total_weight: u64,
+    pub rewrite: Option<Rewrite>,
+    pub request: Option<HeaderChange>,
+    pub answer: Option<HeaderChange>,
+    pub mirrors: Vec<(Destination, u32)>,
+    pub fault: Option<ir::Fault>,
+    pub cors: Option<Cors>,
+    pub timeout_ms: u64,
+    pub retry: Option<ir::Retry>,
+}
+
+impl Rule {
+    fn new(r: &ir::HttpRule) -> Result<Self, String> {
+        let empty = ir::Match::default();
+        let m = r.r#match.as_ref().unwrap_or(&empty);
+        let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| Text::new(t, case)).transpose();
+        let value = |v: &Option<ir::Text>| match v {
+            Some(t) => Text::new(t, false),
+            None => Err("a match without a value".to_string()),
+        };
+        let mut headers = vec![];
+        for h in &m.headers {
+            headers.push((name(&h.name)?, value(&h.value)?, h.invert));
+        }
+        let mut query = vec![];
+        for q in &m.query {
+            query.push((q.name.clone(), value(&q.value)?, q.invert));
+        }
+        let destinations = r.destinations.iter().map(Destination::new).collect::<Result<Vec<_>, _>>()?;
+        let mut mirrors = vec![];
+        for x in &r.mirrors {
+            let to = x.to.as_ref().ok_or("a mirror without destination")?;
+            mirrors.push((Destination::new(to)?, x.per_million));
+        }
+        Ok(Self {
+            origin: r.origin.clone(),
+            path: text(&m.path, m.ignore_path_case)?,
+            ignore_case: m.ignore_path_case,
+            method: text(&m.method, false)?,
+            scheme: text(&m.scheme, false)?,
+            authority: text(&m.authority, false)?,
+            headers,
+            query,
+            labels: m.source_labels.clone(),
+            namespace: m.source_namespace.clone(),
+            redirect: r.redirect.clone(),
+            response: r.response.clone(),
+            total_weight: destinations.iter().map(|d| u64::from(d.weight)).sum(),
+            destinations,
+            rewrite: r.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            request: HeaderChange::new(r.request.as_ref())?,
+            answer: HeaderChange::new(r.answer.as_ref())?,
+            mirrors,
+            fault: r.fault,
+            cors: r.cors.as_ref().map(Cors::new).transpose()?,
+            timeout_ms: r.timeout_ms,
+            retry: r.retry.clone(),
+        })
+    }
+
+    fn holds(&self, a: &Ask<'_>, path_too: bool) -> bool {
+        let is = |t: &Option<Text>, s: &str| t.as_ref().is_none_or(|t| t.matches(s));
+        let path = || match &self.path {
+            Some(t) if self.ignore_case => t.matches(&a.path.to_lowercase()),
+            t => is(t, a.path),
+        };
+        is(&self.method, a.method)
+            && is(&self.scheme, a.scheme)
+            && is(&self.authority, a.authority)
+            && (!path_too || path())
+            && self.headers.iter().all(|(n, t, invert)| header(a.headers, n, t) != *invert)
+            && self
+                .query
+                .iter()
+                .all(|(n, t, invert)| a.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
+            && (self.namespace.is_empty() || self.namespace == a.namespace)
+            && self.labels.iter().all(|(k, v)| a.labels.get(k) == Some(v))
+    }
+
+    /// The destination for a number below [`Rule::total_weight`].
+    pub fn pick(&self, mut at: u64) -> Option<&Destination> {
+        self.destinations.iter().find(|d| {
+            let w = u64::from(d.weight);
+            let hit = at < w;
+            at = at.saturating_sub(w);
+            hit
+        })
+    }
+}
+
+/// Several values of a header count as one, joined by commas (RFC 9110 §5.3).
+fn header(h: &HeaderMap, n: &HeaderName, t: &Text) -> bool {
+    let mut all = h.get_all(n).iter().filter_map(|v| v.to_str().ok());
+    match (all.next(), all.next()) {
+        (None, _) => false,
+        (Some(v), None) => t.matches(v),
+        (Some(a), Some(b)) => {
+            let rest: String = all.flat_map(|v| [",", v]).collect();
+            t.matches(&format!("{a},{b}{rest}"))
+        }
+    }
+}
+
+fn name(s: &str) -> Result<HeaderName, String> {
+    HeaderName::from_bytes(s.as_bytes()).map_err(|_| format!("{s:?} is no header name"))
+}
+
+/// Where requests go.
+#[derive(Debug)]
+pub struct Destination {
+    /// Key of the service.
+    pub service: Arc<str>,
+    /// 0: the port that was called.
+    pub port: u16,
+    pub subset: Arc<str>,
+    pub weight: u32,
+    pub request: Option<HeaderChange>,
+    pub answer: Option<HeaderChange>,
+    pub rewrite: Option<Rewrite>,
+    /// Answer this instead.
+    pub refuse: Option<http::StatusCode>,
+    pub timeout_ms: u64,
+}
+
+impl Destination {
+    fn new(d: &ir::Destination) -> Result<Self, String> {
+        Ok(Self {
+            service: d.service.as_str().into(),
+            port: u16::try_from(d.port).map_err(|_| format!("port {}", d.port))?,
+            subset: d.subset.as_str().into(),
+            weight: d.weight,
+            request: HeaderChange::new(d.request.as_ref())?,
+            answer: HeaderChange::new(d.answer.as_ref())?,
+            rewrite: d.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            refuse: match d.refuse_status {
+                0 => None,
+                n => Some(status(n)?),
+            },
+            timeout_ms: d.timeout_ms,
+        })
+    }
+
+    /// The service that was called.
+    pub fn same(service: &Arc<str>) -> Self {
+        Self {
+            service: service.clone(),
+            port: 0,
+            subset: "".into(),
+            weight: 1,
+            request: None,
+            answer: None,
+            rewrite: None,
+            refuse: None,
+            timeout_ms: 0,
+        }
+    }
+}
+
+/// A status code.
+///
+/// # Errors
+/// If it is none.
+pub fn status(n: u32) -> Result<http::StatusCode, String> {
+    u16::try_from(n).ok().and_then(|n| http::StatusCode::from_u16(n).ok()).ok_or_else(|| format!("{n} is no status"))
+}
+
+/// Where connections go.
+#[derive(Debug)]
+pub struct TcpRule {
+    ports: Vec<u32>,
+    labels: BTreeMap<String, String>,
+    namespace: String,
+    pub destinations: Vec<ir::Destination>,
+}
+
+impl TcpRule {
+    fn new(r: &ir::TcpRule) -> Self {
+        Self {
+            ports: r.ports.clone(),
+            labels: r.source_labels.clone(),
+            namespace: r.source_namespace.clone(),
+            destinations: r.destinations.clone(),
+        }
+    }
+
+    /// One of them, by weight; `at` is any number.
+    pub fn pick(&self, at: u64) -> Option<&ir::Destination> {
+        let total: u64 = self.destinations.iter().map(|d| u64::from(d.weight)).sum();
+        let mut at = at.checked_rem(total)?;
+        self.destinations.iter().find(|d| {
+            let hit = at < u64::from(d.weight);
+            at = at.saturating_sub(u64::from(d.weight));
+            hit
+        })
+    }
+}
+
+/// Changes of headers.
+#[derive(Debug)]
+pub struct HeaderChange {
+    set: Vec<(HeaderName, HeaderValue)>,
+    add: Vec<(HeaderName, HeaderValue)>,
+    remove: Vec<HeaderName>,
+}
+
+impl HeaderChange {
+    fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, String> {
+        let Some(c) = c else { return Ok(None) };
+        let pair = |h: &ir::Header| {
+            let v = HeaderValue::from_str(&h.value).map_err(|_| format!("{:?} is no header value", h.value))?;
+            Ok::<_, String>((name(&h.name)?, v))
+        };
+        Ok(Some(Self {
+            set: c.set.iter().map(pair).collect::<Result<_, _>>()?,
+            add: c.add.iter().map(pair).collect::<Result<_, _>>()?,
+            remove: c.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
+        }))
+    }
+
+    /// Does it.
+    pub fn apply(&self, h: &mut HeaderMap) {
+        for n in &self.remove {
+            h.remove(n);
+        }
+        for (n, v) in &self.set {
+            h.insert(n, v.clone());
+        }
+        for (n, v) in &self.add {
+            h.append(n, v.clone());
+        }
+    }
+}
+
+/// Changes of path and authority.
+#[derive(Debug)]
+pub struct Rewrite {
+    pub authority: Option<HeaderValue>,
+    path: Option<PathChange>,
+}
+
+#[derive(Debug)]
+enum PathChange {
+    Prefix(String),
+    Full(String),
+    Regex(regex::Regex, String),
+}
+
+impl Rewrite {
+    fn new(r: &ir::Rewrite) -> Result<Self, String> {
+        use ir::rewrite::Path;
+        let authority = match r.authority.as_str() {
+            "" => None,
+            a => Some(HeaderValue::from_str(a).map_err(|_| format!("{a:?} is no authority"))?),
+        };
+        let path = match &r.path {
+            None => None,
+            Some(Path::Prefix(p)) => Some(PathChange::Prefix(p.clone())),
+            Some(Path::Full(p)) => Some(PathChange::Full(p.clone())),
+            Some(Path::Regex(x)) => {
+                let pattern = regex::Regex::new(&x.r#match).map_err(|e| format!("{:?}: {e}", x.r#match))?;
+                Some(PathChange::Regex(pattern, braces(&x.rewrite)))
+            }
+        };
+        Ok(Self { authority, path })
+    }
+
+    /// The new path of a request whose path was matched by this; None: as it is.
+    pub fn path(&self, path: &str, matched: Option<&Text>) -> Option<String> {
+        Some(match self.path.as_ref()? {
+            PathChange::Full(p) => p.clone(),
+            PathChange::Prefix(p) => replace_prefix(path, matched, p),
+            PathChange::Regex(r, to) => r.replace_all(path, to.as_str()).into_owned(),
+        })
+    }
+}
+
+/// `\1` as the regex crate writes it.
+fn braces(s: &str) -> String {
+    let mut out = String::with_capacity(s.len() + 4);
+    let mut chars = s.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (c, chars.peek()) {
+            ('\\', Some(d)) if d.is_ascii_digit() => {
+                out.push_str(&format!("${{{d}}}"));
+                chars.next();
+            }
+            ('\\', Some('\\')) => {
+                out.push('\\');
+                chars.next();
+            }
+            ('$', _) => out.push_str("$$"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Puts `to` in place of the part that was matched.
+pub fn replace_prefix(path: &str, matched: Option<&Text>, to: &str) -> String {
+    match matched {
+        // Whole segments: exactly one slash between what is new and what follows.
+        Some(Text::Segments(p)) => {
+            let rest = path.get(p.len()..).unwrap_or("").trim_start_matches('/');
+            let head = to.trim_end_matches('/');
+            if rest.is_empty() && !path.ends_with('/') {
+                return if to.is_empty() { "/".into() } else { to.into() };
+            }
+            format!("{head}/{rest}")
+        }
+        Some(Text::Prefix(p)) => absolute(format!("{to}{}", path.get(p.len()..).unwrap_or(""))),
+        // Nothing was asked of the path: its first slash is what it begins with.
+        None => absolute(format!("{to}{}", path.strip_prefix('/').unwrap_or(path))),
+        Some(Text::Exact(_) | Text::Regex(_) | Text::Present) => to.into(),
+    }
+}
+
+fn absolute(s: String) -> String {
+    if s.starts_with('/') { s } else { format!("/{s}") }
+}
+
+/// Cross-origin requests.
+#[derive(Debug)]
+pub struct Cors {
+    origins: Vec<Text>,
+    pub ir: ir::Cors,
+}
+
+impl Cors {
+    fn new(c: &ir::Cors) -> Result<Self, String> {
+        Ok(Self { origins: c.origins.iter().map(|t| Text::new(t, false)).collect::<Result<_, _>>()?, ir: c.clone() })
+    }
+
+    /// May this origin?
+    pub fn admits(&self, origin: &str) -> bool {
+        self.origins.iter().any(|t| t.matches(origin))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+    use ir::text::Kind;
+
+    fn rule(origin: &str, path: Option<Kind>, f: impl FnOnce(&mut ir::HttpRule)) -> ir::HttpRule {
+        let mut r = ir::HttpRule { origin: origin.into(), ..Default::default() };
+        r.r#match = Some(ir::Match { path: path.map(|k| ir::Text { kind: Some(k) }), ..Default::default() });
+        f(&mut r);
+        r
+    }
+
+    fn found<'a>(t: &'a Table, port: u16, path: &str, headers: &HeaderMap) -> &'a str {
+        let labels = BTreeMap::new();
+        let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
+        let ask = Ask::new(path, query, "GET", "http", "a", headers, "ns", &labels);
+        match t.find(port, &ask) {
+            Found::Rule(r) => &r.origin,
+            Found::Nothing => "-",
+            Found::Default => "default",
+        }
+    }
+
+    #[test]
+    fn the_first_that_holds_is_it() {
+        let header = |r: &mut ir::HttpRule| {
+            let value = Some(ir::Text { kind: Some(Kind::Exact("jason".into())) });
+            r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "end-user".into(), value, invert: false });
+        };
+        let query = |r: &mut ir::HttpRule| {
+            let value = Some(ir::Text { kind: Some(Kind::Exact("a b".into())) });
+            r.r#match.as_mut().unwrap().query.push(ir::Named { name: "q".into(), value, invert: false });
+        };
+        let t = ir::Table {
+            http: vec![
+                rule("jason", Some(Kind::Prefix("/".into())), header),
+                rule("query", None, query),
+                rule("exact", Some(Kind::Exact("/a".into())), |_| {}),
+                rule("segments", Some(Kind::Segments("/a".into())), |_| {}),
+                rule("prefix", Some(Kind::Prefix("/ab".into())), |_| {}),
+                rule("pattern", Some(Kind::Regex("/[xy]+".into())), |_| {}),
+                rule("port", None, |r| r.ports = vec![81]),
+            ],
+            tcp: vec![],
+        };
+        let t = Table::new(&t).unwrap();
+        let mut jason = HeaderMap::new();
+        jason.insert("end-user", HeaderValue::from_static("jason"));
+        let none = HeaderMap::new();
+        for (port, path, headers, want) in [
+            (80, "/a", &none, "exact"),
+            (80, "/a", &jason, "jason"),
+            (80, "/a/b", &none, "segments"),
+            (80, "/abc", &none, "prefix"),
+            (80, "/xyx", &none, "pattern"),
+            (80, "/xyz", &none, "-"),
+            (81, "/xyz", &none, "port"),
+            (80, "/other?q=a+b", &none, "query"),
+            (80, "/other?q=a", &none, "-"),
+            (80, "/ä", &none, "-"),
+        ] {
+            assert_eq!(found(&t, port, path, headers), want, "{port} {path}");
+        }
+        assert_eq!(found(&Table::default(), 80, "/", &none), "default");
+    }
+
+    /// The index says what a look at every rule in order would say.
+    #[test]
+    fn the_index_agrees_with_a_linear_search() {
+        use rand::{Rng, seq::IndexedRandom};
+        let mut r = rand::rng();
+        let parts = ["/", "/a", "/a/", "/a/b", "/ab", "/b", "/a/b/c", "/B"];
+        for _ in 0..300 {
+            let mut http = vec![];
+            for i in 0..r.random_range(1..12) {
+                let p = parts.choose(&mut r).unwrap().to_string();
+                let kind = match r.random_range(0..5) {
+                    0 => Some(Kind::Exact(p)),
+                    1 => Some(Kind::Prefix(p)),
+                    2 => Some(Kind::Segments(p)),
+                    3 => Some(Kind::Regex(p)),
+                    _ => None,
+                };
+                let case = r.random_bool(0.2);
+                let needs = r.random_bool(0.3);
+                http.push(rule(&i.to_string(), kind, |x| {
+                    let m = x.r#match.as_mut().unwrap();
+                    m.ignore_path_case = case;
+                    if needs {
+                        let value = Some(ir::Text { kind: Some(Kind::Present(true)) });
+                        m.headers.push(ir::Named { name: "h".into(), value, invert: false });
+                    }
+                }));
+            }
+            let table = Table::new(&ir::Table { http, tcp: vec![] }).unwrap();
+            let mut headers = HeaderMap::new();
+            if r.random_bool(0.5) {
+                headers.insert("h", HeaderValue::from_static("x"));
+            }
+            for path in parts {
+                let labels = BTreeMap::new();
+                let ask = Ask::new(path, None, "GET", "http", "a", &headers, "ns", &labels);
+                let want = table.rest.rules.iter().find(|x| x.holds(&ask, true)).map_or("-", |x| &x.origin);
+                assert_eq!(found(&table, 80, path, &headers), want, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn prefixes_are_replaced() {
+        let seg = |p: &str| Text::Segments(p.trim_end_matches('/').into());
+        for (path, matched, to, want) in [
+            ("/foo/bar", Some(seg("/foo")), "/xyz", "/xyz/bar"),
+            ("/foo/bar", Some(seg("/foo")), "/xyz/", "/xyz/bar"),
+            ("/foo", Some(seg("/foo")), "/xyz", "/xyz"),
+            ("/foo/", Some(seg("/foo")), "/xyz", "/xyz/"),
+            ("/foo/bar", Some(seg("/foo")), "/", "/bar"),
+            ("/foo", Some(seg("/foo")), "/", "/"),
+            ("/foo", Some(seg("/foo")), "", "/"),
+            ("/foo/bar", Some(seg("/foo")), "", "/bar"),
+            ("/bar", Some(seg("/")), "/v1", "/v1/bar"),
+            ("/ratings/1", Some(Text::Prefix("/ratings".into())), "/v1/r", "/v1/r/1"),
+            ("/x", None, "/y/", "/y/x"),
+            ("/x", Some(Text::Exact("/x".into())), "/y", "/y"),
+        ] {
+            assert_eq!(replace_prefix(path, matched.as_ref(), to), want, "{path} {to}");
+        }
+        let r = ir::Regex { r#match: "^/v(\\d+)/(.*)$".into(), rewrite: "/\\2/\\1$".into() };
+        let r =
+            Rewrite::new(&ir::Rewrite { authority: String::new(), path: Some(ir::rewrite::Path::Regex(r)) }).unwrap();
+        assert_eq!(r.path("/v2/x", None).unwrap(), "/x/2$");
+    }
+
+    #[test]
+    fn weights() {
+        let mut r = rule("r", None, |_| {});
+        for w in [9, 0, 1] {
+            r.destinations.push(ir::Destination { service: format!("s{w}"), weight: w, ..Default::default() });
+        }
+        let r = Rule::new(&r).unwrap();
+        let count = |s: &str| (0..r.total_weight).filter(|i| &*r.pick(*i).unwrap().service == s).count();
+        assert_eq!((count("s9"), count("s0"), count("s1")), (9, 0, 1));
+        assert!(r.pick(10).is_none());
+    }
+}

@@ -1,0 +1,73 @@
+//! Matching of one text, compiled once.
+
+use karst_api::route::{self as ir, text::Kind};
+use regex::Regex;
+
+/// How a text must be.
+#[derive(Clone, Debug)]
+pub enum Text {
+    Exact(String),
+    Prefix(String),
+    /// The path itself, or with a slash after it; without a slash at its end.
+    Segments(String),
+    Regex(Regex),
+    Present,
+}
+
+impl Text {
+    /// Compiles.
+    ///
+    /// # Errors
+    /// For a regular expression that is none, and for a kind that is not known.
+    pub fn new(t: &ir::Text, ignore_case: bool) -> Result<Self, String> {
+        let case = |s: &String| if ignore_case { s.to_lowercase() } else { s.clone() };
+        Ok(match &t.kind {
+            Some(Kind::Exact(s)) => Text::Exact(case(s)),
+            Some(Kind::Prefix(s)) => Text::Prefix(case(s)),
+            Some(Kind::Segments(s)) => Text::Segments(case(s).trim_end_matches('/').to_string()),
+            Some(Kind::Regex(s)) => Text::Regex(regex(s, ignore_case)?),
+            Some(Kind::Present(true)) => Text::Present,
+            Some(Kind::Present(false)) | None => return Err("a match of a kind that is not known".into()),
+        })
+    }
+
+    /// Does it match?
+    pub fn matches(&self, s: &str) -> bool {
+        match self {
+            Text::Exact(e) => e == s,
+            Text::Prefix(p) => s.starts_with(p.as_str()),
+            Text::Segments(p) => s.strip_prefix(p.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/')),
+            Text::Regex(r) => r.is_match(s),
+            Text::Present => true,
+        }
+    }
+}
+
+/// A regular expression that must match the whole.
+///
+/// # Errors
+/// If it is none.
+pub fn regex(s: &str, ignore_case: bool) -> Result<Regex, String> {
+    regex::RegexBuilder::new(&format!("^(?:{s})$"))
+        .case_insensitive(ignore_case)
+        .build()
+        .map_err(|e| format!("regular expression {s:?}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn kinds() {
+        let text = |k| Text::new(&ir::Text { kind: Some(k) }, false).unwrap();
+        let seg = text(Kind::Segments("/foo/".into()));
+        assert!(seg.matches("/foo") && seg.matches("/foo/") && seg.matches("/foo/x") && !seg.matches("/foox"));
+        assert!(text(Kind::Segments("/".into())).matches("/anything"));
+        let re = text(Kind::Regex("a|ab".into()));
+        assert!(re.matches("ab") && re.matches("a") && !re.matches("abc"), "the whole must match, by any branch");
+        assert!(Text::new(&ir::Text { kind: Some(Kind::Regex("(".into())) }, false).is_err());
+        assert!(Text::new(&ir::Text { kind: None }, false).is_err());
+    }
+}

@@ -1,0 +1,357 @@
+//! Connections to endpoints: through a tunnel to a member of the mesh, whose identity must be the workload's; as they are to
+//! others. HTTP/1.1 connections are kept for the next request, HTTP/2 ones are shared.
+
+use crate::{
+    body::Counted,
+    cluster::{Member, Set},
+    stream::Io,
+    worker::Worker,
+};
+use http::{HeaderMap, Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use karst_core::{Identity, limits};
+use karst_hbone::{
+    client::{self, ClientError},
+    pool::Lease,
+};
+use karst_rt::socket::Origin;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+/// Idle connections kept for an endpoint by one worker.
+const IDLE: usize = 64;
+/// Requests at a time on one HTTP/2 connection; then another is opened.
+const H2_STREAMS: usize = 100;
+
+/// Which tunnel: to where, and who must answer.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    to: SocketAddr,
+    expected: Identity,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// There is no connection: nobody has seen the request.
+    Connect(String),
+    /// The endpoint has refused the stream: it has not looked at the request.
+    Refused(String),
+    /// The connection broke before there was an answer.
+    Reset(String),
+}
+
+/// A worker's connections.
+#[derive(Default)]
+pub struct Pool {
+    h1: RefCell<HashMap<End, Vec<Idle>>>,
+    h2: RefCell<HashMap<End, Vec<Shared>>>,
+}
+
+/// An end of connections.
+type End = (Arc<str>, SocketAddr);
+type Sender1 = http1::SendRequest<Counted>;
+type Sender2 = http2::SendRequest<Counted>;
+
+struct Idle {
+    send: Sender1,
+    /// Requests that it has had.
+    requests: u32,
+}
+
+#[derive(Clone)]
+struct Shared {
+    send: Sender2,
+    active: Rc<Cell<usize>>,
+}
+
+/// What becomes of a connection after the answer.
+pub enum After {
+    /// To be kept for the next request, once the answer has been read.
+    Keep { pool: Rc<Pool>, end: End, send: Sender1, requests: u32 },
+    /// One of several on the connection.
+    Shared(#[allow(dead_code)] Active),
+    /// Ends with the answer, or lives on as something else.
+    Alone(#[allow(dead_code)] Option<Lease>),
+}
+
+impl After {
+    /// The answer has been read to its end.
+    pub fn done(self) {
+        match self {
+            After::Keep { pool, end, send, requests } => {
+                if !send.is_closed() {
+                    let mut all = pool.h1.borrow_mut();
+                    let idle = all.entry(end).or_default();
+                    idle.retain(|i| !i.send.is_closed());
+                    if idle.len() < IDLE {
+                        idle.push(Idle { send, requests });
+                    }
+                }
+            }
+            other => drop(other),
+        }
+    }
+}
+
+/// A request on a shared connection, counted until dropped.
+pub struct Active(Rc<Cell<usize>>);
+
+impl Active {
+    fn new(n: &Rc<Cell<usize>>) -> Self {
+        n.set(n.get() + 1);
+        Self(n.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// hyper's tasks run on the worker's thread.
+#[derive(Clone, Copy)]
+pub struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, f: F) {
+        tokio::task::spawn_local(async move {
+            let _ = f.await;
+        });
+    }
+}
+
+/// Opens a byte stream to an endpoint.
+///
+/// # Errors
+/// Why not, in words.
+pub async fn open(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Result<(Io, Option<Lease>), String> {
+    let limit = match s.policy.limits.as_ref().map_or(0, |l| l.connect_timeout_ms) {
+        0 => limits::CONNECT_TIMEOUT,
+        ms => Duration::from_millis(ms),
+    };
+    match tokio::time::timeout(limit, connect(w, s, m, from)).await {
+        Ok(r) => r,
+        Err(_) => Err("connection timeout".into()),
+    }
+}
+
+async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Result<(Io, Option<Lease>), String> {
+    if m.address.ip().is_unspecified() {
+        return Err("the endpoint is known by name only, which is not resolved here yet".into());
+    }
+    if !m.workload.hbone {
+        let tcp = Origin::host().connect(m.address, limits::CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
+        return Ok((Io::socket(tcp), None));
+    }
+    let mut secrets = w.shared.secrets.clone();
+    let own = &w.shared.identity;
+    let creds = secrets.get(own, limits::HOLD_TIMEOUT).await.ok_or("we have no certificate")?;
+    let to = SocketAddr::new(m.address.ip(), karst_hbone::PORT);
+    let key = TunnelKey { to, expected: m.workload.identity.clone() };
+    // Who answers must be that workload, or who the service says it is.
+    let expected: Vec<Identity> =
+        [m.workload.identity.clone()].into_iter().chain(s.service.sans.iter().cloned()).collect();
+    let dial = || {
+        let (settings, creds, expected) = (w.settings.clone(), creds.clone(), expected.clone());
+        async move {
+            let tcp = Origin::host()
+                .connect(to, limits::CONNECT_TIMEOUT)
+                .await
+                .map_err(|e| ClientError::Connect(to, e.to_string()))?;
+            client::handshake(tcp, to, &creds, &expected, &settings).await
+        }
+    };
+    let mut headers = HeaderMap::with_capacity(1);
+    if let Ok(v) = format!("for=\"{from}\";host={}", s.service.hostname).try_into() {
+        headers.insert("forwarded", v);
+    }
+    let mut last = String::new();
+    for _ in 0..2 {
+        let lease = w.tunnels.get(&key, &dial).await.map_err(|e| e.to_string())?;
+        match client::connect(lease.sender(), &m.address.to_string(), headers.clone()).await {
+            Ok((send, recv, _)) => return Ok((Io::tunnel(send, recv), Some(lease))),
+            Err(e) => {
+                if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
+                    lease.discard();
+                }
+                last = e.to_string();
+                if !matches!(e, ClientError::Unprocessed(_)) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn http1(
+    w: &Rc<Worker>,
+    s: &Set,
+    m: &Member,
+    from: SocketAddr,
+    mut r: Request<Counted>,
+) -> Result<(Response<Incoming>, After), Failure> {
+    let end: End = (m.workload.uid.clone(), m.address);
+    let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
+    loop {
+        let kept = w.upstream.h1.borrow_mut().get_mut(&end).and_then(Vec::pop);
+        let fresh = kept.is_none();
+        let (mut send, requests) = match kept {
+            Some(i) => (i.send, i.requests),
+            None => {
+                let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
+                let (send, conn) = http1::Builder::new()
+                    .handshake::<_, Counted>(TokioIo::new(io))
+                    .await
+                    .map_err(|e| Failure::Connect(e.to_string()))?;
+                tokio::task::spawn_local(async move {
+                    let _ = conn.await;
+                    drop(lease);
+                });
+                (send, 0)
+            }
+        };
+        if send.ready().await.is_err() {
+            match fresh {
+                true => return Err(Failure::Reset("the connection was closed at once".into())),
+                false => continue,
+            }
+        }
+        match send.try_send_request(r).await {
+            Ok(answer) => {
+                let requests = requests + 1;
+                let after = match most > 0 && requests >= most {
+                    true => After::Alone(None),
+                    false => After::Keep { pool: w.upstream.clone(), end, send, requests },
+                };
+                return Ok((answer, after));
+            }
+            Err(mut e) => match e.take_message() {
+                // A kept connection that was closed meanwhile: nobody has seen the request.
+                Some(back) if !fresh => r = back,
+                _ => return Err(Failure::Reset(words(e.error()))),
+            },
+        }
+    }
+}
+
+/// Sends a request that may change the protocol (WebSocket), on a connection that is used for nothing else.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn upgrade(
+    w: &Rc<Worker>,
+    s: &Set,
+    m: &Member,
+    from: SocketAddr,
+    r: Request<Counted>,
+) -> Result<(Response<Incoming>, After), Failure> {
+    let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
+    let (mut send, conn) = http1::Builder::new()
+        .handshake::<_, Counted>(TokioIo::new(io))
+        .await
+        .map_err(|e| Failure::Connect(e.to_string()))?;
+    tokio::task::spawn_local(async move {
+        let _ = conn.with_upgrades().await;
+    });
+    let answer = send.send_request(r).await.map_err(|e| Failure::Reset(words(&e)))?;
+    Ok((answer, After::Alone(lease)))
+}
+
+/// Sends a request on a shared HTTP/2 connection.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn http2(
+    w: &Rc<Worker>,
+    s: &Set,
+    m: &Member,
+    from: SocketAddr,
+    mut r: Request<Counted>,
+) -> Result<(Response<Incoming>, After), Failure> {
+    let end: End = (m.workload.uid.clone(), m.address);
+    loop {
+        let kept = {
+            let mut all = w.upstream.h2.borrow_mut();
+            let conns = all.entry(end.clone()).or_default();
+            conns.retain(|c| !c.send.is_closed());
+            conns.iter().find(|c| c.active.get() < H2_STREAMS).cloned()
+        };
+        let fresh = kept.is_none();
+        let mut c = match kept {
+            Some(c) => c,
+            None => {
+                let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
+                let (send, conn) = http2::Builder::new(Local)
+                    .timer(TokioTimer::new())
+                    .initial_stream_window_size(1 << 20)
+                    .initial_connection_window_size(4 << 20)
+                    .handshake::<_, Counted>(TokioIo::new(io))
+                    .await
+                    .map_err(|e| Failure::Connect(e.to_string()))?;
+                tokio::task::spawn_local(async move {
+                    let _ = conn.await;
+                    drop(lease);
+                });
+                let c = Shared { send, active: Rc::default() };
+                w.upstream.h2.borrow_mut().entry(end.clone()).or_default().push(c.clone());
+                c
+            }
+        };
+        let after = After::Shared(Active::new(&c.active));
+        if c.send.ready().await.is_err() && !fresh {
+            continue;
+        }
+        match c.send.try_send_request(r).await {
+            Ok(answer) => return Ok((answer, after)),
+            Err(mut e) => match e.take_message() {
+                Some(back) if !fresh => r = back,
+                _ => {
+                    let text = words(e.error());
+                    return Err(match refused(e.error()) {
+                        true => Failure::Refused(text),
+                        false => Failure::Reset(text),
+                    });
+                }
+            },
+        }
+    }
+}
+
+/// Has the endpoint said that it has not looked at the request (RFC 9113 §8.7)?
+fn refused(e: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(e);
+    while let Some(c) = cause {
+        if let Some(h) = c.downcast_ref::<h2::Error>() {
+            return h.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        cause = c.source();
+    }
+    false
+}
+
+fn words(e: &hyper::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = std::error::Error::source(e);
+    while let Some(c) = cause {
+        text = format!("{text}: {c}");
+        cause = c.source();
+    }
+    text
+}

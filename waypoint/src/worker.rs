@@ -1,0 +1,246 @@
+//! A thread with its tunnels, its streams and its connections to endpoints. A stream is served where there is least to do,
+//! whichever worker its tunnel hangs on: one busy client does not use up one core.
+
+use crate::{
+    cluster::{Clusters, Key, Set},
+    config::Config,
+    control::Snapshot,
+    metrics::{self, Metrics, Series},
+    serve,
+    upstream::{self, TunnelKey},
+};
+use h2::server::SendResponse;
+use karst_core::{Identity, canonical, limits};
+use karst_hbone::{
+    Settings,
+    pool::Pool,
+    server::{self, Connect},
+};
+use karst_proxy::{
+    crew::{Crew, Running},
+    secrets::Secrets,
+    state::Workload,
+};
+use karst_rt::drain;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+};
+
+/// What all workers and the control thread share.
+pub struct Shared {
+    pub config: Config,
+    pub identity: Identity,
+    pub state: watch::Receiver<Arc<Snapshot>>,
+    pub secrets: Secrets,
+    pub metrics: Metrics,
+    pub clusters: Clusters,
+    pub crew: Crew<Job>,
+}
+
+/// A CONNECT to be served.
+pub struct Job {
+    pub connect: Connect,
+    pub peer: Identity,
+    pub from: SocketAddr,
+    running: Running,
+}
+
+/// Endpoints by destination, as one snapshot has them.
+#[derive(Default)]
+struct Sets {
+    of: Option<Arc<Snapshot>>,
+    by_key: HashMap<Key, Rc<Set>>,
+}
+
+/// A worker's state.
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    number: usize,
+    pub settings: Settings,
+    pub tunnels: Rc<Pool<TunnelKey>>,
+    pub upstream: Rc<upstream::Pool>,
+    pub drain: drain::Watch,
+    seed: Cell<u64>,
+    tunnels_open: Cell<usize>,
+    sets: RefCell<Sets>,
+    series: RefCell<HashMap<metrics::Key, Arc<Series>>>,
+}
+
+/// Runs a worker on the calling thread until the drain is over.
+///
+/// # Errors
+/// If the runtime cannot be made.
+pub fn run(
+    shared: Arc<Shared>,
+    number: usize,
+    listener: std::net::TcpListener,
+    mut jobs: mpsc::Receiver<Job>,
+    drain: drain::Watch,
+) -> std::io::Result<()> {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&rt, async move {
+        let listener = TcpListener::from_std(listener)?;
+        let settings = shared.config.tunnels();
+        let w = Rc::new(Worker {
+            tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
+            settings,
+            shared,
+            number,
+            upstream: Rc::default(),
+            drain: drain.clone(),
+            seed: Cell::new(rand::random()),
+            tunnels_open: Cell::new(0),
+            sets: RefCell::default(),
+            series: RefCell::default(),
+        });
+        let (mut graceful, mut forced) = (drain.clone(), drain);
+        let mut done = tokio::time::interval(Duration::from_millis(20));
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                j = jobs.recv() => match j {
+                    Some(j) => w.serve(j),
+                    None => break,
+                },
+                (s, from) = karst_rt::accept::accept(&listener), if !draining => w.accept(s, from),
+                () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
+                _ = done.tick(), if draining => if w.shared.crew.running(number) == 0 && w.tunnels_open.get() == 0 {
+                    break;
+                },
+                () = forced.reached(drain::Phase::Forced) => break,
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    })?;
+    drop(local);
+    Ok(())
+}
+
+impl Worker {
+    fn accept(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
+        if self.tunnels_open.get() >= limits::MAX_TUNNELS_PER_POD {
+            self.shared.metrics.tunnels_refused.fetch_add(1, Relaxed);
+            return;
+        }
+        let w = self.clone();
+        w.tunnels_open.set(w.tunnels_open.get() + 1);
+        tokio::task::spawn_local(async move {
+            w.tunnel(s, canonical(from)).await;
+            w.tunnels_open.set(w.tunnels_open.get() - 1);
+        });
+    }
+
+    async fn tunnel(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
+        let _ = s.set_nodelay(true);
+        let mut secrets = self.shared.secrets.clone();
+        let Some(creds) = secrets.get(&self.shared.identity, limits::HOLD_TIMEOUT).await else {
+            return tracing::warn!(peer = %from, "tunnel refused: we have no certificate yet");
+        };
+        let (stream, peer) = match server::handshake(s, &creds).await {
+            Ok(x) => x,
+            Err(e) => return tracing::info!(peer = %from, error = %e, "tunnel failed"),
+        };
+        let crew = &self.shared.crew;
+        let on_stream = |connect| {
+            let to = crew.other(self.number).unwrap_or(self.number);
+            let job = Job { connect, peer: peer.clone(), from, running: crew.start(to) };
+            if to == self.number {
+                return self.serve(job);
+            }
+            if let Err(mut back) = crew.hand(to, job) {
+                back.running = crew.start(self.number);
+                self.serve(back);
+            }
+        };
+        if let Err(e) = server::serve(stream, &self.settings, self.drain.clone(), on_stream).await {
+            tracing::debug!(peer = %peer, error = %e, "tunnel ended");
+        }
+    }
+
+    fn serve(self: &Rc<Self>, j: Job) {
+        let w = self.clone();
+        tokio::task::spawn_local(async move {
+            let Job { connect, peer, from, running } = j;
+            let mut forced = w.drain.clone();
+            tokio::select! {
+                () = serve::stream(w.clone(), connect, peer, from) => {}
+                () = forced.reached(drain::Phase::Forced) => {}
+            }
+            drop(running);
+        });
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.state.borrow().clone()
+    }
+
+    /// Ourselves, as the control plane tells of us.
+    pub fn own<'a>(&self, s: &'a Snapshot) -> Option<&'a Arc<Workload>> {
+        let c = &self.shared.config;
+        s.mesh.pod(&c.pod_namespace, &c.pod_name)
+    }
+
+    /// The endpoints of a destination at the moment. None: there is no such service or subset.
+    pub fn set(&self, s: &Arc<Snapshot>, key: &Key, like: IpAddr) -> Option<Rc<Set>> {
+        let mut cache = self.sets.borrow_mut();
+        if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, s)) {
+            *cache = Sets { of: Some(s.clone()), by_key: HashMap::new() };
+        }
+        if let Some(found) = cache.by_key.get(key) {
+            return Some(found.clone());
+        }
+        let set = Rc::new(self.shared.clusters.set(s, self.own(s)?, key, like)?);
+        cache.by_key.insert(key.clone(), set.clone());
+        Some(set)
+    }
+
+    /// The series of a key, from this worker's table.
+    pub fn series(&self, key: metrics::Key, labels: impl FnOnce() -> String) -> Arc<Series> {
+        /// Beyond, the table is begun anew.
+        const MOST: usize = 10_000;
+        let mut all = self.series.borrow_mut();
+        if let Some(s) = all.get(&key) {
+            return s.clone();
+        }
+        if all.len() >= MOST {
+            all.clear();
+        }
+        let s = self.shared.metrics.series(&key, labels);
+        all.insert(key, s.clone());
+        s
+    }
+
+    /// A number below `n`.
+    pub fn random(&self, n: u64) -> u64 {
+        // splitmix64: even enough for balancing, and without a lock.
+        let s = self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.seed.set(s);
+        let mut z = s;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+
+    /// True for so many of a million.
+    pub fn chance(&self, per_million: u32) -> bool {
+        per_million > 0 && self.random(1_000_000) < u64::from(per_million)
+    }
+}
+
+/// Refuses a CONNECT.
+pub fn refuse(respond: &mut SendResponse<bytes::Bytes>, status: http::StatusCode) {
+    let mut r = http::Response::new(());
+    *r.status_mut() = status;
+    let _ = respond.send_response(r, true);
+}
