@@ -37,6 +37,12 @@ pub async fn source(kube: &Kube) -> Source {
         "WorkloadEntry",
         "AuthorizationPolicy",
         "PeerAuthentication",
+        "VirtualService",
+        "DestinationRule",
+        "HTTPRoute",
+        "GRPCRoute",
+        "TCPRoute",
+        "ReferenceGrant",
     ]
     .map(Watch::all)
     .into();

@@ -2,7 +2,7 @@
 
 use imbl::OrdMap;
 use karst_api::{
-    route::{Backend, Routes},
+    route::{Access, Backend, Routes},
     workload::{Service, Workload},
 };
 use karst_policy::Policy;
@@ -21,6 +21,8 @@ pub struct Model {
     pub routes: OrdMap<String, Arc<Routes>>,
     /// How services are called, by `namespace/hostname`.
     pub backends: OrdMap<String, Arc<Backend>>,
+    /// Who may call services, by `namespace/hostname`.
+    pub access: OrdMap<String, Arc<Access>>,
     /// For the certificate authority: what runs where. By `namespace/name`.
     pub pods: OrdMap<String, Arc<PodFacts>>,
 }

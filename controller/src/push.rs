@@ -1,7 +1,9 @@
 //! From the model to a snapshot of xDS resources.
 
 use crate::model::Model;
-use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, ROUTES_TYPE, convert::policy_to_wire, workload as pb};
+use karst_api::{
+    ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, ROUTES_TYPE, convert::policy_to_wire, workload as pb,
+};
 use karst_core::addr::ip_from_bytes;
 use karst_xds::{Entry, Resources, Set};
 use prost::Message;
@@ -9,7 +11,7 @@ use std::collections::HashMap;
 
 /// Types in the order in which additions are sent: policies before the workloads that name them, what
 /// routes lead to before the routes.
-pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
+pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
 pub fn resources(m: &Model, version: u64) -> Resources {
@@ -27,8 +29,14 @@ pub fn resources(m: &Model, version: u64) -> Resources {
     let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
     let routes = m.routes.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
     let backends = m.backends.iter().map(|(k, b)| (k.clone(), Entry::new(b.encode_to_vec(), vec![]))).collect();
-    let types =
-        [(ADDRESS_TYPE, addresses), (AUTHORIZATION_TYPE, policies), (ROUTES_TYPE, routes), (BACKEND_TYPE, backends)];
+    let access = m.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
+    let types = [
+        (ADDRESS_TYPE, addresses),
+        (AUTHORIZATION_TYPE, policies),
+        (ACCESS_TYPE, access),
+        (ROUTES_TYPE, routes),
+        (BACKEND_TYPE, backends),
+    ];
     Resources { types: types.into(), version }
 }
 

@@ -1,8 +1,8 @@
 //! What the control plane tells: the mesh, routes, and how services are called, as one immutable snapshot.
 
-use crate::table::Routes;
+use crate::{access::Access, table::Routes};
 use imbl::HashMap;
-use karst_api::{ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, route as ir};
+use karst_api::{ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, route as ir};
 use karst_proxy::{remote::Remote, state};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{Ended, Handler, Update};
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 /// Types that are subscribed.
-pub const TYPES: &[&str] = &[ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
+pub const TYPES: &[&str] = &[ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
 
 /// One immutable state.
 #[derive(Clone)]
@@ -22,12 +22,19 @@ pub struct Snapshot {
     pub routes: HashMap<Arc<str>, Arc<Routes>>,
     /// By service.
     pub backends: HashMap<Arc<str>, Arc<ir::Backend>>,
+    /// By service.
+    pub access: HashMap<Arc<str>, Arc<Access>>,
 }
 
 impl Snapshot {
     /// Nothing known.
     pub fn new(network: &str) -> Self {
-        Self { mesh: state::Snapshot::new(network), routes: HashMap::new(), backends: HashMap::new() }
+        Self {
+            mesh: state::Snapshot::new(network),
+            routes: HashMap::new(),
+            backends: HashMap::new(),
+            access: HashMap::new(),
+        }
     }
 }
 
@@ -39,6 +46,8 @@ pub struct Writer {
     missing: Vec<(&'static str, Blocker)>,
     /// Says whether there is a control plane.
     stream: watch::Sender<bool>,
+    /// Says when nothing is missing any more.
+    configured: watch::Sender<bool>,
 }
 
 impl Writer {
@@ -47,10 +56,10 @@ impl Writer {
         remote: Remote,
         state: watch::Sender<Arc<Snapshot>>,
         ready: &Ready,
-        stream: watch::Sender<bool>,
+        (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
     ) -> Self {
         let missing = TYPES.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
-        Self { remote, state, missing, stream }
+        Self { remote, state, missing, stream, configured }
     }
 }
 
@@ -66,6 +75,16 @@ impl Handler for Writer {
                     s.routes.insert(name.as_str().into(), Arc::new(Routes::new(&r)?));
                     Ok(())
                 }),
+                ACCESS_TYPE => {
+                    let new = ir::Access::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|a| Access::new(&a));
+                    // What was meant is not known: nobody is let in until it is.
+                    let (a, error) = match new {
+                        Ok(a) => (a, None),
+                        Err(e) => (Access::closed(), Some(e)),
+                    };
+                    s.access.insert(name.as_str().into(), Arc::new(a));
+                    error.map_or(Ok(()), Err)
+                }
                 _ => ir::Backend::decode(&bytes[..]).map_err(|e| e.to_string()).map(|b| {
                     s.backends.insert(name.as_str().into(), Arc::new(b));
                 }),
@@ -77,6 +96,7 @@ impl Handler for Writer {
         for name in &u.removed {
             match u.type_url.as_str() {
                 ADDRESS_TYPE => s.mesh.remove_address(name),
+                ACCESS_TYPE => drop(s.access.remove(name.as_str())),
                 ROUTES_TYPE => drop(s.routes.remove(name.as_str())),
                 _ => drop(s.backends.remove(name.as_str())),
             }
@@ -84,6 +104,9 @@ impl Handler for Writer {
         self.state.send_replace(Arc::new(s));
         if !u.more {
             self.missing.retain(|(t, _)| *t != u.type_url);
+        }
+        if self.missing.is_empty() {
+            self.configured.send_if_modified(|c| !std::mem::replace(c, true));
         }
         refused
     }

@@ -2,6 +2,7 @@
 //! answer, injected fault, mirrors, destination by weight, limits, endpoint, attempt, retry, answer.
 
 use crate::{
+    access::{self, Access},
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     cluster::{Key, Set},
@@ -67,6 +68,12 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         }
     }
     let s = w.snapshot();
+    if let Some(a) = s.access.get(&call.service.key)
+        && let Some(by) = refused(a, &call, &parts, &authority)
+    {
+        record.error = by;
+        return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
+    }
     let routes = s.routes.get(&call.service.key).cloned();
     let rule: Option<Arc<Rule>> = {
         let none = BTreeMap::new();
@@ -124,6 +131,13 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         allow_origin(c, &o, a.headers_mut());
     }
     a
+}
+
+/// Why the request is not allowed, if it is not. (What only tells is told.)
+fn refused(a: &Access, call: &Call, p: &Parts, authority: &str) -> Option<String> {
+    let path = access::plain(p.uri.path());
+    let request = access::Request { method: p.method.as_str(), authority, path: &path, headers: &p.headers };
+    call.judged(a, Some(request))
 }
 
 fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {

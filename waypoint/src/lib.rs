@@ -1,10 +1,11 @@
 //! The layer 7 proxy: accepts tunnels for the services that are bound to it, routes their requests, and sends them on.
 //!
-//! - [`table`]: the compiled routes; [`text`]: matching.
+//! - [`table`]: the compiled routes; [`text`]: matching; [`access`]: who may call.
 //! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`balance`]: the choice among them.
-//! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`serve`]: what is spoken on it.
-//! - [`http`]: one request from its route to its answer; [`upstream`]: connections to endpoints.
+//! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
+//! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints.
 
+mod access;
 mod admin;
 mod balance;
 mod body;
@@ -56,6 +57,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let (xds, ca) = config.remotes().map_err(anyhow::Error::msg)?;
     let (state_tx, state) = watch::channel(Arc::new(control::Snapshot::new(&config.network)));
     let (stream_tx, stream) = watch::channel(true);
+    let (configured_tx, configured) = watch::channel(false);
     let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream);
     manager.keep(&identity);
     // Ports first: a process that cannot have them must not become ready.
@@ -68,6 +70,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let shared = Arc::new(worker::Shared {
         identity,
         state,
+        configured,
         secrets: manager.secrets(),
         metrics: metrics::Metrics::default(),
         clusters: cluster::Clusters::default(),
@@ -93,7 +96,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         while own.get(&id, std::time::Duration::from_secs(60)).await.is_none() {}
         drop(certificate);
     });
-    let writer = control::Writer::new(xds, state_tx, &ready, stream_tx);
+    let writer = control::Writer::new(xds, state_tx, &ready, (configured_tx, stream_tx));
     let node = node(&config);
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
 

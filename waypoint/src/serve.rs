@@ -1,6 +1,7 @@
 //! One CONNECT: may it come here, what is spoken on it, and by whom it is served.
 
 use crate::{
+    access::{self, Access},
     cluster::Key,
     http as requests,
     stream::Io,
@@ -46,6 +47,22 @@ pub struct Call {
     pub port: u16,
     /// The address that was called; decides about the family of endpoints.
     pub to: IpAddr,
+}
+
+impl Call {
+    /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
+    pub fn judged(&self, a: &Access, request: Option<access::Request<'_>>) -> Option<String> {
+        let asked =
+            access::Asked { peer: &self.peer, source: self.from.ip(), destination: self.to, port: self.port, request };
+        for p in a.told(&asked) {
+            tracing::info!(target: "audit", policy = p, peer = %self.peer, service = %self.service.hostname, port = self.port, "matches");
+        }
+        match a.judge(&asked) {
+            access::Verdict::Allow => None,
+            access::Verdict::DeniedBy(p) => Some(format!("denied by policy {p}")),
+            access::Verdict::NotAllowed => Some("no policy allows it".into()),
+        }
+    }
 }
 
 /// Serves a stream of a tunnel to its end.
@@ -225,6 +242,12 @@ async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
 /// A byte stream to an endpoint, by the service's rules for connections.
 async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
     let s = w.snapshot();
+    if let Some(a) = s.access.get(&call.service.key)
+        && let Some(why) = call.judged(a, None)
+    {
+        tracing::info!(target: "access", peer = %call.peer, service = %call.service.hostname, error = why, "connection refused");
+        return None;
+    }
     let none = Default::default();
     let labels = call.source.as_ref().map_or(&none, |x| &x.labels);
     let rule = s.routes.get(&call.service.key).and_then(|r| {

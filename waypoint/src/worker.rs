@@ -40,6 +40,8 @@ pub struct Shared {
     pub config: Config,
     pub identity: Identity,
     pub state: watch::Receiver<Arc<Snapshot>>,
+    /// Has everything arrived once? Before, nothing is accepted: what comes waits in the listener's queue.
+    pub configured: watch::Receiver<bool>,
     pub secrets: Secrets,
     pub metrics: Metrics,
     pub clusters: Clusters,
@@ -106,13 +108,16 @@ pub fn run(
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));
         let mut draining = false;
+        let mut configured = w.shared.configured.clone();
+        let mut open = false;
         loop {
             tokio::select! {
                 j = jobs.recv() => match j {
                     Some(j) => w.serve(j),
                     None => break,
                 },
-                (s, from) = karst_rt::accept::accept(&listener), if !draining => w.accept(s, from),
+                r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
+                (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
                 _ = done.tick(), if draining => if w.shared.crew.running(number) == 0 && w.tunnels_open.get() == 0 {
                     break;

@@ -9,8 +9,12 @@ use std::{
 };
 
 /// Name of the image and program in it.
-const COMPONENTS: [(&str, &str); 3] =
-    [("pilot", "karst-controller"), ("install-cni", "karst-cni"), ("ztunnel", "ztunnel")];
+const COMPONENTS: [(&str, &str); 4] = [
+    ("pilot", "karst-controller"),
+    ("install-cni", "karst-cni"),
+    ("ztunnel", "ztunnel"),
+    ("waypoint", "karst-waypoint"),
+];
 /// The charts' default.
 const HUB: &str = "registry.local/karst";
 const LIMIT: u64 = 40 << 20;

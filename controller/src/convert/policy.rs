@@ -49,6 +49,12 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
             Ok(None) => continue,
             Err((field, message)) => {
                 problems.push(problem(at, field, message));
+                // A waypoint closes what it is attached to.
+                let root = p.metadata.namespace == x.mesh.root_namespace;
+                let mut targets = p.spec.targets().peekable();
+                if targets.peek().is_some() && targets.all(|(at, t)| target(t, &at, root).is_ok()) {
+                    continue;
+                }
                 // What was meant cannot be known; where it was meant to apply, nothing is allowed until it is mended.
                 closed(x, p)
             }

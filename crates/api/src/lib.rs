@@ -41,6 +41,8 @@ pub mod route {
 pub const ROUTES_TYPE: &str = "type.googleapis.com/karst.route.v1.Routes";
 /// xDS type of how services are called.
 pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.route.v1.Backend";
+/// xDS type of who may call services.
+pub const ACCESS_TYPE: &str = "type.googleapis.com/karst.route.v1.Access";
 /// Type of a workload's extension with its labels.
 pub const LABELS_TYPE: &str = "type.googleapis.com/karst.route.v1.Labels";
 /// xDS type of workloads and services (Istio: `istio.workload.Address`).

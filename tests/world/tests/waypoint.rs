@@ -244,3 +244,58 @@ fn whatever_is_spoken_is_carried() {
     r.read_exact(&mut back).unwrap();
     assert_eq!(&back, b"over and out");
 }
+
+#[test]
+fn policies_are_enforced_by_what_requests_show() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    let other = s.w.mesh_pod(PodSpec::new("app", "other", 1));
+    let policy = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: app}}\nspec: {spec}\n---\n"
+        )
+    };
+    let target = "targetRefs: [{group: '', kind: Service, name: shop}]";
+    let ask = |from: &Pod, method: &str, path: &str| {
+        let mut c = Session::new(from, shop(), "shop").unwrap();
+        let a = c.ask(method, path, &[], b"").unwrap();
+        (a.status(), a.text())
+    };
+    let denied = (403, "RBAC: access denied".to_string());
+    s.w.apply(
+        "policy",
+        &[
+            policy("allow", &format!("{{{target}, rules: [{{from: [{{source: {{principals: [cluster.local/ns/app/sa/client]}}}}], to: [{{operation: {{methods: [GET], paths: [/open*, /admin*]}}}}]}}]}}")),
+            policy("deny", &format!("{{{target}, action: DENY, rules: [{{to: [{{operation: {{paths: [/admin*]}}}}]}}]}}")),
+        ]
+        .concat(),
+    );
+    assert_eq!(ask(&s.client, "GET", "/open/x").0, 200);
+    assert_eq!(ask(&s.client, "POST", "/open/x"), denied);
+    assert_eq!(ask(&other, "GET", "/open/x"), denied);
+    for p in ["/admin", "/%61dmin", "/open/../admin", "/open/%2e%2e/admin", "//admin"] {
+        assert_eq!(ask(&s.client, "GET", p), denied, "{p}");
+    }
+    // Bytes of which nothing is known are not let pass by rules about requests.
+    let _raw = karst_world::app::Echo::start(&s.pods[0], 8082, "");
+    let mut c = s.client.connect(SocketAddr::new(shop().ip(), 82)).unwrap();
+    assert!(karst_world::app::ping(&mut c, b"bytes").is_err());
+    // One that cannot be understood closes what it is attached to, and nothing else; one for the waypoint counts for all.
+    s.w.write(
+        "policy",
+        &policy("broken", &format!("{{{target}, rules: [{{when: [{{key: request.nonsense, values: [x]}}]}}]}}")),
+    )
+    .unwrap();
+    karst_world::wait_for("closed", Duration::from_secs(5), || {
+        (ask(&s.client, "GET", "/open/x") == denied).then_some(())
+    });
+    let _echo = karst_world::app::Echo::start(&other, 9000, "");
+    karst_world::app::ping(&mut s.client.connect(other.at(9000)).unwrap(), b"not attached").unwrap();
+    s.w.apply("policy", &policy("gateway", "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}], action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}"));
+    assert_eq!((ask(&s.client, "GET", "/").0, ask(&s.client, "DELETE", "/").0), (200, 403));
+    // A service that is not bound to it is not served by it.
+    s.w.apply("unbound", "apiVersion: v1\nkind: Service\nmetadata: {name: plain, namespace: app}\nspec: {clusterIP: 10.96.1.9, selector: {app: shop}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+    assert_eq!(web::ask(&s.client, "10.96.1.9:80".parse().unwrap(), "plain", "/", &[]).unwrap().status(), 200);
+    let (_, page) = s.w.waypoint_page(&s.waypoint, 15020, "/metrics").unwrap();
+    assert!(!page.contains("destination_service=\"plain"), "{page}");
+}

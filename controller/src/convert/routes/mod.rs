@@ -6,6 +6,7 @@
 //! - Gateway API's routes stand before VirtualServices, exact before general, then old before new; rules of a VirtualService
 //!   stay in their order, older VirtualServices before newer ones. The first rule that matches is it.
 
+mod access;
 mod destination_rule;
 mod gateway_api;
 mod virtual_service;
@@ -148,10 +149,12 @@ pub(super) fn labels(x: &Index<'_>, labels: &Labels) -> Vec<karst_api::workload:
 }
 
 pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
-    if x.virtual_services.is_empty() && x.routes_are_empty() && x.destination_rules.is_empty() {
+    let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
+    if x.virtual_services.is_empty() && x.routes_are_empty() && x.destination_rules.is_empty() && !attached {
         return;
     }
     let hosts = Hosts::new(x, model);
+    model.access = access::compile(x, &hosts).into_iter().collect();
     let mut tables = Tables::default();
     let mut report = |at: &Located, bad: Vec<Bad>| {
         problems.extend(bad.into_iter().map(|(field, message)| problem(at, field, message)));

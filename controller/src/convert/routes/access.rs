@@ -1,0 +1,150 @@
+//! AuthorizationPolicies that are attached (`targetRefs`): enforced by waypoints, with all that a request shows.
+
+use super::{Hosts, Index, ir};
+use crate::convert::{
+    policy,
+    waypoint::{self, Binding},
+};
+use ir::Attribute as A;
+use karst_manifest::kinds::*;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The policies of each service.
+pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
+    let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
+    for (_, p) in x.authorization.iter().filter(|(_, p)| p.spec.targets().next().is_some()) {
+        let m = &p.metadata;
+        let mut out = ir::AccessPolicy {
+            name: format!("{}/{}", m.namespace, m.name),
+            dry_run: m.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true"),
+            ..Default::default()
+        };
+        // What was meant cannot be known: nothing is allowed until it is mended.
+        if policy::trouble(x, p).is_none() {
+            out.set_action(match p.spec.action.as_deref() {
+                Some("DENY") => ir::AccessAction::Deny,
+                Some("AUDIT") => ir::AccessAction::Audit,
+                _ => ir::AccessAction::Allow,
+            });
+            out.rules = p.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
+        } else {
+            out.dry_run = false;
+        }
+        for key in p.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t)) {
+            let own = all.entry(key.to_string()).or_default();
+            if !own.policies.iter().any(|o| o.name == out.name) {
+                own.policies.push(out.clone());
+            }
+        }
+    }
+    all.into_iter().map(|(k, v)| (k, Arc::new(v))).collect()
+}
+
+/// The services that a target means.
+fn services(x: &Index<'_>, hosts: &Hosts, ns: &str, t: &TargetRef) -> Vec<Arc<str>> {
+    match t.kind.as_str() {
+        "Service" => hosts.find(&t.name, ns).into_iter().cloned().collect(),
+        "ServiceEntry" => {
+            let all = x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == t.name);
+            all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.find(h, ns)).cloned().collect()
+        }
+        // Everything that is bound to it.
+        "Gateway" => bound(x, hosts, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
+        "GatewayClass" => bound(x, hosts, |g| g.spec.gateway_class_name == t.name),
+        _ => vec![],
+    }
+}
+
+fn bound(x: &Index<'_>, hosts: &Hosts, which: impl Fn(&Gateway) -> bool) -> Vec<Arc<str>> {
+    let is = |m: &Meta| match waypoint::binding(x, &m.namespace, &m.labels, waypoint::Traffic::Service) {
+        Binding::To(g, _) => which(g),
+        Binding::None | Binding::Refused(..) => false,
+    };
+    let services = x.services.values().flatten().filter(|s| is(&s.metadata));
+    let mut out: Vec<Arc<str>> =
+        services.filter_map(|s| hosts.find(&s.metadata.name, &s.metadata.namespace)).cloned().collect();
+    for (_, e) in x.service_entries.iter().filter(|(_, e)| is(&e.metadata)) {
+        out.extend(e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)).cloned());
+    }
+    out
+}
+
+fn rule(r: &PolicyRule, ns: &str) -> ir::AccessRule {
+    let mut clauses = vec![];
+    if !r.from.is_empty() {
+        let matches = r.from.iter().map(|f| source(&f.source, ns)).collect();
+        clauses.push(ir::AccessClause { matches });
+    }
+    if !r.to.is_empty() {
+        let matches = r.to.iter().map(|t| operation(&t.operation)).collect();
+        clauses.push(ir::AccessClause { matches });
+    }
+    for w in &r.when {
+        let test = when(w, ns);
+        clauses.push(ir::AccessClause { matches: vec![ir::AccessMatch { tests: vec![test] }] });
+    }
+    ir::AccessRule { clauses }
+}
+
+fn test(a: A, values: &[String], not_values: &[String]) -> Option<ir::AccessTest> {
+    if values.is_empty() && not_values.is_empty() {
+        return None;
+    }
+    let (values, not_values) = (values.to_vec(), not_values.to_vec());
+    Some(ir::AccessTest { attribute: a as i32, name: String::new(), values, not_values })
+}
+
+fn accounts(all: &[String], ns: &str) -> Vec<String> {
+    all.iter().map(|a| if a.contains('/') { a.clone() } else { format!("{ns}/{a}") }).collect()
+}
+
+fn source(s: &Source, ns: &str) -> ir::AccessMatch {
+    let (own, not) = (accounts(&s.service_accounts, ns), accounts(&s.not_service_accounts, ns));
+    let tests = [
+        test(A::Principal, &s.principals, &s.not_principals),
+        test(A::RequestPrincipal, &s.request_principals, &s.not_request_principals),
+        test(A::Namespace, &s.namespaces, &s.not_namespaces),
+        test(A::ServiceAccount, &own, &not),
+        test(A::SourceIp, &s.ip_blocks, &s.not_ip_blocks),
+        test(A::RemoteIp, &s.remote_ip_blocks, &s.not_remote_ip_blocks),
+    ];
+    ir::AccessMatch { tests: tests.into_iter().flatten().collect() }
+}
+
+fn operation(o: &Operation) -> ir::AccessMatch {
+    let tests = [
+        test(A::Host, &o.hosts, &o.not_hosts),
+        test(A::Method, &o.methods, &o.not_methods),
+        test(A::Path, &o.paths, &o.not_paths),
+        test(A::Port, &o.ports, &o.not_ports),
+    ];
+    ir::AccessMatch { tests: tests.into_iter().flatten().collect() }
+}
+
+fn when(w: &When, ns: &str) -> ir::AccessTest {
+    let inner = |prefix: &str| {
+        let rest = w.key.strip_prefix(prefix)?.strip_prefix('[')?.strip_suffix(']')?;
+        Some(rest.replace("][", "."))
+    };
+    let (attribute, name) = match w.key.as_str() {
+        "source.ip" => (A::SourceIp, String::new()),
+        "remote.ip" => (A::RemoteIp, String::new()),
+        "source.namespace" => (A::Namespace, String::new()),
+        "source.principal" => (A::Principal, String::new()),
+        "source.serviceAccount" => (A::ServiceAccount, String::new()),
+        "request.auth.principal" => (A::RequestPrincipal, String::new()),
+        "destination.ip" => (A::DestinationIp, String::new()),
+        "destination.port" => (A::Port, String::new()),
+        "connection.sni" => (A::Sni, String::new()),
+        key => match (inner("request.headers"), inner("request.auth.claims")) {
+            (Some(n), _) => (A::Header, n.to_ascii_lowercase()),
+            (_, Some(n)) => (A::Claim, n),
+            (None, None) if matches!(key, "request.auth.audiences" | "request.auth.presenter") => {
+                (A::Claim, key.rsplit('.').next().unwrap_or_default().into())
+            }
+            (None, None) => (A::Unknown, String::new()),
+        },
+    };
+    let values = |v: &Vec<String>| if attribute == A::ServiceAccount { accounts(v, ns) } else { v.clone() };
+    ir::AccessTest { attribute: attribute as i32, name, values: values(&w.values), not_values: values(&w.not_values) }
+}

@@ -1,0 +1,425 @@
+//! Who may call: AuthorizationPolicies as Istio's waypoints evaluate them. A DENY rule that matches refuses; if there are ALLOW
+//! policies, one of their rules must match. What is not understood never allows, and always denies.
+//!
+//! Paths are compared as applications may read them: decoded, without `.` and `..`, with single slashes. (Istio compares them
+//! as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies `/admin`.)
+
+use http::{HeaderMap, HeaderName};
+use karst_api::route::{self as ir, AccessAction, Attribute};
+use karst_core::{Cidr, Identity};
+use std::{borrow::Cow, net::IpAddr};
+
+/// What is known of a caller, and what it wants.
+pub struct Asked<'a> {
+    pub peer: &'a Identity,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub port: u16,
+    /// None: bytes, of which nothing is known.
+    pub request: Option<Request<'a>>,
+}
+
+/// What a request shows.
+pub struct Request<'a> {
+    pub method: &'a str,
+    pub authority: &'a str,
+    /// Made plain by [`plain`].
+    pub path: &'a str,
+    pub headers: &'a HeaderMap,
+}
+
+/// The policies of a service, compiled.
+#[derive(Debug, Default)]
+pub struct Access(Vec<Policy>);
+
+#[derive(Debug)]
+struct Policy {
+    name: String,
+    action: AccessAction,
+    rules: Vec<Vec<Vec<Vec<Test>>>>,
+    dry_run: bool,
+}
+
+#[derive(Debug)]
+struct Test {
+    what: What,
+    values: Vec<Value>,
+    not_values: Vec<Value>,
+}
+
+#[derive(Debug)]
+enum What {
+    Principal,
+    Namespace,
+    ServiceAccount,
+    SourceIp,
+    DestinationIp,
+    Host,
+    Method,
+    Path,
+    Port,
+    Header(HeaderName),
+    /// Is never there: no token is verified here, and no TLS of clients ended.
+    Absent,
+    Unknown,
+}
+
+#[derive(Debug)]
+enum Value {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    Present,
+    Net(Cidr),
+    /// Path segments, of which some stand for any.
+    Template(Vec<Segment>),
+}
+
+#[derive(Debug)]
+enum Segment {
+    Text(String),
+    One,
+    Any,
+}
+
+/// The judgement.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    Allow,
+    DeniedBy(&'a str),
+    NotAllowed,
+}
+
+impl Access {
+    /// Compiles.
+    ///
+    /// # Errors
+    /// If the message is not of this version; then nobody is to use it.
+    pub fn new(a: &ir::Access) -> Result<Self, String> {
+        let policy = |p: &ir::AccessPolicy| {
+            let action = AccessAction::try_from(p.action).map_err(|_| format!("{}: action {}", p.name, p.action))?;
+            let matched = |m: &ir::AccessMatch| m.tests.iter().map(Test::new).collect::<Vec<_>>();
+            let clause = |c: &ir::AccessClause| c.matches.iter().map(matched).collect::<Vec<_>>();
+            let rule = |r: &ir::AccessRule| r.clauses.iter().map(clause).collect::<Vec<_>>();
+            Ok::<_, String>(Policy {
+                name: p.name.clone(),
+                action,
+                rules: p.rules.iter().map(rule).collect(),
+                dry_run: p.dry_run,
+            })
+        };
+        Ok(Self(a.policies.iter().map(policy).collect::<Result<_, _>>()?))
+    }
+
+    /// Allows nothing.
+    pub fn closed() -> Self {
+        let name = "a policy that is not understood".to_string();
+        Self(vec![Policy { name, action: AccessAction::Allow, rules: vec![], dry_run: false }])
+    }
+
+    /// Judges.
+    pub fn judge(&self, a: &Asked<'_>) -> Verdict<'_> {
+        let of = |action| self.0.iter().filter(move |p| p.action == action && !p.dry_run);
+        if let Some(p) = of(AccessAction::Deny).find(|p| p.matches(a)) {
+            return Verdict::DeniedBy(&p.name);
+        }
+        let mut any = false;
+        for p in of(AccessAction::Allow) {
+            any = true;
+            if p.matches(a) {
+                return Verdict::Allow;
+            }
+        }
+        if any { Verdict::NotAllowed } else { Verdict::Allow }
+    }
+
+    /// The policies that only tell, and match: AUDIT, and those on trial.
+    pub fn told(&self, a: &Asked<'_>) -> impl Iterator<Item = &str> {
+        self.0
+            .iter()
+            .filter(|p| p.action == AccessAction::Audit || p.dry_run)
+            .filter(|p| p.matches(a))
+            .map(|p| &*p.name)
+    }
+}
+
+impl Policy {
+    fn matches(&self, a: &Asked<'_>) -> bool {
+        let deny = self.action == AccessAction::Deny;
+        self.rules.iter().any(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.holds(a, deny)))))
+    }
+}
+
+impl Test {
+    fn new(t: &ir::AccessTest) -> Self {
+        let what = match t.attribute() {
+            Attribute::Principal => What::Principal,
+            Attribute::Namespace => What::Namespace,
+            Attribute::ServiceAccount => What::ServiceAccount,
+            // Who speaks to us is the client itself: no proxy before us is trusted to name another.
+            Attribute::SourceIp | Attribute::RemoteIp => What::SourceIp,
+            Attribute::DestinationIp => What::DestinationIp,
+            Attribute::Host => What::Host,
+            Attribute::Method => What::Method,
+            Attribute::Path => What::Path,
+            Attribute::Port => What::Port,
+            Attribute::Header => HeaderName::from_bytes(t.name.as_bytes()).map_or(What::Unknown, What::Header),
+            Attribute::RequestPrincipal | Attribute::Claim | Attribute::Sni => What::Absent,
+            Attribute::Unknown => What::Unknown,
+        };
+        let all = |v: &[String]| v.iter().map(|s| Value::new(s, &what)).collect::<Option<Vec<_>>>();
+        match (all(&t.values), all(&t.not_values)) {
+            (Some(values), Some(not_values)) => Self { values, not_values, what },
+            // A value that cannot be read.
+            _ => Self { what: What::Unknown, values: vec![], not_values: vec![] },
+        }
+    }
+
+    fn holds(&self, a: &Asked<'_>, deny: bool) -> bool {
+        let r = a.request.as_ref();
+        let one = |s: &str| self.has(|v| v.text(s));
+        match &self.what {
+            What::Unknown => deny,
+            What::Absent => self.has(|_| false),
+            What::Principal => one(a.peer.principal()),
+            What::Namespace => one(a.peer.namespace()),
+            What::ServiceAccount => one(&format!("{}/{}", a.peer.namespace(), a.peer.service_account())),
+            What::SourceIp => self.has(|v| v.net(a.source)),
+            What::DestinationIp => self.has(|v| v.net(a.destination)),
+            What::Port => one(&a.port.to_string()),
+            // Of bytes nothing of this is known: they are not allowed for it, and denied as if it were so.
+            What::Host | What::Method | What::Path | What::Header(_) if r.is_none() => deny,
+            What::Host => {
+                let host = r.map_or("", |r| r.authority);
+                let name = host.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit())).map(|(h, _)| h);
+                self.has(|v| v.host(host) || name.is_some_and(|n| v.host(n)))
+            }
+            What::Method => one(r.map_or("", |r| r.method)),
+            What::Path => one(r.map_or("", |r| r.path)),
+            What::Header(n) => {
+                let all = r.map(|r| r.headers.get_all(n).iter().map(|v| String::from_utf8_lossy(v.as_bytes())));
+                let all: Vec<Cow<'_, str>> = all.into_iter().flatten().collect();
+                self.has(|v| all.iter().any(|s| v.text(s)))
+            }
+        }
+    }
+
+    fn has(&self, f: impl Fn(&Value) -> bool) -> bool {
+        (self.values.is_empty() || self.values.iter().any(&f)) && !self.not_values.iter().any(&f)
+    }
+}
+
+impl Value {
+    /// None: it cannot be read.
+    fn new(s: &str, what: &What) -> Option<Self> {
+        if matches!(what, What::SourceIp | What::DestinationIp) {
+            return s.parse().ok().map(Value::Net);
+        }
+        if matches!(what, What::Path) && s.contains('{') {
+            let segment = |s: &str| match s {
+                "{*}" => Segment::One,
+                "{**}" => Segment::Any,
+                s => Segment::Text(s.into()),
+            };
+            return Some(Value::Template(s.split('/').skip(1).map(segment).collect()));
+        }
+        Some(match (s, s.strip_suffix('*'), s.strip_prefix('*')) {
+            ("*", ..) => Value::Present,
+            (_, Some(p), _) => Value::Prefix(p.into()),
+            (_, _, Some(p)) => Value::Suffix(p.into()),
+            _ => Value::Exact(s.into()),
+        })
+    }
+
+    fn text(&self, s: &str) -> bool {
+        match self {
+            Value::Exact(e) => e == s,
+            Value::Prefix(p) => s.starts_with(p.as_str()),
+            Value::Suffix(x) => s.ends_with(x.as_str()),
+            Value::Present => !s.is_empty(),
+            Value::Net(_) => false,
+            Value::Template(t) => template(t, &s.split('/').skip(1).collect::<Vec<_>>()),
+        }
+    }
+
+    /// Host names have no case.
+    fn host(&self, s: &str) -> bool {
+        match self {
+            Value::Exact(e) => e.eq_ignore_ascii_case(s),
+            Value::Prefix(p) => s.get(..p.len()).is_some_and(|x| x.eq_ignore_ascii_case(p)),
+            Value::Suffix(x) => {
+                s.len().checked_sub(x.len()).and_then(|n| s.get(n..)).is_some_and(|y| y.eq_ignore_ascii_case(x))
+            }
+            Value::Present => !s.is_empty(),
+            Value::Net(_) | Value::Template(_) => false,
+        }
+    }
+
+    fn net(&self, ip: IpAddr) -> bool {
+        matches!(self, Value::Net(c) if c.contains(ip))
+    }
+}
+
+fn template(t: &[Segment], path: &[&str]) -> bool {
+    match (t, path) {
+        ([], []) => true,
+        ([Segment::Any, rest @ ..], _) => (0..=path.len()).any(|n| template(rest, &path[n..])),
+        ([Segment::One, rest @ ..], [p, path @ ..]) => !p.is_empty() && template(rest, path),
+        ([Segment::Text(s), rest @ ..], [p, path @ ..]) => s == p && template(rest, path),
+        _ => false,
+    }
+}
+
+/// A path as an application may read it: decoded, without `.` and `..`, with single slashes.
+pub fn plain(path: &str) -> Cow<'_, str> {
+    if !path.contains(['%', '\\']) && !path.contains("//") && !path.contains("/.") {
+        return Cow::Borrowed(path);
+    }
+    let (b, mut out) = (path.as_bytes(), Vec::with_capacity(path.len()));
+    let hex = |c: u8| (c as char).to_digit(16);
+    let mut i = 0;
+    while i < b.len() {
+        match (b[i], b.get(i + 1).copied().and_then(hex), b.get(i + 2).copied().and_then(hex)) {
+            (b'%', Some(h), Some(l)) => {
+                out.push((h * 16 + l) as u8);
+                i += 3;
+            }
+            (b'\\', ..) => {
+                out.push(b'/');
+                i += 1;
+            }
+            (c, ..) => {
+                out.push(c);
+                i += 1;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&out).replace('\\', "/");
+    let mut parts: Vec<&str> = vec![];
+    let slash = text.ends_with('/') || text.ends_with("/.") || text.ends_with("/..");
+    for s in text.split('/').filter(|s| !s.is_empty() && *s != ".") {
+        if s == ".." {
+            parts.pop();
+        } else {
+            parts.push(s);
+        }
+    }
+    let end = if slash && !parts.is_empty() { "/" } else { "" };
+    Cow::Owned(format!("/{}{end}", parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn test(a: Attribute, name: &str, values: &[&str], not: &[&str]) -> ir::AccessTest {
+        let all = |v: &[&str]| v.iter().map(ToString::to_string).collect();
+        ir::AccessTest { attribute: a as i32, name: name.into(), values: all(values), not_values: all(not) }
+    }
+
+    fn access(action: AccessAction, rules: Vec<Vec<ir::AccessTest>>) -> Access {
+        let clause = |t| ir::AccessClause { matches: vec![ir::AccessMatch { tests: vec![t] }] };
+        let rules = rules.into_iter().map(|r| ir::AccessRule { clauses: r.into_iter().map(clause).collect() });
+        let mut p = ir::AccessPolicy { name: "ns/p".into(), rules: rules.collect(), ..Default::default() };
+        p.set_action(action);
+        Access::new(&ir::Access { policies: vec![p] }).unwrap()
+    }
+
+    fn allowed(a: &Access, method: &str, path: &str, headers: &[(&'static str, &str)], http: bool) -> bool {
+        let peer: Identity = "spiffe://cluster.local/ns/app/sa/web".parse().unwrap();
+        let mut h = HeaderMap::new();
+        for (k, v) in headers {
+            h.append(*k, v.parse().unwrap());
+        }
+        let path = plain(path);
+        let request = Request { method, authority: "Shop:80", path: &path, headers: &h };
+        let ip = "10.0.0.1".parse().unwrap();
+        let asked = Asked { peer: &peer, source: ip, destination: ip, port: 80, request: http.then_some(request) };
+        a.judge(&asked) == Verdict::Allow
+    }
+
+    #[test]
+    fn every_attribute_allows_and_denies() {
+        use Attribute as A;
+        for (t, holds) in [
+            (test(A::Principal, "", &["cluster.local/ns/app/sa/web"], &[]), true),
+            (test(A::Principal, "", &["*/sa/other"], &[]), false),
+            (test(A::Namespace, "", &["app"], &[]), true),
+            (test(A::Namespace, "", &[], &["app"]), false),
+            (test(A::ServiceAccount, "", &["app/web"], &[]), true),
+            (test(A::SourceIp, "", &["10.0.0.0/8"], &["10.0.0.2"]), true),
+            (test(A::RemoteIp, "", &["192.168.0.0/16"], &[]), false),
+            (test(A::Host, "", &["shop"], &[]), true),
+            (test(A::Host, "", &["*.example.com"], &[]), false),
+            (test(A::Method, "", &["GET"], &[]), true),
+            (test(A::Method, "", &["POST"], &[]), false),
+            (test(A::Path, "", &["/a/*"], &[]), true),
+            (test(A::Path, "", &["/a/{*}/c"], &[]), true),
+            (test(A::Path, "", &["/{**}/c"], &[]), true),
+            (test(A::Path, "", &["/a/{*}"], &[]), false),
+            (test(A::Port, "", &["80"], &[]), true),
+            (test(A::Header, "x-role", &["admin", "op*"], &[]), true),
+            (test(A::Header, "x-none", &["*"], &[]), false),
+            (test(A::Header, "x-none", &[], &["*"]), true),
+            (test(A::RequestPrincipal, "", &["*"], &[]), false),
+            (test(A::RequestPrincipal, "", &[], &["*"]), true),
+        ] {
+            let ask = |a: &Access| allowed(a, "GET", "/a/b/c", &[("x-role", "operator")], true);
+            assert_eq!(ask(&access(AccessAction::Allow, vec![vec![t.clone()]])), holds, "{t:?}");
+            assert_eq!(ask(&access(AccessAction::Deny, vec![vec![t.clone()]])), !holds, "{t:?}");
+            assert!(ask(&access(AccessAction::Audit, vec![vec![t]])));
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_closed() {
+        for t in [
+            test(Attribute::Unknown, "", &["x"], &[]),
+            test(Attribute::SourceIp, "", &["nonsense"], &[]),
+            test(Attribute::Header, "no header", &["x"], &[]),
+        ] {
+            for action in [AccessAction::Allow, AccessAction::Deny] {
+                assert!(!allowed(&access(action, vec![vec![t.clone()]]), "GET", "/", &[], true), "{action:?} {t:?}");
+            }
+        }
+        // Of bytes it is not known what they ask for.
+        for action in [AccessAction::Allow, AccessAction::Deny] {
+            let get = test(Attribute::Method, "", &["GET"], &[]);
+            assert!(!allowed(&access(action, vec![vec![get]]), "GET", "/", &[], false), "{action:?}");
+        }
+        assert!(!allowed(&access(AccessAction::Allow, vec![]), "GET", "/", &[], true), "a policy without rules");
+        assert!(
+            allowed(&access(AccessAction::Allow, vec![vec![]]), "GET", "/", &[], true),
+            "a rule without conditions"
+        );
+        assert!(allowed(&Access::default(), "GET", "/", &[], true), "no policy");
+        let other = ir::AccessPolicy { action: 7, ..Default::default() };
+        assert!(Access::new(&ir::Access { policies: vec![other] }).is_err());
+    }
+
+    /// T18: however a path is written, it is compared as an application reads it.
+    #[test]
+    fn paths_cannot_be_disguised() {
+        let deny = access(AccessAction::Deny, vec![vec![test(Attribute::Path, "", &["/admin*"], &[])]]);
+        let allow = access(AccessAction::Allow, vec![vec![test(Attribute::Path, "", &["/public/*"], &[])]]);
+        for p in [
+            "/admin",
+            "/%61dmin",
+            "//admin",
+            "/./admin",
+            "/x/../admin",
+            "/x/%2e%2e/admin",
+            "/%2fadmin",
+            "/x\\..\\admin",
+            "/x/..%5cadmin",
+            "/admin/",
+            "/public/../admin",
+            "/public/%2e%2e%2fadmin",
+        ] {
+            assert!(!allowed(&deny, "GET", p, &[], true), "{p}");
+            assert!(!allowed(&allow, "GET", p, &[], true), "{p}");
+        }
+        assert!(allowed(&deny, "GET", "/public/a", &[], true) && allowed(&allow, "GET", "/public/a", &[], true));
+    }
+}
