@@ -101,13 +101,31 @@ fn judge(kind: Kind, operation: &str, object: Value, mesh: &Mesh) -> (Vec<String
     if !KINDS.iter().any(|(k, g, _)| *k == kind.kind && *g == kind.group) {
         return (vec![], vec![]);
     }
+    let old = old_names(&kind.kind, &object);
     match parse::value(&kind.kind, object) {
         Err(p) => (vec![p.to_string()], vec![]),
         Ok(o) => {
-            let warnings = check::warnings(&o);
+            let warnings = check::warnings(&o).into_iter().chain(old).collect();
             (check::problems(o, mesh).iter().map(ToString::to_string).collect(), warnings)
         }
     }
+}
+
+/// Field names of before, which are taken, and by what to replace them.
+fn old_names(kind: &str, object: &Value) -> Vec<String> {
+    const OLD: [(&str, &str); 3] = [
+        ("mirror_percent", "mirrorPercentage: {value: …}"),
+        ("mirror_percentage", "mirrorPercentage"),
+        ("cors_policy", "corsPolicy"),
+    ];
+    let http = object.pointer("/spec/http").filter(|_| kind == "VirtualService");
+    let rules = http.and_then(Value::as_array).into_iter().flatten().enumerate();
+    rules
+        .flat_map(|(i, r)| {
+            let there = OLD.iter().filter(|(old, _)| r.get(old).is_some());
+            there.map(move |(old, new)| format!("spec.http[{i}].{old}: is an old name; write {new}"))
+        })
+        .collect()
 }
 
 /// Serves reviews until the process ends. Must run in a `LocalSet`.

@@ -6,6 +6,8 @@
 //!   that file stays, and the problem names file, line, object, field and fix.
 //! - [`enrol`] says which pods belong to the mesh.
 
+#[cfg(test)]
+mod crds;
 pub mod dir;
 pub mod enrol;
 #[allow(missing_docs)]

@@ -12,16 +12,21 @@ pub struct VirtualService {
     pub spec: VirtualServiceSpec,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtualServiceSpec {
+    /// The services that are called: short names of this namespace, or full names; a wildcard at the beginning.
     pub hosts: Vec<String>,
+    /// Where the routes apply; `mesh`, and this if nothing is given: calls within the mesh.
     pub gateways: Vec<String>,
+    /// The first that matches is it.
     pub http: Vec<VsHttp>,
     pub tls: Vec<serde_json::Value>,
     pub tcp: Vec<VsTcp>,
     pub export_to: Vec<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsHttp {
     pub name: String,
@@ -32,9 +37,12 @@ pub struct VsHttp {
     pub direct_response: Option<VsDirectResponse>,
     pub delegate: Option<VsDelegate>,
     pub rewrite: Option<VsRewrite>,
+    /// For the whole request with its retries, such as 1.5s.
     pub timeout: Option<String>,
     pub retries: Option<VsRetries>,
+    /// Without a percentage there is no fault.
     pub fault: Option<VsFault>,
+    /// Gets a copy of each request; its answers do not matter.
     pub mirror: Option<VsDestination>,
     pub mirrors: Vec<VsMirror>,
     #[serde(alias = "mirror_percent")]
@@ -46,6 +54,7 @@ pub struct VsHttp {
     pub headers: Option<VsHeaders>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsMatch {
     pub name: String,
@@ -64,6 +73,7 @@ pub struct VsMatch {
     pub stat_prefix: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct StringMatch {
     pub exact: Option<String>,
@@ -71,13 +81,16 @@ pub struct StringMatch {
     pub regex: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsRoute {
     pub destination: VsDestination,
+    /// Its share, in relation to the sum of all.
     pub weight: u32,
     pub headers: Option<VsHeaders>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsDestination {
     pub host: String,
@@ -85,17 +98,20 @@ pub struct VsDestination {
     pub port: PortSelector,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortSelector {
     pub number: u16,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsHeaders {
     pub request: VsHeaderChange,
     pub response: VsHeaderChange,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsHeaderChange {
     pub set: Labels,
@@ -103,6 +119,7 @@ pub struct VsHeaderChange {
     pub remove: Vec<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsRedirect {
     pub uri: String,
@@ -110,15 +127,18 @@ pub struct VsRedirect {
     pub port: Option<u16>,
     pub derive_port: String,
     pub scheme: String,
+    /// 301 where it is not given.
     pub redirect_code: u16,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsDirectResponse {
     pub status: u16,
     pub body: Option<VsBody>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsBody {
     pub string: Option<String>,
@@ -126,12 +146,14 @@ pub struct VsBody {
     pub bytes: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsDelegate {
     pub name: String,
     pub namespace: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsRewrite {
     pub uri: String,
@@ -139,6 +161,7 @@ pub struct VsRewrite {
     pub uri_regex_rewrite: Option<VsRegexRewrite>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsRegexRewrite {
     #[serde(rename = "match")]
@@ -146,6 +169,7 @@ pub struct VsRegexRewrite {
     pub rewrite: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsRetries {
     pub attempts: u32,
@@ -156,17 +180,20 @@ pub struct VsRetries {
     pub backoff: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Percent {
     pub value: f64,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsFault {
     pub delay: Option<VsDelay>,
     pub abort: Option<VsAbort>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsDelay {
     pub percent: Option<u32>,
@@ -175,6 +202,7 @@ pub struct VsDelay {
     pub exponential_delay: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsAbort {
     pub percent: Option<u32>,
@@ -184,12 +212,14 @@ pub struct VsAbort {
     pub http2_error: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsMirror {
     pub destination: VsDestination,
     pub percentage: Option<Percent>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsCors {
     pub allow_origins: Vec<StringMatch>,
@@ -202,6 +232,7 @@ pub struct VsCors {
     pub unmatched_preflights: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsTcp {
     #[serde(rename = "match")]
@@ -209,6 +240,7 @@ pub struct VsTcp {
     pub route: Vec<VsRoute>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsTcpMatch {
     pub destination_subnets: Vec<String>,
@@ -226,15 +258,19 @@ pub struct DestinationRule {
     pub spec: DestinationRuleSpec,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct DestinationRuleSpec {
+    /// The service that the rule is for.
     pub host: String,
     pub traffic_policy: Option<TrafficPolicy>,
+    /// Releases of the service, told apart by labels of their pods; routes name them.
     pub subsets: Vec<DrSubset>,
     pub export_to: Vec<String>,
     pub workload_selector: Option<serde_json::Value>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct DrSubset {
     pub name: String,
@@ -242,6 +278,7 @@ pub struct DrSubset {
     pub traffic_policy: Option<TrafficPolicy>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicy {
     pub load_balancer: Option<LoadBalancer>,
@@ -254,6 +291,7 @@ pub struct TrafficPolicy {
     pub retry_budget: Option<serde_json::Value>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortPolicy {
     pub port: PortSelector,
@@ -263,6 +301,7 @@ pub struct PortPolicy {
     pub tls: Option<serde_json::Value>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct LoadBalancer {
     pub simple: Option<String>,
@@ -272,6 +311,7 @@ pub struct LoadBalancer {
     pub warmup: Option<Warmup>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Warmup {
     pub duration: Option<String>,
@@ -279,6 +319,7 @@ pub struct Warmup {
     pub aggression: Option<f64>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsistentHash {
     pub http_header_name: Option<String>,
@@ -290,16 +331,19 @@ pub struct ConsistentHash {
     pub minimum_ring_size: Option<u32>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct RingHash {
     pub minimum_ring_size: Option<u32>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Maglev {
     pub table_size: Option<u32>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpCookie {
     pub name: String,
@@ -307,12 +351,14 @@ pub struct HttpCookie {
     pub ttl: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConnectionPool {
     pub tcp: TcpPool,
     pub http: HttpPool,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpPool {
     pub max_connections: u32,
@@ -322,6 +368,7 @@ pub struct TcpPool {
     pub max_connection_duration: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpPool {
     pub http1_max_pending_requests: u32,
@@ -334,6 +381,7 @@ pub struct HttpPool {
     pub max_concurrent_streams: u32,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct OutlierDetection {
     #[serde(rename = "consecutive5xxErrors")]

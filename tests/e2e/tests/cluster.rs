@@ -400,7 +400,8 @@ fn s1_wrong_manifests_are_refused() {
         };
         let codes: Vec<&str> = spec.split('`').skip(1).step_by(2).collect();
         let annotations = codes.get(1).unwrap_or(&"{}");
-        let group = if matches!(kind, "ServiceEntry" | "WorkloadEntry") { "networking" } else { "security" };
+        let security = matches!(kind, "AuthorizationPolicy" | "PeerAuthentication");
+        let group = if security { "security" } else { "networking" };
         let answer = dry_apply(&format!(
             "apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {}\n",
             codes[0]
