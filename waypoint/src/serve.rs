@@ -76,7 +76,7 @@ pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr)
         }
     };
     let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
-    let io = Io::tunnel(send, request.into_body());
+    let io = Io::tunnel(send, request.into_body(), w.lingering.clone());
     let known = call.service.protocols.iter().find(|(p, _)| *p == call.port).map(|(_, a)| *a);
     match known.unwrap_or(AppProtocol::Unknown) {
         AppProtocol::Tcp | AppProtocol::Tls => tcp(&w, &call, io).await,

@@ -1,4 +1,7 @@
 //! A CONNECT as a byte stream, or a socket: what HTTP is spoken on. Bytes that were looked at come first again.
+//!
+//! A stream that has sent its end is not dropped before the peer has sent its own: HTTP/2 would reset it, and the peer might
+//! never see the last bytes. It lingers instead, in a task of the worker's.
 
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
@@ -6,10 +9,12 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::mpsc,
 };
 
 /// Most bytes that one write takes.
@@ -20,17 +25,39 @@ pub struct Io {
     leg: Leg,
     /// To be read before anything else.
     ahead: Bytes,
+    /// Our end has been sent, and the peer's has come.
     closed: bool,
+    ended: bool,
 }
 
 enum Leg {
-    Tunnel(Box<Tunnel>),
+    Tunnel(Option<Tunnel>, Lingering),
     Socket(TcpStream),
 }
 
-struct Tunnel {
+/// The two directions of a CONNECT.
+pub struct Tunnel {
     send: SendStream<Bytes>,
     recv: RecvStream,
+}
+
+/// Where streams go that have sent their end.
+pub type Lingering = mpsc::UnboundedSender<Tunnel>;
+/// A peer that does not end its side is waited for this long.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Keeps streams until their peers have ended, too. Runs in a `LocalSet`.
+pub async fn linger(mut streams: mpsc::UnboundedReceiver<Tunnel>) {
+    while let Some(mut t) = streams.recv().await {
+        tokio::task::spawn_local(async move {
+            let rest = async {
+                while let Some(Ok(b)) = t.recv.data().await {
+                    let _ = t.recv.flow_control().release_capacity(b.len());
+                }
+            };
+            let _ = tokio::time::timeout(LINGER, rest).await;
+        });
+    }
 }
 
 fn broken(e: h2::Error) -> io::Error {
@@ -39,13 +66,14 @@ fn broken(e: h2::Error) -> io::Error {
 
 impl Io {
     /// A stream of a tunnel.
-    pub fn tunnel(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { leg: Leg::Tunnel(Box::new(Tunnel { send, recv })), ahead: Bytes::new(), closed: false }
+    pub fn tunnel(send: SendStream<Bytes>, recv: RecvStream, lingering: Lingering) -> Self {
+        let leg = Leg::Tunnel(Some(Tunnel { send, recv }), lingering);
+        Self { leg, ahead: Bytes::new(), closed: false, ended: false }
     }
 
     /// A socket.
     pub fn socket(s: TcpStream) -> Self {
-        Self { leg: Leg::Socket(s), ahead: Bytes::new(), closed: false }
+        Self { leg: Leg::Socket(s), ahead: Bytes::new(), closed: false, ended: false }
     }
 
     /// Puts bytes in front of what is read next.
@@ -56,8 +84,24 @@ impl Io {
     /// Ends both directions with an error.
     pub fn reset(&mut self) {
         match &mut self.leg {
-            Leg::Tunnel(t) => t.send.send_reset(h2::Reason::CANCEL),
+            Leg::Tunnel(t, _) => {
+                if let Some(mut t) = t.take() {
+                    t.send.send_reset(h2::Reason::CANCEL);
+                }
+            }
             Leg::Socket(s) => karst_rt::socket::reset_on_close(s),
+        }
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        if let Leg::Tunnel(t, lingering) = &mut self.leg
+            && self.closed
+            && !self.ended
+            && let Some(t) = t.take()
+        {
+            let _ = lingering.send(t);
         }
     }
 }
@@ -68,8 +112,12 @@ impl AsyncRead for Io {
         if this.ahead.is_empty() {
             match &mut this.leg {
                 Leg::Socket(s) => return Pin::new(s).poll_read(cx, buf),
-                Leg::Tunnel(t) => match ready!(t.recv.poll_data(cx)) {
-                    None => return Poll::Ready(Ok(())),
+                Leg::Tunnel(None, _) => return Poll::Ready(Ok(())),
+                Leg::Tunnel(Some(t), _) => match ready!(t.recv.poll_data(cx)) {
+                    None => {
+                        this.ended = true;
+                        return Poll::Ready(Ok(()));
+                    }
                     Some(Err(e)) => return Poll::Ready(Err(broken(e))),
                     Some(Ok(b)) => {
                         // They are ours now: the peer may send as many more. At most one frame is held here.
@@ -103,7 +151,8 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         let t = match &mut self.leg {
             Leg::Socket(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
-            Leg::Tunnel(t) => t,
+            Leg::Tunnel(Some(t), _) => t,
+            Leg::Tunnel(None, _) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
         let all: usize = bufs.iter().map(|b| b.len()).sum();
         if all == 0 {
@@ -132,7 +181,7 @@ impl AsyncWrite for Io {
         match &mut self.leg {
             Leg::Socket(s) => Pin::new(s).poll_flush(cx),
             // The tunnel's task sends.
-            Leg::Tunnel(_) => Poll::Ready(Ok(())),
+            Leg::Tunnel(..) => Poll::Ready(Ok(())),
         }
     }
 
@@ -140,8 +189,10 @@ impl AsyncWrite for Io {
         let this = &mut *self;
         match &mut this.leg {
             Leg::Socket(s) => Pin::new(s).poll_shutdown(cx),
-            Leg::Tunnel(t) => {
-                if !std::mem::replace(&mut this.closed, true) {
+            Leg::Tunnel(t, _) => {
+                if let Some(t) = t
+                    && !std::mem::replace(&mut this.closed, true)
+                {
                     // A peer that has gone needs no end.
                     let _ = t.send.send_data(Bytes::new(), true);
                 }

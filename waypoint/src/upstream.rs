@@ -181,7 +181,7 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
     for _ in 0..2 {
         let lease = w.tunnels.get(&key, &dial).await.map_err(|e| e.to_string())?;
         match client::connect(lease.sender(), &m.address.to_string(), headers.clone()).await {
-            Ok((send, recv, _)) => return Ok((Io::tunnel(send, recv), Some(lease))),
+            Ok((send, recv, _)) => return Ok((Io::tunnel(send, recv, w.lingering.clone()), Some(lease))),
             Err(e) => {
                 if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
                     lease.discard();

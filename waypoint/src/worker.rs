@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     control::Snapshot,
     metrics::{self, Metrics, Series},
-    serve,
+    serve, stream,
     upstream::{self, TunnelKey},
 };
 use h2::server::SendResponse;
@@ -71,6 +71,7 @@ pub struct Worker {
     pub tunnels: Rc<Pool<TunnelKey>>,
     pub upstream: Rc<upstream::Pool>,
     pub drain: drain::Watch,
+    pub lingering: stream::Lingering,
     seed: Cell<u64>,
     tunnels_open: Cell<usize>,
     sets: RefCell<Sets>,
@@ -93,6 +94,8 @@ pub fn run(
     local.block_on(&rt, async move {
         let listener = TcpListener::from_std(listener)?;
         let settings = shared.config.tunnels();
+        let (lingering, ended) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(stream::linger(ended));
         let w = Rc::new(Worker {
             tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
             settings,
@@ -100,6 +103,7 @@ pub fn run(
             number,
             upstream: Rc::default(),
             drain: drain.clone(),
+            lingering,
             seed: Cell::new(rand::random()),
             tunnels_open: Cell::new(0),
             sets: RefCell::default(),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's failure is a panic
 
 mod held;
-mod visits;
+pub mod visits;
 
 pub use held::Held;
 pub use karst_world::Load;

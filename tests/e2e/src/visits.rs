@@ -16,6 +16,21 @@ use std::{
 const PAUSE: Duration = Duration::from_millis(60);
 const VISITORS: usize = 2;
 
+/// The page, as a user sees it (nobody in particular: "").
+///
+/// # Errors
+/// Those of the socket.
+pub fn page(s: TcpStream, user: &str) -> std::io::Result<String> {
+    let user = if user.is_empty() { String::new() } else { format!("end-user: {user}\r\n") };
+    Ok(http::with_headers(s, "GET", "/productpage", &user)?.1)
+}
+
+/// Which release of reviews is on a page: without stars, black or red ones. None: there are no reviews.
+pub fn release(page: &str) -> Option<usize> {
+    let color = ["black", "red"].iter().position(|c| page.contains(&format!("color=\"{c}\"")));
+    page.contains("Book Reviews").then(|| color.map_or(0, |c| c + 1))
+}
+
 /// Visitors that come again and again.
 pub struct Visits {
     stop: Arc<AtomicBool>,
@@ -80,8 +95,7 @@ impl Seen {
             Err(e) => return self.failed.push(e.to_string()),
         };
         self.pages += 1;
-        let color = ["black", "red"].iter().position(|c| text.contains(&format!("color=\"{c}\"")));
-        self.stars[color.map_or(0, |c| c + 1)] += 1;
+        self.stars[release(&text).unwrap_or(0)] += 1;
         if text.contains("Book Details") && text.contains("Book Reviews") && !text.contains("unavailable") {
             self.whole += 1;
         } else {

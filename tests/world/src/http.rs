@@ -12,9 +12,14 @@ pub fn get(s: TcpStream, path: &str) -> std::io::Result<(u16, String)> {
 }
 
 /// Status and body.
-pub fn request(mut s: TcpStream, method: &str, path: &str) -> std::io::Result<(u16, String)> {
+pub fn request(s: TcpStream, method: &str, path: &str) -> std::io::Result<(u16, String)> {
+    with_headers(s, method, path, "")
+}
+
+/// Status and body; `headers` are whole lines.
+pub fn with_headers(mut s: TcpStream, method: &str, path: &str, headers: &str) -> std::io::Result<(u16, String)> {
     s.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(s, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    write!(s, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n")?;
     let mut text = String::new();
     s.read_to_string(&mut text)?;
     let status = text.split(' ').nth(1).and_then(|c| c.parse().ok()).unwrap_or(0);

@@ -230,6 +230,13 @@ fn whatever_is_spoken_is_carried() {
     // HTTP at the same port, found out by its first bytes.
     let _web = Web::named(p, 8081, "v1");
     assert_eq!(web::ask(&s.client, at(81), "shop", "/", &[]).unwrap().text(), "v1");
+    // A client that wants the connection closed sees the whole answer, and then the end.
+    let big = Web::start(p, 8080, |_| (200, vec![], vec![b'x'; 200_000]));
+    for _ in 0..50 {
+        let a = web::ask(&s.client, shop(), "shop", "/", &[("connection", "close")]).unwrap();
+        assert_eq!((a.status(), a.body.len()), (200, 200_000));
+    }
+    drop(big);
     // A protocol that takes over the connection.
     let _ws = Web::start(p, 8080, |m| {
         assert_eq!(m.header("upgrade"), "websocket");
