@@ -11,7 +11,7 @@ use crate::{
     serve::Call,
     table::{Ask, Cors, Destination, Found, Rule},
     upstream::{self, After, Failure},
-    worker::Worker,
+    worker::{Turn, Worker},
 };
 use bytes::Bytes;
 use http::{
@@ -114,16 +114,16 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return ours(record, status, d.body.clone(), Flag::None);
     }
     if let Some(f) = &rule.fault {
-        if w.chance(f.delay_per_million) {
+        if w.chance(Turn::Delay, f.delay_per_million) {
             tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
             record.flag = Flag::FaultDelay;
         }
-        if w.chance(f.abort_per_million) {
+        if w.chance(Turn::Abort, f.abort_per_million) {
             return abort(f, record);
         }
     }
     let origin = parts.headers.get(header::ORIGIN).cloned();
-    let Some(to) = rule.pick(w.random(rule.total_weight)) else {
+    let Some(to) = rule.pick(w.turn(Turn::Weight, rule.total_weight)) else {
         return ours(record, StatusCode::INTERNAL_SERVER_ERROR, "", Flag::NoCluster);
     };
     let mut a = forward(&w, &call, &s, Some(&rule), to, parts, incoming, authority, record).await;
@@ -451,7 +451,7 @@ fn mirror(
     source: Option<&Source>,
 ) {
     for (to, part) in &rule.mirrors {
-        if to.refuse.is_some() || !w.chance(*part) {
+        if to.refuse.is_some() || !w.chance(Turn::Mirror, *part) {
             continue;
         }
         let Some(set) = w.set(s, &key(to, call.port), call.to) else { continue };

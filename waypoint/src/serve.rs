@@ -7,7 +7,7 @@ use crate::{
     stream::Io,
     table::Destination,
     upstream::{self, Local},
-    worker::{Worker, refuse},
+    worker::{Turn, Worker, refuse},
 };
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -252,7 +252,7 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
     let labels = call.source.as_ref().map_or(&none, |x| &x.labels);
     let rule = s.routes.get(&call.service.key).and_then(|r| {
         let t = r.table(call.peer.namespace()).find_tcp(call.port, call.peer.namespace(), labels)?;
-        t.pick(w.random(u64::MAX))
+        t.pick(w.turn(Turn::Weight, t.total_weight()))
     });
     let key = match rule {
         Some(d) if d.refuse_status != 0 => return None,

@@ -418,10 +418,13 @@ impl TcpRule {
         }
     }
 
-    /// One of them, by weight; `at` is any number.
-    pub fn pick(&self, at: u64) -> Option<&ir::Destination> {
-        let total: u64 = self.destinations.iter().map(|d| u64::from(d.weight)).sum();
-        let mut at = at.checked_rem(total)?;
+    /// The sum of their weights.
+    pub fn total_weight(&self) -> u64 {
+        self.destinations.iter().map(|d| u64::from(d.weight)).sum()
+    }
+
+    /// The destination for a number below [`TcpRule::total_weight`].
+    pub fn pick(&self, mut at: u64) -> Option<&ir::Destination> {
         self.destinations.iter().find(|d| {
             let hit = at < u64::from(d.weight);
             at = at.saturating_sub(u64::from(d.weight));

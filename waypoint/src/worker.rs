@@ -63,6 +63,15 @@ struct Sets {
     by_key: HashMap<Key, Rc<Set>>,
 }
 
+/// What is decided by turns; each has its own, or one decision would follow from the other.
+#[derive(Clone, Copy, Debug)]
+pub enum Turn {
+    Weight,
+    Delay,
+    Abort,
+    Mirror,
+}
+
 /// A worker's state.
 pub struct Worker {
     pub shared: Arc<Shared>,
@@ -73,6 +82,7 @@ pub struct Worker {
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
     seed: Cell<u64>,
+    turns: [Cell<u64>; 4],
     tunnels_open: Cell<usize>,
     sets: RefCell<Sets>,
     series: RefCell<HashMap<metrics::Key, Arc<Series>>>,
@@ -105,6 +115,7 @@ pub fn run(
             drain: drain.clone(),
             lingering,
             seed: Cell::new(rand::random()),
+            turns: std::array::from_fn(|_| Cell::new(rand::random())),
             tunnels_open: Cell::new(0),
             sets: RefCell::default(),
             series: RefCell::default(),
@@ -241,9 +252,18 @@ impl Worker {
         (z ^ (z >> 31)) % n.max(1)
     }
 
-    /// True for so many of a million.
-    pub fn chance(&self, per_million: u32) -> bool {
-        per_million > 0 && self.random(1_000_000) < u64::from(per_million)
+    /// A number below `n`, each as often as every other, and evenly: of ten requests in a row with the weights 90 and 10 one
+    /// goes to the second, not none or three. (Multiples of the golden ratio.)
+    pub fn turn(&self, of: Turn, n: u64) -> u64 {
+        let c = &self.turns[of as usize];
+        let x = c.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        c.set(x);
+        ((u128::from(x) * u128::from(n)) >> 64) as u64
+    }
+
+    /// True for so many of a million, evenly.
+    pub fn chance(&self, of: Turn, per_million: u32) -> bool {
+        per_million > 0 && self.turn(of, 1_000_000) < u64::from(per_million)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The demo: a two-node mesh with real processes, and a table of what is claimed, expected and measured.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod l7;
+
 use anyhow::{Result, ensure};
 use karst_world::{Options, Pod, PodSpec, World, app, bin, http, wait_for};
 use std::{
@@ -252,6 +254,8 @@ fn main() -> Result<()> {
     w.settle();
     let ok = (0..40).filter(|_| id(&cart, vip).is_ok()).count();
     t.row("a pod dies: the others take over", "40 of 40", format!("{ok} of 40"), ok == 40);
+
+    l7::show(&mut w, &mut t);
 
     let kill = |w: &mut World, what: &str, t: &mut Table| {
         let (c, to) = (cart.clone(), far.at(8080));

@@ -1,0 +1,237 @@
+//! Layer 7: every claim through a real waypoint process, from unmodified pods.
+
+use crate::Table;
+use karst_world::{
+    Pod, PodSpec, World,
+    web::{self, Message, Session, Web},
+};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+const SUBSETS: &str = "subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}, {name: v3, labels: {version: v3}}]";
+const TO_V1: &str = "route: [{destination: {host: reviews, subset: v1}}]";
+
+struct Shop<'a> {
+    w: &'a World,
+    client: Pod,
+    to: SocketAddr,
+}
+
+impl Shop<'_> {
+    /// Routes by a VirtualService's `http`, and what the DestinationRule says beside the subsets.
+    fn route(&self, http: &str, policy: &str) {
+        let policy = if policy.is_empty() { String::new() } else { format!("trafficPolicy: {policy}, ") };
+        self.w.apply("l7-route", &format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: reviews, namespace: books}}\nspec: {{host: reviews, {policy}{SUBSETS}}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: reviews, namespace: books}}\nspec: {{hosts: [reviews], http: [{http}]}}\n"));
+    }
+    fn session(&self) -> Session {
+        Session::new(&self.client, self.to, "reviews:9080").unwrap()
+    }
+    fn ask(&self, path: &str, headers: &[(&str, &str)]) -> Message {
+        web::ask(&self.client, self.to, "reviews:9080", path, headers).unwrap()
+    }
+    /// Who answers so many requests: by release.
+    fn answers(&self, n: usize, headers: &[(&str, &str)]) -> [usize; 3] {
+        let mut s = self.session();
+        let mut out = [0; 3];
+        for _ in 0..n {
+            let text = s.ask("GET", "/", headers, b"").unwrap().text();
+            if let Some(i) = ["v1", "v2", "v3"].iter().position(|v| *v == text) {
+                out[i] += 1;
+            }
+        }
+        out
+    }
+    /// So many requests at once: status and time of each.
+    fn at_once(&self, n: usize, path: &str) -> Vec<(u16, Duration)> {
+        std::thread::scope(|x| {
+            let one = || {
+                let t = Instant::now();
+                (self.ask(path, &[]).status(), t.elapsed())
+            };
+            let all: Vec<_> = (0..n).map(|_| x.spawn(one)).collect();
+            all.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    }
+}
+
+/// Adds the rows.
+pub fn show(w: &mut World, t: &mut Table) {
+    t.step("layer 7: a waypoint for the service reviews, with three releases");
+    w.namespace("books", true);
+    w.apply("l7", "apiVersion: v1\nkind: Service\nmetadata: {name: reviews, namespace: books, labels: {istio.io/use-waypoint: waypoint}}\nspec: {clusterIP: 10.96.7.1, selector: {app: reviews}, ports: [{name: http, port: 9080, targetPort: 8080}]}\n");
+    w.waypoint("books", "waypoint", 1, &[]);
+    let client = w.mesh_pod(PodSpec::new("books", "productpage", 0));
+    let pods: Vec<Pod> = ["v1", "v2", "v3"]
+        .iter()
+        .enumerate()
+        .map(|(i, v)| {
+            w.mesh_pod(
+                PodSpec::new("books", &format!("reviews-{v}"), i % 2).label("app", "reviews").label("version", v),
+            )
+        })
+        .collect();
+    static FLAKY: AtomicUsize = AtomicUsize::new(0);
+    let release = |i: usize| {
+        let name = format!("v{}", i + 1);
+        Web::start(&pods[i], 8080, move |m| match m.path() {
+            "/slow" => {
+                std::thread::sleep(Duration::from_millis(1500));
+                (200, vec![], vec![])
+            }
+            "/flaky" if FLAKY.fetch_add(1, Relaxed) % 3 < 2 => (503, vec![], vec![]),
+            "/v3-errs" if name == "v3" => (500, vec![], vec![]),
+            _ if !m.body.is_empty() => (200, vec![], m.body.clone()),
+            _ => (200, vec![], name.clone().into_bytes()),
+        })
+    };
+    let servers: Vec<Web> = (0..3).map(release).collect();
+    let s = Shop { w, client, to: ([10, 96, 7, 1], 9080).into() };
+    routing(&s, &servers, t);
+    faults(&s, t);
+    destinations(&s, t);
+    policy(&s, t);
+}
+
+fn routing(s: &Shop<'_>, servers: &[Web], t: &mut Table) {
+    s.route("{route: [{destination: {host: reviews, subset: v1}, weight: 90}, {destination: {host: reviews, subset: v2}, weight: 10}]}", "");
+    let c = s.answers(2000, &[]);
+    t.row(
+        "weights 90/10, over 2000 requests",
+        "10 % ± 2 to v2",
+        format!("{:.1} % to v2", c[1] as f64 / 20.0),
+        (160..=240).contains(&c[1]) && c[0] + c[1] == 2000,
+    );
+    s.route("{match: [{headers: {end-user: {exact: jason}}}], route: [{destination: {host: reviews, subset: v2}}]}, {route: [{destination: {host: reviews, subset: v3}}]}", "");
+    let (jason, others) = (s.answers(50, &[("end-user", "jason")]), s.answers(50, &[]));
+    t.row(
+        "a header decides: user jason",
+        "jason v2, others v3",
+        format!("jason {jason:?}, others {others:?}"),
+        jason == [0, 50, 0] && others == [0, 0, 50],
+    );
+    s.route(&format!("{{match: [{{uri: {{prefix: /old/}}}}], rewrite: {{uri: /new/}}, headers: {{request: {{set: {{x-by: mesh}}}}, response: {{add: {{x-back: yes}}}}}}, {TO_V1}}}, {{match: [{{uri: {{exact: /teapot}}}}], directResponse: {{status: 418}}}}, {{match: [{{uri: {{regex: '/go/[0-9]+'}}}}], redirect: {{uri: /there, redirectCode: 302}}}}"), "");
+    servers[0].take();
+    let back = s.ask("/old/x?q=1", &[]);
+    let seen = servers[0].take().pop().unwrap_or_default();
+    t.row(
+        "path rewritten, headers set on the way and back",
+        "/new/x?q=1, mesh, yes",
+        format!("{}, {}, {}", seen.path(), seen.header("x-by"), back.header("x-back")),
+        (seen.path(), seen.header("x-by"), back.header("x-back")) == ("/new/x?q=1", "mesh", "yes"),
+    );
+    let (a, b, c) = (s.ask("/teapot", &[]), s.ask("/go/17", &[]), s.ask("/else", &[]));
+    let got = format!("{}, {} {}, {}", a.status(), b.status(), b.header("location"), c.status());
+    t.row(
+        "direct response, redirect by pattern, no route",
+        "418, 302 http://reviews:9080/there, 404",
+        got.clone(),
+        got == "418, 302 http://reviews:9080/there, 404",
+    );
+    s.route(&format!("{{{TO_V1}, mirror: {{host: reviews, subset: v2}}}}"), "");
+    servers[1].take();
+    let body: Vec<u8> = (0..50_000u32).map(|i| (i % 241) as u8).collect();
+    let mut c = s.session();
+    let own = (0..100).filter(|_| c.ask("POST", "/copy", &[], &body).unwrap().body == body).count();
+    let until = Instant::now() + Duration::from_secs(3);
+    while servers[1].count() < 100 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let same = servers[1].take().iter().filter(|m| m.body == body).count();
+    t.row(
+        "mirror: 100 requests of 50 kB, with their bodies",
+        "100 answered, 100 identical copies",
+        format!("{own} answered, {same} identical copies"),
+        own == 100 && same == 100,
+    );
+    s.w.apply("l7-http", "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: reviews, namespace: books}\nspec:\n  parentRefs: [{group: '', kind: Service, name: reviews}]\n  rules:\n  - matches: [{path: {value: /}}]\n    backendRefs: [{name: reviews-v2, port: 9080}]\n  - matches: [{path: {value: /x}, method: GET}]\n    backendRefs: [{name: reviews-v3, port: 9080, weight: 1}]\n---\napiVersion: v1\nkind: Service\nmetadata: {name: reviews-v2, namespace: books}\nspec: {clusterIP: 10.96.7.2, selector: {app: reviews, version: v2}, ports: [{port: 9080, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: reviews-v3, namespace: books}\nspec: {clusterIP: 10.96.7.3, selector: {app: reviews, version: v3}, ports: [{port: 9080, targetPort: 8080}]}\n");
+    let (root, x) = (s.ask("/", &[]).text(), s.ask("/x/y", &[]).text());
+    t.row(
+        "an HTTPRoute of Gateway API: the longer path first",
+        "v2, v3",
+        format!("{root}, {x}"),
+        root == "v2" && x == "v3",
+    );
+    s.w.delete("l7-http");
+}
+
+fn faults(s: &Shop<'_>, t: &mut Table) {
+    s.route(&format!("{{match: [{{uri: {{exact: /late}}}}], fault: {{delay: {{fixedDelay: 2s, percentage: {{value: 50}}}}}}, {TO_V1}}}, {{match: [{{uri: {{exact: /no}}}}], fault: {{abort: {{httpStatus: 500, percentage: {{value: 30}}}}}}, {TO_V1}}}, {{match: [{{uri: {{exact: /slow}}}}], timeout: 0.5s, {TO_V1}}}, {{retries: {{attempts: 3, retryOn: 5xx, backoff: 1ms, retryIgnorePreviousHosts: false}}, {TO_V1}}}"), "");
+    let all = s.at_once(60, "/late");
+    let late = all.iter().filter(|(_, d)| *d >= Duration::from_secs(2)).count();
+    t.row(
+        "fault: 2 s of delay for half of 60 requests",
+        "15 to 45, all answered",
+        format!("{late}, {} answered", all.iter().filter(|(s, _)| *s == 200).count()),
+        (15..=45).contains(&late) && all.iter().all(|(s, _)| *s == 200),
+    );
+    let mut c = s.session();
+    let no = (0..1000).filter(|_| c.ask("GET", "/no", &[], b"").unwrap().status() == 500).count();
+    t.row(
+        "fault: 30 % of 1000 requests aborted",
+        "30 % ± 5",
+        format!("{:.1} %", no as f64 / 10.0),
+        (250..=350).contains(&no),
+    );
+    let begun = Instant::now();
+    let a = s.ask("/slow", &[]);
+    let ms = begun.elapsed().as_millis();
+    t.row(
+        "timeout of 0.5 s for an endpoint that takes 1.5 s",
+        "504 in 500 to 1000 ms",
+        format!("{} in {ms} ms", a.status()),
+        a.status() == 504 && (500..1000).contains(&ms),
+    );
+    let ok = (0..30).filter(|_| s.ask("/flaky", &[]).status() == 200).count();
+    t.row("retries: two of three attempts fail", "30 of 30 answered", format!("{ok} of 30 answered"), ok == 30);
+}
+
+fn destinations(s: &Shop<'_>, t: &mut Table) {
+    let all = "{route: [{destination: {host: reviews}}]}";
+    s.route(all, "{loadBalancer: {simple: ROUND_ROBIN}}");
+    let c = s.answers(300, &[]);
+    t.row("round robin over 300 requests", "100 each", format!("{c:?}"), c == [100; 3]);
+    s.route(all, "{loadBalancer: {consistentHash: {httpHeaderName: x-user}}}");
+    let stay = (0..40).filter(|i| {
+        let user = format!("user-{i}");
+        s.answers(5, &[("x-user", &user)]).contains(&5)
+    });
+    let stay = stay.count();
+    let used = (0..40).map(|i| s.ask("/", &[("x-user", &format!("user-{i}"))]).text());
+    let used = used.collect::<std::collections::BTreeSet<_>>().len();
+    t.row(
+        "consistent hash: 40 users, 5 requests each",
+        "40 stay with a pod, 3 pods used",
+        format!("{stay} stay with a pod, {used} pods used"),
+        stay == 40 && used == 3,
+    );
+    s.route(
+        &format!("{{{TO_V1}}}"),
+        "{connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}",
+    );
+    let mut got: Vec<u16> = s.at_once(10, "/slow").iter().map(|(s, _)| *s).collect();
+    got.sort_unstable();
+    let ok = got.iter().filter(|s| **s == 200).count();
+    t.row(
+        "breaker: 10 at once, one served at a time, one waits",
+        "2 served, 8 answered 503",
+        format!("{ok} served, {} answered 503", got.iter().filter(|s| **s == 503).count()),
+        ok == 2 && got.len() == 10,
+    );
+    s.route(all, "{loadBalancer: {simple: ROUND_ROBIN}, outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 60s, maxEjectionPercent: 50}}");
+    let mut c = s.session();
+    let bad = (0..90).filter(|_| c.ask("GET", "/v3-errs", &[], b"").unwrap().status() == 500).count();
+    t.row("an endpoint that errs is ejected after 3", "3 errors of 90", format!("{bad} errors of 90"), bad == 3);
+}
+
+fn policy(s: &Shop<'_>, t: &mut Table) {
+    s.route("{route: [{destination: {host: reviews}}]}", "");
+    s.w.apply("l7-policy", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: readers, namespace: books}\nspec: {targetRefs: [{group: '', kind: Service, name: reviews}], rules: [{from: [{source: {serviceAccounts: [productpage]}}], to: [{operation: {methods: [GET], paths: [/reviews/*]}}]}]}\n");
+    let status = |method: &str, path: &str| s.session().ask(method, path, &[], b"").unwrap().status();
+    let got = [status("GET", "/reviews/1"), status("POST", "/reviews/1"), status("GET", "/reviews/%2e%2e/admin")];
+    t.row("policy by method and path", "200, 403, 403", format!("{got:?}"), got == [200, 403, 403]);
+    s.w.delete("l7-policy");
+    s.w.delete("l7-route");
+}
