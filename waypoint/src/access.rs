@@ -25,6 +25,8 @@ pub struct Request<'a> {
     pub authority: &'a str,
     /// Made plain by [`plain`].
     pub path: &'a str,
+    /// The same without parameters of segments (`/a;x/b`), if it has any: some applications pass them over, some do not.
+    pub bare: Option<&'a str>,
     pub headers: &'a HeaderMap,
 }
 
@@ -195,7 +197,15 @@ impl Test {
                 self.has(|v| v.host(host) || name.is_some_and(|n| v.host(n)))
             }
             What::Method => one(r.map_or("", |r| r.method)),
-            What::Path => one(r.map_or("", |r| r.path)),
+            What::Path => {
+                let Some(r) = r else { return deny };
+                match r.bare {
+                    None => one(r.path),
+                    // However it is read, it is denied; allowed only if it is both ways.
+                    Some(b) if deny => one(r.path) || one(b),
+                    Some(b) => one(r.path) && one(b),
+                }
+            }
             What::Header(n) => {
                 let all = r.map(|r| r.headers.get_all(n).iter().map(|v| String::from_utf8_lossy(v.as_bytes())));
                 let all: Vec<Cow<'_, str>> = all.into_iter().flatten().collect();
@@ -308,6 +318,15 @@ pub fn plain(path: &str) -> Cow<'_, str> {
     Cow::Owned(format!("/{}{end}", parts.join("/")))
 }
 
+/// A plain path without the parameters of its segments, if it has any.
+pub fn bare(path: &str) -> Option<String> {
+    let without = |s: &str| s.split(';').next().unwrap_or("").to_string();
+    path.contains(';').then(|| {
+        let parts: Vec<String> = path.split('/').map(without).collect();
+        plain(&parts.join("/")).into_owned()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -333,7 +352,8 @@ mod tests {
             h.append(*k, v.parse().unwrap());
         }
         let path = plain(path);
-        let request = Request { method, authority: "Shop:80", path: &path, headers: &h };
+        let bare = bare(&path);
+        let request = Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h };
         let ip = "10.0.0.1".parse().unwrap();
         let asked = Asked { peer: &peer, source: ip, destination: ip, port: 80, request: http.then_some(request) };
         a.judge(&asked) == Verdict::Allow
@@ -416,6 +436,9 @@ mod tests {
             "/admin/",
             "/public/../admin",
             "/public/%2e%2e%2fadmin",
+            "/admin;x",
+            "/public;x/../admin",
+            "/x;/..;/admin",
         ] {
             assert!(!allowed(&deny, "GET", p, &[], true), "{p}");
             assert!(!allowed(&allow, "GET", p, &[], true), "{p}");

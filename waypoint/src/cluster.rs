@@ -228,12 +228,13 @@ pub(crate) mod tests {
 
     /// A service `s` with so many endpoints.
     pub(crate) fn set(n: usize, policy: ir::Policy) -> Set {
-        let pods = (0..n).map(|i| pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])]));
+        let own = pod("own", "10.0.1.1", &[]);
+        let pods = (0..n).map(|i| pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])])).chain([own]);
         let mut s = Snapshot::new("");
         s.mesh = snapshot(pods.collect(), vec![service("s", "10.96.0.1", &[(80, 8080)])]);
         let backend = ir::Backend { policy: Some(policy), ..Default::default() };
         s.backends.insert(KEY.into(), Arc::new(backend));
-        let own = s.mesh.workloads.values().next().unwrap().clone();
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let key = Key { service: KEY.into(), port: 80, subset: "".into() };
         Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
     }

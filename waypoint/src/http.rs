@@ -52,6 +52,10 @@ const HOP: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// Headers that only proxies write: a client's own would pass for one of ours.
+const FORGED: [&str; 4] =
+    ["x-envoy-original-path", "x-envoy-internal", "x-envoy-external-address", "x-envoy-expected-rq-timeout-ms"];
+
 /// Answers a request.
 pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Response<Reply> {
     let (mut parts, incoming) = r.into_parts();
@@ -60,6 +64,13 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
     };
     record.authority.clone_from(&authority);
+    // No application expects this; some end the path there.
+    if parts.uri.path().contains("%00") {
+        return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
+    }
+    for n in FORGED {
+        parts.headers.remove(n);
+    }
     if let Cow::Owned(plain) = plain_path(parts.uri.path()) {
         let whole = parts.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
         match Uri::try_from(whole) {
@@ -136,7 +147,14 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
 /// Why the request is not allowed, if it is not. (What only tells is told.)
 fn refused(a: &Access, call: &Call, p: &Parts, authority: &str) -> Option<String> {
     let path = access::plain(p.uri.path());
-    let request = access::Request { method: p.method.as_str(), authority, path: &path, headers: &p.headers };
+    let bare = access::bare(&path);
+    let request = access::Request {
+        method: p.method.as_str(),
+        authority,
+        path: &path,
+        bare: bare.as_deref(),
+        headers: &p.headers,
+    };
     call.judged(a, Some(request))
 }
 
@@ -161,11 +179,12 @@ fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {
         destination: None,
         workload: None,
         route: String::new(),
-        status: StatusCode::OK,
+        answered: 0,
         grpc: None,
         flag: Flag::None,
         error: String::new(),
         received: Rc::default(),
+        told: false,
     })
 }
 
@@ -182,7 +201,7 @@ fn failed(r: Box<Record>, flag: Flag) -> Response<Reply> {
 }
 
 fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Reply> {
-    r.status = a.status();
+    r.answered = a.status().as_u16();
     r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
     if flag != Flag::None {
         r.flag = flag;
@@ -638,7 +657,7 @@ fn finish(
     mut record: Box<Record>,
 ) -> Response<Reply> {
     let (mut p, incoming) = a.into_parts();
-    record.status = p.status;
+    record.answered = p.status.as_u16();
     record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
     p.version = Version::HTTP_11;
     if p.status == StatusCode::SWITCHING_PROTOCOLS {

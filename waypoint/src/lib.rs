@@ -12,6 +12,8 @@ mod body;
 mod cluster;
 mod config;
 mod control;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod http;
 mod metrics;
 mod reply;

@@ -184,7 +184,7 @@ pub fn labels(r: &Record) -> String {
     put(&mut out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
     put(&mut out, "destination_service_name", service.map_or("", |s| &s.name));
     put(&mut out, "request_protocol", if r.is_grpc { "grpc" } else { "http" });
-    put(&mut out, "response_code", r.status.as_str());
+    put(&mut out, "response_code", &r.answered.to_string());
     if r.is_grpc {
         put(&mut out, "grpc_response_status", &r.grpc.map(|g| g.to_string()).unwrap_or_default());
     }

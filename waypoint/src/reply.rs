@@ -325,15 +325,30 @@ pub struct Record {
     pub destination: Option<(Arc<Service>, Arc<str>)>,
     pub workload: Option<(Arc<Workload>, SocketAddr)>,
     pub route: String,
-    pub status: StatusCode,
+    /// 0: there was no answer.
+    pub answered: u16,
     pub grpc: Option<u16>,
     pub flag: Flag,
     pub error: String,
     pub received: Rc<Cell<u64>>,
+    /// It has been told.
+    pub told: bool,
+}
+
+impl Drop for Record {
+    /// The client has left before there was an answer: its request counts all the same.
+    fn drop(&mut self) {
+        if !self.told {
+            self.flag = Flag::ClientGone;
+            self.answered = 0;
+            self.finish(0);
+        }
+    }
 }
 
 impl Record {
-    fn finish(&self, sent: u64) {
+    fn finish(&mut self, sent: u64) {
+        self.told = true;
         let took = self.started.elapsed();
         let series = metrics::Key {
             source: self.source.as_ref().map(|w| w.uid.clone()),
@@ -344,7 +359,7 @@ impl Record {
                 .as_ref()
                 .map(|(s, _)| s.key.clone())
                 .or(self.called.as_ref().map(|s| s.key.clone())),
-            status: self.status.as_u16(),
+            status: self.answered,
             grpc: self.grpc,
             flag: self.flag,
             is_grpc: self.is_grpc,
@@ -376,7 +391,7 @@ impl Record {
         if log::format() == log::Format::Json {
             let line = serde_json::json!({
                 "start_time": time, "method": self.method.as_str(), "path": self.path, "protocol": self.protocol,
-                "response_code": self.status.as_u16(), "response_flags": self.flag.text(),
+                "response_code": self.answered, "response_flags": self.flag.text(),
                 "upstream_transport_failure_reason": if self.error.is_empty() { None } else { Some(&self.error) },
                 "bytes_received": self.received.get(), "bytes_sent": sent, "duration": took_ms,
                 "user_agent": text(&self.user_agent), "request_id": text(&self.request_id), "authority": self.authority,
@@ -391,7 +406,7 @@ impl Record {
             self.method,
             or(&self.path),
             self.protocol,
-            self.status.as_u16(),
+            self.answered,
             self.flag.text(),
             or(&self.error),
             self.received.get(),

@@ -293,7 +293,8 @@ impl Rule {
         })
     }
 
-    fn holds(&self, a: &Ask<'_>, path_too: bool) -> bool {
+    /// Does it hold? The path is left out where it has been looked up.
+    pub fn holds(&self, a: &Ask<'_>, path_too: bool) -> bool {
         let is = |t: &Option<Text>, s: &str| t.as_ref().is_none_or(|t| t.matches(s));
         let path = || match &self.path {
             Some(t) if self.ignore_case => t.matches(&a.path.to_lowercase()),

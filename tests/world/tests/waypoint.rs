@@ -306,3 +306,158 @@ fn policies_are_enforced_by_what_requests_show() {
     let (_, page) = s.w.waypoint_page(&s.waypoint, 15020, "/metrics").unwrap();
     assert!(!page.contains("destination_service=\"plain"), "{page}");
 }
+
+/// T17: requests whose length two parsers may read in two ways. Whatever becomes of them, nothing that was in a body is ever a
+/// request, and nobody gets another's answer.
+#[test]
+fn nothing_is_smuggled() {
+    use std::io::{Read, Write};
+    let s = Shop::new();
+    let servers: Vec<Web> =
+        s.pods.iter().map(|p| Web::start(p, 8080, |m| (200, vec![], m.path().as_bytes().to_vec()))).collect();
+    let poison = "GET /poison HTTP/1.1\r\nhost: shop\r\n\r\n";
+    let te = [
+        "",
+        "transfer-encoding: chunked\r\n",
+        "transfer-encoding: Chunked\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "transfer-encoding : chunked\r\n",
+        "transfer-encoding:\tchunked\r\n",
+        "transfer-encoding: chunked, identity\r\n",
+        "transfer-encoding: identity, chunked\r\n",
+        "transfer-encoding: identity\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n",
+        "transfer-encoding: identity\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: \"chunked\"\r\n",
+        "transfer-encoding:\r\n chunked\r\n",
+        "transfer_encoding: chunked\r\n",
+        "x: y\r\n transfer-encoding: chunked\r\n",
+        "transfer-encoding: chun\x0bked\r\n",
+        "\ttransfer-encoding: chunked\r\n",
+    ];
+    let own = poison.len();
+    let cl = [
+        String::new(),
+        "content-length: 0\r\n".into(),
+        "content-length: 5\r\n".into(),
+        format!("content-length: {own}\r\n"),
+        "content-length: 0\r\ncontent-length: 5\r\n".into(),
+        "content-length: 5, 5\r\n".into(),
+        "content-length: -1\r\n".into(),
+        "content-length: +5\r\n".into(),
+        "content-length: 0x5\r\n".into(),
+        "content-length: 99999999999999999999999\r\n".into(),
+        "content-length : 5\r\n".into(),
+        "content-length: 5\r\nconnection: content-length\r\n".into(),
+    ];
+    let bodies =
+        [format!("0\r\n\r\n{poison}"), format!("5;a=\"\n\"\r\nhello\r\n0\r\n\r\n{poison}"), poison.to_string()];
+    let (mut cases, mut refused) = (0, 0);
+    for t in te {
+        for (i, c) in cl.iter().enumerate() {
+            let body = &bodies[(cases + i) % bodies.len()];
+            let mut raw = s.client.connect(shop()).unwrap();
+            raw.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let text = format!("POST /case HTTP/1.1\r\nhost: shop\r\n{c}{t}\r\n{body}");
+            raw.write_all(text.as_bytes()).unwrap();
+            raw.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = vec![];
+            let _ = raw.read_to_end(&mut answer);
+            let answer = String::from_utf8_lossy(&answer);
+            refused += usize::from(answer.starts_with("HTTP/1.1 400"));
+            // What comes after what we sent as a whole request may be one of ours: the poison as a request of its own, in plain
+            // sight of the waypoint. It is then the same client's, with an answer of its own.
+            let next = web::ask(&s.client, shop(), "shop", &format!("/next-{cases}"), &[]).unwrap();
+            assert_eq!(next.text(), format!("/next-{cases}"), "{t:?} {c:?}");
+            cases += 1;
+        }
+    }
+    // The waypoint has seen as many requests as the applications have, by path: nothing came about behind it.
+    let log = s.w.log_text("waypoint-waypoint-1.log");
+    let told = |path: &str| log.lines().filter(|l| l.contains(path)).count();
+    let seen = |path: &str| {
+        servers.iter().map(|x| x.asked.lock().unwrap().iter().filter(|m| m.path() == path).count()).sum::<usize>()
+    };
+    println!(
+        "{cases} cases, {refused} refused; poison seen by the waypoint {}, by applications {}",
+        told("/poison"),
+        seen("/poison")
+    );
+    assert_eq!(
+        seen("/poison"),
+        told(" /poison "),
+        "all that an application took for a request was one for the waypoint"
+    );
+    assert!(cases >= 200 && refused > cases / 4, "{refused} of {cases}");
+}
+
+/// T18: however a path is disguised, an application never sees one whose own normal form is denied.
+#[test]
+fn paths_are_not_disguised() {
+    let s = Shop::new();
+    let servers = s.serve();
+    s.w.apply("policy", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {targetRefs: [{group: '', kind: Service, name: shop}], action: DENY, rules: [{to: [{operation: {paths: [/admin, /admin/*]}}]}]}\n");
+    let before =
+        ["", "/", "/.", "/x/..", "/x/%2e%2e", "/%2e", "/x/.%2e", "/;a", "/x;/..;", "/%2F", "/%5C..", "\\", "/x\\.."];
+    let word = ["/admin", "/%61dmin", "/adm%69n", "/%61%64%6d%69%6e", "/admin;x", "/admin%3Bx", "/./admin", "//admin"];
+    let after = ["", "/", "/.", "/x", "?x", "#x", "%00", "/%2e", ";y", "//"];
+    let normal = |p: &str| {
+        // As an application may: parameters off, decoded, dots resolved.
+        let p = p.split(['?', '#']).next().unwrap();
+        let (mut bytes, mut i, p) = (vec![], 0, p.as_bytes());
+        while i < p.len() {
+            let hex = || u8::from_str_radix(std::str::from_utf8(p.get(i + 1..i + 3)?).ok()?, 16).ok();
+            match (p[i] == b'%').then(hex).flatten() {
+                Some(x) => {
+                    bytes.push(x);
+                    i += 3;
+                }
+                None => {
+                    bytes.push(p[i]);
+                    i += 1;
+                }
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
+        let mut out: Vec<&str> = vec![];
+        for seg in text.split('/').map(|s| s.split(';').next().unwrap()) {
+            match seg {
+                "" | "." => {}
+                ".." => drop(out.pop()),
+                s => out.push(s),
+            }
+        }
+        format!("/{}", out.join("/"))
+    };
+    let mut session: Option<Session> = None;
+    let (mut cases, mut denied) = (0, 0);
+    for b in before {
+        for w in word {
+            for a in after {
+                let path = format!("{b}{w}{a}");
+                let c = session.get_or_insert_with(|| Session::new(&s.client, shop(), "shop").unwrap());
+                cases += 1;
+                match c.ask("GET", &path, &[], b"") {
+                    Ok(m) => denied += usize::from(m.status() == 403),
+                    Err(_) => session = None,
+                }
+                if session.is_some() && !path.starts_with('/') {
+                    session = None; // the waypoint closes after what is no request
+                }
+            }
+        }
+    }
+    let mut seen = 0;
+    for m in servers.iter().flat_map(Web::take) {
+        seen += 1;
+        let n = normal(m.path());
+        assert!(n != "/admin" && !n.starts_with("/admin/"), "an application was asked for {}", m.path());
+    }
+    println!("{cases} variants: {denied} denied, {seen} went on, none of them to what is denied");
+    assert!(cases >= 500 && denied > cases / 2);
+    // The name of the host has no case, and may bring its port.
+    for host in ["shop", "SHOP", "shop:80", "Shop.app.svc.cluster.local"] {
+        let a = web::ask(&s.client, shop(), host, "/admin", &[]).unwrap();
+        assert_eq!(a.status(), 403, "{host}");
+    }
+}
