@@ -2,19 +2,21 @@
 
 use crate::model::Model;
 use karst_api::{
-    ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, ROUTES_TYPE, convert::policy_to_wire, workload as pb,
+    ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, ROUTES_TYPE, convert::policy_to_wire, route::Routes,
+    workload as pb,
 };
 use karst_core::addr::ip_from_bytes;
 use karst_xds::{Entry, Resources, Set};
 use prost::Message;
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 /// Types in the order in which additions are sent: policies before the workloads that name them, what
 /// routes lead to before the routes.
 pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
-pub fn resources(m: &Model, version: u64) -> Resources {
+/// What is the same as in an older model has the bytes of then.
+pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> Resources {
     let mut addresses: Set = m.workloads.iter().map(|(uid, w)| (uid.clone(), workload(w))).collect();
     for (key, s) in &m.services {
         let alias = |a: &pb::NetworkAddress| {
@@ -27,7 +29,15 @@ pub fn resources(m: &Model, version: u64) -> Resources {
     }
     let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
     let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
-    let routes = m.routes.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
+    let before = |k: &String, r: &Arc<Routes>| {
+        let (model, resources) = old?;
+        let same = model.routes.get(k).is_some_and(|o| Arc::ptr_eq(o, r));
+        resources.types.get(ROUTES_TYPE)?.get(k).filter(|_| same).cloned()
+    };
+    let route = |(k, r): (&String, &Arc<Routes>)| {
+        (k.clone(), before(k, r).unwrap_or_else(|| Entry::new(r.encode_to_vec(), vec![])))
+    };
+    let routes = m.routes.iter().map(route).collect();
     let backends = m.backends.iter().map(|(k, b)| (k.clone(), Entry::new(b.encode_to_vec(), vec![]))).collect();
     let access = m.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
     let types = [
@@ -91,8 +101,8 @@ mod tests {
         let (a, b) =
             (model(vec![w("1", "a"), w("2", "a"), w("3", "a")]), model(vec![w("1", "a"), w("2", "b"), w("4", "a")]));
         let changed = ["2", "3", "4"].map(String::from);
-        let small = update(&resources(&a, 1), &b, &changed, 2);
-        assert_eq!(small.types, resources(&b, 2).types);
+        let small = update(&resources(&a, 1, None), &b, &changed, 2);
+        assert_eq!(small.types, resources(&b, 2, None).types);
     }
 
     #[test]

@@ -222,12 +222,14 @@ fn update(
     log.0 = now;
     let model = compiler.model();
     // Facts of pods that no proxy is told may have changed as well.
-    shared.model.store(Arc::new(model.clone()));
+    let old = shared.model.swap(Arc::new(model.clone()));
     if change != Change::Nothing {
         let version = shared.counts.pushes.fetch_add(1, Ordering::Relaxed) + 1;
         let resources = match &change {
             Change::Workloads(changed) => push::update(&shared.snapshots.borrow(), model, changed, version),
-            Change::Everything | Change::Nothing => push::resources(model, version),
+            Change::Everything | Change::Nothing => {
+                push::resources(model, version, Some((&old, &shared.snapshots.borrow())))
+            }
         };
         shared.snapshots.send_replace(Arc::new(resources));
     }

@@ -1,7 +1,7 @@
 //! Keeps the model up to date. Pods change far more often than anything else, and a pod decides only about its own
 //! workload: while nothing else has changed, only the changed pods are compiled. Everything else compiles the whole.
 
-use super::{Index, Mesh, Writes, compile_all, deploy, policy::Policies, workload, writes};
+use super::{Index, Mesh, Writes, compile_all, deploy, policy::Policies, routes, workload, writes};
 use crate::model::Model;
 use karst_manifest::{Object, Problem, State, kinds::EndpointSlice, parse::Located};
 use std::{
@@ -27,6 +27,7 @@ pub struct Compiler {
     enrolled: BTreeSet<String>,
     absent: BTreeSet<&'static str>,
     policies: Option<Policies>,
+    routes: routes::Cache,
     model: Model,
     problems: Vec<Problem>,
     whole: bool,
@@ -41,6 +42,7 @@ impl Compiler {
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
             policies: None,
+            routes: routes::Cache::default(),
             model: Model::default(),
             problems: vec![],
             whole: false,
@@ -109,7 +111,9 @@ impl Compiler {
             return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
         }
         self.whole = true;
-        let (model, problems, policies) = compile_all(&x);
+        let (model, problems, policies) = compile_all(&x, &mut self.routes);
+        // Until here an address stood for one object.
+        drop(old);
         self.enrolled.clone_from(&state.enrolled);
         self.absent.clone_from(&state.absent);
         self.problems = problems;
@@ -173,13 +177,19 @@ mod tests {
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80}]}\n";
     const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x%L, namespace: ns%M}\nspec: {selector: {matchLabels: {app: a%L}}}\n";
 
+    const VS: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x%L, namespace: ns%M}\nspec: {hosts: [HOSTS], http: [{match: [{uri: {prefix: /%N}}], route: [{destination: {host: a%L}}], timeout: TIMEOUT}, {delegate: {name: d}}]}\n";
+    const DELEGATE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: d, namespace: ns%M}\nspec: {http: [{route: [{destination: {host: a%L}, weight: 100}]}]}\n";
+    const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: x%L, namespace: ns%M}\nspec: {parentRefs: [{group: '', kind: Service, name: a%L, namespace: ns0}], rules: [{matches: [{path: {value: /%N}}], backendRefs: [{name: a%N, namespace: ns1, port: 80}]}]}\n";
+    const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: ns1}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: ns%M}], to: [{group: '', kind: Service}]}\n";
+    const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x%L, namespace: ns%M}\nspec: {host: a%L, subsets: [{name: v%N, labels: {app: a%N}}]}\n";
+
     /// Whatever happens, in whatever order: the same model as if it was compiled anew.
     #[test]
     fn small_steps_lead_to_the_same_model() {
         let mesh = crate::convert::tests::mesh();
         let mut r = rand::rng();
         let (mut small, mut nothing) = (0, 0);
-        for _ in 0..20 {
+        for _ in 0..40 {
             let mut state = State::default();
             let mut c = Compiler::new(mesh.clone());
             for _ in 0..60 {
@@ -205,7 +215,7 @@ mod tests {
                     }
                     Change::Everything => {}
                 }
-                let (whole, problems, _) = compile_all(&Index::new(&state, &mesh));
+                let (whole, problems, _) = compile_all(&Index::new(&state, &mesh), &mut routes::Cache::default());
                 assert!(whole == *c.model() && problems == c.problems());
             }
         }
@@ -221,7 +231,12 @@ mod tests {
     fn step(state: &mut State, r: &mut impl Rng) {
         let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
         let mut n = |k: usize| r.random_range(0..k);
-        let text = match n(12) {
+        let text = match n(18) {
+            12 => VS,
+            13 => DELEGATE,
+            14 | 15 => ROUTE,
+            16 => GRANT,
+            17 => RULE,
             0 => SERVICE,
             1 => POLICY,
             2..=4 => SLICE,
@@ -232,6 +247,8 @@ mod tests {
             .replace("PHASE", &pick(&mut n, &["Running", "Running", "Running", "Succeeded"]))
             .replace("SELECTOR", &pick(&mut n, &["{app: a1}", "{}"]))
             .replace("SERVICE", &pick(&mut n, &["a0", "a1", "a2"]))
+            .replace("HOSTS", &pick(&mut n, &["a%L", "a%L.ns0.svc.cluster.local", "'*.svc.cluster.local'"]))
+            .replace("TIMEOUT", &pick(&mut n, &["1s", "1s", "never"]))
             .replace("KIND", &pick(&mut n, &["Pod", "Pod", "Pod", "Machine"]))
             .replace("%M", &n(2).to_string())
             .replace("%N", &n(6).to_string())

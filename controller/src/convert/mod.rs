@@ -186,17 +186,17 @@ fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) ->
 
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.
 pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
-    let (model, problems, _) = compile_all(&Index::new(state, mesh));
+    let (model, problems, _) = compile_all(&Index::new(state, mesh), &mut routes::Cache::default());
     (model, problems)
 }
 
-fn compile_all(x: &Index<'_>) -> (Model, Vec<Problem>, policy::Policies) {
+fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> (Model, Vec<Problem>, policy::Policies) {
     let mut problems = Vec::new();
     let mut model = Model { pods: workload::facts(x), ..Model::default() };
     let mut policies = policy::compile(x, &mut problems);
     service::compile(x, &mut model, &mut problems);
     workload::compile(x, &policies, &mut model, &mut problems);
-    routes::compile(x, &mut model, &mut problems);
+    routes::compile(x, &mut model, &mut problems, cache);
     model.policies = policies.take().into();
     (model, problems, policies)
 }

@@ -8,6 +8,18 @@ use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
 use karst_manifest::{gatewayapi::*, kinds::*};
 use std::{cmp::Reverse, sync::Arc};
 
+/// The services that a route is for.
+pub(super) fn targets(
+    x: &Index<'_>,
+    hosts: &Hosts,
+    kind: &'static str,
+    ns: &str,
+    parents: &[ParentRef],
+) -> Vec<Arc<str>> {
+    let c = Convert { x, hosts, kind, ns };
+    parents.iter().flat_map(|p| c.parents(p)).collect()
+}
+
 pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert { x, hosts, kind: "HTTPRoute", ns: &r.metadata.namespace };
     let (mut rules, mut bad) = (vec![], vec![]);

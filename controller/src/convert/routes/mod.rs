@@ -14,7 +14,7 @@ mod virtual_service;
 use super::{Bad, Index, problem};
 use crate::model::Model;
 use karst_api::route as ir;
-use karst_manifest::{Problem, kinds::*, parse::Located};
+use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -148,50 +148,158 @@ pub(super) fn labels(x: &Index<'_>, labels: &Labels) -> Vec<karst_api::workload:
     vec![karst_api::workload::Extension { name: "karst.labels".into(), config: Some(config) }]
 }
 
-pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
+/// What was compiled last time. An object that is the same one, among the same services, is not converted again: of thousands
+/// of routes only those of the services are whose rules have changed. (Who compiles keeps the objects of last time until
+/// the next is done, so that an address stands for one object.)
+#[derive(Default)]
+pub(super) struct Cache {
+    context: Context,
+    /// What is wrong with an object.
+    bad: HashMap<usize, Vec<Bad>>,
+    /// The objects that contribute to a service, and what came of them.
+    tables: HashMap<Arc<str>, (Vec<usize>, Arc<ir::Routes>)>,
+}
+
+/// What conversions depend on besides their object.
+#[derive(Default, PartialEq)]
+struct Context {
+    services: Vec<String>,
+    /// ReferenceGrants, ServiceEntries, VirtualServices without hosts.
+    others: Vec<usize>,
+}
+
+fn address<T>(t: &T) -> usize {
+    std::ptr::from_ref(t) as usize
+}
+
+impl Context {
+    fn new(x: &Index<'_>, model: &Model) -> Self {
+        let grants = x.grants.iter().map(|g| address(*g));
+        let entries = x.service_entries.iter().map(|(_, e)| address(*e));
+        let delegates = x.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
+        Self {
+            services: model.services.keys().cloned().collect(),
+            others: grants.chain(entries).chain(delegates).collect(),
+        }
+    }
+}
+
+/// An object with routes.
+enum Source<'a> {
+    Istio(&'a VirtualService),
+    Http(&'a HTTPRoute),
+    Grpc(&'a GRPCRoute),
+    Tcp(&'a TCPRoute),
+}
+
+impl Source<'_> {
+    fn address(&self) -> usize {
+        match self {
+            Source::Istio(v) => address(*v),
+            Source::Http(r) => address(*r),
+            Source::Grpc(r) => address(*r),
+            Source::Tcp(r) => address(*r),
+        }
+    }
+
+    /// The services that its rules are for.
+    fn targets(&self, x: &Index<'_>, hosts: &Hosts) -> Vec<Arc<str>> {
+        let parents = |m: &Meta, p: &[ParentRef], kind| gateway_api::targets(x, hosts, kind, &m.namespace, p);
+        match self {
+            Source::Istio(v) => virtual_service::targets(v, hosts),
+            Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, "HTTPRoute"),
+            Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, "GRPCRoute"),
+            Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, "TCPRoute"),
+        }
+    }
+
+    fn convert(&self, x: &Index<'_>, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
+        match self {
+            Source::Istio(v) => virtual_service::compile(x, v, hosts, tables),
+            Source::Http(r) => gateway_api::http(x, r, hosts, tables),
+            Source::Grpc(r) => gateway_api::grpc(x, r, hosts, tables),
+            Source::Tcp(r) => gateway_api::tcp(x, r, hosts, tables),
+        }
+    }
+}
+
+fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
+    let istio = x.virtual_services.iter().map(|(at, v)| (*at, Source::Istio(v)));
+    let http = x.http_routes.iter().map(|(at, r)| (*at, Source::Http(r)));
+    let grpc = x.grpc_routes.iter().map(|(at, r)| (*at, Source::Grpc(r)));
+    let tcp = x.tcp_routes.iter().map(|(at, r)| (*at, Source::Tcp(r)));
+    istio.chain(http).chain(grpc).chain(tcp).collect()
+}
+
+pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
     let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
     if x.virtual_services.is_empty() && x.routes_are_empty() && x.destination_rules.is_empty() && !attached {
+        *cache = Cache::default();
         return;
     }
     let hosts = Hosts::new(x, model);
     model.access = access::compile(x, &hosts).into_iter().collect();
-    let mut tables = Tables::default();
-    let mut report = |at: &Located, bad: Vec<Bad>| {
-        problems.extend(bad.into_iter().map(|(field, message)| problem(at, field, message)));
+    let mut report = |at: &Located, bad: &[Bad]| {
+        problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
     };
-    for (at, v) in &x.virtual_services {
-        report(at, virtual_service::compile(x, v, &hosts, &mut tables));
+    let context = Context::new(x, model);
+    let mut old = std::mem::take(cache);
+    if old.context != context {
+        old = Cache::default();
     }
-    for (at, r) in &x.http_routes {
-        report(at, gateway_api::http(x, r, &hosts, &mut tables));
+    cache.context = context;
+    let sources = sources(x);
+    let targets: Vec<Vec<Arc<str>>> = sources.iter().map(|(_, s)| s.targets(x, &hosts)).collect();
+    let mut contributors: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
+    for ((_, s), keys) in sources.iter().zip(&targets) {
+        for k in keys {
+            contributors.entry(k.clone()).or_default().push(s.address());
+        }
     }
-    for (at, r) in &x.grpc_routes {
-        report(at, gateway_api::grpc(x, r, &hosts, &mut tables));
+    let same = |k: &Arc<str>| old.tables.get(k).is_some_and(|(c, _)| contributors.get(k) == Some(c));
+    let mut tables = Tables::default();
+    for ((at, s), keys) in sources.iter().zip(&targets) {
+        let bad = match old.bad.remove(&s.address()) {
+            Some(b) if keys.iter().all(same) => b,
+            _ => s.convert(x, &hosts, &mut tables),
+        };
+        report(at, &bad);
+        cache.bad.insert(s.address(), bad);
     }
-    for (at, r) in &x.tcp_routes {
-        report(at, gateway_api::tcp(x, r, &hosts, &mut tables));
-    }
-    let mut routes: BTreeMap<String, ir::Routes> = BTreeMap::new();
+    let mut routes: BTreeMap<Arc<str>, ir::Routes> = BTreeMap::new();
     for ((key, callers), mut rules) in tables.by_service {
+        if same(&key) {
+            continue;
+        }
         rules.http.sort_by(|a, b| (a.api, a.precision, &a.age, a.place).cmp(&(b.api, b.precision, &b.age, b.place)));
         rules.tcp.sort_by(|a, b| a.0.cmp(&b.0));
         let table = ir::Table {
             http: rules.http.into_iter().map(|r| r.rule).collect(),
             tcp: rules.tcp.into_iter().map(|(_, r)| r).collect(),
         };
-        let all = routes.entry(key.to_string()).or_default();
+        let all = routes.entry(key).or_default();
         match callers {
             None => all.producer = Some(table),
             Some(namespace) => all.consumers.push(ir::Consumer { namespace, table: Some(table) }),
         }
     }
-    model.routes = routes.into_iter().map(|(k, v)| (k, Arc::new(v))).collect();
+    for (key, c) in contributors {
+        let whole = match old.tables.remove(&key) {
+            Some((o, r)) if o == c => Some(r),
+            _ => routes.remove(&key).map(Arc::new),
+        };
+        // Objects that are all wrong contribute nothing.
+        if let Some(r) = whole {
+            cache.tables.insert(key, (c, r));
+        }
+    }
+    model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
     let mut backends: BTreeMap<String, ir::Backend> = BTreeMap::new();
     let mut rules: Vec<_> = x.destination_rules.iter().collect();
     // The service's own namespace before the root namespace, old before new.
     rules.sort_by_key(|(_, d)| (d.metadata.namespace == x.mesh.root_namespace, age(&d.metadata)));
     for (at, d) in rules {
-        report(at, destination_rule::compile(x, d, &hosts, &mut backends));
+        report(at, &destination_rule::compile(x, d, &hosts, &mut backends));
     }
     model.backends = backends.into_iter().map(|(k, v)| (k, Arc::new(v))).collect();
 }

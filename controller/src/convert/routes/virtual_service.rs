@@ -9,11 +9,19 @@ use karst_manifest::{kinds::*, traffic::*};
 /// Depth of delegation (Istio: 1; more is a loop or a mistake).
 const DELEGATES: usize = 1;
 
+/// The services that it is for.
+pub(super) fn targets(v: &VirtualService, hosts: &Hosts) -> Vec<std::sync::Arc<str>> {
+    let spec = &v.spec;
+    if !spec.gateways.is_empty() && !spec.gateways.iter().any(|g| g == "mesh") {
+        return vec![];
+    }
+    spec.hosts.iter().flat_map(|h| hosts.all(h, &v.metadata.namespace)).collect()
+}
+
 pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let mut bad = vec![];
     let spec = &v.spec;
     let ns = v.metadata.namespace.as_str();
-    let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
     let c = Convert { x, ns, hosts };
     let mut rules = vec![];
     for (i, h) in spec.http.iter().enumerate() {
@@ -33,11 +41,11 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
     if spec.hosts.is_empty() && (!spec.gateways.is_empty() || !spec.tcp.is_empty()) {
         bad.push(("spec.hosts".into(), "is empty: name the services that the routes are for".into()));
     }
-    if !mesh || !bad.is_empty() {
+    if !bad.is_empty() {
         return bad;
     }
     let a = age(&v.metadata);
-    for key in spec.hosts.iter().flat_map(|h| hosts.all(h, ns)) {
+    for key in targets(v, hosts) {
         let t = tables.of(x, &key, ns);
         t.http.extend(rules.iter().enumerate().map(|(place, rule)| Ranked {
             api: 1,
