@@ -41,11 +41,12 @@ pub async fn source(kube: &Kube) -> Source {
         "DestinationRule",
         "HTTPRoute",
         "GRPCRoute",
-        "TCPRoute",
-        "ReferenceGrant",
     ]
     .map(Watch::all)
     .into();
+    // These have no v1 yet.
+    watches.push(Watch { version: "v1beta1", ..Watch::all("ReferenceGrant") });
+    watches.push(Watch { version: "v1alpha2", ..Watch::all("TCPRoute") });
     watches.push(Watch { fields: format!("metadata.name={ROOT_CONFIG_MAP}"), ..Watch::all("ConfigMap") });
     watches.push(Watch { labels: deploy::MANAGED.into(), ..Watch::all("Deployment") });
     let mut s = Watched::start(kube, watches);

@@ -5,6 +5,7 @@ pub mod check;
 mod compiler;
 pub mod deploy;
 mod policy;
+mod route_status;
 mod routes;
 mod service;
 mod status;
@@ -181,7 +182,9 @@ fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) ->
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     objects.extend(deploy::compile(&x, template));
-    Writes { objects, statuses: status::compile(&x, now) }
+    let mut statuses = status::compile(&x, now);
+    statuses.extend(route_status::compile(&x, now));
+    Writes { objects, statuses }
 }
 
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.

@@ -16,11 +16,11 @@ pub struct Write {
 }
 
 /// A condition as it should be.
-struct Condition {
-    kind: &'static str,
-    status: bool,
-    reason: &'static str,
-    message: String,
+pub(super) struct Condition {
+    pub(super) kind: &'static str,
+    pub(super) status: bool,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
 }
 
 const BOUND: &str = "istio.io/WaypointBound";
@@ -69,12 +69,12 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     out
 }
 
-fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {
+pub(super) fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {
     Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: m.name.clone() }
 }
 
 /// Are the conditions there as they should be?
-fn same(wanted: &[Condition], have: &[StatusCondition], generation: i64) -> bool {
+pub(super) fn same(wanted: &[Condition], have: &[StatusCondition], generation: i64) -> bool {
     wanted.iter().all(|w| {
         have.iter().any(|c| {
             c.kind == w.kind
@@ -87,7 +87,7 @@ fn same(wanted: &[Condition], have: &[StatusCondition], generation: i64) -> bool
 }
 
 /// The conditions to write. The time of a condition changes with its status.
-fn conditions(wanted: &[Condition], have: &[StatusCondition], generation: i64, now: &str) -> Value {
+pub(super) fn conditions(wanted: &[Condition], have: &[StatusCondition], generation: i64, now: &str) -> Value {
     let one = |w: &Condition| {
         let kept = have.iter().find(|c| c.kind == w.kind && c.status == text(w.status));
         let time = kept.map(|c| c.last_transition_time.as_str()).filter(|t| !t.is_empty());

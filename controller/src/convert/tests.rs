@@ -333,3 +333,42 @@ fn a_waypoint_gets_what_it_needs_once() {
     let address = &ready.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status["addresses"];
     assert_eq!(address[0]["value"], "w.a.svc.cluster.local");
 }
+
+#[test]
+fn routes_say_what_became_of_them() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: b}\nspec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}\n---\n";
+    let route = |parent: &str, backend: &str| {
+        format!(
+            "{service}apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a, generation: 2}}\nspec: {{parentRefs: [{{group: '', kind: Service, {parent}}}], rules: [{{backendRefs: [{{{backend}}}]}}]}}\n"
+        )
+    };
+    let grant = "---\napiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: b}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}], to: [{group: '', kind: Service}]}\n";
+    let said = |text: &str| {
+        let w = written(text);
+        let s = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").map(|s| s.status["parents"].clone());
+        let reasons = |c: &serde_json::Value| format!("{}={}", c["type"], c["reason"]).replace('"', "");
+        s.map(|s| s[0]["conditions"].as_array().unwrap().iter().map(reasons).collect::<Vec<_>>().join(" "))
+    };
+    for (parent, backend, more, wanted) in [
+        ("name: s", "name: s, port: 80", "", "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
+        ("name: s, port: 81", "name: s, port: 80", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
+        ("name: none", "name: s", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
+        ("name: s", "name: none", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
+        ("name: s", "name: s, port: 81", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
+        ("name: s", "name: s, kind: Pod", "", "Accepted=Accepted ResolvedRefs=InvalidKind"),
+        ("name: s", "name: t, namespace: b, port: 80", "", "Accepted=Accepted ResolvedRefs=RefNotPermitted"),
+        ("name: s", "name: t, namespace: b, port: 80", grant, "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
+    ] {
+        assert_eq!(said(&(route(parent, backend) + more)).as_deref(), Some(wanted), "{parent} {backend}");
+    }
+    // Written once; what another controller has said stays; a Gateway's routes are not ours.
+    let fine = route("name: s", "name: s, port: 80");
+    let w = written(&fine);
+    let status = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status.clone();
+    assert_eq!(said(&format!("{fine}status: {status}\n")), None);
+    let other = "status: {parents: [{parentRef: {name: g}, controllerName: example.com/other, conditions: [{type: Accepted, status: 'True', reason: Accepted}]}]}\n";
+    let w = written(&format!("{fine}{other}"));
+    let all = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status["parents"].clone();
+    assert_eq!((all.as_array().unwrap().len(), all[1]["controllerName"].as_str()), (2, Some("example.com/other")));
+    assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
+}

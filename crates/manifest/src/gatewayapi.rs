@@ -1,6 +1,6 @@
 //! The Gateway API's routes (v1).
 
-use crate::kinds::Meta;
+use crate::kinds::{Meta, StatusCondition};
 use serde::Deserialize;
 
 macro_rules! route {
@@ -10,6 +10,7 @@ macro_rules! route {
         pub struct $name {
             pub metadata: Meta,
             pub spec: $spec,
+            pub status: RouteStatus,
         }
         #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
         #[serde(default, rename_all = "camelCase")]
@@ -23,13 +24,30 @@ macro_rules! route {
 route!(HTTPRoute HttpRouteSpec RouteRule, GRPCRoute GrpcRouteSpec GrpcRule, TCPRoute TcpRouteSpec TcpRouteRule);
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RouteStatus {
+    pub parents: Vec<ParentStatus>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ParentStatus {
+    pub parent_ref: ParentRef,
+    pub controller_name: String,
+    pub conditions: Vec<StatusCondition>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ParentRef {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub section_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

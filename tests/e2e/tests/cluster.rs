@@ -673,6 +673,29 @@ fn s4_waypoints_are_deployed_and_statuses_written() {
     wait_condition(&["authorizationpolicy", "-n", "app", "bound"], "WaypointAccepted", ("True", "Accepted"));
     wait_condition(&["authorizationpolicy", "-n", "app", "plain"], "ZtunnelAccepted", ("True", "Accepted"));
     kubectl(&["-n", "app", "delete", "authorizationpolicy", "bound", "plain"]);
+    // Routes say what became of them; what another namespace has may be referred to once it says so.
+    apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: abroad, namespace: app}\nspec: {parentRefs: [{group: '', kind: Service, name: echo}], rules: [{backendRefs: [{name: istiod, namespace: istio-system, port: 15014}]}]}\n",
+    );
+    let said = |reason: &str| {
+        wait_for(reason, LONG, || {
+            let r = get(&["httproute", "-n", "app", "abroad"]);
+            let c = r["status"]["parents"][0]["conditions"].as_array()?.clone();
+            c.iter().any(|c| c["reason"] == reason).then_some(())
+        });
+    };
+    said("Accepted");
+    said("RefNotPermitted");
+    apply(
+        "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: app, namespace: istio-system}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: app}], to: [{group: '', kind: Service, name: istiod}]}\n",
+    );
+    said("ResolvedRefs");
+    wait_for("the reference resolved", LONG, || {
+        let r = get(&["httproute", "-n", "app", "abroad"]);
+        r["status"]["parents"][0]["conditions"].as_array()?.iter().all(|c| c["status"] == "True").then_some(())
+    });
+    kubectl(&["-n", "app", "delete", "httproute", "abroad"]);
+    kubectl(&["-n", "istio-system", "delete", "referencegrant", "app"]);
     // Of two replicas one writes, and the other goes on when it has gone.
     let holder = || {
         let l = get(&["lease", "-n", "istio-system", "istio-leader"]);

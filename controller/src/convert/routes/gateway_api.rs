@@ -237,7 +237,8 @@ impl Convert<'_> {
             (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&b.name, self.ns),
             _ => None,
         };
-        let granted = kind == "Hostname" || ns == self.ns || self.granted(ns, group, kind, &b.name);
+        let granted =
+            kind == "Hostname" || ns == self.ns || granted(self.x, self.kind, self.ns, (ns, group, kind, &b.name));
         let f = self.filters(&b.filters, at)?;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
@@ -248,15 +249,6 @@ impl Convert<'_> {
             rewrite: f.rewrite,
             refuse_status: if found.is_some() && granted && !f.unknown { 0 } else { NO_BACKEND },
             ..Default::default()
-        })
-    }
-
-    /// Does the other namespace let us refer to it (ReferenceGrant)?
-    fn granted(&self, ns: &str, group: &str, kind: &str, name: &str) -> bool {
-        self.x.grants.iter().filter(|g| g.metadata.namespace == ns).any(|g| {
-            let from = |f: &GrantFrom| f.group == GATEWAY_API && f.kind == self.kind && f.namespace == self.ns;
-            let to = |t: &GrantTo| t.group == group && t.kind == kind && t.name.as_ref().is_none_or(|n| n == name);
-            g.spec.from.iter().any(from) && g.spec.to.iter().any(to)
         })
     }
 
@@ -323,6 +315,20 @@ impl Convert<'_> {
         }
         Ok(out)
     }
+}
+
+/// Does another namespace let routes of this kind and namespace refer to what it has (ReferenceGrant)?
+pub(in crate::convert) fn granted(
+    x: &Index<'_>,
+    route: &str,
+    from: &str,
+    (ns, group, kind, name): (&str, &str, &str, &str),
+) -> bool {
+    x.grants.iter().filter(|g| g.metadata.namespace == ns).any(|g| {
+        let ours = |f: &GrantFrom| f.group == GATEWAY_API && f.kind == route && f.namespace == from;
+        let to = |t: &GrantTo| t.group == group && t.kind == kind && t.name.as_ref().is_none_or(|n| n == name);
+        g.spec.from.iter().any(ours) && g.spec.to.iter().any(to)
+    })
 }
 
 fn cors(c: &CorsFilter) -> ir::Cors {

@@ -11,6 +11,8 @@ mod destination_rule;
 mod gateway_api;
 mod virtual_service;
 
+pub(super) use gateway_api::granted;
+
 use super::{Bad, Index, problem};
 use crate::model::Model;
 use karst_api::route as ir;

@@ -1,0 +1,148 @@
+//! The statuses of routes that are attached to services (Gateway API: RouteParentStatus): whether they are in force there, and
+//! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
+
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, routes};
+use crate::convert::status::{Condition, Write, conditions, reference, same};
+use karst_manifest::{
+    gatewayapi::{BackendRef, ParentRef, RouteStatus},
+    kinds::Meta,
+};
+use serde_json::{Value, json};
+
+/// Who writes (Istio's name).
+const CONTROLLER: &str = "istio.io/gateway-controller";
+
+/// All that differ.
+pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
+    let mut out = Vec::new();
+    for (_, r) in &x.http_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
+        out.extend(one(x, "HTTPRoute", "v1", &r.metadata, &r.spec.parent_refs, refs, &r.status, now));
+    }
+    for (_, r) in &x.grpc_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
+        out.extend(one(x, "GRPCRoute", "v1", &r.metadata, &r.spec.parent_refs, refs, &r.status, now));
+    }
+    for (_, r) in &x.tcp_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
+        out.extend(one(x, "TCPRoute", "v1alpha2", &r.metadata, &r.spec.parent_refs, refs, &r.status, now));
+    }
+    out
+}
+
+#[allow(clippy::too_many_arguments)]
+fn one<'a>(
+    x: &Index<'_>,
+    kind: &'static str,
+    version: &'static str,
+    m: &Meta,
+    parents: &[ParentRef],
+    refs: impl Iterator<Item = &'a BackendRef>,
+    have: &RouteStatus,
+    now: &str,
+) -> Option<Write> {
+    let resolved = resolved(x, kind, m, refs);
+    let mut unchanged = true;
+    let mut all: Vec<Value> = vec![];
+    let mut ours = 0;
+    for p in parents {
+        let Some(accepted) = accepted(x, m, p) else { continue };
+        let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
+            kind,
+            status: *reason == good,
+            reason,
+            message: message.clone(),
+        };
+        let wanted = [say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
+        let before = have.parents.iter().find(|s| s.controller_name == CONTROLLER && s.parent_ref == *p);
+        let there = before.map_or(&[][..], |s| &s.conditions);
+        unchanged &= before.is_some() && same(&wanted, there, m.generation);
+        ours += 1;
+        all.push(json!({
+            "parentRef": p, "controllerName": CONTROLLER,
+            "conditions": conditions(&wanted, there, m.generation, now),
+        }));
+    }
+    let stale = have.parents.iter().filter(|s| s.controller_name == CONTROLLER).count() != ours;
+    if unchanged && !stale {
+        return None;
+    }
+    // The list is written whole: what others have said stays.
+    for s in have.parents.iter().filter(|s| s.controller_name != CONTROLLER) {
+        let conditions: Vec<Value> = s
+            .conditions
+            .iter()
+            .map(|c| {
+                json!({
+                    "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message,
+                    "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time,
+                })
+            })
+            .collect();
+        all.push(json!({ "parentRef": s.parent_ref, "controllerName": s.controller_name, "conditions": conditions }));
+    }
+    let mut to = reference(GATEWAY_API, kind, m);
+    to.version = version;
+    Some(Write { to, manager: CONTROLLER, status: json!({ "parents": all }) })
+}
+
+/// Is the route in force at this parent? None: the parent is no service.
+fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
+    let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
+    let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
+        ("" | "core", "Service") => x.service(ns, &p.name).map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+        (ISTIO_NETWORKING, "ServiceEntry") => {
+            let mut all = x.entries_of.get(ns).into_iter().flatten();
+            let found = all.find(|e| e.metadata.name == p.name);
+            found.map(|e| e.spec.ports.iter().map(|p| p.number).collect())
+        }
+        _ => return None,
+    };
+    let what = || format!("{} {ns}/{}", p.kind.as_deref().unwrap_or("Service"), p.name);
+    Some(match (ports, p.port) {
+        (None, _) => ("NoMatchingParent", format!("there is no {}", what())),
+        (Some(all), Some(port)) if !all.contains(&port) => {
+            ("NoMatchingParent", format!("{} does not have port {port}", what()))
+        }
+        (Some(_), _) => ("Accepted", "Route was valid".into()),
+    })
+}
+
+/// Is what it refers to there, and may it be referred to?
+fn resolved<'a>(
+    x: &Index<'_>,
+    kind: &'static str,
+    m: &Meta,
+    refs: impl Iterator<Item = &'a BackendRef>,
+) -> (&'static str, String) {
+    for b in refs {
+        let ns = b.namespace.as_deref().unwrap_or(&m.namespace);
+        let (group, to) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
+        if group == ISTIO_NETWORKING && to == "Hostname" {
+            continue;
+        }
+        if !matches!((group, to), ("" | "core", "Service")) {
+            return ("InvalidKind", format!("{to} {:?} cannot be a backend: use Service, or Hostname", b.name));
+        }
+        if ns != m.namespace && !routes::granted(x, kind, &m.namespace, (ns, group, to, &b.name)) {
+            return (
+                "RefNotPermitted",
+                format!(
+                    "Service {ns}/{} is not to be referred to from here: it needs a ReferenceGrant in its namespace",
+                    b.name
+                ),
+            );
+        }
+        match x.service(ns, &b.name) {
+            None => return ("BackendNotFound", format!("there is no Service {ns}/{}", b.name)),
+            Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
+                return (
+                    "BackendNotFound",
+                    format!("Service {ns}/{} does not have port {}", b.name, b.port.unwrap_or(0)),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    ("ResolvedRefs", "All references resolved".into())
+}
