@@ -53,13 +53,21 @@ const HOP: [HeaderName; 5] = [
 ];
 
 /// Headers that only proxies write: a client's own would pass for one of ours.
-const FORGED: [&str; 4] =
-    ["x-envoy-original-path", "x-envoy-internal", "x-envoy-external-address", "x-envoy-expected-rq-timeout-ms"];
+const FORGED: [&str; 5] = [
+    "x-forwarded-client-cert",
+    "x-envoy-original-path",
+    "x-envoy-internal",
+    "x-envoy-external-address",
+    "x-envoy-expected-rq-timeout-ms",
+];
 
 /// Answers a request.
 pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Response<Reply> {
     let (mut parts, incoming) = r.into_parts();
     let mut record = begin(&w, &call, &parts);
+    if parts.method == Method::CONNECT {
+        return ours(record, StatusCode::METHOD_NOT_ALLOWED, "", Flag::None);
+    }
     let Some(authority) = authority(&parts) else {
         return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
     };
@@ -376,6 +384,8 @@ impl Template<'_> {
         if !self.upgrade {
             strip(&mut headers);
         }
+        // We have said "continue" ourselves.
+        headers.remove(header::EXPECT);
         let rewrites = || [self.to.rewrite.as_ref(), self.rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten();
         let matched = self.rule.and_then(|r| r.path.as_ref());
         let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
@@ -548,6 +558,7 @@ async fn forward(
     let mut tried = vec![];
     let template = Template { parts: &parts, authority: &authority, rule, to, two, upgrade };
     let mut attempt = 0;
+    let mut retrying: Option<Retrying> = None;
     loop {
         let place = match place(&set, two, deadline).await {
             Ok(p) => p,
@@ -597,7 +608,12 @@ async fn forward(
             && possible
             && let Some(r) = retry
         {
-            let Some(_one) = Retrying::start(&set) else { return failed(record, Flag::Overflow) };
+            // Given back first: a second retry is no more at a time than the first.
+            drop(retrying.take());
+            retrying = Retrying::start(&set);
+            if retrying.is_none() {
+                return failed(record, Flag::Overflow);
+            }
             if !r.same_host {
                 tried.push(m.workload.uid.clone());
             }

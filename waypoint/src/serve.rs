@@ -132,7 +132,16 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) => first.extend_from_slice(&buf[..n]),
             Err(_) => {
-                let Some((mut other, lease)) = raw(w, &call).await else { return io.reset() };
+                let Some((mut other, lease)) = raw(w, &call).await else {
+                    // Bytes of which nothing is known are not let through, or there is no endpoint: a request may still come,
+                    // and will be told.
+                    match io.read(&mut buf).await {
+                        Ok(0) | Err(_) => return,
+                        Ok(n) => first.extend_from_slice(&buf[..n]),
+                    }
+                    io.unread(first.into());
+                    return Box::pin(http(w, call, io, false)).await;
+                };
                 let mut there = [0; 1024];
                 tokio::select! {
                     biased;

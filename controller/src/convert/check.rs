@@ -33,8 +33,48 @@ pub fn problems(object: Object, mesh: &Mesh) -> Vec<Problem> {
 pub fn warnings(object: &Object) -> Vec<String> {
     match object {
         Object::AuthorizationPolicy(p) => policy::warnings(p),
+        Object::VirtualService(v) => not_executed(&virtual_service(v)),
+        Object::DestinationRule(d) => not_executed(&destination_rule(d)),
         _ => vec![],
     }
+}
+
+/// Fields that are taken and have no effect (yet).
+fn not_executed(fields: &[(bool, String)]) -> Vec<String> {
+    fields.iter().filter(|(there, _)| *there).map(|(_, f)| format!("{f}: has no effect in this version")).collect()
+}
+
+fn virtual_service(v: &VirtualService) -> Vec<(bool, String)> {
+    let s = &v.spec;
+    let mut out = vec![(!s.tls.is_empty(), "spec.tls".to_string())];
+    for (i, t) in s.tcp.iter().enumerate() {
+        for (j, m) in t.matches.iter().enumerate() {
+            let at = format!("spec.tcp[{i}].match[{j}]");
+            out.push((!m.destination_subnets.is_empty(), format!("{at}.destinationSubnets")));
+            out.push((!m.source_subnet.is_empty(), format!("{at}.sourceSubnet")));
+        }
+    }
+    out
+}
+
+fn destination_rule(d: &DestinationRule) -> Vec<(bool, String)> {
+    let s = &d.spec;
+    let mut out = vec![(s.workload_selector.is_some(), "spec.workloadSelector".to_string())];
+    let subsets = s.subsets.iter().enumerate();
+    let all =
+        subsets.filter_map(|(i, x)| Some((format!("spec.subsets[{i}].trafficPolicy"), x.traffic_policy.as_ref()?)));
+    for (at, p) in s.traffic_policy.iter().map(|p| ("spec.trafficPolicy".to_string(), p)).chain(all) {
+        let locality = p.load_balancer.as_ref().is_some_and(|b| b.locality_lb_setting.is_some());
+        out.push((locality, format!("{at}.loadBalancer.localityLbSetting")));
+        out.push((p.retry_budget.is_some(), format!("{at}.retryBudget")));
+        if let Some(c) = &p.connection_pool {
+            let at = format!("{at}.connectionPool");
+            out.push((c.tcp.tcp_keepalive.is_some(), format!("{at}.tcp.tcpKeepalive")));
+            out.push((c.tcp.max_connection_duration.is_some(), format!("{at}.tcp.maxConnectionDuration")));
+            out.push((!c.http.h2_upgrade_policy.is_empty(), format!("{at}.http.h2UpgradePolicy")));
+        }
+    }
+    out
 }
 
 fn bad(field: impl Into<String>, text: impl Into<String>) -> Bad {

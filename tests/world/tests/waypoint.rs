@@ -283,6 +283,16 @@ fn policies_are_enforced_by_what_requests_show() {
     for p in ["/admin", "/%61dmin", "/open/../admin", "/open/%2e%2e/admin", "//admin"] {
         assert_eq!(ask(&s.client, "GET", p), denied, "{p}");
     }
+    // One who waits before it asks, at a port of which nothing is said, is judged by what it asks.
+    let _late = Web::named(&s.pods[0], 8081, "late");
+    for other in &s.pods[1..] {
+        s.w.write_pod(other, false);
+    }
+    s.w.settle();
+    let mut late = Session::new(&s.client, SocketAddr::new(shop().ip(), 81), "shop").unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(late.ask("GET", "/open/x", &[], b"").unwrap().status(), 200);
+    assert_eq!(late.ask("GET", "/admin", &[], b"").unwrap().status(), 403);
     // Bytes of which nothing is known are not let pass by rules about requests.
     let _raw = karst_world::app::Echo::start(&s.pods[0], 8082, "");
     let mut c = s.client.connect(SocketAddr::new(shop().ip(), 82)).unwrap();

@@ -37,6 +37,12 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
             Err(b) => bad.push(b),
         }
     }
+    let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
+    if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| mesh) {
+        let text =
+            "\"*\" alone cannot be routed within the mesh: name services, or a wildcard such as *.svc.cluster.local";
+        bad.push((format!("spec.hosts[{i}]"), text.into()));
+    }
     // Another's delegate has no hosts.
     if spec.hosts.is_empty() && (!spec.gateways.is_empty() || !spec.tcp.is_empty()) {
         bad.push(("spec.hosts".into(), "is empty: name the services that the routes are for".into()));
