@@ -55,12 +55,13 @@ impl HttpBody for Body {
         match self {
             Body::Empty => SizeHint::with_exact(0),
             Body::Incoming(i) => i.size_hint(),
-            Body::Shared(r) => r.0.borrow().hint,
+            Body::Shared(r) => r.of.borrow().hint,
         }
     }
 }
 
-/// A body that several read.
+/// A body that several read. The attempt that is under way decides how fast it comes; mirrors read what it has read. A mirror
+/// must not make an application fail by being faster, nor by being slower: it is given up when it is too far behind.
 struct Inner {
     source: Incoming,
     hint: SizeHint,
@@ -73,13 +74,55 @@ struct Inner {
     trailers: Option<HeaderMap>,
     end: bool,
     error: Option<String>,
+    /// Mirrors that wait for more.
     waiting: Vec<Waker>,
+    /// Attempts that are under way, and whether there may be more.
+    attempts: usize,
+    over: bool,
+}
+
+impl Inner {
+    fn wake(&mut self) {
+        for w in self.waiting.drain(..) {
+            w.wake();
+        }
+    }
+
+    /// Takes the next part from the client.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+            None => self.end = true,
+            Some(Err(e)) => self.error = Some(e.to_string()),
+            Some(Ok(f)) => match f.into_data() {
+                Ok(d) => {
+                    self.bytes += d.len();
+                    self.chunks.push_back(d);
+                    while self.bytes > self.limit && self.chunks.len() > 1 {
+                        if let Some(old) = self.chunks.pop_front() {
+                            self.bytes -= old.len();
+                            self.base += 1;
+                        }
+                    }
+                }
+                Err(f) => self.trailers = f.into_trailers().ok(),
+            },
+        }
+        self.wake();
+        Poll::Ready(())
+    }
 }
 
 /// One of those who read it.
-pub struct Reader(Rc<RefCell<Inner>>, usize, bool);
+pub struct Reader {
+    of: Rc<RefCell<Inner>>,
+    /// Number of the part that comes next.
+    next: usize,
+    trailers_read: bool,
+    /// Is it an attempt? (Else a mirror.)
+    attempt: bool,
+}
 
-/// The way to more of them.
+/// The way to its readers.
 pub struct Source(Rc<RefCell<Inner>>);
 
 impl Source {
@@ -97,64 +140,78 @@ impl Source {
             end: false,
             error: None,
             waiting: vec![],
+            attempts: 0,
+            over: false,
         })))
     }
 
-    /// A reader from the start; None if the start is no longer there.
-    pub fn reader(&self) -> Option<Body> {
-        let whole = self.0.borrow().base == 0;
-        whole.then(|| Body::Shared(Reader(self.0.clone(), 0, false)))
+    /// Is the start still there?
+    pub fn is_whole(&self) -> bool {
+        self.0.borrow().base == 0
+    }
+
+    /// A reader from the start, for an attempt; None if the start is no longer there.
+    pub fn attempt(&self) -> Option<Body> {
+        self.is_whole().then(|| {
+            self.0.borrow_mut().attempts += 1;
+            Body::Shared(Reader { of: self.0.clone(), next: 0, trailers_read: false, attempt: true })
+        })
+    }
+
+    /// A reader from the start, for a mirror.
+    pub fn mirror(&self) -> Option<Body> {
+        let reader = || Body::Shared(Reader { of: self.0.clone(), next: 0, trailers_read: false, attempt: false });
+        self.is_whole().then(reader)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let mut x = self.0.borrow_mut();
+        x.over = true;
+        x.wake();
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if self.attempt {
+            let mut x = self.of.borrow_mut();
+            x.attempts -= 1;
+            x.wake();
+        }
     }
 }
 
 impl Reader {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut x = self.0.borrow_mut();
+        let mut x = self.of.borrow_mut();
         loop {
-            if self.1 < x.base {
+            if self.next < x.base {
                 return Poll::Ready(Some(Err("too far behind: the bytes are no longer kept".into())));
             }
-            if let Some(c) = x.chunks.get(self.1 - x.base) {
-                self.1 += 1;
+            if let Some(c) = x.chunks.get(self.next - x.base) {
+                self.next += 1;
                 return Poll::Ready(Some(Ok(Frame::data(c.clone()))));
             }
             if let Some(e) = &x.error {
                 return Poll::Ready(Some(Err(e.clone().into())));
             }
             if x.end {
-                let first = !std::mem::replace(&mut self.2, true);
+                let first = !std::mem::replace(&mut self.trailers_read, true);
                 return Poll::Ready(x.trailers.clone().filter(|_| first).map(|t| Ok(Frame::trailers(t))));
             }
-            let next = match Pin::new(&mut x.source).poll_frame(cx) {
-                Poll::Pending => {
-                    // Only the last that asked is told: it tells the others.
-                    if !x.waiting.iter().any(|w| w.will_wake(cx.waker())) {
-                        x.waiting.push(cx.waker().clone());
-                    }
-                    return Poll::Pending;
-                }
-                Poll::Ready(n) => n,
-            };
-            match next {
-                None => x.end = true,
-                Some(Err(e)) => x.error = Some(e.to_string()),
-                Some(Ok(f)) => match f.into_data() {
-                    Ok(d) => {
-                        x.bytes += d.len();
-                        x.chunks.push_back(d);
-                        while x.bytes > x.limit && x.chunks.len() > 1 {
-                            if let Some(old) = x.chunks.pop_front() {
-                                x.bytes -= old.len();
-                                x.base += 1;
-                            }
-                        }
-                    }
-                    Err(f) => x.trailers = f.into_trailers().ok(),
-                },
+            if self.attempt {
+                ready!(x.poll_source(cx));
+                continue;
             }
-            for w in x.waiting.drain(..) {
-                w.wake();
+            if x.over && x.attempts == 0 {
+                return Poll::Ready(Some(Err("the request was given up".into())));
             }
+            if !x.waiting.iter().any(|w| w.will_wake(cx.waker())) {
+                x.waiting.push(cx.waker().clone());
+            }
+            return Poll::Pending;
         }
     }
 }
@@ -203,5 +260,98 @@ impl HttpBody for Counted {
     }
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use http::Request;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncWriteExt;
+
+    /// The body of a request of `n` bytes, as a server gets it.
+    async fn incoming(n: usize) -> Incoming {
+        let (mut client, server) = tokio::io::duplex(16 << 10);
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        let tx = RefCell::new(Some(tx));
+        tokio::task::spawn_local(async move {
+            let take = service_fn(move |r: Request<Incoming>| {
+                let _ = tx.borrow_mut().take().unwrap().send(r.into_body());
+                std::future::pending::<Result<http::Response<String>, std::convert::Infallible>>()
+            });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), take).await;
+        });
+        tokio::task::spawn_local(async move {
+            let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {n}\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            client.write_all(&vec![7; n]).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        rx.await.unwrap()
+    }
+
+    /// Reads what is there: bytes, and whether it has ended well.
+    async fn read(b: &mut Body) -> (usize, Option<bool>) {
+        let mut n = 0;
+        loop {
+            let next = std::future::poll_fn(|cx| match Pin::new(&mut *b).poll_frame(cx) {
+                Poll::Pending => Poll::Ready(None),
+                Poll::Ready(x) => Poll::Ready(Some(x)),
+            });
+            match next.await {
+                None => return (n, None),
+                Some(None) => return (n, Some(true)),
+                Some(Some(Ok(f))) => n += f.into_data().map_or(0, |d| d.len()),
+                Some(Some(Err(_))) => return (n, Some(false)),
+            }
+        }
+    }
+
+    /// Lets the others go on, and reads until the end.
+    async fn read_all(b: &mut Body) -> (usize, bool) {
+        let mut all = 0;
+        loop {
+            let (n, end) = read(b).await;
+            all += n;
+            match end {
+                Some(e) => return (all, e),
+                None => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn mirrors_neither_hurry_nor_hold_up_an_attempt() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                // A mirror that is first gets nothing before the attempt does; then the same bytes.
+                let s = Source::new(incoming(300 << 10).await, 1 << 20);
+                let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+                for _ in 0..20 {
+                    assert_eq!(read(&mut mirror).await, (0, None));
+                    tokio::task::yield_now().await;
+                }
+                assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
+                assert_eq!(read_all(&mut mirror).await, (300 << 10, true));
+                // One that is too slow is given up, and the attempt goes on; there is no second one then.
+                let s = Source::new(incoming(300 << 10).await, 64 << 10);
+                let (mut mirror, mut attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+                assert_eq!(read_all(&mut attempt).await, (300 << 10, true));
+                assert!(!read_all(&mut mirror).await.1);
+                assert!(s.attempt().is_none());
+                // What fits is read again; a mirror of what was given up does not wait for ever.
+                let s = Source::new(incoming(10 << 10).await, 64 << 10);
+                let mut first = s.attempt().unwrap();
+                assert_eq!(read_all(&mut first).await, (10 << 10, true));
+                assert_eq!(read_all(&mut s.attempt().unwrap()).await, (10 << 10, true));
+                let s = Source::new(incoming(10 << 10).await, 64 << 10);
+                let (mut mirror, attempt) = (s.mirror().unwrap(), s.attempt().unwrap());
+                drop((attempt, s));
+                assert_eq!(read_all(&mut mirror).await, (0, false));
+            })
+            .await;
     }
 }

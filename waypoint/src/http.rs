@@ -484,7 +484,7 @@ fn mirror(
             continue;
         }
         let Some(set) = w.set(s, &key(to, call.port), call.to) else { continue };
-        let Some(body) = source.map_or(Some(Body::Empty), Source::reader) else { continue };
+        let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
         let two = speaks_two(&set, set.key.port, parts.version);
         let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
         let Some(r) = t.request(body, &Rc::default(), true) else { continue };
@@ -570,7 +570,7 @@ async fn forward(
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
         let body = match (&source, &mut whole) {
-            (Some(x), _) => x.reader(),
+            (Some(x), _) => x.attempt(),
             (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),
             (None, w) => w.take(),
         };
@@ -601,8 +601,7 @@ async fn forward(
         set.result(m, status);
         let last = retry.is_none_or(|r| attempt >= r.attempts);
         let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref()));
-        let possible =
-            !upgrade && !over && source.as_ref().is_none_or(|x| x.reader().is_some()) && (source.is_some() || empty);
+        let possible = !upgrade && !over && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
         if wanted
             && !last
             && possible
