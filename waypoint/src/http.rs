@@ -31,17 +31,6 @@ use tokio::time::Instant;
 
 /// Envoy's longest back-off, in terms of the shortest.
 const BACKOFF_CAP: u64 = 10;
-/// Istio's default: two more attempts where the application cannot have seen the request, or asks for it (gRPC).
-fn default_retry() -> ir::Retry {
-    ir::Retry {
-        attempts: 2,
-        backoff_ms: 25,
-        connect_failure: true,
-        refused_stream: true,
-        grpc: vec![1, 14],
-        ..Default::default()
-    }
-}
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
 const HOP: [HeaderName; 5] = [
@@ -529,7 +518,7 @@ async fn forward(
     let retry = match rule {
         Some(r) => r.retry.as_ref(),
         None => {
-            default = default_retry();
+            default = ir::Retry::istio();
             Some(&default)
         }
     };

@@ -27,7 +27,7 @@ mod worker;
 use anyhow::Context;
 use clap::Parser;
 use karst_api::ads;
-use karst_proxy::{crew::Crew, secrets};
+use karst_proxy::{crew::Crew, remote::Introduction, secrets};
 use karst_rt::{drain, ready::Ready};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -129,22 +129,15 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
 
 /// How we introduce ourselves to the control plane.
 fn node(c: &config::Config) -> ads::Node {
-    let text = |s: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.to_string())) };
-    let fields = [
-        ("NAME", &c.pod_name),
-        ("NAMESPACE", &c.pod_namespace),
-        ("NODE_NAME", &c.node),
-        ("CLUSTER_ID", &c.cluster_id),
-        ("INSTANCE_IPS", &c.instance_ip),
-        ("SERVICE_ACCOUNT", &c.account),
-    ];
-    ads::Node {
-        id: format!(
-            "waypoint~{}~{}.{}~{}.svc.{}",
-            c.instance_ip, c.pod_name, c.pod_namespace, c.pod_namespace, c.cluster_domain
-        ),
-        cluster: String::new(),
-        client_features: vec![],
-        metadata: Some(prost_types::Struct { fields: fields.iter().map(|(k, v)| (k.to_string(), text(v))).collect() }),
-    }
+    let me = Introduction {
+        kind: "waypoint",
+        pod: &c.pod_name,
+        namespace: &c.pod_namespace,
+        account: Some(&c.account),
+        ip: &c.instance_ip,
+        node: &c.node,
+        cluster: &c.cluster_id,
+        domain: &c.cluster_domain,
+    };
+    me.node()
 }

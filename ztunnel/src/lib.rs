@@ -23,7 +23,7 @@ use clap::Parser;
 use control::{Keeper, Writer};
 use karst_api::ads;
 use karst_core::Identity;
-use karst_proxy::{secrets, state};
+use karst_proxy::{remote::Introduction, secrets, state};
 use karst_rt::{drain, ready::Ready};
 use std::{
     collections::{HashMap, HashSet},
@@ -166,21 +166,15 @@ fn identities(shared: &worker::Shared) -> HashSet<Identity> {
 
 /// How we introduce ourselves to the control plane.
 fn node(c: &config::Config) -> ads::Node {
-    let text = |s: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.to_string())) };
-    let fields = [
-        ("NAME", &c.pod_name),
-        ("NAMESPACE", &c.pod_namespace),
-        ("NODE_NAME", &c.node),
-        ("CLUSTER_ID", &c.cluster_id),
-        ("INSTANCE_IPS", &c.instance_ip),
-    ];
-    ads::Node {
-        id: format!(
-            "ztunnel~{}~{}.{}~{}.svc.{}",
-            c.instance_ip, c.pod_name, c.pod_namespace, c.pod_namespace, c.cluster_domain
-        ),
-        cluster: String::new(),
-        client_features: vec![],
-        metadata: Some(prost_types::Struct { fields: fields.iter().map(|(k, v)| (k.to_string(), text(v))).collect() }),
-    }
+    let me = Introduction {
+        kind: "ztunnel",
+        pod: &c.pod_name,
+        namespace: &c.pod_namespace,
+        account: None,
+        ip: &c.instance_ip,
+        node: &c.node,
+        cluster: &c.cluster_id,
+        domain: &c.cluster_domain,
+    };
+    me.node()
 }

@@ -1,7 +1,7 @@
 //! The wire formats that Karst shares with Istio, as generated types, and the constants that go with them.
 //!
-//! Only shapes live here, with one exception: [`convert`] turns a wire policy into the model that is
-//! evaluated, because both ends need the same, fail-closed reading of it.
+//! Only shapes live here, with two exceptions that both ends need: [`convert`] turns a wire policy into the model that is
+//! evaluated, closed where it is not understood, and [`route::Retry::istio`] is the default for retries.
 
 pub mod convert;
 
@@ -35,6 +35,21 @@ pub mod ads {
 #[allow(missing_docs, clippy::all)]
 pub mod route {
     tonic::include_proto!("karst.route.v1");
+}
+
+impl route::Retry {
+    /// What is tried again where nothing is said (Istio's default): two more attempts, where the application cannot have seen
+    /// the request, or asks for it (gRPC's CANCELLED and UNAVAILABLE).
+    pub fn istio() -> Self {
+        Self {
+            attempts: 2,
+            backoff_ms: 25,
+            connect_failure: true,
+            refused_stream: true,
+            grpc: vec![1, 14],
+            ..Default::default()
+        }
+    }
 }
 
 /// xDS type of the routes of services.

@@ -1,6 +1,7 @@
 //! How the control plane is reached: always in TLS, always with a token.
 
 use crate::secrets::Authority;
+use karst_api::ads;
 use std::{fs, path::PathBuf, time::Duration};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -93,5 +94,50 @@ impl Authority for Remote {
     }
     fn directory(&self) -> Option<&std::path::Path> {
         self.local_certs.as_deref()
+    }
+}
+
+/// How a proxy introduces itself to the control plane.
+pub struct Introduction<'a> {
+    /// `ztunnel` or `waypoint`: the control plane tells them apart by it.
+    pub kind: &'a str,
+    /// This pod.
+    pub pod: &'a str,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its service account, where the control plane asks for it.
+    pub account: Option<&'a str>,
+    /// Its address.
+    pub ip: &'a str,
+    /// Its node.
+    pub node: &'a str,
+    /// Its cluster.
+    pub cluster: &'a str,
+    /// The cluster's DNS domain.
+    pub domain: &'a str,
+}
+
+impl Introduction<'_> {
+    /// As xDS has it.
+    pub fn node(&self) -> ads::Node {
+        let text = |s: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.to_string())) };
+        let fields = [
+            ("NAME", Some(self.pod)),
+            ("NAMESPACE", Some(self.namespace)),
+            ("NODE_NAME", Some(self.node)),
+            ("CLUSTER_ID", Some(self.cluster)),
+            ("INSTANCE_IPS", Some(self.ip)),
+            ("SERVICE_ACCOUNT", self.account),
+        ];
+        let fields = fields.iter().filter_map(|(k, v)| Some((k.to_string(), text((*v)?)))).collect();
+        ads::Node {
+            id: format!(
+                "{}~{}~{}.{}~{}.svc.{}",
+                self.kind, self.ip, self.pod, self.namespace, self.namespace, self.domain
+            ),
+            cluster: String::new(),
+            client_features: vec![],
+            metadata: Some(prost_types::Struct { fields }),
+        }
     }
 }

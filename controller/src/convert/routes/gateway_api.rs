@@ -1,8 +1,8 @@
 //! Gateway API's routes whose parents are services.
 
 use super::{
-    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, default_retry, exact, header,
-    header_name, ir, optional_duration, per_million, regex,
+    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, exact, header, header_name, ir,
+    optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
 use karst_manifest::{gatewayapi::*, kinds::*};
@@ -181,7 +181,7 @@ impl Convert<'_> {
             destinations.push(d);
         }
         let retry = match &r.retry {
-            None => Some(ir::Retry { per_try_ms: backend_ms, ..default_retry() }),
+            None => Some(ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() }),
             Some(x) => {
                 let backoff = optional_duration(x.backoff.as_deref(), || format!("{at}.retry.backoff"))?;
                 Some(ir::Retry {

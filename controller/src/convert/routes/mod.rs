@@ -306,18 +306,6 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
     model.backends = backends.into_iter().map(|(k, v)| (k, Arc::new(v))).collect();
 }
 
-/// Istio's default: two more attempts, for what the application cannot have seen or says may be tried again.
-pub(super) fn default_retry() -> ir::Retry {
-    ir::Retry {
-        attempts: 2,
-        backoff_ms: 25,
-        connect_failure: true,
-        refused_stream: true,
-        grpc: vec![1, 14],
-        ..Default::default()
-    }
-}
-
 /// A duration as Istio's API (`1.5s`, `100ms`, `1h30m`) and Gateway API write it, in milliseconds.
 pub(super) fn duration(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no duration: write it as 1.5s, 250ms or 1m");

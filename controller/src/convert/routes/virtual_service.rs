@@ -1,8 +1,8 @@
 //! Istio's VirtualService, as it applies to calls within the mesh.
 
 use super::{
-    Age, Bad, Hosts, Index, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, default_retry, duration, exact,
-    header, header_name, ir, optional_duration, per_million, regex,
+    Age, Bad, Hosts, Index, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, duration, exact, header, header_name,
+    ir, optional_duration, per_million, regex,
 };
 use karst_manifest::{kinds::*, traffic::*};
 
@@ -153,7 +153,7 @@ impl Convert<'_> {
         r.fault = h.fault.as_ref().map(|f| fault(f, at)).transpose()?;
         r.cors = h.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
         r.retry = match &h.retries {
-            None => Some(default_retry()),
+            None => Some(ir::Retry::istio()),
             Some(x) if x.attempts == 0 => None,
             Some(x) => Some(retries(x, at)?),
         };
@@ -538,7 +538,7 @@ fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, Bad> {
         ..Default::default()
     };
     if r.retry_on.trim().is_empty() {
-        let d = default_retry();
+        let d = ir::Retry::istio();
         return Ok(ir::Retry { grpc: d.grpc, connect_failure: true, refused_stream: true, ..out });
     }
     for word in r.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
