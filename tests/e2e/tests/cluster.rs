@@ -552,10 +552,10 @@ fn s5_bookinfo_is_visited_all_the_time() {
     kubectl(&["delete", "namespace", "bookinfo", "--wait=false"]);
 }
 
-/// The exercises of the tutorials, from the manifests of samples/manifests/exercises, on a waypoint.
+/// The exercises of the tutorials, from the manifests of samples/exercises, on a waypoint.
 fn exercises(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> String) {
     let exercise = |name: &str| {
-        let f = format!("{}/../../samples/manifests/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+        let f = format!("{}/../../samples/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
         kubectl(&["-n", "bookinfo", "apply", "-f", &f])
     };
     install_gateway_api();

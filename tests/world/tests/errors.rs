@@ -105,12 +105,32 @@ fn bad_manifests_are_reported_and_the_last_good_state_stays() {
     assert!(log.contains("svc.yaml:7: Service x/a: spec.ports[0].port: "), "{log}");
 }
 
+/// The manifests together, and each of the exercises by itself: they are for one after the other.
 #[test]
 fn the_samples_manifests_are_good() {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/manifests");
-    let out =
-        Command::new(bin("karst-controller")).args(["--source", &format!("dir:{dir}"), "check"]).output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples");
+    let check = |dir: &str| {
+        let out =
+            Command::new(bin("karst-controller")).args(["--source", &format!("dir:{dir}"), "check"]).output().unwrap();
+        assert!(
+            out.status.success(),
+            "{dir}: {}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+    };
+    check(&format!("{samples}/manifests"));
+    let alone = std::env::temp_dir().join(format!("karst-exercise-{}", std::process::id()));
+    let mut exercises = 0;
+    for f in fs::read_dir(format!("{samples}/exercises")).unwrap() {
+        let f = f.unwrap();
+        fs::create_dir_all(&alone).unwrap();
+        fs::copy(f.path(), alone.join(f.file_name())).unwrap();
+        check(alone.to_str().unwrap());
+        fs::remove_dir_all(&alone).unwrap();
+        exercises += 1;
+    }
+    assert!(exercises >= 9);
 }
 
 #[test]
