@@ -632,8 +632,7 @@ async fn forward(
             }
             Some(Ok((a, after))) => {
                 if status.is_some_and(|s| s >= 500) {
-                    let own = record.flag;
-                    record.flag = if flag(own) == Flag::RetryLimit { Flag::RetryLimit } else { own };
+                    record.flag = flag(record.flag);
                 }
                 let ending = Ending { rule, to, deadline, client_upgrade, cookie };
                 finish(ending, a, after, held, counter, record)

@@ -5,7 +5,6 @@ use crate::{
     cluster::Key,
     http as requests,
     stream::Io,
-    table::Destination,
     upstream::{self, Local},
     worker::{Turn, Worker, refuse},
 };
@@ -22,6 +21,7 @@ use karst_proxy::{
 };
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -196,36 +196,35 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
             .max_header_list_size(MAX_HEADERS)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20);
-        let mut conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service));
-        let mut ending = false;
-        loop {
-            tokio::select! {
-                r = conn.as_mut() => return ended(r),
-                () = drain.reached(karst_rt::drain::Phase::Graceful), if !ending => {
-                    ending = true;
-                    conn.as_mut().graceful_shutdown();
-                }
-            }
-        }
+        let conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service));
+        return until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
     }
     let mut b = hyper::server::conn::http1::Builder::new();
     b.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEADERS as usize + (64 << 10));
-    let mut conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service).with_upgrades());
+    let conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service).with_upgrades());
+    until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
+}
+
+/// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way.
+async fn until_drained<C: Future<Output = hyper::Result<()>>>(
+    mut conn: Pin<&mut C>,
+    end: impl Fn(Pin<&mut C>),
+    drain: &mut karst_rt::drain::Watch,
+) {
     let mut ending = false;
     loop {
         tokio::select! {
-            r = conn.as_mut() => return ended(r),
+            r = conn.as_mut() => {
+                if let Err(e) = r {
+                    tracing::debug!(error = %e, "a client's connection ended");
+                }
+                return;
+            }
             () = drain.reached(karst_rt::drain::Phase::Graceful), if !ending => {
                 ending = true;
-                conn.as_mut().graceful_shutdown();
+                end(conn.as_mut());
             }
         }
-    }
-}
-
-fn ended(r: hyper::Result<()>) {
-    if let Err(e) = r {
-        tracing::debug!(error = %e, "a client's connection ended");
     }
 }
 
@@ -270,10 +269,7 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
             port: u16::try_from(d.port).ok().filter(|p| *p != 0).unwrap_or(call.port),
             subset: d.subset.as_str().into(),
         },
-        None => {
-            let d = Destination::same(&call.service.key);
-            Key { service: d.service, port: call.port, subset: d.subset }
-        }
+        None => Key { service: call.service.key.clone(), port: call.port, subset: "".into() },
     };
     let set = w.set(&s, &key, call.to)?;
     let mut tried = vec![];

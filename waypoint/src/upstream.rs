@@ -196,6 +196,19 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
     Err(last)
 }
 
+/// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
+async fn dial_http1(
+    w: &Rc<Worker>,
+    s: &Set,
+    m: &Member,
+    from: SocketAddr,
+) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), Failure> {
+    let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
+    let (send, conn) =
+        http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| Failure::Connect(e.to_string()))?;
+    Ok((send, conn, lease))
+}
+
 /// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer.
 ///
 /// # Errors
@@ -215,11 +228,7 @@ pub async fn http1(
         let (mut send, requests) = match kept {
             Some(i) => (i.send, i.requests),
             None => {
-                let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
-                let (send, conn) = http1::Builder::new()
-                    .handshake::<_, Counted>(TokioIo::new(io))
-                    .await
-                    .map_err(|e| Failure::Connect(e.to_string()))?;
+                let (send, conn, lease) = dial_http1(w, s, m, from).await?;
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);
@@ -262,11 +271,7 @@ pub async fn upgrade(
     from: SocketAddr,
     r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
-    let (mut send, conn) = http1::Builder::new()
-        .handshake::<_, Counted>(TokioIo::new(io))
-        .await
-        .map_err(|e| Failure::Connect(e.to_string()))?;
+    let (mut send, conn, lease) = dial_http1(w, s, m, from).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });

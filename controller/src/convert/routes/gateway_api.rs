@@ -22,43 +22,25 @@ pub(super) fn targets(
 
 pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert { x, hosts, kind: "HTTPRoute", ns: &r.metadata.namespace };
-    let (mut rules, mut bad) = (vec![], vec![]);
-    for (i, rule) in r.spec.rules.iter().enumerate() {
-        match c.rule(rule, &format!("spec.rules[{i}]"), &r.metadata.name, i) {
-            Ok(r) => rules.extend(r),
-            Err(b) => bad.push(b),
-        }
-    }
-    if bad.is_empty() {
-        c.attach(&r.metadata, &r.spec.parent_refs, tables, &rules, &[]);
-    }
-    bad
+    let rules = r.spec.rules.iter().enumerate();
+    let converted = rules.map(|(i, rule)| c.rule(rule, &format!("spec.rules[{i}]"), &r.metadata.name, i));
+    c.attach_all(&r.metadata, &r.spec.parent_refs, tables, converted)
 }
 
 pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert { x, hosts, kind: "GRPCRoute", ns: &r.metadata.namespace };
-    let (mut rules, mut bad) = (vec![], vec![]);
-    for (i, rule) in r.spec.rules.iter().enumerate() {
+    let converted = r.spec.rules.iter().enumerate().map(|(i, rule)| {
         let at = format!("spec.rules[{i}]");
-        let same = grpc_matches(&rule.matches, &at).and_then(|matches| {
-            let rule = RouteRule {
-                name: rule.name.clone(),
-                matches,
-                filters: rule.filters.clone(),
-                backend_refs: rule.backend_refs.clone(),
-                ..Default::default()
-            };
-            c.rule(&rule, &at, &r.metadata.name, i)
-        });
-        match same {
-            Ok(r) => rules.extend(r),
-            Err(b) => bad.push(b),
-        }
-    }
-    if bad.is_empty() {
-        c.attach(&r.metadata, &r.spec.parent_refs, tables, &rules, &[]);
-    }
-    bad
+        let same = RouteRule {
+            name: rule.name.clone(),
+            matches: grpc_matches(&rule.matches, &at)?,
+            filters: rule.filters.clone(),
+            backend_refs: rule.backend_refs.clone(),
+            ..Default::default()
+        };
+        c.rule(&same, &at, &r.metadata.name, i)
+    });
+    c.attach_all(&r.metadata, &r.spec.parent_refs, tables, converted)
 }
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
@@ -128,6 +110,27 @@ struct Filters {
 }
 
 impl Convert<'_> {
+    /// Adds the rules if all of them could be converted; else says what is wrong with which.
+    fn attach_all(
+        &self,
+        m: &Meta,
+        parents: &[ParentRef],
+        tables: &mut Tables,
+        converted: impl Iterator<Item = Result<Vec<(Precision, ir::HttpRule)>, Bad>>,
+    ) -> Vec<Bad> {
+        let (mut rules, mut bad) = (vec![], vec![]);
+        for c in converted {
+            match c {
+                Ok(r) => rules.extend(r),
+                Err(b) => bad.push(b),
+            }
+        }
+        if bad.is_empty() {
+            self.attach(m, parents, tables, &rules, &[]);
+        }
+        bad
+    }
+
     /// Adds the rules to the services that are the route's parents.
     fn attach(
         &self,
