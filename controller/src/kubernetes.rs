@@ -38,6 +38,7 @@ pub async fn source(kube: &Kube) -> Source {
         "AuthorizationPolicy",
         "PeerAuthentication",
         "VirtualService",
+        "IstioGateway",
         "DestinationRule",
         "HTTPRoute",
         "GRPCRoute",
@@ -49,6 +50,9 @@ pub async fn source(kube: &Kube) -> Source {
     watches.push(Watch { version: "v1alpha2", ..Watch::all("TCPRoute") });
     watches.push(Watch { fields: format!("metadata.name={ROOT_CONFIG_MAP}"), ..Watch::all("ConfigMap") });
     watches.push(Watch { labels: deploy::MANAGED.into(), ..Watch::all("Deployment") });
+    // Those of helm are large, and those of service accounts are none of a gateway's.
+    let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
+    watches.push(Watch { fields, ..Watch::all("Secret") });
     let mut s = Watched::start(kube, watches);
     s.synced().await;
     Source::Kubernetes(s)

@@ -2,7 +2,7 @@
 
 use imbl::OrdMap;
 use karst_api::{
-    route::{Access, Backend, Routes},
+    route::{Access, Backend, Gateway, Routes},
     workload::{Service, Workload},
 };
 use karst_policy::Policy;
@@ -17,7 +17,9 @@ pub struct Model {
     pub services: OrdMap<String, Service>,
     /// By `namespace/name`.
     pub policies: Arc<BTreeMap<String, Policy>>,
-    /// Routes of services, by `namespace/hostname`.
+    /// What gateways listen on, by `namespace/name` of the pod.
+    pub gateways: OrdMap<String, Arc<Gateway>>,
+    /// Routes of services, by `namespace/hostname`, and of gateways' virtual hosts, whose names begin with `~`.
     pub routes: OrdMap<String, Arc<Routes>>,
     /// How services are called, by `namespace/hostname`.
     pub backends: OrdMap<String, Arc<Backend>>,

@@ -2,17 +2,22 @@
 
 use crate::model::Model;
 use karst_api::{
-    ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, ROUTES_TYPE, convert::policy_to_wire, route::Routes,
-    workload as pb,
+    ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE,
+    convert::policy_to_wire, route::Routes, workload as pb,
 };
 use karst_core::addr::ip_from_bytes;
-use karst_xds::{Entry, Resources, Set};
+use karst_xds::{Entry, Resources, Set, server::Types};
 use prost::Message;
 use std::{collections::HashMap, sync::Arc};
 
 /// Types in the order in which additions are sent: policies before the workloads that name them, what
 /// routes lead to before the routes.
-pub const ORDER: &[&str] = &[AUTHORIZATION_TYPE, ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
+const ORDER: &[&str] =
+    &[AUTHORIZATION_TYPE, ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
+/// Types whose resources hold secrets: a subscriber is told of the one with its own name only.
+const PRIVATE: &[&str] = &[GATEWAY_TYPE];
+/// What is served.
+pub const TYPES: Types = Types { order: ORDER, private: PRIVATE };
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
 /// What is the same as in an older model has the bytes of then.
@@ -29,15 +34,19 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
     }
     let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
     let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
+    let is_virtual = |k: &String| k.starts_with(crate::convert::VIRTUAL);
     let before = |k: &String, r: &Arc<Routes>| {
         let (model, resources) = old?;
         let same = model.routes.get(k).is_some_and(|o| Arc::ptr_eq(o, r));
-        resources.types.get(ROUTES_TYPE)?.get(k).filter(|_| same).cloned()
+        let t = if is_virtual(k) { VIRTUAL_HOST_TYPE } else { ROUTES_TYPE };
+        resources.types.get(t)?.get(k).filter(|_| same).cloned()
     };
     let route = |(k, r): (&String, &Arc<Routes>)| {
         (k.clone(), before(k, r).unwrap_or_else(|| Entry::new(r.encode_to_vec(), vec![])))
     };
-    let routes = m.routes.iter().map(route).collect();
+    let routes = m.routes.iter().filter(|(k, _)| !is_virtual(k)).map(route).collect();
+    let virtual_hosts = m.routes.iter().filter(|(k, _)| is_virtual(k)).map(route).collect();
+    let gateways = m.gateways.iter().map(|(k, g)| (k.clone(), Entry::new(g.encode_to_vec(), vec![]))).collect();
     let backends = m.backends.iter().map(|(k, b)| (k.clone(), Entry::new(b.encode_to_vec(), vec![]))).collect();
     let access = m.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
     let types = [
@@ -46,6 +55,8 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
         (ACCESS_TYPE, access),
         (ROUTES_TYPE, routes),
         (BACKEND_TYPE, backends),
+        (VIRTUAL_HOST_TYPE, virtual_hosts),
+        (GATEWAY_TYPE, gateways),
     ];
     Resources { types: types.into(), version }
 }

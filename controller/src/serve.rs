@@ -277,7 +277,7 @@ impl AggregatedDiscoveryService for Service {
         let (tx, rx) = server::channel();
         let shared = self.0.clone();
         let snapshots = shared.snapshots.subscribe();
-        let peer = server::Peer { name: caller.name() };
+        let peer = server::Peer { name: caller.name(), own: format!("{}/{}", caller.namespace, caller.pod) };
         shared.counts.streams.fetch_add(1, Ordering::Relaxed);
         tracing::info!(peer = peer.name, "proxy subscribes");
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -297,7 +297,7 @@ impl AggregatedDiscoveryService for Service {
                 }
             };
             let name = peer.name.clone();
-            server::serve(peer, r.into_inner(), snapshots, push::ORDER, tx, on_event).await;
+            server::serve(peer, r.into_inner(), snapshots, push::TYPES, tx, on_event).await;
             counts.streams.fetch_sub(1, Ordering::Relaxed);
             shared.proxies().remove(&id);
             tracing::info!(peer = name, "proxy has left");

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_kube::{Kube, WebhookState};
-use karst_manifest::{kinds::KINDS, parse};
+use karst_manifest::{kinds, parse};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
@@ -98,11 +98,9 @@ fn judge(kind: Kind, operation: &str, object: Value, mesh: &Mesh) -> (Vec<String
     if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
         return (vec![], vec![]);
     }
-    if !KINDS.iter().any(|(k, g, _)| *k == kind.kind && *g == kind.group) {
-        return (vec![], vec![]);
-    }
-    let old = old_names(&kind.kind, &object);
-    match parse::value(&kind.kind, object) {
+    let Some((known, ..)) = kinds::known(&kind.kind, &kind.group) else { return (vec![], vec![]) };
+    let old = old_names(known, &object);
+    match parse::value(known, object) {
         Err(p) => (vec![p.to_string()], vec![]),
         Ok(o) => {
             let warnings = check::warnings(&o).into_iter().chain(old).collect();

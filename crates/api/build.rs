@@ -7,6 +7,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".istio.workload.Workload.addresses")
         // Written in the order of their keys: equal content has equal bytes.
         .btree_map(".karst.route.v1")
+        // Keys are not printed.
+        .skip_debug([".karst.route.v1.KeyPair"])
         .compile_fds(set)?;
     Ok(())
 }

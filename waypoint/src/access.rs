@@ -11,10 +11,13 @@ use std::{borrow::Cow, net::IpAddr};
 
 /// What is known of a caller, and what it wants.
 pub struct Asked<'a> {
-    pub peer: &'a Identity,
+    /// None: it has shown no certificate of the mesh.
+    pub peer: Option<&'a Identity>,
     pub source: IpAddr,
     pub destination: IpAddr,
     pub port: u16,
+    /// The name in a TLS hello that has come to us.
+    pub sni: Option<&'a str>,
     /// None: bytes, of which nothing is known.
     pub request: Option<Request<'a>>,
 }
@@ -61,7 +64,8 @@ enum What {
     Path,
     Port,
     Header(HeaderName),
-    /// Is never there: no token is verified here, and no TLS of clients ended.
+    Sni,
+    /// Is never there: no token is verified here.
     Absent,
     Unknown,
 }
@@ -166,7 +170,8 @@ impl Test {
             Attribute::Path => What::Path,
             Attribute::Port => What::Port,
             Attribute::Header => HeaderName::from_bytes(t.name.as_bytes()).map_or(What::Unknown, What::Header),
-            Attribute::RequestPrincipal | Attribute::Claim | Attribute::Sni => What::Absent,
+            Attribute::Sni => What::Sni,
+            Attribute::RequestPrincipal | Attribute::Claim => What::Absent,
             Attribute::Unknown => What::Unknown,
         };
         let all = |v: &[String]| v.iter().map(|s| Value::new(s, &what)).collect::<Option<Vec<_>>>();
@@ -183,9 +188,12 @@ impl Test {
         match &self.what {
             What::Unknown => deny,
             What::Absent => self.has(|_| false),
-            What::Principal => one(a.peer.principal()),
-            What::Namespace => one(a.peer.namespace()),
-            What::ServiceAccount => one(&format!("{}/{}", a.peer.namespace(), a.peer.service_account())),
+            What::Principal => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.principal())),
+            What::Namespace => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.namespace())),
+            What::ServiceAccount => a
+                .peer
+                .map_or_else(|| self.has(|_| false), |p| one(&format!("{}/{}", p.namespace(), p.service_account()))),
+            What::Sni => self.has(|v| a.sni.is_some_and(|s| v.host(s))),
             What::SourceIp => self.has(|v| v.net(a.source)),
             What::DestinationIp => self.has(|v| v.net(a.destination)),
             What::Port => one(&a.port.to_string()),
@@ -355,7 +363,14 @@ mod tests {
         let bare = bare(&path);
         let request = Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h };
         let ip = "10.0.0.1".parse().unwrap();
-        let asked = Asked { peer: &peer, source: ip, destination: ip, port: 80, request: http.then_some(request) };
+        let asked = Asked {
+            peer: Some(&peer),
+            source: ip,
+            destination: ip,
+            port: 80,
+            sni: None,
+            request: http.then_some(request),
+        };
         a.judge(&asked) == Verdict::Allow
     }
 

@@ -30,6 +30,8 @@ impl Pages {
                     "workloads": s.mesh.workloads.len(),
                     "backends": s.backends.keys().map(|k| k.to_string()).collect::<Vec<_>>(),
                     "routes": tables,
+                    "listeners": s.gateway.as_ref().map(|g| g.describe()),
+                    "virtualHosts": s.hosts.iter().map(|(k, r)| (k.to_string(), r.describe())).collect::<serde_json::Map<_, _>>(),
                 }))
             }
             ("POST", "/logging") => match karst_rt::log::level(query) {

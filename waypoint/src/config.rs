@@ -14,7 +14,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[command(name = "karst-waypoint", version)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
-    /// As Istio's deployer writes it: `proxy waypoint`.
+    /// As Istio's deployer writes it: `proxy waypoint`, or `proxy router` for other gateways.
     #[arg(hide = true)]
     #[serde(skip)]
     pub role: Vec<String>,
@@ -100,6 +100,11 @@ impl Config {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         }
+    }
+
+    /// Is it a gateway other than a waypoint?
+    pub fn is_gateway(&self) -> bool {
+        self.role.iter().any(|r| r == "router")
     }
 
     /// Longest drain.

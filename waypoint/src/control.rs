@@ -1,8 +1,8 @@
 //! What the control plane tells: the mesh, routes, and how services are called, as one immutable snapshot.
 
-use crate::{access::Access, table::Routes};
+use crate::{access::Access, gateway::Gateway, table::Routes};
 use imbl::HashMap;
-use karst_api::{ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, route as ir};
+use karst_api::{ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir};
 use karst_proxy::{remote::Remote, state};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{Ended, Handler, Update};
@@ -11,8 +11,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-/// Types that are subscribed.
-pub const TYPES: &[&str] = &[ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
+/// Types that a waypoint subscribes.
+pub const WAYPOINT: &[&str] = &[ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
+/// Types that a gateway subscribes.
+pub const GATEWAY: &[&str] = &[ADDRESS_TYPE, BACKEND_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
 
 /// One immutable state.
 #[derive(Clone)]
@@ -24,6 +26,10 @@ pub struct Snapshot {
     pub backends: HashMap<Arc<str>, Arc<ir::Backend>>,
     /// By service.
     pub access: HashMap<Arc<str>, Arc<Access>>,
+    /// Routes of virtual hosts of gateways, by the listener's name for them, a slash and the host.
+    pub hosts: HashMap<Arc<str>, Arc<Routes>>,
+    /// What we listen on.
+    pub gateway: Option<Arc<Gateway>>,
 }
 
 impl Snapshot {
@@ -34,6 +40,8 @@ impl Snapshot {
             routes: HashMap::new(),
             backends: HashMap::new(),
             access: HashMap::new(),
+            hosts: HashMap::new(),
+            gateway: None,
         }
     }
 }
@@ -56,9 +64,10 @@ impl Writer {
         remote: Remote,
         state: watch::Sender<Arc<Snapshot>>,
         ready: &Ready,
+        types: &[&'static str],
         (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
     ) -> Self {
-        let missing = TYPES.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
+        let missing = types.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
         Self { remote, state, missing, stream, configured }
     }
 }
@@ -71,8 +80,15 @@ impl Handler for Writer {
         for (name, _, bytes) in &u.changed {
             let taken = match u.type_url.as_str() {
                 ADDRESS_TYPE => s.mesh.put_address(name, bytes),
-                ROUTES_TYPE => ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
-                    s.routes.insert(name.as_str().into(), Arc::new(Routes::new(&r)?));
+                ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
+                    let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
+                    ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
+                        all.insert(name.as_str().into(), Arc::new(Routes::new(&r)?));
+                        Ok(())
+                    })
+                }
+                GATEWAY_TYPE => ir::Gateway::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|g| {
+                    s.gateway = Some(Arc::new(Gateway::new(&g)?));
                     Ok(())
                 }),
                 ACCESS_TYPE => {
@@ -98,6 +114,8 @@ impl Handler for Writer {
                 ADDRESS_TYPE => s.mesh.remove_address(name),
                 ACCESS_TYPE => drop(s.access.remove(name.as_str())),
                 ROUTES_TYPE => drop(s.routes.remove(name.as_str())),
+                VIRTUAL_HOST_TYPE => drop(s.hosts.remove(name.as_str())),
+                GATEWAY_TYPE => s.gateway = None,
                 _ => drop(s.backends.remove(name.as_str())),
             }
         }

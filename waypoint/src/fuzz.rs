@@ -4,7 +4,7 @@
 use crate::{
     access::{self, Access, Asked, Request},
     http::plain_path,
-    table::{Ask, Found, Routes},
+    table::{Ask, AskTcp, Found, Routes},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
@@ -61,7 +61,7 @@ pub fn route(data: &[u8]) {
                 let _ = x.path(uri.path(), rule.path.as_ref());
             }
         }
-        let _ = table.find_tcp(80, "app", &labels);
+        let _ = table.find_tcp(&AskTcp { port: 80, namespace: "app", labels: &labels, sni: Some(uri.path()) });
     }
     let (Ok(a), Some(peer)) = (ir::Access::decode(policies), &*PEER) else { return };
     let Ok(a) = Access::new(&a) else { return };
@@ -70,7 +70,14 @@ pub fn route(data: &[u8]) {
     let ip = std::net::Ipv4Addr::LOCALHOST.into();
     for http in [true, false] {
         let request = Request { method, authority: "shop", path: &path, bare: bare.as_deref(), headers: &headers };
-        let asked = Asked { peer, source: ip, destination: ip, port: 80, request: http.then_some(request) };
+        let asked = Asked {
+            peer: Some(peer),
+            source: ip,
+            destination: ip,
+            port: 80,
+            sni: None,
+            request: http.then_some(request),
+        };
         let _ = (a.judge(&asked), a.told(&asked).count());
     }
 }

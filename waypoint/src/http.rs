@@ -5,11 +5,12 @@ use crate::{
     access::{self, Access},
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
-    cluster::{Key, Set},
+    cluster::Set,
     control::Snapshot,
+    gateway,
     reply::{self, Counter, Flag, Held, Record, Reply},
-    serve::Call,
-    table::{Ask, Cors, Destination, Found, Rule},
+    serve::{Call, Called},
+    table::{Ask, Cors, Destination, Found, Routes, Rule},
     upstream::{self, After, Failure},
     worker::{Turn, Worker},
 };
@@ -76,13 +77,24 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         }
     }
     let s = w.snapshot();
-    if let Some(a) = s.access.get(&call.service.key)
+    let (access, routes) = match &call.called {
+        Called::Service(x) => (s.access.get(&x.key).map(|a| &**a), s.routes.get(&x.key).map(|r| &**r)),
+        Called::Gateway(tls) => match at_gateway(&s, call.port, tls.as_deref(), &authority) {
+            Ok(Some(r)) => (s.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(r)),
+            Ok(None) => return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute),
+            Err(Wrong::Scheme) => return to_https(&parts, &authority, record),
+            Err(Wrong::Listener) => return ours(record, StatusCode::MISDIRECTED_REQUEST, "", Flag::NoRoute),
+        },
+    };
+    if let Some(a) = access
         && let Some(by) = refused(a, &call, &parts, &authority)
     {
         record.error = by;
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
     }
-    let routes = s.routes.get(&call.service.key).cloned();
+    if call.is_at_gateway() {
+        introduce(&call, &mut parts.headers);
+    }
     let rule: Option<Arc<Rule>> = {
         let none = BTreeMap::new();
         let labels = call.source.as_ref().map_or(&none, |x| &x.labels);
@@ -91,21 +103,23 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
             uri.path(),
             uri.query(),
             parts.method.as_str(),
-            uri.scheme_str().unwrap_or("http"),
+            uri.scheme_str().unwrap_or(call.scheme()),
             &authority,
             &parts.headers,
-            call.peer.namespace(),
+            call.namespace(),
             labels,
         );
-        match routes.as_ref().map(|r| r.table(call.peer.namespace()).find(call.port, &ask)) {
+        match routes.map(|r| r.table(call.namespace()).find(call.port, &ask)) {
             Some(Found::Rule(r)) => Some(r.clone()),
             Some(Found::Nothing) => return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute),
             Some(Found::Default) | None => None,
         }
     };
     let Some(rule) = rule else {
+        // At a gateway nothing is called by default.
+        let Some(service) = call.service() else { return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute) };
         record.route = "default".into();
-        let to = Destination::same(&call.service.key);
+        let to = Destination::same(&service.key);
         return forward(&w, &call, &s, None, &to, parts, incoming, authority, record).await;
     };
     record.route.clone_from(&rule.origin);
@@ -115,7 +129,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return answered(record, a, Flag::None);
     }
     if let Some(r) = &rule.redirect {
-        return redirect(r, &rule, &parts, &authority, call.port, record);
+        return redirect(r, &rule, &parts, &authority, &call, record);
     }
     if let Some(d) = &rule.response {
         let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -139,6 +153,62 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         allow_origin(c, &o, a.headers_mut());
     }
     a
+}
+
+/// Why a request is not for the listener that it has come to.
+enum Wrong {
+    /// It must come by TLS.
+    Scheme,
+    /// The name in the TLS hello has chosen another listener than the request's (RFC 9110 §15.5.20).
+    Listener,
+}
+
+/// The routes of the virtual host that a request to a gateway is for.
+fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, authority: &str) -> Result<Option<&'a Routes>, Wrong> {
+    let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return Ok(None) };
+    let name = gateway::name_of(authority);
+    let chosen = |l: &Arc<gateway::Listener>| {
+        tls.is_none_or(|sni| p.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, l)))
+    };
+    let mut misdirected = false;
+    for l in p.find(Some(&name)) {
+        if !chosen(l) {
+            misdirected = true;
+            continue;
+        }
+        if l.redirect && tls.is_none() {
+            return Err(Wrong::Scheme);
+        }
+        if let Some(r) = l.routes(s, &name) {
+            return Ok(Some(r));
+        }
+    }
+    if misdirected { Err(Wrong::Listener) } else { Ok(None) }
+}
+
+/// Istio's httpsRedirect.
+fn to_https(p: &Parts, authority: &str, record: Box<Record>) -> Response<Reply> {
+    let host =
+        authority.rsplit_once(':').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit())).map_or(authority, |(h, _)| h);
+    let path = p.uri.path_and_query().map_or("/", |x| x.as_str());
+    let mut a = Response::new(Reply::own(Bytes::new()));
+    *a.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    match HeaderValue::from_str(&format!("https://{host}{path}")) {
+        Ok(v) => a.headers_mut().insert(header::LOCATION, v),
+        Err(_) => return ours(record, StatusCode::BAD_REQUEST, "", Flag::None),
+    };
+    answered(record, a, Flag::None)
+}
+
+/// Tells the application who has come through a gateway, and how. What the client says of itself stands before.
+fn introduce(call: &Call, h: &mut HeaderMap) {
+    let own = call.from.ip().to_string();
+    let before: Vec<&str> = h.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).collect();
+    let all = if before.is_empty() { own } else { format!("{},{own}", before.join(",")) };
+    if let Ok(v) = HeaderValue::from_str(&all) {
+        h.insert("x-forwarded-for", v);
+    }
+    h.insert("x-forwarded-proto", HeaderValue::from_static(call.scheme()));
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
@@ -170,8 +240,9 @@ fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {
         request_id: p.headers.get("x-request-id").cloned(),
         from: call.from,
         source: call.source.clone(),
-        principal: call.peer.to_string(),
-        called: Some(call.service.clone()),
+        principal: call.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
+        called: call.service().cloned(),
+        at_gateway: call.is_at_gateway(),
         port: call.port,
         destination: None,
         workload: None,
@@ -306,10 +377,10 @@ fn redirect(
     rule: &Rule,
     p: &Parts,
     authority: &str,
-    port: u16,
+    call: &Call,
     record: Box<Record>,
 ) -> Response<Reply> {
-    let location = location(r, rule, p, authority, port);
+    let location = location(r, rule, p, authority, (call.scheme(), call.port));
     let status = crate::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     let mut a = Response::new(Reply::own(Bytes::new()));
     *a.status_mut() = status;
@@ -320,9 +391,9 @@ fn redirect(
     answered(record, a, Flag::None)
 }
 
-fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &str, port: u16) -> String {
+fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &str, (scheme, port): (&str, u16)) -> String {
     use ir::redirect::Path;
-    let scheme = if r.scheme.is_empty() { p.uri.scheme_str().unwrap_or("http") } else { &r.scheme };
+    let scheme = if r.scheme.is_empty() { p.uri.scheme_str().unwrap_or(scheme) } else { &r.scheme };
     let (own_host, own_port) = match authority.rsplit_once(':') {
         Some((h, n)) if !n.contains(']') => (h, n.parse().ok()),
         _ => (authority, None),
@@ -452,11 +523,6 @@ fn is_upgrade(p: &Parts) -> bool {
             .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|x| x.trim().eq_ignore_ascii_case("upgrade"))))
 }
 
-/// The key of a destination for a call.
-fn key(to: &Destination, port: u16) -> Key {
-    Key { service: to.service.clone(), port: if to.port == 0 { port } else { to.port }, subset: to.subset.clone() }
-}
-
 /// Sends copies to the rule's mirrors. Nobody waits for them.
 #[allow(clippy::too_many_arguments)]
 fn mirror(
@@ -472,7 +538,7 @@ fn mirror(
         if to.refuse.is_some() || !w.chance(Turn::Mirror, *part) {
             continue;
         }
-        let Some(set) = w.set(s, &key(to, call.port), call.to) else { continue };
+        let Some(set) = w.set(s, &call.key(s, &to.service, to.port, &to.subset), call.to) else { continue };
         let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
         let two = speaks_two(&set, set.key.port, parts.version);
         let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
@@ -512,7 +578,9 @@ async fn forward(
     if let Some(status) = to.refuse {
         return ours(record, status, "", Flag::NoCluster);
     }
-    let Some(set) = w.set(s, &key(to, call.port), call.to) else { return failed(record, Flag::NoCluster) };
+    let Some(set) = w.set(s, &call.key(s, &to.service, to.port, &to.subset), call.to) else {
+        return failed(record, Flag::NoCluster);
+    };
     record.destination = Some((set.service.clone(), set.key.subset.clone()));
     let default;
     let retry = match rule {

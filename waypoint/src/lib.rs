@@ -2,6 +2,7 @@
 //!
 //! - [`table`]: the compiled routes; [`text`]: matching; [`access`]: who may call.
 //! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`balance`]: the choice among them.
+//! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
 //! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints.
 
@@ -12,8 +13,10 @@ mod body;
 mod cluster;
 mod config;
 mod control;
+mod edge;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gateway;
 mod http;
 mod metrics;
 mod reply;
@@ -68,6 +71,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
     let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
     let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
     let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
+    let (ports_tx, ports) = watch::channel(edge::Ports::default());
     let (crew, receivers) = Crew::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         identity,
@@ -77,6 +81,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         metrics: metrics::Metrics::default(),
         clusters: cluster::Clusters::default(),
         crew,
+        ports,
         config: config.clone(),
     });
     let (drain, watch) = drain::new();
@@ -87,7 +92,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
             std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, i, l, rx, watch));
         threads.push(thread.context("cannot start a worker thread")?);
     }
-    drop((watch, listener));
+    drop(listener);
     let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone() });
     tokio::task::spawn_local(karst_rt::admin::serve(admin_at, pages.clone().admin()));
     tokio::task::spawn_local(karst_rt::admin::serve(stats_at, pages.clone().stats()));
@@ -98,9 +103,12 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         while own.get(&id, std::time::Duration::from_secs(60)).await.is_none() {}
         drop(certificate);
     });
-    let writer = control::Writer::new(xds, state_tx, &ready, (configured_tx, stream_tx));
+    let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
+    tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone()));
+    drop(watch);
+    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx));
     let node = node(&config);
-    tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
+    tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
@@ -130,7 +138,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
 /// How we introduce ourselves to the control plane.
 fn node(c: &config::Config) -> ads::Node {
     let me = Introduction {
-        kind: "waypoint",
+        kind: if c.is_gateway() { "router" } else { "waypoint" },
         pod: &c.pod_name,
         namespace: &c.pod_namespace,
         account: Some(&c.account),

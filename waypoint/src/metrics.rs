@@ -177,8 +177,10 @@ fn histogram<'a>(
 pub fn labels(r: &Record) -> String {
     let mut out = String::with_capacity(900);
     let service = r.destination.as_ref().map(|(s, _)| s).or(r.called.as_ref());
-    put(&mut out, "reporter", "waypoint");
-    side(&mut out, "source", r.source.as_deref(), true, true);
+    // A gateway tells of what it calls itself, as a sidecar would.
+    let own = r.at_gateway.then(|| r.worker.own(&r.worker.snapshot()).cloned()).flatten();
+    put(&mut out, "reporter", if r.at_gateway { "source" } else { "waypoint" });
+    side(&mut out, "source", own.as_deref().or(r.source.as_deref()), true, true);
     side(&mut out, "destination", r.workload.as_ref().map(|(w, _)| &**w), true, true);
     put(&mut out, "destination_service", service.map_or("", |s| &s.hostname));
     put(&mut out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
@@ -189,6 +191,6 @@ pub fn labels(r: &Record) -> String {
         put(&mut out, "grpc_response_status", &r.grpc.map(|g| g.to_string()).unwrap_or_default());
     }
     put(&mut out, "response_flags", r.flag.text());
-    put(&mut out, "connection_security_policy", "mutual_tls");
+    put(&mut out, "connection_security_policy", if r.at_gateway { "unknown" } else { "mutual_tls" });
     out
 }

@@ -321,6 +321,8 @@ pub struct Record {
     pub source: Option<Arc<Workload>>,
     pub principal: String,
     pub called: Option<Arc<Service>>,
+    /// It has come to a gateway.
+    pub at_gateway: bool,
     pub port: u16,
     pub destination: Option<(Arc<Service>, Arc<str>)>,
     pub workload: Option<(Arc<Workload>, SocketAddr)>,
@@ -380,6 +382,7 @@ impl Record {
         let (host, cluster) = (
             self.workload.as_ref().map_or_else(|| "-".to_string(), |(_, a)| a.to_string()),
             match (&self.destination, &self.called) {
+                (Some((s, subset)), _) if self.at_gateway => format!("outbound|{}|{subset}|{}", self.port, s.hostname),
                 (Some((s, subset)), _) => format!("inbound-vip|{}|{subset}|{}", self.port, s.hostname),
                 (None, Some(s)) => format!("inbound-vip|{}||{}", self.port, s.hostname),
                 (None, None) => "-".into(),

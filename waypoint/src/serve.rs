@@ -2,9 +2,11 @@
 
 use crate::{
     access::{self, Access},
-    cluster::Key,
-    http as requests,
-    stream::Io,
+    cluster::{Key, Set},
+    control::Snapshot,
+    http as handling,
+    stream::{Io, Reset},
+    table::AskTcp,
     upstream::{self, Local},
     worker::{Turn, Worker, refuse},
 };
@@ -20,42 +22,110 @@ use karst_proxy::{
     state::{Service, Workload},
 };
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// A client that says nothing for this long may be waiting for the server's greeting.
 const SILENCE: Duration = Duration::from_millis(200);
 /// What HTTP/2 begins with.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Largest header list of a request, bytes (Envoy: 60 KiB).
 const MAX_HEADERS: u32 = 60 << 10;
+/// The head of a request from outside must be there after this time; counted from the end of the one before.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Streams of one HTTP/2 connection of a client.
 const MAX_STREAMS: u32 = 1000;
 
 /// Who calls, and what.
 pub struct Call {
-    pub peer: Identity,
+    /// None: it has shown no certificate of the mesh.
+    pub peer: Option<Identity>,
     pub from: SocketAddr,
     /// The caller's pod, if it is known.
     pub source: Option<Arc<Workload>>,
-    pub service: Arc<Service>,
+    pub called: Called,
     pub port: u16,
     /// The address that was called; decides about the family of endpoints.
     pub to: IpAddr,
 }
 
+/// What is called.
+pub enum Called {
+    Service(Arc<Service>),
+    /// This gateway; by TLS, with the name in its hello (empty if there was none).
+    Gateway(Option<String>),
+}
+
 impl Call {
+    /// The caller's namespace, as proven; empty: there is none.
+    pub fn namespace(&self) -> &str {
+        self.peer.as_ref().map_or("", Identity::namespace)
+    }
+
+    /// The caller, for logs.
+    pub fn caller(&self) -> String {
+        self.peer.as_ref().map_or_else(|| "-".into(), ToString::to_string)
+    }
+
+    /// The service that is called, if it is one.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match &self.called {
+            Called::Service(s) => Some(s),
+            Called::Gateway(_) => None,
+        }
+    }
+
+    /// Has it come to a gateway?
+    pub fn is_at_gateway(&self) -> bool {
+        matches!(self.called, Called::Gateway(_))
+    }
+
+    /// How it has come, as URIs call it.
+    pub fn scheme(&self) -> &'static str {
+        if matches!(self.called, Called::Gateway(Some(_))) { "https" } else { "http" }
+    }
+
+    /// The key of a destination. Where no port is named it is the one that was called; at a gateway, that of the service if
+    /// it has only one.
+    pub fn key(&self, s: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> Key {
+        let only = || {
+            let ports = &s.mesh.services.get(service).filter(|_| self.is_at_gateway())?.ports;
+            ports.first().filter(|_| ports.len() == 1).map(|(p, _)| *p)
+        };
+        let port = if port == 0 { only().unwrap_or(self.port) } else { port };
+        Key { service: service.clone(), port, subset: subset.clone() }
+    }
+
+    /// What of a connection decides about its route.
+    pub fn tcp(&self) -> AskTcp<'_> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        let sni = match &self.called {
+            Called::Gateway(name) => name.as_deref(),
+            Called::Service(_) => None,
+        };
+        let labels = self.source.as_ref().map_or(&NONE, |x| &x.labels);
+        AskTcp { port: self.port, namespace: self.namespace(), labels, sni }
+    }
+
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
     pub fn judged(&self, a: &Access, request: Option<access::Request<'_>>) -> Option<String> {
-        let asked =
-            access::Asked { peer: &self.peer, source: self.from.ip(), destination: self.to, port: self.port, request };
+        let asked = access::Asked {
+            peer: self.peer.as_ref(),
+            source: self.from.ip(),
+            destination: self.to,
+            port: self.port,
+            sni: self.tcp().sni,
+            request,
+        };
         for p in a.told(&asked) {
-            tracing::info!(target: "audit", policy = p, peer = %self.peer, service = %self.service.hostname, port = self.port, "matches");
+            let service = self.service().map_or("-", |s| &s.hostname);
+            tracing::info!(target: "audit", policy = p, peer = self.caller(), service, port = self.port, "matches");
         }
         match a.judge(&asked) {
             access::Verdict::Allow => None,
@@ -77,7 +147,7 @@ pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr)
     };
     let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
     let io = Io::tunnel(send, request.into_body(), w.lingering.clone());
-    let known = call.service.protocols.iter().find(|(p, _)| *p == call.port).map(|(_, a)| *a);
+    let known = call.service().and_then(|s| s.protocols.iter().find(|(p, _)| *p == call.port)).map(|(_, a)| *a);
     match known.unwrap_or(AppProtocol::Unknown) {
         AppProtocol::Tcp | AppProtocol::Tls => tcp(&w, &call, io).await,
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => http(&w, call, io, true).await,
@@ -118,7 +188,7 @@ fn target(
     // An address proves nothing: the workload there must be whom the certificate names.
     let source = s.mesh.workload(from.ip()).filter(|x| x.identity == peer).cloned();
     let to = ip.or(service.vips.first().copied()).unwrap_or(from.ip());
-    Ok(Call { peer, from, source, service, port, to })
+    Ok(Call { peer: Some(peer), from, source, called: Called::Service(service), port, to })
 }
 
 /// Looks at the first bytes, and serves HTTP or carries bytes. `declared`: the service says that it is HTTP.
@@ -181,11 +251,21 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
         };
     }
     drop(early);
+    requests(w, call, io, two).await;
+}
+
+/// Serves the requests of a connection until it ends. `two`: HTTP/2 is spoken.
+pub async fn requests<I>(w: &Rc<Worker>, call: Rc<Call>, io: I, two: bool)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Who comes through the mesh is known; from elsewhere, heads may be sent slowly on purpose.
+    let patience = call.is_at_gateway().then_some(PATIENCE);
     let service = {
         let (w, call) = (w.clone(), call.clone());
         service_fn(move |r| {
             let (w, call) = (w.clone(), call.clone());
-            async move { Ok::<_, std::convert::Infallible>(requests::handle(w, call, r).await) }
+            async move { Ok::<_, std::convert::Infallible>(handling::handle(w, call, r).await) }
         })
     };
     let mut drain = w.drain.clone();
@@ -200,7 +280,7 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
         return until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
     }
     let mut b = hyper::server::conn::http1::Builder::new();
-    b.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEADERS as usize + (64 << 10));
+    b.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(MAX_HEADERS as usize + (64 << 10));
     let conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service).with_upgrades());
     until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
 }
@@ -250,33 +330,33 @@ async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
 /// A byte stream to an endpoint, by the service's rules for connections.
 async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
     let s = w.snapshot();
-    if let Some(a) = s.access.get(&call.service.key)
+    let service = call.service()?;
+    if let Some(a) = s.access.get(&service.key)
         && let Some(why) = call.judged(a, None)
     {
-        tracing::info!(target: "access", peer = %call.peer, service = %call.service.hostname, error = why, "connection refused");
+        tracing::info!(target: "access", peer = call.caller(), service = %service.hostname, error = why, "connection refused");
         return None;
     }
-    let none = Default::default();
-    let labels = call.source.as_ref().map_or(&none, |x| &x.labels);
-    let rule = s.routes.get(&call.service.key).and_then(|r| {
-        let t = r.table(call.peer.namespace()).find_tcp(call.port, call.peer.namespace(), labels)?;
+    let rule = s.routes.get(&service.key).and_then(|r| {
+        let t = r.table(call.namespace()).find_tcp(&call.tcp())?;
         t.pick(w.turn(Turn::Weight, t.total_weight()))
     });
     let key = match rule {
         Some(d) if d.refuse_status != 0 => return None,
-        Some(d) => Key {
-            service: d.service.as_str().into(),
-            port: u16::try_from(d.port).ok().filter(|p| *p != 0).unwrap_or(call.port),
-            subset: d.subset.as_str().into(),
-        },
-        None => Key { service: call.service.key.clone(), port: call.port, subset: "".into() },
+        Some(d) => call.key(&s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
+        None => Key { service: service.key.clone(), port: call.port, subset: "".into() },
     };
     let set = w.set(&s, &key, call.to)?;
+    open(w, &set, call.from).await
+}
+
+/// A byte stream to one of the endpoints; some are tried.
+pub async fn open(w: &Rc<Worker>, set: &Set, from: SocketAddr) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
     let mut tried = vec![];
     while tried.len() < 3 {
-        let i = crate::balance::choose(&set, None, &tried, |n| w.random(n))?;
+        let i = crate::balance::choose(set, None, &tried, |n| w.random(n))?;
         let m = &set.members[i];
-        match upstream::open(w, &set, m, call.from).await {
+        match upstream::open(w, set, m, from).await {
             Ok(x) => return Some(x),
             Err(e) => {
                 tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = e, "connection failed");
@@ -289,7 +369,10 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
 }
 
 /// Carries bytes both ways until both have ended.
-pub async fn carry(mut a: Io, mut b: Io, lease: Option<karst_hbone::pool::Lease>) {
+pub async fn carry<I>(mut a: I, mut b: Io, lease: Option<karst_hbone::pool::Lease>)
+where
+    I: AsyncRead + AsyncWrite + Reset + Unpin,
+{
     if tokio::io::copy_bidirectional(&mut a, &mut b).await.is_err() {
         a.reset();
         b.reset();

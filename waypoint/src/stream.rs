@@ -80,9 +80,22 @@ impl Io {
     pub fn unread(&mut self, b: Bytes) {
         self.ahead = if self.ahead.is_empty() { b } else { [&b[..], &self.ahead[..]].concat().into() };
     }
+}
 
+/// What can be broken off, so that the peer does not take it for an end.
+pub trait Reset {
     /// Ends both directions with an error.
-    pub fn reset(&mut self) {
+    fn reset(&mut self);
+}
+
+impl Reset for tokio_rustls::server::TlsStream<Io> {
+    fn reset(&mut self) {
+        self.get_mut().0.reset();
+    }
+}
+
+impl Reset for Io {
+    fn reset(&mut self) {
         match &mut self.leg {
             Leg::Tunnel(t, _) => {
                 if let Some(mut t) = t.take() {

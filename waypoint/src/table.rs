@@ -51,6 +51,22 @@ impl<'a> Ask<'a> {
     }
 }
 
+/// What of a connection decides about its route.
+pub struct AskTcp<'a> {
+    pub port: u16,
+    /// The caller's namespace, as proven.
+    pub namespace: &'a str,
+    /// Labels of the caller's pod, as far as known.
+    pub labels: &'a BTreeMap<String, String>,
+    /// The name in its TLS hello.
+    pub sni: Option<&'a str>,
+}
+
+/// Does a name, maybe with a wildcard in front, stand for this one?
+fn covers(wide: &str, name: &str) -> bool {
+    wide == name || wide.strip_prefix('*').is_some_and(|s| name.len() > s.len() && name.ends_with(s))
+}
+
 /// The routes of one service.
 #[derive(Debug, Default)]
 pub struct Routes {
@@ -138,11 +154,12 @@ impl Table {
     }
 
     /// The rule for a connection; None: to the service that was called.
-    pub fn find_tcp(&self, port: u16, namespace: &str, labels: &BTreeMap<String, String>) -> Option<&TcpRule> {
+    pub fn find_tcp(&self, a: &AskTcp<'_>) -> Option<&TcpRule> {
         self.tcp.iter().find(|r| {
-            (r.ports.is_empty() || r.ports.contains(&u32::from(port)))
-                && (r.namespace.is_empty() || r.namespace == namespace)
-                && r.labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+            (r.ports.is_empty() || r.ports.contains(&u32::from(a.port)))
+                && (r.namespace.is_empty() || r.namespace == a.namespace)
+                && r.labels.iter().all(|(k, v)| a.labels.get(k) == Some(v))
+                && (r.sni.is_empty() || a.sni.is_some_and(|n| r.sni.iter().any(|h| covers(h, n))))
         })
     }
 }
@@ -406,6 +423,7 @@ pub struct TcpRule {
     ports: Vec<u32>,
     labels: BTreeMap<String, String>,
     namespace: String,
+    sni: Vec<String>,
     pub destinations: Vec<ir::Destination>,
 }
 
@@ -415,6 +433,7 @@ impl TcpRule {
             ports: r.ports.clone(),
             labels: r.source_labels.clone(),
             namespace: r.source_namespace.clone(),
+            sni: r.sni.clone(),
             destinations: r.destinations.clone(),
         }
     }

@@ -5,6 +5,7 @@ use crate::{
     cluster::{Clusters, Key, Set},
     config::Config,
     control::Snapshot,
+    edge,
     metrics::{self, Metrics, Series},
     serve, stream,
     upstream::{self, TunnelKey},
@@ -46,6 +47,8 @@ pub struct Shared {
     pub metrics: Metrics,
     pub clusters: Clusters,
     pub crew: Crew<Job>,
+    /// The ports of a gateway.
+    pub ports: watch::Receiver<edge::Ports>,
 }
 
 /// A CONNECT to be served.
@@ -83,7 +86,8 @@ pub struct Worker {
     pub lingering: stream::Lingering,
     seed: Cell<u64>,
     turns: [Cell<u64>; 4],
-    tunnels_open: Cell<usize>,
+    /// Tunnels and, at a gateway, connections.
+    open: Rc<Cell<usize>>,
     sets: RefCell<Sets>,
     series: RefCell<HashMap<metrics::Key, Arc<Series>>>,
 }
@@ -116,10 +120,11 @@ pub fn run(
             lingering,
             seed: Cell::new(rand::random()),
             turns: std::array::from_fn(|_| Cell::new(rand::random())),
-            tunnels_open: Cell::new(0),
+            open: Rc::default(),
             sets: RefCell::default(),
             series: RefCell::default(),
         });
+        tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));
         let mut draining = false;
@@ -134,7 +139,7 @@ pub fn run(
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
                 (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
-                _ = done.tick(), if draining => if w.shared.crew.running(number) == 0 && w.tunnels_open.get() == 0 {
+                _ = done.tick(), if draining => if w.shared.crew.running(number) == 0 && w.open.get() == 0 {
                     break;
                 },
                 () = forced.reached(drain::Phase::Forced) => break,
@@ -148,16 +153,22 @@ pub fn run(
 
 impl Worker {
     fn accept(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
-        if self.tunnels_open.get() >= limits::MAX_TUNNELS_PER_POD {
-            self.shared.metrics.tunnels_refused.fetch_add(1, Relaxed);
-            return;
-        }
+        let Some(open) = self.connection(limits::MAX_TUNNELS_PER_POD) else { return };
         let w = self.clone();
-        w.tunnels_open.set(w.tunnels_open.get() + 1);
         tokio::task::spawn_local(async move {
             w.tunnel(s, canonical(from)).await;
-            w.tunnels_open.set(w.tunnels_open.get() - 1);
+            drop(open);
         });
+    }
+
+    /// One more connection, counted until dropped; None: there are as many as there may be.
+    pub fn connection(&self, most: usize) -> Option<Open> {
+        if self.open.get() >= most {
+            self.shared.metrics.tunnels_refused.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.open.set(self.open.get() + 1);
+        Some(Open(self.open.clone()))
     }
 
     async fn tunnel(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
@@ -264,6 +275,15 @@ impl Worker {
     /// True for so many of a million, evenly.
     pub fn chance(&self, of: Turn, per_million: u32) -> bool {
         per_million > 0 && self.turn(of, 1_000_000) < u64::from(per_million)
+    }
+}
+
+/// An open connection.
+pub struct Open(Rc<Cell<usize>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

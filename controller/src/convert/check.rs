@@ -3,7 +3,12 @@
 
 use super::{Bad, Mesh, compile, policy};
 use karst_core::Cidr;
-use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
+use karst_manifest::{
+    Object, Problem, State,
+    kinds::*,
+    parse::Located,
+    traffic::{GwServer, GwTls, IstioGatewaySpec},
+};
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 /// Protocols of ports (Istio's list).
@@ -46,7 +51,8 @@ fn not_executed(fields: &[(bool, String)]) -> Vec<String> {
 
 fn virtual_service(v: &VirtualService) -> Vec<(bool, String)> {
     let s = &v.spec;
-    let mut out = vec![(!s.tls.is_empty(), "spec.tls".to_string())];
+    let mesh_only = s.gateways.iter().all(|g| g == "mesh");
+    let mut out = vec![(!s.tls.is_empty() && mesh_only, "spec.tls".to_string())];
     for (i, t) in s.tcp.iter().enumerate() {
         for (j, m) in t.matches.iter().enumerate() {
             let at = format!("spec.tcp[{i}].match[{j}]");
@@ -226,6 +232,114 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<Bad> {
             && kind == "NONE"
         {
             out.push(bad(format!("spec.ports[{i}].protocol"), format!("{:?} names no host, so several hosts without spec.addresses cannot be told apart: give addresses, or one ServiceEntry for each host", s.ports[i].protocol)));
+        }
+    }
+    out
+}
+
+/// Protocols of servers of a gateway.
+const SERVER_PROTOCOLS: [&str; 8] = ["HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "TCP", "TLS", "MONGO"];
+
+/// What is wrong with Istio's Gateway.
+pub(super) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<Bad> {
+    if s.servers.is_empty() {
+        return vec![bad("spec.servers", "is empty: name at least one server")];
+    }
+    s.servers.iter().enumerate().flat_map(|(i, x)| server(x, &format!("spec.servers[{i}]"))).collect()
+}
+
+/// What is wrong with one of its servers.
+pub(super) fn server(s: &GwServer, at: &str) -> Vec<Bad> {
+    let mut out = vec![];
+    if s.port.number == 0 {
+        out.push(bad(format!("{at}.port.number"), "0 is not a port: use 1 to 65535"));
+    }
+    let protocol = s.port.protocol.to_ascii_uppercase();
+    if !SERVER_PROTOCOLS.contains(&protocol.as_str()) {
+        let text = format!("{:?} is not known: use one of {}", s.port.protocol, SERVER_PROTOCOLS.join(", "));
+        out.push(bad(format!("{at}.port.protocol"), text));
+    }
+    if s.hosts.is_empty() {
+        out.push(bad(format!("{at}.hosts"), "is empty: name at least one host, or \"*\""));
+    }
+    for (i, h) in s.hosts.iter().enumerate() {
+        let name = h.split_once('/').map_or(h.as_str(), |(_, n)| n);
+        if name != "*" && !is_host(name.strip_prefix("*.").unwrap_or(name)) {
+            let text = format!("{h:?} is no host name: write NAME, *.DOMAIN, \"*\", or NAMESPACE/NAME");
+            out.push(bad(format!("{at}.hosts[{i}]"), text));
+        }
+    }
+    if !s.bind.is_empty() {
+        out.push(bad(format!("{at}.bind"), "is not there in this version: gateways listen on all their addresses"));
+    }
+    let secure = matches!(protocol.as_str(), "HTTPS" | "TLS");
+    let Some(t) = &s.tls else {
+        if secure {
+            out.push(bad(format!("{at}.tls"), format!("is missing, and protocol {protocol} needs it")));
+        }
+        return out;
+    };
+    out.extend(server_tls(t, &protocol, &format!("{at}.tls")));
+    out
+}
+
+fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<Bad> {
+    let mut out = vec![];
+    let mode = t.mode.as_deref();
+    if matches!(protocol, "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB") {
+        if mode.is_some() {
+            out.push(bad(format!("{at}.mode"), format!("does not go with protocol {protocol}: use HTTPS")));
+        }
+        return out;
+    }
+    match mode.unwrap_or("PASSTHROUGH") {
+        "PASSTHROUGH" => return out,
+        "SIMPLE" | "MUTUAL" | "OPTIONAL_MUTUAL" => {}
+        other => {
+            let text =
+                format!("{other} is not there in this version: use SIMPLE, MUTUAL, OPTIONAL_MUTUAL or PASSTHROUGH");
+            out.push(bad(format!("{at}.mode"), text));
+        }
+    }
+    for (there, field) in [
+        (!t.server_certificate.is_empty(), "serverCertificate"),
+        (!t.private_key.is_empty(), "privateKey"),
+        (!t.ca_certificates.is_empty(), "caCertificates"),
+        (!t.tls_certificates.is_empty(), "tlsCertificates"),
+    ] {
+        if there {
+            out.push(bad(
+                format!("{at}.{field}"),
+                "names a file, and files of the pod are not read: use credentialName",
+            ));
+        }
+    }
+    // Leaving them out would let more in than was meant.
+    for (there, field) in [
+        (!t.ca_crl.is_empty(), "caCrl"),
+        (!t.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
+        (!t.verify_certificate_hash.is_empty(), "verifyCertificateHash"),
+        (!t.cipher_suites.is_empty(), "cipherSuites"),
+    ] {
+        if there {
+            out.push(bad(format!("{at}.{field}"), "is not there in this version: remove it"));
+        }
+    }
+    if t.credential_name.is_empty() && t.credential_names.is_empty() {
+        let text = "is empty: name a Secret in the namespace of the gateway's pods";
+        out.push(bad(format!("{at}.credentialName"), text));
+    }
+    for (v, field) in [(&t.min_protocol_version, "minProtocolVersion"), (&t.max_protocol_version, "maxProtocolVersion")]
+    {
+        let fine = match v.as_deref() {
+            None | Some("TLS_AUTO") => true,
+            Some("TLSV1_2") => field == "minProtocolVersion",
+            Some("TLSV1_3") => true,
+            Some(_) => false,
+        };
+        if !fine {
+            let text = format!("{:?} cannot be: TLSV1_2 and TLSV1_3 are spoken", v.as_deref().unwrap_or_default());
+            out.push(bad(format!("{at}.{field}"), text));
         }
     }
     out

@@ -136,7 +136,7 @@ fn name(o: &Located) -> (&'static str, &str, &str) {
 /// says anyway decides about nothing.
 fn is_local(x: &Index<'_>, o: &Located) -> bool {
     match &o.object {
-        Object::Pod(_) => true,
+        Object::Pod(p) => !routes::gateways::is_gateway(x, p),
         Object::EndpointSlice(s) => follows_selector(x, s),
         _ => false,
     }
@@ -172,7 +172,7 @@ mod tests {
     use karst_manifest::parse;
     use rand::Rng;
 
-    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p%N, namespace: ns%M, labels: {app: a%L}, annotations: {ambient.istio.io/redirection: ANNOTATION}}\nspec: {nodeName: n}\nstatus: {phase: PHASE, podIPs: [{ip: 10.0.%M.%N}]}\n";
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p%N, namespace: ns%M, labels: {app: a%L, GATEWAY: g}, annotations: {ambient.istio.io/redirection: ANNOTATION}}\nspec: {nodeName: n}\nstatus: {phase: PHASE, podIPs: [{ip: 10.0.%M.%N}]}\n";
     const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s%L, namespace: ns%M, labels: {kubernetes.io/service-name: SERVICE}}\naddressType: IPv4\nendpoints: [{addresses: [10.9.%M.%L], targetRef: {kind: KIND, name: p%N}}]\nports: [{name: web, port: 80}]\n";
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80}]}\n";
     const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x%L, namespace: ns%M}\nspec: {selector: {matchLabels: {app: a%L}}}\n";
@@ -183,13 +183,20 @@ mod tests {
     const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: ns1}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: ns%M}], to: [{group: '', kind: Service}]}\n";
     const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x%L, namespace: ns%M}\nspec: {host: a%L, subsets: [{name: v%N, labels: {app: a%N}}]}\n";
 
+    const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {gatewayClassName: istio, listeners: [{name: l%L, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}]}\n";
+    const ISTIO: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {selector: {app: a%L}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: ['a%N.com'], tls: {mode: SIMPLE, credentialName: c}}]}\n";
+    const SECRET: &str =
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: ns%M}\nstringData: {tls.crt: none}\n";
+    const BOUND: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hosts: ['a%N.com', '*.com'], gateways: [g, mesh], http: [{match: [{uri: {prefix: /%N}, gateways: [g]}, {uri: {prefix: /m}}], route: [{destination: {host: a%L}}]}]}\n";
+    const ATTACHED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hostnames: [a%N.com], parentRefs: [{name: g, namespace: ns0}, {group: '', kind: Service, name: a%L}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
+
     /// Whatever happens, in whatever order: the same model as if it was compiled anew.
     #[test]
     fn small_steps_lead_to_the_same_model() {
         let mesh = crate::convert::tests::mesh();
         let mut r = rand::rng();
         let (mut small, mut nothing) = (0, 0);
-        for _ in 0..40 {
+        for _ in 0..80 {
             let mut state = State::default();
             let mut c = Compiler::new(mesh.clone());
             for _ in 0..60 {
@@ -224,14 +231,19 @@ mod tests {
     }
 
     fn seen_by_proxies(m: &Model) -> impl PartialEq + use<'_> {
-        (&m.workloads, &m.services, &m.policies)
+        (&m.workloads, &m.services, &m.policies, (&m.routes, &m.gateways))
     }
 
     /// Adds, replaces or removes one object.
     fn step(state: &mut State, r: &mut impl Rng) {
         let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
         let mut n = |k: usize| r.random_range(0..k);
-        let text = match n(18) {
+        let text = match n(24) {
+            18 => GATEWAY,
+            19 => ISTIO,
+            20 => SECRET,
+            21 | 22 => BOUND,
+            23 => ATTACHED,
             12 => VS,
             13 => DELEGATE,
             14 | 15 => ROUTE,
@@ -244,6 +256,7 @@ mod tests {
         };
         let text = text
             .replace("ANNOTATION", &pick(&mut n, &["enabled", "''"]))
+            .replace("GATEWAY", &pick(&mut n, &["gateway.networking.k8s.io/gateway-name", "x", "x", "x"]))
             .replace("PHASE", &pick(&mut n, &["Running", "Running", "Running", "Succeeded"]))
             .replace("SELECTOR", &pick(&mut n, &["{app: a1}", "{}"]))
             .replace("SERVICE", &pick(&mut n, &["a0", "a1", "a2"]))

@@ -1,17 +1,23 @@
-//! From a Gateway of a waypoint class to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference
-//! control-plane §4.1).
+//! From a Gateway to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference control-plane §4.1).
 
-use super::{GATEWAY_API, Index, waypoint};
+use super::{GATEWAY_API, Index, routes::gateways, waypoint};
 use karst_kube::Ref;
 use karst_manifest::kinds::{Gateway, Labels};
 use serde_json::{Value, json};
 
 /// Label of what the deployer made; what lacks it is never overwritten.
 pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
-/// Its value (Istio's).
-const MANAGER: &str = "istio.io-mesh-controller";
+/// Its values (Istio's).
+const WAYPOINT_MANAGER: &str = "istio.io-mesh-controller";
+const GATEWAY_MANAGER: &str = "istio.io-gateway-controller";
+/// Longest name of what is made: pods' names and labels are derived from it.
+const MAX_NAME: usize = 63;
 /// Classes of waypoints.
 const CLASSES: [&str; 2] = ["istio-waypoint", "karst-waypoint"];
+/// Classes of other gateways.
+pub(crate) const INGRESS_CLASSES: [&str; 2] = ["istio", "karst"];
+/// Their controller's name (Istio's).
+pub(crate) const INGRESS: &str = "istio.io/gateway-controller";
 /// Annotation with the digest of what was applied.
 const DIGEST: &str = "gateway.karst.io/digest";
 
@@ -26,7 +32,7 @@ pub struct Template {
 
 /// The classes that lack. They are made once and never changed: who changes them means it (Istio does the same).
 pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
-    let one = |name: &&str| {
+    let one = |(name, controller, text): (&str, &str, &str)| {
         let r = Ref {
             group: GATEWAY_API,
             version: "v1",
@@ -34,19 +40,39 @@ pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
             namespace: String::new(),
             name: name.to_string(),
         };
-        let spec = json!({ "controllerName": waypoint::CONTROLLER, "description": "Layer 7 proxies of the mesh" });
-        (r, json!({ "metadata": { "labels": { MANAGED: MANAGER } }, "spec": spec }))
+        let spec = json!({ "controllerName": controller, "description": text });
+        (r, json!({ "metadata": { "labels": { MANAGED: WAYPOINT_MANAGER } }, "spec": spec }))
     };
-    CLASSES.iter().filter(|c| !x.classes.contains_key(**c)).map(one).collect()
+    let waypoints = CLASSES.map(|c| (c, waypoint::CONTROLLER, "Layer 7 proxies of the mesh"));
+    let gateways = INGRESS_CLASSES.map(|c| (c, INGRESS, "Gateways into and out of the mesh"));
+    waypoints.into_iter().chain(gateways).filter(|c| !x.classes.contains_key(c.0)).map(one).collect()
 }
 
 /// What lacks, or is not as it should be: in the order in which it is applied.
 pub(super) fn compile(x: &Index<'_>, t: &Template) -> Vec<(Ref, Value)> {
-    x.gateways
-        .values()
-        .filter(|g| waypoint::is_waypoint(x, g) && given(g).is_none())
-        .flat_map(|g| one(x, g, t))
-        .collect()
+    let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateways::is_ingress(x, g);
+    x.gateways.values().filter(ours).filter(|g| given(g).is_none()).flat_map(|g| one(x, g, t)).collect()
+}
+
+/// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
+pub(super) fn name(x: &Index<'_>, g: &Gateway) -> String {
+    let m = &g.metadata;
+    if waypoint::is_waypoint(x, g) {
+        return m.name.clone();
+    }
+    let given = m.annotations.get("gateway.istio.io/name-override");
+    let full = given.cloned().unwrap_or_else(|| format!("{}-{}", m.name, g.spec.gateway_class_name));
+    shortened(&full)
+}
+
+/// A name that is short enough, and like no other.
+pub(crate) fn shortened(full: &str) -> String {
+    if full.len() <= MAX_NAME {
+        return full.to_string();
+    }
+    let digest = format!("{:08x}", xxhash_rust::xxh64::xxh64(full.as_bytes(), 0) as u32);
+    let start = full.get(..MAX_NAME - 9).unwrap_or("gateway").trim_end_matches(['-', '.']);
+    format!("{start}-{digest}")
 }
 
 /// The host name that the Gateway itself gives: somebody else runs it there.
@@ -55,7 +81,8 @@ pub(super) fn given(g: &Gateway) -> Option<&str> {
 }
 
 fn one(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
-    let (ns, name) = (g.metadata.namespace.as_str(), g.metadata.name.as_str());
+    let (ns, name) = (g.metadata.namespace.as_str(), name(x, g));
+    let name = name.as_str();
     // Somebody's own Service or Deployment of that name stays his.
     let service = x.service(ns, name);
     let deployment = x.deployments.get(&(ns, name));
@@ -78,14 +105,16 @@ fn one(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
 
 fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
     let m = &g.metadata;
+    let is_waypoint = waypoint::is_waypoint(x, g);
+    let (name, label) = (name(x, g), shortened(&m.name));
     let class = &g.spec.gateway_class_name;
     // An account that is named is somebody's own.
     let named = m.annotations.get("gateway.istio.io/service-account");
-    let account = named.unwrap_or(&m.name);
+    let account = named.unwrap_or(&name);
     let own = json!({
-        "gateway.networking.k8s.io/gateway-name": m.name,
+        gateways::GATEWAY_NAME: label,
         "gateway.networking.k8s.io/gateway-class-name": class,
-        MANAGED: MANAGER,
+        MANAGED: if is_waypoint { WAYPOINT_MANAGER } else { GATEWAY_MANAGER },
         "istio.io/dataplane-mode": "none",
     });
     let with = |more: Value| {
@@ -102,22 +131,35 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
     let meta = |labels: Value| json!({ "labels": labels, "annotations": g.spec.infrastructure.annotations, "ownerReferences": owner });
     let reference =
         |group, kind, name: &str| Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: name.into() };
-    let selector = json!({ "gateway.networking.k8s.io/gateway-name": m.name });
+    let selector = json!({ gateways::GATEWAY_NAME: label });
     let pod_labels = with(json!({
         "sidecar.istio.io/inject": "false",
-        "service.istio.io/canonical-name": m.name,
+        "service.istio.io/canonical-name": name,
         "service.istio.io/canonical-revision": "latest",
     }));
     let pod_annotations = json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "15020", "prometheus.io/path": "/stats/prometheus" });
     let env = |name: &str, value: Value| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let mut open = vec![
+        json!({ "name": "metrics", "containerPort": 15020 }),
+        json!({ "name": "status-port", "containerPort": 15021 }),
+    ];
+    if is_waypoint {
+        open.push(json!({ "name": "hbone", "containerPort": waypoint::PORT }));
+    }
+    // What a pod may set without any privilege: ports below 1024 for everybody in it.
+    let security = if is_waypoint {
+        json!({})
+    } else {
+        json!({ "sysctls": [{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }] })
+    };
     let control = format!("istiod.{}.svc:15012", x.mesh.root_namespace);
     let container = json!({
         "name": "istio-proxy",
         "image": t.image,
         "imagePullPolicy": t.pull_policy,
-        "args": ["proxy", "waypoint"],
-        "ports": [{ "name": "metrics", "containerPort": 15020 }, { "name": "status-port", "containerPort": 15021 }, { "name": "hbone", "containerPort": waypoint::PORT }],
+        "args": ["proxy", if is_waypoint { "waypoint" } else { "router" }],
+        "ports": open,
         "env": [
             env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(x.mesh.trust_domain)), env("CLUSTER_ID", json!(x.mesh.cluster_id)), env("NETWORK", json!(x.mesh.network)),
             field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
@@ -133,6 +175,7 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
             "metadata": { "labels": pod_labels, "annotations": pod_annotations },
             "spec": {
                 "serviceAccountName": account,
+                "securityContext": security,
                 "terminationGracePeriodSeconds": 30,
                 "containers": [container],
                 "volumes": [
@@ -146,17 +189,34 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];
     for l in &g.spec.listeners {
-        ports.push(
-            json!({ "name": l.name, "port": l.port, "targetPort": l.port, "protocol": "TCP", "appProtocol": "hbone" }),
-        );
+        // Several listeners may share a port.
+        if ports.iter().all(|p| p["port"] != l.port) {
+            let of = if is_waypoint { "hbone".to_string() } else { l.protocol.to_ascii_lowercase() };
+            ports.push(json!({ "name": port_name(&l.name, l.port), "port": l.port, "targetPort": l.port, "protocol": "TCP", "appProtocol": of }));
+        }
     }
-    let kind = m.annotations.get("networking.istio.io/service-type").map_or("ClusterIP", String::as_str);
-    let service = json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack", "trafficDistribution": "PreferClose" });
+    let default = if is_waypoint { "ClusterIP" } else { "LoadBalancer" };
+    let kind = m.annotations.get("networking.istio.io/service-type").map_or(default, String::as_str);
+    let mut service =
+        json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack" });
+    if is_waypoint {
+        service["trafficDistribution"] = json!("PreferClose");
+    }
+    if let Some(a) = g.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
+        && kind == "LoadBalancer"
+    {
+        service["loadBalancerIP"] = json!(a.value);
+    }
     let mut out = vec![];
     if named.is_none() {
         out.push((reference("", "ServiceAccount", account), json!({ "metadata": meta(with(json!({}))) })));
     }
-    out.push((reference("apps", "Deployment", &m.name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
-    out.push((reference("", "Service", &m.name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
+    out.push((reference("apps", "Deployment", &name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
+    out.push((reference("", "Service", &name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
     out
+}
+
+/// A listener's name as the name of a port: at most 63 characters.
+fn port_name(name: &str, port: u16) -> String {
+    if name.len() <= MAX_NAME && !name.contains('.') { name.to_string() } else { format!("port-{port}") }
 }

@@ -4,6 +4,7 @@
 pub mod check;
 mod compiler;
 pub mod deploy;
+mod gateway_status;
 mod policy;
 mod route_status;
 mod routes;
@@ -13,6 +14,7 @@ mod waypoint;
 mod workload;
 
 pub use compiler::{Change, Compiler};
+pub(crate) use routes::gateways::VIRTUAL;
 pub use status::Write;
 
 use crate::{config::Config, model::Model};
@@ -57,12 +59,17 @@ pub(crate) struct Index<'a> {
     pub classes: BTreeMap<&'a str, &'a GatewayClass>,
     /// By namespace and name.
     pub gateways: HashMap<(&'a str, &'a str), &'a Gateway>,
+    /// Where they stand.
+    pub gateways_at: HashMap<(&'a str, &'a str), &'a Located>,
     pub service_entries: Vec<(&'a Located, &'a ServiceEntry)>,
     /// By namespace.
     pub entries_of: HashMap<&'a str, Vec<&'a ServiceEntry>>,
     pub workload_entries: Vec<(&'a Located, &'a WorkloadEntry)>,
     pub authorization: Vec<(&'a Located, &'a AuthorizationPolicy)>,
     pub peer: Vec<(&'a Located, &'a PeerAuthentication)>,
+    pub istio_gateways: Vec<(&'a Located, &'a IstioGateway)>,
+    /// By namespace and name.
+    pub secrets: HashMap<(&'a str, &'a str), &'a Secret>,
     pub virtual_services: Vec<(&'a Located, &'a VirtualService)>,
     pub destination_rules: Vec<(&'a Located, &'a DestinationRule)>,
     pub http_routes: Vec<(&'a Located, &'a HTTPRoute)>,
@@ -87,11 +94,14 @@ impl<'a> Index<'a> {
             deployments: HashMap::new(),
             classes: BTreeMap::new(),
             gateways: HashMap::new(),
+            gateways_at: HashMap::new(),
             service_entries: vec![],
             entries_of: HashMap::new(),
             workload_entries: vec![],
             authorization: vec![],
             peer: vec![],
+            istio_gateways: vec![],
+            secrets: HashMap::new(),
             virtual_services: vec![],
             destination_rules: vec![],
             http_routes: vec![],
@@ -130,6 +140,7 @@ impl<'a> Index<'a> {
                 }
                 Object::Gateway(g) => {
                     x.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
+                    x.gateways_at.insert((&g.metadata.namespace, &g.metadata.name), o);
                 }
                 Object::ServiceEntry(s) => {
                     x.entries_of.entry(&s.metadata.namespace).or_default().push(s);
@@ -138,6 +149,10 @@ impl<'a> Index<'a> {
                 Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
                 Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
                 Object::PeerAuthentication(p) => x.peer.push((o, p)),
+                Object::IstioGateway(g) => x.istio_gateways.push((o, g)),
+                Object::Secret(s) => {
+                    x.secrets.insert((&s.metadata.namespace, &s.metadata.name), s);
+                }
                 Object::VirtualService(v) => x.virtual_services.push((o, v)),
                 Object::DestinationRule(d) => x.destination_rules.push((o, d)),
                 Object::HTTPRoute(r) => x.http_routes.push((o, r)),
@@ -200,8 +215,14 @@ fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> (Model, Vec<Problem>
     service::compile(x, &mut model, &mut problems);
     workload::compile(x, &policies, &mut model, &mut problems);
     routes::compile(x, &mut model, &mut problems, cache);
+    model.gateways = routes::gateways::compile(x, &mut problems).into_iter().collect();
     model.policies = policies.take().into();
     (model, problems, policies)
+}
+
+/// May a Gateway of this namespace use a Secret of another?
+fn granted_secret(x: &Index<'_>, from: &str, ns: &str, name: &str) -> bool {
+    routes::granted(x, "Gateway", from, (ns, "", "Secret", name))
 }
 
 /// A problem of a located object.
@@ -210,7 +231,7 @@ pub(crate) fn problem(at: &Located, field: impl Into<String>, message: impl Into
     Problem {
         file: at.file.clone(),
         line: at.line,
-        object: format!("{} {}/{}", at.object.kind(), m.namespace, m.name),
+        object: format!("{} {}/{}", api_kind(at.object.kind()), m.namespace, m.name),
         field: field.into(),
         message: message.into(),
     }

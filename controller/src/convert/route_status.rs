@@ -1,8 +1,11 @@
-//! The statuses of routes that are attached to services (Gateway API: RouteParentStatus): whether they are in force there, and
+//! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
 use super::{GATEWAY_API, ISTIO_NETWORKING, Index, routes};
-use crate::convert::status::{Condition, Write, conditions, reference, same};
+use crate::convert::{
+    routes::gateways::Fronts,
+    status::{Condition, Write, conditions, reference, same},
+};
 use karst_manifest::{
     gatewayapi::{BackendRef, ParentRef, RouteStatus},
     kinds::Meta,
@@ -15,38 +18,53 @@ const CONTROLLER: &str = "istio.io/gateway-controller";
 /// All that differ.
 pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     let mut out = Vec::new();
+    let fronts = Fronts::new(x);
     for (_, r) in &x.http_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        out.extend(one(x, "HTTPRoute", "v1", &r.metadata, &r.spec.parent_refs, refs, &r.status, now));
+        let route = Route { kind: "HTTPRoute", version: "v1", meta: &r.metadata, names: &r.spec.hostnames };
+        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     for (_, r) in &x.grpc_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        out.extend(one(x, "GRPCRoute", "v1", &r.metadata, &r.spec.parent_refs, refs, &r.status, now));
+        let route = Route { kind: "GRPCRoute", version: "v1", meta: &r.metadata, names: &r.spec.hostnames };
+        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     for (_, r) in &x.tcp_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        out.extend(one(x, "TCPRoute", "v1alpha2", &r.metadata, &r.spec.parent_refs, refs, &r.status, now));
+        let route = Route { kind: "TCPRoute", version: "v1alpha2", meta: &r.metadata, names: &[] };
+        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     out
 }
 
-#[allow(clippy::too_many_arguments)]
-fn one<'a>(
-    x: &Index<'_>,
+/// What a status is of.
+struct Route<'a> {
     kind: &'static str,
     version: &'static str,
-    m: &Meta,
+    meta: &'a Meta,
+    names: &'a [String],
+}
+
+fn one<'a>(
+    x: &Index<'_>,
+    fronts: &Fronts,
+    route: &Route<'_>,
     parents: &[ParentRef],
     refs: impl Iterator<Item = &'a BackendRef>,
     have: &RouteStatus,
     now: &str,
 ) -> Option<Write> {
+    let &Route { kind, version, meta: m, names } = route;
     let resolved = resolved(x, kind, m, refs);
     let mut unchanged = true;
     let mut all: Vec<Value> = vec![];
     let mut ours = 0;
     for p in parents {
-        let Some(accepted) = accepted(x, m, p) else { continue };
+        let at_gateway = fronts.attached(x, kind, &m.namespace, names, p).map(|r| match r {
+            Ok(_) => ("Accepted", "Route was valid".to_string()),
+            Err(e) => e,
+        });
+        let Some(accepted) = at_gateway.or_else(|| accepted(x, m, p)) else { continue };
         let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
             kind,
             status: *reason == good,

@@ -1,7 +1,7 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, waypoint};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, gateway_status, policy, waypoint};
 use karst_kube::Ref;
 use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, StatusCondition};
 use serde_json::{Value, json};
@@ -51,7 +51,8 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
             out.push(Write { to, manager: "istio.io/authorization-policy", status: json!({ "conditions": c }) });
         }
     }
-    for c in x.classes.values().filter(|c| c.spec.controller_name == waypoint::CONTROLLER) {
+    let ours = [waypoint::CONTROLLER, deploy::INGRESS];
+    for c in x.classes.values().filter(|c| ours.contains(&c.spec.controller_name.as_str())) {
         let wanted = Condition {
             kind: "Accepted",
             status: true,
@@ -66,6 +67,7 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     for g in x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)) {
         out.extend(gateway(x, g, now));
     }
+    out.extend(gateway_status::compile(x, now));
     out
 }
 

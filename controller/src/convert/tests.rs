@@ -289,11 +289,11 @@ fn policies_say_who_enforces_them() {
 #[test]
 fn a_waypoint_gets_what_it_needs_once() {
     let kinds = |w: &Writes| w.objects.iter().map(|(r, _)| r.to_string()).collect::<Vec<_>>();
-    let classes = ["GatewayClass istio-waypoint", "GatewayClass karst-waypoint"];
+    let classes = ["istio-waypoint", "karst-waypoint", "istio", "karst"].map(|c| format!("GatewayClass {c}"));
     assert_eq!(kinds(&written("")), classes);
     let w = written(&WAYPOINT.replace("STATUS", ""));
-    assert_eq!(kinds(&w)[2..], ["ServiceAccount a/w", "Deployment a/w", "Service a/w"]);
-    let (_, d) = &w.objects[3];
+    assert_eq!(kinds(&w)[4..], ["ServiceAccount a/w", "Deployment a/w", "Service a/w"]);
+    let (_, d) = &w.objects[5];
     assert_eq!(d["metadata"]["ownerReferences"][0]["uid"], "u");
     assert_eq!(d["metadata"]["labels"]["team"], "x");
     let pod = &d["spec"]["template"];

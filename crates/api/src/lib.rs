@@ -37,6 +37,12 @@ pub mod route {
     tonic::include_proto!("karst.route.v1");
 }
 
+impl std::fmt::Debug for route::KeyPair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyPair")
+    }
+}
+
 impl route::Retry {
     /// What is tried again where nothing is said (Istio's default): two more attempts, where the application cannot have seen
     /// the request, or asks for it (gRPC's CANCELLED and UNAVAILABLE).
@@ -54,6 +60,10 @@ impl route::Retry {
 
 /// xDS type of the routes of services.
 pub const ROUTES_TYPE: &str = "type.googleapis.com/karst.route.v1.Routes";
+/// xDS type of the routes of gateways' virtual hosts: the message is that of [`ROUTES_TYPE`].
+pub const VIRTUAL_HOST_TYPE: &str = "type.googleapis.com/karst.route.v1.VirtualHost";
+/// xDS type of what gateways listen on; each pod is told of its own only.
+pub const GATEWAY_TYPE: &str = "type.googleapis.com/karst.route.v1.Gateway";
 /// xDS type of how services are called.
 pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.route.v1.Backend";
 /// xDS type of who may call services.

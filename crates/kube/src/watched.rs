@@ -206,7 +206,7 @@ fn key(o: &DynamicObject) -> String {
 
 async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>) {
     let group = kinds::KINDS.iter().find(|k| k.0 == w.kind).map_or("", |k| k.1);
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, w.version, w.kind));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, w.version, kinds::api_kind(w.kind)));
     let api: Api<DynamicObject> = Api::all_with(kube.client.clone(), &resource);
     let mut told = false;
     loop {

@@ -2,7 +2,7 @@
 //! writes them; without it the test says whether what is committed is what the types say.
 #![allow(clippy::unwrap_used)]
 
-use crate::traffic::{DestinationRuleSpec, VirtualServiceSpec};
+use crate::traffic::{DestinationRuleSpec, IstioGatewaySpec, VirtualServiceSpec};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 use std::{fs, path::PathBuf};
@@ -91,6 +91,14 @@ fn crds() -> Vec<Crd> {
             description: "How a service is called, and its subsets.",
             columns: &[("Host", ".spec.host")],
             spec: dr,
+        },
+        Crd {
+            kind: "Gateway",
+            plural: "gateways",
+            short: "gw",
+            description: "What gateways listen on.",
+            columns: &[],
+            spec: schema::<IstioGatewaySpec>(),
         },
     ]
 }

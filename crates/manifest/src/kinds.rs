@@ -3,7 +3,7 @@
 
 pub use crate::{
     gatewayapi::{GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute},
-    traffic::{DestinationRule, VirtualService},
+    traffic::{DestinationRule, IstioGateway, VirtualService},
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ macro_rules! kinds {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Object { $($kind(Box<$kind>)),* }
         impl Object {
-            /// The kind's name.
+            /// The kind's name here, one of [`KINDS`]; see [`api_kind`].
             pub fn kind(&self) -> &'static str {
                 match self { $(Object::$kind(_) => stringify!($kind)),* }
             }
@@ -57,10 +57,24 @@ macro_rules! kinds {
                 })
             }
         }
-        /// Kind, API group, and whether objects of the kind live in a namespace.
+        /// Kind (by its name here), API group, and whether objects of the kind live in a namespace.
         pub const KINDS: &[(&str, &str, bool)] = &[$((stringify!($kind), $group, $namespaced)),*];
     };
 }
+
+/// Two groups have a Gateway; Istio's has a name of its own here.
+const ISTIO_GATEWAY: &str = "IstioGateway";
+
+/// The name that the API has for a kind of [`KINDS`].
+pub fn api_kind(kind: &str) -> &str {
+    if kind == ISTIO_GATEWAY { "Gateway" } else { kind }
+}
+
+/// The entry of [`KINDS`] for what the API calls so.
+pub fn known(kind: &str, group: &str) -> Option<&'static (&'static str, &'static str, bool)> {
+    KINDS.iter().find(|(k, g, _)| api_kind(k) == kind && *g == group)
+}
+
 kinds! {
     Namespace "" false,
     Node "" false,
@@ -68,6 +82,7 @@ kinds! {
     Service "" true,
     ServiceAccount "" true,
     ConfigMap "" true,
+    Secret "" true,
     Deployment "apps" true,
     EndpointSlice "discovery.k8s.io" true,
     GatewayClass "gateway.networking.k8s.io" false,
@@ -77,6 +92,7 @@ kinds! {
     TCPRoute "gateway.networking.k8s.io" true,
     ReferenceGrant "gateway.networking.k8s.io" true,
     VirtualService "networking.istio.io" true,
+    IstioGateway "networking.istio.io" true,
     DestinationRule "networking.istio.io" true,
     ServiceEntry "networking.istio.io" true,
     WorkloadEntry "networking.istio.io" true,
@@ -105,6 +121,35 @@ pub struct ServiceAccount {
 pub struct ConfigMap {
     pub metadata: Meta,
     pub data: BTreeMap<String, String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Secret {
+    pub metadata: Meta,
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Base64.
+    pub data: BTreeMap<String, Hidden>,
+    pub string_data: BTreeMap<String, Hidden>,
+}
+impl Secret {
+    /// One of its values.
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        use base64::Engine;
+        if let Some(s) = self.string_data.get(key) {
+            return Some(s.0.clone().into_bytes());
+        }
+        base64::engine::general_purpose::STANDARD.decode(self.data.get(key)?.0.trim()).ok()
+    }
+}
+/// Text that is never printed.
+#[derive(Clone, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -194,7 +239,24 @@ pub struct StatusCondition {
 pub struct Service {
     pub metadata: Meta,
     pub spec: ServiceSpec,
-    pub status: Status,
+    pub status: ServiceStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceStatus {
+    pub conditions: Vec<StatusCondition>,
+    pub load_balancer: LoadBalancerStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerIngress {
+    pub ip: String,
+    pub hostname: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -207,6 +269,8 @@ pub struct ServiceSpec {
     pub cluster_ips: Vec<String>,
     pub selector: Labels,
     pub ports: Vec<ServicePort>,
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<String>,
     pub ip_families: Vec<String>,
     pub ip_family_policy: String,
     pub internal_traffic_policy: String,
@@ -296,14 +360,39 @@ pub struct GatewaySpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct Listener {
     pub name: String,
+    pub hostname: Option<String>,
     pub port: u16,
     pub protocol: String,
+    pub tls: Option<ListenerTls>,
     pub allowed_routes: AllowedRoutes,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ListenerTls {
+    /// Terminate (the default), Passthrough.
+    pub mode: Option<String>,
+    pub certificate_refs: Vec<SecretRef>,
+    pub options: Labels,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct SecretRef {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub name: String,
+    pub namespace: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AllowedRoutes {
     pub namespaces: RouteNamespaces,
+    pub kinds: Vec<RouteKind>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RouteKind {
+    pub group: Option<String>,
+    pub kind: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -359,6 +448,7 @@ pub struct GatewayStatus {
 pub struct ListenerStatus {
     pub name: String,
     pub attached_routes: u32,
+    pub supported_kinds: Vec<RouteKind>,
     pub conditions: Vec<StatusCondition>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -1,6 +1,6 @@
 //! From text to objects, with errors that say where.
 
-use crate::kinds::{KINDS, Object};
+use crate::kinds::{self, Object};
 use serde::Deserialize;
 use std::{fmt, path::PathBuf};
 
@@ -129,8 +129,7 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
         ));
     }
     let group = head.api_version.split_once('/').map_or("", |(g, _)| g);
-    // Istio and the Gateway API both have a Gateway; only the latter's is read yet.
-    let Some((_, _, namespaced)) = KINDS.iter().find(|(k, g, _)| *k == head.kind && *g == group) else {
+    let Some((kind, _, namespaced)) = kinds::known(&head.kind, group) else {
         return Ok(None);
     };
     let namespace =
@@ -150,7 +149,7 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
     }
     let mut track = serde_path_to_error::Track::new();
     let d = serde_path_to_error::Deserializer::new(serde_yaml_ng::Deserializer::from_str(text), &mut track);
-    match Object::read(&head.kind, d) {
+    match Object::read(kind, d) {
         None => Ok(None),
         Some(Ok(mut o)) => {
             if *namespaced && o.meta().namespace.is_empty() {

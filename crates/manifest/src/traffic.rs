@@ -1,4 +1,4 @@
-//! Istio's traffic API: VirtualService and DestinationRule. Fields that ambient mode gives no meaning are read all the same,
+//! Istio's traffic API: VirtualService, DestinationRule, Gateway. Fields that ambient mode gives no meaning are read all the same,
 //! so that users' manifests are taken; what is not executed is reported.
 
 use crate::kinds::{Labels, Meta};
@@ -21,7 +21,7 @@ pub struct VirtualServiceSpec {
     pub gateways: Vec<String>,
     /// The first that matches is it.
     pub http: Vec<VsHttp>,
-    pub tls: Vec<serde_json::Value>,
+    pub tls: Vec<VsTls>,
     pub tcp: Vec<VsTcp>,
     pub export_to: Vec<String>,
 }
@@ -250,6 +250,26 @@ pub struct VsTcpMatch {
     pub source_namespace: String,
     pub source_subnet: String,
 }
+/// For TLS that is not terminated.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsTls {
+    #[serde(rename = "match")]
+    pub matches: Vec<VsTlsMatch>,
+    pub route: Vec<VsRoute>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct VsTlsMatch {
+    pub sni_hosts: Vec<String>,
+    pub destination_subnets: Vec<String>,
+    pub port: u16,
+    pub source_labels: Labels,
+    pub gateways: Vec<String>,
+    pub source_namespace: String,
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -394,4 +414,66 @@ pub struct OutlierDetection {
     pub base_ejection_time: Option<String>,
     pub max_ejection_percent: Option<u32>,
     pub min_health_percent: Option<u32>,
+}
+
+/// Istio's Gateway: what the gateways that it selects listen on.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct IstioGateway {
+    pub metadata: Meta,
+    pub spec: IstioGatewaySpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct IstioGatewaySpec {
+    /// Labels of the pods that are meant; in whichever namespace they are.
+    pub selector: Labels,
+    pub servers: Vec<GwServer>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct GwServer {
+    pub name: String,
+    pub port: GwPort,
+    pub bind: String,
+    /// Host names, `*` and `*.domain` too, each maybe as `namespace/name`: VirtualServices of that namespace only.
+    pub hosts: Vec<String>,
+    pub tls: Option<GwTls>,
+    pub default_endpoint: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct GwPort {
+    pub number: u16,
+    /// HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, MONGO, TCP, TLS.
+    pub protocol: String,
+    pub name: String,
+    pub target_port: u16,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct GwTls {
+    pub https_redirect: bool,
+    /// PASSTHROUGH (the default), SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL, AUTO_PASSTHROUGH.
+    pub mode: Option<String>,
+    /// A Secret in the namespace of the gateway's pods.
+    pub credential_name: String,
+    pub credential_names: Vec<String>,
+    pub ca_cert_credential_name: String,
+    pub server_certificate: String,
+    pub private_key: String,
+    pub ca_certificates: String,
+    pub ca_crl: String,
+    pub tls_certificates: Vec<serde_json::Value>,
+    pub subject_alt_names: Vec<String>,
+    pub verify_certificate_spki: Vec<String>,
+    pub verify_certificate_hash: Vec<String>,
+    /// TLSV1_2, TLSV1_3; others are refused.
+    pub min_protocol_version: Option<String>,
+    pub max_protocol_version: Option<String>,
+    pub cipher_suites: Vec<String>,
 }

@@ -22,11 +22,22 @@ const WHOLE: usize = 5_000;
 /// The same for subscribers that know parts: what is encoded for a stream stays allocated as long as the stream.
 const PART: usize = 500;
 
-/// Who subscribes, for the log.
+/// Who subscribes.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// The authenticated name.
+    /// The authenticated name, for the log.
     pub name: String,
+    /// The resource of each private type that it is told of.
+    pub own: String,
+}
+
+/// The types that are served.
+#[derive(Clone, Copy, Debug)]
+pub struct Types {
+    /// In the order in which their additions are sent.
+    pub order: &'static [&'static str],
+    /// Those of which a subscriber is told its own resource only, whatever it asks for.
+    pub private: &'static [&'static str],
 }
 
 /// Something a subscriber said that the operator should see.
@@ -43,12 +54,12 @@ pub enum Event {
     },
 }
 
-/// Serves one stream until it ends. `order` lists the known types in the order in which their additions are sent.
+/// Serves one stream until it ends.
 pub async fn serve<S>(
     peer: Peer,
     mut requests: S,
     mut snapshots: watch::Receiver<Arc<Resources>>,
-    order: &'static [&'static str],
+    types: Types,
     out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     on_event: impl Fn(&Peer, Event),
 ) where
@@ -73,7 +84,7 @@ pub async fn serve<S>(
                     if r.node.as_ref().is_some_and(|n| n.client_features.iter().any(|f| f == PARTS)) {
                         size = PART;
                     }
-                    match request(&mut interests, order, r, &peer, &on_event) {
+                    match request(&mut interests, types, r, &peer, &on_event) {
                     Ok(dirty) => dirty,
                     Err(s) => { let _ = out.send(Err(s)).await; return; }
                     }
@@ -86,7 +97,7 @@ pub async fn serve<S>(
             continue;
         }
         let now = snapshots.borrow_and_update().clone();
-        let messages = push(&mut interests, order, &now, &mut nonce, size);
+        let messages = push(&mut interests, types.order, &now, &mut nonce, size);
         if messages.is_empty() && pending.is_empty() {
             on_event(&peer, Event::Acked(now.version));
         } else {
@@ -110,7 +121,7 @@ pub fn channel() -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>) {
 
 fn request(
     interests: &mut HashMap<&'static str, Interest>,
-    order: &'static [&'static str],
+    Types { order, private }: Types,
     r: DeltaDiscoveryRequest,
     peer: &Peer,
     on_event: &impl Fn(&Peer, Event),
@@ -128,6 +139,11 @@ fn request(
         // Without names at first: everything (the delta protocol's wildcard).
         i.wildcard = r.resource_names_subscribe.is_empty();
         i.held = r.initial_resource_versions.into_iter().map(|(n, v)| (n, v.into())).collect();
+    }
+    if private.contains(t) {
+        i.set_wildcard(false);
+        i.names = [peer.own.clone()].into();
+        return Ok(first);
     }
     let before = (i.wildcard, i.names.len());
     for n in r.resource_names_subscribe {
@@ -230,6 +246,7 @@ mod tests {
     use crate::Entry;
 
     const ORDER: &[&str] = &["policy", "address"];
+    const TYPES: Types = Types { order: ORDER, private: &[] };
 
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
         let set = |v: &[&str]| v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect();
@@ -241,9 +258,9 @@ mod tests {
         let mut i = HashMap::new();
         let mut n = 0;
         let sub = |t: &str| DeltaDiscoveryRequest { type_url: t.into(), ..Default::default() };
-        let peer = Peer { name: "p".into() };
+        let peer = Peer { name: "p".into(), own: "p".into() };
         for t in ORDER {
-            assert!(request(&mut i, ORDER, sub(t), &peer, &|_, _| ()).unwrap());
+            assert!(request(&mut i, TYPES, sub(t), &peer, &|_, _| ()).unwrap());
         }
         let types = |v: &[DeltaDiscoveryResponse]| {
             v.iter().map(|r| (r.type_url.clone(), r.resources.len(), r.removed_resources.len())).collect::<Vec<_>>()
@@ -253,6 +270,30 @@ mod tests {
         let out = push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n, WHOLE);
         assert_eq!(types(&out), [("policy".into(), 1, 0), ("address".into(), 1, 1), ("policy".into(), 0, 1)]);
         assert!(push(&mut i, ORDER, &snapshot(&["q"], &["b"]), &mut n, WHOLE).is_empty());
+    }
+
+    #[test]
+    fn of_a_private_type_only_the_own_resource_is_told() {
+        let types = Types { order: ORDER, private: &["address"] };
+        let peer = Peer { name: "p".into(), own: "mine".into() };
+        let asks: [(&[&str], &[&str]); 4] =
+            [(&[], &[]), (&["*"], &[]), (&["other", "mine"], &[]), (&["other"], &["mine"])];
+        for (subscribe, unsubscribe) in asks {
+            let (mut i, mut n) = (HashMap::new(), 0);
+            let list = |v: &[&str]| v.iter().map(ToString::to_string).collect();
+            for _ in 0..2 {
+                let r = DeltaDiscoveryRequest {
+                    type_url: "address".into(),
+                    resource_names_subscribe: list(subscribe),
+                    resource_names_unsubscribe: list(unsubscribe),
+                    ..Default::default()
+                };
+                request(&mut i, types, r, &peer, &|_, _| ()).unwrap();
+            }
+            let out = push(&mut i, ORDER, &snapshot(&[], &["other", "mine"]), &mut n, WHOLE);
+            let names: Vec<_> = out.iter().flat_map(|r| &r.resources).map(|r| r.name.as_str()).collect();
+            assert_eq!(names, ["mine"], "{subscribe:?} {unsubscribe:?}");
+        }
     }
 
     #[test]
@@ -275,10 +316,10 @@ mod tests {
     fn an_empty_set_is_answered_once() {
         let mut i = HashMap::new();
         let mut n = 0;
-        let peer = Peer { name: "p".into() };
+        let peer = Peer { name: "p".into(), own: "p".into() };
         request(
             &mut i,
-            ORDER,
+            TYPES,
             DeltaDiscoveryRequest { type_url: "policy".into(), ..Default::default() },
             &peer,
             &|_, _| (),
@@ -289,7 +330,7 @@ mod tests {
         assert!(
             request(
                 &mut i,
-                ORDER,
+                TYPES,
                 DeltaDiscoveryRequest { type_url: "x".into(), ..Default::default() },
                 &peer,
                 &|_, _| ()

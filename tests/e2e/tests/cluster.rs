@@ -8,7 +8,7 @@ use karst_e2e::{
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -96,12 +96,13 @@ fn s0_values_are_checked() {
         ("cni", "cniBinDr=/x", "additional properties 'cniBinDr' not allowed"),
         ("ztunnel", "xdsAddress=istiod", "at '/xdsAddress'"),
         ("ambient", "istiod.replicaCount=many", "at '/replicaCount'"),
+        ("gateway", "service.ports[0].port=0", "at '/service/ports/0/port'"),
     ] {
         let e = try_helm(&["template", "x", &format!("charts/{chart}"), "--kube-version=1.34.0", "--set", set])
             .unwrap_err();
         assert!(e.contains(says), "{chart} {set}: {e}");
     }
-    for chart in ["base", "istiod", "cni", "ztunnel", "ambient"] {
+    for chart in ["base", "istiod", "cni", "ztunnel", "gateway", "ambient"] {
         helm(&["lint", "--strict", &format!("charts/{chart}")]);
     }
 }
@@ -544,6 +545,7 @@ fn s5_bookinfo_is_visited_all_the_time() {
     let welcome: String = (0..20).map(|_| from_sleep("nginx:80/")).collect();
     assert!(welcome.contains("nginx v1") && welcome.contains("nginx v2"), "both releases answer");
     exercises(&a, &page, &from_sleep);
+    ways_in(&a);
     // Only reviews may ask for details; then the page does without.
     apply(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: details-viewer, namespace: bookinfo}\nspec: {selector: {matchLabels: {app: details}}, action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/bookinfo/sa/bookinfo-reviews]}}]}]}\n",
@@ -621,6 +623,83 @@ fn exercises(a: &Apps, page: &dyn Fn() -> String, from_sleep: &dyn Fn(&str) -> S
     let r = visits.end();
     println!("while the waypoint was replaced: {} pages, {} whole, {} failed", r.pages, r.whole, r.failed.len());
     assert!(r.failed.is_empty() && r.whole == r.pages && r.pages > 30, "{:?}", r.failed);
+}
+
+/// The way into the book shop: by the chart's gateway with Istio's Gateway, and by one that is deployed for Gateway API's.
+fn ways_in(a: &Apps) {
+    let exercise = |name: &str| {
+        let f = format!("{}/../../samples/exercises/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+        kubectl(&["-n", "bookinfo", "apply", "-f", &f])
+    };
+    // From a pod that is no member of the mesh.
+    let page = |ip: IpAddr| {
+        let s = a.outside.netns().run(|| TcpStream::connect_timeout(&(ip, 80).into(), Duration::from_secs(2))).ok()?;
+        visits::page(s.ok()?, "").ok().filter(|p| p.contains("Book Details"))
+    };
+    let name = "istio-ingressgateway";
+    helm(&[
+        "install",
+        name,
+        "charts/gateway",
+        "-n",
+        "istio-ingress",
+        "--create-namespace",
+        "--set",
+        "service.type=ClusterIP",
+        "--wait",
+    ]);
+    assert!(page(vip("istio-ingress", name)).is_none(), "nothing is configured: its port is closed");
+    exercise("bookinfo-gateway");
+    wait_for("the page through Istio's Gateway", LONG, || page(vip("istio-ingress", name)));
+    let log = kubectl(&["-n", "istio-system", "logs", "-l", "app=ztunnel", "--tail=200"]);
+    assert!(log.contains("src.identity=\"spiffe://cluster.local/ns/istio-ingress/sa/istio-ingressgateway\""), "{log}");
+    exercise("bookinfo-gateway-api");
+    let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "bookinfo-gateway"];
+    wait_condition(&gateway, "Programmed", ("True", "Programmed"));
+    let status = wait_for("the route attached", LONG, || {
+        Some(get(&gateway)["status"].clone()).filter(|s| s["listeners"][0]["attachedRoutes"] == 1)
+    });
+    assert_eq!(status["addresses"][0]["value"], "bookinfo-gateway-istio.bookinfo.svc.cluster.local");
+    let route = get(&["httproute", "-n", "bookinfo", "bookinfo"]);
+    let parent = &route["status"]["parents"][0];
+    assert!(parent["conditions"].as_array().unwrap().iter().all(|c| c["status"] == "True"), "{parent}");
+    wait_for("the page through Gateway API's", LONG, || page(vip("bookinfo", "bookinfo-gateway-istio")));
+    // A Secret that comes later; a load balancer that gives an address later.
+    apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: secure, namespace: bookinfo}\nspec: {gatewayClassName: istio, listeners: [{name: https, port: 443, protocol: HTTPS, hostname: shop.example, tls: {certificateRefs: [{name: site}]}}]}\n",
+    );
+    let secure = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "secure"];
+    wait_condition(&secure, "Programmed", ("False", "AddressNotAssigned"));
+    let reason = |wanted: &str| {
+        wait_for(wanted, LONG, || {
+            let c = get(&secure)["status"]["listeners"][0]["conditions"].as_array()?.clone();
+            c.iter().any(|c| c["type"] == "ResolvedRefs" && c["reason"] == wanted).then_some(())
+        });
+    };
+    reason("InvalidCertificateRef");
+    let key = rcgen::generate_simple_self_signed(vec!["shop.example".into()]).unwrap();
+    let lines = |pem: String| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    apply(&format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: site, namespace: bookinfo}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}",
+        lines(key.cert.pem()),
+        lines(key.signing_key.serialize_pem())
+    ));
+    reason("ResolvedRefs");
+    let address = r#"{"status":{"loadBalancer":{"ingress":[{"ip":"10.98.0.9"}]}}}"#;
+    kubectl(&["-n", "bookinfo", "patch", "service", "secure-istio", "--subresource=status", "-p", address]);
+    wait_condition(&secure, "Programmed", ("True", "Programmed"));
+    assert_eq!(get(&secure)["status"]["addresses"][0]["value"], "10.98.0.9");
+    let pod = Pod::by_label("bookinfo", "gateway.networking.k8s.io/gateway-name=secure");
+    wait_for("its port open", LONG, || {
+        let s = a.outside.netns().run(|| TcpStream::connect_timeout(&pod.at(443), Duration::from_secs(2)));
+        s.unwrap().ok()
+    });
+    kubectl(&["-n", "bookinfo", "delete", gateway[0], "bookinfo-gateway", "secure"]);
+    helm(&["uninstall", name, "-n", "istio-ingress", "--wait"]);
+    kubectl(&["delete", "namespace", "istio-ingress", "--wait=false"]);
+    println!(
+        "the book shop through a gateway of the chart (Istio's Gateway) and one that was deployed (Gateway API's)"
+    );
 }
 
 /// The Gateway API's CRDs; what watches them picks them up.

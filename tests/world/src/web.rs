@@ -1,6 +1,8 @@
 //! HTTP/1.1 of tests: a server that notes what it is asked, and a client. Both plain enough to see every byte.
 
 use crate::Pod;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Error, Read, Result, Write},
@@ -232,4 +234,60 @@ impl Session {
 /// See [`Session::ask`].
 pub fn ask(from: &Pod, to: SocketAddr, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<Message> {
     Session::new(from, to, host)?.ask("GET", path, headers, b"")
+}
+
+/// What a client of TLS brings along.
+#[derive(Clone, Default)]
+pub struct TlsClient {
+    /// Who may have signed the server's certificate, PEM.
+    pub roots: String,
+    /// Certificate and key to show, PEM.
+    pub own: Option<(String, String)>,
+}
+
+/// A client's connection by TLS.
+pub struct TlsSession {
+    io: BufReader<StreamOwned<ClientConnection, TcpStream>>,
+}
+
+impl TlsSession {
+    /// Connects from a pod, with this name in the hello.
+    ///
+    /// # Errors
+    /// Those of the socket and of TLS: the server's certificate must have the name.
+    pub fn new(from: &Pod, to: SocketAddr, sni: &str, c: &TlsClient) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        for cert in CertificateDer::pem_slice_iter(c.roots.as_bytes()) {
+            roots.add(cert.map_err(Error::other)?).map_err(Error::other)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.map_err(Error::other)?.with_root_certificates(roots);
+        let config = match &c.own {
+            None => config.with_no_client_auth(),
+            Some((cert, key)) => {
+                let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<std::result::Result<_, _>>();
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(Error::other)?;
+                config.with_client_auth_cert(chain.map_err(Error::other)?, key).map_err(Error::other)?
+            }
+        };
+        let name = sni.to_string().try_into().map_err(Error::other)?;
+        let s = from.connect(to)?;
+        s.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let mut tls = StreamOwned::new(ClientConnection::new(Arc::new(config), name).map_err(Error::other)?, s);
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock)?;
+        }
+        Ok(Self { io: BufReader::new(tls) })
+    }
+
+    /// One request and its answer.
+    ///
+    /// # Errors
+    /// Those of the socket; `UnexpectedEof` if there is no answer.
+    pub fn ask(&mut self, host: &str, path: &str) -> Result<Message> {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        self.io.get_mut().write_all(head.as_bytes())?;
+        Message::read(&mut self.io, false)?.ok_or(std::io::ErrorKind::UnexpectedEof.into())
+    }
 }

@@ -22,6 +22,9 @@ const CONTROLLER: &str = "10.66.0.100";
 /// Everything that a world starts must be up within this time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Value of the label by which the deployer marks gateways that are no waypoints (Istio's).
+const GATEWAY: &str = "istio.io-gateway-controller";
+
 /// How a world is to be.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -381,7 +384,18 @@ impl World {
         p
     }
 
-    /// Starts the process of a waypoint's pod, and waits until it is ready and everybody knows.
+    /// Starts a pod that is a gateway, with these labels besides. It is ready on return.
+    pub fn gateway(&mut self, namespace: &str, name: &str, node: usize, labels: &[(&str, &str)]) -> Pod {
+        let spec = PodSpec::new(namespace, &format!("{name}-1"), node)
+            .account(name)
+            .label("gateway.istio.io/managed", GATEWAY)
+            .label("istio.io/dataplane-mode", "none");
+        let p = self.pod(labels.iter().fold(spec, |s, (k, v)| s.label(k, v)));
+        self.start_waypoint(&p, &[]);
+        p
+    }
+
+    /// Starts the process of a waypoint's or a gateway's pod, and waits until it is ready and everybody knows.
     pub fn start_waypoint(&mut self, p: &Pod, env: &[(&str, &str)]) {
         let (s, node) = (&p.spec, self.nodes[p.spec.node].name.clone());
         let account = format!("{}/{}", s.namespace, s.account);
@@ -400,7 +414,9 @@ impl World {
         .into();
         all.extend(env.iter().map(|(k, v)| (k.to_string(), v.to_string())));
         let log = format!("waypoint-{}.log", s.name);
-        let child = self.spawn(&p.ns, &log, &bin("karst-waypoint"), &[], &all).expect("the waypoint starts");
+        let gateway = s.labels.iter().any(|(_, v)| v == GATEWAY);
+        let args = if gateway { &["proxy".to_string(), "router".to_string()][..] } else { &[] };
+        let child = self.spawn(&p.ns, &log, &bin("karst-waypoint"), args, &all).expect("the waypoint starts");
         self.waypoints.insert(p.ns.clone(), child);
         wait_for("the waypoint ready", PATIENCE, || {
             (self.waypoint_page(p, 15021, "/healthz/ready").ok()?.0 == 200).then_some(())

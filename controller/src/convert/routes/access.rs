@@ -2,7 +2,7 @@
 
 use super::{Hosts, Index, ir};
 use crate::convert::{
-    policy,
+    policy, selects,
     waypoint::{self, Binding},
 };
 use ir::Attribute as A;
@@ -13,23 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
     let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
     for (_, p) in x.authorization.iter().filter(|(_, p)| p.spec.targets().next().is_some()) {
-        let m = &p.metadata;
-        let mut out = ir::AccessPolicy {
-            name: format!("{}/{}", m.namespace, m.name),
-            dry_run: m.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true"),
-            ..Default::default()
-        };
-        // What was meant cannot be known: nothing is allowed until it is mended.
-        if policy::trouble(x, p).is_none() {
-            out.set_action(match p.spec.action.as_deref() {
-                Some("DENY") => ir::AccessAction::Deny,
-                Some("AUDIT") => ir::AccessAction::Audit,
-                _ => ir::AccessAction::Allow,
-            });
-            out.rules = p.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
-        } else {
-            out.dry_run = false;
-        }
+        let (m, out) = (&p.metadata, one(x, p));
         for key in p.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t)) {
             let own = all.entry(key.to_string()).or_default();
             if !own.policies.iter().any(|o| o.name == out.name) {
@@ -38,6 +22,47 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
         }
     }
     all.into_iter().map(|(k, v)| (k, Arc::new(v))).collect()
+}
+
+/// The policies of a gateway's pod: those that are attached to its Gateway or its class, and those that select the pod.
+pub(super) fn gateway(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>) -> Option<ir::Access> {
+    let ns = pod.metadata.namespace.as_str();
+    let applies = |p: &AuthorizationPolicy| {
+        let own = p.metadata.namespace == ns;
+        if p.spec.targets().next().is_none() {
+            let root = p.metadata.namespace == x.mesh.root_namespace;
+            let s = p.spec.selector.as_ref();
+            return (own || root) && s.is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
+        }
+        p.spec.targets().any(|(_, t)| match t.kind.as_str() {
+            "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
+            "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
+            _ => false,
+        })
+    };
+    let policies: Vec<_> = x.authorization.iter().filter(|(_, p)| applies(p)).map(|(_, p)| one(x, p)).collect();
+    (!policies.is_empty()).then_some(ir::Access { policies })
+}
+
+fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
+    let m = &p.metadata;
+    let mut out = ir::AccessPolicy {
+        name: format!("{}/{}", m.namespace, m.name),
+        dry_run: m.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true"),
+        ..Default::default()
+    };
+    // What was meant cannot be known: nothing is allowed until it is mended.
+    if policy::trouble(x, p).is_some() {
+        out.dry_run = false;
+        return out;
+    }
+    out.set_action(match p.spec.action.as_deref() {
+        Some("DENY") => ir::AccessAction::Deny,
+        Some("AUDIT") => ir::AccessAction::Audit,
+        _ => ir::AccessAction::Allow,
+    });
+    out.rules = p.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
+    out
 }
 
 /// The services that a target means.

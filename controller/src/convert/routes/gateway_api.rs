@@ -1,8 +1,8 @@
-//! Gateway API's routes whose parents are services.
+//! Gateway API's routes, of services and of gateways.
 
 use super::{
-    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, exact, header, header_name, ir,
-    optional_duration, per_million, regex,
+    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, exact, gateways, header,
+    header_name, ir, optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
 use karst_manifest::{gatewayapi::*, kinds::*};
@@ -14,21 +14,22 @@ pub(super) fn targets(
     hosts: &Hosts,
     kind: &'static str,
     ns: &str,
+    names: &[String],
     parents: &[ParentRef],
 ) -> Vec<Arc<str>> {
-    let c = Convert { x, hosts, kind, ns };
+    let c = Convert { x, hosts, kind, ns, names };
     parents.iter().flat_map(|p| c.parents(p)).collect()
 }
 
 pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert { x, hosts, kind: "HTTPRoute", ns: &r.metadata.namespace };
+    let c = Convert { x, hosts, kind: "HTTPRoute", ns: &r.metadata.namespace, names: &r.spec.hostnames };
     let rules = r.spec.rules.iter().enumerate();
     let converted = rules.map(|(i, rule)| c.rule(rule, &format!("spec.rules[{i}]"), &r.metadata.name, i));
     c.attach_all(&r.metadata, &r.spec.parent_refs, tables, converted)
 }
 
 pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert { x, hosts, kind: "GRPCRoute", ns: &r.metadata.namespace };
+    let c = Convert { x, hosts, kind: "GRPCRoute", ns: &r.metadata.namespace, names: &r.spec.hostnames };
     let converted = r.spec.rules.iter().enumerate().map(|(i, rule)| {
         let at = format!("spec.rules[{i}]");
         let same = RouteRule {
@@ -44,7 +45,7 @@ pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tab
 }
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert { x, hosts, kind: "TCPRoute", ns: &r.metadata.namespace };
+    let c = Convert { x, hosts, kind: "TCPRoute", ns: &r.metadata.namespace, names: &[] };
     let mut rules = vec![];
     for (i, rule) in r.spec.rules.iter().enumerate() {
         let mut destinations = vec![];
@@ -94,6 +95,8 @@ struct Convert<'a> {
     hosts: &'a Hosts,
     kind: &'static str,
     ns: &'a str,
+    /// Host names of the route.
+    names: &'a [String],
 }
 
 /// What the filters of a rule or of a backend say.
@@ -142,8 +145,10 @@ impl Convert<'_> {
     ) {
         let a = age(m);
         for p in parents {
-            let ports: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
+            let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
             for key in self.parents(p) {
+                // Of a gateway the port has chosen the listener.
+                let ports = if key.starts_with(gateways::VIRTUAL) { vec![] } else { own.clone() };
                 let t = tables.of(self.x, &key, self.ns);
                 t.http.extend(http.iter().enumerate().map(|(place, (precision, rule))| Ranked {
                     api: 0,
@@ -157,7 +162,7 @@ impl Convert<'_> {
         }
     }
 
-    /// The services that a parent reference names. Gateways are not looked at here.
+    /// The services that a parent reference names, or the virtual hosts of the gateway that it names.
     fn parents(&self, p: &ParentRef) -> Vec<Arc<str>> {
         let ns = p.namespace.as_deref().unwrap_or(self.ns);
         match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
@@ -166,7 +171,7 @@ impl Convert<'_> {
                 let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
                 all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
             }
-            _ => vec![],
+            _ => self.hosts.fronts.keys(self.x, self.kind, self.ns, self.names, p),
         }
     }
 

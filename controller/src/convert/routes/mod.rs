@@ -9,6 +9,7 @@
 mod access;
 mod destination_rule;
 mod gateway_api;
+pub(super) mod gateways;
 mod virtual_service;
 
 pub(super) use gateway_api::granted;
@@ -70,7 +71,10 @@ struct Tables {
 impl Tables {
     /// The rules of a service to which an object of this namespace contributes.
     fn of(&mut self, x: &Index<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
-        let own = key.split_once('/').is_some_and(|(n, _)| n == namespace) || namespace == x.mesh.root_namespace;
+        // Who comes through a gateway has no namespace.
+        let own = key.starts_with(gateways::VIRTUAL)
+            || key.split_once('/').is_some_and(|(n, _)| n == namespace)
+            || namespace == x.mesh.root_namespace;
         self.by_service.entry((key.clone(), (!own).then(|| namespace.to_string()))).or_default()
     }
 }
@@ -79,6 +83,7 @@ impl Tables {
 pub(super) struct Hosts {
     by_host: HashMap<String, Vec<Arc<str>>>,
     domain: String,
+    fronts: gateways::Fronts,
 }
 
 impl Hosts {
@@ -87,7 +92,7 @@ impl Hosts {
         for (key, s) in &model.services {
             by_host.entry(s.hostname.clone()).or_default().push(key.as_str().into());
         }
-        Self { by_host, domain: x.mesh.cluster_domain.clone() }
+        Self { by_host, domain: x.mesh.cluster_domain.clone(), fronts: gateways::Fronts::new(x) }
     }
 
     /// The full name that an object of this namespace means.
@@ -206,12 +211,14 @@ impl Source<'_> {
 
     /// The services that its rules are for.
     fn targets(&self, x: &Index<'_>, hosts: &Hosts) -> Vec<Arc<str>> {
-        let parents = |m: &Meta, p: &[ParentRef], kind| gateway_api::targets(x, hosts, kind, &m.namespace, p);
+        let parents = |m: &Meta, p: &[ParentRef], names: &[String], kind| {
+            gateway_api::targets(x, hosts, kind, &m.namespace, names, p)
+        };
         match self {
             Source::Istio(v) => virtual_service::targets(v, hosts),
-            Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, "HTTPRoute"),
-            Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, "GRPCRoute"),
-            Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, "TCPRoute"),
+            Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "HTTPRoute"),
+            Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
+            Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
         }
     }
 

@@ -1,44 +1,75 @@
-//! Istio's VirtualService, as it applies to calls within the mesh.
+//! Istio's VirtualService, for calls within the mesh and for gateways.
 
 use super::{
-    Age, Bad, Hosts, Index, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, duration, exact, header, header_name,
-    ir, optional_duration, per_million, regex,
+    Age, Bad, Hosts, Index, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, duration, exact, gateways, header,
+    header_name, ir, optional_duration, per_million, regex,
 };
 use karst_manifest::{kinds::*, traffic::*};
+use std::collections::BTreeMap;
 
 /// Depth of delegation (Istio: 1; more is a loop or a mistake).
 const DELEGATES: usize = 1;
 
+/// What calls within the mesh are called where gateways are named.
+const MESH: &str = "mesh";
+
+fn is_for_mesh(v: &VirtualService) -> bool {
+    v.spec.gateways.is_empty() || v.spec.gateways.iter().any(|g| g == MESH)
+}
+
 /// The services that it is for.
-pub(super) fn targets(v: &VirtualService, hosts: &Hosts) -> Vec<std::sync::Arc<str>> {
-    let spec = &v.spec;
-    if !spec.gateways.is_empty() && !spec.gateways.iter().any(|g| g == "mesh") {
+fn services(v: &VirtualService, hosts: &Hosts) -> Vec<std::sync::Arc<str>> {
+    if !is_for_mesh(v) {
         return vec![];
     }
-    spec.hosts.iter().flat_map(|h| hosts.all(h, &v.metadata.namespace)).collect()
+    v.spec.hosts.iter().flat_map(|h| hosts.all(h, &v.metadata.namespace)).collect()
+}
+
+/// The services and the virtual hosts of gateways that it is for.
+pub(super) fn targets(v: &VirtualService, hosts: &Hosts) -> Vec<std::sync::Arc<str>> {
+    let mut all = services(v, hosts);
+    all.extend(hosts.fronts.bound(v).into_iter().map(|(_, _, k)| k));
+    all
+}
+
+/// The rules for one place: the mesh, or a gateway.
+#[derive(Default)]
+struct Rules {
+    http: Vec<ir::HttpRule>,
+    tcp: Vec<ir::TcpRule>,
+    tls: Vec<ir::TcpRule>,
+}
+
+fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> Result<Rules, Vec<Bad>> {
+    let (mut bad, mut out) = (vec![], Rules::default());
+    let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
+    let c = Convert { x, ns, hosts, place };
+    let name = format!("VirtualService {ns}/{}", v.metadata.name);
+    for (i, h) in spec.http.iter().enumerate() {
+        match c.http(h, &format!("spec.http[{i}]"), &name, i, 0) {
+            Ok(r) => out.http.extend(r),
+            Err(b) => bad.push(b),
+        }
+    }
+    for (i, t) in spec.tcp.iter().enumerate() {
+        match c.tcp(t, &format!("spec.tcp[{i}]"), &format!("{name} tcp[{i}]")) {
+            Ok(r) => out.tcp.extend(r),
+            Err(b) => bad.push(b),
+        }
+    }
+    for (i, t) in spec.tls.iter().enumerate() {
+        match c.tls(t, &format!("spec.tls[{i}]"), &format!("{name} tls[{i}]")) {
+            Ok(r) => out.tls.extend(r),
+            Err(b) => bad.push(b),
+        }
+    }
+    if bad.is_empty() { Ok(out) } else { Err(bad) }
 }
 
 pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let mut bad = vec![];
-    let spec = &v.spec;
-    let ns = v.metadata.namespace.as_str();
-    let c = Convert { x, ns, hosts };
-    let mut rules = vec![];
-    for (i, h) in spec.http.iter().enumerate() {
-        match c.http(h, &format!("spec.http[{i}]"), &format!("VirtualService {ns}/{}", v.metadata.name), i, 0) {
-            Ok(r) => rules.extend(r),
-            Err(b) => bad.push(b),
-        }
-    }
-    let mut tcp = vec![];
-    for (i, t) in spec.tcp.iter().enumerate() {
-        match c.tcp(t, &format!("spec.tcp[{i}]"), &format!("VirtualService {ns}/{} tcp[{i}]", v.metadata.name)) {
-            Ok(r) => tcp.extend(r),
-            Err(b) => bad.push(b),
-        }
-    }
-    let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
-    if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| mesh) {
+    let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
+    if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| is_for_mesh(v)) {
         let text =
             "\"*\" alone cannot be routed within the mesh: name services, or a wildcard such as *.svc.cluster.local";
         bad.push((format!("spec.hosts[{i}]"), text.into()));
@@ -47,13 +78,22 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
     if spec.hosts.is_empty() && (!spec.gateways.is_empty() || !spec.tcp.is_empty()) {
         bad.push(("spec.hosts".into(), "is empty: name the services that the routes are for".into()));
     }
+    let mut places: BTreeMap<String, Rules> = BTreeMap::new();
+    let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
+    for g in names {
+        let place = if g == MESH { g.clone() } else { gateways::full_name(g, ns) };
+        match rules(x, v, hosts, &place) {
+            Ok(r) => drop(places.insert(place, r)),
+            Err(b) => bad.extend(b.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>()),
+        }
+    }
     if !bad.is_empty() {
         return bad;
     }
     let a = age(&v.metadata);
-    for key in targets(v, hosts) {
-        let t = tables.of(x, &key, ns);
-        t.http.extend(rules.iter().enumerate().map(|(place, rule)| Ranked {
+    let mut add = |key: &std::sync::Arc<str>, http: &[ir::HttpRule], tcp: &[ir::TcpRule]| {
+        let t = tables.of(x, key, ns);
+        t.http.extend(http.iter().enumerate().map(|(place, rule)| Ranked {
             api: 1,
             precision: Precision::default(),
             age: a.clone(),
@@ -61,6 +101,18 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
             rule: rule.clone(),
         }));
         t.tcp.extend(tcp.iter().map(|r| -> (Age, ir::TcpRule) { (a.clone(), r.clone()) }));
+    };
+    if let Some(r) = places.get(MESH) {
+        services(v, hosts).iter().for_each(|key| add(key, &r.http, &r.tcp));
+    }
+    for (gateway, f, key) in hosts.fronts.bound(v) {
+        use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
+        let Some(r) = places.get(&gateway) else { continue };
+        match f.protocol {
+            Http | Https => add(&key, &r.http, &[]),
+            Tls if !f.ends_tls => add(&key, &[], &r.tls),
+            Tls | Tcp => add(&key, &[], &r.tcp),
+        }
     }
     bad
 }
@@ -69,9 +121,19 @@ struct Convert<'a> {
     x: &'a Index<'a>,
     ns: &'a str,
     hosts: &'a Hosts,
+    /// `mesh`, or a gateway's full name.
+    place: &'a str,
 }
 
 impl Convert<'_> {
+    /// Is a match with these gateways meant for here?
+    fn is_here(&self, gateways: &[String]) -> bool {
+        gateways.is_empty()
+            || gateways
+                .iter()
+                .any(|g| if g == MESH { self.place == MESH } else { gateways::full_name(g, self.ns) == self.place })
+    }
+
     /// The rules of one entry: one for each of its matches.
     fn http(&self, h: &VsHttp, at: &str, origin: &str, n: usize, depth: usize) -> Result<Vec<ir::HttpRule>, Bad> {
         let name = if h.name.is_empty() { format!("{origin} http[{n}]") } else { format!("{origin} {}", h.name) };
@@ -80,8 +142,7 @@ impl Convert<'_> {
             let at = format!("{at}.match[{i}]");
             let ports = if m.port == 0 { vec![] } else { vec![u32::from(m.port)] };
             let converted = self.matching(m, &at)?;
-            // Only what concerns calls within the mesh.
-            if m.gateways.is_empty() || m.gateways.iter().any(|g| g == "mesh") {
+            if self.is_here(&m.gateways) {
                 matches.push((ports, converted));
             }
         }
@@ -183,7 +244,7 @@ impl Convert<'_> {
             // It may come later.
             return Ok(vec![]);
         };
-        let inner = Convert { x: self.x, ns, hosts: self.hosts };
+        let inner = Convert { x: self.x, ns, hosts: self.hosts, place: self.place };
         let mut out = vec![];
         for (i, h) in v.spec.http.iter().enumerate() {
             let origin = format!("VirtualService {ns}/{}", d.name);
@@ -267,15 +328,20 @@ impl Convert<'_> {
         })
     }
 
-    fn tcp(&self, t: &VsTcp, at: &str, origin: &str) -> Result<Vec<ir::TcpRule>, Bad> {
-        let mut destinations = vec![];
-        for (i, d) in t.route.iter().enumerate() {
-            let weight = if t.route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
-            destinations.push(self.destination(&d.destination, None, weight, &format!("{at}.route[{i}]"))?);
+    fn destinations(&self, route: &[VsRoute], at: &str) -> Result<Vec<ir::Destination>, Bad> {
+        let mut out = vec![];
+        for (i, d) in route.iter().enumerate() {
+            let weight = if route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
+            out.push(self.destination(&d.destination, None, weight, &format!("{at}.route[{i}]"))?);
         }
-        if destinations.is_empty() {
+        if out.is_empty() {
             return Err((format!("{at}.route"), "is empty: name a destination".into()));
         }
+        Ok(out)
+    }
+
+    fn tcp(&self, t: &VsTcp, at: &str, origin: &str) -> Result<Vec<ir::TcpRule>, Bad> {
+        let destinations = self.destinations(&t.route, at)?;
         let none = VsTcpMatch::default();
         let matches: Vec<&VsTcpMatch> = if t.matches.is_empty() { vec![&none] } else { t.matches.iter().collect() };
         let rule = |m: &&VsTcpMatch| ir::TcpRule {
@@ -284,12 +350,33 @@ impl Convert<'_> {
             source_labels: m.source_labels.clone(),
             source_namespace: m.source_namespace.clone(),
             destinations: destinations.clone(),
+            sni: vec![],
         };
-        Ok(matches
-            .iter()
-            .filter(|m| m.gateways.is_empty() || m.gateways.iter().any(|g| g == "mesh"))
-            .map(rule)
-            .collect())
+        Ok(matches.iter().filter(|m| self.is_here(&m.gateways)).map(rule).collect())
+    }
+
+    fn tls(&self, t: &VsTls, at: &str, origin: &str) -> Result<Vec<ir::TcpRule>, Bad> {
+        let destinations = self.destinations(&t.route, at)?;
+        let mut out = vec![];
+        if t.matches.is_empty() {
+            return Err((format!("{at}.match"), "is empty: name sniHosts".into()));
+        }
+        for (i, m) in t.matches.iter().enumerate() {
+            if m.sni_hosts.is_empty() {
+                return Err((format!("{at}.match[{i}].sniHosts"), "is empty: name at least one host".into()));
+            }
+            if self.is_here(&m.gateways) {
+                out.push(ir::TcpRule {
+                    origin: origin.into(),
+                    ports: if m.port == 0 { vec![] } else { vec![u32::from(m.port)] },
+                    source_labels: m.source_labels.clone(),
+                    source_namespace: m.source_namespace.clone(),
+                    destinations: destinations.clone(),
+                    sni: m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
+                });
+            }
+        }
+        Ok(out)
     }
 }
 

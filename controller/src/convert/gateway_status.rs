@@ -1,0 +1,180 @@
+//! The statuses of Gateways that are no waypoints (Gateway API: GatewayStatus): where they are reached, and what came of each
+//! listener.
+
+use super::{
+    GATEWAY_API, Index, deploy,
+    routes::gateways::{self, Front, Fronts},
+    status::{Condition, Write, conditions, reference, same},
+};
+use karst_manifest::{
+    gatewayapi::ParentRef,
+    kinds::{Gateway, GatewayAddress, Service},
+};
+use serde_json::{Value, json};
+
+/// All that differ.
+pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
+    let mut all: Vec<_> = x.gateways.values().filter(|g| gateways::is_ingress(x, g)).collect();
+    if all.is_empty() {
+        return vec![];
+    }
+    all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+    let fronts = Fronts::new(x);
+    let routes = routes(x);
+    all.into_iter().filter_map(|g| one(x, &fronts, &routes, g, now)).collect()
+}
+
+/// A route: its kind, namespace, host names, parents.
+type Route<'a> = (&'static str, &'a str, &'a [String], &'a [ParentRef]);
+
+fn routes<'a>(x: &Index<'a>) -> Vec<Route<'a>> {
+    let http =
+        x.http_routes.iter().map(|(_, r)| ("HTTPRoute", &r.metadata, &r.spec.hostnames[..], &r.spec.parent_refs));
+    let grpc =
+        x.grpc_routes.iter().map(|(_, r)| ("GRPCRoute", &r.metadata, &r.spec.hostnames[..], &r.spec.parent_refs));
+    let tcp = x.tcp_routes.iter().map(|(_, r)| ("TCPRoute", &r.metadata, &[][..], &r.spec.parent_refs));
+    http.chain(grpc).chain(tcp).map(|(k, m, h, p)| (k, m.namespace.as_str(), h, &p[..])).collect()
+}
+
+/// Routes that are attached to a listener.
+fn attached(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], f: &Front) -> usize {
+    let to = |(kind, ns, names, parents): &&Route<'_>| {
+        parents.iter().any(|p| match fronts.attached(x, kind, ns, names, p) {
+            Some(Ok(all)) => all.iter().any(|(a, _)| a.id == f.id),
+            _ => false,
+        })
+    };
+    routes.iter().filter(to).count()
+}
+
+fn say(kind: &'static str, status: bool, reason: &'static str, message: impl Into<String>) -> Condition {
+    Condition { kind, status, reason, message: message.into() }
+}
+
+fn listener(f: &Front) -> [Condition; 4] {
+    const NONE: &str = "No errors found";
+    let bad = |kind, found: &Option<(&'static str, String)>, good| match found {
+        Some((reason, text)) => say(kind, false, reason, text.clone()),
+        None => say(kind, true, good, NONE),
+    };
+    let conflicted = match &f.conflict {
+        Some((reason, text)) => say("Conflicted", true, reason, text.clone()),
+        None => say("Conflicted", false, "NoConflicts", NONE),
+    };
+    let accepted = if f.refused.is_some() { &f.refused } else { &f.conflict };
+    let programmed = if f.works() {
+        say("Programmed", true, "Programmed", NONE)
+    } else {
+        say("Programmed", false, "Invalid", "see the other conditions")
+    };
+    [bad("Accepted", accepted, "Accepted"), programmed, conflicted, bad("ResolvedRefs", &f.unresolved, "ResolvedRefs")]
+}
+
+/// Where it is reached, or why it is not yet.
+fn addresses(x: &Index<'_>, g: &Gateway, name: &str) -> Result<Vec<GatewayAddress>, (&'static str, String)> {
+    let m = &g.metadata;
+    let address = |kind: &str, value: &str| GatewayAddress { kind: kind.into(), value: value.into() };
+    if let Some(host) = deploy::given(g) {
+        return Ok(vec![address("Hostname", host)]);
+    }
+    let what = format!("Service {}/{name}", m.namespace);
+    let service =
+        x.service(&m.namespace, name).ok_or_else(|| ("AddressNotAssigned", format!("{what} is not there yet")))?;
+    if !service.metadata.labels.contains_key(deploy::MANAGED) {
+        return Err(("AddressNotUsable", format!("{what} is somebody else's: give the Gateway another name")));
+    }
+    let available = x.deployments.get(&(m.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);
+    let found = published(service, &format!("{name}.{}.svc.{}", m.namespace, x.mesh.cluster_domain));
+    let found: Vec<_> = found.into_iter().map(|(kind, value)| address(kind, &value)).collect();
+    if found.is_empty() {
+        let text = format!(
+            "{what} of type LoadBalancer has no address yet: something in the cluster must give it one, or annotate the Gateway networking.istio.io/service-type: ClusterIP"
+        );
+        return Err(("AddressNotAssigned", text));
+    }
+    let asked = g.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress") && !a.value.is_empty());
+    if let Some(a) = asked.filter(|a| !found.iter().any(|f| f.value == a.value)) {
+        return Err(("AddressNotUsable", format!("{what} did not get the address {}", a.value)));
+    }
+    if available == 0 {
+        return Err(("Pending", format!("Deployment {}/{name} has no pod that is available yet", m.namespace)));
+    }
+    Ok(found)
+}
+
+fn published(s: &Service, host: &str) -> Vec<(&'static str, String)> {
+    let mut all: Vec<(&'static str, String)> = s.spec.external_ips.iter().map(|i| ("IPAddress", i.clone())).collect();
+    for i in &s.status.load_balancer.ingress {
+        all.push(if i.ip.is_empty() { ("Hostname", i.hostname.clone()) } else { ("IPAddress", i.ip.clone()) });
+    }
+    if all.is_empty() && s.spec.kind != "LoadBalancer" {
+        all.push(("Hostname", host.to_string()));
+    }
+    all
+}
+
+fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &str) -> Option<Write> {
+    let m = &g.metadata;
+    let name = deploy::name(x, g);
+    let mine: Vec<&Front> = fronts.of(&m.namespace, &m.name).collect();
+    let other = g.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
+    let working = mine.iter().filter(|f| f.refused.is_none() && f.conflict.is_none()).count();
+    let accepted = match (other, working) {
+        (Some(a), _) => say(
+            "Accepted",
+            false,
+            "UnsupportedAddress",
+            format!("address type {:?} is neither IPAddress nor Hostname", a.kind),
+        ),
+        (None, 0) => {
+            say("Accepted", false, "ListenersNotValid", "none of its listeners can be used: see their conditions")
+        }
+        (None, n) if n < mine.len() => {
+            say("Accepted", true, "ListenersNotValid", "some of its listeners cannot be used: see their conditions")
+        }
+        (None, _) => say("Accepted", true, "Accepted", "Resource accepted"),
+    };
+    let found = addresses(x, g, &name);
+    let programmed = match &found {
+        _ if !accepted.status => say("Programmed", false, "Invalid", "see Accepted"),
+        Ok(_) => say(
+            "Programmed",
+            true,
+            "Programmed",
+            format!("Resource programmed, served by Deployment {}/{name}", m.namespace),
+        ),
+        Err((reason, text)) => say("Programmed", false, reason, text.clone()),
+    };
+    // What was reached once stays known: its pods may come and go.
+    let pending = matches!(&found, Err(("Pending", _)));
+    let addresses = found.unwrap_or_else(|_| if pending { g.status.addresses.clone() } else { vec![] });
+    let own = [accepted, programmed];
+    let mut unchanged = addresses == g.status.addresses
+        && same(&own, &g.status.conditions, m.generation)
+        && g.status.listeners.len() == mine.len();
+    let mut listeners: Vec<Value> = vec![];
+    for (l, f) in g.spec.listeners.iter().zip(&mine) {
+        let wanted = listener(f);
+        let before = g.status.listeners.iter().find(|s| s.name == l.name);
+        let have = before.map_or(&[][..], |s| &s.conditions);
+        let count = attached(x, fronts, routes, f);
+        let kinds: Vec<Value> = f.kinds.iter().map(|k| json!({ "group": GATEWAY_API, "kind": k })).collect();
+        unchanged &= same(&wanted, have, m.generation)
+            && before.is_some_and(|b| {
+                b.attached_routes as usize == count && b.supported_kinds.iter().map(|k| &k.kind).eq(&f.kinds)
+            });
+        listeners.push(json!({
+            "name": l.name, "attachedRoutes": count, "supportedKinds": kinds,
+            "conditions": conditions(&wanted, have, m.generation, now),
+        }));
+    }
+    if unchanged {
+        return None;
+    }
+    let addresses: Vec<Value> = addresses.iter().map(|a| json!({ "type": a.kind, "value": a.value })).collect();
+    let status = json!({
+        "addresses": addresses, "listeners": listeners,
+        "conditions": conditions(&own, &g.status.conditions, m.generation, now),
+    });
+    Some(Write { to: reference(GATEWAY_API, "Gateway", m), manager: "istio.io/gateway-controller", status })
+}

@@ -1,0 +1,326 @@
+//! Gateways with the real binary: listeners of Gateway API and of Istio, TLS, policies, bytes.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+
+use karst_world::{
+    Options, Pod, PodSpec, World, wait_for,
+    web::{self, Session, TlsClient, TlsSession, Web},
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use std::{net::SocketAddr, time::Duration};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A gateway on node 0, `shop` with two releases in the mesh on node 1, and a client that is no member.
+struct Site {
+    w: World,
+    gateway: Pod,
+    client: Pod,
+    v1: Web,
+    v2: Web,
+}
+
+impl Site {
+    fn new(labels: &[(&str, &str)]) -> Self {
+        let mut w = World::start(Options::default()).unwrap();
+        w.apply("app", "apiVersion: v1\nkind: Namespace\nmetadata: {name: app, labels: {istio.io/dataplane-mode: ambient}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: edge}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: out}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: shop-v1, namespace: app}\nspec: {clusterIP: 10.96.1.1, selector: {version: v1}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: shop-v2, namespace: app}\nspec: {clusterIP: 10.96.1.2, selector: {version: v2}, ports: [{name: http, port: 80, targetPort: 8080}]}\n");
+        let mut release = |v: &str| w.mesh_pod(PodSpec::new("app", &format!("shop-{v}"), 1).label("version", v));
+        let (p1, p2) = (release("v1"), release("v2"));
+        let (v1, v2) = (Web::named(&p1, 8080, "v1"), Web::named(&p2, 8080, "v2"));
+        let client = w.pod(PodSpec::new("out", "client", 1));
+        let gateway = w.gateway("edge", "gw", 0, labels);
+        Self { w, gateway, client, v1, v2 }
+    }
+
+    fn at(&self, port: u16) -> SocketAddr {
+        self.gateway.at(port)
+    }
+
+    /// Configuration, and until the gateway has these ports open.
+    fn apply(&self, name: &str, text: &str, ports: &[u16]) {
+        self.w.apply(name, text);
+        for p in ports {
+            wait_for("the port open", PATIENCE, || self.client.connect(self.at(*p)).ok());
+        }
+    }
+
+    fn ask(&self, port: u16, host: &str, path: &str) -> web::Message {
+        web::ask(&self.client, self.at(port), host, path, &[]).unwrap()
+    }
+
+    /// Asks until the answer has this status: what was applied is in force soon.
+    fn until(&self, port: u16, host: &str, path: &str, status: u16) -> web::Message {
+        wait_for(&format!("{status} for {host}{path}"), PATIENCE, || {
+            Some(self.ask(port, host, path)).filter(|a| a.status() == status)
+        })
+    }
+}
+
+/// An authority of the tests, and a certificate with its key for a name.
+struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+impl Ca {
+    fn new() -> Self {
+        let mut p = CertificateParams::new(vec![]).unwrap();
+        p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        p.distinguished_name.push(DnType::CommonName, "test");
+        Self(CertifiedIssuer::self_signed(p, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn roots(&self) -> String {
+        self.0.pem()
+    }
+
+    fn pair(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec![name.to_string()]).unwrap().signed_by(&key, &self.0).unwrap();
+        (cert.pem(), key.serialize_pem())
+    }
+}
+
+fn indented(pem: &str) -> String {
+    pem.lines().map(|l| format!("    {l}\n")).collect()
+}
+
+fn secret(namespace: &str, name: &str, (cert, key): &(String, String)) -> String {
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}",
+        indented(cert),
+        indented(key)
+    )
+}
+
+const NAMED: (&str, &str) = ("gateway.networking.k8s.io/gateway-name", "gw");
+
+fn gateway(listeners: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: gw, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: {listeners}}}\n"
+    )
+}
+
+fn route(name: &str, more: &str, backend: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: app}}\nspec: {{parentRefs: [{{name: gw, namespace: edge}}], {more}, rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]}}\n"
+    )
+}
+
+const ALL: &str = "allowedRoutes: {namespaces: {from: All}}";
+
+#[test]
+fn gateway_api_listeners_and_routes() {
+    let s = Site::new(&[NAMED]);
+    assert!(s.client.connect(s.at(80)).is_err(), "nothing is configured: no port is open");
+    // Only the gateway may call v1: what comes is from its identity.
+    s.w.apply("only", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only, namespace: app}\nspec: {selector: {matchLabels: {version: v1}}, rules: [{from: [{source: {principals: [cluster.local/ns/edge/sa/gw]}}]}]}\n");
+    let web = |more: &str| {
+        gateway(&format!(
+            "[{{name: web, port: 80, protocol: HTTP, {ALL}}}, {{name: shop, hostname: '*.shop.com', port: 80, protocol: HTTP, {ALL}}}{more}]"
+        ))
+    };
+    s.apply("gw", &web(""), &[80]);
+    assert_eq!(s.ask(80, "any.com", "/").status(), 404, "there is no route");
+    s.w.apply("r1", &route("r1", "hostnames: [any.com]", "shop-v1"));
+    assert_eq!(s.until(80, "any.com", "/", 200).text(), "v1");
+    let m = s.v1.take().remove(0);
+    assert_eq!(
+        (m.header("host"), m.header("x-forwarded-for"), m.header("x-forwarded-proto")),
+        ("any.com", s.client.ip.to_string().as_str(), "http")
+    );
+    assert_eq!(s.ask(80, "other.com", "/").status(), 404);
+    assert_eq!(s.ask(80, "ANY.com:80", "/").status(), 200, "names have no case, and a port does not matter");
+    // The narrower listener is for its names, even where its routes have none for them.
+    s.w.apply(
+        "r2",
+        &route("r2", "hostnames: [a.shop.com, b.shop.com]", "shop-v2")
+            .replace("namespace: edge}", "namespace: edge, sectionName: shop}"),
+    );
+    assert_eq!(s.until(80, "a.shop.com", "/", 200).text(), "v2");
+    assert_eq!(s.ask(80, "c.shop.com", "/").status(), 404);
+    assert_eq!(s.ask(80, "any.com", "/").text(), "v1");
+    // A route without names takes those of the listener; one that no listener allows takes nothing.
+    s.w.apply(
+        "r3",
+        &route("r3", "hostnames: []", "shop-v2").replace("namespace: edge}", "namespace: edge, sectionName: web}"),
+    );
+    assert_eq!(s.until(80, "other.com", "/", 200).text(), "v2");
+    s.w.apply("gw", &web("").replace(ALL, "allowedRoutes: {namespaces: {from: Same}}"));
+    s.until(80, "any.com", "/", 404);
+    // A connection that is kept is asked for anew with each request; a port without listener is closed.
+    let mut kept = Session::new(&s.client, s.at(80), "any.com").unwrap();
+    assert_eq!(kept.ask("GET", "/", &[], b"").unwrap().status(), 404);
+    s.apply("gw", &web(&format!(", {{name: more, port: 8081, protocol: HTTP, {ALL}}}")), &[8081]);
+    wait_for("the routes back", PATIENCE, || (kept.ask("GET", "/", &[], b"").unwrap().status() == 200).then_some(()));
+    assert_eq!(s.ask(8081, "any.com", "/").text(), "v1");
+    s.w.apply("gw", &web(""));
+    wait_for("the port closed", PATIENCE, || s.client.connect(s.at(8081)).is_err().then_some(()));
+    // Policies of the Gateway: by path, and by the client's address; the TLS hello and principals are not there to allow anything.
+    let policy = |rules: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: edge}}\nspec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: Gateway, name: gw}}], {rules}}}\n"
+        )
+    };
+    s.w.apply("p", &policy("action: DENY, rules: [{to: [{operation: {paths: [/admin*]}}]}]"));
+    assert_eq!(s.until(80, "any.com", "/admin/x", 403).text(), "RBAC: access denied");
+    assert_eq!(s.ask(80, "any.com", "/%61dmin").status(), 403);
+    assert_eq!(s.ask(80, "any.com", "/x").status(), 200);
+    s.w.apply(
+        "p",
+        &policy(&format!("action: ALLOW, rules: [{{from: [{{source: {{ipBlocks: [{}]}}}}]}}]", s.client.ip)),
+    );
+    s.until(80, "any.com", "/admin", 200);
+    s.w.apply("p", &policy("action: ALLOW, rules: [{from: [{source: {principals: ['*']}}]}]"));
+    s.until(80, "any.com", "/", 403);
+    s.w.apply("p", &policy("action: NONSENSE, rules: [{}]"));
+    assert_eq!(s.ask(80, "any.com", "/").status(), 403, "what is not understood lets nobody in");
+    s.w.delete("p");
+    s.until(80, "any.com", "/", 200);
+    let (_, page) = s.w.waypoint_page(&s.gateway, 15020, "/stats/prometheus").unwrap();
+    let line =
+        page.lines().find(|l| l.starts_with("istio_requests_total{") && l.contains("response_code=\"200\"")).unwrap();
+    for part in [
+        "reporter=\"source\"",
+        "source_workload=\"gw-1\"",
+        "destination_service=\"shop-v",
+        "source_principal=\"spiffe://cluster.local/ns/edge/sa/gw\"",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+#[test]
+fn tls_ends_or_passes() {
+    let mut s = Site::new(&[NAMED]);
+    let ca = Ca::new();
+    let client = TlsClient { roots: ca.roots(), own: None };
+    let tls = |name: &str| {
+        format!(
+            "{{name: {name}, hostname: {name}.com, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: {name}}}]}}, {ALL}}}"
+        )
+    };
+    let first = ca.pair("one.com");
+    s.w.apply("secret-one", &secret("edge", "one", &first));
+    s.w.apply("secret-two", &secret("edge", "two", &ca.pair("two.com")));
+    // A service that ends TLS itself.
+    let own = s.w.mesh_pod(PodSpec::new("app", "own", 1).label("app", "own"));
+    s.w.apply("own", "apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: app}\nspec: {clusterIP: 10.96.1.3, selector: {app: own}, ports: [{name: tls, port: 443, targetPort: 8443}]}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: pass, namespace: app}\nspec: {selector: {gateway.networking.k8s.io/gateway-name: gw}, servers: [{port: {number: 8443, name: tls, protocol: TLS}, hosts: ['*.own.com'], tls: {mode: PASSTHROUGH}}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: pass, namespace: app}\nspec: {hosts: ['*.own.com'], gateways: [pass], tls: [{match: [{sniHosts: [a.own.com]}], route: [{destination: {host: own, port: {number: 443}}}]}]}\n");
+    let _tls = own_tls(&own, &ca.pair("a.own.com"));
+    s.apply("gw", &gateway(&format!("[{}, {}]", tls("one"), tls("two"))), &[443, 8443]);
+    s.w.apply("r1", &route("r1", "hostnames: [one.com]", "shop-v1"));
+    s.w.apply("r2", &route("r2", "hostnames: [two.com]", "shop-v2"));
+    let open = |sni: &str| TlsSession::new(&s.client, s.at(443), sni, &client);
+    let mut one = open("one.com").unwrap();
+    wait_for("the route", PATIENCE, || (one.ask("one.com", "/").unwrap().text() == "v1").then_some(()));
+    assert_eq!(s.v1.take().pop().unwrap().header("x-forwarded-proto"), "https");
+    assert_eq!(open("two.com").unwrap().ask("two.com", "/").unwrap().text(), "v2");
+    assert_eq!(one.ask("two.com", "/").unwrap().status(), 421, "another listener's name on this connection");
+    assert_eq!(one.ask("none.com", "/").unwrap().status(), 404);
+    let e = open("none.com").err().expect("no listener is for this name");
+    assert!(!e.to_string().contains("certificate"), "{e}");
+    assert!(web::ask(&s.client, s.at(443), "one.com", "/", &[]).is_err(), "plaintext is not taken for TLS");
+    // Passed through: the application's own certificate is seen, and only for the name that has a route.
+    let pass = |sni: &str| TlsSession::new(&s.client, s.at(8443), sni, &client);
+    assert_eq!(pass("a.own.com").unwrap().ask("a.own.com", "/").unwrap().text(), "own");
+    assert!(pass("b.own.com").is_err() && pass("own.com").is_err());
+    // A new certificate is shown to who comes next; who is there stays. One that is broken changes nothing.
+    let other = Ca::new();
+    s.w.apply("secret-one", &secret("edge", "one", &other.pair("one.com")));
+    let roots = TlsClient { roots: other.roots(), own: None };
+    wait_for("the new certificate", PATIENCE, || TlsSession::new(&s.client, s.at(443), "one.com", &roots).ok());
+    assert!(open("one.com").is_err());
+    assert_eq!(one.ask("one.com", "/").unwrap().text(), "v1");
+    s.w.apply("secret-one", &secret("edge", "one", &(first.0, ca.pair("x.com").1)));
+    wait_for("the complaint", PATIENCE, || s.w.log_text("controller.log").contains("Secret edge/one").then_some(()));
+    assert_eq!(open("two.com").unwrap().ask("two.com", "/").unwrap().text(), "v2", "the other listener goes on");
+}
+
+/// A server of HTTP over TLS of its own.
+fn own_tls(pod: &Pod, (cert, key): &(String, String)) -> std::thread::JoinHandle<()> {
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    use std::io::{Read, Write};
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<_, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = std::sync::Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let l = pod.netns().run(|| std::net::TcpListener::bind("0.0.0.0:8443").unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for s in l.incoming().take(1) {
+            let mut s = rustls::StreamOwned::new(rustls::ServerConnection::new(config.clone()).unwrap(), s.unwrap());
+            let mut buf = [0; 1024];
+            let _ = s.read(&mut buf);
+            let _ = s.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nown");
+        }
+    })
+}
+
+#[test]
+fn istio_gateways_and_virtual_services() {
+    let s = Site::new(&[("istio", "ingressgateway")]);
+    let ca = Ca::new();
+    s.w.apply("secret", &secret("edge", "site", &ca.pair("site.com")));
+    s.w.apply("ca", &format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: site-cacert, namespace: edge}}\nstringData:\n  ca.crt: |\n{}", indented(&ca.roots())));
+    // The Gateway is in the application's namespace, as in the tutorials.
+    let servers = "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, {port: {number: 8081, name: plain, protocol: HTTP}, hosts: [site.com], tls: {httpsRedirect: true}}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: [site.com], tls: {mode: SIMPLE, credentialName: site}}, {port: {number: 8443, name: mutual, protocol: HTTPS}, hosts: [site.com], tls: {mode: MUTUAL, credentialName: site, subjectAltNames: [partner.com]}}, {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}]";
+    s.apply("gw", &format!("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: site, namespace: app}}\nspec: {{selector: {{istio: ingressgateway}}, servers: {servers}}}\n"), &[80, 443, 8081, 8443, 9000]);
+    assert_eq!(s.ask(80, "site.com", "/").status(), 404);
+    s.w.apply("vs", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: site, namespace: app}\nspec: {hosts: ['*'], gateways: [site], http: [{match: [{uri: {exact: /productpage}}, {uri: {prefix: /static}}], route: [{destination: {host: shop-v1}}]}, {match: [{uri: {prefix: /api}, gateways: [other]}], route: [{destination: {host: shop-v1}}]}, {match: [{uri: {prefix: /v2/}}], rewrite: {uri: /}, route: [{destination: {host: shop-v2, port: {number: 80}}}]}], tcp: [{match: [{port: 9000}], route: [{destination: {host: shop-v2, port: {number: 80}}}]}]}\n");
+    assert_eq!(s.until(80, "bookinfo.com", "/productpage", 200).text(), "v1");
+    assert_eq!(s.ask(80, "x", "/static/a").text(), "v1");
+    assert_eq!(
+        (s.ask(80, "x", "/api").status(), s.ask(80, "x", "/").status()),
+        (404, 404),
+        "for another gateway; for none"
+    );
+    s.v2.take();
+    assert_eq!(s.ask(80, "x", "/v2/y").text(), "v2");
+    assert_eq!(s.v2.take()[0].path(), "/y");
+    // TLS: redirect, simple, mutual with a name that may come in.
+    let a = s.ask(8081, "site.com:8081", "/productpage?q=1");
+    assert_eq!((a.status(), a.header("location")), (301, "https://site.com/productpage?q=1"));
+    let plain = TlsClient { roots: ca.roots(), own: None };
+    let ask = |port: u16, c: &TlsClient| {
+        TlsSession::new(&s.client, s.at(port), "site.com", c).and_then(|mut t| t.ask("site.com", "/productpage"))
+    };
+    assert_eq!(ask(443, &plain).unwrap().text(), "v1");
+    assert!(ask(8443, &plain).is_err(), "without a certificate");
+    let shows = |pair: (String, String)| TlsClient { own: Some(pair), ..plain.clone() };
+    assert_eq!(ask(8443, &shows(ca.pair("partner.com"))).unwrap().text(), "v1");
+    assert!(ask(8443, &shows(ca.pair("stranger.com"))).is_err(), "another name");
+    assert!(ask(8443, &shows(Ca::new().pair("partner.com"))).is_err(), "signed by somebody else");
+    // Bytes.
+    assert_eq!(s.ask(9000, "anything", "/").text(), "v2");
+    // Routes for calls within the mesh are not for the gateway, and the other way round.
+    s.w.apply("vs", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: site, namespace: app}\nspec: {hosts: [shop-v1.app.svc.cluster.local], http: [{directResponse: {status: 418}}]}\n");
+    s.until(80, "shop-v1.app.svc.cluster.local", "/", 404);
+    // A Secret that is not there: the other servers go on, and the controller says which it is.
+    s.w.delete("secret");
+    wait_for("the port closed", PATIENCE, || s.client.connect(s.at(443)).is_err().then_some(()));
+    assert_eq!(s.ask(80, "x", "/").status(), 404);
+    let log = s.w.log_text("controller.log");
+    assert!(log.contains("there is no Secret edge/site: it must be in the namespace of the gateway's pods"), "{log}");
+}
+
+/// What holds keys is told to the pod that it is for only, whatever another asks for.
+#[test]
+fn keys_are_told_to_their_gateway_only() {
+    let mut s = Site::new(&[NAMED]);
+    let ca = Ca::new();
+    let pair = ca.pair("one.com");
+    s.w.apply("secret-one", &secret("edge", "one", &pair));
+    s.apply(
+        "gw",
+        &gateway(&format!(
+            "[{{name: one, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: one}}]}}, {ALL}}}]"
+        )),
+        &[443],
+    );
+    let other = s.w.gateway("edge", "other", 1, &[]);
+    let page = |p: &Pod| s.w.waypoint_page(p, 15000, "/config_dump").unwrap().1;
+    assert!(page(&s.gateway).contains("Gateway/edge/gw/one"));
+    assert!(
+        page(&other).contains("\"listeners\":null") || page(&other).contains("\"listeners\": null"),
+        "{}",
+        page(&other)
+    );
+    let key: String = pair.1.lines().nth(1).unwrap().into();
+    assert!(!page(&s.gateway).contains(&key), "keys are not shown");
+}

@@ -1,0 +1,259 @@
+//! The ports of a gateway: they are open while something is configured for them, and take what comes from anywhere.
+
+use crate::{
+    cluster::Key,
+    control::Snapshot,
+    gateway::{Listener, name_of},
+    serve::{self, Call, Called},
+    stream::{Io, Reset},
+    table::TcpRule,
+    worker::{Turn, Worker},
+};
+use karst_api::route::ListenerProtocol;
+use karst_core::canonical;
+use karst_rt::{accept, drain};
+use rustls::server::Acceptor;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{Ipv6Addr, SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// A client must have greeted, and TLS must be done, within this time.
+const HELLO: Duration = Duration::from_secs(10);
+/// Longest hello of TLS, bytes: one record of the largest size and what a client may put before.
+const MAX_HELLO: usize = 64 << 10;
+/// A port that cannot be had is tried again after this time.
+const RETRY: Duration = Duration::from_secs(1);
+/// Connections of one worker (limits of the process stay below).
+pub const MAX_CONNECTIONS: usize = 20_000;
+
+/// The ports that are open.
+pub type Ports = Arc<BTreeMap<u16, Arc<TcpListener>>>;
+
+/// Keeps the ports open that the newest state has. Ends with the drain: nobody new is taken then.
+pub async fn open(mut state: watch::Receiver<Arc<Snapshot>>, ports: watch::Sender<Ports>, mut drain: drain::Watch) {
+    let mut failed: BTreeMap<u16, String> = BTreeMap::new();
+    loop {
+        let wanted: Vec<u16> = state.borrow_and_update().gateway.iter().flat_map(|g| g.ports.keys().copied()).collect();
+        let old = ports.borrow().clone();
+        let mut now = BTreeMap::new();
+        let mut bad = BTreeMap::new();
+        for p in wanted {
+            if let Some(l) = old.get(&p) {
+                now.insert(p, l.clone());
+                continue;
+            }
+            match karst_rt::socket::listener((Ipv6Addr::UNSPECIFIED, p).into()) {
+                Ok(l) => {
+                    tracing::info!(port = p, "listening");
+                    now.insert(p, Arc::new(l));
+                }
+                Err(e) => {
+                    let e = e.to_string();
+                    if failed.get(&p) != Some(&e) {
+                        tracing::error!(port = p, error = e, "cannot listen; trying again");
+                    }
+                    bad.insert(p, e);
+                }
+            }
+        }
+        failed = bad;
+        for p in old.keys().filter(|p| !now.contains_key(p)) {
+            tracing::info!(port = p, "closed: nothing is configured for it");
+        }
+        if !now.keys().eq(old.keys()) {
+            ports.send_replace(Arc::new(now));
+        }
+        // What is closed is closed when nobody holds it any more.
+        drop(old);
+        tokio::select! {
+            c = state.changed() => if c.is_err() { return },
+            () = tokio::time::sleep(RETRY), if !failed.is_empty() => {}
+            () = drain.reached(drain::Phase::Graceful) => {
+                ports.send_replace(Ports::default());
+                return;
+            }
+        }
+    }
+}
+
+/// Accepts on the open ports, in a worker.
+pub async fn accept(w: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
+    let mut tasks: HashMap<u16, (Arc<TcpListener>, tokio::task::JoinHandle<()>)> = HashMap::new();
+    loop {
+        let now = ports.borrow_and_update().clone();
+        tasks.retain(|p, (l, task)| {
+            let same = now.get(p).is_some_and(|n| Arc::ptr_eq(n, l));
+            if !same {
+                task.abort();
+            }
+            same
+        });
+        for (p, l) in now.iter() {
+            if tasks.contains_key(p) {
+                continue;
+            }
+            let own = l.try_clone().and_then(tokio::net::TcpListener::from_std);
+            match own {
+                Ok(own) => {
+                    let task = tokio::task::spawn_local(port(w.clone(), own, *p));
+                    tasks.insert(*p, (l.clone(), task));
+                }
+                Err(e) => tracing::error!(port = p, error = %e, "cannot accept"),
+            }
+        }
+        drop(now);
+        if ports.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
+    loop {
+        let (s, from) = accept::accept(&listener).await;
+        let Some(open) = w.connection(MAX_CONNECTIONS) else { continue };
+        let w = w.clone();
+        tokio::task::spawn_local(async move {
+            let mut forced = w.drain.clone();
+            tokio::select! {
+                () = connection(&w, s, canonical(from), port) => {}
+                () = forced.reached(drain::Phase::Forced) => {}
+            }
+            drop(open);
+        });
+    }
+}
+
+async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16) {
+    let _ = tcp.set_nodelay(true);
+    let to = tcp.local_addr().map_or(from.ip(), |a| canonical(a).ip());
+    let s = w.snapshot();
+    let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
+    let call = |tls| Call { peer: None, from, source: None, called: Called::Gateway(tls), port, to };
+    let mut io = Io::socket(tcp);
+    match p.protocol() {
+        ListenerProtocol::Http => {
+            if let Ok(Some(two)) = tokio::time::timeout(HELLO, preface(&mut io)).await {
+                serve::requests(w, Rc::new(call(None)), io, two).await;
+            }
+        }
+        ListenerProtocol::Tcp => {
+            let Some(l) = p.find(None).next() else { return };
+            bytes(w, &s, &call(None), l, "*", io).await;
+        }
+        ListenerProtocol::Https | ListenerProtocol::Tls => {
+            let Ok(Ok(sni)) = tokio::time::timeout(HELLO, hello(&mut io)).await else {
+                return tracing::debug!(peer = %from, port, "no TLS");
+            };
+            let Some(l) = p.find(sni.as_deref()).next().cloned() else {
+                return tracing::info!(target: "access", peer = %from, port, sni, "no listener is for this name");
+            };
+            let name = sni.clone().unwrap_or_default();
+            let Some(tls) = &l.tls else {
+                return bytes(w, &s, &call(sni), &l, &name, io).await;
+            };
+            let done = tokio::time::timeout(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await;
+            let io = match done {
+                Ok(Ok(io)) => io,
+                Ok(Err(e)) => {
+                    return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed");
+                }
+                Err(_) => return tracing::debug!(peer = %from, port, "TLS took too long"),
+            };
+            if !tls.admits(io.get_ref().1.peer_certificates()) {
+                return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
+            }
+            if l.protocol == ListenerProtocol::Tls {
+                return bytes(w, &s, &call(sni), &l, &name, io).await;
+            }
+            let two = io.get_ref().1.alpn_protocol() == Some(b"h2");
+            // What the name has chosen is asked for once more with each request.
+            let call = call(Some(name));
+            drop(s);
+            serve::requests(w, Rc::new(call), io, two).await;
+        }
+    }
+}
+
+/// Is HTTP/2 spoken, without TLS? None: nothing is.
+async fn preface(io: &mut Io) -> Option<bool> {
+    let mut first = Vec::with_capacity(serve::PREFACE.len());
+    let mut buf = [0; 1024];
+    while first.is_empty() || (first.len() < serve::PREFACE.len() && serve::PREFACE.starts_with(&first)) {
+        match io.read(&mut buf).await {
+            Ok(0) | Err(_) => return None,
+            Ok(n) => first.extend_from_slice(&buf[..n]),
+        }
+    }
+    let two = first.starts_with(serve::PREFACE);
+    io.unread(first.into());
+    Some(two)
+}
+
+/// The name in a TLS hello. What has been read is read again by whom the connection is for.
+async fn hello(io: &mut Io) -> Result<Option<String>, String> {
+    let mut first = Vec::with_capacity(2048);
+    let mut acceptor = Acceptor::default();
+    let mut buf = vec![0; 4096];
+    let name = loop {
+        let n = io.read(&mut buf).await.map_err(|e| e.to_string())?;
+        if n == 0 || first.len() + n > MAX_HELLO {
+            return Err("no hello".into());
+        }
+        first.extend_from_slice(&buf[..n]);
+        let mut rest = &buf[..n];
+        let mut found = None;
+        while !rest.is_empty() {
+            acceptor.read_tls(&mut rest).map_err(|e| e.to_string())?;
+            if let Some(a) = acceptor.accept().map_err(|(e, _)| e.to_string())? {
+                found = Some(a.client_hello().server_name().map(name_of));
+                break;
+            }
+        }
+        if let Some(name) = found {
+            break name;
+        }
+    };
+    io.unread(first.into());
+    Ok(name)
+}
+
+/// Carries bytes to where the listener's routes say.
+async fn bytes<I>(w: &Rc<Worker>, s: &Arc<Snapshot>, call: &Call, l: &Listener, name: &str, io: I)
+where
+    I: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    let refuse = |why: &str| {
+        tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, error = why, "connection refused");
+    };
+    if let Some(why) = s.gateway.as_ref().and_then(|g| call.judged(g.access.as_ref()?, None)) {
+        return refuse(&why);
+    }
+    let Some(rule) = l.routes(s, name).and_then(|r| r.table("").find_tcp(&call.tcp())) else {
+        return refuse("no route");
+    };
+    let Some(key) = destination(w, s, call, rule) else { return refuse("no destination") };
+    let Some(set) = w.set(s, &key, call.to) else { return refuse("no such destination") };
+    match serve::open(w, &set, call.from).await {
+        Some((other, lease)) => {
+            tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, destination = %set.service.hostname, "connection");
+            serve::carry(io, other, lease).await;
+        }
+        None => refuse("no endpoint"),
+    }
+}
+
+fn destination(w: &Rc<Worker>, s: &Snapshot, call: &Call, rule: &TcpRule) -> Option<Key> {
+    let d = rule.pick(w.turn(Turn::Weight, rule.total_weight()))?;
+    (d.refuse_status == 0).then(|| call.key(s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()))
+}
