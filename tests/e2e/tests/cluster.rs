@@ -651,8 +651,17 @@ fn ways_in(a: &Apps) {
     assert!(page(vip("istio-ingress", name)).is_none(), "nothing is configured: its port is closed");
     exercise("bookinfo-gateway");
     wait_for("the page through Istio's Gateway", LONG, || page(vip("istio-ingress", name)));
-    let log = kubectl(&["-n", "istio-system", "logs", "-l", "app=ztunnel", "--tail=200"]);
-    assert!(log.contains("src.identity=\"spiffe://cluster.local/ns/istio-ingress/sa/istio-ingressgateway\""), "{log}");
+    // What comes through it has its identity.
+    let only = |who: &str| {
+        apply(&format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: only, namespace: bookinfo}}\nspec: {{selector: {{matchLabels: {{app: productpage}}}}, rules: [{{from: [{{source: {{serviceAccounts: [{who}]}}}}]}}]}}\n"
+        ));
+    };
+    only("istio-ingress/somebody");
+    wait_for("no page for the gateway", LONG, || page(vip("istio-ingress", name)).is_none().then_some(()));
+    only("istio-ingress/istio-ingressgateway");
+    wait_for("the page for the gateway", LONG, || page(vip("istio-ingress", name)));
+    kubectl(&["-n", "bookinfo", "delete", "authorizationpolicy", "only"]);
     exercise("bookinfo-gateway-api");
     let gateway = ["gateways.gateway.networking.k8s.io", "-n", "bookinfo", "bookinfo-gateway"];
     wait_condition(&gateway, "Programmed", ("True", "Programmed"));
