@@ -14,6 +14,12 @@ pub mod echo {
     tonic::include_proto!("karst.samples.v1");
 }
 
+/// The service of Istio's echo application.
+#[allow(missing_docs)]
+pub mod istio_echo {
+    tonic::include_proto!("proto");
+}
+
 /// What each server is told.
 #[derive(Args, Clone, Debug)]
 pub struct Serve {

@@ -47,7 +47,7 @@ impl HttpBody for Body {
         match self {
             Body::Empty => true,
             Body::Incoming(i) => i.is_end_stream(),
-            Body::Shared(_) => false,
+            Body::Shared(r) => r.is_at_end(),
         }
     }
 
@@ -95,8 +95,12 @@ impl Inner {
             Some(Err(e)) => self.error = Some(e.to_string()),
             Some(Ok(f)) => match f.into_data() {
                 Ok(d) => {
-                    self.bytes += d.len();
-                    self.chunks.push_back(d);
+                    // Often known with the last part: then that is sent as the last.
+                    self.end = self.source.is_end_stream();
+                    if !d.is_empty() {
+                        self.bytes += d.len();
+                        self.chunks.push_back(d);
+                    }
                     while self.bytes > self.limit && self.chunks.len() > 1 {
                         if let Some(old) = self.chunks.pop_front() {
                             self.bytes -= old.len();
@@ -184,6 +188,12 @@ impl Drop for Reader {
 }
 
 impl Reader {
+    /// Is nothing left?
+    fn is_at_end(&self) -> bool {
+        let x = self.of.borrow();
+        x.end && self.next >= x.base + x.chunks.len() && (x.trailers.is_none() || self.trailers_read)
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut x = self.of.borrow_mut();
         loop {
@@ -229,6 +239,12 @@ pub async fn discard(mut b: Incoming) {
     .await;
 }
 
+/// Is it a part that says nothing? It is not sent on: an endpoint closes a connection with too many of them, on which others
+/// have requests, too (h2: 100; Envoy: 1).
+pub fn is_idle(data: &Bytes, last: bool) -> bool {
+    data.is_empty() && !last
+}
+
 /// What is sent to an endpoint; counts its bytes.
 pub struct Counted {
     body: Body,
@@ -247,13 +263,18 @@ impl HttpBody for Counted {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let r = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(f)) = &r
-            && let Some(d) = f.data_ref()
-        {
-            self.bytes.set(self.bytes.get() + d.len() as u64);
+        loop {
+            let r = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            if let Some(Ok(f)) = &r
+                && let Some(d) = f.data_ref()
+            {
+                if is_idle(d, self.body.is_end_stream()) {
+                    continue;
+                }
+                self.bytes.set(self.bytes.get() + d.len() as u64);
+            }
+            return Poll::Ready(r);
         }
-        Poll::Ready(r)
     }
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()

@@ -1,6 +1,12 @@
 //! Answers: those of endpoints, and our own. Whatever the way of an answer, its end is recorded once.
 
-use crate::{body::Error, cluster::Set, metrics, upstream::After, worker::Worker};
+use crate::{
+    body::{Error, is_idle},
+    cluster::Set,
+    metrics,
+    upstream::After,
+    worker::Worker,
+};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -204,10 +210,20 @@ impl HttpBody for Reply {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        let next = match &mut this.kind {
-            Kind::Own(b) if b.is_empty() => Poll::Ready(None),
-            Kind::Own(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
-            Kind::Endpoint { incoming, .. } => Pin::new(incoming).poll_frame(cx).map_err(Error::from),
+        let next = loop {
+            break match &mut this.kind {
+                Kind::Own(b) if b.is_empty() => Poll::Ready(None),
+                Kind::Own(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
+                Kind::Endpoint { incoming, .. } => {
+                    let next = Pin::new(&mut *incoming).poll_frame(cx).map_err(Error::from);
+                    if let Poll::Ready(Some(Ok(f))) = &next
+                        && f.data_ref().is_some_and(|d| is_idle(d, incoming.is_end_stream()))
+                    {
+                        continue;
+                    }
+                    next
+                }
+            };
         };
         match next {
             Poll::Pending => {

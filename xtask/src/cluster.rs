@@ -49,6 +49,13 @@ pub enum What {
 const NETNS: &str = "karst-cp";
 const API: &str = "172.31.0.1";
 const SERVICES: &str = "10.96.0.0/16";
+/// Addresses that tests give to Services of type LoadBalancer.
+pub const BALANCED: &str = "10.98.0.0/16";
+
+/// One of them.
+pub fn balanced(n: u32) -> std::net::Ipv4Addr {
+    std::net::Ipv4Addr::from(0x0a62_0000 + n)
+}
 /// Values that kubelet changes for the whole machine; put back at the end.
 const SYSCTLS: [&str; 3] = ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"];
 
@@ -336,10 +343,18 @@ impl Cluster {
 
     /// A command of kubectl or helm, prepared.
     pub fn command(&self, tool: &str) -> Command {
+        self.inside(&self.bin.join(tool))
+    }
+    /// A program that finds the cluster as kubectl does, in the control plane's network namespace.
+    pub fn inside(&self, program: &Path) -> Command {
         let mut c = Command::new("nsenter");
-        c.arg(format!("--net=/run/netns/{NETNS}")).arg(self.bin.join(tool));
+        c.arg(format!("--net=/run/netns/{NETNS}")).arg(program);
         c.env("KUBECONFIG", self.pki().join("admin.kubeconfig"));
         c
+    }
+    /// Lets the control plane's namespace reach addresses of Services, by the first node.
+    pub fn route_to_services(&self, range: &str) -> Result<()> {
+        sh("ip", &["-n", NETNS, "route", "replace", range, "via", &node::address(1)])
     }
     /// kubectl, quiet unless it fails.
     pub fn kubectl(&self, args: &[&str]) -> Result<()> {

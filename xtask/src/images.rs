@@ -55,7 +55,7 @@ fn samples(out: &Path) -> Result<PathBuf> {
 }
 
 /// A copy without debug information; it must need no library.
-fn strip(program: &str, out: &Path) -> Result<PathBuf> {
+pub fn strip(program: &str, out: &Path) -> Result<PathBuf> {
     let (from, to) = (crate::bin(program)?, out.join(program));
     let status =
         Command::new("strip").arg("-o").arg(&to).arg(&from).status().context("cannot start strip (binutils)")?;

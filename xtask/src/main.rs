@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod conformance;
 mod deny;
 mod fuzz;
 mod images;
@@ -65,6 +66,8 @@ enum Task {
         #[command(subcommand)]
         what: cluster::What,
     },
+    /// Gateway API's conformance suite on the local cluster.
+    Conformance(conformance::What),
     /// Measure against plain relays, interleaved in one run.
     Bench {
         #[command(subcommand)]
@@ -122,6 +125,10 @@ fn run(task: Task) -> Result<()> {
             cluster::Cluster::new()?.load(&images::write()?)
         }
         Task::Cluster { what } => cluster::run(what),
+        Task::Conformance(what) => {
+            build()?;
+            conformance::run(&what)
+        }
         Task::Bench { what } => {
             build()?;
             bench::run(what)

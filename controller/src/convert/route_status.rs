@@ -21,17 +21,17 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     let fronts = Fronts::new(x);
     for (_, r) in &x.http_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "HTTPRoute", version: "v1", meta: &r.metadata, names: &r.spec.hostnames };
+        let route = Route { kind: "HTTPRoute", meta: &r.metadata, names: &r.spec.hostnames };
         out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     for (_, r) in &x.grpc_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "GRPCRoute", version: "v1", meta: &r.metadata, names: &r.spec.hostnames };
+        let route = Route { kind: "GRPCRoute", meta: &r.metadata, names: &r.spec.hostnames };
         out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     for (_, r) in &x.tcp_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "TCPRoute", version: "v1alpha2", meta: &r.metadata, names: &[] };
+        let route = Route { kind: "TCPRoute", meta: &r.metadata, names: &[] };
         out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     out
@@ -40,7 +40,6 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
 /// What a status is of.
 struct Route<'a> {
     kind: &'static str,
-    version: &'static str,
     meta: &'a Meta,
     names: &'a [String],
 }
@@ -54,8 +53,8 @@ fn one<'a>(
     have: &RouteStatus,
     now: &str,
 ) -> Option<Write> {
-    let &Route { kind, version, meta: m, names } = route;
-    let resolved = resolved(x, kind, m, refs);
+    let &Route { kind, meta: m, names } = route;
+    let resolved = resolved(x, kind, m, parents, refs);
     let mut unchanged = true;
     let mut all: Vec<Value> = vec![];
     let mut ours = 0;
@@ -99,9 +98,7 @@ fn one<'a>(
             .collect();
         all.push(json!({ "parentRef": s.parent_ref, "controllerName": s.controller_name, "conditions": conditions }));
     }
-    let mut to = reference(GATEWAY_API, kind, m);
-    to.version = version;
-    Some(Write { to, manager: CONTROLLER, status: json!({ "parents": all }) })
+    Some(Write { to: reference(GATEWAY_API, kind, m), manager: CONTROLLER, status: json!({ "parents": all }) })
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
@@ -131,6 +128,7 @@ fn resolved<'a>(
     x: &Index<'_>,
     kind: &'static str,
     m: &Meta,
+    parents: &[ParentRef],
     refs: impl Iterator<Item = &'a BackendRef>,
 ) -> (&'static str, String) {
     for b in refs {
@@ -142,7 +140,10 @@ fn resolved<'a>(
         if !matches!((group, to), ("" | "core", "Service")) {
             return ("InvalidKind", format!("{to} {:?} cannot be a backend: use Service, or Hostname", b.name));
         }
-        if ns != m.namespace && !routes::granted(x, kind, &m.namespace, (ns, group, to, &b.name)) {
+        if ns != m.namespace
+            && !routes::is_parent(parents, &m.namespace, ns, &b.name)
+            && !routes::granted(x, kind, &m.namespace, (ns, group, to, &b.name))
+        {
             return (
                 "RefNotPermitted",
                 format!(

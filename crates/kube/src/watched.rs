@@ -31,8 +31,8 @@ const ABSENT_RETRY: Duration = Duration::from_secs(5);
 pub struct Watch {
     /// Kind, one of [`kinds::KINDS`].
     pub kind: &'static str,
-    /// API version without the group, as `v1`.
-    pub version: &'static str,
+    /// API versions without the group, as `v1`: the first that the API server knows is watched.
+    pub versions: &'static [&'static str],
     /// Field selector; empty: all.
     pub fields: String,
     /// Label selector; empty: all.
@@ -42,7 +42,7 @@ pub struct Watch {
 impl Watch {
     /// All objects of a kind, at version v1.
     pub fn all(kind: &'static str) -> Self {
-        Self { kind, version: "v1", fields: String::new(), labels: String::new() }
+        Self { kind, versions: &["v1"], fields: String::new(), labels: String::new() }
     }
 }
 
@@ -206,10 +206,15 @@ fn key(o: &DynamicObject) -> String {
 
 async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>) {
     let group = kinds::KINDS.iter().find(|k| k.0 == w.kind).map_or("", |k| k.1);
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, w.version, kinds::api_kind(w.kind)));
-    let api: Api<DynamicObject> = Api::all_with(kube.client.clone(), &resource);
+    let resources: Vec<ApiResource> = w
+        .versions
+        .iter()
+        .map(|v| ApiResource::from_gvk(&GroupVersionKind::gvk(group, v, kinds::api_kind(w.kind))))
+        .collect();
+    let mut at = 0;
     let mut told = false;
-    loop {
+    'versions: loop {
+        let api: Api<DynamicObject> = Api::all_with(kube.client.clone(), &resources[at]);
         let mut config = watcher::Config::default().page_size(PAGE);
         if !w.fields.is_empty() {
             config = config.fields(&w.fields);
@@ -226,7 +231,12 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
                 Ok(Event::InitDone) => Change::Whole,
                 Ok(Event::Apply(o)) => Change::Object(Box::new(o), false),
                 Ok(Event::Delete(o)) => Change::Gone(key(&o)),
+                Err(e) if is_absent(&e) && at + 1 < resources.len() => {
+                    at += 1;
+                    continue 'versions;
+                }
                 Err(e) if is_absent(&e) => {
+                    at = 0;
                     if !std::mem::replace(&mut told, true) {
                         tracing::info!(
                             kind = w.kind,

@@ -257,6 +257,9 @@ impl Kube {
     }
 }
 
+/// Kinds that have had no v1 until lately, and the version that they had.
+const OLDER: [(&str, &str); 1] = [("TCPRoute", "v1alpha2")];
+
 /// An object of any kind, by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ref {
@@ -316,13 +319,18 @@ impl Kube {
     /// # Errors
     /// Those of the API server.
     pub async fn apply_status(&self, r: &Ref, manager: &str, status: serde_json::Value) -> anyhow::Result<()> {
-        let (api, mut body) = self.any(r);
-        body["status"] = status;
-        match api.patch_status(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("cannot write the status of {r}")),
+        // An older release of the CRDs may not have the version.
+        let older = OLDER.iter().find(|(k, _)| *k == r.kind).map(|(_, version)| Ref { version, ..r.clone() });
+        for r in std::iter::once(r).chain(&older) {
+            let (api, mut body) = self.any(r);
+            body["status"] = status.clone();
+            match api.patch_status(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
+                Ok(_) => return Ok(()),
+                Err(kube::Error::Api(e)) if e.code == 404 => {}
+                Err(e) => return Err(e).with_context(|| format!("cannot write the status of {r}")),
+            }
         }
+        Ok(())
     }
 }
 

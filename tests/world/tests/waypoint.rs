@@ -52,6 +52,15 @@ impl Shop {
     }
 }
 
+/// A process that ends with the test, however that ends.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = (self.0.kill(), self.0.wait());
+    }
+}
+
 fn shop() -> SocketAddr {
     SHOP.parse().unwrap()
 }
@@ -230,6 +239,35 @@ fn whatever_is_spoken_is_carried() {
     // HTTP at the same port, found out by its first bytes.
     let _web = Web::named(p, 8081, "v1");
     assert_eq!(web::ask(&s.client, at(81), "shop", "/", &[]).unwrap().text(), "v1");
+    drop(_web);
+    // gRPC at the same port. An endpoint takes no more than a hundred empty frames on a connection: none is sent.
+    let grpc = Ended(
+        p.command(karst_world::bin("sample-grpc"))
+            .args(["serve", "--listen", "[::]:8081", "--name", "v1"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let call = || {
+        let out = s
+            .client
+            .command(karst_world::bin("sample-grpc"))
+            .args(["call", &at(81).to_string(), "--calls", "1000", "--stream", "1000"])
+            .output()
+            .unwrap();
+        (
+            out.status.success(),
+            String::from_utf8_lossy(&out.stdout).into_owned(),
+            String::from_utf8_lossy(&out.stderr).into_owned(),
+        )
+    };
+    let (_, said, error) = karst_world::wait_for("the server", Duration::from_secs(5), || {
+        let r = call();
+        (r.0 || !r.2.contains("Connection refused") && !r.2.contains("upstream connect error")).then_some(r)
+    });
+    assert_eq!((said.as_str(), error.as_str()), ("v1 v1: 2000 replies\n", ""));
+    drop(grpc);
     // A client that wants the connection closed sees the whole answer, and then the end.
     let big = Web::start(p, 8080, |_| (200, vec![], vec![b'x'; 200_000]));
     for _ in 0..50 {

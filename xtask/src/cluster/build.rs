@@ -9,7 +9,7 @@ use std::{
 };
 
 const KUBERNETES: &str = "v1.34.4";
-const GATEWAY_API: &str = "v1.4.0";
+pub const GATEWAY_API: &str = "v1.6.3";
 const COMPONENTS: [&str; 7] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
 
@@ -55,7 +55,7 @@ pub fn run(out: &Path) -> Result<()> {
 /// The CRDs of Gateway API's standard channel, as one file: `gateway-api.yaml`.
 fn gateway_api(out: &Path) -> Result<()> {
     let file = out.join("gateway-api.yaml");
-    if file.is_file() {
+    if fs::read_to_string(&file).is_ok_and(|t| t.contains(&format!("bundle-version: {GATEWAY_API}"))) {
         return Ok(());
     }
     let module = format!("sigs.k8s.io/gateway-api@{GATEWAY_API}");

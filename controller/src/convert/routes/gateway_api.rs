@@ -17,19 +17,33 @@ pub(super) fn targets(
     names: &[String],
     parents: &[ParentRef],
 ) -> Vec<Arc<str>> {
-    let c = Convert { x, hosts, kind, ns, names };
+    let c = Convert { x, hosts, kind, ns, names, parents };
     parents.iter().flat_map(|p| c.parents(p)).collect()
 }
 
 pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert { x, hosts, kind: "HTTPRoute", ns: &r.metadata.namespace, names: &r.spec.hostnames };
+    let c = Convert {
+        x,
+        hosts,
+        kind: "HTTPRoute",
+        ns: &r.metadata.namespace,
+        names: &r.spec.hostnames,
+        parents: &r.spec.parent_refs,
+    };
     let rules = r.spec.rules.iter().enumerate();
     let converted = rules.map(|(i, rule)| c.rule(rule, &format!("spec.rules[{i}]"), &r.metadata.name, i));
     c.attach_all(&r.metadata, &r.spec.parent_refs, tables, converted)
 }
 
 pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert { x, hosts, kind: "GRPCRoute", ns: &r.metadata.namespace, names: &r.spec.hostnames };
+    let c = Convert {
+        x,
+        hosts,
+        kind: "GRPCRoute",
+        ns: &r.metadata.namespace,
+        names: &r.spec.hostnames,
+        parents: &r.spec.parent_refs,
+    };
     let converted = r.spec.rules.iter().enumerate().map(|(i, rule)| {
         let at = format!("spec.rules[{i}]");
         let same = RouteRule {
@@ -45,7 +59,7 @@ pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tab
 }
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert { x, hosts, kind: "TCPRoute", ns: &r.metadata.namespace, names: &[] };
+    let c = Convert { x, hosts, kind: "TCPRoute", ns: &r.metadata.namespace, names: &[], parents: &r.spec.parent_refs };
     let mut rules = vec![];
     for (i, rule) in r.spec.rules.iter().enumerate() {
         let mut destinations = vec![];
@@ -97,6 +111,14 @@ struct Convert<'a> {
     ns: &'a str,
     /// Host names of the route.
     names: &'a [String],
+    parents: &'a [ParentRef],
+}
+
+/// Is this service what a route of the namespace is attached to? Its callers may call it anyway: nobody has to grant it to them.
+pub(in crate::convert) fn is_parent(parents: &[ParentRef], from: &str, ns: &str, name: &str) -> bool {
+    parents
+        .iter()
+        .any(|p| p.kind.as_deref() == Some("Service") && p.name == name && p.namespace.as_deref().unwrap_or(from) == ns)
 }
 
 /// What the filters of a rule or of a backend say.
@@ -245,8 +267,10 @@ impl Convert<'_> {
             (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&b.name, self.ns),
             _ => None,
         };
-        let granted =
-            kind == "Hostname" || ns == self.ns || granted(self.x, self.kind, self.ns, (ns, group, kind, &b.name));
+        let granted = kind == "Hostname"
+            || ns == self.ns
+            || is_parent(self.parents, self.ns, ns, &b.name)
+            || granted(self.x, self.kind, self.ns, (ns, group, kind, &b.name));
         let f = self.filters(&b.filters, at)?;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),

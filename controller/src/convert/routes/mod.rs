@@ -12,7 +12,7 @@ mod gateway_api;
 pub(super) mod gateways;
 mod virtual_service;
 
-pub(super) use gateway_api::granted;
+pub(super) use gateway_api::{granted, is_parent};
 
 use super::{Bad, Index, problem};
 use crate::model::Model;

@@ -1,0 +1,256 @@
+//! Gateway API's conformance suite on the local cluster: the official Go module, with echo images that are built here.
+
+use crate::{
+    cluster::{self, Cluster, image::Image},
+    images,
+};
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// What to run.
+#[derive(Args)]
+pub struct What {
+    /// Which part of the suite.
+    #[arg(long, value_enum, default_value = "mesh")]
+    part: Part,
+    /// Use the cluster that runs, with the charts that are installed there; else a fresh one is made and removed.
+    #[arg(long)]
+    keep: bool,
+    /// Write the official report there.
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// Only this test, by its short name.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// MESH-HTTP and MESH-GRPC with all extended features, and the tests that no profile counts.
+    Mesh,
+    /// GATEWAY-HTTP and GATEWAY-GRPC.
+    Gateway,
+}
+
+/// The mesh's extended features, all nine.
+const MESH: &str = "Mesh,MeshClusterIPMatching,MeshConsumerRoute,MeshHTTPRouteRewritePath,MeshHTTPRouteSchemeRedirect,MeshHTTPRouteRedirectPort,MeshHTTPRouteRedirectPath,MeshHTTPRouteBackendRequestHeaderModification,MeshHTTPRouteQueryParamMatching,MeshHTTPRouteNamedRouteRule";
+/// Without these some of the mesh's tests do not run, though no profile counts them.
+const BESIDE: &str = "HTTPRoute,GRPCRoute,HTTPRouteResponseHeaderModification,HTTPRouteParentRefPort,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode,GRPCRouteNamedRouteRule,HTTPRouteNamedRouteRule";
+/// What gateways do beyond the core.
+const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructurePropagation,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
+/// The namespaces of the mesh's tests.
+const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
+const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: gateway-conformance-mesh, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+
+/// Runs it.
+pub fn run(what: &What) -> Result<()> {
+    let c = Cluster::new()?;
+    if !what.keep {
+        cluster::for_tests()?;
+    }
+    let result = suite(&c, what);
+    if result.is_err() && !what.keep {
+        c.show_logs();
+    }
+    if !what.keep {
+        c.down()?;
+    }
+    result
+}
+
+fn suite(c: &Cluster, what: &What) -> Result<()> {
+    let out = std::path::absolute("target/conformance")?;
+    fs::create_dir_all(&out)?;
+    let module = module()?;
+    println!("building the suite and the echo images");
+    let test = out.join("conformance.test");
+    go(
+        Path::new("tests/conformance"),
+        &["test", "-c", "-trimpath", "-gcflags=all=-N -l -dwarf=false", "-ldflags=-s -w", "-o"],
+        &test,
+        ".",
+    )?;
+    c.load(&echo_images(&module, &out)?)?;
+    c.kubectl(&["apply", "--server-side", "-f", &c.bin.join("gateway-api.yaml").display().to_string()])?;
+    let mut labels = "istio.io/dataplane-mode=ambient".to_string();
+    if what.part == Part::Mesh {
+        labels += ",istio.io/use-waypoint=waypoint";
+        for ns in NAMESPACES {
+            let file = out.join("namespace.yaml");
+            fs::write(&file, format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {ns}}}\n"))?;
+            c.kubectl(&["apply", "-f", &file.display().to_string()])?;
+        }
+        let file = out.join("waypoint.yaml");
+        fs::write(&file, WAYPOINT)?;
+        c.kubectl(&["apply", "-f", &file.display().to_string()])?;
+        let gateway = ["-n", NAMESPACES[0], "gateways.gateway.networking.k8s.io/waypoint"];
+        c.kubectl(&[&["wait", "--for=condition=Programmed", "--timeout=60s"], &gateway[..]].concat())?;
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let balancer = (what.part == Part::Gateway).then(|| balance(done.clone())).transpose()?;
+    let mut run = c.inside(&test);
+    run.args([
+        "-test.v",
+        "-test.timeout=50m",
+        "-mode=default",
+        "-organization=karst",
+        "-project=karst",
+        "-url=-",
+        "-contact=-",
+    ]);
+    run.arg(format!("-version={}", env!("CARGO_PKG_VERSION"))).arg(format!("-namespace-labels={labels}"));
+    run.args(["-cleanup-base-resources=false", "-gateway-class=istio"]);
+    match what.part {
+        Part::Mesh => {
+            run.arg("-conformance-profiles=MESH-HTTP,MESH-GRPC").arg(format!("-supported-features={MESH},{BESIDE}"))
+        }
+        Part::Gateway => {
+            run.arg("-conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC").arg(format!("-supported-features={GATEWAY}"))
+        }
+    };
+    if let Some(t) = &what.only {
+        run.arg(format!("-run-test={t}"));
+    }
+    let report = out.join("report.yaml");
+    let _ = fs::remove_file(&report);
+    run.arg(format!("-report-output={}", report.display()));
+    let log = out.join("log.txt");
+    let file = fs::File::create(&log)?;
+    println!("running it; its words go to {}", log.display());
+    let status = run.stdout(file.try_clone()?).stderr(file).status().context("the suite")?;
+    done.store(true, Relaxed);
+    if let Some(b) = balancer {
+        let _ = b.join();
+    }
+    summary(&fs::read_to_string(&log)?);
+    if let (Some(to), true) = (&what.report, report.is_file()) {
+        fs::copy(&report, to).with_context(|| format!("{}", to.display()))?;
+    }
+    ensure!(status.success(), "the suite has failed: see {}", log.display());
+    Ok(())
+}
+
+/// What became of each test.
+fn summary(log: &str) {
+    let mut seen = [0; 3];
+    for l in log.lines() {
+        let Some(rest) = l.strip_prefix("    --- ").filter(|r| r.contains(": ")) else { continue };
+        let (what, name) = rest.split_once(": ").unwrap_or((rest, ""));
+        seen[match what {
+            "PASS" => 0,
+            "FAIL" => 1,
+            _ => 2,
+        }] += 1;
+        println!("{what:<5} {name}");
+    }
+    println!("{} passed, {} failed, {} skipped", seen[0], seen[1], seen[2]);
+}
+
+/// Where the suite's sources lie.
+fn module() -> Result<PathBuf> {
+    let name = "sigs.k8s.io/gateway-api/conformance";
+    let dir = "tests/conformance";
+    let got = Command::new("go").current_dir(dir).args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", name]).output()?;
+    let text = String::from_utf8_lossy(&got.stdout).trim().to_string();
+    if got.status.success() && !text.is_empty() {
+        return Ok(text.into());
+    }
+    let got = Command::new("go").current_dir(dir).args(["mod", "download"]).output().context("cannot start go")?;
+    ensure!(got.status.success(), "{name}: {}", String::from_utf8_lossy(&got.stderr));
+    let got = Command::new("go").current_dir(dir).args(["list", "-m", "-f", "{{.Dir}}", name]).output()?;
+    Ok(String::from_utf8_lossy(&got.stdout).trim().into())
+}
+
+fn go(dir: &Path, args: &[&str], out: &Path, what: &str) -> Result<()> {
+    let status = Command::new("go").current_dir(dir).env("CGO_ENABLED", "0").args(args).arg(out).arg(what).status();
+    ensure!(status.context("cannot start go")?.success(), "{} does not build", dir.display());
+    Ok(())
+}
+
+/// The images that the suite's manifests name. The simple echo is the suite's own program; the one that can call others is ours.
+fn echo_images(module: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+    let mut names = BTreeSet::new();
+    let mut dirs = vec![module.join("base"), module.join("mesh"), module.join("tests")];
+    while let Some(d) = dirs.pop() {
+        for e in fs::read_dir(&d)?.flatten() {
+            let p = e.path();
+            if p.is_dir() {
+                dirs.push(p);
+            } else if p.extension().is_some_and(|x| x == "yaml") {
+                let text = fs::read_to_string(&p)?;
+                let found = text.lines().filter_map(|l| l.trim().trim_start_matches("- ").strip_prefix("image: "));
+                names.extend(found.map(|n| n.trim().trim_matches('"').to_string()));
+            }
+        }
+    }
+    // Its go.mod is hidden from the module that it lies in.
+    let source = out.join("echo-basic");
+    let _ = Command::new("chmod").args(["-R", "u+w"]).arg(&source).stderr(std::process::Stdio::null()).status();
+    let _ = fs::remove_dir_all(&source);
+    let status = Command::new("cp").arg("-r").arg(module.join("echo-basic")).arg(&source).status()?;
+    ensure!(status.success(), "the sources of echo-basic cannot be copied");
+    let _ = Command::new("chmod").args(["-R", "u+w"]).arg(&source).status();
+    for f in ["mod", "sum"] {
+        fs::rename(source.join(format!(".go.{f}")), source.join(format!("go.{f}")))?;
+    }
+    let basic = out.join("echo-basic.bin");
+    go(&source, &["build", "-trimpath", "-ldflags=-s -w", "-o"], &basic, ".")?;
+    let ours = images::strip("sample-echo", out)?;
+    let coredns = std::path::absolute("target/cluster/bin/coredns")?;
+    let mut files = vec![];
+    for (i, n) in names.iter().enumerate() {
+        let image = if n.contains("/echo-basic:") {
+            Image::new(n, &["/echo-basic"]).file(&basic, "/echo-basic")
+        } else if n.contains("/echo-advanced:") {
+            Image::new(n, &["/usr/local/bin/server"])
+                .file(&ours, "/usr/local/bin/server")
+                .link("/usr/local/bin/client", "/usr/local/bin/server")
+        } else if n.contains("/coredns:") {
+            Image::new(n, &["/coredns"]).file(&coredns, "/coredns")
+        } else {
+            continue;
+        };
+        let file = out.join(format!("image{i}.tar"));
+        image.write(&file)?;
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// Gives every Service of type LoadBalancer an address, as a cloud would, until it is told to stop.
+fn balance(done: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
+    let c = Cluster::new()?;
+    c.route_to_services(cluster::BALANCED)?;
+    Ok(std::thread::spawn(move || {
+        let mut next = 1u32;
+        while !done.load(Relaxed) {
+            if let Ok(Some(text)) = c.output(&["get", "services", "-A", "-o", "json"])
+                && let Ok(all) = serde_json::from_str::<serde_json::Value>(&text)
+            {
+                for s in all["items"].as_array().into_iter().flatten() {
+                    if s["spec"]["type"] != "LoadBalancer" || !s["status"]["loadBalancer"]["ingress"].is_null() {
+                        continue;
+                    }
+                    let (ns, name) = (s["metadata"]["namespace"].as_str(), s["metadata"]["name"].as_str());
+                    let (Some(ns), Some(name)) = (ns, name) else { continue };
+                    let ip = cluster::balanced(next);
+                    next += 1;
+                    let status = format!(r#"{{"status":{{"loadBalancer":{{"ingress":[{{"ip":"{ip}"}}]}}}}}}"#);
+                    let _ = c.output(&["-n", ns, "patch", "service", name, "--subresource=status", "-p", &status]);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }))
+}
