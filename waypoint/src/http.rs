@@ -226,7 +226,7 @@ fn refused(a: &Access, call: &Call, p: &Parts, authority: &str) -> Option<String
 }
 
 fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {
-    let is_grpc = p.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    let is_grpc = is_grpc(p);
     Box::new(Record {
         worker: w.clone(),
         started: std::time::Instant::now(),
@@ -339,7 +339,6 @@ fn preflight(c: &Cors, p: &Parts) -> Option<Response<Reply>> {
     }
     let h = a.headers_mut();
     allow_origin(c, origin, h);
-    h.remove(header::ACCESS_CONTROL_EXPOSE_HEADERS);
     let list = |all: &[String], asked: HeaderName| match all {
         // A wildcard does not count for requests with credentials: what is asked for is named.
         [one] if one == "*" => p.headers.get(asked).cloned(),
@@ -418,13 +417,18 @@ fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &str, (scheme, 
     format!("{scheme}://{host}{port}{path}{query}")
 }
 
-/// What is spoken to the endpoint.
-fn speaks_two(set: &Set, port: u16, client: Version) -> bool {
-    match set.service.protocols.iter().find(|(p, _)| *p == port).map(|(_, a)| *a) {
+/// Is HTTP/2 spoken to the endpoint? What the port says; else what the client speaks within the mesh, where it has meant the
+/// application. What it speaks to a gateway says nothing about that (browsers prefer HTTP/2): only gRPC does.
+fn speaks_two(set: &Set, call: &Call, p: &Parts) -> bool {
+    match set.service.protocols.iter().find(|(x, _)| *x == set.key.port).map(|(_, a)| *a) {
         Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
         Some(AppProtocol::Http11) => false,
-        _ => client == Version::HTTP_2,
+        _ => p.version == Version::HTTP_2 && (!call.is_at_gateway() || is_grpc(p)),
     }
+}
+
+fn is_grpc(p: &Parts) -> bool {
+    p.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// A request as it is sent on, once or several times.
@@ -540,7 +544,7 @@ fn mirror(
         }
         let Some(set) = w.set(s, &call.key(s, &to.service, to.port, &to.subset), call.to) else { continue };
         let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
-        let two = speaks_two(&set, set.key.port, parts.version);
+        let two = speaks_two(&set, call, parts);
         let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
         let Some(r) = t.request(body, &Rc::default(), true) else { continue };
         let (w, call) = (w.clone(), call.clone());
@@ -592,7 +596,7 @@ async fn forward(
     };
     let upgrade = is_upgrade(&parts);
     let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
-    let two = !upgrade && speaks_two(&set, set.key.port, parts.version);
+    let two = !upgrade && speaks_two(&set, call, &parts);
     let mirrors = rule.is_some_and(|r| !r.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|r| r.attempts > 0) && !upgrade;
     let empty = hyper::body::Body::is_end_stream(&incoming);

@@ -48,7 +48,7 @@ const MESH: &str = "Mesh,MeshClusterIPMatching,MeshConsumerRoute,MeshHTTPRouteRe
 /// Without these some of the mesh's tests do not run, though no profile counts them.
 const BESIDE: &str = "HTTPRoute,GRPCRoute,HTTPRouteResponseHeaderModification,HTTPRouteParentRefPort,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode,GRPCRouteNamedRouteRule,HTTPRouteNamedRouteRule";
 /// What gateways do beyond the core.
-const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructurePropagation,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
+const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructure,GatewayAddressEmpty,HTTPRouteParentRefPort,HTTPRouteDestinationPortMatching,GRPCRouteNamedRouteRule,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
 /// The namespaces of the mesh's tests.
 const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
 const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: gateway-conformance-mesh, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
@@ -83,6 +83,10 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
     )?;
     c.load(&echo_images(&module, &out)?)?;
     c.kubectl(&["apply", "--server-side", "-f", &c.bin.join("gateway-api.yaml").display().to_string()])?;
+    // The controller sees the kinds soon, and makes its classes.
+    for until in ["create", "condition=Accepted"] {
+        c.kubectl(&["wait", &format!("--for={until}"), "--timeout=60s", "gatewayclass/istio"])?;
+    }
     let mut labels = "istio.io/dataplane-mode=ambient".to_string();
     if what.part == Part::Mesh {
         labels += ",istio.io/use-waypoint=waypoint";
