@@ -235,3 +235,60 @@ fn policy(s: &Shop<'_>, t: &mut Table) {
     s.w.delete("l7-policy");
     s.w.delete("l7-route");
 }
+
+/// A gateway into the mesh, called by a pod that is no member.
+pub fn gateway(w: &mut World, t: &mut Table) {
+    t.step("a gateway into the mesh, and a pod outside of it");
+    w.namespace("shop", true);
+    w.namespace("edge", false);
+    w.apply("gw-shop", "apiVersion: v1\nkind: Service\nmetadata: {name: front, namespace: shop}\nspec: {clusterIP: 10.96.8.1, selector: {app: front}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: front, namespace: shop}\nspec: {selector: {matchLabels: {app: front}}, rules: [{from: [{source: {serviceAccounts: [edge/gw]}}]}]}\n");
+    let front = w.mesh_pod(PodSpec::new("shop", "front", 1).label("app", "front"));
+    let _server = Web::named(&front, 8080, "front");
+    let outside = w.pod(PodSpec::new("edge", "visitor", 1));
+    let labels = [("gateway.networking.k8s.io/gateway-name", "gw"), ("istio", "ingressgateway")];
+    let gateway = w.gateway("edge", "gw", 0, &labels);
+    let ask = |port: u16, host: &str, path: &str| {
+        web::ask(&outside, gateway.at(port), host, path, &[]).map_or(0, |m| m.status())
+    };
+    let until = |port: u16, host: &str, path: &str, status: u16| {
+        let end = Instant::now() + Duration::from_secs(5);
+        while ask(port, host, path) != status && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let closed = outside.connect(gateway.at(80)).is_err();
+    w.apply("gw", "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: edge}\nspec: {gatewayClassName: istio, listeners: [{name: web, port: 80, protocol: HTTP, hostname: '*.shop.example', allowedRoutes: {namespaces: {from: All}}}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: front, namespace: shop}\nspec: {parentRefs: [{name: gw, namespace: edge}], hostnames: [www.shop.example], rules: [{backendRefs: [{name: front, port: 80}]}]}\n");
+    until(80, "www.shop.example", "/", 200);
+    t.row(
+        "a port of the gateway: before it is configured, and after",
+        "closed, then open",
+        format!(
+            "{}, then {}",
+            if closed { "closed" } else { "open" },
+            if outside.connect(gateway.at(80)).is_ok() { "open" } else { "closed" }
+        ),
+        closed && outside.connect(gateway.at(80)).is_ok(),
+    );
+    let direct = web::ask(&outside, front.at(8080), "front", "/", &[]).is_ok();
+    let ok = (0..50).filter(|_| ask(80, "www.shop.example", "/") == 200).count();
+    t.row(
+        "only the gateway's identity may call the application",
+        "50 of 50 by the gateway, none past it",
+        format!("{ok} of 50 by the gateway, {} past it", if direct { "some" } else { "none" }),
+        ok == 50 && !direct,
+    );
+    w.apply("gw-istio", "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: shop}\nspec: {selector: {istio: ingressgateway}, servers: [{port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: front, namespace: shop}\nspec: {hosts: ['*'], gateways: [gw], http: [{match: [{uri: {exact: /productpage}}], route: [{destination: {host: front}}]}]}\n");
+    until(8080, "any", "/productpage", 200);
+    let got = [
+        ask(80, "www.shop.example", "/"),
+        ask(80, "api.shop.example", "/"),
+        ask(8080, "any", "/productpage"),
+        ask(8080, "any", "/admin"),
+    ];
+    t.row(
+        "HTTPRoute by host; Istio's Gateway and VirtualService by path",
+        "200, 404; 200, 404",
+        format!("{}, {}; {}, {}", got[0], got[1], got[2], got[3]),
+        got == [200, 404, 200, 404],
+    );
+}

@@ -256,6 +256,7 @@ fn main() -> Result<()> {
     t.row("a pod dies: the others take over", "40 of 40", format!("{ok} of 40"), ok == 40);
 
     l7::show(&mut w, &mut t);
+    l7::gateway(&mut w, &mut t);
 
     let kill = |w: &mut World, what: &str, t: &mut Table| {
         let (c, to) = (cart.clone(), far.at(8080));
