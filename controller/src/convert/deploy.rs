@@ -51,7 +51,10 @@ pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
 /// What lacks, or is not as it should be: in the order in which it is applied.
 pub(super) fn compile(x: &Index<'_>, t: &Template) -> Vec<(Ref, Value)> {
     let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateways::is_ingress(x, g);
-    x.gateways.values().filter(ours).filter(|g| given(g).is_none()).flat_map(|g| one(x, g, t)).collect()
+    // With parameters that are not read nothing is run; the status says so.
+    let known = |g: &Gateway| waypoint::is_waypoint(x, g) || g.spec.infrastructure.parameters_ref.is_none();
+    let wanted = |g: &&&Gateway| given(g).is_none() && known(g);
+    x.gateways.values().filter(ours).filter(wanted).flat_map(|g| one(x, g, t)).collect()
 }
 
 /// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
@@ -137,7 +140,10 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
         "service.istio.io/canonical-name": name,
         "service.istio.io/canonical-revision": "latest",
     }));
-    let pod_annotations = json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "15020", "prometheus.io/path": "/stats/prometheus" });
+    let mut pod_annotations = json!(g.spec.infrastructure.annotations);
+    for (k, v) in [("scrape", "true"), ("port", "15020"), ("path", "/stats/prometheus")] {
+        pod_annotations[format!("prometheus.io/{k}")] = json!(v);
+    }
     let env = |name: &str, value: Value| json!({ "name": name, "value": value });
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let mut open = vec![

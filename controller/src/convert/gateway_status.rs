@@ -120,6 +120,11 @@ fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &
     let other = g.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
     let working = mine.iter().filter(|f| f.refused.is_none() && f.conflict.is_none()).count();
     let accepted = match (other, working) {
+        // What is asked for there is not known: nothing is run without it.
+        _ if g.spec.infrastructure.parameters_ref.is_some() => {
+            let text = "spec.infrastructure.parametersRef: parameters are not read in this version: remove it";
+            say("Accepted", false, "InvalidParameters", text)
+        }
         (Some(a), _) => say(
             "Accepted",
             false,

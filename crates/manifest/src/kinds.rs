@@ -431,10 +431,11 @@ impl LabelSelector {
     }
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Infrastructure {
     pub labels: Labels,
     pub annotations: Labels,
+    pub parameters_ref: Option<serde_json::Value>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

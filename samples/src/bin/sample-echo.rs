@@ -55,7 +55,7 @@ struct Server {
 #[derive(Parser)]
 #[command(name = "client", version)]
 struct Client {
-    /// http://HOST[:PORT]/PATH or grpc://HOST:PORT
+    /// `http://HOST[:PORT]/PATH` or `grpc://HOST:PORT`
     url: http::Uri,
     #[arg(long, default_value = "GET")]
     method: String,
