@@ -84,6 +84,9 @@ pub struct Config {
     /// When that image is pulled.
     #[arg(long, env = "KARST_WAYPOINT_PULL_POLICY", default_value = "IfNotPresent")]
     pub waypoint_pull_policy: String,
+    /// Are Secrets with certificates of gateways read? Without, gateways have no TLS that ends in them.
+    #[arg(long, env = "KARST_GATEWAY_SECRETS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub gateway_secrets: bool,
     /// Trust domain.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,

@@ -24,7 +24,7 @@ const NO_ROOT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storag
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Starts to watch, and waits until everything has been listed.
-pub async fn source(kube: &Kube) -> Source {
+pub async fn source(kube: &Kube, secrets: bool) -> Source {
     let mut watches: Vec<Watch> = [
         "Namespace",
         "Node",
@@ -52,7 +52,7 @@ pub async fn source(kube: &Kube) -> Source {
     watches.push(Watch { labels: deploy::MANAGED.into(), ..Watch::all("Deployment") });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
-    watches.push(Watch { fields, ..Watch::all("Secret") });
+    watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));
     let mut s = Watched::start(kube, watches);
     s.synced().await;
     Source::Kubernetes(s)

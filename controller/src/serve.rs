@@ -89,7 +89,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let kube = karst_kube::Kube::connect().await?;
             let authority = kubernetes::authority(&kube, &config).await.context("certificate authority")?;
             let authority = Arc::new(Authority::new(authority));
-            let source = kubernetes::source(&kube).await;
+            let source = kubernetes::source(&kube, config.gateway_secrets).await;
             let leading = kubernetes::elect(&kube, &config);
             leads = Some(leading.clone());
             let publisher = kubernetes::Publisher::start(kube.clone(), authority.roots(), leading.clone());

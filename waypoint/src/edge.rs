@@ -33,14 +33,21 @@ const HELLO: Duration = Duration::from_secs(10);
 const MAX_HELLO: usize = 64 << 10;
 /// A port that cannot be had is tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
+/// A gateway that is to end takes new connections for so long, at most half of the drain: those who send them hear of it late.
+const LEAVING: Duration = Duration::from_secs(3);
 /// Connections of one worker (limits of the process stay below).
 pub const MAX_CONNECTIONS: usize = 20_000;
 
 /// The ports that are open.
 pub type Ports = Arc<BTreeMap<u16, Arc<TcpListener>>>;
 
-/// Keeps the ports open that the newest state has. Ends with the drain: nobody new is taken then.
-pub async fn open(mut state: watch::Receiver<Arc<Snapshot>>, ports: watch::Sender<Ports>, mut drain: drain::Watch) {
+/// Keeps the ports open that the newest state has. Some time into the drain, at most half of `limit`, nobody new is taken.
+pub async fn open(
+    mut state: watch::Receiver<Arc<Snapshot>>,
+    ports: watch::Sender<Ports>,
+    mut drain: drain::Watch,
+    limit: Duration,
+) {
     let mut failed: BTreeMap<u16, String> = BTreeMap::new();
     loop {
         let wanted: Vec<u16> = state.borrow_and_update().gateway.iter().flat_map(|g| g.ports.keys().copied()).collect();
@@ -79,6 +86,9 @@ pub async fn open(mut state: watch::Receiver<Arc<Snapshot>>, ports: watch::Sende
             c = state.changed() => if c.is_err() { return },
             () = tokio::time::sleep(RETRY), if !failed.is_empty() => {}
             () = drain.reached(drain::Phase::Graceful) => {
+                if !ports.borrow().is_empty() {
+                    tokio::time::sleep(LEAVING.min(limit / 2)).await;
+                }
                 ports.send_replace(Ports::default());
                 return;
             }

@@ -205,8 +205,9 @@ struct Keys(Vec<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Keys {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name()?;
-        let fits = |k: &&Arc<CertifiedKey>| k.end_entity_cert().is_ok_and(|c| has_name(c, name));
+        // A client that calls an address names nobody.
+        let name = hello.server_name();
+        let fits = |k: &&Arc<CertifiedKey>| name.is_some_and(|n| k.end_entity_cert().is_ok_and(|c| has_name(c, n)));
         self.0.iter().find(fits).or(self.0.first()).cloned()
     }
 }

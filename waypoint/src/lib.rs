@@ -104,7 +104,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         drop(certificate);
     });
     let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
-    tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone()));
+    tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone(), config.drain_limit()));
     drop(watch);
     let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx));
     let node = node(&config);

@@ -39,6 +39,8 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_HEADERS: u32 = 60 << 10;
 /// The head of a request from outside must be there after this time; counted from the end of the one before.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A connection that begins during the drain is told to end after this time; earlier, hyper would close it unread.
+const LATE: Duration = Duration::from_secs(1);
 /// Streams of one HTTP/2 connection of a client.
 const MAX_STREAMS: u32 = 1000;
 
@@ -291,6 +293,8 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
     end: impl Fn(Pin<&mut C>),
     drain: &mut karst_rt::drain::Watch,
 ) {
+    // Who comes during the drain (gateways take connections for a while) has come with a request.
+    let wait = if drain.started() { LATE } else { Duration::ZERO };
     let mut ending = false;
     loop {
         tokio::select! {
@@ -300,7 +304,7 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
                 }
                 return;
             }
-            () = drain.reached(karst_rt::drain::Phase::Graceful), if !ending => {
+            () = async { drain.reached(karst_rt::drain::Phase::Graceful).await; tokio::time::sleep(wait).await }, if !ending => {
                 ending = true;
                 end(conn.as_mut());
             }

@@ -139,7 +139,7 @@ pub fn run(
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
                 (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
-                _ = done.tick(), if draining => if w.shared.crew.running(number) == 0 && w.open.get() == 0 {
+                _ = done.tick(), if draining => if w.is_idle() {
                     break;
                 },
                 () = forced.reached(drain::Phase::Forced) => break,
@@ -159,6 +159,11 @@ impl Worker {
             w.tunnel(s, canonical(from)).await;
             drop(open);
         });
+    }
+
+    /// Is nothing under way, and can nothing come?
+    fn is_idle(&self) -> bool {
+        self.shared.crew.running(self.number) == 0 && self.open.get() == 0 && self.shared.ports.borrow().is_empty()
     }
 
     /// One more connection, counted until dropped; None: there are as many as there may be.

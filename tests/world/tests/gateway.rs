@@ -257,9 +257,10 @@ fn istio_gateways_and_virtual_services() {
     let s = Site::new(&[("istio", "ingressgateway")]);
     let ca = Ca::new();
     s.w.apply("secret", &secret("edge", "site", &ca.pair("site.com")));
+    s.w.apply("secret-address", &secret("edge", "address", &ca.pair(&s.gateway.ip.to_string())));
     s.w.apply("ca", &format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: site-cacert, namespace: edge}}\nstringData:\n  ca.crt: |\n{}", indented(&ca.roots())));
     // The Gateway is in the application's namespace, as in the tutorials.
-    let servers = "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, {port: {number: 8081, name: plain, protocol: HTTP}, hosts: [site.com], tls: {httpsRedirect: true}}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: [site.com], tls: {mode: SIMPLE, credentialName: site}}, {port: {number: 8443, name: mutual, protocol: HTTPS}, hosts: [site.com], tls: {mode: MUTUAL, credentialName: site, subjectAltNames: [partner.com]}}, {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}]";
+    let servers = "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, {port: {number: 8081, name: plain, protocol: HTTP}, hosts: [site.com], tls: {httpsRedirect: true}}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: [site.com], tls: {mode: SIMPLE, credentialName: site}}, {port: {number: 8443, name: mutual, protocol: HTTPS}, hosts: [site.com], tls: {mode: MUTUAL, credentialName: site, subjectAltNames: [partner.com]}}, {port: {number: 9443, name: any, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: address}}, {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}]";
     s.apply("gw", &format!("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: site, namespace: app}}\nspec: {{selector: {{istio: ingressgateway}}, servers: {servers}}}\n"), &[80, 443, 8081, 8443, 9000]);
     assert_eq!(s.ask(80, "site.com", "/").status(), 404);
     s.w.apply("vs", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: site, namespace: app}\nspec: {hosts: ['*'], gateways: [site], http: [{match: [{uri: {exact: /productpage}}, {uri: {prefix: /static}}], route: [{destination: {host: shop-v1}}]}, {match: [{uri: {prefix: /api}, gateways: [other]}], route: [{destination: {host: shop-v1}}]}, {match: [{uri: {prefix: /v2/}}], rewrite: {uri: /}, route: [{destination: {host: shop-v2, port: {number: 80}}}]}], tcp: [{match: [{port: 9000}], route: [{destination: {host: shop-v2, port: {number: 80}}}]}]}\n");
@@ -286,6 +287,10 @@ fn istio_gateways_and_virtual_services() {
     assert_eq!(ask(8443, &shows(ca.pair("partner.com"))).unwrap().text(), "v1");
     assert!(ask(8443, &shows(ca.pair("stranger.com"))).is_err(), "another name");
     assert!(ask(8443, &shows(Ca::new().pair("partner.com"))).is_err(), "signed by somebody else");
+    // A client that calls an address names nobody in its hello.
+    let own = s.gateway.ip.to_string();
+    let mut t = TlsSession::new(&s.client, s.at(9443), &own, &plain).unwrap();
+    assert_eq!(t.ask(&own, "/productpage").unwrap().text(), "v1");
     // Bytes.
     assert_eq!(s.ask(9000, "anything", "/").text(), "v2");
     // Routes for calls within the mesh are not for the gateway, and the other way round.
@@ -323,4 +328,29 @@ fn keys_are_told_to_their_gateway_only() {
     );
     let key: String = pair.1.lines().nth(1).unwrap().into();
     assert!(!page(&s.gateway).contains(&key), "keys are not shown");
+}
+
+/// Those who send connections to a gateway hear late that it ends: it goes on to take them for a while.
+#[test]
+fn a_gateway_that_ends_takes_connections_for_a_while() {
+    let mut s = Site::new(&[NAMED]);
+    s.apply("gw", &gateway(&format!("[{{name: web, port: 80, protocol: HTTP, {ALL}}}]")), &[80]);
+    s.w.apply("r1", &route("r1", "hostnames: [any.com]", "shop-v1"));
+    s.until(80, "any.com", "/", 200);
+    let (client, at) = (s.client.clone(), s.at(80));
+    let visits = std::thread::spawn(move || {
+        let mut seen = vec![];
+        while let Ok(a) = web::ask(&client, at, "any.com", "/", &[]) {
+            seen.push(a.status());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        seen
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    let before = s.v1.count();
+    s.w.stop_waypoint(&s.gateway, libc::SIGTERM);
+    let after = s.v1.count() - before;
+    let seen = visits.join().unwrap();
+    assert!(seen.iter().all(|status| *status == 200), "{seen:?}");
+    assert!(after > 20, "only {after} were served after it was told to end");
 }
