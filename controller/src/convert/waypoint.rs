@@ -3,7 +3,7 @@
 use super::{Index, deploy::MANAGED};
 use karst_api::workload::{GatewayAddress, NamespacedHostname, NetworkAddress, gateway_address::Destination};
 use karst_core::addr::ip_to_bytes;
-use karst_manifest::kinds::{Gateway, Labels};
+use karst_manifest::kinds::{Gateway, Labels, RouteNamespaces};
 
 const USE: &str = "istio.io/use-waypoint";
 const USE_NS: &str = "istio.io/use-waypoint-namespace";
@@ -97,12 +97,16 @@ fn takes(x: &Index<'_>, g: &Gateway, traffic: Traffic) -> bool {
 fn admits(x: &Index<'_>, g: &Gateway, namespace: &str) -> bool {
     let same = g.metadata.namespace == namespace;
     let Some(l) = g.spec.listeners.iter().find(|l| l.port == PORT || l.protocol == "HBONE") else { return same };
-    let from = &l.allowed_routes.namespaces;
+    allows(x, &l.allowed_routes.namespaces, &g.metadata.namespace, namespace)
+}
+
+/// Does a listener of a Gateway in the namespace `own` admit what is in another (Gateway API: allowedRoutes.namespaces)?
+pub(crate) fn allows(x: &Index<'_>, from: &RouteNamespaces, own: &str, namespace: &str) -> bool {
     match from.from.as_str() {
         "All" => true,
         "Selector" => x.namespaces.get(namespace).is_some_and(|n| from.selector.selects(&n.metadata.labels)),
         "None" => false,
-        _ => same,
+        _ => own == namespace,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Gateways: what their pods listen on, from Gateway API's Gateway and Istio's, and which hosts of routes go with which of it.
 
-use super::{GATEWAY, Index, access, ir};
-use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects};
+use super::{GATEWAY, Index, MESH, access, ir};
+use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint};
 use ir::ListenerProtocol as Protocol;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located, traffic::GwServer};
 use std::{
@@ -33,7 +33,6 @@ pub(crate) struct Front {
     pub(crate) unresolved: Option<(&'static str, String)>,
     certificates: Vec<ir::KeyPair>,
     client: ir::ClientCertificate,
-    client_roots: Vec<u8>,
     client_names: Vec<String>,
     modern: bool,
     redirect: bool,
@@ -42,10 +41,42 @@ pub(crate) struct Front {
 /// Whose it is.
 enum Of {
     Api { namespace: String, gateway: String, listener: String, allowed: RouteNamespaces },
-    Istio { namespace: String, gateway: String, from: Vec<(String, String)> },
+    Istio { namespace: String, gateway: String, server: usize, from: Vec<(String, String)> },
 }
 
 impl Front {
+    /// One for requests without TLS, to begin with.
+    fn new(id: String, of: Of, port: u16, hosts: Vec<String>) -> Self {
+        Self {
+            id,
+            of,
+            port,
+            protocol: Protocol::Http,
+            hosts,
+            ends_tls: false,
+            kinds: vec![],
+            refused: None,
+            conflict: None,
+            unresolved: None,
+            certificates: vec![],
+            client: ir::ClientCertificate::None,
+            client_names: vec![],
+            modern: false,
+            redirect: false,
+        }
+    }
+
+    /// Its TLS, without what is found for each pod.
+    fn tls(&self) -> ir::Tls {
+        ir::Tls {
+            certificates: self.certificates.clone(),
+            client: self.client as i32,
+            client_roots: vec![],
+            client_names: self.client_names.clone(),
+            modern: self.modern,
+        }
+    }
+
     /// The resource with the routes for a host.
     fn key(&self, host: &str) -> Arc<str> {
         let host = if self.protocol == Protocol::Tcp { "*" } else { host };
@@ -178,10 +209,10 @@ impl Fronts {
     pub(super) fn bound<'a>(&'a self, v: &'a VirtualService) -> Vec<(String, &'a Front, Arc<str>)> {
         let ns = v.metadata.namespace.as_str();
         let mut out: Vec<(String, &Front, Arc<str>)> = vec![];
-        for name in v.spec.gateways.iter().filter(|g| *g != "mesh") {
+        for name in v.spec.gateways.iter().filter(|g| *g != MESH) {
             let full = full_name(name, ns);
             for f in &self.0 {
-                let Of::Istio { namespace, gateway, from } = &f.of else { continue };
+                let Of::Istio { namespace, gateway, from, .. } = &f.of else { continue };
                 if full.split_once('/') != Some((namespace, gateway)) {
                     continue;
                 }
@@ -218,41 +249,21 @@ fn common(a: &str, b: &str) -> Option<String> {
 
 fn admits(x: &Index<'_>, f: &Front, namespace: &str) -> bool {
     let Of::Api { namespace: own, allowed, .. } = &f.of else { return false };
-    match allowed.from.as_str() {
-        "All" => true,
-        "Selector" => x.namespaces.get(namespace).is_some_and(|n| allowed.selector.selects(&n.metadata.labels)),
-        "None" => false,
-        _ => own == namespace,
-    }
+    waypoint::allows(x, allowed, own, namespace)
 }
 
 fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
     let m = &g.metadata;
     let tls = l.tls.clone().unwrap_or_default();
     let passes = tls.mode.as_deref() == Some("Passthrough");
-    let mut f = Front {
-        id: format!("Gateway/{}/{}/{}", m.namespace, m.name, l.name),
-        of: Of::Api {
-            namespace: m.namespace.clone(),
-            gateway: m.name.clone(),
-            listener: l.name.clone(),
-            allowed: l.allowed_routes.namespaces.clone(),
-        },
-        port: l.port,
-        protocol: Protocol::Http,
-        hosts: vec![l.hostname.clone().filter(|h| !h.is_empty()).unwrap_or("*".into())],
-        ends_tls: false,
-        kinds: vec![],
-        refused: None,
-        conflict: None,
-        unresolved: None,
-        certificates: vec![],
-        client: ir::ClientCertificate::None,
-        client_roots: vec![],
-        client_names: vec![],
-        modern: false,
-        redirect: false,
+    let of = Of::Api {
+        namespace: m.namespace.clone(),
+        gateway: m.name.clone(),
+        listener: l.name.clone(),
+        allowed: l.allowed_routes.namespaces.clone(),
     };
+    let host = l.hostname.clone().filter(|h| !h.is_empty()).unwrap_or("*".into());
+    let mut f = Front::new(format!("Gateway/{}/{}/{}", m.namespace, m.name, l.name), of, l.port, vec![host]);
     let supported: &[&'static str] = match l.protocol.as_str() {
         "HTTP" => &["HTTPRoute", "GRPCRoute"],
         "HTTPS" => {
@@ -360,24 +371,12 @@ fn server(g: &IstioGateway, s: &GwServer, n: usize) -> Front {
             None => ("*".to_string(), h.to_ascii_lowercase()),
         })
         .collect();
-    let mut f = Front {
-        id: format!("istio/{}/{}/{n}", m.namespace, m.name),
-        of: Of::Istio { namespace: m.namespace.clone(), gateway: m.name.clone(), from: from.clone() },
-        port: s.port.number,
-        protocol: Protocol::Http,
-        hosts: from.into_iter().map(|(_, h)| h).collect(),
-        ends_tls: false,
-        kinds: vec![],
-        refused: None,
-        conflict: None,
-        unresolved: None,
-        certificates: vec![],
-        client: ir::ClientCertificate::None,
-        client_roots: vec![],
-        client_names: tls.subject_alt_names.clone(),
-        modern: tls.min_protocol_version.as_deref() == Some("TLSV1_3"),
-        redirect: tls.https_redirect,
-    };
+    let hosts = from.iter().map(|(_, h)| h.clone()).collect();
+    let of = Of::Istio { namespace: m.namespace.clone(), gateway: m.name.clone(), server: n, from };
+    let mut f = Front::new(format!("istio/{}/{}/{n}", m.namespace, m.name), of, s.port.number, hosts);
+    f.client_names = tls.subject_alt_names;
+    f.modern = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
+    f.redirect = tls.https_redirect;
     match protocol.as_str() {
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}
         "HTTPS" if !passes => (f.protocol, f.ends_tls) = (Protocol::Https, true),
@@ -466,32 +465,25 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
         }
     }
-    for p in &x.pods {
+    for p in x.pods.iter().filter(|p| is_gateway(x, p)) {
         let (m, mut g) = (&p.metadata, ir::Gateway::default());
         let own = m.labels.get(GATEWAY_NAME).and_then(|n| named.get(&(m.namespace.clone(), n.clone())).copied());
         let mut mine: Vec<(&Front, ir::Tls)> = vec![];
         for f in fronts.0.iter().filter(|f| f.works()) {
-            let mut tls = ir::Tls {
-                certificates: f.certificates.clone(),
-                client: f.client as i32,
-                client_roots: f.client_roots.clone(),
-                client_names: f.client_names.clone(),
-                modern: f.modern,
-            };
             match &f.of {
                 Of::Api { namespace, gateway, .. } => {
                     if own.is_some_and(|g| g.metadata.namespace == *namespace && g.metadata.name == *gateway) {
-                        mine.push((f, tls));
+                        mine.push((f, f.tls()));
                     }
                 }
-                Of::Istio { namespace, gateway, .. } => {
+                Of::Istio { namespace, gateway, server: n, .. } => {
                     let Some((at, i)) = istio(x, namespace, gateway) else { continue };
                     if !selected(i, &m.labels) {
                         continue;
                     }
-                    let n: usize = f.id.rsplit('/').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+                    let mut tls = f.tls();
                     if f.ends_tls
-                        && let Err((field, text)) = credentials(x, &i.spec.servers[n], n, &m.namespace, f, &mut tls)
+                        && let Err((field, text)) = credentials(x, &i.spec.servers[*n], *n, &m.namespace, f, &mut tls)
                     {
                         if told.insert((f.id.clone(), text.clone())) {
                             problems.push(problem(at, field, text));

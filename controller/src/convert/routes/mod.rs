@@ -30,6 +30,9 @@ const MILLION: u32 = 1_000_000;
 /// What a parent is that names no kind.
 const GATEWAY: &str = "Gateway";
 
+/// What calls within the mesh are called where a VirtualService names gateways.
+pub(super) const MESH: &str = "mesh";
+
 /// A rule and its place among others: less comes first.
 struct Ranked {
     /// Gateway API (0) before VirtualService (1).

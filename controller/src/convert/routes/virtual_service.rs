@@ -1,17 +1,14 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
 use super::{
-    Age, Bad, Hosts, Index, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, duration, exact, gateways, header,
-    header_name, ir, optional_duration, per_million, regex,
+    Age, Bad, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, duration, exact, gateways,
+    header, header_name, ir, optional_duration, per_million, regex,
 };
 use karst_manifest::{kinds::*, traffic::*};
 use std::collections::BTreeMap;
 
 /// Depth of delegation (Istio: 1; more is a loop or a mistake).
 const DELEGATES: usize = 1;
-
-/// What calls within the mesh are called where gateways are named.
-const MESH: &str = "mesh";
 
 fn is_for_mesh(v: &VirtualService) -> bool {
     v.spec.gateways.is_empty() || v.spec.gateways.iter().any(|g| g == MESH)
