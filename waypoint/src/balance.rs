@@ -1,12 +1,17 @@
 //! The choice of an endpoint.
 
-use crate::cluster::{Member, Set, now};
+use crate::{
+    cluster::{Member, Set, now},
+    place::Group,
+};
 use karst_api::route::{self as ir, Method};
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 use xxhash_rust::xxh64::xxh64;
 
 /// Draws before every endpoint is looked at.
 const DRAWS: usize = 4;
+/// What a level takes for each of its endpoints that is healthy, per cent (Envoy's overprovisioning factor).
+const OVERPROVISIONED: u64 = 140;
 /// In slow start an endpoint gets at least this part of its share, per cent (Istio).
 const WARM_MINIMUM: u64 = 10;
 
@@ -17,30 +22,80 @@ pub fn choose(s: &Set, hash: Option<u64>, tried: &[Arc<str>], mut random: impl F
     let ejects = s.ejects(t);
     let healthy = |m: &Member| !ejects || !m.state.is_ejected(t);
     let fresh = |m: &Member| healthy(m) && !tried.contains(&m.workload.uid);
-    pick(s, hash, t, &fresh, &mut random)
-        .or_else(|| if tried.is_empty() { None } else { pick(s, hash, t, &healthy, &mut random) })
+    let first = if ejects { level(s, &healthy, &mut random) } else { 0 };
+    near(s, first, hash, t, &fresh, &mut random)
+        .or_else(|| if tried.is_empty() { None } else { near(s, first, hash, t, &healthy, &mut random) })
 }
 
-fn pick(
+/// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
+fn level(s: &Set, healthy: &impl Fn(&Member) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
+    let Some(last) = s.groups.last().map(|g| g.level).filter(|l| *l > 0) else { return 0 };
+    let mut at = random(100);
+    for level in 0..=last {
+        let (mut all, mut well) = (0, 0);
+        for i in s.groups.iter().filter(|g| g.level == level).flat_map(|g| &g.members) {
+            all += 1;
+            well += u64::from(healthy(&s.members[*i as usize]));
+        }
+        let takes = if all == 0 { 0 } else { (OVERPROVISIONED * well / all).min(100) };
+        if at < takes {
+            return level;
+        }
+        at -= takes;
+    }
+    0
+}
+
+/// An endpoint of this level; if none of it can be used, of the others, near ones first.
+fn near(
     s: &Set,
+    first: usize,
     hash: Option<u64>,
     t: u64,
     usable: &impl Fn(&Member) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
+    if let [_] = s.groups[..] {
+        return pick(s, 0, hash, t, usable, random);
+    }
+    let able = |g: &Group| g.members.iter().any(|i| usable(&s.members[*i as usize]));
+    let of = |level: usize| s.groups.iter().enumerate().filter(move |(_, g)| g.level == level && able(g));
+    let last = s.groups.last()?.level;
+    let level = std::iter::once(first).chain(0..=last).find(|l| of(*l).next().is_some())?;
+    let mut at = random(of(level).map(|(_, g)| u64::from(g.weight)).sum());
+    let (group, _) = of(level).find(|(_, g)| {
+        let hit = at < u64::from(g.weight);
+        at = at.saturating_sub(u64::from(g.weight));
+        hit
+    })?;
+    pick(s, group, hash, t, usable, random)
+}
+
+/// One of a group.
+fn pick(
+    s: &Set,
+    group: usize,
+    hash: Option<u64>,
+    t: u64,
+    usable: &impl Fn(&Member) -> bool,
+    random: &mut impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    let among = &s.groups.get(group)?.members[..];
     let balance = s.policy.balance.as_ref();
     let method = balance.map_or(Method::LeastRequest, ir::Balance::method);
     match method {
-        Method::RingHash | Method::Maglev if hash.is_some() => on_ring(s, hash.unwrap_or(0), method, usable),
+        Method::RingHash | Method::Maglev if hash.is_some() => {
+            on_ring(s, hash.unwrap_or(0), method, &|m| m.group == Some(group) && usable(m))
+        }
         // Without anything to hash: any.
-        Method::Random | Method::RingHash | Method::Maglev => draw(s, t, usable, random),
+        Method::Random | Method::RingHash | Method::Maglev => draw(s, among, t, usable, random),
         Method::RoundRobin => {
-            let n = s.members.len();
-            (0..n).map(|_| s.cluster.round_robin.fetch_add(1, Relaxed) % n).find(|i| usable(&s.members[*i]))
+            let turn = |_| among[s.cluster.round_robin.fetch_add(1, Relaxed) % among.len()] as usize;
+            (0..among.len()).map(turn).find(|i| usable(&s.members[*i]))
         }
         Method::LeastRequest | Method::PeakEwma => {
-            let a = draw(s, t, usable, random)?;
-            let b = draw(s, t, usable, random)?;
+            let a = draw(s, among, t, usable, random)?;
+            let b = draw(s, among, t, usable, random)?;
             let cost = |i: usize| {
                 let m = &s.members[i];
                 let active = u64::from(m.state.active.load(Relaxed)) + 1;
@@ -53,26 +108,32 @@ fn pick(
 }
 
 /// One of those that can be used, by capacity and warmth.
-fn draw(s: &Set, t: u64, usable: &impl Fn(&Member) -> bool, random: &mut impl FnMut(u64) -> u64) -> Option<usize> {
+fn draw(
+    s: &Set,
+    among: &[u32],
+    t: u64,
+    usable: &impl Fn(&Member) -> bool,
+    random: &mut impl FnMut(u64) -> u64,
+) -> Option<usize> {
     let weight = |m: &Member| {
         let warmup = s.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
         let age = t.saturating_sub(m.state.since);
         let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
         u64::from(m.workload.capacity) * part
     };
-    let n = s.members.len() as u64;
-    if n == 0 {
+    if among.is_empty() {
         return None;
     }
-    let most = s.members.iter().map(weight).max().unwrap_or(0).max(1);
+    let all = || among.iter().map(|i| (*i as usize, &s.members[*i as usize]));
+    let most = all().map(|(_, m)| weight(m)).max().unwrap_or(0).max(1);
     for _ in 0..DRAWS {
-        let i = random(n) as usize;
+        let i = among[random(among.len() as u64) as usize] as usize;
         let m = &s.members[i];
         if usable(m) && random(most) < weight(m) {
             return Some(i);
         }
     }
-    let usable = || s.members.iter().enumerate().filter(|(_, m)| usable(m));
+    let usable = || all().filter(|(_, m)| usable(m));
     let total: u64 = usable().map(|(_, m)| weight(m)).sum();
     let mut at = random(total.max(1));
     let mut last = None;

@@ -1,7 +1,10 @@
 //! A destination as this process sees it: its endpoints with their load and health, and its limits. Shared by all workers;
 //! only counters are touched for a request.
 
-use crate::control::Snapshot;
+use crate::{
+    control::Snapshot,
+    place::{self, Group},
+};
 use karst_api::route as ir;
 use karst_proxy::{
     endpoints::candidates,
@@ -11,7 +14,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -23,10 +26,12 @@ const MAX_EJECTION: u64 = 300_000;
 /// What is not known yet of an endpoint's latency, microseconds.
 const NEW_LATENCY: u64 = 1000;
 
+/// When the process began.
+pub static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// Milliseconds since the process began.
 pub fn now() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+    START.elapsed().as_millis() as u64
 }
 
 /// Which destination.
@@ -71,6 +76,8 @@ pub struct Member {
     pub workload: Arc<Workload>,
     pub address: SocketAddr,
     pub state: Arc<Endpoint>,
+    /// Its place in [`Set::groups`]; those in none are not used.
+    pub group: Option<usize>,
 }
 
 /// The endpoints that may be used, as one snapshot has them.
@@ -80,6 +87,8 @@ pub struct Set {
     pub cluster: Arc<Cluster>,
     pub members: Vec<Member>,
     pub policy: ir::Policy,
+    /// Near ones first.
+    pub groups: Vec<Group>,
     /// Points of a hash ring, or a Maglev table: member by place.
     pub ring: Vec<(u64, u32)>,
 }
@@ -124,13 +133,20 @@ impl Clusters {
                 continue;
             }
             let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(Endpoint::new())).clone();
-            members.push(Member { workload, address, state });
+            members.push(Member { workload, address, state, group: None });
         }
         // Those that have left are forgotten once nobody uses them.
         states.retain(|_, e| Arc::strong_count(e) > 1);
         drop(states);
         let ring = crate::balance::ring(&policy, &members);
-        Some(Set { key: key.clone(), service, cluster, members, policy, ring })
+        let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
+        let groups = place::groups(locality, own, &members);
+        for (g, group) in groups.iter().enumerate() {
+            for i in &group.members {
+                members[*i as usize].group = Some(g);
+            }
+        }
+        Some(Set { key: key.clone(), service, cluster, members, policy, groups, ring })
     }
 }
 
@@ -225,6 +241,11 @@ pub(crate) mod tests {
     use karst_proxy::testing::{pod, service, snapshot};
 
     pub(crate) const KEY: &str = "ns/s.ns.svc.cluster.local";
+
+    /// So many endpoints.
+    pub(crate) fn members(n: usize) -> Vec<Member> {
+        set(n, ir::Policy::default()).members
+    }
 
     /// A service `s` with so many endpoints.
     pub(crate) fn set(n: usize, policy: ir::Policy) -> Set {

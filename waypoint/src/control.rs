@@ -83,7 +83,9 @@ impl Handler for Writer {
                 ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                     let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
                     ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
-                        all.insert(name.as_str().into(), Arc::new(Routes::new(&r)?));
+                        let old = all.get(name.as_str()).map(|r| &**r);
+                        let new = Arc::new(Routes::new(&r, old)?);
+                        all.insert(name.as_str().into(), new);
                         Ok(())
                     })
                 }

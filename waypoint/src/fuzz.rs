@@ -50,7 +50,7 @@ pub fn route(data: &[u8]) {
     }
     let labels = BTreeMap::new();
     if let Ok(r) = ir::Routes::decode(routes)
-        && let Ok(r) = Routes::new(&r)
+        && let Ok(r) = Routes::new(&r, None)
     {
         let ask = Ask::new(uri.path(), uri.query(), method, "http", "shop", &headers, "app", &labels);
         let table = r.table("app");

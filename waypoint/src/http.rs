@@ -1,5 +1,6 @@
-//! One request, from its route to its answer. The stages in order: path made plain, route, cross-origin rules, redirect or direct
-//! answer, injected fault, mirrors, destination by weight, limits, endpoint, attempt, retry, answer.
+//! One request, from its route to its answer. The stages in order: path made plain, policies, the service's rate limits, route, its
+//! rate limits, cross-origin rules, redirect or direct answer, injected fault, mirrors, destination by weight, limits, endpoint,
+//! attempt, retry, answer.
 
 use crate::{
     access::{self, Access},
@@ -8,6 +9,7 @@ use crate::{
     cluster::Set,
     control::Snapshot,
     gateway,
+    limit::{self, Limit, Over},
     reply::{self, Counter, Flag, Held, Record, Reply},
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Routes, Rule},
@@ -92,6 +94,9 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         record.error = by;
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
     }
+    if let Some(over) = routes.and_then(|r| over(&r.limits, &call)) {
+        return limited(&over, record);
+    }
     if call.is_at_gateway() {
         introduce(&call, &mut parts.headers);
     }
@@ -115,7 +120,12 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
             Some(Found::Default) | None => None,
         }
     };
+    let own = rule.as_ref().and_then(|r| r.fault);
+    let fault = own.or(routes.and_then(|r| r.fault));
     let Some(rule) = rule else {
+        if let Some(a) = inject(&w, fault.as_ref(), &mut record).await {
+            return abort(&a, record);
+        }
         // At a gateway nothing is called by default.
         let Some(service) = call.service() else { return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute) };
         record.route = "default".into();
@@ -123,6 +133,9 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return forward(&w, &call, &s, None, &to, parts, incoming, authority, record).await;
     };
     record.route.clone_from(&rule.origin);
+    if let Some(over) = over(&rule.limits, &call) {
+        return limited(&over, record);
+    }
     if let Some(c) = &rule.cors
         && let Some(a) = preflight(c, &parts)
     {
@@ -135,14 +148,8 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return ours(record, status, d.body.clone(), Flag::None);
     }
-    if let Some(f) = &rule.fault {
-        if w.chance(Turn::Delay, f.delay_per_million) {
-            tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
-            record.flag = Flag::FaultDelay;
-        }
-        if w.chance(Turn::Abort, f.abort_per_million) {
-            return abort(f, record);
-        }
+    if let Some(a) = inject(&w, fault.as_ref(), &mut record).await {
+        return abort(&a, record);
     }
     let origin = parts.headers.get(header::ORIGIN).cloned();
     let Some(to) = rule.pick(w.turn(Turn::Weight, rule.total_weight)) else {
@@ -313,6 +320,40 @@ pub fn plain_path(p: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(format!("/{}", out.join("/")))
+}
+
+/// Waits if it is to; gives the fault back if the request is to be aborted.
+async fn inject(w: &Worker, f: Option<&ir::Fault>, record: &mut Record) -> Option<ir::Fault> {
+    let f = f?;
+    if w.chance(Turn::Delay, f.delay_per_million) {
+        tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
+        record.flag = Flag::FaultDelay;
+    }
+    w.chance(Turn::Abort, f.abort_per_million).then_some(*f)
+}
+
+/// The limit that the request is above, if there is one.
+fn over(limits: &[Arc<Limit>], call: &Call) -> Option<Over> {
+    if limits.is_empty() {
+        return None;
+    }
+    let who = || call.peer.as_ref().map_or_else(|| call.from.ip().to_string(), ToString::to_string);
+    let now = limit::now();
+    limits.iter().find_map(|l| l.take(now, who).err())
+}
+
+/// Too many requests (RFC 6585 §4), with the headers that Envoy gives.
+fn limited(o: &Over, record: Box<Record>) -> Response<Reply> {
+    let (status, text) = Flag::RateLimited.answer();
+    let mut a = reply::own(status, text, record.is_grpc);
+    let seconds = o.after.as_millis().div_ceil(1000).max(1) as u64;
+    let h = a.headers_mut();
+    h.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    h.insert("x-ratelimit-limit", HeaderValue::from(o.limit));
+    h.insert("x-ratelimit-remaining", HeaderValue::from(0));
+    h.insert("x-ratelimit-reset", HeaderValue::from(seconds));
+    h.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
+    answered(record, a, Flag::RateLimited)
 }
 
 fn abort(f: &ir::Fault, mut record: Box<Record>) -> Response<Reply> {
@@ -777,10 +818,16 @@ struct Retrying(Rc<Set>);
 impl Retrying {
     /// None if there are as many as there may be.
     fn start(set: &Rc<Set>) -> Option<Self> {
-        let most = set.policy.limits.as_ref().map_or(0, |l| l.max_retries);
+        let most = match &set.policy.retries {
+            None => set.policy.limits.as_ref().map(|l| l.max_retries).filter(|n| *n > 0),
+            Some(b) => {
+                let under_way = u64::from(set.cluster.requests.load(Relaxed));
+                Some(((under_way * u64::from(b.per_million) / 1_000_000) as u32).max(b.at_least))
+            }
+        };
         let now = set.cluster.retries.fetch_add(1, Relaxed);
         let one = Self(set.clone());
-        (most == 0 || now < most).then_some(one)
+        most.is_none_or(|m| now < m).then_some(one)
     }
 }
 

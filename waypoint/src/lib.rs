@@ -1,7 +1,8 @@
 //! The layer 7 proxy: accepts tunnels for the services that are bound to it, routes their requests, and sends them on.
 //!
-//! - [`table`]: the compiled routes; [`text`]: matching; [`access`]: who may call.
-//! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`balance`]: the choice among them.
+//! - [`table`]: the compiled routes; [`text`]: matching; [`access`]: who may call; [`limit`]: how often.
+//! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`place`]: which are near; [`balance`]: the choice
+//!   among them.
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
 //! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints.
@@ -18,7 +19,9 @@ mod edge;
 pub mod fuzz;
 mod gateway;
 mod http;
+mod limit;
 mod metrics;
+mod place;
 mod reply;
 mod serve;
 mod stream;

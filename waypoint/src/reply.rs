@@ -41,8 +41,10 @@ pub enum Flag {
     ConnectFailure,
     /// The connection broke.
     Reset,
-    /// A limit is reached.
+    /// A limit of connections or requests at a time is reached.
     Overflow,
+    /// A rate limit is reached.
+    RateLimited,
     /// The answer took too long.
     Timeout,
     /// All retries are used up.
@@ -66,6 +68,7 @@ impl Flag {
             Flag::ConnectFailure => "UF",
             Flag::Reset => "UC",
             Flag::Overflow => "UO",
+            Flag::RateLimited => "RL",
             Flag::Timeout => "UT",
             Flag::RetryLimit => "URX",
             Flag::FaultAbort => "FI",
@@ -79,6 +82,7 @@ impl Flag {
         match self {
             Flag::NoRoute => (StatusCode::NOT_FOUND, ""),
             Flag::NoCluster => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            Flag::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "local_rate_limited"),
             Flag::NoHealthy => (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"),
             Flag::ConnectFailure => (
                 StatusCode::SERVICE_UNAVAILABLE,

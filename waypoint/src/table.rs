@@ -2,7 +2,10 @@
 //! segments) and takes the first in order whose other conditions hold: it costs the same with ten and with thousands of
 //! routes. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
 
-use crate::text::Text;
+use crate::{
+    limit::{Limit, Limits},
+    text::Text,
+};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
 use std::{
@@ -72,17 +75,30 @@ fn covers(wide: &str, name: &str) -> bool {
 pub struct Routes {
     consumers: HashMap<String, Table>,
     producer: Table,
+    /// For every request.
+    pub limits: Vec<Arc<Limit>>,
+    /// For requests whose rule has none of its own.
+    pub fault: Option<ir::Fault>,
+    buckets: Limits,
 }
 
 impl Routes {
-    /// Compiles.
+    /// Compiles. What `old` has counted goes on where the limit is the same.
     ///
     /// # Errors
     /// What cannot be executed, and of which rule it is.
-    pub fn new(r: &ir::Routes) -> Result<Self, String> {
-        let table = |t: &Option<ir::Table>| t.as_ref().map(Table::new).transpose().map(Option::unwrap_or_default);
+    pub fn new(r: &ir::Routes, old: Option<&Self>) -> Result<Self, String> {
+        let old = old.map(|o| &o.buckets);
+        let mut buckets = Limits::default();
+        let mut limit = |l: &ir::RateLimit| buckets.take_over(old, l);
+        let mut table = |t: &Option<ir::Table>| {
+            t.as_ref().map(|t| Table::new(t, &mut limit)).transpose().map(Option::unwrap_or_default)
+        };
+        let producer = table(&r.producer)?;
         let consumers = r.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
-        Ok(Self { consumers: consumers.collect::<Result<_, String>>()?, producer: table(&r.producer)? })
+        let consumers = consumers.collect::<Result<_, String>>()?;
+        let limits = r.limits.iter().map(|l| limit(l)).collect();
+        Ok(Self { consumers, producer, limits, fault: r.fault, buckets })
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -125,10 +141,10 @@ pub enum Found<'a> {
 }
 
 impl Table {
-    fn new(t: &ir::Table) -> Result<Self, String> {
+    fn new(t: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, String> {
         let mut rules = Vec::with_capacity(t.http.len());
         for r in &t.http {
-            let compiled = Rule::new(r).map_err(|e| format!("{}: {e}", r.origin))?;
+            let compiled = Rule::new(r, limit).map_err(|e| format!("{}: {e}", r.origin))?;
             rules.push((&r.ports, Arc::new(compiled)));
         }
         let ports: std::collections::BTreeSet<u32> = rules.iter().flat_map(|(p, _)| p.iter().copied()).collect();
@@ -259,10 +275,11 @@ pub struct Rule {
     pub cors: Option<Cors>,
     pub timeout_ms: u64,
     pub retry: Option<ir::Retry>,
+    pub limits: Vec<Arc<Limit>>,
 }
 
 impl Rule {
-    fn new(r: &ir::HttpRule) -> Result<Self, String> {
+    fn new(r: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, String> {
         let empty = ir::Match::default();
         let m = r.r#match.as_ref().unwrap_or(&empty);
         let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| Text::new(t, case)).transpose();
@@ -307,6 +324,7 @@ impl Rule {
             cors: r.cors.as_ref().map(Cors::new).transpose()?,
             timeout_ms: r.timeout_ms,
             retry: r.retry.clone(),
+            limits: r.limits.iter().map(|l| limit(l)).collect(),
         })
     }
 
@@ -600,6 +618,10 @@ mod tests {
     use super::*;
     use ir::text::Kind;
 
+    fn fresh(l: &ir::RateLimit) -> Arc<Limit> {
+        Limits::default().take_over(None, l)
+    }
+
     fn rule(origin: &str, path: Option<Kind>, f: impl FnOnce(&mut ir::HttpRule)) -> ir::HttpRule {
         let mut r = ir::HttpRule { origin: origin.into(), ..Default::default() };
         r.r#match = Some(ir::Match { path: path.map(|k| ir::Text { kind: Some(k) }), ..Default::default() });
@@ -640,7 +662,7 @@ mod tests {
             ],
             tcp: vec![],
         };
-        let t = Table::new(&t).unwrap();
+        let t = Table::new(&t, &mut fresh).unwrap();
         let mut jason = HeaderMap::new();
         jason.insert("end-user", HeaderValue::from_static("jason"));
         let none = HeaderMap::new();
@@ -689,7 +711,7 @@ mod tests {
                     }
                 }));
             }
-            let table = Table::new(&ir::Table { http, tcp: vec![] }).unwrap();
+            let table = Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap();
             let mut headers = HeaderMap::new();
             if r.random_bool(0.5) {
                 headers.insert("h", HeaderValue::from_static("x"));
@@ -734,7 +756,7 @@ mod tests {
         for w in [9, 0, 1] {
             r.destinations.push(ir::Destination { service: format!("s{w}"), weight: w, ..Default::default() });
         }
-        let r = Rule::new(&r).unwrap();
+        let r = Rule::new(&r, &mut fresh).unwrap();
         let count = |s: &str| (0..r.total_weight).filter(|i| &*r.pick(*i).unwrap().service == s).count();
         assert_eq!((count("s9"), count("s0"), count("s1")), (9, 0, 1));
         assert!(r.pick(10).is_none());

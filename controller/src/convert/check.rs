@@ -70,9 +70,6 @@ fn destination_rule(d: &DestinationRule) -> Vec<(bool, String)> {
     let all =
         subsets.filter_map(|(i, x)| Some((format!("spec.subsets[{i}].trafficPolicy"), x.traffic_policy.as_ref()?)));
     for (at, p) in s.traffic_policy.iter().map(|p| ("spec.trafficPolicy".to_string(), p)).chain(all) {
-        let locality = p.load_balancer.as_ref().is_some_and(|b| b.locality_lb_setting.is_some());
-        out.push((locality, format!("{at}.loadBalancer.localityLbSetting")));
-        out.push((p.retry_budget.is_some(), format!("{at}.retryBudget")));
         if let Some(c) = &p.connection_pool {
             let at = format!("{at}.connectionPool");
             out.push((c.tcp.tcp_keepalive.is_some(), format!("{at}.tcp.tcpKeepalive")));

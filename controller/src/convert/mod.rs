@@ -75,6 +75,7 @@ pub(crate) struct Index<'a> {
     pub http_routes: Vec<(&'a Located, &'a HTTPRoute)>,
     pub grpc_routes: Vec<(&'a Located, &'a GRPCRoute)>,
     pub tcp_routes: Vec<(&'a Located, &'a TCPRoute)>,
+    pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
     pub grants: Vec<&'a ReferenceGrant>,
     /// Labels of pods that proxies must know.
     pub label_keys: BTreeSet<&'a str>,
@@ -107,6 +108,7 @@ impl<'a> Index<'a> {
             http_routes: vec![],
             grpc_routes: vec![],
             tcp_routes: vec![],
+            http_filters: vec![],
             grants: vec![],
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
@@ -158,6 +160,7 @@ impl<'a> Index<'a> {
                 Object::HTTPRoute(r) => x.http_routes.push((o, r)),
                 Object::GRPCRoute(r) => x.grpc_routes.push((o, r)),
                 Object::TCPRoute(r) => x.tcp_routes.push((o, r)),
+                Object::HTTPFilter(f) => x.http_filters.push((o, f)),
                 Object::ReferenceGrant(g) => x.grants.push(g),
             }
         }
@@ -177,6 +180,8 @@ impl<'a> Index<'a> {
 
 /// API group of Gateways.
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
+/// API group of our own kinds.
+const OWN_GROUP: &str = "karst.io";
 /// API group of Istio's networking kinds.
 const ISTIO_NETWORKING: &str = "networking.istio.io";
 

@@ -1,13 +1,13 @@
 //! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, routes};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes};
 use crate::convert::{
     routes::gateways::Fronts,
     status::{Condition, Write, conditions, reference, same},
 };
 use karst_manifest::{
-    gatewayapi::{BackendRef, ParentRef, RouteStatus},
+    gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
     kinds::Meta,
 };
 use serde_json::{Value, json};
@@ -21,17 +21,19 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     let fronts = Fronts::new(x);
     for (_, r) in &x.http_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "HTTPRoute", meta: &r.metadata, names: &r.spec.hostnames };
+        let filters = r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+        let route = Route { kind: "HTTPRoute", meta: &r.metadata, names: &r.spec.hostnames, filters };
         out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     for (_, r) in &x.grpc_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "GRPCRoute", meta: &r.metadata, names: &r.spec.hostnames };
+        let filters = r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+        let route = Route { kind: "GRPCRoute", meta: &r.metadata, names: &r.spec.hostnames, filters };
         out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     for (_, r) in &x.tcp_routes {
         let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "TCPRoute", meta: &r.metadata, names: &[] };
+        let route = Route { kind: "TCPRoute", meta: &r.metadata, names: &[], filters: vec![] };
         out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
     out
@@ -42,6 +44,7 @@ struct Route<'a> {
     kind: &'static str,
     meta: &'a Meta,
     names: &'a [String],
+    filters: Vec<&'a Filter>,
 }
 
 fn one<'a>(
@@ -53,8 +56,8 @@ fn one<'a>(
     have: &RouteStatus,
     now: &str,
 ) -> Option<Write> {
-    let &Route { kind, meta: m, names } = route;
-    let resolved = resolved(x, kind, m, parents, refs);
+    let &Route { kind, meta: m, names, ref filters } = route;
+    let resolved = extensions(x, m, filters).unwrap_or_else(|| resolved(x, kind, m, parents, refs));
     let mut unchanged = true;
     let mut all: Vec<Value> = vec![];
     let mut ours = 0;
@@ -120,6 +123,19 @@ fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, Str
             ("NoMatchingParent", format!("{} does not have port {port}", what()))
         }
         (Some(_), _) => ("Accepted", "Route was valid".into()),
+    })
+}
+
+/// What is wrong with the filters that it names.
+fn extensions(x: &Index<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
+    let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
+    let lost = |r: &&ExtensionRef| routes::http_filter(x, &m.namespace, r).is_none();
+    named.into_iter().find(lost).map(|r| match r.group == OWN_GROUP && r.kind == "HTTPFilter" {
+        true => ("FilterNotFound", format!("there is no HTTPFilter {}/{}", m.namespace, r.name)),
+        false => (
+            "InvalidKind",
+            format!("{} {:?} is no filter that is known: use HTTPFilter of {OWN_GROUP}", r.kind, r.name),
+        ),
     })
 }
 

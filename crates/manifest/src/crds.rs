@@ -2,12 +2,18 @@
 //! writes them; without it the test says whether what is committed is what the types say.
 #![allow(clippy::unwrap_used)]
 
-use crate::traffic::{DestinationRuleSpec, IstioGatewaySpec, VirtualServiceSpec};
+use crate::{
+    extension::HttpFilterSpec,
+    traffic::{DestinationRuleSpec, IstioGatewaySpec, VirtualServiceSpec},
+};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 use std::{fs, path::PathBuf};
 
 struct Crd {
+    group: &'static str,
+    versions: &'static [&'static str],
+    source: &'static str,
     kind: &'static str,
     plural: &'static str,
     short: &'static str,
@@ -64,6 +70,8 @@ fn schema<T: schemars::JsonSchema>() -> Value {
     v
 }
 
+const ISTIO: &str = "networking.istio.io";
+
 fn crds() -> Vec<Crd> {
     let mut vs = schema::<VirtualServiceSpec>();
     // Old names that users' manifests still have; the webhook warns of them.
@@ -77,6 +85,9 @@ fn crds() -> Vec<Crd> {
     dr["required"] = json!(["host"]);
     vec![
         Crd {
+            group: ISTIO,
+            versions: &["v1", "v1beta1", "v1alpha3"],
+            source: "traffic.rs",
             kind: "VirtualService",
             plural: "virtualservices",
             short: "vs",
@@ -85,6 +96,9 @@ fn crds() -> Vec<Crd> {
             spec: vs,
         },
         Crd {
+            group: ISTIO,
+            versions: &["v1", "v1beta1", "v1alpha3"],
+            source: "traffic.rs",
             kind: "DestinationRule",
             plural: "destinationrules",
             short: "dr",
@@ -93,12 +107,26 @@ fn crds() -> Vec<Crd> {
             spec: dr,
         },
         Crd {
+            group: ISTIO,
+            versions: &["v1", "v1beta1", "v1alpha3"],
+            source: "traffic.rs",
             kind: "Gateway",
             plural: "gateways",
             short: "gw",
             description: "What gateways listen on.",
             columns: &[],
             spec: schema::<IstioGatewaySpec>(),
+        },
+        Crd {
+            group: "karst.io",
+            versions: &["v1alpha1"],
+            source: "extension.rs",
+            kind: "HTTPFilter",
+            plural: "httpfilters",
+            short: "hf",
+            description: "Faults and rate limits for the requests of services or routes.",
+            columns: &[],
+            spec: schema::<HttpFilterSpec>(),
         },
     ]
 }
@@ -112,7 +140,7 @@ fn text(c: &Crd) -> String {
         .collect();
     let version = |name: &str| {
         json!({
-            "name": name, "served": true, "storage": name == "v1",
+            "name": name, "served": true, "storage": name == c.versions[0],
             "subresources": { "status": {} },
             "additionalPrinterColumns": columns,
             "schema": { "openAPIV3Schema": {
@@ -121,25 +149,31 @@ fn text(c: &Crd) -> String {
             } },
         })
     };
+    let versions: Vec<Value> = c.versions.iter().map(|v| version(v)).collect();
+    let (labels, category) = match c.group {
+        ISTIO => (json!({ "app": "istio-pilot", "chart": "istio" }), "istio-io"),
+        _ => (json!({ "app": "istiod" }), "karst-io"),
+    };
     let doc = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
-            "name": format!("{}.networking.istio.io", c.plural),
-            "labels": { "app": "istio-pilot", "chart": "istio" },
+            "name": format!("{}.{}", c.plural, c.group),
+            "labels": labels,
             "annotations": { "helm.sh/resource-policy": "keep" },
         },
         "spec": {
-            "group": "networking.istio.io", "scope": "Namespaced",
+            "group": c.group, "scope": "Namespaced",
             "names": {
                 "kind": c.kind, "listKind": format!("{}List", c.kind), "plural": c.plural,
-                "singular": c.kind.to_lowercase(), "shortNames": [c.short], "categories": ["istio-io"],
+                "singular": c.kind.to_lowercase(), "shortNames": [c.short], "categories": [category],
             },
-            "versions": [version("v1"), version("v1beta1"), version("v1alpha3")],
+            "versions": versions,
         },
     });
     format!(
-        "# Made from crates/manifest/src/traffic.rs; see crates/manifest/src/crds.rs.\n{}",
+        "# Made from crates/manifest/src/{}; see crates/manifest/src/crds.rs.\n{}",
+        c.source,
         serde_yaml_ng::to_string(&doc).unwrap()
     )
 }

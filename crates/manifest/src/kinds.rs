@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 pub use crate::{
+    extension::HTTPFilter,
     gatewayapi::{GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute},
     traffic::{DestinationRule, IstioGateway, VirtualService},
 };
@@ -98,6 +99,7 @@ kinds! {
     WorkloadEntry "networking.istio.io" true,
     AuthorizationPolicy "security.istio.io" true,
     PeerAuthentication "security.istio.io" true,
+    HTTPFilter "karst.io" true,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -11,6 +11,8 @@ mod crds;
 pub mod dir;
 pub mod enrol;
 #[allow(missing_docs)]
+pub mod extension;
+#[allow(missing_docs)]
 pub mod gatewayapi;
 pub mod kinds;
 pub mod parse;

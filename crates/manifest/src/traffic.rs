@@ -289,6 +289,12 @@ pub struct DestinationRuleSpec {
     pub export_to: Vec<String>,
     pub workload_selector: Option<serde_json::Value>,
 }
+impl DestinationRuleSpec {
+    /// That of the service and those of its subsets.
+    pub fn all_policies(&self) -> impl Iterator<Item = &TrafficPolicy> {
+        self.traffic_policy.iter().chain(self.subsets.iter().filter_map(|s| s.traffic_policy.as_ref()))
+    }
+}
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -308,7 +314,8 @@ pub struct TrafficPolicy {
     pub port_level_settings: Vec<PortPolicy>,
     pub tunnel: Option<serde_json::Value>,
     pub proxy_protocol: Option<serde_json::Value>,
-    pub retry_budget: Option<serde_json::Value>,
+    /// How many retries there may be at a time; in place of connectionPool.http.maxRetries.
+    pub retry_budget: Option<RetryBudget>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -326,9 +333,48 @@ pub struct PortPolicy {
 pub struct LoadBalancer {
     pub simple: Option<String>,
     pub consistent_hash: Option<ConsistentHash>,
-    pub locality_lb_setting: Option<serde_json::Value>,
+    /// Which endpoints come first by their place, or which parts they get.
+    pub locality_lb_setting: Option<LocalityLb>,
     pub warmup_duration_secs: Option<String>,
     pub warmup: Option<Warmup>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct RetryBudget {
+    /// Of the requests that are under way, 0 to 100; 20 if nothing is given.
+    pub percent: Option<f64>,
+    /// So many at least; 3 if nothing is given.
+    pub min_retry_concurrency: Option<u32>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalityLb {
+    /// Parts by place, for callers of a place.
+    pub distribute: Vec<Distribute>,
+    /// Where a region's requests go if its own endpoints are not healthy.
+    pub failover: Vec<Failover>,
+    /// Labels, the most important first: the more of the first of them an endpoint shares with the caller, the earlier it comes.
+    pub failover_priority: Vec<String>,
+    pub enabled: Option<bool>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Distribute {
+    /// region/zone/subzone, with * for any.
+    pub from: String,
+    /// Per cent by place; together 100.
+    pub to: BTreeMap<String, u32>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Failover {
+    /// A region.
+    pub from: String,
+    pub to: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -401,10 +401,13 @@ fn s1_wrong_manifests_are_refused() {
         };
         let codes: Vec<&str> = spec.split('`').skip(1).step_by(2).collect();
         let annotations = codes.get(1).unwrap_or(&"{}");
-        let security = matches!(kind, "AuthorizationPolicy" | "PeerAuthentication");
-        let group = if security { "security" } else { "networking" };
+        let version = match kind {
+            "AuthorizationPolicy" | "PeerAuthentication" => "security.istio.io/v1",
+            "HTTPFilter" => "karst.io/v1alpha1",
+            _ => "networking.istio.io/v1",
+        };
         let answer = dry_apply(&format!(
-            "apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {}\n",
+            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {}\n",
             codes[0]
         ));
         let said = if wrong {

@@ -210,6 +210,127 @@ fn faults_timeouts_retries_mirrors_and_limits() {
     drop(three);
 }
 
+/// Karst's own filter: for a rule of an HTTPRoute, and for a whole service.
+#[test]
+fn filters_limit_rates_and_inject_faults() {
+    let s = Shop::new();
+    let _servers = s.serve();
+    let other = Pod::clone(&s.pods[2]);
+    let filter = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: {name}, namespace: app}}\nspec: {spec}\n---\n"
+        )
+    };
+    let route = |filter: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop, namespace: app}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: shop, port: 80}}]\n  rules:\n  - matches: [{{path: {{value: /slow}}}}]\n    filters: [{{type: ExtensionRef, extensionRef: {{group: karst.io, kind: HTTPFilter, name: {filter}}}}}]\n    backendRefs: [{{name: shop, port: 80}}]\n  - backendRefs: [{{name: shop, port: 80}}]\n"
+        )
+    };
+    // So many that none comes back during the test.
+    let few = filter("few", "{rateLimits: [{requests: 5, per: 1h}]}");
+    s.w.apply("filter", &(few.clone() + &route("few")));
+    let statuses = |from: &Pod, path: &str, n: usize| -> Vec<u16> {
+        (0..n).map(|_| web::ask(from, shop(), "shop", path, &[]).unwrap().status()).collect()
+    };
+    assert_eq!(statuses(&s.client, "/slow", 7), [200, 200, 200, 200, 200, 429, 429]);
+    assert_eq!(statuses(&s.client, "/", 10), [200; 10], "another rule");
+    let a = s.ask("/slow", &[]);
+    assert_eq!((a.status(), a.text().as_str(), a.header("x-ratelimit-limit")), (429, "local_rate_limited", "5"));
+    let after: u64 = a.header("retry-after").parse().unwrap();
+    assert!((600..=720).contains(&after), "one in twelve minutes: {after}");
+    assert!(s.w.log_text("waypoint-waypoint-1.log").contains("\"GET /slow HTTP/1.1\" 429 RL"));
+    // Another rule's change does not fill the bucket; another limit is another bucket.
+    s.w.apply(
+        "filter",
+        &(few
+            + &route("few").replace(
+                "rules:\n",
+                "rules:\n  - matches: [{path: {value: /new}}]\n    backendRefs: [{name: shop, port: 80}]\n",
+            )),
+    );
+    assert_eq!(statuses(&s.client, "/slow", 1), [429]);
+    // For each caller by itself; and for the whole service.
+    s.w.apply(
+        "filter",
+        &filter("all", "{targetRefs: [{kind: Service, name: shop}], rateLimits: [{requests: 2, per: 1h, by: Caller}]}"),
+    );
+    assert_eq!(statuses(&s.client, "/a", 3), [200, 200, 429]);
+    assert_eq!(statuses(&other, "/b", 3), [200, 200, 429]);
+    // Faults, for a rule and for a service.
+    s.w.apply(
+        "filter",
+        &(filter("bad", "{fault: {abort: {httpStatus: 418, percentage: {value: 100}}}}") + &route("bad")),
+    );
+    assert_eq!((statuses(&s.client, "/slow", 2), statuses(&s.client, "/", 2)), (vec![418, 418], vec![200, 200]));
+    s.w.apply("filter", &filter("bad", "{targetRefs: [{kind: Service, name: shop}], fault: {abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}}"));
+    assert_eq!(s.ask("/", &[]).header("grpc-status"), "14");
+    // A filter that is not there, or that cannot be read: requests do not go on without it.
+    s.w.apply("filter", &route("gone"));
+    assert_eq!((s.ask("/slow", &[]).status(), s.ask("/", &[]).status()), (500, 200));
+    s.w.apply("filter", &(filter("gone", "{rateLimits: [{requests: 0}]}") + &route("gone")));
+    assert_eq!((s.ask("/slow", &[]).status(), s.ask("/", &[]).status()), (500, 200));
+}
+
+/// Istio's localityLbSetting and retryBudget.
+#[test]
+fn places_and_budgets() {
+    let s = Shop::new();
+    // The waypoint and v2 are in zone z1, v1 and v3 in z0.
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+    static ILL: AtomicBool = AtomicBool::new(false);
+    static TRIES: AtomicUsize = AtomicUsize::new(0);
+    let serve = |i: usize| {
+        Web::start(&s.pods[i], 8080, move |m| match m.path() {
+            "/bad" => {
+                TRIES.fetch_add(1, Relaxed);
+                std::thread::sleep(Duration::from_millis(100));
+                (503, vec![], vec![])
+            }
+            _ if i == 1 && ILL.load(Relaxed) => (503, vec![], vec![]),
+            _ => (200, vec![], format!("v{}", i + 1).into_bytes()),
+        })
+    };
+    let _servers: Vec<Web> = (0..3).map(serve).collect();
+    let rule = |policy: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: shop, namespace: app}}\nspec: {{host: shop, trafficPolicy: {policy}}}\n"
+        )
+    };
+    s.w.apply(
+        "rule",
+        &rule("{loadBalancer: {localityLbSetting: {distribute: [{from: r1/z1/*, to: {r1/z0/*: 30, r1/z1/*: 70}}]}}}"),
+    );
+    let c = s.answers(1000, "/", &[]);
+    assert!((640..=760).contains(&c[1]) && c[0] > 100 && c[2] > 100, "{c:?}");
+    s.w.apply(
+        "rule",
+        &rule("{loadBalancer: {localityLbSetting: {distribute: [{from: r1/z1/*, to: {r1/z0/*: 100}}]}}}"),
+    );
+    assert_eq!(s.answers(100, "/", &[])[1], 0);
+    let near = "{loadBalancer: {localityLbSetting: {enabled: true}}, outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 300s, maxEjectionPercent: 100}}";
+    s.w.apply("rule", &rule(near));
+    assert_eq!(s.answers(100, "/", &[]), [0, 100, 0], "the near one");
+    ILL.store(true, Relaxed);
+    let mut ses = Session::new(&s.client, shop(), "shop").unwrap();
+    let bad = (0..60).filter(|_| ses.ask("GET", "/", &[], b"").unwrap().status() != 200).count();
+    assert_eq!(bad, 2, "then the others");
+    ILL.store(false, Relaxed);
+    s.w.apply("rule", &rule(&near.replace("enabled: true", "enabled: false")));
+    // Retries: ten requests that fail, each would be tried three times more; the budget lets two at a time.
+    let many = || {
+        TRIES.store(0, Relaxed);
+        std::thread::scope(|x| (0..10).for_each(|_| drop(x.spawn(|| s.ask("/bad", &[])))));
+        TRIES.load(Relaxed)
+    };
+    let retry = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: shop, namespace: app}\nspec: {hosts: [shop], http: [{retries: {attempts: 3, retryOn: 5xx, backoff: 1ms}, route: [{destination: {host: shop}}]}]}\n";
+    s.w.apply("retry", retry);
+    s.w.apply("rule", &rule("{connectionPool: {http: {maxRetries: 100}}}"));
+    assert_eq!(many(), 40);
+    s.w.apply("rule", &rule("{retryBudget: {percent: 20, minRetryConcurrency: 1}}"));
+    let n = many();
+    assert!((11..=20).contains(&n), "ten, and retries two at a time: {n}");
+}
+
 #[test]
 fn whatever_is_spoken_is_carried() {
     let s = Shop::new();

@@ -1,6 +1,6 @@
 //! Istio's DestinationRule.
 
-use super::{Bad, Hosts, Index, duration, header_name, ir, optional_duration};
+use super::{Bad, Hosts, Index, duration, header_name, ir, optional_duration, per_million};
 use karst_manifest::{kinds::*, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -93,7 +93,9 @@ fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, at: &str) -> Resu
     let or = |a: &TrafficPolicy| (a.load_balancer.clone(), a.connection_pool.clone(), a.outlier_detection.clone());
     let (a, b) = (or(p), around.map(or).unwrap_or_default());
     let (balance, pool, outlier) = (a.0.or(b.0), a.1.or(b.1), a.2.or(b.2));
-    let whole = policy(balance.as_ref(), pool.as_ref(), outlier.as_ref(), at)?;
+    let mut whole = policy(balance.as_ref(), pool.as_ref(), outlier.as_ref(), at)?;
+    let budget = p.retry_budget.as_ref().or(around.and_then(|a| a.retry_budget.as_ref()));
+    whole.retries = budget.map(|b| retry_budget(b, &format!("{at}.retryBudget"))).transpose()?;
     let mut ports = BTreeMap::new();
     for (i, s) in p.port_level_settings.iter().enumerate() {
         let at = format!("{at}.portLevelSettings[{i}]");
@@ -117,13 +119,77 @@ fn policy(
         balance: b.map(|b| balance(b, &format!("{at}.loadBalancer"))).transpose()?,
         limits: pool.map(|p| limits(p, &format!("{at}.connectionPool"))).transpose()?,
         outlier: o.map(|o| outlier(o, &format!("{at}.outlierDetection"))).transpose()?,
+        retries: None,
     })
+}
+
+fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, Bad> {
+    Ok(ir::RetryBudget {
+        per_million: per_million(b.percent.unwrap_or(20.0), &format!("{at}.percent"))?,
+        at_least: b.min_retry_concurrency.unwrap_or(3),
+    })
+}
+
+/// Istio's localityLbSetting. None: places do not matter.
+fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, Bad> {
+    let both = [!l.distribute.is_empty(), !l.failover.is_empty(), !l.failover_priority.is_empty()];
+    // failover and failoverPriority go together (Istio): where labels are named, they decide.
+    if both[0] && (both[1] || both[2]) {
+        return Err((at.into(), "must have only one of distribute and failover (or failoverPriority)".into()));
+    }
+    let mut out = ir::Locality { failover: !both[0], ..Default::default() };
+    for (i, d) in l.distribute.iter().enumerate() {
+        let at = format!("{at}.distribute[{i}]");
+        if out.distribute.iter().any(|x| x.from == d.from) {
+            return Err((format!("{at}.from"), format!("{:?} stands twice", d.from)));
+        }
+        for p in d.to.keys().chain([&d.from]) {
+            place(p).map_err(|e| (at.clone(), e))?;
+        }
+        let total: u64 = d.to.values().map(|n| u64::from(*n)).sum();
+        if total != 100 || d.to.values().any(|n| *n == 0) {
+            let text = format!("the parts are {total} per cent together: give parts above 0 that make 100");
+            return Err((format!("{at}.to"), text));
+        }
+        out.distribute.push(ir::Distribution { from: d.from.clone(), to: d.to.clone() });
+    }
+    for (i, f) in l.failover.iter().enumerate() {
+        let at = format!("{at}.failover[{i}]");
+        if f.from.is_empty() || f.to.is_empty() || f.from == f.to || (f.from.clone() + &f.to).contains(['/', '*']) {
+            return Err((at, "from and to must be two regions, without zones".into()));
+        }
+        if out.to_region.insert(f.from.clone(), f.to.clone()).is_some() {
+            return Err((format!("{at}.from"), format!("{:?} stands twice", f.from)));
+        }
+    }
+    for (i, p) in l.failover_priority.iter().enumerate() {
+        if p.split('=').next().is_none_or(str::is_empty) {
+            return Err((format!("{at}.failoverPriority[{i}]"), format!("{p:?} is neither KEY nor KEY=VALUE")));
+        }
+    }
+    out.labels.clone_from(&l.failover_priority);
+    Ok((l.enabled != Some(false)).then_some(out))
+}
+
+/// region, region/zone or region/zone/subzone; after * nothing but *.
+fn place(p: &str) -> Result<(), String> {
+    let parts: Vec<&str> = p.split('/').collect();
+    let any = parts.iter().position(|x| *x == "*").unwrap_or(parts.len());
+    let inner = parts.iter().any(|x| x.is_empty() || (*x != "*" && x.contains('*')));
+    if parts.len() > 3 || inner || parts[any..].iter().any(|x| *x != "*") {
+        return Err(format!(
+            "{p:?} is no place: write it as region, region/zone or region/zone/subzone, with * at its end"
+        ));
+    }
+    Ok(())
 }
 
 fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, Bad> {
     let warmup = b.warmup.as_ref().and_then(|w| w.duration.as_deref()).or(b.warmup_duration_secs.as_deref());
     let mut out =
         ir::Balance { warmup_ms: optional_duration(warmup, || format!("{at}.warmup.duration"))?, ..Default::default() };
+    let at_locality = format!("{at}.localityLbSetting");
+    out.locality = b.locality_lb_setting.as_ref().map(|l| locality(l, &at_locality)).transpose()?.flatten();
     let method = match (b.simple.as_deref(), &b.consistent_hash) {
         (Some(_), Some(_)) => return Err((at.into(), "must have only one of simple, consistentHash".into())),
         (None | Some("UNSPECIFIED" | "LEAST_REQUEST" | "LEAST_CONN"), None) => ir::Method::LeastRequest,

@@ -1,7 +1,7 @@
 //! Gateway API's routes, of services and of gateways.
 
 use super::{
-    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, exact, gateways, header,
+    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, exact, filter, gateways, header,
     header_name, ir, optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
@@ -130,6 +130,8 @@ struct Filters {
     redirect: Option<ir::Redirect>,
     rewrite: Option<ir::Rewrite>,
     cors: Option<ir::Cors>,
+    /// HTTPFilters.
+    extensions: Vec<filter::Compiled>,
     /// A filter that is not known: the requests must not go on without it.
     unknown: bool,
 }
@@ -242,6 +244,8 @@ impl Convert<'_> {
             cors: f.cors,
             timeout_ms: request_ms,
             retry,
+            fault: f.extensions.iter().find_map(|e| e.fault),
+            limits: f.extensions.into_iter().flat_map(|e| e.limits).collect(),
             ..Default::default()
         };
         if f.unknown || (rule.redirect.is_none() && rule.destinations.iter().all(|d| d.weight == 0)) {
@@ -279,7 +283,12 @@ impl Convert<'_> {
             request: f.request,
             answer: f.answer,
             rewrite: f.rewrite,
-            refuse_status: if found.is_some() && granted && !f.unknown { 0 } else { NO_BACKEND },
+            // A filter of ours is for a whole rule.
+            refuse_status: if found.is_some() && granted && !f.unknown && f.extensions.is_empty() {
+                0
+            } else {
+                NO_BACKEND
+            },
             ..Default::default()
         })
     }
@@ -340,6 +349,14 @@ impl Convert<'_> {
                             |(full, p)| if full { ir::rewrite::Path::Full(p) } else { ir::rewrite::Path::Prefix(p) },
                         ),
                     });
+                }
+                "ExtensionRef" => {
+                    let r = f.extension_ref.as_ref().ok_or_else(|| lacks("extensionRef"))?;
+                    // What is wrong with it is said where it stands; requests do not go on without it.
+                    match filter::find(self.x, self.ns, r).map(filter::compile) {
+                        Some(Ok(c)) => out.extensions.push(c),
+                        Some(Err(_)) | None => out.unknown = true,
+                    }
                 }
                 "CORS" => out.cors = Some(cors(f.cors.as_ref().ok_or_else(|| lacks("cors"))?)),
                 _ => out.unknown = true,

@@ -8,10 +8,12 @@
 
 mod access;
 mod destination_rule;
+mod filter;
 mod gateway_api;
 pub(super) mod gateways;
 mod virtual_service;
 
+pub(super) use filter::find as http_filter;
 pub(super) use gateway_api::{granted, is_parent};
 
 use super::{Bad, Index, problem};
@@ -138,6 +140,10 @@ pub(super) fn label_keys<'a>(x: &Index<'a>) -> BTreeSet<&'a str> {
     for (_, d) in &x.destination_rules {
         keys.extend(d.spec.subsets.iter().flat_map(|s| s.labels.keys()).map(String::as_str));
     }
+    let policies = x.destination_rules.iter().flat_map(|(_, d)| d.spec.all_policies());
+    for l in policies.filter_map(|p| p.load_balancer.as_ref()?.locality_lb_setting.as_ref()) {
+        keys.extend(l.failover_priority.iter().map(|p| p.split_once('=').map_or(p.as_str(), |(k, _)| k)));
+    }
     for (_, v) in &x.virtual_services {
         let http = v.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
         let tcp = v.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
@@ -174,7 +180,7 @@ pub(super) struct Cache {
 #[derive(Default, PartialEq)]
 struct Context {
     services: Vec<String>,
-    /// ReferenceGrants, ServiceEntries, VirtualServices without hosts.
+    /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts.
     others: Vec<usize>,
 }
 
@@ -186,10 +192,11 @@ impl Context {
     fn new(x: &Index<'_>, model: &Model) -> Self {
         let grants = x.grants.iter().map(|g| address(*g));
         let entries = x.service_entries.iter().map(|(_, e)| address(*e));
+        let filters = x.http_filters.iter().map(|(_, f)| address(*f));
         let delegates = x.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
             services: model.services.keys().cloned().collect(),
-            others: grants.chain(entries).chain(delegates).collect(),
+            others: grants.chain(entries).chain(delegates).chain(filters).collect(),
         }
     }
 }
@@ -245,7 +252,8 @@ fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
 
 pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
     let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
-    if x.virtual_services.is_empty() && x.routes_are_empty() && x.destination_rules.is_empty() && !attached {
+    let none = x.virtual_services.is_empty() && x.destination_rules.is_empty() && x.http_filters.is_empty();
+    if none && x.routes_are_empty() && !attached {
         *cache = Cache::default();
         return;
     }
@@ -306,6 +314,9 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         }
     }
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
+    for (at, f) in &x.http_filters {
+        report(at, &filter::attach(f, &hosts, model));
+    }
     let mut backends: BTreeMap<String, ir::Backend> = BTreeMap::new();
     let mut rules: Vec<_> = x.destination_rules.iter().collect();
     // The service's own namespace before the root namespace, old before new.

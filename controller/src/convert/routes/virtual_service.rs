@@ -525,7 +525,7 @@ fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, Bad> {
     Ok(ir::DirectResponse { status: u32::from(d.status), body })
 }
 
-fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, Bad> {
+pub(super) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, Bad> {
     let mut out = ir::Fault::default();
     // Without a percentage there is no fault (Istio).
     let part = |p: &Option<Percent>, old: Option<u32>, at: &str| match (p, old) {

@@ -82,6 +82,7 @@ pub fn show(w: &mut World, t: &mut Table) {
                 (200, vec![], vec![])
             }
             "/flaky" if FLAKY.fetch_add(1, Relaxed) % 3 < 2 => (503, vec![], vec![]),
+            "/v2-errs" if name == "v2" => (500, vec![], vec![]),
             "/v3-errs" if name == "v3" => (500, vec![], vec![]),
             _ if !m.body.is_empty() => (200, vec![], m.body.clone()),
             _ => (200, vec![], name.clone().into_bytes()),
@@ -92,6 +93,7 @@ pub fn show(w: &mut World, t: &mut Table) {
     routing(&s, &servers, t);
     faults(&s, t);
     destinations(&s, t);
+    filters(&s, t);
     policy(&s, t);
 }
 
@@ -224,6 +226,70 @@ fn destinations(s: &Shop<'_>, t: &mut Table) {
     let mut c = s.session();
     let bad = (0..90).filter(|_| c.ask("GET", "/v3-errs", &[], b"").unwrap().status() == 500).count();
     t.row("an endpoint that errs is ejected after 3", "3 errors of 90", format!("{bad} errors of 90"), bad == 3);
+    places(s, t);
+}
+
+/// The pods' nodes are in two zones; the waypoint's is that of v2.
+fn places(s: &Shop<'_>, t: &mut Table) {
+    let all = "{route: [{destination: {host: reviews}}]}";
+    s.route(
+        all,
+        "{loadBalancer: {localityLbSetting: {distribute: [{from: r1/z1/*, to: {r1/z1/*: 80, r1/z0/*: 20}}]}}}",
+    );
+    let c = s.answers(1000, &[]);
+    t.row(
+        "parts by place: 80 % stay in the zone, of 1000",
+        "80 % ± 5",
+        format!("{:.1} %", c[1] as f64 / 10.0),
+        (750..=850).contains(&c[1]),
+    );
+    s.route(all, "{loadBalancer: {localityLbSetting: {enabled: true}}, outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 60s, maxEjectionPercent: 100}}");
+    let near = s.answers(100, &[])[1];
+    let mut c = s.session();
+    let bad = (0..50).filter(|_| c.ask("GET", "/v2-errs", &[], b"").unwrap().status() == 500).count();
+    t.row(
+        "failover: the zone's own pod, until it errs twice",
+        "100 of 100 near; 2 errors of 50",
+        format!("{near} of 100 near; {bad} errors of 50"),
+        near == 100 && bad == 2,
+    );
+}
+
+/// Karst's own filter, for a service and for a rule of an HTTPRoute.
+fn filters(s: &Shop<'_>, t: &mut Table) {
+    s.w.delete("l7-route");
+    let filter = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: {name}, namespace: books}}\nspec: {{{spec}}}\n---\n"
+        )
+    };
+    s.w.apply(
+        "l7-filter",
+        &filter("gentle", "targetRefs: [{kind: Service, name: reviews}], rateLimits: [{requests: 20, per: 1h}]"),
+    );
+    let mut got: Vec<u16> = s.at_once(30, "/").iter().map(|(s, _)| *s).collect();
+    got.sort_unstable();
+    let ok = got.iter().filter(|s| **s == 200).count();
+    let wait = s.ask("/", &[]).header("retry-after").to_string();
+    t.row(
+        "rate limit of 20 an hour for a service, 30 requests",
+        "20 served, 10 answered 429",
+        format!("{ok} served, {} answered 429, retry-after {wait} s", got.iter().filter(|s| **s == 429).count()),
+        ok == 20 && got[20..] == [429; 10],
+    );
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: reviews, namespace: books}\nspec:\n  parentRefs: [{group: '', kind: Service, name: reviews}]\n  rules:\n  - matches: [{path: {value: /no}}]\n    filters: [{type: ExtensionRef, extensionRef: {group: karst.io, kind: HTTPFilter, name: drill}}]\n    backendRefs: [{name: reviews, port: 9080}]\n  - backendRefs: [{name: reviews, port: 9080}]\n";
+    let drill = filter("drill", "fault: {abort: {httpStatus: 503, percentage: {value: 40}}}");
+    s.w.apply("l7-filter", &(drill + route));
+    let mut c = s.session();
+    let mut failed = |path: &str| (0..500).filter(|_| c.ask("GET", path, &[], b"").unwrap().status() == 503).count();
+    let (no, others) = (failed("/no"), failed("/"));
+    t.row(
+        "a fault for one rule of an HTTPRoute: 40 % of 500",
+        "40 % ± 5, other rules none",
+        format!("{:.1} %, other rules {others}", no as f64 / 5.0),
+        (175..=225).contains(&no) && others == 0,
+    );
+    s.w.delete("l7-filter");
 }
 
 fn policy(s: &Shop<'_>, t: &mut Table) {

@@ -1,0 +1,92 @@
+//! Karst's own HTTPFilter: faults and rate limits, for all requests of services or for the routes that name it.
+
+use super::{Bad, Hosts, duration, ir, virtual_service};
+use crate::{
+    convert::{Index, OWN_GROUP},
+    model::Model,
+};
+use karst_manifest::{
+    extension::{HTTPFilter, RateLimit},
+    gatewayapi::ExtensionRef,
+    kinds::TargetRef,
+};
+use std::ops::RangeInclusive;
+
+const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+/// Milliseconds: up to a day.
+const PER: RangeInclusive<u64> = 1..=86_400_000;
+
+/// What a filter does.
+#[derive(Default)]
+pub(super) struct Compiled {
+    pub fault: Option<ir::Fault>,
+    pub limits: Vec<ir::RateLimit>,
+}
+
+/// The filter of this namespace that a route names.
+pub(in crate::convert) fn find<'a>(x: &Index<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
+    let fits = |f: &HTTPFilter| f.metadata.namespace == ns && f.metadata.name == r.name;
+    let ours = r.group == OWN_GROUP && r.kind == "HTTPFilter";
+    x.http_filters.iter().map(|(_, f)| *f).find(|f| ours && fits(f))
+}
+
+pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, Bad> {
+    let s = &f.spec;
+    let fault = s.fault.as_ref().map(|x| virtual_service::fault(x, "spec")).transpose()?;
+    let limits = s.rate_limits.iter().enumerate().map(|(i, l)| {
+        let name = format!("{}/{} {i}", f.metadata.namespace, f.metadata.name);
+        limit(l, name, &format!("spec.rateLimits[{i}]"))
+    });
+    Ok(Compiled { fault, limits: limits.collect::<Result<_, _>>()? })
+}
+
+fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, Bad> {
+    let count = |n: u32, field: &str| match REQUESTS.contains(&n) {
+        true => Ok(n),
+        false => Err((format!("{at}.{field}"), format!("{n} cannot be: give a number from 1 to {}", REQUESTS.end()))),
+    };
+    let requests = count(l.requests, "requests")?;
+    let per = l.per.as_deref().unwrap_or("1s");
+    let per_ms = duration(per).map_err(|e| (format!("{at}.per"), e))?;
+    if !PER.contains(&per_ms) {
+        return Err((format!("{at}.per"), format!("{per:?} cannot be: give a time from 1ms to 24h")));
+    }
+    let by_caller = match l.by.as_deref().unwrap_or("All") {
+        "All" => false,
+        "Caller" => true,
+        other => return Err((format!("{at}.by"), format!("{other:?} is none of All, Caller"))),
+    };
+    Ok(ir::RateLimit { name, requests, per_ms, burst: count(l.burst.unwrap_or(requests), "burst")?, by_caller })
+}
+
+/// Adds a filter to the services that it names.
+pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<Bad> {
+    let ns = &f.metadata.namespace;
+    let compiled = match compile(f) {
+        Ok(c) => c,
+        Err(b) => return vec![b],
+    };
+    let mut bad = vec![];
+    for (i, t) in f.spec.target_refs.iter().enumerate() {
+        if let Some(b) = target(t, ns, &format!("spec.targetRefs[{i}]")) {
+            bad.push(b);
+            continue;
+        }
+        // A service that is not there has no requests.
+        let Some(key) = hosts.find(&t.name, ns) else { continue };
+        let mut routes = model.routes.get(&**key).map(|r| (**r).clone()).unwrap_or_default();
+        routes.limits.extend(compiled.limits.iter().cloned());
+        routes.fault = routes.fault.or(compiled.fault);
+        model.routes.insert(key.to_string(), routes.into());
+    }
+    bad
+}
+
+fn target(t: &TargetRef, ns: &str, at: &str) -> Option<Bad> {
+    if !matches!(t.group.as_str(), "" | "core") || t.kind != "Service" {
+        let text = format!("{:?} cannot be: name a Service, or this filter in an ExtensionRef of a route", t.kind);
+        return Some((format!("{at}.kind"), text));
+    }
+    let other = t.namespace.as_deref().filter(|n| *n != ns)?;
+    Some((format!("{at}.namespace"), format!("{other:?} is another namespace: put the filter beside its Service")))
+}
