@@ -37,7 +37,7 @@ fn level(s: &Set, healthy: &impl Fn(&Member) -> bool, random: &mut impl FnMut(u6
             all += 1;
             well += u64::from(healthy(&s.members[*i as usize]));
         }
-        let takes = if all == 0 { 0 } else { (OVERPROVISIONED * well / all).min(100) };
+        let takes = (OVERPROVISIONED * well).checked_div(all).unwrap_or(0).min(100);
         if at < takes {
             return level;
         }

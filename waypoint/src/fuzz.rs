@@ -3,14 +3,20 @@
 
 use crate::{
     access::{self, Access, Asked, Request},
-    http::plain_path,
+    gateway::Gateway,
+    http::{plain_path, sent_on},
+    serve,
     table::{Ask, AskTcp, Found, Routes},
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
 use karst_api::route as ir;
 use karst_core::Identity;
 use prost::Message;
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, sync::LazyLock, time::Duration};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 static PEER: LazyLock<Option<Identity>> = LazyLock::new(|| "spiffe://cluster.local/ns/app/sa/web".parse().ok());
 
@@ -85,4 +91,99 @@ pub fn route(data: &[u8]) {
 fn part(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let (n, rest) = data.split_first_chunk::<2>()?;
     rest.split_at_checked(usize::from(u16::from_le_bytes(*n)))
+}
+
+/// What the controller has compiled must be what a proxy can execute: `kind` is that of the message.
+pub fn takes(kind: &str, bytes: &[u8]) {
+    let taken = match kind {
+        "routes" => ir::Routes::decode(bytes).map_err(|e| e.to_string()).and_then(|r| Routes::new(&r, None).map(drop)),
+        "access" => ir::Access::decode(bytes).map_err(|e| e.to_string()).and_then(|a| Access::new(&a).map(drop)),
+        _ => ir::Gateway::decode(bytes).map_err(|e| e.to_string()).and_then(|g| Gateway::new(&g).map(drop)),
+    };
+    assert!(taken.is_ok(), "{kind}: {taken:?}");
+}
+
+/// Bytes of a client, on a connection of HTTP/1.1 that an application shares with others: it must see the requests that we have
+/// seen, no more and no others (reliability T17).
+pub fn head(data: &[u8]) {
+    thread_local!(static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap_or_else(|e| panic!("{e}")));
+    RUNTIME.with(|r| tokio::task::LocalSet::new().block_on(r, carried(data)));
+}
+
+/// Method, target and host.
+type Line = (String, String, String);
+
+async fn carried(data: &[u8]) {
+    let (mut client, front) = tokio::io::duplex(1 << 20);
+    let (ours, application) = tokio::io::duplex(1 << 20);
+    let (sent, seen) = (Rc::new(RefCell::new(Vec::<Line>::new())), Rc::new(RefCell::new(Vec::<Line>::new())));
+    let host = |h: &HeaderMap| {
+        let all: Vec<_> = h.get_all(header::HOST).iter().collect();
+        assert_eq!(all.len(), 1, "one host: {h:?}");
+        String::from_utf8_lossy(all[0].as_bytes()).into_owned()
+    };
+    let note = {
+        let seen = seen.clone();
+        service_fn(move |r: http::Request<Incoming>| {
+            let (p, body) = r.into_parts();
+            let h = &p.headers;
+            assert!(!(h.contains_key(header::CONTENT_LENGTH) && h.contains_key(header::TRANSFER_ENCODING)), "{h:?}");
+            for n in [
+                "connection",
+                "upgrade",
+                "keep-alive",
+                "proxy-connection",
+                "x-forwarded-client-cert",
+                "x-envoy-internal",
+            ] {
+                assert!(!h.contains_key(n), "{n}: {h:?}");
+            }
+            seen.borrow_mut().push((p.method.to_string(), p.uri.to_string(), host(h)));
+            async move {
+                let _ = body.collect().await;
+                Ok::<_, Infallible>(Response::new(Empty::<bytes::Bytes>::new()))
+            }
+        })
+    };
+    tokio::task::spawn_local(async move {
+        let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(application), note).await;
+    });
+    let Ok((send, conn)) = hyper::client::conn::http1::handshake(TokioIo::new(ours)).await else { return };
+    tokio::task::spawn_local(conn);
+    let send = Rc::new(tokio::sync::Mutex::new(send));
+    let on = {
+        let sent = sent.clone();
+        service_fn(move |r: http::Request<Incoming>| {
+            let (send, sent) = (send.clone(), sent.clone());
+            async move {
+                let (mut p, body) = r.into_parts();
+                let mut answer = Response::new(Empty::<bytes::Bytes>::new());
+                match sent_on(&mut p, body, &Rc::default()) {
+                    Err(status) => *answer.status_mut() = status,
+                    Ok(r) => {
+                        let mut send = send.lock().await;
+                        if send.ready().await.is_ok() {
+                            sent.borrow_mut().push((r.method().to_string(), r.uri().to_string(), host(r.headers())));
+                            let _ = send.send_request(r).await;
+                        }
+                    }
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        })
+    };
+    let serving = serve::http1(None).serve_connection(TokioIo::new(front), on);
+    let talking = async {
+        let _ = client.write_all(data).await;
+        let _ = client.shutdown().await;
+        let _ = client.read_to_end(&mut vec![]).await;
+    };
+    let both = async { tokio::join!(serving, talking) };
+    assert!(tokio::time::timeout(Duration::from_secs(3), both).await.is_ok(), "it hangs");
+    let (sent, seen) = (sent.borrow(), seen.borrow());
+    // The last may have been broken off before the application saw it.
+    assert!(seen.len() <= sent.len() && seen[..] == sent[..seen.len()], "sent {sent:?}, seen {seen:?}");
 }

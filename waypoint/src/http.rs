@@ -57,27 +57,11 @@ const FORGED: [&str; 5] = [
 pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Response<Reply> {
     let (mut parts, incoming) = r.into_parts();
     let mut record = begin(&w, &call, &parts);
-    if parts.method == Method::CONNECT {
-        return ours(record, StatusCode::METHOD_NOT_ALLOWED, "", Flag::None);
-    }
-    let Some(authority) = authority(&parts) else {
-        return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
+    let authority = match admit(&mut parts) {
+        Ok(a) => a,
+        Err(status) => return ours(record, status, "", Flag::None),
     };
     record.authority.clone_from(&authority);
-    // No application expects this; some end the path there.
-    if parts.uri.path().contains("%00") {
-        return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
-    }
-    for n in FORGED {
-        parts.headers.remove(n);
-    }
-    if let Cow::Owned(plain) = plain_path(parts.uri.path()) {
-        let whole = parts.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
-        match Uri::try_from(whole) {
-            Ok(u) => parts.uri = u,
-            Err(_) => return ours(record, StatusCode::BAD_REQUEST, "", Flag::None),
-        }
-    }
     let s = w.snapshot();
     let (access, routes) = match &call.called {
         Called::Service(x) => (s.access.get(&x.key).map(|a| &**a), s.routes.get(&x.key).map(|r| &**r)),
@@ -160,6 +144,35 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         allow_origin(c, &o, a.headers_mut());
     }
     a
+}
+
+/// Makes the head plain, and says what the request calls the host. The status is the answer to what cannot be taken.
+fn admit(p: &mut Parts) -> Result<String, StatusCode> {
+    if p.method == Method::CONNECT {
+        return Err(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let authority = authority(p).ok_or(StatusCode::BAD_REQUEST)?;
+    // No application expects this; some end the path there.
+    if p.uri.path().contains("%00") {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    for n in FORGED {
+        p.headers.remove(n);
+    }
+    if let Cow::Owned(plain) = plain_path(p.uri.path()) {
+        let whole = p.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
+        p.uri = Uri::try_from(whole).map_err(|_| StatusCode::BAD_REQUEST)?;
+    }
+    Ok(authority)
+}
+
+/// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
+#[cfg(feature = "fuzz")]
+pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> Result<Request<Counted>, StatusCode> {
+    let authority = admit(p)?;
+    let to = Destination::same(&"ns/any".into());
+    let t = Template { parts: p, authority: &authority, rule: None, to: &to, two: false, upgrade: false };
+    t.request(Body::Incoming(body), bytes, false).ok_or(StatusCode::BAD_REQUEST)
 }
 
 /// Why a request is not for the listener that it has come to.

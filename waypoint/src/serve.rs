@@ -281,10 +281,15 @@ where
         let conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service));
         return until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
     }
+    let conn = std::pin::pin!(http1(patience).serve_connection(TokioIo::new(io), service).with_upgrades());
+    until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
+}
+
+/// How HTTP/1.1 is read.
+pub fn http1(patience: Option<Duration>) -> hyper::server::conn::http1::Builder {
     let mut b = hyper::server::conn::http1::Builder::new();
     b.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(MAX_HEADERS as usize + (64 << 10));
-    let conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service).with_upgrades());
-    until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
+    b
 }
 
 /// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way.

@@ -97,7 +97,7 @@ impl Routes {
         let producer = table(&r.producer)?;
         let consumers = r.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
         let consumers = consumers.collect::<Result<_, String>>()?;
-        let limits = r.limits.iter().map(|l| limit(l)).collect();
+        let limits = r.limits.iter().map(&mut limit).collect();
         Ok(Self { consumers, producer, limits, fault: r.fault, buckets })
     }
 
@@ -324,7 +324,7 @@ impl Rule {
             cors: r.cors.as_ref().map(Cors::new).transpose()?,
             timeout_ms: r.timeout_ms,
             retry: r.retry.clone(),
-            limits: r.limits.iter().map(|l| limit(l)).collect(),
+            limits: r.limits.iter().map(limit).collect(),
         })
     }
 

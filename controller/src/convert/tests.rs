@@ -190,11 +190,14 @@ fn what_the_api_server_refuses_is_refused_in_files_too() {
     let rows = refused();
     assert!(rows.len() >= 40);
     for [kind, spec, annotations, by, text] in rows {
-        let of_istio =
-            |k: &&(&str, &str, bool)| karst_manifest::kinds::api_kind(k.0) == kind && k.1.ends_with("istio.io");
-        let group = karst_manifest::kinds::KINDS.iter().find(of_istio).unwrap().1;
+        // Of the two Gateways Istio's.
+        let ours = |k: &&(&str, &str, bool)| {
+            karst_manifest::kinds::api_kind(k.0) == kind && (k.1.ends_with("istio.io") || k.1 == OWN_GROUP)
+        };
+        let group = karst_manifest::kinds::KINDS.iter().find(ours).unwrap().1;
+        let version = if group == OWN_GROUP { "v1alpha1" } else { "v1" };
         let doc = format!(
-            "apiVersion: {group}/v1\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {spec}\n"
+            "apiVersion: {group}/{version}\nkind: {kind}\nmetadata: {{name: x, namespace: default, annotations: {annotations}}}\nspec: {spec}\n"
         );
         let problems = match parse::file("t.yaml".as_ref(), &doc) {
             Ok(mut o) => check::problems(o.remove(0).object, &mesh()),
@@ -373,4 +376,31 @@ fn routes_say_what_became_of_them() {
     let all = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status["parents"].clone();
     assert_eq!((all.as_array().unwrap().len(), all[1]["controllerName"].as_str()), (2, Some("example.com/other")));
     assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
+}
+
+/// `controller/golden`: manifests, and what becomes of them. KARST_BLESS=1 writes it; what has changed is then to be read.
+#[test]
+fn golden() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+    let mut inputs: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|f| f.unwrap().path()).collect();
+    inputs.retain(|p| p.extension().is_some_and(|e| e == "yaml"));
+    assert!(inputs.len() >= 6);
+    for input in inputs {
+        let (m, problems) = run(&std::fs::read_to_string(&input).unwrap());
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let is = format!(
+            "routes {:#?}\nbackends {:#?}\naccess {:#?}\ngateways {:#?}\nproblems {problems:#?}\n",
+            m.routes, m.backends, m.access, m.gateways
+        );
+        let path = input.with_extension("ir");
+        if std::env::var_os("KARST_BLESS").is_some() {
+            std::fs::write(&path, &is).unwrap();
+        }
+        let want = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            is == want,
+            "{} is not what comes of it: run with KARST_BLESS=1, and read the difference",
+            path.display()
+        );
+    }
 }

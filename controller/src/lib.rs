@@ -1,0 +1,47 @@
+//! The control plane: objects in, workload discovery and certificates out.
+
+mod auth;
+mod ca;
+mod callers;
+mod config;
+mod convert;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
+mod kubernetes;
+mod model;
+mod probe;
+mod push;
+mod serve;
+mod tls;
+mod token;
+mod webhook;
+
+use clap::Parser;
+
+/// The process: reads its knobs, serves until it is told to stop.
+pub fn main() -> std::process::ExitCode {
+    let config = config::Cli::parse();
+    match run(config) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("karst-controller: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: config::Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Some(config::Command::Token(t)) => token::command(&cli.config, &t),
+        Some(config::Command::Check) => serve::check(&cli.config),
+        Some(config::Command::Probe(p)) => {
+            let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            rt.block_on(probe::run(&p))
+        }
+        None => {
+            karst_rt::log::start(cli.config.log_format, &cli.config.log_level).map_err(anyhow::Error::msg)?;
+            let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            tokio::task::LocalSet::new().block_on(&rt, serve::run(cli.config))
+        }
+    }
+}
