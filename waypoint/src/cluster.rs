@@ -3,6 +3,7 @@
 
 use crate::{
     control::Snapshot,
+    origin,
     place::{self, Group},
 };
 use karst_api::route as ir;
@@ -14,7 +15,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -91,6 +92,10 @@ pub struct Set {
     pub groups: Vec<Group>,
     /// Points of a hash ring, or a Maglev table: member by place.
     pub ring: Vec<(u64, u32)>,
+    /// All that decides about TLS to the endpoints, to tell connections apart.
+    pub tls_rules: Option<Arc<[u8]>>,
+    /// TLS to the endpoints, made when it is first wanted.
+    pub tls: OnceLock<Result<origin::Config, String>>,
 }
 
 impl Clusters {
@@ -146,7 +151,9 @@ impl Clusters {
                 members[*i as usize].group = Some(g);
             }
         }
-        Some(Set { key: key.clone(), service, cluster, members, policy, groups, ring })
+        let tls_rules = policy.tls.as_ref().map(|t| origin::rules(s, t, &service.hostname));
+        let tls = OnceLock::new();
+        Some(Set { key: key.clone(), service, cluster, members, policy, groups, ring, tls_rules, tls })
     }
 }
 

@@ -78,6 +78,9 @@ pub struct Config {
     /// Readiness.
     #[arg(long, env = "READINESS_ADDR", default_value = "[::]:15021")]
     pub readiness: SocketAddr,
+    /// Resolvers for endpoints that are known by a host name only.
+    #[arg(long, env = "KARST_RESOLV_CONF", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
     /// Longest drain, seconds.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value_t = 5)]
     pub drain_deadline: u64,

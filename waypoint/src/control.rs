@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 /// Types that a waypoint subscribes.
-pub const WAYPOINT: &[&str] = &[ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE];
+pub const WAYPOINT: &[&str] = &[ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, GATEWAY_TYPE];
 /// Types that a gateway subscribes.
 pub const GATEWAY: &[&str] = &[ADDRESS_TYPE, BACKEND_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
 

@@ -16,6 +16,8 @@ pub struct Gateway {
     pub ports: BTreeMap<u16, Port>,
     /// Who may send anything through it.
     pub access: Option<Access>,
+    /// What we may show to endpoints, by name.
+    pub credentials: BTreeMap<String, (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
 /// One port.
@@ -70,7 +72,16 @@ impl Gateway {
                 redirect: l.redirect,
             }));
         }
-        Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()? })
+        let pair = |(name, k): (&String, &ir::KeyPair)| {
+            let chain = CertificateDer::pem_slice_iter(&k.chain).collect::<Result<Vec<_>, _>>();
+            let key = PrivateKeyDer::from_pem_slice(&k.key);
+            match (chain, key) {
+                (Ok(c), Ok(k)) => Ok((name.clone(), (c, k))),
+                _ => Err(format!("credential {name}: no certificates and key in PEM")),
+            }
+        };
+        let credentials = g.credentials.iter().map(pair).collect::<Result<_, _>>()?;
+        Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()?, credentials })
     }
 
     /// For the admin page.
@@ -236,7 +247,7 @@ mod tests {
             listener("one", &["a.shop.com"]),
             listener("also-one", &["a.shop.com"]),
         ];
-        let g = Gateway::new(&ir::Gateway { listeners, access: None }).unwrap();
+        let g = Gateway::new(&ir::Gateway { listeners, ..Default::default() }).unwrap();
         let found = |n: Option<&str>| -> Vec<String> { g.ports[&80].find(n).map(|l| l.origin.clone()).collect() };
         for (name, want) in [
             (Some("a.shop.com"), &["one", "also-one"][..]),
@@ -257,7 +268,7 @@ mod tests {
         for host in ["a.com", "*.a.com", "*.b.a.com"] {
             s.hosts.insert(format!("~l/{host}").into(), Arc::default());
         }
-        let g = Gateway::new(&ir::Gateway { listeners: vec![listener("l", &["*"])], access: None }).unwrap();
+        let g = Gateway::new(&ir::Gateway { listeners: vec![listener("l", &["*"])], ..Default::default() }).unwrap();
         let l = g.ports[&80].find(None).next().unwrap().clone();
         let which = |n: &str| {
             let r = l.routes(&s, n)?;
@@ -303,7 +314,7 @@ mod tests {
         ] {
             let mut l = listener("Gateway/ns/g/l", &["*"]);
             change(&mut l);
-            let e = Gateway::new(&ir::Gateway { listeners: vec![l], access: None }).unwrap_err();
+            let e = Gateway::new(&ir::Gateway { listeners: vec![l], ..Default::default() }).unwrap_err();
             assert!(e.starts_with("Gateway/ns/g/l: ") && e.contains(want), "{e}");
         }
     }

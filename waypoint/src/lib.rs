@@ -5,7 +5,7 @@
 //!   among them.
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
-//! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints.
+//! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`origin`]: TLS to them.
 
 mod access;
 mod admin;
@@ -21,6 +21,7 @@ mod gateway;
 mod http;
 mod limit;
 mod metrics;
+mod origin;
 mod place;
 mod reply;
 mod serve;

@@ -5,6 +5,7 @@ use crate::{
     cluster::{Key, Set},
     control::Snapshot,
     http as handling,
+    origin::Speaks,
     stream::{Io, Reset},
     table::AskTcp,
     upstream::{self, Local},
@@ -365,7 +366,7 @@ pub async fn open(w: &Rc<Worker>, set: &Set, from: SocketAddr) -> Option<(Io, Op
     while tried.len() < 3 {
         let i = crate::balance::choose(set, None, &tried, |n| w.random(n))?;
         let m = &set.members[i];
-        match upstream::open(w, set, m, from).await {
+        match upstream::open(w, set, m, from, Speaks::Anything).await {
             Ok(x) => return Some(x),
             Err(e) => {
                 tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = e, "connection failed");

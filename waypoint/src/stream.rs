@@ -33,6 +33,7 @@ pub struct Io {
 enum Leg {
     Tunnel(Option<Tunnel>, Lingering),
     Socket(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<Io>>),
 }
 
 /// The two directions of a CONNECT.
@@ -76,6 +77,11 @@ impl Io {
         Self { leg: Leg::Socket(s), ahead: Bytes::new(), closed: false, ended: false }
     }
 
+    /// One of these with TLS of ours on it.
+    pub fn tls(s: tokio_rustls::client::TlsStream<Io>) -> Self {
+        Self { leg: Leg::Tls(Box::new(s)), ahead: Bytes::new(), closed: false, ended: false }
+    }
+
     /// Puts bytes in front of what is read next.
     pub fn unread(&mut self, b: Bytes) {
         self.ahead = if self.ahead.is_empty() { b } else { [&b[..], &self.ahead[..]].concat().into() };
@@ -103,6 +109,7 @@ impl Reset for Io {
                 }
             }
             Leg::Socket(s) => karst_rt::socket::reset_on_close(s),
+            Leg::Tls(t) => t.get_mut().0.reset(),
         }
     }
 }
@@ -125,6 +132,7 @@ impl AsyncRead for Io {
         if this.ahead.is_empty() {
             match &mut this.leg {
                 Leg::Socket(s) => return Pin::new(s).poll_read(cx, buf),
+                Leg::Tls(t) => return Pin::new(&mut **t).poll_read(cx, buf),
                 Leg::Tunnel(None, _) => return Poll::Ready(Ok(())),
                 Leg::Tunnel(Some(t), _) => match ready!(t.recv.poll_data(cx)) {
                     None => {
@@ -164,6 +172,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         let t = match &mut self.leg {
             Leg::Socket(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
+            Leg::Tls(t) => return Pin::new(&mut **t).poll_write_vectored(cx, bufs),
             Leg::Tunnel(Some(t), _) => t,
             Leg::Tunnel(None, _) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
@@ -193,6 +202,7 @@ impl AsyncWrite for Io {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.leg {
             Leg::Socket(s) => Pin::new(s).poll_flush(cx),
+            Leg::Tls(t) => Pin::new(&mut **t).poll_flush(cx),
             // The tunnel's task sends.
             Leg::Tunnel(..) => Poll::Ready(Ok(())),
         }
@@ -202,6 +212,7 @@ impl AsyncWrite for Io {
         let this = &mut *self;
         match &mut this.leg {
             Leg::Socket(s) => Pin::new(s).poll_shutdown(cx),
+            Leg::Tls(t) => Pin::new(&mut **t).poll_shutdown(cx),
             Leg::Tunnel(t, _) => {
                 if let Some(t) = t
                     && !std::mem::replace(&mut this.closed, true)

@@ -4,6 +4,7 @@
 use crate::{
     body::Counted,
     cluster::{Member, Set},
+    origin::{self, Speaks},
     stream::Io,
     worker::Worker,
 };
@@ -22,7 +23,7 @@ use karst_rt::socket::Origin;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -58,8 +59,8 @@ pub struct Pool {
     h2: RefCell<HashMap<End, Vec<Shared>>>,
 }
 
-/// An end of connections.
-type End = (Arc<str>, SocketAddr);
+/// An end of connections: whose, where, and with which TLS of ours. (What was opened by other rules for TLS is not used again.)
+type End = (Arc<str>, SocketAddr, Option<Arc<[u8]>>);
 type Sender1 = http1::SendRequest<Counted>;
 type Sender2 = http2::SendRequest<Counted>;
 
@@ -136,33 +137,60 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
 ///
 /// # Errors
 /// Why not, in words.
-pub async fn open(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Result<(Io, Option<Lease>), String> {
+pub async fn open(
+    w: &Rc<Worker>,
+    s: &Set,
+    m: &Member,
+    from: SocketAddr,
+    speaks: Speaks,
+) -> Result<(Io, Option<Lease>), String> {
     let limit = match s.policy.limits.as_ref().map_or(0, |l| l.connect_timeout_ms) {
         0 => limits::CONNECT_TIMEOUT,
         ms => Duration::from_millis(ms),
     };
-    match tokio::time::timeout(limit, connect(w, s, m, from)).await {
+    let whole = async {
+        let (io, lease) = connect(w, s, m, from).await?;
+        if s.policy.tls.is_none() {
+            return Ok((io, lease));
+        }
+        Ok((Box::pin(origin::shake(&w.snapshot(), s, io, speaks)).await?, lease))
+    };
+    match tokio::time::timeout(limit, whole).await {
         Ok(r) => r,
         Err(_) => Err("connection timeout".into()),
     }
 }
 
 async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Result<(Io, Option<Lease>), String> {
-    if m.address.ip().is_unspecified() {
-        return Err("the endpoint is known by name only, which is not resolved here yet".into());
+    let (mut address, mut workload) = (m.address, m.workload.clone());
+    if address.ip().is_unspecified() {
+        let mut ips = Box::pin(w.resolver.lookup(&m.workload.hostname, true)).await?;
+        let snapshot = w.snapshot();
+        let own = |ip: &IpAddr| w.own(&snapshot).is_some_and(|o| o.ips.contains(ip));
+        // Sent to a service's address, it would go past the mesh.
+        let service = |ip: &IpAddr| snapshot.mesh.service(*ip, &s.service.namespace).is_some();
+        ips.retain(|ip| !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || own(ip) || service(ip)));
+        if ips.is_empty() {
+            return Err(format!("{} has no address that may be used", m.workload.hostname));
+        }
+        address.set_ip(ips[w.random(ips.len() as u64) as usize]);
+        // A name may lead to a member of the mesh: then it is spoken to as one.
+        if let Some(x) = snapshot.mesh.workload(address.ip()) {
+            workload = x.clone();
+        }
     }
-    if !m.workload.hbone {
-        let tcp = Origin::host().connect(m.address, limits::CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
+    if !workload.hbone {
+        let tcp = Origin::host().connect(address, limits::CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
         return Ok((Io::socket(tcp), None));
     }
     let mut secrets = w.shared.secrets.clone();
     let own = &w.shared.identity;
     let creds = secrets.get(own, limits::HOLD_TIMEOUT).await.ok_or("we have no certificate")?;
-    let to = SocketAddr::new(m.address.ip(), karst_hbone::PORT);
-    let key = TunnelKey { to, expected: m.workload.identity.clone() };
+    let to = SocketAddr::new(address.ip(), karst_hbone::PORT);
+    let key = TunnelKey { to, expected: workload.identity.clone() };
     // Who answers must be that workload, or who the service says it is.
     let expected: Vec<Identity> =
-        [m.workload.identity.clone()].into_iter().chain(s.service.sans.iter().cloned()).collect();
+        [workload.identity.clone()].into_iter().chain(s.service.sans.iter().cloned()).collect();
     let dial = || {
         let (settings, creds, expected) = (w.settings.clone(), creds.clone(), expected.clone());
         async move {
@@ -180,7 +208,7 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
     let mut last = String::new();
     for _ in 0..2 {
         let lease = w.tunnels.get(&key, &dial).await.map_err(|e| e.to_string())?;
-        match client::connect(lease.sender(), &m.address.to_string(), headers.clone()).await {
+        match client::connect(lease.sender(), &address.to_string(), headers.clone()).await {
             Ok((send, recv, _)) => return Ok((Io::tunnel(send, recv, w.lingering.clone()), Some(lease))),
             Err(e) => {
                 if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
@@ -203,7 +231,7 @@ async fn dial_http1(
     m: &Member,
     from: SocketAddr,
 ) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), Failure> {
-    let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
+    let (io, lease) = open(w, s, m, from, Speaks::Http1).await.map_err(Failure::Connect)?;
     let (send, conn) =
         http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| Failure::Connect(e.to_string()))?;
     Ok((send, conn, lease))
@@ -220,7 +248,7 @@ pub async fn http1(
     from: SocketAddr,
     mut r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end: End = (m.workload.uid.clone(), m.address);
+    let end: End = (m.workload.uid.clone(), m.address, s.tls_rules.clone());
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
         let kept = w.upstream.h1.borrow_mut().get_mut(&end).and_then(Vec::pop);
@@ -290,7 +318,7 @@ pub async fn http2(
     from: SocketAddr,
     mut r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end: End = (m.workload.uid.clone(), m.address);
+    let end: End = (m.workload.uid.clone(), m.address, s.tls_rules.clone());
     loop {
         let kept = {
             let mut all = w.upstream.h2.borrow_mut();
@@ -302,7 +330,7 @@ pub async fn http2(
         let mut c = match kept {
             Some(c) => c,
             None => {
-                let (io, lease) = open(w, s, m, from).await.map_err(Failure::Connect)?;
+                let (io, lease) = open(w, s, m, from, Speaks::Http2).await.map_err(Failure::Connect)?;
                 let (send, conn) = http2::Builder::new(Local)
                     .timer(TokioTimer::new())
                     .initial_stream_window_size(1 << 20)

@@ -19,6 +19,7 @@ use karst_hbone::{
 };
 use karst_proxy::{
     crew::{Crew, Running},
+    resolve::Resolver,
     secrets::Secrets,
     state::Workload,
 };
@@ -84,6 +85,7 @@ pub struct Worker {
     pub upstream: Rc<upstream::Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
+    pub resolver: Resolver,
     seed: Cell<u64>,
     turns: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
@@ -113,6 +115,7 @@ pub fn run(
         let w = Rc::new(Worker {
             tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
             settings,
+            resolver: Resolver::new(shared.config.resolv_conf.clone()),
             shared,
             number,
             upstream: Rc::default(),

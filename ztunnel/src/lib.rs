@@ -14,7 +14,6 @@ mod metrics;
 mod outbound;
 mod outcome;
 mod plan;
-mod resolve;
 mod worker;
 
 use anyhow::Context;

@@ -9,14 +9,16 @@ use crate::{
     metrics::Metrics,
     outbound,
     plan::Balance,
-    resolve::Resolver,
     secrets::Secrets,
     state::{Snapshot, Workload},
 };
 use arc_swap::ArcSwap;
 use karst_core::limits;
 use karst_hbone::{Settings, pool::Pool};
-use karst_proxy::crew::{Crew, Running};
+use karst_proxy::{
+    crew::{Crew, Running},
+    resolve::Resolver,
+};
 use karst_rt::{accept::accept, drain, socket::Keepalive};
 use std::{
     cell::{Cell, RefCell},

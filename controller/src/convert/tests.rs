@@ -404,3 +404,33 @@ fn golden() {
         );
     }
 }
+
+/// What a proxy shows to endpoints is told to pods of the Secret's namespace, and only for rules of there or of the root namespace.
+#[test]
+fn credentials_are_told_to_their_namespace_only() {
+    let pod = |ns: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: {ns}, labels: {{gateway.networking.k8s.io/gateway-name: w}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: Running, podIPs: [{{ip: 10.0.0.1}}]}}\n---\n"
+        )
+    };
+    let pair = crate::ca::Signer::generate("cluster.local").unwrap();
+    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    let secret = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: c, namespace: a}}\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}---\n",
+        indented(&pair.0),
+        indented(&pair.1)
+    );
+    let rule = |ns: &str, mode: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: {ns}}}\nspec: {{host: x.com, trafficPolicy: {{tls: {{mode: {mode}, credentialName: c}}}}}}\n"
+        )
+    };
+    for (of, mode, told) in
+        [("a", "MUTUAL", true), ("istio-system", "MUTUAL", true), ("b", "MUTUAL", false), ("a", "SIMPLE", false)]
+    {
+        let (m, p) = run(&(pod("a") + &pod("b") + &secret + &rule(of, mode)));
+        assert!(p.is_empty(), "{p:?}");
+        let has = |pod: &str| m.gateways.get(pod).is_some_and(|g| g.credentials.contains_key("c"));
+        assert_eq!((has("a/p"), has("b/p")), (told, false), "{of} {mode}");
+    }
+}

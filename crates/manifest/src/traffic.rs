@@ -310,7 +310,7 @@ pub struct TrafficPolicy {
     pub load_balancer: Option<LoadBalancer>,
     pub connection_pool: Option<ConnectionPool>,
     pub outlier_detection: Option<OutlierDetection>,
-    pub tls: Option<serde_json::Value>,
+    pub tls: Option<ClientTls>,
     pub port_level_settings: Vec<PortPolicy>,
     pub tunnel: Option<serde_json::Value>,
     pub proxy_protocol: Option<serde_json::Value>,
@@ -325,7 +325,7 @@ pub struct PortPolicy {
     pub load_balancer: Option<LoadBalancer>,
     pub connection_pool: Option<ConnectionPool>,
     pub outlier_detection: Option<OutlierDetection>,
-    pub tls: Option<serde_json::Value>,
+    pub tls: Option<ClientTls>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -337,6 +337,25 @@ pub struct LoadBalancer {
     pub locality_lb_setting: Option<LocalityLb>,
     pub warmup_duration_secs: Option<String>,
     pub warmup: Option<Warmup>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientTls {
+    /// DISABLE, ISTIO_MUTUAL (the mesh's own TLS, which is there anyway), SIMPLE or MUTUAL.
+    pub mode: Option<String>,
+    pub client_certificate: String,
+    pub private_key: String,
+    /// `system`: the public authorities, as without it.
+    pub ca_certificates: String,
+    /// A Secret with ca.crt and, for MUTUAL, tls.crt and tls.key.
+    pub credential_name: String,
+    /// One of them must be in the certificate; else the name in `sni`.
+    pub subject_alt_names: Vec<String>,
+    /// The name in the TLS hello; the service's host name if nothing is given.
+    pub sni: String,
+    pub insecure_skip_verify: Option<bool>,
+    pub ca_crl: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -7,11 +7,13 @@
 //! - [`crew`]: the workers of a process as they see each other.
 //! - [`labels`]: of Istio's traffic metrics.
 //! - [`remote`]: how the control plane is reached.
+//! - [`resolve`]: endpoints that are known by name only.
 
 pub mod crew;
 pub mod endpoints;
 pub mod labels;
 pub mod remote;
+pub mod resolve;
 pub mod secrets;
 #[allow(missing_docs)]
 pub mod state;

@@ -3,7 +3,7 @@
 use crate::Pod;
 use std::{
     io::{Read, Write},
-    net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -115,4 +115,32 @@ pub fn ping(s: &mut TcpStream, data: &[u8]) -> std::io::Result<()> {
     let mut got = vec![0; data.len()];
     s.read_exact(&mut got)?;
     if got == data { Ok(()) } else { Err(std::io::Error::other("other bytes came back")) }
+}
+
+/// A name server: A records by name, NXDOMAIN for other names, nothing for other types.
+pub fn name_server(at: &Pod, records: Vec<(&'static str, Ipv4Addr)>) {
+    let s = at.netns().run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    std::thread::spawn(move || {
+        let mut b = [0; 1500];
+        while let Ok((_, from)) = s.recv_from(&mut b) {
+            let (mut name, mut i) = (Vec::new(), 12);
+            while b[i] > 0 {
+                let n = usize::from(b[i]);
+                name.push(String::from_utf8_lossy(&b[i + 1..=i + n]).to_lowercase());
+                i += n + 1;
+            }
+            let (name, end) = (name.join("."), i + 5);
+            let found = records.iter().find(|(n, _)| *n == name).map(|(_, ip)| ip);
+            let here = found.filter(|_| b[i + 2] == 1);
+            let code = 0x80 | if found.is_some() { 0 } else { 3 };
+            let mut a = [&b[..2], &[0x81, code, 0, 1, 0, u8::from(here.is_some()), 0, 0, 0, 0], &b[12..end]].concat();
+            if let Some(ip) = here {
+                // A pointer to the question's name; A, IN, a TTL of 60 s, four bytes.
+                a.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                a.extend(ip.octets());
+            }
+            let _ = s.send_to(&a, from);
+        }
+    });
 }

@@ -9,6 +9,7 @@ pub mod app;
 pub mod http;
 pub mod load;
 pub mod net;
+pub mod pki;
 pub mod sniff;
 pub mod web;
 mod world;

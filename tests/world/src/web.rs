@@ -1,7 +1,10 @@
 //! HTTP/1.1 of tests: a server that notes what it is asked, and a client. Both plain enough to see every byte.
 
 use crate::Pod;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    server::WebPkiClientVerifier,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
     collections::BTreeMap,
@@ -290,4 +293,73 @@ impl TlsSession {
         self.io.get_mut().write_all(head.as_bytes())?;
         Message::read(&mut self.io, false)?.ok_or(std::io::ErrorKind::UnexpectedEof.into())
     }
+}
+
+/// A server of HTTP over TLS in a pod. Its answers say the name in the hello, the path, and whether a certificate was shown
+/// (`mutual`) or not (`alone`).
+pub struct TlsWeb {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    address: SocketAddr,
+    pod: Pod,
+}
+
+impl TlsWeb {
+    /// With a certificate and key, PEM. `clients`: who must have signed the client's certificate, PEM; None: nobody is asked for one.
+    pub fn start(pod: &Pod, port: u16, (cert, key): &(String, String), clients: Option<&str>) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<std::result::Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(provider.clone());
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some(roots) => {
+                let mut store = RootCertStore::empty();
+                CertificateDer::pem_slice_iter(roots.as_bytes()).for_each(|c| store.add(c.unwrap()).unwrap());
+                let v = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider).build().unwrap();
+                config.with_client_cert_verifier(v)
+            }
+        };
+        let config = Arc::new(config.with_single_cert(chain, key).unwrap());
+        let l = pod.netns().run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let st = stop.clone();
+        let thread = std::thread::spawn(move || {
+            loop {
+                let accepted = l.accept();
+                if st.load(Relaxed) {
+                    return;
+                }
+                let Ok((s, _)) = accepted else { continue };
+                let config = config.clone();
+                std::thread::spawn(move || serve_tls(s, config));
+            }
+        });
+        Self { stop, thread: Some(thread), address: ([127, 0, 0, 1], port).into(), pod: pod.clone() }
+    }
+}
+
+impl Drop for TlsWeb {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        // Wakes the accept loop.
+        let _ = self.pod.netns().run(|| TcpStream::connect_timeout(&self.address, Duration::from_millis(500)));
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+fn serve_tls(s: TcpStream, config: Arc<ServerConfig>) -> Result<()> {
+    s.set_nodelay(true)?;
+    let mut io = BufReader::new(StreamOwned::new(ServerConnection::new(config).map_err(Error::other)?, s));
+    while let Some(m) = Message::read(&mut io, false)? {
+        let tls = &io.get_ref().conn;
+        let shown = if tls.peer_certificates().is_some() { "mutual" } else { "alone" };
+        let body = format!("{} {} {shown}", tls.server_name().unwrap_or("-"), m.path());
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        io.get_mut().write_all(answer.as_bytes())?;
+    }
+    Ok(())
 }

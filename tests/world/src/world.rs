@@ -627,6 +627,11 @@ impl World {
         pod
     }
 
+    /// All pods.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.pods.values().cloned().collect()
+    }
+
     /// Writes a pod's manifest.
     pub fn write_pod(&self, p: &Pod, ready: bool) {
         let s = &p.spec;

@@ -340,34 +340,6 @@ fn services_balance_fail_over_and_are_found_by_name() {
     t.join().unwrap();
 }
 
-/// A name server: A records by name, NXDOMAIN for other names, nothing for other types.
-fn name_server(at: &Pod, records: Vec<(&'static str, Ipv4Addr)>) {
-    let s = at.netns().run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
-    s.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    std::thread::spawn(move || {
-        let mut b = [0; 1500];
-        while let Ok((_, from)) = s.recv_from(&mut b) {
-            let (mut name, mut i) = (Vec::new(), 12);
-            while b[i] > 0 {
-                let n = usize::from(b[i]);
-                name.push(String::from_utf8_lossy(&b[i + 1..=i + n]).to_lowercase());
-                i += n + 1;
-            }
-            let (name, end) = (name.join("."), i + 5);
-            let found = records.iter().find(|(n, _)| *n == name).map(|(_, ip)| ip);
-            let here = found.filter(|_| b[i + 2] == 1);
-            let code = 0x80 | if found.is_some() { 0 } else { 3 };
-            let mut a = [&b[..2], &[0x81, code, 0, 1, 0, u8::from(here.is_some()), 0, 0, 0, 0], &b[12..end]].concat();
-            if let Some(ip) = here {
-                // A pointer to the question's name; A, IN, a TTL of 60 s, four bytes.
-                a.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-                a.extend(ip.octets());
-            }
-            let _ = s.send_to(&a, from);
-        }
-    });
-}
-
 /// A ServiceEntry whose endpoints are host names: ztunnel resolves them. A name that leads to a member is a member; one that
 /// leads to the pod itself, or nowhere, is refused.
 #[test]
@@ -390,7 +362,7 @@ fn endpoints_by_name_are_resolved() {
         IpAddr::V6(_) => unreachable!(),
     };
     let records = [("db.example", v4(&outside)), ("in.example", v4(&member)), ("self.example", Ipv4Addr::LOCALHOST)];
-    name_server(&names, records.into());
+    app::name_server(&names, records.into());
     std::fs::write(&conf, format!("search wrong.example\nnameserver {}\n", v4(&names))).unwrap();
     for (i, host) in ["db.example", "in.example", "self.example", "nowhere.example"].iter().enumerate() {
         let text = format!(

@@ -2,10 +2,11 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_world::{
-    Options, Pod, PodSpec, World, wait_for,
-    web::{self, Session, TlsClient, TlsSession, Web},
+    Options, Pod, PodSpec, World,
+    pki::{Ca, indented, secret},
+    wait_for,
+    web::{self, Session, TlsClient, TlsSession, TlsWeb, Web},
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::{net::SocketAddr, time::Duration};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,40 +54,6 @@ impl Site {
             Some(self.ask(port, host, path)).filter(|a| a.status() == status)
         })
     }
-}
-
-/// An authority of the tests, and a certificate with its key for a name.
-struct Ca(CertifiedIssuer<'static, KeyPair>);
-
-impl Ca {
-    fn new() -> Self {
-        let mut p = CertificateParams::new(vec![]).unwrap();
-        p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        p.distinguished_name.push(DnType::CommonName, "test");
-        Self(CertifiedIssuer::self_signed(p, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn roots(&self) -> String {
-        self.0.pem()
-    }
-
-    fn pair(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let cert = CertificateParams::new(vec![name.to_string()]).unwrap().signed_by(&key, &self.0).unwrap();
-        (cert.pem(), key.serialize_pem())
-    }
-}
-
-fn indented(pem: &str) -> String {
-    pem.lines().map(|l| format!("    {l}\n")).collect()
-}
-
-fn secret(namespace: &str, name: &str, (cert, key): &(String, String)) -> String {
-    format!(
-        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}",
-        indented(cert),
-        indented(key)
-    )
 }
 
 const NAMED: (&str, &str) = ("gateway.networking.k8s.io/gateway-name", "gw");
@@ -202,7 +169,7 @@ fn tls_ends_or_passes() {
     // A service that ends TLS itself.
     let own = s.w.mesh_pod(PodSpec::new("app", "own", 1).label("app", "own"));
     s.w.apply("own", "apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: app}\nspec: {clusterIP: 10.96.1.3, selector: {app: own}, ports: [{name: tls, port: 443, targetPort: 8443}]}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: pass, namespace: app}\nspec: {selector: {gateway.networking.k8s.io/gateway-name: gw}, servers: [{port: {number: 8443, name: tls, protocol: TLS}, hosts: ['*.own.com'], tls: {mode: PASSTHROUGH}}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: pass, namespace: app}\nspec: {hosts: ['*.own.com'], gateways: [pass], tls: [{match: [{sniHosts: [a.own.com]}], route: [{destination: {host: own, port: {number: 443}}}]}]}\n");
-    let _tls = own_tls(&own, &ca.pair("a.own.com"));
+    let _tls = TlsWeb::start(&own, 8443, &ca.pair("a.own.com"), None);
     s.apply("gw", &gateway(&format!("[{}, {}]", tls("one"), tls("two"))), &[443, 8443]);
     s.w.apply("r1", &route("r1", "hostnames: [one.com]", "shop-v1"));
     s.w.apply("r2", &route("r2", "hostnames: [two.com]", "shop-v2"));
@@ -218,7 +185,7 @@ fn tls_ends_or_passes() {
     assert!(web::ask(&s.client, s.at(443), "one.com", "/", &[]).is_err(), "plaintext is not taken for TLS");
     // Passed through: the application's own certificate is seen, and only for the name that has a route.
     let pass = |sni: &str| TlsSession::new(&s.client, s.at(8443), sni, &client);
-    assert_eq!(pass("a.own.com").unwrap().ask("a.own.com", "/").unwrap().text(), "own");
+    assert_eq!(pass("a.own.com").unwrap().ask("a.own.com", "/").unwrap().text(), "a.own.com / alone");
     assert!(pass("b.own.com").is_err() && pass("own.com").is_err());
     // A new certificate is shown to who comes next; who is there stays. One that is broken changes nothing.
     let other = Ca::new();
@@ -230,26 +197,6 @@ fn tls_ends_or_passes() {
     s.w.apply("secret-one", &secret("edge", "one", &(first.0, ca.pair("x.com").1)));
     wait_for("the complaint", PATIENCE, || s.w.log_text("controller.log").contains("Secret edge/one").then_some(()));
     assert_eq!(open("two.com").unwrap().ask("two.com", "/").unwrap().text(), "v2", "the other listener goes on");
-}
-
-/// A server of HTTP over TLS of its own.
-fn own_tls(pod: &Pod, (cert, key): &(String, String)) -> std::thread::JoinHandle<()> {
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-    use std::io::{Read, Write};
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<_, _>>().unwrap();
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = std::sync::Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
-    let l = pod.netns().run(|| std::net::TcpListener::bind("0.0.0.0:8443").unwrap()).unwrap();
-    std::thread::spawn(move || {
-        for s in l.incoming().take(1) {
-            let mut s = rustls::StreamOwned::new(rustls::ServerConnection::new(config.clone()).unwrap(), s.unwrap());
-            let mut buf = [0; 1024];
-            let _ = s.read(&mut buf);
-            let _ = s.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nown");
-        }
-    })
 }
 
 #[test]

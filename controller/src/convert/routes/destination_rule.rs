@@ -23,7 +23,8 @@ pub(super) fn compile(
     if spec.host.is_empty() {
         return vec![("spec.host".into(), "is empty: name the service that the rule is for".into())];
     }
-    let own = match backend(spec) {
+    let secret = |name: &str| x.secrets.get(&(ns, name)).copied();
+    let own = match backend(spec, &secret) {
         Ok(b) => b,
         Err(b) => return vec![b],
     };
@@ -53,10 +54,13 @@ pub(super) fn compile(
     vec![]
 }
 
-fn backend(spec: &DestinationRuleSpec) -> Result<ir::Backend, Bad> {
+/// Finds a Secret of the rule's namespace.
+type Secrets<'a> = &'a dyn Fn(&str) -> Option<&'a Secret>;
+
+fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backend, Bad> {
     let empty = TrafficPolicy::default();
     let whole = spec.traffic_policy.as_ref().unwrap_or(&empty);
-    let (policy, ports) = policies(whole, None, "spec.trafficPolicy")?;
+    let (policy, ports) = policies(whole, None, secret, "spec.trafficPolicy")?;
     let mut out = ir::Backend { policy: spec.traffic_policy.as_ref().map(|_| policy), ports, subsets: vec![] };
     let mut names = BTreeSet::new();
     for (i, s) in spec.subsets.iter().enumerate() {
@@ -68,7 +72,7 @@ fn backend(spec: &DestinationRuleSpec) -> Result<ir::Backend, Bad> {
             return Err((format!("{at}.name"), format!("{:?} stands twice", s.name)));
         }
         let own = s.traffic_policy.as_ref().unwrap_or(&empty);
-        let (policy, ports) = policies(own, Some(whole), &format!("{at}.trafficPolicy"))?;
+        let (policy, ports) = policies(own, Some(whole), secret, &format!("{at}.trafficPolicy"))?;
         out.subsets.push(ir::Subset { name: s.name.clone(), labels: s.labels.clone(), policy: Some(policy), ports });
     }
     Ok(out)
@@ -77,13 +81,9 @@ fn backend(spec: &DestinationRuleSpec) -> Result<ir::Backend, Bad> {
 type Policies = (ir::Policy, BTreeMap<u32, ir::Policy>);
 
 /// A policy and its ports' own. What it does not say, the policy around it does, field by field.
-fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, at: &str) -> Result<Policies, Bad> {
-    for (field, there) in
-        [("tls", p.tls.as_ref()), ("tunnel", p.tunnel.as_ref()), ("proxyProtocol", p.proxy_protocol.as_ref())]
-    {
-        let mode = there.and_then(|t| t.get("mode")).and_then(|m| m.as_str()).unwrap_or("");
-        // Within the mesh every hop is encrypted and both ends are known, whatever is said here.
-        if there.is_some() && !(field == "tls" && matches!(mode, "ISTIO_MUTUAL" | "DISABLE" | "")) {
+fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, secret: Secrets<'_>, at: &str) -> Result<Policies, Bad> {
+    for (field, there) in [("tunnel", p.tunnel.is_some()), ("proxyProtocol", p.proxy_protocol.is_some())] {
+        if there {
             return Err((
                 format!("{at}.{field}"),
                 "is not implemented yet: traffic would not be what is asked for".into(),
@@ -95,6 +95,8 @@ fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, at: &str) -> Resu
     let (balance, pool, outlier) = (a.0.or(b.0), a.1.or(b.1), a.2.or(b.2));
     let mut whole = policy(balance.as_ref(), pool.as_ref(), outlier.as_ref(), at)?;
     let budget = p.retry_budget.as_ref().or(around.and_then(|a| a.retry_budget.as_ref()));
+    let own_tls = p.tls.as_ref().or(around.and_then(|a| a.tls.as_ref()));
+    whole.tls = own_tls.map(|t| tls(t, secret, &format!("{at}.tls"))).transpose()?.flatten();
     whole.retries = budget.map(|b| retry_budget(b, &format!("{at}.retryBudget"))).transpose()?;
     let mut ports = BTreeMap::new();
     for (i, s) in p.port_level_settings.iter().enumerate() {
@@ -103,7 +105,8 @@ fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, at: &str) -> Resu
             return Err((format!("{at}.port.number"), "is missing".into()));
         }
         // A port's settings stand for themselves: what they leave out is the default (Istio).
-        let one = policy(s.load_balancer.as_ref(), s.connection_pool.as_ref(), s.outlier_detection.as_ref(), &at)?;
+        let mut one = policy(s.load_balancer.as_ref(), s.connection_pool.as_ref(), s.outlier_detection.as_ref(), &at)?;
+        one.tls = s.tls.as_ref().map(|t| tls(t, secret, &format!("{at}.tls"))).transpose()?.flatten();
         ports.insert(u32::from(s.port.number), one);
     }
     Ok((whole, ports))
@@ -120,7 +123,70 @@ fn policy(
         limits: pool.map(|p| limits(p, &format!("{at}.connectionPool"))).transpose()?,
         outlier: o.map(|o| outlier(o, &format!("{at}.outlierDetection"))).transpose()?,
         retries: None,
+        tls: None,
     })
+}
+
+/// TLS to endpoints. None: none of ours (within the mesh every hop is encrypted and both ends are known, whatever is said).
+fn tls(t: &ClientTls, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, Bad> {
+    let mutual = match t.mode.as_deref().unwrap_or("") {
+        "" | "DISABLE" | "ISTIO_MUTUAL" => return Ok(None),
+        "SIMPLE" => false,
+        "MUTUAL" => true,
+        other => {
+            let text = format!("{other:?} is none of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL");
+            return Err((format!("{at}.mode"), text));
+        }
+    };
+    for (there, field) in [
+        (!t.client_certificate.is_empty(), "clientCertificate"),
+        (!t.private_key.is_empty(), "privateKey"),
+        (!matches!(t.ca_certificates.as_str(), "" | "system"), "caCertificates"),
+    ] {
+        if there {
+            let text = "names a file, and files of the pod are not read: use credentialName";
+            return Err((format!("{at}.{field}"), text.into()));
+        }
+    }
+    if !t.ca_crl.is_empty() {
+        return Err((format!("{at}.caCrl"), "is not there in this version: remove it".into()));
+    }
+    if mutual && t.credential_name.is_empty() {
+        let text =
+            "is empty: name a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway";
+        return Err((format!("{at}.credentialName"), text.into()));
+    }
+    if let Some((i, n)) = t.subject_alt_names.iter().enumerate().find(|(_, n)| n.contains("://")) {
+        let text = format!("{n:?} cannot be compared here: give DNS names or addresses");
+        return Err((format!("{at}.subjectAltNames[{i}]"), text));
+    }
+    let mut out = ir::ClientTls {
+        sni: t.sni.clone(),
+        names: t.subject_alt_names.clone(),
+        unverified: t.insecure_skip_verify == Some(true),
+        credential: if mutual { t.credential_name.clone() } else { String::new() },
+        ..Default::default()
+    };
+    // The Secret may come later: until then there are no connections, as none may be made without it.
+    if !t.credential_name.is_empty() && !out.unverified {
+        let ca = |s: &Secret| s.get("ca.crt").or_else(|| s.get("cacert"));
+        let beside = format!("{}-cacert", t.credential_name);
+        let found = secret(&beside).and_then(ca).or_else(|| secret(&t.credential_name).and_then(ca));
+        match found {
+            Some(roots) => out.roots = roots,
+            None => out.broken = format!("there is no Secret {} with ca.crt", t.credential_name),
+        }
+    }
+    Ok(Some(out))
+}
+
+/// The Secrets whose certificates proxies show to endpoints.
+pub(super) fn credentials(d: &DestinationRule) -> impl Iterator<Item = &str> {
+    let all = d.spec.all_policies().flat_map(|p| {
+        let ports = p.port_level_settings.iter().filter_map(|s| s.tls.as_ref());
+        p.tls.iter().chain(ports)
+    });
+    all.filter(|t| t.mode.as_deref() == Some("MUTUAL")).map(|t| t.credential_name.as_str()).filter(|n| !n.is_empty())
 }
 
 fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, Bad> {

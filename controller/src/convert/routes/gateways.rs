@@ -1,6 +1,6 @@
 //! Gateways: what their pods listen on, from Gateway API's Gateway and Istio's, and which hosts of routes go with which of it.
 
-use super::{GATEWAY, Index, MESH, access, ir};
+use super::{GATEWAY, Index, MESH, access, destination_rule, ir};
 use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint};
 use ir::ListenerProtocol as Protocol;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located, traffic::GwServer};
@@ -448,7 +448,8 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
     }
     let fronts = Fronts::new(x);
     let mut out = BTreeMap::new();
-    if fronts.0.is_empty() {
+    let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
+    if fronts.0.is_empty() && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
         return out;
     }
     // A label is shorter than the longest name.
@@ -517,6 +518,15 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
         }
         if !g.listeners.is_empty() {
             g.access = access::gateway(x, p, own);
+        }
+        // Those of its own namespace; who writes rules elsewhere does not decide where they are shown.
+        let near = |d: &&DestinationRule| [&m.namespace, &x.mesh.root_namespace].contains(&&d.metadata.namespace);
+        let rules = x.destination_rules.iter().map(|(_, d)| *d).filter(near);
+        for name in rules.flat_map(destination_rule::credentials) {
+            let pair = x.secrets.get(&(m.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
+            g.credentials.extend(pair.map(|k| (name.to_string(), k)));
+        }
+        if !g.listeners.is_empty() || !g.credentials.is_empty() {
             out.insert(format!("{}/{}", m.namespace, m.name), Arc::new(g));
         }
     }

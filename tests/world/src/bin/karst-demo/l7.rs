@@ -2,11 +2,12 @@
 
 use crate::Table;
 use karst_world::{
-    Pod, PodSpec, World,
-    web::{self, Message, Session, Web},
+    Pod, PodSpec, World, app,
+    pki::{Ca, indented, secret},
+    web::{self, Message, Session, TlsWeb, Web},
 };
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -356,5 +357,42 @@ pub fn gateway(w: &mut World, t: &mut Table) {
         "200, 404; 200, 404",
         format!("{}, {}; {}, {}", got[0], got[1], got[2], got[3]),
         got == [200, 404, 200, 404],
+    );
+}
+
+/// Out of the mesh through a waypoint: an endpoint by name, and TLS that the application does not speak.
+pub fn egress(w: &mut World, t: &mut Table) {
+    t.step("out of the mesh: api.example.com, by name, through a waypoint");
+    w.namespace("out", true);
+    w.namespace("world", false);
+    let client = w.mesh_pod(PodSpec::new("out", "client", 0));
+    let (server, names) = (w.pod(PodSpec::new("world", "api", 1)), w.pod(PodSpec::new("world", "names", 0)));
+    let IpAddr::V4(ip) = server.ip else { return };
+    let records: Vec<(&str, Ipv4Addr)> = vec![("api.example.com", ip)];
+    app::name_server(&names, records);
+    let conf = w.dir.join("resolv.conf");
+    std::fs::write(&conf, format!("nameserver {}\n", names.ip)).unwrap();
+    w.apply("egress", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api, namespace: out, labels: {istio.io/use-waypoint: egress}}\nspec: {hosts: [api.example.com], addresses: [10.97.0.1], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8443}]}\n");
+    w.waypoint("out", "egress", 1, &[("KARST_RESOLV_CONF", &conf.display().to_string())]);
+    let (ca, clients) = (Ca::new(), Ca::new());
+    let _server = TlsWeb::start(&server, 8443, &ca.pair("api.example.com"), Some(&clients.roots()));
+    let pair = secret("out", "api", &clients.pair("out"));
+    w.apply("egress-secret", &format!("{pair}  ca.crt: |\n{}", indented(&ca.roots())));
+    let ask = |tls: &str| {
+        w.apply("egress-rule", &format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: out}}\nspec: {{host: api.example.com, trafficPolicy: {{tls: {tls}}}}}\n"));
+        let a = web::ask(&client, ([10, 97, 0, 1], 80).into(), "api.example.com", "/v1", &[]).unwrap();
+        if a.status() == 200 { a.text() } else { a.status().to_string() }
+    };
+    let got = [
+        ask("{mode: SIMPLE}"),
+        ask("{mode: SIMPLE, credentialName: api}"),
+        ask("{mode: MUTUAL, credentialName: api, subjectAltNames: [other.example.com]}"),
+        ask("{mode: MUTUAL, credentialName: api}"),
+    ];
+    t.row(
+        "TLS for plain HTTP: unknown CA, no certificate, wrong name, right",
+        "503, 503, 503, api.example.com /v1 mutual",
+        got.join(", "),
+        got == ["503", "503", "503", "api.example.com /v1 mutual"],
     );
 }

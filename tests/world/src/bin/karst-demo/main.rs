@@ -257,6 +257,7 @@ fn main() -> Result<()> {
 
     l7::show(&mut w, &mut t);
     l7::gateway(&mut w, &mut t);
+    l7::egress(&mut w, &mut t);
 
     let kill = |w: &mut World, what: &str, t: &mut Table| {
         let (c, to) = (cart.clone(), far.at(8080));

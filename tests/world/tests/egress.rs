@@ -1,0 +1,154 @@
+//! The way out: a waypoint bound to a ServiceEntry; endpoints by name; TLS that the waypoint speaks to them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+
+use karst_world::{
+    Options, Pod, PodSpec, World, app,
+    pki::{Ca, indented, secret},
+    wait_for,
+    web::{self, TlsWeb, Web},
+};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn v4(p: &Pod) -> Ipv4Addr {
+    match p.ip {
+        IpAddr::V4(ip) => ip,
+        IpAddr::V6(_) => unreachable!(),
+    }
+}
+
+/// `api.example.com`, reached through a waypoint: port 80 becomes TLS at port 8443, port 81 stays plain at 8080.
+const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api, namespace: app, labels: {istio.io/use-waypoint: out}}\nspec: {hosts: [api.example.com], addresses: [10.97.0.1], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8443}, {number: 81, name: http-plain, protocol: HTTP, targetPort: 8080}]}\n";
+
+struct Way {
+    w: World,
+    client: Pod,
+    outside: Pod,
+    conf: std::path::PathBuf,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.conf);
+    }
+}
+
+impl Way {
+    fn new() -> Self {
+        let conf =
+            std::env::temp_dir().join(format!("karst-egress-{}-{:?}", std::process::id(), std::thread::current().id()));
+        let mut w = World::start(Options::default()).unwrap();
+        w.namespace("app", true);
+        w.namespace("out", false);
+        let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+        let member = w.mesh_pod(PodSpec::new("app", "member", 1));
+        let (outside, names) = (w.pod(PodSpec::new("out", "outside", 1)), w.pod(PodSpec::new("out", "names", 0)));
+        let records = vec![
+            ("api.example.com", v4(&outside)),
+            ("in.example.com", v4(&member)),
+            ("self.example.com", Ipv4Addr::LOCALHOST),
+        ];
+        app::name_server(&names, records);
+        std::fs::write(&conf, format!("nameserver {}\n", names.ip)).unwrap();
+        w.apply("entry", ENTRY);
+        w.waypoint("app", "out", 1, &[("KARST_RESOLV_CONF", conf.to_str().unwrap())]);
+        Self { w, client, outside, conf }
+    }
+
+    fn ask(&self, port: u16, path: &str) -> (u16, String) {
+        let to: SocketAddr = ([10, 97, 0, 1], port).into();
+        let a = web::ask(&self.client, to, "api.example.com", path, &[]).unwrap();
+        (a.status(), a.text())
+    }
+
+    /// The policy for port 80; then until the answer is this one.
+    fn until(&self, tls: &str, want: (u16, &str)) {
+        self.w.apply("rule", &format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: app}}\nspec: {{host: api.example.com, trafficPolicy: {{portLevelSettings: [{{port: {{number: 80}}, tls: {tls}}}]}}}}\n"));
+        let mut last = (0, String::new());
+        let end = std::time::Instant::now() + PATIENCE;
+        while std::time::Instant::now() < end {
+            last = self.ask(80, "/x");
+            if last.0 == want.0 && last.1.contains(want.1) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{tls}: {want:?} expected, {last:?} seen");
+    }
+}
+
+#[test]
+fn endpoints_by_name_and_policies_on_the_way_out() {
+    let s = Way::new();
+    let server = Web::named(&s.outside, 8080, "outside");
+    assert_eq!(s.ask(81, "/a"), (200, "outside".into()));
+    assert_eq!(server.take()[0].header("host"), "api.example.com");
+    // What may leave, and by what route.
+    s.w.apply("policy", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: app}\nspec: {targetRefs: [{group: networking.istio.io, kind: ServiceEntry, name: api}], action: DENY, rules: [{to: [{operation: {paths: [/secret*]}}]}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: api, namespace: app}\nspec: {hosts: [api.example.com], http: [{match: [{uri: {prefix: /old}, port: 81}], rewrite: {uri: /new}, route: [{destination: {host: api.example.com, port: {number: 81}}}]}, {route: [{destination: {host: api.example.com}}]}]}\n");
+    wait_for("the policy", PATIENCE, || (s.ask(81, "/secret/x").0 == 403).then_some(()));
+    server.take();
+    assert_eq!(s.ask(81, "/old/x").0, 200);
+    assert_eq!(server.take()[0].path(), "/new/x");
+    // A name that leads to a member of the mesh, and one that leads to the waypoint itself.
+    let member = PodSpec::new("app", "member", 1);
+    let other = |host: &str, ip: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {}, namespace: app, labels: {{istio.io/use-waypoint: out}}}}\nspec: {{hosts: [{host}], addresses: [{ip}], resolution: DNS, ports: [{{number: 81, name: http, protocol: HTTP, targetPort: 8080}}]}}\n",
+            host.replace('.', "-")
+        )
+    };
+    s.w.apply(
+        "others",
+        &(other("in.example.com", "10.97.0.2")
+            + &other("self.example.com", "10.97.0.3")
+            + &other("no.example.com", "10.97.0.4")),
+    );
+    // Only the waypoint's identity may call the member: it must be spoken to as one.
+    s.w.apply("strict", &format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: member, namespace: app}}\nspec: {{selector: {{matchLabels: {{app: {}}}}}, rules: [{{from: [{{source: {{serviceAccounts: [out]}}}}]}}]}}\n", member.name));
+    let pods = s.w.pods();
+    let member = pods.iter().find(|p| p.spec.name == member.name).unwrap();
+    let _member = Web::named(member, 8080, "member");
+    let ask = |n: u8, host: &str| web::ask(&s.client, ([10, 97, 0, n], 81).into(), host, "/", &[]).unwrap();
+    assert_eq!(ask(2, "in.example.com").text(), "member");
+    assert_eq!((ask(3, "self.example.com").status(), ask(4, "no.example.com").status()), (503, 503));
+    let log = s.w.log_text("waypoint-out-1.log");
+    assert!(
+        log.contains("has no address that may be used") && log.contains("no.example.com cannot be resolved"),
+        "{log}"
+    );
+}
+
+#[test]
+fn tls_is_originated() {
+    let s = Way::new();
+    let (ca, clients) = (Ca::new(), Ca::new());
+    let _server = TlsWeb::start(&s.outside, 8443, &ca.pair("api.example.com"), None);
+    // Without TLS the server answers nothing; with public authorities it is not known; it never goes on in plaintext.
+    s.until("{mode: DISABLE}", (503, ""));
+    s.until("{mode: SIMPLE}", (503, ""));
+    wait_for("the reason", PATIENCE, || s.w.log_text("waypoint-out-1.log").contains("UnknownIssuer").then_some(()));
+    // The Secret comes after the rule that names it.
+    s.until("{mode: SIMPLE, credentialName: api}", (503, ""));
+    let with_ca = |name: &str, pair: &(String, String), ca: &Ca| {
+        format!("{}  ca.crt: |\n{}", secret("app", name, pair), indented(&ca.roots()))
+    };
+    s.w.apply("secret", &with_ca("api", &clients.pair("client"), &ca));
+    s.until("{mode: SIMPLE, credentialName: api}", (200, "api.example.com /x alone"));
+    // Another name in the hello, and what must be in the certificate.
+    s.until("{mode: SIMPLE, credentialName: api, sni: other.example.com}", (503, ""));
+    s.until("{mode: SIMPLE, credentialName: api, sni: other.example.com, subjectAltNames: [x.example.com, api.example.com]}", (200, "other.example.com /x alone"));
+    s.until("{mode: SIMPLE, credentialName: api, subjectAltNames: [x.example.com]}", (503, ""));
+    s.until("{mode: SIMPLE, insecureSkipVerify: true, sni: any.example.com}", (200, "any.example.com /x alone"));
+    // A server that wants a certificate: of ours, which only this waypoint is told of.
+    drop(_server);
+    let _server = TlsWeb::start(&s.outside, 8443, &ca.pair("api.example.com"), Some(&clients.roots()));
+    // (With the rules of before, connections of before would do.)
+    s.until("{mode: SIMPLE, credentialName: api, subjectAltNames: [api.example.com]}", (503, ""));
+    s.until("{mode: MUTUAL, credentialName: api}", (200, "api.example.com /x mutual"));
+    s.w.apply("secret", &with_ca("api", &Ca::new().pair("client"), &ca));
+    s.until("{mode: MUTUAL, credentialName: api}", (503, ""));
+}

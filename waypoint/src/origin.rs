@@ -1,0 +1,147 @@
+//! TLS that we speak to endpoints (Istio's ClientTLSSettings).
+
+use crate::{cluster::Set, control::Snapshot, stream::Io};
+use karst_api::route as ir;
+use prost::Message;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use std::sync::Arc;
+use tokio_rustls::TlsConnector;
+
+/// What is to be spoken on a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    Http1,
+    Http2,
+    Anything,
+}
+
+/// TLS on a stream to an endpoint; as it is, if there is to be none.
+///
+/// # Errors
+/// Why it cannot be.
+pub async fn shake(s: &Snapshot, set: &Set, io: Io, speaks: Speaks) -> Result<Io, String> {
+    let Some(t) = &set.policy.tls else { return Ok(io) };
+    let made = set.tls.get_or_init(|| config(s, t, &set.service.hostname));
+    let (config, name) = made.as_ref().map_err(|e| format!("TLS: {e}"))?;
+    let mut config = config.clone();
+    Arc::make_mut(&mut config).alpn_protocols = match speaks {
+        Speaks::Http1 => vec![b"http/1.1".to_vec()],
+        Speaks::Http2 => vec![b"h2".to_vec()],
+        Speaks::Anything => vec![],
+    };
+    let tls = TlsConnector::from(config).connect(name.clone(), io).await.map_err(|e| format!("TLS: {e}"))?;
+    // An endpoint that names no protocol speaks HTTP/1.1.
+    if speaks == Speaks::Http2 && tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err("TLS: the endpoint does not speak HTTP/2".into());
+    }
+    Ok(Io::tls(tls))
+}
+
+/// How TLS is spoken, and the name in the hello.
+pub type Config = (Arc<ClientConfig>, ServerName<'static>);
+
+/// All that decides about it: rules, host name, our own certificate.
+pub fn rules(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Arc<[u8]> {
+    let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
+    let leaf = own.and_then(|(chain, _)| chain.first()).map_or(&[][..], |c| c);
+    [&t.encode_to_vec()[..], host.as_bytes(), leaf].concat().into()
+}
+
+fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String> {
+    if !t.broken.is_empty() {
+        return Err(t.broken.clone());
+    }
+    let name = |n: &str| ServerName::try_from(n.to_string()).map_err(|_| format!("{n:?} is no DNS name or address"));
+    let sni = name(if t.sni.is_empty() { host } else { &t.sni })?;
+    let mut names = t.names.iter().map(|n| name(n)).collect::<Result<Vec<_>, _>>()?;
+    if names.is_empty() {
+        names.push(sni.clone());
+    }
+    let mut roots = RootCertStore::empty();
+    match t.roots.is_empty() {
+        true => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        false => {
+            let all = CertificateDer::pem_slice_iter(&t.roots).collect::<Result<Vec<_>, _>>();
+            let all = all.map_err(|e| format!("the authorities are not PEM: {e}"))?;
+            if roots.add_parsable_certificates(all).0 == 0 {
+                return Err("there is no authority".into());
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let checks = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+    let checks = checks.map_err(|e| e.to_string())?;
+    let verifier = Verifier { names, checks, provider: provider.clone(), unverified: t.unverified };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = if t.credential.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
+        let (chain, key) = own.ok_or_else(|| format!("we have not been told of a Secret {}", t.credential))?;
+        builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|e| e.to_string())?
+    };
+    Ok((Arc::new(config), sni))
+}
+
+/// Who answers must have one of the names.
+#[derive(Debug)]
+struct Verifier {
+    names: Vec<ServerName<'static>>,
+    checks: Arc<WebPkiServerVerifier>,
+    provider: Arc<CryptoProvider>,
+    unverified: bool,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        _sni: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.unverified {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let mut last = rustls::Error::InvalidCertificate(CertificateError::NotValidForName);
+        for n in &self.names {
+            match self.checks.verify_server_cert(leaf, chain, n, ocsp, now) {
+                Ok(v) => return Ok(v),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(m, c, d, &self.provider.signature_verification_algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(m, c, d, &self.provider.signature_verification_algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
