@@ -167,8 +167,8 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
         let mut ips = Box::pin(w.resolver.lookup(&m.workload.hostname, true)).await?;
         let snapshot = w.snapshot();
         let own = |ip: &IpAddr| w.own(&snapshot).is_some_and(|o| o.ips.contains(ip));
-        // Sent to a service's address, it would go past the mesh.
-        let service = |ip: &IpAddr| snapshot.mesh.service(*ip, &s.service.namespace).is_some();
+        // Sent to a service's address, it would go past the mesh. (An entry may well have its endpoint's address.)
+        let service = |ip: &IpAddr| snapshot.mesh.service(*ip, &s.service.namespace).is_some_and(|x| x.canonical);
         ips.retain(|ip| !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || own(ip) || service(ip)));
         if ips.is_empty() {
             return Err(format!("{} has no address that may be used", m.workload.hostname));

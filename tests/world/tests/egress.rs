@@ -51,6 +51,7 @@ impl Way {
             ("api.example.com", v4(&outside)),
             ("in.example.com", v4(&member)),
             ("self.example.com", Ipv4Addr::LOCALHOST),
+            ("service.example.com", Ipv4Addr::new(10, 96, 3, 1)),
         ];
         app::name_server(&names, records);
         std::fs::write(&conf, format!("nameserver {}\n", names.ip)).unwrap();
@@ -105,7 +106,9 @@ fn endpoints_by_name_and_policies_on_the_way_out() {
         "others",
         &(other("in.example.com", "10.97.0.2")
             + &other("self.example.com", "10.97.0.3")
-            + &other("no.example.com", "10.97.0.4")),
+            + &other("no.example.com", "10.97.0.4")
+            + &other("service.example.com", "10.97.0.5")
+            + "---\napiVersion: v1\nkind: Service\nmetadata: {name: member, namespace: app}\nspec: {clusterIP: 10.96.3.1, selector: {app: member}, ports: [{port: 8080}]}\n"),
     );
     // Only the waypoint's identity may call the member: it must be spoken to as one.
     s.w.apply("strict", &format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: member, namespace: app}}\nspec: {{selector: {{matchLabels: {{app: {}}}}}, rules: [{{from: [{{source: {{serviceAccounts: [out]}}}}]}}]}}\n", member.name));
@@ -114,12 +117,16 @@ fn endpoints_by_name_and_policies_on_the_way_out() {
     let _member = Web::named(member, 8080, "member");
     let ask = |n: u8, host: &str| web::ask(&s.client, ([10, 97, 0, n], 81).into(), host, "/", &[]).unwrap();
     assert_eq!(ask(2, "in.example.com").text(), "member");
-    assert_eq!((ask(3, "self.example.com").status(), ask(4, "no.example.com").status()), (503, 503));
+    let refused = [(3, "self.example.com"), (4, "no.example.com"), (5, "service.example.com")];
+    assert_eq!(refused.map(|(n, host)| ask(n, host).status()), [503; 3]);
     let log = s.w.log_text("waypoint-out-1.log");
-    assert!(
-        log.contains("has no address that may be used") && log.contains("no.example.com cannot be resolved"),
-        "{log}"
-    );
+    for said in [
+        "self.example.com has no address that may be used",
+        "no.example.com cannot be resolved",
+        "service.example.com has no address that may be used",
+    ] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
 }
 
 #[test]
