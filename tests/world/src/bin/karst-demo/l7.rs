@@ -15,6 +15,9 @@ use std::{
 const SUBSETS: &str = "subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}, {name: v3, labels: {version: v3}}]";
 const TO_V1: &str = "route: [{destination: {host: reviews, subset: v1}}]";
 
+/// Requests that came to a path that fails.
+static BAD: AtomicUsize = AtomicUsize::new(0);
+
 struct Shop<'a> {
     w: &'a World,
     client: Pod,
@@ -75,6 +78,7 @@ pub fn show(w: &mut World, t: &mut Table) {
         })
         .collect();
     static FLAKY: AtomicUsize = AtomicUsize::new(0);
+    static HANGS: AtomicUsize = AtomicUsize::new(0);
     let release = |i: usize| {
         let name = format!("v{}", i + 1);
         Web::start(&pods[i], 8080, move |m| match m.path() {
@@ -83,6 +87,20 @@ pub fn show(w: &mut World, t: &mut Table) {
                 (200, vec![], vec![])
             }
             "/flaky" if FLAKY.fetch_add(1, Relaxed) % 3 < 2 => (503, vec![], vec![]),
+            // The first try hangs, the next does not.
+            "/hangs-once" if HANGS.fetch_add(1, Relaxed) == 0 => {
+                std::thread::sleep(Duration::from_secs(3));
+                (200, vec![], vec![])
+            }
+            "/lame" if name == "v3" => {
+                std::thread::sleep(Duration::from_millis(20));
+                (200, vec![], name.clone().into_bytes())
+            }
+            "/bad" => {
+                BAD.fetch_add(1, Relaxed);
+                std::thread::sleep(Duration::from_millis(100));
+                (503, vec![], vec![])
+            }
             "/v2-errs" if name == "v2" => (500, vec![], vec![]),
             "/v3-errs" if name == "v3" => (500, vec![], vec![]),
             _ if !m.body.is_empty() => (200, vec![], m.body.clone()),
@@ -92,8 +110,12 @@ pub fn show(w: &mut World, t: &mut Table) {
     let servers: Vec<Web> = (0..3).map(release).collect();
     let s = Shop { w, client, to: ([10, 96, 7, 1], 9080).into() };
     routing(&s, &servers, t);
+    matches(&s, t);
     faults(&s, t);
     destinations(&s, t);
+    let Shop { w: _, client, to } = s;
+    slow_start(w, &client, to, t);
+    let s = Shop { w, client, to };
     filters(&s, t);
     policy(&s, t);
 }
@@ -133,6 +155,15 @@ fn routing(s: &Shop<'_>, servers: &[Web], t: &mut Table) {
         got.clone(),
         got == "418, 302 http://reviews:9080/there, 404",
     );
+    s.route(&format!("{{{TO_V1}, mirror: {{host: reviews, subset: v2}}, mirrorPercentage: {{value: 25}}}}"), "");
+    servers[1].take();
+    s.answers(200, &[]);
+    let until = Instant::now() + Duration::from_millis(500);
+    while servers[1].count() < 50 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let n = servers[1].take().len();
+    t.row("mirror of 25 %, of 200 requests", "50", n.to_string(), n == 50);
     s.route(&format!("{{{TO_V1}, mirror: {{host: reviews, subset: v2}}}}"), "");
     servers[1].take();
     let body: Vec<u8> = (0..50_000u32).map(|i| (i % 241) as u8).collect();
@@ -158,6 +189,51 @@ fn routing(s: &Shop<'_>, servers: &[Web], t: &mut Table) {
         root == "v2" && x == "v3",
     );
     s.w.delete("l7-http");
+}
+
+/// What a request is told apart by, besides path and header.
+fn matches(s: &Shop<'_>, t: &mut Table) {
+    let to =
+        |v: &str, m: &str| format!("{{match: [{{{m}}}], route: [{{destination: {{host: reviews, subset: {v}}}}}]}}");
+    let rules = [
+        to("v2", "queryParams: {release: {exact: two}}"),
+        to("v3", "uri: {exact: /CASE}, ignoreUriCase: true"),
+        to("v2", "uri: {exact: /bare}, withoutHeaders: {x-user: {}}"),
+        to("v3", "uri: {regex: '/n/[0-9]+'}, scheme: {exact: http}, authority: {prefix: reviews}, port: 9080"),
+        to("v2", "uri: {exact: /mine}, sourceLabels: {app: productpage}, sourceNamespace: books"),
+        to("v2", "uri: {exact: /theirs}, sourceLabels: {app: other}"),
+        to("v1", "method: {exact: GET}"),
+    ];
+    s.route(&rules.join(", "), "");
+    let asked: [(&str, &[(&str, &str)]); 7] = [
+        ("/?release=two", &[]),
+        ("/case", &[]),
+        ("/bare", &[]),
+        ("/bare", &[("x-user", "1")]),
+        ("/n/42", &[]),
+        ("/mine", &[]),
+        ("/theirs", &[]),
+    ];
+    let got = asked.map(|(path, h)| s.ask(path, h).text());
+    t.row(
+        "matches: query, case, no header, pattern, host, port, caller",
+        "v2 v3 v2 v1 v3 v2 v1",
+        got.join(" "),
+        got == ["v2", "v3", "v2", "v1", "v3", "v2", "v1"],
+    );
+    s.route(&format!("{{corsPolicy: {{allowOrigins: [{{exact: 'https://a.example'}}], allowMethods: [GET, PUT], maxAge: 1h}}, {TO_V1}}}"), "");
+    let preflight = |origin: &str| {
+        let h = [("origin", origin), ("access-control-request-method", "PUT")];
+        let a = s.session().ask("OPTIONS", "/", &h, b"").unwrap();
+        format!("{} {}", a.header("access-control-allow-origin"), a.header("access-control-allow-methods"))
+    };
+    let got = format!("{}; {}", preflight("https://a.example"), preflight("https://b.example").trim());
+    t.row(
+        "CORS: a preflight of an origin that may, and of one that may not",
+        "https://a.example GET, PUT; nothing",
+        if got.ends_with("; ") { format!("{got}nothing") } else { got.clone() },
+        got == "https://a.example GET, PUT; ",
+    );
 }
 
 fn faults(s: &Shop<'_>, t: &mut Table) {
@@ -188,6 +264,16 @@ fn faults(s: &Shop<'_>, t: &mut Table) {
         a.status() == 504 && (500..1000).contains(&ms),
     );
     let ok = (0..30).filter(|_| s.ask("/flaky", &[]).status() == 200).count();
+    s.route(&format!("{{match: [{{uri: {{exact: /hangs-once}}}}], retries: {{attempts: 2, perTryTimeout: 0.2s, retryOn: reset}}, {TO_V1}}}, {{fault: {{abort: {{grpcStatus: UNAVAILABLE, percentage: {{value: 100}}}}}}, {TO_V1}}}"), "");
+    let begun = Instant::now();
+    let a = s.ask("/hangs-once", &[]).status();
+    let (ms, grpc) = (begun.elapsed().as_millis(), s.ask("/shop.Cart/Get", &[]).header("grpc-status").to_string());
+    t.row(
+        "a try that hangs is given up after 0.2 s; a gRPC abort",
+        "200 in 200 to 1000 ms; status 14",
+        format!("{a} in {ms} ms; status {grpc}"),
+        a == 200 && (200..1000).contains(&ms) && grpc == "14",
+    );
     t.row("retries: two of three attempts fail", "30 of 30 answered", format!("{ok} of 30 answered"), ok == 30);
 }
 
@@ -210,6 +296,25 @@ fn destinations(s: &Shop<'_>, t: &mut Table) {
         format!("{stay} stay with a pod, {used} pods used"),
         stay == 40 && used == 3,
     );
+    s.route(all, "{loadBalancer: {consistentHash: {httpCookie: {name: shop, ttl: 60s}, maglev: {}}}}");
+    let first = s.ask("/", &[]);
+    let cookie = first.header("set-cookie").split(';').next().unwrap_or_default().to_string();
+    let back = s.answers(20, &[("cookie", &cookie)]);
+    let own = ["v1", "v2", "v3"].iter().position(|v| *v == first.text()).map_or(0, |i| back[i]);
+    t.row(
+        "Maglev by a cookie that the waypoint gives",
+        "20 of 20 come back to the pod",
+        format!("{own} of 20 come back to the pod"),
+        own == 20 && !cookie.is_empty(),
+    );
+    s.route(all, "{loadBalancer: {simple: PEAK_EWMA}}");
+    let lame = |n: usize| {
+        let mut c = s.session();
+        (0..n).filter(|_| c.ask("GET", "/lame", &[], b"").unwrap().text() == "v3").count()
+    };
+    lame(30);
+    let n = lame(300);
+    t.row("peak EWMA: a pod that takes 20 ms more, of 300", "less than 60, by chance 100", n.to_string(), n < 60);
     s.route(
         &format!("{{{TO_V1}}}"),
         "{connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}",
@@ -227,7 +332,48 @@ fn destinations(s: &Shop<'_>, t: &mut Table) {
     let mut c = s.session();
     let bad = (0..90).filter(|_| c.ask("GET", "/v3-errs", &[], b"").unwrap().status() == 500).count();
     t.row("an endpoint that errs is ejected after 3", "3 errors of 90", format!("{bad} errors of 90"), bad == 3);
+    let failing = |policy: &str| {
+        s.route(
+            "{retries: {attempts: 3, retryOn: 5xx, backoff: 1ms}, route: [{destination: {host: reviews}}]}",
+            policy,
+        );
+        BAD.store(0, Relaxed);
+        s.at_once(10, "/bad");
+        BAD.load(Relaxed)
+    };
+    let (all, few) = (
+        failing("{connectionPool: {http: {maxRetries: 100}}}"),
+        failing("{retryBudget: {percent: 20, minRetryConcurrency: 1}}"),
+    );
+    t.row(
+        "retry budget: tries of 10 failing requests, without and with 20 %",
+        "40; 11 to 20",
+        format!("{all}; {few}"),
+        all == 40 && (11..=20).contains(&few),
+    );
     places(s, t);
+}
+
+/// A second pod of v1 joins while there is a warm-up of 5 s.
+fn slow_start(w: &mut World, client: &Pod, to: SocketAddr, t: &mut Table) {
+    let s = Shop { w, client: client.clone(), to };
+    // Who has been there for longer is warm.
+    s.route(&format!("{{{TO_V1}}}"), "{loadBalancer: {simple: RANDOM, warmup: {duration: 5s}}}");
+    s.answers(5, &[]);
+    let pod =
+        PodSpec::new("books", "reviews-v1-new", 1).account("reviews-v1").label("app", "reviews").label("version", "v1");
+    let new = w.mesh_pod(pod);
+    let _server = Web::named(&new, 8080, "new");
+    let s = Shop { w, client: client.clone(), to };
+    let mut c = s.session();
+    let n = (0..500).filter(|_| c.ask("GET", "/", &[], b"").unwrap().text() == "new").count();
+    t.row(
+        "slow start: the share of a pod that has just come, of 500",
+        "less than half of its 50 %",
+        format!("{:.1} %", n as f64 / 5.0),
+        (1..125).contains(&n),
+    );
+    w.remove_pod(&new);
 }
 
 /// The pods' nodes are in two zones; the waypoint's is that of v2.
@@ -379,7 +525,7 @@ pub fn egress(w: &mut World, t: &mut Table) {
     let pair = secret("out", "api", &clients.pair("out"));
     w.apply("egress-secret", &format!("{pair}  ca.crt: |\n{}", indented(&ca.roots())));
     let ask = |tls: &str| {
-        w.apply("egress-rule", &format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: out}}\nspec: {{host: api.example.com, trafficPolicy: {{tls: {tls}}}}}\n"));
+        w.apply("egress-rule", &format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: api, namespace: out}}\nspec: {{host: api.example.com, trafficPolicy: {{portLevelSettings: [{{port: {{number: 80}}, tls: {tls}}}]}}}}\n"));
         let a = web::ask(&client, ([10, 97, 0, 1], 80).into(), "api.example.com", "/v1", &[]).unwrap();
         if a.status() == 200 { a.text() } else { a.status().to_string() }
     };
