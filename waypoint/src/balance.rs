@@ -95,11 +95,13 @@ fn pick(
         }
         Method::LeastRequest | Method::PeakEwma => {
             let a = draw(s, among, t, usable, random)?;
-            let b = draw(s, among, t, usable, random)?;
+            // Another one, if there is one.
+            let other = |m: &Member| usable(m) && !std::ptr::eq(m, &s.members[a]);
+            let b = if among.len() == 1 { a } else { draw(s, among, t, &other, random).unwrap_or(a) };
             let cost = |i: usize| {
                 let m = &s.members[i];
                 let active = u64::from(m.state.active.load(Relaxed)) + 1;
-                let latency = if method == Method::PeakEwma { m.state.latency.load(Relaxed) } else { 1000 };
+                let latency = if method == Method::PeakEwma { m.state.latency(t).max(1) } else { 1 };
                 active * latency / u64::from(m.workload.capacity.max(1))
             };
             Some(if cost(b) < cost(a) { b } else { a })
@@ -291,6 +293,16 @@ mod tests {
         let s = with(Method::LeastRequest, 2);
         s.members[0].state.active.store(50, Relaxed);
         let c = counts(&s, 1000, |_| None);
-        assert!(c[0] < c[1] / 2, "{c:?}");
+        assert_eq!(c, [0, 1000]);
+    }
+
+    #[test]
+    fn the_slow_one_is_avoided_until_that_is_long_ago() {
+        let s = with(Method::PeakEwma, 3);
+        s.members[0].state.took(std::time::Duration::from_secs(1), now());
+        assert_eq!(counts(&s, 1000, |_| None)[0], 0);
+        let e = &s.members[0].state;
+        let (t, then) = (now(), e.latency(now()));
+        assert!(e.latency(t + 10_000) < then / 2 && e.latency(t + 200_000) < 1000);
     }
 }

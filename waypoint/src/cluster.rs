@@ -24,6 +24,8 @@ use tokio::sync::Semaphore;
 
 /// An endpoint that is ejected again and again stays out at most this long (Envoy: 300 s).
 const MAX_EJECTION: u64 = 300_000;
+/// After so many milliseconds a latency counts 1/e of what it was (Linkerd: 10 s).
+const DECAY: f64 = 10_000.0;
 /// What is not known yet of an endpoint's latency, microseconds.
 const NEW_LATENCY: u64 = 1000;
 
@@ -61,8 +63,9 @@ pub struct Cluster {
 /// What is known of an endpoint.
 pub struct Endpoint {
     pub active: AtomicU32,
-    /// Exponentially weighted latency, microseconds.
-    pub latency: AtomicU64,
+    /// Exponentially weighted latency, microseconds, and when that was.
+    latency: AtomicU64,
+    measured: AtomicU64,
     /// When it was first seen.
     pub since: u64,
     errors: AtomicU32,
@@ -174,6 +177,7 @@ impl Endpoint {
         Self {
             active: AtomicU32::new(0),
             latency: AtomicU64::new(NEW_LATENCY),
+            measured: AtomicU64::new(now()),
             since: now(),
             errors: AtomicU32::new(0),
             gateway_errors: AtomicU32::new(0),
@@ -187,12 +191,20 @@ impl Endpoint {
         self.ejected.load(Relaxed) > now
     }
 
-    /// How long an answer took.
-    pub fn took(&self, t: Duration) {
-        let (old, new) = (self.latency.load(Relaxed), t.as_micros() as u64);
+    /// What is known of its latency at a time, microseconds. What is long ago counts less: else who was slow once would never be
+    /// asked again.
+    pub fn latency(&self, now: u64) -> u64 {
+        let age = now.saturating_sub(self.measured.load(Relaxed));
+        (self.latency.load(Relaxed) as f64 * (-(age as f64) / DECAY).exp()) as u64
+    }
+
+    /// How long an answer took that came at this time.
+    pub fn took(&self, t: Duration, now: u64) {
+        let (old, new) = (self.latency(now), t.as_micros() as u64);
         // A peak counts at once, and is forgotten slowly.
         let next = if new > old { new } else { old - (old - new) / 8 };
         self.latency.store(next, Relaxed);
+        self.measured.store(now, Relaxed);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     access::{self, Access},
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
-    cluster::Set,
+    cluster::{self, Set},
     control::Snapshot,
     gateway,
     limit::{self, Limit, Over},
@@ -711,7 +711,7 @@ async fn forward(
         let over = deadline.is_some_and(|d| Instant::now() >= d);
         let status = outcome.as_ref().and_then(|o| o.as_ref().ok()).map(|(a, _)| a.status().as_u16());
         if let Some(Ok(_)) = &outcome {
-            m.state.took(began.elapsed());
+            m.state.took(began.elapsed(), cluster::now());
         }
         set.result(m, status);
         let last = retry.is_none_or(|r| attempt >= r.attempts);
