@@ -76,6 +76,8 @@ pub(crate) struct Index<'a> {
     pub grpc_routes: Vec<(&'a Located, &'a GRPCRoute)>,
     pub tcp_routes: Vec<(&'a Located, &'a TCPRoute)>,
     pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
+    /// By namespace and name.
+    pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
     pub grants: Vec<&'a ReferenceGrant>,
     /// Labels of pods that proxies must know.
     pub label_keys: BTreeSet<&'a str>,
@@ -109,6 +111,7 @@ impl<'a> Index<'a> {
             grpc_routes: vec![],
             tcp_routes: vec![],
             http_filters: vec![],
+            filter_named: HashMap::new(),
             grants: vec![],
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
@@ -160,7 +163,10 @@ impl<'a> Index<'a> {
                 Object::HTTPRoute(r) => x.http_routes.push((o, r)),
                 Object::GRPCRoute(r) => x.grpc_routes.push((o, r)),
                 Object::TCPRoute(r) => x.tcp_routes.push((o, r)),
-                Object::HTTPFilter(f) => x.http_filters.push((o, f)),
+                Object::HTTPFilter(f) => {
+                    x.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
+                    x.http_filters.push((o, f));
+                }
                 Object::ReferenceGrant(g) => x.grants.push(g),
             }
         }

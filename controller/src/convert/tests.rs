@@ -434,3 +434,41 @@ fn credentials_are_told_to_their_namespace_only() {
         assert_eq!((has("a/p"), has("b/p")), (told, false), "{of} {mode}");
     }
 }
+
+/// What wants TLS and cannot be read gets no connection; what does not, and cannot be read, changes nothing.
+#[test]
+fn tls_that_cannot_be_is_none_without() {
+    let of = |policy: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: a}}\nspec: {{host: s, trafficPolicy: {policy}}}\n"
+        );
+        let (m, p) = run(&text);
+        assert_eq!(p.len(), 1, "{policy}: {p:?}");
+        let b = m.backends.get("a/s.a.svc.cluster.local").cloned();
+        b.and_then(|b| Some(b.policy.as_ref()?.tls.as_ref()?.broken.clone()))
+    };
+    for wants in [
+        "{tls: {mode: SIMPLE, caCertificates: /ca.pem}}",
+        "{portLevelSettings: [{port: {number: 80}, tls: {mode: MUTUAL}}]}",
+        "{tls: {mode: SIMPLE}, outlierDetection: {interval: soon}}",
+        "{tls: {mode: NEW}}",
+    ] {
+        assert!(of(wants).is_some_and(|b| b.contains("DestinationRule a/d: spec.trafficPolicy")), "{wants}");
+    }
+    assert_eq!(of("{tls: {mode: DISABLE}, outlierDetection: {interval: soon}}"), None);
+}
+
+#[test]
+fn a_filter_that_nobody_executes_is_reported() {
+    let text = |label: &str| {
+        format!(
+            "{WAYPOINT}{}apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {{name: f, namespace: a}}\nspec: {{targetRefs: [{{kind: Service, name: s}}], rateLimits: [{{requests: 1}}]}}\n",
+            BOUND.replace("NS", "a").replace("istio.io/use-waypoint:", label)
+        )
+        .replace("STATUS", READY)
+    };
+    let (m, p) = run(&text("istio.io/use-waypoint:"));
+    assert!(p.is_empty() && m.routes["a/s.a.svc.cluster.local"].limits.len() == 1, "{p:?}");
+    let (_, p) = run(&text("x/y:"));
+    assert_eq!((p.len(), p[0].field.as_str()), (1, "spec.targetRefs[0]"), "{p:?}");
+}

@@ -24,8 +24,14 @@ pub(super) fn compile(
         return vec![("spec.host".into(), "is empty: name the service that the rule is for".into())];
     }
     let secret = |name: &str| x.secrets.get(&(ns, name)).copied();
-    let own = match backend(spec, &secret) {
-        Ok(b) => b,
+    let (own, bad) = match backend(spec, &secret) {
+        Ok(b) => (b, vec![]),
+        // Where TLS is wanted there must be no connection without it.
+        Err(b) if wants_tls(d) => {
+            let broken = format!("DestinationRule {ns}/{}: {}: {}", d.metadata.name, b.0, b.1);
+            let tls = Some(ir::ClientTls { broken, ..Default::default() });
+            (ir::Backend { policy: Some(ir::Policy { tls, ..Default::default() }), ..Default::default() }, vec![b])
+        }
         Err(b) => return vec![b],
     };
     for key in hosts.all(&spec.host, ns) {
@@ -51,7 +57,19 @@ pub(super) fn compile(
             }
         }
     }
-    vec![]
+    bad
+}
+
+/// Every setting for TLS.
+fn all_tls(d: &DestinationRule) -> impl Iterator<Item = &ClientTls> {
+    d.spec.all_policies().flat_map(|p| {
+        let ports = p.port_level_settings.iter().filter_map(|s| s.tls.as_ref());
+        p.tls.iter().chain(ports)
+    })
+}
+
+fn wants_tls(d: &DestinationRule) -> bool {
+    all_tls(d).any(|t| !matches!(t.mode.as_deref().unwrap_or(""), "" | "DISABLE" | "ISTIO_MUTUAL"))
 }
 
 /// Finds a Secret of the rule's namespace.
@@ -182,11 +200,10 @@ fn tls(t: &ClientTls, secret: Secrets<'_>, at: &str) -> Result<Option<ir::Client
 
 /// The Secrets whose certificates proxies show to endpoints.
 pub(super) fn credentials(d: &DestinationRule) -> impl Iterator<Item = &str> {
-    let all = d.spec.all_policies().flat_map(|p| {
-        let ports = p.port_level_settings.iter().filter_map(|s| s.tls.as_ref());
-        p.tls.iter().chain(ports)
-    });
-    all.filter(|t| t.mode.as_deref() == Some("MUTUAL")).map(|t| t.credential_name.as_str()).filter(|n| !n.is_empty())
+    all_tls(d)
+        .filter(|t| t.mode.as_deref() == Some("MUTUAL"))
+        .map(|t| t.credential_name.as_str())
+        .filter(|n| !n.is_empty())
 }
 
 fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, Bad> {

@@ -25,9 +25,8 @@ pub(super) struct Compiled {
 
 /// The filter of this namespace that a route names.
 pub(in crate::convert) fn find<'a>(x: &Index<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
-    let fits = |f: &HTTPFilter| f.metadata.namespace == ns && f.metadata.name == r.name;
     let ours = r.group == OWN_GROUP && r.kind == "HTTPFilter";
-    x.http_filters.iter().map(|(_, f)| *f).find(|f| ours && fits(f))
+    x.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| ours)
 }
 
 pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, Bad> {
@@ -74,6 +73,13 @@ pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<Ba
         }
         // A service that is not there has no requests.
         let Some(key) = hosts.find(&t.name, ns) else { continue };
+        if model.services.get(&**key).is_some_and(|s| s.waypoint.is_none()) {
+            let text = format!(
+                "Service {} has no waypoint, and nobody else does this: label it istio.io/use-waypoint",
+                t.name
+            );
+            bad.push((format!("spec.targetRefs[{i}]"), text));
+        }
         let mut routes = model.routes.get(&**key).map(|r| (**r).clone()).unwrap_or_default();
         routes.limits.extend(compiled.limits.iter().cloned());
         routes.fault = routes.fault.or(compiled.fault);
