@@ -33,7 +33,8 @@ fn routes<'a>(x: &Index<'a>) -> Vec<Route<'a>> {
     let grpc =
         x.grpc_routes.iter().map(|(_, r)| ("GRPCRoute", &r.metadata, &r.spec.hostnames[..], &r.spec.parent_refs));
     let tcp = x.tcp_routes.iter().map(|(_, r)| ("TCPRoute", &r.metadata, &[][..], &r.spec.parent_refs));
-    http.chain(grpc).chain(tcp).map(|(k, m, h, p)| (k, m.namespace.as_str(), h, &p[..])).collect()
+    let tls = x.tls_routes.iter().map(|(_, r)| ("TLSRoute", &r.metadata, &r.spec.hostnames[..], &r.spec.parent_refs));
+    http.chain(grpc).chain(tcp).chain(tls).map(|(k, m, h, p)| (k, m.namespace.as_str(), h, &p[..])).collect()
 }
 
 /// Routes that are attached to a listener.

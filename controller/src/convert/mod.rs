@@ -75,6 +75,7 @@ pub(crate) struct Index<'a> {
     pub http_routes: Vec<(&'a Located, &'a HTTPRoute)>,
     pub grpc_routes: Vec<(&'a Located, &'a GRPCRoute)>,
     pub tcp_routes: Vec<(&'a Located, &'a TCPRoute)>,
+    pub tls_routes: Vec<(&'a Located, &'a TLSRoute)>,
     pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
     /// By namespace and name.
     pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
@@ -110,6 +111,7 @@ impl<'a> Index<'a> {
             http_routes: vec![],
             grpc_routes: vec![],
             tcp_routes: vec![],
+            tls_routes: vec![],
             http_filters: vec![],
             filter_named: HashMap::new(),
             grants: vec![],
@@ -163,6 +165,7 @@ impl<'a> Index<'a> {
                 Object::HTTPRoute(r) => x.http_routes.push((o, r)),
                 Object::GRPCRoute(r) => x.grpc_routes.push((o, r)),
                 Object::TCPRoute(r) => x.tcp_routes.push((o, r)),
+                Object::TLSRoute(r) => x.tls_routes.push((o, r)),
                 Object::HTTPFilter(f) => {
                     x.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
                     x.http_filters.push((o, f));
@@ -175,7 +178,8 @@ impl<'a> Index<'a> {
     }
 
     fn routes_are_empty(&self) -> bool {
-        self.http_routes.is_empty() && self.grpc_routes.is_empty() && self.tcp_routes.is_empty()
+        let bytes = self.tcp_routes.is_empty() && self.tls_routes.is_empty();
+        self.http_routes.is_empty() && self.grpc_routes.is_empty() && bytes
     }
 
     /// The service of this name.

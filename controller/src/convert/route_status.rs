@@ -36,6 +36,11 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
         let route = Route { kind: "TCPRoute", meta: &r.metadata, names: &[], filters: vec![] };
         out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
     }
+    for (_, r) in &x.tls_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
+        let route = Route { kind: "TLSRoute", meta: &r.metadata, names: &r.spec.hostnames, filters: vec![] };
+        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
+    }
     out
 }
 
@@ -66,7 +71,7 @@ fn one<'a>(
             Ok(_) => ("Accepted", "Route was valid".to_string()),
             Err(e) => e,
         });
-        let Some(accepted) = at_gateway.or_else(|| accepted(x, m, p)) else { continue };
+        let Some(accepted) = at_gateway.or_else(|| accepted(x, kind, m, p)) else { continue };
         let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
             kind,
             status: *reason == good,
@@ -105,7 +110,7 @@ fn one<'a>(
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
-fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
+fn accepted(x: &Index<'_>, kind: &str, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
         ("" | "core", "Service") => x.service(ns, &p.name).map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
@@ -118,6 +123,9 @@ fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, Str
     };
     let what = || format!("{} {ns}/{}", p.kind.as_deref().unwrap_or("Service"), p.name);
     Some(match (ports, p.port) {
+        _ if kind == "TLSRoute" => {
+            ("UnsupportedValue", "a TLSRoute is for gateways: a waypoint does not look into hellos of TLS".into())
+        }
         (None, _) => ("NoMatchingParent", format!("there is no {}", what())),
         (Some(all), Some(port)) if !all.contains(&port) => {
             ("NoMatchingParent", format!("{} does not have port {port}", what()))

@@ -21,7 +21,7 @@ macro_rules! route {
         }
     )* };
 }
-route!(HTTPRoute HttpRouteSpec RouteRule, GRPCRoute GrpcRouteSpec GrpcRule, TCPRoute TcpRouteSpec TcpRouteRule);
+route!(HTTPRoute HttpRouteSpec RouteRule, GRPCRoute GrpcRouteSpec GrpcRule, TCPRoute TcpRouteSpec TcpRouteRule, TLSRoute TlsRouteSpec TcpRouteRule);
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

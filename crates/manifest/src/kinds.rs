@@ -3,7 +3,7 @@
 
 pub use crate::{
     extension::HTTPFilter,
-    gatewayapi::{GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute},
+    gatewayapi::{GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute},
     traffic::{DestinationRule, IstioGateway, VirtualService},
 };
 use serde::Deserialize;
@@ -91,6 +91,7 @@ kinds! {
     HTTPRoute "gateway.networking.k8s.io" true,
     GRPCRoute "gateway.networking.k8s.io" true,
     TCPRoute "gateway.networking.k8s.io" true,
+    TLSRoute "gateway.networking.k8s.io" true,
     ReferenceGrant "gateway.networking.k8s.io" true,
     VirtualService "networking.istio.io" true,
     IstioGateway "networking.istio.io" true,

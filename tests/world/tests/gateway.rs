@@ -187,6 +187,15 @@ fn tls_ends_or_passes() {
     let pass = |sni: &str| TlsSession::new(&s.client, s.at(8443), sni, &client);
     assert_eq!(pass("a.own.com").unwrap().ask("a.own.com", "/").unwrap().text(), "a.own.com / alone");
     assert!(pass("b.own.com").is_err() && pass("own.com").is_err());
+    // The same by Gateway API: a listener that passes TLS through, and a TLSRoute by name.
+    let passes = format!("{{name: pass, port: 9443, protocol: TLS, tls: {{mode: Passthrough}}, {ALL}}}");
+    s.apply("gw", &gateway(&format!("[{}, {}, {passes}]", tls("one"), tls("two"))), &[443, 8443, 9443]);
+    s.w.apply("tls-route", "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: own, namespace: app}\nspec: {parentRefs: [{name: gw, namespace: edge, sectionName: pass}], hostnames: ['*.own.com'], rules: [{backendRefs: [{name: own, port: 443}]}]}\n");
+    let pass = |sni: &str| TlsSession::new(&s.client, s.at(9443), sni, &client);
+    wait_for("the TLSRoute", PATIENCE, || {
+        pass("a.own.com").ok()?.ask("a.own.com", "/t").ok().filter(|m| m.text() == "a.own.com /t alone")
+    });
+    assert!(pass("own.com").is_err() && pass("a.other.com").is_err());
     // A new certificate is shown to who comes next; who is there stays. One that is broken changes nothing.
     let other = Ca::new();
     s.w.apply("secret-one", &secret("edge", "one", &other.pair("one.com")));

@@ -60,20 +60,19 @@ pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tab
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert { x, hosts, kind: "TCPRoute", ns: &r.metadata.namespace, names: &[], parents: &r.spec.parent_refs };
-    let mut rules = vec![];
-    for (i, rule) in r.spec.rules.iter().enumerate() {
-        let mut destinations = vec![];
-        for (j, b) in rule.backend_refs.iter().enumerate() {
-            match c.destination(b, &format!("spec.rules[{i}].backendRefs[{j}]")) {
-                Ok(d) => destinations.push(d),
-                Err(b) => return vec![b],
-            }
-        }
-        let origin = format!("TCPRoute {}/{} rule {i}", c.ns, r.metadata.name);
-        rules.push(ir::TcpRule { origin, destinations, ..Default::default() });
-    }
-    c.attach(&r.metadata, &r.spec.parent_refs, tables, &[], &rules);
-    vec![]
+    c.bytes(&r.metadata, &r.spec.rules, tables)
+}
+
+pub(super) fn tls(x: &Index<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
+    let c = Convert {
+        x,
+        hosts,
+        kind: "TLSRoute",
+        ns: &r.metadata.namespace,
+        names: &r.spec.hostnames,
+        parents: &r.spec.parent_refs,
+    };
+    c.bytes(&r.metadata, &r.spec.rules, tables)
 }
 
 /// A gRPC method is a path.
@@ -137,6 +136,24 @@ struct Filters {
 }
 
 impl Convert<'_> {
+    /// The rules of a route for connections.
+    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], tables: &mut Tables) -> Vec<Bad> {
+        let mut rules = vec![];
+        for (i, rule) in all.iter().enumerate() {
+            let mut destinations = vec![];
+            for (j, b) in rule.backend_refs.iter().enumerate() {
+                match self.destination(b, &format!("spec.rules[{i}].backendRefs[{j}]")) {
+                    Ok(d) => destinations.push(d),
+                    Err(b) => return vec![b],
+                }
+            }
+            let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, m.name);
+            rules.push(ir::TcpRule { origin, destinations, ..Default::default() });
+        }
+        self.attach(m, self.parents, tables, &[], &rules);
+        vec![]
+    }
+
     /// Adds the rules if all of them could be converted; else says what is wrong with which.
     fn attach_all(
         &self,
@@ -190,6 +207,8 @@ impl Convert<'_> {
     fn parents(&self, p: &ParentRef) -> Vec<Arc<str>> {
         let ns = p.namespace.as_deref().unwrap_or(self.ns);
         match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
+            // A waypoint does not look into the hellos of connections to services.
+            ("" | "core", "Service") | (ISTIO_NETWORKING, "ServiceEntry") if self.kind == "TLSRoute" => vec![],
             ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
             (ISTIO_NETWORKING, "ServiceEntry") => {
                 let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);

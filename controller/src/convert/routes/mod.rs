@@ -207,6 +207,7 @@ enum Source<'a> {
     Http(&'a HTTPRoute),
     Grpc(&'a GRPCRoute),
     Tcp(&'a TCPRoute),
+    Tls(&'a TLSRoute),
 }
 
 impl Source<'_> {
@@ -216,6 +217,7 @@ impl Source<'_> {
             Source::Http(r) => address(*r),
             Source::Grpc(r) => address(*r),
             Source::Tcp(r) => address(*r),
+            Source::Tls(r) => address(*r),
         }
     }
 
@@ -229,6 +231,7 @@ impl Source<'_> {
             Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "HTTPRoute"),
             Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
             Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
+            Source::Tls(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "TLSRoute"),
         }
     }
 
@@ -238,6 +241,7 @@ impl Source<'_> {
             Source::Http(r) => gateway_api::http(x, r, hosts, tables),
             Source::Grpc(r) => gateway_api::grpc(x, r, hosts, tables),
             Source::Tcp(r) => gateway_api::tcp(x, r, hosts, tables),
+            Source::Tls(r) => gateway_api::tls(x, r, hosts, tables),
         }
     }
 }
@@ -247,7 +251,8 @@ fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
     let http = x.http_routes.iter().map(|(at, r)| (*at, Source::Http(r)));
     let grpc = x.grpc_routes.iter().map(|(at, r)| (*at, Source::Grpc(r)));
     let tcp = x.tcp_routes.iter().map(|(at, r)| (*at, Source::Tcp(r)));
-    istio.chain(http).chain(grpc).chain(tcp).collect()
+    let tls = x.tls_routes.iter().map(|(at, r)| (*at, Source::Tls(r)));
+    istio.chain(http).chain(grpc).chain(tcp).chain(tls).collect()
 }
 
 pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
