@@ -39,7 +39,7 @@ pub struct What {
 enum Part {
     /// MESH-HTTP and MESH-GRPC with all extended features, and the tests that no profile counts.
     Mesh,
-    /// GATEWAY-HTTP and GATEWAY-GRPC.
+    /// GATEWAY-HTTP, GATEWAY-GRPC and GATEWAY-TLS.
     Gateway,
 }
 
@@ -48,7 +48,7 @@ const MESH: &str = "Mesh,MeshClusterIPMatching,MeshConsumerRoute,MeshHTTPRouteRe
 /// Without these some of the mesh's tests do not run, though no profile counts them.
 const BESIDE: &str = "HTTPRoute,GRPCRoute,HTTPRouteResponseHeaderModification,HTTPRouteParentRefPort,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode,GRPCRouteNamedRouteRule,HTTPRouteNamedRouteRule";
 /// What gateways do beyond the core.
-const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructure,GatewayAddressEmpty,HTTPRouteParentRefPort,HTTPRouteDestinationPortMatching,GRPCRouteNamedRouteRule,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
+const GATEWAY: &str = "Gateway,ReferenceGrant,HTTPRoute,GRPCRoute,TLSRoute,TLSRouteModeTerminate,TLSRouteModeMixed,GatewayPort8080,GatewayHTTPListenerIsolation,GatewayHTTPSListenerDetectMisdirectedRequests,GatewayInfrastructure,GatewayAddressEmpty,HTTPRouteParentRefPort,HTTPRouteDestinationPortMatching,GRPCRouteNamedRouteRule,HTTPRouteBackendRequestHeaderModification,HTTPRouteQueryParamMatching,HTTPRouteMethodMatching,HTTPRouteResponseHeaderModification,HTTPRoutePortRedirect,HTTPRouteSchemeRedirect,HTTPRoutePathRedirect,HTTPRouteHostRewrite,HTTPRoutePathRewrite,HTTPRouteRequestMirror,HTTPRouteRequestMultipleMirrors,HTTPRouteRequestPercentageMirror,HTTPRouteRequestTimeout,HTTPRouteBackendTimeout,HTTPRouteBackendProtocolH2C,HTTPRouteBackendProtocolWebSocket,HTTPRouteCORS,HTTPRouteNamedRouteRule,HTTPRoute303RedirectStatusCode,HTTPRoute307RedirectStatusCode,HTTPRoute308RedirectStatusCode";
 /// The namespaces of the mesh's tests.
 const NAMESPACES: [&str; 2] = ["gateway-conformance-mesh", "gateway-conformance-mesh-consumer"];
 const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: gateway-conformance-mesh, labels: {istio.io/waypoint-for: service}}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
@@ -126,9 +126,9 @@ fn suite(c: &Cluster, what: &What) -> Result<()> {
         Part::Mesh => {
             run.arg("-conformance-profiles=MESH-HTTP,MESH-GRPC").arg(format!("-supported-features={MESH},{BESIDE}"))
         }
-        Part::Gateway => {
-            run.arg("-conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC").arg(format!("-supported-features={GATEWAY}"))
-        }
+        Part::Gateway => run
+            .arg("-conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS")
+            .arg(format!("-supported-features={GATEWAY}")),
     };
     if let Some(t) = &what.only {
         run.arg(format!("-run-test={t}"));
