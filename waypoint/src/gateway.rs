@@ -17,7 +17,16 @@ pub struct Gateway {
     /// Who may send anything through it.
     pub access: Option<Access>,
     /// What we may show to endpoints, by name.
-    pub credentials: BTreeMap<String, (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    pub credentials: BTreeMap<String, Pair>,
+}
+
+/// Certificates, the leaf first, and the leaf's key.
+pub type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn read(p: &ir::KeyPair) -> Result<Pair, String> {
+    let chain = CertificateDer::pem_slice_iter(&p.chain).collect::<Result<_, _>>();
+    let chain = chain.map_err(|e| format!("certificate: {e}"))?;
+    Ok((chain, PrivateKeyDer::from_pem_slice(&p.key).map_err(|e| format!("key: {e}"))?))
 }
 
 /// One port.
@@ -73,12 +82,7 @@ impl Gateway {
             }));
         }
         let pair = |(name, k): (&String, &ir::KeyPair)| {
-            let chain = CertificateDer::pem_slice_iter(&k.chain).collect::<Result<Vec<_>, _>>();
-            let key = PrivateKeyDer::from_pem_slice(&k.key);
-            match (chain, key) {
-                (Ok(c), Ok(k)) => Ok((name.clone(), (c, k))),
-                _ => Err(format!("credential {name}: no certificates and key in PEM")),
-            }
+            read(k).map(|k| (name.clone(), k)).map_err(|e| format!("credential {name}: {e}"))
         };
         let credentials = g.credentials.iter().map(pair).collect::<Result<_, _>>()?;
         Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()?, credentials })
@@ -153,10 +157,7 @@ impl Tls {
         let provider = karst_hbone::tls::provider();
         let mut keys = vec![];
         for p in &t.certificates {
-            let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&p.chain)
-                .collect::<Result<_, _>>()
-                .map_err(|e| format!("certificate: {e}"))?;
-            let key = PrivateKeyDer::from_pem_slice(&p.key).map_err(|e| format!("key: {e}"))?;
+            let (chain, key) = read(p)?;
             keys.push(Arc::new(CertifiedKey::from_der(chain, key, &provider).map_err(|e| e.to_string())?));
         }
         if keys.is_empty() {

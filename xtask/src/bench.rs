@@ -1,7 +1,7 @@
 //! `cargo xtask bench`.
 
 use anyhow::{Context, Result, ensure};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -12,36 +12,16 @@ use std::{
 pub enum What {
     /// The L4 data path: bulk, request/response, new connections, CPU, memory.
     L4 {
-        /// Also write the rows as JSON.
-        #[arg(long)]
-        report: Option<PathBuf>,
-        /// Rounds; medians are taken over them.
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// Seconds of each measurement.
-        #[arg(long, default_value_t = 3.0)]
-        secs: f64,
-        /// Only cases whose name contains this.
-        #[arg(long, default_value = "")]
-        only: String,
+        #[command(flatten)]
+        how: How,
         /// Also measure another ztunnel binary, in a world of its own beside ours, as variant `other`.
         #[arg(long, value_name = "PATH")]
         ztunnel: Option<PathBuf>,
     },
     /// The layer 7 proxy beside Envoy, as a gateway and as a waypoint: requests, CPU, latency, look-up of routes.
     L7 {
-        /// Also write the rows as JSON.
-        #[arg(long)]
-        report: Option<PathBuf>,
-        /// Rounds; medians are taken over them.
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// Seconds of each measurement.
-        #[arg(long, default_value_t = 3.0)]
-        secs: f64,
-        /// Only cases whose name contains this.
-        #[arg(long, default_value = "")]
-        only: String,
+        #[command(flatten)]
+        how: How,
         /// Only these variants, with commas between: karst, envoy, other.
         #[arg(long, default_value = "")]
         variants: String,
@@ -58,16 +38,33 @@ pub enum What {
     },
 }
 
+/// How to measure.
+#[derive(Args)]
+pub struct How {
+    /// Also write the rows as JSON.
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// Rounds; medians are taken over them.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 3.0)]
+    secs: f64,
+    /// Only cases whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
 /// Runs it.
 pub fn run(w: What) -> Result<()> {
     let args = match w {
-        What::L4 { report, rounds, secs, only, ztunnel } => {
-            let mut a = common("l4", rounds, secs, &only, report)?;
+        What::L4 { how, ztunnel } => {
+            let mut a = how.args("l4")?;
             a.extend(ztunnel.map(|z| program("ztunnel", &z)).transpose()?);
             a
         }
-        What::L7 { report, rounds, secs, only, variants, waypoint } => {
-            let mut a = common("l7", rounds, secs, &only, report)?;
+        What::L7 { how, variants, waypoint } => {
+            let mut a = how.args("l7")?;
             a.push(format!("--envoy={}", crate::setup::envoy()?.display()));
             a.push(format!("--variants={variants}"));
             a.extend(waypoint.map(|z| program("waypoint", &z)).transpose()?);
@@ -84,13 +81,16 @@ fn bench(name: &str, args: Vec<String>) -> Result<()> {
     Ok(())
 }
 
-fn common(what: &str, rounds: usize, secs: f64, only: &str, report: Option<PathBuf>) -> Result<Vec<String>> {
-    let mut a =
-        vec![what.to_string(), format!("--rounds={rounds}"), format!("--secs={secs}"), format!("--only={only}")];
-    if let Some(r) = report {
-        a.push(format!("--report={}", std::path::absolute(r)?.display()));
+impl How {
+    fn args(self, what: &str) -> Result<Vec<String>> {
+        let Self { report, rounds, secs, only } = self;
+        let mut a =
+            vec![what.to_string(), format!("--rounds={rounds}"), format!("--secs={secs}"), format!("--only={only}")];
+        if let Some(r) = report {
+            a.push(format!("--report={}", std::path::absolute(r)?.display()));
+        }
+        Ok(a)
     }
-    Ok(a)
 }
 
 fn program(knob: &str, path: &Path) -> Result<String> {

@@ -138,7 +138,7 @@ fn accepted(x: &Index<'_>, kind: &str, m: &Meta, p: &ParentRef) -> Option<(&'sta
 fn extensions(x: &Index<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
     let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
     let lost = |r: &&ExtensionRef| routes::http_filter(x, &m.namespace, r).is_none();
-    named.into_iter().find(lost).map(|r| match r.group == OWN_GROUP && r.kind == "HTTPFilter" {
+    named.into_iter().find(lost).map(|r| match routes::is_http_filter(r) {
         true => ("FilterNotFound", format!("there is no HTTPFilter {}/{}", m.namespace, r.name)),
         false => (
             "InvalidKind",

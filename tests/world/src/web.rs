@@ -95,14 +95,54 @@ impl Message {
 /// What a server answers: status, headers, body.
 pub type Answer = (u16, Vec<(String, String)>, Vec<u8>);
 
-/// A server in a pod.
-pub struct Web {
-    /// What it was asked, in order.
-    pub asked: Arc<Mutex<Vec<Message>>>,
+/// Serves each connection of a listener in a thread of its own, until it is dropped.
+struct Acceptor {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     address: SocketAddr,
     pod: Pod,
+}
+
+impl Acceptor {
+    fn start(
+        pod: &Pod,
+        l: TcpListener,
+        address: SocketAddr,
+        serve: impl Fn(TcpStream) + Send + Sync + 'static,
+    ) -> Self {
+        let (stop, serve) = (Arc::new(AtomicBool::new(false)), Arc::new(serve));
+        let st = stop.clone();
+        let thread = std::thread::spawn(move || {
+            loop {
+                let accepted = l.accept();
+                if st.load(Relaxed) {
+                    return;
+                }
+                let Ok((s, _)) = accepted else { continue };
+                let serve = serve.clone();
+                std::thread::spawn(move || serve(s));
+            }
+        });
+        Self { stop, thread: Some(thread), address, pod: pod.clone() }
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        // Wakes the accept loop.
+        let _ = self.pod.netns().run(|| TcpStream::connect_timeout(&self.address, Duration::from_millis(500)));
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+/// A server in a pod.
+pub struct Web {
+    /// What it was asked, in order.
+    pub asked: Arc<Mutex<Vec<Message>>>,
+    _acceptor: Acceptor,
 }
 
 impl Web {
@@ -118,23 +158,12 @@ impl Web {
             .netns()
             .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free"))
             .expect("the namespace can be entered");
-        let (asked, stop) = (Arc::new(Mutex::new(vec![])), Arc::new(AtomicBool::new(false)));
-        let (a, st, answer) = (asked.clone(), stop.clone(), Arc::new(answer));
-        let thread = std::thread::spawn(move || {
-            loop {
-                let accepted = l.accept();
-                if st.load(Relaxed) {
-                    return;
-                }
-                let Ok((s, _)) = accepted else { continue };
-                let (a, answer) = (a.clone(), answer.clone());
-                std::thread::spawn(move || {
-                    let _ = serve(s, &a, &*answer);
-                });
-            }
+        let asked = Arc::new(Mutex::new(vec![]));
+        let a = asked.clone();
+        let acceptor = Acceptor::start(pod, l, (Ipv6Addr::LOCALHOST, port).into(), move |s| {
+            let _ = serve(s, &a, &answer);
         });
-        let address = (Ipv6Addr::LOCALHOST, port).into();
-        Self { asked, stop, thread: Some(thread), address, pod: pod.clone() }
+        Self { asked, _acceptor: acceptor }
     }
 
     /// How many requests there were.
@@ -145,17 +174,6 @@ impl Web {
     /// Forgets them.
     pub fn take(&self) -> Vec<Message> {
         std::mem::take(&mut self.asked.lock().unwrap())
-    }
-}
-
-impl Drop for Web {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        // Wakes the accept loop.
-        let _ = self.pod.netns().run(|| TcpStream::connect_timeout(&self.address, Duration::from_millis(500)));
-        if let Some(t) = self.thread.take() {
-            let _ = t.join();
-        }
     }
 }
 
@@ -298,10 +316,7 @@ impl TlsSession {
 /// A server of HTTP over TLS in a pod. Its answers say the name in the hello, the path, and whether a certificate was shown
 /// (`mutual`) or not (`alone`).
 pub struct TlsWeb {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    address: SocketAddr,
-    pod: Pod,
+    _acceptor: Acceptor,
 }
 
 impl TlsWeb {
@@ -323,31 +338,10 @@ impl TlsWeb {
         };
         let config = Arc::new(config.with_single_cert(chain, key).unwrap());
         let l = pod.netns().run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let st = stop.clone();
-        let thread = std::thread::spawn(move || {
-            loop {
-                let accepted = l.accept();
-                if st.load(Relaxed) {
-                    return;
-                }
-                let Ok((s, _)) = accepted else { continue };
-                let config = config.clone();
-                std::thread::spawn(move || serve_tls(s, config));
-            }
+        let acceptor = Acceptor::start(pod, l, ([127, 0, 0, 1], port).into(), move |s| {
+            let _ = serve_tls(s, config.clone());
         });
-        Self { stop, thread: Some(thread), address: ([127, 0, 0, 1], port).into(), pod: pod.clone() }
-    }
-}
-
-impl Drop for TlsWeb {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        // Wakes the accept loop.
-        let _ = self.pod.netns().run(|| TcpStream::connect_timeout(&self.address, Duration::from_millis(500)));
-        if let Some(t) = self.thread.take() {
-            let _ = t.join();
-        }
+        Self { _acceptor: acceptor }
     }
 }
 

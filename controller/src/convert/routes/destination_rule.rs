@@ -1,6 +1,6 @@
 //! Istio's DestinationRule.
 
-use super::{Bad, Hosts, Index, duration, header_name, ir, optional_duration, per_million};
+use super::{Bad, Hosts, Index, duration, gateways::authority, header_name, ir, optional_duration, per_million};
 use karst_manifest::{kinds::*, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -68,8 +68,13 @@ fn all_tls(d: &DestinationRule) -> impl Iterator<Item = &ClientTls> {
     })
 }
 
+/// Is it TLS of ours? (Within the mesh every hop is encrypted and both ends are known, whatever is said.)
+fn originates(t: &ClientTls) -> bool {
+    !matches!(t.mode.as_deref().unwrap_or(""), "" | "DISABLE" | "ISTIO_MUTUAL")
+}
+
 fn wants_tls(d: &DestinationRule) -> bool {
-    all_tls(d).any(|t| !matches!(t.mode.as_deref().unwrap_or(""), "" | "DISABLE" | "ISTIO_MUTUAL"))
+    all_tls(d).any(originates)
 }
 
 /// Finds a Secret of the rule's namespace.
@@ -114,7 +119,7 @@ fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, secret: Secrets<'
     let mut whole = policy(balance.as_ref(), pool.as_ref(), outlier.as_ref(), at)?;
     let budget = p.retry_budget.as_ref().or(around.and_then(|a| a.retry_budget.as_ref()));
     let own_tls = p.tls.as_ref().or(around.and_then(|a| a.tls.as_ref()));
-    whole.tls = own_tls.map(|t| tls(t, secret, &format!("{at}.tls"))).transpose()?.flatten();
+    whole.tls = tls(own_tls, secret, at)?;
     whole.retries = budget.map(|b| retry_budget(b, &format!("{at}.retryBudget"))).transpose()?;
     let mut ports = BTreeMap::new();
     for (i, s) in p.port_level_settings.iter().enumerate() {
@@ -124,7 +129,7 @@ fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, secret: Secrets<'
         }
         // A port's settings stand for themselves: what they leave out is the default (Istio).
         let mut one = policy(s.load_balancer.as_ref(), s.connection_pool.as_ref(), s.outlier_detection.as_ref(), &at)?;
-        one.tls = s.tls.as_ref().map(|t| tls(t, secret, &format!("{at}.tls"))).transpose()?.flatten();
+        one.tls = tls(s.tls.as_ref(), secret, &at)?;
         ports.insert(u32::from(s.port.number), one);
     }
     Ok((whole, ports))
@@ -145,10 +150,11 @@ fn policy(
     })
 }
 
-/// TLS to endpoints. None: none of ours (within the mesh every hop is encrypted and both ends are known, whatever is said).
-fn tls(t: &ClientTls, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, Bad> {
+/// TLS to endpoints. None: none of ours.
+fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, Bad> {
+    let Some(t) = t.filter(|t| originates(t)) else { return Ok(None) };
+    let at = format!("{at}.tls");
     let mutual = match t.mode.as_deref().unwrap_or("") {
-        "" | "DISABLE" | "ISTIO_MUTUAL" => return Ok(None),
         "SIMPLE" => false,
         "MUTUAL" => true,
         other => {
@@ -187,9 +193,8 @@ fn tls(t: &ClientTls, secret: Secrets<'_>, at: &str) -> Result<Option<ir::Client
     };
     // The Secret may come later: until then there are no connections, as none may be made without it.
     if !t.credential_name.is_empty() && !out.unverified {
-        let ca = |s: &Secret| s.get("ca.crt").or_else(|| s.get("cacert"));
         let beside = format!("{}-cacert", t.credential_name);
-        let found = secret(&beside).and_then(ca).or_else(|| secret(&t.credential_name).and_then(ca));
+        let found = secret(&beside).and_then(authority).or_else(|| secret(&t.credential_name).and_then(authority));
         match found {
             Some(roots) => out.roots = roots,
             None => out.broken = format!("there is no Secret {} with ca.crt", t.credential_name),

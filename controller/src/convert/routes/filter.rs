@@ -25,8 +25,12 @@ pub(super) struct Compiled {
 
 /// The filter of this namespace that a route names.
 pub(in crate::convert) fn find<'a>(x: &Index<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
-    let ours = r.group == OWN_GROUP && r.kind == "HTTPFilter";
-    x.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| ours)
+    x.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| is_one(r))
+}
+
+/// Is it a filter of ours that is named?
+pub(in crate::convert) fn is_one(r: &ExtensionRef) -> bool {
+    r.group == OWN_GROUP && r.kind == "HTTPFilter"
 }
 
 pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, Bad> {

@@ -22,28 +22,14 @@ pub(super) fn targets(
 }
 
 pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert {
-        x,
-        hosts,
-        kind: "HTTPRoute",
-        ns: &r.metadata.namespace,
-        names: &r.spec.hostnames,
-        parents: &r.spec.parent_refs,
-    };
+    let c = Convert::new((x, hosts), "HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     let rules = r.spec.rules.iter().enumerate();
     let converted = rules.map(|(i, rule)| c.rule(rule, &format!("spec.rules[{i}]"), &r.metadata.name, i));
-    c.attach_all(&r.metadata, &r.spec.parent_refs, tables, converted)
+    c.attach_all(&r.metadata, tables, converted)
 }
 
 pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert {
-        x,
-        hosts,
-        kind: "GRPCRoute",
-        ns: &r.metadata.namespace,
-        names: &r.spec.hostnames,
-        parents: &r.spec.parent_refs,
-    };
+    let c = Convert::new((x, hosts), "GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     let converted = r.spec.rules.iter().enumerate().map(|(i, rule)| {
         let at = format!("spec.rules[{i}]");
         let same = RouteRule {
@@ -55,23 +41,16 @@ pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tab
         };
         c.rule(&same, &at, &r.metadata.name, i)
     });
-    c.attach_all(&r.metadata, &r.spec.parent_refs, tables, converted)
+    c.attach_all(&r.metadata, tables, converted)
 }
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert { x, hosts, kind: "TCPRoute", ns: &r.metadata.namespace, names: &[], parents: &r.spec.parent_refs };
+    let c = Convert::new((x, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
     c.bytes(&r.metadata, &r.spec.rules, tables)
 }
 
 pub(super) fn tls(x: &Index<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert {
-        x,
-        hosts,
-        kind: "TLSRoute",
-        ns: &r.metadata.namespace,
-        names: &r.spec.hostnames,
-        parents: &r.spec.parent_refs,
-    };
+    let c = Convert::new((x, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     c.bytes(&r.metadata, &r.spec.rules, tables)
 }
 
@@ -135,7 +114,17 @@ struct Filters {
     unknown: bool,
 }
 
-impl Convert<'_> {
+impl<'a> Convert<'a> {
+    fn new(
+        (x, hosts): (&'a Index<'a>, &'a Hosts),
+        kind: &'static str,
+        m: &'a Meta,
+        names: &'a [String],
+        parents: &'a [ParentRef],
+    ) -> Self {
+        Self { x, hosts, kind, ns: &m.namespace, names, parents }
+    }
+
     /// The rules of a route for connections.
     fn bytes(&self, m: &Meta, all: &[TcpRouteRule], tables: &mut Tables) -> Vec<Bad> {
         let mut rules = vec![];
@@ -150,7 +139,7 @@ impl Convert<'_> {
             let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, m.name);
             rules.push(ir::TcpRule { origin, destinations, ..Default::default() });
         }
-        self.attach(m, self.parents, tables, &[], &rules);
+        self.attach(m, tables, &[], &rules);
         vec![]
     }
 
@@ -158,7 +147,6 @@ impl Convert<'_> {
     fn attach_all(
         &self,
         m: &Meta,
-        parents: &[ParentRef],
         tables: &mut Tables,
         converted: impl Iterator<Item = Result<Vec<(Precision, ir::HttpRule)>, Bad>>,
     ) -> Vec<Bad> {
@@ -170,22 +158,15 @@ impl Convert<'_> {
             }
         }
         if bad.is_empty() {
-            self.attach(m, parents, tables, &rules, &[]);
+            self.attach(m, tables, &rules, &[]);
         }
         bad
     }
 
     /// Adds the rules to the services that are the route's parents.
-    fn attach(
-        &self,
-        m: &Meta,
-        parents: &[ParentRef],
-        tables: &mut Tables,
-        http: &[(Precision, ir::HttpRule)],
-        tcp: &[ir::TcpRule],
-    ) {
+    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[(Precision, ir::HttpRule)], tcp: &[ir::TcpRule]) {
         let a = age(m);
-        for p in parents {
+        for p in self.parents {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
             for key in self.parents(p) {
                 // Of a gateway the port has chosen the listener.

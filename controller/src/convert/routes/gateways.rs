@@ -325,6 +325,11 @@ fn pair(x: &Index<'_>, ns: &str, r: &SecretRef) -> Result<ir::KeyPair, (&'static
     key_pair(secret).map_err(|e| (BAD, e))
 }
 
+/// The authority's certificates in a Secret, in Kubernetes' form or in Istio's.
+pub(super) fn authority(s: &Secret) -> Option<Vec<u8>> {
+    s.get("ca.crt").or_else(|| s.get("cacert"))
+}
+
 /// Certificate and key of a Secret, in Kubernetes' form or in Istio's.
 fn key_pair(s: &Secret) -> Result<ir::KeyPair, String> {
     let name = format!("Secret {}/{}", s.metadata.namespace, s.metadata.name);
@@ -427,8 +432,7 @@ fn credentials(
     } else {
         t.ca_cert_credential_name.clone()
     };
-    let ca = |s: &Secret| s.get("ca.crt").or_else(|| s.get("cacert"));
-    let roots = get(&own).and_then(ca).or_else(|| get(first).and_then(ca));
+    let roots = get(&own).and_then(authority).or_else(|| get(first).and_then(authority));
     out.client_roots = roots.ok_or_else(|| {
         (
             field("credentialName"),

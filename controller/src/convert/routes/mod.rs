@@ -13,7 +13,7 @@ mod gateway_api;
 pub(super) mod gateways;
 mod virtual_service;
 
-pub(super) use filter::find as http_filter;
+pub(super) use filter::{find as http_filter, is_one as is_http_filter};
 pub(super) use gateway_api::{granted, is_parent};
 
 use super::{Bad, Index, problem};
