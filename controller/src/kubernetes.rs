@@ -50,7 +50,8 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     watches.push(Watch { versions: &["v1", "v1alpha2"], ..Watch::all("TCPRoute") });
     watches.push(Watch { versions: &["v1", "v1alpha3", "v1alpha2"], ..Watch::all("TLSRoute") });
     watches.push(Watch { versions: &["v1alpha1"], ..Watch::all("HTTPFilter") });
-    watches.push(Watch { fields: format!("metadata.name={ROOT_CONFIG_MAP}"), ..Watch::all("ConfigMap") });
+    watches.push(Watch { versions: &["v1", "v1alpha3"], ..Watch::all("BackendTLSPolicy") });
+    watches.push(Watch::all("ConfigMap"));
     watches.push(Watch { labels: deploy::MANAGED.into(), ..Watch::all("Deployment") });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();

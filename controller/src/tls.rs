@@ -42,6 +42,19 @@ fn certificate(authority: &Authority, names: &[String]) -> anyhow::Result<Arc<Ce
     Ok(Arc::new(CertifiedKey::from_der(chain?, key, &provider)?))
 }
 
+/// Are these certificates, in PEM, that can have signed others?
+///
+/// # Errors
+/// What is wrong.
+pub fn check_roots(pem: &[u8]) -> Result<(), String> {
+    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+    let mut roots = rustls::RootCertStore::empty();
+    match roots.add_parsable_certificates(all).0 {
+        0 => Err("there is no certificate in it".into()),
+        _ => Ok(()),
+    }
+}
+
 /// Are these, in PEM, a certificate chain and the key that goes with it?
 ///
 /// # Errors

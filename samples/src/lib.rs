@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use clap::Args;
-use http_body_util::Full;
-use hyper::{Request, Response, body::Incoming, service::service_fn};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::{Request, Response, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 /// The gRPC service.
 #[allow(missing_docs)]
@@ -74,4 +75,20 @@ where
             let _ = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(s), service).await;
         });
     }
+}
+
+/// Asks a service on a connection of its own; gives status and JSON, text in `error`.
+///
+/// # Errors
+/// Those of the connection and of HTTP.
+pub async fn ask(host: &str, port: u16, r: hyper::http::request::Builder) -> anyhow::Result<(u16, Value)> {
+    let tcp = TcpStream::connect((host, port)).await?;
+    let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await?;
+    tokio::spawn(conn);
+    let r = r.header(header::HOST, format!("{host}:{port}")).body(Empty::<Bytes>::new())?;
+    let a = send.send_request(r).await?;
+    let status = a.status().as_u16();
+    let body = a.into_body().collect().await?.to_bytes();
+    let text = || json!({ "error": String::from_utf8_lossy(&body) });
+    Ok((status, serde_json::from_slice(&body).unwrap_or_else(|_| text())))
 }

@@ -8,8 +8,8 @@ use crate::{
 };
 use karst_api::route as ir;
 use karst_proxy::{
-    endpoints::candidates,
-    state::{Service, Workload},
+    endpoints::{candidates, waypoints},
+    state::{Mode, Service, Workload},
 };
 use std::{
     collections::HashMap,
@@ -29,6 +29,9 @@ const DECAY: f64 = 10_000.0;
 /// What is not known yet of an endpoint's latency, microseconds.
 const NEW_LATENCY: u64 = 1000;
 
+/// So many destinations are kept before those that are gone are looked for.
+const SWEEP: usize = 256;
+
 /// When the process began.
 pub static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -47,7 +50,11 @@ pub struct Key {
 
 /// All destinations of the process.
 #[derive(Default)]
-pub struct Clusters(Mutex<HashMap<Key, Arc<Cluster>>>);
+pub struct Clusters {
+    /// Do waypoints of services stand behind us, for those who ask for it?
+    gateway: bool,
+    all: Mutex<HashMap<Key, Arc<Cluster>>>,
+}
 
 /// What all workers share of a destination.
 pub struct Cluster {
@@ -84,26 +91,50 @@ pub struct Member {
     pub group: Option<usize>,
 }
 
+/// A destination whose endpoints are not told but follow from what is called (ServiceEntries).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// The host of the request, or the name in the TLS hello: resolution DYNAMIC_DNS.
+    Name,
+    /// The address that was called: resolution NONE.
+    Address,
+}
+
 /// The endpoints that may be used, as one snapshot has them.
 pub struct Set {
     pub key: Key,
     pub service: Arc<Service>,
     pub cluster: Arc<Cluster>,
     pub members: Vec<Member>,
-    pub policy: ir::Policy,
+    pub policy: Arc<ir::Policy>,
+    /// The members are yet to follow from what is called, see [`Set::at`].
+    pub follows: Option<Follows>,
+    /// The members are pods of the service's waypoint, which is asked for this authority.
+    pub through: Option<String>,
+    /// The name of whom the endpoints stand for.
+    pub host: Arc<str>,
     /// Near ones first.
     pub groups: Vec<Group>,
     /// Points of a hash ring, or a Maglev table: member by place.
     pub ring: Vec<(u64, u32)>,
-    /// All that decides about TLS to the endpoints, to tell connections apart.
-    pub tls_rules: Option<Arc<[u8]>>,
+    /// What tells connections to the same endpoint apart: all that decides about TLS, and whom a waypoint is asked for.
+    pub apart: Option<Arc<[u8]>>,
     /// TLS to the endpoints, made when it is first wanted.
     pub tls: OnceLock<Result<origin::Config, String>>,
 }
 
 impl Clusters {
-    fn get(&self, key: &Key) -> Arc<Cluster> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Of a gateway, or of a waypoint.
+    pub fn new(gateway: bool) -> Self {
+        Self { gateway, all: Mutex::default() }
+    }
+
+    fn get(&self, s: &Snapshot, key: &Key) -> Arc<Cluster> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= SWEEP.max(2 * s.mesh.services.len()) && !all.contains_key(key) {
+            // Those of services and subsets that are gone.
+            all.retain(|k, c| Arc::strong_count(c) > 1 || s.mesh.services.contains_key(&k.service));
+        }
         all.entry(key.clone())
             .or_insert_with(|| {
                 Arc::new(Cluster {
@@ -122,8 +153,19 @@ impl Clusters {
     pub fn set(&self, s: &Snapshot, own: &Workload, key: &Key, like: IpAddr) -> Option<Set> {
         let service = s.mesh.services.get(&key.service)?.clone();
         let backend = s.backends.get(&key.service);
+        let through = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
+            // As ztunnels ask: by the address that is called.
+            let vip = service.vips.iter().find(|v| v.is_ipv4() == like.is_ipv4()).or(service.vips.first());
+            vip.map_or_else(
+                || format!("{}:{}", service.hostname, key.port),
+                |v| SocketAddr::new(*v, key.port).to_string(),
+            )
+        });
+        let backend = backend.filter(|_| through.is_none());
         let subset = match &*key.subset {
             "" => None,
+            // The waypoint decides about subsets.
+            _ if through.is_some() => None,
             name => Some(backend?.subsets.iter().find(|x| x.name == name)?),
         };
         let port = u32::from(key.port);
@@ -131,11 +173,18 @@ impl Clusters {
             Some(x) => x.ports.get(&port).or(x.policy.as_ref()),
             None => backend.and_then(|b| b.ports.get(&port).or(b.policy.as_ref())),
         };
-        let policy = policy.cloned().unwrap_or_default();
-        let cluster = self.get(key);
+        let policy = Arc::new(policy.cloned().unwrap_or_default());
+        let cluster = self.get(s, key);
         let mut states = cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         let mut members = vec![];
-        for (workload, address, _) in candidates(&s.mesh, own, &service, SocketAddr::new(like, key.port), &[]) {
+        let found: Vec<_> = match &through {
+            Some(_) => service.waypoints.iter().flat_map(|(g, _)| waypoints(&s.mesh, own, g, like)).collect(),
+            None => {
+                let all = candidates(&s.mesh, own, &service, SocketAddr::new(like, key.port), &[]);
+                all.into_iter().map(|(w, a, _)| (w, a)).collect()
+            }
+        };
+        for (workload, address) in found {
             let fits = |(k, v): (&String, &String)| workload.labels.get(k) == Some(v);
             if subset.is_some_and(|x| !x.labels.iter().all(fits)) {
                 continue;
@@ -154,9 +203,17 @@ impl Clusters {
                 members[*i as usize].group = Some(g);
             }
         }
-        let tls_rules = policy.tls.as_ref().map(|t| origin::rules(s, t, &service.hostname));
+        let follows = match (backend.is_some_and(|b| b.by_name), service.mode) {
+            (true, _) => Some(Follows::Name),
+            (false, Mode::Passthrough) => Some(Follows::Address),
+            (false, _) => None,
+        };
+        let host = service.hostname.clone();
+        let asked = through.as_ref().map(|t| t.as_bytes().into());
+        let apart = asked.or_else(|| policy.tls.as_ref().map(|t| origin::rules(s, t, &host)));
         let tls = OnceLock::new();
-        Some(Set { key: key.clone(), service, cluster, members, policy, groups, ring, tls_rules, tls })
+        let key = key.clone();
+        Some(Set { key, service, cluster, members, policy, follows, through, host, groups, ring, apart, tls })
     }
 }
 
@@ -209,6 +266,55 @@ impl Endpoint {
 }
 
 impl Set {
+    /// The destination with what was called as its one endpoint: a name (`address` is then unspecified), or an address.
+    pub fn at(&self, s: &Snapshot, own: &Workload, host: &str, address: IpAddr) -> Self {
+        let known = if address.is_unspecified() { None } else { s.mesh.workload(address).cloned() };
+        let workload = known.unwrap_or_else(|| {
+            let hostname: Arc<str> = if address.is_unspecified() { host.into() } else { "".into() };
+            let uid = format!("{}/{host}", self.key.service).into();
+            // Nobody of the mesh, and of no place.
+            let like = Workload { ips: vec![], services: vec![], waypoint: None, baggage: None, ..own.clone() };
+            let (name, none): (Arc<str>, Arc<str>) = (host.into(), "".into());
+            Arc::new(Workload {
+                uid,
+                hostname,
+                hbone: false,
+                namespace: self.service.namespace.clone(),
+                workload_name: name.clone(),
+                canonical_name: name.clone(),
+                name,
+                node: none.clone(),
+                region: none.clone(),
+                zone: none.clone(),
+                subzone: none,
+                labels: Arc::default(),
+                policies: vec![],
+                ..like
+            })
+        });
+        let target = self.service.ports.iter().find(|(p, _)| *p == self.key.port).map(|(_, t)| *t);
+        let port = target.filter(|t| *t > 0 && self.follows == Some(Follows::Name)).unwrap_or(self.key.port);
+        let mut states = self.cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        states.retain(|_, e| Arc::strong_count(e) > 1);
+        let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(Endpoint::new())).clone();
+        drop(states);
+        let members = vec![Member { workload, address: SocketAddr::new(address, port), state, group: Some(0) }];
+        Self {
+            key: self.key.clone(),
+            service: self.service.clone(),
+            cluster: self.cluster.clone(),
+            ring: crate::balance::ring(&self.policy, &members),
+            groups: place::groups(None, own, &members),
+            members,
+            policy: self.policy.clone(),
+            follows: None,
+            through: None,
+            apart: self.policy.tls.as_ref().map(|t| origin::rules(s, t, host)),
+            host: host.into(),
+            tls: OnceLock::new(),
+        }
+    }
+
     /// Notes how a request to a member ended: a status of its own, or None if there was none.
     pub fn result(&self, m: &Member, status: Option<u16>) {
         let Some(o) = &self.policy.outlier else { return };

@@ -4,6 +4,7 @@ use crate::{
     cluster::Key,
     control::Snapshot,
     gateway::{Listener, name_of},
+    origin::Speaks,
     serve::{self, Call, Called},
     stream::{Io, Reset},
     table::TcpRule,
@@ -28,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 /// A client must have greeted, and TLS must be done, within this time.
-const HELLO: Duration = Duration::from_secs(10);
+pub const HELLO: Duration = Duration::from_secs(10);
 /// Longest hello of TLS, bytes: one record of the largest size and what a client may put before.
 const MAX_HELLO: usize = 64 << 10;
 /// A port that cannot be had is tried again after this time.
@@ -149,7 +150,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16)
     let to = tcp.local_addr().map_or(from.ip(), |a| canonical(a).ip());
     let s = w.snapshot();
     let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
-    let call = |tls| Call { peer: None, from, source: None, called: Called::Gateway(tls), port, to };
+    let call = |tls| Call { peer: None, from, source: None, called: Called::Gateway(tls), port, to, hello: None };
     let mut io = Io::socket(tcp);
     match p.protocol() {
         ListenerProtocol::Http => {
@@ -159,7 +160,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16)
         }
         ListenerProtocol::Tcp => {
             let Some(l) = p.find(None).next() else { return };
-            bytes(w, &s, &call(None), l, "*", io).await;
+            bytes(w, &s, &call(None), l, ("*", Speaks::Anything), io).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
             let Ok(Ok(sni)) = tokio::time::timeout(HELLO, hello(&mut io)).await else {
@@ -170,7 +171,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16)
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &l.tls else {
-                return bytes(w, &s, &call(sni), &l, &name, io).await;
+                return bytes(w, &s, &call(sni), &l, (&name, Speaks::Tls), io).await;
             };
             let done = tokio::time::timeout(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await;
             let io = match done {
@@ -184,7 +185,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16)
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
             }
             if l.protocol == ListenerProtocol::Tls {
-                return bytes(w, &s, &call(sni), &l, &name, io).await;
+                return bytes(w, &s, &call(sni), &l, (&name, Speaks::Anything), io).await;
             }
             let two = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
@@ -211,35 +212,37 @@ async fn preface(io: &mut Io) -> Option<bool> {
 }
 
 /// The name in a TLS hello. What has been read is read again by whom the connection is for.
-async fn hello(io: &mut Io) -> Result<Option<String>, String> {
+///
+/// # Errors
+/// What comes is no TLS.
+pub async fn hello(io: &mut Io) -> Result<Option<String>, String> {
     let mut first = Vec::with_capacity(2048);
+    let found = read_hello(io, &mut first).await;
+    io.unread(first.into());
+    found
+}
+
+async fn read_hello(io: &mut Io, first: &mut Vec<u8>) -> Result<Option<String>, String> {
     let mut acceptor = Acceptor::default();
     let mut buf = vec![0; 4096];
-    let name = loop {
+    loop {
         let n = io.read(&mut buf).await.map_err(|e| e.to_string())?;
         if n == 0 || first.len() + n > MAX_HELLO {
             return Err("no hello".into());
         }
         first.extend_from_slice(&buf[..n]);
         let mut rest = &buf[..n];
-        let mut found = None;
         while !rest.is_empty() {
             acceptor.read_tls(&mut rest).map_err(|e| e.to_string())?;
             if let Some(a) = acceptor.accept().map_err(|(e, _)| e.to_string())? {
-                found = Some(a.client_hello().server_name().map(name_of));
-                break;
+                return Ok(a.client_hello().server_name().map(name_of));
             }
         }
-        if let Some(name) = found {
-            break name;
-        }
-    };
-    io.unread(first.into());
-    Ok(name)
+    }
 }
 
 /// Carries bytes to where the listener's routes say.
-async fn bytes<I>(w: &Rc<Worker>, s: &Arc<Snapshot>, call: &Call, l: &Listener, name: &str, io: I)
+async fn bytes<I>(w: &Rc<Worker>, s: &Arc<Snapshot>, call: &Call, l: &Listener, (name, speaks): (&str, Speaks), io: I)
 where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
@@ -253,8 +256,8 @@ where
         return refuse("no route");
     };
     let Some(key) = destination(w, s, call, rule) else { return refuse("no destination") };
-    let Some(set) = w.set(s, &key, call.to) else { return refuse("no such destination") };
-    match serve::open(w, &set, call.from).await {
+    let Some(set) = w.destination(s, call, &key, call.tcp().sni) else { return refuse("no such destination") };
+    match serve::open(w, &set, call.from, speaks).await {
         Some((other, lease)) => {
             tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, destination = %set.service.hostname, "connection");
             serve::carry(io, other, lease).await;

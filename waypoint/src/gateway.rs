@@ -4,6 +4,7 @@ use crate::{access::Access, control::Snapshot, table::Routes};
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
     RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
@@ -154,7 +155,8 @@ pub fn name_of(authority: &str) -> String {
 
 impl Tls {
     fn new(t: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, String> {
-        let provider = karst_hbone::tls::provider();
+        // Clients are not of the mesh: some have only TLS 1.2, which the mesh's own provider leaves out.
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut keys = vec![];
         for p in &t.certificates {
             let (chain, key) = read(p)?;
@@ -165,10 +167,10 @@ impl Tls {
         }
         let versions: &[&rustls::SupportedProtocolVersion] =
             if t.modern { &[&rustls::version::TLS13] } else { &[&rustls::version::TLS13, &rustls::version::TLS12] };
-        let builder = ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(|e| e.to_string())?;
-        let builder = match clients(t)? {
+        let builder = match clients(t, &provider)? {
             None => builder.with_no_client_auth(),
             Some(v) => builder.with_client_cert_verifier(v),
         };
@@ -195,7 +197,7 @@ fn has_name(cert: &CertificateDer<'_>, name: &str) -> bool {
     webpki::EndEntityCert::try_from(cert).is_ok_and(|c| c.verify_is_valid_for_subject_name(&wanted).is_ok())
 }
 
-fn clients(t: &ir::Tls) -> Result<Option<Arc<dyn ClientCertVerifier>>, String> {
+fn clients(t: &ir::Tls, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<dyn ClientCertVerifier>>, String> {
     let wanted = ir::ClientCertificate::try_from(t.client).map_err(|_| format!("client certificate {}", t.client))?;
     if wanted == ir::ClientCertificate::None {
         return Ok(None);
@@ -204,7 +206,7 @@ fn clients(t: &ir::Tls) -> Result<Option<Arc<dyn ClientCertVerifier>>, String> {
     for c in CertificateDer::pem_slice_iter(&t.client_roots) {
         roots.add(c.map_err(|e| format!("roots of clients: {e}"))?).map_err(|e| format!("roots of clients: {e}"))?;
     }
-    let mut v = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), karst_hbone::tls::provider());
+    let mut v = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     if wanted == ir::ClientCertificate::Optional {
         v = v.allow_unauthenticated();
     }

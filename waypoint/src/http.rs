@@ -545,6 +545,13 @@ impl Template<'_> {
     }
 }
 
+/// What the request will call the host.
+fn called_host<'a>(rule: Option<&'a Rule>, to: &'a Destination, authority: &'a str) -> &'a str {
+    let rewrites = [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten();
+    let new = rewrites.filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
+    new.unwrap_or(authority)
+}
+
 /// The host of a mirrored request (Envoy's way).
 fn shadowed(host: &str) -> String {
     match host.rsplit_once(':') {
@@ -596,7 +603,9 @@ fn mirror(
         if to.refuse.is_some() || !w.chance(Turn::Mirror, *part) {
             continue;
         }
-        let Some(set) = w.set(s, &call.key(s, &to.service, to.port, &to.subset), call.to) else { continue };
+        let name = called_host(Some(rule), to, authority);
+        let key = call.key(s, &to.service, to.port, &to.subset);
+        let Some(set) = w.destination(s, call, &key, Some(name)) else { continue };
         let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
         let two = speaks_two(&set, call, parts);
         let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
@@ -636,7 +645,9 @@ async fn forward(
     if let Some(status) = to.refuse {
         return ours(record, status, "", Flag::NoCluster);
     }
-    let Some(set) = w.set(s, &call.key(s, &to.service, to.port, &to.subset), call.to) else {
+    let name = called_host(rule, to, &authority);
+    let key = call.key(s, &to.service, to.port, &to.subset);
+    let Some(set) = w.destination(s, call, &key, Some(name)) else {
         return failed(record, Flag::NoCluster);
     };
     record.destination = Some((set.service.clone(), set.key.subset.clone()));

@@ -83,7 +83,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         configured,
         secrets: manager.secrets(),
         metrics: metrics::Metrics::default(),
-        clusters: cluster::Clusters::default(),
+        clusters: cluster::Clusters::new(config.is_gateway()),
         crew,
         ports,
         config: config.clone(),

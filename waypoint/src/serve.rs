@@ -4,7 +4,7 @@ use crate::{
     access::{self, Access},
     cluster::{Key, Set},
     control::Snapshot,
-    http as handling,
+    edge, http as handling,
     origin::Speaks,
     stream::{Io, Reset},
     table::AskTcp,
@@ -56,6 +56,13 @@ pub struct Call {
     pub port: u16,
     /// The address that was called; decides about the family of endpoints.
     pub to: IpAddr,
+    /// Of a connection to a service: the TLS hello that it begins with, if it does.
+    pub hello: Option<Hello>,
+}
+
+/// A hello of TLS that ends elsewhere.
+pub struct Hello {
+    pub name: Option<String>,
 }
 
 /// What is called.
@@ -110,7 +117,7 @@ impl Call {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         let sni = match &self.called {
             Called::Gateway(name) => name.as_deref(),
-            Called::Service(_) => None,
+            Called::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()),
         };
         let labels = self.source.as_ref().map_or(&NONE, |x| &x.labels);
         AskTcp { port: self.port, namespace: self.namespace(), labels, sni }
@@ -141,20 +148,28 @@ impl Call {
 /// Serves a stream of a tunnel to its end.
 pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr) {
     let Connect { request, mut respond } = c;
-    let call = match target(&w, &request, peer, from) {
-        Ok(c) => Rc::new(c),
+    let mut call = match target(&w, &request, peer, from) {
+        Ok(c) => c,
         Err((status, why)) => {
             tracing::info!(target: "access", peer = %from, error = why, "CONNECT refused");
             return refuse(&mut respond, status);
         }
     };
     let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
-    let io = Io::tunnel(send, request.into_body(), w.lingering.clone());
+    let mut io = Io::tunnel(send, request.into_body(), w.lingering.clone());
     let known = call.service().and_then(|s| s.protocols.iter().find(|(p, _)| *p == call.port)).map(|(_, a)| *a);
     match known.unwrap_or(AppProtocol::Unknown) {
-        AppProtocol::Tcp | AppProtocol::Tls => tcp(&w, &call, io).await,
-        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => http(&w, call, io, true).await,
-        AppProtocol::Unknown => http(&w, call, io, false).await,
+        AppProtocol::Tcp => tcp(&w, &call, io).await,
+        AppProtocol::Tls => {
+            // What is no TLS after all is carried as it is.
+            match tokio::time::timeout(edge::HELLO, edge::hello(&mut io)).await {
+                Ok(found) => call.hello = found.ok().map(|name| Hello { name }),
+                Err(_) => return tracing::debug!(peer = %from, "no TLS in time"),
+            }
+            tcp(&w, &call, io).await;
+        }
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => http(&w, Rc::new(call), io, true).await,
+        AppProtocol::Unknown => http(&w, Rc::new(call), io, false).await,
     }
 }
 
@@ -191,7 +206,7 @@ fn target(
     // An address proves nothing: the workload there must be whom the certificate names.
     let source = s.mesh.workload(from.ip()).filter(|x| x.identity == peer).cloned();
     let to = ip.or(service.vips.first().copied()).unwrap_or(from.ip());
-    Ok(Call { peer: Some(peer), from, source, called: Called::Service(service), port, to })
+    Ok(Call { peer: Some(peer), from, source, called: Called::Service(service), port, to, hello: None })
 }
 
 /// Looks at the first bytes, and serves HTTP or carries bytes. `declared`: the service says that it is HTTP.
@@ -356,17 +371,27 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
         Some(d) => call.key(&s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
         None => Key { service: service.key.clone(), port: call.port, subset: "".into() },
     };
-    let set = w.set(&s, &key, call.to)?;
-    open(w, &set, call.from).await
+    let Some(set) = w.destination(&s, call, &key, call.tcp().sni) else {
+        let name = call.tcp().sni.unwrap_or_default();
+        tracing::info!(target: "access", peer = call.caller(), service = %service.hostname, sni = name, error = "no such destination", "connection refused");
+        return None;
+    };
+    let speaks = if call.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
+    open(w, &set, call.from, speaks).await
 }
 
 /// A byte stream to one of the endpoints; some are tried.
-pub async fn open(w: &Rc<Worker>, set: &Set, from: SocketAddr) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
+pub async fn open(
+    w: &Rc<Worker>,
+    set: &Set,
+    from: SocketAddr,
+    speaks: Speaks,
+) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
     let mut tried = vec![];
     while tried.len() < 3 {
         let i = crate::balance::choose(set, None, &tried, |n| w.random(n))?;
         let m = &set.members[i];
-        match upstream::open(w, set, m, from, Speaks::Anything).await {
+        match upstream::open(w, set, m, from, speaks).await {
             Ok(x) => return Some(x),
             Err(e) => {
                 tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = e, "connection failed");

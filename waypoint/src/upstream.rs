@@ -4,6 +4,7 @@
 use crate::{
     body::Counted,
     cluster::{Member, Set},
+    control::Snapshot,
     origin::{self, Speaks},
     stream::Io,
     worker::Worker,
@@ -26,11 +27,17 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Idle connections kept for an endpoint by one worker.
 const IDLE: usize = 64;
+/// Idle connections kept by one worker.
+const ALL_IDLE: usize = 4096;
+/// A connection without requests is closed after this time where no rule says otherwise (Istio: an hour).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Between two looks at those that are kept.
+pub const SWEEP: Duration = Duration::from_secs(1);
 /// Requests at a time on one HTTP/2 connection; then another is opened.
 const H2_STREAMS: usize = 100;
 
@@ -68,18 +75,49 @@ struct Idle {
     send: Sender1,
     /// Requests that it has had.
     requests: u32,
+    /// Kept so long.
+    until: Instant,
 }
 
 #[derive(Clone)]
 struct Shared {
     send: Sender2,
     active: Rc<Cell<usize>>,
+    /// Without requests it is kept so long.
+    until: Rc<Cell<Instant>>,
+}
+
+impl Pool {
+    /// Closes what has been idle for too long, and forgets endpoints without connections.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let mut left = ALL_IDLE;
+        self.h1.borrow_mut().retain(|_, all| {
+            all.retain(|i| i.until > now && !i.send.is_closed());
+            // Those that were used last are at the end.
+            all.drain(..all.len().saturating_sub(left));
+            left -= all.len();
+            !all.is_empty()
+        });
+        self.h2.borrow_mut().retain(|_, all| {
+            all.retain(|c| !c.send.is_closed() && (c.active.get() > 0 || c.until.get() > now));
+            !all.is_empty()
+        });
+    }
+}
+
+/// How long a destination's connections are kept without requests.
+fn idle_timeout(s: &Set) -> Duration {
+    match s.policy.limits.as_ref().map_or(0, |l| l.idle_timeout_ms) {
+        0 => IDLE_TIMEOUT,
+        ms => Duration::from_millis(ms),
+    }
 }
 
 /// What becomes of a connection after the answer.
 pub enum After {
     /// To be kept for the next request, once the answer has been read.
-    Keep { pool: Rc<Pool>, end: End, send: Sender1, requests: u32 },
+    Keep { pool: Rc<Pool>, end: End, send: Sender1, requests: u32, idle: Duration },
     /// One of several on the connection.
     Shared(#[allow(dead_code)] Active),
     /// Ends with the answer, or lives on as something else.
@@ -90,13 +128,13 @@ impl After {
     /// The answer has been read to its end.
     pub fn done(self) {
         match self {
-            After::Keep { pool, end, send, requests } => {
+            After::Keep { pool, end, send, requests, idle: timeout } => {
                 if !send.is_closed() {
                     let mut all = pool.h1.borrow_mut();
                     let idle = all.entry(end).or_default();
                     idle.retain(|i| !i.send.is_closed());
                     if idle.len() < IDLE {
-                        idle.push(Idle { send, requests });
+                        idle.push(Idle { send, requests, until: Instant::now() + timeout });
                     }
                 }
             }
@@ -106,18 +144,23 @@ impl After {
 }
 
 /// A request on a shared connection, counted until dropped.
-pub struct Active(Rc<Cell<usize>>);
+pub struct Active {
+    requests: Rc<Cell<usize>>,
+    until: Rc<Cell<Instant>>,
+    idle: Duration,
+}
 
 impl Active {
-    fn new(n: &Rc<Cell<usize>>) -> Self {
-        n.set(n.get() + 1);
-        Self(n.clone())
+    fn new(c: &Shared, idle: Duration) -> Self {
+        c.active.set(c.active.get() + 1);
+        Self { requests: c.active.clone(), until: c.until.clone(), idle }
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.requests.set(self.requests.get().saturating_sub(1));
+        self.until.set(Instant::now() + self.idle);
     }
 }
 
@@ -150,7 +193,7 @@ pub async fn open(
     };
     let whole = async {
         let (io, lease) = connect(w, s, m, from).await?;
-        if s.policy.tls.is_none() {
+        if s.policy.tls.is_none() || speaks == Speaks::Tls {
             return Ok((io, lease));
         }
         Ok((Box::pin(origin::shake(&w.snapshot(), s, io, speaks)).await?, lease))
@@ -161,15 +204,22 @@ pub async fn open(
     }
 }
 
+/// May this address be an endpoint that is known by its name, or by what was called? Not ourselves; and sent to a service's
+/// address, it would go past the mesh. (An entry may well have its endpoint's address.)
+pub fn is_usable(w: &Worker, s: &Snapshot, ip: IpAddr) -> bool {
+    let broad = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    let own = || w.own(s).is_some_and(|o| o.ips.contains(&ip));
+    let service =
+        || s.mesh.by_vip.get(&ip).into_iter().flatten().any(|k| s.mesh.services.get(k).is_some_and(|x| x.canonical));
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || broad || own() || service())
+}
+
 async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Result<(Io, Option<Lease>), String> {
     let (mut address, mut workload) = (m.address, m.workload.clone());
     if address.ip().is_unspecified() {
         let mut ips = Box::pin(w.resolver.lookup(&m.workload.hostname, true)).await?;
         let snapshot = w.snapshot();
-        let own = |ip: &IpAddr| w.own(&snapshot).is_some_and(|o| o.ips.contains(ip));
-        // Sent to a service's address, it would go past the mesh. (An entry may well have its endpoint's address.)
-        let service = |ip: &IpAddr| snapshot.mesh.service(*ip, &s.service.namespace).is_some_and(|x| x.canonical);
-        ips.retain(|ip| !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || own(ip) || service(ip)));
+        ips.retain(|ip| is_usable(w, &snapshot, *ip));
         if ips.is_empty() {
             return Err(format!("{} has no address that may be used", m.workload.hostname));
         }
@@ -179,18 +229,21 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
             workload = x.clone();
         }
     }
-    if !workload.hbone {
+    // A waypoint takes tunnels whatever it is itself.
+    if !workload.hbone && s.through.is_none() {
         let tcp = Origin::host().connect(address, limits::CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
         return Ok((Io::socket(tcp), None));
     }
     let mut secrets = w.shared.secrets.clone();
     let own = &w.shared.identity;
     let creds = secrets.get(own, limits::HOLD_TIMEOUT).await.ok_or("we have no certificate")?;
-    let to = SocketAddr::new(address.ip(), karst_hbone::PORT);
+    // A waypoint says itself where it takes tunnels.
+    let port = if s.through.is_some() { address.port() } else { karst_hbone::PORT };
+    let to = SocketAddr::new(address.ip(), port);
     let key = TunnelKey { to, expected: workload.identity.clone() };
     // Who answers must be that workload, or who the service says it is.
-    let expected: Vec<Identity> =
-        [workload.identity.clone()].into_iter().chain(s.service.sans.iter().cloned()).collect();
+    let others = s.service.sans.iter().filter(|_| s.through.is_none());
+    let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
     let dial = || {
         let (settings, creds, expected) = (w.settings.clone(), creds.clone(), expected.clone());
         async move {
@@ -205,10 +258,11 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
     if let Ok(v) = format!("for=\"{from}\";host={}", s.service.hostname).try_into() {
         headers.insert("forwarded", v);
     }
+    let target = s.through.clone().unwrap_or_else(|| address.to_string());
     let mut last = String::new();
     for _ in 0..2 {
         let lease = w.tunnels.get(&key, &dial).await.map_err(|e| e.to_string())?;
-        match client::connect(lease.sender(), &address.to_string(), headers.clone()).await {
+        match client::connect(lease.sender(), &target, headers.clone()).await {
             Ok((send, recv, _)) => return Ok((Io::tunnel(send, recv, w.lingering.clone()), Some(lease))),
             Err(e) => {
                 if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
@@ -248,7 +302,7 @@ pub async fn http1(
     from: SocketAddr,
     mut r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end: End = (m.workload.uid.clone(), m.address, s.tls_rules.clone());
+    let end: End = (m.workload.uid.clone(), m.address, s.apart.clone());
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
         let kept = w.upstream.h1.borrow_mut().get_mut(&end).and_then(Vec::pop);
@@ -275,7 +329,7 @@ pub async fn http1(
                 let requests = requests + 1;
                 let after = match most > 0 && requests >= most {
                     true => After::Alone(None),
-                    false => After::Keep { pool: w.upstream.clone(), end, send, requests },
+                    false => After::Keep { pool: w.upstream.clone(), end, send, requests, idle: idle_timeout(s) },
                 };
                 return Ok((answer, after));
             }
@@ -318,7 +372,7 @@ pub async fn http2(
     from: SocketAddr,
     mut r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end: End = (m.workload.uid.clone(), m.address, s.tls_rules.clone());
+    let end: End = (m.workload.uid.clone(), m.address, s.apart.clone());
     loop {
         let kept = {
             let mut all = w.upstream.h2.borrow_mut();
@@ -342,12 +396,13 @@ pub async fn http2(
                     let _ = conn.await;
                     drop(lease);
                 });
-                let c = Shared { send, active: Rc::default() };
+                let until = Rc::new(Cell::new(Instant::now()));
+                let c = Shared { send, active: Rc::default(), until };
                 w.upstream.h2.borrow_mut().entry(end.clone()).or_default().push(c.clone());
                 c
             }
         };
-        let after = After::Shared(Active::new(&c.active));
+        let after = After::Shared(Active::new(&c, idle_timeout(s)));
         if c.send.ready().await.is_err() && !fresh {
             continue;
         }

@@ -2,12 +2,13 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    cluster::{Clusters, Key, Set},
+    cluster::{Clusters, Follows, Key, Set},
     config::Config,
     control::Snapshot,
-    edge,
+    edge, gateway,
     metrics::{self, Metrics, Series},
-    serve, stream,
+    serve::{self, Call},
+    stream,
     upstream::{self, TunnelKey},
 };
 use h2::server::SendResponse;
@@ -27,7 +28,7 @@ use karst_rt::drain;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -65,6 +66,8 @@ pub struct Job {
 struct Sets {
     of: Option<Arc<Snapshot>>,
     by_key: HashMap<Key, Rc<Set>>,
+    /// Those that follow from what is called: also by name or address.
+    called: HashMap<(Key, String), Rc<Set>>,
 }
 
 /// What is decided by turns; each has its own, or one decision would follow from the other.
@@ -112,13 +115,24 @@ pub fn run(
         let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
+        let upstream: Rc<upstream::Pool> = Rc::default();
+        tokio::task::spawn_local({
+            let pool = upstream.clone();
+            async move {
+                let mut turn = tokio::time::interval(upstream::SWEEP);
+                loop {
+                    turn.tick().await;
+                    pool.sweep();
+                }
+            }
+        });
         let w = Rc::new(Worker {
             tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
             settings,
             resolver: Resolver::new(shared.config.resolv_conf.clone()),
             shared,
             number,
-            upstream: Rc::default(),
+            upstream,
             drain: drain.clone(),
             lingering,
             seed: Cell::new(rand::random()),
@@ -234,13 +248,48 @@ impl Worker {
     pub fn set(&self, s: &Arc<Snapshot>, key: &Key, like: IpAddr) -> Option<Rc<Set>> {
         let mut cache = self.sets.borrow_mut();
         if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, s)) {
-            *cache = Sets { of: Some(s.clone()), by_key: HashMap::new() };
+            *cache = Sets { of: Some(s.clone()), ..Sets::default() };
         }
         if let Some(found) = cache.by_key.get(key) {
             return Some(found.clone());
         }
         let set = Rc::new(self.shared.clusters.set(s, self.own(s)?, key, like)?);
         cache.by_key.insert(key.clone(), set.clone());
+        Some(set)
+    }
+
+    /// As [`Worker::set`], for a call. `name`: what the request calls the host, or the TLS hello does; it counts where endpoints
+    /// follow from it.
+    pub fn destination(&self, s: &Arc<Snapshot>, call: &Call, key: &Key, name: Option<&str>) -> Option<Rc<Set>> {
+        /// Beyond, the table is begun anew.
+        const MOST: usize = 1000;
+        let set = self.set(s, key, call.to)?;
+        let Some(follows) = set.follows else { return Some(set) };
+        let (host, address) = match follows {
+            Follows::Name => {
+                let name = gateway::name_of(name?);
+                // Only names that the entry stands for, and names they must be.
+                let fits =
+                    set.service.hostname.strip_prefix('*').is_some_and(|x| name.len() > x.len() && name.ends_with(x));
+                let is_name = rustls_pki_types::DnsName::try_from(name.as_str()).is_ok();
+                (name, (fits && is_name).then_some(Ipv4Addr::UNSPECIFIED.into())?)
+            }
+            Follows::Address => {
+                let to = call.to;
+                let its = set.service.vips.contains(&to) || set.service.ranges.iter().any(|c| c.contains(to));
+                (to.to_string(), (its && upstream::is_usable(self, s, to)).then_some(to)?)
+            }
+        };
+        let mut cache = self.sets.borrow_mut();
+        let key = (key.clone(), host);
+        if let Some(found) = cache.called.get(&key) {
+            return Some(found.clone());
+        }
+        if cache.called.len() >= MOST {
+            cache.called.clear();
+        }
+        let set = Rc::new(set.at(s, self.own(s)?, &key.1, address));
+        cache.called.insert(key, set.clone());
         Some(set)
     }
 

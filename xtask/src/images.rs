@@ -46,7 +46,7 @@ fn samples(out: &Path) -> Result<PathBuf> {
     let mut image = Image::new("registry.local/karst/samples:1", &[])
         .link("/bin/sh", "/bin/busybox")
         .file("/bin/busybox", "/bin/busybox");
-    for p in ["sample-http", "sample-grpc", "sample-tcp", "sample-bookinfo"] {
+    for p in ["sample-http", "sample-grpc", "sample-tcp", "sample-bookinfo", "sample-store"] {
         image = image.file(strip(p, out)?, &format!("/bin/{p}"));
     }
     let file = out.join("samples.tar");

@@ -1,8 +1,8 @@
 //! Where a connection goes: a pure function of one snapshot (reference ztunnel §4.3, §4.4).
 
-use crate::state::{Gateway, GatewayTo, Mode, Service, Snapshot, Workload};
+use crate::state::{Gateway, Mode, Service, Snapshot, Workload};
 use karst_core::Identity;
-use karst_proxy::endpoints::{candidates, is_waypoint};
+use karst_proxy::endpoints::{candidates, is_waypoint, waypoints};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -199,23 +199,7 @@ fn via(
         hit
     });
     let Some((g, _)) = chosen.or(all.first()) else { return Plan::Refuse(Refusal::NoWaypoint) };
-    let by_service = |svc: &Arc<Service>, b: &mut _| {
-        let any_port = SocketAddr::new(to.ip(), g.port);
-        candidates(s, source, svc, any_port, &[])
-            .into_iter()
-            .filter(|(w, ..)| !w.ips.is_empty())
-            .map(|(w, a, _)| (w, SocketAddr::new(a.ip(), g.port)))
-            .collect::<Vec<_>>()
-            .pick(b)
-    };
-    let found = match &g.to {
-        GatewayTo::Address(ip) => match (s.workload(*ip), s.service(*ip, &source.namespace)) {
-            (Some(w), _) => Some((w.clone(), SocketAddr::new(*ip, g.port))),
-            (None, Some(svc)) => by_service(svc, b),
-            (None, None) => None,
-        },
-        GatewayTo::Service(key) => s.services.get(key).and_then(|svc| by_service(svc, b)),
-    };
+    let found = waypoints(s, source, g, to.ip()).collect::<Vec<_>>().pick(b);
     match found {
         Some((w, address)) => Plan::Tunnel(Tunnel {
             expected: vec![w.identity.clone()],

@@ -6,6 +6,7 @@ mod compiler;
 pub mod deploy;
 mod gateway_status;
 mod policy;
+mod policy_status;
 mod route_status;
 mod routes;
 mod service;
@@ -79,6 +80,9 @@ pub(crate) struct Index<'a> {
     pub http_filters: Vec<(&'a Located, &'a HTTPFilter)>,
     /// By namespace and name.
     pub filter_named: HashMap<(&'a str, &'a str), &'a HTTPFilter>,
+    pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
+    /// By namespace and name.
+    pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
     pub grants: Vec<&'a ReferenceGrant>,
     /// Labels of pods that proxies must know.
     pub label_keys: BTreeSet<&'a str>,
@@ -114,6 +118,8 @@ impl<'a> Index<'a> {
             tls_routes: vec![],
             http_filters: vec![],
             filter_named: HashMap::new(),
+            backend_tls: vec![],
+            config_maps: HashMap::new(),
             grants: vec![],
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
@@ -129,7 +135,10 @@ impl<'a> Index<'a> {
                 }
                 Object::Pod(p) => x.pods.push(p),
                 Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
-                Object::ServiceAccount(_) | Object::ConfigMap(_) => {}
+                Object::ServiceAccount(_) => {}
+                Object::ConfigMap(c) => {
+                    x.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
+                }
                 Object::EndpointSlice(e) => {
                     if let Some(service) = e.metadata.labels.get("kubernetes.io/service-name") {
                         x.slices_of.entry((&e.metadata.namespace, service)).or_default().push(e);
@@ -170,6 +179,7 @@ impl<'a> Index<'a> {
                     x.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
                     x.http_filters.push((o, f));
                 }
+                Object::BackendTLSPolicy(b) => x.backend_tls.push((o, b)),
                 Object::ReferenceGrant(g) => x.grants.push(g),
             }
         }
@@ -214,6 +224,7 @@ fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) ->
     objects.extend(deploy::compile(&x, template));
     let mut statuses = status::compile(&x, now);
     statuses.extend(route_status::compile(&x, now));
+    statuses.extend(policy_status::compile(&x, now));
     Writes { objects, statuses }
 }
 

@@ -4,7 +4,7 @@
 use super::{GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes};
 use crate::convert::{
     routes::gateways::Fronts,
-    status::{Condition, Write, conditions, reference, same},
+    status::{Condition, Write, as_they_are, conditions, reference, same},
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
@@ -13,7 +13,7 @@ use karst_manifest::{
 use serde_json::{Value, json};
 
 /// Who writes (Istio's name).
-const CONTROLLER: &str = "istio.io/gateway-controller";
+pub(super) const CONTROLLER: &str = "istio.io/gateway-controller";
 
 /// All that differ.
 pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
@@ -71,7 +71,7 @@ fn one<'a>(
             Ok(_) => ("Accepted", "Route was valid".to_string()),
             Err(e) => e,
         });
-        let Some(accepted) = at_gateway.or_else(|| accepted(x, kind, m, p)) else { continue };
+        let Some(accepted) = at_gateway.or_else(|| accepted(x, m, p)) else { continue };
         let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
             kind,
             status: *reason == good,
@@ -94,23 +94,14 @@ fn one<'a>(
     }
     // The list is written whole: what others have said stays.
     for s in have.parents.iter().filter(|s| s.controller_name != CONTROLLER) {
-        let conditions: Vec<Value> = s
-            .conditions
-            .iter()
-            .map(|c| {
-                json!({
-                    "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message,
-                    "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time,
-                })
-            })
-            .collect();
+        let conditions = as_they_are(&s.conditions);
         all.push(json!({ "parentRef": s.parent_ref, "controllerName": s.controller_name, "conditions": conditions }));
     }
     Some(Write { to: reference(GATEWAY_API, kind, m), manager: CONTROLLER, status: json!({ "parents": all }) })
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
-fn accepted(x: &Index<'_>, kind: &str, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
+fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
         ("" | "core", "Service") => x.service(ns, &p.name).map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
@@ -123,9 +114,6 @@ fn accepted(x: &Index<'_>, kind: &str, m: &Meta, p: &ParentRef) -> Option<(&'sta
     };
     let what = || format!("{} {ns}/{}", p.kind.as_deref().unwrap_or("Service"), p.name);
     Some(match (ports, p.port) {
-        _ if kind == "TLSRoute" => {
-            ("UnsupportedValue", "a TLSRoute is for gateways: a waypoint does not look into hellos of TLS".into())
-        }
         (None, _) => ("NoMatchingParent", format!("there is no {}", what())),
         (Some(all), Some(port)) if !all.contains(&port) => {
             ("NoMatchingParent", format!("{} does not have port {port}", what()))

@@ -27,7 +27,11 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
     }
     let mut taken = BTreeSet::new();
     for (at, e) in &x.service_entries {
-        problems.extend(check::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
+        let bad = check::service_entry(e);
+        if let Some(text) = missing_waypoint(x, e).filter(|_| bad.is_empty()) {
+            problems.push(problem(at, "metadata.labels[istio.io/use-waypoint]", text));
+        }
+        problems.extend(bad.into_iter().map(|(field, text)| problem(at, field, text)));
         if e.spec.hosts.is_empty() {
             problems.push(problem(at, "spec.hosts", "is empty: name at least one host"));
         }
@@ -181,7 +185,8 @@ fn entry(
         return Err(("spec.endpoints".into(), "cannot stand beside workloadSelector: remove one of them".into()));
     }
     let auto = e.metadata.labels.get("networking.istio.io/enable-autoallocate-ip").is_none_or(|v| v != "false");
-    if addresses.is_empty() && !none && auto && !host.starts_with('*') {
+    // A wildcard stands for an address where the waypoint behind it finds the name again.
+    if addresses.is_empty() && !none && auto && (!host.starts_with('*') || is_by_name(e)) {
         addresses.push(address(x, allocate(&format!("{}/{host}", e.metadata.namespace), taken).into(), None));
     }
     let ports = spec.ports.iter().map(|p| Port {
@@ -205,6 +210,20 @@ fn entry(
         load_balancing,
         ..Default::default()
     })
+}
+
+/// Are its endpoints what the host of each request resolves to?
+pub(super) fn is_by_name(e: &ServiceEntry) -> bool {
+    e.spec.resolution == "DYNAMIC_DNS"
+}
+
+/// Why nobody can be reached by this entry: only a waypoint can do what it asks for.
+pub(super) fn missing_waypoint(x: &Index<'_>, e: &ServiceEntry) -> Option<&'static str> {
+    let m = &e.metadata;
+    let bound = || waypoint::of(x, &m.namespace, &m.labels, waypoint::Traffic::Service).is_some();
+    (is_by_name(e) && !bound()).then_some(
+        "resolution DYNAMIC_DNS needs a waypoint, which looks the host of each request up: label the entry istio.io/use-waypoint",
+    )
 }
 
 /// A VIP from 240.240.0.0/16, Istio's range for automatic allocation: by the name's hash, so that it stays the same

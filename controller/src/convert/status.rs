@@ -1,7 +1,7 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, gateway_status, policy, waypoint};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, gateway_status, policy, service, waypoint};
 use karst_kube::Ref;
 use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, StatusCondition};
 use serde_json::{Value, json};
@@ -24,21 +24,29 @@ pub(super) struct Condition {
 }
 
 const BOUND: &str = "istio.io/WaypointBound";
+const MISSING: &str = "istio.io/WaypointMissing";
 
 /// All statuses that differ. `now` is the time in RFC 3339.
 pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     let mut out = Vec::new();
     for s in x.services.values().flatten() {
         let to = reference("", "Service", &s.metadata);
-        out.extend(bound(x, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, now));
+        out.extend(bound(x, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, vec![], now));
     }
     for (_, e) in &x.service_entries {
         let to = reference(ISTIO_NETWORKING, "ServiceEntry", &e.metadata);
-        out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, now));
+        let missing = service::missing_waypoint(x, e).map(|text| Condition {
+            kind: MISSING,
+            status: true,
+            reason: "NoWaypointForWildcardService",
+            message: text.into(),
+        });
+        let more = missing.into_iter().collect();
+        out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
     }
     for (_, e) in &x.workload_entries {
         let to = reference(ISTIO_NETWORKING, "WorkloadEntry", &e.metadata);
-        out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Workload, now));
+        out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Workload, vec![], now));
     }
     for (_, p) in &x.authorization {
         let to = reference("security.istio.io", "AuthorizationPolicy", &p.metadata);
@@ -101,6 +109,17 @@ pub(super) fn conditions(wanted: &[Condition], have: &[StatusCondition], generat
     wanted.iter().map(one).collect()
 }
 
+/// Conditions of somebody else, to be written again.
+pub(super) fn as_they_are(all: &[StatusCondition]) -> Value {
+    let one = |c: &StatusCondition| {
+        json!({
+            "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message,
+            "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time,
+        })
+    };
+    all.iter().map(one).collect()
+}
+
 fn text(b: bool) -> &'static str {
     if b { "True" } else { "False" }
 }
@@ -116,10 +135,11 @@ fn bound(
     m: &Meta,
     have: &[StatusCondition],
     traffic: waypoint::Traffic,
+    more: Vec<Condition>,
     now: &str,
 ) -> Option<Write> {
     let one = |status, reason, message| vec![Condition { kind: BOUND, status, reason, message }];
-    let wanted = match waypoint::binding(x, &m.namespace, &m.labels, traffic) {
+    let mut wanted = match waypoint::binding(x, &m.namespace, &m.labels, traffic) {
         waypoint::Binding::None => vec![],
         waypoint::Binding::To(g, _) => {
             let text = format!("bound to waypoint {}/{}", g.metadata.namespace, g.metadata.name);
@@ -127,7 +147,9 @@ fn bound(
         }
         waypoint::Binding::Refused(reason, text) => one(false, reason, text),
     };
-    let stale = wanted.is_empty() && have.iter().any(|c| c.kind == BOUND);
+    wanted.extend(more);
+    let ours = |kind: &str| [BOUND, MISSING].contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
+    let stale = have.iter().any(|c| ours(&c.kind));
     let conditions = changed(&wanted, have, m.generation, stale, now)?;
     let manager = match to.kind {
         "Service" => "istio.io/ambient-controller/services",

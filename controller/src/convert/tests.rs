@@ -472,3 +472,46 @@ fn a_filter_that_nobody_executes_is_reported() {
     let (_, p) = run(&text("x/y:"));
     assert_eq!((p.len(), p[0].field.as_str()), (1, "spec.targetRefs[0]"), "{p:?}");
 }
+
+/// Of two policies for the same port the older one counts; a wrong one means no connection, and its status says why.
+#[test]
+fn backend_tls_policies_say_what_became_of_them() {
+    let policy = |name: &str, time: &str, target: &str, validation: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{time}'}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: s{target}}}], validation: {{{validation}}}}}\n"
+        )
+    };
+    const SYSTEM: &str = "hostname: x, wellKnownCACertificates: System";
+    let pem = crate::ca::Signer::generate("cluster.local").unwrap().0;
+    let map = format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: a}}\ndata:\n  ca.crt: |\n{}",
+        pem.lines().map(|l| format!("    {l}\n")).collect::<String>()
+    );
+    let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let base = base.replace("clusterIP: 10.96.0.1}", "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}");
+    let said = |policies: &str| -> Vec<(String, String)> {
+        let reasons = |w: status::Write| {
+            let all = w.status["ancestors"][0]["conditions"].as_array().cloned().unwrap_or_default();
+            let of = |i: usize| all[i]["reason"].as_str().unwrap_or_default().to_string();
+            (format!("{} {}", w.to.name, of(0)), of(1))
+        };
+        let all = written(&format!("{base}{map}{policies}")).statuses;
+        all.into_iter().filter(|w| w.to.kind == "BackendTLSPolicy").map(reasons).collect()
+    };
+    let one = |target: &str, validation: &str| said(&policy("p", "1", target, validation)).remove(0);
+    let both = |a: &str, b: &str| (format!("p {a}"), b.to_string());
+    assert_eq!(one("", SYSTEM), both("Accepted", "ResolvedRefs"));
+    let refs = |list: &str| format!("hostname: x, caCertificateRefs: [{list}]");
+    let good = "{group: '', kind: ConfigMap, name: ca}";
+    assert_eq!(one("", &refs(good)), both("Accepted", "ResolvedRefs"));
+    let lost = "{group: '', kind: ConfigMap, name: none}";
+    assert_eq!(one("", &refs(lost)), both("NoValidCACertificate", "InvalidCACertificateRef"));
+    assert_eq!(one("", &refs(&format!("{lost}, {good}"))), both("Accepted", "InvalidCACertificateRef"));
+    assert_eq!(one("", &refs("{group: '', kind: Pod, name: ca}")), both("NoValidCACertificate", "InvalidKind"));
+    assert_eq!(one(", sectionName: none", SYSTEM), both("TargetNotFound", "ResolvedRefs"));
+    assert_eq!(one("", "hostname: x"), both("Invalid", "ResolvedRefs"));
+    let two = said(&(policy("young", "2", "", SYSTEM) + &policy("old", "1", "", SYSTEM)));
+    assert_eq!(two.iter().map(|(a, _)| a.as_str()).collect::<Vec<_>>(), ["old Accepted", "young Conflicted"]);
+    let two = said(&(policy("young", "2", "", SYSTEM) + &policy("old", "1", ", sectionName: http", SYSTEM)));
+    assert_eq!(two.iter().map(|(a, _)| a.as_str()).collect::<Vec<_>>(), ["old Accepted", "young Accepted"]);
+}

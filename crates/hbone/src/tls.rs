@@ -150,6 +150,15 @@ pub fn identity_of(cert: &CertificateDer<'_>) -> Result<Identity, TlsError> {
     uri.parse().map_err(|e| TlsError::Peer(format!("{e}")))
 }
 
+/// The URIs among a certificate's subject alternative names; none if it cannot be read.
+pub fn uris_of(cert: &CertificateDer<'_>) -> Vec<String> {
+    use x509_parser::extensions::GeneralName;
+    let Ok((_, x)) = x509_parser::parse_x509_certificate(cert) else { return vec![] };
+    let Ok(Some(san)) = x.subject_alternative_name() else { return vec![] };
+    let uri = |n: &GeneralName<'_>| if let GeneralName::URI(u) = n { Some((*u).to_string()) } else { None };
+    san.value.general_names.iter().filter_map(uri).collect()
+}
+
 /// The peer of an established session.
 ///
 /// # Errors

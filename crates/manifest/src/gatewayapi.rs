@@ -219,6 +219,68 @@ pub struct RouteRetry {
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
+pub struct BackendTLSPolicy {
+    pub metadata: Meta,
+    pub spec: BackendTlsSpec,
+    pub status: PolicyStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendTlsSpec {
+    pub target_refs: Vec<SectionRef>,
+    pub validation: BackendTlsValidation,
+    /// Of other implementations.
+    pub options: crate::kinds::Labels,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct SectionRef {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    pub section_name: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BackendTlsValidation {
+    #[serde(rename = "caCertificateRefs")]
+    pub ca_certificate_refs: Vec<CaRef>,
+    #[serde(rename = "wellKnownCACertificates")]
+    pub well_known_ca_certificates: Option<String>,
+    pub hostname: String,
+    #[serde(rename = "subjectAltNames")]
+    pub subject_alt_names: Vec<SubjectAltName>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CaRef {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SubjectAltName {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub hostname: String,
+    pub uri: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PolicyStatus {
+    pub ancestors: Vec<AncestorStatus>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct AncestorStatus {
+    pub ancestor_ref: ParentRef,
+    pub controller_name: String,
+    pub conditions: Vec<StatusCondition>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct ReferenceGrant {
     pub metadata: Meta,
     pub spec: ReferenceGrantSpec,

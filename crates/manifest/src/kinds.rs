@@ -3,7 +3,7 @@
 
 pub use crate::{
     extension::HTTPFilter,
-    gatewayapi::{GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute},
+    gatewayapi::{BackendTLSPolicy, GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute},
     traffic::{DestinationRule, IstioGateway, VirtualService},
 };
 use serde::Deserialize;
@@ -92,6 +92,7 @@ kinds! {
     GRPCRoute "gateway.networking.k8s.io" true,
     TCPRoute "gateway.networking.k8s.io" true,
     TLSRoute "gateway.networking.k8s.io" true,
+    BackendTLSPolicy "gateway.networking.k8s.io" true,
     ReferenceGrant "gateway.networking.k8s.io" true,
     VirtualService "networking.istio.io" true,
     IstioGateway "networking.istio.io" true,
@@ -123,8 +124,17 @@ pub struct ServiceAccount {
 #[serde(default)]
 pub struct ConfigMap {
     pub metadata: Meta,
+    /// Certificates only: nothing else is read, and it may be large.
+    #[serde(deserialize_with = "certificates")]
     pub data: BTreeMap<String, String>,
 }
+
+fn certificates<'de, D: serde::Deserializer<'de>>(d: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let mut all = BTreeMap::<String, String>::deserialize(d)?;
+    all.retain(|k, _| k.ends_with(".crt") || k.ends_with(".pem"));
+    Ok(all)
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Secret {

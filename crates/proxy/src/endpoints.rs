@@ -17,7 +17,28 @@ pub fn is_waypoint(s: &Snapshot, w: &Workload, g: &Gateway) -> bool {
     }
 }
 
-/// By waypoint: the address that was dialled stays, the waypoint does the rest. Never past it.
+/// The pods of a waypoint, and where they take tunnels. `like`: the address family that is preferred.
+pub fn waypoints(
+    s: &Snapshot,
+    source: &Workload,
+    g: &Gateway,
+    like: IpAddr,
+) -> impl Iterator<Item = (Arc<Workload>, SocketAddr)> {
+    let service = match &g.to {
+        GatewayTo::Service(key) => s.services.get(key),
+        GatewayTo::Address(ip) => s.service(*ip, &source.namespace),
+    };
+    let own = match &g.to {
+        GatewayTo::Address(ip) => s.workload(*ip).map(|w| (w.clone(), SocketAddr::new(*ip, g.port))),
+        GatewayTo::Service(_) => None,
+    };
+    let port = g.port;
+    let behind =
+        service.filter(|_| own.is_none()).map(|svc| candidates(s, source, svc, SocketAddr::new(like, port), &[]));
+    let behind = behind.into_iter().flatten().filter(|(w, ..)| !w.ips.is_empty());
+    own.into_iter().chain(behind.map(move |(w, a, _)| (w, SocketAddr::new(a.ip(), port))))
+}
+
 /// Endpoints that could be used, with the best place only: workload, address, rank. An
 /// endpoint that is known by name only has the unspecified address. `tried` are left out.
 pub fn candidates(

@@ -130,6 +130,8 @@ pub struct Service {
     pub only_healthy: bool,
     pub canonical: bool,
     pub private: bool,
+    /// Gateways send what is for it to its waypoint (`istio.io/ingress-use-waypoint`).
+    pub ingress_waypoint: bool,
 }
 
 /// How endpoints are chosen by place.
@@ -365,6 +367,7 @@ impl Snapshot {
             only_healthy: l.health_policy == lb::HealthPolicy::OnlyHealthy as i32,
             canonical: s.canonical,
             private: s.visibility != pb::Visibility::Public as i32,
+            ingress_waypoint: s.ingress_use_waypoint,
         })
     }
 }

@@ -6,13 +6,12 @@
 use anyhow::Result;
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, header};
-use hyper_util::rt::TokioIo;
 use samples::Serve;
 use serde_json::{Value, json};
 use std::{fmt::Write, time::Duration};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
 /// One of the services of the book shop.
 #[derive(Parser)]
@@ -158,18 +157,8 @@ impl Shop {
     }
 
     async fn call(&self, service: &str, path: &str, h: &HeaderMap) -> Result<(u16, Value)> {
-        let host = format!("{service}{}", self.domain);
-        let tcp = TcpStream::connect((host.as_str(), self.port)).await?;
-        let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await?;
-        tokio::spawn(conn);
-        let mut r =
-            Request::get(path).header(header::HOST, format!("{host}:{}", self.port)).body(Empty::<Bytes>::new())?;
-        r.headers_mut().extend(h.iter().map(|(k, v)| (k.clone(), v.clone())));
-        let a = send.send_request(r).await?;
-        let status = a.status().as_u16();
-        let body = a.into_body().collect().await?.to_bytes();
-        let text = || json!({ "error": String::from_utf8_lossy(&body) });
-        Ok((status, serde_json::from_slice(&body).unwrap_or_else(|_| text())))
+        let r = h.iter().fold(Request::get(path), |r, (k, v)| r.header(k, v));
+        samples::ask(&format!("{service}{}", self.domain), self.port, r).await
     }
 
     async fn reviews(&self, id: &str, h: &HeaderMap) -> Answer {

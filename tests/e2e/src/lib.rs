@@ -37,6 +37,15 @@ fn tool(name: &str) -> Command {
     c
 }
 
+/// How kubectl is called, for scripts.
+pub fn kubectl_line() -> String {
+    let c = tool("kubectl");
+    let word = |w: &std::ffi::OsStr| w.to_string_lossy().into_owned();
+    let env = c.get_envs().filter_map(|(k, v)| Some(format!("{}={}", word(k), word(v?))));
+    let line = ["env".to_string()].into_iter().chain(env).chain([word(c.get_program())]).chain(c.get_args().map(word));
+    line.collect::<Vec<_>>().join(" ")
+}
+
 /// The bridge between the nodes.
 pub fn link() -> Netns {
     Netns::open(NETNS).unwrap()

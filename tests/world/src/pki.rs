@@ -1,7 +1,7 @@
 //! Certificates of tests.
 #![allow(clippy::unwrap_used)]
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 
 /// An authority of the tests.
 pub struct Ca(CertifiedIssuer<'static, KeyPair>);
@@ -20,10 +20,14 @@ impl Ca {
         self.0.pem()
     }
 
-    /// A certificate for a name, and its key, PEM.
+    /// A certificate for a name, which may be a URI, and its key, PEM.
     pub fn pair(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let cert = CertificateParams::new(vec![name.to_string()]).unwrap().signed_by(&key, &self.0).unwrap();
+        let mut p = CertificateParams::new(vec![name.to_string()]).unwrap();
+        if name.contains("://") {
+            p.subject_alt_names = vec![SanType::URI(name.try_into().unwrap())];
+        }
+        let cert = p.signed_by(&key, &self.0).unwrap();
         (cert.pem(), key.serialize_pem())
     }
 }

@@ -264,6 +264,15 @@ pub struct TlsClient {
     pub roots: String,
     /// Certificate and key to show, PEM.
     pub own: Option<(String, String)>,
+    /// It knows TLS 1.2 only.
+    pub old: bool,
+}
+
+impl TlsClient {
+    /// One that trusts these, and shows nothing.
+    pub fn new(roots: String) -> Self {
+        Self { roots, ..Self::default() }
+    }
 }
 
 /// A client's connection by TLS.
@@ -282,7 +291,8 @@ impl TlsSession {
             roots.add(cert.map_err(Error::other)?).map_err(Error::other)?;
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let versions = if c.old { &[&rustls::version::TLS12][..] } else { rustls::DEFAULT_VERSIONS };
+        let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
         let config = config.map_err(Error::other)?.with_root_certificates(roots);
         let config = match &c.own {
             None => config.with_no_client_auth(),

@@ -5,7 +5,7 @@ use karst_world::{
     Options, Pod, PodSpec, World, app,
     pki::{Ca, indented, secret},
     wait_for,
-    web::{self, TlsWeb, Web},
+    web::{self, TlsClient, TlsSession, TlsWeb, Web},
 };
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -158,4 +158,119 @@ fn tls_is_originated() {
     s.until("{mode: MUTUAL, credentialName: api}", (200, "api.example.com /x mutual"));
     s.w.apply("secret", &with_ca("api", &Ca::new().pair("client"), &ca));
     s.until("{mode: MUTUAL, credentialName: api}", (503, ""));
+}
+
+/// A wildcard: the host of each request, or the name in the TLS hello, is looked up.
+#[test]
+fn wildcards_follow_the_name() {
+    let s = Way::new();
+    s.w.apply("wild", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: wild, namespace: app, labels: {istio.io/use-waypoint: out}}\nspec: {hosts: ['*.example.com'], addresses: [10.97.0.9], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}, {number: 443, name: tls, protocol: TLS, targetPort: 8443}]}\n");
+    let server = Web::named(&s.outside, 8080, "outside");
+    let at = |port: u16| -> SocketAddr { ([10, 97, 0, 9], port).into() };
+    let ask = |host: &str, path: &str| web::ask(&s.client, at(80), host, path, &[]).unwrap();
+    wait_for("the entry", PATIENCE, || (ask("api.example.com", "/a").status() == 200).then_some(()));
+    assert_eq!(server.take().pop().unwrap().header("host"), "api.example.com");
+    assert_eq!(ask("API.example.com:80", "/a").text(), "outside");
+    // Others are not looked up, whatever their addresses; nor is ourselves reached, nor the mesh past its services.
+    let refused = ["api.other.com", "example.com", "xexample.com", "10.97.0.1", "self.example.com", "no.example.com"];
+    assert_eq!(refused.map(|h| ask(h, "/").status()), [503; 6]);
+    // Routes and policies are for all of its names.
+    s.w.apply("policy", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: app}\nspec: {targetRefs: [{group: networking.istio.io, kind: ServiceEntry, name: wild}], action: DENY, rules: [{to: [{operation: {paths: [/secret*], ports: ['80']}}]}, {when: [{key: connection.sni, values: [no.example.com]}]}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: wild, namespace: app}\nspec: {hosts: ['*.example.com'], http: [{match: [{uri: {prefix: /old}}], rewrite: {uri: /new}, route: [{destination: {host: '*.example.com'}}]}, {route: [{destination: {host: '*.example.com'}}]}]}\n");
+    wait_for("the policy", PATIENCE, || (ask("api.example.com", "/secret").status() == 403).then_some(()));
+    server.take();
+    assert_eq!(ask("api.example.com", "/old").status(), 200);
+    assert_eq!(server.take()[0].path(), "/new");
+    // TLS of the client goes through as it is.
+    let ca = Ca::new();
+    let _tls = TlsWeb::start(&s.outside, 8443, &ca.pair("api.example.com"), None);
+    let client = TlsClient::new(ca.roots());
+    let open = |sni: &str| TlsSession::new(&s.client, at(443), sni, &client);
+    assert_eq!(
+        open("api.example.com").unwrap().ask("api.example.com", "/t").unwrap().text(),
+        "api.example.com /t alone"
+    );
+    for sni in ["api.other.com", "self.example.com", "no.example.com"] {
+        assert!(open(sni).is_err(), "{sni}");
+    }
+    // TLS of ours has the name that was asked for.
+    s.w.apply("rule", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: wild, namespace: app}\nspec: {host: '*.example.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: wild}}}\n");
+    s.w.apply("secret", &format!("{}  ca.crt: |\n{}", secret("app", "wild", &ca.pair("x")), indented(&ca.roots())));
+    s.w.apply("wild-tls", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: tls, namespace: app, labels: {istio.io/use-waypoint: out}}\nspec: {hosts: ['*.com'], addresses: [10.97.0.8], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8443}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: tls, namespace: app}\nspec: {host: '*.com', trafficPolicy: {tls: {mode: SIMPLE, credentialName: wild}}}\n");
+    let tls = |host: &str| web::ask(&s.client, ([10, 97, 0, 8], 80).into(), host, "/o", &[]).unwrap();
+    wait_for("TLS of ours", PATIENCE, || (tls("api.example.com").text() == "api.example.com /o alone").then_some(()));
+    assert_eq!(tls("other.example.com").status(), 503, "the certificate has another name");
+    // And the client's own is not wrapped once more.
+    assert_eq!(
+        open("api.example.com").unwrap().ask("api.example.com", "/t").unwrap().text(),
+        "api.example.com /t alone"
+    );
+}
+
+/// Resolution NONE: to the address that was called, by way of the waypoint.
+#[test]
+fn addresses_are_kept_where_nothing_is_resolved() {
+    let s = Way::new();
+    let range = format!("{}/32", s.outside.ip);
+    s.w.apply("none", &format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: none, namespace: app, labels: {{istio.io/use-waypoint: out}}}}\nspec: {{hosts: [none.example.com], addresses: ['{range}'], location: MESH_EXTERNAL, resolution: NONE, ports: [{{number: 8080, name: http, protocol: HTTP}}]}}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: app}}\nspec: {{targetRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: none}}], action: DENY, rules: [{{to: [{{operation: {{paths: [/secret*]}}}}]}}]}}\n"));
+    let server = Web::named(&s.outside, 8080, "outside");
+    let ask = |path: &str| web::ask(&s.client, s.outside.at(8080), "any.com", path, &[]).unwrap();
+    wait_for("the policy", PATIENCE, || (ask("/secret").status() == 403).then_some(()));
+    assert_eq!(ask("/x").text(), "outside");
+    assert_eq!(server.take().pop().unwrap().header("host"), "any.com");
+}
+
+/// `connectionPool.http.idleTimeout`: a connection without requests is closed after it.
+#[test]
+fn idle_connections_are_closed() {
+    let s = Way::new();
+    let _server = Web::named(&s.outside, 8080, "outside");
+    let open = || {
+        let all = s.outside.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/tcp6").unwrap()).unwrap();
+        // Local port 8080, established.
+        all.lines()
+            .filter(|l| l.split_whitespace().nth(1).is_some_and(|a| a.ends_with(":1F90")) && l.contains(" 01 "))
+            .count()
+    };
+    assert_eq!((s.ask(81, "/").0, open()), (200, 1), "kept for the next request");
+    s.w.apply("rule", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: api, namespace: app}\nspec: {host: api.example.com, trafficPolicy: {connectionPool: {http: {idleTimeout: 100ms}}}}\n");
+    // (Each worker has connections of its own; what was kept by the old rule stays until it is used again.)
+    wait_for("all closed", PATIENCE, || {
+        s.ask(81, "/");
+        s.ask(81, "/");
+        std::thread::sleep(Duration::from_millis(1500));
+        (open() == 0).then_some(())
+    });
+}
+
+/// A TLSRoute of a service: the name in the hello decides.
+#[test]
+fn names_in_hellos_decide() {
+    let mut s = Way::new();
+    let ca = Ca::new();
+    let mut serve = |name: &str| {
+        let p = s.w.mesh_pod(PodSpec::new("app", name, 1).label("app", name));
+        TlsWeb::start(&p, 8443, &ca.pair(&format!("{name}.com")), None)
+    };
+    let (_one, _two) = (serve("one"), serve("two"));
+    let service = |name: &str, ip: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: app, labels: {{istio.io/use-waypoint: out}}}}\nspec: {{clusterIP: {ip}, selector: {{app: {name}}}, ports: [{{name: tls, port: 443, targetPort: 8443}}]}}\n---\n"
+        )
+    };
+    s.w.apply("services", &(service("one", "10.96.4.1") + &service("two", "10.96.4.2")));
+    let client = TlsClient::new(ca.roots());
+    let ask = |sni: &str| {
+        let mut t = TlsSession::new(&s.client, ([10, 96, 4, 1], 443).into(), sni, &client)?;
+        t.ask(sni, "/").map(|m| m.text())
+    };
+    wait_for("the service", PATIENCE, || (ask("one.com").ok()? == "one.com / alone").then_some(()));
+    assert!(ask("two.com").is_err(), "the certificate has another name");
+    s.w.apply("route", "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: two, namespace: app}\nspec: {parentRefs: [{group: '', kind: Service, name: one}], hostnames: [two.com], rules: [{backendRefs: [{name: two, port: 443}]}]}\n");
+    wait_for("the route", PATIENCE, || (ask("two.com").ok()? == "two.com / alone").then_some(()));
+    assert_eq!(ask("one.com").unwrap(), "one.com / alone");
+    // The same by a VirtualService; and what is no TLS is carried as it is.
+    s.w.delete("route");
+    s.w.apply("vs", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: two, namespace: app}\nspec: {hosts: [one], tls: [{match: [{sniHosts: ['*.two.com', two.com]}], route: [{destination: {host: two}}]}]}\n");
+    wait_for("the VirtualService", PATIENCE, || (ask("two.com").ok()? == "two.com / alone").then_some(()));
+    assert_eq!(ask("one.com").unwrap(), "one.com / alone");
 }

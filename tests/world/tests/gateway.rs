@@ -157,7 +157,7 @@ fn gateway_api_listeners_and_routes() {
 fn tls_ends_or_passes() {
     let mut s = Site::new(&[NAMED]);
     let ca = Ca::new();
-    let client = TlsClient { roots: ca.roots(), own: None };
+    let client = TlsClient::new(ca.roots());
     let tls = |name: &str| {
         format!(
             "{{name: {name}, hostname: {name}.com, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: {name}}}]}}, {ALL}}}"
@@ -178,6 +178,9 @@ fn tls_ends_or_passes() {
     wait_for("the route", PATIENCE, || (one.ask("one.com", "/").unwrap().text() == "v1").then_some(()));
     assert_eq!(s.v1.take().pop().unwrap().header("x-forwarded-proto"), "https");
     assert_eq!(open("two.com").unwrap().ask("two.com", "/").unwrap().text(), "v2");
+    let old = TlsClient { old: true, ..client.clone() };
+    let mut old = TlsSession::new(&s.client, s.at(443), "two.com", &old).expect("clients of TLS 1.2 come in, too");
+    assert_eq!(old.ask("two.com", "/").unwrap().text(), "v2");
     assert_eq!(one.ask("two.com", "/").unwrap().status(), 421, "another listener's name on this connection");
     assert_eq!(one.ask("none.com", "/").unwrap().status(), 404);
     let e = open("none.com").err().expect("no listener is for this name");
@@ -199,7 +202,7 @@ fn tls_ends_or_passes() {
     // A new certificate is shown to who comes next; who is there stays. One that is broken changes nothing.
     let other = Ca::new();
     s.w.apply("secret-one", &secret("edge", "one", &other.pair("one.com")));
-    let roots = TlsClient { roots: other.roots(), own: None };
+    let roots = TlsClient::new(other.roots());
     wait_for("the new certificate", PATIENCE, || TlsSession::new(&s.client, s.at(443), "one.com", &roots).ok());
     assert!(open("one.com").is_err());
     assert_eq!(one.ask("one.com", "/").unwrap().text(), "v1");
@@ -233,7 +236,7 @@ fn istio_gateways_and_virtual_services() {
     // TLS: redirect, simple, mutual with a name that may come in.
     let a = s.ask(8081, "site.com:8081", "/productpage?q=1");
     assert_eq!((a.status(), a.header("location")), (301, "https://site.com/productpage?q=1"));
-    let plain = TlsClient { roots: ca.roots(), own: None };
+    let plain = TlsClient::new(ca.roots());
     let ask = |port: u16, c: &TlsClient| {
         TlsSession::new(&s.client, s.at(port), "site.com", c).and_then(|mut t| t.ask("site.com", "/productpage"))
     };
@@ -309,4 +312,117 @@ fn a_gateway_that_ends_takes_connections_for_a_while() {
     let seen = visits.join().unwrap();
     assert!(seen.iter().all(|status| *status == 200), "{seen:?}");
     assert!(after > 20, "only {after} were served after it was told to end");
+}
+
+/// `istio.io/ingress-use-waypoint`: what a gateway sends to a service goes the way of its waypoint.
+#[test]
+fn requests_go_through_the_waypoint_where_that_is_asked_for() {
+    let mut s = Site::new(&[NAMED]);
+    let shop = |labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: shop, namespace: app, labels: {{istio.io/use-waypoint: wp{labels}}}}}\nspec: {{clusterIP: 10.96.1.4, selector: {{version: v1}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
+        )
+    };
+    s.w.apply("shop", &shop(""));
+    s.w.apply("mesh", "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: mesh, namespace: app}\nspec: {parentRefs: [{group: '', kind: Service, name: shop}], rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-way, value: waypoint}]}}], backendRefs: [{name: shop-v2, port: 80}]}]}\n");
+    s.apply("gw", &gateway(&format!("[{{name: web, port: 80, protocol: HTTP, {ALL}}}]")), &[80]);
+    s.w.apply("r1", &route("r1", "hostnames: [any.com]", "shop"));
+    let waypoint = s.w.waypoint("app", "wp", 1, &[]);
+    assert_eq!(s.until(80, "any.com", "/", 200).text(), "v1", "nobody has asked for it");
+    s.w.apply("shop", &shop(", istio.io/ingress-use-waypoint: 'true'"));
+    wait_for("the way through the waypoint", PATIENCE, || (s.ask(80, "any.com", "/").text() == "v2").then_some(()));
+    let m = s.v2.take().remove(0);
+    assert_eq!((m.header("x-way"), m.header("x-forwarded-for")), ("waypoint", s.client.ip.to_string().as_str()));
+    // The waypoint knows who calls: the gateway.
+    let policy = |rule: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: app}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: shop}}], action: DENY, rules: [{rule}]}}\n"
+        )
+    };
+    s.w.apply(
+        "p",
+        &policy("{from: [{source: {principals: [cluster.local/ns/edge/sa/gw]}}], to: [{operation: {paths: [/no]}}]}"),
+    );
+    s.until(80, "any.com", "/no", 403);
+    assert_eq!(s.ask(80, "any.com", "/").text(), "v2");
+    // Without the waypoint nothing goes past it.
+    let before = s.v1.count();
+    s.w.stop_waypoint(&waypoint, libc::SIGKILL);
+    s.until(80, "any.com", "/", 503);
+    assert_eq!(s.v1.count(), before);
+    s.w.apply("shop", &shop(""));
+    wait_for("the way past it", PATIENCE, || (s.ask(80, "any.com", "/").status() == 200).then_some(()));
+    assert_eq!(s.ask(80, "any.com", "/no").text(), "v1");
+}
+
+/// BackendTLSPolicy: TLS to the endpoints, or nothing.
+#[test]
+fn backends_are_spoken_to_by_tls() {
+    let mut s = Site::new(&[NAMED]);
+    let ca = Ca::new();
+    let own = s.w.mesh_pod(PodSpec::new("app", "own", 1).label("app", "own"));
+    s.w.apply("own", "apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: app}\nspec: {clusterIP: 10.96.1.3, selector: {app: own}, ports: [{name: https, port: 80, targetPort: 8443}, {name: other, port: 81, targetPort: 8443}]}\n");
+    let server = TlsWeb::start(&own, 8443, &ca.pair("own.com"), None);
+    s.apply("gw", &gateway(&format!("[{{name: web, port: 80, protocol: HTTP, {ALL}}}]")), &[80]);
+    s.w.apply("r1", &route("r1", "hostnames: [any.com]", "own"));
+    s.until(80, "any.com", "/", 503);
+    let policy = |target: &str, validation: &str| {
+        s.w.apply("tls", &format!("apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: own, namespace: app}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: own{target}}}], validation: {{{validation}}}}}\n"));
+    };
+    let answer = |want: (u16, &str)| {
+        wait_for(&format!("{want:?}"), PATIENCE, || {
+            let a = s.ask(80, "any.com", "/x");
+            (a.status() == want.0 && a.text().contains(want.1)).then_some(())
+        });
+    };
+    let refused = |why: &str| {
+        answer((503, ""));
+        wait_for(why, PATIENCE, || {
+            let said =
+                s.w.log_text("controller.log") + &s.w.log_text("gateway-gw-1.log") + &s.w.log_text("waypoint-gw-1.log");
+            said.contains(why).then_some(())
+        });
+    };
+    // The certificates come after the policy.
+    policy("", "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
+    refused("there is no ConfigMap app/ca");
+    s.w.apply(
+        "ca",
+        &format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: app}}\ndata:\n  ca.crt: |\n{}",
+            indented(&ca.roots())
+        ),
+    );
+    answer((200, "own.com /x alone"));
+    // Whose certificate it must be.
+    policy("", "hostname: other.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
+    answer((503, ""));
+    policy(
+        "",
+        "hostname: other.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}], subjectAltNames: [{type: Hostname, hostname: own.com}]",
+    );
+    answer((200, "other.com /x alone"));
+    policy("", "hostname: own.com, wellKnownCACertificates: System");
+    refused("UnknownIssuer");
+    // For one port only, and for another one.
+    policy(", sectionName: other", "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
+    answer((503, ""));
+    policy(", sectionName: https", "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
+    answer((200, "own.com /x alone"));
+    // A name that is a URI.
+    drop(server);
+    let _server = TlsWeb::start(&own, 8443, &ca.pair("spiffe://own.com/x"), None);
+    policy(
+        "",
+        "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}], subjectAltNames: [{type: URI, uri: 'spiffe://own.com/y'}]",
+    );
+    answer((503, ""));
+    policy(
+        "",
+        "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}], subjectAltNames: [{type: URI, uri: 'spiffe://own.com/x'}]",
+    );
+    answer((200, "own.com /x alone"));
+    // What is not understood is no reason to speak without TLS.
+    policy("", "hostname: own.com, caCertificateRefs: [{group: '', kind: Thing, name: ca}]");
+    refused("\"Thing\" cannot be one: name a ConfigMap, or a Secret");
 }

@@ -84,7 +84,7 @@ fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backen
     let empty = TrafficPolicy::default();
     let whole = spec.traffic_policy.as_ref().unwrap_or(&empty);
     let (policy, ports) = policies(whole, None, secret, "spec.trafficPolicy")?;
-    let mut out = ir::Backend { policy: spec.traffic_policy.as_ref().map(|_| policy), ports, subsets: vec![] };
+    let mut out = ir::Backend { policy: spec.traffic_policy.as_ref().map(|_| policy), ports, ..Default::default() };
     let mut names = BTreeSet::new();
     for (i, s) in spec.subsets.iter().enumerate() {
         let at = format!("spec.subsets[{i}]");
@@ -179,10 +179,6 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
         let text =
             "is empty: name a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway";
         return Err((format!("{at}.credentialName"), text.into()));
-    }
-    if let Some((i, n)) = t.subject_alt_names.iter().enumerate().find(|(_, n)| n.contains("://")) {
-        let text = format!("{n:?} cannot be compared here: give DNS names or addresses");
-        return Err((format!("{at}.subjectAltNames[{i}]"), text));
     }
     let mut out = ir::ClientTls {
         sni: t.sni.clone(),

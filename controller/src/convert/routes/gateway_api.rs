@@ -137,7 +137,9 @@ impl<'a> Convert<'a> {
                 }
             }
             let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, m.name);
-            rules.push(ir::TcpRule { origin, destinations, ..Default::default() });
+            // At a gateway the listener's virtual host has chosen by name already.
+            let sni = self.names.to_vec();
+            rules.push(ir::TcpRule { origin, destinations, sni, ..Default::default() });
         }
         self.attach(m, tables, &[], &rules);
         vec![]
@@ -188,8 +190,6 @@ impl<'a> Convert<'a> {
     fn parents(&self, p: &ParentRef) -> Vec<Arc<str>> {
         let ns = p.namespace.as_deref().unwrap_or(self.ns);
         match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
-            // A waypoint does not look into the hellos of connections to services.
-            ("" | "core", "Service") | (ISTIO_NETWORKING, "ServiceEntry") if self.kind == "TLSRoute" => vec![],
             ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
             (ISTIO_NETWORKING, "ServiceEntry") => {
                 let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);

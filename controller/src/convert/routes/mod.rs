@@ -7,6 +7,7 @@
 //!   stay in their order, older VirtualServices before newer ones. The first rule that matches is it.
 
 mod access;
+pub(super) mod backend_tls;
 mod destination_rule;
 mod filter;
 mod gateway_api;
@@ -16,7 +17,7 @@ mod virtual_service;
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
 pub(super) use gateway_api::{granted, is_parent};
 
-use super::{Bad, Index, problem};
+use super::{Bad, Index, problem, service};
 use crate::model::Model;
 use karst_api::route as ir;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located};
@@ -257,7 +258,9 @@ fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
 
 pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
     let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
+    let by_name = x.service_entries.iter().any(|(_, e)| service::is_by_name(e));
     let none = x.virtual_services.is_empty() && x.destination_rules.is_empty() && x.http_filters.is_empty();
+    let none = none && x.backend_tls.is_empty() && !by_name;
     if none && x.routes_are_empty() && !attached {
         *cache = Cache::default();
         return;
@@ -328,6 +331,14 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
     rules.sort_by_key(|(_, d)| (d.metadata.namespace == x.mesh.root_namespace, age(&d.metadata)));
     for (at, d) in rules {
         report(at, &destination_rule::compile(x, d, &hosts, &mut backends));
+    }
+    for (at, b) in backend_tls::compile(x, &hosts, &mut backends) {
+        report(at, &[b]);
+    }
+    for (_, e) in x.service_entries.iter().filter(|(_, e)| service::is_by_name(e)) {
+        for host in e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)) {
+            backends.entry(host.to_string()).or_default().by_name = true;
+        }
     }
     model.backends = backends.into_iter().map(|(k, v)| (k, Arc::new(v))).collect();
 }

@@ -100,7 +100,8 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
         t.tcp.extend(tcp.iter().map(|r| -> (Age, ir::TcpRule) { (a.clone(), r.clone()) }));
     };
     if let Some(r) = places.get(MESH) {
-        services(v, hosts).iter().for_each(|key| add(key, &r.http, &r.tcp));
+        let bytes: Vec<_> = r.tls.iter().chain(&r.tcp).cloned().collect();
+        services(v, hosts).iter().for_each(|key| add(key, &r.http, &bytes));
     }
     for (gateway, f, key) in hosts.fronts.bound(v) {
         use ir::ListenerProtocol::{Http, Https, Tcp, Tls};

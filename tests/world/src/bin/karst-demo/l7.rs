@@ -504,6 +504,66 @@ pub fn gateway(w: &mut World, t: &mut Table) {
         format!("{}, {}; {}, {}", got[0], got[1], got[2], got[3]),
         got == [200, 404, 200, 404],
     );
+    behind(w, t, &gateway, &outside);
+}
+
+/// What stands between a gateway and an application: the service's own waypoint, TLS that the application speaks itself.
+fn behind(w: &mut World, t: &mut Table, gateway: &Pod, outside: &Pod) {
+    let ca = Ca::new();
+    let till = w.mesh_pod(PodSpec::new("shop", "till", 1).label("app", "till"));
+    let (_plain, _tls) = (Web::named(&till, 8080, "till"), TlsWeb::start(&till, 8443, &ca.pair("till.shop"), None));
+    let service = |label: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: till, namespace: shop, labels: {{istio.io/use-waypoint: wp{label}}}}}\nspec: {{clusterIP: 10.96.8.2, selector: {{app: till}}, ports: [{{name: http, port: 80, targetPort: 8080}}, {{name: https, port: 443, targetPort: 8443}}]}}\n"
+        )
+    };
+    w.apply("till", &service(""));
+    let route = |host: &str, port: u16| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {host}, namespace: shop}}\nspec: {{parentRefs: [{{name: gw, namespace: edge}}], hostnames: [{host}.shop.example], rules: [{{backendRefs: [{{name: till, port: {port}}}]}}]}}\n"
+        )
+    };
+    let mesh = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: mesh, namespace: shop}\nspec: {parentRefs: [{group: '', kind: Service, name: till, port: 80}], rules: [{filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-way, value: waypoint}]}}], backendRefs: [{name: till, port: 80}]}]}\n";
+    w.apply("till-routes", &(mesh.to_string() + &route("till", 80) + &route("pay", 443)));
+    w.waypoint("shop", "wp", 1, &[]);
+    let ask =
+        |host: &str| web::ask(outside, gateway.at(80), &format!("{host}.shop.example"), "/x", &[]).unwrap_or_default();
+    let until = |host: &str, seen: &dyn Fn(&web::Message) -> bool| {
+        let end = Instant::now() + Duration::from_secs(5);
+        let mut a = ask(host);
+        while !seen(&a) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            a = ask(host);
+        }
+        a
+    };
+    let before = until("till", &|a| a.status() == 200).header("x-way").to_string();
+    w.apply("till", &service(", istio.io/ingress-use-waypoint: 'true'"));
+    let after = until("till", &|a| a.header("x-way") == "waypoint").header("x-way").to_string();
+    t.row(
+        "istio.io/ingress-use-waypoint: past the waypoint, then through it",
+        "\"\", \"waypoint\"",
+        format!("{before:?}, {after:?}"),
+        before.is_empty() && after == "waypoint",
+    );
+    w.apply("till", &service(""));
+    let plain = until("pay", &|a| a.status() == 503).status();
+    let policy = |map: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: till, namespace: shop}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: till, sectionName: https}}], validation: {{hostname: till.shop, caCertificateRefs: [{{group: '', kind: ConfigMap, name: {map}}}]}}}}\n"
+        )
+    };
+    w.apply("till-ca", &format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca, namespace: shop}}\ndata:\n  ca.crt: |\n{}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: other, namespace: shop}}\ndata:\n  ca.crt: |\n{}", indented(&ca.roots()), indented(&Ca::new().roots())));
+    w.apply("till-tls", &policy("other"));
+    let wrong = until("pay", &|a| a.status() == 503).status();
+    w.apply("till-tls", &policy("ca"));
+    let right = until("pay", &|a| a.status() == 200).text();
+    t.row(
+        "BackendTLSPolicy: none, another CA, the right one",
+        "503, 503, till.shop /x alone",
+        format!("{plain}, {wrong}, {right}"),
+        plain == 503 && wrong == 503 && right == "till.shop /x alone",
+    );
 }
 
 /// Out of the mesh through a waypoint: an endpoint by name, and TLS that the application does not speak.
@@ -540,5 +600,19 @@ pub fn egress(w: &mut World, t: &mut Table) {
         "503, 503, 503, api.example.com /v1 mutual",
         got.join(", "),
         got == ["503", "503", "503", "api.example.com /v1 mutual"],
+    );
+    let _plain = Web::named(&server, 8080, "outside");
+    w.apply("egress-wild", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: wild, namespace: out, labels: {istio.io/use-waypoint: egress}}\nspec: {hosts: ['*.example.com'], addresses: [10.97.0.2], location: MESH_EXTERNAL, resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]}\n");
+    let ask = |host: &str| web::ask(&client, ([10, 97, 0, 2], 80).into(), host, "/", &[]).map_or(0, |a| a.status());
+    let end = Instant::now() + Duration::from_secs(5);
+    while ask("api.example.com") != 200 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let got = ["api.example.com", "no.example.com", "api.example.org"].map(ask);
+    t.row(
+        "*.example.com: a name that is there, one that is not, another's",
+        "200, 503, 503",
+        got.map(|s| s.to_string()).join(", "),
+        got == [200, 503, 503],
     );
 }

@@ -1,0 +1,112 @@
+//! The statuses of BackendTLSPolicies (Gateway API: PolicyAncestorStatus): one entry for each Gateway, waypoints among them, that
+//! sends requests to a Service that the policy is for. Entries of other controllers stay as they are.
+
+use super::{
+    GATEWAY_API, Index,
+    route_status::CONTROLLER,
+    routes::{
+        backend_tls::{Verdict, judge},
+        gateways::Fronts,
+    },
+    status::{Condition, Write, as_they_are, conditions, reference, same},
+    waypoint,
+};
+use karst_manifest::{
+    gatewayapi::{BackendRef, ParentRef},
+    kinds::Meta,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// A Gateway, by namespace and name.
+type Name = (String, String);
+
+/// All that differ.
+pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
+    if x.backend_tls.is_empty() {
+        return vec![];
+    }
+    let users = users(x);
+    judge(x).iter().filter_map(|v| one(&users, v, now)).collect()
+}
+
+/// Which Gateways send requests to which Service (namespace, name).
+fn users(x: &Index<'_>) -> BTreeSet<(Name, Name)> {
+    let fronts = Fronts::new(x);
+    let mut out = BTreeSet::new();
+    let mut add = |kind, m: &Meta, names: &[String], parents: &[ParentRef], refs: Vec<&BackendRef>| {
+        for p in parents.iter().filter(|p| fronts.attached(x, kind, &m.namespace, names, p).is_some()) {
+            let gateway = (p.namespace.clone().unwrap_or(m.namespace.clone()), p.name.clone());
+            for b in &refs {
+                let service = (b.namespace.clone().unwrap_or(m.namespace.clone()), b.name.clone());
+                out.insert((gateway.clone(), service));
+            }
+        }
+    };
+    for (_, r) in &x.http_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
+        add("HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs, refs);
+    }
+    for (_, r) in &x.grpc_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
+        add("GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs, refs);
+    }
+    for (_, r) in &x.tls_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
+        add("TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs, refs);
+    }
+    for (_, r) in &x.tcp_routes {
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
+        add("TCPRoute", &r.metadata, &[], &r.spec.parent_refs, refs);
+    }
+    for s in x.services.values().flatten() {
+        let m = &s.metadata;
+        if let waypoint::Binding::To(g, _) = waypoint::binding(x, &m.namespace, &m.labels, waypoint::Traffic::Service) {
+            let gateway = (g.metadata.namespace.clone(), g.metadata.name.clone());
+            out.insert((gateway, (m.namespace.clone(), m.name.clone())));
+        }
+    }
+    out
+}
+
+fn one(users: &BTreeSet<(Name, Name)>, v: &Verdict<'_>, now: &str) -> Option<Write> {
+    let m = &v.policy.metadata;
+    let targets = |ns: &str, name: &str| ns == m.namespace && v.policy.spec.target_refs.iter().any(|t| t.name == name);
+    let gateways: BTreeSet<&Name> = users.iter().filter(|(_, (ns, n))| targets(ns, n)).map(|(g, _)| g).collect();
+    let have = &v.policy.status.ancestors;
+    let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
+        kind,
+        status: *reason == good,
+        reason,
+        message: message.clone(),
+    };
+    let wanted = [say(&v.accepted, "Accepted", "Accepted"), say(&v.resolved, "ResolvedRefs", "ResolvedRefs")];
+    let mut unchanged = have.iter().filter(|a| a.controller_name == CONTROLLER).count() == gateways.len();
+    let mut all: Vec<Value> = vec![];
+    for (ns, name) in gateways {
+        let to = ParentRef {
+            group: Some(GATEWAY_API.into()),
+            kind: Some("Gateway".into()),
+            namespace: Some(ns.clone()),
+            name: name.clone(),
+            ..ParentRef::default()
+        };
+        let before = have.iter().find(|a| a.controller_name == CONTROLLER && a.ancestor_ref == to);
+        let there = before.map_or(&[][..], |a| &a.conditions);
+        unchanged &= before.is_some() && same(&wanted, there, m.generation);
+        all.push(json!({
+            "ancestorRef": to, "controllerName": CONTROLLER,
+            "conditions": conditions(&wanted, there, m.generation, now),
+        }));
+    }
+    if unchanged {
+        return None;
+    }
+    let others = have.iter().filter(|a| a.controller_name != CONTROLLER);
+    all.extend(others.map(|a| json!({ "ancestorRef": a.ancestor_ref, "controllerName": a.controller_name, "conditions": as_they_are(&a.conditions) })));
+    Some(Write {
+        to: reference(GATEWAY_API, "BackendTLSPolicy", m),
+        manager: CONTROLLER,
+        status: json!({ "ancestors": all }),
+    })
+}

@@ -1,0 +1,198 @@
+//! Gateway API's BackendTLSPolicy (GEP-1897): TLS that is spoken to a Service's endpoints. It stands before what DestinationRules
+//! say about TLS of the same port.
+
+use super::{Bad, Hosts, Index, age, gateways::authority, ir};
+use karst_manifest::{
+    gatewayapi::{BackendTLSPolicy, CaRef},
+    parse::Located,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A reason of Gateway API, and the words.
+type Said = (&'static str, String);
+
+/// What comes of a policy.
+pub(in crate::convert) struct Verdict<'a> {
+    pub at: &'a Located,
+    pub policy: &'a BackendTLSPolicy,
+    pub accepted: Said,
+    pub resolved: Said,
+    tls: ir::ClientTls,
+    /// Services of its namespace by name, and the port, if it is for one only.
+    places: Vec<(&'a str, Option<u16>)>,
+    bad: Vec<Bad>,
+}
+
+/// Judges all of them, old before new: of two for the same the older one counts.
+pub(in crate::convert) fn judge<'a>(x: &Index<'a>) -> Vec<Verdict<'a>> {
+    let mut all = x.backend_tls.clone();
+    all.sort_by_key(|(_, p)| age(&p.metadata));
+    let mut taken = BTreeSet::new();
+    all.into_iter().map(|(at, p)| one(x, at, p, &mut taken)).collect()
+}
+
+type Taken<'a> = BTreeSet<(&'a str, &'a str, Option<u16>)>;
+
+fn one<'a>(x: &Index<'a>, at: &'a Located, p: &'a BackendTLSPolicy, taken: &mut Taken<'a>) -> Verdict<'a> {
+    let ns = p.metadata.namespace.as_str();
+    let mut v = Verdict {
+        at,
+        policy: p,
+        accepted: ("Accepted", "Policy was accepted".into()),
+        resolved: ("ResolvedRefs", "All references resolved".into()),
+        tls: ir::ClientTls::default(),
+        places: vec![],
+        bad: vec![],
+    };
+    match validation(x, p, &mut v) {
+        Ok(tls) => v.tls = tls,
+        // Where TLS is wanted there must be no connection without it.
+        Err((field, text)) => {
+            v.tls.broken = format!("BackendTLSPolicy {ns}/{}: {field}: {text}", p.metadata.name);
+            v.bad.push((field, text));
+        }
+    }
+    for (i, t) in p.spec.target_refs.iter().enumerate() {
+        let field = format!("spec.targetRefs[{i}]");
+        let mut lost = |reason, text: String| {
+            v.accepted = (reason, format!("{field}: {text}"));
+            v.bad.push((field.clone(), text));
+        };
+        if !matches!((t.group.as_str(), t.kind.as_str()), ("" | "core", "Service")) {
+            lost("TargetNotFound", format!("{:?} cannot be a target: name a Service", t.kind));
+            continue;
+        }
+        let Some(service) = x.service(ns, &t.name) else {
+            lost("TargetNotFound", format!("there is no Service {ns}/{}", t.name));
+            continue;
+        };
+        let port = match &t.section_name {
+            None => None,
+            Some(name) => match service.spec.ports.iter().find(|q| q.name == *name) {
+                Some(q) => Some(q.port),
+                None => {
+                    lost("TargetNotFound", format!("Service {ns}/{} has no port of the name {name:?}", t.name));
+                    continue;
+                }
+            },
+        };
+        if !taken.insert((ns, t.name.as_str(), port)) {
+            lost("Conflicted", format!("an older BackendTLSPolicy is for Service {ns}/{}, too", t.name));
+            continue;
+        }
+        v.places.push((&t.name, port));
+    }
+    v
+}
+
+fn validation(x: &Index<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) -> Result<ir::ClientTls, Bad> {
+    let (ns, s) = (p.metadata.namespace.as_str(), &p.spec.validation);
+    let field = |f: &str| format!("spec.validation.{f}");
+    let mut invalid = |f: &str, text: String| {
+        v.accepted = ("Invalid", format!("{}: {text}", field(f)));
+        Err((field(f), text))
+    };
+    if s.hostname.is_empty() {
+        return invalid("hostname", "is empty: give the name that is in the server's certificate".into());
+    }
+    let mut out = ir::ClientTls { sni: s.hostname.clone(), ..Default::default() };
+    for (i, n) in s.subject_alt_names.iter().enumerate() {
+        match (n.kind.as_str(), n.hostname.as_str(), n.uri.as_str()) {
+            ("Hostname", h, "") if !h.is_empty() => out.names.push(h.into()),
+            ("URI", "", u) if u.contains(':') => out.names.push(u.into()),
+            _ => {
+                let text = "must have type Hostname and hostname, or type URI and uri".into();
+                return invalid(&format!("subjectAltNames[{i}]"), text);
+            }
+        }
+    }
+    match (s.well_known_ca_certificates.as_deref(), &s.ca_certificate_refs[..]) {
+        (Some("System"), []) => return Ok(out),
+        (Some(""), _) | (None, []) => {
+            return invalid(
+                "caCertificateRefs",
+                "is empty: name a ConfigMap, or set wellKnownCACertificates to System".into(),
+            );
+        }
+        (None, _) => {}
+        (Some(other), []) => return invalid("wellKnownCACertificates", format!("{other:?} is not System")),
+        (Some(_), _) => {
+            return invalid(
+                "wellKnownCACertificates",
+                "cannot stand beside caCertificateRefs: remove one of them".into(),
+            );
+        }
+    }
+    let mut bad = None;
+    for (i, r) in s.ca_certificate_refs.iter().enumerate() {
+        match roots(x, ns, r) {
+            Ok(pem) => out.roots.extend(pem),
+            Err((reason, text)) => {
+                v.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{i}]"))));
+                bad = Some((field(&format!("caCertificateRefs[{i}]")), text));
+            }
+        }
+    }
+    // One that can be used is enough.
+    if out.roots.is_empty()
+        && let Some((field, text)) = bad
+    {
+        v.accepted = ("NoValidCACertificate", format!("{field}: {text}"));
+        return Err((field, text));
+    }
+    v.bad.extend(bad);
+    Ok(out)
+}
+
+/// The certificates of a reference, PEM.
+fn roots(x: &Index<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, Said> {
+    const BAD: &str = "InvalidCACertificateRef";
+    let found = match (r.group.as_str(), r.kind.as_str()) {
+        ("" | "core", "ConfigMap") => {
+            let c = x.config_maps.get(&(ns, r.name.as_str()));
+            let c = c.ok_or_else(|| (BAD, format!("there is no ConfigMap {ns}/{}", r.name)))?;
+            c.data.get("ca.crt").map(|t| t.clone().into_bytes())
+        }
+        ("" | "core", "Secret") => {
+            let s = x.secrets.get(&(ns, r.name.as_str()));
+            authority(s.ok_or_else(|| (BAD, format!("there is no Secret {ns}/{}", r.name)))?)
+        }
+        _ => return Err(("InvalidKind", format!("{:?} cannot be one: name a ConfigMap, or a Secret", r.kind))),
+    };
+    let pem = found.ok_or_else(|| (BAD, format!("{} {ns}/{}: data[\"ca.crt\"] is missing", r.kind, r.name)))?;
+    let e = crate::tls::check_roots(&pem).err();
+    e.map_or(Ok(pem), |e| Err((BAD, format!("{} {ns}/{}: data[\"ca.crt\"]: {e}", r.kind, r.name))))
+}
+
+/// Adds them to the backends; gives back what is wrong with which.
+pub(super) fn compile<'a>(
+    x: &Index<'a>,
+    hosts: &Hosts,
+    backends: &mut BTreeMap<String, ir::Backend>,
+) -> Vec<(&'a Located, Bad)> {
+    let mut of: BTreeMap<(&str, &str), BTreeMap<Option<u16>, ir::ClientTls>> = BTreeMap::new();
+    let mut bad = vec![];
+    for v in judge(x) {
+        for (name, port) in &v.places {
+            of.entry((&v.policy.metadata.namespace, *name)).or_default().insert(*port, v.tls.clone());
+        }
+        bad.extend(v.bad.into_iter().map(|b| (v.at, b)));
+    }
+    for ((ns, name), tls) in of {
+        let (Some(service), Some(key)) = (x.service(ns, name), hosts.find(name, ns)) else { continue };
+        let b = backends.entry(key.to_string()).or_default();
+        for p in &service.spec.ports {
+            // What is for the port stands before what is for the service.
+            let Some(tls) = tls.get(&Some(p.port)).or(tls.get(&None)) else { continue };
+            let port = u32::from(p.port);
+            let set = |policy: &Option<ir::Policy>, ports: &mut BTreeMap<u32, ir::Policy>| {
+                let mut own = ports.get(&port).or(policy.as_ref()).cloned().unwrap_or_default();
+                own.tls = Some(tls.clone());
+                ports.insert(port, own);
+            };
+            set(&b.policy, &mut b.ports);
+            b.subsets.iter_mut().for_each(|s| set(&s.policy, &mut s.ports));
+        }
+    }
+    bad
+}
