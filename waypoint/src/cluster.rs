@@ -107,7 +107,7 @@ pub struct Set {
     pub cluster: Arc<Cluster>,
     pub members: Vec<Member>,
     pub policy: Arc<ir::Policy>,
-    /// The members are yet to follow from what is called, see [`Set::at`].
+    /// The members follow from what is called, see [`Set::at`]; until then there are none.
     pub follows: Option<Follows>,
     /// The members are pods of the service's waypoint, which is asked for this authority.
     pub through: Option<String>,
@@ -274,7 +274,7 @@ impl Set {
             let uid = format!("{}/{host}", self.key.service).into();
             // Nobody of the mesh, and of no place.
             let like = Workload { ips: vec![], services: vec![], waypoint: None, baggage: None, ..own.clone() };
-            let (name, none): (Arc<str>, Arc<str>) = (host.into(), "".into());
+            let (name, none): (&Arc<str>, Arc<str>) = (&self.service.name, "".into());
             Arc::new(Workload {
                 uid,
                 hostname,
@@ -282,7 +282,7 @@ impl Set {
                 namespace: self.service.namespace.clone(),
                 workload_name: name.clone(),
                 canonical_name: name.clone(),
-                name,
+                name: name.clone(),
                 node: none.clone(),
                 region: none.clone(),
                 zone: none.clone(),
@@ -307,7 +307,7 @@ impl Set {
             groups: place::groups(None, own, &members),
             members,
             policy: self.policy.clone(),
-            follows: None,
+            follows: self.follows,
             through: None,
             apart: self.policy.tls.as_ref().map(|t| origin::rules(s, t, host)),
             host: host.into(),

@@ -266,6 +266,7 @@ fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {
         port: call.port,
         destination: None,
         workload: None,
+        endpoint: None,
         route: String::new(),
         answered: 0,
         grpc: None,
@@ -695,6 +696,9 @@ async fn forward(
         };
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
+        // Names that clients think of are no series.
+        let series = if set.follows.is_some() { &set.key.service } else { &m.workload.uid };
+        record.endpoint = Some(series.clone());
         let body = match (&source, &mut whole) {
             (Some(x), _) => x.attempt(),
             (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),

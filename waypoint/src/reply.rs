@@ -346,6 +346,8 @@ pub struct Record {
     pub port: u16,
     pub destination: Option<(Arc<Service>, Arc<str>)>,
     pub workload: Option<(Arc<Workload>, SocketAddr)>,
+    /// What tells it from others in metrics.
+    pub endpoint: Option<Arc<str>>,
     pub route: String,
     /// 0: there was no answer.
     pub answered: u16,
@@ -375,7 +377,7 @@ impl Record {
         let series = metrics::Key {
             source: self.source.as_ref().map(|w| w.uid.clone()),
             principal: self.principal.clone(),
-            workload: self.workload.as_ref().map(|(w, _)| w.uid.clone()),
+            workload: self.endpoint.clone(),
             service: self
                 .destination
                 .as_ref()

@@ -229,6 +229,10 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
             workload = x.clone();
         }
     }
+    // Its policies may let us in for the sake of its services' routes and policies, past which nobody is to come by us.
+    if workload.hbone && s.follows.is_some() {
+        return Err(format!("{} is a member of the mesh, which is called by its own service", s.host));
+    }
     // A waypoint takes tunnels whatever it is itself.
     if !workload.hbone && s.through.is_none() {
         let tcp = Origin::host().connect(address, limits::CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;

@@ -1,7 +1,7 @@
 //! What the schemas of the CRDs cannot say: refused at admission ([`crate::webhook`]), reported when it comes another way. Rules:
 //! Istio's validation (reference control-plane §9), texts our own.
 
-use super::{Bad, Mesh, compile, policy, routes};
+use super::{Bad, Mesh, compile, policy};
 use karst_core::Cidr;
 use karst_manifest::{
     Object, Problem, State,
@@ -51,8 +51,7 @@ fn not_executed(fields: &[(bool, String)]) -> Vec<String> {
 
 fn virtual_service(v: &VirtualService) -> Vec<(bool, String)> {
     let s = &v.spec;
-    let mesh_only = s.gateways.iter().all(|g| g == routes::MESH);
-    let mut out = vec![(!s.tls.is_empty() && mesh_only, "spec.tls".to_string())];
+    let mut out = vec![];
     for (i, t) in s.tcp.iter().enumerate() {
         for (j, m) in t.matches.iter().enumerate() {
             let at = format!("spec.tcp[{i}].match[{j}]");

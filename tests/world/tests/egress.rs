@@ -172,8 +172,24 @@ fn wildcards_follow_the_name() {
     assert_eq!(server.take().pop().unwrap().header("host"), "api.example.com");
     assert_eq!(ask("API.example.com:80", "/a").text(), "outside");
     // Others are not looked up, whatever their addresses; nor is ourselves reached, nor the mesh past its services.
-    let refused = ["api.other.com", "example.com", "xexample.com", "10.97.0.1", "self.example.com", "no.example.com"];
-    assert_eq!(refused.map(|h| ask(h, "/").status()), [503; 6]);
+    let refused = [
+        "api.other.com",
+        "example.com",
+        "xexample.com",
+        "10.97.0.1",
+        "self.example.com",
+        "no.example.com",
+        "in.example.com",
+    ];
+    let pods = s.w.pods();
+    let member = pods.iter().find(|p| p.spec.name == "member").unwrap();
+    let inside = Web::named(member, 8080, "member");
+    assert_eq!(refused.map(|h| ask(h, "/").status()), [503; 7]);
+    assert_eq!(
+        inside.count(),
+        0,
+        "a member of the mesh is not called with the waypoint's identity because a name leads to it"
+    );
     // Routes and policies are for all of its names.
     s.w.apply("policy", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: app}\nspec: {targetRefs: [{group: networking.istio.io, kind: ServiceEntry, name: wild}], action: DENY, rules: [{to: [{operation: {paths: [/secret*], ports: ['80']}}]}, {when: [{key: connection.sni, values: [no.example.com]}]}]}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: wild, namespace: app}\nspec: {hosts: ['*.example.com'], http: [{match: [{uri: {prefix: /old}}], rewrite: {uri: /new}, route: [{destination: {host: '*.example.com'}}]}, {route: [{destination: {host: '*.example.com'}}]}]}\n");
     wait_for("the policy", PATIENCE, || (ask("api.example.com", "/secret").status() == 403).then_some(()));
@@ -210,13 +226,19 @@ fn wildcards_follow_the_name() {
 #[test]
 fn addresses_are_kept_where_nothing_is_resolved() {
     let s = Way::new();
-    let range = format!("{}/32", s.outside.ip);
+    let pods = s.w.pods();
+    let member = pods.iter().find(|p| p.spec.name == "member").unwrap();
+    let inside = Web::named(member, 8080, "member");
+    let range = format!("{}/32', '{}/32", s.outside.ip, member.ip);
     s.w.apply("none", &format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: none, namespace: app, labels: {{istio.io/use-waypoint: out}}}}\nspec: {{hosts: [none.example.com], addresses: ['{range}'], location: MESH_EXTERNAL, resolution: NONE, ports: [{{number: 8080, name: http, protocol: HTTP}}]}}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: app}}\nspec: {{targetRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: none}}], action: DENY, rules: [{{to: [{{operation: {{paths: [/secret*]}}}}]}}]}}\n"));
     let server = Web::named(&s.outside, 8080, "outside");
     let ask = |path: &str| web::ask(&s.client, s.outside.at(8080), "any.com", path, &[]).unwrap();
     wait_for("the policy", PATIENCE, || (ask("/secret").status() == 403).then_some(()));
     assert_eq!(ask("/x").text(), "outside");
     assert_eq!(server.take().pop().unwrap().header("host"), "any.com");
+    // Nor is a member called by its address with the waypoint's identity.
+    let a = web::ask(&s.client, member.at(8080), "any.com", "/x", &[]).unwrap();
+    assert_eq!((a.status(), inside.count()), (503, 0));
 }
 
 /// `connectionPool.http.idleTimeout`: a connection without requests is closed after it.
