@@ -37,6 +37,7 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
         "WorkloadEntry",
         "AuthorizationPolicy",
         "PeerAuthentication",
+        "RequestAuthentication",
         "VirtualService",
         "IstioGateway",
         "DestinationRule",

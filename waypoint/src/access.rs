@@ -4,6 +4,7 @@
 //! Paths are compared as applications may read them: decoded, without `.` and `..`, with single slashes. (Istio compares them
 //! as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies `/admin`.)
 
+use crate::token::{Token, Tokens};
 use http::{HeaderMap, HeaderName};
 use karst_api::route::{self as ir, AccessAction, Attribute};
 use karst_core::{Cidr, Identity};
@@ -31,11 +32,17 @@ pub struct Request<'a> {
     /// The same without parameters of segments (`/a;x/b`), if it has any: some applications pass them over, some do not.
     pub bare: Option<&'a str>,
     pub headers: &'a HeaderMap,
+    /// A token that is good.
+    pub token: Option<&'a Token>,
 }
 
 /// The policies of a service, compiled.
 #[derive(Debug, Default)]
-pub struct Access(Vec<Policy>);
+pub struct Access {
+    policies: Vec<Policy>,
+    /// Whose tokens are taken.
+    pub tokens: Tokens,
+}
 
 #[derive(Debug)]
 struct Policy {
@@ -65,8 +72,9 @@ enum What {
     Port,
     Header(HeaderName),
     Sni,
-    /// Is never there: no token is verified here.
-    Absent,
+    RequestPrincipal,
+    /// Names of claims, each within the one before.
+    Claim(Vec<String>),
     Unknown,
 }
 
@@ -114,18 +122,20 @@ impl Access {
                 dry_run: p.dry_run,
             })
         };
-        Ok(Self(a.policies.iter().map(policy).collect::<Result<_, _>>()?))
+        let policies = a.policies.iter().map(policy).collect::<Result<_, _>>()?;
+        Ok(Self { policies, tokens: Tokens::new(&a.tokens)? })
     }
 
     /// Allows nothing.
     pub fn closed() -> Self {
         let name = "a policy that is not understood".to_string();
-        Self(vec![Policy { name, action: AccessAction::Allow, rules: vec![], dry_run: false }])
+        let none = Policy { name, action: AccessAction::Allow, rules: vec![], dry_run: false };
+        Self { policies: vec![none], tokens: Tokens::default() }
     }
 
     /// Judges.
     pub fn judge(&self, a: &Asked<'_>) -> Verdict<'_> {
-        let of = |action| self.0.iter().filter(move |p| p.action == action && !p.dry_run);
+        let of = |action| self.policies.iter().filter(move |p| p.action == action && !p.dry_run);
         if let Some(p) = of(AccessAction::Deny).find(|p| p.matches(a)) {
             return Verdict::DeniedBy(&p.name);
         }
@@ -141,7 +151,7 @@ impl Access {
 
     /// The policies that only tell, and match: AUDIT, and those on trial.
     pub fn told(&self, a: &Asked<'_>) -> impl Iterator<Item = &str> {
-        self.0
+        self.policies
             .iter()
             .filter(|p| p.action == AccessAction::Audit || p.dry_run)
             .filter(|p| p.matches(a))
@@ -171,7 +181,10 @@ impl Test {
             Attribute::Port => What::Port,
             Attribute::Header => HeaderName::from_bytes(t.name.as_bytes()).map_or(What::Unknown, What::Header),
             Attribute::Sni => What::Sni,
-            Attribute::RequestPrincipal | Attribute::Claim => What::Absent,
+            Attribute::RequestPrincipal => What::RequestPrincipal,
+            Attribute::Claim => What::Claim(t.name.split("][").map(String::from).collect()),
+            Attribute::Audience => What::Claim(vec!["aud".into()]),
+            Attribute::Presenter => What::Claim(vec!["azp".into()]),
             Attribute::Unknown => What::Unknown,
         };
         let all = |v: &[String]| v.iter().map(|s| Value::new(s, &what)).collect::<Option<Vec<_>>>();
@@ -187,7 +200,6 @@ impl Test {
         let one = |s: &str| self.has(|v| v.text(s));
         match &self.what {
             What::Unknown => deny,
-            What::Absent => self.has(|_| false),
             What::Principal => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.principal())),
             What::Namespace => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.namespace())),
             What::ServiceAccount => a
@@ -198,7 +210,19 @@ impl Test {
             What::DestinationIp => self.has(|v| v.net(a.destination)),
             What::Port => one(&a.port.to_string()),
             // Of bytes nothing of this is known: they are not allowed for it, and denied as if it were so.
-            What::Host | What::Method | What::Path | What::Header(_) if r.is_none() => deny,
+            What::Host | What::Method | What::Path | What::Header(_) | What::RequestPrincipal | What::Claim(_)
+                if r.is_none() =>
+            {
+                deny
+            }
+            What::RequestPrincipal => match r.and_then(|r| r.token) {
+                Some(t) => one(&t.principal),
+                None => self.has(|_| false),
+            },
+            What::Claim(path) => {
+                let all = r.and_then(|r| r.token).map(|t| t.claim(path)).unwrap_or_default();
+                self.has(|v| all.iter().any(|s| v.text(s)))
+            }
             What::Host => {
                 let host = r.map_or("", |r| r.authority);
                 let name = host.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit())).map(|(h, _)| h);
@@ -350,7 +374,7 @@ mod tests {
         let rules = rules.into_iter().map(|r| ir::AccessRule { clauses: r.into_iter().map(clause).collect() });
         let mut p = ir::AccessPolicy { name: "ns/p".into(), rules: rules.collect(), ..Default::default() };
         p.set_action(action);
-        Access::new(&ir::Access { policies: vec![p] }).unwrap()
+        Access::new(&ir::Access { policies: vec![p], ..Default::default() }).unwrap()
     }
 
     fn allowed(a: &Access, method: &str, path: &str, headers: &[(&'static str, &str)], http: bool) -> bool {
@@ -361,7 +385,8 @@ mod tests {
         }
         let path = plain(path);
         let bare = bare(&path);
-        let request = Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h };
+        let request =
+            Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h, token: None };
         let ip = "10.0.0.1".parse().unwrap();
         let asked = Asked {
             peer: Some(&peer),
@@ -430,7 +455,7 @@ mod tests {
         );
         assert!(allowed(&Access::default(), "GET", "/", &[], true), "no policy");
         let other = ir::AccessPolicy { action: 7, ..Default::default() };
-        assert!(Access::new(&ir::Access { policies: vec![other] }).is_err());
+        assert!(Access::new(&ir::Access { policies: vec![other], ..Default::default() }).is_err());
     }
 
     /// T18: however a path is written, it is compared as an application reads it.

@@ -75,7 +75,8 @@ pub fn route(data: &[u8]) {
     let bare = access::bare(&path);
     let ip = std::net::Ipv4Addr::LOCALHOST.into();
     for http in [true, false] {
-        let request = Request { method, authority: "shop", path: &path, bare: bare.as_deref(), headers: &headers };
+        let request =
+            Request { method, authority: "shop", path: &path, bare: bare.as_deref(), headers: &headers, token: None };
         let asked = Asked {
             peer: Some(peer),
             source: ip,

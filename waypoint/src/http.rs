@@ -13,6 +13,7 @@ use crate::{
     reply::{self, Counter, Flag, Held, Record, Reply},
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Routes, Rule},
+    token::Token,
     upstream::{self, After, Failure},
     worker::{Turn, Worker},
 };
@@ -72,8 +73,13 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
             Err(Wrong::Listener) => return ours(record, StatusCode::MISDIRECTED_REQUEST, "", Flag::NoRoute),
         },
     };
+    let token = match access.map(|a| a.tokens.verify(&mut parts)) {
+        None => None,
+        Some(Ok(t)) => t,
+        Some(Err(why)) => return unauthorized(why, &call, &parts, &authority, record),
+    };
     if let Some(a) = access
-        && let Some(by) = refused(a, &call, &parts, &authority)
+        && let Some(by) = refused(a, &call, &parts, &authority, token.as_ref())
     {
         record.error = by;
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
@@ -232,7 +238,7 @@ fn introduce(call: &Call, h: &mut HeaderMap) {
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
-fn refused(a: &Access, call: &Call, p: &Parts, authority: &str) -> Option<String> {
+fn refused(a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
     let path = access::plain(p.uri.path());
     let bare = access::bare(&path);
     let request = access::Request {
@@ -241,8 +247,21 @@ fn refused(a: &Access, call: &Call, p: &Parts, authority: &str) -> Option<String
         path: &path,
         bare: bare.as_deref(),
         headers: &p.headers,
+        token,
     };
     call.judged(a, Some(request))
+}
+
+/// The token is not good (RFC 6750 §3), in Envoy's words.
+fn unauthorized(why: String, call: &Call, p: &Parts, authority: &str, mut record: Box<Record>) -> Response<Reply> {
+    let mut a = reply::own(StatusCode::UNAUTHORIZED, why.clone(), record.is_grpc);
+    let realm = format!("{}://{authority}{}", call.scheme(), p.uri.path());
+    let text = format!("Bearer realm=\"{}\", error=\"invalid_token\"", realm.replace(['"', '\\'], ""));
+    if let Ok(v) = HeaderValue::from_str(&text) {
+        a.headers_mut().insert(header::WWW_AUTHENTICATE, v);
+    }
+    record.error = why;
+    answered(record, a, Flag::None)
 }
 
 fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {

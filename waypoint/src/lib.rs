@@ -28,6 +28,7 @@ mod serve;
 mod stream;
 mod table;
 mod text;
+mod token;
 mod upstream;
 mod worker;
 

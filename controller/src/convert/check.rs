@@ -1,7 +1,7 @@
 //! What the schemas of the CRDs cannot say: refused at admission ([`crate::webhook`]), reported when it comes another way. Rules:
 //! Istio's validation (reference control-plane §9), texts our own.
 
-use super::{Bad, Mesh, compile, policy};
+use super::{Bad, Mesh, compile, policy, routes};
 use karst_core::Cidr;
 use karst_manifest::{
     Object, Problem, State,
@@ -38,6 +38,7 @@ pub fn problems(object: Object, mesh: &Mesh) -> Vec<Problem> {
 pub fn warnings(object: &Object) -> Vec<String> {
     match object {
         Object::AuthorizationPolicy(p) => policy::warnings(p),
+        Object::RequestAuthentication(r) => routes::tokens::warnings(r),
         Object::VirtualService(v) => not_executed(&virtual_service(v)),
         Object::DestinationRule(d) => not_executed(&destination_rule(d)),
         _ => vec![],

@@ -68,6 +68,7 @@ pub(crate) struct Index<'a> {
     pub workload_entries: Vec<(&'a Located, &'a WorkloadEntry)>,
     pub authorization: Vec<(&'a Located, &'a AuthorizationPolicy)>,
     pub peer: Vec<(&'a Located, &'a PeerAuthentication)>,
+    pub request: Vec<(&'a Located, &'a RequestAuthentication)>,
     pub istio_gateways: Vec<(&'a Located, &'a IstioGateway)>,
     /// By namespace and name.
     pub secrets: HashMap<(&'a str, &'a str), &'a Secret>,
@@ -108,6 +109,7 @@ impl<'a> Index<'a> {
             workload_entries: vec![],
             authorization: vec![],
             peer: vec![],
+            request: vec![],
             istio_gateways: vec![],
             secrets: HashMap::new(),
             virtual_services: vec![],
@@ -165,6 +167,7 @@ impl<'a> Index<'a> {
                 Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
                 Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
                 Object::PeerAuthentication(p) => x.peer.push((o, p)),
+                Object::RequestAuthentication(r) => x.request.push((o, r)),
                 Object::IstioGateway(g) => x.istio_gateways.push((o, g)),
                 Object::Secret(s) => {
                     x.secrets.insert((&s.metadata.namespace, &s.metadata.name), s);

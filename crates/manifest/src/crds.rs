@@ -4,6 +4,7 @@
 
 use crate::{
     extension::HttpFilterSpec,
+    security::RequestAuthenticationSpec,
     traffic::{DestinationRuleSpec, IstioGatewaySpec, VirtualServiceSpec},
 };
 use schemars::generate::SchemaSettings;
@@ -71,6 +72,7 @@ fn schema<T: schemars::JsonSchema>() -> Value {
 }
 
 const ISTIO: &str = "networking.istio.io";
+const SECURITY: &str = "security.istio.io";
 
 fn crds() -> Vec<Crd> {
     let mut vs = schema::<VirtualServiceSpec>();
@@ -118,6 +120,17 @@ fn crds() -> Vec<Crd> {
             spec: schema::<IstioGatewaySpec>(),
         },
         Crd {
+            group: SECURITY,
+            versions: &["v1", "v1beta1"],
+            source: "security.rs",
+            kind: "RequestAuthentication",
+            plural: "requestauthentications",
+            short: "ra",
+            description: "Whose tokens are taken.",
+            columns: &[],
+            spec: schema::<RequestAuthenticationSpec>(),
+        },
+        Crd {
             group: "karst.io",
             versions: &["v1alpha1"],
             source: "extension.rs",
@@ -151,7 +164,7 @@ fn text(c: &Crd) -> String {
     };
     let versions: Vec<Value> = c.versions.iter().map(|v| version(v)).collect();
     let (labels, category) = match c.group {
-        ISTIO => (json!({ "app": "istio-pilot", "chart": "istio" }), "istio-io"),
+        ISTIO | SECURITY => (json!({ "app": "istio-pilot", "chart": "istio" }), "istio-io"),
         _ => (json!({ "app": "istiod" }), "karst-io"),
     };
     let doc = json!({

@@ -4,6 +4,7 @@
 pub use crate::{
     extension::HTTPFilter,
     gatewayapi::{BackendTLSPolicy, GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute},
+    security::RequestAuthentication,
     traffic::{DestinationRule, IstioGateway, VirtualService},
 };
 use serde::Deserialize;
@@ -101,6 +102,7 @@ kinds! {
     WorkloadEntry "networking.istio.io" true,
     AuthorizationPolicy "security.istio.io" true,
     PeerAuthentication "security.istio.io" true,
+    RequestAuthentication "security.istio.io" true,
     HTTPFilter "karst.io" true,
 }
 

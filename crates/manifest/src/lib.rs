@@ -16,6 +16,8 @@ pub mod extension;
 pub mod gatewayapi;
 pub mod kinds;
 pub mod parse;
+#[allow(missing_docs)]
+pub mod security;
 pub mod status;
 #[allow(missing_docs)]
 pub mod traffic;

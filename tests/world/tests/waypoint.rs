@@ -709,3 +709,50 @@ fn route_changes_lose_no_request() {
 fn a_thousand_route_changes_lose_no_request() {
     route_changes(1000);
 }
+
+/// Tokens of requests: whose are taken, and what they may do. (Signed with HS256, by the key in the rule.)
+#[test]
+fn tokens_are_verified() {
+    const HEAD: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
+    const STAFF: &str = "eyJpc3MiOiJtZSIsInN1YiI6InlvdSIsImdyb3VwIjpbInN0YWZmIl19";
+    let token = |payload: &str, mac: &str| format!("Bearer {HEAD}.{payload}.{mac}");
+    let staff = token(STAFF, "cG1hFxXNAkW_rGOHE2jZCe1cTSM69W8WN9uFVyqat-Y");
+    let guest = token(
+        "eyJpc3MiOiJtZSIsInN1YiI6ImhlciIsImdyb3VwIjpbImd1ZXN0Il19",
+        "Vl_BLf6wylKygzOe6l214LuWhp1jYBHPVaSjs12iXtc",
+    );
+    let expired = token("eyJpc3MiOiJtZSIsInN1YiI6InlvdSIsImV4cCI6MX0", "aA6vH_1_1LnZqKNCnZGb3a3VDtjOnz-F6pq_9uMhyak");
+    let forged = token(STAFF, "q29l71PrY9HMRNnqG6fg7Mms4xd3NEDKeFTx-kXfO5s");
+    let s = Shop::new();
+    let servers = s.serve();
+    let ask = |path: &str, token: &str| {
+        let headers = [("authorization", token), ("x-sub", "forged")];
+        let headers = if token.is_empty() { &headers[1..] } else { &headers[..] };
+        web::ask(&s.client, shop(), "shop", path, headers).unwrap()
+    };
+    let target = "targetRefs: [{group: '', kind: Service, name: shop}]";
+    s.w.apply("policy", &format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: app}}\nspec: {{{target}, action: ALLOW, rules: [{{to: [{{operation: {{paths: [/public]}}}}]}}, {{from: [{{source: {{requestPrincipals: [me/*]}}}}], to: [{{operation: {{paths: [/mine]}}}}]}}, {{when: [{{key: 'request.auth.claims[group]', values: [staff]}}]}}]}}\n"));
+    karst_world::wait_for("the policy", Duration::from_secs(10), || (ask("/mine", "").status() == 403).then_some(()));
+    assert_eq!(ask("/mine", &staff).status(), 403, "nobody's token is taken yet");
+    s.w.apply("tokens", &format!("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: t, namespace: app}}\nspec: {{{target}, jwtRules: [{{issuer: me, jwks: '{{\"keys\": [{{\"kty\": \"oct\", \"k\": \"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY\"}}]}}', outputClaimToHeaders: [{{header: x-sub, claim: sub}}]}}]}}\n"));
+    karst_world::wait_for("the tokens", Duration::from_secs(10), || {
+        (ask("/mine", &staff).status() == 200).then_some(())
+    });
+    servers.iter().for_each(|w| drop(w.take()));
+    let seen = |path: &str| ["", staff.as_str(), &guest, &expired, &forged].map(|t| ask(path, t).status());
+    assert_eq!(seen("/public"), [200, 200, 200, 401, 401]);
+    assert_eq!(seen("/mine"), [403, 200, 200, 401, 401]);
+    assert_eq!(seen("/other"), [403, 200, 403, 401, 401]);
+    let a = ask("/public", &expired);
+    assert_eq!(a.text(), "Jwt is expired");
+    assert!(a.header("www-authenticate").contains("error=\"invalid_token\""), "{a:?}");
+    // The application is told what was verified, not the token, and never what a client says itself.
+    let mut told: Vec<(String, String)> = servers
+        .iter()
+        .flat_map(Web::take)
+        .map(|m| (m.header("x-sub").to_string(), m.header("authorization").to_string()))
+        .collect();
+    told.sort();
+    let told: Vec<(&str, &str)> = told.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    assert_eq!(told, [("", ""), ("her", ""), ("her", ""), ("you", ""), ("you", ""), ("you", "")]);
+}

@@ -1,6 +1,6 @@
 //! AuthorizationPolicies that are attached (`targetRefs`): enforced by waypoints, with all that a request shows.
 
-use super::{Hosts, Index, ir};
+use super::{Hosts, Index, ir, tokens};
 use crate::convert::{
     policy, selects,
     waypoint::{self, Binding},
@@ -21,27 +21,45 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
             }
         }
     }
+    for (_, r) in &x.request {
+        let (m, rules) = (&r.metadata, tokens::compile(r));
+        for key in r.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t)) {
+            let own = all.entry(key.to_string()).or_default();
+            let new: Vec<_> = rules.iter().filter(|n| !own.tokens.contains(n)).cloned().collect();
+            own.tokens.extend(new);
+        }
+    }
     all.into_iter().map(|(k, v)| (k, Arc::new(v))).collect()
 }
 
 /// The policies of a gateway's pod: those that are attached to its Gateway or its class, and those that select the pod.
 pub(super) fn gateway(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>) -> Option<ir::Access> {
     let ns = pod.metadata.namespace.as_str();
-    let applies = |p: &AuthorizationPolicy| {
-        let own = p.metadata.namespace == ns;
-        if p.spec.targets().next().is_none() {
-            let root = p.metadata.namespace == x.mesh.root_namespace;
-            let s = p.spec.selector.as_ref();
-            return (own || root) && s.is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
+    let applies = |m: &Meta, selector: Option<&Selector>, targets: &mut dyn Iterator<Item = &TargetRef>| {
+        let own = m.namespace == ns;
+        let mut targets = targets.peekable();
+        if targets.peek().is_none() {
+            let root = m.namespace == x.mesh.root_namespace;
+            return (own || root) && selector.is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
         }
-        p.spec.targets().any(|(_, t)| match t.kind.as_str() {
+        targets.any(|t| match t.kind.as_str() {
             "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
             "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
             _ => false,
         })
     };
-    let policies: Vec<_> = x.authorization.iter().filter(|(_, p)| applies(p)).map(|(_, p)| one(x, p)).collect();
-    (!policies.is_empty()).then_some(ir::Access { policies })
+    let mut out = ir::Access::default();
+    for (_, p) in &x.authorization {
+        if applies(&p.metadata, p.spec.selector.as_ref(), &mut p.spec.targets().map(|(_, t)| t)) {
+            out.policies.push(one(x, p));
+        }
+    }
+    for (_, r) in &x.request {
+        if applies(&r.metadata, r.spec.selector.as_ref(), &mut r.spec.targets().map(|(_, t)| t)) {
+            out.tokens.extend(tokens::compile(r));
+        }
+    }
+    (out != ir::Access::default()).then_some(out)
 }
 
 fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
@@ -149,7 +167,7 @@ fn operation(o: &Operation) -> ir::AccessMatch {
 fn when(w: &When, ns: &str) -> ir::AccessTest {
     let inner = |prefix: &str| {
         let rest = w.key.strip_prefix(prefix)?.strip_prefix('[')?.strip_suffix(']')?;
-        Some(rest.replace("][", "."))
+        Some(rest.to_string())
     };
     let (attribute, name) = match w.key.as_str() {
         "source.ip" => (A::SourceIp, String::new()),
@@ -164,9 +182,8 @@ fn when(w: &When, ns: &str) -> ir::AccessTest {
         key => match (inner("request.headers"), inner("request.auth.claims")) {
             (Some(n), _) => (A::Header, n.to_ascii_lowercase()),
             (_, Some(n)) => (A::Claim, n),
-            (None, None) if matches!(key, "request.auth.audiences" | "request.auth.presenter") => {
-                (A::Claim, key.rsplit('.').next().unwrap_or_default().into())
-            }
+            (None, None) if key == "request.auth.audiences" => (A::Audience, String::new()),
+            (None, None) if key == "request.auth.presenter" => (A::Presenter, String::new()),
             (None, None) => (A::Unknown, String::new()),
         },
     };

@@ -12,6 +12,7 @@ mod destination_rule;
 mod filter;
 mod gateway_api;
 pub(super) mod gateways;
+pub(super) mod tokens;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
@@ -257,7 +258,7 @@ fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
 }
 
 pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
-    let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
+    let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some()) || !x.request.is_empty();
     let by_name = x.service_entries.iter().any(|(_, e)| service::is_by_name(e));
     let none = x.virtual_services.is_empty() && x.destination_rules.is_empty() && x.http_filters.is_empty();
     let none = none && x.backend_tls.is_empty() && !by_name;
@@ -322,6 +323,9 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         }
     }
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
+    for (at, r) in &x.request {
+        report(at, &tokens::problems(r));
+    }
     for (at, f) in &x.http_filters {
         report(at, &filter::attach(f, &hosts, model));
     }

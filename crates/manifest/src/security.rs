@@ -1,0 +1,84 @@
+//! Istio's RequestAuthentication: whose tokens are taken.
+
+use crate::kinds::{Meta, Selector, Status, TargetRef};
+use serde::Deserialize;
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RequestAuthentication {
+    pub metadata: Meta,
+    pub spec: RequestAuthenticationSpec,
+    pub status: Status,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestAuthenticationSpec {
+    /// Pods of gateways; none: all gateways of the namespace.
+    #[cfg_attr(test, schemars(with = "Option<SelectorSchema>"))]
+    pub selector: Option<Selector>,
+    #[cfg_attr(test, schemars(with = "Option<TargetSchema>"))]
+    pub target_ref: Option<TargetRef>,
+    /// Services, ServiceEntries, Gateways, GatewayClasses: enforced by their waypoints, or by the Gateway.
+    #[cfg_attr(test, schemars(with = "Vec<TargetSchema>"))]
+    pub target_refs: Vec<TargetRef>,
+    pub jwt_rules: Vec<JwtRule>,
+}
+impl RequestAuthenticationSpec {
+    /// What it is attached to, and the path of the field that says so.
+    pub fn targets(&self) -> impl Iterator<Item = (String, &TargetRef)> {
+        let many = self.target_refs.iter().enumerate().map(|(i, t)| (format!("spec.targetRefs[{i}]"), t));
+        self.target_ref.iter().map(|t| ("spec.targetRef".to_string(), t)).chain(many)
+    }
+}
+/// What schemas say.
+#[cfg(test)]
+#[derive(schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SelectorSchema {
+    pub match_labels: std::collections::BTreeMap<String, String>,
+}
+#[cfg(test)]
+#[derive(schemars::JsonSchema)]
+pub struct TargetSchema {
+    pub group: Option<String>,
+    pub kind: String,
+    pub name: String,
+    pub namespace: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct JwtRule {
+    pub issuer: String,
+    /// One of them must be in the token, if there are any.
+    pub audiences: Vec<String>,
+    #[serde(alias = "jwks_uri")]
+    pub jwks_uri: String,
+    /// The keys, as a JSON Web Key Set (RFC 7517).
+    pub jwks: String,
+    /// Where tokens are; by default `Authorization: Bearer` and the parameter access_token.
+    pub from_headers: Vec<JwtHeader>,
+    pub from_params: Vec<String>,
+    pub from_cookies: Vec<String>,
+    pub output_payload_to_header: String,
+    pub forward_original_token: bool,
+    pub output_claim_to_headers: Vec<ClaimToHeader>,
+    pub timeout: Option<String>,
+    pub space_delimited_claims: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct JwtHeader {
+    pub name: String,
+    /// With its space, as in "Bearer ".
+    pub prefix: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct ClaimToHeader {
+    pub header: String,
+    pub claim: String,
+}

@@ -1,0 +1,435 @@
+//! Tokens of requests (Istio's RequestAuthentication; JWT, RFC 7519): who has issued them, and whether that is true. A request
+//! without a token goes on, without a principal; one with a token that is not good does not.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, Validation,
+    errors::ErrorKind,
+    jwk::{AlgorithmParameters, Jwk, JwkSet},
+};
+use karst_api::route as ir;
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// Clocks may differ by so many seconds (Envoy).
+const SKEW: u64 = 60;
+/// Longest token that is looked at, bytes.
+const LONGEST: usize = 16 << 10;
+
+/// Whose tokens are taken, compiled.
+#[derive(Debug, Default)]
+pub struct Tokens(Vec<Rule>);
+
+struct Rule {
+    issuer: String,
+    audiences: Vec<String>,
+    keys: Result<Vec<Key>, String>,
+    headers: Vec<(HeaderName, String)>,
+    params: Vec<String>,
+    cookies: Vec<String>,
+    payload: Option<HeaderName>,
+    forward: bool,
+    claims: Vec<(HeaderName, Vec<String>)>,
+    spaced: Vec<String>,
+}
+
+impl std::fmt::Debug for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} {:?}", self.issuer, self.audiences, self.keys.as_ref().map(Vec::len))
+    }
+}
+
+struct Key {
+    id: Option<String>,
+    algorithms: Vec<Algorithm>,
+    key: DecodingKey,
+}
+
+/// A token that is good.
+#[derive(Debug)]
+pub struct Token {
+    /// Issuer and subject.
+    pub principal: String,
+    claims: Map<String, Value>,
+    /// Claims that are lists, written with spaces.
+    spaced: Vec<String>,
+}
+
+/// Where a token was.
+enum Place<'a> {
+    Header(&'a HeaderName),
+    Elsewhere,
+}
+
+impl Tokens {
+    /// Compiles.
+    ///
+    /// # Errors
+    /// If the message is not of this version; then nobody is to use it.
+    pub fn new(all: &[ir::Jwt]) -> Result<Self, String> {
+        Ok(Self(all.iter().map(Rule::new).collect::<Result<_, _>>()?))
+    }
+
+    /// The request's token, if there is one; headers that only we write are made.
+    ///
+    /// # Errors
+    /// Why the request is not to go on, in Envoy's words.
+    pub fn verify(&self, p: &mut Parts) -> Result<Option<Token>, String> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let found = self.found(&p.headers, &p.uri)?;
+        // A client's own would pass for what was verified.
+        for r in &self.0 {
+            for h in r.payload.iter().chain(r.claims.iter().map(|(h, _)| h)) {
+                p.headers.remove(h);
+            }
+        }
+        let Some((token, payload, rule, places)) = found else { return Ok(None) };
+        if let Some(h) = &rule.payload
+            && let Ok(v) = HeaderValue::from_str(&payload)
+        {
+            p.headers.insert(h, v);
+        }
+        for (h, path) in &rule.claims {
+            let text = token.at(path).and_then(|v| match v {
+                Value::String(s) => Some(s.clone()),
+                Value::Bool(_) | Value::Number(_) => Some(v.to_string()),
+                _ => None,
+            });
+            if let Some(v) = text.and_then(|t| HeaderValue::from_str(&t).ok()) {
+                p.headers.insert(h, v);
+            }
+        }
+        if !rule.forward {
+            for h in places {
+                p.headers.remove(h);
+            }
+        }
+        Ok(Some(token))
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<(Token, String, &Rule, Vec<HeaderName>)>, String> {
+        let mut good: Option<(Token, String, &Rule, Vec<HeaderName>)> = None;
+        let mut seen: Vec<String> = vec![];
+        for r in &self.0 {
+            for (text, place) in r.tokens(h, uri) {
+                let placed = if let Place::Header(n) = place { Some(n.clone()) } else { None };
+                if seen.iter().any(|s| *s == *text) {
+                    continue;
+                }
+                let (issuer, payload) = peek(&text)?;
+                // Whose it says it is decides by whose keys it is looked at; those rules must look for it here.
+                let mut last = "Jwt issuer is not configured".to_string();
+                let mut fine = None;
+                for x in self.0.iter().filter(|x| x.issuer == issuer && x.tokens(h, uri).any(|(t, _)| t == text)) {
+                    match x.verify(&text) {
+                        Ok(t) => {
+                            fine = Some((t, x));
+                            break;
+                        }
+                        Err(e) => last = e,
+                    }
+                }
+                let Some((token, rule)) = fine else { return Err(last) };
+                seen.push(text.into_owned());
+                // Every one that is there must be good; the first says who it is.
+                match &mut good {
+                    None => good = Some((token, payload, rule, placed.into_iter().collect())),
+                    Some(g) => g.3.extend(placed),
+                }
+            }
+        }
+        Ok(good)
+    }
+}
+
+/// Issuer and payload, as the token says; nothing is verified yet.
+fn peek(token: &str) -> Result<(String, String), String> {
+    let bad = || "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections".to_string();
+    if token.len() > LONGEST {
+        return Err("Jwt is too long".into());
+    }
+    let mut parts = token.split('.');
+    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(bad());
+    };
+    let json = jsonwebtoken::dangerous::insecure_decode::<Value>(token).map_err(|_| bad())?;
+    let issuer = json.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+    Ok((issuer.to_string(), payload.to_string()))
+}
+
+impl Rule {
+    fn new(j: &ir::Jwt) -> Result<Self, String> {
+        let name = |n: &str| HeaderName::from_bytes(n.as_bytes()).map_err(|_| format!("{}: header {n:?}", j.name));
+        let mut headers =
+            j.headers.iter().map(|h| Ok((name(&h.name)?, h.prefix.clone()))).collect::<Result<Vec<_>, String>>()?;
+        let mut params = j.params.clone();
+        if headers.is_empty() && params.is_empty() && j.cookies.is_empty() {
+            headers.push((header::AUTHORIZATION, "Bearer ".into()));
+            params.push("access_token".into());
+        }
+        let claim = |c: &ir::ClaimHeader| Ok((name(&c.header)?, c.claim.split('.').map(String::from).collect()));
+        Ok(Self {
+            issuer: j.issuer.clone(),
+            audiences: j.audiences.clone(),
+            keys: if j.broken.is_empty() { keys(&j.jwks) } else { Err(j.broken.clone()) },
+            headers,
+            params,
+            cookies: j.cookies.clone(),
+            payload: (!j.payload_header.is_empty()).then(|| name(&j.payload_header)).transpose()?,
+            forward: j.forward,
+            claims: j.claim_headers.iter().map(claim).collect::<Result<_, String>>()?,
+            spaced: j.space_delimited.clone(),
+        })
+    }
+
+    /// The tokens where this rule looks for them.
+    fn tokens<'a>(&'a self, h: &'a HeaderMap, uri: &'a Uri) -> impl Iterator<Item = (Cow<'a, str>, Place<'a>)> {
+        let headers = self.headers.iter().flat_map(|(n, prefix)| {
+            let all = h.get_all(n).iter().filter_map(|v| v.to_str().ok());
+            all.filter_map(|v| Some((Cow::Borrowed(v.strip_prefix(prefix.as_str())?.trim()), Place::Header(n))))
+        });
+        let query = uri.query().unwrap_or_default();
+        let params = self.params.iter().flat_map(move |p| {
+            query.split('&').filter_map(move |x| {
+                let (k, v) = x.split_once('=')?;
+                (k == p).then_some((Cow::Borrowed(v), Place::Elsewhere))
+            })
+        });
+        let cookies = self.cookies.iter().flat_map(|c| {
+            let all = h.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
+            all.filter_map(move |x| {
+                let (k, v) = x.trim().split_once('=')?;
+                (k == c).then_some((Cow::Borrowed(v), Place::Elsewhere))
+            })
+        });
+        headers.chain(params).chain(cookies).filter(|(t, _)| !t.is_empty())
+    }
+
+    fn verify(&self, token: &str) -> Result<Token, String> {
+        let keys = self.keys.as_ref().map_err(|_| "Jwks remote fetch is failed".to_string())?;
+        let head = jsonwebtoken::decode_header(token).map_err(|_| "Jwt header is not valid".to_string())?;
+        let mut v = Validation::new(head.alg);
+        v.leeway = SKEW;
+        v.validate_nbf = true;
+        // A token that does not end is the issuer's business (Envoy).
+        v.required_spec_claims.clear();
+        v.set_issuer(&[&self.issuer]);
+        v.validate_aud = !self.audiences.is_empty();
+        if v.validate_aud {
+            v.set_audience(&self.audiences);
+            v.required_spec_claims.insert("aud".into());
+        }
+        let fits = |k: &&Key| {
+            let id = head.kid.is_none() || k.id.is_none() || k.id == head.kid;
+            id && k.algorithms.contains(&head.alg)
+        };
+        let mut last = "Jwks doesn't have key to match kid or alg from Jwt".to_string();
+        for k in keys.iter().filter(fits) {
+            match jsonwebtoken::decode::<Map<String, Value>>(token, &k.key, &v) {
+                Ok(t) => {
+                    let subject = t.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+                    let principal = format!("{}/{subject}", self.issuer);
+                    return Ok(Token { principal, claims: t.claims, spaced: self.spaced.clone() });
+                }
+                Err(e) => {
+                    last = match e.kind() {
+                        ErrorKind::ExpiredSignature => "Jwt is expired",
+                        ErrorKind::ImmatureSignature => "Jwt not yet valid",
+                        ErrorKind::InvalidAudience => "Audiences in Jwt are not allowed",
+                        ErrorKind::MissingRequiredClaim(_) => "Audiences in Jwt are not allowed",
+                        _ => "Jwt verification fails",
+                    }
+                    .into();
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+/// The keys of a set, those that can verify.
+fn keys(jwks: &str) -> Result<Vec<Key>, String> {
+    let set: JwkSet = serde_json::from_str(jwks).map_err(|e| e.to_string())?;
+    let usable = |k: &Jwk| {
+        let algorithms = algorithms(k);
+        let key = DecodingKey::from_jwk(k).ok()?;
+        (!algorithms.is_empty()).then(|| Key { id: k.common.key_id.clone(), algorithms, key })
+    };
+    Ok(set.keys.iter().filter_map(usable).collect())
+}
+
+/// What a key may have signed by: what it says, else what its type can.
+fn algorithms(k: &Jwk) -> Vec<Algorithm> {
+    use Algorithm::{ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, RS256, RS384, RS512};
+    let can: &[Algorithm] = match &k.algorithm {
+        AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
+        AlgorithmParameters::EllipticCurve(_) => &[ES256, ES384],
+        AlgorithmParameters::OctetKeyPair(_) => &[EdDSA],
+        AlgorithmParameters::OctetKey(_) => &[HS256, HS384, HS512],
+        _ => &[],
+    };
+    let says = k.common.key_algorithm.map(|a| a.to_string());
+    can.iter().filter(|a| says.as_ref().is_none_or(|s| *s == format!("{a:?}"))).copied().collect()
+}
+
+impl Token {
+    fn at(&self, path: &[String]) -> Option<&Value> {
+        let (first, rest) = path.split_first()?;
+        rest.iter().try_fold(self.claims.get(first)?, |v, p| v.get(p))
+    }
+
+    /// The values of a claim: text, or a list of texts. (Others are not compared, as in Istio.)
+    pub fn claim(&self, path: &[String]) -> Vec<&str> {
+        match self.at(path) {
+            Some(Value::String(s)) if path.len() == 1 && self.spaced.iter().any(|c| *c == path[0]) => {
+                s.split(' ').filter(|x| !x.is_empty()).collect()
+            }
+            Some(Value::String(s)) => vec![s],
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
+            _ => vec![],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use jsonwebtoken::{EncodingKey, Header, encode};
+    use serde_json::json;
+
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+    fn base64(b: &[u8]) -> String {
+        const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        let mut out = String::new();
+        for c in b.chunks(3) {
+            let n = c.iter().fold(0u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - c.len()));
+            (0..=c.len()).for_each(|i| out.push(ALPHABET[(n >> (18 - 6 * i)) as usize & 63] as char));
+        }
+        out
+    }
+
+    fn jwks() -> String {
+        json!({ "keys": [{ "kty": "oct", "alg": "HS256", "kid": "a", "k": base64(SECRET) }] }).to_string()
+    }
+
+    fn rule() -> ir::Jwt {
+        ir::Jwt {
+            name: "r".into(),
+            issuer: "me".into(),
+            jwks: jwks(),
+            space_delimited: vec!["scope".into()],
+            ..Default::default()
+        }
+    }
+
+    fn signed(claims: &Value, alg: Algorithm, secret: &[u8]) -> String {
+        let head = Header { kid: Some("a".into()), ..Header::new(alg) };
+        encode(&head, claims, &EncodingKey::from_secret(secret)).unwrap()
+    }
+
+    fn request(headers: &[(&str, &str)], path: &str) -> Parts {
+        let mut r = http::Request::get(path);
+        for (k, v) in headers {
+            r = r.header(*k, *v);
+        }
+        r.body(()).unwrap().into_parts().0
+    }
+
+    /// The principal, or why not.
+    fn ask(rules: &[ir::Jwt], p: &mut Parts) -> Result<Option<String>, String> {
+        Ok(Tokens::new(rules).unwrap().verify(p)?.map(|t| t.principal))
+    }
+
+    #[test]
+    fn only_good_tokens_pass() {
+        let now = jsonwebtoken::get_current_timestamp();
+        let fine = json!({ "iss": "me", "sub": "you", "exp": now + 600, "aud": ["x", "y"] });
+        let with = |k: &str, v: Value| {
+            let mut c = fine.clone();
+            c[k] = v;
+            c
+        };
+        let bearer = |t: &str| request(&[("authorization", &format!("Bearer {t}"))], "/");
+        let hs = |c: &Value| signed(c, Algorithm::HS256, SECRET);
+        let good = Ok(Some("me/you".to_string()));
+        assert_eq!(ask(&[rule()], &mut request(&[], "/")), Ok(None), "without a token it goes on");
+        assert_eq!(ask(&[rule()], &mut request(&[("authorization", "Basic x")], "/")), Ok(None));
+        assert_eq!(ask(&[rule()], &mut bearer(&hs(&fine))), good);
+        assert_eq!(ask(&[rule()], &mut request(&[], &format!("/?a=b&access_token={}", hs(&fine)))), good);
+        let none = json!({ "iss": "me", "sub": "you" });
+        assert_eq!(ask(&[rule()], &mut bearer(&hs(&none))), good, "one that does not end");
+        let head = base64(br#"{"alg":"none","typ":"JWT"}"#);
+        let unsigned = format!("{head}.{}.", base64(fine.to_string().as_bytes()));
+        for (token, why) in [
+            ("opaque".to_string(), "Jwt is not in the form"),
+            (unsigned, "Jwt "),
+            (hs(&with("iss", json!("other"))), "Jwt issuer is not configured"),
+            (hs(&json!({})), "Jwt issuer is not configured"),
+            (hs(&with("exp", json!(now - 120))), "Jwt is expired"),
+            (hs(&with("nbf", json!(now + 120))), "Jwt not yet valid"),
+            (signed(&fine, Algorithm::HS256, b"another secret, as long as it is"), "Jwt verification fails"),
+            (signed(&fine, Algorithm::HS384, SECRET), "Jwks doesn't have key"),
+            (hs(&fine).replace('.', "x"), "Jwt is not in the form"),
+            ("x".repeat(LONGEST + 1), "Jwt is too long"),
+        ] {
+            let e = ask(&[rule()], &mut bearer(&token)).unwrap_err();
+            assert!(e.starts_with(why), "{token}: {e}");
+        }
+        let of = |audience: &str| ir::Jwt { audiences: vec![audience.into()], ..rule() };
+        assert_eq!(ask(&[of("y")], &mut bearer(&hs(&fine))), good);
+        for c in [&fine, &none] {
+            assert_eq!(ask(&[of("z")], &mut bearer(&hs(c))), Err("Audiences in Jwt are not allowed".into()));
+        }
+        // Of two rules of one issuer one is enough; of two tokens each must be good.
+        assert_eq!(ask(&[of("z"), of("y")], &mut bearer(&hs(&fine))), good);
+        let mut two = request(
+            &[("authorization", &format!("Bearer {}", hs(&fine)))],
+            &format!("/?access_token={}", hs(&with("exp", json!(1)))),
+        );
+        assert_eq!(ask(&[rule()], &mut two), Err("Jwt is expired".into()));
+        // No keys: nobody's token is taken.
+        let broken = ir::Jwt { broken: "no keys".into(), ..rule() };
+        assert!(ask(&[broken], &mut bearer(&hs(&fine))).is_err());
+    }
+
+    #[test]
+    fn headers_and_claims() {
+        let claims = json!({ "iss": "me", "sub": "you", "scope": "read write", "groups": ["a", "b"], "in": { "ner": "x" }, "n": 7 });
+        let token = signed(&claims, Algorithm::HS256, SECRET);
+        let own = |h: &str, c: &str| ir::ClaimHeader { header: h.into(), claim: c.into() };
+        let r = ir::Jwt {
+            headers: vec![ir::JwtHeader { name: "x-token".into(), prefix: String::new() }],
+            cookies: vec!["t".into()],
+            payload_header: "x-payload".into(),
+            claim_headers: vec![own("x-sub", "sub"), own("x-n", "n"), own("x-inner", "in.ner"), own("x-none", "none")],
+            ..rule()
+        };
+        let forged = [("x-payload", "forged"), ("x-none", "forged"), ("x-sub", "forged")];
+        let mut p = request(&[&[("x-token", token.as_str())], &forged[..]].concat(), "/");
+        let t = Tokens::new(std::slice::from_ref(&r)).unwrap().verify(&mut p).unwrap().unwrap();
+        let get = |p: &Parts, n: &str| p.headers.get(n).map(|v| v.to_str().unwrap().to_string());
+        let payload = token.split('.').nth(1).map(String::from);
+        assert_eq!(
+            ["x-sub", "x-n", "x-inner", "x-none", "x-payload", "x-token"].map(|n| get(&p, n)),
+            [Some("you".into()), Some("7".into()), Some("x".into()), None, payload, None]
+        );
+        let claim = |path: &[&str]| t.claim(&path.iter().map(ToString::to_string).collect::<Vec<_>>()).join("|");
+        assert_eq!(
+            [&["scope"][..], &["groups"], &["in", "ner"], &["n"], &["in"], &["none", "x"]].map(claim),
+            ["read|write", "a|b", "x", "", "", ""]
+        );
+        // Nor are they a client's own where there is no token; the token stays where that is asked for.
+        let mut p = request(&forged, "/");
+        assert_eq!(ask(std::slice::from_ref(&r), &mut p), Ok(None));
+        assert!(forged.iter().all(|(n, _)| get(&p, n).is_none()));
+        let mut p = request(&[("cookie", &format!("a=b; t={token}")), ("x-token", &token)], "/");
+        let kept = ir::Jwt { forward: true, ..r };
+        assert_eq!(ask(&[kept], &mut p), Ok(Some("me/you".into())));
+        assert!(get(&p, "x-token").is_some());
+    }
+}
