@@ -7,6 +7,7 @@ mod config;
 mod convert;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod jwks;
 mod kubernetes;
 mod model;
 mod probe;

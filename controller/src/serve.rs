@@ -6,6 +6,7 @@ use crate::{
     callers::Tokens,
     config::Config,
     convert::{self, Change, Compiler, Mesh},
+    jwks::Fetcher,
     kubernetes,
     model::Model,
     push, tls,
@@ -26,7 +27,7 @@ use karst_api::{
     },
 };
 use karst_kube::{Origin, Source};
-use karst_manifest::Dir;
+use karst_manifest::{Dir, State};
 use karst_rt::admin;
 use karst_xds::{Resources, server};
 use std::{
@@ -121,7 +122,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let mut log = Problems::default();
     let mut compiler = Compiler::new(mesh.clone());
-    update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log);
+    let keys = Fetcher::start();
+    let mut found = keys.found.clone();
+    update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
@@ -145,10 +148,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let watching = async {
         loop {
             tokio::select! {
-                () = source.changed() => update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log),
+                () = source.changed() => update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log),
+                Ok(()) = found.changed() => update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log),
                 // A new root is written everywhere. (What the source was about to tell is taken in, too.)
                 Ok(()) = roots.changed() => {
-                    update(&shared, &mut source, kube.as_ref(), &mut compiler, &mut log);
+                    update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
                     if let Some((publisher, _)) = &kube {
                         publisher.note(&source.read());
                     }
@@ -199,12 +203,16 @@ struct Problems(BTreeSet<String>);
 fn update(
     shared: &Shared,
     source: &mut Source,
+    keys: &Fetcher,
     kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
     compiler: &mut Compiler,
     log: &mut Problems,
 ) {
-    let state = source.read();
+    let state = State { keys: keys.found.borrow().clone(), ..source.read() };
     let change = compiler.update(&state);
+    if compiler.was_whole() {
+        keys.want(&state);
+    }
     if let Some((publisher, writer)) = kube
         && compiler.was_whole()
     {

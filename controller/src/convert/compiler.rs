@@ -3,7 +3,7 @@
 
 use super::{Index, Mesh, Writes, compile_all, deploy, policy::Policies, routes, workload, writes};
 use crate::model::Model;
-use karst_manifest::{Object, Problem, State, kinds::EndpointSlice, parse::Located};
+use karst_manifest::{Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
@@ -26,6 +26,7 @@ pub struct Compiler {
     objects: Vec<Arc<Located>>,
     enrolled: BTreeSet<String>,
     absent: BTreeSet<&'static str>,
+    keys: Arc<Keys>,
     policies: Option<Policies>,
     routes: routes::Cache,
     model: Model,
@@ -41,6 +42,7 @@ impl Compiler {
             objects: vec![],
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
+            keys: Arc::default(),
             policies: None,
             routes: routes::Cache::default(),
             model: Model::default(),
@@ -72,7 +74,7 @@ impl Compiler {
     /// Takes in the newest objects.
     pub fn update(&mut self, state: &State) -> Change {
         let old = std::mem::replace(&mut self.objects, state.objects.clone());
-        let same_around = self.enrolled == state.enrolled && self.absent == state.absent;
+        let same_around = self.enrolled == state.enrolled && self.absent == state.absent && self.keys == state.keys;
         self.whole = false;
         let (gone, new) = difference(&old, &state.objects);
         if same_around && self.policies.is_some() && gone.is_empty() && new.is_empty() {
@@ -116,6 +118,7 @@ impl Compiler {
         drop(old);
         self.enrolled.clone_from(&state.enrolled);
         self.absent.clone_from(&state.absent);
+        self.keys.clone_from(&state.keys);
         self.problems = problems;
         self.policies = Some(policies);
         if model == self.model {

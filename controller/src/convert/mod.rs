@@ -15,7 +15,7 @@ mod waypoint;
 mod workload;
 
 pub use compiler::{Change, Compiler};
-pub(crate) use routes::gateways::VIRTUAL;
+pub(crate) use routes::{gateways::VIRTUAL, tokens::check_keys};
 pub use status::Write;
 
 use crate::{config::Config, model::Model};
@@ -88,6 +88,7 @@ pub(crate) struct Index<'a> {
     /// Labels of pods that proxies must know.
     pub label_keys: BTreeSet<&'a str>,
     pub enrolled: &'a BTreeSet<String>,
+    pub keys: &'a karst_manifest::dir::Keys,
 }
 
 impl<'a> Index<'a> {
@@ -125,6 +126,7 @@ impl<'a> Index<'a> {
             grants: vec![],
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
+            keys: &state.keys,
         };
         for o in &state.objects {
             let o: &Located = o;

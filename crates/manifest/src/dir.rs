@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 /// After a change, more changes are awaited for this long, so that a burst is read once.
 const SETTLE: Duration = Duration::from_millis(2);
 
+/// Sets of keys by the address that they were fetched from, or why there are none.
+pub type Keys = BTreeMap<String, Result<String, String>>;
+
 /// The state of the directory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
@@ -27,6 +30,8 @@ pub struct State {
     pub enrolled: BTreeSet<String>,
     /// Kinds that the API server does not know.
     pub absent: BTreeSet<&'static str>,
+    /// Keys of issuers, from elsewhere.
+    pub keys: Arc<Keys>,
 }
 
 /// A watched directory.

@@ -710,7 +710,7 @@ fn a_thousand_route_changes_lose_no_request() {
     route_changes(1000);
 }
 
-/// Tokens of requests: whose are taken, and what they may do. (Signed with HS256, by the key in the rule.)
+/// Tokens of requests: whose are taken, and what they may do. (Signed with HS256; the key comes from the issuer's server.)
 #[test]
 fn tokens_are_verified() {
     const HEAD: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
@@ -723,7 +723,22 @@ fn tokens_are_verified() {
     );
     let expired = token("eyJpc3MiOiJtZSIsInN1YiI6InlvdSIsImV4cCI6MX0", "aA6vH_1_1LnZqKNCnZGb3a3VDtjOnz-F6pq_9uMhyak");
     let forged = token(STAFF, "q29l71PrY9HMRNnqG6fg7Mms4xd3NEDKeFTx-kXfO5s");
-    let s = Shop::new();
+    let mut s = Shop::new();
+    // The issuer's own server has no keys at first.
+    s.w.namespace("out", false);
+    let issuer = s.w.pod(karst_world::PodSpec::new("out", "issuer", 1));
+    let ready = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let _keys = Web::start(&issuer, 8080, {
+        let ready = ready.clone();
+        move |_| match ready.load(std::sync::atomic::Ordering::Relaxed) {
+            true => (
+                200,
+                vec![],
+                br#"{"keys": [{"kty": "oct", "k": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}"#.to_vec(),
+            ),
+            false => (503, vec![], vec![]),
+        }
+    });
     let servers = s.serve();
     let ask = |path: &str, token: &str| {
         let headers = [("authorization", token), ("x-sub", "forged")];
@@ -734,7 +749,12 @@ fn tokens_are_verified() {
     s.w.apply("policy", &format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: app}}\nspec: {{{target}, action: ALLOW, rules: [{{to: [{{operation: {{paths: [/public]}}}}]}}, {{from: [{{source: {{requestPrincipals: [me/*]}}}}], to: [{{operation: {{paths: [/mine]}}}}]}}, {{when: [{{key: 'request.auth.claims[group]', values: [staff]}}]}}]}}\n"));
     karst_world::wait_for("the policy", Duration::from_secs(10), || (ask("/mine", "").status() == 403).then_some(()));
     assert_eq!(ask("/mine", &staff).status(), 403, "nobody's token is taken yet");
-    s.w.apply("tokens", &format!("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: t, namespace: app}}\nspec: {{{target}, jwtRules: [{{issuer: me, jwks: '{{\"keys\": [{{\"kty\": \"oct\", \"k\": \"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY\"}}]}}', outputClaimToHeaders: [{{header: x-sub, claim: sub}}]}}]}}\n"));
+    s.w.apply("tokens", &format!("apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: t, namespace: app}}\nspec: {{{target}, jwtRules: [{{issuer: me, jwksUri: 'http://{}:8080/keys', outputClaimToHeaders: [{{header: x-sub, claim: sub}}]}}]}}\n", issuer.ip));
+    karst_world::wait_for("no keys", Duration::from_secs(10), || {
+        (ask("/public", &staff).status() == 401).then_some(())
+    });
+    assert_eq!(ask("/public", "").status(), 200, "without a token nothing is asked of the issuer");
+    ready.store(true, std::sync::atomic::Ordering::Relaxed);
     karst_world::wait_for("the tokens", Duration::from_secs(10), || {
         (ask("/mine", &staff).status() == 200).then_some(())
     });

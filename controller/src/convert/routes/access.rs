@@ -22,7 +22,7 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
         }
     }
     for (_, r) in &x.request {
-        let (m, rules) = (&r.metadata, tokens::compile(r));
+        let (m, rules) = (&r.metadata, tokens::compile(x, r));
         for key in r.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t)) {
             let own = all.entry(key.to_string()).or_default();
             let new: Vec<_> = rules.iter().filter(|n| !own.tokens.contains(n)).cloned().collect();
@@ -56,7 +56,7 @@ pub(super) fn gateway(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>) -> Option<i
     }
     for (_, r) in &x.request {
         if applies(&r.metadata, r.spec.selector.as_ref(), &mut r.spec.targets().map(|(_, t)| t)) {
-            out.tokens.extend(tokens::compile(r));
+            out.tokens.extend(tokens::compile(x, r));
         }
     }
     (out != ir::Access::default()).then_some(out)

@@ -1,17 +1,22 @@
 //! Istio's RequestAuthentication. Attached by `targetRefs` it is enforced by waypoints and gateways; by a selector, or for a
 //! namespace, by gateways (as in Istio's ambient mode).
 
-use super::{Bad, header_name, ir};
+use super::{Bad, Index, header_name, ir};
 use karst_manifest::security::{JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
-pub(super) fn compile(r: &RequestAuthentication) -> Vec<ir::Jwt> {
+pub(super) fn compile(x: &Index<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
     let m = &r.metadata;
     let one = |(i, j): (usize, &JwtRule)| {
         let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
         let at = format!("spec.jwtRules[{i}]");
         match rule(j, &at) {
-            Ok(x) => ir::Jwt { name, ..x },
+            Ok(t) if t.jwks.is_empty() => match x.keys.get(&j.jwks_uri) {
+                Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..t },
+                Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", j.jwks_uri), ..t },
+                None => ir::Jwt { name, broken: format!("{}: not fetched yet", j.jwks_uri), ..t },
+            },
+            Ok(t) => ir::Jwt { name, ..t },
             Err((field, text)) => {
                 ir::Jwt { name, issuer: j.issuer.clone(), broken: format!("{field}: {text}"), ..Default::default() }
             }
@@ -59,14 +64,14 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, Bad> {
     if j.issuer.is_empty() {
         return bad("issuer", "is empty: give what tokens have in iss");
     }
-    if j.jwks.is_empty() {
-        return match j.jwks_uri.is_empty() {
-            true => bad("jwks", "is empty: give the issuer's keys, as a JSON Web Key Set"),
-            false => bad("jwksUri", "is not fetched in this version: give the keys themselves in jwks"),
-        };
-    }
-    if let Err(e) = check_keys(&j.jwks) {
-        return bad("jwks", &e);
+    let keys = match (j.jwks.is_empty(), j.jwks_uri.is_empty()) {
+        (true, true) => return bad("jwksUri", "is empty: say where the issuer's keys are, or give them in jwks"),
+        (true, false) => crate::jwks::check(&j.jwks_uri).map(drop).map_err(|e| ("jwksUri", e)),
+        // The keys themselves count, where both are given (Istio).
+        (false, _) => check_keys(&j.jwks).map_err(|e| ("jwks", e)),
+    };
+    if let Err((field, e)) = keys {
+        return bad(field, &e);
     }
     if j.audiences.iter().any(String::is_empty) {
         return bad("audiences", "has an empty name: remove it");
@@ -108,8 +113,11 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, Bad> {
     })
 }
 
-/// At least one of the keys can verify.
-fn check_keys(jwks: &str) -> Result<(), String> {
+/// Can at least one of the keys verify?
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn check_keys(jwks: &str) -> Result<(), String> {
     let set: jsonwebtoken::jwk::JwkSet =
         serde_json::from_str(jwks).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
     let usable = |k: &jsonwebtoken::jwk::Jwk| jsonwebtoken::DecodingKey::from_jwk(k).is_ok();
