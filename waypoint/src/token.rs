@@ -117,6 +117,8 @@ impl Tokens {
             for (text, place) in r.tokens(h, uri) {
                 let placed = if let Place::Header(n) = place { Some(n.clone()) } else { None };
                 if seen.iter().any(|s| *s == *text) {
+                    // The same one once more: it does not go on there either.
+                    good.iter_mut().for_each(|g| g.3.extend(placed.clone()));
                     continue;
                 }
                 let (issuer, payload) = peek(&text)?;
@@ -427,6 +429,14 @@ mod tests {
         let mut p = request(&forged, "/");
         assert_eq!(ask(std::slice::from_ref(&r), &mut p), Ok(None));
         assert!(forged.iter().all(|(n, _)| get(&p, n).is_none()));
+        // In two places, the same: in neither it goes on.
+        let both = ir::Jwt {
+            headers: ["x-token", "x-other"].map(|n| ir::JwtHeader { name: n.into(), prefix: String::new() }).into(),
+            ..r.clone()
+        };
+        let mut p = request(&[("x-token", &token), ("x-other", &token)], "/");
+        assert_eq!(ask(&[both], &mut p), Ok(Some("me/you".into())));
+        assert_eq!(["x-token", "x-other"].map(|n| get(&p, n)), [None, None]);
         let mut p = request(&[("cookie", &format!("a=b; t={token}")), ("x-token", &token)], "/");
         let kept = ir::Jwt { forward: true, ..r };
         assert_eq!(ask(&[kept], &mut p), Ok(Some("me/you".into())));

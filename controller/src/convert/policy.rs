@@ -157,7 +157,7 @@ fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy
 const TARGETS: [(&str, &str); 4] =
     [("Service", ""), ("ServiceEntry", ISTIO_NETWORKING), ("Gateway", GATEWAY_API), ("GatewayClass", GATEWAY_API)];
 
-fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), Bad> {
+pub(super) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), Bad> {
     let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == t.kind) else {
         return Err((
             format!("{at}.kind"),

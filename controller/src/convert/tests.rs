@@ -515,3 +515,32 @@ fn backend_tls_policies_say_what_became_of_them() {
     let two = said(&(policy("young", "2", "", SYSTEM) + &policy("old", "1", ", sectionName: http", SYSTEM)));
     assert_eq!(two.iter().map(|(a, _)| a.as_str()).collect::<Vec<_>>(), ["old Accepted", "young Accepted"]);
 }
+
+/// Whose tokens are taken is said beside the service, or in the root namespace for a whole class; what is wrong takes nobody's.
+#[test]
+fn issuers_are_named_where_they_may_be() {
+    let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let tokens = |ns: &str, target: &str, rule: &str| {
+        let text = format!(
+            "{base}apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: r, namespace: {ns}}}\nspec: {{targetRefs: [{target}], jwtRules: [{{issuer: i, {rule}}}]}}\n"
+        );
+        let (m, p) = run(&text);
+        let access = m.access.get("a/s.a.svc.cluster.local").cloned();
+        let broken: Vec<_> = access.iter().flat_map(|a| &a.tokens).map(|t| t.broken.clone()).collect();
+        (broken, p.len())
+    };
+    const KEYS: &str = r#"jwks: '{"keys": [{"kty": "oct", "k": "MDEyMw"}]}'"#;
+    let (service, class) = (
+        "{group: '', kind: Service, name: s}",
+        "{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}",
+    );
+    let fine = (vec![String::new()], 0);
+    assert_eq!(tokens("a", service, KEYS), fine);
+    assert_eq!(tokens("b", service, KEYS), (vec![], 0), "the service of another namespace is not meant");
+    assert_eq!(tokens("istio-system", class, KEYS), fine);
+    assert_eq!(tokens("b", class, KEYS), (vec![], 1), "not everybody names issuers for all");
+    let (broken, problems) = tokens("a", service, "jwks: nonsense");
+    assert!(broken[0].contains("is no JSON Web Key Set") && problems == 1, "{broken:?}");
+    let (broken, problems) = tokens("a", service, "jwksUri: 'https://i/keys'");
+    assert!(broken[0].contains("not fetched yet") && problems == 0, "{broken:?}");
+}

@@ -324,7 +324,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
     }
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
     for (at, r) in &x.request {
-        report(at, &tokens::problems(r));
+        report(at, &tokens::problems(x, r));
     }
     for (at, f) in &x.http_filters {
         report(at, &filter::attach(f, &hosts, model));

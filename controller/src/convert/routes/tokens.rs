@@ -2,6 +2,7 @@
 //! namespace, by gateways (as in Istio's ambient mode).
 
 use super::{Bad, Index, header_name, ir};
+use crate::convert::policy;
 use karst_manifest::security::{JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
@@ -26,26 +27,20 @@ pub(super) fn compile(x: &Index<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> 
 }
 
 /// What is wrong with it.
-pub(in crate::convert) fn problems(r: &RequestAuthentication) -> Vec<Bad> {
+pub(in crate::convert) fn problems(x: &Index<'_>, r: &RequestAuthentication) -> Vec<Bad> {
     let rules = r.spec.jwt_rules.iter().enumerate();
     let mut out: Vec<Bad> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
-    if r.spec.selector.is_some() && r.spec.targets().next().is_some() {
-        out.push(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
-    }
-    for (path, t) in r.spec.targets() {
-        let known = matches!(
-            (t.group.as_str(), t.kind.as_str()),
-            ("" | "core", "Service")
-                | ("networking.istio.io", "ServiceEntry")
-                | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
-        );
-        if !known {
-            let text =
-                format!("{:?} cannot be a target: name a Service, ServiceEntry, Gateway or GatewayClass", t.kind);
-            out.push((format!("{path}.kind"), text));
-        }
-    }
+    out.extend(misplaced(x, r));
     out
+}
+
+/// Why it is for nobody, if it is not. (Else anybody could name issuers for waypoints of others.)
+pub(super) fn misplaced(x: &Index<'_>, r: &RequestAuthentication) -> Option<Bad> {
+    if r.spec.selector.is_some() && r.spec.targets().next().is_some() {
+        return Some(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
+    }
+    let root = r.metadata.namespace == x.mesh.root_namespace;
+    r.spec.targets().find_map(|(path, t)| policy::target(t, &path, root).err())
 }
 
 /// What has no effect.
