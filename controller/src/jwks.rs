@@ -184,7 +184,7 @@ mod tests {
     /// What cannot be fetched is tried again; what was there once stays; what nobody wants is forgotten.
     #[tokio::test]
     async fn keys_are_fetched_again() {
-        const KEYS: &str = r#"{"keys": [{"kty": "oct", "k": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}"#;
+        const KEYS: &str = r#"{"keys": [{"kty": "EC", "crv": "P-256", "x": "e-y4scs2WBMwaIE0WvgVG0UZa9sB8aS-BgmB4N5Q0Ls", "y": "eWJ4nB_CTnISFQXtcUJuRMXRJgi_LaEJN6ycvLl4xgs"}]}"#;
         let l = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}/keys", l.local_addr().unwrap());
         let local = tokio::task::LocalSet::new();

@@ -265,12 +265,12 @@ fn keys(jwks: &str) -> Result<Vec<Key>, String> {
 
 /// What a key may have signed by: what it says, else what its type can.
 fn algorithms(k: &Jwk) -> Vec<Algorithm> {
-    use Algorithm::{ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, RS256, RS384, RS512};
+    use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
     let can: &[Algorithm] = match &k.algorithm {
         AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
         AlgorithmParameters::EllipticCurve(_) => &[ES256, ES384],
         AlgorithmParameters::OctetKeyPair(_) => &[EdDSA],
-        AlgorithmParameters::OctetKey(_) => &[HS256, HS384, HS512],
+        // A secret, with which every proxy that is told of it could sign (as Istio's can).
         _ => &[],
     };
     let says = k.common.key_algorithm.map(|a| a.to_string());
@@ -301,9 +301,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use jsonwebtoken::{EncodingKey, Header, encode};
+    use rcgen::KeyPair;
     use serde_json::json;
+    use std::sync::LazyLock;
 
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+    static KEY: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate().unwrap());
+    static OTHER: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate().unwrap());
 
     fn base64(b: &[u8]) -> String {
         const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -316,7 +320,14 @@ mod tests {
     }
 
     fn jwks() -> String {
-        json!({ "keys": [{ "kty": "oct", "alg": "HS256", "kid": "a", "k": base64(SECRET) }] }).to_string()
+        let point = KEY.public_key_raw();
+        let (x, y) = (base64(&point[1..33]), base64(&point[33..]));
+        // A secret is no key for a proxy: whoever holds it signs what he likes.
+        json!({ "keys": [
+            { "kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "a", "x": x, "y": y },
+            { "kty": "oct", "kid": "s", "k": base64(SECRET) },
+        ] })
+        .to_string()
     }
 
     fn rule() -> ir::Jwt {
@@ -329,9 +340,14 @@ mod tests {
         }
     }
 
-    fn signed(claims: &Value, alg: Algorithm, secret: &[u8]) -> String {
-        let head = Header { kid: Some("a".into()), ..Header::new(alg) };
-        encode(&head, claims, &EncodingKey::from_secret(secret)).unwrap()
+    fn signed(claims: &Value, key: &KeyPair) -> String {
+        let head = Header { kid: Some("a".into()), ..Header::new(Algorithm::ES256) };
+        encode(&head, claims, &EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).unwrap()).unwrap()
+    }
+
+    fn secretly(claims: &Value, kid: &str) -> String {
+        let head = Header { kid: Some(kid.into()), ..Header::new(Algorithm::HS256) };
+        encode(&head, claims, &EncodingKey::from_secret(SECRET)).unwrap()
     }
 
     fn request(headers: &[(&str, &str)], path: &str) -> Parts {
@@ -357,7 +373,7 @@ mod tests {
             c
         };
         let bearer = |t: &str| request(&[("authorization", &format!("Bearer {t}"))], "/");
-        let hs = |c: &Value| signed(c, Algorithm::HS256, SECRET);
+        let hs = |c: &Value| signed(c, &KEY);
         let good = Ok(Some("me/you".to_string()));
         assert_eq!(ask(&[rule()], &mut request(&[], "/")), Ok(None), "without a token it goes on");
         assert_eq!(ask(&[rule()], &mut request(&[("authorization", "Basic x")], "/")), Ok(None));
@@ -374,8 +390,9 @@ mod tests {
             (hs(&json!({})), "Jwt issuer is not configured"),
             (hs(&with("exp", json!(now - 120))), "Jwt is expired"),
             (hs(&with("nbf", json!(now + 120))), "Jwt not yet valid"),
-            (signed(&fine, Algorithm::HS256, b"another secret, as long as it is"), "Jwt verification fails"),
-            (signed(&fine, Algorithm::HS384, SECRET), "Jwks doesn't have key"),
+            (signed(&fine, &OTHER), "Jwt verification fails"),
+            (secretly(&fine, "a"), "Jwks doesn't have key"),
+            (secretly(&fine, "s"), "Jwks doesn't have key"),
             (hs(&fine).replace('.', "x"), "Jwt is not in the form"),
             ("x".repeat(LONGEST + 1), "Jwt is too long"),
         ] {
@@ -402,7 +419,7 @@ mod tests {
     #[test]
     fn headers_and_claims() {
         let claims = json!({ "iss": "me", "sub": "you", "scope": "read write", "groups": ["a", "b"], "in": { "ner": "x" }, "n": 7 });
-        let token = signed(&claims, Algorithm::HS256, SECRET);
+        let token = signed(&claims, &KEY);
         let own = |h: &str, c: &str| ir::ClaimHeader { header: h.into(), claim: c.into() };
         let r = ir::Jwt {
             headers: vec![ir::JwtHeader { name: "x-token".into(), prefix: String::new() }],

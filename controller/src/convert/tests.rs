@@ -529,7 +529,7 @@ fn issuers_are_named_where_they_may_be() {
         let broken: Vec<_> = access.iter().flat_map(|a| &a.tokens).map(|t| t.broken.clone()).collect();
         (broken, p.len())
     };
-    const KEYS: &str = r#"jwks: '{"keys": [{"kty": "oct", "k": "MDEyMw"}]}'"#;
+    const KEYS: &str = r#"jwks: '{"keys": [{"kty": "EC", "crv": "P-256", "x": "e-y4scs2WBMwaIE0WvgVG0UZa9sB8aS-BgmB4N5Q0Ls", "y": "eWJ4nB_CTnISFQXtcUJuRMXRJgi_LaEJN6ycvLl4xgs"}]}'"#;
     let (service, class) = (
         "{group: '', kind: Service, name: s}",
         "{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}",
@@ -541,6 +541,8 @@ fn issuers_are_named_where_they_may_be() {
     assert_eq!(tokens("b", class, KEYS), (vec![], 1), "not everybody names issuers for all");
     let (broken, problems) = tokens("a", service, "jwks: nonsense");
     assert!(broken[0].contains("is no JSON Web Key Set") && problems == 1, "{broken:?}");
+    let (broken, problems) = tokens("a", service, r#"jwks: '{"keys": [{"kty": "oct", "k": "MDEyMw"}]}'"#);
+    assert!(broken[0].contains("has no public key") && problems == 1, "{broken:?}");
     let (broken, problems) = tokens("a", service, "jwksUri: 'https://i/keys'");
     assert!(broken[0].contains("not fetched yet") && problems == 0, "{broken:?}");
 }

@@ -710,19 +710,22 @@ fn a_thousand_route_changes_lose_no_request() {
     route_changes(1000);
 }
 
-/// Tokens of requests: whose are taken, and what they may do. (Signed with HS256; the key comes from the issuer's server.)
+/// Tokens of requests: whose are taken, and what they may do. (Signed with ES256; the key comes from the issuer's server.)
 #[test]
 fn tokens_are_verified() {
-    const HEAD: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
+    const HEAD: &str = "eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9";
     const STAFF: &str = "eyJpc3MiOiJtZSIsInN1YiI6InlvdSIsImdyb3VwIjpbInN0YWZmIl19";
     let token = |payload: &str, mac: &str| format!("Bearer {HEAD}.{payload}.{mac}");
-    let staff = token(STAFF, "cG1hFxXNAkW_rGOHE2jZCe1cTSM69W8WN9uFVyqat-Y");
+    let staff = token(STAFF, "Nd86HDKwoVPDMlFpR1a8UECk7Y2BswJaKCLC9R2vJasVvsubOIJW_lc3JlrixXETEglo4UFMnVvQZjY44w5zTQ");
     let guest = token(
         "eyJpc3MiOiJtZSIsInN1YiI6ImhlciIsImdyb3VwIjpbImd1ZXN0Il19",
-        "Vl_BLf6wylKygzOe6l214LuWhp1jYBHPVaSjs12iXtc",
+        "vXIed4Uld8UFfC6KOFM1fYRMlcFw-rNexhNfKLU-QhYtXkjIuKWpGD4JvFo2iLt5hcD8VSujB4sJnqCEZTFgaQ",
     );
-    let expired = token("eyJpc3MiOiJtZSIsInN1YiI6InlvdSIsImV4cCI6MX0", "aA6vH_1_1LnZqKNCnZGb3a3VDtjOnz-F6pq_9uMhyak");
-    let forged = token(STAFF, "q29l71PrY9HMRNnqG6fg7Mms4xd3NEDKeFTx-kXfO5s");
+    let expired = token(
+        "eyJpc3MiOiJtZSIsInN1YiI6InlvdSIsImV4cCI6MX0",
+        "E8fhuB9gKVdzCXXzNzB7gnYhZ6WJFLkwZOm1cL4Q3JH-ZWNsERQBB88ebjN-0yDs5ZW_qdsQRqYv8soFxrw9vw",
+    );
+    let forged = token(STAFF, "T-BKX6e_CBWWpowStP9pJ4ud1r9O2V8k5lsPGjsV9Zfa_8SB2cFikwl3kqeDCo73CSC2Uyd1UEBjr4RAzpYR4Q");
     let mut s = Shop::new();
     // The issuer's own server has no keys at first.
     s.w.namespace("out", false);
@@ -730,13 +733,15 @@ fn tokens_are_verified() {
     let ready = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let _keys = Web::start(&issuer, 8080, {
         let ready = ready.clone();
-        move |_| match ready.load(std::sync::atomic::Ordering::Relaxed) {
+        move |_| {
+            match ready.load(std::sync::atomic::Ordering::Relaxed) {
             true => (
                 200,
                 vec![],
-                br#"{"keys": [{"kty": "oct", "k": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}"#.to_vec(),
+                br#"{"keys": [{"kty": "EC", "crv": "P-256", "x": "e-y4scs2WBMwaIE0WvgVG0UZa9sB8aS-BgmB4N5Q0Ls", "y": "eWJ4nB_CTnISFQXtcUJuRMXRJgi_LaEJN6ycvLl4xgs"}]}"#.to_vec(),
             ),
             false => (503, vec![], vec![]),
+        }
         }
     });
     let servers = s.serve();

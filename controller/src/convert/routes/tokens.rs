@@ -3,6 +3,7 @@
 
 use super::{Bad, Index, header_name, ir};
 use crate::convert::policy;
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
 use karst_manifest::security::{JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
@@ -113,8 +114,11 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, Bad> {
 /// # Errors
 /// What is wrong.
 pub(crate) fn check_keys(jwks: &str) -> Result<(), String> {
-    let set: jsonwebtoken::jwk::JwkSet =
-        serde_json::from_str(jwks).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
-    let usable = |k: &jsonwebtoken::jwk::Jwk| jsonwebtoken::DecodingKey::from_jwk(k).is_ok();
-    if set.keys.iter().any(usable) { Ok(()) } else { Err("has no key that can be used: RSA, EC, OKP or oct".into()) }
+    let set: JwkSet = serde_json::from_str(jwks).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
+    // A secret (oct) is told to nobody: every proxy that held it could sign with it.
+    let secret = |k: &Jwk| matches!(k.algorithm, AlgorithmParameters::OctetKey(_));
+    if set.keys.iter().any(|k| !secret(k) && jsonwebtoken::DecodingKey::from_jwk(k).is_ok()) {
+        return Ok(());
+    }
+    Err("has no public key that can be used: RSA, EC or OKP".into())
 }
