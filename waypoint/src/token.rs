@@ -55,6 +55,17 @@ pub struct Token {
     spaced: Vec<String>,
 }
 
+/// What came of a request's tokens.
+struct Good<'a> {
+    token: Token,
+    /// As it was sent, base64url.
+    payload: String,
+    /// By which it is good.
+    rule: &'a Rule,
+    /// Headers that held it.
+    places: Vec<HeaderName>,
+}
+
 /// Where a token was.
 enum Place<'a> {
     Header(&'a HeaderName),
@@ -85,7 +96,7 @@ impl Tokens {
                 p.headers.remove(h);
             }
         }
-        let Some((token, payload, rule, places)) = found else { return Ok(None) };
+        let Some(Good { token, payload, rule, places }) = found else { return Ok(None) };
         if let Some(h) = &rule.payload
             && let Ok(v) = HeaderValue::from_str(&payload)
         {
@@ -109,16 +120,15 @@ impl Tokens {
         Ok(Some(token))
     }
 
-    #[allow(clippy::type_complexity)]
-    fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<(Token, String, &Rule, Vec<HeaderName>)>, String> {
-        let mut good: Option<(Token, String, &Rule, Vec<HeaderName>)> = None;
+    fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, String> {
+        let mut good: Option<Good<'_>> = None;
         let mut seen: Vec<String> = vec![];
         for r in &self.0 {
             for (text, place) in r.tokens(h, uri) {
                 let placed = if let Place::Header(n) = place { Some(n.clone()) } else { None };
                 if seen.iter().any(|s| *s == *text) {
                     // The same one once more: it does not go on there either.
-                    good.iter_mut().for_each(|g| g.3.extend(placed.clone()));
+                    good.iter_mut().for_each(|g| g.places.extend(placed.clone()));
                     continue;
                 }
                 let (issuer, payload) = peek(&text)?;
@@ -138,8 +148,8 @@ impl Tokens {
                 seen.push(text.into_owned());
                 // Every one that is there must be good; the first says who it is.
                 match &mut good {
-                    None => good = Some((token, payload, rule, placed.into_iter().collect())),
-                    Some(g) => g.3.extend(placed),
+                    None => good = Some(Good { token, payload, rule, places: placed.into_iter().collect() }),
+                    Some(g) => g.places.extend(placed),
                 }
             }
         }

@@ -15,7 +15,7 @@ mod waypoint;
 mod workload;
 
 pub use compiler::{Change, Compiler};
-pub(crate) use routes::{gateways::VIRTUAL, tokens::check_keys};
+pub(crate) use routes::{gateways::VIRTUAL, tokens::public_keys};
 pub use status::Write;
 
 use crate::{config::Config, model::Model};

@@ -522,11 +522,13 @@ fn issuers_are_named_where_they_may_be() {
     let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
     let tokens = |ns: &str, target: &str, rule: &str| {
         let text = format!(
-            "{base}apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: r, namespace: {ns}}}\nspec: {{targetRefs: [{target}], jwtRules: [{{issuer: i, {rule}}}]}}\n"
+            "{base}apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: r, namespace: {ns}}}\nspec: {{targetRefs: [{target}], jwtRules: [{{issuer: i, outputClaimToHeaders: [{{header: X-Sub, claim: sub}}], {rule}}}]}}\n"
         );
         let (m, p) = run(&text);
         let access = m.access.get("a/s.a.svc.cluster.local").cloned();
         let broken: Vec<_> = access.iter().flat_map(|a| &a.tokens).map(|t| t.broken.clone()).collect();
+        // Whatever is wrong, no client writes what only proxies write.
+        assert!(access.iter().flat_map(|a| &a.tokens).all(|t| t.claim_headers[0].header == "x-sub"));
         (broken, p.len())
     };
     const KEYS: &str = r#"jwks: '{"keys": [{"kty": "EC", "crv": "P-256", "x": "e-y4scs2WBMwaIE0WvgVG0UZa9sB8aS-BgmB4N5Q0Ls", "y": "eWJ4nB_CTnISFQXtcUJuRMXRJgi_LaEJN6ycvLl4xgs"}]}'"#;

@@ -4,7 +4,7 @@
 use super::{Bad, Index, header_name, ir};
 use crate::convert::policy;
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
-use karst_manifest::security::{JwtRule, RequestAuthentication};
+use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
 pub(super) fn compile(x: &Index<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
@@ -20,11 +20,20 @@ pub(super) fn compile(x: &Index<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> 
             },
             Ok(t) => ir::Jwt { name, ..t },
             Err((field, text)) => {
-                ir::Jwt { name, issuer: j.issuer.clone(), broken: format!("{field}: {text}"), ..Default::default() }
+                let broken = format!("{field}: {text}");
+                ir::Jwt { name, issuer: j.issuer.clone(), broken, ..written(j) }
             }
         }
     };
     r.spec.jwt_rules.iter().enumerate().map(one).collect()
+}
+
+/// The headers that only proxies write, as far as they are some: no client's own goes on, whatever else is wrong.
+fn written(j: &JwtRule) -> ir::Jwt {
+    let header = |name: &str| header_name(name, "").unwrap_or_default();
+    let own = |c: &ClaimToHeader| ir::ClaimHeader { header: header(&c.header), claim: c.claim.clone() };
+    let claim_headers = j.output_claim_to_headers.iter().map(own).filter(|c| !c.header.is_empty()).collect();
+    ir::Jwt { payload_header: header(&j.output_payload_to_header), claim_headers, ..Default::default() }
 }
 
 /// What is wrong with it.
@@ -62,13 +71,14 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, Bad> {
     }
     let keys = match (j.jwks.is_empty(), j.jwks_uri.is_empty()) {
         (true, true) => return bad("jwksUri", "is empty: say where the issuer's keys are, or give them in jwks"),
-        (true, false) => crate::jwks::check(&j.jwks_uri).map(drop).map_err(|e| ("jwksUri", e)),
+        (true, false) => crate::jwks::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e)),
         // The keys themselves count, where both are given (Istio).
-        (false, _) => check_keys(&j.jwks).map_err(|e| ("jwks", e)),
+        (false, _) => public_keys(&j.jwks).map_err(|e| ("jwks", e)),
     };
-    if let Err((field, e)) = keys {
-        return bad(field, &e);
-    }
+    let jwks = match keys {
+        Ok(k) => k,
+        Err((field, e)) => return bad(field, &e),
+    };
     if j.audiences.iter().any(String::is_empty) {
         return bad("audiences", "has an empty name: remove it");
     }
@@ -78,47 +88,41 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, Bad> {
         headers
             .push(ir::JwtHeader { name: header(&h.name, format!("fromHeaders[{i}].name"))?, prefix: h.prefix.clone() });
     }
-    let mut claim_headers = vec![];
     for (i, c) in j.output_claim_to_headers.iter().enumerate() {
         if c.claim.is_empty() {
             return bad(&format!("outputClaimToHeaders[{i}].claim"), "is empty: name a claim");
         }
-        let name = header(&c.header, format!("outputClaimToHeaders[{i}].header"))?;
-        claim_headers.push(ir::ClaimHeader { header: name, claim: c.claim.clone() });
+        header(&c.header, format!("outputClaimToHeaders[{i}].header"))?;
     }
-    let payload = &j.output_payload_to_header;
+    if !j.output_payload_to_header.is_empty() {
+        header(&j.output_payload_to_header, "outputPayloadToHeader".into())?;
+    }
     // Istio's own default of these two is there in any case.
     let mut space_delimited = j.space_delimited_claims.clone();
     space_delimited.extend(["scope".to_string(), "permission".to_string()]);
     Ok(ir::Jwt {
         issuer: j.issuer.clone(),
         audiences: j.audiences.clone(),
-        jwks: j.jwks.clone(),
+        jwks,
         headers,
         params: j.from_params.clone(),
         cookies: j.from_cookies.clone(),
-        payload_header: if payload.is_empty() {
-            String::new()
-        } else {
-            header(payload, "outputPayloadToHeader".into())?
-        },
         forward: j.forward_original_token,
-        claim_headers,
         space_delimited,
-        ..Default::default()
+        ..written(j)
     })
 }
 
-/// Can at least one of the keys verify?
+/// The public keys of a set. A secret (oct) is told to nobody: every proxy that held it could sign with it.
 ///
 /// # Errors
-/// What is wrong.
-pub(crate) fn check_keys(jwks: &str) -> Result<(), String> {
-    let set: JwkSet = serde_json::from_str(jwks).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
-    // A secret (oct) is told to nobody: every proxy that held it could sign with it.
+/// It is no set, or has none that can be used.
+pub(crate) fn public_keys(jwks: &str) -> Result<String, String> {
+    let mut set: JwkSet = serde_json::from_str(jwks).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
     let secret = |k: &Jwk| matches!(k.algorithm, AlgorithmParameters::OctetKey(_));
-    if set.keys.iter().any(|k| !secret(k) && jsonwebtoken::DecodingKey::from_jwk(k).is_ok()) {
-        return Ok(());
+    set.keys.retain(|k| !secret(k) && jsonwebtoken::DecodingKey::from_jwk(k).is_ok());
+    if set.keys.is_empty() {
+        return Err("has no public key that can be used: RSA, EC or OKP".into());
     }
-    Err("has no public key that can be used: RSA, EC or OKP".into())
+    serde_json::to_string(&set).map_err(|e| e.to_string())
 }
