@@ -27,11 +27,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
     }
     let mut taken = BTreeSet::new();
     for (at, e) in &x.service_entries {
-        let bad = check::service_entry(e);
-        if let Some(text) = missing_waypoint(x, e).filter(|_| bad.is_empty()) {
-            problems.push(problem(at, "metadata.labels[istio.io/use-waypoint]", text));
-        }
-        problems.extend(bad.into_iter().map(|(field, text)| problem(at, field, text)));
+        problems.extend(check::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
         if e.spec.hosts.is_empty() {
             problems.push(problem(at, "spec.hosts", "is empty: name at least one host"));
         }

@@ -548,3 +548,41 @@ fn issuers_are_named_where_they_may_be() {
     let (broken, problems) = tokens("a", service, "jwksUri: 'https://i/keys'");
     assert!(broken[0].contains("not fetched yet") && problems == 0, "{broken:?}");
 }
+
+/// What users of Istio write is taken, each object by itself, as the webhook sees it.
+#[test]
+fn what_users_write_is_accepted_alone() {
+    let text = include_str!("../../../tests/e2e/manifests/accepted.yaml");
+    let all = parse::file("accepted.yaml".as_ref(), text).unwrap();
+    assert!(all.len() > 20);
+    for o in all {
+        let p = check::problems(o.object, &mesh());
+        assert!(p.is_empty(), "{p:?}");
+    }
+}
+
+/// A wildcard that is looked up needs a waypoint: said in its status, until it has one.
+#[test]
+fn wildcards_without_a_waypoint_are_told_so() {
+    let entry = |label: &str| {
+        format!(
+            "{WAYPOINT}apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: a, labels: {{{label}}}}}\nspec: {{hosts: ['*.x.example'], resolution: DYNAMIC_DNS, ports: [{{number: 443, name: tls, protocol: TLS}}]}}\n"
+        )
+        .replace("STATUS", READY)
+    };
+    let said = |label: &str| -> Vec<String> {
+        conditions(&written(&entry(label))).into_iter().filter(|c| c.contains("ServiceEntry")).collect()
+    };
+    let without = said("");
+    assert!(
+        without.len() == 1 && without[0].ends_with("istio.io/WaypointMissing True NoWaypointForWildcardService"),
+        "{without:?}"
+    );
+    let with = said("istio.io/use-waypoint: w");
+    assert!(with.len() == 1 && with[0].contains("WaypointBound True"), "{with:?}");
+    let (m, p) = run(&entry("istio.io/use-waypoint: w"));
+    assert!(
+        p.is_empty() && m.backends["a/*.x.example"].by_name && m.services["a/*.x.example"].addresses.len() == 1,
+        "{p:?}"
+    );
+}
