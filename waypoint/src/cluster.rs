@@ -9,7 +9,7 @@ use crate::{
 use karst_api::route as ir;
 use karst_proxy::{
     endpoints::{candidates, waypoints},
-    state::{Mode, Service, Workload},
+    state::{Announced, Mode, Service, Workload},
 };
 use std::{
     collections::HashMap,
@@ -273,24 +273,15 @@ impl Set {
             let hostname: Arc<str> = if address.is_unspecified() { host.into() } else { "".into() };
             let uid = format!("{}/{host}", self.key.service).into();
             // Nobody of the mesh, and of no place.
-            let like = Workload { ips: vec![], services: vec![], waypoint: None, baggage: None, ..own.clone() };
-            let (name, none): (&Arc<str>, Arc<str>) = (&self.service.name, "".into());
-            Arc::new(Workload {
-                uid,
-                hostname,
-                hbone: false,
-                namespace: self.service.namespace.clone(),
-                workload_name: name.clone(),
-                canonical_name: name.clone(),
-                name: name.clone(),
-                node: none.clone(),
-                region: none.clone(),
-                zone: none.clone(),
-                subzone: none,
-                labels: Arc::default(),
-                policies: vec![],
-                ..like
-            })
+            let nobody = Workload::unannounced(Announced {
+                namespace: &self.service.namespace,
+                name: &self.service.name,
+                identity: own.identity.clone(),
+                node: "",
+                cluster: &own.cluster,
+                network: &own.network,
+            });
+            Arc::new(Workload { uid, hostname, hbone: false, ..nobody })
         });
         let target = self.service.ports.iter().find(|(p, _)| *p == self.key.port).map(|(_, t)| *t);
         let port = target.filter(|t| *t > 0 && self.follows == Some(Follows::Name)).unwrap_or(self.key.port);

@@ -12,7 +12,7 @@ use crate::{
     limit::{self, Limit, Over},
     reply::{self, Counter, Flag, Held, Record, Reply},
     serve::{Call, Called},
-    table::{Ask, Cors, Destination, Found, Routes, Rule},
+    table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
     token::Token,
     upstream::{self, After, Failure},
     worker::{Turn, Worker},
@@ -524,7 +524,7 @@ impl Template<'_> {
         }
         // We have said "continue" ourselves.
         headers.remove(header::EXPECT);
-        let rewrites = || [self.to.rewrite.as_ref(), self.rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten();
+        let rewrites = || rewrites(self.rule, self.to);
         let matched = self.rule.and_then(|r| r.path.as_ref());
         let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
         let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
@@ -565,11 +565,22 @@ impl Template<'_> {
     }
 }
 
-/// What the request will call the host.
-fn called_host<'a>(rule: Option<&'a Rule>, to: &'a Destination, authority: &'a str) -> &'a str {
-    let rewrites = [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten();
-    let new = rewrites.filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
-    new.unwrap_or(authority)
+/// What is written anew, the destination's own first.
+fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<Item = &'a Rewrite> {
+    [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten()
+}
+
+/// The endpoints of a rule's destination.
+fn endpoints(
+    w: &Worker,
+    call: &Call,
+    s: &Arc<Snapshot>,
+    rule: Option<&Rule>,
+    to: &Destination,
+    authority: &str,
+) -> Option<Rc<Set>> {
+    let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
+    w.destination(s, call, &call.key(s, &to.service, to.port, &to.subset), Some(new.unwrap_or(authority)))
 }
 
 /// The host of a mirrored request (Envoy's way).
@@ -623,9 +634,7 @@ fn mirror(
         if to.refuse.is_some() || !w.chance(Turn::Mirror, *part) {
             continue;
         }
-        let name = called_host(Some(rule), to, authority);
-        let key = call.key(s, &to.service, to.port, &to.subset);
-        let Some(set) = w.destination(s, call, &key, Some(name)) else { continue };
+        let Some(set) = endpoints(w, call, s, Some(rule), to, authority) else { continue };
         let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
         let two = speaks_two(&set, call, parts);
         let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
@@ -665,9 +674,7 @@ async fn forward(
     if let Some(status) = to.refuse {
         return ours(record, status, "", Flag::NoCluster);
     }
-    let name = called_host(rule, to, &authority);
-    let key = call.key(s, &to.service, to.port, &to.subset);
-    let Some(set) = w.destination(s, call, &key, Some(name)) else {
+    let Some(set) = endpoints(w, call, s, rule, to, &authority) else {
         return failed(record, Flag::NoCluster);
     };
     record.destination = Some((set.service.clone(), set.key.subset.clone()));

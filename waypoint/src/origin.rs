@@ -26,12 +26,11 @@ pub enum Speaks {
     Tls,
 }
 
-/// TLS on a stream to an endpoint; as it is, if there is to be none.
+/// TLS on a stream to an endpoint, by the rules of its destination.
 ///
 /// # Errors
 /// Why it cannot be.
-pub async fn shake(s: &Snapshot, set: &Set, io: Io, speaks: Speaks) -> Result<Io, String> {
-    let Some(t) = &set.policy.tls else { return Ok(io) };
+pub async fn shake(s: &Snapshot, set: &Set, t: &ir::ClientTls, io: Io, speaks: Speaks) -> Result<Io, String> {
     let made = set.tls.get_or_init(|| config(s, t, &set.host));
     let (config, name) = made.as_ref().map_err(|e| format!("TLS: {e}"))?;
     let mut config = config.clone();

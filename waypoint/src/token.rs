@@ -9,7 +9,7 @@ use jsonwebtoken::{
 };
 use karst_api::route as ir;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Clocks may differ by so many seconds (Envoy).
 const SKEW: u64 = 60;
@@ -30,7 +30,7 @@ struct Rule {
     payload: Option<HeaderName>,
     forward: bool,
     claims: Vec<(HeaderName, Vec<String>)>,
-    spaced: Vec<String>,
+    spaced: Arc<[String]>,
 }
 
 impl std::fmt::Debug for Rule {
@@ -52,7 +52,7 @@ pub struct Token {
     pub principal: String,
     claims: Map<String, Value>,
     /// Claims that are lists, written with spaces.
-    spaced: Vec<String>,
+    spaced: Arc<[String]>,
 }
 
 /// What came of a request's tokens.
@@ -64,12 +64,6 @@ struct Good<'a> {
     rule: &'a Rule,
     /// Headers that held it.
     places: Vec<HeaderName>,
-}
-
-/// Where a token was.
-enum Place<'a> {
-    Header(&'a HeaderName),
-    Elsewhere,
 }
 
 impl Tokens {
@@ -122,21 +116,20 @@ impl Tokens {
 
     fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, String> {
         let mut good: Option<Good<'_>> = None;
-        let mut seen: Vec<String> = vec![];
+        let mut seen: Vec<&str> = vec![];
         for r in &self.0 {
-            for (text, place) in r.tokens(h, uri) {
-                let placed = if let Place::Header(n) = place { Some(n.clone()) } else { None };
-                if seen.iter().any(|s| *s == *text) {
+            for (text, header) in r.tokens(h, uri) {
+                if seen.contains(&text) {
                     // The same one once more: it does not go on there either.
-                    good.iter_mut().for_each(|g| g.places.extend(placed.clone()));
+                    good.iter_mut().for_each(|g| g.places.extend(header.cloned()));
                     continue;
                 }
-                let (issuer, payload) = peek(&text)?;
+                let (issuer, payload) = peek(text)?;
                 // Whose it says it is decides by whose keys it is looked at; those rules must look for it here.
                 let mut last = "Jwt issuer is not configured".to_string();
                 let mut fine = None;
                 for x in self.0.iter().filter(|x| x.issuer == issuer && x.tokens(h, uri).any(|(t, _)| t == text)) {
-                    match x.verify(&text) {
+                    match x.verify(text) {
                         Ok(t) => {
                             fine = Some((t, x));
                             break;
@@ -145,11 +138,11 @@ impl Tokens {
                     }
                 }
                 let Some((token, rule)) = fine else { return Err(last) };
-                seen.push(text.into_owned());
+                seen.push(text);
                 // Every one that is there must be good; the first says who it is.
                 match &mut good {
-                    None => good = Some(Good { token, payload, rule, places: placed.into_iter().collect() }),
-                    Some(g) => g.places.extend(placed),
+                    None => good = Some(Good { token, payload, rule, places: header.cloned().into_iter().collect() }),
+                    Some(g) => g.places.extend(header.cloned()),
                 }
             }
         }
@@ -193,28 +186,28 @@ impl Rule {
             payload: (!j.payload_header.is_empty()).then(|| name(&j.payload_header)).transpose()?,
             forward: j.forward,
             claims: j.claim_headers.iter().map(claim).collect::<Result<_, String>>()?,
-            spaced: j.space_delimited.clone(),
+            spaced: j.space_delimited.clone().into(),
         })
     }
 
-    /// The tokens where this rule looks for them.
-    fn tokens<'a>(&'a self, h: &'a HeaderMap, uri: &'a Uri) -> impl Iterator<Item = (Cow<'a, str>, Place<'a>)> {
+    /// The tokens where this rule looks for them, and the header if it is one.
+    fn tokens<'a>(&'a self, h: &'a HeaderMap, uri: &'a Uri) -> impl Iterator<Item = (&'a str, Option<&'a HeaderName>)> {
         let headers = self.headers.iter().flat_map(|(n, prefix)| {
             let all = h.get_all(n).iter().filter_map(|v| v.to_str().ok());
-            all.filter_map(|v| Some((Cow::Borrowed(v.strip_prefix(prefix.as_str())?.trim()), Place::Header(n))))
+            all.filter_map(move |v| Some((v.strip_prefix(prefix.as_str())?.trim(), Some(n))))
         });
         let query = uri.query().unwrap_or_default();
         let params = self.params.iter().flat_map(move |p| {
             query.split('&').filter_map(move |x| {
                 let (k, v) = x.split_once('=')?;
-                (k == p).then_some((Cow::Borrowed(v), Place::Elsewhere))
+                (k == p).then_some((v, None))
             })
         });
         let cookies = self.cookies.iter().flat_map(|c| {
             let all = h.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
             all.filter_map(move |x| {
                 let (k, v) = x.trim().split_once('=')?;
-                (k == c).then_some((Cow::Borrowed(v), Place::Elsewhere))
+                (k == c).then_some((v, None))
             })
         });
         headers.chain(params).chain(cookies).filter(|(t, _)| !t.is_empty())
@@ -310,6 +303,7 @@ impl Token {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     use jsonwebtoken::{EncodingKey, Header, encode};
     use rcgen::KeyPair;
     use serde_json::json;
@@ -320,13 +314,7 @@ mod tests {
     static OTHER: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate().unwrap());
 
     fn base64(b: &[u8]) -> String {
-        const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let mut out = String::new();
-        for c in b.chunks(3) {
-            let n = c.iter().fold(0u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - c.len()));
-            (0..=c.len()).for_each(|i| out.push(ALPHABET[(n >> (18 - 6 * i)) as usize & 63] as char));
-        }
-        out
+        URL_SAFE_NO_PAD.encode(b)
     }
 
     fn jwks() -> String {

@@ -193,10 +193,10 @@ pub async fn open(
     };
     let whole = async {
         let (io, lease) = connect(w, s, m, from).await?;
-        if s.policy.tls.is_none() || speaks == Speaks::Tls {
-            return Ok((io, lease));
+        match s.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
+            None => Ok((io, lease)),
+            Some(t) => Ok((Box::pin(origin::shake(&w.snapshot(), s, t, io, speaks)).await?, lease)),
         }
-        Ok((Box::pin(origin::shake(&w.snapshot(), s, io, speaks)).await?, lease))
     };
     match tokio::time::timeout(limit, whole).await {
         Ok(r) => r,

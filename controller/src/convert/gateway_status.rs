@@ -3,44 +3,24 @@
 
 use super::{
     GATEWAY_API, Index, deploy,
+    route_status::Route,
     routes::gateways::{self, Front, Fronts},
     status::{Condition, Write, conditions, reference, same},
 };
-use karst_manifest::{
-    gatewayapi::ParentRef,
-    kinds::{Gateway, GatewayAddress, Service},
-};
+use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
 use serde_json::{Value, json};
 
 /// All that differ.
-pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
+pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], now: &str) -> Vec<Write> {
     let mut all: Vec<_> = x.gateways.values().filter(|g| gateways::is_ingress(x, g)).collect();
-    if all.is_empty() {
-        return vec![];
-    }
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
-    let fronts = Fronts::new(x);
-    let routes = routes(x);
-    all.into_iter().filter_map(|g| one(x, &fronts, &routes, g, now)).collect()
-}
-
-/// A route: its kind, namespace, host names, parents.
-type Route<'a> = (&'static str, &'a str, &'a [String], &'a [ParentRef]);
-
-fn routes<'a>(x: &Index<'a>) -> Vec<Route<'a>> {
-    let http =
-        x.http_routes.iter().map(|(_, r)| ("HTTPRoute", &r.metadata, &r.spec.hostnames[..], &r.spec.parent_refs));
-    let grpc =
-        x.grpc_routes.iter().map(|(_, r)| ("GRPCRoute", &r.metadata, &r.spec.hostnames[..], &r.spec.parent_refs));
-    let tcp = x.tcp_routes.iter().map(|(_, r)| ("TCPRoute", &r.metadata, &[][..], &r.spec.parent_refs));
-    let tls = x.tls_routes.iter().map(|(_, r)| ("TLSRoute", &r.metadata, &r.spec.hostnames[..], &r.spec.parent_refs));
-    http.chain(grpc).chain(tcp).chain(tls).map(|(k, m, h, p)| (k, m.namespace.as_str(), h, &p[..])).collect()
+    all.into_iter().filter_map(|g| one(x, fronts, routes, g, now)).collect()
 }
 
 /// Routes that are attached to a listener.
 fn attached(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], f: &Front) -> usize {
-    let to = |(kind, ns, names, parents): &&Route<'_>| {
-        parents.iter().any(|p| match fronts.attached(x, kind, ns, names, p) {
+    let to = |r: &&Route<'_>| {
+        r.parents.iter().any(|p| match fronts.attached(x, r.kind, &r.meta.namespace, r.names, p) {
             Some(Ok(all)) => all.iter().any(|(a, _)| a.id == f.id),
             _ => false,
         })

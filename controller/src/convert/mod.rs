@@ -227,9 +227,11 @@ fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) ->
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     objects.extend(deploy::compile(&x, template));
+    let (fronts, all) = (routes::gateways::Fronts::new(&x), route_status::all(&x));
     let mut statuses = status::compile(&x, now);
-    statuses.extend(route_status::compile(&x, now));
-    statuses.extend(policy_status::compile(&x, now));
+    statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
+    statuses.extend(route_status::compile(&x, &fronts, &all, now));
+    statuses.extend(policy_status::compile(&x, &fronts, &all, now));
     Writes { objects, statuses }
 }
 

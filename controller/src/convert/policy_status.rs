@@ -3,7 +3,7 @@
 
 use super::{
     GATEWAY_API, Index,
-    route_status::CONTROLLER,
+    route_status::{CONTROLLER, Route},
     routes::{
         backend_tls::{Verdict, judge},
         gateways::Fronts,
@@ -11,10 +11,7 @@ use super::{
     status::{Condition, Write, as_they_are, conditions, reference, same},
     waypoint,
 };
-use karst_manifest::{
-    gatewayapi::{BackendRef, ParentRef},
-    kinds::Meta,
-};
+use karst_manifest::gatewayapi::ParentRef;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -22,42 +19,26 @@ use std::collections::BTreeSet;
 type Name = (String, String);
 
 /// All that differ.
-pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
+pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], now: &str) -> Vec<Write> {
     if x.backend_tls.is_empty() {
         return vec![];
     }
-    let users = users(x);
+    let users = users(x, fronts, routes);
     judge(x).iter().filter_map(|v| one(&users, v, now)).collect()
 }
 
 /// Which Gateways send requests to which Service (namespace, name).
-fn users(x: &Index<'_>) -> BTreeSet<(Name, Name)> {
-    let fronts = Fronts::new(x);
+fn users(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>]) -> BTreeSet<(Name, Name)> {
     let mut out = BTreeSet::new();
-    let mut add = |kind, m: &Meta, names: &[String], parents: &[ParentRef], refs: Vec<&BackendRef>| {
-        for p in parents.iter().filter(|p| fronts.attached(x, kind, &m.namespace, names, p).is_some()) {
-            let gateway = (p.namespace.clone().unwrap_or(m.namespace.clone()), p.name.clone());
-            for b in &refs {
-                let service = (b.namespace.clone().unwrap_or(m.namespace.clone()), b.name.clone());
+    for r in routes {
+        let ns = &r.meta.namespace;
+        for p in r.parents.iter().filter(|p| fronts.attached(x, r.kind, ns, r.names, p).is_some()) {
+            let gateway = (p.namespace.clone().unwrap_or(ns.clone()), p.name.clone());
+            for b in &r.refs {
+                let service = (b.namespace.clone().unwrap_or(ns.clone()), b.name.clone());
                 out.insert((gateway.clone(), service));
             }
         }
-    };
-    for (_, r) in &x.http_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        add("HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs, refs);
-    }
-    for (_, r) in &x.grpc_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        add("GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs, refs);
-    }
-    for (_, r) in &x.tls_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        add("TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs, refs);
-    }
-    for (_, r) in &x.tcp_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        add("TCPRoute", &r.metadata, &[], &r.spec.parent_refs, refs);
     }
     for s in x.services.values().flatten() {
         let m = &s.metadata;

@@ -15,54 +15,54 @@ use serde_json::{Value, json};
 /// Who writes (Istio's name).
 pub(super) const CONTROLLER: &str = "istio.io/gateway-controller";
 
-/// All that differ.
-pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
-    let mut out = Vec::new();
-    let fronts = Fronts::new(x);
+/// A route of whichever kind.
+pub(super) struct Route<'a> {
+    pub(super) kind: &'static str,
+    pub(super) meta: &'a Meta,
+    pub(super) names: &'a [String],
+    pub(super) parents: &'a [ParentRef],
+    /// Backends of all rules.
+    pub(super) refs: Vec<&'a BackendRef>,
+    filters: Vec<&'a Filter>,
+    status: &'a RouteStatus,
+}
+
+/// All routes.
+pub(super) fn all<'a>(x: &Index<'a>) -> Vec<Route<'a>> {
+    let mut out = vec![];
     for (_, r) in &x.http_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
         let filters = r.spec.rules.iter().flat_map(|r| &r.filters).collect();
-        let route = Route { kind: "HTTPRoute", meta: &r.metadata, names: &r.spec.hostnames, filters };
-        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
+        let (names, parents) = (&r.spec.hostnames[..], &r.spec.parent_refs[..]);
+        out.push(Route { kind: "HTTPRoute", meta: &r.metadata, names, parents, refs, filters, status: &r.status });
     }
     for (_, r) in &x.grpc_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
         let filters = r.spec.rules.iter().flat_map(|r| &r.filters).collect();
-        let route = Route { kind: "GRPCRoute", meta: &r.metadata, names: &r.spec.hostnames, filters };
-        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
+        let (names, parents) = (&r.spec.hostnames[..], &r.spec.parent_refs[..]);
+        out.push(Route { kind: "GRPCRoute", meta: &r.metadata, names, parents, refs, filters, status: &r.status });
     }
     for (_, r) in &x.tcp_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "TCPRoute", meta: &r.metadata, names: &[], filters: vec![] };
-        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
+        let (parents, filters) = (&r.spec.parent_refs[..], vec![]);
+        out.push(Route { kind: "TCPRoute", meta: &r.metadata, names: &[], parents, refs, filters, status: &r.status });
     }
     for (_, r) in &x.tls_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs);
-        let route = Route { kind: "TLSRoute", meta: &r.metadata, names: &r.spec.hostnames, filters: vec![] };
-        out.extend(one(x, &fronts, &route, &r.spec.parent_refs, refs, &r.status, now));
+        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
+        let (names, parents, filters) = (&r.spec.hostnames[..], &r.spec.parent_refs[..], vec![]);
+        out.push(Route { kind: "TLSRoute", meta: &r.metadata, names, parents, refs, filters, status: &r.status });
     }
     out
 }
 
-/// What a status is of.
-struct Route<'a> {
-    kind: &'static str,
-    meta: &'a Meta,
-    names: &'a [String],
-    filters: Vec<&'a Filter>,
+/// All that differ.
+pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], now: &str) -> Vec<Write> {
+    routes.iter().filter_map(|r| one(x, fronts, r, now)).collect()
 }
 
-fn one<'a>(
-    x: &Index<'_>,
-    fronts: &Fronts,
-    route: &Route<'_>,
-    parents: &[ParentRef],
-    refs: impl Iterator<Item = &'a BackendRef>,
-    have: &RouteStatus,
-    now: &str,
-) -> Option<Write> {
-    let &Route { kind, meta: m, names, ref filters } = route;
-    let resolved = extensions(x, m, filters).unwrap_or_else(|| resolved(x, kind, m, parents, refs));
+fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<Write> {
+    let &Route { kind, meta: m, names, parents, ref refs, ref filters, status: have } = route;
+    let resolved = extensions(x, m, filters).unwrap_or_else(|| resolved(x, kind, m, parents, refs.iter().copied()));
     let mut unchanged = true;
     let mut all: Vec<Value> = vec![];
     let mut ours = 0;

@@ -1,7 +1,7 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, gateway_status, policy, service, waypoint};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, service, waypoint};
 use karst_kube::Ref;
 use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, StatusCondition};
 use serde_json::{Value, json};
@@ -75,7 +75,6 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     for g in x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)) {
         out.extend(gateway(x, g, now));
     }
-    out.extend(gateway_status::compile(x, now));
     out
 }
 

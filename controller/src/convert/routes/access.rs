@@ -21,7 +21,7 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
             }
         }
     }
-    for (_, r) in x.request.iter().filter(|(_, r)| tokens::misplaced(x, r).is_none()) {
+    for r in tokens::placed(x) {
         let (m, rules) = (&r.metadata, tokens::compile(x, r));
         for key in r.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t)) {
             let own = all.entry(key.to_string()).or_default();
@@ -54,7 +54,7 @@ pub(super) fn gateway(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>) -> Option<i
             out.policies.push(one(x, p));
         }
     }
-    for (_, r) in x.request.iter().filter(|(_, r)| tokens::misplaced(x, r).is_none()) {
+    for r in tokens::placed(x) {
         if applies(&r.metadata, r.spec.selector.as_ref(), &mut r.spec.targets().map(|(_, t)| t)) {
             out.tokens.extend(tokens::compile(x, r));
         }

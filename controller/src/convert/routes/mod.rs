@@ -258,11 +258,11 @@ fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
 }
 
 pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
-    let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some()) || !x.request.is_empty();
+    let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
     let by_name = x.service_entries.iter().any(|(_, e)| service::is_by_name(e));
     let none = x.virtual_services.is_empty() && x.destination_rules.is_empty() && x.http_filters.is_empty();
-    let none = none && x.backend_tls.is_empty() && !by_name;
-    if none && x.routes_are_empty() && !attached {
+    let none = none && x.backend_tls.is_empty() && x.request.is_empty() && x.routes_are_empty();
+    if none && !attached && !by_name {
         *cache = Cache::default();
         return;
     }

@@ -44,8 +44,13 @@ pub(in crate::convert) fn problems(x: &Index<'_>, r: &RequestAuthentication) -> 
     out
 }
 
+/// Those that are for somebody.
+pub(super) fn placed<'a>(x: &Index<'a>) -> impl Iterator<Item = &'a RequestAuthentication> {
+    x.request.iter().map(|(_, r)| *r).filter(|r| misplaced(x, r).is_none())
+}
+
 /// Why it is for nobody, if it is not. (Else anybody could name issuers for waypoints of others.)
-pub(super) fn misplaced(x: &Index<'_>, r: &RequestAuthentication) -> Option<Bad> {
+fn misplaced(x: &Index<'_>, r: &RequestAuthentication) -> Option<Bad> {
     if r.spec.selector.is_some() && r.spec.targets().next().is_some() {
         return Some(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
     }
