@@ -32,6 +32,18 @@ pub enum What {
     Down,
     /// Say what runs.
     Status,
+    /// A node loses its power: its processes end at once, its network is gone.
+    StopNode {
+        /// Which, from 1.
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=9))]
+        node: u8,
+    },
+    /// A node that was stopped boots again, with what was on its disks.
+    StartNode {
+        /// Which, from 1.
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=9))]
+        node: u8,
+    },
     /// Run kubectl against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Kubectl {
@@ -66,6 +78,8 @@ pub fn run(what: What) -> Result<()> {
         What::Up { nodes } => c.up(nodes),
         What::Down => c.down(),
         What::Status => c.status(),
+        What::StopNode { node } => c.stop_node(node),
+        What::StartNode { node } => c.start_node(node),
         What::Kubectl { args } => c.tool("kubectl", &args),
         What::Helm { args } => c.tool("helm", &args),
     }
@@ -192,27 +206,26 @@ impl Cluster {
     }
 
     fn network(&self, nodes: u8) -> Result<()> {
-        let ip = |args: &str| sh("ip", &args.split(' ').collect::<Vec<_>>());
-        let forward =
-            |ns: &str| sh("nsenter", &[&format!("--net=/run/netns/{ns}"), "sysctl", "-qw", "net.ipv4.ip_forward=1"]);
         ip(&format!("netns add {NETNS}"))?;
         ip(&format!("-n {NETNS} link set lo up"))?;
         ip(&format!("-n {NETNS} link add br0 type bridge"))?;
         ip(&format!("-n {NETNS} addr add {API}/24 dev br0"))?;
         ip(&format!("-n {NETNS} link set br0 up"))?;
         forward(NETNS)?;
-        for i in 1..=nodes {
-            let ns = node::netns(i);
-            ip(&format!("netns add {ns}"))?;
-            ip(&format!("-n {ns} link set lo up"))?;
-            ip(&format!("-n {NETNS} link add veth-n{i} type veth peer name eth0 netns {ns}"))?;
-            ip(&format!("-n {NETNS} link set veth-n{i} master br0 up"))?;
-            ip(&format!("-n {ns} addr add {}/24 dev eth0", node::address(i)))?;
-            ip(&format!("-n {ns} link set eth0 up"))?;
-            ip(&format!("-n {ns} route add default via {API}"))?;
-            forward(&ns)?;
-        }
-        Ok(())
+        (1..=nodes).try_for_each(|i| self.plug_in(i))
+    }
+
+    /// A node's network, on the bridge.
+    fn plug_in(&self, i: u8) -> Result<()> {
+        let ns = node::netns(i);
+        ip(&format!("netns add {ns}"))?;
+        ip(&format!("-n {ns} link set lo up"))?;
+        ip(&format!("-n {NETNS} link add veth-n{i} type veth peer name eth0 netns {ns}"))?;
+        ip(&format!("-n {NETNS} link set veth-n{i} master br0 up"))?;
+        ip(&format!("-n {ns} addr add {}/24 dev eth0", node::address(i)))?;
+        ip(&format!("-n {ns} link set eth0 up"))?;
+        ip(&format!("-n {ns} route add default via {API}"))?;
+        forward(&ns)
     }
 
     fn control_plane(&self, nodes: u8, p: &Progress) -> Result<()> {
@@ -306,14 +319,9 @@ impl Cluster {
     /// Gives each node its part of the pod network, and waits until all are ready.
     fn join(&self, nodes: u8) -> Result<()> {
         for i in 1..=nodes {
-            let mut cidr = String::new();
-            let query = ["get", "node", &node::name(i), "-o", "jsonpath={.spec.podCIDR}"];
-            self.until("a node's part of the pod network", 60, || {
-                cidr = self.output(&query)?.unwrap_or_default();
-                Ok(!cidr.is_empty())
-            })?;
+            let cidr = self.pods_of(i)?;
             node::write_cni(self, i, &cidr)?;
-            let route = |ns: &str| sh("ip", &["-n", ns, "route", "replace", &cidr, "via", &node::address(i)]);
+            let route = |ns: &str| route(ns, &cidr, i);
             route(NETNS)?;
             for j in (1..=nodes).filter(|j| *j != i) {
                 route(&node::netns(j))?;
@@ -323,6 +331,39 @@ impl Cluster {
             Ok(self.output(&["get", "serviceaccount", "default", "-o", "name"])?.is_some())
         })?;
         self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"])
+    }
+
+    /// A node's part of the pod network.
+    fn pods_of(&self, i: u8) -> Result<String> {
+        let mut cidr = String::new();
+        let query = ["get", "node", &node::name(i), "-o", "jsonpath={.spec.podCIDR}"];
+        self.until("a node's part of the pod network", 60, || {
+            cidr = self.output(&query)?.unwrap_or_default();
+            Ok(!cidr.is_empty())
+        })?;
+        Ok(cidr)
+    }
+
+    fn stop_node(&self, i: u8) -> Result<()> {
+        ensure!(i <= self.nodes(), "there is no node {}: {} run", node::name(i), self.nodes());
+        ensure!(node::kill(self, i)?, "node {} does not run", node::name(i));
+        ip(&format!("netns del {}", node::netns(i)))?;
+        node::remove_cgroups(&node::name(i));
+        println!("node {} is without power", node::name(i));
+        Ok(())
+    }
+
+    fn start_node(&self, i: u8) -> Result<()> {
+        ensure!(i <= self.nodes(), "there is no node {}: {} were started", node::name(i), self.nodes());
+        ensure!(!node::runs(self, i), "node {} runs", node::name(i));
+        self.plug_in(i)?;
+        for j in (1..=self.nodes()).filter(|j| *j != i) {
+            route(&node::netns(i), &self.pods_of(j)?, j)?;
+        }
+        node::forget(self, i)?;
+        node::start(self, i, &[])?;
+        println!("node {} boots", node::name(i));
+        Ok(())
     }
 
     /// Waits, with a limit in seconds.
@@ -430,6 +471,17 @@ impl Cluster {
         p.say("the cluster is gone");
         Ok(())
     }
+}
+
+/// To a node's pods, by the node.
+fn route(ns: &str, cidr: &str, i: u8) -> Result<()> {
+    sh("ip", &["-n", ns, "route", "replace", cidr, "via", &node::address(i)])
+}
+fn ip(args: &str) -> Result<()> {
+    sh("ip", &args.split(' ').collect::<Vec<_>>())
+}
+fn forward(ns: &str) -> Result<()> {
+    sh("nsenter", &[&format!("--net=/run/netns/{ns}"), "sysctl", "-qw", "net.ipv4.ip_forward=1"])
 }
 
 fn sh(program: &str, args: &[&str]) -> Result<()> {

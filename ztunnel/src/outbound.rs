@@ -1,5 +1,5 @@
-//! Connections of the node's pods: plan, then do what the plan says. If the connect fails before anything was sent, one
-//! other endpoint is tried.
+//! Connections of the node's pods: plan, then do what the plan says. If the connect fails before anything was sent, other
+//! endpoints are tried.
 
 use crate::{
     conns::{Conn, Guard},
@@ -21,8 +21,8 @@ use karst_rt::socket;
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
 use tokio::net::TcpStream;
 
-/// Endpoints tried for one connection.
-const TRIES: usize = 2;
+/// Endpoints tried for one connection: a lost node may have had most of a service's.
+const TRIES: usize = 4;
 
 /// A captured connection of a pod.
 pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
@@ -61,7 +61,8 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
                 match endpoint(&planned).filter(|_| again && is_far(&w, &planned)) {
                     Some(uid) => {
                         tokio::time::sleep(limits::FIRST_TRY).await;
-                        if matches!(plan(&snapshot, &source, to, &[uid], &mut ByLoad(&w)), Plan::Refuse(_)) {
+                        let others = [tried.as_slice(), &[uid]].concat();
+                        if matches!(plan(&snapshot, &source, to, &others, &mut ByLoad(&w)), Plan::Refuse(_)) {
                             std::future::pending::<()>().await;
                         }
                     }

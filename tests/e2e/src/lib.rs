@@ -37,6 +37,14 @@ fn tool(name: &str) -> Command {
     c
 }
 
+/// Runs our own `cargo xtask`, as it was built with these tests; it must succeed.
+pub fn xtask(args: &[&str]) {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.ancestors().nth(2).unwrap().join("xtask");
+    let out = Command::new(&program).args(args).current_dir(root()).output().unwrap();
+    assert!(out.status.success(), "xtask {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
+}
+
 /// How kubectl is called, for scripts.
 pub fn kubectl_line() -> String {
     let c = tool("kubectl");

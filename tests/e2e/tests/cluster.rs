@@ -4,7 +4,7 @@
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, link, ready, rollout, try_apply, try_helm,
-    try_kubectl, vip, visits, wait_redirected,
+    try_kubectl, vip, visits, wait_redirected, xtask,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
@@ -47,8 +47,11 @@ impl Apps {
 
 /// One connection with one message.
 fn talk(from: &Pod, to: SocketAddr) -> Result<(), String> {
+    say(from, to, MARK)
+}
+fn say(from: &Pod, to: SocketAddr, what: &[u8]) -> Result<(), String> {
     let s = from.netns().run(|| TcpStream::connect_timeout(&to, Duration::from_secs(3))).unwrap();
-    s.and_then(|mut s| app::ping(&mut s, MARK)).map_err(|e| e.to_string())
+    s.and_then(|mut s| app::ping(&mut s, what)).map_err(|e| e.to_string())
 }
 
 fn policy(name: &str, spec: &str) {
@@ -315,6 +318,82 @@ fn s6_new_pods_are_redirected_before_they_start_or_held() {
     assert!(Pod::get("app", "held").redirected());
     talk(&Pod::get("app", "held"), a.service).unwrap();
     kubectl(&["-n", "app", "delete", "pod", "held", "without-controller", "--wait=false"]);
+}
+
+/// A node loses its power, with the controller on it: who can be reached is reached, and what comes back is redirected
+/// before it serves anyone.
+#[test]
+fn s6_nodes_die_and_come_back() {
+    let a = apps();
+    a.mesh(true);
+    let here = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: echo-here, namespace: app}\nspec: {selector: {matchLabels: {on: n1}}, template: {metadata: {labels: {app: echo, on: n1}}, spec: {serviceAccountName: echo, nodeName: n1, terminationGracePeriodSeconds: 3, containers: [{name: c, image: 'registry.local/karst/samples:1', imagePullPolicy: Never, command: [sample-tcp, serve, --listen, '0.0.0.0:9000']}]}}}\n";
+    apply(here);
+    kubectl(&["-n", "app", "rollout", "status", "deploy/echo-here", "--timeout=60s"]);
+    kubectl(&["cordon", "n1"]);
+    rollout("istio-system", "deploy/istiod");
+    kubectl(&["uncordon", "n1"]);
+    let echoes = || -> Vec<Pod> {
+        let pods = get(&["pods", "-n", "app", "-l", "app=echo"]);
+        let names = pods["items"].as_array().unwrap().iter().map(|p| p["metadata"]["name"].as_str().unwrap());
+        names.map(|n| Pod::get("app", n)).collect()
+    };
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n";
+    apply(strict);
+    for p in echoes() {
+        wait_for("STRICT in force", LONG, || talk(&a.outside, p.at(9000)).is_err().then_some(()));
+    }
+    let sniffer = Sniffer::start(&link(), MARK);
+    let client = a.client.netns();
+    let load = Load::start(&client, a.service, 50, MARK);
+    let outside = Load::start(&a.outside.netns(), a.service, 20, b"somebody-without-an-identity");
+    std::thread::sleep(Duration::from_secs(1));
+    xtask(&["cluster", "stop-node", "2"]);
+    kubectl(&["wait", "--for=condition=Ready=unknown", "node/n2", "--timeout=60s"]);
+    let dying = load.end();
+    let load = Load::start(&client, a.service, 50, MARK);
+    std::thread::sleep(Duration::from_secs(3));
+    let dead = load.end();
+    let load = Load::start(&client, a.service, 50, MARK);
+    let begun = Instant::now();
+    xtask(&["cluster", "start-node", "2"]);
+    kubectl(&["wait", "--for=condition=Ready", "node/n2", "--timeout=60s"]);
+    ready("app");
+    for ds in ["ds/istio-cni-node", "ds/ztunnel"] {
+        kubectl(&["-n", "istio-system", "rollout", "status", ds, "--timeout=60s"]);
+    }
+    let back = begun.elapsed();
+    let pods = echoes();
+    wait_redirected(&pods.iter().collect::<Vec<_>>(), true);
+    for p in &pods {
+        // Until ztunnel has been told of the new address it is one outside the mesh, where STRICT lets nothing in.
+        wait_for(&format!("an answer of {}", p.name), LONG, || say(&a.client, p.at(9000), b"known").ok());
+        talk(&a.client, p.at(9000)).unwrap();
+    }
+    let booting = load.end();
+    let load = Load::start(&client, a.service, 50, MARK);
+    std::thread::sleep(Duration::from_secs(3));
+    let (after, outside, seen) = (load.end(), outside.end(), sniffer.seen());
+    for (when, r) in [("dies", &dying), ("is away", &dead), ("boots", &booting), ("is back", &after)] {
+        println!("while the node {when}: {} ok, {} failed, slowest {} ms", r.ok, r.failed.len(), r.slowest_ms);
+    }
+    println!(
+        "power to ready {:.1} s; {} of {} plaintext attempts got in under STRICT; {} marked frames",
+        back.as_secs_f64(),
+        outside.ok,
+        outside.ok as usize + outside.failed.len(),
+        seen.marked
+    );
+    assert!(pods.len() == 3 && seen.hbone > 0);
+    assert_eq!((outside.ok, seen.marked), (0, 0), "nobody serves before it is redirected");
+    assert!(outside.failed.len() > 100, "somebody tried all the time");
+    // Open connections end with their node; new ones go elsewhere.
+    let refused = |r: &karst_world::Loaded| r.failed.iter().filter(|f| f.starts_with("refused")).count();
+    assert!(
+        refused(&dying) == 0 && refused(&booting) == 0 && dead.failed.is_empty() && after.failed.is_empty(),
+        "{dying:?} {dead:?} {after:?}"
+    );
+    kubectl(&["-n", "app", "delete", "peerauthentication", "default"]);
+    kubectl(&["-n", "app", "delete", "deploy", "echo-here"]);
 }
 
 #[test]

@@ -85,7 +85,30 @@ pub fn start(c: &Cluster, i: u8, images: &[PathBuf]) -> Result<()> {
         ("LOG", c.run.join("log").display().to_string()),
         ("IMAGES", images.join(" ")),
     ];
-    c.processes().start(&format!("node-{name}"), "nsenter", &args, &env, &c.run.join(format!("log/node-{name}.log")))
+    c.processes().start(&process(i), "nsenter", &args, &env, &c.run.join(format!("log/node-{name}.log")))
+}
+
+fn process(i: u8) -> String {
+    format!("node-{}", name(i))
+}
+
+/// Does it run?
+pub fn runs(c: &Cluster, i: u8) -> bool {
+    c.processes().pid(&process(i)).is_some()
+}
+
+/// Ends all of its processes at once; false if there are none.
+pub fn kill(c: &Cluster, i: u8) -> Result<bool> {
+    c.processes().kill(&process(i))
+}
+
+/// Forgets what a machine forgets that is switched off: what is not on its disks.
+pub fn forget(c: &Cluster, i: u8) -> Result<()> {
+    for sub in ["run-containerd", "netns", "run-ztunnel", "run-istio-cni"] {
+        let d = dir(c, i).join(sub);
+        fs::remove_dir_all(&d).with_context(|| format!("cannot remove {}", d.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes the node's CNI configuration: a bridge with the pod network's part. It appears at once as a whole.
@@ -105,8 +128,7 @@ pub fn write_cni(c: &Cluster, i: u8, cidr: &str) -> Result<()> {
 
 /// Loads an image into a running node.
 pub fn load(c: &Cluster, i: u8, image: &Path) -> Result<()> {
-    let unshare =
-        c.processes().pid(&format!("node-{}", name(i))).with_context(|| format!("node {} does not run", name(i)))?;
+    let unshare = c.processes().pid(&process(i)).with_context(|| format!("node {} does not run", name(i)))?;
     let pid = process::child(unshare).with_context(|| format!("node {} does not run", name(i)))?;
     super::sh(
         "nsenter",

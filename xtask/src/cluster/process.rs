@@ -63,6 +63,20 @@ impl Processes {
         (start_time(pid)? == started).then_some(pid)
     }
 
+    /// Ends one and everything in its pid namespace, without a word; false if it does not run.
+    pub fn kill(&self, name: &str) -> Result<bool> {
+        let Some(pid) = self.pid(name) else { return Ok(false) };
+        for p in child(pid).into_iter().chain([pid]) {
+            signal("KILL", p);
+        }
+        let end = Instant::now() + Duration::from_secs(5);
+        while self.pid(name).is_some() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        fs::remove_file(self.0.join(name))?;
+        Ok(true)
+    }
+
     /// Ends all: nodes first, so that their containers end while the control plane is there.
     pub fn stop_all(&self) {
         let (nodes, rest): (Vec<String>, Vec<String>) =
