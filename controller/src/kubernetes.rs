@@ -38,6 +38,7 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
         "AuthorizationPolicy",
         "PeerAuthentication",
         "RequestAuthentication",
+        "Telemetry",
         "VirtualService",
         "IstioGateway",
         "DestinationRule",

@@ -11,7 +11,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_kube::{Kube, WebhookState};
-use karst_manifest::{kinds, parse};
+use karst_manifest::{
+    idle::{Idle, idle},
+    kinds, parse,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
@@ -98,7 +101,16 @@ fn judge(kind: Kind, operation: &str, object: Value, mesh: &Mesh) -> (Vec<String
     if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
         return (vec![], vec![]);
     }
-    let Some((known, ..)) = kinds::known(&kind.kind, &kind.group) else { return (vec![], vec![]) };
+    let Some((known, ..)) = kinds::known(&kind.kind, &kind.group) else {
+        let name = |f: &str| object.pointer(&format!("/metadata/{f}")).and_then(Value::as_str).unwrap_or_default();
+        return match idle(&kind.kind, &kind.group) {
+            Some(Idle::Refused(text)) => {
+                (vec![format!("{} {}/{}: {text}", kind.kind, name("namespace"), name("name"))], vec![])
+            }
+            Some(Idle::Warned(text)) => (vec![], vec![text.into()]),
+            None => (vec![], vec![]),
+        };
+    };
     let old = old_names(known, &object);
     match parse::value(known, object) {
         Err(p) => (vec![p.to_string()], vec![]),

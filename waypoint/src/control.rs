@@ -1,6 +1,6 @@
 //! What the control plane tells: the mesh, routes, and how services are called, as one immutable snapshot.
 
-use crate::{access::Access, gateway::Gateway, table::Routes};
+use crate::{access::Access, gateway::Gateway, table::Routes, telemetry::Telemetry};
 use imbl::HashMap;
 use karst_api::{ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir};
 use karst_proxy::{remote::Remote, state};
@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub hosts: HashMap<Arc<str>, Arc<Routes>>,
     /// What we listen on.
     pub gateway: Option<Arc<Gateway>>,
+    /// Counts the changes of what is told of requests.
+    pub era: u64,
 }
 
 impl Snapshot {
@@ -42,7 +44,13 @@ impl Snapshot {
             access: HashMap::new(),
             hosts: HashMap::new(),
             gateway: None,
+            era: 0,
         }
+    }
+
+    /// What is told of requests, where it differs from the standard.
+    pub fn telemetry(&self) -> Option<&Arc<Telemetry>> {
+        self.gateway.as_ref()?.telemetry.as_ref()
     }
 }
 
@@ -120,6 +128,9 @@ impl Handler for Writer {
                 GATEWAY_TYPE => s.gateway = None,
                 _ => drop(s.backends.remove(name.as_str())),
             }
+        }
+        if !Telemetry::same(s.telemetry().map(|t| &**t), self.state.borrow().telemetry().map(|t| &**t)) {
+            s.era += 1;
         }
         self.state.send_replace(Arc::new(s));
         if !u.more {

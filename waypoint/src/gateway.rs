@@ -1,6 +1,6 @@
 //! What a gateway listens on, compiled: which listener a name belongs to, the routes for it, and the TLS that ends here.
 
-use crate::{access::Access, control::Snapshot, table::Routes};
+use crate::{access::Access, control::Snapshot, table::Routes, telemetry::Telemetry};
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
     RootCertStore, ServerConfig,
@@ -19,6 +19,8 @@ pub struct Gateway {
     pub access: Option<Access>,
     /// What we may show to endpoints, by name.
     pub credentials: BTreeMap<String, Pair>,
+    /// What is told of requests; none: the standard.
+    pub telemetry: Option<Arc<Telemetry>>,
 }
 
 /// Certificates, the leaf first, and the leaf's key.
@@ -86,7 +88,9 @@ impl Gateway {
             read(k).map(|k| (name.clone(), k)).map_err(|e| format!("credential {name}: {e}"))
         };
         let credentials = g.credentials.iter().map(pair).collect::<Result<_, _>>()?;
-        Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()?, credentials })
+        let telemetry = g.telemetry.as_ref().map(Telemetry::new).transpose();
+        let telemetry = telemetry.map_err(|e| format!("telemetry: {e}"))?.map(Arc::new);
+        Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()?, credentials, telemetry })
     }
 
     /// For the admin page.

@@ -57,13 +57,13 @@ const FORGED: [&str; 5] = [
 /// Answers a request.
 pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Response<Reply> {
     let (mut parts, incoming) = r.into_parts();
-    let mut record = begin(&w, &call, &parts);
+    let s = w.snapshot();
+    let mut record = begin(&w, &s, &call, &parts);
     let authority = match admit(&mut parts) {
         Ok(a) => a,
         Err(status) => return ours(record, status, "", Flag::None),
     };
     record.authority.clone_from(&authority);
-    let s = w.snapshot();
     let (access, routes) = match &call.called {
         Called::Service(x) => (s.access.get(&x.key).map(|a| &**a), s.routes.get(&x.key).map(|r| &**r)),
         Called::Gateway(tls) => match at_gateway(&s, call.port, tls.as_deref(), &authority) {
@@ -264,8 +264,9 @@ fn unauthorized(why: String, call: &Call, p: &Parts, authority: &str, mut record
     answered(record, a, Flag::None)
 }
 
-fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {
+fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
     let is_grpc = is_grpc(p);
+    let telemetry = s.telemetry().cloned();
     Box::new(Record {
         worker: w.clone(),
         started: std::time::Instant::now(),
@@ -292,6 +293,9 @@ fn begin(w: &Rc<Worker>, call: &Call, p: &Parts) -> Box<Record> {
         flag: Flag::None,
         error: String::new(),
         received: Rc::default(),
+        headers: telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone()),
+        telemetry,
+        era: s.era,
         told: false,
     })
 }

@@ -27,6 +27,7 @@ mod reply;
 mod serve;
 mod stream;
 mod table;
+mod telemetry;
 mod text;
 mod token;
 mod upstream;

@@ -1,9 +1,13 @@
 //! Istio's metrics of requests. A request finds its series in its worker's own table, and only adds.
 
-use crate::reply::{Flag, Record};
-use karst_proxy::labels::{put, side};
+use crate::{
+    reply::{Flag, Record},
+    telemetry::{METRICS, Telemetry},
+};
+use karst_api::route::Metric;
+use karst_proxy::labels::{Labels, put, side};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
@@ -51,11 +55,18 @@ pub struct Key {
     pub grpc: Option<u16>,
     pub flag: Flag,
     pub is_grpc: bool,
+    /// Since when the same Telemetry says what its labels are ([`crate::control::Snapshot::era`]).
+    pub era: u64,
+    /// Values that it asks for.
+    pub values: Vec<String>,
 }
+
+/// Labels of each metric, by [`Metric`]; none for one that is not told.
+pub type AllLabels = [Option<Arc<str>>; METRICS];
 
 /// The counters of one series.
 pub struct Series {
-    labels: String,
+    labels: AllLabels,
     requests: AtomicU64,
     /// Nanoseconds.
     duration: AtomicU64,
@@ -81,25 +92,37 @@ impl Series {
     }
 }
 
+#[derive(Default)]
+struct Table {
+    era: u64,
+    all: HashMap<Key, Arc<Series>>,
+}
+
 /// All metrics of the process.
 #[derive(Default)]
 pub struct Metrics {
-    series: Mutex<HashMap<Key, Arc<Series>>>,
+    series: Mutex<Table>,
     pub tunnels_refused: AtomicU64,
 }
 
 impl Metrics {
     /// The series of a key.
-    pub fn series(&self, key: &Key, labels: impl FnOnce() -> String) -> Arc<Series> {
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(s) = all.get(key) {
+    pub fn series(&self, key: &Key, labels: impl FnOnce(&Key) -> AllLabels) -> Arc<Series> {
+        let mut table = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(s) = table.all.get(key) {
             return s.clone();
         }
+        // Another Telemetry: the metrics begin anew, as Envoy's do. A request of the era before that ends now is told no more.
+        let late = key.era < table.era;
+        if key.era > table.era {
+            *table = Table { era: key.era, all: HashMap::new() };
+        }
+        let all = &mut table.all;
         if all.len() >= MAX_SERIES {
             all.retain(|_, s| Arc::strong_count(s) > 1);
         }
         let new = Arc::new(Series {
-            labels: labels(),
+            labels: labels(key),
             requests: AtomicU64::new(0),
             duration: AtomicU64::new(0),
             durations: Default::default(),
@@ -108,33 +131,46 @@ impl Metrics {
             sent: AtomicU64::new(0),
             sents: Default::default(),
         });
-        all.insert(key.clone(), new.clone());
+        if !late {
+            all.insert(key.clone(), new.clone());
+        }
         new
     }
 
     /// The page, in the text format.
     pub fn render(&self) -> String {
-        let mut all: Vec<Arc<Series>> =
-            self.series.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        all.sort_by(|a, b| a.labels.cmp(&b.labels));
+        let all: Vec<Arc<Series>> =
+            self.series.lock().unwrap_or_else(PoisonError::into_inner).all.values().cloned().collect();
         let mut out = String::new();
         let _ = writeln!(out, "# HELP istio_requests_total Requests.\n# TYPE istio_requests_total counter");
-        for s in &all {
-            let _ = writeln!(out, "istio_requests_total{{{}}} {}", s.labels, s.requests.load(Relaxed));
+        for (labels, same) in grouped(&all, Metric::RequestCount) {
+            let n: u64 = same.iter().map(|s| s.requests.load(Relaxed)).sum();
+            let _ = writeln!(out, "istio_requests_total{{{labels}}} {n}");
         }
         let ms = |s: &Series| s.duration.load(Relaxed) as f64 / 1e6;
         let mut le = vec!["0.5".to_string()];
         le.extend(MILLISECONDS.iter().map(bound));
-        histogram(&mut out, &all, "istio_request_duration_milliseconds", "Durations of requests.", &le, |s| {
+        let durations = grouped(&all, Metric::RequestDuration);
+        histogram(&mut out, &durations, "istio_request_duration_milliseconds", "Durations of requests.", &le, |s| {
             (&s.durations, ms(s))
         });
         let le: Vec<String> = BYTES.iter().map(bound).collect();
-        histogram(&mut out, &all, "istio_request_bytes", "Sizes of requests.", &le, |s| {
-            (&s.receiveds, s.received.load(Relaxed) as f64)
-        });
-        histogram(&mut out, &all, "istio_response_bytes", "Sizes of answers.", &le, |s| {
-            (&s.sents, s.sent.load(Relaxed) as f64)
-        });
+        histogram(
+            &mut out,
+            &grouped(&all, Metric::RequestSize),
+            "istio_request_bytes",
+            "Sizes of requests.",
+            &le,
+            |s| (&s.receiveds, s.received.load(Relaxed) as f64),
+        );
+        histogram(
+            &mut out,
+            &grouped(&all, Metric::ResponseSize),
+            "istio_response_bytes",
+            "Sizes of answers.",
+            &le,
+            |s| (&s.sents, s.sent.load(Relaxed) as f64),
+        );
         let _ = writeln!(
             out,
             "# HELP karst_tunnels_refused_total Inbound tunnels closed at accept because of a limit.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {}",
@@ -153,44 +189,66 @@ fn bound(b: &u64) -> String {
     if *b == u64::MAX { "+Inf".into() } else { b.to_string() }
 }
 
+/// The series of a metric by their labels. Several may have the same, where a Telemetry takes labels away.
+fn grouped(all: &[Arc<Series>], m: Metric) -> BTreeMap<&str, Vec<&Series>> {
+    let mut out: BTreeMap<&str, Vec<&Series>> = BTreeMap::new();
+    for s in all {
+        if let Some(l) = &s.labels[m as usize] {
+            out.entry(l).or_default().push(s);
+        }
+    }
+    out
+}
+
 fn histogram<'a>(
     out: &mut String,
-    all: &'a [Arc<Series>],
+    all: &BTreeMap<&str, Vec<&'a Series>>,
     name: &str,
     help: &str,
     le: &[String],
     of: impl Fn(&'a Series) -> (&'a [AtomicU64], f64),
 ) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-    for s in all {
-        let (buckets, sum) = of(s);
+    for (labels, same) in all {
+        let comma = if labels.is_empty() { "" } else { "," };
         let mut count = 0;
-        for (b, le) in buckets.iter().zip(le) {
-            count += b.load(Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{{},le=\"{le}\"}} {count}", s.labels);
+        for (i, le) in le.iter().enumerate() {
+            count += same.iter().map(|s| of(s).0[i].load(Relaxed)).sum::<u64>();
+            let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{le}\"}} {count}");
         }
-        let _ = writeln!(out, "{name}_sum{{{}}} {sum}\n{name}_count{{{}}} {count}", s.labels, s.labels);
+        let sum: f64 = same.iter().map(|s| of(s).1).sum();
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
     }
 }
 
-/// Istio's labels.
-pub fn labels(r: &Record) -> String {
+/// The labels of a request's series: Istio's, and as a Telemetry would have them.
+pub fn labels(r: &Record, t: Option<&Telemetry>, values: &[String]) -> AllLabels {
+    if let Some(t) = t {
+        let mut all = Vec::new();
+        standard(&mut all, r);
+        return t.labels(&all, values);
+    }
     let mut out = String::with_capacity(900);
+    standard(&mut out, r);
+    let out: Arc<str> = out.into();
+    [0; METRICS].map(|_| Some(out.clone()))
+}
+
+fn standard(out: &mut impl Labels, r: &Record) {
     let service = r.destination.as_ref().map(|(s, _)| s).or(r.called.as_ref());
     // A gateway tells of what it calls itself, as a sidecar would.
     let own = r.at_gateway.then(|| r.worker.own(&r.worker.snapshot()).cloned()).flatten();
-    put(&mut out, "reporter", if r.at_gateway { "source" } else { "waypoint" });
-    side(&mut out, "source", own.as_deref().or(r.source.as_deref()), true, true);
-    side(&mut out, "destination", r.workload.as_ref().map(|(w, _)| &**w), true, true);
-    put(&mut out, "destination_service", service.map_or("", |s| &s.hostname));
-    put(&mut out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
-    put(&mut out, "destination_service_name", service.map_or("", |s| &s.name));
-    put(&mut out, "request_protocol", if r.is_grpc { "grpc" } else { "http" });
-    put(&mut out, "response_code", &r.answered.to_string());
+    put(out, "reporter", if r.at_gateway { "source" } else { "waypoint" });
+    side(out, "source", own.as_deref().or(r.source.as_deref()), true, true);
+    side(out, "destination", r.workload.as_ref().map(|(w, _)| &**w), true, true);
+    put(out, "destination_service", service.map_or("", |s| &s.hostname));
+    put(out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
+    put(out, "destination_service_name", service.map_or("", |s| &s.name));
+    put(out, "request_protocol", if r.is_grpc { "grpc" } else { "http" });
+    put(out, "response_code", &r.answered.to_string());
     if r.is_grpc {
-        put(&mut out, "grpc_response_status", &r.grpc.map(|g| g.to_string()).unwrap_or_default());
+        put(out, "grpc_response_status", &r.grpc.map(|g| g.to_string()).unwrap_or_default());
     }
-    put(&mut out, "response_flags", r.flag.text());
-    put(&mut out, "connection_security_policy", if r.at_gateway { "unknown" } else { "mutual_tls" });
-    out
+    put(out, "response_flags", r.flag.text());
+    put(out, "connection_security_policy", if r.at_gateway { "unknown" } else { "mutual_tls" });
 }

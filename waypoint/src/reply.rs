@@ -4,6 +4,7 @@ use crate::{
     body::{Error, is_idle},
     cluster::Set,
     metrics,
+    telemetry::Telemetry,
     upstream::After,
     worker::Worker,
 };
@@ -355,6 +356,12 @@ pub struct Record {
     pub flag: Flag,
     pub error: String,
     pub received: Rc<Cell<u64>>,
+    /// Of the request, where telemetry asks for them.
+    pub headers: Option<HeaderMap>,
+    /// What is told of it; none: the standard.
+    pub telemetry: Option<Arc<Telemetry>>,
+    /// Which of [`crate::control::Snapshot::era`] that is.
+    pub era: u64,
     /// It has been told.
     pub told: bool,
 }
@@ -374,7 +381,11 @@ impl Record {
     fn finish(&mut self, sent: u64) {
         self.told = true;
         let took = self.started.elapsed();
+        let telemetry = self.telemetry.take();
+        let t = telemetry.as_deref();
+        let values = t.map(|t| t.values(self, sent)).unwrap_or_default();
         let series = metrics::Key {
+            era: self.era,
             source: self.source.as_ref().map(|w| w.uid.clone()),
             principal: self.principal.clone(),
             workload: self.endpoint.clone(),
@@ -387,11 +398,22 @@ impl Record {
             grpc: self.grpc,
             flag: self.flag,
             is_grpc: self.is_grpc,
+            values,
         };
-        let s = self.worker.series(series, || metrics::labels(self));
+        let s = self.worker.series(series, |k| metrics::labels(self, t, &k.values));
         s.add(took, self.received.get(), sent);
-        if self.worker.shared.config.access_log {
+        if self.worker.shared.config.access_log && t.is_none_or(|t| t.logs(self, sent)) {
             self.line(took.as_millis(), sent);
+        }
+    }
+
+    /// What Envoy would call the cluster.
+    pub fn cluster(&self) -> String {
+        match (&self.destination, &self.called) {
+            (Some((s, subset)), _) if self.at_gateway => format!("outbound|{}|{subset}|{}", self.port, s.hostname),
+            (Some((s, subset)), _) => format!("inbound-vip|{}|{subset}|{}", self.port, s.hostname),
+            (None, Some(s)) => format!("inbound-vip|{}||{}", self.port, s.hostname),
+            (None, None) => "-".into(),
         }
     }
 
@@ -401,15 +423,8 @@ impl Record {
             Some(v) => format!("{}", Untrusted(&String::from_utf8_lossy(v.as_bytes()))),
             None => "-".to_string(),
         };
-        let (host, cluster) = (
-            self.workload.as_ref().map_or_else(|| "-".to_string(), |(_, a)| a.to_string()),
-            match (&self.destination, &self.called) {
-                (Some((s, subset)), _) if self.at_gateway => format!("outbound|{}|{subset}|{}", self.port, s.hostname),
-                (Some((s, subset)), _) => format!("inbound-vip|{}|{subset}|{}", self.port, s.hostname),
-                (None, Some(s)) => format!("inbound-vip|{}||{}", self.port, s.hostname),
-                (None, None) => "-".into(),
-            },
-        );
+        let host = self.workload.as_ref().map_or_else(|| "-".to_string(), |(_, a)| a.to_string());
+        let cluster = self.cluster();
         let or = |s: &str| if s.is_empty() { "-".to_string() } else { format!("{}", Untrusted(s)) };
         let mut out = String::with_capacity(400);
         let time = log::timestamp(self.time);

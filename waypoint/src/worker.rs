@@ -294,7 +294,7 @@ impl Worker {
     }
 
     /// The series of a key, from this worker's table.
-    pub fn series(&self, key: metrics::Key, labels: impl FnOnce() -> String) -> Arc<Series> {
+    pub fn series(&self, key: metrics::Key, labels: impl FnOnce(&metrics::Key) -> metrics::AllLabels) -> Arc<Series> {
         /// Beyond, the table is begun anew.
         const MOST: usize = 10_000;
         let mut all = self.series.borrow_mut();

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Process 1 of a node: own mounts over the standard paths, then containerd, kubelet and kube-proxy.
-# From the environment: NODE ADDRESS DIR BIN LOG IMAGES
+# From the environment: NODE ADDRESSES DIR BIN LOG IMAGES
 set -eu
 # This shell's own pid, as its pid namespace shows it; the kernel translates.
 for g in /sys/fs/cgroup/*/"$NODE"/init /sys/fs/cgroup/"$NODE"/init; do
@@ -29,7 +29,7 @@ mount --make-rshared /
 containerd -c "$DIR/containerd.toml" > "$LOG/containerd-$NODE.log" 2>&1 &
 for _ in $(seq 100); do if ctr version > /dev/null 2>&1; then break; fi; sleep 0.1; done
 for i in $IMAGES; do ctr -n k8s.io images import "$i"; done
-"$BIN/kubelet" --config="$DIR/kubelet.yaml" --kubeconfig="$DIR/../pki/kubelet-$NODE.kubeconfig" --hostname-override="$NODE" --node-ip="$ADDRESS" > "$LOG/kubelet-$NODE.log" 2>&1 &
+"$BIN/kubelet" --config="$DIR/kubelet.yaml" --kubeconfig="$DIR/../pki/kubelet-$NODE.kubeconfig" --hostname-override="$NODE" --node-ip="$ADDRESSES" > "$LOG/kubelet-$NODE.log" 2>&1 &
 "$BIN/kube-proxy" --config="$DIR/kube-proxy.yaml" > "$LOG/kube-proxy-$NODE.log" 2>&1 &
 trap 'exit 0' TERM
 # Reaps orphans, such as the children of containerd's shims.

@@ -60,7 +60,11 @@ pub enum What {
 
 const NETNS: &str = "karst-cp";
 const API: &str = "172.31.0.1";
-const SERVICES: &str = "10.96.0.0/16";
+/// Both families; the first is that of Services that do not ask for another.
+const SERVICES: &str = "10.96.0.0/16,fd00:31:96::/112";
+const PODS: &str = "10.244.0.0/16,fd00:31:244::/48";
+/// The control plane's address in the other family.
+const API6: &str = "fd00:31::1";
 /// Addresses that tests give to Services of type LoadBalancer.
 pub const BALANCED: &str = "10.98.0.0/16";
 
@@ -210,6 +214,7 @@ impl Cluster {
         ip(&format!("-n {NETNS} link set lo up"))?;
         ip(&format!("-n {NETNS} link add br0 type bridge"))?;
         ip(&format!("-n {NETNS} addr add {API}/24 dev br0"))?;
+        ip(&format!("-n {NETNS} addr add {API6}/64 dev br0 nodad"))?;
         ip(&format!("-n {NETNS} link set br0 up"))?;
         forward(NETNS)?;
         (1..=nodes).try_for_each(|i| self.plug_in(i))
@@ -223,8 +228,10 @@ impl Cluster {
         ip(&format!("-n {NETNS} link add veth-n{i} type veth peer name eth0 netns {ns}"))?;
         ip(&format!("-n {NETNS} link set veth-n{i} master br0 up"))?;
         ip(&format!("-n {ns} addr add {}/24 dev eth0", node::address(i)))?;
+        ip(&format!("-n {ns} addr add {}/64 dev eth0 nodad", node::address6(i)))?;
         ip(&format!("-n {ns} link set eth0 up"))?;
         ip(&format!("-n {ns} route add default via {API}"))?;
+        ip(&format!("-n {ns} -6 route add default via {API6}"))?;
         forward(&ns)
     }
 
@@ -299,7 +306,7 @@ impl Cluster {
                 "--leader-elect=false",
                 "--bind-address=127.0.0.1",
                 "--allocate-node-cidrs=true",
-                "--cluster-cidr=10.244.0.0/16",
+                &format!("--cluster-cidr={PODS}"),
                 &format!("--service-cluster-ip-range={SERVICES}"),
                 "--node-monitor-grace-period=20s",
             ],
@@ -319,12 +326,11 @@ impl Cluster {
     /// Gives each node its part of the pod network, and waits until all are ready.
     fn join(&self, nodes: u8) -> Result<()> {
         for i in 1..=nodes {
-            let cidr = self.pods_of(i)?;
-            node::write_cni(self, i, &cidr)?;
-            let route = |ns: &str| route(ns, &cidr, i);
-            route(NETNS)?;
+            let cidrs = self.pods_of(i)?;
+            node::write_cni(self, i, &cidrs)?;
+            route(NETNS, &cidrs, i)?;
             for j in (1..=nodes).filter(|j| *j != i) {
-                route(&node::netns(j))?;
+                route(&node::netns(j), &cidrs, i)?;
             }
         }
         self.until("the default service account", 60, || {
@@ -333,15 +339,15 @@ impl Cluster {
         self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"])
     }
 
-    /// A node's part of the pod network.
-    fn pods_of(&self, i: u8) -> Result<String> {
-        let mut cidr = String::new();
-        let query = ["get", "node", &node::name(i), "-o", "jsonpath={.spec.podCIDR}"];
+    /// A node's parts of the pod network, one of each family.
+    fn pods_of(&self, i: u8) -> Result<Vec<String>> {
+        let mut cidrs = vec![];
+        let query = ["get", "node", &node::name(i), "-o", "jsonpath={.spec.podCIDRs[*]}"];
         self.until("a node's part of the pod network", 60, || {
-            cidr = self.output(&query)?.unwrap_or_default();
-            Ok(!cidr.is_empty())
+            cidrs = self.output(&query)?.unwrap_or_default().split_whitespace().map(String::from).collect();
+            Ok(cidrs.len() == 2)
         })?;
-        Ok(cidr)
+        Ok(cidrs)
     }
 
     fn stop_node(&self, i: u8) -> Result<()> {
@@ -474,14 +480,19 @@ impl Cluster {
 }
 
 /// To a node's pods, by the node.
-fn route(ns: &str, cidr: &str, i: u8) -> Result<()> {
-    sh("ip", &["-n", ns, "route", "replace", cidr, "via", &node::address(i)])
+fn route(ns: &str, cidrs: &[String], i: u8) -> Result<()> {
+    for cidr in cidrs {
+        let via = if cidr.contains(':') { node::address6(i) } else { node::address(i) };
+        sh("ip", &["-n", ns, "route", "replace", cidr, "via", &via])?;
+    }
+    Ok(())
 }
 fn ip(args: &str) -> Result<()> {
     sh("ip", &args.split(' ').collect::<Vec<_>>())
 }
 fn forward(ns: &str) -> Result<()> {
-    sh("nsenter", &[&format!("--net=/run/netns/{ns}"), "sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    let both = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
+    sh("nsenter", &[&[&*format!("--net=/run/netns/{ns}"), "sysctl", "-qw"], &both[..]].concat())
 }
 
 fn sh(program: &str, args: &[&str]) -> Result<()> {

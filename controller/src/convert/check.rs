@@ -39,10 +39,21 @@ pub fn warnings(object: &Object) -> Vec<String> {
     match object {
         Object::AuthorizationPolicy(p) => policy::warnings(p),
         Object::RequestAuthentication(r) => routes::tokens::warnings(r),
+        Object::ServiceEntry(e) => export_to(e),
+        Object::Telemetry(t) => routes::telemetry::warnings(t),
         Object::VirtualService(v) => not_executed(&virtual_service(v)),
         Object::DestinationRule(d) => not_executed(&destination_rule(d)),
         _ => vec![],
     }
+}
+
+fn export_to(e: &ServiceEntry) -> Vec<String> {
+    let names = |n: &&String| ![".", "*", "~", e.metadata.namespace.as_str()].contains(&n.as_str());
+    let others = e.spec.export_to.iter().find(names);
+    let text = |n| {
+        format!("spec.exportTo: {n:?} makes it known to all namespaces: only \".\", \"*\" and \"~\" are distinguished")
+    };
+    others.map(text).into_iter().collect()
 }
 
 /// Fields that are taken and have no effect (yet).

@@ -69,6 +69,7 @@ pub(crate) struct Index<'a> {
     pub authorization: Vec<(&'a Located, &'a AuthorizationPolicy)>,
     pub peer: Vec<(&'a Located, &'a PeerAuthentication)>,
     pub request: Vec<(&'a Located, &'a RequestAuthentication)>,
+    pub telemetry: Vec<(&'a Located, &'a Telemetry)>,
     pub istio_gateways: Vec<(&'a Located, &'a IstioGateway)>,
     /// By namespace and name.
     pub secrets: HashMap<(&'a str, &'a str), &'a Secret>,
@@ -111,6 +112,7 @@ impl<'a> Index<'a> {
             authorization: vec![],
             peer: vec![],
             request: vec![],
+            telemetry: vec![],
             istio_gateways: vec![],
             secrets: HashMap::new(),
             virtual_services: vec![],
@@ -170,6 +172,7 @@ impl<'a> Index<'a> {
                 Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
                 Object::PeerAuthentication(p) => x.peer.push((o, p)),
                 Object::RequestAuthentication(r) => x.request.push((o, r)),
+                Object::Telemetry(t) => x.telemetry.push((o, t)),
                 Object::IstioGateway(g) => x.istio_gateways.push((o, g)),
                 Object::Secret(s) => {
                     x.secrets.insert((&s.metadata.namespace, &s.metadata.name), s);

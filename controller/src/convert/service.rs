@@ -28,6 +28,9 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
     let mut taken = BTreeSet::new();
     for (at, e) in &x.service_entries {
         problems.extend(check::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
+        if is_hidden(e) {
+            continue;
+        }
         if e.spec.hosts.is_empty() {
             problems.push(problem(at, "spec.hosts", "is empty: name at least one host"));
         }
@@ -84,6 +87,7 @@ fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {
         addresses,
         ports: ports.collect(),
         waypoint: waypoint::of(x, &s.metadata.namespace, &s.metadata.labels, waypoint::Traffic::Service),
+        weighted_waypoints: waypoint::weighted(x, &s.metadata),
         load_balancing: balancing(x, s),
         ip_families: ip_families as i32,
         canonical: true,
@@ -195,6 +199,8 @@ fn entry(
         mode: Mode::Passthrough as i32,
         health_policy: HealthPolicy::AllowAll as i32,
     });
+    let waypoint = forbidden_waypoint(x, e);
+    let bound = || waypoint::of(x, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service);
     Ok(pb::Service {
         name: e.metadata.name.clone(),
         namespace: e.metadata.namespace.clone(),
@@ -202,7 +208,9 @@ fn entry(
         addresses,
         ports: ports.collect(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        waypoint: waypoint::of(x, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service),
+        waypoint: waypoint.is_none().then(bound).flatten(),
+        weighted_waypoints: if waypoint.is_none() { waypoint::weighted(x, &e.metadata) } else { vec![] },
+        visibility: if is_private(e) { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
         load_balancing,
         ..Default::default()
     })
@@ -211,6 +219,27 @@ fn entry(
 /// Are its endpoints what the host of each request resolves to?
 pub(super) fn is_by_name(e: &ServiceEntry) -> bool {
     e.spec.resolution == "DYNAMIC_DNS"
+}
+
+/// Does only its own namespace know it? (Istio's ambient mode passes `exportTo` over, so that everybody could redirect the hosts of
+/// others by an entry that says it is private.)
+pub(super) fn is_private(e: &ServiceEntry) -> bool {
+    !e.spec.export_to.is_empty() && e.spec.export_to.iter().all(|n| n == "." || *n == e.metadata.namespace)
+}
+fn is_hidden(e: &ServiceEntry) -> bool {
+    !e.spec.export_to.is_empty() && e.spec.export_to.iter().all(|n| n == "~")
+}
+
+/// A waypoint of another namespace does not know what is private.
+pub(super) fn forbidden_waypoint(x: &Index<'_>, e: &ServiceEntry) -> Option<String> {
+    let m = &e.metadata;
+    let waypoint::Binding::To(g, _) = waypoint::binding(x, &m.namespace, &m.labels, waypoint::Traffic::Service) else {
+        return None;
+    };
+    let (ns, name) = (&g.metadata.namespace, &g.metadata.name);
+    (is_private(e) && *ns != m.namespace).then(|| {
+        format!("exportTo says that only namespace {} knows it: waypoint {ns}/{name} cannot serve it", m.namespace)
+    })
 }
 
 /// Why nobody can be reached by this entry: only a waypoint can do what it asks for.

@@ -25,6 +25,7 @@ pub(super) struct Condition {
 
 const BOUND: &str = "istio.io/WaypointBound";
 const MISSING: &str = "istio.io/WaypointMissing";
+const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
 /// All statuses that differ. `now` is the time in RFC 3339.
 pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
@@ -41,7 +42,20 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
             reason: "NoWaypointForWildcardService",
             message: text.into(),
         });
-        let more = missing.into_iter().collect();
+        let private = service::is_private(e);
+        let visibility = (!e.spec.export_to.is_empty()).then(|| Condition {
+            kind: VISIBILITY,
+            status: true,
+            reason: if private { "Namespace" } else { "Public" },
+            message: if private { "known to its own namespace" } else { "known to all namespaces" }.into(),
+        });
+        let forbidden = service::forbidden_waypoint(x, e).map(|message| Condition {
+            kind: BOUND,
+            status: false,
+            reason: "CrossNamespaceWaypointForbidden",
+            message,
+        });
+        let more = missing.into_iter().chain(visibility).chain(forbidden).collect();
         out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
     }
     for (_, e) in &x.workload_entries {
@@ -141,13 +155,20 @@ fn bound(
     let mut wanted = match waypoint::binding(x, &m.namespace, &m.labels, traffic) {
         waypoint::Binding::None => vec![],
         waypoint::Binding::To(g, _) => {
-            let text = format!("bound to waypoint {}/{}", g.metadata.namespace, g.metadata.name);
-            one(true, "WaypointAccepted", text)
+            let first = format!("{}/{}", g.metadata.namespace, g.metadata.name);
+            match Some(m).filter(|_| traffic == waypoint::Traffic::Service).and_then(|m| waypoint::canary(x, m)) {
+                Some(Err((reason, why))) => one(false, reason, format!("{why}; waypoint {first} takes all")),
+                Some(Ok((_, n))) => {
+                    one(true, "WaypointAccepted", format!("bound to waypoint {first}, {n} % to its canary"))
+                }
+                None => one(true, "WaypointAccepted", format!("bound to waypoint {first}")),
+            }
         }
         waypoint::Binding::Refused(reason, text) => one(false, reason, text),
     };
+    wanted.retain(|w| !more.iter().any(|m| m.kind == w.kind));
     wanted.extend(more);
-    let ours = |kind: &str| [BOUND, MISSING].contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
+    let ours = |kind: &str| [BOUND, MISSING, VISIBILITY].contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
     let stale = have.iter().any(|c| ours(&c.kind));
     let conditions = changed(&wanted, have, m.generation, stale, now)?;
     let manager = match to.kind {

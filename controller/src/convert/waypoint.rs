@@ -1,13 +1,19 @@
 //! Which waypoint an object is bound to, or why not (reference control-plane §2.6).
 
 use super::{Index, deploy::MANAGED};
-use karst_api::workload::{GatewayAddress, NamespacedHostname, NetworkAddress, gateway_address::Destination};
+use karst_api::workload::{
+    GatewayAddress, NamespacedHostname, NetworkAddress, WeightedWaypoint, gateway_address::Destination,
+};
 use karst_core::addr::ip_to_bytes;
-use karst_manifest::kinds::{Gateway, Labels, RouteNamespaces};
+use karst_manifest::kinds::{Gateway, Labels, Meta, RouteNamespaces};
 
 const USE: &str = "istio.io/use-waypoint";
 const USE_NS: &str = "istio.io/use-waypoint-namespace";
 const FOR: &str = "istio.io/waypoint-for";
+const CANARY: &str = "istio.io/use-waypoint-canary";
+const CANARY_NS: &str = "istio.io/use-waypoint-canary-namespace";
+/// An annotation: per cent, 0 to 100.
+const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 /// HBONE port of waypoints (fixed in Istio).
 pub(crate) const PORT: u16 = 15008;
 /// Controller name of the classes whose gateways are waypoints (Istio's).
@@ -30,11 +36,44 @@ pub(crate) enum Binding<'a> {
     Refused(&'static str, String),
 }
 
+/// Istio's reason, and ours in words.
+type Reason = (&'static str, String);
+
 /// The waypoint of an object with these labels, if it has one that is ready and takes this traffic.
 pub(crate) fn of(x: &Index<'_>, namespace: &str, labels: &Labels, traffic: Traffic) -> Option<GatewayAddress> {
     match binding(x, namespace, labels, traffic) {
         Binding::To(_, a) => Some(a),
         Binding::None | Binding::Refused(..) => None,
+    }
+}
+
+/// The waypoints of a service and the weight of each, if a second one gets a part of its requests.
+pub(crate) fn weighted(x: &Index<'_>, m: &Meta) -> Vec<WeightedWaypoint> {
+    let Some(Ok((canary, weight))) = canary(x, m) else { return vec![] };
+    let one = |a: Option<GatewayAddress>, weight| WeightedWaypoint { destination: a, weight };
+    let first = of(x, &m.namespace, &m.labels, Traffic::Service);
+    [one(first, 100 - weight), one(Some(canary), weight)].into_iter().filter(|w| w.weight > 0).collect()
+}
+
+/// The waypoint that gets a part of a service's requests and how much of a hundred, or why it gets none; none where none is asked for, or the service has no first waypoint. Policies of the first are enforced by it, too.
+pub(crate) fn canary(x: &Index<'_>, m: &Meta) -> Option<Result<(GatewayAddress, u32), Reason>> {
+    let Binding::To(first, _) = binding(x, &m.namespace, &m.labels, Traffic::Service) else { return None };
+    // Where the first stands, there stands all about the second.
+    let from = if m.labels.contains_key(USE) { m } else { &x.namespaces.get(m.namespace.as_str())?.metadata };
+    let name = from.labels.get(CANARY).filter(|n| *n != "none" && !n.is_empty())?;
+    let ns = from.labels.get(CANARY_NS).map_or(m.namespace.as_str(), String::as_str);
+    let given = from.annotations.get(CANARY_WEIGHT).map(String::as_str).unwrap_or_default();
+    let Some(weight) = given.parse::<u32>().ok().filter(|w| *w <= 100) else {
+        let text = format!("annotation {CANARY_WEIGHT}: {given:?} is no weight: use 0 to 100");
+        return Some(Err(("CanaryInvalidWeight", text)));
+    };
+    if (first.metadata.namespace.as_str(), first.metadata.name.as_str()) == (ns, name.as_str()) {
+        let text = format!("{CANARY}: {ns}/{name} is the waypoint itself: name another");
+        return Some(Err(("CanarySameAsPrimary", text)));
+    }
+    match named(x, ns, name, &m.namespace, Traffic::Service) {
+        Ok((_, a)) => Some(Ok((a, weight))),
+        Err((reason, text)) => Some(Err((reason, format!("canary: {text}")))),
     }
 }
 
@@ -52,8 +91,26 @@ pub(crate) fn binding<'a>(x: &Index<'a>, namespace: &str, labels: &Labels, traff
     };
     let Some(name) = from.get(USE).filter(|n| *n != "none" && !n.is_empty()) else { return Binding::None };
     let ns = from.get(USE_NS).map_or(namespace, String::as_str);
-    let not_ready = |why: &str| Binding::Refused("WaypointIsNotReady", format!("waypoint {ns}/{name} {why}"));
-    let Some(g) = x.gateways.get(&(ns, name.as_str())) else {
+    match named(x, ns, name, namespace, traffic) {
+        Ok((g, a)) => Binding::To(g, a),
+        // What the namespace says is meant for those whom it suits.
+        Err((OTHER_TRAFFIC, _)) if !own => Binding::None,
+        Err((reason, text)) => Binding::Refused(reason, text),
+    }
+}
+
+const OTHER_TRAFFIC: &str = "UnsupportedTrafficType";
+
+/// The waypoint of this name for something in a namespace, or why it is not for that.
+fn named<'a>(
+    x: &Index<'a>,
+    ns: &str,
+    name: &str,
+    namespace: &str,
+    traffic: Traffic,
+) -> Result<(&'a Gateway, GatewayAddress), Reason> {
+    let not_ready = |why: &str| Err(("WaypointIsNotReady", format!("waypoint {ns}/{name} {why}")));
+    let Some(g) = x.gateways.get(&(ns, name)) else {
         return not_ready("does not exist: make a Gateway of that name with gatewayClassName istio-waypoint");
     };
     if !is_waypoint(x, g) {
@@ -64,17 +121,16 @@ pub(crate) fn binding<'a>(x: &Index<'a>, namespace: &str, labels: &Labels, traff
             "waypoint {ns}/{name} does not take this traffic: label the Gateway {FOR}={}, or all",
             if traffic == Traffic::Service { "service" } else { "workload" }
         );
-        // What the namespace says is meant for those whom it suits.
-        return if own { Binding::Refused("UnsupportedTrafficType", text) } else { Binding::None };
+        return Err((OTHER_TRAFFIC, text));
     }
     if !admits(x, g, namespace) {
         let text = format!(
             "waypoint {ns}/{name} does not admit namespace {namespace}: see allowedRoutes.namespaces of its HBONE listener"
         );
-        return Binding::Refused("AttachmentDenied", text);
+        return Err(("AttachmentDenied", text));
     }
     match address(x, g) {
-        Some(a) => Binding::To(g, a),
+        Some(a) => Ok((g, a)),
         None => not_ready("has no address yet"),
     }
 }

@@ -58,6 +58,12 @@ impl route::Retry {
     }
 }
 
+/// Envoy's attributes that expressions (CEL) may name: `request.path`, `response.code`, `source.address`, …
+pub const ATTRIBUTES: [&str; 7] = ["request", "response", "connection", "source", "destination", "upstream", "xds"];
+
+/// Longest expression, in bytes (Istio's limit for regular expressions).
+pub const MAX_EXPRESSION: usize = 1024;
+
 /// xDS type of the routes of services.
 pub const ROUTES_TYPE: &str = "type.googleapis.com/karst.route.v1.Routes";
 /// xDS type of the routes of gateways' virtual hosts: the message is that of [`ROUTES_TYPE`].

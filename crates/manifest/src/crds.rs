@@ -5,6 +5,7 @@
 use crate::{
     extension::HttpFilterSpec,
     security::RequestAuthenticationSpec,
+    telemetry::TelemetrySpec,
     traffic::{DestinationRuleSpec, IstioGatewaySpec, VirtualServiceSpec},
 };
 use schemars::generate::SchemaSettings;
@@ -73,6 +74,7 @@ fn schema<T: schemars::JsonSchema>() -> Value {
 
 const ISTIO: &str = "networking.istio.io";
 const SECURITY: &str = "security.istio.io";
+const TELEMETRY: &str = "telemetry.istio.io";
 
 fn crds() -> Vec<Crd> {
     let mut vs = schema::<VirtualServiceSpec>();
@@ -131,6 +133,17 @@ fn crds() -> Vec<Crd> {
             spec: schema::<RequestAuthenticationSpec>(),
         },
         Crd {
+            group: TELEMETRY,
+            versions: &["v1", "v1alpha1"],
+            source: "telemetry.rs",
+            kind: "Telemetry",
+            plural: "telemetries",
+            short: "telemetry",
+            description: "What proxies tell of requests.",
+            columns: &[],
+            spec: schema::<TelemetrySpec>(),
+        },
+        Crd {
             group: "karst.io",
             versions: &["v1alpha1"],
             source: "extension.rs",
@@ -164,7 +177,7 @@ fn text(c: &Crd) -> String {
     };
     let versions: Vec<Value> = c.versions.iter().map(|v| version(v)).collect();
     let (labels, category) = match c.group {
-        ISTIO | SECURITY => (json!({ "app": "istio-pilot", "chart": "istio" }), "istio-io"),
+        ISTIO | SECURITY | TELEMETRY => (json!({ "app": "istio-pilot", "chart": "istio" }), "istio-io"),
         _ => (json!({ "app": "istiod" }), "karst-io"),
     };
     let doc = json!({

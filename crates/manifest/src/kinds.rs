@@ -5,6 +5,7 @@ pub use crate::{
     extension::HTTPFilter,
     gatewayapi::{BackendTLSPolicy, GRPCRoute, HTTPRoute, ReferenceGrant, TCPRoute, TLSRoute},
     security::RequestAuthentication,
+    telemetry::Telemetry,
     traffic::{DestinationRule, IstioGateway, VirtualService},
 };
 use serde::Deserialize;
@@ -103,6 +104,7 @@ kinds! {
     AuthorizationPolicy "security.istio.io" true,
     PeerAuthentication "security.istio.io" true,
     RequestAuthentication "security.istio.io" true,
+    Telemetry "telemetry.istio.io" true,
     HTTPFilter "karst.io" true,
 }
 
@@ -492,6 +494,8 @@ pub struct ServiceEntrySpec {
     pub resolution: String,
     pub endpoints: Vec<WorkloadEntrySpec>,
     pub workload_selector: Option<WorkloadSelector>,
+    /// `.`: its own namespace alone; `~`: nobody; `*`, or nothing: everybody.
+    pub export_to: Vec<String>,
     pub subject_alt_names: Vec<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -546,8 +550,7 @@ pub struct AuthorizationPolicySpec {
 impl AuthorizationPolicySpec {
     /// What the policy is attached to, and the path of the field that says so.
     pub fn targets(&self) -> impl Iterator<Item = (String, &TargetRef)> {
-        let many = self.target_refs.iter().enumerate().map(|(i, t)| (format!("spec.targetRefs[{i}]"), t));
-        self.target_ref.iter().map(|t| ("spec.targetRef".to_string(), t)).chain(many)
+        TargetRef::all(self.target_ref.as_ref(), &self.target_refs)
     }
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -562,6 +565,13 @@ pub struct TargetRef {
     pub kind: String,
     pub name: String,
     pub namespace: Option<String>,
+}
+impl TargetRef {
+    /// Those of an object, and the path of the field that says so.
+    pub(crate) fn all<'a>(one: Option<&'a Self>, many: &'a [Self]) -> impl Iterator<Item = (String, &'a Self)> {
+        let many = many.iter().enumerate().map(|(i, t)| (format!("spec.targetRefs[{i}]"), t));
+        one.into_iter().map(|t| ("spec.targetRef".to_string(), t)).chain(many)
+    }
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]

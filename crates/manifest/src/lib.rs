@@ -14,11 +14,14 @@ pub mod enrol;
 pub mod extension;
 #[allow(missing_docs)]
 pub mod gatewayapi;
+pub mod idle;
 pub mod kinds;
 pub mod parse;
 #[allow(missing_docs)]
 pub mod security;
 pub mod status;
+#[allow(missing_docs)]
+pub mod telemetry;
 #[allow(missing_docs)]
 pub mod traffic;
 

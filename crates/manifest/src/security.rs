@@ -27,8 +27,7 @@ pub struct RequestAuthenticationSpec {
 impl RequestAuthenticationSpec {
     /// What it is attached to, and the path of the field that says so.
     pub fn targets(&self) -> impl Iterator<Item = (String, &TargetRef)> {
-        let many = self.target_refs.iter().enumerate().map(|(i, t)| (format!("spec.targetRefs[{i}]"), t));
-        self.target_ref.iter().map(|t| ("spec.targetRef".to_string(), t)).chain(many)
+        TargetRef::all(self.target_ref.as_ref(), &self.target_refs)
     }
 }
 /// What schemas say.

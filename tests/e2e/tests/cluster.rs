@@ -215,6 +215,45 @@ fn s4_strict_and_policies() {
     assert!(refused.contains(r#"unknown field "spec.rules[0].from[0].source.principal""#), "{refused}");
 }
 
+/// A Service with both families, and pods by the address that is not their first.
+#[test]
+fn s4_both_families() {
+    let a = apps();
+    a.mesh(true);
+    apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: both, namespace: app}\nspec: {ipFamilyPolicy: RequireDualStack, selector: {app: echo}, ports: [{name: tcp, port: 9000}]}\n",
+    );
+    let addresses = |o: &serde_json::Value, of: fn(&serde_json::Value) -> &serde_json::Value| -> Vec<SocketAddr> {
+        let ip = |v: &serde_json::Value| SocketAddr::new(of(v).as_str().unwrap().parse().unwrap(), 9000);
+        o.as_array().unwrap().iter().map(ip).collect()
+    };
+    let mut all = addresses(&get(&["service", "-n", "app", "both"])["spec"]["clusterIPs"], |v| v);
+    all.extend(addresses(&get(&["pod", "-n", "app", &a.echo.name])["status"]["podIPs"], |v| &v["ip"]));
+    assert_eq!(all.iter().filter(|a| a.is_ipv6()).count(), 2, "{all:?}");
+    for to in &all {
+        // kube-proxy and ztunnel hear of a Service some time after it was made.
+        wait_for(&format!("{to} from outside"), LONG, || say(&a.outside, *to, b"plain").ok());
+    }
+    apply(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n",
+    );
+    for to in &all {
+        wait_for("STRICT in force", LONG, || say(&a.outside, *to, b"plain").is_err().then_some(()));
+        wait_for(&format!("{to} by HBONE"), LONG, || say(&a.client, *to, b"known").ok());
+    }
+    let sniffer = Sniffer::start(&link(), MARK);
+    for to in &all {
+        for _ in 0..20 {
+            talk(&a.client, *to).unwrap();
+        }
+        say(&a.outside, *to, b"plain").unwrap_err();
+    }
+    let seen = sniffer.seen();
+    println!("both families: {all:?}; {} marked frames, {} of HBONE", seen.marked, seen.hbone);
+    assert!(seen.marked == 0 && seen.hbone > 80);
+    kubectl(&["-n", "app", "delete", "peerauthentication/default", "service/both"]);
+}
+
 #[test]
 fn s5_restarts_under_load() {
     let a = apps();
@@ -483,6 +522,10 @@ fn s1_wrong_manifests_are_refused() {
         let version = match kind {
             "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => "security.istio.io/v1",
             "HTTPFilter" => "karst.io/v1alpha1",
+            "Telemetry" => "telemetry.istio.io/v1",
+            "EnvoyFilter" => "networking.istio.io/v1alpha3",
+            "WasmPlugin" => "extensions.istio.io/v1alpha1",
+            "ProxyConfig" => "networking.istio.io/v1beta1",
             _ => "networking.istio.io/v1",
         };
         let answer = dry_apply(&format!(

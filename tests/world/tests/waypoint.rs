@@ -2,12 +2,13 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_world::{
-    Options, Pod, PodSpec, World,
+    Options, Pod, PodSpec, World, wait_for,
     web::{self, Session, Web},
 };
 use std::{net::SocketAddr, time::Duration};
 
 const SHOP: &str = "10.96.1.1:80";
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A client and three releases of `shop`, bound to a waypoint.
 struct Shop {
@@ -132,6 +133,117 @@ fn requests_follow_their_routes() {
         assert!(line.contains(part), "{part}: {line}");
     }
     assert!(s.w.log_text("waypoint-waypoint-1.log").contains("\"GET /nowhere HTTP/1.1\" 404 NR"));
+}
+
+/// Istio's Telemetry: which requests are logged, and what metrics look like.
+#[test]
+fn telemetry_says_what_is_told() {
+    let s = Shop::new();
+    let _servers = s.serve();
+    let telemetry = |namespace: &str, name: &str, spec: &str| {
+        s.w.apply(name, &format!("apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"));
+    };
+    // Paths of lines in the log that contain this.
+    let logged = |part: &str| s.w.log_text("waypoint-waypoint-1.log").lines().filter(|l| l.contains(part)).count();
+    let page = || s.w.waypoint_page(&s.waypoint, 15020, "/stats/prometheus").unwrap().1;
+    let series = |name: &str| -> Vec<String> {
+        page().lines().filter(|l| l.starts_with(&format!("{name}{{"))).map(String::from).collect()
+    };
+    s.ask("/plain", &[]);
+    wait_for("the line", PATIENCE, || (logged("/plain") == 1).then_some(()));
+    assert!(series("istio_requests_total")[0].contains("source_app="));
+    // The mesh is silent and leaves labels out; the namespace wants failures; the waypoint those of one user besides.
+    telemetry(
+        "istio-system",
+        "mesh",
+        "{accessLogging: [{disabled: true}], metrics: [{providers: [{name: prometheus}], overrides: [{match: {metric: ALL_METRICS, mode: CLIENT_AND_SERVER}, tagOverrides: {response_code: {operation: REMOVE}, destination_version: {operation: REMOVE}, destination_canonical_revision: {operation: REMOVE}, destination_workload: {operation: REMOVE}, destination_zone: {operation: REMOVE}, destination_principal: {value: \"'hidden'\"}}}, {match: {metric: REQUEST_SIZE}, disabled: true}]}]}",
+    );
+    s.ask("/silent", &[]);
+    telemetry("app", "ns", "{accessLogging: [{disabled: false, filter: {expression: 'response.code >= 400'}}]}");
+    s.w.apply("route", &virtual_service("[{match: [{uri: {exact: /teapot}}], directResponse: {status: 418}}, {route: [{destination: {host: shop}}]}]"));
+    s.ask("/good", &[]);
+    s.ask("/teapot", &[]);
+    let own = "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}]";
+    telemetry(
+        "app",
+        "own",
+        &format!(
+            "{{{own}, accessLogging: [{{filter: {{expression: \"'x-user' in request.headers && request.headers['x-user'] == 'jason'\"}}}}], metrics: [{{overrides: [{{match: {{metric: REQUEST_COUNT}}, tagOverrides: {{user: {{value: \"request.headers['x-user']\"}}}}}}]}}]}}"
+        ),
+    );
+    s.ask("/by-jason", &[("x-user", "jason")]);
+    s.ask("/by-anna", &[("x-user", "anna")]);
+    s.ask("/by-nobody", &[]);
+    wait_for("jason's line", PATIENCE, || (logged("/by-jason") == 1).then_some(()));
+    let lines = ["/silent", "/good", "/teapot", "/by-anna", "/by-nobody"].map(logged);
+    assert_eq!(lines, [0, 0, 1, 0, 0]);
+    // One series for each user, whatever endpoint answered; sizes of requests are told no more.
+    for _ in 0..10 {
+        s.ask("/", &[("x-user", "jason")]);
+    }
+    let answers = || series("istio_response_bytes_count");
+    wait_for("13 requests in one series", PATIENCE, || {
+        let a = answers();
+        (a.len() == 1 && a[0].ends_with(" 13")).then_some(())
+    });
+    assert!(answers()[0].contains("destination_principal=\"hidden\""));
+    let all = series("istio_requests_total");
+    let of = |user: &str| all.iter().filter(|l| l.contains(&format!("user=\"{user}\""))).collect::<Vec<_>>();
+    assert_eq!((all.len(), of("jason").len(), of("anna").len(), of("unknown").len()), (3, 1, 1, 1), "{all:#?}");
+    assert!(of("jason")[0].ends_with(" 11") && !all.iter().any(|l| l.contains("response_code=")), "{all:#?}");
+    assert!(series("istio_request_bytes_count").is_empty());
+    // Without any of them it is as before.
+    for name in ["mesh", "ns", "own"] {
+        s.w.delete(name);
+    }
+    s.ask("/plain-again", &[]);
+    wait_for("the line", PATIENCE, || (logged("/plain-again") == 1).then_some(()));
+    let all = series("istio_requests_total");
+    assert!(all.len() == 1 && all[0].contains("response_code=\"200\""), "{all:#?}");
+}
+
+/// A second waypoint gets its part, enforces the same, and gives it back.
+#[test]
+fn a_canary_waypoint_gets_its_part() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    let second = s.w.waypoint("app", "next", 0, &[]);
+    let bind = |weight: &str, labels: &str| {
+        s.w.apply("app", &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: app, labels: {{istio.io/dataplane-mode: ambient}}}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: shop, namespace: app, labels: {{istio.io/use-waypoint: waypoint{labels}}}, annotations: {{istio.io/use-waypoint-canary-weight: '{weight}'}}}}\nspec: {{clusterIP: 10.96.1.1, selector: {{app: shop}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"));
+    };
+    let requests = |p: &Pod| -> u64 {
+        let (_, page) = s.w.waypoint_page(p, 15020, "/stats/prometheus").unwrap();
+        let all = page.lines().filter(|l| l.starts_with("istio_requests_total{"));
+        all.map(|l| l.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    };
+    // Each on a connection of its own: a connection has one waypoint.
+    let ask = |n: usize| {
+        let before = [&s.waypoint, &second].map(requests);
+        for _ in 0..n {
+            assert_eq!(s.ask("/", &[]).status(), 200);
+        }
+        wait_for("all requests told", PATIENCE, || {
+            let now = [&s.waypoint, &second].map(requests);
+            let new = [now[0] - before[0], now[1] - before[1]];
+            (new.iter().sum::<u64>() == n as u64).then_some(new)
+        })
+    };
+    let canary = ", istio.io/use-waypoint-canary: next";
+    bind("30", canary);
+    let part = ask(300);
+    println!("30 per cent to the canary: {part:?} of 300");
+    assert!((60..=120).contains(&part[1]), "{part:?}");
+    s.w.apply("deny", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}], action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n");
+    assert!((0..30).all(|_| s.ask("/admin", &[]).status() == 403), "both enforce what the first is to enforce");
+    s.w.delete("deny");
+    bind("100", canary);
+    assert_eq!(ask(20), [0, 20]);
+    bind("0", canary);
+    assert_eq!(ask(20), [20, 0]);
+    bind("200", canary);
+    assert_eq!(ask(20), [20, 0], "what is wrong gets nothing");
+    bind("100", "");
+    assert_eq!(ask(20), [20, 0]);
 }
 
 #[test]

@@ -24,6 +24,11 @@ pub fn address(i: u8) -> String {
     format!("172.31.0.1{i}")
 }
 
+/// Its address in the other family.
+pub fn address6(i: u8) -> String {
+    format!("fd00:31::1{i}")
+}
+
 fn dir(c: &Cluster, i: u8) -> PathBuf {
     c.run.join(name(i))
 }
@@ -55,6 +60,7 @@ pub fn start(c: &Cluster, i: u8, images: &[PathBuf]) -> Result<()> {
     fs::write(d.join("resolv.conf"), format!("nameserver {}\n", super::API))?;
     let text = |t: &str| {
         t.replace("{name}", &name)
+            .replace("{pods}", super::PODS)
             .replace("{pki}", &pki.display().to_string())
             .replace("{dir}", &d.display().to_string())
     };
@@ -79,7 +85,7 @@ pub fn start(c: &Cluster, i: u8, images: &[PathBuf]) -> Result<()> {
     let images: Vec<String> = images.iter().map(|i| i.display().to_string()).collect();
     let env = [
         ("NODE", name.clone()),
-        ("ADDRESS", address(i)),
+        ("ADDRESSES", format!("{},{}", address(i), address6(i))),
         ("DIR", d.display().to_string()),
         ("BIN", c.bin.display().to_string()),
         ("LOG", c.run.join("log").display().to_string()),
@@ -111,15 +117,16 @@ pub fn forget(c: &Cluster, i: u8) -> Result<()> {
     Ok(())
 }
 
-/// Writes the node's CNI configuration: a bridge with the pod network's part. It appears at once as a whole.
-pub fn write_cni(c: &Cluster, i: u8, cidr: &str) -> Result<()> {
+/// Writes the node's CNI configuration: a bridge with the pod network's parts. It appears at once as a whole.
+pub fn write_cni(c: &Cluster, i: u8, cidrs: &[String]) -> Result<()> {
+    let ranges: Vec<_> = cidrs.iter().map(|c| serde_json::json!([{ "subnet": c }])).collect();
     let conf = dir(c, i).join("cni-conf");
     let text = serde_json::json!({
         "cniVersion": "0.4.0",
         "name": "karst-test",
         "plugins": [{
             "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false,
-            "ipam": { "type": "host-local", "ranges": [[{ "subnet": cidr }]] },
+            "ipam": { "type": "host-local", "ranges": ranges },
         }],
     });
     fs::write(conf.join(".tmp"), serde_json::to_string_pretty(&text)?)?;
@@ -223,6 +230,6 @@ kind: KubeProxyConfiguration
 clientConnection: {kubeconfig: '{pki}/kube-proxy.kubeconfig'}
 mode: nftables
 hostnameOverride: '{name}'
-clusterCIDR: 10.244.0.0/16
+clusterCIDR: '{pods}'
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 ";

@@ -34,32 +34,40 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
 
 /// The policies of a gateway's pod: those that are attached to its Gateway or its class, and those that select the pod.
 pub(super) fn gateway(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>) -> Option<ir::Access> {
-    let ns = pod.metadata.namespace.as_str();
-    let applies = |m: &Meta, selector: Option<&Selector>, targets: &mut dyn Iterator<Item = &TargetRef>| {
-        let own = m.namespace == ns;
-        let mut targets = targets.peekable();
-        if targets.peek().is_none() {
-            let root = m.namespace == x.mesh.root_namespace;
-            return (own || root) && selector.is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
-        }
-        targets.any(|t| match t.kind.as_str() {
-            "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
-            "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
-            _ => false,
-        })
-    };
     let mut out = ir::Access::default();
     for (_, p) in &x.authorization {
-        if applies(&p.metadata, p.spec.selector.as_ref(), &mut p.spec.targets().map(|(_, t)| t)) {
+        if applies(x, pod, g, &p.metadata, p.spec.selector.as_ref(), &mut p.spec.targets().map(|(_, t)| t)) {
             out.policies.push(one(x, p));
         }
     }
     for r in tokens::placed(x) {
-        if applies(&r.metadata, r.spec.selector.as_ref(), &mut r.spec.targets().map(|(_, t)| t)) {
+        if applies(x, pod, g, &r.metadata, r.spec.selector.as_ref(), &mut r.spec.targets().map(|(_, t)| t)) {
             out.tokens.extend(tokens::compile(x, r));
         }
     }
     (out != ir::Access::default()).then_some(out)
+}
+
+/// Is an object with this selector, attached to these, for a pod of this Gateway?
+pub(super) fn applies(
+    x: &Index<'_>,
+    pod: &Pod,
+    g: Option<&Gateway>,
+    m: &Meta,
+    selector: Option<&Selector>,
+    targets: &mut dyn Iterator<Item = &TargetRef>,
+) -> bool {
+    let own = m.namespace == pod.metadata.namespace;
+    let mut targets = targets.peekable();
+    if targets.peek().is_none() {
+        let root = m.namespace == x.mesh.root_namespace;
+        return (own || root) && selector.is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
+    }
+    targets.any(|t| match t.kind.as_str() {
+        "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
+        "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
+        _ => false,
+    })
 }
 
 fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {

@@ -1,6 +1,6 @@
 //! Gateways: what their pods listen on, from Gateway API's Gateway and Istio's, and which hosts of routes go with which of it.
 
-use super::{GATEWAY, Index, MESH, access, destination_rule, ir};
+use super::{GATEWAY, Index, MESH, access, destination_rule, ir, telemetry};
 use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint};
 use ir::ListenerProtocol as Protocol;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located, traffic::GwServer};
@@ -450,10 +450,13 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
     for (at, g) in &x.istio_gateways {
         problems.extend(check::istio_gateway(&g.spec).into_iter().map(|(field, text)| problem(at, field, text)));
     }
+    for (at, t) in &x.telemetry {
+        problems.extend(telemetry::problems(x, t).into_iter().map(|(field, text)| problem(at, field, text)));
+    }
     let fronts = Fronts::new(x);
     let mut out = BTreeMap::new();
     let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
-    if fronts.0.is_empty() && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
+    if fronts.0.is_empty() && x.telemetry.is_empty() && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
         return out;
     }
     // A label is shorter than the longest name.
@@ -530,7 +533,9 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
             let pair = x.secrets.get(&(m.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
             g.credentials.extend(pair.map(|k| (name.to_string(), k)));
         }
-        if !g.listeners.is_empty() || !g.credentials.is_empty() {
+        let waypoint = own.is_some_and(|g| !is_ingress(x, g));
+        g.telemetry = telemetry::of_pod(x, p, own, !waypoint);
+        if g != ir::Gateway::default() {
             out.insert(format!("{}/{}", m.namespace, m.name), Arc::new(g));
         }
     }

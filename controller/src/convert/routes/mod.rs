@@ -12,6 +12,7 @@ mod destination_rule;
 mod filter;
 mod gateway_api;
 pub(super) mod gateways;
+pub(super) mod telemetry;
 pub(super) mod tokens;
 mod virtual_service;
 
@@ -20,10 +21,10 @@ pub(super) use gateway_api::{granted, is_parent};
 
 use super::{Bad, Index, problem, service};
 use crate::model::Model;
-use karst_api::route as ir;
+use karst_api::{route as ir, workload::Visibility};
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -89,6 +90,8 @@ impl Tables {
 /// The services by host name, to find what objects name.
 pub(super) struct Hosts {
     by_host: HashMap<String, Vec<Arc<str>>>,
+    /// Those that only their own namespace knows.
+    private: HashSet<Arc<str>>,
     domain: String,
     fronts: gateways::Fronts,
 }
@@ -96,10 +99,15 @@ pub(super) struct Hosts {
 impl Hosts {
     fn new(x: &Index<'_>, model: &Model) -> Self {
         let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
+        let mut private = HashSet::new();
         for (key, s) in &model.services {
-            by_host.entry(s.hostname.clone()).or_default().push(key.as_str().into());
+            let key: Arc<str> = key.as_str().into();
+            if s.visibility == Visibility::Namespace as i32 {
+                private.insert(key.clone());
+            }
+            by_host.entry(s.hostname.clone()).or_default().push(key);
         }
-        Self { by_host, domain: x.mesh.cluster_domain.clone(), fronts: gateways::Fronts::new(x) }
+        Self { by_host, private, domain: x.mesh.cluster_domain.clone(), fronts: gateways::Fronts::new(x) }
     }
 
     /// The full name that an object of this namespace means.
@@ -118,8 +126,12 @@ impl Hosts {
             [n, ns] | [n, ns, "svc"] => self.by_host.get(&format!("{n}.{ns}.svc.{}", self.domain)),
             _ => None,
         })?;
-        let own = format!("{namespace}/");
-        keys.iter().find(|k| k.starts_with(&own)).or(keys.first())
+        keys.iter().find(|k| is_of(k, namespace)).or_else(|| keys.iter().find(|k| self.is_seen(k, namespace)))
+    }
+
+    /// May an object of this namespace mean it?
+    fn is_seen(&self, key: &Arc<str>, namespace: &str) -> bool {
+        is_of(key, namespace) || !self.private.contains(key)
     }
 
     /// All services that a host name, maybe with a wildcard, means.
@@ -127,13 +139,18 @@ impl Hosts {
         match host.strip_prefix('*') {
             None => self.find(host, namespace).into_iter().cloned().collect(),
             Some(suffix) => {
-                let mut all: Vec<_> =
-                    self.by_host.iter().filter(|(h, _)| h.ends_with(suffix)).flat_map(|(_, k)| k.clone()).collect();
+                let keys = self.by_host.iter().filter(|(h, _)| h.ends_with(suffix)).flat_map(|(_, k)| k);
+                let mut all: Vec<_> = keys.filter(|k| self.is_seen(k, namespace)).cloned().collect();
                 all.sort();
                 all
             }
         }
     }
+}
+
+/// Is it a service of this namespace, by its key?
+fn is_of(key: &str, namespace: &str) -> bool {
+    key.strip_prefix(namespace).is_some_and(|k| k.starts_with('/'))
 }
 
 /// Labels that subsets or rules ask for: only these are told to proxies.
