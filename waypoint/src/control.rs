@@ -3,7 +3,10 @@
 use crate::{access::Access, gateway::Gateway, table::Routes, telemetry::Telemetry};
 use imbl::HashMap;
 use karst_api::{ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir};
-use karst_proxy::{remote::Remote, state};
+use karst_proxy::{
+    remote::Remote,
+    state::{self, Service},
+};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{Ended, Handler, Update};
 use prost::Message;
@@ -48,6 +51,14 @@ impl Snapshot {
         }
     }
 
+    /// The policies for what is called. What is sent to a pod itself has those of the waypoint's Gateway.
+    pub fn access_to(&self, s: &Service) -> Option<&Access> {
+        match s.is_stand_in() {
+            true => self.gateway.as_ref()?.access.as_ref(),
+            false => self.access.get(&s.key).map(|a| &**a),
+        }
+    }
+
     /// What is told of requests, where it differs from the standard.
     pub fn telemetry(&self) -> Option<&Arc<Telemetry>> {
         self.gateway.as_ref()?.telemetry.as_ref()
@@ -87,7 +98,11 @@ impl Handler for Writer {
         let mut s = (**self.state.borrow()).clone();
         for (name, _, bytes) in &u.changed {
             let taken = match u.type_url.as_str() {
-                ADDRESS_TYPE => s.mesh.put_address(name, bytes),
+                ADDRESS_TYPE => {
+                    let taken = s.mesh.put_address(name, bytes);
+                    s.mesh.stand_in(name);
+                    taken
+                }
                 ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                     let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
                     ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
@@ -97,10 +112,14 @@ impl Handler for Writer {
                         Ok(())
                     })
                 }
-                GATEWAY_TYPE => ir::Gateway::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|g| {
-                    s.gateway = Some(Arc::new(Gateway::new(&g)?));
-                    Ok(())
-                }),
+                GATEWAY_TYPE => {
+                    let new = ir::Gateway::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|g| Gateway::new(&g));
+                    let error = new.as_ref().err().cloned();
+                    // What cannot be read leaves what was before; if there was nothing, nobody is let in.
+                    s.gateway =
+                        new.ok().or_else(|| s.gateway.is_none().then(Gateway::closed)).map(Arc::new).or(s.gateway);
+                    error.map_or(Ok(()), Err)
+                }
                 ACCESS_TYPE => {
                     let new = ir::Access::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|a| Access::new(&a));
                     // What was meant is not known: nobody is let in until it is.
@@ -121,7 +140,10 @@ impl Handler for Writer {
         }
         for name in &u.removed {
             match u.type_url.as_str() {
-                ADDRESS_TYPE => s.mesh.remove_address(name),
+                ADDRESS_TYPE => {
+                    s.mesh.remove_address(name);
+                    s.mesh.stand_in(name);
+                }
                 ACCESS_TYPE => drop(s.access.remove(name.as_str())),
                 ROUTES_TYPE => drop(s.routes.remove(name.as_str())),
                 VIRTUAL_HOST_TYPE => drop(s.hosts.remove(name.as_str())),

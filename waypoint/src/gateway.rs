@@ -93,6 +93,11 @@ impl Gateway {
         Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()?, credentials, telemetry })
     }
 
+    /// Nothing is listened on, and nobody may call anything.
+    pub fn closed() -> Self {
+        Self { ports: BTreeMap::new(), access: Some(Access::closed()), credentials: BTreeMap::new(), telemetry: None }
+    }
+
     /// For the admin page.
     pub fn describe(&self) -> serde_json::Value {
         let one = |l: &Arc<Listener>| serde_json::json!({ "origin": l.origin, "protocol": l.protocol.as_str_name(), "hosts": l.hosts, "endsTls": l.tls.is_some() });

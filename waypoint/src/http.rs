@@ -65,7 +65,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     };
     record.authority.clone_from(&authority);
     let (access, routes) = match &call.called {
-        Called::Service(x) => (s.access.get(&x.key).map(|a| &**a), s.routes.get(&x.key).map(|r| &**r)),
+        Called::Service(x) => (s.access_to(x), s.routes.get(&x.key).map(|r| &**r)),
         Called::Gateway(tls) => match at_gateway(&s, call.port, tls.as_deref(), &authority) {
             Ok(Some(r)) => (s.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(r)),
             Ok(None) => return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute),

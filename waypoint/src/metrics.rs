@@ -235,7 +235,7 @@ pub fn labels(r: &Record, t: Option<&Telemetry>, values: &[String]) -> AllLabels
 }
 
 fn standard(out: &mut impl Labels, r: &Record) {
-    let service = r.destination.as_ref().map(|(s, _)| s).or(r.called.as_ref());
+    let service = r.destination.as_ref().map(|(s, _)| s).or(r.called.as_ref()).filter(|s| !s.is_stand_in());
     // A gateway tells of what it calls itself, as a sidecar would.
     let own = r.at_gateway.then(|| r.worker.own(&r.worker.snapshot()).cloned()).flatten();
     put(out, "reporter", if r.at_gateway { "source" } else { "waypoint" });

@@ -196,11 +196,13 @@ fn target(
         Some(ip) => s.mesh.service(ip.to_canonical(), peer.namespace()),
         None => s.mesh.host(host, peer.namespace()),
     };
-    let service = service.ok_or(unknown)?.clone();
+    // A pod itself: only where that is bound to a waypoint.
+    let pod = || s.mesh.services.get(&Service::stand_in(&s.mesh.workload(ip?.to_canonical())?.uid));
+    let service = service.or_else(pod).ok_or(unknown)?.clone();
     if !service.waypoints.iter().any(|(g, _)| is_waypoint(&s.mesh, own, g)) {
         return Err((StatusCode::FORBIDDEN, "the service is not bound to this waypoint"));
     }
-    if !service.ports.iter().any(|(p, _)| *p == port) {
+    if !service.is_stand_in() && !service.ports.iter().any(|(p, _)| *p == port) {
         return Err((StatusCode::NOT_FOUND, "the service does not have this port"));
     }
     // An address proves nothing: the workload there must be whom the certificate names.
@@ -356,7 +358,7 @@ async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
 async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
     let s = w.snapshot();
     let service = call.service()?;
-    if let Some(a) = s.access.get(&service.key)
+    if let Some(a) = s.access_to(service)
         && let Some(why) = call.judged(a, None)
     {
         tracing::info!(target: "access", peer = call.caller(), service = %service.hostname, error = why, "connection refused");

@@ -144,7 +144,7 @@ pub(crate) fn is_waypoint(x: &Index<'_>, g: &Gateway) -> bool {
     }
 }
 
-fn takes(x: &Index<'_>, g: &Gateway, traffic: Traffic) -> bool {
+pub(crate) fn takes(x: &Index<'_>, g: &Gateway, traffic: Traffic) -> bool {
     let class = || x.classes.get(g.spec.gateway_class_name.as_str()).and_then(|c| c.metadata.labels.get(FOR));
     let wanted = g.metadata.labels.get(FOR).or_else(class).map_or("service", String::as_str);
     matches!((wanted, traffic), ("all", _) | ("service", Traffic::Service) | ("workload", Traffic::Workload))

@@ -134,6 +134,17 @@ pub struct Service {
     pub ingress_waypoint: bool,
 }
 
+impl Service {
+    /// The key of the service that stands for a workload alone ([`Snapshot::stand_in`]).
+    pub fn stand_in(uid: &str) -> Arc<str> {
+        format!("~{uid}").into()
+    }
+    /// Does it stand for a workload alone?
+    pub fn is_stand_in(&self) -> bool {
+        self.key.starts_with('~')
+    }
+}
+
 /// How endpoints are chosen by place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -284,6 +295,36 @@ impl Snapshot {
             self.endpoints.entry(key.clone()).or_default().insert(uid.clone(), ports.as_slice().into());
         }
         self.workloads.insert(uid, Arc::new(w));
+    }
+    /// For who serves what is sent to single pods (a waypoint): a workload that is bound to a waypoint gets a service that stands for
+    /// it alone, without name or address; one that is not has none any more.
+    pub fn stand_in(&mut self, uid: &str) {
+        let key = Service::stand_in(uid);
+        self.services.remove(&key);
+        self.endpoints.remove(&key);
+        let Some(w) = self.workloads.get(uid) else { return };
+        let Some(g) = w.waypoint.clone() else { return };
+        let s = Service {
+            key: key.clone(),
+            name: w.name.clone(),
+            namespace: w.namespace.clone(),
+            hostname: "".into(),
+            vips: vec![],
+            ranges: vec![],
+            ports: vec![],
+            protocols: vec![],
+            sans: vec![],
+            waypoints: vec![(g, 1)],
+            mode: Mode::Any,
+            scopes: vec![],
+            only_healthy: false,
+            canonical: false,
+            private: true,
+            ingress_waypoint: false,
+        };
+        let ports: &[(u16, u16)] = &[];
+        self.endpoints.entry(key.clone()).or_default().insert(w.uid.clone(), ports.into());
+        self.services.insert(key, Arc::new(s));
     }
     fn add_service(&mut self, s: Service) {
         for ip in &s.vips {

@@ -570,6 +570,12 @@ impl World {
         fs::rename(tmp, dir.join(format!("{name}.yaml")))?;
         Ok(())
     }
+    /// Changes a text in a file of manifests, which must be there, and waits until it is in force.
+    pub fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = fs::read_to_string(self.dir.join("manifests").join(format!("{name}.yaml"))).unwrap();
+        assert!(text.contains(from), "{name}: {from}: {text}");
+        self.apply(name, &text.replace(from, to));
+    }
     /// Writes a file of manifests and waits until it is in force.
     pub fn apply(&self, name: &str, text: &str) {
         self.write(name, text).unwrap();

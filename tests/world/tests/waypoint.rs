@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_world::{
-    Options, Pod, PodSpec, World, wait_for,
+    Options, Pod, PodSpec, World, app, wait_for,
     web::{self, Session, Web},
 };
 use std::{net::SocketAddr, time::Duration};
@@ -244,6 +244,40 @@ fn a_canary_waypoint_gets_its_part() {
     assert_eq!(ask(20), [20, 0], "what is wrong gets nothing");
     bind("100", "");
     assert_eq!(ask(20), [20, 0]);
+}
+
+/// Pods that are bound themselves (`waypoint-for: all`): what is sent to their addresses goes through the waypoint, which enforces
+/// what is attached to its Gateway.
+#[test]
+fn pods_are_called_through_their_waypoint() {
+    let mut s = Shop::new();
+    let _servers = s.serve();
+    s.w.edit("waypoint-app-waypoint", "waypoint-for: service", "waypoint-for: all");
+    let solo = s.w.mesh_pod(PodSpec::new("app", "solo", 1).label("istio.io/use-waypoint", "waypoint"));
+    let web = Web::named(&solo, 8080, "solo");
+    let _echo = app::Echo::start(&solo, 9000, "");
+    let ask = |p: &Pod, path: &str| web::ask(&s.client, p.at(8080), "solo", path, &[]).unwrap();
+    assert_eq!(ask(&solo, "/").text(), "solo");
+    assert!(!web.take()[0].header("x-request-id").is_empty(), "it has come through the waypoint");
+    app::ping(&mut s.client.connect(solo.at(9000)).unwrap(), b"bytes").unwrap();
+    // Its own ports, whatever they are, and its own policies.
+    s.w.apply("deny", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}], action: DENY, rules: [{to: [{operation: {paths: [/admin], ports: ['80', '8080']}}]}]}\n");
+    assert_eq!([ask(&solo, "/admin").status(), ask(&solo, "/").status()], [403, 200]);
+    app::ping(&mut s.client.connect(solo.at(9000)).unwrap(), b"bytes").unwrap();
+    // A pod that is not bound is called as ever, and its services have their own binding.
+    assert_eq!(ask(&s.pods[0], "/admin").status(), 200);
+    assert_eq!(s.ask("/admin", &[]).status(), 403);
+    s.w.delete("deny");
+    assert_eq!(ask(&solo, "/admin").status(), 200);
+    let (_, page) = s.w.waypoint_page(&s.waypoint, 15020, "/stats/prometheus").unwrap();
+    let told = |l: &&str| l.starts_with("istio_requests_total{") && l.contains("destination_workload=\"solo\"");
+    let line = page.lines().find(told).unwrap();
+    assert!(line.contains("destination_service=\"unknown\""), "{line}");
+    // With another kind of traffic the waypoint is no waypoint for pods.
+    s.w.edit("waypoint-app-waypoint", "waypoint-for: all", "waypoint-for: service");
+    web.take();
+    assert_eq!(ask(&solo, "/").text(), "solo");
+    assert!(web.take()[0].header("x-request-id").is_empty(), "it has not come through the waypoint");
 }
 
 #[test]

@@ -48,6 +48,23 @@ pub(super) fn gateway(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>) -> Option<i
     (out != ir::Access::default()).then_some(out)
 }
 
+/// The policies of a waypoint's pod for what is sent to single pods: those that are attached to its Gateway or its class. (Others are
+/// the business of ztunnel.)
+pub(super) fn waypoint(x: &Index<'_>, pod: &Pod, g: &Gateway) -> Option<ir::Access> {
+    let mut out = ir::Access::default();
+    for (_, p) in x.authorization.iter().filter(|(_, p)| p.spec.targets().next().is_some()) {
+        if applies(x, pod, Some(g), &p.metadata, None, &mut p.spec.targets().map(|(_, t)| t)) {
+            out.policies.push(one(x, p));
+        }
+    }
+    for r in tokens::placed(x).filter(|r| r.spec.targets().next().is_some()) {
+        if applies(x, pod, Some(g), &r.metadata, None, &mut r.spec.targets().map(|(_, t)| t)) {
+            out.tokens.extend(tokens::compile(x, r));
+        }
+    }
+    (out != ir::Access::default()).then_some(out)
+}
+
 /// Is an object with this selector, attached to these, for a pod of this Gateway?
 pub(super) fn applies(
     x: &Index<'_>,

@@ -456,7 +456,9 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
     let fronts = Fronts::new(x);
     let mut out = BTreeMap::new();
     let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
-    if fronts.0.is_empty() && x.telemetry.is_empty() && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
+    let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
+    let none = fronts.0.is_empty() && x.telemetry.is_empty() && !x.gateways.values().any(|g| for_pods(g));
+    if none && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
         return out;
     }
     // A label is shorter than the longest name.
@@ -525,6 +527,8 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
         }
         if !g.listeners.is_empty() {
             g.access = access::gateway(x, p, own);
+        } else if let Some(own) = own.filter(|g| for_pods(g)) {
+            g.access = access::waypoint(x, p, own);
         }
         // Those of its own namespace; who writes rules elsewhere does not decide where they are shown.
         let near = |d: &&DestinationRule| [&m.namespace, &x.mesh.root_namespace].contains(&&d.metadata.namespace);
