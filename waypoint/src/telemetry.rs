@@ -14,6 +14,9 @@ use std::{
 /// How many metrics of requests there are: [`ir::Metric`] counts them.
 pub const METRICS: usize = 4;
 
+/// Longest value of a label, in bytes; the rest is left out. Clients may decide about it.
+const MAX_VALUE: usize = 256;
+
 /// A Telemetry, compiled.
 pub struct Telemetry {
     /// Lines of the access log are written,
@@ -91,7 +94,7 @@ impl Telemetry {
     /// The values of labels that are asked for. An expression that has none (a header that is not there) gives an empty one.
     pub fn values(&self, r: &Record, sent: u64) -> Vec<String> {
         let text = |v| match v {
-            Value::String(s) => s.to_string(),
+            Value::String(s) => s[..s.floor_char_boundary(MAX_VALUE)].to_string(),
             Value::Int(i) => i.to_string(),
             Value::UInt(i) => i.to_string(),
             Value::Float(f) => f.to_string(),

@@ -199,8 +199,6 @@ fn entry(
         mode: Mode::Passthrough as i32,
         health_policy: HealthPolicy::AllowAll as i32,
     });
-    let waypoint = forbidden_waypoint(x, e);
-    let bound = || waypoint::of(x, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service);
     Ok(pb::Service {
         name: e.metadata.name.clone(),
         namespace: e.metadata.namespace.clone(),
@@ -208,8 +206,8 @@ fn entry(
         addresses,
         ports: ports.collect(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        waypoint: waypoint.is_none().then(bound).flatten(),
-        weighted_waypoints: if waypoint.is_none() { waypoint::weighted(x, &e.metadata) } else { vec![] },
+        waypoint: waypoint::of(x, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service),
+        weighted_waypoints: waypoint::weighted(x, &e.metadata),
         visibility: if is_private(e) { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
         load_balancing,
         ..Default::default()
@@ -226,20 +224,9 @@ pub(super) fn is_by_name(e: &ServiceEntry) -> bool {
 pub(super) fn is_private(e: &ServiceEntry) -> bool {
     !e.spec.export_to.is_empty() && e.spec.export_to.iter().all(|n| n == "." || *n == e.metadata.namespace)
 }
-fn is_hidden(e: &ServiceEntry) -> bool {
+/// Does nobody know it?
+pub(super) fn is_hidden(e: &ServiceEntry) -> bool {
     !e.spec.export_to.is_empty() && e.spec.export_to.iter().all(|n| n == "~")
-}
-
-/// A waypoint of another namespace does not know what is private.
-pub(super) fn forbidden_waypoint(x: &Index<'_>, e: &ServiceEntry) -> Option<String> {
-    let m = &e.metadata;
-    let waypoint::Binding::To(g, _) = waypoint::binding(x, &m.namespace, &m.labels, waypoint::Traffic::Service) else {
-        return None;
-    };
-    let (ns, name) = (&g.metadata.namespace, &g.metadata.name);
-    (is_private(e) && *ns != m.namespace).then(|| {
-        format!("exportTo says that only namespace {} knows it: waypoint {ns}/{name} cannot serve it", m.namespace)
-    })
 }
 
 /// Why nobody can be reached by this entry: only a waypoint can do what it asks for.

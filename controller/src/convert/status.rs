@@ -43,19 +43,13 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
             message: text.into(),
         });
         let private = service::is_private(e);
-        let visibility = (!e.spec.export_to.is_empty()).then(|| Condition {
+        let visibility = (!e.spec.export_to.is_empty() && !service::is_hidden(e)).then(|| Condition {
             kind: VISIBILITY,
             status: true,
             reason: if private { "Namespace" } else { "Public" },
             message: if private { "known to its own namespace" } else { "known to all namespaces" }.into(),
         });
-        let forbidden = service::forbidden_waypoint(x, e).map(|message| Condition {
-            kind: BOUND,
-            status: false,
-            reason: "CrossNamespaceWaypointForbidden",
-            message,
-        });
-        let more = missing.into_iter().chain(visibility).chain(forbidden).collect();
+        let more = missing.into_iter().chain(visibility).collect();
         out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
     }
     for (_, e) in &x.workload_entries {
@@ -158,15 +152,15 @@ fn bound(
             let first = format!("{}/{}", g.metadata.namespace, g.metadata.name);
             match Some(m).filter(|_| traffic == waypoint::Traffic::Service).and_then(|m| waypoint::canary(x, m)) {
                 Some(Err((reason, why))) => one(false, reason, format!("{why}; waypoint {first} takes all")),
-                Some(Ok((_, n))) => {
-                    one(true, "WaypointAccepted", format!("bound to waypoint {first}, {n} % to its canary"))
+                Some(Ok(c)) => {
+                    let text = format!("bound to waypoint {first}, {} % to its canary", c.weight);
+                    one(true, "WaypointAccepted", text)
                 }
                 None => one(true, "WaypointAccepted", format!("bound to waypoint {first}")),
             }
         }
         waypoint::Binding::Refused(reason, text) => one(false, reason, text),
     };
-    wanted.retain(|w| !more.iter().any(|m| m.kind == w.kind));
     wanted.extend(more);
     let ours = |kind: &str| [BOUND, MISSING, VISIBILITY].contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
     let stale = have.iter().any(|c| ours(&c.kind));

@@ -272,7 +272,7 @@ fn bindings_are_reported() {
         (entry("a", "'.'"), "ServiceEntry a/e: istio.io/VisibilityApplied True Namespace"),
         (entry("a", "'.', b"), "ServiceEntry a/e: istio.io/VisibilityApplied True Public"),
         (entry("a", "'.'"), "ServiceEntry a/e: istio.io/WaypointBound True WaypointAccepted"),
-        (entry("b", "'.'"), "ServiceEntry b/e: istio.io/WaypointBound False CrossNamespaceWaypointForbidden"),
+        (entry("b", "'.'"), "ServiceEntry b/e: istio.io/WaypointBound True WaypointAccepted"),
         (entry("b", "'*'"), "ServiceEntry b/e: istio.io/WaypointBound True WaypointAccepted"),
     ] {
         let all = conditions(&written(&text));

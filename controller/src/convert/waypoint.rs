@@ -49,14 +49,23 @@ pub(crate) fn of(x: &Index<'_>, namespace: &str, labels: &Labels, traffic: Traff
 
 /// The waypoints of a service and the weight of each, if a second one gets a part of its requests.
 pub(crate) fn weighted(x: &Index<'_>, m: &Meta) -> Vec<WeightedWaypoint> {
-    let Some(Ok((canary, weight))) = canary(x, m) else { return vec![] };
+    let Some(Ok(c)) = canary(x, m) else { return vec![] };
     let one = |a: Option<GatewayAddress>, weight| WeightedWaypoint { destination: a, weight };
     let first = of(x, &m.namespace, &m.labels, Traffic::Service);
-    [one(first, 100 - weight), one(Some(canary), weight)].into_iter().filter(|w| w.weight > 0).collect()
+    [one(first, 100 - c.weight), one(Some(c.address), c.weight)].into_iter().filter(|w| w.weight > 0).collect()
 }
 
-/// The waypoint that gets a part of a service's requests and how much of a hundred, or why it gets none; none where none is asked for, or the service has no first waypoint. Policies of the first are enforced by it, too.
-pub(crate) fn canary(x: &Index<'_>, m: &Meta) -> Option<Result<(GatewayAddress, u32), Reason>> {
+/// A second waypoint.
+pub(crate) struct Canary<'a> {
+    pub(crate) gateway: &'a Gateway,
+    address: GatewayAddress,
+    /// Its part of a hundred.
+    pub(crate) weight: u32,
+}
+
+/// The waypoint that gets a part of what is for a service, or why it gets none; none where none is asked for, or the service has
+/// no first waypoint.
+pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, Reason>> {
     let Binding::To(first, _) = binding(x, &m.namespace, &m.labels, Traffic::Service) else { return None };
     // Where the first stands, there stands all about the second.
     let from = if m.labels.contains_key(USE) { m } else { &x.namespaces.get(m.namespace.as_str())?.metadata };
@@ -72,7 +81,7 @@ pub(crate) fn canary(x: &Index<'_>, m: &Meta) -> Option<Result<(GatewayAddress, 
         return Some(Err(("CanarySameAsPrimary", text)));
     }
     match named(x, ns, name, &m.namespace, Traffic::Service) {
-        Ok((_, a)) => Some(Ok((a, weight))),
+        Ok((gateway, address)) => Some(Ok(Canary { gateway, address, weight })),
         Err((reason, text)) => Some(Err((reason, format!("canary: {text}")))),
     }
 }

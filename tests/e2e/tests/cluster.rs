@@ -671,6 +671,7 @@ fn s5_bookinfo_is_visited_all_the_time() {
     assert!(welcome.contains("nginx v1") && welcome.contains("nginx v2"), "both releases answer");
     exercises(&a, &page, &from_sleep);
     tokens();
+    telemetry();
     ways_in(&a);
     // Only reviews may ask for details; then the page does without.
     apply(
@@ -773,6 +774,37 @@ fn tokens() {
     assert!(ask(token("BOB"), "/ip").is_ok());
     assert!(refused(token("BOB"), "/headers", "403") && refused("nonsense", "/ip", "401"));
     kubectl(&["-n", "bookinfo", "delete", "-f", samples]);
+}
+
+/// The waypoint tells what a Telemetry says.
+fn telemetry() {
+    let f = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/exercises/waypoint-telemetry.yaml");
+    let ask = |path: &str| {
+        let wget = ["/bin/busybox", "wget", "-qO-", &format!("httpbin:8000{path}")];
+        let _ = try_kubectl(&[&["-n", "bookinfo", "exec", "deploy/sleep", "--"], &wget[..]].concat());
+    };
+    let logged = |path: &str| {
+        let log =
+            kubectl(&["-n", "bookinfo", "logs", "-l", "gateway.networking.k8s.io/gateway-name=waypoint", "--tail=-1"]);
+        log.contains(&format!("\"GET {path} HTTP/1.1\""))
+    };
+    let page = || {
+        let pod = Pod::by_label("bookinfo", "gateway.networking.k8s.io/gateway-name=waypoint");
+        let s = pod.netns().run(|| TcpStream::connect_timeout(&pod.at(15020), LONG)).unwrap().unwrap();
+        karst_world::http::get(s, "/stats/prometheus").unwrap().1
+    };
+    ask("/ip?before");
+    wait_for("all is logged", LONG, || logged("/ip?before").then_some(()));
+    kubectl(&["-n", "bookinfo", "apply", "-f", f]);
+    wait_for("the host in the metrics", LONG, || {
+        ask("/ip?after");
+        page().contains("request_host=\"httpbin:8000\"").then_some(())
+    });
+    ask("/ip?well");
+    ask("/status/500?badly");
+    wait_for("failures are logged", LONG, || logged("/status/500?badly").then_some(()));
+    assert!(!logged("/ip?well") && !page().contains("istio_request_bytes_count{"));
+    kubectl(&["-n", "bookinfo", "delete", "-f", f]);
 }
 
 /// The way into the book shop: by the chart's gateway with Istio's Gateway, and by one that is deployed for Gateway API's.

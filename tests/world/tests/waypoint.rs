@@ -235,6 +235,10 @@ fn a_canary_waypoint_gets_its_part() {
     assert!((60..=120).contains(&part[1]), "{part:?}");
     s.w.apply("deny", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}], action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n");
     assert!((0..30).all(|_| s.ask("/admin", &[]).status() == 403), "both enforce what the first is to enforce");
+    s.w.edit("deny", "name: waypoint}", "name: next}");
+    assert!((0..30).all(|_| s.ask("/admin", &[]).status() == 403), "and what the second is to refuse");
+    s.w.edit("deny", "action: DENY", "action: ALLOW");
+    assert!((0..30).all(|_| s.ask("/other", &[]).status() == 200), "who is allowed is said by those of the first");
     s.w.delete("deny");
     bind("100", canary);
     assert_eq!(ask(20), [0, 20]);

@@ -14,7 +14,9 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
     let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
     for (_, p) in x.authorization.iter().filter(|(_, p)| p.spec.targets().next().is_some()) {
         let (m, out) = (&p.metadata, one(x, p));
-        for key in p.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t)) {
+        // What refuses does so by a canary, too. (To allow is the business of the first: both would allow it.)
+        let refuses = out.action == ir::AccessAction::Deny as i32 || policy::trouble(x, p).is_some();
+        for key in p.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t, refuses)) {
             let own = all.entry(key.to_string()).or_default();
             if !own.policies.iter().any(|o| o.name == out.name) {
                 own.policies.push(out.clone());
@@ -23,7 +25,7 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
     }
     for r in tokens::placed(x) {
         let (m, rules) = (&r.metadata, tokens::compile(x, r));
-        for key in r.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t)) {
+        for key in r.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t, false)) {
             let own = all.entry(key.to_string()).or_default();
             let new: Vec<_> = rules.iter().filter(|n| !own.tokens.contains(n)).cloned().collect();
             own.tokens.extend(new);
@@ -108,8 +110,8 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
     out
 }
 
-/// The services that a target means.
-fn services(x: &Index<'_>, hosts: &Hosts, ns: &str, t: &TargetRef) -> Vec<Arc<str>> {
+/// The services that a target means. `canary`: a waypoint means those of which it gets a part, too.
+fn services(x: &Index<'_>, hosts: &Hosts, ns: &str, t: &TargetRef, canary: bool) -> Vec<Arc<str>> {
     match t.kind.as_str() {
         "Service" => hosts.find(&t.name, ns).into_iter().cloned().collect(),
         "ServiceEntry" => {
@@ -117,15 +119,16 @@ fn services(x: &Index<'_>, hosts: &Hosts, ns: &str, t: &TargetRef) -> Vec<Arc<st
             all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.find(h, ns)).cloned().collect()
         }
         // Everything that is bound to it.
-        "Gateway" => bound(x, hosts, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
-        "GatewayClass" => bound(x, hosts, |g| g.spec.gateway_class_name == t.name),
+        "Gateway" => bound(x, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
+        "GatewayClass" => bound(x, hosts, canary, |g| g.spec.gateway_class_name == t.name),
         _ => vec![],
     }
 }
 
-fn bound(x: &Index<'_>, hosts: &Hosts, which: impl Fn(&Gateway) -> bool) -> Vec<Arc<str>> {
+fn bound(x: &Index<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gateway) -> bool) -> Vec<Arc<str>> {
+    let second = |m: &Meta| canary && matches!(waypoint::canary(x, m), Some(Ok(c)) if which(c.gateway));
     let is = |m: &Meta| match waypoint::binding(x, &m.namespace, &m.labels, waypoint::Traffic::Service) {
-        Binding::To(g, _) => which(g),
+        Binding::To(g, _) => which(g) || second(m),
         Binding::None | Binding::Refused(..) => false,
     };
     let services = x.services.values().flatten().filter(|s| is(&s.metadata));
