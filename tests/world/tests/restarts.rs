@@ -403,7 +403,8 @@ fn a_lost_node_is_not_waited_for() {
     let before: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
     assert!(before.iter().all(|n| *n > 3), "all are used: {before:?}");
     w.lose(1, 0, true);
-    std::thread::sleep(Duration::from_secs(14));
+    // Longer than a client waits (10 s), and not so long that TCP, which waits twice as long each time, tries again much later.
+    std::thread::sleep(Duration::from_secs(11));
     w.lose(1, 0, false);
     app::ping(&mut held, MARK).unwrap();
     let at_return: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
@@ -412,12 +413,12 @@ fn a_lost_node_is_not_waited_for() {
     println!("load: slowest connection took {slowest_ms} ms");
     let after: Vec<usize> = echoes.iter().map(app::Echo::connections).collect();
     println!(
-        "node lost for 14 s: ok={ok} failed={} connections {before:?} {at_return:?} {after:?} {failed:?}",
+        "node lost for 11 s: ok={ok} failed={} connections {before:?} {at_return:?} {after:?} {failed:?}",
         failed.len()
     );
     assert!(failed.is_empty(), "{failed:?}");
-    // Of 560.
-    assert!(at_return[0] - before[0] > 200, "connections waited: {before:?} {at_return:?}");
+    // Of 440.
+    assert!(at_return[0] - before[0] > 150, "connections waited: {before:?} {at_return:?}");
     assert!(ok > 300);
     assert!((1..4).all(|i| after[i] > at_return[i]), "the node that is back is used again: {at_return:?} {after:?}");
 }
