@@ -114,11 +114,17 @@ impl Handler for Writer {
                 }
                 GATEWAY_TYPE => {
                     let new = ir::Gateway::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|g| Gateway::new(&g));
-                    let error = new.as_ref().err().cloned();
                     // What cannot be read leaves what was before; if there was nothing, nobody is let in.
-                    s.gateway =
-                        new.ok().or_else(|| s.gateway.is_none().then(Gateway::closed)).map(Arc::new).or(s.gateway);
-                    error.map_or(Ok(()), Err)
+                    match new {
+                        Ok(g) => {
+                            s.gateway = Some(Arc::new(g));
+                            Ok(())
+                        }
+                        Err(e) => {
+                            s.gateway.get_or_insert_with(|| Arc::new(Gateway::closed()));
+                            Err(e)
+                        }
+                    }
                 }
                 ACCESS_TYPE => {
                     let new = ir::Access::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|a| Access::new(&a));

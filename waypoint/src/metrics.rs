@@ -150,27 +150,14 @@ impl Metrics {
         let ms = |s: &Series| s.duration.load(Relaxed) as f64 / 1e6;
         let mut le = vec!["0.5".to_string()];
         le.extend(MILLISECONDS.iter().map(bound));
-        let durations = grouped(&all, Metric::RequestDuration);
-        histogram(&mut out, &durations, "istio_request_duration_milliseconds", "Durations of requests.", &le, |s| {
-            (&s.durations, ms(s))
-        });
+        let (m, name) = (Metric::RequestDuration, "istio_request_duration_milliseconds");
+        histogram(&mut out, &all, m, name, "Durations of requests.", &le, |s| (&s.durations, ms(s)));
         let le: Vec<String> = BYTES.iter().map(bound).collect();
-        histogram(
-            &mut out,
-            &grouped(&all, Metric::RequestSize),
-            "istio_request_bytes",
-            "Sizes of requests.",
-            &le,
-            |s| (&s.receiveds, s.received.load(Relaxed) as f64),
-        );
-        histogram(
-            &mut out,
-            &grouped(&all, Metric::ResponseSize),
-            "istio_response_bytes",
-            "Sizes of answers.",
-            &le,
-            |s| (&s.sents, s.sent.load(Relaxed) as f64),
-        );
+        let sum = |n: &AtomicU64| n.load(Relaxed) as f64;
+        let (m, name) = (Metric::RequestSize, "istio_request_bytes");
+        histogram(&mut out, &all, m, name, "Sizes of requests.", &le, |s| (&s.receiveds, sum(&s.received)));
+        let (m, name) = (Metric::ResponseSize, "istio_response_bytes");
+        histogram(&mut out, &all, m, name, "Sizes of answers.", &le, |s| (&s.sents, sum(&s.sent)));
         let _ = writeln!(
             out,
             "# HELP karst_tunnels_refused_total Inbound tunnels closed at accept because of a limit.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {}",
@@ -202,14 +189,15 @@ fn grouped(all: &[Arc<Series>], m: Metric) -> BTreeMap<&str, Vec<&Series>> {
 
 fn histogram<'a>(
     out: &mut String,
-    all: &BTreeMap<&str, Vec<&'a Series>>,
+    all: &'a [Arc<Series>],
+    m: Metric,
     name: &str,
     help: &str,
     le: &[String],
     of: impl Fn(&'a Series) -> (&'a [AtomicU64], f64),
 ) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-    for (labels, same) in all {
+    for (labels, same) in grouped(all, m) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut count = 0;
         for (i, le) in le.iter().enumerate() {
@@ -231,7 +219,7 @@ pub fn labels(r: &Record, t: Option<&Telemetry>, values: &[String]) -> AllLabels
     let mut out = String::with_capacity(900);
     standard(&mut out, r);
     let out: Arc<str> = out.into();
-    [0; METRICS].map(|_| Some(out.clone()))
+    std::array::from_fn(|_| Some(out.clone()))
 }
 
 fn standard(out: &mut impl Labels, r: &Record) {

@@ -5,11 +5,7 @@ use crate::{metrics::AllLabels, reply::Record};
 use cel::{Context, Program, Value};
 use karst_api::{MAX_EXPRESSION, route as ir};
 use karst_proxy::labels::{Labels, put};
-use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 /// How many metrics of requests there are: [`ir::Metric`] counts them.
 pub const METRICS: usize = 4;
@@ -28,8 +24,8 @@ pub struct Telemetry {
     values: Vec<Program>,
     /// An expression reads headers: they are kept for the end of the request.
     pub wants_headers: bool,
-    /// The same for those that say the same.
-    digest: u64,
+    /// What it was made from.
+    said: ir::Telemetry,
 }
 
 #[derive(Debug, Default)]
@@ -74,16 +70,14 @@ impl Telemetry {
         }
         let values = texts.iter().map(|t| program(t)).collect::<Result<_, _>>()?;
         let filter = if t.log_filter.is_empty() { None } else { Some(program(&t.log_filter)?) };
-        let mut digest = DefaultHasher::new();
-        prost::Message::encode_to_vec(t).hash(&mut digest);
         texts.push(&t.log_filter);
         let wants_headers = texts.iter().any(|t| t.contains("headers"));
-        Ok(Self { log: !t.no_log, filter, shapes, values, wants_headers, digest: digest.finish() })
+        Ok(Self { log: !t.no_log, filter, shapes, values, wants_headers, said: t.clone() })
     }
 
     /// Does it say the same as another?
     pub fn same(a: Option<&Self>, b: Option<&Self>) -> bool {
-        a.map(|t| t.digest) == b.map(|t| t.digest)
+        a.map(|t| &t.said) == b.map(|t| &t.said)
     }
 
     /// Is there to be a line of the access log?
@@ -120,7 +114,7 @@ impl Telemetry {
             }
             Some(Arc::from(out))
         };
-        [0, 1, 2, 3].map(|i| one(&self.shapes[i]))
+        self.shapes.each_ref().map(one)
     }
 }
 

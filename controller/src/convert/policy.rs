@@ -157,6 +157,40 @@ fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy
 const TARGETS: [(&str, &str); 4] =
     [("Service", ""), ("ServiceEntry", ISTIO_NETWORKING), ("Gateway", GATEWAY_API), ("GatewayClass", GATEWAY_API)];
 
+/// What selects pods, or is attached to something by `targetRefs`.
+pub(super) trait Attached {
+    fn meta(&self) -> &Meta;
+    fn selector(&self) -> Option<&Selector>;
+    /// What it is attached to, and the path of the field that says so.
+    fn targets(&self) -> impl Iterator<Item = (String, &TargetRef)>;
+    fn is_attached(&self) -> bool {
+        self.targets().next().is_some()
+    }
+}
+macro_rules! attached {
+    ($($kind:ident),*) => { $(impl Attached for $kind {
+        fn meta(&self) -> &Meta {
+            &self.metadata
+        }
+        fn selector(&self) -> Option<&Selector> {
+            self.spec.selector.as_ref()
+        }
+        fn targets(&self) -> impl Iterator<Item = (String, &TargetRef)> {
+            self.spec.targets()
+        }
+    })* };
+}
+attached!(AuthorizationPolicy, RequestAuthentication, Telemetry);
+
+/// Why it is for nobody, if it is not. (Else anybody could decide about waypoints of others.)
+pub(super) fn misplaced(x: &Index<'_>, o: &impl Attached) -> Option<Bad> {
+    if o.selector().is_some() && o.is_attached() {
+        return Some(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
+    }
+    let root = o.meta().namespace == x.mesh.root_namespace;
+    o.targets().find_map(|(path, t)| target(t, &path, root).err())
+}
+
 pub(super) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), Bad> {
     let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == t.kind) else {
         return Err((

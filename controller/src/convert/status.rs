@@ -150,7 +150,11 @@ fn bound(
         waypoint::Binding::None => vec![],
         waypoint::Binding::To(g, _) => {
             let first = format!("{}/{}", g.metadata.namespace, g.metadata.name);
-            match Some(m).filter(|_| traffic == waypoint::Traffic::Service).and_then(|m| waypoint::canary(x, m)) {
+            let canary = match traffic {
+                waypoint::Traffic::Service => waypoint::canary(x, m),
+                waypoint::Traffic::Workload => None,
+            };
+            match canary {
                 Some(Err((reason, why))) => one(false, reason, format!("{why}; waypoint {first} takes all")),
                 Some(Ok(c)) => {
                     let text = format!("bound to waypoint {first}, {} % to its canary", c.weight);

@@ -50,15 +50,16 @@ pub(crate) fn of(x: &Index<'_>, namespace: &str, labels: &Labels, traffic: Traff
 /// The waypoints of a service and the weight of each, if a second one gets a part of its requests.
 pub(crate) fn weighted(x: &Index<'_>, m: &Meta) -> Vec<WeightedWaypoint> {
     let Some(Ok(c)) = canary(x, m) else { return vec![] };
-    let one = |a: Option<GatewayAddress>, weight| WeightedWaypoint { destination: a, weight };
-    let first = of(x, &m.namespace, &m.labels, Traffic::Service);
-    [one(first, 100 - c.weight), one(Some(c.address), c.weight)].into_iter().filter(|w| w.weight > 0).collect()
+    let one = |a, weight| WeightedWaypoint { destination: Some(a), weight };
+    [one(c.first, 100 - c.weight), one(c.address, c.weight)].into_iter().filter(|w| w.weight > 0).collect()
 }
 
 /// A second waypoint.
 pub(crate) struct Canary<'a> {
     pub(crate) gateway: &'a Gateway,
     address: GatewayAddress,
+    /// Address of the first.
+    first: GatewayAddress,
     /// Its part of a hundred.
     pub(crate) weight: u32,
 }
@@ -66,7 +67,7 @@ pub(crate) struct Canary<'a> {
 /// The waypoint that gets a part of what is for a service, or why it gets none; none where none is asked for, or the service has
 /// no first waypoint.
 pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, Reason>> {
-    let Binding::To(first, _) = binding(x, &m.namespace, &m.labels, Traffic::Service) else { return None };
+    let Binding::To(primary, first) = binding(x, &m.namespace, &m.labels, Traffic::Service) else { return None };
     // Where the first stands, there stands all about the second.
     let from = if m.labels.contains_key(USE) { m } else { &x.namespaces.get(m.namespace.as_str())?.metadata };
     let name = from.labels.get(CANARY).filter(|n| *n != "none" && !n.is_empty())?;
@@ -76,12 +77,12 @@ pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, R
         let text = format!("annotation {CANARY_WEIGHT}: {given:?} is no weight: use 0 to 100");
         return Some(Err(("CanaryInvalidWeight", text)));
     };
-    if (first.metadata.namespace.as_str(), first.metadata.name.as_str()) == (ns, name.as_str()) {
+    if (primary.metadata.namespace.as_str(), primary.metadata.name.as_str()) == (ns, name.as_str()) {
         let text = format!("{CANARY}: {ns}/{name} is the waypoint itself: name another");
         return Some(Err(("CanarySameAsPrimary", text)));
     }
     match named(x, ns, name, &m.namespace, Traffic::Service) {
-        Ok((gateway, address)) => Some(Ok(Canary { gateway, address, weight })),
+        Ok((gateway, address)) => Some(Ok(Canary { gateway, address, first, weight })),
         Err((reason, text)) => Some(Err((reason, format!("canary: {text}")))),
     }
 }

@@ -13,6 +13,8 @@ use std::{
 };
 
 const MARK: &[u8] = b"plaintext-marker-of-the-cluster-tests";
+/// No plaintext into the namespace.
+const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n";
 const APPS: &str = include_str!("../manifests/apps.yaml");
 
 struct Apps {
@@ -188,9 +190,7 @@ fn s4_strict_and_policies() {
     let a = apps();
     a.mesh(true);
     talk(&a.outside, a.service).unwrap();
-    apply(
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n",
-    );
+    apply(STRICT);
     let begun = Instant::now();
     wait_for("STRICT in force", LONG, || talk(&a.outside, a.service).is_err().then_some(()));
     println!("STRICT refuses plaintext after {} ms", begun.elapsed().as_millis());
@@ -234,9 +234,7 @@ fn s4_both_families() {
         // kube-proxy and ztunnel hear of a Service some time after it was made.
         wait_for(&format!("{to} from outside"), LONG, || say(&a.outside, *to, b"plain").ok());
     }
-    apply(
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n",
-    );
+    apply(STRICT);
     for to in &all {
         wait_for("STRICT in force", LONG, || say(&a.outside, *to, b"plain").is_err().then_some(()));
         wait_for(&format!("{to} by HBONE"), LONG, || say(&a.client, *to, b"known").ok());
@@ -376,8 +374,7 @@ fn s6_nodes_die_and_come_back() {
         let names = pods["items"].as_array().unwrap().iter().map(|p| p["metadata"]["name"].as_str().unwrap());
         names.map(|n| Pod::get("app", n)).collect()
     };
-    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n";
-    apply(strict);
+    apply(STRICT);
     for p in echoes() {
         wait_for("STRICT in force", LONG, || talk(&a.outside, p.at(9000)).is_err().then_some(()));
     }

@@ -2,7 +2,8 @@
 
 use super::{Hosts, Index, ir, tokens};
 use crate::convert::{
-    policy, selects,
+    policy::{self, Attached},
+    selects,
     waypoint::{self, Binding},
 };
 use ir::Attribute as A;
@@ -12,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 /// The policies of each service.
 pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
     let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
-    for (_, p) in x.authorization.iter().filter(|(_, p)| p.spec.targets().next().is_some()) {
+    for (_, p) in x.authorization.iter().filter(|(_, p)| p.is_attached()) {
         let (m, out) = (&p.metadata, one(x, p));
         // What refuses does so by a canary, too. (To allow is the business of the first: both would allow it.)
         let refuses = out.action == ir::AccessAction::Deny as i32 || policy::trouble(x, p).is_some();
@@ -34,55 +35,31 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
     all.into_iter().map(|(k, v)| (k, Arc::new(v))).collect()
 }
 
-/// The policies of a gateway's pod: those that are attached to its Gateway or its class, and those that select the pod.
-pub(super) fn gateway(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>) -> Option<ir::Access> {
+/// The policies of a gateway's pod: those that are attached to its Gateway or its class, and, unless it is a waypoint's (where they are
+/// the business of ztunnel), those that select the pod.
+pub(super) fn of_pod(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>, waypoint: bool) -> Option<ir::Access> {
     let mut out = ir::Access::default();
-    for (_, p) in &x.authorization {
-        if applies(x, pod, g, &p.metadata, p.spec.selector.as_ref(), &mut p.spec.targets().map(|(_, t)| t)) {
+    for (_, p) in x.authorization.iter().filter(|(_, p)| p.is_attached() || !waypoint) {
+        if applies(x, pod, g, *p) {
             out.policies.push(one(x, p));
         }
     }
-    for r in tokens::placed(x) {
-        if applies(x, pod, g, &r.metadata, r.spec.selector.as_ref(), &mut r.spec.targets().map(|(_, t)| t)) {
+    for r in tokens::placed(x).filter(|r| r.is_attached() || !waypoint) {
+        if applies(x, pod, g, r) {
             out.tokens.extend(tokens::compile(x, r));
         }
     }
     (out != ir::Access::default()).then_some(out)
 }
 
-/// The policies of a waypoint's pod for what is sent to single pods: those that are attached to its Gateway or its class. (Others are
-/// the business of ztunnel.)
-pub(super) fn waypoint(x: &Index<'_>, pod: &Pod, g: &Gateway) -> Option<ir::Access> {
-    let mut out = ir::Access::default();
-    for (_, p) in x.authorization.iter().filter(|(_, p)| p.spec.targets().next().is_some()) {
-        if applies(x, pod, Some(g), &p.metadata, None, &mut p.spec.targets().map(|(_, t)| t)) {
-            out.policies.push(one(x, p));
-        }
+/// Is it for a pod of this Gateway?
+pub(super) fn applies(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>, o: &impl Attached) -> bool {
+    let own = o.meta().namespace == pod.metadata.namespace;
+    if !o.is_attached() {
+        let root = o.meta().namespace == x.mesh.root_namespace;
+        return (own || root) && o.selector().is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
     }
-    for r in tokens::placed(x).filter(|r| r.spec.targets().next().is_some()) {
-        if applies(x, pod, Some(g), &r.metadata, None, &mut r.spec.targets().map(|(_, t)| t)) {
-            out.tokens.extend(tokens::compile(x, r));
-        }
-    }
-    (out != ir::Access::default()).then_some(out)
-}
-
-/// Is an object with this selector, attached to these, for a pod of this Gateway?
-pub(super) fn applies(
-    x: &Index<'_>,
-    pod: &Pod,
-    g: Option<&Gateway>,
-    m: &Meta,
-    selector: Option<&Selector>,
-    targets: &mut dyn Iterator<Item = &TargetRef>,
-) -> bool {
-    let own = m.namespace == pod.metadata.namespace;
-    let mut targets = targets.peekable();
-    if targets.peek().is_none() {
-        let root = m.namespace == x.mesh.root_namespace;
-        return (own || root) && selector.is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
-    }
-    targets.any(|t| match t.kind.as_str() {
+    o.targets().any(|(_, t)| match t.kind.as_str() {
         "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
         "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
         _ => false,

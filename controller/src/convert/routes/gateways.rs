@@ -450,14 +450,12 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
     for (at, g) in &x.istio_gateways {
         problems.extend(check::istio_gateway(&g.spec).into_iter().map(|(field, text)| problem(at, field, text)));
     }
-    for (at, t) in &x.telemetry {
-        problems.extend(telemetry::problems(x, t).into_iter().map(|(field, text)| problem(at, field, text)));
-    }
+    let told_of = telemetry::usable(x, problems);
     let fronts = Fronts::new(x);
     let mut out = BTreeMap::new();
     let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
     let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
-    let none = fronts.0.is_empty() && x.telemetry.is_empty() && !x.gateways.values().any(|g| for_pods(g));
+    let none = fronts.0.is_empty() && x.telemetry.is_empty() && !x.gateways.values().copied().any(for_pods);
     if none && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
         return out;
     }
@@ -526,9 +524,9 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
             });
         }
         if !g.listeners.is_empty() {
-            g.access = access::gateway(x, p, own);
-        } else if let Some(own) = own.filter(|g| for_pods(g)) {
-            g.access = access::waypoint(x, p, own);
+            g.access = access::of_pod(x, p, own, false);
+        } else if own.is_some_and(for_pods) {
+            g.access = access::of_pod(x, p, own, true);
         }
         // Those of its own namespace; who writes rules elsewhere does not decide where they are shown.
         let near = |d: &&DestinationRule| [&m.namespace, &x.mesh.root_namespace].contains(&&d.metadata.namespace);
@@ -537,8 +535,8 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
             let pair = x.secrets.get(&(m.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
             g.credentials.extend(pair.map(|k| (name.to_string(), k)));
         }
-        let waypoint = own.is_some_and(|g| !is_ingress(x, g));
-        g.telemetry = telemetry::of_pod(x, p, own, !waypoint);
+        let client = own.is_none_or(|g| is_ingress(x, g));
+        g.telemetry = telemetry::of_pod(x, &told_of, p, own, client);
         if g != ir::Gateway::default() {
             out.insert(format!("{}/{}", m.namespace, m.name), Arc::new(g));
         }

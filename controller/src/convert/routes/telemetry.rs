@@ -5,10 +5,13 @@
 //! oldest counts.
 
 use super::{Bad, Index, access, age, ir};
-use crate::convert::policy;
+use crate::convert::{
+    policy::{self, Attached},
+    problem,
+};
 use karst_api::{ATTRIBUTES, MAX_EXPRESSION};
-use karst_manifest::{kinds::*, telemetry::*};
-use std::collections::BTreeMap;
+use karst_manifest::{Problem, kinds::*, telemetry::*};
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// What writes the log to the proxy's output, and what serves its metrics. Others cannot be configured.
 const LOG: &str = "envoy";
@@ -31,20 +34,45 @@ const OTHERS: [&str; 6] = [
 ];
 const MODES: [&str; 4] = ["", "CLIENT_AND_SERVER", "CLIENT", "SERVER"];
 
-/// What a waypoint's or gateway's pod is told; none if nothing is said. `own`: its Gateway; `client`: it is no waypoint.
-pub(super) fn of_pod(x: &Index<'_>, pod: &Pod, own: Option<&Gateway>, client: bool) -> Option<ir::Telemetry> {
+/// Those that are for somebody, without what is wrong in them; that is reported. Expressions are looked at here, once, and not for
+/// each pod.
+pub(super) fn usable<'a>(x: &Index<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
+    let mut out = vec![];
+    for (at, t) in &x.telemetry {
+        let bad = problems(x, t);
+        if bad.is_empty() {
+            out.push(Cow::Borrowed(*t));
+        } else if misplaced(x, t).is_none() {
+            let mut t = Telemetry::clone(t);
+            for l in &mut t.spec.access_logging {
+                l.filter.take_if(|f| expression(&f.expression).is_err());
+            }
+            for o in t.spec.metrics.iter_mut().flat_map(|m| &mut m.overrides) {
+                o.tag_overrides.retain(|tag, t| tag_override(tag, t).is_ok());
+            }
+            out.push(Cow::Owned(t));
+        }
+        reported.extend(bad.into_iter().map(|(field, text)| problem(at, field, text)));
+    }
+    out
+}
+
+/// What a waypoint's or gateway's pod is told; none if nothing is said. `all`: the usable ones; `own`: its Gateway; `client`: it is
+/// no waypoint.
+pub(super) fn of_pod(
+    x: &Index<'_>,
+    all: &[Cow<'_, Telemetry>],
+    pod: &Pod,
+    own: Option<&Gateway>,
+    client: bool,
+) -> Option<ir::Telemetry> {
     let (ns, root) = (&pod.metadata.namespace, &x.mesh.root_namespace);
-    let all = x.telemetry.iter().map(|(_, t)| *t).filter(|t| misplaced(x, t).is_none());
-    let mut applied: Vec<&Telemetry> = all
-        .filter(|t| {
-            let s = &t.spec;
-            access::applies(x, pod, own, &t.metadata, s.selector.as_ref(), &mut s.targets().map(|(_, t)| t))
-        })
-        .collect();
+    let all = all.iter().map(|t| &**t);
+    let mut applied: Vec<&Telemetry> = all.filter(|t| access::applies(x, pod, own, *t)).collect();
     if applied.is_empty() {
         return None;
     }
-    let rank = |t: &Telemetry| match t.spec.selector.is_some() || t.spec.targets().next().is_some() {
+    let rank = |t: &Telemetry| match t.spec.selector.is_some() || t.is_attached() {
         true => 2,
         false => u8::from(t.metadata.namespace == *ns && ns != root),
     };
@@ -59,7 +87,7 @@ pub(super) fn of_pod(x: &Index<'_>, pod: &Pod, own: Option<&Gateway>, client: bo
                 continue;
             }
             out.no_log = l.disabled.unwrap_or(out.no_log);
-            if let Some(f) = l.filter.as_ref().filter(|f| expression(&f.expression).is_ok()) {
+            if let Some(f) = &l.filter {
                 out.log_filter.clone_from(&f.expression);
             }
         }
@@ -93,9 +121,6 @@ fn metrics(m: Option<&MetricMatch>) -> Vec<ir::Metric> {
 fn lay_over(s: &mut ir::Shape, o: &MetricsOverride) {
     s.disabled = o.disabled.unwrap_or(s.disabled);
     for (tag, t) in &o.tag_overrides {
-        if tag_override(tag, t).is_err() {
-            continue;
-        }
         s.remove.retain(|r| r != tag);
         s.set.remove(tag);
         if t.operation == "REMOVE" {
@@ -139,18 +164,11 @@ fn tag_override(tag: &str, t: &TagOverride) -> Result<(), String> {
 
 /// Why it is for nobody, if it is not.
 fn misplaced(x: &Index<'_>, t: &Telemetry) -> Option<Bad> {
-    if t.spec.selector.is_some() && t.spec.targets().next().is_some() {
-        return Some(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
-    }
-    if let Some(Err(bad)) = t.spec.selector.as_ref().map(policy::selector) {
-        return Some(bad);
-    }
-    let root = t.metadata.namespace == x.mesh.root_namespace;
-    t.spec.targets().find_map(|(path, r)| policy::target(r, &path, root).err())
+    policy::misplaced(x, t).or_else(|| policy::selector(t.spec.selector.as_ref()?).err())
 }
 
 /// What is wrong with it.
-pub(in crate::convert) fn problems(x: &Index<'_>, t: &Telemetry) -> Vec<Bad> {
+fn problems(x: &Index<'_>, t: &Telemetry) -> Vec<Bad> {
     let mut out: Vec<Bad> = misplaced(x, t).into_iter().collect();
     let mut mode = |at: String, mode: &str| {
         if !MODES.contains(&mode) {

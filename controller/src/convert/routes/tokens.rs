@@ -2,7 +2,7 @@
 //! namespace, by gateways (as in Istio's ambient mode).
 
 use super::{Bad, Index, header_name, ir};
-use crate::convert::policy;
+use crate::convert::policy::{self, Attached};
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
 use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
 
@@ -40,27 +40,18 @@ fn written(j: &JwtRule) -> ir::Jwt {
 pub(in crate::convert) fn problems(x: &Index<'_>, r: &RequestAuthentication) -> Vec<Bad> {
     let rules = r.spec.jwt_rules.iter().enumerate();
     let mut out: Vec<Bad> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
-    out.extend(misplaced(x, r));
+    out.extend(policy::misplaced(x, r));
     out
 }
 
 /// Those that are for somebody.
 pub(super) fn placed<'a>(x: &Index<'a>) -> impl Iterator<Item = &'a RequestAuthentication> {
-    x.request.iter().map(|(_, r)| *r).filter(|r| misplaced(x, r).is_none())
-}
-
-/// Why it is for nobody, if it is not. (Else anybody could name issuers for waypoints of others.)
-fn misplaced(x: &Index<'_>, r: &RequestAuthentication) -> Option<Bad> {
-    if r.spec.selector.is_some() && r.spec.targets().next().is_some() {
-        return Some(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
-    }
-    let root = r.metadata.namespace == x.mesh.root_namespace;
-    r.spec.targets().find_map(|(path, t)| policy::target(t, &path, root).err())
+    x.request.iter().map(|(_, r)| *r).filter(|r| policy::misplaced(x, *r).is_none())
 }
 
 /// What has no effect.
 pub(in crate::convert) fn warnings(r: &RequestAuthentication) -> Vec<String> {
-    if r.spec.targets().next().is_some() {
+    if r.is_attached() {
         return vec![];
     }
     vec![
