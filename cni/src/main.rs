@@ -5,12 +5,15 @@ mod agent;
 mod config;
 mod events;
 mod install;
+mod kubelet;
 mod metrics;
+mod namespaces;
 mod plugin;
 mod records;
 mod sockets;
 mod source;
 mod status;
+mod unmeshed;
 mod zds;
 
 use anyhow::Context;

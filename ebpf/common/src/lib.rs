@@ -42,6 +42,16 @@ pub mod flag {
     pub const NO_DNS: u32 = 2;
     /// The guard trusts [`super::MARK_ZTUNNEL`] (only for a ztunnel that cannot exempt its sockets: Istio's).
     pub const TRUST_MARK: u32 = 4;
+    /// Nothing of TCP passes, in or out: another network stack has the pod's addresses, where nobody can judge.
+    pub const CLOSED: u32 = 128;
+}
+
+/// Who on the node may probe its pods, past every policy: one of these, or the id of a cgroup.
+pub mod prober {
+    /// Nobody. (No cgroup has this id.)
+    pub const NONE: u64 = 0;
+    /// Every process in the node's own network namespace.
+    pub const ALL: u64 = u64::MAX;
 }
 
 /// Per-pod counters: what the programs did, and why.

@@ -64,7 +64,10 @@ pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
 }
 
 /// The devices of the calling thread's namespace, but `lo`.
-pub(crate) fn devices() -> io::Result<Vec<String>> {
+///
+/// # Errors
+/// Those of reading /proc.
+pub fn devices() -> io::Result<Vec<String>> {
     // /proc/net/dev is that of the calling thread's namespace; /sys/class/net is that of the mount.
     let text = fs::read_to_string("/proc/thread-self/net/dev")?;
     let name = |l: &str| l.split_once(':').map(|(n, _)| n.trim().to_string());

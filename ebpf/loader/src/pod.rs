@@ -25,6 +25,8 @@ use std::{
 pub struct PodConfig {
     /// Directory name under which everything is pinned; unique on the node.
     pub uid: String,
+    /// Another network stack has its addresses: no redirection, and nothing of TCP passes, in or out.
+    pub closed: bool,
     /// The pod's addresses, at most [`MAX_POD_IPS`].
     pub ips: Vec<IpAddr>,
     /// Plaintext to the pod is not captured (`ambient.istio.io/bypass-inbound-capture`).
@@ -68,7 +70,8 @@ impl Node {
         self.dir().join("pods").join(uid)
     }
 
-    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place.
+    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that is
+    /// closed gets a guard that lets nothing of TCP pass, and no redirection.
     ///
     /// # Errors
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
@@ -89,6 +92,9 @@ impl Node {
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
         let mut bpf = self.load_pod(pod, &maps)?;
+        if pod.closed {
+            return attach_guard(&mut bpf, netns, &dir);
+        }
         fill(&mut bpf, l)?;
         in_netns(netns, || {
             net::setup(&pod.ips).map_err(Error::kernel(
@@ -113,9 +119,12 @@ impl Node {
         }
         let flat: Vec<u32> = ips.iter().flatten().copied().collect();
         let mut flags = 0;
-        for (on, f) in
-            [(pod.bypass_inbound, flag::NO_INBOUND), (pod.bypass_dns, flag::NO_DNS), (pod.trust_mark, flag::TRUST_MARK)]
-        {
+        for (on, f) in [
+            (pod.bypass_inbound, flag::NO_INBOUND),
+            (pod.bypass_dns, flag::NO_DNS),
+            (pod.trust_mark, flag::TRUST_MARK),
+            (pod.closed, flag::CLOSED),
+        ] {
             if on {
                 flags |= f;
             }
