@@ -2,6 +2,7 @@
 
 use crate::{config::Config, records, unmeshed};
 use karst_rt::netns::Netns;
+use std::collections::BTreeSet;
 
 /// Prints a table of pods and counters.
 pub fn print(config: &Config) -> anyhow::Result<()> {
@@ -47,7 +48,7 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
 
 /// Connections from before the pod was redirected that are still open.
 fn unmeshed_of(r: &records::Record) -> String {
-    let cookies = match &r.unmeshed {
+    let cookies: BTreeSet<u64> = match &r.unmeshed {
         None => return "?".into(),
         Some(c) if c.is_empty() => return "0".into(),
         Some(c) => c.iter().copied().collect(),
