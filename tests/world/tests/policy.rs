@@ -163,3 +163,50 @@ fn policy_changes_close_open_connections() {
         assert!(works(&bad, server.at(8080)));
     }
 }
+
+/// Right after a policy is in force, nobody waits: who is refused hears it at once, who is allowed is served at once. What went
+/// before, again and again: a connection that a policy has closed, and plaintext that was served a moment ago.
+#[test]
+fn a_policy_change_leaves_nobody_waiting() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("other", true);
+    w.namespace("out", false);
+    let server = w.mesh_pod(PodSpec::new("app", "server", 1));
+    let (friend, stranger) = (w.mesh_pod(PodSpec::new("app", "friend", 0)), w.mesh_pod(PodSpec::new("other", "stranger", 0)));
+    let plain = w.pod(PodSpec::new("out", "plain", 0));
+    w.settle();
+    let _e = (app::Echo::start(&server, 8080, ""), app::Echo::start(&server, 9000, ""));
+    let deny = ap("no-others", "app", "{action: DENY, rules: [{from: [{source: {namespaces: [other]}}]}]}");
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n";
+    let mut slowest = [Duration::ZERO; 3];
+    let mut wrong = vec![];
+    let rounds: usize = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(12);
+    for round in 0..rounds {
+        let mut open = stranger.connect(server.at(9000)).unwrap();
+        app::ping(&mut open, b"open").unwrap();
+        w.write("deny", &deny).unwrap();
+        open.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let closed = std::io::Read::read(&mut open, &mut [0; 1]);
+        assert!(!matches!(closed, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "the open connection is closed");
+        w.delete("deny");
+        for (i, (who, pod, served)) in
+            [("plaintext, permissive", &plain, true), ("plaintext, strict", &plain, false), ("member, strict", &friend, true)]
+                .into_iter()
+                .enumerate()
+        {
+            if i == 1 {
+                w.apply("strict", strict);
+            }
+            let t = Instant::now();
+            let seen = pod.connect(server.at(8080)).and_then(|mut s| app::ping(&mut s, b"hello"));
+            slowest[i] = slowest[i].max(t.elapsed());
+            if seen.is_ok() != served || t.elapsed() > Duration::from_secs(1) {
+                wrong.push(format!("round {round}, {who}: {seen:?} after {:?}", t.elapsed()));
+            }
+        }
+        w.delete("strict");
+    }
+    println!("policy rounds={rounds} slowest={slowest:?} wrong={wrong:?}");
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
