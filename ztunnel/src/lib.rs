@@ -175,5 +175,8 @@ fn node(c: &config::Config) -> ads::Node {
         cluster: &c.cluster_id,
         domain: &c.cluster_domain,
     };
-    me.node()
+    let mut node = me.node();
+    // What is marked as a dry run is not enforced here, so we may be told of it.
+    node.client_features.push(karst_xds::DRY_RUN.into());
+    node
 }

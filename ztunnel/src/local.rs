@@ -73,6 +73,8 @@ struct Workload {
     #[serde(default)]
     authorization_policies: Vec<String>,
     #[serde(default)]
+    dry_run_policies: Vec<String>,
+    #[serde(default)]
     status: Status,
     #[serde(default)]
     cluster_id: String,
@@ -304,6 +306,7 @@ impl Workload {
             workload_name: self.workload_name.clone(),
             native_tunnel: self.native_tunnel,
             authorization_policies: self.authorization_policies.clone(),
+            karst_dry_run_policies: self.dry_run_policies.clone(),
             status: match self.status {
                 Status::Healthy => pb::WorkloadStatus::Healthy,
                 Status::Unhealthy => pb::WorkloadStatus::Unhealthy,
