@@ -144,6 +144,7 @@ fn service(s: &Service, endpoints: Option<&Endpoints>) -> Value {
         "subjectAltNames": s.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "waypoint": s.waypoints.first().map(|(g, _)| gateway(g)),
         "loadBalancer": load_balancer(s), "canonical": s.canonical, "private": s.private,
+        "sessionAffinitySeconds": s.affinity.map(|t| t.as_secs()),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The node proxy: carries its pods' TCP over HBONE, and enforces L4 policy.
 
 mod admin;
+mod affinity;
 mod config;
 mod conns;
 mod control;
@@ -77,6 +78,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         pods: ArcSwap::default(),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
+        affinity: affinity::Affinity::default(),
         crew,
     });
     // Ports first: a process that cannot have them must not take connections.

@@ -166,6 +166,25 @@ fn a_dry_run_is_told_and_never_enforced() {
 }
 
 #[test]
+fn session_affinity_is_compiled_with_its_timeout() {
+    for (spec, seconds) in [
+        ("", 0),
+        ("sessionAffinity: None, ", 0),
+        ("sessionAffinity: ClientIP, ", 10_800),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, ", 60),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}, ", 10_800),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 90000}}, ", 86_400),
+        ("sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, ", 0),
+    ] {
+        let (m, p) = run(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{{spec}clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n"
+        ));
+        assert!(p.is_empty(), "{p:?}");
+        assert_eq!(m.services["a/s.a.svc.cluster.local"].karst_session_affinity_seconds, seconds, "{spec}");
+    }
+}
+
+#[test]
 fn bad_policies_close_and_are_reported() {
     for (spec, field) in [
         ("{action: PERMIT}", "spec.action"),

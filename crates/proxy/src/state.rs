@@ -7,7 +7,7 @@ use karst_api::workload::{self as pb, gateway_address::Destination};
 use karst_core::{Cidr, Identity, addr::ip_from_bytes};
 use karst_policy::{Policy, Scope};
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 /// Service port and target port, of each port.
 pub type Ports = Vec<(u16, u16)>;
@@ -135,6 +135,9 @@ pub struct Service {
     pub private: bool,
     /// Gateways send what is for it to its waypoint (`istio.io/ingress-use-waypoint`).
     pub ingress_waypoint: bool,
+    /// A client stays with its endpoint until it has made no connection for this long (`sessionAffinity: ClientIP`; an
+    /// extension of ours).
+    pub affinity: Option<Duration>,
 }
 
 impl Service {
@@ -327,6 +330,7 @@ impl Snapshot {
             canonical: false,
             private: true,
             ingress_waypoint: false,
+            affinity: None,
         };
         let ports: &[(u16, u16)] = &[];
         self.endpoints.entry(key.clone()).or_default().insert(w.uid.clone(), ports.into());
@@ -415,6 +419,7 @@ impl Snapshot {
             canonical: s.canonical,
             private: s.visibility != pb::Visibility::Public as i32,
             ingress_waypoint: s.ingress_use_waypoint,
+            affinity: Some(s.karst_session_affinity_seconds).filter(|n| *n > 0).map(|n| Duration::from_secs(n.into())),
         })
     }
 }
@@ -632,6 +637,16 @@ mod tests {
         s.put_policy("ns/p", policy("p", false));
         assert_eq!(judged(&s), (Verdict::NotAllowed, 0), "enforced before the workload says so");
         assert!(s.policies_of_unannounced("ns").is_err());
+    }
+
+    #[test]
+    fn session_affinity_has_a_timeout_or_is_none() {
+        let mut other = service("s", "10.96.0.1", &[(80, 8080)]);
+        let of =
+            |s: pb::Service| snapshot(vec![], vec![s]).service("10.96.0.1".parse().unwrap(), "ns").unwrap().affinity;
+        assert_eq!(of(other.clone()), None);
+        other.karst_session_affinity_seconds = 10_800;
+        assert_eq!(of(other), Some(Duration::from_secs(10_800)));
     }
 
     #[test]
