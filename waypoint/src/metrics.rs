@@ -5,7 +5,10 @@ use crate::{
     telemetry::{METRICS, Telemetry},
 };
 use karst_api::route::Metric;
-use karst_proxy::labels::{Labels, put, side};
+use karst_proxy::{
+    dry_run::DryRuns,
+    labels::{Labels, put, side},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write,
@@ -103,6 +106,8 @@ struct Table {
 pub struct Metrics {
     series: Mutex<Table>,
     pub tunnels_refused: AtomicU64,
+    /// By policy; rendered with the state at hand, which says which policies there are.
+    pub dry_runs: DryRuns,
 }
 
 impl Metrics {

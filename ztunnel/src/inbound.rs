@@ -17,7 +17,7 @@ use karst_hbone::{
     copy::{self, Counts},
     server,
 };
-use karst_policy::{Connection, Verdict, authorize};
+use karst_policy::{Connection, Verdict, authorize, dry_run};
 use karst_rt::{drain, socket};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -238,7 +238,7 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
     if let Some(r) = refusal(&check.source_ip, ask.to) {
         return (guard, Err(Outcome::Refused(r)));
     }
-    if let Err(o) = authorized(w, pod, &check).await {
+    if let Err(o) = authorized(w, pod, &check, &guard).await {
         return (guard, Err(o));
     }
     let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
@@ -254,8 +254,9 @@ fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
     (!is_host(*from)).then_some(Refusal::NotItsAddress)
 }
 
-/// Judges by the newest state; a policy that is named and not there is waited for.
-async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
+/// Judges by the newest state; a policy that is named and not there is waited for. What policies in dry run would have done is
+/// told of, and decides nothing.
+async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
     let mut state = w.shared.state.clone();
     let judge = |s: &crate::state::Snapshot| -> Result<Verdict, Outcome> {
         let policies = match s.pod(&pod.namespace, &pod.name) {
@@ -263,6 +264,7 @@ async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<()
             None => s.policies_of_unannounced(&pod.namespace),
         };
         let policies = policies.map_err(Outcome::PolicyMissing)?;
+        guard.dry_run(&dry_run(policies.iter().copied(), check));
         Ok(authorize(policies.into_iter(), check))
     };
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;

@@ -7,7 +7,7 @@ use crate::{
     inbound::{self, Ask},
     metrics::Reporter,
     outcome::Outcome,
-    plan::{Balance, Plan, Refusal, Tunnel, plan, resolved},
+    plan::{Balance, Plan, Refusal, Tunnel, binds, bound, plan, resolved},
     state::Workload,
     worker::{ByLoad, Served, TunnelKey, Worker},
 };
@@ -85,6 +85,10 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
                 () = early => Err(Outcome::Connect(format!("no answer within {} s", limits::FIRST_TRY.as_secs()))),
             }
         };
+        if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
+            let port = (service.key.clone(), to.port());
+            w.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
+        }
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
@@ -135,6 +139,11 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
 fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
     let mut avoided = w.avoided(tried);
+    if !avoided.is_empty() {
+        // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
+        let own = bound(s, source, to, &ByLoad(w));
+        avoided.retain(|u| own.as_ref() != Some(u));
+    }
     if !avoided.is_empty() {
         avoided.extend_from_slice(tried);
         match plan(s, source, to, &avoided, &mut ByLoad(w)) {

@@ -2,6 +2,7 @@
 //! placed when it is accepted ([`karst_proxy::crew`]) and then stays with its worker.
 
 use crate::{
+    affinity::Affinity,
     config::Config,
     conns::Conns,
     inbound,
@@ -56,6 +57,8 @@ pub struct Shared {
     pub budget: Budget,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// Which endpoints clients stay with.
+    pub affinity: Affinity,
     pub crew: Crew<Order>,
 }
 
@@ -491,5 +494,8 @@ impl Balance for ByLoad<'_> {
     }
     fn load(&self, uid: &str) -> u64 {
         self.0.conns.load(uid)
+    }
+    fn bound(&self, client: &str, service: &Arc<str>, port: u16, timeout: Duration) -> Option<Arc<str>> {
+        self.0.shared.affinity.get(client, &(service.clone(), port), timeout, Instant::now())
     }
 }

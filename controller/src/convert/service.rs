@@ -92,6 +92,7 @@ fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {
         ip_families: ip_families as i32,
         canonical: true,
         ingress_use_waypoint: ingress_use_waypoint(x, s),
+        karst_session_affinity_seconds: session_affinity(&s.spec),
         ..Default::default()
     }
 }
@@ -100,6 +101,19 @@ fn ingress_use_waypoint(x: &Index<'_>, s: &Service) -> bool {
     const KEY: &str = "istio.io/ingress-use-waypoint";
     let ns = x.namespaces.get(s.metadata.namespace.as_str()).map(|n| &n.metadata.labels);
     s.metadata.labels.get(KEY).or_else(|| ns.and_then(|l| l.get(KEY))).is_some_and(|v| v == "true")
+}
+
+/// How long a client stays with its endpoint; 0: not at all. (Kubernetes: 1 to 86,400 seconds, if none are given 10,800.)
+fn session_affinity(spec: &ServiceSpec) -> u32 {
+    const DEFAULT: u32 = 10_800;
+    const MAX: u32 = 86_400;
+    match spec.session_affinity.as_str() {
+        "ClientIP" => {
+            let own = spec.session_affinity_config.client_ip.timeout_seconds;
+            own.filter(|n| *n > 0).unwrap_or(DEFAULT).min(MAX)
+        }
+        _ => 0,
+    }
 }
 
 fn balancing(x: &Index<'_>, s: &Service) -> Option<LoadBalancing> {

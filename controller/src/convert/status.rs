@@ -187,10 +187,21 @@ fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
                 "ZtunnelAccepted",
                 false,
                 "UnsupportedValue",
-                format!("{field}: {text}; nothing is allowed where it applies until it is mended"),
+                match policy::is_dry_run(p) {
+                    true => format!("{field}: {text}; it is in dry run, and not enforced"),
+                    false => format!("{field}: {text}; nothing is allowed where it applies until it is mended"),
+                },
             ),
+            // That it is in dry run is the last that is said of it.
+            (None, Some(w)) if policy::is_dry_run(p) && warnings.len() == 1 => {
+                say("ZtunnelAccepted", true, "Accepted", w.clone())
+            }
             // Istio says True here, too.
             (None, Some(w)) => say("ZtunnelAccepted", true, "UnsupportedValue", w.clone()),
+            (None, None) if p.spec.action.as_deref() == Some("AUDIT") => {
+                let text = "has no effect at ztunnel: attach it to a waypoint (targetRefs), which logs what it matches";
+                say("ZtunnelAccepted", true, "Accepted", text.into())
+            }
             (None, None) => say("ZtunnelAccepted", true, "Accepted", "enforced by ztunnel".into()),
         };
     };

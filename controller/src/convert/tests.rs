@@ -129,6 +129,62 @@ fn policies_at_l4() {
 }
 
 #[test]
+fn a_dry_run_is_told_and_never_enforced() {
+    let dry = |spec: &str, mark: &str| {
+        policy(spec).replace(
+            "namespace: a}\nspec: ",
+            &format!("namespace: a, annotations: {{istio.io/dry-run: '{mark}'}}}}\nspec: "),
+        )
+    };
+    let selector = "selector: {matchLabels: {app: web}}";
+    for (spec, problems) in [
+        ("{}".to_string(), 0),
+        ("{action: DENY, rules: [{}]}".to_string(), 0),
+        (format!("{{{selector}}}"), 0),
+        // What cannot be understood would close; the mark is understood.
+        (format!("{{{selector}, action: PERMIT}}"), 1),
+        ("{rules: [{when: [{key: source.port, values: ['1']}]}]}".to_string(), 1),
+    ] {
+        let (m, p) = run(&dry(&spec, "true"));
+        assert_eq!(p.len(), problems, "{spec}: {p:?}");
+        assert!(verdict(&m, B, 80) && verdict(&m, None, 80), "{spec}");
+        assert!(m.policies["a/ap"].dry_run, "{spec}");
+        let w = &m.workloads["Kubernetes//Pod/a/p"];
+        assert!(w.authorization_policies.is_empty(), "{spec}: it would be waited for, and enforced by others");
+        let selected: &[&str] = if spec.contains("selector") { &["a/ap"] } else { &[] };
+        assert_eq!(w.karst_dry_run_policies, selected, "{spec}");
+        let (m, _) = run(&dry(&spec, "false"));
+        assert!(!verdict(&m, B, 80), "{spec}");
+        assert_eq!(m.workloads["Kubernetes//Pod/a/p"].authorization_policies, selected, "{spec}");
+    }
+    // A mark that is not understood is none.
+    let (m, p) = run(&dry("{rules: [{}]}", "yes"));
+    assert_eq!((p.len(), verdict(&m, B, 80)), (1, false));
+    let said = |spec: &str| conditions(&written(&dry(spec, "true")));
+    let wanted = "AuthorizationPolicy a/ap: ZtunnelAccepted True Accepted".to_string();
+    assert!(said("{}").contains(&wanted), "{:#?}", said("{}"));
+}
+
+#[test]
+fn session_affinity_is_compiled_with_its_timeout() {
+    for (spec, seconds) in [
+        ("", 0),
+        ("sessionAffinity: None, ", 0),
+        ("sessionAffinity: ClientIP, ", 10_800),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, ", 60),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}, ", 10_800),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 90000}}, ", 86_400),
+        ("sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, ", 0),
+    ] {
+        let (m, p) = run(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{{spec}clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n"
+        ));
+        assert!(p.is_empty(), "{p:?}");
+        assert_eq!(m.services["a/s.a.svc.cluster.local"].karst_session_affinity_seconds, seconds, "{spec}");
+    }
+}
+
+#[test]
 fn bad_policies_close_and_are_reported() {
     for (spec, field) in [
         ("{action: PERMIT}", "spec.action"),

@@ -293,6 +293,19 @@ pub struct ServiceSpec {
     pub internal_traffic_policy: String,
     pub traffic_distribution: String,
     pub publish_not_ready_addresses: bool,
+    pub session_affinity: String,
+    pub session_affinity_config: SessionAffinityConfig,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub client_ip: ClientIpConfig,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClientIpConfig {
+    pub timeout_seconds: Option<u32>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

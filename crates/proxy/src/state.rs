@@ -7,7 +7,7 @@ use karst_api::workload::{self as pb, gateway_address::Destination};
 use karst_core::{Cidr, Identity, addr::ip_from_bytes};
 use karst_policy::{Policy, Scope};
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 /// Service port and target port, of each port.
 pub type Ports = Vec<(u16, u16)>;
@@ -35,6 +35,8 @@ pub struct Workload {
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
     pub policies: Vec<Arc<str>>,
+    /// Policies in dry run that select it (an extension of ours).
+    pub dry_runs: Vec<Arc<str>>,
     pub healthy: bool,
     pub cluster: Arc<str>,
     pub region: Arc<str>,
@@ -96,6 +98,7 @@ impl Workload {
             canonical_name: a.name.into(),
             canonical_revision: "latest".into(),
             policies: vec![],
+            dry_runs: vec![],
             healthy: true,
             cluster: a.cluster.into(),
             region: "".into(),
@@ -132,6 +135,9 @@ pub struct Service {
     pub private: bool,
     /// Gateways send what is for it to its waypoint (`istio.io/ingress-use-waypoint`).
     pub ingress_waypoint: bool,
+    /// A client stays with its endpoint until it has made no connection for this long (`sessionAffinity: ClientIP`; an
+    /// extension of ours).
+    pub affinity: Option<Duration>,
 }
 
 impl Service {
@@ -215,13 +221,15 @@ impl Snapshot {
         all.filter(|s| !s.private || *s.namespace == *client_namespace)
             .max_by_key(|s| (*s.namespace == *client_namespace, s.canonical))
     }
-    /// The policies that apply to a workload; Err names one that has not arrived.
+    /// The policies that apply to a workload; Err names one that has not arrived. One in dry run is not waited for. (One that was
+    /// in dry run and is now enforced applies at once, though the workload has it among the former still.)
     pub fn policies_of<'a>(&'a self, w: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
         let mut out: Vec<&Policy> = self.globals.iter().map(|p| &**p).collect();
         out.extend(self.by_namespace.get(&w.namespace).into_iter().flatten().map(|p| &**p));
         for k in &w.policies {
             out.push(self.policies.get(k).ok_or_else(|| k.clone())?);
         }
+        out.extend(w.dry_runs.iter().filter_map(|k| self.policies.get(k)).map(|p| &**p));
         Ok(out)
     }
 
@@ -229,7 +237,8 @@ impl Snapshot {
     /// known, so if there is any in its namespace, or the one that stands for STRICT, nothing is known; Err names it.
     pub fn policies_of_unannounced(&self, namespace: &str) -> Result<Vec<&Policy>, Arc<str>> {
         let open = |(k, p): &(&Arc<str>, &Arc<Policy>)| {
-            p.scope == Scope::WorkloadSelector && (*p.namespace == *namespace || k.ends_with(STATIC_STRICT))
+            let selects = p.scope == Scope::WorkloadSelector && !p.dry_run;
+            selects && (*p.namespace == *namespace || k.ends_with(STATIC_STRICT))
         };
         if let Some((k, _)) = self.policies.iter().find(open) {
             return Err(k.clone());
@@ -321,6 +330,7 @@ impl Snapshot {
             canonical: false,
             private: true,
             ingress_waypoint: false,
+            affinity: None,
         };
         let ports: &[(u16, u16)] = &[];
         self.endpoints.entry(key.clone()).or_default().insert(w.uid.clone(), ports.into());
@@ -409,6 +419,7 @@ impl Snapshot {
             canonical: s.canonical,
             private: s.visibility != pb::Visibility::Public as i32,
             ingress_waypoint: s.ingress_use_waypoint,
+            affinity: Some(s.karst_session_affinity_seconds).filter(|n| *n > 0).map(|n| Duration::from_secs(n.into())),
         })
     }
 }
@@ -503,6 +514,7 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         canonical_name: w.canonical_name.into(),
         canonical_revision: w.canonical_revision.into(),
         policies: w.authorization_policies.into_iter().map(Into::into).collect(),
+        dry_runs: w.karst_dry_run_policies.into_iter().map(Into::into).collect(),
         // An unknown status is not healthy.
         healthy: w.status == pb::WorkloadStatus::Healthy as i32,
         cluster: cluster.into(),
@@ -590,6 +602,51 @@ mod tests {
         let s = snapshot(vec![w], vec![]);
         let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
         assert_eq!(s.policies_of(&w).unwrap_err(), "ns/p".into());
+    }
+
+    #[test]
+    fn a_dry_run_is_neither_waited_for_nor_enforced() {
+        use karst_policy::{Action, Connection, Verdict, authorize};
+        let policy = |name: &str, dry_run: bool| Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope: Scope::WorkloadSelector,
+            action: Action::Allow,
+            rules: vec![],
+            dry_run,
+        };
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.karst_dry_run_policies = vec!["ns/p".into()];
+        let mut s = snapshot(vec![w], vec![]);
+        let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
+        let calls = Connection {
+            source_identity: None,
+            source_ip: [10, 0, 0, 9].into(),
+            destination_ip: [10, 0, 0, 1].into(),
+            destination_port: 80,
+        };
+        let judged = |s: &Snapshot| {
+            let policies = s.policies_of(&w).unwrap();
+            let told = karst_policy::dry_run(policies.iter().copied(), &calls).len();
+            (authorize(policies.into_iter(), &calls), told)
+        };
+        assert_eq!(judged(&s), (Verdict::Allow, 0), "it has not arrived");
+        s.put_policy("ns/p", policy("p", true));
+        assert_eq!(judged(&s), (Verdict::Allow, 1));
+        assert_eq!(s.policies_of_unannounced("ns").unwrap().len(), 0, "closes no pod that nobody has told of");
+        s.put_policy("ns/p", policy("p", false));
+        assert_eq!(judged(&s), (Verdict::NotAllowed, 0), "enforced before the workload says so");
+        assert!(s.policies_of_unannounced("ns").is_err());
+    }
+
+    #[test]
+    fn session_affinity_has_a_timeout_or_is_none() {
+        let mut other = service("s", "10.96.0.1", &[(80, 8080)]);
+        let of =
+            |s: pb::Service| snapshot(vec![], vec![s]).service("10.96.0.1".parse().unwrap(), "ns").unwrap().affinity;
+        assert_eq!(of(other.clone()), None);
+        other.karst_session_affinity_seconds = 10_800;
+        assert_eq!(of(other), Some(Duration::from_secs(10_800)));
     }
 
     #[test]

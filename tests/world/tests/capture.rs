@@ -394,6 +394,52 @@ fn endpoints_by_name_are_resolved() {
     std::fs::remove_file(&conf).unwrap();
 }
 
+/// Issue 14, 17: `sessionAffinity: ClientIP`, as kube-proxy has it: a client stays with its endpoint while that is there, and with
+/// the one that it went to instead, until it has not called for the timeout.
+#[test]
+fn session_affinity_keeps_a_client_with_its_endpoint() {
+    const TIMEOUT: Duration = Duration::from_secs(20);
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    let servers: Vec<Pod> =
+        (0..3).map(|i| w.mesh_pod(PodSpec::new("app", &format!("s{i}"), i % 2).label("app", "web"))).collect();
+    let clients: Vec<Pod> = (0..8).map(|i| w.mesh_pod(PodSpec::new("app", &format!("c{i}"), i % 2))).collect();
+    w.apply("svc", &format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: app}}\nspec: {{clusterIP: 10.96.0.20, clusterIPs: [10.96.0.20, 'fd96::20'], selector: {{app: web}}, sessionAffinity: ClientIP, sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {}}}}}, ports: [{{name: tcp, port: 80, targetPort: 8080}}]}}\n", TIMEOUT.as_secs()));
+    let _echoes: Vec<_> = servers.iter().map(|s| app::Echo::start(s, 8080, &s.spec.name)).collect();
+    let asks = |c: &Pod| {
+        let mut s = c.connect(([10, 96, 0, 20], 80).into()).unwrap();
+        String::from_utf8(app::exchange(&mut s, b"").unwrap()).unwrap()
+    };
+    // Each client with one server, over all workers; not all of them with the same.
+    let stays = |c: &Pod| {
+        let first = asks(c);
+        for i in 1..20 {
+            assert_eq!(asks(c), first, "{}: connection {i}", c.spec.name);
+        }
+        first
+    };
+    let first: Vec<String> = clients.iter().map(stays).collect();
+    println!("affinity first={first:?}");
+    assert!(first.iter().any(|s| *s != first[0]), "{first:?}");
+    // Its server is not ready: another one. Ready again: it stays where it is.
+    let (client, gone) = (&clients[0], servers.iter().find(|s| s.spec.name == first[0]).unwrap());
+    w.write_pod(gone, false);
+    w.settle();
+    let second = stays(client);
+    assert_ne!(second, first[0]);
+    for (c, before) in clients.iter().zip(&first).filter(|(_, s)| **s != first[0]) {
+        assert_eq!(asks(c), *before, "{}: who was with another server stays there", c.spec.name);
+    }
+    w.write_pod(gone, true);
+    w.settle();
+    assert_eq!(stays(client), second, "though the first one is back");
+    // Forgotten: as a new client it goes where it went first.
+    std::thread::sleep(TIMEOUT + Duration::from_secs(1));
+    let third = stays(client);
+    println!("affinity second={second} third={third}");
+    assert_eq!(third, first[0]);
+}
+
 fn dns_ask(from: &Pod, name: &str, kind: u16) -> Option<(u8, u16)> {
     dns_ask_at(from, name, kind, ([10, 96, 0, 53], 53).into())
 }

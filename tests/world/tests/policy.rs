@@ -210,3 +210,70 @@ fn a_policy_change_leaves_nobody_waiting() {
     println!("policy rounds={rounds} slowest={slowest:?} wrong={wrong:?}");
     assert!(wrong.is_empty(), "{wrong:?}");
 }
+
+/// Issue 14, 6: what a policy in dry run would have done is in the access log, once for each connection, and counted; nobody is
+/// refused by it, and no open connection is closed.
+#[test]
+fn a_dry_run_is_logged_and_counted_and_refuses_nobody() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("other", true);
+    let server = w.mesh_pod(PodSpec::new("app", "server", 1));
+    let friend = w.mesh_pod(PodSpec::new("app", "friend", 0));
+    let (far, near) = (w.mesh_pod(PodSpec::new("other", "far", 0)), w.mesh_pod(PodSpec::new("other", "near", 1)));
+    let _echo = app::Echo::start(&server, 8080, "");
+    let dry = |name: &str, spec: &str| {
+        ap(name, "app", spec).replace("namespace: app}", "namespace: app, annotations: {istio.io/dry-run: 'true'}}")
+    };
+    let from = |ns: &str| format!("rules: [{{from: [{{source: {{namespaces: [{ns}]}}}}]}}]");
+    let selector = "selector: {matchLabels: {app: server}}";
+    // Name, spec, and the results for: the two of namespace other (and one open connection of theirs), the friend.
+    for (name, spec, others, own) in [
+        ("deny-selector", format!("{{{selector}, action: DENY, {}}}", from("other")), Some("denied"), None),
+        ("deny-namespace", format!("{{action: DENY, {}}}", from("other")), Some("denied"), None),
+        ("allow-selector", format!("{{{selector}, {}}}", from("app")), Some("denied"), Some("allowed")),
+        ("allow-nothing", "{}".to_string(), Some("denied"), Some("denied")),
+    ] {
+        let mut open = far.connect(server.at(8080)).unwrap();
+        app::ping(&mut open, b"before").unwrap();
+        w.apply("dry", &dry(name, &spec));
+        for p in [&friend, &far, &near] {
+            assert!(works(p, server.at(8080)), "{name}: {}", p.spec.name);
+        }
+        let results = |wanted: &str| {
+            [(others, 3), (own, 1)].iter().filter(|(r, _)| *r == Some(wanted)).map(|(_, n)| n).sum::<i32>()
+        };
+        let policy = format!("policy=\"app/{name}\"");
+        let counted = |result: &str| {
+            let result = format!("authz_dry_run_result=\"{result}\"");
+            w.metric(1, "karst_authz_dry_run_total", &[&policy, &result]) as i32
+        };
+        let logged = |result: &str| {
+            let log = w.log_text("ztunnel1.log");
+            let (message, named) =
+                (format!("dry run: would have been {result}"), format!("dry_run.policy=\"app/{name}\""));
+            let lines = log.lines().filter(|l| l.contains("\taccess\t") && l.contains(&message) && l.contains(&named));
+            lines.count() as i32
+        };
+        wait_for("what would have been is told", Duration::from_secs(5), || {
+            ["denied", "allowed"].iter().all(|r| counted(r) == results(r) && logged(r) == results(r)).then_some(())
+        });
+        app::ping(&mut open, b"still open").unwrap();
+        println!("dry run {name}: denied={} allowed={} logged once each", counted("denied"), counted("allowed"));
+        // Enforced: it refuses, it closes, and is no dry run any more.
+        w.edit("dry", "'true'", "'false'");
+        assert!(!works(&far, server.at(8080)) && !works(&near, server.at(8080)), "{name}");
+        wait_for("the open one is closed", Duration::from_secs(5), || {
+            app::ping(&mut open, b"after").is_err().then_some(())
+        });
+        assert_eq!(works(&friend, server.at(8080)), own != Some("denied"), "{name}");
+        let (_, page) = w.get(1, 15020, "/metrics").unwrap();
+        assert!(!page.contains(&policy), "{name}: the series is gone");
+        w.delete("dry");
+        assert!(works(&far, server.at(8080)), "{name}");
+    }
+    // One that cannot be understood is reported, and does not close either.
+    w.apply("dry", &dry("broken", "{action: PERMIT}"));
+    assert!(works(&far, server.at(8080)));
+    assert!(w.log_text("controller.log").contains("AuthorizationPolicy app/broken: spec.action: \"PERMIT\""));
+}
