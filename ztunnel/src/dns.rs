@@ -19,6 +19,7 @@ use hickory_proto::{
     },
 };
 use karst_core::limits::{DNS_MAX_PENDING, DNS_MAX_UDP, DNS_TIMEOUT};
+use karst_proxy::endpoints::serving;
 use karst_rt::socket;
 use std::{
     cell::Cell,
@@ -271,9 +272,8 @@ fn addresses(s: &Snapshot, svc: &Service) -> Option<Vec<IpAddr>> {
     if !svc.vips.is_empty() {
         return Some(svc.vips.clone());
     }
-    let endpoints = s.endpoints.get(&svc.key)?;
-    let ready = endpoints.keys().filter_map(|u| s.workloads.get(u)).filter(|w| w.healthy || !svc.only_healthy);
-    let ips: Vec<IpAddr> = ready.flat_map(|w| w.ips.iter().copied()).collect();
+    s.endpoints.get(&svc.key)?;
+    let ips: Vec<IpAddr> = serving(s, svc).into_iter().flat_map(|w| w.ips.iter().copied()).collect();
     (!ips.is_empty() || svc.canonical).then_some(ips)
 }
 
@@ -337,6 +337,37 @@ mod tests {
         }
         assert_eq!(ask(&s, "s.ns.svc.cluster.local.", RecordType::AAAA), Some(vec![]), "known, but not in this family");
         assert_eq!(ask(&s, "s.ns.svc.cluster.local.", RecordType::SRV), None);
+    }
+
+    #[test]
+    fn both_families_of_an_entry_and_endpoints_that_end() {
+        let mut ext = service("e", "240.240.0.1", &[(80, 80)]);
+        ext.hostname = "api.example.com".into();
+        let ip: IpAddr = "2001:2::7".parse().unwrap();
+        ext.addresses.push(karst_api::workload::NetworkAddress {
+            address: karst_core::addr::ip_to_bytes(ip),
+            ..Default::default()
+        });
+        let mut headless = service("h", "10.0.0.0", &[(80, 80)]);
+        headless.addresses.clear();
+        headless.canonical = true;
+        let key = "ns/h.ns.svc.cluster.local";
+        let end = |name: &str, ip: &str, status: i32, draining: bool| {
+            let mut w = pod(name, ip, &[(key, &[(80, 80)])]);
+            w.status = status;
+            w.extensions.extend(draining.then(karst_api::draining));
+            w
+        };
+        let world = |b: i32| {
+            let pods = vec![end("a", "10.0.0.1", 1, true), end("b", "10.0.0.2", b, false)];
+            snapshot(pods, vec![ext.clone(), headless.clone()])
+        };
+        let (a, aaaa) = (RecordType::A, RecordType::AAAA);
+        let of = |s: &Snapshot, name: &str, kind| ask(s, name, kind).unwrap();
+        assert_eq!(of(&world(0), "api.example.com.", a), ["240.240.0.1"]);
+        assert_eq!(of(&world(0), "api.example.com.", aaaa), ["2001:2::7"]);
+        assert_eq!(of(&world(0), "h.ns.svc.cluster.local.", a), ["10.0.0.2"]);
+        assert_eq!(of(&world(1), "h.ns.svc.cluster.local.", a), ["10.0.0.1"], "it serves until it ends");
     }
 
     #[test]

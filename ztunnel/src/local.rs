@@ -76,6 +76,9 @@ struct Workload {
     dry_run_policies: Vec<String>,
     #[serde(default)]
     status: Status,
+    /// Ours: not healthy, and serves still.
+    #[serde(default)]
+    draining: bool,
     #[serde(default)]
     cluster_id: String,
     #[serde(default)]
@@ -325,6 +328,7 @@ impl Workload {
                 NetworkMode::HostNetwork => pb::NetworkMode::HostNetwork,
             } as i32,
             capacity: self.capacity,
+            extensions: self.draining.then(karst_api::draining).into_iter().collect(),
             ..Default::default()
         })
     }
@@ -472,6 +476,7 @@ workloads:
   namespace: default
   workloadIps: ["10.0.0.2"]
   status: Unhealthy
+  draining: true
   authorizationPolicies: [default/only-client]
   services:
     default/web.default.svc.cluster.local: {80: 8080}
@@ -499,7 +504,7 @@ policies:
         let client = s.pod("default", "client").unwrap();
         assert!(client.hbone && client.healthy && client.ips.len() == 2);
         let server = s.workload([10, 0, 0, 2].into()).unwrap();
-        assert!(!server.healthy && !server.hbone);
+        assert!(!server.healthy && server.draining && !server.hbone);
         assert_eq!(server.identity.to_string(), "spiffe://cluster.local/ns/default/sa/default");
         let web = s.service([10, 97, 3, 3].into(), "default").unwrap();
         assert_eq!((web.waypoints.len(), web.affinity), (1, Some(Duration::from_secs(600))));

@@ -377,6 +377,40 @@ mod tests {
         assert_eq!(target(again), "BadAddress", "a name that leads to its own service");
     }
 
+    /// Whatever object wrote the address: the tunnel, who must answer and the policies are the member's.
+    #[test]
+    fn endpoints_written_by_address_are_members() {
+        let slice = |status: i32| {
+            let mut w = pod("slice", "10.0.0.3", &[(S, &[(80, 9000)])]);
+            w.uid = "Kubernetes/discovery.k8s.io/EndpointSlice/ns/slice/10.0.0.3".into();
+            (w.tunnel_protocol, w.network_mode, w.service_account, w.status) = (0, 1, String::new(), status);
+            w
+        };
+        let world = |member: pb::Workload, status: i32| {
+            let services = vec![service("s", "10.96.0.1", &[(80, 0)])];
+            snapshot(vec![pod("c", "10.0.0.9", &[]), member, slice(status)], services)
+        };
+        let s = world(pod("m", "10.0.0.3", &[]), 0);
+        match run(&s, "10.96.0.1:80", &[], &mut fixed()) {
+            Plan::Tunnel(t) => {
+                assert_eq!((&*t.peer.name, t.target), ("m", "10.0.0.3:9000".parse().unwrap()));
+                assert_eq!(t.expected, ["spiffe://cluster.local/ns/ns/sa/m".parse().unwrap()]);
+            }
+            other => unreachable!("{other:?}"),
+        }
+        // It has been tried; it is said to be down; it is about to end, as the only one.
+        let m = ["Kubernetes//Pod/ns/m".into()];
+        assert_eq!(target(run(&s, "10.96.0.1:80", &m, &mut fixed())), "NoEndpoint");
+        assert_eq!(target(run(&world(pod("m", "10.0.0.3", &[]), 1), "10.96.0.1:80", &[], &mut fixed())), "NoEndpoint");
+        let mut ends = pod("m", "10.0.0.3", &[]);
+        (ends.status, ends.extensions) = (1, vec![karst_api::draining()]);
+        let s = world(ends, 0);
+        assert_eq!(target(run(&s, "10.96.0.1:80", &[], &mut fixed())), "10.0.0.3:9000 by 10.0.0.3:15008");
+        // Nobody whom we know.
+        let s = world(pod("m", "10.0.0.4", &[]), 0);
+        assert_eq!(target(run(&s, "10.96.0.1:80", &[], &mut fixed())), "10.0.0.3:9000 plain");
+    }
+
     #[test]
     fn decision_order() {
         let mut s = world();

@@ -3,7 +3,7 @@
 
 use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, service, waypoint};
 use karst_kube::Ref;
-use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, StatusCondition};
+use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, ServiceEntry, StatusCondition};
 use serde_json::{Value, json};
 
 /// A status that is not yet what it should be.
@@ -34,6 +34,7 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
         let to = reference("", "Service", &s.metadata);
         out.extend(bound(x, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, vec![], now));
     }
+    let automatic = service::automatic(x);
     for (_, e) in &x.service_entries {
         let to = reference(ISTIO_NETWORKING, "ServiceEntry", &e.metadata);
         let missing = service::missing_waypoint(x, e).map(|text| Condition {
@@ -50,6 +51,7 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
             message: if private { "known to its own namespace" } else { "known to all namespaces" }.into(),
         });
         let more = missing.into_iter().chain(visibility).collect();
+        out.extend(given(&automatic, to.clone(), e));
         out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
     }
     for (_, e) in &x.workload_entries {
@@ -174,6 +176,21 @@ fn bound(
         _ => "istio.io/ambient-controller/serviceentries",
     };
     Some(Write { to, manager, status: json!({ "conditions": conditions }) })
+}
+
+/// The addresses that we give to the hosts of a ServiceEntry, if its status does not tell them.
+fn given(automatic: &service::Automatic<'_>, to: Ref, e: &ServiceEntry) -> Option<Write> {
+    let mut wanted = vec![];
+    for h in &e.spec.hosts {
+        let ips = automatic.get(&(&*e.metadata.namespace, &*e.metadata.name, h.as_str()));
+        wanted.extend(ips.into_iter().flatten().map(|ip| (ip.to_string(), h.as_str())));
+    }
+    let told = e.status.addresses.iter().map(|a| (a.value.as_str(), a.host.as_str()));
+    if told.eq(wanted.iter().map(|(v, h)| (v.as_str(), *h))) {
+        return None;
+    }
+    let all: Vec<Value> = wanted.iter().map(|(v, h)| json!({ "value": v, "host": h })).collect();
+    Some(Write { to, manager: "istio.io/ip-autoallocate", status: json!({ "addresses": all }) })
 }
 
 /// Who enforces a policy, and whether it is enforced as it stands.

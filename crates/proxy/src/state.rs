@@ -38,6 +38,8 @@ pub struct Workload {
     /// Policies in dry run that select it (an extension of ours).
     pub dry_runs: Vec<Arc<str>>,
     pub healthy: bool,
+    /// Not healthy, as it is about to end, but it serves still: for when there is no other (KEP-1669).
+    pub draining: bool,
     pub cluster: Arc<str>,
     pub region: Arc<str>,
     pub zone: Arc<str>,
@@ -100,6 +102,7 @@ impl Workload {
             policies: vec![],
             dry_runs: vec![],
             healthy: true,
+            draining: false,
             cluster: a.cluster.into(),
             region: "".into(),
             zone: "".into(),
@@ -199,6 +202,14 @@ impl Snapshot {
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         let all = self.by_ip.get(&ip)?.iter().filter_map(|u| self.workloads.get(u));
         all.max_by_key(|w| (w.uid.contains("//Pod/"), w.hbone))
+    }
+    /// Who an endpoint is. One that takes no tunnels may have been written by its address alone: if a member of this network has
+    /// that address, it is the member, with its identity and policies, and nothing is sent there in plaintext.
+    pub fn member<'a>(&'a self, endpoint: &'a Arc<Workload>, ip: IpAddr) -> &'a Arc<Workload> {
+        if endpoint.hbone || endpoint.network != self.network {
+            return endpoint;
+        }
+        self.workload(ip).filter(|w| w.hbone).unwrap_or(endpoint)
     }
     /// A pod of the cluster by name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
@@ -517,6 +528,7 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         dry_runs: w.karst_dry_run_policies.into_iter().map(Into::into).collect(),
         // An unknown status is not healthy.
         healthy: w.status == pb::WorkloadStatus::Healthy as i32,
+        draining: w.status != pb::WorkloadStatus::Healthy as i32 && is_draining(&w.extensions),
         cluster: cluster.into(),
         region: place.region.into(),
         zone: place.zone.into(),
@@ -527,6 +539,11 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         labels: labels(&w.extensions),
         baggage,
     })
+}
+
+/// Does our own controller say that it serves until it ends?
+fn is_draining(all: &[pb::Extension]) -> bool {
+    all.iter().filter_map(|e| e.config.as_ref()).any(|c| c.type_url == karst_api::DRAINING_TYPE)
 }
 
 /// The labels that our own controller tells.
