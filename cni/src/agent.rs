@@ -211,7 +211,13 @@ fn open(d: &Desired) -> anyhow::Result<Netns> {
 
 /// A pod as ZDS tells of it.
 fn wire(d: &Desired, netns: &Netns, sockets: &Rc<PodSockets>) -> zds::Pod {
-    zds::Pod { uid: d.config.uid.clone(), info: d.info.clone(), netns: netns.clone(), sockets: sockets.clone() }
+    zds::Pod {
+        uid: d.config.uid.clone(),
+        info: d.info.clone(),
+        netns: netns.clone(),
+        sockets: sockets.clone(),
+        bypass_dns: d.config.bypass_dns,
+    }
 }
 
 /// Removes all redirection of the node.

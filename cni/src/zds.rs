@@ -30,6 +30,8 @@ pub struct Pod {
     pub netns: Netns,
     /// Its listeners.
     pub sockets: Rc<PodSockets>,
+    /// Its DNS is not captured.
+    pub bypass_dns: bool,
 }
 
 enum Command {
@@ -201,8 +203,7 @@ impl Hub {
     }
 
     async fn send_add(&self, c: &seqpacket::Packets, p: &Pod, ours: bool) -> Result<Result<(), String>, String> {
-        let mut add =
-            AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), karst_descriptors: vec![] };
+        let mut add = AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), ..AddWorkload::default() };
         let mut fds = vec![p.netns.as_fd()];
         if ours {
             let s = &p.sockets;
@@ -215,6 +216,7 @@ impl Hub {
             ];
             add.karst_descriptors = all.iter().map(|(d, _)| *d as i32).collect();
             fds.extend(all.iter().map(|(_, f)| *f));
+            add.karst_bypass_dns = p.bypass_dns;
         }
         exchange(c, workload_request::Payload::Add(add), &fds).await
     }
