@@ -489,8 +489,8 @@ mod tests {
         for (q, limit) in [(&plain, 512), (&edns, 1232), (&greedy, 4096)] {
             let bytes = encode(long(q, 255), q, false).unwrap();
             let m = Message::from_vec(&bytes).unwrap();
-            // A compressed A record has 16 bytes.
-            assert!(bytes.len() <= limit && bytes.len() + 16 > limit, "{} bytes of {limit}", bytes.len());
+            // A record has 16 bytes, or 38 where the library stops to compress names.
+            assert!(bytes.len() <= limit && bytes.len() + 40 > limit, "{} bytes of {limit}", bytes.len());
             assert_eq!(m.metadata.truncation, m.answers.len() < 256);
             assert_eq!(m.answers[0].record_type(), RecordType::CNAME);
             assert_eq!(m.answers[1..], long(q, 255).answers[1..m.answers.len()]);
