@@ -7,6 +7,7 @@ use karst_rt::{netns::Netns, seqpacket};
 use prost::Message;
 use std::{
     cell::{Cell, RefCell},
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::Path,
     rc::Rc,
@@ -26,6 +27,8 @@ pub struct Pod {
     pub uid: String,
     /// Name, namespace, service account.
     pub info: WorkloadInfo,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: Netns,
     /// Its listeners.
@@ -206,6 +209,7 @@ impl Hub {
         let mut add = AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), ..AddWorkload::default() };
         let mut fds = vec![p.netns.as_fd()];
         if ours {
+            add.karst_addresses = p.ips.iter().map(|ip| karst_core::addr::ip_to_bytes(*ip)).collect();
             let s = &p.sockets;
             let all = [
                 (Descriptor::ListenOutbound, s.outbound.as_fd()),

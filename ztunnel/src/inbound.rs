@@ -5,14 +5,14 @@ use crate::{
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
-    plan::OWN_PORTS,
+    plan::{OWN_PORTS, Refusal},
     state::{Service, Snapshot, Workload},
     worker::{Count, Served, Worker},
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{Method, Response, StatusCode};
-use karst_core::{Identity, canonical, limits};
+use karst_core::{Identity, addr::is_host, canonical, limits};
 use karst_hbone::{
     copy::{self, Counts},
     server,
@@ -31,6 +31,10 @@ use tokio::net::TcpStream;
 /// Captured plaintext.
 pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
     let Some((to, _place)) = w.admit(&p, &tcp) else { return };
+    if from.ip() == to.ip() || p.pod.ips.contains(&from.ip()) {
+        // The pod's own call, to an address that nobody has heard of yet: it is to be made again, and will not come here.
+        return socket::reset_on_close(&tcp);
+    }
     let ask = Ask { from, to, hbone: None, identity: None, service: None };
     let (guard, ready) = open(&w, &p.pod, ask).await;
     let app = match ready {
@@ -87,7 +91,7 @@ async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketA
             respond.send_reset(Reason::REFUSED_STREAM);
         }
     };
-    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+    let Some(_place) = w.shared.budget.place(&p.pod) else {
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
@@ -231,12 +235,23 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
     if own.is_none() {
         return (guard, Err(Outcome::NoWorkload));
     }
+    if let Some(r) = refusal(&check.source_ip, ask.to) {
+        return (guard, Err(Outcome::Refused(r)));
+    }
     if let Err(o) = authorized(w, pod, &check).await {
         return (guard, Err(o));
     }
     let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
     let app = pod.origin.connect_app(ask.to, source_ip, limits::CONNECT_TIMEOUT).await;
     (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
+}
+
+/// What no policy can allow: a client without an address of its own, and ztunnel's own ports.
+fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
+    if OWN_PORTS.contains(&to.port()) {
+        return Some(Refusal::OwnPort);
+    }
+    (!is_host(*from)).then_some(Refusal::NotItsAddress)
 }
 
 /// Judges by the newest state; a policy that is named and not there is waited for.

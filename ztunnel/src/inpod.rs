@@ -12,7 +12,12 @@ use karst_rt::{
 };
 use prost::Message;
 use std::{
-    collections::HashMap, net::TcpListener, net::UdpSocket, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration,
+    collections::HashMap,
+    net::{IpAddr, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
 };
 
 /// A pod of this node.
@@ -30,8 +35,19 @@ pub struct LocalPod {
     pub dns_capture: bool,
     /// Service account.
     pub account: String,
+    /// Its addresses, the usual one of each family first; empty if the agent does not say (Istio's).
+    pub ips: Vec<IpAddr>,
     /// Where its connections are made.
     pub origin: Origin,
+    /// What it uses up, over all workers, and for as long as it is served.
+    pub usage: Arc<Usage>,
+}
+
+/// What a pod uses up of the process.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// Open connections, both directions.
+    pub connections: AtomicUsize,
 }
 
 /// The pods by `namespace/name`.
@@ -166,8 +182,11 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
     let (Some(outbound), Some(plaintext), Some(hbone), Some(dns)) = (outbound, plaintext, hbone, dns) else {
         return Err("the agent sent no listeners: this ztunnel needs Karst's node agent".into());
     };
+    let ip = |b: &Vec<u8>| karst_core::addr::ip_from_bytes(b).ok_or(format!("an address has {} bytes", b.len()));
     let pod = LocalPod {
         uid: a.uid,
+        ips: a.karst_addresses.iter().map(ip).collect::<Result<_, _>>()?,
+        usage: Arc::default(),
         key: format!("{}/{}", info.namespace, info.name),
         namespace: info.namespace,
         name: info.name,

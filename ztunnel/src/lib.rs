@@ -1,6 +1,7 @@
 //! The node proxy: carries its pods' TCP over HBONE, and enforces L4 policy.
 
 mod admin;
+mod client;
 mod config;
 mod conns;
 mod control;
@@ -52,10 +53,10 @@ fn run(config: config::Config) -> anyhow::Result<()> {
         karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), descriptors, "ztunnel starts");
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&rt, serve(config))
+    tokio::task::LocalSet::new().block_on(&rt, serve(config, descriptors))
 }
 
-async fn serve(config: config::Config) -> anyhow::Result<()> {
+async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
     let metrics = Arc::new(metrics::Metrics::default());
     let first = match &config.local_xds {
@@ -75,6 +76,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         configured,
         stream,
         pods: ArcSwap::default(),
+        budget: worker::Budget::of(descriptors),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
         crew,

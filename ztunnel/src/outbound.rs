@@ -2,6 +2,7 @@
 //! endpoints are tried.
 
 use crate::{
+    client::Client,
     conns::{Conn, Guard},
     dns::{self, Preamble},
     inbound::{self, Ask},
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use karst_core::{Identity, limits};
 use karst_hbone::{
-    client::{self, ClientError},
+    client::{self as tunnel_client, ClientError},
     copy::{self, Counts},
     pool::Lease,
 };
@@ -42,6 +43,15 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: Socke
         socket::reset_on_close(&tcp);
         return record(&w, from, to, None, None).end(&Outcome::NoWorkload);
     };
+    let own = if p.pod.ips.is_empty() { &source.ips } else { &p.pod.ips };
+    let client = match Client::new(own, from, |ip| p.pod.origin.is_local(ip)) {
+        Ok(c) => c,
+        Err(r) => {
+            socket::reset_on_close(&tcp);
+            return record(&w, from, to, Some(source), None).end(&Outcome::Refused(r));
+        }
+    };
+    let from = client.seen_by(to.ip());
     let mut tried: Vec<Arc<str>> = Vec::new();
     loop {
         let mut planned = choose(&w, &snapshot, &source, to, &tried);
@@ -62,7 +72,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: Socke
         let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
         let ready = {
-            let mut work = pin!(attempt(&w, &p, &planned, &source, from));
+            let mut work = pin!(attempt(&w, &p, &planned, &source, &client));
             let early = async {
                 // Only where the endpoint is a service's and not here: with others there is no reason to wait long.
                 match endpoint(&planned).filter(|_| again && is_far(&w, &planned)) {
@@ -199,19 +209,18 @@ async fn attempt(
     p: &Rc<Served>,
     planned: &Plan,
     source: &Arc<Workload>,
-    from: SocketAddr,
+    client: &Client,
 ) -> Result<Ready, Outcome> {
     match planned {
         Plan::Refuse(r) => Err(Outcome::Refused(*r)),
         // Resolved before.
         Plan::Resolve(_) => Err(Outcome::Refused(Refusal::NoEndpoint)),
         Plan::Plain { to, .. } => {
-            let s = p
-                .pod
-                .origin
-                .connect(*to, limits::CONNECT_TIMEOUT)
-                .await
-                .map_err(|e| Outcome::Connect(e.to_string()))?;
+            let s = match client.chosen() {
+                Some(source) => p.pod.origin.connect_from(source, *to, limits::CONNECT_TIMEOUT).await,
+                None => p.pod.origin.connect(*to, limits::CONNECT_TIMEOUT).await,
+            }
+            .map_err(|e| Outcome::Connect(e.to_string()))?;
             if let Some(k) = &w.keepalive {
                 socket::keepalive(&s, k);
             }
@@ -221,7 +230,7 @@ async fn attempt(
             if let Some(local) = same_node(w, t) {
                 // Both ends are this process: the caller's identity is the namespace that it came from.
                 let ask = Ask {
-                    from,
+                    from: client.seen_by(t.target.ip()),
                     to: t.target,
                     hbone: None,
                     identity: Some(source.identity.clone()),
@@ -236,7 +245,7 @@ async fn attempt(
                     }
                 };
             }
-            through(w, p, t, source, from).await
+            through(w, p, t, source, client.seen_by(t.target.ip())).await
         }
     }
 }
@@ -271,7 +280,7 @@ async fn through(
             if let Some(k) = &keepalive {
                 socket::keepalive(&tcp, k);
             }
-            client::handshake(tcp, to, &creds, &expected, &settings).await
+            tunnel_client::handshake(tcp, to, &creds, &expected, &settings).await
         }
     };
     // A tunnel can be taken away between being handed out and being used (GOAWAY): then a fresh one is asked for, once.
@@ -279,7 +288,7 @@ async fn through(
     for _ in 0..2 {
         let lease = w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?;
         let undecided = Undecided(&lease);
-        let answer = client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await;
+        let answer = tunnel_client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await;
         undecided.decided();
         match answer {
             Ok((send, recv, _)) => return Ok(Ready::Tunnel(lease, send, recv)),

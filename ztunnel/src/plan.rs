@@ -1,15 +1,15 @@
 //! Where a connection goes: a pure function of one snapshot (reference ztunnel §4.3, §4.4).
 
 use crate::state::{Gateway, Mode, Service, Snapshot, Workload};
-use karst_core::Identity;
+use karst_core::{Identity, addr::is_host, limits};
 use karst_proxy::endpoints::{candidates, is_waypoint, waypoints};
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-/// Ports that are ztunnel's own: a call to them would be a loop.
-pub const OWN_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+/// Ports that are ztunnel's own in a pod: a call to them would be a loop.
+pub const OWN_PORTS: [u16; 4] = limits::port::ALL;
 
 /// What to do with an outbound connection.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,8 +64,12 @@ pub struct Tunnel {
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// To ztunnel's own port of this pod.
+    /// To a port that is ztunnel's own in the pod.
     OwnPort,
+    /// To the pod's own address, which its kernel should have kept to itself.
+    OwnAddress,
+    /// The client's address is not one of the pod's.
+    NotItsAddress,
     /// The service does not have this port.
     NoPort,
     /// The service has no endpoint that could be used.
@@ -81,6 +85,8 @@ impl Refusal {
     pub fn text(self) -> &'static str {
         match self {
             Refusal::OwnPort => "the destination is a port of ztunnel itself",
+            Refusal::OwnAddress => "the destination is the calling pod itself",
+            Refusal::NotItsAddress => "the source address is not the pod's",
             Refusal::NoPort => "the service does not have this port",
             Refusal::NoEndpoint => "no healthy upstream: the service has no endpoint that could be used",
             Refusal::NoWaypoint => "the waypoint is not known or not ready",
@@ -99,8 +105,10 @@ pub trait Balance {
 
 /// Decides. `tried`: endpoints that have just failed.
 pub fn plan(s: &Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>], b: &mut impl Balance) -> Plan {
-    if OWN_PORTS.contains(&to.port()) && source.ips.contains(&to.ip()) {
-        return Plan::Refuse(Refusal::OwnPort);
+    if source.ips.contains(&to.ip()) {
+        // What a pod sends to itself never leaves its kernel: if it comes here, it would come again.
+        let own_port = OWN_PORTS.contains(&to.port());
+        return Plan::Refuse(if own_port { Refusal::OwnPort } else { Refusal::OwnAddress });
     }
     if let Some(svc) = s.service(to.ip(), &source.namespace) {
         return to_service(s, source, svc, to, tried, b);
@@ -156,7 +164,7 @@ pub fn resolved(
     b: &mut impl Balance,
 ) -> Plan {
     let ip = ip.to_canonical();
-    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST {
+    if !is_host(ip) {
         return Plan::Refuse(Refusal::BadAddress);
     }
     let to = SocketAddr::new(ip, name.port);
@@ -354,7 +362,7 @@ mod tests {
             ("10.0.0.3:1234", "10.0.0.3:1234 plain"),
             ("192.0.2.1:443", "192.0.2.1:443 plain"),
             ("10.0.0.9:15008", "OwnPort"),
-            ("10.0.0.9:80", "10.0.0.9:80 by 10.0.0.9:15008"),
+            ("10.0.0.9:80", "OwnAddress"),
         ] {
             assert_eq!(target(run(&s, to, &[], &mut fixed())), want, "{to}");
         }

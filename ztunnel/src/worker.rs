@@ -24,7 +24,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{
@@ -49,6 +52,8 @@ pub struct Shared {
     /// Is there a control plane that tells of changes? (A file that is followed counts as one.)
     pub stream: watch::Receiver<bool>,
     pub pods: ArcSwap<LocalPods>,
+    /// How much of the process's descriptors connections may take.
+    pub budget: Budget,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
     pub crew: Crew<Order>,
@@ -61,6 +66,48 @@ impl Shared {
             // The control thread has ended, and the process is about to.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// How many connections may be open, so that no pod uses up the descriptors of its neighbours, and accepting always goes on.
+pub struct Budget {
+    per_pod: usize,
+    all: usize,
+    open: AtomicUsize,
+}
+
+impl Budget {
+    /// That of a process with so many descriptors.
+    pub fn of(descriptors: u64) -> Self {
+        let (per_pod, all) = (limits::connections_per_pod(descriptors), limits::connections(descriptors));
+        Self { per_pod, all, open: AtomicUsize::new(0) }
+    }
+    /// A place for a connection of a pod, if there is one left.
+    pub fn place<'a>(&'a self, pod: &'a LocalPod) -> Option<Place<'a>> {
+        let own = Place::take(&pod.usage.connections, self.per_pod)?;
+        Some(Place { _own: own, _all: Place::take(&self.open, self.all)? })
+    }
+}
+
+/// A connection's place in the budget, given back when dropped.
+pub struct Place<'a> {
+    _own: Taking<'a>,
+    _all: Taking<'a>,
+}
+
+/// Counts down when dropped, over all workers.
+struct Taking<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(n: &'a AtomicUsize, limit: usize) -> Option<Taking<'a>> {
+        let before = n.fetch_add(1, Relaxed);
+        let taken = Taking(n);
+        (before < limit).then_some(taken)
+    }
+}
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -126,7 +173,6 @@ pub struct Served {
     pub pod: Arc<LocalPod>,
     pub tunnels: Cell<usize>,
     pub handshakes: Cell<usize>,
-    pub connections: Cell<usize>,
     stop: drain::Drain,
 }
 
@@ -151,7 +197,7 @@ impl Drop for Count<'_> {
 impl Served {
     fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, tunnels: Cell::new(0), handshakes: Cell::new(0), connections: Cell::new(0), stop })
+        Rc::new(Self { pod, tunnels: Cell::new(0), handshakes: Cell::new(0), stop })
     }
 
     /// Watches for the pod's own end of service.
@@ -411,9 +457,9 @@ impl Worker {
     }
 
     /// The start of every captured connection: where it goes, and its place among the pod's, if there is one left.
-    pub fn admit<'a>(&self, p: &'a Served, tcp: &TcpStream) -> Option<(std::net::SocketAddr, Count<'a>)> {
+    pub fn admit<'a>(&'a self, p: &'a Served, tcp: &TcpStream) -> Option<(std::net::SocketAddr, Place<'a>)> {
         let to = tcp.local_addr().map(karst_core::canonical).ok()?;
-        let Some(place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+        let Some(place) = self.shared.budget.place(&p.pod) else {
             self.refused();
             karst_rt::socket::reset_on_close(tcp);
             return None;

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod backoff;
 pub mod drain;
 pub mod log;
+pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod ready;

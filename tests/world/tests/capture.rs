@@ -74,11 +74,14 @@ fn bypass_table() {
         let own = if to.is_ipv4() { a.ip } else { a.ip6 };
         assert_eq!(echo.last_peer().unwrap().ip(), own, "the server sees its client's address");
     }
+    let taken =
+        a.netns().run(|| raw(Domain::IPV4, |s| s.bind(&SocketAddr::from(([0, 0, 0, 0], 15008)).into()), b.at(8080)));
+    row("source port of the proxy (15008)", "taken", if taken.unwrap().is_err() { "taken" } else { "free" });
     let forms: [(&str, &dyn Fn(&Socket) -> std::io::Result<()>); 4] = [
         ("socket with ztunnel's mark 0x539", &|s| s.set_mark(0x539)),
         ("socket with the capture mark 0x111", &|s| s.set_mark(0x111)),
         ("socket with another mark", &|s| s.set_mark(0x7)),
-        ("source port of the proxy (15008)", &|s| s.bind(&SocketAddr::from(([0, 0, 0, 0], 15008)).into())),
+        ("source port of another proxy (15090)", &|s| s.bind(&SocketAddr::from(([0, 0, 0, 0], 15090)).into())),
     ];
     for (what, f) in forms {
         let before = wait_count(&w, 0);
