@@ -220,6 +220,7 @@ fn wire(d: &Desired, netns: &Netns, sockets: &Rc<PodSockets>) -> zds::Pod {
         ips: d.config.ips.clone(),
         netns: netns.clone(),
         sockets: sockets.clone(),
+        bypass_dns: d.config.bypass_dns,
     }
 }
 

@@ -31,6 +31,8 @@ pub struct LocalPod {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// Is its DNS captured, over TCP too? (`ambient.istio.io/dns-capture`; over UDP the redirection knows.)
+    pub dns_capture: bool,
     /// Service account.
     pub account: String,
     /// Its addresses, the usual one of each family first; empty if the agent does not say (Istio's).
@@ -188,8 +190,33 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
         key: format!("{}/{}", info.namespace, info.name),
         namespace: info.namespace,
         name: info.name,
+        dns_capture: !a.karst_bypass_dns,
         account: info.service_account,
         origin: Origin { netns: Some(netns), exempt },
     };
     Ok((pod, Listeners { outbound, plaintext, hbone, dns }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_api::zds::{WorkloadInfo, WorkloadRequest};
+
+    #[test]
+    fn dns_is_captured_unless_the_agent_says_otherwise() {
+        let descriptor = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        for (karst_bypass_dns, want) in [(false, true), (true, false)] {
+            let add = AddWorkload {
+                uid: "u".into(),
+                workload_info: Some(WorkloadInfo { name: "n".into(), ..WorkloadInfo::default() }),
+                karst_descriptors: (1..=4).collect(),
+                karst_bypass_dns,
+                ..AddWorkload::default()
+            };
+            let bytes = WorkloadRequest { payload: Some(Payload::Add(add)) }.encode_to_vec();
+            let r = request(&bytes, (0..5).map(|_| descriptor()).collect());
+            let Ok(Request::Add(pod, _)) = r else { unreachable!("{:?}", r.err()) };
+            assert_eq!(pod.dns_capture, want);
+        }
+    }
 }

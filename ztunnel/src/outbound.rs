@@ -4,6 +4,7 @@
 use crate::{
     client::Client,
     conns::{Conn, Guard},
+    dns::{self, Preamble},
     inbound::{self, Ask},
     metrics::Reporter,
     outcome::Outcome,
@@ -11,6 +12,7 @@ use crate::{
     state::Workload,
     worker::{ByLoad, Served, TunnelKey, Worker},
 };
+use bytes::Bytes;
 use http::HeaderMap;
 use karst_core::{Identity, limits};
 use karst_hbone::{
@@ -20,17 +22,22 @@ use karst_hbone::{
 };
 use karst_rt::socket;
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// Endpoints tried for one connection: a lost node may have had most of a service's.
 const TRIES: usize = 4;
 
 /// A captured connection of a pod.
-pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: SocketAddr) {
     let Some((to, _place)) = w.admit(&p, &tcp) else { return };
-    if w.shared.config.dns && to.port() == 53 {
-        let _ = crate::dns::serve_tcp(&w.shared, &p.pod, tcp, to).await;
-        return;
+    // What the client has said already; the destination gets it first.
+    let mut first = Bytes::new();
+    if w.shared.config.dns && p.pod.dns_capture && to.port() == 53 {
+        // Rare: not in the task of every connection.
+        match Box::pin(dns::preamble(&w.shared, &p.pod, &mut tcp)).await {
+            Preamble::Answered => return,
+            Preamble::Forward(said) => first = said,
+        }
     }
     let Some((mut snapshot, mut source)) = w.workload(&p.pod).await else {
         socket::reset_on_close(&tcp);
@@ -89,6 +96,10 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
             let port = (service.key.clone(), to.port());
             w.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
         }
+        let ready = match ready {
+            Ok(r) if !first.is_empty() => Box::pin(r.after(&first, &guard.conn().counts)).await,
+            r => r,
+        };
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
@@ -173,9 +184,33 @@ fn is_far(w: &Worker, p: &Plan) -> bool {
 }
 
 enum Ready {
-    Tunnel(Lease, h2::SendStream<bytes::Bytes>, h2::RecvStream),
+    Tunnel(Lease, h2::SendStream<Bytes>, h2::RecvStream),
     Socket(TcpStream),
     Local(Guard, TcpStream),
+}
+
+impl Ready {
+    /// The same, once the destination has been sent these bytes (a few kilobytes) of the client. Nothing can be tried again
+    /// after that.
+    async fn after(mut self, first: &Bytes, counts: &Counts) -> Result<Self, Outcome> {
+        let sent = match &mut self {
+            Ready::Tunnel(_, send, _) => send.send_data(first.clone(), false).map_err(|e| e.to_string()),
+            Ready::Socket(s) | Ready::Local(_, s) => s.write_all(first).await.map_err(|e| e.to_string()),
+        };
+        match sent {
+            Ok(()) => {
+                counts.from_client.set(counts.from_client.get() + first.len() as u64);
+                Ok(self)
+            }
+            Err(e) => {
+                let o = Outcome::Broken(e);
+                if let Ready::Local(inner, _) = self {
+                    inner.end(&o);
+                }
+                Err(o)
+            }
+        }
+    }
 }
 
 async fn attempt(
