@@ -46,6 +46,8 @@ const H2_STREAMS: usize = 100;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TunnelKey {
     to: SocketAddr,
+    /// The workload that has that address: with another one there, the tunnel is another.
+    peer: Arc<str>,
     expected: Identity,
 }
 
@@ -262,7 +264,7 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
     // A waypoint says itself where it takes tunnels.
     let port = if s.through.is_some() { address.port() } else { karst_hbone::PORT };
     let to = SocketAddr::new(address.ip(), port);
-    let key = TunnelKey { to, expected: workload.identity.clone() };
+    let key = TunnelKey { to, peer: workload.uid.clone(), expected: workload.identity.clone() };
     // Who answers must be that workload, or who the service says it is.
     let others = s.service.sans.iter().filter(|_| s.through.is_none());
     let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
@@ -281,23 +283,8 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
         headers.insert("forwarded", v);
     }
     let target = s.through.clone().unwrap_or_else(|| address.to_string());
-    let mut last = String::new();
-    for _ in 0..2 {
-        let lease = w.tunnels.get(&key, &dial).await.map_err(|e| e.to_string())?;
-        match client::connect(lease.sender(), &target, headers.clone()).await {
-            Ok((send, recv, _)) => return Ok((Io::tunnel(send, recv, w.lingering.clone()), Some(lease))),
-            Err(e) => {
-                if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
-                    lease.discard();
-                }
-                last = e.to_string();
-                if !matches!(e, ClientError::Unprocessed(_)) {
-                    break;
-                }
-            }
-        }
-    }
-    Err(last)
+    let o = w.tunnels.open(&key, dial, &target, headers).await.map_err(|e| e.to_string())?;
+    Ok((Io::tunnel(o.send, o.recv, w.lingering.clone()), Some(o.lease)))
 }
 
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.

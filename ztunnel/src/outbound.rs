@@ -125,8 +125,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: Socke
             }
             Err(o) => o,
         };
-        let retriable =
-            matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
+        let retriable = outcome.may_retry();
         guard.end(&outcome);
         let failed = endpoint(&planned).filter(|_| retriable);
         if let Some(uid) = &failed {
@@ -276,7 +275,7 @@ async fn through(
 ) -> Result<Ready, Outcome> {
     let mut secrets = w.shared.secrets.clone();
     let creds = secrets.get(&source.identity, limits::HOLD_TIMEOUT).await.ok_or(Outcome::NoIdentity)?;
-    let key = TunnelKey { pod: p.pod.uid.clone(), to: t.address, expected: t.peer.identity.clone() };
+    let key = TunnelKey { pod: p.pod.uid.clone(), to: t.address, peer: t.peer.uid.clone(), expected: t.peer.identity.clone() };
     let connect = || {
         let (origin, to, settings, keepalive) = (p.pod.origin.clone(), t.address, w.settings.clone(), w.keepalive);
         let creds = creds.clone();
@@ -292,42 +291,8 @@ async fn through(
             tunnel_client::handshake(tcp, to, &creds, &expected, &settings).await
         }
     };
-    // A tunnel can be taken away between being handed out and being used (GOAWAY): then a fresh one is asked for, once.
-    let mut last = None;
-    for _ in 0..2 {
-        let lease = w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?;
-        let undecided = Undecided(&lease);
-        let answer = tunnel_client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await;
-        undecided.decided();
-        match answer {
-            Ok((send, recv, _)) => return Ok(Ready::Tunnel(lease, send, recv)),
-            Err(e) => {
-                if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
-                    lease.discard();
-                }
-                if !matches!(e, ClientError::Unprocessed(_)) {
-                    return Err(Outcome::Tunnel(e));
-                }
-                last = Some(e);
-            }
-        }
-    }
-    Err(last.map_or(Outcome::NoIdentity, Outcome::Tunnel))
-}
-
-/// A place on a tunnel whose peer has not answered yet. If nobody waits for the answer any more, the peer may be gone: what
-/// is open on the tunnel goes on (PINGs decide about that), but nothing new is put there.
-struct Undecided<'a>(&'a Lease);
-
-impl Undecided<'_> {
-    fn decided(self) {
-        std::mem::forget(self);
-    }
-}
-impl Drop for Undecided<'_> {
-    fn drop(&mut self) {
-        self.0.discard();
-    }
+    let opened = w.pool.open(&key, connect, &t.target.to_string(), headers(source, t, from)).await;
+    opened.map(|o| Ready::Tunnel(o.lease, o.send, o.recv)).map_err(Outcome::Tunnel)
 }
 
 /// Request headers (docs/hbone.md §4).

@@ -151,6 +151,8 @@ pub enum Order {
 pub struct TunnelKey {
     pub pod: String,
     pub to: std::net::SocketAddr,
+    /// The workload that has that address: with another one there, the tunnel is another.
+    pub peer: Arc<str>,
     pub expected: karst_core::Identity,
 }
 
@@ -169,6 +171,13 @@ pub struct Worker {
     /// Endpoints that could not be reached, and until when they are avoided.
     avoided: RefCell<Vec<(Arc<str>, Instant)>>,
     pods: RefCell<HashMap<String, Rc<Served>>>,
+}
+
+impl TunnelKey {
+    /// Is the workload still what it was when the tunnel was opened?
+    fn is_current(&self, s: &Snapshot) -> bool {
+        s.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
+    }
 }
 
 /// A pod as this worker serves it.
@@ -237,7 +246,7 @@ pub fn run(
         let mut flush = tokio::time::interval(FLUSH);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut graceful, mut forced) = (drain.clone(), drain.clone());
-        let mut draining = false;
+        let (mut draining, mut changed) = (false, false);
         let mut done = tokio::time::interval(Duration::from_millis(20));
         loop {
             tokio::select! {
@@ -249,9 +258,17 @@ pub fn run(
                     if r.is_ok() {
                         let s = state.borrow_and_update().clone();
                         w.conns.recheck(&s);
+                        changed = true;
                     }
                 }
-                _ = flush.tick() => w.conns.flush(),
+                _ = flush.tick() => {
+                    w.conns.flush();
+                    if std::mem::take(&mut changed) {
+                        // Their workloads are gone, and so will be their peers.
+                        let s = w.snapshot();
+                        w.pool.retire(|k| !k.is_current(&s));
+                    }
+                }
                 () = graceful.reached(drain::Phase::Graceful), if !draining => {
                     draining = true;
                     for p in w.pods.borrow().values() {
