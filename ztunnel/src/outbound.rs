@@ -275,7 +275,12 @@ async fn through(
 ) -> Result<Ready, Outcome> {
     let mut secrets = w.shared.secrets.clone();
     let creds = secrets.get(&source.identity, limits::HOLD_TIMEOUT).await.ok_or(Outcome::NoIdentity)?;
-    let key = TunnelKey { pod: p.pod.uid.clone(), to: t.address, peer: t.peer.uid.clone(), expected: t.peer.identity.clone() };
+    let key = TunnelKey {
+        pod: p.pod.uid.clone(),
+        to: t.address,
+        peer: t.peer.uid.clone(),
+        expected: t.peer.identity.clone(),
+    };
     let connect = || {
         let (origin, to, settings, keepalive) = (p.pod.origin.clone(), t.address, w.settings.clone(), w.keepalive);
         let creds = creds.clone();

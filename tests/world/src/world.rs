@@ -648,6 +648,11 @@ impl World {
         pod
     }
 
+    /// The next pod of a node has this number in its addresses, be it that of a pod that is gone.
+    pub fn next_address(&mut self, node: usize, n: u8) {
+        self.next_pod[node] = n;
+    }
+
     /// All pods.
     pub fn pods(&self) -> Vec<Pod> {
         self.pods.values().cloned().collect()

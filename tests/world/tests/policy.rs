@@ -173,7 +173,8 @@ fn a_policy_change_leaves_nobody_waiting() {
     w.namespace("other", true);
     w.namespace("out", false);
     let server = w.mesh_pod(PodSpec::new("app", "server", 1));
-    let (friend, stranger) = (w.mesh_pod(PodSpec::new("app", "friend", 0)), w.mesh_pod(PodSpec::new("other", "stranger", 0)));
+    let (friend, stranger) =
+        (w.mesh_pod(PodSpec::new("app", "friend", 0)), w.mesh_pod(PodSpec::new("other", "stranger", 0)));
     let plain = w.pod(PodSpec::new("out", "plain", 0));
     w.settle();
     let _e = (app::Echo::start(&server, 8080, ""), app::Echo::start(&server, 9000, ""));
@@ -188,12 +189,18 @@ fn a_policy_change_leaves_nobody_waiting() {
         w.write("deny", &deny).unwrap();
         open.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let closed = std::io::Read::read(&mut open, &mut [0; 1]);
-        assert!(!matches!(closed, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "the open connection is closed");
+        assert!(
+            !matches!(closed, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock),
+            "the open connection is closed"
+        );
         w.delete("deny");
-        for (i, (who, pod, served)) in
-            [("plaintext, permissive", &plain, true), ("plaintext, strict", &plain, false), ("member, strict", &friend, true)]
-                .into_iter()
-                .enumerate()
+        for (i, (who, pod, served)) in [
+            ("plaintext, permissive", &plain, true),
+            ("plaintext, strict", &plain, false),
+            ("member, strict", &friend, true),
+        ]
+        .into_iter()
+        .enumerate()
         {
             if i == 1 {
                 w.apply("strict", strict);
