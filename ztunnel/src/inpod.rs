@@ -1,5 +1,6 @@
 //! The node's pods, as the agent tells of them over ZDS.
 
+use crate::gate::Gate;
 use karst_api::{
     ZDS_MAX_PACKET,
     zds::{self, Ack, AddWorkload, Descriptor, ZdsHello, workload_request::Payload},
@@ -30,6 +31,8 @@ pub struct LocalPod {
     pub account: String,
     /// Where its connections are made.
     pub origin: Origin,
+    /// How many tunnels it may have, over all workers.
+    pub gate: Gate,
 }
 
 /// The pods by `namespace/name`.
@@ -171,6 +174,7 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
         name: info.name,
         account: info.service_account,
         origin: Origin { netns: Some(netns), exempt },
+        gate: Gate::of_pod(karst_rt::process::raise_descriptor_limit().unwrap_or(1024)),
     };
     Ok((pod, Listeners { outbound, plaintext, hbone, dns }))
 }

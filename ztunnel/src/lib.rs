@@ -7,6 +7,7 @@ mod control;
 mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod inbound;
 mod inpod;
 mod local;
@@ -77,6 +78,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         pods: ArcSwap::default(),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
+        gate: gate::Gate::of_node(karst_rt::process::raise_descriptor_limit().unwrap_or(1024)),
         crew,
     });
     // Ports first: a process that cannot have them must not take connections.

@@ -4,6 +4,7 @@
 use crate::{
     config::Config,
     conns::Conns,
+    gate::Gate,
     inbound,
     inpod::{Listeners, LocalPod, LocalPods},
     metrics::Metrics,
@@ -51,6 +52,8 @@ pub struct Shared {
     pub pods: ArcSwap<LocalPods>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// How many tunnels there may be to all pods together.
+    pub gate: Gate,
     pub crew: Crew<Order>,
 }
 
@@ -124,8 +127,6 @@ pub struct Worker {
 /// A pod as this worker serves it.
 pub struct Served {
     pub pod: Arc<LocalPod>,
-    pub tunnels: Cell<usize>,
-    pub handshakes: Cell<usize>,
     pub connections: Cell<usize>,
     stop: drain::Drain,
 }
@@ -151,7 +152,7 @@ impl Drop for Count<'_> {
 impl Served {
     fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, tunnels: Cell::new(0), handshakes: Cell::new(0), connections: Cell::new(0), stop })
+        Rc::new(Self { pod, connections: Cell::new(0), stop })
     }
 
     /// Watches for the pod's own end of service.

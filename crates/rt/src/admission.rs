@@ -107,17 +107,19 @@ impl Counts {
         }
     }
 
-    /// For a page of metrics: those of several listeners, by name.
-    pub fn render(out: &mut String, all: &[(&str, &Counts)]) {
+    /// For a page of metrics: those of several listeners, by their name and stage (`handshake`, `open`).
+    pub fn render(out: &mut String, all: &[(&str, &str, &Counts)]) {
         let name = "karst_connections_ended_by_limit_total";
         let _ = writeln!(
             out,
             "# HELP {name} Connections that had to end: no place (refused), gave way to others (evicted), not a byte (silent), not done in time (late).\n# TYPE {name} counter"
         );
-        for (listener, counts) in all {
+        for (listener, stage, counts) in all {
             for e in [Ended::Refused, Ended::Evicted, Ended::Silent, Ended::Late] {
                 if let Some(reason) = e.reason() {
-                    let _ = writeln!(out, "{name}{{listener=\"{listener}\",reason=\"{reason}\"}} {}", counts.of(e));
+                    let n = counts.of(e);
+                    let _ =
+                        writeln!(out, "{name}{{listener=\"{listener}\",stage=\"{stage}\",reason=\"{reason}\"}} {n}");
                 }
             }
         }
