@@ -63,6 +63,6 @@ impl Pages {
     }
 
     fn metrics(&self) -> admin::Answer {
-        admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render())
+        admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render(&self.shared.gate))
     }
 }
