@@ -120,9 +120,8 @@ fn silent_strangers_stop_no_tunnel() {
     }
     let served = load.end();
     let opened = attack.end();
-    let ended = |reason: &str| {
-        w.metric(1, "karst_connections_ended_by_limit_total", &["\"hbone\"", "\"handshake\"", reason])
-    };
+    let ended =
+        |reason: &str| w.metric(1, "karst_connections_ended_by_limit_total", &["\"hbone\"", "\"handshake\"", reason]);
     let (evicted, refused) = (ended("evicted"), ended("refused"));
     println!(
         "silent={opened} evicted={evicted} refused={refused} served={} slowest_ms={} failed={:?} fresh_failed={failed:?}",
