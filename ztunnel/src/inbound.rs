@@ -77,7 +77,7 @@ async fn admitted(
         tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel refused");
     };
     let result = async {
-        let mut place = Place::admit(&gates.map(|g| &g.handshakes), &Source::address(from.ip(), known))?;
+        let place = Place::admit(&gates.map(|g| &g.handshakes), &Source::address(from.ip(), known))?;
         place.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await?;
         let done = place.within(limits::HANDSHAKE_TIMEOUT, handshake(w, p, tcp, from)).await?;
         Ok::<_, Ended>(done.map(|(stream, peer)| (stream, peer, place)))
