@@ -48,6 +48,11 @@ impl Gate {
         }
     }
 
+    /// For a server whose callers show nothing that they could be known by.
+    pub fn for_strangers() -> Self {
+        Self::new(Limits { known: 0, strangers: 0, ..UNFINISHED }, MEMBERS)
+    }
+
     /// A connection that was just accepted. `known`: nodes' proxies call from this address, or somebody who had a token has.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         counts: Counts::default(),
         reviews: Arc::default(),
         discovery_gate: Arc::default(),
-        webhook_gate: Arc::default(),
+        webhook_gate: Arc::new(Gate::for_strangers()),
         known: Known::default(),
         config,
     });
@@ -140,7 +140,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Tokens::Kubernetes(kube), Some(leads)) = (&shared.tokens, leads) {
         let (s, c) = (shared.clone(), &shared.config);
         let (listener, acceptor) = (webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
-        // The API server shows nothing that it could be known by.
         let connections = tls::incoming(listener, acceptor, s.webhook_gate.clone(), |_| false);
         tokio::task::spawn_local(webhook::serve(connections, mesh.clone(), s.reviews.clone()));
         tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), s.authority.roots(), leads));
