@@ -1,6 +1,6 @@
 //! Places for connections that have not shown yet who they are, and for those that have and do nothing: a cap that nobody
 //! can turn against the others. Whoever is accepted gets a [`Place`]; when there is none, the oldest that is idle gives
-//! way, of the source that has the most ([`table`] decides). The connection's task waits for [`Place::evicted`] beside what it does.
+//! way, of the source that has the most (`table` decides). The connection's task waits for [`Place::evicted`] beside what it does.
 //!
 //! A place is taken and given back under a lock, once in a connection's life; nothing is locked for its bytes. Streams of
 //! a tunnel that is established cost two additions ([`Place::in_use`]).
