@@ -5,6 +5,7 @@ mod agent;
 mod config;
 mod events;
 mod install;
+mod local;
 mod metrics;
 mod plugin;
 mod records;

@@ -3,6 +3,7 @@
 mod auth;
 mod ca;
 mod callers;
+mod client;
 mod config;
 mod convert;
 #[cfg(feature = "fuzz")]
@@ -13,6 +14,7 @@ mod kubernetes;
 mod model;
 mod probe;
 mod push;
+mod reach;
 mod serve;
 mod tls;
 mod token;

@@ -129,7 +129,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let mut log = Problems::default();
     let mut compiler = Compiler::new(mesh.clone());
-    let keys = Fetcher::start();
+    let keys = Fetcher::start(shared.config.jwks()).map_err(anyhow::Error::msg)?;
     let mut found = keys.found.clone();
     update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {

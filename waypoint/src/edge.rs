@@ -278,7 +278,7 @@ where
         tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, error = why, "connection refused");
     };
     let busy = Busy::on(call);
-    if let Some(why) = s.gateway.as_ref().and_then(|g| call.judged(g.access.as_ref()?, None)) {
+    if let Some(why) = s.gateway.as_ref().and_then(|g| call.judged(w, g.access.as_ref()?, None)) {
         return refuse(&why);
     }
     let Some(rule) = l.routes(s, name).and_then(|r| r.table("").find_tcp(&call.tcp())) else {

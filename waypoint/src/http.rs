@@ -80,7 +80,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         Some(Err(why)) => return unauthorized(why, &call, &parts, &authority, record),
     };
     if let Some(a) = access
-        && let Some(by) = refused(a, &call, &parts, &authority, token.as_ref())
+        && let Some(by) = refused(&w, a, &call, &parts, &authority, token.as_ref())
     {
         record.error = by;
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
@@ -239,7 +239,7 @@ fn introduce(call: &Call, h: &mut HeaderMap) {
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
-fn refused(a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
+fn refused(w: &Worker, a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
     let path = access::plain(p.uri.path());
     let bare = access::bare(&path);
     let request = access::Request {
@@ -250,7 +250,7 @@ fn refused(a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&T
         headers: &p.headers,
         token,
     };
-    call.judged(a, Some(request))
+    call.judged(w, a, Some(request))
 }
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.

@@ -6,7 +6,10 @@ use crate::{
     telemetry::{METRICS, Telemetry},
 };
 use karst_api::route::Metric;
-use karst_proxy::labels::{Labels, put, side};
+use karst_proxy::{
+    dry_run::DryRuns,
+    labels::{Labels, put, side},
+};
 use karst_rt::admission::Ended;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -104,6 +107,8 @@ struct Table {
 #[derive(Default)]
 pub struct Metrics {
     series: Mutex<Table>,
+    /// By policy; rendered with the state at hand, which says which policies there are.
+    pub dry_runs: DryRuns,
 }
 
 impl Metrics {

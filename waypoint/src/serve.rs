@@ -129,7 +129,7 @@ impl Call {
     }
 
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
-    pub fn judged(&self, a: &Access, request: Option<access::Request<'_>>) -> Option<String> {
+    pub fn judged(&self, w: &Worker, a: &Access, request: Option<access::Request<'_>>) -> Option<String> {
         let asked = access::Asked {
             peer: self.peer.as_ref(),
             source: self.from.ip(),
@@ -138,9 +138,16 @@ impl Call {
             sni: self.tcp().sni,
             request,
         };
-        for p in a.told(&asked) {
+        for (policy, told) in a.told(&asked) {
+            let text = match told {
+                access::Told::Matches => "matches",
+                access::Told::DryRun { would, deny } => {
+                    w.shared.metrics.dry_runs.count(policy, deny, would);
+                    would.text()
+                }
+            };
             let service = self.service().map_or("-", |s| &s.hostname);
-            tracing::info!(target: "audit", policy = p, peer = self.caller(), service, port = self.port, "matches");
+            tracing::info!(target: "audit", policy, peer = self.caller(), service, port = self.port, "{text}");
         }
         match a.judge(&asked) {
             access::Verdict::Allow => None,
@@ -386,7 +393,7 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
     let s = w.snapshot();
     let service = call.service()?;
     if let Some(a) = s.access_to(service)
-        && let Some(why) = call.judged(a, None)
+        && let Some(why) = call.judged(w, a, None)
     {
         tracing::info!(target: "access", peer = call.caller(), service = %service.hostname, error = why, "connection refused");
         return None;

@@ -35,7 +35,7 @@ fn pod_limits(descriptors: u64) -> (Limits, Limits) {
     let tunnels = Limits {
         per_source: limits::MAX_TUNNELS_PER_PEER,
         // Streams: one peer must leave some of the pod's connections to others.
-        in_use: limits::MAX_CONNECTIONS_PER_POD / 4 * 3,
+        in_use: limits::connections_per_pod(descriptors) / 4 * 3,
         ..Limits::even(part(descriptors, 8, limits::MAX_TUNNELS_PER_POD))
     };
     (Limits::shared(part(descriptors, 32, limits::MAX_HANDSHAKES_PER_POD)), tunnels)
@@ -63,7 +63,7 @@ mod tests {
             assert!(
                 pod_h.per_source < pod_h.total && node_h.per_source < node_h.total && node_t.per_source < node_t.total
             );
-            assert!(pod_t.in_use < limits::MAX_CONNECTIONS_PER_POD);
+            assert!(pod_t.in_use < limits::connections_per_pod(descriptors));
         }
         let (h, t) = pod_limits(1 << 20);
         assert_eq!((h.total, t.total), (limits::MAX_HANDSHAKES_PER_POD, limits::MAX_TUNNELS_PER_POD));

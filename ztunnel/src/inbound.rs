@@ -5,16 +5,16 @@ use crate::{
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
-    plan::OWN_PORTS,
+    plan::{OWN_PORTS, Refusal},
     state::{Service, Snapshot, Workload},
-    worker::{Count, Served, Worker},
+    worker::{Served, Worker},
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{Method, Response, StatusCode};
-use karst_core::{Identity, canonical, limits};
+use karst_core::{Identity, addr::is_host, canonical, limits};
 use karst_hbone::{copy, server, stream::TlsStream};
-use karst_policy::{Connection, Verdict, authorize};
+use karst_policy::{Connection, Verdict, authorize, dry_run};
 use karst_rt::{
     admission::{Counts, Ended, InUse, Place, Source},
     drain, socket,
@@ -31,6 +31,10 @@ use tokio::net::TcpStream;
 /// Captured plaintext.
 pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
     let Some((to, _place)) = w.admit(&p, &tcp) else { return };
+    if from.ip() == to.ip() || p.pod.ips.contains(&from.ip()) {
+        // The pod's own call, to an address that nobody has heard of yet: it is to be made again, and will not come here.
+        return socket::reset_on_close(&tcp);
+    }
     let ask = Ask { from, to, hbone: None, identity: None, service: None };
     let (guard, ready) = open(&w, &p.pod, ask).await;
     let app = match ready {
@@ -70,7 +74,7 @@ async fn admitted(
     tcp: TcpStream,
     from: SocketAddr,
 ) -> Option<(TlsStream, Identity, Rc<Place>)> {
-    let gates = [&w.shared.gate, &p.pod.gate];
+    let gates = [&w.shared.gate, &p.pod.usage.gate];
     let known = w.snapshot().workload(from.ip()).is_some();
     let ended = |counts: &Counts, e: Ended| {
         counts.note(e);
@@ -131,7 +135,7 @@ async fn connect(
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
-    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+    let Some(_place) = w.shared.budget.place(&p.pod) else {
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
@@ -275,7 +279,10 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
     if own.is_none() {
         return (guard, Err(Outcome::NoWorkload));
     }
-    if let Err(o) = authorized(w, pod, &check).await {
+    if let Some(r) = refusal(&check.source_ip, ask.to) {
+        return (guard, Err(Outcome::Refused(r)));
+    }
+    if let Err(o) = authorized(w, pod, &check, &guard).await {
         return (guard, Err(o));
     }
     let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
@@ -283,8 +290,17 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
     (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
 }
 
-/// Judges by the newest state; a policy that is named and not there is waited for.
-async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
+/// What no policy can allow: a client without an address of its own, and ztunnel's own ports.
+fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
+    if OWN_PORTS.contains(&to.port()) {
+        return Some(Refusal::OwnPort);
+    }
+    (!is_host(*from)).then_some(Refusal::NotItsAddress)
+}
+
+/// Judges by the newest state; a policy that is named and not there is waited for. What policies in dry run would have done is
+/// told of, and decides nothing.
+async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
     let mut state = w.shared.state.clone();
     let judge = |s: &crate::state::Snapshot| -> Result<Verdict, Outcome> {
         let policies = match s.pod(&pod.namespace, &pod.name) {
@@ -292,6 +308,7 @@ async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<()
             None => s.policies_of_unannounced(&pod.namespace),
         };
         let policies = policies.map_err(Outcome::PolicyMissing)?;
+        guard.dry_run(&dry_run(policies.iter().copied(), check));
         Ok(authorize(policies.into_iter(), check))
     };
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;

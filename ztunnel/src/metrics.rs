@@ -3,7 +3,10 @@
 //! plane, but workloads come and go.
 
 use crate::state::{Service, Workload};
-use karst_proxy::labels::{put, side};
+use karst_proxy::{
+    dry_run::DryRuns,
+    labels::{put, side},
+};
 use karst_rt::admission::Counts;
 use std::{
     collections::HashMap,
@@ -68,6 +71,8 @@ pub struct Metrics {
     pub dns_upstream: AtomicU64,
     pub dns_upstream_failures: AtomicU64,
     pub closed_by_policy: AtomicU64,
+    /// By policy; rendered with the state at hand, which says which policies there are.
+    pub dry_runs: DryRuns,
     /// By labels.
     by_name: Mutex<HashMap<String, u64>>,
 }
@@ -90,6 +95,7 @@ impl Default for Metrics {
             dns_upstream: AtomicU64::new(0),
             dns_upstream_failures: AtomicU64::new(0),
             closed_by_policy: AtomicU64::new(0),
+            dry_runs: DryRuns::default(),
             by_name: Mutex::default(),
         }
     }

@@ -7,6 +7,7 @@ pub mod admission;
 pub mod backoff;
 pub mod drain;
 pub mod log;
+pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod ready;
