@@ -63,7 +63,7 @@ impl Pages {
     }
 
     fn metrics(&self) -> admin::Answer {
-        let (mut page, s) = (self.shared.metrics.render(), self.shared.state.borrow().clone());
+        let (mut page, s) = (self.shared.metrics.render(&self.shared.gate), self.shared.state.borrow().clone());
         let known: HashSet<&str> = s.dry_runs().collect();
         self.shared.metrics.dry_runs.render(&mut page, |p| known.contains(p));
         admin::typed(200, "text/plain; version=0.0.4", page)

@@ -1,5 +1,6 @@
 //! The node's pods, as the agent tells of them over ZDS.
 
+use crate::gate::Gate;
 use karst_api::{
     ZDS_MAX_PACKET,
     zds::{self, Ack, AddWorkload, Descriptor, ZdsHello, workload_request::Payload},
@@ -44,10 +45,19 @@ pub struct LocalPod {
 }
 
 /// What a pod uses up of the process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Usage {
     /// Open connections, both directions.
     pub connections: AtomicUsize,
+    /// Its tunnels.
+    pub gate: Gate,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        let descriptors = karst_rt::process::raise_descriptor_limit().unwrap_or(1024);
+        Self { connections: AtomicUsize::new(0), gate: Gate::of_pod(descriptors) }
+    }
 }
 
 /// The pods by `namespace/name`.

@@ -9,6 +9,7 @@ mod control;
 mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod inbound;
 mod inpod;
 mod local;
@@ -80,6 +81,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         budget: worker::Budget::of(descriptors),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
+        gate: gate::Gate::of_node(descriptors),
         affinity: affinity::Affinity::default(),
         crew,
     });

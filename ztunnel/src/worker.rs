@@ -5,6 +5,7 @@ use crate::{
     affinity::Affinity,
     config::Config,
     conns::Conns,
+    gate::Gate,
     inbound,
     inpod::{Listeners, LocalPod, LocalPods},
     metrics::Metrics,
@@ -57,6 +58,8 @@ pub struct Shared {
     pub budget: Budget,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// How many tunnels there may be to all pods together.
+    pub gate: Gate,
     /// Which endpoints clients stay with.
     pub affinity: Affinity,
     pub crew: Crew<Order>,
@@ -183,33 +186,13 @@ impl TunnelKey {
 /// A pod as this worker serves it.
 pub struct Served {
     pub pod: Arc<LocalPod>,
-    pub tunnels: Cell<usize>,
-    pub handshakes: Cell<usize>,
     stop: drain::Drain,
-}
-
-/// Counts something down when dropped.
-pub struct Count<'a>(&'a Cell<usize>);
-
-impl<'a> Count<'a> {
-    /// Counts up, unless the limit is reached.
-    pub fn up(c: &'a Cell<usize>, limit: usize) -> Option<Self> {
-        (c.get() < limit).then(|| {
-            c.set(c.get() + 1);
-            Self(c)
-        })
-    }
-}
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 impl Served {
     fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, tunnels: Cell::new(0), handshakes: Cell::new(0), stop })
+        Rc::new(Self { pod, stop })
     }
 
     /// Watches for the pod's own end of service.
