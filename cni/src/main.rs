@@ -6,6 +6,7 @@ mod config;
 mod events;
 mod install;
 mod kubelet;
+mod local;
 mod metrics;
 mod namespaces;
 mod plugin;

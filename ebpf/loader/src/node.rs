@@ -65,6 +65,7 @@ impl Node {
             .map_pin_path("ENROLLED", maps.join("ENROLLED"))
             .map_pin_path("POD_IPS", maps.join("POD_IPS"))
             .map_pin_path("PROBES", maps.join("PROBES"))
+            .map_pin_path("OWN_FLOWS", maps.join("OWN_FLOWS"))
             .map_pin_path("EXEMPT", maps.join("EXEMPT"))
             .map_pin_path("PROBE_CGROUP", maps.join("PROBE_CGROUP"))
             .map_pin_path("PROBE_SOCKETS", maps.join("PROBE_SOCKETS"))
