@@ -29,6 +29,7 @@ impl Record {
             bypass_dns: false,
             trust_mark: false,
             all_devices: false,
+            other_protocols: false,
         }
     }
 }

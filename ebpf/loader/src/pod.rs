@@ -34,6 +34,8 @@ pub struct PodConfig {
     pub bypass_dns: bool,
     /// Plaintext to the pod is captured on all devices, whatever address it is for (`karst.io/capture-all-devices`).
     pub all_devices: bool,
+    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
+    pub other_protocols: bool,
     /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
     pub trust_mark: bool,
 }
@@ -142,6 +144,7 @@ impl Node {
             (pod.bypass_dns, flag::NO_DNS),
             (pod.trust_mark, flag::TRUST_MARK),
             (pod.all_devices, flag::ALL_DEVICES),
+            (pod.other_protocols, flag::OTHER_PROTOCOLS),
         ] {
             if on {
                 flags |= f;
