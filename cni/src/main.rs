@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod events;
 mod install;
+mod local;
 mod metrics;
 mod plugin;
 mod records;

@@ -5,8 +5,8 @@
 //! because links and maps are pinned. Proven by tests/world (`restarts`, `capture`).
 //!
 //! Pin layout, one directory per node (several nodes may share a kernel):
-//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,EXEMPT}`, `links/{connect4,connect6,probes}`,
-//! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS}`.
+//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT}`, `links/{connect4,connect6,probes}`,
+//! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS}`.
 
 pub mod check;
 mod error;

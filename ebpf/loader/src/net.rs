@@ -1,14 +1,16 @@
 //! Routing rules and sysctls of an enrolled pod, by netlink, in the calling thread's network namespace.
 //!
-//! Per family: marked flows look up table 100, which delivers everything to `lo`.
+//! Per family: marked flows look up table 100, which delivers everything to `lo`. Which addresses are local, and on which device,
+//! is what the kernel says ([`addresses`]).
 
 use karst_ebpf_common::{MARK_CAPTURE, MARK_MASK};
 use karst_rt::process::proc_root;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
@@ -70,6 +72,54 @@ pub(crate) fn devices() -> io::Result<Vec<String>> {
     let text = fs::read_to_string("/proc/thread-self/net/dev")?;
     let name = |l: &str| l.split_once(':').map(|(n, _)| n.trim().to_string());
     Ok(text.lines().skip(2).filter_map(name).filter(|n| n != "lo").collect())
+}
+
+/// Every address of the calling thread's namespace, with the index of its device.
+///
+/// # Errors
+/// Those of netlink.
+pub(crate) fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
+    let s = Socket::new(NETLINK_ROUTE)?;
+    let mut packet = NetlinkMessage::from(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
+    packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    packet.header.sequence_number = 1;
+    packet.finalize();
+    let mut buf = vec![0; packet.buffer_len()];
+    packet.serialize(&mut buf);
+    s.send_to(&buf, &SocketAddr::new(0, 0), 0)?;
+    let mut out = Vec::new();
+    loop {
+        let (answer, _) = s.recv_from_full()?;
+        let mut rest = &answer[..];
+        while !rest.is_empty() {
+            let m = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            // Messages begin at multiples of four bytes.
+            let length = (m.header.length as usize).next_multiple_of(4).max(4);
+            rest = rest.get(length..).unwrap_or_default();
+            match m.payload {
+                NetlinkPayload::Done(_) => return Ok(out),
+                NetlinkPayload::Error(e) => return Err(e.to_io()),
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(a)) => {
+                    out.extend(address(&a).map(|ip| (a.header.index, ip)));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The address itself. (Where there is a peer, `IFA_ADDRESS` is the peer's and `IFA_LOCAL` ours.)
+fn address(m: &AddressMessage) -> Option<IpAddr> {
+    let local = m.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or_else(|| {
+        m.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })
 }
 
 fn family(v6: bool) -> AddressFamily {

@@ -42,6 +42,7 @@ impl Node {
             .map_pin_path("ENROLLED", maps.join("ENROLLED"))
             .map_pin_path("POD_IPS", maps.join("POD_IPS"))
             .map_pin_path("PROBES", maps.join("PROBES"))
+            .map_pin_path("OWN_FLOWS", maps.join("OWN_FLOWS"))
             .map_pin_path("EXEMPT", maps.join("EXEMPT"))
             .override_global("HOST_NETNS", &cookie, true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o")))

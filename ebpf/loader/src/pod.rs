@@ -8,12 +8,13 @@ use crate::{
 };
 use aya::{
     EbpfLoader,
-    maps::{MapData, PerCpuArray, SockMap},
+    maps::{HashMap, MapData, PerCpuArray, SockMap},
     programs::SkLookup,
 };
-use karst_ebpf_common::{Counter, LAYOUT, MAX_POD_IPS, flag, slot};
+use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
 use karst_rt::netns::Netns;
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
@@ -31,6 +32,8 @@ pub struct PodConfig {
     pub bypass_inbound: bool,
     /// DNS is not captured.
     pub bypass_dns: bool,
+    /// Plaintext to the pod is captured on all devices, whatever address it is for (`karst.io/capture-all-devices`).
+    pub all_devices: bool,
     /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
     pub trust_mark: bool,
 }
@@ -54,6 +57,26 @@ pub struct PodState {
     pub netns_ino: u32,
     /// The counters, in the order of [`Counter::ALL`].
     pub counters: Vec<(Counter, u64)>,
+}
+
+/// Makes a pinned map hold just these keys: what is new is there before what is old goes.
+fn replace<K: aya::Pod + Ord>(path: &std::path::Path, keys: BTreeSet<K>) -> Result<(), Error> {
+    let bad = |e: aya::maps::MapError| Error::Pod(format!("{}: {e}", path.display()));
+    let m =
+        MapData::from_pin(path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
+    let mut m: HashMap<MapData, K, u32> = aya::maps::Map::HashMap(m).try_into().map_err(bad)?;
+    let there: BTreeSet<K> = m.keys().filter_map(Result::ok).collect();
+    for k in keys.difference(&there) {
+        if let Err(e) = m.insert(k, 1, 0) {
+            // Connections to what is not in the map go by ztunnel, and come back: slower, and right (`OWN_FLOWS`).
+            tracing::warn!(map = %path.display(), keys = keys.len(), error = %e, "the pod has more addresses than are followed");
+            break;
+        }
+    }
+    for k in there.difference(&keys) {
+        let _ = m.remove(k);
+    }
+    Ok(())
 }
 
 struct Fd(RawFd);
@@ -88,8 +111,9 @@ impl Node {
         let dir = self.pod_dir(&pod.uid);
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
-        let mut bpf = self.load_pod(pod, &maps)?;
+        let mut bpf = self.load_pod(pod, cookie, &maps)?;
         fill(&mut bpf, l)?;
+        self.sync_local(netns, pod)?;
         in_netns(netns, || {
             net::setup(&pod.ips).map_err(Error::kernel(
                 "cannot set up routing in the pod",
@@ -106,16 +130,19 @@ impl Node {
         guard::attach(&mut bpf, netns, &dir)
     }
 
-    fn load_pod(&self, pod: &PodConfig, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
+    fn load_pod(&self, pod: &PodConfig, cookie: u64, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
         let mut ips = [[0u32; 4]; MAX_POD_IPS];
         for (to, ip) in ips.iter_mut().zip(&pod.ips) {
             *to = key(*ip);
         }
         let flat: Vec<u32> = ips.iter().flatten().copied().collect();
         let mut flags = 0;
-        for (on, f) in
-            [(pod.bypass_inbound, flag::NO_INBOUND), (pod.bypass_dns, flag::NO_DNS), (pod.trust_mark, flag::TRUST_MARK)]
-        {
+        for (on, f) in [
+            (pod.bypass_inbound, flag::NO_INBOUND),
+            (pod.bypass_dns, flag::NO_DNS),
+            (pod.trust_mark, flag::TRUST_MARK),
+            (pod.all_devices, flag::ALL_DEVICES),
+        ] {
             if on {
                 flags |= f;
             }
@@ -124,12 +151,36 @@ impl Node {
         EbpfLoader::new()
             .map_pin_path("LISTENERS", maps.join("LISTENERS"))
             .map_pin_path("COUNTS", maps.join("COUNTS"))
+            .map_pin_path("LOCAL", maps.join("LOCAL"))
+            .map_pin_path("UPLINKS", maps.join("UPLINKS"))
+            .map_pin_path("OWN_FLOWS", shared.join("OWN_FLOWS"))
             .map_pin_path("PROBES", shared.join("PROBES"))
             .map_pin_path("EXEMPT", shared.join("EXEMPT"))
             .override_global("IPS", &flat[..], true)
             .override_global("FLAGS", &flags, true)
+            .override_global("NETNS", &cookie, true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o")))
             .map_err(Error::kernel(format!("cannot load the eBPF object of pod {}", pod.uid), "sk_lookup", "5.9"))
+    }
+
+    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has them now.
+    /// Gives the devices.
+    ///
+    /// # Errors
+    /// If the pod is not pinned.
+    pub fn sync_local(&self, netns: &Netns, pod: &PodConfig) -> Result<Vec<String>, Error> {
+        let dir = self.pod_dir(&pod.uid);
+        let read = || Ok((net::addresses()?, net::devices()?));
+        let (addresses, devices) =
+            in_netns(netns, read)?.map_err(Error::io("cannot read the addresses of the pod's namespace", &dir))?;
+        let own = |ip: &IpAddr| pod.ips.contains(ip);
+        let uplinks = addresses.iter().filter(|(_, ip)| own(ip)).map(|(device, _)| *device).collect();
+        // The pod's own addresses are its own also where another network stack holds them.
+        let local = addresses.iter().map(|(_, ip)| *ip).chain(pod.ips.iter().copied()).map(key).collect();
+        let maps = dir.join(format!("v{LAYOUT}"));
+        replace::<Addr>(&maps.join("LOCAL"), local)?;
+        replace::<u32>(&maps.join("UPLINKS"), uplinks)?;
+        Ok(devices)
     }
 
     /// Points a pinned pod's slots to new listeners; the old ones keep what is in their queues.

@@ -93,10 +93,10 @@ impl World {
         let node = Node::open(&dir, &cgroup(), &host).expect("the node's programs");
         let fds = pod.run(|| {
             [
-                redirect_listener(MARK_ZTUNNEL).unwrap().into(),
-                redirect_listener(MARK_ZTUNNEL).unwrap().into(),
-                redirect_listener(MARK_CAPTURE).unwrap().into(),
-                redirect_udp().unwrap().into(),
+                redirect_listener(MARK_ZTUNNEL, 0).unwrap().into(),
+                redirect_listener(MARK_ZTUNNEL, 0).unwrap().into(),
+                redirect_listener(MARK_CAPTURE, 0).unwrap().into(),
+                redirect_udp(0).unwrap().into(),
             ]
         });
         let app = || TcpListener::bind((Ipv6Addr::UNSPECIFIED, APP)).unwrap();
@@ -109,6 +109,7 @@ impl World {
             ips: vec![POD.into(), POD6.into()],
             bypass_inbound: false,
             bypass_dns: false,
+            all_devices: false,
             trust_mark: false,
         };
         Self { node, dir, pod, peer, config, fds: fds.unwrap(), apps }
