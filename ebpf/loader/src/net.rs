@@ -23,7 +23,7 @@ const PREF_MARKED: u32 = 10;
 
 /// Sysctls that redirection needs: accepted sockets inherit the mark of the SYN (so that the application's answers
 /// come back over `lo`), and refusals of closed ports carry the mark of what they answer.
-const SYSCTLS: [(&str, bool); 4] = [
+pub(crate) const SYSCTLS: [(&str, bool); 4] = [
     ("ipv4/tcp_fwmark_accept", false),
     ("ipv4/fwmark_reflect", false),
     ("ipv6/fwmark_reflect", true),
@@ -53,6 +53,7 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
 /// # Errors
 /// Those of netlink.
 pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
+    crate::guard::remove_filters()?;
     let s = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
@@ -186,7 +187,7 @@ fn local_route(source: IpAddr) -> RouteMessage {
 }
 
 /// Sends one request and waits for its acknowledgement. "Exists already" and "is gone already" are success.
-fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+pub(crate) fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     let mut packet = NetlinkMessage::from(m);
     packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     packet.header.sequence_number = 1;
