@@ -418,6 +418,7 @@ impl Agent {
             bypass_dns: !flag("ambient.istio.io/dns-capture", self.config.dns_capture)?,
             trust_mark: false,
             all_devices: flag("karst.io/capture-all-devices", false)?,
+            other_protocols: flag("karst.io/allow-other-protocols", false)?,
         };
         let close = flag("karst.io/close-unmeshed-connections", self.config.close_unmeshed_connections)?;
         Ok(Desired { info, uid: p.metadata.uid.clone(), config, netns, close })

@@ -36,6 +36,7 @@ impl Record {
             bypass_dns: false,
             trust_mark: false,
             all_devices: false,
+            other_protocols: false,
         }
     }
 }

@@ -6,6 +6,7 @@ mod conformance;
 mod deny;
 mod fuzz;
 mod images;
+mod kernels;
 mod lint;
 mod report;
 mod setup;
@@ -66,6 +67,8 @@ enum Task {
         #[command(subcommand)]
         what: cluster::What,
     },
+    /// Boot older kernels (Debian's) in emulation, and see there what this kernel's tests see here.
+    Kernels(kernels::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
     /// Measure against plain relays, interleaved in one run.
@@ -125,6 +128,10 @@ fn run(task: Task) -> Result<()> {
             cluster::Cluster::new()?.load(&images::write()?)
         }
         Task::Cluster { what } => cluster::run(what),
+        Task::Kernels(what) => {
+            setup::run()?;
+            kernels::run(&what)
+        }
         Task::Conformance(what) => {
             build()?;
             conformance::run(&what)

@@ -235,6 +235,11 @@ pub(crate) fn attach_or_replace(
         let pinned = attach()?.pin(pin);
         return pinned.map(drop).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"));
     }
+    replace(pin, program)
+}
+
+/// Puts a program in place of that of the link pinned here.
+pub(crate) fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<(), Error> {
     let link = sys::obj_get(pin).map_err(Error::io("cannot open the pinned link", pin))?;
     sys::link_update(link.as_fd(), program).map_err(Error::kernel(
         format!("cannot replace the program of {}", pin.display()),

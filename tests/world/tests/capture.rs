@@ -726,3 +726,29 @@ fn any_application_is_captured() {
     println!("static, uid 0 and 65534, v4 and v6, started before: marked={} hbone={}", seen.marked, seen.hbone);
     assert!(seen.marked == 0 && seen.hbone > 100, "{seen:?}");
 }
+
+/// A pod that comes does not disturb those that are there. (A bridge without an address of its own takes the lowest of its
+/// ports': with one chance in as many pods as there are, a new pod changed the gateway's address, and who knew the old one got no
+/// answer for ten seconds. CNI plugins set it, as the world does now; the demo failed by this, 3 times in 26.)
+#[test]
+fn a_pod_that_comes_disturbs_nobody() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
+    let _echo = app::Echo::start(&b, 8080, "");
+    let address = |w: &World| karst_world::net::ip_in(&w.nodes[0].ns, "-o link show cni0").unwrap();
+    let gateway = |w: &World| address(w).split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_string();
+    let before = gateway(&w);
+    let (mut failed, mut slowest) = (vec![], Duration::ZERO);
+    for i in 0..12 {
+        w.pod(PodSpec::new("out", &format!("new{i}"), 0));
+        let t = std::time::Instant::now();
+        if let Err(e) = a.connect(b.at(8080)).and_then(|mut s| app::ping(&mut s, MARK)) {
+            failed.push(format!("pod {i}, gateway {} then {}: {e}", before, gateway(&w)));
+        }
+        slowest = slowest.max(t.elapsed());
+    }
+    println!("new pods: gateway {before}, now {}; failed={failed:?} slowest_ms={}", gateway(&w), slowest.as_millis());
+    assert_eq!((gateway(&w), failed.len()), (before, 0), "{failed:?}");
+}
