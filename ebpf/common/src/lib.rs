@@ -13,6 +13,9 @@ pub const LAYOUT: u32 = 2;
 pub const MARK_ZTUNNEL: u32 = 0x539;
 /// Mark of flows that the pod's routing rules deliver to `lo`.
 pub const MARK_CAPTURE: u32 = 0x111;
+/// Mark of ztunnel's connections to the pod's own application in a client's name, which go over `lo`, too. The application's
+/// accepted sockets inherit it, and are bound to `lo` by it.
+pub const MARK_APP: u32 = 0x112;
 /// Bits of the packet mark that are ours (Istio uses the same mask).
 pub const MARK_MASK: u32 = 0xfff;
 /// The HBONE port.

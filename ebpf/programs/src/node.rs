@@ -24,7 +24,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap},
     programs::{SockAddrContext, SockOpsContext},
 };
-use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE, OwnFlow, prober};
+use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE, OwnFlow, prober, MARK_APP, MARK_MASK};
 
 /// Netns cookies of enrolled pods, and how many connects were marked. Inserted last at enrolment, removed first.
 #[map]
@@ -56,6 +56,8 @@ const TCP: u32 = 6;
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
 const TCP_CONNECT_CB: u32 = 3;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
+const SO_BINDTODEVICE: i32 = 25;
 const AF_INET: u32 = 2;
 
 #[cgroup_sock_addr(connect4)]
@@ -120,8 +122,13 @@ unsafe fn may_probe(o: *mut bpf_sock_ops) -> bool {
 
 #[sock_ops]
 pub fn note_probe(ctx: SockOpsContext) -> u32 {
-    if ctx.op() != TCP_CONNECT_CB {
-        return 1;
+    match ctx.op() {
+        TCP_CONNECT_CB => {}
+        PASSIVE_ESTABLISHED_CB => {
+            unsafe { keep_on_lo(&ctx) };
+            return 1;
+        }
+        _ => return 1,
     }
     let o = ctx.ops;
     unsafe {
@@ -143,6 +150,23 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
         }
     }
     1
+}
+
+/// The application's end of a connection that ztunnel has made in a client's name stays on `lo`. To the kernel it has the
+/// client's address and a port of ztunnel's choice: if a client (many clients, behind one address) happens to use that port
+/// itself, its packets come by another device, and are not this socket's any more.
+#[inline(always)]
+unsafe fn keep_on_lo(ctx: &SockOpsContext) {
+    unsafe {
+        let sk = (*ctx.ops).__bindgen_anon_2.sk;
+        if sk.is_null() || core::ptr::read_volatile(&raw const (*sk).mark) & MARK_MASK != MARK_APP {
+            return;
+        }
+        if ENROLLED.get(&bpf_get_netns_cookie(ctx.as_ptr())).is_some() {
+            let mut lo = *b"lo\0\0";
+            bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, (&raw mut lo).cast(), 4);
+        }
+    }
 }
 
 /// Is it a socket of ztunnel's?

@@ -283,7 +283,8 @@ impl World {
         let ns = self.ns(&format!("node{i}"));
         namespace(&ns)?;
         self.plug(&ns, &format!("node{i}"), &format!("10.66.0.{}/16", i + 1), &format!("fd66::{}/64", i + 1))?;
-        ip_in(&ns, "link add cni0 type bridge")?;
+        // With an address of its own, as CNI plugins give it: else it is the lowest of its ports', and changes when pods come.
+        ip_in(&ns, &format!("link add cni0 address 0a:58:0a:4d:{i:02x}:01 type bridge"))?;
         ip_in(&ns, &format!("addr add 10.77.{i}.1/24 dev cni0"))?;
         ip_in(&ns, &format!("addr add fd77:{i}::1/64 dev cni0 nodad"))?;
         ip_in(&ns, "link set cni0 up")?;
