@@ -8,6 +8,7 @@ use crate::{
     config::Config,
     events::{self, Event, Request},
     install::Install,
+    local::{Followed, Following},
     metrics,
     records::{self, Record},
     sockets::PodSockets,
@@ -19,7 +20,7 @@ use karst_api::zds::WorkloadInfo;
 use karst_ebpf::{Node, PodConfig};
 use karst_kube::{Kube, Origin, Source};
 use karst_manifest::{Dir, Object, State, enrol, kinds::Namespace, kinds::Pod};
-use karst_rt::netns::Netns;
+use karst_rt::{netlink::Watch, netns::Netns};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -64,6 +65,8 @@ struct Active {
     netns: Netns,
     /// Kept open: they must outlive ztunnel.
     sockets: Rc<PodSockets>,
+    /// Keeps the pod's programs up to date; none before it is redirected.
+    _following: Option<Following>,
 }
 
 /// The agent's state, shared with the metrics page.
@@ -71,7 +74,7 @@ pub struct Agent {
     config: Config,
     report: Report,
     /// The node's programs.
-    pub node: RefCell<Node>,
+    pub node: Rc<RefCell<Node>>,
     active: RefCell<HashMap<String, Active>>,
     /// By uid.
     announced: RefCell<HashMap<String, Announced>>,
@@ -105,7 +108,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let agent = Rc::new(Agent {
         config,
         report,
-        node: RefCell::new(node),
+        node: Rc::new(RefCell::new(node)),
         active: RefCell::default(),
         announced: RefCell::default(),
         prepared: RefCell::default(),
@@ -211,7 +214,14 @@ fn open(d: &Desired) -> anyhow::Result<Netns> {
 
 /// A pod as ZDS tells of it.
 fn wire(d: &Desired, netns: &Netns, sockets: &Rc<PodSockets>) -> zds::Pod {
-    zds::Pod { uid: d.config.uid.clone(), info: d.info.clone(), netns: netns.clone(), sockets: sockets.clone() }
+    zds::Pod {
+        uid: d.config.uid.clone(),
+        info: d.info.clone(),
+        ips: d.config.ips.clone(),
+        netns: netns.clone(),
+        sockets: sockets.clone(),
+        bypass_dns: d.config.bypass_dns,
+    }
 }
 
 /// Removes all redirection of the node.
@@ -362,6 +372,8 @@ impl Agent {
             bypass_inbound: flag("ambient.istio.io/bypass-inbound-capture", false)?,
             bypass_dns: !flag("ambient.istio.io/dns-capture", self.config.dns_capture)?,
             trust_mark: false,
+            all_devices: flag("karst.io/capture-all-devices", false)?,
+            other_protocols: flag("karst.io/allow-other-protocols", false)?,
         };
         Ok(Desired { info, uid: p.metadata.uid.clone(), config, netns })
     }
@@ -372,7 +384,8 @@ impl Agent {
             let Ok(netns) = open(&d) else { continue };
             let Ok(sockets) = PodSockets::open(&netns).map(Rc::new) else { continue };
             self.hub.register(wire(&d, &netns, &sockets));
-            self.prepared.borrow_mut().insert(key, Active { desired: d, netns, sockets });
+            let prepared = Active { desired: d, netns, sockets, _following: None };
+            self.prepared.borrow_mut().insert(key, prepared);
         }
     }
 
@@ -415,8 +428,17 @@ impl Agent {
         if let Err(e) = &served {
             tracing::warn!(pod = key, error = e, "ztunnel cannot serve the pod yet; its connections will wait");
         }
+        let watch = Watch::of(&netns).context("cannot follow the addresses of the pod's network namespace")?;
         self.node.borrow_mut().enrol(&netns, &d.config, &sockets.listeners())?;
-        self.active.borrow_mut().insert(key.into(), Active { desired: d.clone(), netns, sockets });
+        let followed = Followed {
+            node: self.node.clone(),
+            key: key.into(),
+            netns: netns.clone(),
+            config: d.config.clone(),
+            sockets: sockets.clone(),
+        };
+        let active = Active { desired: d.clone(), netns, sockets, _following: Some(followed.follow(watch)) };
+        self.active.borrow_mut().insert(key.into(), active);
         self.report.set(&self.config.node, (&d.info.namespace, &d.info.name, &d.uid), true).await?;
         Ok(served == Ok(true))
     }

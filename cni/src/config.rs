@@ -63,6 +63,19 @@ pub struct Config {
     /// Remove all redirection of this node, then exit.
     #[arg(long)]
     pub cleanup: bool,
+    /// Say what of Karst's needs this kernel has and lacks (as the subcommand check), then exit; not zero if it lacks something.
+    #[arg(long)]
+    pub check: bool,
+    /// What to do instead of running the agent.
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+/// What can be done instead of running the agent.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub enum Action {
+    /// Say what of Karst's needs this kernel has and lacks; exit status 1 if it lacks something.
+    Check,
 }
 
 impl Config {

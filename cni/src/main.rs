@@ -2,9 +2,11 @@
 //! Called by a container runtime (CNI_COMMAND is set), the same program is the CNI plugin.
 
 mod agent;
+mod check;
 mod config;
 mod events;
 mod install;
+mod local;
 mod metrics;
 mod plugin;
 mod records;
@@ -33,6 +35,9 @@ fn main() -> std::process::ExitCode {
 fn run(config: config::Config) -> anyhow::Result<()> {
     if config.status {
         return status::print(&config);
+    }
+    if config.check || matches!(config.action, Some(config::Action::Check)) {
+        return check::print(&config);
     }
     if config.cleanup {
         return agent::cleanup(&config);

@@ -28,6 +28,8 @@ impl Record {
             bypass_inbound: false,
             bypass_dns: false,
             trust_mark: false,
+            all_devices: false,
+            other_protocols: false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The listeners of one pod, opened in its namespace and held here, so that they outlive ztunnel.
 
+use karst_core::limits::port;
 use karst_ebpf::Listeners;
 use karst_rt::{
     netns::Netns,
@@ -24,10 +25,10 @@ impl PodSockets {
     pub fn open(netns: &Netns) -> io::Result<Self> {
         netns.run(|| {
             Ok(Self {
-                hbone: socket::redirect_listener(MARK_ZTUNNEL)?.into(),
-                plaintext: socket::redirect_listener(MARK_ZTUNNEL)?.into(),
-                outbound: socket::redirect_listener(MARK_CAPTURE)?.into(),
-                dns: socket::redirect_udp()?.into(),
+                hbone: socket::redirect_listener(MARK_ZTUNNEL, port::HBONE)?.into(),
+                plaintext: socket::redirect_listener(MARK_ZTUNNEL, port::PLAINTEXT)?.into(),
+                outbound: socket::redirect_listener(MARK_CAPTURE, port::OUTBOUND)?.into(),
+                dns: socket::redirect_udp(port::DNS)?.into(),
             })
         })?
     }

@@ -7,6 +7,7 @@ use karst_rt::{netns::Netns, seqpacket};
 use prost::Message;
 use std::{
     cell::{Cell, RefCell},
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::Path,
     rc::Rc,
@@ -26,10 +27,14 @@ pub struct Pod {
     pub uid: String,
     /// Name, namespace, service account.
     pub info: WorkloadInfo,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
     /// Its network namespace.
     pub netns: Netns,
     /// Its listeners.
     pub sockets: Rc<PodSockets>,
+    /// Its DNS is not captured.
+    pub bypass_dns: bool,
 }
 
 enum Command {
@@ -201,10 +206,10 @@ impl Hub {
     }
 
     async fn send_add(&self, c: &seqpacket::Packets, p: &Pod, ours: bool) -> Result<Result<(), String>, String> {
-        let mut add =
-            AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), karst_descriptors: vec![] };
+        let mut add = AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), ..AddWorkload::default() };
         let mut fds = vec![p.netns.as_fd()];
         if ours {
+            add.karst_addresses = p.ips.iter().map(|ip| karst_core::addr::ip_to_bytes(*ip)).collect();
             let s = &p.sockets;
             let all = [
                 (Descriptor::ListenOutbound, s.outbound.as_fd()),
@@ -215,6 +220,7 @@ impl Hub {
             ];
             add.karst_descriptors = all.iter().map(|(d, _)| *d as i32).collect();
             fds.extend(all.iter().map(|(_, f)| *f));
+            add.karst_bypass_dns = p.bypass_dns;
         }
         exchange(c, workload_request::Payload::Add(add), &fds).await
     }

@@ -129,6 +129,10 @@ impl Keeper {
 
 impl Pods for Keeper {
     async fn add(&mut self, pod: LocalPod, l: Listeners) -> Result<(), String> {
+        let mut pod = pod;
+        if let Some(before) = self.pods.get(&pod.uid) {
+            pod.usage = before.usage.clone();
+        }
         let pod = Arc::new(pod);
         let copy = |s: &TcpListener| s.try_clone().map_err(|e| format!("descriptors: {e}"));
         let mut waits = Vec::new();

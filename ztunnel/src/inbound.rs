@@ -5,20 +5,20 @@ use crate::{
     inpod::LocalPod,
     metrics::Reporter,
     outcome::Outcome,
-    plan::OWN_PORTS,
+    plan::{OWN_PORTS, Refusal},
     state::{Service, Snapshot, Workload},
-    worker::{Count, Served, Worker},
+    worker::{Served, Worker},
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{Method, Response, StatusCode};
-use karst_core::{Identity, canonical, limits};
-use karst_hbone::{
-    copy::{self, Counts},
-    server,
+use karst_core::{Identity, addr::is_host, canonical, limits};
+use karst_hbone::{copy, server, stream::TlsStream};
+use karst_policy::{Connection, Verdict, authorize, dry_run};
+use karst_rt::{
+    admission::{Counts, Ended, InUse, Place, Source},
+    drain, socket,
 };
-use karst_policy::{Connection, Verdict, authorize};
-use karst_rt::{drain, socket};
 use std::{
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
@@ -31,6 +31,10 @@ use tokio::net::TcpStream;
 /// Captured plaintext.
 pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
     let Some((to, _place)) = w.admit(&p, &tcp) else { return };
+    if from.ip() == to.ip() || p.pod.ips.contains(&from.ip()) {
+        // The pod's own call, to an address that nobody has heard of yet: it is to be made again, and will not come here.
+        return socket::reset_on_close(&tcp);
+    }
     let ask = Ask { from, to, hbone: None, identity: None, service: None };
     let (guard, ready) = open(&w, &p.pod, ask).await;
     let app = match ready {
@@ -48,37 +52,76 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
 /// A tunnel to one of our pods.
 pub async fn tunnel(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
     let Ok(to) = tcp.local_addr().map(canonical) else { return };
-    let Some(_place) = Count::up(&p.tunnels, limits::MAX_TUNNELS_PER_POD) else { return w.refused() };
-    let (stream, peer) = {
-        let Some(_place) = Count::up(&p.handshakes, limits::MAX_HANDSHAKES_PER_POD) else { return w.refused() };
-        let Some((_, own)) = w.workload(&p.pod).await else {
-            return tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {}", Outcome::NoWorkload.text().unwrap_or_default());
-        };
-        let mut secrets = w.shared.secrets.clone();
-        let Some(creds) = secrets.get(&own.identity, limits::HOLD_TIMEOUT).await else {
-            return tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {}", Outcome::NoIdentity.text().unwrap_or_default());
-        };
-        if let Some(k) = &w.keepalive {
-            socket::keepalive(&tcp, k);
-        }
-        match server::handshake(tcp, &creds).await {
-            Ok(x) => x,
-            Err(e) => {
-                return tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed");
-            }
-        }
-    };
+    // Boxed, and gone when the tunnel is there.
+    let Some((stream, peer, place)) = Box::pin(admitted(&w, &p, tcp, from)).await else { return };
     let stop = p.watch();
-    let (w2, p2) = (w.clone(), p.clone());
+    let (w2, p2, place2) = (w.clone(), p.clone(), place.clone());
     let on_stream = move |c: server::Connect| {
-        w2.task(connect(w2.clone(), p2.clone(), c, from, to, peer.clone()));
+        w2.task(connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use()));
     };
-    if let Err(e) = server::serve(stream, &w.settings, stop, on_stream).await {
+    if let Err(e) = server::serve_until(stream, &w.settings, stop, place.evicted(), on_stream).await {
+        if matches!(e, server::ServerError::Evicted) {
+            w.shared.metrics.tunnels.note(Ended::Evicted);
+        }
         tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel ended");
     }
 }
 
-async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketAddr, to: SocketAddr, peer: Identity) {
+/// A tunnel's start: until its peer has shown who it is, it has one of the places for those who have not; then one of its peer's.
+async fn admitted(
+    w: &Worker,
+    p: &Served,
+    tcp: TcpStream,
+    from: SocketAddr,
+) -> Option<(TlsStream, Identity, Rc<Place>)> {
+    let gates = [&w.shared.gate, &p.pod.usage.gate];
+    let known = w.snapshot().workload(from.ip()).is_some();
+    let ended = |counts: &Counts, e: Ended| {
+        counts.note(e);
+        tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel refused");
+    };
+    let result = async {
+        let place = Place::admit(&gates.map(|g| &g.handshakes), &Source::address(from.ip(), known))?;
+        place.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await?;
+        let done = place.within(limits::HANDSHAKE_TIMEOUT, handshake(w, p, tcp, from)).await?;
+        Ok::<_, Ended>(done.map(|(stream, peer)| (stream, peer, place)))
+    };
+    let (stream, peer, mut place) = result.await.map_err(|e| ended(&w.shared.metrics.handshakes, e)).ok()??;
+    let moved = place.move_to(&gates.map(|g| &g.tunnels), &Source::address(from.ip(), true));
+    moved.map_err(|e| ended(&w.shared.metrics.tunnels, e)).ok()?;
+    Some((stream, peer, Rc::new(place)))
+}
+
+async fn handshake(w: &Worker, p: &Served, tcp: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
+    let refused = |o: &Outcome| {
+        let why = o.text().unwrap_or_default();
+        tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {why}");
+    };
+    let Some((_, own)) = w.workload(&p.pod).await else {
+        refused(&Outcome::NoWorkload);
+        return None;
+    };
+    let mut secrets = w.shared.secrets.clone();
+    let Some(creds) = secrets.get(&own.identity, limits::HOLD_TIMEOUT).await else {
+        refused(&Outcome::NoIdentity);
+        return None;
+    };
+    if let Some(k) = &w.keepalive {
+        socket::keepalive(&tcp, k);
+    }
+    let done = server::handshake(tcp, &creds).await;
+    let failed = |e: &server::ServerError| tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed");
+    done.inspect_err(failed).ok()
+}
+
+async fn connect(
+    w: Rc<Worker>,
+    p: Rc<Served>,
+    c: server::Connect,
+    (from, to): (SocketAddr, SocketAddr),
+    peer: Identity,
+    in_use: Option<InUse>,
+) {
     let server::Connect { request, mut respond } = c;
     let refuse = |respond: &mut SendResponse<Bytes>, o: &Outcome| {
         let mut r = Response::new(());
@@ -87,7 +130,12 @@ async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketA
             respond.send_reset(Reason::REFUSED_STREAM);
         }
     };
-    let Some(_place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+    // First the peer's share of the pod's connections, then a place among all.
+    let Some(_in_use) = in_use else {
+        w.refused();
+        return refuse(&mut respond, &Outcome::Limit);
+    };
+    let Some(_place) = w.shared.budget.place(&p.pod) else {
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
@@ -225,13 +273,16 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
         mtls: ask.identity.is_some(),
         source_identity: ask.identity,
         check: Some(check.clone()),
-        counts: Counts::default(),
+        counts: copy::Counts::default(),
         started: Instant::now(),
     });
     if own.is_none() {
         return (guard, Err(Outcome::NoWorkload));
     }
-    if let Err(o) = authorized(w, pod, &check).await {
+    if let Some(r) = refusal(&check.source_ip, ask.to) {
+        return (guard, Err(Outcome::Refused(r)));
+    }
+    if let Err(o) = authorized(w, pod, &check, &guard).await {
         return (guard, Err(o));
     }
     let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
@@ -239,8 +290,17 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
     (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
 }
 
-/// Judges by the newest state; a policy that is named and not there is waited for.
-async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
+/// What no policy can allow: a client without an address of its own, and ztunnel's own ports.
+fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
+    if OWN_PORTS.contains(&to.port()) {
+        return Some(Refusal::OwnPort);
+    }
+    (!is_host(*from)).then_some(Refusal::NotItsAddress)
+}
+
+/// Judges by the newest state; a policy that is named and not there is waited for. What policies in dry run would have done is
+/// told of, and decides nothing.
+async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
     let mut state = w.shared.state.clone();
     let judge = |s: &crate::state::Snapshot| -> Result<Verdict, Outcome> {
         let policies = match s.pod(&pod.namespace, &pod.name) {
@@ -248,6 +308,7 @@ async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<()
             None => s.policies_of_unannounced(&pod.namespace),
         };
         let policies = policies.map_err(Outcome::PolicyMissing)?;
+        guard.dry_run(&dry_run(policies.iter().copied(), check));
         Ok(authorize(policies.into_iter(), check))
     };
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;

@@ -1,12 +1,15 @@
 //! The node proxy: carries its pods' TCP over HBONE, and enforces L4 policy.
 
 mod admin;
+mod affinity;
+mod client;
 mod config;
 mod conns;
 mod control;
 mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod inbound;
 mod inpod;
 mod local;
@@ -52,10 +55,10 @@ fn run(config: config::Config) -> anyhow::Result<()> {
         karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), descriptors, "ztunnel starts");
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&rt, serve(config))
+    tokio::task::LocalSet::new().block_on(&rt, serve(config, descriptors))
 }
 
-async fn serve(config: config::Config) -> anyhow::Result<()> {
+async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
     let metrics = Arc::new(metrics::Metrics::default());
     let first = match &config.local_xds {
@@ -75,8 +78,11 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         configured,
         stream,
         pods: ArcSwap::default(),
+        budget: worker::Budget::of(descriptors),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
+        gate: gate::Gate::of_node(descriptors),
+        affinity: affinity::Affinity::default(),
         crew,
     });
     // Ports first: a process that cannot have them must not take connections.
@@ -175,5 +181,8 @@ fn node(c: &config::Config) -> ads::Node {
         cluster: &c.cluster_id,
         domain: &c.cluster_domain,
     };
-    me.node()
+    let mut node = me.node();
+    // What is marked as a dry run is not enforced here, so we may be told of it.
+    node.client_features.push(karst_xds::DRY_RUN.into());
+    node
 }

@@ -2,39 +2,56 @@
 //! endpoints are tried.
 
 use crate::{
+    client::Client,
     conns::{Conn, Guard},
+    dns::{self, Preamble},
     inbound::{self, Ask},
     metrics::Reporter,
     outcome::Outcome,
-    plan::{Balance, Plan, Refusal, Tunnel, plan, resolved},
+    plan::{Balance, Plan, Refusal, Tunnel, binds, bound, plan, resolved},
     state::Workload,
     worker::{ByLoad, Served, TunnelKey, Worker},
 };
+use bytes::Bytes;
 use http::HeaderMap;
 use karst_core::{Identity, limits};
 use karst_hbone::{
-    client::{self, ClientError},
+    client::{self as tunnel_client, ClientError},
     copy::{self, Counts},
     pool::Lease,
 };
 use karst_rt::socket;
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// Endpoints tried for one connection: a lost node may have had most of a service's.
 const TRIES: usize = 4;
 
 /// A captured connection of a pod.
-pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: SocketAddr) {
     let Some((to, _place)) = w.admit(&p, &tcp) else { return };
-    if w.shared.config.dns && to.port() == 53 {
-        let _ = crate::dns::serve_tcp(&w.shared, &p.pod, tcp, to).await;
-        return;
+    // What the client has said already; the destination gets it first.
+    let mut first = Bytes::new();
+    if w.shared.config.dns && p.pod.dns_capture && to.port() == 53 {
+        // Rare: not in the task of every connection.
+        match Box::pin(dns::preamble(&w.shared, &p.pod, &mut tcp)).await {
+            Preamble::Answered => return,
+            Preamble::Forward(said) => first = said,
+        }
     }
     let Some((mut snapshot, mut source)) = w.workload(&p.pod).await else {
         socket::reset_on_close(&tcp);
         return record(&w, from, to, None, None).end(&Outcome::NoWorkload);
     };
+    let own = if p.pod.ips.is_empty() { &source.ips } else { &p.pod.ips };
+    let client = match Client::new(own, from, |ip| p.pod.origin.is_local(ip)) {
+        Ok(c) => c,
+        Err(r) => {
+            socket::reset_on_close(&tcp);
+            return record(&w, from, to, Some(source), None).end(&Outcome::Refused(r));
+        }
+    };
+    let from = client.seen_by(to.ip());
     let mut tried: Vec<Arc<str>> = Vec::new();
     loop {
         let mut planned = choose(&w, &snapshot, &source, to, &tried);
@@ -55,7 +72,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
         let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
         let ready = {
-            let mut work = pin!(attempt(&w, &p, &planned, &source, from));
+            let mut work = pin!(attempt(&w, &p, &planned, &source, &client));
             let early = async {
                 // Only where the endpoint is a service's and not here: with others there is no reason to wait long.
                 match endpoint(&planned).filter(|_| again && is_far(&w, &planned)) {
@@ -74,6 +91,14 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
                 r = &mut work => r,
                 () = early => Err(Outcome::Connect(format!("no answer within {} s", limits::FIRST_TRY.as_secs()))),
             }
+        };
+        if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
+            let port = (service.key.clone(), to.port());
+            w.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
+        }
+        let ready = match ready {
+            Ok(r) if !first.is_empty() => Box::pin(r.after(&first, &guard.conn().counts)).await,
+            r => r,
         };
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, send, recv)) => {
@@ -100,8 +125,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
             }
             Err(o) => o,
         };
-        let retriable =
-            matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
+        let retriable = outcome.may_retry();
         guard.end(&outcome);
         let failed = endpoint(&planned).filter(|_| retriable);
         if let Some(uid) = &failed {
@@ -125,6 +149,11 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
 fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
     let mut avoided = w.avoided(tried);
+    if !avoided.is_empty() {
+        // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
+        let own = bound(s, source, to, &ByLoad(w));
+        avoided.retain(|u| own.as_ref() != Some(u));
+    }
     if !avoided.is_empty() {
         avoided.extend_from_slice(tried);
         match plan(s, source, to, &avoided, &mut ByLoad(w)) {
@@ -154,9 +183,33 @@ fn is_far(w: &Worker, p: &Plan) -> bool {
 }
 
 enum Ready {
-    Tunnel(Lease, h2::SendStream<bytes::Bytes>, h2::RecvStream),
+    Tunnel(Lease, h2::SendStream<Bytes>, h2::RecvStream),
     Socket(TcpStream),
     Local(Guard, TcpStream),
+}
+
+impl Ready {
+    /// The same, once the destination has been sent these bytes (a few kilobytes) of the client. Nothing can be tried again
+    /// after that.
+    async fn after(mut self, first: &Bytes, counts: &Counts) -> Result<Self, Outcome> {
+        let sent = match &mut self {
+            Ready::Tunnel(_, send, _) => send.send_data(first.clone(), false).map_err(|e| e.to_string()),
+            Ready::Socket(s) | Ready::Local(_, s) => s.write_all(first).await.map_err(|e| e.to_string()),
+        };
+        match sent {
+            Ok(()) => {
+                counts.from_client.set(counts.from_client.get() + first.len() as u64);
+                Ok(self)
+            }
+            Err(e) => {
+                let o = Outcome::Broken(e);
+                if let Ready::Local(inner, _) = self {
+                    inner.end(&o);
+                }
+                Err(o)
+            }
+        }
+    }
 }
 
 async fn attempt(
@@ -164,19 +217,18 @@ async fn attempt(
     p: &Rc<Served>,
     planned: &Plan,
     source: &Arc<Workload>,
-    from: SocketAddr,
+    client: &Client,
 ) -> Result<Ready, Outcome> {
     match planned {
         Plan::Refuse(r) => Err(Outcome::Refused(*r)),
         // Resolved before.
         Plan::Resolve(_) => Err(Outcome::Refused(Refusal::NoEndpoint)),
         Plan::Plain { to, .. } => {
-            let s = p
-                .pod
-                .origin
-                .connect(*to, limits::CONNECT_TIMEOUT)
-                .await
-                .map_err(|e| Outcome::Connect(e.to_string()))?;
+            let s = match client.chosen() {
+                Some(source) => p.pod.origin.connect_from(source, *to, limits::CONNECT_TIMEOUT).await,
+                None => p.pod.origin.connect(*to, limits::CONNECT_TIMEOUT).await,
+            }
+            .map_err(|e| Outcome::Connect(e.to_string()))?;
             if let Some(k) = &w.keepalive {
                 socket::keepalive(&s, k);
             }
@@ -186,7 +238,7 @@ async fn attempt(
             if let Some(local) = same_node(w, t) {
                 // Both ends are this process: the caller's identity is the namespace that it came from.
                 let ask = Ask {
-                    from,
+                    from: client.seen_by(t.target.ip()),
                     to: t.target,
                     hbone: None,
                     identity: Some(source.identity.clone()),
@@ -201,7 +253,7 @@ async fn attempt(
                     }
                 };
             }
-            through(w, p, t, source, from).await
+            through(w, p, t, source, client.seen_by(t.target.ip())).await
         }
     }
 }
@@ -223,7 +275,12 @@ async fn through(
 ) -> Result<Ready, Outcome> {
     let mut secrets = w.shared.secrets.clone();
     let creds = secrets.get(&source.identity, limits::HOLD_TIMEOUT).await.ok_or(Outcome::NoIdentity)?;
-    let key = TunnelKey { pod: p.pod.uid.clone(), to: t.address, expected: t.peer.identity.clone() };
+    let key = TunnelKey {
+        pod: p.pod.uid.clone(),
+        to: t.address,
+        peer: t.peer.uid.clone(),
+        expected: t.peer.identity.clone(),
+    };
     let connect = || {
         let (origin, to, settings, keepalive) = (p.pod.origin.clone(), t.address, w.settings.clone(), w.keepalive);
         let creds = creds.clone();
@@ -236,45 +293,11 @@ async fn through(
             if let Some(k) = &keepalive {
                 socket::keepalive(&tcp, k);
             }
-            client::handshake(tcp, to, &creds, &expected, &settings).await
+            tunnel_client::handshake(tcp, to, &creds, &expected, &settings).await
         }
     };
-    // A tunnel can be taken away between being handed out and being used (GOAWAY): then a fresh one is asked for, once.
-    let mut last = None;
-    for _ in 0..2 {
-        let lease = w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?;
-        let undecided = Undecided(&lease);
-        let answer = client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await;
-        undecided.decided();
-        match answer {
-            Ok((send, recv, _)) => return Ok(Ready::Tunnel(lease, send, recv)),
-            Err(e) => {
-                if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
-                    lease.discard();
-                }
-                if !matches!(e, ClientError::Unprocessed(_)) {
-                    return Err(Outcome::Tunnel(e));
-                }
-                last = Some(e);
-            }
-        }
-    }
-    Err(last.map_or(Outcome::NoIdentity, Outcome::Tunnel))
-}
-
-/// A place on a tunnel whose peer has not answered yet. If nobody waits for the answer any more, the peer may be gone: what
-/// is open on the tunnel goes on (PINGs decide about that), but nothing new is put there.
-struct Undecided<'a>(&'a Lease);
-
-impl Undecided<'_> {
-    fn decided(self) {
-        std::mem::forget(self);
-    }
-}
-impl Drop for Undecided<'_> {
-    fn drop(&mut self) {
-        self.0.discard();
-    }
+    let opened = w.pool.open(&key, connect, &t.target.to_string(), headers(source, t, from)).await;
+    opened.map(|o| Ready::Tunnel(o.lease, o.send, o.recv)).map_err(Outcome::Tunnel)
 }
 
 /// Request headers (docs/hbone.md §4).

@@ -2,8 +2,10 @@
 //! placed when it is accepted ([`karst_proxy::crew`]) and then stays with its worker.
 
 use crate::{
+    affinity::Affinity,
     config::Config,
     conns::Conns,
+    gate::Gate,
     inbound,
     inpod::{Listeners, LocalPod, LocalPods},
     metrics::Metrics,
@@ -24,7 +26,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{
@@ -49,8 +54,14 @@ pub struct Shared {
     /// Is there a control plane that tells of changes? (A file that is followed counts as one.)
     pub stream: watch::Receiver<bool>,
     pub pods: ArcSwap<LocalPods>,
+    /// How much of the process's descriptors connections may take.
+    pub budget: Budget,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// How many tunnels there may be to all pods together.
+    pub gate: Gate,
+    /// Which endpoints clients stay with.
+    pub affinity: Affinity,
     pub crew: Crew<Order>,
 }
 
@@ -61,6 +72,48 @@ impl Shared {
             // The control thread has ended, and the process is about to.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// How many connections may be open, so that no pod uses up the descriptors of its neighbours, and accepting always goes on.
+pub struct Budget {
+    per_pod: usize,
+    all: usize,
+    open: AtomicUsize,
+}
+
+impl Budget {
+    /// That of a process with so many descriptors.
+    pub fn of(descriptors: u64) -> Self {
+        let (per_pod, all) = (limits::connections_per_pod(descriptors), limits::connections(descriptors));
+        Self { per_pod, all, open: AtomicUsize::new(0) }
+    }
+    /// A place for a connection of a pod, if there is one left.
+    pub fn place<'a>(&'a self, pod: &'a LocalPod) -> Option<Place<'a>> {
+        let own = Place::take(&pod.usage.connections, self.per_pod)?;
+        Some(Place { _own: own, _all: Place::take(&self.open, self.all)? })
+    }
+}
+
+/// A connection's place in the budget, given back when dropped.
+pub struct Place<'a> {
+    _own: Taking<'a>,
+    _all: Taking<'a>,
+}
+
+/// Counts down when dropped, over all workers.
+struct Taking<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(n: &'a AtomicUsize, limit: usize) -> Option<Taking<'a>> {
+        let before = n.fetch_add(1, Relaxed);
+        let taken = Taking(n);
+        (before < limit).then_some(taken)
+    }
+}
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -101,6 +154,8 @@ pub enum Order {
 pub struct TunnelKey {
     pub pod: String,
     pub to: std::net::SocketAddr,
+    /// The workload that has that address: with another one there, the tunnel is another.
+    pub peer: Arc<str>,
     pub expected: karst_core::Identity,
 }
 
@@ -121,37 +176,23 @@ pub struct Worker {
     pods: RefCell<HashMap<String, Rc<Served>>>,
 }
 
+impl TunnelKey {
+    /// Is the workload still what it was when the tunnel was opened?
+    fn is_current(&self, s: &Snapshot) -> bool {
+        s.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
+    }
+}
+
 /// A pod as this worker serves it.
 pub struct Served {
     pub pod: Arc<LocalPod>,
-    pub tunnels: Cell<usize>,
-    pub handshakes: Cell<usize>,
-    pub connections: Cell<usize>,
     stop: drain::Drain,
-}
-
-/// Counts something down when dropped.
-pub struct Count<'a>(&'a Cell<usize>);
-
-impl<'a> Count<'a> {
-    /// Counts up, unless the limit is reached.
-    pub fn up(c: &'a Cell<usize>, limit: usize) -> Option<Self> {
-        (c.get() < limit).then(|| {
-            c.set(c.get() + 1);
-            Self(c)
-        })
-    }
-}
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 impl Served {
     fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, tunnels: Cell::new(0), handshakes: Cell::new(0), connections: Cell::new(0), stop })
+        Rc::new(Self { pod, stop })
     }
 
     /// Watches for the pod's own end of service.
@@ -188,7 +229,7 @@ pub fn run(
         let mut flush = tokio::time::interval(FLUSH);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut graceful, mut forced) = (drain.clone(), drain.clone());
-        let mut draining = false;
+        let (mut draining, mut changed) = (false, false);
         let mut done = tokio::time::interval(Duration::from_millis(20));
         loop {
             tokio::select! {
@@ -200,9 +241,17 @@ pub fn run(
                     if r.is_ok() {
                         let s = state.borrow_and_update().clone();
                         w.conns.recheck(&s);
+                        changed = true;
                     }
                 }
-                _ = flush.tick() => w.conns.flush(),
+                _ = flush.tick() => {
+                    w.conns.flush();
+                    if std::mem::take(&mut changed) {
+                        // Their workloads are gone, and so will be their peers.
+                        let s = w.snapshot();
+                        w.pool.retire(|k| !k.is_current(&s));
+                    }
+                }
                 () = graceful.reached(drain::Phase::Graceful), if !draining => {
                     draining = true;
                     for p in w.pods.borrow().values() {
@@ -411,9 +460,9 @@ impl Worker {
     }
 
     /// The start of every captured connection: where it goes, and its place among the pod's, if there is one left.
-    pub fn admit<'a>(&self, p: &'a Served, tcp: &TcpStream) -> Option<(std::net::SocketAddr, Count<'a>)> {
+    pub fn admit<'a>(&'a self, p: &'a Served, tcp: &TcpStream) -> Option<(std::net::SocketAddr, Place<'a>)> {
         let to = tcp.local_addr().map(karst_core::canonical).ok()?;
-        let Some(place) = Count::up(&p.connections, limits::MAX_CONNECTIONS_PER_POD) else {
+        let Some(place) = self.shared.budget.place(&p.pod) else {
             self.refused();
             karst_rt::socket::reset_on_close(tcp);
             return None;
@@ -445,5 +494,8 @@ impl Balance for ByLoad<'_> {
     }
     fn load(&self, uid: &str) -> u64 {
         self.0.conns.load(uid)
+    }
+    fn bound(&self, client: &str, service: &Arc<str>, port: u16, timeout: Duration) -> Option<Arc<str>> {
+        self.0.shared.affinity.get(client, &(service.clone(), port), timeout, Instant::now())
     }
 }

@@ -58,6 +58,12 @@ impl route::Retry {
     }
 }
 
+/// A workload's extension that says that it is about to end and serves still ([`DRAINING_TYPE`]).
+pub fn draining() -> workload::Extension {
+    let config = prost_types::Any { type_url: DRAINING_TYPE.into(), value: vec![] };
+    workload::Extension { name: "karst.draining".into(), config: Some(config) }
+}
+
 /// Envoy's attributes that expressions (CEL) may name: `request.path`, `response.code`, `source.address`, …
 pub const ATTRIBUTES: [&str; 7] = ["request", "response", "connection", "source", "destination", "upstream", "xds"];
 
@@ -76,6 +82,8 @@ pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.route.v1.Backend";
 pub const ACCESS_TYPE: &str = "type.googleapis.com/karst.route.v1.Access";
 /// Type of a workload's extension with its labels.
 pub const LABELS_TYPE: &str = "type.googleapis.com/karst.route.v1.Labels";
+/// Type of a workload's extension that says that it is about to end and serves still.
+pub const DRAINING_TYPE: &str = "type.googleapis.com/karst.route.v1.Draining";
 /// xDS type of workloads and services (Istio: `istio.workload.Address`).
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// xDS type of L4 policies (Istio: `istio.security.Authorization`).

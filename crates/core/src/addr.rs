@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -30,6 +30,12 @@ impl fmt::Display for NetworkAddress {
 /// Turns an IPv4-mapped IPv6 address, as dual-stack sockets show it, back into IPv4.
 pub fn canonical(a: SocketAddr) -> SocketAddr {
     SocketAddr::new(a.ip().to_canonical(), a.port())
+}
+
+/// Can it be the address of one host that others talk to? Loopback, unspecified, multicast and broadcast addresses cannot.
+pub fn is_host(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST)
 }
 
 /// Reads an address of 4 or 16 bytes, as protobuf carries it.

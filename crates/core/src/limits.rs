@@ -36,12 +36,47 @@ pub const SEND_BUFFER: usize = 512 << 10;
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// HTTP/2 PING: a tunnel whose peer has not answered for this long is dead.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Open inbound tunnels per pod; more are closed at accept, with a metric.
+/// Ports that ztunnel takes in a pod's network namespace (Istio's). An application that has one of them keeps it; a connection
+/// *to* one of them is refused, in every way, since it can only be meant for ztunnel itself.
+pub mod port {
+    /// Captured outbound TCP.
+    pub const OUTBOUND: u16 = 15001;
+    /// Captured inbound plaintext.
+    pub const PLAINTEXT: u16 = 15006;
+    /// HBONE.
+    pub const HBONE: u16 = 15008;
+    /// DNS.
+    pub const DNS: u16 = 15053;
+    /// All of them.
+    pub const ALL: [u16; 4] = [OUTBOUND, PLAINTEXT, HBONE, DNS];
+}
+
+/// Of a process's descriptors, how many connections of one pod may use up: one part in this many (a connection has two).
+const POD_SHARE: u64 = 8;
+/// And all connections together: three parts in this many, so that a quarter of the descriptors is always left.
+const ALL_SHARE: (u64, u64) = (3, 8);
+
+/// Connections that one pod may have open, both directions, over all workers, in a process with so many descriptors.
+pub fn connections_per_pod(descriptors: u64) -> usize {
+    usize::try_from(descriptors / POD_SHARE).unwrap_or(usize::MAX).clamp(16, MAX_CONNECTIONS_PER_POD)
+}
+/// Connections that all pods together may have open in a process with so many descriptors.
+pub fn connections(descriptors: u64) -> usize {
+    usize::try_from(descriptors / ALL_SHARE.1 * ALL_SHARE.0).unwrap_or(usize::MAX).max(64)
+}
+
+/// The first byte of a handshake, from the accept on; a client has it at hand. Then the socket is closed.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A tunnel that has to give way (GOAWAY) may finish its streams for this long; then it is closed.
+pub const GIVE_WAY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Open inbound tunnels per pod, over all workers; then one without streams gives way, of the peer that has the most.
 pub const MAX_TUNNELS_PER_POD: usize = 4096;
-/// Tunnels per pod that are still in the handshake; more are closed at accept, so that peers that never speak
-/// cannot use up the descriptors of their neighbours.
+/// Of these, tunnels of one peer's address; then one of its own without streams gives way, or the new one is refused.
+pub const MAX_TUNNELS_PER_PEER: usize = 256;
+/// Tunnels per pod that are still in the handshake, over all workers; then the oldest gives way, of the source that has
+/// the most. So peers that never speak keep nobody out, and cannot use up the descriptors of their neighbours.
 pub const MAX_HANDSHAKES_PER_POD: usize = 512;
-/// Connections per pod, both directions; more are refused with a metric.
+/// Connections per pod, both directions, over all workers; more are refused with a metric.
 pub const MAX_CONNECTIONS_PER_POD: usize = 16_384;
 /// Peer resets of streams that are not yet accepted; then the tunnel is closed (CVE-2023-44487).
 pub const MAX_PENDING_RESETS: usize = 20;

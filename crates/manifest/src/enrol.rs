@@ -27,6 +27,11 @@ pub fn is_done(pod: &Pod) -> bool {
     matches!(pod.status.phase.as_str(), "Succeeded" | "Failed")
 }
 
+/// Does it say that it can serve (condition Ready)?
+pub fn is_ready(pod: &Pod) -> bool {
+    pod.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True")
+}
+
 /// The pod's addresses (`status.podIPs`, else `status.podIP`); those that cannot be read are left out.
 pub fn ips(pod: &Pod) -> Vec<IpAddr> {
     let many: Vec<IpAddr> = pod.status.pod_ips.iter().filter_map(|i| i.ip.parse().ok()).collect();

@@ -7,7 +7,7 @@ use karst_api::workload::{self as pb, gateway_address::Destination};
 use karst_core::{Cidr, Identity, addr::ip_from_bytes};
 use karst_policy::{Policy, Scope};
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 /// Service port and target port, of each port.
 pub type Ports = Vec<(u16, u16)>;
@@ -35,7 +35,11 @@ pub struct Workload {
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
     pub policies: Vec<Arc<str>>,
+    /// Policies in dry run that select it (an extension of ours).
+    pub dry_runs: Vec<Arc<str>>,
     pub healthy: bool,
+    /// Not healthy, as it is about to end, but it serves still: for when there is no other (KEP-1669).
+    pub draining: bool,
     pub cluster: Arc<str>,
     pub region: Arc<str>,
     pub zone: Arc<str>,
@@ -96,7 +100,9 @@ impl Workload {
             canonical_name: a.name.into(),
             canonical_revision: "latest".into(),
             policies: vec![],
+            dry_runs: vec![],
             healthy: true,
+            draining: false,
             cluster: a.cluster.into(),
             region: "".into(),
             zone: "".into(),
@@ -132,6 +138,9 @@ pub struct Service {
     pub private: bool,
     /// Gateways send what is for it to its waypoint (`istio.io/ingress-use-waypoint`).
     pub ingress_waypoint: bool,
+    /// A client stays with its endpoint until it has made no connection for this long (`sessionAffinity: ClientIP`; an
+    /// extension of ours).
+    pub affinity: Option<Duration>,
 }
 
 impl Service {
@@ -194,6 +203,14 @@ impl Snapshot {
         let all = self.by_ip.get(&ip)?.iter().filter_map(|u| self.workloads.get(u));
         all.max_by_key(|w| (w.uid.contains("//Pod/"), w.hbone))
     }
+    /// Who an endpoint is. One that takes no tunnels may have been written by its address alone: if a member of this network has
+    /// that address, it is the member, with its identity and policies, and nothing is sent there in plaintext.
+    pub fn member<'a>(&'a self, endpoint: &'a Arc<Workload>, ip: IpAddr) -> &'a Arc<Workload> {
+        if endpoint.hbone || endpoint.network != self.network {
+            return endpoint;
+        }
+        self.workload(ip).filter(|w| w.hbone).unwrap_or(endpoint)
+    }
     /// A pod of the cluster by name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
         self.workloads.get(self.by_name.get(&format!("{namespace}/{name}"))?)
@@ -215,13 +232,15 @@ impl Snapshot {
         all.filter(|s| !s.private || *s.namespace == *client_namespace)
             .max_by_key(|s| (*s.namespace == *client_namespace, s.canonical))
     }
-    /// The policies that apply to a workload; Err names one that has not arrived.
+    /// The policies that apply to a workload; Err names one that has not arrived. One in dry run is not waited for. (One that was
+    /// in dry run and is now enforced applies at once, though the workload has it among the former still.)
     pub fn policies_of<'a>(&'a self, w: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
         let mut out: Vec<&Policy> = self.globals.iter().map(|p| &**p).collect();
         out.extend(self.by_namespace.get(&w.namespace).into_iter().flatten().map(|p| &**p));
         for k in &w.policies {
             out.push(self.policies.get(k).ok_or_else(|| k.clone())?);
         }
+        out.extend(w.dry_runs.iter().filter_map(|k| self.policies.get(k)).map(|p| &**p));
         Ok(out)
     }
 
@@ -229,7 +248,8 @@ impl Snapshot {
     /// known, so if there is any in its namespace, or the one that stands for STRICT, nothing is known; Err names it.
     pub fn policies_of_unannounced(&self, namespace: &str) -> Result<Vec<&Policy>, Arc<str>> {
         let open = |(k, p): &(&Arc<str>, &Arc<Policy>)| {
-            p.scope == Scope::WorkloadSelector && (*p.namespace == *namespace || k.ends_with(STATIC_STRICT))
+            let selects = p.scope == Scope::WorkloadSelector && !p.dry_run;
+            selects && (*p.namespace == *namespace || k.ends_with(STATIC_STRICT))
         };
         if let Some((k, _)) = self.policies.iter().find(open) {
             return Err(k.clone());
@@ -321,6 +341,7 @@ impl Snapshot {
             canonical: false,
             private: true,
             ingress_waypoint: false,
+            affinity: None,
         };
         let ports: &[(u16, u16)] = &[];
         self.endpoints.entry(key.clone()).or_default().insert(w.uid.clone(), ports.into());
@@ -409,6 +430,7 @@ impl Snapshot {
             canonical: s.canonical,
             private: s.visibility != pb::Visibility::Public as i32,
             ingress_waypoint: s.ingress_use_waypoint,
+            affinity: Some(s.karst_session_affinity_seconds).filter(|n| *n > 0).map(|n| Duration::from_secs(n.into())),
         })
     }
 }
@@ -503,8 +525,10 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         canonical_name: w.canonical_name.into(),
         canonical_revision: w.canonical_revision.into(),
         policies: w.authorization_policies.into_iter().map(Into::into).collect(),
+        dry_runs: w.karst_dry_run_policies.into_iter().map(Into::into).collect(),
         // An unknown status is not healthy.
         healthy: w.status == pb::WorkloadStatus::Healthy as i32,
+        draining: w.status != pb::WorkloadStatus::Healthy as i32 && is_draining(&w.extensions),
         cluster: cluster.into(),
         region: place.region.into(),
         zone: place.zone.into(),
@@ -515,6 +539,11 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         labels: labels(&w.extensions),
         baggage,
     })
+}
+
+/// Does our own controller say that it serves until it ends?
+fn is_draining(all: &[pb::Extension]) -> bool {
+    all.iter().filter_map(|e| e.config.as_ref()).any(|c| c.type_url == karst_api::DRAINING_TYPE)
 }
 
 /// The labels that our own controller tells.
@@ -590,6 +619,51 @@ mod tests {
         let s = snapshot(vec![w], vec![]);
         let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
         assert_eq!(s.policies_of(&w).unwrap_err(), "ns/p".into());
+    }
+
+    #[test]
+    fn a_dry_run_is_neither_waited_for_nor_enforced() {
+        use karst_policy::{Action, Connection, Verdict, authorize};
+        let policy = |name: &str, dry_run: bool| Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope: Scope::WorkloadSelector,
+            action: Action::Allow,
+            rules: vec![],
+            dry_run,
+        };
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.karst_dry_run_policies = vec!["ns/p".into()];
+        let mut s = snapshot(vec![w], vec![]);
+        let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
+        let calls = Connection {
+            source_identity: None,
+            source_ip: [10, 0, 0, 9].into(),
+            destination_ip: [10, 0, 0, 1].into(),
+            destination_port: 80,
+        };
+        let judged = |s: &Snapshot| {
+            let policies = s.policies_of(&w).unwrap();
+            let told = karst_policy::dry_run(policies.iter().copied(), &calls).len();
+            (authorize(policies.into_iter(), &calls), told)
+        };
+        assert_eq!(judged(&s), (Verdict::Allow, 0), "it has not arrived");
+        s.put_policy("ns/p", policy("p", true));
+        assert_eq!(judged(&s), (Verdict::Allow, 1));
+        assert_eq!(s.policies_of_unannounced("ns").unwrap().len(), 0, "closes no pod that nobody has told of");
+        s.put_policy("ns/p", policy("p", false));
+        assert_eq!(judged(&s), (Verdict::NotAllowed, 0), "enforced before the workload says so");
+        assert!(s.policies_of_unannounced("ns").is_err());
+    }
+
+    #[test]
+    fn session_affinity_has_a_timeout_or_is_none() {
+        let mut other = service("s", "10.96.0.1", &[(80, 8080)]);
+        let of =
+            |s: pb::Service| snapshot(vec![], vec![s]).service("10.96.0.1".parse().unwrap(), "ns").unwrap().affinity;
+        assert_eq!(of(other.clone()), None);
+        other.karst_session_affinity_seconds = 10_800;
+        assert_eq!(of(other), Some(Duration::from_secs(10_800)));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 
 pub mod accept;
 pub mod admin;
+pub mod admission;
 pub mod backoff;
 pub mod drain;
 pub mod log;
+pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod ready;

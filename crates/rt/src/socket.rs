@@ -101,8 +101,25 @@ fn unpaced(s: &Socket) {
     let _ = s.set_tcp_congestion(b"reno");
 }
 
-/// A dual-stack listener for redirected connections, in the calling thread's namespace. Its port is of no
-/// importance (redirection ignores it) and chosen by the kernel, so it never clashes with an application.
+/// Where the sockets of redirected connections are bound: the dummy address of RFC 7600, which no host has and no packet is sent
+/// to. Redirection gives them connections whatever their address is; by address nobody can reach them, so that nothing that
+/// leads back to the pod ends at ztunnel's own listener.
+pub const NOWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 0, 8);
+
+/// Binds a socket for redirected traffic to [`NOWHERE`] and a port. The port is of no importance to redirection; it is a fixed
+/// one, so that everybody knows which an application cannot have, or any other if an application has it already.
+fn bind_nowhere(s: &Socket, port: u16) -> io::Result<()> {
+    // Another agent's socket, before or after this one, is no obstacle.
+    s.set_reuse_address(true)?;
+    s.set_reuse_port(true)?;
+    let at = |port| SockAddr::from(SocketAddr::new(NOWHERE.to_ipv6_mapped().into(), port));
+    match s.bind(&at(port)) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => s.bind(&at(0)),
+        r => r,
+    }
+}
+
+/// A dual-stack listener for redirected connections, in the calling thread's namespace; see [`NOWHERE`].
 ///
 /// Accepted sockets inherit `mark`. What the kernel answers without a socket (in TIME_WAIT, or by a reset) carries the mark of
 /// the packet it answers (`fwmark_reflect`), so it is to be [`MARK_CAPTURE`] where the peer is the pod's own application: its
@@ -110,14 +127,14 @@ fn unpaced(s: &Socket) {
 ///
 /// # Errors
 /// Those of the socket calls; CAP_NET_ADMIN is needed.
-pub fn redirect_listener(mark: u32) -> io::Result<Socket> {
+pub fn redirect_listener(mark: u32, port: u16) -> io::Result<Socket> {
     let s = Socket::new(Domain::IPV6, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     s.set_only_v6(false)?;
     s.set_mark(mark)?;
     s.set_tcp_nodelay(true)?; // inherited by accepted sockets, as is the next
     unpaced(&s);
     transparent(&s, true)?;
-    s.bind(&SockAddr::from(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)))?;
+    bind_nowhere(&s, port)?;
     s.listen(limits::BACKLOG)?;
     Ok(s)
 }
@@ -141,14 +158,14 @@ pub fn listener(at: SocketAddr) -> io::Result<std::net::TcpListener> {
 ///
 /// # Errors
 /// Those of the socket calls; CAP_NET_ADMIN is needed.
-pub fn redirect_udp() -> io::Result<Socket> {
+pub fn redirect_udp(port: u16) -> io::Result<Socket> {
     let s = Socket::new(Domain::IPV6, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
     s.set_only_v6(false)?;
     s.set_mark(MARK_ZTUNNEL)?;
     transparent(&s, true)?;
     setopt(&s, libc::SOL_IP, libc::IP_RECVORIGDSTADDR, 1)?;
     setopt(&s, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)?;
-    s.bind(&SockAddr::from(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0)))?;
+    bind_nowhere(&s, port)?;
     Ok(s)
 }
 
@@ -212,7 +229,7 @@ impl Origin {
         Ok(s)
     }
 
-    /// Connects from the pod to another host.
+    /// Connects from the pod to another host, from the address that routing chooses.
     ///
     /// # Errors
     /// Those of `connect`; `TimedOut` after `limit`.
@@ -220,13 +237,51 @@ impl Origin {
         finish(self.socket(dst)?, dst, limit).await
     }
 
-    /// Connects to the pod's own application so that it sees `source` as its peer. The connection stays on `lo`, and
-    /// the mark brings the answers back to us though they are addressed to somebody else.
+    /// Connects from the pod to another host, from an address of the pod's that the application has chosen.
     ///
     /// # Errors
-    /// Those of `connect`; `TimedOut` after `limit`.
+    /// Those of `bind` (`AddrNotAvailable`: it is not an address of the pod's) and `connect`; `TimedOut` after `limit`.
+    pub async fn connect_from(&self, source: IpAddr, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+        let s = self.socket(dst)?;
+        if source.is_ipv4() == dst.is_ipv4() {
+            // The port is chosen at connect: one serves for several destinations.
+            setopt(&s, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            s.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
+        }
+        finish(s, dst, limit).await
+    }
+
+    /// Is it an address of the pod's own, as its kernel has it?
+    pub fn is_local(&self, ip: IpAddr) -> bool {
+        let at = SockAddr::from(SocketAddr::new(ip, 0));
+        let bind = || {
+            Socket::new(Domain::for_address(SocketAddr::new(ip, 0)), Type::DGRAM.cloexec(), Some(Protocol::UDP))
+                .and_then(|s| s.bind(&at))
+                .is_ok()
+        };
+        match &self.netns {
+            Some(n) => n.run(bind).unwrap_or(false),
+            None => bind(),
+        }
+    }
+
+    /// Connects to the pod's own application so that it sees `source` as its peer, or the pod's own address if that is the
+    /// source or none is given. A connection with a foreign source stays on `lo`, and the mark brings the answers back to us
+    /// though they are addressed to somebody else.
+    ///
+    /// # Errors
+    /// Those of `connect`; `TimedOut` after `limit`; `InvalidInput` for a source that would make the client appear as the pod
+    /// itself (loopback) or as nobody.
     pub async fn connect_app(&self, dst: SocketAddr, source: Option<IpAddr>, limit: Duration) -> io::Result<TcpStream> {
+        if source.is_some_and(|ip| !karst_core::addr::is_host(ip)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the client's address is none of a host"));
+        }
         let foreign = source.filter(|ip| *ip != dst.ip() && ip.is_ipv4() == dst.is_ipv4());
+        let Some(ip) = foreign else {
+            let s = self.socket(dst)?;
+            unpaced(&s);
+            return finish(s, dst, limit).await;
+        };
         let mut last = None;
         for _ in 0..PORT_TRIES {
             let s = self.socket(dst)?;
@@ -235,7 +290,6 @@ impl Origin {
                 s.bind_device(Some(b"lo"))?;
                 unpaced(&s);
             }
-            let Some(ip) = foreign else { return finish(s, dst, limit).await };
             transparent(&s, dst.is_ipv6())?;
             // One port serves for several destinations.
             s.set_reuse_address(true)?;

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of the maps' layout; part of their pin path. Raise it with any change to a type below.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Mark of ztunnel's listeners and DNS sockets. It exempts nothing by itself (any pod with CAP_NET_RAW can set a
 /// mark); it only keeps their replies out of the capture rules.
@@ -19,6 +19,10 @@ pub const MARK_MASK: u32 = 0xfff;
 pub const HBONE_PORT: u16 = 15008;
 /// Addresses that one pod may have.
 pub const MAX_POD_IPS: usize = 4;
+/// Addresses of a pod's network namespace that its programs know; those beyond are told apart by [`OwnFlow`] alone.
+pub const MAX_LOCAL: u32 = 1024;
+/// Devices of a pod's network namespace that carry one of the pod's addresses.
+pub const MAX_UPLINKS: u32 = 16;
 
 /// Slots of a pod's `LISTENERS` map.
 pub mod slot {
@@ -42,6 +46,11 @@ pub mod flag {
     pub const NO_DNS: u32 = 2;
     /// The guard trusts [`super::MARK_ZTUNNEL`] (only for a ztunnel that cannot exempt its sockets: Istio's).
     pub const TRUST_MARK: u32 = 4;
+    /// Inbound plaintext is captured on every device and for every address of the pod's, not only where the mesh's addresses are
+    /// (`karst.io/capture-all-devices`).
+    pub const ALL_DEVICES: u32 = 8;
+    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
+    pub const OTHER_PROTOCOLS: u32 = 16;
 }
 
 /// Per-pod counters: what the programs did, and why.
@@ -70,10 +79,16 @@ pub enum Counter {
     GuardPass = 9,
     /// Dropped by the guard: a TCP packet that cannot be parsed.
     GuardUnparsable = 10,
+    /// Left alone: a connection of ztunnel's own that came back to its pod. Never redirected again, or it would never end.
+    OwnFlow = 11,
+    /// Left alone: came by a device that is not the mesh's, for an address that is not.
+    OtherDevice = 12,
+    /// Dropped by the guard: a frame that is neither IP nor ARP, or has a VLAN tag.
+    GuardProtocol = 13,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 11;
+pub const COUNTERS: u32 = 14;
 
 impl Counter {
     /// All counters, in order.
@@ -89,6 +104,9 @@ impl Counter {
         Counter::GuardDrop,
         Counter::GuardPass,
         Counter::GuardUnparsable,
+        Counter::OwnFlow,
+        Counter::OtherDevice,
+        Counter::GuardProtocol,
     ];
     /// Metric label.
     pub const fn name(self) -> &'static str {
@@ -104,6 +122,9 @@ impl Counter {
             Counter::GuardDrop => "guard_drop",
             Counter::GuardPass => "guard_pass",
             Counter::GuardUnparsable => "guard_unparsable",
+            Counter::OwnFlow => "own_flow",
+            Counter::OtherDevice => "other_device",
+            Counter::GuardProtocol => "guard_protocol",
         }
     }
 }
@@ -125,8 +146,21 @@ pub struct Flow {
     pub dport: u16,
 }
 
+/// A flow that a socket of ztunnel's has opened in a pod's network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnFlow {
+    /// Cookie of the network namespace, in two halves (no padding).
+    pub netns: [u32; 2],
+    /// The flow.
+    pub flow: Flow,
+}
+
+/// How long after its connect call a flow of ztunnel's own is let through, in nanoseconds: longer than a connect may take.
+pub const OWN_FLOW_WINDOW_NS: u64 = 30_000_000_000;
+
 /// How long after its connect call a node's flow is let through, in nanoseconds. Bounds what a later connection
 /// with the same addresses and ports could gain.
 pub const PROBE_WINDOW_NS: u64 = 10_000_000_000;
 
-const _: () = assert!(size_of::<Flow>() == 36 && Counter::ALL.len() == COUNTERS as usize);
+const _: () = assert!(size_of::<Flow>() == 36 && size_of::<OwnFlow>() == 44 && Counter::ALL.len() == COUNTERS as usize);

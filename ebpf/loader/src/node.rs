@@ -42,6 +42,7 @@ impl Node {
             .map_pin_path("ENROLLED", maps.join("ENROLLED"))
             .map_pin_path("POD_IPS", maps.join("POD_IPS"))
             .map_pin_path("PROBES", maps.join("PROBES"))
+            .map_pin_path("OWN_FLOWS", maps.join("OWN_FLOWS"))
             .map_pin_path("EXEMPT", maps.join("EXEMPT"))
             .override_global("HOST_NETNS", &cookie, true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o")))
@@ -189,6 +190,11 @@ pub(crate) fn attach_or_replace(
         let pinned = attach()?.pin(pin);
         return pinned.map(drop).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"));
     }
+    replace(pin, program)
+}
+
+/// Puts a program in place of that of the link pinned here.
+pub(crate) fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<(), Error> {
     let link = sys::obj_get(pin).map_err(Error::io("cannot open the pinned link", pin))?;
     sys::link_update(link.as_fd(), program).map_err(Error::kernel(
         format!("cannot replace the program of {}", pin.display()),

@@ -2,18 +2,19 @@
 //! leads to them, and the switch for new outbound connections last; removal runs the other way round.
 
 use crate::{
-    Error, Node, net,
+    Error, Node, guard, net,
     node::{attach_or_replace, duplicate, key, program},
     sys,
 };
 use aya::{
     EbpfLoader,
-    maps::{MapData, PerCpuArray, SockMap},
-    programs::{SchedClassifier, SkLookup, TcAttachType, links::FdLink},
+    maps::{HashMap, MapData, PerCpuArray, SockMap},
+    programs::SkLookup,
 };
-use karst_ebpf_common::{Counter, LAYOUT, MAX_POD_IPS, flag, slot};
+use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
 use karst_rt::netns::Netns;
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
@@ -31,6 +32,10 @@ pub struct PodConfig {
     pub bypass_inbound: bool,
     /// DNS is not captured.
     pub bypass_dns: bool,
+    /// Plaintext to the pod is captured on all devices, whatever address it is for (`karst.io/capture-all-devices`).
+    pub all_devices: bool,
+    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
+    pub other_protocols: bool,
     /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
     pub trust_mark: bool,
 }
@@ -54,6 +59,26 @@ pub struct PodState {
     pub netns_ino: u32,
     /// The counters, in the order of [`Counter::ALL`].
     pub counters: Vec<(Counter, u64)>,
+}
+
+/// Makes a pinned map hold just these keys: what is new is there before what is old goes.
+fn replace<K: aya::Pod + Ord>(path: &std::path::Path, keys: BTreeSet<K>) -> Result<(), Error> {
+    let bad = |e: aya::maps::MapError| Error::Pod(format!("{}: {e}", path.display()));
+    let m =
+        MapData::from_pin(path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
+    let mut m: HashMap<MapData, K, u32> = aya::maps::Map::HashMap(m).try_into().map_err(bad)?;
+    let there: BTreeSet<K> = m.keys().filter_map(Result::ok).collect();
+    for k in keys.difference(&there) {
+        if let Err(e) = m.insert(k, 1, 0) {
+            // Connections to what is not in the map go by ztunnel, and come back: slower, and right (`OWN_FLOWS`).
+            tracing::warn!(map = %path.display(), keys = keys.len(), error = %e, "the pod has more addresses than are followed");
+            break;
+        }
+    }
+    for k in there.difference(&keys) {
+        let _ = m.remove(k);
+    }
+    Ok(())
 }
 
 struct Fd(RawFd);
@@ -88,8 +113,9 @@ impl Node {
         let dir = self.pod_dir(&pod.uid);
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
-        let mut bpf = self.load_pod(pod, &maps)?;
+        let mut bpf = self.load_pod(pod, cookie, &maps)?;
         fill(&mut bpf, l)?;
+        self.sync_local(netns, pod)?;
         in_netns(netns, || {
             net::setup(&pod.ips).map_err(Error::kernel(
                 "cannot set up routing in the pod",
@@ -103,19 +129,23 @@ impl Node {
         attach_lookup(&mut bpf, netns, &dir)?;
         // Before the guard, which would drop the SYNs of connections that are not marked yet.
         self.set_enrolled(cookie, true)?;
-        attach_guard(&mut bpf, netns, &dir)
+        guard::attach(&mut bpf, netns, &dir)
     }
 
-    fn load_pod(&self, pod: &PodConfig, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
+    fn load_pod(&self, pod: &PodConfig, cookie: u64, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
         let mut ips = [[0u32; 4]; MAX_POD_IPS];
         for (to, ip) in ips.iter_mut().zip(&pod.ips) {
             *to = key(*ip);
         }
         let flat: Vec<u32> = ips.iter().flatten().copied().collect();
         let mut flags = 0;
-        for (on, f) in
-            [(pod.bypass_inbound, flag::NO_INBOUND), (pod.bypass_dns, flag::NO_DNS), (pod.trust_mark, flag::TRUST_MARK)]
-        {
+        for (on, f) in [
+            (pod.bypass_inbound, flag::NO_INBOUND),
+            (pod.bypass_dns, flag::NO_DNS),
+            (pod.trust_mark, flag::TRUST_MARK),
+            (pod.all_devices, flag::ALL_DEVICES),
+            (pod.other_protocols, flag::OTHER_PROTOCOLS),
+        ] {
             if on {
                 flags |= f;
             }
@@ -124,12 +154,36 @@ impl Node {
         EbpfLoader::new()
             .map_pin_path("LISTENERS", maps.join("LISTENERS"))
             .map_pin_path("COUNTS", maps.join("COUNTS"))
+            .map_pin_path("LOCAL", maps.join("LOCAL"))
+            .map_pin_path("UPLINKS", maps.join("UPLINKS"))
+            .map_pin_path("OWN_FLOWS", shared.join("OWN_FLOWS"))
             .map_pin_path("PROBES", shared.join("PROBES"))
             .map_pin_path("EXEMPT", shared.join("EXEMPT"))
             .override_global("IPS", &flat[..], true)
             .override_global("FLAGS", &flags, true)
+            .override_global("NETNS", &cookie, true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o")))
             .map_err(Error::kernel(format!("cannot load the eBPF object of pod {}", pod.uid), "sk_lookup", "5.9"))
+    }
+
+    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has them now.
+    /// Gives the devices.
+    ///
+    /// # Errors
+    /// If the pod is not pinned.
+    pub fn sync_local(&self, netns: &Netns, pod: &PodConfig) -> Result<Vec<String>, Error> {
+        let dir = self.pod_dir(&pod.uid);
+        let read = || Ok((net::addresses()?, net::devices()?));
+        let (addresses, devices) =
+            in_netns(netns, read)?.map_err(Error::io("cannot read the addresses of the pod's namespace", &dir))?;
+        let own = |ip: &IpAddr| pod.ips.contains(ip);
+        let uplinks = addresses.iter().filter(|(_, ip)| own(ip)).map(|(device, _)| *device).collect();
+        // The pod's own addresses are its own also where another network stack holds them.
+        let local = addresses.iter().map(|(_, ip)| *ip).chain(pod.ips.iter().copied()).map(key).collect();
+        let maps = dir.join(format!("v{LAYOUT}"));
+        replace::<Addr>(&maps.join("LOCAL"), local)?;
+        replace::<u32>(&maps.join("UPLINKS"), uplinks)?;
+        Ok(devices)
     }
 
     /// Points a pinned pod's slots to new listeners; the old ones keep what is in their queues.
@@ -159,9 +213,10 @@ impl Node {
             "5.14",
         ))?;
         self.detach(&pod.uid, "guard-");
+        let unguarded = in_netns(netns, guard::remove_filters)?;
         self.set_enrolled(cookie, false)?;
         self.forget(&pod.uid, &pod.ips)?;
-        Ok(())
+        unguarded.map_err(Error::io("cannot remove the guard's filters of pod", &pod.uid))
     }
 
     /// Removes the pins of a pod: its links detach. For pods whose namespace is gone.
@@ -209,7 +264,7 @@ pub fn pod_state(node: &std::path::Path, uid: &str) -> Result<PodState, Error> {
     Ok(PodState { netns_ino, counters: Counter::ALL.iter().map(|c| (*c, sum(c))).collect() })
 }
 
-fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
+pub(crate) fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
     n.run(f).map_err(Error::kernel("cannot enter the pod's network namespace", "CAP_SYS_ADMIN", "3.0"))
 }
 
@@ -243,19 +298,4 @@ fn attach_lookup(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> R
         let id = p.attach(ns).map_err(err())?;
         Ok(p.take_link(id).map_err(err())?.into())
     })
-}
-
-fn attach_guard(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Result<(), Error> {
-    let err = || Error::kernel::<aya::programs::ProgramError>("cannot load or attach pod_guard", "tcx", "6.6");
-    let p: &mut SchedClassifier = program(bpf, "pod_guard")?;
-    p.load().map_err(err())?;
-    let devices = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", dir))?;
-    for d in devices {
-        let fd = duplicate(p.fd().map_err(err())?)?;
-        attach_or_replace(&dir.join(format!("guard-{d}")), fd.as_fd(), || {
-            let id = in_netns(netns, || p.attach(&d, TcAttachType::Egress))?.map_err(err())?;
-            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))
-        })?;
-    }
-    Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! - `mark_connect4`, `mark_connect6`: a TCP connect in an enrolled network namespace gets the capture mark, whatever
 //!   mark it had; routing does the rest. Sockets in `EXEMPT` (ztunnel's) are left alone.
-//! - `note_probe`: a connect from the node's own network namespace to an enrolled pod is noted in `PROBES`.
+//! - `note_probe`: a connect from the node's own network namespace to an enrolled pod is noted in `PROBES`; one of a socket of
+//!   ztunnel's in an enrolled namespace in `OWN_FLOWS`, so that it is never redirected to ztunnel again.
 //!
 //! Several nodes may share one kernel: each has its own instance, which acts only on its own pods (by netns cookie)
 //! and its own host namespace. Proven by tests/world (capture, probes).
@@ -14,13 +15,14 @@ mod addr;
 use addr::{mapped, word, words};
 use aya_ebpf::{
     EbpfContext,
+    bindings::bpf_sock_ops,
     btf_maps::SkStorage,
-    helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt},
+    helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt, bpf_sk_storage_get},
     macros::{btf_map, cgroup_sock_addr, map, sock_ops},
     maps::{HashMap, LruHashMap},
     programs::{SockAddrContext, SockOpsContext},
 };
-use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE};
+use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE, OwnFlow};
 
 /// Netns cookies of enrolled pods, and how many connects were marked. Inserted last at enrolment, removed first.
 #[map]
@@ -31,6 +33,9 @@ static POD_IPS: HashMap<Addr, u32> = HashMap::with_max_entries(8192, 0);
 /// Flows from the node to its pods, with the time of the connect call. Read by the pods' programs.
 #[map]
 static PROBES: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(4096, 0);
+/// Flows that ztunnel's sockets have opened, with the time of the connect call. Read by the pods' programs.
+#[map]
+static OWN_FLOWS: LruHashMap<OwnFlow, u64> = LruHashMap::with_max_entries(16384, 0);
 /// Sockets that are ztunnel's. Only who holds a descriptor of this map can add one.
 #[btf_map]
 static EXEMPT: SkStorage<u32> = SkStorage::new();
@@ -81,17 +86,31 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
     }
     let o = ctx.ops;
     unsafe {
-        if bpf_get_netns_cookie(ctx.as_ptr()) != core::ptr::read_volatile(&raw const HOST_NETNS) {
+        let netns = bpf_get_netns_cookie(ctx.as_ptr());
+        let host = netns == core::ptr::read_volatile(&raw const HOST_NETNS);
+        if !host && (ENROLLED.get(&netns).is_none() || !is_exempt(o)) {
             return 1;
         }
         // A dual-stack socket shows AF_INET6 with mapped addresses.
         let (l4, r4) = (word(&raw const (*o).local_ip4), word(&raw const (*o).remote_ip4));
         let (l6, r6) = (words(&raw const (*o).local_ip6), words(&raw const (*o).remote_ip6));
         let (src, dst) = if (*o).family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
-        if POD_IPS.get(&dst).is_some() {
-            let flow = Flow { src, dst, sport: ((*o).local_port as u16).to_be(), dport: (u32::from_be((*o).remote_port) as u16).to_be() };
+        let flow = Flow { src, dst, sport: ((*o).local_port as u16).to_be(), dport: (u32::from_be((*o).remote_port) as u16).to_be() };
+        if !host {
+            let own = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
+            let _ = OWN_FLOWS.insert(&own, &bpf_ktime_get_ns(), 0);
+        } else if POD_IPS.get(&dst).is_some() {
             let _ = PROBES.insert(&flow, &bpf_ktime_get_ns(), 0);
         }
     }
     1
+}
+
+/// Is it a socket of ztunnel's?
+#[inline(always)]
+unsafe fn is_exempt(o: *mut bpf_sock_ops) -> bool {
+    unsafe {
+        let sk = (*o).__bindgen_anon_2.sk;
+        !sk.is_null() && !bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).is_null()
+    }
 }

@@ -1,8 +1,11 @@
 //! One object per pod: `pod_lookup` steers the pod's connections to ztunnel's listeners, `pod_guard` drops what
 //! tries to leave another way. Fail closed: an empty slot refuses.
 //!
-//! For traffic to the pod's own address the kernel reports the address's device, not `lo`, as ingress; ztunnel's
-//! connections to the application are bound to `lo` so that they are told apart (else: an endless loop).
+//! What is local is what the kernel says: `LOCAL` holds every address of the namespace, kept up to date by the agent. For traffic
+//! to a local address the kernel reports the address's device as ingress, which is `lo` only for addresses on `lo`.
+//!
+//! A connection of ztunnel's own is never redirected to ztunnel (`OWN_FLOWS`), whatever `LOCAL` holds: so there is no loop,
+//! also in the moment before the agent has heard of a new address. Proven by tests/world (adversary).
 #![no_std]
 #![no_main]
 
@@ -15,20 +18,29 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_sk_storage_get},
     macros::{btf_map, classifier, map, sk_lookup},
-    maps::{LruHashMap, PerCpuArray, SockMap},
+    maps::{HashMap, LruHashMap, PerCpuArray, SockMap},
     programs::{SkLookupContext, TcContext},
 };
 use karst_ebpf_common::{
-    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_POD_IPS, PROBE_WINDOW_NS, flag, slot,
+    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_LOCAL, MAX_POD_IPS, MAX_UPLINKS,
+    OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
 };
 
 #[map]
 static LISTENERS: SockMap = SockMap::with_max_entries(slot::COUNT, 0);
 #[map]
 static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
-/// Shared with the node's object, as is `EXEMPT`.
+/// Every address of the pod's network namespace.
+#[map]
+static LOCAL: HashMap<Addr, u32> = HashMap::with_max_entries(MAX_LOCAL, 0);
+/// Indices of the devices that carry an address that the mesh knows.
+#[map]
+static UPLINKS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_UPLINKS, 0);
+/// Shared with the node's object, as are `OWN_FLOWS` and `EXEMPT`.
 #[map]
 static PROBES: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(4096, 0);
+#[map]
+static OWN_FLOWS: LruHashMap<OwnFlow, u64> = LruHashMap::with_max_entries(16384, 0);
 #[btf_map]
 static EXEMPT: SkStorage<u32> = SkStorage::new();
 
@@ -36,6 +48,9 @@ static EXEMPT: SkStorage<u32> = SkStorage::new();
 static IPS: [Addr; MAX_POD_IPS] = [[0; 4]; MAX_POD_IPS];
 #[unsafe(no_mangle)]
 static FLAGS: u32 = 0;
+/// Cookie of the pod's network namespace; set by the loader.
+#[unsafe(no_mangle)]
+static NETNS: u64 = 0;
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -71,18 +86,41 @@ fn is_mine(a: &Addr) -> bool {
     hit
 }
 
+/// Is it an address of this network namespace, as the kernel has it?
+#[inline(always)]
+fn is_local(a: &Addr) -> bool {
+    is_loopback(a) || unsafe { LOCAL.get(a) }.is_some()
+}
+/// Has a socket of ztunnel's opened this flow, a moment ago?
+#[inline(always)]
+fn is_own(flow: Flow) -> bool {
+    let netns = unsafe { core::ptr::read_volatile(&raw const NETNS) };
+    let key = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
+    match unsafe { OWN_FLOWS.get(&key) } {
+        Some(at) => unsafe { bpf_ktime_get_ns() }.wrapping_sub(*at) < OWN_FLOW_WINDOW_NS,
+        None => false,
+    }
+}
+
 #[sk_lookup]
 pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
     let c = unsafe { &*(ctx.as_ptr() as *const bpf_sk_lookup) };
     let (l4, r4) = unsafe { (word(&raw const c.local_ip4), word(&raw const c.remote_ip4)) };
     let (l6, r6) = unsafe { (words(&raw const c.local_ip6), words(&raw const c.remote_ip6)) };
     let (local, remote) = if c.family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
-    let (to, why) = if c.ingress_ifindex == LO {
-        if is_loopback(&local) || is_mine(&local) {
+    // remote_port: network order in the low 16 bits; local_port: host order.
+    let flow = Flow { src: remote, dst: local, sport: c.remote_port as u16, dport: (c.local_port as u16).to_be() };
+    let device = unsafe { word(&raw const c.ingress_ifindex) };
+    let (to, why) = if device == LO {
+        if is_local(&local) {
             count(Counter::Local);
             return SK_PASS;
         }
         match c.protocol {
+            TCP if is_own(flow) => {
+                count(Counter::OwnFlow);
+                return SK_PASS;
+            }
             TCP => (slot::OUTBOUND, Counter::Outbound),
             UDP if c.local_port == 53 => (slot::DNS, Counter::Dns),
             _ => return SK_PASS,
@@ -91,20 +129,28 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         if c.protocol != TCP {
             return SK_PASS;
         }
-        if is_loopback(&remote) || is_mine(&remote) {
+        if is_local(&remote) {
             count(Counter::Local);
             return SK_PASS;
         }
-        if c.local_port == HBONE_PORT as u32 {
+        let meant = is_mine(&local);
+        if meant && c.local_port == HBONE_PORT as u32 {
             (slot::HBONE, Counter::Hbone)
         } else {
-            // remote_port: network order in the low 16 bits; local_port: host order.
-            let f = Flow { src: remote, dst: local, sport: c.remote_port as u16, dport: (c.local_port as u16).to_be() };
-            if let Some(at) = unsafe { PROBES.get(&f) } {
+            let uplink = meant || unsafe { UPLINKS.get(&device) }.is_some();
+            if !uplink && flags() & flag::ALL_DEVICES == 0 {
+                count(Counter::OtherDevice);
+                return SK_PASS;
+            }
+            if let Some(at) = unsafe { PROBES.get(&flow) } {
                 if unsafe { bpf_ktime_get_ns() }.wrapping_sub(*at) < PROBE_WINDOW_NS {
                     count(Counter::Probe);
                     return SK_PASS;
                 }
+            }
+            if is_own(flow) {
+                count(Counter::OwnFlow);
+                return SK_PASS;
             }
             if flags() & flag::NO_INBOUND != 0 {
                 count(Counter::OptOut);
@@ -125,7 +171,8 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// On each device of the pod but `lo`, egress. A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
+/// On each Ethernet device of the pod, egress. Nothing leaves but IP and ARP, by what is in the frame and not by what its sender
+/// says of it (a raw socket may say anything, and put a VLAN tag before it). A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
 /// ztunnel's goes to `lo`, where `pod_lookup` takes it. (A routing rule for port 53 would be simpler, but the kernel's check
 /// of source addresses applies it to the answers too, and drops them.)
 #[classifier]
@@ -133,6 +180,13 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     match segment(&ctx) {
         Segment::Other => TCX_NEXT,
+        Segment::Foreign => {
+            if flags() & flag::OTHER_PROTOCOLS != 0 {
+                return TCX_NEXT;
+            }
+            count(Counter::GuardProtocol);
+            TCX_DROP
+        }
         Segment::Unparsable => {
             count(Counter::GuardUnparsable);
             TCX_DROP
@@ -172,6 +226,8 @@ fn is_exempt(ctx: &TcContext) -> bool {
 
 enum Segment {
     Other,
+    /// Neither IP nor ARP, or behind a VLAN tag.
+    Foreign,
     Unparsable,
     Dns,
     /// TCP, with its flags.
@@ -182,7 +238,16 @@ enum Segment {
 /// carry no SYN. Of UDP only whole or first fragments with destination port 53 matter.
 #[inline(always)]
 fn segment(ctx: &TcContext) -> Segment {
-    let proto = unsafe { (*ctx.skb.skb).protocol } as u16;
+    let skb = ctx.skb.skb;
+    // A tag may be beside the frame, too.
+    let tagged = unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) } != 0;
+    let Ok(proto) = ctx.load::<u16>(12) else { return Segment::Unparsable };
+    if tagged {
+        return Segment::Foreign;
+    }
+    if proto == 0x0806u16.to_be() {
+        return Segment::Other;
+    }
     if proto == 0x0800u16.to_be() {
         let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else { return Segment::Unparsable };
         if frag & 0x1fffu16.to_be() != 0 {
@@ -191,7 +256,7 @@ fn segment(ctx: &TcContext) -> Segment {
         return transport(ctx, p, 14 + ((vihl & 0xf) as usize) * 4);
     }
     if proto != 0x86ddu16.to_be() {
-        return Segment::Other;
+        return Segment::Foreign;
     }
     // Hop-by-hop, routing, fragment, destination options, authentication: at most six, then we give up.
     let Ok(mut next) = ctx.load::<u8>(20) else { return Segment::Unparsable };

@@ -38,11 +38,20 @@ pub struct Options {
     pub controller: Vec<String>,
     /// The ztunnel binary; None: ours.
     pub ztunnel_bin: Option<PathBuf>,
+    /// How many descriptors ztunnel may have open; None: as many as this process.
+    pub ztunnel_descriptors: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, ztunnel: vec![], ztunnel_env: vec![], controller: vec![], ztunnel_bin: None }
+        Self {
+            nodes: 2,
+            ztunnel: vec![],
+            ztunnel_env: vec![],
+            controller: vec![],
+            ztunnel_bin: None,
+            ztunnel_descriptors: None,
+        }
     }
 }
 
@@ -518,7 +527,13 @@ impl World {
         .into();
         env.extend(self.options.ztunnel_env.clone());
         let program = self.options.ztunnel_bin.clone().unwrap_or_else(|| bin("ztunnel"));
-        self.spawn(&n.ns, &format!("ztunnel{node}.log"), &program, &self.options.ztunnel, &env)
+        let log = format!("ztunnel{node}.log");
+        let Some(limit) = self.options.ztunnel_descriptors else {
+            return self.spawn(&n.ns, &log, &program, &self.options.ztunnel, &env);
+        };
+        let mut args = vec![format!("--nofile={limit}"), program.display().to_string()];
+        args.extend(self.options.ztunnel.clone());
+        self.spawn(&n.ns, &log, Path::new("/usr/bin/prlimit"), &args, &env)
     }
 
     /// Waits until a node's ztunnel is ready.
@@ -631,6 +646,11 @@ impl World {
         self.write_pod(&pod, true);
         self.pods.insert(format!("{}/{}", pod.spec.namespace, pod.spec.name), pod.clone());
         pod
+    }
+
+    /// The next pod of a node has this number in its addresses, be it that of a pod that is gone.
+    pub fn next_address(&mut self, node: usize, n: u8) {
+        self.next_pod[node] = n;
     }
 
     /// All pods.

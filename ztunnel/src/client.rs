@@ -1,0 +1,103 @@
+//! Who calls, by address. What an application binds before it connects is its own choice, and says nothing: others see its
+//! pod's own address, or no connection (docs/threat-model.md; `adversary::a_client_has_its_pods_address_whatever_it_binds`).
+
+use crate::plan::Refusal;
+use karst_core::addr::is_host;
+use std::net::{IpAddr, SocketAddr};
+
+/// The client of a captured connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Client {
+    /// The pod's own addresses, at most one of each family: what its peers see.
+    own: Vec<IpAddr>,
+    port: u16,
+    /// An address that the application has chosen among those of its pod; kept where nothing depends on it.
+    chosen: Option<IpAddr>,
+}
+
+impl Client {
+    /// Judges the address that a connection came from. `own`: the pod's addresses, the first of each family being the one that
+    /// its connections have by themselves; `is_local`: does the pod's kernel have this address? (Asked only for others.)
+    ///
+    /// # Errors
+    /// The address is not one of the pod's.
+    pub fn new(own: &[IpAddr], from: SocketAddr, is_local: impl FnOnce(IpAddr) -> bool) -> Result<Self, Refusal> {
+        let ip = from.ip().to_canonical();
+        if !is_host(ip) {
+            return Err(Refusal::NotItsAddress);
+        }
+        let first = |v4: bool| own.iter().find(|a| a.is_ipv4() == v4).copied();
+        let chosen = match first(ip.is_ipv4()) {
+            None => return Err(Refusal::NotItsAddress),
+            Some(usual) if usual == ip => None,
+            Some(_) if own.contains(&ip) || is_local(ip) => Some(ip),
+            Some(_) => return Err(Refusal::NotItsAddress),
+        };
+        Ok(Self { own: first(true).into_iter().chain(first(false)).collect(), port: from.port(), chosen })
+    }
+
+    /// The address that a peer of this address sees; if the pod has none of that family, one of the other.
+    pub fn seen_by(&self, peer: IpAddr) -> SocketAddr {
+        let ip = self.own.iter().find(|a| a.is_ipv4() == peer.is_ipv4()).or(self.own.first());
+        SocketAddr::new(ip.copied().unwrap_or(peer), self.port)
+    }
+
+    /// What the application has chosen, if that is another than it would have had.
+    pub fn chosen(&self) -> Option<IpAddr> {
+        self.chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(s: &str) -> IpAddr {
+        s.parse().unwrap()
+    }
+
+    #[test]
+    fn only_addresses_of_the_pod_are_clients() {
+        let own = [ip("10.0.0.1"), ip("fd00::1"), ip("10.0.0.2")];
+        let local = [ip("10.9.0.1"), ip("127.0.0.1")];
+        for (from, want) in [
+            ("10.0.0.1:5", "10.0.0.1:5 -"),
+            ("[::ffff:10.0.0.1]:5", "10.0.0.1:5 -"),
+            ("[fd00::1]:5", "[fd00::1]:5 -"),
+            ("10.0.0.2:5", "10.0.0.1:5 10.0.0.2"),
+            ("10.9.0.1:5", "10.0.0.1:5 10.9.0.1"),
+            ("10.9.0.2:5", "refused"),
+            ("127.0.0.1:5", "refused"),
+            ("[::ffff:127.0.0.1]:5", "refused"),
+            ("127.9.9.9:5", "refused"),
+            ("[::1]:5", "refused"),
+            ("0.0.0.0:5", "refused"),
+            ("[::]:5", "refused"),
+            ("255.255.255.255:5", "refused"),
+            ("224.0.0.1:5", "refused"),
+            ("[ff02::1]:5", "refused"),
+        ] {
+            let from: SocketAddr = from.parse().unwrap();
+            let seen = match Client::new(&own, from, |a| local.contains(&a)) {
+                Ok(c) => {
+                    let chosen = c.chosen().map_or("-".into(), |a| a.to_string());
+                    format!("{} {chosen}", c.seen_by(from.ip().to_canonical()))
+                }
+                Err(_) => "refused".into(),
+            };
+            assert_eq!(seen, want, "{from}");
+        }
+    }
+
+    #[test]
+    fn a_pod_without_an_address_of_the_family_is_refused() {
+        assert!(Client::new(&[ip("10.0.0.1")], "[fd00::1]:5".parse().unwrap(), |_| true).is_err());
+        assert!(Client::new(&[], "10.0.0.1:5".parse().unwrap(), |_| true).is_err());
+    }
+
+    #[test]
+    fn a_peer_of_the_other_family_sees_the_address_of_that_family() {
+        let c = Client::new(&[ip("10.0.0.1"), ip("fd00::1")], "10.0.0.1:5".parse().unwrap(), |_| false).unwrap();
+        assert_eq!(c.seen_by(ip("fd00::9")), "[fd00::1]:5".parse().unwrap());
+    }
+}
