@@ -1123,7 +1123,7 @@ fn s4_waypoints_are_deployed_and_statuses_written() {
 fn s4_what_is_deployed_runs_under_pod_security_restricted() {
     install_gateway_api();
     apply(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: restricted, labels: {pod-security.kubernetes.io/enforce: restricted}}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: restricted, labels: {pod-security.kubernetes.io/enforce: restricted, pod-security.kubernetes.io/warn: restricted}}\n",
     );
     apply(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: in, namespace: restricted, annotations: {networking.istio.io/service-type: ClusterIP}}\nspec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: restricted}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n",
@@ -1143,6 +1143,12 @@ fn s4_what_is_deployed_runs_under_pod_security_restricted() {
         let sources = volumes.iter().flat_map(|v| v["projected"]["sources"].as_array().into_iter().flatten());
         let audiences: Vec<_> = sources.map(|s| s["serviceAccountToken"]["audience"].as_str()).collect();
         assert_eq!(audiences, [Some("istio-ca")], "{}", p["metadata"]["name"]);
+    }
+    // The controller would run there, too; ztunnel would not, as the same question shows.
+    for (chart, file, fits) in [("istiod", "deployment", true), ("ztunnel", "ztunnel", false)] {
+        let template = ["template", "x", &format!("charts/{chart}"), "--kube-version=1.34.0", "-n", "restricted", "-s"];
+        let said = dry_apply(&helm(&[&template[..], &[&format!("templates/{file}.yaml")]].concat())).unwrap();
+        assert_eq!(!said.contains("would violate PodSecurity"), fits, "{chart}: {said}");
     }
     helm(&["uninstall", "chart", "-n", "restricted", "--wait"]);
     kubectl(&["delete", "namespace", "restricted", "--wait=false"]);
