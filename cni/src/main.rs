@@ -6,13 +6,16 @@ mod check;
 mod config;
 mod events;
 mod install;
+mod kubelet;
 mod local;
 mod metrics;
+mod namespaces;
 mod plugin;
 mod records;
 mod sockets;
 mod source;
 mod status;
+mod unmeshed;
 mod zds;
 
 use anyhow::Context;

@@ -51,6 +51,16 @@ pub mod flag {
     pub const ALL_DEVICES: u32 = 8;
     /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
     pub const OTHER_PROTOCOLS: u32 = 16;
+    /// Nothing of TCP passes, in or out: another network stack has the pod's addresses, where nobody can judge.
+    pub const CLOSED: u32 = 128;
+}
+
+/// Who on the node may probe its pods, past every policy: one of these, or the id of a cgroup.
+pub mod prober {
+    /// Nobody. (No cgroup has this id.)
+    pub const NONE: u64 = 0;
+    /// Every process in the node's own network namespace.
+    pub const ALL: u64 = u64::MAX;
 }
 
 /// Per-pod counters: what the programs did, and why.

@@ -163,7 +163,7 @@ impl Pod {
     }
     /// Its network namespace, found by its processes.
     pub fn netns(&self) -> Netns {
-        let found = Netns::of_pod(&self.uid).unwrap();
+        let found = Netns::of_pod(&self.uid, &[self.ip]).unwrap();
         found.unwrap_or_else(|| panic!("no process of pod {}/{}", self.namespace, self.name))
     }
     /// How the system calls of its processes are filtered, by name of the program (2: by a profile). The sandbox's own is left out.
