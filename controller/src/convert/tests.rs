@@ -591,6 +591,50 @@ fn a_waypoint_gets_what_it_needs_once() {
     assert_eq!(address[0]["value"], "w.a.svc.cluster.local");
 }
 
+/// What PodSecurity's level `restricted` asks for (Kubernetes 1.34), and that no token is there but the one that is used.
+#[test]
+fn what_is_deployed_passes_pod_security_restricted() {
+    let gateway = WAYPOINT
+        .replace("istio-waypoint", "istio")
+        .replace("name: mesh, port: 15008, protocol: HBONE", "name: http, port: 80, protocol: HTTP");
+    for (text, sysctls) in
+        [(WAYPOINT, vec![]), (&*gateway, vec![("net.ipv4.ip_unprivileged_port_start".to_string(), "0".to_string())])]
+    {
+        let w = written(&text.replace("STATUS", ""));
+        let (_, d) = w.objects.iter().find(|(r, _)| r.kind == "Deployment").unwrap();
+        let pod = &d["spec"]["template"]["spec"];
+        let has = |s: &serde_json::Value| (s["name"].as_str().unwrap().into(), s["value"].as_str().unwrap().into());
+        let set = pod["securityContext"]["sysctls"].as_array().into_iter().flatten().map(has).collect::<Vec<_>>();
+        assert_eq!(set, sysctls, "a port below 1024 needs no capability; this sysctl is one that every pod may set");
+        for shared in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
+            assert!(pod[shared].is_null(), "{shared}");
+        }
+        for c in pod["containers"].as_array().unwrap() {
+            let s = &c["securityContext"];
+            for (key, wanted) in [
+                ("privileged", false),
+                ("allowPrivilegeEscalation", false),
+                ("runAsNonRoot", true),
+                ("readOnlyRootFilesystem", true),
+            ] {
+                assert_eq!(s[key], wanted, "{key}");
+            }
+            assert!(s["runAsUser"].as_u64().is_some_and(|u| u > 0));
+            assert_eq!(s["capabilities"], serde_json::json!({ "drop": ["ALL"] }));
+            assert_eq!(s["seccompProfile"]["type"], "RuntimeDefault");
+            assert!(c["ports"].as_array().unwrap().iter().all(|p| p["hostPort"].is_null()));
+        }
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let mut tokens = vec![];
+        for v in pod["volumes"].as_array().unwrap() {
+            assert!(v["configMap"].is_object() || v["projected"].is_object(), "{v}");
+            let sources = v["projected"]["sources"].as_array().into_iter().flatten();
+            tokens.extend(sources.map(|s| s["serviceAccountToken"]["audience"].as_str().unwrap().to_string()));
+        }
+        assert_eq!(tokens, ["istio-ca"], "a token that the API server does not take");
+    }
+}
+
 #[test]
 fn routes_say_what_became_of_them() {
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: b}\nspec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}\n---\n";

@@ -14,6 +14,7 @@ use k8s_openapi::{
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
+    core::Status,
     runtime::{
         WatchStreamExt,
         events::{Event, EventType, Recorder, Reporter},
@@ -128,8 +129,7 @@ impl Kube {
         // On the status subresource: an agent needs no right to change what a pod is.
         match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
             Ok(_) => Ok(()),
-            // 409: another pod has taken the name.
-            Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(()),
+            Err(kube::Error::Api(e)) if e.code == 404 || is_another(&e) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot annotate Pod {namespace}/{name}")),
         }
     }
@@ -199,6 +199,13 @@ impl Kube {
         let n = api.get_opt(name).await.with_context(|| format!("Namespace {name}"))?;
         n.map(|n| Ok(serde_json::from_value(serde_json::to_value(n)?)?)).transpose()
     }
+}
+
+/// Has another object taken the name? The API server compares `metadata.uid`: as a precondition (409), or as a field of a
+/// patch that nobody may change (422, what 1.34 says).
+fn is_another(s: &Status) -> bool {
+    let mut causes = s.details.iter().flat_map(|d| &d.causes);
+    s.code == 409 || (s.code == 422 && causes.any(|c| c.field == "metadata.uid"))
 }
 
 /// What a webhook configuration says.
@@ -379,5 +386,23 @@ fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
             }
         }
         (a, b) => *a = b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Answers of a Kubernetes 1.34.
+    #[test]
+    fn a_pod_that_has_taken_the_name_is_another_and_a_refusal_is_not() {
+        let said = |code: u16, field: &str| {
+            let cause = json!({ "reason": "FieldValueInvalid", "message": "Invalid value: \"x\": field is immutable", "field": field });
+            let status = json!({ "status": "Failure", "message": "Pod \"p\" is invalid", "reason": "Invalid", "details": { "name": "p", "kind": "Pod", "causes": [cause] }, "code": code });
+            is_another(&serde_json::from_value(status).unwrap())
+        };
+        assert!(said(422, "metadata.uid") && said(409, ""));
+        assert!(!said(422, "status.podIPs") && !said(403, "metadata.uid"));
     }
 }
