@@ -5,6 +5,7 @@ pub mod check;
 mod compiler;
 pub mod deploy;
 mod gateway_status;
+mod node;
 mod policy;
 mod policy_status;
 mod route_status;
@@ -49,6 +50,8 @@ pub(crate) struct Index<'a> {
     pub mesh: &'a Mesh,
     pub namespaces: BTreeMap<&'a str, &'a Namespace>,
     pub nodes: BTreeMap<&'a str, &'a Node>,
+    /// Where they stand.
+    pub nodes_at: Vec<(&'a Located, &'a Node)>,
     pub pods: Vec<&'a Pod>,
     /// By namespace.
     pub services: BTreeMap<&'a str, Vec<&'a Service>>,
@@ -98,6 +101,7 @@ impl<'a> Index<'a> {
             mesh,
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            nodes_at: vec![],
             pods: vec![],
             services: BTreeMap::new(),
             slices: vec![],
@@ -138,6 +142,7 @@ impl<'a> Index<'a> {
                 }
                 Object::Node(n) => {
                     x.nodes.insert(&n.metadata.name, n);
+                    x.nodes_at.push((o, n));
                 }
                 Object::Pod(p) => x.pods.push(p),
                 Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
@@ -248,6 +253,7 @@ fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> (Model, Vec<Problem>
     let mut problems = Vec::new();
     let mut model = Model { pods: workload::facts(x), ..Model::default() };
     let mut policies = policy::compile(x, &mut problems);
+    node::compile(x, &mut model, &mut problems);
     service::compile(x, &mut model, &mut problems);
     workload::compile(x, &policies, &mut model, &mut problems);
     routes::compile(x, &mut model, &mut problems, cache);

@@ -97,9 +97,19 @@ pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Wo
         services: memberships(x, p),
         locality: locality(x, &p.spec.node_name),
         network_mode: if p.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
-        extensions: routes::labels(x, &m.labels),
+        extensions: routes::labels(x, &m.labels).into_iter().chain(which(m)).collect(),
         ..Default::default()
     }
+}
+
+/// A workload's extension that says which pod it is: one that is made anew has the name, and another uid.
+fn which(m: &Meta) -> Option<pb::Extension> {
+    if m.uid.is_empty() {
+        return None;
+    }
+    let value = prost::Message::encode_to_vec(&karst_api::route::Pod { uid: m.uid.clone() });
+    let config = prost_types::Any { type_url: karst_api::POD_TYPE.into(), value };
+    Some(pb::Extension { name: "karst.pod".into(), config: Some(config) })
 }
 
 fn names(p: &Pod) -> (String, String, String) {

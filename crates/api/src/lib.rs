@@ -76,6 +76,10 @@ pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.route.v1.Backend";
 pub const ACCESS_TYPE: &str = "type.googleapis.com/karst.route.v1.Access";
 /// Type of a workload's extension with its labels.
 pub const LABELS_TYPE: &str = "type.googleapis.com/karst.route.v1.Labels";
+/// Type of a workload's extension that says which pod it is.
+pub const POD_TYPE: &str = "type.googleapis.com/karst.route.v1.Pod";
+/// xDS type of the ranges that pods have their addresses from, by node.
+pub const POD_RANGES_TYPE: &str = "type.googleapis.com/karst.route.v1.PodRanges";
 /// xDS type of workloads and services (Istio: `istio.workload.Address`).
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// xDS type of L4 policies (Istio: `istio.security.Authorization`).
