@@ -33,6 +33,8 @@ pub struct Pod {
     pub netns: Netns,
     /// Its listeners.
     pub sockets: Rc<PodSockets>,
+    /// Its DNS is not captured.
+    pub bypass_dns: bool,
 }
 
 enum Command {
@@ -218,6 +220,7 @@ impl Hub {
             ];
             add.karst_descriptors = all.iter().map(|(d, _)| *d as i32).collect();
             fds.extend(all.iter().map(|(_, f)| *f));
+            add.karst_bypass_dns = p.bypass_dns;
         }
         exchange(c, workload_request::Payload::Add(add), &fds).await
     }

@@ -1,6 +1,7 @@
 //! The controller's knobs. Environment variables are read here and nowhere else.
 
 use clap::{Args, Parser, Subcommand};
+use karst_core::Cidr;
 use karst_kube::Origin;
 use karst_rt::log::Format;
 use std::{net::SocketAddr, path::PathBuf};
@@ -115,6 +116,16 @@ pub struct Config {
     /// renewed with the same key, and an exchanged `cacerts` is taken over.
     #[arg(long, env = "KARST_ROOT_CHECK", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     pub root_check: u64,
+    /// Certificates (PEM file) of authorities for the servers of `jwksUri`, beside the public ones.
+    #[arg(long, env = "KARST_JWKS_CA", value_name = "FILE")]
+    pub jwks_ca: Option<PathBuf>,
+    /// Address ranges (comma separated) that a `jwksUri` may not lead to. Loopback, link-local, multicast and metadata addresses
+    /// are refused in any case; private ones are not.
+    #[arg(long, env = "BLOCKED_CIDRS_IN_JWKS_URIS", value_delimiter = ',', value_name = "RANGE")]
+    pub jwks_blocked_cidrs: Vec<Cidr>,
+    /// Address ranges (comma separated) that a `jwksUri` may lead to, even if they are refused otherwise.
+    #[arg(long, env = "ALLOWED_CIDRS_IN_JWKS_URIS", value_delimiter = ',', value_name = "RANGE")]
+    pub jwks_allowed_cidrs: Vec<Cidr>,
     /// text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     pub log_format: Format,
@@ -130,6 +141,12 @@ impl Config {
             image: self.waypoint_image.clone(),
             pull_policy: self.waypoint_pull_policy.clone(),
         }
+    }
+    /// How keys at `jwksUri` are fetched.
+    pub fn jwks(&self) -> crate::jwks::Settings {
+        let (allowed, blocked) = (self.jwks_allowed_cidrs.clone(), self.jwks_blocked_cidrs.clone());
+        let reach = crate::reach::Reach { allowed, blocked };
+        crate::jwks::Settings { reach, authorities: self.jwks_ca.clone() }
     }
     /// Where objects come from.
     pub fn origin(&self) -> anyhow::Result<Origin> {

@@ -1,22 +1,20 @@
 //! Keys of issuers that RequestAuthentications name by `jwksUri`: fetched here, so that no proxy has to reach them, and fetched
 //! again from time to time. What was fetched once stays while the issuer cannot be reached.
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, Uri, body::Bytes, header};
-use hyper_util::rt::TokioIo;
+pub use crate::client::check;
+use crate::{
+    client::{self, Client},
+    reach::Reach,
+};
 use karst_manifest::{Object, State, dir::Keys};
+use rustls::{CertificateError, RootCertStore};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, LazyLock},
+    path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    sync::watch,
-    time::Instant,
-};
-use tokio_rustls::TlsConnector;
+use tokio::{sync::watch, time::Instant};
 
 /// Between two fetches of keys that are there (Istio's PILOT_JWT_PUB_KEY_REFRESH_INTERVAL).
 const REFRESH: Duration = Duration::from_secs(20 * 60);
@@ -25,8 +23,27 @@ const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// For one fetch (Istio: 5 s).
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Largest set of keys, bytes.
-const LARGEST: usize = 1 << 20;
+
+/// Whom to ask, and whom to believe.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Which addresses.
+    pub reach: Reach,
+    /// A file (PEM) with authorities beside the public ones. It is read before each round, so an exchanged one counts.
+    pub authorities: Option<PathBuf>,
+}
+
+impl Settings {
+    fn client(&self) -> Result<Client, String> {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        if let Some(file) = &self.authorities {
+            let bad = |e: String| format!("--jwks-ca {}: {e}", file.display());
+            let pem = std::fs::read(file).map_err(|e| bad(e.to_string()))?;
+            client::trust(&mut roots, &pem).map_err(bad)?;
+        }
+        Client::new(self.reach.clone(), roots, PATIENCE).map_err(|e| e.to_string())
+    }
+}
 
 /// Keeps the keys of all addresses that are wanted.
 pub struct Fetcher {
@@ -37,11 +54,15 @@ pub struct Fetcher {
 
 impl Fetcher {
     /// Starts it. Must run in a `LocalSet`.
-    pub fn start() -> Self {
+    ///
+    /// # Errors
+    /// The file of authorities cannot be used.
+    pub fn start(settings: Settings) -> Result<Self, String> {
+        settings.client()?;
         let (wanted, rx) = watch::channel(BTreeSet::new());
         let (tx, found) = watch::channel(Arc::default());
-        tokio::task::spawn_local(run(rx, tx));
-        Self { wanted, found }
+        tokio::task::spawn_local(run(settings, rx, tx));
+        Ok(Self { wanted, found })
     }
 
     /// Says which keys are wanted from now on.
@@ -66,7 +87,7 @@ struct Turn {
     pause: Duration,
 }
 
-async fn run(mut wanted: watch::Receiver<BTreeSet<String>>, found: watch::Sender<Arc<Keys>>) {
+async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, found: watch::Sender<Arc<Keys>>) {
     let mut turns: BTreeMap<String, Turn> = BTreeMap::new();
     loop {
         let all = wanted.borrow_and_update().clone();
@@ -77,7 +98,11 @@ async fn run(mut wanted: watch::Receiver<BTreeSet<String>>, found: watch::Sender
         let now = Instant::now();
         let due: Vec<String> = turns.iter().filter(|(_, t)| t.at <= now).map(|(u, _)| u.clone()).collect();
         // One that hangs holds up no other.
-        let asked = due.into_iter().map(|uri| tokio::task::spawn_local(async move { (fetch(&uri).await, uri) }));
+        let client = settings.client();
+        let asked = due.into_iter().map(|uri| {
+            let client = client.clone();
+            tokio::task::spawn_local(async move { (fetch(client, &uri).await, uri) })
+        });
         let mut answers = vec![];
         for task in asked.collect::<Vec<_>>() {
             answers.extend(task.await);
@@ -112,57 +137,20 @@ async fn run(mut wanted: watch::Receiver<BTreeSet<String>>, found: watch::Sender
     }
 }
 
-/// Is it an address that can be asked?
-///
-/// # Errors
-/// Why not.
-pub fn check(uri: &str) -> Result<Uri, String> {
-    let usable = |u: &Uri| matches!(u.scheme_str(), Some("http" | "https")) && u.host().is_some();
-    let found = uri.parse().ok().filter(usable);
-    found.ok_or_else(|| format!("{uri:?} is no URL of http or https"))
-}
-
-async fn fetch(uri: &str) -> Result<String, String> {
-    let late = |_| format!("no answer within {} s", PATIENCE.as_secs());
-    let text = tokio::time::timeout(PATIENCE, ask(&check(uri)?)).await.map_err(late)??;
+async fn fetch(client: Result<Client, String>, uri: &str) -> Result<String, String> {
+    let text = client?.get(&check(uri)?).await.map_err(|e| explain(&e))?;
+    // Nothing of the answer is repeated in logs: it may be somebody's secret, and no keys at all.
     crate::convert::public_keys(&text)
+        .map_err(|_| "the answer is no JSON Web Key Set with a public key that can be used: RSA, EC or OKP".into())
 }
 
-async fn ask(u: &Uri) -> Result<String, String> {
-    let (host, secure) = (u.host().unwrap_or_default(), u.scheme_str() == Some("https"));
-    let name = host.trim_start_matches('[').trim_end_matches(']');
-    let port = u.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let tcp = TcpStream::connect((name, port)).await.map_err(|e| e.to_string())?;
-    if !secure {
-        return get(u, tcp).await;
+fn explain(e: &client::Error) -> String {
+    match e {
+        client::Error::Tls(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "the server's certificate is of an authority that nobody knows here: give its certificate with --jwks-ca (KARST_JWKS_CA)".into()
+        }
+        e => e.to_string(),
     }
-    static TLS: LazyLock<Option<TlsConnector>> = LazyLock::new(|| {
-        let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config =
-            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
-        Some(TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
-    });
-    let tls = TLS.as_ref().ok_or("TLS cannot be set up")?;
-    let name = rustls_pki_types::ServerName::try_from(name.to_string()).map_err(|e| e.to_string())?;
-    get(u, tls.connect(name, tcp).await.map_err(|e| e.to_string())?).await
-}
-
-async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(u: &Uri, io: S) -> Result<String, String> {
-    let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|e| e.to_string())?;
-    let conn = tokio::spawn(conn);
-    let r = Request::get(u.path_and_query().map_or("/", |p| p.as_str()))
-        .header(header::HOST, u.authority().map_or("", |a| a.as_str()))
-        .header(header::ACCEPT, "application/json")
-        .header(header::USER_AGENT, concat!("karst-controller/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::<Bytes>::new());
-    let answer = send.send_request(r.map_err(|e| e.to_string())?).await.map_err(|e| e.to_string())?;
-    if answer.status() != 200 {
-        return Err(format!("HTTP {}", answer.status().as_u16()));
-    }
-    let body = Limited::new(answer.into_body(), LARGEST).collect().await.map_err(|e| e.to_string())?;
-    conn.abort();
-    String::from_utf8(body.to_bytes().to_vec()).map_err(|_| "the answer is no text".into())
 }
 
 #[cfg(test)]
@@ -171,14 +159,43 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[test]
-    fn addresses_are_checked() {
-        for good in ["https://a.com/keys", "http://keycloak.auth:8080/x?y", "http://[::1]:80/"] {
-            assert!(check(good).is_ok(), "{good}");
-        }
-        for bad in ["", "a.com/keys", "ftp://a.com", "/etc/keys", "https://"] {
-            assert!(check(bad).is_err(), "{bad}");
-        }
+    fn to_loopback() -> Settings {
+        let reach = Reach { allowed: vec!["127.0.0.1".parse().unwrap()], blocked: vec![] };
+        Settings { reach, authorities: None }
+    }
+
+    /// The same is told to logs and proxies wherever an answer that is no set of keys comes from.
+    #[tokio::test]
+    async fn nothing_of_a_strange_answer_is_repeated() {
+        let l = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/secret", l.local_addr().unwrap());
+        let server = async {
+            let (mut s, _) = l.accept().await.unwrap();
+            s.read_buf(&mut Vec::<u8>::with_capacity(1024)).await.unwrap();
+            s.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n\"password\"").await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(fetch(to_loopback().client(), &uri), server);
+        let e = answer.unwrap_err();
+        assert!(e.contains("JSON Web Key Set") && !e.contains("password"), "{e}");
+        let e = fetch(Settings::default().client(), &uri).await.unwrap_err();
+        assert!(e.starts_with("127.0.0.1 may not be reached: "), "{e}");
+    }
+
+    /// The file of authorities: what is wrong is said at the start; then it is read anew.
+    #[tokio::test]
+    async fn authorities_come_from_a_file() {
+        let file = std::env::temp_dir().join(format!("karst-jwks-ca-{}.pem", std::process::id()));
+        let _ = std::fs::remove_file(&file);
+        let settings = Settings { authorities: Some(file.clone()), ..to_loopback() };
+        let said = |s: &Settings| s.client().err().unwrap_or_default();
+        assert!(said(&settings).starts_with(&format!("--jwks-ca {}: ", file.display())), "{}", said(&settings));
+        std::fs::write(&file, "nonsense").unwrap();
+        assert!(said(&settings).contains("there is no certificate"), "{}", said(&settings));
+        assert!(Fetcher::start(settings.clone()).is_err());
+        let (root, _) = crate::ca::Signer::generate("own").unwrap();
+        std::fs::write(&file, root).unwrap();
+        assert_eq!(said(&settings), "");
+        std::fs::remove_file(&file).unwrap();
     }
 
     /// What cannot be fetched is tried again; what was there once stays; what nobody wants is forgotten.
@@ -195,12 +212,12 @@ mod tests {
                         let (mut s, _) = l.accept().await.unwrap();
                         let mut buf = [0; 1024];
                         let n = s.read(&mut buf).await.unwrap();
-                        assert!(buf[..n].starts_with(b"GET /keys HTTP/1.1\r\nhost: 127.0.0.1:"));
+                        assert!(buf[..n].starts_with(b"GET /keys HTTP/1.1\r\n"));
                         let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n", body.len());
                         s.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
                     }
                 });
-                let f = Fetcher::start();
+                let f = Fetcher::start(to_loopback()).unwrap();
                 f.wanted.send_replace([uri.clone()].into());
                 let mut found = f.found.clone();
                 found.wait_for(|k| k.get(&uri).is_some_and(|r| *r == Err("HTTP 500".into()))).await.unwrap();

@@ -3,15 +3,18 @@
 mod auth;
 mod ca;
 mod callers;
+mod client;
 mod config;
 mod convert;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod jwks;
 mod kubernetes;
 mod model;
 mod probe;
 mod push;
+mod reach;
 mod serve;
 mod tls;
 mod token;
@@ -41,6 +44,9 @@ fn run(cli: config::Cli) -> anyhow::Result<()> {
         }
         None => {
             karst_rt::log::start(cli.config.log_format, &cli.config.log_level).map_err(anyhow::Error::msg)?;
+            if let Err(e) = karst_rt::process::raise_descriptor_limit() {
+                tracing::warn!(error = %e, "cannot raise the limit of open descriptors");
+            }
             let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             tokio::task::LocalSet::new().block_on(&rt, serve::run(cli.config))
         }

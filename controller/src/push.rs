@@ -6,7 +6,10 @@ use karst_api::{
     VIRTUAL_HOST_TYPE, convert::policy_to_wire, route::Routes, workload as pb,
 };
 use karst_core::addr::ip_from_bytes;
-use karst_xds::{Entry, Resources, Set, server::Types};
+use karst_xds::{
+    Entry, Resources, Set,
+    server::{Types, Variant},
+};
 use prost::Message;
 use std::{collections::HashMap, sync::Arc};
 
@@ -24,8 +27,13 @@ const ORDER: &[&str] = &[
 ];
 /// Types whose resources hold secrets: a subscriber is told of the one with its own name only.
 const PRIVATE: &[&str] = &[GATEWAY_TYPE];
+/// All policies, for those who know that some are in dry run. Under the type itself are those that are enforced: another
+/// proxy passes over the mark.
+const ALL_POLICIES: &str = "policies, those in dry run among them";
+const VARIANTS: &[Variant] =
+    &[Variant { feature: karst_xds::DRY_RUN, type_url: AUTHORIZATION_TYPE, set: ALL_POLICIES }];
 /// What is served.
-pub const TYPES: Types = Types { order: ORDER, private: PRIVATE };
+pub const TYPES: Types = Types { order: ORDER, private: PRIVATE, variants: VARIANTS };
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
 /// What is the same as in an older model has the bytes of then.
@@ -40,8 +48,12 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
         addresses
             .insert(key.clone(), Entry::new(address.encode_to_vec(), s.addresses.iter().filter_map(alias).collect()));
     }
-    let policy = |p: &karst_policy::Policy| Entry::new(policy_to_wire(p).encode_to_vec(), vec![]);
-    let policies = m.policies.iter().map(|(k, p)| (k.clone(), policy(p))).collect();
+    let policies = |dry_run: bool| {
+        let some = m.policies.iter().filter(move |(_, p)| p.dry_run == dry_run);
+        some.map(|(k, p)| (k.clone(), Entry::new(policy_to_wire(p).encode_to_vec(), vec![])))
+    };
+    let enforced: Set = policies(false).collect();
+    let all_policies: Set = enforced.clone().into_iter().chain(policies(true)).collect();
     let is_virtual = |k: &String| k.starts_with(crate::convert::VIRTUAL);
     let before = |k: &String, r: &Arc<Routes>| {
         let (model, resources) = old?;
@@ -61,7 +73,8 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
     let types = [
         (ADDRESS_TYPE, addresses),
         (POD_RANGES_TYPE, ranges),
-        (AUTHORIZATION_TYPE, policies),
+        (AUTHORIZATION_TYPE, enforced),
+        (ALL_POLICIES, all_policies),
         (ACCESS_TYPE, access),
         (ROUTES_TYPE, routes),
         (BACKEND_TYPE, backends),
@@ -124,6 +137,31 @@ mod tests {
         let changed = ["2", "3", "4"].map(String::from);
         let small = update(&resources(&a, 1, None), &b, &changed, 2);
         assert_eq!(small.types, resources(&b, 2, None).types);
+    }
+
+    /// Istio's ztunnel would enforce what it is told of, whatever the mark says.
+    #[test]
+    fn dry_runs_are_told_only_to_who_knows_them() {
+        let policy = |name: &str, dry_run: bool| karst_policy::Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope: karst_policy::Scope::Namespace,
+            action: karst_policy::Action::Deny,
+            rules: vec![],
+            dry_run,
+        };
+        let policies = [policy("dry", true), policy("enforced", false)].map(|p| (p.key(), p));
+        let m = Model { policies: Arc::new(policies.into()), ..Model::default() };
+        let r = resources(&m, 1, None);
+        let names = |set: &str| r.types[set].keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(AUTHORIZATION_TYPE), ["ns/enforced"]);
+        let variant = TYPES.variants.iter().find(|v| v.type_url == AUTHORIZATION_TYPE).unwrap();
+        assert_eq!(
+            (variant.feature, names(variant.set)),
+            (karst_xds::DRY_RUN, vec!["ns/dry".into(), "ns/enforced".into()])
+        );
+        let bytes = &r.types[variant.set]["ns/dry"].bytes;
+        assert!(karst_api::convert::policy(bytes).unwrap().dry_run, "and it is marked");
     }
 
     #[test]

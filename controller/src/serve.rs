@@ -6,6 +6,7 @@ use crate::{
     callers::Tokens,
     config::Config,
     convert::{self, Change, Compiler, Mesh},
+    gate::{Gate, Known, Link},
     jwks::Fetcher,
     kubernetes,
     model::Model,
@@ -33,7 +34,6 @@ use karst_xds::{Resources, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -56,6 +56,10 @@ struct Shared {
     digest: AtomicU64,
     counts: Counts,
     reviews: Arc<webhook::Counts>,
+    /// Places for connections: each server has its own.
+    discovery_gate: Arc<Gate>,
+    webhook_gate: Arc<Gate>,
+    known: Known,
 }
 
 impl Shared {
@@ -118,11 +122,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         digest: AtomicU64::new(0),
         counts: Counts::default(),
         reviews: Arc::default(),
+        discovery_gate: Arc::default(),
+        webhook_gate: Arc::new(Gate::for_strangers()),
+        known: Known::default(),
         config,
     });
     let mut log = Problems::default();
     let mut compiler = Compiler::new(mesh.clone());
-    let keys = Fetcher::start();
+    let keys = Fetcher::start(shared.config.jwks()).map_err(anyhow::Error::msg)?;
     let mut found = keys.found.clone();
     update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
@@ -132,7 +139,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
     if let (Tokens::Kubernetes(kube), Some(leads)) = (&shared.tokens, leads) {
         let (s, c) = (shared.clone(), &shared.config);
-        let connections = tls::incoming(webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
+        let (listener, acceptor) = (webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
+        let connections = tls::incoming(listener, acceptor, s.webhook_gate.clone(), |_| false);
         tokio::task::spawn_local(webhook::serve(connections, mesh.clone(), s.reviews.clone()));
         tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), s.authority.roots(), leads));
     }
@@ -142,7 +150,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(AggregatedDiscoveryServiceServer::new(service.clone()).max_decoding_message_size(64 << 20))
         .add_service(IstioCertificateServiceServer::new(service));
-    let incoming = tls::incoming(grpc, serving.acceptor(b"h2")?);
+    let s = shared.clone();
+    let known = move |ip| s.known.has(ip, &s.model.load(), &s.config.trusted_node_accounts);
+    let incoming = tls::incoming(grpc, serving.acceptor(b"h2")?, shared.discovery_gate.clone(), known);
     tracing::info!(source = shared.config.source, discovery = %shared.config.grpc_addr, "controller is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let watching = async {
@@ -256,7 +266,8 @@ struct Service(Arc<Shared>);
 
 impl Service {
     /// The reason stays in our log: a caller that is refused is told nothing it could use.
-    async fn caller(&self, token: Option<String>, remote: Option<SocketAddr>, what: &str) -> Result<Caller, Status> {
+    async fn caller(&self, token: Option<String>, link: Option<&Link>, what: &str) -> Result<Caller, Status> {
+        let remote = link.map(Link::peer);
         let refuse = |why: String| {
             self.0.counts.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(target: "audit", peer = remote.map(|a| a.to_string()), what, reason = why, "refused");
@@ -264,7 +275,15 @@ impl Service {
         };
         let token = token.ok_or_else(|| refuse("no bearer token".into()))?;
         let claims = self.0.tokens.verify(&token, TOKEN_AUDIENCE, &self.0.model.load()).await.map_err(&refuse)?;
-        auth::caller(&claims, &self.0.model.load()).map_err(refuse)
+        let caller = auth::caller(&claims, &self.0.model.load()).map_err(refuse)?;
+        if let Some(l) = link {
+            self.0.known.note(l.peer().ip());
+            l.authenticated(&format!("{}/{}", caller.namespace, caller.pod)).map_err(|e| {
+                tracing::warn!(target: "audit", caller = caller.name(), what, reason = %e, "refused");
+                Status::resource_exhausted("too many connections of this caller")
+            })?;
+        }
+        Ok(caller)
     }
 }
 
@@ -281,7 +300,9 @@ impl AggregatedDiscoveryService for Service {
         &self,
         r: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.caller(bearer(&r), r.remote_addr(), "discovery").await?;
+        let link = r.extensions().get::<Link>().cloned();
+        let caller = self.caller(bearer(&r), link.as_ref(), "discovery").await?;
+        let in_use = link.as_ref().and_then(Link::in_use);
         let (tx, rx) = server::channel();
         let shared = self.0.clone();
         let snapshots = shared.snapshots.subscribe();
@@ -306,6 +327,7 @@ impl AggregatedDiscoveryService for Service {
             };
             let name = peer.name.clone();
             server::serve(peer, r.into_inner(), snapshots, push::TYPES, tx, on_event).await;
+            drop(in_use);
             counts.streams.fetch_sub(1, Ordering::Relaxed);
             shared.proxies().remove(&id);
             tracing::info!(peer = name, "proxy has left");
@@ -321,7 +343,8 @@ impl IstioCertificateService for Service {
         r: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let s = &self.0;
-        let caller = self.caller(bearer(&r), r.remote_addr(), "certificate").await?;
+        let link = r.extensions().get::<Link>();
+        let caller = self.caller(bearer(&r), link, "certificate").await?;
         let m = r.get_ref();
         let wanted =
             m.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {
@@ -398,6 +421,15 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
             ] {
                 let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
             }
+            let (discovery, webhook) = (&s.discovery_gate, &s.webhook_gate);
+            karst_rt::admission::Counts::render(
+                &mut out,
+                &[
+                    ("discovery", "handshake", &discovery.unknown),
+                    ("discovery", "open", &discovery.callers),
+                    ("webhook", "handshake", &webhook.unknown),
+                ],
+            );
             admin::typed(200, "text/plain; version=0.0.4", out)
         }
         "/debug/syncz" => {

@@ -5,7 +5,10 @@
 //! get a refusal through it, it becomes `Fail` ([`keep`]): an installation that cannot be reached blocks nobody, and one that
 //! can be reached lets nothing by.
 
-use crate::convert::{Mesh, check};
+use crate::{
+    convert::{Mesh, check},
+    tls::Connection,
+};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
@@ -26,13 +29,8 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::{Stream, StreamExt};
-
-type Tls = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// Largest review that is read, in bytes. The API server's own limit for an object is 3 MiB, and an update has two.
 const MAX_BODY: usize = 8 << 20;
@@ -139,7 +137,11 @@ fn old_names(kind: &str, object: &Value) -> Vec<String> {
 }
 
 /// Serves reviews until the process ends. Must run in a `LocalSet`.
-pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Tls>> + Unpin, mesh: Mesh, counts: Arc<Counts>) {
+pub async fn serve(
+    mut connections: impl Stream<Item = std::io::Result<Connection>> + Unpin,
+    mesh: Mesh,
+    counts: Arc<Counts>,
+) {
     let mesh = Arc::new(mesh);
     while let Some(s) = connections.next().await {
         let Ok(s) = s else { continue };

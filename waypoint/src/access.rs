@@ -8,6 +8,7 @@ use crate::token::{Token, Tokens};
 use http::{HeaderMap, HeaderName};
 use karst_api::route::{self as ir, AccessAction, Attribute};
 use karst_core::{Cidr, Identity};
+use karst_proxy::dry_run::Would;
 use std::{borrow::Cow, net::IpAddr};
 
 /// What is known of a caller, and what it wants.
@@ -104,6 +105,15 @@ pub enum Verdict<'a> {
     NotAllowed,
 }
 
+/// What a policy that only tells says of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// AUDIT, and it matches.
+    Matches,
+    /// It is in dry run: what it would have done, and whether it is one that denies.
+    DryRun { would: Would, deny: bool },
+}
+
 impl Access {
     /// Compiles.
     ///
@@ -149,13 +159,28 @@ impl Access {
         if any { Verdict::NotAllowed } else { Verdict::Allow }
     }
 
-    /// The policies that only tell, and match: AUDIT, and those on trial.
-    pub fn told(&self, a: &Asked<'_>) -> impl Iterator<Item = &str> {
-        self.policies
-            .iter()
-            .filter(|p| p.action == AccessAction::Audit || p.dry_run)
-            .filter(|p| p.matches(a))
-            .map(|p| &*p.name)
+    /// What policies say that only tell: AUDIT where they match, and those in dry run where they would have had a part in the
+    /// decision (as `karst_policy::dry_run` has it for connections).
+    pub fn told(&self, a: &Asked<'_>) -> impl Iterator<Item = (&str, Told)> {
+        let tells = |p: &&Policy| p.action == AccessAction::Audit || p.dry_run;
+        let trial = |p: &Policy| p.action == AccessAction::Allow && p.dry_run;
+        let allows = |p: &Policy| p.action == AccessAction::Allow && p.matches(a);
+        let allowed = self.policies.iter().any(trial) && self.policies.iter().any(allows);
+        let say = move |p: &Policy| match (p.action, p.matches(a)) {
+            (AccessAction::Audit, true) => Some(Told::Matches),
+            (AccessAction::Deny, true) => Some(Told::DryRun { would: Would::Deny, deny: true }),
+            (AccessAction::Audit | AccessAction::Deny, false) => None,
+            (AccessAction::Allow, true) => Some(Told::DryRun { would: Would::Allow, deny: false }),
+            (AccessAction::Allow, false) if allowed => None,
+            (AccessAction::Allow, false) => Some(Told::DryRun { would: Would::Deny, deny: false }),
+        };
+        let all: Vec<_> = self.policies.iter().filter(tells).filter_map(|p| Some((p.name.as_str(), say(p)?))).collect();
+        all.into_iter()
+    }
+
+    /// The names of the policies in dry run.
+    pub fn dry_runs(&self) -> impl Iterator<Item = &str> {
+        self.policies.iter().filter(|p| p.dry_run).map(|p| p.name.as_str())
     }
 }
 
@@ -377,7 +402,13 @@ mod tests {
         Access::new(&ir::Access { policies: vec![p], ..Default::default() }).unwrap()
     }
 
-    fn allowed(a: &Access, method: &str, path: &str, headers: &[(&'static str, &str)], http: bool) -> bool {
+    fn asked<R>(
+        method: &str,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        http: bool,
+        f: impl FnOnce(&Asked<'_>) -> R,
+    ) -> R {
         let peer: Identity = "spiffe://cluster.local/ns/app/sa/web".parse().unwrap();
         let mut h = HeaderMap::new();
         for (k, v) in headers {
@@ -388,15 +419,65 @@ mod tests {
         let request =
             Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h, token: None };
         let ip = "10.0.0.1".parse().unwrap();
-        let asked = Asked {
+        f(&Asked {
             peer: Some(&peer),
             source: ip,
             destination: ip,
             port: 80,
             sni: None,
             request: http.then_some(request),
+        })
+    }
+
+    fn allowed(a: &Access, method: &str, path: &str, headers: &[(&'static str, &str)], http: bool) -> bool {
+        asked(method, path, headers, http, |asked| a.judge(asked) == Verdict::Allow)
+    }
+
+    #[test]
+    fn a_dry_run_decides_nothing_and_says_what_it_would_have_done() {
+        let policy = |name: &str, action: AccessAction, path: &str, dry_run: bool| {
+            let tests = vec![test(Attribute::Path, "", &[path], &[])];
+            let clauses = vec![ir::AccessClause { matches: vec![ir::AccessMatch { tests }] }];
+            let mut p = ir::AccessPolicy {
+                name: name.into(),
+                rules: vec![ir::AccessRule { clauses }],
+                dry_run,
+                ..Default::default()
+            };
+            p.set_action(action);
+            p
         };
-        a.judge(&asked) == Verdict::Allow
+        let (deny, allow) =
+            (policy("deny", AccessAction::Deny, "/a", true), policy("allow", AccessAction::Allow, "/b", true));
+        let audit = policy("audit", AccessAction::Audit, "/c", false);
+        let enforced = policy("enforced", AccessAction::Allow, "/a", false);
+        let told = |policies: &[&ir::AccessPolicy], path: &str| {
+            let policies = policies.iter().map(|p| (*p).clone()).collect();
+            let a = Access::new(&ir::Access { policies, ..Default::default() }).unwrap();
+            let say = |(name, told): (&str, Told)| match told {
+                Told::Matches => format!("{name} matches"),
+                Told::DryRun { would, deny } => {
+                    assert_eq!(deny, name == "deny");
+                    format!("{name} {}", would.result())
+                }
+            };
+            asked("GET", path, &[], true, |asked| {
+                (a.judge(asked) == Verdict::Allow, a.told(asked).map(say).collect::<Vec<_>>().join(", "))
+            })
+        };
+        let table: [(&[&ir::AccessPolicy], &str, (bool, &str)); 7] = [
+            (&[&deny, &allow, &audit], "/a", (true, "deny denied, allow denied")),
+            (&[&deny, &allow, &audit], "/b", (true, "allow allowed")),
+            (&[&deny, &allow, &audit], "/c", (true, "allow denied, audit matches")),
+            (&[&enforced, &allow], "/a", (true, "")),
+            (&[&enforced, &allow], "/b", (false, "allow allowed")),
+            (&[&enforced, &allow], "/c", (false, "allow denied")),
+            (&[&enforced], "/a", (true, "")),
+        ];
+        for (policies, path, wanted) in table {
+            let (allowed, said) = told(policies, path);
+            assert_eq!((allowed, said.as_str()), wanted, "{path}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use karst_rt::{
     admin::{self, Handler},
     ready::Ready,
 };
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 /// The pages of the process.
 pub struct Pages {
@@ -63,6 +63,9 @@ impl Pages {
     }
 
     fn metrics(&self) -> admin::Answer {
-        admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render())
+        let (mut page, s) = (self.shared.metrics.render(&self.shared.gate), self.shared.state.borrow().clone());
+        let known: HashSet<&str> = s.dry_runs().collect();
+        self.shared.metrics.dry_runs.render(&mut page, |p| known.contains(p));
+        admin::typed(200, "text/plain; version=0.0.4", page)
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 use karst_api::route as ir;
 use karst_proxy::{
-    endpoints::{candidates, waypoints},
+    endpoints::{candidates_of, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
 use std::{
@@ -180,15 +180,14 @@ impl Clusters {
         let found: Vec<_> = match &through {
             Some(_) => service.waypoints.iter().flat_map(|(g, _)| waypoints(&s.mesh, own, g, like)).collect(),
             None => {
-                let all = candidates(&s.mesh, own, &service, SocketAddr::new(like, key.port), &[]);
+                // Of a subset: those that are about to end serve where it has no others, whatever others the service has.
+                let fits =
+                    |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
+                let all = candidates_of(&s.mesh, own, &service, SocketAddr::new(like, key.port), &[], fits);
                 all.into_iter().map(|(w, a, _)| (w, a)).collect()
             }
         };
         for (workload, address) in found {
-            let fits = |(k, v): (&String, &String)| workload.labels.get(k) == Some(v);
-            if subset.is_some_and(|x| !x.labels.iter().all(fits)) {
-                continue;
-            }
             let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(Endpoint::new())).clone();
             members.push(Member { workload, address, state, group: None });
         }
@@ -395,5 +394,37 @@ pub(crate) mod tests {
         }
         assert_eq!(out(), 2, "half of them at most");
         assert!(s.ejects(now()));
+    }
+
+    #[test]
+    fn a_subset_whose_pods_are_all_about_to_end_is_served_by_them() {
+        let end = |name: &str, ip: &str, version: &str, draining: bool| {
+            let mut w = pod(name, ip, &[(KEY, &[(80, 8080)])]);
+            let value = prost::Message::encode_to_vec(&ir::Labels { labels: [("v".into(), version.into())].into() });
+            let config = prost_types::Any { type_url: karst_api::LABELS_TYPE.into(), value };
+            w.extensions.push(karst_api::workload::Extension { name: "x".into(), config: Some(config) });
+            w.extensions.extend(draining.then(karst_api::draining));
+            w.status = i32::from(draining);
+            w
+        };
+        let pods = vec![
+            pod("own", "10.0.1.1", &[]),
+            end("a", "10.0.0.1", "1", true),
+            end("b", "10.0.0.2", "2", false),
+            end("c", "10.0.0.3", "2", true),
+        ];
+        let mut s = Snapshot::new("");
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let subset =
+            |v: &str| ir::Subset { name: v.into(), labels: [("v".into(), v.into())].into(), ..Default::default() };
+        let backend = ir::Backend { subsets: vec![subset("1"), subset("2")], ..Default::default() };
+        s.backends.insert(KEY.into(), Arc::new(backend));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let of = |subset: &str| -> Vec<String> {
+            let key = Key { service: KEY.into(), port: 80, subset: subset.into() };
+            let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
+            set.members.iter().map(|m| m.workload.name.to_string()).collect()
+        };
+        assert_eq!([of(""), of("1"), of("2")], [vec!["b"], vec!["a"], vec!["b"]]);
     }
 }

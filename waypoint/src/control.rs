@@ -59,6 +59,12 @@ impl Snapshot {
         }
     }
 
+    /// The names of all policies in dry run.
+    pub fn dry_runs(&self) -> impl Iterator<Item = &str> {
+        let own = self.gateway.iter().filter_map(|g| g.access.as_ref());
+        self.access.values().map(|a| &**a).chain(own).flat_map(Access::dry_runs)
+    }
+
     /// What is told of requests, where it differs from the standard.
     pub fn telemetry(&self) -> Option<&Arc<Telemetry>> {
         self.gateway.as_ref()?.telemetry.as_ref()

@@ -3,6 +3,7 @@
 use crate::{
     cluster::Key,
     control::Snapshot,
+    gate::Busy,
     gateway::{Listener, name_of},
     origin::Speaks,
     serve::{self, Call, Called},
@@ -11,8 +12,12 @@ use crate::{
     worker::{Turn, Worker},
 };
 use karst_api::route::ListenerProtocol;
-use karst_core::canonical;
-use karst_rt::{accept, drain};
+use karst_core::{canonical, limits};
+use karst_rt::{
+    accept,
+    admission::{Ended, Place},
+    drain,
+};
 use rustls::server::Acceptor;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,7 +33,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// A client must have greeted, and TLS must be done, within this time.
+/// A client must have greeted, and TLS must be done, within this time from the accept on.
 pub const HELLO: Duration = Duration::from_secs(10);
 /// Longest hello of TLS, bytes: one record of the largest size and what a client may put before.
 const MAX_HELLO: usize = 64 << 10;
@@ -36,9 +41,6 @@ const MAX_HELLO: usize = 64 << 10;
 const RETRY: Duration = Duration::from_secs(1);
 /// A gateway that is to end takes new connections for so long, at most half of the drain: those who send them hear of it late.
 const LEAVING: Duration = Duration::from_secs(3);
-/// Connections of one worker (limits of the process stay below).
-pub const MAX_CONNECTIONS: usize = 20_000;
-
 /// The ports that are open.
 pub type Ports = Arc<BTreeMap<u16, Arc<TcpListener>>>;
 
@@ -132,12 +134,13 @@ pub async fn accept(w: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
 async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
     loop {
         let (s, from) = accept::accept(&listener).await;
-        let Some(open) = w.connection(MAX_CONNECTIONS) else { continue };
-        let w = w.clone();
+        let from = canonical(from);
+        let Ok(place) = w.shared.gate.greeting(from.ip()) else { continue };
+        let (open, w) = (w.connection(), w.clone());
         tokio::task::spawn_local(async move {
             let mut forced = w.drain.clone();
             tokio::select! {
-                () = connection(&w, s, canonical(from), port) => {}
+                () = connection(&w, s, from, port, place) => {}
                 () = forced.reached(drain::Phase::Forced) => {}
             }
             drop(open);
@@ -145,51 +148,76 @@ async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
     }
 }
 
-async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16) {
+async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16, place: Place) {
     let _ = tcp.set_nodelay(true);
     let to = tcp.local_addr().map_or(from.ip(), |a| canonical(a).ip());
     let s = w.snapshot();
     let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
-    let call = |tls| Call { peer: None, from, source: None, called: Called::Gateway(tls), port, to, hello: None };
-    let mut io = Io::socket(tcp);
+    let gate = &w.shared.gate;
+    let ended = |e: Ended| {
+        gate.counts.greetings.note(e);
+        tracing::debug!(peer = %from, port, error = %e, "no greeting");
+    };
+    // From here on it is one of those that have greeted.
+    let call = |tls, place| {
+        let place = gate
+            .connection(place, from.ip())
+            .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
+        let called = Called::Gateway(tls);
+        Some(Call { peer: None, from, source: None, called, port, to, hello: None, place: Some(place.ok()?) })
+    };
     match p.protocol() {
         ListenerProtocol::Http => {
-            if let Ok(Some(two)) = tokio::time::timeout(HELLO, preface(&mut io)).await {
-                serve::requests(w, Rc::new(call(None)), io, two).await;
+            let mut io = Io::socket(tcp);
+            match place.within(HELLO, preface(&mut io)).await {
+                Ok(Some(two)) => {
+                    let Some(call) = call(None, place) else { return };
+                    serve::requests(w, Rc::new(call), io, two).await;
+                }
+                Ok(None) => {}
+                Err(e) => ended(e),
             }
         }
         ListenerProtocol::Tcp => {
             let Some(l) = p.find(None).next() else { return };
-            bytes(w, &s, &call(None), l, ("*", Speaks::Anything), io).await;
+            let Some(call) = call(None, place) else { return };
+            bytes(w, &s, &call, l, ("*", Speaks::Anything), Io::socket(tcp)).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
-            let Ok(Ok(sni)) = tokio::time::timeout(HELLO, hello(&mut io)).await else {
-                return tracing::debug!(peer = %from, port, "no TLS");
+            if let Err(e) = place.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await {
+                return ended(e);
+            }
+            let mut io = Io::socket(tcp);
+            let sni = match place.within(HELLO, hello(&mut io)).await {
+                Ok(Ok(sni)) => sni,
+                Ok(Err(_)) => return tracing::debug!(peer = %from, port, "no TLS"),
+                Err(e) => return ended(e),
             };
             let Some(l) = p.find(sni.as_deref()).next().cloned() else {
                 return tracing::info!(target: "access", peer = %from, port, sni, "no listener is for this name");
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &l.tls else {
-                return bytes(w, &s, &call(sni), &l, (&name, Speaks::Tls), io).await;
+                let Some(call) = call(sni, place) else { return };
+                return bytes(w, &s, &call, &l, (&name, Speaks::Tls), io).await;
             };
-            let done = tokio::time::timeout(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await;
-            let io = match done {
+            let io = match place.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
                 Ok(Ok(io)) => io,
                 Ok(Err(e)) => {
                     return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed");
                 }
-                Err(_) => return tracing::debug!(peer = %from, port, "TLS took too long"),
+                Err(e) => return ended(e),
             };
             if !tls.admits(io.get_ref().1.peer_certificates()) {
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
             }
             if l.protocol == ListenerProtocol::Tls {
-                return bytes(w, &s, &call(sni), &l, (&name, Speaks::Anything), io).await;
+                let Some(call) = call(sni, place) else { return };
+                return bytes(w, &s, &call, &l, (&name, Speaks::Anything), io).await;
             }
             let two = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
-            let call = call(Some(name));
+            let Some(call) = call(Some(name), place) else { return };
             drop(s);
             serve::requests(w, Rc::new(call), io, two).await;
         }
@@ -249,7 +277,8 @@ where
     let refuse = |why: &str| {
         tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, error = why, "connection refused");
     };
-    if let Some(why) = s.gateway.as_ref().and_then(|g| call.judged(g.access.as_ref()?, None)) {
+    let busy = Busy::on(call);
+    if let Some(why) = s.gateway.as_ref().and_then(|g| call.judged(w, g.access.as_ref()?, None)) {
         return refuse(&why);
     }
     let Some(rule) = l.routes(s, name).and_then(|r| r.table("").find_tcp(&call.tcp())) else {
@@ -260,7 +289,8 @@ where
     match serve::open(w, &set, call.from, speaks).await {
         Some((other, lease)) => {
             tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, destination = %set.service.hostname, "connection");
-            serve::carry(io, other, lease).await;
+            Busy::carry(busy, serve::carry(io, other, lease)).await;
+            w.shared.gate.note_evicted(call.place.as_deref());
         }
         None => refuse("no endpoint"),
     }

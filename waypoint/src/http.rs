@@ -8,6 +8,7 @@ use crate::{
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     cluster::{self, Set},
     control::Snapshot,
+    gate::Busy,
     gateway,
     limit::{self, Limit, Over},
     reply::{self, Counter, Flag, Held, Record, Reply},
@@ -79,7 +80,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         Some(Err(why)) => return unauthorized(why, &call, &parts, &authority, record),
     };
     if let Some(a) = access
-        && let Some(by) = refused(a, &call, &parts, &authority, token.as_ref())
+        && let Some(by) = refused(&w, a, &call, &parts, &authority, token.as_ref())
     {
         record.error = by;
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
@@ -238,7 +239,7 @@ fn introduce(call: &Call, h: &mut HeaderMap) {
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
-fn refused(a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
+fn refused(w: &Worker, a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
     let path = access::plain(p.uri.path());
     let bare = access::bare(&path);
     let request = access::Request {
@@ -249,7 +250,7 @@ fn refused(a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&T
         headers: &p.headers,
         token,
     };
-    call.judged(a, Some(request))
+    call.judged(w, a, Some(request))
 }
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.
@@ -805,7 +806,8 @@ async fn forward(
                 if status.is_some_and(|s| s >= 500) {
                     record.flag = flag(record.flag);
                 }
-                let ending = Ending { rule, to, deadline, client_upgrade, cookie };
+                let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
+                let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy };
                 finish(ending, a, after, held, counter, record)
             }
         };
@@ -818,6 +820,8 @@ struct Ending<'a> {
     to: &'a Destination,
     deadline: Option<Instant>,
     client_upgrade: Option<OnUpgrade>,
+    /// Of the connection, if it may change to another protocol.
+    busy: Option<Busy>,
     /// To be set at the client, so that it comes back to the same endpoint.
     cookie: Option<HeaderValue>,
 }
@@ -835,7 +839,7 @@ fn finish(
     record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
     p.version = Version::HTTP_11;
     if p.status == StatusCode::SWITCHING_PROTOCOLS {
-        return switched(p, incoming, e.client_upgrade, after, record);
+        return switched(p, incoming, (e.client_upgrade, e.busy), after, record);
     }
     strip(&mut p.headers);
     for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
@@ -853,7 +857,7 @@ fn finish(
 fn switched(
     mut p: http::response::Parts,
     _: Incoming,
-    client: Option<OnUpgrade>,
+    (client, busy): (Option<OnUpgrade>, Option<Busy>),
     after: After,
     record: Box<Record>,
 ) -> Response<Reply> {
@@ -862,7 +866,7 @@ fn switched(
         tokio::task::spawn_local(async move {
             let (Ok(c), Ok(e)) = (c.await, e.await) else { return };
             let (mut c, mut e) = (hyper_util::rt::TokioIo::new(c), hyper_util::rt::TokioIo::new(e));
-            let _ = tokio::io::copy_bidirectional(&mut c, &mut e).await;
+            Busy::carry(busy, async { drop(tokio::io::copy_bidirectional(&mut c, &mut e).await) }).await;
             drop(after);
         });
     }

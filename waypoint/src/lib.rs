@@ -4,6 +4,7 @@
 //! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`place`]: which are near; [`balance`]: the choice
 //!   among them.
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
+//! - [`gate`]: how many connections there may be.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
 //! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`origin`]: TLS to them.
 
@@ -17,6 +18,7 @@ mod control;
 mod edge;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod gateway;
 mod http;
 mod limit;
@@ -56,13 +58,14 @@ pub fn main() -> std::process::ExitCode {
 
 fn run(config: config::Config) -> anyhow::Result<()> {
     karst_rt::log::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
-    karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
+    let descriptors =
+        karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), "waypoint starts");
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&rt, serve(config))
+    tokio::task::LocalSet::new().block_on(&rt, serve(config, descriptors))
 }
 
-async fn serve(config: config::Config) -> anyhow::Result<()> {
+async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
     let identity = config.identity().map_err(anyhow::Error::msg)?;
     let (xds, ca) = config.remotes().map_err(anyhow::Error::msg)?;
@@ -86,6 +89,7 @@ async fn serve(config: config::Config) -> anyhow::Result<()> {
         secrets: manager.secrets(),
         metrics: metrics::Metrics::default(),
         clusters: cluster::Clusters::new(config.is_gateway()),
+        gate: gate::Gate::new(descriptors),
         crew,
         ports,
         config: config.clone(),

@@ -1,11 +1,16 @@
 //! Istio's metrics of requests. A request finds its series in its worker's own table, and only adds.
 
 use crate::{
+    gate::Gate,
     reply::{Flag, Record},
     telemetry::{METRICS, Telemetry},
 };
 use karst_api::route::Metric;
-use karst_proxy::labels::{Labels, put, side};
+use karst_proxy::{
+    dry_run::DryRuns,
+    labels::{Labels, put, side},
+};
+use karst_rt::admission::Ended;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write,
@@ -102,7 +107,8 @@ struct Table {
 #[derive(Default)]
 pub struct Metrics {
     series: Mutex<Table>,
-    pub tunnels_refused: AtomicU64,
+    /// By policy; rendered with the state at hand, which says which policies there are.
+    pub dry_runs: DryRuns,
 }
 
 impl Metrics {
@@ -138,7 +144,7 @@ impl Metrics {
     }
 
     /// The page, in the text format.
-    pub fn render(&self) -> String {
+    pub fn render(&self, gate: &Gate) -> String {
         let all: Vec<Arc<Series>> =
             self.series.lock().unwrap_or_else(PoisonError::into_inner).all.values().cloned().collect();
         let mut out = String::new();
@@ -160,9 +166,10 @@ impl Metrics {
         histogram(&mut out, &all, m, name, "Sizes of answers.", &le, |s| (&s.sents, sum(&s.sent)));
         let _ = writeln!(
             out,
-            "# HELP karst_tunnels_refused_total Inbound tunnels closed at accept because of a limit.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {}",
-            self.tunnels_refused.load(Relaxed)
+            "# HELP karst_tunnels_refused_total Inbound tunnels refused because of a limit.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {}",
+            gate.counts.handshakes.of(Ended::Refused) + gate.counts.tunnels.of(Ended::Refused)
         );
+        gate.render(&mut out);
         let _ = writeln!(
             out,
             "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"karst-{}\"}} 1",

@@ -3,6 +3,7 @@
 use crate::{
     body::{Error, is_idle},
     cluster::Set,
+    gate::Busy,
     metrics,
     telemetry::Telemetry,
     upstream::After,
@@ -159,18 +160,26 @@ pub struct Reply {
     sent: u64,
     deadline: Option<Pin<Box<Sleep>>>,
     record: Option<Box<Record>>,
+    /// The client's connection is not idle until the answer has been sent.
+    _busy: Option<Busy>,
 }
 
 impl Reply {
     /// Our own answer.
     pub fn own(body: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Own(body.into()), sent: 0, deadline: None, record: None }
+        Self { kind: Kind::Own(body.into()), sent: 0, deadline: None, record: None, _busy: None }
     }
 
     /// An endpoint's.
     pub fn endpoint(incoming: Incoming, after: After, held: Held, counter: Counter) -> Self {
         let kind = Kind::Endpoint { incoming, after: Some(after), _held: held, _counter: counter };
-        Self { kind, sent: 0, deadline: None, record: None }
+        Self { kind, sent: 0, deadline: None, record: None, _busy: None }
+    }
+
+    /// Until its end, the client's connection is in use.
+    pub fn keeping(mut self, busy: Option<Busy>) -> Self {
+        self._busy = busy;
+        self
     }
 
     /// Breaks off at a time.

@@ -4,7 +4,9 @@ use crate::{
     access::{self, Access},
     cluster::{Key, Set},
     control::Snapshot,
-    edge, http as handling,
+    edge,
+    gate::Busy,
+    http as handling,
     origin::Speaks,
     stream::{Io, Reset},
     table::AskTcp,
@@ -16,12 +18,13 @@ use http::{Method, StatusCode};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_api::workload::AppProtocol;
-use karst_core::Identity;
+use karst_core::{Identity, limits};
 use karst_hbone::server::Connect;
 use karst_proxy::{
     endpoints::is_waypoint,
     state::{Service, Workload},
 };
+use karst_rt::admission::Place;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -58,6 +61,8 @@ pub struct Call {
     pub to: IpAddr,
     /// Of a connection to a service: the TLS hello that it begins with, if it does.
     pub hello: Option<Hello>,
+    /// That of the client's connection, if it has come from outside.
+    pub place: Option<Rc<Place>>,
 }
 
 /// A hello of TLS that ends elsewhere.
@@ -124,7 +129,7 @@ impl Call {
     }
 
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
-    pub fn judged(&self, a: &Access, request: Option<access::Request<'_>>) -> Option<String> {
+    pub fn judged(&self, w: &Worker, a: &Access, request: Option<access::Request<'_>>) -> Option<String> {
         let asked = access::Asked {
             peer: self.peer.as_ref(),
             source: self.from.ip(),
@@ -133,9 +138,16 @@ impl Call {
             sni: self.tcp().sni,
             request,
         };
-        for p in a.told(&asked) {
+        for (policy, told) in a.told(&asked) {
+            let text = match told {
+                access::Told::Matches => "matches",
+                access::Told::DryRun { would, deny } => {
+                    w.shared.metrics.dry_runs.count(policy, deny, would);
+                    would.text()
+                }
+            };
             let service = self.service().map_or("-", |s| &s.hostname);
-            tracing::info!(target: "audit", policy = p, peer = self.caller(), service, port = self.port, "matches");
+            tracing::info!(target: "audit", policy, peer = self.caller(), service, port = self.port, "{text}");
         }
         match a.judge(&asked) {
             access::Verdict::Allow => None,
@@ -208,7 +220,7 @@ fn target(
     // An address proves nothing: the workload there must be whom the certificate names.
     let source = s.mesh.workload(from.ip()).filter(|x| x.identity == peer).cloned();
     let to = ip.or(service.vips.first().copied()).unwrap_or(from.ip());
-    Ok(Call { peer: Some(peer), from, source, called: Called::Service(service), port, to, hello: None })
+    Ok(Call { peer: Some(peer), from, source, called: Called::Service(service), port, to, hello: None, place: None })
 }
 
 /// Looks at the first bytes, and serves HTTP or carries bytes. `declared`: the service says that it is HTTP.
@@ -281,11 +293,15 @@ where
 {
     // Who comes through the mesh is known; from elsewhere, heads may be sent slowly on purpose.
     let patience = call.is_at_gateway().then_some(PATIENCE);
+    let place = call.place.clone();
     let service = {
         let (w, call) = (w.clone(), call.clone());
         service_fn(move |r| {
-            let (w, call) = (w.clone(), call.clone());
-            async move { Ok::<_, std::convert::Infallible>(handling::handle(w, call, r).await) }
+            let (w, busy, call) = (w.clone(), Busy::on(&call), call.clone());
+            async move {
+                let answer = handling::handle(w, call, r).await;
+                Ok::<_, std::convert::Infallible>(answer.map(|a| a.keeping(busy)))
+            }
         })
     };
     let mut drain = w.drain.clone();
@@ -297,10 +313,12 @@ where
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20);
         let conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service));
-        return until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
+        until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
+    } else {
+        let conn = std::pin::pin!(http1(patience).serve_connection(TokioIo::new(io), service).with_upgrades());
+        until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
     }
-    let conn = std::pin::pin!(http1(patience).serve_connection(TokioIo::new(io), service).with_upgrades());
-    until_drained(conn, |c| c.graceful_shutdown(), &mut drain).await;
+    w.shared.gate.note_evicted(place.as_deref());
 }
 
 /// How HTTP/1.1 is read.
@@ -310,12 +328,22 @@ pub fn http1(patience: Option<Duration>) -> hyper::server::conn::http1::Builder 
     b
 }
 
-/// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way.
+/// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way. The same when it
+/// has to give way to others, and then it ends soon whatever the client does.
 async fn until_drained<C: Future<Output = hyper::Result<()>>>(
     mut conn: Pin<&mut C>,
     end: impl Fn(Pin<&mut C>),
     drain: &mut karst_rt::drain::Watch,
+    place: Option<&Place>,
 ) {
+    let evicted = async {
+        match place {
+            Some(p) => p.evicted().await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut evicted = std::pin::pin!(evicted);
+    let mut last: Option<Pin<Box<tokio::time::Sleep>>> = None;
     // Who comes during the drain (gateways take connections for a while) has come with a request.
     let wait = if drain.started() { LATE } else { Duration::ZERO };
     let mut ending = false;
@@ -331,6 +359,12 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
                 ending = true;
                 end(conn.as_mut());
             }
+            () = &mut evicted, if last.is_none() => {
+                ending = true;
+                end(conn.as_mut());
+                last = Some(Box::pin(tokio::time::sleep(limits::GIVE_WAY_TIMEOUT)));
+            }
+            () = async { if let Some(t) = &mut last { t.await } }, if last.is_some() => return,
         }
     }
 }
@@ -359,7 +393,7 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
     let s = w.snapshot();
     let service = call.service()?;
     if let Some(a) = s.access_to(service)
-        && let Some(why) = call.judged(a, None)
+        && let Some(why) = call.judged(w, a, None)
     {
         tracing::info!(target: "access", peer = call.caller(), service = %service.hostname, error = why, "connection refused");
         return None;

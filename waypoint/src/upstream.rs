@@ -20,6 +20,7 @@ use karst_hbone::{
     client::{self, ClientError},
     pool::Lease,
 };
+use karst_proxy::state::Workload;
 use karst_rt::socket::Origin;
 use std::{
     cell::{Cell, RefCell},
@@ -45,6 +46,8 @@ const H2_STREAMS: usize = 100;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TunnelKey {
     to: SocketAddr,
+    /// The workload that has that address: with another one there, the tunnel is another.
+    peer: Arc<str>,
     expected: Identity,
 }
 
@@ -214,6 +217,24 @@ pub fn is_usable(w: &Worker, s: &Snapshot, ip: IpAddr) -> bool {
     !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || broad || own() || service())
 }
 
+/// Why a member is not called with our identity: its policies may let us in for the sake of its own services' routes and policies,
+/// past which nobody is to come by us, neither by what he calls nor by endpoints that he writes.
+fn lent(s: &Set, workload: &Workload) -> Option<String> {
+    if !workload.hbone {
+        return None;
+    }
+    if s.follows.is_some() {
+        return Some(format!("{} is a member of the mesh, which is called by its own service", s.host));
+    }
+    // A waypoint is asked, not called.
+    (s.through.is_none() && workload.namespace != s.service.namespace).then(|| {
+        format!(
+            "{}: the endpoint is {}/{}, a member of the mesh in another namespace: route to a service of that namespace",
+            s.host, workload.namespace, workload.name
+        )
+    })
+}
+
 async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Result<(Io, Option<Lease>), String> {
     let (mut address, mut workload) = (m.address, m.workload.clone());
     if address.ip().is_unspecified() {
@@ -229,9 +250,8 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
             workload = x.clone();
         }
     }
-    // Its policies may let us in for the sake of its services' routes and policies, past which nobody is to come by us.
-    if workload.hbone && s.follows.is_some() {
-        return Err(format!("{} is a member of the mesh, which is called by its own service", s.host));
+    if let Some(why) = lent(s, &workload) {
+        return Err(why);
     }
     // A waypoint takes tunnels whatever it is itself.
     if !workload.hbone && s.through.is_none() {
@@ -244,7 +264,7 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
     // A waypoint says itself where it takes tunnels.
     let port = if s.through.is_some() { address.port() } else { karst_hbone::PORT };
     let to = SocketAddr::new(address.ip(), port);
-    let key = TunnelKey { to, expected: workload.identity.clone() };
+    let key = TunnelKey { to, peer: workload.uid.clone(), expected: workload.identity.clone() };
     // Who answers must be that workload, or who the service says it is.
     let others = s.service.sans.iter().filter(|_| s.through.is_none());
     let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
@@ -263,23 +283,8 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
         headers.insert("forwarded", v);
     }
     let target = s.through.clone().unwrap_or_else(|| address.to_string());
-    let mut last = String::new();
-    for _ in 0..2 {
-        let lease = w.tunnels.get(&key, &dial).await.map_err(|e| e.to_string())?;
-        match client::connect(lease.sender(), &target, headers.clone()).await {
-            Ok((send, recv, _)) => return Ok((Io::tunnel(send, recv, w.lingering.clone()), Some(lease))),
-            Err(e) => {
-                if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
-                    lease.discard();
-                }
-                last = e.to_string();
-                if !matches!(e, ClientError::Unprocessed(_)) {
-                    break;
-                }
-            }
-        }
-    }
-    Err(last)
+    let o = w.tunnels.open(&key, dial, &target, headers).await.map_err(|e| e.to_string())?;
+    Ok((Io::tunnel(o.send, o.recv, w.lingering.clone()), Some(o.lease)))
 }
 
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
@@ -446,4 +451,26 @@ fn words(e: &hyper::Error) -> String {
         cause = c.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cluster::{Follows, tests::set};
+
+    #[test]
+    fn our_identity_is_not_lent_to_whom_writes_an_address() {
+        let mut s = set(1, karst_api::route::Policy::default());
+        let own = (*s.members[0].workload).clone();
+        let other = Workload { namespace: "other".into(), ..own.clone() };
+        let outside = Workload { hbone: false, ..other.clone() };
+        assert_eq!((lent(&s, &own), lent(&s, &outside)), (None, None));
+        let why = lent(&s, &other).unwrap();
+        assert!(why.contains("the endpoint is other/p0, a member of the mesh in another namespace"), "{why}");
+        s.through = Some("10.96.0.1:80".into());
+        assert_eq!(lent(&s, &other), None, "another namespace's waypoint");
+        (s.through, s.follows) = (None, Some(Follows::Name));
+        assert!(lent(&s, &own).unwrap().contains("called by its own service"));
+    }
 }

@@ -5,7 +5,9 @@ use crate::{
     cluster::{Clusters, Follows, Key, Set},
     config::Config,
     control::Snapshot,
-    edge, gateway,
+    edge,
+    gate::Gate,
+    gateway,
     metrics::{self, Metrics, Series},
     serve::{self, Call},
     stream,
@@ -17,6 +19,7 @@ use karst_hbone::{
     Settings,
     pool::Pool,
     server::{self, Connect},
+    stream::TlsStream,
 };
 use karst_proxy::{
     crew::{Crew, Running},
@@ -24,13 +27,16 @@ use karst_proxy::{
     secrets::Secrets,
     state::Workload,
 };
-use karst_rt::drain;
+use karst_rt::{
+    admission::{Ended, InUse, Place},
+    drain,
+};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -48,6 +54,8 @@ pub struct Shared {
     pub secrets: Secrets,
     pub metrics: Metrics,
     pub clusters: Clusters,
+    /// How many connections there may be.
+    pub gate: Gate,
     pub crew: Crew<Job>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<edge::Ports>,
@@ -58,6 +66,8 @@ pub struct Job {
     pub connect: Connect,
     pub peer: Identity,
     pub from: SocketAddr,
+    /// Its tunnel is not idle.
+    in_use: Option<InUse>,
     running: Running,
 }
 
@@ -170,8 +180,7 @@ pub fn run(
 
 impl Worker {
     fn accept(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
-        let Some(open) = self.connection(limits::MAX_TUNNELS_PER_POD) else { return };
-        let w = self.clone();
+        let (open, w) = (self.connection(), self.clone());
         tokio::task::spawn_local(async move {
             w.tunnel(s, canonical(from)).await;
             drop(open);
@@ -183,30 +192,24 @@ impl Worker {
         self.shared.crew.running(self.number) == 0 && self.open.get() == 0 && self.shared.ports.borrow().is_empty()
     }
 
-    /// One more connection, counted until dropped; None: there are as many as there may be.
-    pub fn connection(&self, most: usize) -> Option<Open> {
-        if self.open.get() >= most {
-            self.shared.metrics.tunnels_refused.fetch_add(1, Relaxed);
-            return None;
-        }
+    /// One more connection, counted until dropped.
+    pub fn connection(&self) -> Open {
         self.open.set(self.open.get() + 1);
-        Some(Open(self.open.clone()))
+        Open(self.open.clone())
     }
 
     async fn tunnel(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
         let _ = s.set_nodelay(true);
-        let mut secrets = self.shared.secrets.clone();
-        let Some(creds) = secrets.get(&self.shared.identity, limits::HOLD_TIMEOUT).await else {
-            return tracing::warn!(peer = %from, "tunnel refused: we have no certificate yet");
-        };
-        let (stream, peer) = match server::handshake(s, &creds).await {
-            Ok(x) => x,
-            Err(e) => return tracing::info!(peer = %from, error = %e, "tunnel failed"),
+        // Boxed, and gone when the tunnel is there.
+        let (stream, peer, place) = match Box::pin(self.admitted(s, from)).await {
+            Ok(Some(x)) => x,
+            Ok(None) => return,
+            Err(e) => return tracing::debug!(peer = %from, error = %e, "tunnel refused"),
         };
         let crew = &self.shared.crew;
         let on_stream = |connect| {
             let to = crew.other(self.number).unwrap_or(self.number);
-            let job = Job { connect, peer: peer.clone(), from, running: crew.start(to) };
+            let job = Job { connect, peer: peer.clone(), from, in_use: place.in_use(), running: crew.start(to) };
             if to == self.number {
                 return self.serve(job);
             }
@@ -215,21 +218,51 @@ impl Worker {
                 self.serve(back);
             }
         };
-        if let Err(e) = server::serve(stream, &self.settings, self.drain.clone(), on_stream).await {
+        let served = server::serve_until(stream, &self.settings, self.drain.clone(), place.evicted(), on_stream).await;
+        if let Err(e) = served {
+            if matches!(e, server::ServerError::Evicted) {
+                self.shared.gate.counts.tunnels.note(Ended::Evicted);
+            }
             tracing::debug!(peer = %peer, error = %e, "tunnel ended");
         }
+    }
+
+    /// A tunnel's start: until its peer has shown who it is, it has one of the places for those who have not.
+    async fn admitted(
+        &self,
+        s: TcpStream,
+        from: SocketAddr,
+    ) -> Result<Option<(TlsStream, Identity, Rc<Place>)>, Ended> {
+        let gate = &self.shared.gate;
+        let known = self.snapshot().mesh.workload(from.ip()).is_some();
+        let place = gate.handshake(from.ip(), known)?;
+        let note = |e: &Ended| gate.counts.handshakes.note(*e);
+        place.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await.inspect_err(note)?;
+        let done = place.within(limits::HANDSHAKE_TIMEOUT, self.handshake(s, from)).await.inspect_err(note)?;
+        let Some((stream, peer)) = done else { return Ok(None) };
+        Ok(Some((stream, peer, gate.tunnel(place, from.ip())?)))
+    }
+
+    async fn handshake(&self, s: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
+        let mut secrets = self.shared.secrets.clone();
+        let Some(creds) = secrets.get(&self.shared.identity, limits::HOLD_TIMEOUT).await else {
+            tracing::warn!(peer = %from, "tunnel refused: we have no certificate yet");
+            return None;
+        };
+        let failed = |e: &server::ServerError| tracing::info!(peer = %from, error = %e, "tunnel failed");
+        server::handshake(s, &creds).await.inspect_err(failed).ok()
     }
 
     fn serve(self: &Rc<Self>, j: Job) {
         let w = self.clone();
         tokio::task::spawn_local(async move {
-            let Job { connect, peer, from, running } = j;
+            let Job { connect, peer, from, in_use, running } = j;
             let mut forced = w.drain.clone();
             tokio::select! {
                 () = serve::stream(w.clone(), connect, peer, from) => {}
                 () = forced.reached(drain::Phase::Forced) => {}
             }
-            drop(running);
+            drop((in_use, running));
         });
     }
 

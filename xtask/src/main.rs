@@ -6,6 +6,7 @@ mod conformance;
 mod deny;
 mod fuzz;
 mod images;
+mod kernels;
 mod lint;
 mod report;
 mod setup;
@@ -66,6 +67,8 @@ enum Task {
         #[command(subcommand)]
         what: cluster::What,
     },
+    /// Boot older kernels (Debian's) in emulation, and see there what this kernel's tests see here.
+    Kernels(kernels::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
     /// Measure against plain relays, interleaved in one run.
@@ -100,7 +103,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Test { filter } => test(&filter),
         Task::Demo { report, keep } => {
-            build()?;
+            build_only(DEMO)?;
             let mut args = vec![];
             if let Some(r) = report {
                 args.push(format!("--report={}", std::path::absolute(r)?.display()));
@@ -125,6 +128,10 @@ fn run(task: Task) -> Result<()> {
             cluster::Cluster::new()?.load(&images::write()?)
         }
         Task::Cluster { what } => cluster::run(what),
+        Task::Kernels(what) => {
+            setup::run()?;
+            kernels::run(&what)
+        }
         Task::Conformance(what) => {
             build()?;
             conformance::run(&what)
@@ -150,6 +157,27 @@ pub(crate) fn bin(name: &str) -> Result<PathBuf> {
 pub(crate) fn build() -> Result<()> {
     setup::run()?;
     cargo(&["build", "--release", "--workspace", "--locked"], &[])
+}
+
+/// What the demo runs.
+const DEMO: &[&str] = &[
+    "karst-demo",
+    "ztunnel",
+    "karst-cni",
+    "karst-controller",
+    "karst-waypoint",
+    "meshbench",
+    "sample-grpc",
+    "sample-http",
+    "sample-tcp",
+];
+
+/// Some programs, and no tests or benchmarks. Under `--workspace`, or cargo would choose other features for the cryptography.
+fn build_only(programs: &[&str]) -> Result<()> {
+    setup::run()?;
+    let mut args = vec!["build", "--release", "--workspace", "--locked"];
+    programs.iter().for_each(|p| args.extend(["--bin", p]));
+    cargo(&args, &[])
 }
 
 fn lint_stages(s: &mut Stages) -> Result<()> {

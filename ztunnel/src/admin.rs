@@ -60,7 +60,10 @@ impl Pages {
     pub fn stats(self: Arc<Self>) -> admin::Handler {
         admin::pages(move |_, path, _| match path {
             "/metrics" | "/stats/prometheus" => {
-                admin::typed(200, "text/plain; version=0.0.4", self.shared.metrics.render())
+                let (mut page, s) = (self.shared.metrics.render(), self.shared.state.borrow().clone());
+                let known = |p: &str| s.policies.get(p).is_some_and(|p| p.dry_run);
+                self.shared.metrics.dry_runs.render(&mut page, known);
+                admin::typed(200, "text/plain; version=0.0.4", page)
             }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),
         })
@@ -123,7 +126,9 @@ fn workload(w: &Workload) -> Value {
         "workloadName": &*w.workload_name, "workloadType": w.workload_type,
         "canonicalName": &*w.canonical_name, "canonicalRevision": &*w.canonical_revision,
         "authorizationPolicies": w.policies.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
-        "status": if w.healthy { "Healthy" } else { "Unhealthy" }, "clusterId": &*w.cluster,
+        "dryRunPolicies": w.dry_runs.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
+        "status": if w.healthy { "Healthy" } else { "Unhealthy" }, "draining": w.draining,
+        "clusterId": &*w.cluster,
         "locality": { "region": &*w.region, "zone": &*w.zone, "subzone": &*w.subzone },
         "capacity": w.capacity, "networkMode": if w.host_network { "HostNetwork" } else { "Standard" },
         "services": w.services.iter().map(|(k, _)| k.to_string()).collect::<Vec<_>>(),
@@ -145,6 +150,7 @@ fn service(s: &Service, endpoints: Option<&Endpoints>) -> Value {
         "subjectAltNames": s.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "waypoint": s.waypoints.first().map(|(g, _)| gateway(g)),
         "loadBalancer": load_balancer(s), "canonical": s.canonical, "private": s.private,
+        "sessionAffinitySeconds": s.affinity.map(|t| t.as_secs()),
     })
 }
 

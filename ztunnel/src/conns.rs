@@ -8,7 +8,8 @@ use crate::{
     state::{Service, Snapshot, Workload},
 };
 use karst_hbone::copy::Counts;
-use karst_policy::{Connection, Verdict, authorize};
+use karst_policy::{Action, Connection, Policy, Verdict, Would, authorize, dry_run};
+use karst_proxy::dry_run::summary;
 use karst_rt::log::{self, Format};
 use std::{
     cell::{Cell, RefCell},
@@ -57,6 +58,8 @@ struct Open {
     notify: Notify,
     traffic: RefCell<Option<Arc<Traffic>>>,
     flushed: Cell<(u64, u64)>,
+    /// What policies in dry run would do to it, as it is logged and counted.
+    told: RefCell<Vec<(Arc<str>, Would)>>,
 }
 
 /// The connections of one worker.
@@ -95,6 +98,7 @@ impl Conns {
             notify: Notify::new(),
             traffic: RefCell::default(),
             flushed: Cell::default(),
+            told: RefCell::default(),
         });
         self.open.borrow_mut().insert(id, open.clone());
         Guard { all: self.clone(), id, open, ended: false }
@@ -110,6 +114,25 @@ impl Conns {
     pub fn load(&self, uid: &str) -> u64 {
         self.loads.borrow().get(uid).copied().unwrap_or(0)
     }
+    /// Logs (in one line) and counts what policies in dry run would do to a connection, and what is not told yet.
+    fn tell(&self, o: &Open, all: &[(&Policy, Would)]) {
+        let before = o.told.take();
+        let (mut now, mut new) = (Vec::with_capacity(all.len()), Vec::new());
+        for (p, would) in all {
+            let one = (Arc::<str>::from(p.key()), *would);
+            if !before.contains(&one) {
+                self.metrics.dry_runs.count(&one.0, p.action == Action::Deny, *would);
+                new.push(one.clone());
+            }
+            now.push(one);
+        }
+        o.told.replace(now);
+        let Some((would, policies)) = summary(new.iter().map(|(k, w)| (&**k, *w))) else { return };
+        if self.access_log {
+            let more = [("dry_run.policy", policies.as_str()), ("dry_run.result", would.result())];
+            Guard::line(&o.conn, tracing::Level::INFO, would.text(), &more);
+        }
+    }
     /// After a change: closes what is no longer allowed, by the destination's policies of now.
     pub fn recheck(&self, s: &Snapshot) {
         let mut of = HashMap::new();
@@ -119,6 +142,7 @@ impl Conns {
             // way: the connection was allowed before, and will be checked again.
             let policies = of.entry(Arc::as_ptr(pod)).or_insert_with(|| s.policies_of_own(&pod.own()).ok());
             let Some(policies) = policies else { continue };
+            self.tell(o, &dry_run(policies.iter().copied(), check));
             let v = authorize(policies.iter().copied(), check);
             if !v.is_allow() {
                 self.metrics.closed_by_policy.fetch_add(1, Relaxed);
@@ -177,8 +201,12 @@ impl Guard {
         t.opened.fetch_add(1, Relaxed);
         *self.open.traffic.borrow_mut() = Some(t);
         if self.all.access_log && tracing::enabled!(target: "access", tracing::Level::DEBUG) {
-            self.line(tracing::Level::DEBUG, "connection opened", None);
+            Self::line(self.conn(), tracing::Level::DEBUG, "connection opened", &[]);
         }
+    }
+    /// Policies in dry run would have done this to it.
+    pub fn dry_run(&self, all: &[(&Policy, Would)]) {
+        self.all.tell(&self.open, all);
     }
     /// Waits until a policy forbids it.
     pub async fn forbidden(&self) -> Verdict {
@@ -224,16 +252,17 @@ impl Guard {
         }
         if self.all.access_log {
             match o.text() {
-                None => self.line(tracing::Level::INFO, "connection complete", None),
-                Some(e) if o.failed() => self.line(tracing::Level::WARN, "connection failed", Some(&e)),
-                Some(e) => self.line(tracing::Level::ERROR, "connection complete", Some(&e)),
+                None => Self::line(&c, tracing::Level::INFO, "connection complete", &[]),
+                Some(e) if o.failed() => {
+                    Self::line(&c, tracing::Level::WARN, "connection failed", &[("error", e.as_str())]);
+                }
+                Some(e) => Self::line(&c, tracing::Level::ERROR, "connection complete", &[("error", e.as_str())]),
             }
         }
     }
 
     /// One record of the access log, in Istio's order of fields.
-    fn line(&self, level: tracing::Level, message: &str, error: Option<&str>) {
-        let c = &self.open.conn;
+    fn line(c: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
         let json = log::format() == Format::Json;
         let mut out = String::with_capacity(640);
         let time = log::timestamp(SystemTime::now());
@@ -290,8 +319,8 @@ impl Guard {
         put("bytes_sent", &c.counts.to_client.get(), false);
         put("bytes_recv", &c.counts.from_client.get(), false);
         put("duration", &format_args!("{}ms", c.started.elapsed().as_millis()), true);
-        if let Some(e) = error {
-            put("error", &karst_core::untrusted::Untrusted(e), true);
+        for &(k, v) in more {
+            put(k, &karst_core::untrusted::Untrusted(v), true);
         }
         if json {
             out.push('}');
@@ -309,7 +338,7 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use karst_policy::{Action, Policy, Scope};
+    use karst_policy::Scope;
     use karst_proxy::testing::{pod, snapshot};
 
     /// What is told of a pod decides nothing about connections of the one that has had its name before.
@@ -363,5 +392,63 @@ mod tests {
         s.put_policy("ns/wide", deny("wide", Scope::Namespace));
         conns.recheck(&s);
         assert!(is_closing(&before), "it is for all of the namespace");
+    }
+
+    #[test]
+    fn an_open_connection_is_told_of_each_dry_run_once_and_goes_on() {
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.karst_dry_run_policies = vec!["ns/p".into()];
+        let mut s = snapshot(vec![w], vec![]);
+        let m = Arc::new(Metrics::default());
+        let conns = Conns::new(m.clone(), false);
+        let (from, to) = (SocketAddr::from(([10, 0, 0, 9], 4000)), SocketAddr::from(([10, 0, 0, 1], 80)));
+        let check = Connection {
+            source_identity: None,
+            source_ip: from.ip(),
+            destination_ip: to.ip(),
+            destination_port: to.port(),
+        };
+        let guard = conns.add(Conn {
+            reporter: Reporter::Destination,
+            source_addr: from,
+            destination_addr: to,
+            hbone_addr: None,
+            source: None,
+            destination: s.workload(to.ip()).cloned(),
+            service: None,
+            mtls: false,
+            source_identity: None,
+            check: Some(check),
+            pod: Some(LocalPod::test("a", "a", "1")),
+            counts: Counts::default(),
+            started: Instant::now(),
+        });
+        let policy = |dry_run: bool| Policy {
+            name: "p".into(),
+            namespace: "ns".into(),
+            scope: Scope::WorkloadSelector,
+            action: Action::Allow,
+            rules: vec![],
+            dry_run,
+        };
+        let counted = || {
+            let mut page = String::new();
+            m.dry_runs.render(&mut page, |_| true);
+            page.lines().filter(|l| !l.starts_with('#')).map(String::from).collect::<Vec<_>>()
+        };
+        let one = "karst_authz_dry_run_total{policy=\"ns/p\",authz_dry_run_action=\"allow\",authz_dry_run_result=\"denied\"} 1";
+        let closed = || guard.open.closing.borrow().is_some();
+        s.put_policy("ns/p", policy(true));
+        for _ in 0..3 {
+            conns.recheck(&s);
+            assert_eq!((counted(), closed()), (vec![one.to_string()], false));
+        }
+        s.put_policy("ns/p", policy(false));
+        conns.recheck(&s);
+        assert_eq!((counted(), closed()), (vec![one.to_string()], true));
+        // In dry run again: it would be told again.
+        s.put_policy("ns/p", policy(true));
+        conns.recheck(&s);
+        assert!(counted()[0].ends_with(" 2"));
     }
 }

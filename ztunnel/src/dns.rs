@@ -1,6 +1,8 @@
 //! DNS proxy. Queries that the redirection captured come with the address they were sent to. Names of the mesh are
-//! answered here; everything else goes, from the pod's own namespace, to the resolver that the application asked, so the
-//! pod's own resolv.conf counts. Answers leave from the address that was asked.
+//! answered here; everything else goes to the resolver that the application asked, so the pod's own resolv.conf counts.
+//! Over UDP, which the mesh does not carry, it goes from the pod's own namespace, and answers leave from the address that was
+//! asked. Over TCP ([`preamble`]) the first message that is not ours ends our part: the connection is then one as any other,
+//! and its bytes are joined to the resolver's by the plan (`outbound`).
 //!
 //! The pod's search rules: a name that ends in one of the cluster's suffixes, or is a short form (`svc`, `svc.ns`) and
 //! arrives expanded by the resolver's search list, is found by its full name; a short form that arrives unexpanded is
@@ -11,14 +13,17 @@ use crate::{
     state::{Service, Snapshot},
     worker::Shared,
 };
+use bytes::{Buf, Bytes, BytesMut};
 use hickory_proto::{
-    op::{Message, MessageType, OpCode, ResponseCode},
+    op::{Edns, Header, Message, MessageType, OpCode, ResponseCode, emit_message_parts},
     rr::{
         Name, RData, Record, RecordType,
         rdata::{A, AAAA, CNAME},
     },
+    serialize::binary::BinEncoder,
 };
 use karst_core::limits::{DNS_MAX_PENDING, DNS_MAX_UDP, DNS_TIMEOUT};
+use karst_proxy::endpoints::serving;
 use karst_rt::socket;
 use std::{
     cell::Cell,
@@ -27,19 +32,27 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
     task::AbortHandle,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 /// Seconds that an answer may be kept (Istio: 30).
 const TTL: u32 = 30;
 /// Largest UDP answer to a client that announces no EDNS (RFC 1035 §4.2.1).
-const PLAIN_UDP: usize = 512;
+const PLAIN_UDP: u16 = 512;
+/// An OPT record without options (RFC 6891 §6.1.2).
+const OPT_LEN: u16 = 11;
+/// Over TCP, each message comes after its length (RFC 1035 §4.2.2).
+const LENGTH: usize = 2;
+/// A message's header: id, flags, the number of questions, and three more numbers.
+const HEADER: usize = 12;
+/// How long a client may take over TCP; see [`Patience`].
+const PATIENCE: Patience = Patience { first: DNS_TIMEOUT, next: DNS_TIMEOUT.saturating_mul(2) };
 
 /// Orders for the proxy.
 pub enum Order {
@@ -93,7 +106,7 @@ async fn serve(s: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) 
         pending.set(pending.get() + 1);
         let (pod, shared, pending) = (pod.clone(), shared.clone(), pending.clone());
         tokio::task::spawn_local(async move {
-            if let Some(answer) = resolve(&shared, &pod, &data, to, false).await {
+            if let Some(answer) = resolve(&shared, &pod, &data, to).await {
                 let send = || socket::udp_from(to).and_then(|s| s.send_to(&answer, &from.into()));
                 let sent = match &pod.origin.netns {
                     Some(n) => n.run(send).and_then(|r| r),
@@ -112,38 +125,120 @@ async fn serve(s: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) 
     }
 }
 
-/// Serves DNS over a captured TCP connection (RFC 7766: several queries may follow each other).
-pub async fn serve_tcp(shared: &Arc<Shared>, pod: &LocalPod, mut s: TcpStream, to: SocketAddr) -> io::Result<()> {
+/// How a TCP connection to port 53 goes on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Preamble {
+    /// The client has its answers and is done, or is gone.
+    Answered,
+    /// It is not for us, or not any more: whom the client called gets these bytes first, then all that follows.
+    Forward(Bytes),
+}
+
+/// The start of a captured TCP connection to port 53: what is ours to answer is answered on it (RFC 7766: several messages may
+/// follow each other).
+pub async fn preamble(shared: &Shared, pod: &LocalPod, s: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Preamble {
+    let answer = |data: &[u8]| {
+        shared.metrics.dns_requests.fetch_add(1, Relaxed);
+        let answer = Message::from_vec(data).ok().and_then(|q| own(shared, pod, &q, true));
+        if answer.is_none() {
+            shared.metrics.dns_upstream.fetch_add(1, Relaxed);
+        }
+        answer
+    };
+    converse(s, PATIENCE, answer).await.unwrap_or_else(|e| {
+        tracing::debug!(pod = pod.key, error = %e, "DNS over TCP");
+        Preamble::Answered
+    })
+}
+
+/// How long a client may take.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// For its first message. Who says nothing before the other side does is no client of DNS, and is connected.
+    first: Duration,
+    /// For a further message, or to take an answer. Then the connection is closed.
+    next: Duration,
+}
+
+/// Answers messages until there is one that `answer` has no answer to. Holds one message at most.
+async fn converse(
+    s: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    patience: Patience,
+    answer: impl Fn(&[u8]) -> Option<Vec<u8>>,
+) -> io::Result<Preamble> {
+    let mut buf = BytesMut::new();
+    let mut answered = false;
     loop {
-        let len = match timeout(DNS_TIMEOUT * 2, s.read_u16()).await {
-            Ok(Ok(n)) => usize::from(n),
-            Ok(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Ok(Err(e)) => return Err(e),
-            Err(_) => return Ok(()),
+        let deadline = Instant::now() + if answered { patience.next } else { patience.first };
+        let reply = loop {
+            match front(&buf) {
+                Front::Message(m) => {
+                    let Some(reply) = answer(m) else { return Ok(Preamble::Forward(buf.freeze())) };
+                    let used = LENGTH + m.len();
+                    buf.advance(used);
+                    break reply;
+                }
+                Front::Foreign => return Ok(Preamble::Forward(buf.freeze())),
+                Front::Partial => {}
+            }
+            buf.reserve((LENGTH + DNS_MAX_UDP).saturating_sub(buf.len()));
+            let read = timeout_at(deadline, s.read_buf(&mut buf)).await;
+            let silent = read.is_err();
+            if read.unwrap_or(Ok(0))? > 0 {
+                continue;
+            }
+            let done = buf.is_empty() && (answered || !silent);
+            return Ok(if done { Preamble::Answered } else { Preamble::Forward(buf.freeze()) });
         };
-        let mut data = vec![0; len];
-        timeout(DNS_TIMEOUT, s.read_exact(&mut data)).await??;
-        let Some(answer) = resolve(shared, pod, &data, to, true).await else { return Ok(()) };
-        let len = u16::try_from(answer.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-        s.write_all(&[&len.to_be_bytes()[..], &answer].concat()).await?;
+        let len = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+        timeout(patience.next, s.write_all(&[&len.to_be_bytes()[..], &reply].concat())).await??;
+        answered = true;
     }
 }
 
-/// The answer to a query; None: there is none to give.
-async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr, tcp: bool) -> Option<Vec<u8>> {
+/// What a TCP stream begins with.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Front<'a> {
+    /// A message that may be a question for us, and is not complete.
+    Partial,
+    /// A message that may be a question for us.
+    Message(&'a [u8]),
+    /// Something that is no question for us, whatever follows.
+    Foreign,
+}
+
+/// Looks at the beginning of a TCP stream. What is told apart early need not be held.
+pub fn front(b: &[u8]) -> Front<'_> {
+    let Some((len, rest)) = b.split_first_chunk::<LENGTH>() else { return Front::Partial };
+    let len = usize::from(u16::from_be_bytes(*len));
+    // A standard query (RFC 1035 §4.1.1) with one question.
+    let query = rest.get(2).is_none_or(|flags| flags & 0xf8 == 0);
+    let one = rest.get(4..6).is_none_or(|n| n == [0, 1]);
+    if !(HEADER..=DNS_MAX_UDP).contains(&len) || !query || !one {
+        return Front::Foreign;
+    }
+    rest.get(..len).map_or(Front::Partial, Front::Message)
+}
+
+/// The bytes of our own answer; None: it is not ours to answer.
+fn own(shared: &Shared, pod: &LocalPod, q: &Message, tcp: bool) -> Option<Vec<u8>> {
+    let s = shared.state.borrow().clone();
+    let search = Search { namespace: &pod.namespace, domain: &shared.config.cluster_domain, ipv6: shared.config.ipv6 };
+    let mut m = own_answer(&s, &search, q)?;
+    rotate(&mut m.answers, rand::random());
+    encode(m, q, tcp)
+}
+
+/// The answer to a query that came by UDP; None: there is none to give.
+async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr) -> Option<Vec<u8>> {
     shared.metrics.dns_requests.fetch_add(1, Relaxed);
     let query = Message::from_vec(data).ok();
-    if let Some(q) = &query {
-        let s = shared.state.borrow().clone();
-        let search =
-            Search { namespace: &pod.namespace, domain: &shared.config.cluster_domain, ipv6: shared.config.ipv6 };
-        if let Some(answer) = own_answer(&s, &search, q) {
-            return encode(answer, q, tcp);
-        }
+    if let Some(answer) = query.as_ref().and_then(|q| own(shared, pod, q, false)) {
+        return Some(answer);
     }
     // Not ours, or not even DNS: the resolver that was asked may know.
     shared.metrics.dns_upstream.fetch_add(1, Relaxed);
-    let answer = timeout(DNS_TIMEOUT, forward(pod, data, to, tcp)).await;
+    let answer = timeout(DNS_TIMEOUT, forward(pod, data, to)).await;
     match answer {
         Ok(Ok(a)) => Some(a),
         failed @ (Ok(Err(_)) | Err(_)) => {
@@ -152,21 +247,13 @@ async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr, t
             let q = query?;
             let mut r = reply(&q);
             r.metadata.response_code = ResponseCode::ServFail;
-            encode(r, &q, tcp)
+            encode(r, &q, false)
         }
     }
 }
 
-async fn forward(pod: &LocalPod, data: &[u8], to: SocketAddr, tcp: bool) -> io::Result<Vec<u8>> {
-    if tcp {
-        let mut s = pod.origin.connect(to, DNS_TIMEOUT).await?;
-        let len = u16::try_from(data.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        s.write_all(&[&len.to_be_bytes()[..], data].concat()).await?;
-        let n = s.read_u16().await?;
-        let mut out = vec![0; usize::from(n)];
-        s.read_exact(&mut out).await?;
-        return Ok(out);
-    }
+/// Asks the resolver over UDP as the pod itself would without the mesh, which does not carry UDP (docs/hbone.md §9).
+async fn forward(pod: &LocalPod, data: &[u8], to: SocketAddr) -> io::Result<Vec<u8>> {
     let s = pod.origin.udp(to)?;
     let s = tokio::net::UdpSocket::from_std(s.into())?;
     s.connect(to).await?;
@@ -195,6 +282,12 @@ fn reply(q: &Message) -> Message {
     r.metadata.recursion_available = true;
     for x in &q.queries {
         r.add_query(x.clone());
+    }
+    if let Some(e) = &q.edns {
+        // Who announces EDNS is answered with it (RFC 6891 §6.1.1), DO as it came (RFC 3225 §3).
+        let mut own = Edns::new();
+        own.set_max_payload(DNS_MAX_UDP as u16).set_dnssec_ok(e.flags().dnssec_ok);
+        r.set_edns(own);
     }
     r
 }
@@ -271,26 +364,56 @@ fn addresses(s: &Snapshot, svc: &Service) -> Option<Vec<IpAddr>> {
     if !svc.vips.is_empty() {
         return Some(svc.vips.clone());
     }
-    let endpoints = s.endpoints.get(&svc.key)?;
-    let ready = endpoints.keys().filter_map(|u| s.workloads.get(u)).filter(|w| w.healthy || !svc.only_healthy);
-    let ips: Vec<IpAddr> = ready.flat_map(|w| w.ips.iter().copied()).collect();
+    s.endpoints.get(&svc.key)?;
+    let ips: Vec<IpAddr> = serving(s, svc).into_iter().flat_map(|w| w.ips.iter().copied()).collect();
     (!ips.is_empty() || svc.canonical).then_some(ips)
 }
 
-/// The bytes; over UDP, what is too long for the client is cut and marked so (TC), so that it asks again over TCP.
+/// Begins the addresses of an answer with another one each time (RFC 1794): for clients that take the first, and so that not
+/// always the same ones are left out of a short answer. A CNAME stays first.
+pub fn rotate(answers: &mut [Record], turn: u32) {
+    let at = answers.iter().position(|r| r.record_type() != RecordType::CNAME).unwrap_or(answers.len());
+    let (_, addresses) = answers.split_at_mut(at);
+    if let Some(by) = (turn as usize).checked_rem(addresses.len()) {
+        addresses.rotate_left(by);
+    }
+}
+
+/// The bytes. An answer that is too long for the client holds what fits and is marked so (TC; RFC 2181 §9): over UDP the client
+/// asks again over TCP, and what it can use meanwhile is there.
 pub fn encode(mut m: Message, q: &Message, tcp: bool) -> Option<Vec<u8>> {
     let limit = match (tcp, &q.edns) {
-        (true, _) => usize::from(u16::MAX),
-        (false, Some(e)) => usize::from(e.max_payload()).clamp(PLAIN_UDP, DNS_MAX_UDP),
+        (true, _) => u16::MAX,
+        (false, Some(e)) => e.max_payload().clamp(PLAIN_UDP, DNS_MAX_UDP as u16),
         (false, None) => PLAIN_UDP,
     };
-    let bytes = m.to_vec().ok()?;
-    if bytes.len() <= limit {
+    let (bytes, header) = emit(&m, limit)?;
+    if !header.metadata.truncation {
         return Some(bytes);
     }
-    m.answers.clear();
+    // The OPT record comes last and must not be what is left out.
+    let edns = m.edns.take();
+    let (_, header) = emit(&m, limit - if edns.is_some() { OPT_LEN } else { 0 })?;
+    m.edns = edns;
+    m.answers.truncate(usize::from(header.counts.answers));
     m.metadata.truncation = true;
-    m.to_vec().ok()
+    emit(&m, limit).map(|(bytes, _)| bytes)
+}
+
+/// At most `limit` bytes of a message, with as many records as fit, and the header that says so.
+fn emit(m: &Message, limit: u16) -> Option<(Vec<u8>, Header)> {
+    let mut bytes = Vec::with_capacity(usize::from(PLAIN_UDP));
+    let mut e = BinEncoder::new(&mut bytes);
+    e.set_max_size(limit);
+    let (queries, answers) = (&mut m.queries.iter(), &mut m.answers.iter());
+    let (authorities, additionals) = (&mut m.authorities.iter(), &mut m.additionals.iter());
+    let edns = m.edns.as_ref();
+    let header =
+        emit_message_parts(&m.metadata, queries, answers, authorities, additionals, edns, None, &mut e).ok()?;
+    // A record that did not fit may have left a part of itself behind.
+    let end = e.offset();
+    bytes.truncate(end);
+    Some((bytes, header))
 }
 
 #[cfg(test)]
@@ -340,15 +463,219 @@ mod tests {
     }
 
     #[test]
-    fn long_answers_are_cut_and_marked() {
+    fn both_families_of_an_entry_and_endpoints_that_end() {
+        let mut ext = service("e", "240.240.0.1", &[(80, 80)]);
+        ext.hostname = "api.example.com".into();
+        let ip: IpAddr = "2001:2::7".parse().unwrap();
+        ext.addresses.push(karst_api::workload::NetworkAddress {
+            address: karst_core::addr::ip_to_bytes(ip),
+            ..Default::default()
+        });
+        let mut headless = service("h", "10.0.0.0", &[(80, 80)]);
+        headless.addresses.clear();
+        headless.canonical = true;
+        let key = "ns/h.ns.svc.cluster.local";
+        let end = |name: &str, ip: &str, status: i32, draining: bool| {
+            let mut w = pod(name, ip, &[(key, &[(80, 80)])]);
+            w.status = status;
+            w.extensions.extend(draining.then(karst_api::draining));
+            w
+        };
+        let world = |b: i32| {
+            let pods = vec![end("a", "10.0.0.1", 1, true), end("b", "10.0.0.2", b, false)];
+            snapshot(pods, vec![ext.clone(), headless.clone()])
+        };
+        let (a, aaaa) = (RecordType::A, RecordType::AAAA);
+        let of = |s: &Snapshot, name: &str, kind| ask(s, name, kind).unwrap();
+        assert_eq!(of(&world(0), "api.example.com.", a), ["240.240.0.1"]);
+        assert_eq!(of(&world(0), "api.example.com.", aaaa), ["2001:2::7"]);
+        assert_eq!(of(&world(0), "h.ns.svc.cluster.local.", a), ["10.0.0.2"]);
+        assert_eq!(of(&world(1), "h.ns.svc.cluster.local.", a), ["10.0.0.1"], "it serves until it ends");
+    }
+
+    fn query(name: &str, kind: RecordType) -> Message {
         let mut q = Message::new(7, MessageType::Query, OpCode::Query);
-        q.add_query(Query::query(Name::from_utf8("x.").unwrap(), RecordType::A));
-        let mut r = reply(&q);
-        for i in 0..100u8 {
-            r.add_answer(Record::from_rdata(Name::from_utf8("x.").unwrap(), TTL, RData::A(A([10, 0, 0, i].into()))));
+        q.add_query(Query::query(Name::from_utf8(name).unwrap(), kind));
+        q
+    }
+
+    /// A CNAME and that many addresses.
+    fn long(q: &Message, addresses: u8) -> Message {
+        let mut r = reply(q);
+        let (asked, real) = (Name::from_utf8("x.").unwrap(), Name::from_utf8("x.ns.svc.cluster.local.").unwrap());
+        r.add_answer(Record::from_rdata(asked, TTL, RData::CNAME(CNAME(real.clone()))));
+        for i in 0..addresses {
+            r.add_answer(Record::from_rdata(real.clone(), TTL, RData::A(A([10, 0, 0, i].into()))));
         }
-        let short = Message::from_vec(&encode(r.clone(), &q, false).unwrap()).unwrap();
-        assert!(short.metadata.truncation && short.answers.is_empty());
-        assert_eq!(Message::from_vec(&encode(r, &q, true).unwrap()).unwrap().answers.len(), 100);
+        r
+    }
+
+    #[test]
+    fn long_answers_hold_what_fits_and_are_marked() {
+        let plain = query("x.", RecordType::A);
+        let mut edns = plain.clone();
+        edns.set_edns(Edns::new()).edns.as_mut().unwrap().set_max_payload(1232).set_dnssec_ok(true);
+        let mut greedy = plain.clone();
+        greedy.set_edns(Edns::new()).edns.as_mut().unwrap().set_max_payload(u16::MAX);
+        for (q, limit) in [(&plain, 512), (&edns, 1232), (&greedy, 4096)] {
+            let bytes = encode(long(q, 255), q, false).unwrap();
+            let m = Message::from_vec(&bytes).unwrap();
+            // A record has 16 bytes, or 38 where the library stops to compress names.
+            assert!(bytes.len() <= limit && bytes.len() + 40 > limit, "{} bytes of {limit}", bytes.len());
+            assert_eq!(m.metadata.truncation, m.answers.len() < 256);
+            assert_eq!(m.answers[0].record_type(), RecordType::CNAME);
+            assert_eq!(m.answers[1..], long(q, 255).answers[1..m.answers.len()]);
+            let own = m.edns.as_ref().map(|e| (e.max_payload(), e.flags().dnssec_ok));
+            assert_eq!(own, q.edns.as_ref().map(|e| (4096, e.flags().dnssec_ok)));
+        }
+        let whole = Message::from_vec(&encode(long(&plain, 255), &plain, true).unwrap()).unwrap();
+        assert!(!whole.metadata.truncation && whole.answers.len() == 256);
+    }
+
+    #[test]
+    fn answers_begin_with_another_address_each_time() {
+        let m = long(&query("x.", RecordType::A), 3);
+        let turned = |turn| {
+            let mut m = m.clone();
+            rotate(&mut m.answers, turn);
+            m.answers.iter().map(|r| r.data.to_string()).collect::<Vec<_>>()
+        };
+        let name = "x.ns.svc.cluster.local.";
+        assert_eq!(turned(0), [name, "10.0.0.0", "10.0.0.1", "10.0.0.2"]);
+        assert_eq!(turned(1), [name, "10.0.0.1", "10.0.0.2", "10.0.0.0"]);
+        assert_eq!(turned(5), [name, "10.0.0.2", "10.0.0.0", "10.0.0.1"]);
+        rotate(&mut [], 1);
+    }
+
+    // tokio's paused clock needs its feature test-util, with which everything would be built twice: short times instead.
+    const SHORT: Patience = Patience { first: Duration::from_millis(30), next: Duration::from_millis(60) };
+    const LONG: Patience = Patience { first: Duration::from_secs(3600), next: Duration::from_secs(3600) };
+
+    fn framed(m: &Message) -> Vec<u8> {
+        let m = m.to_vec().unwrap();
+        [&(m.len() as u16).to_be_bytes()[..], &m].concat()
+    }
+    fn ours() -> Vec<u8> {
+        framed(&query("s.ns.svc.cluster.local.", RecordType::A))
+    }
+    /// What the mesh with a service `s` answers.
+    fn answer(m: &[u8]) -> Option<Vec<u8>> {
+        let s = snapshot(vec![], vec![service("s", "10.96.0.1", &[(80, 80)])]);
+        let search = Search { namespace: "ns", domain: "cluster.local", ipv6: true };
+        let q = Message::from_vec(m).ok()?;
+        encode(own_answer(&s, &search, &q)?, &q, true)
+    }
+    /// How many answers these bytes are.
+    fn answers(mut b: &[u8]) -> usize {
+        let mut n = 0;
+        while let Some((len, rest)) = b.split_first_chunk::<2>() {
+            let (m, next) = rest.split_at(usize::from(u16::from_be_bytes(*len)));
+            assert_eq!(Message::from_vec(m).unwrap().answers.len(), 1);
+            (b, n) = (next, n + 1);
+        }
+        n
+    }
+
+    #[tokio::test]
+    async fn the_first_message_that_is_not_ours_and_all_after_it_are_handed_over() {
+        let (mut client, mut here) = tokio::io::duplex(1 << 16);
+        let transfer = framed(&query("zone.example.", RecordType::AXFR));
+        let rest = [transfer, ours(), vec![7; 9000]].concat();
+        client.write_all(&[ours(), ours(), rest.clone()].concat()).await.unwrap();
+        client.shutdown().await.unwrap();
+        let p = converse(&mut here, LONG, answer).await.unwrap();
+        let Preamble::Forward(first) = p else { unreachable!("{p:?}") };
+        assert!(first.len() <= LENGTH + DNS_MAX_UDP, "{} bytes are held", first.len());
+        let mut all = first.to_vec();
+        here.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, rest);
+        drop(here);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(answers(&got), 2);
+    }
+
+    #[tokio::test]
+    async fn messages_may_come_in_pieces() {
+        let (mut client, mut here) = tokio::io::duplex(1 << 16);
+        let pieces = async {
+            for b in [ours(), ours()].concat() {
+                client.write_all(&[b]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            client.shutdown().await.unwrap();
+        };
+        let (p, ()) = tokio::join!(converse(&mut here, LONG, answer), pieces);
+        assert_eq!(p.unwrap(), Preamble::Answered);
+        drop(here);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(answers(&got), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_dns_is_handed_over_at_once() {
+        let mut response = query("s.", RecordType::A);
+        response.metadata.message_type = MessageType::Response;
+        let mut two = query("s.", RecordType::A);
+        two.add_query(Query::query(Name::from_utf8("s.").unwrap(), RecordType::AAAA));
+        let update = Message::new(7, MessageType::Query, OpCode::Update);
+        for said in [
+            b"SSH-2.0-x".to_vec(),
+            b"GET / HTTP/1.1".to_vec(),
+            vec![0x16, 3, 1, 2, 0],
+            vec![0, 0],
+            framed(&response),
+            framed(&two)[..8].to_vec(),
+            framed(&update)[..8].to_vec(),
+        ] {
+            let (mut client, mut here) = tokio::io::duplex(1 << 16);
+            client.write_all(&said).await.unwrap();
+            let p = timeout(Duration::from_secs(60), converse(&mut here, LONG, answer)).await;
+            assert_eq!(p.expect("without waiting").unwrap(), Preamble::Forward(said.into()));
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_and_ends() {
+        let part = &ours()[..20];
+        let forward = |b: &[u8]| Preamble::Forward(b.to_vec().into());
+        for (said, end, want, what) in [
+            (vec![], false, forward(&[]), "who waits for the other side is connected"),
+            (vec![], true, Preamble::Answered, "nothing asked"),
+            (ours(), false, Preamble::Answered, "idle after its answer"),
+            (ours(), true, Preamble::Answered, "done"),
+            (part.to_vec(), false, forward(part), "a part of a message"),
+            (part.to_vec(), true, forward(part), "a part of a message, and the end"),
+            ([&ours(), part].concat(), false, forward(part), "after an answer, a part of a message"),
+        ] {
+            let (mut client, mut here) = tokio::io::duplex(1 << 16);
+            client.write_all(&said).await.unwrap();
+            if end {
+                client.shutdown().await.unwrap();
+            }
+            assert_eq!(converse(&mut here, SHORT, answer).await.unwrap(), want, "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_no_answers_is_let_go() {
+        let (mut client, mut here) = tokio::io::duplex(64);
+        let send = async {
+            for _ in 0..4 {
+                if client.write_all(&ours()).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let (r, ()) = tokio::join!(
+            async {
+                let r = converse(&mut here, SHORT, answer).await;
+                drop(here);
+                r
+            },
+            send
+        );
+        assert_eq!(r.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

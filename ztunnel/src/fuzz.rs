@@ -44,11 +44,16 @@ pub fn connect(data: &[u8]) {
     }
 }
 
-/// A DNS query.
+/// A DNS query; also as what is sent over TCP.
 pub fn dns(data: &[u8]) {
+    let mut stream = data;
+    while let dns::Front::Message(m) = dns::front(stream) {
+        stream = stream.strip_prefix(&(m.len() as u16).to_be_bytes()).unwrap().strip_prefix(m).unwrap();
+    }
     let Ok(q) = Message::from_vec(data) else { return };
     let search = dns::Search { namespace: "default", domain: "cluster.local", ipv6: true };
-    let Some(answer) = dns::own_answer(&STATE, &search, &q) else { return };
+    let Some(mut answer) = dns::own_answer(&STATE, &search, &q) else { return };
+    dns::rotate(&mut answer.answers, q.metadata.id.into());
     for tcp in [false, true] {
         let Some(bytes) = dns::encode(answer.clone(), &q, tcp) else { continue };
         assert!(tcp || bytes.len() <= karst_core::limits::DNS_MAX_UDP, "{} bytes over UDP", bytes.len());

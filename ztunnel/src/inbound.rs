@@ -7,18 +7,18 @@ use crate::{
     outcome::Outcome,
     plan::{OWN_PORTS, Refusal},
     state::{OwnPod, Service, Snapshot, Workload},
-    worker::{Count, Served, Worker},
+    worker::{Served, Worker},
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{Method, Response, StatusCode};
 use karst_core::{Identity, addr::is_host, canonical, limits};
-use karst_hbone::{
-    copy::{self, Counts},
-    server,
+use karst_hbone::{copy, server, stream::TlsStream};
+use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
+use karst_rt::{
+    admission::{Counts, Ended, InUse, Place, Source},
+    drain, socket,
 };
-use karst_policy::{Connection, Verdict, authorize};
-use karst_rt::{drain, socket};
 use std::{
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
@@ -52,37 +52,76 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
 /// A tunnel to one of our pods.
 pub async fn tunnel(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
     let Ok(to) = tcp.local_addr().map(canonical) else { return };
-    let Some(_place) = Count::up(&p.tunnels, limits::MAX_TUNNELS_PER_POD) else { return w.refused() };
-    let (stream, peer) = {
-        let Some(_place) = Count::up(&p.handshakes, limits::MAX_HANDSHAKES_PER_POD) else { return w.refused() };
-        let Some((_, own)) = w.workload(&p.pod).await else {
-            return tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {}", Outcome::NoWorkload.text().unwrap_or_default());
-        };
-        let mut secrets = w.shared.secrets.clone();
-        let Some(creds) = secrets.get(&own.identity, limits::HOLD_TIMEOUT).await else {
-            return tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {}", Outcome::NoIdentity.text().unwrap_or_default());
-        };
-        if let Some(k) = &w.keepalive {
-            socket::keepalive(&tcp, k);
-        }
-        match server::handshake(tcp, &creds).await {
-            Ok(x) => x,
-            Err(e) => {
-                return tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed");
-            }
-        }
-    };
+    // Boxed, and gone when the tunnel is there.
+    let Some((stream, peer, place)) = Box::pin(admitted(&w, &p, tcp, from)).await else { return };
     let stop = p.watch();
-    let (w2, p2) = (w.clone(), p.clone());
+    let (w2, p2, place2) = (w.clone(), p.clone(), place.clone());
     let on_stream = move |c: server::Connect| {
-        w2.task(connect(w2.clone(), p2.clone(), c, from, to, peer.clone()));
+        w2.task(connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use()));
     };
-    if let Err(e) = server::serve(stream, &w.settings, stop, on_stream).await {
+    if let Err(e) = server::serve_until(stream, &w.settings, stop, place.evicted(), on_stream).await {
+        if matches!(e, server::ServerError::Evicted) {
+            w.shared.metrics.tunnels.note(Ended::Evicted);
+        }
         tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel ended");
     }
 }
 
-async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketAddr, to: SocketAddr, peer: Identity) {
+/// A tunnel's start: until its peer has shown who it is, it has one of the places for those who have not; then one of its peer's.
+async fn admitted(
+    w: &Worker,
+    p: &Served,
+    tcp: TcpStream,
+    from: SocketAddr,
+) -> Option<(TlsStream, Identity, Rc<Place>)> {
+    let gates = [&w.shared.gate, &p.pod.usage.gate];
+    let known = w.snapshot().workload(from.ip()).is_some();
+    let ended = |counts: &Counts, e: Ended| {
+        counts.note(e);
+        tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel refused");
+    };
+    let result = async {
+        let place = Place::admit(&gates.map(|g| &g.handshakes), &Source::address(from.ip(), known))?;
+        place.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await?;
+        let done = place.within(limits::HANDSHAKE_TIMEOUT, handshake(w, p, tcp, from)).await?;
+        Ok::<_, Ended>(done.map(|(stream, peer)| (stream, peer, place)))
+    };
+    let (stream, peer, mut place) = result.await.map_err(|e| ended(&w.shared.metrics.handshakes, e)).ok()??;
+    let moved = place.move_to(&gates.map(|g| &g.tunnels), &Source::address(from.ip(), true));
+    moved.map_err(|e| ended(&w.shared.metrics.tunnels, e)).ok()?;
+    Some((stream, peer, Rc::new(place)))
+}
+
+async fn handshake(w: &Worker, p: &Served, tcp: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
+    let refused = |o: &Outcome| {
+        let why = o.text().unwrap_or_default();
+        tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {why}");
+    };
+    let Some((_, own)) = w.workload(&p.pod).await else {
+        refused(&Outcome::NoWorkload);
+        return None;
+    };
+    let mut secrets = w.shared.secrets.clone();
+    let Some(creds) = secrets.get(&own.identity, limits::HOLD_TIMEOUT).await else {
+        refused(&Outcome::NoIdentity);
+        return None;
+    };
+    if let Some(k) = &w.keepalive {
+        socket::keepalive(&tcp, k);
+    }
+    let done = server::handshake(tcp, &creds).await;
+    let failed = |e: &server::ServerError| tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed");
+    done.inspect_err(failed).ok()
+}
+
+async fn connect(
+    w: Rc<Worker>,
+    p: Rc<Served>,
+    c: server::Connect,
+    (from, to): (SocketAddr, SocketAddr),
+    peer: Identity,
+    in_use: Option<InUse>,
+) {
     let server::Connect { request, mut respond } = c;
     let refuse = |respond: &mut SendResponse<Bytes>, o: &Outcome| {
         let mut r = Response::new(());
@@ -90,6 +129,11 @@ async fn connect(w: Rc<Worker>, p: Rc<Served>, c: server::Connect, from: SocketA
         if respond.send_response(r, true).is_err() {
             respond.send_reset(Reason::REFUSED_STREAM);
         }
+    };
+    // First the peer's share of the pod's connections, then a place among all.
+    let Some(_in_use) = in_use else {
+        w.refused();
+        return refuse(&mut respond, &Outcome::Limit);
     };
     let Some(_place) = w.shared.budget.place(&p.pod) else {
         w.refused();
@@ -230,7 +274,7 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<T
         source_identity: ask.identity,
         check: Some(check.clone()),
         pod: Some(pod.clone()),
-        counts: Counts::default(),
+        counts: copy::Counts::default(),
         started: Instant::now(),
     });
     if own.is_none() {
@@ -239,7 +283,7 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<T
     if let Some(r) = refusal(&check.source_ip, ask.to) {
         return (guard, Err(Outcome::Refused(r)));
     }
-    if let Err(o) = authorized(w, pod, &check).await {
+    if let Err(o) = authorized(w, pod, &check, &guard).await {
         return (guard, Err(o));
     }
     let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
@@ -255,16 +299,19 @@ fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
     (!is_host(*from)).then_some(Refusal::NotItsAddress)
 }
 
-/// Judges by the newest state; a policy that is named and not there is waited for.
-async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<(), Outcome> {
+/// Judges by the newest state; a policy that is named and not there is waited for. What policies in dry run would have done is
+/// told of, and decides nothing.
+async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
     let (mut state, mut stream) = (w.shared.state.clone(), w.shared.stream.clone());
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;
     loop {
         let s = state.borrow_and_update().clone();
         let told = *stream.borrow_and_update();
         let missing = match judge(&s, &pod.own(), told, check) {
-            Ok(Verdict::Allow) => return Ok(()),
-            Ok(v @ (Verdict::DeniedBy(_) | Verdict::NotAllowed)) => return Err(Outcome::Denied(v)),
+            Ok((v, dry_runs)) => {
+                guard.dry_run(&dry_runs);
+                return if v.is_allow() { Ok(()) } else { Err(Outcome::Denied(v)) };
+            }
             Err(missing) => missing,
         };
         let changed = async {
@@ -279,15 +326,20 @@ async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection) -> Result<()
     }
 }
 
+/// A verdict, and what policies in dry run would have done.
+type Judged<'a> = (Verdict, Vec<(&'a Policy, Would)>);
+
 /// By what is known now; Err says what is to be waited for. `told`: there is a control plane that will tell of a pod of which
 /// nothing is known, or only of another that has had its name.
-fn judge(s: &Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) -> Result<Verdict, Outcome> {
+fn judge<'a>(s: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) -> Result<Judged<'a>, Outcome> {
     let policies = match s.own_pod(pod) {
         Some(own) => s.policies_of(own),
         None if told => return Err(Outcome::NoWorkload),
         None => s.policies_of_own(pod),
     };
-    Ok(authorize(policies.map_err(Outcome::PolicyMissing)?.into_iter(), check))
+    let policies = policies.map_err(Outcome::PolicyMissing)?;
+    let dry_runs = dry_run(policies.iter().copied(), check);
+    Ok((authorize(policies.into_iter(), check), dry_runs))
 }
 
 /// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
@@ -307,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_pod_made_anew_is_judged_as_one_that_nobody_has_told_of() {
-        use karst_policy::{Action, Policy, Scope};
+        use karst_policy::{Action, Scope};
         use karst_proxy::testing::{pod, snapshot};
         let check = Connection {
             source_identity: None,
@@ -324,8 +376,8 @@ mod tests {
             dry_run: false,
         };
         let own = |account| OwnPod { namespace: "ns", name: "a", account, uid: Some("1") };
-        let text = |r: Result<Verdict, Outcome>| match r {
-            Ok(v) => format!("{v:?}"),
+        let text = |r: Result<Judged<'_>, Outcome>| match r {
+            Ok((v, _)) => format!("{v:?}"),
             Err(o) => o.text().unwrap_or_default(),
         };
         let mut s = snapshot(vec![pod("a", "10.0.0.1", &[])], vec![]);

@@ -1,6 +1,6 @@
 //! The node's pods, as the agent tells of them over ZDS.
 
-use crate::state::OwnPod;
+use crate::{gate::Gate, state::OwnPod};
 use karst_api::{
     ZDS_MAX_PACKET,
     zds::{self, Ack, AddWorkload, Descriptor, ZdsHello, workload_request::Payload},
@@ -32,6 +32,8 @@ pub struct LocalPod {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// Is its DNS captured, over TCP too? (`ambient.istio.io/dns-capture`; over UDP the redirection knows.)
+    pub dns_capture: bool,
     /// Service account.
     pub account: String,
     /// Its addresses, the usual one of each family first; empty if the agent does not say (Istio's).
@@ -58,6 +60,7 @@ impl LocalPod {
             key: format!("ns/{name}"),
             namespace: "ns".into(),
             name: name.into(),
+            dns_capture: true,
             account: account.into(),
             ips: vec![],
             origin: Origin::host(),
@@ -67,10 +70,19 @@ impl LocalPod {
 }
 
 /// What a pod uses up of the process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Usage {
     /// Open connections, both directions.
     pub connections: AtomicUsize,
+    /// Its tunnels.
+    pub gate: Gate,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        let descriptors = karst_rt::process::raise_descriptor_limit().unwrap_or(1024);
+        Self { connections: AtomicUsize::new(0), gate: Gate::of_pod(descriptors) }
+    }
 }
 
 /// The pods by uid. (Not by name: while one goes, another may come under its name.)
@@ -213,8 +225,33 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
         key: format!("{}/{}", info.namespace, info.name),
         namespace: info.namespace,
         name: info.name,
+        dns_capture: !a.karst_bypass_dns,
         account: info.service_account,
         origin: Origin { netns: Some(netns), exempt },
     };
     Ok((pod, Listeners { outbound, plaintext, hbone, dns }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_api::zds::{WorkloadInfo, WorkloadRequest};
+
+    #[test]
+    fn dns_is_captured_unless_the_agent_says_otherwise() {
+        let descriptor = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        for (karst_bypass_dns, want) in [(false, true), (true, false)] {
+            let add = AddWorkload {
+                uid: "u".into(),
+                workload_info: Some(WorkloadInfo { name: "n".into(), ..WorkloadInfo::default() }),
+                karst_descriptors: (1..=4).collect(),
+                karst_bypass_dns,
+                ..AddWorkload::default()
+            };
+            let bytes = WorkloadRequest { payload: Some(Payload::Add(add)) }.encode_to_vec();
+            let r = request(&bytes, (0..5).map(|_| descriptor()).collect());
+            let Ok(Request::Add(pod, _)) = r else { unreachable!("{:?}", r.err()) };
+            assert_eq!(pod.dns_capture, want);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The node proxy: carries its pods' TCP over HBONE, and enforces L4 policy.
 
 mod admin;
+mod affinity;
 mod client;
 mod config;
 mod conns;
@@ -8,6 +9,7 @@ mod control;
 mod dns;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod inbound;
 mod inpod;
 mod local;
@@ -82,6 +84,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         budget: worker::Budget::of(descriptors),
         secrets: secrets.secrets(),
         metrics: metrics.clone(),
+        gate: gate::Gate::of_node(descriptors),
+        affinity: affinity::Affinity::default(),
         crew,
     });
     // Ports first: a process that cannot have them must not take connections.
@@ -180,5 +184,8 @@ fn node(c: &config::Config) -> ads::Node {
         cluster: &c.cluster_id,
         domain: &c.cluster_domain,
     };
-    me.node()
+    let mut node = me.node();
+    // What is marked as a dry run is not enforced here, so we may be told of it.
+    node.client_features.push(karst_xds::DRY_RUN.into());
+    node
 }

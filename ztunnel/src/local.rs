@@ -73,7 +73,12 @@ struct Workload {
     #[serde(default)]
     authorization_policies: Vec<String>,
     #[serde(default)]
+    dry_run_policies: Vec<String>,
+    #[serde(default)]
     status: Status,
+    /// Ours: not healthy, and serves still.
+    #[serde(default)]
+    draining: bool,
     #[serde(default)]
     cluster_id: String,
     #[serde(default)]
@@ -191,6 +196,8 @@ struct Service {
     /// Seen from its own namespace only.
     #[serde(default)]
     private: bool,
+    #[serde(default)]
+    session_affinity_seconds: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -304,6 +311,7 @@ impl Workload {
             workload_name: self.workload_name.clone(),
             native_tunnel: self.native_tunnel,
             authorization_policies: self.authorization_policies.clone(),
+            karst_dry_run_policies: self.dry_run_policies.clone(),
             status: match self.status {
                 Status::Healthy => pb::WorkloadStatus::Healthy,
                 Status::Unhealthy => pb::WorkloadStatus::Unhealthy,
@@ -320,6 +328,7 @@ impl Workload {
                 NetworkMode::HostNetwork => pb::NetworkMode::HostNetwork,
             } as i32,
             capacity: self.capacity,
+            extensions: self.draining.then(karst_api::draining).into_iter().collect(),
             ..Default::default()
         })
     }
@@ -375,6 +384,7 @@ impl Service {
             load_balancing,
             canonical: self.canonical,
             visibility: if self.private { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
+            karst_session_affinity_seconds: self.session_affinity_seconds.unwrap_or(0),
             ..Default::default()
         })
     }
@@ -466,6 +476,7 @@ workloads:
   namespace: default
   workloadIps: ["10.0.0.2"]
   status: Unhealthy
+  draining: true
   authorizationPolicies: [default/only-client]
   services:
     default/web.default.svc.cluster.local: {80: 8080}
@@ -478,6 +489,7 @@ services:
   ports: {80: 8080}
   waypoint: {destination: /10.0.0.9}
   loadBalancer: {mode: Failover, routingPreferences: [Network, Region, Zone]}
+  sessionAffinitySeconds: 600
 policies:
 - name: only-client
   namespace: default
@@ -493,10 +505,10 @@ policies:
         let client = s.own_pod(&own).unwrap();
         assert!(client.hbone && client.healthy && client.ips.len() == 2);
         let server = s.workload([10, 0, 0, 2].into()).unwrap();
-        assert!(!server.healthy && !server.hbone);
+        assert!(!server.healthy && server.draining && !server.hbone);
         assert_eq!(server.identity.to_string(), "spiffe://cluster.local/ns/default/sa/default");
         let web = s.service([10, 97, 3, 3].into(), "default").unwrap();
-        assert_eq!(web.waypoints.len(), 1);
+        assert_eq!((web.waypoints.len(), web.affinity), (1, Some(Duration::from_secs(600))));
         assert_eq!(s.endpoints[&web.key].len(), 1);
         let p = s.policies_of(server).unwrap();
         assert_eq!(p[0].rules[0].clauses[0].matches[0].destination_ports, [8080]);

@@ -3,7 +3,11 @@
 //! plane, but workloads come and go.
 
 use crate::state::{Service, Workload};
-use karst_proxy::labels::{put, side};
+use karst_proxy::{
+    dry_run::DryRuns,
+    labels::{put, side},
+};
+use karst_rt::admission::Counts;
 use std::{
     collections::HashMap,
     fmt::Write,
@@ -60,10 +64,15 @@ pub struct Metrics {
     pub pods_started: AtomicU64,
     pub pods_stopped: AtomicU64,
     pub tunnels_refused: AtomicU64,
+    /// Tunnels that limits have ended during the handshake, and after it.
+    pub handshakes: Counts,
+    pub tunnels: Counts,
     pub dns_requests: AtomicU64,
     pub dns_upstream: AtomicU64,
     pub dns_upstream_failures: AtomicU64,
     pub closed_by_policy: AtomicU64,
+    /// By policy; rendered with the state at hand, which says which policies there are.
+    pub dry_runs: DryRuns,
     /// By labels.
     by_name: Mutex<HashMap<String, u64>>,
 }
@@ -80,10 +89,13 @@ impl Default for Metrics {
             pods_started: AtomicU64::new(0),
             pods_stopped: AtomicU64::new(0),
             tunnels_refused: AtomicU64::new(0),
+            handshakes: Counts::default(),
+            tunnels: Counts::default(),
             dns_requests: AtomicU64::new(0),
             dns_upstream: AtomicU64::new(0),
             dns_upstream_failures: AtomicU64::new(0),
             closed_by_policy: AtomicU64::new(0),
+            dry_runs: DryRuns::default(),
             by_name: Mutex::default(),
         }
     }
@@ -218,7 +230,7 @@ impl Metrics {
             (
                 "karst_tunnels_refused_total",
                 "counter",
-                "Inbound tunnels closed at accept because of a limit.",
+                "Inbound tunnels and connections refused because of a limit.",
                 self.tunnels_refused.load(Relaxed),
             ),
             (
@@ -230,6 +242,7 @@ impl Metrics {
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");
         }
+        Counts::render(&mut out, &[("hbone", "handshake", &self.handshakes), ("hbone", "open", &self.tunnels)]);
         let _ = writeln!(
             out,
             "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"ztunnel\",tag=\"karst-{}\"}} 1",

@@ -4,15 +4,17 @@
 use crate::{
     client::Client,
     conns::{Conn, Guard},
+    dns::{self, Preamble},
     inbound::{self, Ask},
     inpod::{LocalPod, LocalPods},
     metrics::Reporter,
     outcome::Outcome,
-    plan::{Balance, Plan, Refusal, Tunnel, plan, resolved},
+    plan::{Balance, Plan, Refusal, Tunnel, binds, bound, plan, resolved},
     state::Workload,
     untold::Told,
     worker::{ByLoad, Served, TunnelKey, Worker},
 };
+use bytes::Bytes;
 use http::HeaderMap;
 use karst_core::{Identity, limits};
 use karst_hbone::{
@@ -22,17 +24,22 @@ use karst_hbone::{
 };
 use karst_rt::socket;
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// Endpoints tried for one connection: a lost node may have had most of a service's.
 const TRIES: usize = 4;
 
 /// A captured connection of a pod.
-pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: SocketAddr) {
     let Some((to, _place)) = w.admit(&p, &tcp) else { return };
-    if w.shared.config.dns && to.port() == 53 {
-        let _ = crate::dns::serve_tcp(&w.shared, &p.pod, tcp, to).await;
-        return;
+    // What the client has said already; the destination gets it first.
+    let mut first = Bytes::new();
+    if w.shared.config.dns && p.pod.dns_capture && to.port() == 53 {
+        // Rare: not in the task of every connection.
+        match Box::pin(dns::preamble(&w.shared, &p.pod, &mut tcp)).await {
+            Preamble::Answered => return,
+            Preamble::Forward(said) => first = said,
+        }
     }
     let Some((mut snapshot, mut source)) = w.workload(&p.pod).await else {
         socket::reset_on_close(&tcp);
@@ -105,6 +112,14 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
                 () = early => Err(Outcome::Connect(format!("no answer within {} s", limits::FIRST_TRY.as_secs()))),
             }
         };
+        if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
+            let port = (service.key.clone(), to.port());
+            w.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
+        }
+        let ready = match ready {
+            Ok(r) if !first.is_empty() => Box::pin(r.after(&first, &guard.conn().counts)).await,
+            r => r,
+        };
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
@@ -130,8 +145,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
             }
             Err(o) => o,
         };
-        let retriable =
-            matches!(&outcome, Outcome::Connect(_)) || matches!(&outcome, Outcome::Tunnel(e) if e.before_request());
+        let retriable = outcome.may_retry();
         guard.end(&outcome);
         let failed = endpoint(&planned).filter(|_| retriable);
         if let Some(uid) = &failed {
@@ -155,6 +169,11 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAdd
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
 fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
     let mut avoided = w.avoided(tried);
+    if !avoided.is_empty() {
+        // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
+        let own = bound(s, source, to, &ByLoad(w));
+        avoided.retain(|u| own.as_ref() != Some(u));
+    }
     if !avoided.is_empty() {
         avoided.extend_from_slice(tried);
         match plan(s, source, to, &avoided, &mut ByLoad(w)) {
@@ -184,9 +203,33 @@ fn is_far(w: &Worker, p: &Plan) -> bool {
 }
 
 enum Ready {
-    Tunnel(Lease, h2::SendStream<bytes::Bytes>, h2::RecvStream),
+    Tunnel(Lease, h2::SendStream<Bytes>, h2::RecvStream),
     Socket(TcpStream),
     Local(Guard, TcpStream),
+}
+
+impl Ready {
+    /// The same, once the destination has been sent these bytes (a few kilobytes) of the client. Nothing can be tried again
+    /// after that.
+    async fn after(mut self, first: &Bytes, counts: &Counts) -> Result<Self, Outcome> {
+        let sent = match &mut self {
+            Ready::Tunnel(_, send, _) => send.send_data(first.clone(), false).map_err(|e| e.to_string()),
+            Ready::Socket(s) | Ready::Local(_, s) => s.write_all(first).await.map_err(|e| e.to_string()),
+        };
+        match sent {
+            Ok(()) => {
+                counts.from_client.set(counts.from_client.get() + first.len() as u64);
+                Ok(self)
+            }
+            Err(e) => {
+                let o = Outcome::Broken(e);
+                if let Ready::Local(inner, _) = self {
+                    inner.end(&o);
+                }
+                Err(o)
+            }
+        }
+    }
 }
 
 async fn attempt(
@@ -262,7 +305,12 @@ async fn through(
 ) -> Result<Ready, Outcome> {
     let mut secrets = w.shared.secrets.clone();
     let creds = secrets.get(&source.identity, limits::HOLD_TIMEOUT).await.ok_or(Outcome::NoIdentity)?;
-    let key = TunnelKey { pod: p.pod.uid.clone(), to: t.address, expected: t.peer.identity.clone() };
+    let key = TunnelKey {
+        pod: p.pod.uid.clone(),
+        to: t.address,
+        peer: t.peer.uid.clone(),
+        expected: t.peer.identity.clone(),
+    };
     let connect = || {
         let (origin, to, settings, keepalive) = (p.pod.origin.clone(), t.address, w.settings.clone(), w.keepalive);
         let creds = creds.clone();
@@ -278,42 +326,8 @@ async fn through(
             tunnel_client::handshake(tcp, to, &creds, &expected, &settings).await
         }
     };
-    // A tunnel can be taken away between being handed out and being used (GOAWAY): then a fresh one is asked for, once.
-    let mut last = None;
-    for _ in 0..2 {
-        let lease = w.pool.get(&key, &connect).await.map_err(Outcome::Tunnel)?;
-        let undecided = Undecided(&lease);
-        let answer = tunnel_client::connect(lease.sender(), &t.target.to_string(), headers(source, t, from)).await;
-        undecided.decided();
-        match answer {
-            Ok((send, recv, _)) => return Ok(Ready::Tunnel(lease, send, recv)),
-            Err(e) => {
-                if matches!(e, ClientError::Unprocessed(_) | ClientError::Stream(_)) {
-                    lease.discard();
-                }
-                if !matches!(e, ClientError::Unprocessed(_)) {
-                    return Err(Outcome::Tunnel(e));
-                }
-                last = Some(e);
-            }
-        }
-    }
-    Err(last.map_or(Outcome::NoIdentity, Outcome::Tunnel))
-}
-
-/// A place on a tunnel whose peer has not answered yet. If nobody waits for the answer any more, the peer may be gone: what
-/// is open on the tunnel goes on (PINGs decide about that), but nothing new is put there.
-struct Undecided<'a>(&'a Lease);
-
-impl Undecided<'_> {
-    fn decided(self) {
-        std::mem::forget(self);
-    }
-}
-impl Drop for Undecided<'_> {
-    fn drop(&mut self) {
-        self.0.discard();
-    }
+    let opened = w.pool.open(&key, connect, &t.target.to_string(), headers(source, t, from)).await;
+    opened.map(|o| Ready::Tunnel(o.lease, o.send, o.recv)).map_err(Outcome::Tunnel)
 }
 
 /// Request headers (docs/hbone.md §4).

@@ -82,6 +82,25 @@ impl Outcome {
             | Outcome::Limit => "CONNECT",
         }
     }
+    /// May another endpoint be tried? The application has sent nothing yet that has gone anywhere, and what went wrong is this
+    /// endpoint's matter, not the client's.
+    pub fn may_retry(&self) -> bool {
+        match self {
+            Outcome::Connect(_) | Outcome::NotFound(_) | Outcome::Limit => true,
+            Outcome::Tunnel(e) => e.may_retry(),
+            Outcome::Done
+            | Outcome::Broken(_)
+            | Outcome::Denied(_)
+            | Outcome::ClosedByPolicy(_)
+            | Outcome::PolicyMissing(_)
+            | Outcome::Refused(_)
+            | Outcome::NoWorkload
+            | Outcome::NoIdentity
+            | Outcome::Resolve(_)
+            | Outcome::BadRequest(_)
+            | Outcome::Drained => false,
+        }
+    }
     /// Did the connection never come about?
     pub fn failed(&self) -> bool {
         !matches!(self, Outcome::Done | Outcome::Broken(_) | Outcome::ClosedByPolicy(_) | Outcome::Drained)

@@ -1,11 +1,15 @@
 //! Where a connection goes: a pure function of one snapshot (reference ztunnel §4.3, §4.4).
 
-use crate::state::{Gateway, Mode, Service, Snapshot, Workload};
+use crate::{
+    affinity,
+    state::{Gateway, Mode, Service, Snapshot, Workload},
+};
 use karst_core::{Identity, addr::is_host, limits};
 use karst_proxy::endpoints::{candidates, is_waypoint, waypoints};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 /// Ports that are ztunnel's own in a pod: a call to them would be a loop.
@@ -133,6 +137,8 @@ pub trait Balance {
     fn random(&mut self, n: u64) -> u64;
     /// Open connections to a workload.
     fn load(&self, uid: &str) -> u64;
+    /// The endpoint that a client is to stay with, if it was sent to one of this service port within the timeout.
+    fn bound(&self, client: &str, service: &Arc<str>, port: u16, timeout: Duration) -> Option<Arc<str>>;
 }
 
 /// Decides. `tried`: endpoints that have just failed.
@@ -265,7 +271,24 @@ impl Pick for Vec<(Arc<Workload>, SocketAddr)> {
     }
 }
 
-/// Two at random, weighted by capacity, and of these the one with fewer open connections.
+/// The endpoint that a client is to stay with, if it calls a service with session affinity. (It may be gone.)
+pub fn bound(s: &Snapshot, source: &Workload, to: SocketAddr, b: &impl Balance) -> Option<Arc<str>> {
+    let svc = s.service(to.ip(), &source.namespace)?;
+    b.bound(&source.uid, &svc.key, to.port(), svc.affinity?)
+}
+
+/// The service with session affinity whose endpoint was chosen, and this endpoint.
+pub fn binds(p: &Plan) -> Option<(&Arc<Service>, &Arc<Workload>)> {
+    let (service, endpoint) = match p {
+        Plan::Tunnel(t) if !t.waypoint => (t.service.as_ref()?, &t.peer),
+        Plan::Plain { workload: Some(w), service: Some(s), .. } => (s, w),
+        Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => return None,
+    };
+    service.affinity.is_some().then_some((service, endpoint))
+}
+
+/// With session affinity the one that the client was sent to before, or prefers. Else two at random, weighted by capacity, and of
+/// these the one with fewer open connections.
 fn endpoint(
     s: &Snapshot,
     source: &Workload,
@@ -277,6 +300,12 @@ fn endpoint(
     let all = candidates(s, source, svc, to, tried);
     if all.len() <= 1 {
         return all.into_iter().next().map(|(w, a, _)| (w, a));
+    }
+    if let Some(timeout) = svc.affinity {
+        let before = b.bound(&source.uid, &svc.key, to.port(), timeout);
+        let before = before.and_then(|uid| all.iter().position(|(w, ..)| w.uid == uid));
+        let i = before.or_else(|| affinity::prefer(&source.uid, &svc.key, all.iter().map(|(w, ..)| &**w)))?;
+        return all.get(i).map(|(w, a, _)| (w.clone(), *a));
     }
     let total: u64 = all.iter().map(|(w, ..)| u64::from(w.capacity)).sum();
     let mut one = || {
@@ -300,7 +329,8 @@ mod tests {
     use karst_api::workload as pb;
     use karst_proxy::testing::{pod, service, snapshot};
 
-    struct Fixed(Vec<u64>, Vec<(&'static str, u64)>);
+    #[derive(Default)]
+    struct Fixed(Vec<u64>, Vec<(&'static str, u64)>, Option<&'static str>);
     impl Balance for Fixed {
         fn random(&mut self, n: u64) -> u64 {
             if self.0.is_empty() { 0 } else { self.0.remove(0) % n }
@@ -308,9 +338,14 @@ mod tests {
         fn load(&self, uid: &str) -> u64 {
             self.1.iter().find(|(u, _)| uid.ends_with(u)).map_or(0, |(_, n)| *n)
         }
+        fn bound(&self, client: &str, service: &Arc<str>, port: u16, timeout: Duration) -> Option<Arc<str>> {
+            assert_eq!((client, &**service, port), ("Kubernetes//Pod/ns/c", S, 80));
+            assert_eq!(timeout, Duration::from_secs(60));
+            self.2.map(|e| format!("Kubernetes//Pod/ns/{e}").into())
+        }
     }
     fn fixed() -> Fixed {
-        Fixed(vec![], vec![])
+        Fixed::default()
     }
     const S: &str = "ns/s.ns.svc.cluster.local";
     fn world() -> Snapshot {
@@ -375,6 +410,40 @@ mod tests {
         }
         let again = resolved(&s, &c, &ByName { port: 443, ..name }, "10.96.0.2".parse().unwrap(), &[], &mut fixed());
         assert_eq!(target(again), "BadAddress", "a name that leads to its own service");
+    }
+
+    /// Whatever object wrote the address: the tunnel, who must answer and the policies are the member's.
+    #[test]
+    fn endpoints_written_by_address_are_members() {
+        let slice = |status: i32| {
+            let mut w = pod("slice", "10.0.0.3", &[(S, &[(80, 9000)])]);
+            w.uid = "Kubernetes/discovery.k8s.io/EndpointSlice/ns/slice/10.0.0.3".into();
+            (w.tunnel_protocol, w.network_mode, w.service_account, w.status) = (0, 1, String::new(), status);
+            w
+        };
+        let world = |member: pb::Workload, status: i32| {
+            let services = vec![service("s", "10.96.0.1", &[(80, 0)])];
+            snapshot(vec![pod("c", "10.0.0.9", &[]), member, slice(status)], services)
+        };
+        let s = world(pod("m", "10.0.0.3", &[]), 0);
+        match run(&s, "10.96.0.1:80", &[], &mut fixed()) {
+            Plan::Tunnel(t) => {
+                assert_eq!((&*t.peer.name, t.target), ("m", "10.0.0.3:9000".parse().unwrap()));
+                assert_eq!(t.expected, ["spiffe://cluster.local/ns/ns/sa/m".parse().unwrap()]);
+            }
+            other => unreachable!("{other:?}"),
+        }
+        // It has been tried; it is said to be down; it is about to end, as the only one.
+        let m = ["Kubernetes//Pod/ns/m".into()];
+        assert_eq!(target(run(&s, "10.96.0.1:80", &m, &mut fixed())), "NoEndpoint");
+        assert_eq!(target(run(&world(pod("m", "10.0.0.3", &[]), 1), "10.96.0.1:80", &[], &mut fixed())), "NoEndpoint");
+        let mut ends = pod("m", "10.0.0.3", &[]);
+        (ends.status, ends.extensions) = (1, vec![karst_api::draining()]);
+        let s = world(ends, 0);
+        assert_eq!(target(run(&s, "10.96.0.1:80", &[], &mut fixed())), "10.0.0.3:9000 by 10.0.0.3:15008");
+        // Nobody whom we know.
+        let s = world(pod("m", "10.0.0.4", &[]), 0);
+        assert_eq!(target(run(&s, "10.96.0.1:80", &[], &mut fixed())), "10.0.0.3:9000 plain");
     }
 
     #[test]
@@ -467,13 +536,61 @@ mod tests {
     #[test]
     fn the_less_loaded_of_two_is_chosen_and_failed_ones_are_left_out() {
         let s = world();
-        let mut b = Fixed(vec![0, 1], vec![("/a", 5), ("/b", 2)]);
+        let mut b = Fixed(vec![0, 1], vec![("/a", 5), ("/b", 2)], None);
         assert_eq!(target(run(&s, "10.96.0.1:80", &[], &mut b)), "10.0.0.2:9090 by 10.0.0.2:15008");
         let tried = ["Kubernetes//Pod/ns/b".into()];
-        let mut b = Fixed(vec![1, 1], vec![("/a", 5)]);
+        let mut b = Fixed(vec![1, 1], vec![("/a", 5)], None);
         assert_eq!(target(run(&s, "10.96.0.1:80", &tried, &mut b)), "10.0.0.1:8080 by 10.0.0.1:15008");
         let tried = ["Kubernetes//Pod/ns/a".into(), "Kubernetes//Pod/ns/b".into()];
         assert_eq!(target(run(&s, "10.96.0.1:80", &tried, &mut fixed())), "NoEndpoint");
+    }
+
+    #[test]
+    fn with_session_affinity_a_client_stays_while_its_endpoint_is_there() {
+        let mut svc = service("s", "10.96.0.1", &[(80, 0)]);
+        svc.karst_session_affinity_seconds = 60;
+        let a = pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]);
+        let mut b = pod("b", "10.0.0.2", &[(S, &[(80, 8080)])]);
+        let with =
+            |b: &pb::Workload| snapshot(vec![pod("c", "10.0.0.9", &[]), a.clone(), b.clone()], vec![svc.clone()]);
+        let s = with(&b);
+        let bound = |e: Option<&'static str>, loads: Vec<(&'static str, u64)>| Fixed(vec![], loads, e);
+        let to = |s: &Snapshot, tried: &[Arc<str>], mut by: Fixed| {
+            let p = run(s, "10.96.0.1:80", tried, &mut by);
+            let chosen = binds(&p).map(|(s, w)| (s.key.to_string(), w.name.to_string()));
+            assert_eq!(chosen.is_some(), !matches!(p, Plan::Refuse(_)));
+            chosen.inspect(|(s, _)| assert_eq!(s, S)).map_or_else(|| target(p), |(_, w)| w)
+        };
+        let preferred = to(&s, &[], bound(None, vec![]));
+        let (_, other) = if preferred == "a" { ("a", "b") } else { ("b", "a") };
+        // However busy it is, and whatever a new client would prefer.
+        for _ in 0..3 {
+            assert_eq!(to(&s, &[], bound(None, vec![("/a", 9), ("/b", 9)])), preferred);
+            assert_eq!(to(&s, &[], bound(Some(other), vec![("/a", 9), ("/b", 9)])), other);
+        }
+        assert_eq!(to(&s, &[], bound(Some("gone"), vec![])), preferred);
+        // It has just failed; it is not healthy any more; there is none.
+        let failed = |e: &str| -> [Arc<str>; 1] { [format!("Kubernetes//Pod/ns/{e}").into()] };
+        assert_eq!(to(&s, &failed(other), bound(Some(other), vec![])), preferred);
+        b.status = 1;
+        assert_eq!(to(&with(&b), &[], bound(Some("b"), vec![])), "a");
+        assert_eq!(to(&with(&b), &failed("a"), bound(Some("a"), vec![])), "NoEndpoint");
+        // What is asked by whoever leaves endpoints out that others could not reach.
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap().clone();
+        let asked = |ip: &str| super::bound(&s, &c, format!("{ip}:80").parse().unwrap(), &bound(Some("b"), vec![]));
+        assert_eq!(asked("10.96.0.1").as_deref(), Some("Kubernetes//Pod/ns/b"));
+        assert_eq!(asked("10.0.0.1"), None, "a pod itself is no service");
+    }
+
+    #[test]
+    fn only_endpoints_of_services_with_affinity_are_bound() {
+        assert!(binds(&run(&world(), "10.96.0.1:80", &[], &mut fixed())).is_none(), "without affinity");
+        assert!(binds(&run(&world(), "10.0.0.1:80", &[], &mut fixed())).is_none(), "no service");
+        let mut s = with_waypoint(true);
+        let (key, mut svc) = s.services.iter().next().map(|(k, v)| (k.clone(), (**v).clone())).unwrap();
+        svc.affinity = Some(Duration::from_secs(60));
+        s.services.insert(key, Arc::new(svc));
+        assert!(binds(&run(&s, "10.96.0.1:80", &[], &mut fixed())).is_none(), "the waypoint chooses");
     }
 
     fn with_waypoint(ready: bool) -> Snapshot {
@@ -525,7 +642,7 @@ mod tests {
             near.status = i32::from(!near_ok);
             let s = snapshot(vec![c.clone(), near.clone(), far.clone()], vec![svc.clone()]);
             for r in 0..4 {
-                let got = target(run(&s, "10.96.0.1:80", &[], &mut Fixed(vec![r, r], vec![])));
+                let got = target(run(&s, "10.96.0.1:80", &[], &mut Fixed(vec![r, r], vec![], None)));
                 assert!(got.starts_with(want), "mode {mode} near {near_ok}: {got}");
             }
         }

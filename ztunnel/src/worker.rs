@@ -2,8 +2,10 @@
 //! placed when it is accepted ([`karst_proxy::crew`]) and then stays with its worker.
 
 use crate::{
+    affinity::Affinity,
     config::Config,
     conns::Conns,
+    gate::Gate,
     inbound,
     inpod::{Listeners, LocalPod, LocalPods},
     metrics::Metrics,
@@ -59,6 +61,10 @@ pub struct Shared {
     pub budget: Budget,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    /// How many tunnels there may be to all pods together.
+    pub gate: Gate,
+    /// Which endpoints clients stay with.
+    pub affinity: Affinity,
     pub crew: Crew<Order>,
 }
 
@@ -151,6 +157,8 @@ pub enum Order {
 pub struct TunnelKey {
     pub pod: String,
     pub to: std::net::SocketAddr,
+    /// The workload that has that address: with another one there, the tunnel is another.
+    pub peer: Arc<str>,
     pub expected: karst_core::Identity,
 }
 
@@ -171,36 +179,23 @@ pub struct Worker {
     pods: RefCell<HashMap<String, Rc<Served>>>,
 }
 
+impl TunnelKey {
+    /// Is the workload still what it was when the tunnel was opened?
+    fn is_current(&self, s: &Snapshot) -> bool {
+        s.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
+    }
+}
+
 /// A pod as this worker serves it.
 pub struct Served {
     pub pod: Arc<LocalPod>,
-    pub tunnels: Cell<usize>,
-    pub handshakes: Cell<usize>,
     stop: drain::Drain,
-}
-
-/// Counts something down when dropped.
-pub struct Count<'a>(&'a Cell<usize>);
-
-impl<'a> Count<'a> {
-    /// Counts up, unless the limit is reached.
-    pub fn up(c: &'a Cell<usize>, limit: usize) -> Option<Self> {
-        (c.get() < limit).then(|| {
-            c.set(c.get() + 1);
-            Self(c)
-        })
-    }
-}
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 impl Served {
     fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, tunnels: Cell::new(0), handshakes: Cell::new(0), stop })
+        Rc::new(Self { pod, stop })
     }
 
     /// Watches for the pod's own end of service.
@@ -237,7 +232,7 @@ pub fn run(
         let mut flush = tokio::time::interval(FLUSH);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut graceful, mut forced) = (drain.clone(), drain.clone());
-        let mut draining = false;
+        let (mut draining, mut changed) = (false, false);
         let mut done = tokio::time::interval(Duration::from_millis(20));
         loop {
             tokio::select! {
@@ -249,9 +244,17 @@ pub fn run(
                     if r.is_ok() {
                         let s = state.borrow_and_update().clone();
                         w.conns.recheck(&s);
+                        changed = true;
                     }
                 }
-                _ = flush.tick() => w.conns.flush(),
+                _ = flush.tick() => {
+                    w.conns.flush();
+                    if std::mem::take(&mut changed) {
+                        // Their workloads are gone, and so will be their peers.
+                        let s = w.snapshot();
+                        w.pool.retire(|k| !k.is_current(&s));
+                    }
+                }
                 () = graceful.reached(drain::Phase::Graceful), if !draining => {
                     draining = true;
                     for p in w.pods.borrow().values() {
@@ -501,5 +504,8 @@ impl Balance for ByLoad<'_> {
     }
     fn load(&self, uid: &str) -> u64 {
         self.0.conns.load(uid)
+    }
+    fn bound(&self, client: &str, service: &Arc<str>, port: u16, timeout: Duration) -> Option<Arc<str>> {
+        self.0.shared.affinity.get(client, &(service.clone(), port), timeout, Instant::now())
     }
 }

@@ -4,6 +4,7 @@
 pub mod check;
 mod compiler;
 pub mod deploy;
+mod endpoint;
 mod gateway_status;
 mod node;
 mod policy;
@@ -56,8 +57,6 @@ pub(crate) struct Index<'a> {
     /// By namespace.
     pub services: BTreeMap<&'a str, Vec<&'a Service>>,
     pub slices: Vec<&'a EndpointSlice>,
-    /// By namespace and service.
-    pub slices_of: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
     /// Those that the deployer made, by namespace and name.
     pub deployments: HashMap<(&'a str, &'a str), &'a Deployment>,
     pub classes: BTreeMap<&'a str, &'a GatewayClass>,
@@ -105,7 +104,6 @@ impl<'a> Index<'a> {
             pods: vec![],
             services: BTreeMap::new(),
             slices: vec![],
-            slices_of: HashMap::new(),
             deployments: HashMap::new(),
             classes: BTreeMap::new(),
             gateways: HashMap::new(),
@@ -150,12 +148,7 @@ impl<'a> Index<'a> {
                 Object::ConfigMap(c) => {
                     x.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
                 }
-                Object::EndpointSlice(e) => {
-                    if let Some(service) = e.metadata.labels.get("kubernetes.io/service-name") {
-                        x.slices_of.entry((&e.metadata.namespace, service)).or_default().push(e);
-                    }
-                    x.slices.push(e);
-                }
+                Object::EndpointSlice(e) => x.slices.push(e),
                 Object::Deployment(d) => {
                     let m = &d.metadata;
                     if m.labels.contains_key(deploy::MANAGED) {
@@ -245,21 +238,32 @@ fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) ->
 
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.
 pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
-    let (model, problems, _) = compile_all(&Index::new(state, mesh), &mut routes::Cache::default());
-    (model, problems)
+    let whole = compile_all(&Index::new(state, mesh), &mut routes::Cache::default());
+    (whole.model, whole.problems)
 }
 
-fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> (Model, Vec<Problem>, policy::Policies) {
+/// All that is made from the objects.
+struct Whole {
+    model: Model,
+    problems: Vec<Problem>,
+    /// What decides about pods alone.
+    policies: policy::Policies,
+    /// Pods that decide about more than themselves.
+    watched: endpoint::Watched,
+}
+
+fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> Whole {
     let mut problems = Vec::new();
     let mut model = Model { pods: workload::facts(x), ..Model::default() };
     let mut policies = policy::compile(x, &mut problems);
     node::compile(x, &mut model, &mut problems);
     service::compile(x, &mut model, &mut problems);
-    workload::compile(x, &policies, &mut model, &mut problems);
+    let owners = endpoint::Owners::new(x);
+    workload::compile(x, &policies, &owners, &mut model, &mut problems);
     routes::compile(x, &mut model, &mut problems, cache);
     model.gateways = routes::gateways::compile(x, &mut problems).into_iter().collect();
     model.policies = policies.take().into();
-    (model, problems, policies)
+    Whole { model, problems, policies, watched: owners.watched() }
 }
 
 /// May a Gateway of this namespace use a Secret of another?

@@ -16,22 +16,31 @@ use std::collections::BTreeMap;
 pub(super) struct Policies {
     all: BTreeMap<String, Policy>,
     /// Namespace (None: all), selector, key.
-    selectors: Vec<(Option<String>, Labels, String)>,
+    selectors: Vec<Selects>,
+    /// The same of policies in dry run.
+    dry_runs: Vec<Selects>,
     peer: Peer,
 }
 
+type Selects = (Option<String>, Labels, String);
+
+/// The annotation of a policy that is not enforced: what it would have done is logged and counted.
+const DRY_RUN: &str = "istio.io/dry-run";
 const STATIC_STRICT: &str = "istio_converted_static_strict";
 
 impl Policies {
     /// The keys of the policies that a workload must name: sorted.
     pub(super) fn of(&self, namespace: &str, labels: &Labels) -> Vec<String> {
-        let hit = |(ns, sel, key): &(Option<String>, Labels, String)| {
-            (ns.as_deref().is_none_or(|n| n == namespace) && selects(sel, labels)).then(|| key.clone())
-        };
-        let mut out: Vec<String> = self.selectors.iter().filter_map(hit).collect();
+        let mut out = selecting(&self.selectors, namespace, labels);
         out.extend(self.peer.keys(namespace, labels));
         out.sort();
         out.dedup();
+        out
+    }
+    /// The keys of the policies in dry run that select a workload: sorted.
+    pub(super) fn dry_runs(&self, namespace: &str, labels: &Labels) -> Vec<String> {
+        let mut out = selecting(&self.dry_runs, namespace, labels);
+        out.sort();
         out
     }
     /// The policies themselves; what is left says to whom they apply.
@@ -40,9 +49,16 @@ impl Policies {
     }
 }
 
+fn selecting(all: &[Selects], namespace: &str, labels: &Labels) -> Vec<String> {
+    let hit = |(ns, sel, key): &Selects| {
+        (ns.as_deref().is_none_or(|n| n == namespace) && selects(sel, labels)).then(|| key.clone())
+    };
+    all.iter().filter_map(hit).collect()
+}
+
 pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
     let mut all = BTreeMap::new();
-    let mut selectors = Vec::new();
+    let (mut selectors, mut dry_runs) = (Vec::new(), Vec::new());
     for (at, p) in &x.authorization {
         let policy = match authorization(x, p) {
             Ok(Some(policy)) => policy,
@@ -62,12 +78,13 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
         if policy.scope == Scope::WorkloadSelector {
             let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
             let ns = (p.metadata.namespace != x.mesh.root_namespace).then(|| p.metadata.namespace.clone());
-            selectors.push((ns, labels, policy.key()));
+            let list = if policy.dry_run { &mut dry_runs } else { &mut selectors };
+            list.push((ns, labels, policy.key()));
         }
         all.insert(policy.key(), policy);
     }
     let peer = Peer::compile(x, &mut all, problems);
-    Policies { all, selectors, peer }
+    Policies { all, selectors, dry_runs, peer }
 }
 
 /// Why a policy cannot be understood.
@@ -83,7 +100,12 @@ fn scope(x: &Index<'_>, p: &AuthorizationPolicy) -> Scope {
     }
 }
 
-/// An allow policy without rules: it allows nothing.
+/// Is it clearly marked as one that is not to be enforced?
+pub(super) fn is_dry_run(p: &AuthorizationPolicy) -> bool {
+    p.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
+}
+
+/// An allow policy without rules: it allows nothing. (Of one in dry run it is known that it is to refuse nobody.)
 fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Policy {
     Policy {
         name: p.metadata.name.as_str().into(),
@@ -91,7 +113,7 @@ fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Policy {
         scope: scope(x, p),
         action: Action::Allow,
         rules: vec![],
-        dry_run: false,
+        dry_run: is_dry_run(p),
     }
 }
 
@@ -125,12 +147,12 @@ fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy
             "is empty: a DENY policy without rules would do nothing; to deny everything write rules: [{}]".into(),
         ));
     }
-    let dry_run = match p.metadata.annotations.get("istio.io/dry-run").map(String::as_str) {
+    let dry_run = match p.metadata.annotations.get(DRY_RUN).map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
         Some(v) => {
             return Err((
-                "metadata.annotations[istio.io/dry-run]".into(),
+                format!("metadata.annotations[{DRY_RUN}]"),
                 format!("{v:?} is neither \"true\" nor \"false\""),
             ));
         }
@@ -485,8 +507,8 @@ pub(super) fn warnings(p: &AuthorizationPolicy) -> Vec<String> {
             }
         }
     }
-    if p.metadata.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true") {
-        out.push("metadata.annotations[istio.io/dry-run]: the policy is only logged, not enforced".into());
+    if is_dry_run(p) {
+        out.push(format!("metadata.annotations[{DRY_RUN}]: the policy is only logged, not enforced"));
     }
     out
 }

@@ -8,7 +8,10 @@ use karst_api::workload::{
 };
 use karst_core::{Cidr, addr::ip_to_bytes};
 use karst_manifest::{Problem, kinds::*};
-use std::{collections::BTreeSet, net::IpAddr, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// The key of a service: `namespace/hostname`.
 pub(crate) fn key(s: &pb::Service) -> String {
@@ -25,7 +28,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         let svc = kubernetes(x, s);
         model.services.insert(key(&svc), svc);
     }
-    let mut taken = BTreeSet::new();
+    let automatic = automatic(x);
     for (at, e) in &x.service_entries {
         problems.extend(check::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
         if is_hidden(e) {
@@ -43,7 +46,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
                 ));
                 continue;
             }
-            match entry(x, e, host, &mut taken) {
+            match entry(x, e, host, &automatic) {
                 Ok(svc) => {
                     // A Kubernetes service of the same name in the namespace wins.
                     model.services.entry(key(&svc)).or_insert(svc);
@@ -68,6 +71,8 @@ fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {
     let ports = spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| Port {
         service_port: u32::from(p.port),
         target_port: match &p.target_port {
+            // Its slices say so, for each endpoint.
+            _ if spec.selector.is_empty() => 0,
             None => u32::from(p.port),
             Some(IntOrString::Int(n)) => u32::from(*n),
             Some(IntOrString::String(_)) => 0,
@@ -92,6 +97,7 @@ fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {
         ip_families: ip_families as i32,
         canonical: true,
         ingress_use_waypoint: ingress_use_waypoint(x, s),
+        karst_session_affinity_seconds: session_affinity(&s.spec),
         ..Default::default()
     }
 }
@@ -100,6 +106,19 @@ fn ingress_use_waypoint(x: &Index<'_>, s: &Service) -> bool {
     const KEY: &str = "istio.io/ingress-use-waypoint";
     let ns = x.namespaces.get(s.metadata.namespace.as_str()).map(|n| &n.metadata.labels);
     s.metadata.labels.get(KEY).or_else(|| ns.and_then(|l| l.get(KEY))).is_some_and(|v| v == "true")
+}
+
+/// How long a client stays with its endpoint; 0: not at all. (Kubernetes: 1 to 86,400 seconds, if none are given 10,800.)
+fn session_affinity(spec: &ServiceSpec) -> u32 {
+    const DEFAULT: u32 = 10_800;
+    const MAX: u32 = 86_400;
+    match spec.session_affinity.as_str() {
+        "ClientIP" => {
+            let own = spec.session_affinity_config.client_ip.timeout_seconds;
+            own.filter(|n| *n > 0).unwrap_or(DEFAULT).min(MAX)
+        }
+        _ => 0,
+    }
 }
 
 fn balancing(x: &Index<'_>, s: &Service) -> Option<LoadBalancing> {
@@ -157,7 +176,7 @@ fn entry(
     x: &Index<'_>,
     e: &ServiceEntry,
     host: &str,
-    taken: &mut BTreeSet<Ipv4Addr>,
+    automatic: &Automatic<'_>,
 ) -> Result<pb::Service, (String, String)> {
     let spec = &e.spec;
     let mut addresses = Vec::new();
@@ -184,10 +203,8 @@ fn entry(
     if spec.workload_selector.is_some() && !spec.endpoints.is_empty() {
         return Err(("spec.endpoints".into(), "cannot stand beside workloadSelector: remove one of them".into()));
     }
-    let auto = e.metadata.labels.get("networking.istio.io/enable-autoallocate-ip").is_none_or(|v| v != "false");
-    // A wildcard stands for an address where the waypoint behind it finds the name again.
-    if addresses.is_empty() && !none && auto && (!host.starts_with('*') || is_by_name(e)) {
-        addresses.push(address(x, allocate(&format!("{}/{host}", e.metadata.namespace), taken).into(), None));
+    if let Some(given) = automatic.get(&(&*e.metadata.namespace, &*e.metadata.name, host)) {
+        addresses.extend(given.iter().map(|ip| address(x, *ip, None)));
     }
     let ports = spec.ports.iter().map(|p| Port {
         service_port: u32::from(p.number),
@@ -238,17 +255,67 @@ pub(super) fn missing_waypoint(x: &Index<'_>, e: &ServiceEntry) -> Option<&'stat
     )
 }
 
-/// A VIP from 240.240.0.0/16, Istio's range for automatic allocation: by the name's hash, so that it stays the same
-/// while the name does (in directory mode there is no status to keep it in).
-fn allocate(name: &str, taken: &mut BTreeSet<Ipv4Addr>) -> Ipv4Addr {
-    let h = xxhash_rust::xxh64::xxh64(name.as_bytes(), 0);
-    let mut n = (h % 65_000) as u16;
-    loop {
-        let [a, b] = (n.max(1)).to_be_bytes();
-        let ip = Ipv4Addr::new(240, 240, a, b);
-        if taken.insert(ip) {
-            return ip;
+/// Addresses that we give, by namespace and name of the ServiceEntry, and host.
+pub(super) type Automatic<'a> = BTreeMap<(&'a str, &'a str, &'a str), Vec<IpAddr>>;
+
+/// Addresses of hosts of ServiceEntries that name none: one of each family, as in Istio. Those that a status tells stay, so that
+/// nothing that has been given changes hands; others follow from the name's hash, so that they are the same at each compile
+/// (and in directory mode, where there is no status to keep them in).
+pub(super) fn automatic<'a>(x: &Index<'a>) -> Automatic<'a> {
+    let mut out = Automatic::new();
+    let mut taken = BTreeSet::new();
+    let all = || x.service_entries.iter().flat_map(|&(_, e)| e.spec.hosts.iter().map(move |h| (e, h.as_str())));
+    let wanting = || all().filter(|(e, h)| wants_addresses(e, h));
+    for (e, h) in wanting() {
+        let told = e.status.addresses.iter().filter(|a| a.host == h).filter_map(|a| a.value.parse::<IpAddr>().ok());
+        for ip in told {
+            let given: &mut Vec<IpAddr> = out.entry((&e.metadata.namespace, &e.metadata.name, h)).or_default();
+            let first = given.iter().all(|g| g.is_ipv4() != ip.is_ipv4());
+            if is_automatic(ip) && first && taken.insert(ip) {
+                given.push(ip);
+            }
         }
-        n = n.wrapping_add(1);
     }
+    for (e, h) in wanting() {
+        let given = out.entry((&e.metadata.namespace, &e.metadata.name, h)).or_default();
+        let name = format!("{}/{h}", e.metadata.namespace);
+        for ipv4 in [true, false] {
+            if given.iter().all(|g| g.is_ipv4() != ipv4) {
+                given.extend(allocate(&name, ipv4, &mut taken));
+            }
+        }
+        given.sort();
+    }
+    out
+}
+
+/// Does this host of a ServiceEntry get addresses from us?
+fn wants_addresses(e: &ServiceEntry, host: &str) -> bool {
+    let auto = e.metadata.labels.get("networking.istio.io/enable-autoallocate-ip").is_none_or(|v| v != "false");
+    let none = matches!(e.spec.resolution.as_str(), "" | "NONE");
+    // A wildcard stands for an address where the waypoint behind it finds the name again.
+    let named = host != "*" && (!host.starts_with('*') || is_by_name(e));
+    e.spec.addresses.is_empty() && !none && auto && named && !is_hidden(e)
+}
+
+/// Istio's ranges for automatic allocation: 240.240.0.0/16 and 2001:2::/48.
+fn is_automatic(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().starts_with(&[240, 240]),
+        IpAddr::V6(ip) => ip.segments().starts_with(&[0x2001, 2, 0]),
+    }
+}
+
+/// An address of one of these ranges, by the name's hash; the next one that is free. None: all are taken.
+fn allocate(name: &str, ipv4: bool, taken: &mut BTreeSet<IpAddr>) -> Option<IpAddr> {
+    let h = xxhash_rust::xxh64::xxh64(name.as_bytes(), 0);
+    let at = |n: u16| -> IpAddr {
+        if ipv4 {
+            let [a, b] = ((h % 65_000) as u16).wrapping_add(n).max(1).to_be_bytes();
+            return Ipv4Addr::new(240, 240, a, b).into();
+        }
+        let low = u128::from(h.wrapping_add(u64::from(n)).max(1));
+        Ipv6Addr::from_bits(u128::from(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0)) | low).into()
+    };
+    (0..=u16::MAX).map(at).find(|ip| taken.insert(*ip))
 }

@@ -3,7 +3,7 @@
 
 use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, service, waypoint};
 use karst_kube::Ref;
-use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, StatusCondition};
+use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, ServiceEntry, StatusCondition};
 use serde_json::{Value, json};
 
 /// A status that is not yet what it should be.
@@ -34,6 +34,7 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
         let to = reference("", "Service", &s.metadata);
         out.extend(bound(x, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, vec![], now));
     }
+    let automatic = service::automatic(x);
     for (_, e) in &x.service_entries {
         let to = reference(ISTIO_NETWORKING, "ServiceEntry", &e.metadata);
         let missing = service::missing_waypoint(x, e).map(|text| Condition {
@@ -50,6 +51,7 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
             message: if private { "known to its own namespace" } else { "known to all namespaces" }.into(),
         });
         let more = missing.into_iter().chain(visibility).collect();
+        out.extend(given(&automatic, to.clone(), e));
         out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
     }
     for (_, e) in &x.workload_entries {
@@ -176,6 +178,21 @@ fn bound(
     Some(Write { to, manager, status: json!({ "conditions": conditions }) })
 }
 
+/// The addresses that we give to the hosts of a ServiceEntry, if its status does not tell them.
+fn given(automatic: &service::Automatic<'_>, to: Ref, e: &ServiceEntry) -> Option<Write> {
+    let mut wanted = vec![];
+    for h in &e.spec.hosts {
+        let ips = automatic.get(&(&*e.metadata.namespace, &*e.metadata.name, h.as_str()));
+        wanted.extend(ips.into_iter().flatten().map(|ip| (ip.to_string(), h.as_str())));
+    }
+    let told = e.status.addresses.iter().map(|a| (a.value.as_str(), a.host.as_str()));
+    if told.eq(wanted.iter().map(|(v, h)| (v.as_str(), *h))) {
+        return None;
+    }
+    let all: Vec<Value> = wanted.iter().map(|(v, h)| json!({ "value": v, "host": h })).collect();
+    Some(Write { to, manager: "istio.io/ip-autoallocate", status: json!({ "addresses": all }) })
+}
+
 /// Who enforces a policy, and whether it is enforced as it stands.
 fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
     let trouble = policy::trouble(x, p);
@@ -187,10 +204,21 @@ fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
                 "ZtunnelAccepted",
                 false,
                 "UnsupportedValue",
-                format!("{field}: {text}; nothing is allowed where it applies until it is mended"),
+                match policy::is_dry_run(p) {
+                    true => format!("{field}: {text}; it is in dry run, and not enforced"),
+                    false => format!("{field}: {text}; nothing is allowed where it applies until it is mended"),
+                },
             ),
+            // That it is in dry run is the last that is said of it.
+            (None, Some(w)) if policy::is_dry_run(p) && warnings.len() == 1 => {
+                say("ZtunnelAccepted", true, "Accepted", w.clone())
+            }
             // Istio says True here, too.
             (None, Some(w)) => say("ZtunnelAccepted", true, "UnsupportedValue", w.clone()),
+            (None, None) if p.spec.action.as_deref() == Some("AUDIT") => {
+                let text = "has no effect at ztunnel: attach it to a waypoint (targetRefs), which logs what it matches";
+                say("ZtunnelAccepted", true, "Accepted", text.into())
+            }
             (None, None) => say("ZtunnelAccepted", true, "Accepted", "enforced by ztunnel".into()),
         };
     };

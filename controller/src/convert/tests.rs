@@ -39,6 +39,129 @@ fn a_pod_becomes_a_workload_of_its_services() {
     assert_eq!(m.services["a/s.a.svc.cluster.local"].ports[0].target_port, 0, "a named target port is sent as 0");
 }
 
+/// Whatever object names the address of a pod, or of a WorkloadEntry that takes tunnels: the endpoint is that workload.
+#[test]
+fn endpoints_by_address_are_the_workloads_there() {
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: NS}\nspec: {clusterIP: 10.96.0.1, SELECTORports: [{name: web, port: 80, targetPort: 81}, {name: other, port: 90}]}\n---\n";
+    const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s-1, namespace: NS, labels: {kubernetes.io/service-name: s}}\naddressType: IPv4\nendpoints: [{addresses: [ADDRESS]MORE}]\nports: [PORTS]\n---\n";
+    const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: NS}\nspec: {hosts: [e.com], resolution: STATIC, ports: [{number: 80, name: web, protocol: HTTP}], endpoints: [{address: ADDRESS, ports: {web: 9000}MORE}]}\n---\n";
+    const MACHINE: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m, namespace: NS, labels: {app: vmMORE}}\nspec: {address: ADDRESS, ports: {web: 9000}, serviceAccount: vm}\n---\n";
+    let slice = |ns: &str, address: &str, more: &str| {
+        let text = SERVICE.replace("SELECTOR", "") + SLICE;
+        text.replace("NS", ns)
+            .replace("ADDRESS", address)
+            .replace("MORE", more)
+            .replace("PORTS", "{name: web, port: 9000}")
+    };
+    let entry =
+        |ns: &str, address: &str, more: &str| ENTRY.replace("NS", ns).replace("ADDRESS", address).replace("MORE", more);
+    let machine = |ns: &str, address: &str, more: &str| {
+        let selects = SERVICE.replace("SELECTOR", "selector: {app: vm}, ").replace("targetPort: 81", "targetPort: web");
+        (selects + MACHINE).replace("NS", ns).replace("ADDRESS", address).replace("MORE", more)
+    };
+    // Kind of workload, identity's account, and the ports of its services.
+    let all = |text: &str| -> Vec<String> {
+        let (m, p) = run(text);
+        assert!(p.is_empty(), "{p:?}");
+        let one = |w: &karst_api::workload::Workload| {
+            let mut kinds = ["Pod", "EndpointSlice", "ServiceEntry", "WorkloadEntry"].into_iter();
+            let kind = kinds.find(|k| w.uid.contains(&format!("/{k}/"))).unwrap();
+            let port = |p: &karst_api::workload::Port| format!("{}:{}", p.service_port, p.target_port);
+            let services: std::collections::BTreeMap<_, _> = w.services.iter().collect();
+            let list = services.iter().map(|(k, v)| {
+                let ports: Vec<String> = v.ports.iter().map(port).collect();
+                format!(" {} {}", k.split('.').next().unwrap_or_default(), ports.join(" "))
+            });
+            format!("{kind} {}{}", w.tunnel_protocol, list.collect::<String>())
+        };
+        m.workloads.values().map(|w| one(w)).collect()
+    };
+    // The pod has 10.0.0.1 and fd00::1 and takes tunnels.
+    let pod = |text: &str| all(&format!("{POD}{text}"));
+    for address in ["10.0.0.1", "'fd00::1'", "'FD00:0::1'"] {
+        for ns in ["a", "b"] {
+            assert_eq!(pod(&slice(ns, address, "")), [format!("Pod 1 {ns}/s 80:9000")]);
+            assert_eq!(pod(&entry(ns, address, "")), [format!("Pod 1 {ns}/e 80:9000")]);
+            assert_eq!(pod(&machine(ns, address, "")), [format!("Pod 1 {ns}/s 80:9000 90:90")]);
+        }
+    }
+    // Nobody's address; that of another network; nobody's pod.
+    assert_eq!(pod(&slice("a", "192.0.2.1", "")), ["Pod 1", "EndpointSlice 0 a/s 80:9000"]);
+    assert_eq!(pod(&entry("a", "192.0.2.1", "")), ["Pod 1", "ServiceEntry 0 a/e 80:9000"]);
+    assert_eq!(pod(&entry("a", "10.0.0.1", ", network: far")).len(), 2);
+    assert_eq!(pod(&slice("a", "192.0.2.1", ", targetRef: {kind: Pod, name: gone}")), ["Pod 1"]);
+    // A reference: the slice's ports; the address decides, where somebody has it.
+    assert_eq!(pod(&slice("a", "192.0.2.1", ", targetRef: {kind: Pod, name: p}")), ["Pod 1 a/s 80:9000"]);
+    assert_eq!(pod(&slice("a", "10.0.0.1", ", targetRef: {kind: Pod, name: other}")), ["Pod 1 a/s 80:9000"]);
+    assert_eq!(
+        pod(&slice("a", "10.0.0.1", ", targetRef: {kind: VirtualMachineInstance, name: x}")),
+        ["Pod 1 a/s 80:9000"]
+    );
+    // What is said to be down is no endpoint; what is about to end, or is wanted all the same, is.
+    assert_eq!(pod(&slice("a", "10.0.0.1", ", conditions: {ready: false}")), ["Pod 1"]);
+    let ends = ", conditions: {ready: false, serving: true, terminating: true}";
+    assert_eq!(pod(&slice("a", "10.0.0.1", ends)), ["Pod 1 a/s 80:9000"]);
+    let down = slice("a", "10.0.0.1", ", conditions: {ready: false}");
+    assert_eq!(pod(&down.replace("clusterIP", "publishNotReadyAddresses: true, clusterIP")), ["Pod 1 a/s 80:9000"]);
+    // A port without number is the service's; a selector's ports are the service's, whatever its slices say.
+    let any = slice("a", "10.0.0.1", "").replace("{name: web, port: 9000}", "{name: web}, {name: other, port: 91}");
+    assert_eq!(pod(&any), ["Pod 1 a/s 80:81 90:91"]);
+    let selected = slice("a", "10.0.0.1", ", targetRef: {kind: Pod, name: p}");
+    assert_eq!(pod(&selected.replace("clusterIP", "selector: {app: web}, clusterIP")), ["Pod 1 a/s 80:81 90:90"]);
+    let (m, _) = run(&selected);
+    assert!(
+        m.services["a/s.a.svc.cluster.local"].ports.iter().all(|p| p.target_port == 0),
+        "each endpoint says its own"
+    );
+    // A node's address is nobody's in particular.
+    let host = POD.replace("nodeName: n", "nodeName: n, hostNetwork: true");
+    assert_eq!(all(&(host + &slice("a", "10.0.0.1", "")))[1], "EndpointSlice 0 a/s 80:9000");
+    // A machine with a tunnel of its own, which is no pod.
+    let vm = machine("a", "192.0.2.1", ", networking.istio.io/tunnel: http");
+    let vm_first = vm.replace("name: s,", "name: v,");
+    assert_eq!(all(&format!("{vm_first}{}", entry("b", "192.0.2.1", ""))).len(), 1);
+    assert!(
+        all(&format!("{vm_first}{}", entry("b", "192.0.2.1", "")))[0].ends_with(" 1 a/v 80:9000 90:90 b/e 80:9000")
+    );
+    assert!(
+        all(&format!("{vm_first}{}", slice("b", "192.0.2.1", "")))[0].ends_with(" 1 a/v 80:9000 90:90 b/s 80:9000")
+    );
+    // Without tunnel it is one of several that nothing is known of.
+    let plain = machine("a", "192.0.2.1", "").replace("name: s,", "name: v,");
+    assert_eq!(all(&format!("{plain}{}", entry("b", "192.0.2.1", ""))).len(), 2);
+}
+
+#[test]
+fn who_is_about_to_end_is_told() {
+    let state = |text: &str| {
+        let (m, _) = run(text);
+        let w = m.workloads.values().next().unwrap();
+        (w.status, w.extensions.iter().any(|e| *e == karst_api::draining()))
+    };
+    let ends = POD.replace("namespace: a,", "namespace: a, deletionTimestamp: '2026-01-01T00:00:00Z',");
+    let not = |text: &str| text.replace("status: 'True'", "status: 'False'");
+    assert_eq!(
+        [state(POD), state(&not(POD)), state(&ends), state(&not(&ends))],
+        [(0, false), (1, false), (1, true), (1, false)]
+    );
+    let slice = |conditions: &str| {
+        state(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s-1, namespace: a, labels: {{kubernetes.io/service-name: s}}}}\naddressType: IPv4\nendpoints: [{{addresses: [192.0.2.1], conditions: {conditions}}}]\nports: [{{port: 80}}]\n"
+        ))
+    };
+    for (conditions, want) in [
+        ("{}", (0, false)),
+        ("{ready: true, serving: true, terminating: false}", (0, false)),
+        ("{ready: false}", (1, false)),
+        ("{ready: false, serving: false, terminating: true}", (1, false)),
+        ("{ready: false, serving: true, terminating: true}", (1, true)),
+        // Not ready, and about nothing else said.
+        ("{ready: false, serving: true}", (1, false)),
+    ] {
+        assert_eq!(slice(conditions), want, "{conditions}");
+    }
+}
+
 fn verdict(m: &Model, id: Option<&str>, port: u16) -> bool {
     let c = Connection {
         source_identity: id.map(|i| i.parse().unwrap()),
@@ -129,6 +252,62 @@ fn policies_at_l4() {
 }
 
 #[test]
+fn a_dry_run_is_told_and_never_enforced() {
+    let dry = |spec: &str, mark: &str| {
+        policy(spec).replace(
+            "namespace: a}\nspec: ",
+            &format!("namespace: a, annotations: {{istio.io/dry-run: '{mark}'}}}}\nspec: "),
+        )
+    };
+    let selector = "selector: {matchLabels: {app: web}}";
+    for (spec, problems) in [
+        ("{}".to_string(), 0),
+        ("{action: DENY, rules: [{}]}".to_string(), 0),
+        (format!("{{{selector}}}"), 0),
+        // What cannot be understood would close; the mark is understood.
+        (format!("{{{selector}, action: PERMIT}}"), 1),
+        ("{rules: [{when: [{key: source.port, values: ['1']}]}]}".to_string(), 1),
+    ] {
+        let (m, p) = run(&dry(&spec, "true"));
+        assert_eq!(p.len(), problems, "{spec}: {p:?}");
+        assert!(verdict(&m, B, 80) && verdict(&m, None, 80), "{spec}");
+        assert!(m.policies["a/ap"].dry_run, "{spec}");
+        let w = &m.workloads["Kubernetes//Pod/a/p"];
+        assert!(w.authorization_policies.is_empty(), "{spec}: it would be waited for, and enforced by others");
+        let selected: &[&str] = if spec.contains("selector") { &["a/ap"] } else { &[] };
+        assert_eq!(w.karst_dry_run_policies, selected, "{spec}");
+        let (m, _) = run(&dry(&spec, "false"));
+        assert!(!verdict(&m, B, 80), "{spec}");
+        assert_eq!(m.workloads["Kubernetes//Pod/a/p"].authorization_policies, selected, "{spec}");
+    }
+    // A mark that is not understood is none.
+    let (m, p) = run(&dry("{rules: [{}]}", "yes"));
+    assert_eq!((p.len(), verdict(&m, B, 80)), (1, false));
+    let said = |spec: &str| conditions(&written(&dry(spec, "true")));
+    let wanted = "AuthorizationPolicy a/ap: ZtunnelAccepted True Accepted".to_string();
+    assert!(said("{}").contains(&wanted), "{:#?}", said("{}"));
+}
+
+#[test]
+fn session_affinity_is_compiled_with_its_timeout() {
+    for (spec, seconds) in [
+        ("", 0),
+        ("sessionAffinity: None, ", 0),
+        ("sessionAffinity: ClientIP, ", 10_800),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, ", 60),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}, ", 10_800),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 90000}}, ", 86_400),
+        ("sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, ", 0),
+    ] {
+        let (m, p) = run(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: a}}\nspec: {{{spec}clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n"
+        ));
+        assert!(p.is_empty(), "{p:?}");
+        assert_eq!(m.services["a/s.a.svc.cluster.local"].karst_session_affinity_seconds, seconds, "{spec}");
+    }
+}
+
+#[test]
 fn bad_policies_close_and_are_reported() {
     for (spec, field) in [
         ("{action: PERMIT}", "spec.action"),
@@ -157,6 +336,55 @@ fn service_entries_get_stable_addresses() {
     assert_eq!(vip[..2], [240, 240]);
     assert_eq!(run(se).0.services["a/x.example"].addresses[0].address, vip);
     assert_eq!(m.workloads.len(), 1);
+    // One of each family (2001:2::/48).
+    let of = |text: &str| -> Vec<String> {
+        let (m, _) = run(text);
+        let ip =
+            |a: &karst_api::workload::NetworkAddress| karst_core::addr::ip_from_bytes(&a.address).unwrap().to_string();
+        m.services["a/x.example"].addresses.iter().map(ip).collect()
+    };
+    let given = of(se);
+    assert!(given.len() == 2 && given[0].starts_with("240.240.") && given[1].starts_with("2001:2::"), "{given:?}");
+    // What the status tells stays, if it is one of ours, and if it is of this host; what is missing is given.
+    let status = |list: &str| format!("{se}status: {{addresses: [{list}]}}\n");
+    let told = "{value: 240.240.3.4, host: x.example}, {value: '2001:2::5', host: x.example}";
+    assert_eq!(of(&status(told)), ["240.240.3.4", "2001:2::5"]);
+    assert_eq!(of(&status("{value: '2001:2::5', host: x.example}")), [given[0].as_str(), "2001:2::5"]);
+    for other in
+        ["{value: 10.96.0.1, host: x.example}", "{value: 240.240.3.4, host: y.example}", "{value: x, host: x.example}"]
+    {
+        assert_eq!(of(&status(other)), given, "{other}");
+    }
+    // An entry that has been there for longer keeps what its status tells; whoever claims the same gets another.
+    let two = format!(
+        "{}---\n{}",
+        status(told),
+        status(told)
+            .replace("name: e,", "name: f,")
+            .replace("hosts: [x.", "hosts: [y.")
+            .replace("host: x.", "host: y.")
+    );
+    let (m, _) = run(&two);
+    let of_host = |h: &str| m.services[h].addresses.iter().map(|a| a.address.clone()).collect::<Vec<_>>();
+    assert!(of_host("a/x.example").iter().all(|a| !of_host("a/y.example").contains(a)));
+    // None where there are addresses, nothing to look up, or no wish for them.
+    for none in [
+        se.replace("resolution: STATIC", "addresses: [10.0.0.7], resolution: STATIC"),
+        se.replace("namespace: a}", "namespace: a, labels: {networking.istio.io/enable-autoallocate-ip: 'false'}}"),
+    ] {
+        assert!(of(&none).iter().all(|a| a == "10.0.0.7"), "{none}");
+    }
+    // Told in the status, once.
+    let said = |text: &str| -> Vec<serde_json::Value> {
+        let of = |w: Write| (w.manager == "istio.io/ip-autoallocate").then(|| w.status["addresses"].clone());
+        written(text).statuses.into_iter().filter_map(of).collect()
+    };
+    let wanted: Vec<_> = given.iter().map(|v| serde_json::json!({ "value": v, "host": "x.example" })).collect();
+    assert_eq!(said(se), [serde_json::json!(wanted)]);
+    let list = given.iter().map(|v| format!("{{value: '{v}', host: x.example}}")).collect::<Vec<_>>().join(", ");
+    assert!(said(&status(&list)).is_empty() && said(&status(told)).is_empty());
+    let own = status(told).replace("resolution: STATIC", "addresses: [10.0.0.7], resolution: STATIC");
+    assert_eq!(said(&own), [serde_json::json!([])], "what is not given any more is not told");
     let (_, p) = run(&se.replace("192.0.2.1", "host.example"));
     assert_eq!(p[0].field, "spec.endpoints[0].address");
 }
@@ -638,7 +866,7 @@ fn wildcards_without_a_waypoint_are_told_so() {
     assert!(with.len() == 1 && with[0].contains("WaypointBound True"), "{with:?}");
     let (m, p) = run(&entry("istio.io/use-waypoint: w"));
     assert!(
-        p.is_empty() && m.backends["a/*.x.example"].by_name && m.services["a/*.x.example"].addresses.len() == 1,
+        p.is_empty() && m.backends["a/*.x.example"].by_name && m.services["a/*.x.example"].addresses.len() == 2,
         "{p:?}"
     );
 }

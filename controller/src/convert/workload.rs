@@ -1,7 +1,9 @@
 //! Pods, WorkloadEntries and inline endpoints to `istio.workload.Workload` (reference control-plane §2.2 to §2.4).
 
 use super::{
-    Index, Mesh, check, policy, problem, routes, selects,
+    Index, Mesh, check,
+    endpoint::{self, Memberships, Owners},
+    policy, problem, routes, selects,
     service::{self, tcp},
     waypoint,
 };
@@ -39,9 +41,27 @@ pub(super) fn uid(mesh: &Mesh, p: &Pod) -> String {
     format!("{}//Pod/{}/{}", mesh.cluster_id, p.metadata.namespace, p.metadata.name)
 }
 
-pub(super) fn compile(x: &Index<'_>, policies: &policy::Policies, model: &mut Model, problems: &mut Vec<Problem>) {
+/// The labels of a WorkloadEntry's endpoint.
+pub(super) fn labels_of(e: &WorkloadEntry) -> Labels {
+    let mut labels = e.metadata.labels.clone();
+    labels.extend(e.spec.labels.clone());
+    labels
+}
+
+/// Does a workload with these labels take tunnels by itself?
+pub(super) fn takes_tunnels(labels: &Labels) -> bool {
+    labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"))
+}
+
+pub(super) fn compile(
+    x: &Index<'_>,
+    policies: &policy::Policies,
+    owners: &Owners<'_>,
+    model: &mut Model,
+    problems: &mut Vec<Problem>,
+) {
     for p in x.pods.iter().filter(|p| is_one(p)) {
-        let w = pod(x, p, policies);
+        let w = pod(x, p, policies, owners);
         model.workloads.insert(w.uid.clone(), Arc::new(w));
     }
     for (at, e) in &x.workload_entries {
@@ -49,31 +69,39 @@ pub(super) fn compile(x: &Index<'_>, policies: &policy::Policies, model: &mut Mo
             "{}/networking.istio.io/WorkloadEntry/{}/{}",
             x.mesh.cluster_id, e.metadata.namespace, e.metadata.name
         );
-        let mut labels = e.metadata.labels.clone();
-        labels.extend(e.spec.labels.clone());
+        let labels = labels_of(e);
         problems
             .extend(check::workload_entry(&e.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)));
         match external(x, uid, &e.metadata, &e.spec, &labels, policies) {
+            Some(_) if owners.is_known(x, &e.spec, true) => {}
             Some(mut w) => {
                 w.services = memberships_of_entry(x, &e.metadata.namespace, &labels, &e.spec);
+                owners.entry(x, e, &mut w.services);
                 model.workloads.insert(w.uid.clone(), Arc::new(w));
             }
             None => problems.push(problem(at, "spec.address", "is missing: give an IP address or a host name")),
         }
     }
     for (at, se) in &x.service_entries {
-        inline_endpoints(x, at, se, policies, model, problems);
+        inline_endpoints(x, at, se, (policies, owners), model, problems);
     }
-    slice_endpoints(x, model);
+    slice_endpoints(x, owners, model);
 }
 
-pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Workload {
+pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies, owners: &Owners<'_>) -> pb::Workload {
     let m = &p.metadata;
-    let native = m.labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"));
+    let native = takes_tunnels(&m.labels);
     let redirected = x.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
         || m.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
-    let ready =
-        p.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True") && m.deletion_timestamp.is_none();
+    let ends = m.deletion_timestamp.is_some();
+    let ready = enrol::is_ready(p) && !ends;
+    let mut extensions = routes::labels(x, &m.labels);
+    if ends && enrol::is_ready(p) {
+        extensions.push(karst_api::draining());
+    }
+    extensions.extend(which(m));
+    let mut services = memberships(x, p);
+    owners.pod(x, p, &mut services);
     let (workload_name, canonical_name, canonical_revision) = names(p);
     pb::Workload {
         uid: uid(x.mesh, p),
@@ -92,12 +120,13 @@ pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies) -> pb::Wo
         workload_name,
         native_tunnel: native,
         authorization_policies: policies.of(&m.namespace, &m.labels),
+        karst_dry_run_policies: policies.dry_runs(&m.namespace, &m.labels),
         status: if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
         cluster_id: x.mesh.cluster_id.clone(),
-        services: memberships(x, p),
+        services,
         locality: locality(x, &p.spec.node_name),
         network_mode: if p.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
-        extensions: routes::labels(x, &m.labels).into_iter().chain(which(m)).collect(),
+        extensions,
         ..Default::default()
     }
 }
@@ -143,20 +172,11 @@ fn locality(x: &Index<'_>, node: &str) -> Option<Locality> {
     (out != Locality::default()).then_some(out)
 }
 
-/// The services that a pod belongs to, and at which ports.
-fn memberships(x: &Index<'_>, p: &Pod) -> HashMap<String, PortList> {
+/// The services that a pod belongs to by its labels, and at which ports. (Those of services without selector say their slices.)
+fn memberships(x: &Index<'_>, p: &Pod) -> Memberships {
     let mut out = HashMap::new();
-    let in_slice = |s: &Service| {
-        let mut slices = x.slices_of.get(&(&*s.metadata.namespace, &*s.metadata.name)).into_iter().flatten();
-        slices.any(|e| {
-            let refers = |t: &ObjectReference| t.kind == "Pod" && t.name == p.metadata.name;
-            e.endpoints.iter().any(|e| e.target_ref.as_ref().is_some_and(refers))
-        })
-    };
     for s in x.services.get(&*p.metadata.namespace).into_iter().flatten() {
-        let member =
-            if s.spec.selector.is_empty() { in_slice(s) } else { selects(&s.spec.selector, &p.metadata.labels) };
-        if !member {
+        if s.spec.selector.is_empty() || !selects(&s.spec.selector, &p.metadata.labels) {
             continue;
         }
         let ports = s.spec.ports.iter().filter(|sp| tcp(&sp.protocol)).filter_map(|sp| {
@@ -194,7 +214,7 @@ fn named_port(p: &Pod, name: &str) -> Option<u16> {
 }
 
 /// Ports of a ServiceEntry on an endpoint: by the endpoint's port of that name, else targetPort, else the number.
-fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
+pub(super) fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
     let ports = e.spec.ports.iter().map(|p| Port {
         service_port: u32::from(p.number),
         target_port: u32::from(own.get(&p.name).copied().or(p.target_port).unwrap_or(p.number)),
@@ -203,7 +223,8 @@ fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
     PortList { ports: ports.collect() }
 }
 
-fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: &WorkloadEntrySpec) -> HashMap<String, PortList> {
+/// The services that a WorkloadEntry belongs to by its labels.
+pub(super) fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: &WorkloadEntrySpec) -> Memberships {
     let mut out = HashMap::new();
     for e in x.entries_of.get(ns).into_iter().flatten() {
         if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
@@ -244,7 +265,7 @@ fn external(
     }
     let ip: Option<IpAddr> = e.address.parse().ok();
     let network = if e.network.is_empty() { x.mesh.network.clone() } else { e.network.clone() };
-    let native = labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"));
+    let native = takes_tunnels(labels);
     let mut places = e.locality.split('/').map(String::from);
     let locality = (!e.locality.is_empty()).then(|| Locality {
         region: places.next().unwrap_or_default(),
@@ -268,6 +289,7 @@ fn external(
         workload_name: m.name.clone(),
         native_tunnel: native,
         authorization_policies: policies.of(&m.namespace, labels),
+        karst_dry_run_policies: policies.dry_runs(&m.namespace, labels),
         status: WorkloadStatus::Healthy as i32,
         cluster_id: x.mesh.cluster_id.clone(),
         locality,
@@ -280,7 +302,7 @@ fn inline_endpoints(
     x: &Index<'_>,
     at: &karst_manifest::parse::Located,
     se: &ServiceEntry,
-    policies: &policy::Policies,
+    (policies, owners): (&policy::Policies, &Owners<'_>),
     model: &mut Model,
     problems: &mut Vec<Problem>,
 ) {
@@ -311,6 +333,9 @@ fn inline_endpoints(
             ));
             continue;
         };
+        if owners.is_known(x, e, false) {
+            continue;
+        }
         for h in &se.spec.hosts {
             w.services.insert(format!("{}/{h}", m.namespace), entry_ports(se, &e.ports));
         }
@@ -318,18 +343,20 @@ fn inline_endpoints(
     }
 }
 
-/// EndpointSlice entries that are no pods: external addresses behind a service.
-fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
+/// EndpointSlice entries that are nobody's whom we know: external addresses behind a service.
+fn slice_endpoints(x: &Index<'_>, owners: &Owners<'_>, model: &mut Model) {
     for s in x.slices.iter().filter(|s| s.address_type != "FQDN") {
         let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { continue };
         let Some(svc) = x.service(&s.metadata.namespace, service) else { continue };
+        // One that refers to a pod is that pod, or nobody.
         for e in s.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
             for a in &e.addresses {
                 let Ok(ip) = a.parse::<IpAddr>() else { continue };
-                let ports = svc.spec.ports.iter().filter(|p| tcp(&p.protocol)).filter_map(|sp| {
-                    let ep = s.ports.iter().find(|p| p.name.as_deref().unwrap_or("") == sp.name)?;
-                    Some(Port { service_port: u32::from(sp.port), target_port: u32::from(ep.port?), app_protocol: 0 })
-                });
+                if owners.is_known_at(ip, false) {
+                    continue;
+                }
+                let c = &e.conditions;
+                let status = if c.is_ready() { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
                 let w = pb::Workload {
                     uid: format!(
                         "{}/discovery.k8s.io/EndpointSlice/{}/{}/{a}",
@@ -339,17 +366,14 @@ fn slice_endpoints(x: &Index<'_>, model: &mut Model) {
                     namespace: s.metadata.namespace.clone(),
                     addresses: vec![ip_to_bytes(ip).into()],
                     network: x.mesh.network.clone(),
-                    status: if e.conditions.ready.unwrap_or(true) {
-                        WorkloadStatus::Healthy
-                    } else {
-                        WorkloadStatus::Unhealthy
-                    } as i32,
+                    status: status as i32,
                     cluster_id: x.mesh.cluster_id.clone(),
                     network_mode: NetworkMode::HostNetwork as i32,
                     services: HashMap::from([(
                         format!("{}/{}", s.metadata.namespace, service::hostname(x, svc)),
-                        PortList { ports: ports.collect() },
+                        endpoint::slice_ports(s, svc),
                     )]),
+                    extensions: c.is_draining().then(karst_api::draining).into_iter().collect(),
                     ..Default::default()
                 };
                 model.workloads.insert(w.uid.clone(), Arc::new(w));

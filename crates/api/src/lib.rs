@@ -58,6 +58,12 @@ impl route::Retry {
     }
 }
 
+/// A workload's extension that says that it is about to end and serves still ([`DRAINING_TYPE`]).
+pub fn draining() -> workload::Extension {
+    let config = prost_types::Any { type_url: DRAINING_TYPE.into(), value: vec![] };
+    workload::Extension { name: "karst.draining".into(), config: Some(config) }
+}
+
 /// Envoy's attributes that expressions (CEL) may name: `request.path`, `response.code`, `source.address`, …
 pub const ATTRIBUTES: [&str; 7] = ["request", "response", "connection", "source", "destination", "upstream", "xds"];
 
@@ -80,6 +86,8 @@ pub const LABELS_TYPE: &str = "type.googleapis.com/karst.route.v1.Labels";
 pub const POD_TYPE: &str = "type.googleapis.com/karst.route.v1.Pod";
 /// xDS type of the ranges that pods have their addresses from, by node.
 pub const POD_RANGES_TYPE: &str = "type.googleapis.com/karst.route.v1.PodRanges";
+/// Type of a workload's extension that says that it is about to end and serves still.
+pub const DRAINING_TYPE: &str = "type.googleapis.com/karst.route.v1.Draining";
 /// xDS type of workloads and services (Istio: `istio.workload.Address`).
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// xDS type of L4 policies (Istio: `istio.security.Authorization`).

@@ -74,10 +74,16 @@ pub fn connections(descriptors: u64) -> usize {
     usize::try_from(descriptors / ALL_SHARE.1 * ALL_SHARE.0).unwrap_or(usize::MAX).max(64)
 }
 
-/// Open inbound tunnels per pod; more are closed at accept, with a metric.
+/// The first byte of a handshake, from the accept on; a client has it at hand. Then the socket is closed.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A tunnel that has to give way (GOAWAY) may finish its streams for this long; then it is closed.
+pub const GIVE_WAY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Open inbound tunnels per pod, over all workers; then one without streams gives way, of the peer that has the most.
 pub const MAX_TUNNELS_PER_POD: usize = 4096;
-/// Tunnels per pod that are still in the handshake; more are closed at accept, so that peers that never speak
-/// cannot use up the descriptors of their neighbours.
+/// Of these, tunnels of one peer's address; then one of its own without streams gives way, or the new one is refused.
+pub const MAX_TUNNELS_PER_PEER: usize = 256;
+/// Tunnels per pod that are still in the handshake, over all workers; then the oldest gives way, of the source that has
+/// the most. So peers that never speak keep nobody out, and cannot use up the descriptors of their neighbours.
 pub const MAX_HANDSHAKES_PER_POD: usize = 512;
 /// Connections per pod, both directions, over all workers; more are refused with a metric.
 pub const MAX_CONNECTIONS_PER_POD: usize = 16_384;

@@ -35,14 +35,23 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Can another endpoint be tried? Only if this one cannot have seen the request.
-    pub fn before_request(&self) -> bool {
+    /// May another endpoint be tried? Before the peer has answered 200 it has had no byte of the connection, so nothing is sent
+    /// twice; but a request that is refused for what it is (400, 401, 403) is refused by all.
+    pub fn may_retry(&self) -> bool {
         match self {
-            ClientError::Connect(..) | ClientError::Tls(..) | ClientError::Http2(..) | ClientError::Unprocessed(_) => {
-                true
+            ClientError::Connect(..)
+            | ClientError::Tls(..)
+            | ClientError::Http2(..)
+            | ClientError::Unprocessed(_)
+            | ClientError::Stream(_) => true,
+            ClientError::Status(s) => {
+                !matches!(*s, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
             }
-            ClientError::Status(_) | ClientError::Stream(_) => false,
         }
+    }
+    /// Is it about the tunnel, and not about what was asked for in it?
+    pub(crate) fn is_of_tunnel(&self) -> bool {
+        matches!(self, ClientError::Unprocessed(_) | ClientError::Stream(_))
     }
 }
 

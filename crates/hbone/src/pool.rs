@@ -4,9 +4,10 @@
 //! good or bad, so that a dead peer costs each connection one timeout and not a queue of them. A tunnel leaves the pool when
 //! it ends or says GOAWAY, and one that was full is used again as soon as a stream ends.
 
-use crate::client::ClientError;
+use crate::client::{self, ClientError};
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::{RecvStream, SendStream, client::SendRequest};
+use http::HeaderMap;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -21,6 +22,8 @@ pub struct Tunnel {
     send: SendRequest<Bytes>,
     active: Cell<usize>,
     closed: Cell<bool>,
+    /// Has a stream been on it before the one of now?
+    used: Cell<bool>,
     idle_since: Cell<Instant>,
 }
 
@@ -37,23 +40,49 @@ impl Tunnel {
 }
 
 /// A place on a tunnel, given back when dropped.
-pub struct Lease(Rc<Tunnel>);
+pub struct Lease {
+    tunnel: Rc<Tunnel>,
+    /// It is not the first on its tunnel.
+    used: bool,
+}
+
+/// A stream that the peer has taken.
+pub struct Opened {
+    /// Its place; held until the stream ends.
+    pub lease: Lease,
+    /// To the peer.
+    pub send: SendStream<Bytes>,
+    /// From the peer.
+    pub recv: RecvStream,
+}
 
 impl Lease {
     /// The tunnel's handle.
     pub fn sender(&self) -> SendRequest<Bytes> {
-        self.0.send.clone()
+        self.tunnel.send.clone()
     }
     /// After an error of the tunnel itself: no new stream is put on it.
     pub fn discard(&self) {
-        self.0.closed.set(true);
+        self.tunnel.closed.set(true);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.active.set(self.0.active.get().saturating_sub(1));
-        self.0.idle_since.set(Instant::now());
+        self.tunnel.active.set(self.tunnel.active.get().saturating_sub(1));
+        self.tunnel.idle_since.set(Instant::now());
+    }
+}
+
+/// A place on a tunnel whose peer has not answered yet. If nobody waits for the answer any more, the peer may be gone: what
+/// is open on the tunnel goes on (PINGs decide about that), but nothing new is put there.
+struct Undecided<'a>(Option<&'a Lease>);
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        if let Some(l) = self.0 {
+            l.discard();
+        }
     }
 }
 
@@ -124,6 +153,44 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         }
     }
 
+    /// Opens a stream to `authority` on a tunnel for the key. A tunnel that was there already may have lost its peer without
+    /// hearing of it (a GOAWAY on its way, a pod that is gone and whose address is another's): then a fresh one is asked for, once.
+    ///
+    /// # Errors
+    /// Those of `connect`, and the peer's answer.
+    pub async fn open<F, D>(
+        self: &Rc<Self>,
+        key: &K,
+        connect: impl Fn() -> F,
+        authority: &str,
+        headers: HeaderMap,
+    ) -> Result<Opened, ClientError>
+    where
+        F: Future<Output = Result<(SendRequest<Bytes>, D), ClientError>> + 'static,
+        D: Future<Output = Result<(), h2::Error>> + 'static,
+    {
+        let mut again = false;
+        loop {
+            let lease = self.get(key, &connect).await?;
+            let mut undecided = Undecided(Some(&lease));
+            let answer = client::connect(lease.sender(), authority, headers.clone()).await;
+            undecided.0 = None;
+            drop(undecided);
+            match answer {
+                Ok((send, recv, _)) => return Ok(Opened { lease, send, recv }),
+                Err(e) => {
+                    if e.is_of_tunnel() {
+                        lease.discard();
+                    }
+                    let worth = matches!(e, ClientError::Unprocessed(_)) || (lease.used && e.is_of_tunnel());
+                    if std::mem::replace(&mut again, true) || !worth {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+    }
+
     fn lease(&self, slot: &Slot) -> Option<Lease> {
         let mut tunnels = slot.tunnels.borrow_mut();
         tunnels.retain(|t| !t.is_closed());
@@ -133,7 +200,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             .filter(|t| t.active.get() < self.streams.min(t.send.current_max_send_streams()))
             .max_by_key(|t| t.active.get())?;
         best.active.set(best.active.get() + 1);
-        Some(Lease(best.clone()))
+        Some(Lease { tunnel: best.clone(), used: best.used.replace(true) })
     }
 
     async fn attempt<D>(
@@ -153,6 +220,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
                     send,
                     active: Cell::new(0),
                     closed: Cell::new(false),
+                    used: Cell::new(false),
                     idle_since: Cell::new(Instant::now()),
                 });
                 slot.tunnels.borrow_mut().push(t.clone());

@@ -11,7 +11,10 @@ use http::Request;
 use karst_core::{Identity, limits};
 use karst_rt::drain;
 use std::future::poll_fn;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Sleep, sleep, timeout},
+};
 
 /// Why a tunnel ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,9 @@ pub enum ServerError {
     /// The preface did not come.
     #[error("no HTTP/2 preface within 10 s")]
     Preface,
+    /// It had to give way to others.
+    #[error("it had to give way to another tunnel: there are as many as there may be")]
+    Evicted,
 }
 
 /// A stream that waits for its answer.
@@ -63,9 +69,25 @@ pub async fn handshake(tcp: TcpStream, creds: &Credentials) -> Result<(TlsStream
 pub async fn serve(
     stream: TlsStream,
     s: &Settings,
+    drain: drain::Watch,
+    on_stream: impl FnMut(Connect),
+) -> Result<(), ServerError> {
+    serve_until(stream, s, drain, std::future::pending(), on_stream).await
+}
+
+/// As [`serve`]; when `evicted` is done, the peer is told to open no more, and the tunnel ends soon whatever the peer does.
+///
+/// # Errors
+/// See [`ServerError`].
+pub async fn serve_until(
+    stream: TlsStream,
+    s: &Settings,
     mut drain: drain::Watch,
+    evicted: impl Future<Output = ()>,
     mut on_stream: impl FnMut(Connect),
 ) -> Result<(), ServerError> {
+    let mut evicted = std::pin::pin!(evicted);
+    let mut end: Option<std::pin::Pin<Box<Sleep>>> = None;
     let mut b = h2::server::Builder::new();
     b.initial_window_size(s.stream_window)
         .initial_connection_window_size(s.connection_window)
@@ -77,9 +99,11 @@ pub async fn serve(
         .data_frame_budget(s.connection_window as usize);
     let turn = stream.turn();
     let mut begin = Box::pin(b.handshake::<_, Bytes>(stream));
-    let mut conn = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))))
-        .await
-        .map_err(|_| ServerError::Preface)??;
+    let preface = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))));
+    let mut conn = tokio::select! {
+        r = preface => r.map_err(|_| ServerError::Preface)??,
+        () = &mut evicted => return Err(ServerError::Evicted),
+    };
     drop(begin);
     let mut alive = Box::pin(client::keepalive(conn.ping_pong()));
     let mut draining = false;
@@ -94,6 +118,12 @@ pub async fn serve(
                 draining = true;
                 conn.graceful_shutdown();
             }
+            () = &mut evicted, if end.is_none() => {
+                end = Some(Box::pin(sleep(limits::GIVE_WAY_TIMEOUT)));
+                draining = true;
+                conn.graceful_shutdown();
+            }
+            () = async { if let Some(t) = &mut end { t.await } }, if end.is_some() => return Err(ServerError::Evicted),
             () = &mut alive => {
                 conn.abrupt_shutdown(h2::Reason::NO_ERROR);
                 return Err(ServerError::Dead);

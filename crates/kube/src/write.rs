@@ -8,13 +8,17 @@ use k8s_openapi::{
     api::{
         admissionregistration::v1::ValidatingWebhookConfiguration,
         apps::v1::DaemonSet,
-        core::v1::{ConfigMap, Pod, Secret},
+        core::v1::{ConfigMap, ObjectReference, Pod, Secret},
     },
 };
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
-    runtime::{WatchStreamExt, watcher},
+    runtime::{
+        WatchStreamExt,
+        events::{Event, EventType, Recorder, Reporter},
+        watcher,
+    },
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -128,6 +132,39 @@ impl Kube {
             Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot annotate Pod {namespace}/{name}")),
         }
+    }
+
+    /// Notes a warning on a pod, where `kubectl describe pod` shows it.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn warn_pod(
+        &self,
+        (namespace, name, uid): (&str, &str, &str),
+        from: (&str, &str),
+        reason: &str,
+        text: &str,
+    ) -> anyhow::Result<()> {
+        let reporter = Reporter { controller: from.0.into(), instance: Some(from.1.into()) };
+        let pod = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(namespace.into()),
+            name: Some(name.into()),
+            uid: Some(uid.into()),
+            ..Default::default()
+        };
+        // The API server takes no longer ones.
+        let note = text.chars().take(1000).collect();
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.into(),
+            note: Some(note),
+            action: "Redirect".into(),
+            secondary: None,
+        };
+        let done = Recorder::new(self.client.clone(), reporter).publish(&event, &pod).await;
+        done.with_context(|| format!("cannot create an Event for Pod {namespace}/{name}"))
     }
 
     /// Is this DaemonSet there to stay? If we may not even ask any more, it is being uninstalled.

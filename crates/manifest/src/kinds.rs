@@ -302,6 +302,19 @@ pub struct ServiceSpec {
     pub internal_traffic_policy: String,
     pub traffic_distribution: String,
     pub publish_not_ready_addresses: bool,
+    pub session_affinity: String,
+    pub session_affinity_config: SessionAffinityConfig,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub client_ip: ClientIpConfig,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClientIpConfig {
+    pub timeout_seconds: Option<u32>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -339,6 +352,18 @@ pub struct Endpoint {
 #[serde(default)]
 pub struct EndpointConditions {
     pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
+}
+impl EndpointConditions {
+    /// Takes connections now. What is not said counts as the API has it.
+    pub fn is_ready(&self) -> bool {
+        self.ready.unwrap_or(true)
+    }
+    /// Is about to end, and takes connections still: for when there is nobody else (KEP-1669).
+    pub fn is_draining(&self) -> bool {
+        !self.is_ready() && self.serving.unwrap_or(false) && self.terminating.unwrap_or(false)
+    }
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -491,7 +516,20 @@ pub struct GatewayAddress {
 pub struct ServiceEntry {
     pub metadata: Meta,
     pub spec: ServiceEntrySpec,
-    pub status: Status,
+    pub status: ServiceEntryStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServiceEntryStatus {
+    pub conditions: Vec<StatusCondition>,
+    /// Addresses that were given to its hosts.
+    pub addresses: Vec<ServiceEntryAddress>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServiceEntryAddress {
+    pub value: String,
+    pub host: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

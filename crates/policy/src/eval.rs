@@ -37,6 +37,54 @@ impl Verdict {
     }
 }
 
+/// What a policy in dry run would have done to a connection, were it enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Would {
+    /// It is an allow policy, and matches.
+    Allow,
+    /// It is a deny policy that matches, or an allow policy that does not match, as no other one does.
+    Deny,
+}
+
+impl Would {
+    /// As Istio's dry runs call the result.
+    pub fn result(self) -> &'static str {
+        match self {
+            Would::Allow => "allowed",
+            Would::Deny => "denied",
+        }
+    }
+    /// For the log.
+    pub fn text(self) -> &'static str {
+        match self {
+            Would::Allow => "dry run: would have been allowed",
+            Would::Deny => "dry run: would have been denied",
+        }
+    }
+}
+
+/// What the policies in dry run would have done to a connection; those that would have had no part in the decision are left
+/// out. It decides nothing: [`authorize`] passes over these policies.
+pub fn dry_run<'a>(policies: impl Iterator<Item = &'a Policy> + Clone, c: &Connection) -> Vec<(&'a Policy, Would)> {
+    let matches = |p: &Policy| p.rules.iter().any(|r| rule(r, p.action, c));
+    // The usual case costs no more than this look.
+    if !policies.clone().any(|p| p.dry_run) {
+        return vec![];
+    }
+    let allowed = policies.clone().any(|p| p.action == Action::Allow && matches(p));
+    let one = |p: &'a Policy| {
+        let would = match (p.action, matches(p)) {
+            (Action::Deny, true) => Would::Deny,
+            (Action::Deny, false) => return None,
+            (Action::Allow, true) => Would::Allow,
+            (Action::Allow, false) if allowed => return None,
+            (Action::Allow, false) => Would::Deny,
+        };
+        Some((p, would))
+    };
+    policies.filter(|p| p.dry_run).filter_map(one).collect()
+}
+
 /// Judges a connection by the policies that apply to its destination. Policies with `dry_run` are passed over.
 pub fn authorize<'a>(policies: impl Iterator<Item = &'a Policy> + Clone, c: &Connection) -> Verdict {
     let enforced = || policies.clone().filter(|p| !p.dry_run);
@@ -181,6 +229,41 @@ mod tests {
         let m = Match { unknown: true, ..Match::default() };
         assert!(!authorize([policy(Action::Allow, m.clone())].iter(), &conn(A, 80)).is_allow());
         assert!(!authorize([policy(Action::Deny, m)].iter(), &conn(A, 80)).is_allow());
+    }
+
+    #[test]
+    fn a_dry_run_decides_nothing_and_says_what_it_would_have_done() {
+        let port = |p: u16| Match { destination_ports: vec![p], ..Match::default() };
+        let named = |name: &str, action: Action, m: Match, dry_run: bool| Policy {
+            name: name.into(),
+            dry_run,
+            ..policy(action, m)
+        };
+        let told = |ps: &[Policy], c: &Connection| {
+            let all = dry_run(ps.iter(), c);
+            all.iter().map(|(p, w)| format!("{} {}", p.name, w.result())).collect::<Vec<_>>()
+        };
+        let deny = named("deny", Action::Deny, port(80), true);
+        let allow = named("allow", Action::Allow, port(81), true);
+        let ps = [deny.clone(), allow.clone()];
+        for (p, want) in
+            [(80, vec!["deny denied", "allow denied"]), (81, vec!["allow allowed"]), (82, vec!["allow denied"])]
+        {
+            assert_eq!(authorize(ps.iter(), &conn(A, p)), Verdict::Allow, "{p}");
+            assert_eq!(told(&ps, &conn(A, p)), want, "{p}");
+        }
+        // An allow policy that is enforced, and matches, makes up for one in dry run that does not.
+        let ps = [allow.clone(), named("enforced", Action::Allow, port(80), false)];
+        assert_eq!((authorize(ps.iter(), &conn(A, 80)), told(&ps, &conn(A, 80)).len()), (Verdict::Allow, 0));
+        // What is refused already would have been refused by it, too; and what it allows stays refused.
+        assert_eq!(authorize(ps.iter(), &conn(A, 82)), Verdict::NotAllowed);
+        assert_eq!(told(&ps, &conn(A, 82)), ["allow denied"]);
+        assert_eq!(authorize(ps.iter(), &conn(A, 81)), Verdict::NotAllowed);
+        assert_eq!(told(&ps, &conn(A, 81)), ["allow allowed"]);
+        // What is unknown would deny; nothing is told without a dry run.
+        let unknown = named("deny", Action::Deny, Match { unknown: true, ..Match::default() }, true);
+        assert_eq!(told(&[unknown], &conn(A, 80)), ["deny denied"]);
+        assert!(told(&[named("enforced", Action::Deny, port(80), false)], &conn(A, 80)).is_empty());
     }
 
     #[test]

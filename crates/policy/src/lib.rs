@@ -1,4 +1,4 @@
-//! L4 authorization: what a policy is ([`model`]) and what it says of a connection ([`authorize`]).
+//! L4 authorization: what a policy is ([`model`]) and what it says of a connection ([`authorize`], [`dry_run`]).
 //!
 //! Pure and total: no I/O, no clock. What is unknown denies. Proven by the differential test against a naive
 //! evaluator in `tests/differential.rs` (T1D) and by the table tests beside the code.
@@ -6,5 +6,5 @@
 pub mod eval;
 pub mod model;
 
-pub use eval::{Connection, Verdict, authorize};
+pub use eval::{Connection, Verdict, Would, authorize, dry_run};
 pub use model::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};

@@ -1,4 +1,7 @@
 //! Which endpoints of a service could be used, and who is a waypoint: the same for both proxies.
+//!
+//! What must always hold: an endpoint at a member's address is the member ([`Snapshot::member`]), so that no choice between
+//! endpoints leads to plaintext between members; those that are about to end are used only where there is no healthy one.
 
 use crate::state::{Gateway, GatewayTo, Mode, Scope2, Service, Snapshot, Workload};
 use std::{
@@ -48,27 +51,74 @@ pub fn candidates(
     to: SocketAddr,
     tried: &[Arc<str>],
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
+    candidates_of(s, source, svc, to, tried, |_| true)
+}
+
+/// The same among the endpoints that fit (a subset's).
+pub fn candidates_of(
+    s: &Snapshot,
+    source: &Workload,
+    svc: &Service,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+    fits: impl Fn(&Workload) -> bool,
+) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
+    let well = gather(s, source, svc, to, tried, |w| is_well(svc, w), &fits);
+    if !well.is_empty() || !svc.only_healthy {
+        return well;
+    }
+    gather(s, source, svc, to, tried, serves, &fits)
+}
+
+/// The endpoints of a service whose addresses may be told: those that are well, else those that serve until they end.
+pub fn serving<'a>(s: &'a Snapshot, svc: &Service) -> Vec<&'a Arc<Workload>> {
+    let endpoints = s.endpoints.get(&svc.key);
+    let all = move || endpoints.into_iter().flat_map(|e| e.keys()).filter_map(move |u| s.workloads.get(u));
+    let well: Vec<_> = all().filter(|w| is_well(svc, w)).collect();
+    if well.is_empty() { all().filter(|w| serves(w)).collect() } else { well }
+}
+
+/// By the service's health policy.
+fn is_well(svc: &Service, w: &Workload) -> bool {
+    w.healthy || !svc.only_healthy
+}
+
+/// Will it answer, if only until it ends?
+fn serves(w: &Workload) -> bool {
+    w.healthy || w.draining
+}
+
+fn gather(
+    s: &Snapshot,
+    source: &Workload,
+    svc: &Service,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+    state: impl Fn(&Workload) -> bool,
+    fits: &impl Fn(&Workload) -> bool,
+) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
     let Some(all) = s.endpoints.get(&svc.key) else { return vec![] };
     let mut out = Vec::with_capacity(all.len());
     let mut best = 0;
     for (uid, ports) in all {
-        if tried.contains(uid) {
-            continue;
+        let Some(told) = s.workloads.get(uid) else { continue };
+        // Without any: its name is resolved when it has been chosen.
+        let (w, ip) = match same_family(&told.ips, to.ip()) {
+            Some(ip) => (s.member(told, ip), ip),
+            None if !told.hostname.is_empty() => (told, Ipv4Addr::UNSPECIFIED.into()),
+            None => continue,
+        };
+        if w.uid != told.uid && all.contains_key(&w.uid) {
+            continue; // the member is an endpoint in its own right
         }
-        let Some(w) = s.workloads.get(uid) else { continue };
-        if svc.only_healthy && !w.healthy {
+        // An endpoint that was written by its address has a state of its own besides.
+        if tried.contains(&w.uid) || !state(told) || !state(w) || !fits(w) {
             continue;
         }
         let rank = svc.scopes.iter().take_while(|x| matches(**x, source, w)).count();
         if svc.mode == Mode::Strict && rank < svc.scopes.len() {
             continue;
         }
-        // Without any: its name is resolved when it has been chosen.
-        let ip = match same_family(&w.ips, to.ip()) {
-            Some(ip) => ip,
-            None if !w.hostname.is_empty() => Ipv4Addr::UNSPECIFIED.into(),
-            None => continue,
-        };
         let named = ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t);
         let target = match named.or_else(|| svc.ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t)) {
             Some(0) => continue, // a named port that this endpoint does not have
@@ -100,4 +150,112 @@ fn matches(x: Scope2, a: &Workload, b: &Workload) -> bool {
 /// The address of the family that was dialled, else the other.
 fn same_family(ips: &[IpAddr], like: IpAddr) -> Option<IpAddr> {
     ips.iter().find(|i| i.is_ipv4() == like.is_ipv4()).or(ips.first()).copied()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{pod, service, snapshot};
+    use karst_api::workload as pb;
+
+    const S: &str = "ns/s.ns.svc.cluster.local";
+
+    /// An endpoint that was written by its address.
+    fn written(ip: &str, port: u32) -> pb::Workload {
+        let mut w = pod(&format!("written-{ip}"), ip, &[(S, &[(80, port)])]);
+        w.uid = format!("Kubernetes/networking.istio.io/ServiceEntry/ns/s/{ip}");
+        w.tunnel_protocol = 0;
+        w
+    }
+    fn draining(mut w: pb::Workload) -> pb::Workload {
+        w.status = 1;
+        w.extensions.push(karst_api::draining());
+        w
+    }
+    fn unhealthy(mut w: pb::Workload) -> pb::Workload {
+        w.status = 1;
+        w
+    }
+    /// Name, target and whether it is a member.
+    fn found(mut pods: Vec<pb::Workload>, svc: pb::Service, tried: &[&str]) -> Vec<String> {
+        pods.push(pod("c", "10.0.0.9", &[]));
+        let s = snapshot(pods, vec![svc]);
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
+        let tried: Vec<Arc<str>> = tried.iter().map(|t| format!("Kubernetes//Pod/ns/{t}").into()).collect();
+        let all = candidates(&s, c, s.services.get(S).unwrap(), "10.96.0.1:80".parse().unwrap(), &tried);
+        all.iter().map(|(w, a, _)| format!("{} {a} {}", w.name, if w.hbone { "member" } else { "plain" })).collect()
+    }
+    fn svc() -> pb::Service {
+        service("s", "10.96.0.1", &[(80, 8080)])
+    }
+
+    #[test]
+    fn an_endpoint_at_a_members_address_is_the_member() {
+        let member = || pod("m", "10.0.0.1", &[]);
+        assert_eq!(found(vec![member(), written("10.0.0.1", 90)], svc(), &[]), ["m 10.0.0.1:90 member"]);
+        assert_eq!(found(vec![member(), written("10.0.0.1", 90)], svc(), &["m"]), [""; 0], "it has been tried");
+        assert_eq!(found(vec![member(), written("10.0.0.2", 90)], svc(), &[]), ["written-10.0.0.2 10.0.0.2:90 plain"]);
+        // Both are the member: once, as it says itself.
+        let own = pod("m", "10.0.0.1", &[(S, &[(80, 70)])]);
+        assert_eq!(found(vec![own, written("10.0.0.1", 90)], svc(), &[]), ["m 10.0.0.1:70 member"]);
+        // Its state counts, and what was written of it.
+        assert_eq!(found(vec![unhealthy(member()), written("10.0.0.1", 90)], svc(), &[]), [""; 0]);
+        assert_eq!(found(vec![member(), unhealthy(written("10.0.0.1", 90))], svc(), &[]), [""; 0]);
+        // A slice's endpoint is in nobody's index (as a host network pod), and is looked up all the same.
+        let slice = || pb::Workload { network_mode: 1, ..written("10.0.0.1", 90) };
+        assert_eq!(found(vec![member(), slice()], svc(), &[]), ["m 10.0.0.1:90 member"]);
+        // The same address in another network is another one's.
+        let far = pb::Workload { network: "far".into(), ..written("10.0.0.1", 90) };
+        assert_eq!(found(vec![member(), far], svc(), &[]), ["written-10.0.0.1 10.0.0.1:90 plain"]);
+        // A pod outside of the mesh stays one, whoever claims its address for a tunnel.
+        let mut outside = pod("o", "10.0.0.1", &[(S, &[(80, 90)])]);
+        outside.tunnel_protocol = 0;
+        let mut claim = written("10.0.0.1", 90);
+        (claim.tunnel_protocol, claim.services) = (1, Default::default());
+        assert_eq!(found(vec![outside, claim], svc(), &[]), ["o 10.0.0.1:90 plain"]);
+    }
+
+    #[test]
+    fn those_that_end_serve_where_nobody_else_does() {
+        let at = |name: &str, ip: &str| pod(name, ip, &[(S, &[(80, 80)])]);
+        let (a, b, c) = (at("a", "10.0.0.1"), at("b", "10.0.0.2"), at("d", "10.0.0.3"));
+        let all = |a, b, c| found(vec![a, b, c], svc(), &[]);
+        assert_eq!(all(a.clone(), draining(b.clone()), unhealthy(c.clone())), ["a 10.0.0.1:80 member"]);
+        let two = ["a 10.0.0.1:80 member", "b 10.0.0.2:80 member"];
+        assert_eq!(all(draining(a.clone()), draining(b.clone()), unhealthy(c.clone())), two);
+        assert_eq!(all(unhealthy(a.clone()), unhealthy(b.clone()), unhealthy(c.clone())), [""; 0]);
+        // The healthy one has just failed.
+        assert_eq!(found(vec![a.clone(), draining(b.clone())], svc(), &["a"]), ["b 10.0.0.2:80 member"]);
+        // The port counts: a healthy endpoint without it is none.
+        let other = pod("a", "10.0.0.1", &[(S, &[(80, 0)])]);
+        assert_eq!(found(vec![other, draining(b.clone())], svc(), &[]), ["b 10.0.0.2:80 member"]);
+        // The node's own only (internalTrafficPolicy: Local), and the near ones first.
+        let near = |mut w: pb::Workload| {
+            w.node = "n".into();
+            w
+        };
+        let places = |mode: i32| {
+            let mut s = svc();
+            s.load_balancing = Some(pb::LoadBalancing { routing_preference: vec![4], mode, health_policy: 0 });
+            s
+        };
+        let run = |mode: i32, b: pb::Workload| {
+            let s = snapshot(vec![near(pod("c", "10.0.0.9", &[])), a.clone(), near(b)], vec![places(mode)]);
+            let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
+            let all = candidates(&s, c, s.services.get(S).unwrap(), "10.96.0.1:80".parse().unwrap(), &[]);
+            all.iter().map(|(w, ..)| w.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(run(1, draining(b.clone())), ["b"], "no other on this node");
+        assert_eq!(run(2, draining(b.clone())), ["a"], "a healthy one elsewhere");
+        // Who wants all gets all.
+        let mut everybody = svc();
+        everybody.load_balancing = Some(pb::LoadBalancing { health_policy: 1, ..Default::default() });
+        assert_eq!(found(vec![a, draining(b), unhealthy(c)], everybody, &[]).len(), 3);
+        // What the extension says counts only of what is not healthy.
+        let mut well = at("a", "10.0.0.1");
+        well.extensions.push(karst_api::draining());
+        let s = snapshot(vec![well], vec![]);
+        assert!(s.workloads.values().all(|w| w.healthy && !w.draining));
+    }
 }

@@ -5,11 +5,13 @@
 //! - [`secrets`]: certificates, fetched when first needed and renewed in time.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
 //! - [`crew`]: the workers of a process as they see each other.
+//! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
 
 pub mod crew;
+pub mod dry_run;
 pub mod endpoints;
 pub mod labels;
 pub mod remote;

@@ -13,7 +13,7 @@ use karst_core::{
 };
 use karst_policy::{Policy, Scope};
 use prost::Message;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 /// Service port and target port, of each port.
 pub type Ports = Vec<(u16, u16)>;
@@ -43,7 +43,11 @@ pub struct Workload {
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
     pub policies: Vec<Arc<str>>,
+    /// Policies in dry run that select it (an extension of ours).
+    pub dry_runs: Vec<Arc<str>>,
     pub healthy: bool,
+    /// Not healthy, as it is about to end, but it serves still: for when there is no other (KEP-1669).
+    pub draining: bool,
     pub cluster: Arc<str>,
     pub region: Arc<str>,
     pub zone: Arc<str>,
@@ -131,7 +135,9 @@ impl Workload {
             canonical_name: a.name.into(),
             canonical_revision: "latest".into(),
             policies: vec![],
+            dry_runs: vec![],
             healthy: true,
+            draining: false,
             cluster: a.cluster.into(),
             region: "".into(),
             zone: "".into(),
@@ -167,6 +173,9 @@ pub struct Service {
     pub private: bool,
     /// Gateways send what is for it to its waypoint (`istio.io/ingress-use-waypoint`).
     pub ingress_waypoint: bool,
+    /// A client stays with its endpoint until it has made no connection for this long (`sessionAffinity: ClientIP`; an
+    /// extension of ours).
+    pub affinity: Option<Duration>,
 }
 
 impl Service {
@@ -236,6 +245,14 @@ impl Snapshot {
         let all = self.by_ip.get(&ip)?.iter().filter_map(|u| self.workloads.get(u));
         all.max_by_key(|w| (w.uid.contains("//Pod/"), w.hbone))
     }
+    /// Who an endpoint is. One that takes no tunnels may have been written by its address alone: if a member of this network has
+    /// that address, it is the member, with its identity and policies, and nothing is sent there in plaintext.
+    pub fn member<'a>(&'a self, endpoint: &'a Arc<Workload>, ip: IpAddr) -> &'a Arc<Workload> {
+        if endpoint.hbone || endpoint.network != self.network {
+            return endpoint;
+        }
+        self.workload(ip).filter(|w| w.hbone).unwrap_or(endpoint)
+    }
     /// What is told of a pod of ours. None: nothing, or only of another pod of that name: it is then not announced.
     pub fn own_pod(&self, pod: &OwnPod<'_>) -> Option<&Arc<Workload>> {
         let all = self.by_name.get(&format!("{}/{}", pod.namespace, pod.name))?;
@@ -262,13 +279,15 @@ impl Snapshot {
         all.filter(|s| !s.private || *s.namespace == *client_namespace)
             .max_by_key(|s| (*s.namespace == *client_namespace, s.canonical))
     }
-    /// The policies that apply to a workload; Err names one that has not arrived.
+    /// The policies that apply to a workload; Err names one that has not arrived. One in dry run is not waited for. (One that was
+    /// in dry run and is now enforced applies at once, though the workload has it among the former still.)
     pub fn policies_of<'a>(&'a self, w: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
         let mut out: Vec<&Policy> = self.globals.iter().map(|p| &**p).collect();
         out.extend(self.by_namespace.get(&w.namespace).into_iter().flatten().map(|p| &**p));
         for k in &w.policies {
             out.push(self.policies.get(k).ok_or_else(|| k.clone())?);
         }
+        out.extend(w.dry_runs.iter().filter_map(|k| self.policies.get(k)).map(|p| &**p));
         Ok(out)
     }
 
@@ -285,7 +304,7 @@ impl Snapshot {
     fn policies_of_unannounced(&self, namespace: &str) -> Result<Vec<&Policy>, Arc<str>> {
         let open = |(k, p): &(&Arc<str>, &Arc<Policy>)| {
             let here = *p.namespace == *namespace || *p.namespace == *self.root || k.ends_with(STATIC_STRICT);
-            p.scope == Scope::WorkloadSelector && here
+            p.scope == Scope::WorkloadSelector && !p.dry_run && here
         };
         if let Some((k, _)) = self.policies.iter().find(open) {
             return Err(k.clone());
@@ -377,6 +396,7 @@ impl Snapshot {
             canonical: false,
             private: true,
             ingress_waypoint: false,
+            affinity: None,
         };
         let ports: &[(u16, u16)] = &[];
         self.endpoints.entry(key.clone()).or_default().insert(w.uid.clone(), ports.into());
@@ -483,6 +503,7 @@ impl Snapshot {
             canonical: s.canonical,
             private: s.visibility != pb::Visibility::Public as i32,
             ingress_waypoint: s.ingress_use_waypoint,
+            affinity: Some(s.karst_session_affinity_seconds).filter(|n| *n > 0).map(|n| Duration::from_secs(n.into())),
         })
     }
 }
@@ -579,8 +600,10 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         canonical_name: w.canonical_name.into(),
         canonical_revision: w.canonical_revision.into(),
         policies: w.authorization_policies.into_iter().map(Into::into).collect(),
+        dry_runs: w.karst_dry_run_policies.into_iter().map(Into::into).collect(),
         // An unknown status is not healthy.
         healthy: w.status == pb::WorkloadStatus::Healthy as i32,
+        draining: w.status != pb::WorkloadStatus::Healthy as i32 && is_draining(&w.extensions),
         cluster: cluster.into(),
         region: place.region.into(),
         zone: place.zone.into(),
@@ -597,6 +620,11 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
 fn extension<'a>(all: &'a [pb::Extension], type_url: &str) -> Option<&'a [u8]> {
     let mut own = all.iter().filter_map(|e| e.config.as_ref()).filter(|c| c.type_url == type_url);
     own.next().map(|c| &c.value[..])
+}
+
+/// Does our own controller say that it serves until it ends?
+fn is_draining(all: &[pb::Extension]) -> bool {
+    extension(all, karst_api::DRAINING_TYPE).is_some()
 }
 
 /// The labels that our own controller tells.
@@ -678,6 +706,51 @@ mod tests {
         let s = snapshot(vec![w], vec![]);
         let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
         assert_eq!(s.policies_of(&w).unwrap_err(), "ns/p".into());
+    }
+
+    #[test]
+    fn a_dry_run_is_neither_waited_for_nor_enforced() {
+        use karst_policy::{Action, Connection, Verdict, authorize};
+        let policy = |name: &str, dry_run: bool| Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope: Scope::WorkloadSelector,
+            action: Action::Allow,
+            rules: vec![],
+            dry_run,
+        };
+        let mut w = pod("a", "10.0.0.1", &[]);
+        w.karst_dry_run_policies = vec!["ns/p".into()];
+        let mut s = snapshot(vec![w], vec![]);
+        let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
+        let calls = Connection {
+            source_identity: None,
+            source_ip: [10, 0, 0, 9].into(),
+            destination_ip: [10, 0, 0, 1].into(),
+            destination_port: 80,
+        };
+        let judged = |s: &Snapshot| {
+            let policies = s.policies_of(&w).unwrap();
+            let told = karst_policy::dry_run(policies.iter().copied(), &calls).len();
+            (authorize(policies.into_iter(), &calls), told)
+        };
+        assert_eq!(judged(&s), (Verdict::Allow, 0), "it has not arrived");
+        s.put_policy("ns/p", policy("p", true));
+        assert_eq!(judged(&s), (Verdict::Allow, 1));
+        assert_eq!(s.policies_of_unannounced("ns").unwrap().len(), 0, "closes no pod that nobody has told of");
+        s.put_policy("ns/p", policy("p", false));
+        assert_eq!(judged(&s), (Verdict::NotAllowed, 0), "enforced before the workload says so");
+        assert!(s.policies_of_unannounced("ns").is_err());
+    }
+
+    #[test]
+    fn session_affinity_has_a_timeout_or_is_none() {
+        let mut other = service("s", "10.96.0.1", &[(80, 8080)]);
+        let of =
+            |s: pb::Service| snapshot(vec![], vec![s]).service("10.96.0.1".parse().unwrap(), "ns").unwrap().affinity;
+        assert_eq!(of(other.clone()), None);
+        other.karst_session_affinity_seconds = 10_800;
+        assert_eq!(of(other), Some(Duration::from_secs(10_800)));
     }
 
     #[test]
@@ -807,6 +880,8 @@ mod tests {
         assert_eq!(s.policies_of_unannounced("third").unwrap().len(), 1);
         assert_eq!(&*s.policies_of_unannounced("other").unwrap_err(), "other/some");
         let mut rooted = s.clone().with_root("root");
+        rooted.put_policy("root/dry", Policy { dry_run: true, ..policy("dry", "root", Scope::WorkloadSelector) });
+        assert_eq!(rooted.policies_of_unannounced("third").unwrap().len(), 1, "one in dry run closes nothing");
         rooted.put_policy("root/some", policy("some", "root", Scope::WorkloadSelector));
         assert_eq!(&*rooted.policies_of_unannounced("third").unwrap_err(), "root/some", "for all namespaces");
         s.put_policy("root/istio_converted_static_strict", policy("x", "root", Scope::WorkloadSelector));

@@ -1,10 +1,11 @@
 //! The small HTTP/1.1 server behind admin, metrics and readiness. Loopback unless told otherwise.
 
+use crate::admission::{Admission, Limits, Place, Source};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 use tokio::net::TcpListener;
 
 /// An answer.
@@ -17,8 +18,11 @@ pub fn pages(f: impl Fn(&str, &str, &str) -> Answer + 'static) -> Handler {
     Rc::new(move |method, path, query| Box::pin(std::future::ready(f(method, path, query))))
 }
 
-/// Requests that one endpoint serves at a time; more wait in the listen queue.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections of one endpoint, and of them those of one source; then the oldest gives way, of the source that has the most.
+/// (Readiness is asked for from outside: who fills the places must not make the process look dead.)
+const PLACES: Limits = Limits { per_source: 64, ..Limits::even(256) };
+/// A request must be here, and answered, within this time.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A text answer.
 pub fn text(status: u16, body: impl Into<Bytes>) -> Answer {
@@ -49,10 +53,10 @@ pub async fn bind(addr: SocketAddr, knob: &str) -> io::Result<TcpListener> {
 /// Serves until the process ends. Must run in a `LocalSet`.
 pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
-        let slots = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+        let places = Admission::new(PLACES);
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let (s, _) = crate::accept::accept(&l).await;
+            let (s, from) = crate::accept::accept(&l).await;
+            let Ok(place) = Place::admit(&[&places], &Source::address(from.ip(), false)) else { continue };
             let h = handler.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |r: Request<Incoming>| {
@@ -62,9 +66,39 @@ pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()
                 let conn = hyper::server::conn::http1::Builder::new()
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(s), service);
-                let _ = tokio::time::timeout(Duration::from_secs(30), conn).await;
-                drop(slot);
+                let _ = place.within(PATIENCE, conn).await;
             });
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpSocket, TcpStream},
+        task::LocalSet,
+    };
+
+    #[tokio::test]
+    async fn who_says_nothing_does_not_stop_the_pages() {
+        let ask = async {
+            let l = TcpListener::bind("0.0.0.0:0").await.unwrap();
+            let to = SocketAddr::from(([127, 0, 0, 1], l.local_addr().unwrap().port()));
+            tokio::task::spawn_local(serve(l, pages(|_, _, _| text(200, "ready\n"))));
+            let mut held = vec![];
+            for i in 0..2 * PLACES.total {
+                let s = TcpSocket::new_v4().unwrap();
+                s.bind(([127, 0, 1, (i % 8) as u8 + 1], 0).into()).unwrap();
+                held.push(s.connect(to).await);
+            }
+            let mut s = TcpStream::connect(to).await.unwrap();
+            s.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            s.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ready\n"), "{answer}");
+        };
+        tokio::time::timeout(Duration::from_secs(20), LocalSet::new().run_until(ask)).await.unwrap();
+    }
 }

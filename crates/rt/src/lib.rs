@@ -3,6 +3,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod admission;
 pub mod backoff;
 pub mod drain;
 pub mod log;

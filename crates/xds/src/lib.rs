@@ -13,4 +13,8 @@ pub const PARTS: &str = "karst.parts";
 /// `system_version_info` of a response that is not the last part of its update.
 pub const MORE: &str = "more";
 
+/// A client feature of ours: policies in dry run are understood, and never enforced. Only subscribers that say so are told of
+/// them: another one (an older ztunnel of Istio's) would pass over the mark and enforce them.
+pub const DRY_RUN: &str = "karst.dry-run";
+
 pub use snapshot::{Entry, Resources, Set, version};

@@ -38,6 +38,19 @@ pub struct Types {
     pub order: &'static [&'static str],
     /// Those of which a subscriber is told its own resource only, whatever it asks for.
     pub private: &'static [&'static str],
+    /// Those of which some subscribers are told something else.
+    pub variants: &'static [Variant],
+}
+
+/// Subscribers with a feature are told of another set of resources in place of a type's.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// Of `Node.client_features`.
+    pub feature: &'static str,
+    /// The type that is asked for.
+    pub type_url: &'static str,
+    /// Key of the other set in [`Resources::types`].
+    pub set: &'static str,
 }
 
 /// Something a subscriber said that the operator should see.
@@ -121,7 +134,7 @@ pub fn channel() -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>) {
 
 fn request(
     interests: &mut HashMap<&'static str, Interest>,
-    Types { order, private }: Types,
+    Types { order, private, variants }: Types,
     r: DeltaDiscoveryRequest,
     peer: &Peer,
     on_event: &impl Fn(&Peer, Event),
@@ -135,6 +148,11 @@ fn request(
     }
     let first = !interests.contains_key(t);
     let i = interests.entry(t).or_default();
+    let has = |f: &str| r.node.iter().flat_map(|n| &n.client_features).any(|x| x == f);
+    let set = variants.iter().find(|v| v.type_url == *t && has(v.feature)).map(|v| v.set);
+    // Who has said it once need not say it again: the node may be left out of later requests.
+    let other = set.is_some() && i.set != set;
+    i.set = set.or(i.set);
     if first {
         // Without names at first: everything (the delta protocol's wildcard).
         i.wildcard = r.resource_names_subscribe.is_empty();
@@ -161,7 +179,7 @@ fn request(
             i.names.remove(n);
         }
     }
-    Ok(first || !i.asked.is_empty() || before != (i.wildcard, i.names.len()))
+    Ok(first || other || !i.asked.is_empty() || before != (i.wildcard, i.names.len()))
 }
 
 fn push(
@@ -176,7 +194,7 @@ fn push(
     let mut late = Vec::new();
     for t in order {
         let Some(i) = interests.get_mut(t) else { continue };
-        let set = now.types.get(t).unwrap_or(&empty);
+        let set = now.types.get(i.set.unwrap_or(t)).unwrap_or(&empty);
         let Difference { changed, removed } = i.advance(set);
         let first = !std::mem::replace(&mut i.answered, true);
         let only_removed = changed.is_empty() && !removed.is_empty();
@@ -247,7 +265,7 @@ mod tests {
     use crate::Entry;
 
     const ORDER: &[&str] = &["policy", "address"];
-    const TYPES: Types = Types { order: ORDER, private: &[] };
+    const TYPES: Types = Types { order: ORDER, private: &[], variants: &[] };
 
     fn snapshot(policies: &[&str], addresses: &[&str]) -> Resources {
         let set = |v: &[&str]| v.iter().map(|n| (n.to_string(), Entry::new(n.as_bytes().to_vec(), vec![]))).collect();
@@ -275,7 +293,7 @@ mod tests {
 
     #[test]
     fn of_a_private_type_only_the_own_resource_is_told() {
-        let types = Types { order: ORDER, private: &["address"] };
+        let types = Types { order: ORDER, private: &["address"], ..TYPES };
         let peer = Peer { name: "p".into(), own: "mine".into() };
         let asks: [(&[&str], &[&str]); 4] =
             [(&[], &[]), (&["*"], &[]), (&["other", "mine"], &[]), (&["other"], &["mine"])];
@@ -295,6 +313,44 @@ mod tests {
             let names: Vec<_> = out.iter().flat_map(|r| &r.resources).map(|r| r.name.as_str()).collect();
             assert_eq!(names, ["mine"], "{subscribe:?} {unsubscribe:?}");
         }
+    }
+
+    #[test]
+    fn only_who_knows_a_variant_is_told_of_it() {
+        const ALL: Variant = Variant { feature: "all", type_url: "policy", set: "policy and more" };
+        let types = Types { variants: &[ALL], ..TYPES };
+        let peer = Peer { name: "p".into(), own: "p".into() };
+        let mut s = snapshot(&["p"], &["a"]);
+        s.types.insert("policy and more", snapshot(&["p", "more"], &[]).types["policy"].clone());
+        let ask = |t: &str, feature: Option<&str>| {
+            let client_features = feature.map(String::from).into_iter().collect();
+            let node = karst_api::ads::Node { client_features, ..Default::default() };
+            DeltaDiscoveryRequest { type_url: t.into(), node: Some(node), ..Default::default() }
+        };
+        let names = |v: &[DeltaDiscoveryResponse]| {
+            let one = |r: &DeltaDiscoveryResponse| {
+                let names =
+                    r.resources.iter().map(|x| x.name.as_str()).chain(r.removed_resources.iter().map(|n| n.as_str()));
+                format!("{} {}", r.type_url, names.collect::<Vec<_>>().join(" "))
+            };
+            v.iter().map(one).collect::<Vec<_>>()
+        };
+        for (feature, want) in
+            [(Some("all"), "policy more p"), (Some("other"), "policy p"), (None, "policy p"), (Some(""), "policy p")]
+        {
+            let (mut i, mut n) = (HashMap::new(), 0);
+            for t in ORDER {
+                request(&mut i, types, ask(t, feature), &peer, &|_, _| ()).unwrap();
+            }
+            assert_eq!(names(&push(&mut i, ORDER, &s, &mut n, WHOLE)), [want, "address a"], "{feature:?}");
+        }
+        // Said late, and not again.
+        let (mut i, mut n) = (HashMap::new(), 0);
+        assert!(request(&mut i, types, ask("policy", None), &peer, &|_, _| ()).unwrap());
+        assert_eq!(names(&push(&mut i, ORDER, &s, &mut n, WHOLE)), ["policy p"]);
+        assert!(request(&mut i, types, ask("policy", Some("all")), &peer, &|_, _| ()).unwrap());
+        assert!(!request(&mut i, types, ask("policy", None), &peer, &|_, _| ()).unwrap());
+        assert_eq!(names(&push(&mut i, ORDER, &s, &mut n, WHOLE)), ["policy more"]);
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub(crate) struct Interest {
     pub seen: Option<Set>,
     /// Has it had its first answer?
     pub answered: bool,
+    /// The set that it is told of, if that is not the type's own (see [`crate::server::Variant`]).
+    pub set: Option<&'static str>,
 }
 
 pub(crate) struct Difference {

@@ -49,6 +49,18 @@ pub mod flag {
     /// Inbound plaintext is captured on every device and for every address of the pod's, not only where the mesh's addresses are
     /// (`karst.io/capture-all-devices`).
     pub const ALL_DEVICES: u32 = 8;
+    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
+    pub const OTHER_PROTOCOLS: u32 = 16;
+    /// Nothing of TCP passes, in or out: another network stack has the pod's addresses, where nobody can judge.
+    pub const CLOSED: u32 = 128;
+}
+
+/// Who on the node may probe its pods, past every policy: one of these, or the id of a cgroup.
+pub mod prober {
+    /// Nobody. (No cgroup has this id.)
+    pub const NONE: u64 = 0;
+    /// Every process in the node's own network namespace.
+    pub const ALL: u64 = u64::MAX;
 }
 
 /// Per-pod counters: what the programs did, and why.
@@ -81,10 +93,12 @@ pub enum Counter {
     OwnFlow = 11,
     /// Left alone: came by a device that is not the mesh's, for an address that is not.
     OtherDevice = 12,
+    /// Dropped by the guard: a frame that is neither IP nor ARP, or has a VLAN tag.
+    GuardProtocol = 13,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 13;
+pub const COUNTERS: u32 = 14;
 
 impl Counter {
     /// All counters, in order.
@@ -102,6 +116,7 @@ impl Counter {
         Counter::GuardUnparsable,
         Counter::OwnFlow,
         Counter::OtherDevice,
+        Counter::GuardProtocol,
     ];
     /// Metric label.
     pub const fn name(self) -> &'static str {
@@ -119,6 +134,7 @@ impl Counter {
             Counter::GuardUnparsable => "guard_unparsable",
             Counter::OwnFlow => "own_flow",
             Counter::OtherDevice => "other_device",
+            Counter::GuardProtocol => "guard_protocol",
         }
     }
 }

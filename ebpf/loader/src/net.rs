@@ -11,6 +11,7 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
@@ -22,7 +23,7 @@ const PREF_MARKED: u32 = 10;
 
 /// Sysctls that redirection needs: accepted sockets inherit the mark of the SYN (so that the application's answers
 /// come back over `lo`), and refusals of closed ports carry the mark of what they answer.
-const SYSCTLS: [(&str, bool); 4] = [
+pub(crate) const SYSCTLS: [(&str, bool); 4] = [
     ("ipv4/tcp_fwmark_accept", false),
     ("ipv4/fwmark_reflect", false),
     ("ipv6/fwmark_reflect", true),
@@ -52,6 +53,7 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
 /// # Errors
 /// Those of netlink.
 pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
+    crate::guard::remove_filters()?;
     let s = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
@@ -65,12 +67,24 @@ pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
     Ok(())
 }
 
-/// The devices of the calling thread's namespace, but `lo`.
-pub(crate) fn devices() -> io::Result<Vec<String>> {
-    // /proc/net/dev is that of the calling thread's namespace; /sys/class/net is that of the mount.
-    let text = fs::read_to_string("/proc/thread-self/net/dev")?;
-    let name = |l: &str| l.split_once(':').map(|(n, _)| n.trim().to_string());
-    Ok(text.lines().skip(2).filter_map(name).filter(|n| n != "lo").collect())
+/// The Ethernet devices of the calling thread's namespace. (Those of other kinds carry no frames: what a tunnel's device sends
+/// goes to a process, or leaves by one of these.)
+///
+/// # Errors
+/// Those of netlink.
+pub fn devices() -> io::Result<Vec<String>> {
+    let mut out = Vec::new();
+    dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| {
+        if let RouteNetlinkMessage::NewLink(l) = m
+            && l.header.link_layer_type == LinkLayerType::Ether
+        {
+            out.extend(l.attributes.into_iter().find_map(|a| match a {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            }));
+        }
+    })?;
+    Ok(out)
 }
 
 /// Every address of the calling thread's namespace, with the index of its device.
@@ -78,15 +92,25 @@ pub(crate) fn devices() -> io::Result<Vec<String>> {
 /// # Errors
 /// Those of netlink.
 pub(crate) fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
+    let mut out = Vec::new();
+    dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), |m| {
+        if let RouteNetlinkMessage::NewAddress(a) = m {
+            out.extend(address(&a).map(|ip| (a.header.index, ip)));
+        }
+    })?;
+    Ok(out)
+}
+
+/// Asks for everything of a kind.
+fn dump(what: RouteNetlinkMessage, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
     let s = Socket::new(NETLINK_ROUTE)?;
-    let mut packet = NetlinkMessage::from(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
+    let mut packet = NetlinkMessage::from(what);
     packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     packet.header.sequence_number = 1;
     packet.finalize();
     let mut buf = vec![0; packet.buffer_len()];
     packet.serialize(&mut buf);
     s.send_to(&buf, &SocketAddr::new(0, 0), 0)?;
-    let mut out = Vec::new();
     loop {
         let (answer, _) = s.recv_from_full()?;
         let mut rest = &answer[..];
@@ -96,11 +120,9 @@ pub(crate) fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
             let length = (m.header.length as usize).next_multiple_of(4).max(4);
             rest = rest.get(length..).unwrap_or_default();
             match m.payload {
-                NetlinkPayload::Done(_) => return Ok(out),
+                NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(e) => return Err(e.to_io()),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(a)) => {
-                    out.extend(address(&a).map(|ip| (a.header.index, ip)));
-                }
+                NetlinkPayload::InnerMessage(m) => each(m),
                 _ => {}
             }
         }
@@ -165,7 +187,7 @@ fn local_route(source: IpAddr) -> RouteMessage {
 }
 
 /// Sends one request and waits for its acknowledgement. "Exists already" and "is gone already" are success.
-fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+pub(crate) fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     let mut packet = NetlinkMessage::from(m);
     packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     packet.header.sequence_number = 1;

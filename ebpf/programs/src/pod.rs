@@ -171,7 +171,8 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// On each device of the pod but `lo`, egress. A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
+/// On each Ethernet device of the pod, egress. Nothing leaves but IP and ARP, by what is in the frame and not by what its sender
+/// says of it (a raw socket may say anything, and put a VLAN tag before it). A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
 /// ztunnel's goes to `lo`, where `pod_lookup` takes it. (A routing rule for port 53 would be simpler, but the kernel's check
 /// of source addresses applies it to the answers too, and drops them.)
 #[classifier]
@@ -179,12 +180,19 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     match segment(&ctx) {
         Segment::Other => TCX_NEXT,
+        Segment::Foreign => {
+            if flags() & flag::OTHER_PROTOCOLS != 0 {
+                return TCX_NEXT;
+            }
+            count(Counter::GuardProtocol);
+            TCX_DROP
+        }
         Segment::Unparsable => {
             count(Counter::GuardUnparsable);
             TCX_DROP
         }
         Segment::Dns => {
-            if flags() & flag::NO_DNS != 0 || is_exempt(&ctx) {
+            if flags() & (flag::NO_DNS | flag::CLOSED) != 0 || is_exempt(&ctx) {
                 return TCX_NEXT;
             }
             // eth_type_trans on lo (address 0) would take another address for somebody else's.
@@ -193,6 +201,11 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
             }
             ctx.set_mark(MARK_CAPTURE);
             unsafe { bpf_redirect(LO, BPF_F_INGRESS as u64) as i32 }
+        }
+        // Also what answers a stranger: nobody has judged who that is.
+        Segment::Tcp(_) if flags() & flag::CLOSED != 0 => {
+            count(Counter::GuardDrop);
+            TCX_DROP
         }
         Segment::Tcp(f) if f & 0x12 != 0x02 => TCX_NEXT,
         Segment::Tcp(_) => {
@@ -218,6 +231,8 @@ fn is_exempt(ctx: &TcContext) -> bool {
 
 enum Segment {
     Other,
+    /// Neither IP nor ARP, or behind a VLAN tag.
+    Foreign,
     Unparsable,
     Dns,
     /// TCP, with its flags.
@@ -228,7 +243,16 @@ enum Segment {
 /// carry no SYN. Of UDP only whole or first fragments with destination port 53 matter.
 #[inline(always)]
 fn segment(ctx: &TcContext) -> Segment {
-    let proto = unsafe { (*ctx.skb.skb).protocol } as u16;
+    let skb = ctx.skb.skb;
+    // A tag may be beside the frame, too.
+    let tagged = unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) } != 0;
+    let Ok(proto) = ctx.load::<u16>(12) else { return Segment::Unparsable };
+    if tagged {
+        return Segment::Foreign;
+    }
+    if proto == 0x0806u16.to_be() {
+        return Segment::Other;
+    }
     if proto == 0x0800u16.to_be() {
         let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else { return Segment::Unparsable };
         if frag & 0x1fffu16.to_be() != 0 {
@@ -237,7 +261,7 @@ fn segment(ctx: &TcContext) -> Segment {
         return transport(ctx, p, 14 + ((vihl & 0xf) as usize) * 4);
     }
     if proto != 0x86ddu16.to_be() {
-        return Segment::Other;
+        return Segment::Foreign;
     }
     // Hop-by-hop, routing, fragment, destination options, authentication: at most six, then we give up.
     let Ok(mut next) = ctx.load::<u8>(20) else { return Segment::Unparsable };

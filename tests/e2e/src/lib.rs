@@ -150,7 +150,7 @@ impl Pod {
     }
     /// Its network namespace, found by its processes.
     pub fn netns(&self) -> Netns {
-        let found = Netns::of_pod(&self.uid).unwrap();
+        let found = Netns::of_pod(&self.uid, &[self.ip]).unwrap();
         found.unwrap_or_else(|| panic!("no process of pod {}/{}", self.namespace, self.name))
     }
     /// Is it annotated as redirected?

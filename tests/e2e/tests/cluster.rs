@@ -329,6 +329,9 @@ fn s6_new_pods_are_redirected_before_they_start_or_held() {
     kubectl(&["-n", "istio-system", "patch", "ds", "istio-cni-node", "-p", nowhere]);
     kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
     talk(&a.client, a.service).unwrap();
+    let begun = Instant::now();
+    start_and_wait("outside", "without-agent", "default");
+    println!("without the agent: a pod outside the mesh is ready after {:.1} s", begun.elapsed().as_secs_f64());
     new_pod("app", "held", "client");
     let event = wait_for("an event", LONG, || {
         let e = kubectl(&[
@@ -355,6 +358,7 @@ fn s6_new_pods_are_redirected_before_they_start_or_held() {
     assert!(Pod::get("app", "held").redirected());
     talk(&Pod::get("app", "held"), a.service).unwrap();
     kubectl(&["-n", "app", "delete", "pod", "held", "without-controller", "--wait=false"]);
+    kubectl(&["-n", "outside", "delete", "pod", "without-agent", "--wait=false"]);
 }
 
 /// A node loses its power, with the controller on it: who can be reached is reached, and what comes back is redirected

@@ -144,3 +144,51 @@ pub fn name_server(at: &Pod, records: Vec<(&'static str, Ipv4Addr)>) {
         }
     });
 }
+
+/// A name server on TCP, for both families: a zone transfer (AXFR) is answered in three messages with a hundred records of
+/// `text` each, everything else by NXDOMAIN. A connection is served until the client's end. Gives what was asked: names and
+/// types, in order.
+pub fn zone_server(at: &Pod, text: &'static [u8]) -> Arc<Mutex<Vec<(String, u16)>>> {
+    let l = at.netns().run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 53)).unwrap()).unwrap();
+    let asked = Arc::new(Mutex::new(vec![]));
+    let all = asked.clone();
+    std::thread::spawn(move || {
+        while let Ok((s, _)) = l.accept() {
+            let all = all.clone();
+            std::thread::spawn(move || {
+                let _ = serve_zone(s, text, &all);
+            });
+        }
+    });
+    asked
+}
+
+fn serve_zone(mut s: TcpStream, text: &[u8], asked: &Mutex<Vec<(String, u16)>>) -> std::io::Result<()> {
+    loop {
+        let mut len = [0; 2];
+        s.read_exact(&mut len)?;
+        let mut q = vec![0; usize::from(u16::from_be_bytes(len))];
+        s.read_exact(&mut q)?;
+        let (mut name, mut i) = (Vec::new(), 12);
+        while q[i] > 0 {
+            let n = usize::from(q[i]);
+            name.push(String::from_utf8_lossy(&q[i + 1..=i + n]).to_lowercase());
+            i += n + 1;
+        }
+        let kind = u16::from_be_bytes([q[i + 1], q[i + 2]]);
+        asked.lock().unwrap().push((name.join("."), kind));
+        let (messages, records, code) = if kind == 252 { (3, 100, 0) } else { (1, 0, 3) };
+        for _ in 0..messages {
+            let mut a = [&q[..2], &[0x84, code, 0, 1, 0, records, 0, 0, 0, 0], &q[12..i + 5]].concat();
+            for _ in 0..records {
+                // A pointer to the question's name; TXT, IN, a TTL of 60 s, its length, the text's length.
+                let n = text.len() as u8;
+                a.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60, 0, n + 1, n]);
+                a.extend(text);
+            }
+            s.write_all(&(a.len() as u16).to_be_bytes())?;
+            s.write_all(&a)?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

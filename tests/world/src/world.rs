@@ -36,6 +36,8 @@ pub struct Options {
     pub ztunnel_env: Vec<(String, String)>,
     /// Arguments for the controller, in addition.
     pub controller: Vec<String>,
+    /// Arguments for the agents, in addition. (A world has no kubelet: without `--probes` all of a node's processes may probe.)
+    pub agent: Vec<String>,
     /// The ztunnel binary; None: ours.
     pub ztunnel_bin: Option<PathBuf>,
     /// How many descriptors ztunnel may have open; None: as many as this process.
@@ -49,6 +51,7 @@ impl Default for Options {
             ztunnel: vec![],
             ztunnel_env: vec![],
             controller: vec![],
+            agent: vec![],
             ztunnel_bin: None,
             ztunnel_descriptors: None,
         }
@@ -480,14 +483,26 @@ impl World {
     /// Arguments of the agent of a node.
     pub fn agent_args(&self, node: usize) -> Vec<String> {
         let arg = |k: &str, v: String| [k.to_string(), v];
-        [
+        let probes = match self.options.agent.iter().any(|a| a == "--probes") {
+            true => vec![],
+            false => arg("--probes", "all".into()).to_vec(),
+        };
+        let mut args = [
             arg("--node", self.nodes[node].name.clone()),
             arg("--source", format!("dir:{}", self.dir.join("manifests").display())),
             arg("--zds", self.zds(node).display().to_string()),
             arg("--bpf-dir", self.bpf_dir(node).display().to_string()),
             arg("--run-dir", self.dir.join(format!("run{node}")).display().to_string()),
         ]
-        .concat()
+        .concat();
+        args.extend(probes);
+        args.extend(self.options.agent.iter().cloned());
+        args
+    }
+
+    /// Arguments for the agents that are started from now on, in addition.
+    pub fn set_agent_args(&mut self, args: &[&str]) {
+        self.options.agent = args.iter().map(ToString::to_string).collect();
     }
 
     /// Starts a node's agent.
@@ -673,6 +688,11 @@ impl World {
         self.write_pod(&pod, true);
         self.pods.insert(format!("{}/{}", pod.spec.namespace, pod.spec.name), pod.clone());
         pod
+    }
+
+    /// The next pod of a node has this number in its addresses, be it that of a pod that is gone.
+    pub fn next_address(&mut self, node: usize, n: u8) {
+        self.next_pod[node] = n;
     }
 
     /// All pods.

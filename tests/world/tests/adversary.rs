@@ -321,3 +321,109 @@ fn nothing_makes_ztunnel_call_itself() {
     assert!(most < before + share + 256, "no loop: {most} descriptors; the pod's share is {share}");
     wait_for("the descriptors come back", Duration::from_secs(10), || (descriptors(zt) < before + 64).then_some(()));
 }
+
+/// A frame that carries a SYN, as a raw socket of the link layer would send it: what its sender says of it, and the tags that
+/// it puts before it, are its own affair.
+fn syn_frame(to: &Pod, from: &Pod, gateway: [u8; 6], own: [u8; 6], sport: u16, tag: Option<u16>) -> Vec<u8> {
+    let (IpAddr::V4(src), IpAddr::V4(dst)) = (from.ip, to.ip) else { panic!("IPv4") };
+    let sum = |b: &[u8]| {
+        let mut s: u32 = b.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
+        while s >> 16 != 0 {
+            s = (s & 0xffff) + (s >> 16);
+        }
+        (!(s as u16)).to_be_bytes()
+    };
+    let mut tcp = [0u8; 20];
+    tcp[..2].copy_from_slice(&sport.to_be_bytes());
+    tcp[2..4].copy_from_slice(&8080u16.to_be_bytes());
+    (tcp[12], tcp[13]) = (5 << 4, 2);
+    tcp[14..16].copy_from_slice(&1000u16.to_be_bytes());
+    let check = sum(&[&src.octets()[..], &dst.octets(), &[0, 6, 0, 20], &tcp].concat());
+    tcp[16..18].copy_from_slice(&check);
+    let mut ip = [0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    ip[12..16].copy_from_slice(&src.octets());
+    ip[16..].copy_from_slice(&dst.octets());
+    let check = sum(&ip);
+    ip[10..12].copy_from_slice(&check);
+    let tag = tag.map(|kind| [kind.to_be_bytes(), [0, 0]].concat()).unwrap_or_default();
+    [&gateway[..], &own, &tag, &0x0800u16.to_be_bytes(), &ip, &tcp].concat()
+}
+
+/// Sends a frame with the protocol that its sender gives it.
+#[allow(unsafe_code)]
+fn send_frame(from: &Pod, protocol: u16, frame: &[u8]) {
+    let index = from.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/dev_snmp6/eth0").unwrap()).unwrap();
+    let index: i32 = index.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let s = from.netns().run(|| Socket::new(Domain::PACKET, Type::RAW, None).unwrap()).unwrap();
+    // SAFETY: the storage is large enough for a sockaddr_ll, which is written whole, with its own length.
+    let ((), to) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let mut a: libc::sockaddr_ll = std::mem::zeroed();
+            (a.sll_family, a.sll_protocol, a.sll_ifindex, a.sll_halen) =
+                (libc::AF_PACKET as u16, protocol.to_be(), index, 6);
+            storage.cast::<libc::sockaddr_ll>().write(a);
+            *length = size_of::<libc::sockaddr_ll>() as u32;
+            Ok(())
+        })
+    }
+    .unwrap();
+    // A guard's drop is an error here, or none.
+    let _ = s.send_to(frame, &to);
+}
+
+/// The guard judges what is in a frame, not what its sender says of it.
+#[test]
+fn frames_are_judged_by_what_is_in_them() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
+    let outside = w.pod(PodSpec::new("out", "o", 0));
+    let echo = app::Echo::start(&b, 8080, "");
+    let mac = |text: &str| -> [u8; 6] {
+        let bytes: Vec<u8> = text.trim().split(':').map(|x| u8::from_str_radix(x, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    };
+    let own = |p: &Pod| {
+        let text = net::ip_in(&p.ns, "-o link show eth0").unwrap();
+        mac(text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap())
+    };
+    let text = net::ip_in(&w.nodes[0].ns, "-o link show cni0").unwrap();
+    let gateway = mac(text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap());
+    // What comes back for a port of the client's.
+    let answered = |from: &Pod, sport: u16, tag: Option<u16>, protocol: u16| {
+        let mut back =
+            from.netns().run(|| Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::TCP)).unwrap()).unwrap();
+        back.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        send_frame(from, protocol, &syn_frame(&b, from, gateway, own(from), sport, tag));
+        let end = Instant::now() + Duration::from_millis(600);
+        let mut buf = [0; 1500];
+        while Instant::now() < end {
+            let Ok(n) = std::io::Read::read(&mut back, &mut buf) else { continue };
+            let at = usize::from(buf[0] & 0xf) * 4;
+            if n > at + 14 && buf[at + 2..at + 4] == sport.to_be_bytes() {
+                return "answered";
+            }
+        }
+        "dropped"
+    };
+    // The way is open for who is not of the mesh: so what is dropped below, the guard has dropped.
+    row("pod outside of the mesh", "a SYN as a frame", "answered", answered(&outside, 41_000, None, 0x0800));
+    row("pod outside of the mesh", "the same in VLAN 0", "answered", answered(&outside, 41_001, Some(0x8100), 0x8100));
+    for (i, (what, tag, protocol)) in [
+        ("a SYN as a frame", None, 0x0800),
+        ("the same, said to be ARP", None, 0x0806),
+        ("the same, said to be of an unknown protocol", None, 0x88b5),
+        ("the same in VLAN 0", Some(0x8100), 0x8100),
+        ("the same in VLAN 0, said to be IP", Some(0x8100), 0x0800),
+        ("the same in a service VLAN", Some(0x88a8), 0x88a8),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        row("pod with CAP_NET_RAW", what, "dropped", answered(&a, 42_000 + i as u16, tag, protocol));
+    }
+    println!("{}", w.status(0).unwrap());
+    app::ping(&mut a.connect(b.at(8080)).unwrap(), PING).unwrap();
+    app::ping(&mut a.connect(b.at6(8080)).unwrap(), PING).unwrap();
+    assert_eq!(echo.connections(), 2);
+}

@@ -163,3 +163,124 @@ fn policy_changes_close_open_connections() {
         assert!(works(&bad, server.at(8080)));
     }
 }
+
+/// Right after a policy is in force, nobody waits: who is refused hears it at once, who is allowed is served at once. What went
+/// before, again and again: a connection that a policy has closed, and plaintext that was served a moment ago.
+#[test]
+fn a_policy_change_leaves_nobody_waiting() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("other", true);
+    w.namespace("out", false);
+    let server = w.mesh_pod(PodSpec::new("app", "server", 1));
+    let (friend, stranger) =
+        (w.mesh_pod(PodSpec::new("app", "friend", 0)), w.mesh_pod(PodSpec::new("other", "stranger", 0)));
+    let plain = w.pod(PodSpec::new("out", "plain", 0));
+    w.settle();
+    let _e = (app::Echo::start(&server, 8080, ""), app::Echo::start(&server, 9000, ""));
+    let deny = ap("no-others", "app", "{action: DENY, rules: [{from: [{source: {namespaces: [other]}}]}]}");
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: app}\nspec: {mtls: {mode: STRICT}}\n";
+    let mut slowest = [Duration::ZERO; 3];
+    let mut wrong = vec![];
+    let rounds: usize = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(12);
+    for round in 0..rounds {
+        let mut open = stranger.connect(server.at(9000)).unwrap();
+        app::ping(&mut open, b"open").unwrap();
+        w.write("deny", &deny).unwrap();
+        open.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let closed = std::io::Read::read(&mut open, &mut [0; 1]);
+        assert!(
+            !matches!(closed, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock),
+            "the open connection is closed"
+        );
+        w.delete("deny");
+        for (i, (who, pod, served)) in [
+            ("plaintext, permissive", &plain, true),
+            ("plaintext, strict", &plain, false),
+            ("member, strict", &friend, true),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            if i == 1 {
+                w.apply("strict", strict);
+            }
+            let t = Instant::now();
+            let seen = pod.connect(server.at(8080)).and_then(|mut s| app::ping(&mut s, b"hello"));
+            slowest[i] = slowest[i].max(t.elapsed());
+            if seen.is_ok() != served || t.elapsed() > Duration::from_secs(1) {
+                wrong.push(format!("round {round}, {who}: {seen:?} after {:?}", t.elapsed()));
+            }
+        }
+        w.delete("strict");
+    }
+    println!("policy rounds={rounds} slowest={slowest:?} wrong={wrong:?}");
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// Issue 14, 6: what a policy in dry run would have done is in the access log, once for each connection, and counted; nobody is
+/// refused by it, and no open connection is closed.
+#[test]
+fn a_dry_run_is_logged_and_counted_and_refuses_nobody() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("other", true);
+    let server = w.mesh_pod(PodSpec::new("app", "server", 1));
+    let friend = w.mesh_pod(PodSpec::new("app", "friend", 0));
+    let (far, near) = (w.mesh_pod(PodSpec::new("other", "far", 0)), w.mesh_pod(PodSpec::new("other", "near", 1)));
+    let _echo = app::Echo::start(&server, 8080, "");
+    let dry = |name: &str, spec: &str| {
+        ap(name, "app", spec).replace("namespace: app}", "namespace: app, annotations: {istio.io/dry-run: 'true'}}")
+    };
+    let from = |ns: &str| format!("rules: [{{from: [{{source: {{namespaces: [{ns}]}}}}]}}]");
+    let selector = "selector: {matchLabels: {app: server}}";
+    // Name, spec, and the results for: the two of namespace other (and one open connection of theirs), the friend.
+    for (name, spec, others, own) in [
+        ("deny-selector", format!("{{{selector}, action: DENY, {}}}", from("other")), Some("denied"), None),
+        ("deny-namespace", format!("{{action: DENY, {}}}", from("other")), Some("denied"), None),
+        ("allow-selector", format!("{{{selector}, {}}}", from("app")), Some("denied"), Some("allowed")),
+        ("allow-nothing", "{}".to_string(), Some("denied"), Some("denied")),
+    ] {
+        let mut open = far.connect(server.at(8080)).unwrap();
+        app::ping(&mut open, b"before").unwrap();
+        w.apply("dry", &dry(name, &spec));
+        for p in [&friend, &far, &near] {
+            assert!(works(p, server.at(8080)), "{name}: {}", p.spec.name);
+        }
+        let results = |wanted: &str| {
+            [(others, 3), (own, 1)].iter().filter(|(r, _)| *r == Some(wanted)).map(|(_, n)| n).sum::<i32>()
+        };
+        let policy = format!("policy=\"app/{name}\"");
+        let counted = |result: &str| {
+            let result = format!("authz_dry_run_result=\"{result}\"");
+            w.metric(1, "karst_authz_dry_run_total", &[&policy, &result]) as i32
+        };
+        let logged = |result: &str| {
+            let log = w.log_text("ztunnel1.log");
+            let (message, named) =
+                (format!("dry run: would have been {result}"), format!("dry_run.policy=\"app/{name}\""));
+            let lines = log.lines().filter(|l| l.contains("\taccess\t") && l.contains(&message) && l.contains(&named));
+            lines.count() as i32
+        };
+        wait_for("what would have been is told", Duration::from_secs(5), || {
+            ["denied", "allowed"].iter().all(|r| counted(r) == results(r) && logged(r) == results(r)).then_some(())
+        });
+        app::ping(&mut open, b"still open").unwrap();
+        println!("dry run {name}: denied={} allowed={} logged once each", counted("denied"), counted("allowed"));
+        // Enforced: it refuses, it closes, and is no dry run any more.
+        w.edit("dry", "'true'", "'false'");
+        assert!(!works(&far, server.at(8080)) && !works(&near, server.at(8080)), "{name}");
+        wait_for("the open one is closed", Duration::from_secs(5), || {
+            app::ping(&mut open, b"after").is_err().then_some(())
+        });
+        assert_eq!(works(&friend, server.at(8080)), own != Some("denied"), "{name}");
+        let (_, page) = w.get(1, 15020, "/metrics").unwrap();
+        assert!(!page.contains(&policy), "{name}: the series is gone");
+        w.delete("dry");
+        assert!(works(&far, server.at(8080)), "{name}");
+    }
+    // One that cannot be understood is reported, and does not close either.
+    w.apply("dry", &dry("broken", "{action: PERMIT}"));
+    assert!(works(&far, server.at(8080)));
+    assert!(w.log_text("controller.log").contains("AuthorizationPolicy app/broken: spec.action: \"PERMIT\""));
+}

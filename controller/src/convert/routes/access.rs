@@ -70,12 +70,11 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
     let m = &p.metadata;
     let mut out = ir::AccessPolicy {
         name: format!("{}/{}", m.namespace, m.name),
-        dry_run: m.annotations.get("istio.io/dry-run").is_some_and(|v| v == "true"),
+        dry_run: policy::is_dry_run(p),
         ..Default::default()
     };
-    // What was meant cannot be known: nothing is allowed until it is mended.
+    // What was meant cannot be known: nothing is allowed until it is mended (or would be, if it is in dry run).
     if policy::trouble(x, p).is_some() {
-        out.dry_run = false;
         return out;
     }
     out.set_action(match p.spec.action.as_deref() {

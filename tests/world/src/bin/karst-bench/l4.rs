@@ -16,6 +16,9 @@ use std::{
     time::Duration,
 };
 
+/// As on a node of a cluster: with few descriptors a pod's share would be less than what is measured.
+const DESCRIPTORS: Option<u64> = Some(1 << 17);
+
 /// One way from a client to a server.
 struct Way {
     variant: &'static str,
@@ -29,13 +32,19 @@ struct Way {
 
 /// Runs it.
 pub fn run(o: &Opts) -> Result<Samples> {
-    let mut w = World::start(Options::default())?;
+    let mut w = World::start(Options { ztunnel_descriptors: DESCRIPTORS, ..Options::default() })?;
     let mesh = Mesh::start(&mut w, true)?;
     let plain = Mesh::start(&mut w, false)?;
     // Another build, or a peer's that knows the listeners of our ZDS, beside ours: its idle processes cost nothing.
     let mut beside = o
         .text("ztunnel")
-        .map(|path| World::start(Options { ztunnel_bin: Some(path.into()), ..Options::default() }))
+        .map(|path| {
+            World::start(Options {
+                ztunnel_bin: Some(path.into()),
+                ztunnel_descriptors: DESCRIPTORS,
+                ..Options::default()
+            })
+        })
         .transpose()?;
     let other = beside.as_mut().map(|w| Mesh::start(w, true)).transpose()?;
     let zt = [w.ztunnel_pid(0), w.ztunnel_pid(1)];
