@@ -410,8 +410,7 @@ impl Agent {
             service_account: enrol::service_account(p).into(),
         };
         let config = PodConfig {
-            // A bpffs knows no dots in names.
-            uid: uid.replace(['.', '/'], "+"),
+            uid: karst_core::zds_uid(&uid),
             closed: false,
             ips,
             bypass_inbound: flag("ambient.istio.io/bypass-inbound-capture", false)?,

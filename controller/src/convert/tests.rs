@@ -674,6 +674,38 @@ fn routes_say_what_became_of_them() {
     assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
 }
 
+/// Names are used again; the uid says which pod it is.
+#[test]
+fn a_workload_says_which_pod_it_is() {
+    use prost::Message;
+    let uid = |text: &str| {
+        let (m, _) = run(text);
+        let w = &m.workloads["Kubernetes//Pod/a/p"];
+        let own = w.extensions.iter().filter_map(|e| e.config.as_ref()).find(|c| c.type_url == karst_api::POD_TYPE);
+        own.map(|c| karst_api::route::Pod::decode(&c.value[..]).unwrap().uid)
+    };
+    assert_eq!(uid(POD), None);
+    assert_eq!(uid(&POD.replace("name: p, ", "name: p, uid: u-1, ")), Some("u-1".into()));
+}
+
+#[test]
+fn nodes_tell_what_their_pods_have_addresses_from() {
+    let node = |name: &str, spec: &str| {
+        format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
+    };
+    let (m, p) = run(&format!(
+        "{}{}{}",
+        node("one", "podCIDRs: [10.77.0.0/24, 'fd77:0::/64'], podCIDR: 10.77.0.0/24"),
+        node("two", ""),
+        node("three", "podCIDRs: [10.77.2.0/24, 10.77.2.0/33]")
+    ));
+    let told: Vec<_> = m.pod_ranges.iter().map(|(n, r)| (n.as_str(), r.ranges.join(" "))).collect();
+    assert_eq!(told, [("one", "10.77.0.0/24 fd77::/64".into()), ("three", "10.77.2.0/24".into())]);
+    let problems: Vec<String> = p.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("spec.podCIDRs[1]") && problems[0].contains("10.77.2.0/33"), "{problems:?}");
+}
+
 /// `controller/golden`: manifests, and what becomes of them. KARST_BLESS=1 writes it; what has changed is then to be read.
 #[test]
 fn golden() {
