@@ -5,7 +5,7 @@
 //! because links and maps are pinned. Proven by tests/world (`restarts`, `capture`).
 //!
 //! Pin layout, one directory per node (several nodes may share a kernel):
-//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT}`, `links/{connect4,connect6,probes}`,
+//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT,TRACE,TRACED,EVENTS}`, `links/{connect4,connect6,probes}`,
 //! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS}`.
 
 pub mod check;
@@ -15,7 +15,9 @@ pub mod net;
 mod node;
 mod pod;
 mod sys;
+pub mod trace;
 
 pub use error::Error;
+pub use karst_ebpf_common::Counter;
 pub use node::{Node, pinned_pods};
 pub use pod::{Listeners, PodConfig, PodState, pod_state};

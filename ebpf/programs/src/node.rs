@@ -64,6 +64,8 @@ pub fn mark_connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn mark(ctx: &SockAddrContext) {
     let sa = ctx.sock_addr;
+    // SAFETY: the program's context, and helpers that take it; `m` outlives its call. The counter is a value of a map that lives as
+    // long as this program; connects at the same time on two CPUs may count as one.
     unsafe {
         if (*sa).protocol != TCP {
             return;
@@ -85,6 +87,7 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
         return 1;
     }
     let o = ctx.ops;
+    // SAFETY: the program's context, and helpers that take it; of what is found in maps only whether it is there matters.
     unsafe {
         let netns = bpf_get_netns_cookie(ctx.as_ptr());
         let host = netns == core::ptr::read_volatile(&raw const HOST_NETNS);
@@ -95,7 +98,12 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
         let (l4, r4) = (word(&raw const (*o).local_ip4), word(&raw const (*o).remote_ip4));
         let (l6, r6) = (words(&raw const (*o).local_ip6), words(&raw const (*o).remote_ip6));
         let (src, dst) = if (*o).family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
-        let flow = Flow { src, dst, sport: ((*o).local_port as u16).to_be(), dport: (u32::from_be((*o).remote_port) as u16).to_be() };
+        let flow = Flow {
+            src,
+            dst,
+            sport: ((*o).local_port as u16).to_be(),
+            dport: (u32::from_be((*o).remote_port) as u16).to_be(),
+        };
         if !host {
             let own = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
             let _ = OWN_FLOWS.insert(&own, &bpf_ktime_get_ns(), 0);
@@ -107,10 +115,16 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
 }
 
 /// Is it a socket of ztunnel's?
+///
+/// # Safety
+/// `o` must be the program's context.
 #[inline(always)]
 unsafe fn is_exempt(o: *mut bpf_sock_ops) -> bool {
+    // SAFETY: the context is the caller's promise; the socket is the kernel's own and there as long as this call; without a value
+    // nothing is made.
     unsafe {
         let sk = (*o).__bindgen_anon_2.sk;
-        !sk.is_null() && !bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).is_null()
+        !sk.is_null()
+            && !bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).is_null()
     }
 }
