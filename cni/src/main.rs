@@ -6,14 +6,17 @@ mod check;
 mod config;
 mod events;
 mod install;
+mod kubelet;
 mod local;
 mod metrics;
+mod namespaces;
 mod plugin;
 mod records;
 mod sockets;
 mod source;
 mod status;
 mod trace;
+mod unmeshed;
 mod zds;
 
 use anyhow::Context;

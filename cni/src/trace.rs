@@ -94,9 +94,10 @@ fn show(config: &Config, how: &How) -> anyhow::Result<()> {
     loop {
         while let Some(e) = tracer.read()? {
             let name = e.pod.map_or_else(|| "?".into(), |ip| pods.name(ip));
+            let closed = e.pod.and_then(|ip| pods.closed(ip));
             let line = match how.output {
-                Output::Table => text(&e, &name),
-                Output::Json => json(&e, &name).to_string(),
+                Output::Table => text(&e, &name, closed),
+                Output::Json => json(&e, &name, closed).to_string(),
             };
             writeln!(out, "{line}")?;
         }
@@ -152,8 +153,15 @@ impl Pods {
             _ => Err(format!("{} pods of this node have the name {wanted}: say NAMESPACE/{wanted}", found.len())),
         }
     }
+    fn by_address(&self, ip: IpAddr) -> Option<&Record> {
+        self.0.iter().find(|r| r.ips.first() == Some(&ip))
+    }
     fn name(&self, ip: IpAddr) -> String {
-        self.0.iter().find(|r| r.ips.first() == Some(&ip)).map_or_else(|| ip.to_string(), full)
+        self.by_address(ip).map_or_else(|| ip.to_string(), full)
+    }
+    /// Why a pod is closed, if it is.
+    fn closed(&self, ip: IpAddr) -> Option<&str> {
+        self.by_address(ip)?.closed.as_deref()
     }
 }
 
@@ -171,9 +179,12 @@ fn verdict(c: Counter) -> Verdict {
     }
 }
 
-/// Why, and what can be done where something can.
-fn reason(e: &Event) -> (String, Option<&'static str>) {
+/// Why, and what can be done where something can. `closed`: why the pod is closed, if it is.
+fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
     let plain = |text: &str, fix| (text.to_string(), fix);
+    if let (Counter::GuardDrop, Some(why)) = (e.what, closed) {
+        return (format!("the pod is closed, nothing of TCP passes: {why}"), None);
+    }
     match e.what {
         Counter::GuardDrop => plain(
             "a connection left the pod past ztunnel: by a raw socket, a socket bound to a device (SO_BINDTODEVICE), or changed routing rules",
@@ -256,18 +267,18 @@ fn row(columns: [&str; 6]) -> String {
     format!("{time:<12} {pod:<32} {what:<9} {protocol:<8} {ends:<44} {reason}").trim_end().to_string()
 }
 
-fn text(e: &Event, pod: &str) -> String {
+fn text(e: &Event, pod: &str, closed: Option<&str>) -> String {
     let time = karst_rt::log::timestamp(e.at);
     let ends = e.ends.map_or_else(|| "-".into(), |(from, to)| format!("{} -> {}", end(from), end(to)));
-    let (why, fix) = reason(e);
+    let (why, fix) = reason(e, closed);
     let why = fix.map_or_else(|| why.clone(), |f| format!("{why}; {f}"));
     // Hours to milliseconds of 2026-01-31T12:34:56.789012Z.
     let time = time.get(11..23).unwrap_or(&time);
     row([time, pod, word(verdict(e.what)), &protocol(e), &ends, &why])
 }
 
-fn json(e: &Event, pod: &str) -> serde_json::Value {
-    let (reason, fix) = reason(e);
+fn json(e: &Event, pod: &str, closed: Option<&str>) -> serde_json::Value {
+    let (reason, fix) = reason(e, closed);
     let ether_type = (e.ether_type != 0).then(|| format!("{:#06x}", e.ether_type));
     serde_json::json!({
         "time": karst_rt::log::timestamp(e.at),
@@ -329,21 +340,23 @@ mod tests {
 
     #[test]
     fn a_line_says_who_what_where_and_why() {
-        let line = text(&event(Counter::GuardDrop), "app/web");
+        let line = text(&event(Counter::GuardDrop), "app/web", None);
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(words[..7], ["08:00:00.123", "app/web", "dropped", "tcp", "10.0.0.5:40000", "->", "10.0.1.7:8080"]);
         assert!(line.contains("SO_BINDTODEVICE") && line.contains("; connect by an ordinary socket"), "{line}");
         let unread = Event { ends: None, protocol: 0, ether_type: 0x88b5, ..event(Counter::GuardProtocol) };
-        let line = text(&unread, "app/web");
+        let line = text(&unread, "app/web", None);
         assert!(line.contains("dropped   -        -") && line.contains("(EtherType 0x88b5)"), "{line}");
         let v6 = ("[fd00::5]:0".parse().unwrap(), "[fd00::9]:0".parse().unwrap());
-        let line = text(&Event { ends: Some(v6), ..event(Counter::GuardUnparsable) }, "app/web");
+        let line = text(&Event { ends: Some(v6), ..event(Counter::GuardUnparsable) }, "app/web", None);
         assert!(line.contains(" fd00::5 -> fd00::9 "), "ports that could not be read are not shown: {line}");
+        let line = text(&event(Counter::GuardDrop), "app/web", Some("gVisor has its addresses"));
+        assert!(line.ends_with("the pod is closed, nothing of TCP passes: gVisor has its addresses"), "{line}");
     }
 
     #[test]
     fn programs_read_it_too() {
-        let j = json(&event(Counter::Probe), "app/web");
+        let j = json(&event(Counter::Probe), "app/web", None);
         for (field, expected) in [
             ("pod", "app/web"),
             ("what", "passed by"),
@@ -363,7 +376,7 @@ mod tests {
         let why = |device, protocol, port: u16| {
             let to = SocketAddr::from(([10, 0, 0, 5], port));
             let e = Event { device, protocol, ends: Some((to, to)), ..event(Counter::NoListener) };
-            reason(&e).0
+            reason(&e, None).0
         };
         assert!(why(LO, TCP, 80).contains("outbound connections"));
         assert!(why(LO, UDP, 53).contains("DNS queries"));

@@ -9,6 +9,7 @@ mod images;
 mod kernels;
 mod lint;
 mod report;
+mod sbom;
 mod setup;
 
 use anyhow::{Context, Result, ensure};
@@ -60,7 +61,8 @@ enum Task {
         #[arg(long, default_value_t = 10)]
         seconds: u32,
     },
-    /// Write an OCI image for each component to target/images, and load them into the local cluster if it runs.
+    /// Write an OCI image for each component to target/images, with its digest and a list of what is in it (CycloneDX), and load
+    /// them into the local cluster if it runs.
     Images,
     /// A real Kubernetes on this machine, to try Karst on and for the tests.
     Cluster {
@@ -187,6 +189,7 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
         setup::checks()?;
         deny::run()
     })?;
+    s.run("advisories", deny::advisories)?;
     s.run("clippy", || {
         cargo(&["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
     })?;

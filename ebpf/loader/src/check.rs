@@ -73,14 +73,16 @@ impl Row {
 }
 
 /// Calls that programs of a type may make or not: feature, purpose, since, type, call.
-const HELPERS: [(&str, &str, &str, ProgramType, BpfHelper); 6] = {
+const HELPERS: [(&str, &str, &str, ProgramType, BpfHelper); 7] = {
     use ProgramType::{CgroupSockAddr as Connect, SchedClassifier as Tc, SockOps};
     const COOKIE: BpfHelper = BpfHelper::BPF_FUNC_get_netns_cookie;
     const STORAGE: BpfHelper = BpfHelper::BPF_FUNC_sk_storage_get;
+    const CGROUP: BpfHelper = BpfHelper::BPF_FUNC_get_current_cgroup_id;
     [
         ("cgroup/connect: setsockopt", "marking of connections", "5.8", Connect, BpfHelper::BPF_FUNC_setsockopt),
         ("cgroup/connect: netns cookie", "telling pods apart", "5.7", Connect, COOKIE),
         ("cgroup/connect: socket storage", "ztunnel's sockets are exempt", "5.3", Connect, STORAGE),
+        ("cgroup/connect: cgroup of the process", "telling the kubelet's probes", "5.7", Connect, CGROUP),
         ("sock_ops: netns cookie", "the kubelet's probes", "5.15", SockOps, COOKIE),
         ("sock_ops: socket storage", "ztunnel's own connections", "5.3", SockOps, STORAGE),
         ("tc: socket storage", "ztunnel's packets pass the guard", "5.2", Tc, STORAGE),

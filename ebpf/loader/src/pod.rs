@@ -26,6 +26,8 @@ use std::{
 pub struct PodConfig {
     /// Directory name under which everything is pinned; unique on the node.
     pub uid: String,
+    /// Another network stack has its addresses: no redirection, and nothing of TCP passes, in or out.
+    pub closed: bool,
     /// The pod's addresses, at most [`MAX_POD_IPS`].
     pub ips: Vec<IpAddr>,
     /// Plaintext to the pod is not captured (`ambient.istio.io/bypass-inbound-capture`).
@@ -93,7 +95,8 @@ impl Node {
         self.dir().join("pods").join(uid)
     }
 
-    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place.
+    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that is
+    /// closed gets a guard that lets nothing of TCP pass, and no redirection.
     ///
     /// # Errors
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
@@ -114,6 +117,9 @@ impl Node {
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
         let mut bpf = self.load_pod(pod, cookie, &maps)?;
+        if pod.closed {
+            return guard::attach(&mut bpf, netns, &dir);
+        }
         fill(&mut bpf, l)?;
         self.sync_local(netns, pod)?;
         in_netns(netns, || {
@@ -143,6 +149,7 @@ impl Node {
             (pod.bypass_inbound, flag::NO_INBOUND),
             (pod.bypass_dns, flag::NO_DNS),
             (pod.trust_mark, flag::TRUST_MARK),
+            (pod.closed, flag::CLOSED),
             (pod.all_devices, flag::ALL_DEVICES),
             (pod.other_protocols, flag::OTHER_PROTOCOLS),
         ] {

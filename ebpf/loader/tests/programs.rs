@@ -2,7 +2,7 @@
 //! cgroup2 and a bpffs at /sys/fs/bpf. `cargo xtask kernels` runs these on old kernels too, where the guard is a filter.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use karst_ebpf::{Listeners, Node, PodConfig, pod_state};
+use karst_ebpf::{Listeners, Node, PodConfig, Probers, pod_state};
 use karst_ebpf_common::Counter;
 use karst_rt::{
     netns::Netns,
@@ -11,7 +11,10 @@ use karst_rt::{
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -90,7 +93,7 @@ impl World {
         .unwrap();
         let dir = Path::new("/sys/fs/bpf").join(format!("karst-test-{}-{name}", std::process::id()));
         let host = if near { peer.clone() } else { Netns::current().unwrap() };
-        let node = Node::open(&dir, &cgroup(), &host).expect("the node's programs");
+        let node = Node::open(&dir, &cgroup(), &host, Probers::All).expect("the node's programs");
         let fds = pod.run(|| {
             [
                 redirect_listener(MARK_ZTUNNEL, 0).unwrap().into(),
@@ -106,11 +109,13 @@ impl World {
         }
         let config = PodConfig {
             uid: format!("uid-{name}"),
+            closed: false,
             ips: vec![POD.into(), POD6.into()],
             bypass_inbound: false,
             bypass_dns: false,
             all_devices: false,
             trust_mark: false,
+            other_protocols: false,
         };
         Self { node, dir, pod, peer, config, fds: fds.unwrap(), apps }
     }
@@ -217,6 +222,44 @@ fn note_probe_lets_the_nodes_own_connections_through() {
     assert_eq!(w.takes(&w.peer, POD, APP), Some(Taker::PodApp));
     assert_eq!(w.takes(&w.peer, POD6, APP), Some(Taker::PodApp));
     assert!(w.count(Counter::Probe) >= 2);
+}
+
+#[test]
+fn note_probe_lets_through_only_the_cgroup_that_may_probe() {
+    let mut w = World::new("prober", true);
+    w.enrol();
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = groups.lines().find_map(|l| l.strip_prefix("0::/")).expect("this process is in a cgroup2");
+    let own = fs::metadata(cgroup().join(own)).unwrap().ino();
+    for (probers, taker) in [
+        (Probers::Cgroup(own), Taker::PodApp),
+        (Probers::Cgroup(own + 1), Taker::Plaintext),
+        (Probers::None, Taker::Plaintext),
+        (Probers::All, Taker::PodApp),
+    ] {
+        w.node.set_probers(probers).unwrap();
+        assert_eq!(w.takes(&w.peer, POD, APP), Some(taker), "{probers:?}");
+        assert_eq!(w.takes(&w.peer, POD6, APP), Some(taker), "{probers:?}");
+    }
+}
+
+#[test]
+fn pod_guard_lets_nothing_of_tcp_through_while_the_pod_is_closed() {
+    let mut w = World::new("closed", false);
+    w.config.closed = true;
+    w.enrol();
+    let stray = w.begins(PEER, false);
+    assert_eq!(w.taken(WHILE), None, "outwards");
+    drop(stray);
+    for to in [IpAddr::from(POD), POD6.into()] {
+        let answer = w.peer.run(|| TcpStream::connect_timeout(&(to, APP).into(), WHILE)).unwrap();
+        assert_eq!(answer.unwrap_err().kind(), io::ErrorKind::TimedOut, "inwards, {to}");
+    }
+    // Its addresses are back: redirected in place.
+    w.config.closed = false;
+    w.enrol();
+    assert_eq!(w.takes(&w.peer, POD, APP), Some(Taker::Plaintext));
+    assert_eq!(w.takes(&w.pod, PEER, APP), Some(Taker::Outbound));
 }
 
 #[test]
