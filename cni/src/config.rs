@@ -84,10 +84,12 @@ pub struct Config {
 }
 
 /// What can be done instead of running the agent.
-#[derive(Clone, Copy, Debug, clap::Subcommand)]
+#[derive(Clone, Debug, clap::Subcommand)]
 pub enum Action {
     /// Say what of Karst's needs this kernel has and lacks; exit status 1 if it lacks something.
     Check,
+    /// Show live what the programs of this node's pods drop or pass by, and why: where did the packet go?
+    Trace(crate::trace::How),
 }
 
 impl Config {

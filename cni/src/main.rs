@@ -15,6 +15,7 @@ mod records;
 mod sockets;
 mod source;
 mod status;
+mod trace;
 mod unmeshed;
 mod zds;
 
@@ -41,6 +42,9 @@ fn run(config: config::Config) -> anyhow::Result<()> {
     }
     if config.check || matches!(config.action, Some(config::Action::Check)) {
         return check::print(&config);
+    }
+    if let Some(config::Action::Trace(how)) = &config.action {
+        return trace::run(&config, how);
     }
     if config.cleanup {
         return agent::cleanup(&config);

@@ -193,6 +193,7 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
     s.run("clippy", || {
         cargo(&["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
     })?;
+    s.run("clippy: eBPF programs", lint::programs)?;
     s.run("documentation", || {
         cargo(
             &["doc", "--release", "--workspace", "--no-deps", "--document-private-items", "--locked"],

@@ -177,3 +177,6 @@ pub const OWN_FLOW_WINDOW_NS: u64 = 30_000_000_000;
 pub const PROBE_WINDOW_NS: u64 = 10_000_000_000;
 
 const _: () = assert!(size_of::<Flow>() == 36 && size_of::<OwnFlow>() == 44 && Counter::ALL.len() == COUNTERS as usize);
+
+mod trace;
+pub use trace::{TRACE_BYTES, TRACE_RATE, TRACE_WINDOW_SHIFT, TraceBudget, TraceRecord, TraceRequest};

@@ -5,7 +5,8 @@
 //! because links and maps are pinned. Proven by tests/world (`restarts`, `capture`).
 //!
 //! Pin layout, one directory per node (several nodes may share a kernel):
-//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT,PROBE_CGROUP,PROBE_SOCKETS}`, `links/{connect4,connect6,probes}`,
+//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT,PROBE_CGROUP,PROBE_SOCKETS,TRACE,TRACED,EVENTS}`,
+//! `links/{connect4,connect6,probes}`,
 //! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS}`.
 
 pub mod check;
@@ -16,7 +17,9 @@ mod node;
 mod pod;
 pub mod sock_diag;
 mod sys;
+pub mod trace;
 
 pub use error::Error;
+pub use karst_ebpf_common::Counter;
 pub use node::{Node, Probers, pinned_pods};
 pub use pod::{Listeners, PodConfig, PodState, pod_state};

@@ -4,7 +4,7 @@
 use crate::{
     Error, Node, guard, net,
     node::{attach_or_replace, duplicate, key, program},
-    sys,
+    sys, trace,
 };
 use aya::{
     EbpfLoader,
@@ -166,6 +166,9 @@ impl Node {
             .map_pin_path("OWN_FLOWS", shared.join("OWN_FLOWS"))
             .map_pin_path("PROBES", shared.join("PROBES"))
             .map_pin_path("EXEMPT", shared.join("EXEMPT"))
+            .map_pin_path(trace::REQUEST, shared.join(trace::REQUEST))
+            .map_pin_path(trace::BUDGET, shared.join(trace::BUDGET))
+            .map_pin_path(trace::EVENTS, shared.join(trace::EVENTS))
             .override_global("IPS", &flat[..], true)
             .override_global("FLAGS", &flags, true)
             .override_global("NETNS", &cookie, true)

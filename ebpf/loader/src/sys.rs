@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     os::unix::ffi::OsStrExt,
     path::Path,
+    time::Duration,
 };
 
 const BPF_PROG_LOAD: i32 = 5;
@@ -154,4 +155,14 @@ fn is_filesystem(dir: &Path, magic: i64) -> bool {
         let mut s: libc::statfs = std::mem::zeroed();
         libc::statfs(c.as_ptr(), &raw mut s) == 0 && s.f_type == magic
     }
+}
+
+/// The clock of the programs (bpf_ktime_get_ns).
+pub(crate) fn monotonic() -> io::Result<Duration> {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes to `t`, which outlives the call.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Duration::new(t.tv_sec.unsigned_abs(), u32::try_from(t.tv_nsec).unwrap_or(0)))
 }

@@ -19,12 +19,14 @@ use aya_ebpf::{
     EbpfContext,
     bindings::bpf_sock_ops,
     btf_maps::SkStorage,
-    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt, bpf_sk_storage_get},
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt, bpf_sk_storage_get,
+    },
     macros::{btf_map, cgroup_sock_addr, map, sock_ops},
     maps::{Array, HashMap, LruHashMap},
     programs::{SockAddrContext, SockOpsContext},
 };
-use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE, OwnFlow, prober, MARK_APP, MARK_MASK};
+use karst_ebpf_common::{Addr, Flow, MARK_APP, MARK_CAPTURE, MARK_MASK, OwnFlow, prober};
 
 /// Netns cookies of enrolled pods, and how many connects were marked. Inserted last at enrolment, removed first.
 #[map]
@@ -74,6 +76,8 @@ pub fn mark_connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn mark(ctx: &SockAddrContext) {
     let sa = ctx.sock_addr;
+    // SAFETY: the program's context, and helpers that take it; `m` outlives its call. The counter is a value of a map that lives as
+    // long as this program; connects at the same time on two CPUs may count as one.
     unsafe {
         if (*sa).protocol != TCP {
             return;
@@ -99,8 +103,12 @@ fn allowed() -> u64 {
 }
 
 /// In the process that connects: is it of the cgroup that may probe?
+///
+/// # Safety
+/// To be called by a connect hook, with its context.
 #[inline(always)]
 unsafe fn note_prober(ctx: &SockAddrContext) {
+    // SAFETY: helpers of this kind of program; `one` outlives the call that copies it.
     unsafe {
         if bpf_get_current_cgroup_id() == allowed() {
             let mut one = 1u32;
@@ -110,13 +118,23 @@ unsafe fn note_prober(ctx: &SockAddrContext) {
 }
 
 /// May this socket's connect pass as a probe?
+///
+/// # Safety
+/// `o` must be the program's context.
 #[inline(always)]
 unsafe fn may_probe(o: *mut bpf_sock_ops) -> bool {
+    // SAFETY: as in `is_exempt`.
     unsafe {
         let sk = (*o).__bindgen_anon_2.sk;
         allowed() == prober::ALL
             || (!sk.is_null()
-                && !bpf_sk_storage_get((&raw const PROBE_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).is_null())
+                && !bpf_sk_storage_get(
+                    (&raw const PROBE_SOCKETS).cast_mut().cast(),
+                    sk.cast(),
+                    core::ptr::null_mut(),
+                    0,
+                )
+                .is_null())
     }
 }
 
@@ -125,12 +143,14 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         TCP_CONNECT_CB => {}
         PASSIVE_ESTABLISHED_CB => {
+            // SAFETY: the program's context.
             unsafe { keep_on_lo(&ctx) };
             return 1;
         }
         _ => return 1,
     }
     let o = ctx.ops;
+    // SAFETY: the program's context, and helpers that take it; of what is found in maps only whether it is there matters.
     unsafe {
         let netns = bpf_get_netns_cookie(ctx.as_ptr());
         let host = netns == core::ptr::read_volatile(&raw const HOST_NETNS);
@@ -141,7 +161,12 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
         let (l4, r4) = (word(&raw const (*o).local_ip4), word(&raw const (*o).remote_ip4));
         let (l6, r6) = (words(&raw const (*o).local_ip6), words(&raw const (*o).remote_ip6));
         let (src, dst) = if (*o).family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
-        let flow = Flow { src, dst, sport: ((*o).local_port as u16).to_be(), dport: (u32::from_be((*o).remote_port) as u16).to_be() };
+        let flow = Flow {
+            src,
+            dst,
+            sport: ((*o).local_port as u16).to_be(),
+            dport: (u32::from_be((*o).remote_port) as u16).to_be(),
+        };
         if !host {
             let own = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
             let _ = OWN_FLOWS.insert(&own, &bpf_ktime_get_ns(), 0);
@@ -155,8 +180,13 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
 /// The application's end of a connection that ztunnel has made in a client's name stays on `lo`. To the kernel it has the
 /// client's address and a port of ztunnel's choice: if a client (many clients, behind one address) happens to use that port
 /// itself, its packets come by another device, and are not this socket's any more.
+///
+/// # Safety
+/// To be called with the program's context.
 #[inline(always)]
 unsafe fn keep_on_lo(ctx: &SockOpsContext) {
+    // SAFETY: the context, and its socket, which is the kernel's own and there as long as this call; `lo` outlives the call that
+    // copies it.
     unsafe {
         let sk = (*ctx.ops).__bindgen_anon_2.sk;
         if sk.is_null() || core::ptr::read_volatile(&raw const (*sk).mark) & MARK_MASK != MARK_APP {
@@ -170,10 +200,16 @@ unsafe fn keep_on_lo(ctx: &SockOpsContext) {
 }
 
 /// Is it a socket of ztunnel's?
+///
+/// # Safety
+/// `o` must be the program's context.
 #[inline(always)]
 unsafe fn is_exempt(o: *mut bpf_sock_ops) -> bool {
+    // SAFETY: the context is the caller's promise; the socket is the kernel's own and there as long as this call; without a value
+    // nothing is made.
     unsafe {
         let sk = (*o).__bindgen_anon_2.sk;
-        !sk.is_null() && !bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).is_null()
+        !sk.is_null()
+            && !bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).is_null()
     }
 }
