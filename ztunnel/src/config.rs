@@ -59,6 +59,9 @@ pub struct Config {
     /// This pod's namespace, for discovery.
     #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
     pub pod_namespace: String,
+    /// Namespace whose policies are for all namespaces (the controller's ROOT_NAMESPACE). Empty: this pod's.
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = "")]
+    pub root_namespace: String,
     /// This pod's address, for discovery.
     #[arg(long, env = "INSTANCE_IP", default_value = "1.1.1.1")]
     pub instance_ip: String,
@@ -141,6 +144,10 @@ pub struct Config {
 }
 
 impl Config {
+    /// The namespace whose policies are for all namespaces.
+    pub fn root_namespace(&self) -> &str {
+        if self.root_namespace.is_empty() { &self.pod_namespace } else { &self.root_namespace }
+    }
     /// Data plane threads.
     pub fn worker_count(&self) -> usize {
         match self.workers {

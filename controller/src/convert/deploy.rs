@@ -172,7 +172,7 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
         ],
         "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },
         "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } },
-        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] } },
+        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" } },
         "volumeMounts": [{ "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" }, { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true }],
     });
     let spec = json!({
@@ -181,6 +181,8 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
             "metadata": { "labels": pod_labels, "annotations": pod_annotations },
             "spec": {
                 "serviceAccountName": account,
+                // Its token is the projected one below; the API server is never called.
+                "automountServiceAccountToken": false,
                 "securityContext": security,
                 "terminationGracePeriodSeconds": 30,
                 "containers": [container],

@@ -3,7 +3,7 @@
 //! Per family: marked flows look up table 100, which delivers everything to `lo`. Which addresses are local, and on which device,
 //! is what the kernel says ([`addresses`]).
 
-use karst_ebpf_common::{MARK_CAPTURE, MARK_MASK};
+use karst_ebpf_common::{MARK_APP, MARK_CAPTURE, MARK_MASK};
 use karst_rt::process::proc_root;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -20,10 +20,12 @@ use std::{fs, io, net::IpAddr};
 
 const TABLE: u8 = 100;
 const PREF_MARKED: u32 = 10;
+/// Marks of what goes over `lo`.
+const MARKS: [u32; 2] = [MARK_CAPTURE, MARK_APP];
 
 /// Sysctls that redirection needs: accepted sockets inherit the mark of the SYN (so that the application's answers
 /// come back over `lo`), and refusals of closed ports carry the mark of what they answer.
-const SYSCTLS: [(&str, bool); 4] = [
+pub(crate) const SYSCTLS: [(&str, bool); 4] = [
     ("ipv4/tcp_fwmark_accept", false),
     ("ipv4/fwmark_reflect", false),
     ("ipv6/fwmark_reflect", true),
@@ -43,7 +45,9 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
     for v6 in [false, true] {
         let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) else { continue };
         request(&s, RouteNetlinkMessage::NewRoute(local_route(*ip)), NLM_F_CREATE | NLM_F_REPLACE)?;
-        request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6)), NLM_F_CREATE | NLM_F_EXCL)?;
+        for mark in MARKS {
+            request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6, mark)), NLM_F_CREATE | NLM_F_EXCL)?;
+        }
     }
     Ok(())
 }
@@ -53,10 +57,13 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
 /// # Errors
 /// Those of netlink.
 pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
+    crate::guard::remove_filters()?;
     let s = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
-            request(&s, RouteNetlinkMessage::DelRule(marked_rule(v6)), 0)?;
+            for mark in MARKS {
+                request(&s, RouteNetlinkMessage::DelRule(marked_rule(v6, mark)), 0)?;
+            }
             request(&s, RouteNetlinkMessage::DelRoute(local_route(*ip)), 0)?;
         }
     }
@@ -155,15 +162,8 @@ fn rule(v6: bool, attributes: Vec<RuleAttribute>) -> RuleMessage {
     m
 }
 
-fn marked_rule(v6: bool) -> RuleMessage {
-    rule(
-        v6,
-        vec![
-            RuleAttribute::Priority(PREF_MARKED),
-            RuleAttribute::FwMark(MARK_CAPTURE),
-            RuleAttribute::FwMask(MARK_MASK),
-        ],
-    )
+fn marked_rule(v6: bool, mark: u32) -> RuleMessage {
+    rule(v6, vec![RuleAttribute::Priority(PREF_MARKED), RuleAttribute::FwMark(mark), RuleAttribute::FwMask(MARK_MASK)])
 }
 
 fn local_route(source: IpAddr) -> RouteMessage {
@@ -186,7 +186,7 @@ fn local_route(source: IpAddr) -> RouteMessage {
 }
 
 /// Sends one request and waits for its acknowledgement. "Exists already" and "is gone already" are success.
-fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+pub(crate) fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
     let mut packet = NetlinkMessage::from(m);
     packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     packet.header.sequence_number = 1;

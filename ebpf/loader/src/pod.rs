@@ -2,14 +2,14 @@
 //! leads to them, and the switch for new outbound connections last; removal runs the other way round.
 
 use crate::{
-    Error, Node, net,
+    Error, Node, guard, net,
     node::{attach_or_replace, duplicate, key, program},
     sys,
 };
 use aya::{
     EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, SockMap},
-    programs::{SchedClassifier, SkLookup, TcAttachType, links::FdLink},
+    programs::SkLookup,
 };
 use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
 use karst_rt::netns::Netns;
@@ -26,6 +26,8 @@ use std::{
 pub struct PodConfig {
     /// Directory name under which everything is pinned; unique on the node.
     pub uid: String,
+    /// Another network stack has its addresses: no redirection, and nothing of TCP passes, in or out.
+    pub closed: bool,
     /// The pod's addresses, at most [`MAX_POD_IPS`].
     pub ips: Vec<IpAddr>,
     /// Plaintext to the pod is not captured (`ambient.istio.io/bypass-inbound-capture`).
@@ -93,7 +95,8 @@ impl Node {
         self.dir().join("pods").join(uid)
     }
 
-    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place.
+    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that is
+    /// closed gets a guard that lets nothing of TCP pass, and no redirection.
     ///
     /// # Errors
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
@@ -114,6 +117,9 @@ impl Node {
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
         let mut bpf = self.load_pod(pod, cookie, &maps)?;
+        if pod.closed {
+            return guard::attach(&mut bpf, netns, &dir);
+        }
         fill(&mut bpf, l)?;
         self.sync_local(netns, pod)?;
         in_netns(netns, || {
@@ -129,7 +135,7 @@ impl Node {
         attach_lookup(&mut bpf, netns, &dir)?;
         // Before the guard, which would drop the SYNs of connections that are not marked yet.
         self.set_enrolled(cookie, true)?;
-        attach_guard(&mut bpf, netns, &dir)
+        guard::attach(&mut bpf, netns, &dir)
     }
 
     fn load_pod(&self, pod: &PodConfig, cookie: u64, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
@@ -143,6 +149,7 @@ impl Node {
             (pod.bypass_inbound, flag::NO_INBOUND),
             (pod.bypass_dns, flag::NO_DNS),
             (pod.trust_mark, flag::TRUST_MARK),
+            (pod.closed, flag::CLOSED),
             (pod.all_devices, flag::ALL_DEVICES),
             (pod.other_protocols, flag::OTHER_PROTOCOLS),
         ] {
@@ -213,9 +220,10 @@ impl Node {
             "5.14",
         ))?;
         self.detach(&pod.uid, "guard-");
+        let unguarded = in_netns(netns, guard::remove_filters)?;
         self.set_enrolled(cookie, false)?;
         self.forget(&pod.uid, &pod.ips)?;
-        Ok(())
+        unguarded.map_err(Error::io("cannot remove the guard's filters of pod", &pod.uid))
     }
 
     /// Removes the pins of a pod: its links detach. For pods whose namespace is gone.
@@ -263,7 +271,7 @@ pub fn pod_state(node: &std::path::Path, uid: &str) -> Result<PodState, Error> {
     Ok(PodState { netns_ino, counters: Counter::ALL.iter().map(|c| (*c, sum(c))).collect() })
 }
 
-fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
+pub(crate) fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
     n.run(f).map_err(Error::kernel("cannot enter the pod's network namespace", "CAP_SYS_ADMIN", "3.0"))
 }
 
@@ -297,19 +305,4 @@ fn attach_lookup(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> R
         let id = p.attach(ns).map_err(err())?;
         Ok(p.take_link(id).map_err(err())?.into())
     })
-}
-
-fn attach_guard(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Result<(), Error> {
-    let err = || Error::kernel::<aya::programs::ProgramError>("cannot load or attach pod_guard", "tcx", "6.6");
-    let p: &mut SchedClassifier = program(bpf, "pod_guard")?;
-    p.load().map_err(err())?;
-    let devices = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", dir))?;
-    for d in devices {
-        let fd = duplicate(p.fd().map_err(err())?)?;
-        attach_or_replace(&dir.join(format!("guard-{d}")), fd.as_fd(), || {
-            let id = in_netns(netns, || p.attach(&d, TcAttachType::Egress))?.map_err(err())?;
-            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))
-        })?;
-    }
-    Ok(())
 }

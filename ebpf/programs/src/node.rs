@@ -4,6 +4,8 @@
 //!   mark it had; routing does the rest. Sockets in `EXEMPT` (ztunnel's) are left alone.
 //! - `note_probe`: a connect from the node's own network namespace to an enrolled pod is noted in `PROBES`; one of a socket of
 //!   ztunnel's in an enrolled namespace in `OWN_FLOWS`, so that it is never redirected to ztunnel again.
+//!   If only the kubelet may probe, its sockets are told by its cgroup: the connect hooks, which run in the process that calls,
+//!   put them into `PROBE_SOCKETS`; `note_probe`, where source and destination are known, passes over all others.
 //!
 //! Several nodes may share one kernel: each has its own instance, which acts only on its own pods (by netns cookie)
 //! and its own host namespace. Proven by tests/world (capture, probes).
@@ -17,12 +19,12 @@ use aya_ebpf::{
     EbpfContext,
     bindings::bpf_sock_ops,
     btf_maps::SkStorage,
-    helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt, bpf_sk_storage_get},
+    helpers::generated::{bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt, bpf_sk_storage_get},
     macros::{btf_map, cgroup_sock_addr, map, sock_ops},
-    maps::{HashMap, LruHashMap},
+    maps::{Array, HashMap, LruHashMap},
     programs::{SockAddrContext, SockOpsContext},
 };
-use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE, OwnFlow};
+use karst_ebpf_common::{Addr, Flow, MARK_CAPTURE, OwnFlow, prober, MARK_APP, MARK_MASK};
 
 /// Netns cookies of enrolled pods, and how many connects were marked. Inserted last at enrolment, removed first.
 #[map]
@@ -39,6 +41,12 @@ static OWN_FLOWS: LruHashMap<OwnFlow, u64> = LruHashMap::with_max_entries(16384,
 /// Sockets that are ztunnel's. Only who holds a descriptor of this map can add one.
 #[btf_map]
 static EXEMPT: SkStorage<u32> = SkStorage::new();
+/// Who may probe: one value, see `karst_ebpf_common::prober`.
+#[map]
+static PROBE_CGROUP: Array<u64> = Array::with_max_entries(1, 0);
+/// Sockets on which a process of that cgroup has called connect.
+#[btf_map]
+static PROBE_SOCKETS: SkStorage<u32> = SkStorage::new();
 
 /// Cookie of the node's own network namespace; set by the loader.
 #[unsafe(no_mangle)]
@@ -48,6 +56,8 @@ const TCP: u32 = 6;
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
 const TCP_CONNECT_CB: u32 = 3;
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
+const SO_BINDTODEVICE: i32 = 25;
 const AF_INET: u32 = 2;
 
 #[cgroup_sock_addr(connect4)]
@@ -69,6 +79,9 @@ fn mark(ctx: &SockAddrContext) {
             return;
         }
         let cookie = bpf_get_netns_cookie(sa.cast());
+        if cookie == core::ptr::read_volatile(&raw const HOST_NETNS) {
+            return note_prober(ctx);
+        }
         let Some(count) = ENROLLED.get_ptr_mut(&cookie) else { return };
         if !EXEMPT.get_ptr_mut(ctx).is_null() {
             return;
@@ -79,10 +92,43 @@ fn mark(ctx: &SockAddrContext) {
     }
 }
 
+/// Who may probe, as the agent says.
+#[inline(always)]
+fn allowed() -> u64 {
+    PROBE_CGROUP.get(0).copied().unwrap_or(prober::NONE)
+}
+
+/// In the process that connects: is it of the cgroup that may probe?
+#[inline(always)]
+unsafe fn note_prober(ctx: &SockAddrContext) {
+    unsafe {
+        if bpf_get_current_cgroup_id() == allowed() {
+            let mut one = 1u32;
+            PROBE_SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut one));
+        }
+    }
+}
+
+/// May this socket's connect pass as a probe?
+#[inline(always)]
+unsafe fn may_probe(o: *mut bpf_sock_ops) -> bool {
+    unsafe {
+        let sk = (*o).__bindgen_anon_2.sk;
+        allowed() == prober::ALL
+            || (!sk.is_null()
+                && !bpf_sk_storage_get((&raw const PROBE_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0).is_null())
+    }
+}
+
 #[sock_ops]
 pub fn note_probe(ctx: SockOpsContext) -> u32 {
-    if ctx.op() != TCP_CONNECT_CB {
-        return 1;
+    match ctx.op() {
+        TCP_CONNECT_CB => {}
+        PASSIVE_ESTABLISHED_CB => {
+            unsafe { keep_on_lo(&ctx) };
+            return 1;
+        }
+        _ => return 1,
     }
     let o = ctx.ops;
     unsafe {
@@ -99,11 +145,28 @@ pub fn note_probe(ctx: SockOpsContext) -> u32 {
         if !host {
             let own = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
             let _ = OWN_FLOWS.insert(&own, &bpf_ktime_get_ns(), 0);
-        } else if POD_IPS.get(&dst).is_some() {
+        } else if POD_IPS.get(&dst).is_some() && may_probe(o) {
             let _ = PROBES.insert(&flow, &bpf_ktime_get_ns(), 0);
         }
     }
     1
+}
+
+/// The application's end of a connection that ztunnel has made in a client's name stays on `lo`. To the kernel it has the
+/// client's address and a port of ztunnel's choice: if a client (many clients, behind one address) happens to use that port
+/// itself, its packets come by another device, and are not this socket's any more.
+#[inline(always)]
+unsafe fn keep_on_lo(ctx: &SockOpsContext) {
+    unsafe {
+        let sk = (*ctx.ops).__bindgen_anon_2.sk;
+        if sk.is_null() || core::ptr::read_volatile(&raw const (*sk).mark) & MARK_MASK != MARK_APP {
+            return;
+        }
+        if ENROLLED.get(&bpf_get_netns_cookie(ctx.as_ptr())).is_some() {
+            let mut lo = *b"lo\0\0";
+            bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, (&raw mut lo).cast(), 4);
+        }
+    }
 }
 
 /// Is it a socket of ztunnel's?

@@ -192,7 +192,7 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
             TCX_DROP
         }
         Segment::Dns => {
-            if flags() & flag::NO_DNS != 0 || is_exempt(&ctx) {
+            if flags() & (flag::NO_DNS | flag::CLOSED) != 0 || is_exempt(&ctx) {
                 return TCX_NEXT;
             }
             // eth_type_trans on lo (address 0) would take another address for somebody else's.
@@ -201,6 +201,11 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
             }
             ctx.set_mark(MARK_CAPTURE);
             unsafe { bpf_redirect(LO, BPF_F_INGRESS as u64) as i32 }
+        }
+        // Also what answers a stranger: nobody has judged who that is.
+        Segment::Tcp(_) if flags() & flag::CLOSED != 0 => {
+            count(Counter::GuardDrop);
+            TCX_DROP
         }
         Segment::Tcp(f) if f & 0x12 != 0x02 => TCX_NEXT,
         Segment::Tcp(_) => {
