@@ -63,6 +63,7 @@ impl Pages {
                 let (mut page, s) = (self.shared.metrics.render(), self.shared.state.borrow().clone());
                 let known = |p: &str| s.policies.get(p).is_some_and(|p| p.dry_run);
                 self.shared.metrics.dry_runs.render(&mut page, known);
+                self.shared.secrets.revocation().render(&mut page);
                 admin::typed(200, "text/plain; version=0.0.4", page)
             }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),

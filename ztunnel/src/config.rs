@@ -35,6 +35,9 @@ pub struct Config {
     /// authority is then asked.
     #[arg(long, env = "KARST_LOCAL_CERTS")]
     pub local_certs: Option<PathBuf>,
+    /// File with revocation lists of the mesh's authorities, PEM or DER; followed. A file that is not there at the start holds none.
+    #[arg(long, env = "CRL_PATH")]
+    pub crl: Option<PathBuf>,
     /// Resolvers for endpoints that are known by a host name only.
     #[arg(long, env = "KARST_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,

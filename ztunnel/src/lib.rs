@@ -26,7 +26,7 @@ use clap::Parser;
 use control::{Keeper, Writer};
 use karst_api::ads;
 use karst_core::Identity;
-use karst_proxy::{remote::Introduction, secrets, state};
+use karst_proxy::{remote::Introduction, revocation, secrets, state};
 use karst_rt::{drain, ready::Ready};
 use std::{
     collections::{HashMap, HashSet},
@@ -71,7 +71,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (stream_tx, stream) = watch::channel(true);
     let (xds, ca) = config.control_plane().map_err(anyhow::Error::msg)?;
     let remote = |address: &str| config.remote(address);
-    let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone());
+    let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone())
+        .enforcing(revocation::start(config.crl.clone(), &ready));
     let (questions, asker) = untold::Asker::new(&config.network);
     let (crew, receivers) = karst_proxy::crew::Crew::new(config.worker_count());
     let shared = Arc::new(worker::Shared {

@@ -168,7 +168,7 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
         "ports": open,
         "env": [
             env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(x.mesh.trust_domain)), env("CLUSTER_ID", json!(x.mesh.cluster_id)), env("NETWORK", json!(x.mesh.network)),
-            field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
+            env("CRL_PATH", json!("/var/run/secrets/istio/ca-crl.pem")), field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
         ],
         "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },
         "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } },
@@ -187,7 +187,7 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
                 "terminationGracePeriodSeconds": 30,
                 "containers": [container],
                 "volumes": [
-                    { "name": "istiod-ca-cert", "configMap": { "name": "istio-ca-root-cert" } },
+                    { "name": "istiod-ca-cert", "projected": { "sources": [{ "configMap": { "name": "istio-ca-root-cert" } }, { "configMap": { "name": "istio-ca-crl", "optional": true } }] } },
                     { "name": "istio-token", "projected": { "sources": [{ "serviceAccountToken": { "audience": "istio-ca", "expirationSeconds": 43_200, "path": "istio-token" } }] } },
                 ],
             },

@@ -2,7 +2,7 @@
 //! `cargo xtask soak`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
-use karst_world::{Load, Loaded, Options, Pod, PodSpec, World, app};
+use karst_world::{Load, Loaded, Options, Pod, PodSpec, World, app, wait_for};
 use std::{
     io::Read,
     net::{SocketAddr, TcpStream},
@@ -484,6 +484,77 @@ fn rotation_breaks_nothing() {
     println!("T24 lifetime_s=20 rotations={rotations} long_broken={broken} new_ok={ok} new_failed={}", failed.len());
     assert_eq!((broken, failed.len()), (0, 0), "{failed:?}");
     assert!(rotations >= 2);
+}
+
+/// A list that cannot be read changes nothing; one that names a workload's certificate closes its tunnels, also those that are
+/// open, and no others. Its ztunnel gets it another certificate by itself.
+#[test]
+fn a_revoked_certificate_ends_its_tunnels_and_no_others() {
+    let tmp = std::env::temp_dir().join(format!("karst-revoked-{}", std::process::id()));
+    std::fs::create_dir_all(&tmp).unwrap();
+    let file = tmp.join("ca-crl.pem");
+    let write = |text: &str| {
+        std::fs::write(tmp.join("new"), text).unwrap();
+        std::fs::rename(tmp.join("new"), &file).unwrap();
+    };
+    let mut w = World::start(Options {
+        ztunnel_env: vec![("CRL_PATH".into(), file.display().to_string())],
+        ..Options::default()
+    })
+    .unwrap();
+    let (a, b, _echo) = two_pods(&mut w);
+    let c = w.mesh_pod(PodSpec::new("app", "c", 1));
+    let _other = app::Echo::start(&c, 8080, "");
+    let mut held = a.connect(b.at(8080)).unwrap();
+    let mut bystander = a.connect(c.at(8080)).unwrap();
+    let mut both = |whole: bool| {
+        app::ping(&mut bystander, MARK).unwrap();
+        (app::ping(&mut held, MARK).is_ok() == whole).then_some(())
+    };
+    both(true).unwrap();
+    write("nonsense");
+    wait_for("the broken list is reported", Duration::from_secs(5), || {
+        (w.metric(0, "karst_crl_load_failures_total", &[]) >= 1.0).then_some(())
+    });
+    both(true).unwrap();
+
+    let serial = || {
+        let (_, dump) = w.get(1, 15000, "/config_dump").unwrap();
+        let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+        let all = dump["certificates"].as_array().unwrap().clone();
+        let own = all.iter().find(|c| c["identity"] == "spiffe://cluster.local/ns/app/sa/b").unwrap();
+        own["certChain"][0]["serialNumber"].as_str().unwrap().to_string()
+    };
+    let (before, now) = (serial(), std::time::SystemTime::now());
+    let bytes: Vec<u8> =
+        (0..before.len()).step_by(2).map(|i| u8::from_str_radix(&before[i..i + 2], 16).unwrap()).collect();
+    let ca = |f: &str| std::fs::read_to_string(w.dir.join("controller").join(f)).unwrap();
+    let key = rcgen::KeyPair::from_pem(&ca("ca-key.pem")).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: now.into(),
+        next_update: (now + Duration::from_secs(3600)).into(),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from_slice(&bytes),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca("ca-cert.pem"), key).unwrap();
+    write(&list.signed_by(&issuer).unwrap().pem().unwrap());
+    let begun = Instant::now();
+    wait_for("the open connection is cut", Duration::from_secs(10), || both(false));
+    let cut = begun.elapsed();
+    wait_for("another certificate", Duration::from_secs(10), || (serial() != before).then_some(()));
+    app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
+    app::ping(&mut bystander, MARK).unwrap();
+    let closed = w.metric(0, "istio_crl_policy_rejections_total", &["reporter=\"source\""]);
+    println!("revoked: open tunnel cut after {:.1} s, rejections {closed}", cut.as_secs_f64());
+    assert!(closed >= 1.0);
+    let _ = std::fs::remove_dir_all(&tmp);
 }
 
 /// T13, T14: half-close keeps its meaning, and a reset stays a reset.
