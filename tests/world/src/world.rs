@@ -674,6 +674,8 @@ impl World {
         let node = self.nodes[i].ns.clone();
         let make = || -> Result<()> {
             namespace(&ns)?;
+            // The kernel takes its time with what a pod of this number had before.
+            let _ = ip_in(&node, &format!("link del {port}"));
             veth(&node, &port, &ns, "eth0")?;
             ip_in(&node, &format!("link set {port} master cni0"))?;
             ip_in(&ns, &format!("addr add 10.77.{i}.{n}/24 dev eth0"))?;
