@@ -307,7 +307,7 @@ fn nothing_makes_ztunnel_call_itself() {
             Err(e) => e.kind().to_string(),
         };
         // In the moment before the agent has heard of it, ztunnel may be asked, and may refuse.
-        wait_for("the address is the pod's own", Duration::from_secs(3), || (seen() == "served").then_some(()));
+        wait_for("the address is the pod's own", Duration::from_secs(10), || (seen() == "served").then_some(()));
         row("a process in the pod", &format!("{address} on {device}: the application there"), "served", &seen());
     }
     let most = watched.end();
