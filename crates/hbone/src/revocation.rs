@@ -318,6 +318,9 @@ impl Revocation {
     }
 }
 
+/// Waits for other lists.
+type Waiting = Pin<Box<dyn Future<Output = ()>>>;
+
 /// The certificates of an open tunnel's peer. As a future it is done when one of them is revoked: then the tunnel has to end.
 pub struct Standing {
     shown: Vec<CertificateId>,
@@ -327,7 +330,7 @@ pub struct Standing {
     lists: watch::Receiver<Option<Arc<Lists>>>,
     /// What wakes the tunnel's task when other lists come, and that task. It is polled only if it has to be: the tunnel polls us
     /// with all that it carries, and waiting on a channel takes a lock that all workers share.
-    wake: Option<(Pin<Box<dyn Future<Output = ()>>>, Waker)>,
+    wake: Option<(Waiting, Waker)>,
 }
 
 impl Future for Standing {

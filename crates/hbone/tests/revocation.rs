@@ -96,7 +96,7 @@ impl Site {
     fn signed(&self, id: &str, p: CertificateParams, by: &Issuer<'static, KeyPair>, between: &[String]) -> Side {
         let key = KeyPair::generate().unwrap();
         let leaf = p.signed_by(&key, by).unwrap().pem();
-        let chain = [&[leaf][..], between, &[self.ca.pem.clone()]].concat();
+        let chain = [&[leaf][..], between, std::slice::from_ref(&self.ca.pem)].concat();
         let lists = Revocation::none();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let mut creds = Credentials::enforcing(id.parse().unwrap(), &chain, key, lists.clone()).unwrap();
