@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     events::{self, Event, Request},
     install::Install,
-    local::{Followed, Following},
+    local::{self, Followed, Following},
     metrics,
     records::{self, Record},
     sockets::PodSockets,
@@ -33,6 +33,8 @@ use tokio::sync::mpsc;
 
 /// Annotation that says, in directory mode, where a pod's network namespace is.
 const NETNS: &str = "karst.io/netns";
+/// Annotation that names devices of the pod that lead to what is inside of it (Istio's).
+const INNER_DEVICES: &str = "ambient.istio.io/reroute-virtual-interfaces";
 /// After its report is withdrawn, a leaving pod stays redirected this long, so that its peers have heard.
 const LEAVE_DELAY: Duration = Duration::from_millis(300);
 /// A restarted agent gives the running ztunnel this long to connect before it moves the slots to its own listeners.
@@ -374,6 +376,8 @@ impl Agent {
             trust_mark: false,
             all_devices: flag("karst.io/capture-all-devices", false)?,
             other_protocols: flag("karst.io/allow-other-protocols", false)?,
+            inner_devices: local::devices(a.get(INNER_DEVICES).map_or("", String::as_str))
+                .map_err(|e| format!("metadata.annotations[{INNER_DEVICES}]: {e}"))?,
         };
         Ok(Desired { info, uid: p.metadata.uid.clone(), config, netns })
     }

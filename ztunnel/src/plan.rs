@@ -74,6 +74,8 @@ pub enum Refusal {
     OwnAddress,
     /// The client's address is not one of the pod's.
     NotItsAddress,
+    /// It came to a pod whose kernel would send it away again: the destination is neither the pod's nor inside of it.
+    NotInside,
     /// The service does not have this port.
     NoPort,
     /// The service has no endpoint that could be used.
@@ -91,6 +93,7 @@ impl Refusal {
             Refusal::OwnPort => "the destination is a port of ztunnel itself",
             Refusal::OwnAddress => "the destination is the calling pod itself",
             Refusal::NotItsAddress => "the source address is not the pod's",
+            Refusal::NotInside => "the destination is neither the pod's nor inside of it",
             Refusal::NoPort => "the service does not have this port",
             Refusal::NoEndpoint => "no healthy upstream: the service has no endpoint that could be used",
             Refusal::NoWaypoint => "the waypoint is not known or not ready",

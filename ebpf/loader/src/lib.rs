@@ -6,9 +6,10 @@
 //!
 //! Pin layout, one directory per node (several nodes may share a kernel):
 //! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT}`, `links/{connect4,connect6,probes}`,
-//! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS}`.
+//! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS,FORWARDED}`.
 
 mod error;
+mod forward;
 pub mod net;
 mod node;
 mod pod;

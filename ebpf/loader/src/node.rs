@@ -21,6 +21,8 @@ pub struct Node {
     enrolled: HashMap<MapData, u64, u64>,
     pod_ips: HashMap<MapData, Addr, u32>,
     exempt: OwnedFd,
+    /// The node's own network namespace.
+    host: Netns,
 }
 
 impl Node {
@@ -93,8 +95,14 @@ impl Node {
             enrolled: map(&mut bpf, "ENROLLED")?.try_into().map_err(bad)?,
             pod_ips: map(&mut bpf, "POD_IPS")?.try_into().map_err(bad)?,
             exempt: sys::obj_get(&maps.join("EXEMPT")).map_err(Error::io("cannot open", maps.join("EXEMPT")))?,
+            host: host.clone(),
             dir: dir.into(),
         })
+    }
+
+    /// The node's own network namespace.
+    pub(crate) fn host(&self) -> &Netns {
+        &self.host
     }
 
     /// The map whose descriptor lets its holder exempt sockets from redirection.
