@@ -4,15 +4,19 @@
 //! announce HBONE. If no ztunnel answers, redirection is set up all the same: a labelled pod's traffic waits, it never
 //! passes unencrypted. Leaving runs the other way round, and peers are given time to hear of it first.
 
+mod closed;
+
 use crate::{
     config::Config,
     events::{self, Event, Request},
     install::Install,
+    kubelet::{self, Kubelet},
     local::{self, Followed, Following},
-    metrics,
+    metrics, namespaces,
     records::{self, Record},
     sockets::PodSockets,
     source::{Report, of_node},
+    unmeshed::Unmeshed,
     zds::{self, Hub},
 };
 use anyhow::Context;
@@ -25,11 +29,12 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
-    path::{Path, PathBuf},
+    os::fd::AsFd,
+    path::PathBuf,
     rc::Rc,
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Annotation that says, in directory mode, where a pod's network namespace is.
 const NETNS: &str = "karst.io/netns";
@@ -50,6 +55,19 @@ struct Desired {
     config: PodConfig,
     /// Where its network namespace is; empty: found by the uid of its processes.
     netns: PathBuf,
+    /// Connections from before its redirection are to be closed.
+    close: bool,
+}
+
+/// What came of an enrolment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Joined {
+    /// Redirected, and ztunnel serves it.
+    Served,
+    /// Redirected, but no ztunnel serves it yet.
+    Waits,
+    /// Another network stack has its addresses.
+    Closed,
 }
 
 /// A pod that the CNI plugin has announced: the API server learns its addresses later.
@@ -84,6 +102,11 @@ pub struct Agent {
     prepared: RefCell<HashMap<String, Active>>,
     /// Connections to ztunnel.
     pub hub: Rc<Hub>,
+    /// Connections from before their pods were redirected.
+    pub unmeshed: Unmeshed,
+    closed: RefCell<HashMap<String, closed::Closed>>,
+    /// Reconciliation is to be done though nothing has changed in what is asked for.
+    again: Notify,
 }
 
 /// Runs the agent until it is told to stop.
@@ -101,7 +124,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let host = Netns::current().context("cannot open this process's network namespace")?;
-    let node = Node::open(&config.bpf_dir, &config.cgroup_root()?, &host)?;
+    let (kubelet, probers) = Kubelet::new(config.probes.clone(), config.cgroup_root()?);
+    let node = Node::open(&config.bpf_dir, &config.cgroup_root()?, &host, probers)?;
     let exempt = node.exempt_map().try_clone()?;
     let hub = Hub::start(&config.zds, exempt)
         .with_context(|| format!("cannot serve ZDS at {} (--zds)", config.zds.display()))?;
@@ -115,7 +139,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         announced: RefCell::default(),
         prepared: RefCell::default(),
         hub,
+        unmeshed: Unmeshed::default(),
+        closed: RefCell::default(),
+        again: Notify::new(),
     });
+    tokio::task::spawn_local(kubelet::look_after(kubelet, agent.clone()));
+    // What the plugin knows without us.
+    let named = install.as_ref().map(|_| namespaces::Kept::start(&agent.config.events, agent.config.hold_all));
     agent.prepare(&source.read());
     agent.hub.open();
     if !agent.node.borrow().pinned_pods()?.is_empty() {
@@ -137,8 +167,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 tracing::warn!("{text}");
             }
         }
+        if let Some(n) = &named {
+            n.update(&state);
+        }
         let failed = agent.reconcile(&state).await;
         if std::mem::take(&mut first) {
+            tokio::task::spawn_local(agent.clone().look_after_pods());
             // Ready, and open to the plugin, once what runs is redirected.
             tokio::task::spawn_local(metrics::serve(metrics_at.take().context("bound once")?, agent.clone()));
             if let Some(i) = &install {
@@ -158,6 +192,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tokio::select! {
             () = source.changed() => {}
             () = retry => {}
+            () = agent.again.notified() => {}
             Some(e) = calls.recv() => {
                 if let Some(k) = &kube {
                     agent.announced(k, e).await;
@@ -175,6 +210,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let _ = task.await;
         }
         i.remove().context("cannot remove the CNI plugin")?;
+        namespaces::remove(&agent.config.events);
         let all: Vec<String> = agent.active.borrow().keys().cloned().collect();
         agent.leave(&all).await;
         return cleanup(&agent.config);
@@ -207,7 +243,7 @@ async fn removed_for_good(kube: &Kube, config: &Config) -> bool {
 /// Opens a pod's network namespace.
 fn open(d: &Desired) -> anyhow::Result<Netns> {
     if d.netns.as_os_str().is_empty() {
-        return Netns::of_pod(&d.uid)
+        return Netns::of_pod(&d.uid, &d.config.ips)
             .context("cannot look for the pod's processes (CAP_SYS_PTRACE is needed)")?
             .context("no process of the pod runs yet");
     }
@@ -232,7 +268,7 @@ pub fn cleanup(config: &Config) -> anyhow::Result<()> {
     let records = records::load(&dir);
     Node::remove_all(&config.bpf_dir)?;
     for r in &records {
-        let netns = if r.netns.is_empty() { Netns::of_pod(&r.uid)? } else { Netns::open(&r.netns).ok() };
+        let netns = if r.netns.is_empty() { Netns::of_pod(&r.uid, &r.ips)? } else { Netns::open(&r.netns).ok() };
         if let Some(n) = netns {
             n.run(|| karst_ebpf::net::remove(&r.ips))
                 .and_then(|r| r)
@@ -255,9 +291,13 @@ impl Agent {
         self.forget_strangers(&desired, state).await;
         let gone: Vec<String> = self.active.borrow().keys().filter(|k| !desired.contains_key(*k)).cloned().collect();
         self.leave(&gone).await;
+        self.retain_closed(&desired);
         // Where the report failed, or somebody has taken it away.
         let lacking = self.report.lacking(state);
         for (key, d) in &desired {
+            if self.closed.borrow().contains_key(key) {
+                continue;
+            }
             let known = self.active.borrow().get(key).map(|a| a.desired.clone());
             let started = Instant::now();
             let result = match known {
@@ -265,12 +305,16 @@ impl Agent {
                     if !lacking.contains(d.uid.as_str()) {
                         continue;
                     }
-                    self.report.set(&self.config.node, (&d.info.namespace, &d.info.name, &d.uid), true).await
+                    let pod = (&*d.info.namespace, &*d.info.name, &*d.uid);
+                    self.report.set(&self.config.node, pod, true).await.map(|()| Joined::Served)
                 }
                 _ => self.join(key, d).await,
             };
             match result {
-                Ok(()) => tracing::info!(pod = key, ms = started.elapsed().as_millis() as u64, "pod is redirected"),
+                Ok(Joined::Closed) => {}
+                Ok(Joined::Served | Joined::Waits) => {
+                    tracing::info!(pod = key, ms = started.elapsed().as_millis() as u64, "pod is redirected");
+                }
                 Err(e) => {
                     failed = true;
                     tracing::warn!(pod = key, error = format!("{e:#}"), "pod cannot be redirected yet");
@@ -368,8 +412,8 @@ impl Agent {
             service_account: enrol::service_account(p).into(),
         };
         let config = PodConfig {
-            // A bpffs knows no dots in names.
-            uid: uid.replace(['.', '/'], "+"),
+            uid: karst_core::zds_uid(&uid),
+            closed: false,
             ips,
             bypass_inbound: flag("ambient.istio.io/bypass-inbound-capture", false)?,
             bypass_dns: !flag("ambient.istio.io/dns-capture", self.config.dns_capture)?,
@@ -379,7 +423,8 @@ impl Agent {
             inner_devices: local::devices(a.get(INNER_DEVICES).map_or("", String::as_str))
                 .map_err(|e| format!("metadata.annotations[{INNER_DEVICES}]: {e}"))?,
         };
-        Ok(Desired { info, uid: p.metadata.uid.clone(), config, netns })
+        let close = flag("karst.io/close-unmeshed-connections", self.config.close_unmeshed_connections)?;
+        Ok(Desired { info, uid: p.metadata.uid.clone(), config, netns, close })
     }
 
     /// Opens the listeners of all pods and notes them for the first snapshot. What fails here is tried again by `join`.
@@ -393,24 +438,25 @@ impl Agent {
         }
     }
 
-    async fn join(&self, key: &str, d: &Desired) -> anyhow::Result<()> {
+    async fn join(&self, key: &str, d: &Desired) -> anyhow::Result<Joined> {
         let prepared = self.prepared.borrow_mut().remove(key).filter(|p| p.desired == *d);
-        if prepared.is_none() {
-            return self.join_in(key, d, open(d)?, None).await.map(drop);
+        match prepared {
+            None => self.join_in(key, d, open(d)?, None).await,
+            Some(Active { netns, sockets, .. }) => self.join_in(key, d, netns, Some(sockets)).await,
         }
-        let Some(Active { netns, sockets, .. }) = prepared else { return Ok(()) };
-        self.join_in(key, d, netns, Some(sockets)).await.map(drop)
     }
 
-    /// Ok(false): redirected, but no ztunnel serves it yet.
     async fn join_in(
         &self,
         key: &str,
         d: &Desired,
         netns: Netns,
         prepared: Option<Rc<PodSockets>>,
-    ) -> anyhow::Result<bool> {
-        let known = prepared.is_some();
+    ) -> anyhow::Result<Joined> {
+        if let Some(closed) = self.close_foreign(key, d, &netns).await? {
+            return Ok(closed);
+        }
+        let (known, within) = (prepared.is_some(), netns.clone());
         let sockets = match prepared {
             Some(s) => s,
             None => {
@@ -419,13 +465,9 @@ impl Agent {
                 Rc::new(sockets)
             }
         };
-        let record = Record {
-            uid: d.config.uid.clone(),
-            namespace: d.info.namespace.clone(),
-            name: d.info.name.clone(),
-            netns: d.netns.display().to_string(),
-            ips: d.config.ips.clone(),
-        };
+        // What was open when it was redirected first.
+        let unmeshed = records::one(&self.records(), &d.config.uid).and_then(|r| r.unmeshed);
+        let mut record = Record { unmeshed, ..closed::record(d) };
         records::save(&self.records(), &record)
             .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
         let served = if known { Ok(true) } else { self.hub.add(wire(d, &netns, &sockets)).await };
@@ -443,8 +485,15 @@ impl Agent {
         };
         let active = Active { desired: d.clone(), netns, sockets, _following: Some(followed.follow(watch)) };
         self.active.borrow_mut().insert(key.into(), active);
+        let serves = served == Ok(true);
+        // At once: what is opened from here on is captured.
+        self.unmeshed.redirected(key, &mut record, &within, self.node.borrow().exempt_map().as_fd(), d.close);
+        records::save(&self.records(), &record)?;
+        if d.close {
+            self.unmeshed.look(&self.records(), serves);
+        }
         self.report.set(&self.config.node, (&d.info.namespace, &d.info.name, &d.uid), true).await?;
-        Ok(served == Ok(true))
+        Ok(if serves { Joined::Served } else { Joined::Waits })
     }
 
     /// A new pod, before its first container starts.
@@ -452,15 +501,16 @@ impl Agent {
         let result = self.admit(kube, &e.request, e.netns).await;
         let pod = format!("{}/{}", e.request.namespace, e.request.name);
         match &result {
-            Ok(true) => tracing::info!(pod, "new pod is redirected"),
-            Ok(false) => tracing::debug!(pod, "new pod is not of the mesh"),
+            Ok(Some(Joined::Closed)) => tracing::warn!(pod, "new pod is closed"),
+            Ok(Some(_)) => tracing::info!(pod, "new pod is redirected"),
+            Ok(None) => tracing::debug!(pod, "new pod is not of the mesh"),
             Err(e) => tracing::warn!(pod, error = format!("{e:#}"), "new pod is held"),
         }
         // The plugin may have given up; the runtime will call it again.
         let _ = e.answer.send(result.map(drop).map_err(|e| format!("{e:#}")));
     }
 
-    async fn admit(&self, kube: &Kube, r: &Request, netns: Netns) -> anyhow::Result<bool> {
+    async fn admit(&self, kube: &Kube, r: &Request, netns: Netns) -> anyhow::Result<Option<Joined>> {
         let (pod, ns) = tokio::join!(kube.pod(&r.namespace, &r.name), kube.namespace(&r.namespace));
         let pod = pod?.context("the API server does not know the pod")?;
         anyhow::ensure!(
@@ -469,7 +519,7 @@ impl Agent {
             pod.metadata.uid
         );
         if !self.wanted(ns?.as_ref(), &pod) {
-            return Ok(false);
+            return Ok(None);
         }
         let d = self.one(&pod, r.ips.clone()).map_err(anyhow::Error::msg)?;
         let key = format!("{}/{}", r.namespace, r.name);
@@ -481,9 +531,9 @@ impl Agent {
         }
         let announced = Announced { pod, ips: r.ips.clone(), at: Instant::now() };
         self.announced.borrow_mut().insert(d.uid.clone(), announced);
-        let served = self.join_in(&key, &d, netns, None).await?;
-        anyhow::ensure!(served, "no ztunnel serves this node yet; the pod starts once one does");
-        Ok(true)
+        let joined = self.join_in(&key, &d, netns, None).await?;
+        anyhow::ensure!(joined != Joined::Waits, "no ztunnel serves this node yet; the pod starts once one does");
+        Ok(Some(joined))
     }
 
     async fn leave(&self, keys: &[String]) {
@@ -501,6 +551,7 @@ impl Agent {
                 tracing::warn!(pod = k, error = %e, "redirection could not be removed completely");
             }
             self.hub.del(&c.uid);
+            self.unmeshed.forget(&c.uid);
             records::remove(&self.records(), &c.uid);
             tracing::info!(pod = k, "pod is no longer redirected");
         }
@@ -530,7 +581,7 @@ impl Agent {
             let r = records.get(uid);
             let netns = match r {
                 Some(r) if !r.netns.is_empty() => Netns::open(&r.netns).ok(),
-                _ => Netns::of_pod(uid).ok().flatten(),
+                r => Netns::of_pod(uid, r.map_or(&[], |r| &r.ips[..])).ok().flatten(),
             };
             let done = match (r, netns) {
                 (Some(r), Some(n)) => self.node.borrow_mut().release(&n, &r.config()),
@@ -550,10 +601,4 @@ impl Agent {
     pub fn pods(&self) -> Vec<(String, String)> {
         self.active.borrow().iter().map(|(k, a)| (k.clone(), a.desired.config.uid.clone())).collect()
     }
-}
-
-/// The pod's name for a pin, from the records.
-pub fn name_of(run_dir: &Path, uid: &str) -> String {
-    let r = records::load(&run_dir.join("pods")).into_iter().find(|r| r.uid == uid);
-    r.map_or_else(|| uid.to_string(), |r| format!("{}/{}", r.namespace, r.name))
 }

@@ -45,6 +45,18 @@ pub struct Config {
     /// Namespaces (comma separated) whose pods start without waiting for the agent.
     #[arg(long, env = "EXCLUDED_NAMESPACES", value_delimiter = ',', default_value = "kube-system")]
     pub excluded_namespaces: Vec<String>,
+    /// While the agent is down, hold new pods of all namespaces but the excluded ones, also of those known to be outside the mesh.
+    /// For clusters whose pods opt in one by one.
+    #[arg(long, env = "KARST_HOLD_ALL", default_value_t = false, action = clap::ArgAction::Set)]
+    pub hold_all: bool,
+    /// Whose connections from the node's own network to its pods pass as probes, by no policy judged: the kubelet's where its cgroup
+    /// can be found, else everybody's (auto); everybody's (all); nobody's (none); or those of one cgroup, by its path in cgroup2.
+    #[arg(long, env = "KARST_PROBES", default_value = "auto", value_name = "auto|all|none|CGROUP")]
+    pub probes: crate::kubelet::Probes,
+    /// Close connections that were open before their pod was redirected (they go on in plaintext otherwise); a pod's annotation
+    /// karst.io/close-unmeshed-connections says otherwise.
+    #[arg(long, env = "KARST_CLOSE_UNMESHED_CONNECTIONS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub close_unmeshed_connections: bool,
     /// Namespace of the agent's own DaemonSet.
     #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
     pub namespace: String,
@@ -63,6 +75,21 @@ pub struct Config {
     /// Remove all redirection of this node, then exit.
     #[arg(long)]
     pub cleanup: bool,
+    /// Say what of Karst's needs this kernel has and lacks (as the subcommand check), then exit; not zero if it lacks something.
+    #[arg(long)]
+    pub check: bool,
+    /// What to do instead of running the agent.
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+/// What can be done instead of running the agent.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Action {
+    /// Say what of Karst's needs this kernel has and lacks; exit status 1 if it lacks something.
+    Check,
+    /// Show live what the programs of this node's pods drop or pass by, and why: where did the packet go?
+    Trace(crate::trace::How),
 }
 
 impl Config {

@@ -2,16 +2,21 @@
 //! Called by a container runtime (CNI_COMMAND is set), the same program is the CNI plugin.
 
 mod agent;
+mod check;
 mod config;
 mod events;
 mod install;
+mod kubelet;
 mod local;
 mod metrics;
+mod namespaces;
 mod plugin;
 mod records;
 mod sockets;
 mod source;
 mod status;
+mod trace;
+mod unmeshed;
 mod zds;
 
 use anyhow::Context;
@@ -34,6 +39,12 @@ fn main() -> std::process::ExitCode {
 fn run(config: config::Config) -> anyhow::Result<()> {
     if config.status {
         return status::print(&config);
+    }
+    if config.check || matches!(config.action, Some(config::Action::Check)) {
+        return check::print(&config);
+    }
+    if let Some(config::Action::Trace(how)) = &config.action {
+        return trace::run(&config, how);
     }
     if config.cleanup {
         return agent::cleanup(&config);

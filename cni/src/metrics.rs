@@ -29,6 +29,17 @@ fn render(agent: &Agent) -> String {
                 writeln!(out, "karst_redirect_total{{namespace=\"{ns}\",pod=\"{name}\",reason=\"{}\"}} {n}", c.name());
         }
     }
+    out += "# HELP karst_unmeshed_connections Open connections of a redirected pod from before it was: not encrypted, by no policy judged.\n# TYPE karst_unmeshed_connections gauge\n";
+    for (key, uid) in &pods {
+        let (ns, name) = key.split_once('/').unwrap_or(("", key));
+        let n = agent.unmeshed.count(uid);
+        let _ = writeln!(out, "karst_unmeshed_connections{{namespace=\"{ns}\",pod=\"{name}\"}} {n}");
+    }
+    let _ = writeln!(
+        out,
+        "# HELP karst_closed_pods Pods that should be redirected but cannot be, and are closed: another network stack has their addresses.\n# TYPE karst_closed_pods gauge\nkarst_closed_pods {}",
+        agent.closed_pods()
+    );
     let _ = writeln!(
         out,
         "# HELP karst_enrolled_pods Pods of this node that are redirected.\n# TYPE karst_enrolled_pods gauge\nkarst_enrolled_pods {}",

@@ -1,15 +1,32 @@
 //! The chained CNI plugin (CNI specification 1.0): called by the container runtime for each new pod, after the pod has its
 //! network and before its first container starts. It hands the pod to the agent and waits until redirection is in force;
-//! while the agent or ztunnel is missing the pod does not start, so nothing of it is ever sent in plaintext.
+//! while the agent or ztunnel is missing the pod does not start, so nothing of it is ever sent in plaintext. Pods of namespaces
+//! that the agent has named as outside the mesh ([`crate::namespaces`]) start without it. Proven by tests/world (agent).
 
-use crate::events::{Answer, Request};
+use crate::{
+    events::{Answer, Request},
+    namespaces::{self, Verdict},
+};
 use karst_rt::{netns::Netns, seqpacket::Packets};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{collections::HashMap, io::Read, net::IpAddr, os::fd::AsFd, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    io::Read,
+    net::IpAddr,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::time::Instant;
 
 /// The agent has this long; the runtime tries again later.
 const LIMIT: Duration = Duration::from_secs(20);
+/// If nobody listens, a pod is held this long in one call (an agent that is being replaced is back sooner); then the call fails,
+/// which Kubernetes shows as an event of the pod, and the runtime makes the pod anew.
+const ABSENCE: Duration = Duration::from_secs(10);
+/// Meanwhile the agent is looked for this often.
+const LOOK: Duration = Duration::from_millis(250);
 /// Versions of the specification that the plugin speaks.
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -99,23 +116,60 @@ fn add(conf: &Conf, previous: &Value, args: &str, netns: &str) -> Result<(), Fai
     let ns = Netns::open(netns).map_err(|e| Failure(4, format!("CNI_NETNS {netns:?}: {e}")))?;
     let rt =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| Failure(5, e.to_string()))?;
-    let asked = rt.block_on(async { tokio::time::timeout(LIMIT, ask(conf, &request, &ns)).await });
-    let pod = format!("pod {}/{}", request.namespace, request.name);
-    // 11: try again later.
-    match asked {
-        Ok(Ok(Answer { error: None })) => Ok(()),
-        Ok(Ok(Answer { error: Some(e) })) => Err(Failure(11, format!("{pod}: {e}"))),
-        Ok(Err(e)) => Err(Failure(
-            11,
-            format!(
-                "{pod} is held: the node agent does not answer at {} ({e}); it starts once the agent does",
-                conf.socket.display()
-            ),
-        )),
-        Err(_) => {
-            Err(Failure(11, format!("{pod} is held: the node agent has not answered within {} s", LIMIT.as_secs())))
+    let asked = rt.block_on(hold(conf, &request, &ns));
+    decide(&request, asked, namespaces::verdict(&conf.socket, &request.namespace), &conf.socket)
+}
+
+/// What the agent says of a pod.
+enum Asked {
+    /// This.
+    Answered(Answer),
+    /// Nobody listens.
+    Absent(std::io::Error),
+    /// Nothing, for as long as it may take.
+    Silent,
+}
+
+/// Asks the agent, and waits for one that is not there, unless the pod may start without it.
+async fn hold(conf: &Conf, request: &Request, ns: &Netns) -> Asked {
+    let begun = Instant::now();
+    loop {
+        match tokio::time::timeout_at(begun + LIMIT, ask(conf, request, ns)).await {
+            Ok(Ok(a)) => return Asked::Answered(a),
+            Err(_) => return Asked::Silent,
+            Ok(Err(e)) => {
+                let starts = namespaces::verdict(&conf.socket, &request.namespace) == Verdict::Starts;
+                if starts || begun.elapsed() >= ABSENCE {
+                    return Asked::Absent(e);
+                }
+            }
         }
+        tokio::time::sleep(LOOK).await;
     }
+}
+
+/// May the pod start?
+fn decide(r: &Request, asked: Asked, verdict: Verdict, socket: &Path) -> Result<(), Failure> {
+    let pod = format!("pod {}/{}", r.namespace, r.name);
+    // 11: try again later.
+    let agent = match asked {
+        Asked::Answered(Answer { error: None }) => return Ok(()),
+        Asked::Answered(Answer { error: Some(e) }) => return Err(Failure(11, format!("{pod}: {e}"))),
+        Asked::Absent(e) => format!("the node agent does not answer at {} ({e})", socket.display()),
+        Asked::Silent => format!("the node agent has not answered within {} s", LIMIT.as_secs()),
+    };
+    let why = match verdict {
+        Verdict::Starts => return Ok(()),
+        Verdict::NotNamed => format!("namespace {} belongs to the mesh, or is not known to be outside it", r.namespace),
+        Verdict::TooOld => "what the agent knew of namespaces is a day old".to_string(),
+        Verdict::Unknown => "nothing is known of this node's namespaces".to_string(),
+    };
+    Err(Failure(
+        11,
+        format!(
+            "{pod} is held: {agent}, and {why}; it starts once the agent runs on this node: see what keeps it from that with kubectl describe pod -A -l k8s-app=istio-cni-node"
+        ),
+    ))
 }
 
 async fn ask(conf: &Conf, request: &Request, ns: &Netns) -> std::io::Result<Answer> {
@@ -142,6 +196,32 @@ fn ips(result: &Value) -> Result<Vec<IpAddr>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_is_known_to_be_outside_starts_without_the_agent() {
+        let r = Request { namespace: "app".into(), name: "p".into(), uid: String::new(), ips: vec![] };
+        let socket = Path::new("/run/x.sock");
+        let kinds: [fn() -> Asked; 2] =
+            [|| Asked::Absent(std::io::ErrorKind::ConnectionRefused.into()), || Asked::Silent];
+        for asked in kinds {
+            assert!(decide(&r, asked(), Verdict::Starts, socket).is_ok());
+            for v in [Verdict::NotNamed, Verdict::TooOld, Verdict::Unknown] {
+                let Err(Failure(code, text)) = decide(&r, asked(), v, socket) else { panic!("{v:?} starts") };
+                assert_eq!(code, 11);
+                assert!(
+                    text.starts_with("pod app/p is held: the node agent ") && text.contains("kubectl describe"),
+                    "{text}"
+                );
+            }
+        }
+        // An agent that answers decides, whatever the file says.
+        let answer = |error: Option<&str>| Asked::Answered(Answer { error: error.map(String::from) });
+        assert!(decide(&r, answer(None), Verdict::Unknown, socket).is_ok());
+        assert_eq!(
+            decide(&r, answer(Some("no")), Verdict::Starts, socket).err().map(|f| f.1),
+            Some("pod app/p: no".into())
+        );
+    }
 
     #[test]
     fn results_are_read_and_passed_on() {

@@ -17,6 +17,12 @@ pub struct Record {
     pub netns: String,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
+    /// Connections that were open when it was redirected, by the kernel's cookies; none: it has not been yet.
+    #[serde(default)]
+    pub unmeshed: Option<Vec<u64>>,
+    /// Why it cannot be redirected and is closed.
+    #[serde(default)]
+    pub closed: Option<String>,
 }
 
 impl Record {
@@ -24,6 +30,7 @@ impl Record {
     pub fn config(&self) -> PodConfig {
         PodConfig {
             uid: self.uid.clone(),
+            closed: self.closed.is_some(),
             ips: self.ips.clone(),
             bypass_inbound: false,
             bypass_dns: false,
@@ -39,6 +46,11 @@ impl Record {
 pub fn load(dir: &Path) -> Vec<Record> {
     let files = fs::read_dir(dir).into_iter().flatten().flatten();
     files.filter_map(|f| serde_json::from_slice(&fs::read(f.path()).ok()?).ok()).collect()
+}
+
+/// Reads one.
+pub fn one(dir: &Path, uid: &str) -> Option<Record> {
+    serde_json::from_slice(&fs::read(dir.join(uid)).ok()?).ok()
 }
 
 /// Writes one, atomically.

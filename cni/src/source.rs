@@ -36,6 +36,14 @@ impl Report {
         }
     }
 
+    /// Warns of a pod, where its owner looks. (A directory has no such place; the log has it.)
+    pub async fn warn(&self, node: &str, pod: (&str, &str, &str), reason: &str, text: &str) {
+        let Report::Kubernetes(k) = self else { return };
+        if let Err(e) = k.warn_pod(pod, ("istio-cni", node), reason, text).await {
+            tracing::warn!(error = format!("{e:#}"), "the event is only in the log");
+        }
+    }
+
     /// The pods (by uid) that are not shown as redirected.
     pub fn lacking<'a>(&self, state: &'a State) -> HashSet<&'a str> {
         let Report::Kubernetes(_) = self else { return HashSet::new() };

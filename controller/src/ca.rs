@@ -4,12 +4,20 @@ use crate::token::write_private;
 use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use karst_core::Identity;
+use karst_hbone::revocation::Lists;
 use rand::RngCore;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 use x509_parser::{asn1_rs::Tag, extensions::ParsedExtension};
@@ -22,13 +30,16 @@ const ROOT_YEARS: i64 = 10;
 pub struct Authority {
     signer: ArcSwap<Signer>,
     root: watch::Sender<String>,
+    lists: watch::Sender<Option<String>>,
+    lists_stale: AtomicBool,
 }
 
 impl Authority {
     /// Begins with this one.
     pub fn new(s: Signer) -> Self {
         let (root, _) = watch::channel(s.root_pem.clone());
-        Self { signer: ArcSwap::from_pointee(s), root }
+        let (lists, _) = watch::channel(None);
+        Self { signer: ArcSwap::from_pointee(s), root, lists, lists_stale: AtomicBool::new(false) }
     }
 
     /// From now on this one signs.
@@ -51,6 +62,36 @@ impl Authority {
     /// The root certificate and its changes.
     pub fn roots(&self) -> watch::Receiver<String> {
         self.root.subscribe()
+    }
+
+    /// Takes over revocation lists (PEM); empty: there are none. What cannot be read changes nothing.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn revoke(&self, pem: String) -> anyhow::Result<()> {
+        let read = Lists::read(pem.as_bytes());
+        self.lists_stale.store(read.is_err(), Relaxed);
+        let lists = read?;
+        let new = self.lists.send_if_modified(|old| old.replace(pem.clone()).as_ref() != Some(&pem));
+        if new && !pem.is_empty() {
+            tracing::info!(lists = lists.len(), entries = lists.entries(), "revocation lists are published");
+        }
+        Ok(())
+    }
+
+    /// The newest revocation lists could not be had: those of before stay.
+    pub fn lists_failed(&self) {
+        self.lists_stale.store(true, Relaxed);
+    }
+
+    /// Could they not be read the last time?
+    pub fn lists_stale(&self) -> bool {
+        self.lists_stale.load(Relaxed)
+    }
+
+    /// The revocation lists, PEM, and their changes. None: they are not known.
+    pub fn lists(&self) -> watch::Receiver<Option<String>> {
+        self.lists.subscribe()
     }
 
     /// [`Signer::sign`].
@@ -353,6 +394,33 @@ mod tests {
         let life = c.validity().not_after.timestamp() - c.validity().not_before.timestamp();
         assert_eq!(life, 60 + 120);
         assert!(ca.sign("nonsense", &id, std::time::Duration::from_secs(60)).is_err());
+        fs::remove_dir_all(d).unwrap();
+    }
+
+    #[test]
+    fn revocation_lists_that_cannot_be_read_change_nothing() {
+        let (ca, d) = authority();
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: OffsetDateTime::now_utc(),
+            next_update: OffsetDateTime::now_utc() + Duration::days(1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&ca.issuer).unwrap().pem().unwrap();
+        let a = Authority::new(ca);
+        let mut lists = a.lists();
+        assert!(a.revoke("nonsense".into()).is_err());
+        assert_eq!((lists.borrow_and_update().clone(), a.lists_stale()), (None, true));
+        a.revoke(list.clone()).unwrap();
+        assert_eq!((lists.borrow_and_update().clone(), a.lists_stale()), (Some(list.clone()), false));
+        a.revoke(list.clone()).unwrap();
+        assert!(a.revoke(list[..list.len() / 2].into()).is_err());
+        assert!(!lists.has_changed().unwrap() && a.lists_stale());
+        // Taken out of the Secret: there are none.
+        a.revoke(String::new()).unwrap();
+        assert_eq!(lists.borrow_and_update().as_deref(), Some(""));
         fs::remove_dir_all(d).unwrap();
     }
 

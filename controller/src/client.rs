@@ -22,7 +22,7 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo},
 };
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, client::Resumption};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::{
     future::poll_fn,
@@ -92,10 +92,12 @@ impl Client {
     /// TLS cannot be set up.
     pub fn new(reach: Reach, roots: RootCertStore, patience: Duration) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
+        let mut tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
+        // Asked seldom; and a session that goes on would not look at the certificate again, which may have ended since.
+        tls.resumption = Resumption::disabled();
         let reach = Arc::new(reach);
         let mut tcp = HttpConnector::new_with_resolver(Resolver { system: GaiResolver::new(), reach: reach.clone() });
         tcp.enforce_http(false);

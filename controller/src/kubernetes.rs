@@ -1,5 +1,5 @@
 //! What the controller does only on Kubernetes: the objects that it watches, its authority's Secret, and the root
-//! certificate that every namespace gets.
+//! certificate and revocation lists that every namespace gets.
 
 use crate::{
     ca::{Authority, Signer},
@@ -19,6 +19,11 @@ use tokio::sync::watch;
 /// Istio's name of the ConfigMap with the root certificate.
 const ROOT_CONFIG_MAP: &str = "istio-ca-root-cert";
 const ROOT_KEY: &str = "root-cert.pem";
+/// And of the one with the revocation lists.
+const LISTS_CONFIG_MAP: &str = "istio-ca-crl";
+const LISTS_KEY: &str = "ca-crl.pem";
+/// Between two looks at the revocation lists in the authority's Secret: who is revoked is to be out soon.
+const LISTS_CHECK: Duration = Duration::from_secs(10);
 /// Namespaces in which no workload of a mesh can be (Istio's list).
 const NO_ROOT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 const RETRY: Duration = Duration::from_secs(1);
@@ -123,6 +128,40 @@ pub async fn keep_authority(kube: Kube, config: Config, authority: Arc<Authority
     }
 }
 
+/// The revocation lists in the data of `cacerts`; empty: there are none. `known`: those of before.
+fn lists(data: Option<BTreeMap<String, Vec<u8>>>, known: &str) -> anyhow::Result<String> {
+    match data.map(|mut d| d.remove(LISTS_KEY)) {
+        Some(Some(bytes)) => String::from_utf8(bytes).context("is no PEM"),
+        // Taken out of it on purpose.
+        Some(None) => Ok(String::new()),
+        // It may be about to be made anew, and meanwhile nobody is to come back in.
+        None if !known.is_empty() => bail!("the Secret is gone"),
+        None => Ok(String::new()),
+    }
+}
+
+/// Follows the revocation lists in `cacerts`.
+pub async fn keep_lists(kube: Kube, namespace: String, authority: Arc<Authority>) {
+    let mut told = String::new();
+    loop {
+        let known = authority.lists().borrow().clone().unwrap_or_default();
+        let secret = kube.secret(&namespace, PLUGGED_IN).await;
+        let done = secret.and_then(|data| lists(data, &known)).and_then(|pem| authority.revoke(pem));
+        let fault = done.err().map(|e| format!("{e:#}")).unwrap_or_default();
+        if !fault.is_empty() {
+            authority.lists_failed();
+            if fault != told {
+                tracing::warn!(
+                    error = fault,
+                    "Secret {namespace}/{PLUGGED_IN}: data.{LISTS_KEY}: the revocation lists stay as they are"
+                );
+            }
+        }
+        told = fault;
+        tokio::time::sleep(LISTS_CHECK).await;
+    }
+}
+
 async fn follow(kube: &Kube, config: &Config, authority: &Authority, leading: bool) -> anyhow::Result<()> {
     let (ns, now) = (&config.root_namespace, authority.signer());
     if let Some(s) = plugged_in(kube, ns).await? {
@@ -167,30 +206,57 @@ fn text(data: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<String> {
     String::from_utf8(data.get(key)?.clone()).ok()
 }
 
-/// Writes the root certificate into every namespace, and again where it is edited or removed; while we hold the Lease.
+/// What is written into every namespace.
 pub struct Publisher {
-    root: watch::Receiver<String>,
-    missing: watch::Sender<Missing>,
-}
-
-/// The namespaces that lack a root.
-#[derive(Clone, Default, PartialEq, Eq, Debug)]
-struct Missing {
-    root: String,
-    namespaces: BTreeSet<String>,
+    authority: Arc<Authority>,
+    root: Published,
+    lists: Published,
 }
 
 impl Publisher {
     /// Starts it.
-    pub fn start(kube: Kube, root: watch::Receiver<String>, mut leads: watch::Receiver<bool>) -> Self {
+    pub fn start(kube: &Kube, authority: Arc<Authority>, leads: &watch::Receiver<bool>) -> Self {
+        let one = |name, key| Published::start(kube.clone(), Place { name, key }, leads.clone());
+        Self { authority, root: one(ROOT_CONFIG_MAP, ROOT_KEY), lists: one(LISTS_CONFIG_MAP, LISTS_KEY) }
+    }
+
+    /// Looks where something lacks.
+    pub fn note(&self, state: &State) {
+        self.root.note(state, Some(self.authority.root_pem()));
+        self.lists.note(state, self.authority.lists().borrow().clone());
+    }
+}
+
+/// A ConfigMap, and its one key.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    name: &'static str,
+    key: &'static str,
+}
+
+/// Writes a text into a ConfigMap of every namespace, and again where it is edited or removed; while we hold the Lease.
+struct Published {
+    place: Place,
+    missing: watch::Sender<Missing>,
+}
+
+/// The namespaces that lack a text.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+struct Missing {
+    text: String,
+    namespaces: BTreeSet<String>,
+}
+
+impl Published {
+    fn start(kube: Kube, place: Place, mut leads: watch::Receiver<bool>) -> Self {
         let (missing, mut rx) = watch::channel(Missing::default());
         tokio::spawn(async move {
             while leads.wait_for(|l| *l).await.is_ok() {
                 let todo = rx.borrow_and_update().clone();
                 for ns in &todo.namespaces {
                     let labels = [("istio.io/config", "true")];
-                    if let Err(e) = kube.config_map(ns, ROOT_CONFIG_MAP, &labels, &[(ROOT_KEY, &todo.root)]).await {
-                        tracing::warn!(error = format!("{e:#}"), "the root certificate is not there yet");
+                    if let Err(e) = kube.config_map(ns, place.name, &labels, &[(place.key, &todo.text)]).await {
+                        tracing::warn!(error = format!("{e:#}"), "{} is not there yet", place.key);
                     }
                 }
                 // Written again until the watch has shown it: an edit of the same moment must not stay.
@@ -205,14 +271,14 @@ impl Publisher {
                 }
             }
         });
-        Self { root, missing }
+        Self { place, missing }
     }
 
-    /// Looks where it lacks.
-    pub fn note(&self, state: &State) {
-        let new = missing(state, self.root.borrow().clone());
+    /// Looks where it lacks. None: the text is not known, and what is there stays.
+    fn note(&self, state: &State, text: Option<String>) {
+        let new = text.map(|t| missing(state, self.place, t)).unwrap_or_default();
         self.missing.send_if_modified(|m| {
-            // The same namespaces with another root are new, too. What is there wakes nobody.
+            // The same namespaces with another text are new, too. What is there wakes nobody.
             let tell = *m != new && !new.namespaces.is_empty();
             *m = new;
             tell
@@ -220,8 +286,8 @@ impl Publisher {
     }
 }
 
-/// The namespaces without this root.
-fn missing(state: &State, root: String) -> Missing {
+/// The namespaces without this text. An empty one is only written in place of another.
+fn missing(state: &State, place: Place, text: String) -> Missing {
     let mut namespaces = BTreeSet::new();
     for o in &state.objects {
         if let Object::Namespace(n) = &o.object
@@ -231,15 +297,19 @@ fn missing(state: &State, root: String) -> Missing {
             namespaces.insert(n.metadata.name.clone());
         }
     }
+    let mut found = BTreeMap::new();
     for o in &state.objects {
         if let Object::ConfigMap(c) = &o.object
-            && c.metadata.name == ROOT_CONFIG_MAP
-            && c.data.get(ROOT_KEY) == Some(&root)
+            && c.metadata.name == place.name
         {
-            namespaces.remove(&c.metadata.namespace);
+            found.insert(c.metadata.namespace.clone(), c.data.get(place.key).is_some_and(|t| *t == text));
         }
     }
-    Missing { root, namespaces }
+    namespaces.retain(|ns| match found.get(ns) {
+        Some(same) => !same,
+        None => !text.is_empty(),
+    });
+    Missing { text, namespaces }
 }
 
 /// Name of the Lease (Istio's).
@@ -331,20 +401,40 @@ mod tests {
     /// namespaces lack it, and still there is something to write.
     #[test]
     fn a_root_that_changes_while_it_is_written_is_told_again() {
-        let (root, roots) = watch::channel("one".to_string());
         let (missing, mut told) = watch::channel(Missing::default());
-        let publisher = Publisher { root: roots, missing };
+        let publisher = Published { place: Place { name: ROOT_CONFIG_MAP, key: ROOT_KEY }, missing };
         let mut state = State::default();
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: app}\n";
         let objects = karst_manifest::parse::file(std::path::Path::new("app.yaml"), text).unwrap();
         state.objects = objects.into_iter().map(Arc::new).collect();
-        publisher.note(&state);
-        assert_eq!(told.borrow_and_update().root, "one");
-        publisher.note(&state);
+        publisher.note(&state, Some("one".into()));
+        assert_eq!(told.borrow_and_update().text, "one");
+        publisher.note(&state, Some("one".into()));
         assert!(!told.has_changed().unwrap(), "nothing new");
-        root.send_replace("two".into());
-        publisher.note(&state);
+        publisher.note(&state, Some("two".into()));
         assert!(told.has_changed().unwrap());
-        assert_eq!(told.borrow_and_update().root, "two");
+        assert_eq!(told.borrow_and_update().text, "two");
+    }
+
+    #[test]
+    fn lists_are_written_everywhere_and_emptied_where_they_were() {
+        let mut state = State::default();
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n---\n\
+            apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-ca-crl, namespace: a}\ndata: {ca-crl.pem: old}\n";
+        let objects = karst_manifest::parse::file(std::path::Path::new("x.yaml"), text).unwrap();
+        state.objects = objects.into_iter().map(Arc::new).collect();
+        let place = Place { name: LISTS_CONFIG_MAP, key: LISTS_KEY };
+        let of = |t: &str| missing(&state, place, t.into()).namespaces.into_iter().collect::<Vec<_>>();
+        assert_eq!(of("new"), ["a", "b"]);
+        assert_eq!(of("old"), ["b"]);
+        // None of it any more: no ConfigMap is made to say so.
+        assert_eq!(of(""), ["a"]);
+        assert_eq!(lists(None, "").unwrap(), "");
+        assert_eq!(lists(Some(BTreeMap::new()), "old").unwrap(), "");
+        assert!(lists(None, "old").is_err(), "a Secret that is made anew lets nobody back in");
+        // Not known (they cannot be read): what is there stays.
+        let (sender, told) = watch::channel(Missing::default());
+        Published { place, missing: sender }.note(&state, None);
+        assert!(!told.has_changed().unwrap_or(false));
     }
 }

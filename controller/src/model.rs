@@ -2,7 +2,7 @@
 
 use imbl::OrdMap;
 use karst_api::{
-    route::{Access, Backend, Gateway, Routes},
+    route::{Access, Backend, Gateway, PodRanges, Routes},
     workload::{Service, Workload},
 };
 use karst_policy::Policy;
@@ -25,6 +25,8 @@ pub struct Model {
     pub backends: OrdMap<String, Arc<Backend>>,
     /// Who may call services, by `namespace/hostname`.
     pub access: OrdMap<String, Arc<Access>>,
+    /// What nodes give their pods addresses from, by node.
+    pub pod_ranges: OrdMap<String, PodRanges>,
     /// For the certificate authority: what runs where. By `namespace/name`.
     pub pods: OrdMap<String, Arc<PodFacts>>,
 }

@@ -2,8 +2,8 @@
 
 use crate::model::Model;
 use karst_api::{
-    ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE,
-    convert::policy_to_wire, route::Routes, workload as pb,
+    ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE,
+    VIRTUAL_HOST_TYPE, convert::policy_to_wire, route::Routes, workload as pb,
 };
 use karst_core::addr::ip_from_bytes;
 use karst_xds::{
@@ -15,8 +15,16 @@ use std::{collections::HashMap, sync::Arc};
 
 /// Types in the order in which additions are sent: policies before the workloads that name them, what
 /// routes lead to before the routes.
-const ORDER: &[&str] =
-    &[AUTHORIZATION_TYPE, ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
+const ORDER: &[&str] = &[
+    AUTHORIZATION_TYPE,
+    ACCESS_TYPE,
+    POD_RANGES_TYPE,
+    ADDRESS_TYPE,
+    BACKEND_TYPE,
+    ROUTES_TYPE,
+    VIRTUAL_HOST_TYPE,
+    GATEWAY_TYPE,
+];
 /// Types whose resources hold secrets: a subscriber is told of the one with its own name only.
 const PRIVATE: &[&str] = &[GATEWAY_TYPE];
 /// All policies, for those who know that some are in dry run. Under the type itself are those that are enforced: another
@@ -61,8 +69,10 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
     let gateways = m.gateways.iter().map(|(k, g)| (k.clone(), Entry::new(g.encode_to_vec(), vec![]))).collect();
     let backends = m.backends.iter().map(|(k, b)| (k.clone(), Entry::new(b.encode_to_vec(), vec![]))).collect();
     let access = m.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
+    let ranges = m.pod_ranges.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
     let types = [
         (ADDRESS_TYPE, addresses),
+        (POD_RANGES_TYPE, ranges),
         (AUTHORIZATION_TYPE, enforced),
         (ALL_POLICIES, all_policies),
         (ACCESS_TYPE, access),

@@ -97,7 +97,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let source = kubernetes::source(&kube, config.gateway_secrets).await;
             let leading = kubernetes::elect(&kube, &config);
             leads = Some(leading.clone());
-            let publisher = kubernetes::Publisher::start(kube.clone(), authority.roots(), leading.clone());
+            let publisher = kubernetes::Publisher::start(&kube, authority.clone(), &leading);
+            tokio::spawn(kubernetes::keep_lists(kube.clone(), config.root_namespace.clone(), authority.clone()));
             let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.clone());
             tokio::spawn(keep);
             let writer = kubernetes::Writer::start(
@@ -110,7 +111,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let serving = tls::Serving::start(authority.clone(), config.server_names.clone())?;
-    let mut roots = authority.roots();
+    let (mut roots, mut lists) = (authority.roots(), authority.lists());
     let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
     let shared = Arc::new(Shared {
@@ -162,6 +163,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 Ok(()) = found.changed() => update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log),
                 // A new root is written everywhere. (What the source was about to tell is taken in, too.)
                 Ok(()) = roots.changed() => {
+                    update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
+                    if let Some((publisher, _)) = &kube {
+                        publisher.note(&source.read());
+                    }
+                }
+                Ok(()) = lists.changed() => {
                     update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
                     if let Some((publisher, _)) = &kube {
                         publisher.note(&source.read());
@@ -415,6 +422,12 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
                     "gauge",
                     "Problems in the manifests at the moment.",
                     c.problems.load(Ordering::Relaxed),
+                ),
+                (
+                    "karst_ca_crl_current",
+                    "gauge",
+                    "0: ca-crl.pem of the Secret cacerts could not be read; what was published stays.",
+                    u64::from(!s.authority.lists_stale()),
                 ),
                 ("karst_workloads", "gauge", "Workloads known.", m.workloads.len() as u64),
                 ("karst_services", "gauge", "Services known.", m.services.len() as u64),

@@ -66,6 +66,7 @@ impl Pages {
         let (mut page, s) = (self.shared.metrics.render(&self.shared.gate), self.shared.state.borrow().clone());
         let known: HashSet<&str> = s.dry_runs().collect();
         self.shared.metrics.dry_runs.render(&mut page, |p| known.contains(p));
+        self.shared.secrets.revocation().render(&mut page);
         admin::typed(200, "text/plain; version=0.0.4", page)
     }
 }

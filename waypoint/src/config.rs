@@ -33,6 +33,9 @@ pub struct Config {
     /// File with the token to present; read anew for each call.
     #[arg(long, env = "AUTH_TOKEN", default_value = "./var/run/secrets/tokens/istio-token")]
     pub auth_token: PathBuf,
+    /// File with revocation lists of the mesh's authorities, PEM or DER; followed. A file that is not there at the start holds none.
+    #[arg(long, env = "CRL_PATH")]
+    pub crl: Option<PathBuf>,
     /// Cluster name.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,

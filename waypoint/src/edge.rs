@@ -208,6 +208,9 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
                 }
                 Err(e) => return ended(e),
             };
+            if let Err(e) = tls.still_valid(io.get_ref().1) {
+                return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed: resumed session");
+            }
             if !tls.admits(io.get_ref().1.peer_certificates()) {
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
             }

@@ -3,7 +3,7 @@
 use crate::{access::Access, control::Snapshot, table::Routes, telemetry::Telemetry};
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
-    RootCertStore, ServerConfig,
+    HandshakeKind, RootCertStore, ServerConfig, ServerConnection,
     crypto::CryptoProvider,
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
@@ -57,6 +57,8 @@ pub struct Tls {
     pub server: Arc<ServerConfig>,
     /// One of them must be a name of the client's certificate, if there are any.
     names: Vec<String>,
+    /// Who looks at the client's certificate.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl Gateway {
@@ -179,7 +181,8 @@ impl Tls {
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
             .map_err(|e| e.to_string())?;
-        let builder = match clients(t, &provider)? {
+        let clients = clients(t, &provider)?;
+        let builder = match clients.clone() {
             None => builder.with_no_client_auth(),
             Some(v) => builder.with_client_cert_verifier(v),
         };
@@ -187,7 +190,24 @@ impl Tls {
         if protocol == ListenerProtocol::Https {
             server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         }
-        Ok(Self { server: Arc::new(server), names: t.client_names.clone() })
+        Ok(Self { server: Arc::new(server), names: t.client_names.clone(), clients })
+    }
+
+    /// A session that is resumed remembers the certificate of the first handshake, and rustls does not look at it again: it may
+    /// have ended since.
+    ///
+    /// # Errors
+    /// The client's certificate does not count any more.
+    pub fn still_valid(&self, c: &ServerConnection) -> Result<(), rustls::Error> {
+        let Some(v) = self.clients.as_ref().filter(|_| c.handshake_kind() == Some(HandshakeKind::Resumed)) else {
+            return Ok(());
+        };
+        let now = self.server.time_provider.current_time().ok_or(rustls::Error::FailedToGetCurrentTime)?;
+        match c.peer_certificates() {
+            Some([leaf, chain @ ..]) => v.verify_client_cert(leaf, chain, now).map(drop),
+            Some([]) | None if v.client_auth_mandatory() => Err(rustls::Error::NoCertificatesPresented),
+            Some([]) | None => Ok(()),
+        }
     }
 
     /// May a client with these certificates come in? (Who signed them has been looked at.)
@@ -239,6 +259,12 @@ impl ResolvesServerCert for Keys {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use rustls_pki_types::UnixTime;
+    use std::{
+        sync::atomic::{AtomicU64, Ordering::Relaxed},
+        time::Duration,
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn listener(origin: &str, hosts: &[&str]) -> ir::Listener {
         ir::Listener {
@@ -299,6 +325,77 @@ mod tests {
         }
         s.hosts.insert("~l/*".into(), Arc::default());
         assert!(l.routes(&s, "b.com").is_some() && l.routes(&s, "").is_some());
+    }
+
+    #[derive(Debug)]
+    struct Clock(AtomicU64);
+    impl rustls::time_provider::TimeProvider for Clock {
+        fn current_time(&self) -> Option<UnixTime> {
+            Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0.load(Relaxed))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_resumed_session_ends_with_the_clients_certificate() {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+        let mut p = CertificateParams::new(vec![]).unwrap();
+        p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(p, KeyPair::generate().unwrap()).unwrap();
+        let pair = |name: &str, year| {
+            let mut p = CertificateParams::new(vec![name.to_string()]).unwrap();
+            p.not_after = rcgen::date_time_ymd(year, 1, 1);
+            let key = KeyPair::generate().unwrap();
+            (p.signed_by(&key, &ca).unwrap(), key)
+        };
+        let (server, client) = (pair("gateway", 3000), pair("client", 2030));
+        let listener = ir::Tls {
+            certificates: vec![ir::KeyPair { chain: server.0.pem().into(), key: server.1.serialize_pem().into() }],
+            client: ir::ClientCertificate::Required as i32,
+            client_roots: ca.pem().into(),
+            ..Default::default()
+        };
+        // The end of 2029.
+        let clock = Arc::new(Clock(AtomicU64::new(1_893_456_000 - 3600)));
+        for version in rustls::ALL_VERSIONS {
+            clock.0.store(1_893_456_000 - 3600, Relaxed);
+            let mut tls = Tls::new(&listener, ListenerProtocol::Tls).unwrap();
+            Arc::get_mut(&mut tls.server).unwrap().time_provider = clock.clone();
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.der().clone()).unwrap();
+            let own = PrivateKeyDer::Pkcs8(client.1.serialize_der().into());
+            let mut config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_client_auth_cert(vec![client.0.der().clone()], own)
+                .unwrap();
+            config.time_provider = clock.clone();
+            let config = Arc::new(config);
+            let tls = &tls;
+            let shake = async || {
+                let (a, b) = tokio::io::duplex(1 << 16);
+                let connect = async {
+                    let c = tokio_rustls::TlsConnector::from(config.clone());
+                    let mut c = c.connect(ServerName::try_from("gateway").unwrap(), a).await.unwrap();
+                    // Reads the tickets.
+                    let _ = c.read(&mut [0]).await;
+                };
+                let accept = async {
+                    let mut s = tokio_rustls::TlsAcceptor::from(tls.server.clone()).accept(b).await.unwrap();
+                    s.write_all(b"x").await.unwrap();
+                    let c = s.get_ref().1;
+                    (c.handshake_kind().unwrap(), tls.still_valid(c).map_err(|e| e.to_string()))
+                };
+                tokio::join!(connect, accept).1
+            };
+            assert_eq!(shake().await, (HandshakeKind::Full, Ok(())));
+            assert_eq!(shake().await, (HandshakeKind::Resumed, Ok(())), "{version:?}");
+            clock.0.fetch_add(2 * 3600, Relaxed);
+            let (kind, valid) = shake().await;
+            assert_eq!(kind, HandshakeKind::Resumed);
+            assert!(valid.unwrap_err().contains("expired"), "{version:?}");
+        }
     }
 
     #[test]

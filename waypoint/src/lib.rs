@@ -38,7 +38,7 @@ mod worker;
 use anyhow::Context;
 use clap::Parser;
 use karst_api::ads;
-use karst_proxy::{crew::Crew, remote::Introduction, secrets};
+use karst_proxy::{crew::Crew, remote::Introduction, revocation, secrets};
 use karst_rt::{drain, ready::Ready};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -72,7 +72,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (state_tx, state) = watch::channel(Arc::new(control::Snapshot::new(&config.network)));
     let (stream_tx, stream) = watch::channel(true);
     let (configured_tx, configured) = watch::channel(false);
-    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream);
+    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream)
+        .enforcing(revocation::start(config.crl.clone(), &ready));
     manager.keep(&identity);
     // Ports first: a process that cannot have them must not become ready.
     let listener = karst_rt::socket::listener(config.hbone)

@@ -4,8 +4,9 @@ use crate::{cluster::Set, control::Snapshot, stream::Io};
 use karst_api::route as ir;
 use prost::Message;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, HandshakeKind, RootCertStore, SignatureScheme,
     client::{
+        ClientConnection,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
@@ -32,7 +33,7 @@ pub enum Speaks {
 /// Why it cannot be.
 pub async fn shake(s: &Snapshot, set: &Set, t: &ir::ClientTls, io: Io, speaks: Speaks) -> Result<Io, String> {
     let made = set.tls.get_or_init(|| config(s, t, &set.host));
-    let (config, name) = made.as_ref().map_err(|e| format!("TLS: {e}"))?;
+    let (config, name, verifier) = made.as_ref().map_err(|e| format!("TLS: {e}"))?;
     let mut config = config.clone();
     Arc::make_mut(&mut config).alpn_protocols = match speaks {
         Speaks::Http1 => vec![b"http/1.1".to_vec()],
@@ -40,6 +41,7 @@ pub async fn shake(s: &Snapshot, set: &Set, t: &ir::ClientTls, io: Io, speaks: S
         Speaks::Anything | Speaks::Tls => vec![],
     };
     let tls = TlsConnector::from(config).connect(name.clone(), io).await.map_err(|e| format!("TLS: {e}"))?;
+    still_valid(verifier, name, tls.get_ref().1).map_err(|e| format!("TLS: resumed session: {e}"))?;
     // An endpoint that names no protocol speaks HTTP/1.1.
     if speaks == Speaks::Http2 && tls.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err("TLS: the endpoint does not speak HTTP/2".into());
@@ -47,8 +49,20 @@ pub async fn shake(s: &Snapshot, set: &Set, t: &ir::ClientTls, io: Io, speaks: S
     Ok(Io::tls(tls))
 }
 
-/// How TLS is spoken, and the name in the hello.
-pub type Config = (Arc<ClientConfig>, ServerName<'static>);
+/// A session that is resumed remembers the certificate of the first handshake, and rustls does not look at it again: it may have
+/// ended since.
+fn still_valid(v: &Verifier, sni: &ServerName<'_>, c: &ClientConnection) -> Result<(), rustls::Error> {
+    if c.handshake_kind() != Some(HandshakeKind::Resumed) {
+        return Ok(());
+    }
+    match c.peer_certificates() {
+        Some([leaf, chain @ ..]) => v.verify_server_cert(leaf, chain, sni, &[], UnixTime::now()).map(drop),
+        Some([]) | None => Err(rustls::Error::NoCertificatesPresented),
+    }
+}
+
+/// How TLS is spoken, the name in the hello, and who looks at the endpoint's certificate.
+pub type Config = (Arc<ClientConfig>, ServerName<'static>, Arc<Verifier>);
 
 /// All that decides about it: rules, host name, our own certificate.
 pub fn rules(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Arc<[u8]> {
@@ -81,12 +95,12 @@ fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String>
         }
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Verifier { names, uris, roots, provider: provider.clone(), unverified: t.unverified };
+    let verifier = Arc::new(Verifier { names, uris, roots, provider: provider.clone(), unverified: t.unverified });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
+        .with_custom_certificate_verifier(verifier.clone());
     let config = if t.credential.is_empty() {
         builder.with_no_client_auth()
     } else {
@@ -94,12 +108,12 @@ fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String>
         let (chain, key) = own.ok_or_else(|| format!("we have not been told of a Secret {}", t.credential))?;
         builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|e| e.to_string())?
     };
-    Ok((Arc::new(config), sni))
+    Ok((Arc::new(config), sni, verifier))
 }
 
 /// Who answers must have one of the names.
 #[derive(Debug)]
-struct Verifier {
+pub struct Verifier {
     names: Vec<ServerName<'static>>,
     uris: Vec<String>,
     roots: RootCertStore,

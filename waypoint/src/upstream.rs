@@ -300,6 +300,15 @@ async fn dial_http1(
     Ok((send, conn, lease))
 }
 
+/// Which connections a request may use. Asked for each request: one that is kept may have been opened for another service, which
+/// could lend the endpoint our identity.
+fn end(s: &Set, m: &Member) -> Result<End, Failure> {
+    match lent(s, &m.workload) {
+        Some(why) => Err(Failure::Connect(why)),
+        None => Ok((m.workload.uid.clone(), m.address, s.apart.clone())),
+    }
+}
+
 /// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer.
 ///
 /// # Errors
@@ -311,7 +320,7 @@ pub async fn http1(
     from: SocketAddr,
     mut r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end: End = (m.workload.uid.clone(), m.address, s.apart.clone());
+    let end = end(s, m)?;
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
         let kept = w.upstream.h1.borrow_mut().get_mut(&end).and_then(Vec::pop);
@@ -381,7 +390,7 @@ pub async fn http2(
     from: SocketAddr,
     mut r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end: End = (m.workload.uid.clone(), m.address, s.apart.clone());
+    let end = end(s, m)?;
     loop {
         let kept = {
             let mut all = w.upstream.h2.borrow_mut();

@@ -274,7 +274,8 @@ impl Worker {
     /// Ourselves, as the control plane tells of us.
     pub fn own<'a>(&self, s: &'a Snapshot) -> Option<&'a Arc<Workload>> {
         let c = &self.shared.config;
-        s.mesh.pod(&c.pod_namespace, &c.pod_name)
+        let (namespace, name, account) = (&*c.pod_namespace, &*c.pod_name, &*c.account);
+        s.mesh.own_pod(&karst_proxy::state::OwnPod { namespace, name, account, uid: None })
     }
 
     /// The endpoints of a destination at the moment. None: there is no such service or subset.

@@ -29,7 +29,12 @@ mount --make-rshared /
 containerd -c "$DIR/containerd.toml" > "$LOG/containerd-$NODE.log" 2>&1 &
 for _ in $(seq 100); do if ctr version > /dev/null 2>&1; then break; fi; sleep 0.1; done
 for i in $IMAGES; do ctr -n k8s.io images import "$i"; done
-"$BIN/kubelet" --config="$DIR/kubelet.yaml" --kubeconfig="$DIR/../pki/kubelet-$NODE.kubeconfig" --hostname-override="$NODE" --node-ip="$ADDRESSES" > "$LOG/kubelet-$NODE.log" 2>&1 &
+# In a cgroup of its own, as on a real node: the node agent tells its probes from other processes' connections by it.
+( for g in /sys/fs/cgroup/unified/"$NODE"/kubelet /sys/fs/cgroup/"$NODE"/kubelet; do
+    if [ -d "$g" ]; then echo "$BASHPID" > "$g"/cgroup.procs; fi
+  done
+  exec "$BIN/kubelet" --config="$DIR/kubelet.yaml" --kubeconfig="$DIR/../pki/kubelet-$NODE.kubeconfig" --hostname-override="$NODE" --node-ip="$ADDRESSES" > "$LOG/kubelet-$NODE.log" 2>&1
+) &
 "$BIN/kube-proxy" --config="$DIR/kube-proxy.yaml" > "$LOG/kube-proxy-$NODE.log" 2>&1 &
 trap 'exit 0' TERM
 # Reaps orphans, such as the children of containerd's shims.

@@ -1,6 +1,6 @@
 //! One image for each component, from the static programs, without a container engine.
 
-use crate::cluster::image::Image;
+use crate::{cluster::image::Image, sbom};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
@@ -8,37 +8,66 @@ use std::{
     process::Command,
 };
 
-/// Name of the image and program in it.
-const COMPONENTS: [(&str, &str); 4] = [
-    ("pilot", "karst-controller"),
-    ("install-cni", "karst-cni"),
-    ("ztunnel", "ztunnel"),
-    ("waypoint", "karst-waypoint"),
+struct Component {
+    image: &'static str,
+    package: &'static str,
+    program: &'static str,
+    /// Where its digest goes, in the values of the chart `ambient`.
+    value: &'static str,
+}
+
+const COMPONENTS: [Component; 4] = [
+    Component { image: "pilot", package: "karst-controller", program: "karst-controller", value: "istiod" },
+    Component { image: "install-cni", package: "karst-cni", program: "karst-cni", value: "cni" },
+    Component { image: "ztunnel", package: "karst-ztunnel", program: "ztunnel", value: "ztunnel" },
+    Component { image: "waypoint", package: "karst-waypoint", program: "karst-waypoint", value: "global.waypoint" },
 ];
 /// The charts' default.
 const HUB: &str = "registry.local/karst";
 const LIMIT: u64 = 40 << 20;
 
-/// Writes the images of the programs that are built; gives their files.
+/// Writes the images of the programs that are built, beside each what is in it (`NAME.cdx.json`), and their digests as values of
+/// the chart `ambient` (`digests.yaml`); gives the images' files.
 pub fn write() -> Result<Vec<PathBuf>> {
     let out = std::path::absolute("target/images")?;
     fs::create_dir_all(&out)?;
     let tag = env!("CARGO_PKG_VERSION");
     let mut files = Vec::new();
-    println!("{:<40} {:>9}", "image", "MB");
-    for (name, program) in COMPONENTS {
-        let stripped = strip(program, &out)?;
-        let reference = format!("{HUB}/{name}:{tag}");
-        let entry = format!("/usr/local/bin/{program}");
-        let file = out.join(format!("{name}.tar"));
-        Image::new(&reference, &[&entry]).file(&stripped, &entry).write(&file)?;
+    let mut digests = Vec::new();
+    let sources = sbom::Sources::read(&std::path::absolute(".")?)?;
+    println!("{:<40} {:>9}  digest", "image", "MB");
+    for c in COMPONENTS {
+        let stripped = strip(c.program, &out)?;
+        let (name, entry) = (format!("{HUB}/{}", c.image), format!("/usr/local/bin/{}", c.program));
+        let reference = format!("{name}:{tag}");
+        let file = out.join(format!("{}.tar", c.image));
+        let digest = Image::new(&reference, &[&entry]).file(&stripped, &entry).write(&file)?;
         let size = fs::metadata(&file)?.len();
-        println!("{reference:<40} {:>9.1}", size as f64 / 1e6);
+        println!("{reference:<40} {:>9.1}  {digest}", size as f64 / 1e6);
         ensure!(size < LIMIT, "{reference} has {size} bytes; the limit is {LIMIT}");
+        let program = fs::read(&stripped)?;
+        let what = sbom::Subject { image: &name, tag, digest: &digest, package: c.package, program: &program };
+        let document = sources.document(&what).with_context(|| format!("what is in {reference}"))?;
+        fs::write(out.join(format!("{}.cdx.json", c.image)), serde_json::to_string_pretty(&document)? + "\n")?;
         files.push(file);
+        digests.push((c.value, digest));
     }
+    fs::write(out.join("digests.yaml"), values(&digests))?;
     files.push(samples(&out)?);
     Ok(files)
+}
+
+/// The digests as values of the chart `ambient`.
+fn values(digests: &[(&str, String)]) -> String {
+    let mut text =
+        "# Written by `cargo xtask images`: helm install ambient charts/ambient -f target/images/digests.yaml\n"
+            .to_string();
+    for (at, digest) in digests {
+        let names: Vec<&str> = at.split('.').collect();
+        let (open, close) = (names.join(": {"), "}".repeat(names.len()));
+        text += &format!("{open}: {{digest: \"{digest}\"{close}\n");
+    }
+    text
 }
 
 /// The sample applications, for the tests on the cluster.
@@ -67,4 +96,16 @@ pub fn strip(program: &str, out: &Path) -> Result<PathBuf> {
         from.display()
     );
     Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_values_of_the_chart() {
+        let text = values(&[("istiod", "sha256:0a".into()), ("global.waypoint", "sha256:0b".into())]);
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines, ["istiod: {digest: \"sha256:0a\"}", "global: {waypoint: {digest: \"sha256:0b\"}}"]);
+    }
 }

@@ -34,6 +34,22 @@ const LAYERS: &[(&str, u8)] = &[
 const PURE: &[&str] = &["karst-core", "karst-policy"];
 const IMPURE: &[&str] = &["tokio", "tonic", "kube", "hyper", "aya"];
 
+/// The eBPF programs, which are no part of the workspace (another target): format and clippy, by the same rules. Built as
+/// ebpf/loader/build.rs builds them, without linking.
+pub fn programs() -> Result<()> {
+    let manifest = ["--manifest-path", "ebpf/programs/Cargo.toml"];
+    crate::cargo(&[&["fmt"], &manifest[..], &["--check"]].concat(), &[])?;
+    let target = ["-Zbuild-std=core", "--target", "bpfel-unknown-none", "--target-dir", "target/programs"];
+    let clippy = [&["clippy", "--release", "--locked"], &manifest[..], &target, &["--", "-D", "warnings"]].concat();
+    crate::cargo(
+        &clippy,
+        &[
+            ("RUSTC_BOOTSTRAP", "1"), // build-std on the pinned stable toolchain
+            ("CARGO_ENCODED_RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\""),
+        ],
+    )
+}
+
 /// Checks every arrow.
 pub fn arrows() -> Result<()> {
     let out = Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps", "--locked"]).output()?;

@@ -6,8 +6,10 @@ mod conformance;
 mod deny;
 mod fuzz;
 mod images;
+mod kernels;
 mod lint;
 mod report;
+mod sbom;
 mod setup;
 
 use anyhow::{Context, Result, ensure};
@@ -59,13 +61,16 @@ enum Task {
         #[arg(long, default_value_t = 10)]
         seconds: u32,
     },
-    /// Write an OCI image for each component to target/images, and load them into the local cluster if it runs.
+    /// Write an OCI image for each component to target/images, with its digest and a list of what is in it (CycloneDX), and load
+    /// them into the local cluster if it runs.
     Images,
     /// A real Kubernetes on this machine, to try Karst on and for the tests.
     Cluster {
         #[command(subcommand)]
         what: cluster::What,
     },
+    /// Boot older kernels (Debian's) in emulation, and see there what this kernel's tests see here.
+    Kernels(kernels::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
     /// Measure against plain relays, interleaved in one run.
@@ -125,6 +130,10 @@ fn run(task: Task) -> Result<()> {
             cluster::Cluster::new()?.load(&images::write()?)
         }
         Task::Cluster { what } => cluster::run(what),
+        Task::Kernels(what) => {
+            setup::run()?;
+            kernels::run(&what)
+        }
         Task::Conformance(what) => {
             build()?;
             conformance::run(&what)
@@ -180,9 +189,11 @@ fn lint_stages(s: &mut Stages) -> Result<()> {
         setup::checks()?;
         deny::run()
     })?;
+    s.run("advisories", deny::advisories)?;
     s.run("clippy", || {
         cargo(&["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])
     })?;
+    s.run("clippy: eBPF programs", lint::programs)?;
     s.run("documentation", || {
         cargo(
             &["doc", "--release", "--workspace", "--no-deps", "--document-private-items", "--locked"],

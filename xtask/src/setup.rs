@@ -30,6 +30,20 @@ const CLUSTER_PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "a shell for the test cluster's pods"),
 ];
 
+/// What the old kernels need besides.
+const KERNEL_PACKAGES: &[(&str, &str)] = &[
+    ("qemu-system-x86", "a machine for each kernel"),
+    ("busybox-static", "a shell in that machine"),
+    ("cpio", "that machine's files"),
+    ("xz-utils", "the kernels' modules"),
+    ("binutils", "smaller programs in that machine"),
+];
+
+/// Installs what is missing to run old kernels.
+pub fn kernels() -> Result<()> {
+    packages(KERNEL_PACKAGES)
+}
+
 /// Installs what is missing for the test cluster.
 pub fn cluster() -> Result<()> {
     packages(PACKAGES)?;

@@ -63,6 +63,7 @@ impl Pages {
                 let (mut page, s) = (self.shared.metrics.render(), self.shared.state.borrow().clone());
                 let known = |p: &str| s.policies.get(p).is_some_and(|p| p.dry_run);
                 self.shared.metrics.dry_runs.render(&mut page, known);
+                self.shared.secrets.revocation().render(&mut page);
                 admin::typed(200, "text/plain; version=0.0.4", page)
             }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),
@@ -88,7 +89,12 @@ impl Pages {
             s.policies.iter().map(|(k, p)| (k.to_string(), serde_json::to_value(&**p).unwrap_or_default())).collect();
         let certificates: Vec<Value> = self.shared.secrets.all().values().map(|c| certificate(c)).collect();
         let state: BTreeMap<String, Value> = self.shared.pods.load().values().map(|p| (p.uid.clone(), json!({ "state": "Up", "info": { "name": p.name, "namespace": p.namespace, "serviceAccount": p.account } }))).collect();
+        let mut ranges: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (node, range) in s.pod_ranges.iter() {
+            ranges.entry(node.to_string()).or_default().push(range.to_string());
+        }
         json!({
+            "podRanges": ranges,
             "workloads": workloads.values().collect::<Vec<_>>(),
             "services": services.values().collect::<Vec<_>>(),
             "policies": policies.values().collect::<Vec<_>>(),

@@ -142,7 +142,7 @@ mod tests {
             let mut all: Vec<_> = (0..n).map(|i| pod(&format!("e{i}"), &format!("10.0.0.{i}"), &[])).collect();
             all[0].capacity = Some(weight);
             let s = snapshot(all, vec![]);
-            (0..n).map(|i| s.pod("ns", &format!("e{i}")).unwrap().clone()).collect::<Vec<_>>()
+            (0..n).map(|i| s.workload([10, 0, 0, i].into()).unwrap().clone()).collect::<Vec<_>>()
         };
         let (ten, eleven) = (workloads(10, 1), workloads(11, 1));
         let choice =

@@ -35,6 +35,9 @@ pub struct Config {
     /// authority is then asked.
     #[arg(long, env = "KARST_LOCAL_CERTS")]
     pub local_certs: Option<PathBuf>,
+    /// File with revocation lists of the mesh's authorities, PEM or DER; followed. A file that is not there at the start holds none.
+    #[arg(long, env = "CRL_PATH")]
+    pub crl: Option<PathBuf>,
     /// Resolvers for endpoints that are known by a host name only.
     #[arg(long, env = "KARST_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
@@ -56,6 +59,9 @@ pub struct Config {
     /// This pod's namespace, for discovery.
     #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
     pub pod_namespace: String,
+    /// Namespace whose policies are for all namespaces (the controller's ROOT_NAMESPACE). Empty: this pod's.
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = "")]
+    pub root_namespace: String,
     /// This pod's address, for discovery.
     #[arg(long, env = "INSTANCE_IP", default_value = "1.1.1.1")]
     pub instance_ip: String,
@@ -138,6 +144,10 @@ pub struct Config {
 }
 
 impl Config {
+    /// The namespace whose policies are for all namespaces.
+    pub fn root_namespace(&self) -> &str {
+        if self.root_namespace.is_empty() { &self.pod_namespace } else { &self.root_namespace }
+    }
     /// Data plane threads.
     pub fn worker_count(&self) -> usize {
         match self.workers {

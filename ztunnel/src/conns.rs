@@ -2,6 +2,7 @@
 //! later can close what it forbids. A connection is registered before it is authorized, so no change falls between.
 
 use crate::{
+    inpod::LocalPod,
     metrics::{Metrics, Reporter, Traffic},
     outcome::Outcome,
     state::{Service, Snapshot, Workload},
@@ -37,6 +38,8 @@ pub struct Conn {
     pub source_identity: Option<karst_core::Identity>,
     /// What policies may look at (inbound only).
     pub check: Option<Connection>,
+    /// The pod of ours whose policies decide (inbound only).
+    pub pod: Option<Arc<LocalPod>>,
     pub counts: Counts,
     pub started: Instant,
 }
@@ -132,14 +135,15 @@ impl Conns {
     }
     /// After a change: closes what is no longer allowed, by the destination's policies of now.
     pub fn recheck(&self, s: &Snapshot) {
+        let mut of = HashMap::new();
         for o in self.open.borrow().values() {
-            let (Some(check), Some(w)) = (&o.conn.check, &o.conn.destination) else { continue };
-            // The workload as it is now: its list of policies may be what changed.
-            let Some(w) = s.workloads.get(&w.uid) else { continue };
-            // A policy that has not arrived is on its way: the connection was allowed before, and will be checked again.
-            let Ok(policies) = s.policies_of(w) else { continue };
+            let (Some(check), Some(pod)) = (&o.conn.check, &o.conn.pod) else { continue };
+            // Those of the pod as it is known now: its list of policies may be what changed. One that has not arrived is on its
+            // way: the connection was allowed before, and will be checked again.
+            let policies = of.entry(Arc::as_ptr(pod)).or_insert_with(|| s.policies_of_own(&pod.own()).ok());
+            let Some(policies) = policies else { continue };
             self.tell(o, &dry_run(policies.iter().copied(), check));
-            let v = authorize(policies.into_iter(), check);
+            let v = authorize(policies.iter().copied(), check);
             if !v.is_allow() {
                 self.metrics.closed_by_policy.fetch_add(1, Relaxed);
                 *o.closing.borrow_mut() = Some(v);
@@ -337,6 +341,59 @@ mod tests {
     use karst_policy::Scope;
     use karst_proxy::testing::{pod, snapshot};
 
+    /// What is told of a pod decides nothing about connections of the one that has had its name before.
+    #[test]
+    fn connections_are_checked_by_their_own_pods_policies() {
+        let conns = Conns::new(Arc::new(Metrics::default()), false);
+        let check = Connection {
+            source_identity: None,
+            source_ip: [10, 0, 0, 9].into(),
+            destination_ip: [10, 0, 0, 1].into(),
+            destination_port: 80,
+        };
+        let told = |policy: Option<&str>| {
+            let mut w = pod("a", "10.0.0.1", &[]);
+            w.authorization_policies = policy.into_iter().map(Into::into).collect();
+            snapshot(vec![w], vec![])
+        };
+        let open = |account: &str| {
+            conns.add(Conn {
+                reporter: Reporter::Destination,
+                source_addr: ([10, 0, 0, 9], 1).into(),
+                destination_addr: ([10, 0, 0, 1], 80).into(),
+                hbone_addr: None,
+                source: None,
+                destination: told(None).workload([10, 0, 0, 1].into()).cloned(),
+                service: None,
+                mtls: false,
+                source_identity: None,
+                check: Some(check.clone()),
+                pod: Some(LocalPod::test("a", account, "1")),
+                counts: Counts::default(),
+                started: Instant::now(),
+            })
+        };
+        let deny = |name: &str, scope: Scope| Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope,
+            action: Action::Allow,
+            rules: vec![],
+            dry_run: false,
+        };
+        let (present, before) = (open("a"), open("before"));
+        let is_closing = |g: &Guard| g.open.closing.borrow().is_some();
+        let mut s = told(Some("ns/mine"));
+        s.put_policy("ns/mine", deny("mine", Scope::WorkloadSelector));
+        conns.recheck(&s);
+        assert!(is_closing(&present), "its policy forbids it");
+        assert!(!is_closing(&before), "whether it is for that pod is not known");
+        s.remove_policy("ns/mine");
+        s.put_policy("ns/wide", deny("wide", Scope::Namespace));
+        conns.recheck(&s);
+        assert!(is_closing(&before), "it is for all of the namespace");
+    }
+
     #[test]
     fn an_open_connection_is_told_of_each_dry_run_once_and_goes_on() {
         let mut w = pod("a", "10.0.0.1", &[]);
@@ -362,6 +419,7 @@ mod tests {
             mtls: false,
             source_identity: None,
             check: Some(check),
+            pod: Some(LocalPod::test("a", "a", "1")),
             counts: Counts::default(),
             started: Instant::now(),
         });

@@ -4,9 +4,10 @@ use crate::{
     inpod::{Listeners, LocalPod, LocalPods, Pods},
     metrics::Metrics,
     state::Snapshot,
+    untold::Asker,
     worker::{Order, Shared},
 };
-use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, convert};
+use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE, convert};
 use karst_proxy::remote::Remote;
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{Ended, Handler, Update};
@@ -18,20 +19,25 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
 
-/// Types that are subscribed.
-pub const TYPES: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
+/// Types that are subscribed, in the order in which they are answered. The ranges of pods before the addresses: what is not told
+/// there is then known to be missing.
+pub const TYPES: &[&str] = &[AUTHORIZATION_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE];
+/// Those that must have arrived once. (istiod does not answer for the ranges of pods.)
+const NEEDED: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
 
 /// The one writer of the state.
 pub struct Writer {
     pub remote: Remote,
     pub state: watch::Sender<Arc<Snapshot>>,
     pub metrics: Arc<Metrics>,
-    /// Until both types have arrived once.
+    /// Until each needed type has arrived once.
     pub missing: HashMap<&'static str, Blocker>,
     /// Says when nothing is missing any more.
     pub configured: watch::Sender<bool>,
     /// Says whether there is a control plane.
     pub stream: watch::Sender<bool>,
+    /// Asks who is at an address.
+    pub asker: Asker,
 }
 
 impl Writer {
@@ -42,9 +48,10 @@ impl Writer {
         metrics: Arc<Metrics>,
         ready: &Ready,
         (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
+        asker: Asker,
     ) -> Self {
-        let missing = TYPES.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
-        Self { remote, state, metrics, missing, configured, stream }
+        let missing = NEEDED.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
+        Self { remote, state, metrics, missing, configured, stream, asker }
     }
 }
 
@@ -61,6 +68,15 @@ impl Handler for Writer {
             }
             for name in &u.removed {
                 s.remove_address(name);
+            }
+        } else if u.type_url == POD_RANGES_TYPE {
+            for (name, _, bytes) in &u.changed {
+                if let Err(e) = s.put_pod_ranges(name, bytes) {
+                    refused.push((name.clone(), e));
+                }
+            }
+            for name in &u.removed {
+                s.remove_pod_ranges(name);
             }
         } else {
             for (name, _, bytes) in &u.changed {
@@ -94,8 +110,15 @@ impl Handler for Writer {
     fn up(&self) {
         self.stream.send_replace(true);
     }
+    async fn wanted(&mut self) -> (&'static str, Vec<String>) {
+        (ADDRESS_TYPE, self.asker.names().await)
+    }
+    fn answered(&mut self, names: &[String]) {
+        self.asker.answered(names);
+    }
     fn ended(&self, why: Ended) {
         self.stream.send_replace(false);
+        self.asker.forget();
         if let Some(c) = self.metrics.xds_ended.get(why as usize) {
             c.fetch_add(1, Relaxed);
         }
@@ -110,7 +133,7 @@ impl Handler for Writer {
 /// Hands pods to the workers.
 pub struct Keeper {
     pub shared: Arc<Shared>,
-    pub pods: HashMap<String, Arc<LocalPod>>,
+    pub pods: LocalPods,
     /// Until the agent's first snapshot is complete.
     pub blocker: Option<Blocker>,
     pub dns: mpsc::Sender<crate::dns::Order>,
@@ -120,9 +143,8 @@ pub struct Keeper {
 
 impl Keeper {
     fn publish(&self) {
-        let by_key: LocalPods = self.pods.values().map(|p| (p.key.clone(), p.clone())).collect();
-        self.shared.metrics.pods.store(by_key.len() as i64, Relaxed);
-        self.shared.pods.store(Arc::new(by_key));
+        self.shared.metrics.pods.store(self.pods.len() as i64, Relaxed);
+        self.shared.pods.store(Arc::new(self.pods.clone()));
         self.changed.notify_one();
     }
 }

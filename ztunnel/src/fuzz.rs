@@ -2,7 +2,11 @@
 //! must hold whatever comes; none may panic.
 #![allow(clippy::unwrap_used)] // a broken invariant is to end the run
 
-use crate::{dns, inbound, inpod, local, plan::OWN_PORTS, state::Snapshot};
+use crate::{
+    dns, inbound, inpod, local,
+    plan::OWN_PORTS,
+    state::{OwnPod, Snapshot},
+};
 use hickory_proto::op::Message;
 use karst_api::convert;
 use karst_policy::{Connection, authorize};
@@ -15,6 +19,8 @@ services:
 - {name: web, namespace: default, hostname: web.default.svc.cluster.local, vips: [/10.96.0.1, "/fd00::1"], ports: {80: 8080, 81: 15008}}
 - {name: any, namespace: default, hostname: "*.example.com", vips: [/10.96.0.2], ports: {80: 80}}
 "#;
+
+const OWN: OwnPod<'static> = OwnPod { namespace: "default", name: "server", account: "default", uid: None };
 
 static STATE: LazyLock<Snapshot> = LazyLock::new(|| local::parse(MESH, "").unwrap());
 
@@ -33,7 +39,7 @@ pub fn connect(data: &[u8]) {
         r.headers_mut().append(n, v);
     }
     let to: SocketAddr = ([10, 0, 0, 2], 15008).into();
-    if let Ok((target, _)) = inbound::target(&STATE, ("default", "server"), &r, to) {
+    if let Ok((target, _)) = inbound::target(&STATE, &OWN, &r, to) {
         assert!(target.ip() == to.ip() && target.port() != 0 && !OWN_PORTS.contains(&target.port()), "{target}");
     }
 }

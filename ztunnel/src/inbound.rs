@@ -6,7 +6,7 @@ use crate::{
     metrics::Reporter,
     outcome::Outcome,
     plan::{OWN_PORTS, Refusal},
-    state::{Service, Snapshot, Workload},
+    state::{OwnPod, Service, Snapshot, Workload},
     worker::{Served, Worker},
 };
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use h2::{Reason, server::SendResponse};
 use http::{Method, Response, StatusCode};
 use karst_core::{Identity, addr::is_host, canonical, limits};
 use karst_hbone::{copy, server, stream::TlsStream};
-use karst_policy::{Connection, Verdict, authorize, dry_run};
+use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_rt::{
     admission::{Counts, Ended, InUse, Place, Source},
     drain, socket,
@@ -139,7 +139,7 @@ async fn connect(
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
-    let (target, service) = match target(&w.snapshot(), (&p.pod.namespace, &p.pod.name), &request, to) {
+    let (target, service) = match target(&w.snapshot(), &p.pod.own(), &request, to) {
         Ok(t) => t,
         Err(o) => {
             tracing::info!(target: "access", pod = p.pod.key, peer = %from, identity = %peer, error = o.text(), "CONNECT refused");
@@ -174,7 +174,7 @@ async fn connect(
 /// Where a CONNECT goes: always to this pod (docs/hbone.md §4).
 pub fn target<B>(
     s: &Snapshot,
-    (namespace, name): (&str, &str),
+    own: &OwnPod<'_>,
     r: &http::Request<B>,
     to: SocketAddr,
 ) -> Result<(SocketAddr, Option<Arc<Service>>), Outcome> {
@@ -190,8 +190,8 @@ pub fn target<B>(
         Host::Ip(_) => port,
         Host::Name(host) => {
             let svc =
-                s.host(host, namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
-            let own = s.pod(namespace, name).ok_or(Outcome::NoWorkload)?;
+                s.host(host, own.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+            let own = s.own_pod(own).ok_or(Outcome::NoWorkload)?;
             let ports = own
                 .services
                 .iter()
@@ -250,7 +250,7 @@ pub struct Ask {
 }
 
 /// Registers, authorizes, and connects to the application. The same for tunnels, plaintext and same-node connections.
-pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStream, Outcome>) {
+pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<TcpStream, Outcome>) {
     let known = w.workload(pod).await;
     let source = known.as_ref().and_then(|(s, _)| s.workload(ask.from.ip()).cloned());
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
@@ -273,6 +273,7 @@ pub async fn open(w: &Worker, pod: &LocalPod, ask: Ask) -> (Guard, Result<TcpStr
         mtls: ask.identity.is_some(),
         source_identity: ask.identity,
         check: Some(check.clone()),
+        pod: Some(pod.clone()),
         counts: copy::Counts::default(),
         started: Instant::now(),
     });
@@ -319,28 +320,44 @@ fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
 /// Judges by the newest state; a policy that is named and not there is waited for. What policies in dry run would have done is
 /// told of, and decides nothing.
 async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
-    let mut state = w.shared.state.clone();
-    let judge = |s: &crate::state::Snapshot| -> Result<Verdict, Outcome> {
-        let policies = match s.pod(&pod.namespace, &pod.name) {
-            Some(own) => s.policies_of(own),
-            None => s.policies_of_unannounced(&pod.namespace),
-        };
-        let policies = policies.map_err(Outcome::PolicyMissing)?;
-        guard.dry_run(&dry_run(policies.iter().copied(), check));
-        Ok(authorize(policies.into_iter(), check))
-    };
+    let (mut state, mut stream) = (w.shared.state.clone(), w.shared.stream.clone());
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;
     loop {
         let s = state.borrow_and_update().clone();
-        match judge(&s) {
-            Ok(Verdict::Allow) => return Ok(()),
-            Ok(v @ (Verdict::DeniedBy(_) | Verdict::NotAllowed)) => return Err(Outcome::Denied(v)),
-            Err(missing) => match tokio::time::timeout_at(deadline, state.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return Err(missing),
-            },
+        let told = *stream.borrow_and_update();
+        let missing = match judge(&s, &pod.own(), told, check) {
+            Ok((v, dry_runs)) => {
+                guard.dry_run(&dry_runs);
+                return if v.is_allow() { Ok(()) } else { Err(Outcome::Denied(v)) };
+            }
+            Err(missing) => missing,
+        };
+        let changed = async {
+            tokio::select! {
+                r = state.changed() => r.is_ok(),
+                r = stream.changed() => r.is_ok(),
+            }
+        };
+        if tokio::time::timeout_at(deadline, changed).await != Ok(true) {
+            return Err(missing);
         }
     }
+}
+
+/// A verdict, and what policies in dry run would have done.
+type Judged<'a> = (Verdict, Vec<(&'a Policy, Would)>);
+
+/// By what is known now; Err says what is to be waited for. `told`: there is a control plane that will tell of a pod of which
+/// nothing is known, or only of another that has had its name.
+fn judge<'a>(s: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) -> Result<Judged<'a>, Outcome> {
+    let policies = match s.own_pod(pod) {
+        Some(own) => s.policies_of(own),
+        None if told => return Err(Outcome::NoWorkload),
+        None => s.policies_of_own(pod),
+    };
+    let policies = policies.map_err(Outcome::PolicyMissing)?;
+    let dry_runs = dry_run(policies.iter().copied(), check);
+    Ok((authorize(policies.into_iter(), check), dry_runs))
 }
 
 /// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
@@ -357,6 +374,42 @@ pub async fn carry(w: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_made_anew_is_judged_as_one_that_nobody_has_told_of() {
+        use karst_policy::{Action, Scope};
+        use karst_proxy::testing::{pod, snapshot};
+        let check = Connection {
+            source_identity: None,
+            source_ip: [10, 0, 0, 9].into(),
+            destination_ip: [10, 0, 0, 1].into(),
+            destination_port: 80,
+        };
+        let policy = |name: &str, scope: Scope, action: Action| Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope,
+            action,
+            rules: vec![],
+            dry_run: false,
+        };
+        let own = |account| OwnPod { namespace: "ns", name: "a", account, uid: Some("1") };
+        let text = |r: Result<Judged<'_>, Outcome>| match r {
+            Ok((v, _)) => format!("{v:?}"),
+            Err(o) => o.text().unwrap_or_default(),
+        };
+        let mut s = snapshot(vec![pod("a", "10.0.0.1", &[])], vec![]);
+        assert_eq!(text(judge(&s, &own("a"), true, &check)), "Allow");
+        assert_eq!(text(judge(&s, &own("b"), false, &check)), "Allow", "no policy, and nobody to tell");
+        let waits = text(judge(&s, &own("b"), true, &check));
+        assert!(waits.contains("not known to the control plane"), "who could tell is waited for: {waits}");
+        s.put_policy("ns/wide", policy("wide", Scope::Namespace, Action::Allow));
+        assert_eq!(text(judge(&s, &own("b"), false, &check)), "NotAllowed");
+        s.put_policy("ns/some", policy("some", Scope::WorkloadSelector, Action::Allow));
+        assert_eq!(text(judge(&s, &own("a"), false, &check)), "NotAllowed", "some is not for it");
+        let closed = text(judge(&s, &own("b"), false, &check));
+        assert!(closed.contains("ns/some"), "some may be for it: {closed}");
+    }
 
     #[test]
     fn authorities() {

@@ -1,6 +1,6 @@
 //! The node's pods, as the agent tells of them over ZDS.
 
-use crate::gate::Gate;
+use crate::{gate::Gate, state::OwnPod};
 use karst_api::{
     ZDS_MAX_PACKET,
     zds::{self, Ack, AddWorkload, Descriptor, ZdsHello, workload_request::Payload},
@@ -45,9 +45,32 @@ pub struct LocalPod {
 }
 
 impl LocalPod {
+    /// Who it is, as the agent says.
+    pub fn own(&self) -> OwnPod<'_> {
+        OwnPod { namespace: &self.namespace, name: &self.name, account: &self.account, uid: Some(&self.uid) }
+    }
+
     /// Is it an address of the pod itself, and not of what is inside of it?
     pub fn holds(&self, ip: IpAddr) -> bool {
         self.ips.is_empty() || self.ips.contains(&ip) || self.origin.is_local(ip)
+    }
+}
+
+#[cfg(test)]
+impl LocalPod {
+    /// A pod of the namespace `ns`, for tests.
+    pub fn test(name: &str, account: &str, uid: &str) -> Arc<Self> {
+        Arc::new(Self {
+            uid: uid.into(),
+            key: format!("ns/{name}"),
+            namespace: "ns".into(),
+            name: name.into(),
+            dns_capture: true,
+            account: account.into(),
+            ips: vec![],
+            origin: Origin::host(),
+            usage: Arc::default(),
+        })
     }
 }
 
@@ -67,7 +90,7 @@ impl Default for Usage {
     }
 }
 
-/// The pods by `namespace/name`.
+/// The pods by uid. (Not by name: while one goes, another may come under its name.)
 pub type LocalPods = HashMap<String, Arc<LocalPod>>;
 
 /// The listeners of a pod. Duplicates: the agent keeps its own.

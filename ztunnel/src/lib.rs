@@ -17,6 +17,7 @@ mod metrics;
 mod outbound;
 mod outcome;
 mod plan;
+mod untold;
 mod worker;
 
 use anyhow::Context;
@@ -25,7 +26,7 @@ use clap::Parser;
 use control::{Keeper, Writer};
 use karst_api::ads;
 use karst_core::Identity;
-use karst_proxy::{remote::Introduction, secrets, state};
+use karst_proxy::{remote::Introduction, revocation, secrets, state};
 use karst_rt::{drain, ready::Ready};
 use std::{
     collections::{HashMap, HashSet},
@@ -63,20 +64,23 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let metrics = Arc::new(metrics::Metrics::default());
     let first = match &config.local_xds {
         Some(path) => local::read(path, &config.network).map_err(anyhow::Error::msg)?,
-        None => state::Snapshot::new(&config.network),
+        None => state::Snapshot::new(&config.network).with_root(config.root_namespace()),
     };
     let (state_tx, state) = watch::channel(Arc::new(first));
     let (configured_tx, configured) = watch::channel(config.local_xds.is_some());
     let (stream_tx, stream) = watch::channel(true);
     let (xds, ca) = config.control_plane().map_err(anyhow::Error::msg)?;
     let remote = |address: &str| config.remote(address);
-    let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone());
+    let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone())
+        .enforcing(revocation::start(config.crl.clone(), &ready));
+    let (questions, asker) = untold::Asker::new(&config.network);
     let (crew, receivers) = karst_proxy::crew::Crew::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
         configured,
         stream,
+        questions,
         pods: ArcSwap::default(),
         budget: worker::Budget::of(descriptors),
         secrets: secrets.secrets(),
@@ -125,7 +129,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             });
         }
         None => {
-            let writer = Writer::new(remote(&xds), state_tx, metrics, &ready, (configured_tx, stream_tx));
+            let writer = Writer::new(remote(&xds), state_tx, metrics, &ready, (configured_tx, stream_tx), asker);
             let node = node(&config);
             tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
         }

@@ -501,7 +501,8 @@ policies:
     #[test]
     fn a_file_becomes_a_state() {
         let s = parse(FILE, "").unwrap();
-        let client = s.pod("default", "client").unwrap();
+        let own = crate::state::OwnPod { namespace: "default", name: "client", account: "client", uid: None };
+        let client = s.own_pod(&own).unwrap();
         assert!(client.hbone && client.healthy && client.ips.len() == 2);
         let server = s.workload([10, 0, 0, 2].into()).unwrap();
         assert!(!server.healthy && server.draining && !server.hbone);

@@ -6,10 +6,12 @@ use crate::{
     conns::{Conn, Guard},
     dns::{self, Preamble},
     inbound::{self, Ask},
+    inpod::{LocalPod, LocalPods},
     metrics::Reporter,
     outcome::Outcome,
     plan::{Balance, Plan, Refusal, Tunnel, binds, bound, plan, resolved},
     state::Workload,
+    untold::Told,
     worker::{ByLoad, Served, TunnelKey, Worker},
 };
 use bytes::Bytes;
@@ -53,6 +55,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
     };
     let from = client.seen_by(to.ip());
     let mut tried: Vec<Arc<str>> = Vec::new();
+    let mut held_until = None;
     loop {
         let mut planned = choose(&w, &snapshot, &source, to, &tried);
         if let Plan::Resolve(name) = &planned {
@@ -67,6 +70,23 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
                     socket::reset_on_close(&tcp);
                     return record(&w, from, to, Some(source), Some(&planned)).end(&Outcome::Resolve(e));
                 }
+            };
+        }
+        let untold = if let Plan::Untold { to, .. } = &planned { Some(to.ip()) } else { None };
+        if let Some(ip) = untold {
+            let until = *held_until.get_or_insert_with(|| tokio::time::Instant::now() + limits::HOLD_TIMEOUT);
+            // As rare, and as large.
+            planned = match Box::pin(w.told(ip, until)).await {
+                Told::Known => {
+                    let Some(newer) = w.workload(&p.pod).await else {
+                        socket::reset_on_close(&tcp);
+                        return record(&w, from, to, Some(source), Some(&planned)).end(&Outcome::NoWorkload);
+                    };
+                    (snapshot, source) = newer;
+                    continue;
+                }
+                Told::Nobody => planned.nobody(),
+                Told::Nothing => Plan::Refuse(Refusal::Untold),
             };
         }
         let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
@@ -169,7 +189,7 @@ fn endpoint(p: &Plan) -> Option<Arc<str>> {
     match p {
         Plan::Tunnel(t) if t.service.is_some() => Some(t.peer.uid.clone()),
         Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
-        Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
+        Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
     }
 }
 
@@ -178,7 +198,7 @@ fn is_far(w: &Worker, p: &Plan) -> bool {
     match p {
         Plan::Tunnel(t) => same_node(w, t).is_none(),
         Plan::Plain { .. } => true,
-        Plan::Resolve(_) | Plan::Refuse(_) => false,
+        Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => false,
     }
 }
 
@@ -221,8 +241,9 @@ async fn attempt(
 ) -> Result<Ready, Outcome> {
     match planned {
         Plan::Refuse(r) => Err(Outcome::Refused(*r)),
-        // Resolved before.
+        // Resolved before, and waited for.
         Plan::Resolve(_) => Err(Outcome::Refused(Refusal::NoEndpoint)),
+        Plan::Untold { .. } => Err(Outcome::Refused(Refusal::Untold)),
         Plan::Plain { to, .. } => {
             let s = match client.chosen() {
                 Some(source) => p.pod.origin.connect_from(source, *to, limits::CONNECT_TIMEOUT).await,
@@ -259,11 +280,20 @@ async fn attempt(
 }
 
 /// The destination's pod, if it hangs on this ztunnel and tunnels within the node are not asked for.
-fn same_node(w: &Worker, t: &Tunnel) -> Option<Arc<crate::inpod::LocalPod>> {
+fn same_node(w: &Worker, t: &Tunnel) -> Option<Arc<LocalPod>> {
     if !w.shared.config.same_node_direct || t.waypoint || t.peer.native_tunnel {
         return None;
     }
-    w.shared.pods.load().get(&format!("{}/{}", t.peer.namespace, t.peer.name)).cloned()
+    local(&w.shared.pods.load(), &t.peer)
+}
+
+/// The pod of this node that a workload is. Another one that has its name is not: that must show itself by its certificate.
+fn local(pods: &LocalPods, peer: &Workload) -> Option<Arc<LocalPod>> {
+    let found = match &*peer.pod_uid {
+        "" => pods.values().find(|p| p.own().is(peer)),
+        uid => pods.get(uid),
+    };
+    found.filter(|p| p.own().is(peer)).cloned()
 }
 
 async fn through(
@@ -329,7 +359,9 @@ fn record(
 ) -> Guard {
     let (destination, service, hbone, mtls, actual) = match planned {
         Some(Plan::Tunnel(t)) => (Some(t.peer.clone()), t.service.clone(), Some(t.target), true, t.address),
-        Some(Plan::Plain { to, workload, service }) => (workload.clone(), service.clone(), None, false, *to),
+        Some(Plan::Plain { to, workload, service } | Plan::Untold { to, workload, service }) => {
+            (workload.clone(), service.clone(), None, false, *to)
+        }
         Some(Plan::Resolve(n)) => (Some(n.workload.clone()), Some(n.service.clone()), None, false, to),
         Some(Plan::Refuse(_)) | None => (None, None, None, false, to),
     };
@@ -344,7 +376,49 @@ fn record(
         service,
         mtls,
         check: None,
+        pod: None,
         counts: Counts::default(),
         started: Instant::now(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_api::{route, workload as pb};
+    use karst_proxy::testing::{pod, snapshot};
+    use prost::Message;
+
+    /// The workload of a pod, as a controller tells of it; `uid` empty: as istiod does.
+    fn told(name: &str, uid: &str) -> Arc<Workload> {
+        let mut w = pod(name, "10.0.0.1", &[]);
+        if !uid.is_empty() {
+            let value = route::Pod { uid: uid.into() }.encode_to_vec();
+            let config = Some(prost_types::Any { type_url: karst_api::POD_TYPE.into(), value });
+            w.extensions.push(pb::Extension { name: "karst.pod".into(), config });
+        }
+        snapshot(vec![w], vec![]).workload([10, 0, 0, 1].into()).unwrap().clone()
+    }
+
+    #[test]
+    fn on_the_same_node_only_the_very_pod_is_the_destination() {
+        let pods = |all: &[Arc<LocalPod>]| all.iter().map(|p| (p.uid.clone(), p.clone())).collect::<LocalPods>();
+        let found = |pods: &LocalPods, w: &Workload| local(pods, w).map(|p| p.uid.clone());
+        let first = pods(&[LocalPod::test("a", "a", "1"), LocalPod::test("b", "b", "2")]);
+        assert_eq!(found(&first, &told("a", "1")), Some("1".into()));
+        assert_eq!(found(&first, &told("a", "")), Some("1".into()), "istiod tells no uid");
+        assert_eq!(found(&first, &told("c", "")), None);
+        assert_eq!(found(&first, &told("a", "2")), None, "a uid of another name");
+        // Made anew, while the control plane knows of the one before.
+        for account in ["a", "other"] {
+            let anew = pods(&[LocalPod::test("a", account, "9")]);
+            assert_eq!(found(&anew, &told("a", "1")), None, "{account}");
+        }
+        assert_eq!(found(&pods(&[LocalPod::test("a", "other", "1")]), &told("a", "1")), None);
+        assert_eq!(found(&pods(&[LocalPod::test("a", "other", "9")]), &told("a", "")), None);
+        // While one goes and the other comes, each is itself.
+        let both = pods(&[LocalPod::test("a", "a", "1"), LocalPod::test("a", "a", "9")]);
+        assert_eq!(found(&both, &told("a", "9")), Some("9".into()));
+        assert_eq!(found(&both, &told("a", "1")), Some("1".into()));
+    }
 }

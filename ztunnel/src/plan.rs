@@ -29,10 +29,37 @@ pub enum Plan {
         /// The service that was called.
         service: Option<Arc<Service>>,
     },
+    /// As [`Plan::Plain`], but to an address of a pod range of which nobody has told: it may be a member's, so it is held
+    /// until that is known ([`crate::untold`]), and only then plain ([`Plan::nobody`]).
+    Untold {
+        /// Where to.
+        to: SocketAddr,
+        /// The endpoint that was written by this address.
+        workload: Option<Arc<Workload>>,
+        /// The service that was called.
+        service: Option<Arc<Service>>,
+    },
     /// To an endpoint that is known by a host name: resolve it, then ask [`resolved`].
     Resolve(ByName),
     /// Not at all.
     Refuse(Refusal),
+}
+
+impl Plan {
+    /// As it is, or held if nobody has told who is there.
+    fn plain(s: &Snapshot, to: SocketAddr, workload: Option<Arc<Workload>>, service: Option<Arc<Service>>) -> Self {
+        match s.is_untold(to.ip()) {
+            true => Plan::Untold { to, workload, service },
+            false => Plan::Plain { to, workload, service },
+        }
+    }
+    /// The control plane knows of nobody at the address: what was held for that goes as it is.
+    pub fn nobody(self) -> Self {
+        match self {
+            Plan::Untold { to, workload, service } => Plan::Plain { to, workload, service },
+            other @ (Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Resolve(_) | Plan::Refuse(_)) => other,
+        }
+    }
 }
 
 /// An endpoint without addresses (a ServiceEntry's with resolution DNS).
@@ -76,6 +103,8 @@ pub enum Refusal {
     NotItsAddress,
     /// It came to a pod whose kernel would send it away again: the destination is neither the pod's nor inside of it.
     NotInside,
+    /// To an address of a pod range, and the control plane has not said who is there.
+    Untold,
     /// The service does not have this port.
     NoPort,
     /// The service has no endpoint that could be used.
@@ -94,6 +123,9 @@ impl Refusal {
             Refusal::OwnAddress => "the destination is the calling pod itself",
             Refusal::NotItsAddress => "the source address is not the pod's",
             Refusal::NotInside => "the destination is neither the pod's nor inside of it",
+            Refusal::Untold => {
+                "the destination is in a node's pod range, and the controller has not said in time who is there"
+            }
             Refusal::NoPort => "the service does not have this port",
             Refusal::NoEndpoint => "no healthy upstream: the service has no endpoint that could be used",
             Refusal::NoWaypoint => "the waypoint is not known or not ready",
@@ -122,13 +154,13 @@ pub fn plan(s: &Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>],
     if let Some(svc) = s.service(to.ip(), &source.namespace) {
         return to_service(s, source, svc, to, tried, b);
     }
-    let Some(w) = s.workload(to.ip()) else { return Plan::Plain { to, workload: None, service: None } };
+    let Some(w) = s.workload(to.ip()) else { return Plan::plain(s, to, None, None) };
     if let Some(g) = &w.waypoint
         && !is_waypoint(s, source, g)
     {
         return via(s, source, std::slice::from_ref(&(g.clone(), 1)), to, None, b);
     }
-    direct(w, to, None)
+    direct(s, w, to, None)
 }
 
 fn to_service(
@@ -146,8 +178,8 @@ fn to_service(
     }
     if svc.mode == Mode::Passthrough {
         return match s.workload(to.ip()) {
-            Some(w) => direct(w, to, Some(svc.clone())),
-            None => Plan::Plain { to, workload: None, service: Some(svc.clone()) },
+            Some(w) => direct(s, w, to, Some(svc.clone())),
+            None => Plan::plain(s, to, None, Some(svc.clone())),
         };
     }
     if !svc.ports.iter().any(|(p, _)| *p == to.port()) {
@@ -157,7 +189,7 @@ fn to_service(
         Some((w, target)) if w.ips.is_empty() => {
             Plan::Resolve(ByName { workload: w, port: target.port(), service: svc.clone(), ipv4: to.is_ipv4() })
         }
-        Some((w, target)) => direct(&w, target, Some(svc.clone())),
+        Some((w, target)) => direct(s, &w, target, Some(svc.clone())),
         None => Plan::Refuse(Refusal::NoEndpoint),
     }
 }
@@ -178,15 +210,17 @@ pub fn resolved(
     }
     let to = SocketAddr::new(ip, name.port);
     match plan(s, source, to, tried, b) {
-        Plan::Plain { workload: None, service: None, .. } => direct(&name.workload, to, Some(name.service.clone())),
+        Plan::Plain { workload: None, service: None, .. } | Plan::Untold { workload: None, service: None, .. } => {
+            direct(s, &name.workload, to, Some(name.service.clone()))
+        }
         Plan::Resolve(_) => Plan::Refuse(Refusal::BadAddress),
-        other @ (Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Refuse(_)) => other,
+        other @ (Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Refuse(_)) => other,
     }
 }
 
-fn direct(w: &Arc<Workload>, target: SocketAddr, service: Option<Arc<Service>>) -> Plan {
+fn direct(s: &Snapshot, w: &Arc<Workload>, target: SocketAddr, service: Option<Arc<Service>>) -> Plan {
     if !w.hbone {
-        return Plan::Plain { to: target, workload: Some(w.clone()), service };
+        return Plan::plain(s, target, Some(w.clone()), service);
     }
     let mut expected = vec![w.identity.clone()];
     expected.extend(service.iter().flat_map(|s| s.sans.iter().cloned()));
@@ -251,7 +285,7 @@ pub fn binds(p: &Plan) -> Option<(&Arc<Service>, &Arc<Workload>)> {
     let (service, endpoint) = match p {
         Plan::Tunnel(t) if !t.waypoint => (t.service.as_ref()?, &t.peer),
         Plan::Plain { workload: Some(w), service: Some(s), .. } => (s, w),
-        Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Resolve(_) | Plan::Refuse(_) => return None,
+        Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => return None,
     };
     service.affinity.is_some().then_some((service, endpoint))
 }
@@ -335,6 +369,7 @@ mod tests {
         match p {
             Plan::Tunnel(t) => format!("{} by {}", t.target, t.address),
             Plan::Plain { to, .. } => format!("{to} plain"),
+            Plan::Untold { to, .. } => format!("{to} held"),
             Plan::Resolve(n) => format!("{}:{} by name", n.workload.hostname, n.port),
             Plan::Refuse(r) => format!("{r:?}"),
         }
@@ -437,6 +472,67 @@ mod tests {
             ("10.0.0.9:80", "OwnAddress"),
         ] {
             assert_eq!(target(run(&s, to, &[], &mut fixed())), want, "{to}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_members_address_is_held() {
+        let slice = "ns/slice.ns.svc.cluster.local";
+        let mut plain = pod("p", "10.0.0.3", &[]);
+        plain.tunnel_protocol = 0;
+        // An EndpointSlice's address, without a pod.
+        let mut by_address = pod("by-address", "10.0.0.4", &[(slice, &[(80, 8080)])]);
+        (by_address.tunnel_protocol, by_address.network_mode) = (0, pb::NetworkMode::HostNetwork as i32);
+        by_address.uid = "Kubernetes/discovery.k8s.io/EndpointSlice/ns/slice/10.0.0.4".into();
+        let mut node = pod("on-host", "192.0.2.50", &[]);
+        (node.tunnel_protocol, node.network_mode) = (0, pb::NetworkMode::HostNetwork as i32);
+        let entry = "ns/e.ns.svc.cluster.local";
+        let mut named = pod("named", "10.0.0.6", &[(entry, &[(443, 8443)])]);
+        (named.addresses, named.hostname, named.tunnel_protocol) = (vec![], "db.example".into(), 0);
+        let mut s = snapshot(
+            vec![
+                pod("c", "10.0.0.9", &[]),
+                pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]),
+                plain,
+                by_address,
+                node,
+                named,
+            ],
+            vec![
+                service("s", "10.96.0.1", &[(80, 8080)]),
+                service("slice", "10.96.0.2", &[(80, 8080)]),
+                service("e", "10.96.0.3", &[(443, 0)]),
+            ],
+        );
+        let ranges = karst_api::route::PodRanges { ranges: vec!["10.0.0.0/24".into(), "fd00::/64".into()] };
+        s.put_pod_ranges("n", &prost::Message::encode_to_vec(&ranges)).unwrap();
+        for (to, want) in [
+            ("10.0.0.200:80", "10.0.0.200:80 held"),
+            ("[fd00::200]:80", "[fd00::200]:80 held"),
+            ("10.96.0.2:80", "10.0.0.4:8080 held"),
+            // Whoever is known, and whatever is outside, waits for nobody.
+            ("10.96.0.1:80", "10.0.0.1:8080 by 10.0.0.1:15008"),
+            ("10.0.0.1:80", "10.0.0.1:80 by 10.0.0.1:15008"),
+            ("10.0.0.3:80", "10.0.0.3:80 plain"),
+            ("10.0.1.200:80", "10.0.1.200:80 plain"),
+            ("192.0.2.50:80", "192.0.2.50:80 plain"),
+            ("[fd01::1]:80", "[fd01::1]:80 plain"),
+            ("10.0.0.9:80", "OwnAddress"),
+        ] {
+            let p = run(&s, to, &[], &mut fixed());
+            assert_eq!(target(p.clone()), want, "{to}");
+            assert_eq!(target(p.nobody()), want.replace("held", "plain"), "{to}, and nobody is there");
+        }
+        let Plan::Resolve(name) = run(&s, "10.96.0.3:443", &[], &mut fixed()) else { unreachable!() };
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap().clone();
+        let at = |ip: &str| resolved(&s, &c, &name, ip.parse().unwrap(), &[], &mut fixed());
+        assert_eq!(target(at("192.0.2.7")), "192.0.2.7:8443 plain");
+        match at("10.0.0.200") {
+            Plan::Untold { to, workload, service } => {
+                assert_eq!(to, "10.0.0.200:8443".parse().unwrap());
+                assert_eq!((&*workload.unwrap().name, &*service.unwrap().name), ("named", "e"));
+            }
+            other => unreachable!("{other:?}"),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     plan::Balance,
     secrets::Secrets,
     state::{Snapshot, Workload},
+    untold::{Question, Told, Wait},
 };
 use arc_swap::ArcSwap;
 use karst_core::limits;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub configured: watch::Receiver<bool>,
     /// Is there a control plane that tells of changes? (A file that is followed counts as one.)
     pub stream: watch::Receiver<bool>,
+    /// To the control plane: who is at an address?
+    pub questions: mpsc::Sender<Question>,
     pub pods: ArcSwap<LocalPods>,
     /// How much of the process's descriptors connections may take.
     pub budget: Budget,
@@ -427,10 +430,10 @@ impl Worker {
     }
 
     /// What is known of a pod of ours; waits for it for a bounded time. While there is no control plane that could tell of
-    /// it, what the agent says must do: the pod may have been started since.
+    /// it, what the agent says must do: the pod may have been started since, also under the name of another.
     pub async fn workload(&self, pod: &LocalPod) -> Option<(Arc<Snapshot>, Arc<Workload>)> {
         let s = self.snapshot();
-        if let Some(w) = s.pod(&pod.namespace, &pod.name) {
+        if let Some(w) = s.own_pod(&pod.own()) {
             let w = w.clone();
             return Some((s, w));
         }
@@ -438,7 +441,7 @@ impl Worker {
         let wait = async {
             loop {
                 let s = state.borrow_and_update().clone();
-                if let Some(w) = s.pod(&pod.namespace, &pod.name) {
+                if let Some(w) = s.own_pod(&pod.own()) {
                     let w = w.clone();
                     return Some((s, w));
                 }
@@ -452,6 +455,13 @@ impl Worker {
             }
         };
         tokio::time::timeout(limits::HOLD_TIMEOUT, wait).await.ok().flatten()
+    }
+
+    /// Waits until it is known who is at an address of a pod range, or that nobody is.
+    pub async fn told(&self, ip: std::net::IpAddr, until: Instant) -> Told {
+        let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
+        let questions = &self.shared.questions;
+        Wait { state, stream, questions, again: limits::ASK_AGAIN, until }.at(ip).await
     }
 
     fn unannounced(&self, pod: &LocalPod) -> Option<Workload> {

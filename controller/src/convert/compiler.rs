@@ -186,7 +186,9 @@ mod tests {
     use karst_manifest::parse;
     use rand::Rng;
 
-    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p%N, namespace: ns%M, deletionTimestamp: ENDS, labels: {app: a%L, GATEWAY: g}, annotations: {ambient.istio.io/redirection: ANNOTATION}}\nspec: {nodeName: n, hostNetwork: HOST}\nstatus: {phase: PHASE, podIPs: [{ip: PODIP}], conditions: [{type: Ready, status: 'True'}]}\n";
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p%N, namespace: ns%M, uid: MADE, deletionTimestamp: ENDS, labels: {app: a%L, GATEWAY: g}, annotations: {ambient.istio.io/redirection: ANNOTATION}}\nspec: {nodeName: n, hostNetwork: HOST}\nstatus: {phase: PHASE, podIPs: [{ip: PODIP}], conditions: [{type: Ready, status: 'True'}]}\n";
+    const NODE: &str =
+        "apiVersion: v1\nkind: Node\nmetadata: {name: n%L}\nspec: {podCIDRs: [10.0.%N.0/24, 'fd00:%M::/64']}\n";
     const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s%L, namespace: ns%M, labels: {kubernetes.io/service-name: SERVICE}}\naddressType: IPv4\nendpoints: [{addresses: [ADDRESS], conditions: CONDITIONS, targetRef: REFERENCE}]\nports: [{name: web, port: 9%N}]\n";
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80}]}\n";
     const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e%L, namespace: ns%M}\nspec: {hosts: ['e%L.com'], resolution: STATIC, ports: [{number: 80, name: web, protocol: HTTP}], endpoints: [{address: ADDRESS}, {address: 192.0.2.9}]}\n";
@@ -260,14 +262,15 @@ mod tests {
     }
 
     fn seen_by_proxies(m: &Model) -> impl PartialEq + use<'_> {
-        (&m.workloads, &m.services, &m.policies, (&m.routes, &m.gateways))
+        (&m.workloads, &m.services, &m.policies, (&m.routes, &m.gateways, &m.pod_ranges))
     }
 
     /// Adds, replaces or removes one object.
     fn step(state: &mut State, r: &mut impl Rng) {
         let pick = |r: &mut dyn FnMut(usize) -> usize, of: &[&str]| of[r(of.len())].to_string();
         let mut n = |k: usize| r.random_range(0..k);
-        let text = match n(32) {
+        let text = match n(33) {
+            32 => NODE,
             30 => ENTRY,
             31 => MACHINE,
             27 => TLS,
@@ -291,6 +294,7 @@ mod tests {
         let text = text
             .replace("ANNOTATION", &pick(&mut n, &["enabled", "''"]))
             .replace("GATEWAY", &pick(&mut n, &["gateway.networking.k8s.io/gateway-name", "x", "x", "x"]))
+            .replace("MADE", &pick(&mut n, &["first", "again"]))
             .replace("PHASE", &pick(&mut n, &["Running", "Running", "Running", "Succeeded"]))
             .replace("SELECTOR", &pick(&mut n, &["{app: a1}", "{}"]))
             .replace("SERVICE", &pick(&mut n, &["a0", "a1", "a2"]))

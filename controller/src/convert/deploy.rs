@@ -168,11 +168,11 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
         "ports": open,
         "env": [
             env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(x.mesh.trust_domain)), env("CLUSTER_ID", json!(x.mesh.cluster_id)), env("NETWORK", json!(x.mesh.network)),
-            field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
+            env("CRL_PATH", json!("/var/run/secrets/istio/ca-crl.pem")), field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
         ],
         "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },
         "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } },
-        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] } },
+        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" } },
         "volumeMounts": [{ "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" }, { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true }],
     });
     let spec = json!({
@@ -181,11 +181,13 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
             "metadata": { "labels": pod_labels, "annotations": pod_annotations },
             "spec": {
                 "serviceAccountName": account,
+                // Its token is the projected one below; the API server is never called.
+                "automountServiceAccountToken": false,
                 "securityContext": security,
                 "terminationGracePeriodSeconds": 30,
                 "containers": [container],
                 "volumes": [
-                    { "name": "istiod-ca-cert", "configMap": { "name": "istio-ca-root-cert" } },
+                    { "name": "istiod-ca-cert", "projected": { "sources": [{ "configMap": { "name": "istio-ca-root-cert" } }, { "configMap": { "name": "istio-ca-crl", "optional": true } }] } },
                     { "name": "istio-token", "projected": { "sources": [{ "serviceAccountToken": { "audience": "istio-ca", "expirationSeconds": 43_200, "path": "istio-token" } }] } },
                 ],
             },

@@ -6,6 +6,7 @@ mod compiler;
 pub mod deploy;
 mod endpoint;
 mod gateway_status;
+mod node;
 mod policy;
 mod policy_status;
 mod route_status;
@@ -50,6 +51,8 @@ pub(crate) struct Index<'a> {
     pub mesh: &'a Mesh,
     pub namespaces: BTreeMap<&'a str, &'a Namespace>,
     pub nodes: BTreeMap<&'a str, &'a Node>,
+    /// Where they stand.
+    pub nodes_at: Vec<(&'a Located, &'a Node)>,
     pub pods: Vec<&'a Pod>,
     /// By namespace.
     pub services: BTreeMap<&'a str, Vec<&'a Service>>,
@@ -97,6 +100,7 @@ impl<'a> Index<'a> {
             mesh,
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            nodes_at: vec![],
             pods: vec![],
             services: BTreeMap::new(),
             slices: vec![],
@@ -136,6 +140,7 @@ impl<'a> Index<'a> {
                 }
                 Object::Node(n) => {
                     x.nodes.insert(&n.metadata.name, n);
+                    x.nodes_at.push((o, n));
                 }
                 Object::Pod(p) => x.pods.push(p),
                 Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
@@ -251,6 +256,7 @@ fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> Whole {
     let mut problems = Vec::new();
     let mut model = Model { pods: workload::facts(x), ..Model::default() };
     let mut policies = policy::compile(x, &mut problems);
+    node::compile(x, &mut model, &mut problems);
     service::compile(x, &mut model, &mut problems);
     let owners = endpoint::Owners::new(x);
     workload::compile(x, &policies, &owners, &mut model, &mut problems);

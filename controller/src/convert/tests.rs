@@ -591,6 +591,50 @@ fn a_waypoint_gets_what_it_needs_once() {
     assert_eq!(address[0]["value"], "w.a.svc.cluster.local");
 }
 
+/// What PodSecurity's level `restricted` asks for (Kubernetes 1.34), and that no token is there but the one that is used.
+#[test]
+fn what_is_deployed_passes_pod_security_restricted() {
+    let gateway = WAYPOINT
+        .replace("istio-waypoint", "istio")
+        .replace("name: mesh, port: 15008, protocol: HBONE", "name: http, port: 80, protocol: HTTP");
+    for (text, sysctls) in
+        [(WAYPOINT, vec![]), (&*gateway, vec![("net.ipv4.ip_unprivileged_port_start".to_string(), "0".to_string())])]
+    {
+        let w = written(&text.replace("STATUS", ""));
+        let (_, d) = w.objects.iter().find(|(r, _)| r.kind == "Deployment").unwrap();
+        let pod = &d["spec"]["template"]["spec"];
+        let has = |s: &serde_json::Value| (s["name"].as_str().unwrap().into(), s["value"].as_str().unwrap().into());
+        let set = pod["securityContext"]["sysctls"].as_array().into_iter().flatten().map(has).collect::<Vec<_>>();
+        assert_eq!(set, sysctls, "a port below 1024 needs no capability; this sysctl is one that every pod may set");
+        for shared in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
+            assert!(pod[shared].is_null(), "{shared}");
+        }
+        for c in pod["containers"].as_array().unwrap() {
+            let s = &c["securityContext"];
+            for (key, wanted) in [
+                ("privileged", false),
+                ("allowPrivilegeEscalation", false),
+                ("runAsNonRoot", true),
+                ("readOnlyRootFilesystem", true),
+            ] {
+                assert_eq!(s[key], wanted, "{key}");
+            }
+            assert!(s["runAsUser"].as_u64().is_some_and(|u| u > 0));
+            assert_eq!(s["capabilities"], serde_json::json!({ "drop": ["ALL"] }));
+            assert_eq!(s["seccompProfile"]["type"], "RuntimeDefault");
+            assert!(c["ports"].as_array().unwrap().iter().all(|p| p["hostPort"].is_null()));
+        }
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let mut tokens = vec![];
+        for v in pod["volumes"].as_array().unwrap() {
+            assert!(v["configMap"].is_object() || v["projected"].is_object(), "{v}");
+            let sources = v["projected"]["sources"].as_array().into_iter().flatten();
+            tokens.extend(sources.map(|s| s["serviceAccountToken"]["audience"].as_str().unwrap().to_string()));
+        }
+        assert_eq!(tokens, ["istio-ca"], "a token that the API server does not take");
+    }
+}
+
 #[test]
 fn routes_say_what_became_of_them() {
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: b}\nspec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}\n---\n";
@@ -628,6 +672,38 @@ fn routes_say_what_became_of_them() {
     let all = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status["parents"].clone();
     assert_eq!((all.as_array().unwrap().len(), all[1]["controllerName"].as_str()), (2, Some("example.com/other")));
     assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
+}
+
+/// Names are used again; the uid says which pod it is.
+#[test]
+fn a_workload_says_which_pod_it_is() {
+    use prost::Message;
+    let uid = |text: &str| {
+        let (m, _) = run(text);
+        let w = &m.workloads["Kubernetes//Pod/a/p"];
+        let own = w.extensions.iter().filter_map(|e| e.config.as_ref()).find(|c| c.type_url == karst_api::POD_TYPE);
+        own.map(|c| karst_api::route::Pod::decode(&c.value[..]).unwrap().uid)
+    };
+    assert_eq!(uid(POD), None);
+    assert_eq!(uid(&POD.replace("name: p, ", "name: p, uid: u-1, ")), Some("u-1".into()));
+}
+
+#[test]
+fn nodes_tell_what_their_pods_have_addresses_from() {
+    let node = |name: &str, spec: &str| {
+        format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
+    };
+    let (m, p) = run(&format!(
+        "{}{}{}",
+        node("one", "podCIDRs: [10.77.0.0/24, 'fd77:0::/64'], podCIDR: 10.77.0.0/24"),
+        node("two", ""),
+        node("three", "podCIDRs: [10.77.2.0/24, 10.77.2.0/33]")
+    ));
+    let told: Vec<_> = m.pod_ranges.iter().map(|(n, r)| (n.as_str(), r.ranges.join(" "))).collect();
+    assert_eq!(told, [("one", "10.77.0.0/24 fd77::/64".into()), ("three", "10.77.2.0/24".into())]);
+    let problems: Vec<String> = p.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("spec.podCIDRs[1]") && problems[0].contains("10.77.2.0/33"), "{problems:?}");
 }
 
 /// `controller/golden`: manifests, and what becomes of them. KARST_BLESS=1 writes it; what has changed is then to be read.

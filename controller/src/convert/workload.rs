@@ -99,6 +99,7 @@ pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies, owners: &
     if ends && enrol::is_ready(p) {
         extensions.push(karst_api::draining());
     }
+    extensions.extend(which(m));
     let mut services = memberships(x, p);
     owners.pod(x, p, &mut services);
     let (workload_name, canonical_name, canonical_revision) = names(p);
@@ -128,6 +129,16 @@ pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies, owners: &
         extensions,
         ..Default::default()
     }
+}
+
+/// A workload's extension that says which pod it is: one that is made anew has the name, and another uid.
+fn which(m: &Meta) -> Option<pb::Extension> {
+    if m.uid.is_empty() {
+        return None;
+    }
+    let value = prost::Message::encode_to_vec(&karst_api::route::Pod { uid: m.uid.clone() });
+    let config = prost_types::Any { type_url: karst_api::POD_TYPE.into(), value };
+    Some(pb::Extension { name: "karst.pod".into(), config: Some(config) })
 }
 
 fn names(p: &Pod) -> (String, String, String) {

@@ -82,6 +82,10 @@ pub const BACKEND_TYPE: &str = "type.googleapis.com/karst.route.v1.Backend";
 pub const ACCESS_TYPE: &str = "type.googleapis.com/karst.route.v1.Access";
 /// Type of a workload's extension with its labels.
 pub const LABELS_TYPE: &str = "type.googleapis.com/karst.route.v1.Labels";
+/// Type of a workload's extension that says which pod it is.
+pub const POD_TYPE: &str = "type.googleapis.com/karst.route.v1.Pod";
+/// xDS type of the ranges that pods have their addresses from, by node.
+pub const POD_RANGES_TYPE: &str = "type.googleapis.com/karst.route.v1.PodRanges";
 /// Type of a workload's extension that says that it is about to end and serves still.
 pub const DRAINING_TYPE: &str = "type.googleapis.com/karst.route.v1.Draining";
 /// xDS type of workloads and services (Istio: `istio.workload.Address`).

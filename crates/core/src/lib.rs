@@ -7,3 +7,8 @@ pub mod untrusted;
 
 pub use addr::{Cidr, NetworkAddress, canonical};
 pub use identity::{Identity, IdentityError};
+
+/// A pod's uid as the node agent writes it (ZDS, file names), from metadata.uid: a bpffs knows no dots in names.
+pub fn zds_uid(uid: &str) -> String {
+    uid.replace(['.', '/'], "+")
+}

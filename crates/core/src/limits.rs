@@ -17,9 +17,18 @@ pub const AVOID: Duration = Duration::from_secs(10);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the end of the handshake to the HTTP/2 preface of the client; then the socket is closed.
 pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection waits for what it needs (its own workload, a named policy, a certificate)
-/// before it is refused.
+/// How long a connection waits for what it needs (its own workload, a named policy, a certificate, who is at an address of a
+/// pod range) before it is refused.
 pub const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
+/// An address of a pod range at which the control plane knows of nobody is asked for again after this long, before anything goes
+/// there as it is: the kubelet tells of a pod's address up to that long after the pod has it.
+pub const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// Between two questions to the control plane; they wait, so that pods cannot keep it busy with addresses of nobody.
+pub const ASK_PAUSE: Duration = Duration::from_millis(100);
+/// Names in one question; the others are in the next.
+pub const MAX_ASKED: usize = 256;
+/// Questions that may wait to be asked; then those who ask wait.
+pub const MAX_QUESTIONS: usize = 1024;
 /// Largest header list that a CONNECT may carry, in bytes; then the stream is reset.
 pub const MAX_HEADER_LIST: u32 = 16 << 10;
 /// HTTP/2 receive window of a stream, in bytes. The sender stops there.

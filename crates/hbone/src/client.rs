@@ -1,7 +1,9 @@
 //! Opening tunnels.
 
 use crate::{
-    Settings, stream,
+    Settings,
+    revocation::Role,
+    stream,
     tls::{self, Credentials},
 };
 use bytes::Bytes;
@@ -72,7 +74,13 @@ pub async fn handshake(
             .await
             .map_err(|_| tls_error("handshake took over 10 s".into()))?
             .map_err(|e| tls_error(e.to_string()))?;
-    let peer = tls::peer_identity(shown.certificates.as_deref()).map_err(|e| tls_error(e.to_string()))?;
+    let (peer, mut standing) = match creds.admit(Role::Server, &shown) {
+        Ok(x) => x,
+        Err(e) => {
+            stream.refuse(e.alert());
+            return Err(tls_error(e.to_string()));
+        }
+    };
     if !expected.contains(&peer) {
         let wanted: Vec<_> = expected.iter().map(Identity::to_string).collect();
         return Err(tls_error(format!("the peer is {peer}, expected was {}", wanted.join(" or "))));
@@ -102,6 +110,9 @@ pub async fn handshake(
         poll_fn(|cx| match turn.run(cx, |cx| Pin::new(&mut conn).poll(cx)) {
             Poll::Ready(r) => Poll::Ready(r),
             // Only its being an error matters: the tunnel leaves the pool.
+            Poll::Pending if Pin::new(&mut standing).poll(cx).is_ready() => {
+                Poll::Ready(Err(h2::Error::from(h2::Reason::INADEQUATE_SECURITY)))
+            }
             Poll::Pending => alive.as_mut().poll(cx).map(|()| Err(h2::Error::from(h2::Reason::SETTINGS_TIMEOUT))),
         })
         .await

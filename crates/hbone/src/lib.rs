@@ -1,6 +1,7 @@
 //! HBONE: HTTP/2 CONNECT in mutual TLS (docs/hbone.md is the specification).
 //!
 //! - [`tls`]: configurations and verification of peers; exactly one SPIFFE id, checked on both sides.
+//! - [`revocation`]: certificates that their authority has taken back, in handshakes and on open tunnels.
 //! - [`record`], [`stream`]: the bytes of a tunnel, sealed and opened without needless copies.
 //! - [`client`], [`server`]: HTTP/2 with the limits of `karst_core::limits`.
 //! - [`pool`]: tunnels that are shared by the connections of one pod.
@@ -10,6 +11,7 @@ pub mod client;
 pub mod copy;
 pub mod pool;
 pub mod record;
+pub mod revocation;
 pub mod server;
 pub mod stream;
 pub mod tls;

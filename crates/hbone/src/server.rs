@@ -2,8 +2,9 @@
 
 use crate::{
     Settings, client,
+    revocation::{Refusal, Role},
     stream::{self, TlsStream},
-    tls::{self, Credentials, TlsError},
+    tls::Credentials,
 };
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
@@ -34,6 +35,9 @@ pub enum ServerError {
     /// It had to give way to others.
     #[error("it had to give way to another tunnel: there are as many as there may be")]
     Evicted,
+    /// A certificate of the peer was revoked while the tunnel was open.
+    #[error("the tunnel was closed: {0}")]
+    Revoked(Refusal),
 }
 
 /// A stream that waits for its answer.
@@ -49,16 +53,23 @@ pub struct Connect {
 /// # Errors
 /// If it fails, takes too long, or the peer shows no workload identity.
 pub async fn handshake(tcp: TcpStream, creds: &Credentials) -> Result<(TlsStream, Identity), ServerError> {
-    let (stream, shown) = timeout(limits::HANDSHAKE_TIMEOUT, stream::accept(tcp, &creds.server))
+    let (mut stream, shown) = timeout(limits::HANDSHAKE_TIMEOUT, stream::accept(tcp, &creds.server))
         .await
         .map_err(|_| ServerError::Tls("handshake took over 10 s".into()))?
         .map_err(|e| ServerError::Tls(e.to_string()))?;
     if shown.alpn.as_deref() != Some(b"h2") {
         return Err(ServerError::Tls("the peer does not speak h2".into()));
     }
-    let peer =
-        tls::peer_identity(shown.certificates.as_deref()).map_err(|e: TlsError| ServerError::Tls(e.to_string()))?;
-    Ok((stream, peer))
+    match creds.admit(Role::Client, &shown) {
+        Ok((peer, standing)) => {
+            stream.set_standing(standing);
+            Ok((stream, peer))
+        }
+        Err(e) => {
+            stream.refuse(e.alert());
+            Err(ServerError::Tls(e.to_string()))
+        }
+    }
 }
 
 /// Serves the streams of a tunnel until it ends: `on_stream` is called for each. When the drain begins, the peer is told to
@@ -80,13 +91,20 @@ pub async fn serve(
 /// # Errors
 /// See [`ServerError`].
 pub async fn serve_until(
-    stream: TlsStream,
+    mut stream: TlsStream,
     s: &Settings,
     mut drain: drain::Watch,
     evicted: impl Future<Output = ()>,
     mut on_stream: impl FnMut(Connect),
 ) -> Result<(), ServerError> {
     let mut evicted = std::pin::pin!(evicted);
+    let standing = stream.take_standing();
+    let mut revoked = std::pin::pin!(async {
+        match standing {
+            Some(s) => s.await,
+            None => std::future::pending().await,
+        }
+    });
     let mut end: Option<std::pin::Pin<Box<Sleep>>> = None;
     let mut b = h2::server::Builder::new();
     b.initial_window_size(s.stream_window)
@@ -103,6 +121,7 @@ pub async fn serve_until(
     let mut conn = tokio::select! {
         r = preface => r.map_err(|_| ServerError::Preface)??,
         () = &mut evicted => return Err(ServerError::Evicted),
+        why = &mut revoked => return Err(ServerError::Revoked(why)),
     };
     drop(begin);
     let mut alive = Box::pin(client::keepalive(conn.ping_pong()));
@@ -124,6 +143,10 @@ pub async fn serve_until(
                 conn.graceful_shutdown();
             }
             () = async { if let Some(t) = &mut end { t.await } }, if end.is_some() => return Err(ServerError::Evicted),
+            why = &mut revoked => {
+                conn.abrupt_shutdown(h2::Reason::INADEQUATE_SECURITY);
+                return Err(ServerError::Revoked(why));
+            }
             () = &mut alive => {
                 conn.abrupt_shutdown(h2::Reason::NO_ERROR);
                 return Err(ServerError::Dead);

@@ -6,10 +6,13 @@
 //! - **Buffers are lent.** The worker's buffers are taken when bytes move and given back when they are gone; an idle tunnel
 //!   holds none. A turn reads one buffer's worth, then lets the streams take it while it is in the cache.
 
-use crate::record::{HEADER, MAX_PLAIN, OVERHEAD, Opener, Sealer, alert, kind};
+use crate::{
+    record::{HEADER, MAX_PLAIN, OVERHEAD, Opener, Sealer, alert, kind},
+    revocation::Standing,
+};
 use karst_core::limits;
 use rustls::{
-    ClientConfig, ServerConfig,
+    ClientConfig, CommonState, HandshakeKind, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
     kernel::KernelConnection,
     server::{ServerConnectionData, UnbufferedServerConnection},
@@ -23,7 +26,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -439,7 +442,7 @@ impl Inner {
 }
 
 /// A tunnel's stream, for HTTP/2. What is written leaves with [`Turn::run`] or at shutdown, not with `poll_flush`.
-pub struct TlsStream(Rc<RefCell<Inner>>);
+pub struct TlsStream(Rc<RefCell<Inner>>, Option<Standing>);
 
 /// A turn of the tunnel's task.
 pub struct Turn(Rc<RefCell<Inner>>);
@@ -466,6 +469,19 @@ impl TlsStream {
     /// The turns of the task that owns this stream.
     pub fn turn(&self) -> Turn {
         Turn(self.0.clone())
+    }
+    /// Keeps the peer's standing until the stream is served.
+    pub fn set_standing(&mut self, s: Standing) {
+        self.1 = Some(s);
+    }
+    /// The peer's standing, to be watched by whoever serves the stream.
+    pub fn take_standing(&mut self) -> Option<Standing> {
+        self.1.take()
+    }
+    /// Tells the peer why it is refused, as far as it listens.
+    pub fn refuse(self, alert: u8) {
+        let why = io::Error::from(io::ErrorKind::PermissionDenied);
+        let _ = self.0.borrow_mut().fail(alert, &mut Context::from_waker(Waker::noop()), why);
     }
 }
 
@@ -509,6 +525,8 @@ pub struct Peer {
     pub certificates: Option<Vec<CertificateDer<'static>>>,
     /// The application protocol that was agreed on.
     pub alpn: Option<Vec<u8>>,
+    /// It goes on with a session of before: rustls has verified no certificate, it remembers the one of then.
+    pub resumed: bool,
 }
 
 /// The client's side of a handshake.
@@ -522,7 +540,7 @@ pub async fn connect(
 ) -> io::Result<(TlsStream, Peer)> {
     let mut c = UnbufferedClientConnection::new(config.clone(), name).map_err(bad)?;
     let h = Handshake::new(tcp).run(&mut c).await?;
-    let peer = peer(c.peer_certificates(), c.alpn_protocol());
+    let peer = peer(&c);
     let (secrets, keys) = c.dangerous_into_kernel_connection().map_err(bad)?;
     h.finish(&secrets, Keys::Client(keys)).map(|s| (s, peer))
 }
@@ -534,13 +552,17 @@ pub async fn connect(
 pub async fn accept(tcp: TcpStream, config: &Arc<ServerConfig>) -> io::Result<(TlsStream, Peer)> {
     let mut c = UnbufferedServerConnection::new(config.clone()).map_err(bad)?;
     let h = Handshake::new(tcp).run(&mut c).await?;
-    let peer = peer(c.peer_certificates(), c.alpn_protocol());
+    let peer = peer(&c);
     let (secrets, keys) = c.dangerous_into_kernel_connection().map_err(bad)?;
     h.finish(&secrets, Keys::Server(keys)).map(|s| (s, peer))
 }
 
-fn peer(certificates: Option<&[CertificateDer<'static>]>, alpn: Option<&[u8]>) -> Peer {
-    Peer { certificates: certificates.map(<[_]>::to_vec), alpn: alpn.map(<[_]>::to_vec) }
+fn peer(c: &CommonState) -> Peer {
+    Peer {
+        certificates: c.peer_certificates().map(<[_]>::to_vec),
+        alpn: c.alpn_protocol().map(<[_]>::to_vec),
+        resumed: c.handshake_kind() == Some(HandshakeKind::Resumed),
+    }
 }
 
 /// Either side's rustls session during the handshake.
@@ -660,7 +682,8 @@ impl Handshake {
         let buf = [self.early, self.input].concat();
         let input = In { opener, buf, raw, plain, message: Vec::new(), empty: 0, closed: false, full: false };
         let out = Out { sealer, buf: Vec::new(), sealed: 0..0, open: 0 };
-        Ok(TlsStream(Rc::new(RefCell::new(Inner { tcp: self.tcp, keys, input, out, closed: false, error: None }))))
+        let inner = Inner { tcp: self.tcp, keys, input, out, closed: false, error: None };
+        Ok(TlsStream(Rc::new(RefCell::new(inner)), None))
     }
 }
 

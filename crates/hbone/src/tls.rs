@@ -1,10 +1,14 @@
 //! Mutual TLS 1.3 between workloads. A peer is who its certificate's one URI SAN says, if the chain leads to our roots;
 //! anything else about the certificate (subject, DNS names) is ignored. Proven by `tests/identity.rs` (T22).
 
+use crate::{
+    revocation::{CertificateId, Refusal, Revocation, Role, Standing},
+    stream,
+};
 use karst_core::Identity;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    ServerConfig, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    RootCertStore, ServerConfig, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -30,6 +34,27 @@ pub enum TlsError {
     /// TLS itself.
     #[error("TLS: {0}")]
     Tls(#[from] Error),
+    /// What a resumed session remembers of the peer does not count any more.
+    #[error("resumed session: {0}")]
+    Resumed(Error),
+    /// The peer's certificates do not count.
+    #[error("peer certificate: {0}")]
+    Refused(#[from] Refusal),
+}
+
+impl TlsError {
+    /// The alert that tells the peer.
+    pub fn alert(&self) -> u8 {
+        let a = match self {
+            TlsError::Resumed(Error::InvalidCertificate(e)) => AlertDescription::from(e.clone()),
+            TlsError::Certificate(_)
+            | TlsError::Peer(_)
+            | TlsError::Tls(_)
+            | TlsError::Resumed(_)
+            | TlsError::Refused(_) => AlertDescription::CertificateUnknown,
+        };
+        a.into()
+    }
 }
 
 /// The certificates of one identity, ready for use in both roles. Made once per certificate, not per connection.
@@ -48,6 +73,9 @@ pub struct Credentials {
     pub serial: String,
     /// The chain and the roots, PEM, for the admin page.
     pub pem: Vec<String>,
+    /// Our own chain, as revocation lists name it.
+    chain: Vec<CertificateId>,
+    verifier: Arc<Verifier>,
 }
 
 /// The cryptography that is offered: TLS 1.3, AES-GCM, hybrid post-quantum key exchange first.
@@ -61,12 +89,25 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 impl Credentials {
+    /// As [`Credentials::enforcing`], without revocation lists.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn new(identity: Identity, chain: &[String], key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
+        Self::enforcing(identity, chain, key, Revocation::none())
+    }
+
     /// From the CA's answer: leaf, intermediates, and last the roots, all PEM.
     ///
     /// # Errors
     /// If something in it cannot be read, or the leaf is not for `identity` (a confused CA must not give one workload
     /// another's name).
-    pub fn new(identity: Identity, chain: &[String], key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
+    pub fn enforcing(
+        identity: Identity,
+        chain: &[String],
+        key: PrivateKeyDer<'static>,
+        revocation: Revocation,
+    ) -> Result<Self, TlsError> {
         let bad = |e: String| TlsError::Certificate(e);
         let (roots_pem, certs_pem) = chain.split_last().ok_or_else(|| bad("empty chain".into()))?;
         let read = |pem: &str| {
@@ -96,8 +137,9 @@ impl Credentials {
             return Err(bad("no root".into()));
         }
         let provider = provider();
-        let verifier =
-            Arc::new(Verifier { roots, trust_domain: identity.trust_domain().into(), provider: provider.clone() });
+        let own = CertificateId::of_chain(&certs)?;
+        let trust_domain = identity.trust_domain().into();
+        let verifier = Arc::new(Verifier { roots, trust_domain, provider: provider.clone(), revocation });
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier.clone())
@@ -109,7 +151,7 @@ impl Credentials {
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous() // there is no host name to check: the SPIFFE id is, by `expect`
-            .with_custom_certificate_verifier(verifier)
+            .with_custom_certificate_verifier(verifier.clone())
             .with_client_auth_cert(certs, key)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
         client.enable_sni = false;
@@ -123,7 +165,39 @@ impl Credentials {
             not_after,
             serial,
             pem: chain.to_vec(),
+            chain: own,
+            verifier,
         })
+    }
+
+    /// Who the peer of a handshake is, and the watch over its certificates. A resumed session is judged as a new one would be: the
+    /// certificate that it remembers may have ended or been revoked since, and rustls does not look.
+    ///
+    /// # Errors
+    /// If it has shown no certificate, or one that does not count (any more).
+    pub fn admit(&self, role: Role, shown: &stream::Peer) -> Result<(Identity, Standing), TlsError> {
+        let all = shown.certificates.as_deref().unwrap_or_default();
+        let identity = peer_identity(Some(all))?;
+        if let (true, [leaf, chain @ ..]) = (shown.resumed, all) {
+            let clock = match role {
+                Role::Client => &self.server.time_provider,
+                Role::Server => &self.client.time_provider,
+            };
+            let now = clock.current_time().ok_or(Error::FailedToGetCurrentTime)?;
+            self.verifier.check(leaf, chain, now, role).map_err(TlsError::Resumed)?;
+        }
+        let standing = self.verifier.revocation.standing(role, identity.clone(), all)?;
+        Ok((identity, standing))
+    }
+
+    /// Is our own chain revoked?
+    pub fn revoked(&self) -> Option<Refusal> {
+        self.verifier.revocation.revoked(&self.chain)
+    }
+
+    /// Waits until our own chain is revoked.
+    pub async fn until_revoked(&self) -> Refusal {
+        self.verifier.revocation.until_revoked(&self.chain).await
     }
 }
 
@@ -178,21 +252,35 @@ struct Verifier {
     roots: RootCertStore,
     trust_domain: String,
     provider: Arc<CryptoProvider>,
+    revocation: Revocation,
 }
 
 impl Verifier {
+    /// All that is asked of a peer's certificates; whether it is the right workload is asked by who has called it.
     fn check(
         &self,
         leaf: &CertificateDer<'_>,
         chain: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: webpki::KeyUsage,
-    ) -> Result<Identity, Error> {
+        role: Role,
+    ) -> Result<(), Error> {
+        let usage = match role {
+            Role::Client => webpki::KeyUsage::client_auth(),
+            Role::Server => webpki::KeyUsage::server_auth(),
+        };
         let algorithms = self.provider.signature_verification_algorithms.all;
         let anchors: &[TrustAnchor<'_>] = &self.roots.roots;
         let end = webpki::EndEntityCert::try_from(leaf).map_err(refused)?;
         end.verify_for_usage(algorithms, anchors, chain, now, usage, None, None).map_err(refused)?;
-        identity_of(leaf).map_err(refused)
+        let id = identity_of(leaf).map_err(refused)?;
+        if role == Role::Client && id.trust_domain() != self.trust_domain {
+            return Err(refused(TlsError::Peer(format!("{id} is not of the trust domain {}", self.trust_domain))));
+        }
+        self.revocation.check(role, leaf, chain).map_err(|why| match why {
+            // With the alert that says so.
+            Refusal::Revoked(_) => Error::InvalidCertificate(CertificateError::Revoked),
+            Refusal::Unknown | Refusal::Unreadable => Error::General(why.to_string()),
+        })
     }
 }
 
@@ -210,10 +298,7 @@ impl ClientCertVerifier for Verifier {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let id = self.check(leaf, chain, now, webpki::KeyUsage::client_auth())?;
-        if id.trust_domain() != self.trust_domain {
-            return Err(refused(TlsError::Peer(format!("{id} is not of the trust domain {}", self.trust_domain))));
-        }
+        self.check(leaf, chain, now, Role::Client)?;
         Ok(ClientCertVerified::assertion())
     }
     fn verify_tls12_signature(
@@ -247,7 +332,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         // Whether it is the right workload is checked after the handshake, which also covers resumed sessions.
-        self.check(leaf, chain, now, webpki::KeyUsage::server_auth())?;
+        self.check(leaf, chain, now, Role::Server)?;
         Ok(ServerCertVerified::assertion())
     }
     fn verify_tls12_signature(

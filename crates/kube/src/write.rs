@@ -8,13 +8,18 @@ use k8s_openapi::{
     api::{
         admissionregistration::v1::ValidatingWebhookConfiguration,
         apps::v1::DaemonSet,
-        core::v1::{ConfigMap, Pod, Secret},
+        core::v1::{ConfigMap, ObjectReference, Pod, Secret},
     },
 };
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
-    runtime::{WatchStreamExt, watcher},
+    core::Status,
+    runtime::{
+        WatchStreamExt,
+        events::{Event, EventType, Recorder, Reporter},
+        watcher,
+    },
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -124,10 +129,42 @@ impl Kube {
         // On the status subresource: an agent needs no right to change what a pod is.
         match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
             Ok(_) => Ok(()),
-            // 409: another pod has taken the name.
-            Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(()),
+            Err(kube::Error::Api(e)) if e.code == 404 || is_another(&e) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot annotate Pod {namespace}/{name}")),
         }
+    }
+
+    /// Notes a warning on a pod, where `kubectl describe pod` shows it.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn warn_pod(
+        &self,
+        (namespace, name, uid): (&str, &str, &str),
+        from: (&str, &str),
+        reason: &str,
+        text: &str,
+    ) -> anyhow::Result<()> {
+        let reporter = Reporter { controller: from.0.into(), instance: Some(from.1.into()) };
+        let pod = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(namespace.into()),
+            name: Some(name.into()),
+            uid: Some(uid.into()),
+            ..Default::default()
+        };
+        // The API server takes no longer ones.
+        let note = text.chars().take(1000).collect();
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.into(),
+            note: Some(note),
+            action: "Redirect".into(),
+            secondary: None,
+        };
+        let done = Recorder::new(self.client.clone(), reporter).publish(&event, &pod).await;
+        done.with_context(|| format!("cannot create an Event for Pod {namespace}/{name}"))
     }
 
     /// Is this DaemonSet there to stay? If we may not even ask any more, it is being uninstalled.
@@ -162,6 +199,13 @@ impl Kube {
         let n = api.get_opt(name).await.with_context(|| format!("Namespace {name}"))?;
         n.map(|n| Ok(serde_json::from_value(serde_json::to_value(n)?)?)).transpose()
     }
+}
+
+/// Has another object taken the name? The API server compares `metadata.uid`: as a precondition (409), or as a field of a
+/// patch that nobody may change (422, what 1.34 says).
+fn is_another(s: &Status) -> bool {
+    let mut causes = s.details.iter().flat_map(|d| &d.causes);
+    s.code == 409 || (s.code == 422 && causes.any(|c| c.field == "metadata.uid"))
 }
 
 /// What a webhook configuration says.
@@ -342,5 +386,23 @@ fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
             }
         }
         (a, b) => *a = b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Answers of a Kubernetes 1.34.
+    #[test]
+    fn a_pod_that_has_taken_the_name_is_another_and_a_refusal_is_not() {
+        let said = |code: u16, field: &str| {
+            let cause = json!({ "reason": "FieldValueInvalid", "message": "Invalid value: \"x\": field is immutable", "field": field });
+            let status = json!({ "status": "Failure", "message": "Pod \"p\" is invalid", "reason": "Invalid", "details": { "name": "p", "kind": "Pod", "causes": [cause] }, "code": code });
+            is_another(&serde_json::from_value(status).unwrap())
+        };
+        assert!(said(422, "metadata.uid") && said(409, ""));
+        assert!(!said(422, "status.podIPs") && !said(403, "metadata.uid"));
     }
 }

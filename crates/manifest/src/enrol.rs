@@ -18,6 +18,16 @@ pub fn wanted(ns: Option<&Namespace>, pod: &Pod) -> bool {
     }
 }
 
+/// Does this namespace's label bring its pods into the mesh?
+pub fn enrols(ns: &Namespace) -> bool {
+    mode(&ns.metadata.labels) == Some("ambient")
+}
+
+/// Does this pod's own label bring it in, whatever its namespace says?
+pub fn opts_in(pod: &Pod) -> bool {
+    mode(&pod.metadata.labels) == Some("ambient")
+}
+
 fn mode(l: &Labels) -> Option<&str> {
     MODE.iter().find_map(|k| l.get(*k)).map(String::as_str)
 }

@@ -117,6 +117,15 @@ pub struct Namespace {
 pub struct Node {
     #[serde(default)]
     pub metadata: Meta,
+    #[serde(default)]
+    pub spec: NodeSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// What its pods have their addresses from; empty where the network plugin does not go by it.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct ServiceAccount {

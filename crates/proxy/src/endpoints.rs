@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn those_that_end_serve_where_nobody_else_does() {
         let at = |name: &str, ip: &str| pod(name, ip, &[(S, &[(80, 80)])]);
-        let (a, b, c) = (at("a", "10.0.0.1"), at("b", "10.0.0.2"), at("c", "10.0.0.3"));
+        let (a, b, c) = (at("a", "10.0.0.1"), at("b", "10.0.0.2"), at("d", "10.0.0.3"));
         let all = |a, b, c| found(vec![a, b, c], svc(), &[]);
         assert_eq!(all(a.clone(), draining(b.clone()), unhealthy(c.clone())), ["a 10.0.0.1:80 member"]);
         let two = ["a 10.0.0.1:80 member", "b 10.0.0.2:80 member"];

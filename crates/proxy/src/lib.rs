@@ -7,6 +7,7 @@
 //! - [`crew`]: the workers of a process as they see each other.
 //! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
+//! - [`revocation`]: the file with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
 
@@ -16,6 +17,7 @@ pub mod endpoints;
 pub mod labels;
 pub mod remote;
 pub mod resolve;
+pub mod revocation;
 pub mod secrets;
 #[allow(missing_docs)]
 pub mod state;

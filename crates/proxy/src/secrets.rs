@@ -3,7 +3,7 @@
 
 use karst_api::ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use karst_core::Identity;
-use karst_hbone::tls::Credentials;
+use karst_hbone::{revocation::Revocation, tls::Credentials};
 use karst_rt::backoff::Backoff;
 use rand::Rng;
 use std::{
@@ -33,9 +33,14 @@ pub type Table = HashMap<Identity, Arc<Credentials>>;
 pub struct Secrets {
     table: watch::Receiver<Arc<Table>>,
     want: mpsc::Sender<Identity>,
+    revocation: Revocation,
 }
 
 impl Secrets {
+    /// The revocation lists that certificates are checked against.
+    pub fn revocation(&self) -> &Revocation {
+        &self.revocation
+    }
     /// The certificate of an identity, if there is one that is valid now.
     pub fn now(&self, id: &Identity) -> Option<Arc<Credentials>> {
         self.table.borrow().get(id).filter(|c| c.not_after > SystemTime::now()).cloned()
@@ -100,7 +105,7 @@ impl<A: Authority + 'static> Manager<A> {
     pub fn new(authority: A, ttl: u64, cluster: String, stream: watch::Receiver<bool>) -> Self {
         let (table, rx) = watch::channel(Arc::default());
         let (want, wanted) = mpsc::channel(QUEUE);
-        let shared = Secrets { table: rx, want };
+        let shared = Secrets { table: rx, want, revocation: Revocation::none() };
         Self {
             authority: Rc::new(authority),
             table,
@@ -112,6 +117,11 @@ impl<A: Authority + 'static> Manager<A> {
             wanted,
             stream,
         }
+    }
+    /// Peers are checked against these revocation lists.
+    pub fn enforcing(mut self, r: Revocation) -> Self {
+        self.shared.revocation = r;
+        self
     }
     /// The workers' side.
     pub fn secrets(&self) -> Secrets {
@@ -131,9 +141,10 @@ impl<A: Authority + 'static> Manager<A> {
         }
         let (a, table, slots) = (self.authority.clone(), self.table.clone(), self.slots.clone());
         let (ttl, cluster, id2) = (self.ttl, self.cluster.clone(), id.clone());
-        let stream = self.stream.clone();
-        let task =
-            tokio::task::spawn_local(async move { renew(&*a, &table, &slots, (ttl, &cluster), id2, stream).await });
+        let (stream, revocation) = (self.stream.clone(), self.shared.revocation.clone());
+        let task = tokio::task::spawn_local(async move {
+            renew(&*a, &table, &slots, (ttl, &cluster), id2, stream, &revocation).await;
+        });
         self.running.insert(id.clone(), task.abort_handle());
     }
     /// Drops all certificates but these: the last pod of the others has left.
@@ -164,14 +175,19 @@ async fn renew<A: Authority>(
     (ttl, cluster): (u64, &str),
     id: Identity,
     mut stream: watch::Receiver<bool>,
+    revocation: &Revocation,
 ) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
         let result = {
             let _slot = slots.acquire().await;
-            fetch(a, ttl, cluster, &id).await
+            // One that is revoked already is none: who has the same lists takes it for nothing.
+            fetch(a, ttl, cluster, &id, revocation).await.and_then(|c| match c.revoked() {
+                Some(why) => Err(why.to_string()),
+                None => Ok(c),
+            })
         };
-        let pause = match result {
+        let (pause, c) = match result {
             Ok(c) => {
                 backoff.reset();
                 let pause = until_renewal(SystemTime::now(), c.not_after, rand::rng().random_range(0.0..1.0));
@@ -179,10 +195,10 @@ async fn renew<A: Authority>(
                 let c = Arc::new(c);
                 table.send_modify(|t| {
                     let mut new = (**t).clone();
-                    new.insert(id.clone(), c);
+                    new.insert(id.clone(), c.clone());
                     *t = Arc::new(new);
                 });
-                pause
+                (pause, c)
             }
             Err(e) => {
                 let pause = backoff.next_delay();
@@ -199,7 +215,10 @@ async fn renew<A: Authority>(
                 continue;
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            why = c.until_revoked() => tracing::warn!(identity = %id, "our own certificate: {why}; asking for another"),
+        }
     }
 }
 
@@ -219,9 +238,15 @@ fn until_renewal(now: SystemTime, end: SystemTime, chance: f64) -> Duration {
     end.duration_since(now).unwrap_or_default().mul_f64(0.4 + 0.2 * chance).max(Duration::from_millis(500))
 }
 
-async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> Result<Credentials, String> {
+async fn fetch<A: Authority>(
+    a: &A,
+    ttl: u64,
+    cluster: &str,
+    id: &Identity,
+    revocation: &Revocation,
+) -> Result<Credentials, String> {
     if let Some(dir) = a.directory() {
-        return certificate(dir, id);
+        return certificate(dir, id, revocation);
     }
     let key = rcgen::KeyPair::generate().map_err(|e| format!("key: {e}"))?;
     let mut p = rcgen::CertificateParams::default();
@@ -249,7 +274,7 @@ async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> R
         .into_inner()
         .cert_chain;
     let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    Credentials::new(id.clone(), &chain, key).map_err(|e| e.to_string())
+    Credentials::enforcing(id.clone(), &chain, key, revocation.clone()).map_err(|e| e.to_string())
 }
 
 /// The certificate of an identity, from `DIR/TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/` with the files that Istio mounts:
@@ -257,7 +282,7 @@ async fn fetch<A: Authority>(a: &A, ttl: u64, cluster: &str, id: &Identity) -> R
 ///
 /// # Errors
 /// Names the file that is missing or wrong.
-pub fn certificate(dir: &std::path::Path, id: &Identity) -> Result<Credentials, String> {
+pub fn certificate(dir: &std::path::Path, id: &Identity, revocation: &Revocation) -> Result<Credentials, String> {
     use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
     let dir = dir.join(id.trust_domain()).join("ns").join(id.namespace()).join("sa").join(id.service_account());
     let file = |n: &str| {
@@ -267,7 +292,8 @@ pub fn certificate(dir: &std::path::Path, id: &Identity) -> Result<Credentials, 
     let chain = [file("cert-chain.pem")?, file("root-cert.pem")?];
     let key = PrivateKeyDer::from_pem_slice(file("key.pem")?.as_bytes())
         .map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", dir.join("key.pem").display()))?;
-    let c = Credentials::new(id.clone(), &chain, key).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let c = Credentials::enforcing(id.clone(), &chain, key, revocation.clone())
+        .map_err(|e| format!("{}: {e}", dir.display()))?;
     match c.not_after > SystemTime::now() {
         true => Ok(c),
         false => Err(format!("{}: the certificate has expired", dir.join("cert-chain.pem").display())),

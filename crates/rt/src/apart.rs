@@ -4,7 +4,10 @@
 //! The kernel is asked (sock_diag) only when an application has not answered, and then seldom; nothing is asked for connections
 //! that are in order.
 
-use crate::{netns::Netns, socket::MARK_CAPTURE};
+use crate::{
+    netns::Netns,
+    socket::{MARK_APP, MARK_CAPTURE},
+};
 use karst_core::limits;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
@@ -164,7 +167,7 @@ fn listener(b: &[u8]) -> Option<Listener> {
         }
         rest = rest.get(usize::from(length).next_multiple_of(4).max(4)..).unwrap_or_default();
     }
-    let apart = (device != 0 && device != LO) || (mark != 0 && mark != MARK_CAPTURE);
+    let apart = (device != 0 && device != LO) || ![0, MARK_CAPTURE, MARK_APP].contains(&mark);
     apart.then_some(Listener { ip, port })
 }
 
@@ -208,6 +211,7 @@ mod tests {
             message(libc::AF_INET, &[10, 0, 0, 1], 82, 0, 7),
             message(libc::AF_INET, &[0; 4], 83, LO, 0),
             message(libc::AF_INET, &[0; 4], 84, 0, MARK_CAPTURE),
+            message(libc::AF_INET, &[0; 4], 85, 0, MARK_APP),
         ]
         .concat();
         assert!(!read(&packet, &mut all).unwrap());

@@ -7,6 +7,7 @@ use std::{
     cell::OnceCell,
     fs::{self, File},
     io,
+    net::{IpAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
@@ -41,14 +42,16 @@ impl Netns {
         Self::open("/proc/thread-self/ns/net")
     }
     /// The namespace of the pod with this uid, found by its processes' cgroups, which name it; none if no process of it runs (or
-    /// all share the calling thread's namespace).
+    /// all share the calling thread's namespace). Of several (a container in a container has one of its own) it is that which holds
+    /// one of the pod's addresses, `ips`; else that of the oldest process.
     ///
     /// # Errors
     /// Those of opening the namespace of a process that was found (CAP_SYS_PTRACE is needed).
-    pub fn of_pod(uid: &str) -> io::Result<Option<Self>> {
+    pub fn of_pod(uid: &str, ips: &[IpAddr]) -> io::Result<Option<Self>> {
         let own = Netns::current()?.id()?;
         // cgroupfs driver: .../pod<uid>/...; systemd driver: ...-pod<uid with underscores>.slice/...
         let names = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
+        let mut found: Vec<(u64, (u64, u64), Self)> = Vec::new();
         for e in fs::read_dir(proc_root())?.flatten() {
             let pid = e.file_name();
             if !pid.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
@@ -59,13 +62,41 @@ impl Netns {
             if !names.iter().any(|n| groups.contains(n.as_str())) {
                 continue;
             }
-            match Netns::open(e.path().join("ns/net")) {
-                Ok(n) if n.id()? != own => return Ok(Some(n)),
+            let (n, id) = match Netns::open(e.path().join("ns/net")) {
+                Ok(n) => match n.id()? {
+                    id if id == own => continue,
+                    id => (n, id),
+                },
                 Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(e),
-                _ => {}
+                Err(_) => continue,
+            };
+            let started =
+                start_time(&fs::read_to_string(e.path().join("stat")).unwrap_or_default()).unwrap_or(u64::MAX);
+            match found.iter_mut().find(|(_, known, _)| *known == id) {
+                Some((first, ..)) => *first = started.min(*first),
+                None => found.push((started, id, n)),
             }
         }
-        Ok(None)
+        // The sandbox's first process is older than any container's: what a container makes comes after it.
+        found.sort_by_key(|(started, ..)| *started);
+        let holder = found.iter().position(|(.., n)| ips.iter().any(|ip| n.holds(*ip).unwrap_or(false)));
+        Ok(found.into_iter().nth(holder.unwrap_or(0)).map(|(.., n)| n))
+    }
+    /// Is this an address of the namespace, as its kernel sees it? (With `net.ipv4.ip_nonlocal_bind` set in it, everything is. An
+    /// IPv6 address whose duplicates are still looked for is not one yet.)
+    ///
+    /// # Errors
+    /// If the namespace cannot be entered, or no socket can be had.
+    pub fn holds(&self, ip: IpAddr) -> io::Result<bool> {
+        match self.run(|| UdpSocket::bind((ip, 0)))? {
+            Ok(_) => Ok(true),
+            // All ports are taken, which is looked at last.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => Ok(false),
+            // A kernel without IPv6.
+            Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
     /// Device and inode: the same for two descriptors of the same namespace.
     ///
@@ -128,11 +159,37 @@ impl AsFd for Netns {
     }
 }
 
+/// When a process was started, in ticks since boot: field 22 of its `stat`, whose second field may hold anything.
+fn start_time(stat: &str) -> Option<u64> {
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
 fn setns(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: an open descriptor; only the calling thread is moved.
     if unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_any_name() {
+        let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1000 2";
+        assert_eq!(start_time(stat), Some(98_765));
+        assert_eq!(start_time(""), None);
+        assert!(start_time(&fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_namespace_holds_its_own_addresses_only() {
+        let here = Netns::current().unwrap();
+        assert!(here.holds("127.0.0.1".parse().unwrap()).unwrap());
+        // TEST-NET-3: nobody's.
+        assert!(!here.holds("203.0.113.77".parse().unwrap()).unwrap());
     }
 }

@@ -1,12 +1,30 @@
 //! Facts about the process itself.
-#![allow(unsafe_code)] // getrlimit and setrlimit
+#![allow(unsafe_code)] // getrlimit and setrlimit; setns of a thread that ends with it
 
-use std::{io, path::Path};
+use std::{fs::File, io, os::fd::AsRawFd, path::Path};
 
 /// Where procfs can be written: in a container that has the node's at `/host/proc`, its own is read-only.
 pub fn proc_root() -> &'static Path {
     let host = Path::new("/host/proc");
     if host.join("sys").is_dir() { host } else { Path::new("/proc") }
+}
+
+/// Runs `f` on a thread of its own that sees cgroups as the node's first process does. (In a container /proc shows where a process
+/// is relative to the container's own cgroup, as `/../../system.slice/x`.)
+///
+/// # Errors
+/// If that process's cgroup namespace cannot be entered (CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed); then `f` is not run.
+pub fn with_node_cgroups<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let on_thread = || {
+        let ns = File::open(proc_root().join("1/ns/cgroup"))?;
+        // SAFETY: an open descriptor; only this thread is moved, and it ends below.
+        if unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWCGROUP) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(f())
+    };
+    std::thread::scope(|s| s.spawn(on_thread).join())
+        .unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
 }
 
 /// Raises the soft limit of open descriptors to the hard one and returns it.

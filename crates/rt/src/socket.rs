@@ -19,6 +19,8 @@ use tokio::net::TcpStream;
 pub const MARK_ZTUNNEL: u32 = 0x539;
 /// Mark of connections that must go over `lo` (as `karst_ebpf_common::MARK_CAPTURE`).
 pub const MARK_CAPTURE: u32 = 0x111;
+/// Mark of connections to the pod's application in a client's name (as `karst_ebpf_common::MARK_APP`).
+pub const MARK_APP: u32 = 0x112;
 
 /// The right to exempt sockets from redirection: a descriptor of the agent's socket storage map. An application
 /// cannot have one, whatever its capabilities inside its pod.
@@ -329,7 +331,7 @@ impl Origin {
         for _ in 0..PORT_TRIES {
             let s = self.socket(dst)?;
             if self.exempt.is_some() {
-                s.set_mark(MARK_CAPTURE)?;
+                s.set_mark(MARK_APP)?;
                 s.bind_device(Some(b"lo"))?;
                 unpaced(&s);
             }

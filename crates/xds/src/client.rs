@@ -59,6 +59,13 @@ pub trait Handler {
     fn up(&self) {}
     /// A stream has ended.
     fn ended(&self, _why: Ended) {}
+    /// Waits until resources are to be asked for by name, besides everything: their type and names. Each is answered by the
+    /// resource or as removed; until all are, nothing more is asked for. Must not lose anything when it is dropped.
+    fn wanted(&mut self) -> impl Future<Output = (&'static str, Vec<String>)> {
+        std::future::pending()
+    }
+    /// These names, which were asked for, are answered; what the answer says has been applied.
+    fn answered(&mut self, _names: &[String]) {}
     /// A message was received: its type and size in bytes.
     fn received(&self, _type_url: &str, _bytes: usize) {}
 }
@@ -141,23 +148,73 @@ async fn stream<H: Handler>(
     let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
     h.up();
     tracing::info!("configuration stream is up");
-    while let Some(r) = responses.message().await? {
+    let mut asked = Asked::default();
+    loop {
+        let r = tokio::select! {
+            r = responses.message() => match r? {
+                Some(r) => r,
+                None => return Ok(()),
+            },
+            (type_url, names) = h.wanted(), if asked.names.is_empty() => {
+                asked = Asked { type_url, names: names.clone() };
+                let ask = DeltaDiscoveryRequest {
+                    type_url: type_url.into(),
+                    resource_names_subscribe: names,
+                    ..Default::default()
+                };
+                if tx.send(ask).await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+        };
         h.received(&r.type_url, prost::Message::encoded_len(&r));
+        let answered = asked.answered(&r);
         let nonce = r.nonce.clone();
         let (type_url, error) = match types.iter().find(|t| **t == r.type_url) {
             Some(t) => (t.to_string(), take(h, held.entry(t).or_default(), r)),
             None => (r.type_url.clone(), Some(format!("type {:?} was not asked for", r.type_url))),
         };
+        if !answered.is_empty() {
+            h.answered(&answered);
+        }
         let error_detail = error.map(|message| {
             tracing::warn!(error = message, "refused configuration; the last good state stays in force");
             WireStatus { code: tonic::Code::InvalidArgument as i32, message, details: vec![] }
         });
-        let ack = DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..Default::default() };
+        let ack = DeltaDiscoveryRequest {
+            type_url,
+            response_nonce: nonce,
+            error_detail,
+            resource_names_unsubscribe: answered,
+            ..Default::default()
+        };
         if tx.send(ack).await.is_err() {
             return Ok(());
         }
     }
-    Ok(())
+}
+
+/// What is asked for by name and not answered yet.
+#[derive(Default)]
+struct Asked {
+    type_url: &'static str,
+    names: Vec<String>,
+}
+
+impl Asked {
+    /// Takes out the names that this answers: their subscription has done its work.
+    fn answered(&mut self, r: &DeltaDiscoveryResponse) -> Vec<String> {
+        if r.type_url != self.type_url {
+            return vec![];
+        }
+        let is = |n: &String| {
+            r.removed_resources.contains(n) || r.resources.iter().any(|x| x.name == *n || x.aliases.contains(n))
+        };
+        let (answered, open) = std::mem::take(&mut self.names).into_iter().partition(is);
+        self.names = open;
+        answered
+    }
 }
 
 fn take<H: Handler>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDiscoveryResponse) -> Option<String> {
@@ -190,4 +247,29 @@ fn take<H: Handler>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDisco
         return None;
     }
     Some(refused.iter().map(|(n, why)| format!("{n}: {why}")).collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_api::ads::Resource;
+
+    #[test]
+    fn what_was_asked_for_is_answered_by_name_by_alias_or_as_removed() {
+        let list = |v: &[&str]| v.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut asked = Asked { type_url: "t", names: list(&["a", "b", "c", "d"]) };
+        let answer = |type_url: &str| DeltaDiscoveryResponse {
+            type_url: type_url.into(),
+            resources: vec![
+                Resource { name: "a".into(), ..Default::default() },
+                Resource { name: "x".into(), aliases: list(&["b"]), ..Default::default() },
+            ],
+            removed_resources: list(&["c", "y"]),
+            ..Default::default()
+        };
+        assert!(asked.answered(&answer("other")).is_empty());
+        assert_eq!(asked.answered(&answer("t")), ["a", "b", "c"]);
+        assert_eq!(asked.names, ["d"]);
+        assert!(asked.answered(&answer("t")).is_empty());
+    }
 }

@@ -168,6 +168,7 @@ fn request(
         if n == "*" {
             i.set_wildcard(true);
         } else {
+            i.asked.push(n.clone());
             i.names.insert(n);
         }
     }
@@ -178,7 +179,7 @@ fn request(
             i.names.remove(n);
         }
     }
-    Ok(first || other || before != (i.wildcard, i.names.len()))
+    Ok(first || other || !i.asked.is_empty() || before != (i.wildcard, i.names.len()))
 }
 
 fn push(
@@ -366,6 +367,39 @@ mod tests {
         assert_eq!(shape(&parts), [(10, 0, true), (10, 0, true), (5, 0, false)]);
         let parts = chunks("t", &all, vec!["x".into()], &mut n, 20);
         assert_eq!(shape(&parts), [(20, 0, true), (5, 0, true), (0, 1, false)]);
+    }
+
+    #[test]
+    fn who_asks_for_a_name_that_is_nobodys_is_told_so_and_keeps_all() {
+        let (mut i, mut n) = (HashMap::new(), 0);
+        let peer = Peer { name: "p".into(), own: "p".into() };
+        let sub = |names: &[&str]| DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        let said = |out: Vec<DeltaDiscoveryResponse>| {
+            let names = |r: &DeltaDiscoveryResponse| r.resources.iter().map(|x| x.name.clone()).collect::<Vec<_>>();
+            out.iter().map(|r| (names(r), r.removed_resources.clone())).collect::<Vec<_>>()
+        };
+        let list = |v: &[&str]| v.iter().map(ToString::to_string).collect::<Vec<_>>();
+        request(&mut i, TYPES, sub(&[]), &peer, &|_, _| ()).unwrap();
+        let out = push(&mut i, ORDER, &snapshot(&[], &["a"]), &mut n, WHOLE);
+        assert_eq!(said(out), [(list(&["a"]), vec![])]);
+        for _ in 0..2 {
+            assert!(request(&mut i, TYPES, sub(&["/10.0.0.9"]), &peer, &|_, _| ()).unwrap());
+            let out = push(&mut i, ORDER, &snapshot(&[], &["a"]), &mut n, WHOLE);
+            assert_eq!(said(out), [(vec![], list(&["/10.0.0.9"]))], "each time that it asks");
+        }
+        let done = DeltaDiscoveryRequest {
+            type_url: "address".into(),
+            resource_names_unsubscribe: list(&["/10.0.0.9"]),
+            ..Default::default()
+        };
+        request(&mut i, TYPES, done, &peer, &|_, _| ()).unwrap();
+        assert!(i["address"].names.is_empty());
+        let out = push(&mut i, ORDER, &snapshot(&[], &["a", "b"]), &mut n, WHOLE);
+        assert_eq!(said(out), [(list(&["b"]), vec![])], "everything is still told");
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Snapshots of resources and the difference between them.
 
 use imbl::ordmap::DiffItem;
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// The resources of a type by name. A copy shares what it has in common with the original, and two of them are compared
 /// without a look at what they share.
@@ -45,6 +48,8 @@ impl Entry {
 pub(crate) struct Interest {
     pub wildcard: bool,
     pub names: std::collections::BTreeSet<String>,
+    /// Names that it has just asked for, and is to hear of even if there is nothing to tell.
+    pub asked: Vec<String>,
     /// What it holds: name to version.
     pub held: HashMap<String, Arc<str>>,
     /// What it holds, if that is all of a snapshot; `held` is then empty.
@@ -73,6 +78,7 @@ impl Interest {
     /// first answer, this costs as much as has changed, not as much as there is.
     pub(crate) fn advance(&mut self, now: &Set) -> Difference {
         let (mut changed, mut removed) = (vec![], vec![]);
+        let everything = self.seen.is_some();
         if let Some(seen) = &self.seen {
             for d in seen.diff(now) {
                 match d {
@@ -103,7 +109,38 @@ impl Interest {
             self.seen = Some(now.clone());
             self.held = HashMap::new();
         }
+        self.answer(now, everything, &mut changed, &mut removed);
         Difference { changed, removed }
+    }
+
+    /// What was asked for by name is answered: with the resource, if the subscriber has it already as one of all; as removed, if
+    /// there is none of that name. (Otherwise it is among what has changed.)
+    fn answer(&mut self, now: &Set, everything: bool, changed: &mut Vec<(String, Entry)>, removed: &mut Vec<String>) {
+        let mut asked: HashSet<String> = std::mem::take(&mut self.asked).into_iter().collect();
+        if asked.is_empty() {
+            return;
+        }
+        let mut found: Vec<(String, Entry)> = Vec::new();
+        asked.retain(|n| match now.get(n) {
+            Some(e) => {
+                found.push((n.clone(), e.clone()));
+                false
+            }
+            None => true,
+        });
+        if !asked.is_empty() {
+            for (n, e) in now.iter().filter(|(_, e)| e.aliases.iter().any(|a| asked.contains(a))) {
+                found.push((n.clone(), e.clone()));
+            }
+            asked.retain(|n| !found.iter().any(|(_, e)| e.aliases.contains(n)));
+        }
+        if everything {
+            found.retain(|(n, _)| !changed.iter().any(|(c, _)| c == n));
+            changed.append(&mut found);
+        }
+        let mut nothing: Vec<String> = asked.into_iter().filter(|n| !removed.contains(n)).collect();
+        nothing.sort();
+        removed.append(&mut nothing);
     }
 }
 
@@ -148,6 +185,26 @@ mod tests {
         i.set_wildcard(true);
         let d = i.advance(&set(&[("b", "2"), ("c", "1")]));
         assert_eq!((d.changed.len(), d.changed[0].0.as_str()), (1, "c"));
+    }
+
+    #[test]
+    fn what_is_asked_for_by_name_is_answered() {
+        let now = set(&[("a", "1"), ("b", "1")]);
+        let names = |d: &Difference| (d.changed.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>(), d.removed.clone());
+        let list = |v: &[&str]| v.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut all = Interest { wildcard: true, ..Default::default() };
+        all.asked = list(&["a", "nobody"]);
+        assert_eq!(names(&all.advance(&now)), (list(&["a", "b"]), list(&["nobody"])), "each once");
+        all.asked = list(&["alias-b", "nobody", "nobody", "none"]);
+        assert_eq!(names(&all.advance(&now)), (list(&["b"]), list(&["nobody", "none"])));
+        assert_eq!(names(&all.advance(&now)), (vec![], vec![]), "answered once");
+        all.asked = list(&["b"]);
+        assert_eq!(names(&all.advance(&set(&[("a", "1")]))), (vec![], list(&["b"])));
+        // Who asks for some by name is told of those it does not hold yet.
+        let mut some = Interest { names: list(&["alias-a", "none"]).into_iter().collect(), ..Default::default() };
+        some.asked = list(&["alias-a", "none"]);
+        assert_eq!(names(&some.advance(&now)), (list(&["a"]), list(&["none"])));
+        assert_eq!(names(&some.advance(&now)), (vec![], vec![]));
     }
 
     #[test]

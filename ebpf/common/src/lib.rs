@@ -13,6 +13,9 @@ pub const LAYOUT: u32 = 3;
 pub const MARK_ZTUNNEL: u32 = 0x539;
 /// Mark of flows that the pod's routing rules deliver to `lo`.
 pub const MARK_CAPTURE: u32 = 0x111;
+/// Mark of ztunnel's connections to the pod's own application in a client's name, which go over `lo`, too. The application's
+/// accepted sockets inherit it, and are bound to `lo` by it.
+pub const MARK_APP: u32 = 0x112;
 /// Bits of the packet mark that are ours (Istio uses the same mask).
 pub const MARK_MASK: u32 = 0xfff;
 /// The HBONE port.
@@ -55,6 +58,16 @@ pub mod flag {
     pub const ALL_DEVICES: u32 = 8;
     /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
     pub const OTHER_PROTOCOLS: u32 = 16;
+    /// Nothing of TCP passes, in or out: another network stack has the pod's addresses, where nobody can judge.
+    pub const CLOSED: u32 = 128;
+}
+
+/// Who on the node may probe its pods, past every policy: one of these, or the id of a cgroup.
+pub mod prober {
+    /// Nobody. (No cgroup has this id.)
+    pub const NONE: u64 = 0;
+    /// Every process in the node's own network namespace.
+    pub const ALL: u64 = u64::MAX;
 }
 
 /// Per-pod counters: what the programs did, and why.
@@ -172,3 +185,6 @@ pub const OWN_FLOW_WINDOW_NS: u64 = 30_000_000_000;
 pub const PROBE_WINDOW_NS: u64 = 10_000_000_000;
 
 const _: () = assert!(size_of::<Flow>() == 36 && size_of::<OwnFlow>() == 44 && Counter::ALL.len() == COUNTERS as usize);
+
+mod trace;
+pub use trace::{TRACE_BYTES, TRACE_RATE, TRACE_WINDOW_SHIFT, TraceBudget, TraceRecord, TraceRequest};

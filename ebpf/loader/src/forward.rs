@@ -13,10 +13,9 @@
 //! Proven by tests/world (`forward`).
 
 use crate::{
-    Error, Node, PodConfig,
+    Error, Node, PodConfig, guard,
     net::{self, TABLE, ask, dump, family, request},
     pod::replace,
-    sys,
 };
 use karst_ebpf_common::{LAYOUT, MAX_FORWARDED, slot};
 use karst_rt::netns::Netns;
@@ -31,7 +30,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd},
     path::Path,
@@ -275,7 +274,7 @@ impl Node {
             .and_then(|()| net::in_netns(netns, || apply(&w.groups, &w.rules)))
             .and_then(|r| r.map_err(Error::io("cannot set up what the pod forwards", dir)));
         match done {
-            Ok(()) => w.unguarded.iter().for_each(|name| unguard(&dir.join(format!("guard-{name}")))),
+            Ok(()) => guard::leave(netns, dir, &w.unguarded),
             // Nothing leaves, and nothing comes in.
             Err(e) => {
                 tracing::warn!(pod = pod.uid, error = %e, "what the pod forwards is not captured, and dropped");
@@ -283,19 +282,6 @@ impl Node {
             }
         }
         Ok(w.guarded)
-    }
-}
-
-/// Takes the guard off a device that has turned out to lead nowhere.
-fn unguard(pin: &Path) {
-    if !pin.exists() {
-        return;
-    }
-    if let Err(e) = sys::obj_get(pin).and_then(|l| sys::link_detach(l.as_fd())) {
-        tracing::debug!(link = %pin.display(), error = %e, "link could not be detached");
-    }
-    if let Err(e) = fs::remove_file(pin) {
-        tracing::debug!(link = %pin.display(), error = %e, "link could not be removed");
     }
 }
 
@@ -428,6 +414,7 @@ mod tests {
     fn pod(inner: &[&str], dns: bool) -> PodConfig {
         PodConfig {
             uid: "u".into(),
+            closed: false,
             ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             bypass_inbound: false,
             bypass_dns: !dns,

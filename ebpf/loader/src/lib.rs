@@ -1,20 +1,26 @@
 //! Loads the eBPF programs, pins their links and maps, attaches them to pods, and replaces them in place.
 //!
 //! What must always hold: once a pod is enrolled, there is no moment in which its connections pass unredirected;
-//! programs are exchanged by BPF_LINK_UPDATE, slots by one map write, and nothing detaches when a process dies,
+//! programs are exchanged by BPF_LINK_UPDATE (or a filter's replacement), slots by one map write, and nothing detaches when a process dies,
 //! because links and maps are pinned. Proven by tests/world (`restarts`, `capture`).
 //!
 //! Pin layout, one directory per node (several nodes may share a kernel):
-//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT}`, `links/{connect4,connect6,probes}`,
+//! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT,PROBE_CGROUP,PROBE_SOCKETS,TRACE,TRACED,EVENTS}`,
+//! `links/{connect4,connect6,probes}`,
 //! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS,FORWARDED}`.
 
+pub mod check;
 mod error;
 mod forward;
+mod guard;
 pub mod net;
 mod node;
 mod pod;
+pub mod sock_diag;
 mod sys;
+pub mod trace;
 
 pub use error::Error;
-pub use node::{Node, pinned_pods};
+pub use karst_ebpf_common::Counter;
+pub use node::{Node, Probers, pinned_pods};
 pub use pod::{Listeners, PodConfig, PodState, pod_state};

@@ -3,8 +3,8 @@
 //! Per family: marked flows look up table 100, which delivers everything to `lo`. Which addresses are local, and on which device,
 //! is what the kernel says ([`addresses`]).
 
-use crate::{Error, forward};
-use karst_ebpf_common::{MARK_CAPTURE, MARK_MASK};
+use crate::{Error, forward, guard};
+use karst_ebpf_common::{MARK_APP, MARK_CAPTURE, MARK_MASK};
 use karst_rt::{netns::Netns, process::proc_root};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -12,6 +12,7 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
@@ -23,10 +24,12 @@ pub(crate) const TABLE: u8 = 100;
 const PREF_MARKED: u32 = 10;
 /// Behind it: marked flows that table 100 has not taken.
 const PREF_REFUSED: u32 = 11;
+/// Marks of what goes over `lo`.
+const MARKS: [u32; 2] = [MARK_CAPTURE, MARK_APP];
 
 /// Sysctls that redirection needs: accepted sockets inherit the mark of the SYN (so that the application's answers
 /// come back over `lo`), and refusals of closed ports carry the mark of what they answer.
-const SYSCTLS: [(&str, bool); 4] = [
+pub(crate) const SYSCTLS: [(&str, bool); 4] = [
     ("ipv4/tcp_fwmark_accept", false),
     ("ipv4/fwmark_reflect", false),
     ("ipv6/fwmark_reflect", true),
@@ -46,9 +49,11 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
     for v6 in [false, true] {
         let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) else { continue };
         request(&s, RouteNetlinkMessage::NewRoute(local_route(*ip)), NLM_F_CREATE | NLM_F_REPLACE)?;
-        request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6)), NLM_F_CREATE | NLM_F_EXCL)?;
-        if v6 {
-            request(&s, RouteNetlinkMessage::NewRule(refused_rule()), NLM_F_CREATE | NLM_F_EXCL)?;
+        for mark in MARKS {
+            request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6, mark)), NLM_F_CREATE | NLM_F_EXCL)?;
+            if v6 {
+                request(&s, RouteNetlinkMessage::NewRule(refused_rule(mark)), NLM_F_CREATE | NLM_F_EXCL)?;
+            }
         }
     }
     Ok(())
@@ -59,14 +64,17 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
 /// # Errors
 /// Those of netlink.
 pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
+    guard::remove_filters()?;
     forward::remove()?;
     let s = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
-            if v6 {
-                request(&s, RouteNetlinkMessage::DelRule(refused_rule()), 0)?;
+            for mark in MARKS {
+                if v6 {
+                    request(&s, RouteNetlinkMessage::DelRule(refused_rule(mark)), 0)?;
+                }
+                request(&s, RouteNetlinkMessage::DelRule(marked_rule(v6, mark)), 0)?;
             }
-            request(&s, RouteNetlinkMessage::DelRule(marked_rule(v6)), 0)?;
             request(&s, RouteNetlinkMessage::DelRoute(local_route(*ip)), 0)?;
         }
     }
@@ -74,6 +82,26 @@ pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
         let _ = fs::write(proc_root().join("sys/net").join(name), "0");
     }
     Ok(())
+}
+
+/// The Ethernet devices of the calling thread's namespace. (Those of other kinds carry no frames: what a tunnel's device sends
+/// goes to a process, or leaves by one of these.)
+///
+/// # Errors
+/// Those of netlink.
+pub fn devices() -> io::Result<Vec<String>> {
+    let mut out = Vec::new();
+    dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| {
+        if let RouteNetlinkMessage::NewLink(l) = m
+            && l.header.link_layer_type == LinkLayerType::Ether
+        {
+            out.extend(l.attributes.into_iter().find_map(|a| match a {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            }));
+        }
+    })?;
+    Ok(out)
 }
 
 /// Every address of the calling thread's namespace, with the index of its device.
@@ -145,27 +173,16 @@ fn rule(v6: bool, attributes: Vec<RuleAttribute>) -> RuleMessage {
     m
 }
 
-fn marked_rule(v6: bool) -> RuleMessage {
-    rule(
-        v6,
-        vec![
-            RuleAttribute::Priority(PREF_MARKED),
-            RuleAttribute::FwMark(MARK_CAPTURE),
-            RuleAttribute::FwMask(MARK_MASK),
-        ],
-    )
+fn marked_rule(v6: bool, mark: u32) -> RuleMessage {
+    rule(v6, vec![RuleAttribute::Priority(PREF_MARKED), RuleAttribute::FwMark(mark), RuleAttribute::FwMask(MARK_MASK)])
 }
 
 /// A marked flow that is bound to a device, as one to a link-local address is, does not go to `lo`. It is refused at once: the guard
 /// would drop it without a word. (IPv4 takes what is bound to a device for reachable on it, whatever the rules say.)
-fn refused_rule() -> RuleMessage {
+fn refused_rule(mark: u32) -> RuleMessage {
     let mut m = rule(
         true,
-        vec![
-            RuleAttribute::Priority(PREF_REFUSED),
-            RuleAttribute::FwMark(MARK_CAPTURE),
-            RuleAttribute::FwMask(MARK_MASK),
-        ],
+        vec![RuleAttribute::Priority(PREF_REFUSED), RuleAttribute::FwMark(mark), RuleAttribute::FwMask(MARK_MASK)],
     );
     m.header.table = 0;
     m.header.action = RuleAction::Unreachable;

@@ -3,10 +3,10 @@
 use crate::{Error, sys};
 use aya::{
     EbpfLoader,
-    maps::{HashMap, MapData},
+    maps::{Array, HashMap, MapData},
     programs::{CgroupAttachMode, CgroupSockAddr, ProgramFd, SockOps, links::FdLink},
 };
-use karst_ebpf_common::{Addr, LAYOUT};
+use karst_ebpf_common::{Addr, LAYOUT, prober};
 use karst_rt::netns::Netns;
 use std::{
     fs::{self, File},
@@ -15,23 +15,46 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Whose connections from the node's own network to its pods are left alone, as probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probers {
+    /// Nobody's.
+    None,
+    /// Everybody's.
+    All,
+    /// Those of the processes of a cgroup, by its id (the inode number of its directory).
+    Cgroup(u64),
+}
+
+impl Probers {
+    fn value(self) -> u64 {
+        match self {
+            Probers::None => prober::NONE,
+            Probers::All => prober::ALL,
+            Probers::Cgroup(id) => id,
+        }
+    }
+}
+
 /// The node's programs and maps.
 pub struct Node {
     dir: PathBuf,
     enrolled: HashMap<MapData, u64, u64>,
     pod_ips: HashMap<MapData, Addr, u32>,
     exempt: OwnedFd,
+    probe_cgroup: Array<MapData, u64>,
     /// The node's own network namespace.
     host: Netns,
 }
 
 impl Node {
     /// Loads the node's programs, or replaces those that an earlier agent left, in place. `dir` must be on a bpffs and
-    /// belongs to this node alone; `cgroup` is the root of cgroup2; `host` the node's own network namespace.
+    /// belongs to this node alone; `cgroup` is the root of cgroup2; `host` the node's own network namespace; see
+    /// [`Node::set_probers`].
     ///
     /// # Errors
     /// With the missing kernel feature, if that is why.
-    pub fn open(dir: &Path, cgroup: &Path, host: &Netns) -> Result<Self, Error> {
+    pub fn open(dir: &Path, cgroup: &Path, host: &Netns, probers: Probers) -> Result<Self, Error> {
         let maps = dir.join(format!("maps-v{LAYOUT}"));
         for d in [&maps, &dir.join("links"), &dir.join("pods")] {
             fs::create_dir_all(d).map_err(Error::io("cannot create", d))?;
@@ -46,6 +69,8 @@ impl Node {
             .map_pin_path("PROBES", maps.join("PROBES"))
             .map_pin_path("OWN_FLOWS", maps.join("OWN_FLOWS"))
             .map_pin_path("EXEMPT", maps.join("EXEMPT"))
+            .map_pin_path("PROBE_CGROUP", maps.join("PROBE_CGROUP"))
+            .map_pin_path("PROBE_SOCKETS", maps.join("PROBE_SOCKETS"))
             .override_global("HOST_NETNS", &cookie, true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o")))
             .map_err(Error::kernel(
@@ -53,6 +78,13 @@ impl Node {
                 "BPF socket storage in cgroup programs",
                 "5.9",
             ))?;
+        // Before anything is attached that asks for it.
+        let probe_cgroup = bpf.take_map("PROBE_CGROUP");
+        let probe_cgroup =
+            probe_cgroup.ok_or_else(|| Error::Pod("the node's object has no map PROBE_CGROUP".into()))?;
+        let mut probe_cgroup: Array<MapData, u64> =
+            probe_cgroup.try_into().map_err(|e: aya::maps::MapError| Error::Pod(format!("PROBE_CGROUP: {e}")))?;
+        set_probers(&mut probe_cgroup, probers)?;
         let root = File::open(cgroup).map_err(Error::io("cannot open the cgroup2 root (set --cgroup)", cgroup))?;
         for (name, feature, since) in [
             ("mark_connect4", "cgroup/connect4 with setsockopt", "5.8"),
@@ -95,6 +127,7 @@ impl Node {
             enrolled: map(&mut bpf, "ENROLLED")?.try_into().map_err(bad)?,
             pod_ips: map(&mut bpf, "POD_IPS")?.try_into().map_err(bad)?,
             exempt: sys::obj_get(&maps.join("EXEMPT")).map_err(Error::io("cannot open", maps.join("EXEMPT")))?,
+            probe_cgroup,
             host: host.clone(),
             dir: dir.into(),
         })
@@ -103,6 +136,14 @@ impl Node {
     /// The node's own network namespace.
     pub(crate) fn host(&self) -> &Netns {
         &self.host
+    }
+
+    /// Says from now on whose connections to the node's pods pass as probes, by no policy judged.
+    ///
+    /// # Errors
+    /// Those of writing to a map.
+    pub fn set_probers(&mut self, p: Probers) -> Result<(), Error> {
+        set_probers(&mut self.probe_cgroup, p)
     }
 
     /// The map whose descriptor lets its holder exempt sockets from redirection.
@@ -165,6 +206,10 @@ impl Node {
     }
 }
 
+fn set_probers(m: &mut Array<MapData, u64>, p: Probers) -> Result<(), Error> {
+    m.set(0, p.value(), 0).map_err(Error::kernel("cannot say who may probe", "array maps", "3.19"))
+}
+
 /// The pods that have pinned links under a node's directory, by the uid under which they were enrolled. Changes nothing.
 ///
 /// # Errors
@@ -198,6 +243,11 @@ pub(crate) fn attach_or_replace(
         let pinned = attach()?.pin(pin);
         return pinned.map(drop).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"));
     }
+    replace(pin, program)
+}
+
+/// Puts a program in place of that of the link pinned here.
+pub(crate) fn replace(pin: &Path, program: BorrowedFd<'_>) -> Result<(), Error> {
     let link = sys::obj_get(pin).map_err(Error::io("cannot open the pinned link", pin))?;
     sys::link_update(link.as_fd(), program).map_err(Error::kernel(
         format!("cannot replace the program of {}", pin.display()),

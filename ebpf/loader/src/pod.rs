@@ -2,15 +2,15 @@
 //! leads to them, and the switch for new outbound connections last; removal runs the other way round.
 
 use crate::{
-    Error, Node, forward,
+    Error, Node, forward, guard,
     net::{self, in_netns},
     node::{attach_or_replace, duplicate, key, program},
-    sys,
+    sys, trace,
 };
 use aya::{
     EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, SockMap},
-    programs::{SchedClassifier, SkLookup, TcAttachType, links::FdLink},
+    programs::SkLookup,
 };
 use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
 use karst_rt::netns::Netns;
@@ -27,6 +27,8 @@ use std::{
 pub struct PodConfig {
     /// Directory name under which everything is pinned; unique on the node.
     pub uid: String,
+    /// Another network stack has its addresses: no redirection, and nothing of TCP passes, in or out.
+    pub closed: bool,
     /// The pod's addresses, at most [`MAX_POD_IPS`].
     pub ips: Vec<IpAddr>,
     /// Plaintext to the pod is not captured (`ambient.istio.io/bypass-inbound-capture`).
@@ -99,7 +101,8 @@ impl Node {
         self.dir().join("pods").join(uid)
     }
 
-    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place.
+    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that is
+    /// closed gets a guard that lets nothing of TCP pass, and no redirection.
     ///
     /// # Errors
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
@@ -120,6 +123,10 @@ impl Node {
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
         let mut bpf = self.load_pod(pod, cookie, &maps)?;
+        if pod.closed {
+            let all = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", &dir))?;
+            return guard::attach(&mut bpf, netns, &dir, &all);
+        }
         fill(&mut bpf, l)?;
         in_netns(netns, || {
             net::setup(&pod.ips).map_err(Error::kernel(
@@ -136,7 +143,7 @@ impl Node {
         attach_lookup(&mut bpf, netns, &dir)?;
         // Before the guard, which would drop the SYNs of connections that are not marked yet.
         self.set_enrolled(cookie, true)?;
-        attach_guard(&mut bpf, netns, &dir, guarded)
+        guard::attach(&mut bpf, netns, &dir, &guarded)
     }
 
     fn load_pod(&self, pod: &PodConfig, cookie: u64, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
@@ -150,6 +157,7 @@ impl Node {
             (pod.bypass_inbound, flag::NO_INBOUND),
             (pod.bypass_dns, flag::NO_DNS),
             (pod.trust_mark, flag::TRUST_MARK),
+            (pod.closed, flag::CLOSED),
             (pod.all_devices, flag::ALL_DEVICES),
             (pod.other_protocols, flag::OTHER_PROTOCOLS),
         ] {
@@ -167,6 +175,9 @@ impl Node {
             .map_pin_path("OWN_FLOWS", shared.join("OWN_FLOWS"))
             .map_pin_path("PROBES", shared.join("PROBES"))
             .map_pin_path("EXEMPT", shared.join("EXEMPT"))
+            .map_pin_path(trace::REQUEST, shared.join(trace::REQUEST))
+            .map_pin_path(trace::BUDGET, shared.join(trace::BUDGET))
+            .map_pin_path(trace::EVENTS, shared.join(trace::EVENTS))
             .override_global("IPS", &flat[..], true)
             .override_global("FLAGS", &flags, true)
             .override_global("NETNS", &cookie, true)
@@ -220,11 +231,12 @@ impl Node {
             "5.14",
         ))?;
         self.detach(&pod.uid, "guard-");
+        let unguarded = in_netns(netns, guard::remove_filters)?;
         self.set_enrolled(cookie, false)?;
         // What it forwards goes its own way again, before nobody takes it any more.
         in_netns(netns, forward::remove)?.map_err(Error::io("cannot remove routing rules of", &pod.uid))?;
         self.forget(&pod.uid, &pod.ips)?;
-        Ok(())
+        unguarded.map_err(Error::io("cannot remove the guard's filters of pod", &pod.uid))
     }
 
     /// Removes the pins of a pod: its links detach. For pods whose namespace is gone.
@@ -307,18 +319,4 @@ fn attach_lookup(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> R
         let id = p.attach(ns).map_err(err())?;
         Ok(p.take_link(id).map_err(err())?.into())
     })
-}
-
-fn attach_guard(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path, devices: Vec<String>) -> Result<(), Error> {
-    let err = || Error::kernel::<aya::programs::ProgramError>("cannot load or attach pod_guard", "tcx", "6.6");
-    let p: &mut SchedClassifier = program(bpf, "pod_guard")?;
-    p.load().map_err(err())?;
-    for d in devices {
-        let fd = duplicate(p.fd().map_err(err())?)?;
-        attach_or_replace(&dir.join(format!("guard-{d}")), fd.as_fd(), || {
-            let id = in_netns(netns, || p.attach(&d, TcAttachType::Egress))?.map_err(err())?;
-            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(Error::kernel("guard", "tcx links", "6.6"))
-        })?;
-    }
-    Ok(())
 }

@@ -9,10 +9,13 @@
 //!
 //! A connection of ztunnel's own is never redirected to ztunnel (`OWN_FLOWS`), whatever `LOCAL` holds: so there is no loop,
 //! also in the moment before the agent has heard of a new address. Proven by tests/world (adversary, forward).
+//!
+//! What is dropped or passed by is told to who asks for it (`trace`).
 #![no_std]
 #![no_main]
 
 mod addr;
+mod trace;
 
 use addr::{is_loopback, mapped, word, words};
 use aya_ebpf::{
@@ -25,9 +28,10 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext},
 };
 use karst_ebpf_common::{
-    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_FORWARDED, MAX_LOCAL, MAX_POD_IPS,
-    MAX_UPLINKS, OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
+    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_FORWARDED, MAX_LOCAL,
+    MAX_POD_IPS, MAX_UPLINKS, OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
 };
+use trace::{tell, tell_frame};
 
 #[map]
 static LISTENERS: SockMap = SockMap::with_max_entries(slot::COUNT, 0);
@@ -72,11 +76,13 @@ const NO_REUSEPORT: u64 = 2;
 #[inline(always)]
 fn count(c: Counter) {
     if let Some(p) = COUNTS.get_ptr_mut(c as u32) {
+        // SAFETY: this CPU's value of a map that lives as long as this program, which is not interrupted by itself.
         unsafe { *p += 1 }
     }
 }
 #[inline(always)]
 fn flags() -> u32 {
+    // SAFETY: a constant of the object; volatile, because the loader sets it.
     unsafe { core::ptr::read_volatile(&raw const FLAGS) }
 }
 #[inline(always)]
@@ -85,6 +91,7 @@ fn is_mine(a: &Addr) -> bool {
     let mut hit = false;
     let mut i = 0;
     while i < MAX_POD_IPS {
+        // SAFETY: `i` and `j` are within `IPS`; volatile, because the loader sets it.
         let v = |j: usize| unsafe { core::ptr::read_volatile(p.add(i * 4 + j)) };
         hit |= v(0) == a[0] && v(1) == a[1] && v(2) == a[2] && v(3) == a[3];
         i += 1;
@@ -95,20 +102,25 @@ fn is_mine(a: &Addr) -> bool {
 /// Is it an address of this network namespace, as the kernel has it?
 #[inline(always)]
 fn is_local(a: &Addr) -> bool {
+    // SAFETY: only whether there is a value matters.
     is_loopback(a) || unsafe { LOCAL.get(a) }.is_some()
 }
 /// The slot for what the pod would forward: what is not for it, and came by a device between which it forwards.
 #[inline(always)]
 fn forwarded(device: u32, local: &Addr) -> Option<u32> {
+    // SAFETY: a slot's number, in a map that is allocated once; at worst that of another device which has just got this place.
     let to = unsafe { FORWARDED.get(&device) }.copied()?;
     if is_local(local) { None } else { Some(to) }
 }
 /// Has a socket of ztunnel's opened this flow, a moment ago?
 #[inline(always)]
 fn is_own(flow: Flow) -> bool {
+    // SAFETY: a constant of the object; volatile, because the loader sets it.
     let netns = unsafe { core::ptr::read_volatile(&raw const NETNS) };
     let key = OwnFlow { netns: [netns as u32, (netns >> 32) as u32], flow };
+    // SAFETY: a time, in a map that is allocated once; at worst that of another flow which has just got this place.
     match unsafe { OWN_FLOWS.get(&key) } {
+        // SAFETY: a helper without arguments.
         Some(at) => unsafe { bpf_ktime_get_ns() }.wrapping_sub(*at) < OWN_FLOW_WINDOW_NS,
         None => false,
     }
@@ -116,12 +128,16 @@ fn is_own(flow: Flow) -> bool {
 
 #[sk_lookup]
 pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
+    // SAFETY: what the kernel calls this kind of program with.
     let c = unsafe { &*(ctx.as_ptr() as *const bpf_sk_lookup) };
+    // SAFETY: fields of the context.
     let (l4, r4) = unsafe { (word(&raw const c.local_ip4), word(&raw const c.remote_ip4)) };
+    // SAFETY: fields of the context.
     let (l6, r6) = unsafe { (words(&raw const c.local_ip6), words(&raw const c.remote_ip6)) };
     let (local, remote) = if c.family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
     // remote_port: network order in the low 16 bits; local_port: host order.
     let flow = Flow { src: remote, dst: local, sport: c.remote_port as u16, dport: (c.local_port as u16).to_be() };
+    // SAFETY: a field of the context.
     let device = unsafe { word(&raw const c.ingress_ifindex) };
     let (to, why) = if device == LO {
         if is_local(&local) {
@@ -131,6 +147,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         match c.protocol {
             TCP if is_own(flow) => {
                 count(Counter::OwnFlow);
+                tell(Counter::OwnFlow, &flow, TCP, device);
                 return SK_PASS;
             }
             TCP => (slot::OUTBOUND, Counter::Outbound),
@@ -138,8 +155,13 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
             _ => return SK_PASS,
         }
     } else if let Some(to) = forwarded(device, &local) {
-        if is_local(&remote) || is_own(flow) {
+        if is_local(&remote) {
             count(Counter::Local);
+            return SK_PASS;
+        }
+        if is_own(flow) {
+            count(Counter::OwnFlow);
+            tell(Counter::OwnFlow, &flow, c.protocol, device);
             return SK_PASS;
         }
         match c.protocol {
@@ -159,23 +181,30 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         if meant && c.local_port == HBONE_PORT as u32 {
             (slot::HBONE, Counter::Hbone)
         } else {
+            // SAFETY: only whether there is a value matters.
             let uplink = meant || unsafe { UPLINKS.get(&device) }.is_some();
             if !uplink && flags() & flag::ALL_DEVICES == 0 {
                 count(Counter::OtherDevice);
+                tell(Counter::OtherDevice, &flow, TCP, device);
                 return SK_PASS;
             }
+            // SAFETY: a time, in a map that is allocated once; at worst that of another flow which has just got this place.
             if let Some(at) = unsafe { PROBES.get(&flow) } {
+                // SAFETY: a helper without arguments.
                 if unsafe { bpf_ktime_get_ns() }.wrapping_sub(*at) < PROBE_WINDOW_NS {
                     count(Counter::Probe);
+                    tell(Counter::Probe, &flow, TCP, device);
                     return SK_PASS;
                 }
             }
             if is_own(flow) {
                 count(Counter::OwnFlow);
+                tell(Counter::OwnFlow, &flow, TCP, device);
                 return SK_PASS;
             }
             if flags() & flag::NO_INBOUND != 0 {
                 count(Counter::OptOut);
+                tell(Counter::OptOut, &flow, TCP, device);
                 return SK_PASS;
             }
             (slot::PLAINTEXT, Counter::Plaintext)
@@ -188,6 +217,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
         }
         Err(_) => {
             count(Counter::NoListener);
+            tell(Counter::NoListener, &flow, c.protocol, device);
             SK_DROP
         }
     }
@@ -207,31 +237,44 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
                 return TCX_NEXT;
             }
             count(Counter::GuardProtocol);
+            tell_frame(Counter::GuardProtocol, &ctx);
             TCX_DROP
         }
         Segment::Unparsable => {
             count(Counter::GuardUnparsable);
+            tell_frame(Counter::GuardUnparsable, &ctx);
             TCX_DROP
         }
         Segment::Dns => {
-            if flags() & flag::NO_DNS != 0 || is_exempt(&ctx) {
+            if flags() & (flag::NO_DNS | flag::CLOSED) != 0 || is_exempt(&ctx) {
                 return TCX_NEXT;
             }
             // eth_type_trans on lo (address 0) would take another address for somebody else's.
             if ctx.store(0, &[0u8; 6], 0).is_err() {
+                count(Counter::GuardUnparsable);
+                tell_frame(Counter::GuardUnparsable, &ctx);
                 return TCX_DROP;
             }
             ctx.set_mark(MARK_CAPTURE);
+            // SAFETY: a helper that takes numbers only.
             unsafe { bpf_redirect(LO, BPF_F_INGRESS as u64) as i32 }
+        }
+        // Also what answers a stranger: nobody has judged who that is.
+        Segment::Tcp(_) if flags() & flag::CLOSED != 0 => {
+            count(Counter::GuardDrop);
+            tell_frame(Counter::GuardDrop, &ctx);
+            TCX_DROP
         }
         Segment::Tcp(f) if f & 0x12 != 0x02 => TCX_NEXT,
         Segment::Tcp(_) => {
+            // SAFETY: a field of the context.
             let trusted = flags() & flag::TRUST_MARK != 0 && unsafe { (*skb).mark } & MARK_MASK == MARK_ZTUNNEL;
             if trusted || is_exempt(&ctx) {
                 count(Counter::GuardPass);
                 TCX_NEXT
             } else {
                 count(Counter::GuardDrop);
+                tell_frame(Counter::GuardDrop, &ctx);
                 TCX_DROP
             }
         }
@@ -241,9 +284,12 @@ pub fn pod_guard(ctx: TcContext) -> i32 {
 /// Is the packet from a socket of ztunnel's?
 #[inline(always)]
 fn is_exempt(ctx: &TcContext) -> bool {
+    // SAFETY: a field of the context.
     let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     !sk.is_null()
-        && !unsafe { bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) }.is_null()
+        // SAFETY: the kernel's own socket, which is there as long as its packet; without a value nothing is made.
+        && !unsafe { bpf_sk_storage_get((&raw const EXEMPT).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) }
+            .is_null()
 }
 
 enum Segment {
@@ -262,6 +308,7 @@ enum Segment {
 fn segment(ctx: &TcContext) -> Segment {
     let skb = ctx.skb.skb;
     // A tag may be beside the frame, too.
+    // SAFETY: a field of the context.
     let tagged = unsafe { core::ptr::read_volatile(&raw const (*skb).vlan_present) } != 0;
     let Ok(proto) = ctx.load::<u16>(12) else { return Segment::Unparsable };
     if tagged {
@@ -271,7 +318,9 @@ fn segment(ctx: &TcContext) -> Segment {
         return Segment::Other;
     }
     if proto == 0x0800u16.to_be() {
-        let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else { return Segment::Unparsable };
+        let (Ok(vihl), Ok(p), Ok(frag)) = (ctx.load::<u8>(14), ctx.load::<u8>(23), ctx.load::<u16>(20)) else {
+            return Segment::Unparsable;
+        };
         if frag & 0x1fffu16.to_be() != 0 {
             return Segment::Other;
         }
@@ -292,7 +341,9 @@ fn segment(ctx: &TcContext) -> Segment {
                 next = n;
             }
             44 => {
-                let (Ok(n), Ok(off)) = (ctx.load::<u8>(at), ctx.load::<u16>(at + 2)) else { return Segment::Unparsable };
+                let (Ok(n), Ok(off)) = (ctx.load::<u8>(at), ctx.load::<u16>(at + 2)) else {
+                    return Segment::Unparsable;
+                };
                 if off & 0xfff8u16.to_be() != 0 {
                     return Segment::Other;
                 }

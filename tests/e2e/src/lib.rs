@@ -71,6 +71,19 @@ pub fn kubectl(args: &[&str]) -> String {
     try_kubectl(args).unwrap_or_else(|e| panic!("kubectl {}: {e}", args.join(" ")))
 }
 
+/// Runs kubectl with a bearer token and nothing else; gives its output, or what it complains about.
+pub fn kubectl_with(token: &str, args: &[&str]) -> Result<String, String> {
+    let server = kubectl(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"]);
+    let ca = root().join("target/cluster/run/pki/ca.crt");
+    let own = [
+        "--kubeconfig=/dev/null".to_string(),
+        format!("--server={}", server.trim()),
+        format!("--certificate-authority={}", ca.display()),
+        format!("--token={token}"),
+    ];
+    try_kubectl(&own.iter().map(String::as_str).chain(args.iter().copied()).collect::<Vec<_>>())
+}
+
 /// Runs helm; gives its output, or what it complains about.
 pub fn try_helm(args: &[&str]) -> Result<String, String> {
     let out = tool("helm").args(args).output().unwrap();
@@ -150,8 +163,20 @@ impl Pod {
     }
     /// Its network namespace, found by its processes.
     pub fn netns(&self) -> Netns {
-        let found = Netns::of_pod(&self.uid).unwrap();
+        let found = Netns::of_pod(&self.uid, &[self.ip]).unwrap();
         found.unwrap_or_else(|| panic!("no process of pod {}/{}", self.namespace, self.name))
+    }
+    /// How the system calls of its processes are filtered, by name of the program (2: by a profile). The sandbox's own is left out.
+    pub fn seccomp(&self) -> Vec<(String, String)> {
+        let group = format!("pod{}", self.uid);
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|e| e.path());
+        let of_pod = processes.filter(|p| std::fs::read_to_string(p.join("cgroup")).is_ok_and(|g| g.contains(&group)));
+        let said = of_pod.filter_map(|p| {
+            let status = std::fs::read_to_string(p.join("status")).ok()?;
+            let field = |key: &str| Some(status.lines().find_map(|l| l.strip_prefix(key))?.trim().to_string());
+            Some((field("Name:")?, field("Seccomp:")?))
+        });
+        said.filter(|(name, _)| name != "pause").collect()
     }
     /// Is it annotated as redirected?
     pub fn redirected(&self) -> bool {

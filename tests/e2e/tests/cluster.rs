@@ -3,8 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 use karst_e2e::{
-    Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, link, ready, rollout, try_apply, try_helm,
-    try_kubectl, vip, visits, wait_redirected, xtask,
+    Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
+    try_helm, try_kubectl, vip, visits, wait_redirected, xtask,
 };
 use karst_world::{app, sniff::Sniffer, wait_for};
 use std::{
@@ -102,6 +102,10 @@ fn s0_values_are_checked() {
         ("ztunnel", "xdsAddress=istiod", "at '/xdsAddress'"),
         ("ambient", "istiod.replicaCount=many", "at '/replicaCount'"),
         ("gateway", "service.ports[0].port=0", "at '/service/ports/0/port'"),
+        ("ztunnel", "digest=sha256:12", "at '/digest'"),
+        ("istiod", "global.waypoint.digest=latest", "at '/global/waypoint/digest'"),
+        ("cni", "seccompProfile.type=None", "at '/seccompProfile/type'"),
+        ("ambient", "global.networkPolicy.enabled=maybe", "at '/global/networkPolicy/enabled'"),
     ] {
         let e = try_helm(&["template", "x", &format!("charts/{chart}"), "--kube-version=1.34.0", "--set", set])
             .unwrap_err();
@@ -109,6 +113,130 @@ fn s0_values_are_checked() {
     }
     for chart in ["base", "istiod", "cni", "ztunnel", "gateway", "ambient"] {
         helm(&["lint", "--strict", &format!("charts/{chart}")]);
+    }
+    // What is only there if it is asked for.
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    for (chart, image) in [("istiod", "pilot"), ("cni", "install-cni"), ("ztunnel", "ztunnel"), ("gateway", "waypoint")]
+    {
+        let path = format!("charts/{chart}");
+        let template = |set: &[&str]| {
+            helm(&[&["template", "x", &path, "--kube-version=1.34.0", "-n", "istio-system"], set].concat())
+        };
+        assert!(!template(&[]).contains("kind: NetworkPolicy"), "{chart}");
+        let with = template(&["--set=global.networkPolicy.enabled=true", "-s", "templates/networkpolicy.yaml"]);
+        assert!(dry_apply(&with).unwrap().contains("networkpolicy.networking.k8s.io/"), "{chart}");
+        let pinned = template(&[&format!("--set=digest={digest}")]);
+        let wanted = format!("image: \"registry.local/karst/{image}@{digest}\"");
+        let images: Vec<&str> = pinned.lines().map(str::trim).filter(|l| l.starts_with("image: ")).collect();
+        assert!(!images.is_empty() && images.iter().all(|l| *l == wanted), "{chart}: {images:?}");
+    }
+    let pinned = helm(&[
+        "template",
+        "x",
+        "charts/istiod",
+        "--kube-version=1.34.0",
+        &format!("--set=global.waypoint.digest={digest}"),
+    ]);
+    assert!(pinned.contains(&format!("value: \"registry.local/karst/waypoint@{digest}\"")), "{pinned}");
+    // What `cargo xtask images` has written for the chart that was installed.
+    let values = ["template", "x", "charts/ambient", "--kube-version=1.34.0", "-f", "target/images/digests.yaml"];
+    assert_eq!(helm(&values).matches("@sha256:").count(), 5, "four images, one of them twice");
+}
+
+/// The node agent's account sets and removes one annotation, of pods of the node that its token is of, whatever RBAC gives it.
+#[test]
+fn s1_the_agent_changes_one_annotation_on_its_own_node() {
+    let a = apps();
+    let agents = get(&["pods", "-n", "istio-system", "-l", "k8s-app=istio-cni-node"]);
+    let agent = agents["items"].as_array().unwrap().iter().find(|p| p["spec"]["nodeName"] == "n1").unwrap();
+    let (name, uid) = (&agent["metadata"]["name"], &agent["metadata"]["uid"]);
+    let mint = ["create", "token", "istio-cni", "-n", "istio-system"];
+    let bound = [
+        "--bound-object-kind=Pod".to_string(),
+        format!("--bound-object-name={}", name.as_str().unwrap()),
+        format!("--bound-object-uid={}", uid.as_str().unwrap()),
+    ];
+    let bound: Vec<&str> = mint.into_iter().chain(bound.iter().map(String::as_str)).collect();
+    let (token, of_nowhere) = (kubectl(&bound).trim().to_string(), kubectl(&mint).trim().to_string());
+    // More rights than it has: kubectl reads before it patches, and what RBAC would refuse is not what is tried here.
+    let extra = "agent-may-do-anything";
+    kubectl(&[
+        "create",
+        "clusterrolebinding",
+        extra,
+        "--clusterrole=cluster-admin",
+        "--serviceaccount=istio-system:istio-cni",
+    ]);
+    let pod = |p: &Pod| ["-n".to_string(), p.namespace.clone(), p.name.clone()];
+    let patch = |token: &str, p: &Pod, status: bool, patch: &str| {
+        let [flag, namespace, name] = pod(p);
+        let mut args = vec!["patch", "pod", &flag, &namespace, &name, "--type=strategic", "-p", patch];
+        if status {
+            args.push("--subresource=status");
+        }
+        kubectl_with(token, &args)
+    };
+    let set = r#"{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}"#;
+    let unset = r#"{"metadata":{"annotations":{"ambient.istio.io/redirection":null}}}"#;
+    // RBAC's cache takes a moment.
+    wait_for("the right to try", LONG, || patch(&token, &a.outside, true, set).ok());
+    let removed = patch(&token, &a.outside, true, unset);
+    let mut said = vec![];
+    for (what, token, p, status, change, why) in [
+        ("a pod of another node", &token, &a.echo, true, set, "is not on the node of this agent"),
+        ("a token of no node", &of_nowhere, &a.outside, true, set, "names no node"),
+        ("a label", &token, &a.outside, true, r#"{"metadata":{"labels":{"app":"echo"}}}"#, "changes no labels"),
+        (
+            "another annotation",
+            &token,
+            &a.outside,
+            true,
+            r#"{"metadata":{"annotations":{"a":"b"}}}"#,
+            "no annotation but",
+        ),
+        (
+            "another value",
+            &token,
+            &a.outside,
+            true,
+            r#"{"metadata":{"annotations":{"ambient.istio.io/redirection":"x"}}}"#,
+            "is enabled, or is not there",
+        ),
+        (
+            "a finalizer",
+            &token,
+            &a.outside,
+            true,
+            r#"{"metadata":{"finalizers":["a.example/b"]}}"#,
+            "changes no labels, finalizers",
+        ),
+        ("the status", &token, &a.outside, true, r#"{"status":{"phase":"Failed"}}"#, "spec or status"),
+        ("not by the status", &token, &a.outside, false, set, "nothing of a pod but an annotation, by its status"),
+    ] {
+        said.push((what, why, patch(token, p, status, change)));
+    }
+    let [flag, namespace, name] = pod(&a.outside);
+    let why = "nothing of a pod but an annotation";
+    said.push(("removal", why, kubectl_with(&token, &["delete", "pod", &flag, &namespace, &name, "--dry-run=server"])));
+    kubectl(&["delete", "clusterrolebinding", extra]);
+    removed.unwrap();
+    for (what, why, answer) in said {
+        let e = answer.expect_err(what);
+        assert!(e.contains("denied request") && e.contains(why), "{what}: {e}");
+    }
+    // Everybody else's changes are not its business.
+    kubectl(&["-n", "outside", "label", "pod", "client", "by=admin"]);
+    kubectl(&["-n", "outside", "label", "pod", "client", "by-"]);
+}
+
+/// Agent and ztunnel run under the runtime's profile of system calls.
+#[test]
+fn s1_system_calls_are_filtered() {
+    for label in ["k8s-app=istio-cni-node", "app=ztunnel", "app=istiod"] {
+        let pod = Pod::by_label("istio-system", label);
+        let filtered = pod.seccomp();
+        println!("{label}: {filtered:?}");
+        assert!(!filtered.is_empty() && filtered.iter().all(|(_, mode)| mode == "2"), "{filtered:?}");
     }
 }
 
@@ -329,6 +457,9 @@ fn s6_new_pods_are_redirected_before_they_start_or_held() {
     kubectl(&["-n", "istio-system", "patch", "ds", "istio-cni-node", "-p", nowhere]);
     kubectl(&["-n", "istio-system", "wait", "--for=delete", "pod", "-l", "k8s-app=istio-cni-node", "--timeout=60s"]);
     talk(&a.client, a.service).unwrap();
+    let begun = Instant::now();
+    start_and_wait("outside", "without-agent", "default");
+    println!("without the agent: a pod outside the mesh is ready after {:.1} s", begun.elapsed().as_secs_f64());
     new_pod("app", "held", "client");
     let event = wait_for("an event", LONG, || {
         let e = kubectl(&[
@@ -355,6 +486,7 @@ fn s6_new_pods_are_redirected_before_they_start_or_held() {
     assert!(Pod::get("app", "held").redirected());
     talk(&Pod::get("app", "held"), a.service).unwrap();
     kubectl(&["-n", "app", "delete", "pod", "held", "without-controller", "--wait=false"]);
+    kubectl(&["-n", "outside", "delete", "pod", "without-agent", "--wait=false"]);
 }
 
 /// A node loses its power, with the controller on it: who can be reached is reached, and what comes back is redirected
@@ -492,7 +624,8 @@ fn s8_separate_releases_in_any_order() {
     start_and_wait("app", "afterwards-2", "client");
     // Nothing is stuck.
     kubectl(&["delete", "namespace", "app", "outside", "istio-system", "--timeout=90s"]);
-    let left = kubectl(&["get", "clusterrole,clusterrolebinding,validatingwebhookconfiguration", "-o", "name"]);
+    let kinds = "clusterrole,clusterrolebinding,validatingwebhookconfiguration,validatingadmissionpolicy,validatingadmissionpolicybinding";
+    let left = kubectl(&["get", kinds, "-o", "name"]);
     let ours: Vec<&str> = left.lines().filter(|l| l.contains("istio") || l.contains("ztunnel")).collect();
     assert!(ours.is_empty(), "{ours:?}");
 }
@@ -987,6 +1120,42 @@ fn s4_waypoints_are_deployed_and_statuses_written() {
             kubectl(&["get", "serviceaccount,deployment,service", "-n", "app", "--ignore-not-found", "-o", "name"]);
         (!left.contains("waypoint")).then_some(())
     });
+}
+
+/// Gateways and waypoints, deployed or of the chart, where nothing runs that PodSecurity's `restricted` does not let in.
+#[test]
+fn s4_what_is_deployed_runs_under_pod_security_restricted() {
+    install_gateway_api();
+    apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: restricted, labels: {pod-security.kubernetes.io/enforce: restricted, pod-security.kubernetes.io/warn: restricted}}\n",
+    );
+    apply(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: in, namespace: restricted, annotations: {networking.istio.io/service-type: ClusterIP}}\nspec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: restricted}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n",
+    );
+    helm(&["install", "chart", "charts/gateway", "-n", "restricted", "--set", "service.type=ClusterIP", "--wait"]);
+    for name in ["in-istio", "waypoint", "chart"] {
+        let there = ["get", "deployment", "-n", "restricted", name, "-o", "name"];
+        wait_for(name, LONG, || try_kubectl(&there).ok());
+        kubectl(&["-n", "restricted", "rollout", "status", &format!("deploy/{name}"), "--timeout=60s"]);
+    }
+    // No token that the API server takes.
+    let pods = get(&["pods", "-n", "restricted"]);
+    let pods = pods["items"].as_array().unwrap();
+    assert!(pods.len() >= 3);
+    for p in pods {
+        let volumes = p["spec"]["volumes"].as_array().unwrap();
+        let sources = volumes.iter().flat_map(|v| v["projected"]["sources"].as_array().into_iter().flatten());
+        let audiences: Vec<_> = sources.map(|s| s["serviceAccountToken"]["audience"].as_str()).collect();
+        assert_eq!(audiences, [Some("istio-ca")], "{}", p["metadata"]["name"]);
+    }
+    // The controller would run there, too; ztunnel would not, as the same question shows.
+    for (chart, file, fits) in [("istiod", "deployment", true), ("ztunnel", "ztunnel", false)] {
+        let template = ["template", "x", &format!("charts/{chart}"), "--kube-version=1.34.0", "-n", "restricted", "-s"];
+        let said = dry_apply(&helm(&[&template[..], &[&format!("templates/{file}.yaml")]].concat())).unwrap();
+        assert_eq!(!said.contains("would violate PodSecurity"), fits, "{chart}: {said}");
+    }
+    helm(&["uninstall", "chart", "-n", "restricted", "--wait"]);
+    kubectl(&["delete", "namespace", "restricted", "--wait=false"]);
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.

@@ -36,6 +36,8 @@ pub struct Options {
     pub ztunnel_env: Vec<(String, String)>,
     /// Arguments for the controller, in addition.
     pub controller: Vec<String>,
+    /// Arguments for the agents, in addition. (A world has no kubelet: without `--probes` all of a node's processes may probe.)
+    pub agent: Vec<String>,
     /// The ztunnel binary; None: ours.
     pub ztunnel_bin: Option<PathBuf>,
     /// How many descriptors ztunnel may have open; None: as many as this process.
@@ -49,6 +51,7 @@ impl Default for Options {
             ztunnel: vec![],
             ztunnel_env: vec![],
             controller: vec![],
+            agent: vec![],
             ztunnel_bin: None,
             ztunnel_descriptors: None,
         }
@@ -113,7 +116,12 @@ pub struct Pod {
     pub ip: IpAddr,
     /// IPv6 address.
     pub ip6: IpAddr,
+    /// metadata.uid.
+    pub uid: String,
     netns: Netns,
+    /// Its number on the node, by which its addresses are, and its device on the node.
+    number: u8,
+    device: String,
 }
 
 impl Pod {
@@ -152,7 +160,8 @@ impl Pod {
         };
         make().expect("a container's network");
         let netns = Netns::open(format!("/run/netns/{ns}")).expect("the namespace was made");
-        Pod { spec: self.spec.clone(), ns, ip, ip6, netns }
+        let (uid, number, device) = (self.uid.clone(), self.number, device.into());
+        Pod { spec: self.spec.clone(), ns, ip, ip6, uid, netns, number, device }
     }
     /// A program in the pod's network namespace.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -301,7 +310,8 @@ impl World {
         let ns = self.ns(&format!("node{i}"));
         namespace(&ns)?;
         self.plug(&ns, &format!("node{i}"), &format!("10.66.0.{}/16", i + 1), &format!("fd66::{}/64", i + 1))?;
-        ip_in(&ns, "link add cni0 type bridge")?;
+        // With an address of its own, as CNI plugins give it: else it is the lowest of its ports', and changes when pods come.
+        ip_in(&ns, &format!("link add cni0 address 0a:58:0a:4d:{i:02x}:01 type bridge"))?;
         ip_in(&ns, &format!("addr add 10.77.{i}.1/24 dev cni0"))?;
         ip_in(&ns, &format!("addr add fd77:{i}::1/64 dev cni0 nodad"))?;
         ip_in(&ns, "link set cni0 up")?;
@@ -330,7 +340,7 @@ impl World {
         for (i, n) in self.nodes.iter().enumerate() {
             write!(
                 text,
-                "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {0}, labels: {{topology.kubernetes.io/region: r1, topology.kubernetes.io/zone: z{i}}}}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: ztunnel-{0}, namespace: istio-system, uid: zt-{0}}}\nspec: {{nodeName: {0}, serviceAccountName: ztunnel, hostNetwork: true}}\nstatus: {{phase: Running, podIP: 10.66.0.{1}, conditions: [{{type: Ready, status: 'True'}}]}}\n",
+                "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {0}, labels: {{topology.kubernetes.io/region: r1, topology.kubernetes.io/zone: z{i}}}}}\nspec: {{podCIDRs: [10.77.{i}.0/24, 'fd77:{i}::/64']}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: ztunnel-{0}, namespace: istio-system, uid: zt-{0}}}\nspec: {{nodeName: {0}, serviceAccountName: ztunnel, hostNetwork: true}}\nstatus: {{phase: Running, podIP: 10.66.0.{1}, conditions: [{{type: Ready, status: 'True'}}]}}\n",
                 n.name,
                 i + 1
             )?;
@@ -496,14 +506,26 @@ impl World {
     /// Arguments of the agent of a node.
     pub fn agent_args(&self, node: usize) -> Vec<String> {
         let arg = |k: &str, v: String| [k.to_string(), v];
-        [
+        let probes = match self.options.agent.iter().any(|a| a == "--probes") {
+            true => vec![],
+            false => arg("--probes", "all".into()).to_vec(),
+        };
+        let mut args = [
             arg("--node", self.nodes[node].name.clone()),
             arg("--source", format!("dir:{}", self.dir.join("manifests").display())),
             arg("--zds", self.zds(node).display().to_string()),
             arg("--bpf-dir", self.bpf_dir(node).display().to_string()),
             arg("--run-dir", self.dir.join(format!("run{node}")).display().to_string()),
         ]
-        .concat()
+        .concat();
+        args.extend(probes);
+        args.extend(self.options.agent.iter().cloned());
+        args
+    }
+
+    /// Arguments for the agents that are started from now on, in addition.
+    pub fn set_agent_args(&mut self, args: &[&str]) {
+        self.options.agent = args.iter().map(ToString::to_string).collect();
     }
 
     /// Starts a node's agent.
@@ -647,11 +669,35 @@ impl World {
         let i = spec.node;
         let n = self.next_pod[i];
         self.next_pod[i] += 1;
-        let ns = self.ns(&format!("{}.{}", spec.namespace, spec.name)).replace('.', "_");
+        let uid = self.netns_of(&spec);
+        self.make_pod(spec, uid, n, format!("v{n}"))
+    }
+
+    /// Makes a pod in place of one that is gone ([`World::lose_pod`]): with its name, node and addresses, but another account and
+    /// another uid.
+    pub fn pod_again(&mut self, before: &Pod, account: &str) -> Pod {
+        let spec = before.spec.clone().account(account);
+        let pod = self.make_pod(spec, format!("{}-again", before.uid), before.number, format!("{}a", before.device));
+        // Who has the addresses of its neighbours from the pod before looks again.
+        let near = self.pods.values().filter(|p| p.spec.node == pod.spec.node).map(|p| &p.ns);
+        for ns in near.chain([&self.nodes[pod.spec.node].ns]) {
+            let _ = ip_in(ns, "neigh flush all");
+        }
+        pod
+    }
+
+    fn netns_of(&self, spec: &PodSpec) -> String {
+        self.ns(&format!("{}.{}", spec.namespace, spec.name)).replace('.', "_")
+    }
+
+    fn make_pod(&mut self, spec: PodSpec, uid: String, n: u8, port: String) -> Pod {
+        let i = spec.node;
+        let ns = self.netns_of(&spec);
         let node = self.nodes[i].ns.clone();
-        let port = format!("v{n}");
         let make = || -> Result<()> {
             namespace(&ns)?;
+            // The kernel takes its time with what a pod of this number had before.
+            let _ = ip_in(&node, &format!("link del {port}"));
             veth(&node, &port, &ns, "eth0")?;
             ip_in(&node, &format!("link set {port} master cni0"))?;
             ip_in(&ns, &format!("addr add 10.77.{i}.{n}/24 dev eth0"))?;
@@ -663,7 +709,7 @@ impl World {
         let netns = Netns::open(format!("/run/netns/{ns}")).expect("the namespace was made");
         let ip: IpAddr = format!("10.77.{i}.{n}").parse().unwrap();
         let ip6: IpAddr = format!("fd77:{i}::{n}").parse().unwrap();
-        let pod = Pod { spec, ns, ip, ip6, netns };
+        let pod = Pod { spec, ns, ip, ip6, uid, netns, number: n, device: port };
         self.write_pod(&pod, true);
         self.pods.insert(format!("{}/{}", pod.spec.namespace, pod.spec.name), pod.clone());
         pod
@@ -691,7 +737,7 @@ impl World {
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  namespace: {}\n  uid: {}\n  labels: {{{}}}\n  annotations: {{{}}}\nspec:\n  nodeName: {}\n  serviceAccountName: {}\nstatus:\n  phase: Running\n  podIPs: [{{ip: {}}}, {{ip: '{}'}}]\n  conditions: [{{type: Ready, status: '{}'}}]\n",
             s.name,
             s.namespace,
-            p.ns,
+            p.uid,
             map(&s.labels),
             map(&annotations),
             self.nodes[s.node].name,
@@ -721,6 +767,20 @@ impl World {
         self.wait_enrolled(&p);
         p
     }
+    /// Removes a pod, whatever the controller may know, and waits until its node's agent has let it go.
+    pub fn lose_pod(&mut self, p: &Pod) {
+        let (log, key) = (format!("agent{}.log", p.spec.node), format!("{}/{}", p.spec.namespace, p.spec.name));
+        let is = |l: &&str| l.contains("no longer redirected") && l.contains(&key);
+        let left = || self.log_text(&log).lines().filter(is).count();
+        let before = left();
+        fs::remove_file(self.dir.join(format!("manifests/pod-{}-{}.yaml", p.spec.namespace, p.spec.name))).unwrap();
+        wait_for(&format!("pod {} let go", p.ns), PATIENCE, || (left() > before).then_some(()));
+        // The namespace lives as long as somebody has it open; the device goes at once.
+        ip_in(&self.nodes[p.spec.node].ns, &format!("link del {}", p.device)).unwrap();
+        ip(&format!("netns del {}", p.ns)).unwrap();
+        self.pods.remove(&format!("{}/{}", p.spec.namespace, p.spec.name));
+    }
+
     /// Removes a pod: manifest and network namespace.
     pub fn remove_pod(&mut self, p: &Pod) {
         fs::remove_file(self.dir.join(format!("manifests/pod-{}-{}.yaml", p.spec.namespace, p.spec.name))).unwrap();
@@ -763,6 +823,10 @@ impl World {
         let old = self.nodes[node].ztunnel.replace(new).expect("one was running");
         kill(old.id(), libc::SIGTERM);
         old
+    }
+    /// Process id of the controller.
+    pub fn controller_pid(&self) -> u32 {
+        self.controller.as_ref().expect("it runs").id()
     }
     /// Process id of a node's ztunnel.
     pub fn ztunnel_pid(&self, node: usize) -> u32 {

@@ -307,12 +307,19 @@ fn nothing_makes_ztunnel_call_itself() {
             Err(e) => e.kind().to_string(),
         };
         // In the moment before the agent has heard of it, ztunnel may be asked, and may refuse.
-        wait_for("the address is the pod's own", Duration::from_secs(3), || (seen() == "served").then_some(()));
+        wait_for("the address is the pod's own", Duration::from_secs(10), || (seen() == "served").then_some(()));
         row("a process in the pod", &format!("{address} on {device}: the application there"), "served", &seen());
     }
     let most = watched.end();
     let (ok, failed) = served.end("scans of ports and own addresses");
     println!("adversary descriptors before={before} highest={most}");
+    if failed > 0 {
+        for log in ["ztunnel0.log", "ztunnel1.log"] {
+            let text = w.log_text(log);
+            let of_bystanders = |l: &&str| l.contains(":8080") && l.contains(" error=") && l.contains("client");
+            text.lines().filter(of_bystanders).for_each(|l| println!("adversary {log}: {l}"));
+        }
+    }
     row("all of these", "connections that got no answer within 2 s", "0", &stuck.to_string());
     row("all of these", "failures that a bystander saw", "0", &failed.to_string());
     assert!(ok > 100, "{ok}");

@@ -245,6 +245,50 @@ fn captured_clients_do_not_lose_their_own_ports() {
     assert!(ports.iter().all(|p| !(range[0]..=range[1]).contains(p)), "{ports:?}");
 }
 
+/// Clients behind one address use any port, so also those that ztunnel's connections to the application have at the moment: theirs
+/// are never taken for these. (Without that, 30 of 800 got no answer with 1,500 open.)
+#[test]
+fn clients_behind_one_address_lose_no_connection() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("outside", false);
+    let b = w.mesh_pod(PodSpec::new("app", "b", 1));
+    let nat = w.pod(PodSpec::new("outside", "nat", 0));
+    let echo = app::Echo::start(&b, 8080, "");
+    // From a port of the application's own choice.
+    let from = |port: u16, to: SocketAddr| {
+        let any = if to.is_ipv4() { "0.0.0.0".parse::<IpAddr>() } else { "::".parse() }.unwrap();
+        let bind = |s: &Socket| s.bind(&SocketAddr::new(any, port).into());
+        nat.netns().run(|| raw(Domain::for_address(to), bind, to)).unwrap()
+    };
+    let mut held = vec![];
+    for to in [b.at(8080), b.at6(8080)] {
+        for _ in 0..400 {
+            let mut s = nat.connect(to).unwrap();
+            app::ping(&mut s, b"held").unwrap();
+            held.push(s);
+        }
+    }
+    // The very ports that the application sees of those that are open: each is met.
+    let ports: Vec<SocketAddr> = echo.peers.lock().unwrap().clone();
+    let (mut ok, mut lost) = (0, vec![]);
+    for p in &ports {
+        let to = if p.is_ipv4() { b.at(8080) } else { b.at6(8080) };
+        match from(p.port(), to).and_then(|mut s| app::ping(&mut s, b"met")) {
+            Ok(()) => ok += 1,
+            Err(e) => lost.push(format!("{p}: {e}")),
+        }
+    }
+    let broken = held.iter_mut().filter_map(|s| app::ping(s, b"still").err()).count();
+    println!(
+        "clients behind one address: held={} met={} ok={ok} lost={} broken={broken}",
+        held.len(),
+        ports.len(),
+        lost.len()
+    );
+    assert_eq!((ok, lost.len(), broken), (ports.len(), 0, 0), "{:?}", lost.first());
+}
+
 #[test]
 fn same_node_connections_keep_identity_policy_metrics_and_logs() {
     let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();
@@ -725,4 +769,34 @@ fn any_application_is_captured() {
     }
     println!("static, uid 0 and 65534, v4 and v6, started before: marked={} hbone={}", seen.marked, seen.hbone);
     assert!(seen.marked == 0 && seen.hbone > 100, "{seen:?}");
+}
+
+/// A pod that comes does not disturb those that are there. (A bridge without an address of its own takes the lowest of its
+/// ports': with one chance in as many pods as there are, a new pod changed the gateway's address, and who knew the old one got no
+/// answer for ten seconds. CNI plugins set it, as the world does now; the demo failed by this, 3 times in 26.)
+#[test]
+fn a_pod_that_comes_disturbs_nobody() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let (a, b) = (w.mesh_pod(PodSpec::new("app", "a", 0)), w.mesh_pod(PodSpec::new("app", "b", 1)));
+    let _echo = app::Echo::start(&b, 8080, "");
+    let address = |w: &World| karst_world::net::ip_in(&w.nodes[0].ns, "-o link show cni0").unwrap();
+    let gateway = |w: &World| address(w).split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_string();
+    let before = gateway(&w);
+    let outside = w.pod(PodSpec::new("out", "outside", 0));
+    app::ping(&mut outside.connect(b.at(8080)).unwrap(), MARK).unwrap();
+    let (mut failed, mut slowest) = (vec![], Duration::ZERO);
+    for i in 0..12 {
+        w.pod(PodSpec::new("out", &format!("new{i}"), 0));
+        let t = std::time::Instant::now();
+        for p in [&a, &outside] {
+            if let Err(e) = p.connect(b.at(8080)).and_then(|mut s| app::ping(&mut s, MARK)) {
+                failed.push(format!("pod {i}, {}, gateway {} then {}: {e}", p.spec.name, before, gateway(&w)));
+            }
+        }
+        slowest = slowest.max(t.elapsed());
+    }
+    println!("new pods: gateway {before}, now {}; failed={failed:?} slowest_ms={}", gateway(&w), slowest.as_millis());
+    assert_eq!((gateway(&w), failed.len()), (before, 0), "{failed:?}");
 }

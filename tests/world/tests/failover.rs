@@ -2,7 +2,7 @@
 //! And a pod that is its own service's endpoint.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use karst_world::{Options, Pod, PodSpec, World, app};
+use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -33,6 +33,10 @@ fn an_endpoint_that_does_not_listen_costs_nobody_a_connection() {
     w.apply("svc", SERVICE);
     let _only = app::Echo::start(&backends[0], 8080, "");
     for (client, place) in clients.iter().zip(["another node", "the same node"]) {
+        // The world's own IPv6 takes a second or two (duplicate address detection).
+        wait_for("IPv6 between the nodes", Duration::from_secs(10), || {
+            client.connect(backends[0].at6(8080)).and_then(|mut s| app::ping(&mut s, b"up")).ok()
+        });
         for to in ["10.96.0.10:80", "[fd96::10]:80"] {
             let (ok, slowest) = served(client, to.parse().unwrap(), 60);
             println!(

@@ -2,7 +2,7 @@
 //! `cargo xtask soak`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
-use karst_world::{Load, Loaded, Options, Pod, PodSpec, World, app};
+use karst_world::{Load, Loaded, Options, Pod, PodSpec, World, app, wait_for};
 use std::{
     io::Read,
     net::{SocketAddr, TcpStream},
@@ -306,6 +306,7 @@ fn traffic_goes_on_without_the_controller() {
 fn a_pod_started_without_the_controller() {
     let mut w = World::start(Options::default()).unwrap();
     let (_a, b, _echo) = two_pods(&mut w);
+    let outside = outsider(&mut w);
     w.stop_controller(libc::SIGKILL);
     let sniffer = w.sniffer(MARK);
     let known = w.pod(PodSpec::new("app", "known", 0).account("a"));
@@ -322,10 +323,140 @@ fn a_pod_started_without_the_controller() {
     assert!(app::ping(&mut s, MARK).is_err(), "without a certificate there is no way");
     let seen = sniffer.seen();
     assert_eq!((seen.marked, seen.other_tcp), (0, 0));
-    // It can be called, by those who do not know it as a member: as plaintext, under the policies that are known.
+    // Who is at its address nobody can tell a member of another node: it sends nothing there in the clear.
     let echo = app::Echo::start(&known, 8080, "");
-    app::ping(&mut b.connect(known.at(8080)).unwrap(), b"hello").unwrap();
-    assert_eq!(echo.last_peer().unwrap().ip(), b.ip);
+    assert!(app::ping(&mut b.connect(known.at(8080)).unwrap(), MARK).is_err());
+    assert!(w.log_text("ztunnel1.log").contains("has not said in time who is there"), "the log says why");
+    let seen = sniffer.seen();
+    assert_eq!((seen.marked, seen.other_tcp, echo.connections()), (0, 0, 0));
+    // Who is no member can call it, under the policies that are known.
+    app::ping(&mut outside.connect(known.at(8080)).unwrap(), b"hello").unwrap();
+    assert_eq!(echo.last_peer().unwrap().ip(), outside.ip);
+}
+
+/// A pod outside of the mesh, on the second node.
+fn outsider(w: &mut World) -> Pod {
+    w.namespace("out", false);
+    let p = w.pod(PodSpec::new("out", "outside", 1));
+    w.settle();
+    p
+}
+
+/// With the controller away, a pod is made anew under the name and at the addresses of another, with another account and uid: it
+/// is not taken for the one before, neither by those whom it calls nor by those who call it.
+#[test]
+fn a_pod_made_anew_is_not_the_one_before() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    let server = |name: &str, node| PodSpec::new("app", name, node).label("part", "server");
+    let (near, far) = (w.mesh_pod(server("near", 0)), w.mesh_pod(server("far", 1)));
+    // Somebody has the other account on that node, so its certificate is there.
+    let other = w.mesh_pod(PodSpec::new("app", "other", 0).account("b"));
+    let first = w.mesh_pod(PodSpec::new("app", "x", 0).account("a"));
+    let outside = outsider(&mut w);
+    w.apply(
+        "only-a",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only-a, namespace: app}\nspec: {selector: {matchLabels: {part: server}}, rules: [{from: [{source: {principals: [cluster.local/ns/app/sa/a]}}]}]}\n",
+    );
+    let _servers = [app::Echo::start(&near, 8080, ""), app::Echo::start(&far, 8080, "")];
+    let call = |from: &Pod, to: &Pod| from.connect(to.at(8080)).and_then(|mut s| app::ping(&mut s, MARK)).is_ok();
+    {
+        let _echo = app::Echo::start(&first, 8080, "");
+        for server in [&near, &far] {
+            assert!(call(&first, server) && call(server, &first), "{}", server.spec.name);
+            assert!(!call(&other, server), "b is not let in by {}", server.spec.name);
+        }
+        assert!(call(&outside, &first));
+    }
+    w.stop_controller(libc::SIGKILL);
+    w.lose_pod(&first);
+    let sniffer = w.sniffer(MARK);
+    let second = w.pod_again(&first, "b");
+    assert_eq!((second.ip, &second.spec.name), (first.ip, &first.spec.name));
+    w.wait_redirected(&second);
+    let echo = app::Echo::start(&second, 8080, "");
+    for (place, server) in [("same node", &near), ("other node", &far)] {
+        assert!(!call(&second, server), "{place}: it came in as the pod before");
+        assert!(!call(server, &second), "{place}: it was taken for the pod before");
+    }
+    let shown = format!("src.addr={}:", second.ip);
+    for log in ["ztunnel0.log", "ztunnel1.log"] {
+        let text = w.log_text(log);
+        let denied = text.lines().any(|l| l.contains(&shown) && l.contains("/sa/b\"") && l.contains("denied"));
+        assert!(denied, "{log}: it was judged as what it is");
+    }
+    let seen = sniffer.seen();
+    assert_eq!((seen.marked, seen.other_tcp), (0, 0));
+    // A policy with a selector in its namespace may be for it.
+    assert!(!call(&outside, &second), "closed until it is told which policies apply");
+    assert_eq!(echo.connections(), 0);
+    // The controller is back and tells who it is.
+    w.start_controller().unwrap();
+    w.settle();
+    karst_world::wait_for("all call it again", Duration::from_secs(20), || {
+        (call(&near, &second) && call(&far, &second) && call(&outside, &second)).then_some(())
+    });
+    assert!(!call(&second, &far) && !call(&second, &near));
+}
+
+/// The controller is held up while a new pod is called by its address: nothing goes there in the clear, and the connection is
+/// served by a tunnel as soon as the pod is told of.
+#[test]
+fn an_address_that_is_not_told_yet_is_held() {
+    let mut w = World::start(Options::default()).unwrap();
+    let (a, _b, _echo) = two_pods(&mut w);
+    let outside = outsider(&mut w);
+    let sniffer = w.sniffer(MARK);
+    let controller = w.controller_pid();
+    karst_world::stop(controller);
+    // With an account whose certificate its node has.
+    let new = w.pod(PodSpec::new("app", "new", 1).account("b"));
+    w.wait_redirected(&new);
+    let _new_echo = app::Echo::start(&new, 8080, "");
+    let calls: Vec<_> = [new.at(8080), new.at6(8080)]
+        .map(|to| {
+            let a = a.clone();
+            std::thread::spawn(move || a.connect(to).and_then(|mut s| app::ping(&mut s, MARK)))
+        })
+        .into();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(calls.iter().all(|c| !c.is_finished()), "held");
+    assert_eq!(sniffer.seen().marked, 0);
+    karst_world::kill(controller, libc::SIGCONT);
+    for c in calls {
+        c.join().unwrap().expect("served once it is told");
+    }
+    let seen = sniffer.seen();
+    println!("untold: marked={} other_tcp={}", seen.marked, seen.other_tcp);
+    assert_eq!((seen.marked, seen.other_tcp), (0, 0));
+    let line = |part: String| w.log_text("ztunnel1.log").lines().any(|l| l.contains(&part) && l.contains("/sa/a\""));
+    karst_world::wait_for("the tunnel's end in the log", Duration::from_secs(5), || {
+        line(format!("dst.addr={}:8080", new.ip)).then_some(())
+    });
+    w.settle();
+    // Who is known, in the mesh or not, is not waited for. What is at an address of nobody's is, and then goes as it is.
+    let took = |to: SocketAddr| {
+        let began = Instant::now();
+        let served = a.connect(to).and_then(|mut s| app::ping(&mut s, b"hello")).is_ok();
+        (served, began.elapsed())
+    };
+    let _outside_echo = app::Echo::start(&outside, 8080, "");
+    for to in [new.at(8080), outside.at(8080), outside.at6(8080)] {
+        let (served, t) = took(to);
+        assert!(served && t < Duration::from_secs(1), "{to}: {served} {t:?}");
+    }
+    let node: SocketAddr = "10.77.1.1:8081".parse().unwrap();
+    let l = w.nodes[1].netns.run(|| std::net::TcpListener::bind(node)).unwrap().unwrap();
+    let answer = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut s, _) = l.accept().unwrap();
+        let mut buf = [0; 5];
+        s.read_exact(&mut buf).and_then(|()| s.write_all(&buf)).unwrap();
+    });
+    let (served, t) = took(node);
+    println!("untold: nobody's address served={served} after {} ms", t.as_millis());
+    assert!(served && t >= Duration::from_secs(2) && t < Duration::from_secs(5), "{served} {t:?}");
+    answer.join().unwrap();
 }
 
 /// T24, T40: certificates of 20 seconds rotate under long connections and new ones.
@@ -353,6 +484,77 @@ fn rotation_breaks_nothing() {
     println!("T24 lifetime_s=20 rotations={rotations} long_broken={broken} new_ok={ok} new_failed={}", failed.len());
     assert_eq!((broken, failed.len()), (0, 0), "{failed:?}");
     assert!(rotations >= 2);
+}
+
+/// A list that cannot be read changes nothing; one that names a workload's certificate closes its tunnels, also those that are
+/// open, and no others. Its ztunnel gets it another certificate by itself.
+#[test]
+fn a_revoked_certificate_ends_its_tunnels_and_no_others() {
+    let tmp = std::env::temp_dir().join(format!("karst-revoked-{}", std::process::id()));
+    std::fs::create_dir_all(&tmp).unwrap();
+    let file = tmp.join("ca-crl.pem");
+    let write = |text: &str| {
+        std::fs::write(tmp.join("new"), text).unwrap();
+        std::fs::rename(tmp.join("new"), &file).unwrap();
+    };
+    let mut w = World::start(Options {
+        ztunnel_env: vec![("CRL_PATH".into(), file.display().to_string())],
+        ..Options::default()
+    })
+    .unwrap();
+    let (a, b, _echo) = two_pods(&mut w);
+    let c = w.mesh_pod(PodSpec::new("app", "c", 1));
+    let _other = app::Echo::start(&c, 8080, "");
+    let mut held = a.connect(b.at(8080)).unwrap();
+    let mut bystander = a.connect(c.at(8080)).unwrap();
+    let mut both = |whole: bool| {
+        app::ping(&mut bystander, MARK).unwrap();
+        (app::ping(&mut held, MARK).is_ok() == whole).then_some(())
+    };
+    both(true).unwrap();
+    write("nonsense");
+    wait_for("the broken list is reported", Duration::from_secs(5), || {
+        (w.metric(0, "karst_crl_load_failures_total", &[]) >= 1.0).then_some(())
+    });
+    both(true).unwrap();
+
+    let serial = || {
+        let (_, dump) = w.get(1, 15000, "/config_dump").unwrap();
+        let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+        let all = dump["certificates"].as_array().unwrap().clone();
+        let own = all.iter().find(|c| c["identity"] == "spiffe://cluster.local/ns/app/sa/b").unwrap();
+        own["certChain"][0]["serialNumber"].as_str().unwrap().to_string()
+    };
+    let (before, now) = (serial(), std::time::SystemTime::now());
+    let bytes: Vec<u8> =
+        (0..before.len()).step_by(2).map(|i| u8::from_str_radix(&before[i..i + 2], 16).unwrap()).collect();
+    let ca = |f: &str| std::fs::read_to_string(w.dir.join("controller").join(f)).unwrap();
+    let key = rcgen::KeyPair::from_pem(&ca("ca-key.pem")).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: now.into(),
+        next_update: (now + Duration::from_secs(3600)).into(),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from_slice(&bytes),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca("ca-cert.pem"), key).unwrap();
+    write(&list.signed_by(&issuer).unwrap().pem().unwrap());
+    let begun = Instant::now();
+    wait_for("the open connection is cut", Duration::from_secs(10), || both(false));
+    let cut = begun.elapsed();
+    wait_for("another certificate", Duration::from_secs(10), || (serial() != before).then_some(()));
+    app::ping(&mut a.connect(b.at(8080)).unwrap(), MARK).unwrap();
+    app::ping(&mut bystander, MARK).unwrap();
+    let closed = w.metric(0, "istio_crl_policy_rejections_total", &["reporter=\"source\""]);
+    println!("revoked: open tunnel cut after {:.1} s, rejections {closed}", cut.as_secs_f64());
+    assert!(closed >= 1.0);
+    let _ = std::fs::remove_dir_all(&tmp);
 }
 
 /// T13, T14: half-close keeps its meaning, and a reset stays a reset.

@@ -102,7 +102,7 @@ pub fn images(bin: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     .zip(["pause", "busybox", "coredns"])
     .map(|(i, n)| {
         let path = out.join(format!("{n}.tar"));
-        i.write(&path).map(|()| path)
+        i.write(&path).map(|_| path)
     })
     .collect()
 }

@@ -145,9 +145,15 @@ pub fn load(c: &Cluster, i: u8, image: &Path) -> Result<()> {
 
 fn cgroups(name: &str) -> Result<()> {
     let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
+    // The kubelet is known by a cgroup of its own, in cgroup2 (see node.sh).
+    let own = |root: &Path| fs::create_dir_all(root.join(name).join("kubelet"));
     if unified {
         fs::create_dir_all(Path::new(CGROUPS).join(name).join("init"))?;
-        return Ok(());
+        return Ok(own(Path::new(CGROUPS))?);
+    }
+    let second = Path::new(CGROUPS).join("unified");
+    if second.is_dir() {
+        own(&second).with_context(|| format!("cannot make a cgroup in {}", second.display()))?;
     }
     for c in ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd"] {
         let base = Path::new(CGROUPS).join(c);

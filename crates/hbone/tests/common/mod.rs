@@ -18,7 +18,7 @@ pub fn ca() -> Ca {
     let key = KeyPair::generate().unwrap();
     let mut p = CertificateParams::default();
     p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let pem = p.self_signed(&key).unwrap().pem();
     Ca { issuer: Issuer::from_ca_cert_pem(&pem, key).unwrap(), pem }
 }

@@ -97,6 +97,64 @@ fn id(from: &Pod, to: SocketAddr) -> std::io::Result<String> {
     v["name"].as_str().map(String::from).ok_or_else(|| std::io::Error::other("an answer without a name"))
 }
 
+/// What an unprivileged process, and a stranger with a port scanner, can do.
+fn attacks(w: &mut World, t: &mut Table, cart: &Pod, outsider: &Pod, far: &Pod) -> Result<()> {
+    let victim = w.mesh_pod(PodSpec::new("shop", "victim", 0));
+    let echo = app::Echo::start(&victim, 8080, "");
+    let bound = |source: &str| -> std::io::Result<()> {
+        let source: SocketAddr = source.parse().map_err(std::io::Error::other)?;
+        let mut s = cart.netns().run(|| {
+            let s = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            s.bind(&source.into())?;
+            s.connect_timeout(&victim.at(8080).into(), Duration::from_secs(3))?;
+            std::io::Result::Ok(std::net::TcpStream::from(s))
+        })??;
+        app::ping(&mut s, b"who am I?")
+    };
+    let (loopback, usual) = (bound("127.0.0.1:0"), bound("0.0.0.0:0"));
+    let peers: Vec<String> =
+        echo.peers.lock().map(|p| p.iter().map(|a| a.ip().to_string()).collect()).unwrap_or_default();
+    let refused = if loopback.is_err() { "refused" } else { "served" };
+    t.row(
+        "a process binds 127.0.0.1 and calls its neighbour on the node",
+        "refused; the neighbour sees the pod's address only",
+        format!("{refused}; it has seen {}", peers.join(", ")),
+        loopback.is_err() && usual.is_ok() && peers == [cart.ip.to_string()],
+    );
+
+    let descriptors =
+        |w: &World| Ok::<_, std::io::Error>(std::fs::read_dir(format!("/proc/{}/fd", w.ztunnel_pid(0)))?.count());
+    let before = descriptors(w)?;
+    let begun = Instant::now();
+    let failed = std::thread::scope(|s| {
+        let scan = s.spawn(|| {
+            outsider.netns().run(|| {
+                (1..=65_535u16).for_each(|port| {
+                    let _ = std::net::TcpStream::connect_timeout(&victim.at(port), Duration::from_secs(2));
+                });
+            })
+        });
+        let mut failed = 0;
+        while !scan.is_finished() {
+            failed += usize::from(id(cart, far.at(8080)).is_err());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        failed
+    });
+    let back = wait_for("the descriptors come back", Duration::from_secs(20), || {
+        descriptors(w).ok().filter(|n| *n < before + 100)
+    });
+    t.row(
+        "a stranger scans all ports of a pod, ztunnel's too",
+        "0 of the node's other connections fail",
+        format!("{failed} failed in {:.1} s; descriptors {before}, then {back}", begun.elapsed().as_secs_f64()),
+        failed == 0,
+    );
+    drop(echo);
+    w.remove_pod(&victim);
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let keep = args.iter().any(|a| a == "--keep");
@@ -230,17 +288,25 @@ fn main() -> Result<()> {
     };
     let permissive = id(&outsider, far.at(8080)).is_ok();
     w.apply("strict", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n");
-    let strict = id(&outsider, far.at(8080)).is_err() && id(&cart, far.at(8080)).is_ok();
+    let (plaintext, member) = (id(&outsider, far.at(8080)), id(&cart, far.at(8080)));
+    let seen = |r: &std::io::Result<String>| match r {
+        Ok(_) => "served".to_string(),
+        Err(e) if e.kind() == std::io::ErrorKind::TimedOut => "no answer".into(),
+        Err(_) => "refused".into(),
+    };
     t.row(
         "STRICT refuses plaintext",
-        "before: served, after: refused",
+        "before: served, after: refused; a member: served",
         format!(
-            "before: {}, after: {}",
+            "before: {}, after: {}; a member: {}",
             if permissive { "served" } else { "refused" },
-            if strict { "refused" } else { "served" }
+            seen(&plaintext),
+            seen(&member)
         ),
-        permissive && strict,
+        permissive && plaintext.is_err() && member.is_ok(),
     );
+
+    attacks(&mut w, &mut t, &cart, &outsider, &far)?;
     let probe = w.nodes[1].netns.run(|| http::connect(far.at(8080)))?.and_then(|s| http::get(s, "/")).is_ok();
     t.row(
         "the node's own probes still reach the pods",
@@ -250,6 +316,8 @@ fn main() -> Result<()> {
     );
 
     apps[0].take();
+    let ok = (0..40).filter(|_| id(&cart, vip).is_ok()).count();
+    t.row("an endpoint does not listen any more: no connection is lost", "40 of 40", format!("{ok} of 40"), ok == 40);
     w.write_pod(&stock[0], false);
     w.settle();
     let ok = (0..40).filter(|_| id(&cart, vip).is_ok()).count();

@@ -1,0 +1,144 @@
+//! Connections that were open before their pod was redirected. The mesh cannot take them over: they go on as they were, in
+//! plaintext and judged by nobody, also under STRICT. So they are counted, and closed where that is asked for.
+//!
+//! Which they are is found out once, when the pod is redirected, and kept by the kernel's cookies in the pod's record, also
+//! over restarts of the agent. Proven by tests/world (agent).
+
+use crate::records::{self, Record};
+use karst_ebpf::sock_diag::{self, Connection};
+use karst_rt::netns::Netns;
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::BorrowedFd,
+    path::Path,
+};
+
+/// Connections of one pod that are followed; with more, the first are.
+const MAX: usize = 65_536;
+
+struct Tracked {
+    /// `namespace/name`, for the log.
+    key: String,
+    netns: Netns,
+    cookies: BTreeSet<u64>,
+    close: bool,
+}
+
+/// The node's pods with such connections, by uid.
+#[derive(Default)]
+pub struct Unmeshed {
+    pods: RefCell<BTreeMap<String, Tracked>>,
+    /// Ending connections has failed, and that was said.
+    told: Cell<bool>,
+}
+
+/// Those with these cookies that are still open.
+pub fn open(netns: &Netns, cookies: &BTreeSet<u64>) -> io::Result<Vec<Connection>> {
+    let mut all = netns.run(|| sock_diag::connections(None))??;
+    all.retain(|c| cookies.contains(&c.cookie));
+    Ok(all)
+}
+
+impl Unmeshed {
+    /// A pod has just been redirected, or is again by another agent; then its record says what was open at first. `exempt` is the map
+    /// of ztunnel's sockets.
+    pub fn redirected(&self, key: &str, record: &mut Record, netns: &Netns, exempt: BorrowedFd<'_>, close: bool) {
+        if record.unmeshed.is_none() {
+            match netns.run(|| sock_diag::connections(Some(exempt))).and_then(|r| r) {
+                Ok(all) => record.unmeshed = Some(those_of(&all, record)),
+                Err(e) => {
+                    tracing::warn!(pod = key, error = %e, "connections from before the pod's redirection cannot be counted");
+                }
+            }
+            let n = record.unmeshed.as_ref().map_or(0, Vec::len);
+            if n > 0 && !close {
+                tracing::warn!(
+                    pod = key,
+                    connections = n,
+                    "open connections from before the pod's redirection go on without encryption and policy; the annotation karst.io/close-unmeshed-connections: \"true\" closes them"
+                );
+            }
+        }
+        let cookies = record.unmeshed.iter().flatten().copied().collect();
+        let tracked = Tracked { key: key.into(), netns: netns.clone(), cookies, close };
+        self.pods.borrow_mut().insert(record.uid.clone(), tracked);
+    }
+
+    /// A pod is no longer redirected.
+    pub fn forget(&self, uid: &str) {
+        self.pods.borrow_mut().remove(uid);
+    }
+
+    /// How many are still open, as of the last look.
+    pub fn count(&self, uid: &str) -> usize {
+        self.pods.borrow().get(uid).map_or(0, |t| t.cookies.len())
+    }
+
+    /// Looks which are still open, and closes those that are to be. `serves`: a ztunnel is there that takes what comes in their place.
+    pub fn look(&self, records: &Path, serves: bool) {
+        for (uid, t) in self.pods.borrow_mut().iter_mut().filter(|(_, t)| !t.cookies.is_empty()) {
+            let open = match open(&t.netns, &t.cookies) {
+                Ok(o) => o,
+                Err(e) => {
+                    tracing::debug!(pod = t.key, error = %e, "connections cannot be listed");
+                    continue;
+                }
+            };
+            let before = t.cookies.len();
+            t.cookies = open.iter().map(|c| c.cookie).collect();
+            if t.close && serves {
+                self.close(t, &open);
+            }
+            if t.cookies.len() != before
+                && let Some(mut r) = records::one(records, uid)
+            {
+                r.unmeshed = Some(t.cookies.iter().copied().collect());
+                if let Err(e) = records::save(records, &r) {
+                    tracing::warn!(pod = t.key, error = %e, "cannot write to {} (--run-dir)", records.display());
+                }
+            }
+        }
+    }
+
+    fn close(&self, t: &mut Tracked, open: &[Connection]) {
+        let (mut done, mut failed) = (0, None);
+        let ended = t.netns.run(|| {
+            for c in open {
+                match sock_diag::destroy(c) {
+                    Ok(()) => {
+                        t.cookies.remove(&c.cookie);
+                        done += 1;
+                    }
+                    Err(e) => failed = Some(e),
+                }
+            }
+        });
+        if done > 0 {
+            tracing::info!(pod = t.key, connections = done, "closed connections from before the pod's redirection");
+        }
+        if let Some(e) = ended.err().or(failed)
+            && !self.told.replace(true)
+        {
+            tracing::warn!(
+                pod = t.key,
+                error = %e,
+                "connections from before the pod's redirection cannot be closed (the kernel needs CONFIG_INET_DIAG_DESTROY, the agent CAP_NET_ADMIN): restart the pod to end them"
+            );
+        }
+    }
+}
+
+/// The cookies of those that bypass the mesh.
+fn those_of(all: &[Connection], record: &Record) -> Vec<u64> {
+    let cookies: Vec<u64> = all.iter().filter(|c| c.is_unmeshed(&record.ips)).map(|c| c.cookie).take(MAX).collect();
+    if cookies.len() == MAX {
+        let pod = format!("{}/{}", record.namespace, record.name);
+        tracing::warn!(
+            pod,
+            "more than {MAX} connections are open from before the pod's redirection; {MAX} are followed"
+        );
+    }
+    cookies
+}

@@ -1,0 +1,175 @@
+//! The file with the revocation lists (CRL_PATH, Istio's `ca-crl.pem`): read at the start, and again when it changes. What
+//! cannot be read changes nothing: the last good lists stay in force, and log and metrics say so. A file that is not there at
+//! the start holds no lists (its ConfigMap may come later); one that goes is a fault.
+
+use karst_hbone::revocation::{Lists, Revocation};
+use karst_rt::ready::Ready;
+use std::{
+    fs, io,
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// Largest file, bytes (a ConfigMap holds 1 MiB).
+const LARGEST: u64 = 16 << 20;
+
+/// Reads the file, if there is to be one, and follows it. Until it could be read once the process is not ready and lets nobody
+/// in. Runs in a `LocalSet`.
+pub fn start(path: Option<PathBuf>, ready: &Ready) -> Revocation {
+    let Some(path) = path else { return Revocation::none() };
+    let revocation = Revocation::pending();
+    let mut blocker = Some(ready.block("revocation lists (CRL_PATH)"));
+    let mut file = File::new(path);
+    let r = revocation.clone();
+    let mut look = move || match file.look() {
+        None => {}
+        Some(Ok(lists)) => {
+            tracing::info!(file = %file.path.display(), lists = lists.len(), entries = lists.entries(), "revocation lists are in force");
+            r.publish(lists);
+            drop(blocker.take());
+        }
+        Some(Err(e)) => {
+            let meanwhile = match r.is_known() {
+                true => "the last good ones stay in force",
+                false => "nobody is let in before they can be read",
+            };
+            tracing::error!("{e}; {meanwhile}");
+            r.failed();
+        }
+    };
+    look();
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            look();
+        }
+    });
+    revocation
+}
+
+/// What tells one content of the file from another. (A ConfigMap's volume changes by a link: then it is another file.)
+type Stamp = (Option<SystemTime>, u64, u64);
+
+/// The file as it was seen the last time.
+struct File {
+    path: PathBuf,
+    /// None before the first look.
+    seen: Option<Seen>,
+    /// What is wrong now; told once.
+    fault: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Absent,
+    Present(Stamp),
+}
+
+impl File {
+    fn new(path: PathBuf) -> Self {
+        Self { path, seen: None, fault: None }
+    }
+
+    /// What is new. None: nothing.
+    fn look(&mut self) -> Option<Result<Lists, String>> {
+        let now = match fs::metadata(&self.path) {
+            Ok(m) => Seen::Present((m.modified().ok(), m.len(), m.ino())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.seen {
+                None | Some(Seen::Absent) => Seen::Absent,
+                Some(Seen::Present(_)) => return self.fails(e.to_string()),
+            },
+            Err(e) => return self.fails(e.to_string()),
+        };
+        if self.seen == Some(now) && self.fault.is_none() {
+            return None;
+        }
+        let read = match now {
+            Seen::Absent => Ok(Lists::default()),
+            Seen::Present(_) => read(&self.path).and_then(|bytes| Lists::read(&bytes).map_err(|e| e.to_string())),
+        };
+        self.seen = Some(now);
+        match read {
+            Ok(lists) => {
+                self.fault = None;
+                Some(Ok(lists))
+            }
+            Err(e) => self.fails(e),
+        }
+    }
+
+    fn fails(&mut self, e: String) -> Option<Result<Lists, String>> {
+        let e = format!("revocation lists in {} (CRL_PATH): {e}", self.path.display());
+        if self.fault.as_ref() == Some(&e) {
+            return None;
+        }
+        self.fault = Some(e.clone());
+        Some(Err(e))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(|e| e.to_string())?;
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    match bytes.len() as u64 > LARGEST {
+        true => Err(format!("is larger than {LARGEST} bytes")),
+        false => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rcgen::{CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, SerialNumber};
+
+    fn list() -> String {
+        let now = std::time::SystemTime::now().into();
+        let p = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::from_secs(60),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        p.signed_by(&Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap())).unwrap().pem().unwrap()
+    }
+
+    #[test]
+    fn a_file_is_read_when_it_changes_and_a_fault_is_told_once() {
+        let dir = std::env::temp_dir().join(format!("karst-crl-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("ca-crl.pem");
+        let mut file = File::new(path.clone());
+        // How many lists; or what is wrong.
+        let mut look = || file.look().map(|r| r.map(|l| l.len()));
+        // As a ConfigMap's volume does it: whole, and another file.
+        let write = |text: &str| {
+            fs::write(dir.join("new"), text).unwrap();
+            fs::rename(dir.join("new"), &path).unwrap();
+        };
+        let fault = |r: Option<Result<usize, String>>| r.unwrap().unwrap_err();
+        assert_eq!(look(), Some(Ok(0)), "it need not be there");
+        assert_eq!(look(), None);
+        write(&list());
+        assert_eq!(look(), Some(Ok(1)));
+        assert_eq!(look(), None);
+        write("nonsense");
+        let e = fault(look());
+        assert!(e.contains("ca-crl.pem (CRL_PATH)") && e.contains("no revocation list"), "{e}");
+        assert_eq!(look(), None);
+        write(&format!("{}{}", list(), list()));
+        assert_eq!(look(), Some(Ok(2)));
+        fs::remove_file(&path).unwrap();
+        assert!(fault(look()).contains("No such file"));
+        assert_eq!(look(), None);
+        write("");
+        assert_eq!(look(), Some(Ok(0)), "an empty one holds none");
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
