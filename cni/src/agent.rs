@@ -11,7 +11,7 @@ use crate::{
     events::{self, Event, Request},
     install::Install,
     kubelet::{self, Kubelet},
-    local::{Followed, Following},
+    local::{self, Followed, Following},
     metrics, namespaces,
     records::{self, Record},
     sockets::PodSockets,
@@ -38,6 +38,8 @@ use tokio::sync::{Notify, mpsc};
 
 /// Annotation that says, in directory mode, where a pod's network namespace is.
 const NETNS: &str = "karst.io/netns";
+/// Annotation that names devices of the pod that lead to what is inside of it (Istio's).
+const INNER_DEVICES: &str = "ambient.istio.io/reroute-virtual-interfaces";
 /// After its report is withdrawn, a leaving pod stays redirected this long, so that its peers have heard.
 const LEAVE_DELAY: Duration = Duration::from_millis(300);
 /// A restarted agent gives the running ztunnel this long to connect before it moves the slots to its own listeners.
@@ -418,6 +420,8 @@ impl Agent {
             trust_mark: false,
             all_devices: flag("karst.io/capture-all-devices", false)?,
             other_protocols: flag("karst.io/allow-other-protocols", false)?,
+            inner_devices: local::devices(a.get(INNER_DEVICES).map_or("", String::as_str))
+                .map_err(|e| format!("metadata.annotations[{INNER_DEVICES}]: {e}"))?,
         };
         let close = flag("karst.io/close-unmeshed-connections", self.config.close_unmeshed_connections)?;
         Ok(Desired { info, uid: p.metadata.uid.clone(), config, netns, close })

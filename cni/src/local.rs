@@ -11,6 +11,9 @@ use tokio::task::AbortHandle;
 /// its node little.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// A device's name is shorter than this (IFNAMSIZ).
+const MAX_NAME: usize = 16;
+
 /// Follows one pod until dropped.
 pub struct Following(AbortHandle);
 
@@ -67,6 +70,35 @@ impl Followed {
                 tracing::warn!(pod = self.key, error = %e, "the pod's addresses cannot be followed");
                 None
             }
+        }
+    }
+}
+
+/// Reads a list of devices: names, with commas between.
+pub fn devices(list: &str) -> Result<Vec<String>, String> {
+    let names = list.split(',').map(str::trim).filter(|n| !n.is_empty());
+    names
+        .map(|n| {
+            let good = n.len() < MAX_NAME && !n.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+            if good {
+                Ok(n.to_string())
+            } else {
+                Err(format!("{n:?} is no name of a device, such as \"docker0,tap0\""))
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_the_kernel_names_them() {
+        assert_eq!(devices("").unwrap(), [""; 0]);
+        assert_eq!(devices(" docker0, tap0,").unwrap(), ["docker0", "tap0"]);
+        for bad in ["a b", "a/b", "eth0:1", "sixteen-letters-"] {
+            assert!(devices(bad).is_err(), "{bad}");
         }
     }
 }

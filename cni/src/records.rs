@@ -37,6 +37,7 @@ impl Record {
             trust_mark: false,
             all_devices: false,
             other_protocols: false,
+            inner_devices: vec![],
         }
     }
 }

@@ -8,7 +8,7 @@ use karst_rt::{
 };
 use std::{io, os::fd::OwnedFd};
 
-/// The four sockets.
+/// The five sockets.
 pub struct PodSockets {
     /// HBONE.
     pub hbone: OwnedFd,
@@ -18,6 +18,8 @@ pub struct PodSockets {
     pub outbound: OwnedFd,
     /// DNS over UDP.
     pub dns: OwnedFd,
+    /// What the pod would forward outwards.
+    pub forward: OwnedFd,
 }
 
 impl PodSockets {
@@ -29,11 +31,19 @@ impl PodSockets {
                 plaintext: socket::redirect_listener(MARK_ZTUNNEL, port::PLAINTEXT)?.into(),
                 outbound: socket::redirect_listener(MARK_CAPTURE, port::OUTBOUND)?.into(),
                 dns: socket::redirect_udp(port::DNS)?.into(),
+                // Its clients are behind the pod's devices, and answers must not stay on `lo`.
+                forward: socket::redirect_listener(MARK_ZTUNNEL, port::OUTBOUND)?.into(),
             })
         })?
     }
     /// As the loader wants them.
     pub fn listeners(&self) -> Listeners<'_> {
-        Listeners { hbone: &self.hbone, plaintext: &self.plaintext, outbound: &self.outbound, dns: &self.dns }
+        Listeners {
+            hbone: &self.hbone,
+            plaintext: &self.plaintext,
+            outbound: &self.outbound,
+            dns: &self.dns,
+            forward: &self.forward,
+        }
     }
 }

@@ -174,7 +174,7 @@ fn verdict(c: Counter) -> Verdict {
         Counter::GuardDrop | Counter::GuardUnparsable | Counter::GuardProtocol => Verdict::Dropped,
         Counter::NoListener => Verdict::Refused,
         Counter::Probe | Counter::OptOut | Counter::OwnFlow | Counter::OtherDevice => Verdict::PassedBy,
-        Counter::Hbone | Counter::Plaintext | Counter::Outbound => Verdict::Untold,
+        Counter::Hbone | Counter::Plaintext | Counter::Outbound | Counter::Forwarded => Verdict::Untold,
         Counter::Dns | Counter::GuardPass | Counter::Local => Verdict::Untold,
     }
 }
@@ -187,7 +187,7 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
     }
     match e.what {
         Counter::GuardDrop => plain(
-            "a connection left the pod past ztunnel: by a raw socket, a socket bound to a device (SO_BINDTODEVICE), or changed routing rules",
+            "a connection left the pod past ztunnel: by a raw socket, a socket bound to a device (SO_BINDTODEVICE), or changed routing rules; or it only came through the pod",
             Some(
                 "connect by an ordinary socket that is bound to no device, or leave the pod out (istio.io/dataplane-mode: none)",
             ),
@@ -220,7 +220,7 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
             Some("annotate the pod with karst.io/capture-all-devices: \"true\", to have it captured"),
         ),
         Counter::Local => plain("within the pod", None),
-        Counter::Hbone | Counter::Plaintext | Counter::Outbound => plain("given to ztunnel", None),
+        Counter::Hbone | Counter::Plaintext | Counter::Outbound | Counter::Forwarded => plain("given to ztunnel", None),
         Counter::Dns | Counter::GuardPass => plain("given to ztunnel, or from there", None),
     }
 }
@@ -229,10 +229,10 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
 fn direction(e: &Event) -> &'static str {
     let to_hbone = e.ends.is_some_and(|(_, to)| to.port() == HBONE_PORT);
     match (e.device, e.protocol) {
-        (LO, UDP) => "DNS queries",
+        (_, UDP) => "DNS queries",
         (LO, _) => "outbound connections",
         _ if to_hbone => "tunnels (HBONE)",
-        _ => "inbound connections",
+        _ => "inbound connections, or those that the pod forwards,",
     }
 }
 

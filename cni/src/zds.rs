@@ -217,6 +217,7 @@ impl Hub {
                 (Descriptor::ListenHbone, s.hbone.as_fd()),
                 (Descriptor::DnsUdp, s.dns.as_fd()),
                 (Descriptor::ExemptMap, self.exempt.as_fd()),
+                (Descriptor::ListenForward, s.forward.as_fd()),
             ];
             add.karst_descriptors = all.iter().map(|(d, _)| *d as i32).collect();
             fds.extend(all.iter().map(|(_, f)| *f));

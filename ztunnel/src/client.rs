@@ -5,6 +5,16 @@ use crate::plan::Refusal;
 use karst_core::addr::is_host;
 use std::net::{IpAddr, SocketAddr};
 
+/// Who connected, by the listener that the redirection chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A process of the pod.
+    Pod,
+    /// What is inside the pod, a container or a virtual machine, whose connections the pod would have forwarded. Its address is the
+    /// pod's affair, and nobody else's: it acts as its pod.
+    Inside,
+}
+
 /// The client of a captured connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Client {
@@ -21,7 +31,12 @@ impl Client {
     ///
     /// # Errors
     /// The address is not one of the pod's.
-    pub fn new(own: &[IpAddr], from: SocketAddr, is_local: impl FnOnce(IpAddr) -> bool) -> Result<Self, Refusal> {
+    pub fn new(
+        own: &[IpAddr],
+        from: SocketAddr,
+        caller: Caller,
+        is_local: impl FnOnce(IpAddr) -> bool,
+    ) -> Result<Self, Refusal> {
         let ip = from.ip().to_canonical();
         if !is_host(ip) {
             return Err(Refusal::NotItsAddress);
@@ -29,6 +44,7 @@ impl Client {
         let first = |v4: bool| own.iter().find(|a| a.is_ipv4() == v4).copied();
         let chosen = match first(ip.is_ipv4()) {
             None => return Err(Refusal::NotItsAddress),
+            Some(_) if caller == Caller::Inside => None,
             Some(usual) if usual == ip => None,
             Some(_) if own.contains(&ip) || is_local(ip) => Some(ip),
             Some(_) => return Err(Refusal::NotItsAddress),
@@ -78,7 +94,7 @@ mod tests {
             ("[ff02::1]:5", "refused"),
         ] {
             let from: SocketAddr = from.parse().unwrap();
-            let seen = match Client::new(&own, from, |a| local.contains(&a)) {
+            let seen = match Client::new(&own, from, Caller::Pod, |a| local.contains(&a)) {
                 Ok(c) => {
                     let chosen = c.chosen().map_or("-".into(), |a| a.to_string());
                     format!("{} {chosen}", c.seen_by(from.ip().to_canonical()))
@@ -91,13 +107,27 @@ mod tests {
 
     #[test]
     fn a_pod_without_an_address_of_the_family_is_refused() {
-        assert!(Client::new(&[ip("10.0.0.1")], "[fd00::1]:5".parse().unwrap(), |_| true).is_err());
-        assert!(Client::new(&[], "10.0.0.1:5".parse().unwrap(), |_| true).is_err());
+        for caller in [Caller::Pod, Caller::Inside] {
+            assert!(Client::new(&[ip("10.0.0.1")], "[fd00::1]:5".parse().unwrap(), caller, |_| true).is_err());
+            assert!(Client::new(&[], "10.0.0.1:5".parse().unwrap(), caller, |_| true).is_err());
+        }
     }
 
     #[test]
     fn a_peer_of_the_other_family_sees_the_address_of_that_family() {
-        let c = Client::new(&[ip("10.0.0.1"), ip("fd00::1")], "10.0.0.1:5".parse().unwrap(), |_| false).unwrap();
+        let own = [ip("10.0.0.1"), ip("fd00::1")];
+        let c = Client::new(&own, "10.0.0.1:5".parse().unwrap(), Caller::Pod, |_| false).unwrap();
         assert_eq!(c.seen_by(ip("fd00::9")), "[fd00::1]:5".parse().unwrap());
+    }
+
+    #[test]
+    fn what_is_inside_the_pod_is_seen_as_the_pod() {
+        let own = [ip("10.0.0.1"), ip("fd00::1")];
+        // Whatever its address is: also one that somebody else has, or the pod.
+        for from in ["172.17.0.2:5", "10.0.0.9:5", "10.0.0.1:5"] {
+            let c = Client::new(&own, from.parse().unwrap(), Caller::Inside, |_| false).unwrap();
+            assert_eq!((c.seen_by(ip("10.0.0.7")), c.chosen()), ("10.0.0.1:5".parse().unwrap(), None), "{from}");
+        }
+        assert!(Client::new(&own, "127.0.0.1:5".parse().unwrap(), Caller::Inside, |_| true).is_err());
     }
 }

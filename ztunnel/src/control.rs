@@ -164,6 +164,7 @@ impl Pods for Keeper {
                 plaintext: copy(&l.plaintext)?,
                 hbone: copy(&l.hbone)?,
                 dns: UdpSocket::try_clone(&l.dns).map_err(|e| format!("descriptors: {e}"))?,
+                forward: l.forward.as_ref().map(copy).transpose()?,
             };
             let (done, wait) = oneshot::channel();
             w.send(Order::Add { pod: pod.clone(), listeners: own, done }).await.map_err(|_| "a worker has stopped")?;

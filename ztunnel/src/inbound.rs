@@ -287,8 +287,26 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<T
         return (guard, Err(o));
     }
     let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
-    let app = pod.origin.connect_app(ask.to, source_ip, limits::CONNECT_TIMEOUT).await;
+    let app = if pod.holds(ask.to.ip()) {
+        pod.origin.connect_app(ask.to, source_ip, limits::CONNECT_TIMEOUT).await
+    } else {
+        // What the pod would have forwarded to a container or virtual machine of its own.
+        if let Err(o) = is_inside(pod, ask.to) {
+            return (guard, Err(o));
+        }
+        pod.origin.connect(ask.to, limits::CONNECT_TIMEOUT).await
+    };
     (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
+}
+
+/// Is an address inside the pod? Its kernel speaks to what is there from another address than those by which the mesh knows the
+/// pod. Nobody is to get from outside to the outside with the pod's address.
+fn is_inside(pod: &LocalPod, to: SocketAddr) -> Result<(), Outcome> {
+    match pod.origin.source_to(to) {
+        Ok(source) if is_host(source) && !pod.ips.contains(&source) => Ok(()),
+        Ok(_) => Err(Outcome::Refused(Refusal::NotInside)),
+        Err(e) => Err(Outcome::Connect(e.to_string())),
+    }
 }
 
 /// What no policy can allow: a client without an address of its own, and ztunnel's own ports.

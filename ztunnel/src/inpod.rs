@@ -49,6 +49,11 @@ impl LocalPod {
     pub fn own(&self) -> OwnPod<'_> {
         OwnPod { namespace: &self.namespace, name: &self.name, account: &self.account, uid: Some(&self.uid) }
     }
+
+    /// Is it an address of the pod itself, and not of what is inside of it?
+    pub fn holds(&self, ip: IpAddr) -> bool {
+        self.ips.is_empty() || self.ips.contains(&ip) || self.origin.is_local(ip)
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +99,8 @@ pub struct Listeners {
     pub plaintext: TcpListener,
     pub hbone: TcpListener,
     pub dns: UdpSocket,
+    /// None: the agent is an older one, and captures nothing of what the pod forwards.
+    pub forward: Option<TcpListener>,
 }
 
 /// What the owner of the connection does with the agent's requests.
@@ -203,12 +210,14 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
     let mut fds = fds.into_iter();
     let netns = Netns::from_fd(fds.next().ok_or("AddWorkload without netns descriptor")?);
     let (mut outbound, mut plaintext, mut hbone, mut dns, mut exempt) = (None, None, None, None, None);
+    let mut forward = None;
     for (kind, fd) in a.karst_descriptors.iter().zip(fds) {
         match Descriptor::try_from(*kind) {
             Ok(Descriptor::ListenOutbound) => outbound = Some(TcpListener::from(fd)),
             Ok(Descriptor::ListenPlaintext) => plaintext = Some(TcpListener::from(fd)),
             Ok(Descriptor::ListenHbone) => hbone = Some(TcpListener::from(fd)),
             Ok(Descriptor::DnsUdp) => dns = Some(UdpSocket::from(fd)),
+            Ok(Descriptor::ListenForward) => forward = Some(TcpListener::from(fd)),
             Ok(Descriptor::ExemptMap) => exempt = Some(Exempt::new(fd)),
             // From a newer agent; closed.
             Ok(Descriptor::Unknown) | Err(_) => {}
@@ -227,9 +236,9 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
         name: info.name,
         dns_capture: !a.karst_bypass_dns,
         account: info.service_account,
-        origin: Origin { netns: Some(netns), exempt },
+        origin: Origin::of_pod(netns, exempt),
     };
-    Ok((pod, Listeners { outbound, plaintext, hbone, dns }))
+    Ok((pod, Listeners { outbound, plaintext, hbone, dns, forward }))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! endpoints are tried.
 
 use crate::{
-    client::Client,
+    client::{Caller, Client},
     conns::{Conn, Guard},
     dns::{self, Preamble},
     inbound::{self, Ask},
@@ -30,7 +30,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 const TRIES: usize = 4;
 
 /// A captured connection of a pod.
-pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: SocketAddr) {
+pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, caller): (SocketAddr, Caller)) {
     let Some((to, _place)) = w.admit(&p, &tcp) else { return };
     // What the client has said already; the destination gets it first.
     let mut first = Bytes::new();
@@ -46,7 +46,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, from: Socke
         return record(&w, from, to, None, None).end(&Outcome::NoWorkload);
     };
     let own = if p.pod.ips.is_empty() { &source.ips } else { &p.pod.ips };
-    let client = match Client::new(own, from, |ip| p.pod.origin.is_local(ip)) {
+    let client = match Client::new(own, from, caller, |ip| p.pod.origin.is_local(ip)) {
         Ok(c) => c,
         Err(r) => {
             socket::reset_on_close(&tcp);

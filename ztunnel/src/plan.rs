@@ -101,6 +101,8 @@ pub enum Refusal {
     OwnAddress,
     /// The client's address is not one of the pod's.
     NotItsAddress,
+    /// It came to a pod whose kernel would send it away again: the destination is neither the pod's nor inside of it.
+    NotInside,
     /// To an address of a pod range, and the control plane has not said who is there.
     Untold,
     /// The service does not have this port.
@@ -120,6 +122,7 @@ impl Refusal {
             Refusal::OwnPort => "the destination is a port of ztunnel itself",
             Refusal::OwnAddress => "the destination is the calling pod itself",
             Refusal::NotItsAddress => "the source address is not the pod's",
+            Refusal::NotInside => "the destination is neither the pod's nor inside of it",
             Refusal::Untold => {
                 "the destination is in a node's pod range, and the controller has not said in time who is there"
             }

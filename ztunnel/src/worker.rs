@@ -3,6 +3,7 @@
 
 use crate::{
     affinity::Affinity,
+    client::Caller,
     config::Config,
     conns::Conns,
     gate::Gate,
@@ -120,11 +121,13 @@ impl Drop for Taking<'_> {
     }
 }
 
-/// One of the three listeners of a pod.
+/// One of the four listeners of a pod.
 #[derive(Clone, Copy, Debug)]
 pub enum Way {
     /// What the pod connects to.
     Outbound,
+    /// What is inside the pod, a container or a virtual machine, connects to.
+    Forwarded,
     /// Captured plaintext to the pod.
     Plaintext,
     /// Tunnels to the pod.
@@ -302,6 +305,7 @@ impl Worker {
         let listener =
             |s: std::net::TcpListener| TcpListener::from_std(s).map_err(|e| format!("listener of {}: {e}", pod.key));
         let (outbound, plaintext, hbone) = (listener(l.outbound)?, listener(l.plaintext)?, listener(l.hbone)?);
+        let forward = l.forward.map(listener).transpose()?;
         let p = Served::new(pod.clone());
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), p.clone());
         if let Some(old) = old {
@@ -312,6 +316,9 @@ impl Worker {
         }
         self.clone().listen(outbound, p.clone(), Way::Outbound);
         self.clone().listen(plaintext, p.clone(), Way::Plaintext);
+        if let Some(l) = forward {
+            self.clone().listen(l, p.clone(), Way::Forwarded);
+        }
         self.listen(hbone, p, Way::Tunnel);
         Ok(())
     }
@@ -370,7 +377,8 @@ impl Worker {
 
     fn serve(self: Rc<Self>, r: Running, way: Way, p: Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
         match way {
-            Way::Outbound => Self::run(r, outbound::serve(self, p, s, from)),
+            Way::Outbound => Self::run(r, outbound::serve(self, p, s, (from, Caller::Pod))),
+            Way::Forwarded => Self::run(r, outbound::serve(self, p, s, (from, Caller::Inside))),
             Way::Plaintext => Self::run(r, inbound::plaintext(self, p, s, from)),
             Way::Tunnel => Self::run(r, inbound::tunnel(self, p, s, from)),
         }

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// A TCP connect to a peer or to an application; then the connection fails with `CONNECT`.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An application that has not answered a connection for this long may be one that answers elsewhere: its listeners are looked at.
+pub const APART_AFTER: Duration = Duration::from_millis(500);
+/// What was seen of an application's listeners counts for this long, and the kernel is asked no more often.
+pub const APART_FOR: Duration = Duration::from_secs(2);
 /// An endpoint that has not answered for this long gets no more time if the service has another: one lost SYN is survived
 /// (it is sent again after a second), a lost node is not waited for.
 pub const FIRST_TRY: Duration = Duration::from_secs(2);

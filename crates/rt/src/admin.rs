@@ -45,7 +45,14 @@ pub fn typed(status: u16, content_type: &'static str, body: impl Into<Bytes>) ->
 /// # Errors
 /// With the address and what to do, if it is taken.
 pub async fn bind(addr: SocketAddr, knob: &str) -> io::Result<TcpListener> {
-    TcpListener::bind(addr).await.map_err(|e| {
+    let bound = match TcpListener::bind(addr).await {
+        Err(e) => match crate::socket::without_ipv6(addr, &e) {
+            Some(at) => TcpListener::bind(at).await,
+            None => Err(e),
+        },
+        r => r,
+    };
+    bound.map_err(|e| {
         io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}; choose another address with {knob}"))
     })
 }

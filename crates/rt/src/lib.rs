@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod admin;
 pub mod admission;
+mod apart;
 pub mod backoff;
 pub mod drain;
 pub mod log;

@@ -2,13 +2,14 @@
 //! one place.
 #![allow(unsafe_code)] // setsockopt with options that socket2 does not have, bpf(2) for the exemption
 
-use crate::netns::Netns;
+use crate::{apart::Apart, netns::Netns};
 use karst_core::limits;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -110,18 +111,33 @@ pub const NOWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 0, 8);
 
 /// Binds a socket for redirected traffic to [`NOWHERE`] and a port. The port is of no importance to redirection; it is a fixed
 /// one, so that everybody knows which an application cannot have, or any other if an application has it already.
-fn bind_nowhere(s: &Socket, port: u16) -> io::Result<()> {
+fn bind_nowhere(s: &Socket, v6: bool, port: u16) -> io::Result<()> {
     // Another agent's socket, before or after this one, is no obstacle.
     s.set_reuse_address(true)?;
     s.set_reuse_port(true)?;
-    let at = |port| SockAddr::from(SocketAddr::new(NOWHERE.to_ipv6_mapped().into(), port));
+    let nowhere: IpAddr = if v6 { NOWHERE.to_ipv6_mapped().into() } else { NOWHERE.into() };
+    let at = |port| SockAddr::from(SocketAddr::new(nowhere, port));
     match s.bind(&at(port)) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => s.bind(&at(0)),
         r => r,
     }
 }
 
-/// A dual-stack listener for redirected connections, in the calling thread's namespace; see [`NOWHERE`].
+/// A socket for both families; for IPv4 alone if the kernel has no IPv6 (`ipv6.disable=1`). Says whether it is for both.
+fn dual_stack<T>(open: impl Fn(Domain) -> io::Result<T>) -> io::Result<(T, bool)> {
+    match open(Domain::IPV6) {
+        Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => open(Domain::IPV4).map(|s| (s, false)),
+        r => r.map(|s| (s, true)),
+    }
+}
+
+/// Where to listen instead, if all addresses were meant and the kernel has no IPv6.
+pub(crate) fn without_ipv6(at: SocketAddr, e: &io::Error) -> Option<SocketAddr> {
+    let lacking = e.raw_os_error() == Some(libc::EAFNOSUPPORT) && at.ip() == Ipv6Addr::UNSPECIFIED;
+    lacking.then(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), at.port()))
+}
+
+/// A listener for redirected connections of both families, in the calling thread's namespace; see [`NOWHERE`].
 ///
 /// Accepted sockets inherit `mark`. What the kernel answers without a socket (in TIME_WAIT, or by a reset) carries the mark of
 /// the packet it answers (`fwmark_reflect`), so it is to be [`MARK_CAPTURE`] where the peer is the pod's own application: its
@@ -130,22 +146,31 @@ fn bind_nowhere(s: &Socket, port: u16) -> io::Result<()> {
 /// # Errors
 /// Those of the socket calls; CAP_NET_ADMIN is needed.
 pub fn redirect_listener(mark: u32, port: u16) -> io::Result<Socket> {
-    let s = Socket::new(Domain::IPV6, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    s.set_only_v6(false)?;
+    let (s, v6) = dual_stack(|family| Socket::new(family, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP)))?;
+    if v6 {
+        s.set_only_v6(false)?;
+    }
     s.set_mark(mark)?;
     s.set_tcp_nodelay(true)?; // inherited by accepted sockets, as is the next
     unpaced(&s);
-    transparent(&s, true)?;
-    bind_nowhere(&s, port)?;
+    transparent(&s, v6)?;
+    bind_nowhere(&s, v6, port)?;
     s.listen(limits::BACKLOG)?;
     Ok(s)
 }
 
-/// A listener for whoever connects; an IPv6 wildcard takes both families.
+/// A listener for whoever connects; an IPv6 wildcard takes both families, or those that the kernel has.
 ///
 /// # Errors
 /// Those of the socket calls.
 pub fn listener(at: SocketAddr) -> io::Result<std::net::TcpListener> {
+    match listen(at) {
+        Err(e) => without_ipv6(at, &e).map_or(Err(e), listen),
+        r => r,
+    }
+}
+
+fn listen(at: SocketAddr) -> io::Result<std::net::TcpListener> {
     let s = Socket::new(Domain::for_address(at), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     if at.is_ipv6() {
         s.set_only_v6(false)?;
@@ -156,18 +181,20 @@ pub fn listener(at: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(s.into())
 }
 
-/// A dual-stack UDP socket for redirected DNS, which reports the original destination with each datagram.
+/// A UDP socket for redirected DNS of both families, which reports the original destination with each datagram.
 ///
 /// # Errors
 /// Those of the socket calls; CAP_NET_ADMIN is needed.
 pub fn redirect_udp(port: u16) -> io::Result<Socket> {
-    let s = Socket::new(Domain::IPV6, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
-    s.set_only_v6(false)?;
+    let (s, v6) = dual_stack(|family| Socket::new(family, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP)))?;
     s.set_mark(MARK_ZTUNNEL)?;
-    transparent(&s, true)?;
+    transparent(&s, v6)?;
     setopt(&s, libc::SOL_IP, libc::IP_RECVORIGDSTADDR, 1)?;
-    setopt(&s, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)?;
-    bind_nowhere(&s, port)?;
+    if v6 {
+        s.set_only_v6(false)?;
+        setopt(&s, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)?;
+    }
+    bind_nowhere(&s, v6, port)?;
     Ok(s)
 }
 
@@ -191,12 +218,18 @@ pub struct Origin {
     pub netns: Option<Netns>,
     /// Exempts the socket from redirection.
     pub exempt: Option<Exempt>,
+    /// Listeners of its applications that answer elsewhere.
+    apart: Arc<Apart>,
 }
 
 impl Origin {
     /// The process's own namespace, nothing to exempt from.
     pub fn host() -> Self {
-        Self { netns: None, exempt: None }
+        Self { netns: None, exempt: None, apart: Arc::default() }
+    }
+    /// A pod's namespace.
+    pub fn of_pod(netns: Netns, exempt: Option<Exempt>) -> Self {
+        Self { netns: Some(netns), exempt, apart: Arc::default() }
     }
 
     /// A UDP socket for queries of ztunnel's own, to be connected to a resolver of this family.
@@ -267,9 +300,21 @@ impl Origin {
         }
     }
 
+    /// The address from which the pod's kernel sends to another host.
+    ///
+    /// # Errors
+    /// There is no way to it.
+    pub fn source_to(&self, dst: SocketAddr) -> io::Result<IpAddr> {
+        let s = self.udp(dst)?;
+        s.connect(&SockAddr::from(dst))?;
+        let at = s.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(at.ip().to_canonical())
+    }
+
     /// Connects to the pod's own application so that it sees `source` as its peer, or the pod's own address if that is the
     /// source or none is given. A connection with a foreign source stays on `lo`, and the mark brings the answers back to us
-    /// though they are addressed to somebody else.
+    /// though they are addressed to somebody else. An application that listens on one device only, or with a mark of its own, does
+    /// not answer there: it sees the pod's own address.
     ///
     /// # Errors
     /// Those of `connect`; `TimedOut` after `limit`; `InvalidInput` for a source that would make the client appear as the pod
@@ -279,10 +324,8 @@ impl Origin {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the client's address is none of a host"));
         }
         let foreign = source.filter(|ip| *ip != dst.ip() && ip.is_ipv4() == dst.is_ipv4());
-        let Some(ip) = foreign else {
-            let s = self.socket(dst)?;
-            unpaced(&s);
-            return finish(s, dst, limit).await;
+        let Some(ip) = foreign.filter(|_| !self.is_apart(dst, false)) else {
+            return self.connect_own(dst, limit).await;
         };
         let mut last = None;
         for _ in 0..PORT_TRIES {
@@ -296,10 +339,20 @@ impl Origin {
             // One port serves for several destinations.
             s.set_reuse_address(true)?;
             let done = match s.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
-                Ok(()) => finish(s, dst, limit).await,
+                Ok(()) => {
+                    let mut connecting = pin!(finish(s, dst, limit));
+                    match tokio::time::timeout(limits::APART_AFTER, &mut connecting).await {
+                        Ok(done) => done,
+                        Err(_) if self.is_apart(dst, true) => return self.connect_own(dst, limit).await,
+                        Err(_) => connecting.await,
+                    }
+                }
                 Err(e) => Err(e),
             };
             match done {
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused && self.is_apart(dst, true) => {
+                    return self.connect_own(dst, limit).await;
+                }
                 Err(e) if matches!(e.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
                     last = Some(e)
                 }
@@ -307,6 +360,18 @@ impl Origin {
             }
         }
         Err(last.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
+    }
+
+    /// Connects to the pod's own application from the pod's own address.
+    async fn connect_own(&self, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+        let s = self.socket(dst)?;
+        unpaced(&s);
+        finish(s, dst, limit).await
+    }
+
+    /// Does the application answer elsewhere than on `lo`? `suspect`: it has not answered there.
+    fn is_apart(&self, dst: SocketAddr, suspect: bool) -> bool {
+        self.netns.as_ref().is_some_and(|n| self.apart.is_apart(n, dst, suspect))
     }
 }
 
@@ -377,6 +442,9 @@ fn recv_orig_dst(fd: i32, max: usize) -> io::Result<(Vec<u8>, SocketAddr, Socket
     let v6 = |a: libc::sockaddr_in6| {
         karst_core::canonical(SocketAddr::new(Ipv6Addr::from(a.sin6_addr.s6_addr).into(), u16::from_be(a.sin6_port)))
     };
+    let v4 = |a: libc::sockaddr_in| {
+        SocketAddr::new(Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)).into(), u16::from_be(a.sin_port))
+    };
     let mut data = vec![0; max];
     let mut control = Control([0; 256]);
     let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: max };
@@ -400,11 +468,7 @@ fn recv_orig_dst(fd: i32, max: usize) -> io::Result<(Vec<u8>, SocketAddr, Socket
         while !c.is_null() {
             let to = match ((*c).cmsg_level, (*c).cmsg_type) {
                 (libc::SOL_IP, libc::IP_ORIGDSTADDR) => {
-                    let a = libc::CMSG_DATA(c).cast::<libc::sockaddr_in>().read_unaligned();
-                    Some(SocketAddr::new(
-                        std::net::Ipv4Addr::from(u32::from_be(a.sin_addr.s_addr)).into(),
-                        u16::from_be(a.sin_port),
-                    ))
+                    Some(v4(libc::CMSG_DATA(c).cast::<libc::sockaddr_in>().read_unaligned()))
                 }
                 (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR) => {
                     Some(v6(libc::CMSG_DATA(c).cast::<libc::sockaddr_in6>().read_unaligned()))
@@ -412,10 +476,52 @@ fn recv_orig_dst(fd: i32, max: usize) -> io::Result<(Vec<u8>, SocketAddr, Socket
                 _ => None,
             };
             if let Some(to) = to {
-                return Ok((data, v6(from), to));
+                // Of an IPv4 socket it is the other kind of address, which is shorter and no stricter aligned.
+                let from = match i32::from(from.sin6_family) {
+                    libc::AF_INET => v4((&raw const from).cast::<libc::sockaddr_in>().read()),
+                    _ => v6(from),
+                };
+                return Ok((data, from, to));
             }
             c = libc::CMSG_NXTHDR(&raw const m, c);
         }
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "datagram without original destination"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_ipv6_there_is_ipv4() {
+        let lacking = || io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        let open = |family| if family == Domain::IPV6 { Err(lacking()) } else { Ok(family) };
+        assert_eq!(dual_stack(open).unwrap(), (Domain::IPV4, false));
+        assert_eq!(dual_stack(Ok).unwrap(), (Domain::IPV6, true));
+        // Another error is one, and is not hidden by a second try.
+        let denied = |_| Err::<(), _>(io::Error::from_raw_os_error(libc::EPERM));
+        assert_eq!(dual_stack(denied).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        let at = |a: &str| without_ipv6(a.parse().unwrap(), &lacking()).map(|a| a.to_string());
+        assert_eq!(at("[::]:80").as_deref(), Some("0.0.0.0:80"));
+        assert_eq!((at("[::1]:80"), at("0.0.0.0:80")), (None, None));
+        assert_eq!(without_ipv6("[::]:80".parse().unwrap(), &io::ErrorKind::AddrInUse.into()), None);
+    }
+
+    #[tokio::test]
+    async fn datagrams_of_ipv4_sockets_have_a_source_and_a_destination() {
+        let s = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        setopt(&Socket::from(s.try_clone().unwrap()), libc::SOL_IP, libc::IP_RECVORIGDSTADDR, 1).unwrap();
+        let at = s.local_addr().unwrap();
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"x", at).unwrap();
+        let got = OrigDst::new(s).unwrap().recv(16).await.unwrap();
+        assert_eq!(got, (b"x".to_vec(), client.local_addr().unwrap(), at));
+    }
+
+    #[test]
+    fn the_source_is_the_one_that_routing_chooses() {
+        let to = "127.0.0.9:9".parse().unwrap();
+        assert_eq!(Origin::host().source_to(to).unwrap(), IpAddr::from([127, 0, 0, 1]));
+    }
 }

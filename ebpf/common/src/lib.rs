@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of the maps' layout; part of their pin path. Raise it with any change to a type below.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Mark of ztunnel's listeners and DNS sockets. It exempts nothing by itself (any pod with CAP_NET_RAW can set a
 /// mark); it only keeps their replies out of the capture rules.
@@ -26,6 +26,8 @@ pub const MAX_POD_IPS: usize = 4;
 pub const MAX_LOCAL: u32 = 1024;
 /// Devices of a pod's network namespace that carry one of the pod's addresses.
 pub const MAX_UPLINKS: u32 = 16;
+/// Devices of a pod's network namespace between which traffic is forwarded, and judged; what comes by others is dropped by the guard.
+pub const MAX_FORWARDED: u32 = 128;
 
 /// Slots of a pod's `LISTENERS` map.
 pub mod slot {
@@ -37,8 +39,10 @@ pub mod slot {
     pub const OUTBOUND: u32 = 2;
     /// ztunnel's DNS socket (UDP).
     pub const DNS: u32 = 3;
+    /// ztunnel's listener for what the pod would forward outwards: connections of its containers or virtual machines.
+    pub const FORWARD: u32 = 4;
     /// Number of slots.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// Per-pod flags, in the pod program's read-only data.
@@ -98,10 +102,12 @@ pub enum Counter {
     OtherDevice = 12,
     /// Dropped by the guard: a frame that is neither IP nor ARP, or has a VLAN tag.
     GuardProtocol = 13,
+    /// Captured: what the pod would have forwarded, in either direction.
+    Forwarded = 14,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: u32 = 14;
+pub const COUNTERS: u32 = 15;
 
 impl Counter {
     /// All counters, in order.
@@ -120,6 +126,7 @@ impl Counter {
         Counter::OwnFlow,
         Counter::OtherDevice,
         Counter::GuardProtocol,
+        Counter::Forwarded,
     ];
     /// Metric label.
     pub const fn name(self) -> &'static str {
@@ -138,6 +145,7 @@ impl Counter {
             Counter::OwnFlow => "own_flow",
             Counter::OtherDevice => "other_device",
             Counter::GuardProtocol => "guard_protocol",
+            Counter::Forwarded => "forwarded",
         }
     }
 }

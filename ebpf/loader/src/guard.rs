@@ -4,13 +4,14 @@
 //! agent, and goes with the device; it is found again by its priority and handle, replaced in place, and taken out by its name.
 //! What it cannot do is withstand a process of the pod that has CAP_NET_ADMIN (docs/threat-model.md).
 //!
-//! What must always hold: a pod is enrolled only if each of its devices has the guard in one of the two ways, and only a kernel
-//! that has no tcx leads to the second. Proven by `tests/programs.rs`, on old kernels by `cargo xtask kernels`.
+//! What must always hold: a pod is enrolled only if each of its devices that may lead out (`forward`; each device, if it is closed)
+//! has the guard in one of the two ways, and only a kernel that has no tcx leads to the second. Proven by `tests/programs.rs`, on
+//! old kernels by `cargo xtask kernels`.
 
 use crate::{
-    Error, net,
+    Error,
+    net::{self, in_netns},
     node::{duplicate, program, replace},
-    pod::in_netns,
     sys,
 };
 use aya::programs::{
@@ -38,14 +39,11 @@ pub(crate) const NAME: &str = "pod_guard";
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x539);
 
-/// Puts the guard on every device of the pod but `lo`, or replaces it there.
-pub(crate) fn attach(bpf: &mut aya::Ebpf, netns: &Netns, dir: &Path) -> Result<(), Error> {
+/// Puts the guard on these devices of the pod, or replaces it there.
+pub(crate) fn attach(bpf: &mut aya::Ebpf, netns: &Netns, dir: &Path, devices: &[String]) -> Result<(), Error> {
     let p: &mut SchedClassifier = program(bpf, NAME)?;
     p.load().map_err(refused(NAME))?;
-    for device in in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", dir))? {
-        on_device(p, netns, dir, &device)?;
-    }
-    Ok(())
+    devices.iter().try_for_each(|device| on_device(p, netns, dir, device))
 }
 
 fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &str) -> Result<(), Error> {
@@ -131,6 +129,25 @@ fn add_clsact(device: &str) -> io::Result<()> {
     // Not exclusive: "change it" is what the kernel does to one that is there, if the kind is the same.
     net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::NewQueueDiscipline(m), NLM_F_CREATE)
         .map_err(|e| io::Error::new(e.kind(), format!("cannot add a clsact qdisc to {device}: {e}")))
+}
+
+/// Takes the guard, in both of its ways, off devices that have turned out to lead nowhere.
+pub(crate) fn leave(netns: &Netns, dir: &Path, devices: &[String]) {
+    for pin in devices.iter().map(|d| dir.join(format!("guard-{d}"))).filter(|p| p.exists()) {
+        if let Err(e) = sys::obj_get(&pin).and_then(|l| sys::link_detach(l.as_fd())) {
+            tracing::debug!(link = %pin.display(), error = %e, "link could not be detached");
+        }
+        if let Err(e) = fs::remove_file(&pin) {
+            tracing::debug!(link = %pin.display(), error = %e, "link could not be removed");
+        }
+    }
+    if devices.is_empty() {
+        return;
+    }
+    let removed = in_netns(netns, || devices.iter().try_for_each(|d| remove_filter(d)));
+    if let Err(e) = removed.and_then(|r| r.map_err(Error::io("cannot remove the guard's filters of", dir))) {
+        tracing::warn!(error = %e, "devices inside a pod stay guarded");
+    }
 }
 
 /// Takes the filters off the devices of the calling thread's namespace. Where there are none, it does nothing.

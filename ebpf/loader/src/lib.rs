@@ -7,10 +7,11 @@
 //! Pin layout, one directory per node (several nodes may share a kernel):
 //! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT,PROBE_CGROUP,PROBE_SOCKETS,TRACE,TRACED,EVENTS}`,
 //! `links/{connect4,connect6,probes}`,
-//! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS}`.
+//! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS,FORWARDED}`.
 
 pub mod check;
 mod error;
+mod forward;
 mod guard;
 pub mod net;
 mod node;

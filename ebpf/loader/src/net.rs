@@ -3,8 +3,9 @@
 //! Per family: marked flows look up table 100, which delivers everything to `lo`. Which addresses are local, and on which device,
 //! is what the kernel says ([`addresses`]).
 
+use crate::{Error, forward, guard};
 use karst_ebpf_common::{MARK_APP, MARK_CAPTURE, MARK_MASK};
-use karst_rt::process::proc_root;
+use karst_rt::{netns::Netns, process::proc_root};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -18,8 +19,11 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::{fs, io, net::IpAddr};
 
-const TABLE: u8 = 100;
+/// Delivers everything to `lo`.
+pub(crate) const TABLE: u8 = 100;
 const PREF_MARKED: u32 = 10;
+/// Behind it: marked flows that table 100 has not taken.
+const PREF_REFUSED: u32 = 11;
 /// Marks of what goes over `lo`.
 const MARKS: [u32; 2] = [MARK_CAPTURE, MARK_APP];
 
@@ -47,6 +51,9 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
         request(&s, RouteNetlinkMessage::NewRoute(local_route(*ip)), NLM_F_CREATE | NLM_F_REPLACE)?;
         for mark in MARKS {
             request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6, mark)), NLM_F_CREATE | NLM_F_EXCL)?;
+            if v6 {
+                request(&s, RouteNetlinkMessage::NewRule(refused_rule(mark)), NLM_F_CREATE | NLM_F_EXCL)?;
+            }
         }
     }
     Ok(())
@@ -57,11 +64,15 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
 /// # Errors
 /// Those of netlink.
 pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
-    crate::guard::remove_filters()?;
+    guard::remove_filters()?;
+    forward::remove()?;
     let s = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
             for mark in MARKS {
+                if v6 {
+                    request(&s, RouteNetlinkMessage::DelRule(refused_rule(mark)), 0)?;
+                }
                 request(&s, RouteNetlinkMessage::DelRule(marked_rule(v6, mark)), 0)?;
             }
             request(&s, RouteNetlinkMessage::DelRoute(local_route(*ip)), 0)?;
@@ -108,7 +119,7 @@ pub(crate) fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
 }
 
 /// Asks for everything of a kind.
-fn dump(what: RouteNetlinkMessage, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
+pub(crate) fn dump(what: RouteNetlinkMessage, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
     let s = Socket::new(NETLINK_ROUTE)?;
     let mut packet = NetlinkMessage::from(what);
     packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -149,7 +160,7 @@ fn address(m: &AddressMessage) -> Option<IpAddr> {
     })
 }
 
-fn family(v6: bool) -> AddressFamily {
+pub(crate) fn family(v6: bool) -> AddressFamily {
     if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
 }
 
@@ -164,6 +175,18 @@ fn rule(v6: bool, attributes: Vec<RuleAttribute>) -> RuleMessage {
 
 fn marked_rule(v6: bool, mark: u32) -> RuleMessage {
     rule(v6, vec![RuleAttribute::Priority(PREF_MARKED), RuleAttribute::FwMark(mark), RuleAttribute::FwMask(MARK_MASK)])
+}
+
+/// A marked flow that is bound to a device, as one to a link-local address is, does not go to `lo`. It is refused at once: the guard
+/// would drop it without a word. (IPv4 takes what is bound to a device for reachable on it, whatever the rules say.)
+fn refused_rule(mark: u32) -> RuleMessage {
+    let mut m = rule(
+        true,
+        vec![RuleAttribute::Priority(PREF_REFUSED), RuleAttribute::FwMark(mark), RuleAttribute::FwMask(MARK_MASK)],
+    );
+    m.header.table = 0;
+    m.header.action = RuleAction::Unreachable;
+    m
 }
 
 fn local_route(source: IpAddr) -> RouteMessage {
@@ -187,8 +210,16 @@ fn local_route(source: IpAddr) -> RouteMessage {
 
 /// Sends one request and waits for its acknowledgement. "Exists already" and "is gone already" are success.
 pub(crate) fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    match ask(s, m, NLM_F_ACK | flags) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::ENOENT | libc::ESRCH)) => Ok(()),
+        r => r.map(drop),
+    }
+}
+
+/// Sends one request and gives the answer, if there is more in it than an acknowledgement.
+pub(crate) fn ask(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
     let mut packet = NetlinkMessage::from(m);
-    packet.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    packet.header.flags = NLM_F_REQUEST | flags;
     packet.header.sequence_number = 1;
     packet.finalize();
     let mut buf = vec![0; packet.buffer_len()];
@@ -198,9 +229,15 @@ pub(crate) fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Res
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
     match answer.payload {
         NetlinkPayload::Error(e) => match e.code.map(|c| -c.get()) {
-            None | Some(libc::EEXIST | libc::ENOENT | libc::ESRCH) => Ok(()),
+            None => Ok(None),
             Some(code) => Err(io::Error::from_raw_os_error(code)),
         },
-        _ => Ok(()),
+        NetlinkPayload::InnerMessage(m) => Ok(Some(m)),
+        _ => Ok(None),
     }
+}
+
+/// Runs something in a pod's namespace.
+pub(crate) fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
+    n.run(f).map_err(Error::kernel("cannot enter the pod's network namespace", "CAP_SYS_ADMIN", "3.0"))
 }

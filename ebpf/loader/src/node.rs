@@ -43,6 +43,8 @@ pub struct Node {
     pod_ips: HashMap<MapData, Addr, u32>,
     exempt: OwnedFd,
     probe_cgroup: Array<MapData, u64>,
+    /// The node's own network namespace.
+    host: Netns,
 }
 
 impl Node {
@@ -126,8 +128,14 @@ impl Node {
             pod_ips: map(&mut bpf, "POD_IPS")?.try_into().map_err(bad)?,
             exempt: sys::obj_get(&maps.join("EXEMPT")).map_err(Error::io("cannot open", maps.join("EXEMPT")))?,
             probe_cgroup,
+            host: host.clone(),
             dir: dir.into(),
         })
+    }
+
+    /// The node's own network namespace.
+    pub(crate) fn host(&self) -> &Netns {
+        &self.host
     }
 
     /// Says from now on whose connections to the node's pods pass as probes, by no policy judged.

@@ -2,7 +2,8 @@
 //! leads to them, and the switch for new outbound connections last; removal runs the other way round.
 
 use crate::{
-    Error, Node, guard, net,
+    Error, Node, forward, guard,
+    net::{self, in_netns},
     node::{attach_or_replace, duplicate, key, program},
     sys, trace,
 };
@@ -14,7 +15,7 @@ use aya::{
 use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
 use karst_rt::netns::Netns;
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs::{self, File},
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
@@ -38,6 +39,9 @@ pub struct PodConfig {
     pub all_devices: bool,
     /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
     pub other_protocols: bool,
+    /// Devices that count as inside the pod, whatever they are (`ambient.istio.io/reroute-virtual-interfaces`); bridges, tap and tun
+    /// devices and WireGuard do by themselves.
+    pub inner_devices: Vec<String>,
     /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
     pub trust_mark: bool,
 }
@@ -52,6 +56,8 @@ pub struct Listeners<'a> {
     pub outbound: &'a OwnedFd,
     /// DNS over UDP.
     pub dns: &'a OwnedFd,
+    /// What the pod would forward outwards.
+    pub forward: &'a OwnedFd,
 }
 
 /// What is known of a pinned pod.
@@ -63,21 +69,21 @@ pub struct PodState {
     pub counters: Vec<(Counter, u64)>,
 }
 
-/// Makes a pinned map hold just these keys: what is new is there before what is old goes.
-fn replace<K: aya::Pod + Ord>(path: &std::path::Path, keys: BTreeSet<K>) -> Result<(), Error> {
+/// Makes a pinned map hold just these entries: what is new is there before what is old goes.
+pub(crate) fn replace<K: aya::Pod + Ord>(path: &std::path::Path, all: BTreeMap<K, u32>) -> Result<(), Error> {
     let bad = |e: aya::maps::MapError| Error::Pod(format!("{}: {e}", path.display()));
     let m =
         MapData::from_pin(path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
     let mut m: HashMap<MapData, K, u32> = aya::maps::Map::HashMap(m).try_into().map_err(bad)?;
-    let there: BTreeSet<K> = m.keys().filter_map(Result::ok).collect();
-    for k in keys.difference(&there) {
-        if let Err(e) = m.insert(k, 1, 0) {
+    let there: BTreeMap<K, u32> = m.iter().filter_map(Result::ok).collect();
+    for (k, v) in all.iter().filter(|(k, v)| there.get(k) != Some(v)) {
+        if let Err(e) = m.insert(k, v, 0) {
             // Connections to what is not in the map go by ztunnel, and come back: slower, and right (`OWN_FLOWS`).
-            tracing::warn!(map = %path.display(), keys = keys.len(), error = %e, "the pod has more addresses than are followed");
+            tracing::warn!(map = %path.display(), keys = all.len(), error = %e, "the pod has more addresses than are followed");
             break;
         }
     }
-    for k in there.difference(&keys) {
+    for k in there.keys().filter(|k| !all.contains_key(k)) {
         let _ = m.remove(k);
     }
     Ok(())
@@ -118,10 +124,10 @@ impl Node {
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
         let mut bpf = self.load_pod(pod, cookie, &maps)?;
         if pod.closed {
-            return guard::attach(&mut bpf, netns, &dir);
+            let all = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", &dir))?;
+            return guard::attach(&mut bpf, netns, &dir, &all);
         }
         fill(&mut bpf, l)?;
-        self.sync_local(netns, pod)?;
         in_netns(netns, || {
             net::setup(&pod.ips).map_err(Error::kernel(
                 "cannot set up routing in the pod",
@@ -129,13 +135,15 @@ impl Node {
                 "4.17",
             ))
         })??;
+        // After the routing table that it leads to.
+        let guarded = self.sync_local(netns, pod)?;
         for ip in &pod.ips {
             self.set_ip(*ip, true)?;
         }
         attach_lookup(&mut bpf, netns, &dir)?;
         // Before the guard, which would drop the SYNs of connections that are not marked yet.
         self.set_enrolled(cookie, true)?;
-        guard::attach(&mut bpf, netns, &dir)
+        guard::attach(&mut bpf, netns, &dir, &guarded)
     }
 
     fn load_pod(&self, pod: &PodConfig, cookie: u64, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
@@ -163,6 +171,7 @@ impl Node {
             .map_pin_path("COUNTS", maps.join("COUNTS"))
             .map_pin_path("LOCAL", maps.join("LOCAL"))
             .map_pin_path("UPLINKS", maps.join("UPLINKS"))
+            .map_pin_path("FORWARDED", maps.join("FORWARDED"))
             .map_pin_path("OWN_FLOWS", shared.join("OWN_FLOWS"))
             .map_pin_path("PROBES", shared.join("PROBES"))
             .map_pin_path("EXEMPT", shared.join("EXEMPT"))
@@ -176,24 +185,23 @@ impl Node {
             .map_err(Error::kernel(format!("cannot load the eBPF object of pod {}", pod.uid), "sk_lookup", "5.9"))
     }
 
-    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has them now.
-    /// Gives the devices.
+    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has them now;
+    /// and sets up what the pod forwards. Gives the devices that are to be guarded.
     ///
     /// # Errors
     /// If the pod is not pinned.
     pub fn sync_local(&self, netns: &Netns, pod: &PodConfig) -> Result<Vec<String>, Error> {
         let dir = self.pod_dir(&pod.uid);
-        let read = || Ok((net::addresses()?, net::devices()?));
-        let (addresses, devices) =
-            in_netns(netns, read)?.map_err(Error::io("cannot read the addresses of the pod's namespace", &dir))?;
+        let addresses = in_netns(netns, net::addresses)?
+            .map_err(Error::io("cannot read the addresses of the pod's namespace", &dir))?;
         let own = |ip: &IpAddr| pod.ips.contains(ip);
-        let uplinks = addresses.iter().filter(|(_, ip)| own(ip)).map(|(device, _)| *device).collect();
+        let uplinks = addresses.iter().filter(|(_, ip)| own(ip)).map(|(device, _)| (*device, 1)).collect();
         // The pod's own addresses are its own also where another network stack holds them.
-        let local = addresses.iter().map(|(_, ip)| *ip).chain(pod.ips.iter().copied()).map(key).collect();
+        let local = addresses.iter().map(|(_, ip)| *ip).chain(pod.ips.iter().copied()).map(|ip| (key(ip), 1)).collect();
         let maps = dir.join(format!("v{LAYOUT}"));
         replace::<Addr>(&maps.join("LOCAL"), local)?;
         replace::<u32>(&maps.join("UPLINKS"), uplinks)?;
-        Ok(devices)
+        self.sync_forwarding(netns, &dir, pod, &addresses)
     }
 
     /// Points a pinned pod's slots to new listeners; the old ones keep what is in their queues.
@@ -225,6 +233,8 @@ impl Node {
         self.detach(&pod.uid, "guard-");
         let unguarded = in_netns(netns, guard::remove_filters)?;
         self.set_enrolled(cookie, false)?;
+        // What it forwards goes its own way again, before nobody takes it any more.
+        in_netns(netns, forward::remove)?.map_err(Error::io("cannot remove routing rules of", &pod.uid))?;
         self.forget(&pod.uid, &pod.ips)?;
         unguarded.map_err(Error::io("cannot remove the guard's filters of pod", &pod.uid))
     }
@@ -274,10 +284,6 @@ pub fn pod_state(node: &std::path::Path, uid: &str) -> Result<PodState, Error> {
     Ok(PodState { netns_ino, counters: Counter::ALL.iter().map(|c| (*c, sum(c))).collect() })
 }
 
-pub(crate) fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
-    n.run(f).map_err(Error::kernel("cannot enter the pod's network namespace", "CAP_SYS_ADMIN", "3.0"))
-}
-
 fn fill(bpf: &mut aya::Ebpf, l: &Listeners<'_>) -> Result<(), Error> {
     let m = bpf.map_mut("LISTENERS").ok_or_else(|| Error::Pod("the pod's object has no map LISTENERS".into()))?;
     let mut m: SockMap<_> = m.try_into().map_err(|e| Error::Pod(format!("LISTENERS: {e}")))?;
@@ -285,8 +291,13 @@ fn fill(bpf: &mut aya::Ebpf, l: &Listeners<'_>) -> Result<(), Error> {
 }
 
 fn set_slots<T: std::borrow::BorrowMut<MapData>>(m: &mut SockMap<T>, l: &Listeners<'_>) -> Result<(), Error> {
-    let all: [(u32, &OwnedFd); 4] =
-        [(slot::HBONE, l.hbone), (slot::PLAINTEXT, l.plaintext), (slot::OUTBOUND, l.outbound), (slot::DNS, l.dns)];
+    let all: [(u32, &OwnedFd); slot::COUNT as usize] = [
+        (slot::HBONE, l.hbone),
+        (slot::PLAINTEXT, l.plaintext),
+        (slot::OUTBOUND, l.outbound),
+        (slot::DNS, l.dns),
+        (slot::FORWARD, l.forward),
+    ];
     for (i, s) in all {
         m.set(i, &Fd(s.as_raw_fd()), 0).map_err(Error::kernel(
             "cannot put a listener into its slot",

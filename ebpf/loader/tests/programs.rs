@@ -37,7 +37,7 @@ struct World {
     pod: Netns,
     peer: Netns,
     config: PodConfig,
-    fds: [OwnedFd; 4],
+    fds: [OwnedFd; 5],
     apps: [TcpListener; 2],
 }
 
@@ -100,6 +100,7 @@ impl World {
                 redirect_listener(MARK_ZTUNNEL, 0).unwrap().into(),
                 redirect_listener(MARK_CAPTURE, 0).unwrap().into(),
                 redirect_udp(0).unwrap().into(),
+                redirect_listener(MARK_ZTUNNEL, 0).unwrap().into(),
             ]
         });
         let app = || TcpListener::bind((Ipv6Addr::UNSPECIFIED, APP)).unwrap();
@@ -116,12 +117,13 @@ impl World {
             all_devices: false,
             trust_mark: false,
             other_protocols: false,
+            inner_devices: vec![],
         };
         Self { node, dir, pod, peer, config, fds: fds.unwrap(), apps }
     }
     fn enrol(&mut self) {
-        let [hbone, plaintext, outbound, dns] = &self.fds;
-        let listeners = Listeners { hbone, plaintext, outbound, dns };
+        let [hbone, plaintext, outbound, dns, forward] = &self.fds;
+        let listeners = Listeners { hbone, plaintext, outbound, dns, forward };
         self.node.enrol(&self.pod, &self.config, &listeners).expect("enrolment");
     }
     /// Connects within the namespace and says who took the connection; None if nobody did in time.
@@ -133,7 +135,7 @@ impl World {
         taker
     }
     fn taken(&self, within: Duration) -> Option<Taker> {
-        let [hbone, plaintext, outbound, _] = &self.fds;
+        let [hbone, plaintext, outbound, ..] = &self.fds;
         let own = |fd: &OwnedFd| TcpListener::from(fd.try_clone().unwrap());
         let ways = [
             (Taker::Hbone, own(hbone)),

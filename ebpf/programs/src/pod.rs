@@ -4,8 +4,11 @@
 //! What is local is what the kernel says: `LOCAL` holds every address of the namespace, kept up to date by the agent. For traffic
 //! to a local address the kernel reports the address's device as ingress, which is `lo` only for addresses on `lo`.
 //!
+//! What the pod would forward (for a container or virtual machine inside it) is delivered to it by its routing rules, and told by its
+//! destination, which is not local, and its device (`FORWARDED`).
+//!
 //! A connection of ztunnel's own is never redirected to ztunnel (`OWN_FLOWS`), whatever `LOCAL` holds: so there is no loop,
-//! also in the moment before the agent has heard of a new address. Proven by tests/world (adversary).
+//! also in the moment before the agent has heard of a new address. Proven by tests/world (adversary, forward).
 //!
 //! What is dropped or passed by is told to who asks for it (`trace`).
 #![no_std]
@@ -25,8 +28,8 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext},
 };
 use karst_ebpf_common::{
-    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_LOCAL, MAX_POD_IPS,
-    MAX_UPLINKS, OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
+    Addr, COUNTERS, Counter, Flow, HBONE_PORT, MARK_CAPTURE, MARK_MASK, MARK_ZTUNNEL, MAX_FORWARDED, MAX_LOCAL,
+    MAX_POD_IPS, MAX_UPLINKS, OWN_FLOW_WINDOW_NS, OwnFlow, PROBE_WINDOW_NS, flag, slot,
 };
 use trace::{tell, tell_frame};
 
@@ -40,6 +43,9 @@ static LOCAL: HashMap<Addr, u32> = HashMap::with_max_entries(MAX_LOCAL, 0);
 /// Indices of the devices that carry an address that the mesh knows.
 #[map]
 static UPLINKS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_UPLINKS, 0);
+/// The slot for TCP that came by a device of this index and is not for the pod: what would be forwarded.
+#[map]
+static FORWARDED: HashMap<u32, u32> = HashMap::with_max_entries(MAX_FORWARDED, 0);
 /// Shared with the node's object, as are `OWN_FLOWS` and `EXEMPT`.
 #[map]
 static PROBES: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(4096, 0);
@@ -99,6 +105,13 @@ fn is_local(a: &Addr) -> bool {
     // SAFETY: only whether there is a value matters.
     is_loopback(a) || unsafe { LOCAL.get(a) }.is_some()
 }
+/// The slot for what the pod would forward: what is not for it, and came by a device between which it forwards.
+#[inline(always)]
+fn forwarded(device: u32, local: &Addr) -> Option<u32> {
+    // SAFETY: a slot's number, in a map that is allocated once; at worst that of another device which has just got this place.
+    let to = unsafe { FORWARDED.get(&device) }.copied()?;
+    if is_local(local) { None } else { Some(to) }
+}
 /// Has a socket of ztunnel's opened this flow, a moment ago?
 #[inline(always)]
 fn is_own(flow: Flow) -> bool {
@@ -139,6 +152,21 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
             }
             TCP => (slot::OUTBOUND, Counter::Outbound),
             UDP if c.local_port == 53 => (slot::DNS, Counter::Dns),
+            _ => return SK_PASS,
+        }
+    } else if let Some(to) = forwarded(device, &local) {
+        if is_local(&remote) {
+            count(Counter::Local);
+            return SK_PASS;
+        }
+        if is_own(flow) {
+            count(Counter::OwnFlow);
+            tell(Counter::OwnFlow, &flow, c.protocol, device);
+            return SK_PASS;
+        }
+        match c.protocol {
+            TCP => (to, Counter::Forwarded),
+            UDP if c.local_port == 53 && to == slot::FORWARD => (slot::DNS, Counter::Dns),
             _ => return SK_PASS,
         }
     } else {
@@ -195,7 +223,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// On each Ethernet device of the pod, egress. Nothing leaves but IP and ARP, by what is in the frame and not by what its sender
+/// On each Ethernet device of the pod that may lead out of it, egress. Nothing leaves but IP and ARP, by what is in the frame and not by what its sender
 /// says of it (a raw socket may say anything, and put a VLAN tag before it). A TCP SYN leaves only from a socket of ztunnel's; a DNS query that is not
 /// ztunnel's goes to `lo`, where `pod_lookup` takes it. (A routing rule for port 53 would be simpler, but the kernel's check
 /// of source addresses applies it to the answers too, and drops them.)

@@ -141,6 +141,28 @@ impl Pod {
     pub fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         self.netns.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(8)))?
     }
+    /// What a container or virtual machine inside the pod has for a network: a namespace of its own, whose `eth0` is the far end of
+    /// a device of the pod's. It has these addresses, and the way out by the first ones of their networks.
+    pub fn inside(&self, device: &str, v4: [u8; 4], v6: [u16; 8]) -> Pod {
+        let ns = format!("{}-{device}", self.ns);
+        let (ip, ip6) = (IpAddr::from(v4), IpAddr::from(v6));
+        let gateway = |mut a: [u16; 8]| {
+            a[7] = 1;
+            IpAddr::from(a)
+        };
+        let make = || -> Result<()> {
+            namespace(&ns)?;
+            veth(&self.ns, device, &ns, "eth0")?;
+            ip_in(&ns, &format!("addr add {ip}/24 dev eth0"))?;
+            ip_in(&ns, &format!("addr add {ip6}/64 dev eth0 nodad"))?;
+            ip_in(&ns, &format!("route add default via {}", IpAddr::from([v4[0], v4[1], v4[2], 1])))?;
+            ip_in(&ns, &format!("-6 route add default via {}", gateway(v6))).map(|_| ())
+        };
+        make().expect("a container's network");
+        let netns = Netns::open(format!("/run/netns/{ns}")).expect("the namespace was made");
+        let (uid, number, device) = (self.uid.clone(), self.number, device.into());
+        Pod { spec: self.spec.clone(), ns, ip, ip6, uid, netns, number, device }
+    }
     /// A program in the pod's network namespace.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         in_netns(&self.ns, program)

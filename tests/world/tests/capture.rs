@@ -93,7 +93,7 @@ fn bypass_table() {
     row("SO_BINDTODEVICE eth0", "dropped", &verdict(&w, &a, r, before));
     let before = wait_count(&w, 0);
     let r = a.netns().run(|| raw(Domain::IPV6, |s| s.bind_device(Some(b"eth0")), b.at6(8080))).unwrap();
-    row("SO_BINDTODEVICE eth0, IPv6", "dropped", &verdict(&w, &a, r, before));
+    row("SO_BINDTODEVICE eth0, IPv6", "NetworkUnreachable", &verdict(&w, &a, r, before));
     row("SYN from a raw socket", "dropped", &raw_syn(&a, &b));
     let before = wait_count(&w, 0);
     row("TCP fast open", "tunnel", &verdict(&w, &a, fast_open(&a, b.at(8080)), before));
