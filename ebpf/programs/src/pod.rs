@@ -136,7 +136,7 @@ pub fn pod_lookup(ctx: SkLookupContext) -> u32 {
     let (l6, r6) = unsafe { (words(&raw const c.local_ip6), words(&raw const c.remote_ip6)) };
     let (local, remote) = if c.family == AF_INET { (mapped(l4), mapped(r4)) } else { (l6, r6) };
     // remote_port: network order in the low 16 bits; local_port: host order.
-    let flow = Flow { src: remote, dst: local, sport: c.remote_port as u16, dport: (c.local_port as u16).to_be() };
+    let flow = Flow { src: remote, dst: local, sport: c.remote_port, dport: (c.local_port as u16).to_be() };
     // SAFETY: a field of the context.
     let device = unsafe { word(&raw const c.ingress_ifindex) };
     let (to, why) = if device == LO {
