@@ -18,6 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "network namespaces of the tests and the demo"),
     ("procps", "sysctl, in the tests' namespaces"),
     ("util-linux", "nsenter, for the tests' processes"),
+    ("nftables", "translation of addresses in the tests' pods"),
     ("mount", "the tests' bpffs"),
 ];
 
