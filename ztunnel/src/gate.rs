@@ -27,6 +27,18 @@ impl Gate {
     }
 }
 
+/// Places for clients of one pod whose connections are captured as they are, without a tunnel, in a process with so many
+/// descriptors. When all are taken, the oldest connection of the client that has the most gives way.
+pub fn plaintext(descriptors: u64) -> Admission {
+    Admission::new(plaintext_limits(descriptors))
+}
+
+fn plaintext_limits(descriptors: u64) -> Limits {
+    // Some of the pod's inbound connections are left to tunnels, and of these to whoever else comes.
+    let total = limits::connections_of_peer(limits::connections_per_pod(descriptors));
+    Limits { total, per_source: total - total / 8, known: 0, strangers: total / 8, in_use: usize::MAX }
+}
+
 fn part(descriptors: u64, of: u64, most: usize) -> usize {
     usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(32, most)
 }
@@ -35,7 +47,7 @@ fn pod_limits(descriptors: u64) -> (Limits, Limits) {
     let tunnels = Limits {
         per_source: limits::MAX_TUNNELS_PER_PEER,
         // Streams: one peer must leave some of the pod's connections to others.
-        in_use: limits::connections_per_pod(descriptors) / 4 * 3,
+        in_use: limits::connections_of_peer(limits::connections_per_pod(descriptors)),
         ..Limits::even(part(descriptors, 8, limits::MAX_TUNNELS_PER_POD))
     };
     (Limits::shared(part(descriptors, 32, limits::MAX_HANDSHAKES_PER_POD)), tunnels)
@@ -63,7 +75,9 @@ mod tests {
             assert!(
                 pod_h.per_source < pod_h.total && node_h.per_source < node_h.total && node_t.per_source < node_t.total
             );
-            assert!(pod_t.in_use < limits::connections_per_pod(descriptors));
+            let inbound = limits::connections_of_direction(limits::connections_per_pod(descriptors));
+            let plain = plaintext_limits(descriptors);
+            assert!(pod_t.in_use < inbound && plain.per_source < plain.total && plain.total < inbound, "{plain:?}");
         }
         let (h, t) = pod_limits(1 << 20);
         assert_eq!((h.total, t.total), (limits::MAX_HANDSHAKES_PER_POD, limits::MAX_TUNNELS_PER_POD));

@@ -7,7 +7,7 @@ use crate::{
     outcome::Outcome,
     plan::{OWN_PORTS, Refusal},
     state::{OwnPod, Service, Snapshot, Workload},
-    worker::{Served, Worker},
+    worker::{Direction, Served, Worker},
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
@@ -30,11 +30,21 @@ use tokio::net::TcpStream;
 
 /// Captured plaintext.
 pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
-    let Some((to, _place)) = w.admit(&p, &tcp) else { return };
+    let Some((to, _place)) = w.admit(&p, &tcp, Direction::Inbound) else { return };
     if from.ip() == to.ip() || p.pod.ips.contains(&from.ip()) {
         // The pod's own call, to an address that nobody has heard of yet: it is to be made again, and will not come here.
         return socket::reset_on_close(&tcp);
     }
+    // Its client's share of the pod's connections: of the client that has the most, the oldest gives way when all are taken.
+    let source = Source::address(from.ip(), w.snapshot().workload(from.ip()).is_some());
+    let share = match Place::admit(&[&p.pod.usage.plaintext], &source) {
+        Ok(s) => s,
+        Err(e) => {
+            w.shared.metrics.plaintext.note(e);
+            return socket::reset_on_close(&tcp);
+        }
+    };
+    let _in_use = share.in_use();
     let ask = Ask { from, to, hbone: None, identity: None, service: None };
     let (guard, ready) = open(&w, &p.pod, ask).await;
     let app = match ready {
@@ -45,7 +55,16 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
         }
     };
     guard.established();
-    let outcome = carry(&w, &guard, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
+    let outcome = {
+        let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
+        tokio::select! {
+            o = carry(&w, &guard, bytes) => o,
+            () = share.evicted() => {
+                w.shared.metrics.plaintext.note(Ended::Evicted);
+                Outcome::GaveWay
+            }
+        }
+    };
     guard.end(&outcome);
 }
 
@@ -135,7 +154,7 @@ async fn connect(
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
-    let Some(_place) = w.shared.budget.place(&p.pod) else {
+    let Some(_place) = w.shared.budget.place(&p.pod, Direction::Inbound) else {
         w.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };

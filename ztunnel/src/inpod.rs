@@ -1,11 +1,15 @@
 //! The node's pods, as the agent tells of them over ZDS.
 
-use crate::{gate::Gate, state::OwnPod};
+use crate::{
+    gate::{self, Gate},
+    state::OwnPod,
+};
 use karst_api::{
     ZDS_MAX_PACKET,
     zds::{self, Ack, AddWorkload, Descriptor, ZdsHello, workload_request::Payload},
 };
 use karst_rt::{
+    admission::Admission,
     backoff::Backoff,
     netns::Netns,
     seqpacket::Packets,
@@ -79,14 +83,22 @@ impl LocalPod {
 pub struct Usage {
     /// Open connections, both directions.
     pub connections: AtomicUsize,
+    /// Of these, those that others have opened.
+    pub inbound: AtomicUsize,
+    /// Of these, those that it has opened.
+    pub outbound: AtomicUsize,
     /// Its tunnels.
     pub gate: Gate,
+    /// Those who call it without a tunnel.
+    pub plaintext: Admission,
 }
 
 impl Default for Usage {
     fn default() -> Self {
         let descriptors = karst_rt::process::raise_descriptor_limit().unwrap_or(1024);
-        Self { connections: AtomicUsize::new(0), gate: Gate::of_pod(descriptors) }
+        let [connections, inbound, outbound] = Default::default();
+        let (gate, plaintext) = (Gate::of_pod(descriptors), gate::plaintext(descriptors));
+        Self { connections, inbound, outbound, gate, plaintext }
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Metrics {
     /// Tunnels that limits have ended during the handshake, and after it.
     pub handshakes: Counts,
     pub tunnels: Counts,
+    /// Connections without a tunnel that their clients' shares have ended.
+    pub plaintext: Counts,
     pub dns_requests: AtomicU64,
     pub dns_upstream: AtomicU64,
     pub dns_upstream_failures: AtomicU64,
@@ -91,6 +93,7 @@ impl Default for Metrics {
             tunnels_refused: AtomicU64::new(0),
             handshakes: Counts::default(),
             tunnels: Counts::default(),
+            plaintext: Counts::default(),
             dns_requests: AtomicU64::new(0),
             dns_upstream: AtomicU64::new(0),
             dns_upstream_failures: AtomicU64::new(0),
@@ -242,7 +245,12 @@ impl Metrics {
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");
         }
-        Counts::render(&mut out, &[("hbone", "handshake", &self.handshakes), ("hbone", "open", &self.tunnels)]);
+        let by_limit = [
+            ("hbone", "handshake", &self.handshakes),
+            ("hbone", "open", &self.tunnels),
+            ("plaintext", "open", &self.plaintext),
+        ];
+        Counts::render(&mut out, &by_limit);
         let _ = writeln!(
             out,
             "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"ztunnel\",tag=\"karst-{}\"}} 1",

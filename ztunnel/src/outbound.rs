@@ -12,7 +12,7 @@ use crate::{
     plan::{Balance, Plan, Refusal, Tunnel, binds, bound, plan, resolved},
     state::Workload,
     untold::Told,
-    worker::{ByLoad, Served, TunnelKey, Worker},
+    worker::{ByLoad, Direction, Served, TunnelKey, Worker},
 };
 use bytes::Bytes;
 use http::HeaderMap;
@@ -31,7 +31,7 @@ const TRIES: usize = 4;
 
 /// A captured connection of a pod.
 pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, caller): (SocketAddr, Caller)) {
-    let Some((to, _place)) = w.admit(&p, &tcp) else { return };
+    let Some((to, _place)) = w.admit(&p, &tcp, Direction::Outbound) else { return };
     // What the client has said already; the destination gets it first.
     let mut first = Bytes::new();
     if w.shared.config.dns && p.pod.dns_capture && to.port() == 53 {

@@ -36,6 +36,8 @@ pub enum Outcome {
     NotFound(&'static str),
     /// Too many connections.
     Limit,
+    /// It was open, and there were too many connections of its client's when others wanted some.
+    GaveWay,
     /// The process stops.
     Drained,
 }
@@ -62,13 +64,14 @@ impl Outcome {
             | Outcome::Resolve(_)
             | Outcome::Tunnel(_)
             | Outcome::Limit
+            | Outcome::GaveWay
             | Outcome::Drained => 503,
         }
     }
     /// Istio's response flag.
     pub fn flag(&self) -> &'static str {
         match self {
-            Outcome::Done | Outcome::Broken(_) | Outcome::Drained => "-",
+            Outcome::Done | Outcome::Broken(_) | Outcome::GaveWay | Outcome::Drained => "-",
             Outcome::Denied(_) | Outcome::ClosedByPolicy(_) | Outcome::PolicyMissing(_) => "DENY",
             Outcome::NoIdentity | Outcome::NoWorkload => "IDENTITY_ERROR",
             Outcome::Tunnel(ClientError::Tls(..)) => "TLS_FAILURE",
@@ -98,12 +101,16 @@ impl Outcome {
             | Outcome::NoIdentity
             | Outcome::Resolve(_)
             | Outcome::BadRequest(_)
+            | Outcome::GaveWay
             | Outcome::Drained => false,
         }
     }
     /// Did the connection never come about?
     pub fn failed(&self) -> bool {
-        !matches!(self, Outcome::Done | Outcome::Broken(_) | Outcome::ClosedByPolicy(_) | Outcome::Drained)
+        !matches!(
+            self,
+            Outcome::Done | Outcome::Broken(_) | Outcome::ClosedByPolicy(_) | Outcome::GaveWay | Outcome::Drained
+        )
     }
     /// For the log; None when there is nothing to say.
     pub fn text(&self) -> Option<String> {
@@ -125,6 +132,7 @@ impl Outcome {
             Outcome::Tunnel(e) => e.to_string(),
             Outcome::BadRequest(e) | Outcome::NotFound(e) => (*e).into(),
             Outcome::Limit => "too many connections of this pod".into(),
+            Outcome::GaveWay => "closed for others: its client has the most of too many connections to this pod".into(),
             Outcome::Drained => "closed because the proxy stops".into(),
         })
     }

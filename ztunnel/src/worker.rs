@@ -92,15 +92,33 @@ impl Budget {
         let (per_pod, all) = (limits::connections_per_pod(descriptors), limits::connections(descriptors));
         Self { per_pod, all, open: AtomicUsize::new(0) }
     }
-    /// A place for a connection of a pod, if there is one left.
-    pub fn place<'a>(&'a self, pod: &'a LocalPod) -> Option<Place<'a>> {
-        let own = Place::take(&pod.usage.connections, self.per_pod)?;
-        Some(Place { _own: own, _all: Place::take(&self.open, self.all)? })
+    /// A place for a connection of a pod, if there is one left: of its direction, of the pod, of all.
+    pub fn place<'a>(&'a self, pod: &'a LocalPod, d: Direction) -> Option<Place<'a>> {
+        let usage = &pod.usage;
+        let direction = match d {
+            Direction::Inbound => &usage.inbound,
+            Direction::Outbound => &usage.outbound,
+        };
+        Some(Place {
+            _direction: Place::take(direction, limits::connections_of_direction(self.per_pod))?,
+            _own: Place::take(&usage.connections, self.per_pod)?,
+            _all: Place::take(&self.open, self.all)?,
+        })
     }
+}
+
+/// Who has opened a connection: somebody else, or the pod.
+#[derive(Clone, Copy, Debug)]
+pub enum Direction {
+    /// To the pod.
+    Inbound,
+    /// From the pod.
+    Outbound,
 }
 
 /// A connection's place in the budget, given back when dropped.
 pub struct Place<'a> {
+    _direction: Taking<'a>,
     _own: Taking<'a>,
     _all: Taking<'a>,
 }
@@ -478,9 +496,14 @@ impl Worker {
     }
 
     /// The start of every captured connection: where it goes, and its place among the pod's, if there is one left.
-    pub fn admit<'a>(&'a self, p: &'a Served, tcp: &TcpStream) -> Option<(std::net::SocketAddr, Place<'a>)> {
+    pub fn admit<'a>(
+        &'a self,
+        p: &'a Served,
+        tcp: &TcpStream,
+        d: Direction,
+    ) -> Option<(std::net::SocketAddr, Place<'a>)> {
         let to = tcp.local_addr().map(karst_core::canonical).ok()?;
-        let Some(place) = self.shared.budget.place(&p.pod) else {
+        let Some(place) = self.shared.budget.place(&p.pod, d) else {
             self.refused();
             karst_rt::socket::reset_on_close(tcp);
             return None;

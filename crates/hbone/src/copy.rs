@@ -58,13 +58,34 @@ fn add(c: &Cell<u64>, n: usize) {
     c.set(c.get() + n as u64);
 }
 
+/// A socket that is carried. Its close is a reset until both directions have come to their end, also where the task is dropped
+/// (a policy that came later, the end of a drain): an application must not take what is truncated for complete.
+struct Leg {
+    tcp: TcpStream,
+    complete: bool,
+}
+
+impl Leg {
+    fn new(tcp: TcpStream) -> Self {
+        Self { tcp, complete: false }
+    }
+}
+
+impl Drop for Leg {
+    fn drop(&mut self) {
+        if !self.complete {
+            reset_on_close(&self.tcp);
+        }
+    }
+}
+
 /// Carries a socket's bytes over a stream and back, until both directions have ended. `client` says that the socket is the
 /// side that opened the connection.
 ///
 /// # Errors
 /// If a leg broke; the other has then been reset.
 pub async fn tunnel(
-    mut tcp: TcpStream,
+    tcp: TcpStream,
     mut send: SendStream<Bytes>,
     mut recv: RecvStream,
     counts: &Counts,
@@ -72,15 +93,16 @@ pub async fn tunnel(
 ) -> io::Result<()> {
     let (up, down) =
         if client { (&counts.from_client, &counts.to_client) } else { (&counts.to_client, &counts.from_client) };
+    let mut leg = Leg::new(tcp);
     let result = {
-        let (mut rd, mut wr) = tcp.split();
+        let (mut rd, mut wr) = leg.tcp.split();
         let a = pin!(to_stream(&mut rd, &mut send, up));
         let b = pin!(to_socket(&mut recv, &mut wr, down));
         both(a, b).await
     };
+    leg.complete = result.is_ok();
     if result.is_err() {
         send.send_reset(Reason::CANCEL);
-        reset_on_close(&tcp);
     }
     result
 }
@@ -237,18 +259,16 @@ impl Buf for Pieces {
 ///
 /// # Errors
 /// If a leg broke; the other has then been reset.
-pub async fn plain(mut a: TcpStream, mut b: TcpStream, counts: &Counts) -> io::Result<()> {
+pub async fn plain(a: TcpStream, b: TcpStream, counts: &Counts) -> io::Result<()> {
+    let (mut a, mut b) = (Leg::new(a), Leg::new(b));
     let result = {
-        let (mut ra, mut wa) = a.split();
-        let (mut rb, mut wb) = b.split();
+        let (mut ra, mut wa) = a.tcp.split();
+        let (mut rb, mut wb) = b.tcp.split();
         let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client));
         let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client));
         both(up, down).await
     };
-    if result.is_err() {
-        reset_on_close(&a);
-        reset_on_close(&b);
-    }
+    (a.complete, b.complete) = (result.is_ok(), result.is_ok());
     result
 }
 
@@ -370,4 +390,50 @@ fn poll_write(wr: &mut WriteHalf<'_>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<
 
 fn end(wr: &WriteHalf<'_>) {
     let _ = socket2::SockRef::from(wr.as_ref()).shutdown(std::net::Shutdown::Write);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (a, b) = tokio::join!(TcpStream::connect(l.local_addr().unwrap()), l.accept());
+        (a.unwrap(), b.unwrap().0)
+    }
+
+    /// How an application's connection ends: with its end of data, or with an error.
+    async fn end(mut s: TcpStream) -> Result<Vec<u8>, io::ErrorKind> {
+        let mut all = vec![];
+        s.read_to_end(&mut all).await.map(|_| all).map_err(|e| e.kind())
+    }
+
+    #[tokio::test]
+    async fn what_is_cut_is_reset_and_what_is_complete_is_not() {
+        for cut in [false, true] {
+            let ((mut client, a), (mut app, b)) = (pair().await, pair().await);
+            client.write_all(b"half").await.unwrap();
+            let counts = Counts::default();
+            {
+                let mut carried = pin!(plain(a, b, &counts));
+                let mut got = [0; 4];
+                // Until the application has the bytes.
+                tokio::select! {
+                    _ = &mut carried => panic!("nobody has ended it"),
+                    r = app.read_exact(&mut got) => assert_eq!(r.unwrap(), 4),
+                }
+                if !cut {
+                    app.shutdown().await.unwrap();
+                    client.shutdown().await.unwrap();
+                    carried.await.unwrap();
+                }
+            }
+            let want = if cut { Err(io::ErrorKind::ConnectionReset) } else { Ok(vec![]) };
+            assert_eq!((end(client).await, end(app).await), (want.clone(), want), "cut: {cut}");
+        }
+    }
 }
