@@ -5,12 +5,17 @@
 //! over restarts of the agent. Proven by tests/world (agent).
 
 use crate::records::{self, Record};
-use karst_ebpf::sock_diag::{self, Connection};
-use karst_rt::netns::Netns;
+use karst_ebpf::MARK_MASK;
+use karst_rt::{
+    netns::Netns,
+    sock_diag::{SockDiag, States, TcpSocket},
+    socket::{MARK_CAPTURE, MARK_ZTUNNEL},
+};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     io,
+    net::{IpAddr, SocketAddr},
     os::fd::BorrowedFd,
     path::Path,
 };
@@ -35,9 +40,20 @@ pub struct Unmeshed {
 }
 
 /// Those with these cookies that are still open.
-pub fn open(netns: &Netns, cookies: &BTreeSet<u64>) -> io::Result<Vec<Connection>> {
-    let mut all = netns.run(|| sock_diag::connections(None))??;
-    all.retain(|c| cookies.contains(&c.cookie));
+pub fn open(netns: &Netns, cookies: &BTreeSet<u64>) -> io::Result<Vec<TcpSocket>> {
+    let mut open = Vec::new();
+    netns.run(SockDiag::open)??.each(States::Open, None, |c| {
+        if cookies.contains(&c.cookie) {
+            open.push(c);
+        }
+    })?;
+    Ok(open)
+}
+
+/// All that are open; each says whether it is in the map of ztunnel's sockets.
+fn all(netns: &Netns, exempt: BorrowedFd<'_>) -> io::Result<Vec<TcpSocket>> {
+    let mut all = Vec::new();
+    netns.run(SockDiag::open)??.each(States::Open, Some(exempt), |c| all.push(c))?;
     Ok(all)
 }
 
@@ -46,7 +62,7 @@ impl Unmeshed {
     /// of ztunnel's sockets.
     pub fn redirected(&self, key: &str, record: &mut Record, netns: &Netns, exempt: BorrowedFd<'_>, close: bool) {
         if record.unmeshed.is_none() {
-            match netns.run(|| sock_diag::connections(Some(exempt))).and_then(|r| r) {
+            match all(netns, exempt) {
                 Ok(all) => record.unmeshed = Some(those_of(&all, record)),
                 Err(e) => {
                     tracing::warn!(pod = key, error = %e, "connections from before the pod's redirection cannot be counted");
@@ -102,11 +118,11 @@ impl Unmeshed {
         }
     }
 
-    fn close(&self, t: &mut Tracked, open: &[Connection]) {
+    fn close(&self, t: &mut Tracked, open: &[TcpSocket]) {
         let (mut done, mut failed) = (0, None);
-        let ended = t.netns.run(|| {
+        let ended = t.netns.run(SockDiag::open).and_then(|diag| diag).map(|diag| {
             for c in open {
-                match sock_diag::destroy(c) {
+                match diag.destroy(c) {
                     Ok(()) => {
                         t.cookies.remove(&c.cookie);
                         done += 1;
@@ -131,8 +147,13 @@ impl Unmeshed {
 }
 
 /// The cookies of those that bypass the mesh.
-fn those_of(all: &[Connection], record: &Record) -> Vec<u64> {
-    let cookies: Vec<u64> = all.iter().filter(|c| c.is_unmeshed(&record.ips)).map(|c| c.cookie).take(MAX).collect();
+fn those_of(all: &[TcpSocket], record: &Record) -> Vec<u64> {
+    let cookies: Vec<u64> = all
+        .iter()
+        .filter(|c| is_unmeshed(c.local, c.remote, c.mark, c.stored, &record.ips))
+        .map(|c| c.cookie)
+        .take(MAX)
+        .collect();
     if cookies.len() == MAX {
         let pod = format!("{}/{}", record.namespace, record.name);
         tracing::warn!(
@@ -141,4 +162,37 @@ fn those_of(all: &[Connection], record: &Record) -> Vec<u64> {
         );
     }
     cookies
+}
+
+/// Does a connection bypass the mesh: opened before the pod was redirected, towards somebody else? What the connect hooks have
+/// captured and what ztunnel has accepted is marked, ztunnel's other sockets are exempt, and what stays in the pod (`own`) is
+/// nobody's business.
+fn is_unmeshed(local: SocketAddr, remote: SocketAddr, mark: u32, exempt: bool, own: &[IpAddr]) -> bool {
+    let mark = mark & MARK_MASK;
+    let inside = remote.ip().is_loopback() || own.contains(&remote.ip());
+    !exempt && mark != MARK_CAPTURE && mark != MARK_ZTUNNEL && !inside && !local.ip().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn what_bypasses_the_mesh() {
+        let own: [IpAddr; 2] = [Ipv4Addr::new(10, 0, 0, 5).into(), "fd00::5".parse().unwrap()];
+        let is = |local: &str, remote: &str, mark: u32, exempt: bool| {
+            is_unmeshed(local.parse().unwrap(), remote.parse().unwrap(), mark, exempt, &own)
+        };
+        assert!(is("10.0.0.5:40000", "10.0.1.7:8080", 0, false));
+        assert!(is("[fd00::5]:8080", "[fd00::9]:40000", 0, false), "those that came in as well");
+        assert!(is("10.0.0.5:40000", "10.0.1.7:8080", 0x7, false), "a mark of the application's own");
+        assert!(!is("10.0.0.5:40000", "10.0.1.7:8080", MARK_CAPTURE, false), "captured");
+        assert!(!is("10.0.0.5:40000", "10.0.1.7:8080", 0xf000 | MARK_CAPTURE, false), "captured, with bits of others");
+        assert!(!is("10.0.0.5:15008", "10.0.1.7:40000", MARK_ZTUNNEL, false), "accepted by ztunnel");
+        assert!(!is("10.0.0.5:40000", "10.0.1.7:15008", 0, true), "made by ztunnel");
+        assert!(!is("10.0.0.5:40000", "10.0.0.5:8080", 0, false), "with itself");
+        assert!(!is("127.0.0.1:40000", "127.0.0.1:8080", 0, false));
+        assert!(!is("[::1]:40000", "[::1]:8080", 0, false));
+    }
 }

@@ -204,12 +204,13 @@ fn target(
     let own = w.own(&s).ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not told of this waypoint"))?;
     let unknown = (StatusCode::NOT_FOUND, "there is no such service");
     let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    let ip = ip.map(|ip| ip.to_canonical());
     let service = match ip {
-        Some(ip) => s.mesh.service(ip.to_canonical(), peer.namespace()),
+        Some(ip) => s.mesh.service(ip, peer.namespace()),
         None => s.mesh.host(host, peer.namespace()),
     };
     // A pod itself: only where that is bound to a waypoint.
-    let pod = || s.mesh.services.get(&Service::stand_in(&s.mesh.workload(ip?.to_canonical())?.uid));
+    let pod = || s.mesh.services.get(&Service::stand_in(&s.mesh.workload(ip?)?.uid));
     let service = service.or_else(pod).ok_or(unknown)?.clone();
     if !service.waypoints.iter().any(|(g, _)| is_waypoint(&s.mesh, own, g)) {
         return Err((StatusCode::FORBIDDEN, "the service is not bound to this waypoint"));

@@ -15,12 +15,12 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use karst_core::{Identity, limits};
+use karst_core::{Identity, addr::is_host, limits};
 use karst_hbone::{
     client::{self, ClientError},
     pool::Lease,
 };
-use karst_proxy::state::Workload;
+use karst_proxy::state::{self, Workload};
 use karst_rt::socket::Origin;
 use std::{
     cell::{Cell, RefCell},
@@ -210,11 +210,14 @@ pub async fn open(
 /// May this address be an endpoint that is known by its name, or by what was called? Not ourselves; and sent to a service's
 /// address, it would go past the mesh. (An entry may well have its endpoint's address.)
 pub fn is_usable(w: &Worker, s: &Snapshot, ip: IpAddr) -> bool {
-    let broad = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    let own = || w.own(s).is_some_and(|o| o.ips.contains(&ip));
-    let service =
-        || s.mesh.by_vip.get(&ip).into_iter().flatten().any(|k| s.mesh.services.get(k).is_some_and(|x| x.canonical));
-    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || broad || own() || service())
+    fits(&s.mesh, w.own(s).map(|own| &**own), ip)
+}
+
+fn fits(mesh: &state::Snapshot, own: Option<&Workload>, ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let is_own = own.is_some_and(|o| o.ips.contains(&ip));
+    let mut called = mesh.by_vip.get(&ip).into_iter().flatten().filter_map(|k| mesh.services.get(k));
+    is_host(ip) && !is_own && !called.any(|s| s.canonical)
 }
 
 /// Why a member is not called with our identity: its policies may let us in for the sake of its own services' routes and policies,
@@ -467,6 +470,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::cluster::{Follows, tests::set};
+    use karst_api::workload::Service;
+    use karst_proxy::testing::{pod, service, snapshot};
 
     #[test]
     fn our_identity_is_not_lent_to_whom_writes_an_address() {
@@ -481,5 +486,25 @@ mod tests {
         assert_eq!(lent(&s, &other), None, "another namespace's waypoint");
         (s.through, s.follows) = (None, Some(Follows::Name));
         assert!(lent(&s, &own).unwrap().contains("called by its own service"));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_written_is_neither_ourselves_nor_a_service_nor_nobody() {
+        let pods = vec![pod("own", "10.0.1.1", &[]), pod("p0", "10.0.0.1", &[])];
+        let called = Service { canonical: true, ..service("s", "10.96.0.1", &[(80, 8080)]) };
+        let mesh = snapshot(pods, vec![called]);
+        let own = mesh.workload("10.0.1.1".parse().unwrap()).cloned();
+        let fits = |ip: &str| fits(&mesh, own.as_deref(), ip.parse::<IpAddr>().unwrap());
+        assert!(fits("10.0.0.1") && fits("192.0.2.1") && fits("2001:db8::1"));
+        assert!(!fits("10.0.1.1"), "ourselves");
+        assert!(!fits("10.96.0.1"), "a service");
+        for nobody in ["127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"] {
+            assert!(!fits(nobody), "{nobody}");
+        }
+        // IPv4 in the clothes of IPv6, as an AAAA record may have it, is IPv4.
+        for mapped in ["::ffff:127.0.0.1", "::ffff:10.0.1.1", "::ffff:10.96.0.1", "::ffff:0.0.0.0"] {
+            assert!(!fits(mapped), "{mapped}");
+        }
+        assert!(fits("::ffff:10.0.0.1"));
     }
 }

@@ -52,8 +52,32 @@ impl Resolver {
         let name = Name::from_utf8(format!("{}.", host.trim_end_matches('.'))).map_err(|e| failed(e.to_string()))?;
         let found = tokio::time::timeout(DNS_TIMEOUT, self.inner()?.lookup_ip(name)).await;
         let found = found.map_err(|_| failed("no answer in time".into()))?.map_err(|e| failed(e.to_string()))?;
-        let (wanted, other): (Vec<IpAddr>, Vec<IpAddr>) = found.iter().partition(|ip| ip.is_ipv4() == ipv4);
-        let all = if wanted.is_empty() { other } else { wanted };
+        let all = preferred(found.iter(), ipv4);
         if all.is_empty() { Err(failed("it has no address".into())) } else { Ok(all) }
+    }
+}
+
+/// Those of the wanted family if there are any. IPv4 mapped into IPv6, as an AAAA record may have it, is IPv4, as everywhere in the
+/// mesh: else the mesh would not know a member or itself by it.
+fn preferred(found: impl Iterator<Item = IpAddr>, ipv4: bool) -> Vec<IpAddr> {
+    let (wanted, other): (Vec<_>, Vec<_>) = found.map(|ip| ip.to_canonical()).partition(|ip| ip.is_ipv4() == ipv4);
+    if wanted.is_empty() { other } else { wanted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_the_wanted_family_are_preferred_and_mapped_ones_are_ipv4() {
+        let all = |found: &[&str], ipv4| {
+            let found = preferred(found.iter().map(|ip| ip.parse().unwrap()), ipv4);
+            found.iter().map(IpAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(all(&["fd00::1", "10.0.0.1"], true), ["10.0.0.1"]);
+        assert_eq!(all(&["fd00::1", "10.0.0.1"], false), ["fd00::1"]);
+        assert_eq!(all(&["fd00::1"], true), ["fd00::1"]);
+        assert_eq!(all(&["fd00::1", "::ffff:127.0.0.1"], true), ["127.0.0.1"]);
+        assert!(all(&[], true).is_empty());
     }
 }

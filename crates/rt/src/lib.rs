@@ -13,5 +13,6 @@ pub mod netns;
 pub mod process;
 pub mod ready;
 pub mod seqpacket;
+pub mod sock_diag;
 pub mod socket;
 pub mod splice;

@@ -11,6 +11,25 @@ const LINK: u32 = 0x1;
 const IPV4_ADDRESS: u32 = 0x10;
 const IPV6_ADDRESS: u32 = 0x100;
 
+/// An address of AF_NETLINK: the kernel's, and these multicast groups.
+///
+/// # Errors
+/// None is known.
+pub(crate) fn address(groups: u32) -> io::Result<SockAddr> {
+    // SAFETY: the storage is large enough for a sockaddr_nl, which is written whole, with its own length.
+    let ((), at) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let mut a: libc::sockaddr_nl = std::mem::zeroed();
+            a.nl_family = libc::AF_NETLINK as u16;
+            a.nl_groups = groups;
+            storage.cast::<libc::sockaddr_nl>().write(a);
+            *length = size_of::<libc::sockaddr_nl>() as u32;
+            Ok(())
+        })
+    }?;
+    Ok(at)
+}
+
 /// Tells that addresses or devices of a network namespace have changed (RTM_NEWADDR, DELADDR, NEWLINK, DELLINK).
 pub struct Watch(AsyncFd<Socket>);
 
@@ -22,18 +41,7 @@ impl Watch {
     pub fn of(netns: &Netns) -> io::Result<Self> {
         let kind = Type::RAW.nonblocking().cloexec();
         let s = netns.run(|| Socket::new(Domain::from(libc::AF_NETLINK), kind, Some(Protocol::from(0))))??;
-        // SAFETY: the storage is large enough for a sockaddr_nl, which is written whole, with its own length.
-        let ((), at) = unsafe {
-            SockAddr::try_init(|storage, length| {
-                let mut a: libc::sockaddr_nl = std::mem::zeroed();
-                a.nl_family = libc::AF_NETLINK as u16;
-                a.nl_groups = LINK | IPV4_ADDRESS | IPV6_ADDRESS;
-                storage.cast::<libc::sockaddr_nl>().write(a);
-                *length = size_of::<libc::sockaddr_nl>() as u32;
-                Ok(())
-            })
-        }?;
-        s.bind(&at)?;
+        s.bind(&address(LINK | IPV4_ADDRESS | IPV6_ADDRESS)?)?;
         // SAFETY: a Socket owns its descriptor and names the same one for its whole life.
         Ok(Self(unsafe { AsyncFd::register_with_interest(s, Interest::READABLE)? }))
     }

@@ -16,11 +16,10 @@ mod guard;
 pub mod net;
 mod node;
 mod pod;
-pub mod sock_diag;
 mod sys;
 pub mod trace;
 
 pub use error::Error;
-pub use karst_ebpf_common::Counter;
+pub use karst_ebpf_common::{Counter, MARK_MASK};
 pub use node::{Node, Probers, pinned_pods};
 pub use pod::{Listeners, PodConfig, PodState, pod_state};
