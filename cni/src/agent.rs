@@ -11,7 +11,7 @@ use crate::{
     events::{self, Event, Request},
     install::Install,
     kubelet::{self, Kubelet},
-    local::{self, Followed, Following},
+    local::{self, Counts, Followed, Following},
     metrics, namespaces,
     records::{self, Record},
     sockets::PodSockets,
@@ -86,7 +86,7 @@ struct Active {
     /// Kept open: they must outlive ztunnel.
     sockets: Rc<PodSockets>,
     /// Keeps the pod's programs up to date; none before it is redirected.
-    _following: Option<Following>,
+    following: Option<Following>,
 }
 
 /// The agent's state, shared with the metrics page.
@@ -433,7 +433,7 @@ impl Agent {
             let Ok(netns) = open(&d) else { continue };
             let Ok(sockets) = PodSockets::open(&netns).map(Rc::new) else { continue };
             self.hub.register(wire(&d, &netns, &sockets));
-            let prepared = Active { desired: d, netns, sockets, _following: None };
+            let prepared = Active { desired: d, netns, sockets, following: None };
             self.prepared.borrow_mut().insert(key, prepared);
         }
     }
@@ -475,15 +475,11 @@ impl Agent {
             tracing::warn!(pod = key, error = e, "ztunnel cannot serve the pod yet; its connections will wait");
         }
         let watch = Watch::of(&netns).context("cannot follow the addresses of the pod's network namespace")?;
-        self.node.borrow_mut().enrol(&netns, &d.config, &sockets.listeners())?;
-        let followed = Followed {
-            node: self.node.clone(),
-            key: key.into(),
-            netns: netns.clone(),
-            config: d.config.clone(),
-            sockets: sockets.clone(),
-        };
-        let active = Active { desired: d.clone(), netns, sockets, _following: Some(followed.follow(watch)) };
+        let guarded = self.node.borrow_mut().enrol(&netns, &d.config, &sockets.listeners())?;
+        let followed =
+            Followed { node: self.node.clone(), key: key.into(), netns: netns.clone(), config: d.config.clone() };
+        let following = Some(followed.follow(watch, guarded));
+        let active = Active { desired: d.clone(), netns, sockets, following };
         self.active.borrow_mut().insert(key.into(), active);
         let serves = served == Ok(true);
         // At once: what is opened from here on is captured.
@@ -595,6 +591,13 @@ impl Agent {
             }
             records::remove(&self.records(), uid);
         }
+    }
+
+    /// Pods whose devices are followed, redirected or closed: key and numbers.
+    pub fn guards(&self) -> Vec<(String, Rc<Counts>)> {
+        let active = self.active.borrow();
+        let followed = active.iter().filter_map(|(k, a)| Some((k.clone(), a.following.as_ref()?.counts.clone())));
+        followed.chain(self.closed_guards()).collect()
     }
 
     /// Redirected pods: key and pin name.

@@ -1,25 +1,48 @@
 //! Follows what the kernel of each redirected pod says of its addresses and devices, and tells the pod's programs: what is
-//! local is left alone, and a device that comes later is guarded as the first ones are.
+//! local is left alone, and a device that comes later is guarded as the first ones are. Which one, and when, is
+//! decided by [`Guards`].
 
-use crate::sockets::PodSockets;
-use karst_ebpf::{Node, PodConfig};
+use crate::guards::{Guards, News};
+use karst_ebpf::{Error, Node, PodConfig, net::Device};
 use karst_rt::{netlink::Watch, netns::Netns};
-use std::{cell::RefCell, rc::Rc, time::Duration};
-use tokio::task::AbortHandle;
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, sleep, timeout_at},
+};
 
 /// After a change has been taken up, the next ones may wait this long: a pod that changes its addresses all the time costs
 /// its node little.
 const PAUSE: Duration = Duration::from_millis(10);
+/// What could not be read is read again after this long.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A device's name is shorter than this (IFNAMSIZ).
 const MAX_NAME: usize = 16;
 
 /// Follows one pod until dropped.
-pub struct Following(AbortHandle);
+pub struct Following {
+    task: AbortHandle,
+    /// What its metrics show.
+    pub counts: Rc<Counts>,
+}
+
+/// Numbers of one pod.
+#[derive(Default)]
+pub struct Counts {
+    /// Devices that should be guarded and are not.
+    pub unguarded: Cell<usize>,
+    /// Attempts to guard a device that failed.
+    pub failures: Cell<u64>,
+}
 
 impl Drop for Following {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -33,42 +56,88 @@ pub struct Followed {
     pub netns: Netns,
     /// Its redirection.
     pub config: PodConfig,
-    /// Its listeners.
-    pub sockets: Rc<PodSockets>,
 }
 
 impl Followed {
-    /// Begins to follow the pod, which is redirected by now. `watch` has begun before that, so no change is missed.
-    pub fn follow(self, watch: Watch) -> Following {
-        Following(tokio::task::spawn_local(self.run(watch)).abort_handle())
+    /// Begins to follow the pod, which is redirected by now, with a guard on these devices. `watch` has begun before
+    /// that, so no change is missed.
+    pub fn follow(self, watch: Watch, guarded: Vec<Device>) -> Following {
+        let counts = Rc::new(Counts::default());
+        let task = tokio::task::spawn_local(self.run(watch, Guards::new(guarded), counts.clone()));
+        Following { task: task.abort_handle(), counts }
     }
 
-    async fn run(self, watch: Watch) {
-        let mut guarded = self.sync().unwrap_or_default();
+    async fn run(self, watch: Watch, mut guards: Guards, counts: Rc<Counts>) {
+        // Whether it was said that the pod cannot be read; whether its routing is to be set up again.
+        let (mut told, mut reroute) = (false, false);
         loop {
-            if let Err(e) = watch.changed().await {
+            let again = match self.sync(&mut guards) {
+                Ok(()) => None,
+                Err(e) => {
+                    if !told {
+                        tracing::warn!(pod = self.key, error = %e, "the pod's addresses cannot be followed");
+                    }
+                    told = true;
+                    Some(Instant::now() + RETRY)
+                }
+            };
+            told &= again.is_some();
+            let due = guards.due(Instant::now());
+            if !due.is_empty() {
+                self.guard(due, &mut guards, &counts);
+                reroute = !self.config.closed;
+            }
+            counts.unguarded.set(guards.failing());
+            // Some kernels drop routes with the device that had the pod's address. It may come later than its device.
+            if reroute {
+                let routed = self.node.borrow().route(&self.netns, &self.config);
+                reroute = routed
+                    .inspect_err(|e| tracing::debug!(pod = self.key, error = %e, "routing is set up later"))
+                    .is_err();
+            }
+            sleep(PAUSE).await;
+            let changed = match again.or_else(|| guards.next()) {
+                None => watch.changed().await,
+                Some(at) => match timeout_at(at, watch.changed()).await {
+                    Ok(changed) => changed,
+                    // It is time; nothing has changed.
+                    Err(_) => continue,
+                },
+            };
+            if let Err(e) = changed {
                 return tracing::error!(pod = self.key, error = %e, "the pod's addresses are not followed any more");
             }
-            let Some(devices) = self.sync() else { continue };
-            if devices.iter().any(|d| !guarded.contains(d)) {
-                // The whole enrolment once more, in place: it guards what is there now.
-                let again = self.node.borrow_mut().enrol(&self.netns, &self.config, &self.sockets.listeners());
-                match again {
-                    Ok(()) => tracing::info!(pod = self.key, ?devices, "the pod has a new device; it is guarded, too"),
-                    Err(e) => tracing::warn!(pod = self.key, error = %e, "a new device of the pod cannot be guarded"),
-                }
-            }
-            guarded = devices;
-            tokio::time::sleep(PAUSE).await;
+            guards.changed();
         }
     }
 
-    fn sync(&self) -> Option<Vec<String>> {
-        match self.node.borrow().sync_local(&self.netns, &self.config) {
-            Ok(devices) => Some(devices),
-            Err(e) => {
-                tracing::warn!(pod = self.key, error = %e, "the pod's addresses cannot be followed");
-                None
+    fn sync(&self, guards: &mut Guards) -> Result<(), Error> {
+        let node = self.node.borrow();
+        let devices = node.sync_local(&self.netns, &self.config)?;
+        guards.seen(&devices, &node.lost(&self.config, &devices)?);
+        Ok(())
+    }
+
+    fn guard(&self, due: Vec<Device>, guards: &mut Guards, counts: &Counts) {
+        // The same for all, if the program itself cannot be loaded.
+        let each: Vec<(Device, Option<String>)> = match self.node.borrow().guard(&self.netns, &self.config, due.clone())
+        {
+            Ok(each) => each.into_iter().map(|(d, done)| (d, done.err().map(|e| e.to_string()))).collect(),
+            Err(e) => due.into_iter().map(|d| (d, Some(e.to_string()))).collect(),
+        };
+        for (device, error) in each {
+            if error.is_some() {
+                counts.failures.set(counts.failures.get() + 1);
+            }
+            match (guards.tried(&device, error.is_none(), Instant::now()), error) {
+                (News::Guarded, _) => {
+                    tracing::info!(pod = self.key, %device, "a new device of the pod is guarded, too")
+                }
+                (News::Failed, error) => {
+                    let error = error.unwrap_or_default();
+                    tracing::warn!(pod = self.key, %device, error, "a device of the pod cannot be guarded; it is tried again");
+                }
+                (News::StillFailed, _) => {}
             }
         }
     }

@@ -5,6 +5,7 @@ mod agent;
 mod check;
 mod config;
 mod events;
+mod guards;
 mod install;
 mod kubelet;
 mod local;

@@ -35,6 +35,19 @@ fn render(agent: &Agent) -> String {
         let n = agent.unmeshed.count(uid);
         let _ = writeln!(out, "karst_unmeshed_connections{{namespace=\"{ns}\",pod=\"{name}\"}} {n}");
     }
+    let guards = agent.guards();
+    out += "# HELP karst_unguarded_devices Devices of a pod on which the guard should be and cannot be: plaintext may leave by them.\n# TYPE karst_unguarded_devices gauge\n";
+    for (key, counts) in &guards {
+        let (ns, name) = key.split_once('/').unwrap_or(("", key));
+        let n = counts.unguarded.get();
+        let _ = writeln!(out, "karst_unguarded_devices{{namespace=\"{ns}\",pod=\"{name}\"}} {n}");
+    }
+    out += "# HELP karst_guard_failures_total Attempts to guard a device that came later, and failed.\n# TYPE karst_guard_failures_total counter\n";
+    for (key, counts) in &guards {
+        let (ns, name) = key.split_once('/').unwrap_or(("", key));
+        let n = counts.failures.get();
+        let _ = writeln!(out, "karst_guard_failures_total{{namespace=\"{ns}\",pod=\"{name}\"}} {n}");
+    }
     let _ = writeln!(
         out,
         "# HELP karst_closed_pods Pods that should be redirected but cannot be, and are closed: another network stack has their addresses.\n# TYPE karst_closed_pods gauge\nkarst_closed_pods {}",

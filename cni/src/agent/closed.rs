@@ -7,12 +7,13 @@
 
 use super::{Active, Agent, Desired, Joined, open};
 use crate::{
+    local::{Counts, Followed, Following},
     records::{self, Record},
     sockets::PodSockets,
 };
 use anyhow::Context;
 use karst_ebpf::PodConfig;
-use karst_rt::netns::Netns;
+use karst_rt::{netlink::Watch, netns::Netns};
 use std::{
     collections::{BTreeMap, HashSet},
     fmt, io,
@@ -30,6 +31,8 @@ const UNMESHED: u32 = 5;
 pub(super) struct Closed {
     pub(super) desired: Desired,
     netns: Netns,
+    /// Guards what comes later.
+    following: Following,
 }
 
 /// The sign of another network stack.
@@ -68,13 +71,19 @@ fn sign(ips: &[(IpAddr, bool)], devices: &[String]) -> Option<Sign> {
 /// Does another network stack have this pod's addresses?
 fn foreign(netns: &Netns, ips: &[IpAddr]) -> io::Result<Option<Sign>> {
     let held = ips.iter().map(|ip| Ok((*ip, netns.holds(*ip)?))).collect::<io::Result<Vec<_>>>()?;
-    Ok(sign(&held, &netns.run(karst_ebpf::net::devices)??))
+    let devices: Vec<String> = netns.run(karst_ebpf::net::devices)??.into_iter().map(|d| d.name).collect();
+    Ok(sign(&held, &devices))
 }
 
 impl Agent {
     /// How many pods are closed.
     pub fn closed_pods(&self) -> usize {
         self.closed.borrow().len()
+    }
+
+    /// The numbers of those that are closed.
+    pub(super) fn closed_guards(&self) -> Vec<(String, Rc<Counts>)> {
+        self.closed.borrow().iter().map(|(k, c)| (k.clone(), c.following.counts.clone())).collect()
     }
 
     /// Forgets those that nobody wants any more, or wants otherwise. (What is in force for them is taken back as that of strangers.)
@@ -93,13 +102,16 @@ impl Agent {
             .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
         let sockets = PodSockets::open(netns).context("cannot open sockets in the pod's network namespace")?;
         let config = PodConfig { closed: true, ..d.config.clone() };
-        self.node.borrow_mut().enrol(netns, &config, &sockets.listeners())?;
+        let watch = Watch::of(netns).context("cannot follow the devices of the pod's network namespace")?;
+        let guarded = self.node.borrow_mut().enrol(netns, &config, &sockets.listeners())?;
         self.hub.del(&d.config.uid);
         self.active.borrow_mut().remove(key);
         self.unmeshed.forget(&d.config.uid);
         let pod = (d.info.namespace.as_str(), d.info.name.as_str(), d.uid.as_str());
         self.report.set(&self.config.node, pod, false).await?;
-        self.closed.borrow_mut().insert(key.into(), Closed { desired: d.clone(), netns: netns.clone() });
+        let followed = Followed { node: self.node.clone(), key: key.into(), netns: netns.clone(), config };
+        let closed = Closed { desired: d.clone(), netns: netns.clone(), following: followed.follow(watch, guarded) };
+        self.closed.borrow_mut().insert(key.into(), closed);
         tracing::warn!(pod = key, "pod is closed: {sign}");
         self.report.warn(&self.config.node, pod, "NotRedirected", &sign.to_string()).await;
         Ok(Some(Joined::Closed))

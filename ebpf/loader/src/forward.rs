@@ -14,7 +14,7 @@
 
 use crate::{
     Error, Node, PodConfig, guard,
-    net::{self, TABLE, ask, dump, family, request},
+    net::{self, Device, TABLE, ask, dump, family, request},
     pod::replace,
 };
 use karst_ebpf_common::{LAYOUT, MAX_FORWARDED, slot};
@@ -219,9 +219,9 @@ struct Wanted {
     groups: Vec<(u32, u32)>,
     rules: BTreeSet<Rule>,
     /// Ethernet devices on which the guard must be.
-    guarded: Vec<String>,
+    guarded: Vec<Device>,
     /// Those on which it must not be.
-    unguarded: Vec<String>,
+    unguarded: Vec<Device>,
 }
 
 fn wanted(links: &[Link], uplinks: &BTreeSet<u32>, pod: &PodConfig) -> Wanted {
@@ -242,16 +242,16 @@ fn wanted(links: &[Link], uplinks: &BTreeSet<u32>, pod: &PodConfig) -> Wanted {
     }
     let slots = within.iter().map(|l| (l.index, slot::FORWARD)).chain(out.iter().map(|l| (l.index, slot::PLAINTEXT)));
     let groups = within.iter().map(|l| (*l, INSIDE)).chain(out.iter().map(|l| (*l, OUTSIDE)));
-    let names = |guard: bool| {
+    let devices = |guard: bool| {
         let chosen = links.iter().filter(|l| l.ether && inside.contains(&l.index) != guard);
-        chosen.map(|l| l.name.clone()).collect()
+        chosen.map(|l| Device { index: l.index, name: l.name.clone() }).collect()
     };
     Wanted {
         slots: slots.collect(),
         groups: groups.filter(|(l, g)| l.group != *g).map(|(l, g)| (l.index, g)).collect(),
         rules,
-        guarded: names(true),
-        unguarded: names(false),
+        guarded: devices(true),
+        unguarded: devices(false),
     }
 }
 
@@ -263,7 +263,7 @@ impl Node {
         dir: &Path,
         pod: &PodConfig,
         addresses: &[(u32, IpAddr)],
-    ) -> Result<Vec<String>, Error> {
+    ) -> Result<Vec<Device>, Error> {
         let host = self.host().clone();
         let uplinks = addresses.iter().filter(|(_, ip)| pod.ips.contains(ip)).map(|(device, _)| *device).collect();
         let links = net::in_netns(netns, || links(&host))?
@@ -405,6 +405,9 @@ mod tests {
     fn names(links: &[Link], of: &BTreeSet<u32>) -> String {
         links.iter().filter(|l| of.contains(&l.index)).map(|l| l.name.as_str()).collect::<Vec<_>>().join(" ")
     }
+    fn device(index: u32, name: &str) -> Device {
+        Device { index, name: name.into() }
+    }
     fn lo() -> Link {
         link(1, "lo", Kind::Other, 0)
     }
@@ -479,7 +482,7 @@ mod tests {
         for uplinks in [BTreeSet::from([3]), BTreeSet::new()] {
             let links = [lo(), eth0(3), link(3, "br0", Kind::Bridge, 0)];
             let w = wanted(&links, &uplinks, &pod(&[], true));
-            assert_eq!((w.guarded.contains(&"eth0".to_string()), w.unguarded.len()), (true, 0));
+            assert_eq!((w.guarded.contains(&device(2, "eth0")), w.unguarded.len()), (true, 0));
         }
     }
 
@@ -487,7 +490,7 @@ mod tests {
     fn without_a_device_inside_nothing_is_done() {
         let w = wanted(&[lo(), eth0(0), link(3, "net1", Kind::Other, 0)], &BTreeSet::from([2]), &pod(&[], true));
         assert!(w.slots.is_empty() && w.groups.is_empty() && w.rules.is_empty() && w.unguarded.is_empty());
-        assert_eq!(w.guarded, ["eth0", "net1"]);
+        assert_eq!(w.guarded, [device(2, "eth0"), device(3, "net1")]);
     }
 
     #[test]
@@ -497,7 +500,7 @@ mod tests {
         let w = wanted(&links, &BTreeSet::from([2]), &pod(&[], true));
         assert_eq!(w.slots, BTreeMap::from([(2, slot::PLAINTEXT), (3, slot::FORWARD)]));
         assert_eq!(w.groups, [(3, INSIDE), (2, OUTSIDE)]);
-        assert_eq!(w.unguarded, ["docker0", "veth1"]);
+        assert_eq!(w.unguarded, [device(3, "docker0"), device(4, "veth1")]);
         let of = |device: &str| {
             let steps = w.rules.iter().filter(|r| r.device == device && !r.v6).map(|r| r.step);
             steps.collect::<Vec<_>>()

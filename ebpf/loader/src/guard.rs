@@ -4,13 +4,16 @@
 //! agent, and goes with the device; it is found again by its priority and handle, replaced in place, and taken out by its name.
 //! What it cannot do is withstand a process of the pod that has CAP_NET_ADMIN (docs/threat-model.md).
 //!
+//! A link is known by the index of its device, which the kernel tells, and not by its pin's name: a device may be
+//! renamed, and another one may have its name by then.
+//!
 //! What must always hold: a pod is enrolled only if each of its devices that may lead out (`forward`; each device, if it is closed)
 //! has the guard in one of the two ways, and only a kernel that has no tcx leads to the second. Proven by `tests/programs.rs`, on
 //! old kernels by `cargo xtask kernels`.
 
 use crate::{
     Error,
-    net::{self, in_netns},
+    net::{self, Device, in_netns},
     node::{duplicate, program, replace},
     sys,
 };
@@ -29,31 +32,59 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use std::{
     fs, io,
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
 /// The program's name, and so the filter's.
 pub(crate) const NAME: &str = "pod_guard";
+/// How the names of the links' pins begin.
+pub(crate) const PINS: &str = "guard-";
 /// Before all other filters.
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x539);
 
-/// Puts the guard on these devices of the pod, or replaces it there.
-pub(crate) fn attach(bpf: &mut aya::Ebpf, netns: &Netns, dir: &Path, devices: &[String]) -> Result<(), Error> {
+/// What came of guarding devices, each by itself.
+pub type Guarding = Vec<(Device, Result<(), Error>)>;
+
+/// Puts the guard on these devices of the pod, or replaces it there. Each by itself: one that cannot be guarded is in
+/// nobody's way.
+/// A device that is gone, or has another name, by the time is left out.
+pub(crate) fn attach(bpf: &mut aya::Ebpf, netns: &Netns, dir: &Path, devices: Vec<Device>) -> Result<Guarding, Error> {
     let p: &mut SchedClassifier = program(bpf, NAME)?;
     p.load().map_err(refused(NAME))?;
-    devices.iter().try_for_each(|device| on_device(p, netns, dir, device))
+    let is_there = |d: &Device| Ok::<_, Error>(in_netns(netns, || sys::ifindex(&d.name))?.ok() == Some(d.index));
+    let mut out = Vec::new();
+    for device in devices {
+        if !is_there(&device)? {
+            continue;
+        }
+        let done = on_device(p, netns, dir, &device);
+        // Attached by name: only if that is still the device's, the device is guarded.
+        if is_there(&device)? {
+            out.push((device, done));
+        }
+    }
+    Ok(out)
 }
 
-fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &str) -> Result<(), Error> {
-    let pin = dir.join(format!("guard-{device}"));
-    unpin_if_dead(&pin)?;
-    if pin.exists() {
+fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &Device) -> Result<(), Error> {
+    let pins = pins(dir)?;
+    let mut there = pins.iter().filter(|(_, index)| *index == device.index);
+    if let Some((pin, _)) = there.next() {
         let fd = duplicate(p.fd().map_err(refused(NAME))?)?;
-        return replace(&pin, fd.as_fd());
+        replace(pin, fd.as_fd())?;
+        // An earlier agent's, from when the device had another name. The kernel takes a program once for a device.
+        there.for_each(|(pin, _)| remove(pin));
+        return Ok(());
     }
-    match in_netns(netns, || by_tcx(p, device))? {
+    let pin = place(dir, device, &pins);
+    // A link whose device is gone is in nobody's way but its successor's.
+    if pins.iter().any(|(p, _)| *p == pin) {
+        fs::remove_file(&pin).map_err(Error::io("cannot remove", &pin))?;
+    }
+    let name = &device.name;
+    match in_netns(netns, || by_tcx(p, name))? {
         Ok(link) => {
             link.pin(&pin).map(drop).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))
         }
@@ -64,27 +95,53 @@ fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &str) -
                     "this kernel has no tcx (Linux 6.6): pods are guarded by clsact filters, which a pod with CAP_NET_ADMIN can remove"
                 );
             }
-            in_netns(netns, || by_filter(p, device))?.map_err(Error::kernel(
-                format!("cannot attach {NAME} to {device}"),
+            in_netns(netns, || by_filter(p, name))?.map_err(Error::kernel(
+                format!("cannot attach {NAME} to {name}"),
                 "tcx (Linux 6.6), or a clsact qdisc with cls_bpf (modules sch_ingress and cls_bpf)",
                 "4.5",
             ))
         }
-        Err(e) => Err(refused(device)(e)),
+        Err(e) => Err(refused(name)(e)),
     }
 }
 
-/// A pinned link whose device is gone is in nobody's way but its successor's: a new device may have the same name.
-fn unpin_if_dead(pin: &Path) -> Result<(), Error> {
-    if !pin.exists() {
-        return Ok(());
+/// The pod's pinned links, each with the index of its device; 0: that is gone from the pod.
+fn pins(dir: &Path) -> Result<Vec<(PathBuf, u32)>, Error> {
+    let mut out = Vec::new();
+    for e in fs::read_dir(dir).map_err(Error::io("cannot read", dir))?.flatten() {
+        if e.file_name().to_string_lossy().starts_with(PINS) {
+            let pin = e.path();
+            let link = sys::obj_get(&pin).map_err(Error::io("cannot open the pinned link", &pin))?;
+            let index = sys::link_device(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
+            out.push((pin, index));
+        }
     }
-    let link = sys::obj_get(pin).map_err(Error::io("cannot open the pinned link", pin))?;
-    let device = sys::link_device(link.as_fd()).map_err(Error::io("cannot read the link", pin))?;
-    if device == 0 {
-        fs::remove_file(pin).map_err(Error::io("cannot remove", pin))?;
+    Ok(out)
+}
+
+/// Where a device's link is pinned: by its name, unless the link of a device that had the name before, and lives, is
+/// there.
+fn place(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> PathBuf {
+    let usual = dir.join(format!("{PINS}{}", device.name));
+    if pins.iter().any(|(pin, index)| *pin == usual && *index != 0) {
+        // No device has a colon in its name.
+        return dir.join(format!("{PINS}{}:{}", device.name, device.index));
     }
-    Ok(())
+    usual
+}
+
+/// Those of these devices whose link is not theirs any more: made anew, or moved away and back, under the same name
+/// and index.
+/// (A filter says nothing of itself.)
+pub(crate) fn lost(dir: &Path, devices: &[Device]) -> Result<Vec<Device>, Error> {
+    let pins = pins(dir)?;
+    Ok(devices.iter().filter(|d| is_lost(dir, d, &pins)).cloned().collect())
+}
+
+fn is_lost(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> bool {
+    let alive = pins.iter().any(|(_, index)| *index == device.index);
+    let dead = [format!("{PINS}{}", device.name), format!("{PINS}{}:{}", device.name, device.index)];
+    !alive && pins.iter().any(|(pin, index)| *index == 0 && dead.iter().any(|d| *pin == dir.join(d)))
 }
 
 /// Attaches to a device of the calling thread's namespace by a link.
@@ -132,21 +189,28 @@ fn add_clsact(device: &str) -> io::Result<()> {
 }
 
 /// Takes the guard, in both of its ways, off devices that have turned out to lead nowhere.
-pub(crate) fn leave(netns: &Netns, dir: &Path, devices: &[String]) {
-    for pin in devices.iter().map(|d| dir.join(format!("guard-{d}"))).filter(|p| p.exists()) {
-        if let Err(e) = sys::obj_get(&pin).and_then(|l| sys::link_detach(l.as_fd())) {
-            tracing::debug!(link = %pin.display(), error = %e, "link could not be detached");
-        }
-        if let Err(e) = fs::remove_file(&pin) {
-            tracing::debug!(link = %pin.display(), error = %e, "link could not be removed");
-        }
-    }
+pub(crate) fn leave(netns: &Netns, dir: &Path, devices: &[Device]) {
     if devices.is_empty() {
         return;
     }
-    let removed = in_netns(netns, || devices.iter().try_for_each(|d| remove_filter(d)));
+    let pins = pins(dir).unwrap_or_else(|e| {
+        tracing::warn!(error = %e, "devices inside a pod stay guarded");
+        Vec::new()
+    });
+    pins.iter().filter(|(_, index)| devices.iter().any(|d| d.index == *index)).for_each(|(pin, _)| remove(pin));
+    let removed = in_netns(netns, || devices.iter().try_for_each(|d| remove_filter(&d.name)));
     if let Err(e) = removed.and_then(|r| r.map_err(Error::io("cannot remove the guard's filters of", dir))) {
         tracing::warn!(error = %e, "devices inside a pod stay guarded");
+    }
+}
+
+/// Takes a link off its device, and its pin away.
+fn remove(pin: &Path) {
+    if let Err(e) = sys::obj_get(pin).and_then(|l| sys::link_detach(l.as_fd())) {
+        tracing::debug!(link = %pin.display(), error = %e, "link could not be detached");
+    }
+    if let Err(e) = fs::remove_file(pin) {
+        tracing::debug!(link = %pin.display(), error = %e, "link could not be removed");
     }
 }
 
@@ -155,7 +219,7 @@ pub(crate) fn leave(netns: &Netns, dir: &Path, devices: &[String]) {
 /// # Errors
 /// Those of netlink.
 pub(crate) fn remove_filters() -> io::Result<()> {
-    net::devices()?.iter().try_for_each(|device| remove_filter(device))
+    net::devices()?.iter().try_for_each(|device| remove_filter(&device.name))
 }
 
 /// Takes the filter off a device. The qdisc stays: it may be somebody else's too.
@@ -185,6 +249,34 @@ mod tests {
 
     fn syscall(errno: i32) -> ProgramError {
         SyscallError { call: "bpf_mprog_attach", io_error: io::Error::from_raw_os_error(errno) }.into()
+    }
+
+    #[test]
+    fn a_link_is_known_by_its_device_and_not_by_its_pins_name() {
+        let dir = Path::new("/pods/u");
+        let device = |index, name: &str| Device { index, name: name.into() };
+        let pins = |all: &[(&str, u32)]| all.iter().map(|(p, i)| (dir.join(p), *i)).collect::<Vec<_>>();
+        for (what, pinned, device, pin, is_lost_now) in [
+            ("a new one", &[] as &[(&str, u32)], device(5, "eth1"), "guard-eth1", false),
+            ("another one's guard", &[("guard-eth0", 2)], device(5, "eth1"), "guard-eth1", false),
+            ("made anew", &[("guard-eth1", 0)], device(6, "eth1"), "guard-eth1", true),
+            ("made anew with its old index", &[("guard-eth1", 0)], device(5, "eth1"), "guard-eth1", true),
+            ("renamed", &[("guard-eth0", 5)], device(5, "eth1"), "guard-eth1", false),
+            (
+                "renamed, and the old name's is gone",
+                &[("guard-eth1", 0), ("guard-eth0", 5)],
+                device(5, "eth1"),
+                "guard-eth1",
+                false,
+            ),
+            ("the name of one that was renamed", &[("guard-eth1", 5)], device(8, "eth1"), "guard-eth1:8", false),
+            ("the same, lost", &[("guard-eth1", 5), ("guard-eth1:8", 0)], device(8, "eth1"), "guard-eth1:8", true),
+        ] {
+            let pins = pins(pinned);
+            assert_eq!(place(dir, &device, &pins), dir.join(pin), "{what}");
+            assert_eq!(is_lost(dir, &device, &pins), is_lost_now, "{what}");
+        }
+        assert!(!is_lost(dir, &device(5, "eth1"), &pins(&[("guard-eth1", 5)])));
     }
 
     #[test]

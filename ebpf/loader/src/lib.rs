@@ -7,7 +7,8 @@
 //! Pin layout, one directory per node (several nodes may share a kernel):
 //! `maps-v<LAYOUT>/{ENROLLED,POD_IPS,PROBES,OWN_FLOWS,EXEMPT,PROBE_CGROUP,PROBE_SOCKETS,TRACE,TRACED,EVENTS}`,
 //! `links/{connect4,connect6,probes}`,
-//! `pods/<uid>/{lookup,guard-<device>}` and `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS,FORWARDED}`.
+//! `pods/<uid>/{lookup,guard-<device>}` (`guard-<device>:<index>` where one that was renamed has its place) and
+//! `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS,FORWARDED}`.
 
 pub mod check;
 mod error;
@@ -20,6 +21,7 @@ mod sys;
 pub mod trace;
 
 pub use error::Error;
+pub use guard::Guarding;
 pub use karst_ebpf_common::{Counter, MARK_MASK};
 pub use node::{Node, Probers, pinned_pods};
 pub use pod::{Listeners, PodConfig, PodState, pod_state};

@@ -17,7 +17,23 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use std::{fs, io, net::IpAddr};
+use std::{fmt, fs, io, net::IpAddr};
+
+/// A device of a network namespace. A name alone does not tell it from another one that comes later; an index alone,
+/// from itself under another name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Device {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (index {})", self.name, self.index)
+    }
+}
 
 /// Delivers everything to `lo`.
 pub(crate) const TABLE: u8 = 100;
@@ -89,14 +105,15 @@ pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of netlink.
-pub fn devices() -> io::Result<Vec<String>> {
+pub fn devices() -> io::Result<Vec<Device>> {
     let mut out = Vec::new();
     dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |m| {
         if let RouteNetlinkMessage::NewLink(l) = m
             && l.header.link_layer_type == LinkLayerType::Ether
         {
+            let index = l.header.index;
             out.extend(l.attributes.into_iter().find_map(|a| match a {
-                LinkAttribute::IfName(name) => Some(name),
+                LinkAttribute::IfName(name) => Some(Device { index, name }),
                 _ => None,
             }));
         }

@@ -2,8 +2,9 @@
 //! leads to them, and the switch for new outbound connections last; removal runs the other way round.
 
 use crate::{
-    Error, Node, forward, guard,
-    net::{self, in_netns},
+    Error, Node, forward,
+    guard::{self, Guarding},
+    net::{self, Device, in_netns},
     node::{attach_or_replace, duplicate, key, program},
     sys, trace,
 };
@@ -102,11 +103,12 @@ impl Node {
     }
 
     /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that is
-    /// closed gets a guard that lets nothing of TCP pass, and no redirection.
+    /// closed gets a guard that lets nothing of TCP pass, and no redirection. Gives the devices that are guarded: all
+    /// that are to be.
     ///
     /// # Errors
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
-    pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, l: &Listeners<'_>) -> Result<(), Error> {
+    pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, l: &Listeners<'_>) -> Result<Vec<Device>, Error> {
         if pod.ips.is_empty() || pod.ips.len() > MAX_POD_IPS {
             return Err(Error::Pod(format!(
                 "pod {}: has {} addresses; redirection takes 1 to {MAX_POD_IPS}",
@@ -124,26 +126,57 @@ impl Node {
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
         let mut bpf = self.load_pod(pod, cookie, &maps)?;
         if pod.closed {
-            let all = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", &dir))?;
-            return guard::attach(&mut bpf, netns, &dir, &all);
+            let all = self.sync_local(netns, pod)?;
+            return all_guarded(guard::attach(&mut bpf, netns, &dir, all)?);
         }
         fill(&mut bpf, l)?;
-        in_netns(netns, || {
-            net::setup(&pod.ips).map_err(Error::kernel(
-                "cannot set up routing in the pod",
-                "policy routing by mark and protocol",
-                "4.17",
-            ))
-        })??;
+        self.route(netns, pod)?;
         // After the routing table that it leads to.
-        let guarded = self.sync_local(netns, pod)?;
+        let devices = self.sync_local(netns, pod)?;
         for ip in &pod.ips {
             self.set_ip(*ip, true)?;
         }
         attach_lookup(&mut bpf, netns, &dir)?;
         // Before the guard, which would drop the SYNs of connections that are not marked yet.
         self.set_enrolled(cookie, true)?;
-        guard::attach(&mut bpf, netns, &dir, &guarded)
+        all_guarded(guard::attach(&mut bpf, netns, &dir, devices)?)
+    }
+
+    /// Guards devices that a pinned pod has by now, each by itself. One that is gone meanwhile is left out.
+    ///
+    /// # Errors
+    /// If none of them can be guarded, whatever it is.
+    pub fn guard(&self, netns: &Netns, pod: &PodConfig, devices: Vec<Device>) -> Result<Guarding, Error> {
+        let cookie = netns.cookie().map_err(Error::kernel(
+            "cannot enter the pod's network namespace",
+            "SO_NETNS_COOKIE",
+            "5.14",
+        ))?;
+        let dir = self.pod_dir(&pod.uid);
+        let mut bpf = self.load_pod(pod, cookie, &dir.join(format!("v{LAYOUT}")))?;
+        guard::attach(&mut bpf, netns, &dir, devices)
+    }
+
+    /// Those of a pinned pod's devices that have lost their guard, though their name and index are what they were.
+    ///
+    /// # Errors
+    /// Those of reading the pins.
+    pub fn lost(&self, pod: &PodConfig, devices: &[Device]) -> Result<Vec<Device>, Error> {
+        guard::lost(&self.pod_dir(&pod.uid), devices)
+    }
+
+    /// Sets up a pod's routing. What is there stays.
+    ///
+    /// # Errors
+    /// Those of netlink and of sysctls; also while the pod does not have its addresses.
+    pub fn route(&self, netns: &Netns, pod: &PodConfig) -> Result<(), Error> {
+        in_netns(netns, || {
+            net::setup(&pod.ips).map_err(Error::kernel(
+                "cannot set up routing in the pod",
+                "policy routing by mark and protocol",
+                "4.17",
+            ))
+        })?
     }
 
     fn load_pod(&self, pod: &PodConfig, cookie: u64, maps: &std::path::Path) -> Result<aya::Ebpf, Error> {
@@ -186,12 +219,15 @@ impl Node {
     }
 
     /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has them now;
-    /// and sets up what the pod forwards. Gives the devices that are to be guarded.
+    /// and sets up what the pod forwards. Gives the devices that are to be guarded: of a pod that is closed, all.
     ///
     /// # Errors
     /// If the pod is not pinned.
-    pub fn sync_local(&self, netns: &Netns, pod: &PodConfig) -> Result<Vec<String>, Error> {
+    pub fn sync_local(&self, netns: &Netns, pod: &PodConfig) -> Result<Vec<Device>, Error> {
         let dir = self.pod_dir(&pod.uid);
+        if pod.closed {
+            return in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", &dir));
+        }
         let addresses = in_netns(netns, net::addresses)?
             .map_err(Error::io("cannot read the addresses of the pod's namespace", &dir))?;
         let own = |ip: &IpAddr| pod.ips.contains(ip);
@@ -230,7 +266,7 @@ impl Node {
             "SO_NETNS_COOKIE",
             "5.14",
         ))?;
-        self.detach(&pod.uid, "guard-");
+        self.detach(&pod.uid, guard::PINS);
         let unguarded = in_netns(netns, guard::remove_filters)?;
         self.set_enrolled(cookie, false)?;
         // What it forwards goes its own way again, before nobody takes it any more.
@@ -247,7 +283,7 @@ impl Node {
         for ip in ips {
             self.set_ip(*ip, false)?;
         }
-        self.detach(uid, "guard-");
+        self.detach(uid, guard::PINS);
         self.detach(uid, "lookup");
         let dir = self.pod_dir(uid);
         Node::remove_all(&dir)
@@ -264,6 +300,11 @@ impl Node {
             }
         }
     }
+}
+
+/// Only a pod all of whose devices are guarded is enrolled.
+fn all_guarded(each: Guarding) -> Result<Vec<Device>, Error> {
+    each.into_iter().map(|(device, done)| done.map(|()| device)).collect()
 }
 
 /// Reads the state and counters of a pod pinned under a node's directory. Changes nothing.

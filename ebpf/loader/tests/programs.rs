@@ -2,7 +2,7 @@
 //! cgroup2 and a bpffs at /sys/fs/bpf. `cargo xtask kernels` runs these on old kernels too, where the guard is a filter.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use karst_ebpf::{Listeners, Node, PodConfig, Probers, pod_state};
+use karst_ebpf::{Listeners, Node, PodConfig, Probers, net::Device, pod_state};
 use karst_ebpf_common::Counter;
 use karst_rt::{
     netns::Netns,
@@ -52,7 +52,7 @@ enum Taker {
 }
 
 fn ip(words: &str) {
-    let out = Command::new("ip").args(words.split(' ')).output().expect("ip can be started");
+    let out = Command::new("ip").args(words.split_whitespace()).output().expect("ip can be started");
     assert!(out.status.success(), "ip {words}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
@@ -182,6 +182,24 @@ impl World {
         };
         self.pod.run(connect).unwrap()
     }
+    /// Makes a pair of the pod's `eth0` and a device of the peer's.
+    fn new_eth0(&self, index: &str, far: &str) {
+        let other = format!("/proc/{}/fd/{}", std::process::id(), self.peer.as_fd().as_raw_fd());
+        self.pod
+            .run(|| {
+                ip(&format!("link add name eth0 {index} type veth peer name {far} netns {other}"));
+                ip(&format!("addr add {POD}/24 dev eth0"));
+                ip(&format!("addr add {POD6}/64 dev eth0 nodad"));
+                ip("link set eth0 up");
+            })
+            .unwrap();
+        self.peer
+            .run(|| {
+                ip(&format!("addr add {PEER}/24 dev {far}"));
+                ip(&format!("link set {far} up"));
+            })
+            .unwrap();
+    }
     /// Takes away what leads marked connections to `lo`: whoever has CAP_NET_ADMIN in the pod can do so.
     fn cut_routing(&self) {
         self.pod.run(|| ip("rule del pref 10")).unwrap();
@@ -304,23 +322,57 @@ fn pod_guard_leads_dns_queries_to_the_dns_socket() {
 fn a_device_that_comes_again_under_its_old_name_is_guarded_again() {
     let mut w = World::new("device", false);
     w.enrol();
-    let other = format!("/proc/{}/fd/{}", std::process::id(), w.peer.as_fd().as_raw_fd());
+    w.pod.run(|| ip("link del eth0")).unwrap();
+    w.new_eth0("", "eth0");
+    w.enrol();
+    w.cut_routing();
+    let stray = w.begins(PEER, false);
+    assert_eq!(w.taken(WHILE), None, "the new device has no guard");
+    assert!(w.count(Counter::GuardDrop) >= 1);
+    drop(stray);
+}
+
+#[test]
+fn a_device_under_the_name_of_one_that_was_renamed_is_guarded() {
+    let mut w = World::new("renamed", false);
+    w.enrol();
     w.pod
         .run(|| {
-            ip("link del eth0");
-            ip(&format!("link add eth0 type veth peer name eth0 netns {other}"));
-            ip(&format!("addr add {POD}/24 dev eth0"));
-            ip(&format!("addr add {POD6}/64 dev eth0 nodad"));
-            ip("link set eth0 up");
+            ip("link set eth0 down");
+            ip("addr flush dev eth0");
+            ip("link set eth0 name eth9");
         })
         .unwrap();
-    w.peer
-        .run(|| {
-            ip(&format!("addr add {PEER}/24 dev eth0"));
-            ip("link set eth0 up");
-        })
-        .unwrap();
+    w.peer.run(|| ip("addr flush dev eth0")).unwrap();
+    // The guard of the first one is pinned under this name, and lives.
+    w.new_eth0("", "eth1");
     w.enrol();
+    w.cut_routing();
+    let stray = w.begins(PEER, false);
+    assert_eq!(w.taken(WHILE), None, "the new device has no guard");
+    assert!(w.count(Counter::GuardDrop) >= 1);
+    drop(stray);
+}
+
+#[test]
+fn a_device_made_anew_with_its_name_and_index_has_lost_its_guard_and_gets_it_again() {
+    let mut w = World::new("lost", false);
+    w.pod.run(|| ip("link del eth0")).unwrap();
+    w.new_eth0("index 7777", "eth0");
+    w.enrol();
+    let eth0 = Device { index: 7777, name: "eth0".into() };
+    let devices = std::slice::from_ref(&eth0);
+    assert_eq!(w.node.sync_local(&w.pod, &w.config).unwrap(), devices);
+    assert_eq!(w.node.lost(&w.config, devices).unwrap(), []);
+    w.pod.run(|| ip("link del eth0")).unwrap();
+    w.new_eth0("index 7777", "eth0");
+    assert_eq!(w.node.sync_local(&w.pod, &w.config).unwrap(), devices, "it looks as it did");
+    assert_eq!(w.node.lost(&w.config, devices).unwrap(), devices);
+    // One that is gone by the time is no failure, and nothing is said of it.
+    let gone = Device { index: 7778, name: "eth0".into() };
+    let each = w.node.guard(&w.pod, &w.config, vec![eth0.clone(), gone]).unwrap();
+    assert!(matches!(&each[..], [(d, Ok(()))] if *d == eth0), "{each:?}");
+    assert_eq!(w.node.lost(&w.config, devices).unwrap(), []);
     w.cut_routing();
     let stray = w.begins(PEER, false);
     assert_eq!(w.taken(WHILE), None, "the new device has no guard");

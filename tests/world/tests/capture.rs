@@ -2,11 +2,12 @@
 //! service addresses, same-node connections.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
+use karst_rt::netns::Netns;
 use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -799,4 +800,89 @@ fn a_pod_that_comes_disturbs_nobody() {
     }
     println!("new pods: gateway {before}, now {}; failed={failed:?} slowest_ms={}", gateway(&w), slowest.as_millis());
     assert_eq!((gateway(&w), failed.len()), (before, 0), "{failed:?}");
+}
+
+/// A device of a pod's that leads to the node past its uplink; made anew, in one go, as often as one likes.
+struct Second<'a> {
+    pod: &'a Pod,
+    node: &'a str,
+    /// The other end's name, and the third byte of the addresses.
+    n: u8,
+}
+
+impl Second<'_> {
+    fn made_anew(&self, first: bool, index: &str) {
+        let (n, node) = (self.n, self.node);
+        let mut words = vec![];
+        if !first {
+            // The first change is taken up at once; those that follow come while the agent waits.
+            words.extend(["link add trigger type dummy".into(), "link del trigger".into(), "link del net1".into()]);
+        }
+        words.extend([
+            format!("link add name net1 {index} type veth peer name anew{n} netns {node}"),
+            format!("addr add 10.99.{n}.2/24 dev net1"),
+            "link set net1 up".into(),
+        ]);
+        let batch = format!("printf '{}\\n' | ip -n {} -batch -", words.join("\\n"), self.pod.ns);
+        karst_world::net::run("sh", &["-c", &batch]).unwrap();
+        for c in [format!("addr add 10.99.{n}.1/24 dev anew{n}"), format!("link set anew{n} up")] {
+            karst_world::net::ip_in(node, &c).unwrap();
+        }
+    }
+
+    fn to(&self) -> SocketAddr {
+        SocketAddr::from(([10, 99, self.n, 1], 7000))
+    }
+
+    /// Past the pod's routing.
+    fn connects(&self) -> bool {
+        let connect = || {
+            let s = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            s.bind_device(Some(b"net1"))?;
+            s.connect_timeout(&SockAddr::from(self.to()), Duration::from_millis(300))
+        };
+        self.pod.netns().run(connect).unwrap().is_ok()
+    }
+
+    /// By UDP, which is nothing to the guard: does the device lead there?
+    fn leads(&self, node: &UdpSocket) -> bool {
+        let send = || {
+            let s = UdpSocket::bind("0.0.0.0:0")?;
+            socket2::SockRef::from(&s).bind_device(Some(b"net1"))?;
+            s.send_to(&[self.n], self.to())
+        };
+        let mut b = [0; 8];
+        self.pod.netns().run(send).unwrap().is_ok() && matches!(node.recv(&mut b), Ok(1)) && b[0] == self.n
+    }
+}
+
+#[test]
+fn a_device_made_anew_under_the_same_name_is_guarded_again() {
+    let mut w = World::start(Options { nodes: 1, ..Options::default() }).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let (member, outside) = (w.mesh_pod(PodSpec::new("app", "member", 0)), w.pod(PodSpec::new("out", "outside", 0)));
+    w.settle();
+    let node = Netns::open(format!("/run/netns/{}", w.nodes[0].ns)).unwrap();
+    let (tcp, udp) =
+        node.run(|| (TcpListener::bind("0.0.0.0:7000").unwrap(), UdpSocket::bind("0.0.0.0:7000").unwrap())).unwrap();
+    udp.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    std::thread::spawn(move || tcp.incoming().for_each(drop));
+    let second = |pod, n| Second { pod, node: &w.nodes[0].ns, n };
+    let (member, outside) = (second(&member, 1), second(&outside, 2));
+    // With an index that the kernel chooses, with one of its own, and twice with the same.
+    for (round, index) in ["", "index 7777", "index 7777", ""].into_iter().cycle().take(16).enumerate() {
+        member.made_anew(round == 0, index);
+        wait_for("the device leads to the node", Duration::from_secs(5), || member.leads(&udp).then_some(()));
+        wait_for(&format!("the device is guarded, round {round} {index}"), Duration::from_secs(3), || {
+            (!member.connects()).then_some(())
+        });
+        // Not only by chance, and not because nothing gets there.
+        assert!(!member.connects() && member.leads(&udp), "round {round} {index}");
+    }
+    // The way is open for who is not of the mesh: so what was dropped above, the guard has dropped.
+    outside.made_anew(true, "");
+    wait_for("an outsider connects", Duration::from_secs(5), || outside.connects().then_some(()));
+    outside.made_anew(false, "");
+    wait_for("an outsider connects again", Duration::from_secs(5), || outside.connects().then_some(()));
 }
