@@ -1,6 +1,7 @@
 //! Pure types of the mesh. No I/O, no runtime.
 
 pub mod addr;
+pub mod authority;
 pub mod identity;
 pub mod limits;
 pub mod untrusted;
