@@ -7,7 +7,7 @@
 use crate::token::{Token, Tokens};
 use http::{HeaderMap, HeaderName};
 use karst_api::route::{self as ir, AccessAction, Attribute};
-use karst_core::{Cidr, Identity};
+use karst_core::{Cidr, Identity, authority::Authority};
 use karst_proxy::dry_run::Would;
 use std::{borrow::Cow, net::IpAddr};
 
@@ -27,6 +27,7 @@ pub struct Asked<'a> {
 /// What a request shows.
 pub struct Request<'a> {
     pub method: &'a str,
+    /// In its canonical form.
     pub authority: &'a str,
     /// Made plain by [`plain`].
     pub path: &'a str,
@@ -134,6 +135,13 @@ impl Access {
         };
         let policies = a.policies.iter().map(policy).collect::<Result<_, _>>()?;
         Ok(Self { policies, tokens: Tokens::new(&a.tokens)? })
+    }
+
+    /// The headers that policies look at, and those that hold tokens or are made of them.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        let tests = self.policies.iter().flat_map(|p| p.rules.iter().flatten().flatten().flatten());
+        let named = tests.filter_map(|t| if let What::Header(n) = &t.what { Some(n) } else { None });
+        named.chain(self.tokens.headers())
     }
 
     /// Allows nothing.
@@ -290,6 +298,8 @@ impl Value {
             };
             return Some(Value::Template(s.split('/').skip(1).map(segment).collect()));
         }
+        let canonical = matches!(what, What::Host).then(|| host_value(s));
+        let s = canonical.as_deref().unwrap_or(s);
         Some(match (s, s.strip_suffix('*'), s.strip_prefix('*')) {
             ("*", ..) => Value::Present,
             (_, Some(p), _) => Value::Prefix(p.into()),
@@ -324,6 +334,15 @@ impl Value {
 
     fn net(&self, ip: IpAddr) -> bool {
         matches!(self, Value::Net(c) if c.contains(ip))
+    }
+}
+
+/// A value for hosts as authorities are written: without a last dot.
+fn host_value(s: &str) -> String {
+    match Authority::parse(s.as_bytes()) {
+        Ok(a) => a.to_string(),
+        // With a wildcard.
+        Err(_) => s.strip_suffix('.').unwrap_or(s).to_string(),
     }
 }
 
@@ -417,7 +436,7 @@ mod tests {
         let path = plain(path);
         let bare = bare(&path);
         let request =
-            Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h, token: None };
+            Request { method, authority: "shop:80", path: &path, bare: bare.as_deref(), headers: &h, token: None };
         let ip = "10.0.0.1".parse().unwrap();
         f(&Asked {
             peer: Some(&peer),
@@ -492,6 +511,9 @@ mod tests {
             (test(A::SourceIp, "", &["10.0.0.0/8"], &["10.0.0.2"]), true),
             (test(A::RemoteIp, "", &["192.168.0.0/16"], &[]), false),
             (test(A::Host, "", &["shop"], &[]), true),
+            (test(A::Host, "", &["SHOP."], &[]), true),
+            (test(A::Host, "", &["shop.:80"], &[]), true),
+            (test(A::Host, "", &["*hop."], &[]), true),
             (test(A::Host, "", &["*.example.com"], &[]), false),
             (test(A::Method, "", &["GET"], &[]), true),
             (test(A::Method, "", &["POST"], &[]), false),

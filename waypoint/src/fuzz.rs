@@ -135,6 +135,7 @@ async fn carried(data: &[u8]) {
             for n in [
                 "connection",
                 "upgrade",
+                "http2-settings",
                 "keep-alive",
                 "proxy-connection",
                 "x-forwarded-client-cert",

@@ -6,7 +6,7 @@
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`gate`]: how many connections there may be.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
-//! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`origin`]: TLS to them.
+//! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`origin`]: TLS to them.
 
 mod access;
 mod admin;
@@ -16,6 +16,7 @@ mod cluster;
 mod config;
 mod control;
 mod edge;
+mod entry;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;

@@ -18,7 +18,7 @@ use http::{Method, StatusCode};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_api::workload::AppProtocol;
-use karst_core::{Identity, limits};
+use karst_core::{Identity, authority::Authority, limits};
 use karst_hbone::server::Connect;
 use karst_proxy::{
     endpoints::is_waypoint,
@@ -198,8 +198,8 @@ fn target(
         return Err((StatusCode::NOT_FOUND, "the method is not CONNECT"));
     }
     let a = r.uri().authority().ok_or(bad("CONNECT without authority"))?;
-    let (host, port) = a.as_str().rsplit_once(':').ok_or(bad("the authority is not HOST:PORT"))?;
-    let port: u16 = port.parse().map_err(|_| bad("the authority is not HOST:PORT"))?;
+    let target = Authority::parse(a.as_str().as_bytes()).map_err(|_| bad("the authority is not HOST:PORT"))?;
+    let (host, port) = (target.host(), target.port().ok_or(bad("the authority is not HOST:PORT"))?);
     let s = w.snapshot();
     let own = w.own(&s).ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not told of this waypoint"))?;
     let unknown = (StatusCode::NOT_FOUND, "there is no such service");

@@ -493,6 +493,11 @@ impl HeaderChange {
         }))
     }
 
+    /// The headers that are changed.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(n, _)| n))
+    }
+
     /// Does it.
     pub fn apply(&self, h: &mut HeaderMap) {
         for n in &self.remove {

@@ -75,6 +75,14 @@ impl Tokens {
         Ok(Self(all.iter().map(Rule::new).collect::<Result<_, _>>()?))
     }
 
+    /// The headers that hold tokens, and those that are made of them.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        self.0.iter().flat_map(|r| {
+            let made = r.payload.iter().chain(r.claims.iter().map(|(h, _)| h));
+            made.chain(r.headers.iter().map(|(h, _)| h))
+        })
+    }
+
     /// The request's token, if there is one; headers that only we write are made.
     ///
     /// # Errors

@@ -7,14 +7,13 @@ use crate::{
     control::Snapshot,
     edge,
     gate::Gate,
-    gateway,
     metrics::{self, Metrics, Series},
     serve::{self, Call},
     stream,
     upstream::{self, TunnelKey},
 };
 use h2::server::SendResponse;
-use karst_core::{Identity, canonical, limits};
+use karst_core::{Identity, authority::Authority, canonical, limits};
 use karst_hbone::{
     Settings,
     pool::Pool,
@@ -301,7 +300,7 @@ impl Worker {
         let Some(follows) = set.follows else { return Some(set) };
         let (host, address) = match follows {
             Follows::Name => {
-                let name = gateway::name_of(name?);
+                let name = Authority::parse(name?.as_bytes()).ok()?.host().to_string();
                 // Only names that the entry stands for, and names they must be.
                 let fits =
                     set.service.hostname.strip_prefix('*').is_some_and(|x| name.len() > x.len() && name.ends_with(x));
