@@ -272,9 +272,13 @@ impl Test {
                 }
             }
             What::Header(n) => {
-                let all = r.map(|r| r.headers.get_all(n).iter().map(|v| String::from_utf8_lossy(v.as_bytes())));
-                let all: Vec<Cow<'_, str>> = all.into_iter().flatten().collect();
-                self.has(|v| all.iter().any(|s| v.text(s)))
+                let Some(r) = r else { return deny };
+                // By whichever version of HTTP it has come.
+                if *n == http::header::HOST {
+                    return one(r.authority);
+                }
+                let all = r.headers.get_all(n);
+                self.has(|v| all.iter().any(|x| v.bytes(x.as_bytes())))
             }
         }
     }
@@ -316,6 +320,17 @@ impl Value {
             Value::Present => !s.is_empty(),
             Value::Net(_) => false,
             Value::Template(t) => template(t, &s.split('/').skip(1).collect::<Vec<_>>()),
+        }
+    }
+
+    /// As [`Value::text`], of a header's value, which need not be text.
+    fn bytes(&self, b: &[u8]) -> bool {
+        match self {
+            Value::Exact(e) => e.as_bytes() == b,
+            Value::Prefix(p) => b.starts_with(p.as_bytes()),
+            Value::Suffix(x) => b.ends_with(x.as_bytes()),
+            Value::Present => !b.is_empty(),
+            Value::Net(_) | Value::Template(_) => false,
         }
     }
 
@@ -431,7 +446,7 @@ mod tests {
         let peer: Identity = "spiffe://cluster.local/ns/app/sa/web".parse().unwrap();
         let mut h = HeaderMap::new();
         for (k, v) in headers {
-            h.append(*k, v.parse().unwrap());
+            h.append(*k, http::HeaderValue::from_bytes(v.as_bytes()).unwrap());
         }
         let path = plain(path);
         let bare = bare(&path);
@@ -523,12 +538,14 @@ mod tests {
             (test(A::Path, "", &["/a/{*}"], &[]), false),
             (test(A::Port, "", &["80"], &[]), true),
             (test(A::Header, "x-role", &["admin", "op*"], &[]), true),
+            (test(A::Header, "x-name", &["Zoë"], &[]), true),
+            (test(A::Header, "host", &["shop:80"], &[]), true),
             (test(A::Header, "x-none", &["*"], &[]), false),
             (test(A::Header, "x-none", &[], &["*"]), true),
             (test(A::RequestPrincipal, "", &["*"], &[]), false),
             (test(A::RequestPrincipal, "", &[], &["*"]), true),
         ] {
-            let ask = |a: &Access| allowed(a, "GET", "/a/b/c", &[("x-role", "operator")], true);
+            let ask = |a: &Access| allowed(a, "GET", "/a/b/c", &[("x-role", "operator"), ("x-name", "Zoë")], true);
             assert_eq!(ask(&access(AccessAction::Allow, vec![vec![t.clone()]])), holds, "{t:?}");
             assert_eq!(ask(&access(AccessAction::Deny, vec![vec![t.clone()]])), !holds, "{t:?}");
             assert!(ask(&access(AccessAction::Audit, vec![vec![t]])));

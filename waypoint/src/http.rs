@@ -384,7 +384,7 @@ fn preflight(c: &Cors, p: &Parts) -> Option<Response<Reply>> {
         return None;
     }
     let mut a = Response::new(Reply::own(Bytes::new()));
-    if !c.admits(origin.to_str().unwrap_or("")) {
+    if !c.admits(origin) {
         return (!c.ir.forward_unmatched).then_some(a);
     }
     let h = a.headers_mut();
@@ -407,7 +407,7 @@ fn preflight(c: &Cors, p: &Parts) -> Option<Response<Reply>> {
 }
 
 fn allow_origin(c: &Cors, origin: &HeaderValue, h: &mut HeaderMap) {
-    if !c.admits(origin.to_str().unwrap_or("")) {
+    if !c.admits(origin) {
         return;
     }
     h.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -942,11 +942,11 @@ fn hash(set: &Set, p: &Parts, call: &Call) -> (Option<u64>, Option<HeaderValue>)
             (found.and_then(|(_, v)| text(&v)), None)
         }
         Some(Key::Cookie(c)) => {
-            let pairs =
-                p.headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
-            let found = pairs.filter_map(|x| x.trim().split_once('=')).find(|(k, _)| *k == c.name);
-            if let Some((_, v)) = found {
-                return (text(v.trim_matches('"')), None);
+            let cookie = p.headers.get(header::COOKIE).map_or(&b""[..], HeaderValue::as_bytes);
+            let mut pairs = cookie.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+            if let Some(v) = pairs.find_map(|x| x.strip_prefix(c.name.as_bytes())?.strip_prefix(b"=")) {
+                let bare = v.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(v);
+                return (Some(balance::hash(bare)), None);
             }
             if !c.generate {
                 return (None, None);

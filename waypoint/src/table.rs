@@ -339,7 +339,7 @@ impl Rule {
             && is(&self.scheme, a.scheme)
             && is(&self.authority, a.authority)
             && (!path_too || path())
-            && self.headers.iter().all(|(n, t, invert)| header(a.headers, n, t) != *invert)
+            && self.headers.iter().all(|(n, t, invert)| header(a, n, t) != *invert)
             && self
                 .query
                 .iter()
@@ -359,15 +359,19 @@ impl Rule {
     }
 }
 
-/// Several values of a header count as one, joined by commas (RFC 9110 §5.3).
-fn header(h: &HeaderMap, n: &HeaderName, t: &Text) -> bool {
-    let mut all = h.get_all(n).iter().filter_map(|v| v.to_str().ok());
+/// Several values of a header count as one, joined by commas (RFC 9110 §5.3). The host is the authority, by whichever version of
+/// HTTP it has come.
+fn header(a: &Ask<'_>, n: &HeaderName, t: &Text) -> bool {
+    if *n == http::header::HOST {
+        return t.matches(a.authority);
+    }
+    let mut all = a.headers.get_all(n).iter().map(HeaderValue::as_bytes);
     match (all.next(), all.next()) {
         (None, _) => false,
-        (Some(v), None) => t.matches(v),
-        (Some(a), Some(b)) => {
-            let rest: String = all.flat_map(|v| [",", v]).collect();
-            t.matches(&format!("{a},{b}{rest}"))
+        (Some(v), None) => t.matches_bytes(v),
+        (Some(first), Some(second)) => {
+            let all: Vec<&[u8]> = [first, second].into_iter().chain(all).collect();
+            t.matches_bytes(&all.join(&b","[..]))
         }
     }
 }
@@ -612,8 +616,8 @@ impl Cors {
     }
 
     /// May this origin?
-    pub fn admits(&self, origin: &str) -> bool {
-        self.origins.iter().any(|t| t.matches(origin))
+    pub fn admits(&self, origin: &HeaderValue) -> bool {
+        self.origins.iter().any(|t| t.matches_bytes(origin.as_bytes()))
     }
 }
 
@@ -686,6 +690,37 @@ mod tests {
             assert_eq!(found(&t, port, path, headers), want, "{port} {path}");
         }
         assert_eq!(found(&Table::default(), 80, "/", &none), "default");
+    }
+
+    #[test]
+    fn headers_are_matched_as_bytes() {
+        let named = |name: &str, kind: Kind, invert: bool| {
+            let value = Some(ir::Text { kind: Some(kind) });
+            rule(name, None, |r| {
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: name.into(), value, invert })
+            })
+        };
+        let http = vec![
+            named("x-name", Kind::Exact("Zoë,Zoë".into()), false),
+            named("x-other", Kind::Present(true), true),
+            named("host", Kind::Exact("a".into()), false),
+        ];
+        let t = Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap();
+        let of = |all: &[(&'static str, &[u8])]| {
+            let mut h = HeaderMap::new();
+            for (k, v) in all {
+                h.append(*k, HeaderValue::from_bytes(v).unwrap());
+            }
+            found(&t, 80, "/", &h).to_string()
+        };
+        let (zoe, latin) = ("Zoë".as_bytes(), b"\xe9");
+        assert_eq!(of(&[("x-name", zoe), ("x-name", zoe)]), "x-name");
+        assert_eq!(of(&[]), "x-other");
+        assert_eq!(
+            of(&[("x-other", latin)]),
+            "host",
+            "what is no text is there all the same; the host is the authority"
+        );
     }
 
     /// The index says what a look at every rule in order would say.
