@@ -7,6 +7,7 @@ use crate::{
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     cluster::{self, Set},
+    codec,
     control::Snapshot,
     entry::{self, Authority, Entry},
     gate::Busy,
@@ -282,6 +283,16 @@ fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
         era: s.era,
         told: false,
     })
+}
+
+/// Records a request of HTTP/1.1 whose head is too large: it has been answered already, and nothing more is known of it.
+pub fn too_large(w: &Rc<Worker>, call: &Call) {
+    let mut r = Request::new(());
+    *r.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
+    let mut record = begin(w, &w.snapshot(), call, &r.into_parts().0);
+    record.path.clear();
+    record.error = codec::bad_head();
+    drop(ours(record, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "", Flag::BadRequest));
 }
 
 /// Our own answer.
@@ -740,6 +751,7 @@ async fn forward(
                 let (f, text) = match e {
                     Failure::Connect(t) => (Flag::ConnectFailure, t),
                     Failure::Refused(t) | Failure::Reset(t) => (Flag::Reset, t),
+                    Failure::Protocol(t) => (Flag::ProtocolError, t),
                 };
                 record.error = text;
                 let (status, words) = f.answer();
@@ -914,7 +926,7 @@ fn wants(r: &ir::Retry, o: Option<&Result<(Response<Incoming>, After), Failure>>
         None => r.server_error || r.gateway_error || r.reset,
         Some(Err(Failure::Connect(_))) => r.connect_failure || r.server_error || r.gateway_error || r.reset,
         Some(Err(Failure::Refused(_))) => r.refused_stream || r.server_error || r.reset,
-        Some(Err(Failure::Reset(_))) => r.reset || r.server_error || r.gateway_error,
+        Some(Err(Failure::Reset(_) | Failure::Protocol(_))) => r.reset || r.server_error || r.gateway_error,
         Some(Ok((a, _))) => {
             let s = u32::from(a.status().as_u16());
             let grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);

@@ -6,13 +6,15 @@
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`gate`]: how many connections there may be.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
-//! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`origin`]: TLS to them.
+//! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`codec`]: how
+//!   HTTP is spoken; [`origin`]: TLS to them.
 
 mod access;
 mod admin;
 mod balance;
 mod body;
 mod cluster;
+mod codec;
 mod config;
 mod control;
 mod edge;

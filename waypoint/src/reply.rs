@@ -45,6 +45,8 @@ pub enum Flag {
     Reset,
     /// The endpoint has not kept to HTTP, or to a limit of its heads.
     ProtocolError,
+    /// The client has not kept to a limit of its heads.
+    BadRequest,
     /// A limit of connections or requests at a time is reached.
     Overflow,
     /// A rate limit is reached.
@@ -72,6 +74,7 @@ impl Flag {
             Flag::ConnectFailure => "UF",
             Flag::Reset => "UC",
             Flag::ProtocolError => "UPE",
+            Flag::BadRequest => "DPE",
             Flag::Overflow => "UO",
             Flag::RateLimited => "RL",
             Flag::Timeout => "UT",
@@ -107,6 +110,7 @@ impl Flag {
             ),
             Flag::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
             Flag::FaultAbort => (StatusCode::INTERNAL_SERVER_ERROR, "fault filter abort"),
+            Flag::BadRequest => (StatusCode::BAD_REQUEST, ""),
             Flag::None | Flag::RetryLimit | Flag::FaultDelay | Flag::ClientGone => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "")
             }
