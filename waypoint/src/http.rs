@@ -604,8 +604,8 @@ fn mirror(
             let held = Held::new(set.clone(), i, None);
             let m = &set.members[i];
             let sent = match two {
-                true => upstream::http2(&w, &set, m, call.from, r).await,
-                false => upstream::http1(&w, &set, m, call.from, r).await,
+                true => upstream::http2(&w, &set, m, call.from, r, &Cell::default()).await,
+                false => upstream::http1(&w, &set, m, call.from, r, &Cell::default()).await,
             };
             if let Ok((a, after)) = sent {
                 discard(a.into_body()).await;
@@ -697,11 +697,12 @@ async fn forward(
         let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
+        let head_sent = Cell::new(false);
         let sent = async {
             match (upgrade, two) {
                 (true, _) => upstream::upgrade(w, &set, m, call.from, r).await,
-                (false, true) => upstream::http2(w, &set, m, call.from, r).await,
-                (false, false) => upstream::http1(w, &set, m, call.from, r).await,
+                (false, true) => upstream::http2(w, &set, m, call.from, r, &head_sent).await,
+                (false, false) => upstream::http1(w, &set, m, call.from, r, &head_sent).await,
             }
         };
         let outcome = match until {
@@ -715,7 +716,7 @@ async fn forward(
         }
         set.result(m, status);
         let last = retry.is_none_or(|r| attempt >= r.attempts);
-        let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref()));
+        let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref(), head_sent.get()));
         let possible = !upgrade && !over && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
         if wanted
             && !last
@@ -919,8 +920,12 @@ fn grpc_timeout(s: &str) -> Option<u64> {
     })
 }
 
-/// Is this an end after which the request is to be tried again?
-fn wants(r: &ir::Retry, o: Option<&Result<(Response<Incoming>, After), Failure>>) -> bool {
+/// Is this an end after which the request is to be tried again? `sent`: the endpoint may have read something of it.
+fn wants<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sent: bool) -> bool {
+    let failed = !matches!(o, Some(Ok(_)));
+    if failed && r.reset_before_request && !sent {
+        return true;
+    }
     match o {
         // One attempt took too long.
         None => r.server_error || r.gateway_error || r.reset,
@@ -1023,6 +1028,29 @@ mod tests {
     #[test]
     fn hosts_of_mirrors() {
         assert_eq!((shadowed("a.b"), shadowed("a:80")), ("a.b-shadow".into(), "a-shadow:80".into()));
+    }
+
+    #[test]
+    fn what_was_sent_is_not_sent_again_by_reset_before_request() {
+        let before = ir::Retry { reset_before_request: true, ..Default::default() };
+        let reset = ir::Retry { reset: true, ..Default::default() };
+        type Outcome = Result<(Response<()>, ()), Failure>;
+        let text = String::new;
+        let table: [(Option<Outcome>, bool, bool, bool); 8] = [
+            (Some(Err(Failure::Reset(text()))), true, false, true),
+            (Some(Err(Failure::Reset(text()))), false, true, true),
+            (Some(Err(Failure::Protocol(text()))), true, false, true),
+            (Some(Err(Failure::Refused(text()))), true, false, true),
+            (Some(Err(Failure::Connect(text()))), false, true, true),
+            // One attempt took too long.
+            (None, true, false, true),
+            (None, false, true, true),
+            (Some(Ok((Response::new(()), ()))), true, false, false),
+        ];
+        for (outcome, sent, want, by_reset) in &table {
+            assert_eq!(wants(&before, outcome.as_ref(), *sent), *want, "{outcome:?} {sent}");
+            assert_eq!(wants(&reset, outcome.as_ref(), *sent), *by_reset, "{outcome:?} {sent}");
+        }
     }
 
     #[test]

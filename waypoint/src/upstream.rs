@@ -300,7 +300,7 @@ fn end(s: &Set, m: &Member) -> Result<End, Failure> {
     }
 }
 
-/// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer.
+/// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer. `sent`: something of it may have been.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -310,6 +310,7 @@ pub async fn http1(
     m: &Member,
     from: SocketAddr,
     mut r: Request<Counted>,
+    sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
     let end = end(s, m)?;
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
@@ -333,6 +334,7 @@ pub async fn http1(
                 false => continue,
             }
         }
+        sent.set(true);
         match send.try_send_request(r).await {
             Ok(answer) => {
                 let requests = requests + 1;
@@ -344,8 +346,14 @@ pub async fn http1(
             }
             Err(mut e) => match e.take_message() {
                 // A kept connection that was closed meanwhile: nobody has seen the request.
-                Some(back) if !fresh => r = back,
-                _ => return Err(failure(e.error())),
+                Some(back) if !fresh => {
+                    sent.set(false);
+                    r = back;
+                }
+                unsent => {
+                    sent.set(unsent.is_none());
+                    return Err(failure(e.error()));
+                }
             },
         }
     }
@@ -370,7 +378,7 @@ pub async fn upgrade(
     Ok((answer, After::Alone(lease)))
 }
 
-/// Sends a request on a shared HTTP/2 connection.
+/// Sends a request on a shared HTTP/2 connection. `sent`: something of it may have been.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -380,6 +388,7 @@ pub async fn http2(
     m: &Member,
     from: SocketAddr,
     mut r: Request<Counted>,
+    sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
     let end = end(s, m)?;
     loop {
@@ -412,11 +421,18 @@ pub async fn http2(
         if c.send.ready().await.is_err() && !fresh {
             continue;
         }
+        sent.set(true);
         match c.send.try_send_request(r).await {
             Ok(answer) => return Ok((answer, after)),
             Err(mut e) => match e.take_message() {
-                Some(back) if !fresh => r = back,
-                _ => return Err(failure(e.error())),
+                Some(back) if !fresh => {
+                    sent.set(false);
+                    r = back;
+                }
+                unsent => {
+                    sent.set(unsent.is_none());
+                    return Err(failure(e.error()));
+                }
             },
         }
     }

@@ -630,7 +630,8 @@ fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, Bad> {
         match word {
             "5xx" => out.server_error = true,
             "gateway-error" => out.gateway_error = true,
-            "reset" | "reset-before-request" => out.reset = true,
+            "reset" => out.reset = true,
+            "reset-before-request" => out.reset_before_request = true,
             "connect-failure" => out.connect_failure = true,
             "refused-stream" => out.refused_stream = true,
             "retriable-4xx" => out.retriable_4xx = true,
@@ -647,7 +648,7 @@ fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, Bad> {
                     return Err((
                         format!("{at}.retryOn"),
                         format!(
-                            "{word:?} is no condition; known are 5xx, gateway-error, reset, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, and status codes"
+                            "{word:?} is no condition; known are 5xx, gateway-error, reset, reset-before-request, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, and status codes"
                         ),
                     ));
                 }
