@@ -13,11 +13,13 @@ use crate::{
     gate::Busy,
     gateway,
     limit::{self, Limit, Over},
+    operators::Values,
     reply::{self, Counter, Flag, Held, Record, Reply},
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
     token::Token,
     upstream::{self, After, Failure},
+    values::OfRequest,
     worker::{Turn, Worker},
 };
 use bytes::Bytes;
@@ -152,7 +154,12 @@ pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> R
     let entry = entry::canonical(p)?;
     let to = Destination::same(&"ns/any".into());
     let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, two: false, upgrade: false };
-    t.request(Body::Incoming(body), bytes, false).ok_or(StatusCode::BAD_REQUEST)
+    /// No rule changes it.
+    struct Nothing;
+    impl Values for Nothing {
+        fn write(&self, _: &karst_core::operators::Operator, _: &HeaderMap, _: &mut Vec<u8>) {}
+    }
+    t.request(Body::Incoming(body), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
 }
 
 /// Why a request is not for the listener that it has come to.
@@ -501,7 +508,13 @@ struct Template<'a> {
 }
 
 impl Template<'_> {
-    fn request(&self, body: Body, bytes: &Rc<Cell<u64>>, shadow: bool) -> Option<Request<Counted>> {
+    fn request(
+        &self,
+        body: Body,
+        bytes: &Rc<Cell<u64>>,
+        shadow: bool,
+        values: &dyn Values,
+    ) -> Option<Request<Counted>> {
         let p = self.parts;
         let mut headers = p.headers.clone();
         if self.upgrade {
@@ -525,7 +538,7 @@ impl Template<'_> {
         }
         for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
             entry::drop_alike(&mut headers, c.names());
-            c.apply(&mut headers);
+            c.apply(&mut headers, values);
         }
         let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {
             Some(a) => a.clone(),
@@ -587,6 +600,7 @@ fn mirror(
     parts: &Parts,
     authority: &Authority,
     source: Option<&Source>,
+    values: &dyn Values,
 ) {
     for (to, part) in &rule.mirrors {
         if to.refuse.is_some() || !w.chance(Turn::Mirror, *part) {
@@ -596,7 +610,7 @@ fn mirror(
         let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
         let two = speaks_two(&set, call, parts);
         let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
-        let Some(r) = t.request(body, &Rc::default(), true) else { continue };
+        let Some(r) = t.request(body, &Rc::default(), true, values) else { continue };
         let (w, call) = (w.clone(), call.clone());
         tokio::task::spawn_local(async move {
             let Some(i) = balance::choose(&set, None, &[], |n| w.random(n)) else { return };
@@ -662,7 +676,8 @@ async fn forward(
         record.request_id = Some(id);
     }
     if let (true, Some(r)) = (mirrors, rule) {
-        mirror(w, call, s, r, &parts, authority, source.as_ref());
+        let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
+        mirror(w, call, s, r, &parts, authority, source.as_ref(), &values);
     }
     let (hash, cookie) = hash(&set, &parts, call);
     let deadline = deadline(rule, &parts);
@@ -689,7 +704,8 @@ async fn forward(
             (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),
             (None, w) => w.take(),
         };
-        let Some(r) = body.and_then(|b| template.request(b, &record.received, false)) else {
+        let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
+        let Some(r) = body.and_then(|b| template.request(b, &record.received, false, &values)) else {
             return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
         };
         let held = Held::new(set.clone(), i, place);
@@ -763,7 +779,8 @@ async fn forward(
                     record.flag = flag(record.flag);
                 }
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
-                let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy };
+                let ending =
+                    Ending { rule, to, deadline, client_upgrade, cookie, busy, asked: (&**call, &parts, authority) };
                 finish(ending, a, after, held, counter, record)
             }
         };
@@ -776,6 +793,8 @@ struct Ending<'a> {
     to: &'a Destination,
     deadline: Option<Instant>,
     client_upgrade: Option<OnUpgrade>,
+    /// What was asked.
+    asked: (&'a Call, &'a Parts, &'a Authority),
     /// Of the connection, if it may change to another protocol.
     busy: Option<Busy>,
     /// To be set at the client, so that it comes back to the same endpoint.
@@ -804,7 +823,8 @@ fn finish(
     }
     entry::strip(&mut p.headers);
     for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
-        c.apply(&mut p.headers);
+        let (call, parts, authority) = e.asked;
+        c.apply(&mut p.headers, &OfRequest { call, parts, authority, record: &record, answered: true });
     }
     if let Some(c) = e.cookie {
         p.headers.append(header::SET_COOKIE, c);

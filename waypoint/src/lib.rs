@@ -26,6 +26,7 @@ mod gateway;
 mod http;
 mod limit;
 mod metrics;
+mod operators;
 mod origin;
 mod place;
 mod reply;
@@ -36,6 +37,7 @@ mod telemetry;
 mod text;
 mod token;
 mod upstream;
+mod values;
 mod worker;
 
 use anyhow::Context;

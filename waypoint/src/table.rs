@@ -4,6 +4,7 @@
 
 use crate::{
     limit::{Limit, Limits},
+    operators::{Value, Values},
     text::Text,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -478,18 +479,15 @@ impl TcpRule {
 /// Changes of headers.
 #[derive(Debug)]
 pub struct HeaderChange {
-    set: Vec<(HeaderName, HeaderValue)>,
-    add: Vec<(HeaderName, HeaderValue)>,
+    set: Vec<(HeaderName, Value)>,
+    add: Vec<(HeaderName, Value)>,
     remove: Vec<HeaderName>,
 }
 
 impl HeaderChange {
     fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, String> {
         let Some(c) = c else { return Ok(None) };
-        let pair = |h: &ir::Header| {
-            let v = HeaderValue::from_str(&h.value).map_err(|_| format!("{:?} is no header value", h.value))?;
-            Ok::<_, String>((name(&h.name)?, v))
-        };
+        let pair = |h: &ir::Header| Ok::<_, String>((name(&h.name)?, Value::new(&h.value)?));
         Ok(Some(Self {
             set: c.set.iter().map(pair).collect::<Result<_, _>>()?,
             add: c.add.iter().map(pair).collect::<Result<_, _>>()?,
@@ -502,16 +500,27 @@ impl HeaderChange {
         self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(n, _)| n))
     }
 
-    /// Does it.
-    pub fn apply(&self, h: &mut HeaderMap) {
+    /// Changes headers; `values`: what operators stand for. No value is made of another that is made here (Envoy).
+    pub fn apply(&self, h: &mut HeaderMap, values: &dyn Values) {
         for n in &self.remove {
             h.remove(n);
         }
+        let all = self.set.iter().chain(&self.add).filter(|(_, v)| matches!(v, Value::Made(_)));
+        let made: Vec<Option<HeaderValue>> = all.map(|(_, v)| v.make(values, h)).collect();
+        let mut made = made.into_iter();
+        let mut next = |v: &Value| match v {
+            Value::Fixed(v) => Some(v.clone()),
+            Value::Made(_) => made.next().flatten(),
+        };
         for (n, v) in &self.set {
-            h.insert(n, v.clone());
+            if let Some(v) = next(v) {
+                h.insert(n, v);
+            }
         }
         for (n, v) in &self.add {
-            h.append(n, v.clone());
+            if let Some(v) = next(v) {
+                h.append(n, v);
+            }
         }
     }
 }
@@ -762,6 +771,41 @@ mod tests {
                 let want = table.rest.rules.iter().find(|x| x.holds(&ask, true)).map_or("-", |x| &x.origin);
                 assert_eq!(found(&table, 80, path, &headers), want, "{path}");
             }
+        }
+    }
+
+    #[test]
+    fn headers_are_changed_and_made() {
+        use karst_core::operators::Operator;
+        /// Knows the header that is asked for.
+        struct Own;
+        impl Values for Own {
+            fn write(&self, o: &Operator, headers: &HeaderMap, out: &mut Vec<u8>) {
+                if let Operator::Request(h) = o {
+                    out.extend_from_slice(headers.get(&h.name).map_or(&b""[..], HeaderValue::as_bytes));
+                }
+            }
+        }
+        let header = |(name, value): (&str, &str)| ir::Header { name: name.into(), value: value.into() };
+        let change = |set: &[(&str, &str)], add: &[(&str, &str)], remove: &[&str]| ir::HeaderChange {
+            set: set.iter().copied().map(header).collect(),
+            add: add.iter().copied().map(header).collect(),
+            remove: remove.iter().map(ToString::to_string).collect(),
+        };
+        let set =
+            [("a", "<%REQ(user)%>"), ("user", "other"), ("kept", "%REQ(none)%"), ("per-cent", "5%%"), ("fixed", "x")];
+        let c = change(&set, &[("a", "%REQ(user):2%"), ("b", "%REQ(gone)%"), ("c", "%REQ(none)%")], &["gone"]);
+        let c = HeaderChange::new(Some(&c)).unwrap().unwrap();
+        let mut h = HeaderMap::new();
+        for (k, v) in [("user", "jason"), ("kept", "as it was"), ("gone", "1")] {
+            h.insert(k, HeaderValue::from_static(v));
+        }
+        c.apply(&mut h, &Own);
+        let mut all: Vec<String> = h.iter().map(|(k, v)| format!("{k}={}", v.to_str().unwrap())).collect();
+        all.sort_unstable();
+        assert_eq!(all, ["a=<jason>", "a=ja", "fixed=x", "kept=as it was", "per-cent=5%", "user=other"]);
+        for bad in ["%FOO%", "50%", "a\nb", "%REQ(a)%\n"] {
+            assert!(HeaderChange::new(Some(&change(&[("a", bad)], &[], &[]))).is_err(), "{bad:?}");
         }
     }
 

@@ -2,8 +2,10 @@
 
 pub mod addr;
 pub mod authority;
+pub mod civil;
 pub mod identity;
 pub mod limits;
+pub mod operators;
 pub mod untrusted;
 
 pub use addr::{Cidr, NetworkAddress, canonical};

@@ -447,6 +447,11 @@ fn headers(h: &VsHeaders, at: &str) -> Result<Changes, Bad> {
         let mut out = ir::HeaderChange::default();
         for (k, v) in &c.set {
             if request && (k.eq_ignore_ascii_case("host") || k == ":authority") {
+                if v.contains('%') {
+                    let text =
+                        format!("{v:?} has a %, which an authority cannot have: operators are for other headers");
+                    return Err((format!("{at}.headers.{f}.set[{k}]"), text));
+                }
                 authority.clone_from(v);
                 continue;
             }
