@@ -34,6 +34,8 @@ mod serve;
 mod stream;
 mod table;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod text;
 mod token;
 mod upstream;
