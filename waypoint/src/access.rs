@@ -7,7 +7,7 @@
 use crate::token::{Token, Tokens};
 use http::{HeaderMap, HeaderName};
 use karst_api::route::{self as ir, AccessAction, Attribute};
-use karst_core::{Cidr, Identity};
+use karst_core::{Cidr, Identity, authority::Authority};
 use karst_proxy::dry_run::Would;
 use std::{borrow::Cow, net::IpAddr};
 
@@ -27,6 +27,7 @@ pub struct Asked<'a> {
 /// What a request shows.
 pub struct Request<'a> {
     pub method: &'a str,
+    /// In its canonical form.
     pub authority: &'a str,
     /// Made plain by [`plain`].
     pub path: &'a str,
@@ -134,6 +135,13 @@ impl Access {
         };
         let policies = a.policies.iter().map(policy).collect::<Result<_, _>>()?;
         Ok(Self { policies, tokens: Tokens::new(&a.tokens)? })
+    }
+
+    /// The headers that policies look at, and those that hold tokens or are made of them.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        let tests = self.policies.iter().flat_map(|p| p.rules.iter().flatten().flatten().flatten());
+        let named = tests.filter_map(|t| if let What::Header(n) = &t.what { Some(n) } else { None });
+        named.chain(self.tokens.headers())
     }
 
     /// Allows nothing.
@@ -264,9 +272,13 @@ impl Test {
                 }
             }
             What::Header(n) => {
-                let all = r.map(|r| r.headers.get_all(n).iter().map(|v| String::from_utf8_lossy(v.as_bytes())));
-                let all: Vec<Cow<'_, str>> = all.into_iter().flatten().collect();
-                self.has(|v| all.iter().any(|s| v.text(s)))
+                let Some(r) = r else { return deny };
+                // By whichever version of HTTP it has come.
+                if *n == http::header::HOST {
+                    return one(r.authority);
+                }
+                let all = r.headers.get_all(n);
+                self.has(|v| all.iter().any(|x| v.bytes(x.as_bytes())))
             }
         }
     }
@@ -290,6 +302,8 @@ impl Value {
             };
             return Some(Value::Template(s.split('/').skip(1).map(segment).collect()));
         }
+        let canonical = matches!(what, What::Host).then(|| host_value(s));
+        let s = canonical.as_deref().unwrap_or(s);
         Some(match (s, s.strip_suffix('*'), s.strip_prefix('*')) {
             ("*", ..) => Value::Present,
             (_, Some(p), _) => Value::Prefix(p.into()),
@@ -309,6 +323,17 @@ impl Value {
         }
     }
 
+    /// As [`Value::text`], of a header's value, which need not be text.
+    fn bytes(&self, b: &[u8]) -> bool {
+        match self {
+            Value::Exact(e) => e.as_bytes() == b,
+            Value::Prefix(p) => b.starts_with(p.as_bytes()),
+            Value::Suffix(x) => b.ends_with(x.as_bytes()),
+            Value::Present => !b.is_empty(),
+            Value::Net(_) | Value::Template(_) => false,
+        }
+    }
+
     /// Host names have no case.
     fn host(&self, s: &str) -> bool {
         match self {
@@ -324,6 +349,15 @@ impl Value {
 
     fn net(&self, ip: IpAddr) -> bool {
         matches!(self, Value::Net(c) if c.contains(ip))
+    }
+}
+
+/// A value for hosts as authorities are written: without a last dot.
+fn host_value(s: &str) -> String {
+    match Authority::parse(s.as_bytes()) {
+        Ok(a) => a.to_string(),
+        // With a wildcard.
+        Err(_) => s.strip_suffix('.').unwrap_or(s).to_string(),
     }
 }
 
@@ -412,12 +446,12 @@ mod tests {
         let peer: Identity = "spiffe://cluster.local/ns/app/sa/web".parse().unwrap();
         let mut h = HeaderMap::new();
         for (k, v) in headers {
-            h.append(*k, v.parse().unwrap());
+            h.append(*k, http::HeaderValue::from_bytes(v.as_bytes()).unwrap());
         }
         let path = plain(path);
         let bare = bare(&path);
         let request =
-            Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h, token: None };
+            Request { method, authority: "shop:80", path: &path, bare: bare.as_deref(), headers: &h, token: None };
         let ip = "10.0.0.1".parse().unwrap();
         f(&Asked {
             peer: Some(&peer),
@@ -492,6 +526,9 @@ mod tests {
             (test(A::SourceIp, "", &["10.0.0.0/8"], &["10.0.0.2"]), true),
             (test(A::RemoteIp, "", &["192.168.0.0/16"], &[]), false),
             (test(A::Host, "", &["shop"], &[]), true),
+            (test(A::Host, "", &["SHOP."], &[]), true),
+            (test(A::Host, "", &["shop.:80"], &[]), true),
+            (test(A::Host, "", &["*hop."], &[]), true),
             (test(A::Host, "", &["*.example.com"], &[]), false),
             (test(A::Method, "", &["GET"], &[]), true),
             (test(A::Method, "", &["POST"], &[]), false),
@@ -501,12 +538,14 @@ mod tests {
             (test(A::Path, "", &["/a/{*}"], &[]), false),
             (test(A::Port, "", &["80"], &[]), true),
             (test(A::Header, "x-role", &["admin", "op*"], &[]), true),
+            (test(A::Header, "x-name", &["Zoë"], &[]), true),
+            (test(A::Header, "host", &["shop:80"], &[]), true),
             (test(A::Header, "x-none", &["*"], &[]), false),
             (test(A::Header, "x-none", &[], &["*"]), true),
             (test(A::RequestPrincipal, "", &["*"], &[]), false),
             (test(A::RequestPrincipal, "", &[], &["*"]), true),
         ] {
-            let ask = |a: &Access| allowed(a, "GET", "/a/b/c", &[("x-role", "operator")], true);
+            let ask = |a: &Access| allowed(a, "GET", "/a/b/c", &[("x-role", "operator"), ("x-name", "Zoë")], true);
             assert_eq!(ask(&access(AccessAction::Allow, vec![vec![t.clone()]])), holds, "{t:?}");
             assert_eq!(ask(&access(AccessAction::Deny, vec![vec![t.clone()]])), !holds, "{t:?}");
             assert!(ask(&access(AccessAction::Audit, vec![vec![t]])));

@@ -4,7 +4,7 @@ use crate::{
     cluster::Key,
     control::Snapshot,
     gate::Busy,
-    gateway::{Listener, name_of},
+    gateway::Listener,
     origin::Speaks,
     serve::{self, Call, Called},
     stream::{Io, Reset},
@@ -12,7 +12,7 @@ use crate::{
     worker::{Turn, Worker},
 };
 use karst_api::route::ListenerProtocol;
-use karst_core::{canonical, limits};
+use karst_core::{authority, canonical, limits};
 use karst_rt::{
     accept,
     admission::{Ended, Place},
@@ -20,6 +20,7 @@ use karst_rt::{
 };
 use rustls::server::Acceptor;
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     net::{Ipv6Addr, SocketAddr, TcpListener},
     rc::Rc,
@@ -266,7 +267,9 @@ async fn read_hello(io: &mut Io, first: &mut Vec<u8>) -> Result<Option<String>, 
         while !rest.is_empty() {
             acceptor.read_tls(&mut rest).map_err(|e| e.to_string())?;
             if let Some(a) = acceptor.accept().map_err(|(e, _)| e.to_string())? {
-                return Ok(a.client_hello().server_name().map(name_of));
+                // As authorities are written, or a last dot would make another name of it.
+                let own = |n: &str| authority::name(n).map_or_else(|| n.to_ascii_lowercase(), Cow::into_owned);
+                return Ok(a.client_hello().server_name().map(own));
             }
         }
     }

@@ -3,9 +3,9 @@
 
 use crate::{
     access::{self, Access, Asked, Request},
+    codec,
     gateway::Gateway,
     http::{plain_path, sent_on},
-    serve,
     table::{Ask, AskTcp, Found, Routes},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
@@ -135,6 +135,7 @@ async fn carried(data: &[u8]) {
             for n in [
                 "connection",
                 "upgrade",
+                "http2-settings",
                 "keep-alive",
                 "proxy-connection",
                 "x-forwarded-client-cert",
@@ -176,7 +177,7 @@ async fn carried(data: &[u8]) {
             }
         })
     };
-    let serving = serve::http1(None).serve_connection(TokioIo::new(front), on);
+    let serving = codec::server1(None).serve_connection(TokioIo::new(front), on);
     let talking = async {
         let _ = client.write_all(data).await;
         let _ = client.shutdown().await;

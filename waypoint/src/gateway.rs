@@ -155,15 +155,6 @@ fn rank(host: &str, name: Option<&str>) -> Option<usize> {
     }
 }
 
-/// A name as it is looked up: without port and last dot, in small letters.
-pub fn name_of(authority: &str) -> String {
-    let host = match authority.rsplit_once(':') {
-        Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) => h,
-        _ => authority,
-    };
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
-}
-
 impl Tls {
     fn new(t: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, String> {
         // Clients are not of the mesh: some have only TLS 1.2, which the mesh's own provider leaves out.
@@ -395,20 +386,6 @@ mod tests {
             let (kind, valid) = shake().await;
             assert_eq!(kind, HandshakeKind::Resumed);
             assert!(valid.unwrap_err().contains("expired"), "{version:?}");
-        }
-    }
-
-    #[test]
-    fn names_are_made_plain() {
-        for (a, want) in [
-            ("A.com:80", "a.com"),
-            ("a.com.", "a.com"),
-            ("a", "a"),
-            ("[::1]:80", "[::1]"),
-            ("[::1]", "[::1]"),
-            ("a:b", "a:b"),
-        ] {
-            assert_eq!(name_of(a), want);
         }
     }
 

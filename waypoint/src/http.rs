@@ -1,4 +1,4 @@
-//! One request, from its route to its answer. The stages in order: path made plain, policies, the service's rate limits, route, its
+//! One request, from its route to its answer. The stages in order: its canonical form ([`crate::entry`]), policies, the service's rate limits, route, its
 //! rate limits, cross-origin rules, redirect or direct answer, injected fault, mirrors, destination by weight, limits, endpoint,
 //! attempt, retry, answer.
 
@@ -7,15 +7,19 @@ use crate::{
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     cluster::{self, Set},
+    codec,
     control::Snapshot,
+    entry::{self, Authority, Entry},
     gate::Busy,
     gateway,
     limit::{self, Limit, Over},
+    operators::Values,
     reply::{self, Counter, Flag, Held, Record, Reply},
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
     token::Token,
     upstream::{self, After, Failure},
+    values::OfRequest,
     worker::{Turn, Worker},
 };
 use bytes::Bytes;
@@ -37,50 +41,41 @@ use tokio::time::Instant;
 /// Envoy's longest back-off, in terms of the shortest.
 const BACKOFF_CAP: u64 = 10;
 
-/// Headers that concern one connection only (RFC 9110 §7.6.1).
-const HOP: [HeaderName; 5] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
-/// Headers that only proxies write: a client's own would pass for one of ours.
-const FORGED: [&str; 5] = [
-    "x-forwarded-client-cert",
-    "x-envoy-original-path",
-    "x-envoy-internal",
-    "x-envoy-external-address",
-    "x-envoy-expected-rq-timeout-ms",
-];
-
 /// Answers a request.
 pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Response<Reply> {
     let (mut parts, incoming) = r.into_parts();
+    let entered = entry::canonical(&mut parts);
     let s = w.snapshot();
     let mut record = begin(&w, &s, &call, &parts);
-    let authority = match admit(&mut parts) {
-        Ok(a) => a,
-        Err(status) => return ours(record, status, "", Flag::None),
+    let entry = match entered {
+        Ok(e) => e,
+        Err(status) => {
+            let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
+            record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
+            return ours(record, status, "", Flag::None);
+        }
     };
-    record.authority.clone_from(&authority);
+    let authority = &entry.authority;
+    record.authority = Some(authority.value().clone());
     let (access, routes) = match &call.called {
         Called::Service(x) => (s.access_to(x), s.routes.get(&x.key).map(|r| &**r)),
-        Called::Gateway(tls) => match at_gateway(&s, call.port, tls.as_deref(), &authority) {
+        Called::Gateway(tls) => match at_gateway(&s, call.port, tls.as_deref(), authority.host()) {
             Ok(Some(r)) => (s.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(r)),
             Ok(None) => return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute),
-            Err(Wrong::Scheme) => return to_https(&parts, &authority, record),
+            Err(Wrong::Scheme) => return to_https(&parts, authority, record),
             Err(Wrong::Listener) => return ours(record, StatusCode::MISDIRECTED_REQUEST, "", Flag::NoRoute),
         },
     };
+    if let Some(a) = access {
+        entry::drop_alike(&mut parts.headers, a.headers());
+    }
     let token = match access.map(|a| a.tokens.verify(&mut parts)) {
         None => None,
         Some(Ok(t)) => t,
-        Some(Err(why)) => return unauthorized(why, &call, &parts, &authority, record),
+        Some(Err(why)) => return unauthorized(why, &call, &parts, authority, record),
     };
     if let Some(a) = access
-        && let Some(by) = refused(&w, a, &call, &parts, &authority, token.as_ref())
+        && let Some(by) = refused(&w, a, &call, &parts, authority, token.as_ref())
     {
         record.error = by;
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
@@ -100,7 +95,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
             uri.query(),
             parts.method.as_str(),
             uri.scheme_str().unwrap_or(call.scheme()),
-            &authority,
+            authority.as_str(),
             &parts.headers,
             call.namespace(),
             labels,
@@ -121,7 +116,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         let Some(service) = call.service() else { return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute) };
         record.route = "default".into();
         let to = Destination::same(&service.key);
-        return forward(&w, &call, &s, None, &to, parts, incoming, authority, record).await;
+        return forward(&w, &call, &s, None, &to, parts, incoming, &entry, record).await;
     };
     record.route.clone_from(&rule.origin);
     if let Some(over) = over(&rule.limits, &call) {
@@ -133,7 +128,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return answered(record, a, Flag::None);
     }
     if let Some(r) = &rule.redirect {
-        return redirect(r, &rule, &parts, &authority, &call, record);
+        return redirect(r, &rule, &parts, authority, &call, record);
     }
     if let Some(d) = &rule.response {
         let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -146,40 +141,25 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     let Some(to) = rule.pick(w.turn(Turn::Weight, rule.total_weight)) else {
         return ours(record, StatusCode::INTERNAL_SERVER_ERROR, "", Flag::NoCluster);
     };
-    let mut a = forward(&w, &call, &s, Some(&rule), to, parts, incoming, authority, record).await;
+    let mut a = forward(&w, &call, &s, Some(&rule), to, parts, incoming, &entry, record).await;
     if let (Some(c), Some(o)) = (&rule.cors, origin) {
         allow_origin(c, &o, a.headers_mut());
     }
     a
 }
 
-/// Makes the head plain, and says what the request calls the host. The status is the answer to what cannot be taken.
-fn admit(p: &mut Parts) -> Result<String, StatusCode> {
-    if p.method == Method::CONNECT {
-        return Err(StatusCode::METHOD_NOT_ALLOWED);
-    }
-    let authority = authority(p).ok_or(StatusCode::BAD_REQUEST)?;
-    // No application expects this; some end the path there.
-    if p.uri.path().contains("%00") {
-        return Err(StatusCode::BAD_REQUEST);
-    }
-    for n in FORGED {
-        p.headers.remove(n);
-    }
-    if let Cow::Owned(plain) = plain_path(p.uri.path()) {
-        let whole = p.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
-        p.uri = Uri::try_from(whole).map_err(|_| StatusCode::BAD_REQUEST)?;
-    }
-    Ok(authority)
-}
-
 /// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
 #[cfg(feature = "fuzz")]
 pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> Result<Request<Counted>, StatusCode> {
-    let authority = admit(p)?;
+    let entry = entry::canonical(p)?;
     let to = Destination::same(&"ns/any".into());
-    let t = Template { parts: p, authority: &authority, rule: None, to: &to, two: false, upgrade: false };
-    t.request(Body::Incoming(body), bytes, false).ok_or(StatusCode::BAD_REQUEST)
+    let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, two: false, upgrade: false };
+    /// No rule changes it.
+    struct Nothing;
+    impl Values for Nothing {
+        fn write(&self, _: &karst_core::operators::Operator, _: &HeaderMap, _: &mut Vec<u8>) {}
+    }
+    t.request(Body::Incoming(body), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
 }
 
 /// Why a request is not for the listener that it has come to.
@@ -191,14 +171,13 @@ enum Wrong {
 }
 
 /// The routes of the virtual host that a request to a gateway is for.
-fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, authority: &str) -> Result<Option<&'a Routes>, Wrong> {
+fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> Result<Option<&'a Routes>, Wrong> {
     let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return Ok(None) };
-    let name = gateway::name_of(authority);
     let chosen = |l: &Arc<gateway::Listener>| {
         tls.is_none_or(|sni| p.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, l)))
     };
     let mut misdirected = false;
-    for l in p.find(Some(&name)) {
+    for l in p.find(Some(host)) {
         if !chosen(l) {
             misdirected = true;
             continue;
@@ -206,7 +185,7 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, authority: &str
         if l.redirect && tls.is_none() {
             return Err(Wrong::Scheme);
         }
-        if let Some(r) = l.routes(s, &name) {
+        if let Some(r) = l.routes(s, host) {
             return Ok(Some(r));
         }
     }
@@ -214,9 +193,8 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, authority: &str
 }
 
 /// Istio's httpsRedirect.
-fn to_https(p: &Parts, authority: &str, record: Box<Record>) -> Response<Reply> {
-    let host =
-        authority.rsplit_once(':').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit())).map_or(authority, |(h, _)| h);
+fn to_https(p: &Parts, authority: &Authority, record: Box<Record>) -> Response<Reply> {
+    let host = authority.host();
     let path = p.uri.path_and_query().map_or("/", |x| x.as_str());
     let mut a = Response::new(Reply::own(Bytes::new()));
     *a.status_mut() = StatusCode::MOVED_PERMANENTLY;
@@ -230,21 +208,28 @@ fn to_https(p: &Parts, authority: &str, record: Box<Record>) -> Response<Reply> 
 /// Tells the application who has come through a gateway, and how. What the client says of itself stands before.
 fn introduce(call: &Call, h: &mut HeaderMap) {
     let own = call.from.ip().to_string();
-    let before: Vec<&str> = h.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).collect();
-    let all = if before.is_empty() { own } else { format!("{},{own}", before.join(",")) };
-    if let Ok(v) = HeaderValue::from_str(&all) {
+    let before = h.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
+    let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
+    if let Ok(v) = HeaderValue::from_bytes(&all.join(&b","[..])) {
         h.insert("x-forwarded-for", v);
     }
     h.insert("x-forwarded-proto", HeaderValue::from_static(call.scheme()));
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
-fn refused(w: &Worker, a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
+fn refused(
+    w: &Worker,
+    a: &Access,
+    call: &Call,
+    p: &Parts,
+    authority: &Authority,
+    token: Option<&Token>,
+) -> Option<String> {
     let path = access::plain(p.uri.path());
     let bare = access::bare(&path);
     let request = access::Request {
         method: p.method.as_str(),
-        authority,
+        authority: authority.as_str(),
         path: &path,
         bare: bare.as_deref(),
         headers: &p.headers,
@@ -254,9 +239,15 @@ fn refused(w: &Worker, a: &Access, call: &Call, p: &Parts, authority: &str, toke
 }
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.
-fn unauthorized(why: String, call: &Call, p: &Parts, authority: &str, mut record: Box<Record>) -> Response<Reply> {
+fn unauthorized(
+    why: String,
+    call: &Call,
+    p: &Parts,
+    authority: &Authority,
+    mut record: Box<Record>,
+) -> Response<Reply> {
     let mut a = reply::own(StatusCode::UNAUTHORIZED, why.clone(), record.is_grpc);
-    let realm = format!("{}://{authority}{}", call.scheme(), p.uri.path());
+    let realm = format!("{}://{}{}", call.scheme(), authority.as_str(), p.uri.path());
     let text = format!("Bearer realm=\"{}\", error=\"invalid_token\"", realm.replace(['"', '\\'], ""));
     if let Ok(v) = HeaderValue::from_str(&text) {
         a.headers_mut().insert(header::WWW_AUTHENTICATE, v);
@@ -274,7 +265,7 @@ fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
         time: SystemTime::now(),
         method: p.method.clone(),
         path: p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default(),
-        authority: String::new(),
+        authority: None,
         protocol: if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
         is_grpc,
         user_agent: p.headers.get(header::USER_AGENT).cloned(),
@@ -301,6 +292,16 @@ fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
     })
 }
 
+/// Records a request of HTTP/1.1 whose head is too large: it has been answered already, and nothing more is known of it.
+pub fn too_large(w: &Rc<Worker>, call: &Call) {
+    let mut r = Request::new(());
+    *r.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
+    let mut record = begin(w, &w.snapshot(), call, &r.into_parts().0);
+    record.path.clear();
+    record.error = codec::bad_head();
+    drop(ours(record, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "", Flag::BadRequest));
+}
+
 /// Our own answer.
 fn ours(r: Box<Record>, status: StatusCode, text: impl Into<Bytes>, flag: Flag) -> Response<Reply> {
     let grpc = r.is_grpc;
@@ -320,18 +321,6 @@ fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Repl
         r.flag = flag;
     }
     a.map(|b| b.recorded(r))
-}
-
-/// What the request calls the host: exactly one answer, or none.
-fn authority(p: &Parts) -> Option<String> {
-    if let Some(a) = p.uri.authority() {
-        return Some(a.as_str().to_ascii_lowercase());
-    }
-    let mut all = p.headers.get_all(header::HOST).iter();
-    match (all.next(), all.next()) {
-        (Some(h), None) => h.to_str().ok().map(str::to_ascii_lowercase),
-        _ => None,
-    }
 }
 
 /// A path without `.` and `..` (Istio's pathNormalization BASE).
@@ -413,7 +402,7 @@ fn preflight(c: &Cors, p: &Parts) -> Option<Response<Reply>> {
         return None;
     }
     let mut a = Response::new(Reply::own(Bytes::new()));
-    if !c.admits(origin.to_str().unwrap_or("")) {
+    if !c.admits(origin) {
         return (!c.ir.forward_unmatched).then_some(a);
     }
     let h = a.headers_mut();
@@ -436,7 +425,7 @@ fn preflight(c: &Cors, p: &Parts) -> Option<Response<Reply>> {
 }
 
 fn allow_origin(c: &Cors, origin: &HeaderValue, h: &mut HeaderMap) {
-    if !c.admits(origin.to_str().unwrap_or("")) {
+    if !c.admits(origin) {
         return;
     }
     h.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -454,7 +443,7 @@ fn redirect(
     r: &ir::Redirect,
     rule: &Rule,
     p: &Parts,
-    authority: &str,
+    authority: &Authority,
     call: &Call,
     record: Box<Record>,
 ) -> Response<Reply> {
@@ -469,14 +458,11 @@ fn redirect(
     answered(record, a, Flag::None)
 }
 
-fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &str, (scheme, port): (&str, u16)) -> String {
+fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &Authority, (scheme, port): (&str, u16)) -> String {
     use ir::redirect::Path;
     let scheme = if r.scheme.is_empty() { p.uri.scheme_str().unwrap_or(scheme) } else { &r.scheme };
-    let (own_host, own_port) = match authority.rsplit_once(':') {
-        Some((h, n)) if !n.contains(']') => (h, n.parse().ok()),
-        _ => (authority, None),
-    };
-    let host = if r.authority.is_empty() { own_host } else { &r.authority };
+    let own_port = authority.port();
+    let host = if r.authority.is_empty() { authority.host() } else { &r.authority };
     let default = if scheme == "https" { 443 } else { 80 };
     // What is named; else the port of the request, where that is asked for, or nothing but the name has changed.
     let to: u16 = match (r.port, r.request_port) {
@@ -513,19 +499,26 @@ fn is_grpc(p: &Parts) -> bool {
 /// A request as it is sent on, once or several times.
 struct Template<'a> {
     parts: &'a Parts,
-    authority: &'a str,
+    authority: &'a Authority,
     rule: Option<&'a Rule>,
     to: &'a Destination,
     two: bool,
+    /// To WebSocket.
     upgrade: bool,
 }
 
 impl Template<'_> {
-    fn request(&self, body: Body, bytes: &Rc<Cell<u64>>, shadow: bool) -> Option<Request<Counted>> {
+    fn request(
+        &self,
+        body: Body,
+        bytes: &Rc<Cell<u64>>,
+        shadow: bool,
+        values: &dyn Values,
+    ) -> Option<Request<Counted>> {
         let p = self.parts;
         let mut headers = p.headers.clone();
-        if !self.upgrade {
-            strip(&mut headers);
+        if self.upgrade {
+            entry::upgrade(&mut headers);
         }
         // We have said "continue" ourselves.
         headers.remove(header::EXPECT);
@@ -544,11 +537,12 @@ impl Template<'_> {
             headers.insert("x-envoy-original-path", v);
         }
         for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
-            c.apply(&mut headers);
+            entry::drop_alike(&mut headers, c.names());
+            c.apply(&mut headers, values);
         }
         let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {
             Some(a) => a.clone(),
-            None => HeaderValue::from_str(self.authority).ok()?,
+            None => self.authority.value().clone(),
         };
         if shadow {
             host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
@@ -582,10 +576,10 @@ fn endpoints(
     s: &Arc<Snapshot>,
     rule: Option<&Rule>,
     to: &Destination,
-    authority: &str,
+    authority: &Authority,
 ) -> Option<Rc<Set>> {
     let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
-    w.destination(s, call, &call.key(s, &to.service, to.port, &to.subset), Some(new.unwrap_or(authority)))
+    w.destination(s, call, &call.key(s, &to.service, to.port, &to.subset), Some(new.unwrap_or(authority.as_str())))
 }
 
 /// The host of a mirrored request (Envoy's way).
@@ -596,34 +590,6 @@ fn shadowed(host: &str) -> String {
     }
 }
 
-/// Takes out what concerns one connection only. `TE: trailers` stays: gRPC asks for it end to end.
-fn strip(h: &mut HeaderMap) {
-    let named: Vec<HeaderName> = h
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|n| n.trim().parse().ok())
-        .collect();
-    for n in named.iter().chain(&HOP) {
-        if *n != header::TE {
-            h.remove(n);
-        }
-    }
-    if h.get(header::TE).is_some_and(|v| v != "trailers") {
-        h.remove(header::TE);
-    }
-}
-
-fn is_upgrade(p: &Parts) -> bool {
-    p.version == Version::HTTP_11
-        && p.headers.contains_key(header::UPGRADE)
-        && p.headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|x| x.trim().eq_ignore_ascii_case("upgrade"))))
-}
-
 /// Sends copies to the rule's mirrors. Nobody waits for them.
 #[allow(clippy::too_many_arguments)]
 fn mirror(
@@ -632,8 +598,9 @@ fn mirror(
     s: &Arc<Snapshot>,
     rule: &Rule,
     parts: &Parts,
-    authority: &str,
+    authority: &Authority,
     source: Option<&Source>,
+    values: &dyn Values,
 ) {
     for (to, part) in &rule.mirrors {
         if to.refuse.is_some() || !w.chance(Turn::Mirror, *part) {
@@ -643,7 +610,7 @@ fn mirror(
         let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
         let two = speaks_two(&set, call, parts);
         let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
-        let Some(r) = t.request(body, &Rc::default(), true) else { continue };
+        let Some(r) = t.request(body, &Rc::default(), true, values) else { continue };
         let (w, call) = (w.clone(), call.clone());
         tokio::task::spawn_local(async move {
             let Some(i) = balance::choose(&set, None, &[], |n| w.random(n)) else { return };
@@ -651,8 +618,8 @@ fn mirror(
             let held = Held::new(set.clone(), i, None);
             let m = &set.members[i];
             let sent = match two {
-                true => upstream::http2(&w, &set, m, call.from, r).await,
-                false => upstream::http1(&w, &set, m, call.from, r).await,
+                true => upstream::http2(&w, &set, m, call.from, r, &Cell::default()).await,
+                false => upstream::http1(&w, &set, m, call.from, r, &Cell::default()).await,
             };
             if let Ok((a, after)) = sent {
                 discard(a.into_body()).await;
@@ -673,13 +640,14 @@ async fn forward(
     to: &Destination,
     mut parts: Parts,
     incoming: Incoming,
-    authority: String,
+    entry: &Entry,
     mut record: Box<Record>,
 ) -> Response<Reply> {
     if let Some(status) = to.refuse {
         return ours(record, status, "", Flag::NoCluster);
     }
-    let Some(set) = endpoints(w, call, s, rule, to, &authority) else {
+    let authority = &entry.authority;
+    let Some(set) = endpoints(w, call, s, rule, to, authority) else {
         return failed(record, Flag::NoCluster);
     };
     record.destination = Some((set.service.clone(), set.key.subset.clone()));
@@ -691,7 +659,7 @@ async fn forward(
             Some(&default)
         }
     };
-    let upgrade = is_upgrade(&parts);
+    let upgrade = entry.websocket;
     let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
     let two = !upgrade && speaks_two(&set, call, &parts);
     let mirrors = rule.is_some_and(|r| !r.mirrors.is_empty()) && !upgrade;
@@ -708,13 +676,14 @@ async fn forward(
         record.request_id = Some(id);
     }
     if let (true, Some(r)) = (mirrors, rule) {
-        mirror(w, call, s, r, &parts, &authority, source.as_ref());
+        let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
+        mirror(w, call, s, r, &parts, authority, source.as_ref(), &values);
     }
     let (hash, cookie) = hash(&set, &parts, call);
     let deadline = deadline(rule, &parts);
     let Some(counter) = Counter::request(&set) else { return failed(record, Flag::Overflow) };
     let mut tried = vec![];
-    let template = Template { parts: &parts, authority: &authority, rule, to, two, upgrade };
+    let template = Template { parts: &parts, authority, rule, to, two, upgrade };
     let mut attempt = 0;
     let mut retrying: Option<Retrying> = None;
     loop {
@@ -735,7 +704,8 @@ async fn forward(
             (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),
             (None, w) => w.take(),
         };
-        let Some(r) = body.and_then(|b| template.request(b, &record.received, false)) else {
+        let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
+        let Some(r) = body.and_then(|b| template.request(b, &record.received, false, &values)) else {
             return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
         };
         let held = Held::new(set.clone(), i, place);
@@ -743,11 +713,12 @@ async fn forward(
         let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
+        let head_sent = Cell::new(false);
         let sent = async {
             match (upgrade, two) {
                 (true, _) => upstream::upgrade(w, &set, m, call.from, r).await,
-                (false, true) => upstream::http2(w, &set, m, call.from, r).await,
-                (false, false) => upstream::http1(w, &set, m, call.from, r).await,
+                (false, true) => upstream::http2(w, &set, m, call.from, r, &head_sent).await,
+                (false, false) => upstream::http1(w, &set, m, call.from, r, &head_sent).await,
             }
         };
         let outcome = match until {
@@ -761,7 +732,7 @@ async fn forward(
         }
         set.result(m, status);
         let last = retry.is_none_or(|r| attempt >= r.attempts);
-        let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref()));
+        let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref(), head_sent.get()));
         let possible = !upgrade && !over && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
         if wanted
             && !last
@@ -797,6 +768,7 @@ async fn forward(
                 let (f, text) = match e {
                     Failure::Connect(t) => (Flag::ConnectFailure, t),
                     Failure::Refused(t) | Failure::Reset(t) => (Flag::Reset, t),
+                    Failure::Protocol(t) => (Flag::ProtocolError, t),
                 };
                 record.error = text;
                 let (status, words) = f.answer();
@@ -807,7 +779,8 @@ async fn forward(
                     record.flag = flag(record.flag);
                 }
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
-                let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy };
+                let ending =
+                    Ending { rule, to, deadline, client_upgrade, cookie, busy, asked: (&**call, &parts, authority) };
                 finish(ending, a, after, held, counter, record)
             }
         };
@@ -820,6 +793,8 @@ struct Ending<'a> {
     to: &'a Destination,
     deadline: Option<Instant>,
     client_upgrade: Option<OnUpgrade>,
+    /// What was asked.
+    asked: (&'a Call, &'a Parts, &'a Authority),
     /// Of the connection, if it may change to another protocol.
     busy: Option<Busy>,
     /// To be set at the client, so that it comes back to the same endpoint.
@@ -839,11 +814,17 @@ fn finish(
     record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
     p.version = Version::HTTP_11;
     if p.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Only to what was asked for: nothing of what follows is judged.
+        if e.client_upgrade.is_none() || !entry::names_websocket(&p.headers) {
+            record.error = "the endpoint has changed to a protocol that was not asked for".into();
+            return failed(record, Flag::ProtocolError);
+        }
         return switched(p, incoming, (e.client_upgrade, e.busy), after, record);
     }
-    strip(&mut p.headers);
+    entry::strip(&mut p.headers);
     for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
-        c.apply(&mut p.headers);
+        let (call, parts, authority) = e.asked;
+        c.apply(&mut p.headers, &OfRequest { call, parts, authority, record: &record, answered: true });
     }
     if let Some(c) = e.cookie {
         p.headers.append(header::SET_COOKIE, c);
@@ -862,6 +843,8 @@ fn switched(
     record: Box<Record>,
 ) -> Response<Reply> {
     let endpoint = p.extensions.remove::<OnUpgrade>();
+    entry::strip(&mut p.headers);
+    entry::upgrade(&mut p.headers);
     if let (Some(c), Some(e)) = (client, endpoint) {
         tokio::task::spawn_local(async move {
             let (Ok(c), Ok(e)) = (c.await, e.await) else { return };
@@ -957,14 +940,18 @@ fn grpc_timeout(s: &str) -> Option<u64> {
     })
 }
 
-/// Is this an end after which the request is to be tried again?
-fn wants(r: &ir::Retry, o: Option<&Result<(Response<Incoming>, After), Failure>>) -> bool {
+/// Is this an end after which the request is to be tried again? `sent`: the endpoint may have read something of it.
+fn wants<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sent: bool) -> bool {
+    let failed = !matches!(o, Some(Ok(_)));
+    if failed && r.reset_before_request && !sent {
+        return true;
+    }
     match o {
         // One attempt took too long.
         None => r.server_error || r.gateway_error || r.reset,
         Some(Err(Failure::Connect(_))) => r.connect_failure || r.server_error || r.gateway_error || r.reset,
         Some(Err(Failure::Refused(_))) => r.refused_stream || r.server_error || r.reset,
-        Some(Err(Failure::Reset(_))) => r.reset || r.server_error || r.gateway_error,
+        Some(Err(Failure::Reset(_) | Failure::Protocol(_))) => r.reset || r.server_error || r.gateway_error,
         Some(Ok((a, _))) => {
             let s = u32::from(a.status().as_u16());
             let grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
@@ -992,11 +979,11 @@ fn hash(set: &Set, p: &Parts, call: &Call) -> (Option<u64>, Option<HeaderValue>)
             (found.and_then(|(_, v)| text(&v)), None)
         }
         Some(Key::Cookie(c)) => {
-            let pairs =
-                p.headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
-            let found = pairs.filter_map(|x| x.trim().split_once('=')).find(|(k, _)| *k == c.name);
-            if let Some((_, v)) = found {
-                return (text(v.trim_matches('"')), None);
+            let cookie = p.headers.get(header::COOKIE).map_or(&b""[..], HeaderValue::as_bytes);
+            let mut pairs = cookie.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+            if let Some(v) = pairs.find_map(|x| x.strip_prefix(c.name.as_bytes())?.strip_prefix(b"=")) {
+                let bare = v.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(v);
+                return (Some(balance::hash(bare)), None);
             }
             if !c.generate {
                 return (None, None);
@@ -1064,22 +1051,26 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_one_connection_is_taken_out() {
-        let mut h = HeaderMap::new();
-        for (k, v) in [
-            ("connection", "keep-alive, x-hop"),
-            ("x-hop", "1"),
-            ("keep-alive", "5"),
-            ("te", "trailers"),
-            ("upgrade", "h2c"),
-            ("x", "y"),
-        ] {
-            h.insert(HeaderName::from_static(k), HeaderValue::from_static(v));
+    fn what_was_sent_is_not_sent_again_by_reset_before_request() {
+        let before = ir::Retry { reset_before_request: true, ..Default::default() };
+        let reset = ir::Retry { reset: true, ..Default::default() };
+        type Outcome = Result<(Response<()>, ()), Failure>;
+        let text = String::new;
+        let table: [(Option<Outcome>, bool, bool, bool); 8] = [
+            (Some(Err(Failure::Reset(text()))), true, false, true),
+            (Some(Err(Failure::Reset(text()))), false, true, true),
+            (Some(Err(Failure::Protocol(text()))), true, false, true),
+            (Some(Err(Failure::Refused(text()))), true, false, true),
+            (Some(Err(Failure::Connect(text()))), false, true, true),
+            // One attempt took too long.
+            (None, true, false, true),
+            (None, false, true, true),
+            (Some(Ok((Response::new(()), ()))), true, false, false),
+        ];
+        for (outcome, sent, want, by_reset) in &table {
+            assert_eq!(wants(&before, outcome.as_ref(), *sent), *want, "{outcome:?} {sent}");
+            assert_eq!(wants(&reset, outcome.as_ref(), *sent), *by_reset, "{outcome:?} {sent}");
         }
-        strip(&mut h);
-        let mut left: Vec<_> = h.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["te", "x"]);
     }
 
     #[test]

@@ -6,16 +6,19 @@
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`gate`]: how many connections there may be.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
-//! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`origin`]: TLS to them.
+//! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`codec`]: how
+//!   HTTP is spoken; [`origin`]: TLS to them.
 
 mod access;
 mod admin;
 mod balance;
 mod body;
 mod cluster;
+mod codec;
 mod config;
 mod control;
 mod edge;
+mod entry;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;
@@ -23,6 +26,7 @@ mod gateway;
 mod http;
 mod limit;
 mod metrics;
+mod operators;
 mod origin;
 mod place;
 mod reply;
@@ -30,9 +34,12 @@ mod serve;
 mod stream;
 mod table;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod text;
 mod token;
 mod upstream;
+mod values;
 mod worker;
 
 use anyhow::Context;

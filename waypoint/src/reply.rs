@@ -43,6 +43,10 @@ pub enum Flag {
     ConnectFailure,
     /// The connection broke.
     Reset,
+    /// The endpoint has not kept to HTTP, or to a limit of its heads.
+    ProtocolError,
+    /// The client has not kept to a limit of its heads.
+    BadRequest,
     /// A limit of connections or requests at a time is reached.
     Overflow,
     /// A rate limit is reached.
@@ -69,6 +73,8 @@ impl Flag {
             Flag::NoHealthy => "UH",
             Flag::ConnectFailure => "UF",
             Flag::Reset => "UC",
+            Flag::ProtocolError => "UPE",
+            Flag::BadRequest => "DPE",
             Flag::Overflow => "UO",
             Flag::RateLimited => "RL",
             Flag::Timeout => "UT",
@@ -94,12 +100,17 @@ impl Flag {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
             ),
+            Flag::ProtocolError => (
+                StatusCode::BAD_GATEWAY,
+                "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
+            ),
             Flag::Overflow => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "upstream connect error or disconnect/reset before headers. reset reason: overflow",
             ),
             Flag::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
             Flag::FaultAbort => (StatusCode::INTERNAL_SERVER_ERROR, "fault filter abort"),
+            Flag::BadRequest => (StatusCode::BAD_REQUEST, ""),
             Flag::None | Flag::RetryLimit | Flag::FaultDelay | Flag::ClientGone => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "")
             }
@@ -342,7 +353,8 @@ pub struct Record {
     pub time: SystemTime,
     pub method: http::Method,
     pub path: String,
-    pub authority: String,
+    /// In its canonical form; as it was sent, if it has none.
+    pub authority: Option<HeaderValue>,
     pub protocol: &'static str,
     pub is_grpc: bool,
     pub user_agent: Option<HeaderValue>,
@@ -443,7 +455,7 @@ impl Record {
                 "response_code": self.answered, "response_flags": self.flag.text(),
                 "upstream_transport_failure_reason": if self.error.is_empty() { None } else { Some(&self.error) },
                 "bytes_received": self.received.get(), "bytes_sent": sent, "duration": took_ms,
-                "user_agent": text(&self.user_agent), "request_id": text(&self.request_id), "authority": self.authority,
+                "user_agent": text(&self.user_agent), "request_id": text(&self.request_id), "authority": text(&self.authority),
                 "upstream_host": host, "upstream_cluster": cluster, "downstream_remote_address": self.from.to_string(),
                 "downstream_peer": self.principal, "route_name": self.route,
             });
@@ -461,7 +473,7 @@ impl Record {
             self.received.get(),
             text(&self.user_agent),
             text(&self.request_id),
-            or(&self.authority),
+            text(&self.authority),
             self.from,
             or(&self.route),
         );

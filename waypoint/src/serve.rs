@@ -3,6 +3,7 @@
 use crate::{
     access::{self, Access},
     cluster::{Key, Set},
+    codec,
     control::Snapshot,
     edge,
     gate::Busy,
@@ -10,15 +11,15 @@ use crate::{
     origin::Speaks,
     stream::{Io, Reset},
     table::AskTcp,
-    upstream::{self, Local},
+    upstream,
     worker::{Turn, Worker, refuse},
 };
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use karst_api::workload::AppProtocol;
-use karst_core::{Identity, limits};
+use karst_core::{Identity, authority::Authority, limits};
 use karst_hbone::server::Connect;
 use karst_proxy::{
     endpoints::is_waypoint,
@@ -39,15 +40,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 const SILENCE: Duration = Duration::from_millis(200);
 /// What HTTP/2 begins with.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Largest header list of a request, bytes (Envoy: 60 KiB).
-const MAX_HEADERS: u32 = 60 << 10;
 /// The head of a request from outside must be there after this time; counted from the end of the one before.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A connection that begins during the drain is told to end after this time; earlier, hyper would close it unread.
 const LATE: Duration = Duration::from_secs(1);
-/// Streams of one HTTP/2 connection of a client.
-const MAX_STREAMS: u32 = 1000;
-
 /// Who calls, and what.
 pub struct Call {
     /// None: it has shown no certificate of the mesh.
@@ -198,8 +194,8 @@ fn target(
         return Err((StatusCode::NOT_FOUND, "the method is not CONNECT"));
     }
     let a = r.uri().authority().ok_or(bad("CONNECT without authority"))?;
-    let (host, port) = a.as_str().rsplit_once(':').ok_or(bad("the authority is not HOST:PORT"))?;
-    let port: u16 = port.parse().map_err(|_| bad("the authority is not HOST:PORT"))?;
+    let target = Authority::parse(a.as_str().as_bytes()).map_err(|_| bad("the authority is not HOST:PORT"))?;
+    let (host, port) = (target.host(), target.port().ok_or(bad("the authority is not HOST:PORT"))?);
     let s = w.snapshot();
     let own = w.own(&s).ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not told of this waypoint"))?;
     let unknown = (StatusCode::NOT_FOUND, "there is no such service");
@@ -294,7 +290,7 @@ where
 {
     // Who comes through the mesh is known; from elsewhere, heads may be sent slowly on purpose.
     let patience = call.is_at_gateway().then_some(PATIENCE);
-    let place = call.place.clone();
+    let (place, own) = (call.place.clone(), call.clone());
     let service = {
         let (w, call) = (w.clone(), call.clone());
         service_fn(move |r| {
@@ -307,26 +303,17 @@ where
     };
     let mut drain = w.drain.clone();
     if two {
-        let mut b = hyper::server::conn::http2::Builder::new(Local);
-        b.timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADERS)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20);
-        let conn = std::pin::pin!(b.serve_connection(TokioIo::new(io), service));
-        until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
+        let conn = std::pin::pin!(codec::server2().serve_connection(TokioIo::new(io), service));
+        let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
     } else {
-        let conn = std::pin::pin!(http1(patience).serve_connection(TokioIo::new(io), service).with_upgrades());
-        until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
+        let http1 = codec::server1(patience);
+        let conn = std::pin::pin!(http1.serve_connection(TokioIo::new(io), service).with_upgrades());
+        let ended = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
+        if ended.is_err_and(|e| e.is_parse_too_large()) {
+            handling::too_large(w, &own);
+        }
     }
     w.shared.gate.note_evicted(place.as_deref());
-}
-
-/// How HTTP/1.1 is read.
-pub fn http1(patience: Option<Duration>) -> hyper::server::conn::http1::Builder {
-    let mut b = hyper::server::conn::http1::Builder::new();
-    b.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(MAX_HEADERS as usize + (64 << 10));
-    b
 }
 
 /// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way. The same when it
@@ -336,7 +323,7 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
     end: impl Fn(Pin<&mut C>),
     drain: &mut karst_rt::drain::Watch,
     place: Option<&Place>,
-) {
+) -> hyper::Result<()> {
     let evicted = async {
         match place {
             Some(p) => p.evicted().await,
@@ -351,10 +338,7 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
     loop {
         tokio::select! {
             r = conn.as_mut() => {
-                if let Err(e) = r {
-                    tracing::debug!(error = %e, "a client's connection ended");
-                }
-                return;
+                return r.inspect_err(|e| tracing::debug!(error = %e, "a client's connection ended"));
             }
             () = async { drain.reached(karst_rt::drain::Phase::Graceful).await; tokio::time::sleep(wait).await }, if !ending => {
                 ending = true;
@@ -365,7 +349,7 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
                 end(conn.as_mut());
                 last = Some(Box::pin(tokio::time::sleep(limits::GIVE_WAY_TIMEOUT)));
             }
-            () = async { if let Some(t) = &mut last { t.await } }, if last.is_some() => return,
+            () = async { if let Some(t) = &mut last { t.await } }, if last.is_some() => return Ok(()),
         }
     }
 }

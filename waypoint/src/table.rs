@@ -4,6 +4,7 @@
 
 use crate::{
     limit::{Limit, Limits},
+    operators::{Value, Values},
     text::Text,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -339,7 +340,7 @@ impl Rule {
             && is(&self.scheme, a.scheme)
             && is(&self.authority, a.authority)
             && (!path_too || path())
-            && self.headers.iter().all(|(n, t, invert)| header(a.headers, n, t) != *invert)
+            && self.headers.iter().all(|(n, t, invert)| header(a, n, t) != *invert)
             && self
                 .query
                 .iter()
@@ -359,15 +360,19 @@ impl Rule {
     }
 }
 
-/// Several values of a header count as one, joined by commas (RFC 9110 §5.3).
-fn header(h: &HeaderMap, n: &HeaderName, t: &Text) -> bool {
-    let mut all = h.get_all(n).iter().filter_map(|v| v.to_str().ok());
+/// Several values of a header count as one, joined by commas (RFC 9110 §5.3). The host is the authority, by whichever version of
+/// HTTP it has come.
+fn header(a: &Ask<'_>, n: &HeaderName, t: &Text) -> bool {
+    if *n == http::header::HOST {
+        return t.matches(a.authority);
+    }
+    let mut all = a.headers.get_all(n).iter().map(HeaderValue::as_bytes);
     match (all.next(), all.next()) {
         (None, _) => false,
-        (Some(v), None) => t.matches(v),
-        (Some(a), Some(b)) => {
-            let rest: String = all.flat_map(|v| [",", v]).collect();
-            t.matches(&format!("{a},{b}{rest}"))
+        (Some(v), None) => t.matches_bytes(v),
+        (Some(first), Some(second)) => {
+            let all: Vec<&[u8]> = [first, second].into_iter().chain(all).collect();
+            t.matches_bytes(&all.join(&b","[..]))
         }
     }
 }
@@ -474,18 +479,15 @@ impl TcpRule {
 /// Changes of headers.
 #[derive(Debug)]
 pub struct HeaderChange {
-    set: Vec<(HeaderName, HeaderValue)>,
-    add: Vec<(HeaderName, HeaderValue)>,
+    set: Vec<(HeaderName, Value)>,
+    add: Vec<(HeaderName, Value)>,
     remove: Vec<HeaderName>,
 }
 
 impl HeaderChange {
     fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, String> {
         let Some(c) = c else { return Ok(None) };
-        let pair = |h: &ir::Header| {
-            let v = HeaderValue::from_str(&h.value).map_err(|_| format!("{:?} is no header value", h.value))?;
-            Ok::<_, String>((name(&h.name)?, v))
-        };
+        let pair = |h: &ir::Header| Ok::<_, String>((name(&h.name)?, Value::new(&h.value)?));
         Ok(Some(Self {
             set: c.set.iter().map(pair).collect::<Result<_, _>>()?,
             add: c.add.iter().map(pair).collect::<Result<_, _>>()?,
@@ -493,16 +495,32 @@ impl HeaderChange {
         }))
     }
 
-    /// Does it.
-    pub fn apply(&self, h: &mut HeaderMap) {
+    /// The headers that are changed.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(n, _)| n))
+    }
+
+    /// Changes headers; `values`: what operators stand for. No value is made of another that is made here (Envoy).
+    pub fn apply(&self, h: &mut HeaderMap, values: &dyn Values) {
         for n in &self.remove {
             h.remove(n);
         }
+        let all = self.set.iter().chain(&self.add).filter(|(_, v)| matches!(v, Value::Made(_)));
+        let made: Vec<Option<HeaderValue>> = all.map(|(_, v)| v.make(values, h)).collect();
+        let mut made = made.into_iter();
+        let mut next = |v: &Value| match v {
+            Value::Fixed(v) => Some(v.clone()),
+            Value::Made(_) => made.next().flatten(),
+        };
         for (n, v) in &self.set {
-            h.insert(n, v.clone());
+            if let Some(v) = next(v) {
+                h.insert(n, v);
+            }
         }
         for (n, v) in &self.add {
-            h.append(n, v.clone());
+            if let Some(v) = next(v) {
+                h.append(n, v);
+            }
         }
     }
 }
@@ -607,8 +625,8 @@ impl Cors {
     }
 
     /// May this origin?
-    pub fn admits(&self, origin: &str) -> bool {
-        self.origins.iter().any(|t| t.matches(origin))
+    pub fn admits(&self, origin: &HeaderValue) -> bool {
+        self.origins.iter().any(|t| t.matches_bytes(origin.as_bytes()))
     }
 }
 
@@ -683,6 +701,37 @@ mod tests {
         assert_eq!(found(&Table::default(), 80, "/", &none), "default");
     }
 
+    #[test]
+    fn headers_are_matched_as_bytes() {
+        let named = |name: &str, kind: Kind, invert: bool| {
+            let value = Some(ir::Text { kind: Some(kind) });
+            rule(name, None, |r| {
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: name.into(), value, invert })
+            })
+        };
+        let http = vec![
+            named("x-name", Kind::Exact("Zoë,Zoë".into()), false),
+            named("x-other", Kind::Present(true), true),
+            named("host", Kind::Exact("a".into()), false),
+        ];
+        let t = Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap();
+        let of = |all: &[(&'static str, &[u8])]| {
+            let mut h = HeaderMap::new();
+            for (k, v) in all {
+                h.append(*k, HeaderValue::from_bytes(v).unwrap());
+            }
+            found(&t, 80, "/", &h).to_string()
+        };
+        let (zoe, latin) = ("Zoë".as_bytes(), b"\xe9");
+        assert_eq!(of(&[("x-name", zoe), ("x-name", zoe)]), "x-name");
+        assert_eq!(of(&[]), "x-other");
+        assert_eq!(
+            of(&[("x-other", latin)]),
+            "host",
+            "what is no text is there all the same; the host is the authority"
+        );
+    }
+
     /// The index says what a look at every rule in order would say.
     #[test]
     fn the_index_agrees_with_a_linear_search() {
@@ -722,6 +771,41 @@ mod tests {
                 let want = table.rest.rules.iter().find(|x| x.holds(&ask, true)).map_or("-", |x| &x.origin);
                 assert_eq!(found(&table, 80, path, &headers), want, "{path}");
             }
+        }
+    }
+
+    #[test]
+    fn headers_are_changed_and_made() {
+        use karst_core::operators::Operator;
+        /// Knows the header that is asked for.
+        struct Own;
+        impl Values for Own {
+            fn write(&self, o: &Operator, headers: &HeaderMap, out: &mut Vec<u8>) {
+                if let Operator::Request(h) = o {
+                    out.extend_from_slice(headers.get(&h.name).map_or(&b""[..], HeaderValue::as_bytes));
+                }
+            }
+        }
+        let header = |(name, value): (&str, &str)| ir::Header { name: name.into(), value: value.into() };
+        let change = |set: &[(&str, &str)], add: &[(&str, &str)], remove: &[&str]| ir::HeaderChange {
+            set: set.iter().copied().map(header).collect(),
+            add: add.iter().copied().map(header).collect(),
+            remove: remove.iter().map(ToString::to_string).collect(),
+        };
+        let set =
+            [("a", "<%REQ(user)%>"), ("user", "other"), ("kept", "%REQ(none)%"), ("per-cent", "5%%"), ("fixed", "x")];
+        let c = change(&set, &[("a", "%REQ(user):2%"), ("b", "%REQ(gone)%"), ("c", "%REQ(none)%")], &["gone"]);
+        let c = HeaderChange::new(Some(&c)).unwrap().unwrap();
+        let mut h = HeaderMap::new();
+        for (k, v) in [("user", "jason"), ("kept", "as it was"), ("gone", "1")] {
+            h.insert(k, HeaderValue::from_static(v));
+        }
+        c.apply(&mut h, &Own);
+        let mut all: Vec<String> = h.iter().map(|(k, v)| format!("{k}={}", v.to_str().unwrap())).collect();
+        all.sort_unstable();
+        assert_eq!(all, ["a=<jason>", "a=ja", "fixed=x", "kept=as it was", "per-cent=5%", "user=other"]);
+        for bad in ["%FOO%", "50%", "a\nb", "%REQ(a)%\n"] {
+            assert!(HeaderChange::new(Some(&change(&[("a", bad)], &[], &[]))).is_err(), "{bad:?}");
         }
     }
 

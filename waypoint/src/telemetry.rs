@@ -146,7 +146,7 @@ fn attributes(of: &str, r: &Record, sent: u64) -> HashMap<String, Value> {
             text("path", &r.path);
             text("url_path", r.path.split('?').next().unwrap_or_default());
             text("query", r.path.split_once('?').map_or("", |(_, q)| q));
-            text("host", &r.authority);
+            text("host", &header(&r.authority));
             text("method", r.method.as_str());
             text("protocol", r.protocol);
             text("useragent", &header(&r.user_agent));

@@ -41,6 +41,17 @@ impl Text {
             Text::Present => true,
         }
     }
+
+    /// As [`Text::matches`], of a header's value, which need not be text. A regular expression takes what is none for U+FFFD, as
+    /// Envoy's (RE2) does.
+    pub fn matches_bytes(&self, b: &[u8]) -> bool {
+        match self {
+            Text::Exact(e) => e.as_bytes() == b,
+            Text::Prefix(p) => b.starts_with(p.as_bytes()),
+            Text::Segments(_) | Text::Regex(_) => self.matches(&String::from_utf8_lossy(b)),
+            Text::Present => true,
+        }
+    }
 }
 
 /// A regular expression that must match the whole.
@@ -69,5 +80,17 @@ mod tests {
         assert!(re.matches("ab") && re.matches("a") && !re.matches("abc"), "the whole must match, by any branch");
         assert!(Text::new(&ir::Text { kind: Some(Kind::Regex("(".into())) }, false).is_err());
         assert!(Text::new(&ir::Text { kind: None }, false).is_err());
+    }
+
+    #[test]
+    fn values_that_are_no_text_are_compared_as_they_are() {
+        let text = |k| Text::new(&ir::Text { kind: Some(k) }, false).unwrap();
+        let latin = b"Andr\xe9";
+        assert!(text(Kind::Exact("Zoë".into())).matches_bytes("Zoë".as_bytes()));
+        assert!(!text(Kind::Exact("André".into())).matches_bytes(latin));
+        assert!(text(Kind::Prefix("Andr".into())).matches_bytes(latin));
+        assert!(text(Kind::Present(true)).matches_bytes(latin));
+        assert!(text(Kind::Regex("Andr.".into())).matches_bytes(latin));
+        assert!(!text(Kind::Regex("[a-z]+".into())).matches_bytes(latin));
     }
 }

@@ -15,6 +15,8 @@ use std::sync::Arc;
 const SKEW: u64 = 60;
 /// Longest token that is looked at, bytes.
 const LONGEST: usize = 16 << 10;
+/// What stands for a value that is no text: a token, and not a good one.
+const NO_TEXT: &str = "\u{fffd}";
 
 /// Whose tokens are taken, compiled.
 #[derive(Debug, Default)]
@@ -73,6 +75,14 @@ impl Tokens {
     /// If the message is not of this version; then nobody is to use it.
     pub fn new(all: &[ir::Jwt]) -> Result<Self, String> {
         Ok(Self(all.iter().map(Rule::new).collect::<Result<_, _>>()?))
+    }
+
+    /// The headers that hold tokens, and those that are made of them.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        self.0.iter().flat_map(|r| {
+            let made = r.payload.iter().chain(r.claims.iter().map(|(h, _)| h));
+            made.chain(r.headers.iter().map(|(h, _)| h))
+        })
     }
 
     /// The request's token, if there is one; headers that only we write are made.
@@ -193,8 +203,8 @@ impl Rule {
     /// The tokens where this rule looks for them, and the header if it is one.
     fn tokens<'a>(&'a self, h: &'a HeaderMap, uri: &'a Uri) -> impl Iterator<Item = (&'a str, Option<&'a HeaderName>)> {
         let headers = self.headers.iter().flat_map(|(n, prefix)| {
-            let all = h.get_all(n).iter().filter_map(|v| v.to_str().ok());
-            all.filter_map(move |v| Some((v.strip_prefix(prefix.as_str())?.trim(), Some(n))))
+            let all = h.get_all(n).iter().map(HeaderValue::as_bytes);
+            all.filter_map(move |v| Some((text(v.strip_prefix(prefix.as_bytes())?), Some(n))))
         });
         let query = uri.query().unwrap_or_default();
         let params = self.params.iter().flat_map(move |p| {
@@ -204,10 +214,10 @@ impl Rule {
             })
         });
         let cookies = self.cookies.iter().flat_map(|c| {
-            let all = h.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
+            let all = h.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
             all.filter_map(move |x| {
-                let (k, v) = x.trim().split_once('=')?;
-                (k == c).then_some((v, None))
+                let v = x.trim_ascii().strip_prefix(c.as_bytes())?.strip_prefix(b"=")?;
+                Some((text(v), None))
             })
         });
         headers.chain(params).chain(cookies).filter(|(t, _)| !t.is_empty())
@@ -253,6 +263,11 @@ impl Rule {
         }
         Err(last)
     }
+}
+
+/// A value of a header as text.
+fn text(b: &[u8]) -> &str {
+    std::str::from_utf8(b.trim_ascii()).unwrap_or(NO_TEXT)
 }
 
 /// The keys of a set, those that can verify.
@@ -402,6 +417,18 @@ mod tests {
         for c in [&fine, &none] {
             assert_eq!(ask(&[of("z")], &mut bearer(&hs(c))), Err("Audiences in Jwt are not allowed".into()));
         }
+        // What is no text is a token that is not good, and hides none.
+        let with_bytes = |name: &'static str, value: &[u8]| {
+            let mut p = request(&[], "/");
+            p.headers.insert(name, HeaderValue::from_bytes(value).unwrap());
+            p
+        };
+        let e = ask(&[rule()], &mut with_bytes("authorization", b"Bearer \xe9")).unwrap_err();
+        assert!(e.starts_with("Jwt is not in the form"), "{e}");
+        let in_cookie = ir::Jwt { cookies: vec!["t".into()], ..rule() };
+        let cookies = |token: &str| with_bytes("cookie", &[&b"a=\xe9; t="[..], token.as_bytes()].concat());
+        assert_eq!(ask(std::slice::from_ref(&in_cookie), &mut cookies(&hs(&fine))), good);
+        assert!(ask(std::slice::from_ref(&in_cookie), &mut cookies("opaque")).is_err());
         // Of two rules of one issuer one is enough; of two tokens each must be good.
         assert_eq!(ask(&[of("z"), of("y")], &mut bearer(&hs(&fine))), good);
         let mut two = request(

@@ -4,6 +4,7 @@
 use crate::{
     body::Counted,
     cluster::{Member, Set},
+    codec,
     control::Snapshot,
     origin::{self, Speaks},
     stream::Io,
@@ -14,7 +15,7 @@ use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use karst_core::{Identity, addr::is_host, limits};
 use karst_hbone::{
     client::{self, ClientError},
@@ -60,6 +61,8 @@ pub enum Failure {
     Refused(String),
     /// The connection broke before there was an answer.
     Reset(String),
+    /// The answer is not HTTP, or its head is too large.
+    Protocol(String),
 }
 
 /// A worker's connections.
@@ -164,18 +167,6 @@ impl Drop for Active {
     fn drop(&mut self) {
         self.requests.set(self.requests.get().saturating_sub(1));
         self.until.set(Instant::now() + self.idle);
-    }
-}
-
-/// hyper's tasks run on the worker's thread.
-#[derive(Clone, Copy)]
-pub struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, f: F) {
-        tokio::task::spawn_local(async move {
-            let _ = f.await;
-        });
     }
 }
 
@@ -299,7 +290,7 @@ async fn dial_http1(
 ) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), Failure> {
     let (io, lease) = open(w, s, m, from, Speaks::Http1).await.map_err(Failure::Connect)?;
     let (send, conn) =
-        http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| Failure::Connect(e.to_string()))?;
+        codec::client1().handshake(TokioIo::new(io)).await.map_err(|e| Failure::Connect(e.to_string()))?;
     Ok((send, conn, lease))
 }
 
@@ -312,7 +303,7 @@ fn end(s: &Set, m: &Member) -> Result<End, Failure> {
     }
 }
 
-/// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer.
+/// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer. `sent`: something of it may have been.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -322,6 +313,7 @@ pub async fn http1(
     m: &Member,
     from: SocketAddr,
     mut r: Request<Counted>,
+    sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
     let end = end(s, m)?;
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
@@ -345,6 +337,7 @@ pub async fn http1(
                 false => continue,
             }
         }
+        sent.set(true);
         match send.try_send_request(r).await {
             Ok(answer) => {
                 let requests = requests + 1;
@@ -356,8 +349,14 @@ pub async fn http1(
             }
             Err(mut e) => match e.take_message() {
                 // A kept connection that was closed meanwhile: nobody has seen the request.
-                Some(back) if !fresh => r = back,
-                _ => return Err(Failure::Reset(words(e.error()))),
+                Some(back) if !fresh => {
+                    sent.set(false);
+                    r = back;
+                }
+                unsent => {
+                    sent.set(unsent.is_none());
+                    return Err(failure(e.error()));
+                }
             },
         }
     }
@@ -378,11 +377,11 @@ pub async fn upgrade(
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
-    let answer = send.send_request(r).await.map_err(|e| Failure::Reset(words(&e)))?;
+    let answer = send.send_request(r).await.map_err(|e| failure(&e))?;
     Ok((answer, After::Alone(lease)))
 }
 
-/// Sends a request on a shared HTTP/2 connection.
+/// Sends a request on a shared HTTP/2 connection. `sent`: something of it may have been.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -392,6 +391,7 @@ pub async fn http2(
     m: &Member,
     from: SocketAddr,
     mut r: Request<Counted>,
+    sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
     let end = end(s, m)?;
     loop {
@@ -406,10 +406,7 @@ pub async fn http2(
             Some(c) => c,
             None => {
                 let (io, lease) = open(w, s, m, from, Speaks::Http2).await.map_err(Failure::Connect)?;
-                let (send, conn) = http2::Builder::new(Local)
-                    .timer(TokioTimer::new())
-                    .initial_stream_window_size(1 << 20)
-                    .initial_connection_window_size(4 << 20)
+                let (send, conn) = codec::client2()
                     .handshake::<_, Counted>(TokioIo::new(io))
                     .await
                     .map_err(|e| Failure::Connect(e.to_string()))?;
@@ -427,32 +424,44 @@ pub async fn http2(
         if c.send.ready().await.is_err() && !fresh {
             continue;
         }
+        sent.set(true);
         match c.send.try_send_request(r).await {
             Ok(answer) => return Ok((answer, after)),
             Err(mut e) => match e.take_message() {
-                Some(back) if !fresh => r = back,
-                _ => {
-                    let text = words(e.error());
-                    return Err(match refused(e.error()) {
-                        true => Failure::Refused(text),
-                        false => Failure::Reset(text),
-                    });
+                Some(back) if !fresh => {
+                    sent.set(false);
+                    r = back;
+                }
+                unsent => {
+                    sent.set(unsent.is_none());
+                    return Err(failure(e.error()));
                 }
             },
         }
     }
 }
 
-/// Has the endpoint said that it has not looked at the request (RFC 9113 §8.7)?
-fn refused(e: &hyper::Error) -> bool {
+/// Why there is no answer to a request that was sent.
+fn failure(e: &hyper::Error) -> Failure {
+    let text = words(e);
+    if e.is_parse() {
+        return Failure::Protocol(format!("{text}: {}", codec::bad_head()));
+    }
     let mut cause = std::error::Error::source(e);
     while let Some(c) = cause {
         if let Some(h) = c.downcast_ref::<h2::Error>() {
-            return h.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return match h.reason() {
+                // The endpoint says that it has not looked at the request (RFC 9113 §8.7); what we say ourselves proves nothing.
+                Some(h2::Reason::REFUSED_STREAM) if h.is_remote() => Failure::Refused(text),
+                Some(h2::Reason::PROTOCOL_ERROR) if !h.is_remote() => {
+                    Failure::Protocol(format!("{text}: {}", codec::bad_head()))
+                }
+                _ => Failure::Reset(text),
+            };
         }
         cause = c.source();
     }
-    false
+    Failure::Reset(text)
 }
 
 fn words(e: &hyper::Error) -> String {

@@ -7,14 +7,13 @@ use crate::{
     control::Snapshot,
     edge,
     gate::Gate,
-    gateway,
     metrics::{self, Metrics, Series},
     serve::{self, Call},
     stream,
     upstream::{self, TunnelKey},
 };
 use h2::server::SendResponse;
-use karst_core::{Identity, canonical, limits};
+use karst_core::{Identity, authority::Authority, canonical, limits};
 use karst_hbone::{
     Settings,
     pool::Pool,
@@ -122,12 +121,11 @@ pub fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
         let listener = TcpListener::from_std(listener)?;
-        let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
-        let upstream: Rc<upstream::Pool> = Rc::default();
+        let w = Rc::new(Worker::new(shared, number, lingering, drain.clone()));
         tokio::task::spawn_local({
-            let pool = upstream.clone();
+            let pool = w.upstream.clone();
             async move {
                 let mut turn = tokio::time::interval(upstream::SWEEP);
                 loop {
@@ -135,21 +133,6 @@ pub fn run(
                     pool.sweep();
                 }
             }
-        });
-        let w = Rc::new(Worker {
-            tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
-            settings,
-            resolver: Resolver::new(shared.config.resolv_conf.clone()),
-            shared,
-            number,
-            upstream,
-            drain: drain.clone(),
-            lingering,
-            seed: Cell::new(rand::random()),
-            turns: std::array::from_fn(|_| Cell::new(rand::random())),
-            open: Rc::default(),
-            sets: RefCell::default(),
-            series: RefCell::default(),
         });
         tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
@@ -179,6 +162,26 @@ pub fn run(
 }
 
 impl Worker {
+    /// One without connections.
+    pub fn new(shared: Arc<Shared>, number: usize, lingering: stream::Lingering, drain: drain::Watch) -> Self {
+        let settings = shared.config.tunnels();
+        Self {
+            tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
+            settings,
+            resolver: Resolver::new(shared.config.resolv_conf.clone()),
+            shared,
+            number,
+            upstream: Rc::default(),
+            drain,
+            lingering,
+            seed: Cell::new(rand::random()),
+            turns: std::array::from_fn(|_| Cell::new(rand::random())),
+            open: Rc::default(),
+            sets: RefCell::default(),
+            series: RefCell::default(),
+        }
+    }
+
     fn accept(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
         let (open, w) = (self.connection(), self.clone());
         tokio::task::spawn_local(async move {
@@ -301,7 +304,7 @@ impl Worker {
         let Some(follows) = set.follows else { return Some(set) };
         let (host, address) = match follows {
             Follows::Name => {
-                let name = gateway::name_of(name?);
+                let name = Authority::parse(name?.as_bytes()).ok()?.host().to_string();
                 // Only names that the entry stands for, and names they must be.
                 let fits =
                     set.service.hostname.strip_prefix('*').is_some_and(|x| name.len() > x.len() && name.ends_with(x));

@@ -12,7 +12,7 @@ use crate::{
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{Method, Response, StatusCode};
-use karst_core::{Identity, addr::is_host, canonical, limits};
+use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limits};
 use karst_hbone::{copy, server, stream::TlsStream};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_rt::{
@@ -209,7 +209,7 @@ pub fn target<B>(
         Host::Ip(_) => port,
         Host::Name(host) => {
             let svc =
-                s.host(host, own.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+                s.host(&host, own.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
             let own = s.own_pod(own).ok_or(Outcome::NoWorkload)?;
             let ports = own
                 .services
@@ -232,26 +232,19 @@ fn guard_port(p: u16) -> Result<u16, Outcome> {
     if OWN_PORTS.contains(&p) { Err(Outcome::NotFound("the port is one of ztunnel's own")) } else { Ok(p) }
 }
 
-enum Host<'a> {
+enum Host {
     Ip(IpAddr),
-    Name(&'a str),
+    Name(String),
 }
 
 /// Reads `ip:port`, `[ip6]:port` or `name:port`.
-fn authority(a: &str) -> Option<(Host<'_>, u16)> {
-    let (host, port) = a.rsplit_once(':')?;
-    let port: u16 = port.parse().ok().filter(|p| *p != 0)?;
-    if let Some(v6) = host.strip_prefix('[') {
-        let ip: std::net::Ipv6Addr = v6.strip_suffix(']')?.parse().ok()?;
-        return Some((Host::Ip(IpAddr::V6(ip).to_canonical()), port));
-    }
-    if host.is_empty() || host.contains([':', '@', '[', ']']) {
-        return None;
-    }
-    Some(match host.parse::<std::net::Ipv4Addr>() {
-        Ok(ip) => (Host::Ip(ip.into()), port),
-        Err(_) => (Host::Name(host), port),
-    })
+fn authority(a: &str) -> Option<(Host, u16)> {
+    let a = Authority::parse(a.as_bytes()).ok()?;
+    let host = match a.host().trim_matches(['[', ']']).parse() {
+        Ok(ip) => Host::Ip(ip),
+        Err(_) => Host::Name(a.host().to_string()),
+    };
+    Some((host, a.port()?))
 }
 
 /// What somebody wants of a pod.
@@ -442,6 +435,9 @@ mod tests {
             ("[fd00::1]:80", "fd00::1 80"),
             ("[::ffff:10.0.0.1]:80", "10.0.0.1 80"),
             ("a.b:80", "name a.b 80"),
+            ("A.b.:80", "name a.b 80"),
+            ("a b:80", "-"),
+            ("*.b:80", "-"),
             ("10.0.0.1", "-"),
             ("10.0.0.1:0", "-"),
             ("10.0.0.1:65536", "-"),

@@ -1,8 +1,11 @@
 //! Pure types of the mesh. No I/O, no runtime.
 
 pub mod addr;
+pub mod authority;
+pub mod civil;
 pub mod identity;
 pub mod limits;
+pub mod operators;
 pub mod untrusted;
 
 pub use addr::{Cidr, NetworkAddress, canonical};

@@ -1,6 +1,7 @@
 //! Log output in Istio's two formats, text (`time<TAB>level<TAB>scope<TAB>message<TAB>k=v`) and JSON, written by a
 //! thread of its own so that the data plane never waits for a slow terminal until the queue is full.
 
+use karst_core::civil::Civil;
 use std::{
     fmt::{self, Write as _},
     io::Write as _,
@@ -133,19 +134,8 @@ fn write_lines(rx: &Receiver<String>) {
 
 /// The time as RFC 3339 in UTC with microseconds.
 pub fn timestamp(t: SystemTime) -> String {
-    let d = t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, secs) = (d.as_secs() / 86_400, d.as_secs() % 86_400);
-    // Civil date from days, after Howard Hinnant's public-domain algorithm.
-    let z = days as i64 + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    let (h, m, s) = (secs / 3600, secs / 60 % 60, secs % 60);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:06}Z", d.subsec_micros())
+    let Civil { year, month, day, hour, minute, second, nanosecond } = t.into();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", nanosecond / 1000)
 }
 
 struct Lines(Format);

@@ -22,6 +22,7 @@ pub(super) use gateway_api::{granted, is_parent};
 use super::{Bad, Index, problem, service};
 use crate::model::Model;
 use karst_api::{route as ir, workload::Visibility};
+use karst_core::operators;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -425,9 +426,12 @@ fn header_name(name: &str, field: impl Into<String>) -> Result<String, Bad> {
 fn header(name: &str, value: &str, field: impl Into<String>) -> Result<ir::Header, Bad> {
     let field = field.into();
     let name = header_name(name, field.clone())?;
-    match http::HeaderValue::from_str(value) {
+    if http::HeaderValue::from_str(value).is_err() {
+        return Err((field, format!("{value:?} is no header value")));
+    }
+    match operators::parse(value) {
         Ok(_) => Ok(ir::Header { name, value: value.into() }),
-        Err(_) => Err((field, format!("{value:?} is no header value"))),
+        Err(e) => Err((field, format!("{value:?} {e}"))),
     }
 }
 

@@ -447,6 +447,11 @@ fn headers(h: &VsHeaders, at: &str) -> Result<Changes, Bad> {
         let mut out = ir::HeaderChange::default();
         for (k, v) in &c.set {
             if request && (k.eq_ignore_ascii_case("host") || k == ":authority") {
+                if v.contains('%') {
+                    let text =
+                        format!("{v:?} has a %, which an authority cannot have: operators are for other headers");
+                    return Err((format!("{at}.headers.{f}.set[{k}]"), text));
+                }
                 authority.clone_from(v);
                 continue;
             }
@@ -630,7 +635,8 @@ fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, Bad> {
         match word {
             "5xx" => out.server_error = true,
             "gateway-error" => out.gateway_error = true,
-            "reset" | "reset-before-request" => out.reset = true,
+            "reset" => out.reset = true,
+            "reset-before-request" => out.reset_before_request = true,
             "connect-failure" => out.connect_failure = true,
             "refused-stream" => out.refused_stream = true,
             "retriable-4xx" => out.retriable_4xx = true,
@@ -647,7 +653,7 @@ fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, Bad> {
                     return Err((
                         format!("{at}.retryOn"),
                         format!(
-                            "{word:?} is no condition; known are 5xx, gateway-error, reset, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, and status codes"
+                            "{word:?} is no condition; known are 5xx, gateway-error, reset, reset-before-request, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, and status codes"
                         ),
                     ));
                 }

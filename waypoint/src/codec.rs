@@ -1,0 +1,69 @@
+//! How HTTP is spoken, on both sides, with one limit of heads: a head that one side may send can be taken from the other.
+
+use hyper::{client, server};
+use hyper_util::rt::TokioTimer;
+use std::time::Duration;
+
+/// Largest head of a request or a response, and largest trailers, bytes (Envoy: 60 KiB). Peers of HTTP/2 are told
+/// (SETTINGS_MAX_HEADER_LIST_SIZE). A larger request is answered with 431, a larger response becomes a 502 (UPE).
+pub const MAX_HEADERS: u32 = 60 << 10;
+/// Streams of one HTTP/2 connection of a client.
+const MAX_STREAMS: u32 = 1000;
+/// Receive windows of HTTP/2, bytes: of a stream, and of a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// What HTTP/1.1 reads ahead beside a head, bytes.
+const READ_AHEAD: usize = 64 << 10;
+
+/// hyper's tasks run on the worker's thread.
+#[derive(Clone, Copy)]
+pub struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, f: F) {
+        tokio::task::spawn_local(async move {
+            let _ = f.await;
+        });
+    }
+}
+
+/// HTTP/1.1 of a client. `patience`: its heads must be there after this time.
+pub fn server1(patience: Option<Duration>) -> server::conn::http1::Builder {
+    let mut b = server::conn::http1::Builder::new();
+    b.timer(TokioTimer::new()).header_read_timeout(patience);
+    b.max_header_size(MAX_HEADERS as usize).max_buf_size(MAX_HEADERS as usize + READ_AHEAD);
+    b
+}
+
+/// HTTP/2 of a client.
+pub fn server2() -> server::conn::http2::Builder<Local> {
+    let mut b = server::conn::http2::Builder::new(Local);
+    b.timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    b
+}
+
+/// HTTP/1.1 of an endpoint.
+pub fn client1() -> client::conn::http1::Builder {
+    let mut b = client::conn::http1::Builder::new();
+    b.max_header_size(MAX_HEADERS as usize);
+    b
+}
+
+/// HTTP/2 of an endpoint.
+pub fn client2() -> client::conn::http2::Builder<Local> {
+    let mut b = client::conn::http2::Builder::new(Local);
+    b.timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEADERS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    b
+}
+
+/// Why a head that has come is none.
+pub fn bad_head() -> String {
+    format!("a head that is not HTTP, or larger than {MAX_HEADERS} bytes")
+}

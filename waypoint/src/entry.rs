@@ -1,0 +1,364 @@
+//! The entry: what a client has sent becomes the canonical request, once. Routes, policies, tokens, logs and the application all see
+//! that one. In this order: what concerns the client's connection is taken out, before anything that we write is there or is
+//! trusted; then what only proxies write, and names that an application may take for others; cookies become one field; the
+//! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
+//! its authority as a header).
+
+use crate::http::plain_path;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    header::{self, CONNECTION, UPGRADE},
+    request::Parts,
+};
+use karst_core::authority;
+use std::borrow::Cow;
+
+/// Headers that concern one connection only (RFC 9110 §7.6.1).
+const HOP: [HeaderName; 6] = [
+    CONNECTION,
+    header::TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Headers that only proxies write: a client's own would pass for one of ours.
+const FORGED: [&str; 5] = [
+    "x-forwarded-client-cert",
+    "x-envoy-original-path",
+    "x-envoy-internal",
+    "x-envoy-external-address",
+    "x-envoy-expected-rq-timeout-ms",
+];
+
+/// What a proxy or the protocol itself writes: an application that reads `_` as `-` must get it from nobody else.
+const WRITTEN: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id"];
+/// The same, of all names that begin so.
+const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
+
+/// The one protocol that a connection may change to (RFC 6455).
+const WEBSOCKET: &[u8] = b"websocket";
+
+/// What of a request is not in its head any more.
+pub struct Entry {
+    pub authority: Authority,
+    /// It asks for WebSocket.
+    pub websocket: bool,
+}
+
+/// Makes the head canonical.
+///
+/// # Errors
+/// The answer to what cannot be taken.
+pub fn canonical(p: &mut Parts) -> Result<Entry, StatusCode> {
+    if p.method == Method::CONNECT {
+        return Err(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let websocket = asks_for_websocket(p);
+    strip(&mut p.headers);
+    for n in FORGED {
+        p.headers.remove(n);
+    }
+    drop_doubles(&mut p.headers);
+    join_cookies(&mut p.headers);
+    let authority = Authority::read(p).ok_or(StatusCode::BAD_REQUEST)?;
+    if p.headers.get(header::HOST).is_some_and(|h| h != authority.value()) {
+        p.headers.insert(header::HOST, authority.value().clone());
+    }
+    // No application expects this; some end the path there.
+    if p.uri.path().contains("%00") {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    if let Cow::Owned(plain) = plain_path(p.uri.path()) {
+        let whole = p.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
+        p.uri = Uri::try_from(whole).map_err(|_| StatusCode::BAD_REQUEST)?;
+    }
+    Ok(Entry { authority, websocket })
+}
+
+/// What a request calls the host, in its canonical form.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    value: HeaderValue,
+    /// Length of the host in it.
+    host: usize,
+    port: Option<u16>,
+}
+
+impl Authority {
+    /// Of a request: exactly one answer, or none.
+    fn read(p: &Parts) -> Option<Self> {
+        let mut fields = p.headers.get_all(header::HOST).iter();
+        let (field, None) = (fields.next(), fields.next()) else { return None };
+        let Some(own) = p.uri.authority() else {
+            let (field, read) = (field?, authority::Authority::parse(field?.as_bytes()).ok()?);
+            return match read.is_canonical() {
+                true => Some(Self { value: field.clone(), host: read.host().len(), port: read.port() }),
+                false => Self::new(&read),
+            };
+        };
+        let read = authority::Authority::parse(own.as_str().as_bytes()).ok()?;
+        // Of HTTP/2 both may be there, and then they must say the same (RFC 9113 §8.3.1). In HTTP/1.1 the target counts
+        // (RFC 9112 §3.2.2).
+        let other = field.filter(|_| p.version == Version::HTTP_2).map(|f| authority::Authority::parse(f.as_bytes()));
+        match other {
+            Some(Ok(o)) if (o.host(), o.port()) != (read.host(), read.port()) => None,
+            Some(Err(_)) => None,
+            Some(Ok(_)) | None => Self::new(&read),
+        }
+    }
+
+    fn new(read: &authority::Authority<'_>) -> Option<Self> {
+        let value = match read.port() {
+            None => HeaderValue::from_str(read.host()),
+            Some(_) => HeaderValue::try_from(read.to_string()),
+        };
+        Some(Self { value: value.ok()?, host: read.host().len(), port: read.port() })
+    }
+
+    /// As a header.
+    pub fn value(&self) -> &HeaderValue {
+        &self.value
+    }
+
+    /// As it is compared.
+    pub fn as_str(&self) -> &str {
+        self.value.to_str().unwrap_or_default()
+    }
+
+    /// Without the port.
+    pub fn host(&self) -> &str {
+        self.as_str().get(..self.host).unwrap_or_default()
+    }
+
+    /// The port, if it is named.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+}
+
+/// The members of a header that is a list.
+fn members(h: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    h.get_all(name).iter().flat_map(|v| v.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// Is WebSocket asked for? Every other protocol is one in which nothing would be judged any more; a client that offers one (h2c:
+/// Java's, Apache's) goes on in HTTP/1.1.
+fn asks_for_websocket(p: &Parts) -> bool {
+    p.version == Version::HTTP_11
+        && p.method == Method::GET
+        && names_websocket(&p.headers)
+        && members(&p.headers, CONNECTION).any(|m| m.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// Does a head name WebSocket as the protocol to change to?
+pub fn names_websocket(h: &HeaderMap) -> bool {
+    members(h, UPGRADE).any(|m| m.eq_ignore_ascii_case(WEBSOCKET))
+}
+
+/// Says that the connection is to change to WebSocket.
+pub fn upgrade(h: &mut HeaderMap) {
+    h.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    h.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// Takes out what concerns one connection only, and what `Connection` names besides. `TE: trailers` stays: gRPC asks for it end to
+/// end.
+pub fn strip(h: &mut HeaderMap) {
+    if h.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = members(h, CONNECTION).filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
+        for n in named.iter().filter(|n| **n != header::TE) {
+            h.remove(n);
+        }
+    }
+    for n in &HOP {
+        h.remove(n);
+    }
+    if h.get(header::TE).is_some_and(|v| v != "trailers") {
+        h.remove(header::TE);
+    }
+}
+
+/// Are these the same name to an application that reads `_` as `-` (CGI, WSGI, PHP)?
+fn alike(a: &str, b: &str) -> bool {
+    let dash = |b: u8| if b == b'_' { b'-' } else { b };
+    a.len() == b.len() && a.bytes().map(dash).eq(b.bytes().map(dash))
+}
+
+fn has_underscore(n: &HeaderName) -> bool {
+    n.as_str().contains('_')
+}
+
+/// Takes out names with `_` that an application may take for another that is there, or for one that we write.
+fn drop_doubles(h: &mut HeaderMap) {
+    if !h.keys().any(has_underscore) {
+        return;
+    }
+    let written = |n: &str| {
+        WRITTEN.iter().any(|w| alike(w, n))
+            || WRITTEN_PREFIXES.iter().any(|w| n.get(..w.len()).is_some_and(|start| alike(w, start)))
+    };
+    let double = |n: &HeaderName| {
+        has_underscore(n) && (written(n.as_str()) || h.keys().any(|o| o != n && alike(o.as_str(), n.as_str())))
+    };
+    let doubles: Vec<HeaderName> = h.keys().filter(|n| double(n)).cloned().collect();
+    for n in doubles {
+        h.remove(n);
+    }
+}
+
+/// Takes out names with `_` that an application may take for one of these, which we judge or write.
+pub fn drop_alike<'a>(h: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName> + Clone) {
+    if !h.keys().any(has_underscore) {
+        return;
+    }
+    let double = |n: &HeaderName| {
+        has_underscore(n)
+            && names.clone().any(|o| alike(o.as_str(), n.as_str()))
+            // What is meant itself is not taken for another.
+            && !names.clone().any(|o| o == n)
+    };
+    let doubles: Vec<HeaderName> = h.keys().filter(|n| double(n)).cloned().collect();
+    for n in doubles {
+        h.remove(n);
+    }
+}
+
+/// HTTP/2 may split cookies (RFC 9113 §8.2.3); applications of HTTP/1.1 expect one field.
+fn join_cookies(h: &mut HeaderMap) {
+    let mut all = h.get_all(header::COOKIE).iter();
+    let (Some(_), Some(_)) = (all.next(), all.next()) else { return };
+    let all: Vec<&[u8]> =
+        h.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).filter(|v| !v.is_empty()).collect();
+    if let Ok(one) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        h.insert(header::COOKIE, one);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(version: Version, uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut r = http::Request::builder().version(version).uri(uri);
+        for (k, v) in headers {
+            r = r.header(*k, *v);
+        }
+        r.body(()).unwrap().into_parts().0
+    }
+
+    /// What is left of a request of HTTP/1.1, and whether it asks for WebSocket.
+    fn left(headers: &[(&str, &str)]) -> (Vec<String>, bool) {
+        let mut p = head(Version::HTTP_11, "/", &[headers, &[("host", "a")]].concat());
+        let entry = canonical(&mut p).unwrap();
+        let mut all: Vec<String> = p
+            .headers
+            .iter()
+            .map(|(k, v)| format!("{k}={}", v.to_str().unwrap_or("?")))
+            .filter(|s| s != "host=a")
+            .collect();
+        all.sort_unstable();
+        (all, entry.websocket)
+    }
+
+    #[test]
+    fn what_concerns_the_connection_is_taken_out_first() {
+        let given = [
+            ("connection", "Keep-Alive, X-Hop,te"),
+            ("connection", "x-forwarded-for"),
+            ("x-hop", "1"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("x", "y"),
+        ];
+        assert_eq!(left(&given).0, ["te=trailers", "x=y"]);
+    }
+
+    #[test]
+    fn only_websocket_is_a_protocol_to_change_to() {
+        let h2c = [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")];
+        assert_eq!(left(&h2c), (vec![], false));
+        assert_eq!(left(&[("http2-settings", "AAMAAABk")]), (vec![], false));
+        assert_eq!(left(&[("connection", "upgrade"), ("upgrade", "TLS/1.0")]), (vec![], false));
+        assert_eq!(left(&[("connection", "keep-alive"), ("upgrade", "websocket")]), (vec![], false));
+        assert_eq!(left(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")]), (vec![], true));
+        assert_eq!(left(&[("connection", "upgrade"), ("upgrade", "h2c, websocket")]), (vec![], true));
+        let mut post =
+            head(Version::HTTP_11, "/", &[("host", "a"), ("connection", "upgrade"), ("upgrade", "websocket")]);
+        post.method = Method::POST;
+        assert!(!canonical(&mut post).unwrap().websocket);
+    }
+
+    #[test]
+    fn names_that_an_application_takes_for_others_are_dropped() {
+        let given = [
+            ("x-user", "me"),
+            ("x_user", "admin"),
+            ("x-forwarded_for", "1.2.3.4"),
+            ("x_forwarded_client_cert", "forged"),
+            ("x_request_id", "1"),
+            ("content_length", "5"),
+            ("a_b-c", "1"),
+            ("a-b_c", "2"),
+            ("api_key", "stays"),
+        ];
+        assert_eq!(left(&given).0, ["api_key=stays", "x-user=me"]);
+        let mut h = head(Version::HTTP_11, "/", &[("x_role", "admin"), ("own_name", "1"), ("other_one", "1")]).headers;
+        let names = ["x-role", "own_name", "own-name"].map(HeaderName::from_static);
+        drop_alike(&mut h, names.iter());
+        let mut left: Vec<&str> = h.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["other_one", "own_name"]);
+    }
+
+    #[test]
+    fn cookies_are_one_field() {
+        assert_eq!(left(&[("cookie", "a=1"), ("cookie", "b=2; c=3"), ("cookie", "")]).0, ["cookie=a=1; b=2; c=3"]);
+        assert_eq!(left(&[("cookie", "a=1;b=2")]).0, ["cookie=a=1;b=2"]);
+    }
+
+    #[test]
+    fn there_is_one_authority() {
+        use Version as V;
+        let (one, two) = (V::HTTP_11, V::HTTP_2);
+        let table: [(Version, &str, &[&str], Option<(&str, &str)>); 14] = [
+            (one, "/", &["shop:80"], Some(("shop:80", "shop"))),
+            (one, "/", &["Admin.Example.com."], Some(("admin.example.com", "admin.example.com"))),
+            (one, "/", &["admin.example.com.:8080"], Some(("admin.example.com:8080", "admin.example.com"))),
+            (one, "/", &["[0::1]:80"], Some(("[::1]:80", "[::1]"))),
+            (one, "/", &["a", "a"], None),
+            (one, "/", &[], None),
+            (one, "/", &[""], None),
+            (one, "/", &["a b"], None),
+            (one, "/", &["user@a"], None),
+            (one, "http://a.example/", &["b"], Some(("a.example", "a.example"))),
+            (two, "http://A.example/", &[], Some(("a.example", "a.example"))),
+            (two, "http://a.example:81/", &["A.example.:81"], Some(("a.example:81", "a.example"))),
+            (two, "http://a.example/", &["b"], None),
+            (two, "http://u@a.example/", &[], None),
+        ];
+        for (version, uri, hosts, want) in table {
+            let hosts: Vec<(&str, &str)> = hosts.iter().map(|h| ("host", *h)).collect();
+            let mut p = head(version, uri, &hosts);
+            let entry = canonical(&mut p);
+            let got = entry.as_ref().ok().map(|e| (e.authority.as_str(), e.authority.host()));
+            assert_eq!(got, want, "{version:?} {uri} {hosts:?}");
+            if let (Ok(e), Some(h)) = (&entry, p.headers.get(header::HOST)) {
+                assert_eq!(h, e.authority.value(), "the field says the same");
+            }
+        }
+    }
+
+    /// Most requests are canonical: theirs is not written anew.
+    #[test]
+    fn a_canonical_authority_is_the_clients_own() {
+        let mut p = head(Version::HTTP_11, "/a?b", &[("host", "shop.app:80"), ("cookie", "a=1"), ("x", "y")]);
+        let at = |h: &HeaderValue| h.as_bytes().as_ptr();
+        let before = at(&p.headers[header::HOST]);
+        let entry = canonical(&mut p).unwrap();
+        assert_eq!((at(entry.authority.value()), at(&p.headers[header::HOST])), (before, before));
+        assert_eq!(p.uri, "/a?b");
+    }
+}
