@@ -389,6 +389,41 @@ fn service_entries_get_stable_addresses() {
     assert_eq!(p[0].field, "spec.endpoints[0].address");
 }
 
+/// Two ServiceEntries of one host are one service with the ports of both; an endpoint has those of its own entry.
+#[test]
+fn service_entries_of_one_host_are_one_service() {
+    let entry = |name: &str, port: u16, more: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{name}'}}\nspec: {{hosts: [x.example], addresses: [10.0.{port}.1], resolution: STATIC, ports: [{{number: {port}, name: p, protocol: TCP}}], {more}}}\n---\n"
+        )
+    };
+    let at = |list: &str| format!("endpoints: [{list}]");
+    let ports = |list: &karst_api::workload::PortList| -> Vec<String> {
+        list.ports.iter().map(|p| format!("{}:{}", p.service_port, p.target_port)).collect()
+    };
+    let run_all = |text: &str| {
+        let (m, p) = run(text);
+        let endpoints: Vec<_> = m.workloads.values().map(|w| ports(&w.services["a/x.example"]).join(" ")).collect();
+        let s = &m.services["a/x.example"];
+        let all: Vec<u32> = s.ports.iter().map(|p| p.service_port).collect();
+        (all, s.addresses.len(), endpoints, p.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let two = entry("b", 80, &at("{address: 192.0.2.1}")) + &entry("c", 90, &at("{address: 192.0.2.1}"));
+    assert_eq!(run_all(&two), (vec![80, 90], 2, vec!["80:80".into(), "90:90".into()], vec![]));
+    // The same by labels: the pod is an endpoint at both.
+    let selects = "workloadSelector: {labels: {app: web}}";
+    let selected = POD.to_string() + &entry("b", 80, selects) + &entry("c", 90, selects);
+    assert_eq!(run_all(&selected).2, ["80:80 90:90"]);
+    // Two at one address, told apart by their ports.
+    let twins = entry("b", 80, &at("{address: 192.0.2.1, ports: {p: 81}}, {address: 192.0.2.1, ports: {p: 82}}"));
+    assert_eq!(run_all(&twins).2, ["80:81", "80:82"]);
+    // What cannot be one service stays that of the older one, and is told.
+    let other = entry("c", 90, "").replace("resolution: STATIC", "resolution: NONE");
+    let (all, addresses, _, problems) = run_all(&(entry("b", 80, &at("{address: 192.0.2.1}")) + &other));
+    assert_eq!((all, addresses, problems.len()), (vec![80], 1, 1), "{problems:?}");
+    assert!(problems[0].contains("ServiceEntry a/c") && problems[0].contains("another resolution"), "{problems:?}");
+}
+
 #[test]
 fn waypoints_bind_by_label() {
     let text = format!(

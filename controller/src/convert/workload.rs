@@ -200,7 +200,8 @@ fn memberships(x: &Index<'_>, p: &Pod) -> Memberships {
         let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
         if selects(&sel.labels, &p.metadata.labels) {
             for h in &e.spec.hosts {
-                out.insert(format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
+                // Another ServiceEntry of the host has other ports.
+                endpoint::join(&mut out, format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
             }
         }
     }
@@ -229,7 +230,7 @@ pub(super) fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: 
     for e in x.entries_of.get(ns).into_iter().flatten() {
         if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
             for h in &e.spec.hosts {
-                out.insert(format!("{ns}/{h}"), entry_ports(e, &w.ports));
+                endpoint::join(&mut out, format!("{ns}/{h}"), entry_ports(e, &w.ports));
             }
         }
     }
@@ -315,8 +316,13 @@ fn inline_endpoints(
             se.spec.hosts.iter().map(|h| WorkloadEntrySpec { address: h.clone(), ..Default::default() }).collect();
     }
     for (i, e) in endpoints.iter().enumerate() {
-        let uid =
+        let mut uid =
             format!("{}/networking.istio.io/ServiceEntry/{}/{}/{}", x.mesh.cluster_id, m.namespace, m.name, e.address);
+        // At one address there may be several, at different ports.
+        if !e.ports.is_empty() && endpoints.iter().filter(|other| other.address == e.address).count() > 1 {
+            let ports: Vec<String> = e.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
+            uid = format!("{uid}/{}", ports.join(","));
+        }
         if se.spec.resolution == "STATIC" && e.address.parse::<IpAddr>().is_err() {
             let text = format!(
                 "{:?} is not an IP address: resolution STATIC needs one (or set spec.resolution to DNS)",

@@ -55,9 +55,9 @@ struct Ranked {
 struct Precision(std::cmp::Reverse<(u8, usize, bool, usize, usize)>);
 
 /// Oldest first; those without a time last, then by name.
-type Age = (bool, String, String, String);
+pub(super) type Age = (bool, String, String, String);
 
-fn age(m: &Meta) -> Age {
+pub(super) fn age(m: &Meta) -> Age {
     let t = m.creation_timestamp.clone();
     (t.is_none(), t.unwrap_or_default(), m.namespace.clone(), m.name.clone())
 }
