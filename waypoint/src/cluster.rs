@@ -149,9 +149,13 @@ impl Clusters {
             .clone()
     }
 
-    /// The endpoints of a destination. `like`: the address family that is preferred.
+    /// The endpoints of a destination; None: there is no such service, port or subset. `like`: the address family that is preferred.
     pub fn set(&self, s: &Snapshot, own: &Workload, key: &Key, like: IpAddr) -> Option<Set> {
         let service = s.mesh.services.get(&key.service)?.clone();
+        // A port that a service does not have leads nowhere, whatever listens at that number.
+        if !service.is_stand_in() && !service.ports.iter().any(|(p, _)| *p == key.port) {
+            return None;
+        }
         let backend = s.backends.get(&key.service);
         let through = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
             // As ztunnels ask: by the address that is called.
@@ -394,6 +398,19 @@ pub(crate) mod tests {
         }
         assert_eq!(out(), 2, "half of them at most");
         assert!(s.ejects(now()));
+    }
+
+    #[test]
+    fn a_port_that_the_service_lacks_is_no_destination() {
+        let mut s = Snapshot::new("");
+        let pods = vec![pod("own", "10.0.1.1", &[]), pod("a", "10.0.0.1", &[(KEY, &[(80, 8080)])])];
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let at = |port: u16| {
+            let key = Key { service: KEY.into(), port, subset: "".into() };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
+        };
+        assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
     }
 
     #[test]

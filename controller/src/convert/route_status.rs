@@ -1,14 +1,14 @@
 //! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes, service};
 use crate::convert::{
     routes::gateways::Fronts,
     status::{Condition, Write, as_they_are, conditions, reference, same},
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
-    kinds::Meta,
+    kinds::{Meta, ServiceEntry},
 };
 use serde_json::{Value, json};
 
@@ -135,6 +135,22 @@ fn extensions(x: &Index<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static 
     })
 }
 
+/// Is a host there that is referred to by its name, and does it have the port?
+fn hostname(x: &Index<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
+    let services = x.services.values().flatten().filter(|s| service::hostname(x, s) == b.name);
+    let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
+    let own = |e: &ServiceEntry| e.metadata.namespace == m.namespace || !service::is_private(e);
+    let entries = x.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
+    ports.extend(entries.map(|(_, e)| e.spec.ports.iter().map(|p| p.number).collect()));
+    match b.port {
+        _ if ports.is_empty() => Err(format!("there is no Service or ServiceEntry for host {}", b.name)),
+        Some(port) if !ports.iter().flatten().any(|p| *p == port) => {
+            Err(format!("host {} does not have port {port}", b.name))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Is what it refers to there, and may it be referred to?
 fn resolved<'a>(
     x: &Index<'_>,
@@ -147,7 +163,10 @@ fn resolved<'a>(
         let ns = b.namespace.as_deref().unwrap_or(&m.namespace);
         let (group, to) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
         if group == ISTIO_NETWORKING && to == "Hostname" {
-            continue;
+            match hostname(x, m, b) {
+                Ok(()) => continue,
+                Err(text) => return ("BackendNotFound", text),
+            }
         }
         if !matches!((group, to), ("" | "core", "Service")) {
             return ("InvalidKind", format!("{to} {:?} cannot be a backend: use Service, or Hostname", b.name));

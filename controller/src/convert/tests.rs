@@ -685,12 +685,17 @@ fn routes_say_what_became_of_them() {
         let reasons = |c: &serde_json::Value| format!("{}={}", c["type"], c["reason"]).replace('"', "");
         s.map(|s| s[0]["conditions"].as_array().unwrap().iter().map(reasons).collect::<Vec<_>>().join(" "))
     };
+    let host =
+        |name: &str, port: u16| format!("group: networking.istio.io, kind: Hostname, name: {name}, port: {port}");
     for (parent, backend, more, wanted) in [
         ("name: s", "name: s, port: 80", "", "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
         ("name: s, port: 81", "name: s, port: 80", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
         ("name: none", "name: s", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
         ("name: s", "name: none", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
         ("name: s", "name: s, port: 81", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
+        ("name: s", &host("s.a.svc.cluster.local", 80), "", "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
+        ("name: s", &host("s.a.svc.cluster.local", 81), "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
+        ("name: s", &host("x.example", 80), "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
         ("name: s", "name: s, kind: Pod", "", "Accepted=Accepted ResolvedRefs=InvalidKind"),
         ("name: s", "name: t, namespace: b, port: 80", "", "Accepted=Accepted ResolvedRefs=RefNotPermitted"),
         ("name: s", "name: t, namespace: b, port: 80", grant, "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
@@ -707,6 +712,50 @@ fn routes_say_what_became_of_them() {
     let all = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status["parents"].clone();
     assert_eq!((all.as_array().unwrap().len(), all[1]["controllerName"].as_str()), (2, Some("example.com/other")));
     assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
+}
+
+/// A route leads to ports that a service has, and never to a number: 500 for Gateway API, 503 for Istio's.
+#[test]
+fn routes_lead_to_ports_that_services_have() {
+    let base = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: two, namespace: a}\nspec: {clusterIP: 10.96.0.2, ports: [{name: a, port: 80, targetPort: 8080}, {name: b, port: 81}]}\n---\n";
+    let first = |text: &str| {
+        let (m, p) = run(&format!("{base}{text}"));
+        assert!(p.is_empty(), "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http.iter().flat_map(|r| r.destinations.iter().chain(r.mirrors.iter().flat_map(|m| &m.to)));
+        let tcp = table.tcp.iter().flat_map(|r| &r.destinations);
+        http.chain(tcp).map(|d| (d.port, d.refuse_status)).collect::<Vec<_>>()
+    };
+    let istio = |rules: &str| {
+        first(&format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: a}}\nspec: {{hosts: [s], {rules}}}\n"
+        ))
+    };
+    let to = |host: &str, port: u16| format!("destination: {{host: {host}, port: {{number: {port}}}}}");
+    for (host, port, wanted) in [
+        ("two", 80, (80, 0)),
+        // What its endpoints listen on is no port of the service.
+        ("two", 8080, (8080, 503)),
+        ("two", 0, (0, 0)),
+        ("s", 0, (80, 0)),
+        ("none", 80, (80, 503)),
+    ] {
+        assert_eq!(istio(&format!("http: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
+        assert_eq!(istio(&format!("tcp: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
+        let mirror = istio(&format!("http: [{{route: [{{{}}}], mirrors: [{{{}}}]}}]", to("s", 80), to(host, port)));
+        assert_eq!(mirror, [(80, 0), wanted], "{host} {port}");
+    }
+    for (kind, group) in [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2")] {
+        let route = |backend: &str| {
+            first(&format!(
+                "apiVersion: gateway.networking.k8s.io/{group}\nkind: {kind}\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{backendRefs: [{{{backend}}}]}}]}}\n"
+            ))
+        };
+        assert_eq!(route("name: two, port: 81"), [(81, 0)], "{kind}");
+        assert_eq!(route("name: two, port: 8080"), [(8080, 500)], "{kind}");
+        let host = "group: networking.istio.io, kind: Hostname, name: two.a.svc.cluster.local";
+        assert_eq!(route(&format!("{host}, port: 82")), [(82, 500)], "{kind}");
+    }
 }
 
 /// Names are used again; the uid says which pod it is.

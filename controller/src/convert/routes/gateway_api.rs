@@ -275,10 +275,13 @@ impl<'a> Convert<'a> {
             || ns == self.ns
             || is_parent(self.parents, self.ns, ns, &b.name)
             || granted(self.x, self.kind, self.ns, (ns, group, kind, &b.name));
+        let port = u32::from(b.port.unwrap_or(0));
+        // A port that the service does not have is no backend, whatever listens there.
+        let found = found.filter(|key| self.hosts.has_port(key, port));
         let f = self.filters(&b.filters, at)?;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
-            port: u32::from(b.port.unwrap_or(0)),
+            port,
             weight: b.weight.unwrap_or(1),
             request: f.request,
             answer: f.answer,

@@ -92,6 +92,7 @@ pub(super) struct Hosts {
     by_host: HashMap<String, Vec<Arc<str>>>,
     /// Those that only their own namespace knows.
     private: HashSet<Arc<str>>,
+    ports: HashMap<Arc<str>, Vec<u32>>,
     domain: String,
     fronts: gateways::Fronts,
 }
@@ -99,15 +100,26 @@ pub(super) struct Hosts {
 impl Hosts {
     fn new(x: &Index<'_>, model: &Model) -> Self {
         let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
-        let mut private = HashSet::new();
+        let (mut private, mut ports) = (HashSet::new(), HashMap::new());
         for (key, s) in &model.services {
             let key: Arc<str> = key.as_str().into();
+            ports.insert(key.clone(), numbers(s));
             if s.visibility == Visibility::Namespace as i32 {
                 private.insert(key.clone());
             }
             by_host.entry(s.hostname.clone()).or_default().push(key);
         }
-        Self { by_host, private, domain: x.mesh.cluster_domain.clone(), fronts: gateways::Fronts::new(x) }
+        Self { by_host, private, ports, domain: x.mesh.cluster_domain.clone(), fronts: gateways::Fronts::new(x) }
+    }
+
+    /// The ports of a service.
+    fn ports(&self, key: &str) -> &[u32] {
+        self.ports.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Can a destination have this port of a service? 0: whichever is called.
+    fn has_port(&self, key: &str, port: u32) -> bool {
+        port == 0 || self.ports(key).contains(&port)
     }
 
     /// The full name that an object of this namespace means.
@@ -146,6 +158,10 @@ impl Hosts {
             }
         }
     }
+}
+
+fn numbers(s: &karst_api::workload::Service) -> Vec<u32> {
+    s.ports.iter().map(|p| p.service_port).collect()
 }
 
 /// Is it a service of this namespace, by its key?
@@ -198,7 +214,8 @@ pub(super) struct Cache {
 /// What conversions depend on besides their object.
 #[derive(Default, PartialEq)]
 struct Context {
-    services: Vec<String>,
+    /// With their ports.
+    services: Vec<(String, Vec<u32>)>,
     /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts.
     others: Vec<usize>,
 }
@@ -214,7 +231,7 @@ impl Context {
         let filters = x.http_filters.iter().map(|(_, f)| address(*f));
         let delegates = x.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
-            services: model.services.keys().cloned().collect(),
+            services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s))).collect(),
             others: grants.chain(entries).chain(delegates).chain(filters).collect(),
         }
     }

@@ -307,6 +307,13 @@ impl Convert<'_> {
             return Err((format!("{at}.destination.host"), "is empty: name a service".into()));
         }
         let found = self.hosts.find(&d.host, self.ns);
+        let port = match (u32::from(d.port.number), found.map(|key| self.hosts.ports(key))) {
+            // The only one that it has (Istio); of several the one that is called.
+            (0, Some([only])) => *only,
+            (named, _) => named,
+        };
+        // A port that the service does not have is no destination, whatever listens there.
+        let usable = found.is_some_and(|key| self.hosts.has_port(key, port));
         let (request, answer, authority) = match h {
             Some(h) => headers(h, at)?,
             None => (None, None, String::new()),
@@ -315,12 +322,12 @@ impl Convert<'_> {
         set_authority(&mut rewrite, authority);
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| d.host.clone()),
-            port: u32::from(d.port.number),
+            port,
             subset: d.subset.clone(),
             weight,
             request,
             answer,
-            refuse_status: if found.is_some() { 0 } else { NO_CLUSTER },
+            refuse_status: if usable { 0 } else { NO_CLUSTER },
             rewrite,
             ..Default::default()
         })
