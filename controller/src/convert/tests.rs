@@ -714,6 +714,45 @@ fn routes_say_what_became_of_them() {
     assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
 }
 
+/// What a delegate does not say, the rule that delegates to it does; its hosts are those of its own namespace.
+#[test]
+fn a_delegate_is_merged_into_the_rule_that_names_it() {
+    let service = |ns: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: {ns}}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let root = "timeout: 3s, retries: {attempts: 7, perTryTimeout: 1s, retryOn: 5xx}, headers: {request: {set: {x-root: y}}}, fault: {delay: {fixedDelay: 1s, percentage: {value: 5}}}, corsPolicy: {allowOrigins: [{exact: root}]}, mirrors: [{destination: {host: s}}], rewrite: {uri: /root}";
+    let leaf = "timeout: 4s, retries: {attempts: 0}, headers: {response: {set: {x-leaf: y}}}, fault: {delay: {fixedDelay: 2s, percentage: {value: 5}}}, corsPolicy: {allowOrigins: [{exact: leaf}]}, mirror: {host: s}, mirrors: [{destination: {host: s}, percentage: {value: 1}}], rewrite: {uri: /leaf}";
+    let rule = |leaf: &str| {
+        let (m, p) = run(&format!(
+            "{}{}apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: root, namespace: a}}\nspec: {{hosts: [s], http: [{{match: [{{uri: {{prefix: /d}}}}], delegate: {{name: part, namespace: b}}, {root}}}]}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: part, namespace: b}}\nspec: {{http: [{{route: [{{destination: {{host: s}}}}], {leaf}}}]}}\n",
+            service("a"),
+            service("b")
+        ));
+        assert!(p.is_empty(), "{p:?}");
+        m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone()
+    };
+    let own = "b/s.b.svc.cluster.local";
+    let r = rule("");
+    assert_eq!((r.timeout_ms, r.retry.as_ref().map(|r| (r.attempts, r.server_error))), (3000, Some((7, true))));
+    assert_eq!((r.request.unwrap().set[0].name.as_str(), r.answer), ("x-root", None));
+    assert_eq!(r.fault.unwrap().delay_ms, 1000);
+    assert!(format!("{:?}", r.cors.unwrap().origins).contains("root"));
+    assert!(format!("{:?}", r.rewrite.unwrap()).contains("/root"));
+    assert_eq!(r.destinations[0].service, own);
+    // The mirror of the root is the root's service.
+    assert_eq!((r.mirrors.len(), r.mirrors[0].to.as_ref().unwrap().service.as_str()), (1, "a/s.a.svc.cluster.local"));
+    let r = rule(leaf);
+    assert_eq!((r.timeout_ms, r.retry), (4000, None));
+    assert_eq!((r.request, r.answer.unwrap().set[0].name.as_str()), (None, "x-leaf"));
+    assert_eq!(r.fault.unwrap().delay_ms, 2000);
+    assert!(format!("{:?}", r.cors.unwrap().origins).contains("leaf"));
+    assert!(format!("{:?}", r.rewrite.unwrap()).contains("/leaf"));
+    let mirrors: Vec<_> = r.mirrors.iter().map(|m| (m.to.as_ref().unwrap().service.as_str(), m.per_million)).collect();
+    assert_eq!(mirrors, [(own, 10_000), (own, 1_000_000)]);
+}
+
 /// A route leads to ports that a service has, and never to a number: 500 for Gateway API, 503 for Istio's.
 #[test]
 fn routes_lead_to_ports_that_services_have() {

@@ -8,6 +8,7 @@
 
 mod access;
 pub(super) mod backend_tls;
+mod delegate;
 mod destination_rule;
 mod filter;
 mod gateway_api;

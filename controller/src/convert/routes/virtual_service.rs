@@ -1,8 +1,8 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
 use super::{
-    Age, Bad, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, duration, exact, gateways,
-    header, header_name, ir, optional_duration, per_million, regex,
+    Age, Bad, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, delegate, duration, exact,
+    gateways, header, header_name, ir, optional_duration, per_million, regex,
 };
 use karst_manifest::{kinds::*, traffic::*};
 use std::collections::BTreeMap;
@@ -134,29 +134,33 @@ impl Convert<'_> {
 
     /// The rules of one entry: one for each of its matches.
     fn http(&self, h: &VsHttp, at: &str, origin: &str, n: usize, depth: usize) -> Result<Vec<ir::HttpRule>, Bad> {
-        let name = if h.name.is_empty() { format!("{origin} http[{n}]") } else { format!("{origin} {}", h.name) };
-        let mut matches = vec![];
-        for (i, m) in h.matches.iter().enumerate() {
-            let at = format!("{at}.match[{i}]");
-            let ports = if m.port == 0 { vec![] } else { vec![u32::from(m.port)] };
-            let converted = self.matching(m, &at)?;
-            if self.is_here(&m.gateways) {
-                matches.push((ports, converted));
-            }
-        }
-        if h.matches.is_empty() {
-            matches.push((vec![], ir::Match::default()));
-        }
         if let Some(d) = &h.delegate {
-            return self.delegated(h, d, &matches, at, depth);
+            return self.delegated(h, d, at, depth);
         }
-        let mut out = Vec::with_capacity(matches.len());
-        for (ports, m) in matches {
+        let name = if h.name.is_empty() { format!("{origin} http[{n}]") } else { format!("{origin} {}", h.name) };
+        let mut out = vec![];
+        for (ports, m) in self.matches(h, at)? {
             let mut r = self.action(h, at, &m)?;
             r.origin.clone_from(&name);
             r.ports = ports;
             r.r#match = Some(m);
             out.push(r);
+        }
+        Ok(out)
+    }
+
+    /// What an entry matches here, and at which ports.
+    fn matches(&self, h: &VsHttp, at: &str) -> Result<Vec<(Vec<u32>, ir::Match)>, Bad> {
+        let mut out = vec![];
+        for (i, m) in h.matches.iter().enumerate() {
+            let ports = if m.port == 0 { vec![] } else { vec![u32::from(m.port)] };
+            let converted = self.matching(m, &format!("{at}.match[{i}]"))?;
+            if self.is_here(&m.gateways) {
+                out.push((ports, converted));
+            }
+        }
+        if h.matches.is_empty() {
+            out.push((vec![], ir::Match::default()));
         }
         Ok(out)
     }
@@ -219,43 +223,45 @@ impl Convert<'_> {
         Ok(r)
     }
 
-    fn delegated(
-        &self,
-        h: &VsHttp,
-        d: &VsDelegate,
-        matches: &[(Vec<u32>, ir::Match)],
-        at: &str,
-        depth: usize,
-    ) -> Result<Vec<ir::HttpRule>, Bad> {
+    fn delegated(&self, h: &VsHttp, d: &VsDelegate, at: &str, depth: usize) -> Result<Vec<ir::HttpRule>, Bad> {
         if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
             return Err((at.into(), "must have exactly one of route, redirect, directResponse, delegate".into()));
         }
         if depth >= DELEGATES {
             return Err((format!("{at}.delegate"), "a delegate must not delegate further".into()));
         }
+        // What is wrong with it is wrong whether the delegate is there or not.
+        self.matches(h, at)?;
         let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
-        let found = self.x.virtual_services.iter().map(|(_, v)| v);
-        let Some(v) = found
-            .into_iter()
-            .find(|v| v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty())
+        let mut found = self.x.virtual_services.iter().map(|(_, v)| v);
+        let Some(v) =
+            found.find(|v| v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty())
         else {
             // It may come later.
             return Ok(vec![]);
         };
         let inner = Convert { x: self.x, ns, hosts: self.hosts, place: self.place };
+        let (root, origin) = (self.full(h), format!("VirtualService {ns}/{}", d.name));
         let mut out = vec![];
-        for (i, h) in v.spec.http.iter().enumerate() {
-            let origin = format!("VirtualService {ns}/{}", d.name);
-            for r in inner.http(h, &format!("{at}.delegate.http[{i}]"), &origin, i, depth + 1)? {
-                for (ports, m) in matches {
-                    let both = r.r#match.clone().unwrap_or_default();
-                    let Some(both) = merge(m, &both) else { continue };
-                    let Some(ports) = narrow(ports, &r.ports) else { continue };
-                    out.push(ir::HttpRule { ports, r#match: Some(both), ..r.clone() });
-                }
+        for (i, leaf) in v.spec.http.iter().enumerate() {
+            if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
+                out.extend(inner.http(&merged, &format!("{at}.delegate.http[{i}]"), &origin, i, depth + 1)?);
             }
         }
         Ok(out)
+    }
+
+    /// An entry with full names of mirrors and gateways, which mean the same in another namespace.
+    fn full(&self, h: &VsHttp) -> VsHttp {
+        let mut out = h.clone();
+        let mirrors = out.mirrors.iter_mut().map(|m| &mut m.destination).chain(&mut out.mirror);
+        for d in mirrors.filter(|d| !d.host.is_empty()) {
+            d.host = self.hosts.full(&d.host, self.ns);
+        }
+        for g in out.matches.iter_mut().flat_map(|m| &mut m.gateways).filter(|g| *g != MESH) {
+            *g = gateways::full_name(g, self.ns);
+        }
+        out
     }
 
     fn matching(&self, m: &VsMatch, at: &str) -> Result<ir::Match, Bad> {
@@ -400,49 +406,6 @@ fn text(t: &StringMatch, at: &str) -> Result<ir::Text, Bad> {
         _ => return Err((at.into(), "must have only one of exact, prefix, regex".into())),
     };
     Ok(ir::Text { kind })
-}
-
-/// Both must hold; None where they cannot.
-fn merge(a: &ir::Match, b: &ir::Match) -> Option<ir::Match> {
-    use ir::text::Kind;
-    let same = |a: &Option<ir::Text>, b: &Option<ir::Text>| match (a, b) {
-        (Some(a), Some(b)) if a != b => None,
-        (a, b) => Some(a.clone().or_else(|| b.clone())),
-    };
-    let path = match (a.path.as_ref().and_then(|p| p.kind.as_ref()), b.path.as_ref().and_then(|p| p.kind.as_ref())) {
-        (Some(Kind::Prefix(p)), Some(Kind::Exact(q) | Kind::Prefix(q))) if q.starts_with(p) => b.path.clone(),
-        _ => same(&a.path, &b.path)?,
-    };
-    let mut out = ir::Match {
-        path,
-        ignore_path_case: a.ignore_path_case || b.ignore_path_case,
-        method: same(&a.method, &b.method)?,
-        scheme: same(&a.scheme, &b.scheme)?,
-        authority: same(&a.authority, &b.authority)?,
-        ..b.clone()
-    };
-    out.headers.extend(a.headers.iter().cloned());
-    out.query.extend(a.query.iter().cloned());
-    for (k, v) in &a.source_labels {
-        if out.source_labels.insert(k.clone(), v.clone()).is_some_and(|old| old != *v) {
-            return None;
-        }
-    }
-    if !a.source_namespace.is_empty() {
-        if !out.source_namespace.is_empty() && out.source_namespace != a.source_namespace {
-            return None;
-        }
-        out.source_namespace.clone_from(&a.source_namespace);
-    }
-    Some(out)
-}
-
-fn narrow(a: &[u32], b: &[u32]) -> Option<Vec<u32>> {
-    match (a, b) {
-        ([], _) => Some(b.to_vec()),
-        (_, []) => Some(a.to_vec()),
-        _ => Some(a.iter().filter(|p| b.contains(p)).copied().collect::<Vec<_>>()).filter(|v| !v.is_empty()),
-    }
 }
 
 type Changes = (Option<ir::HeaderChange>, Option<ir::HeaderChange>, String);
