@@ -74,9 +74,9 @@ impl Compiler {
         self.whole
     }
 
-    /// What is not yet as it should be at the API server.
+    /// What is not yet as it should be at the API server, after an update with the same objects.
     pub fn writes(&self, state: &State, template: &deploy::Template, now: &str) -> Writes {
-        writes(state, &self.mesh, template, now)
+        writes(state, &self.mesh, &self.routes, template, now)
     }
 
     /// Takes in the newest objects.

@@ -223,12 +223,12 @@ pub struct Writes {
     pub statuses: Vec<Write>,
 }
 
-/// What is not yet as it should be. `now` is the time in RFC 3339.
-fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) -> Writes {
+/// What is not yet as it should be. `compiled` is what came of the routes; `now` is the time in RFC 3339.
+fn writes(state: &State, mesh: &Mesh, compiled: &routes::Cache, template: &deploy::Template, now: &str) -> Writes {
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     objects.extend(deploy::compile(&x, template));
-    let (fronts, all) = (routes::gateways::Fronts::new(&x), route_status::all(&x));
+    let (fronts, all) = (routes::gateways::Fronts::new(&x), route_status::all(&x, compiled));
     let mut statuses = status::compile(&x, now);
     statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
     statuses.extend(route_status::compile(&x, &fronts, &all, now));

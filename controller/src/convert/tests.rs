@@ -484,7 +484,9 @@ fn written(text: &str) -> Writes {
     let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
     let state = State { objects, ..State::default() };
     let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
-    writes(&state, &mesh(), &template, "2026-01-01T00:00:00Z")
+    let mut c = Compiler::new(mesh());
+    c.update(&state);
+    c.writes(&state, &template, "2026-01-01T00:00:00Z")
 }
 
 /// Object, type, status, reason of each condition that is written.
@@ -751,6 +753,74 @@ fn a_delegate_is_merged_into_the_rule_that_names_it() {
     assert!(format!("{:?}", r.rewrite.unwrap()).contains("/leaf"));
     let mirrors: Vec<_> = r.mirrors.iter().map(|m| (m.to.as_ref().unwrap().service.as_str(), m.per_million)).collect();
     assert_eq!(mirrors, [(own, 10_000), (own, 1_000_000)]);
+}
+
+/// A rule that cannot be read takes no other with it, and its requests are not sent by default: 500, and a condition that says why.
+#[test]
+fn a_rule_that_cannot_be_read_is_not_the_default() {
+    let base = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\n";
+    let route = |kind: &str, rules: &str| {
+        format!(
+            "{base}apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: a, generation: 2}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{rules}]}}\n"
+        )
+    };
+    // Each rule as PATH=ANSWER, in order.
+    let rules = |text: &str| -> Vec<String> {
+        let (m, p) = run(text);
+        assert!(p.iter().all(|p| p.field.starts_with("spec.rules[")), "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let one = |r: &karst_api::route::HttpRule| {
+            let m = r.r#match.as_ref().unwrap();
+            let path = m.path.as_ref().and_then(|p| p.kind.as_ref()).map_or("any".into(), |k| format!("{k:?}"));
+            let headers: String = m.headers.iter().map(|h| format!(" {}", h.name)).collect();
+            format!("{path}{headers}={}", r.response.as_ref().map_or(200, |r| r.status))
+        };
+        table.http.iter().map(one).collect()
+    };
+    let said = |text: &str| {
+        let w = written(text);
+        let of = w.statuses.iter().find(|s| s.to.kind.ends_with("Route")).unwrap();
+        let all = of.status["parents"][0]["conditions"].as_array().unwrap().clone();
+        let reason = |c: &serde_json::Value| format!("{}={}", c["type"], c["reason"]).replace('"', "");
+        let text = all.iter().map(|c| c["message"].as_str().unwrap()).collect::<Vec<_>>().join(" ");
+        (all.iter().map(reason).collect::<Vec<_>>().join(" "), text)
+    };
+    let to = "backendRefs: [{name: s, port: 80}]";
+    let path = |kind: &str, value: &str| {
+        format!("{{path: {{type: {kind}, value: '{value}'}}, headers: [{{name: h, value: v}}]}}")
+    };
+    let (fine, pattern) = (path("PathPrefix", "/a"), path("RegularExpression", "/b("));
+    let good = format!("{{matches: [{fine}], {to}}}");
+    // A match: what is left of it, behind all others. With another match of its own the rule does not hold either.
+    let bad_match = format!("{{matches: [{}, {pattern}], {to}}}", path("Exact", "/c"));
+    let text = route("HTTPRoute", &format!("{good}, {bad_match}"));
+    assert_eq!(rules(&text), ["Exact(\"/c\") h=500", "Segments(\"/a\") h=200", "any h=500"]);
+    let (reasons, text) = said(&text);
+    assert_eq!(reasons, "Accepted=Accepted ResolvedRefs=ResolvedRefs PartiallyInvalid=UnsupportedValue");
+    assert!(text.contains("Dropped Rule spec.rules[1].matches[1].path.value"), "{text}");
+    // What is done: where the rule matches.
+    for wrong in [
+        "timeouts: {request: soon}",
+        "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: x}]}}]",
+        "filters: [{type: RequestRedirect}]",
+    ] {
+        let text = route("HTTPRoute", &format!("{good}, {{matches: [{{path: {{value: /d}}}}], {wrong}, {to}}}"));
+        assert_eq!(rules(&text), ["Segments(\"/a\") h=200", "Segments(\"/d\")=500"], "{wrong}");
+        assert!(said(&text).1.contains("Dropped Rule spec.rules[1]."), "{wrong}");
+    }
+    // Nothing is left: the route is not accepted, and the service is not called all the same.
+    let text = route("HTTPRoute", &format!("{{matches: [{pattern}], {to}}}"));
+    assert_eq!(rules(&text), ["any h=500"]);
+    assert_eq!(said(&text).0, "Accepted=UnsupportedValue ResolvedRefs=ResolvedRefs");
+    let text = route("GRPCRoute", &format!("{{matches: [{{method: {{type: Other, service: x}}}}], {to}}}, {{{to}}}"));
+    assert_eq!(rules(&text), ["Segments(\"/\")=200", "Segments(\"/\")=500"]);
+    assert!(said(&text).0.contains("PartiallyInvalid"));
+    // The condition goes with its reason.
+    let good = route("HTTPRoute", &good);
+    let old = "status: {parents: [{parentRef: {group: '', kind: Service, name: s}, controllerName: istio.io/gateway-controller, conditions: [{type: Accepted, status: 'True', reason: Accepted, message: Route was valid, observedGeneration: 2}, {type: ResolvedRefs, status: 'True', reason: ResolvedRefs, message: All references resolved, observedGeneration: 2}PARTLY]}]}";
+    let partly = ", {type: PartiallyInvalid, status: 'True', reason: UnsupportedValue, observedGeneration: 2}";
+    let wrote = |partly: &str| !written(&format!("{good}{}\n", old.replace("PARTLY", partly))).statuses.is_empty();
+    assert_eq!((wrote(""), wrote(partly)), (false, true));
 }
 
 /// A route leads to ports that a service has, and never to a number: 500 for Gateway API, 503 for Istio's.

@@ -18,7 +18,7 @@ pub(super) mod tokens;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
-pub(super) use gateway_api::{granted, is_parent};
+pub(super) use gateway_api::{dropped, granted, is_parent};
 
 use super::{Bad, Index, problem, service};
 use crate::model::Model;
@@ -39,10 +39,18 @@ const GATEWAY: &str = "Gateway";
 /// What calls within the mesh are called where a VirtualService names gateways.
 pub(super) const MESH: &str = "mesh";
 
+/// Which API a rule is of, the first before the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Api {
+    Gateway,
+    Istio,
+    /// It stands for what could not be read.
+    Unread,
+}
+
 /// A rule and its place among others: less comes first.
 struct Ranked {
-    /// Gateway API (0) before VirtualService (1).
-    api: u8,
+    api: Api,
     /// How exact it is; only for Gateway API.
     precision: Precision,
     age: Age,
@@ -219,6 +227,13 @@ struct Context {
     services: Vec<(String, Vec<u32>)>,
     /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts.
     others: Vec<usize>,
+}
+
+impl Cache {
+    /// What is wrong with an object that was compiled.
+    pub(super) fn bad<T>(&self, object: &T) -> &[Bad] {
+        self.bad.get(&address(object)).map_or(&[], Vec::as_slice)
+    }
 }
 
 fn address<T>(t: &T) -> usize {

@@ -1,7 +1,7 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
 use super::{
-    Age, Bad, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, delegate, duration, exact,
+    Age, Api, Bad, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, delegate, duration, exact,
     gateways, header, header_name, ir, optional_duration, per_million, regex,
 };
 use karst_manifest::{kinds::*, traffic::*};
@@ -91,7 +91,7 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
     let mut add = |key: &std::sync::Arc<str>, http: &[ir::HttpRule], tcp: &[ir::TcpRule]| {
         let t = tables.of(x, key, ns);
         t.http.extend(http.iter().enumerate().map(|(place, rule)| Ranked {
-            api: 1,
+            api: Api::Istio,
             precision: Precision::default(),
             age: a.clone(),
             place,
