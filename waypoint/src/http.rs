@@ -133,7 +133,9 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return answered(record, a, Flag::None);
     }
     if let Some(r) = &rule.redirect {
-        return redirect(r, &rule, &parts, &authority, &call, record);
+        let at_gateway = s.gateway.as_ref().filter(|_| call.is_at_gateway());
+        let called = at_gateway.and_then(|g| g.ports.get(&call.port)?.called()).unwrap_or(call.port);
+        return redirect(r, &rule, &parts, &authority, (call.scheme(), called), record);
     }
     if let Some(d) = &rule.response {
         let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -197,14 +199,15 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, authority: &str
     let chosen = |l: &Arc<gateway::Listener>| {
         tls.is_none_or(|sni| p.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, l)))
     };
+    // Of several servers for a name one is enough.
+    if tls.is_none() && p.find(Some(&name)).any(|l| l.redirect) {
+        return Err(Wrong::Scheme);
+    }
     let mut misdirected = false;
     for l in p.find(Some(&name)) {
         if !chosen(l) {
             misdirected = true;
             continue;
-        }
-        if l.redirect && tls.is_none() {
-            return Err(Wrong::Scheme);
         }
         if let Some(r) = l.routes(s, &name) {
             return Ok(Some(r));
@@ -455,10 +458,10 @@ fn redirect(
     rule: &Rule,
     p: &Parts,
     authority: &str,
-    call: &Call,
+    called: (&str, u16),
     record: Box<Record>,
 ) -> Response<Reply> {
-    let location = location(r, rule, p, authority, (call.scheme(), call.port));
+    let location = location(r, rule, p, authority, called);
     let status = crate::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     let mut a = Response::new(Reply::own(Bytes::new()));
     *a.status_mut() = status;

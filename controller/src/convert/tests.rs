@@ -11,6 +11,8 @@ pub(crate) fn mesh() -> Mesh {
         cluster_id: "Kubernetes".into(),
         network: String::new(),
         root_namespace: "istio-system".into(),
+        virtual_services_are_for: vec!["*".into()],
+        destination_rules_are_for: vec!["*".into()],
     }
 }
 fn run(text: &str) -> (Model, Vec<Problem>) {
@@ -753,6 +755,244 @@ fn a_delegate_is_merged_into_the_rule_that_names_it() {
     assert!(format!("{:?}", r.rewrite.unwrap()).contains("/leaf"));
     let mirrors: Vec<_> = r.mirrors.iter().map(|m| (m.to.as_ref().unwrap().service.as_str(), m.per_million)).collect();
     assert_eq!(mirrors, [(own, 10_000), (own, 1_000_000)]);
+}
+
+const INGRESS: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: gw, namespace: edge, labels: {istio: ingressgateway}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.9}], conditions: [{type: Ready, status: 'True'}]}\n---\n";
+const SHOP: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\n";
+
+/// Istio's Gateway for the pods of [`INGRESS`].
+fn servers(name: &str, list: &[(u16, &str)]) -> String {
+    let one = |(i, (port, host)): (usize, &(u16, &str))| {
+        format!("{{port: {{number: {port}, name: p{i}, protocol: HTTP}}, hosts: ['{host}']}}")
+    };
+    let all: Vec<String> = list.iter().enumerate().map(one).collect();
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{}]}}\n---\n",
+        all.join(", ")
+    )
+}
+
+fn virtual_service(meta: &str, spec: &str) -> String {
+    format!("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{{meta}}}\nspec: {{{spec}}}\n---\n")
+}
+
+/// What the names of the virtual hosts of a gateway's port begin with.
+fn virtual_hosts(m: &Model, port: u32) -> String {
+    let listeners = &m.gateways["edge/gw"].listeners;
+    let mut all: Vec<_> = listeners.iter().filter(|l| l.port == port).map(|l| l.routes.clone()).collect();
+    all.dedup();
+    assert_eq!(all.len(), 1, "{listeners:?}");
+    all.remove(0)
+}
+
+/// Where the rules of a table come from, in order.
+fn origins(table: Option<&karst_api::route::Table>) -> Vec<String> {
+    let name = |o: &str| o.trim_start_matches("VirtualService a/").to_string();
+    table.into_iter().flat_map(|t| &t.http).map(|r| name(&r.origin)).collect()
+}
+
+/// Of one port's servers, whichever Gateways they are of, the routes of a host are one list: the oldest first, but what matches
+/// everything last. Istio's httpbin and helloworld samples are like that.
+#[test]
+fn servers_of_a_port_share_their_virtual_hosts() {
+    for (httpbin, helloworld) in [("2024", "2025"), ("2025", "2024")] {
+        let text = [
+            INGRESS,
+            SHOP,
+            &servers("httpbin-gateway", &[(80, "*")]),
+            &servers("helloworld-gateway", &[(80, "*"), (80, "x.com")]),
+            &virtual_service(
+                &format!("name: httpbin, namespace: a, creationTimestamp: '{httpbin}'"),
+                "hosts: ['*'], gateways: [httpbin-gateway], http: [{route: [{destination: {host: s}}]}]",
+            ),
+            &virtual_service(
+                &format!("name: hello, namespace: a, creationTimestamp: '{helloworld}'"),
+                "hosts: ['*'], gateways: [helloworld-gateway, httpbin-gateway], http: [{match: [{uri: {exact: /hello}}], route: [{destination: {host: s}}]}]",
+            ),
+        ]
+        .concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        assert_eq!(m.gateways["edge/gw"].listeners.len(), 3);
+        let routes = virtual_hosts(&m, 80);
+        let all = m.routes[&format!("{routes}/*")].producer.as_ref();
+        assert_eq!(origins(all), ["hello http[0]", "httpbin http[0]"], "httpbin {httpbin}");
+        // A longer host has its own list: that of whoever is bound there.
+        let own = m.routes[&format!("{routes}/x.com")].producer.as_ref();
+        assert_eq!(origins(own), ["hello http[0]"]);
+    }
+}
+
+/// Within the mesh the longest host wins, then what does not match everything, then the older one.
+#[test]
+fn virtual_services_in_the_mesh_are_merged() {
+    let vs = |name: &str, host: &str, rules: &str| {
+        virtual_service(
+            &format!("name: {name}, namespace: a, creationTimestamp: '{name}'"),
+            &format!("hosts: ['{host}'], {rules}"),
+        )
+    };
+    let all = "http: [{route: [{destination: {host: s}}]}]";
+    let api = "http: [{match: [{uri: {prefix: /api}}], route: [{destination: {host: s}}]}]";
+    let of = |parts: &[String], service: &str| {
+        let (m, p) = run(&(SHOP.to_string() + &SHOP.replace("name: s,", "name: t,") + &parts.concat()));
+        assert!(p.is_empty(), "{p:?}");
+        origins(m.routes.get(&format!("a/{service}.a.svc.cluster.local")).and_then(|r| r.producer.as_ref()))
+    };
+    assert_eq!(of(&[vs("v1", "s", all), vs("v2", "s", api)], "s"), ["v2 http[0]", "v1 http[0]"]);
+    let wide = vs("v0", "*.svc.cluster.local", all);
+    let near = vs("v1", "*.a.svc.cluster.local", all);
+    let own = vs("v2", "s", api);
+    let three = [wide, near, own];
+    assert_eq!((of(&three, "s"), of(&three, "t")), (vec!["v2 http[0]".into()], vec!["v1 http[0]".to_string()]));
+    assert_eq!(of(&three[..1], "t"), ["v0 http[0]"]);
+    // Names in TLS hellos, too.
+    let tls = |name: &str, sni: &str| {
+        vs(name, "s", &format!("tls: [{{match: [{{sniHosts: [{sni}]}}], route: [{{destination: {{host: s}}}}]}}]"))
+    };
+    let (m, _) = run(&(SHOP.to_string() + &tls("v1", "'*.com', '*'") + &tls("v2", "a.com, '*.b.com'")));
+    let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+    let names: Vec<_> = table.tcp.iter().map(|r| r.sni.join(" ")).collect();
+    assert_eq!(names, ["a.com", "*.b.com", "*.com", "*"]);
+}
+
+/// A server's port is the Service's; the pod listens where the Service sends what comes there.
+#[test]
+fn ports_of_gateways_are_those_of_their_services() {
+    let service = |ports: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: gw, namespace: edge}}\nspec: {{clusterIP: 10.96.0.9, selector: {{istio: ingressgateway}}, ports: [{ports}]}}\n---\n"
+        )
+    };
+    let bound = |port: u16| {
+        virtual_service(
+            "name: v, namespace: a",
+            &format!(
+                "hosts: [x.com], gateways: [gw], http: [{{match: [{{port: {port}}}], route: [{{destination: {{host: s}}}}]}}]"
+            ),
+        )
+    };
+    let of = |services: &str, number: u16| {
+        let text = [INGRESS, SHOP, services, &servers("gw", &[(number, "*")]), &bound(number)].concat();
+        let (m, p) = run(&text);
+        let listeners = &m.gateways["edge/gw"].listeners;
+        let ports: Vec<_> = listeners.iter().map(|l| (l.port, l.called)).collect();
+        // What a rule calls the port is that of the Gateway.
+        let routes = virtual_hosts(&m, ports[0].0);
+        let rule = &m.routes[&format!("{routes}/x.com")].producer.as_ref().unwrap().http[0];
+        assert!(rule.ports.is_empty(), "{rule:?}");
+        let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
+        (ports, p.iter().map(|p| p.field.clone()).collect::<Vec<_>>(), said)
+    };
+    let none: Vec<String> = vec![];
+    let mapped = service("{name: http, port: 80, targetPort: 8080}");
+    assert_eq!(of(&mapped, 80), (vec![(8080, 80)], none.clone(), none.clone()));
+    // Istio's newer samples name the pod's port.
+    assert_eq!(of(&mapped, 8080), (vec![(8080, 0)], none.clone(), none.clone()));
+    assert_eq!(of("", 80), (vec![(80, 0)], none.clone(), none.clone()));
+    let reverse = service("{name: http, port: 8080, targetPort: 80}");
+    assert_eq!(of(&reverse, 8080), (vec![(80, 8080)], none.clone(), none.clone()));
+    let out = mapped
+        .replace("name: gw,", "name: gw, labels: {experimental.istio.io/disable-gateway-port-translation: 'true'},");
+    assert_eq!(of(&out, 80).0, [(80, 0)]);
+    // Two Services: both.
+    let two = mapped.clone() + &service("{name: http, port: 80, targetPort: 8081}").replace("name: gw,", "name: gw2,");
+    assert_eq!(of(&two, 80).0, [(8080, 80), (8081, 80)]);
+    // No Service has it: it is listened on all the same, and told.
+    let (ports, fields, said) = of(&mapped, 9000);
+    assert_eq!((ports, fields), (vec![(9000, 0)], vec!["spec.servers[0].port.number".to_string()]));
+    assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortNotInService"]);
+}
+
+/// Gateways are found by every name that Istio knows, by VirtualServices that are exported to their pods' namespace.
+#[test]
+fn virtual_services_are_bound_by_name_and_export() {
+    let bound = |gateway: &str, export: &str| {
+        let spec = format!(
+            "hosts: [x.com], gateways: ['{gateway}'], exportTo: [{export}], http: [{{match: [{{gateways: ['{gateway}']}}], route: [{{destination: {{host: s}}}}]}}]"
+        );
+        let text =
+            [INGRESS, SHOP, &servers("gw", &[(80, "*")]), &virtual_service("name: v, namespace: a", &spec)].concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        m.routes.iter().any(|(k, r)| k.ends_with("/x.com") && r.producer.as_ref().is_some_and(|t| t.http.len() == 1))
+    };
+    for name in ["gw", "./gw", "a/gw", "gw.a", "gw.a.svc.cluster.local"] {
+        assert!(bound(name, ""), "{name}");
+    }
+    for name in ["b/gw", "gw.b.svc.cluster.local", "other"] {
+        assert!(!bound(name, ""), "{name}");
+    }
+    for (export, wanted) in
+        [("'*'", true), ("edge", true), ("'.'", false), ("b", false), ("'~'", false), ("'.', edge", true)]
+    {
+        assert_eq!(bound("gw", export), wanted, "{export}");
+    }
+}
+
+/// Whose routes count for whom, by `exportTo`.
+#[test]
+fn virtual_services_are_for_whom_they_are_exported_to() {
+    let vs = |name: &str, ns: &str, export: &str| {
+        virtual_service(
+            &format!("name: {name}, namespace: {ns}"),
+            &format!(
+                "hosts: [s.a.svc.cluster.local], {export} http: [{{match: [{{uri: {{prefix: /{name}}}}}], route: [{{destination: {{host: s.a.svc.cluster.local}}}}]}}]"
+            ),
+        )
+    };
+    // For everybody, and by callers' namespace.
+    let of = |parts: &[String]| {
+        let (m, p) = run(&(SHOP.to_string() + &parts.concat()));
+        assert!(p.is_empty(), "{p:?}");
+        let r = m.routes.get("a/s.a.svc.cluster.local").map(|r| (**r).clone()).unwrap_or_default();
+        let name = |t: Option<&karst_api::route::Table>| origins(t).join(" ").replace(" http[0]", "");
+        let consumers = r.consumers.iter().map(|c| format!("{}: {}", c.namespace, name(c.table.as_ref())));
+        [name(r.producer.as_ref())].into_iter().chain(consumers).collect::<Vec<_>>()
+    };
+    let all = || vs("all", "a", "");
+    assert_eq!(of(&[all()]), ["all"]);
+    assert_eq!(of(&[all(), vs("own", "a", "exportTo: ['.'],")]), ["all", "a: all own"]);
+    assert_eq!(of(&[all(), vs("two", "a", "exportTo: [b, c],")]), ["all", "b: all two", "c: all two"]);
+    assert_eq!(of(&[vs("two", "a", "exportTo: [b],")]), ["", "b: two"]);
+    assert_eq!(of(&[all(), vs("none", "a", "exportTo: ['~'],")]), ["all"]);
+    // Another namespace's are for its own callers, if they are for them at all.
+    let consumer = |export: &str| of(&[all(), vs("mine", "b", export)]);
+    assert_eq!(consumer(""), ["all", "b: VirtualService b/mine"]);
+    assert_eq!(consumer("exportTo: ['.'],"), ["all", "b: VirtualService b/mine"]);
+    assert_eq!(consumer("exportTo: [a],"), ["all"]);
+    // Where nothing is said the mesh's default counts.
+    let mut mesh = mesh();
+    mesh.virtual_services_are_for = vec![".".into()];
+    let objects = parse::file("t.yaml".as_ref(), &(SHOP.to_string() + &all())).unwrap();
+    let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };
+    let (m, _) = compile(&state, &mesh);
+    let r = &m.routes["a/s.a.svc.cluster.local"];
+    assert!(r.producer.is_none() && r.consumers[0].namespace == "a");
+}
+
+/// A rule of a VirtualService that cannot be read takes no other with it, and is not the default.
+#[test]
+fn a_virtual_service_is_read_rule_by_rule() {
+    let of = |rules: &str| -> Vec<(String, u32)> {
+        let (m, p) =
+            run(&(SHOP.to_string() + &virtual_service("name: v, namespace: a", &format!("hosts: [s], {rules}"))));
+        assert_eq!(p.len(), 1, "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http.iter().map(|r| {
+            let path =
+                r.r#match.as_ref().and_then(|m| m.path.as_ref()).map_or(String::new(), |p| format!("{:?}", p.kind));
+            (path, r.response.as_ref().map_or(200, |r| r.status))
+        });
+        http.chain(table.tcp.iter().map(|r| (String::new(), r.destinations[0].refuse_status))).collect()
+    };
+    let path = |p: &str| format!("Some(Prefix(\"{p}\"))");
+    let fine = "{match: [{uri: {prefix: /a}}], route: [{destination: {host: s}}]}";
+    let late = "{match: [{uri: {prefix: /b}}], timeout: soon, route: [{destination: {host: s}}]}";
+    assert_eq!(of(&format!("http: [{late}, {fine}]")), [(path("/b"), 503), (path("/a"), 200)]);
+    let pattern = "{match: [{uri: {regex: '('}}], route: [{destination: {host: s}}]}";
+    assert_eq!(of(&format!("http: [{pattern}, {fine}]")), [(path("/a"), 200), (String::new(), 503)]);
+    assert_eq!(of("tcp: [{route: []}]"), [(String::new(), 503)]);
 }
 
 /// A rule that cannot be read takes no other with it, and its requests are not sent by default: 500, and a condition that says why.

@@ -175,19 +175,9 @@ fn locality(x: &Index<'_>, node: &str) -> Option<Locality> {
 /// The services that a pod belongs to by its labels, and at which ports. (Those of services without selector say their slices.)
 fn memberships(x: &Index<'_>, p: &Pod) -> Memberships {
     let mut out = HashMap::new();
-    for s in x.services.get(&*p.metadata.namespace).into_iter().flatten() {
-        if s.spec.selector.is_empty() || !selects(&s.spec.selector, &p.metadata.labels) {
-            continue;
-        }
-        let ports = s.spec.ports.iter().filter(|sp| tcp(&sp.protocol)).filter_map(|sp| {
-            let target = match &sp.target_port {
-                None => sp.port,
-                Some(IntOrString::Int(n)) => *n,
-                Some(IntOrString::String(name)) => match name.parse() {
-                    Ok(n) => n,
-                    Err(_) => named_port(p, name)?,
-                },
-            };
+    for s in x.services.get(&*p.metadata.namespace).into_iter().flatten().filter(|s| is_behind(p, s)) {
+        let ports = s.spec.ports.iter().filter_map(|sp| {
+            let target = target_port(p, sp)?;
             let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
             Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
         });
@@ -206,6 +196,21 @@ fn memberships(x: &Index<'_>, p: &Pod) -> Memberships {
         }
     }
     out
+}
+
+/// Does a Service of its namespace select this pod?
+pub(super) fn is_behind(p: &Pod, s: &Service) -> bool {
+    !s.spec.selector.is_empty() && selects(&s.spec.selector, &p.metadata.labels)
+}
+
+/// Where a pod gets what comes to a port of a Service that selects it.
+pub(super) fn target_port(p: &Pod, sp: &ServicePort) -> Option<u16> {
+    match &sp.target_port {
+        _ if !tcp(&sp.protocol) => None,
+        None => Some(sp.port),
+        Some(IntOrString::Int(n)) => Some(*n),
+        Some(IntOrString::String(name)) => name.parse().ok().or_else(|| named_port(p, name)),
+    }
 }
 
 fn named_port(p: &Pod, name: &str) -> Option<u16> {

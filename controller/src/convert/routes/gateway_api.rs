@@ -1,8 +1,8 @@
 //! Gateway API's routes, of services and of gateways.
 
 use super::{
-    Api, Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, exact, filter, gateways,
-    header, header_name, ir, optional_duration, per_million, regex,
+    Api, Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, RankedTcp, Tables, age, exact, filter,
+    gateways, header, header_name, ir, optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
 use karst_manifest::{gatewayapi::*, kinds::*};
@@ -187,12 +187,18 @@ impl<'a> Convert<'a> {
                 let t = tables.of(self.x, &key, self.ns);
                 t.http.extend(http.iter().enumerate().map(|(place, c)| Ranked {
                     api: if c.is_last { Api::Unread } else { Api::Gateway },
+                    closeness: 0,
                     precision: c.precision,
                     age: a.clone(),
                     place,
                     rule: ir::HttpRule { ports: ports.clone(), ..c.rule.clone() },
                 }));
-                t.tcp.extend(tcp.iter().map(|r| (a.clone(), ir::TcpRule { ports: ports.clone(), ..r.clone() })));
+                t.tcp.extend(tcp.iter().map(|r| RankedTcp {
+                    api: Api::Gateway,
+                    closeness: 0,
+                    age: a.clone(),
+                    rule: ir::TcpRule { ports: ports.clone(), ..r.clone() },
+                }));
             }
         }
     }

@@ -1,10 +1,12 @@
 //! Routes and backends of services, from Gateway API and from Istio's API, in one form (`karst.route.v1`).
 //!
 //! Who decides about a service (docs/routes.md):
-//! - Routes of the service's own namespace, or of the root namespace, are for all callers; those of another namespace are for
-//!   callers of that namespace only, and for these in place of the others.
-//! - Gateway API's routes stand before VirtualServices, exact before general, then old before new; rules of a VirtualService
-//!   stay in their order, older VirtualServices before newer ones. The first rule that matches is it.
+//! - Routes of the service's own namespace, or of the root namespace, are for all callers (VirtualServices: for those of the
+//!   namespaces that they are exported to); those of another namespace are for callers of that namespace only, and for these in
+//!   place of the others.
+//! - Gateway API's routes stand before VirtualServices, exact before general, then old before new. Of VirtualServices those with
+//!   the longest host for the service count; their rules stay in order, older VirtualServices before newer ones, but for rules
+//!   that match everything: these come last. The first rule that matches is it.
 
 mod access;
 pub(super) mod backend_tls;
@@ -49,8 +51,11 @@ enum Api {
 }
 
 /// A rule and its place among others: less comes first.
+#[derive(Clone)]
 struct Ranked {
     api: Api,
+    /// How closely the host of a VirtualService fits the service.
+    closeness: usize,
     /// How exact it is; only for Gateway API.
     precision: Precision,
     age: Age,
@@ -71,28 +76,186 @@ pub(super) fn age(m: &Meta) -> Age {
     (t.is_none(), t.unwrap_or_default(), m.namespace.clone(), m.name.clone())
 }
 
+/// The same for connections.
+#[derive(Clone)]
+struct RankedTcp {
+    api: Api,
+    closeness: usize,
+    age: Age,
+    rule: ir::TcpRule,
+}
+
 /// Rules for one group of callers.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Rules {
     http: Vec<Ranked>,
-    tcp: Vec<(Age, ir::TcpRule)>,
+    tcp: Vec<RankedTcp>,
+}
+
+impl Rules {
+    fn extend(&mut self, other: Self) {
+        self.http.extend(other.http);
+        self.tcp.extend(other.tcp);
+    }
+
+    /// In order of precedence.
+    fn table(mut self) -> ir::Table {
+        self.http = closest(self.http, |r| (r.api == Api::Istio).then_some(r.closeness));
+        self.tcp = closest(self.tcp, |r| (r.api == Api::Istio).then_some(r.closeness));
+        let last = |r: &Ranked| r.api == Api::Istio && matches_all(&r.rule);
+        self.http.sort_by(|a, b| {
+            (a.api, last(a), a.precision, &a.age, a.place).cmp(&(b.api, last(b), b.precision, &b.age, b.place))
+        });
+        let names = self.tcp.into_iter().flat_map(by_name);
+        let mut tcp: Vec<_> = names.collect();
+        // The longest name in the TLS hello that fits, whoever asks for it.
+        let fit = |r: &RankedTcp| std::cmp::Reverse(r.rule.sni.first().map(|n| closeness(n)));
+        tcp.sort_by(|a, b| (fit(a), &a.age).cmp(&(fit(b), &b.age)));
+        ir::Table {
+            http: self.http.into_iter().map(|r| r.rule).collect(),
+            tcp: tcp.into_iter().map(|r| r.rule).collect(),
+        }
+    }
+}
+
+/// Of those that have a closeness only the closest, and all others.
+fn closest<T>(all: Vec<T>, of: impl Fn(&T) -> Option<usize>) -> Vec<T> {
+    let best = all.iter().filter_map(&of).max();
+    all.into_iter().filter(|r| of(r).is_none_or(|c| Some(c) == best)).collect()
+}
+
+/// A rule for each of its names.
+fn by_name(r: RankedTcp) -> Vec<RankedTcp> {
+    match r.rule.sni.len() {
+        0 | 1 => vec![r],
+        _ => {
+            let one =
+                |n: &String| RankedTcp { rule: ir::TcpRule { sni: vec![n.clone()], ..r.rule.clone() }, ..r.clone() };
+            r.rule.sni.iter().map(one).collect()
+        }
+    }
+}
+
+/// Does it match whatever comes (to its ports)? Then it is behind the others of its kind (Istio: SortVHostRoutes).
+fn matches_all(r: &ir::HttpRule) -> bool {
+    use ir::text::Kind;
+    let Some(m) = &r.r#match else { return true };
+    let path = match m.path.as_ref().and_then(|p| p.kind.as_ref()) {
+        None => true,
+        Some(Kind::Prefix(p) | Kind::Segments(p)) => matches!(p.as_str(), "" | "/"),
+        Some(Kind::Regex(r)) => matches!(r.as_str(), ".*" | "/.*"),
+        Some(Kind::Exact(_) | Kind::Present(_)) => false,
+    };
+    path && *m == ir::Match { path: m.path.clone(), ignore_path_case: m.ignore_path_case, ..Default::default() }
+}
+
+/// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.
+fn closeness(host: &str) -> usize {
+    host.strip_prefix('*').map_or(usize::MAX, str::len)
+}
+
+/// For whom rules are.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Callers {
+    All,
+    /// Those of a namespace that they are exported to, beside the rules for all.
+    Exported(String),
+    /// Those of the rules' own namespace, which is not the service's: in place of the rules for all.
+    Own(String),
 }
 
 /// Collects the rules of all services.
 #[derive(Default)]
 struct Tables {
-    /// By service key and the callers' namespace (None: all).
-    by_service: BTreeMap<(Arc<str>, Option<String>), Rules>,
+    by_service: BTreeMap<(Arc<str>, Callers), Rules>,
 }
 
 impl Tables {
     /// The rules of a service to which an object of this namespace contributes.
     fn of(&mut self, x: &Index<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
-        // Who comes through a gateway has no namespace.
-        let own = key.starts_with(gateways::VIRTUAL)
-            || key.split_once('/').is_some_and(|(n, _)| n == namespace)
-            || namespace == x.mesh.root_namespace;
-        self.by_service.entry((key.clone(), (!own).then(|| namespace.to_string()))).or_default()
+        let callers = if decides(x, key, namespace) { Callers::All } else { Callers::Own(namespace.into()) };
+        self.by_service.entry((key.clone(), callers)).or_default()
+    }
+
+    /// The same for one that is not exported to all.
+    fn exported(&mut self, x: &Index<'_>, key: &Arc<str>, export: &Export<'_>, mut add: impl FnMut(&mut Rules)) {
+        let own = export.namespace;
+        if export.is_for_all() {
+            return add(self.of(x, key, own));
+        }
+        let named: Vec<Callers> = match decides(x, key, own) {
+            true => export.namespaces().map(|n| Callers::Exported(n.into())).collect(),
+            false => export.is_for(own).then(|| Callers::Own(own.into())).into_iter().collect(),
+        };
+        for callers in named {
+            add(self.by_service.entry((key.clone(), callers)).or_default());
+        }
+    }
+
+    /// The routes of each service but for those that `skip`.
+    fn routes(self, skip: impl Fn(&Arc<str>) -> bool) -> BTreeMap<Arc<str>, ir::Routes> {
+        let mut grouped: BTreeMap<Arc<str>, (Option<Rules>, BTreeMap<String, Rules>)> = BTreeMap::new();
+        // The map's order: those for all, those that are exported, those in place of all.
+        for ((key, callers), rules) in self.by_service {
+            if skip(&key) {
+                continue;
+            }
+            let (all, consumers) = grouped.entry(key).or_default();
+            match callers {
+                Callers::All => *all = Some(rules),
+                Callers::Exported(namespace) => {
+                    let mut both = all.clone().unwrap_or_default();
+                    both.extend(rules);
+                    consumers.insert(namespace, both);
+                }
+                Callers::Own(namespace) => drop(consumers.insert(namespace, rules)),
+            }
+        }
+        let consumer = |(namespace, rules): (String, Rules)| ir::Consumer { namespace, table: Some(rules.table()) };
+        let one = |(all, consumers): (Option<Rules>, BTreeMap<String, Rules>)| ir::Routes {
+            producer: all.map(Rules::table),
+            consumers: consumers.into_iter().map(consumer).collect(),
+            ..Default::default()
+        };
+        grouped.into_iter().map(|(key, rules)| (key, one(rules))).collect()
+    }
+}
+
+/// Do objects of this namespace decide for all callers of a service? (Who comes through a gateway has no namespace.)
+fn decides(x: &Index<'_>, key: &str, namespace: &str) -> bool {
+    key.starts_with(gateways::VIRTUAL) || is_of(key, namespace) || namespace == x.mesh.root_namespace
+}
+
+/// Whom an object of Istio's API is for (`exportTo`).
+struct Export<'a> {
+    namespace: &'a str,
+    /// Namespaces, `.` for its own, `*` for all.
+    to: &'a [String],
+}
+
+impl<'a> Export<'a> {
+    fn of_virtual_service(x: &Index<'a>, v: &'a VirtualService) -> Self {
+        Self::new(&v.metadata, &v.spec.export_to, &x.mesh.virtual_services_are_for)
+    }
+
+    fn new(m: &'a Meta, own: &'a [String], default: &'a [String]) -> Self {
+        Self { namespace: &m.namespace, to: if own.is_empty() { default } else { own } }
+    }
+
+    fn is_for_all(&self) -> bool {
+        self.to.iter().any(|t| t == "*")
+    }
+
+    /// Is it for clients of this namespace?
+    fn is_for(&self, namespace: &str) -> bool {
+        self.is_for_all() || self.namespaces().any(|n| n == namespace)
+    }
+
+    /// The namespaces that it names.
+    fn namespaces(&self) -> impl Iterator<Item = &'a str> {
+        let own = self.namespace;
+        let named = self.to.iter().filter(|t| *t != "*" && *t != "~");
+        named.map(move |t| if t == "." { own } else { t.as_str() })
     }
 }
 
@@ -103,11 +266,11 @@ pub(super) struct Hosts {
     private: HashSet<Arc<str>>,
     ports: HashMap<Arc<str>, Vec<u32>>,
     domain: String,
-    fronts: gateways::Fronts,
+    fronts: Arc<gateways::Fronts>,
 }
 
 impl Hosts {
-    fn new(x: &Index<'_>, model: &Model) -> Self {
+    fn new(x: &Index<'_>, model: &Model, fronts: &Arc<gateways::Fronts>) -> Self {
         let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
         let (mut private, mut ports) = (HashSet::new(), HashMap::new());
         for (key, s) in &model.services {
@@ -118,7 +281,7 @@ impl Hosts {
             }
             by_host.entry(s.hostname.clone()).or_default().push(key);
         }
-        Self { by_host, private, ports, domain: x.mesh.cluster_domain.clone(), fronts: gateways::Fronts::new(x) }
+        Self { by_host, private, ports, domain: x.mesh.cluster_domain.clone(), fronts: fronts.clone() }
     }
 
     /// The ports of a service.
@@ -133,10 +296,7 @@ impl Hosts {
 
     /// The full name that an object of this namespace means.
     fn full(&self, host: &str, namespace: &str) -> String {
-        if host.contains('.') || host.starts_with('*') {
-            return host.to_ascii_lowercase();
-        }
-        format!("{host}.{namespace}.svc.{}", self.domain)
+        full_host(host, namespace, &self.domain)
     }
 
     /// The service that a host name means, the namespace's own first.
@@ -160,7 +320,8 @@ impl Hosts {
         match host.strip_prefix('*') {
             None => self.find(host, namespace).into_iter().cloned().collect(),
             Some(suffix) => {
-                let keys = self.by_host.iter().filter(|(h, _)| h.ends_with(suffix)).flat_map(|(_, k)| k);
+                let fits = |h: &str| h == host || (h.len() > suffix.len() && h.ends_with(suffix));
+                let keys = self.by_host.iter().filter(|(h, _)| fits(h)).flat_map(|(_, k)| k);
                 let mut all: Vec<_> = keys.filter(|k| self.is_seen(k, namespace)).cloned().collect();
                 all.sort();
                 all
@@ -171,6 +332,14 @@ impl Hosts {
 
 fn numbers(s: &karst_api::workload::Service) -> Vec<u32> {
     s.ports.iter().map(|p| p.service_port).collect()
+}
+
+/// The full host name that an object of this namespace means.
+fn full_host(host: &str, namespace: &str, domain: &str) -> String {
+    if host.contains('.') || host.starts_with('*') {
+        return host.to_ascii_lowercase();
+    }
+    format!("{host}.{namespace}.svc.{domain}")
 }
 
 /// Is it a service of this namespace, by its key?
@@ -225,8 +394,10 @@ pub(super) struct Cache {
 struct Context {
     /// With their ports.
     services: Vec<(String, Vec<u32>)>,
-    /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts.
+    /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts, Istio's Gateways.
     others: Vec<usize>,
+    /// What shares the virtual hosts of gateways.
+    places: Vec<gateways::Place>,
 }
 
 impl Cache {
@@ -241,14 +412,16 @@ fn address<T>(t: &T) -> usize {
 }
 
 impl Context {
-    fn new(x: &Index<'_>, model: &Model) -> Self {
+    fn new(x: &Index<'_>, model: &Model, fronts: &gateways::Fronts) -> Self {
         let grants = x.grants.iter().map(|g| address(*g));
         let entries = x.service_entries.iter().map(|(_, e)| address(*e));
         let filters = x.http_filters.iter().map(|(_, f)| address(*f));
+        let gateways = x.istio_gateways.iter().map(|(_, g)| address(*g));
         let delegates = x.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
             services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s))).collect(),
-            others: grants.chain(entries).chain(delegates).chain(filters).collect(),
+            others: grants.chain(entries).chain(delegates).chain(filters).chain(gateways).collect(),
+            places: fronts.places.clone(),
         }
     }
 }
@@ -279,7 +452,7 @@ impl Source<'_> {
             gateway_api::targets(x, hosts, kind, &m.namespace, names, p)
         };
         match self {
-            Source::Istio(v) => virtual_service::targets(v, hosts),
+            Source::Istio(v) => virtual_service::targets(x, v, hosts),
             Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "HTTPRoute"),
             Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
             Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
@@ -307,7 +480,13 @@ fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
     istio.chain(http).chain(grpc).chain(tcp).chain(tls).collect()
 }
 
-pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
+pub(super) fn compile(
+    x: &Index<'_>,
+    fronts: &Arc<gateways::Fronts>,
+    model: &mut Model,
+    problems: &mut Vec<Problem>,
+    cache: &mut Cache,
+) {
     let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
     let by_name = x.service_entries.iter().any(|(_, e)| service::is_by_name(e));
     let none = x.virtual_services.is_empty() && x.destination_rules.is_empty() && x.http_filters.is_empty();
@@ -316,12 +495,12 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         *cache = Cache::default();
         return;
     }
-    let hosts = Hosts::new(x, model);
+    let hosts = Hosts::new(x, model, fronts);
     model.access = access::compile(x, &hosts).into_iter().collect();
     let mut report = |at: &Located, bad: &[Bad]| {
         problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
     };
-    let context = Context::new(x, model);
+    let context = Context::new(x, model, fronts);
     let mut old = std::mem::take(cache);
     if old.context != context {
         old = Cache::default();
@@ -345,23 +524,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         report(at, &bad);
         cache.bad.insert(s.address(), bad);
     }
-    let mut routes: BTreeMap<Arc<str>, ir::Routes> = BTreeMap::new();
-    for ((key, callers), mut rules) in tables.by_service {
-        if same(&key) {
-            continue;
-        }
-        rules.http.sort_by(|a, b| (a.api, a.precision, &a.age, a.place).cmp(&(b.api, b.precision, &b.age, b.place)));
-        rules.tcp.sort_by(|a, b| a.0.cmp(&b.0));
-        let table = ir::Table {
-            http: rules.http.into_iter().map(|r| r.rule).collect(),
-            tcp: rules.tcp.into_iter().map(|(_, r)| r).collect(),
-        };
-        let all = routes.entry(key).or_default();
-        match callers {
-            None => all.producer = Some(table),
-            Some(namespace) => all.consumers.push(ir::Consumer { namespace, table: Some(table) }),
-        }
-    }
+    let mut routes = tables.routes(same);
     for (key, c) in contributors {
         let whole = match old.tables.remove(&key) {
             Some((o, r)) if o == c => Some(r),
