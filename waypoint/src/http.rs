@@ -588,7 +588,7 @@ fn endpoints(
     authority: &str,
 ) -> Option<Rc<Set>> {
     let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
-    w.destination(s, call, &call.key(s, &to.service, to.port, &to.subset), Some(new.unwrap_or(authority)))
+    w.destination(s, call, &call.key(w, s, &to.service, to.port, &to.subset), Some(new.unwrap_or(authority)))
 }
 
 /// The host of a mirrored request (Envoy's way).

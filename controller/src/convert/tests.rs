@@ -971,6 +971,47 @@ fn virtual_services_are_for_whom_they_are_exported_to() {
     assert!(r.producer.is_none() && r.consumers[0].namespace == "a");
 }
 
+/// The client's namespace first, then the service's, then the root namespace; within it the longest host, and of these the oldest.
+#[test]
+fn destination_rules_are_found_as_in_istio() {
+    let rule = |ns: &str, name: &str, host: &str, export: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {ns}, creationTimestamp: '{name}'}}\nspec: {{host: '{host}', {export} subsets: [{{name: {ns}-{name}, labels: {{v: '1'}}}}]}}\n---\n"
+        )
+    };
+    const FULL: &str = "s.a.svc.cluster.local";
+    let of = |parts: &[String]| {
+        let (m, p) = run(&(SHOP.to_string() + &parts.concat()));
+        assert!(p.is_empty(), "{p:?}");
+        let b = m.backends.get("a/s.a.svc.cluster.local").map(|b| (**b).clone()).unwrap_or_default();
+        let names = |all: &[karst_api::route::Subset]| all.iter().map(|s| s.name.clone()).collect::<Vec<_>>().join(" ");
+        let clients = b.clients.iter().map(|c| format!("{}: {}", c.namespace, names(&c.subsets)));
+        [names(&b.subsets)].into_iter().chain(clients).collect::<Vec<_>>()
+    };
+    let (own, root) = (|n: &str| rule("a", n, "s", ""), |n: &str| rule("istio-system", n, FULL, ""));
+    let client = |n: &str| rule("b", n, FULL, "");
+    assert_eq!(of(&[own("1")]), ["a-1"]);
+    assert_eq!(of(&[root("1")]), ["istio-system-1"]);
+    assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the service's own stand alone");
+    assert_eq!(of(&[own("1"), own("2")]), ["a-1 a-2"], "of one host: the oldest, and what others add");
+    assert_eq!(of(&[own("1"), root("1"), client("3")]), ["a-1", "b: b-3"]);
+    assert_eq!(of(&[client("3")]), ["", "b: b-3"]);
+    // The longest host, however old.
+    let wide = rule("a", "0", "*.svc.cluster.local", "");
+    assert_eq!(of(&[wide.clone(), own("1")]), ["a-1"]);
+    assert_eq!(of(&[wide.clone(), rule("a", "1", "*.a.svc.cluster.local", "")]), ["a-1"]);
+    assert_eq!(of(&[wide, root("1")]), ["a-0"], "the namespace comes before the host");
+    // Exported: to its own namespace, to another, to nobody.
+    assert_eq!(of(&[rule("a", "1", "s", "exportTo: ['.'],"), root("2")]), ["istio-system-2", "a: a-1"]);
+    assert_eq!(of(&[rule("a", "1", "s", "exportTo: [c],")]), ["", "c: a-1"]);
+    assert_eq!(of(&[rule("b", "1", FULL, "exportTo: [c],")]), [""], "not its own clients'");
+    assert_eq!(
+        of(&[rule("istio-system", "1", FULL, "exportTo: ['.'],"), own("2")]),
+        ["a-2", "istio-system: istio-system-1"]
+    );
+    assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the root namespace's own clients have the service's, too");
+}
+
 /// A rule of a VirtualService that cannot be read takes no other with it, and is not the default.
 #[test]
 fn a_virtual_service_is_read_rule_by_rule() {

@@ -238,6 +238,10 @@ impl<'a> Export<'a> {
         Self::new(&v.metadata, &v.spec.export_to, &x.mesh.virtual_services_are_for)
     }
 
+    fn of_destination_rule(x: &Index<'a>, d: &'a DestinationRule) -> Self {
+        Self::new(&d.metadata, &d.spec.export_to, &x.mesh.destination_rules_are_for)
+    }
+
     fn new(m: &'a Meta, own: &'a [String], default: &'a [String]) -> Self {
         Self { namespace: &m.namespace, to: if own.is_empty() { default } else { own } }
     }
@@ -313,6 +317,17 @@ impl Hosts {
     /// May an object of this namespace mean it?
     fn is_seen(&self, key: &Arc<str>, namespace: &str) -> bool {
         is_of(key, namespace) || !self.private.contains(key)
+    }
+
+    /// The same, with those of the name in other namespaces (ServiceEntries of one host).
+    fn every(&self, host: &str, namespace: &str) -> Vec<Arc<str>> {
+        if host.starts_with('*') {
+            return self.all(host, namespace);
+        }
+        let Some(one) = self.find(host, namespace) else { return vec![] };
+        let name = one.split_once('/').map_or("", |(_, name)| name);
+        let all = self.by_host.get(name).into_iter().flatten();
+        all.filter(|k| self.is_seen(k, namespace)).cloned().collect()
     }
 
     /// All services that a host name, maybe with a wildcard, means.
@@ -543,11 +558,8 @@ pub(super) fn compile(
         report(at, &filter::attach(f, &hosts, model));
     }
     let mut backends: BTreeMap<String, ir::Backend> = BTreeMap::new();
-    let mut rules: Vec<_> = x.destination_rules.iter().collect();
-    // The service's own namespace before the root namespace, old before new.
-    rules.sort_by_key(|(_, d)| (d.metadata.namespace == x.mesh.root_namespace, age(&d.metadata)));
-    for (at, d) in rules {
-        report(at, &destination_rule::compile(x, d, &hosts, &mut backends));
+    for (at, bad) in destination_rule::compile(x, &hosts, &mut backends) {
+        report(at, &bad);
     }
     for (at, b) in backend_tls::compile(x, &hosts, &mut backends) {
         report(at, &[b]);
