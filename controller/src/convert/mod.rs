@@ -237,7 +237,12 @@ fn writes(state: &State, mesh: &Mesh, compiled: &routes::Cache, template: &deplo
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     objects.extend(deploy::compile(&x, template));
-    let (fronts, all) = (routes::gateways::Fronts::with_pods(&x), route_status::all(&x, compiled));
+    // Only of Istio's Gateways something is said that depends on pods.
+    let fronts = match x.istio_gateways.is_empty() {
+        true => routes::gateways::Fronts::new(&x),
+        false => routes::gateways::Fronts::with_pods(&x),
+    };
+    let all = route_status::all(&x, compiled);
     let mut statuses = status::compile(&x, &fronts, now);
     statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
     statuses.extend(route_status::compile(&x, &fronts, &all, now));

@@ -856,6 +856,29 @@ fn virtual_services_in_the_mesh_are_merged() {
     assert_eq!(names, ["a.com", "*.b.com", "*.com", "*"]);
 }
 
+/// Of routes at one listener those with the longer host come first, however exact the paths of others are.
+#[test]
+fn routes_of_the_longer_host_come_first() {
+    let route = |name: &str, hosts: &str, path: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{name}'}}\nspec: {{parentRefs: [{{name: g}}], hostnames: [{hosts}], rules: [{{matches: [{{path: {{value: {path}}}}}], backendRefs: [{{name: s, port: 80}}]}}]}}\n---\n"
+        )
+    };
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: a}\nspec: {gatewayClassName: istio, listeners: [{name: l, port: 80, protocol: HTTP, hostname: a.example.com}]}\n---\n";
+    let text = [
+        SHOP,
+        gateway,
+        &route("r1", "", "/long/path"),
+        &route("r2", "'*.example.com'", "/longer/path"),
+        &route("r3", "a.example.com", "/"),
+    ]
+    .concat();
+    let (m, p) = run(&text);
+    assert!(p.is_empty(), "{p:?}");
+    let all = origins(m.routes["~Gateway/a/g/l/a.example.com"].producer.as_ref());
+    assert_eq!(all, ["r3", "r2", "r1"].map(|r| format!("HTTPRoute a/{r} rule 0")));
+}
+
 /// A server's port is the Service's; the pod listens where the Service sends what comes there.
 #[test]
 fn ports_of_gateways_are_those_of_their_services() {

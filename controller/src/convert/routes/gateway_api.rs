@@ -18,7 +18,7 @@ pub(super) fn targets(
     parents: &[ParentRef],
 ) -> Vec<Arc<str>> {
     let c = Convert { x, hosts, kind, ns, names, parents };
-    parents.iter().flat_map(|p| c.parents(p)).collect()
+    parents.iter().flat_map(|p| c.parents(p)).map(|(key, _)| key).collect()
 }
 
 pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
@@ -181,13 +181,14 @@ impl<'a> Convert<'a> {
         let a = age(m);
         for p in self.parents {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
-            for key in self.parents(p) {
+            for (key, closeness) in self.parents(p) {
                 // Of a gateway the port has chosen the listener.
                 let ports = if key.starts_with(gateways::VIRTUAL) { vec![] } else { own.clone() };
                 let t = tables.of(self.x, &key, self.ns);
                 t.http.extend(http.iter().enumerate().map(|(place, c)| Ranked {
-                    api: if c.is_last { Api::Unread } else { Api::Gateway },
-                    closeness: 0,
+                    is_last: c.is_last,
+                    api: Api::Gateway,
+                    closeness,
                     precision: c.precision,
                     age: a.clone(),
                     place,
@@ -195,7 +196,7 @@ impl<'a> Convert<'a> {
                 }));
                 t.tcp.extend(tcp.iter().map(|r| RankedTcp {
                     api: Api::Gateway,
-                    closeness: 0,
+                    closeness,
                     age: a.clone(),
                     rule: ir::TcpRule { ports: ports.clone(), ..r.clone() },
                 }));
@@ -203,17 +204,20 @@ impl<'a> Convert<'a> {
         }
     }
 
-    /// The services that a parent reference names, or the virtual hosts of the gateway that it names.
-    fn parents(&self, p: &ParentRef) -> Vec<Arc<str>> {
+    /// The services that a parent reference names, or the virtual hosts of the gateway that it names; and how closely the route's own
+    /// names fit these.
+    fn parents(&self, p: &ParentRef) -> Vec<(Arc<str>, usize)> {
         let ns = p.namespace.as_deref().unwrap_or(self.ns);
-        match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
-            ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
-            (ISTIO_NETWORKING, "ServiceEntry") => {
-                let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
-                all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
-            }
-            _ => self.hosts.fronts.keys(self.x, self.kind, self.ns, self.names, p),
-        }
+        let services: Vec<Arc<str>> =
+            match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
+                ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
+                (ISTIO_NETWORKING, "ServiceEntry") => {
+                    let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
+                    all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
+                }
+                _ => return self.hosts.fronts.keys(self.x, self.kind, self.ns, self.names, p),
+            };
+        services.into_iter().map(|key| (key, 0)).collect()
     }
 
     /// A rule, for each of its matches. One that cannot be read is answered 500 where it matches; where that cannot be read either,

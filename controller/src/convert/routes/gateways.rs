@@ -3,12 +3,14 @@
 //! Ports of both are those of the Services that select the pods, which listen where the Services send what comes there. What
 //! servers of Istio's API take without TLS at one port of a pod shares its virtual hosts, whichever Gateways they are of.
 
-use super::{Export, GATEWAY, Index, MESH, access, age, destination_rule, full_host, ir, telemetry};
+use super::{
+    Export, GATEWAY, Index, MESH, access, address, age, closeness, destination_rule, full_host, ir, telemetry,
+};
 use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint, workload};
 use ir::ListenerProtocol as Protocol;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located, traffic::GwServer};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -131,8 +133,8 @@ pub(crate) struct Unmapped {
 pub(crate) struct Fronts {
     all: Vec<Front>,
     pub(super) places: Vec<Place>,
-    /// By namespace and name of the pod.
-    pods: BTreeMap<(String, String), Vec<Served>>,
+    /// Of the pods of gateways, by [`address`].
+    pods: HashMap<usize, Vec<Served>>,
     unmapped: Vec<Unmapped>,
 }
 
@@ -186,16 +188,26 @@ impl Fronts {
     /// The same, with the pods that they are served by.
     pub(crate) fn with_pods(x: &Index<'_>) -> Self {
         let mut out = Self::new(x);
-        if out.all.is_empty() {
+        if out.is_idle(x) {
             return out;
         }
         let (named, mut places) = (by_label(x), BTreeMap::<String, Place>::new());
         let mut unmapped: BTreeMap<usize, String> = BTreeMap::new();
-        for p in x.pods.iter().filter(|p| is_gateway(x, p)) {
+        for p in &x.pods {
             let m = &p.metadata;
-            let own = of_pod(&named, p);
+            let selecting = x.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels));
+            let istio: BTreeSet<(&str, &str)> =
+                selecting.map(|(_, g)| (g.metadata.namespace.as_str(), g.metadata.name.as_str())).collect();
+            if istio.is_empty() && !m.labels.contains_key(GATEWAY_NAME) {
+                continue;
+            }
+            let own = of_pod(&named, p).map(|g| (g.metadata.namespace.as_str(), g.metadata.name.as_str()));
+            let its = |f: &Front| match &f.of {
+                Of::Api { namespace, gateway, .. } => own == Some((namespace.as_str(), gateway.as_str())),
+                Of::Istio { namespace, gateway, .. } => istio.contains(&(namespace.as_str(), gateway.as_str())),
+            };
             let mut served = vec![];
-            for (i, f) in out.all.iter().enumerate().filter(|(_, f)| f.works() && f.is_of(x, p, own)) {
+            for (i, f) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
                 let (ports, problem) = ports(x, p, f.port);
                 if let Some(text) = problem {
                     unmapped.entry(i).or_insert(text);
@@ -220,13 +232,23 @@ impl Fronts {
                     served.push(Served { front: i, port, routes });
                 }
             }
-            out.pods.insert((m.namespace.clone(), m.name.clone()), served);
+            out.pods.insert(address(*p), served);
         }
         out.places = places.into_values().collect();
         // In the order of the fronts, whatever pods came first.
         out.places.iter_mut().for_each(|p| p.fronts.sort_unstable());
         out.unmapped = unmapped.into_iter().map(|(front, text)| Unmapped { front, text }).collect();
         out
+    }
+
+    /// Is there nothing that a gateway's pod could be told?
+    fn is_idle(&self, x: &Index<'_>) -> bool {
+        let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
+        let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
+        self.all.is_empty()
+            && x.telemetry.is_empty()
+            && !x.gateways.values().copied().any(for_pods)
+            && !x.destination_rules.iter().any(|(_, d)| shown(d))
     }
 
     /// Which servers of an Istio Gateway listen where no Service sends anything, and what to do.
@@ -308,10 +330,24 @@ impl Fronts {
         Ok(all)
     }
 
-    /// The resources with the routes of what is attached.
-    pub(super) fn keys(&self, x: &Index<'_>, kind: &str, ns: &str, names: &[String], p: &ParentRef) -> Vec<Arc<str>> {
+    /// The resources with the routes of what is attached, and how closely the route's own names fit each.
+    pub(super) fn keys(
+        &self,
+        x: &Index<'_>,
+        kind: &str,
+        ns: &str,
+        names: &[String],
+        p: &ParentRef,
+    ) -> Vec<(Arc<str>, usize)> {
         let Some(Ok(all)) = self.attached(x, kind, ns, names, p) else { return vec![] };
-        all.iter().flat_map(|(f, hosts)| hosts.iter().map(|h| f.key(&f.routes(), h))).collect()
+        let fit = |f: &Front, host: &str| {
+            let fits = |n: &&String| f.hosts.iter().any(|h| common(h, n).as_deref() == Some(host));
+            names.iter().filter(fits).map(|n| closeness(n)).max().unwrap_or(0)
+        };
+        let of = |(f, hosts): &(&Front, Vec<String>)| -> Vec<(Arc<str>, usize)> {
+            hosts.iter().map(|h| (f.key(&f.routes(), h), fit(f, h))).collect()
+        };
+        all.iter().flat_map(of).collect()
     }
 
     /// Where a VirtualService is bound, if it is exported to there.
@@ -339,20 +375,6 @@ impl Fronts {
             }
         }
         out
-    }
-}
-
-impl Front {
-    /// Is it one of this pod's? `own`: the pod's Gateway of Gateway API.
-    fn is_of(&self, x: &Index<'_>, p: &Pod, own: Option<&Gateway>) -> bool {
-        match &self.of {
-            Of::Api { namespace, gateway, .. } => {
-                own.is_some_and(|g| g.metadata.namespace == *namespace && g.metadata.name == *gateway)
-            }
-            Of::Istio { namespace, gateway, .. } => {
-                istio(x, namespace, gateway).is_some_and(|(_, g)| selected(g, &p.metadata.labels))
-            }
-        }
     }
 }
 
@@ -635,12 +657,10 @@ pub(crate) fn compile(
     }
     let told_of = telemetry::usable(x, problems);
     let mut out = BTreeMap::new();
-    let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
-    let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
-    let none = fronts.all.is_empty() && x.telemetry.is_empty() && !x.gateways.values().copied().any(for_pods);
-    if none && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
+    if fronts.is_idle(x) {
         return out;
     }
+    let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
     let named = by_label(x);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
     for f in &fronts.all {
@@ -650,11 +670,12 @@ pub(crate) fn compile(
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
         }
     }
-    for p in x.pods.iter().filter(|p| is_gateway(x, p)) {
+    for p in &x.pods {
+        let Some(served) = fronts.pods.get(&address(*p)) else { continue };
         let (m, mut g) = (&p.metadata, ir::Gateway::default());
         let own = of_pod(&named, p);
         let mut mine: Vec<(&Front, &Served, ir::Tls)> = vec![];
-        for served in fronts.pods.get(&(m.namespace.clone(), m.name.clone())).into_iter().flatten() {
+        for served in served {
             let Some(f) = fronts.all.get(served.front) else { continue };
             let mut tls = f.tls();
             if let Of::Istio { namespace, gateway, server: n, .. } = &f.of

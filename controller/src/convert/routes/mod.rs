@@ -15,12 +15,15 @@ mod destination_rule;
 mod filter;
 mod gateway_api;
 pub(super) mod gateways;
+mod table;
 pub(super) mod telemetry;
 pub(super) mod tokens;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
 pub(super) use gateway_api::{dropped, granted, is_parent};
+
+pub(super) use table::age;
 
 use super::{Bad, Index, problem, service};
 use crate::model::Model;
@@ -30,6 +33,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
+use table::{Api, Precision, Ranked, RankedTcp, Tables, closeness};
 
 /// Answered for a destination that does not exist: Gateway API asks for 500, Envoy answers 503.
 const NO_BACKEND: u32 = 500;
@@ -40,191 +44,6 @@ const GATEWAY: &str = "Gateway";
 
 /// What calls within the mesh are called where a VirtualService names gateways.
 pub(super) const MESH: &str = "mesh";
-
-/// Which API a rule is of, the first before the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Api {
-    Gateway,
-    Istio,
-    /// It stands for what could not be read.
-    Unread,
-}
-
-/// A rule and its place among others: less comes first.
-#[derive(Clone)]
-struct Ranked {
-    api: Api,
-    /// How closely the host of a VirtualService fits the service.
-    closeness: usize,
-    /// How exact it is; only for Gateway API.
-    precision: Precision,
-    age: Age,
-    /// Place in its object.
-    place: usize,
-    rule: ir::HttpRule,
-}
-
-/// Gateway API's order: exact paths, long paths, a method, many headers, many query parameters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Precision(std::cmp::Reverse<(u8, usize, bool, usize, usize)>);
-
-/// Oldest first; those without a time last, then by name.
-pub(super) type Age = (bool, String, String, String);
-
-pub(super) fn age(m: &Meta) -> Age {
-    let t = m.creation_timestamp.clone();
-    (t.is_none(), t.unwrap_or_default(), m.namespace.clone(), m.name.clone())
-}
-
-/// The same for connections.
-#[derive(Clone)]
-struct RankedTcp {
-    api: Api,
-    closeness: usize,
-    age: Age,
-    rule: ir::TcpRule,
-}
-
-/// Rules for one group of callers.
-#[derive(Clone, Default)]
-struct Rules {
-    http: Vec<Ranked>,
-    tcp: Vec<RankedTcp>,
-}
-
-impl Rules {
-    fn extend(&mut self, other: Self) {
-        self.http.extend(other.http);
-        self.tcp.extend(other.tcp);
-    }
-
-    /// In order of precedence.
-    fn table(mut self) -> ir::Table {
-        self.http = closest(self.http, |r| (r.api == Api::Istio).then_some(r.closeness));
-        self.tcp = closest(self.tcp, |r| (r.api == Api::Istio).then_some(r.closeness));
-        let last = |r: &Ranked| r.api == Api::Istio && matches_all(&r.rule);
-        self.http.sort_by(|a, b| {
-            (a.api, last(a), a.precision, &a.age, a.place).cmp(&(b.api, last(b), b.precision, &b.age, b.place))
-        });
-        let names = self.tcp.into_iter().flat_map(by_name);
-        let mut tcp: Vec<_> = names.collect();
-        // The longest name in the TLS hello that fits, whoever asks for it.
-        let fit = |r: &RankedTcp| std::cmp::Reverse(r.rule.sni.first().map(|n| closeness(n)));
-        tcp.sort_by(|a, b| (fit(a), &a.age).cmp(&(fit(b), &b.age)));
-        ir::Table {
-            http: self.http.into_iter().map(|r| r.rule).collect(),
-            tcp: tcp.into_iter().map(|r| r.rule).collect(),
-        }
-    }
-}
-
-/// Of those that have a closeness only the closest, and all others.
-fn closest<T>(all: Vec<T>, of: impl Fn(&T) -> Option<usize>) -> Vec<T> {
-    let best = all.iter().filter_map(&of).max();
-    all.into_iter().filter(|r| of(r).is_none_or(|c| Some(c) == best)).collect()
-}
-
-/// A rule for each of its names.
-fn by_name(r: RankedTcp) -> Vec<RankedTcp> {
-    match r.rule.sni.len() {
-        0 | 1 => vec![r],
-        _ => {
-            let one =
-                |n: &String| RankedTcp { rule: ir::TcpRule { sni: vec![n.clone()], ..r.rule.clone() }, ..r.clone() };
-            r.rule.sni.iter().map(one).collect()
-        }
-    }
-}
-
-/// Does it match whatever comes (to its ports)? Then it is behind the others of its kind (Istio: SortVHostRoutes).
-fn matches_all(r: &ir::HttpRule) -> bool {
-    use ir::text::Kind;
-    let Some(m) = &r.r#match else { return true };
-    let path = match m.path.as_ref().and_then(|p| p.kind.as_ref()) {
-        None => true,
-        Some(Kind::Prefix(p) | Kind::Segments(p)) => matches!(p.as_str(), "" | "/"),
-        Some(Kind::Regex(r)) => matches!(r.as_str(), ".*" | "/.*"),
-        Some(Kind::Exact(_) | Kind::Present(_)) => false,
-    };
-    path && *m == ir::Match { path: m.path.clone(), ignore_path_case: m.ignore_path_case, ..Default::default() }
-}
-
-/// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.
-fn closeness(host: &str) -> usize {
-    host.strip_prefix('*').map_or(usize::MAX, str::len)
-}
-
-/// For whom rules are.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Callers {
-    All,
-    /// Those of a namespace that they are exported to, beside the rules for all.
-    Exported(String),
-    /// Those of the rules' own namespace, which is not the service's: in place of the rules for all.
-    Own(String),
-}
-
-/// Collects the rules of all services.
-#[derive(Default)]
-struct Tables {
-    by_service: BTreeMap<(Arc<str>, Callers), Rules>,
-}
-
-impl Tables {
-    /// The rules of a service to which an object of this namespace contributes.
-    fn of(&mut self, x: &Index<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
-        let callers = if decides(x, key, namespace) { Callers::All } else { Callers::Own(namespace.into()) };
-        self.by_service.entry((key.clone(), callers)).or_default()
-    }
-
-    /// The same for one that is not exported to all.
-    fn exported(&mut self, x: &Index<'_>, key: &Arc<str>, export: &Export<'_>, mut add: impl FnMut(&mut Rules)) {
-        let own = export.namespace;
-        if export.is_for_all() {
-            return add(self.of(x, key, own));
-        }
-        let named: Vec<Callers> = match decides(x, key, own) {
-            true => export.namespaces().map(|n| Callers::Exported(n.into())).collect(),
-            false => export.is_for(own).then(|| Callers::Own(own.into())).into_iter().collect(),
-        };
-        for callers in named {
-            add(self.by_service.entry((key.clone(), callers)).or_default());
-        }
-    }
-
-    /// The routes of each service but for those that `skip`.
-    fn routes(self, skip: impl Fn(&Arc<str>) -> bool) -> BTreeMap<Arc<str>, ir::Routes> {
-        let mut grouped: BTreeMap<Arc<str>, (Option<Rules>, BTreeMap<String, Rules>)> = BTreeMap::new();
-        // The map's order: those for all, those that are exported, those in place of all.
-        for ((key, callers), rules) in self.by_service {
-            if skip(&key) {
-                continue;
-            }
-            let (all, consumers) = grouped.entry(key).or_default();
-            match callers {
-                Callers::All => *all = Some(rules),
-                Callers::Exported(namespace) => {
-                    let mut both = all.clone().unwrap_or_default();
-                    both.extend(rules);
-                    consumers.insert(namespace, both);
-                }
-                Callers::Own(namespace) => drop(consumers.insert(namespace, rules)),
-            }
-        }
-        let consumer = |(namespace, rules): (String, Rules)| ir::Consumer { namespace, table: Some(rules.table()) };
-        let one = |(all, consumers): (Option<Rules>, BTreeMap<String, Rules>)| ir::Routes {
-            producer: all.map(Rules::table),
-            consumers: consumers.into_iter().map(consumer).collect(),
-            ..Default::default()
-        };
-        grouped.into_iter().map(|(key, rules)| (key, one(rules))).collect()
-    }
-}
-
-/// Do objects of this namespace decide for all callers of a service? (Who comes through a gateway has no namespace.)
-fn decides(x: &Index<'_>, key: &str, namespace: &str) -> bool {
-    key.starts_with(gateways::VIRTUAL) || is_of(key, namespace) || namespace == x.mesh.root_namespace
-}
 
 /// Whom an object of Istio's API is for (`exportTo`).
 struct Export<'a> {

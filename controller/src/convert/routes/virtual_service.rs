@@ -2,7 +2,7 @@
 
 use super::{
     Api, Bad, Export, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, RankedTcp, Tables, age, closeness,
-    delegate, duration, exact, gateways, header, header_name, ir, optional_duration, per_million, regex,
+    delegate, duration, exact, gateways, header, header_name, ir, optional_duration, per_million, regex, table,
 };
 use karst_manifest::{kinds::*, traffic::*};
 use std::{
@@ -151,7 +151,7 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
                 // What it may be for is nobody's by default.
                 let last = refused(&format!("VirtualService {ns}/{}", v.metadata.name), vec![], ir::Match::default());
                 let last = ranked(v, closeness, &[last], &[]).http;
-                rules.http.extend(last.into_iter().map(|r| Ranked { api: Api::Unread, ..r }));
+                rules.http.extend(last.into_iter().map(|r| Ranked { is_last: true, ..r }));
             }
             tables.exported(x, &key, &export, |t| t.extend(rules.clone()));
         }
@@ -174,9 +174,10 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
 }
 
 /// Rules with their place among those of others.
-fn ranked(v: &VirtualService, closeness: usize, http: &[ir::HttpRule], tcp: &[ir::TcpRule]) -> super::Rules {
+fn ranked(v: &VirtualService, closeness: usize, http: &[ir::HttpRule], tcp: &[ir::TcpRule]) -> table::Rules {
     let (api, age) = (Api::Istio, age(&v.metadata));
     let request = |(place, rule): (usize, &ir::HttpRule)| Ranked {
+        is_last: false,
         api,
         closeness,
         precision: Precision::default(),
@@ -185,7 +186,7 @@ fn ranked(v: &VirtualService, closeness: usize, http: &[ir::HttpRule], tcp: &[ir
         rule: rule.clone(),
     };
     let connection = |rule: &ir::TcpRule| RankedTcp { api, closeness, age: age.clone(), rule: rule.clone() };
-    super::Rules { http: http.iter().enumerate().map(request).collect(), tcp: tcp.iter().map(connection).collect() }
+    table::Rules { http: http.iter().enumerate().map(request).collect(), tcp: tcp.iter().map(connection).collect() }
 }
 
 struct Convert<'a> {
