@@ -1025,6 +1025,47 @@ fn request_id() -> HeaderValue {
 mod tests {
     use super::*;
 
+    /// Listeners of one port may share their virtual hosts (Istio's servers): the longest host that has routes counts, whichever
+    /// listener is for the name.
+    #[test]
+    fn a_request_finds_the_virtual_host_of_its_port() {
+        let listener = |host: &str, redirect: bool| ir::Listener {
+            routes: "~shared".into(),
+            port: 8080,
+            called: 80,
+            hosts: vec![host.into()],
+            redirect,
+            ..Default::default()
+        };
+        let snapshot = |listeners: Vec<ir::Listener>| {
+            let mut s = Snapshot::new("");
+            for host in ["*", "a.com"] {
+                s.hosts.insert(format!("~shared/{host}").into(), Arc::default());
+            }
+            let g = gateway::Gateway::new(&ir::Gateway { listeners, ..Default::default() });
+            s.gateway = g.ok().map(Arc::new);
+            s
+        };
+        let which = |s: &Snapshot, name: &str| match at_gateway(s, 8080, None, name) {
+            Ok(Some(r)) => s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string()),
+            Ok(None) => None,
+            Err(Wrong::Scheme) => Some("https".into()),
+            Err(Wrong::Listener) => Some("misdirected".into()),
+        };
+        let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("b.com", false)]);
+        for (name, want) in [("a.com", "~shared/a.com"), ("b.com:80", "~shared/*"), ("c.com", "~shared/*")] {
+            assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
+        }
+        // What one of the servers for a name sends to https is sent there, whatever others say; a wider name is another.
+        let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("a.com", true)]);
+        for (name, want) in [("a.com", "https"), ("b.com", "~shared/*")] {
+            assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
+        }
+        // Clients call the Service's port, and are redirected there.
+        let called = |g: &gateway::Gateway| g.ports.get(&8080).and_then(gateway::Port::called);
+        assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
+    }
+
     #[test]
     fn paths_are_made_plain() {
         for (p, want) in [

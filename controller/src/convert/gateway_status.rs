@@ -59,11 +59,11 @@ fn addresses(x: &Index<'_>, g: &Gateway, name: &str) -> Result<Vec<GatewayAddres
     if let Some(host) = deploy::given(g) {
         let mut services = x.services.values().flatten();
         let service = services.find(|s| service::hostname(x, s) == host);
-        let lacks = |s: &&Service| {
+        let lacks = |s: &Service| {
             let has = |port: u16| s.spec.ports.iter().any(|p| p.port == port);
             g.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
         };
-        return match service.and_then(|s| lacks(&s)) {
+        return match service.and_then(|s| lacks(s)) {
             Some(port) => {
                 Err(("AddressNotUsable", format!("port {port} not found for hostname {host}: add it to that Service")))
             }

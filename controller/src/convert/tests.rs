@@ -921,6 +921,15 @@ fn ports_of_gateways_are_those_of_their_services() {
     // Two Services: both.
     let two = mapped.clone() + &service("{name: http, port: 80, targetPort: 8081}").replace("name: gw,", "name: gw2,");
     assert_eq!(of(&two, 80).0, [(8080, 80), (8081, 80)]);
+    // A Gateway of Gateway API that somebody else runs: the Service that it names must have the ports.
+    let named = |port: u16| {
+        let text = format!(
+            "{mapped}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: edge}}\nspec: {{gatewayClassName: istio, addresses: [{{type: Hostname, value: gw.edge.svc.cluster.local}}], listeners: [{{name: l, port: {port}, protocol: HTTP}}]}}\n"
+        );
+        conditions(&written(&text)).into_iter().find(|c| c.contains("Programmed")).unwrap()
+    };
+    assert_eq!(named(80), "Gateway edge/g: Programmed True Programmed");
+    assert_eq!(named(81), "Gateway edge/g: Programmed False AddressNotUsable");
     // No Service has it: it is listened on all the same, and told.
     let (ports, fields, said) = of(&mapped, 9000);
     assert_eq!((ports, fields), (vec![(9000, 0)], vec!["spec.servers[0].port.number".to_string()]));
@@ -1033,6 +1042,37 @@ fn destination_rules_are_found_as_in_istio() {
         ["a-2", "istio-system: istio-system-1"]
     );
     assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the root namespace's own clients have the service's, too");
+}
+
+/// Istio's egress task: subsets of a gateway in another namespace, said beside the application.
+#[test]
+fn an_egress_gateway_has_the_subsets_of_its_clients() {
+    let text = [
+        "apiVersion: v1\nkind: Service\nmetadata: {name: istio-egressgateway, namespace: istio-system}\nspec: {clusterIP: 10.96.0.8, selector: {istio: egressgateway}, ports: [{name: http2, port: 80, targetPort: 8080}]}\n---\n",
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: cnn, namespace: default}\nspec: {hosts: [edition.cnn.com], resolution: DNS, ports: [{number: 80, name: http-port, protocol: HTTP}]}\n---\n",
+        &INGRESS.replace("name: gw, namespace: edge, labels: {istio: ingressgateway}", "name: gw, namespace: istio-system, labels: {istio: egressgateway}"),
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: istio-egressgateway, namespace: default}\nspec: {selector: {istio: egressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [edition.cnn.com]}]}\n---\n",
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: egressgateway-for-cnn, namespace: default}\nspec: {host: istio-egressgateway.istio-system.svc.cluster.local, subsets: [{name: cnn}]}\n---\n",
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: direct-cnn-through-egress-gateway, namespace: default}\nspec: {hosts: [edition.cnn.com], gateways: [istio-egressgateway, mesh], http: [{match: [{gateways: [mesh], port: 80}], route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, subset: cnn, port: {number: 80}}, weight: 100}]}, {match: [{gateways: [istio-egressgateway], port: 80}], route: [{destination: {host: edition.cnn.com, port: {number: 80}}, weight: 100}]}]}\n",
+    ]
+    .concat();
+    let (m, p) = run(&text);
+    assert!(p.is_empty(), "{p:?}");
+    const GATEWAY: &str = "istio-system/istio-egressgateway.istio-system.svc.cluster.local";
+    let to = |table: Option<&karst_api::route::Table>| {
+        let d = table.unwrap().http[0].destinations[0].clone();
+        (d.service, d.port, d.subset, d.refuse_status)
+    };
+    let routes = &m.routes["default/edition.cnn.com"];
+    assert_eq!(to(routes.producer.as_ref()), (GATEWAY.into(), 80, "cnn".into(), 0));
+    let backend = &m.backends[GATEWAY];
+    assert!(backend.rules("default").subsets.iter().any(|s| s.name == "cnn"));
+    assert!(backend.rules("other").subsets.is_empty());
+    // The gateway listens where its Service sends port 80, and sends on.
+    let listener = &m.gateways["istio-system/gw"].listeners[0];
+    assert_eq!((listener.port, listener.called), (8080, 80));
+    let on = &m.routes[&format!("{}/edition.cnn.com", listener.routes)];
+    assert_eq!(to(on.producer.as_ref()), ("default/edition.cnn.com".into(), 80, String::new(), 0));
 }
 
 /// A rule of a VirtualService that cannot be read takes no other with it, and is not the default.

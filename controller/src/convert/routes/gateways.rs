@@ -418,7 +418,7 @@ fn ports(x: &Index<'_>, p: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
     let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(p, s)).collect();
     let translating = selecting.iter().filter(|s| s.metadata.labels.get(NO_TRANSLATION).is_none_or(|v| v != "true"));
     let own = translating.flat_map(|s| &s.spec.ports).filter(|sp| sp.port == port);
-    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(p, sp)).collect();
+    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(p, sp)).filter(|n| *n > 0).collect();
     if !found.is_empty() {
         return (found.into_iter().collect(), None);
     }

@@ -114,13 +114,27 @@ fn by_name(r: RankedTcp) -> Vec<RankedTcp> {
 fn matches_all(r: &ir::HttpRule) -> bool {
     use ir::text::Kind;
     let Some(m) = &r.r#match else { return true };
-    let path = match m.path.as_ref().and_then(|p| p.kind.as_ref()) {
+    // A new condition must be decided about here.
+    let ir::Match {
+        path,
+        ignore_path_case: _,
+        method,
+        scheme,
+        authority,
+        headers,
+        query,
+        source_labels,
+        source_namespace,
+    } = m;
+    let any_path = match path.as_ref().and_then(|p| p.kind.as_ref()) {
         None => true,
         Some(Kind::Prefix(p) | Kind::Segments(p)) => matches!(p.as_str(), "" | "/"),
         Some(Kind::Regex(r)) => matches!(r.as_str(), ".*" | "/.*"),
         Some(Kind::Exact(_) | Kind::Present(_)) => false,
     };
-    path && *m == ir::Match { path: m.path.clone(), ignore_path_case: m.ignore_path_case, ..Default::default() }
+    let texts = [method, scheme, authority].into_iter().all(Option::is_none);
+    let lists = headers.is_empty() && query.is_empty() && source_labels.is_empty();
+    any_path && texts && lists && source_namespace.is_empty()
 }
 
 /// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.
@@ -137,6 +151,9 @@ enum Callers {
     /// Those of the rules' own namespace, which is not the service's: in place of the rules for all.
     Own(String),
 }
+
+/// Rules for all callers, and by callers' namespace.
+type Grouped = (Option<Rules>, BTreeMap<String, Rules>);
 
 /// Collects the rules of all services.
 #[derive(Default)]
@@ -174,7 +191,7 @@ impl Tables {
 
     /// The routes of each service but for those that `skip`.
     pub(super) fn routes(self, skip: impl Fn(&Arc<str>) -> bool) -> BTreeMap<Arc<str>, ir::Routes> {
-        let mut grouped: BTreeMap<Arc<str>, (Option<Rules>, BTreeMap<String, Rules>)> = BTreeMap::new();
+        let mut grouped: BTreeMap<Arc<str>, Grouped> = BTreeMap::new();
         // The map's order: those for all, those that are exported, those in place of all.
         for ((key, callers), rules) in self.by_service {
             if skip(&key) {
@@ -192,7 +209,7 @@ impl Tables {
             }
         }
         let consumer = |(namespace, rules): (String, Rules)| ir::Consumer { namespace, table: Some(rules.table()) };
-        let one = |(all, consumers): (Option<Rules>, BTreeMap<String, Rules>)| ir::Routes {
+        let one = |(all, consumers): Grouped| ir::Routes {
             producer: all.map(Rules::table),
             consumers: consumers.into_iter().map(consumer).collect(),
             ..Default::default()
