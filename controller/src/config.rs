@@ -103,6 +103,14 @@ pub struct Config {
     /// Namespace whose policies are mesh-wide.
     #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
     pub root_namespace: String,
+    /// Whom VirtualServices without `exportTo` are for: * (everybody) or . (their own namespace).
+    #[arg(long = "virtual-service-export-to", env = "DEFAULT_VIRTUAL_SERVICE_EXPORT_TO", default_value = "*")]
+    #[arg(value_delimiter = ',', value_name = "*|.", value_parser = ["*", "."])]
+    pub virtual_services_are_for: Vec<String>,
+    /// Whom DestinationRules without `exportTo` are for: * (everybody) or . (their own namespace).
+    #[arg(long = "destination-rule-export-to", env = "DEFAULT_DESTINATION_RULE_EXPORT_TO", default_value = "*")]
+    #[arg(value_delimiter = ',', value_name = "*|.", value_parser = ["*", "."])]
+    pub destination_rules_are_for: Vec<String>,
     /// Accounts (namespace/name, comma separated) that may ask for the certificates of pods on their node.
     #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", value_delimiter = ',', default_value = "istio-system/ztunnel")]
     pub trusted_node_accounts: Vec<String>,

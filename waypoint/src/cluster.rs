@@ -46,6 +46,8 @@ pub struct Key {
     pub service: Arc<str>,
     pub port: u16,
     pub subset: Arc<str>,
+    /// The client's namespace, if the service is called in a way of its own from there.
+    pub client: Arc<str>,
 }
 
 /// All destinations of the process.
@@ -149,9 +151,13 @@ impl Clusters {
             .clone()
     }
 
-    /// The endpoints of a destination. `like`: the address family that is preferred.
+    /// The endpoints of a destination; None: there is no such service, port or subset. `like`: the address family that is preferred.
     pub fn set(&self, s: &Snapshot, own: &Workload, key: &Key, like: IpAddr) -> Option<Set> {
         let service = s.mesh.services.get(&key.service)?.clone();
+        // A port that a service does not have leads nowhere, whatever listens at that number.
+        if !service.is_stand_in() && !service.ports.iter().any(|(p, _)| *p == key.port) {
+            return None;
+        }
         let backend = s.backends.get(&key.service);
         let through = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
             // As ztunnels ask: by the address that is called.
@@ -161,17 +167,18 @@ impl Clusters {
                 |v| SocketAddr::new(*v, key.port).to_string(),
             )
         });
-        let backend = backend.filter(|_| through.is_none());
+        let by_name = backend.is_some_and(|b| b.by_name) && through.is_none();
+        let rules = backend.filter(|_| through.is_none()).map(|b| b.rules(&key.client));
         let subset = match &*key.subset {
             "" => None,
             // The waypoint decides about subsets.
             _ if through.is_some() => None,
-            name => Some(backend?.subsets.iter().find(|x| x.name == name)?),
+            name => Some(rules?.subsets.iter().find(|x| x.name == name)?),
         };
         let port = u32::from(key.port);
         let policy = match subset {
             Some(x) => x.ports.get(&port).or(x.policy.as_ref()),
-            None => backend.and_then(|b| b.ports.get(&port).or(b.policy.as_ref())),
+            None => rules.and_then(|r| r.ports.get(&port).or(r.policy)),
         };
         let policy = Arc::new(policy.cloned().unwrap_or_default());
         let cluster = self.get(s, key);
@@ -202,7 +209,7 @@ impl Clusters {
                 members[*i as usize].group = Some(g);
             }
         }
-        let follows = match (backend.is_some_and(|b| b.by_name), service.mode) {
+        let follows = match (by_name, service.mode) {
             (true, _) => Some(Follows::Name),
             (false, Mode::Passthrough) => Some(Follows::Address),
             (false, _) => None,
@@ -371,7 +378,7 @@ pub(crate) mod tests {
         let backend = ir::Backend { policy: Some(policy), ..Default::default() };
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
-        let key = Key { service: KEY.into(), port: 80, subset: "".into() };
+        let key = Key { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default() };
         Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
     }
 
@@ -394,6 +401,36 @@ pub(crate) mod tests {
         }
         assert_eq!(out(), 2, "half of them at most");
         assert!(s.ejects(now()));
+    }
+
+    #[test]
+    fn a_port_that_the_service_lacks_is_no_destination() {
+        let mut s = Snapshot::new("");
+        let pods = vec![pod("own", "10.0.1.1", &[]), pod("a", "10.0.0.1", &[(KEY, &[(80, 8080)])])];
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let at = |port: u16| {
+            let key = Key { service: KEY.into(), port, subset: "".into(), client: Arc::default() };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
+        };
+        assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
+    }
+
+    /// Subsets and policies may be a client's own (Istio: DestinationRules of its namespace come first).
+    #[test]
+    fn a_client_may_have_rules_of_its_own() {
+        let mut s = Snapshot::new("");
+        let pods = vec![pod("own", "10.0.1.1", &[]), pod("a", "10.0.0.1", &[(KEY, &[(80, 8080)])])];
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let subsets = vec![ir::Subset { name: "mine".into(), ..Default::default() }];
+        let clients = vec![ir::ClientRules { namespace: "shop".into(), subsets, ..Default::default() }];
+        s.backends.insert(KEY.into(), Arc::new(ir::Backend { clients, ..Default::default() }));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let of = |client: &str| {
+            let key = Key { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into() };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
+        };
+        assert_eq!([of("shop"), of("other"), of("")], [Some(1), None, None]);
     }
 
     #[test]
@@ -421,7 +458,7 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |subset: &str| -> Vec<String> {
-            let key = Key { service: KEY.into(), port: 80, subset: subset.into() };
+            let key = Key { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default() };
             let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
             set.members.iter().map(|m| m.workload.name.to_string()).collect()
         };

@@ -304,5 +304,5 @@ where
 
 fn destination(w: &Rc<Worker>, s: &Snapshot, call: &Call, rule: &TcpRule) -> Option<Key> {
     let d = rule.pick(w.turn(Turn::Weight, rule.total_weight()))?;
-    (d.refuse_status == 0).then(|| call.key(s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()))
+    (d.refuse_status == 0).then(|| call.key(w, s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()))
 }

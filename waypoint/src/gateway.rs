@@ -49,6 +49,8 @@ pub struct Listener {
     pub tls: Option<Tls>,
     /// Requests without TLS are sent to https.
     pub redirect: bool,
+    /// The port that clients call.
+    called: u16,
 }
 
 /// TLS that ends here.
@@ -71,6 +73,7 @@ impl Gateway {
         for l in &g.listeners {
             let bad = |e: String| format!("{}: {e}", l.origin);
             let port = u16::try_from(l.port).ok().filter(|p| *p > 0).ok_or_else(|| bad(format!("port {}", l.port)))?;
+            let called = u16::try_from(l.called).map_err(|_| bad(format!("port {}", l.called)))?;
             let protocol =
                 ListenerProtocol::try_from(l.protocol).map_err(|_| bad(format!("protocol {}", l.protocol)))?;
             let tls = l.tls.as_ref().map(|t| Tls::new(t, protocol)).transpose().map_err(bad)?;
@@ -84,6 +87,7 @@ impl Gateway {
                 hosts: l.hosts.clone(),
                 tls,
                 redirect: l.redirect,
+                called: if called == 0 { port } else { called },
             }));
         }
         let pair = |(name, k): (&String, &ir::KeyPair)| {
@@ -114,6 +118,11 @@ impl Port {
     pub fn find<'a>(&'a self, name: Option<&'a str>) -> impl Iterator<Item = &'a Arc<Listener>> {
         let best = self.listeners.iter().filter_map(|l| l.rank(name)).max();
         self.listeners.iter().filter(move |l| best.is_some() && l.rank(name) == best)
+    }
+
+    /// The port that clients call, who do not know where we listen.
+    pub fn called(&self) -> Option<u16> {
+        self.listeners.first().map(|l| l.called)
     }
 
     /// What is spoken on it first.

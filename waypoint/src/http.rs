@@ -128,7 +128,9 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return answered(record, a, Flag::None);
     }
     if let Some(r) = &rule.redirect {
-        return redirect(r, &rule, &parts, authority, &call, record);
+        let at_gateway = s.gateway.as_ref().filter(|_| call.is_at_gateway());
+        let called = at_gateway.and_then(|g| g.ports.get(&call.port)?.called()).unwrap_or(call.port);
+        return redirect(r, &rule, &parts, authority, (call.scheme(), called), record);
     }
     if let Some(d) = &rule.response {
         let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -176,14 +178,15 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> 
     let chosen = |l: &Arc<gateway::Listener>| {
         tls.is_none_or(|sni| p.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, l)))
     };
+    // Of several servers for a name one is enough.
+    if tls.is_none() && p.find(Some(host)).any(|l| l.redirect) {
+        return Err(Wrong::Scheme);
+    }
     let mut misdirected = false;
     for l in p.find(Some(host)) {
         if !chosen(l) {
             misdirected = true;
             continue;
-        }
-        if l.redirect && tls.is_none() {
-            return Err(Wrong::Scheme);
         }
         if let Some(r) = l.routes(s, host) {
             return Ok(Some(r));
@@ -444,10 +447,10 @@ fn redirect(
     rule: &Rule,
     p: &Parts,
     authority: &Authority,
-    call: &Call,
+    called: (&str, u16),
     record: Box<Record>,
 ) -> Response<Reply> {
-    let location = location(r, rule, p, authority, (call.scheme(), call.port));
+    let location = location(r, rule, p, authority, called);
     let status = crate::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     let mut a = Response::new(Reply::own(Bytes::new()));
     *a.status_mut() = status;
@@ -579,7 +582,8 @@ fn endpoints(
     authority: &Authority,
 ) -> Option<Rc<Set>> {
     let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
-    w.destination(s, call, &call.key(s, &to.service, to.port, &to.subset), Some(new.unwrap_or(authority.as_str())))
+    let authority = new.unwrap_or(authority.as_str());
+    w.destination(s, call, &call.key(w, s, &to.service, to.port, &to.subset), Some(authority))
 }
 
 /// The host of a mirrored request (Envoy's way).
@@ -1008,6 +1012,47 @@ fn request_id() -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Listeners of one port may share their virtual hosts (Istio's servers): the longest host that has routes counts, whichever
+    /// listener is for the name.
+    #[test]
+    fn a_request_finds_the_virtual_host_of_its_port() {
+        let listener = |host: &str, redirect: bool| ir::Listener {
+            routes: "~shared".into(),
+            port: 8080,
+            called: 80,
+            hosts: vec![host.into()],
+            redirect,
+            ..Default::default()
+        };
+        let snapshot = |listeners: Vec<ir::Listener>| {
+            let mut s = Snapshot::new("");
+            for host in ["*", "a.com"] {
+                s.hosts.insert(format!("~shared/{host}").into(), Arc::default());
+            }
+            let g = gateway::Gateway::new(&ir::Gateway { listeners, ..Default::default() });
+            s.gateway = g.ok().map(Arc::new);
+            s
+        };
+        let which = |s: &Snapshot, name: &str| match at_gateway(s, 8080, None, name) {
+            Ok(Some(r)) => s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string()),
+            Ok(None) => None,
+            Err(Wrong::Scheme) => Some("https".into()),
+            Err(Wrong::Listener) => Some("misdirected".into()),
+        };
+        let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("b.com", false)]);
+        for (name, want) in [("a.com", "~shared/a.com"), ("b.com:80", "~shared/*"), ("c.com", "~shared/*")] {
+            assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
+        }
+        // What one of the servers for a name sends to https is sent there, whatever others say; a wider name is another.
+        let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("a.com", true)]);
+        for (name, want) in [("a.com", "https"), ("b.com", "~shared/*")] {
+            assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
+        }
+        // Clients call the Service's port, and are redirected there.
+        let called = |g: &gateway::Gateway| g.ports.get(&8080).and_then(gateway::Port::called);
+        assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
+    }
 
     #[test]
     fn paths_are_made_plain() {

@@ -104,13 +104,18 @@ impl Call {
 
     /// The key of a destination. Where no port is named it is the one that was called; at a gateway, that of the service if
     /// it has only one.
-    pub fn key(&self, s: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> Key {
+    pub fn key(&self, w: &Worker, s: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> Key {
         let only = || {
             let ports = &s.mesh.services.get(service).filter(|_| self.is_at_gateway())?.ports;
             ports.first().filter(|_| ports.len() == 1).map(|(p, _)| *p)
         };
         let port = if port == 0 { only().unwrap_or(self.port) } else { port };
-        Key { service: service.clone(), port, subset: subset.clone() }
+        // The caller's namespace; else that of this proxy, which Istio takes for the client.
+        let own: &str = &w.shared.config.pod_namespace;
+        let backend = s.backends.get(service).filter(|b| !b.clients.is_empty());
+        let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
+        let client = client.map_or_else(Arc::default, Arc::from);
+        Key { service: service.clone(), port, subset: subset.clone(), client }
     }
 
     /// What of a connection decides about its route.
@@ -389,8 +394,8 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
     });
     let key = match rule {
         Some(d) if d.refuse_status != 0 => return None,
-        Some(d) => call.key(&s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
-        None => Key { service: service.key.clone(), port: call.port, subset: "".into() },
+        Some(d) => call.key(w, &s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
+        None => call.key(w, &s, &service.key, call.port, &Arc::default()),
     };
     let Some(set) = w.destination(&s, call, &key, call.tcp().sni) else {
         let name = call.tcp().sni.unwrap_or_default();

@@ -281,7 +281,7 @@ impl Worker {
         s.mesh.own_pod(&karst_proxy::state::OwnPod { namespace, name, account, uid: None })
     }
 
-    /// The endpoints of a destination at the moment. None: there is no such service or subset.
+    /// The endpoints of a destination at the moment. None: there is no such service, port or subset.
     pub fn set(&self, s: &Arc<Snapshot>, key: &Key, like: IpAddr) -> Option<Rc<Set>> {
         let mut cache = self.sets.borrow_mut();
         if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, s)) {

@@ -74,9 +74,9 @@ impl Compiler {
         self.whole
     }
 
-    /// What is not yet as it should be at the API server.
+    /// What is not yet as it should be at the API server, after an update with the same objects.
     pub fn writes(&self, state: &State, template: &deploy::Template, now: &str) -> Writes {
-        writes(state, &self.mesh, template, now)
+        writes(state, &self.mesh, &self.routes, template, now)
     }
 
     /// Takes in the newest objects.
@@ -190,16 +190,16 @@ mod tests {
     const NODE: &str =
         "apiVersion: v1\nkind: Node\nmetadata: {name: n%L}\nspec: {podCIDRs: [10.0.%N.0/24, 'fd00:%M::/64']}\n";
     const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s%L, namespace: ns%M, labels: {kubernetes.io/service-name: SERVICE}}\naddressType: IPv4\nendpoints: [{addresses: [ADDRESS], conditions: CONDITIONS, targetRef: REFERENCE}]\nports: [{name: web, port: 9%N}]\n";
-    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80}]}\n";
-    const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e%L, namespace: ns%M}\nspec: {hosts: ['e%L.com'], resolution: STATIC, ports: [{number: 80, name: web, protocol: HTTP}], endpoints: [{address: ADDRESS}, {address: 192.0.2.9}]}\n";
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a%L, namespace: ns%M}\nspec: {clusterIP: 10.96.%M.%L, selector: SELECTOR, ports: [{name: web, port: 80, targetPort: 8%N}]}\n";
+    const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e%L, namespace: ns%M}\nspec: {hosts: ['e%N.com'], resolution: STATIC, ports: [{number: 8%L, name: web, protocol: HTTP}], endpoints: [{address: ADDRESS}, {address: 192.0.2.9}]}\n";
     const MACHINE: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m%L, namespace: ns%M, labels: {app: a%L, networking.istio.io/tunnel: TUNNEL}}\nspec: {address: ADDRESS}\n";
     const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x%L, namespace: ns%M}\nspec: {selector: {matchLabels: {app: a%L}}}\n";
 
-    const VS: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x%L, namespace: ns%M}\nspec: {hosts: [HOSTS], http: [{match: [{uri: {prefix: /%N}}], route: [{destination: {host: a%L}}], timeout: TIMEOUT}, {delegate: {name: d}}]}\n";
-    const DELEGATE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: d, namespace: ns%M}\nspec: {http: [{route: [{destination: {host: a%L}, weight: 100}]}]}\n";
+    const VS: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x%L, namespace: ns%M}\nspec: {hosts: [HOSTS], exportTo: [EXPORT], http: [{match: [{uri: {prefix: /%N}}], route: [{destination: {host: a%L}}], timeout: TIMEOUT}, {delegate: {name: d}, timeout: 2s}]}\n";
+    const DELEGATE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: d, namespace: ns%M}\nspec: {exportTo: [EXPORT], http: [{route: [{destination: {host: a%L}, weight: 100}]}]}\n";
     const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: x%L, namespace: ns%M}\nspec: {parentRefs: [{group: '', kind: Service, name: a%L, namespace: ns0}], rules: [{matches: [{path: {value: /%N}}], backendRefs: [{name: a%N, namespace: ns1, port: 80}]}]}\n";
     const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: ns1}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: ns%M}], to: [{group: '', kind: Service}]}\n";
-    const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x%L, namespace: ns%M}\nspec: {host: a%L, subsets: [{name: v%N, labels: {app: a%N}}]}\n";
+    const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x%L, namespace: ns%M}\nspec: {host: RULED, exportTo: [EXPORT], subsets: [{name: v%N, labels: {app: a%N}}]}\n";
 
     const FILTER: &str = "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: f%L, namespace: ns%M}\nspec: {targetRefs: [{kind: Service, name: a%L}], rateLimits: [{requests: %N}]}\n";
     const TLS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hostnames: [a%N.com], parentRefs: [{name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
@@ -208,7 +208,7 @@ mod tests {
     const ISTIO: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {selector: {app: a%L}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: ['a%N.com'], tls: {mode: SIMPLE, credentialName: c}}]}\n";
     const SECRET: &str =
         "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: ns%M}\nstringData: {tls.crt: none}\n";
-    const BOUND: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hosts: ['a%N.com', '*.com'], gateways: [g, mesh], http: [{match: [{uri: {prefix: /%N}, gateways: [g]}, {uri: {prefix: /m}}], route: [{destination: {host: a%L}}]}]}\n";
+    const BOUND: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hosts: ['a%N.com', '*.com'], exportTo: [EXPORT], gateways: [g, g.ns0.svc.cluster.local, mesh], http: [{match: [{uri: {prefix: /%N}, gateways: [g]}, {uri: {prefix: /m}}], route: [{destination: {host: a%L}}]}]}\n";
     const ATTACHED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hostnames: [a%N.com], parentRefs: [{name: g, namespace: ns0}, {group: '', kind: Service, name: a%L}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
 
     /// Whatever happens, in whatever order: the same model as if it was compiled anew.
@@ -299,6 +299,8 @@ mod tests {
             .replace("SELECTOR", &pick(&mut n, &["{app: a1}", "{}"]))
             .replace("SERVICE", &pick(&mut n, &["a0", "a1", "a2"]))
             .replace("HOSTS", &pick(&mut n, &["a%L", "a%L.ns0.svc.cluster.local", "'*.svc.cluster.local'"]))
+            .replace("EXPORT", &pick(&mut n, &["'*'", "'*'", "'.'", "ns1", "'.', ns0"]))
+            .replace("RULED", &pick(&mut n, &["a%L", "a%L.ns0.svc.cluster.local", "'*.ns0.svc.cluster.local'"]))
             .replace("TIMEOUT", &pick(&mut n, &["1s", "1s", "never"]))
             .replace("REFERENCE", &pick(&mut n, &["{kind: Pod, name: p%N}", "{kind: Machine}", "null"]))
             // Mostly of nobody, else every pod would have an endpoint.

@@ -5,6 +5,7 @@ use super::{
     GATEWAY_API, Index, deploy,
     route_status::Route,
     routes::gateways::{self, Front, Fronts},
+    service,
     status::{Condition, Write, conditions, reference, same},
 };
 use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
@@ -56,7 +57,18 @@ fn addresses(x: &Index<'_>, g: &Gateway, name: &str) -> Result<Vec<GatewayAddres
     let m = &g.metadata;
     let address = |kind: &str, value: &str| GatewayAddress { kind: kind.into(), value: value.into() };
     if let Some(host) = deploy::given(g) {
-        return Ok(vec![address("Hostname", host)]);
+        let mut services = x.services.values().flatten();
+        let service = services.find(|s| service::hostname(x, s) == host);
+        let lacks = |s: &Service| {
+            let has = |port: u16| s.spec.ports.iter().any(|p| p.port == port);
+            g.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
+        };
+        return match service.and_then(|s| lacks(s)) {
+            Some(port) => {
+                Err(("AddressNotUsable", format!("port {port} not found for hostname {host}: add it to that Service")))
+            }
+            None => Ok(vec![address("Hostname", host)]),
+        };
     }
     let what = format!("Service {}/{name}", m.namespace);
     let service =

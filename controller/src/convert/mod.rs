@@ -22,7 +22,10 @@ pub use status::Write;
 
 use crate::{config::Config, model::Model};
 use karst_manifest::{Object, Problem, State, kinds::*, parse::Located};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// Names that conversion needs.
 #[derive(Clone, Debug)]
@@ -32,6 +35,10 @@ pub struct Mesh {
     pub cluster_id: String,
     pub network: String,
     pub root_namespace: String,
+    /// Whom VirtualServices are for that do not say so: `*` or `.` (Istio: defaultVirtualServiceExportTo).
+    pub virtual_services_are_for: Vec<String>,
+    /// The same of DestinationRules.
+    pub destination_rules_are_for: Vec<String>,
 }
 
 impl std::convert::From<&Config> for Mesh {
@@ -42,6 +49,8 @@ impl std::convert::From<&Config> for Mesh {
             cluster_id: c.cluster_id.clone(),
             network: c.network.clone(),
             root_namespace: c.root_namespace.clone(),
+            virtual_services_are_for: c.virtual_services_are_for.clone(),
+            destination_rules_are_for: c.destination_rules_are_for.clone(),
         }
     }
 }
@@ -223,13 +232,18 @@ pub struct Writes {
     pub statuses: Vec<Write>,
 }
 
-/// What is not yet as it should be. `now` is the time in RFC 3339.
-fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) -> Writes {
+/// What is not yet as it should be. `compiled` is what came of the routes; `now` is the time in RFC 3339.
+fn writes(state: &State, mesh: &Mesh, compiled: &routes::Cache, template: &deploy::Template, now: &str) -> Writes {
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     objects.extend(deploy::compile(&x, template));
-    let (fronts, all) = (routes::gateways::Fronts::new(&x), route_status::all(&x));
-    let mut statuses = status::compile(&x, now);
+    // Only of Istio's Gateways something is said that depends on pods.
+    let fronts = match x.istio_gateways.is_empty() {
+        true => routes::gateways::Fronts::new(&x),
+        false => routes::gateways::Fronts::with_pods(&x),
+    };
+    let all = route_status::all(&x, compiled);
+    let mut statuses = status::compile(&x, &fronts, now);
     statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
     statuses.extend(route_status::compile(&x, &fronts, &all, now));
     statuses.extend(policy_status::compile(&x, &fronts, &all, now));
@@ -260,8 +274,9 @@ fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> Whole {
     service::compile(x, &mut model, &mut problems);
     let owners = endpoint::Owners::new(x);
     workload::compile(x, &policies, &owners, &mut model, &mut problems);
-    routes::compile(x, &mut model, &mut problems, cache);
-    model.gateways = routes::gateways::compile(x, &mut problems).into_iter().collect();
+    let fronts = Arc::new(routes::gateways::Fronts::with_pods(x));
+    routes::compile(x, &fronts, &mut model, &mut problems, cache);
+    model.gateways = routes::gateways::compile(x, &fronts, &mut problems).into_iter().collect();
     model.policies = policies.take().into();
     Whole { model, problems, policies, watched: owners.watched() }
 }

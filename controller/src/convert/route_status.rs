@@ -1,17 +1,19 @@
 //! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes};
+use super::{Bad, GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes, service};
 use crate::convert::{
-    routes::gateways::Fronts,
+    routes::{Cache, gateways::Fronts},
     status::{Condition, Write, as_they_are, conditions, reference, same},
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
-    kinds::Meta,
+    kinds::{GRPCRoute, HTTPRoute, Meta, ServiceEntry, TCPRoute, TLSRoute},
 };
 use serde_json::{Value, json};
 
+/// Some rules are in force, and some are not.
+const PARTLY: &str = "PartiallyInvalid";
 /// Who writes (Istio's name).
 pub(super) const CONTROLLER: &str = "istio.io/gateway-controller";
 
@@ -24,34 +26,33 @@ pub(super) struct Route<'a> {
     /// Backends of all rules.
     pub(super) refs: Vec<&'a BackendRef>,
     filters: Vec<&'a Filter>,
+    /// How many rules it has.
+    rules: usize,
+    /// What is wrong with rules.
+    bad: &'a [Bad],
     status: &'a RouteStatus,
 }
 
 /// All routes.
-pub(super) fn all<'a>(x: &Index<'a>) -> Vec<Route<'a>> {
+pub(super) fn all<'a>(x: &Index<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
     let mut out = vec![];
-    for (_, r) in &x.http_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        let filters = r.spec.rules.iter().flat_map(|r| &r.filters).collect();
-        let (names, parents) = (&r.spec.hostnames[..], &r.spec.parent_refs[..]);
-        out.push(Route { kind: "HTTPRoute", meta: &r.metadata, names, parents, refs, filters, status: &r.status });
+    macro_rules! add {
+        ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
+            for &(_, r) in &x.$routes {
+                let (meta, rules, status) = (&r.metadata, r.spec.rules.len(), &r.status);
+                let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
+                let (names, filters): (&'a [String], Vec<&'a Filter>) = ($names(r), $filters(r));
+                let (parents, bad) = (&r.spec.parent_refs[..], compiled.bad(r));
+                out.push(Route { kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
+            }
+        };
     }
-    for (_, r) in &x.grpc_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        let filters = r.spec.rules.iter().flat_map(|r| &r.filters).collect();
-        let (names, parents) = (&r.spec.hostnames[..], &r.spec.parent_refs[..]);
-        out.push(Route { kind: "GRPCRoute", meta: &r.metadata, names, parents, refs, filters, status: &r.status });
-    }
-    for (_, r) in &x.tcp_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        let (parents, filters) = (&r.spec.parent_refs[..], vec![]);
-        out.push(Route { kind: "TCPRoute", meta: &r.metadata, names: &[], parents, refs, filters, status: &r.status });
-    }
-    for (_, r) in &x.tls_routes {
-        let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-        let (names, parents, filters) = (&r.spec.hostnames[..], &r.spec.parent_refs[..], vec![]);
-        out.push(Route { kind: "TLSRoute", meta: &r.metadata, names, parents, refs, filters, status: &r.status });
-    }
+    let filters = |r: &'a HTTPRoute| r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+    add!(http_routes, "HTTPRoute", |r: &'a HTTPRoute| &r.spec.hostnames[..], filters);
+    let filters = |r: &'a GRPCRoute| r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+    add!(grpc_routes, "GRPCRoute", |r: &'a GRPCRoute| &r.spec.hostnames[..], filters);
+    add!(tcp_routes, "TCPRoute", |_: &'a TCPRoute| &[][..], |_: &'a TCPRoute| vec![]);
+    add!(tls_routes, "TLSRoute", |r: &'a TLSRoute| &r.spec.hostnames[..], |_: &'a TLSRoute| vec![]);
     out
 }
 
@@ -61,7 +62,8 @@ pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], now:
 }
 
 fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<Write> {
-    let &Route { kind, meta: m, names, parents, ref refs, ref filters, status: have } = route;
+    let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, bad, status: have } = route;
+    let unread = unread(rules, bad);
     let resolved = extensions(x, m, filters).unwrap_or_else(|| resolved(x, kind, m, parents, refs.iter().copied()));
     let mut unchanged = true;
     let mut all: Vec<Value> = vec![];
@@ -71,17 +73,30 @@ fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<W
             Ok(_) => ("Accepted", "Route was valid".to_string()),
             Err(e) => e,
         });
-        let Some(accepted) = at_gateway.or_else(|| accepted(x, m, p)) else { continue };
+        let Some(mut accepted) = at_gateway.or_else(|| accepted(x, m, p)) else { continue };
+        let is_attached = accepted.0 == "Accepted";
+        if let Some(Unread { all: true, text }) = &unread
+            && is_attached
+        {
+            accepted = ("UnsupportedValue", text.clone());
+        }
         let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
             kind,
             status: *reason == good,
             reason,
             message: message.clone(),
         };
-        let wanted = [say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
+        let mut wanted = vec![say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
+        if let Some(Unread { all: false, text }) = &unread
+            && is_attached
+        {
+            let message = format!("Dropped Rule {text}");
+            wanted.push(Condition { kind: PARTLY, status: true, reason: "UnsupportedValue", message });
+        }
         let before = have.parents.iter().find(|s| s.controller_name == CONTROLLER && s.parent_ref == *p);
         let there = before.map_or(&[][..], |s| &s.conditions);
-        unchanged &= before.is_some() && same(&wanted, there, m.generation);
+        let over = there.iter().any(|c| c.kind == PARTLY) && !wanted.iter().any(|c| c.kind == PARTLY);
+        unchanged &= before.is_some() && !over && same(&wanted, there, m.generation);
         ours += 1;
         all.push(json!({
             "parentRef": p, "controllerName": CONTROLLER,
@@ -98,6 +113,21 @@ fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<W
         all.push(json!({ "parentRef": s.parent_ref, "controllerName": s.controller_name, "conditions": conditions }));
     }
     Some(Write { to: reference(GATEWAY_API, kind, m), manager: CONTROLLER, status: json!({ "parents": all }) })
+}
+
+/// Rules that are not in force, since something in them cannot be read.
+struct Unread {
+    /// There are no others.
+    all: bool,
+    /// Which, and what is wrong with each.
+    text: String,
+}
+
+fn unread(rules: usize, bad: &[Bad]) -> Option<Unread> {
+    let dropped = routes::dropped(bad);
+    let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
+    let text = format!("{}; requests for it are answered 500", text.join("; "));
+    (!dropped.is_empty()).then_some(Unread { all: dropped.len() >= rules, text })
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
@@ -135,6 +165,22 @@ fn extensions(x: &Index<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static 
     })
 }
 
+/// Is a host there that is referred to by its name, and does it have the port?
+fn hostname(x: &Index<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
+    let services = x.services.values().flatten().filter(|s| service::hostname(x, s) == b.name);
+    let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
+    let own = |e: &ServiceEntry| e.metadata.namespace == m.namespace || !service::is_private(e);
+    let entries = x.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
+    ports.extend(entries.map(|(_, e)| e.spec.ports.iter().map(|p| p.number).collect()));
+    match b.port {
+        _ if ports.is_empty() => Err(format!("there is no Service or ServiceEntry for host {}", b.name)),
+        Some(port) if !ports.iter().flatten().any(|p| *p == port) => {
+            Err(format!("host {} does not have port {port}", b.name))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Is what it refers to there, and may it be referred to?
 fn resolved<'a>(
     x: &Index<'_>,
@@ -147,7 +193,10 @@ fn resolved<'a>(
         let ns = b.namespace.as_deref().unwrap_or(&m.namespace);
         let (group, to) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
         if group == ISTIO_NETWORKING && to == "Hostname" {
-            continue;
+            match hostname(x, m, b) {
+                Ok(()) => continue,
+                Err(text) => return ("BackendNotFound", text),
+            }
         }
         if !matches!((group, to), ("" | "core", "Service")) {
             return ("InvalidKind", format!("{to} {:?} cannot be a backend: use Service, or Hostname", b.name));

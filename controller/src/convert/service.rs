@@ -1,6 +1,6 @@
 //! Services and ServiceEntries to `istio.workload.Service` (reference control-plane §2.5).
 
-use super::{Index, check, problem, waypoint};
+use super::{Index, check, problem, routes, waypoint};
 use crate::model::Model;
 use karst_api::workload::{
     self as pb, AppProtocol, IpFamilies, LoadBalancing, NetworkAddress, Port,
@@ -9,7 +9,7 @@ use karst_api::workload::{
 use karst_core::{Cidr, addr::ip_to_bytes};
 use karst_manifest::{Problem, kinds::*};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -29,6 +29,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         model.services.insert(key(&svc), svc);
     }
     let automatic = automatic(x);
+    let mut of_entries = vec![];
     for (at, e) in &x.service_entries {
         problems.extend(check::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
         if is_hidden(e) {
@@ -47,10 +48,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
                 continue;
             }
             match entry(x, e, host, &automatic) {
-                Ok(svc) => {
-                    // A Kubernetes service of the same name in the namespace wins.
-                    model.services.entry(key(&svc)).or_insert(svc);
-                }
+                Ok(svc) => of_entries.push((routes::age(&e.metadata), *at, svc)),
                 // The same for every host of the entry.
                 Err((field, message)) => {
                     problems.push(problem(at, field, message));
@@ -59,6 +57,49 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
             }
         }
     }
+    of_entries.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut merged: BTreeMap<String, pb::Service> = BTreeMap::new();
+    for (_, at, svc) in of_entries {
+        match merged.entry(key(&svc)) {
+            Entry::Vacant(v) => {
+                v.insert(svc);
+            }
+            Entry::Occupied(mut first) => {
+                if let Err(text) = merge(first.get_mut(), svc) {
+                    problems.push(problem(at, "spec.hosts", text));
+                }
+            }
+        }
+    }
+    for (key, svc) in merged {
+        // A Kubernetes service of the same name in the namespace wins.
+        model.services.entry(key).or_insert(svc);
+    }
+}
+
+/// Adds what a younger ServiceEntry of the same host and namespace says: its ports and addresses. (Each endpoint has the ports of
+/// its own entry.)
+fn merge(first: &mut pb::Service, other: pb::Service) -> Result<(), String> {
+    let unlike = [
+        (first.load_balancing != other.load_balancing, "resolution"),
+        (first.visibility != other.visibility, "exportTo"),
+    ];
+    if let Some((_, field)) = unlike.iter().find(|(differs, _)| *differs) {
+        return Err(format!(
+            "{} is a host of ServiceEntry {}/{}, too, which is older and has another {field}: only that one counts",
+            other.hostname, first.namespace, first.name
+        ));
+    }
+    for p in other.ports {
+        if first.ports.iter().all(|q| q.service_port != p.service_port) {
+            first.ports.push(p);
+        }
+    }
+    let new: Vec<_> = other.addresses.into_iter().filter(|a| !first.addresses.contains(a)).collect();
+    first.addresses.extend(new);
+    let new: Vec<_> = other.subject_alt_names.into_iter().filter(|n| !first.subject_alt_names.contains(n)).collect();
+    first.subject_alt_names.extend(new);
+    Ok(())
 }
 
 fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {

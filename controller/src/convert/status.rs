@@ -1,9 +1,9 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, service, waypoint};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, routes::gateways::Fronts, service, waypoint};
 use karst_kube::Ref;
-use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, ServiceEntry, StatusCondition};
+use karst_manifest::kinds::{AuthorizationPolicy, Gateway, IstioGateway, Meta, ServiceEntry, StatusCondition};
 use serde_json::{Value, json};
 
 /// A status that is not yet what it should be.
@@ -25,10 +25,12 @@ pub(super) struct Condition {
 
 const BOUND: &str = "istio.io/WaypointBound";
 const MISSING: &str = "istio.io/WaypointMissing";
+/// Are the ports of a Gateway of Istio's API those of the Services that select its pods?
+const PORTS: &str = "karst.io/PortsMapped";
 const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
 /// All statuses that differ. `now` is the time in RFC 3339.
-pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
+pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
     let mut out = Vec::new();
     for s in x.services.values().flatten() {
         let to = reference("", "Service", &s.metadata);
@@ -85,7 +87,27 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
     for g in x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)) {
         out.extend(gateway(x, g, now));
     }
+    for (_, g) in &x.istio_gateways {
+        out.extend(unmapped(fronts, g, now));
+    }
     out
+}
+
+/// Servers of Istio's Gateway whose ports no Service has. (Nothing is said of the others.)
+fn unmapped(fronts: &Fronts, g: &IstioGateway, now: &str) -> Option<Write> {
+    let m = &g.metadata;
+    let text: Vec<String> = fronts
+        .unmapped(&m.namespace, &m.name)
+        .map(|(n, text)| format!("spec.servers[{n}].port.number: {text}"))
+        .collect();
+    let wanted: Vec<Condition> = (!text.is_empty())
+        .then(|| Condition { kind: PORTS, status: false, reason: "PortNotInService", message: text.join("; ") })
+        .into_iter()
+        .collect();
+    let stale = wanted.is_empty() && g.status.conditions.iter().any(|c| c.kind == PORTS);
+    let conditions = changed(&wanted, &g.status.conditions, m.generation, stale, now)?;
+    let to = reference(ISTIO_NETWORKING, "Gateway", m);
+    Some(Write { to, manager: "karst.io/gateway-ports", status: json!({ "conditions": conditions }) })
 }
 
 pub(super) fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {

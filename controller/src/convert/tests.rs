@@ -11,6 +11,8 @@ pub(crate) fn mesh() -> Mesh {
         cluster_id: "Kubernetes".into(),
         network: String::new(),
         root_namespace: "istio-system".into(),
+        virtual_services_are_for: vec!["*".into()],
+        destination_rules_are_for: vec!["*".into()],
     }
 }
 fn run(text: &str) -> (Model, Vec<Problem>) {
@@ -389,6 +391,41 @@ fn service_entries_get_stable_addresses() {
     assert_eq!(p[0].field, "spec.endpoints[0].address");
 }
 
+/// Two ServiceEntries of one host are one service with the ports of both; an endpoint has those of its own entry.
+#[test]
+fn service_entries_of_one_host_are_one_service() {
+    let entry = |name: &str, port: u16, more: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{name}'}}\nspec: {{hosts: [x.example], addresses: [10.0.{port}.1], resolution: STATIC, ports: [{{number: {port}, name: p, protocol: TCP}}], {more}}}\n---\n"
+        )
+    };
+    let at = |list: &str| format!("endpoints: [{list}]");
+    let ports = |list: &karst_api::workload::PortList| -> Vec<String> {
+        list.ports.iter().map(|p| format!("{}:{}", p.service_port, p.target_port)).collect()
+    };
+    let run_all = |text: &str| {
+        let (m, p) = run(text);
+        let endpoints: Vec<_> = m.workloads.values().map(|w| ports(&w.services["a/x.example"]).join(" ")).collect();
+        let s = &m.services["a/x.example"];
+        let all: Vec<u32> = s.ports.iter().map(|p| p.service_port).collect();
+        (all, s.addresses.len(), endpoints, p.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let two = entry("b", 80, &at("{address: 192.0.2.1}")) + &entry("c", 90, &at("{address: 192.0.2.1}"));
+    assert_eq!(run_all(&two), (vec![80, 90], 2, vec!["80:80".into(), "90:90".into()], vec![]));
+    // The same by labels: the pod is an endpoint at both.
+    let selects = "workloadSelector: {labels: {app: web}}";
+    let selected = POD.to_string() + &entry("b", 80, selects) + &entry("c", 90, selects);
+    assert_eq!(run_all(&selected).2, ["80:80 90:90"]);
+    // Two at one address, told apart by their ports.
+    let twins = entry("b", 80, &at("{address: 192.0.2.1, ports: {p: 81}}, {address: 192.0.2.1, ports: {p: 82}}"));
+    assert_eq!(run_all(&twins).2, ["80:81", "80:82"]);
+    // What cannot be one service stays that of the older one, and is told.
+    let other = entry("c", 90, "").replace("resolution: STATIC", "resolution: NONE");
+    let (all, addresses, _, problems) = run_all(&(entry("b", 80, &at("{address: 192.0.2.1}")) + &other));
+    assert_eq!((all, addresses, problems.len()), (vec![80], 1, 1), "{problems:?}");
+    assert!(problems[0].contains("ServiceEntry a/c") && problems[0].contains("another resolution"), "{problems:?}");
+}
+
 #[test]
 fn waypoints_bind_by_label() {
     let text = format!(
@@ -449,7 +486,9 @@ fn written(text: &str) -> Writes {
     let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
     let state = State { objects, ..State::default() };
     let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
-    writes(&state, &mesh(), &template, "2026-01-01T00:00:00Z")
+    let mut c = Compiler::new(mesh());
+    c.update(&state);
+    c.writes(&state, &template, "2026-01-01T00:00:00Z")
 }
 
 /// Object, type, status, reason of each condition that is written.
@@ -650,12 +689,17 @@ fn routes_say_what_became_of_them() {
         let reasons = |c: &serde_json::Value| format!("{}={}", c["type"], c["reason"]).replace('"', "");
         s.map(|s| s[0]["conditions"].as_array().unwrap().iter().map(reasons).collect::<Vec<_>>().join(" "))
     };
+    let host =
+        |name: &str, port: u16| format!("group: networking.istio.io, kind: Hostname, name: {name}, port: {port}");
     for (parent, backend, more, wanted) in [
         ("name: s", "name: s, port: 80", "", "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
         ("name: s, port: 81", "name: s, port: 80", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
         ("name: none", "name: s", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
         ("name: s", "name: none", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
         ("name: s", "name: s, port: 81", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
+        ("name: s", &host("s.a.svc.cluster.local", 80), "", "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
+        ("name: s", &host("s.a.svc.cluster.local", 81), "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
+        ("name: s", &host("x.example", 80), "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
         ("name: s", "name: s, kind: Pod", "", "Accepted=Accepted ResolvedRefs=InvalidKind"),
         ("name: s", "name: t, namespace: b, port: 80", "", "Accepted=Accepted ResolvedRefs=RefNotPermitted"),
         ("name: s", "name: t, namespace: b, port: 80", grant, "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
@@ -672,6 +716,499 @@ fn routes_say_what_became_of_them() {
     let all = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status["parents"].clone();
     assert_eq!((all.as_array().unwrap().len(), all[1]["controllerName"].as_str()), (2, Some("example.com/other")));
     assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
+}
+
+/// What a delegate does not say, the rule that delegates to it does; its hosts are those of its own namespace.
+#[test]
+fn a_delegate_is_merged_into_the_rule_that_names_it() {
+    let service = |ns: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: {ns}}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let root = "timeout: 3s, retries: {attempts: 7, perTryTimeout: 1s, retryOn: 5xx}, headers: {request: {set: {x-root: y}}}, fault: {delay: {fixedDelay: 1s, percentage: {value: 5}}}, corsPolicy: {allowOrigins: [{exact: root}]}, mirrors: [{destination: {host: s}}], rewrite: {uri: /root}";
+    let leaf = "timeout: 4s, retries: {attempts: 0}, headers: {response: {set: {x-leaf: y}}}, fault: {delay: {fixedDelay: 2s, percentage: {value: 5}}}, corsPolicy: {allowOrigins: [{exact: leaf}]}, mirror: {host: s}, mirrors: [{destination: {host: s}, percentage: {value: 1}}], rewrite: {uri: /leaf}";
+    let rule = |leaf: &str| {
+        let (m, p) = run(&format!(
+            "{}{}apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: root, namespace: a}}\nspec: {{hosts: [s], http: [{{match: [{{uri: {{prefix: /d}}}}], delegate: {{name: part, namespace: b}}, {root}}}]}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: part, namespace: b}}\nspec: {{http: [{{route: [{{destination: {{host: s}}}}], {leaf}}}]}}\n",
+            service("a"),
+            service("b")
+        ));
+        assert!(p.is_empty(), "{p:?}");
+        m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone()
+    };
+    let own = "b/s.b.svc.cluster.local";
+    let r = rule("");
+    assert_eq!((r.timeout_ms, r.retry.as_ref().map(|r| (r.attempts, r.server_error))), (3000, Some((7, true))));
+    assert_eq!((r.request.unwrap().set[0].name.as_str(), r.answer), ("x-root", None));
+    assert_eq!(r.fault.unwrap().delay_ms, 1000);
+    assert!(format!("{:?}", r.cors.unwrap().origins).contains("root"));
+    assert!(format!("{:?}", r.rewrite.unwrap()).contains("/root"));
+    assert_eq!(r.destinations[0].service, own);
+    // The mirror of the root is the root's service.
+    assert_eq!((r.mirrors.len(), r.mirrors[0].to.as_ref().unwrap().service.as_str()), (1, "a/s.a.svc.cluster.local"));
+    let r = rule(leaf);
+    assert_eq!((r.timeout_ms, r.retry), (4000, None));
+    assert_eq!((r.request, r.answer.unwrap().set[0].name.as_str()), (None, "x-leaf"));
+    assert_eq!(r.fault.unwrap().delay_ms, 2000);
+    assert!(format!("{:?}", r.cors.unwrap().origins).contains("leaf"));
+    assert!(format!("{:?}", r.rewrite.unwrap()).contains("/leaf"));
+    let mirrors: Vec<_> = r.mirrors.iter().map(|m| (m.to.as_ref().unwrap().service.as_str(), m.per_million)).collect();
+    assert_eq!(mirrors, [(own, 10_000), (own, 1_000_000)]);
+}
+
+const INGRESS: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: gw, namespace: edge, labels: {istio: ingressgateway}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.9}], conditions: [{type: Ready, status: 'True'}]}\n---\n";
+const SHOP: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\n";
+
+/// Istio's Gateway for the pods of [`INGRESS`].
+fn servers(name: &str, list: &[(u16, &str)]) -> String {
+    let one = |(i, (port, host)): (usize, &(u16, &str))| {
+        format!("{{port: {{number: {port}, name: p{i}, protocol: HTTP}}, hosts: ['{host}']}}")
+    };
+    let all: Vec<String> = list.iter().enumerate().map(one).collect();
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: a}}\nspec: {{selector: {{istio: ingressgateway}}, servers: [{}]}}\n---\n",
+        all.join(", ")
+    )
+}
+
+fn virtual_service(meta: &str, spec: &str) -> String {
+    format!("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{{meta}}}\nspec: {{{spec}}}\n---\n")
+}
+
+/// What the names of the virtual hosts of a gateway's port begin with.
+fn virtual_hosts(m: &Model, port: u32) -> String {
+    let listeners = &m.gateways["edge/gw"].listeners;
+    let mut all: Vec<_> = listeners.iter().filter(|l| l.port == port).map(|l| l.routes.clone()).collect();
+    all.dedup();
+    assert_eq!(all.len(), 1, "{listeners:?}");
+    all.remove(0)
+}
+
+/// Where the rules of a table come from, in order.
+fn origins(table: Option<&karst_api::route::Table>) -> Vec<String> {
+    let name = |o: &str| o.trim_start_matches("VirtualService a/").to_string();
+    table.into_iter().flat_map(|t| &t.http).map(|r| name(&r.origin)).collect()
+}
+
+/// Of one port's servers, whichever Gateways they are of, the routes of a host are one list: the oldest first, but what matches
+/// everything last. Istio's httpbin and helloworld samples are like that.
+#[test]
+fn servers_of_a_port_share_their_virtual_hosts() {
+    for (httpbin, helloworld) in [("2024", "2025"), ("2025", "2024")] {
+        let text = [
+            INGRESS,
+            SHOP,
+            &servers("httpbin-gateway", &[(80, "*")]),
+            &servers("helloworld-gateway", &[(80, "*"), (80, "x.com")]),
+            &virtual_service(
+                &format!("name: httpbin, namespace: a, creationTimestamp: '{httpbin}'"),
+                "hosts: ['*'], gateways: [httpbin-gateway], http: [{route: [{destination: {host: s}}]}]",
+            ),
+            &virtual_service(
+                &format!("name: hello, namespace: a, creationTimestamp: '{helloworld}'"),
+                "hosts: ['*'], gateways: [helloworld-gateway, httpbin-gateway], http: [{match: [{uri: {exact: /hello}}], route: [{destination: {host: s}}]}]",
+            ),
+        ]
+        .concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        assert_eq!(m.gateways["edge/gw"].listeners.len(), 3);
+        let routes = virtual_hosts(&m, 80);
+        let all = m.routes[&format!("{routes}/*")].producer.as_ref();
+        assert_eq!(origins(all), ["hello http[0]", "httpbin http[0]"], "httpbin {httpbin}");
+        // A longer host has its own list: that of whoever is bound there.
+        let own = m.routes[&format!("{routes}/x.com")].producer.as_ref();
+        assert_eq!(origins(own), ["hello http[0]"]);
+    }
+}
+
+/// Within the mesh the longest host wins, then what does not match everything, then the older one.
+#[test]
+fn virtual_services_in_the_mesh_are_merged() {
+    let vs = |name: &str, host: &str, rules: &str| {
+        virtual_service(
+            &format!("name: {name}, namespace: a, creationTimestamp: '{name}'"),
+            &format!("hosts: ['{host}'], {rules}"),
+        )
+    };
+    let all = "http: [{route: [{destination: {host: s}}]}]";
+    let api = "http: [{match: [{uri: {prefix: /api}}], route: [{destination: {host: s}}]}]";
+    let of = |parts: &[String], service: &str| {
+        let (m, p) = run(&(SHOP.to_string() + &SHOP.replace("name: s,", "name: t,") + &parts.concat()));
+        assert!(p.is_empty(), "{p:?}");
+        origins(m.routes.get(&format!("a/{service}.a.svc.cluster.local")).and_then(|r| r.producer.as_ref()))
+    };
+    assert_eq!(of(&[vs("v1", "s", all), vs("v2", "s", api)], "s"), ["v2 http[0]", "v1 http[0]"]);
+    let wide = vs("v0", "*.svc.cluster.local", all);
+    let near = vs("v1", "*.a.svc.cluster.local", all);
+    let own = vs("v2", "s", api);
+    let three = [wide, near, own];
+    assert_eq!((of(&three, "s"), of(&three, "t")), (vec!["v2 http[0]".into()], vec!["v1 http[0]".to_string()]));
+    assert_eq!(of(&three[..1], "t"), ["v0 http[0]"]);
+    // Names in TLS hellos, too.
+    let tls = |name: &str, sni: &str| {
+        vs(name, "s", &format!("tls: [{{match: [{{sniHosts: [{sni}]}}], route: [{{destination: {{host: s}}}}]}}]"))
+    };
+    let (m, _) = run(&(SHOP.to_string() + &tls("v1", "'*.com', '*'") + &tls("v2", "a.com, '*.b.com'")));
+    let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+    let names: Vec<_> = table.tcp.iter().map(|r| r.sni.join(" ")).collect();
+    assert_eq!(names, ["a.com", "*.b.com", "*.com", "*"]);
+}
+
+/// Of routes at one listener those with the longer host come first, however exact the paths of others are.
+#[test]
+fn routes_of_the_longer_host_come_first() {
+    let route = |name: &str, hosts: &str, path: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: a, creationTimestamp: '{name}'}}\nspec: {{parentRefs: [{{name: g}}], hostnames: [{hosts}], rules: [{{matches: [{{path: {{value: {path}}}}}], backendRefs: [{{name: s, port: 80}}]}}]}}\n---\n"
+        )
+    };
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: a}\nspec: {gatewayClassName: istio, listeners: [{name: l, port: 80, protocol: HTTP, hostname: a.example.com}]}\n---\n";
+    let text = [
+        SHOP,
+        gateway,
+        &route("r1", "", "/long/path"),
+        &route("r2", "'*.example.com'", "/longer/path"),
+        &route("r3", "a.example.com", "/"),
+    ]
+    .concat();
+    let (m, p) = run(&text);
+    assert!(p.is_empty(), "{p:?}");
+    let all = origins(m.routes["~Gateway/a/g/l/a.example.com"].producer.as_ref());
+    assert_eq!(all, ["r3", "r2", "r1"].map(|r| format!("HTTPRoute a/{r} rule 0")));
+}
+
+/// A server's port is the Service's; the pod listens where the Service sends what comes there.
+#[test]
+fn ports_of_gateways_are_those_of_their_services() {
+    let service = |ports: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: gw, namespace: edge}}\nspec: {{clusterIP: 10.96.0.9, selector: {{istio: ingressgateway}}, ports: [{ports}]}}\n---\n"
+        )
+    };
+    let bound = |port: u16| {
+        virtual_service(
+            "name: v, namespace: a",
+            &format!(
+                "hosts: [x.com], gateways: [gw], http: [{{match: [{{port: {port}}}], route: [{{destination: {{host: s}}}}]}}]"
+            ),
+        )
+    };
+    let of = |services: &str, number: u16| {
+        let text = [INGRESS, SHOP, services, &servers("gw", &[(number, "*")]), &bound(number)].concat();
+        let (m, p) = run(&text);
+        let listeners = &m.gateways["edge/gw"].listeners;
+        let ports: Vec<_> = listeners.iter().map(|l| (l.port, l.called)).collect();
+        // What a rule calls the port is that of the Gateway.
+        let routes = virtual_hosts(&m, ports[0].0);
+        let rule = &m.routes[&format!("{routes}/x.com")].producer.as_ref().unwrap().http[0];
+        assert!(rule.ports.is_empty(), "{rule:?}");
+        let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
+        (ports, p.iter().map(|p| p.field.clone()).collect::<Vec<_>>(), said)
+    };
+    let none: Vec<String> = vec![];
+    let mapped = service("{name: http, port: 80, targetPort: 8080}");
+    assert_eq!(of(&mapped, 80), (vec![(8080, 80)], none.clone(), none.clone()));
+    // Istio's newer samples name the pod's port.
+    assert_eq!(of(&mapped, 8080), (vec![(8080, 0)], none.clone(), none.clone()));
+    assert_eq!(of("", 80), (vec![(80, 0)], none.clone(), none.clone()));
+    let reverse = service("{name: http, port: 8080, targetPort: 80}");
+    assert_eq!(of(&reverse, 8080), (vec![(80, 8080)], none.clone(), none.clone()));
+    let out = mapped
+        .replace("name: gw,", "name: gw, labels: {experimental.istio.io/disable-gateway-port-translation: 'true'},");
+    assert_eq!(of(&out, 80).0, [(80, 0)]);
+    // Two Services: both.
+    let two = mapped.clone() + &service("{name: http, port: 80, targetPort: 8081}").replace("name: gw,", "name: gw2,");
+    assert_eq!(of(&two, 80).0, [(8080, 80), (8081, 80)]);
+    // A Gateway of Gateway API that somebody else runs: the Service that it names must have the ports.
+    let named = |port: u16| {
+        let text = format!(
+            "{mapped}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: edge}}\nspec: {{gatewayClassName: istio, addresses: [{{type: Hostname, value: gw.edge.svc.cluster.local}}], listeners: [{{name: l, port: {port}, protocol: HTTP}}]}}\n"
+        );
+        conditions(&written(&text)).into_iter().find(|c| c.contains("Programmed")).unwrap()
+    };
+    assert_eq!(named(80), "Gateway edge/g: Programmed True Programmed");
+    assert_eq!(named(81), "Gateway edge/g: Programmed False AddressNotUsable");
+    // No Service has it: it is listened on all the same, and told.
+    let (ports, fields, said) = of(&mapped, 9000);
+    assert_eq!((ports, fields), (vec![(9000, 0)], vec!["spec.servers[0].port.number".to_string()]));
+    assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortNotInService"]);
+}
+
+/// Gateways are found by every name that Istio knows, by VirtualServices that are exported to their pods' namespace.
+#[test]
+fn virtual_services_are_bound_by_name_and_export() {
+    let bound = |gateway: &str, export: &str| {
+        let spec = format!(
+            "hosts: [x.com], gateways: ['{gateway}'], exportTo: [{export}], http: [{{match: [{{gateways: ['{gateway}']}}], route: [{{destination: {{host: s}}}}]}}]"
+        );
+        let text =
+            [INGRESS, SHOP, &servers("gw", &[(80, "*")]), &virtual_service("name: v, namespace: a", &spec)].concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        m.routes.iter().any(|(k, r)| k.ends_with("/x.com") && r.producer.as_ref().is_some_and(|t| t.http.len() == 1))
+    };
+    for name in ["gw", "./gw", "a/gw", "gw.a", "gw.a.svc.cluster.local"] {
+        assert!(bound(name, ""), "{name}");
+    }
+    for name in ["b/gw", "gw.b.svc.cluster.local", "other"] {
+        assert!(!bound(name, ""), "{name}");
+    }
+    for (export, wanted) in
+        [("'*'", true), ("edge", true), ("'.'", false), ("b", false), ("'~'", false), ("'.', edge", true)]
+    {
+        assert_eq!(bound("gw", export), wanted, "{export}");
+    }
+}
+
+/// Whose routes count for whom, by `exportTo`.
+#[test]
+fn virtual_services_are_for_whom_they_are_exported_to() {
+    let vs = |name: &str, ns: &str, export: &str| {
+        virtual_service(
+            &format!("name: {name}, namespace: {ns}"),
+            &format!(
+                "hosts: [s.a.svc.cluster.local], {export} http: [{{match: [{{uri: {{prefix: /{name}}}}}], route: [{{destination: {{host: s.a.svc.cluster.local}}}}]}}]"
+            ),
+        )
+    };
+    // For everybody, and by callers' namespace.
+    let of = |parts: &[String]| {
+        let (m, p) = run(&(SHOP.to_string() + &parts.concat()));
+        assert!(p.is_empty(), "{p:?}");
+        let r = m.routes.get("a/s.a.svc.cluster.local").map(|r| (**r).clone()).unwrap_or_default();
+        let name = |t: Option<&karst_api::route::Table>| origins(t).join(" ").replace(" http[0]", "");
+        let consumers = r.consumers.iter().map(|c| format!("{}: {}", c.namespace, name(c.table.as_ref())));
+        [name(r.producer.as_ref())].into_iter().chain(consumers).collect::<Vec<_>>()
+    };
+    let all = || vs("all", "a", "");
+    assert_eq!(of(&[all()]), ["all"]);
+    assert_eq!(of(&[all(), vs("own", "a", "exportTo: ['.'],")]), ["all", "a: all own"]);
+    assert_eq!(of(&[all(), vs("two", "a", "exportTo: [b, c],")]), ["all", "b: all two", "c: all two"]);
+    assert_eq!(of(&[vs("two", "a", "exportTo: [b],")]), ["", "b: two"]);
+    assert_eq!(of(&[all(), vs("none", "a", "exportTo: ['~'],")]), ["all"]);
+    // Another namespace's are for its own callers, if they are for them at all.
+    let consumer = |export: &str| of(&[all(), vs("mine", "b", export)]);
+    assert_eq!(consumer(""), ["all", "b: VirtualService b/mine"]);
+    assert_eq!(consumer("exportTo: ['.'],"), ["all", "b: VirtualService b/mine"]);
+    assert_eq!(consumer("exportTo: [a],"), ["all"]);
+    // Where nothing is said the mesh's default counts.
+    let mut mesh = mesh();
+    mesh.virtual_services_are_for = vec![".".into()];
+    let objects = parse::file("t.yaml".as_ref(), &(SHOP.to_string() + &all())).unwrap();
+    let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };
+    let (m, _) = compile(&state, &mesh);
+    let r = &m.routes["a/s.a.svc.cluster.local"];
+    assert!(r.producer.is_none() && r.consumers[0].namespace == "a");
+}
+
+/// The client's namespace first, then the service's, then the root namespace; within it the longest host, and of these the oldest.
+#[test]
+fn destination_rules_are_found_as_in_istio() {
+    let rule = |ns: &str, name: &str, host: &str, export: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {ns}, creationTimestamp: '{name}'}}\nspec: {{host: '{host}', {export} subsets: [{{name: {ns}-{name}, labels: {{v: '1'}}}}]}}\n---\n"
+        )
+    };
+    const FULL: &str = "s.a.svc.cluster.local";
+    let of = |parts: &[String]| {
+        let (m, p) = run(&(SHOP.to_string() + &parts.concat()));
+        assert!(p.is_empty(), "{p:?}");
+        let b = m.backends.get("a/s.a.svc.cluster.local").map(|b| (**b).clone()).unwrap_or_default();
+        let names = |all: &[karst_api::route::Subset]| all.iter().map(|s| s.name.clone()).collect::<Vec<_>>().join(" ");
+        let clients = b.clients.iter().map(|c| format!("{}: {}", c.namespace, names(&c.subsets)));
+        [names(&b.subsets)].into_iter().chain(clients).collect::<Vec<_>>()
+    };
+    let (own, root) = (|n: &str| rule("a", n, "s", ""), |n: &str| rule("istio-system", n, FULL, ""));
+    let client = |n: &str| rule("b", n, FULL, "");
+    assert_eq!(of(&[own("1")]), ["a-1"]);
+    assert_eq!(of(&[root("1")]), ["istio-system-1"]);
+    assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the service's own stand alone");
+    assert_eq!(of(&[own("1"), own("2")]), ["a-1 a-2"], "of one host: the oldest, and what others add");
+    assert_eq!(of(&[own("1"), root("1"), client("3")]), ["a-1", "b: b-3"]);
+    assert_eq!(of(&[client("3")]), ["", "b: b-3"]);
+    // The longest host, however old.
+    let wide = rule("a", "0", "*.svc.cluster.local", "");
+    assert_eq!(of(&[wide.clone(), own("1")]), ["a-1"]);
+    assert_eq!(of(&[wide.clone(), rule("a", "1", "*.a.svc.cluster.local", "")]), ["a-1"]);
+    assert_eq!(of(&[wide, root("1")]), ["a-0"], "the namespace comes before the host");
+    // Exported: to its own namespace, to another, to nobody.
+    assert_eq!(of(&[rule("a", "1", "s", "exportTo: ['.'],"), root("2")]), ["istio-system-2", "a: a-1"]);
+    assert_eq!(of(&[rule("a", "1", "s", "exportTo: [c],")]), ["", "c: a-1"]);
+    assert_eq!(of(&[rule("b", "1", FULL, "exportTo: [c],")]), [""], "not its own clients'");
+    assert_eq!(
+        of(&[rule("istio-system", "1", FULL, "exportTo: ['.'],"), own("2")]),
+        ["a-2", "istio-system: istio-system-1"]
+    );
+    assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the root namespace's own clients have the service's, too");
+}
+
+/// Istio's egress task: subsets of a gateway in another namespace, said beside the application.
+#[test]
+fn an_egress_gateway_has_the_subsets_of_its_clients() {
+    let text = [
+        "apiVersion: v1\nkind: Service\nmetadata: {name: istio-egressgateway, namespace: istio-system}\nspec: {clusterIP: 10.96.0.8, selector: {istio: egressgateway}, ports: [{name: http2, port: 80, targetPort: 8080}]}\n---\n",
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: cnn, namespace: default}\nspec: {hosts: [edition.cnn.com], resolution: DNS, ports: [{number: 80, name: http-port, protocol: HTTP}]}\n---\n",
+        &INGRESS.replace("name: gw, namespace: edge, labels: {istio: ingressgateway}", "name: gw, namespace: istio-system, labels: {istio: egressgateway}"),
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: istio-egressgateway, namespace: default}\nspec: {selector: {istio: egressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [edition.cnn.com]}]}\n---\n",
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: egressgateway-for-cnn, namespace: default}\nspec: {host: istio-egressgateway.istio-system.svc.cluster.local, subsets: [{name: cnn}]}\n---\n",
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: direct-cnn-through-egress-gateway, namespace: default}\nspec: {hosts: [edition.cnn.com], gateways: [istio-egressgateway, mesh], http: [{match: [{gateways: [mesh], port: 80}], route: [{destination: {host: istio-egressgateway.istio-system.svc.cluster.local, subset: cnn, port: {number: 80}}, weight: 100}]}, {match: [{gateways: [istio-egressgateway], port: 80}], route: [{destination: {host: edition.cnn.com, port: {number: 80}}, weight: 100}]}]}\n",
+    ]
+    .concat();
+    let (m, p) = run(&text);
+    assert!(p.is_empty(), "{p:?}");
+    const GATEWAY: &str = "istio-system/istio-egressgateway.istio-system.svc.cluster.local";
+    let to = |table: Option<&karst_api::route::Table>| {
+        let d = table.unwrap().http[0].destinations[0].clone();
+        (d.service, d.port, d.subset, d.refuse_status)
+    };
+    let routes = &m.routes["default/edition.cnn.com"];
+    assert_eq!(to(routes.producer.as_ref()), (GATEWAY.into(), 80, "cnn".into(), 0));
+    let backend = &m.backends[GATEWAY];
+    assert!(backend.rules("default").subsets.iter().any(|s| s.name == "cnn"));
+    assert!(backend.rules("other").subsets.is_empty());
+    // The gateway listens where its Service sends port 80, and sends on.
+    let listener = &m.gateways["istio-system/gw"].listeners[0];
+    assert_eq!((listener.port, listener.called), (8080, 80));
+    let on = &m.routes[&format!("{}/edition.cnn.com", listener.routes)];
+    assert_eq!(to(on.producer.as_ref()), ("default/edition.cnn.com".into(), 80, String::new(), 0));
+}
+
+/// A rule of a VirtualService that cannot be read takes no other with it, and is not the default.
+#[test]
+fn a_virtual_service_is_read_rule_by_rule() {
+    let of = |rules: &str| -> Vec<(String, u32)> {
+        let (m, p) =
+            run(&(SHOP.to_string() + &virtual_service("name: v, namespace: a", &format!("hosts: [s], {rules}"))));
+        assert_eq!(p.len(), 1, "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http.iter().map(|r| {
+            let path =
+                r.r#match.as_ref().and_then(|m| m.path.as_ref()).map_or(String::new(), |p| format!("{:?}", p.kind));
+            (path, r.response.as_ref().map_or(200, |r| r.status))
+        });
+        http.chain(table.tcp.iter().map(|r| (String::new(), r.destinations[0].refuse_status))).collect()
+    };
+    let path = |p: &str| format!("Some(Prefix(\"{p}\"))");
+    let fine = "{match: [{uri: {prefix: /a}}], route: [{destination: {host: s}}]}";
+    let late = "{match: [{uri: {prefix: /b}}], timeout: soon, route: [{destination: {host: s}}]}";
+    assert_eq!(of(&format!("http: [{late}, {fine}]")), [(path("/b"), 503), (path("/a"), 200)]);
+    let pattern = "{match: [{uri: {regex: '('}}], route: [{destination: {host: s}}]}";
+    assert_eq!(of(&format!("http: [{pattern}, {fine}]")), [(path("/a"), 200), (String::new(), 503)]);
+    assert_eq!(of("tcp: [{route: []}]"), [(String::new(), 503)]);
+}
+
+/// A rule that cannot be read takes no other with it, and its requests are not sent by default: 500, and a condition that says why.
+#[test]
+fn a_rule_that_cannot_be_read_is_not_the_default() {
+    let base = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\n";
+    let route = |kind: &str, rules: &str| {
+        format!(
+            "{base}apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: a, generation: 2}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{rules}]}}\n"
+        )
+    };
+    // Each rule as PATH=ANSWER, in order.
+    let rules = |text: &str| -> Vec<String> {
+        let (m, p) = run(text);
+        assert!(p.iter().all(|p| p.field.starts_with("spec.rules[")), "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let one = |r: &karst_api::route::HttpRule| {
+            let m = r.r#match.as_ref().unwrap();
+            let path = m.path.as_ref().and_then(|p| p.kind.as_ref()).map_or("any".into(), |k| format!("{k:?}"));
+            let headers: String = m.headers.iter().map(|h| format!(" {}", h.name)).collect();
+            format!("{path}{headers}={}", r.response.as_ref().map_or(200, |r| r.status))
+        };
+        table.http.iter().map(one).collect()
+    };
+    let said = |text: &str| {
+        let w = written(text);
+        let of = w.statuses.iter().find(|s| s.to.kind.ends_with("Route")).unwrap();
+        let all = of.status["parents"][0]["conditions"].as_array().unwrap().clone();
+        let reason = |c: &serde_json::Value| format!("{}={}", c["type"], c["reason"]).replace('"', "");
+        let text = all.iter().map(|c| c["message"].as_str().unwrap()).collect::<Vec<_>>().join(" ");
+        (all.iter().map(reason).collect::<Vec<_>>().join(" "), text)
+    };
+    let to = "backendRefs: [{name: s, port: 80}]";
+    let path = |kind: &str, value: &str| {
+        format!("{{path: {{type: {kind}, value: '{value}'}}, headers: [{{name: h, value: v}}]}}")
+    };
+    let (fine, pattern) = (path("PathPrefix", "/a"), path("RegularExpression", "/b("));
+    let good = format!("{{matches: [{fine}], {to}}}");
+    // A match: what is left of it, behind all others. With another match of its own the rule does not hold either.
+    let bad_match = format!("{{matches: [{}, {pattern}], {to}}}", path("Exact", "/c"));
+    let text = route("HTTPRoute", &format!("{good}, {bad_match}"));
+    assert_eq!(rules(&text), ["Exact(\"/c\") h=500", "Segments(\"/a\") h=200", "any h=500"]);
+    let (reasons, text) = said(&text);
+    assert_eq!(reasons, "Accepted=Accepted ResolvedRefs=ResolvedRefs PartiallyInvalid=UnsupportedValue");
+    assert!(text.contains("Dropped Rule spec.rules[1].matches[1].path.value"), "{text}");
+    // What is done: where the rule matches.
+    for wrong in [
+        "timeouts: {request: soon}",
+        "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: x}]}}]",
+        "filters: [{type: RequestRedirect}]",
+    ] {
+        let text = route("HTTPRoute", &format!("{good}, {{matches: [{{path: {{value: /d}}}}], {wrong}, {to}}}"));
+        assert_eq!(rules(&text), ["Segments(\"/a\") h=200", "Segments(\"/d\")=500"], "{wrong}");
+        assert!(said(&text).1.contains("Dropped Rule spec.rules[1]."), "{wrong}");
+    }
+    // Nothing is left: the route is not accepted, and the service is not called all the same.
+    let text = route("HTTPRoute", &format!("{{matches: [{pattern}], {to}}}"));
+    assert_eq!(rules(&text), ["any h=500"]);
+    assert_eq!(said(&text).0, "Accepted=UnsupportedValue ResolvedRefs=ResolvedRefs");
+    let text = route("GRPCRoute", &format!("{{matches: [{{method: {{type: Other, service: x}}}}], {to}}}, {{{to}}}"));
+    assert_eq!(rules(&text), ["Segments(\"/\")=200", "Segments(\"/\")=500"]);
+    assert!(said(&text).0.contains("PartiallyInvalid"));
+    // The condition goes with its reason.
+    let good = route("HTTPRoute", &good);
+    let old = "status: {parents: [{parentRef: {group: '', kind: Service, name: s}, controllerName: istio.io/gateway-controller, conditions: [{type: Accepted, status: 'True', reason: Accepted, message: Route was valid, observedGeneration: 2}, {type: ResolvedRefs, status: 'True', reason: ResolvedRefs, message: All references resolved, observedGeneration: 2}PARTLY]}]}";
+    let partly = ", {type: PartiallyInvalid, status: 'True', reason: UnsupportedValue, observedGeneration: 2}";
+    let wrote = |partly: &str| !written(&format!("{good}{}\n", old.replace("PARTLY", partly))).statuses.is_empty();
+    assert_eq!((wrote(""), wrote(partly)), (false, true));
+}
+
+/// A route leads to ports that a service has, and never to a number: 500 for Gateway API, 503 for Istio's.
+#[test]
+fn routes_lead_to_ports_that_services_have() {
+    let base = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: two, namespace: a}\nspec: {clusterIP: 10.96.0.2, ports: [{name: a, port: 80, targetPort: 8080}, {name: b, port: 81}]}\n---\n";
+    let first = |text: &str| {
+        let (m, p) = run(&format!("{base}{text}"));
+        assert!(p.is_empty(), "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http.iter().flat_map(|r| r.destinations.iter().chain(r.mirrors.iter().flat_map(|m| &m.to)));
+        let tcp = table.tcp.iter().flat_map(|r| &r.destinations);
+        http.chain(tcp).map(|d| (d.port, d.refuse_status)).collect::<Vec<_>>()
+    };
+    let istio = |rules: &str| {
+        first(&format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: a}}\nspec: {{hosts: [s], {rules}}}\n"
+        ))
+    };
+    let to = |host: &str, port: u16| format!("destination: {{host: {host}, port: {{number: {port}}}}}");
+    for (host, port, wanted) in [
+        ("two", 80, (80, 0)),
+        // What its endpoints listen on is no port of the service.
+        ("two", 8080, (8080, 503)),
+        ("two", 0, (0, 0)),
+        ("s", 0, (80, 0)),
+        ("none", 80, (80, 503)),
+    ] {
+        assert_eq!(istio(&format!("http: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
+        assert_eq!(istio(&format!("tcp: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
+        let mirror = istio(&format!("http: [{{route: [{{{}}}], mirrors: [{{{}}}]}}]", to("s", 80), to(host, port)));
+        assert_eq!(mirror, [(80, 0), wanted], "{host} {port}");
+    }
+    for (kind, group) in [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2")] {
+        let route = |backend: &str| {
+            first(&format!(
+                "apiVersion: gateway.networking.k8s.io/{group}\nkind: {kind}\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{backendRefs: [{{{backend}}}]}}]}}\n"
+            ))
+        };
+        assert_eq!(route("name: two, port: 81"), [(81, 0)], "{kind}");
+        assert_eq!(route("name: two, port: 8080"), [(8080, 500)], "{kind}");
+        let host = "group: networking.istio.io, kind: Hostname, name: two.a.svc.cluster.local";
+        assert_eq!(route(&format!("{host}, port: 82")), [(82, 500)], "{kind}");
+    }
 }
 
 /// Names are used again; the uid says which pod it is.

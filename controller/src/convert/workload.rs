@@ -175,19 +175,9 @@ fn locality(x: &Index<'_>, node: &str) -> Option<Locality> {
 /// The services that a pod belongs to by its labels, and at which ports. (Those of services without selector say their slices.)
 fn memberships(x: &Index<'_>, p: &Pod) -> Memberships {
     let mut out = HashMap::new();
-    for s in x.services.get(&*p.metadata.namespace).into_iter().flatten() {
-        if s.spec.selector.is_empty() || !selects(&s.spec.selector, &p.metadata.labels) {
-            continue;
-        }
-        let ports = s.spec.ports.iter().filter(|sp| tcp(&sp.protocol)).filter_map(|sp| {
-            let target = match &sp.target_port {
-                None => sp.port,
-                Some(IntOrString::Int(n)) => *n,
-                Some(IntOrString::String(name)) => match name.parse() {
-                    Ok(n) => n,
-                    Err(_) => named_port(p, name)?,
-                },
-            };
+    for s in x.services.get(&*p.metadata.namespace).into_iter().flatten().filter(|s| is_behind(p, s)) {
+        let ports = s.spec.ports.iter().filter_map(|sp| {
+            let target = target_port(p, sp)?;
             let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
             Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
         });
@@ -200,11 +190,27 @@ fn memberships(x: &Index<'_>, p: &Pod) -> Memberships {
         let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
         if selects(&sel.labels, &p.metadata.labels) {
             for h in &e.spec.hosts {
-                out.insert(format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
+                // Another ServiceEntry of the host has other ports.
+                endpoint::join(&mut out, format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
             }
         }
     }
     out
+}
+
+/// Does a Service of its namespace select this pod?
+pub(super) fn is_behind(p: &Pod, s: &Service) -> bool {
+    !s.spec.selector.is_empty() && selects(&s.spec.selector, &p.metadata.labels)
+}
+
+/// Where a pod gets what comes to a port of a Service that selects it.
+pub(super) fn target_port(p: &Pod, sp: &ServicePort) -> Option<u16> {
+    match &sp.target_port {
+        _ if !tcp(&sp.protocol) => None,
+        None => Some(sp.port),
+        Some(IntOrString::Int(n)) => Some(*n),
+        Some(IntOrString::String(name)) => name.parse().ok().or_else(|| named_port(p, name)),
+    }
 }
 
 fn named_port(p: &Pod, name: &str) -> Option<u16> {
@@ -229,7 +235,7 @@ pub(super) fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: 
     for e in x.entries_of.get(ns).into_iter().flatten() {
         if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
             for h in &e.spec.hosts {
-                out.insert(format!("{ns}/{h}"), entry_ports(e, &w.ports));
+                endpoint::join(&mut out, format!("{ns}/{h}"), entry_ports(e, &w.ports));
             }
         }
     }
@@ -315,8 +321,13 @@ fn inline_endpoints(
             se.spec.hosts.iter().map(|h| WorkloadEntrySpec { address: h.clone(), ..Default::default() }).collect();
     }
     for (i, e) in endpoints.iter().enumerate() {
-        let uid =
+        let mut uid =
             format!("{}/networking.istio.io/ServiceEntry/{}/{}/{}", x.mesh.cluster_id, m.namespace, m.name, e.address);
+        // At one address there may be several, at different ports.
+        if !e.ports.is_empty() && endpoints.iter().filter(|other| other.address == e.address).count() > 1 {
+            let ports: Vec<String> = e.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
+            uid = format!("{uid}/{}", ports.join(","));
+        }
         if se.spec.resolution == "STATIC" && e.address.parse::<IpAddr>().is_err() {
             let text = format!(
                 "{:?} is not an IP address: resolution STATIC needs one (or set spec.resolution to DNS)",

@@ -1,7 +1,7 @@
 //! The wire formats that Karst shares with Istio, as generated types, and the constants that go with them.
 //!
-//! Only shapes live here, with two exceptions that both ends need: [`convert`] turns a wire policy into the model that is
-//! evaluated, closed where it is not understood, and [`route::Retry::istio`] is the default for retries.
+//! Only shapes live here, with three exceptions: [`convert`] turns a wire policy into the model that is evaluated, closed where it
+//! is not understood, [`route::Retry::istio`] is the default for retries, and [`route::Backend::rules`] finds a client's rules.
 
 pub mod convert;
 
@@ -54,6 +54,32 @@ impl route::Retry {
             refused_stream: true,
             grpc: vec![1, 14],
             ..Default::default()
+        }
+    }
+}
+
+/// How a service is called by clients of one namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// For every port that has none of its own.
+    pub policy: Option<&'a route::Policy>,
+    /// By port.
+    pub ports: &'a std::collections::BTreeMap<u32, route::Policy>,
+    /// By name.
+    pub subsets: &'a [route::Subset],
+}
+
+impl route::Backend {
+    /// Is it called in a way of its own from this namespace?
+    pub fn has_client(&self, namespace: &str) -> bool {
+        self.clients.iter().any(|c| c.namespace == namespace)
+    }
+
+    /// The rules for clients of a namespace; for one that has none of its own those for everybody.
+    pub fn rules(&self, namespace: &str) -> Rules<'_> {
+        match self.clients.iter().find(|c| c.namespace == namespace) {
+            Some(c) => Rules { policy: c.policy.as_ref(), ports: &c.ports, subsets: &c.subsets },
+            None => Rules { policy: self.policy.as_ref(), ports: &self.ports, subsets: &self.subsets },
         }
     }
 }

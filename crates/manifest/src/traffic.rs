@@ -1,7 +1,7 @@
 //! Istio's traffic API: VirtualService, DestinationRule, Gateway. Fields that ambient mode gives no meaning are read all the same,
 //! so that users' manifests are taken; what is not executed is reported.
 
-use crate::kinds::{Labels, Meta};
+use crate::kinds::{Labels, Meta, Status};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -487,6 +487,7 @@ pub struct OutlierDetection {
 pub struct IstioGateway {
     pub metadata: Meta,
     pub spec: IstioGatewaySpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -1,7 +1,8 @@
 //! Which endpoints of a service could be used, and who is a waypoint: the same for both proxies.
 //!
 //! What must always hold: an endpoint at a member's address is the member ([`Snapshot::member`]), so that no choice between
-//! endpoints leads to plaintext between members; those that are about to end are used only where there is no healthy one.
+//! endpoints leads to plaintext between members; those that are about to end are used only where there is no healthy one; an
+//! endpoint has the ports that it lists, and what has no such port is never called at that number.
 
 use crate::state::{Gateway, GatewayTo, Mode, Scope2, Service, Snapshot, Workload};
 use std::{
@@ -36,8 +37,11 @@ pub fn waypoints(
         GatewayTo::Service(_) => None,
     };
     let port = g.port;
-    let behind =
-        service.filter(|_| own.is_none()).map(|svc| candidates(s, source, svc, SocketAddr::new(like, port), &[]));
+    // The tunnel's port, whatever the service calls it.
+    let any = |_: &[(u16, u16)]| Some(port);
+    let behind = service
+        .filter(|_| own.is_none())
+        .map(|svc| candidates_at(s, source, svc, SocketAddr::new(like, port), &[], |_| true, any));
     let behind = behind.into_iter().flatten().filter(|(w, ..)| !w.ips.is_empty());
     own.into_iter().chain(behind.map(move |(w, a, _)| (w, SocketAddr::new(a.ip(), port))))
 }
@@ -63,11 +67,35 @@ pub fn candidates_of(
     tried: &[Arc<str>],
     fits: impl Fn(&Workload) -> bool,
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
-    let well = gather(s, source, svc, to, tried, |w| is_well(svc, w), &fits);
+    candidates_at(s, source, svc, to, tried, fits, |listed| target(svc, listed, to.port()))
+}
+
+/// The same at ports that follow from those that an endpoint lists.
+fn candidates_at(
+    s: &Snapshot,
+    source: &Workload,
+    svc: &Service,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+    fits: impl Fn(&Workload) -> bool,
+    target: impl Fn(&[(u16, u16)]) -> Option<u16>,
+) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
+    let well = gather(s, source, svc, to.ip(), tried, |w| is_well(svc, w), (&fits, &target));
     if !well.is_empty() || !svc.only_healthy {
         return well;
     }
-    gather(s, source, svc, to, tried, serves, &fits)
+    gather(s, source, svc, to.ip(), tried, serves, (&fits, &target))
+}
+
+/// The endpoint's own port for one of the service, by the ports that it lists; one that lists none has the service's. None: it
+/// has none for it (a named port that its containers lack; a port of another ServiceEntry of the host).
+fn target(svc: &Service, listed: &[(u16, u16)], port: u16) -> Option<u16> {
+    let of = if listed.is_empty() { &svc.ports[..] } else { listed };
+    match of.iter().find(|(p, _)| *p == port) {
+        Some((_, target)) => Some(*target).filter(|t| *t > 0),
+        // A workload by itself has all ports.
+        None => svc.is_stand_in().then_some(port),
+    }
 }
 
 /// The endpoints of a service whose addresses may be told: those that are well, else those that serve until they end.
@@ -92,10 +120,10 @@ fn gather(
     s: &Snapshot,
     source: &Workload,
     svc: &Service,
-    to: SocketAddr,
+    like: IpAddr,
     tried: &[Arc<str>],
     state: impl Fn(&Workload) -> bool,
-    fits: &impl Fn(&Workload) -> bool,
+    (fits, target): (&impl Fn(&Workload) -> bool, &impl Fn(&[(u16, u16)]) -> Option<u16>),
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
     let Some(all) = s.endpoints.get(&svc.key) else { return vec![] };
     let mut out = Vec::with_capacity(all.len());
@@ -103,12 +131,12 @@ fn gather(
     for (uid, ports) in all {
         let Some(told) = s.workloads.get(uid) else { continue };
         // Without any: its name is resolved when it has been chosen.
-        let (w, ip) = match same_family(&told.ips, to.ip()) {
+        let (w, ip) = match same_family(&told.ips, like) {
             Some(ip) => (s.member(told, ip), ip),
             None if !told.hostname.is_empty() => (told, Ipv4Addr::UNSPECIFIED.into()),
             None => continue,
         };
-        if w.uid != told.uid && all.contains_key(&w.uid) {
+        if w.uid != told.uid && all.get(&w.uid).is_some_and(|own| target(own).is_some()) {
             continue; // the member is an endpoint in its own right
         }
         // An endpoint that was written by its address has a state of its own besides.
@@ -119,12 +147,7 @@ fn gather(
         if svc.mode == Mode::Strict && rank < svc.scopes.len() {
             continue;
         }
-        let named = ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t);
-        let target = match named.or_else(|| svc.ports.iter().find(|(p, _)| *p == to.port()).map(|(_, t)| *t)) {
-            Some(0) => continue, // a named port that this endpoint does not have
-            Some(t) => t,
-            None => to.port(),
-        };
+        let Some(target) = target(ports) else { continue };
         if svc.mode == Mode::Failover && rank > best {
             best = rank;
         }
@@ -214,6 +237,30 @@ mod tests {
         let mut claim = written("10.0.0.1", 90);
         (claim.tunnel_protocol, claim.services) = (1, Default::default());
         assert_eq!(found(vec![outside, claim], svc(), &[]), ["o 10.0.0.1:90 plain"]);
+    }
+
+    #[test]
+    fn an_endpoint_has_the_ports_that_it_lists() {
+        let both = || service("s", "10.96.0.1", &[(80, 8080), (443, 8443)]);
+        let at = |name: &str, ip: &str, ports: &[(u32, u32)]| pod(name, ip, &[(S, ports)]);
+        // As two ServiceEntries of one host have them.
+        let pods = || vec![at("web", "10.0.0.1", &[(80, 81)]), at("tls", "10.0.0.2", &[(443, 444)])];
+        assert_eq!(found(pods(), both(), &[]), ["web 10.0.0.1:81 member"]);
+        // One that lists none has the service's.
+        assert_eq!(found(vec![at("any", "10.0.0.1", &[])], both(), &[]), ["any 10.0.0.1:8080 member"]);
+        // Nobody is called at a number that the service does not have.
+        let other = service("s", "10.96.0.1", &[(443, 8443)]);
+        assert_eq!(found(pods().split_off(1), other.clone(), &[]), [""; 0]);
+        assert_eq!(found(vec![at("any", "10.0.0.1", &[])], other, &[]), [""; 0]);
+        // A member that lists the port is its own endpoint there; elsewhere what was written of it counts.
+        let member = || at("m", "10.0.0.1", &[(443, 444)]);
+        assert_eq!(found(vec![member(), written("10.0.0.1", 90)], both(), &[]), ["m 10.0.0.1:90 member"]);
+        // A waypoint takes tunnels at the port that is said, whatever its service lists.
+        let s = snapshot(vec![pod("c", "10.0.0.9", &[]), at("w", "10.0.0.3", &[(80, 80)])], vec![svc()]);
+        let g = Gateway { to: GatewayTo::Service(S.into()), port: 15008 };
+        let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
+        let all: Vec<_> = waypoints(&s, c, &g, "10.96.0.1".parse().unwrap()).map(|(_, a)| a.to_string()).collect();
+        assert_eq!(all, ["10.0.0.3:15008"]);
     }
 
     #[test]

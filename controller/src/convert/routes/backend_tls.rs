@@ -191,7 +191,9 @@ pub(super) fn compile<'a>(
                 ports.insert(port, own);
             };
             set(&b.policy, &mut b.ports);
-            b.subsets.iter_mut().for_each(|s| set(&s.policy, &mut s.ports));
+            b.clients.iter_mut().for_each(|c| set(&c.policy, &mut c.ports));
+            let subsets = b.clients.iter_mut().flat_map(|c| &mut c.subsets);
+            b.subsets.iter_mut().chain(subsets).for_each(|s| set(&s.policy, &mut s.ports));
         }
     }
     bad

@@ -1,10 +1,14 @@
 //! Istio's DestinationRule.
 
-use super::{Bad, Hosts, Index, duration, gateways::authority, header_name, ir, optional_duration, per_million};
-use karst_manifest::{kinds::*, traffic::*};
+use super::{
+    Bad, Export, Hosts, Index, age, closeness, duration, gateways::authority, header_name, ir, optional_duration,
+    per_million,
+};
+use karst_manifest::{kinds::*, parse::Located, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 /// Size of rings that name none (Istio).
@@ -12,52 +16,105 @@ const RING: u32 = 1024;
 /// Size of Maglev's table (Istio).
 const TABLE: u32 = 65_537;
 
-pub(super) fn compile(
-    x: &Index<'_>,
-    d: &DestinationRule,
+/// A rule that can be executed.
+struct Rule<'a> {
+    export: Export<'a>,
+    /// How closely its host fits those services that it is for.
+    closeness: usize,
+    backend: ir::Backend,
+}
+
+/// Adds the rules to the services that they are for; gives back what is wrong with which.
+pub(super) fn compile<'a>(
+    x: &Index<'a>,
     hosts: &Hosts,
     backends: &mut BTreeMap<String, ir::Backend>,
-) -> Vec<Bad> {
+) -> Vec<(&'a Located, Vec<Bad>)> {
+    let mut all = x.destination_rules.clone();
+    all.sort_by_key(|(_, d)| age(&d.metadata));
+    let (mut bad, mut rules) = (vec![], vec![]);
+    let mut of: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
+    for (at, d) in all {
+        let (backend, wrong) = own(x, d);
+        bad.push((at, wrong));
+        let Some(backend) = backend else { continue };
+        for key in hosts.every(&d.spec.host, &d.metadata.namespace) {
+            of.entry(key).or_default().push(rules.len());
+        }
+        let export = Export::of_destination_rule(x, d);
+        rules.push(Rule { export, closeness: closeness(&d.spec.host), backend });
+    }
+    for (key, found) in of {
+        let Some((owner, _)) = key.split_once('/') else { continue };
+        let found: Vec<&Rule<'_>> = found.iter().filter_map(|i| rules.get(*i)).collect();
+        let root = x.mesh.root_namespace.as_str();
+        let everybody = chosen(&found, owner, root, "");
+        let mut backend = merged(&found, &everybody);
+        let named = found.iter().flat_map(|r| r.export.namespaces().chain([r.export.namespace]));
+        let clients: BTreeSet<&str> = named.chain([owner, root]).collect();
+        for client in clients {
+            let own = chosen(&found, owner, root, client);
+            if own != everybody {
+                let ir::Backend { policy, ports, subsets, .. } = merged(&found, &own);
+                backend.clients.push(ir::ClientRules { namespace: client.into(), policy, ports, subsets });
+            }
+        }
+        if backend != ir::Backend::default() {
+            backends.insert(key.to_string(), backend);
+        }
+    }
+    bad
+}
+
+/// The rules that decide for clients of a namespace (`""`: one that no rule names): those with the longest host in the first
+/// namespace that has any, of the client's own, the service's, and the root namespace (Istio's PushContext.destinationRule).
+fn chosen(found: &[&Rule<'_>], owner: &str, root: &str, client: &str) -> Vec<usize> {
+    let of = |namespace: &str, fits: &dyn Fn(&Rule<'_>) -> bool| -> Vec<usize> {
+        let all = || found.iter().enumerate().filter(|(_, r)| r.export.namespace == namespace && fits(r));
+        let longest = all().map(|(_, r)| r.closeness).max();
+        all().filter(|(_, r)| Some(r.closeness) == longest).map(|(i, _)| i).collect()
+    };
+    // What the root namespace says for all does not stand before what services say themselves.
+    let own = of(client, &|r| r.export.is_for(client) && !(client == root && r.export.is_for_all()));
+    let exported = |namespace| of(namespace, &|r| r.export.is_for(client));
+    [own, exported(owner), exported(root)].into_iter().find(|all| !all.is_empty()).unwrap_or_default()
+}
+
+/// Rules with the same host: the oldest decides, others add what it does not say.
+fn merged(found: &[&Rule<'_>], all: &[usize]) -> ir::Backend {
+    let mut out = ir::Backend::default();
+    for own in all.iter().filter_map(|i| found.get(*i)).map(|r| &r.backend) {
+        out.policy = out.policy.take().or_else(|| own.policy.clone());
+        for (port, policy) in &own.ports {
+            out.ports.entry(*port).or_insert_with(|| policy.clone());
+        }
+        for subset in &own.subsets {
+            if !out.subsets.iter().any(|s| s.name == subset.name) {
+                out.subsets.push(subset.clone());
+            }
+        }
+    }
+    out
+}
+
+/// What a rule says by itself, and what is wrong with it.
+fn own(x: &Index<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<Bad>) {
     let ns = d.metadata.namespace.as_str();
-    let spec = &d.spec;
-    if spec.host.is_empty() {
-        return vec![("spec.host".into(), "is empty: name the service that the rule is for".into())];
+    if d.spec.host.is_empty() {
+        return (None, vec![("spec.host".into(), "is empty: name the service that the rule is for".into())]);
     }
     let secret = |name: &str| x.secrets.get(&(ns, name)).copied();
-    let (own, bad) = match backend(spec, &secret) {
-        Ok(b) => (b, vec![]),
+    match backend(&d.spec, &secret) {
+        Ok(b) => (Some(b), vec![]),
         // Where TLS is wanted there must be no connection without it.
         Err(b) if wants_tls(d) => {
             let broken = format!("DestinationRule {ns}/{}: {}: {}", d.metadata.name, b.0, b.1);
             let tls = Some(ir::ClientTls { broken, ..Default::default() });
-            (ir::Backend { policy: Some(ir::Policy { tls, ..Default::default() }), ..Default::default() }, vec![b])
+            let policy = Some(ir::Policy { tls, ..Default::default() });
+            (Some(ir::Backend { policy, ..Default::default() }), vec![b])
         }
-        Err(b) => return vec![b],
-    };
-    for key in hosts.all(&spec.host, ns) {
-        // Only the service's own namespace and the root namespace decide about it.
-        if key.split_once('/').is_none_or(|(n, _)| n != ns) && ns != x.mesh.root_namespace {
-            continue;
-        }
-        match backends.get_mut(&*key) {
-            None => {
-                backends.insert(key.to_string(), own.clone());
-            }
-            // Another rule for the same service adds what the first does not say.
-            Some(b) => {
-                b.policy = b.policy.take().or_else(|| own.policy.clone());
-                for (p, v) in &own.ports {
-                    b.ports.entry(*p).or_insert_with(|| v.clone());
-                }
-                for s in &own.subsets {
-                    if !b.subsets.iter().any(|x| x.name == s.name) {
-                        b.subsets.push(s.clone());
-                    }
-                }
-            }
-        }
+        Err(b) => (None, vec![b]),
     }
-    bad
 }
 
 /// Every setting for TLS.

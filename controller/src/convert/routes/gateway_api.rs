@@ -1,12 +1,12 @@
 //! Gateway API's routes, of services and of gateways.
 
 use super::{
-    Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, Tables, age, exact, filter, gateways, header,
-    header_name, ir, optional_duration, per_million, regex,
+    Api, Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, RankedTcp, Tables, age, exact, filter,
+    gateways, header, header_name, ir, optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
 use karst_manifest::{gatewayapi::*, kinds::*};
-use std::{cmp::Reverse, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 /// The services that a route is for.
 pub(super) fn targets(
@@ -18,30 +18,49 @@ pub(super) fn targets(
     parents: &[ParentRef],
 ) -> Vec<Arc<str>> {
     let c = Convert { x, hosts, kind, ns, names, parents };
-    parents.iter().flat_map(|p| c.parents(p)).collect()
+    parents.iter().flat_map(|p| c.parents(p)).map(|(key, _)| key).collect()
 }
 
 pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert::new((x, hosts), "HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
-    let rules = r.spec.rules.iter().enumerate();
-    let converted = rules.map(|(i, rule)| c.rule(rule, &format!("spec.rules[{i}]"), &r.metadata.name, i));
-    c.attach_all(&r.metadata, tables, converted)
+    let (mut rules, mut bad) = (vec![], vec![]);
+    for (i, rule) in r.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        let read = |(j, m): (usize, &RouteMatch)| matching(m, &format!("{at}.matches[{j}]"), &mut bad);
+        let matches = rule.matches.iter().enumerate().map(read).collect();
+        rules.extend(c.rule(rule, matches, (&at, &r.metadata.name, i), &mut bad));
+    }
+    c.attach(&r.metadata, tables, &rules, &[]);
+    bad
 }
 
 pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert::new((x, hosts), "GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
-    let converted = r.spec.rules.iter().enumerate().map(|(i, rule)| {
+    let (mut rules, mut bad) = (vec![], vec![]);
+    for (i, rule) in r.spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
+        let read = |(j, m): (usize, &GrpcMatch)| grpc_matching(m, &format!("{at}.matches[{j}]"), &mut bad);
+        let matches = rule.matches.iter().enumerate().map(read).collect();
         let same = RouteRule {
             name: rule.name.clone(),
-            matches: grpc_matches(&rule.matches, &at)?,
             filters: rule.filters.clone(),
             backend_refs: rule.backend_refs.clone(),
             ..Default::default()
         };
-        c.rule(&same, &at, &r.metadata.name, i)
+        rules.extend(c.rule(&same, matches, (&at, &r.metadata.name, i), &mut bad));
+    }
+    c.attach(&r.metadata, tables, &rules, &[]);
+    bad
+}
+
+/// What is wrong with which rules, by the field of the rule (`spec.rules[1]`): it is not in force, others are.
+pub(in crate::convert) fn dropped(bad: &[Bad]) -> BTreeMap<&str, &Bad> {
+    // The first of a rule's is told.
+    let rule = bad.iter().rev().filter_map(|b| {
+        let field = b.0.split_inclusive(']').next()?;
+        field.starts_with("spec.rules[").then_some((field, b))
     });
-    c.attach_all(&r.metadata, tables, converted)
+    rule.collect()
 }
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
@@ -55,31 +74,41 @@ pub(super) fn tls(x: &Index<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Table
 }
 
 /// A gRPC method is a path.
-fn grpc_matches(matches: &[GrpcMatch], at: &str) -> Result<Vec<RouteMatch>, Bad> {
-    let one = |(i, m): (usize, &GrpcMatch)| {
-        let path = match &m.method {
-            None => None,
-            Some(g) => {
-                let kind = g.kind.as_deref().unwrap_or("Exact");
-                let (kind, value) = match (kind, g.service.as_deref(), g.method.as_deref()) {
-                    (_, None, None) => return Ok(RouteMatch { headers: m.headers.clone(), ..Default::default() }),
-                    ("Exact", Some(s), Some(m)) => ("Exact", format!("/{s}/{m}")),
-                    ("Exact", Some(s), None) => ("PathPrefix", format!("/{s}")),
-                    ("Exact", None, Some(m)) => ("RegularExpression", format!("/[^/]+/{}", regex::escape(m))),
-                    ("RegularExpression", s, m) => {
-                        ("RegularExpression", format!("/{}/{}", s.unwrap_or("[^/]+"), m.unwrap_or("[^/]+")))
-                    }
-                    (other, ..) => {
-                        let field = format!("{at}.matches[{i}].method.type");
-                        return Err((field, format!("{other:?} is none of Exact, RegularExpression")));
-                    }
-                };
-                Some(PathMatch { kind: Some(kind.into()), value: Some(value) })
-            }
-        };
-        Ok(RouteMatch { path, headers: m.headers.clone(), ..Default::default() })
+fn grpc_matching(m: &GrpcMatch, at: &str, bad: &mut Vec<Bad>) -> Matched {
+    let method = m.method.as_ref();
+    let kind = method.and_then(|g| g.kind.as_deref()).unwrap_or("Exact");
+    let names = method.map_or((None, None), |g| (g.service.as_deref(), g.method.as_deref()));
+    let path = match (kind, names) {
+        (_, (None, None)) => None,
+        ("Exact", (Some(s), Some(m))) => Some(("Exact", format!("/{s}/{m}"))),
+        ("Exact", (Some(s), None)) => Some(("PathPrefix", format!("/{s}"))),
+        ("Exact", (None, Some(m))) => Some(("RegularExpression", format!("/[^/]+/{}", regex::escape(m)))),
+        ("RegularExpression", (s, m)) => {
+            Some(("RegularExpression", format!("/{}/{}", s.unwrap_or("[^/]+"), m.unwrap_or("[^/]+"))))
+        }
+        (other, _) => {
+            bad.push((format!("{at}.method.type"), format!("{other:?} is none of Exact, RegularExpression")));
+            let headers = RouteMatch { headers: m.headers.clone(), ..Default::default() };
+            return Matched { is_read: false, ..matching(&headers, at, bad) };
+        }
     };
-    matches.iter().enumerate().map(one).collect()
+    let path = path.map(|(kind, value)| PathMatch { kind: Some(kind.into()), value: Some(value) });
+    matching(&RouteMatch { path, headers: m.headers.clone(), ..Default::default() }, at, bad)
+}
+
+/// A match, or what of it can be read.
+struct Matched {
+    precision: Precision,
+    m: ir::Match,
+    is_read: bool,
+}
+
+/// A rule for one of its matches.
+struct Converted {
+    precision: Precision,
+    rule: ir::HttpRule,
+    /// It stands for a match that cannot be read: behind all others.
+    is_last: bool,
 }
 
 struct Convert<'a> {
@@ -127,14 +156,16 @@ impl<'a> Convert<'a> {
 
     /// The rules of a route for connections.
     fn bytes(&self, m: &Meta, all: &[TcpRouteRule], tables: &mut Tables) -> Vec<Bad> {
-        let mut rules = vec![];
+        let (mut rules, mut bad) = (vec![], vec![]);
         for (i, rule) in all.iter().enumerate() {
             let mut destinations = vec![];
             for (j, b) in rule.backend_refs.iter().enumerate() {
-                match self.destination(b, &format!("spec.rules[{i}].backendRefs[{j}]")) {
-                    Ok(d) => destinations.push(d),
-                    Err(b) => return vec![b],
-                }
+                let read = self.destination(b, &format!("spec.rules[{i}].backendRefs[{j}]"));
+                // Its share of the connections is refused.
+                destinations.push(read.unwrap_or_else(|e| {
+                    bad.push(e);
+                    ir::Destination { weight: b.weight.unwrap_or(1), refuse_status: NO_BACKEND, ..Default::default() }
+                }));
             }
             let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, m.name);
             // At a gateway the listener's virtual host has chosen by name already.
@@ -142,64 +173,84 @@ impl<'a> Convert<'a> {
             rules.push(ir::TcpRule { origin, destinations, sni, ..Default::default() });
         }
         self.attach(m, tables, &[], &rules);
-        vec![]
-    }
-
-    /// Adds the rules if all of them could be converted; else says what is wrong with which.
-    fn attach_all(
-        &self,
-        m: &Meta,
-        tables: &mut Tables,
-        converted: impl Iterator<Item = Result<Vec<(Precision, ir::HttpRule)>, Bad>>,
-    ) -> Vec<Bad> {
-        let (mut rules, mut bad) = (vec![], vec![]);
-        for c in converted {
-            match c {
-                Ok(r) => rules.extend(r),
-                Err(b) => bad.push(b),
-            }
-        }
-        if bad.is_empty() {
-            self.attach(m, tables, &rules, &[]);
-        }
         bad
     }
 
     /// Adds the rules to the services that are the route's parents.
-    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[(Precision, ir::HttpRule)], tcp: &[ir::TcpRule]) {
+    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule]) {
         let a = age(m);
         for p in self.parents {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
-            for key in self.parents(p) {
+            for (key, closeness) in self.parents(p) {
                 // Of a gateway the port has chosen the listener.
                 let ports = if key.starts_with(gateways::VIRTUAL) { vec![] } else { own.clone() };
                 let t = tables.of(self.x, &key, self.ns);
-                t.http.extend(http.iter().enumerate().map(|(place, (precision, rule))| Ranked {
-                    api: 0,
-                    precision: *precision,
+                t.http.extend(http.iter().enumerate().map(|(place, c)| Ranked {
+                    is_last: c.is_last,
+                    api: Api::Gateway,
+                    closeness,
+                    precision: c.precision,
                     age: a.clone(),
                     place,
-                    rule: ir::HttpRule { ports: ports.clone(), ..rule.clone() },
+                    rule: ir::HttpRule { ports: ports.clone(), ..c.rule.clone() },
                 }));
-                t.tcp.extend(tcp.iter().map(|r| (a.clone(), ir::TcpRule { ports: ports.clone(), ..r.clone() })));
+                t.tcp.extend(tcp.iter().map(|r| RankedTcp {
+                    api: Api::Gateway,
+                    closeness,
+                    age: a.clone(),
+                    rule: ir::TcpRule { ports: ports.clone(), ..r.clone() },
+                }));
             }
         }
     }
 
-    /// The services that a parent reference names, or the virtual hosts of the gateway that it names.
-    fn parents(&self, p: &ParentRef) -> Vec<Arc<str>> {
+    /// The services that a parent reference names, or the virtual hosts of the gateway that it names; and how closely the route's own
+    /// names fit these.
+    fn parents(&self, p: &ParentRef) -> Vec<(Arc<str>, usize)> {
         let ns = p.namespace.as_deref().unwrap_or(self.ns);
-        match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
-            ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
-            (ISTIO_NETWORKING, "ServiceEntry") => {
-                let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
-                all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
-            }
-            _ => self.hosts.fronts.keys(self.x, self.kind, self.ns, self.names, p),
-        }
+        let services: Vec<Arc<str>> =
+            match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
+                ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
+                (ISTIO_NETWORKING, "ServiceEntry") => {
+                    let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
+                    all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
+                }
+                _ => return self.hosts.fronts.keys(self.x, self.kind, self.ns, self.names, p),
+            };
+        services.into_iter().map(|key| (key, 0)).collect()
     }
 
-    fn rule(&self, r: &RouteRule, at: &str, name: &str, n: usize) -> Result<Vec<(Precision, ir::HttpRule)>, Bad> {
+    /// A rule, for each of its matches. One that cannot be read is answered 500 where it matches; where that cannot be read either,
+    /// for what is left of the match, behind all other rules: requests of an unread rule are nobody else's by default.
+    fn rule(
+        &self,
+        r: &RouteRule,
+        mut matches: Vec<Matched>,
+        (at, name, n): (&str, &str, usize),
+        bad: &mut Vec<Bad>,
+    ) -> Vec<Converted> {
+        let origin =
+            format!("{} {}/{name} {}", self.kind, self.ns, r.name.clone().unwrap_or_else(|| format!("rule {n}")));
+        let mut rule = self.action(r, at).unwrap_or_else(|e| {
+            bad.push(e);
+            refused()
+        });
+        if matches.iter().any(|m| !m.is_read) {
+            rule = refused();
+        }
+        if matches.is_empty() {
+            matches.push(matching(&RouteMatch::default(), at, bad));
+        }
+        let one = |m: Matched| Converted {
+            precision: m.precision,
+            rule: ir::HttpRule { origin: origin.clone(), r#match: Some(m.m), ..rule.clone() },
+            is_last: !m.is_read,
+        };
+        matches.into_iter().map(one).collect()
+    }
+
+    /// What a rule does.
+    fn action(&self, r: &RouteRule, at: &str) -> Result<ir::HttpRule, Bad> {
         let f = self.filters(&r.filters, at)?;
         let t = r.timeouts.as_ref();
         let request_ms = optional_duration(t.and_then(|t| t.request.as_deref()), || format!("{at}.timeouts.request"))?;
@@ -228,13 +279,7 @@ impl<'a> Convert<'a> {
                 })
             }
         };
-        let mut rule = ir::HttpRule {
-            origin: format!(
-                "{} {}/{name} {}",
-                self.kind,
-                self.ns,
-                r.name.clone().unwrap_or_else(|| format!("rule {n}"))
-            ),
+        let rule = ir::HttpRule {
             redirect: f.redirect,
             destinations,
             rewrite: f.rewrite,
@@ -249,17 +294,9 @@ impl<'a> Convert<'a> {
             ..Default::default()
         };
         if f.unknown || (rule.redirect.is_none() && rule.destinations.iter().all(|d| d.weight == 0)) {
-            rule.redirect = None;
-            rule.response = Some(ir::DirectResponse { status: NO_BACKEND, body: vec![] });
+            return Ok(ir::HttpRule { redirect: None, response: refused().response, ..rule });
         }
-        let all = RouteMatch::default();
-        let matches: Vec<&RouteMatch> = if r.matches.is_empty() { vec![&all] } else { r.matches.iter().collect() };
-        let mut out = Vec::with_capacity(matches.len());
-        for (i, m) in matches.into_iter().enumerate() {
-            let (precision, m) = matching(m, &format!("{at}.matches[{i}]"))?;
-            out.push((precision, ir::HttpRule { r#match: Some(m), ..rule.clone() }));
-        }
-        Ok(out)
+        Ok(rule)
     }
 
     fn destination(&self, b: &BackendRef, at: &str) -> Result<ir::Destination, Bad> {
@@ -275,10 +312,13 @@ impl<'a> Convert<'a> {
             || ns == self.ns
             || is_parent(self.parents, self.ns, ns, &b.name)
             || granted(self.x, self.kind, self.ns, (ns, group, kind, &b.name));
+        let port = u32::from(b.port.unwrap_or(0));
+        // A port that the service does not have is no backend, whatever listens there.
+        let found = found.filter(|key| self.hosts.has_port(key, port));
         let f = self.filters(&b.filters, at)?;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
-            port: u32::from(b.port.unwrap_or(0)),
+            port,
             weight: b.weight.unwrap_or(1),
             request: f.request,
             answer: f.answer,
@@ -422,49 +462,72 @@ fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, Bad> 
     })
 }
 
-fn matching(m: &RouteMatch, at: &str) -> Result<(Precision, ir::Match), Bad> {
-    use ir::text::Kind;
-    let text = |kind: Option<&str>, value: &str, at: &str| match kind.unwrap_or("Exact") {
-        "Exact" => Ok(exact(value)),
-        "RegularExpression" => Ok(ir::Text { kind: Some(Kind::Regex(regex(value, format!("{at}.value"))?)) }),
-        other => Err((format!("{at}.type"), format!("{other:?} is none of Exact, RegularExpression"))),
-    };
-    let value = m.path.as_ref().and_then(|p| p.value.as_deref()).unwrap_or("/");
-    let field = format!("{at}.path");
-    let (path, rank) = match m.path.as_ref().and_then(|p| p.kind.as_deref()).unwrap_or("PathPrefix") {
-        "Exact" => (Kind::Exact(value.into()), 2),
-        "RegularExpression" => (Kind::Regex(regex(value, format!("{field}.value"))?), 1),
-        "PathPrefix" => (Kind::Segments(value.into()), 0),
-        other => {
-            return Err((
-                format!("{field}.type"),
-                format!("{other:?} is none of Exact, PathPrefix, RegularExpression"),
-            ));
-        }
-    };
-    if rank != 1 && !value.starts_with('/') {
-        return Err((format!("{field}.value"), format!("{value:?} must begin with a slash")));
-    }
+/// What is answered in place of a rule that cannot be executed.
+fn refused() -> ir::HttpRule {
+    let response = Some(ir::DirectResponse { status: NO_BACKEND, body: vec![] });
+    ir::HttpRule { response, ..Default::default() }
+}
+
+/// A match; what of it cannot be read is left out, and told.
+fn matching(m: &RouteMatch, at: &str, bad: &mut Vec<Bad>) -> Matched {
+    let before = bad.len();
+    let path = path(m.path.as_ref(), &format!("{at}.path"));
+    let (path, rank, length) = path.map(|(p, rank, length)| (Some(p), rank, length)).unwrap_or_else(|e| {
+        bad.push(e);
+        (None, 0, 0)
+    });
     let mut out = ir::Match {
-        path: Some(ir::Text { kind: Some(path) }),
+        path: path.map(|kind| ir::Text { kind: Some(kind) }),
         method: m.method.as_ref().map(exact),
         ..Default::default()
     };
     for (i, h) in m.headers.iter().enumerate() {
         let at = format!("{at}.headers[{i}]");
-        let name = header_name(&h.name, format!("{at}.name"))?;
-        // Of several with one name only the first counts.
-        if !out.headers.iter().any(|n| n.name == name) {
-            let value = Some(text(h.kind.as_deref(), &h.value, &at)?);
-            out.headers.push(ir::Named { name, value, invert: false });
+        let read = header_name(&h.name, format!("{at}.name"))
+            .and_then(|name| Ok((name, text(h.kind.as_deref(), &h.value, &at)?)));
+        match read {
+            // Of several with one name only the first counts.
+            Ok((name, _)) if out.headers.iter().any(|n| n.name == name) => {}
+            Ok((name, value)) => out.headers.push(ir::Named { name, value: Some(value), invert: false }),
+            Err(e) => bad.push(e),
         }
     }
     for (i, q) in m.query_params.iter().enumerate() {
-        if !out.query.iter().any(|n| n.name == q.name) {
-            let value = Some(text(q.kind.as_deref(), &q.value, &format!("{at}.queryParams[{i}]"))?);
-            out.query.push(ir::Named { name: q.name.clone(), value, invert: false });
+        if out.query.iter().any(|n| n.name == q.name) {
+            continue;
+        }
+        match text(q.kind.as_deref(), &q.value, &format!("{at}.queryParams[{i}]")) {
+            Ok(value) => out.query.push(ir::Named { name: q.name.clone(), value: Some(value), invert: false }),
+            Err(e) => bad.push(e),
         }
     }
-    let precision = (rank, value.len(), out.method.is_some(), out.headers.len(), out.query.len());
-    Ok((Precision(Reverse(precision)), out))
+    let precision = (rank, length, out.method.is_some(), out.headers.len(), out.query.len());
+    Matched { precision: Precision(Reverse(precision)), m: out, is_read: bad.len() == before }
+}
+
+fn text(kind: Option<&str>, value: &str, at: &str) -> Result<ir::Text, Bad> {
+    match kind.unwrap_or("Exact") {
+        "Exact" => Ok(exact(value)),
+        "RegularExpression" => Ok(ir::Text { kind: Some(ir::text::Kind::Regex(regex(value, format!("{at}.value"))?)) }),
+        other => Err((format!("{at}.type"), format!("{other:?} is none of Exact, RegularExpression"))),
+    }
+}
+
+/// A path, how exact its kind is, and its length.
+fn path(p: Option<&PathMatch>, at: &str) -> Result<(ir::text::Kind, u8, usize), Bad> {
+    use ir::text::Kind;
+    let value = p.and_then(|p| p.value.as_deref()).unwrap_or("/");
+    let (path, rank) = match p.and_then(|p| p.kind.as_deref()).unwrap_or("PathPrefix") {
+        "Exact" => (Kind::Exact(value.into()), 2),
+        "RegularExpression" => (Kind::Regex(regex(value, format!("{at}.value"))?), 1),
+        "PathPrefix" => (Kind::Segments(value.into()), 0),
+        other => {
+            let text = format!("{other:?} is none of Exact, PathPrefix, RegularExpression");
+            return Err((format!("{at}.type"), text));
+        }
+    };
+    if rank != 1 && !value.starts_with('/') {
+        return Err((format!("{at}.value"), format!("{value:?} must begin with a slash")));
+    }
+    Ok((path, rank, value.len()))
 }

@@ -1,11 +1,16 @@
 //! Gateways: what their pods listen on, from Gateway API's Gateway and Istio's, and which hosts of routes go with which of it.
+//!
+//! Ports of both are those of the Services that select the pods, which listen where the Services send what comes there. What
+//! servers of Istio's API take without TLS at one port of a pod shares its virtual hosts, whichever Gateways they are of.
 
-use super::{GATEWAY, Index, MESH, access, destination_rule, ir, telemetry};
-use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint};
+use super::{
+    Export, GATEWAY, Index, MESH, access, address, age, closeness, destination_rule, full_host, ir, telemetry,
+};
+use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint, workload};
 use ir::ListenerProtocol as Protocol;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located, traffic::GwServer};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -77,10 +82,15 @@ impl Front {
         }
     }
 
-    /// The resource with the routes for a host.
-    fn key(&self, host: &str) -> Arc<str> {
+    /// The resource with the routes for a host, of those whose names begin so.
+    fn key(&self, routes: &str, host: &str) -> Arc<str> {
         let host = if self.protocol == Protocol::Tcp { "*" } else { host };
-        format!("{VIRTUAL}{}/{host}", self.id).into()
+        format!("{routes}/{host}").into()
+    }
+
+    /// What the names of the virtual hosts of a listener of Gateway API begin with.
+    fn routes(&self) -> String {
+        format!("{VIRTUAL}{}", self.id)
     }
 
     /// Does it take anything?
@@ -91,9 +101,51 @@ impl Front {
     }
 }
 
+/// What shares virtual hosts: a server of Istio's API, or all servers for requests without TLS at one port of like pods (Istio
+/// merges these over all Gateways). Pods of each namespace have their own: routes are exported to namespaces.
+#[derive(Clone, PartialEq)]
+pub(in crate::convert) struct Place {
+    /// The names of the virtual hosts begin so. It stays when Gateways come and go: what is served goes on to be.
+    routes: String,
+    /// That of the pods.
+    namespace: String,
+    /// Places among all fronts.
+    fronts: Vec<usize>,
+}
+
+/// A front at a pod.
+struct Served {
+    front: usize,
+    /// Where the pod listens.
+    port: u16,
+    /// What the names of its virtual hosts begin with.
+    routes: String,
+}
+
+/// A front whose port is none of the Services' that select its pods.
+pub(crate) struct Unmapped {
+    front: usize,
+    pub(crate) text: String,
+}
+
 /// Everything that gateways listen on.
 #[derive(Default)]
-pub(crate) struct Fronts(Vec<Front>);
+pub(crate) struct Fronts {
+    all: Vec<Front>,
+    pub(super) places: Vec<Place>,
+    /// Of the pods of gateways, by [`address`].
+    pods: HashMap<usize, Vec<Served>>,
+    unmapped: Vec<Unmapped>,
+}
+
+/// Where a VirtualService is bound.
+pub(super) struct Bound<'a> {
+    /// Full name of the gateway.
+    pub(super) gateway: String,
+    pub(super) front: &'a Front,
+    /// The resource for its routes.
+    pub(super) key: Arc<str>,
+}
 
 /// Is this Gateway one of ours that is no waypoint?
 pub(crate) fn is_ingress(x: &Index<'_>, g: &Gateway) -> bool {
@@ -124,15 +176,94 @@ impl Fronts {
             all.extend(g.spec.listeners.iter().map(|l| listener(x, g, l)));
             conflicts(&mut all[start..]);
         }
-        for (_, g) in &x.istio_gateways {
+        // Of servers that cannot share a port the older one counts.
+        let mut istio: Vec<_> = x.istio_gateways.iter().map(|(_, g)| *g).collect();
+        istio.sort_by_key(|g| age(&g.metadata));
+        for g in istio {
             all.extend(g.spec.servers.iter().enumerate().map(|(i, s)| server(g, s, i)));
         }
-        Self(all)
+        Self { all, ..Self::default() }
+    }
+
+    /// The same, with the pods that they are served by.
+    pub(crate) fn with_pods(x: &Index<'_>) -> Self {
+        let mut out = Self::new(x);
+        if out.is_idle(x) {
+            return out;
+        }
+        let (named, mut places) = (by_label(x), BTreeMap::<String, Place>::new());
+        let mut unmapped: BTreeMap<usize, String> = BTreeMap::new();
+        for p in &x.pods {
+            let m = &p.metadata;
+            let selecting = x.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels));
+            let istio: BTreeSet<(&str, &str)> =
+                selecting.map(|(_, g)| (g.metadata.namespace.as_str(), g.metadata.name.as_str())).collect();
+            if istio.is_empty() && !m.labels.contains_key(GATEWAY_NAME) {
+                continue;
+            }
+            let own = of_pod(&named, p).map(|g| (g.metadata.namespace.as_str(), g.metadata.name.as_str()));
+            let its = |f: &Front| match &f.of {
+                Of::Api { namespace, gateway, .. } => own == Some((namespace.as_str(), gateway.as_str())),
+                Of::Istio { namespace, gateway, .. } => istio.contains(&(namespace.as_str(), gateway.as_str())),
+            };
+            let mut served = vec![];
+            for (i, f) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
+                let (ports, problem) = ports(x, p, f.port);
+                if let Some(text) = problem {
+                    unmapped.entry(i).or_insert(text);
+                }
+                for port in ports {
+                    let routes = match (&f.of, f.protocol) {
+                        (Of::Api { .. }, _) => f.routes(),
+                        (Of::Istio { .. }, Protocol::Http) => {
+                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", m.namespace, fingerprint(&m.labels))
+                        }
+                        (Of::Istio { .. }, Protocol::Https | Protocol::Tls | Protocol::Tcp) => {
+                            format!("{}/{}", f.routes(), m.namespace)
+                        }
+                    };
+                    if matches!(f.of, Of::Istio { .. }) {
+                        let new = || Place { routes: routes.clone(), namespace: m.namespace.clone(), fronts: vec![] };
+                        let place = places.entry(routes.clone()).or_insert_with(new);
+                        if !place.fronts.contains(&i) {
+                            place.fronts.push(i);
+                        }
+                    }
+                    served.push(Served { front: i, port, routes });
+                }
+            }
+            out.pods.insert(address(*p), served);
+        }
+        out.places = places.into_values().collect();
+        // In the order of the fronts, whatever pods came first.
+        out.places.iter_mut().for_each(|p| p.fronts.sort_unstable());
+        out.unmapped = unmapped.into_iter().map(|(front, text)| Unmapped { front, text }).collect();
+        out
+    }
+
+    /// Is there nothing that a gateway's pod could be told?
+    fn is_idle(&self, x: &Index<'_>) -> bool {
+        let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
+        let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
+        self.all.is_empty()
+            && x.telemetry.is_empty()
+            && !x.gateways.values().copied().any(for_pods)
+            && !x.destination_rules.iter().any(|(_, d)| shown(d))
+    }
+
+    /// Which servers of an Istio Gateway listen where no Service sends anything, and what to do.
+    pub(crate) fn unmapped<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
+        self.unmapped.iter().filter_map(move |u| match &self.all.get(u.front)?.of {
+            Of::Istio { namespace, gateway, server, .. } if namespace == ns && gateway == name => {
+                Some((*server, u.text.as_str()))
+            }
+            _ => None,
+        })
     }
 
     /// Those of a Gateway of Gateway API, in the order of its listeners.
     pub(crate) fn of<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = &'a Front> {
-        self.0
+        self.all
             .iter()
             .filter(move |f| matches!(&f.of, Of::Api { namespace, gateway, .. } if namespace == ns && gateway == name))
     }
@@ -175,7 +306,7 @@ impl Fronts {
             let section = p.section_name.as_ref().is_none_or(|s| s == listener);
             namespace == of && *gateway == p.name && section && p.port.is_none_or(|n| n == f.port)
         };
-        let mut found: Vec<&Front> = self.0.iter().filter(named).collect();
+        let mut found: Vec<&Front> = self.all.iter().filter(named).collect();
         if found.is_empty() {
             return Err(("NoMatchingParent", format!("{what} has no such listener: see sectionName and port")));
         }
@@ -199,28 +330,46 @@ impl Fronts {
         Ok(all)
     }
 
-    /// The resources with the routes of what is attached.
-    pub(super) fn keys(&self, x: &Index<'_>, kind: &str, ns: &str, names: &[String], p: &ParentRef) -> Vec<Arc<str>> {
+    /// The resources with the routes of what is attached, and how closely the route's own names fit each.
+    pub(super) fn keys(
+        &self,
+        x: &Index<'_>,
+        kind: &str,
+        ns: &str,
+        names: &[String],
+        p: &ParentRef,
+    ) -> Vec<(Arc<str>, usize)> {
         let Some(Ok(all)) = self.attached(x, kind, ns, names, p) else { return vec![] };
-        all.iter().flat_map(|(f, hosts)| hosts.iter().map(|h| f.key(h))).collect()
+        let fit = |f: &Front, host: &str| {
+            let fits = |n: &&String| f.hosts.iter().any(|h| common(h, n).as_deref() == Some(host));
+            names.iter().filter(fits).map(|n| closeness(n)).max().unwrap_or(0)
+        };
+        let of = |(f, hosts): &(&Front, Vec<String>)| -> Vec<(Arc<str>, usize)> {
+            hosts.iter().map(|h| (f.key(&f.routes(), h), fit(f, h))).collect()
+        };
+        all.iter().flat_map(of).collect()
     }
 
-    /// Where a VirtualService is bound: by the gateway's full name, what it is bound to, and the resource for its routes.
-    pub(super) fn bound<'a>(&'a self, v: &'a VirtualService) -> Vec<(String, &'a Front, Arc<str>)> {
+    /// Where a VirtualService is bound, if it is exported to there.
+    pub(super) fn bound<'a>(&'a self, x: &Index<'_>, v: &VirtualService) -> Vec<Bound<'a>> {
         let ns = v.metadata.namespace.as_str();
-        let mut out: Vec<(String, &Front, Arc<str>)> = vec![];
+        let export = Export::of_virtual_service(x, v);
+        let names: Vec<String> = v.spec.hosts.iter().map(|h| full_host(h, ns, &x.mesh.cluster_domain)).collect();
+        let mut out: Vec<Bound<'a>> = vec![];
         for name in v.spec.gateways.iter().filter(|g| *g != MESH) {
             let full = full_name(name, ns);
-            for f in &self.0 {
-                let Of::Istio { namespace, gateway, from, .. } = &f.of else { continue };
-                if full.split_once('/') != Some((namespace, gateway)) {
-                    continue;
-                }
-                let open = from.iter().filter(|(of, _)| of == "*" || of == ns || (of == "." && namespace == ns));
-                for host in open.flat_map(|(_, h)| v.spec.hosts.iter().filter_map(|n| common(h, n))) {
-                    let key = f.key(&host);
-                    if !out.iter().any(|(_, _, k)| *k == key) {
-                        out.push((full.clone(), f, key));
+            for place in self.places.iter().filter(|p| export.is_for(&p.namespace)) {
+                for f in place.fronts.iter().filter_map(|i| self.all.get(*i)) {
+                    let Of::Istio { namespace, gateway, from, .. } = &f.of else { continue };
+                    if full.split_once('/') != Some((namespace, gateway)) {
+                        continue;
+                    }
+                    let open = from.iter().filter(|(of, _)| of == "*" || of == ns || (of == "." && namespace == ns));
+                    for host in open.flat_map(|(_, h)| names.iter().filter_map(|n| common(h, n))) {
+                        let key = f.key(&place.routes, &host);
+                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.front, f)) {
+                            out.push(Bound { gateway: full.clone(), front: f, key });
+                        }
                     }
                 }
             }
@@ -229,9 +378,58 @@ impl Fronts {
     }
 }
 
-/// A gateway's name with its namespace.
+/// A gateway's name with its namespace, as Istio reads it: `name`, `namespace/name`, `./name`, `name.namespace` and what may follow
+/// that (`.svc.cluster.local`).
 pub(super) fn full_name(name: &str, ns: &str) -> String {
-    if name.contains('/') { name.to_string() } else { format!("{ns}/{name}") }
+    if let Some((of, name)) = name.split_once('/') {
+        return format!("{}/{name}", if of == "." { ns } else { of });
+    }
+    match name.split_once('.') {
+        Some((name, rest)) => format!("{}/{name}", rest.split('.').next().unwrap_or(rest)),
+        None => format!("{ns}/{name}"),
+    }
+}
+
+/// Gateways by namespace and the label of their pods. (A label is shorter than the longest name.)
+fn by_label<'a>(x: &Index<'a>) -> BTreeMap<(String, String), &'a Gateway> {
+    let one = |g: &&'a Gateway| ((g.metadata.namespace.clone(), deploy::shortened(&g.metadata.name)), *g);
+    x.gateways.values().map(one).collect()
+}
+
+fn of_pod<'a>(named: &BTreeMap<(String, String), &'a Gateway>, p: &Pod) -> Option<&'a Gateway> {
+    let label = p.metadata.labels.get(GATEWAY_NAME)?;
+    named.get(&(p.metadata.namespace.clone(), label.clone())).copied()
+}
+
+/// Pods with the same labels have the same servers.
+fn fingerprint(labels: &Labels) -> u64 {
+    let text: String = labels.iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();
+    xxhash_rust::xxh64::xxh64(text.as_bytes(), 0)
+}
+
+/// Label of Services whose ports say nothing about those of Gateways (Istio's).
+const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-translation";
+
+/// Where a pod listens for a port of a gateway: where the Services that select it send what comes to that port; at the port itself,
+/// if none of them has it (Istio's resolvePorts). With what is to be told, if nothing is sent there either.
+fn ports(x: &Index<'_>, p: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
+    let m = &p.metadata;
+    let here = x.services.get(m.namespace.as_str()).into_iter().flatten();
+    let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(p, s)).collect();
+    let translating = selecting.iter().filter(|s| s.metadata.labels.get(NO_TRANSLATION).is_none_or(|v| v != "true"));
+    let own = translating.flat_map(|s| &s.spec.ports).filter(|sp| sp.port == port);
+    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(p, sp)).filter(|n| *n > 0).collect();
+    if !found.is_empty() {
+        return (found.into_iter().collect(), None);
+    }
+    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| workload::target_port(p, sp) == Some(port));
+    let text = selecting.first().filter(|_| !sent).map(|s| {
+        format!(
+            "no Service that selects pod {}/{} has port {port}, or sends anything to it: add it to Service {}, or use one of its ports",
+            m.namespace, m.name, s.metadata.name
+        )
+    });
+    (vec![port], text)
 }
 
 /// What both names stand for: the narrower one.
@@ -446,61 +644,51 @@ fn credentials(
 }
 
 /// What each pod of a gateway listens on, by `namespace/name` of the pod.
-pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<String, Arc<ir::Gateway>> {
+pub(crate) fn compile(
+    x: &Index<'_>,
+    fronts: &Fronts,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, Arc<ir::Gateway>> {
     for (at, g) in &x.istio_gateways {
         problems.extend(check::istio_gateway(&g.spec).into_iter().map(|(field, text)| problem(at, field, text)));
+        for (n, text) in fronts.unmapped(&g.metadata.namespace, &g.metadata.name) {
+            problems.push(problem(at, format!("spec.servers[{n}].port.number"), text));
+        }
     }
     let told_of = telemetry::usable(x, problems);
-    let fronts = Fronts::new(x);
     let mut out = BTreeMap::new();
-    let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
-    let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
-    let none = fronts.0.is_empty() && x.telemetry.is_empty() && !x.gateways.values().copied().any(for_pods);
-    if none && !x.destination_rules.iter().any(|(_, d)| shown(d)) {
+    if fronts.is_idle(x) {
         return out;
     }
-    // A label is shorter than the longest name.
-    let named: BTreeMap<(String, String), &Gateway> = x
-        .gateways
-        .values()
-        .map(|g| ((g.metadata.namespace.clone(), deploy::shortened(&g.metadata.name)), *g))
-        .collect();
+    let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
+    let named = by_label(x);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
-    for f in &fronts.0 {
+    for f in &fronts.all {
         let Of::Api { namespace, gateway, listener, .. } = &f.of else { continue };
         let at = x.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
         for (_, text) in [&f.refused, &f.conflict, &f.unresolved].into_iter().flatten() {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
         }
     }
-    for p in x.pods.iter().filter(|p| is_gateway(x, p)) {
+    for p in &x.pods {
+        let Some(served) = fronts.pods.get(&address(*p)) else { continue };
         let (m, mut g) = (&p.metadata, ir::Gateway::default());
-        let own = m.labels.get(GATEWAY_NAME).and_then(|n| named.get(&(m.namespace.clone(), n.clone())).copied());
-        let mut mine: Vec<(&Front, ir::Tls)> = vec![];
-        for f in fronts.0.iter().filter(|f| f.works()) {
-            match &f.of {
-                Of::Api { namespace, gateway, .. } => {
-                    if own.is_some_and(|g| g.metadata.namespace == *namespace && g.metadata.name == *gateway) {
-                        mine.push((f, f.tls()));
-                    }
+        let own = of_pod(&named, p);
+        let mut mine: Vec<(&Front, &Served, ir::Tls)> = vec![];
+        for served in served {
+            let Some(f) = fronts.all.get(served.front) else { continue };
+            let mut tls = f.tls();
+            if let Of::Istio { namespace, gateway, server: n, .. } = &f.of
+                && f.ends_tls
+                && let Some((at, i)) = istio(x, namespace, gateway)
+                && let Err((field, text)) = credentials(x, &i.spec.servers[*n], *n, &m.namespace, f, &mut tls)
+            {
+                if told.insert((f.id.clone(), text.clone())) {
+                    problems.push(problem(at, field, text));
                 }
-                Of::Istio { namespace, gateway, server: n, .. } => {
-                    let Some((at, i)) = istio(x, namespace, gateway) else { continue };
-                    if !selected(i, &m.labels) {
-                        continue;
-                    }
-                    let mut tls = f.tls();
-                    if f.ends_tls
-                        && let Err((field, text)) = credentials(x, &i.spec.servers[*n], *n, &m.namespace, f, &mut tls)
-                    {
-                        if told.insert((f.id.clone(), text.clone())) {
-                            problems.push(problem(at, field, text));
-                        }
-                        continue;
-                    }
-                    mine.push((f, tls));
-                }
+                continue;
             }
+            mine.push((f, served, tls));
         }
         // On one port only one of: requests, TLS, bytes. The first decides.
         let class = |p: Protocol| match p {
@@ -509,14 +697,15 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
             Protocol::Tcp => 2,
         };
         let mut ports: BTreeMap<u16, u8> = BTreeMap::new();
-        for (f, tls) in mine {
-            if *ports.entry(f.port).or_insert(class(f.protocol)) != class(f.protocol) {
+        for (f, served, tls) in mine {
+            if *ports.entry(served.port).or_insert(class(f.protocol)) != class(f.protocol) {
                 continue;
             }
             g.listeners.push(ir::Listener {
                 origin: f.id.clone(),
-                routes: format!("{VIRTUAL}{}", f.id),
-                port: u32::from(f.port),
+                routes: served.routes.clone(),
+                port: u32::from(served.port),
+                called: if served.port == f.port { 0 } else { u32::from(f.port) },
                 protocol: f.protocol as i32,
                 hosts: f.hosts.clone(),
                 tls: f.ends_tls.then_some(tls),
@@ -546,4 +735,23 @@ pub(crate) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> BTreeMap<St
 
 fn istio<'a>(x: &Index<'a>, ns: &str, name: &str) -> Option<(&'a Located, &'a IstioGateway)> {
     x.istio_gateways.iter().find(|(_, g)| g.metadata.namespace == ns && g.metadata.name == name).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gateways_are_named_as_istio_reads_it() {
+        for (name, full) in [
+            ("gw", "own/gw"),
+            ("./gw", "own/gw"),
+            ("ns/gw", "ns/gw"),
+            ("gw.ns", "ns/gw"),
+            ("gw.ns.svc", "ns/gw"),
+            ("gw.ns.svc.cluster.local", "ns/gw"),
+        ] {
+            assert_eq!(full_name(name, "own"), full, "{name}");
+        }
+    }
 }

@@ -1,23 +1,29 @@
 //! Routes and backends of services, from Gateway API and from Istio's API, in one form (`karst.route.v1`).
 //!
 //! Who decides about a service (docs/routes.md):
-//! - Routes of the service's own namespace, or of the root namespace, are for all callers; those of another namespace are for
-//!   callers of that namespace only, and for these in place of the others.
-//! - Gateway API's routes stand before VirtualServices, exact before general, then old before new; rules of a VirtualService
-//!   stay in their order, older VirtualServices before newer ones. The first rule that matches is it.
+//! - Routes of the service's own namespace, or of the root namespace, are for all callers (VirtualServices: for those of the
+//!   namespaces that they are exported to); those of another namespace are for callers of that namespace only, and for these in
+//!   place of the others.
+//! - Gateway API's routes stand before VirtualServices, exact before general, then old before new. Of VirtualServices those with
+//!   the longest host for the service count; their rules stay in order, older VirtualServices before newer ones, but for rules
+//!   that match everything: these come last. The first rule that matches is it.
 
 mod access;
 pub(super) mod backend_tls;
+mod delegate;
 mod destination_rule;
 mod filter;
 mod gateway_api;
 pub(super) mod gateways;
+mod table;
 pub(super) mod telemetry;
 pub(super) mod tokens;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
-pub(super) use gateway_api::{granted, is_parent};
+pub(super) use gateway_api::{dropped, granted, is_parent};
+
+pub(super) use table::age;
 
 use super::{Bad, Index, problem, service};
 use crate::model::Model;
@@ -28,6 +34,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
+use table::{Api, Precision, Ranked, RankedTcp, Tables, closeness};
 
 /// Answered for a destination that does not exist: Gateway API asks for 500, Envoy answers 503.
 const NO_BACKEND: u32 = 500;
@@ -39,52 +46,40 @@ const GATEWAY: &str = "Gateway";
 /// What calls within the mesh are called where a VirtualService names gateways.
 pub(super) const MESH: &str = "mesh";
 
-/// A rule and its place among others: less comes first.
-struct Ranked {
-    /// Gateway API (0) before VirtualService (1).
-    api: u8,
-    /// How exact it is; only for Gateway API.
-    precision: Precision,
-    age: Age,
-    /// Place in its object.
-    place: usize,
-    rule: ir::HttpRule,
+/// Whom an object of Istio's API is for (`exportTo`).
+struct Export<'a> {
+    namespace: &'a str,
+    /// Namespaces, `.` for its own, `*` for all.
+    to: &'a [String],
 }
 
-/// Gateway API's order: exact paths, long paths, a method, many headers, many query parameters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Precision(std::cmp::Reverse<(u8, usize, bool, usize, usize)>);
+impl<'a> Export<'a> {
+    fn of_virtual_service(x: &Index<'a>, v: &'a VirtualService) -> Self {
+        Self::new(&v.metadata, &v.spec.export_to, &x.mesh.virtual_services_are_for)
+    }
 
-/// Oldest first; those without a time last, then by name.
-type Age = (bool, String, String, String);
+    fn of_destination_rule(x: &Index<'a>, d: &'a DestinationRule) -> Self {
+        Self::new(&d.metadata, &d.spec.export_to, &x.mesh.destination_rules_are_for)
+    }
 
-fn age(m: &Meta) -> Age {
-    let t = m.creation_timestamp.clone();
-    (t.is_none(), t.unwrap_or_default(), m.namespace.clone(), m.name.clone())
-}
+    fn new(m: &'a Meta, own: &'a [String], default: &'a [String]) -> Self {
+        Self { namespace: &m.namespace, to: if own.is_empty() { default } else { own } }
+    }
 
-/// Rules for one group of callers.
-#[derive(Default)]
-struct Rules {
-    http: Vec<Ranked>,
-    tcp: Vec<(Age, ir::TcpRule)>,
-}
+    fn is_for_all(&self) -> bool {
+        self.to.iter().any(|t| t == "*")
+    }
 
-/// Collects the rules of all services.
-#[derive(Default)]
-struct Tables {
-    /// By service key and the callers' namespace (None: all).
-    by_service: BTreeMap<(Arc<str>, Option<String>), Rules>,
-}
+    /// Is it for clients of this namespace?
+    fn is_for(&self, namespace: &str) -> bool {
+        self.is_for_all() || self.namespaces().any(|n| n == namespace)
+    }
 
-impl Tables {
-    /// The rules of a service to which an object of this namespace contributes.
-    fn of(&mut self, x: &Index<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
-        // Who comes through a gateway has no namespace.
-        let own = key.starts_with(gateways::VIRTUAL)
-            || key.split_once('/').is_some_and(|(n, _)| n == namespace)
-            || namespace == x.mesh.root_namespace;
-        self.by_service.entry((key.clone(), (!own).then(|| namespace.to_string()))).or_default()
+    /// The namespaces that it names.
+    fn namespaces(&self) -> impl Iterator<Item = &'a str> {
+        let own = self.namespace;
+        let named = self.to.iter().filter(|t| *t != "*" && *t != "~");
+        named.map(move |t| if t == "." { own } else { t.as_str() })
     }
 }
 
@@ -93,30 +88,39 @@ pub(super) struct Hosts {
     by_host: HashMap<String, Vec<Arc<str>>>,
     /// Those that only their own namespace knows.
     private: HashSet<Arc<str>>,
+    ports: HashMap<Arc<str>, Vec<u32>>,
     domain: String,
-    fronts: gateways::Fronts,
+    fronts: Arc<gateways::Fronts>,
 }
 
 impl Hosts {
-    fn new(x: &Index<'_>, model: &Model) -> Self {
+    fn new(x: &Index<'_>, model: &Model, fronts: &Arc<gateways::Fronts>) -> Self {
         let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
-        let mut private = HashSet::new();
+        let (mut private, mut ports) = (HashSet::new(), HashMap::new());
         for (key, s) in &model.services {
             let key: Arc<str> = key.as_str().into();
+            ports.insert(key.clone(), numbers(s));
             if s.visibility == Visibility::Namespace as i32 {
                 private.insert(key.clone());
             }
             by_host.entry(s.hostname.clone()).or_default().push(key);
         }
-        Self { by_host, private, domain: x.mesh.cluster_domain.clone(), fronts: gateways::Fronts::new(x) }
+        Self { by_host, private, ports, domain: x.mesh.cluster_domain.clone(), fronts: fronts.clone() }
+    }
+
+    /// The ports of a service.
+    fn ports(&self, key: &str) -> &[u32] {
+        self.ports.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Can a destination have this port of a service? 0: whichever is called.
+    fn has_port(&self, key: &str, port: u32) -> bool {
+        port == 0 || self.ports(key).contains(&port)
     }
 
     /// The full name that an object of this namespace means.
     fn full(&self, host: &str, namespace: &str) -> String {
-        if host.contains('.') || host.starts_with('*') {
-            return host.to_ascii_lowercase();
-        }
-        format!("{host}.{namespace}.svc.{}", self.domain)
+        full_host(host, namespace, &self.domain)
     }
 
     /// The service that a host name means, the namespace's own first.
@@ -135,18 +139,42 @@ impl Hosts {
         is_of(key, namespace) || !self.private.contains(key)
     }
 
+    /// The same, with those of the name in other namespaces (ServiceEntries of one host).
+    fn every(&self, host: &str, namespace: &str) -> Vec<Arc<str>> {
+        if host.starts_with('*') {
+            return self.all(host, namespace);
+        }
+        let Some(one) = self.find(host, namespace) else { return vec![] };
+        let name = one.split_once('/').map_or("", |(_, name)| name);
+        let all = self.by_host.get(name).into_iter().flatten();
+        all.filter(|k| self.is_seen(k, namespace)).cloned().collect()
+    }
+
     /// All services that a host name, maybe with a wildcard, means.
     fn all(&self, host: &str, namespace: &str) -> Vec<Arc<str>> {
         match host.strip_prefix('*') {
             None => self.find(host, namespace).into_iter().cloned().collect(),
             Some(suffix) => {
-                let keys = self.by_host.iter().filter(|(h, _)| h.ends_with(suffix)).flat_map(|(_, k)| k);
+                let fits = |h: &str| h == host || (h.len() > suffix.len() && h.ends_with(suffix));
+                let keys = self.by_host.iter().filter(|(h, _)| fits(h)).flat_map(|(_, k)| k);
                 let mut all: Vec<_> = keys.filter(|k| self.is_seen(k, namespace)).cloned().collect();
                 all.sort();
                 all
             }
         }
     }
+}
+
+fn numbers(s: &karst_api::workload::Service) -> Vec<u32> {
+    s.ports.iter().map(|p| p.service_port).collect()
+}
+
+/// The full host name that an object of this namespace means.
+fn full_host(host: &str, namespace: &str, domain: &str) -> String {
+    if host.contains('.') || host.starts_with('*') {
+        return host.to_ascii_lowercase();
+    }
+    format!("{host}.{namespace}.svc.{domain}")
 }
 
 /// Is it a service of this namespace, by its key?
@@ -199,9 +227,19 @@ pub(super) struct Cache {
 /// What conversions depend on besides their object.
 #[derive(Default, PartialEq)]
 struct Context {
-    services: Vec<String>,
-    /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts.
+    /// With their ports.
+    services: Vec<(String, Vec<u32>)>,
+    /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts, Istio's Gateways.
     others: Vec<usize>,
+    /// What shares the virtual hosts of gateways.
+    places: Vec<gateways::Place>,
+}
+
+impl Cache {
+    /// What is wrong with an object that was compiled.
+    pub(super) fn bad<T>(&self, object: &T) -> &[Bad] {
+        self.bad.get(&address(object)).map_or(&[], Vec::as_slice)
+    }
 }
 
 fn address<T>(t: &T) -> usize {
@@ -209,14 +247,16 @@ fn address<T>(t: &T) -> usize {
 }
 
 impl Context {
-    fn new(x: &Index<'_>, model: &Model) -> Self {
+    fn new(x: &Index<'_>, model: &Model, fronts: &gateways::Fronts) -> Self {
         let grants = x.grants.iter().map(|g| address(*g));
         let entries = x.service_entries.iter().map(|(_, e)| address(*e));
         let filters = x.http_filters.iter().map(|(_, f)| address(*f));
+        let gateways = x.istio_gateways.iter().map(|(_, g)| address(*g));
         let delegates = x.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
-            services: model.services.keys().cloned().collect(),
-            others: grants.chain(entries).chain(delegates).chain(filters).collect(),
+            services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s))).collect(),
+            others: grants.chain(entries).chain(delegates).chain(filters).chain(gateways).collect(),
+            places: fronts.places.clone(),
         }
     }
 }
@@ -247,7 +287,7 @@ impl Source<'_> {
             gateway_api::targets(x, hosts, kind, &m.namespace, names, p)
         };
         match self {
-            Source::Istio(v) => virtual_service::targets(v, hosts),
+            Source::Istio(v) => virtual_service::targets(x, v, hosts),
             Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "HTTPRoute"),
             Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
             Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
@@ -275,7 +315,13 @@ fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
     istio.chain(http).chain(grpc).chain(tcp).chain(tls).collect()
 }
 
-pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>, cache: &mut Cache) {
+pub(super) fn compile(
+    x: &Index<'_>,
+    fronts: &Arc<gateways::Fronts>,
+    model: &mut Model,
+    problems: &mut Vec<Problem>,
+    cache: &mut Cache,
+) {
     let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
     let by_name = x.service_entries.iter().any(|(_, e)| service::is_by_name(e));
     let none = x.virtual_services.is_empty() && x.destination_rules.is_empty() && x.http_filters.is_empty();
@@ -284,12 +330,12 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         *cache = Cache::default();
         return;
     }
-    let hosts = Hosts::new(x, model);
+    let hosts = Hosts::new(x, model, fronts);
     model.access = access::compile(x, &hosts).into_iter().collect();
     let mut report = |at: &Located, bad: &[Bad]| {
         problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
     };
-    let context = Context::new(x, model);
+    let context = Context::new(x, model, fronts);
     let mut old = std::mem::take(cache);
     if old.context != context {
         old = Cache::default();
@@ -313,23 +359,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         report(at, &bad);
         cache.bad.insert(s.address(), bad);
     }
-    let mut routes: BTreeMap<Arc<str>, ir::Routes> = BTreeMap::new();
-    for ((key, callers), mut rules) in tables.by_service {
-        if same(&key) {
-            continue;
-        }
-        rules.http.sort_by(|a, b| (a.api, a.precision, &a.age, a.place).cmp(&(b.api, b.precision, &b.age, b.place)));
-        rules.tcp.sort_by(|a, b| a.0.cmp(&b.0));
-        let table = ir::Table {
-            http: rules.http.into_iter().map(|r| r.rule).collect(),
-            tcp: rules.tcp.into_iter().map(|(_, r)| r).collect(),
-        };
-        let all = routes.entry(key).or_default();
-        match callers {
-            None => all.producer = Some(table),
-            Some(namespace) => all.consumers.push(ir::Consumer { namespace, table: Some(table) }),
-        }
-    }
+    let mut routes = tables.routes(same);
     for (key, c) in contributors {
         let whole = match old.tables.remove(&key) {
             Some((o, r)) if o == c => Some(r),
@@ -348,11 +378,8 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
         report(at, &filter::attach(f, &hosts, model));
     }
     let mut backends: BTreeMap<String, ir::Backend> = BTreeMap::new();
-    let mut rules: Vec<_> = x.destination_rules.iter().collect();
-    // The service's own namespace before the root namespace, old before new.
-    rules.sort_by_key(|(_, d)| (d.metadata.namespace == x.mesh.root_namespace, age(&d.metadata)));
-    for (at, d) in rules {
-        report(at, &destination_rule::compile(x, d, &hosts, &mut backends));
+    for (at, bad) in destination_rule::compile(x, &hosts, &mut backends) {
+        report(at, &bad);
     }
     for (at, b) in backend_tls::compile(x, &hosts, &mut backends) {
         report(at, &[b]);

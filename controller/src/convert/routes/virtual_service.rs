@@ -1,11 +1,14 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
 use super::{
-    Age, Bad, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, Tables, age, duration, exact, gateways,
-    header, header_name, ir, optional_duration, per_million, regex,
+    Api, Bad, Export, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, RankedTcp, Tables, age, closeness,
+    delegate, duration, exact, gateways, header, header_name, ir, optional_duration, per_million, regex, table,
 };
 use karst_manifest::{kinds::*, traffic::*};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Depth of delegation (Istio: 1; more is a loop or a mistake).
 const DELEGATES: usize = 1;
@@ -14,19 +17,23 @@ fn is_for_mesh(v: &VirtualService) -> bool {
     v.spec.gateways.is_empty() || v.spec.gateways.iter().any(|g| g == MESH)
 }
 
-/// The services that it is for.
-fn services(v: &VirtualService, hosts: &Hosts) -> Vec<std::sync::Arc<str>> {
-    if !is_for_mesh(v) {
-        return vec![];
+/// The services that it is for, and how closely its host fits each.
+fn services(v: &VirtualService, hosts: &Hosts) -> BTreeMap<Arc<str>, usize> {
+    let mut out = BTreeMap::new();
+    for host in v.spec.hosts.iter().filter(|_| is_for_mesh(v)) {
+        for key in hosts.all(host, &v.metadata.namespace) {
+            let best = out.entry(key).or_insert(0);
+            *best = closeness(host).max(*best);
+        }
     }
-    v.spec.hosts.iter().flat_map(|h| hosts.all(h, &v.metadata.namespace)).collect()
+    out
 }
 
 /// The services and the virtual hosts of gateways that it is for.
-pub(super) fn targets(v: &VirtualService, hosts: &Hosts) -> Vec<std::sync::Arc<str>> {
-    let mut all = services(v, hosts);
-    all.extend(hosts.fronts.bound(v).into_iter().map(|(_, _, k)| k));
-    all
+pub(super) fn targets(x: &Index<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
+    let mut all: BTreeSet<Arc<str>> = services(v, hosts).into_keys().collect();
+    all.extend(hosts.fronts.bound(x, v).into_iter().map(|b| b.key));
+    all.into_iter().collect()
 }
 
 /// The rules for one place: the mesh, or a gateway.
@@ -35,9 +42,44 @@ struct Rules {
     http: Vec<ir::HttpRule>,
     tcp: Vec<ir::TcpRule>,
     tls: Vec<ir::TcpRule>,
+    /// There are rules of which not even the matches can be read.
+    unread: bool,
 }
 
-fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> Result<Rules, Vec<Bad>> {
+impl Rules {
+    /// Those for the connections of a front, or for its requests, as they are at its port.
+    fn at(&self, f: &gateways::Front, hosts: &Hosts) -> (Vec<ir::HttpRule>, Vec<ir::TcpRule>) {
+        use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
+        let port = u32::from(f.port);
+        let here = |ports: &[u32]| ports.is_empty() || ports.contains(&port);
+        let (http, tcp): (&[ir::HttpRule], &[ir::TcpRule]) = match f.protocol {
+            Http | Https => (&self.http, &[]),
+            Tls if !f.ends_tls => (&[], &self.tls),
+            Tls | Tcp => (&[], &self.tcp),
+        };
+        // The port has chosen the listener, and what is called is that port, wherever the pod listens.
+        let called = |d: &mut ir::Destination| {
+            if d.port == 0 && d.refuse_status == 0 {
+                d.port = port;
+                d.refuse_status = if hosts.has_port(&d.service, port) { 0 } else { NO_CLUSTER };
+            }
+        };
+        let http = http.iter().filter(|r| here(&r.ports)).cloned().map(|mut r| {
+            r.ports.clear();
+            r.destinations.iter_mut().chain(r.mirrors.iter_mut().filter_map(|m| m.to.as_mut())).for_each(called);
+            r
+        });
+        let tcp = tcp.iter().filter(|r| here(&r.ports)).cloned().map(|mut r| {
+            r.ports.clear();
+            r.destinations.iter_mut().for_each(called);
+            r
+        });
+        (http.collect(), tcp.collect())
+    }
+}
+
+/// What cannot be read is refused where it matches, and told.
+fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<Bad>) {
     let (mut bad, mut out) = (vec![], Rules::default());
     let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
     let c = Convert { x, ns, hosts, place };
@@ -45,22 +87,35 @@ fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> Resul
     for (i, h) in spec.http.iter().enumerate() {
         match c.http(h, &format!("spec.http[{i}]"), &name, i, 0) {
             Ok(r) => out.http.extend(r),
-            Err(b) => bad.push(b),
+            Err(b) => {
+                bad.push(b);
+                match c.matches(h, "") {
+                    Ok(all) => out.http.extend(all.into_iter().map(|(ports, m)| refused(&name, ports, m))),
+                    Err(_) => out.unread = true,
+                }
+            }
         }
     }
     for (i, t) in spec.tcp.iter().enumerate() {
-        match c.tcp(t, &format!("spec.tcp[{i}]"), &format!("{name} tcp[{i}]")) {
-            Ok(r) => out.tcp.extend(r),
-            Err(b) => bad.push(b),
-        }
+        let (at, origin) = (format!("spec.tcp[{i}]"), format!("{name} tcp[{i}]"));
+        let destinations = c.connections(&t.route, &at, &mut bad);
+        out.tcp.extend(c.tcp(t, &destinations, &origin));
     }
     for (i, t) in spec.tls.iter().enumerate() {
-        match c.tls(t, &format!("spec.tls[{i}]"), &format!("{name} tls[{i}]")) {
+        let (at, origin) = (format!("spec.tls[{i}]"), format!("{name} tls[{i}]"));
+        let destinations = c.connections(&t.route, &at, &mut bad);
+        match c.tls(t, &destinations, &at, &origin) {
             Ok(r) => out.tls.extend(r),
             Err(b) => bad.push(b),
         }
     }
-    if bad.is_empty() { Ok(out) } else { Err(bad) }
+    (out, bad)
+}
+
+/// A rule in place of one that cannot be executed.
+fn refused(origin: &str, ports: Vec<u32>, m: ir::Match) -> ir::HttpRule {
+    let response = Some(ir::DirectResponse { status: NO_CLUSTER, body: vec![] });
+    ir::HttpRule { origin: origin.into(), ports, r#match: Some(m), response, ..Default::default() }
 }
 
 pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
@@ -75,44 +130,63 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
     if spec.hosts.is_empty() && (!spec.gateways.is_empty() || !spec.tcp.is_empty()) {
         bad.push(("spec.hosts".into(), "is empty: name the services that the routes are for".into()));
     }
+    if !bad.is_empty() {
+        return bad;
+    }
     let mut places: BTreeMap<String, Rules> = BTreeMap::new();
     let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
     for g in names {
         let place = if g == MESH { g.clone() } else { gateways::full_name(g, ns) };
-        match rules(x, v, hosts, &place) {
-            Ok(r) => drop(places.insert(place, r)),
-            Err(b) => bad.extend(b.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>()),
-        }
+        let (r, wrong) = rules(x, v, hosts, &place);
+        // The same for each place.
+        bad.extend(wrong.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>());
+        places.insert(place, r);
     }
-    if !bad.is_empty() {
-        return bad;
-    }
-    let a = age(&v.metadata);
-    let mut add = |key: &std::sync::Arc<str>, http: &[ir::HttpRule], tcp: &[ir::TcpRule]| {
-        let t = tables.of(x, key, ns);
-        t.http.extend(http.iter().enumerate().map(|(place, rule)| Ranked {
-            api: 1,
-            precision: Precision::default(),
-            age: a.clone(),
-            place,
-            rule: rule.clone(),
-        }));
-        t.tcp.extend(tcp.iter().map(|r| -> (Age, ir::TcpRule) { (a.clone(), r.clone()) }));
-    };
+    let export = Export::of_virtual_service(x, v);
     if let Some(r) = places.get(MESH) {
         let bytes: Vec<_> = r.tls.iter().chain(&r.tcp).cloned().collect();
-        services(v, hosts).iter().for_each(|key| add(key, &r.http, &bytes));
-    }
-    for (gateway, f, key) in hosts.fronts.bound(v) {
-        use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
-        let Some(r) = places.get(&gateway) else { continue };
-        match f.protocol {
-            Http | Https => add(&key, &r.http, &[]),
-            Tls if !f.ends_tls => add(&key, &[], &r.tls),
-            Tls | Tcp => add(&key, &[], &r.tcp),
+        for (key, closeness) in services(v, hosts) {
+            let mut rules = ranked(v, closeness, &r.http, &bytes);
+            if r.unread {
+                // What it may be for is nobody's by default.
+                let last = refused(&format!("VirtualService {ns}/{}", v.metadata.name), vec![], ir::Match::default());
+                let last = ranked(v, closeness, &[last], &[]).http;
+                rules.http.extend(last.into_iter().map(|r| Ranked { is_last: true, ..r }));
+            }
+            tables.exported(x, &key, &export, |t| t.extend(rules.clone()));
         }
     }
+    // Bound to several gateways of a place, its rules are there once.
+    let mut at_gateways: BTreeMap<Arc<str>, (Vec<ir::HttpRule>, Vec<ir::TcpRule>)> = BTreeMap::new();
+    for b in hosts.fronts.bound(x, v) {
+        let Some(r) = places.get(&b.gateway) else { continue };
+        let (http, tcp) = r.at(b.front, hosts);
+        let there = at_gateways.entry(b.key).or_default();
+        let new: Vec<_> = http.into_iter().filter(|r| !there.0.contains(r)).collect();
+        there.0.extend(new);
+        let new: Vec<_> = tcp.into_iter().filter(|r| !there.1.contains(r)).collect();
+        there.1.extend(new);
+    }
+    for (key, (http, tcp)) in at_gateways {
+        tables.of(x, &key, ns).extend(ranked(v, usize::MAX, &http, &tcp));
+    }
     bad
+}
+
+/// Rules with their place among those of others.
+fn ranked(v: &VirtualService, closeness: usize, http: &[ir::HttpRule], tcp: &[ir::TcpRule]) -> table::Rules {
+    let (api, age) = (Api::Istio, age(&v.metadata));
+    let request = |(place, rule): (usize, &ir::HttpRule)| Ranked {
+        is_last: false,
+        api,
+        closeness,
+        precision: Precision::default(),
+        age: age.clone(),
+        place,
+        rule: rule.clone(),
+    };
+    let connection = |rule: &ir::TcpRule| RankedTcp { api, closeness, age: age.clone(), rule: rule.clone() };
+    table::Rules { http: http.iter().enumerate().map(request).collect(), tcp: tcp.iter().map(connection).collect() }
 }
 
 struct Convert<'a> {
@@ -134,29 +208,33 @@ impl Convert<'_> {
 
     /// The rules of one entry: one for each of its matches.
     fn http(&self, h: &VsHttp, at: &str, origin: &str, n: usize, depth: usize) -> Result<Vec<ir::HttpRule>, Bad> {
-        let name = if h.name.is_empty() { format!("{origin} http[{n}]") } else { format!("{origin} {}", h.name) };
-        let mut matches = vec![];
-        for (i, m) in h.matches.iter().enumerate() {
-            let at = format!("{at}.match[{i}]");
-            let ports = if m.port == 0 { vec![] } else { vec![u32::from(m.port)] };
-            let converted = self.matching(m, &at)?;
-            if self.is_here(&m.gateways) {
-                matches.push((ports, converted));
-            }
-        }
-        if h.matches.is_empty() {
-            matches.push((vec![], ir::Match::default()));
-        }
         if let Some(d) = &h.delegate {
-            return self.delegated(h, d, &matches, at, depth);
+            return self.delegated(h, d, at, depth);
         }
-        let mut out = Vec::with_capacity(matches.len());
-        for (ports, m) in matches {
+        let name = if h.name.is_empty() { format!("{origin} http[{n}]") } else { format!("{origin} {}", h.name) };
+        let mut out = vec![];
+        for (ports, m) in self.matches(h, at)? {
             let mut r = self.action(h, at, &m)?;
             r.origin.clone_from(&name);
             r.ports = ports;
             r.r#match = Some(m);
             out.push(r);
+        }
+        Ok(out)
+    }
+
+    /// What an entry matches here, and at which ports.
+    fn matches(&self, h: &VsHttp, at: &str) -> Result<Vec<(Vec<u32>, ir::Match)>, Bad> {
+        let mut out = vec![];
+        for (i, m) in h.matches.iter().enumerate() {
+            let ports = if m.port == 0 { vec![] } else { vec![u32::from(m.port)] };
+            let converted = self.matching(m, &format!("{at}.match[{i}]"))?;
+            if self.is_here(&m.gateways) {
+                out.push((ports, converted));
+            }
+        }
+        if h.matches.is_empty() {
+            out.push((vec![], ir::Match::default()));
         }
         Ok(out)
     }
@@ -219,43 +297,47 @@ impl Convert<'_> {
         Ok(r)
     }
 
-    fn delegated(
-        &self,
-        h: &VsHttp,
-        d: &VsDelegate,
-        matches: &[(Vec<u32>, ir::Match)],
-        at: &str,
-        depth: usize,
-    ) -> Result<Vec<ir::HttpRule>, Bad> {
+    fn delegated(&self, h: &VsHttp, d: &VsDelegate, at: &str, depth: usize) -> Result<Vec<ir::HttpRule>, Bad> {
         if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
             return Err((at.into(), "must have exactly one of route, redirect, directResponse, delegate".into()));
         }
         if depth >= DELEGATES {
             return Err((format!("{at}.delegate"), "a delegate must not delegate further".into()));
         }
+        // What is wrong with it is wrong whether the delegate is there or not.
+        self.matches(h, at)?;
         let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
-        let found = self.x.virtual_services.iter().map(|(_, v)| v);
-        let Some(v) = found
-            .into_iter()
-            .find(|v| v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty())
-        else {
+        let mut found = self.x.virtual_services.iter().map(|(_, v)| v);
+        let is_it = |v: &&&VirtualService| {
+            let named = v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty();
+            named && Export::of_virtual_service(self.x, v).is_for(self.ns)
+        };
+        let Some(v) = found.find(is_it) else {
             // It may come later.
             return Ok(vec![]);
         };
         let inner = Convert { x: self.x, ns, hosts: self.hosts, place: self.place };
+        let (root, origin) = (self.full(h), format!("VirtualService {ns}/{}", d.name));
         let mut out = vec![];
-        for (i, h) in v.spec.http.iter().enumerate() {
-            let origin = format!("VirtualService {ns}/{}", d.name);
-            for r in inner.http(h, &format!("{at}.delegate.http[{i}]"), &origin, i, depth + 1)? {
-                for (ports, m) in matches {
-                    let both = r.r#match.clone().unwrap_or_default();
-                    let Some(both) = merge(m, &both) else { continue };
-                    let Some(ports) = narrow(ports, &r.ports) else { continue };
-                    out.push(ir::HttpRule { ports, r#match: Some(both), ..r.clone() });
-                }
+        for (i, leaf) in v.spec.http.iter().enumerate() {
+            if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
+                out.extend(inner.http(&merged, &format!("{at}.delegate.http[{i}]"), &origin, i, depth + 1)?);
             }
         }
         Ok(out)
+    }
+
+    /// An entry with full names of mirrors and gateways, which mean the same in another namespace.
+    fn full(&self, h: &VsHttp) -> VsHttp {
+        let mut out = h.clone();
+        let mirrors = out.mirrors.iter_mut().map(|m| &mut m.destination).chain(&mut out.mirror);
+        for d in mirrors.filter(|d| !d.host.is_empty()) {
+            d.host = self.hosts.full(&d.host, self.ns);
+        }
+        for g in out.matches.iter_mut().flat_map(|m| &mut m.gateways).filter(|g| *g != MESH) {
+            *g = gateways::full_name(g, self.ns);
+        }
+        out
     }
 
     fn matching(&self, m: &VsMatch, at: &str) -> Result<ir::Match, Bad> {
@@ -307,6 +389,13 @@ impl Convert<'_> {
             return Err((format!("{at}.destination.host"), "is empty: name a service".into()));
         }
         let found = self.hosts.find(&d.host, self.ns);
+        let port = match (u32::from(d.port.number), found.map(|key| self.hosts.ports(key))) {
+            // The only one that it has (Istio); of several the one that is called.
+            (0, Some([only])) => *only,
+            (named, _) => named,
+        };
+        // A port that the service does not have is no destination, whatever listens there.
+        let usable = found.is_some_and(|key| self.hosts.has_port(key, port));
         let (request, answer, authority) = match h {
             Some(h) => headers(h, at)?,
             None => (None, None, String::new()),
@@ -315,12 +404,12 @@ impl Convert<'_> {
         set_authority(&mut rewrite, authority);
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| d.host.clone()),
-            port: u32::from(d.port.number),
+            port,
             subset: d.subset.clone(),
             weight,
             request,
             answer,
-            refuse_status: if found.is_some() { 0 } else { NO_CLUSTER },
+            refuse_status: if usable { 0 } else { NO_CLUSTER },
             rewrite,
             ..Default::default()
         })
@@ -338,8 +427,15 @@ impl Convert<'_> {
         Ok(out)
     }
 
-    fn tcp(&self, t: &VsTcp, at: &str, origin: &str) -> Result<Vec<ir::TcpRule>, Bad> {
-        let destinations = self.destinations(&t.route, at)?;
+    /// Where connections go: nowhere, if that cannot be read.
+    fn connections(&self, route: &[VsRoute], at: &str, bad: &mut Vec<Bad>) -> Vec<ir::Destination> {
+        self.destinations(route, at).unwrap_or_else(|b| {
+            bad.push(b);
+            vec![ir::Destination { weight: 1, refuse_status: NO_CLUSTER, ..Default::default() }]
+        })
+    }
+
+    fn tcp(&self, t: &VsTcp, destinations: &[ir::Destination], origin: &str) -> Vec<ir::TcpRule> {
         let none = VsTcpMatch::default();
         let matches: Vec<&VsTcpMatch> = if t.matches.is_empty() { vec![&none] } else { t.matches.iter().collect() };
         let rule = |m: &&VsTcpMatch| ir::TcpRule {
@@ -347,14 +443,19 @@ impl Convert<'_> {
             ports: if m.port == 0 { vec![] } else { vec![u32::from(m.port)] },
             source_labels: m.source_labels.clone(),
             source_namespace: m.source_namespace.clone(),
-            destinations: destinations.clone(),
+            destinations: destinations.to_vec(),
             sni: vec![],
         };
-        Ok(matches.iter().filter(|m| self.is_here(&m.gateways)).map(rule).collect())
+        matches.iter().filter(|m| self.is_here(&m.gateways)).map(rule).collect()
     }
 
-    fn tls(&self, t: &VsTls, at: &str, origin: &str) -> Result<Vec<ir::TcpRule>, Bad> {
-        let destinations = self.destinations(&t.route, at)?;
+    fn tls(
+        &self,
+        t: &VsTls,
+        destinations: &[ir::Destination],
+        at: &str,
+        origin: &str,
+    ) -> Result<Vec<ir::TcpRule>, Bad> {
         let mut out = vec![];
         if t.matches.is_empty() {
             return Err((format!("{at}.match"), "is empty: name sniHosts".into()));
@@ -369,7 +470,7 @@ impl Convert<'_> {
                     ports: if m.port == 0 { vec![] } else { vec![u32::from(m.port)] },
                     source_labels: m.source_labels.clone(),
                     source_namespace: m.source_namespace.clone(),
-                    destinations: destinations.clone(),
+                    destinations: destinations.to_vec(),
                     sni: m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
                 });
             }
@@ -393,49 +494,6 @@ fn text(t: &StringMatch, at: &str) -> Result<ir::Text, Bad> {
         _ => return Err((at.into(), "must have only one of exact, prefix, regex".into())),
     };
     Ok(ir::Text { kind })
-}
-
-/// Both must hold; None where they cannot.
-fn merge(a: &ir::Match, b: &ir::Match) -> Option<ir::Match> {
-    use ir::text::Kind;
-    let same = |a: &Option<ir::Text>, b: &Option<ir::Text>| match (a, b) {
-        (Some(a), Some(b)) if a != b => None,
-        (a, b) => Some(a.clone().or_else(|| b.clone())),
-    };
-    let path = match (a.path.as_ref().and_then(|p| p.kind.as_ref()), b.path.as_ref().and_then(|p| p.kind.as_ref())) {
-        (Some(Kind::Prefix(p)), Some(Kind::Exact(q) | Kind::Prefix(q))) if q.starts_with(p) => b.path.clone(),
-        _ => same(&a.path, &b.path)?,
-    };
-    let mut out = ir::Match {
-        path,
-        ignore_path_case: a.ignore_path_case || b.ignore_path_case,
-        method: same(&a.method, &b.method)?,
-        scheme: same(&a.scheme, &b.scheme)?,
-        authority: same(&a.authority, &b.authority)?,
-        ..b.clone()
-    };
-    out.headers.extend(a.headers.iter().cloned());
-    out.query.extend(a.query.iter().cloned());
-    for (k, v) in &a.source_labels {
-        if out.source_labels.insert(k.clone(), v.clone()).is_some_and(|old| old != *v) {
-            return None;
-        }
-    }
-    if !a.source_namespace.is_empty() {
-        if !out.source_namespace.is_empty() && out.source_namespace != a.source_namespace {
-            return None;
-        }
-        out.source_namespace.clone_from(&a.source_namespace);
-    }
-    Some(out)
-}
-
-fn narrow(a: &[u32], b: &[u32]) -> Option<Vec<u32>> {
-    match (a, b) {
-        ([], _) => Some(b.to_vec()),
-        (_, []) => Some(a.to_vec()),
-        _ => Some(a.iter().filter(|p| b.contains(p)).copied().collect::<Vec<_>>()).filter(|v| !v.is_empty()),
-    }
 }
 
 type Changes = (Option<ir::HeaderChange>, Option<ir::HeaderChange>, String);

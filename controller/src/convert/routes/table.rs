@@ -1,0 +1,224 @@
+//! The rules of services and of gateways' virtual hosts, and which of them comes first: by API, by host, by how exact they are, by
+//! age. What the order is for users is said in [`super`]; `tests::virtual_services_in_the_mesh_are_merged` and its neighbours show it.
+
+use super::{Export, Index, gateways, ir, is_of};
+use karst_manifest::kinds::Meta;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// Which API a rule is of, the first before the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Api {
+    Gateway,
+    Istio,
+}
+
+/// A rule and its place among others: less comes first.
+#[derive(Clone)]
+pub(super) struct Ranked {
+    /// It stands for what cannot be read: behind all others.
+    pub(super) is_last: bool,
+    pub(super) api: Api,
+    /// How closely the object's host fits what is called.
+    pub(super) closeness: usize,
+    /// How exact it is; only for Gateway API.
+    pub(super) precision: Precision,
+    pub(super) age: Age,
+    /// Place in its object.
+    pub(super) place: usize,
+    pub(super) rule: ir::HttpRule,
+}
+
+impl Ranked {
+    /// Less comes first. Of VirtualServices only those with the closest host are there ([`Rules::table`]).
+    fn rank(&self) -> impl Ord {
+        let closeness = Reverse(if self.api == Api::Gateway { self.closeness } else { 0 });
+        let matches_all = self.api == Api::Istio && matches_all(&self.rule);
+        (self.is_last, self.api, closeness, matches_all, self.precision, &self.age, self.place)
+    }
+}
+
+/// Gateway API's order: exact paths, long paths, a method, many headers, many query parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Precision(pub(super) Reverse<(u8, usize, bool, usize, usize)>);
+
+/// Oldest first; those without a time last, then by name.
+pub(in crate::convert) type Age = (bool, String, String, String);
+
+pub(in crate::convert) fn age(m: &Meta) -> Age {
+    let t = m.creation_timestamp.clone();
+    (t.is_none(), t.unwrap_or_default(), m.namespace.clone(), m.name.clone())
+}
+
+/// The same for connections.
+#[derive(Clone)]
+pub(super) struct RankedTcp {
+    pub(super) api: Api,
+    pub(super) closeness: usize,
+    pub(super) age: Age,
+    pub(super) rule: ir::TcpRule,
+}
+
+/// Rules for one group of callers.
+#[derive(Clone, Default)]
+pub(super) struct Rules {
+    pub(super) http: Vec<Ranked>,
+    pub(super) tcp: Vec<RankedTcp>,
+}
+
+impl Rules {
+    pub(super) fn extend(&mut self, other: Self) {
+        self.http.extend(other.http);
+        self.tcp.extend(other.tcp);
+    }
+
+    /// In order of precedence.
+    fn table(mut self) -> ir::Table {
+        self.http = closest(self.http, |r| (r.api == Api::Istio).then_some(r.closeness));
+        self.tcp = closest(self.tcp, |r| (r.api == Api::Istio).then_some(r.closeness));
+        self.http.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        let names = self.tcp.into_iter().flat_map(by_name);
+        let mut tcp: Vec<_> = names.collect();
+        // The longest name in the TLS hello that fits, whoever asks for it.
+        let fit = |r: &RankedTcp| Reverse(r.rule.sni.first().map(|n| closeness(n)));
+        tcp.sort_by(|a, b| (fit(a), &a.age).cmp(&(fit(b), &b.age)));
+        ir::Table {
+            http: self.http.into_iter().map(|r| r.rule).collect(),
+            tcp: tcp.into_iter().map(|r| r.rule).collect(),
+        }
+    }
+}
+
+/// Of those that have a closeness only the closest, and all others.
+fn closest<T>(all: Vec<T>, of: impl Fn(&T) -> Option<usize>) -> Vec<T> {
+    let best = all.iter().filter_map(&of).max();
+    all.into_iter().filter(|r| of(r).is_none_or(|c| Some(c) == best)).collect()
+}
+
+/// A rule for each of its names.
+fn by_name(r: RankedTcp) -> Vec<RankedTcp> {
+    match r.rule.sni.len() {
+        0 | 1 => vec![r],
+        _ => {
+            let one =
+                |n: &String| RankedTcp { rule: ir::TcpRule { sni: vec![n.clone()], ..r.rule.clone() }, ..r.clone() };
+            r.rule.sni.iter().map(one).collect()
+        }
+    }
+}
+
+/// Does it match whatever comes (to its ports)? Then it is behind the others of its kind (Istio: SortVHostRoutes).
+fn matches_all(r: &ir::HttpRule) -> bool {
+    use ir::text::Kind;
+    let Some(m) = &r.r#match else { return true };
+    // A new condition must be decided about here.
+    let ir::Match {
+        path,
+        ignore_path_case: _,
+        method,
+        scheme,
+        authority,
+        headers,
+        query,
+        source_labels,
+        source_namespace,
+    } = m;
+    let any_path = match path.as_ref().and_then(|p| p.kind.as_ref()) {
+        None => true,
+        Some(Kind::Prefix(p) | Kind::Segments(p)) => matches!(p.as_str(), "" | "/"),
+        Some(Kind::Regex(r)) => matches!(r.as_str(), ".*" | "/.*"),
+        Some(Kind::Exact(_) | Kind::Present(_)) => false,
+    };
+    let texts = [method, scheme, authority].into_iter().all(Option::is_none);
+    let lists = headers.is_empty() && query.is_empty() && source_labels.is_empty();
+    any_path && texts && lists && source_namespace.is_empty()
+}
+
+/// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.
+pub(super) fn closeness(host: &str) -> usize {
+    host.strip_prefix('*').map_or(usize::MAX, str::len)
+}
+
+/// For whom rules are.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Callers {
+    All,
+    /// Those of a namespace that they are exported to, beside the rules for all.
+    Exported(String),
+    /// Those of the rules' own namespace, which is not the service's: in place of the rules for all.
+    Own(String),
+}
+
+/// Rules for all callers, and by callers' namespace.
+type Grouped = (Option<Rules>, BTreeMap<String, Rules>);
+
+/// Collects the rules of all services.
+#[derive(Default)]
+pub(super) struct Tables {
+    by_service: BTreeMap<(Arc<str>, Callers), Rules>,
+}
+
+impl Tables {
+    /// The rules of a service to which an object of this namespace contributes.
+    pub(super) fn of(&mut self, x: &Index<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
+        let callers = if decides(x, key, namespace) { Callers::All } else { Callers::Own(namespace.into()) };
+        self.by_service.entry((key.clone(), callers)).or_default()
+    }
+
+    /// The same for one that is not exported to all.
+    pub(super) fn exported(
+        &mut self,
+        x: &Index<'_>,
+        key: &Arc<str>,
+        export: &Export<'_>,
+        mut add: impl FnMut(&mut Rules),
+    ) {
+        let own = export.namespace;
+        if export.is_for_all() {
+            return add(self.of(x, key, own));
+        }
+        let named: BTreeSet<Callers> = match decides(x, key, own) {
+            true => export.namespaces().map(|n| Callers::Exported(n.into())).collect(),
+            false => export.is_for(own).then(|| Callers::Own(own.into())).into_iter().collect(),
+        };
+        for callers in named {
+            add(self.by_service.entry((key.clone(), callers)).or_default());
+        }
+    }
+
+    /// The routes of each service but for those that `skip`.
+    pub(super) fn routes(self, skip: impl Fn(&Arc<str>) -> bool) -> BTreeMap<Arc<str>, ir::Routes> {
+        let mut grouped: BTreeMap<Arc<str>, Grouped> = BTreeMap::new();
+        // The map's order: those for all, those that are exported, those in place of all.
+        for ((key, callers), rules) in self.by_service {
+            if skip(&key) {
+                continue;
+            }
+            let (all, consumers) = grouped.entry(key).or_default();
+            match callers {
+                Callers::All => *all = Some(rules),
+                Callers::Exported(namespace) => {
+                    let mut both = all.clone().unwrap_or_default();
+                    both.extend(rules);
+                    consumers.insert(namespace, both);
+                }
+                Callers::Own(namespace) => drop(consumers.insert(namespace, rules)),
+            }
+        }
+        let consumer = |(namespace, rules): (String, Rules)| ir::Consumer { namespace, table: Some(rules.table()) };
+        let one = |(all, consumers): Grouped| ir::Routes {
+            producer: all.map(Rules::table),
+            consumers: consumers.into_iter().map(consumer).collect(),
+            ..Default::default()
+        };
+        grouped.into_iter().map(|(key, rules)| (key, one(rules))).collect()
+    }
+}
+
+/// Do objects of this namespace decide for all callers of a service? (Who comes through a gateway has no namespace.)
+fn decides(x: &Index<'_>, key: &str, namespace: &str) -> bool {
+    key.starts_with(gateways::VIRTUAL) || is_of(key, namespace) || namespace == x.mesh.root_namespace
+}
