@@ -117,7 +117,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
     tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone(), config.drain_limit()));
     drop(watch);
-    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx));
+    let discovery = shared.metrics.discovery.clone();
+    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery);
     let node = node(&config);
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 

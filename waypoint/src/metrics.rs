@@ -7,6 +7,7 @@ use crate::{
 };
 use karst_api::route::Metric;
 use karst_proxy::{
+    discovery,
     dry_run::DryRuns,
     labels::{Labels, put, side},
 };
@@ -109,6 +110,8 @@ pub struct Metrics {
     series: Mutex<Table>,
     /// By policy; rendered with the state at hand, which says which policies there are.
     pub dry_runs: DryRuns,
+    /// Of the way to the control plane.
+    pub discovery: Arc<discovery::Counts>,
 }
 
 impl Metrics {
@@ -170,6 +173,7 @@ impl Metrics {
             gate.counts.handshakes.of(Ended::Refused) + gate.counts.tunnels.of(Ended::Refused)
         );
         gate.render(&mut out);
+        self.discovery.render(&mut out);
         let _ = writeln!(
             out,
             "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"karst-{}\"}} 1",
