@@ -3,15 +3,18 @@
 //! attempt, retry, answer.
 
 use crate::{
-    access::{self, Access},
+    access::{self, Access, Denial},
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
+    carried::{Carried, Metered},
     cluster::{self, Set},
     control::Snapshot,
+    flag::{Flag, VIA_UPSTREAM},
     gate::Busy,
     gateway,
     limit::{self, Limit, Over},
-    reply::{self, Counter, Flag, Held, Record, Reply},
+    record::{Record, one_word},
+    reply::{self, Counter, Held, Reply},
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
     token::Token,
@@ -30,7 +33,7 @@ use std::{
     collections::BTreeMap,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -62,7 +65,10 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     let mut record = begin(&w, &s, &call, &parts);
     let authority = match admit(&mut parts) {
         Ok(a) => a,
-        Err(status) => return ours(record, status, "", Flag::None),
+        Err(status) => {
+            record.details = unfit(&parts).into();
+            return ours(record, status, "", Flag::None);
+        }
     };
     record.authority.clone_from(&authority);
     let (access, routes) = match &call.called {
@@ -82,7 +88,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     if let Some(a) = access
         && let Some(by) = refused(&w, a, &call, &parts, &authority, token.as_ref())
     {
-        record.error = by;
+        (record.error, record.details) = (by.error, by.details.into());
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
     }
     if let Some(over) = routes.and_then(|r| over(&r.limits, &call)) {
@@ -90,6 +96,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     }
     if call.is_at_gateway() {
         introduce(&call, &mut parts.headers);
+        record.forwarded_for = parts.headers.get("x-forwarded-for").cloned();
     }
     let rule: Option<Arc<Rule>> = {
         let none = BTreeMap::new();
@@ -130,6 +137,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     if let Some(c) = &rule.cors
         && let Some(a) = preflight(c, &parts)
     {
+        record.details = "cors_response".into();
         return answered(record, a, Flag::None);
     }
     if let Some(r) = &rule.redirect {
@@ -171,6 +179,17 @@ fn admit(p: &mut Parts) -> Result<String, StatusCode> {
         p.uri = Uri::try_from(whole).map_err(|_| StatusCode::BAD_REQUEST)?;
     }
     Ok(authority)
+}
+
+/// Envoy's word for a head that cannot be taken.
+fn unfit(p: &Parts) -> &'static str {
+    if p.method == Method::CONNECT {
+        return "http.connect_not_supported";
+    }
+    if p.uri.authority().is_none() && !p.headers.contains_key(header::HOST) {
+        return "missing_host_header";
+    }
+    if authority(p).is_none() { "http.invalid_authority" } else { "path_normalization_failed" }
 }
 
 /// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
@@ -239,7 +258,7 @@ fn introduce(call: &Call, h: &mut HeaderMap) {
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
-fn refused(w: &Worker, a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
+fn refused(w: &Worker, a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<Denial> {
     let path = access::plain(p.uri.path());
     let bare = access::bare(&path);
     let request = access::Request {
@@ -261,44 +280,22 @@ fn unauthorized(why: String, call: &Call, p: &Parts, authority: &str, mut record
     if let Ok(v) = HeaderValue::from_str(&text) {
         a.headers_mut().insert(header::WWW_AUTHENTICATE, v);
     }
+    record.details = format!("jwt_authn_access_denied{{{}}}", one_word(&why)).into();
     record.error = why;
     answered(record, a, Flag::None)
 }
 
 fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
-    let is_grpc = is_grpc(p);
-    let telemetry = s.telemetry().cloned();
-    Box::new(Record {
-        worker: w.clone(),
-        started: std::time::Instant::now(),
-        time: SystemTime::now(),
-        method: p.method.clone(),
-        path: p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default(),
-        authority: String::new(),
-        protocol: if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
-        is_grpc,
-        user_agent: p.headers.get(header::USER_AGENT).cloned(),
-        request_id: p.headers.get("x-request-id").cloned(),
-        from: call.from,
-        source: call.source.clone(),
-        principal: call.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
-        called: call.service().cloned(),
-        at_gateway: call.is_at_gateway(),
-        port: call.port,
-        destination: None,
-        workload: None,
-        endpoint: None,
-        route: String::new(),
-        answered: 0,
-        grpc: None,
-        flag: Flag::None,
-        error: String::new(),
-        received: Rc::default(),
-        headers: telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone()),
-        telemetry,
-        era: s.era,
-        told: false,
-    })
+    let mut r = call.record(w, s);
+    r.method = p.method.clone();
+    r.path = p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default();
+    r.protocol = if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
+    r.is_grpc = is_grpc(p);
+    r.user_agent = p.headers.get(header::USER_AGENT).cloned();
+    r.request_id = p.headers.get("x-request-id").cloned();
+    r.forwarded_for = p.headers.get("x-forwarded-for").cloned();
+    r.headers = r.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone());
+    r
 }
 
 /// Our own answer.
@@ -318,6 +315,9 @@ fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Repl
     r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
     if flag != Flag::None {
         r.flag = flag;
+    }
+    if r.details.is_empty() {
+        r.details = flag.details().into();
     }
     a.map(|b| b.recorded(r))
 }
@@ -682,7 +682,7 @@ async fn forward(
     let Some(set) = endpoints(w, call, s, rule, to, &authority) else {
         return failed(record, Flag::NoCluster);
     };
-    record.destination = Some((set.service.clone(), set.key.subset.clone()));
+    record.destination = Some((&*set).into());
     let default;
     let retry = match rule {
         Some(r) => r.retry.as_ref(),
@@ -736,6 +736,7 @@ async fn forward(
             (None, w) => w.take(),
         };
         let Some(r) = body.and_then(|b| template.request(b, &record.received, false)) else {
+            record.details = "request_payload_exceeded_retry_buffer_limit".into();
             return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
         };
         let held = Held::new(set.clone(), i, place);
@@ -792,13 +793,19 @@ async fn forward(
         }
         let flag = |f: Flag| if wanted && last && attempt > 0 { Flag::RetryLimit } else { f };
         return match outcome {
-            None => failed(record, Flag::Timeout),
+            None => {
+                if !over {
+                    record.details = "upstream_per_try_timeout".into();
+                }
+                failed(record, Flag::Timeout)
+            }
             Some(Err(e)) => {
                 let (f, text) = match e {
                     Failure::Connect(t) => (Flag::ConnectFailure, t),
                     Failure::Refused(t) | Failure::Reset(t) => (Flag::Reset, t),
                 };
                 record.error = text;
+                record.details = f.details().into();
                 let (status, words) = f.answer();
                 ours(record, status, words, flag(f))
             }
@@ -806,6 +813,7 @@ async fn forward(
                 if status.is_some_and(|s| s >= 500) {
                     record.flag = flag(record.flag);
                 }
+                record.upstream_ms = Some(began.elapsed().as_millis() as u64);
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
                 let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy };
                 finish(ending, a, after, held, counter, record)
@@ -836,6 +844,7 @@ fn finish(
 ) -> Response<Reply> {
     let (mut p, incoming) = a.into_parts();
     record.answered = p.status.as_u16();
+    record.details = VIA_UPSTREAM.into();
     record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
     p.version = Version::HTTP_11;
     if p.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -859,16 +868,22 @@ fn switched(
     _: Incoming,
     (client, busy): (Option<OnUpgrade>, Option<Busy>),
     after: After,
-    record: Box<Record>,
+    mut record: Box<Record>,
 ) -> Response<Reply> {
     let endpoint = p.extensions.remove::<OnUpgrade>();
     if let (Some(c), Some(e)) = (client, endpoint) {
         tokio::task::spawn_local(async move {
-            let (Ok(c), Ok(e)) = (c.await, e.await) else { return };
-            let (mut c, mut e) = (hyper_util::rt::TokioIo::new(c), hyper_util::rt::TokioIo::new(e));
-            Busy::carry(busy, async { drop(tokio::io::copy_bidirectional(&mut c, &mut e).await) }).await;
+            let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
+            if let (Ok(c), Ok(e)) = (c.await, e.await) {
+                let mut c = Metered::new(hyper_util::rt::TokioIo::new(c), bytes.clone());
+                let mut e = hyper_util::rt::TokioIo::new(e);
+                Busy::carry(busy, async { drop(tokio::io::copy_bidirectional(&mut c, &mut e).await) }).await;
+            }
             drop(after);
+            // Told when it is over, with what has been carried.
+            record.finish(bytes.sent.get());
         });
+        return Response::from_parts(p, Reply::own(Bytes::new()));
     }
     let r = Response::from_parts(p, Reply::own(Bytes::new()));
     answered(record, r, Flag::None)

@@ -6,16 +6,19 @@
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`gate`]: how many connections there may be.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
+//! - [`record`]: what is told of a request or a connection; [`flag`]: how it went; [`carried`]: bytes, counted.
 //! - [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`origin`]: TLS to them.
 
 mod access;
 mod admin;
 mod balance;
 mod body;
+mod carried;
 mod cluster;
 mod config;
 mod control;
 mod edge;
+mod flag;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;
@@ -25,11 +28,14 @@ mod limit;
 mod metrics;
 mod origin;
 mod place;
+mod record;
 mod reply;
 mod serve;
 mod stream;
 mod table;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 mod text;
 mod token;
 mod upstream;

@@ -122,7 +122,6 @@ pub fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
         let listener = TcpListener::from_std(listener)?;
-        let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
         let upstream: Rc<upstream::Pool> = Rc::default();
@@ -136,21 +135,7 @@ pub fn run(
                 }
             }
         });
-        let w = Rc::new(Worker {
-            tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
-            settings,
-            resolver: Resolver::new(shared.config.resolv_conf.clone()),
-            shared,
-            number,
-            upstream,
-            drain: drain.clone(),
-            lingering,
-            seed: Cell::new(rand::random()),
-            turns: std::array::from_fn(|_| Cell::new(rand::random())),
-            open: Rc::default(),
-            sets: RefCell::default(),
-            series: RefCell::default(),
-        });
+        let w = Rc::new(Worker::new(shared, number, upstream, drain.clone(), lingering));
         tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));
@@ -179,6 +164,32 @@ pub fn run(
 }
 
 impl Worker {
+    /// A worker without connections.
+    pub fn new(
+        shared: Arc<Shared>,
+        number: usize,
+        upstream: Rc<upstream::Pool>,
+        drain: drain::Watch,
+        lingering: stream::Lingering,
+    ) -> Self {
+        let settings = shared.config.tunnels();
+        Worker {
+            tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
+            settings,
+            resolver: Resolver::new(shared.config.resolv_conf.clone()),
+            shared,
+            number,
+            upstream,
+            drain,
+            lingering,
+            seed: Cell::new(rand::random()),
+            turns: std::array::from_fn(|_| Cell::new(rand::random())),
+            open: Rc::default(),
+            sets: RefCell::default(),
+            series: RefCell::default(),
+        }
+    }
+
     fn accept(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
         let (open, w) = (self.connection(), self.clone());
         tokio::task::spawn_local(async move {
