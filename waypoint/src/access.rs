@@ -102,8 +102,33 @@ enum Segment {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     Allow,
-    DeniedBy(&'a str),
+    /// The policy, and the number of its rule that matches.
+    DeniedBy(&'a str, usize),
     NotAllowed,
+}
+
+/// Why a call is not allowed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// For who reads the log.
+    pub error: String,
+    /// As Envoy has it in response code details.
+    pub details: String,
+}
+
+impl Verdict<'_> {
+    /// Why not; None: it is allowed.
+    pub fn denial(&self) -> Option<Denial> {
+        let (error, by) = match self {
+            Verdict::Allow => return None,
+            Verdict::DeniedBy(p, rule) => {
+                let (namespace, name) = p.split_once('/').unwrap_or(("", p));
+                (format!("denied by policy {p}"), format!("ns[{namespace}]-policy[{name}]-rule[{rule}]"))
+            }
+            Verdict::NotAllowed => ("no policy allows it".into(), "none".into()),
+        };
+        Some(Denial { error, details: format!("rbac_access_denied_matched_policy[{by}]") })
+    }
 }
 
 /// What a policy that only tells says of a call.
@@ -154,8 +179,8 @@ impl Access {
     /// Judges.
     pub fn judge(&self, a: &Asked<'_>) -> Verdict<'_> {
         let of = |action| self.policies.iter().filter(move |p| p.action == action && !p.dry_run);
-        if let Some(p) = of(AccessAction::Deny).find(|p| p.matches(a)) {
-            return Verdict::DeniedBy(&p.name);
+        if let Some((p, rule)) = of(AccessAction::Deny).find_map(|p| Some((p, p.matching(a)?))) {
+            return Verdict::DeniedBy(&p.name, rule);
         }
         let mut any = false;
         for p in of(AccessAction::Allow) {
@@ -194,8 +219,13 @@ impl Access {
 
 impl Policy {
     fn matches(&self, a: &Asked<'_>) -> bool {
+        self.matching(a).is_some()
+    }
+
+    /// The number of the first rule that matches.
+    fn matching(&self, a: &Asked<'_>) -> Option<usize> {
         let deny = self.action == AccessAction::Deny;
-        self.rules.iter().any(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.holds(a, deny)))))
+        self.rules.iter().position(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.holds(a, deny)))))
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{access::Access, gateway::Gateway, table::Routes, telemetry::Telemetr
 use imbl::HashMap;
 use karst_api::{ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir};
 use karst_proxy::{
+    discovery::Counts,
     remote::Remote,
     state::{self, Service},
 };
@@ -81,6 +82,7 @@ pub struct Writer {
     stream: watch::Sender<bool>,
     /// Says when nothing is missing any more.
     configured: watch::Sender<bool>,
+    discovery: Arc<Counts>,
 }
 
 impl Writer {
@@ -91,9 +93,10 @@ impl Writer {
         ready: &Ready,
         types: &[&'static str],
         (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
+        discovery: Arc<Counts>,
     ) -> Self {
         let missing = types.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
-        Self { remote, state, missing, stream, configured }
+        Self { remote, state, missing, stream, configured, discovery }
     }
 }
 
@@ -187,7 +190,11 @@ impl Handler for Writer {
     fn up(&self) {
         self.stream.send_replace(true);
     }
-    fn ended(&self, _: Ended) {
+    fn ended(&self, why: Ended) {
         self.stream.send_replace(false);
+        self.discovery.ended(why);
+    }
+    fn received(&self, type_url: &str, bytes: usize) {
+        self.discovery.received(type_url, bytes);
     }
 }

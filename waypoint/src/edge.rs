@@ -3,6 +3,7 @@
 use crate::{
     cluster::Key,
     control::Snapshot,
+    flag::Flag,
     gate::Busy,
     gateway::Listener,
     origin::Speaks,
@@ -160,7 +161,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
         tracing::debug!(peer = %from, port, error = %e, "no greeting");
     };
     // From here on it is one of those that have greeted.
-    let call = |tls, place| {
+    let call = |tls: Option<Rc<str>>, place| {
         let place = gate
             .connection(place, from.ip())
             .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
@@ -199,7 +200,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &l.tls else {
-                let Some(call) = call(sni, place) else { return };
+                let Some(call) = call(sni.map(Into::into), place) else { return };
                 return bytes(w, &s, &call, &l, (&name, Speaks::Tls), io).await;
             };
             let io = match place.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
@@ -216,12 +217,12 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
             }
             if l.protocol == ListenerProtocol::Tls {
-                let Some(call) = call(sni, place) else { return };
+                let Some(call) = call(sni.map(Into::into), place) else { return };
                 return bytes(w, &s, &call, &l, (&name, Speaks::Anything), io).await;
             }
             let two = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
-            let Some(call) = call(Some(name), place) else { return };
+            let Some(call) = call(Some(name.into()), place) else { return };
             drop(s);
             serve::requests(w, Rc::new(call), io, two).await;
         }
@@ -276,29 +277,37 @@ async fn read_hello(io: &mut Io, first: &mut Vec<u8>) -> Result<Option<String>, 
 }
 
 /// Carries bytes to where the listener's routes say.
-async fn bytes<I>(w: &Rc<Worker>, s: &Arc<Snapshot>, call: &Call, l: &Listener, (name, speaks): (&str, Speaks), io: I)
-where
+pub async fn bytes<I>(
+    w: &Rc<Worker>,
+    s: &Arc<Snapshot>,
+    call: &Call,
+    l: &Listener,
+    (name, speaks): (&str, Speaks),
+    io: I,
+) where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let refuse = |why: &str| {
-        tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, error = why, "connection refused");
-    };
     let busy = Busy::on(call);
-    if let Some(why) = s.gateway.as_ref().and_then(|g| call.judged(w, g.access.as_ref()?, None)) {
-        return refuse(&why);
+    // It is told when it is dropped, whatever becomes of it.
+    let mut record = call.connection(w, s);
+    record.route.clone_from(&l.origin);
+    if let Some(by) = s.gateway.as_ref().and_then(|g| call.judged(w, g.access.as_ref()?, None)) {
+        record.details = by.details.into();
+        return drop(record.failed(Flag::None, &by.error));
     }
     let Some(rule) = l.routes(s, name).and_then(|r| r.table("").find_tcp(&call.tcp())) else {
-        return refuse("no route");
+        return drop(record.failed(Flag::NoRoute, "no route"));
     };
-    let Some(key) = destination(w, s, call, rule) else { return refuse("no destination") };
-    let Some(set) = w.destination(s, call, &key, call.tcp().sni) else { return refuse("no such destination") };
-    match serve::open(w, &set, call.from, speaks).await {
-        Some((other, lease)) => {
-            tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, destination = %set.service.hostname, "connection");
-            Busy::carry(busy, serve::carry(io, other, lease)).await;
-            w.shared.gate.note_evicted(call.place.as_deref());
-        }
-        None => refuse("no endpoint"),
+    record.route.clone_from(&rule.origin);
+    let Some(key) = destination(w, s, call, rule) else {
+        return drop(record.failed(Flag::NoCluster, "no destination"));
+    };
+    let Some(set) = w.destination(s, call, &key, call.tcp().sni) else {
+        return drop(record.failed(Flag::NoCluster, "no such destination"));
+    };
+    if let Ok(to) = serve::open(w, set, call.from, speaks, record).await {
+        Busy::carry(busy, serve::carry(io, to)).await;
+        w.shared.gate.note_evicted(call.place.as_deref());
     }
 }
 

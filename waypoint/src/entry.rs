@@ -47,13 +47,46 @@ pub struct Entry {
     pub websocket: bool,
 }
 
+/// Why a head cannot be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// It asks for a tunnel.
+    Connect,
+    /// It does not say which host it calls.
+    NoHost,
+    /// That is no authority, or there are two.
+    Authority,
+    /// Its path has no plain form.
+    Path,
+}
+
+impl Unfit {
+    /// The answer.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Unfit::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Unfit::NoHost | Unfit::Authority | Unfit::Path => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// Envoy's response code details.
+    pub fn details(self) -> &'static str {
+        match self {
+            Unfit::Connect => "http.connect_not_supported",
+            Unfit::NoHost => "missing_host_header",
+            Unfit::Authority => "http.invalid_authority",
+            Unfit::Path => "path_normalization_failed",
+        }
+    }
+}
+
 /// Makes the head canonical.
 ///
 /// # Errors
-/// The answer to what cannot be taken.
-pub fn canonical(p: &mut Parts) -> Result<Entry, StatusCode> {
+/// It cannot be taken.
+pub fn canonical(p: &mut Parts) -> Result<Entry, Unfit> {
     if p.method == Method::CONNECT {
-        return Err(StatusCode::METHOD_NOT_ALLOWED);
+        return Err(Unfit::Connect);
     }
     let websocket = asks_for_websocket(p);
     strip(&mut p.headers);
@@ -62,17 +95,18 @@ pub fn canonical(p: &mut Parts) -> Result<Entry, StatusCode> {
     }
     drop_doubles(&mut p.headers);
     join_cookies(&mut p.headers);
-    let authority = Authority::read(p).ok_or(StatusCode::BAD_REQUEST)?;
+    let is_named = p.uri.authority().is_some() || p.headers.contains_key(header::HOST);
+    let authority = Authority::read(p).ok_or(if is_named { Unfit::Authority } else { Unfit::NoHost })?;
     if p.headers.get(header::HOST).is_some_and(|h| h != authority.value()) {
         p.headers.insert(header::HOST, authority.value().clone());
     }
     // No application expects this; some end the path there.
     if p.uri.path().contains("%00") {
-        return Err(StatusCode::BAD_REQUEST);
+        return Err(Unfit::Path);
     }
     if let Cow::Owned(plain) = plain_path(p.uri.path()) {
         let whole = p.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
-        p.uri = Uri::try_from(whole).map_err(|_| StatusCode::BAD_REQUEST)?;
+        p.uri = Uri::try_from(whole).map_err(|_| Unfit::Path)?;
     }
     Ok(Entry { authority, websocket })
 }
@@ -349,6 +383,22 @@ mod tests {
                 assert_eq!(h, e.authority.value(), "the field says the same");
             }
         }
+    }
+
+    #[test]
+    fn what_cannot_be_taken_has_envoys_words() {
+        let why = |method: Method, uri: &str, hosts: &[(&str, &str)]| {
+            let mut p = head(Version::HTTP_11, uri, hosts);
+            p.method = method;
+            let why = canonical(&mut p).err().unwrap();
+            (why.status().as_u16(), why.details())
+        };
+        let host = [("host", "a")];
+        assert_eq!(why(Method::CONNECT, "a:80", &host), (405, "http.connect_not_supported"));
+        assert_eq!(why(Method::GET, "/", &[]), (400, "missing_host_header"));
+        assert_eq!(why(Method::GET, "/", &[("host", "a"), ("host", "a")]), (400, "http.invalid_authority"));
+        assert_eq!(why(Method::GET, "http://u@a/", &[]), (400, "http.invalid_authority"));
+        assert_eq!(why(Method::GET, "/a%00", &host), (400, "path_normalization_failed"));
     }
 
     /// Most requests are canonical: theirs is not written anew.

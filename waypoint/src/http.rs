@@ -3,18 +3,20 @@
 //! attempt, retry, answer.
 
 use crate::{
-    access::{self, Access},
+    access::{self, Access, Denial},
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
+    carried::{Carried, Metered},
     cluster::{self, Set},
-    codec,
     control::Snapshot,
     entry::{self, Authority, Entry},
+    flag::{Flag, VIA_UPSTREAM},
     gate::Busy,
     gateway,
     limit::{self, Limit, Over},
     operators::Values,
-    reply::{self, Counter, Flag, Held, Record, Reply},
+    record::{Record, one_word},
+    reply::{self, Counter, Held, Reply},
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
     token::Token,
@@ -34,7 +36,7 @@ use std::{
     collections::BTreeMap,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -49,10 +51,11 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     let mut record = begin(&w, &s, &call, &parts);
     let entry = match entered {
         Ok(e) => e,
-        Err(status) => {
+        Err(why) => {
             let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
             record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
-            return ours(record, status, "", Flag::None);
+            record.details = why.details().into();
+            return ours(record, why.status(), "", Flag::None);
         }
     };
     let authority = &entry.authority;
@@ -77,7 +80,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     if let Some(a) = access
         && let Some(by) = refused(&w, a, &call, &parts, authority, token.as_ref())
     {
-        record.error = by;
+        (record.error, record.details) = (by.error, by.details.into());
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
     }
     if let Some(over) = routes.and_then(|r| over(&r.limits, &call)) {
@@ -85,6 +88,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     }
     if call.is_at_gateway() {
         introduce(&call, &mut parts.headers);
+        record.forwarded_for = parts.headers.get("x-forwarded-for").cloned();
     }
     let rule: Option<Arc<Rule>> = {
         let none = BTreeMap::new();
@@ -125,6 +129,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     if let Some(c) = &rule.cors
         && let Some(a) = preflight(c, &parts)
     {
+        record.details = "cors_response".into();
         return answered(record, a, Flag::None);
     }
     if let Some(r) = &rule.redirect {
@@ -153,7 +158,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
 /// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
 #[cfg(feature = "fuzz")]
 pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> Result<Request<Counted>, StatusCode> {
-    let entry = entry::canonical(p)?;
+    let entry = entry::canonical(p).map_err(entry::Unfit::status)?;
     let to = Destination::same(&"ns/any".into());
     let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, two: false, upgrade: false };
     /// No rule changes it.
@@ -227,7 +232,7 @@ fn refused(
     p: &Parts,
     authority: &Authority,
     token: Option<&Token>,
-) -> Option<String> {
+) -> Option<Denial> {
     let path = access::plain(p.uri.path());
     let bare = access::bare(&path);
     let request = access::Request {
@@ -255,54 +260,22 @@ fn unauthorized(
     if let Ok(v) = HeaderValue::from_str(&text) {
         a.headers_mut().insert(header::WWW_AUTHENTICATE, v);
     }
+    record.details = format!("jwt_authn_access_denied{{{}}}", one_word(&why)).into();
     record.error = why;
     answered(record, a, Flag::None)
 }
 
 fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
-    let is_grpc = is_grpc(p);
-    let telemetry = s.telemetry().cloned();
-    Box::new(Record {
-        worker: w.clone(),
-        started: std::time::Instant::now(),
-        time: SystemTime::now(),
-        method: p.method.clone(),
-        path: p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default(),
-        authority: None,
-        protocol: if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
-        is_grpc,
-        user_agent: p.headers.get(header::USER_AGENT).cloned(),
-        request_id: p.headers.get("x-request-id").cloned(),
-        from: call.from,
-        source: call.source.clone(),
-        principal: call.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
-        called: call.service().cloned(),
-        at_gateway: call.is_at_gateway(),
-        port: call.port,
-        destination: None,
-        workload: None,
-        endpoint: None,
-        route: String::new(),
-        answered: 0,
-        grpc: None,
-        flag: Flag::None,
-        error: String::new(),
-        received: Rc::default(),
-        headers: telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone()),
-        telemetry,
-        era: s.era,
-        told: false,
-    })
-}
-
-/// Records a request of HTTP/1.1 whose head is too large: it has been answered already, and nothing more is known of it.
-pub fn too_large(w: &Rc<Worker>, call: &Call) {
-    let mut r = Request::new(());
-    *r.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
-    let mut record = begin(w, &w.snapshot(), call, &r.into_parts().0);
-    record.path.clear();
-    record.error = codec::bad_head();
-    drop(ours(record, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "", Flag::BadRequest));
+    let mut r = call.record(w, s);
+    r.method = p.method.clone();
+    r.path = p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default();
+    r.protocol = if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
+    r.is_grpc = is_grpc(p);
+    r.user_agent = p.headers.get(header::USER_AGENT).cloned();
+    r.request_id = p.headers.get("x-request-id").cloned();
+    r.forwarded_for = p.headers.get("x-forwarded-for").cloned();
+    r.headers = r.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone());
+    r
 }
 
 /// Our own answer.
@@ -322,6 +295,9 @@ fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Repl
     r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
     if flag != Flag::None {
         r.flag = flag;
+    }
+    if r.details.is_empty() {
+        r.details = flag.details().into();
     }
     a.map(|b| b.recorded(r))
 }
@@ -654,7 +630,7 @@ async fn forward(
     let Some(set) = endpoints(w, call, s, rule, to, authority) else {
         return failed(record, Flag::NoCluster);
     };
-    record.destination = Some((set.service.clone(), set.key.subset.clone()));
+    record.destination = Some((&*set).into());
     let default;
     let retry = match rule {
         Some(r) => r.retry.as_ref(),
@@ -710,6 +686,7 @@ async fn forward(
         };
         let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
         let Some(r) = body.and_then(|b| template.request(b, &record.received, false, &values)) else {
+            record.details = "request_payload_exceeded_retry_buffer_limit".into();
             return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
         };
         let held = Held::new(set.clone(), i, place);
@@ -767,7 +744,12 @@ async fn forward(
         }
         let flag = |f: Flag| if wanted && last && attempt > 0 { Flag::RetryLimit } else { f };
         return match outcome {
-            None => failed(record, Flag::Timeout),
+            None => {
+                if !over {
+                    record.details = "upstream_per_try_timeout".into();
+                }
+                failed(record, Flag::Timeout)
+            }
             Some(Err(e)) => {
                 let (f, text) = match e {
                     Failure::Connect(t) => (Flag::ConnectFailure, t),
@@ -775,6 +757,7 @@ async fn forward(
                     Failure::Protocol(t) => (Flag::ProtocolError, t),
                 };
                 record.error = text;
+                record.details = f.details().into();
                 let (status, words) = f.answer();
                 ours(record, status, words, flag(f))
             }
@@ -782,6 +765,7 @@ async fn forward(
                 if status.is_some_and(|s| s >= 500) {
                     record.flag = flag(record.flag);
                 }
+                record.upstream_ms = Some(began.elapsed().as_millis() as u64);
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
                 let ending =
                     Ending { rule, to, deadline, client_upgrade, cookie, busy, asked: (&**call, &parts, authority) };
@@ -815,12 +799,14 @@ fn finish(
 ) -> Response<Reply> {
     let (mut p, incoming) = a.into_parts();
     record.answered = p.status.as_u16();
+    record.details = VIA_UPSTREAM.into();
     record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
     p.version = Version::HTTP_11;
     if p.status == StatusCode::SWITCHING_PROTOCOLS {
         // Only to what was asked for: nothing of what follows is judged.
         if e.client_upgrade.is_none() || !entry::names_websocket(&p.headers) {
             record.error = "the endpoint has changed to a protocol that was not asked for".into();
+            record.details = Flag::ProtocolError.details().into();
             return failed(record, Flag::ProtocolError);
         }
         return switched(p, incoming, (e.client_upgrade, e.busy), after, record);
@@ -844,18 +830,24 @@ fn switched(
     _: Incoming,
     (client, busy): (Option<OnUpgrade>, Option<Busy>),
     after: After,
-    record: Box<Record>,
+    mut record: Box<Record>,
 ) -> Response<Reply> {
     let endpoint = p.extensions.remove::<OnUpgrade>();
     entry::strip(&mut p.headers);
     entry::upgrade(&mut p.headers);
     if let (Some(c), Some(e)) = (client, endpoint) {
         tokio::task::spawn_local(async move {
-            let (Ok(c), Ok(e)) = (c.await, e.await) else { return };
-            let (mut c, mut e) = (hyper_util::rt::TokioIo::new(c), hyper_util::rt::TokioIo::new(e));
-            Busy::carry(busy, async { drop(tokio::io::copy_bidirectional(&mut c, &mut e).await) }).await;
+            let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
+            if let (Ok(c), Ok(e)) = (c.await, e.await) {
+                let mut c = Metered::new(hyper_util::rt::TokioIo::new(c), bytes.clone());
+                let mut e = hyper_util::rt::TokioIo::new(e);
+                Busy::carry(busy, async { drop(tokio::io::copy_bidirectional(&mut c, &mut e).await) }).await;
+            }
             drop(after);
+            // Told when it is over, with what has been carried.
+            record.finish(bytes.sent.get());
         });
+        return Response::from_parts(p, Reply::own(Bytes::new()));
     }
     let r = Response::from_parts(p, Reply::own(Bytes::new()));
     answered(record, r, Flag::None)
@@ -1041,7 +1033,7 @@ mod tests {
             Err(Wrong::Listener) => Some("misdirected".into()),
         };
         let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("b.com", false)]);
-        for (name, want) in [("a.com", "~shared/a.com"), ("b.com:80", "~shared/*"), ("c.com", "~shared/*")] {
+        for (name, want) in [("a.com", "~shared/a.com"), ("b.com", "~shared/*"), ("c.com", "~shared/*")] {
             assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
         }
         // What one of the servers for a name sends to https is sent there, whatever others say; a wider name is another.

@@ -6,19 +6,22 @@
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`gate`]: how many connections there may be.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
-//! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to endpoints; [`codec`]: how
-//!   HTTP is spoken; [`origin`]: TLS to them.
+//! - [`record`]: what is told of a request or a connection; [`flag`]: how it went; [`carried`]: bytes, counted.
+//! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to
+//!   endpoints; [`codec`]: how HTTP is spoken; [`origin`]: TLS to them.
 
 mod access;
 mod admin;
 mod balance;
 mod body;
+mod carried;
 mod cluster;
 mod codec;
 mod config;
 mod control;
 mod edge;
 mod entry;
+mod flag;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;
@@ -29,11 +32,14 @@ mod metrics;
 mod operators;
 mod origin;
 mod place;
+mod record;
 mod reply;
 mod serve;
 mod stream;
 mod table;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -124,7 +130,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
     tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone(), config.drain_limit()));
     drop(watch);
-    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx));
+    let discovery = shared.metrics.discovery.clone();
+    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery);
     let node = node(&config);
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 

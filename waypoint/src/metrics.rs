@@ -1,14 +1,18 @@
-//! Istio's metrics of requests. A request finds its series in its worker's own table, and only adds.
+//! Istio's metrics. Those of requests: a request finds its series in its worker's own table, and only adds.
 
 use crate::{
+    flag::Flag,
     gate::Gate,
-    reply::{Flag, Record},
+    record::Record,
     telemetry::{METRICS, Telemetry},
 };
 use karst_api::route::Metric;
 use karst_proxy::{
+    discovery,
     dry_run::DryRuns,
     labels::{Labels, put, side},
+    state::{Service, Workload},
+    traffic::{Between, Table as TrafficTable, Traffic},
 };
 use karst_rt::admission::Ended;
 use std::{
@@ -109,6 +113,10 @@ pub struct Metrics {
     series: Mutex<Table>,
     /// By policy; rendered with the state at hand, which says which policies there are.
     pub dry_runs: DryRuns,
+    /// Of connections that are carried as they are.
+    pub traffic: TrafficTable,
+    /// Of the way to the control plane.
+    pub discovery: Arc<discovery::Counts>,
 }
 
 impl Metrics {
@@ -170,6 +178,8 @@ impl Metrics {
             gate.counts.handshakes.of(Ended::Refused) + gate.counts.tunnels.of(Ended::Refused)
         );
         gate.render(&mut out);
+        self.traffic.render(&mut out);
+        self.discovery.render(&mut out);
         let _ = writeln!(
             out,
             "# HELP istio_build Version.\n# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"karst-{}\"}} 1",
@@ -229,11 +239,40 @@ pub fn labels(r: &Record, t: Option<&Telemetry>, values: &[String]) -> AllLabels
     std::array::from_fn(|_| Some(out.clone()))
 }
 
+/// What was called, if it is a service.
+fn service(r: &Record) -> Option<&Arc<Service>> {
+    r.destination.as_ref().map(|d| &d.service).or(r.called.as_ref()).filter(|s| !s.is_stand_in())
+}
+
+/// A gateway tells of what it calls itself, as a sidecar would.
+fn own(r: &Record) -> Option<Arc<Workload>> {
+    r.at_gateway.then(|| r.worker.own(&r.worker.snapshot()).cloned()).flatten()
+}
+
+fn reporter(r: &Record) -> (&'static str, &'static str) {
+    if r.at_gateway { ("source", "unknown") } else { ("waypoint", "mutual_tls") }
+}
+
+/// The series of a connection that is carried as it is.
+pub fn traffic(r: &Record, flag: Flag) -> Arc<Traffic> {
+    let own = own(r);
+    let (reporter, security) = reporter(r);
+    // Names that clients think of are no series.
+    let told = r.destination.as_ref().is_none_or(|d| d.is_told);
+    let between = Between {
+        reporter,
+        source: own.as_deref().or(r.source.as_deref()),
+        destination: r.workload.as_ref().map(|(w, _)| &**w).filter(|_| told),
+        service: service(r).map(|s| &**s),
+        mtls: true,
+        security,
+    };
+    r.worker.shared.metrics.traffic.series(&between, flag.text())
+}
+
 fn standard(out: &mut impl Labels, r: &Record) {
-    let service = r.destination.as_ref().map(|(s, _)| s).or(r.called.as_ref()).filter(|s| !s.is_stand_in());
-    // A gateway tells of what it calls itself, as a sidecar would.
-    let own = r.at_gateway.then(|| r.worker.own(&r.worker.snapshot()).cloned()).flatten();
-    put(out, "reporter", if r.at_gateway { "source" } else { "waypoint" });
+    let (service, own, (reporter, security)) = (service(r), own(r), reporter(r));
+    put(out, "reporter", reporter);
     side(out, "source", own.as_deref().or(r.source.as_deref()), true, true);
     side(out, "destination", r.workload.as_ref().map(|(w, _)| &**w), true, true);
     put(out, "destination_service", service.map_or("", |s| &s.hostname));
@@ -245,5 +284,5 @@ fn standard(out: &mut impl Labels, r: &Record) {
         put(out, "grpc_response_status", &r.grpc.map(|g| g.to_string()).unwrap_or_default());
     }
     put(out, "response_flags", r.flag.text());
-    put(out, "connection_security_policy", if r.at_gateway { "unknown" } else { "mutual_tls" });
+    put(out, "connection_security_policy", security);
 }

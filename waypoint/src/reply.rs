@@ -3,120 +3,22 @@
 use crate::{
     body::{Error, is_idle},
     cluster::Set,
+    flag::{Flag, LATE_RESET},
     gate::Busy,
-    metrics,
-    telemetry::Telemetry,
+    record::Record,
     upstream::After,
-    worker::Worker,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use karst_core::untrusted::Untrusted;
-use karst_proxy::state::{Service, Workload};
-use karst_rt::log;
 use std::{
-    cell::Cell,
-    fmt::Write as _,
-    net::SocketAddr,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     task::{Context, Poll},
-    time::{Instant, SystemTime},
 };
 use tokio::{sync::OwnedSemaphorePermit, time::Sleep};
-
-/// Why an answer is not the endpoint's own: Envoy's response flags, and what goes with them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Flag {
-    /// All is well.
-    None,
-    /// No route matches.
-    NoRoute,
-    /// The destination or the subset does not exist.
-    NoCluster,
-    /// No endpoint may be used.
-    NoHealthy,
-    /// No connection to the endpoint.
-    ConnectFailure,
-    /// The connection broke.
-    Reset,
-    /// The endpoint has not kept to HTTP, or to a limit of its heads.
-    ProtocolError,
-    /// The client has not kept to a limit of its heads.
-    BadRequest,
-    /// A limit of connections or requests at a time is reached.
-    Overflow,
-    /// A rate limit is reached.
-    RateLimited,
-    /// The answer took too long.
-    Timeout,
-    /// All retries are used up.
-    RetryLimit,
-    /// An abort was injected.
-    FaultAbort,
-    /// A delay was injected, and the endpoint has answered.
-    FaultDelay,
-    /// The client has left.
-    ClientGone,
-}
-
-impl Flag {
-    /// As logs and metrics have it.
-    pub fn text(self) -> &'static str {
-        match self {
-            Flag::None => "-",
-            Flag::NoRoute => "NR",
-            Flag::NoCluster => "NC",
-            Flag::NoHealthy => "UH",
-            Flag::ConnectFailure => "UF",
-            Flag::Reset => "UC",
-            Flag::ProtocolError => "UPE",
-            Flag::BadRequest => "DPE",
-            Flag::Overflow => "UO",
-            Flag::RateLimited => "RL",
-            Flag::Timeout => "UT",
-            Flag::RetryLimit => "URX",
-            Flag::FaultAbort => "FI",
-            Flag::FaultDelay => "DI",
-            Flag::ClientGone => "DC",
-        }
-    }
-
-    /// Status and body of our own answer (Envoy's words).
-    pub fn answer(self) -> (StatusCode, &'static str) {
-        match self {
-            Flag::NoRoute => (StatusCode::NOT_FOUND, ""),
-            Flag::NoCluster => (StatusCode::SERVICE_UNAVAILABLE, ""),
-            Flag::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "local_rate_limited"),
-            Flag::NoHealthy => (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"),
-            Flag::ConnectFailure => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
-            ),
-            Flag::Reset => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
-            ),
-            Flag::ProtocolError => (
-                StatusCode::BAD_GATEWAY,
-                "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
-            ),
-            Flag::Overflow => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upstream connect error or disconnect/reset before headers. reset reason: overflow",
-            ),
-            Flag::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
-            Flag::FaultAbort => (StatusCode::INTERNAL_SERVER_ERROR, "fault filter abort"),
-            Flag::BadRequest => (StatusCode::BAD_REQUEST, ""),
-            Flag::None | Flag::RetryLimit | Flag::FaultDelay | Flag::ClientGone => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "")
-            }
-        }
-    }
-}
 
 /// What a request uses until its answer has ended.
 pub struct Held {
@@ -218,6 +120,7 @@ impl Reply {
             }
             if !whole && r.flag == Flag::None {
                 r.flag = Flag::ClientGone;
+                r.details = Flag::ClientGone.details().into();
             }
             r.finish(self.sent);
         }
@@ -257,6 +160,7 @@ impl HttpBody for Reply {
                 {
                     if let Some(r) = &mut this.record {
                         r.flag = Flag::Timeout;
+                        r.details = Flag::Timeout.details().into();
                     }
                     this.end(false, None);
                     return Poll::Ready(Some(Err("upstream request timeout".into())));
@@ -278,6 +182,7 @@ impl HttpBody for Reply {
             Poll::Ready(Some(Err(e))) => {
                 if let Some(r) = &mut this.record {
                     r.flag = Flag::Reset;
+                    r.details = LATE_RESET.into();
                 }
                 this.end(false, None);
                 Poll::Ready(Some(Err(e)))
@@ -343,140 +248,5 @@ fn grpc_of(s: StatusCode) -> u16 {
         404 => 12,
         429 | 502..=504 => 14,
         _ => 2,
-    }
-}
-
-/// What is told of a request when it has ended.
-pub struct Record {
-    pub worker: Rc<Worker>,
-    pub started: Instant,
-    pub time: SystemTime,
-    pub method: http::Method,
-    pub path: String,
-    /// In its canonical form; as it was sent, if it has none.
-    pub authority: Option<HeaderValue>,
-    pub protocol: &'static str,
-    pub is_grpc: bool,
-    pub user_agent: Option<HeaderValue>,
-    pub request_id: Option<HeaderValue>,
-    pub from: SocketAddr,
-    pub source: Option<Arc<Workload>>,
-    pub principal: String,
-    pub called: Option<Arc<Service>>,
-    /// It has come to a gateway.
-    pub at_gateway: bool,
-    pub port: u16,
-    pub destination: Option<(Arc<Service>, Arc<str>)>,
-    pub workload: Option<(Arc<Workload>, SocketAddr)>,
-    /// What tells it from others in metrics.
-    pub endpoint: Option<Arc<str>>,
-    pub route: String,
-    /// 0: there was no answer.
-    pub answered: u16,
-    pub grpc: Option<u16>,
-    pub flag: Flag,
-    pub error: String,
-    pub received: Rc<Cell<u64>>,
-    /// Of the request, where telemetry asks for them.
-    pub headers: Option<HeaderMap>,
-    /// What is told of it; none: the standard.
-    pub telemetry: Option<Arc<Telemetry>>,
-    /// Which of [`crate::control::Snapshot::era`] that is.
-    pub era: u64,
-    /// It has been told.
-    pub told: bool,
-}
-
-impl Drop for Record {
-    /// The client has left before there was an answer: its request counts all the same.
-    fn drop(&mut self) {
-        if !self.told {
-            self.flag = Flag::ClientGone;
-            self.answered = 0;
-            self.finish(0);
-        }
-    }
-}
-
-impl Record {
-    fn finish(&mut self, sent: u64) {
-        self.told = true;
-        let took = self.started.elapsed();
-        let telemetry = self.telemetry.take();
-        let t = telemetry.as_deref();
-        let values = t.map(|t| t.values(self, sent)).unwrap_or_default();
-        let series = metrics::Key {
-            era: self.era,
-            source: self.source.as_ref().map(|w| w.uid.clone()),
-            principal: self.principal.clone(),
-            workload: self.endpoint.clone(),
-            service: self
-                .destination
-                .as_ref()
-                .map(|(s, _)| s.key.clone())
-                .or(self.called.as_ref().map(|s| s.key.clone())),
-            status: self.answered,
-            grpc: self.grpc,
-            flag: self.flag,
-            is_grpc: self.is_grpc,
-            values,
-        };
-        let s = self.worker.series(series, |k| metrics::labels(self, t, &k.values));
-        s.add(took, self.received.get(), sent);
-        if self.worker.shared.config.access_log && t.is_none_or(|t| t.logs(self, sent)) {
-            self.line(took.as_millis(), sent);
-        }
-    }
-
-    /// What Envoy would call the cluster.
-    pub fn cluster(&self) -> String {
-        match (&self.destination, &self.called) {
-            (Some((s, subset)), _) if self.at_gateway => format!("outbound|{}|{subset}|{}", self.port, s.hostname),
-            (Some((s, subset)), _) => format!("inbound-vip|{}|{subset}|{}", self.port, s.hostname),
-            (None, Some(s)) => format!("inbound-vip|{}||{}", self.port, s.hostname),
-            (None, None) => "-".into(),
-        }
-    }
-
-    /// Envoy's default line, as Istio has it.
-    fn line(&self, took_ms: u128, sent: u64) {
-        let text = |v: &Option<HeaderValue>| match v {
-            Some(v) => format!("{}", Untrusted(&String::from_utf8_lossy(v.as_bytes()))),
-            None => "-".to_string(),
-        };
-        let host = self.workload.as_ref().map_or_else(|| "-".to_string(), |(_, a)| a.to_string());
-        let cluster = self.cluster();
-        let or = |s: &str| if s.is_empty() { "-".to_string() } else { format!("{}", Untrusted(s)) };
-        let mut out = String::with_capacity(400);
-        let time = log::timestamp(self.time);
-        if log::format() == log::Format::Json {
-            let line = serde_json::json!({
-                "start_time": time, "method": self.method.as_str(), "path": self.path, "protocol": self.protocol,
-                "response_code": self.answered, "response_flags": self.flag.text(),
-                "upstream_transport_failure_reason": if self.error.is_empty() { None } else { Some(&self.error) },
-                "bytes_received": self.received.get(), "bytes_sent": sent, "duration": took_ms,
-                "user_agent": text(&self.user_agent), "request_id": text(&self.request_id), "authority": text(&self.authority),
-                "upstream_host": host, "upstream_cluster": cluster, "downstream_remote_address": self.from.to_string(),
-                "downstream_peer": self.principal, "route_name": self.route,
-            });
-            return log::line(line.to_string());
-        }
-        let _ = write!(
-            out,
-            "[{time}] \"{} {} {}\" {} {} via_upstream - \"{}\" {} {sent} {took_ms} - \"-\" \"{}\" \"{}\" \"{}\" \"{host}\" {cluster} - - {} - \"{}\"",
-            self.method,
-            or(&self.path),
-            self.protocol,
-            self.answered,
-            self.flag.text(),
-            or(&self.error),
-            self.received.get(),
-            text(&self.user_agent),
-            text(&self.request_id),
-            text(&self.authority),
-            self.from,
-            or(&self.route),
-        );
-        log::line(out);
     }
 }

@@ -1,14 +1,17 @@
 //! One CONNECT: may it come here, what is spoken on it, and by whom it is served.
 
 use crate::{
-    access::{self, Access},
+    access::{self, Access, Denial},
+    carried::{Carried, Metered},
     cluster::{Key, Set},
     codec,
     control::Snapshot,
     edge,
+    flag::Flag,
     gate::Busy,
     http as handling,
     origin::Speaks,
+    record::Record,
     stream::{Io, Reset},
     table::AskTcp,
     upstream,
@@ -20,19 +23,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use karst_api::workload::AppProtocol;
 use karst_core::{Identity, authority::Authority, limits};
-use karst_hbone::server::Connect;
+use karst_hbone::{pool::Lease, server::Connect};
 use karst_proxy::{
     endpoints::is_waypoint,
     state::{Service, Workload},
 };
 use karst_rt::admission::Place;
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -70,7 +74,7 @@ pub struct Hello {
 pub enum Called {
     Service(Arc<Service>),
     /// This gateway; by TLS, with the name in its hello (empty if there was none).
-    Gateway(Option<String>),
+    Gateway(Option<Rc<str>>),
 }
 
 impl Call {
@@ -130,7 +134,7 @@ impl Call {
     }
 
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
-    pub fn judged(&self, w: &Worker, a: &Access, request: Option<access::Request<'_>>) -> Option<String> {
+    pub fn judged(&self, w: &Worker, a: &Access, request: Option<access::Request<'_>>) -> Option<Denial> {
         let asked = access::Asked {
             peer: self.peer.as_ref(),
             source: self.from.ip(),
@@ -150,12 +154,84 @@ impl Call {
             let service = self.service().map_or("-", |s| &s.hostname);
             tracing::info!(target: "audit", policy, peer = self.caller(), service, port = self.port, "{text}");
         }
-        match a.judge(&asked) {
-            access::Verdict::Allow => None,
-            access::Verdict::DeniedBy(p) => Some(format!("denied by policy {p}")),
-            access::Verdict::NotAllowed => Some("no policy allows it".into()),
-        }
+        a.judge(&asked).denial()
     }
+
+    /// What is to be told of a request or a connection of this caller's.
+    pub fn record(&self, w: &Rc<Worker>, s: &Snapshot) -> Box<Record> {
+        let sni = match &self.called {
+            Called::Gateway(name) => name.clone().filter(|n| !n.is_empty()),
+            Called::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()).map(Rc::from),
+        };
+        Box::new(Record {
+            worker: w.clone(),
+            started: Instant::now(),
+            time: SystemTime::now(),
+            method: Method::GET,
+            path: String::new(),
+            authority: None,
+            protocol: "-",
+            is_grpc: false,
+            user_agent: None,
+            request_id: None,
+            forwarded_for: None,
+            from: self.from,
+            to: SocketAddr::new(self.to, self.port),
+            sni,
+            source: self.source.clone(),
+            principal: self.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
+            called: self.service().cloned(),
+            at_gateway: self.is_at_gateway(),
+            destination: None,
+            workload: None,
+            endpoint: None,
+            route: String::new(),
+            answered: 0,
+            grpc: None,
+            flag: Flag::None,
+            details: Cow::Borrowed(""),
+            error: String::new(),
+            upstream_ms: None,
+            received: Rc::default(),
+            headers: None,
+            telemetry: s.telemetry().cloned(),
+            era: s.era,
+            carried: None,
+            told: false,
+        })
+    }
+
+    /// What is to be told of a connection that is carried as it is.
+    pub fn connection(&self, w: &Rc<Worker>, s: &Snapshot) -> Box<Record> {
+        let mut r = self.record(w, s);
+        r.method = no_method();
+        r.carried = Some(Rc::new(Carried { received: r.received.clone(), ..Carried::default() }));
+        r
+    }
+}
+
+/// That of what is no request, as Envoy's log has it.
+fn no_method() -> Method {
+    Method::from_bytes(b"-").unwrap_or_default()
+}
+
+/// Tells of what HTTP/1.1 could not read as a request; it has been answered (with a status that Envoy gives, too).
+fn unreadable(w: &Rc<Worker>, call: &Call, e: &hyper::Error) {
+    if !e.is_parse() {
+        return;
+    }
+    let mut r = call.record(w, &w.snapshot());
+    (r.method, r.protocol, r.flag) = (no_method(), "HTTP/1.1", Flag::BadRequest);
+    r.error = e.to_string();
+    (r.answered, r.details) = match (e.is_parse_too_large(), r.error.contains("URI")) {
+        (false, _) => (400, Flag::BadRequest.details().into()),
+        (true, false) => (431, "http1.headers_too_large".into()),
+        (true, true) => (414, "http1.headers_too_large".into()),
+    };
+    if e.is_parse_too_large() {
+        r.error = codec::bad_head();
+    }
+    r.finish(0);
 }
 
 /// Serves a stream of a tunnel to its end.
@@ -236,9 +312,16 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) => first.extend_from_slice(&buf[..n]),
             Err(_) => {
-                let Some((mut other, lease)) = raw(w, &call).await else {
+                let mut found = match raw(w, &call).await {
+                    Ok(f) => Some(f),
                     // Bytes of which nothing is known are not let through, or there is no endpoint: a request may still come,
                     // and will be told.
+                    Err(r) => {
+                        r.forget();
+                        None
+                    }
+                };
+                let Some(other) = &mut found else {
                     match io.read(&mut buf).await {
                         Ok(0) | Err(_) => return,
                         Ok(n) => first.extend_from_slice(&buf[..n]),
@@ -254,15 +337,18 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
                         // The client after all; it may be HTTP, and then goes the way of HTTP.
                         Ok(n) => first.extend_from_slice(&buf[..n]),
                     },
-                    r = other.read(&mut there) => match r {
+                    r = other.io.read(&mut there) => match r {
                         Ok(n) if n > 0 => {
-                            other.unread(Bytes::copy_from_slice(&there[..n]));
-                            return carry(io, other, lease).await;
+                            other.io.unread(Bytes::copy_from_slice(&there[..n]));
+                            if let Some(found) = found {
+                                carry(io, found).await;
+                            }
+                            return;
                         }
                         _ => return,
                     },
                 }
-                early = Some((other, lease));
+                early = found;
             }
         }
     }
@@ -280,11 +366,13 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
     io.unread(first.into());
     if !declared && !two && !one {
         return match early {
-            Some((other, lease)) => carry(io, other, lease).await,
+            Some(early) => carry(io, early).await,
             None => tcp(w, &call, io).await,
         };
     }
-    drop(early);
+    if let Some(early) = early {
+        early.record.forget();
+    }
     requests(w, call, io, two).await;
 }
 
@@ -313,9 +401,8 @@ where
     } else {
         let http1 = codec::server1(patience);
         let conn = std::pin::pin!(http1.serve_connection(TokioIo::new(io), service).with_upgrades());
-        let ended = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
-        if ended.is_err_and(|e| e.is_parse_too_large()) {
-            handling::too_large(w, &own);
+        if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await {
+            unreadable(w, &own, &e);
         }
     }
     w.shared.gate.note_evicted(place.as_deref());
@@ -371,75 +458,96 @@ fn is_http1(b: &[u8]) -> bool {
 }
 
 /// Carries bytes to an endpoint.
-async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
+pub async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
     match raw(w, call).await {
-        Some((other, lease)) => carry(io, other, lease).await,
-        None => io.reset(),
+        Ok(to) => carry(io, to).await,
+        // It is told when it is dropped.
+        Err(_) => io.reset(),
     }
 }
 
+/// A byte stream to an endpoint, its place on a tunnel, and what is to be told of it.
+pub struct Carrying {
+    pub io: Io,
+    lease: Option<Lease>,
+    pub record: Box<Record>,
+}
+
 /// A byte stream to an endpoint, by the service's rules for connections.
-async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
+async fn raw(w: &Rc<Worker>, call: &Call) -> Result<Carrying, Box<Record>> {
     let s = w.snapshot();
-    let service = call.service()?;
+    let mut record = call.connection(w, &s);
+    let Some(service) = call.service() else { return Err(record) };
     if let Some(a) = s.access_to(service)
-        && let Some(why) = call.judged(w, a, None)
+        && let Some(by) = call.judged(w, a, None)
     {
-        tracing::info!(target: "access", peer = call.caller(), service = %service.hostname, error = why, "connection refused");
-        return None;
+        record.details = by.details.into();
+        return Err(record.failed(Flag::None, &by.error));
     }
-    let rule = s.routes.get(&service.key).and_then(|r| {
-        let t = r.table(call.namespace()).find_tcp(&call.tcp())?;
-        t.pick(w.turn(Turn::Weight, t.total_weight()))
-    });
+    let rule = s.routes.get(&service.key).and_then(|r| r.table(call.namespace()).find_tcp(&call.tcp()));
+    if let Some(r) = rule {
+        record.route.clone_from(&r.origin);
+    }
+    let rule = rule.and_then(|t| t.pick(w.turn(Turn::Weight, t.total_weight())));
     let key = match rule {
-        Some(d) if d.refuse_status != 0 => return None,
+        Some(d) if d.refuse_status != 0 => return Err(record.failed(Flag::NoCluster, "no destination")),
         Some(d) => call.key(w, &s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
         None => call.key(w, &s, &service.key, call.port, &Arc::default()),
     };
     let Some(set) = w.destination(&s, call, &key, call.tcp().sni) else {
-        let name = call.tcp().sni.unwrap_or_default();
-        tracing::info!(target: "access", peer = call.caller(), service = %service.hostname, sni = name, error = "no such destination", "connection refused");
-        return None;
+        return Err(record.failed(Flag::NoCluster, "no such destination"));
     };
     let speaks = if call.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
-    open(w, &set, call.from, speaks).await
+    open(w, set, call.from, speaks, record).await
 }
 
 /// A byte stream to one of the endpoints; some are tried.
+///
+/// # Errors
+/// The record says why there is none.
 pub async fn open(
     w: &Rc<Worker>,
-    set: &Set,
+    set: Rc<Set>,
     from: SocketAddr,
     speaks: Speaks,
-) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
+    mut record: Box<Record>,
+) -> Result<Carrying, Box<Record>> {
+    record.destination = Some((&*set).into());
     let mut tried = vec![];
     while tried.len() < 3 {
-        let i = crate::balance::choose(set, None, &tried, |n| w.random(n))?;
+        let Some(i) = crate::balance::choose(&set, None, &tried, |n| w.random(n)) else { break };
         let m = &set.members[i];
-        match upstream::open(w, set, m, from, speaks).await {
-            Ok(x) => return Some(x),
+        record.workload = Some((m.workload.clone(), m.address));
+        match upstream::open(w, &set, m, from, speaks).await {
+            Ok((io, lease)) => return Ok(Carrying { io, lease, record: record.failed(Flag::None, "") }),
             Err(e) => {
                 tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = e, "connection failed");
                 set.result(m, None);
                 tried.push(m.workload.uid.clone());
+                record = record.failed(Flag::ConnectFailure, &e);
             }
         }
     }
-    None
+    if tried.is_empty() {
+        record = record.failed(Flag::NoHealthy, "no endpoint");
+    }
+    Err(record)
 }
 
-/// Carries bytes both ways until both have ended.
-pub async fn carry<I>(mut a: I, mut b: Io, lease: Option<karst_hbone::pool::Lease>)
+/// Carries bytes both ways until both have ended; then it is told, also where this is given up.
+pub async fn carry<I>(client: I, to: Carrying)
 where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    if tokio::io::copy_bidirectional(&mut a, &mut b).await.is_err() {
-        a.reset();
+    let Carrying { io: mut b, lease, mut record } = to;
+    let mut a = Metered::new(client, record.established());
+    if let Err(e) = tokio::io::copy_bidirectional(&mut a, &mut b).await {
+        record.error = e.to_string();
+        a.io.reset();
         b.reset();
     }
     let _ = (a.shutdown().await, b.shutdown().await);
-    drop(lease);
+    drop((lease, record));
 }
 
 #[cfg(test)]

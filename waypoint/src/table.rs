@@ -443,6 +443,7 @@ pub fn status(n: u32) -> Result<http::StatusCode, String> {
 /// Where connections go.
 #[derive(Debug)]
 pub struct TcpRule {
+    pub origin: String,
     ports: Vec<u32>,
     labels: BTreeMap<String, String>,
     namespace: String,
@@ -453,6 +454,7 @@ pub struct TcpRule {
 impl TcpRule {
     fn new(r: &ir::TcpRule) -> Self {
         Self {
+            origin: r.origin.clone(),
             ports: r.ports.clone(),
             labels: r.source_labels.clone(),
             namespace: r.source_namespace.clone(),

@@ -1,7 +1,7 @@
 //! What is told of requests, where it differs from the standard: Istio's Telemetry, with expressions in CEL over Envoy's
 //! attributes. Costs nothing where nobody has asked for it.
 
-use crate::{metrics::AllLabels, reply::Record};
+use crate::{metrics::AllLabels, record::Record};
 use cel::{Context, Program, Value};
 use karst_api::{MAX_EXPRESSION, route as ir};
 use karst_proxy::labels::{Labels, put};
@@ -167,12 +167,14 @@ fn attributes(of: &str, r: &Record, sent: u64) -> HashMap<String, Value> {
         "response" => {
             out.insert("code".into(), int(u64::from(r.answered)));
             out.insert("size".into(), int(sent));
+            out.insert("code_details".into(), r.details.to_string().into());
             if let Some(g) = r.grpc {
                 out.insert("grpc_status".into(), int(u64::from(g)));
             }
         }
         "connection" => {
             text("uri_san_peer_certificate", &r.principal);
+            text("requested_server_name", r.sni.as_deref().unwrap_or_default());
             out.insert("mtls".into(), Value::Bool(!r.principal.is_empty()));
         }
         "source" => {
@@ -180,7 +182,8 @@ fn attributes(of: &str, r: &Record, sent: u64) -> HashMap<String, Value> {
             out.insert("port".into(), int(u64::from(r.from.port())));
         }
         "destination" => {
-            out.insert("port".into(), int(u64::from(r.port)));
+            text("address", &r.to.to_string());
+            out.insert("port".into(), int(u64::from(r.to.port())));
         }
         "upstream" => {
             text("address", &peer.map(|p| p.to_string()).unwrap_or_default());

@@ -4,18 +4,15 @@
 
 use crate::{
     access::Access,
-    cluster, codec,
-    config::Config,
+    codec,
     control::Snapshot,
-    gate::Gate,
     gateway::Gateway,
-    metrics::Metrics,
     serve::{self, Call, Called},
     table::Routes,
-    worker::{Shared, Worker},
+    testing::{LINES, worker},
+    worker::Worker,
 };
 use bytes::Bytes;
-use clap::Parser;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
 use hyper::{body::Incoming, service::service_fn};
@@ -24,7 +21,7 @@ use karst_api::{
     route::{self as ir, text::Kind},
     workload::AppProtocol,
 };
-use karst_proxy::{crew::Crew, secrets, testing};
+use karst_proxy::testing;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -37,7 +34,6 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::TcpListener,
-    sync::{mpsc, watch},
 };
 
 const KEY: &str = "ns/s.ns.svc.cluster.local";
@@ -121,7 +117,6 @@ async fn read_head<I: AsyncReadExt + Unpin>(s: &mut I) -> Option<String> {
 struct Proxy {
     worker: Rc<Worker>,
     at_gateway: bool,
-    _drain: karst_rt::drain::Drain,
 }
 
 impl Proxy {
@@ -131,28 +126,10 @@ impl Proxy {
         let mut service = testing::service("s", "10.96.0.1", &[(80, e.port.into())]);
         service.ports[0].app_protocol = speaks as i32;
         let mut s = Snapshot::new("");
-        s.mesh = testing::snapshot(vec![app, testing::pod("waypoint", "10.0.1.1", &[])], vec![service]);
+        s.mesh = testing::snapshot(vec![app, testing::pod("own", "10.0.1.1", &[])], vec![service]);
         change(&mut s);
         let at_gateway = s.gateway.is_some();
-        let names = ["karst-waypoint", "--pod-name", "waypoint", "--pod-namespace", "ns", "--account", "waypoint"];
-        let config = Config::try_parse_from(names).unwrap();
-        let (crew, _) = Crew::new(1);
-        let ca = config.remotes().unwrap().1;
-        let shared = Shared {
-            identity: config.identity().unwrap(),
-            state: watch::channel(Arc::new(s)).1,
-            configured: watch::channel(true).1,
-            secrets: secrets::Manager::new(ca, 1, String::new(), watch::channel(true).1).secrets(),
-            metrics: Metrics::default(),
-            clusters: cluster::Clusters::new(at_gateway),
-            gate: Gate::new(1024),
-            crew,
-            ports: watch::channel(crate::edge::Ports::default()).1,
-            config,
-        };
-        let (drain, watch) = karst_rt::drain::new();
-        let worker = Rc::new(Worker::new(Arc::new(shared), 0, mpsc::unbounded_channel().0, watch));
-        Self { worker, at_gateway, _drain: drain }
+        Self { worker: worker(s, if at_gateway { "router" } else { "waypoint" }), at_gateway }
     }
 
     /// A client's connection.
@@ -255,6 +232,8 @@ fn only_websocket_is_tunnelled_and_only_if_the_answer_names_it() {
             assert!(a.starts_with("HTTP/1.1 502 "), "{headers}: {a}");
         }
         assert!(p.counted(&["response_code=\"502\"", "response_flags=\"UPE\""]));
+        let line = LINES.take().pop().unwrap();
+        assert!(line.contains(" 502 UPE upstream_reset_before_response_started{protocol_error} - "), "{line}");
         let mut client = p.connect(false);
         let a =
             asked(&mut client, &get("/chat", "connection: keep-alive, upgrade\r\nupgrade: h2c, websocket\r\n")).await;
@@ -453,10 +432,10 @@ fn operators_in_headers_are_put_in() {
         for (text, want) in [
             (&head, "x-a: me//path?q=1\r\n"),
             (&head, "x-b: 10.0.0.9|10.0.0.9:1234|80\r\n"),
-            (&head, "x-c: HTTP/1.1 waypoint route spiffe://cluster.local/ns/app/sa/web 5%\r\n"),
+            (&head, "x-c: HTTP/1.1 own route spiffe://cluster.local/ns/app/sa/web 5%\r\n"),
             (&head, "x-d: GET http://s\r\n"),
             (&head, "x-kept: client\r\n"),
-            (&a, "x-a: 200 app me inbound-vip|80||s.ns.svc.cluster.local\r\n"),
+            (&a, "x-a: 200 app me inbound-vip|80|http|s.ns.svc.cluster.local\r\n"),
             (&a, "x-b: 127.0.0.1 -\r\n"),
             (&a, "x-kept: app\r\n"),
         ] {

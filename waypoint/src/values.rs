@@ -1,6 +1,6 @@
 //! What operators in headers' values stand for, of a request that is under way.
 
-use crate::{entry::Authority, operators::Values, reply::Record, serve::Call};
+use crate::{entry::Authority, operators::Values, record::Record, serve::Call};
 use http::{HeaderMap, header, request::Parts};
 use karst_core::operators::{Header, Operator, Piece, time};
 use std::net::SocketAddr;

@@ -162,7 +162,7 @@ pub fn run(
 }
 
 impl Worker {
-    /// One without connections.
+    /// A worker without connections.
     pub fn new(shared: Arc<Shared>, number: usize, lingering: stream::Lingering, drain: drain::Watch) -> Self {
         let settings = shared.config.tunnels();
         Self {

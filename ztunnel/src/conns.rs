@@ -3,13 +3,16 @@
 
 use crate::{
     inpod::LocalPod,
-    metrics::{Metrics, Reporter, Traffic},
+    metrics::{Metrics, Reporter},
     outcome::Outcome,
     state::{Service, Snapshot, Workload},
 };
 use karst_hbone::copy::Counts;
 use karst_policy::{Action, Connection, Policy, Verdict, Would, authorize, dry_run};
-use karst_proxy::dry_run::summary;
+use karst_proxy::{
+    dry_run::summary,
+    traffic::{Between, Traffic},
+};
 use karst_rt::log::{self, Format};
 use std::{
     cell::{Cell, RefCell},
@@ -47,8 +50,15 @@ pub struct Conn {
 impl Conn {
     /// The series that it counts in.
     fn series(&self, m: &Metrics, flag: &'static str) -> Arc<Traffic> {
-        let (source, destination) = (self.source.as_deref(), self.destination.as_deref());
-        m.traffic(self.reporter, source, destination, self.service.as_deref(), self.mtls, flag)
+        let between = Between {
+            reporter: self.reporter.text(),
+            source: self.source.as_deref(),
+            destination: self.destination.as_deref(),
+            service: self.service.as_deref(),
+            mtls: self.mtls,
+            security: if self.mtls { "mutual_tls" } else { "unknown" },
+        };
+        m.traffic.series(&between, flag)
     }
 }
 

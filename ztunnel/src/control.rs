@@ -14,7 +14,7 @@ use karst_xds::client::{Ended, Handler, Update};
 use std::{
     collections::HashMap,
     net::{TcpListener, UdpSocket},
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
@@ -119,14 +119,10 @@ impl Handler for Writer {
     fn ended(&self, why: Ended) {
         self.stream.send_replace(false);
         self.asker.forget();
-        if let Some(c) = self.metrics.xds_ended.get(why as usize) {
-            c.fetch_add(1, Relaxed);
-        }
+        self.metrics.discovery.ended(why);
     }
     fn received(&self, type_url: &str, bytes: usize) {
-        let mut m = self.metrics.xds_messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let e = m.entry(type_url.into()).or_default();
-        *e = (e.0 + 1, e.1 + bytes as u64);
+        self.metrics.discovery.received(type_url, bytes);
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
 };
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limits};
 use karst_hbone::{copy, server, stream::TlsStream};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
@@ -225,7 +225,27 @@ pub fn target<B>(
             return guard_port(target).map(|t| (SocketAddr::new(to.ip(), t), Some(svc.clone())));
         }
     };
-    guard_port(port).map(|p| (SocketAddr::new(to.ip(), p), None))
+    guard_port(port).map(|p| (SocketAddr::new(to.ip(), p), named(s, own, r.headers())))
+}
+
+/// The service of the pod's that the client says it has called (`forwarded: for=...;host=NAME`). Any other name counts for nothing.
+fn named(s: &Snapshot, own: &OwnPod<'_>, h: &HeaderMap) -> Option<Arc<Service>> {
+    let mut pairs =
+        h.get(http::header::FORWARDED)?.to_str().ok()?.split([';', ',']).filter_map(|p| p.trim().split_once('='));
+    let host = pairs.find(|(k, _)| k.eq_ignore_ascii_case("host")).map(|(_, v)| v.trim_matches('"'))?;
+    let mut all = s.own_pod(own)?.services.iter().filter_map(|(k, _)| s.services.get(k));
+    all.find(|x| *x.hostname == *host).cloned()
+}
+
+/// The service that a connection to a port of a workload is for, where nobody says: the first of its services that has this port
+/// as a target (Istio's guess). For the log and metrics only: nothing is decided by it.
+fn guess(s: &Snapshot, own: &Workload, port: u16) -> Option<Arc<Service>> {
+    own.services.iter().find_map(|(key, ports)| {
+        let service = s.services.get(key)?;
+        let of_service = service.ports.iter().any(|(_, target)| *target == port);
+        // A named port is the endpoint's.
+        (of_service || ports.iter().any(|(_, target)| *target == port)).then(|| service.clone())
+    })
 }
 
 fn guard_port(p: u16) -> Result<u16, Outcome> {
@@ -257,7 +277,7 @@ pub struct Ask {
     pub hbone: Option<SocketAddr>,
     /// Who, as proven.
     pub identity: Option<Identity>,
-    /// By which service.
+    /// By which service; None: nobody has said.
     pub service: Option<Arc<Service>>,
 }
 
@@ -267,6 +287,7 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<T
     let source = known.as_ref().and_then(|(s, _)| s.workload(ask.from.ip()).cloned());
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
     let source = source.filter(|s| ask.identity.as_ref().is_none_or(|i| *i == s.identity));
+    let service = ask.service.or_else(|| known.as_ref().and_then(|(s, own)| guess(s, own, ask.to.port())));
     let own: Option<Arc<Workload>> = known.map(|(_, own)| own);
     let check = Connection {
         source_identity: ask.identity.clone(),
@@ -281,7 +302,7 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<T
         hbone_addr: ask.hbone,
         source,
         destination: own.clone(),
-        service: ask.service,
+        service,
         mtls: ask.identity.is_some(),
         source_identity: ask.identity,
         check: Some(check.clone()),
@@ -384,6 +405,7 @@ pub async fn carry(w: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -421,6 +443,41 @@ mod tests {
         assert_eq!(text(judge(&s, &own("a"), false, &check)), "NotAllowed", "some is not for it");
         let closed = text(judge(&s, &own("b"), false, &check));
         assert!(closed.contains("ns/some"), "some may be for it: {closed}");
+    }
+
+    #[test]
+    fn the_service_is_the_one_that_is_named_or_has_the_port() {
+        use karst_proxy::testing::{pod, service, snapshot};
+        let key = |name: &str| format!("ns/{name}.ns.svc.cluster.local");
+        let (a, b, c) = (key("a"), key("b"), key("c"));
+        // Port 80 of `b` is a named port, which this pod has at 8081.
+        let own: &[(&str, &[(u32, u32)])] = &[(&a, &[(80, 8080)]), (&b, &[(80, 8081)]), (&c, &[(80, 8080)])];
+        let services = vec![
+            service("c", "10.96.0.3", &[(80, 8080)]),
+            service("b", "10.96.0.2", &[(80, 0)]),
+            service("a", "10.96.0.1", &[(80, 8080)]),
+            service("other", "10.96.0.4", &[(80, 9090)]),
+        ];
+        let s = snapshot(vec![pod("p", "10.0.0.1", own)], services);
+        let pod = OwnPod { namespace: "ns", name: "p", account: "p", uid: None };
+        let w = s.own_pod(&pod).unwrap().clone();
+        let name = |s: Option<Arc<Service>>| s.map_or("-".into(), |s| s.name.to_string());
+        let guessed = |port| name(guess(&s, &w, port));
+        assert_eq!([guessed(8080), guessed(8081), guessed(9090)], ["a", "b", "-"]);
+        let asked = |forwarded: Option<&str>| {
+            let mut r = http::Request::connect("10.0.0.1:8080");
+            if let Some(f) = forwarded {
+                r = r.header("forwarded", f);
+            }
+            let (to, service) = target(&s, &pod, &r.body(()).unwrap(), ([10, 0, 0, 1], 15008).into()).unwrap();
+            assert_eq!(to, SocketAddr::from(([10, 0, 0, 1], 8080)));
+            name(service)
+        };
+        assert_eq!(asked(None), "-");
+        assert_eq!(asked(Some("for=\"10.0.0.9:1\"")), "-");
+        assert_eq!(asked(Some("for=\"10.0.0.9:1\";host=c.ns.svc.cluster.local")), "c", "as our own ztunnel says it");
+        assert_eq!(asked(Some("for=x; Host=\"c.ns.svc.cluster.local\";proto=http")), "c", "and others");
+        assert_eq!(asked(Some("host=other.ns.svc.cluster.local")), "-", "the pod is no endpoint of that");
     }
 
     #[test]

@@ -1,27 +1,24 @@
-//! Traffic metrics with Istio's names and labels. Counters are found once for each connection and then only added to.
-//! Series that have not changed for a while are dropped, and their number is bounded: label values come from the control
-//! plane, but workloads come and go.
+//! The metrics of the process, with Istio's names and labels; those of connections are in [`karst_proxy::traffic`].
 
-use crate::state::{Service, Workload};
+use crate::state::Workload;
 use karst_proxy::{
+    discovery,
     dry_run::DryRuns,
     labels::{put, side},
+    traffic,
 };
 use karst_rt::admission::Counts;
 use std::{
     collections::HashMap,
     fmt::Write,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
 };
 
-/// Most series of traffic; beyond, the ones unused for longest are dropped.
+/// Most series of what is counted by host name; beyond, they begin anew.
 const MAX_SERIES: usize = 20_000;
-/// Series without change for this long are dropped.
-const SERIES_IDLE: Duration = Duration::from_secs(3600);
 
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,36 +27,23 @@ pub enum Reporter {
     Destination,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    reporter: Reporter,
-    source: Option<Arc<str>>,
-    destination: Option<Arc<str>>,
-    service: Option<Arc<str>>,
-    flag: &'static str,
-    mtls: bool,
-}
-
-/// The counters of one series.
-#[derive(Debug)]
-pub struct Traffic {
-    labels: String,
-    pub opened: AtomicU64,
-    pub closed: AtomicU64,
-    pub failed: AtomicU64,
-    /// Istio: received are bytes from the client.
-    pub received: AtomicU64,
-    pub sent: AtomicU64,
-    used: Mutex<Instant>,
+impl Reporter {
+    /// As the label has it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Reporter::Source => "source",
+            Reporter::Destination => "destination",
+        }
+    }
 }
 
 /// All metrics of the process.
 pub struct Metrics {
-    series: Mutex<HashMap<Key, Arc<Traffic>>>,
+    /// Of connections.
+    pub traffic: traffic::Table,
     pub open_source: AtomicI64,
     pub open_destination: AtomicI64,
-    pub xds_ended: [AtomicU64; 4],
-    pub xds_messages: Mutex<HashMap<String, (u64, u64)>>,
+    pub discovery: discovery::Counts,
     pub pods: AtomicI64,
     pub pods_started: AtomicU64,
     pub pods_stopped: AtomicU64,
@@ -82,11 +66,10 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self {
-            series: Mutex::default(),
+            traffic: traffic::Table::default(),
             open_source: AtomicI64::new(0),
             open_destination: AtomicI64::new(0),
-            xds_ended: Default::default(),
-            xds_messages: Mutex::default(),
+            discovery: discovery::Counts::default(),
             pods: AtomicI64::new(0),
             pods_started: AtomicU64::new(0),
             pods_stopped: AtomicU64::new(0),
@@ -105,44 +88,6 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// The series of a connection.
-    pub fn traffic(
-        &self,
-        reporter: Reporter,
-        source: Option<&Workload>,
-        destination: Option<&Workload>,
-        service: Option<&Service>,
-        mtls: bool,
-        flag: &'static str,
-    ) -> Arc<Traffic> {
-        let key = Key {
-            reporter,
-            source: source.map(|w| w.uid.clone()),
-            destination: destination.map(|w| w.uid.clone()),
-            service: service.map(|s| s.key.clone()),
-            flag,
-            mtls,
-        };
-        let mut m = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(t) = m.get(&key) {
-            return t.clone();
-        }
-        if m.len() >= MAX_SERIES {
-            evict(&mut m);
-        }
-        let t = Arc::new(Traffic {
-            labels: labels(reporter, source, destination, service, mtls, flag),
-            opened: AtomicU64::new(0),
-            closed: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            used: Mutex::new(Instant::now()),
-        });
-        m.insert(key, t.clone());
-        t
-    }
-
     /// Notes that an endpoint's host name had to be resolved for a connection.
     pub fn on_demand_dns(&self, source: &Workload, host: &str) {
         let mut labels = String::with_capacity(400);
@@ -158,61 +103,14 @@ impl Metrics {
     /// The page, in the text format.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        let mut series: Vec<Arc<Traffic>> = {
-            let mut m = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-            m.retain(|_, t| {
-                Arc::strong_count(t) > 1
-                    || t.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SERIES_IDLE
-            });
-            m.values().cloned().collect()
-        };
-        series.sort_by(|a, b| a.labels.cmp(&b.labels));
-        for (name, help, get) in [
-            (
-                "istio_tcp_connections_opened_total",
-                "TCP connections opened.",
-                (|t: &Traffic| &t.opened) as fn(&Traffic) -> &AtomicU64,
-            ),
-            ("istio_tcp_connections_closed_total", "TCP connections closed.", |t| &t.closed),
-            ("istio_tcp_connections_failed_total", "TCP connections that did not come about.", |t| &t.failed),
-            ("istio_tcp_received_bytes_total", "Bytes from the client.", |t| &t.received),
-            ("istio_tcp_sent_bytes_total", "Bytes to the client.", |t| &t.sent),
-        ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
-            for t in &series {
-                let v = get(t).load(Relaxed);
-                if v > 0 || !name.ends_with("failed_total") {
-                    let _ = writeln!(out, "{name}{{{}}} {v}", t.labels);
-                }
-            }
-        }
+        self.traffic.render(&mut out);
         let _ = writeln!(
             out,
             "# HELP istio_tcp_sockets_open Open connections.\n# TYPE istio_tcp_sockets_open gauge\nistio_tcp_sockets_open{{reporter=\"source\"}} {}\nistio_tcp_sockets_open{{reporter=\"destination\"}} {}",
             self.open_source.load(Relaxed),
             self.open_destination.load(Relaxed)
         );
-        let _ = writeln!(
-            out,
-            "# HELP istio_xds_connection_terminations_total Ends of the configuration stream.\n# TYPE istio_xds_connection_terminations_total counter"
-        );
-        for (i, reason) in ["ConnectionError", "Error", "Reconnect", "Complete"].iter().enumerate() {
-            let _ = writeln!(
-                out,
-                "istio_xds_connection_terminations_total{{reason=\"{reason}\"}} {}",
-                self.xds_ended.get(i).map_or(0, |c| c.load(Relaxed))
-            );
-        }
-        let messages = self.xds_messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (name, help, pick) in [
-            ("istio_xds_message_total", "Configuration messages.", (|v: &(u64, u64)| v.0) as fn(&(u64, u64)) -> u64),
-            ("istio_xds_message_bytes_total", "Bytes of configuration messages.", |v| v.1),
-        ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
-            for (url, v) in &messages {
-                let _ = writeln!(out, "{name}{{url=\"{url}\"}} {}", pick(v));
-            }
-        }
+        self.discovery.render(&mut out);
         for (name, kind, help, v) in [
             (
                 "workload_manager_active_proxy_count",
@@ -269,66 +167,5 @@ impl Metrics {
             "# HELP process_open_fds Open descriptors.\n# TYPE process_open_fds gauge\nprocess_open_fds {fds}"
         );
         out
-    }
-}
-
-impl Traffic {
-    /// Notes that the series is in use.
-    pub fn touch(&self) {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-}
-
-fn evict(m: &mut HashMap<Key, Arc<Traffic>>) {
-    let mut idle: Vec<(Instant, Key)> = m
-        .iter()
-        .filter(|(_, t)| Arc::strong_count(t) == 1)
-        .map(|(k, t)| (*t.used.lock().unwrap_or_else(PoisonError::into_inner), k.clone()))
-        .collect();
-    idle.sort_by_key(|(t, _)| *t);
-    for (_, k) in idle.iter().take(MAX_SERIES / 10) {
-        m.remove(k);
-    }
-}
-
-fn labels(
-    reporter: Reporter,
-    source: Option<&Workload>,
-    destination: Option<&Workload>,
-    service: Option<&Service>,
-    mtls: bool,
-    flag: &str,
-) -> String {
-    let mut out = String::with_capacity(800);
-    let place = source.is_some() || destination.is_some();
-    put(&mut out, "reporter", if reporter == Reporter::Source { "source" } else { "destination" });
-    side(&mut out, "source", source, mtls, place);
-    side(&mut out, "destination", destination, mtls, place);
-    put(&mut out, "destination_service", service.map_or("", |s| &s.hostname));
-    put(&mut out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
-    put(&mut out, "destination_service_name", service.map_or("", |s| &s.name));
-    put(&mut out, "request_protocol", "tcp");
-    put(&mut out, "response_flags", flag);
-    put(&mut out, "connection_security_policy", if mtls { "mutual_tls" } else { "unknown" });
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn series_have_istios_labels() {
-        let m = Metrics::default();
-        let t = m.traffic(Reporter::Source, None, None, None, true, "-");
-        t.opened.fetch_add(1, Relaxed);
-        let page = m.render();
-        assert!(
-            page.contains("istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"unknown\","),
-            "{page}"
-        );
-        assert!(page.contains("connection_security_policy=\"mutual_tls\"} 1"));
-        assert!(!page.contains("source_region"), "absent when neither workload is known");
-        assert!(Arc::ptr_eq(&t, &m.traffic(Reporter::Source, None, None, None, true, "-")));
     }
 }

@@ -5,13 +5,16 @@
 //! - [`secrets`]: certificates, fetched when first needed and renewed in time.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
 //! - [`crew`]: the workers of a process as they see each other.
+//! - [`discovery`]: metrics of the way to the control plane.
 //! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
 //! - [`revocation`]: the file with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
+//! - [`traffic`]: Istio's metrics of connections.
 
 pub mod crew;
+pub mod discovery;
 pub mod dry_run;
 pub mod endpoints;
 pub mod labels;
@@ -23,3 +26,4 @@ pub mod secrets;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod traffic;

@@ -16,14 +16,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 /// What writes the log to the proxy's output, and what serves its metrics. Others cannot be configured.
 const LOG: &str = "envoy";
 const METRICS: &str = "prometheus";
-/// Metrics that waypoints and gateways have, by Istio's names and by their own.
+/// Metrics of waypoints and gateways that can be changed, by Istio's names and by their own.
 const KNOWN: [(&str, &str, ir::Metric); 4] = [
     ("REQUEST_COUNT", "istio_requests_total", ir::Metric::RequestCount),
     ("REQUEST_DURATION", "istio_request_duration_milliseconds", ir::Metric::RequestDuration),
     ("REQUEST_SIZE", "istio_request_bytes", ir::Metric::RequestSize),
     ("RESPONSE_SIZE", "istio_response_bytes", ir::Metric::ResponseSize),
 ];
-/// Those that these proxies do not have.
+/// Those that are told as they are, or not at all: an override of theirs changes nothing.
 const OTHERS: [&str; 6] = [
     "TCP_OPENED_CONNECTIONS",
     "TCP_CLOSED_CONNECTIONS",

@@ -1,0 +1,85 @@
+//! Istio's metrics of the configuration stream: the same at both proxies.
+
+use karst_xds::client::Ended;
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// Why a stream has ended, in the order of the counters.
+const REASONS: [Ended; 4] = [Ended::ConnectionError, Ended::Error, Ended::Reconnect, Ended::Complete];
+
+/// The counters of a process.
+#[derive(Debug, Default)]
+pub struct Counts {
+    ended: [AtomicU64; REASONS.len()],
+    /// Number and bytes, by type.
+    messages: Mutex<BTreeMap<String, (u64, u64)>>,
+}
+
+impl Counts {
+    /// A stream has ended.
+    pub fn ended(&self, why: Ended) {
+        for (reason, n) in REASONS.iter().zip(&self.ended) {
+            n.fetch_add(u64::from(*reason == why), Relaxed);
+        }
+    }
+
+    /// A message has come. (What types there are the control plane says.)
+    pub fn received(&self, type_url: &str, bytes: usize) {
+        let mut all = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.contains_key(type_url) {
+            all.insert(type_url.into(), (0, 0));
+        }
+        if let Some((n, sum)) = all.get_mut(type_url) {
+            *n += 1;
+            *sum += bytes as u64;
+        }
+    }
+
+    /// Adds them to the metrics page.
+    pub fn render(&self, out: &mut String) {
+        let name = "istio_xds_connection_terminations_total";
+        let _ = writeln!(out, "# HELP {name} Ends of the configuration stream.\n# TYPE {name} counter");
+        for (reason, n) in REASONS.iter().zip(&self.ended) {
+            let _ = writeln!(out, "{name}{{reason=\"{reason:?}\"}} {}", n.load(Relaxed));
+        }
+        let all = self.messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (name, help, pick) in [
+            ("istio_xds_message_total", "Configuration messages.", (|v: &(u64, u64)| v.0) as fn(&(u64, u64)) -> u64),
+            ("istio_xds_message_bytes_total", "Bytes of configuration messages.", |v| v.1),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            for (url, v) in &all {
+                let _ = writeln!(out, "{name}{{url=\"{url}\"}} {}", pick(v));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_and_ends_are_counted() {
+        let c = Counts::default();
+        c.received("t", 10);
+        c.received("t", 5);
+        c.ended(Ended::Reconnect);
+        let mut page = String::new();
+        c.render(&mut page);
+        for line in [
+            "istio_xds_message_total{url=\"t\"} 2",
+            "istio_xds_message_bytes_total{url=\"t\"} 15",
+            "istio_xds_connection_terminations_total{reason=\"ConnectionError\"} 0",
+            "istio_xds_connection_terminations_total{reason=\"Reconnect\"} 1",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+        }
+    }
+}

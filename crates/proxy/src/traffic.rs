@@ -1,0 +1,199 @@
+//! Istio's metrics of connections: the same series at both proxies. A series is found once for each connection and then only added
+//! to. Those that have not changed for a while are dropped, and their number is bounded: label values come from the control plane,
+//! but workloads come and go.
+
+use crate::{
+    labels::{put, side},
+    state::{Service, Workload},
+};
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// Most series; beyond, the ones unused for longest are dropped.
+const MAX_SERIES: usize = 20_000;
+/// Series without change for this long are dropped.
+const SERIES_IDLE: Duration = Duration::from_secs(3600);
+
+/// Between whom a connection is, and who tells of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Between<'a> {
+    /// The label `reporter`.
+    pub reporter: &'static str,
+    /// Who has opened it.
+    pub source: Option<&'a Workload>,
+    /// Who serves it.
+    pub destination: Option<&'a Workload>,
+    /// What was called.
+    pub service: Option<&'a Service>,
+    /// Both sides have proven who they are: the labels name them.
+    pub mtls: bool,
+    /// The label `connection_security_policy`.
+    pub security: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    reporter: &'static str,
+    source: Option<Arc<str>>,
+    destination: Option<Arc<str>>,
+    service: Option<Arc<str>>,
+    flag: &'static str,
+    mtls: bool,
+    security: &'static str,
+}
+
+/// The counters of one series.
+#[derive(Debug)]
+pub struct Traffic {
+    labels: String,
+    /// Connections that have come about.
+    pub opened: AtomicU64,
+    /// Those of them that have ended.
+    pub closed: AtomicU64,
+    /// Connections that have not come about.
+    pub failed: AtomicU64,
+    /// Istio: received are bytes from the client.
+    pub received: AtomicU64,
+    /// Bytes to the client.
+    pub sent: AtomicU64,
+    used: Mutex<Instant>,
+}
+
+/// All series of a process.
+#[derive(Debug, Default)]
+pub struct Table(Mutex<HashMap<Key, Arc<Traffic>>>);
+
+impl Table {
+    /// The series of a connection. `flag`: Envoy's response flags, or ztunnel's.
+    pub fn series(&self, b: &Between<'_>, flag: &'static str) -> Arc<Traffic> {
+        let key = Key {
+            reporter: b.reporter,
+            source: b.source.map(|w| w.uid.clone()),
+            destination: b.destination.map(|w| w.uid.clone()),
+            service: b.service.map(|s| s.key.clone()),
+            flag,
+            mtls: b.mtls,
+            security: b.security,
+        };
+        let mut m = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(t) = m.get(&key) {
+            return t.clone();
+        }
+        if m.len() >= MAX_SERIES {
+            evict(&mut m);
+        }
+        let t = Arc::new(Traffic {
+            labels: labels(b, flag),
+            opened: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            used: Mutex::new(Instant::now()),
+        });
+        m.insert(key, t.clone());
+        t
+    }
+
+    /// Adds them to the metrics page.
+    pub fn render(&self, out: &mut String) {
+        let mut series: Vec<Arc<Traffic>> = {
+            let mut m = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            m.retain(|_, t| {
+                Arc::strong_count(t) > 1
+                    || t.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SERIES_IDLE
+            });
+            m.values().cloned().collect()
+        };
+        series.sort_by(|a, b| a.labels.cmp(&b.labels));
+        for (name, help, get) in [
+            (
+                "istio_tcp_connections_opened_total",
+                "TCP connections opened.",
+                (|t: &Traffic| &t.opened) as fn(&Traffic) -> &AtomicU64,
+            ),
+            ("istio_tcp_connections_closed_total", "TCP connections closed.", |t| &t.closed),
+            ("istio_tcp_connections_failed_total", "TCP connections that did not come about.", |t| &t.failed),
+            ("istio_tcp_received_bytes_total", "Bytes from the client.", |t| &t.received),
+            ("istio_tcp_sent_bytes_total", "Bytes to the client.", |t| &t.sent),
+        ] {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+            for t in &series {
+                let v = get(t).load(Relaxed);
+                if v > 0 || !name.ends_with("failed_total") {
+                    let _ = writeln!(out, "{name}{{{}}} {v}", t.labels);
+                }
+            }
+        }
+    }
+}
+
+impl Traffic {
+    /// Notes that the series is in use.
+    pub fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+fn evict(m: &mut HashMap<Key, Arc<Traffic>>) {
+    let mut idle: Vec<(Instant, Key)> = m
+        .iter()
+        .filter(|(_, t)| Arc::strong_count(t) == 1)
+        .map(|(k, t)| (*t.used.lock().unwrap_or_else(PoisonError::into_inner), k.clone()))
+        .collect();
+    idle.sort_by_key(|(t, _)| *t);
+    for (_, k) in idle.iter().take(MAX_SERIES / 10) {
+        m.remove(k);
+    }
+}
+
+fn labels(b: &Between<'_>, flag: &str) -> String {
+    let mut out = String::with_capacity(800);
+    let place = b.source.is_some() || b.destination.is_some();
+    put(&mut out, "reporter", b.reporter);
+    side(&mut out, "source", b.source, b.mtls, place);
+    side(&mut out, "destination", b.destination, b.mtls, place);
+    put(&mut out, "destination_service", b.service.map_or("", |s| &s.hostname));
+    put(&mut out, "destination_service_namespace", b.service.map_or("", |s| &s.namespace));
+    put(&mut out, "destination_service_name", b.service.map_or("", |s| &s.name));
+    put(&mut out, "request_protocol", "tcp");
+    put(&mut out, "response_flags", flag);
+    put(&mut out, "connection_security_policy", b.security);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn between(reporter: &'static str, security: &'static str) -> Between<'static> {
+        Between { reporter, source: None, destination: None, service: None, mtls: true, security }
+    }
+
+    #[test]
+    fn series_have_istios_labels() {
+        let all = Table::default();
+        let t = all.series(&between("source", "mutual_tls"), "-");
+        t.opened.fetch_add(1, Relaxed);
+        let mut page = String::new();
+        all.render(&mut page);
+        assert!(
+            page.contains("istio_tcp_connections_opened_total{reporter=\"source\",source_workload=\"unknown\","),
+            "{page}"
+        );
+        assert!(page.contains("connection_security_policy=\"mutual_tls\"} 1"), "{page}");
+        assert!(!page.contains("source_region"), "absent when neither workload is known");
+        assert!(!page.contains("failed_total{"), "nothing has failed");
+        assert!(Arc::ptr_eq(&t, &all.series(&between("source", "mutual_tls"), "-")));
+        assert!(!Arc::ptr_eq(&t, &all.series(&between("waypoint", "mutual_tls"), "-")));
+        assert!(!Arc::ptr_eq(&t, &all.series(&between("source", "unknown"), "-")));
+        assert!(!Arc::ptr_eq(&t, &all.series(&between("source", "mutual_tls"), "UF")));
+    }
+}
