@@ -7,6 +7,7 @@ pub mod deploy;
 mod endpoint;
 mod gateway_status;
 mod node;
+mod overlay;
 mod policy;
 mod policy_status;
 mod route_status;
@@ -219,6 +220,8 @@ type Bad = (String, String);
 pub struct Writes {
     /// Objects to make or bring in order, in this order.
     pub objects: Vec<(karst_kube::Ref, serde_json::Value)>,
+    /// Objects to remove before that, and the uid of the Gateway that each was made for.
+    pub removed: Vec<(karst_kube::Ref, String)>,
     /// Statuses.
     pub statuses: Vec<Write>,
 }
@@ -227,13 +230,14 @@ pub struct Writes {
 fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) -> Writes {
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
-    objects.extend(deploy::compile(&x, template));
+    let mut removed = vec![];
+    deploy::compile(&x, template, &mut objects, &mut removed);
     let (fronts, all) = (routes::gateways::Fronts::new(&x), route_status::all(&x));
     let mut statuses = status::compile(&x, now);
     statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
     statuses.extend(route_status::compile(&x, &fronts, &all, now));
     statuses.extend(policy_status::compile(&x, &fronts, &all, now));
-    Writes { objects, statuses }
+    Writes { objects, removed, statuses }
 }
 
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.

@@ -1,9 +1,9 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, service, waypoint};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, overlay, policy, service, waypoint};
 use karst_kube::Ref;
-use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Meta, ServiceEntry, StatusCondition};
+use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Listener, Meta, ServiceEntry, StatusCondition};
 use serde_json::{Value, json};
 
 /// A status that is not yet what it should be.
@@ -258,6 +258,19 @@ fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
     }
 }
 
+/// Can a waypoint be as it is written?
+fn accepted_waypoint(x: &Index<'_>, g: &Gateway) -> Condition {
+    let say = |status, reason, message| Condition { kind: "Accepted", status, reason, message };
+    let wrong = |(l, (_, text)): (&Listener, (&str, String))| format!("listener {:?}: {text}", l.name);
+    let bad = g.spec.listeners.iter().find_map(|l| Some((l, waypoint::wrong_listener(l)?))).map(wrong);
+    match (overlay::Overlays::of(x, g), bad) {
+        (Err(text), _) => say(false, "InvalidParameters", text),
+        (Ok(_), None) => say(true, "Accepted", "Resource accepted".into()),
+        // Those that can be are there.
+        (Ok(_), Some(text)) => say(waypoint::has_listener(g), "ListenersNotValid", text),
+    }
+}
+
 fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let m = &g.metadata;
     let deployment = x.deployments.get(&(m.namespace.as_str(), m.name.as_str()));
@@ -268,18 +281,11 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(deploy::MANAGED));
     let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
-    let bad = g.spec.listeners.iter().find(|l| l.protocol != "HBONE");
-    let accepted = match bad {
-        None => say("Accepted", true, "Accepted", "Resource accepted".into()),
-        Some(l) => say(
-            "Accepted",
-            false,
-            "ListenersNotValid",
-            format!("listener {:?}: a waypoint speaks only protocol HBONE, not {:?}", l.name, l.protocol),
-        ),
-    };
+    let accepted = accepted_waypoint(x, g);
     // A waypoint without a running pod is not ready: what is bound to it must not be sent there.
-    let programmed = if ready {
+    let programmed = if !accepted.status {
+        say("Programmed", false, "Invalid", "see Accepted".into())
+    } else if ready {
         let text = format!("Resource programmed, assigned to service(s) {host}:{}", waypoint::PORT);
         say("Programmed", true, "Programmed", text)
     } else if foreign {
@@ -288,8 +294,9 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     } else {
         say("Programmed", false, "AddressNotAssigned", format!("Service {host} has no pod that is available yet"))
     };
-    // What was ready once stays known: its pods may come and go.
-    let programmed_before = ready || (!g.status.addresses.is_empty() && service.is_some() && !foreign);
+    // What was ready once stays known: its pods may come and go, and an edit that is wrong takes no policy out of force.
+    let there = given.is_some() || (service.is_some() && !foreign);
+    let programmed_before = programmed.status || (!g.status.addresses.is_empty() && there);
     let addresses = if programmed_before { json!([{ "type": "Hostname", "value": host }]) } else { json!([]) };
     let same_address =
         g.status.addresses.iter().map(|a| a.value.as_str()).eq(programmed_before.then_some(host.as_str()));
@@ -297,11 +304,16 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let mut unchanged = same_address && same(&own, &g.status.conditions, m.generation);
     let mut listeners = Vec::new();
     for l in &g.spec.listeners {
-        let (fine, none) = (l.protocol == "HBONE", || "No errors found".to_string());
-        let why = || if fine { none() } else { format!("{:?} is not HBONE", l.protocol) };
+        let none = || "No errors found".to_string();
+        let [accepted, programmed] = match waypoint::wrong_listener(l) {
+            None => [say("Accepted", true, "Accepted", none()), say("Programmed", true, "Programmed", none())],
+            Some((reason, text)) => {
+                [say("Accepted", false, reason, text.clone()), say("Programmed", false, "Invalid", text)]
+            }
+        };
         let wanted = [
-            say("Accepted", fine, if fine { "Accepted" } else { "UnsupportedProtocol" }, why()),
-            say("Programmed", fine, if fine { "Programmed" } else { "Invalid" }, why()),
+            accepted,
+            programmed,
             say("Conflicted", false, "NoConflicts", none()),
             say("ResolvedRefs", true, "ResolvedRefs", none()),
         ];

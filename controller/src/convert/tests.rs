@@ -591,6 +591,107 @@ fn a_waypoint_gets_what_it_needs_once() {
     assert_eq!(address[0]["value"], "w.a.svc.cluster.local");
 }
 
+/// A waypoint that cannot be as it is written says so, by Gateway API's reasons; what is bound to it does not go there.
+#[test]
+fn a_waypoint_with_a_wrong_listener_is_not_programmed() {
+    const MADE: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: w, namespace: a, labels: {gateway.istio.io/managed: x}}\nstatus: {availableReplicas: 1}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: w, namespace: a, labels: {gateway.istio.io/managed: x}}\nspec: {clusterIP: 10.96.0.9}\n---\n";
+    let with = |listeners: &str, status: &str| {
+        let listener = "{name: mesh, port: 15008, protocol: HBONE}";
+        WAYPOINT.replace(listener, listeners).replace("STATUS", status) + MADE + &BOUND.replace("NS", "a")
+    };
+    let said = |text: &str| {
+        let w = written(text);
+        let of = |c: &serde_json::Value| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "");
+        let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+        let all = [&status["conditions"], &status["listeners"][0]["conditions"]];
+        let one = |c: &serde_json::Value| c.as_array().unwrap()[..2].iter().map(of).collect::<Vec<_>>().join(", ");
+        (all.map(one), status["addresses"].as_array().unwrap().len(), conditions(&w))
+    };
+    for (listener, reason) in [
+        ("{name: mesh, port: 15008, protocol: HTTP}", "UnsupportedProtocol"),
+        ("{name: mesh, port: 80, protocol: HBONE}", "PortUnavailable"),
+        ("{name: mesh, port: 80, protocol: HTTP}", "UnsupportedProtocol"),
+    ] {
+        let ([own, of_listener], addresses, all) = said(&with(listener, ""));
+        assert_eq!(own, "Accepted False ListenersNotValid, Programmed False Invalid", "{listener}");
+        assert_eq!(of_listener, format!("Accepted False {reason}, Programmed False Invalid"), "{listener}");
+        assert_eq!(addresses, 0, "{listener}");
+        assert!(all.contains(&"Service a/s: istio.io/WaypointBound False WaypointIsNotReady".to_string()), "{all:#?}");
+        // One that served: its policies stay in force.
+        let ([own, _], addresses, all) = said(&with(listener, READY));
+        assert_eq!((own.as_str(), addresses), ("Accepted False ListenersNotValid, Programmed False Invalid", 1));
+        assert!(all.contains(&"Service a/s: istio.io/WaypointBound True WaypointAccepted".to_string()), "{all:#?}");
+    }
+    let ([own, _], addresses, _) = said(&with("{name: mesh, port: 15008, protocol: HBONE}", ""));
+    assert_eq!((own.as_str(), addresses), ("Accepted True Accepted, Programmed True Programmed", 1));
+    // Of two the one that can be is there.
+    let two = "{name: web, port: 80, protocol: HTTP}, {name: mesh, port: 15008, protocol: HBONE}";
+    let ([own, of_listener], addresses, _) = said(&with(two, ""));
+    assert_eq!((own.as_str(), addresses), ("Accepted True ListenersNotValid, Programmed True Programmed", 1));
+    assert_eq!(of_listener, "Accepted False UnsupportedProtocol, Programmed False Invalid");
+}
+
+/// `parametersRef`, of waypoints as of other gateways.
+#[test]
+fn parameters_change_what_is_deployed() {
+    const MAP: &str = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: options, namespace: a}\ndata:\n  deployment: 'spec: {replicas: 3, template: {spec: {containers: [{name: istio-proxy, resources: {requests: {cpu: 222m}}}]}}}'\n  service: 'metadata: {labels: {gateway.istio.io/managed: null}}'\n  horizontalPodAutoscaler: 'spec: {minReplicas: 2, maxReplicas: 5}'\n  podDisruptionBudget: 'spec: {minAvailable: 1}'\n";
+    let with = |class: &str, kind: &str, map: &str| {
+        let parameters = format!(
+            "infrastructure: {{parametersRef: {{group: '', kind: {kind}, name: options}}, labels: {{team: x}}}}"
+        );
+        let listener = if class == "istio" { "port: 80, protocol: HTTP" } else { "port: 15008, protocol: HBONE" };
+        WAYPOINT
+            .replace("STATUS", "")
+            .replace("istio-waypoint", class)
+            .replace("infrastructure: {labels: {team: x}}", &parameters)
+            .replace("port: 15008, protocol: HBONE", listener)
+            + map
+    };
+    for (class, name) in [("istio-waypoint", "w"), ("istio", "w-istio")] {
+        let w = written(&with(class, "ConfigMap", MAP));
+        let kinds: Vec<String> = w.objects[4..].iter().map(|(r, _)| r.to_string()).collect();
+        let all = ["ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment", "Service"];
+        assert_eq!(kinds, all.map(|k| format!("{k} a/{name}")));
+        let of = |kind: &str| &w.objects.iter().find(|(r, _)| r.kind == kind).unwrap().1;
+        let d = of("Deployment");
+        let container = &d["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!((&d["spec"]["replicas"], &container["resources"]["requests"]["cpu"]), (&3.into(), &"222m".into()));
+        assert_eq!(container["resources"]["requests"]["memory"], "128Mi", "what is not said stays");
+        let hpa = &of("HorizontalPodAutoscaler")["spec"];
+        assert_eq!((&hpa["scaleTargetRef"]["name"], &hpa["maxReplicas"]), (&name.into(), &5.into()));
+        assert_eq!(of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"][routes::gateways::GATEWAY_NAME], "w");
+        assert!(of("Service")["metadata"]["labels"][deploy::MANAGED].is_string(), "it stays ours");
+        // What is asked for no more is removed, and before that nothing is said to be there.
+        let made = d["metadata"]["annotations"].as_object().unwrap();
+        let annotations = made.iter().map(|(k, v)| format!("{k}: {v}")).collect::<Vec<_>>().join(", ");
+        let there = format!(
+            "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, namespace: a, labels: {{gateway.istio.io/managed: x}}, annotations: {{{annotations}}}}}\n"
+        );
+        let less = MAP.replace("horizontalPodAutoscaler", "unknown");
+        let w = written(&(with(class, "ConfigMap", &less) + &there));
+        let removed: Vec<String> = w.removed.iter().map(|(r, owner)| format!("{r} {owner}")).collect();
+        assert_eq!(removed, [format!("HorizontalPodAutoscaler a/{name} u")]);
+        assert!(w.objects.iter().all(|(r, v)| r.kind == "GatewayClass" || deploy::owner(v) == Some("u")));
+        // What cannot be read changes nothing, and is told.
+        for (kind, map) in
+            [("ConfigMap", ""), ("Secret", MAP), ("ConfigMap", &MAP.replace("'spec: {replicas", "'spec: [{"))]
+        {
+            let w = written(&with(class, kind, map));
+            assert_eq!(w.objects.len(), 4, "{kind} {map}");
+            let all = conditions(&w);
+            assert!(all.contains(&"Gateway a/w: Accepted False InvalidParameters".to_string()), "{all:#?}");
+            assert!(all.contains(&"Gateway a/w: Programmed False Invalid".to_string()), "{all:#?}");
+        }
+    }
+    // Of a class, for all of its Gateways.
+    let class = MAP.replace(
+        "name: options, namespace: a",
+        "name: any, namespace: istio-system, labels: {gateway.istio.io/defaults-for-class: istio-waypoint}",
+    );
+    let w = written(&(WAYPOINT.replace("STATUS", "") + &class));
+    assert!(w.objects.iter().any(|(r, v)| r.kind == "Deployment" && v["spec"]["replicas"] == 3));
+}
+
 /// What PodSecurity's level `restricted` asks for (Kubernetes 1.34), and that no token is there but the one that is used.
 #[test]
 fn what_is_deployed_passes_pod_security_restricted() {

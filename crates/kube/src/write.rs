@@ -13,7 +13,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
     core::Status,
     runtime::{
         WatchStreamExt,
@@ -345,8 +345,29 @@ impl Kube {
     pub async fn apply(&self, r: &Ref, manager: &str, fields: serde_json::Value) -> anyhow::Result<()> {
         let (api, mut body) = self.any(r);
         merge(&mut body, fields);
-        let done = api.patch(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await;
-        done.map(drop).with_context(|| format!("cannot write {r}"))
+        match api.patch(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
+            Ok(_) => Ok(()),
+            // One error for all objects of the kind.
+            Err(kube::Error::Api(e)) if is_unknown_kind(&e) => {
+                anyhow::bail!("the API server does not know {} of {:?}: install its CRD", r.kind, r.group)
+            }
+            Err(e) => Err(e).with_context(|| format!("cannot write {r}")),
+        }
+    }
+
+    /// Removes an object, if it is there and has this label.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn remove(&self, r: &Ref, label: &str) -> anyhow::Result<()> {
+        if self.is_foreign(r, label).await? {
+            return Ok(());
+        }
+        match self.any(r).0.delete(&r.name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("cannot remove {r}")),
+        }
     }
 
     /// Is there such an object without this label: somebody else's?
@@ -378,6 +399,11 @@ impl Kube {
     }
 }
 
+/// An object that is applied is made where it lacks: what is not found is its kind, or else its namespace.
+fn is_unknown_kind(s: &Status) -> bool {
+    s.code == 404 && !s.message.contains("namespaces ")
+}
+
 fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
     match (into, from) {
         (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
@@ -404,5 +430,14 @@ mod tests {
         };
         assert!(said(422, "metadata.uid") && said(409, ""));
         assert!(!said(422, "status.podIPs") && !said(403, "metadata.uid"));
+    }
+
+    #[test]
+    fn a_kind_that_is_gone_is_told_from_a_namespace_that_is() {
+        let said = |code: u16, message: &str| {
+            is_unknown_kind(&serde_json::from_value(json!({ "message": message, "code": code })).unwrap())
+        };
+        assert!(said(404, "404 page not found"));
+        assert!(!said(404, "namespaces \"app\" not found") && !said(403, "404 page not found"));
     }
 }
