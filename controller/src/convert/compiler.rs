@@ -5,6 +5,7 @@
 use super::{
     Index, Mesh, Whole, Writes, compile_all, deploy,
     endpoint::{Owners, Watched},
+    finding::Finding,
     policy::Policies,
     routes, workload, writes,
 };
@@ -75,8 +76,8 @@ impl Compiler {
     }
 
     /// What is not yet as it should be at the API server.
-    pub fn writes(&self, state: &State, template: &deploy::Template, now: &str) -> Writes {
-        writes(state, &self.mesh, template, now)
+    pub fn writes(&self, state: &State, template: &deploy::Template, findings: &[Finding], now: &str) -> Writes {
+        writes(state, &self.mesh, template, findings, now)
     }
 
     /// Takes in the newest objects.

@@ -5,6 +5,7 @@ pub mod check;
 mod compiler;
 pub mod deploy;
 mod endpoint;
+pub mod finding;
 mod gateway_status;
 mod node;
 mod overlay;
@@ -18,7 +19,11 @@ mod waypoint;
 mod workload;
 
 pub use compiler::{Change, Compiler};
-pub(crate) use routes::{gateways::VIRTUAL, tokens::public_keys};
+pub(crate) use routes::{
+    gateways::VIRTUAL,
+    tokens::public_keys,
+    unserved::{all as findings, around},
+};
 pub use status::Write;
 
 use crate::{config::Config, model::Model};
@@ -227,13 +232,14 @@ pub struct Writes {
 }
 
 /// What is not yet as it should be. `now` is the time in RFC 3339.
-fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, now: &str) -> Writes {
+fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, findings: &[finding::Finding], now: &str) -> Writes {
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     let mut removed = vec![];
     deploy::compile(&x, template, &mut objects, &mut removed);
     let (fronts, all) = (routes::gateways::Fronts::new(&x), route_status::all(&x));
     let mut statuses = status::compile(&x, now);
+    statuses.extend(status::unserved(&x, findings, now));
     statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
     statuses.extend(route_status::compile(&x, &fronts, &all, now));
     statuses.extend(policy_status::compile(&x, &fronts, &all, now));

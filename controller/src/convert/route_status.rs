@@ -1,7 +1,7 @@
 //! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes};
+use super::{GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, finding, routes, waypoint};
 use crate::convert::{
     routes::gateways::Fronts,
     status::{Condition, Write, as_they_are, conditions, reference, same},
@@ -78,7 +78,8 @@ fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<W
             reason,
             message: message.clone(),
         };
-        let wanted = [say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
+        let mut wanted = vec![say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
+        wanted.extend(executed(x, m, p));
         let before = have.parents.iter().find(|s| s.controller_name == CONTROLLER && s.parent_ref == *p);
         let there = before.map_or(&[][..], |s| &s.conditions);
         unchanged &= before.is_some() && same(&wanted, there, m.generation);
@@ -119,6 +120,24 @@ fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, Str
             ("NoMatchingParent", format!("{} does not have port {port}", what()))
         }
         (Some(_), _) => ("Accepted", "Route was valid".into()),
+    })
+}
+
+/// Does a waypoint execute the route for this parent? None: the parent is no service, or is not there.
+fn executed(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
+    let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
+    let labels = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
+        ("" | "core", "Service") => &x.service(ns, &p.name)?.metadata.labels,
+        (ISTIO_NETWORKING, "ServiceEntry") => {
+            let mut all = x.entries_of.get(ns)?.iter();
+            &all.find(|e| e.metadata.name == p.name)?.metadata.labels
+        }
+        _ => return None,
+    };
+    let say = |status, reason, message| Condition { kind: finding::RESOLVED_WAYPOINTS, status, reason, message };
+    Some(match waypoint::executing(x, ns, labels, &p.name) {
+        Ok(text) => say(true, finding::RESOLVED_WAYPOINTS, text),
+        Err((reason, text)) => say(false, reason.name(), text),
     })
 }
 

@@ -1,10 +1,15 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, overlay, policy, service, waypoint};
+use super::{
+    GATEWAY_API, ISTIO_NETWORKING, Index, deploy,
+    finding::{self, Finding},
+    overlay, policy, service, waypoint,
+};
 use karst_kube::Ref;
 use karst_manifest::kinds::{AuthorizationPolicy, Gateway, Listener, Meta, ServiceEntry, StatusCondition};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// A status that is not yet what it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +91,32 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
         out.extend(gateway(x, g, now));
     }
     out
+}
+
+/// What nobody executes of Istio's routes and rules; what is over is taken back.
+pub(super) fn unserved(x: &Index<'_>, findings: &[Finding], now: &str) -> Vec<Write> {
+    const OURS: [&str; 2] = [finding::RESOLVED_WAYPOINTS, finding::RESOLVED_REFS];
+    let mut of: BTreeMap<(&str, &str, &str), Vec<&Finding>> = BTreeMap::new();
+    for f in findings {
+        of.entry((f.kind, &f.namespace, &f.name)).or_default().push(f);
+    }
+    let routes = x.virtual_services.iter().map(|(_, v)| ("VirtualService", &v.metadata, &v.status.conditions));
+    let rules = x.destination_rules.iter().map(|(_, d)| ("DestinationRule", &d.metadata, &d.status.conditions));
+    let one = |(kind, m, have): (&'static str, &Meta, &Vec<StatusCondition>)| {
+        let mine = of.get(&(kind, m.namespace.as_str(), m.name.as_str())).map_or(&[][..], |f| f);
+        let mut wanted = vec![];
+        for condition in OURS {
+            let all: Vec<&&Finding> = mine.iter().filter(|f| f.reason.condition() == condition).collect();
+            let Some(first) = all.first() else { continue };
+            let message = all.iter().map(|f| f.text()).collect::<Vec<_>>().join("; ");
+            wanted.push(Condition { kind: condition, status: false, reason: first.reason.name(), message });
+        }
+        let gone = |c: &StatusCondition| OURS.contains(&&*c.kind) && !wanted.iter().any(|w| w.kind == c.kind);
+        let conditions = changed(&wanted, have, m.generation, have.iter().any(gone), now)?;
+        let to = reference(ISTIO_NETWORKING, kind, m);
+        Some(Write { to, manager: "karst.io/findings", status: json!({ "conditions": conditions }) })
+    };
+    routes.chain(rules).filter_map(one).collect()
 }
 
 pub(super) fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {

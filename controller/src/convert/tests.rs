@@ -449,7 +449,8 @@ fn written(text: &str) -> Writes {
     let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
     let state = State { objects, ..State::default() };
     let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
-    writes(&state, &mesh(), &template, "2026-01-01T00:00:00Z")
+    let found = findings(&state, &compile(&state, &mesh()).0, &mesh());
+    writes(&state, &mesh(), &template, &found, "2026-01-01T00:00:00Z")
 }
 
 /// Object, type, status, reason of each condition that is written.
@@ -752,14 +753,49 @@ fn routes_say_what_became_of_them() {
         s.map(|s| s[0]["conditions"].as_array().unwrap().iter().map(reasons).collect::<Vec<_>>().join(" "))
     };
     for (parent, backend, more, wanted) in [
-        ("name: s", "name: s, port: 80", "", "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
-        ("name: s, port: 81", "name: s, port: 80", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
+        (
+            "name: s",
+            "name: s, port: 80",
+            "",
+            "Accepted=Accepted ResolvedRefs=ResolvedRefs ResolvedWaypoints=MissingUseWaypointLabel",
+        ),
+        (
+            "name: s, port: 81",
+            "name: s, port: 80",
+            "",
+            "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs ResolvedWaypoints=MissingUseWaypointLabel",
+        ),
         ("name: none", "name: s", "", "Accepted=NoMatchingParent ResolvedRefs=ResolvedRefs"),
-        ("name: s", "name: none", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
-        ("name: s", "name: s, port: 81", "", "Accepted=Accepted ResolvedRefs=BackendNotFound"),
-        ("name: s", "name: s, kind: Pod", "", "Accepted=Accepted ResolvedRefs=InvalidKind"),
-        ("name: s", "name: t, namespace: b, port: 80", "", "Accepted=Accepted ResolvedRefs=RefNotPermitted"),
-        ("name: s", "name: t, namespace: b, port: 80", grant, "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
+        (
+            "name: s",
+            "name: none",
+            "",
+            "Accepted=Accepted ResolvedRefs=BackendNotFound ResolvedWaypoints=MissingUseWaypointLabel",
+        ),
+        (
+            "name: s",
+            "name: s, port: 81",
+            "",
+            "Accepted=Accepted ResolvedRefs=BackendNotFound ResolvedWaypoints=MissingUseWaypointLabel",
+        ),
+        (
+            "name: s",
+            "name: s, kind: Pod",
+            "",
+            "Accepted=Accepted ResolvedRefs=InvalidKind ResolvedWaypoints=MissingUseWaypointLabel",
+        ),
+        (
+            "name: s",
+            "name: t, namespace: b, port: 80",
+            "",
+            "Accepted=Accepted ResolvedRefs=RefNotPermitted ResolvedWaypoints=MissingUseWaypointLabel",
+        ),
+        (
+            "name: s",
+            "name: t, namespace: b, port: 80",
+            grant,
+            "Accepted=Accepted ResolvedRefs=ResolvedRefs ResolvedWaypoints=MissingUseWaypointLabel",
+        ),
     ] {
         assert_eq!(said(&(route(parent, backend) + more)).as_deref(), Some(wanted), "{parent} {backend}");
     }
@@ -773,6 +809,42 @@ fn routes_say_what_became_of_them() {
     let all = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status["parents"].clone();
     assert_eq!((all.as_array().unwrap().len(), all[1]["controllerName"].as_str()), (2, Some("example.com/other")));
     assert_eq!(said(&fine.replace("group: '', kind: Service, name: s", "name: g")), None);
+}
+
+/// A route that nobody executes says so, as in Istio; what is mended is taken back.
+#[test]
+fn routes_without_a_waypoint_say_so() {
+    let base = |label: &str| {
+        WAYPOINT.replace("STATUS", READY) + &BOUND.replace("NS", "a").replace("istio.io/use-waypoint:", label)
+    };
+    let (with, without) = (base("istio.io/use-waypoint:"), base("x:"));
+    let http = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{backendRefs: [{name: s}]}]}\n---\n";
+    let istio = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: a}\nspec: {hosts: [s], http: [{route: [{destination: {host: TO}}]}]}\nSTATUS\n---\n";
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: none}\n---\n";
+    let parent = |text: &str| {
+        let w = written(&(text.to_string() + http));
+        let route = w.statuses.into_iter().find(|s| s.to.kind == "HTTPRoute").unwrap();
+        let c = &route.status["parents"][0]["conditions"][2];
+        format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "")
+    };
+    assert_eq!(parent(&with), "ResolvedWaypoints True ResolvedWaypoints");
+    assert_eq!(parent(&without), "ResolvedWaypoints False MissingUseWaypointLabel");
+    let said = |text: &str, to: &str, status: &str| {
+        let all = written(&(text.to_string() + &istio.replace("TO", to).replace("STATUS", status) + rule));
+        let mut all = conditions(&all);
+        all.retain(|c| c.starts_with("VirtualService") || c.starts_with("DestinationRule"));
+        all
+    };
+    let lost = "DestinationRule a/d: ResolvedRefs False HostNotFound";
+    assert_eq!(said(&with, "s", ""), [lost]);
+    let missing = "VirtualService a/v: ResolvedWaypoints False MissingUseWaypointLabel";
+    assert_eq!(said(&without, "s", ""), [missing, lost]);
+    let refs = "VirtualService a/v: ResolvedRefs False HostNotFound";
+    assert_eq!(said(&without, "gone", ""), [missing, refs, lost]);
+    let old = "status: {conditions: [{type: ResolvedRefs, status: 'False', reason: HostNotFound, message: x, lastTransitionTime: t}]}";
+    let w = written(&(with.clone() + &istio.replace("TO", "s").replace("STATUS", old)));
+    let of = w.statuses.iter().find(|s| s.to.kind == "VirtualService").unwrap();
+    assert_eq!(of.status, serde_json::json!({ "conditions": [] }));
 }
 
 /// Names are used again; the uid says which pod it is.

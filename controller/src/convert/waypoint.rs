@@ -1,6 +1,6 @@
 //! Which waypoint an object is bound to, or why not (reference control-plane §2.6).
 
-use super::{Index, deploy::MANAGED};
+use super::{Index, deploy::MANAGED, finding};
 use karst_api::workload::{
     GatewayAddress, NamespacedHostname, NetworkAddress, WeightedWaypoint, gateway_address::Destination,
 };
@@ -86,6 +86,26 @@ pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, R
     match named(x, ns, name, &m.namespace, Traffic::Service) {
         Ok((gateway, address)) => Some(Ok(Canary { gateway, address, first, weight })),
         Err((reason, text)) => Some(Err((reason, format!("canary: {text}")))),
+    }
+}
+
+/// The waypoint that executes what is said of the requests to a service with these labels; or why there is none.
+pub(super) fn executing(
+    x: &Index<'_>,
+    namespace: &str,
+    labels: &Labels,
+    what: &str,
+) -> Result<String, (finding::Reason, String)> {
+    use finding::Reason::{MissingUseWaypointLabel, WaypointNotBound};
+    match binding(x, namespace, labels, Traffic::Service) {
+        Binding::To(g, _) => Ok(format!("bound to waypoint {}/{}", g.metadata.namespace, g.metadata.name)),
+        Binding::None => {
+            let text = format!(
+                "{what} uses no waypoint, and nobody else does what is said here: label the service or its namespace {USE}"
+            );
+            Err((MissingUseWaypointLabel, text))
+        }
+        Binding::Refused(_, why) => Err((WaypointNotBound, format!("{what}: {why}"))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Istio's traffic API: VirtualService, DestinationRule, Gateway. Fields that ambient mode gives no meaning are read all the same,
 //! so that users' manifests are taken; what is not executed is reported.
 
-use crate::kinds::{Labels, Meta};
+use crate::kinds::{Labels, Meta, Status};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 pub struct VirtualService {
     pub metadata: Meta,
     pub spec: VirtualServiceSpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -276,6 +277,7 @@ pub struct VsTlsMatch {
 pub struct DestinationRule {
     pub metadata: Meta,
     pub spec: DestinationRuleSpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

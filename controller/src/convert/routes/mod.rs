@@ -14,6 +14,7 @@ mod gateway_api;
 pub(super) mod gateways;
 pub(super) mod telemetry;
 pub(super) mod tokens;
+pub(super) mod unserved;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
