@@ -5,7 +5,7 @@ use crate::{
     ca::{Authority, Refusal, Signer},
     callers::Tokens,
     config::Config,
-    convert::{self, Change, Compiler, Mesh, finding::Finding},
+    convert::{self, Change, Compiler, Mesh, check, finding::Finding},
     gate::{Gate, Known, Link},
     jwks::Fetcher,
     kubernetes,
@@ -34,6 +34,7 @@ use karst_xds::{Resources, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -191,8 +192,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     continue;
                 }
             };
-            update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
-            if compiler.was_whole() {
+            if update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log) {
                 due.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
             }
             if let Some((publisher, _)) = kube.as_ref().filter(|_| published) {
@@ -225,20 +225,20 @@ fn find(
     let findings = convert::findings(&state, compiler.model(), mesh);
     let problems = state.problems.iter().chain(compiler.problems());
     shared.problems.store(Arc::new(convert::finding::count(&findings, problems)));
-    if findings == log.findings {
+    if log.findings.as_ref() == Some(&findings) {
         return;
     }
     let texts = |all: &[Finding]| all.iter().map(ToString::to_string).collect::<BTreeSet<String>>();
-    let (old, new) = (texts(&log.findings), texts(&findings));
+    let (old, new) = (texts(log.findings.as_deref().unwrap_or_default()), texts(&findings));
     for f in new.difference(&old) {
         tracing::info!("{f}");
     }
     for f in old.difference(&new) {
         tracing::info!("mended: {f}");
     }
-    log.findings = findings;
+    log.findings = Some(findings);
     if let Some((_, writer)) = kube {
-        writer.set(compiler.writes(&state, &shared.config.template(), &log.findings, &timestamp()));
+        writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
     }
 }
 
@@ -255,6 +255,9 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     for p in &problems {
         println!("{p}");
     }
+    for line in warnings(&manifests) {
+        println!("{line}");
+    }
     for f in convert::findings(&state, &model, &mesh) {
         println!("warning: {f}");
     }
@@ -269,16 +272,34 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is to be said of the objects in a directory as they are written.
+fn warnings(manifests: &Path) -> Vec<String> {
+    let mut out = vec![];
+    for file in karst_manifest::dir::files(manifests) {
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        for (line, object) in karst_manifest::parse::values(&text) {
+            let at = |p: &str| object.pointer(p).and_then(|v| v.as_str()).unwrap_or_default();
+            let (kind, group) = (at("/kind"), at("/apiVersion").split_once('/').map_or("", |(g, _)| g));
+            let namespace = if at("/metadata/namespace").is_empty() { "default" } else { at("/metadata/namespace") };
+            let name = format!("{}:{line}: warning: {kind} {namespace}/{}", file.display(), at("/metadata/name"));
+            out.extend(check::written(kind, group, &object).into_iter().map(|w| format!("{name}: {w}")));
+        }
+    }
+    out
+}
+
 /// Problems that are logged once, and again when they come back.
 #[derive(Default)]
 struct Problems {
     problems: BTreeSet<String>,
-    findings: Vec<Finding>,
+    /// None before they were looked for.
+    findings: Option<Vec<Finding>>,
 }
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
+/// Takes in what has changed. True: what is to be said of objects may be another.
 fn update(
     shared: &Shared,
     source: &mut Source,
@@ -286,7 +307,7 @@ fn update(
     kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
     compiler: &mut Compiler,
     log: &mut Problems,
-) {
+) -> bool {
     let state = State { keys: keys.found.borrow().clone(), ..source.read() };
     let change = compiler.update(&state);
     if compiler.was_whole() {
@@ -296,7 +317,7 @@ fn update(
         && compiler.was_whole()
     {
         publisher.note(&state);
-        writer.set(compiler.writes(&state, &shared.config.template(), &log.findings, &timestamp()));
+        writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
     }
     let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
     for p in now.difference(&log.problems) {
@@ -306,6 +327,7 @@ fn update(
         tracing::info!("mended: {p}");
     }
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
+    let mended_or_new = now != log.problems;
     log.problems = now;
     let model = compiler.model();
     // Facts of pods that no proxy is told may have changed as well.
@@ -322,6 +344,7 @@ fn update(
     }
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
+    mended_or_new || compiler.was_whole()
 }
 
 /// Now, as statuses have it.
@@ -526,4 +549,26 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
         "/version" => admin::text(200, concat!(env!("CARGO_PKG_VERSION"), "\n")),
         _ => admin::text(404, "pages: /metrics /ready /version /debug/syncz\n"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// `check` says what kubectl is told at apply, with file and line.
+    #[test]
+    fn check_warns_of_what_has_no_effect() {
+        let dir = std::env::temp_dir().join(format!("karst-check-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1h}}}}\n---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n";
+        std::fs::write(dir.join("a.yaml"), text).unwrap();
+        let lines = warnings(&dir);
+        std::fs::remove_dir_all(&dir).unwrap();
+        let ends = [
+            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version",
+            "a.yaml:10: warning: Sidecar default/s: a Sidecar has no effect: there are no sidecars; who may call whom is said by AuthorizationPolicies",
+        ];
+        assert!(lines.len() == 2 && lines.iter().zip(ends).all(|(l, e)| l.ends_with(e)), "{lines:?}");
+    }
 }

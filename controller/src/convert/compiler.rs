@@ -75,8 +75,14 @@ impl Compiler {
         self.whole
     }
 
-    /// What is not yet as it should be at the API server.
-    pub fn writes(&self, state: &State, template: &deploy::Template, findings: &[Finding], now: &str) -> Writes {
+    /// What is not yet as it should be at the API server. Without findings nothing is said of them.
+    pub fn writes(
+        &self,
+        state: &State,
+        template: &deploy::Template,
+        findings: Option<&[Finding]>,
+        now: &str,
+    ) -> Writes {
         writes(state, &self.mesh, template, findings, now)
     }
 

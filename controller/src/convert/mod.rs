@@ -7,6 +7,7 @@ pub mod deploy;
 mod endpoint;
 pub mod finding;
 mod gateway_status;
+mod no_effect;
 mod node;
 mod overlay;
 mod policy;
@@ -232,14 +233,20 @@ pub struct Writes {
 }
 
 /// What is not yet as it should be. `now` is the time in RFC 3339.
-fn writes(state: &State, mesh: &Mesh, template: &deploy::Template, findings: &[finding::Finding], now: &str) -> Writes {
+fn writes(
+    state: &State,
+    mesh: &Mesh,
+    template: &deploy::Template,
+    findings: Option<&[finding::Finding]>,
+    now: &str,
+) -> Writes {
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     let mut removed = vec![];
     deploy::compile(&x, template, &mut objects, &mut removed);
     let (fronts, all) = (routes::gateways::Fronts::new(&x), route_status::all(&x));
     let mut statuses = status::compile(&x, now);
-    statuses.extend(status::unserved(&x, findings, now));
+    statuses.extend(findings.map(|f| status::unserved(&x, f, now)).unwrap_or_default());
     statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
     statuses.extend(route_status::compile(&x, &fronts, &all, now));
     statuses.extend(policy_status::compile(&x, &fronts, &all, now));

@@ -450,7 +450,7 @@ fn written(text: &str) -> Writes {
     let state = State { objects, ..State::default() };
     let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
     let found = findings(&state, &compile(&state, &mesh()).0, &mesh());
-    writes(&state, &mesh(), &template, &found, "2026-01-01T00:00:00Z")
+    writes(&state, &mesh(), &template, Some(&found), "2026-01-01T00:00:00Z")
 }
 
 /// Object, type, status, reason of each condition that is written.
@@ -845,6 +845,12 @@ fn routes_without_a_waypoint_say_so() {
     let w = written(&(with.clone() + &istio.replace("TO", "s").replace("STATUS", old)));
     let of = w.statuses.iter().find(|s| s.to.kind == "VirtualService").unwrap();
     assert_eq!(of.status, serde_json::json!({ "conditions": [] }));
+    // Before anything is known, what was said stays.
+    let text = with + &istio.replace("TO", "s").replace("STATUS", old);
+    let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
+    let template = deploy::Template { image: String::new(), pull_policy: String::new() };
+    let w = writes(&State { objects, ..State::default() }, &mesh(), &template, None, "t");
+    assert!(w.statuses.iter().all(|s| s.to.kind != "VirtualService"));
 }
 
 /// Names are used again; the uid says which pod it is.

@@ -167,7 +167,8 @@ pub(super) fn label_keys<'a>(x: &Index<'a>) -> BTreeSet<&'a str> {
     for (_, v) in &x.virtual_services {
         let http = v.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
         let tcp = v.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        keys.extend(http.chain(tcp).map(String::as_str));
+        let tls = v.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        keys.extend(http.chain(tcp).chain(tls).map(String::as_str));
     }
     keys
 }
