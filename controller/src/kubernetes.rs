@@ -440,7 +440,12 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
             }
         }
         let over = match tries.end() {
-            Some(wait) => tokio::time::timeout(wait, todo.changed()).await.is_ok_and(|r| r.is_err()),
+            Some(wait) => {
+                // However often something else changes meanwhile.
+                let least = wait.min(RETRY);
+                tokio::time::sleep(least).await;
+                tokio::time::timeout(wait - least, todo.changed()).await.is_ok_and(|r| r.is_err())
+            }
             None => todo.changed().await.is_err(),
         };
         if over {

@@ -319,7 +319,7 @@ mod tests {
         let route = "metadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{matches: [{path: {type: TYPE, value: '('}}], backendRefs: [{name: s, port: 80}]}]}";
         let api = |kind: &str| {
             let api = ("gateway.networking.k8s.io", "HTTPRoute");
-            reviewed(Asked::Warn, SERVICE, api, &route.replace("TYPE", kind)).clone()
+            reviewed(Asked::Warn, SERVICE, api, &route.replace("TYPE", kind))
         };
         let (allowed, warnings) = api("RegularExpression");
         assert!(allowed && warnings.len() == 2, "a route that cannot be used is told, not refused: {warnings:?}");

@@ -59,7 +59,10 @@ pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
 /// uid of its Gateway.
 pub(super) fn compile(x: &Index<'_>, t: &Template, objects: &mut Vec<(Ref, Value)>, removed: &mut Vec<(Ref, String)>) {
     let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateways::is_ingress(x, g);
-    for g in x.gateways.values().filter(ours).filter(|g| given(g).is_none()) {
+    // In the same order each time: what is still to be written is then the same.
+    let mut all: Vec<_> = x.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
+    all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+    for g in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
         let Ok(overlays) = Overlays::of(x, g) else { continue };
         one(x, g, t, &overlays, objects, removed);

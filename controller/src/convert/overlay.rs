@@ -20,7 +20,7 @@ impl Overlays {
     /// Those of a Gateway.
     ///
     /// # Errors
-    /// Why they cannot be used, with the field.
+    /// Why they cannot be used.
     pub(super) fn of(x: &Index<'_>, g: &Gateway) -> Result<Self, String> {
         let class = g.spec.gateway_class_name.as_str();
         let root = x.mesh.root_namespace.as_str();
@@ -36,14 +36,13 @@ impl Overlays {
             out.push(read(c).map_err(|e| format!("ConfigMap {root}/{}, of the class: {e}", c.metadata.name))?);
         }
         if let Some(r) = &g.spec.infrastructure.parameters_ref {
-            let at = "spec.infrastructure.parametersRef";
             if !matches!(r.group.as_str(), "" | "core") || r.kind != "ConfigMap" {
-                return Err(format!("{at}: kind {:?} of group {:?} cannot be: name a ConfigMap", r.kind, r.group));
+                return Err(format!("kind {:?} of group {:?} cannot be: name a ConfigMap", r.kind, r.group));
             }
             let ns = g.metadata.namespace.as_str();
             let found = x.config_maps.get(&(ns, r.name.as_str()));
-            let c = found.ok_or_else(|| format!("{at}: there is no ConfigMap {ns}/{}", r.name))?;
-            out.push(read(c).map_err(|e| format!("{at}: ConfigMap {ns}/{}: {e}", r.name))?);
+            let c = found.ok_or_else(|| format!("there is no ConfigMap {ns}/{}", r.name))?;
+            out.push(read(c).map_err(|e| format!("ConfigMap {ns}/{}: {e}", r.name))?);
         }
         Ok(Self(out))
     }

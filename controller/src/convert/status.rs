@@ -87,9 +87,9 @@ pub(super) fn compile(x: &Index<'_>, now: &str) -> Vec<Write> {
             out.push(Write { to, manager: "istio.io/gateway-class", status: json!({ "conditions": v }) });
         }
     }
-    for g in x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)) {
-        out.extend(gateway(x, g, now));
-    }
+    let mut waypoints: Vec<_> = x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)).collect();
+    waypoints.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+    out.extend(waypoints.into_iter().filter_map(|g| gateway(x, g, now)));
     out
 }
 
@@ -295,7 +295,7 @@ fn accepted_waypoint(x: &Index<'_>, g: &Gateway) -> Condition {
     let wrong = |(l, (_, text)): (&Listener, (&str, String))| format!("listener {:?}: {text}", l.name);
     let bad = g.spec.listeners.iter().find_map(|l| Some((l, waypoint::wrong_listener(l)?))).map(wrong);
     match (overlay::Overlays::of(x, g), bad) {
-        (Err(text), _) => say(false, "InvalidParameters", text),
+        (Err(text), _) => say(false, "InvalidParameters", format!("spec.infrastructure.parametersRef: {text}")),
         (Ok(_), None) => say(true, "Accepted", "Resource accepted".into()),
         // Those that can be are there.
         (Ok(_), Some(text)) => say(waypoint::has_listener(g), "ListenersNotValid", text),

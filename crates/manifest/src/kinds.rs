@@ -260,8 +260,23 @@ pub struct StatusCondition {
     pub status: String,
     pub reason: String,
     pub message: String,
+    #[serde(deserialize_with = "generation")]
     pub observed_generation: i64,
     pub last_transition_time: String,
+}
+
+/// A number, as Kubernetes writes it, or a text, as protobuf's JSON has numbers of 64 bits (Istio's own statuses).
+fn generation<'de, D: serde::Deserializer<'de>>(d: D) -> Result<i64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(i64),
+        Text(String),
+    }
+    Ok(match Either::deserialize(d)? {
+        Either::Number(n) => n,
+        Either::Text(t) => t.parse().unwrap_or_default(),
+    })
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -294,6 +294,18 @@ mod tests {
         assert!(closed("Pod", serde_json::json!({})).is_none());
     }
 
+    /// A status that Istio has left behind makes no object unreadable.
+    #[test]
+    fn statuses_of_istio_are_read() {
+        let condition = serde_json::json!({ "type": "Reconciled", "status": "True", "observedGeneration": "3", "lastProbeTime": null });
+        let v = serde_json::json!({
+            "metadata": { "name": "v", "namespace": "n" }, "spec": { "hosts": ["a"] },
+            "status": { "conditions": [condition], "observedGeneration": "3", "validationMessages": [{ "level": "WARNING" }] },
+        });
+        let Object::VirtualService(v) = value("VirtualService", v).unwrap() else { panic!("another kind") };
+        assert_eq!(v.status.conditions[0].observed_generation, 3);
+    }
+
     #[test]
     fn problems_name_line_object_and_field() {
         let p = one(

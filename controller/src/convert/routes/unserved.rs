@@ -1,12 +1,12 @@
 //! Objects that nobody executes: routes of services without a waypoint, or of services and gateways that are not there; rules for
 //! hosts that are not there; namespaces that wait for sidecars.
 
-use super::{Hosts, Index, MESH, virtual_service};
+use super::{Hosts, Index, MESH, gateways, virtual_service};
 use crate::{
     convert::{
         GATEWAY_API, ISTIO_NETWORKING, Mesh,
         finding::{Finding, Reason},
-        service, waypoint,
+        overlay, service, waypoint,
     },
     model::Model,
 };
@@ -39,12 +39,13 @@ pub fn around(object: &Object, state: &State, model: &Model, mesh: &Mesh) -> Vec
     if let Object::Namespace(n) = object {
         return injection(n).into_iter().collect();
     }
-    if parents(object).is_none() && !matches!(object, Object::VirtualService(_) | Object::DestinationRule(_)) {
+    let looked_up = matches!(object, Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_));
+    if parents(object).is_none() && !looked_up {
         return vec![];
     }
     let x = Index::new(state, mesh);
-    // One that is named in the same breath is about to be there.
-    let later = |f: &Finding| f.reason == Reason::WaypointNotBound;
+    // What is named in the same breath is about to be there.
+    let later = |f: &Finding| f.reason == Reason::WaypointNotBound || f.field.ends_with("parametersRef");
     one(object, &View::new(&x, model)).into_iter().filter(|f| !later(f)).collect()
 }
 
@@ -69,6 +70,7 @@ fn one(object: &Object, view: &View<'_>) -> Vec<Finding> {
             let found = || (Reason::HostNotFound, ("spec.host".into(), no_service(&d.spec.host)));
             lost.then(found).into_iter().collect()
         }
+        Object::Gateway(g) => view.gateway(g),
         other => parents(other).map(|p| view.parents(&m.namespace, p)).unwrap_or_default(),
     };
     found.into_iter().map(|(reason, bad)| Finding::new(object.kind(), m, reason, bad)).collect()
@@ -97,6 +99,20 @@ impl<'a> View<'a> {
         let (ns, labels) = self.labels.get(key)?;
         let name = key.split_once('/').map_or(key, |(_, host)| host);
         waypoint::executing(self.x, ns, labels, name).err()
+    }
+
+    /// What of a Gateway of ours cannot be. (Listeners of those that are no waypoints are problems of the compilation.)
+    fn gateway(&self, g: &Gateway) -> Vec<Found> {
+        let is_waypoint = waypoint::is_waypoint(self.x, g);
+        if !is_waypoint && !gateways::is_ingress(self.x, g) {
+            return vec![];
+        }
+        let listeners = g.spec.listeners.iter().filter(|_| is_waypoint);
+        let wrong =
+            listeners.filter_map(|l| Some((format!("spec.listeners[{}]", l.name), waypoint::wrong_listener(l)?.1)));
+        let parameters = overlay::Overlays::of(self.x, g).err();
+        let parameters = parameters.map(|text| ("spec.infrastructure.parametersRef".to_string(), text));
+        wrong.chain(parameters).map(|bad| (Reason::Invalid, bad)).collect()
     }
 
     fn virtual_service(&self, v: &VirtualService) -> Vec<Found> {
@@ -259,6 +275,26 @@ mod tests {
         };
         assert_eq!(said(READY, &rule("without")), [vec![], vec![]] as [Vec<String>; 2]);
         assert_eq!(said(READY, &rule("none"))[1], ["HostNotFound spec.host"]);
+    }
+
+    #[test]
+    fn waypoints_that_cannot_be_are_told() {
+        let gateway = |class: &str, listener: &str, more: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: x, namespace: a}}\nspec: {{gatewayClassName: {class}, listeners: [{{name: l, {listener}}}]{more}}}\n"
+            )
+        };
+        let fine = "port: 15008, protocol: HBONE";
+        assert_eq!(said(READY, &gateway("istio-waypoint", fine, "")), [vec![], vec![]] as [Vec<String>; 2]);
+        let want = vec!["Invalid spec.listeners[l]".to_string()];
+        let wrong = gateway("istio-waypoint", "port: 80, protocol: HBONE", "");
+        assert_eq!(said(READY, &wrong), [want.clone(), want]);
+        let more = ", infrastructure: {parametersRef: {kind: ConfigMap, name: none}}";
+        let want = vec!["Invalid spec.infrastructure.parametersRef".to_string()];
+        for (class, listener) in [("istio-waypoint", fine), ("istio", "port: 80, protocol: HTTP")] {
+            assert_eq!(said(READY, &gateway(class, listener, more)), [want.clone(), vec![]], "{class}");
+        }
+        assert!(said(READY, &gateway("nginx", "port: 80, protocol: HTTP", more))[0].is_empty());
     }
 
     #[test]
