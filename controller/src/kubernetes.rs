@@ -9,6 +9,7 @@ use crate::{
 use anyhow::{Context, bail};
 use karst_kube::{Kube, Source, Watch, Watched};
 use karst_manifest::{Object, State};
+use karst_rt::{backoff::Backoff, repeated::Repeated};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -27,6 +28,8 @@ const LISTS_CHECK: Duration = Duration::from_secs(10);
 /// Namespaces in which no workload of a mesh can be (Istio's list).
 const NO_ROOT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 const RETRY: Duration = Duration::from_secs(1);
+/// The longest time between two tries of what fails again and again.
+const RETRY_CAP: Duration = Duration::from_secs(30);
 
 /// Starts to watch, and waits until everything has been listed.
 pub async fn source(kube: &Kube, secrets: bool) -> Source {
@@ -251,20 +254,22 @@ impl Published {
     fn start(kube: Kube, place: Place, mut leads: watch::Receiver<bool>) -> Self {
         let (missing, mut rx) = watch::channel(Missing::default());
         tokio::spawn(async move {
+            let mut tries = Tries::new();
             while leads.wait_for(|l| *l).await.is_ok() {
                 let todo = rx.borrow_and_update().clone();
                 for ns in &todo.namespaces {
                     let labels = [("istio.io/config", "true")];
                     if let Err(e) = kube.config_map(ns, place.name, &labels, &[(place.key, &todo.text)]).await {
-                        tracing::warn!(error = format!("{e:#}"), "{} is not there yet", place.key);
+                        tries.failed(&format!("{} is not there yet: {e:#}", place.key));
                     }
                 }
+                let wait = tries.end().unwrap_or(RETRY);
                 // Written again until the watch has shown it: an edit of the same moment must not stay.
                 let changed = rx.changed();
                 let over = if todo.namespaces.is_empty() {
                     changed.await.is_err()
                 } else {
-                    tokio::time::timeout(RETRY, changed).await.is_ok_and(|r| r.is_err())
+                    tokio::time::timeout(wait, changed).await.is_ok_and(|r| r.is_err())
                 };
                 if over {
                     return;
@@ -356,35 +361,92 @@ impl Writer {
     }
 }
 
+/// Tries that may fail for long: errors are logged once and counted, and there is more and more time between two tries.
+struct Tries {
+    errors: Repeated,
+    backoff: Backoff,
+    failed: bool,
+}
+
+impl Tries {
+    fn new() -> Self {
+        Self { errors: Repeated::default(), backoff: Backoff::new(RETRY, RETRY_CAP), failed: false }
+    }
+
+    /// Something is to be tried again.
+    fn failed(&mut self, error: &str) {
+        self.failed = true;
+        self.note(error);
+    }
+
+    /// Something is wrong that another try does not mend.
+    fn note(&mut self, error: &str) {
+        if let Some(line) = self.errors.note(error) {
+            tracing::warn!("{line}");
+        }
+    }
+
+    /// After all has been tried: the time until the next try, if there is to be one.
+    fn end(&mut self) -> Option<Duration> {
+        for line in self.errors.end_round() {
+            tracing::info!("{line}");
+        }
+        if !std::mem::take(&mut self.failed) {
+            self.backoff.reset();
+            return None;
+        }
+        Some(self.backoff.next_delay())
+    }
+}
+
 async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Receiver<Writes>) {
+    let mut tries = Tries::new();
     loop {
         if leads.wait_for(|l| *l).await.is_err() {
             return;
         }
         let w = todo.borrow_and_update().clone();
-        let mut failed = false;
-        let mut tell = |r: anyhow::Result<()>| {
-            if let Err(e) = r {
-                failed = true;
-                tracing::warn!(error = format!("{e:#}"), "not written yet");
+        // What belongs to one Gateway is written in its order, and what follows on a failure waits: the digest on the last of it
+        // says that all is there.
+        let mut waiting: BTreeSet<&str> = BTreeSet::new();
+        for (r, owner) in &w.removed {
+            if let Err(e) = kube.remove(r, deploy::MANAGED).await {
+                tries.failed(&format!("not removed yet: {e:#}"));
+                waiting.insert(owner);
             }
-        };
+        }
         for (r, fields) in &w.objects {
-            match kube.is_foreign(r, deploy::MANAGED).await {
-                Ok(false) => tell(kube.apply(r, DEPLOYER, fields.clone()).await),
+            let owner = deploy::owner(fields);
+            if owner.is_some_and(|o| waiting.contains(o)) {
+                continue;
+            }
+            let done = match kube.is_foreign(r, deploy::MANAGED).await {
+                Ok(false) => kube.apply(r, DEPLOYER, fields.clone()).await,
                 Ok(true) => {
-                    tracing::warn!(object = %r, "is somebody else's (it lacks the label {}): left as it is", deploy::MANAGED)
+                    let label = deploy::MANAGED;
+                    tries.note(&format!("{r} is somebody else's (it lacks the label {label}): left as it is"));
+                    continue;
                 }
-                Err(e) => tell(Err(e)),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = done {
+                tries.failed(&format!("not written yet: {e:#}"));
+                waiting.extend(owner);
             }
         }
         for s in &w.statuses {
-            tell(kube.apply_status(&s.to, s.manager, s.status.clone()).await);
+            if let Err(e) = kube.apply_status(&s.to, s.manager, s.status.clone()).await {
+                tries.failed(&format!("not written yet: {e:#}"));
+            }
         }
-        let over = if failed {
-            tokio::time::timeout(RETRY, todo.changed()).await.is_ok_and(|r| r.is_err())
-        } else {
-            todo.changed().await.is_err()
+        let over = match tries.end() {
+            Some(wait) => {
+                // However often something else changes meanwhile.
+                let least = wait.min(RETRY);
+                tokio::time::sleep(least).await;
+                tokio::time::timeout(wait - least, todo.changed()).await.is_ok_and(|r| r.is_err())
+            }
+            None => todo.changed().await.is_err(),
         };
         if over {
             return;
@@ -414,6 +476,22 @@ mod tests {
         publisher.note(&state, Some("two".into()));
         assert!(told.has_changed().unwrap());
         assert_eq!(told.borrow_and_update().text, "two");
+    }
+
+    /// A kind that is not there for an hour: a few tries a minute, not four a second.
+    #[test]
+    fn what_fails_for_long_is_tried_less_and_less_often() {
+        let mut tries = Tries::new();
+        let (mut waited, mut count) = (Duration::ZERO, 0);
+        while waited < Duration::from_secs(3600) {
+            (0..4).for_each(|_| tries.failed("the API server does not know GatewayClass"));
+            waited += tries.end().unwrap();
+            count += 1;
+        }
+        assert!(count < 260, "{count}");
+        assert_eq!(tries.end(), None);
+        tries.failed("x");
+        assert!(tries.end().unwrap() <= RETRY, "after a success it begins anew");
     }
 
     #[test]

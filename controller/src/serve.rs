@@ -5,7 +5,7 @@ use crate::{
     ca::{Authority, Refusal, Signer},
     callers::Tokens,
     config::Config,
-    convert::{self, Change, Compiler, Mesh},
+    convert::{self, Change, Compiler, Mesh, check, finding::Finding},
     gate::{Gate, Known, Link},
     jwks::Fetcher,
     kubernetes,
@@ -34,13 +34,14 @@ use karst_xds::{Resources, server};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
@@ -49,6 +50,10 @@ struct Shared {
     tokens: Tokens,
     authority: Arc<Authority>,
     model: ArcSwap<Model>,
+    /// The objects that the model was made from.
+    state: ArcSwap<State>,
+    /// Objects with problems, by kind and reason.
+    problems: ArcSwap<BTreeMap<(&'static str, &'static str), u64>>,
     snapshots: watch::Sender<Arc<Resources>>,
     /// Subscribers and the number of the snapshot that each has acknowledged.
     proxies: Mutex<BTreeMap<u64, (String, u64)>>,
@@ -118,6 +123,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tokens,
         authority,
         model: ArcSwap::default(),
+        state: ArcSwap::default(),
+        problems: ArcSwap::default(),
         snapshots,
         proxies: Mutex::default(),
         digest: AtomicU64::new(0),
@@ -142,7 +149,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (s, c) = (shared.clone(), &shared.config);
         let (listener, acceptor) = (webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
         let connections = tls::incoming(listener, acceptor, s.webhook_gate.clone(), |_| false);
-        tokio::task::spawn_local(webhook::serve(connections, mesh.clone(), s.reviews.clone()));
+        let (of, around) = (mesh.clone(), shared.clone());
+        let judge = webhook::Judge {
+            mesh: mesh.clone(),
+            around: Box::new(move |o| convert::around(o, &around.state.load(), &around.model.load(), &of)),
+            counts: s.reviews.clone(),
+        };
+        tokio::task::spawn_local(webhook::serve(connections, judge));
         tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), s.authority.roots(), leads));
     }
     let service = Service(shared.clone());
@@ -157,23 +170,33 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(source = shared.config.source, discovery = %shared.config.grpc_addr, "controller is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let watching = async {
+        // When the findings are to be looked at: after a while, for many changes together.
+        let mut due = Some(Instant::now());
         loop {
-            tokio::select! {
-                () = source.changed() => update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log),
-                Ok(()) = found.changed() => update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log),
-                // A new root is written everywhere. (What the source was about to tell is taken in, too.)
-                Ok(()) = roots.changed() => {
-                    update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
-                    if let Some((publisher, _)) = &kube {
-                        publisher.note(&source.read());
-                    }
+            let at = due;
+            let look = async move {
+                match at {
+                    Some(t) => tokio::time::sleep_until(t).await,
+                    None => std::future::pending().await,
                 }
-                Ok(()) = lists.changed() => {
-                    update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
-                    if let Some((publisher, _)) = &kube {
-                        publisher.note(&source.read());
-                    }
+            };
+            // A new root is written everywhere. (What the source was about to tell is taken in, too.)
+            let published = tokio::select! {
+                () = source.changed() => false,
+                Ok(()) = found.changed() => false,
+                Ok(()) = roots.changed() => true,
+                Ok(()) = lists.changed() => true,
+                () = look => {
+                    due = None;
+                    find(&shared, kube.as_ref(), &compiler, &mut log, &mesh);
+                    continue;
                 }
+            };
+            if update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log) {
+                due.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
+            }
+            if let Some((publisher, _)) = kube.as_ref().filter(|_| published) {
+                publisher.note(&shared.state.load());
             }
         }
     };
@@ -190,6 +213,35 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
 }
 
+/// Looks for objects that nobody executes: for the log, the metric and the statuses.
+fn find(
+    shared: &Shared,
+    kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
+    compiler: &Compiler,
+    log: &mut Problems,
+    mesh: &Mesh,
+) {
+    let state = shared.state.load();
+    let findings = convert::findings(&state, compiler.model(), mesh);
+    let problems = state.problems.iter().chain(compiler.problems());
+    shared.problems.store(Arc::new(convert::finding::count(&findings, problems)));
+    if log.findings.as_ref() == Some(&findings) {
+        return;
+    }
+    let texts = |all: &[Finding]| all.iter().map(ToString::to_string).collect::<BTreeSet<String>>();
+    let (old, new) = (texts(log.findings.as_deref().unwrap_or_default()), texts(&findings));
+    for f in new.difference(&old) {
+        tracing::info!("{f}");
+    }
+    for f in old.difference(&new) {
+        tracing::info!("mended: {f}");
+    }
+    log.findings = Some(findings);
+    if let Some((_, writer)) = kube {
+        writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
+    }
+}
+
 /// `karst-controller check`.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     let Origin::Dir(manifests) = config.origin()? else {
@@ -197,10 +249,17 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     };
     let mut dir = Dir::watch(&manifests)?;
     let state = dir.read();
-    let (model, meaning) = convert::compile(&state, &Mesh::from(config));
+    let mesh = Mesh::from(config);
+    let (model, meaning) = convert::compile(&state, &mesh);
     let problems: Vec<_> = state.problems.iter().chain(&meaning).collect();
     for p in &problems {
         println!("{p}");
+    }
+    for line in warnings(&manifests) {
+        println!("{line}");
+    }
+    for f in convert::findings(&state, &model, &mesh) {
+        println!("warning: {f}");
     }
     println!(
         "{} workloads, {} services, {} policies, {} problems",
@@ -213,10 +272,34 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is to be said of the objects in a directory as they are written.
+fn warnings(manifests: &Path) -> Vec<String> {
+    let mut out = vec![];
+    for file in karst_manifest::dir::files(manifests) {
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        for (line, object) in karst_manifest::parse::values(&text) {
+            let at = |p: &str| object.pointer(p).and_then(|v| v.as_str()).unwrap_or_default();
+            let (kind, group) = (at("/kind"), at("/apiVersion").split_once('/').map_or("", |(g, _)| g));
+            let namespace = if at("/metadata/namespace").is_empty() { "default" } else { at("/metadata/namespace") };
+            let name = format!("{}:{line}: warning: {kind} {namespace}/{}", file.display(), at("/metadata/name"));
+            out.extend(check::written(kind, group, &object).into_iter().map(|w| format!("{name}: {w}")));
+        }
+    }
+    out
+}
+
 /// Problems that are logged once, and again when they come back.
 #[derive(Default)]
-struct Problems(BTreeSet<String>);
+struct Problems {
+    problems: BTreeSet<String>,
+    /// None before they were looked for.
+    findings: Option<Vec<Finding>>,
+}
 
+/// After a change, more changes are awaited for this long before findings are looked for.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// Takes in what has changed. True: what is to be said of objects may be another.
 fn update(
     shared: &Shared,
     source: &mut Source,
@@ -224,7 +307,7 @@ fn update(
     kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
     compiler: &mut Compiler,
     log: &mut Problems,
-) {
+) -> bool {
     let state = State { keys: keys.found.borrow().clone(), ..source.read() };
     let change = compiler.update(&state);
     if compiler.was_whole() {
@@ -234,17 +317,18 @@ fn update(
         && compiler.was_whole()
     {
         publisher.note(&state);
-        writer.set(compiler.writes(&state, &shared.config.template(), &timestamp()));
+        writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
     }
     let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
-    for p in now.difference(&log.0) {
+    for p in now.difference(&log.problems) {
         tracing::warn!("{p}");
     }
-    for p in log.0.difference(&now) {
+    for p in log.problems.difference(&now) {
         tracing::info!("mended: {p}");
     }
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
-    log.0 = now;
+    let mended_or_new = now != log.problems;
+    log.problems = now;
     let model = compiler.model();
     // Facts of pods that no proxy is told may have changed as well.
     let old = shared.model.swap(Arc::new(model.clone()));
@@ -259,6 +343,8 @@ fn update(
         shared.snapshots.send_replace(Arc::new(resources));
     }
     shared.digest.store(state.digest, Ordering::Relaxed);
+    shared.state.store(Arc::new(state));
+    mended_or_new || compiler.was_whole()
 }
 
 /// Now, as statuses have it.
@@ -434,6 +520,12 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
             ] {
                 let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
             }
+            let name = "karst_objects_with_problems";
+            let help = "Objects that cannot be used as they are written, or have no effect, by kind and reason.";
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+            for ((kind, reason), n) in s.problems.load().iter() {
+                let _ = writeln!(out, "{name}{{kind=\"{kind}\",reason=\"{reason}\"}} {n}");
+            }
             let (discovery, webhook) = (&s.discovery_gate, &s.webhook_gate);
             karst_rt::admission::Counts::render(
                 &mut out,
@@ -457,4 +549,26 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
         "/version" => admin::text(200, concat!(env!("CARGO_PKG_VERSION"), "\n")),
         _ => admin::text(404, "pages: /metrics /ready /version /debug/syncz\n"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// `check` says what kubectl is told at apply, with file and line.
+    #[test]
+    fn check_warns_of_what_has_no_effect() {
+        let dir = std::env::temp_dir().join(format!("karst-check-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: s, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1h}}}}\n---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n";
+        std::fs::write(dir.join("a.yaml"), text).unwrap();
+        let lines = warnings(&dir);
+        std::fs::remove_dir_all(&dir).unwrap();
+        let ends = [
+            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version",
+            "a.yaml:10: warning: Sidecar default/s: a Sidecar has no effect: there are no sidecars; who may call whom is said by AuthorizationPolicies",
+        ];
+        assert!(lines.len() == 2 && lines.iter().zip(ends).all(|(l, e)| l.ends_with(e)), "{lines:?}");
+    }
 }

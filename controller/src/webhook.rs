@@ -6,7 +6,7 @@
 //! can be reached lets nothing by.
 
 use crate::{
-    convert::{Mesh, check},
+    convert::{Mesh, check, finding::Finding},
     tls::Connection,
 };
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_kube::{Kube, WebhookState};
 use karst_manifest::{
+    Object,
     idle::{Idle, idle},
     kinds, parse,
 };
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use std::{
     convert::Infallible,
     net::SocketAddr,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -71,11 +73,36 @@ struct Kind {
     kind: String,
 }
 
+/// What reviews are answered by.
+pub struct Judge {
+    pub mesh: Mesh,
+    /// What is to be said of an object among those that are there.
+    pub around: Box<dyn Fn(&Object) -> Vec<Finding>>,
+    pub counts: Arc<Counts>,
+}
+
+/// What is asked for by the path: objects of our own kinds are refused, those of others only warned of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Validate,
+    Warn,
+}
+
 /// Answers a review. Pure.
-pub fn answer(body: &[u8], mesh: &Mesh, counts: &Counts) -> Result<Value, String> {
+fn answer(body: &[u8], asked: Asked, by: &Judge) -> Result<Value, String> {
     let review: Review = serde_json::from_slice(body).map_err(|e| format!("not an AdmissionReview: {e}"))?;
     let ask = review.request.ok_or("an AdmissionReview without a request")?;
-    let (problems, warnings) = judge(ask.kind, &ask.operation, ask.object, mesh);
+    let counts = &by.counts;
+    let (mut problems, mut warnings) = judge(ask.kind, &ask.operation, ask.object, by);
+    if asked == Asked::Warn {
+        // Its status says the same; who tries what another version of the API has is not to be stopped.
+        warnings = problems.drain(..).chain(warnings).collect();
+        let mut response = json!({ "uid": ask.uid, "allowed": true });
+        if !warnings.is_empty() {
+            response["warnings"] = json!(warnings);
+        }
+        return Ok(review_of(response));
+    }
     let allowed = problems.is_empty();
     if allowed { &counts.passed } else { &counts.failed }.fetch_add(1, Relaxed);
     let mut response = json!({ "uid": ask.uid, "allowed": allowed });
@@ -85,10 +112,15 @@ pub fn answer(body: &[u8], mesh: &Mesh, counts: &Counts) -> Result<Value, String
     if !allowed {
         response["status"] = json!({ "code": 422, "reason": "Invalid", "message": problems.join("; ") });
     }
-    Ok(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }))
+    Ok(review_of(response))
 }
 
-fn judge(kind: Kind, operation: &str, object: Value, mesh: &Mesh) -> (Vec<String>, Vec<String>) {
+fn review_of(response: Value) -> Value {
+    json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
+}
+
+/// What is wrong with an object, and what is to be said of it besides.
+fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<String>, Vec<String>) {
     if !matches!(operation, "CREATE" | "UPDATE") {
         return (vec![], vec![]);
     }
@@ -99,57 +131,39 @@ fn judge(kind: Kind, operation: &str, object: Value, mesh: &Mesh) -> (Vec<String
     if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
         return (vec![], vec![]);
     }
+    let written = check::written(&kind.kind, &kind.group, &object);
     let Some((known, ..)) = kinds::known(&kind.kind, &kind.group) else {
         let name = |f: &str| object.pointer(&format!("/metadata/{f}")).and_then(Value::as_str).unwrap_or_default();
         return match idle(&kind.kind, &kind.group) {
             Some(Idle::Refused(text)) => {
                 (vec![format!("{} {}/{}: {text}", kind.kind, name("namespace"), name("name"))], vec![])
             }
-            Some(Idle::Warned(text)) => (vec![], vec![text.into()]),
-            None => (vec![], vec![]),
+            Some(Idle::Warned(_)) | None => (vec![], written),
         };
     };
-    let old = old_names(known, &object);
     match parse::value(known, object) {
         Err(p) => (vec![p.to_string()], vec![]),
         Ok(o) => {
-            let warnings = check::warnings(&o).into_iter().chain(old).collect();
-            (check::problems(o, mesh).iter().map(ToString::to_string).collect(), warnings)
+            let around = (by.around)(&o).into_iter().map(|f| f.text());
+            let warnings = written.into_iter().chain(around).collect();
+            // A Gateway alone lacks the Secrets that it names: its status says what of it can be.
+            let alone = matches!(o, Object::Gateway(_) | Object::BackendTLSPolicy(_));
+            let problems = if alone { vec![] } else { check::problems(o, &by.mesh) };
+            (problems.iter().map(ToString::to_string).collect(), warnings)
         }
     }
 }
 
-/// Field names of before, which are taken, and by what to replace them.
-fn old_names(kind: &str, object: &Value) -> Vec<String> {
-    const OLD: [(&str, &str); 3] = [
-        ("mirror_percent", "mirrorPercentage: {value: …}"),
-        ("mirror_percentage", "mirrorPercentage"),
-        ("cors_policy", "corsPolicy"),
-    ];
-    let http = object.pointer("/spec/http").filter(|_| kind == "VirtualService");
-    let rules = http.and_then(Value::as_array).into_iter().flatten().enumerate();
-    rules
-        .flat_map(|(i, r)| {
-            let there = OLD.iter().filter(|(old, _)| r.get(old).is_some());
-            there.map(move |(old, new)| format!("spec.http[{i}].{old}: is an old name; write {new}"))
-        })
-        .collect()
-}
-
 /// Serves reviews until the process ends. Must run in a `LocalSet`.
-pub async fn serve(
-    mut connections: impl Stream<Item = std::io::Result<Connection>> + Unpin,
-    mesh: Mesh,
-    counts: Arc<Counts>,
-) {
-    let mesh = Arc::new(mesh);
+pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Connection>> + Unpin, by: Judge) {
+    let by = Rc::new(by);
     while let Some(s) = connections.next().await {
         let Ok(s) = s else { continue };
-        let (mesh, counts) = (mesh.clone(), counts.clone());
+        let by = by.clone();
         tokio::task::spawn_local(async move {
             let review = service_fn(move |r: Request<Incoming>| {
-                let (mesh, counts) = (mesh.clone(), counts.clone());
-                async move { Ok::<_, Infallible>(respond(r, &mesh, &counts).await) }
+                let by = by.clone();
+                async move { Ok::<_, Infallible>(respond(r, &by).await) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             let served = http.keep_alive(false).serve_connection(TokioIo::new(s), review);
@@ -162,20 +176,25 @@ pub async fn serve(
     }
 }
 
-async fn respond(r: Request<Incoming>, mesh: &Mesh, counts: &Counts) -> Response<Full<Bytes>> {
+async fn respond(r: Request<Incoming>, by: &Judge) -> Response<Full<Bytes>> {
     let text = |status: u16, t: String| {
         let mut r = Response::new(Full::new(Bytes::from(t)));
         *r.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
         r
     };
-    if r.method() != hyper::Method::POST || !r.uri().path().starts_with("/validate") {
-        return text(404, "POST an AdmissionReview to /validate\n".into());
+    let asked = match r.uri().path() {
+        p if p.starts_with("/validate") => Asked::Validate,
+        "/warn" => Asked::Warn,
+        _ => return text(404, "POST an AdmissionReview to /validate or /warn\n".into()),
+    };
+    if r.method() != hyper::Method::POST {
+        return text(404, "POST an AdmissionReview to /validate or /warn\n".into());
     }
     let body = match Limited::new(r.into_body(), MAX_BODY).collect().await {
         Ok(b) => b.to_bytes(),
         Err(e) => return text(413, format!("the review cannot be read: {e}\n")),
     };
-    match answer(&body, mesh, counts) {
+    match answer(&body, asked, by) {
         Ok(v) => {
             let mut r = text(200, v.to_string());
             let json = hyper::header::HeaderValue::from_static("application/json");
@@ -256,4 +275,91 @@ async fn step(kube: &Kube, namespace: &str, name: &str, root: String) -> anyhow:
     kube.set_webhook(name, &WebhookState { fail: true, ..now }).await?;
     tracing::info!(webhook = name, "the API server reaches the webhook: invalid objects are refused from now on");
     Ok(Done::Step)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::convert::{around, compile, tests::mesh};
+    use karst_manifest::State;
+
+    /// Whether it is let in, and what kubectl prints.
+    fn reviewed(asked: Asked, there: &str, kind: (&str, &str), object: &str) -> (bool, Vec<String>) {
+        let objects = parse::file("t.yaml".as_ref(), there).unwrap().into_iter().map(Arc::new).collect();
+        let state = State { objects, ..State::default() };
+        let model = compile(&state, &mesh()).0;
+        let by = Judge {
+            mesh: mesh(),
+            around: Box::new(move |o| around(o, &state, &model, &mesh())),
+            counts: Arc::default(),
+        };
+        let object: Value = serde_yaml_ng::from_str(object).unwrap();
+        let kind = json!({ "group": kind.0, "kind": kind.1 });
+        let ask = json!({ "request": { "uid": "u", "kind": kind, "operation": "CREATE", "object": object } });
+        let a = answer(ask.to_string().as_bytes(), asked, &by).unwrap();
+        let warnings = a["response"]["warnings"].as_array().cloned().unwrap_or_default();
+        let texts = warnings.iter().map(|w| w.as_str().unwrap().to_string()).collect();
+        (a["response"]["allowed"].as_bool().unwrap(), texts)
+    }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n";
+
+    #[test]
+    fn what_nobody_executes_is_let_in_with_a_warning() {
+        let route =
+            "metadata: {name: v, namespace: a}\nspec: {hosts: [HOST], http: [{route: [{destination: {host: s}}]}]}";
+        let istio = |host: &str| {
+            reviewed(Asked::Validate, SERVICE, ("networking.istio.io", "VirtualService"), &route.replace("HOST", host))
+        };
+        let text = "spec.hosts[0]: s.a.svc.cluster.local uses no waypoint, and nobody else does what is said here: label the service or its namespace istio.io/use-waypoint";
+        assert_eq!(istio("s"), (true, vec![text.to_string()]));
+        let text = "spec.hosts[0]: there is no service \"none\": nothing happens until there is one";
+        assert_eq!(istio("none"), (true, vec![text.to_string()]));
+        let route = "metadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{matches: [{path: {type: TYPE, value: '('}}], backendRefs: [{name: s, port: 80}]}]}";
+        let api = |kind: &str| {
+            let api = ("gateway.networking.k8s.io", "HTTPRoute");
+            reviewed(Asked::Warn, SERVICE, api, &route.replace("TYPE", kind))
+        };
+        let (allowed, warnings) = api("RegularExpression");
+        assert!(allowed && warnings.len() == 2, "a route that cannot be used is told, not refused: {warnings:?}");
+        assert!(warnings[0].contains("is no regular expression") && warnings[1].starts_with("spec.parentRefs[0]: "));
+        let namespace = |label: &str| {
+            let object = format!("metadata: {{name: a, labels: {{istio-injection: {label}}}}}");
+            reviewed(Asked::Warn, SERVICE, ("", "Namespace"), &object)
+        };
+        let text = "metadata.labels[istio-injection]: has no effect, as there are no sidecars: its pods join the mesh by the label istio.io/dataplane-mode=ambient";
+        assert_eq!(namespace("enabled"), (true, vec![text.to_string()]));
+        assert_eq!(namespace("disabled"), (true, vec![]));
+    }
+
+    /// The rows of docs/refused.md that are let in.
+    #[test]
+    fn what_is_accepted_with_a_warning_is() {
+        let doc = include_str!("../../docs/refused.md");
+        let (_, accepted) = doc.split_once("## What is accepted with a warning").unwrap();
+        let rows: Vec<&str> = accepted.lines().filter(|l| l.starts_with("| ") && l.contains('`')).collect();
+        assert!(rows.len() >= 15);
+        for row in rows {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let [_, kind, spec, text, _] = cells[..] else { panic!("{row}") };
+            // Of the two Gateways Istio's.
+            let ours = kinds::KINDS.iter().find(|(k, g, _)| kinds::api_kind(k) == kind && g.ends_with("istio.io"));
+            let group = ours.map(|k| k.1).or(idle_group(kind)).unwrap();
+            let object = format!("metadata: {{name: x, namespace: default}}\nspec: {}\n", spec.trim_matches('`'));
+            let (allowed, warnings) = reviewed(Asked::Validate, "", (group, kind), &object);
+            assert!(allowed && warnings.first().is_some_and(|w| w == text.trim_matches('`')), "{row}: {warnings:?}");
+        }
+    }
+
+    fn idle_group(kind: &str) -> Option<&'static str> {
+        karst_manifest::idle::IDLE.iter().find(|(k, ..)| *k == kind).map(|(_, g, _)| *g)
+    }
+
+    #[test]
+    fn gateways_are_not_missed_secrets() {
+        let object = "metadata: {name: g, namespace: a}\nspec: {gatewayClassName: istio, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}}]}";
+        let is = reviewed(Asked::Warn, SERVICE, ("gateway.networking.k8s.io", "Gateway"), object);
+        assert_eq!(is, (true, vec![]));
+    }
 }

@@ -1,14 +1,16 @@
 //! What the schemas of the CRDs cannot say: refused at admission ([`crate::webhook`]), reported when it comes another way. Rules:
 //! Istio's validation (reference control-plane §9), texts our own.
 
-use super::{Bad, Mesh, compile, policy, routes};
+use super::{Bad, Mesh, compile, no_effect, policy, routes};
 use karst_core::Cidr;
 use karst_manifest::{
     Object, Problem, State,
-    kinds::*,
-    parse::Located,
+    idle::{Idle, idle},
+    kinds::{self, *},
+    parse::{self, Located},
     traffic::{GwServer, GwTls, IstioGatewaySpec},
 };
+use serde_json::Value;
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 /// Protocols of ports (Istio's list).
@@ -34,15 +36,25 @@ pub fn problems(object: Object, mesh: &Mesh) -> Vec<Problem> {
     compile(&State { objects: vec![Arc::new(one)], ..State::default() }, mesh).1
 }
 
+/// What is to be said of an object as it is written.
+pub fn written(kind: &str, group: &str, object: &Value) -> Vec<String> {
+    match (kinds::known(kind, group), idle(kind, group)) {
+        (Some((kind, ..)), _) => {
+            let typed = parse::value(kind, object.clone()).map(|o| warnings(&o)).unwrap_or_default();
+            no_effect::warnings(kind, object).into_iter().chain(typed).collect()
+        }
+        (None, Some(Idle::Warned(text))) => vec![text.into()],
+        (None, Some(Idle::Refused(_)) | None) => vec![],
+    }
+}
+
 /// What is valid, and yet hardly what was meant.
-pub fn warnings(object: &Object) -> Vec<String> {
+fn warnings(object: &Object) -> Vec<String> {
     match object {
         Object::AuthorizationPolicy(p) => policy::warnings(p),
         Object::RequestAuthentication(r) => routes::tokens::warnings(r),
         Object::ServiceEntry(e) => export_to(e),
         Object::Telemetry(t) => routes::telemetry::warnings(t),
-        Object::VirtualService(v) => not_executed(&virtual_service(v)),
-        Object::DestinationRule(d) => not_executed(&destination_rule(d)),
         _ => vec![],
     }
 }
@@ -54,41 +66,6 @@ fn export_to(e: &ServiceEntry) -> Vec<String> {
         format!("spec.exportTo: {n:?} makes it known to all namespaces: only \".\", \"*\" and \"~\" are distinguished")
     };
     others.map(text).into_iter().collect()
-}
-
-/// Fields that are taken and have no effect (yet).
-fn not_executed(fields: &[(bool, String)]) -> Vec<String> {
-    fields.iter().filter(|(there, _)| *there).map(|(_, f)| format!("{f}: has no effect in this version")).collect()
-}
-
-fn virtual_service(v: &VirtualService) -> Vec<(bool, String)> {
-    let s = &v.spec;
-    let mut out = vec![];
-    for (i, t) in s.tcp.iter().enumerate() {
-        for (j, m) in t.matches.iter().enumerate() {
-            let at = format!("spec.tcp[{i}].match[{j}]");
-            out.push((!m.destination_subnets.is_empty(), format!("{at}.destinationSubnets")));
-            out.push((!m.source_subnet.is_empty(), format!("{at}.sourceSubnet")));
-        }
-    }
-    out
-}
-
-fn destination_rule(d: &DestinationRule) -> Vec<(bool, String)> {
-    let s = &d.spec;
-    let mut out = vec![(s.workload_selector.is_some(), "spec.workloadSelector".to_string())];
-    let subsets = s.subsets.iter().enumerate();
-    let all =
-        subsets.filter_map(|(i, x)| Some((format!("spec.subsets[{i}].trafficPolicy"), x.traffic_policy.as_ref()?)));
-    for (at, p) in s.traffic_policy.iter().map(|p| ("spec.trafficPolicy".to_string(), p)).chain(all) {
-        if let Some(c) = &p.connection_pool {
-            let at = format!("{at}.connectionPool");
-            out.push((c.tcp.tcp_keepalive.is_some(), format!("{at}.tcp.tcpKeepalive")));
-            out.push((c.tcp.max_connection_duration.is_some(), format!("{at}.tcp.maxConnectionDuration")));
-            out.push((!c.http.h2_upgrade_policy.is_empty(), format!("{at}.http.h2UpgradePolicy")));
-        }
-    }
-    out
 }
 
 fn bad(field: impl Into<String>, text: impl Into<String>) -> Bad {

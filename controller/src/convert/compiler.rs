@@ -5,6 +5,7 @@
 use super::{
     Index, Mesh, Whole, Writes, compile_all, deploy,
     endpoint::{Owners, Watched},
+    finding::Finding,
     policy::Policies,
     routes, workload, writes,
 };
@@ -74,9 +75,16 @@ impl Compiler {
         self.whole
     }
 
-    /// What is not yet as it should be at the API server, after an update with the same objects.
-    pub fn writes(&self, state: &State, template: &deploy::Template, now: &str) -> Writes {
-        writes(state, &self.mesh, &self.routes, template, now)
+    /// What is not yet as it should be at the API server, after an update with the same objects. Without findings nothing is said
+    /// of them.
+    pub fn writes(
+        &self,
+        state: &State,
+        template: &deploy::Template,
+        findings: Option<&[Finding]>,
+        now: &str,
+    ) -> Writes {
+        writes(state, &self.mesh, &self.routes, template, findings, now)
     }
 
     /// Takes in the newest objects.

@@ -1,6 +1,6 @@
 //! From a Gateway to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference control-plane §4.1).
 
-use super::{GATEWAY_API, Index, routes::gateways, waypoint};
+use super::{GATEWAY_API, Index, overlay::Overlays, routes::gateways, waypoint};
 use karst_kube::Ref;
 use karst_manifest::kinds::{Gateway, Labels};
 use serde_json::{Value, json};
@@ -20,6 +20,13 @@ pub(crate) const INGRESS_CLASSES: [&str; 2] = ["istio", "karst"];
 pub(crate) const INGRESS: &str = "istio.io/gateway-controller";
 /// Annotation with the digest of what was applied.
 const DIGEST: &str = "gateway.karst.io/digest";
+/// Annotation of a Deployment: the kinds of [`EXTRAS`] that were made beside it.
+const OPTIONAL: &str = "gateway.karst.io/optional";
+/// What is made only where parameters ask for it: group, version, kind, key in the parameters.
+const EXTRAS: [(&str, &str, &str, &str); 2] = [
+    ("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalPodAutoscaler"),
+    ("policy", "v1", "PodDisruptionBudget", "podDisruptionBudget"),
+];
 
 /// What a waypoint's pods are made of.
 #[derive(Clone, Debug)]
@@ -48,13 +55,23 @@ pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
     waypoints.into_iter().chain(gateways).filter(|c| !x.classes.contains_key(c.0)).map(one).collect()
 }
 
-/// What lacks, or is not as it should be: in the order in which it is applied.
-pub(super) fn compile(x: &Index<'_>, t: &Template) -> Vec<(Ref, Value)> {
+/// What lacks, or is not as it should be, in the order in which it is applied; and what is there and is wanted no more, with the
+/// uid of its Gateway.
+pub(super) fn compile(x: &Index<'_>, t: &Template, objects: &mut Vec<(Ref, Value)>, removed: &mut Vec<(Ref, String)>) {
     let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateways::is_ingress(x, g);
-    // With parameters that are not read nothing is run; the status says so.
-    let known = |g: &Gateway| waypoint::is_waypoint(x, g) || g.spec.infrastructure.parameters_ref.is_none();
-    let wanted = |g: &&&Gateway| given(g).is_none() && known(g);
-    x.gateways.values().filter(ours).filter(wanted).flat_map(|g| one(x, g, t)).collect()
+    // In the same order each time: what is still to be written is then the same.
+    let mut all: Vec<_> = x.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
+    all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+    for g in all {
+        // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
+        let Ok(overlays) = Overlays::of(x, g) else { continue };
+        one(x, g, t, &overlays, objects, removed);
+    }
+}
+
+/// The uid of the Gateway that an object is made for.
+pub(crate) fn owner(fields: &Value) -> Option<&str> {
+    fields.pointer("/metadata/ownerReferences/0/uid").and_then(Value::as_str)
 }
 
 /// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
@@ -83,30 +100,43 @@ pub(super) fn given(g: &Gateway) -> Option<&str> {
     g.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
 }
 
-fn one(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
+fn one(
+    x: &Index<'_>,
+    g: &Gateway,
+    t: &Template,
+    overlays: &Overlays,
+    out: &mut Vec<(Ref, Value)>,
+    removed: &mut Vec<(Ref, String)>,
+) {
     let (ns, name) = (g.metadata.namespace.as_str(), name(x, g));
     let name = name.as_str();
     // Somebody's own Service or Deployment of that name stays his.
     let service = x.service(ns, name);
     let deployment = x.deployments.get(&(ns, name));
     if service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED)) {
-        return vec![];
+        return;
     }
-    let all = objects(x, g, t);
+    let all = objects(x, g, t, overlays);
     let text = json!(all.iter().map(|(_, v)| v).collect::<Vec<_>>()).to_string();
     let digest = format!("{:x}", xxhash_rust::xxh64::xxh64(text.as_bytes(), 0));
     let is = |a: &Labels| a.get(DIGEST) == Some(&digest);
     if service.is_some_and(|s| is(&s.metadata.annotations)) && deployment.is_some_and(|d| is(&d.metadata.annotations)) {
-        return vec![];
+        return;
     }
+    let before = deployment.and_then(|d| d.metadata.annotations.get(OPTIONAL)).map_or("", String::as_str);
+    let old = EXTRAS.iter().filter(|(_, _, kind, key)| before.split(',').any(|k| k == *kind) && !overlays.has(key));
+    removed.extend(old.map(|(group, version, kind, _)| {
+        let r = Ref { group, version, kind, namespace: ns.to_string(), name: name.to_string() };
+        (r, g.metadata.uid.clone())
+    }));
     let stamp = |(r, mut v): (Ref, Value)| {
         v["metadata"]["annotations"][DIGEST] = json!(digest);
         (r, v)
     };
-    all.into_iter().map(stamp).collect()
+    out.extend(all.into_iter().map(stamp));
 }
 
-fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
+fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays) -> Vec<(Ref, Value)> {
     let m = &g.metadata;
     let is_waypoint = waypoint::is_waypoint(x, g);
     let (name, label) = (name(x, g), shortened(&m.name));
@@ -219,8 +249,29 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template) -> Vec<(Ref, Value)> {
     if named.is_none() {
         out.push((reference("", "ServiceAccount", account), json!({ "metadata": meta(with(json!({}))) })));
     }
-    out.push((reference("apps", "Deployment", &name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
+    let extras: Vec<_> = EXTRAS.iter().filter(|(.., key)| overlays.has(key)).collect();
+    for (group, version, kind, _) in &extras {
+        let spec = match *kind {
+            "HorizontalPodAutoscaler" => {
+                json!({ "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": name }, "maxReplicas": 1 })
+            }
+            _ => json!({ "selector": { "matchLabels": selector } }),
+        };
+        let r = Ref { group, version, kind, namespace: m.namespace.clone(), name: name.clone() };
+        out.push((r, json!({ "metadata": meta(with(json!({}))), "spec": spec })));
+    }
+    let mut deployment = json!({ "metadata": meta(with(json!({}))), "spec": spec });
+    if !extras.is_empty() {
+        let kinds: Vec<&str> = extras.iter().map(|(_, _, kind, _)| *kind).collect();
+        deployment["metadata"]["annotations"][OPTIONAL] = json!(kinds.join(","));
+    }
+    out.push((reference("apps", "Deployment", &name), deployment));
     out.push((reference("", "Service", &name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
+    for (r, v) in &mut out {
+        overlays.apply(r.kind, v);
+        // Without it the object would be somebody else's.
+        v["metadata"]["labels"][MANAGED] = own[MANAGED].clone();
+    }
     out
 }
 

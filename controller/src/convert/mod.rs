@@ -5,8 +5,11 @@ pub mod check;
 mod compiler;
 pub mod deploy;
 mod endpoint;
+pub mod finding;
 mod gateway_status;
+mod no_effect;
 mod node;
+mod overlay;
 mod policy;
 mod policy_status;
 mod route_status;
@@ -17,7 +20,11 @@ mod waypoint;
 mod workload;
 
 pub use compiler::{Change, Compiler};
-pub(crate) use routes::{gateways::VIRTUAL, tokens::public_keys};
+pub(crate) use routes::{
+    gateways::VIRTUAL,
+    tokens::public_keys,
+    unserved::{all as findings, around},
+};
 pub use status::Write;
 
 use crate::{config::Config, model::Model};
@@ -228,15 +235,25 @@ type Bad = (String, String);
 pub struct Writes {
     /// Objects to make or bring in order, in this order.
     pub objects: Vec<(karst_kube::Ref, serde_json::Value)>,
+    /// Objects to remove before that, and the uid of the Gateway that each was made for.
+    pub removed: Vec<(karst_kube::Ref, String)>,
     /// Statuses.
     pub statuses: Vec<Write>,
 }
 
 /// What is not yet as it should be. `compiled` is what came of the routes; `now` is the time in RFC 3339.
-fn writes(state: &State, mesh: &Mesh, compiled: &routes::Cache, template: &deploy::Template, now: &str) -> Writes {
+fn writes(
+    state: &State,
+    mesh: &Mesh,
+    compiled: &routes::Cache,
+    template: &deploy::Template,
+    findings: Option<&[finding::Finding]>,
+    now: &str,
+) -> Writes {
     let x = Index::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
-    objects.extend(deploy::compile(&x, template));
+    let mut removed = vec![];
+    deploy::compile(&x, template, &mut objects, &mut removed);
     // Only of Istio's Gateways something is said that depends on pods.
     let fronts = match x.istio_gateways.is_empty() {
         true => routes::gateways::Fronts::new(&x),
@@ -244,10 +261,11 @@ fn writes(state: &State, mesh: &Mesh, compiled: &routes::Cache, template: &deplo
     };
     let all = route_status::all(&x, compiled);
     let mut statuses = status::compile(&x, &fronts, now);
+    statuses.extend(findings.map(|f| status::unserved(&x, f, now)).unwrap_or_default());
     statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
     statuses.extend(route_status::compile(&x, &fronts, &all, now));
     statuses.extend(policy_status::compile(&x, &fronts, &all, now));
-    Writes { objects, statuses }
+    Writes { objects, removed, statuses }
 }
 
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.

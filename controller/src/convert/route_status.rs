@@ -1,7 +1,7 @@
 //! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
-use super::{Bad, GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, routes, service};
+use super::{Bad, GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, finding, routes, service, waypoint};
 use crate::convert::{
     routes::{Cache, gateways::Fronts},
     status::{Condition, Write, as_they_are, conditions, reference, same},
@@ -87,6 +87,7 @@ fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<W
             message: message.clone(),
         };
         let mut wanted = vec![say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
+        wanted.extend(executed(x, m, p));
         if let Some(Unread { all: false, text }) = &unread
             && is_attached
         {
@@ -95,7 +96,8 @@ fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<W
         }
         let before = have.parents.iter().find(|s| s.controller_name == CONTROLLER && s.parent_ref == *p);
         let there = before.map_or(&[][..], |s| &s.conditions);
-        let over = there.iter().any(|c| c.kind == PARTLY) && !wanted.iter().any(|c| c.kind == PARTLY);
+        let is_over = |kind| there.iter().any(|c| c.kind == kind) && !wanted.iter().any(|c| c.kind == kind);
+        let over = [PARTLY, finding::RESOLVED_WAYPOINTS].into_iter().any(is_over);
         unchanged &= before.is_some() && !over && same(&wanted, there, m.generation);
         ours += 1;
         all.push(json!({
@@ -149,6 +151,24 @@ fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, Str
             ("NoMatchingParent", format!("{} does not have port {port}", what()))
         }
         (Some(_), _) => ("Accepted", "Route was valid".into()),
+    })
+}
+
+/// Does a waypoint execute the route for this parent? None: the parent is no service, or is not there.
+fn executed(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
+    let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
+    let labels = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
+        ("" | "core", "Service") => &x.service(ns, &p.name)?.metadata.labels,
+        (ISTIO_NETWORKING, "ServiceEntry") => {
+            let mut all = x.entries_of.get(ns)?.iter();
+            &all.find(|e| e.metadata.name == p.name)?.metadata.labels
+        }
+        _ => return None,
+    };
+    let say = |status, reason, message| Condition { kind: finding::RESOLVED_WAYPOINTS, status, reason, message };
+    Some(match waypoint::executing(x, ns, labels, &p.name) {
+        Ok(text) => say(true, finding::RESOLVED_WAYPOINTS, text),
+        Err((reason, text)) => say(false, reason.name(), text),
     })
 }
 

@@ -1,10 +1,19 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{GATEWAY_API, ISTIO_NETWORKING, Index, deploy, policy, routes::gateways::Fronts, service, waypoint};
+use super::{
+    GATEWAY_API, ISTIO_NETWORKING, Index, deploy,
+    finding::{self, Finding},
+    overlay, policy,
+    routes::gateways::Fronts,
+    service, waypoint,
+};
 use karst_kube::Ref;
-use karst_manifest::kinds::{AuthorizationPolicy, Gateway, IstioGateway, Meta, ServiceEntry, StatusCondition};
+use karst_manifest::kinds::{
+    AuthorizationPolicy, Gateway, IstioGateway, Listener, Meta, ServiceEntry, StatusCondition,
+};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// A status that is not yet what it should be.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,12 +93,10 @@ pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
             out.push(Write { to, manager: "istio.io/gateway-class", status: json!({ "conditions": v }) });
         }
     }
-    for g in x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)) {
-        out.extend(gateway(x, g, now));
-    }
-    for (_, g) in &x.istio_gateways {
-        out.extend(unmapped(fronts, g, now));
-    }
+    let mut waypoints: Vec<_> = x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)).collect();
+    waypoints.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+    out.extend(waypoints.into_iter().filter_map(|g| gateway(x, g, now)));
+    out.extend(x.istio_gateways.iter().filter_map(|(_, g)| unmapped(fronts, g, now)));
     out
 }
 
@@ -108,6 +115,32 @@ fn unmapped(fronts: &Fronts, g: &IstioGateway, now: &str) -> Option<Write> {
     let conditions = changed(&wanted, &g.status.conditions, m.generation, stale, now)?;
     let to = reference(ISTIO_NETWORKING, "Gateway", m);
     Some(Write { to, manager: "karst.io/gateway-ports", status: json!({ "conditions": conditions }) })
+}
+
+/// What nobody executes of Istio's routes and rules; what is over is taken back.
+pub(super) fn unserved(x: &Index<'_>, findings: &[Finding], now: &str) -> Vec<Write> {
+    const OURS: [&str; 2] = [finding::RESOLVED_WAYPOINTS, finding::RESOLVED_REFS];
+    let mut of: BTreeMap<(&str, &str, &str), Vec<&Finding>> = BTreeMap::new();
+    for f in findings {
+        of.entry((f.kind, &f.namespace, &f.name)).or_default().push(f);
+    }
+    let routes = x.virtual_services.iter().map(|(_, v)| ("VirtualService", &v.metadata, &v.status.conditions));
+    let rules = x.destination_rules.iter().map(|(_, d)| ("DestinationRule", &d.metadata, &d.status.conditions));
+    let one = |(kind, m, have): (&'static str, &Meta, &Vec<StatusCondition>)| {
+        let mine = of.get(&(kind, m.namespace.as_str(), m.name.as_str())).map_or(&[][..], |f| f);
+        let mut wanted = vec![];
+        for condition in OURS {
+            let all: Vec<&&Finding> = mine.iter().filter(|f| f.reason.condition() == condition).collect();
+            let Some(first) = all.first() else { continue };
+            let message = all.iter().map(|f| f.text()).collect::<Vec<_>>().join("; ");
+            wanted.push(Condition { kind: condition, status: false, reason: first.reason.name(), message });
+        }
+        let gone = |c: &StatusCondition| OURS.contains(&&*c.kind) && !wanted.iter().any(|w| w.kind == c.kind);
+        let conditions = changed(&wanted, have, m.generation, have.iter().any(gone), now)?;
+        let to = reference(ISTIO_NETWORKING, kind, m);
+        Some(Write { to, manager: "karst.io/findings", status: json!({ "conditions": conditions }) })
+    };
+    routes.chain(rules).filter_map(one).collect()
 }
 
 pub(super) fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {
@@ -280,6 +313,19 @@ fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
     }
 }
 
+/// Can a waypoint be as it is written?
+fn accepted_waypoint(x: &Index<'_>, g: &Gateway) -> Condition {
+    let say = |status, reason, message| Condition { kind: "Accepted", status, reason, message };
+    let wrong = |(l, (_, text)): (&Listener, (&str, String))| format!("listener {:?}: {text}", l.name);
+    let bad = g.spec.listeners.iter().find_map(|l| Some((l, waypoint::wrong_listener(l)?))).map(wrong);
+    match (overlay::Overlays::of(x, g), bad) {
+        (Err(text), _) => say(false, "InvalidParameters", format!("spec.infrastructure.parametersRef: {text}")),
+        (Ok(_), None) => say(true, "Accepted", "Resource accepted".into()),
+        // Those that can be are there.
+        (Ok(_), Some(text)) => say(waypoint::has_listener(g), "ListenersNotValid", text),
+    }
+}
+
 fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let m = &g.metadata;
     let deployment = x.deployments.get(&(m.namespace.as_str(), m.name.as_str()));
@@ -290,18 +336,11 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(deploy::MANAGED));
     let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
-    let bad = g.spec.listeners.iter().find(|l| l.protocol != "HBONE");
-    let accepted = match bad {
-        None => say("Accepted", true, "Accepted", "Resource accepted".into()),
-        Some(l) => say(
-            "Accepted",
-            false,
-            "ListenersNotValid",
-            format!("listener {:?}: a waypoint speaks only protocol HBONE, not {:?}", l.name, l.protocol),
-        ),
-    };
+    let accepted = accepted_waypoint(x, g);
     // A waypoint without a running pod is not ready: what is bound to it must not be sent there.
-    let programmed = if ready {
+    let programmed = if !accepted.status {
+        say("Programmed", false, "Invalid", "see Accepted".into())
+    } else if ready {
         let text = format!("Resource programmed, assigned to service(s) {host}:{}", waypoint::PORT);
         say("Programmed", true, "Programmed", text)
     } else if foreign {
@@ -310,8 +349,9 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     } else {
         say("Programmed", false, "AddressNotAssigned", format!("Service {host} has no pod that is available yet"))
     };
-    // What was ready once stays known: its pods may come and go.
-    let programmed_before = ready || (!g.status.addresses.is_empty() && service.is_some() && !foreign);
+    // What was ready once stays known: its pods may come and go, and an edit that is wrong takes no policy out of force.
+    let there = given.is_some() || (service.is_some() && !foreign);
+    let programmed_before = programmed.status || (!g.status.addresses.is_empty() && there);
     let addresses = if programmed_before { json!([{ "type": "Hostname", "value": host }]) } else { json!([]) };
     let same_address =
         g.status.addresses.iter().map(|a| a.value.as_str()).eq(programmed_before.then_some(host.as_str()));
@@ -319,11 +359,16 @@ fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let mut unchanged = same_address && same(&own, &g.status.conditions, m.generation);
     let mut listeners = Vec::new();
     for l in &g.spec.listeners {
-        let (fine, none) = (l.protocol == "HBONE", || "No errors found".to_string());
-        let why = || if fine { none() } else { format!("{:?} is not HBONE", l.protocol) };
+        let none = || "No errors found".to_string();
+        let [accepted, programmed] = match waypoint::wrong_listener(l) {
+            None => [say("Accepted", true, "Accepted", none()), say("Programmed", true, "Programmed", none())],
+            Some((reason, text)) => {
+                [say("Accepted", false, reason, text.clone()), say("Programmed", false, "Invalid", text)]
+            }
+        };
         let wanted = [
-            say("Accepted", fine, if fine { "Accepted" } else { "UnsupportedProtocol" }, why()),
-            say("Programmed", fine, if fine { "Programmed" } else { "Invalid" }, why()),
+            accepted,
+            programmed,
             say("Conflicted", false, "NoConflicts", none()),
             say("ResolvedRefs", true, "ResolvedRefs", none()),
         ];

@@ -482,13 +482,18 @@ const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\
 const BOUND: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: NS, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: a}}\nspec: {clusterIP: 10.96.0.1}\n---\n";
 const READY: &str = "status: {addresses: [{type: Hostname, value: w.a.svc.cluster.local}]}";
 
+fn written_with(state: &State, template: &deploy::Template, found: Option<&[finding::Finding]>) -> Writes {
+    let mut c = Compiler::new(mesh());
+    c.update(state);
+    c.writes(state, template, found, "2026-01-01T00:00:00Z")
+}
+
 fn written(text: &str) -> Writes {
     let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
     let state = State { objects, ..State::default() };
     let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
-    let mut c = Compiler::new(mesh());
-    c.update(&state);
-    c.writes(&state, &template, "2026-01-01T00:00:00Z")
+    let found = findings(&state, &compile(&state, &mesh()).0, &mesh());
+    written_with(&state, &template, Some(&found))
 }
 
 /// Object, type, status, reason of each condition that is written.
@@ -630,6 +635,107 @@ fn a_waypoint_gets_what_it_needs_once() {
     assert_eq!(address[0]["value"], "w.a.svc.cluster.local");
 }
 
+/// A waypoint that cannot be as it is written says so, by Gateway API's reasons; what is bound to it does not go there.
+#[test]
+fn a_waypoint_with_a_wrong_listener_is_not_programmed() {
+    const MADE: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: w, namespace: a, labels: {gateway.istio.io/managed: x}}\nstatus: {availableReplicas: 1}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: w, namespace: a, labels: {gateway.istio.io/managed: x}}\nspec: {clusterIP: 10.96.0.9}\n---\n";
+    let with = |listeners: &str, status: &str| {
+        let listener = "{name: mesh, port: 15008, protocol: HBONE}";
+        WAYPOINT.replace(listener, listeners).replace("STATUS", status) + MADE + &BOUND.replace("NS", "a")
+    };
+    let said = |text: &str| {
+        let w = written(text);
+        let of = |c: &serde_json::Value| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "");
+        let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+        let all = [&status["conditions"], &status["listeners"][0]["conditions"]];
+        let one = |c: &serde_json::Value| c.as_array().unwrap()[..2].iter().map(of).collect::<Vec<_>>().join(", ");
+        (all.map(one), status["addresses"].as_array().unwrap().len(), conditions(&w))
+    };
+    for (listener, reason) in [
+        ("{name: mesh, port: 15008, protocol: HTTP}", "UnsupportedProtocol"),
+        ("{name: mesh, port: 80, protocol: HBONE}", "PortUnavailable"),
+        ("{name: mesh, port: 80, protocol: HTTP}", "UnsupportedProtocol"),
+    ] {
+        let ([own, of_listener], addresses, all) = said(&with(listener, ""));
+        assert_eq!(own, "Accepted False ListenersNotValid, Programmed False Invalid", "{listener}");
+        assert_eq!(of_listener, format!("Accepted False {reason}, Programmed False Invalid"), "{listener}");
+        assert_eq!(addresses, 0, "{listener}");
+        assert!(all.contains(&"Service a/s: istio.io/WaypointBound False WaypointIsNotReady".to_string()), "{all:#?}");
+        // One that served: its policies stay in force.
+        let ([own, _], addresses, all) = said(&with(listener, READY));
+        assert_eq!((own.as_str(), addresses), ("Accepted False ListenersNotValid, Programmed False Invalid", 1));
+        assert!(all.contains(&"Service a/s: istio.io/WaypointBound True WaypointAccepted".to_string()), "{all:#?}");
+    }
+    let ([own, _], addresses, _) = said(&with("{name: mesh, port: 15008, protocol: HBONE}", ""));
+    assert_eq!((own.as_str(), addresses), ("Accepted True Accepted, Programmed True Programmed", 1));
+    // Of two the one that can be is there.
+    let two = "{name: web, port: 80, protocol: HTTP}, {name: mesh, port: 15008, protocol: HBONE}";
+    let ([own, of_listener], addresses, _) = said(&with(two, ""));
+    assert_eq!((own.as_str(), addresses), ("Accepted True ListenersNotValid, Programmed True Programmed", 1));
+    assert_eq!(of_listener, "Accepted False UnsupportedProtocol, Programmed False Invalid");
+}
+
+/// `parametersRef`, of waypoints as of other gateways.
+#[test]
+fn parameters_change_what_is_deployed() {
+    const MAP: &str = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: options, namespace: a}\ndata:\n  deployment: 'spec: {replicas: 3, template: {spec: {containers: [{name: istio-proxy, resources: {requests: {cpu: 222m}}}]}}}'\n  service: 'metadata: {labels: {gateway.istio.io/managed: null}}'\n  horizontalPodAutoscaler: 'spec: {minReplicas: 2, maxReplicas: 5}'\n  podDisruptionBudget: 'spec: {minAvailable: 1}'\n";
+    let with = |class: &str, kind: &str, map: &str| {
+        let parameters = format!(
+            "infrastructure: {{parametersRef: {{group: '', kind: {kind}, name: options}}, labels: {{team: x}}}}"
+        );
+        let listener = if class == "istio" { "port: 80, protocol: HTTP" } else { "port: 15008, protocol: HBONE" };
+        WAYPOINT
+            .replace("STATUS", "")
+            .replace("istio-waypoint", class)
+            .replace("infrastructure: {labels: {team: x}}", &parameters)
+            .replace("port: 15008, protocol: HBONE", listener)
+            + map
+    };
+    for (class, name) in [("istio-waypoint", "w"), ("istio", "w-istio")] {
+        let w = written(&with(class, "ConfigMap", MAP));
+        let kinds: Vec<String> = w.objects[4..].iter().map(|(r, _)| r.to_string()).collect();
+        let all = ["ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment", "Service"];
+        assert_eq!(kinds, all.map(|k| format!("{k} a/{name}")));
+        let of = |kind: &str| &w.objects.iter().find(|(r, _)| r.kind == kind).unwrap().1;
+        let d = of("Deployment");
+        let container = &d["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!((&d["spec"]["replicas"], &container["resources"]["requests"]["cpu"]), (&3.into(), &"222m".into()));
+        assert_eq!(container["resources"]["requests"]["memory"], "128Mi", "what is not said stays");
+        let hpa = &of("HorizontalPodAutoscaler")["spec"];
+        assert_eq!((&hpa["scaleTargetRef"]["name"], &hpa["maxReplicas"]), (&name.into(), &5.into()));
+        assert_eq!(of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"][routes::gateways::GATEWAY_NAME], "w");
+        assert!(of("Service")["metadata"]["labels"][deploy::MANAGED].is_string(), "it stays ours");
+        // What is asked for no more is removed, and before that nothing is said to be there.
+        let made = d["metadata"]["annotations"].as_object().unwrap();
+        let annotations = made.iter().map(|(k, v)| format!("{k}: {v}")).collect::<Vec<_>>().join(", ");
+        let there = format!(
+            "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, namespace: a, labels: {{gateway.istio.io/managed: x}}, annotations: {{{annotations}}}}}\n"
+        );
+        let less = MAP.replace("horizontalPodAutoscaler", "unknown");
+        let w = written(&(with(class, "ConfigMap", &less) + &there));
+        let removed: Vec<String> = w.removed.iter().map(|(r, owner)| format!("{r} {owner}")).collect();
+        assert_eq!(removed, [format!("HorizontalPodAutoscaler a/{name} u")]);
+        assert!(w.objects.iter().all(|(r, v)| r.kind == "GatewayClass" || deploy::owner(v) == Some("u")));
+        // What cannot be read changes nothing, and is told.
+        for (kind, map) in
+            [("ConfigMap", ""), ("Secret", MAP), ("ConfigMap", &MAP.replace("'spec: {replicas", "'spec: [{"))]
+        {
+            let w = written(&with(class, kind, map));
+            assert_eq!(w.objects.len(), 4, "{kind} {map}");
+            let all = conditions(&w);
+            assert!(all.contains(&"Gateway a/w: Accepted False InvalidParameters".to_string()), "{all:#?}");
+            assert!(all.contains(&"Gateway a/w: Programmed False Invalid".to_string()), "{all:#?}");
+        }
+    }
+    // Of a class, for all of its Gateways.
+    let class = MAP.replace(
+        "name: options, namespace: a",
+        "name: any, namespace: istio-system, labels: {gateway.istio.io/defaults-for-class: istio-waypoint}",
+    );
+    let w = written(&(WAYPOINT.replace("STATUS", "") + &class));
+    assert!(w.objects.iter().any(|(r, v)| r.kind == "Deployment" && v["spec"]["replicas"] == 3));
+}
+
 /// What PodSecurity's level `restricted` asks for (Kubernetes 1.34), and that no token is there but the one that is used.
 #[test]
 fn what_is_deployed_passes_pod_security_restricted() {
@@ -704,7 +810,10 @@ fn routes_say_what_became_of_them() {
         ("name: s", "name: t, namespace: b, port: 80", "", "Accepted=Accepted ResolvedRefs=RefNotPermitted"),
         ("name: s", "name: t, namespace: b, port: 80", grant, "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
     ] {
-        assert_eq!(said(&(route(parent, backend) + more)).as_deref(), Some(wanted), "{parent} {backend}");
+        // Only of a service that is there it can be said.
+        let waypoint = if parent == "name: none" { "" } else { " ResolvedWaypoints=MissingUseWaypointLabel" };
+        let wanted = format!("{wanted}{waypoint}");
+        assert_eq!(said(&(route(parent, backend) + more)), Some(wanted), "{parent} {backend}");
     }
     // Written once; what another controller has said stays; a Gateway's routes are not ours.
     let fine = route("name: s", "name: s, port: 80");
@@ -1140,7 +1249,11 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
     let text = route("HTTPRoute", &format!("{good}, {bad_match}"));
     assert_eq!(rules(&text), ["Exact(\"/c\") h=500", "Segments(\"/a\") h=200", "any h=500"]);
     let (reasons, text) = said(&text);
-    assert_eq!(reasons, "Accepted=Accepted ResolvedRefs=ResolvedRefs PartiallyInvalid=UnsupportedValue");
+    let none = "ResolvedWaypoints=MissingUseWaypointLabel";
+    assert_eq!(
+        reasons,
+        format!("Accepted=Accepted ResolvedRefs=ResolvedRefs {none} PartiallyInvalid=UnsupportedValue")
+    );
     assert!(text.contains("Dropped Rule spec.rules[1].matches[1].path.value"), "{text}");
     // What is done: where the rule matches.
     for wrong in [
@@ -1155,16 +1268,18 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
     // Nothing is left: the route is not accepted, and the service is not called all the same.
     let text = route("HTTPRoute", &format!("{{matches: [{pattern}], {to}}}"));
     assert_eq!(rules(&text), ["any h=500"]);
-    assert_eq!(said(&text).0, "Accepted=UnsupportedValue ResolvedRefs=ResolvedRefs");
+    assert_eq!(said(&text).0, format!("Accepted=UnsupportedValue ResolvedRefs=ResolvedRefs {none}"));
     let text = route("GRPCRoute", &format!("{{matches: [{{method: {{type: Other, service: x}}}}], {to}}}, {{{to}}}"));
     assert_eq!(rules(&text), ["Segments(\"/\")=200", "Segments(\"/\")=500"]);
     assert!(said(&text).0.contains("PartiallyInvalid"));
     // The condition goes with its reason.
     let good = route("HTTPRoute", &good);
-    let old = "status: {parents: [{parentRef: {group: '', kind: Service, name: s}, controllerName: istio.io/gateway-controller, conditions: [{type: Accepted, status: 'True', reason: Accepted, message: Route was valid, observedGeneration: 2}, {type: ResolvedRefs, status: 'True', reason: ResolvedRefs, message: All references resolved, observedGeneration: 2}PARTLY]}]}";
-    let partly = ", {type: PartiallyInvalid, status: 'True', reason: UnsupportedValue, observedGeneration: 2}";
-    let wrote = |partly: &str| !written(&format!("{good}{}\n", old.replace("PARTLY", partly))).statuses.is_empty();
-    assert_eq!((wrote(""), wrote(partly)), (false, true));
+    let fine = written(&good).statuses.into_iter().find(|s| s.to.kind == "HTTPRoute").unwrap().status;
+    let mut old = fine.clone();
+    let partly = serde_json::json!({"type": "PartiallyInvalid", "status": "True", "reason": "UnsupportedValue", "observedGeneration": 2});
+    old["parents"][0]["conditions"].as_array_mut().unwrap().push(partly);
+    let wrote = |status: &serde_json::Value| !written(&format!("{good}status: {status}\n")).statuses.is_empty();
+    assert_eq!((wrote(&fine), wrote(&old)), (false, true));
 }
 
 /// A route leads to ports that a service has, and never to a number: 500 for Gateway API, 503 for Istio's.
@@ -1209,6 +1324,48 @@ fn routes_lead_to_ports_that_services_have() {
         let host = "group: networking.istio.io, kind: Hostname, name: two.a.svc.cluster.local";
         assert_eq!(route(&format!("{host}, port: 82")), [(82, 500)], "{kind}");
     }
+}
+
+/// A route that nobody executes says so, as in Istio; what is mended is taken back.
+#[test]
+fn routes_without_a_waypoint_say_so() {
+    let base = |label: &str| {
+        WAYPOINT.replace("STATUS", READY) + &BOUND.replace("NS", "a").replace("istio.io/use-waypoint:", label)
+    };
+    let (with, without) = (base("istio.io/use-waypoint:"), base("x:"));
+    let http = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{backendRefs: [{name: s}]}]}\n---\n";
+    let istio = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: a}\nspec: {hosts: [s], http: [{route: [{destination: {host: TO}}]}]}\nSTATUS\n---\n";
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: none}\n---\n";
+    let parent = |text: &str| {
+        let w = written(&(text.to_string() + http));
+        let route = w.statuses.into_iter().find(|s| s.to.kind == "HTTPRoute").unwrap();
+        let c = &route.status["parents"][0]["conditions"][2];
+        format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "")
+    };
+    assert_eq!(parent(&with), "ResolvedWaypoints True ResolvedWaypoints");
+    assert_eq!(parent(&without), "ResolvedWaypoints False MissingUseWaypointLabel");
+    let said = |text: &str, to: &str, status: &str| {
+        let all = written(&(text.to_string() + &istio.replace("TO", to).replace("STATUS", status) + rule));
+        let mut all = conditions(&all);
+        all.retain(|c| c.starts_with("VirtualService") || c.starts_with("DestinationRule"));
+        all
+    };
+    let lost = "DestinationRule a/d: ResolvedRefs False HostNotFound";
+    assert_eq!(said(&with, "s", ""), [lost]);
+    let missing = "VirtualService a/v: ResolvedWaypoints False MissingUseWaypointLabel";
+    assert_eq!(said(&without, "s", ""), [missing, lost]);
+    let refs = "VirtualService a/v: ResolvedRefs False HostNotFound";
+    assert_eq!(said(&without, "gone", ""), [missing, refs, lost]);
+    let old = "status: {conditions: [{type: ResolvedRefs, status: 'False', reason: HostNotFound, message: x, lastTransitionTime: t}]}";
+    let w = written(&(with.clone() + &istio.replace("TO", "s").replace("STATUS", old)));
+    let of = w.statuses.iter().find(|s| s.to.kind == "VirtualService").unwrap();
+    assert_eq!(of.status, serde_json::json!({ "conditions": [] }));
+    // Before anything is known, what was said stays.
+    let text = with + &istio.replace("TO", "s").replace("STATUS", old);
+    let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
+    let template = deploy::Template { image: String::new(), pull_policy: String::new() };
+    let w = written_with(&State { objects, ..State::default() }, &template, None);
+    assert!(w.statuses.iter().all(|s| s.to.kind != "VirtualService"));
 }
 
 /// Names are used again; the uid says which pod it is.

@@ -1,11 +1,11 @@
 //! Which waypoint an object is bound to, or why not (reference control-plane §2.6).
 
-use super::{Index, deploy::MANAGED};
+use super::{Index, deploy::MANAGED, finding};
 use karst_api::workload::{
     GatewayAddress, NamespacedHostname, NetworkAddress, WeightedWaypoint, gateway_address::Destination,
 };
 use karst_core::addr::ip_to_bytes;
-use karst_manifest::kinds::{Gateway, Labels, Meta, RouteNamespaces};
+use karst_manifest::kinds::{Gateway, Labels, Listener, Meta, RouteNamespaces};
 
 const USE: &str = "istio.io/use-waypoint";
 const USE_NS: &str = "istio.io/use-waypoint-namespace";
@@ -16,6 +16,8 @@ const CANARY_NS: &str = "istio.io/use-waypoint-canary-namespace";
 const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 /// HBONE port of waypoints (fixed in Istio).
 pub(crate) const PORT: u16 = 15008;
+/// And its protocol.
+const PROTOCOL: &str = "HBONE";
 /// Controller name of the classes whose gateways are waypoints (Istio's).
 pub(crate) const CONTROLLER: &str = "istio.io/mesh-controller";
 
@@ -87,6 +89,26 @@ pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, R
     }
 }
 
+/// The waypoint that executes what is said of the requests to a service with these labels; or why there is none.
+pub(super) fn executing(
+    x: &Index<'_>,
+    namespace: &str,
+    labels: &Labels,
+    what: &str,
+) -> Result<String, (finding::Reason, String)> {
+    use finding::Reason::{MissingUseWaypointLabel, WaypointNotBound};
+    match binding(x, namespace, labels, Traffic::Service) {
+        Binding::To(g, _) => Ok(format!("bound to waypoint {}/{}", g.metadata.namespace, g.metadata.name)),
+        Binding::None => {
+            let text = format!(
+                "{what} uses no waypoint, and nobody else does what is said here: label the service or its namespace {USE}"
+            );
+            Err((MissingUseWaypointLabel, text))
+        }
+        Binding::Refused(_, why) => Err((WaypointNotBound, format!("{what}: {why}"))),
+    }
+}
+
 /// What comes of an object's labels and its namespace's.
 pub(crate) fn binding<'a>(x: &Index<'a>, namespace: &str, labels: &Labels, traffic: Traffic) -> Binding<'a> {
     if labels.contains_key(MANAGED) {
@@ -141,8 +163,23 @@ fn named<'a>(
     }
     match address(x, g) {
         Some(a) => Ok((g, a)),
+        None if !has_listener(g) => not_ready("has no listener of protocol HBONE on port 15008"),
         None => not_ready("has no address yet"),
     }
+}
+
+/// Why a waypoint cannot have this listener: Gateway API's reason, and the words.
+pub(super) fn wrong_listener(l: &Listener) -> Option<Reason> {
+    if l.protocol != PROTOCOL {
+        return Some(("UnsupportedProtocol", format!("protocol {:?}: a waypoint speaks only {PROTOCOL}", l.protocol)));
+    }
+    let text = || format!("port {}: a waypoint listens only on {PORT}", l.port);
+    (l.port != PORT).then(|| ("PortUnavailable", text()))
+}
+
+/// Has a waypoint a listener that it can have? (In files there need not be any.)
+pub(super) fn has_listener(g: &Gateway) -> bool {
+    g.spec.listeners.is_empty() || g.spec.listeners.iter().any(|l| wrong_listener(l).is_none())
 }
 
 /// Is this Gateway a waypoint?
@@ -162,7 +199,7 @@ pub(crate) fn takes(x: &Index<'_>, g: &Gateway, traffic: Traffic) -> bool {
 
 fn admits(x: &Index<'_>, g: &Gateway, namespace: &str) -> bool {
     let same = g.metadata.namespace == namespace;
-    let Some(l) = g.spec.listeners.iter().find(|l| l.port == PORT || l.protocol == "HBONE") else { return same };
+    let Some(l) = g.spec.listeners.iter().find(|l| l.port == PORT || l.protocol == PROTOCOL) else { return same };
     allows(x, &l.allowed_routes.namespaces, &g.metadata.namespace, namespace)
 }
 

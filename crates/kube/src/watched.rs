@@ -3,6 +3,7 @@
 use crate::Kube;
 use futures_util::{StreamExt, TryStreamExt};
 use karst_manifest::{Problem, State, kinds, parse, parse::Located};
+use karst_rt::repeated::Repeated;
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind},
@@ -213,6 +214,7 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
         .collect();
     let mut at = 0;
     let mut told = false;
+    let mut errors = Repeated::default();
     'versions: loop {
         let api: Api<DynamicObject> = Api::all_with(kube.client.clone(), &resources[at]);
         let mut config = watcher::Config::default().page_size(PAGE);
@@ -225,10 +227,19 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
         let stream = watcher::watcher(api.clone(), config).default_backoff();
         let mut stream = stream.map_err(Box::new).boxed();
         while let Some(e) = stream.next().await {
+            // A list begins with Init also where it then fails.
+            if matches!(e, Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_))) {
+                for line in errors.end_round() {
+                    tracing::info!(kind = w.kind, "watched again; {line}");
+                }
+            }
             let change = match e {
                 Ok(Event::Init) => Change::Start,
                 Ok(Event::InitApply(o)) => Change::Object(Box::new(o), true),
-                Ok(Event::InitDone) => Change::Whole,
+                Ok(Event::InitDone) => {
+                    told = false;
+                    Change::Whole
+                }
                 Ok(Event::Apply(o)) => Change::Object(Box::new(o), false),
                 Ok(Event::Delete(o)) => Change::Gone(key(&o)),
                 Err(e) if is_absent(&e) && at + 1 < resources.len() => {
@@ -250,7 +261,11 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
                     break;
                 }
                 Err(e) => {
-                    tracing::warn!(kind = w.kind, error = %e, "watch interrupted");
+                    // Each try is a round: the first is told, and then how often.
+                    if let Some(error) = errors.note(&e.to_string()) {
+                        tracing::warn!(kind = w.kind, error, "watch interrupted");
+                    }
+                    errors.end_round();
                     continue;
                 }
             };
@@ -262,6 +277,27 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
     }
 }
 
+/// Does the API server not know the kind, or not any more? Its watch is then closed, and cannot be started again: without a list
+/// anew nobody would learn that it is gone.
 fn is_absent(e: &watcher::Error) -> bool {
-    matches!(e, watcher::Error::InitialListFailed(kube::Error::Api(s)) if s.code == 404)
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    matches!(e, InitialListFailed(kube::Error::Api(s)) | WatchStartFailed(kube::Error::Api(s)) if s.code == 404)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// The CRD is removed while its objects are watched.
+    #[test]
+    fn a_kind_that_is_removed_is_absent() {
+        let said = |code: u16| {
+            let status = serde_json::json!({ "status": "Failure", "message": "404 page not found", "code": code });
+            kube::Error::Api(serde_json::from_value(status).unwrap())
+        };
+        assert!(is_absent(&watcher::Error::InitialListFailed(said(404))));
+        assert!(is_absent(&watcher::Error::WatchStartFailed(said(404))));
+        assert!(!is_absent(&watcher::Error::WatchStartFailed(said(410))));
+    }
 }

@@ -6,14 +6,14 @@ use futures_util::StreamExt;
 use k8s_openapi::{
     ByteString,
     api::{
-        admissionregistration::v1::ValidatingWebhookConfiguration,
+        admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration},
         apps::v1::DaemonSet,
         core::v1::{ConfigMap, ObjectReference, Pod, Secret},
     },
 };
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
     core::Status,
     runtime::{
         WatchStreamExt,
@@ -219,12 +219,29 @@ pub struct WebhookState {
 
 impl WebhookState {
     fn of(c: &ValidatingWebhookConfiguration) -> Option<Self> {
-        let w = c.webhooks.as_ref()?.first()?;
+        let all = c.webhooks.as_ref()?;
+        let main = all.iter().find(|w| w.name == WEBHOOK).or(all.first())?;
+        let root = |w: &ValidatingWebhook| w.client_config.ca_bundle.clone().map(|b| b.0).unwrap_or_default();
+        // One that lacks it has it written for all.
+        let same = all.iter().all(|w| root(w) == root(main));
         Some(Self {
-            root: w.client_config.ca_bundle.clone().map(|b| b.0).unwrap_or_default(),
-            fail: w.failure_policy.as_deref() == Some("Fail"),
+            root: if same { root(main) } else { vec![] },
+            fail: main.failure_policy.as_deref() == Some("Fail"),
         })
     }
+}
+
+/// What is to be written to the webhooks of these names: the root to all, the policy to the one that refuses.
+fn webhooks_patch<'a>(names: impl Iterator<Item = &'a str>, s: &WebhookState) -> serde_json::Value {
+    let policy = if s.fail { "Fail" } else { "Ignore" };
+    let one = |name: &str| {
+        let mut w = json!({ "name": name, "clientConfig": { "caBundle": ByteString(s.root.clone()) } });
+        if name == WEBHOOK {
+            w["failurePolicy"] = json!(policy);
+        }
+        w
+    };
+    json!({ "webhooks": names.map(one).collect::<Vec<_>>() })
 }
 
 impl Kube {
@@ -247,9 +264,10 @@ impl Kube {
     /// # Errors
     /// Those of the API server.
     pub async fn set_webhook(&self, name: &str, s: &WebhookState) -> anyhow::Result<()> {
-        let policy = if s.fail { "Fail" } else { "Ignore" };
-        let webhook = json!({ "name": WEBHOOK, "clientConfig": { "caBundle": ByteString(s.root.clone()) }, "failurePolicy": policy });
-        let patch = Patch::Strategic(json!({ "webhooks": [webhook] }));
+        let found = self.webhooks().get(name).await;
+        let found = found.with_context(|| format!("ValidatingWebhookConfiguration {name}"))?;
+        let names = found.webhooks.iter().flatten().map(|w| w.name.as_str());
+        let patch = Patch::Strategic(webhooks_patch(names, s));
         let done = self.webhooks().patch(name, &PatchParams::default(), &patch).await;
         done.map(drop).with_context(|| format!("cannot write ValidatingWebhookConfiguration {name}"))
     }
@@ -345,8 +363,29 @@ impl Kube {
     pub async fn apply(&self, r: &Ref, manager: &str, fields: serde_json::Value) -> anyhow::Result<()> {
         let (api, mut body) = self.any(r);
         merge(&mut body, fields);
-        let done = api.patch(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await;
-        done.map(drop).with_context(|| format!("cannot write {r}"))
+        match api.patch(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
+            Ok(_) => Ok(()),
+            // One error for all objects of the kind.
+            Err(kube::Error::Api(e)) if is_unknown_kind(&e) => {
+                anyhow::bail!("the API server does not know {} of {:?}: install its CRD", r.kind, r.group)
+            }
+            Err(e) => Err(e).with_context(|| format!("cannot write {r}")),
+        }
+    }
+
+    /// Removes an object, if it is there and has this label.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn remove(&self, r: &Ref, label: &str) -> anyhow::Result<()> {
+        if self.is_foreign(r, label).await? {
+            return Ok(());
+        }
+        match self.any(r).0.delete(&r.name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("cannot remove {r}")),
+        }
     }
 
     /// Is there such an object without this label: somebody else's?
@@ -378,6 +417,11 @@ impl Kube {
     }
 }
 
+/// An object that is applied is made where it lacks: what is not found is its kind, or else its namespace.
+fn is_unknown_kind(s: &Status) -> bool {
+    s.code == 404 && !s.message.contains("namespaces ")
+}
+
 fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
     match (into, from) {
         (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
@@ -404,5 +448,31 @@ mod tests {
         };
         assert!(said(422, "metadata.uid") && said(409, ""));
         assert!(!said(422, "status.podIPs") && !said(403, "metadata.uid"));
+    }
+
+    /// The webhooks that only warn are never obligatory, and are reached by the same root.
+    #[test]
+    fn all_webhooks_get_the_root_and_one_the_policy() {
+        let config = |roots: [&str; 2], policy: &str| -> ValidatingWebhookConfiguration {
+            let one = |(name, root): (&str, &str)| json!({ "name": name, "clientConfig": { "caBundle": ByteString(root.into()) }, "failurePolicy": policy, "sideEffects": "None", "admissionReviewVersions": ["v1"] });
+            let all: Vec<_> = ["warnings.karst.io", WEBHOOK].into_iter().zip(roots).map(one).collect();
+            serde_json::from_value(json!({ "metadata": {}, "webhooks": all })).unwrap()
+        };
+        let of = |roots, policy| WebhookState::of(&config(roots, policy)).unwrap();
+        assert_eq!(of(["r", "r"], "Fail"), WebhookState { root: "r".into(), fail: true });
+        assert_eq!(of(["", "r"], "Ignore").root, Vec::<u8>::new());
+        let patch = webhooks_patch(["warnings.karst.io", WEBHOOK].into_iter(), &of(["r", "r"], "Fail"));
+        assert!(patch["webhooks"][0]["failurePolicy"].is_null());
+        assert_eq!(patch["webhooks"][1]["failurePolicy"], "Fail");
+        assert_eq!(patch["webhooks"][0]["clientConfig"], patch["webhooks"][1]["clientConfig"]);
+    }
+
+    #[test]
+    fn a_kind_that_is_gone_is_told_from_a_namespace_that_is() {
+        let said = |code: u16, message: &str| {
+            is_unknown_kind(&serde_json::from_value(json!({ "message": message, "code": code })).unwrap())
+        };
+        assert!(said(404, "404 page not found"));
+        assert!(!said(404, "namespaces \"app\" not found") && !said(403, "404 page not found"));
     }
 }

@@ -153,6 +153,13 @@ pub fn digest(dir: &Path) -> u64 {
     h.finish()
 }
 
+/// The files of a directory that are read.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut out = vec![];
+    list(dir, &mut out);
+    out
+}
+
 fn list(dir: &Path, out: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for e in entries.flatten() {

@@ -137,14 +137,18 @@ pub struct ServiceAccount {
 #[serde(default)]
 pub struct ConfigMap {
     pub metadata: Meta,
-    /// Certificates only: nothing else is read, and it may be large.
-    #[serde(deserialize_with = "certificates")]
+    /// Certificates and parameters of Gateways ([`PARAMETERS`]) only: nothing else is read, and it may be large.
+    #[serde(deserialize_with = "read_keys")]
     pub data: BTreeMap<String, String>,
 }
 
-fn certificates<'de, D: serde::Deserializer<'de>>(d: D) -> Result<BTreeMap<String, String>, D::Error> {
+/// Keys of a ConfigMap with overlays for what is deployed for a Gateway (Istio's).
+pub const PARAMETERS: [&str; 5] =
+    ["serviceAccount", "horizontalPodAutoscaler", "podDisruptionBudget", "deployment", "service"];
+
+fn read_keys<'de, D: serde::Deserializer<'de>>(d: D) -> Result<BTreeMap<String, String>, D::Error> {
     let mut all = BTreeMap::<String, String>::deserialize(d)?;
-    all.retain(|k, _| k.ends_with(".crt") || k.ends_with(".pem"));
+    all.retain(|k, _| k.ends_with(".crt") || k.ends_with(".pem") || PARAMETERS.contains(&k.as_str()));
     Ok(all)
 }
 
@@ -256,8 +260,23 @@ pub struct StatusCondition {
     pub status: String,
     pub reason: String,
     pub message: String,
+    #[serde(deserialize_with = "generation")]
     pub observed_generation: i64,
     pub last_transition_time: String,
+}
+
+/// A number, as Kubernetes writes it, or a text, as protobuf's JSON has numbers of 64 bits (Istio's own statuses).
+fn generation<'de, D: serde::Deserializer<'de>>(d: D) -> Result<i64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(i64),
+        Text(String),
+    }
+    Ok(match Either::deserialize(d)? {
+        Either::Number(n) => n,
+        Either::Text(t) => t.parse().unwrap_or_default(),
+    })
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -486,7 +505,15 @@ impl LabelSelector {
 pub struct Infrastructure {
     pub labels: Labels,
     pub annotations: Labels,
-    pub parameters_ref: Option<serde_json::Value>,
+    /// What is deployed, changed.
+    pub parameters_ref: Option<ParametersRef>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ParametersRef {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

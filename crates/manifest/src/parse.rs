@@ -103,6 +103,11 @@ fn documents(text: &str) -> Vec<(usize, &str)> {
     out
 }
 
+/// All documents of a file as they are written, each with its first line. What is no YAML is left out ([`file`] tells).
+pub fn values(text: &str) -> Vec<(usize, serde_json::Value)> {
+    documents(text).into_iter().filter_map(|(line, doc)| Some((line, serde_yaml_ng::from_str(doc).ok()?))).collect()
+}
+
 fn document(text: &str) -> Result<Option<Object>, Problem> {
     let problem = |line: usize, object: &str, field: &str, message: String| Problem {
         file: PathBuf::new(),
@@ -287,6 +292,18 @@ mod tests {
             assert_eq!(a.spec.selector.map_or(0, |s| s.match_labels.len()), labels);
         }
         assert!(closed("Pod", serde_json::json!({})).is_none());
+    }
+
+    /// A status that Istio has left behind makes no object unreadable.
+    #[test]
+    fn statuses_of_istio_are_read() {
+        let condition = serde_json::json!({ "type": "Reconciled", "status": "True", "observedGeneration": "3", "lastProbeTime": null });
+        let v = serde_json::json!({
+            "metadata": { "name": "v", "namespace": "n" }, "spec": { "hosts": ["a"] },
+            "status": { "conditions": [condition], "observedGeneration": "3", "validationMessages": [{ "level": "WARNING" }] },
+        });
+        let Object::VirtualService(v) = value("VirtualService", v).unwrap() else { panic!("another kind") };
+        assert_eq!(v.status.conditions[0].observed_generation, 3);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 pub struct VirtualService {
     pub metadata: Meta,
     pub spec: VirtualServiceSpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -276,6 +277,7 @@ pub struct VsTlsMatch {
 pub struct DestinationRule {
     pub metadata: Meta,
     pub spec: DestinationRuleSpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

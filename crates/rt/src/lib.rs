@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod ready;
+pub mod repeated;
 pub mod seqpacket;
 pub mod sock_diag;
 pub mod socket;

@@ -138,6 +138,45 @@ pub(crate) struct Fronts {
     unmapped: Vec<Unmapped>,
 }
 
+/// Do gateways take a VirtualService?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// None takes any of its hosts.
+    No,
+    /// One would, but it is exported to none of their pods.
+    NotExported,
+    Yes,
+}
+
+/// The Gateways that a VirtualService names, and its hosts.
+struct Named<'a> {
+    namespace: &'a str,
+    gateways: Vec<String>,
+    hosts: Vec<String>,
+}
+
+impl<'a> Named<'a> {
+    fn of(x: &Index<'_>, v: &'a VirtualService) -> Self {
+        let namespace = v.metadata.namespace.as_str();
+        let hosts = v.spec.hosts.iter().map(|h| full_host(h, namespace, &x.mesh.cluster_domain)).collect();
+        let gateways = v.spec.gateways.iter().filter(|g| *g != MESH).map(|g| full_name(g, namespace)).collect();
+        Self { namespace, gateways, hosts }
+    }
+
+    /// Those of its hosts that a server takes, if it is one of this Gateway.
+    fn hosts_at(&self, f: &Front, full: &str) -> impl Iterator<Item = String> {
+        let (namespace, from): (&str, &[(String, String)]) = match &f.of {
+            Of::Istio { namespace, gateway, from, .. } if full.split_once('/') == Some((namespace, gateway)) => {
+                (namespace, from)
+            }
+            Of::Istio { .. } | Of::Api { .. } => ("", &[]),
+        };
+        let own = self.namespace;
+        let open = from.iter().filter(move |(of, _)| of == "*" || of == own || (of == "." && namespace == own));
+        open.flat_map(|(_, h)| self.hosts.iter().filter_map(|n| common(h, n)))
+    }
+}
+
 /// Where a VirtualService is bound.
 pub(super) struct Bound<'a> {
     /// Full name of the gateway.
@@ -352,20 +391,12 @@ impl Fronts {
 
     /// Where a VirtualService is bound, if it is exported to there.
     pub(super) fn bound<'a>(&'a self, x: &Index<'_>, v: &VirtualService) -> Vec<Bound<'a>> {
-        let ns = v.metadata.namespace.as_str();
-        let export = Export::of_virtual_service(x, v);
-        let names: Vec<String> = v.spec.hosts.iter().map(|h| full_host(h, ns, &x.mesh.cluster_domain)).collect();
+        let (export, named) = (Export::of_virtual_service(x, v), Named::of(x, v));
         let mut out: Vec<Bound<'a>> = vec![];
-        for name in v.spec.gateways.iter().filter(|g| *g != MESH) {
-            let full = full_name(name, ns);
+        for full in &named.gateways {
             for place in self.places.iter().filter(|p| export.is_for(&p.namespace)) {
                 for f in place.fronts.iter().filter_map(|i| self.all.get(*i)) {
-                    let Of::Istio { namespace, gateway, from, .. } = &f.of else { continue };
-                    if full.split_once('/') != Some((namespace, gateway)) {
-                        continue;
-                    }
-                    let open = from.iter().filter(|(of, _)| of == "*" || of == ns || (of == "." && namespace == ns));
-                    for host in open.flat_map(|(_, h)| names.iter().filter_map(|n| common(h, n))) {
+                    for host in named.hosts_at(f, full) {
                         let key = f.key(&place.routes, &host);
                         if !out.iter().any(|b| b.key == key && std::ptr::eq(b.front, f)) {
                             out.push(Bound { gateway: full.clone(), front: f, key });
@@ -375,6 +406,20 @@ impl Fronts {
             }
         }
         out
+    }
+
+    /// Does a Gateway that it names take one of its hosts, and may the pods of one that does have its routes? (Where there are no
+    /// pods yet, they may.)
+    pub(super) fn taken(&self, x: &Index<'_>, v: &VirtualService) -> Taken {
+        let (export, named) = (Export::of_virtual_service(x, v), Named::of(x, v));
+        let takes = |f: &Front| named.gateways.iter().any(|full| named.hosts_at(f, full).next().is_some());
+        let fronts: BTreeSet<usize> = (0..).zip(&self.all).filter(|(_, f)| takes(f)).map(|(i, _)| i).collect();
+        let mut places = self.places.iter().filter(|p| p.fronts.iter().any(|i| fronts.contains(i))).peekable();
+        match (fronts.is_empty(), places.peek().is_none() || places.any(|p| export.is_for(&p.namespace))) {
+            (true, _) => Taken::No,
+            (false, false) => Taken::NotExported,
+            (false, true) => Taken::Yes,
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) mod gateways;
 mod table;
 pub(super) mod telemetry;
 pub(super) mod tokens;
+pub(super) mod unserved;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
@@ -195,7 +196,8 @@ pub(super) fn label_keys<'a>(x: &Index<'a>) -> BTreeSet<&'a str> {
     for (_, v) in &x.virtual_services {
         let http = v.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
         let tcp = v.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        keys.extend(http.chain(tcp).map(String::as_str));
+        let tls = v.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        keys.extend(http.chain(tcp).chain(tls).map(String::as_str));
     }
     keys
 }

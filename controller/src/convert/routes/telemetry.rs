@@ -243,15 +243,7 @@ pub(in crate::convert) fn warnings(t: &Telemetry) -> Vec<String> {
     for (i, m) in s.metrics.iter().enumerate() {
         unknown(format!("spec.metrics[{i}]"), &m.providers, METRICS);
     }
-    if !s.tracing.is_empty() {
-        out.push("spec.tracing: has no effect in this version: proxies make no spans".into());
-    }
     for (i, m) in s.metrics.iter().enumerate() {
-        if m.reporting_interval.is_some() {
-            out.push(format!(
-                "spec.metrics[{i}].reportingInterval: has no effect: figures are up to date whenever they are read"
-            ));
-        }
         for (j, o) in m.overrides.iter().enumerate() {
             if o.matched.as_ref().is_some_and(|m| metrics(Some(m)).is_empty()) {
                 out.push(format!("spec.metrics[{i}].overrides[{j}].match: waypoints and gateways have no such metric"));

@@ -13,7 +13,7 @@ use std::{
 /// Depth of delegation (Istio: 1; more is a loop or a mistake).
 const DELEGATES: usize = 1;
 
-fn is_for_mesh(v: &VirtualService) -> bool {
+pub(super) fn is_for_mesh(v: &VirtualService) -> bool {
     v.spec.gateways.is_empty() || v.spec.gateways.iter().any(|g| g == MESH)
 }
 
@@ -25,6 +25,27 @@ fn services(v: &VirtualService, hosts: &Hosts) -> BTreeMap<Arc<str>, usize> {
             let best = out.entry(key).or_insert(0);
             *best = closeness(host).max(*best);
         }
+    }
+    out
+}
+
+/// Every destination, with the path of its field.
+pub(super) fn destinations(s: &VirtualServiceSpec) -> Vec<(String, &VsDestination)> {
+    fn of<'a>(at: &str, all: &'a [VsRoute]) -> impl Iterator<Item = (String, &'a VsDestination)> {
+        all.iter().enumerate().map(move |(j, r)| (format!("{at}.route[{j}].destination"), &r.destination))
+    }
+    let mut out = vec![];
+    for (i, h) in s.http.iter().enumerate() {
+        let at = format!("spec.http[{i}]");
+        out.extend(of(&at, &h.route));
+        let mirrors = h.mirrors.iter().enumerate();
+        out.extend(mirrors.map(|(j, m)| (format!("{at}.mirrors[{j}].destination"), &m.destination)));
+        out.extend(h.mirror.iter().map(|m| (format!("{at}.mirror"), m)));
+    }
+    let tcp = s.tcp.iter().enumerate().map(|(i, t)| (format!("spec.tcp[{i}]"), &t.route));
+    let tls = s.tls.iter().enumerate().map(|(i, t)| (format!("spec.tls[{i}]"), &t.route));
+    for (at, all) in tcp.chain(tls) {
+        out.extend(of(&at, all));
     }
     out
 }

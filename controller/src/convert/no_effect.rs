@@ -1,0 +1,132 @@
+//! Fields that are taken and have no effect: told when an object is applied, and by `check`. What else may be written is used or
+//! refused: `every_field_is_used_told_or_refused` goes through all of them.
+
+use serde_json::Value;
+
+const NONE: &str = "has no effect in this version";
+
+/// Kind (its name in `karst_manifest::kinds::KINDS`), path, and what is said. `[]` are the items of a list, `*` is any key; a path
+/// that begins with `…` is the end of one.
+const FIELDS: &[(&str, &str, &str)] = &[
+    ("VirtualService", "spec.http[].mirror_percent", "is an old name; write mirrorPercentage: {value: …}"),
+    ("VirtualService", "spec.http[].mirror_percentage", "is an old name; write mirrorPercentage"),
+    ("VirtualService", "spec.http[].cors_policy", "is an old name; write corsPolicy"),
+    ("VirtualService", "spec.http[].match[].statPrefix", NONE),
+    ("VirtualService", "spec.http[].retries.retryRemoteLocalities", NONE),
+    ("VirtualService", "spec.http[].fault.delay.exponentialDelay", NONE),
+    ("VirtualService", "spec.http[].fault.abort.http2Error", NONE),
+    ("VirtualService", "spec.tcp[].match[].destinationSubnets", NONE),
+    ("VirtualService", "spec.tcp[].match[].sourceSubnet", NONE),
+    ("VirtualService", "spec.tcp[].route[].headers", "has no effect: connections that are no requests have none"),
+    ("VirtualService", "spec.tls[].match[].destinationSubnets", NONE),
+    ("VirtualService", "spec.tls[].route[].headers", "has no effect: connections that are no requests have none"),
+    ("DestinationRule", "spec.workloadSelector", NONE),
+    ("DestinationRule", "…loadBalancer.warmup.minimumPercent", "has no effect in this version: it is 10"),
+    ("DestinationRule", "…loadBalancer.warmup.aggression", "has no effect in this version: it is 1"),
+    ("DestinationRule", "…connectionPool.tcp.tcpKeepalive", NONE),
+    ("DestinationRule", "…connectionPool.tcp.idleTimeout", NONE),
+    ("DestinationRule", "…connectionPool.tcp.maxConnectionDuration", NONE),
+    ("DestinationRule", "…connectionPool.http.h2UpgradePolicy", NONE),
+    ("DestinationRule", "…connectionPool.http.useClientProtocol", NONE),
+    ("DestinationRule", "…connectionPool.http.maxConcurrentStreams", NONE),
+    ("DestinationRule", "…outlierDetection.consecutiveLocalOriginFailures", NONE),
+    ("DestinationRule", "…outlierDetection.splitExternalLocalOriginErrors", NONE),
+    ("IstioGateway", "spec.servers[].port.targetPort", NONE),
+    ("IstioGateway", "spec.servers[].defaultEndpoint", NONE),
+    ("RequestAuthentication", "spec.jwtRules[].timeout", "has no effect in this version: keys are fetched within 5s"),
+    ("Telemetry", "spec.tracing", "has no effect in this version: proxies make no spans"),
+    ("Telemetry", "spec.metrics[].reportingInterval", "has no effect: figures are up to date whenever they are read"),
+    ("HTTPFilter", "spec.fault.delay.exponentialDelay", NONE),
+    ("HTTPFilter", "spec.fault.abort.http2Error", NONE),
+    ("GatewayClass", "spec.parametersRef", "has no effect: name a ConfigMap in each Gateway's parametersRef"),
+    ("Gateway", "spec.allowedListeners", "has no effect in this version: there are no ListenerSets"),
+    ("Gateway", "spec.defaultScope", NONE),
+    ("Gateway", "spec.tls.frontend", "has no effect in this version: no certificates of clients are asked for"),
+    ("Gateway", "spec.tls.backend", "has no effect in this version: backends are shown no certificate"),
+    ("Gateway", "spec.listeners[].tls.options", NONE),
+    ("HTTPRoute", "spec.useDefaultGateways", NONE),
+    ("HTTPRoute", "spec.rules[].sessionPersistence", NONE),
+    ("HTTPRoute", "spec.rules[].backendRefs[].filters[].requestMirror", IN_RULE),
+    ("HTTPRoute", "spec.rules[].backendRefs[].filters[].requestRedirect", IN_RULE),
+    ("HTTPRoute", "spec.rules[].backendRefs[].filters[].cors", IN_RULE),
+    ("GRPCRoute", "spec.useDefaultGateways", NONE),
+    ("GRPCRoute", "spec.rules[].sessionPersistence", NONE),
+    ("GRPCRoute", "spec.rules[].backendRefs[].filters[].requestMirror", IN_RULE),
+    ("TCPRoute", "spec.useDefaultGateways", NONE),
+    ("TLSRoute", "spec.useDefaultGateways", NONE),
+    ("BackendTLSPolicy", "spec.options", NONE),
+];
+
+const IN_RULE: &str = "has no effect on a backend: put it into the filters of the rule";
+
+/// What is said of an object as it is written.
+pub fn warnings(kind: &str, object: &Value) -> Vec<String> {
+    let of_kind = FIELDS.iter().filter(|(k, ..)| *k == kind);
+    let fields: Vec<(Vec<&str>, bool, &str)> =
+        of_kind.map(|(_, path, text)| (segments(path.trim_start_matches('…')), path.starts_with('…'), *text)).collect();
+    let mut out = vec![];
+    if !fields.is_empty() {
+        walk(object.get("spec").unwrap_or(&Value::Null), "spec".into(), &mut vec!["spec"], &fields, &mut out);
+    }
+    out
+}
+
+/// The steps of a path; those into a list are `[]`.
+fn segments(path: &str) -> Vec<&str> {
+    fn step(s: &str) -> Vec<&str> {
+        s.strip_suffix("[]").map_or_else(|| vec![s], |name| vec![name, "[]"])
+    }
+    path.split('.').flat_map(step).collect()
+}
+
+fn walk<'a>(
+    v: &'a Value,
+    shown: String,
+    path: &mut Vec<&'a str>,
+    fields: &[(Vec<&str>, bool, &str)],
+    out: &mut Vec<String>,
+) {
+    if is_nothing(v) {
+        return;
+    }
+    let is = |(steps, end, _): &&(Vec<&str>, bool, &str)| {
+        let at = if *end { path.len().saturating_sub(steps.len()) } else { 0 };
+        path.len() - at == steps.len() && path[at..].iter().zip(steps).all(|(p, s)| *s == "*" || p == s)
+    };
+    if let Some((.., text)) = fields.iter().find(is) {
+        out.push(format!("{shown}: {text}"));
+        return;
+    }
+    match v {
+        Value::Object(all) => {
+            for (k, v) in all {
+                path.push(k);
+                walk(v, format!("{shown}.{k}"), path, fields, out);
+                path.pop();
+            }
+        }
+        Value::Array(all) => {
+            path.push("[]");
+            for (i, v) in all.iter().enumerate() {
+                walk(v, format!("{shown}[{i}]"), path, fields, out);
+            }
+            path.pop();
+        }
+        _ => {}
+    }
+}
+
+/// What says the same as if it was not there.
+fn is_nothing(v: &Value) -> bool {
+    match v {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(a) => a.is_empty(),
+        // An empty object may ask for a feature with all its defaults.
+        Value::Object(_) | Value::Bool(true) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
