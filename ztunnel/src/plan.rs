@@ -484,6 +484,10 @@ mod tests {
         let mut by_address = pod("by-address", "10.0.0.4", &[(slice, &[(80, 8080)])]);
         (by_address.tunnel_protocol, by_address.network_mode) = (0, pb::NetworkMode::HostNetwork as i32);
         by_address.uid = "Kubernetes/discovery.k8s.io/EndpointSlice/ns/slice/10.0.0.4".into();
+        // A WorkloadEntry's, or a STATIC ServiceEntry's.
+        let mut written = pod("written", "10.0.0.5", &[]);
+        written.tunnel_protocol = 0;
+        written.uid = "Kubernetes/networking.istio.io/WorkloadEntry/ns/written".into();
         let mut node = pod("on-host", "192.0.2.50", &[]);
         (node.tunnel_protocol, node.network_mode) = (0, pb::NetworkMode::HostNetwork as i32);
         let entry = "ns/e.ns.svc.cluster.local";
@@ -495,6 +499,7 @@ mod tests {
                 pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]),
                 plain,
                 by_address,
+                written,
                 node,
                 named,
             ],
@@ -510,6 +515,7 @@ mod tests {
             ("10.0.0.200:80", "10.0.0.200:80 held"),
             ("[fd00::200]:80", "[fd00::200]:80 held"),
             ("10.96.0.2:80", "10.0.0.4:8080 held"),
+            ("10.0.0.5:80", "10.0.0.5:80 held"),
             // Whoever is known, and whatever is outside, waits for nobody.
             ("10.96.0.1:80", "10.0.0.1:8080 by 10.0.0.1:15008"),
             ("10.0.0.1:80", "10.0.0.1:80 by 10.0.0.1:15008"),
