@@ -15,7 +15,7 @@ use crate::{
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
     token::Token,
-    upstream::{self, After, Failure},
+    upstream::{self, After, Attempt, ConnectError, Failure},
     worker::{Turn, Worker},
 };
 use bytes::Bytes;
@@ -646,13 +646,13 @@ fn mirror(
         let Some(r) = t.request(body, &Rc::default(), true) else { continue };
         let (w, call) = (w.clone(), call.clone());
         tokio::task::spawn_local(async move {
-            let Some(i) = balance::choose(&set, None, &[], |n| w.random(n)) else { return };
+            let Some(i) = w.choose(&set, None, &[]) else { return };
             let Some(_counter) = Counter::request(&set) else { return };
             let held = Held::new(set.clone(), i, None);
-            let m = &set.members[i];
+            let attempt = Attempt { set: &set, member: &set.members[i], from: call.from, has_other: &|| false };
             let sent = match two {
-                true => upstream::http2(&w, &set, m, call.from, r).await,
-                false => upstream::http1(&w, &set, m, call.from, r).await,
+                true => upstream::http2(&w, &attempt, r).await,
+                false => upstream::http1(&w, &attempt, r).await,
             };
             if let Ok((a, after)) = sent {
                 discard(a.into_body()).await;
@@ -722,7 +722,7 @@ async fn forward(
             Ok(p) => p,
             Err(f) => return failed(record, f),
         };
-        let Some(i) = balance::choose(&set, hash, &tried, |n| w.random(n)) else {
+        let Some(i) = w.choose(&set, hash, &tried) else {
             return failed(record, Flag::NoHealthy);
         };
         let m = &set.members[i];
@@ -743,11 +743,21 @@ async fn forward(
         let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
+        let last = retry.is_none_or(|r| attempt >= r.attempts);
+        let can_repeat = || !upgrade && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+        let has_other = || {
+            let no_answer = Failure::from(ConnectError::Timeout);
+            !last
+                && retry.is_some_and(|r| no_answer.is_retryable(r))
+                && can_repeat()
+                && balance::has_other(&set, i, &tried)
+        };
+        let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other };
         let sent = async {
             match (upgrade, two) {
-                (true, _) => upstream::upgrade(w, &set, m, call.from, r).await,
-                (false, true) => upstream::http2(w, &set, m, call.from, r).await,
-                (false, false) => upstream::http1(w, &set, m, call.from, r).await,
+                (true, _) => upstream::upgrade(w, &by, r).await,
+                (false, true) => upstream::http2(w, &by, r).await,
+                (false, false) => upstream::http1(w, &by, r).await,
             }
         };
         let outcome = match until {
@@ -760,9 +770,8 @@ async fn forward(
             m.state.took(began.elapsed(), cluster::now());
         }
         set.result(m, status);
-        let last = retry.is_none_or(|r| attempt >= r.attempts);
         let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref()));
-        let possible = !upgrade && !over && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+        let possible = !over && can_repeat();
         if wanted
             && !last
             && possible
@@ -794,11 +803,8 @@ async fn forward(
         return match outcome {
             None => failed(record, Flag::Timeout),
             Some(Err(e)) => {
-                let (f, text) = match e {
-                    Failure::Connect(t) => (Flag::ConnectFailure, t),
-                    Failure::Refused(t) | Failure::Reset(t) => (Flag::Reset, t),
-                };
-                record.error = text;
+                let f = e.flag();
+                record.error = e.to_string();
                 let (status, words) = f.answer();
                 ours(record, status, words, flag(f))
             }
@@ -962,9 +968,7 @@ fn wants(r: &ir::Retry, o: Option<&Result<(Response<Incoming>, After), Failure>>
     match o {
         // One attempt took too long.
         None => r.server_error || r.gateway_error || r.reset,
-        Some(Err(Failure::Connect(_))) => r.connect_failure || r.server_error || r.gateway_error || r.reset,
-        Some(Err(Failure::Refused(_))) => r.refused_stream || r.server_error || r.reset,
-        Some(Err(Failure::Reset(_))) => r.reset || r.server_error || r.gateway_error,
+        Some(Err(e)) => e.is_retryable(r),
         Some(Ok((a, _))) => {
             let s = u32::from(a.status().as_u16());
             let grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);

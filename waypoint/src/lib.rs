@@ -30,6 +30,8 @@ mod serve;
 mod stream;
 mod table;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 mod text;
 mod token;
 mod upstream;
@@ -38,7 +40,7 @@ mod worker;
 use anyhow::Context;
 use clap::Parser;
 use karst_api::ads;
-use karst_proxy::{crew::Crew, remote::Introduction, revocation, secrets};
+use karst_proxy::{crew::Crew, remote::Introduction, revocation, secrets, untold};
 use karst_rt::{drain, ready::Ready};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -72,7 +74,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (state_tx, state) = watch::channel(Arc::new(control::Snapshot::new(&config.network)));
     let (stream_tx, stream) = watch::channel(true);
     let (configured_tx, configured) = watch::channel(false);
-    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream)
+    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream.clone())
         .enforcing(revocation::start(config.crl.clone(), &ready));
     manager.keep(&identity);
     // Ports first: a process that cannot have them must not become ready.
@@ -82,11 +84,14 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
     let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
     let (ports_tx, ports) = watch::channel(edge::Ports::default());
+    let (questions, asker) = untold::Asker::new(&config.network);
     let (crew, receivers) = Crew::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         identity,
         state,
         configured,
+        stream,
+        questions,
         secrets: manager.secrets(),
         metrics: metrics::Metrics::default(),
         clusters: cluster::Clusters::new(config.is_gateway()),
@@ -117,7 +122,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
     tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone(), config.drain_limit()));
     drop(watch);
-    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx));
+    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), asker);
     let node = node(&config);
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 

@@ -2,6 +2,7 @@
 
 use crate::{
     access::{self, Access},
+    balance,
     cluster::{Key, Set},
     control::Snapshot,
     edge,
@@ -10,7 +11,7 @@ use crate::{
     origin::Speaks,
     stream::{Io, Reset},
     table::AskTcp,
-    upstream::{self, Local},
+    upstream::{self, Attempt, Local},
     worker::{Turn, Worker, refuse},
 };
 use bytes::Bytes;
@@ -45,6 +46,8 @@ const MAX_HEADERS: u32 = 60 << 10;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A connection that begins during the drain is told to end after this time; earlier, hyper would close it unread.
 const LATE: Duration = Duration::from_secs(1);
+/// Endpoints tried for one connection.
+const TRIES: usize = 3;
 /// Streams of one HTTP/2 connection of a client.
 const MAX_STREAMS: u32 = 1000;
 
@@ -424,17 +427,21 @@ pub async fn open(
     speaks: Speaks,
 ) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
     let mut tried = vec![];
-    while tried.len() < 3 {
-        let i = crate::balance::choose(set, None, &tried, |n| w.random(n))?;
+    while tried.len() < TRIES {
+        let i = w.choose(set, None, &tried)?;
         let m = &set.members[i];
-        match upstream::open(w, set, m, from, speaks).await {
+        let has_other = || tried.len() + 1 < TRIES && balance::has_other(set, i, &tried);
+        let attempt = Attempt { set, member: m, from, has_other: &has_other };
+        let e = match upstream::open(w, &attempt, speaks).await {
             Ok(x) => return Some(x),
-            Err(e) => {
-                tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = e, "connection failed");
-                set.result(m, None);
-                tried.push(m.workload.uid.clone());
-            }
+            Err(e) => e,
+        };
+        tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
+        set.result(m, None);
+        if !e.may_retry() {
+            return None;
         }
+        tried.push(m.workload.uid.clone());
     }
     None
 }

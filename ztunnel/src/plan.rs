@@ -30,7 +30,7 @@ pub enum Plan {
         service: Option<Arc<Service>>,
     },
     /// As [`Plan::Plain`], but to an address of a pod range of which nobody has told: it may be a member's, so it is held
-    /// until that is known ([`crate::untold`]), and only then plain ([`Plan::nobody`]).
+    /// until that is known ([`karst_proxy::untold`]), and only then plain ([`Plan::nobody`]).
     Untold {
         /// Where to.
         to: SocketAddr,

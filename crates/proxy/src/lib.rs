@@ -3,6 +3,7 @@
 //!
 //! - [`state`]: workloads, services and policies as one immutable snapshot.
 //! - [`secrets`]: certificates, fetched when first needed and renewed in time.
+//! - [`dial`]: the way to an endpoint; [`unreachable`]: those that are avoided for a while.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
 //! - [`crew`]: the workers of a process as they see each other.
 //! - [`dry_run`]: what policies in dry run would have done, counted.
@@ -10,8 +11,10 @@
 //! - [`revocation`]: the file with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
+//! - [`untold`]: addresses of which the control plane has not told yet.
 
 pub mod crew;
+pub mod dial;
 pub mod dry_run;
 pub mod endpoints;
 pub mod labels;
@@ -23,3 +26,5 @@ pub mod secrets;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod unreachable;
+pub mod untold;

@@ -1,0 +1,110 @@
+//! A worker whose control plane is the test, and members of the mesh on the loopback network.
+#![allow(clippy::unwrap_used)]
+
+use crate::{
+    cluster::Clusters,
+    config::Config,
+    control::Snapshot,
+    edge,
+    gate::Gate,
+    metrics::Metrics,
+    stream::{self, Io},
+    worker::{Shared, Worker},
+};
+use clap::Parser;
+use http::Response;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use karst_hbone::{Settings, server};
+use karst_proxy::{
+    crew::Crew,
+    secrets::Secrets,
+    state::{self, Workload},
+    testing::Ca,
+    untold::Asker,
+};
+use karst_rt::drain::{self, Drain};
+use std::{cell::Cell, convert::Infallible, rc::Rc, sync::Arc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::spawn_local,
+};
+
+/// The name of the worker's own workload, in the namespace `ns`.
+pub(crate) const OWN: &str = "own";
+
+/// A worker, and what it is told by.
+pub(crate) struct Plane {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) state: watch::Sender<Arc<Snapshot>>,
+    pub(crate) asker: Asker,
+    _drain: Drain,
+    _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<edge::Ports>),
+}
+
+impl Plane {
+    /// A worker that knows this mesh, itself among it.
+    pub(crate) fn start(ca: &Ca, mesh: state::Snapshot) -> Self {
+        let args = ["waypoint", "--pod-name", OWN, "--pod-namespace", "ns", "--account", OWN, "--access-log", "false"];
+        let config = Config::parse_from(args);
+        let identity = config.identity().unwrap();
+        let state = watch::Sender::new(Arc::new(Snapshot { mesh, ..Snapshot::new("") }));
+        let (configured, stream) = (watch::Sender::new(true), watch::Sender::new(true));
+        let ports = watch::Sender::new(edge::Ports::default());
+        let (questions, asker) = Asker::new("");
+        let shared = Shared {
+            secrets: Secrets::fixed([ca.credentials(&identity)]),
+            config,
+            identity,
+            state: state.subscribe(),
+            configured: configured.subscribe(),
+            stream: stream.subscribe(),
+            questions,
+            metrics: Metrics::default(),
+            clusters: Clusters::default(),
+            gate: Gate::new(1024),
+            crew: Crew::new(1).0,
+            ports: ports.subscribe(),
+        };
+        let (drain, watch) = drain::new();
+        let worker = Worker::new(Arc::new(shared), 0, watch);
+        Self { worker, state, asker, _drain: drain, _other: (configured, stream, ports) }
+    }
+
+    /// Tells of another mesh.
+    pub(crate) fn tell(&self, mesh: state::Snapshot) {
+        self.state.send_replace(Arc::new(Snapshot { mesh, ..Snapshot::new("") }));
+    }
+}
+
+/// A member that takes tunnels at its address, and answers every request by its name. Counts them.
+pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
+    let l = TcpListener::bind((w.ips[0], karst_hbone::PORT)).await.unwrap();
+    let (creds, requests) = (Rc::new(ca.credentials(&w.identity)), Rc::new(Cell::new(0)));
+    let (name, count) = (w.name.clone(), requests.clone());
+    spawn_local(async move {
+        let (lingering, ended) = mpsc::unbounded_channel();
+        spawn_local(stream::linger(ended));
+        while let Ok((s, _)) = l.accept().await {
+            let (creds, lingering, name, count) = (creds.clone(), lingering.clone(), name.clone(), count.clone());
+            spawn_local(async move {
+                let Ok((tunnel, _)) = server::handshake(s, &creds).await else { return };
+                let ((_drain, watch), settings) = (drain::new(), Settings::default());
+                let on_stream = |mut c: server::Connect| {
+                    let Ok(send) = c.respond.send_response(Response::new(()), false) else { return };
+                    let io = TokioIo::new(Io::tunnel(send, c.request.into_body(), lingering.clone()));
+                    let (name, count) = (name.clone(), count.clone());
+                    let answer = service_fn(move |_| {
+                        count.set(count.get() + 1);
+                        let body = crate::reply::Reply::own(name.to_string());
+                        async move { Ok::<_, Infallible>(Response::new(body)) }
+                    });
+                    spawn_local(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));
+                };
+                let _ = server::serve(tunnel, &settings, watch, on_stream).await;
+            });
+        }
+    });
+    requests
+}
