@@ -95,7 +95,11 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         let chosen = endpoint(&planned);
         let has_other = || {
             let others = [tried.as_slice(), chosen.as_slice()].concat();
-            again && !matches!(plan(&snapshot, &source, to, &others, &mut ByLoad(&w)), Plan::Refuse(_))
+            again
+                && match plan(&snapshot, &source, to, &others, &mut ByLoad(&w)) {
+                    Plan::Refuse(_) => false,
+                    next => endpoint(&next).is_none_or(|uid| !others.contains(&uid)),
+                }
         };
         let candidate = chosen.as_ref().map(|uid| Candidate { uid, has_other: &has_other });
         let ready = attempt(&w, &p, &planned, &source, &client, candidate).await;
@@ -167,10 +171,10 @@ fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketA
     plan(s, source, to, tried, &mut ByLoad(w))
 }
 
-/// The endpoint of a service that was chosen.
+/// The endpoint of a service, or pod of a waypoint, that was chosen.
 fn endpoint(p: &Plan) -> Option<Arc<str>> {
     match p {
-        Plan::Tunnel(t) if t.service.is_some() => Some(t.peer.uid.clone()),
+        Plan::Tunnel(t) if t.service.is_some() || t.waypoint => Some(t.peer.uid.clone()),
         Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
         Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
     }
