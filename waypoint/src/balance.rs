@@ -15,16 +15,37 @@ const OVERPROVISIONED: u64 = 140;
 /// In slow start an endpoint gets at least this part of its share, per cent (Istio).
 const WARM_MINIMUM: u64 = 10;
 
-/// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. `tried` are left out as
-/// long as there are others. None: no endpoint may be used.
-pub fn choose(s: &Set, hash: Option<u64>, tried: &[Arc<str>], mut random: impl FnMut(u64) -> u64) -> Option<usize> {
+/// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. `avoided` are left out as long
+/// as there are others, and so are, of those that remain, `tried`. None: no endpoint may be used.
+pub fn choose(
+    s: &Set,
+    hash: Option<u64>,
+    tried: &[Arc<str>],
+    avoided: &[Arc<str>],
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<usize> {
     let t = now();
     let ejects = s.ejects(t);
     let healthy = |m: &Member| !ejects || !m.state.is_ejected(t);
     let fresh = |m: &Member| healthy(m) && !tried.contains(&m.workload.uid);
     let first = if ejects { level(s, &healthy, &mut random) } else { 0 };
+    if !avoided.is_empty() {
+        let reached = |m: &Member| fresh(m) && !avoided.contains(&m.workload.uid);
+        if let Some(i) = near(s, first, hash, t, &reached, &mut random) {
+            return Some(i);
+        }
+    }
     near(s, first, hash, t, &fresh, &mut random)
         .or_else(|| if tried.is_empty() { None } else { near(s, first, hash, t, &healthy, &mut random) })
+}
+
+/// Is there another endpoint that could be used in place of this one, and has not been tried?
+pub fn has_other(s: &Set, i: usize, tried: &[Arc<str>]) -> bool {
+    let t = now();
+    let ejects = s.ejects(t);
+    let own = &s.members[i].workload.uid;
+    let other = |m: &Member| m.workload.uid != *own && !tried.contains(&m.workload.uid);
+    s.members.iter().any(|m| m.group.is_some() && other(m) && !(ejects && m.state.is_ejected(t)))
 }
 
 /// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
@@ -240,7 +261,7 @@ mod tests {
         let mut r = rand::rng();
         let mut out = vec![0; s.members.len()];
         for k in 0..rounds {
-            out[choose(s, hash(k), &[], |n| r.random_range(0..n.max(1))).unwrap()] += 1;
+            out[choose(s, hash(k), &[], &[], |n| r.random_range(0..n.max(1))).unwrap()] += 1;
         }
         out
     }
@@ -263,7 +284,7 @@ mod tests {
         for m in [Method::RingHash, Method::Maglev] {
             let (four, five) = (with(m, 4), with(m, 5));
             let at = |s: &Set, k: usize| {
-                let i = choose(s, Some(hash(&k.to_le_bytes())), &[], |_| 0).unwrap();
+                let i = choose(s, Some(hash(&k.to_le_bytes())), &[], &[], |_| 0).unwrap();
                 s.members[i].workload.name.clone()
             };
             let moved = (0..1000).filter(|k| at(&four, *k) != at(&five, *k)).count();
@@ -279,13 +300,40 @@ mod tests {
             let mut r = rand::rng();
             let tried = vec![s.members[0].workload.uid.clone()];
             for _ in 0..50 {
-                let i = choose(&s, Some(7), &tried, |n| r.random_range(0..n.max(1))).unwrap();
+                let i = choose(&s, Some(7), &tried, &[], |n| r.random_range(0..n.max(1))).unwrap();
                 assert_eq!(i, 1, "{m:?}");
             }
             let both: Vec<_> = s.members.iter().map(|m| m.workload.uid.clone()).collect();
-            assert!(choose(&s, Some(7), &both, |_| 0).is_some());
+            assert!(choose(&s, Some(7), &both, &[], |_| 0).is_some());
         }
-        assert!(choose(&with(Method::LeastRequest, 0), None, &[], |_| 0).is_none());
+        assert!(choose(&with(Method::LeastRequest, 0), None, &[], &[], |_| 0).is_none());
+    }
+
+    #[test]
+    fn what_could_not_be_reached_is_left_out_while_there_are_others() {
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::PeakEwma, Method::RingHash] {
+            let s = with(m, 3);
+            let uid = |i: usize| s.members[i].workload.uid.clone();
+            let mut r = rand::rng();
+            let mut seen = |tried: &[Arc<str>], avoided: &[Arc<str>]| {
+                let mut seen = [false; 3];
+                for k in 0..300_u32 {
+                    let i = choose(&s, Some(hash(&k.to_le_bytes())), tried, avoided, |n| r.random_range(0..n.max(1)));
+                    seen[i.unwrap()] = true;
+                }
+                seen
+            };
+            assert_eq!(seen(&[], &[uid(0)]), [false, true, true], "{m:?}");
+            assert_eq!(seen(&[uid(1)], &[uid(0)]), [false, false, true], "{m:?}");
+            // What has just failed is the last resort; then all are one.
+            assert_eq!(seen(&[uid(1)], &[uid(0), uid(2)]), [true, false, true], "{m:?}");
+            assert_eq!(seen(&[], &[uid(0), uid(1), uid(2)]), [true; 3], "{m:?}");
+            let all = [uid(0), uid(1), uid(2)];
+            assert_eq!(seen(&all, &[]), [true; 3], "{m:?}");
+            assert!(
+                has_other(&s, 0, &[uid(1)]) && !has_other(&s, 0, &[uid(1), uid(2)]) && !has_other(&with(m, 1), 0, &[])
+            );
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::{
     origin,
     place::{self, Group},
 };
+use http::HeaderValue;
 use karst_api::route as ir;
 use karst_proxy::{
     endpoints::{candidates_of, waypoints},
@@ -121,6 +122,8 @@ pub struct Set {
     pub ring: Vec<(u64, u32)>,
     /// What tells connections to the same endpoint apart: all that decides about TLS, and whom a waypoint is asked for.
     pub apart: Option<Arc<[u8]>>,
+    /// What tunnels to the endpoints say of us.
+    pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
     pub tls: OnceLock<Result<origin::Config, String>>,
 }
@@ -219,7 +222,8 @@ impl Clusters {
         let apart = asked.or_else(|| policy.tls.as_ref().map(|t| origin::rules(s, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
-        Some(Set { key, service, cluster, members, policy, follows, through, host, groups, ring, apart, tls })
+        let baggage = own.baggage.clone();
+        Some(Set { key, service, cluster, members, policy, follows, through, host, groups, ring, apart, baggage, tls })
     }
 }
 
@@ -308,6 +312,7 @@ impl Set {
             through: None,
             apart: self.policy.tls.as_ref().map(|t| origin::rules(s, t, host)),
             host: host.into(),
+            baggage: self.baggage.clone(),
             tls: OnceLock::new(),
         }
     }

@@ -2,11 +2,14 @@
 
 use crate::{access::Access, gateway::Gateway, table::Routes, telemetry::Telemetry};
 use imbl::HashMap;
-use karst_api::{ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir};
+use karst_api::{
+    ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir,
+};
 use karst_proxy::{
     discovery::Counts,
     remote::Remote,
     state::{self, Service},
+    untold::Asker,
 };
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{Ended, Handler, Update};
@@ -15,10 +18,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-/// Types that a waypoint subscribes.
-pub const WAYPOINT: &[&str] = &[ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, GATEWAY_TYPE];
+/// Types that a waypoint subscribes. The ranges of pods before the addresses: what is not told there is then known to be missing.
+pub const WAYPOINT: &[&str] = &[ACCESS_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, GATEWAY_TYPE];
 /// Types that a gateway subscribes.
-pub const GATEWAY: &[&str] = &[ADDRESS_TYPE, BACKEND_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
+pub const GATEWAY: &[&str] = &[POD_RANGES_TYPE, ADDRESS_TYPE, BACKEND_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
 
 /// One immutable state.
 #[derive(Clone)]
@@ -36,6 +39,12 @@ pub struct Snapshot {
     pub gateway: Option<Arc<Gateway>>,
     /// Counts the changes of what is told of requests.
     pub era: u64,
+}
+
+impl AsRef<state::Snapshot> for Snapshot {
+    fn as_ref(&self) -> &state::Snapshot {
+        &self.mesh
+    }
 }
 
 impl Snapshot {
@@ -83,6 +92,8 @@ pub struct Writer {
     /// Says when nothing is missing any more.
     configured: watch::Sender<bool>,
     discovery: Arc<Counts>,
+    /// Asks who is at an address.
+    asker: Asker,
 }
 
 impl Writer {
@@ -94,9 +105,12 @@ impl Writer {
         types: &[&'static str],
         (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
         discovery: Arc<Counts>,
+        asker: Asker,
     ) -> Self {
-        let missing = types.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
-        Self { remote, state, missing, stream, configured, discovery }
+        // The ranges of pods come before the addresses, if the server knows of them.
+        let needed = types.iter().filter(|t| **t != POD_RANGES_TYPE);
+        let missing = needed.map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
+        Self { remote, state, missing, stream, configured, discovery, asker }
     }
 }
 
@@ -112,6 +126,7 @@ impl Handler for Writer {
                     s.mesh.stand_in(name);
                     taken
                 }
+                POD_RANGES_TYPE => s.mesh.put_pod_ranges(name, bytes),
                 ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                     let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
                     ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
@@ -159,6 +174,7 @@ impl Handler for Writer {
                     s.mesh.remove_address(name);
                     s.mesh.stand_in(name);
                 }
+                POD_RANGES_TYPE => s.mesh.remove_pod_ranges(name),
                 ACCESS_TYPE => drop(s.access.remove(name.as_str())),
                 ROUTES_TYPE => drop(s.routes.remove(name.as_str())),
                 VIRTUAL_HOST_TYPE => drop(s.hosts.remove(name.as_str())),
@@ -190,8 +206,15 @@ impl Handler for Writer {
     fn up(&self) {
         self.stream.send_replace(true);
     }
+    async fn wanted(&mut self) -> (&'static str, Vec<String>) {
+        (ADDRESS_TYPE, self.asker.names().await)
+    }
+    fn answered(&mut self, names: &[String]) {
+        self.asker.answered(names);
+    }
     fn ended(&self, why: Ended) {
         self.stream.send_replace(false);
+        self.asker.forget();
         self.discovery.ended(why);
     }
     fn received(&self, type_url: &str, bytes: usize) {

@@ -20,7 +20,7 @@ use crate::{
     serve::{Call, Called},
     table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
     token::Token,
-    upstream::{self, After, Failure},
+    upstream::{self, After, Attempt, ConnectError, Failure},
     values::OfRequest,
     worker::{Turn, Worker},
 };
@@ -593,13 +593,13 @@ fn mirror(
         let Some(r) = t.request(body, &Rc::default(), true, values) else { continue };
         let (w, call) = (w.clone(), call.clone());
         tokio::task::spawn_local(async move {
-            let Some(i) = balance::choose(&set, None, &[], |n| w.random(n)) else { return };
+            let Some(i) = w.choose(&set, None, &[]) else { return };
             let Some(_counter) = Counter::request(&set) else { return };
             let held = Held::new(set.clone(), i, None);
-            let m = &set.members[i];
+            let attempt = Attempt { set: &set, member: &set.members[i], from: call.from, has_other: &|| false };
             let sent = match two {
-                true => upstream::http2(&w, &set, m, call.from, r, &Cell::default()).await,
-                false => upstream::http1(&w, &set, m, call.from, r, &Cell::default()).await,
+                true => upstream::http2(&w, &attempt, r, &Cell::default()).await,
+                false => upstream::http1(&w, &attempt, r, &Cell::default()).await,
             };
             if let Ok((a, after)) = sent {
                 discard(a.into_body()).await;
@@ -671,7 +671,7 @@ async fn forward(
             Ok(p) => p,
             Err(f) => return failed(record, f),
         };
-        let Some(i) = balance::choose(&set, hash, &tried, |n| w.random(n)) else {
+        let Some(i) = w.choose(&set, hash, &tried) else {
             return failed(record, Flag::NoHealthy);
         };
         let m = &set.members[i];
@@ -694,12 +694,22 @@ async fn forward(
         let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
+        let last = retry.is_none_or(|r| attempt >= r.attempts);
+        let can_repeat = || !upgrade && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+        let has_other = || {
+            let no_answer = Failure::from(ConnectError::Timeout);
+            !last
+                && retry.is_some_and(|r| no_answer.is_retryable(r, false))
+                && can_repeat()
+                && balance::has_other(&set, i, &tried)
+        };
+        let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other };
         let head_sent = Cell::new(false);
         let sent = async {
             match (upgrade, two) {
-                (true, _) => upstream::upgrade(w, &set, m, call.from, r).await,
-                (false, true) => upstream::http2(w, &set, m, call.from, r, &head_sent).await,
-                (false, false) => upstream::http1(w, &set, m, call.from, r, &head_sent).await,
+                (true, _) => upstream::upgrade(w, &by, r).await,
+                (false, true) => upstream::http2(w, &by, r, &head_sent).await,
+                (false, false) => upstream::http1(w, &by, r, &head_sent).await,
             }
         };
         let outcome = match until {
@@ -712,9 +722,8 @@ async fn forward(
             m.state.took(began.elapsed(), cluster::now());
         }
         set.result(m, status);
-        let last = retry.is_none_or(|r| attempt >= r.attempts);
         let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref(), head_sent.get()));
-        let possible = !upgrade && !over && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+        let possible = !over && can_repeat();
         if wanted
             && !last
             && possible
@@ -751,12 +760,8 @@ async fn forward(
                 failed(record, Flag::Timeout)
             }
             Some(Err(e)) => {
-                let (f, text) = match e {
-                    Failure::Connect(t) => (Flag::ConnectFailure, t),
-                    Failure::Refused(t) | Failure::Reset(t) => (Flag::Reset, t),
-                    Failure::Protocol(t) => (Flag::ProtocolError, t),
-                };
-                record.error = text;
+                let f = e.flag();
+                record.error = e.to_string();
                 record.details = f.details().into();
                 let (status, words) = f.answer();
                 ours(record, status, words, flag(f))
@@ -938,16 +943,10 @@ fn grpc_timeout(s: &str) -> Option<u64> {
 
 /// Is this an end after which the request is to be tried again? `sent`: the endpoint may have read something of it.
 fn wants<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sent: bool) -> bool {
-    let failed = !matches!(o, Some(Ok(_)));
-    if failed && r.reset_before_request && !sent {
-        return true;
-    }
     match o {
         // One attempt took too long.
-        None => r.server_error || r.gateway_error || r.reset,
-        Some(Err(Failure::Connect(_))) => r.connect_failure || r.server_error || r.gateway_error || r.reset,
-        Some(Err(Failure::Refused(_))) => r.refused_stream || r.server_error || r.reset,
-        Some(Err(Failure::Reset(_) | Failure::Protocol(_))) => r.reset || r.server_error || r.gateway_error,
+        None => r.server_error || r.gateway_error || r.reset || (r.reset_before_request && !sent),
+        Some(Err(e)) => e.is_retryable(r, sent),
         Some(Ok((a, _))) => {
             let s = u32::from(a.status().as_u16());
             let grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
@@ -1098,7 +1097,7 @@ mod tests {
             (Some(Err(Failure::Reset(text()))), false, true, true),
             (Some(Err(Failure::Protocol(text()))), true, false, true),
             (Some(Err(Failure::Refused(text()))), true, false, true),
-            (Some(Err(Failure::Connect(text()))), false, true, true),
+            (Some(Err(Failure::from(ConnectError::Timeout))), false, true, true),
             // One attempt took too long.
             (None, true, false, true),
             (None, false, true, true),

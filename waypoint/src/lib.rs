@@ -51,7 +51,7 @@ mod worker;
 use anyhow::Context;
 use clap::Parser;
 use karst_api::ads;
-use karst_proxy::{crew::Crew, remote::Introduction, revocation, secrets};
+use karst_proxy::{crew::Crew, remote::Introduction, revocation, secrets, untold};
 use karst_rt::{drain, ready::Ready};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -85,7 +85,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (state_tx, state) = watch::channel(Arc::new(control::Snapshot::new(&config.network)));
     let (stream_tx, stream) = watch::channel(true);
     let (configured_tx, configured) = watch::channel(false);
-    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream)
+    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream.clone())
         .enforcing(revocation::start(config.crl.clone(), &ready));
     manager.keep(&identity);
     // Ports first: a process that cannot have them must not become ready.
@@ -95,11 +95,14 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
     let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
     let (ports_tx, ports) = watch::channel(edge::Ports::default());
+    let (questions, asker) = untold::Asker::new(&config.network);
     let (crew, receivers) = Crew::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         identity,
         state,
         configured,
+        stream,
+        questions,
         secrets: manager.secrets(),
         metrics: metrics::Metrics::default(),
         clusters: cluster::Clusters::new(config.is_gateway()),
@@ -131,7 +134,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone(), config.drain_limit()));
     drop(watch);
     let discovery = shared.metrics.discovery.clone();
-    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery);
+    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery, asker);
     let node = node(&config);
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 

@@ -1,5 +1,5 @@
 //! What is told of a request, or of a connection that is carried as it is, when it has ended: once, in Istio's metrics and in a line
-//! of the access log. Proven by the tests in `testing.rs`, over connections in memory.
+//! of the access log. Proven by `record/tests.rs`, over connections in memory.
 
 use crate::{carried::Carried, cluster::Set, flag::Flag, metrics, telemetry::Telemetry, worker::Worker};
 use http::{HeaderMap, HeaderValue};
@@ -267,3 +267,6 @@ fn write(line: String) {
     crate::testing::LINES.with_borrow_mut(|l| l.push(line.clone()));
     log::line(line);
 }
+
+#[cfg(test)]
+mod tests;

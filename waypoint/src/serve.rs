@@ -2,6 +2,7 @@
 
 use crate::{
     access::{self, Access, Denial},
+    balance,
     carried::{Carried, Metered},
     cluster::{Key, Set},
     codec,
@@ -14,7 +15,7 @@ use crate::{
     record::Record,
     stream::{Io, Reset},
     table::AskTcp,
-    upstream,
+    upstream::{self, Attempt},
     worker::{Turn, Worker, refuse},
 };
 use bytes::Bytes;
@@ -48,6 +49,9 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A connection that begins during the drain is told to end after this time; earlier, hyper would close it unread.
 const LATE: Duration = Duration::from_secs(1);
+/// Endpoints tried for one connection.
+const TRIES: usize = 3;
+
 /// Who calls, and what.
 pub struct Call {
     /// None: it has shown no certificate of the mesh.
@@ -514,19 +518,23 @@ pub async fn open(
 ) -> Result<Carrying, Box<Record>> {
     record.destination = Some((&*set).into());
     let mut tried = vec![];
-    while tried.len() < 3 {
-        let Some(i) = crate::balance::choose(&set, None, &tried, |n| w.random(n)) else { break };
+    while tried.len() < TRIES {
+        let Some(i) = w.choose(&set, None, &tried) else { break };
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
-        match upstream::open(w, &set, m, from, speaks).await {
+        let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
+        let attempt = Attempt { set: &set, member: m, from, has_other: &has_other };
+        let e = match upstream::open(w, &attempt, speaks).await {
             Ok((io, lease)) => return Ok(Carrying { io, lease, record: record.failed(Flag::None, "") }),
-            Err(e) => {
-                tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = e, "connection failed");
-                set.result(m, None);
-                tried.push(m.workload.uid.clone());
-                record = record.failed(Flag::ConnectFailure, &e);
-            }
+            Err(e) => e,
+        };
+        tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
+        set.result(m, None);
+        record = record.failed(Flag::ConnectFailure, &e.to_string());
+        if !e.may_retry() {
+            return Err(record);
         }
+        tried.push(m.workload.uid.clone());
     }
     if tried.is_empty() {
         record = record.failed(Flag::NoHealthy, "no endpoint");

@@ -6,23 +6,25 @@ use crate::{
     cluster::{Member, Set},
     codec,
     control::Snapshot,
+    flag::Flag,
     origin::{self, Speaks},
     stream::Io,
     worker::Worker,
 };
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
 };
 use hyper_util::rt::TokioIo;
+use karst_api::route as ir;
 use karst_core::{Identity, addr::is_host, limits};
-use karst_hbone::{
-    client::{self, ClientError},
-    pool::Lease,
+use karst_hbone::pool::Lease;
+use karst_proxy::{
+    dial::{self, Candidate, DialError, Target},
+    state::{self, Workload},
+    untold::Told,
 };
-use karst_proxy::state::{self, Workload};
-use karst_rt::socket::Origin;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -43,26 +45,85 @@ pub const SWEEP: Duration = Duration::from_secs(1);
 /// Requests at a time on one HTTP/2 connection; then another is opened.
 const H2_STREAMS: usize = 100;
 
-/// Which tunnel: to where, and who must answer.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct TunnelKey {
-    to: SocketAddr,
-    /// The workload that has that address: with another one there, the tunnel is another.
-    peer: Arc<str>,
-    expected: Identity,
+/// Why there is no connection to an endpoint: nobody has seen the request.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It could not be reached.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// It took longer than the destination's rules allow.
+    #[error("connection timeout")]
+    Timeout,
+    /// Its name leads to nobody who may be called.
+    #[error("{0} has no address that may be used")]
+    NoAddress(Arc<str>),
+    /// See [`lent`].
+    #[error("{0}")]
+    Lent(String),
+    /// It may be a member's.
+    #[error("{0} is in a node's pod range, and the controller has not said in time who is there")]
+    Untold(IpAddr),
+    /// TLS of ours that it does not take, or that cannot be spoken.
+    #[error("{0}")]
+    Tls(String),
+    /// HTTP could not be begun.
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+}
+
+impl ConnectError {
+    /// May another endpoint be tried?
+    pub fn may_retry(&self) -> bool {
+        match self {
+            ConnectError::Dial(e) => e.may_retry(),
+            ConnectError::Timeout
+            | ConnectError::NoAddress(_)
+            | ConnectError::Lent(_)
+            | ConnectError::Untold(_)
+            | ConnectError::Tls(_)
+            | ConnectError::Http(_) => true,
+        }
+    }
 }
 
 /// Why there is no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// There is no connection: nobody has seen the request.
-    Connect(String),
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The endpoint has refused the stream: it has not looked at the request.
+    #[error("{0}")]
     Refused(String),
     /// The connection broke before there was an answer.
+    #[error("{0}")]
     Reset(String),
     /// The answer is not HTTP, or its head is too large.
+    #[error("{0}")]
     Protocol(String),
+}
+
+impl Failure {
+    /// As logs and metrics have it.
+    pub fn flag(&self) -> Flag {
+        match self {
+            Failure::Connect(_) => Flag::ConnectFailure,
+            Failure::Refused(_) | Failure::Reset(_) => Flag::Reset,
+            Failure::Protocol(_) => Flag::ProtocolError,
+        }
+    }
+
+    /// Is it one after which the route wants the request to be tried again? `sent`: the endpoint may have read something of it.
+    pub fn is_retryable(&self, r: &ir::Retry, sent: bool) -> bool {
+        let unsent = r.reset_before_request && !sent;
+        match self {
+            Failure::Connect(e) => {
+                e.may_retry() && (r.connect_failure || r.server_error || r.gateway_error || r.reset || unsent)
+            }
+            Failure::Refused(_) => r.refused_stream || r.server_error || r.reset || unsent,
+            Failure::Reset(_) | Failure::Protocol(_) => r.reset || r.server_error || r.gateway_error || unsent,
+        }
+    }
 }
 
 /// A worker's connections.
@@ -170,31 +231,53 @@ impl Drop for Active {
     }
 }
 
+/// One attempt to reach a destination: by which endpoint, and for whom.
+#[derive(Clone, Copy)]
+pub struct Attempt<'a> {
+    pub set: &'a Set,
+    pub member: &'a Member,
+    /// The client.
+    pub from: SocketAddr,
+    /// Is there another endpoint that would be tried if this one does not answer?
+    pub has_other: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Attempt<'a> {
+    /// What is learnt of the endpoint counts where there are others.
+    fn candidate(&self) -> Option<Candidate<'a>> {
+        let Attempt { set, member, has_other, .. } = *self;
+        (set.members.len() > 1).then_some(Candidate { uid: &member.workload.uid, has_other })
+    }
+}
+
 /// Opens a byte stream to an endpoint.
 ///
 /// # Errors
-/// Why not, in words.
-pub async fn open(
-    w: &Rc<Worker>,
-    s: &Set,
-    m: &Member,
-    from: SocketAddr,
-    speaks: Speaks,
-) -> Result<(Io, Option<Lease>), String> {
+/// See [`ConnectError`].
+pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io, Option<Lease>), ConnectError> {
+    let s = a.set;
     let limit = match s.policy.limits.as_ref().map_or(0, |l| l.connect_timeout_ms) {
         0 => limits::CONNECT_TIMEOUT,
         ms => Duration::from_millis(ms),
     };
     let whole = async {
-        let (io, lease) = connect(w, s, m, from).await?;
+        let (io, lease) = connect(w, a).await?;
         match s.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
             None => Ok((io, lease)),
-            Some(t) => Ok((Box::pin(origin::shake(&w.snapshot(), s, t, io, speaks)).await?, lease)),
+            Some(t) => {
+                let io = Box::pin(origin::shake(&w.snapshot(), s, t, io, speaks)).await;
+                Ok((io.map_err(ConnectError::Tls)?, lease))
+            }
         }
     };
     match tokio::time::timeout(limit, whole).await {
         Ok(r) => r,
-        Err(_) => Err("connection timeout".into()),
+        Err(_) => {
+            if let Some(c) = a.candidate() {
+                w.dialer.avoid(c.uid);
+            }
+            Err(ConnectError::Timeout)
+        }
     }
 }
 
@@ -229,14 +312,15 @@ fn lent(s: &Set, workload: &Workload) -> Option<String> {
     })
 }
 
-async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Result<(Io, Option<Lease>), String> {
+async fn connect(w: &Rc<Worker>, a: &Attempt<'_>) -> Result<(Io, Option<Lease>), ConnectError> {
+    let Attempt { set: s, member: m, .. } = *a;
     let (mut address, mut workload) = (m.address, m.workload.clone());
     if address.ip().is_unspecified() {
-        let mut ips = Box::pin(w.resolver.lookup(&m.workload.hostname, true)).await?;
+        let mut ips = Box::pin(w.dialer.lookup(&m.workload.hostname, true)).await?;
         let snapshot = w.snapshot();
         ips.retain(|ip| is_usable(w, &snapshot, *ip));
         if ips.is_empty() {
-            return Err(format!("{} has no address that may be used", m.workload.hostname));
+            return Err(ConnectError::NoAddress(m.workload.hostname.clone()));
         }
         address.set_ip(ips[w.random(ips.len() as u64) as usize]);
         // A name may lead to a member of the mesh: then it is spoken to as one.
@@ -244,62 +328,58 @@ async fn connect(w: &Rc<Worker>, s: &Set, m: &Member, from: SocketAddr) -> Resul
             workload = x.clone();
         }
     }
-    if let Some(why) = lent(s, &workload) {
-        return Err(why);
-    }
     // A waypoint takes tunnels whatever it is itself.
-    if !workload.hbone && s.through.is_none() {
-        let tcp = Origin::host().connect(address, limits::CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
+    let plain = |x: &Workload| !x.hbone && s.through.is_none();
+    if plain(&workload) && w.shared.state.borrow().mesh.is_untold(address.ip()) {
+        // Rare, and large: not in every request's task.
+        match Box::pin(w.told(address.ip())).await {
+            Told::Known => workload = w.snapshot().mesh.member(&workload, address.ip()).clone(),
+            Told::Nobody => {}
+            Told::Nothing => return Err(ConnectError::Untold(address.ip())),
+        }
+    }
+    if let Some(why) = lent(s, &workload) {
+        return Err(ConnectError::Lent(why));
+    }
+    if plain(&workload) {
+        let tcp = w.dialer.connect(&w.origin, None, address, a.candidate()).await?;
         return Ok((Io::socket(tcp), None));
     }
-    let mut secrets = w.shared.secrets.clone();
-    let own = &w.shared.identity;
-    let creds = secrets.get(own, limits::HOLD_TIMEOUT).await.ok_or("we have no certificate")?;
     // A waypoint says itself where it takes tunnels.
     let port = if s.through.is_some() { address.port() } else { karst_hbone::PORT };
-    let to = SocketAddr::new(address.ip(), port);
-    let key = TunnelKey { to, peer: workload.uid.clone(), expected: workload.identity.clone() };
     // Who answers must be that workload, or who the service says it is.
     let others = s.service.sans.iter().filter(|_| s.through.is_none());
     let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
-    let dial = || {
-        let (settings, creds, expected) = (w.settings.clone(), creds.clone(), expected.clone());
-        async move {
-            let tcp = Origin::host()
-                .connect(to, limits::CONNECT_TIMEOUT)
-                .await
-                .map_err(|e| ClientError::Connect(to, e.to_string()))?;
-            client::handshake(tcp, to, &creds, &expected, &settings).await
-        }
+    let target = Target {
+        origin: &w.origin,
+        pod: "",
+        own: &w.shared.identity,
+        peer: &workload,
+        address: SocketAddr::new(address.ip(), port),
+        expected: &expected,
+        authority: &s.through.clone().unwrap_or_else(|| address.to_string()),
+        headers: dial::headers(s.baggage.as_ref(), a.from, Some(&s.service.hostname)),
     };
-    let mut headers = HeaderMap::with_capacity(1);
-    if let Ok(v) = format!("for=\"{from}\";host={}", s.service.hostname).try_into() {
-        headers.insert("forwarded", v);
-    }
-    let target = s.through.clone().unwrap_or_else(|| address.to_string());
-    let o = w.tunnels.open(&key, dial, &target, headers).await.map_err(|e| e.to_string())?;
+    let o = w.dialer.tunnel(&target, a.candidate()).await?;
     Ok((Io::tunnel(o.send, o.recv, w.lingering.clone()), Some(o.lease)))
 }
 
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
 async fn dial_http1(
     w: &Rc<Worker>,
-    s: &Set,
-    m: &Member,
-    from: SocketAddr,
-) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), Failure> {
-    let (io, lease) = open(w, s, m, from, Speaks::Http1).await.map_err(Failure::Connect)?;
-    let (send, conn) =
-        codec::client1().handshake(TokioIo::new(io)).await.map_err(|e| Failure::Connect(e.to_string()))?;
+    a: &Attempt<'_>,
+) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), ConnectError> {
+    let (io, lease) = open(w, a, Speaks::Http1).await?;
+    let (send, conn) = codec::client1().handshake(TokioIo::new(io)).await?;
     Ok((send, conn, lease))
 }
 
 /// Which connections a request may use. Asked for each request: one that is kept may have been opened for another service, which
 /// could lend the endpoint our identity.
-fn end(s: &Set, m: &Member) -> Result<End, Failure> {
-    match lent(s, &m.workload) {
-        Some(why) => Err(Failure::Connect(why)),
-        None => Ok((m.workload.uid.clone(), m.address, s.apart.clone())),
+fn end(a: &Attempt<'_>) -> Result<End, ConnectError> {
+    match lent(a.set, &a.member.workload) {
+        Some(why) => Err(ConnectError::Lent(why)),
+        None => Ok((a.member.workload.uid.clone(), a.member.address, a.set.apart.clone())),
     }
 }
 
@@ -309,13 +389,11 @@ fn end(s: &Set, m: &Member) -> Result<End, Failure> {
 /// See [`Failure`].
 pub async fn http1(
     w: &Rc<Worker>,
-    s: &Set,
-    m: &Member,
-    from: SocketAddr,
+    a: &Attempt<'_>,
     mut r: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end = end(s, m)?;
+    let (s, end) = (a.set, end(a)?);
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
         let kept = w.upstream.h1.borrow_mut().get_mut(&end).and_then(Vec::pop);
@@ -323,7 +401,7 @@ pub async fn http1(
         let (mut send, requests) = match kept {
             Some(i) => (i.send, i.requests),
             None => {
-                let (send, conn, lease) = dial_http1(w, s, m, from).await?;
+                let (send, conn, lease) = dial_http1(w, a).await?;
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);
@@ -368,12 +446,10 @@ pub async fn http1(
 /// See [`Failure`].
 pub async fn upgrade(
     w: &Rc<Worker>,
-    s: &Set,
-    m: &Member,
-    from: SocketAddr,
+    a: &Attempt<'_>,
     r: Request<Counted>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let (mut send, conn, lease) = dial_http1(w, s, m, from).await?;
+    let (mut send, conn, lease) = dial_http1(w, a).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
@@ -387,13 +463,11 @@ pub async fn upgrade(
 /// See [`Failure`].
 pub async fn http2(
     w: &Rc<Worker>,
-    s: &Set,
-    m: &Member,
-    from: SocketAddr,
+    a: &Attempt<'_>,
     mut r: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
-    let end = end(s, m)?;
+    let (s, end) = (a.set, end(a)?);
     loop {
         let kept = {
             let mut all = w.upstream.h2.borrow_mut();
@@ -405,11 +479,9 @@ pub async fn http2(
         let mut c = match kept {
             Some(c) => c,
             None => {
-                let (io, lease) = open(w, s, m, from, Speaks::Http2).await.map_err(Failure::Connect)?;
-                let (send, conn) = codec::client2()
-                    .handshake::<_, Counted>(TokioIo::new(io))
-                    .await
-                    .map_err(|e| Failure::Connect(e.to_string()))?;
+                let (io, lease) = open(w, a, Speaks::Http2).await?;
+                let (send, conn) =
+                    codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await.map_err(ConnectError::from)?;
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);
@@ -478,9 +550,199 @@ fn words(e: &hyper::Error) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cluster::{Follows, tests::set};
-    use karst_api::workload::Service;
-    use karst_proxy::testing::{pod, service, snapshot};
+    use crate::{
+        cluster::{
+            Follows, Key,
+            tests::{KEY, set},
+        },
+        serve::{self, Call, Called},
+        testing::{OWN, Plane, member},
+    };
+    use karst_api::{
+        route::PodRanges,
+        workload::{self as pb, Service},
+    };
+    use karst_hbone::client::ClientError;
+    use karst_proxy::{
+        state,
+        testing::{Ca, pod, service, snapshot},
+    };
+    use prost::Message;
+    use std::io;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::{LocalSet, spawn_local},
+        time::{sleep, timeout},
+    };
+
+    const PORTS: &[(u32, u32)] = &[(80, 8080)];
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    /// The waypoint itself, and the endpoints of its service.
+    fn mesh(endpoints: impl IntoIterator<Item = pb::Workload>) -> state::Snapshot {
+        let own = pod(OWN, "127.77.0.1", &[]);
+        snapshot(endpoints.into_iter().chain([own]).collect(), vec![service("s", "10.96.0.1", PORTS)])
+    }
+
+    fn at(s: &state::Snapshot, ip: &str) -> Arc<Workload> {
+        s.workload(ip.parse().unwrap()).unwrap().clone()
+    }
+
+    /// One request of a member on a connection of its own: the status line and all that follows.
+    async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
+        let call = Call {
+            peer: Some(at(s, "127.77.0.1").identity.clone()),
+            from: "127.77.0.1:5".parse().unwrap(),
+            source: None,
+            called: Called::Service(s.services.get(KEY).unwrap().clone()),
+            port: 80,
+            to: "10.96.0.1".parse().unwrap(),
+            hello: None,
+            place: None,
+        };
+        let (mut client, io) = tokio::io::duplex(1 << 16);
+        let served = async { serve::requests(w, Rc::new(call), io, false).await };
+        let asked = async {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        timeout(PATIENCE, async { tokio::join!(served, asked).1 }).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lost_endpoint_is_not_waited_for() {
+        let run = async {
+            let ca = Ca::mint();
+            let ends = [("lost", "127.77.1.1"), ("well", "127.77.1.2")];
+            let s = mesh(ends.map(|(name, ip)| pod(name, ip, &[(KEY, PORTS)])));
+            // The kernel takes the connections of the one, and nobody ever speaks.
+            let _lost = TcpListener::bind(("127.77.1.1", karst_hbone::PORT)).await.unwrap();
+            let requests = member(&ca, &at(&s, "127.77.1.2")).await;
+            let plane = Plane::start(&ca, s.clone());
+            let (mut slow, mut n) = (Duration::ZERO, 0);
+            // Which one is chosen is by chance.
+            while slow < limits::FIRST_TRY && n < 64 {
+                let began = Instant::now();
+                let answer = ask(&plane.worker, &s).await;
+                slow = began.elapsed();
+                assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("well"), "{answer}");
+                n += 1;
+            }
+            assert!(slow >= limits::FIRST_TRY && slow < limits::CONNECT_TIMEOUT / 2, "{n} requests, {slow:?}");
+            // From now on nobody waits.
+            let began = Instant::now();
+            for _ in 0..20 {
+                assert!(ask(&plane.worker, &s).await.ends_with("well"));
+            }
+            assert!(began.elapsed() < limits::FIRST_TRY, "{:?}", began.elapsed());
+            assert_eq!(requests.get(), n + 20, "each request was sent once");
+            // Where there is no other, it is tried all the same.
+            let only = mesh([pod("lost", "127.77.1.1", &[(KEY, PORTS)])]);
+            plane.tell(only.clone());
+            let answer = timeout(limits::FIRST_TRY * 2, ask(&plane.worker, &only)).await;
+            assert!(answer.is_err(), "it gets the time that there is: {answer:?}");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// What becomes of a connection to the one endpoint, which takes no tunnels.
+    async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
+        let key = Key { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
+        let set = w.set(&w.snapshot(), &key, "10.96.0.1".parse().unwrap()).unwrap();
+        let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
+        let attempt = Attempt { set: &set, member, from, has_other: &|| false };
+        open(&w, &attempt, Speaks::Anything).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn what_may_be_a_members_address_is_held() {
+        let run = async {
+            let entry = pb::Workload {
+                uid: "Kubernetes/networking.istio.io/WorkloadEntry/ns/e".into(),
+                tunnel_protocol: 0,
+                ..pod("e", "127.77.2.1", &[(KEY, PORTS)])
+            };
+            let with = |others: Vec<pb::Workload>| {
+                let mut s = mesh([entry.clone()].into_iter().chain(others));
+                let ranges = PodRanges { ranges: vec!["127.77.2.0/24".into()] };
+                s.put_pod_ranges("n", &ranges.encode_to_vec()).unwrap();
+                s
+            };
+            let l = TcpListener::bind("127.77.2.1:8080").await.unwrap();
+            let taken = Rc::new(Cell::new(0));
+            let count = taken.clone();
+            spawn_local(async move {
+                while let Ok(_one) = l.accept().await {
+                    count.set(count.get() + 1);
+                }
+            });
+            // A member has come there: nothing goes to it in plaintext. (It takes no tunnels here.)
+            let plane = Plane::start(&Ca::mint(), with(vec![]));
+            let held = spawn_local(to_endpoint(plane.worker.clone()));
+            sleep(Duration::from_millis(300)).await;
+            assert!(!held.is_finished());
+            plane.tell(with(vec![pod("new", "127.77.2.1", &[])]));
+            let e = timeout(PATIENCE, held).await.unwrap().unwrap().unwrap_err();
+            let refused = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
+            assert!(
+                matches!(&e, ConnectError::Dial(DialError::Tunnel(ClientError::Connect(to, io)))
+                    if to.port() == karst_hbone::PORT && refused(io)),
+                "{e}"
+            );
+            assert_eq!(taken.get(), 0);
+            // A pod outside of the mesh is known at once.
+            plane.tell(with(vec![pb::Workload { tunnel_protocol: 0, ..pod("out", "127.77.2.1", &[]) }]));
+            timeout(limits::ASK_AGAIN / 2, to_endpoint(plane.worker.clone())).await.unwrap().unwrap();
+            // Nobody is there, says the control plane twice.
+            plane.tell(with(vec![]));
+            let mut plane = plane;
+            let held = spawn_local(to_endpoint(plane.worker.clone()));
+            for _ in 0..2 {
+                assert!(!held.is_finished());
+                let names = timeout(PATIENCE, plane.asker.names()).await.unwrap();
+                assert_eq!(names, ["/127.77.2.1"]);
+                plane.asker.answered(&names);
+            }
+            timeout(PATIENCE, held).await.unwrap().unwrap().unwrap();
+            sleep(Duration::from_millis(50)).await;
+            assert_eq!(taken.get(), 2);
+            // And without its word nothing goes there.
+            let e = timeout(PATIENCE, to_endpoint(plane.worker.clone())).await.unwrap().unwrap_err();
+            assert!(matches!(e, ConnectError::Untold(_)), "{e}");
+            assert_eq!(taken.get(), 2);
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[test]
+    fn flags_and_retries_follow_from_causes() {
+        let status = |s: http::StatusCode| ConnectError::from(DialError::from(ClientError::Status(s)));
+        let nobody = || "spiffe://cluster.local/ns/x/sa/x".parse().unwrap();
+        let all = [
+            (Failure::from(ConnectError::Timeout), Flag::ConnectFailure, true),
+            (status(http::StatusCode::SERVICE_UNAVAILABLE).into(), Flag::ConnectFailure, true),
+            (status(http::StatusCode::UNAUTHORIZED).into(), Flag::ConnectFailure, false),
+            (ConnectError::from(DialError::NoCertificate(nobody())).into(), Flag::ConnectFailure, false),
+            (ConnectError::from(DialError::NoAnswer(limits::FIRST_TRY)).into(), Flag::ConnectFailure, true),
+            (Failure::Refused("x".into()), Flag::Reset, true),
+            // It may have been seen.
+            (Failure::Reset("x".into()), Flag::Reset, false),
+            (Failure::Protocol("x".into()), Flag::ProtocolError, false),
+        ];
+        for (f, flag, again) in &all {
+            assert_eq!((f.flag(), f.is_retryable(&ir::Retry::istio(), true)), (*flag, *again), "{f}");
+            assert!(!f.is_retryable(&ir::Retry::default(), false), "{f}");
+            let is_answer = matches!(f, Failure::Reset(_) | Failure::Protocol(_));
+            let wider = ir::Retry { reset: true, ..Default::default() };
+            assert_eq!(f.is_retryable(&wider, true), *again || is_answer, "{f}");
+            // What every endpoint would refuse is not tried again, though nothing was sent.
+            let unsent = ir::Retry { reset_before_request: true, ..Default::default() };
+            assert_eq!([false, true].map(|sent| f.is_retryable(&unsent, sent)), [*again || is_answer, false], "{f}");
+        }
+    }
 
     #[test]
     fn our_identity_is_not_lent_to_whom_writes_an_address() {

@@ -2,6 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
+    balance,
     cluster::{Clusters, Follows, Key, Set},
     config::Config,
     control::Snapshot,
@@ -9,26 +10,26 @@ use crate::{
     gate::Gate,
     metrics::{self, Metrics, Series},
     serve::{self, Call},
-    stream,
-    upstream::{self, TunnelKey},
+    stream, upstream,
 };
 use h2::server::SendResponse;
 use karst_core::{Identity, authority::Authority, canonical, limits};
 use karst_hbone::{
     Settings,
-    pool::Pool,
     server::{self, Connect},
     stream::TlsStream,
 };
 use karst_proxy::{
     crew::{Crew, Running},
-    resolve::Resolver,
+    dial::Dialer,
     secrets::Secrets,
     state::Workload,
+    untold::{Question, Told, Wait},
 };
 use karst_rt::{
     admission::{Ended, InUse, Place},
     drain,
+    socket::{Keepalive, Origin},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -41,7 +42,11 @@ use std::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
+    time::Instant,
 };
+
+/// How often tunnels are looked through for those whose workloads have gone.
+const RETIRE: Duration = Duration::from_secs(2);
 
 /// What all workers and the control thread share.
 pub struct Shared {
@@ -50,6 +55,10 @@ pub struct Shared {
     pub state: watch::Receiver<Arc<Snapshot>>,
     /// Has everything arrived once? Before, nothing is accepted: what comes waits in the listener's queue.
     pub configured: watch::Receiver<bool>,
+    /// Is there a control plane that tells of changes?
+    pub stream: watch::Receiver<bool>,
+    /// To the control plane: who is at an address?
+    pub questions: mpsc::Sender<Question>,
     pub secrets: Secrets,
     pub metrics: Metrics,
     pub clusters: Clusters,
@@ -93,11 +102,12 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     number: usize,
     pub settings: Settings,
-    pub tunnels: Rc<Pool<TunnelKey>>,
+    pub dialer: Dialer,
+    /// Where connections to endpoints are made from.
+    pub origin: Origin,
     pub upstream: Rc<upstream::Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
-    pub resolver: Resolver,
     seed: Cell<u64>,
     turns: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
@@ -121,22 +131,13 @@ pub fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
         let listener = TcpListener::from_std(listener)?;
-        let (lingering, ended) = mpsc::unbounded_channel();
-        tokio::task::spawn_local(stream::linger(ended));
-        let w = Rc::new(Worker::new(shared, number, lingering, drain.clone()));
-        tokio::task::spawn_local({
-            let pool = w.upstream.clone();
-            async move {
-                let mut turn = tokio::time::interval(upstream::SWEEP);
-                loop {
-                    turn.tick().await;
-                    pool.sweep();
-                }
-            }
-        });
+        let w = Worker::new(shared, number, drain.clone());
         tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));
+        let mut retire = tokio::time::interval(RETIRE);
+        retire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut state = w.shared.state.clone();
         let mut draining = false;
         let mut configured = w.shared.configured.clone();
         let mut open = false;
@@ -145,6 +146,10 @@ pub fn run(
                 j = jobs.recv() => match j {
                     Some(j) => w.serve(j),
                     None => break,
+                },
+                _ = retire.tick() => if state.has_changed().is_ok_and(|changed| changed) {
+                    let s = state.borrow_and_update().clone();
+                    w.dialer.retire(&s.mesh);
                 },
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
                 (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
@@ -162,16 +167,30 @@ pub fn run(
 }
 
 impl Worker {
-    /// A worker without connections.
-    pub fn new(shared: Arc<Shared>, number: usize, lingering: stream::Lingering, drain: drain::Watch) -> Self {
+    /// A worker, with the tasks that keep its connections. Runs in a `LocalSet`.
+    pub fn new(shared: Arc<Shared>, number: usize, drain: drain::Watch) -> Rc<Self> {
         let settings = shared.config.tunnels();
-        Self {
-            tunnels: Pool::new(settings.pool_streams, settings.pool_idle),
+        let (lingering, ended) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(stream::linger(ended));
+        let upstream: Rc<upstream::Pool> = Rc::default();
+        tokio::task::spawn_local({
+            let pool = upstream.clone();
+            async move {
+                let mut turn = tokio::time::interval(upstream::SWEEP);
+                loop {
+                    turn.tick().await;
+                    pool.sweep();
+                }
+            }
+        });
+        let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
+        Rc::new(Self {
+            dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
+            origin: Origin::host(),
             settings,
-            resolver: Resolver::new(shared.config.resolv_conf.clone()),
             shared,
             number,
-            upstream: Rc::default(),
+            upstream,
             drain,
             lingering,
             seed: Cell::new(rand::random()),
@@ -179,7 +198,7 @@ impl Worker {
             open: Rc::default(),
             sets: RefCell::default(),
             series: RefCell::default(),
-        }
+        })
     }
 
     fn accept(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
@@ -328,6 +347,19 @@ impl Worker {
         let set = Rc::new(set.at(s, self.own(s)?, &key.1, address));
         cache.called.insert(key, set.clone());
         Some(set)
+    }
+
+    /// The endpoint of a destination for a request, by its place. `tried` are left out as long as there are others, and first of all
+    /// those that could not be reached a moment ago.
+    pub fn choose(&self, set: &Set, hash: Option<u64>, tried: &[Arc<str>]) -> Option<usize> {
+        balance::choose(set, hash, tried, &self.dialer.avoided(tried), |n| self.random(n))
+    }
+
+    /// Waits until it is known who is at an address of a pod range, or that nobody is.
+    pub async fn told(&self, ip: IpAddr) -> Told {
+        let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
+        let (questions, until) = (&self.shared.questions, Instant::now() + limits::HOLD_TIMEOUT);
+        Wait { state, stream, questions, again: limits::ASK_AGAIN, until }.at(ip).await
     }
 
     /// The series of a key, from this worker's table.

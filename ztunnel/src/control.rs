@@ -4,11 +4,10 @@ use crate::{
     inpod::{Listeners, LocalPod, LocalPods, Pods},
     metrics::Metrics,
     state::Snapshot,
-    untold::Asker,
     worker::{Order, Shared},
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE, convert};
-use karst_proxy::remote::Remote;
+use karst_proxy::{remote::Remote, untold::Asker};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{Ended, Handler, Update};
 use std::{

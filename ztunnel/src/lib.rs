@@ -17,7 +17,6 @@ mod metrics;
 mod outbound;
 mod outcome;
 mod plan;
-mod untold;
 mod worker;
 
 use anyhow::Context;
@@ -26,7 +25,7 @@ use clap::Parser;
 use control::{Keeper, Writer};
 use karst_api::ads;
 use karst_core::Identity;
-use karst_proxy::{remote::Introduction, revocation, secrets, state};
+use karst_proxy::{remote::Introduction, revocation, secrets, state, untold};
 use karst_rt::{drain, ready::Ready};
 use std::{
     collections::{HashMap, HashSet},

@@ -11,16 +11,17 @@ use crate::{
     outcome::Outcome,
     plan::{Balance, Plan, Refusal, Tunnel, binds, bound, plan, resolved},
     state::Workload,
-    untold::Told,
-    worker::{ByLoad, Direction, Served, TunnelKey, Worker},
+    worker::{ByLoad, Direction, Served, Worker},
 };
 use bytes::Bytes;
-use http::HeaderMap;
-use karst_core::{Identity, limits};
+use karst_core::limits;
 use karst_hbone::{
-    client::{self as tunnel_client, ClientError},
     copy::{self, Counts},
     pool::Lease,
+};
+use karst_proxy::{
+    dial::{self, Candidate, Target},
+    untold::Told,
 };
 use karst_rt::socket;
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
@@ -61,14 +62,14 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         if let Plan::Resolve(name) = &planned {
             w.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
             // Rare, and large: not in the task of every connection.
-            planned = match Box::pin(w.resolver.lookup(&name.workload.hostname, name.ipv4)).await {
+            planned = match Box::pin(w.dialer.lookup(&name.workload.hostname, name.ipv4)).await {
                 Ok(ips) => {
                     let ip = ips[ByLoad(&w).random(ips.len() as u64) as usize];
                     resolved(&snapshot, &source, name, ip, &tried, &mut ByLoad(&w))
                 }
                 Err(e) => {
                     socket::reset_on_close(&tcp);
-                    return record(&w, from, to, Some(source), Some(&planned)).end(&Outcome::Resolve(e));
+                    return record(&w, from, to, Some(source), Some(&planned)).end(&e.into());
                 }
             };
         }
@@ -91,27 +92,17 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         }
         let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
-        let ready = {
-            let mut work = pin!(attempt(&w, &p, &planned, &source, &client));
-            let early = async {
-                // Only where the endpoint is a service's and not here: with others there is no reason to wait long.
-                match endpoint(&planned).filter(|_| again && is_far(&w, &planned)) {
-                    Some(uid) => {
-                        tokio::time::sleep(limits::FIRST_TRY).await;
-                        let others = [tried.as_slice(), &[uid]].concat();
-                        if matches!(plan(&snapshot, &source, to, &others, &mut ByLoad(&w)), Plan::Refuse(_)) {
-                            std::future::pending::<()>().await;
-                        }
-                    }
-                    None => std::future::pending().await,
+        let chosen = endpoint(&planned);
+        let has_other = || {
+            let others = [tried.as_slice(), chosen.as_slice()].concat();
+            again
+                && match plan(&snapshot, &source, to, &others, &mut ByLoad(&w)) {
+                    Plan::Refuse(_) => false,
+                    next => endpoint(&next).is_none_or(|uid| !others.contains(&uid)),
                 }
-            };
-            tokio::select! {
-                biased;
-                r = &mut work => r,
-                () = early => Err(Outcome::Connect(format!("no answer within {} s", limits::FIRST_TRY.as_secs()))),
-            }
         };
+        let candidate = chosen.as_ref().map(|uid| Candidate { uid, has_other: &has_other });
+        let ready = attempt(&w, &p, &planned, &source, &client, candidate).await;
         if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
             let port = (service.key.clone(), to.port());
             w.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
@@ -147,11 +138,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         };
         let retriable = outcome.may_retry();
         guard.end(&outcome);
-        let failed = endpoint(&planned).filter(|_| retriable);
-        if let Some(uid) = &failed {
-            w.avoid(uid);
-        }
-        match failed {
+        match chosen.filter(|_| retriable) {
             Some(uid) if again => {
                 tried.push(uid);
                 if let Some((s, x)) = w.workload(&p.pod).await {
@@ -168,7 +155,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
 
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
 fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
-    let mut avoided = w.avoided(tried);
+    let mut avoided = w.dialer.avoided(tried);
     if !avoided.is_empty() {
         // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
         let own = bound(s, source, to, &ByLoad(w));
@@ -184,21 +171,12 @@ fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketA
     plan(s, source, to, tried, &mut ByLoad(w))
 }
 
-/// The endpoint of a service that was chosen.
+/// The endpoint of a service, or pod of a waypoint, that was chosen.
 fn endpoint(p: &Plan) -> Option<Arc<str>> {
     match p {
-        Plan::Tunnel(t) if t.service.is_some() => Some(t.peer.uid.clone()),
+        Plan::Tunnel(t) if t.service.is_some() || t.waypoint => Some(t.peer.uid.clone()),
         Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
         Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
-    }
-}
-
-/// Is it behind the network?
-fn is_far(w: &Worker, p: &Plan) -> bool {
-    match p {
-        Plan::Tunnel(t) => same_node(w, t).is_none(),
-        Plan::Plain { .. } => true,
-        Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => false,
     }
 }
 
@@ -238,6 +216,7 @@ async fn attempt(
     planned: &Plan,
     source: &Arc<Workload>,
     client: &Client,
+    candidate: Option<Candidate<'_>>,
 ) -> Result<Ready, Outcome> {
     match planned {
         Plan::Refuse(r) => Err(Outcome::Refused(*r)),
@@ -245,15 +224,7 @@ async fn attempt(
         Plan::Resolve(_) => Err(Outcome::Refused(Refusal::NoEndpoint)),
         Plan::Untold { .. } => Err(Outcome::Refused(Refusal::Untold)),
         Plan::Plain { to, .. } => {
-            let s = match client.chosen() {
-                Some(source) => p.pod.origin.connect_from(source, *to, limits::CONNECT_TIMEOUT).await,
-                None => p.pod.origin.connect(*to, limits::CONNECT_TIMEOUT).await,
-            }
-            .map_err(|e| Outcome::Connect(e.to_string()))?;
-            if let Some(k) = &w.keepalive {
-                socket::keepalive(&s, k);
-            }
-            Ok(Ready::Socket(s))
+            Ok(Ready::Socket(w.dialer.connect(&p.pod.origin, client.chosen(), *to, candidate).await?))
         }
         Plan::Tunnel(t) => {
             if let Some(local) = same_node(w, t) {
@@ -270,11 +241,26 @@ async fn attempt(
                     Ok(app) => Ok(Ready::Local(guard, app)),
                     Err(o) => {
                         guard.end(&o);
+                        if let Some(c) = candidate.filter(|_| o.may_retry()) {
+                            w.dialer.avoid(c.uid);
+                        }
                         Err(o)
                     }
                 };
             }
-            through(w, p, t, source, client.seen_by(t.target.ip())).await
+            let host = t.service.as_ref().map(|s| &*s.hostname);
+            let target = Target {
+                origin: &p.pod.origin,
+                pod: &p.pod.uid,
+                own: &source.identity,
+                peer: &t.peer,
+                address: t.address,
+                expected: &t.expected,
+                authority: &t.target.to_string(),
+                headers: dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host),
+            };
+            let opened = w.dialer.tunnel(&target, candidate).await?;
+            Ok(Ready::Tunnel(opened.lease, opened.send, opened.recv))
         }
     }
 }
@@ -294,60 +280,6 @@ fn local(pods: &LocalPods, peer: &Workload) -> Option<Arc<LocalPod>> {
         uid => pods.get(uid),
     };
     found.filter(|p| p.own().is(peer)).cloned()
-}
-
-async fn through(
-    w: &Rc<Worker>,
-    p: &Rc<Served>,
-    t: &Tunnel,
-    source: &Arc<Workload>,
-    from: SocketAddr,
-) -> Result<Ready, Outcome> {
-    let mut secrets = w.shared.secrets.clone();
-    let creds = secrets.get(&source.identity, limits::HOLD_TIMEOUT).await.ok_or(Outcome::NoIdentity)?;
-    let key = TunnelKey {
-        pod: p.pod.uid.clone(),
-        to: t.address,
-        peer: t.peer.uid.clone(),
-        expected: t.peer.identity.clone(),
-    };
-    let connect = || {
-        let (origin, to, settings, keepalive) = (p.pod.origin.clone(), t.address, w.settings.clone(), w.keepalive);
-        let creds = creds.clone();
-        let expected: Vec<Identity> = t.expected.clone();
-        async move {
-            let tcp = origin
-                .connect(to, limits::CONNECT_TIMEOUT)
-                .await
-                .map_err(|e| ClientError::Connect(to, e.to_string()))?;
-            if let Some(k) = &keepalive {
-                socket::keepalive(&tcp, k);
-            }
-            tunnel_client::handshake(tcp, to, &creds, &expected, &settings).await
-        }
-    };
-    let opened = w.pool.open(&key, connect, &t.target.to_string(), headers(source, t, from)).await;
-    opened.map(|o| Ready::Tunnel(o.lease, o.send, o.recv)).map_err(Outcome::Tunnel)
-}
-
-/// Request headers (docs/hbone.md §4).
-fn headers(source: &Workload, t: &Tunnel, from: SocketAddr) -> HeaderMap {
-    let mut h = HeaderMap::with_capacity(4);
-    if let Some(b) = &source.baggage {
-        h.insert("baggage", b.clone());
-    }
-    let forwarded = match &t.service {
-        Some(s) => format!("for=\"{from}\";host={}", s.hostname),
-        None => format!("for=\"{from}\""),
-    };
-    if let Ok(v) = forwarded.try_into() {
-        h.insert("forwarded", v);
-    }
-    let (id, span): (u128, u64) = (rand::random(), rand::random());
-    if let Ok(v) = format!("00-{id:032x}-{span:016x}-00").try_into() {
-        h.insert("traceparent", v);
-    }
-    h
 }
 
 fn record(
@@ -398,6 +330,15 @@ mod tests {
             w.extensions.push(pb::Extension { name: "karst.pod".into(), config });
         }
         snapshot(vec![w], vec![]).workload([10, 0, 0, 1].into()).unwrap().clone()
+    }
+
+    #[test]
+    fn a_connections_task_stays_small() {
+        fn size<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let n = size(serve);
+        assert!(n < 2700, "{n} bytes, which every open connection has");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::plan::Refusal;
 use karst_hbone::client::ClientError;
 use karst_policy::Verdict;
+use karst_proxy::dial::DialError;
 use std::{io, sync::Arc};
 
 /// The end of a connection.
@@ -24,12 +25,10 @@ pub enum Outcome {
     NoWorkload,
     /// There is no certificate (yet).
     NoIdentity,
-    /// No connection to the application or a plain destination.
+    /// No connection to the application.
     Connect(String),
-    /// The endpoint's host name has no address.
-    Resolve(String),
-    /// The tunnel could not be opened.
-    Tunnel(ClientError),
+    /// No connection to an endpoint.
+    Dial(DialError),
     /// The CONNECT request makes no sense.
     BadRequest(&'static str),
     /// The CONNECT asks for something that is not here.
@@ -40,6 +39,17 @@ pub enum Outcome {
     GaveWay,
     /// The process stops.
     Drained,
+}
+
+impl From<DialError> for Outcome {
+    fn from(e: DialError) -> Self {
+        match e {
+            DialError::NoCertificate(_) => Outcome::NoIdentity,
+            e @ (DialError::Resolve(_) | DialError::Connect(_) | DialError::NoAnswer(_) | DialError::Tunnel(_)) => {
+                Outcome::Dial(e)
+            }
+        }
+    }
 }
 
 impl Outcome {
@@ -61,8 +71,7 @@ impl Outcome {
             | Outcome::NoWorkload
             | Outcome::NoIdentity
             | Outcome::Connect(_)
-            | Outcome::Resolve(_)
-            | Outcome::Tunnel(_)
+            | Outcome::Dial(_)
             | Outcome::Limit
             | Outcome::GaveWay
             | Outcome::Drained => 503,
@@ -74,11 +83,21 @@ impl Outcome {
             Outcome::Done | Outcome::Broken(_) | Outcome::GaveWay | Outcome::Drained => "-",
             Outcome::Denied(_) | Outcome::ClosedByPolicy(_) | Outcome::PolicyMissing(_) => "DENY",
             Outcome::NoIdentity | Outcome::NoWorkload => "IDENTITY_ERROR",
-            Outcome::Tunnel(ClientError::Tls(..)) => "TLS_FAILURE",
-            Outcome::Tunnel(ClientError::Http2(..)) => "H2_HANDSHAKE_FAILURE",
-            Outcome::Tunnel(_)
-            | Outcome::Connect(_)
-            | Outcome::Resolve(_)
+            Outcome::Dial(e) => match e {
+                DialError::NoCertificate(_) => "IDENTITY_ERROR",
+                DialError::Tunnel(ClientError::Tls(..) | ClientError::PeerIdentity { .. }) => "TLS_FAILURE",
+                DialError::Tunnel(ClientError::Http2(..)) => "H2_HANDSHAKE_FAILURE",
+                DialError::Tunnel(
+                    ClientError::Connect(..)
+                    | ClientError::Status(_)
+                    | ClientError::Unprocessed(_)
+                    | ClientError::Stream(_),
+                )
+                | DialError::Resolve(_)
+                | DialError::Connect(_)
+                | DialError::NoAnswer(_) => "CONNECT",
+            },
+            Outcome::Connect(_)
             | Outcome::BadRequest(_)
             | Outcome::NotFound(_)
             | Outcome::Refused(_)
@@ -90,7 +109,7 @@ impl Outcome {
     pub fn may_retry(&self) -> bool {
         match self {
             Outcome::Connect(_) | Outcome::NotFound(_) | Outcome::Limit => true,
-            Outcome::Tunnel(e) => e.may_retry(),
+            Outcome::Dial(e) => e.may_retry(),
             Outcome::Done
             | Outcome::Broken(_)
             | Outcome::Denied(_)
@@ -99,7 +118,6 @@ impl Outcome {
             | Outcome::Refused(_)
             | Outcome::NoWorkload
             | Outcome::NoIdentity
-            | Outcome::Resolve(_)
             | Outcome::BadRequest(_)
             | Outcome::GaveWay
             | Outcome::Drained => false,
@@ -128,12 +146,46 @@ impl Outcome {
             Outcome::NoWorkload => "the pod is not known to the control plane (yet)".into(),
             Outcome::NoIdentity => "there is no certificate for the pod's identity (yet)".into(),
             Outcome::Connect(e) => format!("connect: {e}"),
-            Outcome::Resolve(e) => e.clone(),
-            Outcome::Tunnel(e) => e.to_string(),
+            Outcome::Dial(e) => e.to_string(),
             Outcome::BadRequest(e) | Outcome::NotFound(e) => (*e).into(),
             Outcome::Limit => "too many connections of this pod".into(),
             Outcome::GaveWay => "closed for others: its client has the most of too many connections to this pod".into(),
             Outcome::Drained => "closed because the proxy stops".into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_core::{Identity, limits};
+
+    #[test]
+    fn what_is_said_follows_from_the_cause() {
+        let at = "10.0.0.1:15008".parse().unwrap();
+        let id = |x: &str| -> Identity { format!("spiffe://td/ns/{x}/sa/{x}").parse().unwrap() };
+        let refused = || Arc::new(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let who = ClientError::PeerIdentity { at, shown: id("a"), expected: id("b").to_string() };
+        let all: [(DialError, &str, bool, &str); 8] = [
+            (DialError::NoCertificate(id("a")), "IDENTITY_ERROR", false, "no certificate for the pod's identity (yet)"),
+            (DialError::Connect(refused()), "CONNECT", true, "connect: connection refused"),
+            (DialError::NoAnswer(limits::FIRST_TRY), "CONNECT", true, "connect: no answer within 2 s"),
+            (
+                ClientError::Connect(at, refused()).into(),
+                "CONNECT",
+                true,
+                "connect to 10.0.0.1:15008: connection refused",
+            ),
+            (ClientError::Tls(at, "x".into()).into(), "TLS_FAILURE", true, "TLS with 10.0.0.1:15008: x"),
+            (who.into(), "TLS_FAILURE", true, "the peer is spiffe://td/ns/a/sa/a, expected was spiffe://td/ns/b/sa/b"),
+            (ClientError::Http2(at, "x".into()).into(), "H2_HANDSHAKE_FAILURE", true, "HTTP/2 with 10.0.0.1:15008: x"),
+            (ClientError::Status(http::StatusCode::UNAUTHORIZED).into(), "CONNECT", false, "the peer answered 401"),
+        ];
+        for (e, flag, again, text) in all {
+            let o = Outcome::from(e);
+            assert_eq!((o.flag(), o.may_retry(), o.status(), o.failed()), (flag, again, 503, true), "{o:?}");
+            let said = o.text().unwrap();
+            assert!(said.contains(text), "{said}");
+        }
     }
 }

@@ -30,7 +30,7 @@ pub enum Plan {
         service: Option<Arc<Service>>,
     },
     /// As [`Plan::Plain`], but to an address of a pod range of which nobody has told: it may be a member's, so it is held
-    /// until that is known ([`crate::untold`]), and only then plain ([`Plan::nobody`]).
+    /// until that is known ([`karst_proxy::untold`]), and only then plain ([`Plan::nobody`]).
     Untold {
         /// Where to.
         to: SocketAddr,
@@ -158,7 +158,7 @@ pub fn plan(s: &Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>],
     if let Some(g) = &w.waypoint
         && !is_waypoint(s, source, g)
     {
-        return via(s, source, std::slice::from_ref(&(g.clone(), 1)), to, None, b);
+        return via(s, source, std::slice::from_ref(&(g.clone(), 1)), to, None, tried, b);
     }
     direct(s, w, to, None)
 }
@@ -174,7 +174,7 @@ fn to_service(
     // A waypoint calls its own services without coming back to itself.
     let others: Vec<_> = svc.waypoints.iter().filter(|(g, _)| !is_waypoint(s, source, g)).cloned().collect();
     if !svc.waypoints.is_empty() && others.len() == svc.waypoints.len() {
-        return via(s, source, &others, to, Some(svc.clone()), b);
+        return via(s, source, &others, to, Some(svc.clone()), tried, b);
     }
     if svc.mode == Mode::Passthrough {
         return match s.workload(to.ip()) {
@@ -234,12 +234,14 @@ fn direct(s: &Snapshot, w: &Arc<Workload>, target: SocketAddr, service: Option<A
     })
 }
 
+/// To a pod of one of these waypoints; those that were tried are left out as long as there are others.
 fn via(
     s: &Snapshot,
     source: &Workload,
     all: &[(Gateway, u32)],
     to: SocketAddr,
     service: Option<Arc<Service>>,
+    tried: &[Arc<str>],
     b: &mut impl Balance,
 ) -> Plan {
     let total: u64 = all.iter().map(|(_, w)| u64::from(*w)).sum();
@@ -250,8 +252,11 @@ fn via(
         hit
     });
     let Some((g, _)) = chosen.or(all.first()) else { return Plan::Refuse(Refusal::NoWaypoint) };
-    let found = waypoints(s, source, g, to.ip()).collect::<Vec<_>>().pick(b);
-    match found {
+    let mut found: Vec<_> = waypoints(s, source, g, to.ip()).collect();
+    if found.iter().any(|(w, _)| !tried.contains(&w.uid)) {
+        found.retain(|(w, _)| !tried.contains(&w.uid));
+    }
+    match found.pick(b) {
         Some((w, address)) => Plan::Tunnel(Tunnel {
             expected: vec![w.identity.clone()],
             peer: w,
@@ -484,6 +489,10 @@ mod tests {
         let mut by_address = pod("by-address", "10.0.0.4", &[(slice, &[(80, 8080)])]);
         (by_address.tunnel_protocol, by_address.network_mode) = (0, pb::NetworkMode::HostNetwork as i32);
         by_address.uid = "Kubernetes/discovery.k8s.io/EndpointSlice/ns/slice/10.0.0.4".into();
+        // A WorkloadEntry's, or a STATIC ServiceEntry's.
+        let mut written = pod("written", "10.0.0.5", &[]);
+        written.tunnel_protocol = 0;
+        written.uid = "Kubernetes/networking.istio.io/WorkloadEntry/ns/written".into();
         let mut node = pod("on-host", "192.0.2.50", &[]);
         (node.tunnel_protocol, node.network_mode) = (0, pb::NetworkMode::HostNetwork as i32);
         let entry = "ns/e.ns.svc.cluster.local";
@@ -495,6 +504,7 @@ mod tests {
                 pod("a", "10.0.0.1", &[(S, &[(80, 8080)])]),
                 plain,
                 by_address,
+                written,
                 node,
                 named,
             ],
@@ -510,6 +520,7 @@ mod tests {
             ("10.0.0.200:80", "10.0.0.200:80 held"),
             ("[fd00::200]:80", "[fd00::200]:80 held"),
             ("10.96.0.2:80", "10.0.0.4:8080 held"),
+            ("10.0.0.5:80", "10.0.0.5:80 held"),
             // Whoever is known, and whatever is outside, waits for nobody.
             ("10.96.0.1:80", "10.0.0.1:8080 by 10.0.0.1:15008"),
             ("10.0.0.1:80", "10.0.0.1:80 by 10.0.0.1:15008"),
@@ -626,6 +637,33 @@ mod tests {
             target(plan(&s, &w, "10.96.0.1:80".parse().unwrap(), &[], &mut fixed())),
             "10.0.0.1:8080 by 10.0.0.1:15008"
         );
+    }
+
+    #[test]
+    fn another_pod_of_the_waypoint_is_tried_if_there_is_one() {
+        let key = "ns/wp.ns.svc.cluster.local";
+        let mut svc = service("s", "10.96.0.1", &[(80, 0)]);
+        let host = pb::NamespacedHostname { namespace: "ns".into(), hostname: "wp.ns.svc.cluster.local".into() };
+        let destination = Some(pb::gateway_address::Destination::Hostname(host));
+        svc.waypoint = Some(pb::GatewayAddress { destination, hbone_mtls_port: 15008 });
+        let two = [("w1", "10.0.0.51"), ("w2", "10.0.0.52")].map(|(n, ip)| pod(n, ip, &[(key, &[(15008, 15008)])]));
+        let s = snapshot(
+            [pod("c", "10.0.0.9", &[])].into_iter().chain(two).collect(),
+            vec![svc, service("wp", "10.96.0.50", &[(15008, 15008)])],
+        );
+        let uid = |n: &str| -> Arc<str> { format!("Kubernetes//Pod/ns/{n}").into() };
+        let by = |tried: &[Arc<str>]| {
+            let mut seen: Vec<_> =
+                (0..8).map(|r| target(run(&s, "10.96.0.1:80", tried, &mut Fixed(vec![0, r], vec![], None)))).collect();
+            seen.sort();
+            seen.dedup();
+            seen
+        };
+        let [first, second] = ["10.96.0.1:80 by 10.0.0.51:15008", "10.96.0.1:80 by 10.0.0.52:15008"];
+        assert_eq!(by(&[]), [first, second]);
+        assert_eq!(by(&[uid("w1")]), [second]);
+        assert_eq!(by(&[uid("w2")]), [first]);
+        assert_eq!(by(&[uid("w1"), uid("w2")]), [first, second], "it may be back");
     }
 
     #[test]

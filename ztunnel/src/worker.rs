@@ -14,14 +14,14 @@ use crate::{
     plan::Balance,
     secrets::Secrets,
     state::{Snapshot, Workload},
-    untold::{Question, Told, Wait},
 };
 use arc_swap::ArcSwap;
 use karst_core::limits;
-use karst_hbone::{Settings, pool::Pool};
+use karst_hbone::Settings;
 use karst_proxy::{
     crew::{Crew, Running},
-    resolve::Resolver,
+    dial::Dialer,
+    untold::{Question, Told, Wait},
 };
 use karst_rt::{accept::accept, drain, socket::Keepalive};
 use std::{
@@ -173,38 +173,18 @@ pub enum Order {
     Dump(oneshot::Sender<Vec<serde_json::Value>>),
 }
 
-/// Key of a tunnel: which pod, to where, who must answer.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct TunnelKey {
-    pub pod: String,
-    pub to: std::net::SocketAddr,
-    /// The workload that has that address: with another one there, the tunnel is another.
-    pub peer: Arc<str>,
-    pub expected: karst_core::Identity,
-}
-
 /// A worker's state.
 pub struct Worker {
     pub shared: Arc<Shared>,
     /// Which of the crew it is.
     number: usize,
     pub conns: Rc<Conns>,
-    pub pool: Rc<Pool<TunnelKey>>,
+    pub dialer: Dialer,
     pub settings: Settings,
     pub keepalive: Option<Keepalive>,
-    pub resolver: Resolver,
     pub drain: drain::Watch,
     seed: Cell<u64>,
-    /// Endpoints that could not be reached, and until when they are avoided.
-    avoided: RefCell<Vec<(Arc<str>, Instant)>>,
     pods: RefCell<HashMap<String, Rc<Served>>>,
-}
-
-impl TunnelKey {
-    /// Is the workload still what it was when the tunnel was opened?
-    fn is_current(&self, s: &Snapshot) -> bool {
-        s.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
-    }
 }
 
 /// A pod as this worker serves it.
@@ -235,18 +215,17 @@ pub fn run(
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
-        let settings = shared.config.hbone();
+        let (settings, keepalive) = (shared.config.hbone(), shared.config.keepalive_settings());
+        let resolv_conf = shared.config.resolv_conf.clone();
         let w = Rc::new(Worker {
             conns: Conns::new(shared.metrics.clone(), shared.config.access_log),
-            pool: Pool::new(settings.pool_streams, settings.pool_idle),
-            keepalive: shared.config.keepalive_settings(),
-            resolver: Resolver::new(shared.config.resolv_conf.clone()),
+            dialer: Dialer::new(shared.secrets.clone(), settings.clone(), keepalive, resolv_conf),
+            keepalive,
             settings,
             shared,
             number,
             drain: drain.clone(),
             seed: Cell::new(rand::random()),
-            avoided: RefCell::default(),
             pods: RefCell::default(),
         });
         let mut state = w.shared.state.clone();
@@ -272,8 +251,7 @@ pub fn run(
                     w.conns.flush();
                     if std::mem::take(&mut changed) {
                         // Their workloads are gone, and so will be their peers.
-                        let s = w.snapshot();
-                        w.pool.retire(|k| !k.is_current(&s));
+                        w.dialer.retire(&w.snapshot());
                     }
                 }
                 () = graceful.reached(drain::Phase::Graceful), if !draining => {
@@ -309,7 +287,7 @@ impl Worker {
             Order::Del { uid } => {
                 if let Some(p) = self.pods.borrow_mut().remove(&uid) {
                     p.stop.start(drain::Phase::Graceful);
-                    self.pool.retire(|k| k.pod == uid);
+                    self.dialer.retire_pod(&uid);
                 }
             }
             Order::Take(t) => self.take(*t),
@@ -418,28 +396,6 @@ impl Worker {
 
     fn idle(&self) -> bool {
         self.shared.crew.running(self.number) == 0
-    }
-
-    /// This endpoint could not be reached.
-    pub fn avoid(&self, uid: &Arc<str>) {
-        let until = Instant::now() + limits::AVOID;
-        let mut all = self.avoided.borrow_mut();
-        match all.iter_mut().find(|(u, _)| u == uid) {
-            Some(a) => a.1 = until,
-            None => all.push((uid.clone(), until)),
-        }
-    }
-
-    /// Endpoints that could not be reached a moment ago, besides `tried`. Mostly none.
-    pub fn avoided(&self, tried: &[Arc<str>]) -> Vec<Arc<str>> {
-        let mut all = self.avoided.borrow_mut();
-        if all.is_empty() {
-            return vec![];
-        }
-        let now = Instant::now();
-        all.retain(|(_, until)| *until > now);
-        let others = all.iter().map(|(u, _)| u).filter(|u| !tried.contains(u));
-        others.cloned().collect()
     }
 
     /// The newest snapshot.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::{Ping, RecvStream, SendStream, client::SendRequest};
 use http::{Method, Request, StatusCode, Uri, Version, header::HeaderMap};
 use karst_core::{Identity, limits};
-use std::{future::poll_fn, net::SocketAddr, pin::Pin, task::Poll};
+use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
 use tokio::{net::TcpStream, time::timeout};
 
 /// Why a tunnel or a stream could not be opened.
@@ -18,10 +18,20 @@ use tokio::{net::TcpStream, time::timeout};
 pub enum ClientError {
     /// TCP.
     #[error("connect to {0}: {1} (a NetworkPolicy may block port 15008)")]
-    Connect(SocketAddr, String),
-    /// TLS, or the peer is somebody else.
+    Connect(SocketAddr, Arc<io::Error>),
+    /// TLS.
     #[error("TLS with {0}: {1}")]
     Tls(SocketAddr, String),
+    /// The peer is somebody else.
+    #[error("TLS with {at}: the peer is {shown}, expected was {expected}")]
+    PeerIdentity {
+        /// Where it is.
+        at: SocketAddr,
+        /// Who it is.
+        shown: Identity,
+        /// Who it should have been.
+        expected: String,
+    },
     /// HTTP/2 could not be set up.
     #[error("HTTP/2 with {0}: {1}")]
     Http2(SocketAddr, String),
@@ -43,6 +53,7 @@ impl ClientError {
         match self {
             ClientError::Connect(..)
             | ClientError::Tls(..)
+            | ClientError::PeerIdentity { .. }
             | ClientError::Http2(..)
             | ClientError::Unprocessed(_)
             | ClientError::Stream(_) => true,
@@ -83,7 +94,7 @@ pub async fn handshake(
     };
     if !expected.contains(&peer) {
         let wanted: Vec<_> = expected.iter().map(Identity::to_string).collect();
-        return Err(tls_error(format!("the peer is {peer}, expected was {}", wanted.join(" or "))));
+        return Err(ClientError::PeerIdentity { at: to, shown: peer, expected: wanted.join(" or ") });
     }
     if shown.alpn.as_deref() != Some(b"h2") {
         return Err(tls_error("the peer does not speak h2".into()));

@@ -163,7 +163,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         key: &K,
         connect: impl Fn() -> F,
         authority: &str,
-        headers: HeaderMap,
+        headers: &HeaderMap,
     ) -> Result<Opened, ClientError>
     where
         F: Future<Output = Result<(SendRequest<Bytes>, D), ClientError>> + 'static,

@@ -76,11 +76,11 @@ async fn open(pool: &Rc<Pool<SocketAddr>>, at: SocketAddr) -> Result<(), ClientE
     let dial = || {
         let creds = creds.clone();
         async move {
-            let tcp = TcpStream::connect(at).await.map_err(|e| ClientError::Connect(at, e.to_string()))?;
+            let tcp = TcpStream::connect(at).await.map_err(|e| ClientError::Connect(at, e.into()))?;
             client::handshake(tcp, at, &creds, &[A.parse().unwrap()], &Settings::default()).await
         }
     };
-    pool.open(&at, dial, "10.0.0.1:80", HeaderMap::new()).await.map(drop)
+    pool.open(&at, dial, "10.0.0.1:80", &HeaderMap::new()).await.map(drop)
 }
 
 async fn tried(script: &'static [Does], streams: usize) -> (Vec<Option<bool>>, usize) {

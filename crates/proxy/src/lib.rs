@@ -3,6 +3,7 @@
 //!
 //! - [`state`]: workloads, services and policies as one immutable snapshot.
 //! - [`secrets`]: certificates, fetched when first needed and renewed in time.
+//! - [`dial`]: the way to an endpoint; [`unreachable`]: those that are avoided for a while.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
 //! - [`crew`]: the workers of a process as they see each other.
 //! - [`discovery`]: metrics of the way to the control plane.
@@ -12,8 +13,10 @@
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
 //! - [`traffic`]: Istio's metrics of connections.
+//! - [`untold`]: addresses of which the control plane has not told yet.
 
 pub mod crew;
+pub mod dial;
 pub mod discovery;
 pub mod dry_run;
 pub mod endpoints;
@@ -27,3 +30,5 @@ pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod traffic;
+pub mod unreachable;
+pub mod untold;

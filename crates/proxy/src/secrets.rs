@@ -61,6 +61,13 @@ impl Secrets {
         };
         tokio::time::timeout(limit, wait).await.ok().flatten()
     }
+    /// These, and never others.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn fixed(all: impl IntoIterator<Item = Credentials>) -> Self {
+        let all: Table = all.into_iter().map(|c| (c.identity.clone(), Arc::new(c))).collect();
+        let (want, _) = mpsc::channel(1);
+        Self { table: watch::Sender::new(Arc::new(all)).subscribe(), want, revocation: Revocation::none() }
+    }
     /// For the admin page.
     pub fn all(&self) -> BTreeMap<Identity, Arc<Credentials>> {
         self.table.borrow().iter().map(|(k, v)| (k.clone(), v.clone())).collect()

@@ -230,6 +230,12 @@ pub struct Snapshot {
     root: Arc<str>,
 }
 
+impl AsRef<Snapshot> for Snapshot {
+    fn as_ref(&self) -> &Snapshot {
+        self
+    }
+}
+
 impl Snapshot {
     /// An empty state of a network.
     pub fn new(network: &str) -> Self {
@@ -258,9 +264,11 @@ impl Snapshot {
         let all = self.by_name.get(&format!("{}/{}", pod.namespace, pod.name))?;
         all.iter().filter_map(|u| self.workloads.get(u)).find(|w| pod.is(w))
     }
-    /// May a pod have this address of which nobody has told? Then it may be a member's.
+    /// May a pod have this address of which nobody has told? Then it may be a member's. An entry that somebody has written by the
+    /// address (a STATIC endpoint, a WorkloadEntry, a slice's) says nothing of who is there, unless it takes tunnels.
     pub fn is_untold(&self, ip: IpAddr) -> bool {
-        !self.by_ip.contains_key(&ip) && self.pod_ranges.iter().any(|(_, range)| range.contains(ip))
+        let mut all = self.by_ip.get(&ip).into_iter().flatten().filter_map(|u| self.workloads.get(u));
+        !all.any(|w| w.is_pod() || w.hbone) && self.pod_ranges.iter().any(|(_, range)| range.contains(ip))
     }
     /// The service behind an address, as a client of this namespace sees it (reference ztunnel §4.3).
     pub fn service(&self, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
@@ -860,6 +868,34 @@ mod tests {
         s.put_pod_ranges("n0", &ranges(&["10.0.7.0/24"])).unwrap();
         s.remove_pod_ranges("n1");
         assert!(s.is_untold(ip("10.0.7.1")) && !s.is_untold(ip("10.0.0.2")) && !s.is_untold(ip("10.0.1.2")));
+    }
+
+    #[test]
+    fn what_is_written_by_an_address_does_not_tell_who_is_there() {
+        let entry = |name: &str, ip: &str, hbone: bool| {
+            let mut w = pod(name, ip, &[]);
+            (w.uid, w.tunnel_protocol) =
+                (format!("Kubernetes/networking.istio.io/WorkloadEntry/ns/{name}"), i32::from(hbone));
+            w
+        };
+        let outsider = |name: &str, ip: &str| pb::Workload { tunnel_protocol: 0, ..pod(name, ip, &[]) };
+        let entries = vec![
+            entry("static", "10.0.0.1", false),
+            entry("far", "10.9.0.1", false),
+            entry("vm", "10.0.0.2", true),
+            outsider("out", "10.0.0.3"),
+            entry("both", "10.0.0.3", false),
+        ];
+        let mut s = snapshot(entries, vec![]);
+        s.put_pod_ranges("n", &PodRanges { ranges: vec!["10.0.0.0/24".into()] }.encode_to_vec()).unwrap();
+        let untold = |s: &Snapshot, ip: &str| s.is_untold(ip.parse().unwrap());
+        assert!(untold(&s, "10.0.0.1"), "the entry was there before the pod may be");
+        assert!(!untold(&s, "10.9.0.1"), "no pod has this address");
+        assert!(!untold(&s, "10.0.0.2"), "it takes tunnels");
+        assert!(!untold(&s, "10.0.0.3"), "a pod outside of the mesh is told of");
+        let told = pb::Address { r#type: Some(pb::address::Type::Workload(pod("new", "10.0.0.1", &[]))) };
+        s.put_address("Kubernetes//Pod/ns/new", &told.encode_to_vec()).unwrap();
+        assert!(!untold(&s, "10.0.0.1"));
     }
 
     #[test]

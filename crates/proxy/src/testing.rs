@@ -3,7 +3,44 @@
 
 use crate::state::Snapshot;
 use karst_api::workload as pb;
+use karst_core::Identity;
+use karst_hbone::tls::Credentials;
 use prost::Message;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
+};
+use rustls_pki_types::PrivateKeyDer;
+
+/// A certificate authority for tests.
+pub struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Ca {
+    /// Makes one.
+    pub fn mint() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut p = CertificateParams::default();
+        p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let pem = p.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::from_ca_cert_pem(&pem, key).unwrap(), pem }
+    }
+    /// Certificate and key of an identity.
+    pub fn credentials(&self, id: &Identity) -> Credentials {
+        let key = KeyPair::generate().unwrap();
+        let mut p = CertificateParams::default();
+        p.distinguished_name = DistinguishedName::new();
+        p.subject_alt_names = vec![SanType::URI(id.to_string().try_into().unwrap())];
+        p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        (p.not_before, p.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2090, 1, 1));
+        let cert = p.signed_by(&key, &self.issuer).unwrap();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        Credentials::new(id.clone(), &[cert.pem(), self.pem.clone()], key).unwrap()
+    }
+}
 
 /// A workload for tests.
 pub fn pod(name: &str, ip: &str, services: &[(&str, &[(u32, u32)])]) -> pb::Workload {

@@ -403,6 +403,13 @@ pub struct Keepalive {
     pub retries: u32,
 }
 
+impl Default for Keepalive {
+    /// Istio's.
+    fn default() -> Self {
+        Self { time: Duration::from_secs(180), interval: Duration::from_secs(180), retries: 9 }
+    }
+}
+
 /// Sets keepalive on a stream. Failure is of no consequence and passed over.
 pub fn keepalive(s: &TcpStream, k: &Keepalive) {
     let k = socket2::TcpKeepalive::new().with_time(k.time).with_interval(k.interval).with_retries(k.retries);

@@ -1,14 +1,24 @@
 //! Before a byte of the application has gone anywhere, a connection may go elsewhere: to another endpoint, or on a fresh tunnel.
-//! And a pod that is its own service's endpoint.
+//! So does a request of which nobody has seen anything. And a pod that is its own service's endpoint.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
+use karst_world::{
+    Load, Loaded, Options, Pod, PodSpec, World, app, wait_for,
+    web::{self, Web},
+};
 use std::{
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: app}\nspec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd96::10'], selector: {app: web}, ports: [{name: tcp, port: 80, targetPort: 8080}]}\n";
+
+/// Called through a waypoint, by HTTP and otherwise. Each request has a connection of its own to its endpoint, on a tunnel.
+const SHOP: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: shop, namespace: app, labels: {istio.io/use-waypoint: waypoint}}\nspec: {clusterIP: 10.96.1.1, selector: {app: shop}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp, port: 82, targetPort: 8082}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: shop, namespace: app}\nspec: {host: shop, trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}}}\n";
 
 /// How many of `n` connections are served, and the longest that one took.
 fn served(from: &Pod, to: SocketAddr, n: usize) -> (usize, Duration) {
@@ -100,5 +110,66 @@ fn a_pod_reaches_itself_by_its_own_service() {
                 assert_eq!(seen, if keeps_source == "true" { kept } else { hidden }, "{who}");
             }
         }
+    }
+}
+
+/// A node with two of a service's three endpoints is gone without a word. The waypoint has tunnels to them that are open: requests
+/// and connections go to what is left.
+#[test]
+fn a_lost_node_is_not_waited_for_through_a_waypoint() {
+    let mut w = World::start(Options::default()).unwrap();
+    w.namespace("app", true);
+    w.apply("shop", SHOP);
+    let _waypoint = w.waypoint("app", "waypoint", 0, &[]);
+    let client = w.mesh_pod(PodSpec::new("app", "client", 0));
+    let backends =
+        [0, 1, 2].map(|i: usize| w.mesh_pod(PodSpec::new("app", &format!("b{i}"), i.min(1)).label("app", "shop")));
+    let webs = [0, 1, 2].map(|i: usize| Web::named(&backends[i], 8080, &format!("b{i}")));
+    let echoes = [0, 1, 2].map(|i: usize| app::Echo::start(&backends[i], 8082, ""));
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (0..4)
+        .map(|_| {
+            let (client, stop) = (client.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut failed = vec![];
+                while !stop.load(Relaxed) {
+                    match web::ask(&client, ([10, 96, 1, 1], 80).into(), "shop", "/", &[]) {
+                        Ok(a) if a.status() == 200 => {}
+                        other => failed.push(format!("{other:?}")),
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                failed
+            })
+        })
+        .collect();
+    let load = Load::start(client.netns(), ([10, 96, 1, 1], 82).into(), 40, b"x");
+    let served = || [0, 1, 2].map(|i: usize| (webs[i].count(), echoes[i].connections()));
+    std::thread::sleep(Duration::from_secs(2));
+    let before = served();
+    assert!(before.iter().all(|(requests, connections)| *requests > 3 && *connections > 3), "all are used: {before:?}");
+    w.lose(1, 0, true);
+    // As long as in restarts::a_lost_node_is_not_waited_for.
+    std::thread::sleep(Duration::from_secs(11));
+    let lost = served();
+    w.lose(1, 0, false);
+    std::thread::sleep(Duration::from_secs(12));
+    let after = served();
+    stop.store(true, Relaxed);
+    let mut failed: Vec<String> = asking.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    let Loaded { ok, failed: cut, slowest_ms } = load.end();
+    failed.extend(cut);
+    println!(
+        "node lost for 11 s behind a waypoint: {before:?} {lost:?} {after:?} connections ok={ok} slowest_ms={slowest_ms} failed={failed:?}"
+    );
+    assert!(failed.is_empty(), "{failed:?}");
+    // Of some 400 each. Those who wait for a connect do so for 10 s.
+    let more = (lost[0].0 - before[0].0, lost[0].1 - before[0].1);
+    assert!(more.0 > 100 && more.1 > 100, "they waited: {more:?}");
+    for i in 1..3 {
+        assert!(
+            after[i].0 > lost[i].0 && after[i].1 > lost[i].1,
+            "the node that is back is used again: {lost:?} {after:?}"
+        );
     }
 }

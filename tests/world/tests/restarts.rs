@@ -459,6 +459,37 @@ fn an_address_that_is_not_told_yet_is_held() {
     answer.join().unwrap();
 }
 
+/// The same by a waypoint, where the address is that of a ServiceEntry's endpoint: such an entry does not tell who is there.
+#[test]
+fn a_waypoint_holds_what_goes_to_an_address_that_is_not_told_yet() {
+    let mut w = World::start(Options::default()).unwrap();
+    let (a, _b, _echo) = two_pods(&mut w);
+    // With an account whose certificate its node has.
+    let _account = w.mesh_pod(PodSpec::new("app", "account", 1).account("b"));
+    let _waypoint = w.waypoint("app", "waypoint", 0, &[]);
+    w.apply("later", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: later, namespace: app, labels: {istio.io/use-waypoint: waypoint}}\nspec: {hosts: [later.example.com], addresses: [10.97.0.9], resolution: STATIC, ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 8080}], endpoints: [{address: 10.77.1.200}]}\n");
+    let sniffer = w.sniffer(MARK);
+    let controller = w.controller_pid();
+    karst_world::stop(controller);
+    w.next_address(1, 200);
+    let new = w.pod(PodSpec::new("app", "new", 1).account("b"));
+    assert_eq!(new.ip.to_string(), "10.77.1.200");
+    w.wait_redirected(&new);
+    let _new_echo = app::Echo::start(&new, 8080, "");
+    let call = {
+        let a = a.clone();
+        std::thread::spawn(move || a.connect(([10, 97, 0, 9], 80).into()).and_then(|mut s| app::ping(&mut s, MARK)))
+    };
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!call.is_finished(), "held");
+    assert_eq!(sniffer.seen().marked, 0);
+    karst_world::kill(controller, libc::SIGCONT);
+    call.join().unwrap().expect("served once it is told");
+    let seen = sniffer.seen();
+    println!("untold, by a waypoint: marked={} other_tcp={}", seen.marked, seen.other_tcp);
+    assert_eq!((seen.marked, seen.other_tcp), (0, 0));
+}
+
 /// T24, T40: certificates of 20 seconds rotate under long connections and new ones.
 #[test]
 fn rotation_breaks_nothing() {

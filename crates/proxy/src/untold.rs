@@ -1,4 +1,4 @@
-//! Addresses of pod ranges that nobody has told of. A connection to one may be for a member that is so new that the control plane
+//! Addresses of pod ranges that nobody has told of, for whatever goes there without a tunnel. It may be for a member that is so new that the control plane
 //! has not told of it yet, so it waits: until it is told who is there, or until the control plane has said twice, some time
 //! apart, that it knows of nobody. (Once is not enough: the kubelet tells of a pod's address a while after the pod has it, and a
 //! control plane that has lagged behind answers before it has caught up.) Without an answer nothing goes there
@@ -30,10 +30,12 @@ pub struct Question {
 }
 
 /// What is waited by.
-pub struct Wait<'a> {
-    pub state: watch::Receiver<Arc<Snapshot>>,
+pub struct Wait<'a, S> {
+    /// What is known.
+    pub state: watch::Receiver<Arc<S>>,
     /// Is there a control plane?
     pub stream: watch::Receiver<bool>,
+    /// Where questions are put.
     pub questions: &'a mpsc::Sender<Question>,
     /// From the first answer to the second question.
     pub again: Duration,
@@ -41,12 +43,12 @@ pub struct Wait<'a> {
     pub until: Instant,
 }
 
-impl Wait<'_> {
+impl<S: AsRef<Snapshot>> Wait<'_, S> {
     /// Waits until it is known who is at an address.
     pub async fn at(self, ip: IpAddr) -> Told {
         let Self { mut state, mut stream, questions, again, until } = self;
         let known = async {
-            while state.borrow_and_update().is_untold(ip) {
+            while S::as_ref(&state.borrow_and_update()).is_untold(ip) {
                 if state.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
@@ -149,8 +151,8 @@ impl Asker {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::testing::{pod, snapshot};
     use karst_api::route::PodRanges;
-    use karst_proxy::testing::{pod, snapshot};
     use prost::Message;
 
     // Short, and in this order.
