@@ -199,6 +199,8 @@ fn peer_authentication_modes() {
         (pa("a", "n", strict), false, false),
         (pa("istio-system", "m", strict) + &pa("a", "n", "{mtls: {mode: PERMISSIVE}}"), true, true),
         (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: STRICT}}}"), false, true),
+        (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {'80': {mode: STRICT}}}"), false, true),
+        (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {\"80\": {mode: STRICT}}}"), false, true),
         (
             pa(
                 "a",
