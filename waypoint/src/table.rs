@@ -339,7 +339,7 @@ impl Rule {
             && is(&self.scheme, a.scheme)
             && is(&self.authority, a.authority)
             && (!path_too || path())
-            && self.headers.iter().all(|(n, t, invert)| header(a.headers, n, t) != *invert)
+            && self.headers.iter().all(|(n, t, invert)| header(a, n, t) != *invert)
             && self
                 .query
                 .iter()
@@ -360,8 +360,12 @@ impl Rule {
 }
 
 /// Several values of a header count as one, joined by commas (RFC 9110 §5.3).
-fn header(h: &HeaderMap, n: &HeaderName, t: &Text) -> bool {
-    let mut all = h.get_all(n).iter().filter_map(|v| v.to_str().ok());
+fn header(a: &Ask<'_>, n: &HeaderName, t: &Text) -> bool {
+    // Whatever version of HTTP: one has it as a header, the other does not (Envoy).
+    if *n == http::header::HOST {
+        return t.matches(a.authority);
+    }
+    let mut all = a.headers.get_all(n).iter().filter_map(|v| v.to_str().ok());
     match (all.next(), all.next()) {
         (None, _) => false,
         (Some(v), None) => t.matches(v),
@@ -637,6 +641,24 @@ mod tests {
             Found::Rule(r) => &r.origin,
             Found::Nothing => "-",
             Found::Default => "default",
+        }
+    }
+
+    /// Requests of HTTP/2 have no header of that name.
+    #[test]
+    fn a_match_on_host_is_one_on_the_authority() {
+        for (value, invert, holds) in [("a", false, true), ("b", false, false), ("a", true, false), ("b", true, true)] {
+            let host = |r: &mut ir::HttpRule| {
+                let value = Some(ir::Text { kind: Some(Kind::Exact(value.into())) });
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "host".into(), value, invert });
+            };
+            let http = vec![rule("host", None, host)];
+            let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
+            let mut one = HeaderMap::new();
+            one.insert("host", HeaderValue::from_static("a"));
+            for headers in [HeaderMap::new(), one] {
+                assert_eq!(found(&t, 80, "/", &headers) == "host", holds, "{value} {invert}");
+            }
         }
     }
 
