@@ -1,13 +1,18 @@
 //! Who may call: AuthorizationPolicies as Istio's waypoints evaluate them. A DENY rule that matches refuses; if there are ALLOW
 //! policies, one of their rules must match. What is not understood never allows, and always denies.
 //!
-//! Paths are compared as applications may read them: decoded, without `.` and `..`, with single slashes. (Istio compares them
-//! as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies `/admin`.)
+//! Paths are compared in all the ways in which an application may read them ([`Readings`]): DENY if any of them matches, ALLOW
+//! only if all do. (Istio compares them as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies
+//! `/admin`.)
 
 use crate::token::{Token, Tokens};
-use http::{HeaderMap, HeaderName};
-use karst_api::route::{self as ir, AccessAction, Attribute};
+use http::{HeaderMap, HeaderName, header};
+use karst_api::route::{self as ir, AccessAction};
 use karst_core::{Cidr, Identity};
+use karst_policy::{
+    Attribute, PathPattern, Readings, StringMatch,
+    attribute::{AUTHORITY, Values},
+};
 use karst_proxy::dry_run::Would;
 use std::{borrow::Cow, net::IpAddr};
 
@@ -28,10 +33,7 @@ pub struct Asked<'a> {
 pub struct Request<'a> {
     pub method: &'a str,
     pub authority: &'a str,
-    /// Made plain by [`plain`].
-    pub path: &'a str,
-    /// The same without parameters of segments (`/a;x/b`), if it has any: some applications pass them over, some do not.
-    pub bare: Option<&'a str>,
+    pub path: &'a Readings<'a>,
     pub headers: &'a HeaderMap,
     /// A token that is good.
     pub token: Option<&'a Token>,
@@ -65,6 +67,7 @@ enum What {
     Principal,
     Namespace,
     ServiceAccount,
+    TrustDomain,
     SourceIp,
     DestinationIp,
     Host,
@@ -81,20 +84,9 @@ enum What {
 
 #[derive(Debug)]
 enum Value {
-    Exact(String),
-    Prefix(String),
-    Suffix(String),
-    Present,
+    Text(StringMatch),
+    Path(PathPattern),
     Net(Cidr),
-    /// Path segments, of which some stand for any.
-    Template(Vec<Segment>),
-}
-
-#[derive(Debug)]
-enum Segment {
-    Text(String),
-    One,
-    Any,
 }
 
 /// The judgement.
@@ -193,10 +185,13 @@ impl Policy {
 
 impl Test {
     fn new(t: &ir::AccessTest) -> Self {
-        let what = match t.attribute() {
+        let unknown = Self { what: What::Unknown, values: vec![], not_values: vec![] };
+        let Some(attribute) = t.attribute().known() else { return unknown };
+        let what = match attribute {
             Attribute::Principal => What::Principal,
             Attribute::Namespace => What::Namespace,
             Attribute::ServiceAccount => What::ServiceAccount,
+            Attribute::TrustDomain => What::TrustDomain,
             // Who speaks to us is the client itself: no proxy before us is trusted to name another.
             Attribute::SourceIp | Attribute::RemoteIp => What::SourceIp,
             Attribute::DestinationIp => What::DestinationIp,
@@ -204,19 +199,22 @@ impl Test {
             Attribute::Method => What::Method,
             Attribute::Path => What::Path,
             Attribute::Port => What::Port,
+            // Whatever version of HTTP: one has it as a header, the other does not.
+            Attribute::Header if t.name == AUTHORITY || t.name.eq_ignore_ascii_case(header::HOST.as_str()) => {
+                What::Host
+            }
             Attribute::Header => HeaderName::from_bytes(t.name.as_bytes()).map_or(What::Unknown, What::Header),
             Attribute::Sni => What::Sni,
             Attribute::RequestPrincipal => What::RequestPrincipal,
             Attribute::Claim => What::Claim(t.name.split("][").map(String::from).collect()),
             Attribute::Audience => What::Claim(vec!["aud".into()]),
             Attribute::Presenter => What::Claim(vec!["azp".into()]),
-            Attribute::Unknown => What::Unknown,
         };
-        let all = |v: &[String]| v.iter().map(|s| Value::new(s, &what)).collect::<Option<Vec<_>>>();
+        let all = |v: &[String]| v.iter().map(|s| Value::new(s, attribute.values())).collect::<Option<Vec<_>>>();
         match (all(&t.values), all(&t.not_values)) {
             (Some(values), Some(not_values)) => Self { values, not_values, what },
             // A value that cannot be read.
-            _ => Self { what: What::Unknown, values: vec![], not_values: vec![] },
+            _ => unknown,
         }
     }
 
@@ -230,6 +228,7 @@ impl Test {
             What::ServiceAccount => a
                 .peer
                 .map_or_else(|| self.has(|_| false), |p| one(&format!("{}/{}", p.namespace(), p.service_account()))),
+            What::TrustDomain => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.trust_domain())),
             What::Sni => self.has(|v| a.sni.is_some_and(|s| v.host(s))),
             What::SourceIp => self.has(|v| v.net(a.source)),
             What::DestinationIp => self.has(|v| v.net(a.destination)),
@@ -256,12 +255,9 @@ impl Test {
             What::Method => one(r.map_or("", |r| r.method)),
             What::Path => {
                 let Some(r) = r else { return deny };
-                match r.bare {
-                    None => one(r.path),
-                    // However it is read, it is denied; allowed only if it is both ways.
-                    Some(b) if deny => one(r.path) || one(b),
-                    Some(b) => one(r.path) && one(b),
-                }
+                let one = |p: &str| self.has(|v| v.path(p));
+                // However it is read, it is denied; allowed only if it is in every way.
+                if deny { r.path.any(one) } else { r.path.all(one) }
             }
             What::Header(n) => {
                 let all = r.map(|r| r.headers.get_all(n).iter().map(|v| String::from_utf8_lossy(v.as_bytes())));
@@ -278,47 +274,35 @@ impl Test {
 
 impl Value {
     /// None: it cannot be read.
-    fn new(s: &str, what: &What) -> Option<Self> {
-        if matches!(what, What::SourceIp | What::DestinationIp) {
-            return s.parse().ok().map(Value::Net);
+    fn new(s: &str, of: Values) -> Option<Self> {
+        match of {
+            Values::Ranges => s.parse().ok().map(Value::Net),
+            Values::Path => PathPattern::parse(s).ok().map(Value::Path),
+            Values::Text => StringMatch::parse(s).ok().map(Value::Text),
+            Values::Ports | Values::Accounts | Values::TrustDomains => {
+                (!s.contains('*')).then(|| Value::Text(StringMatch::Exact(s.into())))
+            }
         }
-        if matches!(what, What::Path) && s.contains('{') {
-            let segment = |s: &str| match s {
-                "{*}" => Segment::One,
-                "{**}" => Segment::Any,
-                s => Segment::Text(s.into()),
-            };
-            return Some(Value::Template(s.split('/').skip(1).map(segment).collect()));
-        }
-        Some(match (s, s.strip_suffix('*'), s.strip_prefix('*')) {
-            ("*", ..) => Value::Present,
-            (_, Some(p), _) => Value::Prefix(p.into()),
-            (_, _, Some(p)) => Value::Suffix(p.into()),
-            _ => Value::Exact(s.into()),
-        })
     }
 
     fn text(&self, s: &str) -> bool {
-        match self {
-            Value::Exact(e) => e == s,
-            Value::Prefix(p) => s.starts_with(p.as_str()),
-            Value::Suffix(x) => s.ends_with(x.as_str()),
-            Value::Present => !s.is_empty(),
-            Value::Net(_) => false,
-            Value::Template(t) => template(t, &s.split('/').skip(1).collect::<Vec<_>>()),
-        }
+        matches!(self, Value::Text(t) if t.matches(s))
+    }
+
+    fn path(&self, reading: &str) -> bool {
+        matches!(self, Value::Path(p) if p.matches(reading))
     }
 
     /// Host names have no case.
     fn host(&self, s: &str) -> bool {
-        match self {
-            Value::Exact(e) => e.eq_ignore_ascii_case(s),
-            Value::Prefix(p) => s.get(..p.len()).is_some_and(|x| x.eq_ignore_ascii_case(p)),
-            Value::Suffix(x) => {
+        let Value::Text(t) = self else { return false };
+        match t {
+            StringMatch::Exact(e) => e.eq_ignore_ascii_case(s),
+            StringMatch::Prefix(p) => s.get(..p.len()).is_some_and(|x| x.eq_ignore_ascii_case(p)),
+            StringMatch::Suffix(x) => {
                 s.len().checked_sub(x.len()).and_then(|n| s.get(n..)).is_some_and(|y| y.eq_ignore_ascii_case(x))
             }
-            Value::Present => !s.is_empty(),
-            Value::Net(_) | Value::Template(_) => false,
+            StringMatch::Presence => !s.is_empty(),
         }
     }
 
@@ -327,71 +311,21 @@ impl Value {
     }
 }
 
-fn template(t: &[Segment], path: &[&str]) -> bool {
-    match (t, path) {
-        ([], []) => true,
-        ([Segment::Any, rest @ ..], _) => (0..=path.len()).any(|n| template(rest, &path[n..])),
-        ([Segment::One, rest @ ..], [p, path @ ..]) => !p.is_empty() && template(rest, path),
-        ([Segment::Text(s), rest @ ..], [p, path @ ..]) => s == p && template(rest, path),
-        _ => false,
-    }
-}
-
-/// A path as an application may read it: decoded, without `.` and `..`, with single slashes.
-pub fn plain(path: &str) -> Cow<'_, str> {
-    if !path.contains(['%', '\\']) && !path.contains("//") && !path.contains("/.") {
-        return Cow::Borrowed(path);
-    }
-    let (b, mut out) = (path.as_bytes(), Vec::with_capacity(path.len()));
-    let hex = |c: u8| (c as char).to_digit(16);
-    let mut i = 0;
-    while i < b.len() {
-        match (b[i], b.get(i + 1).copied().and_then(hex), b.get(i + 2).copied().and_then(hex)) {
-            (b'%', Some(h), Some(l)) => {
-                out.push((h * 16 + l) as u8);
-                i += 3;
-            }
-            (b'\\', ..) => {
-                out.push(b'/');
-                i += 1;
-            }
-            (c, ..) => {
-                out.push(c);
-                i += 1;
-            }
-        }
-    }
-    let text = String::from_utf8_lossy(&out).replace('\\', "/");
-    let mut parts: Vec<&str> = vec![];
-    let slash = text.ends_with('/') || text.ends_with("/.") || text.ends_with("/..");
-    for s in text.split('/').filter(|s| !s.is_empty() && *s != ".") {
-        if s == ".." {
-            parts.pop();
-        } else {
-            parts.push(s);
-        }
-    }
-    let end = if slash && !parts.is_empty() { "/" } else { "" };
-    Cow::Owned(format!("/{}{end}", parts.join("/")))
-}
-
-/// A plain path without the parameters of its segments, if it has any.
-pub fn bare(path: &str) -> Option<String> {
-    let without = |s: &str| s.split(';').next().unwrap_or("").to_string();
-    path.contains(';').then(|| {
-        let parts: Vec<String> = path.split('/').map(without).collect();
-        plain(&parts.join("/")).into_owned()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    use karst_policy::attribute::{KEYS, SeenBy};
+
     fn test(a: Attribute, name: &str, values: &[&str], not: &[&str]) -> ir::AccessTest {
         let all = |v: &[&str]| v.iter().map(ToString::to_string).collect();
-        ir::AccessTest { attribute: a as i32, name: name.into(), values: all(values), not_values: all(not) }
+        ir::AccessTest {
+            attribute: ir::Attribute::from(a) as i32,
+            name: name.into(),
+            values: all(values),
+            not_values: all(not),
+        }
     }
 
     fn access(action: AccessAction, rules: Vec<Vec<ir::AccessTest>>) -> Access {
@@ -414,10 +348,8 @@ mod tests {
         for (k, v) in headers {
             h.append(*k, v.parse().unwrap());
         }
-        let path = plain(path);
-        let bare = bare(&path);
-        let request =
-            Request { method, authority: "Shop:80", path: &path, bare: bare.as_deref(), headers: &h, token: None };
+        let readings = Readings::of(path);
+        let request = Request { method, authority: "Shop:80", path: &readings, headers: &h, token: None };
         let ip = "10.0.0.1".parse().unwrap();
         f(&Asked {
             peer: Some(&peer),
@@ -489,6 +421,9 @@ mod tests {
             (test(A::Namespace, "", &["app"], &[]), true),
             (test(A::Namespace, "", &[], &["app"]), false),
             (test(A::ServiceAccount, "", &["app/web"], &[]), true),
+            (test(A::TrustDomain, "", &["cluster.local"], &[]), true),
+            (test(A::TrustDomain, "", &["cluster"], &[]), false),
+            (test(A::TrustDomain, "", &[], &["cluster.local"]), false),
             (test(A::SourceIp, "", &["10.0.0.0/8"], &["10.0.0.2"]), true),
             (test(A::RemoteIp, "", &["192.168.0.0/16"], &[]), false),
             (test(A::Host, "", &["shop"], &[]), true),
@@ -503,6 +438,9 @@ mod tests {
             (test(A::Header, "x-role", &["admin", "op*"], &[]), true),
             (test(A::Header, "x-none", &["*"], &[]), false),
             (test(A::Header, "x-none", &[], &["*"]), true),
+            (test(A::Header, "host", &["shop"], &[]), true),
+            (test(A::Header, ":authority", &["shop:80"], &[]), true),
+            (test(A::Header, "Host", &[], &["shop"]), false),
             (test(A::RequestPrincipal, "", &["*"], &[]), false),
             (test(A::RequestPrincipal, "", &[], &["*"]), true),
         ] {
@@ -513,10 +451,71 @@ mod tests {
         }
     }
 
+    /// The table's keys, here: each lets in what it matches and nothing else, and denies what it matches and nothing else.
+    #[test]
+    fn every_key_evaluates() {
+        use Attribute as A;
+        for k in KEYS {
+            let (name, matches, other) = match k.attribute {
+                A::Principal => ("", "cluster.local/ns/app/sa/web", "cluster.local/ns/app/sa/x"),
+                A::Namespace => ("", "app", "other"),
+                A::ServiceAccount => ("", "app/web", "app/x"),
+                A::TrustDomain => ("", "cluster.local", "other"),
+                A::SourceIp | A::RemoteIp | A::DestinationIp => ("", "10.0.0.1", "10.0.0.2"),
+                A::Port => ("", "80", "81"),
+                A::Sni => ("", "shop.example", "x.example"),
+                A::Header => ("x-role", "admin", "guest"),
+                A::RequestPrincipal => ("", "issuer/subject", "issuer/x"),
+                A::Claim => ("groups][of", "b", "c"),
+                A::Audience => ("", "aud-1", "aud-2"),
+                A::Presenter => ("", "client", "x"),
+                A::Host | A::Method | A::Path => panic!("{k:?} is no key"),
+            };
+            let token = Token::test(
+                "issuer/subject",
+                serde_json::json!({ "aud": ["aud-1"], "azp": "client", "groups": { "of": ["a", "b"] } }),
+            );
+            for (value, holds) in [(matches, true), (other, false)] {
+                for (yes, no, holds) in [(&[value][..], &[][..], holds), (&[][..], &[value][..], !holds)] {
+                    for action in [AccessAction::Allow, AccessAction::Deny] {
+                        let a = access(action, vec![vec![test(k.attribute, name, yes, no)]]);
+                        let allowed = asked("GET", "/", &[("x-role", "admin")], true, |asked| {
+                            let request = asked.request.as_ref().unwrap();
+                            let request = Request { token: Some(&token), ..*request };
+                            let asked = Asked { sni: Some("shop.example"), request: Some(request), ..*asked };
+                            a.judge(&asked) == Verdict::Allow
+                        });
+                        assert_eq!(
+                            allowed,
+                            holds == (action == AccessAction::Allow),
+                            "{k:?} {action:?} {yes:?} {no:?}"
+                        );
+                    }
+                }
+            }
+            // Bytes show what ztunnel sees, and the name in the hello.
+            for action in [AccessAction::Allow, AccessAction::Deny] {
+                let a = access(action, vec![vec![test(k.attribute, name, &[matches], &[])]]);
+                let allowed = asked("GET", "/", &[], false, |asked| {
+                    a.judge(&Asked { sni: Some("shop.example"), request: None, ..*asked }) == Verdict::Allow
+                });
+                let seen = k.attribute.seen_by() == SeenBy::Both || matches!(k.attribute, A::Sni | A::RemoteIp);
+                assert_eq!(allowed, seen && action == AccessAction::Allow, "{k:?} {action:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_is_not_understood_is_closed() {
+        let unknown = ir::AccessTest { attribute: 0, values: vec!["x".into()], ..Default::default() };
+        let newer = ir::AccessTest { attribute: 1000, ..unknown.clone() };
         for t in [
-            test(Attribute::Unknown, "", &["x"], &[]),
+            unknown,
+            newer,
+            test(Attribute::Path, "", &["*/admin/*"], &[]),
+            test(Attribute::Path, "", &["/user/{id}"], &[]),
+            test(Attribute::Host, "", &["*.shop.*"], &[]),
+            test(Attribute::TrustDomain, "", &["cluster.*"], &[]),
             test(Attribute::SourceIp, "", &["nonsense"], &[]),
             test(Attribute::Header, "no header", &["x"], &[]),
         ] {
@@ -565,5 +564,43 @@ mod tests {
             assert!(!allowed(&allow, "GET", p, &[], true), "{p}");
         }
         assert!(allowed(&deny, "GET", "/public/a", &[], true) && allowed(&allow, "GET", "/public/a", &[], true));
+        // An application that decodes and does not resolve reads another path than one that does both.
+        let internal = access(AccessAction::Deny, vec![vec![test(Attribute::Path, "", &["/internal/*"], &[])]]);
+        for p in ["/internal/..%2fpublic/a", "/internal/..%5cpublic/a", "/internal;x/..%2fpublic/a"] {
+            assert!(!allowed(&allow, "GET", p, &[], true), "{p}");
+            assert!(!allowed(&internal, "GET", p, &[], true), "{p}");
+        }
+    }
+
+    #[test]
+    fn values_of_paths_are_normalised_as_requests_are() {
+        let deny = |value: &str| access(AccessAction::Deny, vec![vec![test(Attribute::Path, "", &[value], &[])]]);
+        for (value, path) in [
+            ("/a//b", "/a//b"),
+            ("/a//b", "/a/b"),
+            ("/a/%62", "/a/b"),
+            ("/my files/*", "/my%20files/x"),
+            ("*//b", "/a//b"),
+        ] {
+            assert!(!allowed(&deny(value), "GET", path, &[], true), "{value} {path}");
+        }
+    }
+
+    /// All but what `notPaths` name: an exception must be one in every reading for a DENY, and be read by nobody for an ALLOW.
+    #[test]
+    fn exceptions_are_judged_to_the_safe_side() {
+        let but = |action| access(action, vec![vec![test(Attribute::Path, "", &[], &["/health", "/public/*"])]]);
+        let (deny, allow) = (but(AccessAction::Deny), but(AccessAction::Allow));
+        for (path, denied, let_in) in [
+            ("/health", false, false),
+            ("/x", true, true),
+            ("/x/..%2fhealth", true, false),
+            ("/public/..%2fadmin", true, false),
+            ("/%68ealth", true, false),
+            ("/public/a%2fb", false, false),
+        ] {
+            assert_eq!(!allowed(&deny, "GET", path, &[], true), denied, "DENY {path}");
+            assert_eq!(allowed(&allow, "GET", path, &[], true), let_in, "ALLOW {path}");
+        }
     }
 }

@@ -240,16 +240,8 @@ fn introduce(call: &Call, h: &mut HeaderMap) {
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
 fn refused(w: &Worker, a: &Access, call: &Call, p: &Parts, authority: &str, token: Option<&Token>) -> Option<String> {
-    let path = access::plain(p.uri.path());
-    let bare = access::bare(&path);
-    let request = access::Request {
-        method: p.method.as_str(),
-        authority,
-        path: &path,
-        bare: bare.as_deref(),
-        headers: &p.headers,
-        token,
-    };
+    let path = karst_policy::Readings::of(p.uri.path());
+    let request = access::Request { method: p.method.as_str(), authority, path: &path, headers: &p.headers, token };
     call.judged(w, a, Some(request))
 }
 

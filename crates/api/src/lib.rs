@@ -1,8 +1,10 @@
 //! The wire formats that Karst shares with Istio, as generated types, and the constants that go with them.
 //!
-//! Only shapes live here, with two exceptions that both ends need: [`convert`] turns a wire policy into the model that is
-//! evaluated, closed where it is not understood, and [`route::Retry::istio`] is the default for retries.
+//! Only shapes live here, with three exceptions that both ends need: [`convert`] turns a wire policy into the model that is
+//! evaluated, closed where it is not understood; [`route::Attribute::known`] does so for an attribute; and
+//! [`route::Retry::istio`] is the default for retries.
 
+mod attribute;
 pub mod convert;
 
 /// `istio.workload`: what ztunnel knows of workloads and services.
