@@ -97,6 +97,17 @@ pub enum Verdict<'a> {
     NotAllowed,
 }
 
+impl Verdict<'_> {
+    /// Why it is refused, if it is.
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Verdict::Allow => None,
+            Verdict::DeniedBy(p) => Some(format!("denied by policy {p}")),
+            Verdict::NotAllowed => Some("no policy allows it".into()),
+        }
+    }
+}
+
 /// What a policy that only tells says of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {

@@ -292,7 +292,8 @@ where
     match serve::open(w, &set, call.from, speaks).await {
         Some((other, lease)) => {
             tracing::info!(target: "access", peer = %call.from, port = call.port, sni = name, listener = l.origin, destination = %set.service.hostname, "connection");
-            Busy::carry(busy, serve::carry(io, other, lease)).await;
+            let guard = w.opened(s, call, None);
+            Busy::carry(busy, serve::carry(io, other, lease, &guard)).await;
             w.shared.gate.note_evicted(call.place.as_deref());
         }
         None => refuse("no endpoint"),

@@ -7,6 +7,7 @@ use crate::{
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     cluster::{self, Set},
+    conns::{Guard, Upgrade},
     control::Snapshot,
     gate::Busy,
     gateway,
@@ -84,6 +85,10 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     {
         record.error = by;
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
+    }
+    if is_upgrade(&parts) {
+        let (method, path, headers) = (parts.method.clone(), parts.uri.path().to_string(), parts.headers.clone());
+        record.upgrade = Some(Box::new(Upgrade { method, authority: authority.clone(), path, headers, token }));
     }
     if let Some(over) = routes.and_then(|r| over(&r.limits, &call)) {
         return limited(&over, record);
@@ -290,6 +295,7 @@ fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
         telemetry,
         era: s.era,
         told: false,
+        upgrade: None,
     })
 }
 
@@ -799,7 +805,9 @@ async fn forward(
                     record.flag = flag(record.flag);
                 }
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
-                let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy };
+                let guard = record.upgrade.take().filter(|_| a.status() == StatusCode::SWITCHING_PROTOCOLS);
+                let guard = guard.map(|u| w.opened(s, call, Some(u)));
+                let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy, guard };
                 finish(ending, a, after, held, counter, record)
             }
         };
@@ -814,6 +822,7 @@ struct Ending<'a> {
     client_upgrade: Option<OnUpgrade>,
     /// Of the connection, if it may change to another protocol.
     busy: Option<Busy>,
+    guard: Option<Guard>,
     /// To be set at the client, so that it comes back to the same endpoint.
     cookie: Option<HeaderValue>,
 }
@@ -831,7 +840,7 @@ fn finish(
     record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
     p.version = Version::HTTP_11;
     if p.status == StatusCode::SWITCHING_PROTOCOLS {
-        return switched(p, incoming, (e.client_upgrade, e.busy), after, record);
+        return switched(p, incoming, (e.client_upgrade, e.busy, e.guard), after, record);
     }
     strip(&mut p.headers);
     for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
@@ -849,16 +858,22 @@ fn finish(
 fn switched(
     mut p: http::response::Parts,
     _: Incoming,
-    (client, busy): (Option<OnUpgrade>, Option<Busy>),
+    (client, busy, guard): (Option<OnUpgrade>, Option<Busy>, Option<Guard>),
     after: After,
     record: Box<Record>,
 ) -> Response<Reply> {
     let endpoint = p.extensions.remove::<OnUpgrade>();
-    if let (Some(c), Some(e)) = (client, endpoint) {
+    if let (Some(c), Some(e), Some(guard)) = (client, endpoint, guard) {
         tokio::task::spawn_local(async move {
             let (Ok(c), Ok(e)) = (c.await, e.await) else { return };
             let (mut c, mut e) = (hyper_util::rt::TokioIo::new(c), hyper_util::rt::TokioIo::new(e));
-            Busy::carry(busy, async { drop(tokio::io::copy_bidirectional(&mut c, &mut e).await) }).await;
+            let carried = async {
+                tokio::select! {
+                    r = tokio::io::copy_bidirectional(&mut c, &mut e) => drop(r),
+                    _ = guard.forbidden() => {}
+                }
+            };
+            Busy::carry(busy, carried).await;
             drop(after);
         });
     }

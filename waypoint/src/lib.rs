@@ -14,6 +14,7 @@ mod balance;
 mod body;
 mod cluster;
 mod config;
+mod conns;
 mod control;
 mod edge;
 #[cfg(feature = "fuzz")]

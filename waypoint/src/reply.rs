@@ -3,6 +3,7 @@
 use crate::{
     body::{Error, is_idle},
     cluster::Set,
+    conns::Upgrade,
     gate::Busy,
     metrics,
     telemetry::Telemetry,
@@ -373,6 +374,8 @@ pub struct Record {
     pub era: u64,
     /// It has been told.
     pub told: bool,
+    /// Of a request that asks for another protocol, what policies are to judge later.
+    pub upgrade: Option<Box<Upgrade>>,
 }
 
 impl Drop for Record {

@@ -3,6 +3,7 @@
 use crate::{
     access::{self, Access},
     cluster::{Key, Set},
+    conns,
     control::Snapshot,
     edge,
     gate::Busy,
@@ -71,6 +72,7 @@ pub struct Hello {
 }
 
 /// What is called.
+#[derive(Clone)]
 pub enum Called {
     Service(Arc<Service>),
     /// This gateway; by TLS, with the name in its hello (empty if there was none).
@@ -149,11 +151,7 @@ impl Call {
             let service = self.service().map_or("-", |s| &s.hostname);
             tracing::info!(target: "audit", policy, peer = self.caller(), service, port = self.port, "{text}");
         }
-        match a.judge(&asked) {
-            access::Verdict::Allow => None,
-            access::Verdict::DeniedBy(p) => Some(format!("denied by policy {p}")),
-            access::Verdict::NotAllowed => Some("no policy allows it".into()),
-        }
+        a.judge(&asked).refusal()
     }
 }
 
@@ -234,7 +232,7 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) => first.extend_from_slice(&buf[..n]),
             Err(_) => {
-                let Some((mut other, lease)) = raw(w, &call).await else {
+                let Some((mut other, lease, guard)) = raw(w, &call).await else {
                     // Bytes of which nothing is known are not let through, or there is no endpoint: a request may still come,
                     // and will be told.
                     match io.read(&mut buf).await {
@@ -255,12 +253,12 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
                     r = other.read(&mut there) => match r {
                         Ok(n) if n > 0 => {
                             other.unread(Bytes::copy_from_slice(&there[..n]));
-                            return carry(io, other, lease).await;
+                            return carry(io, other, lease, &guard).await;
                         }
                         _ => return,
                     },
                 }
-                early = Some((other, lease));
+                early = Some((other, lease, guard));
             }
         }
     }
@@ -278,7 +276,7 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
     io.unread(first.into());
     if !declared && !two && !one {
         return match early {
-            Some((other, lease)) => carry(io, other, lease).await,
+            Some((other, lease, guard)) => carry(io, other, lease, &guard).await,
             None => tcp(w, &call, io).await,
         };
     }
@@ -383,13 +381,13 @@ fn is_http1(b: &[u8]) -> bool {
 /// Carries bytes to an endpoint.
 async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
     match raw(w, call).await {
-        Some((other, lease)) => carry(io, other, lease).await,
+        Some((other, lease, guard)) => carry(io, other, lease, &guard).await,
         None => io.reset(),
     }
 }
 
 /// A byte stream to an endpoint, by the service's rules for connections.
-async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::pool::Lease>)> {
+async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::pool::Lease>, conns::Guard)> {
     let s = w.snapshot();
     let service = call.service()?;
     if let Some(a) = s.access_to(service)
@@ -413,7 +411,8 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Option<(Io, Option<karst_hbone::poo
         return None;
     };
     let speaks = if call.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
-    open(w, &set, call.from, speaks).await
+    let (io, lease) = open(w, &set, call.from, speaks).await?;
+    Some((io, lease, w.opened(&s, call, None)))
 }
 
 /// A byte stream to one of the endpoints; some are tried.
@@ -439,12 +438,16 @@ pub async fn open(
     None
 }
 
-/// Carries bytes both ways until both have ended.
-pub async fn carry<I>(mut a: I, mut b: Io, lease: Option<karst_hbone::pool::Lease>)
+/// Carries bytes both ways until both have ended, or a policy forbids it.
+pub async fn carry<I>(mut a: I, mut b: Io, lease: Option<karst_hbone::pool::Lease>, guard: &conns::Guard)
 where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    if tokio::io::copy_bidirectional(&mut a, &mut b).await.is_err() {
+    let ended = tokio::select! {
+        r = tokio::io::copy_bidirectional(&mut a, &mut b) => r.is_ok(),
+        _ = guard.forbidden() => false,
+    };
+    if !ended {
         a.reset();
         b.reset();
     }

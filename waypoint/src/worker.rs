@@ -4,6 +4,7 @@
 use crate::{
     cluster::{Clusters, Follows, Key, Set},
     config::Config,
+    conns::{self, Conns},
     control::Snapshot,
     edge,
     gate::Gate,
@@ -98,6 +99,7 @@ pub struct Worker {
     pub upstream: Rc<upstream::Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
+    conns: Rc<Conns>,
     pub resolver: Resolver,
     seed: Cell<u64>,
     turns: [Cell<u64>; 4],
@@ -145,6 +147,7 @@ pub fn run(
             upstream,
             drain: drain.clone(),
             lingering,
+            conns: Rc::default(),
             seed: Cell::new(rand::random()),
             turns: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
@@ -156,6 +159,7 @@ pub fn run(
         let mut done = tokio::time::interval(Duration::from_millis(20));
         let mut draining = false;
         let mut configured = w.shared.configured.clone();
+        let mut state = w.shared.state.clone();
         let mut open = false;
         loop {
             tokio::select! {
@@ -164,6 +168,7 @@ pub fn run(
                     None => break,
                 },
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
+                Ok(()) = state.changed() => w.conns.recheck(&w.snapshot(), &w.shared.metrics.closed_by_policy),
                 (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
                 _ = done.tick(), if draining => if w.is_idle() {
@@ -269,6 +274,11 @@ impl Worker {
     /// The newest snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.state.borrow().clone()
+    }
+
+    /// Registers a byte stream that was let in by the policies of a snapshot.
+    pub fn opened(&self, judged: &Snapshot, call: &Call, request: Option<Box<conns::Upgrade>>) -> conns::Guard {
+        self.conns.add(judged, &self.snapshot(), call, request, &self.shared.metrics.closed_by_policy)
     }
 
     /// Ourselves, as the control plane tells of us.
