@@ -561,6 +561,52 @@ fn whatever_is_spoken_is_carried() {
     assert_eq!(&back, b"over and out");
 }
 
+/// A policy that comes later ends what it forbids: WebSockets, and connections of bytes.
+#[test]
+fn a_new_policy_ends_open_streams() {
+    use std::io::{Read, Write};
+    let mut s = Shop::new();
+    for other in &s.pods[1..] {
+        s.w.write_pod(other, false);
+    }
+    s.w.settle();
+    let _ws = Web::start(&s.pods[0], 8080, |_| {
+        (101, vec![("connection".into(), "upgrade".into()), ("upgrade".into(), "websocket".into())], vec![])
+    });
+    let _bytes = app::Echo::start(&s.pods[0], 8082, "");
+    let open = |path: &str| {
+        let mut c = Session::new(&s.client, shop(), "shop").unwrap();
+        let a = c.ask("GET", path, &[("connection", "Upgrade"), ("upgrade", "websocket")], b"").unwrap();
+        assert_eq!(a.status(), 101, "{path}");
+        c
+    };
+    let echoes = |c: &mut Session| {
+        let (w, r) = c.raw();
+        let mut back = [0; 1];
+        w.write_all(b"x").is_ok() && r.read_exact(&mut back).is_ok()
+    };
+    let ends = |r: &mut dyn Read| match r.read(&mut [0; 1]) {
+        Ok(n) => n == 0,
+        Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+    };
+    let deny = |rule: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: deny, namespace: app}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: shop}}], action: DENY, rules: [{rule}]}}\n"
+        )
+    };
+    let (mut chat, mut news) = (open("/chat"), open("/news"));
+    let mut bytes = s.client.connect("10.96.1.1:82".parse().unwrap()).unwrap();
+    bytes.set_read_timeout(Some(PATIENCE)).unwrap();
+    app::ping(&mut bytes, b"x").unwrap();
+    s.w.apply("policy", &deny("{from: [{source: {namespaces: [other]}}]}"));
+    assert!(echoes(&mut chat) && echoes(&mut news) && app::ping(&mut bytes, b"y").is_ok(), "others are meant");
+    // Of bytes it is not known what they ask for.
+    s.w.apply("policy", &deny("{to: [{operation: {paths: [/news]}}]}"));
+    assert!(ends(news.raw().1) && ends(&mut bytes) && echoes(&mut chat));
+    s.w.apply("policy", &deny("{from: [{source: {namespaces: [app]}}]}"));
+    assert!(ends(chat.raw().1));
+}
+
 #[test]
 fn policies_are_enforced_by_what_requests_show() {
     let mut s = Shop::new();
