@@ -991,6 +991,10 @@ fn hash(set: &Set, p: &Parts, call: &Call) -> (Option<u64>, Option<HeaderValue>)
     let text = |s: &str| Some(balance::hash(s.as_bytes()));
     match on {
         None => (None, None),
+        // Whatever version of HTTP.
+        Some(Key::Header(n)) if n.eq_ignore_ascii_case(header::HOST.as_str()) => {
+            (authority(p).and_then(|a| text(&a)), None)
+        }
         Some(Key::Header(n)) => (p.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
         Some(Key::SourceIp(_)) => (text(&call.from.ip().to_string()), None),
         Some(Key::Query(n)) => {

@@ -565,7 +565,7 @@ fn whatever_is_spoken_is_carried() {
 #[test]
 fn a_new_policy_ends_open_streams() {
     use std::io::{Read, Write};
-    let mut s = Shop::new();
+    let s = Shop::new();
     for other in &s.pods[1..] {
         s.w.write_pod(other, false);
     }
