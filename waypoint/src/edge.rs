@@ -305,7 +305,7 @@ pub async fn bytes<I>(
     let Some(set) = w.destination(s, call, &key, call.tcp().sni) else {
         return drop(record.failed(Flag::NoCluster, "no such destination"));
     };
-    if let Ok(to) = serve::open(w, set, call.from, speaks, record).await {
+    if let Ok(to) = serve::open(w, s, call, set, speaks, record).await {
         Busy::carry(busy, serve::carry(io, to)).await;
         w.shared.gate.note_evicted(call.place.as_deref());
     }

@@ -4,7 +4,6 @@
 //! authority and the path get their canonical forms. A request that is canonical already costs no allocation (of HTTP/2, one:
 //! its authority as a header).
 
-use crate::http::plain_path;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, CONNECTION, UPGRADE},
@@ -259,6 +258,32 @@ pub fn drop_alike<'a>(h: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderN
     }
 }
 
+/// A path without `.` and `..` (Istio's pathNormalization BASE).
+pub fn plain_path(p: &str) -> Cow<'_, str> {
+    let dotted = p.contains("/.") || p.contains("/%2e") || p.contains("/%2E");
+    if !dotted && !p.contains('\\') {
+        return Cow::Borrowed(p);
+    }
+    let p = p.replace("%2e", ".").replace("%2E", ".").replace('\\', "/");
+    let mut out: Vec<&str> = Vec::new();
+    let mut parts = p.split('/').skip(1).peekable();
+    while let Some(s) = parts.next() {
+        let last = parts.peek().is_none();
+        match s {
+            "." | ".." => {
+                if s == ".." {
+                    out.pop();
+                }
+                if last {
+                    out.push("");
+                }
+            }
+            s => out.push(s),
+        }
+    }
+    Cow::Owned(format!("/{}", out.join("/")))
+}
+
 /// HTTP/2 may split cookies (RFC 9113 §8.2.3); applications of HTTP/1.1 expect one field.
 fn join_cookies(h: &mut HeaderMap) {
     let mut all = h.get_all(header::COOKIE).iter();
@@ -351,6 +376,26 @@ mod tests {
     fn cookies_are_one_field() {
         assert_eq!(left(&[("cookie", "a=1"), ("cookie", "b=2; c=3"), ("cookie", "")]).0, ["cookie=a=1; b=2; c=3"]);
         assert_eq!(left(&[("cookie", "a=1;b=2")]).0, ["cookie=a=1;b=2"]);
+    }
+
+    #[test]
+    fn paths_are_made_plain() {
+        for (p, want) in [
+            ("/a/b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/./b", "/a/b"),
+            ("/../../etc/passwd", "/etc/passwd"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/..", "/"),
+            ("/a/b/.", "/a/b/"),
+            ("/a/...", "/a/..."),
+            ("/a\\..\\b", "/b"),
+            ("/.hidden", "/.hidden"),
+            ("/a//b", "/a//b"),
+            ("*", "*"),
+        ] {
+            assert_eq!(plain_path(p), want, "{p}");
+        }
     }
 
     #[test]

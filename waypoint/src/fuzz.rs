@@ -2,10 +2,11 @@
 //! must hold whatever comes; none may panic.
 
 use crate::{
-    access::{self, Access, Asked, Request},
+    access::{Access, Asked, Request},
     codec,
+    entry::plain_path,
     gateway::Gateway,
-    http::{plain_path, sent_on},
+    http::sent_on,
     table::{Ask, AskTcp, Found, Routes},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
@@ -14,13 +15,14 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_api::route as ir;
 use karst_core::Identity;
+use karst_policy::Readings;
 use prost::Message;
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, sync::LazyLock, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 static PEER: LazyLock<Option<Identity>> = LazyLock::new(|| "spiffe://cluster.local/ns/app/sa/web".parse().ok());
 
-/// A path, in both ways in which it is made plain.
+/// A path, as it is sent on, and as it is judged.
 pub fn path(data: &[u8]) {
     let Ok(uri) = http::Uri::try_from(data) else { return };
     let p = uri.path();
@@ -31,12 +33,33 @@ pub fn path(data: &[u8]) {
     assert!(routed.starts_with('/'), "{p:?} {routed:?}");
     assert!(!routed.split('/').any(|s| s == "." || s == ".."), "{p:?} {routed:?}");
     assert_eq!(plain_path(&routed), routed, "once is enough");
-    let judged = access::plain(&routed);
-    assert!(judged.starts_with('/') && !judged.contains("//") && !judged.contains('\\'), "{p:?} {judged:?}");
-    assert!(!judged.split('/').any(|s| s == "." || s == ".."), "{p:?} {judged:?}");
-    if let Some(b) = access::bare(&judged) {
-        assert!(b.starts_with('/') && !b.split('/').any(|s| s == ".."), "{p:?} {b:?}");
+    // An application that decodes, or decodes and resolves what it is sent, reads what was judged.
+    let readings = Readings::of(&routed);
+    let text = String::from_utf8_lossy(&decoded(routed.as_bytes())).into_owned();
+    let mut segments: Vec<&str> = vec![];
+    for s in text.split('/').filter(|s| !s.is_empty() && *s != ".") {
+        if s == ".." {
+            segments.pop();
+        } else {
+            segments.push(s);
+        }
     }
+    let slash = ["/", "/.", "/.."].iter().any(|e| text.ends_with(e)) && !segments.is_empty();
+    let resolved = format!("/{}{}", segments.join("/"), if slash { "/" } else { "" });
+    for seen in [text, resolved] {
+        assert!(readings.any(|r| r == seen), "{p:?} is read as {seen:?}, judged as {readings:?}");
+    }
+}
+
+fn decoded(b: &[u8]) -> Vec<u8> {
+    let (mut i, mut out) = (0, vec![]);
+    while i < b.len() {
+        let digits = b.get(i + 1..i + 3).filter(|d| b[i] == b'%' && d.iter().all(u8::is_ascii_hexdigit));
+        let code = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok());
+        out.push(code.unwrap_or(b[i]));
+        i += if code.is_some() { 3 } else { 1 };
+    }
+    out
 }
 
 /// What the control plane may send (two messages, each after its length), and a request: `METHOD target` and header lines.
@@ -71,12 +94,10 @@ pub fn route(data: &[u8]) {
     }
     let (Ok(a), Some(peer)) = (ir::Access::decode(policies), &*PEER) else { return };
     let Ok(a) = Access::new(&a) else { return };
-    let path = access::plain(uri.path());
-    let bare = access::bare(&path);
+    let path = Readings::of(uri.path());
     let ip = std::net::Ipv4Addr::LOCALHOST.into();
     for http in [true, false] {
-        let request =
-            Request { method, authority: "shop", path: &path, bare: bare.as_deref(), headers: &headers, token: None };
+        let request = Request { method, authority: "shop", path: &path, headers: &headers, token: None };
         let asked = Asked {
             peer: Some(peer),
             source: ip,

@@ -1,6 +1,6 @@
-//! One request, from its route to its answer. The stages in order: its canonical form ([`crate::entry`]), policies, the service's rate limits, route, its
-//! rate limits, cross-origin rules, redirect or direct answer, injected fault, mirrors, destination by weight, limits, endpoint,
-//! attempt, retry, answer.
+//! One request, from its route to its answer. The stages in order: its canonical form ([`crate::entry`]), policies, the service's
+//! rate limits, route, its rate limits, cross-origin rules, redirect or direct answer, injected fault, mirrors, destination by
+//! weight, limits, endpoint, attempt, retry, answer.
 
 use crate::{
     access::{self, Access, Denial},
@@ -8,6 +8,7 @@ use crate::{
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     carried::{Carried, Metered},
     cluster::{self, Set},
+    conns::{Guard, Upgrade},
     control::Snapshot,
     entry::{self, Authority, Entry},
     flag::{Flag, VIA_UPSTREAM},
@@ -30,6 +31,7 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use karst_api::{route as ir, workload::AppProtocol};
+use karst_policy::Readings;
 use std::{
     borrow::Cow,
     cell::Cell,
@@ -82,6 +84,11 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     {
         (record.error, record.details) = (by.error, by.details.into());
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
+    }
+    if entry.websocket {
+        let (method, path, headers) = (parts.method.clone(), parts.uri.path().to_string(), parts.headers.clone());
+        let authority = authority.as_str().to_string();
+        record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token }));
     }
     if let Some(over) = routes.and_then(|r| over(&r.limits, &call)) {
         return limited(&over, record);
@@ -233,16 +240,8 @@ fn refused(
     authority: &Authority,
     token: Option<&Token>,
 ) -> Option<Denial> {
-    let path = access::plain(p.uri.path());
-    let bare = access::bare(&path);
-    let request = access::Request {
-        method: p.method.as_str(),
-        authority: authority.as_str(),
-        path: &path,
-        bare: bare.as_deref(),
-        headers: &p.headers,
-        token,
-    };
+    let (path, authority) = (Readings::of(p.uri.path()), authority.as_str());
+    let request = access::Request { method: p.method.as_str(), authority, path: &path, headers: &p.headers, token };
     call.judged(w, a, Some(request))
 }
 
@@ -300,32 +299,6 @@ fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Repl
         r.details = flag.details().into();
     }
     a.map(|b| b.recorded(r))
-}
-
-/// A path without `.` and `..` (Istio's pathNormalization BASE).
-pub fn plain_path(p: &str) -> Cow<'_, str> {
-    let dotted = p.contains("/.") || p.contains("/%2e") || p.contains("/%2E");
-    if !dotted && !p.contains('\\') {
-        return Cow::Borrowed(p);
-    }
-    let p = p.replace("%2e", ".").replace("%2E", ".").replace('\\', "/");
-    let mut out: Vec<&str> = Vec::new();
-    let mut parts = p.split('/').skip(1).peekable();
-    while let Some(s) = parts.next() {
-        let last = parts.peek().is_none();
-        match s {
-            "." | ".." => {
-                if s == ".." {
-                    out.pop();
-                }
-                if last {
-                    out.push("");
-                }
-            }
-            s => out.push(s),
-        }
-    }
-    Cow::Owned(format!("/{}", out.join("/")))
 }
 
 /// Waits if it is to; gives the fault back if the request is to be aborted.
@@ -659,7 +632,7 @@ async fn forward(
         let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
         mirror(w, call, s, r, &parts, authority, source.as_ref(), &values);
     }
-    let (hash, cookie) = hash(&set, &parts, call);
+    let (hash, cookie) = hash(&set, &parts, authority, call);
     let deadline = deadline(rule, &parts);
     let Some(counter) = Counter::request(&set) else { return failed(record, Flag::Overflow) };
     let mut tried = vec![];
@@ -772,8 +745,10 @@ async fn forward(
                 }
                 record.upstream_ms = Some(began.elapsed().as_millis() as u64);
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
-                let ending =
-                    Ending { rule, to, deadline, client_upgrade, cookie, busy, asked: (&**call, &parts, authority) };
+                let guard = record.upgrade.take().filter(|_| a.status() == StatusCode::SWITCHING_PROTOCOLS);
+                let guard = guard.map(|u| w.opened(s, call, Some(u)));
+                let asked = (&**call, &parts, authority);
+                let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy, guard, asked };
                 finish(ending, a, after, held, counter, record)
             }
         };
@@ -790,6 +765,7 @@ struct Ending<'a> {
     asked: (&'a Call, &'a Parts, &'a Authority),
     /// Of the connection, if it may change to another protocol.
     busy: Option<Busy>,
+    guard: Option<Guard>,
     /// To be set at the client, so that it comes back to the same endpoint.
     cookie: Option<HeaderValue>,
 }
@@ -814,7 +790,7 @@ fn finish(
             record.details = Flag::ProtocolError.details().into();
             return failed(record, Flag::ProtocolError);
         }
-        return switched(p, incoming, (e.client_upgrade, e.busy), after, record);
+        return switched(p, incoming, (e.client_upgrade, e.busy, e.guard), after, record);
     }
     entry::strip(&mut p.headers);
     for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
@@ -833,20 +809,26 @@ fn finish(
 fn switched(
     mut p: http::response::Parts,
     _: Incoming,
-    (client, busy): (Option<OnUpgrade>, Option<Busy>),
+    (client, busy, guard): (Option<OnUpgrade>, Option<Busy>, Option<Guard>),
     after: After,
     mut record: Box<Record>,
 ) -> Response<Reply> {
     let endpoint = p.extensions.remove::<OnUpgrade>();
     entry::strip(&mut p.headers);
     entry::upgrade(&mut p.headers);
-    if let (Some(c), Some(e)) = (client, endpoint) {
+    if let (Some(c), Some(e), Some(guard)) = (client, endpoint, guard) {
         tokio::task::spawn_local(async move {
             let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
             if let (Ok(c), Ok(e)) = (c.await, e.await) {
                 let mut c = Metered::new(hyper_util::rt::TokioIo::new(c), bytes.clone());
                 let mut e = hyper_util::rt::TokioIo::new(e);
-                Busy::carry(busy, async { drop(tokio::io::copy_bidirectional(&mut c, &mut e).await) }).await;
+                let carried = async {
+                    tokio::select! {
+                        r = tokio::io::copy_bidirectional(&mut c, &mut e) => drop(r),
+                        by = guard.forbidden() => (record.error, record.details) = (by.error, by.details.into()),
+                    }
+                };
+                Busy::carry(busy, carried).await;
             }
             drop(after);
             // Told when it is over, with what has been carried.
@@ -960,12 +942,14 @@ fn wants<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sen
 }
 
 /// The hash of what the policy names, and the cookie for a client that has none.
-fn hash(set: &Set, p: &Parts, call: &Call) -> (Option<u64>, Option<HeaderValue>) {
+fn hash(set: &Set, p: &Parts, authority: &Authority, call: &Call) -> (Option<u64>, Option<HeaderValue>) {
     use ir::hash_on::Key;
     let on = set.policy.balance.as_ref().and_then(|b| b.hash.as_ref()).and_then(|h| h.key.as_ref());
     let text = |s: &str| Some(balance::hash(s.as_bytes()));
     match on {
         None => (None, None),
+        // Whatever version of HTTP.
+        Some(Key::Header(n)) if n.eq_ignore_ascii_case(header::HOST.as_str()) => (text(authority.as_str()), None),
         Some(Key::Header(n)) => (p.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
         Some(Key::SourceIp(_)) => (text(&call.from.ip().to_string()), None),
         Some(Key::Query(n)) => {
@@ -1043,26 +1027,6 @@ mod tests {
         // Clients call the Service's port, and are redirected there.
         let called = |g: &gateway::Gateway| g.ports.get(&8080).and_then(gateway::Port::called);
         assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
-    }
-
-    #[test]
-    fn paths_are_made_plain() {
-        for (p, want) in [
-            ("/a/b", "/a/b"),
-            ("/a/../b", "/b"),
-            ("/a/./b", "/a/b"),
-            ("/../../etc/passwd", "/etc/passwd"),
-            ("/a/%2e%2E/b", "/b"),
-            ("/a/..", "/"),
-            ("/a/b/.", "/a/b/"),
-            ("/a/...", "/a/..."),
-            ("/a\\..\\b", "/b"),
-            ("/.hidden", "/.hidden"),
-            ("/a//b", "/a//b"),
-            ("*", "*"),
-        ] {
-            assert_eq!(plain_path(p), want, "{p}");
-        }
     }
 
     #[test]

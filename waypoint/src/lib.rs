@@ -18,6 +18,7 @@ mod carried;
 mod cluster;
 mod codec;
 mod config;
+mod conns;
 mod control;
 mod edge;
 mod entry;

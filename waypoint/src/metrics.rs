@@ -117,6 +117,8 @@ pub struct Metrics {
     pub traffic: TrafficTable,
     /// Of the way to the control plane.
     pub discovery: Arc<discovery::Counts>,
+    /// Byte streams that a policy has ended.
+    pub closed_by_policy: AtomicU64,
 }
 
 impl Metrics {
@@ -176,6 +178,11 @@ impl Metrics {
             out,
             "# HELP karst_tunnels_refused_total Inbound tunnels refused because of a limit.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {}",
             gate.counts.handshakes.of(Ended::Refused) + gate.counts.tunnels.of(Ended::Refused)
+        );
+        let _ = writeln!(
+            out,
+            "# HELP karst_connections_closed_by_policy_total Open connections closed by a policy change.\n# TYPE karst_connections_closed_by_policy_total counter\nkarst_connections_closed_by_policy_total {}",
+            self.closed_by_policy.load(Relaxed)
         );
         gate.render(&mut out);
         self.traffic.render(&mut out);

@@ -1,7 +1,9 @@
 //! What is told of a request, or of a connection that is carried as it is, when it has ended: once, in Istio's metrics and in a line
 //! of the access log. Proven by `record/tests.rs`, over connections in memory.
 
-use crate::{carried::Carried, cluster::Set, flag::Flag, metrics, telemetry::Telemetry, worker::Worker};
+use crate::{
+    carried::Carried, cluster::Set, conns::Upgrade, flag::Flag, metrics, telemetry::Telemetry, worker::Worker,
+};
 use http::{HeaderMap, HeaderValue};
 use karst_core::untrusted::Untrusted;
 use karst_proxy::state::{Service, Workload};
@@ -82,6 +84,8 @@ pub struct Record {
     pub carried: Option<Rc<Carried>>,
     /// It has been told.
     pub told: bool,
+    /// Of a request that asks for another protocol, what policies are to judge later.
+    pub upgrade: Option<Box<Upgrade>>,
 }
 
 impl Drop for Record {

@@ -5,7 +5,7 @@ use crate::{
     balance,
     carried::{Carried, Metered},
     cluster::{Key, Set},
-    codec,
+    codec, conns,
     control::Snapshot,
     edge,
     flag::Flag,
@@ -75,6 +75,7 @@ pub struct Hello {
 }
 
 /// What is called.
+#[derive(Clone)]
 pub enum Called {
     Service(Arc<Service>),
     /// This gateway; by TLS, with the name in its hello (empty if there was none).
@@ -202,6 +203,7 @@ impl Call {
             era: s.era,
             carried: None,
             told: false,
+            upgrade: None,
         })
     }
 
@@ -470,10 +472,11 @@ pub async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
     }
 }
 
-/// A byte stream to an endpoint, its place on a tunnel, and what is to be told of it.
+/// A byte stream to an endpoint, its place on a tunnel, who ends it when a policy forbids it, and what is to be told of it.
 pub struct Carrying {
     pub io: Io,
     lease: Option<Lease>,
+    guard: conns::Guard,
     pub record: Box<Record>,
 }
 
@@ -502,17 +505,18 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Result<Carrying, Box<Record>> {
         return Err(record.failed(Flag::NoCluster, "no such destination"));
     };
     let speaks = if call.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
-    open(w, set, call.from, speaks, record).await
+    open(w, &s, call, set, speaks, record).await
 }
 
-/// A byte stream to one of the endpoints; some are tried.
+/// A byte stream to one of the endpoints; some are tried. `judged`: by whose policies the call was let in.
 ///
 /// # Errors
 /// The record says why there is none.
 pub async fn open(
     w: &Rc<Worker>,
+    judged: &Snapshot,
+    call: &Call,
     set: Rc<Set>,
-    from: SocketAddr,
     speaks: Speaks,
     mut record: Box<Record>,
 ) -> Result<Carrying, Box<Record>> {
@@ -523,9 +527,12 @@ pub async fn open(
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
-        let attempt = Attempt { set: &set, member: m, from, has_other: &has_other };
+        let attempt = Attempt { set: &set, member: m, from: call.from, has_other: &has_other };
         let e = match upstream::open(w, &attempt, speaks).await {
-            Ok((io, lease)) => return Ok(Carrying { io, lease, record: record.failed(Flag::None, "") }),
+            Ok((io, lease)) => {
+                let guard = w.opened(judged, call, None);
+                return Ok(Carrying { io, lease, guard, record: record.failed(Flag::None, "") });
+            }
             Err(e) => e,
         };
         tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
@@ -542,19 +549,25 @@ pub async fn open(
     Err(record)
 }
 
-/// Carries bytes both ways until both have ended; then it is told, also where this is given up.
+/// Carries bytes both ways until both have ended, or a policy forbids it; then it is told, also where this is given up.
 pub async fn carry<I>(client: I, to: Carrying)
 where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let Carrying { io: mut b, lease, mut record } = to;
+    let Carrying { io: mut b, lease, guard, mut record } = to;
     let mut a = Metered::new(client, record.established());
-    if let Err(e) = tokio::io::copy_bidirectional(&mut a, &mut b).await {
-        record.error = e.to_string();
-        a.io.reset();
-        b.reset();
+    let ended = tokio::select! {
+        r = tokio::io::copy_bidirectional(&mut a, &mut b) => r.map(drop).map_err(|e| record.error = e.to_string()),
+        by = guard.forbidden() => Err((record.error, record.details) = (by.error, by.details.into())),
+    };
+    match ended {
+        Ok(()) => drop((a.shutdown().await, b.shutdown().await)),
+        // Without an end before it: nobody is to take what is truncated for complete.
+        Err(()) => {
+            a.io.reset();
+            b.reset();
+        }
     }
-    let _ = (a.shutdown().await, b.shutdown().await);
     drop((lease, record));
 }
 

@@ -660,6 +660,24 @@ mod tests {
         }
     }
 
+    /// Requests of HTTP/2 have no header of that name.
+    #[test]
+    fn a_match_on_host_is_one_on_the_authority() {
+        for (value, invert, holds) in [("a", false, true), ("b", false, false), ("a", true, false), ("b", true, true)] {
+            let host = |r: &mut ir::HttpRule| {
+                let value = Some(ir::Text { kind: Some(Kind::Exact(value.into())) });
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "host".into(), value, invert });
+            };
+            let http = vec![rule("host", None, host)];
+            let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
+            let mut one = HeaderMap::new();
+            one.insert("host", HeaderValue::from_static("a"));
+            for headers in [HeaderMap::new(), one] {
+                assert_eq!(found(&t, 80, "/", &headers) == "host", holds, "{value} {invert}");
+            }
+        }
+    }
+
     #[test]
     fn the_first_that_holds_is_it() {
         let header = |r: &mut ir::HttpRule| {

@@ -232,11 +232,8 @@ impl Rule {
         // A token that does not end is the issuer's business (Envoy).
         v.required_spec_claims.clear();
         v.set_issuer(&[&self.issuer]);
-        v.validate_aud = !self.audiences.is_empty();
-        if v.validate_aud {
-            v.set_audience(&self.audiences);
-            v.required_spec_claims.insert("aud".into());
-        }
+        // Below: as Envoy does, schemes and a last slash do not count.
+        v.validate_aud = false;
         let fits = |k: &&Key| {
             let id = head.kid.is_none() || k.id.is_none() || k.id == head.kid;
             id && k.algorithms.contains(&head.alg)
@@ -244,6 +241,7 @@ impl Rule {
         let mut last = "Jwks doesn't have key to match kid or alg from Jwt".to_string();
         for k in keys.iter().filter(fits) {
             match jsonwebtoken::decode::<Map<String, Value>>(token, &k.key, &v) {
+                Ok(t) if !self.is_for_us(&t.claims) => return Err("Audiences in Jwt are not allowed".into()),
                 Ok(t) => {
                     let subject = t.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
                     let principal = format!("{}/{subject}", self.issuer);
@@ -253,8 +251,6 @@ impl Rule {
                     last = match e.kind() {
                         ErrorKind::ExpiredSignature => "Jwt is expired",
                         ErrorKind::ImmatureSignature => "Jwt not yet valid",
-                        ErrorKind::InvalidAudience => "Audiences in Jwt are not allowed",
-                        ErrorKind::MissingRequiredClaim(_) => "Audiences in Jwt are not allowed",
                         _ => "Jwt verification fails",
                     }
                     .into();
@@ -263,6 +259,23 @@ impl Rule {
         }
         Err(last)
     }
+
+    /// Is one of the audiences ours?
+    fn is_for_us(&self, claims: &Map<String, Value>) -> bool {
+        let ours = |v: &Value| v.as_str().is_some_and(|a| self.audiences.iter().any(|o| audience(o) == audience(a)));
+        match claims.get("aud") {
+            _ if self.audiences.is_empty() => true,
+            Some(Value::Array(all)) => all.iter().any(ours),
+            Some(one) => ours(one),
+            None => false,
+        }
+    }
+}
+
+/// An audience as it is compared: without scheme and last slash (Envoy).
+fn audience(a: &str) -> &str {
+    let a = a.strip_prefix("https://").or_else(|| a.strip_prefix("http://")).unwrap_or(a);
+    a.strip_suffix('/').unwrap_or(a)
 }
 
 /// A value of a header as text.
@@ -296,6 +309,13 @@ fn algorithms(k: &Jwk) -> Vec<Algorithm> {
 }
 
 impl Token {
+    /// One that is good.
+    #[cfg(test)]
+    pub(crate) fn test(principal: &str, claims: Value) -> Self {
+        let claims = claims.as_object().cloned().unwrap_or_default();
+        Self { principal: principal.into(), claims, spaced: Arc::new([]) }
+    }
+
     fn at(&self, path: &[String]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;
         rest.iter().try_fold(self.claims.get(first)?, |v, p| v.get(p))
@@ -414,6 +434,22 @@ mod tests {
         }
         let of = |audience: &str| ir::Jwt { audiences: vec![audience.into()], ..rule() };
         assert_eq!(ask(&[of("y")], &mut bearer(&hs(&fine))), good);
+        // As in Envoy, schemes and a last slash do not count.
+        for (sent, configured, fits) in [
+            ("https://api.example/", "api.example", true),
+            ("api.example", "https://api.example/", true),
+            ("http://api.example", "https://api.example/", true),
+            ("api.example/v1/", "api.example/v1", true),
+            ("https://api.example/v1", "https://api.example", false),
+            ("https://api.example//", "https://api.example", false),
+            ("ftp://api.example", "api.example", false),
+            ("API.example", "api.example", false),
+        ] {
+            for aud in [json!(sent), json!(["x", sent])] {
+                let got = ask(&[of(configured)], &mut bearer(&hs(&with("aud", aud))));
+                assert_eq!(got.is_ok(), fits, "{sent} for {configured}: {got:?}");
+            }
+        }
         for c in [&fine, &none] {
             assert_eq!(ask(&[of("z")], &mut bearer(&hs(c))), Err("Audiences in Jwt are not allowed".into()));
         }

@@ -5,6 +5,7 @@ use crate::{
     balance,
     cluster::{Clusters, Follows, Key, Set},
     config::Config,
+    conns::{self, Conns},
     control::Snapshot,
     edge,
     gate::Gate,
@@ -108,6 +109,7 @@ pub struct Worker {
     pub upstream: Rc<upstream::Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
+    conns: Rc<Conns>,
     seed: Cell<u64>,
     turns: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
@@ -138,6 +140,7 @@ pub fn run(
         let mut retire = tokio::time::interval(RETIRE);
         retire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut state = w.shared.state.clone();
+        let mut changed = false;
         let mut draining = false;
         let mut configured = w.shared.configured.clone();
         let mut open = false;
@@ -147,11 +150,14 @@ pub fn run(
                     Some(j) => w.serve(j),
                     None => break,
                 },
-                _ = retire.tick() => if state.has_changed().is_ok_and(|changed| changed) {
-                    let s = state.borrow_and_update().clone();
-                    w.dialer.retire(&s.mesh);
+                _ = retire.tick() => if std::mem::take(&mut changed) {
+                    w.dialer.retire(&w.snapshot().mesh);
                 },
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
+                Ok(()) = state.changed() => {
+                    changed = true;
+                    w.conns.recheck(&w.snapshot(), &w.shared.metrics.closed_by_policy);
+                },
                 (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
                 _ = done.tick(), if draining => if w.is_idle() {
@@ -193,6 +199,7 @@ impl Worker {
             upstream,
             drain,
             lingering,
+            conns: Rc::default(),
             seed: Cell::new(rand::random()),
             turns: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
@@ -291,6 +298,11 @@ impl Worker {
     /// The newest snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.state.borrow().clone()
+    }
+
+    /// Registers a byte stream that was let in by the policies of a snapshot.
+    pub fn opened(&self, judged: &Snapshot, call: &Call, request: Option<Box<conns::Upgrade>>) -> conns::Guard {
+        self.conns.add(judged, &self.snapshot(), call, request, &self.shared.metrics.closed_by_policy)
     }
 
     /// Ourselves, as the control plane tells of us.

@@ -7,7 +7,8 @@
 use super::{Bad, GATEWAY_API, ISTIO_NETWORKING, Index, problem, selects};
 use karst_manifest::{Problem, kinds::*, parse::Located};
 use karst_policy::{
-    Action, Clause, Match, Policy, Rule, Scope, StringMatch,
+    Action, Attribute, Clause, Match, Policy, Rule, Scope, StringMatch,
+    attribute::{self, SeenBy},
     model::{Cidr2, ServiceAccountMatch},
 };
 use std::collections::BTreeMap;
@@ -267,24 +268,32 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
         clauses.push(Clause { matches: matches.into_iter().map(|(m, _)| m).collect() });
     };
     if !r.from.is_empty() {
-        let from: Result<Vec<_>, Bad> =
-            r.from.iter().enumerate().map(|(i, f)| source(&f.source, ns, &format!("{at}.from[{i}].source"))).collect();
+        let from: Result<Vec<_>, Bad> = r
+            .from
+            .iter()
+            .enumerate()
+            .map(|(i, f)| judge_source(&f.source, ns, &format!("{at}.from[{i}].source")))
+            .collect();
         add(from?);
     }
     if !r.to.is_empty() {
         let to: Result<Vec<_>, Bad> =
-            r.to.iter().enumerate().map(|(i, t)| operation(&t.operation, &format!("{at}.to[{i}].operation"))).collect();
+            r.to.iter()
+                .enumerate()
+                .map(|(i, t)| all(&operation(&t.operation), ns, &format!("{at}.to[{i}].operation")))
+                .collect();
         add(to?);
     }
     for (i, w) in r.when.iter().enumerate() {
-        add(vec![when(w, ns, &format!("{at}.when[{i}]"))?]);
+        add(vec![judge_when(w, ns, &format!("{at}.when[{i}]"))?]);
     }
     Ok(if beyond && action == Action::Allow { None } else { Some(Rule { clauses }) })
 }
 
 fn strings(v: &[String], at: &str) -> Result<Vec<StringMatch>, Bad> {
-    filled(v, at)?;
-    Ok(v.iter().map(|s| StringMatch::parse(s)).collect())
+    let one =
+        |(i, s): (usize, &String)| StringMatch::parse(s).map_err(|e| (format!("{at}[{i}]"), format!("{s:?} {e}")));
+    v.iter().enumerate().map(one).collect()
 }
 
 fn filled(v: &[String], at: &str) -> Result<(), Bad> {
@@ -325,10 +334,132 @@ fn accounts(v: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>
     v.iter().enumerate().map(one).collect()
 }
 
-fn source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
-    if *s == Source::default() {
+/// What an attribute must be, or must not be. What a waypoint is told is made of this, too.
+pub(super) struct Condition<'a> {
+    pub(super) attribute: Attribute,
+    /// Of a header or a claim.
+    pub(super) name: &'a str,
+    pub(super) values: &'a [String],
+    pub(super) not_values: &'a [String],
+    /// The fields that hold them.
+    fields: [&'static str; 2],
+}
+
+impl Condition<'_> {
+    fn is_empty(&self) -> bool {
+        self.values.is_empty() && self.not_values.is_empty()
+    }
+
+    /// Adds it to what is compared of a connection. True: only a waypoint can see it.
+    fn judge(&self, m: &mut Match, ns: &str, at: &str) -> Result<bool, Bad> {
+        use Attribute as A;
+        let (yes, no) = (self.values, self.not_values);
+        let [yes_at, no_at] = self.fields.map(|f| format!("{at}.{f}"));
+        for (values, at) in [(yes, &yes_at), (no, &no_at)] {
+            filled(values, at)?;
+            for (i, v) in values.iter().enumerate() {
+                self.attribute.check(v).map_err(|e| (format!("{at}[{i}]"), format!("{v:?} {e}")))?;
+            }
+        }
+        let domain = |v: &[String]| v.iter().map(|d| StringMatch::Prefix(format!("{d}/").into())).collect::<Vec<_>>();
+        match self.attribute {
+            A::Principal => {
+                m.principals.extend(strings(yes, &yes_at)?);
+                m.not_principals.extend(strings(no, &no_at)?);
+            }
+            A::TrustDomain => {
+                m.principals.extend(domain(yes));
+                m.not_principals.extend(domain(no));
+            }
+            A::Namespace => {
+                m.namespaces.extend(strings(yes, &yes_at)?);
+                m.not_namespaces.extend(strings(no, &no_at)?);
+            }
+            A::ServiceAccount => {
+                m.service_accounts.extend(accounts(yes, ns, &yes_at)?);
+                m.not_service_accounts.extend(accounts(no, ns, &no_at)?);
+            }
+            A::SourceIp => {
+                m.source_ips.extend(nets(yes, &yes_at)?);
+                m.not_source_ips.extend(nets(no, &no_at)?);
+            }
+            A::DestinationIp => {
+                m.destination_ips.extend(nets(yes, &yes_at)?);
+                m.not_destination_ips.extend(nets(no, &no_at)?);
+            }
+            A::Port => {
+                m.destination_ports.extend(ports(yes, &yes_at)?);
+                m.not_destination_ports.extend(ports(no, &no_at)?);
+            }
+            A::RemoteIp => {
+                nets(yes, &yes_at)?;
+                nets(no, &no_at)?;
+            }
+            A::Sni
+            | A::Host
+            | A::Method
+            | A::Path
+            | A::Header
+            | A::RequestPrincipal
+            | A::Claim
+            | A::Audience
+            | A::Presenter => {}
+        }
+        Ok(!self.is_empty() && self.attribute.seen_by() == SeenBy::Waypoint)
+    }
+}
+
+/// The conditions of a source.
+pub(super) fn source(s: &Source) -> [Condition<'_>; 6] {
+    use Attribute as A;
+    let one = |attribute, values, not_values, fields| Condition { attribute, name: "", values, not_values, fields };
+    [
+        one(A::Principal, &s.principals[..], &s.not_principals[..], ["principals", "notPrincipals"]),
+        one(
+            A::RequestPrincipal,
+            &s.request_principals,
+            &s.not_request_principals,
+            ["requestPrincipals", "notRequestPrincipals"],
+        ),
+        one(A::Namespace, &s.namespaces, &s.not_namespaces, ["namespaces", "notNamespaces"]),
+        one(A::ServiceAccount, &s.service_accounts, &s.not_service_accounts, ["serviceAccounts", "notServiceAccounts"]),
+        one(A::SourceIp, &s.ip_blocks, &s.not_ip_blocks, ["ipBlocks", "notIpBlocks"]),
+        one(A::RemoteIp, &s.remote_ip_blocks, &s.not_remote_ip_blocks, ["remoteIpBlocks", "notRemoteIpBlocks"]),
+    ]
+}
+
+/// The conditions of an operation.
+pub(super) fn operation(o: &Operation) -> [Condition<'_>; 4] {
+    use Attribute as A;
+    let one = |attribute, values, not_values, fields| Condition { attribute, name: "", values, not_values, fields };
+    [
+        one(A::Host, &o.hosts[..], &o.not_hosts[..], ["hosts", "notHosts"]),
+        one(A::Method, &o.methods, &o.not_methods, ["methods", "notMethods"]),
+        one(A::Path, &o.paths, &o.not_paths, ["paths", "notPaths"]),
+        one(A::Port, &o.ports, &o.not_ports, ["ports", "notPorts"]),
+    ]
+}
+
+/// The condition of a key. None: nobody knows it.
+pub(super) fn when(w: &When) -> Option<Condition<'_>> {
+    let (attribute, name) = attribute::find(&w.key)?;
+    let (values, not_values) = (&w.values[..], &w.not_values[..]);
+    Some(Condition { attribute, name, values, not_values, fields: ["values", "notValues"] })
+}
+
+/// What of them is compared of a connection, and whether there is more, which only a waypoint can see.
+fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(Match, bool), Bad> {
+    if conditions.iter().all(Condition::is_empty) {
         return Err((at.into(), "is empty: name at least one condition".into()));
     }
+    let (mut m, mut beyond) = (Match::default(), false);
+    for c in conditions {
+        beyond |= c.judge(&mut m, ns, at)?;
+    }
+    Ok((m, beyond))
+}
+
+fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
     let others = !s.principals.is_empty() || !s.namespaces.is_empty();
     if others && !s.service_accounts.is_empty() {
         return Err((
@@ -336,144 +467,15 @@ fn source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
             "cannot stand beside principals or namespaces: remove one of them".into(),
         ));
     }
-    let m = Match {
-        principals: strings(&s.principals, &format!("{at}.principals"))?,
-        not_principals: strings(&s.not_principals, &format!("{at}.notPrincipals"))?,
-        namespaces: strings(&s.namespaces, &format!("{at}.namespaces"))?,
-        not_namespaces: strings(&s.not_namespaces, &format!("{at}.notNamespaces"))?,
-        service_accounts: accounts(&s.service_accounts, ns, &format!("{at}.serviceAccounts"))?,
-        not_service_accounts: accounts(&s.not_service_accounts, ns, &format!("{at}.notServiceAccounts"))?,
-        source_ips: nets(&s.ip_blocks, &format!("{at}.ipBlocks"))?,
-        not_source_ips: nets(&s.not_ip_blocks, &format!("{at}.notIpBlocks"))?,
-        ..Match::default()
-    };
-    nets(&s.remote_ip_blocks, &format!("{at}.remoteIpBlocks"))?;
-    nets(&s.not_remote_ip_blocks, &format!("{at}.notRemoteIpBlocks"))?;
-    l7(
-        &[
-            (&s.request_principals, "requestPrincipals"),
-            (&s.not_request_principals, "notRequestPrincipals"),
-            (&s.remote_ip_blocks, "remoteIpBlocks"),
-            (&s.not_remote_ip_blocks, "notRemoteIpBlocks"),
-        ],
-        at,
-    )
-    .map(|beyond| (m, beyond))
+    all(&source(s), ns, at)
 }
 
-fn operation(o: &Operation, at: &str) -> Result<(Match, bool), Bad> {
-    if *o == Operation::default() {
-        return Err((at.into(), "is empty: name at least one condition".into()));
-    }
-    let m = Match {
-        destination_ports: ports(&o.ports, &format!("{at}.ports"))?,
-        not_destination_ports: ports(&o.not_ports, &format!("{at}.notPorts"))?,
-        ..Match::default()
-    };
-    l7(
-        &[
-            (&o.hosts, "hosts"),
-            (&o.not_hosts, "notHosts"),
-            (&o.methods, "methods"),
-            (&o.not_methods, "notMethods"),
-            (&o.paths, "paths"),
-            (&o.not_paths, "notPaths"),
-        ],
-        at,
-    )
-    .map(|beyond| (m, beyond))
-}
-
-/// Is any of these fields, which L4 cannot see, used?
-fn l7(fields: &[(&Vec<String>, &str)], at: &str) -> Result<bool, Bad> {
-    let mut used = false;
-    for (v, name) in fields {
-        filled(v, &format!("{at}.{name}"))?;
-        used |= !v.is_empty();
-    }
-    Ok(used)
-}
-
-fn when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
+fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
     if w.values.is_empty() && w.not_values.is_empty() {
         return Err((at.into(), "has neither values nor notValues: give at least one".into()));
     }
-    let (values, not_values) = (&w.values, &w.not_values);
-    let (v_at, n_at) = (format!("{at}.values"), format!("{at}.notValues"));
-    let m = match w.key.as_str() {
-        "source.ip" => {
-            Match { source_ips: nets(values, &v_at)?, not_source_ips: nets(not_values, &n_at)?, ..Match::default() }
-        }
-        "destination.ip" => Match {
-            destination_ips: nets(values, &v_at)?,
-            not_destination_ips: nets(not_values, &n_at)?,
-            ..Match::default()
-        },
-        "source.namespace" => Match {
-            namespaces: strings(values, &v_at)?,
-            not_namespaces: strings(not_values, &n_at)?,
-            ..Match::default()
-        },
-        "source.principal" => Match {
-            principals: strings(values, &v_at)?,
-            not_principals: strings(not_values, &n_at)?,
-            ..Match::default()
-        },
-        "destination.port" => Match {
-            destination_ports: ports(values, &v_at)?,
-            not_destination_ports: ports(not_values, &n_at)?,
-            ..Match::default()
-        },
-        "source.serviceAccount" => {
-            let (yes, no) = (accounts(values, ns, &v_at)?, accounts(not_values, ns, &n_at)?);
-            Match { service_accounts: yes, not_service_accounts: no, ..Match::default() }
-        }
-        "source.trustDomain" if !values.iter().chain(not_values).any(|v| v.contains('*')) => {
-            let of = |v: &[String]| v.iter().map(|d| format!("{d}/*")).collect::<Vec<_>>();
-            filled(values, &v_at)?;
-            filled(not_values, &n_at)?;
-            Match {
-                principals: strings(&of(values), &v_at)?,
-                not_principals: strings(&of(not_values), &n_at)?,
-                ..Match::default()
-            }
-        }
-        "remote.ip" => {
-            nets(values, &v_at)?;
-            nets(not_values, &n_at)?;
-            return Ok((Match::default(), true));
-        }
-        k if l7_key(k) => {
-            filled(values, &v_at)?;
-            filled(not_values, &n_at)?;
-            return Ok((Match::default(), true));
-        }
-        k => {
-            return Err((
-                format!("{at}.key"),
-                format!(
-                    "{k:?} is not known: use source.ip, source.namespace, source.principal, source.serviceAccount, source.trustDomain, remote.ip, destination.ip, destination.port, connection.sni, request.headers[NAME], request.auth.principal, request.auth.audiences, request.auth.presenter or request.auth.claims[NAME]"
-                ),
-            ));
-        }
-    };
-    Ok((m, false))
-}
-
-/// Keys of conditions that only a waypoint can see.
-fn l7_key(k: &str) -> bool {
-    let named =
-        |prefix: &str| k.strip_prefix(prefix).is_some_and(|r| r.len() > 2 && r.starts_with('[') && r.ends_with(']'));
-    matches!(
-        k,
-        "connection.sni"
-            | "source.trustDomain"
-            | "request.auth.principal"
-            | "request.auth.audiences"
-            | "request.auth.presenter"
-    ) || named("request.headers")
-        || named("request.auth.claims")
-        || k.starts_with("experimental.envoy.filters.")
+    let unknown = || (format!("{at}.key"), format!("{:?} is not known: use {}", w.key, attribute::list()));
+    all(&[when(w).ok_or_else(unknown)?], ns, at)
 }
 
 /// What is valid, and yet hardly what was meant. For the one who applies it.
@@ -484,27 +486,14 @@ pub(super) fn warnings(p: &AuthorizationPolicy) -> Vec<String> {
     let action = s.action.as_deref().unwrap_or("ALLOW");
     for (i, r) in s.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
-        let from = r.from.iter().any(|f| source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
-        let to = r.to.iter().any(|t| operation(&t.operation, "").is_ok_and(|(_, l7)| l7));
-        let cond = r.when.iter().any(|w| l7_key(&w.key) || w.key == "remote.ip");
+        let from = r.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
+        let to = r.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
+        let cond = r.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
         if !attached && (from || to || cond) {
             out.push(match action {
                 "DENY" => format!("{at}: has conditions on HTTP, which ztunnel cannot see: it denies what the other conditions match, whatever the request; for HTTP attach the policy to a waypoint (targetRefs)"),
                 _ => format!("{at}: has conditions on HTTP, which ztunnel cannot see: it allows nothing there; for HTTP attach the policy to a waypoint (targetRefs)"),
             });
-        }
-        for (j, f) in r.from.iter().enumerate() {
-            let f = &f.source;
-            for (name, v) in [
-                ("principals", &f.principals),
-                ("notPrincipals", &f.not_principals),
-                ("namespaces", &f.namespaces),
-                ("notNamespaces", &f.not_namespaces),
-            ] {
-                for (k, v) in v.iter().enumerate().filter(|(_, v)| v.len() > 2 && v[1..v.len() - 1].contains('*')) {
-                    out.push(format!("{at}.from[{j}].source.{name}[{k}]: the '*' inside {v:?} is taken literally: only at the beginning or the end is it a wildcard"));
-                }
-            }
         }
     }
     if is_dry_run(p) {

@@ -201,6 +201,8 @@ fn peer_authentication_modes() {
         (pa("a", "n", strict), false, false),
         (pa("istio-system", "m", strict) + &pa("a", "n", "{mtls: {mode: PERMISSIVE}}"), true, true),
         (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: STRICT}}}"), false, true),
+        (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {'80': {mode: STRICT}}}"), false, true),
+        (pa("a", "w", "{selector: {matchLabels: {app: web}}, portLevelMtls: {\"80\": {mode: STRICT}}}"), false, true),
         (
             pa(
                 "a",
@@ -250,6 +252,90 @@ fn policies_at_l4() {
         let (m, p) = run(&policy(spec));
         assert!(p.is_empty(), "{spec}: {p:?}");
         assert_eq!((verdict(&m, B, 80), verdict(&m, None, 80)), (b, plain), "{spec}");
+    }
+}
+
+/// Each key of the table: at ztunnel as its row says, and a waypoint is told of an attribute that it knows. (What it makes of
+/// that: `every_key_evaluates` in the waypoint.)
+#[test]
+fn every_key_is_compiled_for_ztunnel_and_for_waypoints() {
+    use karst_policy::{
+        Attribute as A,
+        attribute::{KEYS, SeenBy},
+    };
+    for k in KEYS {
+        let (matches, other) = match k.attribute {
+            A::Principal => ("cluster.local/ns/b/sa/x", "cluster.local/ns/b/sa/y"),
+            A::Namespace => ("b", "c"),
+            A::ServiceAccount => ("b/x", "x"),
+            A::TrustDomain => ("cluster.local", "cluster"),
+            A::SourceIp => ("10.0.0.9", "10.0.0.8"),
+            A::DestinationIp => ("10.0.0.0/24", "10.1.0.0/24"),
+            A::Port => ("80", "81"),
+            A::RemoteIp => ("10.0.0.9", "10.0.0.8"),
+            A::Sni | A::Header | A::RequestPrincipal | A::Claim | A::Audience | A::Presenter => ("x", "y"),
+            A::Host | A::Method | A::Path => panic!("{k:?} is no key"),
+        };
+        let key = format!("{}{}", k.key, if k.is_named() { "[x]" } else { "" });
+        for (value, holds) in [(matches, true), (other, false)] {
+            for (field, holds) in [("values", holds), ("notValues", !holds)] {
+                let spec = |action: &str| {
+                    format!("action: {action}, rules: [{{when: [{{key: '{key}', {field}: ['{value}']}}]}}]")
+                };
+                for action in ["ALLOW", "DENY"] {
+                    let (m, p) = run(&policy(&format!("{{{}}}", spec(action))));
+                    assert!(p.is_empty(), "{key}: {p:?}");
+                    // Of what ztunnel cannot see nothing is allowed, and everything is denied.
+                    let allowed = k.attribute.seen_by() == SeenBy::Both && holds == (action == "ALLOW");
+                    assert_eq!(verdict(&m, B, 80), allowed, "{action} {key} {field}: {value}");
+                    let attached = format!("{{targetRefs: [{{kind: Service, group: '', name: s}}], {}}}", spec(action));
+                    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n";
+                    let (m, p) = run(&(policy(&attached) + service));
+                    assert!(p.is_empty(), "{key}: {p:?}");
+                    let access = &m.access["a/s.a.svc.cluster.local"];
+                    let test = &access.policies[0].rules[0].clauses[0].matches[0].tests[0];
+                    assert_eq!(test.attribute().known(), Some(k.attribute), "{key}");
+                    assert_eq!(test.name, if k.is_named() { "x" } else { "" });
+                }
+            }
+        }
+    }
+}
+
+/// Whatever field it is in: a value that would never be matched is refused, where it is applied and where it is compiled.
+#[test]
+fn a_star_inside_closes_what_the_policy_selects() {
+    let source =
+        ["principals", "notPrincipals", "namespaces", "notNamespaces", "requestPrincipals", "notRequestPrincipals"];
+    let operation = ["hosts", "notHosts", "methods", "notMethods", "paths", "notPaths"];
+    let keys = karst_policy::attribute::KEYS;
+    let mut rules: Vec<(String, String)> = vec![];
+    for f in source {
+        rules.push((format!("from[0].source.{f}[1]"), format!("from: [{{source: {{{f}: ['/x', 'VALUE']}}}}]")));
+    }
+    for f in operation {
+        rules.push((format!("to[0].operation.{f}[1]"), format!("to: [{{operation: {{{f}: ['/x', 'VALUE']}}}}]")));
+    }
+    let text = |k: &&karst_policy::attribute::Key| k.attribute.values() == karst_policy::attribute::Values::Text;
+    for k in keys.iter().filter(text) {
+        let key = format!("{}{}", k.key, if k.is_named() { "[x]" } else { "" });
+        for f in ["values", "notValues"] {
+            rules.push((format!("when[0].{f}[1]"), format!("when: [{{key: '{key}', {f}: ['/x', 'VALUE']}}]")));
+        }
+    }
+    for (field, rule) in rules {
+        for (value, fine) in
+            [("/a*", true), ("*a", true), ("*", true), ("*a*", false), ("/a*b", false), ("/a**", false)]
+        {
+            let (m, p) = run(&policy(&format!("{{action: DENY, rules: [{{{}}}]}}", rule.replace("VALUE", value))));
+            assert_eq!(p.is_empty(), fine, "{rule} {value}: {p:?}");
+            if !fine {
+                let said = p[0].to_string();
+                let named = format!("AuthorizationPolicy a/ap: spec.rules[0].{field}: {value:?} may have only one '*'");
+                assert!(said.contains(&named), "{said}");
+                assert!(!verdict(&m, B, 80) && !verdict(&m, None, 80), "{rule} {value} closes");
+            }
+        }
     }
 }
 

@@ -711,8 +711,30 @@ pub struct PeerAuthentication {
 pub struct PeerAuthenticationSpec {
     pub selector: Option<Selector>,
     pub mtls: Option<MutualTls>,
+    #[serde(deserialize_with = "by_port")]
     pub port_level_mtls: BTreeMap<u16, MutualTls>,
 }
+
+/// Keys of YAML may be numbers or text; in Kubernetes' API they are text, and many write them so.
+fn by_port<'de, D: serde::Deserializer<'de>>(d: D) -> Result<BTreeMap<u16, MutualTls>, D::Error> {
+    #[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+    #[serde(untagged)]
+    enum Key {
+        Number(i64),
+        Text(String),
+    }
+    let all = BTreeMap::<Key, MutualTls>::deserialize(d)?;
+    let port = |(k, m)| {
+        let text = match k {
+            Key::Number(n) => n.to_string(),
+            Key::Text(s) => s,
+        };
+        let bad = |_| serde::de::Error::custom(format!("{text:?} is not a port: use 1 to 65535"));
+        Ok((text.parse().map_err(bad)?, m))
+    };
+    all.into_iter().map(port).collect()
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MutualTls {

@@ -1,6 +1,7 @@
 //! A policy as it is evaluated. Mirrors `istio.security.Authorization`, with one addition: every place where the
 //! wire may hold something that we do not understand has an explicit `unknown` form.
 
+use crate::ValueError;
 use karst_core::Cidr;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -153,12 +154,16 @@ impl StringMatch {
         }
     }
     /// Reads Istio's notation: `*`, `x*`, `*x`, or the text itself.
-    pub fn parse(s: &str) -> Self {
-        match (s, s.strip_prefix('*'), s.strip_suffix('*')) {
-            ("*", ..) => StringMatch::Presence,
-            (_, Some(x), _) => StringMatch::Suffix(x.into()),
-            (_, _, Some(x)) => StringMatch::Prefix(x.into()),
-            _ => StringMatch::Exact(s.into()),
-        }
+    ///
+    /// # Errors
+    /// A `*` elsewhere, or one more: nobody knows what it was to mean.
+    pub fn parse(s: &str) -> Result<Self, ValueError> {
+        Ok(match (s.matches('*').count(), s.strip_prefix('*'), s.strip_suffix('*')) {
+            (0, ..) => StringMatch::Exact(s.into()),
+            (1, Some(""), _) => StringMatch::Presence,
+            (1, Some(end), _) => StringMatch::Suffix(end.into()),
+            (1, _, Some(start)) => StringMatch::Prefix(start.into()),
+            _ => return Err(ValueError::Star),
+        })
     }
 }

@@ -561,6 +561,52 @@ fn whatever_is_spoken_is_carried() {
     assert_eq!(&back, b"over and out");
 }
 
+/// A policy that comes later ends what it forbids: WebSockets, and connections of bytes.
+#[test]
+fn a_new_policy_ends_open_streams() {
+    use std::io::{Read, Write};
+    let s = Shop::new();
+    for other in &s.pods[1..] {
+        s.w.write_pod(other, false);
+    }
+    s.w.settle();
+    let _ws = Web::start(&s.pods[0], 8080, |_| {
+        (101, vec![("connection".into(), "upgrade".into()), ("upgrade".into(), "websocket".into())], vec![])
+    });
+    let _bytes = app::Echo::start(&s.pods[0], 8082, "");
+    let open = |path: &str| {
+        let mut c = Session::new(&s.client, shop(), "shop").unwrap();
+        let a = c.ask("GET", path, &[("connection", "Upgrade"), ("upgrade", "websocket")], b"").unwrap();
+        assert_eq!(a.status(), 101, "{path}");
+        c
+    };
+    let echoes = |c: &mut Session| {
+        let (w, r) = c.raw();
+        let mut back = [0; 1];
+        w.write_all(b"x").is_ok() && r.read_exact(&mut back).is_ok()
+    };
+    let ends = |r: &mut dyn Read| match r.read(&mut [0; 1]) {
+        Ok(n) => n == 0,
+        Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+    };
+    let deny = |rule: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: deny, namespace: app}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: shop}}], action: DENY, rules: [{rule}]}}\n"
+        )
+    };
+    let (mut chat, mut news) = (open("/chat"), open("/news"));
+    let mut bytes = s.client.connect("10.96.1.1:82".parse().unwrap()).unwrap();
+    bytes.set_read_timeout(Some(PATIENCE)).unwrap();
+    app::ping(&mut bytes, b"x").unwrap();
+    s.w.apply("policy", &deny("{from: [{source: {namespaces: [other]}}]}"));
+    assert!(echoes(&mut chat) && echoes(&mut news) && app::ping(&mut bytes, b"y").is_ok(), "others are meant");
+    // Of bytes it is not known what they ask for.
+    s.w.apply("policy", &deny("{to: [{operation: {paths: [/news]}}]}"));
+    assert!(ends(news.raw().1) && ends(&mut bytes) && echoes(&mut chat));
+    s.w.apply("policy", &deny("{from: [{source: {namespaces: [app]}}]}"));
+    assert!(ends(chat.raw().1));
+}
+
 #[test]
 fn policies_are_enforced_by_what_requests_show() {
     let mut s = Shop::new();
@@ -717,8 +763,8 @@ fn paths_are_not_disguised() {
         ["", "/", "/.", "/x/..", "/x/%2e%2e", "/%2e", "/x/.%2e", "/;a", "/x;/..;", "/%2F", "/%5C..", "\\", "/x\\.."];
     let word = ["/admin", "/%61dmin", "/adm%69n", "/%61%64%6d%69%6e", "/admin;x", "/admin%3Bx", "/./admin", "//admin"];
     let after = ["", "/", "/.", "/x", "?x", "#x", "%00", "/%2e", ";y", "//"];
-    let normal = |p: &str| {
-        // As an application may: parameters off, decoded, dots resolved.
+    // As applications may: percent-encoding off; then as they like.
+    let decode = |p: &str| {
         let p = p.split(['?', '#']).next().unwrap();
         let (mut bytes, mut i, p) = (vec![], 0, p.as_bytes());
         while i < p.len() {
@@ -734,9 +780,11 @@ fn paths_are_not_disguised() {
                 }
             }
         }
-        let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let resolve = |text: &str| {
         let mut out: Vec<&str> = vec![];
-        for seg in text.split('/').map(|s| s.split(';').next().unwrap()) {
+        for seg in text.split('/') {
             match seg {
                 "" | "." => {}
                 ".." => drop(out.pop()),
@@ -744,6 +792,15 @@ fn paths_are_not_disguised() {
             }
         }
         format!("/{}", out.join("/"))
+    };
+    let bare = |text: &str| text.split('/').map(|s| s.split(';').next().unwrap()).collect::<Vec<_>>().join("/");
+    // One that resolves, one that does not, one that takes parameters off before it decodes.
+    let oracles = |p: &str| {
+        [
+            resolve(&bare(&decode(p).replace('\\', "/"))),
+            decode(p),
+            resolve(&decode(&bare(p.split(['?', '#']).next().unwrap()))),
+        ]
     };
     let mut session: Option<Session> = None;
     let (mut cases, mut denied) = (0, 0);
@@ -766,11 +823,24 @@ fn paths_are_not_disguised() {
     let mut seen = 0;
     for m in servers.iter().flat_map(Web::take) {
         seen += 1;
-        let n = normal(m.path());
-        assert!(n != "/admin" && !n.starts_with("/admin/"), "an application was asked for {}", m.path());
+        for n in oracles(m.path()) {
+            assert!(n != "/admin" && !n.starts_with("/admin/"), "an application was asked for {}, {n}", m.path());
+        }
     }
     println!("{cases} variants: {denied} denied, {seen} went on, none of them to what is denied");
     assert!(cases >= 500 && denied > cases / 2);
+    // Only what is public in every reading is let in; it is the first application that decides what it runs.
+    s.w.apply("policy", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: allow, namespace: app}\nspec: {targetRefs: [{group: '', kind: Service, name: shop}], rules: [{to: [{operation: {paths: [/public/*]}}]}]}\n");
+    for i in ["/internal", "/%69nternal", "/internal;x", "/x/..%2finternal", "/x/%2e%2e%2finternal"] {
+        for up in ["/..%2f", "/..%5c", "/%2e%2e%2f", "/x/..%2f..%2f", "/;a/..%2f"] {
+            let path = format!("{i}{up}public/a");
+            let a = web::ask(&s.client, shop(), "shop", &path, &[]).unwrap();
+            assert_eq!(a.status(), 403, "{path}");
+        }
+    }
+    assert_eq!(web::ask(&s.client, shop(), "shop", "/public/a%20b", &[]).unwrap().status(), 200);
+    assert!(servers.iter().flat_map(Web::take).all(|m| oracles(m.path()).iter().all(|n| n.starts_with("/public/"))));
+    s.w.apply("policy", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: app}\nspec: {targetRefs: [{group: '', kind: Service, name: shop}], action: DENY, rules: [{to: [{operation: {paths: [/admin, /admin/*]}}]}]}\n");
     // The name of the host has no case, and may bring its port.
     for host in ["shop", "SHOP", "shop:80", "Shop.app.svc.cluster.local"] {
         let a = web::ask(&s.client, shop(), host, "/admin", &[]).unwrap();

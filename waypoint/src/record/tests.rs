@@ -375,6 +375,33 @@ async fn connections_through_a_gateway_are_counted_and_told_at_their_end() {
     LocalSet::new().run_until(run).await;
 }
 
+/// It was let in by the policies of before.
+#[tokio::test]
+async fn a_connection_that_a_policy_ends_is_told_with_it() {
+    let run = async {
+        let rule = ir::TcpRule { destinations: vec![to("s")], sni: vec!["shop.com".into()], ..Default::default() };
+        let table = ir::Table { http: vec![], tcp: vec![rule] };
+        let mut before = mesh(echo().await, closed().await);
+        gateway(&mut before, 8443, ir::ListenerProtocol::Tls, table.clone(), None);
+        let mut now = before.clone();
+        gateway(&mut now, 8443, ir::ListenerProtocol::Tls, table, Some(deny("/admin")));
+        let w = worker(now, "router");
+        let listener = before.gateway.as_ref().unwrap().ports[&8443].find(None).next().unwrap().clone();
+        let call = call(Called::Gateway(Some("shop.com".into())), 8443);
+        let (mut client, io) = socket().await;
+        let before = Arc::new(before);
+        let serve = edge::bytes(&w, &before, &call, &listener, ("shop.com", Speaks::Tls), io);
+        let ended = async { client.read_to_end(&mut vec![]).await.unwrap_err().kind() };
+        assert_eq!(tokio::join!(serve, ended).1, std::io::ErrorKind::ConnectionReset);
+        let lines = LINES.take();
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        let why = "rbac_access_denied_matched_policy[ns[ns]-policy[deny]-rule[0]] \"denied by policy ns/deny\" 0 0 ";
+        assert!(line.contains(&format!("\"- - -\" 0 - - {why}")), "{line}");
+        assert_eq!(w.shared.metrics.closed_by_policy.load(std::sync::atomic::Ordering::Relaxed), 1);
+    };
+    LocalSet::new().run_until(run).await;
+}
+
 #[tokio::test]
 async fn connections_through_a_waypoint_are_counted_whatever_becomes_of_them() {
     let run = async {

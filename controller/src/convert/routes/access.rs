@@ -2,12 +2,12 @@
 
 use super::{Hosts, Index, ir, tokens};
 use crate::convert::{
-    policy::{self, Attached},
+    policy::{self, Attached, Condition},
     selects,
     waypoint::{self, Binding},
 };
-use ir::Attribute as A;
 use karst_manifest::kinds::*;
+use karst_policy::{Attribute, attribute::Values};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The policies of each service.
@@ -80,7 +80,9 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
     out.set_action(match p.spec.action.as_deref() {
         Some("DENY") => ir::AccessAction::Deny,
         Some("AUDIT") => ir::AccessAction::Audit,
-        _ => ir::AccessAction::Allow,
+        None | Some("ALLOW") => ir::AccessAction::Allow,
+        // Refused before. Without rules it allows nothing.
+        Some(_) => return out,
     });
     out.rules = p.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
     out
@@ -119,78 +121,33 @@ fn bound(x: &Index<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gateway) ->
 fn rule(r: &PolicyRule, ns: &str) -> ir::AccessRule {
     let mut clauses = vec![];
     if !r.from.is_empty() {
-        let matches = r.from.iter().map(|f| source(&f.source, ns)).collect();
+        let matches = r.from.iter().map(|f| matched(&policy::source(&f.source), ns)).collect();
         clauses.push(ir::AccessClause { matches });
     }
     if !r.to.is_empty() {
-        let matches = r.to.iter().map(|t| operation(&t.operation)).collect();
+        let matches = r.to.iter().map(|t| matched(&policy::operation(&t.operation), ns)).collect();
         clauses.push(ir::AccessClause { matches });
     }
     for w in &r.when {
-        let test = when(w, ns);
-        clauses.push(ir::AccessClause { matches: vec![ir::AccessMatch { tests: vec![test] }] });
+        // A key that nobody knows has refused the policy before.
+        let one = policy::when(w).map_or_else(|| vec![ir::AccessTest::default()], |c| vec![test(&c, ns)]);
+        clauses.push(ir::AccessClause { matches: vec![ir::AccessMatch { tests: one }] });
     }
     ir::AccessRule { clauses }
 }
 
-fn test(a: A, values: &[String], not_values: &[String]) -> Option<ir::AccessTest> {
-    if values.is_empty() && not_values.is_empty() {
-        return None;
-    }
-    let (values, not_values) = (values.to_vec(), not_values.to_vec());
-    Some(ir::AccessTest { attribute: a as i32, name: String::new(), values, not_values })
+fn matched(conditions: &[Condition<'_>], ns: &str) -> ir::AccessMatch {
+    let said = |c: &&Condition<'_>| !c.values.is_empty() || !c.not_values.is_empty();
+    ir::AccessMatch { tests: conditions.iter().filter(said).map(|c| test(c, ns)).collect() }
 }
 
-fn accounts(all: &[String], ns: &str) -> Vec<String> {
-    all.iter().map(|a| if a.contains('/') { a.clone() } else { format!("{ns}/{a}") }).collect()
-}
-
-fn source(s: &Source, ns: &str) -> ir::AccessMatch {
-    let (own, not) = (accounts(&s.service_accounts, ns), accounts(&s.not_service_accounts, ns));
-    let tests = [
-        test(A::Principal, &s.principals, &s.not_principals),
-        test(A::RequestPrincipal, &s.request_principals, &s.not_request_principals),
-        test(A::Namespace, &s.namespaces, &s.not_namespaces),
-        test(A::ServiceAccount, &own, &not),
-        test(A::SourceIp, &s.ip_blocks, &s.not_ip_blocks),
-        test(A::RemoteIp, &s.remote_ip_blocks, &s.not_remote_ip_blocks),
-    ];
-    ir::AccessMatch { tests: tests.into_iter().flatten().collect() }
-}
-
-fn operation(o: &Operation) -> ir::AccessMatch {
-    let tests = [
-        test(A::Host, &o.hosts, &o.not_hosts),
-        test(A::Method, &o.methods, &o.not_methods),
-        test(A::Path, &o.paths, &o.not_paths),
-        test(A::Port, &o.ports, &o.not_ports),
-    ];
-    ir::AccessMatch { tests: tests.into_iter().flatten().collect() }
-}
-
-fn when(w: &When, ns: &str) -> ir::AccessTest {
-    let inner = |prefix: &str| {
-        let rest = w.key.strip_prefix(prefix)?.strip_prefix('[')?.strip_suffix(']')?;
-        Some(rest.to_string())
+fn test(c: &Condition<'_>, ns: &str) -> ir::AccessTest {
+    let values = |all: &[String]| match c.attribute.values() {
+        Values::Accounts => all.iter().map(|a| if a.contains('/') { a.clone() } else { format!("{ns}/{a}") }).collect(),
+        Values::Text | Values::Path | Values::Ranges | Values::Ports | Values::TrustDomains => all.to_vec(),
     };
-    let (attribute, name) = match w.key.as_str() {
-        "source.ip" => (A::SourceIp, String::new()),
-        "remote.ip" => (A::RemoteIp, String::new()),
-        "source.namespace" => (A::Namespace, String::new()),
-        "source.principal" => (A::Principal, String::new()),
-        "source.serviceAccount" => (A::ServiceAccount, String::new()),
-        "request.auth.principal" => (A::RequestPrincipal, String::new()),
-        "destination.ip" => (A::DestinationIp, String::new()),
-        "destination.port" => (A::Port, String::new()),
-        "connection.sni" => (A::Sni, String::new()),
-        key => match (inner("request.headers"), inner("request.auth.claims")) {
-            (Some(n), _) => (A::Header, n.to_ascii_lowercase()),
-            (_, Some(n)) => (A::Claim, n),
-            (None, None) if key == "request.auth.audiences" => (A::Audience, String::new()),
-            (None, None) if key == "request.auth.presenter" => (A::Presenter, String::new()),
-            (None, None) => (A::Unknown, String::new()),
-        },
-    };
-    let values = |v: &Vec<String>| if attribute == A::ServiceAccount { accounts(v, ns) } else { v.clone() };
-    ir::AccessTest { attribute: attribute as i32, name, values: values(&w.values), not_values: values(&w.not_values) }
+    // Headers are compared without case.
+    let name = if c.attribute == Attribute::Header { c.name.to_ascii_lowercase() } else { c.name.to_string() };
+    let attribute = ir::Attribute::from(c.attribute) as i32;
+    ir::AccessTest { attribute, name, values: values(c.values), not_values: values(c.not_values) }
 }

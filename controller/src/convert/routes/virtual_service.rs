@@ -385,6 +385,11 @@ impl Convert<'_> {
                     ":authority" if !invert => out.authority = Some(value),
                     ":path" if !invert => out.path = Some(value),
                     ":scheme" if !invert => out.scheme = Some(value),
+                    // The same to proxies, which look at the authority for both.
+                    ":authority" => {
+                        let value = Some(present(value));
+                        out.headers.push(ir::Named { name: "host".into(), value, invert });
+                    }
                     _ => {
                         let name = header_name(name, at)?;
                         out.headers.push(ir::Named { name, value: Some(present(value)), invert });

@@ -1,0 +1,283 @@
+//! A path as a policy has it: whole, with one `*` at an end, or a template (`{*}`, `{**}`, by the rules of Istio's validation).
+//! It goes through the function that the paths of requests go through ([`crate::path`]), once, when it is compiled.
+
+use crate::{
+    ValueError,
+    path::{ANY, ONE, Part, can_stand, forms},
+};
+
+/// How a path must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathPattern(Vec<Form>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Form {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    Present,
+    Template(Template),
+}
+
+/// Segments, and whatever follows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Template {
+    /// None: any one that is not empty.
+    segments: Vec<Option<String>>,
+    /// What `{**}` is followed by; None: there is none.
+    end: Option<String>,
+}
+
+impl PathPattern {
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If it would never match, or nobody knows what it means.
+    pub fn parse(s: &str) -> Result<Self, ValueError> {
+        if !s.starts_with(['/', '*']) {
+            return Err(ValueError::Relative);
+        }
+        if s.contains(['?', '#']) {
+            return Err(ValueError::Query);
+        }
+        if s.contains(['{', '}']) {
+            return template(s);
+        }
+        let all = |s: &str, part, form: fn(String) -> Form| Self(forms(s, part).into_iter().map(form).collect());
+        Ok(match (s.matches('*').count(), s.strip_suffix('*'), s.strip_prefix('*')) {
+            (0, ..) => all(s, Part::Whole, Form::Exact),
+            (1, Some(""), _) => Self(vec![Form::Present]),
+            (1, Some(start), _) => all(start, Part::Start, Form::Prefix),
+            (1, _, Some(end)) => all(end, Part::End, Form::Suffix),
+            _ => return Err(ValueError::PathStar),
+        })
+    }
+
+    /// Does a reading match?
+    pub fn matches(&self, path: &str) -> bool {
+        self.0.iter().any(|f| match f {
+            Form::Exact(x) => x == path,
+            Form::Prefix(x) => path.starts_with(x.as_str()),
+            Form::Suffix(x) => path.ends_with(x.as_str()),
+            Form::Present => !path.is_empty(),
+            Form::Template(t) => t.matches(path),
+        })
+    }
+}
+
+fn template(s: &str) -> Result<PathPattern, ValueError> {
+    let (mut any, mut marked) = (false, String::with_capacity(s.len()));
+    for segment in s.strip_prefix('/').ok_or(ValueError::PathStar)?.split('/') {
+        marked.push('/');
+        match segment {
+            "{*}" | "{**}" if any => return Err(ValueError::NotLast),
+            "{*}" => marked.push(ONE as char),
+            "{**}" => {
+                any = true;
+                marked.push(ANY as char);
+            }
+            x if x.contains(['{', '}']) => return Err(ValueError::Braces),
+            x if x.contains('*') => return Err(ValueError::PathStar),
+            x if !x.bytes().all(|c| can_stand(c) || c == b'%') => return Err(ValueError::Literal),
+            x => marked.push_str(x),
+        }
+    }
+    Ok(PathPattern(forms(&marked, Part::Whole).iter().map(|f| Form::Template(Template::new(f))).collect()))
+}
+
+impl Template {
+    fn new(marked: &str) -> Self {
+        let (start, end) = match marked.split_once(ANY as char) {
+            Some((start, end)) => (start.strip_suffix('/').unwrap_or(start), Some(end.to_string())),
+            None => (marked, None),
+        };
+        let one = |s: &str| (s.as_bytes() != [ONE]).then(|| s.to_string());
+        Self { segments: start.split('/').skip(1).map(one).collect(), end }
+    }
+
+    /// Looks at each byte once or twice. As in Envoy, `{**}` is any text, empty or of several segments, between the slashes
+    /// that are written: `/a/{**}` is not `/a`, and `/{**}/b` not `/b`.
+    fn matches(&self, path: &str) -> bool {
+        let mut rest = path;
+        for s in &self.segments {
+            let Some(more) = rest.strip_prefix('/') else { return false };
+            let (segment, more) = more.split_at(more.find('/').unwrap_or(more.len()));
+            if s.as_ref().map_or(segment.is_empty(), |s| s != segment) {
+                return false;
+            }
+            rest = more;
+        }
+        match &self.end {
+            None => rest.is_empty(),
+            Some(end) => rest.strip_prefix('/').is_some_and(|rest| rest.ends_with(end.as_str())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Readings;
+    use ValueError as E;
+
+    /// As a DENY has it, and as an ALLOW has it.
+    fn of(value: &str, path: &str) -> (bool, bool) {
+        let (p, r) = (PathPattern::parse(value).unwrap(), Readings::of(path));
+        (r.any(|x| p.matches(x)), r.all(|x| p.matches(x)))
+    }
+
+    #[test]
+    fn values_are_normalised_as_requests_are() {
+        for (value, path) in [
+            ("/a//b", "/a//b"),
+            ("/a//b", "/a/b"),
+            ("/a/./b", "/a/b"),
+            ("/my files/*", "/my%20files/x"),
+            ("/my%20files/*", "/my%20files/x"),
+            ("/caf\u{e9}", "/caf%c3%a9"),
+            ("/caf%C3%A9", "/caf%c3%a9"),
+            ("/a%2fb/*", "/a%2Fb/c"),
+            ("/100%", "/100%25"),
+            ("/a;v=1", "/a;v=1"),
+            ("*//x", "/a//x"),
+            ("/a%20b/{*}/c", "/a%20b/x/c"),
+        ] {
+            assert_eq!(of(value, path), (true, true), "{value} {path}");
+        }
+        // A part of a segment is no segment: neither "..", nor one with parameters.
+        assert_eq!(of("/a/..*", "/b"), (false, false));
+        assert_eq!(of("/a/.*", "/a/b"), (false, false));
+        assert_eq!(of("/a;b*", "/ac"), (false, false));
+        assert_eq!(of("*..", "/b"), (false, false));
+    }
+
+    #[test]
+    fn any_reading_denies_and_all_allow() {
+        for (value, path, wanted) in [
+            ("/public/*", "/internal/..%2fpublic/a", (true, false)),
+            ("/internal/*", "/internal/..%2fpublic/a", (true, false)),
+            ("/public/*", "/public/a%2fb", (true, true)),
+            ("/public/*", "/public/..%2f..%2fx", (true, false)),
+            ("/admin", "/%61dmin", (true, false)),
+            ("/admin*", "/x;/..;/admin", (true, false)),
+            ("/public/*", "/other", (false, false)),
+            ("*", "/a;b%2f..", (true, true)),
+        ] {
+            assert_eq!(of(value, path), wanted, "{value} {path}");
+        }
+    }
+
+    #[test]
+    fn templates_are_those_of_envoy() {
+        for (value, path, wanted) in [
+            ("/a/{*}", "/a/b", true),
+            ("/a/{*}", "/a/", false),
+            ("/a/{*}", "/a", false),
+            ("/a/{*}", "/a/b/c", false),
+            ("/a/{*}/c", "/a/b/c", true),
+            ("/a/{**}", "/a/b/c", true),
+            ("/a/{**}", "/a/", true),
+            ("/a/{**}", "/a", false),
+            ("/{**}", "/", true),
+            ("/{**}/c", "/a/b/c", true),
+            ("/{**}/c", "/c", false),
+            ("/{**}/c", "/a/c/d", false),
+            ("/{*}/{**}/x.js", "/a/b/c/x.js", true),
+            ("/a/{**}/", "/a/b/", true),
+            ("/a/{**}/", "/a/b", false),
+        ] {
+            assert_eq!(of(value, path), (wanted, wanted), "{value} {path}");
+        }
+    }
+
+    #[test]
+    fn what_would_never_match_is_refused() {
+        for (value, wanted) in [
+            ("*/admin/*", E::PathStar),
+            ("/a*b", E::PathStar),
+            ("/a**", E::PathStar),
+            ("**", E::PathStar),
+            ("/user/{id}", E::Braces),
+            ("/user/{*}x", E::Braces),
+            ("/{***}", E::Braces),
+            ("/a}", E::Braces),
+            ("/{*}/b*", E::PathStar),
+            ("*/{*}", E::PathStar),
+            ("/{**}/{**}", E::NotLast),
+            ("/{**}/a/{*}", E::NotLast),
+            ("/{*}/a b", E::Literal),
+            ("admin", E::Relative),
+            ("", E::Relative),
+            ("/a?b=c", E::Query),
+        ] {
+            assert_eq!(PathPattern::parse(value), Err(wanted), "{value}");
+        }
+    }
+
+    /// Once, each `{**}` tried every length of the rest: time grew with a power of the path's length.
+    #[test]
+    fn templates_take_linear_time() {
+        let p = PathPattern::parse(&format!("{}/{{**}}/b/c", "/{*}".repeat(8))).unwrap();
+        let path = "/b".repeat(1 << 20);
+        let begun = std::time::Instant::now();
+        assert!(!p.matches(&path) && p.matches(&format!("{path}/c")));
+        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+
+    /// Random paths against small oracles: applications that decode without resolving, that decode and resolve, that take
+    /// parameters off or read `\` as a slash at some time. None of them ever reads what a policy has not judged.
+    #[test]
+    fn no_application_reads_what_was_not_judged() {
+        use rand::Rng;
+        let mut r = rand::rng();
+        let words = ["/", "a", "b", "..", ".", "%2f", "%2e", ";", "%3b", "\\", "%5c", "//", "%61", "x", "%2F..%2F"];
+        let decode = |s: &str| {
+            let (b, mut i, mut out) = (s.as_bytes(), 0, vec![]);
+            while i < b.len() {
+                let code = s.get(i + 1..i + 3).and_then(|x| u8::from_str_radix(x, 16).ok()).filter(|_| b[i] == b'%');
+                out.push(code.unwrap_or(b[i]));
+                i += if code.is_some() { 3 } else { 1 };
+            }
+            String::from_utf8(out).unwrap()
+        };
+        let resolve = |s: &str| {
+            let mut out: Vec<&str> = vec![];
+            for x in s.split('/').filter(|x| !x.is_empty() && *x != ".") {
+                if x == ".." {
+                    out.pop();
+                } else {
+                    out.push(x);
+                }
+            }
+            let slash = ["/", "/.", "/.."].iter().any(|e| s.ends_with(e)) && !out.is_empty();
+            format!("/{}{}", out.join("/"), if slash { "/" } else { "" })
+        };
+        let bare = |s: &str| s.split('/').map(|x| x.split(';').next().unwrap()).collect::<Vec<_>>().join("/");
+        for _ in 0..100_000 {
+            let n = r.random_range(0..8);
+            let path = "/".to_string() + &(0..n).map(|_| words[r.random_range(0..words.len())]).collect::<String>();
+            let slashes = |s: &str| s.replace('\\', "/");
+            let seen = [
+                decode(&path),
+                resolve(&decode(&path)),
+                resolve(&slashes(&decode(&path))),
+                resolve(&decode(&bare(&path))),
+                resolve(&slashes(&bare(&decode(&path)))),
+                resolve(&bare(&slashes(&decode(&path)))),
+            ];
+            let readings = Readings::of(&path);
+            for s in seen {
+                assert!(readings.any(|x| x == s), "{path:?} is read as {s:?}: {readings:?}");
+            }
+            for value in ["/a*", "/b/*", "/x", "*b", "/a//b"] {
+                let p = PathPattern::parse(value).unwrap();
+                let (any, all) = (readings.any(|x| p.matches(x)), readings.all(|x| p.matches(x)));
+                assert!(any || !all);
+                let app = resolve(&decode(&path));
+                assert!(any || !p.matches(&app), "{value} is passed by {path:?}, read as {app:?}");
+                assert!(!all || p.matches(&app), "{value} lets in {path:?}, read as {app:?}");
+                assert!(!all || p.matches(&decode(&path)), "{value} lets in {path:?}, only decoded");
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The open byte streams of one worker (TCP, TLS that ends elsewhere, WebSockets), so that a policy that comes later closes what
+//! it forbids. (Requests are judged one by one.) A stream is registered once it is open, and judged again then if the policies
+//! have changed since it was let in: no change falls between.
+
+use crate::{
+    access::{Access, Asked, Denial, Request},
+    control::Snapshot,
+    gateway::Gateway,
+    serve::{Call, Called},
+    token::Token,
+};
+use http::{HeaderMap, Method};
+use karst_core::Identity;
+use karst_policy::Readings;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::IpAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+use tokio::sync::Notify;
+
+/// The request that a stream has begun with, as it was judged.
+pub struct Upgrade {
+    pub method: Method,
+    pub authority: String,
+    pub path: String,
+    pub headers: HeaderMap,
+    pub token: Option<Token>,
+}
+
+/// Whose policies decide.
+enum Policies {
+    None,
+    Service(Arc<Access>),
+    Gateway(Arc<Gateway>),
+}
+
+impl Policies {
+    /// As [`Snapshot::access_to`] has it.
+    fn of(s: &Snapshot, called: &Called) -> Self {
+        match called {
+            Called::Service(x) if !x.is_stand_in() => {
+                s.access.get(&x.key).map_or(Policies::None, |a| Policies::Service(a.clone()))
+            }
+            Called::Service(_) | Called::Gateway(_) => {
+                s.gateway.as_ref().map_or(Policies::None, |g| Policies::Gateway(g.clone()))
+            }
+        }
+    }
+
+    /// The same as before? They are held, so that others cannot be where they were.
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Policies::None, Policies::None) => true,
+            (Policies::Service(a), Policies::Service(b)) => Arc::ptr_eq(a, b),
+            (Policies::Gateway(a), Policies::Gateway(b)) => Arc::ptr_eq(a, b),
+            (Policies::None | Policies::Service(_) | Policies::Gateway(_), _) => false,
+        }
+    }
+
+    fn access(&self) -> Option<&Access> {
+        match self {
+            Policies::None => None,
+            Policies::Service(a) => Some(a),
+            Policies::Gateway(g) => g.access.as_ref(),
+        }
+    }
+}
+
+struct Open {
+    peer: Option<Identity>,
+    source: IpAddr,
+    destination: IpAddr,
+    port: u16,
+    sni: Option<String>,
+    called: Called,
+    request: Option<Box<Upgrade>>,
+    /// By what it was judged last.
+    policies: RefCell<Policies>,
+    closing: RefCell<Option<Denial>>,
+    notify: Notify,
+}
+
+impl Open {
+    /// Judges it anew if the policies are others. True: it has to end now.
+    fn recheck(&self, s: &Snapshot) -> bool {
+        let new = Policies::of(s, &self.called);
+        if new.same(&self.policies.borrow()) || self.closing.borrow().is_some() {
+            return false;
+        }
+        let why = new.access().and_then(|a| self.refused(a));
+        self.policies.replace(new);
+        let ends = why.is_some();
+        if ends {
+            self.closing.replace(why);
+            self.notify.notify_one();
+        }
+        ends
+    }
+
+    fn refused(&self, a: &Access) -> Option<Denial> {
+        let readings = self.request.as_ref().map(|r| Readings::of(&r.path));
+        let request = self.request.as_ref().zip(readings.as_ref()).map(|(r, path)| Request {
+            method: r.method.as_str(),
+            authority: &r.authority,
+            path,
+            headers: &r.headers,
+            token: r.token.as_ref(),
+        });
+        let (peer, sni) = (self.peer.as_ref(), self.sni.as_deref());
+        let (source, destination, port) = (self.source, self.destination, self.port);
+        a.judge(&Asked { peer, source, destination, port, sni, request }).denial()
+    }
+}
+
+/// The open streams of a worker.
+#[derive(Default)]
+pub struct Conns {
+    open: RefCell<HashMap<u64, Rc<Open>>>,
+    next: Cell<u64>,
+}
+
+/// A stream that is registered until this is dropped.
+pub struct Guard {
+    all: Rc<Conns>,
+    id: u64,
+    open: Rc<Open>,
+}
+
+impl Conns {
+    /// Registers a stream that was let in by the policies of one snapshot, and judges it by those of the present.
+    pub fn add(
+        self: &Rc<Self>,
+        judged: &Snapshot,
+        now: &Snapshot,
+        call: &Call,
+        request: Option<Box<Upgrade>>,
+        closed: &AtomicU64,
+    ) -> Guard {
+        let open = Rc::new(Open {
+            peer: call.peer.clone(),
+            source: call.from.ip(),
+            destination: call.to,
+            port: call.port,
+            sni: call.tcp().sni.map(String::from),
+            called: call.called.clone(),
+            request,
+            policies: RefCell::new(Policies::of(judged, &call.called)),
+            closing: RefCell::default(),
+            notify: Notify::new(),
+        });
+        if open.recheck(now) {
+            closed.fetch_add(1, Relaxed);
+        }
+        let id = self.next.get();
+        self.next.set(id + 1);
+        self.open.borrow_mut().insert(id, open.clone());
+        Guard { all: self.clone(), id, open }
+    }
+
+    /// After a change: ends what is no longer allowed.
+    pub fn recheck(&self, s: &Snapshot, closed: &AtomicU64) {
+        let ended = self.open.borrow().values().filter(|o| o.recheck(s)).count();
+        closed.fetch_add(ended as u64, Relaxed);
+    }
+}
+
+impl Guard {
+    /// Waits until a policy forbids it, and says which.
+    pub async fn forbidden(&self) -> Denial {
+        loop {
+            if let Some(why) = self.open.closing.borrow().clone() {
+                return why;
+            }
+            self.open.notify.notified().await;
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.all.open.borrow_mut().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use karst_api::route as ir;
+    use karst_policy::Attribute;
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    fn is_ready(f: impl Future) -> bool {
+        pin!(f).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    fn deny(attribute: Attribute, value: &str) -> ir::Access {
+        let attribute = ir::Attribute::from(attribute) as i32;
+        let tests = vec![ir::AccessTest { attribute, values: vec![value.into()], ..Default::default() }];
+        let clauses = vec![ir::AccessClause { matches: vec![ir::AccessMatch { tests }] }];
+        let mut p =
+            ir::AccessPolicy { name: "ns/deny".into(), rules: vec![ir::AccessRule { clauses }], ..Default::default() };
+        p.set_action(ir::AccessAction::Deny);
+        ir::Access { policies: vec![p], ..Default::default() }
+    }
+
+    fn call(called: Called) -> Call {
+        Call {
+            peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok(),
+            from: ([10, 0, 0, 9], 4000).into(),
+            source: None,
+            called,
+            port: 80,
+            to: [10, 0, 0, 1].into(),
+            hello: None,
+            place: None,
+        }
+    }
+
+    fn upgrade(path: &str) -> Option<Box<Upgrade>> {
+        let (method, authority) = (Method::GET, "shop".to_string());
+        Some(Box::new(Upgrade { method, authority, path: path.into(), headers: HeaderMap::new(), token: None }))
+    }
+
+    #[test]
+    fn a_new_deny_ends_open_streams_of_a_service() {
+        let mut s = Snapshot::new("");
+        s.mesh = karst_proxy::testing::snapshot(
+            vec![],
+            vec![karst_proxy::testing::service("shop", "10.1.0.1", &[(80, 80)])],
+        );
+        let service = s.mesh.services.values().next().unwrap().clone();
+        let called = || call(Called::Service(service.clone()));
+        let (conns, closed) = (Rc::new(Conns::default()), AtomicU64::new(0));
+        let bytes = conns.add(&s, &s, &called(), None, &closed);
+        let chat = conns.add(&s, &s, &called(), upgrade("/chat"), &closed);
+        let news = conns.add(&s, &s, &called(), upgrade("/x;y/..%2f..%2fnews"), &closed);
+        let before = s.clone();
+        let put = |s: &mut Snapshot, a: ir::Access| {
+            s.access.insert(service.key.clone(), Arc::new(Access::new(&a).unwrap()));
+            conns.recheck(s, &closed);
+        };
+        let ends = |g: &Guard| is_ready(g.forbidden());
+        put(&mut s, deny(Attribute::Principal, "cluster.local/ns/other/*"));
+        assert_eq!([&bytes, &chat, &news].map(ends), [false; 3], "another caller is meant");
+        put(&mut s, deny(Attribute::Path, "/news"));
+        // Of bytes it is not known what they ask for.
+        assert_eq!([&bytes, &chat, &news].map(ends), [true, false, true]);
+        assert_eq!(closed.load(Relaxed), 2);
+        conns.recheck(&s, &closed);
+        assert_eq!(closed.load(Relaxed), 2, "each ends once");
+        // One that was let in before, and is there only now.
+        let late = conns.add(&before, &s, &called(), None, &closed);
+        assert!(ends(&late) && closed.load(Relaxed) == 3);
+        drop((bytes, chat, news, late));
+        assert!(conns.open.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_new_deny_ends_open_streams_of_a_gateway() {
+        let mut s = Snapshot::new("");
+        let gateway = |access: Option<ir::Access>| {
+            Some(Arc::new(Gateway::new(&ir::Gateway { access, ..Default::default() }).unwrap()))
+        };
+        s.gateway = gateway(None);
+        let (conns, closed) = (Rc::new(Conns::default()), AtomicU64::new(0));
+        let [mail, web] = ["mail.example", "web.example"]
+            .map(|sni| conns.add(&s, &s, &call(Called::Gateway(Some(sni.into()))), None, &closed));
+        s.gateway = gateway(Some(deny(Attribute::Sni, "mail.*")));
+        conns.recheck(&s, &closed);
+        assert!(is_ready(mail.forbidden()) && !is_ready(web.forbidden()));
+    }
+}
