@@ -73,11 +73,13 @@ struct Kind {
     kind: String,
 }
 
+/// What is to be said of an object among those that are there.
+type Around = Box<dyn Fn(&Object) -> Vec<Finding>>;
+
 /// What reviews are answered by.
 pub struct Judge {
     pub mesh: Mesh,
-    /// What is to be said of an object among those that are there.
-    pub around: Box<dyn Fn(&Object) -> Vec<Finding>>,
+    pub around: Around,
     pub counts: Arc<Counts>,
 }
 

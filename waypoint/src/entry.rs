@@ -402,7 +402,8 @@ mod tests {
     fn there_is_one_authority() {
         use Version as V;
         let (one, two) = (V::HTTP_11, V::HTTP_2);
-        let table: [(Version, &str, &[&str], Option<(&str, &str)>); 14] = [
+        type Row<'a> = (Version, &'a str, &'a [&'a str], Option<(&'a str, &'a str)>);
+        let table: [Row<'_>; 14] = [
             (one, "/", &["shop:80"], Some(("shop:80", "shop"))),
             (one, "/", &["Admin.Example.com."], Some(("admin.example.com", "admin.example.com"))),
             (one, "/", &["admin.example.com.:8080"], Some(("admin.example.com:8080", "admin.example.com"))),

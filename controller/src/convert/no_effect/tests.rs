@@ -356,7 +356,7 @@ impl<'de> de::Deserializer<'de> for Walk<'_> {
         v.visit_seq(Once(Some(self.below("[]"))))
     }
     fn deserialize_map<V: Visitor<'de>>(self, v: V) -> Result<V::Value, Fault> {
-        v.visit_map(Fields { keys: vec!["*"].into_iter(), next: "*", of: self })
+        v.visit_map(Fields { keys: ["*"].iter(), next: "*", of: self })
     }
     fn deserialize_struct<V: Visitor<'de>>(
         self,
@@ -366,10 +366,10 @@ impl<'de> de::Deserializer<'de> for Walk<'_> {
     ) -> Result<V::Value, Fault> {
         let mut of = self;
         if of.around.iter().filter(|a| **a == name).count() > 1 {
-            return v.visit_map(Fields { keys: vec![].into_iter(), next: "", of });
+            return v.visit_map(Fields { keys: [].iter(), next: "", of });
         }
         of.around.push(name);
-        v.visit_map(Fields { keys: fields.to_vec().into_iter(), next: "", of })
+        v.visit_map(Fields { keys: fields.iter(), next: "", of })
     }
     serde::forward_to_deserialize_any! { i128 u128 unit unit_struct tuple tuple_struct enum ignored_any }
 }
@@ -384,14 +384,14 @@ impl<'de> SeqAccess<'de> for Once<'_> {
 }
 
 struct Fields<'a> {
-    keys: std::vec::IntoIter<&'static str>,
+    keys: std::slice::Iter<'static, &'static str>,
     next: &'static str,
     of: Walk<'a>,
 }
 impl<'de> MapAccess<'de> for Fields<'_> {
     type Error = Fault;
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
-        let Some(key) = self.keys.next() else { return Ok(None) };
+        let Some(key) = self.keys.next().copied() else { return Ok(None) };
         self.next = key;
         seed.deserialize(key.into_deserializer()).map(Some)
     }
