@@ -103,7 +103,7 @@ fn documents(text: &str) -> Vec<(usize, &str)> {
     out
 }
 
-/// All documents of a file as they are written, each with its first line. What is no YAML is left out ([`file`] tells).
+/// All documents of a file as they are written, each with its first line. What is no YAML is left out ([`file()`] tells).
 pub fn values(text: &str) -> Vec<(usize, serde_json::Value)> {
     documents(text).into_iter().filter_map(|(line, doc)| Some((line, serde_yaml_ng::from_str(doc).ok()?))).collect()
 }

@@ -3,7 +3,7 @@
 //!
 //! - [`state`]: workloads, services and policies as one immutable snapshot.
 //! - [`secrets`]: certificates, fetched when first needed and renewed in time.
-//! - [`dial`]: the way to an endpoint; [`unreachable`]: those that are avoided for a while.
+//! - [`dial`]: the way to an endpoint; [`mod@unreachable`]: those that are avoided for a while.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
 //! - [`crew`]: the workers of a process as they see each other.
 //! - [`discovery`]: metrics of the way to the control plane.
