@@ -243,7 +243,7 @@ rule("two", "any", "two", "http2", W + "edge.rs", probe=r"let two = first\.start
 # --- state -----------------------------------------------------------------------------------------------------------
 rule("state", "method", "stand_in", "add_workload_service", P + "state.rs", [W + "control.rs"], receivers=("mesh", "fn &mut self", "s"), special="stand_in_mut")
 rule("state", "method", "stand_in", "workload_service", P + "state.rs", [W + "*.rs"], receivers=("Service", "fn"))
-rule("state", "method", "is_stand_in", "is_workload_service", P + "state.rs", [W + "*.rs", Z + "*.rs"])
+rule("state", "method", "is_stand_in", "is_workload_service", P + "state.rs", [P + "*.rs", W + "*.rs", Z + "*.rs"])
 rule("state", "any", "era", "telemetry_generation", W + "control.rs", [W + "metrics.rs", W + "record.rs", W + "request_log.rs", W + "serve.rs"], probe=r"pub era: u64")
 
 # --- control plane clients -------------------------------------------------------------------------------------------
