@@ -106,14 +106,22 @@ pub(super) fn is_dry_run(p: &AuthorizationPolicy) -> bool {
     p.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
 }
 
-/// An allow policy without rules: it allows nothing. (Of one in dry run it is known that it is to refuse nobody.)
+/// Was it to let somebody in, whatever else it says? What cannot be read of such a policy lets nobody in. Any other may have been
+/// to refuse: beside another one that allows, to let nobody in would be to refuse nobody, so it refuses everybody.
+pub(super) fn grants(p: &AuthorizationPolicy) -> bool {
+    matches!(p.spec.action.as_deref(), None | Some("ALLOW" | "AUDIT"))
+}
+
+/// What stands for a policy that cannot be read: an ALLOW without rules, or a DENY of everything ([`grants`]). (Of one in dry run
+/// it is known that it is to refuse nobody.)
 fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Policy {
+    let (action, rules) = if grants(p) { (Action::Allow, vec![]) } else { (Action::Deny, vec![Rule::default()]) };
     Policy {
         name: p.metadata.name.as_str().into(),
         namespace: p.metadata.namespace.as_str().into(),
         scope: scope(x, p),
-        action: Action::Allow,
-        rules: vec![],
+        action,
+        rules,
         dry_run: is_dry_run(p),
     }
 }

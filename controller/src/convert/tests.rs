@@ -415,6 +415,34 @@ fn bad_policies_close_and_are_reported() {
     }
 }
 
+/// One that was to refuse, or nobody knows to do what, refuses also where another allows everything.
+#[test]
+fn a_policy_that_cannot_be_read_refuses_beside_one_that_allows() {
+    let waypoint = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    for (spec, refuses) in [
+        ("action: DENY, rules: [{when: [{key: source.port, values: ['1']}]}]", true),
+        ("action: DENY, rules: [{from: [{source: {ipBlocks: [10.0.0.0/40]}}]}]", true),
+        ("action: CUSTOM, rules: [{}]", true),
+        ("action: PERMIT, rules: [{}]", true),
+        ("rules: [{when: [{key: source.port, values: ['1']}]}]", false),
+        ("action: AUDIT, rules: [{when: [{key: source.port, values: ['1']}]}]", false),
+    ] {
+        let object = |name: &str, spec: &str| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: a}}\nspec: {{{spec}}}\n"
+            )
+        };
+        let (m, p) = run(&(policy("{rules: [{}]}") + &object("bad", spec)));
+        assert_eq!((p.len(), verdict(&m, B, 80)), (1, !refuses), "{spec}");
+        // And at a waypoint.
+        let target = "targetRefs: [{group: '', kind: Service, name: s}]";
+        let (m, p) = run(&(waypoint.clone() + &object("bad", &format!("{target}, {spec}"))));
+        let policies = &m.access["a/s.a.svc.cluster.local"].policies;
+        let told: Vec<_> = policies.iter().map(|p| (p.action, p.rules.len())).collect();
+        assert_eq!((p.len(), told), (1, vec![if refuses { (1, 1) } else { (0, 0) }]), "{spec}");
+    }
+}
+
 #[test]
 fn service_entries_get_stable_addresses() {
     let se = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [x.example], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 192.0.2.1}]}\n";

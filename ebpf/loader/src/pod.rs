@@ -116,11 +116,7 @@ impl Node {
                 pod.ips.len()
             )));
         }
-        let cookie = netns.cookie().map_err(Error::kernel(
-            "cannot enter the pod's network namespace",
-            "SO_NETNS_COOKIE",
-            "5.14",
-        ))?;
+        let cookie = cookie_of(netns)?;
         let dir = self.pod_dir(&pod.uid);
         let maps = dir.join(format!("v{LAYOUT}"));
         fs::create_dir_all(&maps).map_err(Error::io("cannot create", &maps))?;
@@ -147,11 +143,7 @@ impl Node {
     /// # Errors
     /// If none of them can be guarded, whatever it is.
     pub fn guard(&self, netns: &Netns, pod: &PodConfig, devices: Vec<Device>) -> Result<Guarding, Error> {
-        let cookie = netns.cookie().map_err(Error::kernel(
-            "cannot enter the pod's network namespace",
-            "SO_NETNS_COOKIE",
-            "5.14",
-        ))?;
+        let cookie = cookie_of(netns)?;
         let dir = self.pod_dir(&pod.uid);
         let mut bpf = self.load_pod(pod, cookie, &dir.join(format!("v{LAYOUT}")))?;
         guard::attach(&mut bpf, netns, &dir, devices)
@@ -261,11 +253,7 @@ impl Node {
     /// # Errors
     /// With the step that failed.
     pub fn release(&mut self, netns: &Netns, pod: &PodConfig) -> Result<(), Error> {
-        let cookie = netns.cookie().map_err(Error::kernel(
-            "cannot enter the pod's network namespace",
-            "SO_NETNS_COOKIE",
-            "5.14",
-        ))?;
+        let cookie = cookie_of(netns)?;
         self.detach(&pod.uid, guard::PINS);
         let unguarded = in_netns(netns, guard::remove_filters)?;
         self.set_enrolled(cookie, false)?;
@@ -300,6 +288,11 @@ impl Node {
             }
         }
     }
+}
+
+/// What tells the pod's network namespace from all others.
+fn cookie_of(netns: &Netns) -> Result<u64, Error> {
+    netns.cookie().map_err(Error::kernel("cannot enter the pod's network namespace", "SO_NETNS_COOKIE", "5.14"))
 }
 
 /// Only a pod all of whose devices are guarded is enrolled.

@@ -200,6 +200,13 @@ impl World {
             })
             .unwrap();
     }
+    /// Without the pod's routing the guard alone is in the way of a connection.
+    fn drops_past_routing(&self, why: &str) {
+        self.cut_routing();
+        let _stray = self.begins(PEER, false);
+        assert_eq!(self.taken(WHILE), None, "{why}");
+        assert!(self.count(Counter::GuardDrop) >= 1);
+    }
     /// Takes away what leads marked connections to `lo`: whoever has CAP_NET_ADMIN in the pod can do so.
     fn cut_routing(&self) {
         self.pod.run(|| ip("rule del pref 10")).unwrap();
@@ -288,11 +295,7 @@ fn pod_guard_lets_only_ztunnels_connections_out_until_the_pod_leaves() {
     w.enrol();
     // What a restarted agent does: in place, so that there is one guard and no moment without.
     w.enrol();
-    w.cut_routing();
-    let stray = w.begins(PEER, false);
-    assert_eq!(w.taken(WHILE), None, "the guard must drop it");
-    assert!(w.count(Counter::GuardDrop) >= 1);
-    drop(stray);
+    w.drops_past_routing("the guard must drop it");
     let own = w.begins(PEER, true);
     assert_eq!(w.taken(SOON), Some(Taker::PeerApp), "ztunnel's passes");
     assert!(w.count(Counter::GuardPass) >= 1);
@@ -325,11 +328,7 @@ fn a_device_that_comes_again_under_its_old_name_is_guarded_again() {
     w.pod.run(|| ip("link del eth0")).unwrap();
     w.new_eth0("", "eth0");
     w.enrol();
-    w.cut_routing();
-    let stray = w.begins(PEER, false);
-    assert_eq!(w.taken(WHILE), None, "the new device has no guard");
-    assert!(w.count(Counter::GuardDrop) >= 1);
-    drop(stray);
+    w.drops_past_routing("the new device has no guard");
 }
 
 #[test]
@@ -347,11 +346,7 @@ fn a_device_under_the_name_of_one_that_was_renamed_is_guarded() {
     // The guard of the first one is pinned under this name, and lives.
     w.new_eth0("", "eth1");
     w.enrol();
-    w.cut_routing();
-    let stray = w.begins(PEER, false);
-    assert_eq!(w.taken(WHILE), None, "the new device has no guard");
-    assert!(w.count(Counter::GuardDrop) >= 1);
-    drop(stray);
+    w.drops_past_routing("the new device has no guard");
 }
 
 #[test]
@@ -373,9 +368,5 @@ fn a_device_made_anew_with_its_name_and_index_has_lost_its_guard_and_gets_it_aga
     let each = w.node.guard(&w.pod, &w.config, vec![eth0.clone(), gone]).unwrap();
     assert!(matches!(&each[..], [(d, Ok(()))] if *d == eth0), "{each:?}");
     assert_eq!(w.node.lost(&w.config, devices).unwrap(), []);
-    w.cut_routing();
-    let stray = w.begins(PEER, false);
-    assert_eq!(w.taken(WHILE), None, "the new device has no guard");
-    assert!(w.count(Counter::GuardDrop) >= 1);
-    drop(stray);
+    w.drops_past_routing("the new device has no guard");
 }

@@ -218,9 +218,9 @@ fn listening(pod: &Pod) -> BTreeSet<u16> {
 }
 
 /// Connects to each of the ports, several at a time, has nothing to say, and waits for the end: so no more are under way than
-/// there are threads, and no listener's queue can overflow. How many were not settled, one way or the other, within 4 s.
+/// there are threads, and no listener's queue can overflow. How many were not settled, one way or the other, within 2 s.
 fn scan(from: &Pod, ip: IpAddr, ports: &[u16]) -> usize {
-    const LIMIT: Duration = Duration::from_secs(4);
+    const LIMIT: Duration = Duration::from_secs(2);
     let (next, stuck) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let one = |port: u16| {
         let Err(e) = TcpStream::connect_timeout(&SocketAddr::new(ip, port), LIMIT).and_then(|mut s| {
@@ -326,7 +326,7 @@ fn nothing_makes_ztunnel_call_itself() {
             text.lines().filter(of_bystanders).for_each(|l| println!("adversary {log}: {l}"));
         }
     }
-    row("all of these", "connections that were not settled within 4 s", "0", &stuck.to_string());
+    row("all of these", "connections that were not settled within 2 s", "0", &stuck.to_string());
     row("all of these", "failures that a bystander saw", "0", &failed.to_string());
     assert!(ok > 100, "{ok}");
     // A scan may have many connections on their way at once; more than one pod's share it never has.

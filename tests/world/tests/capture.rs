@@ -816,7 +816,11 @@ impl Second<'_> {
         let mut words = vec![];
         if !first {
             // The first change is taken up at once; those that follow come while the agent waits.
-            words.extend(["link add trigger type dummy".into(), "link del trigger".into(), "link del net1".into()]);
+            words.extend([
+                "link add trigger type veth peer name trigger2".into(),
+                "link del trigger".into(),
+                "link del net1".into(),
+            ]);
         }
         words.extend([
             format!("link add name net1 {index} type veth peer name anew{n} netns {node}"),

@@ -75,6 +75,10 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
     };
     // What was meant cannot be known: nothing is allowed until it is mended (or would be, if it is in dry run).
     if policy::trouble(x, p).is_some() {
+        if !policy::grants(p) {
+            out.set_action(ir::AccessAction::Deny);
+            out.rules = vec![ir::AccessRule::default()];
+        }
         return out;
     }
     out.set_action(match p.spec.action.as_deref() {
