@@ -134,8 +134,8 @@ fn tls_is_originated() {
     let s = Way::new();
     let (ca, clients) = (Ca::new(), Ca::new());
     let _server = TlsWeb::start(&s.outside, 8443, &ca.pair("api.example.com"), None);
-    // Without TLS the server answers nothing; with public authorities it is not known; it never goes on in plaintext.
-    s.until("{mode: DISABLE}", (503, ""));
+    // Without TLS the server answers no HTTP; with public authorities it is not known; it never goes on in plaintext.
+    s.until("{mode: DISABLE}", (502, "protocol error"));
     s.until("{mode: SIMPLE}", (503, ""));
     wait_for("the reason", PATIENCE, || s.w.log_text("waypoint-out-1.log").contains("UnknownIssuer").then_some(()));
     // The Secret comes after the rule that names it.

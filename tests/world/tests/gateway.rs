@@ -365,7 +365,8 @@ fn backends_are_spoken_to_by_tls() {
     let server = TlsWeb::start(&own, 8443, &ca.pair("own.com"), None);
     s.apply("gw", &gateway(&format!("[{{name: web, port: 80, protocol: HTTP, {ALL}}}]")), &[80]);
     s.w.apply("r1", &route("r1", "hostnames: [any.com]", "own"));
-    s.until(80, "any.com", "/", 503);
+    // What comes is no HTTP.
+    s.until(80, "any.com", "/", 502);
     let policy = |target: &str, validation: &str| {
         s.w.apply("tls", &format!("apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: own, namespace: app}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: own{target}}}], validation: {{{validation}}}}}\n"));
     };
