@@ -725,6 +725,7 @@ mod tests {
             (Failure::from(ConnectError::Timeout), Flag::ConnectFailure, true),
             (status(http::StatusCode::SERVICE_UNAVAILABLE).into(), Flag::ConnectFailure, true),
             (status(http::StatusCode::UNAUTHORIZED).into(), Flag::ConnectFailure, false),
+            (status(http::StatusCode::NOT_FOUND).into(), Flag::ConnectFailure, false),
             (ConnectError::from(DialError::NoCertificate(nobody())).into(), Flag::ConnectFailure, false),
             (ConnectError::from(DialError::NoAnswer(limits::FIRST_TRY)).into(), Flag::ConnectFailure, true),
             (Failure::Refused("x".into()), Flag::Reset, true),

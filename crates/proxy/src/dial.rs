@@ -486,7 +486,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_all_endpoints_would_refuse_is_held_against_none() {
-        for (status, of_endpoint) in [(503, true), (404, true), (400, false), (401, false), (403, false)] {
+        for (status, of_endpoint) in [
+            (503, true),
+            (504, true),
+            (404, false),
+            (400, false),
+            (401, false),
+            (403, false),
+            (421, false),
+            (500, false),
+        ] {
             run(async |ca, c| {
                 let p = Peer::start(&ca, &c.to.identity, move |_| Does::Answer(status)).await;
                 let e = c.open(p.at, true).await.err().unwrap();
