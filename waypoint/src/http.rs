@@ -569,7 +569,8 @@ fn mirror(
             let Some(i) = w.choose(&set, None, &[]) else { return };
             let Some(_counter) = Counter::request(&set) else { return };
             let held = Held::new(set.clone(), i, None);
-            let attempt = Attempt { set: &set, member: &set.members[i], from: call.from, has_other: &|| false };
+            let (member, from, held_back) = (&set.members[i], call.from, Cell::default());
+            let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back };
             let sent = match two {
                 true => upstream::http2(&w, &attempt, r, &Cell::default()).await,
                 false => upstream::http1(&w, &attempt, r, &Cell::default()).await,
@@ -676,7 +677,8 @@ async fn forward(
                 && can_repeat()
                 && balance::has_other(&set, i, &tried)
         };
-        let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other };
+        let held_back = Cell::new(false);
+        let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other, held: &held_back };
         let head_sent = Cell::new(false);
         let sent = async {
             match (upgrade, two) {
@@ -694,7 +696,14 @@ async fn forward(
         if let Some(Ok(_)) = &outcome {
             m.state.took(began.elapsed(), cluster::now());
         }
-        set.result(m, status);
+        let of_endpoint = match &outcome {
+            None => !held_back.get(),
+            Some(Ok(_)) => true,
+            Some(Err(e)) => e.is_of_endpoint(),
+        };
+        if of_endpoint {
+            set.result(m, status);
+        }
         let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref(), head_sent.get()));
         let possible = !over && can_repeat();
         if wanted

@@ -32,6 +32,7 @@ use karst_proxy::{
 use karst_rt::admission::Place;
 use std::{
     borrow::Cow,
+    cell::Cell,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -527,7 +528,8 @@ pub async fn open(
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
-        let attempt = Attempt { set: &set, member: m, from: call.from, has_other: &has_other };
+        let held = Cell::default();
+        let attempt = Attempt { set: &set, member: m, from: call.from, has_other: &has_other, held: &held };
         let e = match upstream::open(w, &attempt, speaks).await {
             Ok((io, lease)) => {
                 let guard = w.opened(judged, call, None);
@@ -536,7 +538,9 @@ pub async fn open(
             Err(e) => e,
         };
         tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
-        set.result(m, None);
+        if e.is_of_endpoint() {
+            set.result(m, None);
+        }
         record = record.failed(Flag::ConnectFailure, &e.to_string());
         if !e.may_retry() {
             return Err(record);

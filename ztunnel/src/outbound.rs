@@ -77,7 +77,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         if let Some(ip) = untold {
             let until = *held_until.get_or_insert_with(|| tokio::time::Instant::now() + limits::HOLD_TIMEOUT);
             // As rare, and as large.
-            planned = match Box::pin(w.told(ip, until)).await {
+            planned = match Box::pin(w.told(&p, ip, until)).await {
                 Told::Known => {
                     let Some(newer) = w.workload(&p.pod).await else {
                         socket::reset_on_close(&tcp);
