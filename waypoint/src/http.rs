@@ -718,7 +718,7 @@ async fn forward(
                 return failed(record, Flag::Overflow);
             }
             if !r.same_host {
-                tried.push(m.workload.uid.clone());
+                tried.push(i);
             }
             if let Some(Ok((a, after))) = outcome {
                 // The connection is used again; nobody waits for it.

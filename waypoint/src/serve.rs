@@ -545,7 +545,7 @@ pub async fn open(
         if !e.may_retry() {
             return Err(record);
         }
-        tried.push(m.workload.uid.clone());
+        tried.push(i);
     }
     if tried.is_empty() {
         record = record.failed(Flag::NoHealthy, "no endpoint");

@@ -265,7 +265,7 @@ impl<'a> Attempt<'a> {
     /// What is learnt of the endpoint counts where there are others.
     fn candidate(&self) -> Option<Candidate<'a>> {
         let Attempt { set, member, has_other, .. } = *self;
-        (set.members.len() > 1).then_some(Candidate { uid: &member.workload.uid, has_other })
+        (set.members.len() > 1).then_some(Candidate { endpoint: &*member.state, has_other })
     }
 }
 
@@ -281,7 +281,7 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
     };
     let late = || {
         if let Some(c) = a.candidate() {
-            w.dialer.avoid(c.uid);
+            c.endpoint.avoid();
         }
         ConnectError::Timeout
     };

@@ -365,10 +365,9 @@ impl Worker {
         Some(set)
     }
 
-    /// The endpoint of a destination for a request, by its place. `tried` are left out as long as there are others, and first of all
-    /// those that could not be reached a moment ago.
-    pub fn choose(&self, set: &Set, hash: Option<u64>, tried: &[Arc<str>]) -> Option<usize> {
-        balance::choose(set, hash, tried, &self.dialer.avoided(tried), |n| self.random(n))
+    /// See [`balance::choose`].
+    pub fn choose(&self, set: &Set, hash: Option<u64>, tried: &[usize]) -> Option<usize> {
+        balance::choose(set, hash, tried, |n| self.random(n))
     }
 
     /// Waits until it is known who is at an address of a pod range, or that nobody is.

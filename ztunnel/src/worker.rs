@@ -22,6 +22,7 @@ use karst_proxy::{
     crew::{Crew, Running},
     dial::Dialer,
     nobody::Nobody,
+    unreachable::Unreachable,
     untold::{Question, Told, Wait},
 };
 use karst_rt::{accept::accept, drain, socket::Keepalive};
@@ -181,6 +182,8 @@ pub struct Worker {
     number: usize,
     pub conns: Rc<Conns>,
     pub dialer: Dialer,
+    /// Endpoints that could not be reached a moment ago.
+    pub unreachable: Unreachable,
     pub settings: Settings,
     pub keepalive: Option<Keepalive>,
     pub drain: drain::Watch,
@@ -223,6 +226,7 @@ pub fn run(
         let w = Rc::new(Worker {
             conns: Conns::new(shared.metrics.clone(), shared.config.access_log),
             dialer: Dialer::new(shared.secrets.clone(), settings.clone(), keepalive, resolv_conf),
+            unreachable: Unreachable::new(limits::AVOID),
             keepalive,
             settings,
             shared,

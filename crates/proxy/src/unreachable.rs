@@ -1,6 +1,7 @@
 //! Endpoints that could not be reached a moment ago: one worker's memory of them, so that what comes next goes to others, where
 //! there are any. It is short, since nobody says when an endpoint is back.
 
+use crate::dial::Endpoint;
 use karst_core::limits;
 use std::{cell::RefCell, collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -16,6 +17,11 @@ impl Unreachable {
     /// Remembers endpoints for so long.
     pub fn new(avoid: Duration) -> Self {
         Self { avoid, all: RefCell::default() }
+    }
+
+    /// One of them, for who tries it.
+    pub fn endpoint<'a>(&'a self, uid: &'a Arc<str>) -> impl Endpoint + 'a {
+        Named { all: self, uid }
     }
 
     /// This endpoint could not be reached.
@@ -39,6 +45,17 @@ impl Unreachable {
             all.pop_front();
         }
         all.iter().map(|(u, _)| u).filter(|u| !tried.contains(u)).cloned().collect()
+    }
+}
+
+struct Named<'a> {
+    all: &'a Unreachable,
+    uid: &'a Arc<str>,
+}
+
+impl Endpoint for Named<'_> {
+    fn avoid(&self) {
+        self.all.add(self.uid);
     }
 }
 
