@@ -20,7 +20,7 @@ impl Unreachable {
     }
 
     /// One of them, for who tries it.
-    pub fn endpoint<'a>(&'a self, uid: &'a Arc<str>) -> impl Endpoint + 'a {
+    pub fn endpoint<'a>(&'a self, uid: &'a Arc<str>) -> Named<'a> {
         Named { all: self, uid }
     }
 
@@ -48,7 +48,8 @@ impl Unreachable {
     }
 }
 
-struct Named<'a> {
+/// An endpoint that is tried, by the name of its workload.
+pub struct Named<'a> {
     all: &'a Unreachable,
     uid: &'a Arc<str>,
 }
