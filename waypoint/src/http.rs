@@ -669,7 +669,12 @@ async fn forward(
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
         let last = retry.is_none_or(|r| attempt >= r.attempts);
-        let can_repeat = || !upgrade && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+        let head_sent = Cell::new(false);
+        // After an upgrade's head something else may have begun there.
+        let can_repeat = || {
+            let body = source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+            body && !(upgrade && head_sent.get())
+        };
         let has_other = || {
             let no_answer = Failure::from(ConnectError::Timeout);
             !last
@@ -679,10 +684,9 @@ async fn forward(
         };
         let held_back = Cell::new(false);
         let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other, held: &held_back };
-        let head_sent = Cell::new(false);
         let sent = async {
             match (upgrade, two) {
-                (true, _) => upstream::upgrade(w, &by, r).await,
+                (true, _) => upstream::upgrade(w, &by, r, &head_sent).await,
                 (false, true) => upstream::http2(w, &by, r, &head_sent).await,
                 (false, false) => upstream::http1(w, &by, r, &head_sent).await,
             }

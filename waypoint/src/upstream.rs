@@ -482,7 +482,8 @@ pub async fn http1(
     }
 }
 
-/// Sends a request that may change the protocol (WebSocket), on a connection that is used for nothing else.
+/// Sends a request that may change the protocol (WebSocket), on a connection that is used for nothing else. `sent`: something of it
+/// may have been.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -490,11 +491,13 @@ pub async fn upgrade(
     w: &Rc<Worker>,
     a: &Attempt<'_>,
     r: Request<Counted>,
+    sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
     let (mut send, conn, lease) = dial_http1(w, a).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
+    sent.set(true);
     let answer = send.send_request(r).await.map_err(|e| failure(&e))?;
     Ok((answer, After::Alone(lease)))
 }

@@ -499,3 +499,43 @@ async fn a_refused_connection_is_told_though_its_client_stays_silent() {
     };
     LocalSet::new().run_until(run).await;
 }
+
+#[tokio::test]
+async fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
+    let run = async {
+        let port = application().await;
+        let mut s = mesh(port, closed().await);
+        // Nobody listens there.
+        let lost = plain("lost", "127.0.0.2", KEY, port);
+        let pods = vec![pod("own", OWN, &[]), plain("a", "127.0.0.1", KEY, port), lost];
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 0)])]);
+        let retry = ir::Retry { reset: true, ..ir::Retry::istio() };
+        let http = ["/ws", "/broken"].map(|path| rule(path, "s", |r| r.retry = Some(retry.clone()))).into();
+        gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table { http, tcp: vec![] }, None);
+        let w = worker(s, "router");
+        // They stay open, so that both endpoints come by turns.
+        let mut open = vec![];
+        for path in ["/ws", "/ws", "/ws", "/ws", "/broken"] {
+            let (mut client, server) = tokio::io::duplex(64 << 10);
+            let (call, w) = (call(Called::Gateway(None), 8080), w.clone());
+            spawn_local(async move { serve::requests(&w, call, server, false).await });
+            let head =
+                format!("GET {path} HTTP/1.1\r\nhost: shop.com\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = vec![];
+            while !answer.ends_with(b"\r\n\r\n") {
+                answer.push(client.read_u8().await.unwrap());
+            }
+            let want = if path == "/ws" { "HTTP/1.1 101 " } else { "HTTP/1.1 503 " };
+            assert!(answer.starts_with(want.as_bytes()), "{path}: {}", String::from_utf8_lossy(&answer));
+            open.push(client);
+        }
+        while LINES.with_borrow(Vec::is_empty) {
+            tokio::task::yield_now().await;
+        }
+        // What was sent is not sent again: no RetryLimit.
+        let lines = LINES.take();
+        assert!(lines.len() == 1 && lines[0].contains("\"GET /broken HTTP/1.1\" 503 UC "), "{lines:?}");
+    };
+    LocalSet::new().run_until(run).await;
+}
