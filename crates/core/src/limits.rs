@@ -16,7 +16,7 @@ pub const AVOID: Duration = Duration::from_secs(10);
 /// An endpoint that has not answered for this long when its client stops waiting (a timeout of a route's) could not be reached,
 /// either.
 pub const UNANSWERED: Duration = Duration::from_secs(1);
-/// Endpoints that one worker avoids at a time; then the one that was avoided first is tried again.
+/// Endpoints that one worker of ztunnel avoids at a time; then the one that was avoided first is tried again.
 pub const MAX_AVOIDED: usize = 1024;
 /// A TLS handshake, either side; then the socket is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

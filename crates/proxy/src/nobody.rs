@@ -78,7 +78,9 @@ impl Nobody {
         let (mut all, now) = (self.all.borrow_mut(), Instant::now());
         if all.len() >= self.most && !all.contains_key(&ip) {
             let first = all.iter().min_by_key(|(_, a)| a.until).map(|(ip, _)| *ip);
-            first.and_then(|ip| all.remove(&ip));
+            if let Some(ip) = first {
+                all.remove(&ip);
+            }
         }
         all.insert(ip, Answer { until: now + self.holds, again: now + self.again });
     }
