@@ -96,7 +96,11 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         let chosen = endpoint(&planned);
         let has_other =
             || again && has_other(&mut ByLoad(&w), &w.unreachable, &snapshot, &source, to, &tried, chosen.as_ref());
-        let learnt = chosen.as_ref().map(|uid| w.unreachable.endpoint(uid));
+        let learnt = chosen.as_ref().map(|uid| {
+            // A waypoint's pod is itself at fault, whatever is called by it.
+            let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
+            w.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
+        });
         let candidate = learnt.as_ref().map(|x| Candidate { endpoint: x, has_other: &has_other });
         let ready = attempt(&w, &p, &planned, &source, &client, candidate).await;
         if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
@@ -151,7 +155,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
 
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
 fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
-    let mut avoided = w.unreachable.besides(tried);
+    let mut avoided = w.unreachable.besides(tried, to.port());
     if !avoided.is_empty() {
         // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
         let own = bound(s, source, to, &ByLoad(w));
@@ -178,7 +182,7 @@ fn has_other(
     chosen: Option<&Arc<str>>,
 ) -> bool {
     let mut besides: Vec<_> = tried.iter().chain(chosen).cloned().collect();
-    besides.extend(avoided.besides(&besides));
+    besides.extend(avoided.besides(&besides, to.port()));
     match plan(s, source, to, &besides, b) {
         Plan::Refuse(_) => false,
         other => endpoint(&other).is_none_or(|uid| !besides.contains(&uid)),
@@ -382,7 +386,7 @@ mod tests {
         let other = |tried: &[Arc<str>]| has_other(&mut First, &u, &s, c, to, tried, Some(a));
         assert!(other(&[]) && !other(std::slice::from_ref(b)));
         // It was lost a moment ago: it comes after this one, not in its place.
-        u.add(b);
+        u.add(b, Some(80));
         assert!(!other(&[]));
     }
 
