@@ -5,7 +5,7 @@ use crate::{
     place::Group,
 };
 use karst_api::route::{self as ir, Method};
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use xxhash_rust::xxh64::xxh64;
 
 /// Draws before every endpoint is looked at.
@@ -15,37 +15,53 @@ const OVERPROVISIONED: u64 = 140;
 /// In slow start an endpoint gets at least this part of its share, per cent (Istio).
 const WARM_MINIMUM: u64 = 10;
 
-/// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. `avoided` are left out as long
-/// as there are others, and so are, of those that remain, `tried`. None: no endpoint may be used.
-pub fn choose(
-    s: &Set,
-    hash: Option<u64>,
-    tried: &[Arc<str>],
-    avoided: &[Arc<str>],
-    mut random: impl FnMut(u64) -> u64,
-) -> Option<usize> {
-    let t = now();
-    let ejects = s.ejects(t);
-    let healthy = |m: &Member| !ejects || !m.state.is_ejected(t);
-    let fresh = |m: &Member| healthy(m) && !tried.contains(&m.workload.uid);
-    let first = if ejects { level(s, &healthy, &mut random) } else { 0 };
-    if !avoided.is_empty() {
-        let reached = |m: &Member| fresh(m) && !avoided.contains(&m.workload.uid);
-        if let Some(i) = near(s, first, hash, t, &reached, &mut random) {
-            return Some(i);
-        }
-    }
-    near(s, first, hash, t, &fresh, &mut random)
-        .or_else(|| if tried.is_empty() { None } else { near(s, first, hash, t, &healthy, &mut random) })
+/// Which endpoints a request may go to, now. `tried`: by their places.
+struct Look<'a> {
+    set: &'a Set,
+    t: u64,
+    ejects: bool,
+    tried: &'a [usize],
 }
 
-/// Is there another endpoint that could be used in place of this one, and has not been tried?
-pub fn has_other(s: &Set, i: usize, tried: &[Arc<str>]) -> bool {
-    let t = now();
-    let ejects = s.ejects(t);
-    let own = &s.members[i].workload.uid;
-    let other = |m: &Member| m.workload.uid != *own && !tried.contains(&m.workload.uid);
-    s.members.iter().any(|m| m.group.is_some() && other(m) && !(ejects && m.state.is_ejected(t)))
+impl<'a> Look<'a> {
+    fn at(set: &'a Set, tried: &'a [usize]) -> Self {
+        let t = now();
+        Self { set, t, ejects: set.ejects(t), tried }
+    }
+
+    fn is_healthy(&self, m: &Member) -> bool {
+        !self.ejects || !m.state.is_ejected(self.t)
+    }
+
+    /// Healthy, and not tried.
+    fn is_fresh(&self, m: &Member) -> bool {
+        self.is_healthy(m) && !self.tried.iter().any(|i| self.set.members.get(*i).is_some_and(|x| std::ptr::eq(x, m)))
+    }
+
+    /// Healthy, not tried, and not avoided: these come before all others, and only for them another one is given up.
+    fn is_usable(&self, m: &Member) -> bool {
+        !m.state.is_avoided(self.t) && self.is_fresh(m)
+    }
+}
+
+/// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. Those that could not be
+/// reached a moment ago are left out as long as there are others, and so are, of those that remain, `tried`. None: no endpoint may
+/// be used.
+pub fn choose(s: &Set, hash: Option<u64>, tried: &[usize], mut random: impl FnMut(u64) -> u64) -> Option<usize> {
+    let look = Look::at(s, tried);
+    let first = if look.ejects { level(s, &|m: &Member| look.is_healthy(m), &mut random) } else { 0 };
+    near(s, first, hash, look.t, &|m: &Member| look.is_usable(m), &mut random)
+        .or_else(|| near(s, first, hash, look.t, &|m: &Member| look.is_fresh(m), &mut random))
+        .or_else(|| match tried {
+            [] => None,
+            _ => near(s, first, hash, look.t, &|m: &Member| look.is_healthy(m), &mut random),
+        })
+}
+
+/// Is there another endpoint that would come before this one, if it has failed?
+pub fn has_other(s: &Set, i: usize, tried: &[usize]) -> bool {
+    let look = Look::at(s, tried);
+    s.members.iter().enumerate().any(|(k, m)| k != i && m.group.is_some() && look.is_usable(m))
 }
 
 /// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
@@ -249,6 +265,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::cluster::tests::set;
+    use karst_core::limits;
+    use karst_proxy::dial::Endpoint;
     use rand::Rng;
 
     fn with(m: Method, n: usize) -> Set {
@@ -261,7 +279,7 @@ mod tests {
         let mut r = rand::rng();
         let mut out = vec![0; s.members.len()];
         for k in 0..rounds {
-            out[choose(s, hash(k), &[], &[], |n| r.random_range(0..n.max(1))).unwrap()] += 1;
+            out[choose(s, hash(k), &[], |n| r.random_range(0..n.max(1))).unwrap()] += 1;
         }
         out
     }
@@ -284,7 +302,7 @@ mod tests {
         for m in [Method::RingHash, Method::Maglev] {
             let (four, five) = (with(m, 4), with(m, 5));
             let at = |s: &Set, k: usize| {
-                let i = choose(s, Some(hash(&k.to_le_bytes())), &[], &[], |_| 0).unwrap();
+                let i = choose(s, Some(hash(&k.to_le_bytes())), &[], |_| 0).unwrap();
                 s.members[i].workload.name.clone()
             };
             let moved = (0..1000).filter(|k| at(&four, *k) != at(&five, *k)).count();
@@ -298,42 +316,66 @@ mod tests {
         for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::RingHash] {
             let s = with(m, 2);
             let mut r = rand::rng();
-            let tried = vec![s.members[0].workload.uid.clone()];
             for _ in 0..50 {
-                let i = choose(&s, Some(7), &tried, &[], |n| r.random_range(0..n.max(1))).unwrap();
+                let i = choose(&s, Some(7), &[0], |n| r.random_range(0..n.max(1))).unwrap();
                 assert_eq!(i, 1, "{m:?}");
             }
-            let both: Vec<_> = s.members.iter().map(|m| m.workload.uid.clone()).collect();
-            assert!(choose(&s, Some(7), &both, &[], |_| 0).is_some());
+            assert!(choose(&s, Some(7), &[0, 1], |_| 0).is_some());
         }
-        assert!(choose(&with(Method::LeastRequest, 0), None, &[], &[], |_| 0).is_none());
+        assert!(choose(&with(Method::LeastRequest, 0), None, &[], |_| 0).is_none());
     }
 
     #[test]
     fn what_could_not_be_reached_is_left_out_while_there_are_others() {
         for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::PeakEwma, Method::RingHash] {
-            let s = with(m, 3);
-            let uid = |i: usize| s.members[i].workload.uid.clone();
-            let mut r = rand::rng();
-            let mut seen = |tried: &[Arc<str>], avoided: &[Arc<str>]| {
+            // Which of three are chosen.
+            let seen = |tried: &[usize], avoided: &[usize]| {
+                let s = with(m, 3);
+                avoided.iter().for_each(|i| s.members[*i].state.avoid());
+                let mut r = rand::rng();
                 let mut seen = [false; 3];
                 for k in 0..300_u32 {
-                    let i = choose(&s, Some(hash(&k.to_le_bytes())), tried, avoided, |n| r.random_range(0..n.max(1)));
+                    let i = choose(&s, Some(hash(&k.to_le_bytes())), tried, |n| r.random_range(0..n.max(1)));
                     seen[i.unwrap()] = true;
                 }
                 seen
             };
-            assert_eq!(seen(&[], &[uid(0)]), [false, true, true], "{m:?}");
-            assert_eq!(seen(&[uid(1)], &[uid(0)]), [false, false, true], "{m:?}");
+            assert_eq!(seen(&[], &[0]), [false, true, true], "{m:?}");
+            assert_eq!(seen(&[1], &[0]), [false, false, true], "{m:?}");
             // What has just failed is the last resort; then all are one.
-            assert_eq!(seen(&[uid(1)], &[uid(0), uid(2)]), [true, false, true], "{m:?}");
-            assert_eq!(seen(&[], &[uid(0), uid(1), uid(2)]), [true; 3], "{m:?}");
-            let all = [uid(0), uid(1), uid(2)];
-            assert_eq!(seen(&all, &[]), [true; 3], "{m:?}");
-            assert!(
-                has_other(&s, 0, &[uid(1)]) && !has_other(&s, 0, &[uid(1), uid(2)]) && !has_other(&with(m, 1), 0, &[])
-            );
+            assert_eq!(seen(&[1], &[0, 2]), [true, false, true], "{m:?}");
+            assert_eq!(seen(&[], &[0, 1, 2]), [true; 3], "{m:?}");
+            assert_eq!(seen(&[0, 1, 2], &[]), [true; 3], "{m:?}");
         }
+    }
+
+    #[test]
+    fn one_is_given_up_only_for_one_that_is_better() {
+        let s = with(Method::LeastRequest, 3);
+        assert!(has_other(&s, 0, &[]) && has_other(&s, 0, &[1]) && !has_other(&s, 0, &[1, 2]));
+        assert!(!has_other(&with(Method::LeastRequest, 1), 0, &[]));
+        // One that was lost a moment ago is tried after this one, not in its place.
+        s.members[1].state.avoid();
+        assert!(has_other(&s, 0, &[]) && !has_other(&s, 0, &[2]));
+        s.members[2].state.avoid();
+        assert!(!has_other(&s, 0, &[]));
+        // So is one that is ejected.
+        let outlier =
+            ir::Outlier { consecutive_5xx: 1, ejection_ms: 60_000, max_ejection_percent: 100, ..Default::default() };
+        let s = set(2, ir::Policy { outlier: Some(outlier), ..Default::default() });
+        assert!(has_other(&s, 0, &[]));
+        s.result(&s.members[1], Some(500));
+        assert!(!has_other(&s, 0, &[]) && has_other(&s, 1, &[]));
+    }
+
+    #[test]
+    fn what_could_not_be_reached_comes_back() {
+        let s = with(Method::LeastRequest, 1);
+        let e = &s.members[0].state;
+        assert!(!e.is_avoided(now()));
+        e.avoid();
+        let (now, time) = (now(), limits::AVOID.as_millis() as u64);
+        assert!(e.is_avoided(now) && e.is_avoided(now + time - 1_000) && !e.is_avoided(now + time));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use crate::{
 };
 use http::HeaderValue;
 use karst_api::route as ir;
+use karst_core::limits;
 use karst_proxy::{
+    dial,
     endpoints::{candidates_of, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
@@ -83,6 +85,8 @@ pub struct Endpoint {
     /// Until when it is ejected.
     ejected: AtomicU64,
     ejections: AtomicU32,
+    /// Until when others are better, since it could not be reached.
+    avoided: AtomicU64,
 }
 
 /// An endpoint of a destination at the moment.
@@ -250,7 +254,13 @@ impl Endpoint {
             gateway_errors: AtomicU32::new(0),
             ejected: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
+            avoided: AtomicU64::new(0),
         }
+    }
+
+    /// Could it not be reached a moment ago?
+    pub fn is_avoided(&self, now: u64) -> bool {
+        self.avoided.load(Relaxed) > now
     }
 
     /// Is it out at this time?
@@ -272,6 +282,12 @@ impl Endpoint {
         let next = if new > old { new } else { old - (old - new) / 8 };
         self.latency.store(next, Relaxed);
         self.measured.store(now, Relaxed);
+    }
+}
+
+impl dial::Endpoint for Endpoint {
+    fn avoid(&self) {
+        self.avoided.store(now() + limits::AVOID.as_millis() as u64, Relaxed);
     }
 }
 

@@ -569,7 +569,8 @@ fn mirror(
             let Some(i) = w.choose(&set, None, &[]) else { return };
             let Some(_counter) = Counter::request(&set) else { return };
             let held = Held::new(set.clone(), i, None);
-            let attempt = Attempt { set: &set, member: &set.members[i], from: call.from, has_other: &|| false };
+            let (member, from, held_back) = (&set.members[i], call.from, Cell::default());
+            let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back };
             let sent = match two {
                 true => upstream::http2(&w, &attempt, r, &Cell::default()).await,
                 false => upstream::http1(&w, &attempt, r, &Cell::default()).await,
@@ -668,7 +669,12 @@ async fn forward(
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
         let last = retry.is_none_or(|r| attempt >= r.attempts);
-        let can_repeat = || !upgrade && source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+        let head_sent = Cell::new(false);
+        // After an upgrade's head something else may have begun there.
+        let can_repeat = || {
+            let body = source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
+            body && !(upgrade && head_sent.get())
+        };
         let has_other = || {
             let no_answer = Failure::from(ConnectError::Timeout);
             !last
@@ -676,11 +682,11 @@ async fn forward(
                 && can_repeat()
                 && balance::has_other(&set, i, &tried)
         };
-        let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other };
-        let head_sent = Cell::new(false);
+        let held_back = Cell::new(false);
+        let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other, held: &held_back };
         let sent = async {
             match (upgrade, two) {
-                (true, _) => upstream::upgrade(w, &by, r).await,
+                (true, _) => upstream::upgrade(w, &by, r, &head_sent).await,
                 (false, true) => upstream::http2(w, &by, r, &head_sent).await,
                 (false, false) => upstream::http1(w, &by, r, &head_sent).await,
             }
@@ -694,7 +700,14 @@ async fn forward(
         if let Some(Ok(_)) = &outcome {
             m.state.took(began.elapsed(), cluster::now());
         }
-        set.result(m, status);
+        let of_endpoint = match &outcome {
+            None => !held_back.get(),
+            Some(Ok(_)) => true,
+            Some(Err(e)) => e.is_of_endpoint(),
+        };
+        if of_endpoint {
+            set.result(m, status);
+        }
         let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref(), head_sent.get()));
         let possible = !over && can_repeat();
         if wanted
@@ -709,7 +722,7 @@ async fn forward(
                 return failed(record, Flag::Overflow);
             }
             if !r.same_host {
-                tried.push(m.workload.uid.clone());
+                tried.push(i);
             }
             if let Some(Ok((a, after))) = outcome {
                 // The connection is used again; nobody waits for it.

@@ -32,6 +32,7 @@ use karst_proxy::{
 use karst_rt::admission::Place;
 use std::{
     borrow::Cow,
+    cell::Cell,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -42,7 +43,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// A client that says nothing for this long may be waiting for the server's greeting.
-const SILENCE: Duration = Duration::from_millis(200);
+pub const SILENCE: Duration = Duration::from_millis(200);
 /// What HTTP/2 begins with.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The head of a request from outside must be there after this time; counted from the end of the one before.
@@ -308,7 +309,7 @@ fn target(
 }
 
 /// Looks at the first bytes, and serves HTTP or carries bytes. `declared`: the service says that it is HTTP.
-async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
+pub async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
     let mut first = Vec::with_capacity(PREFACE.len());
     let mut early = None;
     if !declared {
@@ -318,19 +319,19 @@ async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) => first.extend_from_slice(&buf[..n]),
             Err(_) => {
-                let mut found = match raw(w, &call).await {
-                    Ok(f) => Some(f),
+                let (mut found, refused) = match raw(w, &call).await {
+                    Ok(f) => (Some(f), None),
                     // Bytes of which nothing is known are not let through, or there is no endpoint: a request may still come,
-                    // and will be told.
-                    Err(r) => {
-                        r.forget();
-                        None
-                    }
+                    // and will be told. If none comes, this is: when it is dropped.
+                    Err(r) => (None, Some(r)),
                 };
                 let Some(other) = &mut found else {
                     match io.read(&mut buf).await {
                         Ok(0) | Err(_) => return,
                         Ok(n) => first.extend_from_slice(&buf[..n]),
+                    }
+                    if let Some(r) = refused {
+                        r.forget();
                     }
                     io.unread(first.into());
                     return Box::pin(http(w, call, io, false)).await;
@@ -527,7 +528,8 @@ pub async fn open(
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
-        let attempt = Attempt { set: &set, member: m, from: call.from, has_other: &has_other };
+        let held = Cell::default();
+        let attempt = Attempt { set: &set, member: m, from: call.from, has_other: &has_other, held: &held };
         let e = match upstream::open(w, &attempt, speaks).await {
             Ok((io, lease)) => {
                 let guard = w.opened(judged, call, None);
@@ -536,12 +538,14 @@ pub async fn open(
             Err(e) => e,
         };
         tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
-        set.result(m, None);
+        if e.is_of_endpoint() {
+            set.result(m, None);
+        }
         record = record.failed(Flag::ConnectFailure, &e.to_string());
         if !e.may_retry() {
             return Err(record);
         }
-        tried.push(m.workload.uid.clone());
+        tried.push(i);
     }
     if tried.is_empty() {
         record = record.failed(Flag::NoHealthy, "no endpoint");

@@ -84,6 +84,15 @@ impl ConnectError {
             | ConnectError::Http(_) => true,
         }
     }
+
+    /// Does it say something of the endpoint? Not what is wrong with us, with the request, or with what is known.
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            ConnectError::Dial(e) => e.may_retry(),
+            ConnectError::Lent(_) | ConnectError::Untold(_) => false,
+            ConnectError::Timeout | ConnectError::NoAddress(_) | ConnectError::Tls(_) | ConnectError::Http(_) => true,
+        }
+    }
 }
 
 /// Why there is no answer.
@@ -110,6 +119,14 @@ impl Failure {
             Failure::Connect(_) => Flag::ConnectFailure,
             Failure::Refused(_) | Failure::Reset(_) => Flag::Reset,
             Failure::Protocol(_) => Flag::ProtocolError,
+        }
+    }
+
+    /// See [`ConnectError::is_of_endpoint`].
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            Failure::Connect(e) => e.is_of_endpoint(),
+            Failure::Refused(_) | Failure::Reset(_) | Failure::Protocol(_) => true,
         }
     }
 
@@ -240,17 +257,19 @@ pub struct Attempt<'a> {
     pub from: SocketAddr,
     /// Is there another endpoint that would be tried if this one does not answer?
     pub has_other: &'a dyn Fn() -> bool,
+    /// Set while the attempt waits for the control plane's word and not for the endpoint: its end then says nothing of that.
+    pub held: &'a Cell<bool>,
 }
 
 impl<'a> Attempt<'a> {
     /// What is learnt of the endpoint counts where there are others.
     fn candidate(&self) -> Option<Candidate<'a>> {
         let Attempt { set, member, has_other, .. } = *self;
-        (set.members.len() > 1).then_some(Candidate { uid: &member.workload.uid, has_other })
+        (set.members.len() > 1).then_some(Candidate { endpoint: &*member.state, has_other })
     }
 }
 
-/// Opens a byte stream to an endpoint.
+/// Opens a byte stream to an endpoint. Its rules say how long that may take; the control plane's word has its own time.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -260,8 +279,22 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
         0 => limits::CONNECT_TIMEOUT,
         ms => Duration::from_millis(ms),
     };
+    let late = || {
+        if let Some(c) = a.candidate() {
+            c.endpoint.avoid();
+        }
+        ConnectError::Timeout
+    };
+    let began = Instant::now();
+    let (address, workload) = match a.member.address.ip().is_unspecified() {
+        // Rare, and large: not in every request's task.
+        true => tokio::time::timeout(limit, Box::pin(found(w, a))).await.map_err(|_| late())??,
+        false => (a.member.address, a.member.workload.clone()),
+    };
+    let limit = limit.saturating_sub(began.elapsed());
+    let workload = told(w, a, address.ip(), workload).await?;
     let whole = async {
-        let (io, lease) = connect(w, a).await?;
+        let (io, lease) = connect(w, a, address, workload).await?;
         match s.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
             None => Ok((io, lease)),
             Some(t) => {
@@ -270,15 +303,7 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
             }
         }
     };
-    match tokio::time::timeout(limit, whole).await {
-        Ok(r) => r,
-        Err(_) => {
-            if let Some(c) = a.candidate() {
-                w.dialer.avoid(c.uid);
-            }
-            Err(ConnectError::Timeout)
-        }
-    }
+    tokio::time::timeout(limit, whole).await.map_err(|_| late())?
 }
 
 /// May this address be an endpoint that is known by its name, or by what was called? Not ourselves; and sent to a service's
@@ -312,36 +337,53 @@ fn lent(s: &Set, workload: &Workload) -> Option<String> {
     })
 }
 
-async fn connect(w: &Rc<Worker>, a: &Attempt<'_>) -> Result<(Io, Option<Lease>), ConnectError> {
-    let Attempt { set: s, member: m, .. } = *a;
-    let (mut address, mut workload) = (m.address, m.workload.clone());
-    if address.ip().is_unspecified() {
-        let mut ips = Box::pin(w.dialer.lookup(&m.workload.hostname, true)).await?;
-        let snapshot = w.snapshot();
-        ips.retain(|ip| is_usable(w, &snapshot, *ip));
-        if ips.is_empty() {
-            return Err(ConnectError::NoAddress(m.workload.hostname.clone()));
-        }
-        address.set_ip(ips[w.random(ips.len() as u64) as usize]);
-        // A name may lead to a member of the mesh: then it is spoken to as one.
-        if let Some(x) = snapshot.mesh.workload(address.ip()) {
-            workload = x.clone();
-        }
+/// Where the name of an endpoint leads, and to whom.
+async fn found(w: &Worker, a: &Attempt<'_>) -> Result<(SocketAddr, Arc<Workload>), ConnectError> {
+    let m = a.member;
+    let mut ips = w.dialer.lookup(&m.workload.hostname, true).await?;
+    let snapshot = w.snapshot();
+    ips.retain(|ip| is_usable(w, &snapshot, *ip));
+    if ips.is_empty() {
+        return Err(ConnectError::NoAddress(m.workload.hostname.clone()));
     }
-    // A waypoint takes tunnels whatever it is itself.
-    let plain = |x: &Workload| !x.hbone && s.through.is_none();
-    if plain(&workload) && w.shared.state.borrow().mesh.is_untold(address.ip()) {
-        // Rare, and large: not in every request's task.
-        match Box::pin(w.told(address.ip())).await {
-            Told::Known => workload = w.snapshot().mesh.member(&workload, address.ip()).clone(),
-            Told::Nobody => {}
-            Told::Nothing => return Err(ConnectError::Untold(address.ip())),
-        }
+    let ip = ips[w.random(ips.len() as u64) as usize];
+    // A name may lead to a member of the mesh: then it is spoken to as one.
+    let workload = snapshot.mesh.workload(ip).unwrap_or(&m.workload).clone();
+    Ok((SocketAddr::new(ip, m.address.port()), workload))
+}
+
+/// Is it spoken to without a tunnel? (A waypoint takes tunnels whatever it is itself.)
+fn is_plain(s: &Set, workload: &Workload) -> bool {
+    !workload.hbone && s.through.is_none()
+}
+
+/// Who an endpoint is, once it is known who is at its address.
+async fn told(w: &Worker, a: &Attempt<'_>, ip: IpAddr, workload: Arc<Workload>) -> Result<Arc<Workload>, ConnectError> {
+    if !is_plain(a.set, &workload) || !w.shared.state.borrow().mesh.is_untold(ip) {
+        return Ok(workload);
     }
+    a.held.set(true);
+    // Rare, and large: not in every request's task.
+    let told = Box::pin(w.told(ip)).await;
+    a.held.set(false);
+    match told {
+        Told::Known => Ok(w.snapshot().mesh.member(&workload, ip).clone()),
+        Told::Nobody => Ok(workload),
+        Told::Nothing => Err(ConnectError::Untold(ip)),
+    }
+}
+
+async fn connect(
+    w: &Rc<Worker>,
+    a: &Attempt<'_>,
+    address: SocketAddr,
+    workload: Arc<Workload>,
+) -> Result<(Io, Option<Lease>), ConnectError> {
+    let s = a.set;
     if let Some(why) = lent(s, &workload) {
         return Err(ConnectError::Lent(why));
     }
-    if plain(&workload) {
+    if is_plain(s, &workload) {
         let tcp = w.dialer.connect(&w.origin, None, address, a.candidate()).await?;
         return Ok((Io::socket(tcp), None));
     }
@@ -440,7 +482,8 @@ pub async fn http1(
     }
 }
 
-/// Sends a request that may change the protocol (WebSocket), on a connection that is used for nothing else.
+/// Sends a request that may change the protocol (WebSocket), on a connection that is used for nothing else. `sent`: something of it
+/// may have been.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -448,11 +491,13 @@ pub async fn upgrade(
     w: &Rc<Worker>,
     a: &Attempt<'_>,
     r: Request<Counted>,
+    sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, After), Failure> {
     let (mut send, conn, lease) = dial_http1(w, a).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
+    sent.set(true);
     let answer = send.send_request(r).await.map_err(|e| failure(&e))?;
     Ok((answer, After::Alone(lease)))
 }
@@ -653,7 +698,7 @@ mod tests {
         let key = Key { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
         let set = w.set(&w.snapshot(), &key, "10.96.0.1".parse().unwrap()).unwrap();
         let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
-        let attempt = Attempt { set: &set, member, from, has_other: &|| false };
+        let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &Cell::default() };
         open(&w, &attempt, Speaks::Anything).await.map(drop)
     }
 
@@ -671,6 +716,15 @@ mod tests {
                 s.put_pod_ranges("n", &ranges.encode_to_vec()).unwrap();
                 s
             };
+            // What is waited for is not the endpoint: it has another time.
+            let short = ir::Limits { connect_timeout_ms: 100, ..Default::default() };
+            let policy = Some(ir::Policy { limits: Some(short), ..Default::default() });
+            let rules = Arc::new(ir::Backend { policy, ..Default::default() });
+            let tell = |p: &Plane, mesh| {
+                let mut s = Snapshot { mesh, ..Snapshot::new("") };
+                s.backends.insert(KEY.into(), rules.clone());
+                p.state.send_replace(Arc::new(s));
+            };
             let l = TcpListener::bind("127.77.2.1:8080").await.unwrap();
             let taken = Rc::new(Cell::new(0));
             let count = taken.clone();
@@ -680,11 +734,12 @@ mod tests {
                 }
             });
             // A member has come there: nothing goes to it in plaintext. (It takes no tunnels here.)
-            let plane = Plane::start(&Ca::mint(), with(vec![]));
+            let mut plane = Plane::start(&Ca::mint(), with(vec![]));
+            tell(&plane, with(vec![]));
             let held = spawn_local(to_endpoint(plane.worker.clone()));
             sleep(Duration::from_millis(300)).await;
             assert!(!held.is_finished());
-            plane.tell(with(vec![pod("new", "127.77.2.1", &[])]));
+            tell(&plane, with(vec![pod("new", "127.77.2.1", &[])]));
             let e = timeout(PATIENCE, held).await.unwrap().unwrap().unwrap_err();
             let refused = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
             assert!(
@@ -694,11 +749,13 @@ mod tests {
             );
             assert_eq!(taken.get(), 0);
             // A pod outside of the mesh is known at once.
-            plane.tell(with(vec![pb::Workload { tunnel_protocol: 0, ..pod("out", "127.77.2.1", &[]) }]));
+            tell(&plane, with(vec![pb::Workload { tunnel_protocol: 0, ..pod("out", "127.77.2.1", &[]) }]));
             timeout(limits::ASK_AGAIN / 2, to_endpoint(plane.worker.clone())).await.unwrap().unwrap();
-            // Nobody is there, says the control plane twice.
-            plane.tell(with(vec![]));
-            let mut plane = plane;
+            // Without the control plane's word nothing goes there, and that is not the endpoint's matter.
+            tell(&plane, with(vec![]));
+            let e = timeout(PATIENCE, to_endpoint(plane.worker.clone())).await.unwrap().unwrap_err();
+            assert!(matches!(e, ConnectError::Untold(_)) && !e.is_of_endpoint(), "{e}");
+            // Nobody is there, it says twice.
             let held = spawn_local(to_endpoint(plane.worker.clone()));
             for _ in 0..2 {
                 assert!(!held.is_finished());
@@ -707,12 +764,10 @@ mod tests {
                 plane.asker.answered(&names);
             }
             timeout(PATIENCE, held).await.unwrap().unwrap().unwrap();
+            // That holds.
+            timeout(limits::ASK_AGAIN / 2, to_endpoint(plane.worker.clone())).await.unwrap().unwrap();
             sleep(Duration::from_millis(50)).await;
-            assert_eq!(taken.get(), 2);
-            // And without its word nothing goes there.
-            let e = timeout(PATIENCE, to_endpoint(plane.worker.clone())).await.unwrap().unwrap_err();
-            assert!(matches!(e, ConnectError::Untold(_)), "{e}");
-            assert_eq!(taken.get(), 2);
+            assert_eq!(taken.get(), 3);
         };
         LocalSet::new().run_until(run).await;
     }
@@ -725,6 +780,7 @@ mod tests {
             (Failure::from(ConnectError::Timeout), Flag::ConnectFailure, true),
             (status(http::StatusCode::SERVICE_UNAVAILABLE).into(), Flag::ConnectFailure, true),
             (status(http::StatusCode::UNAUTHORIZED).into(), Flag::ConnectFailure, false),
+            (status(http::StatusCode::NOT_FOUND).into(), Flag::ConnectFailure, false),
             (ConnectError::from(DialError::NoCertificate(nobody())).into(), Flag::ConnectFailure, false),
             (ConnectError::from(DialError::NoAnswer(limits::FIRST_TRY)).into(), Flag::ConnectFailure, true),
             (Failure::Refused("x".into()), Flag::Reset, true),
@@ -741,6 +797,24 @@ mod tests {
             // What every endpoint would refuse is not tried again, though nothing was sent.
             let unsent = ir::Retry { reset_before_request: true, ..Default::default() };
             assert_eq!([false, true].map(|sent| f.is_retryable(&unsent, sent)), [*again || is_answer, false], "{f}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_endpoints_matter_is_not_held_against_it() {
+        let status = |s: http::StatusCode| ConnectError::from(DialError::from(ClientError::Status(s)));
+        let nobody = "spiffe://cluster.local/ns/x/sa/x".parse().unwrap();
+        for (e, of_endpoint) in [
+            (ConnectError::Timeout, true),
+            (DialError::NoAnswer(limits::FIRST_TRY).into(), true),
+            (status(http::StatusCode::SERVICE_UNAVAILABLE), true),
+            (status(http::StatusCode::NOT_FOUND), false),
+            (ConnectError::Untold([10, 0, 0, 1].into()), false),
+            (ConnectError::Lent(String::new()), false),
+            (DialError::NoCertificate(nobody).into(), false),
+        ] {
+            let text = e.to_string();
+            assert_eq!(Failure::from(e).is_of_endpoint(), of_endpoint, "{text}");
         }
     }
 

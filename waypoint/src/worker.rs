@@ -23,6 +23,7 @@ use karst_hbone::{
 use karst_proxy::{
     crew::{Crew, Running},
     dial::Dialer,
+    nobody::Nobody,
     secrets::Secrets,
     state::Workload,
     untold::{Question, Told, Wait},
@@ -104,6 +105,8 @@ pub struct Worker {
     number: usize,
     pub settings: Settings,
     pub dialer: Dialer,
+    /// Addresses of nobody's that have been called.
+    nobody: Rc<Nobody>,
     /// Where connections to endpoints are made from.
     pub origin: Origin,
     pub upstream: Rc<upstream::Pool>,
@@ -192,6 +195,7 @@ impl Worker {
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
+            nobody: Nobody::new(limits::MAX_NOBODY),
             origin: Origin::host(),
             settings,
             shared,
@@ -361,17 +365,16 @@ impl Worker {
         Some(set)
     }
 
-    /// The endpoint of a destination for a request, by its place. `tried` are left out as long as there are others, and first of all
-    /// those that could not be reached a moment ago.
-    pub fn choose(&self, set: &Set, hash: Option<u64>, tried: &[Arc<str>]) -> Option<usize> {
-        balance::choose(set, hash, tried, &self.dialer.avoided(tried), |n| self.random(n))
+    /// See [`balance::choose`].
+    pub fn choose(&self, set: &Set, hash: Option<u64>, tried: &[usize]) -> Option<usize> {
+        balance::choose(set, hash, tried, |n| self.random(n))
     }
 
     /// Waits until it is known who is at an address of a pod range, or that nobody is.
     pub async fn told(&self, ip: IpAddr) -> Told {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
-        let (questions, until) = (&self.shared.questions, Instant::now() + limits::HOLD_TIMEOUT);
-        Wait { state, stream, questions, again: limits::ASK_AGAIN, until }.at(ip).await
+        let (questions, until) = (self.shared.questions.clone(), Instant::now() + limits::HOLD_TIMEOUT);
+        self.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await
     }
 
     /// The series of a key, from this worker's table.

@@ -21,6 +21,7 @@ use karst_hbone::{
 };
 use karst_proxy::{
     dial::{self, Candidate, Target},
+    unreachable::Unreachable,
     untold::Told,
 };
 use karst_rt::socket;
@@ -77,7 +78,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         if let Some(ip) = untold {
             let until = *held_until.get_or_insert_with(|| tokio::time::Instant::now() + limits::HOLD_TIMEOUT);
             // As rare, and as large.
-            planned = match Box::pin(w.told(ip, until)).await {
+            planned = match Box::pin(w.told(&p, ip, until)).await {
                 Told::Known => {
                     let Some(newer) = w.workload(&p.pod).await else {
                         socket::reset_on_close(&tcp);
@@ -93,15 +94,14 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
         let chosen = endpoint(&planned);
-        let has_other = || {
-            let others = [tried.as_slice(), chosen.as_slice()].concat();
-            again
-                && match plan(&snapshot, &source, to, &others, &mut ByLoad(&w)) {
-                    Plan::Refuse(_) => false,
-                    next => endpoint(&next).is_none_or(|uid| !others.contains(&uid)),
-                }
-        };
-        let candidate = chosen.as_ref().map(|uid| Candidate { uid, has_other: &has_other });
+        let has_other =
+            || again && has_other(&mut ByLoad(&w), &w.unreachable, &snapshot, &source, to, &tried, chosen.as_ref());
+        let learnt = chosen.as_ref().map(|uid| {
+            // A waypoint's pod is itself at fault, whatever is called by it.
+            let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
+            w.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
+        });
+        let candidate = learnt.as_ref().map(|x| Candidate { endpoint: x, has_other: &has_other });
         let ready = attempt(&w, &p, &planned, &source, &client, candidate).await;
         if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
             let port = (service.key.clone(), to.port());
@@ -155,7 +155,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
 
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
 fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
-    let mut avoided = w.dialer.avoided(tried);
+    let mut avoided = w.unreachable.besides(tried, to.port());
     if !avoided.is_empty() {
         // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
         let own = bound(s, source, to, &ByLoad(w));
@@ -169,6 +169,24 @@ fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketA
         }
     }
     plan(s, source, to, tried, &mut ByLoad(w))
+}
+
+/// Is there another endpoint than the chosen one that has not been tried? One that is avoided is no reason to give up this one.
+fn has_other(
+    b: &mut impl Balance,
+    avoided: &Unreachable,
+    s: &crate::state::Snapshot,
+    source: &Workload,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+    chosen: Option<&Arc<str>>,
+) -> bool {
+    let mut besides: Vec<_> = tried.iter().chain(chosen).cloned().collect();
+    besides.extend(avoided.besides(&besides, to.port()));
+    match plan(s, source, to, &besides, b) {
+        Plan::Refuse(_) => false,
+        other => endpoint(&other).is_none_or(|uid| !besides.contains(&uid)),
+    }
 }
 
 /// The endpoint of a service, or pod of a waypoint, that was chosen.
@@ -242,7 +260,7 @@ async fn attempt(
                     Err(o) => {
                         guard.end(&o);
                         if let Some(c) = candidate.filter(|_| o.may_retry()) {
-                            w.dialer.avoid(c.uid);
+                            c.endpoint.avoid();
                         }
                         Err(o)
                     }
@@ -318,8 +336,9 @@ fn record(
 mod tests {
     use super::*;
     use karst_api::{route, workload as pb};
-    use karst_proxy::testing::{pod, snapshot};
+    use karst_proxy::testing::{pod, service, snapshot};
     use prost::Message;
+    use std::time::Duration;
 
     /// The workload of a pod, as a controller tells of it; `uid` empty: as istiod does.
     fn told(name: &str, uid: &str) -> Arc<Workload> {
@@ -339,6 +358,36 @@ mod tests {
         }
         let n = size(serve);
         assert!(n < 2700, "{n} bytes, which every open connection has");
+    }
+
+    struct First;
+    impl Balance for First {
+        fn random(&mut self, _: u64) -> u64 {
+            0
+        }
+        fn load(&self, _: &str) -> u64 {
+            0
+        }
+        fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
+            None
+        }
+    }
+
+    #[test]
+    fn one_is_given_up_only_for_one_that_is_not_avoided() {
+        let key = "ns/s.ns.svc.cluster.local";
+        let end = |name: &str, ip: &str| pod(name, ip, &[(key, &[(80, 8080)])]);
+        let pods = vec![pod("c", "10.0.0.9", &[]), end("a", "10.0.0.1"), end("b", "10.0.0.2")];
+        let s = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let at = |ip: &str| s.workload(ip.parse().unwrap()).unwrap();
+        let (c, a, b) = (at("10.0.0.9"), &at("10.0.0.1").uid, &at("10.0.0.2").uid);
+        let u = Unreachable::new(limits::AVOID);
+        let to = "10.96.0.1:80".parse().unwrap();
+        let other = |tried: &[Arc<str>]| has_other(&mut First, &u, &s, c, to, tried, Some(a));
+        assert!(other(&[]) && !other(std::slice::from_ref(b)));
+        // It was lost a moment ago: it comes after this one, not in its place.
+        u.add(b, Some(80));
+        assert!(!other(&[]));
     }
 
     #[test]

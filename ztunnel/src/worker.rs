@@ -21,6 +21,8 @@ use karst_hbone::Settings;
 use karst_proxy::{
     crew::{Crew, Running},
     dial::Dialer,
+    nobody::Nobody,
+    unreachable::Unreachable,
     untold::{Question, Told, Wait},
 };
 use karst_rt::{accept::accept, drain, socket::Keepalive};
@@ -180,6 +182,8 @@ pub struct Worker {
     number: usize,
     pub conns: Rc<Conns>,
     pub dialer: Dialer,
+    /// Endpoints that could not be reached a moment ago.
+    pub unreachable: Unreachable,
     pub settings: Settings,
     pub keepalive: Option<Keepalive>,
     pub drain: drain::Watch,
@@ -190,13 +194,15 @@ pub struct Worker {
 /// A pod as this worker serves it.
 pub struct Served {
     pub pod: Arc<LocalPod>,
+    /// Addresses of nobody's that it has called.
+    nobody: Rc<Nobody>,
     stop: drain::Drain,
 }
 
 impl Served {
     fn new(pod: Arc<LocalPod>) -> Rc<Self> {
         let (stop, _) = drain::new();
-        Rc::new(Self { pod, stop })
+        Rc::new(Self { pod, nobody: Nobody::new(limits::MAX_NOBODY_OF_POD), stop })
     }
 
     /// Watches for the pod's own end of service.
@@ -220,6 +226,7 @@ pub fn run(
         let w = Rc::new(Worker {
             conns: Conns::new(shared.metrics.clone(), shared.config.access_log),
             dialer: Dialer::new(shared.secrets.clone(), settings.clone(), keepalive, resolv_conf),
+            unreachable: Unreachable::new(limits::AVOID),
             keepalive,
             settings,
             shared,
@@ -431,11 +438,11 @@ impl Worker {
         tokio::time::timeout(limits::HOLD_TIMEOUT, wait).await.ok().flatten()
     }
 
-    /// Waits until it is known who is at an address of a pod range, or that nobody is.
-    pub async fn told(&self, ip: std::net::IpAddr, until: Instant) -> Told {
+    /// Waits until it is known who is at an address of a pod range that a pod calls, or that nobody is.
+    pub async fn told(&self, p: &Served, ip: std::net::IpAddr, until: Instant) -> Told {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
-        let questions = &self.shared.questions;
-        Wait { state, stream, questions, again: limits::ASK_AGAIN, until }.at(ip).await
+        let questions = self.shared.questions.clone();
+        p.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await
     }
 
     fn unannounced(&self, pod: &LocalPod) -> Option<Workload> {

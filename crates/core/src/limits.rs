@@ -16,7 +16,7 @@ pub const AVOID: Duration = Duration::from_secs(10);
 /// An endpoint that has not answered for this long when its client stops waiting (a timeout of a route's) could not be reached,
 /// either.
 pub const UNANSWERED: Duration = Duration::from_secs(1);
-/// Endpoints that one worker avoids at a time; then the one that was avoided first is tried again.
+/// Endpoints that one worker of ztunnel avoids at a time; then the one that was avoided first is tried again.
 pub const MAX_AVOIDED: usize = 1024;
 /// A TLS handshake, either side; then the socket is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +28,15 @@ pub const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 /// An address of a pod range at which the control plane knows of nobody is asked for again after this long, before anything goes
 /// there as it is: the kubelet tells of a pod's address up to that long after the pod has it.
 pub const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// That nobody is at an address of a pod range is believed for this long. (While the control plane is there it would tell of a pod
+/// that comes.)
+pub const NOBODY_FOR: Duration = Duration::from_secs(30);
+/// An address of nobody's that is called is asked for again after this long, and who calls does not wait.
+pub const NOBODY_AGAIN: Duration = Duration::from_secs(5);
+/// Addresses of nobody's that are remembered for one pod by one worker of ztunnel; beyond, the oldest answer is forgotten.
+pub const MAX_NOBODY_OF_POD: usize = 64;
+/// The same for one worker of a waypoint or gateway.
+pub const MAX_NOBODY: usize = 1024;
 /// Between two questions to the control plane; they wait, so that pods cannot keep it busy with addresses of nobody.
 pub const ASK_PAUSE: Duration = Duration::from_millis(100);
 /// Names in one question; the others are in the next.

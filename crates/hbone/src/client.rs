@@ -47,8 +47,9 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// May another endpoint be tried? Before the peer has answered 200 it has had no byte of the connection, so nothing is sent
-    /// twice; but a request that is refused for what it is (400, 401, 403) is refused by all.
+    /// May another endpoint be tried, and this one be avoided? Before the peer has answered 200 it has had no byte of the
+    /// connection, so nothing is sent twice; but a request that is refused for what it is (4xx) is refused by all, and says
+    /// nothing of who refuses it: else one client could have an endpoint avoided for all others.
     pub fn may_retry(&self) -> bool {
         match self {
             ClientError::Connect(..)
@@ -58,7 +59,7 @@ impl ClientError {
             | ClientError::Unprocessed(_)
             | ClientError::Stream(_) => true,
             ClientError::Status(s) => {
-                !matches!(*s, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+                matches!(*s, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
             }
         }
     }

@@ -113,7 +113,9 @@ async fn a_fresh_tunnel_that_breaks_is_not_tried_again_here() {
 
 #[tokio::test]
 async fn an_answer_is_no_reason_for_another_tunnel() {
-    for (status, elsewhere) in [(503, true), (404, true), (400, false), (401, false), (403, false)] {
+    for (status, elsewhere) in
+        [(503, true), (404, false), (400, false), (401, false), (403, false), (429, false), (501, false)]
+    {
         let script: &'static [Does] = Box::leak(Box::new([Does::Answer(status)]));
         let (seen, tunnels) = tried(script, 2).await;
         assert_eq!((seen, tunnels), (vec![Some(elsewhere); 2], 1), "{status}");

@@ -1,15 +1,15 @@
 //! The one way to an endpoint, for the node proxy and the layer 7 proxy: resolve its name, connect to it, or open a stream on a
-//! tunnel to it whose other end has proven who it is. The choice among endpoints is the caller's; what has been learnt of them by
-//! trying is kept here.
+//! tunnel to it whose other end has proven who it is. The choice among endpoints is the caller's, who is told which could not be
+//! reached.
 //!
 //! What must always hold: an endpoint of a service that has not answered for [`limits::FIRST_TRY`] is not waited for where there
-//! is another; it is avoided for [`limits::AVOID`]; a tunnel whose peer did not answer gets no further stream ([`Pool::open`]).
+//! is another that is not avoided itself; it is avoided for [`limits::AVOID`]; a tunnel whose peer did not answer gets no further
+//! stream ([`Pool::open`]).
 
 use crate::{
     resolve::Resolver,
     secrets::Secrets,
     state::{Snapshot, Workload},
-    unreachable::Unreachable,
 };
 use http::{HeaderMap, HeaderValue};
 use karst_core::{Identity, limits};
@@ -85,12 +85,19 @@ pub struct Target<'a> {
     pub headers: HeaderMap,
 }
 
+/// What is known of an endpoint by trying.
+pub trait Endpoint {
+    /// It could not be reached: for [`limits::AVOID`] others are better.
+    fn avoid(&self);
+}
+
 /// The endpoint of a service that was chosen.
 #[derive(Clone, Copy)]
 pub struct Candidate<'a> {
-    /// The name of its workload.
-    pub uid: &'a Arc<str>,
-    /// Is there another one that would be tried? Asked when this one has not answered for [`limits::FIRST_TRY`].
+    /// Which.
+    pub endpoint: &'a dyn Endpoint,
+    /// Is there another one that would be tried, and is not avoided? Asked when this one has not answered for
+    /// [`limits::FIRST_TRY`].
     pub has_other: &'a dyn Fn() -> bool,
 }
 
@@ -118,23 +125,23 @@ pub struct Dialer {
     settings: Settings,
     keepalive: Option<Keepalive>,
     resolver: Resolver,
-    unreachable: Unreachable,
     first_try: Duration,
     unanswered: Duration,
 }
 
 /// Somebody waits for an endpoint's answer. One who stops waiting says nothing of it, unless that was after a while.
 struct Waiting<'a> {
-    dialer: &'a Dialer,
-    uid: &'a Arc<str>,
+    endpoint: &'a dyn Endpoint,
     since: Instant,
+    /// So long is a while.
+    unanswered: Duration,
     over: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if !self.over && self.since.elapsed() >= self.dialer.unanswered {
-            self.dialer.unreachable.add(self.uid);
+        if !self.over && self.since.elapsed() >= self.unanswered {
+            self.endpoint.avoid();
         }
     }
 }
@@ -148,7 +155,6 @@ impl Dialer {
             settings,
             keepalive,
             resolver: Resolver::new(resolv_conf),
-            unreachable: Unreachable::new(limits::AVOID),
             first_try: limits::FIRST_TRY,
             unanswered: limits::UNANSWERED,
         }
@@ -223,8 +229,9 @@ impl Dialer {
         candidate: Option<Candidate<'_>>,
         work: Pin<&mut impl Future<Output = Result<T, DialError>>>,
     ) -> Result<T, DialError> {
-        let Some(Candidate { uid, has_other }) = candidate else { return work.await };
-        let mut waiting = Waiting { dialer: self, uid, since: Instant::now(), over: false };
+        let Some(Candidate { endpoint, has_other }) = candidate else { return work.await };
+        let (since, unanswered) = (Instant::now(), self.unanswered);
+        let mut waiting = Waiting { endpoint, since, unanswered, over: false };
         let early = async {
             sleep(self.first_try).await;
             if !has_other() {
@@ -238,19 +245,9 @@ impl Dialer {
         };
         waiting.over = true;
         if done.as_ref().is_err_and(DialError::may_retry) {
-            self.avoid(uid);
+            endpoint.avoid();
         }
         done
-    }
-
-    /// This endpoint could not be reached.
-    pub fn avoid(&self, uid: &Arc<str>) {
-        self.unreachable.add(uid);
-    }
-
-    /// Endpoints that could not be reached a moment ago, besides `tried`. Mostly none.
-    pub fn avoided(&self, tried: &[Arc<str>]) -> Vec<Arc<str>> {
-        self.unreachable.besides(tried)
     }
 
     /// Puts nothing more on tunnels to workloads that are gone, or are not what they were; what is open there goes on.
@@ -355,8 +352,19 @@ mod tests {
         }
     }
 
+    /// What is learnt of the one endpoint.
+    #[derive(Default)]
+    struct Learnt(Cell<bool>);
+
+    impl Endpoint for Learnt {
+        fn avoid(&self) {
+            self.0.set(true);
+        }
+    }
+
     struct Client {
         dialer: Dialer,
+        learnt: Learnt,
         own: Identity,
         to: Arc<Workload>,
     }
@@ -369,7 +377,7 @@ mod tests {
             let secrets = Secrets::fixed([ca.credentials(&own)]);
             let mut dialer = Dialer::new(secrets, Settings::default(), None, "/dev/null".into());
             (dialer.first_try, dialer.unanswered) = (TRY, TRY / 3);
-            Self { dialer, own, to: of("127.0.0.1") }
+            Self { dialer, learnt: Learnt::default(), own, to: of("127.0.0.1") }
         }
         fn target(&self, at: SocketAddr) -> Target<'_> {
             static HOST: std::sync::LazyLock<Origin> = std::sync::LazyLock::new(Origin::host);
@@ -388,13 +396,13 @@ mod tests {
         }
         /// A stream to an endpoint of a service, with others or without.
         async fn open(&self, at: SocketAddr, others: bool) -> Result<Opened, DialError> {
-            let candidate = Candidate { uid: &self.to.uid, has_other: &|| others };
+            let candidate = Candidate { endpoint: &self.learnt, has_other: &|| others };
             let target = self.target(at);
             let opened = self.dialer.tunnel(&target, Some(candidate));
             timeout(PATIENCE, opened).await.unwrap_or_else(|_| panic!("no end"))
         }
         fn avoids(&self) -> bool {
-            self.dialer.avoided(&[]).contains(&self.to.uid)
+            self.learnt.0.get()
         }
     }
 
@@ -416,7 +424,7 @@ mod tests {
             assert!(began.elapsed() >= TRY && began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
             assert!(c.avoids());
             // Without another one it gets all the time there is.
-            let candidate = Candidate { uid: &c.to.uid, has_other: &|| false };
+            let candidate = Candidate { endpoint: &c.learnt, has_other: &|| false };
             assert!(timeout(TRY * 3, c.dialer.tunnel(&c.target(at), Some(candidate))).await.is_err());
             assert!(timeout(TRY * 3, c.dialer.tunnel(&c.target(at), None)).await.is_err());
         })
@@ -429,7 +437,7 @@ mod tests {
             let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let at = l.local_addr().unwrap();
             let wait = async |time: Duration| {
-                let candidate = Candidate { uid: &c.to.uid, has_other: &|| true };
+                let candidate = Candidate { endpoint: &c.learnt, has_other: &|| true };
                 assert!(timeout(time, c.dialer.tunnel(&c.target(at), Some(candidate))).await.is_err());
                 c.avoids()
             };
@@ -463,7 +471,7 @@ mod tests {
             let e = c.open(free, true).await.err().unwrap();
             let refused = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
             assert!(matches!(&e, DialError::Tunnel(ClientError::Connect(_, io)) if refused(io)), "{e}");
-            let candidate = Candidate { uid: &c.to.uid, has_other: &|| true };
+            let candidate = Candidate { endpoint: &c.learnt, has_other: &|| true };
             let origin = Origin::host();
             let e = c.dialer.connect(&origin, None, free, Some(candidate)).await.err().unwrap();
             assert!(matches!(&e, DialError::Connect(io) if refused(io)) && c.avoids(), "{e}");
@@ -486,7 +494,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_all_endpoints_would_refuse_is_held_against_none() {
-        for (status, of_endpoint) in [(503, true), (404, true), (400, false), (401, false), (403, false)] {
+        for (status, of_endpoint) in [
+            (503, true),
+            (504, true),
+            (404, false),
+            (400, false),
+            (401, false),
+            (403, false),
+            (421, false),
+            (500, false),
+        ] {
             run(async |ca, c| {
                 let p = Peer::start(&ca, &c.to.identity, move |_| Does::Answer(status)).await;
                 let e = c.open(p.at, true).await.err().unwrap();

@@ -13,7 +13,7 @@
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
 //! - [`traffic`]: Istio's metrics of connections.
-//! - [`untold`]: addresses of which the control plane has not told yet.
+//! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
 pub mod crew;
 pub mod dial;
@@ -21,6 +21,7 @@ pub mod discovery;
 pub mod dry_run;
 pub mod endpoints;
 pub mod labels;
+pub mod nobody;
 pub mod remote;
 pub mod resolve;
 pub mod revocation;

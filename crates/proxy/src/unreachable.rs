@@ -1,15 +1,17 @@
 //! Endpoints that could not be reached a moment ago: one worker's memory of them, so that what comes next goes to others, where
 //! there are any. It is short, since nobody says when an endpoint is back.
 
+use crate::dial::Endpoint;
 use karst_core::limits;
 use std::{cell::RefCell, collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// Endpoints that are avoided, by the names of their workloads.
+/// Endpoints that are avoided, by the names of their workloads. Each for the port of the service that was called, since an
+/// application may listen at one of its ports and not at another; or for all (None).
 pub struct Unreachable {
     avoid: Duration,
     /// Until when; those that are avoided longest are last.
-    all: RefCell<VecDeque<(Arc<str>, Instant)>>,
+    all: RefCell<VecDeque<(Arc<str>, Option<u16>, Instant)>>,
 }
 
 impl Unreachable {
@@ -18,27 +20,46 @@ impl Unreachable {
         Self { avoid, all: RefCell::default() }
     }
 
+    /// One of them, for who tries it.
+    pub fn endpoint<'a>(&'a self, uid: &'a Arc<str>, port: Option<u16>) -> Named<'a> {
+        Named { all: self, uid, port }
+    }
+
     /// This endpoint could not be reached.
-    pub fn add(&self, uid: &Arc<str>) {
+    pub fn add(&self, uid: &Arc<str>, port: Option<u16>) {
         let mut all = self.all.borrow_mut();
-        all.retain(|(u, _)| u != uid);
+        all.retain(|(u, p, _)| (u, *p) != (uid, port));
         if all.len() >= limits::MAX_AVOIDED {
             all.pop_front();
         }
-        all.push_back((uid.clone(), Instant::now() + self.avoid));
+        all.push_back((uid.clone(), port, Instant::now() + self.avoid));
     }
 
-    /// Those that are avoided now, besides `tried`. Mostly none.
-    pub fn besides(&self, tried: &[Arc<str>]) -> Vec<Arc<str>> {
+    /// Those that are avoided now at this port, besides `tried`. Mostly none.
+    pub fn besides(&self, tried: &[Arc<str>], port: u16) -> Vec<Arc<str>> {
         let mut all = self.all.borrow_mut();
         if all.is_empty() {
             return vec![];
         }
         let now = Instant::now();
-        while all.front().is_some_and(|(_, until)| *until <= now) {
+        while all.front().is_some_and(|(_, _, until)| *until <= now) {
             all.pop_front();
         }
-        all.iter().map(|(u, _)| u).filter(|u| !tried.contains(u)).cloned().collect()
+        let here = all.iter().filter(|(_, p, _)| p.is_none_or(|p| p == port)).map(|(u, ..)| u);
+        here.filter(|u| !tried.contains(u)).cloned().collect()
+    }
+}
+
+/// An endpoint that is tried, by the name of its workload.
+pub struct Named<'a> {
+    all: &'a Unreachable,
+    uid: &'a Arc<str>,
+    port: Option<u16>,
+}
+
+impl Endpoint for Named<'_> {
+    fn avoid(&self) {
+        self.all.add(self.uid, self.port);
     }
 }
 
@@ -46,35 +67,52 @@ impl Unreachable {
 mod tests {
     use super::*;
 
+    const PORT: u16 = 80;
+
+    #[test]
+    fn one_that_does_not_listen_at_a_port_is_not_avoided_at_another() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let u = Unreachable::new(limits::AVOID);
+        u.endpoint(&a, Some(9000)).avoid();
+        u.endpoint(&b, None).avoid();
+        assert_eq!(u.besides(&[], PORT), [b.clone()]);
+        assert_eq!(u.besides(&[], 9000), [a.clone(), b]);
+        u.add(&a, Some(PORT));
+        assert!(
+            u.besides(&[], PORT).contains(&a) && u.besides(&[], 9000).contains(&a),
+            "one does not replace the other"
+        );
+    }
+
     #[tokio::test]
     async fn an_endpoint_that_is_avoided_comes_back() {
         const AVOID: Duration = Duration::from_millis(200);
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let u = Unreachable::new(AVOID);
-        assert!(u.besides(&[]).is_empty());
-        u.add(&a);
+        assert!(u.besides(&[], PORT).is_empty());
+        u.add(&a, Some(PORT));
         tokio::time::sleep(AVOID * 3 / 4).await;
-        u.add(&b);
+        u.add(&b, Some(PORT));
         let only_b = std::slice::from_ref(&b);
-        assert_eq!(u.besides(&[]), [a.clone(), b.clone()]);
-        assert_eq!(u.besides(std::slice::from_ref(&a)), only_b);
+        assert_eq!(u.besides(&[], PORT), [a.clone(), b.clone()]);
+        assert_eq!(u.besides(std::slice::from_ref(&a), PORT), only_b);
         tokio::time::sleep(AVOID / 2).await;
-        assert_eq!(u.besides(&[]), only_b, "the first one's time is over");
+        assert_eq!(u.besides(&[], PORT), only_b, "the first one's time is over");
         // One that fails again is avoided anew, once.
-        u.add(&b);
-        u.add(&b);
-        assert_eq!(u.besides(&[]), only_b);
+        u.add(&b, Some(PORT));
+        u.add(&b, Some(PORT));
+        assert_eq!(u.besides(&[], PORT), only_b);
         tokio::time::sleep(AVOID * 5 / 4).await;
-        assert!(u.besides(&[]).is_empty());
+        assert!(u.besides(&[], PORT).is_empty());
     }
 
     #[test]
     fn no_more_are_remembered_than_may_be() {
         let u = Unreachable::new(limits::AVOID);
         for i in 0..limits::MAX_AVOIDED + 10 {
-            u.add(&i.to_string().into());
+            u.add(&i.to_string().into(), None);
         }
-        let all = u.besides(&[]);
+        let all = u.besides(&[], PORT);
         assert_eq!((all.len(), &*all[0]), (limits::MAX_AVOIDED, "10"));
     }
 }

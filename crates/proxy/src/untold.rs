@@ -30,20 +30,31 @@ pub struct Question {
 }
 
 /// What is waited by.
-pub struct Wait<'a, S> {
+pub struct Wait<S> {
     /// What is known.
     pub state: watch::Receiver<Arc<S>>,
     /// Is there a control plane?
     pub stream: watch::Receiver<bool>,
     /// Where questions are put.
-    pub questions: &'a mpsc::Sender<Question>,
+    pub questions: mpsc::Sender<Question>,
     /// From the first answer to the second question.
     pub again: Duration,
     /// Nothing goes on after this.
     pub until: Instant,
 }
 
-impl<S: AsRef<Snapshot>> Wait<'_, S> {
+impl<S: AsRef<Snapshot>> Wait<S> {
+    /// Is it not known who is at an address?
+    pub fn is_untold(&self, ip: IpAddr) -> bool {
+        S::as_ref(&self.state.borrow()).is_untold(ip)
+    }
+
+    /// Asks once more after an address at which nobody was.
+    pub async fn is_still_nobodys(mut self, ip: IpAddr) -> bool {
+        let answer = answered(ip, &mut self.stream, &self.questions);
+        timeout_at(self.until, answer).await.is_ok() && self.is_untold(ip)
+    }
+
     /// Waits until it is known who is at an address.
     pub async fn at(self, ip: IpAddr) -> Told {
         let Self { mut state, mut stream, questions, again, until } = self;
@@ -55,9 +66,9 @@ impl<S: AsRef<Snapshot>> Wait<'_, S> {
             }
         };
         let nobody = async {
-            answered(ip, &mut stream, questions).await;
+            answered(ip, &mut stream, &questions).await;
             sleep(again).await;
-            answered(ip, &mut stream, questions).await;
+            answered(ip, &mut stream, &questions).await;
         };
         let told = async {
             tokio::select! {
@@ -183,7 +194,7 @@ mod tests {
             let (state, stream) = (self.state.subscribe(), self.stream.subscribe());
             let (questions, began) = (self.questions.clone(), Instant::now());
             tokio::spawn(async move {
-                let w = Wait { state, stream, questions: &questions, again: AGAIN, until: began + LIMIT };
+                let w = Wait { state, stream, questions, again: AGAIN, until: began + LIMIT };
                 (w.at([10, 0, 0, 9].into()).await, began.elapsed())
             })
         }

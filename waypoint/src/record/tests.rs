@@ -13,7 +13,10 @@ use crate::{
     testing::{LINES, worker},
     worker::Worker,
 };
-use karst_api::route::{self as ir, text::Kind};
+use karst_api::{
+    route::{self as ir, text::Kind},
+    workload,
+};
 use karst_proxy::{
     testing::{pod, service, snapshot},
     untold::Asker,
@@ -32,14 +35,17 @@ const KEY: &str = "ns/s.ns.svc.cluster.local";
 const CLIENT: &str = "198.51.100.7:4000";
 const OWN: &str = "10.0.1.1";
 
+/// A pod outside of the mesh.
+fn plain(name: &str, ip: &str, key: &str, port: u16) -> workload::Workload {
+    let mut w = pod(name, ip, &[(key, &[(80, port.into())])]);
+    w.tunnel_protocol = 0;
+    w
+}
+
 /// A service `s` with a pod outside of the mesh at this port of loopback, `closed` with one where nobody listens, `empty` without.
 fn mesh(port: u16, closed: u16) -> Snapshot {
-    let plain = |name: &str, key: &str, port: u16| {
-        let mut w = pod(name, "127.0.0.1", &[(key, &[(80, port.into())])]);
-        w.tunnel_protocol = 0;
-        w
-    };
-    let pods = vec![pod("own", OWN, &[]), plain("a", KEY, port), plain("b", "ns/closed.ns.svc.cluster.local", closed)];
+    let b = plain("b", "127.0.0.1", "ns/closed.ns.svc.cluster.local", closed);
+    let pods = vec![pod("own", OWN, &[]), plain("a", "127.0.0.1", KEY, port), b];
     let services = ["s", "closed", "empty"].iter().zip(1..);
     let services = services.map(|(name, n)| service(name, &format!("10.96.0.{n}"), &[(80, 0)])).collect();
     let mut s = Snapshot::new("");
@@ -454,4 +460,82 @@ async fn the_way_to_the_control_plane_is_counted() {
     assert_eq!(value(&w, "istio_xds_message_bytes_total", &["url=\"type\""]), 7);
     assert_eq!(value(&w, "istio_xds_message_total", &["url=\"type\""]), 1);
     assert_eq!(value(&w, "istio_xds_connection_terminations_total", &["reason=\"Reconnect\""]), 1);
+}
+
+/// A server that greets may have been meant, and nobody says a word: what was refused is told all the same, and only once.
+#[tokio::test]
+async fn a_refused_connection_is_told_though_its_client_stays_silent() {
+    let run = async {
+        let mut s = mesh(application().await, closed().await);
+        s.access.insert(KEY.into(), Arc::new(Access::closed()));
+        let w = worker(s, "waypoint");
+        let s = w.snapshot();
+        let denied = "\"- - -\" 0 - - rbac_access_denied_matched_policy[none] \"no policy allows it\" 0 0 ";
+        for (name, says, want) in [
+            ("s", "", denied),
+            ("empty", "", "\"- - -\" 0 UH - - \"no endpoint\" 0 0 "),
+            ("closed", "", "\"- - -\" 0 UF - - \""),
+            // A request after all, and what is none.
+            ("s", "GET / HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n", "\"GET / HTTP/1.1\" 403 "),
+            ("s", "*1\r\n$4\r\nPING\r\n", denied),
+        ] {
+            let key = format!("ns/{name}.ns.svc.cluster.local");
+            let call = call(Called::Service(s.mesh.services[key.as_str()].clone()), 80);
+            let (mut client, io) = socket().await;
+            let ask = async {
+                tokio::time::sleep(serve::SILENCE * 2).await;
+                assert!(LINES.with_borrow(Vec::is_empty), "it may still come");
+                let _ = client.write_all(says.as_bytes()).await;
+                if !says.starts_with("GET ") {
+                    let _ = client.shutdown().await;
+                }
+                let _ = client.read_to_end(&mut vec![]).await;
+            };
+            tokio::join!(serve::http(&w, call, io, false), ask);
+            let lines = LINES.take();
+            let [line] = &lines[..] else { panic!("{name} {says}: {lines:?}") };
+            assert!(line.contains(want), "{want}: {line}");
+        }
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
+    let run = async {
+        let port = application().await;
+        let mut s = mesh(port, closed().await);
+        // Nobody listens there.
+        let lost = plain("lost", "127.0.0.2", KEY, port);
+        let pods = vec![pod("own", OWN, &[]), plain("a", "127.0.0.1", KEY, port), lost];
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 0)])]);
+        let retry = ir::Retry { reset: true, ..ir::Retry::istio() };
+        let http = ["/ws", "/broken"].map(|path| rule(path, "s", |r| r.retry = Some(retry.clone()))).into();
+        gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table { http, tcp: vec![] }, None);
+        let w = worker(s, "router");
+        // They stay open, so that both endpoints come by turns.
+        let mut open = vec![];
+        for path in ["/ws", "/ws", "/ws", "/ws", "/broken"] {
+            let (mut client, server) = tokio::io::duplex(64 << 10);
+            let (call, w) = (call(Called::Gateway(None), 8080), w.clone());
+            spawn_local(async move { serve::requests(&w, call, server, false).await });
+            let head =
+                format!("GET {path} HTTP/1.1\r\nhost: shop.com\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = vec![];
+            while !answer.ends_with(b"\r\n\r\n") {
+                answer.push(client.read_u8().await.unwrap());
+            }
+            let want = if path == "/ws" { "HTTP/1.1 101 " } else { "HTTP/1.1 503 " };
+            assert!(answer.starts_with(want.as_bytes()), "{path}: {}", String::from_utf8_lossy(&answer));
+            open.push(client);
+        }
+        while LINES.with_borrow(Vec::is_empty) {
+            tokio::task::yield_now().await;
+        }
+        // What was sent is not sent again: no RetryLimit.
+        let lines = LINES.take();
+        assert!(lines.len() == 1 && lines[0].contains("\"GET /broken HTTP/1.1\" 503 UC "), "{lines:?}");
+    };
+    LocalSet::new().run_until(run).await;
 }
