@@ -195,6 +195,7 @@ impl<'a> Convert<'a> {
                     rule: ir::HttpRule { ports: ports.clone(), ..c.rule.clone() },
                 }));
                 t.tcp.extend(tcp.iter().map(|r| RankedTcp {
+                    is_last: false,
                     api: Api::Gateway,
                     closeness,
                     age: a.clone(),
