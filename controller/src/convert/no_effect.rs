@@ -55,7 +55,8 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("BackendTLSPolicy", "spec.options", NONE),
 ];
 
-const IN_RULE: &str = "has no effect on a backend: put it into the filters of the rule";
+const IN_RULE: &str =
+    "is not there for one backend, whose requests are answered 500 because of it: put it into the filters of the rule";
 
 /// What is said of an object as it is written.
 pub fn warnings(kind: &str, object: &Value) -> Vec<String> {

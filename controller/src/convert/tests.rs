@@ -1528,6 +1528,63 @@ fn a_match_that_cannot_be_read_is_nobodys() {
     }
 }
 
+/// In Gateway API a value is sent as it is, but for operators; filters that are for whole rules refuse the requests of a backend.
+#[test]
+fn filters_of_gateway_api_are_executed_or_refuse() {
+    let of = |kind: &str, filters: &str, of_backend: &str| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{filters: [{filters}], backendRefs: [{{name: s, port: 80, filters: [{of_backend}]}}]}}]}}\n"
+        );
+        let (m, p) = run(&(SHOP.to_string() + &text));
+        assert!(p.is_empty(), "{p:?}");
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        assert!(rule.response.is_none(), "{rule:?}");
+        let object: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
+        (rule, check::written(kind, "gateway.networking.k8s.io", &object))
+    };
+    let header = |kind: &str, value: &str| {
+        let field = kind.replacen(|c: char| c.is_uppercase(), &kind[..1].to_lowercase(), 1);
+        format!("{{type: {kind}, {field}: {{add: [{{name: x, value: '{value}'}}]}}}}")
+    };
+    for (value, sent, told) in [
+        ("50%", "50%%", true),
+        ("/a%20b", "/a%%20b", true),
+        ("%PROTOCOL%", "%PROTOCOL%", false),
+        ("%FOO%", "%%FOO%%", true),
+    ] {
+        for kind in ["HTTPRoute", "GRPCRoute"] {
+            let (request, response) = (header("RequestHeaderModifier", value), header("ResponseHeaderModifier", value));
+            let (rule, warnings) = of(kind, &request, &response);
+            let value = |c: &Option<karst_api::route::HeaderChange>| c.as_ref().unwrap().add[0].value.clone();
+            assert_eq!(
+                (value(&rule.request), value(&rule.destinations[0].answer)),
+                (sent.into(), sent.into()),
+                "{kind}"
+            );
+            let at = ["filters[0].requestHeaderModifier", "backendRefs[0].filters[0].responseHeaderModifier"];
+            let is_told = |(w, at): (&String, &str)| {
+                w.starts_with(&format!("spec.rules[0].{at}.add[0]: ")) && w.ends_with("; it is sent as it is")
+            };
+            assert!(warnings.len() == if told { 2 } else { 0 } && warnings.iter().zip(at).all(is_told), "{warnings:?}");
+        }
+    }
+    for (filter, status) in [
+        ("type: URLRewrite, urlRewrite: {hostname: x.com}", 0),
+        ("type: RequestRedirect, requestRedirect: {hostname: x.com}", 500),
+        ("type: RequestMirror, requestMirror: {backendRef: {name: s, port: 80}}", 500),
+        ("type: CORS, cors: {allowOrigins: ['*']}", 500),
+        ("type: Other", 500),
+    ] {
+        let (rule, warnings) = of("HTTPRoute", "", &format!("{{{filter}}}"));
+        assert_eq!(rule.destinations[0].refuse_status, status, "{filter}");
+        assert_eq!(
+            warnings.iter().any(|w| w.contains("answered 500")),
+            status == 500 && filter != "type: Other",
+            "{warnings:?}"
+        );
+    }
+}
+
 /// A header that cannot be read is refused when it is applied; of what is stored the rest holds, and nobody else's value stands in the
 /// place of one that was to be set.
 #[test]

@@ -5,6 +5,7 @@ use super::{
     gateways, header, header_name, ir, optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
+use karst_core::operators;
 use karst_manifest::{gatewayapi::*, kinds::*};
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -71,6 +72,33 @@ pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Table
 pub(super) fn tls(x: &Index<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert::new((x, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     c.bytes(&r.metadata, &r.spec.rules, tables)
+}
+
+/// Values of headers that look as if they had operators, of the filters of rules and of their backends.
+pub(in crate::convert) fn warnings<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<String> {
+    let mut out = vec![];
+    for (i, (filters, backends)) in rules.enumerate() {
+        literals(filters, &format!("spec.rules[{i}]"), &mut out);
+        for (j, b) in backends.iter().enumerate() {
+            literals(&b.filters, &format!("spec.rules[{i}].backendRefs[{j}]"), &mut out);
+        }
+    }
+    out
+}
+
+fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
+    for (i, f) in filters.iter().enumerate() {
+        let request = f.request_header_modifier.iter().map(|m| (m, "requestHeaderModifier"));
+        let response = f.response_header_modifier.iter().map(|m| (m, "responseHeaderModifier"));
+        for (m, field) in request.chain(response) {
+            for (list, how) in [(&m.set, "set"), (&m.add, "add")] {
+                out.extend(list.iter().enumerate().filter_map(|(j, h)| {
+                    let e = operators::parse(&h.value).err()?;
+                    Some(format!("{at}.filters[{i}].{field}.{how}[{j}]: {:?} {e}; it is sent as it is", h.value))
+                }));
+            }
+        }
+    }
 }
 
 /// A gRPC method is a path.
@@ -317,6 +345,9 @@ impl<'a> Convert<'a> {
         // A port that the service does not have is no backend, whatever listens there.
         let found = found.filter(|key| self.hosts.has_port(key, port));
         let f = self.filters(&b.filters, at)?;
+        // These are executed for a whole rule only; requests do not go on without them.
+        let whole = !f.extensions.is_empty() || f.redirect.is_some() || !f.mirrors.is_empty() || f.cors.is_some();
+        let unexecuted = f.unknown || whole;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
             port,
@@ -324,12 +355,7 @@ impl<'a> Convert<'a> {
             request: f.request,
             answer: f.answer,
             rewrite: f.rewrite,
-            // A filter of ours is for a whole rule.
-            refuse_status: if found.is_some() && granted && !f.unknown && f.extensions.is_empty() {
-                0
-            } else {
-                NO_BACKEND
-            },
+            refuse_status: if found.is_some() && granted && !unexecuted { 0 } else { NO_BACKEND },
             ..Default::default()
         })
     }
@@ -452,9 +478,11 @@ fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), Bad> {
     }
 }
 
+/// In this API a value is sent as it is: a `%` that begins no operator is one ([`warnings`] tells).
 fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, Bad> {
+    let one = |h: &HeaderValue, at: String| header(&h.name, &operators::literal(&h.value), at);
     let all = |v: &[HeaderValue], f: &str| -> Result<Vec<_>, Bad> {
-        v.iter().enumerate().map(|(i, h)| header(&h.name, &h.value, format!("{at}.{f}[{i}]"))).collect()
+        v.iter().enumerate().map(|(i, h)| one(h, format!("{at}.{f}[{i}]"))).collect()
     };
     Ok(ir::HeaderChange {
         set: all(&m.set, "set")?,
