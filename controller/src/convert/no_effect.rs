@@ -18,7 +18,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("VirtualService", "spec.http[].fault.abort.http2Error", NONE),
     ("VirtualService", "spec.tcp[].route[].headers", "has no effect: connections that are no requests have none"),
     ("VirtualService", "spec.tls[].route[].headers", "has no effect: connections that are no requests have none"),
-    ("DestinationRule", "spec.workloadSelector", NONE),
+    ("DestinationRule", "spec.workloadSelector", "is not there in this version: the whole rule has no effect"),
     ("DestinationRule", "…loadBalancer.warmup.minimumPercent", "has no effect in this version: it is 10"),
     ("DestinationRule", "…loadBalancer.warmup.aggression", "has no effect in this version: it is 1"),
     ("DestinationRule", "…connectionPool.tcp.tcpKeepalive", NONE),

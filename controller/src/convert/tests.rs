@@ -1293,6 +1293,10 @@ fn destination_rules_are_found_as_in_istio() {
         ["a-2", "istio-system: istio-system-1"]
     );
     assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the root namespace's own clients have the service's, too");
+    // For some clients only: for none, rather than for all (of the namespace).
+    let some = "workloadSelector: {matchLabels: {app: batch}},";
+    assert_eq!(of(&[own("1"), rule("b", "2", FULL, some)]), ["a-1"]);
+    assert_eq!(of(&[rule("a", "1", "s", some), root("2")]), ["istio-system-2"]);
 }
 
 /// Istio's egress task: subsets of a gateway in another namespace, said beside the application.
