@@ -1185,6 +1185,16 @@ fn ports_of_gateways_are_those_of_their_services() {
     let (ports, fields, said) = of(&mapped, 9000);
     assert_eq!((ports, fields), (vec![(9000, 0)], vec!["spec.servers[0].port.number".to_string()]));
     assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortNotInService"]);
+    // Requests and bytes at one port of the pod: the first has it, and the other says so.
+    let text = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: a}\nspec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 8080, name: t, protocol: TCP}, hosts: ['*']}]}\n";
+    let text = [INGRESS, &mapped, text].concat();
+    let (m, p) = run(&text);
+    let listeners = &m.gateways["edge/gw"].listeners;
+    assert_eq!(listeners.iter().map(|l| (l.port, l.called)).collect::<Vec<_>>(), [(8080, 80)]);
+    let want = "Gateway a/gw: spec.servers[1].port.number: is port 8080 of pod edge/gw, which spec.servers[0] of Gateway a/gw takes with another protocol: use another port";
+    assert_eq!(p.iter().map(|p| p.to_string().split_once(": ").unwrap().1.to_string()).collect::<Vec<_>>(), [want]);
+    let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
+    assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortConflict"]);
 }
 
 /// Gateways are found by every name that Istio knows, by VirtualServices that are exported to their pods' namespace.
