@@ -1599,6 +1599,53 @@ fn filters_of_gateway_api_are_executed_or_refuse() {
     }
 }
 
+/// A route with a field that is not known here (of a newer version of the API, say) cannot be read at all: what it is for is refused
+/// behind all other rules, and not sent by default.
+#[test]
+fn a_route_that_cannot_be_read_at_all_is_not_the_default() {
+    let parent = "parentRefs: [{group: '', kind: Service, name: s}]";
+    let newer = "{newer: [x]}";
+    let other = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: other, namespace: a}}\nspec: {{{parent}, rules: [{{matches: [{{path: {{value: /o}}}}], backendRefs: [{{name: s, port: 80}}]}}]}}\n"
+    );
+    for (kind, spec, wanted) in [
+        ("HTTPRoute", format!("{{{parent}, rules: [{newer}]}}"), ["other=200 unread=500", ""]),
+        ("HTTPRoute", format!("{{{parent}, rules: [{{filters: [{newer}]}}]}}"), ["other=200 unread=500", ""]),
+        ("GRPCRoute", format!("{{{parent}, rules: [{{matches: [{newer}]}}]}}"), ["other=200 unread=500", ""]),
+        ("TCPRoute", format!("{{{parent}, rules: [{newer}]}}"), ["other=200", "=500"]),
+        ("TLSRoute", format!("{{{parent}, hostnames: [a.com], rules: [{newer}]}}"), ["other=200", "a.com=500"]),
+        ("VirtualService", format!("{{hosts: [s], http: [{newer}, {newer}]}}"), ["other=200 unread=503", ""]),
+        ("VirtualService", format!("{{hosts: [s], tcp: [{newer}], tls: [{newer}]}}"), ["other=200", "*=503 =503"]),
+        // Not for this service.
+        ("VirtualService", format!("{{hosts: [t], http: [{newer}]}}"), ["other=200", ""]),
+        ("VirtualService", format!("{{hosts: [s], gateways: [g], http: [{newer}]}}"), ["other=200", ""]),
+    ] {
+        let spec: serde_json::Value = serde_yaml_ng::from_str(&spec).unwrap();
+        let raw = serde_json::json!({ "metadata": { "name": "unread", "namespace": "a" }, "spec": spec });
+        assert!(parse::value(kind, raw.clone()).is_err(), "{kind} {spec}");
+        let object = parse::closed(kind, raw).unwrap();
+        let mut objects = parse::file("t.yaml".as_ref(), &(SHOP.to_string() + &other)).unwrap();
+        objects.push(Located { object, file: "t.yaml".into(), line: 0 });
+        let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };
+        let (m, _) = compile(&state, &mesh());
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http.iter().map(|r| {
+            let name = r.origin.split(['/', ' ']).nth(2).unwrap_or_default();
+            format!("{name}={}", r.response.as_ref().map_or(200, |r| r.status))
+        });
+        let tcp = table.tcp.iter().map(|r| format!("{}={}", r.sni.join(" "), r.destinations[0].refuse_status));
+        let is = [http.collect::<Vec<_>>().join(" "), tcp.collect::<Vec<_>>().join(" ")];
+        assert_eq!(is, wanted.map(String::from), "{kind} {spec}");
+        if kind != "VirtualService" {
+            let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+            let all = written_with(&state, &template, None).statuses;
+            let accepted = &all.iter().find(|w| w.to.name == "unread").unwrap().status["parents"][0]["conditions"][0];
+            let said = ["type", "status", "reason"].map(|f| accepted[f].as_str().unwrap());
+            assert_eq!(said, ["Accepted", "False", "UnsupportedValue"], "{kind}");
+        }
+    }
+}
+
 /// A header that cannot be read is refused when it is applied; of what is stored the rest holds, and nobody else's value stands in the
 /// place of one that was to be set.
 #[test]

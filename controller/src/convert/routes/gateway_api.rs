@@ -31,7 +31,8 @@ pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tab
         let matches = rule.matches.iter().enumerate().map(read).collect();
         rules.extend(c.rule(rule, matches, (&at, &r.metadata.name, i), &mut bad));
     }
-    c.attach(&r.metadata, tables, &rules, &[]);
+    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
+    c.attach(&r.metadata, tables, &rules, &[], false);
     bad
 }
 
@@ -50,7 +51,8 @@ pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tab
         };
         rules.extend(c.rule(&same, matches, (&at, &r.metadata.name, i), &mut bad));
     }
-    c.attach(&r.metadata, tables, &rules, &[]);
+    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
+    c.attach(&r.metadata, tables, &rules, &[], false);
     bad
 }
 
@@ -66,12 +68,12 @@ pub(in crate::convert) fn dropped(bad: &[Bad]) -> BTreeMap<&str, &Bad> {
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert::new((x, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
-    c.bytes(&r.metadata, &r.spec.rules, tables)
+    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
 }
 
 pub(super) fn tls(x: &Index<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert::new((x, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
-    c.bytes(&r.metadata, &r.spec.rules, tables)
+    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
 }
 
 /// Values of headers that look as if they had operators, of the filters of rules and of their backends.
@@ -183,7 +185,7 @@ impl<'a> Convert<'a> {
     }
 
     /// The rules of a route for connections.
-    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], tables: &mut Tables) -> Vec<Bad> {
+    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<Bad> {
         let (mut rules, mut bad) = (vec![], vec![]);
         for (i, rule) in all.iter().enumerate() {
             let mut destinations = vec![];
@@ -200,12 +202,29 @@ impl<'a> Convert<'a> {
             let sni = self.names.to_vec();
             rules.push(ir::TcpRule { origin, destinations, sni, ..Default::default() });
         }
-        self.attach(m, tables, &[], &rules);
+        if self.unread(is_unread, &m.name, &mut bad).is_some() {
+            let origin = format!("{} {}/{}", self.kind, self.ns, m.name);
+            let nowhere = ir::Destination { weight: 1, refuse_status: NO_BACKEND, ..Default::default() };
+            let sni = self.names.to_vec();
+            rules.push(ir::TcpRule { origin, destinations: vec![nowhere], sni, ..Default::default() });
+        }
+        self.attach(m, tables, &[], &rules, is_unread);
         bad
     }
 
-    /// Adds the rules to the services that are the route's parents.
-    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule]) {
+    /// What stands for a route that cannot be read as a whole.
+    fn unread(&self, is_unread: bool, name: &str, bad: &mut Vec<Bad>) -> Option<Converted> {
+        if !is_unread {
+            return None;
+        }
+        bad.push(("spec.rules[0]".into(), "the route cannot be read: the controller's log says why".into()));
+        let (origin, r#match) = (format!("{} {}/{name}", self.kind, self.ns), Some(ir::Match::default()));
+        let rule = ir::HttpRule { origin, r#match, ..refused() };
+        Some(Converted { precision: Precision::default(), rule, is_last: true })
+    }
+
+    /// Adds the rules to the services that are the route's parents; `is_last`: those for connections stand for what is not read.
+    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule], is_last: bool) {
         let a = age(m);
         for p in self.parents {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
@@ -223,7 +242,7 @@ impl<'a> Convert<'a> {
                     rule: ir::HttpRule { ports: ports.clone(), ..c.rule.clone() },
                 }));
                 t.tcp.extend(tcp.iter().map(|r| RankedTcp {
-                    is_last: false,
+                    is_last,
                     api: Api::Gateway,
                     closeness,
                     age: a.clone(),

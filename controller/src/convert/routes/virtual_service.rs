@@ -150,6 +150,9 @@ fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rule
     let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
     let c = Convert { x, ns, hosts, place };
     let name = format!("VirtualService {ns}/{}", v.metadata.name);
+    if spec.is_unread {
+        return (unread(spec, &name), bad);
+    }
     for (i, h) in spec.http.iter().enumerate() {
         c.http(h, &format!("spec.http[{i}]"), (&name, i, 0), &mut out, &mut bad);
     }
@@ -160,6 +163,23 @@ fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rule
         c.tls(t, &format!("spec.tls[{i}]"), &format!("{name} tls[{i}]"), &mut out, &mut bad);
     }
     (out, bad)
+}
+
+/// What stands for an object that cannot be read as a whole.
+fn unread(spec: &VirtualServiceSpec, origin: &str) -> Rules {
+    let request = || ir::HttpRule { origin: origin.into(), r#match: Some(ir::Match::default()), ..refused() };
+    let connection = |sni: &[&str]| ir::TcpRule {
+        origin: origin.into(),
+        sni: sni.iter().map(ToString::to_string).collect(),
+        destinations: nowhere(),
+        ..Default::default()
+    };
+    let last = Entries {
+        http: spec.http.iter().map(|_| request()).collect(),
+        tcp: spec.tcp.iter().map(|_| connection(&[])).collect(),
+        tls: spec.tls.iter().map(|_| connection(&["*"])).collect(),
+    };
+    Rules { read: Entries::default(), last }
 }
 
 /// What is done in place of a rule that cannot be executed.
