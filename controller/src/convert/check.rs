@@ -55,6 +55,8 @@ fn warnings(object: &Object) -> Vec<String> {
         Object::RequestAuthentication(r) => routes::tokens::warnings(r),
         Object::ServiceEntry(e) => export_to(e),
         Object::Telemetry(t) => routes::telemetry::warnings(t),
+        Object::HTTPRoute(r) => routes::warnings(r.spec.rules.iter().map(|r| (&r.filters[..], &r.backend_refs[..]))),
+        Object::GRPCRoute(r) => routes::warnings(r.spec.rules.iter().map(|r| (&r.filters[..], &r.backend_refs[..]))),
         _ => vec![],
     }
 }

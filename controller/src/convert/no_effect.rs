@@ -1,5 +1,6 @@
 //! Fields that are taken and have no effect: told when an object is applied, and by `check`. What else may be written is used or
-//! refused: `every_field_is_used_told_or_refused` goes through all of them.
+//! refused: `every_field_is_used_told_or_refused` goes through all of them. Settings only: a condition without effect would be one
+//! that always holds, so it is refused, or what stands under it has no effect.
 
 use serde_json::Value;
 
@@ -15,12 +16,9 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("VirtualService", "spec.http[].retries.retryRemoteLocalities", NONE),
     ("VirtualService", "spec.http[].fault.delay.exponentialDelay", NONE),
     ("VirtualService", "spec.http[].fault.abort.http2Error", NONE),
-    ("VirtualService", "spec.tcp[].match[].destinationSubnets", NONE),
-    ("VirtualService", "spec.tcp[].match[].sourceSubnet", NONE),
     ("VirtualService", "spec.tcp[].route[].headers", "has no effect: connections that are no requests have none"),
-    ("VirtualService", "spec.tls[].match[].destinationSubnets", NONE),
     ("VirtualService", "spec.tls[].route[].headers", "has no effect: connections that are no requests have none"),
-    ("DestinationRule", "spec.workloadSelector", NONE),
+    ("DestinationRule", "spec.workloadSelector", "is not there in this version: the whole rule has no effect"),
     ("DestinationRule", "…loadBalancer.warmup.minimumPercent", "has no effect in this version: it is 10"),
     ("DestinationRule", "…loadBalancer.warmup.aggression", "has no effect in this version: it is 1"),
     ("DestinationRule", "…connectionPool.tcp.tcpKeepalive", NONE),
@@ -57,7 +55,8 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("BackendTLSPolicy", "spec.options", NONE),
 ];
 
-const IN_RULE: &str = "has no effect on a backend: put it into the filters of the rule";
+const IN_RULE: &str =
+    "is not there for one backend, whose requests are answered 500 because of it: put it into the filters of the rule";
 
 /// What is said of an object as it is written.
 pub fn warnings(kind: &str, object: &Value) -> Vec<String> {

@@ -5,7 +5,7 @@ use super::{
     GATEWAY_API, ISTIO_NETWORKING, Index, deploy,
     finding::{self, Finding},
     overlay, policy,
-    routes::gateways::Fronts,
+    routes::gateways::{Fronts, Unmapped},
     service, waypoint,
 };
 use karst_kube::Ref;
@@ -100,17 +100,13 @@ pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
     out
 }
 
-/// Servers of Istio's Gateway whose ports no Service has. (Nothing is said of the others.)
+/// Servers of Istio's Gateway whose ports no Service has, or other servers. (Nothing is said of the others.)
 fn unmapped(fronts: &Fronts, g: &IstioGateway, now: &str) -> Option<Write> {
     let m = &g.metadata;
-    let text: Vec<String> = fronts
-        .unmapped(&m.namespace, &m.name)
-        .map(|(n, text)| format!("spec.servers[{n}].port.number: {text}"))
-        .collect();
-    let wanted: Vec<Condition> = (!text.is_empty())
-        .then(|| Condition { kind: PORTS, status: false, reason: "PortNotInService", message: text.join("; ") })
-        .into_iter()
-        .collect();
+    let all: Vec<_> = fronts.unmapped(&m.namespace, &m.name).collect();
+    let text: Vec<String> = all.iter().map(|(n, u)| format!("spec.servers[{n}].port.number: {}", u.text)).collect();
+    let of = |u: &Unmapped| Condition { kind: PORTS, status: false, reason: u.reason, message: text.join("; ") };
+    let wanted: Vec<Condition> = all.first().map(|(_, u)| of(u)).into_iter().collect();
     let stale = wanted.is_empty() && g.status.conditions.iter().any(|c| c.kind == PORTS);
     let conditions = changed(&wanted, &g.status.conditions, m.generation, stale, now)?;
     let to = reference(ISTIO_NETWORKING, "Gateway", m);

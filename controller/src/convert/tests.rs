@@ -1079,6 +1079,34 @@ fn virtual_services_in_the_mesh_are_merged() {
     assert_eq!(names, ["a.com", "*.b.com", "*.com", "*"]);
 }
 
+/// Connections, as requests: Gateway API before VirtualServices, however old; but the longer name in the hello comes first.
+#[test]
+fn routes_of_gateway_api_come_first_for_connections_too() {
+    let tls = |kind: &str, version: &str, names: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: r, namespace: a, creationTimestamp: '2025'}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], {names} rules: [{{backendRefs: [{{name: s, port: 80}}]}}]}}\n"
+        )
+    };
+    let old = |rules: &str| {
+        virtual_service("name: v, namespace: a, creationTimestamp: '2024'", &format!("hosts: [s], {rules}"))
+    };
+    let (all, to) = ("tcp: [{route: [{destination: {host: s}}]}]", "route: [{destination: {host: s}}]");
+    let name = |n: &str| format!("tls: [{{match: [{{sniHosts: ['{n}']}}], {to}}}]");
+    let (tcp, named) = (tls("TCPRoute", "v1alpha2", ""), tls("TLSRoute", "v1alpha2", "hostnames: ['*.com'],"));
+    let (api, istio) = (|kind: &str| format!("{kind} a/r rule 0"), |entry: &str| format!("VirtualService a/v {entry}"));
+    for (own, other, wanted) in [
+        (old(all), &tcp, [api("TCPRoute"), istio("tcp[0]")]),
+        (old(&name("*.com")), &named, [api("TLSRoute"), istio("tls[0]")]),
+        (old(&name("a.com")), &named, [istio("tls[0]"), api("TLSRoute")]),
+        (old(all), &named, [api("TLSRoute"), istio("tcp[0]")]),
+    ] {
+        let (m, p) = run(&[SHOP, &own, other].concat());
+        assert!(p.is_empty(), "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        assert_eq!(table.tcp.iter().map(|r| r.origin.clone()).collect::<Vec<_>>(), wanted, "{own}{other}");
+    }
+}
+
 /// Of routes at one listener those with the longer host come first, however exact the paths of others are.
 #[test]
 fn routes_of_the_longer_host_come_first() {
@@ -1157,6 +1185,16 @@ fn ports_of_gateways_are_those_of_their_services() {
     let (ports, fields, said) = of(&mapped, 9000);
     assert_eq!((ports, fields), (vec![(9000, 0)], vec!["spec.servers[0].port.number".to_string()]));
     assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortNotInService"]);
+    // Requests and bytes at one port of the pod: the first has it, and the other says so.
+    let text = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: a}\nspec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 8080, name: t, protocol: TCP}, hosts: ['*']}]}\n";
+    let text = [INGRESS, &mapped, text].concat();
+    let (m, p) = run(&text);
+    let listeners = &m.gateways["edge/gw"].listeners;
+    assert_eq!(listeners.iter().map(|l| (l.port, l.called)).collect::<Vec<_>>(), [(8080, 80)]);
+    let want = "Gateway a/gw: spec.servers[1].port.number: is port 8080 of pod edge/gw, which spec.servers[0] of Gateway a/gw takes with another protocol: use another port";
+    assert_eq!(p.iter().map(|p| p.to_string().split_once(": ").unwrap().1.to_string()).collect::<Vec<_>>(), [want]);
+    let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
+    assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortConflict"]);
 }
 
 /// Gateways are found by every name that Istio knows, by VirtualServices that are exported to their pods' namespace.
@@ -1265,6 +1303,10 @@ fn destination_rules_are_found_as_in_istio() {
         ["a-2", "istio-system: istio-system-1"]
     );
     assert_eq!(of(&[root("1"), own("2")]), ["a-2"], "the root namespace's own clients have the service's, too");
+    // For some clients only: for none, rather than for all (of the namespace).
+    let some = "workloadSelector: {matchLabels: {app: batch}},";
+    assert_eq!(of(&[own("1"), rule("b", "2", FULL, some)]), ["a-1"]);
+    assert_eq!(of(&[rule("a", "1", "s", some), root("2")]), ["istio-system-2"]);
 }
 
 /// Istio's egress task: subsets of a gateway in another namespace, said beside the application.
@@ -1320,6 +1362,327 @@ fn a_virtual_service_is_read_rule_by_rule() {
     let pattern = "{match: [{uri: {regex: '('}}], route: [{destination: {host: s}}]}";
     assert_eq!(of(&format!("http: [{pattern}, {fine}]")), [(path("/a"), 200), (String::new(), 503)]);
     assert_eq!(of("tcp: [{route: []}]"), [(String::new(), 503)]);
+}
+
+/// What comes behind a rule for everything is not reached, as in Istio: in its own VirtualService, at its ports, in the mesh and at
+/// gateways. Other VirtualServices' rules are.
+#[test]
+fn a_rule_for_everything_ends_its_virtual_service() {
+    let service = SHOP.replace("ports: [{port: 80}]", "ports: [{name: a, port: 80}, {name: b, port: 81}]");
+    let to = "route: [{destination: {host: s, port: {number: 80}}}]";
+    let api = format!("{{match: [{{uri: {{prefix: /api}}}}], {to}}}");
+    let closed = "{directResponse: {status: 503}}";
+    let at = |port: u16| format!("{{match: [{{port: {port}}}], {to}}}");
+    let other = virtual_service(
+        "name: other, namespace: a, creationTimestamp: '2025'",
+        &format!("hosts: [s, x.com], gateways: [gw, mesh], http: [{{match: [{{uri: {{exact: /o}}}}], {to}}}]"),
+    );
+    let part = virtual_service("name: part, namespace: a", &format!("http: [{api}, {{{to}}}, {api}]"));
+    // Of each rule where it comes from, and its ports.
+    let of = |rules: &str, more: &str| {
+        let spec = format!("hosts: [s, x.com], gateways: [gw, mesh], http: [{rules}]");
+        let own = virtual_service("name: v, namespace: a, creationTimestamp: '2024'", &spec);
+        let (m, p) = run(&[INGRESS, &service, &servers("gw", &[(80, "*")]), &own, more].concat());
+        assert!(p.is_empty(), "{p:?}");
+        let gateway = format!("{}/x.com", virtual_hosts(&m, 80));
+        ["a/s.a.svc.cluster.local", &gateway].map(|key| {
+            let table = m.routes[key].producer.as_ref();
+            let ports = table.iter().flat_map(|t| &t.http).map(|r| format!("{:?}", r.ports)).collect::<Vec<_>>();
+            origins(table).iter().zip(ports).map(|(o, p)| format!("{o} {p}").replace(" []", "")).collect::<Vec<_>>()
+        })
+    };
+    for (rules, more, mesh, gateway) in [
+        (format!("{closed}, {api}"), "", vec!["v http[0]"], vec!["v http[0]"]),
+        (format!("{{match: [{{uri: {{prefix: /}}}}], {to}}}, {api}"), "", vec!["v http[0]"], vec!["v http[0]"]),
+        (format!("{api}, {closed}, {api}"), "", vec!["v http[0]", "v http[1]"], vec!["v http[0]", "v http[1]"]),
+        (
+            format!("{{match: [{{uri: {{prefix: /}}, method: {{exact: GET}}}}], {to}}}, {api}"),
+            "",
+            vec!["v http[0]", "v http[1]"],
+            vec!["v http[0]", "v http[1]"],
+        ),
+        (format!("{}, {api}", at(80)), "", vec!["v http[1] [81]", "v http[0] [80]"], vec!["v http[0]"]),
+        (format!("{}, {api}", at(81)), "", vec!["v http[1] [80]", "v http[0] [81]"], vec!["v http[1]"]),
+        (
+            format!("{}, {}, {api}, {{{to}}}", at(80), at(81)),
+            "",
+            vec!["v http[0] [80]", "v http[1] [81]"],
+            vec!["v http[0]"],
+        ),
+        (format!("{closed}, {api}"), &other, vec!["other http[0]", "v http[0]"], vec!["other http[0]", "v http[0]"]),
+        (
+            format!("{{delegate: {{name: part}}}}, {api}"),
+            &part,
+            vec!["part http[0]", "part http[1]"],
+            vec!["part http[0]", "part http[1]"],
+        ),
+    ] {
+        assert_eq!(of(&rules, more), [mesh, gateway], "{rules}");
+    }
+}
+
+/// One match that cannot be read takes no other of its rule with it; what is left of it is refused behind all other rules, in the mesh
+/// and at gateways. So is a condition that is not executed.
+#[test]
+fn a_match_that_cannot_be_read_is_nobodys() {
+    let to = "route: [{destination: {host: s, port: {number: 80}}}]";
+    let show = |m: &Model, key: &str| -> Vec<String> {
+        let table = m.routes[key].producer.clone().unwrap();
+        let http = table.http.iter().map(|r| {
+            let m = r.r#match.as_ref().unwrap();
+            let path = m.path.as_ref().and_then(|p| p.kind.as_ref()).map_or("any".into(), |p| format!("{p:?}"));
+            format!("{path}={}", r.response.as_ref().map_or(200, |r| r.status))
+        });
+        let tcp = table.tcp.iter().map(|r| {
+            let what = if r.sni.is_empty() { format!("{:?}", r.ports) } else { r.sni.join(" ") };
+            format!("{what}={}", r.destinations[0].refuse_status)
+        });
+        http.chain(tcp).collect()
+    };
+    let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: a}\nspec: {selector: {istio: ingressgateway}, servers: [SERVER]}\n---\n";
+    let of = |rules: &str, server: &str, more: &str| {
+        let spec = format!("hosts: [s, x.com], gateways: [gw, mesh], {rules}");
+        let own = virtual_service("name: v, namespace: a", &spec);
+        let (m, p) = run(&[INGRESS, SHOP, &gateway.replace("SERVER", server), &own, more].concat());
+        let key = format!(
+            "{}/{}",
+            m.gateways["edge/gw"].listeners[0].routes,
+            if server.contains("TCP") { "*" } else { "x.com" }
+        );
+        let fields: Vec<String> = p.into_iter().map(|p| p.field).collect();
+        (fields, show(&m, "a/s.a.svc.cluster.local"), show(&m, &key))
+    };
+    let part =
+        virtual_service("name: part, namespace: a", &format!("http: [{{match: [{{uri: {{prefix: /d/e}}}}], {to}}}]"));
+    let web = format!("{{match: [{{uri: {{prefix: /web}}}}], {to}}}");
+    let pattern = "{uri: {regex: '('}}";
+    let (here, all) = ("spec.http[0].match[0]", "any=503".to_string());
+    let prefix = |p: &str, status: u32| format!("Prefix(\"{p}\")={status}");
+    for (rules, more, field, wanted) in [
+        (
+            format!("{{match: [{{uri: {{prefix: /admin}}}}, {pattern}], directResponse: {{status: 403}}}}, {web}"),
+            "",
+            "spec.http[0].match[1].uri.regex".to_string(),
+            vec![prefix("/admin", 403), prefix("/web", 200), all.clone()],
+        ),
+        (
+            format!("{{match: [{pattern}], {to}}}, {{{to}}}"),
+            "",
+            format!("{here}.uri.regex"),
+            vec!["any=200".into(), all.clone()],
+        ),
+        (
+            format!("{{match: [{{uri: {{prefix: /a}}, headers: {{'a b': {{exact: x}}}}}}], {to}}}, {web}"),
+            "",
+            format!("{here}.headers[a b]"),
+            vec![prefix("/web", 200), prefix("/a", 503)],
+        ),
+        (
+            format!("{{match: [{{uri: {{prefix: /a}}, withoutHeaders: {{b: {{regex: '('}}}}}}], {to}}}"),
+            "",
+            format!("{here}.withoutHeaders[b].regex"),
+            vec![prefix("/a", 503)],
+        ),
+        (
+            format!("{{match: [{{uri: {{prefix: /d}}}}, {pattern}], delegate: {{name: part}}}}, {web}"),
+            &part,
+            "spec.http[0].match[1].uri.regex".into(),
+            vec![prefix("/d/e", 200), prefix("/web", 200), all.clone()],
+        ),
+        (
+            format!("{{match: [{{uri: {{prefix: /d}}}}], delegate: {{name: part}}, {to}}}, {web}"),
+            &part,
+            "spec.http[0]".into(),
+            vec![prefix("/d", 503), prefix("/web", 200)],
+        ),
+    ] {
+        let http = "{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}";
+        assert_eq!(of(&format!("http: [{rules}]"), http, more), (vec![field], wanted.clone(), wanted), "{rules}");
+    }
+    let (tcp, tls) = (
+        "{port: {number: 80, name: t, protocol: TCP}, hosts: ['*']}",
+        "{port: {number: 443, name: s, protocol: TLS}, tls: {mode: PASSTHROUGH}, hosts: ['*']}",
+    );
+    let at = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    for (rules, server, fields, mesh, gateway) in [
+        (
+            format!("tcp: [{{match: [{{sourceSubnet: 10.0.0.0/8}}], {to}}}, {{match: [{{port: 80}}], {to}}}]"),
+            tcp,
+            at(&["spec.tcp[0].match[0].sourceSubnet"]),
+            at(&["[80]=0", "[]=503"]),
+            at(&["[]=0", "[]=503"]),
+        ),
+        (
+            format!(
+                "tcp: [{{match: [{{destinationSubnets: [10.0.0.0/8], sourceSubnet: 10.0.0.0/8, port: 80}}], {to}}}]"
+            ),
+            tcp,
+            at(&["spec.tcp[0].match[0].destinationSubnets", "spec.tcp[0].match[0].sourceSubnet"]),
+            at(&["[80]=503"]),
+            at(&["[]=503"]),
+        ),
+        (
+            format!(
+                "tls: [{{match: [{{sniHosts: [x.com], destinationSubnets: [10.0.0.0/8]}}], {to}}}, {{match: [{{sniHosts: ['*']}}], {to}}}]"
+            ),
+            tls,
+            at(&["spec.tls[0].match[0].destinationSubnets"]),
+            at(&["*=0", "x.com=503"]),
+            at(&["*=0", "x.com=503"]),
+        ),
+        (
+            format!("tls: [{{match: [{{sniHosts: [x.com]}}, {{port: 443}}], {to}}}, {{{to}}}]"),
+            tls,
+            at(&["spec.tls[0].match[1].sniHosts", "spec.tls[1].match"]),
+            at(&["x.com=0", "*=503", "*=503"]),
+            at(&["x.com=0", "*=503", "*=503"]),
+        ),
+    ] {
+        assert_eq!(of(&rules, server, ""), (fields, mesh, gateway), "{rules}");
+    }
+}
+
+/// In Gateway API a value is sent as it is, but for operators; filters that are for whole rules refuse the requests of a backend.
+#[test]
+fn filters_of_gateway_api_are_executed_or_refuse() {
+    let of = |kind: &str, filters: &str, of_backend: &str| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{filters: [{filters}], backendRefs: [{{name: s, port: 80, filters: [{of_backend}]}}]}}]}}\n"
+        );
+        let (m, p) = run(&(SHOP.to_string() + &text));
+        assert!(p.is_empty(), "{p:?}");
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        assert!(rule.response.is_none(), "{rule:?}");
+        let object: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
+        (rule, check::written(kind, "gateway.networking.k8s.io", &object))
+    };
+    let header = |kind: &str, value: &str| {
+        let field = kind.replacen(|c: char| c.is_uppercase(), &kind[..1].to_lowercase(), 1);
+        format!("{{type: {kind}, {field}: {{add: [{{name: x, value: '{value}'}}]}}}}")
+    };
+    for (value, sent, told) in [
+        ("50%", "50%%", true),
+        ("/a%20b", "/a%%20b", true),
+        ("%PROTOCOL%", "%PROTOCOL%", false),
+        ("%FOO%", "%%FOO%%", true),
+    ] {
+        for kind in ["HTTPRoute", "GRPCRoute"] {
+            let (request, response) = (header("RequestHeaderModifier", value), header("ResponseHeaderModifier", value));
+            let (rule, warnings) = of(kind, &request, &response);
+            let value = |c: &Option<karst_api::route::HeaderChange>| c.as_ref().unwrap().add[0].value.clone();
+            assert_eq!(
+                (value(&rule.request), value(&rule.destinations[0].answer)),
+                (sent.into(), sent.into()),
+                "{kind}"
+            );
+            let at = ["filters[0].requestHeaderModifier", "backendRefs[0].filters[0].responseHeaderModifier"];
+            let is_told = |(w, at): (&String, &str)| {
+                w.starts_with(&format!("spec.rules[0].{at}.add[0]: ")) && w.ends_with("; it is sent as it is")
+            };
+            assert!(warnings.len() == if told { 2 } else { 0 } && warnings.iter().zip(at).all(is_told), "{warnings:?}");
+        }
+    }
+    for (filter, status) in [
+        ("type: URLRewrite, urlRewrite: {hostname: x.com}", 0),
+        ("type: RequestRedirect, requestRedirect: {hostname: x.com}", 500),
+        ("type: RequestMirror, requestMirror: {backendRef: {name: s, port: 80}}", 500),
+        ("type: CORS, cors: {allowOrigins: ['*']}", 500),
+        ("type: Other", 500),
+    ] {
+        let (rule, warnings) = of("HTTPRoute", "", &format!("{{{filter}}}"));
+        assert_eq!(rule.destinations[0].refuse_status, status, "{filter}");
+        assert_eq!(
+            warnings.iter().any(|w| w.contains("answered 500")),
+            status == 500 && filter != "type: Other",
+            "{warnings:?}"
+        );
+    }
+}
+
+/// A route with a field that is not known here (of a newer version of the API, say) cannot be read at all: what it is for is refused
+/// behind all other rules, and not sent by default.
+#[test]
+fn a_route_that_cannot_be_read_at_all_is_not_the_default() {
+    let parent = "parentRefs: [{group: '', kind: Service, name: s}]";
+    let newer = "{newer: [x]}";
+    let other = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: other, namespace: a}}\nspec: {{{parent}, rules: [{{matches: [{{path: {{value: /o}}}}], backendRefs: [{{name: s, port: 80}}]}}]}}\n"
+    );
+    for (kind, spec, wanted) in [
+        ("HTTPRoute", format!("{{{parent}, rules: [{newer}]}}"), ["other=200 unread=500", ""]),
+        ("HTTPRoute", format!("{{{parent}, rules: [{{filters: [{newer}]}}]}}"), ["other=200 unread=500", ""]),
+        ("GRPCRoute", format!("{{{parent}, rules: [{{matches: [{newer}]}}]}}"), ["other=200 unread=500", ""]),
+        ("TCPRoute", format!("{{{parent}, rules: [{newer}]}}"), ["other=200", "=500"]),
+        ("TLSRoute", format!("{{{parent}, hostnames: [a.com], rules: [{newer}]}}"), ["other=200", "a.com=500"]),
+        ("VirtualService", format!("{{hosts: [s], http: [{newer}, {newer}]}}"), ["other=200 unread=503", ""]),
+        ("VirtualService", format!("{{hosts: [s], tcp: [{newer}], tls: [{newer}]}}"), ["other=200", "*=503 =503"]),
+        // Not for this service.
+        ("VirtualService", format!("{{hosts: [t], http: [{newer}]}}"), ["other=200", ""]),
+        ("VirtualService", format!("{{hosts: [s], gateways: [g], http: [{newer}]}}"), ["other=200", ""]),
+    ] {
+        let spec: serde_json::Value = serde_yaml_ng::from_str(&spec).unwrap();
+        let raw = serde_json::json!({ "metadata": { "name": "unread", "namespace": "a" }, "spec": spec });
+        assert!(parse::value(kind, raw.clone()).is_err(), "{kind} {spec}");
+        let object = parse::closed(kind, raw).unwrap();
+        let mut objects = parse::file("t.yaml".as_ref(), &(SHOP.to_string() + &other)).unwrap();
+        objects.push(Located { object, file: "t.yaml".into(), line: 0 });
+        let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };
+        let (m, _) = compile(&state, &mesh());
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http.iter().map(|r| {
+            let name = r.origin.split(['/', ' ']).nth(2).unwrap_or_default();
+            format!("{name}={}", r.response.as_ref().map_or(200, |r| r.status))
+        });
+        let tcp = table.tcp.iter().map(|r| format!("{}={}", r.sni.join(" "), r.destinations[0].refuse_status));
+        let is = [http.collect::<Vec<_>>().join(" "), tcp.collect::<Vec<_>>().join(" ")];
+        assert_eq!(is, wanted.map(String::from), "{kind} {spec}");
+        if kind != "VirtualService" {
+            let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+            let all = written_with(&state, &template, None).statuses;
+            let accepted = &all.iter().find(|w| w.to.name == "unread").unwrap().status["parents"][0]["conditions"][0];
+            let said = ["type", "status", "reason"].map(|f| accepted[f].as_str().unwrap());
+            assert_eq!(said, ["Accepted", "False", "UnsupportedValue"], "{kind}");
+        }
+    }
+}
+
+/// A header that cannot be read is refused when it is applied; of what is stored the rest holds, and nobody else's value stands in the
+/// place of one that was to be set.
+#[test]
+fn a_header_that_cannot_be_read_takes_no_rule_with_it() {
+    let of = |headers: &str, of_destination: &str| {
+        let rule = format!(
+            "http: [{{headers: {{{headers}}}, route: [{{destination: {{host: s}}, headers: {{{of_destination}}}}}]}}]"
+        );
+        let (m, p) =
+            run(&(SHOP.to_string() + &virtual_service("name: v, namespace: a", &format!("hosts: [s], {rule}"))));
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        assert!(rule.response.is_none() && rule.destinations[0].refuse_status == 0, "{rule:?}");
+        let show = |c: &Option<karst_api::route::HeaderChange>| {
+            let names =
+                |all: &[karst_api::route::Header]| all.iter().map(|h| h.name.clone()).collect::<Vec<_>>().join(" ");
+            c.as_ref().map_or(String::new(), |c| format!("{}/{}/{}", names(&c.set), names(&c.add), c.remove.join(" ")))
+        };
+        let d = &rule.destinations[0];
+        let changes = [show(&rule.request), show(&rule.answer), show(&d.request), show(&d.answer)];
+        let at = "spec.http[0].";
+        (changes, p.iter().map(|p| p.field.trim_start_matches(at).to_string()).collect::<Vec<_>>(), rule.rewrite)
+    };
+    let is = |changes: [&str; 4], fields: &[&str]| {
+        (changes.map(String::from), fields.iter().map(ToString::to_string).collect::<Vec<_>>(), None)
+    };
+    let set = "request: {set: {x-y: '50%', x-z: '%PROTOCOL%'}}";
+    assert_eq!(of(set, ""), is(["x-z//x-y", "", "", ""], &["headers.request.set[x-y]"]));
+    assert_eq!(of("", set), is(["", "", "x-z//x-y", ""], &["route[0].headers.request.set[x-y]"]));
+    assert_eq!(
+        of("response: {add: {x-y: '%FOO%'}, remove: ['a b', c]}", ""),
+        is(["", "//c", "", ""], &["headers.response.add[x-y]", "headers.response.remove"])
+    );
+    assert_eq!(
+        of("request: {set: {'a b': x}}", "response: {set: {x-y: '%REQ()%'}}"),
+        is(["", "", "", "//x-y"], &["route[0].headers.response.set[x-y]", "headers.request.set[a b]"])
+    );
+    assert_eq!(of("request: {set: {host: '%REQ(x)%'}}", ""), is(["", "", "", ""], &["headers.request.set[host]"]));
 }
 
 /// A rule that cannot be read takes no other with it, and its requests are not sent by default: 500, and a condition that says why.

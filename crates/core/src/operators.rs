@@ -112,6 +112,28 @@ pub fn parse(text: &str) -> Result<Vec<Part>, OperatorError> {
     Ok(out)
 }
 
+/// The same value with each `%` written twice that begins no operator: it stands for itself.
+pub fn literal(text: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((before, after)) = rest.split_once('%') {
+        let next = after.strip_prefix('%').or_else(|| one(after).ok().map(|(_, _, next)| next));
+        out.push_str(before);
+        match next {
+            Some(next) => {
+                out.push('%');
+                out.push_str(&after[..after.len() - next.len()]);
+                rest = next;
+            }
+            None => {
+                out.push_str("%%");
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
 /// The operator at the start of a text, its longest value, and what comes after it: `NAME(ARGUMENT):LENGTH%…`.
 fn one(text: &str) -> Result<(Operator, Option<usize>, &str), OperatorError> {
     let name_ends = text.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
@@ -253,6 +275,7 @@ mod tests {
             }),
         ] {
             assert_eq!(parse(value), Ok(want), "{value}");
+            assert_eq!(literal(value), value);
         }
     }
 
@@ -278,6 +301,24 @@ mod tests {
         ] {
             let e = parse(value).unwrap_err().to_string();
             assert!(e.contains(want), "{value}: {e}");
+        }
+    }
+
+    #[test]
+    fn what_begins_no_operator_stands_for_itself() {
+        for (value, want) in [
+            ("50%", "50%%"),
+            ("/a%20b", "/a%%20b"),
+            ("%", "%%"),
+            ("%%%", "%%%%"),
+            ("%REQ(x", "%%REQ(x"),
+            ("%FOO%bar", "%%FOO%%bar"),
+            ("%REQ%REQ(x)%", "%%REQ%REQ(x)%"),
+            ("%START_TIME(%Q)%", "%%START_TIME(%%Q)%%"),
+            ("ü%20 %REQ(x):7%% of", "ü%%20 %REQ(x):7%%% of"),
+        ] {
+            assert_eq!(literal(value), want, "{value}");
+            assert!(parse(want).is_ok(), "{want}");
         }
     }
 

@@ -18,6 +18,9 @@ macro_rules! route {
             pub parent_refs: Vec<ParentRef>,
             pub hostnames: Vec<String>,
             pub rules: Vec<$rule>,
+            /// It stands for one that cannot be read ([`crate::parse::closed`]).
+            #[serde(skip)]
+            pub is_unread: bool,
         }
     )* };
 }

@@ -196,8 +196,11 @@ pub fn value(kind: &str, mut v: serde_json::Value) -> Result<Object, Problem> {
 
 /// Has the kind a closed form ([`closed`])?
 pub fn has_closed(kind: &str) -> bool {
-    closed_spec(kind).is_some()
+    closed_spec(kind).is_some() || ROUTES.contains(&kind)
 }
+
+/// Kinds of routes: what they are for is nobody else's because they cannot be read.
+const ROUTES: [&str; 5] = ["VirtualService", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"];
 
 fn closed_spec(kind: &str) -> Option<serde_json::Value> {
     match kind {
@@ -209,8 +212,11 @@ fn closed_spec(kind: &str) -> Option<serde_json::Value> {
 }
 
 /// What stands for a security object that cannot be read: the same object, closing what it selects (all of its namespace,
-/// if not even that can be read). None for other kinds.
+/// if not even that can be read); and for a route, which is refused whatever nothing else is for. None for other kinds.
 pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {
+    if ROUTES.contains(&kind) {
+        return unread(kind, &v);
+    }
     let spec = closed_spec(kind)?;
     let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
     let metadata = part("/metadata");
@@ -222,6 +228,31 @@ pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {
     }
     let object = |spec| value(kind, serde_json::json!({ "metadata": metadata, "spec": spec })).ok();
     object(narrow).or_else(|| object(spec))
+}
+
+/// A route for the same services, gateways and hosts, none of whose rules is read.
+fn unread(kind: &str, v: &serde_json::Value) -> Option<Object> {
+    let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
+    let has = |p: &str| v.pointer(p).and_then(serde_json::Value::as_array).is_some_and(|a| !a.is_empty());
+    let rules = |p: &str| if has(p) { serde_json::json!([{}]) } else { serde_json::Value::Null };
+    let spec = match kind {
+        "VirtualService" => serde_json::json!({
+            "hosts": part("/spec/hosts"), "gateways": part("/spec/gateways"), "exportTo": part("/spec/exportTo"),
+            "http": rules("/spec/http"), "tcp": rules("/spec/tcp"), "tls": rules("/spec/tls"),
+        }),
+        _ => serde_json::json!({ "parentRefs": part("/spec/parentRefs"), "hostnames": part("/spec/hostnames") }),
+    };
+    let whole = serde_json::json!({ "metadata": part("/metadata"), "spec": spec, "status": part("/status") });
+    let mut object = value(kind, whole).ok()?;
+    match &mut object {
+        Object::VirtualService(r) => r.spec.is_unread = true,
+        Object::HTTPRoute(r) => r.spec.is_unread = true,
+        Object::GRPCRoute(r) => r.spec.is_unread = true,
+        Object::TCPRoute(r) => r.spec.is_unread = true,
+        Object::TLSRoute(r) => r.spec.is_unread = true,
+        _ => return None,
+    }
+    Some(object)
 }
 
 /// In Kubernetes' API a field that is null is a field that is absent.
@@ -292,6 +323,12 @@ mod tests {
             assert_eq!(a.spec.selector.map_or(0, |s| s.match_labels.len()), labels);
         }
         assert!(closed("Pod", serde_json::json!({})).is_none());
+        // A route stays one for the same services, with nothing of its rules; its status stays, so that it is not written anew.
+        let status = serde_json::json!({ "parents": [{ "parentRef": { "name": "s" }, "controllerName": "c" }] });
+        let v = serde_json::json!({ "metadata": { "name": "r", "namespace": "n" }, "spec": { "parentRefs": [{ "name": "s" }], "rules": [{ "newer": 1 }] }, "status": status });
+        let Some(Object::HTTPRoute(r)) = closed("HTTPRoute", v) else { panic!("no route") };
+        assert_eq!((r.spec.is_unread, r.spec.parent_refs.len(), r.spec.rules.len()), (true, 1, 0));
+        assert_eq!(r.status.parents.len(), 1);
     }
 
     /// A status that Istio has left behind makes no object unreadable.

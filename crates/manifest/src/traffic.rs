@@ -25,6 +25,9 @@ pub struct VirtualServiceSpec {
     pub tls: Vec<VsTls>,
     pub tcp: Vec<VsTcp>,
     pub export_to: Vec<String>,
+    /// It stands for one that cannot be read ([`crate::parse::closed`]), with an empty rule for each kind that it has rules of.
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

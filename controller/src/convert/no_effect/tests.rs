@@ -196,6 +196,21 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "{host: a, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /f}}}",
     ),
     ("DestinationRule", "spec.trafficPolicy.tls.caCrl", "{host: a, trafficPolicy: {tls: {mode: SIMPLE, caCrl: /f}}}"),
+    (
+        "VirtualService",
+        "spec.tcp[].match[].sourceSubnet",
+        "{hosts: [a], tcp: [{match: [{sourceSubnet: 10.0.0.0/8}], route: [{destination: {host: a}}]}]}",
+    ),
+    (
+        "VirtualService",
+        "spec.tcp[].match[].destinationSubnets[]",
+        "{hosts: [a], tcp: [{match: [{destinationSubnets: [10.0.0.0/8]}], route: [{destination: {host: a}}]}]}",
+    ),
+    (
+        "VirtualService",
+        "spec.tls[].match[].destinationSubnets[]",
+        "{hosts: [a], tls: [{match: [{sniHosts: [a], destinationSubnets: [10.0.0.0/8]}], route: [{destination: {host: a}}]}]}",
+    ),
     ("IstioGateway", "spec.servers[].bind", "BIND"),
     ("IstioGateway", "spec.servers[].tls.serverCertificate", "TLS"),
     ("IstioGateway", "spec.servers[].tls.privateKey", "TLS"),

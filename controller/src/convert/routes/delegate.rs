@@ -30,23 +30,29 @@ pub(super) fn merge(root: &VsHttp, leaf: &VsHttp) -> Option<VsHttp> {
     })
 }
 
-/// Each of the one within each of the other, in the delegate's order. No match is every request.
+/// Each of the delegate's within those of the root's that it does not contradict, in the delegate's order; one that is within none
+/// means that the whole rule is not (Istio). No match is every request.
 fn matches(root: &[VsMatch], leaf: &[VsMatch]) -> Option<Vec<VsMatch>> {
-    match (root, leaf) {
-        ([], all) | (all, []) => Some(all.to_vec()),
-        _ => {
-            let all: Vec<_> = leaf.iter().flat_map(|l| root.iter().filter_map(|r| both(r, l))).collect();
-            (!all.is_empty()).then_some(all)
+    if root.is_empty() || leaf.is_empty() {
+        return Some(root.iter().chain(leaf).cloned().collect());
+    }
+    let mut out = vec![];
+    for l in leaf {
+        let before = out.len();
+        out.extend(root.iter().filter_map(|r| both(r, l)));
+        if out.len() == before {
+            return None;
         }
     }
+    Some(out)
 }
 
 fn both(root: &VsMatch, leaf: &VsMatch) -> Option<VsMatch> {
-    let ignore_uri_case = match (&root.uri, &leaf.uri) {
-        (Some(_), Some(_)) if root.ignore_uri_case != leaf.ignore_uri_case => return None,
-        (Some(_), _) => root.ignore_uri_case,
-        (None, _) => leaf.ignore_uri_case,
-    };
+    // What the root says of either the delegate must say, too (Istio).
+    let namespace = root.source_namespace.is_empty() || root.source_namespace == leaf.source_namespace;
+    if root.ignore_uri_case != leaf.ignore_uri_case || !namespace {
+        return None;
+    }
     Some(VsMatch {
         name: leaf.name.clone(),
         uri: optional(&root.uri, &leaf.uri)?,
@@ -54,20 +60,20 @@ fn both(root: &VsMatch, leaf: &VsMatch) -> Option<VsMatch> {
         method: optional(&root.method, &leaf.method)?,
         authority: optional(&root.authority, &leaf.authority)?,
         headers: texts(&root.headers, &leaf.headers)?,
-        port: same(root.port, leaf.port, 0)?,
+        port: port(root.port, leaf.port)?,
         source_labels: labels(&root.source_labels, &leaf.source_labels)?,
         gateways: gateways(&root.gateways, &leaf.gateways)?,
         query_params: texts(&root.query_params, &leaf.query_params)?,
-        ignore_uri_case,
+        ignore_uri_case: leaf.ignore_uri_case,
         without_headers: texts(&root.without_headers, &leaf.without_headers)?,
-        source_namespace: same(root.source_namespace.clone(), leaf.source_namespace.clone(), String::new())?,
+        source_namespace: leaf.source_namespace.clone(),
         stat_prefix: leaf.stat_prefix.clone(),
     })
 }
 
 /// The one that is given, if they do not contradict each other.
-fn same<T: PartialEq>(root: T, leaf: T, none: T) -> Option<T> {
-    if leaf == none || leaf == root { Some(root) } else { (root == none).then_some(leaf) }
+fn port(root: u16, leaf: u16) -> Option<u16> {
+    if leaf == 0 || leaf == root { Some(root) } else { (root == 0).then_some(leaf) }
 }
 
 fn optional(root: &Option<StringMatch>, leaf: &Option<StringMatch>) -> Option<Option<StringMatch>> {
@@ -77,17 +83,17 @@ fn optional(root: &Option<StringMatch>, leaf: &Option<StringMatch>) -> Option<Op
     }
 }
 
-/// The delegate's text, if it is within the root's.
+/// The delegate's text, if it is within the root's. A pattern is within nothing, and nothing within it; the same of one that says
+/// only that there is a value (Istio).
 fn narrower(root: &StringMatch, leaf: &StringMatch) -> Option<StringMatch> {
-    let any = StringMatch::default();
-    if root == leaf || *root == any {
-        return Some(leaf.clone());
+    if root.regex.is_some() || leaf.regex.is_some() {
+        return None;
     }
-    if *leaf == any {
-        return Some(root.clone());
-    }
-    let prefix = root.prefix.as_ref().filter(|_| root.regex.is_none() && leaf.regex.is_none())?;
-    let within = leaf.exact.as_ref().or(leaf.prefix.as_ref())?.starts_with(prefix);
+    let within = match (&root.exact, &root.prefix) {
+        (Some(_), _) => leaf.prefix.is_none() && leaf.exact == root.exact,
+        (None, Some(prefix)) => leaf.prefix.as_ref().or(leaf.exact.as_ref())?.starts_with(prefix),
+        (None, None) => false,
+    };
     within.then(|| leaf.clone())
 }
 
@@ -144,6 +150,9 @@ mod tests {
             (exact("/a"), prefix("/"), false),
             (regex("/a.*"), exact("/ab"), false),
             (prefix("/a"), regex("/a.*"), false),
+            (regex("/a.*"), regex("/a.*"), false),
+            (uri("", "", ""), exact("/a"), false),
+            (prefix("/a"), uri("", "", ""), false),
         ] {
             assert_eq!(both(&root, &leaf).map(|m| m.uri), fits.then(|| leaf.uri.clone()), "{root:?} {leaf:?}");
         }
@@ -161,10 +170,16 @@ mod tests {
             |list: &[&str]| VsMatch { gateways: list.iter().map(ToString::to_string).collect(), ..Default::default() };
         assert_eq!(both(&at(&["mesh", "a/g"]), &at(&["a/g"])).unwrap().gateways, ["a/g"]);
         assert_eq!(both(&at(&["mesh"]), &at(&["a/g"])), None);
-        // No match is every request; of several the ones that fit stay.
+        let from = |source_namespace: &str| VsMatch { source_namespace: source_namespace.into(), ..Default::default() };
+        assert_eq!(both(&from(""), &from("b")), Some(from("b")));
+        assert_eq!((both(&from("a"), &from("")), both(&from("a"), &from("b"))), (None, None));
+        assert_eq!(both(&VsMatch { ignore_uri_case: true, ..prefix("/a") }, &VsMatch::default()), None);
+        // No match is every request; one that does not fit takes the others with it, unless another of the root's fits.
         assert_eq!(matches(&[], &[prefix("/a")]).unwrap(), [prefix("/a")]);
         assert_eq!(matches(&[prefix("/a")], &[]).unwrap(), [prefix("/a")]);
-        assert_eq!(matches(&[prefix("/a")], &[prefix("/b"), prefix("/a/b")]).unwrap(), [prefix("/a/b")]);
+        assert_eq!(matches(&[prefix("/a")], &[prefix("/b"), prefix("/a/b")]), None);
+        let both_fit = matches(&[prefix("/a"), prefix("/b")], &[prefix("/b"), prefix("/a/b")]);
+        assert_eq!(both_fit.unwrap(), [prefix("/b"), prefix("/a/b")]);
         assert_eq!(matches(&[prefix("/a")], &[prefix("/b")]), None);
     }
 }

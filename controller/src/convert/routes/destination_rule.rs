@@ -103,6 +103,10 @@ fn own(x: &Index<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<Bad>) {
     if d.spec.host.is_empty() {
         return (None, vec![("spec.host".into(), "is empty: name the service that the rule is for".into())]);
     }
+    // It is for some clients only, which are not told apart by labels: left out rather than for all. (`no_effect` tells.)
+    if d.spec.workload_selector.is_some() {
+        return (None, vec![]);
+    }
     let secret = |name: &str| x.secrets.get(&(ns, name)).copied();
     match backend(&d.spec, &secret) {
         Ok(b) => (Some(b), vec![]),

@@ -5,6 +5,7 @@ use super::{
     gateways, header, header_name, ir, optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
+use karst_core::operators;
 use karst_manifest::{gatewayapi::*, kinds::*};
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -30,7 +31,8 @@ pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tab
         let matches = rule.matches.iter().enumerate().map(read).collect();
         rules.extend(c.rule(rule, matches, (&at, &r.metadata.name, i), &mut bad));
     }
-    c.attach(&r.metadata, tables, &rules, &[]);
+    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
+    c.attach(&r.metadata, tables, &rules, &[], false);
     bad
 }
 
@@ -49,7 +51,8 @@ pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tab
         };
         rules.extend(c.rule(&same, matches, (&at, &r.metadata.name, i), &mut bad));
     }
-    c.attach(&r.metadata, tables, &rules, &[]);
+    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
+    c.attach(&r.metadata, tables, &rules, &[], false);
     bad
 }
 
@@ -65,12 +68,39 @@ pub(in crate::convert) fn dropped(bad: &[Bad]) -> BTreeMap<&str, &Bad> {
 
 pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert::new((x, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
-    c.bytes(&r.metadata, &r.spec.rules, tables)
+    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
 }
 
 pub(super) fn tls(x: &Index<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
     let c = Convert::new((x, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
-    c.bytes(&r.metadata, &r.spec.rules, tables)
+    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
+}
+
+/// Values of headers that look as if they had operators, of the filters of rules and of their backends.
+pub(in crate::convert) fn warnings<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<String> {
+    let mut out = vec![];
+    for (i, (filters, backends)) in rules.enumerate() {
+        literals(filters, &format!("spec.rules[{i}]"), &mut out);
+        for (j, b) in backends.iter().enumerate() {
+            literals(&b.filters, &format!("spec.rules[{i}].backendRefs[{j}]"), &mut out);
+        }
+    }
+    out
+}
+
+fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
+    for (i, f) in filters.iter().enumerate() {
+        let request = f.request_header_modifier.iter().map(|m| (m, "requestHeaderModifier"));
+        let response = f.response_header_modifier.iter().map(|m| (m, "responseHeaderModifier"));
+        for (m, field) in request.chain(response) {
+            for (list, how) in [(&m.set, "set"), (&m.add, "add")] {
+                out.extend(list.iter().enumerate().filter_map(|(j, h)| {
+                    let e = operators::parse(&h.value).err()?;
+                    Some(format!("{at}.filters[{i}].{field}.{how}[{j}]: {:?} {e}; it is sent as it is", h.value))
+                }));
+            }
+        }
+    }
 }
 
 /// A gRPC method is a path.
@@ -155,7 +185,7 @@ impl<'a> Convert<'a> {
     }
 
     /// The rules of a route for connections.
-    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], tables: &mut Tables) -> Vec<Bad> {
+    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<Bad> {
         let (mut rules, mut bad) = (vec![], vec![]);
         for (i, rule) in all.iter().enumerate() {
             let mut destinations = vec![];
@@ -172,12 +202,29 @@ impl<'a> Convert<'a> {
             let sni = self.names.to_vec();
             rules.push(ir::TcpRule { origin, destinations, sni, ..Default::default() });
         }
-        self.attach(m, tables, &[], &rules);
+        if self.unread(is_unread, &m.name, &mut bad).is_some() {
+            let origin = format!("{} {}/{}", self.kind, self.ns, m.name);
+            let nowhere = ir::Destination { weight: 1, refuse_status: NO_BACKEND, ..Default::default() };
+            let sni = self.names.to_vec();
+            rules.push(ir::TcpRule { origin, destinations: vec![nowhere], sni, ..Default::default() });
+        }
+        self.attach(m, tables, &[], &rules, is_unread);
         bad
     }
 
-    /// Adds the rules to the services that are the route's parents.
-    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule]) {
+    /// What stands for a route that cannot be read as a whole.
+    fn unread(&self, is_unread: bool, name: &str, bad: &mut Vec<Bad>) -> Option<Converted> {
+        if !is_unread {
+            return None;
+        }
+        bad.push(("spec.rules[0]".into(), "the route cannot be read: the controller's log says why".into()));
+        let (origin, r#match) = (format!("{} {}/{name}", self.kind, self.ns), Some(ir::Match::default()));
+        let rule = ir::HttpRule { origin, r#match, ..refused() };
+        Some(Converted { precision: Precision::default(), rule, is_last: true })
+    }
+
+    /// Adds the rules to the services that are the route's parents; `is_last`: those for connections stand for what is not read.
+    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule], is_last: bool) {
         let a = age(m);
         for p in self.parents {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
@@ -195,6 +242,7 @@ impl<'a> Convert<'a> {
                     rule: ir::HttpRule { ports: ports.clone(), ..c.rule.clone() },
                 }));
                 t.tcp.extend(tcp.iter().map(|r| RankedTcp {
+                    is_last,
                     api: Api::Gateway,
                     closeness,
                     age: a.clone(),
@@ -316,6 +364,9 @@ impl<'a> Convert<'a> {
         // A port that the service does not have is no backend, whatever listens there.
         let found = found.filter(|key| self.hosts.has_port(key, port));
         let f = self.filters(&b.filters, at)?;
+        // These are executed for a whole rule only; requests do not go on without them.
+        let whole = !f.extensions.is_empty() || f.redirect.is_some() || !f.mirrors.is_empty() || f.cors.is_some();
+        let unexecuted = f.unknown || whole;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
             port,
@@ -323,12 +374,7 @@ impl<'a> Convert<'a> {
             request: f.request,
             answer: f.answer,
             rewrite: f.rewrite,
-            // A filter of ours is for a whole rule.
-            refuse_status: if found.is_some() && granted && !f.unknown && f.extensions.is_empty() {
-                0
-            } else {
-                NO_BACKEND
-            },
+            refuse_status: if found.is_some() && granted && !unexecuted { 0 } else { NO_BACKEND },
             ..Default::default()
         })
     }
@@ -451,9 +497,11 @@ fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), Bad> {
     }
 }
 
+/// In this API a value is sent as it is: a `%` that begins no operator is one ([`warnings`] tells).
 fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, Bad> {
+    let one = |h: &HeaderValue, at: String| header(&h.name, &operators::literal(&h.value), at);
     let all = |v: &[HeaderValue], f: &str| -> Result<Vec<_>, Bad> {
-        v.iter().enumerate().map(|(i, h)| header(&h.name, &h.value, format!("{at}.{f}[{i}]"))).collect()
+        v.iter().enumerate().map(|(i, h)| one(h, format!("{at}.{f}[{i}]"))).collect()
     };
     Ok(ir::HeaderChange {
         set: all(&m.set, "set")?,

@@ -88,6 +88,18 @@ impl Front {
         format!("{routes}/{host}").into()
     }
 
+    /// For people.
+    fn name(&self) -> String {
+        match &self.of {
+            Of::Api { namespace, gateway, listener, .. } => {
+                format!("listener {listener} of Gateway {namespace}/{gateway}")
+            }
+            Of::Istio { namespace, gateway, server, .. } => {
+                format!("spec.servers[{server}] of Gateway {namespace}/{gateway}")
+            }
+        }
+    }
+
     /// What the names of the virtual hosts of a listener of Gateway API begin with.
     fn routes(&self) -> String {
         format!("{VIRTUAL}{}", self.id)
@@ -122,11 +134,16 @@ struct Served {
     routes: String,
 }
 
-/// A front whose port is none of the Services' that select its pods.
+/// A front that its pods cannot be reached at, or have no port for.
 pub(crate) struct Unmapped {
     front: usize,
+    /// Its port is none of the Services' that select the pods, or another front has the pods' port.
+    pub(crate) reason: &'static str,
     pub(crate) text: String,
 }
+
+const NOT_IN_SERVICE: &str = "PortNotInService";
+const TAKEN: &str = "PortConflict";
 
 /// Everything that gateways listen on.
 #[derive(Default)]
@@ -231,7 +248,7 @@ impl Fronts {
             return out;
         }
         let (named, mut places) = (by_label(x), BTreeMap::<String, Place>::new());
-        let mut unmapped: BTreeMap<usize, String> = BTreeMap::new();
+        let mut unmapped: BTreeMap<usize, Unmapped> = BTreeMap::new();
         for p in &x.pods {
             let m = &p.metadata;
             let selecting = x.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels));
@@ -245,13 +262,24 @@ impl Fronts {
                 Of::Api { namespace, gateway, .. } => own == Some((namespace.as_str(), gateway.as_str())),
                 Of::Istio { namespace, gateway, .. } => istio.contains(&(namespace.as_str(), gateway.as_str())),
             };
-            let mut served = vec![];
+            let (mut served, mut classes) = (vec![], BTreeMap::new());
             for (i, f) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
                 let (ports, problem) = ports(x, p, f.port);
                 if let Some(text) = problem {
-                    unmapped.entry(i).or_insert(text);
+                    unmapped.entry(i).or_insert(Unmapped { front: i, reason: NOT_IN_SERVICE, text });
                 }
                 for port in ports {
+                    // On one port only one of: requests, TLS, bytes. The first decides.
+                    let (class, first) = *classes.entry(port).or_insert((class(f.protocol), i));
+                    if class != self::class(f.protocol) {
+                        let other = out.all.get(first).map_or(String::new(), Front::name);
+                        let text = format!(
+                            "is port {port} of pod {}/{}, which {other} takes with another protocol: use another port",
+                            m.namespace, m.name
+                        );
+                        unmapped.entry(i).or_insert(Unmapped { front: i, reason: TAKEN, text });
+                        continue;
+                    }
                     let routes = match (&f.of, f.protocol) {
                         (Of::Api { .. }, _) => f.routes(),
                         (Of::Istio { .. }, Protocol::Http) => {
@@ -276,7 +304,7 @@ impl Fronts {
         out.places = places.into_values().collect();
         // In the order of the fronts, whatever pods came first.
         out.places.iter_mut().for_each(|p| p.fronts.sort_unstable());
-        out.unmapped = unmapped.into_iter().map(|(front, text)| Unmapped { front, text }).collect();
+        out.unmapped = unmapped.into_values().collect();
         out
     }
 
@@ -290,12 +318,10 @@ impl Fronts {
             && !x.destination_rules.iter().any(|(_, d)| shown(d))
     }
 
-    /// Which servers of an Istio Gateway listen where no Service sends anything, and what to do.
-    pub(crate) fn unmapped<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
+    /// Which servers of an Istio Gateway listen where no Service sends anything, or have no port, and what to do.
+    pub(crate) fn unmapped<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = (usize, &'a Unmapped)> {
         self.unmapped.iter().filter_map(move |u| match &self.all.get(u.front)?.of {
-            Of::Istio { namespace, gateway, server, .. } if namespace == ns && gateway == name => {
-                Some((*server, u.text.as_str()))
-            }
+            Of::Istio { namespace, gateway, server, .. } if namespace == ns && gateway == name => Some((*server, u)),
             _ => None,
         })
     }
@@ -420,6 +446,15 @@ impl Fronts {
             (false, false) => Taken::NotExported,
             (false, true) => Taken::Yes,
         }
+    }
+}
+
+/// What one port of a pod takes: requests, TLS, or bytes.
+fn class(p: Protocol) -> u8 {
+    match p {
+        Protocol::Http => 0,
+        Protocol::Https | Protocol::Tls => 1,
+        Protocol::Tcp => 2,
     }
 }
 
@@ -696,8 +731,8 @@ pub(crate) fn compile(
 ) -> BTreeMap<String, Arc<ir::Gateway>> {
     for (at, g) in &x.istio_gateways {
         problems.extend(check::istio_gateway(&g.spec).into_iter().map(|(field, text)| problem(at, field, text)));
-        for (n, text) in fronts.unmapped(&g.metadata.namespace, &g.metadata.name) {
-            problems.push(problem(at, format!("spec.servers[{n}].port.number"), text));
+        for (n, u) in fronts.unmapped(&g.metadata.namespace, &g.metadata.name) {
+            problems.push(problem(at, format!("spec.servers[{n}].port.number"), &u.text));
         }
     }
     let told_of = telemetry::usable(x, problems);
@@ -708,9 +743,12 @@ pub(crate) fn compile(
     let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
     let named = by_label(x);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
-    for f in &fronts.all {
+    for (i, f) in fronts.all.iter().enumerate() {
         let Of::Api { namespace, gateway, listener, .. } = &f.of else { continue };
         let at = x.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
+        for u in fronts.unmapped.iter().filter(|u| u.front == i && u.reason == TAKEN) {
+            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
+        }
         for (_, text) in [&f.refused, &f.conflict, &f.unresolved].into_iter().flatten() {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
         }
@@ -735,17 +773,7 @@ pub(crate) fn compile(
             }
             mine.push((f, served, tls));
         }
-        // On one port only one of: requests, TLS, bytes. The first decides.
-        let class = |p: Protocol| match p {
-            Protocol::Http => 0,
-            Protocol::Https | Protocol::Tls => 1,
-            Protocol::Tcp => 2,
-        };
-        let mut ports: BTreeMap<u16, u8> = BTreeMap::new();
         for (f, served, tls) in mine {
-            if *ports.entry(served.port).or_insert(class(f.protocol)) != class(f.protocol) {
-                continue;
-            }
             g.listeners.push(ir::Listener {
                 origin: f.id.clone(),
                 routes: served.routes.clone(),

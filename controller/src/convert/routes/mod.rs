@@ -6,7 +6,7 @@
 //!   place of the others.
 //! - Gateway API's routes stand before VirtualServices, exact before general, then old before new. Of VirtualServices those with
 //!   the longest host for the service count; their rules stay in order, older VirtualServices before newer ones, but for rules
-//!   that match everything: these come last. The first rule that matches is it.
+//!   that match everything: these come last, and end their own VirtualService. The first rule that matches is it.
 
 mod access;
 pub(super) mod backend_tls;
@@ -22,7 +22,7 @@ pub(super) mod unserved;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
-pub(super) use gateway_api::{dropped, granted, is_parent};
+pub(super) use gateway_api::{dropped, granted, is_parent, warnings};
 
 pub(super) use table::age;
 

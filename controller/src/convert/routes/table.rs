@@ -56,10 +56,20 @@ pub(in crate::convert) fn age(m: &Meta) -> Age {
 /// The same for connections.
 #[derive(Clone)]
 pub(super) struct RankedTcp {
+    /// It stands for what cannot be read: behind all others.
+    pub(super) is_last: bool,
     pub(super) api: Api,
     pub(super) closeness: usize,
     pub(super) age: Age,
     pub(super) rule: ir::TcpRule,
+}
+
+impl RankedTcp {
+    /// Less comes first: the longest name in the TLS hello, whichever API asks for it. ([`by_name`] has left one name.)
+    fn rank(&self) -> impl Ord {
+        let fit = self.rule.sni.first().map(|n| closeness(n));
+        (self.is_last, Reverse(fit), self.api, &self.age)
+    }
 }
 
 /// Rules for one group of callers.
@@ -82,9 +92,7 @@ impl Rules {
         self.http.sort_by(|a, b| a.rank().cmp(&b.rank()));
         let names = self.tcp.into_iter().flat_map(by_name);
         let mut tcp: Vec<_> = names.collect();
-        // The longest name in the TLS hello that fits, whoever asks for it.
-        let fit = |r: &RankedTcp| Reverse(r.rule.sni.first().map(|n| closeness(n)));
-        tcp.sort_by(|a, b| (fit(a), &a.age).cmp(&(fit(b), &b.age)));
+        tcp.sort_by(|a, b| a.rank().cmp(&b.rank()));
         ir::Table {
             http: self.http.into_iter().map(|r| r.rule).collect(),
             tcp: tcp.into_iter().map(|r| r.rule).collect(),
@@ -135,6 +143,31 @@ fn matches_all(r: &ir::HttpRule) -> bool {
     let texts = [method, scheme, authority].into_iter().all(Option::is_none);
     let lists = headers.is_empty() && query.is_empty() && source_labels.is_empty();
     any_path && texts && lists && source_namespace.is_empty()
+}
+
+/// The rules of one object as far as they are reached: behind one that matches everything, none is at its ports (Istio:
+/// waypointInboundRoute). Of several objects these come last all the same. `ports`: those that there are.
+pub(super) fn reached(rules: Vec<ir::HttpRule>, ports: &[u32]) -> Vec<ir::HttpRule> {
+    let (mut out, mut ended) = (vec![], BTreeSet::new());
+    for mut r in rules {
+        if !ended.is_empty() {
+            if r.ports.is_empty() {
+                r.ports = ports.to_vec();
+            }
+            r.ports.retain(|p| !ended.contains(p));
+            if r.ports.is_empty() {
+                continue;
+            }
+        }
+        let ends = matches_all(&r).then(|| r.ports.clone());
+        out.push(r);
+        match ends {
+            Some(all) if all.is_empty() => break,
+            Some(some) => ended.extend(some),
+            None => {}
+        }
+    }
+    out
 }
 
 /// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.

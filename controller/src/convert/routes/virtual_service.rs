@@ -57,19 +57,17 @@ pub(super) fn targets(x: &Index<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<A
     all.into_iter().collect()
 }
 
-/// The rules for one place: the mesh, or a gateway.
-#[derive(Default)]
-struct Rules {
+/// Rules, in order.
+#[derive(Clone, Default)]
+struct Entries {
     http: Vec<ir::HttpRule>,
     tcp: Vec<ir::TcpRule>,
     tls: Vec<ir::TcpRule>,
-    /// There are rules of which not even the matches can be read.
-    unread: bool,
 }
 
-impl Rules {
+impl Entries {
     /// Those for the connections of a front, or for its requests, as they are at its port.
-    fn at(&self, f: &gateways::Front, hosts: &Hosts) -> (Vec<ir::HttpRule>, Vec<ir::TcpRule>) {
+    fn at(&self, f: &gateways::Front, hosts: &Hosts) -> Self {
         use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
         let port = u32::from(f.port);
         let here = |ports: &[u32]| ports.is_empty() || ports.contains(&port);
@@ -95,7 +93,54 @@ impl Rules {
             r.destinations.iter_mut().for_each(called);
             r
         });
-        (http.collect(), tcp.collect())
+        Self { http: http.collect(), tcp: tcp.collect(), tls: vec![] }
+    }
+
+    /// Adds what is not there yet.
+    fn add(&mut self, other: Self) {
+        fn new<T: PartialEq>(to: &mut Vec<T>, from: Vec<T>) {
+            let new: Vec<_> = from.into_iter().filter(|r| !to.contains(r)).collect();
+            to.extend(new);
+        }
+        new(&mut self.http, other.http);
+        new(&mut self.tcp, other.tcp);
+        new(&mut self.tls, other.tls);
+    }
+}
+
+/// The rules for one place: the mesh, or a gateway.
+#[derive(Default)]
+struct Rules {
+    read: Entries,
+    /// For matches that cannot be read: what is left of each is refused, behind all other rules. What they are for is nobody's by
+    /// default.
+    last: Entries,
+}
+
+impl Rules {
+    /// Those for the callers of a service with these ports.
+    fn of_service(&self, ports: &[u32]) -> Self {
+        let http = table::reached(self.read.http.clone(), ports);
+        Self { read: Entries { http, ..self.read.clone() }, last: self.last.clone() }
+    }
+
+    /// Those at a front.
+    fn at(&self, f: &gateways::Front, hosts: &Hosts) -> Self {
+        let mut read = self.read.at(f, hosts);
+        read.http = table::reached(read.http, &[]);
+        Self { read, last: self.last.at(f, hosts) }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.read.add(other.read);
+        self.last.add(other.last);
+    }
+
+    /// With their place among those of others.
+    fn ranked(self, v: &VirtualService, closeness: usize) -> table::Rules {
+        let mut all = ranked(v, closeness, self.read, false);
+        all.extend(ranked(v, closeness, self.last, true));
+        all
     }
 }
 
@@ -105,38 +150,54 @@ fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rule
     let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
     let c = Convert { x, ns, hosts, place };
     let name = format!("VirtualService {ns}/{}", v.metadata.name);
+    if spec.is_unread {
+        return (unread(spec, &name), bad);
+    }
     for (i, h) in spec.http.iter().enumerate() {
-        match c.http(h, &format!("spec.http[{i}]"), &name, i, 0) {
-            Ok(r) => out.http.extend(r),
-            Err(b) => {
-                bad.push(b);
-                match c.matches(h, "") {
-                    Ok(all) => out.http.extend(all.into_iter().map(|(ports, m)| refused(&name, ports, m))),
-                    Err(_) => out.unread = true,
-                }
-            }
-        }
+        c.http(h, &format!("spec.http[{i}]"), (&name, i, 0), &mut out, &mut bad);
     }
     for (i, t) in spec.tcp.iter().enumerate() {
-        let (at, origin) = (format!("spec.tcp[{i}]"), format!("{name} tcp[{i}]"));
-        let destinations = c.connections(&t.route, &at, &mut bad);
-        out.tcp.extend(c.tcp(t, &destinations, &origin));
+        c.tcp(t, &format!("spec.tcp[{i}]"), &format!("{name} tcp[{i}]"), &mut out, &mut bad);
     }
     for (i, t) in spec.tls.iter().enumerate() {
-        let (at, origin) = (format!("spec.tls[{i}]"), format!("{name} tls[{i}]"));
-        let destinations = c.connections(&t.route, &at, &mut bad);
-        match c.tls(t, &destinations, &at, &origin) {
-            Ok(r) => out.tls.extend(r),
-            Err(b) => bad.push(b),
-        }
+        c.tls(t, &format!("spec.tls[{i}]"), &format!("{name} tls[{i}]"), &mut out, &mut bad);
     }
     (out, bad)
 }
 
-/// A rule in place of one that cannot be executed.
-fn refused(origin: &str, ports: Vec<u32>, m: ir::Match) -> ir::HttpRule {
+/// What stands for an object that cannot be read as a whole.
+fn unread(spec: &VirtualServiceSpec, origin: &str) -> Rules {
+    let request = || ir::HttpRule { origin: origin.into(), r#match: Some(ir::Match::default()), ..refused() };
+    let connection = |sni: &[&str]| ir::TcpRule {
+        origin: origin.into(),
+        sni: sni.iter().map(ToString::to_string).collect(),
+        destinations: nowhere(),
+        ..Default::default()
+    };
+    let last = Entries {
+        http: spec.http.iter().map(|_| request()).collect(),
+        tcp: spec.tcp.iter().map(|_| connection(&[])).collect(),
+        tls: spec.tls.iter().map(|_| connection(&["*"])).collect(),
+    };
+    Rules { read: Entries::default(), last }
+}
+
+/// What is done in place of a rule that cannot be executed.
+fn refused() -> ir::HttpRule {
     let response = Some(ir::DirectResponse { status: NO_CLUSTER, body: vec![] });
-    ir::HttpRule { origin: origin.into(), ports, r#match: Some(m), response, ..Default::default() }
+    ir::HttpRule { response, ..Default::default() }
+}
+
+/// Where connections go that are refused.
+fn nowhere() -> Vec<ir::Destination> {
+    vec![ir::Destination { weight: 1, refuse_status: NO_CLUSTER, ..Default::default() }]
+}
+
+/// Adds what is wrong; what is wrong with a rule is so for each of its matches.
+fn tell(bad: &mut Vec<Bad>, b: Bad) {
+    if !bad.contains(&b) {
+        bad.push(b);
+    }
 }
 
 pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
@@ -165,49 +226,47 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
     }
     let export = Export::of_virtual_service(x, v);
     if let Some(r) = places.get(MESH) {
-        let bytes: Vec<_> = r.tls.iter().chain(&r.tcp).cloned().collect();
         for (key, closeness) in services(v, hosts) {
-            let mut rules = ranked(v, closeness, &r.http, &bytes);
-            if r.unread {
-                // What it may be for is nobody's by default.
-                let last = refused(&format!("VirtualService {ns}/{}", v.metadata.name), vec![], ir::Match::default());
-                let last = ranked(v, closeness, &[last], &[]).http;
-                rules.http.extend(last.into_iter().map(|r| Ranked { is_last: true, ..r }));
-            }
+            let rules = r.of_service(hosts.ports(&key)).ranked(v, closeness);
             tables.exported(x, &key, &export, |t| t.extend(rules.clone()));
         }
     }
     // Bound to several gateways of a place, its rules are there once.
-    let mut at_gateways: BTreeMap<Arc<str>, (Vec<ir::HttpRule>, Vec<ir::TcpRule>)> = BTreeMap::new();
+    let mut at_gateways: BTreeMap<Arc<str>, Rules> = BTreeMap::new();
     for b in hosts.fronts.bound(x, v) {
         let Some(r) = places.get(&b.gateway) else { continue };
-        let (http, tcp) = r.at(b.front, hosts);
-        let there = at_gateways.entry(b.key).or_default();
-        let new: Vec<_> = http.into_iter().filter(|r| !there.0.contains(r)).collect();
-        there.0.extend(new);
-        let new: Vec<_> = tcp.into_iter().filter(|r| !there.1.contains(r)).collect();
-        there.1.extend(new);
+        at_gateways.entry(b.key).or_default().add(r.at(b.front, hosts));
     }
-    for (key, (http, tcp)) in at_gateways {
-        tables.of(x, &key, ns).extend(ranked(v, usize::MAX, &http, &tcp));
+    for (key, rules) in at_gateways {
+        tables.of(x, &key, ns).extend(rules.ranked(v, usize::MAX));
     }
     bad
 }
 
 /// Rules with their place among those of others.
-fn ranked(v: &VirtualService, closeness: usize, http: &[ir::HttpRule], tcp: &[ir::TcpRule]) -> table::Rules {
+fn ranked(v: &VirtualService, closeness: usize, all: Entries, is_last: bool) -> table::Rules {
     let (api, age) = (Api::Istio, age(&v.metadata));
-    let request = |(place, rule): (usize, &ir::HttpRule)| Ranked {
-        is_last: false,
+    let request = |(place, rule): (usize, ir::HttpRule)| Ranked {
+        is_last,
         api,
         closeness,
         precision: Precision::default(),
         age: age.clone(),
         place,
-        rule: rule.clone(),
+        rule,
     };
-    let connection = |rule: &ir::TcpRule| RankedTcp { api, closeness, age: age.clone(), rule: rule.clone() };
-    table::Rules { http: http.iter().enumerate().map(request).collect(), tcp: tcp.iter().map(connection).collect() }
+    let connection = |rule: ir::TcpRule| RankedTcp { is_last, api, closeness, age: age.clone(), rule };
+    table::Rules {
+        http: all.http.into_iter().enumerate().map(request).collect(),
+        tcp: all.tls.into_iter().chain(all.tcp).map(connection).collect(),
+    }
+}
+
+/// A match, or what of it can be read, and its ports.
+struct Matched {
+    ports: Vec<u32>,
+    m: ir::Match,
+    is_read: bool,
 }
 
 struct Convert<'a> {
@@ -227,40 +286,40 @@ impl Convert<'_> {
                 .any(|g| if g == MESH { self.place == MESH } else { gateways::full_name(g, self.ns) == self.place })
     }
 
-    /// The rules of one entry: one for each of its matches.
-    fn http(&self, h: &VsHttp, at: &str, origin: &str, n: usize, depth: usize) -> Result<Vec<ir::HttpRule>, Bad> {
+    /// The rules of one entry, one for each of its matches. `origin`: the object, the entry's place in it, the depth of delegation.
+    fn http(&self, h: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<Bad>) {
         if let Some(d) = &h.delegate {
-            return self.delegated(h, d, at, depth);
+            return self.delegated(h, d, at, origin, out, bad);
         }
-        let name = if h.name.is_empty() { format!("{origin} http[{n}]") } else { format!("{origin} {}", h.name) };
-        let mut out = vec![];
-        for (ports, m) in self.matches(h, at)? {
-            let mut r = self.action(h, at, &m)?;
-            r.origin.clone_from(&name);
-            r.ports = ports;
-            r.r#match = Some(m);
-            out.push(r);
+        for m in self.matches(h, at, bad) {
+            let rule = match m.is_read.then(|| self.action(h, at, &m.m, bad)) {
+                Some(Ok(r)) => r,
+                Some(Err(b)) => {
+                    tell(bad, b);
+                    refused()
+                }
+                None => refused(),
+            };
+            push(out, m, rule, h, origin);
         }
-        Ok(out)
     }
 
-    /// What an entry matches here, and at which ports.
-    fn matches(&self, h: &VsHttp, at: &str) -> Result<Vec<(Vec<u32>, ir::Match)>, Bad> {
+    /// What an entry matches here.
+    fn matches(&self, h: &VsHttp, at: &str, bad: &mut Vec<Bad>) -> Vec<Matched> {
         let mut out = vec![];
         for (i, m) in h.matches.iter().enumerate() {
-            let ports = if m.port == 0 { vec![] } else { vec![u32::from(m.port)] };
-            let converted = self.matching(m, &format!("{at}.match[{i}]"))?;
+            let matched = self.matching(m, &format!("{at}.match[{i}]"), bad);
             if self.is_here(&m.gateways) {
-                out.push((ports, converted));
+                out.push(matched);
             }
         }
         if h.matches.is_empty() {
-            out.push((vec![], ir::Match::default()));
+            out.push(Matched { ports: vec![], m: ir::Match::default(), is_read: true });
         }
-        Ok(out)
+        out
     }
 
-    fn action(&self, h: &VsHttp, at: &str, m: &ir::Match) -> Result<ir::HttpRule, Bad> {
+    fn action(&self, h: &VsHttp, at: &str, m: &ir::Match, bad: &mut Vec<Bad>) -> Result<ir::HttpRule, Bad> {
         let kinds = [!h.route.is_empty(), h.redirect.is_some(), h.direct_response.is_some()];
         if kinds.iter().filter(|k| **k).count() != 1 {
             return Err((at.into(), "must have exactly one of route, redirect, directResponse, delegate".into()));
@@ -279,7 +338,7 @@ impl Convert<'_> {
             let at = format!("{at}.route[{i}]");
             // The only one takes everything, whatever its weight.
             let weight = if h.route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
-            r.destinations.push(self.destination(&d.destination, d.headers.as_ref(), weight, &at)?);
+            r.destinations.push(self.destination(&d.destination, d.headers.as_ref(), weight, &at, bad)?);
         }
         if h.route.len() > 1 && r.destinations.iter().all(|d| d.weight == 0) {
             return Err((format!("{at}.route"), "all weights are 0: give one of them a weight".into()));
@@ -288,7 +347,7 @@ impl Convert<'_> {
             r.rewrite = Some(rewrite(w, m, at)?);
         }
         if let Some(x) = &h.headers {
-            let (request, answer, authority) = headers(x, at)?;
+            let (request, answer, authority) = headers(x, at, bad);
             (r.request, r.answer) = (request, answer);
             set_authority(&mut r.rewrite, authority);
         }
@@ -296,7 +355,7 @@ impl Convert<'_> {
             let at = format!("{at}.mirrors[{i}]");
             let part =
                 x.percentage.as_ref().map_or(Ok(MILLION), |p| per_million(p.value, &format!("{at}.percentage")))?;
-            let to = Some(self.destination(&x.destination, None, 1, &at)?);
+            let to = Some(self.destination(&x.destination, None, 1, &at, bad)?);
             r.mirrors.push(ir::Mirror { to, per_million: part });
         }
         if let Some(d) = &h.mirror {
@@ -305,7 +364,7 @@ impl Convert<'_> {
                 (None, Some(p)) => per_million(f64::from(p), &format!("{at}.mirrorPercent"))?,
                 (None, None) => MILLION,
             };
-            let to = Some(self.destination(d, None, 1, &format!("{at}.mirror"))?);
+            let to = Some(self.destination(d, None, 1, &format!("{at}.mirror"), bad)?);
             r.mirrors.push(ir::Mirror { to, per_million: part });
         }
         r.fault = h.fault.as_ref().map(|f| fault(f, at)).transpose()?;
@@ -318,34 +377,49 @@ impl Convert<'_> {
         Ok(r)
     }
 
-    fn delegated(&self, h: &VsHttp, d: &VsDelegate, at: &str, depth: usize) -> Result<Vec<ir::HttpRule>, Bad> {
-        if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
-            return Err((at.into(), "must have exactly one of route, redirect, directResponse, delegate".into()));
+    fn delegated(
+        &self,
+        h: &VsHttp,
+        d: &VsDelegate,
+        at: &str,
+        origin: (&str, usize, usize),
+        out: &mut Rules,
+        bad: &mut Vec<Bad>,
+    ) {
+        let wrong = if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
+            Some((at.to_string(), "must have exactly one of route, redirect, directResponse, delegate"))
+        } else if origin.2 >= DELEGATES {
+            Some((format!("{at}.delegate"), "a delegate must not delegate further"))
+        } else {
+            None
+        };
+        // What is wrong with its matches is wrong whether the delegate is there or not, and is not asked of the delegate's.
+        let refuses = wrong.is_some();
+        bad.extend(wrong.map(|(field, text)| (field, text.into())));
+        for m in self.matches(h, at, bad).into_iter().filter(|m| refuses || !m.is_read) {
+            push(out, m, refused(), h, origin);
         }
-        if depth >= DELEGATES {
-            return Err((format!("{at}.delegate"), "a delegate must not delegate further".into()));
+        let mut root = self.full(h);
+        root.matches.retain(|m| self.matching(m, at, &mut vec![]).is_read);
+        if refuses || root.matches.is_empty() != h.matches.is_empty() {
+            return;
         }
-        // What is wrong with it is wrong whether the delegate is there or not.
-        self.matches(h, at)?;
         let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
         let mut found = self.x.virtual_services.iter().map(|(_, v)| v);
         let is_it = |v: &&&VirtualService| {
             let named = v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty();
             named && Export::of_virtual_service(self.x, v).is_for(self.ns)
         };
-        let Some(v) = found.find(is_it) else {
-            // It may come later.
-            return Ok(vec![]);
-        };
+        // It may come later.
+        let Some(v) = found.find(is_it) else { return };
         let inner = Convert { x: self.x, ns, hosts: self.hosts, place: self.place };
-        let (root, origin) = (self.full(h), format!("VirtualService {ns}/{}", d.name));
-        let mut out = vec![];
+        let name = format!("VirtualService {ns}/{}", d.name);
         for (i, leaf) in v.spec.http.iter().enumerate() {
             if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
-                out.extend(inner.http(&merged, &format!("{at}.delegate.http[{i}]"), &origin, i, depth + 1)?);
+                let at = format!("{at}.delegate.http[{i}]");
+                inner.http(&merged, &at, (&name, i, origin.2 + 1), out, bad);
             }
         }
-        Ok(out)
     }
 
     /// An entry with full names of mirrors and gateways, which mean the same in another namespace.
@@ -361,16 +435,19 @@ impl Convert<'_> {
         out
     }
 
-    fn matching(&self, m: &VsMatch, at: &str) -> Result<ir::Match, Bad> {
-        let one = |t: &Option<StringMatch>, f: &str| {
-            t.as_ref().map(|t| text(t, &format!("{at}.{f}"))).transpose().map(|t| t.filter(|t| t.kind.is_some()))
+    /// A match; what of it cannot be read is left out, and told.
+    fn matching(&self, m: &VsMatch, at: &str, bad: &mut Vec<Bad>) -> Matched {
+        let mut wrong = vec![];
+        let mut one = |t: &Option<StringMatch>, f: &str| -> Option<ir::Text> {
+            let read = text(t.as_ref()?, &format!("{at}.{f}"));
+            read.map_err(|b| wrong.push(b)).ok().filter(|t| t.kind.is_some())
         };
         let mut out = ir::Match {
-            path: one(&m.uri, "uri")?,
+            path: one(&m.uri, "uri"),
             ignore_path_case: m.ignore_uri_case,
-            method: one(&m.method, "method")?,
-            scheme: one(&m.scheme, "scheme")?,
-            authority: one(&m.authority, "authority")?,
+            method: one(&m.method, "method"),
+            scheme: one(&m.scheme, "scheme"),
+            authority: one(&m.authority, "authority"),
             source_labels: m.source_labels.clone(),
             source_namespace: m.source_namespace.clone(),
             ..Default::default()
@@ -378,7 +455,13 @@ impl Convert<'_> {
         for (list, field, invert) in [(&m.headers, "headers", false), (&m.without_headers, "withoutHeaders", true)] {
             for (name, t) in list {
                 let at = format!("{at}.{field}[{name}]");
-                let value = text(t, &at)?;
+                let value = match text(t, &at) {
+                    Ok(v) => v,
+                    Err(b) => {
+                        wrong.push(b);
+                        continue;
+                    }
+                };
                 // Pseudo headers are matched like the fields of their own.
                 match name.as_str() {
                     ":method" if !invert => out.method = Some(value),
@@ -390,18 +473,24 @@ impl Convert<'_> {
                         let value = Some(present(value));
                         out.headers.push(ir::Named { name: "host".into(), value, invert });
                     }
-                    _ => {
-                        let name = header_name(name, at)?;
-                        out.headers.push(ir::Named { name, value: Some(present(value)), invert });
-                    }
+                    _ => match header_name(name, at) {
+                        Ok(name) => out.headers.push(ir::Named { name, value: Some(present(value)), invert }),
+                        Err(b) => wrong.push(b),
+                    },
                 }
             }
         }
         for (name, t) in &m.query_params {
-            let value = Some(present(text(t, &format!("{at}.queryParams[{name}]"))?));
-            out.query.push(ir::Named { name: name.clone(), value, invert: false });
+            match text(t, &format!("{at}.queryParams[{name}]")) {
+                Ok(value) => {
+                    out.query.push(ir::Named { name: name.clone(), value: Some(present(value)), invert: false });
+                }
+                Err(b) => wrong.push(b),
+            }
         }
-        Ok(out)
+        let is_read = wrong.is_empty();
+        bad.extend(wrong);
+        Matched { ports: ports(m.port), m: out, is_read }
     }
 
     fn destination(
@@ -410,6 +499,7 @@ impl Convert<'_> {
         h: Option<&VsHeaders>,
         weight: u32,
         at: &str,
+        bad: &mut Vec<Bad>,
     ) -> Result<ir::Destination, Bad> {
         if d.host.is_empty() {
             return Err((format!("{at}.destination.host"), "is empty: name a service".into()));
@@ -423,7 +513,7 @@ impl Convert<'_> {
         // A port that the service does not have is no destination, whatever listens there.
         let usable = found.is_some_and(|key| self.hosts.has_port(key, port));
         let (request, answer, authority) = match h {
-            Some(h) => headers(h, at)?,
+            Some(h) => headers(h, at, bad),
             None => (None, None, String::new()),
         };
         let mut rewrite = None;
@@ -441,11 +531,11 @@ impl Convert<'_> {
         })
     }
 
-    fn destinations(&self, route: &[VsRoute], at: &str) -> Result<Vec<ir::Destination>, Bad> {
+    fn destinations(&self, route: &[VsRoute], at: &str, bad: &mut Vec<Bad>) -> Result<Vec<ir::Destination>, Bad> {
         let mut out = vec![];
         for (i, d) in route.iter().enumerate() {
             let weight = if route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
-            out.push(self.destination(&d.destination, None, weight, &format!("{at}.route[{i}]"))?);
+            out.push(self.destination(&d.destination, None, weight, &format!("{at}.route[{i}]"), bad)?);
         }
         if out.is_empty() {
             return Err((format!("{at}.route"), "is empty: name a destination".into()));
@@ -455,54 +545,86 @@ impl Convert<'_> {
 
     /// Where connections go: nowhere, if that cannot be read.
     fn connections(&self, route: &[VsRoute], at: &str, bad: &mut Vec<Bad>) -> Vec<ir::Destination> {
-        self.destinations(route, at).unwrap_or_else(|b| {
+        self.destinations(route, at, bad).unwrap_or_else(|b| {
             bad.push(b);
-            vec![ir::Destination { weight: 1, refuse_status: NO_CLUSTER, ..Default::default() }]
+            nowhere()
         })
     }
 
-    fn tcp(&self, t: &VsTcp, destinations: &[ir::Destination], origin: &str) -> Vec<ir::TcpRule> {
-        let none = VsTcpMatch::default();
-        let matches: Vec<&VsTcpMatch> = if t.matches.is_empty() { vec![&none] } else { t.matches.iter().collect() };
-        let rule = |m: &&VsTcpMatch| ir::TcpRule {
-            origin: origin.into(),
-            ports: if m.port == 0 { vec![] } else { vec![u32::from(m.port)] },
-            source_labels: m.source_labels.clone(),
-            source_namespace: m.source_namespace.clone(),
-            destinations: destinations.to_vec(),
-            sni: vec![],
-        };
-        matches.iter().filter(|m| self.is_here(&m.gateways)).map(rule).collect()
-    }
-
-    fn tls(
-        &self,
-        t: &VsTls,
-        destinations: &[ir::Destination],
-        at: &str,
-        origin: &str,
-    ) -> Result<Vec<ir::TcpRule>, Bad> {
-        let mut out = vec![];
-        if t.matches.is_empty() {
-            return Err((format!("{at}.match"), "is empty: name sniHosts".into()));
-        }
-        for (i, m) in t.matches.iter().enumerate() {
-            if m.sni_hosts.is_empty() {
-                return Err((format!("{at}.match[{i}].sniHosts"), "is empty: name at least one host".into()));
-            }
+    fn tcp(&self, t: &VsTcp, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<Bad>) {
+        let destinations = self.connections(&t.route, at, bad);
+        let all = [VsTcpMatch::default()];
+        let matches = if t.matches.is_empty() { &all[..] } else { &t.matches };
+        for (i, m) in matches.iter().enumerate() {
+            let wrong = subnets(&m.destination_subnets, &m.source_subnet, &format!("{at}.match[{i}]"));
+            let is_read = wrong.is_empty();
+            bad.extend(wrong);
             if self.is_here(&m.gateways) {
-                out.push(ir::TcpRule {
+                let to = if is_read { &mut out.read.tcp } else { &mut out.last.tcp };
+                to.push(ir::TcpRule {
                     origin: origin.into(),
-                    ports: if m.port == 0 { vec![] } else { vec![u32::from(m.port)] },
+                    ports: ports(m.port),
                     source_labels: m.source_labels.clone(),
                     source_namespace: m.source_namespace.clone(),
-                    destinations: destinations.to_vec(),
-                    sni: m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect(),
+                    destinations: if is_read { destinations.clone() } else { nowhere() },
+                    sni: vec![],
                 });
             }
         }
-        Ok(out)
     }
+
+    fn tls(&self, t: &VsTls, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<Bad>) {
+        let destinations = self.connections(&t.route, at, bad);
+        if t.matches.is_empty() {
+            bad.push((format!("{at}.match"), "is empty: name sniHosts".into()));
+            let (origin, sni) = (origin.into(), vec!["*".into()]);
+            out.last.tls.push(ir::TcpRule { origin, sni, destinations: nowhere(), ..Default::default() });
+        }
+        for (i, m) in t.matches.iter().enumerate() {
+            let at = format!("{at}.match[{i}]");
+            let mut wrong = subnets(&m.destination_subnets, "", &at);
+            let mut sni: Vec<String> = m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
+            if sni.is_empty() {
+                wrong.push((format!("{at}.sniHosts"), "is empty: name at least one host".into()));
+                sni.push("*".into());
+            }
+            let is_read = wrong.is_empty();
+            bad.extend(wrong);
+            if self.is_here(&m.gateways) {
+                let to = if is_read { &mut out.read.tls } else { &mut out.last.tls };
+                to.push(ir::TcpRule {
+                    origin: origin.into(),
+                    ports: ports(m.port),
+                    source_labels: m.source_labels.clone(),
+                    source_namespace: m.source_namespace.clone(),
+                    destinations: if is_read { destinations.clone() } else { nowhere() },
+                    sni,
+                });
+            }
+        }
+    }
+}
+
+/// Adds a rule for a match, or for what is left of it.
+fn push(out: &mut Rules, m: Matched, rule: ir::HttpRule, h: &VsHttp, (object, n, _): (&str, usize, usize)) {
+    let origin = if h.name.is_empty() { format!("{object} http[{n}]") } else { format!("{object} {}", h.name) };
+    let to = if m.is_read { &mut out.read.http } else { &mut out.last.http };
+    to.push(ir::HttpRule { origin, ports: m.ports, r#match: Some(m.m), ..rule });
+}
+
+/// The port of a match; none: any.
+fn ports(port: u16) -> Vec<u32> {
+    if port == 0 { vec![] } else { vec![port.into()] }
+}
+
+/// Conditions on addresses. A match without them would be for others, too: one that has them cannot be read.
+fn subnets(destination: &[String], source: &str, at: &str) -> Vec<Bad> {
+    let fields = [
+        (!destination.is_empty(), "destinationSubnets", "match by port, or by the hosts of the VirtualService"),
+        (!source.is_empty(), "sourceSubnet", "match by sourceNamespace or sourceLabels"),
+    ];
+    let wrong = fields.into_iter().filter(|(there, ..)| *there);
+    wrong.map(|(_, field, fix)| (format!("{at}.{field}"), format!("is not there in this version: {fix}"))).collect()
 }
 
 /// An empty match of a header or a query parameter means that it is there.
@@ -524,34 +646,49 @@ fn text(t: &StringMatch, at: &str) -> Result<ir::Text, Bad> {
 
 type Changes = (Option<ir::HeaderChange>, Option<ir::HeaderChange>, String);
 
-/// Changes of requests and answers, and the new authority, which Istio lets set as a header.
-fn headers(h: &VsHeaders, at: &str) -> Result<Changes, Bad> {
+/// Changes of requests and answers, and the new authority, which Istio lets set as a header. A header that cannot be read is told and
+/// left out: the rest holds. One that was to be set is taken out, so that nobody else's stands in its place.
+fn headers(h: &VsHeaders, at: &str, bad: &mut Vec<Bad>) -> Changes {
     let mut authority = String::new();
-    let mut change = |c: &VsHeaderChange, f: &str, request: bool| -> Result<Option<ir::HeaderChange>, Bad> {
+    let mut change = |c: &VsHeaderChange, f: &str, request: bool| -> Option<ir::HeaderChange> {
         let mut out = ir::HeaderChange::default();
         for (k, v) in &c.set {
+            let at = format!("{at}.headers.{f}.set[{k}]");
             if request && (k.eq_ignore_ascii_case("host") || k == ":authority") {
                 if v.contains('%') {
                     let text =
                         format!("{v:?} has a %, which an authority cannot have: operators are for other headers");
-                    return Err((format!("{at}.headers.{f}.set[{k}]"), text));
+                    tell(bad, (at, text));
+                } else {
+                    authority.clone_from(v);
                 }
-                authority.clone_from(v);
                 continue;
             }
-            out.set.push(header(k, v, format!("{at}.headers.{f}.set[{k}]"))?);
+            match header(k, v, at) {
+                Ok(h) => out.set.push(h),
+                Err(b) => {
+                    tell(bad, b);
+                    out.remove.extend(header_name(k, "").ok());
+                }
+            }
         }
         for (k, v) in &c.add {
-            out.add.push(header(k, v, format!("{at}.headers.{f}.add[{k}]"))?);
+            match header(k, v, format!("{at}.headers.{f}.add[{k}]")) {
+                Ok(h) => out.add.push(h),
+                Err(b) => tell(bad, b),
+            }
         }
         for k in &c.remove {
-            out.remove.push(header_name(k, format!("{at}.headers.{f}.remove"))?);
+            match header_name(k, format!("{at}.headers.{f}.remove")) {
+                Ok(name) => out.remove.push(name),
+                Err(b) => tell(bad, b),
+            }
         }
-        Ok((out != ir::HeaderChange::default()).then_some(out))
+        (out != ir::HeaderChange::default()).then_some(out)
     };
-    let request = change(&h.request, "request", true)?;
-    let answer = change(&h.response, "response", false)?;
-    Ok((request, answer, authority))
+    let request = change(&h.request, "request", true);
+    let answer = change(&h.response, "response", false);
+    (request, answer, authority)
 }
 
 fn set_authority(r: &mut Option<ir::Rewrite>, authority: String) {
