@@ -30,7 +30,7 @@ pub const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 pub const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// That nobody is at an address of a pod range is believed for this long. (While the control plane is there it would tell of a pod
 /// that comes.)
-pub const NOBODY_FOR: Duration = Duration::from_secs(30);
+pub const NOBODY_FOR: Duration = Duration::from_secs(10);
 /// An address of nobody's that is called is asked for again after this long, and who calls does not wait.
 pub const NOBODY_AGAIN: Duration = Duration::from_secs(5);
 /// Addresses of nobody's that are remembered for one pod by one worker of ztunnel; beyond, the oldest answer is forgotten.
