@@ -339,14 +339,18 @@ impl Origin {
             // One port serves for several destinations.
             s.set_reuse_address(true)?;
             let done = match s.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
-                Ok(()) => {
-                    let mut connecting = pin!(finish(s, dst, limit));
-                    match tokio::time::timeout(limits::APART_AFTER, &mut connecting).await {
-                        Ok(done) => done,
-                        Err(_) if self.is_apart(dst, true) => return self.connect_own(dst, limit).await,
-                        Err(_) => connecting.await,
+                Ok(()) => match start(&s, dst) {
+                    Ok(()) if is_decided(&s) => decided(s),
+                    Ok(()) => {
+                        let mut connecting = pin!(established(s, limit));
+                        match tokio::time::timeout(limits::APART_AFTER, &mut connecting).await {
+                            Ok(done) => done,
+                            Err(_) if self.is_apart(dst, true) => return self.connect_own(dst, limit).await,
+                            Err(_) => connecting.await,
+                        }
                     }
-                }
+                    Err(e) => Err(e),
+                },
                 Err(e) => Err(e),
             };
             match done {
@@ -366,7 +370,8 @@ impl Origin {
     async fn connect_own(&self, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
         let s = self.socket(dst)?;
         unpaced(&s);
-        finish(s, dst, limit).await
+        start(&s, dst)?;
+        if is_decided(&s) { decided(s) } else { established(s, limit).await }
     }
 
     /// Does the application answer elsewhere than on `lo`? `suspect`: it has not answered there.
@@ -376,11 +381,20 @@ impl Origin {
 }
 
 async fn finish(s: Socket, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    start(&s, dst)?;
+    established(s, limit).await
+}
+
+/// Begins to connect.
+fn start(s: &Socket, dst: SocketAddr) -> io::Result<()> {
     match s.connect(&SockAddr::from(dst)) {
-        Ok(()) => {}
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
-        Err(e) => return Err(e),
+        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
+        _ => Ok(()),
     }
+}
+
+/// Waits until a connection is there.
+async fn established(s: Socket, limit: Duration) -> io::Result<TcpStream> {
     let s = TcpStream::from_std(s.into())?;
     match tokio::time::timeout(limit, s.writable()).await {
         Ok(r) => r?,
@@ -390,6 +404,22 @@ async fn finish(s: Socket, dst: SocketAddr, limit: Duration) -> io::Result<TcpSt
         Some(e) => Err(e),
         None => Ok(s),
     }
+}
+
+/// A connection that [`is_decided`].
+fn decided(s: Socket) -> io::Result<TcpStream> {
+    match s.take_error()? {
+        Some(e) => Err(e),
+        None => TcpStream::from_std(s.into()),
+    }
+}
+
+/// Has a connection been established, or failed, already? One within the host mostly has when `connect` returns: then there is
+/// nothing to wait for, and no timer to set (a short one wakes the runtime up for itself alone).
+fn is_decided(s: &Socket) -> bool {
+    let mut p = libc::pollfd { fd: s.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd, which outlives the call; with a timeout of 0 it does not wait.
+    unsafe { libc::poll(&raw mut p, 1, 0) == 1 }
 }
 
 /// Keepalive, as Istio's KEEPALIVE_* knobs mean it.
@@ -524,6 +554,30 @@ mod tests {
         client.send_to(b"x", at).unwrap();
         let got = OrigDst::new(s).unwrap().recv(16).await.unwrap();
         assert_eq!(got, (b"x".to_vec(), client.local_addr().unwrap(), at));
+    }
+
+    #[tokio::test]
+    async fn what_is_decided_at_once_is_not_waited_for() {
+        let to = |l: &std::net::TcpListener| l.local_addr().unwrap();
+        let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = |at| {
+            let s = Origin::host().socket(at).unwrap();
+            start(&s, at).map(|()| s)
+        };
+        let s = open(to(&l)).unwrap();
+        assert!(is_decided(&s));
+        assert_eq!(decided(s).unwrap().peer_addr().unwrap(), to(&l));
+        let nobody = to(&l);
+        drop(l);
+        let refused = open(nobody).and_then(|s| if is_decided(&s) { decided(s).map(drop) } else { Ok(()) });
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        // A listener whose queue is full answers nobody.
+        let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        full.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+        full.listen(0).unwrap();
+        let at = full.local_addr().unwrap().as_socket().unwrap();
+        let all: Vec<Socket> = (0..4).map(|_| open(at).unwrap()).collect();
+        assert!(is_decided(&all[0]) && !is_decided(&all[3]));
     }
 
     #[test]
