@@ -263,8 +263,8 @@ enum Done {
 async fn step(kube: &Kube, namespace: &str, name: &str, root: String) -> anyhow::Result<Done> {
     let Some(now) = kube.webhook(name).await? else { return Ok(Done::Whole(None)) };
     if now.root != root.as_bytes() {
-        // Not `Fail` before it has been tried with a root of ours; a renewed one is as good as the one before.
-        let want = WebhookState { root: root.into_bytes(), fail: now.fail && !now.root.is_empty() };
+        // Not `Fail` before it has been tried with a root of ours (`fail` says so); a renewed one is as good as the one before.
+        let want = WebhookState { root: root.into_bytes(), fail: now.fail };
         kube.set_webhook(name, &want).await?;
         return Ok(Done::Step);
     }
