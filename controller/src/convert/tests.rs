@@ -1714,6 +1714,69 @@ fn golden() {
     }
 }
 
+/// Secret `c` of namespace a.
+fn key_pair() -> String {
+    let pair = crate::ca::Signer::generate("cluster.local").unwrap();
+    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: c, namespace: a}}\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}---\n",
+        indented(&pair.0),
+        indented(&pair.1)
+    )
+}
+
+/// Where clients are to show certificates nobody is served without, and it is told.
+#[test]
+fn listeners_that_ask_for_client_certificates_are_refused() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    const MODE: &str = "gateway.istio.io/tls-terminate-mode";
+    let secret = key_pair();
+    let of = |gateway: &str, one: &str| -> Vec<String> {
+        let tls = "certificateRefs: [{name: c}]";
+        let text = format!(
+            "{POD}{secret}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, {gateway} listeners: [
+            {{name: one, port: 443, protocol: HTTPS, hostname: A.x.com, tls: {{{tls}, {one}}}}},
+            {{name: wide, port: 443, protocol: HTTPS, hostname: '*.x.com', tls: {{{tls}}}}},
+            {{name: narrow, port: 443, protocol: HTTPS, hostname: a.a.x.com, tls: {{{tls}}}}},
+            {{name: other, port: 8443, protocol: HTTPS, tls: {{{tls}}}}},
+            {{name: bytes, port: 9443, protocol: TLS, tls: {{{tls}}}}},
+            {{name: pass, port: 9444, protocol: TLS, tls: {{mode: Passthrough}}}},
+            {{name: plain, port: 80, protocol: HTTP}}]}}\n"
+        );
+        let (m, p) = run(&text);
+        let served: Vec<&str> =
+            m.gateways["a/p"].listeners.iter().map(|l| l.origin.rsplit('/').next().unwrap()).collect();
+        let w = written(&text);
+        let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+        let refused = status["listeners"].as_array().unwrap().iter().filter(|l| {
+            let c = l["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Accepted").unwrap();
+            (&c["status"], &c["reason"]) == (&"False".into(), &"UnsupportedValue".into())
+        });
+        let refused: Vec<String> = refused.map(|l| l["name"].as_str().unwrap().to_string()).collect();
+        assert!(refused.iter().all(|r| !served.contains(&r.as_str())) && refused.len() + served.len() == 7);
+        let told: Vec<&str> = p.iter().map(|p| p.field.as_str()).collect();
+        assert_eq!(told, refused.iter().map(|r| format!("spec.listeners[{r}]")).collect::<Vec<_>>(), "{p:?}");
+        refused
+    };
+    const CA: &str = "{caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
+    let option = |mode: &str| format!("options: {{{MODE}: {mode}}}");
+    let none: [&str; 0] = [];
+    assert_eq!(of("", ""), none);
+    assert_eq!(of("", "options: {other/option: MUTUAL}"), none);
+    assert_eq!(of("tls: {frontend: {default: {}}},", &option("SIMPLE")), none);
+    for mode in ["MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL", "mutual"] {
+        assert_eq!(of("", &option(mode)), ["one", "wide"], "{mode}");
+    }
+    assert_eq!(of("", &format!("frontendValidation: {CA}")), ["one", "wide"]);
+    let all = ["one", "wide", "narrow", "other", "bytes"];
+    assert_eq!(of(&format!("tls: {{frontend: {{default: {{validation: {CA}}}}}}},"), ""), all);
+    let per_port = |default: &str, tls: &str| {
+        of(&format!("tls: {{frontend: {{default: {{{default}}}, perPort: [{{port: 443, tls: {{{tls}}}}}]}}}},"), "")
+    };
+    assert_eq!(per_port("", &format!("validation: {CA}")), ["one", "wide", "narrow"]);
+    assert_eq!(per_port(&format!("validation: {CA}"), ""), ["other", "bytes"]);
+}
+
 /// What a proxy shows to endpoints is told to pods of the Secret's namespace, and only for rules of there or of the root namespace.
 #[test]
 fn credentials_are_told_to_their_namespace_only() {
@@ -1722,13 +1785,7 @@ fn credentials_are_told_to_their_namespace_only() {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: {ns}, labels: {{gateway.networking.k8s.io/gateway-name: w}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: Running, podIPs: [{{ip: 10.0.0.1}}]}}\n---\n"
         )
     };
-    let pair = crate::ca::Signer::generate("cluster.local").unwrap();
-    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
-    let secret = format!(
-        "apiVersion: v1\nkind: Secret\nmetadata: {{name: c, namespace: a}}\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}---\n",
-        indented(&pair.0),
-        indented(&pair.1)
-    );
+    let secret = key_pair();
     let rule = |ns: &str, mode: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: {ns}}}\nspec: {{host: x.com, trafficPolicy: {{tls: {{mode: {mode}, credentialName: c}}}}}}\n"
