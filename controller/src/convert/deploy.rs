@@ -76,7 +76,8 @@ pub(super) fn compile(x: &Index<'_>, t: &Template, objects: &mut Vec<(Ref, Value
 /// Why not.
 pub(super) fn parameters(x: &Index<'_>, g: &Gateway) -> Result<(), String> {
     let overlays = Overlays::of(x, g)?;
-    if overlays.is_empty() {
+    // Those of its class may change anything.
+    if !overlays.has_own() {
         return Ok(());
     }
     let any = Template { image: String::new(), pull_policy: String::new() };

@@ -133,9 +133,9 @@ impl<'a> Overlays<'a> {
         Ok(Self { class, own, privileged: x.mesh.privileged_parameters })
     }
 
-    /// Are there none?
-    pub(super) fn is_empty(&self) -> bool {
-        self.class.is_none() && self.own.is_none()
+    /// Are there some of its own?
+    pub(super) fn has_own(&self) -> bool {
+        self.own.is_some()
     }
 
     /// Is there one with this key?
