@@ -22,7 +22,7 @@ mod workload;
 
 pub use compiler::{Change, Compiler};
 pub(crate) use routes::{
-    gateways::VIRTUAL,
+    gateways::{VIRTUAL, warnings as of_gateway},
     tokens::public_keys,
     unserved::{all as findings, around},
 };

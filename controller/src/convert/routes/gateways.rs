@@ -522,6 +522,23 @@ fn client_certificates(g: &Gateway, l: &Listener) -> Option<String> {
     (!matches!(mode.as_str(), "" | "SIMPLE")).then(|| format!("tls.options[{TERMINATE_MODE}]: {mode}"))
 }
 
+/// Listeners of a Gateway of ours that are refused whatever else is there: what is said as it is written.
+pub(crate) fn warnings(g: &Gateway) -> Vec<String> {
+    if !deploy::INGRESS_CLASSES.contains(&g.spec.gateway_class_name.as_str()) {
+        return vec![];
+    }
+    let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
+    let ends = |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
+    let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(g, l)?)));
+    g.spec.listeners.iter().filter(ends).filter_map(one).collect()
+}
+
+fn refusal(field: &str) -> String {
+    format!(
+        "{field}: certificates of clients are not implemented for Gateway API's listeners, and without them nobody is let in: leave it out, or use Istio's Gateway with tls.mode MUTUAL"
+    )
+}
+
 /// What a listener would have taken with certificates, another at its port with a wider name does not take without.
 fn unasked(all: &mut [Front]) {
     let asking: Vec<(u16, String, String)> =
@@ -576,10 +593,7 @@ fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
         && let Some(field) = client_certificates(g, l)
     {
         f.asks = true;
-        let text = format!(
-            "{field}: certificates of clients are not implemented for Gateway API's listeners, and without them nobody is let in: leave it out, or use Istio's Gateway with tls.mode MUTUAL"
-        );
-        f.refused = Some((UNSUPPORTED, text));
+        f.refused = Some((UNSUPPORTED, refusal(&field)));
     }
     f.kinds = supported.to_vec();
     if !l.allowed_routes.kinds.is_empty() {
