@@ -88,6 +88,10 @@ pub struct Config {
     /// Are Secrets with certificates of gateways read? Without, gateways have no TLS that ends in them.
     #[arg(long, env = "KARST_GATEWAY_SECRETS", default_value_t = true, action = clap::ArgAction::Set)]
     pub gateway_secrets: bool,
+    /// May a ConfigMap that a Gateway names as its parameters give rights to the Gateway's pods: another account, Secrets, the node,
+    /// what PodSecurity's `restricted` does not allow? Then who may write ConfigMaps and Gateways has them, too.
+    #[arg(long, env = "KARST_PRIVILEGED_PARAMETERS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub privileged_parameters: bool,
     /// Trust domain.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,

@@ -6,7 +6,7 @@
 //! can be reached lets nothing by.
 
 use crate::{
-    convert::{Mesh, check, finding::Finding},
+    convert::{Mesh, check, finding::Finding, of_gateway},
     tls::Connection,
 };
 use bytes::Bytes;
@@ -147,7 +147,8 @@ fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<String>
         Err(p) => (vec![p.to_string()], vec![]),
         Ok(o) => {
             let around = (by.around)(&o).into_iter().map(|f| f.text());
-            let warnings = written.into_iter().chain(around).collect();
+            let listeners = if let Object::Gateway(g) = &o { of_gateway(g) } else { vec![] };
+            let warnings = written.into_iter().chain(around).chain(listeners).collect();
             // A Gateway alone lacks the Secrets that it names: its status says what of it can be.
             let alone = matches!(o, Object::Gateway(_) | Object::BackendTLSPolicy(_));
             let problems = if alone { vec![] } else { check::problems(o, &by.mesh) };
@@ -263,8 +264,8 @@ enum Done {
 async fn step(kube: &Kube, namespace: &str, name: &str, root: String) -> anyhow::Result<Done> {
     let Some(now) = kube.webhook(name).await? else { return Ok(Done::Whole(None)) };
     if now.root != root.as_bytes() {
-        // Not `Fail` before it has been tried with a root of ours; a renewed one is as good as the one before.
-        let want = WebhookState { root: root.into_bytes(), fail: now.fail && !now.root.is_empty() };
+        // Not `Fail` before it has been tried with a root of ours (`fail` says so); a renewed one is as good as the one before.
+        let want = WebhookState { root: root.into_bytes(), fail: now.fail };
         kube.set_webhook(name, &want).await?;
         return Ok(Done::Step);
     }
@@ -363,5 +364,15 @@ mod tests {
         let object = "metadata: {name: g, namespace: a}\nspec: {gatewayClassName: istio, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}}]}";
         let is = reviewed(Asked::Warn, SERVICE, ("gateway.networking.k8s.io", "Gateway"), object);
         assert_eq!(is, (true, vec![]));
+        // What is refused whatever is there is told.
+        let frontend = "spec: {tls: {frontend: {default: {validation: {}}}}, ";
+        let (allowed, said) = reviewed(
+            Asked::Warn,
+            SERVICE,
+            ("gateway.networking.k8s.io", "Gateway"),
+            &object.replace("spec: {", frontend),
+        );
+        assert!(allowed && said.len() == 1, "{said:?}");
+        assert!(said[0].starts_with("spec.listeners[s]: spec.tls.frontend.default.validation: "), "{said:?}");
     }
 }

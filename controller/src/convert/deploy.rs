@@ -65,8 +65,23 @@ pub(super) fn compile(x: &Index<'_>, t: &Template, objects: &mut Vec<(Ref, Value
     for g in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
         let Ok(overlays) = Overlays::of(x, g) else { continue };
-        one(x, g, t, &overlays, objects, removed);
+        let Ok(all) = self::objects(x, g, t, &overlays) else { continue };
+        one(x, g, all, &overlays, objects, removed);
     }
+}
+
+/// Can the parameters of a Gateway be used?
+///
+/// # Errors
+/// Why not.
+pub(super) fn parameters(x: &Index<'_>, g: &Gateway) -> Result<(), String> {
+    let overlays = Overlays::of(x, g)?;
+    // Those of its class may change anything.
+    if !overlays.has_own() {
+        return Ok(());
+    }
+    let any = Template { image: String::new(), pull_policy: String::new() };
+    objects(x, g, &any, &overlays).map(drop)
 }
 
 /// The uid of the Gateway that an object is made for.
@@ -103,8 +118,8 @@ pub(super) fn given(g: &Gateway) -> Option<&str> {
 fn one(
     x: &Index<'_>,
     g: &Gateway,
-    t: &Template,
-    overlays: &Overlays,
+    mut all: Vec<(Ref, Value)>,
+    overlays: &Overlays<'_>,
     out: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
 ) {
@@ -116,7 +131,6 @@ fn one(
     if service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED)) {
         return;
     }
-    let all = objects(x, g, t, overlays);
     let text = json!(all.iter().map(|(_, v)| v).collect::<Vec<_>>()).to_string();
     let digest = format!("{:x}", xxhash_rust::xxh64::xxh64(text.as_bytes(), 0));
     let is = |a: &Labels| a.get(DIGEST) == Some(&digest);
@@ -129,14 +143,23 @@ fn one(
         let r = Ref { group, version, kind, namespace: ns.to_string(), name: name.to_string() };
         (r, g.metadata.uid.clone())
     }));
-    let stamp = |(r, mut v): (Ref, Value)| {
-        v["metadata"]["annotations"][DIGEST] = json!(digest);
-        (r, v)
-    };
-    out.extend(all.into_iter().map(stamp));
+    // All of them or none: `objects` has written to the same maps.
+    if all.iter_mut().all(|(_, v)| put(v, "annotations", DIGEST, &digest).is_ok()) {
+        out.extend(all);
+    }
 }
 
-fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays) -> Vec<(Ref, Value)> {
+/// Writes a label or an annotation.
+fn put(object: &mut Value, of: &str, key: &str, value: &str) -> Result<(), String> {
+    fn below<'a>(v: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+        Some(v.as_object_mut()?.entry(key).or_insert_with(|| json!({})))
+    }
+    let map = below(object, "metadata").and_then(|meta| below(meta, of)).and_then(Value::as_object_mut);
+    map.ok_or_else(|| format!("metadata.{of} is no map"))?.insert(key.into(), json!(value));
+    Ok(())
+}
+
+fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays<'_>) -> Result<Vec<(Ref, Value)>, String> {
     let m = &g.metadata;
     let is_waypoint = waypoint::is_waypoint(x, g);
     let (name, label) = (name(x, g), shortened(&m.name));
@@ -144,10 +167,11 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays) -> Vec
     // An account that is named is somebody's own.
     let named = m.annotations.get("gateway.istio.io/service-account");
     let account = named.unwrap_or(&name);
+    let manager = if is_waypoint { WAYPOINT_MANAGER } else { GATEWAY_MANAGER };
     let own = json!({
         gateways::GATEWAY_NAME: label,
         "gateway.networking.k8s.io/gateway-class-name": class,
-        MANAGED: if is_waypoint { WAYPOINT_MANAGER } else { GATEWAY_MANAGER },
+        MANAGED: manager,
         "istio.io/dataplane-mode": "none",
     });
     let with = |more: Value| {
@@ -260,19 +284,18 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays) -> Vec
         let r = Ref { group, version, kind, namespace: m.namespace.clone(), name: name.clone() };
         out.push((r, json!({ "metadata": meta(with(json!({}))), "spec": spec })));
     }
-    let mut deployment = json!({ "metadata": meta(with(json!({}))), "spec": spec });
-    if !extras.is_empty() {
-        let kinds: Vec<&str> = extras.iter().map(|(_, _, kind, _)| *kind).collect();
-        deployment["metadata"]["annotations"][OPTIONAL] = json!(kinds.join(","));
-    }
-    out.push((reference("apps", "Deployment", &name), deployment));
+    out.push((reference("apps", "Deployment", &name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
     out.push((reference("", "Service", &name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
     for (r, v) in &mut out {
-        overlays.apply(r.kind, v);
+        overlays.apply(r.kind, v)?;
         // Without it the object would be somebody else's.
-        v["metadata"]["labels"][MANAGED] = own[MANAGED].clone();
+        put(v, "labels", MANAGED, manager)?;
+        if r.kind == "Deployment" && !extras.is_empty() {
+            let kinds: Vec<&str> = extras.iter().map(|(_, _, kind, _)| *kind).collect();
+            put(v, "annotations", OPTIONAL, &kinds.join(","))?;
+        }
     }
-    out
+    Ok(out)
 }
 
 /// A listener's name as the name of a port: at most 63 characters.

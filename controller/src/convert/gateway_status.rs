@@ -2,7 +2,7 @@
 //! listener.
 
 use super::{
-    GATEWAY_API, Index, deploy, overlay,
+    GATEWAY_API, Index, deploy,
     route_status::Route,
     routes::gateways::{self, Front, Fronts},
     service,
@@ -112,7 +112,7 @@ fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &
     let mine: Vec<&Front> = fronts.of(&m.namespace, &m.name).collect();
     let other = g.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
     let working = mine.iter().filter(|f| f.refused.is_none() && f.conflict.is_none()).count();
-    let parameters = overlay::Overlays::of(x, g).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
+    let parameters = deploy::parameters(x, g).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
     let accepted = match (other, working) {
         // What is asked for there is not known: nothing is run without it.
         _ if parameters.is_some() => say("Accepted", false, "InvalidParameters", parameters.unwrap_or_default()),

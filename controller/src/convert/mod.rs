@@ -12,6 +12,7 @@ mod node;
 mod overlay;
 mod policy;
 mod policy_status;
+mod privilege;
 mod route_status;
 mod routes;
 mod service;
@@ -21,7 +22,7 @@ mod workload;
 
 pub use compiler::{Change, Compiler};
 pub(crate) use routes::{
-    gateways::VIRTUAL,
+    gateways::{VIRTUAL, warnings as of_gateway},
     tokens::public_keys,
     unserved::{all as findings, around},
 };
@@ -46,6 +47,8 @@ pub struct Mesh {
     pub virtual_services_are_for: Vec<String>,
     /// The same of DestinationRules.
     pub destination_rules_are_for: Vec<String>,
+    /// May ConfigMaps that Gateways name as parameters give rights to their pods?
+    pub privileged_parameters: bool,
 }
 
 impl std::convert::From<&Config> for Mesh {
@@ -58,6 +61,7 @@ impl std::convert::From<&Config> for Mesh {
             root_namespace: c.root_namespace.clone(),
             virtual_services_are_for: c.virtual_services_are_for.clone(),
             destination_rules_are_for: c.destination_rules_are_for.clone(),
+            privileged_parameters: c.privileged_parameters,
         }
     }
 }
@@ -103,6 +107,8 @@ pub(crate) struct Index<'a> {
     pub backend_tls: Vec<(&'a Located, &'a BackendTLSPolicy)>,
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
+    /// Parameters of all Gateways of a class.
+    pub class_parameters: HashMap<&'a str, Result<overlay::Parameters, String>>,
     pub grants: Vec<&'a ReferenceGrant>,
     /// Labels of pods that proxies must know.
     pub label_keys: BTreeSet<&'a str>,
@@ -143,11 +149,13 @@ impl<'a> Index<'a> {
             filter_named: HashMap::new(),
             backend_tls: vec![],
             config_maps: HashMap::new(),
+            class_parameters: HashMap::new(),
             grants: vec![],
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
             keys: &state.keys,
         };
+        let mut classes = overlay::Classes::default();
         for o in &state.objects {
             let o: &Located = o;
             match &o.object {
@@ -162,6 +170,7 @@ impl<'a> Index<'a> {
                 Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
                 Object::ServiceAccount(_) => {}
                 Object::ConfigMap(c) => {
+                    classes.add(&mesh.root_namespace, c);
                     x.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
                 }
                 Object::EndpointSlice(e) => x.slices.push(e),
@@ -205,6 +214,7 @@ impl<'a> Index<'a> {
                 Object::ReferenceGrant(g) => x.grants.push(g),
             }
         }
+        x.class_parameters = classes.read();
         x.label_keys = routes::label_keys(&x);
         x
     }

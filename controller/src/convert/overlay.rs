@@ -1,40 +1,126 @@
 //! Parameters of a Gateway (`spec.infrastructure.parametersRef`): ConfigMaps with overlays for what is deployed for it, merged as
 //! Kubernetes' strategic merge patch does, and as in Istio. Pure.
 
-use super::Index;
+use super::{Index, privilege};
 use karst_manifest::kinds::{ConfigMap, Gateway, PARAMETERS};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Label of a ConfigMap in the root namespace: parameters of all Gateways of a class; their own come after (Istio's name).
 const CLASS_DEFAULTS: &str = "gateway.istio.io/defaults-for-class";
-/// What an overlay does not decide about: which object it is, whose, and what came of it.
+/// What an overlay does not decide about: which object it is, and what came of it.
 const FIXED: [&str; 3] = ["apiVersion", "kind", "status"];
-const FIXED_META: [&str; 4] = ["name", "namespace", "uid", "ownerReferences"];
+/// Directives that would remove what makes the object ours.
+const WHOLE: [&str; 2] = ["$patch", "$retainKeys"];
 
-/// The overlays of a Gateway, by their key; those of its class first.
-#[derive(Debug, Default)]
-pub(super) struct Overlays(Vec<BTreeMap<&'static str, Value>>);
+/// What one ConfigMap says.
+#[derive(Clone, Debug)]
+pub(crate) struct Parameters {
+    /// Which, in words.
+    from: String,
+    overlays: BTreeMap<&'static str, Overlay>,
+}
 
-impl Overlays {
+/// What is changed of an object: of its metadata labels and annotations alone, which are maps of texts; its `spec` stays a map.
+#[derive(Clone, Debug, PartialEq)]
+struct Overlay(Value);
+
+impl Parameters {
+    fn read(c: &ConfigMap, from: String) -> Result<Self, String> {
+        let mut overlays = BTreeMap::new();
+        for key in PARAMETERS {
+            let Some(text) = c.data.get(key) else { continue };
+            overlays.insert(key, Overlay::read(text).map_err(|e| format!("{from}: data.{key}: {e}"))?);
+        }
+        Ok(Self { from, overlays })
+    }
+
+    fn of_kind(&self, kind: &str) -> Option<(&'static str, &Overlay)> {
+        self.overlays.iter().find(|(key, _)| key.eq_ignore_ascii_case(kind)).map(|(key, o)| (*key, o))
+    }
+}
+
+impl Overlay {
+    fn read(text: &str) -> Result<Self, String> {
+        let v: Value = serde_yaml_ng::from_str(text).map_err(|e| format!("is no YAML: {e}"))?;
+        let mut o = match v {
+            Value::Null => Map::new(),
+            Value::Object(o) => o,
+            _ => return Err("is no object".into()),
+        };
+        o.retain(|k, _| !FIXED.contains(&k.as_str()));
+        let mut meta = match o.remove("metadata") {
+            None => Map::new(),
+            Some(Value::Object(meta)) => meta,
+            Some(_) => return Err("metadata is no map".into()),
+        };
+        for directive in WHOLE {
+            if o.contains_key(directive) || meta.contains_key(directive) {
+                return Err(format!("{directive} is for what is in spec, in labels or in annotations"));
+            }
+        }
+        // Its name and whose it is are not to be changed, and the rest is the API server's.
+        meta.retain(|k, _| matches!(k.as_str(), "labels" | "annotations"));
+        for (k, v) in &mut meta {
+            match v {
+                Value::Null => *v = json!({ "$patch": "replace" }),
+                Value::Object(all) if all.values().all(|v| v.is_string() || v.is_null()) => {}
+                _ => return Err(format!("metadata.{k} is no map of texts: quote numbers and true, false")),
+            }
+        }
+        if !meta.is_empty() {
+            o.insert("metadata".into(), Value::Object(meta));
+        }
+        let is_map = |spec: &Value| spec.is_object() && spec.get("$patch").is_none_or(|p| p != "delete");
+        if o.get("spec").is_some_and(|spec| !is_map(spec)) {
+            return Err("spec is no map".into());
+        }
+        let all = Value::Object(o);
+        check(&all, &[])?;
+        Ok(Self(all))
+    }
+}
+
+/// ConfigMaps with parameters of classes, by the class.
+#[derive(Default)]
+pub(crate) struct Classes<'a>(HashMap<&'a str, &'a ConfigMap>);
+
+impl<'a> Classes<'a> {
+    /// Takes one, if it is one. Of several for a class the first by name counts.
+    pub(super) fn add(&mut self, root: &str, c: &'a ConfigMap) {
+        let m = &c.metadata;
+        let Some(class) = m.labels.get(CLASS_DEFAULTS).filter(|_| m.namespace == root) else { return };
+        let first = self.0.entry(class).or_insert(c);
+        if m.name < first.metadata.name {
+            *first = c;
+        }
+    }
+
+    /// What they say, or why it cannot be used.
+    pub(super) fn read(&self) -> HashMap<&'a str, Result<Parameters, String>> {
+        let name = |c: &ConfigMap| format!("ConfigMap {}/{}, of the class", c.metadata.namespace, c.metadata.name);
+        self.0.iter().map(|(class, c)| (*class, Parameters::read(c, name(c)))).collect()
+    }
+}
+
+/// The overlays of a Gateway; those of its class come first.
+#[derive(Debug)]
+pub(super) struct Overlays<'a> {
+    class: Option<&'a Parameters>,
+    own: Option<Parameters>,
+    /// May its own give rights?
+    privileged: bool,
+}
+
+impl<'a> Overlays<'a> {
     /// Those of a Gateway.
     ///
     /// # Errors
     /// Why they cannot be used.
-    pub(super) fn of(x: &Index<'_>, g: &Gateway) -> Result<Self, String> {
-        let class = g.spec.gateway_class_name.as_str();
-        let root = x.mesh.root_namespace.as_str();
-        let defaults = x
-            .config_maps
-            .values()
-            .filter(|c| {
-                c.metadata.namespace == root && c.metadata.labels.get(CLASS_DEFAULTS).is_some_and(|l| l == class)
-            })
-            .min_by_key(|c| &c.metadata.name);
-        let mut out = vec![];
-        if let Some(c) = defaults {
-            out.push(read(c).map_err(|e| format!("ConfigMap {root}/{}, of the class: {e}", c.metadata.name))?);
-        }
+    pub(super) fn of(x: &'a Index<'_>, g: &Gateway) -> Result<Self, String> {
+        let class = x.class_parameters.get(g.spec.gateway_class_name.as_str());
+        let class = class.map(Result::as_ref).transpose().map_err(String::clone)?;
+        let mut own = None;
         if let Some(r) = &g.spec.infrastructure.parameters_ref {
             if !matches!(r.group.as_str(), "" | "core") || r.kind != "ConfigMap" {
                 return Err(format!("kind {:?} of group {:?} cannot be: name a ConfigMap", r.kind, r.group));
@@ -42,43 +128,42 @@ impl Overlays {
             let ns = g.metadata.namespace.as_str();
             let found = x.config_maps.get(&(ns, r.name.as_str()));
             let c = found.ok_or_else(|| format!("there is no ConfigMap {ns}/{}", r.name))?;
-            out.push(read(c).map_err(|e| format!("ConfigMap {ns}/{}: {e}", r.name))?);
+            own = Some(Parameters::read(c, format!("ConfigMap {ns}/{}", r.name))?);
         }
-        Ok(Self(out))
+        Ok(Self { class, own, privileged: x.mesh.privileged_parameters })
+    }
+
+    /// Are there some of its own?
+    pub(super) fn has_own(&self) -> bool {
+        self.own.is_some()
     }
 
     /// Is there one with this key?
     pub(super) fn has(&self, key: &str) -> bool {
-        self.0.iter().any(|o| o.contains_key(key))
+        self.class.into_iter().chain(&self.own).any(|p| p.overlays.contains_key(key))
     }
 
     /// Changes an object of this kind.
-    pub(super) fn apply(&self, kind: &str, object: &mut Value) {
-        let is = |key: &str| key.eq_ignore_ascii_case(kind);
-        for (_, overlay) in self.0.iter().flatten().filter(|(key, _)| is(key)) {
-            merge(object, overlay.clone(), &[]);
+    ///
+    /// # Errors
+    /// What its own ConfigMap may not change.
+    pub(super) fn apply(&self, kind: &str, object: &mut Value) -> Result<(), String> {
+        if let Some((_, overlay)) = self.class.and_then(|p| p.of_kind(kind)) {
+            merge(object, overlay.0.clone(), &[]);
+        }
+        let Some((own, (key, overlay))) = self.own.as_ref().and_then(|p| Some((p, p.of_kind(kind)?))) else {
+            return Ok(());
+        };
+        let before = privilege::of(kind, object);
+        merge(object, overlay.0.clone(), &[]);
+        match privilege::of(kind, object).difference(&before).next() {
+            Some(what) if !self.privileged => Err(format!(
+                "{}: data.{key}: {what} is more than who writes ConfigMaps may give: leave it out, or set privilegedGatewayParameters of the chart istiod",
+                own.from
+            )),
+            _ => Ok(()),
         }
     }
-}
-
-/// The overlays in a ConfigMap.
-fn read(c: &ConfigMap) -> Result<BTreeMap<&'static str, Value>, String> {
-    let mut out = BTreeMap::new();
-    for key in PARAMETERS {
-        let Some(text) = c.data.get(key) else { continue };
-        let mut v: Value = serde_yaml_ng::from_str(text).map_err(|e| format!("data.{key} is no YAML: {e}"))?;
-        if v.is_null() {
-            v = json!({});
-        }
-        let Value::Object(o) = &mut v else { return Err(format!("data.{key} is no object")) };
-        o.retain(|k, _| !FIXED.contains(&k.as_str()));
-        if let Some(Value::Object(meta)) = o.get_mut("metadata") {
-            meta.retain(|k, _| !FIXED_META.contains(&k.as_str()));
-        }
-        check(&v, &[]).map_err(|e| format!("data.{key}: {e}"))?;
-        out.insert(key, v);
-    }
-    Ok(out)
 }
 
 /// The field by which the items of a list are told apart (`patchMergeKey` of Kubernetes' types); none: the list is replaced. The
@@ -249,25 +334,30 @@ mod tests {
 
     #[test]
     fn what_is_no_overlay_is_told() {
-        let of = |key: &str, text: &str| {
-            let data = [(key.to_string(), text.to_string())].into();
-            read(&ConfigMap { data, ..ConfigMap::default() })
-        };
         for (text, want) in [
-            ("spec: [", "data.deployment is no YAML"),
-            ("[]", "data.deployment is no object"),
+            ("spec: [", "is no YAML"),
+            ("[]", "is no object"),
+            ("metadata: x", "metadata is no map"),
+            ("metadata:", "metadata is no map"),
+            ("metadata: {labels: x}", "metadata.labels is no map"),
+            ("metadata: {labels: {a: 1}}", "metadata.labels is no map"),
+            ("metadata: {annotations: [a]}", "metadata.annotations is no map"),
+            ("metadata: {$patch: replace}", "$patch is for"),
+            ("$retainKeys: [spec]", "$retainKeys is for"),
+            ("spec: x", "spec is no map"),
+            ("spec: {$patch: delete}", "spec is no map"),
             (
                 "spec: {template: {spec: {containers: [{image: x}]}}}",
                 "spec.template.spec.containers: an item has no name",
             ),
             ("spec: {$patch: remove}", "$patch"),
         ] {
-            let e = of("deployment", text).unwrap_err();
-            assert!(e.contains(want), "{e}");
+            let e = Overlay::read(text).unwrap_err();
+            assert!(e.contains(want), "{text}: {e}");
         }
-        let fine =
-            of("service", "apiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: n, labels: {a: b}}").unwrap();
-        assert_eq!(fine["service"], json!({ "metadata": { "labels": { "a": "b" } } }));
-        assert_eq!(of("service", "").unwrap()["service"], json!({}));
+        let of = |text: &str| Overlay::read(text).unwrap().0;
+        let fine = of("apiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: n, labels: {a: b}}");
+        assert_eq!(fine, json!({ "metadata": { "labels": { "a": "b" } } }));
+        assert_eq!(of(""), json!({}));
     }
 }

@@ -4,7 +4,7 @@
 use super::{
     GATEWAY_API, ISTIO_NETWORKING, Index, deploy,
     finding::{self, Finding},
-    overlay, policy,
+    policy,
     routes::gateways::{Fronts, Unmapped},
     service, waypoint,
 };
@@ -314,11 +314,11 @@ fn accepted_waypoint(x: &Index<'_>, g: &Gateway) -> Condition {
     let say = |status, reason, message| Condition { kind: "Accepted", status, reason, message };
     let wrong = |(l, (_, text)): (&Listener, (&str, String))| format!("listener {:?}: {text}", l.name);
     let bad = g.spec.listeners.iter().find_map(|l| Some((l, waypoint::wrong_listener(l)?))).map(wrong);
-    match (overlay::Overlays::of(x, g), bad) {
+    match (deploy::parameters(x, g), bad) {
         (Err(text), _) => say(false, "InvalidParameters", format!("spec.infrastructure.parametersRef: {text}")),
-        (Ok(_), None) => say(true, "Accepted", "Resource accepted".into()),
+        (Ok(()), None) => say(true, "Accepted", "Resource accepted".into()),
         // Those that can be are there.
-        (Ok(_), Some(text)) => say(waypoint::has_listener(g), "ListenersNotValid", text),
+        (Ok(()), Some(text)) => say(waypoint::has_listener(g), "ListenersNotValid", text),
     }
 }
 

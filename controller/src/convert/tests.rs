@@ -13,6 +13,7 @@ pub(crate) fn mesh() -> Mesh {
         root_namespace: "istio-system".into(),
         virtual_services_are_for: vec!["*".into()],
         destination_rules_are_for: vec!["*".into()],
+        privileged_parameters: false,
     }
 }
 fn run(text: &str) -> (Model, Vec<Problem>) {
@@ -848,6 +849,178 @@ fn parameters_change_what_is_deployed() {
     );
     let w = written(&(WAYPOINT.replace("STATUS", "") + &class));
     assert!(w.objects.iter().any(|(r, v)| r.kind == "Deployment" && v["spec"]["replicas"] == 3));
+}
+
+/// A Gateway with this as the overlay of one of its objects, in its own ConfigMap or in that of its class.
+fn overlaid(class: &str, of_class: bool, key: &str, overlay: &serde_json::Value) -> State {
+    let listener = if class == "istio" { "port: 80, protocol: HTTP" } else { "port: 15008, protocol: HBONE" };
+    let own = "infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: options}}";
+    let gateway = WAYPOINT
+        .replace("STATUS", "")
+        .replace("istio-waypoint", class)
+        .replace("port: 15008, protocol: HBONE", listener)
+        .replace("infrastructure: {labels: {team: x}}", if of_class { "infrastructure: {}" } else { own });
+    let name = if of_class {
+        format!("name: any, namespace: istio-system, labels: {{gateway.istio.io/defaults-for-class: {class}}}")
+    } else {
+        "name: options, namespace: a".into()
+    };
+    let data = serde_json::json!({ key: overlay.to_string() });
+    let text = format!("{gateway}apiVersion: v1\nkind: ConfigMap\nmetadata: {{{name}}}\ndata: {data}\n");
+    let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
+    State { objects, ..State::default() }
+}
+
+/// Everything odd everywhere: nothing ends the process, and what is deployed stays ours, or the Gateway says what is wrong.
+#[test]
+fn no_parameters_harm_the_controller() {
+    use serde_json::{Value, json};
+    let odd = [
+        json!(null),
+        json!("x"),
+        json!(""),
+        json!(1),
+        json!(true),
+        json!([]),
+        json!(["a"]),
+        json!([[{}]]),
+        json!([null]),
+        json!({}),
+        json!({ "a": "b" }),
+        json!({ "a": { "b": [1] } }),
+        json!({ "$patch": "replace" }),
+        json!({ "$patch": "delete" }),
+        json!({ "$patch": ["x"] }),
+        json!({ "$retainKeys": ["a"] }),
+        json!({ "$deleteFromPrimitiveList/a": 1 }),
+        json!([{ "$patch": "replace" }, { "name": null }]),
+    ];
+    let paths = [
+        "",
+        "metadata",
+        "metadata.labels",
+        "metadata.annotations",
+        "metadata.labels.gateway.istio.io/managed",
+        "metadata.ownerReferences",
+        "spec",
+        "spec.selector",
+        "spec.ports",
+        "spec.template",
+        "spec.template.metadata",
+        "spec.template.metadata.labels",
+        "spec.template.spec",
+        "spec.template.spec.containers",
+        "spec.template.spec.volumes",
+        "spec.template.spec.securityContext",
+        "secrets",
+        "$patch",
+        "$retainKeys",
+    ];
+    let template = deploy::Template { image: "i".into(), pull_policy: "Never".into() };
+    let mut refused = 0;
+    for (path, value, of_class) in
+        paths.iter().flat_map(|p| odd.iter().flat_map(move |v| [(p, v, false), (p, v, true)]))
+    {
+        let steps: Vec<&str> = match path.split_once(".labels.") {
+            Some((_, key)) => vec!["metadata", "labels", key],
+            None => path.split('.').filter(|s| !s.is_empty()).collect(),
+        };
+        let overlay = steps.iter().rev().fold(value.clone(), |inner, step| json!({ *step: inner }));
+        for (class, key) in [("istio", "deployment"), ("istio-waypoint", "service"), ("istio", "podDisruptionBudget")] {
+            let w = written_with(&overlaid(class, of_class, key, &overlay), &template, None);
+            let made: Vec<_> = w.objects.iter().filter(|(r, _)| r.kind != "GatewayClass").collect();
+            let said = conditions(&w).contains(&"Gateway a/w: Accepted False InvalidParameters".to_string());
+            assert!(said == made.is_empty(), "{key}: {overlay}: {made:?}");
+            refused += usize::from(said);
+            for (r, v) in made {
+                let text = |of: &str, key: &str| v["metadata"][of].get(key).is_some_and(Value::is_string);
+                assert_eq!(deploy::owner(v), Some("u"), "{r}: {overlay}");
+                assert!(
+                    text("labels", deploy::MANAGED) && text("annotations", "gateway.karst.io/digest"),
+                    "{r}: {overlay}"
+                );
+            }
+        }
+    }
+    assert!((200..1_900).contains(&refused), "{refused}");
+}
+
+/// What a ConfigMap's writer does not get by it, unless who runs the mesh says so; parameters of a class are his own.
+#[test]
+fn parameters_give_no_rights() {
+    let template = deploy::Template { image: "i".into(), pull_policy: "Never".into() };
+    let of = |key: &str, overlay: &str, of_class: bool, privileged: bool| {
+        let overlay: serde_json::Value = serde_yaml_ng::from_str(overlay).unwrap();
+        let mut c = Compiler::new(Mesh { privileged_parameters: privileged, ..mesh() });
+        let state = overlaid("istio", of_class, key, &overlay);
+        c.update(&state);
+        let w = c.writes(&state, &template, None, "2026-01-01T00:00:00Z");
+        let made = w.objects.iter().any(|(r, _)| r.kind == "Deployment");
+        let said = conditions(&w).contains(&"Gateway a/w: Accepted False InvalidParameters".to_string());
+        assert!(made != said, "{key}: {overlay}");
+        made
+    };
+    let container = |what: &str| format!("containers: [{{name: istio-proxy, {what}}}]");
+    let security = |what: &str| container(&format!("securityContext: {{{what}}}"));
+    for pod in [
+        "serviceAccountName: admin",
+        "serviceAccountName: null",
+        "serviceAccount: admin",
+        "automountServiceAccountToken: true",
+        "automountServiceAccountToken: null",
+        "nodeName: n",
+        "hostNetwork: true",
+        "hostPID: true",
+        "hostIPC: true",
+        "securityContext: {sysctls: [{name: net.core.somaxconn, value: '1'}]}",
+        "securityContext: {runAsUser: 0}",
+        "securityContext: {seLinuxOptions: {type: spc_t}}",
+        "volumes: [{name: v, hostPath: {path: /}}]",
+        "volumes: [{name: v, secret: {secretName: s}}]",
+        "volumes: [{name: v, projected: {sources: [{secret: {name: s}}]}}]",
+        "volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}]",
+        "initContainers: [{name: i, image: x}]",
+        "$patch: replace",
+        &container("$patch: replace, image: x"),
+        &container("ports: [{containerPort: 80, hostPort: 80}]"),
+        &container("env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}]"),
+        &container("envFrom: [{secretRef: {name: s}}]"),
+        &container("securityContext: null"),
+        &security("privileged: true"),
+        &security("allowPrivilegeEscalation: true"),
+        &security("allowPrivilegeEscalation: null"),
+        &security("runAsNonRoot: false"),
+        &security("runAsUser: 0"),
+        &security("procMount: Unmasked"),
+        &security("seccompProfile: {type: Unconfined}"),
+        &security("capabilities: {add: [SYS_ADMIN]}"),
+        &security("capabilities: {drop: [NET_RAW]}"),
+    ] {
+        let overlay = format!("spec: {{template: {{spec: {{{pod}}}}}}}");
+        let is = [(false, false), (true, false), (false, true)].map(|(c, p)| of("deployment", &overlay, c, p));
+        assert_eq!(is, [false, true, true], "{pod}");
+    }
+    for (key, overlay) in [
+        ("deployment", "spec: {template: {metadata: {labels: {gateway.networking.k8s.io/gateway-name: other}}}}"),
+        ("deployment", "spec: {selector: {matchLabels: {app: x}}}"),
+        ("service", "spec: {selector: {app: x}}"),
+        ("service", "spec: {externalIPs: [10.0.0.1]}"),
+        ("horizontalPodAutoscaler", "spec: {scaleTargetRef: {name: other}}"),
+        ("podDisruptionBudget", "spec: {selector: {matchLabels: {app: x}}}"),
+    ] {
+        let is = [(false, false), (true, false), (false, true)].map(|(c, p)| of(key, overlay, c, p));
+        assert_eq!(is, [false, true, true], "{overlay}");
+    }
+    for pod in [
+        "nodeSelector: {a: b}, tolerations: [{operator: Exists}], priorityClassName: p, hostNetwork: false",
+        "volumes: [{name: v, configMap: {name: c}}, {name: e, emptyDir: {}}], imagePullSecrets: [{name: p}]",
+        "securityContext: {fsGroup: 1, runAsNonRoot: true}",
+        &container("image: other, args: [x], env: [{name: A, value: b}], resources: {limits: {cpu: 4}}"),
+        &security("readOnlyRootFilesystem: false, runAsUser: 1000"),
+        "containers: [{name: more, image: m, securityContext: {allowPrivilegeEscalation: false, runAsNonRoot: true, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}}]",
+    ] {
+        assert!(of("deployment", &format!("spec: {{template: {{spec: {{{pod}}}}}}}"), false, false), "{pod}");
+    }
 }
 
 /// What PodSecurity's level `restricted` asks for (Kubernetes 1.34), and that no token is there but the one that is used.
@@ -1904,6 +2077,69 @@ fn golden() {
     }
 }
 
+/// Secret `c` of namespace a.
+fn key_pair() -> String {
+    let pair = crate::ca::Signer::generate("cluster.local").unwrap();
+    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: c, namespace: a}}\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}---\n",
+        indented(&pair.0),
+        indented(&pair.1)
+    )
+}
+
+/// Where clients are to show certificates nobody is served without, and it is told.
+#[test]
+fn listeners_that_ask_for_client_certificates_are_refused() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: g}}\nspec: {nodeName: n}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}]}\n---\n";
+    const MODE: &str = "gateway.istio.io/tls-terminate-mode";
+    let secret = key_pair();
+    let of = |gateway: &str, one: &str| -> Vec<String> {
+        let tls = "certificateRefs: [{name: c}]";
+        let text = format!(
+            "{POD}{secret}apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: a}}\nspec: {{gatewayClassName: istio, {gateway} listeners: [
+            {{name: one, port: 443, protocol: HTTPS, hostname: A.x.com, tls: {{{tls}, {one}}}}},
+            {{name: wide, port: 443, protocol: HTTPS, hostname: '*.x.com', tls: {{{tls}}}}},
+            {{name: narrow, port: 443, protocol: HTTPS, hostname: a.a.x.com, tls: {{{tls}}}}},
+            {{name: other, port: 8443, protocol: HTTPS, tls: {{{tls}}}}},
+            {{name: bytes, port: 9443, protocol: TLS, tls: {{{tls}}}}},
+            {{name: pass, port: 9444, protocol: TLS, tls: {{mode: Passthrough}}}},
+            {{name: plain, port: 80, protocol: HTTP}}]}}\n"
+        );
+        let (m, p) = run(&text);
+        let served: Vec<&str> =
+            m.gateways["a/p"].listeners.iter().map(|l| l.origin.rsplit('/').next().unwrap()).collect();
+        let w = written(&text);
+        let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+        let refused = status["listeners"].as_array().unwrap().iter().filter(|l| {
+            let c = l["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Accepted").unwrap();
+            (&c["status"], &c["reason"]) == (&"False".into(), &"UnsupportedValue".into())
+        });
+        let refused: Vec<String> = refused.map(|l| l["name"].as_str().unwrap().to_string()).collect();
+        assert!(refused.iter().all(|r| !served.contains(&r.as_str())) && refused.len() + served.len() == 7);
+        let told: Vec<&str> = p.iter().map(|p| p.field.as_str()).collect();
+        assert_eq!(told, refused.iter().map(|r| format!("spec.listeners[{r}]")).collect::<Vec<_>>(), "{p:?}");
+        refused
+    };
+    const CA: &str = "{caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}";
+    let option = |mode: &str| format!("options: {{{MODE}: {mode}}}");
+    let none: [&str; 0] = [];
+    assert_eq!(of("", ""), none);
+    assert_eq!(of("", "options: {other/option: MUTUAL}"), none);
+    assert_eq!(of("tls: {frontend: {default: {}}},", &option("SIMPLE")), none);
+    for mode in ["MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL", "mutual"] {
+        assert_eq!(of("", &option(mode)), ["one", "wide"], "{mode}");
+    }
+    assert_eq!(of("", &format!("frontendValidation: {CA}")), ["one", "wide"]);
+    let all = ["one", "wide", "narrow", "other", "bytes"];
+    assert_eq!(of(&format!("tls: {{frontend: {{default: {{validation: {CA}}}}}}},"), ""), all);
+    let per_port = |default: &str, tls: &str| {
+        of(&format!("tls: {{frontend: {{default: {{{default}}}, perPort: [{{port: 443, tls: {{{tls}}}}}]}}}},"), "")
+    };
+    assert_eq!(per_port("", &format!("validation: {CA}")), ["one", "wide", "narrow"]);
+    assert_eq!(per_port(&format!("validation: {CA}"), ""), ["other", "bytes"]);
+}
+
 /// What a proxy shows to endpoints is told to pods of the Secret's namespace, and only for rules of there or of the root namespace.
 #[test]
 fn credentials_are_told_to_their_namespace_only() {
@@ -1912,13 +2148,7 @@ fn credentials_are_told_to_their_namespace_only() {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: {ns}, labels: {{gateway.networking.k8s.io/gateway-name: w}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: Running, podIPs: [{{ip: 10.0.0.1}}]}}\n---\n"
         )
     };
-    let pair = crate::ca::Signer::generate("cluster.local").unwrap();
-    let indented = |pem: &str| pem.lines().map(|l| format!("    {l}\n")).collect::<String>();
-    let secret = format!(
-        "apiVersion: v1\nkind: Secret\nmetadata: {{name: c, namespace: a}}\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}---\n",
-        indented(&pair.0),
-        indented(&pair.1)
-    );
+    let secret = key_pair();
     let rule = |ns: &str, mode: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: {ns}}}\nspec: {{host: x.com, trafficPolicy: {{tls: {{mode: {mode}, credentialName: c}}}}}}\n"

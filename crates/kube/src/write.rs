@@ -213,7 +213,8 @@ fn is_another(s: &Status) -> bool {
 pub struct WebhookState {
     /// PEM of the root that its server is verified by.
     pub root: Vec<u8>,
-    /// Is what it cannot be asked about refused (`failurePolicy: Fail`)?
+    /// Is what it cannot be asked about refused (`failurePolicy: Fail`), and has it been reached by a root of ours? A webhook
+    /// that comes beside it, without any root yet, does not open it.
     pub fail: bool,
 }
 
@@ -226,7 +227,7 @@ impl WebhookState {
         let same = all.iter().all(|w| root(w) == root(main));
         Some(Self {
             root: if same { root(main) } else { vec![] },
-            fail: main.failure_policy.as_deref() == Some("Fail"),
+            fail: main.failure_policy.as_deref() == Some("Fail") && !root(main).is_empty(),
         })
     }
 }
@@ -460,7 +461,11 @@ mod tests {
         };
         let of = |roots, policy| WebhookState::of(&config(roots, policy)).unwrap();
         assert_eq!(of(["r", "r"], "Fail"), WebhookState { root: "r".into(), fail: true });
-        assert_eq!(of(["", "r"], "Ignore").root, Vec::<u8>::new());
+        // An upgrade adds webhooks that lack it: written to all, and nothing is let through meanwhile.
+        assert_eq!(of(["", "r"], "Fail"), WebhookState { root: vec![], fail: true });
+        assert_eq!(of(["", "r"], "Ignore"), WebhookState::default());
+        // `Fail` with a root that nobody has: never tried.
+        assert_eq!(of(["r", ""], "Fail"), WebhookState::default());
         let patch = webhooks_patch(["warnings.karst.io", WEBHOOK].into_iter(), &of(["r", "r"], "Fail"));
         assert!(patch["webhooks"][0]["failurePolicy"].is_null());
         assert_eq!(patch["webhooks"][1]["failurePolicy"], "Fail");

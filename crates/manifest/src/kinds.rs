@@ -8,7 +8,7 @@ pub use crate::{
     telemetry::Telemetry,
     traffic::{DestinationRule, IstioGateway, VirtualService},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use std::collections::BTreeMap;
 
 pub type Labels = BTreeMap<String, String>;
@@ -425,6 +425,32 @@ pub struct GatewaySpec {
     pub listeners: Vec<Listener>,
     pub addresses: Vec<GatewayAddress>,
     pub infrastructure: Infrastructure,
+    pub tls: GatewayTls,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayTls {
+    pub frontend: FrontendTls,
+}
+/// What is asked of clients by listeners that end TLS.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FrontendTls {
+    pub default: FrontendTlsConfig,
+    /// In place of the default at these ports.
+    pub per_port: Vec<FrontendTlsPort>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct FrontendTlsConfig {
+    /// Whether there is one; what it says is not read.
+    pub validation: Option<IgnoredAny>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct FrontendTlsPort {
+    pub port: u16,
+    pub tls: FrontendTlsConfig,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -443,6 +469,8 @@ pub struct ListenerTls {
     pub mode: Option<String>,
     pub certificate_refs: Vec<SecretRef>,
     pub options: Labels,
+    /// Gateway API's experimental channel, before 1.4: whether there is one; what it says is not read.
+    pub frontend_validation: Option<IgnoredAny>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

@@ -120,7 +120,8 @@ const USED: &[(&str, &[&str])] = &[
         &[
             "spec.{gatewayClassName,addresses[].{type,value}}",
             "spec.infrastructure.{labels.*,annotations.*,parametersRef.{group,kind,name}}",
-            "spec.listeners[].{name,hostname,port,protocol,tls.{mode,certificateRefs[].{group,kind,name,namespace}}}",
+            "spec.listeners[].{name,hostname,port,protocol,tls.{mode,frontendValidation,certificateRefs[].{group,kind,name,namespace}}}",
+            "spec.tls.frontend.{default.validation,perPort[].{port,tls.validation}}",
             "spec.listeners[].allowedRoutes.{kinds[].{group,kind},namespaces.{from,selector.{matchLabels.*,matchExpressions[].{key,operator,values[]}}}}",
         ],
     ),

@@ -29,6 +29,8 @@ pub(crate) struct Front {
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
     pub(crate) ends_tls: bool,
+    /// Its clients are to show certificates, and it is of Gateway API, where that cannot be.
+    asks: bool,
     /// Kinds of routes that may be attached.
     pub(crate) kinds: Vec<&'static str>,
     /// Why it cannot be as it is: a reason of Gateway API and the words.
@@ -59,6 +61,7 @@ impl Front {
             protocol: Protocol::Http,
             hosts,
             ends_tls: false,
+            asks: false,
             kinds: vec![],
             refused: None,
             conflict: None,
@@ -230,7 +233,9 @@ impl Fronts {
         for g in gateways {
             let start = all.len();
             all.extend(g.spec.listeners.iter().map(|l| listener(x, g, l)));
-            conflicts(&mut all[start..]);
+            let own = &mut all[start..];
+            unasked(own);
+            conflicts(own);
         }
         // Of servers that cannot share a port the older one counts.
         let mut istio: Vec<_> = x.istio_gateways.iter().map(|(_, g)| *g).collect();
@@ -530,6 +535,63 @@ fn admits(x: &Index<'_>, f: &Front, namespace: &str) -> bool {
     waypoint::allows(x, allowed, own, namespace)
 }
 
+/// Option of a listener's `tls`: what is asked of clients (Istio's; SIMPLE is nothing).
+const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
+/// The reason of a listener that would take requests without the certificates that are asked for.
+const UNSUPPORTED: &str = "UnsupportedValue";
+
+/// The field that asks clients of a listener for certificates.
+fn client_certificates(g: &Gateway, l: &Listener) -> Option<String> {
+    let frontend = &g.spec.tls.frontend;
+    let at_port = frontend.per_port.iter().position(|p| p.port == l.port);
+    let tls = at_port.and_then(|n| frontend.per_port.get(n)).map_or(&frontend.default, |p| &p.tls);
+    if tls.validation.is_some() {
+        let of = at_port.map_or("default".into(), |n| format!("perPort[{n}].tls"));
+        return Some(format!("spec.tls.frontend.{of}.validation"));
+    }
+    let own = l.tls.as_ref()?;
+    if own.frontend_validation.is_some() {
+        return Some("tls.frontendValidation".into());
+    }
+    let mode = own.options.get(TERMINATE_MODE)?;
+    (!matches!(mode.as_str(), "" | "SIMPLE")).then(|| format!("tls.options[{TERMINATE_MODE}]: {mode}"))
+}
+
+/// Listeners of a Gateway of ours that are refused whatever else is there: what is said as it is written.
+pub(crate) fn warnings(g: &Gateway) -> Vec<String> {
+    if !deploy::INGRESS_CLASSES.contains(&g.spec.gateway_class_name.as_str()) {
+        return vec![];
+    }
+    let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
+    let ends = |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
+    let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(g, l)?)));
+    g.spec.listeners.iter().filter(ends).filter_map(one).collect()
+}
+
+fn refusal(field: &str) -> String {
+    format!(
+        "{field}: certificates of clients are not implemented for Gateway API's listeners, and without them nobody is let in: leave it out, or use Istio's Gateway with tls.mode MUTUAL"
+    )
+}
+
+/// What a listener would have taken with certificates, another at its port with a wider name does not take without.
+fn unasked(all: &mut [Front]) {
+    let asking: Vec<(u16, String, String)> =
+        all.iter().filter(|f| f.asks).map(|f| (f.port, f.hosts[0].to_ascii_lowercase(), f.id.clone())).collect();
+    for f in all.iter_mut().filter(|f| f.ends_tls && f.refused.is_none()) {
+        let takes = |(port, host, _): &&(u16, String, String)| {
+            *port == f.port && common(&f.hosts[0], host).as_ref() == Some(host)
+        };
+        if let Some((_, host, id)) = asking.iter().find(takes) {
+            let listener = id.rsplit('/').next().unwrap_or(id);
+            let text = format!(
+                "listener {listener} asks clients of {host:?} for certificates, which is not implemented, and this one would take them without: give it another port"
+            );
+            f.refused = Some((UNSUPPORTED, text));
+        }
+    }
+}
+
 fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
     let m = &g.metadata;
     let tls = l.tls.clone().unwrap_or_default();
@@ -562,6 +624,12 @@ fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
             &[]
         }
     };
+    if f.ends_tls
+        && let Some(field) = client_certificates(g, l)
+    {
+        f.asks = true;
+        f.refused = Some((UNSUPPORTED, refusal(&field)));
+    }
     f.kinds = supported.to_vec();
     if !l.allowed_routes.kinds.is_empty() {
         let asked = |k: &RouteKind| {

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     convert::{
-        GATEWAY_API, ISTIO_NETWORKING, Mesh,
+        GATEWAY_API, ISTIO_NETWORKING, Mesh, deploy,
         finding::{Finding, Reason},
-        overlay, service, waypoint,
+        service, waypoint,
     },
     model::Model,
 };
@@ -115,7 +115,7 @@ impl<'a> View<'a> {
         let listeners = g.spec.listeners.iter().filter(|_| is_waypoint);
         let wrong =
             listeners.filter_map(|l| Some((format!("spec.listeners[{}]", l.name), waypoint::wrong_listener(l)?.1)));
-        let parameters = overlay::Overlays::of(self.x, g).err();
+        let parameters = deploy::parameters(self.x, g).err();
         let parameters = parameters.map(|text| ("spec.infrastructure.parametersRef".to_string(), text));
         wrong.chain(parameters).map(|bad| (Reason::Invalid, bad)).collect()
     }
