@@ -473,6 +473,24 @@ fn values_that_cannot_be_read_close_what_refuses() {
     }
 }
 
+#[test]
+fn who_upgrades_is_told_what_comes_of_a_policy() {
+    let bad = "rules: [{to: [{operation: {paths: ['/a', '*x*']}}]}]";
+    let not = "rules: [{to: [{operation: {notPaths: ['*x*']}}]}]";
+    for (spec, wanted) in [
+        (format!("action: DENY, {bad}"), Some("will refuse everything where it applies")),
+        (format!("action: CUSTOM, {bad}"), Some("will refuse everything where it applies")),
+        (not.into(), Some("will allow nobody: where no other policy allows, all is refused")),
+        (bad.into(), Some("will allow nothing by the values above; the rest of it stays in force")),
+        ("rules: [{}]".into(), None),
+    ] {
+        let objects = parse::file("t.yaml".as_ref(), &policy(&format!("{{{spec}}}"))).unwrap();
+        let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };
+        let wanted: Vec<String> = wanted.iter().map(|w| format!("AuthorizationPolicy a/ap: {w}")).collect();
+        assert_eq!(closing(&state, &mesh()), wanted, "{spec}");
+    }
+}
+
 /// An ALLOW allows no less without a value that matches nothing: one that was stored goes on letting in whom it names.
 #[test]
 fn of_a_policy_that_allows_only_what_cannot_match_is_dropped() {

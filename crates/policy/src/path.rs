@@ -346,6 +346,17 @@ mod tests {
     }
 
     #[test]
+    fn readings_are_made_once_and_only_if_somebody_asks() {
+        let path = Path::new("/%61");
+        assert!(path.made.get().is_none());
+        assert_eq!(path.readings(), Readings::of("/%61"));
+        assert!(path.made.get().is_some() && matches!(path.readings(), Readings::Several(Cow::Borrowed(_))));
+        for (path, wanted) in [("/a", Readings::One("/a")), ("/\u{e9}", Readings::of("/%c3%a9"))] {
+            assert_eq!(Path::new(path).readings(), wanted);
+        }
+    }
+
+    #[test]
     fn the_work_is_bounded() {
         let path = format!("/{}", "a;%2f..\\//%5c;b/".repeat(500));
         assert_eq!(Readings::of(&path), Readings::Unknown, "all kinds of signs at this length are too much work");
