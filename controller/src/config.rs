@@ -22,9 +22,18 @@ pub enum Command {
     /// Print a token of directory mode, with the claims of a Kubernetes bound token.
     Token(Token),
     /// Read the manifests once, print every problem, and exit with 1 if there is any.
-    Check,
+    Check(Check),
     /// Does a controller answer, with a certificate of its root? (`helm test`.)
     Probe(crate::probe::Probe),
+}
+
+/// What is checked.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// What the API server has stored (by KUBECONFIG, or in a pod), instead of a directory: before an upgrade, with the new release.
+    /// It only reads.
+    #[arg(long)]
+    pub cluster: bool,
 }
 
 /// Whose token.

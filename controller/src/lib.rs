@@ -37,7 +37,11 @@ pub fn main() -> std::process::ExitCode {
 fn run(cli: config::Cli) -> anyhow::Result<()> {
     match cli.command {
         Some(config::Command::Token(t)) => token::command(&cli.config, &t),
-        Some(config::Command::Check) => serve::check(&cli.config),
+        Some(config::Command::Check(config::Check { cluster: false })) => serve::check(&cli.config),
+        Some(config::Command::Check(config::Check { cluster: true })) => {
+            let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            rt.block_on(serve::check_cluster(&cli.config))
+        }
         Some(config::Command::Probe(p)) => {
             let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             rt.block_on(probe::run(&p))

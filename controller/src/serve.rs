@@ -245,20 +245,32 @@ fn find(
 /// `karst-controller check`.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     let Origin::Dir(manifests) = config.origin()? else {
-        anyhow::bail!("--source: check reads a directory of manifests (dir:PATH)")
+        anyhow::bail!("--source: check reads a directory of manifests (dir:PATH), or with --cluster what is stored")
     };
     let mut dir = Dir::watch(&manifests)?;
-    let state = dir.read();
+    tell(&dir.read(), config, warnings(&manifests))
+}
+
+/// `karst-controller check --cluster`. (Fields without effect are told only of manifests: of what is stored it is not known who has
+/// written them.)
+pub async fn check_cluster(config: &Config) -> anyhow::Result<()> {
+    let kube = karst_kube::Kube::connect().await?;
+    let mut source = kubernetes::source(&kube, config.gateway_secrets).await;
+    tell(&source.read(), config, vec![])
+}
+
+/// Prints what is wrong, and what comes of it.
+fn tell(state: &State, config: &Config, warnings: Vec<String>) -> anyhow::Result<()> {
     let mesh = Mesh::from(config);
-    let (model, meaning) = convert::compile(&state, &mesh);
+    let (model, meaning) = convert::compile(state, &mesh);
     let problems: Vec<_> = state.problems.iter().chain(&meaning).collect();
     for p in &problems {
         println!("{p}");
     }
-    for line in warnings(&manifests) {
+    for line in convert::closing(state, &mesh).into_iter().chain(warnings) {
         println!("{line}");
     }
-    for f in convert::findings(&state, &model, &mesh) {
+    for f in convert::findings(state, &model, &mesh) {
         println!("warning: {f}");
     }
     println!(

@@ -1,20 +1,23 @@
 //! Who may call: AuthorizationPolicies as Istio's waypoints evaluate them. A DENY rule that matches refuses; if there are ALLOW
 //! policies, one of their rules must match. What is not understood never allows, and always denies.
 //!
-//! Paths are compared in all the ways in which an application may read them ([`Readings`]): DENY if any of them matches, ALLOW
-//! only if all do. (Istio compares them as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies
+//! Paths are compared in all the ways in which an application may read them ([`karst_policy::Readings`]): a value refuses if any of
+//! them matches, and grants only if all do, and what was sent is as it is written. (Istio compares them as they are written unless told otherwise, so that `/%61dmin` passes a rule that denies
 //! `/admin`.)
 
-use crate::token::{Token, Tokens};
+use crate::{
+    entry::{self, Names},
+    token::{Token, Tokens},
+};
 use http::{HeaderMap, HeaderName, header};
 use karst_api::route::{self as ir, AccessAction};
 use karst_core::{Cidr, Identity, authority::Authority};
 use karst_policy::{
-    Attribute, PathPattern, Readings, StringMatch,
+    Attribute, Path, PathPattern, StringMatch,
     attribute::{AUTHORITY, Values},
 };
 use karst_proxy::dry_run::Would;
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 /// What is known of a caller, and what it wants.
 pub struct Asked<'a> {
@@ -23,7 +26,8 @@ pub struct Asked<'a> {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub port: u16,
-    /// The name in a TLS hello that has come to us.
+    /// The name in a TLS hello that has come to us; empty: it has none. None: no hello was read. A request has come without; what
+    /// else has is not known.
     pub sni: Option<&'a str>,
     /// None: bytes, of which nothing is known.
     pub request: Option<Request<'a>>,
@@ -34,8 +38,10 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// In its canonical form.
     pub authority: &'a str,
-    pub path: &'a Readings<'a>,
+    pub path: &'a Path<'a>,
     pub headers: &'a HeaderMap,
+    /// Those of the headers that are known. None: all.
+    pub known: Option<&'a Names>,
     /// A token that is good.
     pub token: Option<&'a Token>,
 }
@@ -46,6 +52,7 @@ pub struct Access {
     policies: Vec<Policy>,
     /// Whose tokens are taken.
     pub tokens: Tokens,
+    headers: Arc<Names>,
 }
 
 #[derive(Debug)]
@@ -150,22 +157,24 @@ impl Access {
                 dry_run: p.dry_run,
             })
         };
-        let policies = a.policies.iter().map(policy).collect::<Result<_, _>>()?;
-        Ok(Self { policies, tokens: Tokens::new(&a.tokens)? })
+        let policies: Vec<Policy> = a.policies.iter().map(policy).collect::<Result<_, _>>()?;
+        let tokens = Tokens::new(&a.tokens)?;
+        let tests = policies.iter().flat_map(|p| p.rules.iter().flatten().flatten().flatten());
+        let named = tests.filter_map(|t| if let What::Header(n) = &t.what { Some(n) } else { None });
+        let headers = Arc::new(named.chain(tokens.headers()).collect());
+        Ok(Self { policies, tokens, headers })
     }
 
     /// The headers that policies look at, and those that hold tokens or are made of them.
-    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> + Clone {
-        let tests = self.policies.iter().flat_map(|p| p.rules.iter().flatten().flatten().flatten());
-        let named = tests.filter_map(|t| if let What::Header(n) = &t.what { Some(n) } else { None });
-        named.chain(self.tokens.headers())
+    pub fn headers(&self) -> &Arc<Names> {
+        &self.headers
     }
 
     /// Allows nothing.
     pub fn closed() -> Self {
         let name = "a policy that is not understood".to_string();
         let none = Policy { name, action: AccessAction::Allow, rules: vec![], dry_run: false };
-        Self { policies: vec![none], tokens: Tokens::default() }
+        Self { policies: vec![none], ..Self::default() }
     }
 
     /// Judges.
@@ -267,6 +276,8 @@ impl Test {
                 .peer
                 .map_or_else(|| self.has(|_| false), |p| one(&format!("{}/{}", p.namespace(), p.service_account()))),
             What::TrustDomain => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.trust_domain())),
+            // No request, and no hello was read: it may name anything.
+            What::Sni if a.sni.is_none() && r.is_none() => deny,
             What::Sni => self.has(|v| a.sni.is_some_and(|s| v.host(s))),
             What::SourceIp => self.has(|v| v.net(a.source)),
             What::DestinationIp => self.has(|v| v.net(a.destination)),
@@ -293,14 +304,17 @@ impl Test {
             What::Method => one(r.map_or("", |r| r.method)),
             What::Path => {
                 let Some(r) = r else { return deny };
-                let one = |p: &str| self.has(|v| v.path(p));
-                // However it is read, it is denied; allowed only if it is in every way.
-                if deny { r.path.any(one) } else { r.path.all(one) }
+                let touches = |v: &Value| matches!(v, Value::Path(p) if p.touches(r.path));
+                let grants = |v: &Value| matches!(v, Value::Path(p) if p.grants(r.path));
+                // Of a DENY its exceptions grant, of any other its values.
+                let (yes, no): (&dyn Fn(&Value) -> bool, &dyn Fn(&Value) -> bool) =
+                    if deny { (&touches, &grants) } else { (&grants, &touches) };
+                (self.values.is_empty() || self.values.iter().any(yes)) && !self.not_values.iter().any(no)
             }
             What::Header(n) => {
-                let Some(r) = r else { return deny };
-                let all = r.headers.get_all(n);
-                self.has(|v| all.iter().any(|x| v.bytes(x.as_bytes())))
+                let Some(r) = r.filter(|r| r.known.is_none_or(|k| k.contains(n))) else { return deny };
+                let value = entry::joined(r.headers, n);
+                self.has(|v| value.as_ref().is_some_and(|x| v.bytes(x)))
             }
         }
     }
@@ -326,10 +340,6 @@ impl Value {
 
     fn text(&self, s: &str) -> bool {
         matches!(self, Value::Text(t) if t.matches(s))
-    }
-
-    fn path(&self, reading: &str) -> bool {
-        matches!(self, Value::Path(p) if p.matches(reading))
     }
 
     /// As [`Value::text`], of a header's value, which need not be text.
@@ -407,8 +417,8 @@ mod tests {
         for (k, v) in headers {
             h.append(*k, http::HeaderValue::from_bytes(v.as_bytes()).unwrap());
         }
-        let readings = Readings::of(path);
-        let request = Request { method, authority: "shop:80", path: &readings, headers: &h, token: None };
+        let path = Path::new(path);
+        let request = Request { method, authority: "shop:80", path: &path, headers: &h, known: None, token: None };
         let ip = "10.0.0.1".parse().unwrap();
         f(&Asked {
             peer: Some(&peer),
@@ -648,6 +658,71 @@ mod tests {
         ] {
             assert!(!allowed(&deny(value), "GET", path, &[], true), "{value} {path}");
         }
+        // Who lets in what is written, has not let in all that may be made of it; nor exempted it from a DENY.
+        let allow = |value: &str| access(AccessAction::Allow, vec![vec![test(Attribute::Path, "", &[value], &[])]]);
+        let but = |value: &str| access(AccessAction::Deny, vec![vec![test(Attribute::Path, "", &[], &[value])]]);
+        for (value, written, other) in [
+            ("/v4/projects/group%2Frepo", "/v4/projects/group%2frepo", "/v4/projects/group/repo"),
+            ("/a;v=1", "/a;v=1", "/a"),
+            ("/objects/a%2F*", "/objects/a%2Fx", "/objects/a/x"),
+        ] {
+            for a in [allow(value), but(value)] {
+                assert!(allowed(&a, "GET", written, &[], true), "{value} {written}");
+                assert!(!allowed(&a, "GET", other, &[], true), "{value} {other}");
+            }
+        }
+    }
+
+    /// As Envoy: what is compared is the joined value, so that one line hides nothing of another.
+    #[test]
+    fn lines_of_a_header_are_one_value() {
+        let is =
+            |action, yes: &[&str], no: &[&str]| access(action, vec![vec![test(Attribute::Header, "x-env", yes, no)]]);
+        let (one, two) = ([("x-env", "prod")], [("x-env", "prod"), ("x-env", "evil")]);
+        for (a, single, both) in [
+            (is(AccessAction::Deny, &[], &["prod"]), true, false),
+            (is(AccessAction::Allow, &["prod"], &[]), true, false),
+            (is(AccessAction::Allow, &["prod*"], &[]), true, true),
+            (is(AccessAction::Deny, &["*evil"], &[]), true, false),
+            (is(AccessAction::Allow, &["prod,evil"], &[]), false, true),
+        ] {
+            let got = [&one[..], &two[..]].map(|h| allowed(&a, "GET", "/", h, true));
+            assert_eq!(got, [single, both], "{a:?}");
+        }
+    }
+
+    #[test]
+    fn a_hello_that_was_not_read_may_name_anything() {
+        let is = |action, yes: &[&str], no: &[&str]| access(action, vec![vec![test(Attribute::Sni, "", yes, no)]]);
+        for (a, unread, none, other) in [
+            (is(AccessAction::Deny, &["admin.*"], &[]), false, true, true),
+            (is(AccessAction::Allow, &[], &["admin.*"]), false, true, true),
+            (is(AccessAction::Allow, &["shop"], &[]), false, false, true),
+            (is(AccessAction::Deny, &[], &["shop"]), false, false, true),
+        ] {
+            let got = [None, Some(""), Some("shop")].map(|sni| {
+                asked("GET", "/", &[], false, |q| a.judge(&Asked { sni, request: None, ..*q }) == Verdict::Allow)
+            });
+            assert_eq!(got, [unread, none, other], "{a:?}");
+            // A request has come without a hello.
+            assert_eq!(allowed(&a, "GET", "/", &[], true), none, "{a:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_not_known_any_more_may_be_anything() {
+        let known = [HeaderName::from_static("x-kept")];
+        let known: Names = known.iter().collect();
+        for (name, wanted) in [("x-kept", [true, true]), ("x-gone", [false, false])] {
+            for (action, wanted) in [AccessAction::Allow, AccessAction::Deny].into_iter().zip(wanted) {
+                let a = access(action, vec![vec![test(Attribute::Header, name, &[], &["x"])]]);
+                let got = asked("GET", "/", &[], true, |q| {
+                    let request = q.request.as_ref().map(|r| Request { known: Some(&known), ..*r });
+                    a.judge(&Asked { request, ..*q }) == Verdict::Allow
+                });
+                assert_eq!(got, wanted && action == AccessAction::Allow, "{name} {action:?}");
+            }
+        }
     }
 
     /// All but what `notPaths` name: an exception must be one in every reading for a DENY, and be read by nobody for an ALLOW.
@@ -694,7 +769,7 @@ mod tests {
             a,
             A::Host | A::Method | A::Path | A::Header | A::RequestPrincipal | A::Claim | A::Audience | A::Presenter
         );
-        if l7 && !f.http {
+        if (l7 || (a == A::Sni && f.sni.is_none())) && !f.http {
             return None;
         }
         Some(match a {
@@ -856,7 +931,7 @@ mod tests {
                 http: r.random_bool(0.9),
             };
             let path = *paths.choose(&mut r).unwrap();
-            let readings = Readings::of(path);
+            let sent = Path::new(path);
             let mut headers = HeaderMap::new();
             if let Some(v) = f.role {
                 headers.insert("x-role", v.parse().unwrap());
@@ -864,8 +939,9 @@ mod tests {
             let request = Request {
                 method: f.method,
                 authority: f.authority,
-                path: &readings,
+                path: &sent,
                 headers: &headers,
+                known: None,
                 token: f.token.as_ref(),
             };
             let asked = Asked {
@@ -884,7 +960,7 @@ mod tests {
                 let want = naive(&policies, &f, p);
                 assert!(want || !got, "case {n}, seed {seed}: {path} is let in, read as {p}: {policies:#?}");
                 assert!(
-                    got == want || !matches!(readings, Readings::One(_)),
+                    got == want || !matches!(sent.readings(), karst_policy::Readings::One(_)),
                     "case {n}, seed {seed}: {path}: {policies:#?}"
                 );
                 disguised += usize::from(want && !got);

@@ -10,7 +10,7 @@ use http::{
     request::Parts,
 };
 use karst_core::authority;
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashSet};
 
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
 const HOP: [HeaderName; 6] = [
@@ -36,6 +36,10 @@ const WRITTEN: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id
 /// The same, of all names that begin so.
 const WRITTEN_PREFIXES: [&str; 2] = ["x-envoy-", "x-forwarded-"];
 
+/// Most fields of a head, by whichever version of HTTP (Envoy's default, and that of our parser of HTTP/1.1). Cookies count as one:
+/// browsers split them.
+const MAX_FIELDS: usize = 100;
+
 /// The one protocol that a connection may change to (RFC 6455).
 const WEBSOCKET: &[u8] = b"websocket";
 
@@ -57,6 +61,8 @@ pub enum Unfit {
     Authority,
     /// Its path has no plain form.
     Path,
+    /// It has more than [`MAX_FIELDS`].
+    Fields,
 }
 
 impl Unfit {
@@ -65,6 +71,7 @@ impl Unfit {
         match self {
             Unfit::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Unfit::NoHost | Unfit::Authority | Unfit::Path => StatusCode::BAD_REQUEST,
+            Unfit::Fields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
     }
 
@@ -75,6 +82,7 @@ impl Unfit {
             Unfit::NoHost => "missing_host_header",
             Unfit::Authority => "http.invalid_authority",
             Unfit::Path => "path_normalization_failed",
+            Unfit::Fields => "http2.too_many_headers",
         }
     }
 }
@@ -86,6 +94,11 @@ impl Unfit {
 pub fn canonical(p: &mut Parts) -> Result<Entry, Unfit> {
     if p.method == Method::CONNECT {
         return Err(Unfit::Connect);
+    }
+    // Before anything is done for each of them.
+    let cookies = p.headers.get_all(header::COOKIE).iter().count();
+    if p.headers.len() - cookies + usize::from(cookies > 0) > MAX_FIELDS {
+        return Err(Unfit::Fields);
     }
     let websocket = asks_for_websocket(p);
     strip(&mut p.headers);
@@ -223,6 +236,11 @@ fn has_underscore(n: &HeaderName) -> bool {
     n.as_str().contains('_')
 }
 
+/// As an application has it that reads `_` as `-`.
+fn dashed(n: &HeaderName) -> String {
+    n.as_str().replace('_', "-")
+}
+
 /// Takes out names with `_` that an application may take for another that is there, or for one that we write.
 fn drop_doubles(h: &mut HeaderMap) {
     if !h.keys().any(has_underscore) {
@@ -232,30 +250,59 @@ fn drop_doubles(h: &mut HeaderMap) {
         WRITTEN.iter().any(|w| alike(w, n))
             || WRITTEN_PREFIXES.iter().any(|w| n.get(..w.len()).is_some_and(|start| alike(w, start)))
     };
-    let double = |n: &HeaderName| {
-        has_underscore(n) && (written(n.as_str()) || h.keys().any(|o| o != n && alike(o.as_str(), n.as_str())))
+    let mut all: Vec<String> = h.keys().map(dashed).collect();
+    all.sort_unstable();
+    let twice = |n: &HeaderName| {
+        let n = dashed(n);
+        let at = all.partition_point(|x| *x < n);
+        all.get(at + 1).is_some_and(|x| *x == n)
     };
-    let doubles: Vec<HeaderName> = h.keys().filter(|n| double(n)).cloned().collect();
+    drop_where(h, |n| written(n.as_str()) || twice(n));
+}
+
+/// Takes out those of the names with `_`.
+fn drop_where(h: &mut HeaderMap, double: impl Fn(&HeaderName) -> bool) {
+    let doubles: Vec<HeaderName> = h.keys().filter(|n| has_underscore(n) && double(n)).cloned().collect();
     for n in doubles {
         h.remove(n);
     }
 }
 
-/// Takes out names with `_` that an application may take for one of these, which we judge or write.
-pub fn drop_alike<'a>(h: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName> + Clone) {
-    if !h.keys().any(has_underscore) {
-        return;
+/// Names of headers that we judge or write, compiled: whether one is taken for them costs no look at each.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    own: HashSet<HeaderName>,
+    dashed: HashSet<String>,
+}
+
+impl<'a> FromIterator<&'a HeaderName> for Names {
+    fn from_iter<I: IntoIterator<Item = &'a HeaderName>>(all: I) -> Self {
+        let own: HashSet<HeaderName> = all.into_iter().cloned().collect();
+        Self { dashed: own.iter().map(dashed).collect(), own }
     }
-    let double = |n: &HeaderName| {
-        has_underscore(n)
-            && names.clone().any(|o| alike(o.as_str(), n.as_str()))
-            // What is meant itself is not taken for another.
-            && !names.clone().any(|o| o == n)
-    };
-    let doubles: Vec<HeaderName> = h.keys().filter(|n| double(n)).cloned().collect();
-    for n in doubles {
-        h.remove(n);
+}
+
+impl Names {
+    /// Is it one of them?
+    pub fn contains(&self, n: &HeaderName) -> bool {
+        self.own.contains(n)
     }
+
+    /// Takes out names with `_` that an application may take for one of these. (What is meant itself is not taken for another.)
+    pub fn drop_alike(&self, h: &mut HeaderMap) {
+        if h.keys().any(has_underscore) {
+            drop_where(h, |n| !self.own.contains(n) && self.dashed.contains(&dashed(n)));
+        }
+    }
+}
+
+/// The value of a header: several lines of it are one, joined by commas (RFC 9110 §5.3). None: it is not there.
+pub fn joined<'a>(h: &'a HeaderMap, n: &HeaderName) -> Option<Cow<'a, [u8]>> {
+    let mut all = h.get_all(n).iter().map(HeaderValue::as_bytes);
+    let first = all.next()?;
+    let Some(second) = all.next() else { return Some(first.into()) };
+    let all: Vec<&[u8]> = [first, second].into_iter().chain(all).collect();
+    Some(all.join(&b","[..]).into())
 }
 
 /// A path without `.` and `..` (Istio's pathNormalization BASE).
@@ -366,10 +413,51 @@ mod tests {
         assert_eq!(left(&given).0, ["api_key=stays", "x-user=me"]);
         let mut h = head(Version::HTTP_11, "/", &[("x_role", "admin"), ("own_name", "1"), ("other_one", "1")]).headers;
         let names = ["x-role", "own_name", "own-name"].map(HeaderName::from_static);
-        drop_alike(&mut h, names.iter());
+        names.iter().collect::<Names>().drop_alike(&mut h);
         let mut left: Vec<&str> = h.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["other_one", "own_name"]);
+    }
+
+    /// Once each name with `_` was compared with every other: 1,396 of them took a worker for tens of milliseconds.
+    #[test]
+    fn fields_are_limited_by_whichever_version_and_compared_in_no_square() {
+        let names: Vec<String> = (0..1400).map(|i| format!("aaaaaaaa_{i:04}")).collect();
+        let many = |version, n: usize, cookies: usize| {
+            let fields = names.iter().take(n).map(|n| (n.as_str(), "1"));
+            let all: Vec<_> = fields.chain([("host", "a")]).chain((0..cookies).map(|_| ("cookie", "a=1"))).collect();
+            canonical(&mut head(version, "http://a/", &all)).err()
+        };
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            assert_eq!([many(version, 99, 0), many(version, 98, 300)], [None; 2], "{version:?}");
+            for (n, cookies) in [(100, 0), (99, 1), (1400, 0)] {
+                let why = many(version, n, cookies).unwrap();
+                assert_eq!((why.status().as_u16(), why), (431, Unfit::Fields), "{version:?} {n} {cookies}");
+            }
+        }
+        let mut h = HeaderMap::new();
+        for n in 0..20_000 {
+            h.insert(HeaderName::try_from(format!("aaaaaaaa_{n:05}")).unwrap(), HeaderValue::from_static("1"));
+        }
+        h.insert("aaaaaaaa-00007", HeaderValue::from_static("1"));
+        let begun = std::time::Instant::now();
+        drop_doubles(&mut h);
+        let all: Vec<HeaderName> = h.keys().cloned().collect();
+        all.iter().collect::<Names>().drop_alike(&mut h);
+        assert_eq!((h.len(), h.contains_key("aaaaaaaa_00007")), (20_000, false));
+        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn lines_of_a_header_are_joined() {
+        let mut h = HeaderMap::new();
+        let of =
+            |h: &HeaderMap| joined(h, &HeaderName::from_static("x")).map(|v| String::from_utf8_lossy(&v).into_owned());
+        assert_eq!(of(&h), None);
+        for (line, wanted) in [("a", "a"), ("b", "a,b"), ("", "a,b,")] {
+            h.append("x", line.parse().unwrap());
+            assert_eq!(of(&h).as_deref(), Some(wanted));
+        }
     }
 
     #[test]

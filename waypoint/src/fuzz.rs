@@ -15,7 +15,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_api::route as ir;
 use karst_core::Identity;
-use karst_policy::Readings;
+use karst_policy::{Path, Readings};
 use prost::Message;
 use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, sync::LazyLock, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -94,10 +94,10 @@ pub fn route(data: &[u8]) {
     }
     let (Ok(a), Some(peer)) = (ir::Access::decode(policies), &*PEER) else { return };
     let Ok(a) = Access::new(&a) else { return };
-    let path = Readings::of(uri.path());
+    let path = Path::new(uri.path());
     let ip = std::net::Ipv4Addr::LOCALHOST.into();
     for http in [true, false] {
-        let request = Request { method, authority: "shop", path: &path, headers: &headers, token: None };
+        let request = Request { method, authority: "shop", path: &path, headers: &headers, known: None, token: None };
         let asked = Asked {
             peer: Some(peer),
             source: ip,

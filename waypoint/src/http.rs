@@ -8,7 +8,7 @@ use crate::{
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     carried::{Carried, Metered},
     cluster::{self, Set},
-    conns::{Guard, Upgrade},
+    conns::{Guard, Kept, Upgrade},
     control::Snapshot,
     entry::{self, Authority, Entry},
     flag::{Flag, VIA_UPSTREAM},
@@ -31,7 +31,7 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use karst_api::{route as ir, workload::AppProtocol};
-use karst_policy::Readings;
+use karst_policy::Path;
 use std::{
     borrow::Cow,
     cell::Cell,
@@ -72,7 +72,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         },
     };
     if let Some(a) = access {
-        entry::drop_alike(&mut parts.headers, a.headers());
+        a.headers().drop_alike(&mut parts.headers);
     }
     let token = match access.map(|a| a.tokens.verify(&mut parts)) {
         None => None,
@@ -86,9 +86,9 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
         return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
     }
     if entry.websocket {
-        let (method, path, headers) = (parts.method.clone(), parts.uri.path().to_string(), parts.headers.clone());
-        let authority = authority.as_str().to_string();
-        record.upgrade = Some(Box::new(Upgrade { method, authority, path, headers, token }));
+        let (method, path, authority) = (parts.method.clone(), parts.uri.path().to_string(), authority.as_str());
+        let headers = Kept::of(&parts.headers, access);
+        record.upgrade = Some(Box::new(Upgrade { method, authority: authority.to_string(), path, headers, token }));
     }
     if let Some(over) = routes.and_then(|r| over(&r.limits, &call)) {
         return limited(&over, record);
@@ -240,8 +240,8 @@ fn refused(
     authority: &Authority,
     token: Option<&Token>,
 ) -> Option<Denial> {
-    let (path, authority) = (Readings::of(p.uri.path()), authority.as_str());
-    let request = access::Request { method: p.method.as_str(), authority, path: &path, headers: &p.headers, token };
+    let (path, authority, method) = (Path::new(p.uri.path()), authority.as_str(), p.method.as_str());
+    let request = access::Request { method, authority, path: &path, headers: &p.headers, known: None, token };
     call.judged(w, a, Some(request))
 }
 
@@ -489,7 +489,7 @@ impl Template<'_> {
             headers.insert("x-envoy-original-path", v);
         }
         for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
-            entry::drop_alike(&mut headers, c.names());
+            c.names().drop_alike(&mut headers);
             c.apply(&mut headers, values);
         }
         let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {

@@ -128,6 +128,14 @@ impl Call {
         Key { service: service.clone(), port, subset: subset.clone(), client }
     }
 
+    /// The name in the hello that was read; empty if it has none. None: no hello was read.
+    pub fn sni(&self) -> Option<&str> {
+        match &self.called {
+            Called::Gateway(name) => name.as_deref(),
+            Called::Service(_) => self.hello.as_ref().map(|h| h.name.as_deref().unwrap_or_default()),
+        }
+    }
+
     /// What of a connection decides about its route.
     pub fn tcp(&self) -> AskTcp<'_> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
@@ -146,7 +154,7 @@ impl Call {
             source: self.from.ip(),
             destination: self.to,
             port: self.port,
-            sni: self.tcp().sni,
+            sni: self.sni(),
             request,
         };
         for (policy, told) in a.told(&asked) {

@@ -3,6 +3,7 @@
 //! routes. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
 
 use crate::{
+    entry,
     limit::{Limit, Limits},
     operators::{Value, Values},
     text::Text,
@@ -360,21 +361,13 @@ impl Rule {
     }
 }
 
-/// Several values of a header count as one, joined by commas (RFC 9110 §5.3). The host is the authority, by whichever version of
-/// HTTP it has come.
+/// Several lines of a header count as one ([`entry::joined`]). The host is the authority, by whichever version of HTTP it has
+/// come.
 fn header(a: &Ask<'_>, n: &HeaderName, t: &Text) -> bool {
     if *n == http::header::HOST {
         return t.matches(a.authority);
     }
-    let mut all = a.headers.get_all(n).iter().map(HeaderValue::as_bytes);
-    match (all.next(), all.next()) {
-        (None, _) => false,
-        (Some(v), None) => t.matches_bytes(v),
-        (Some(first), Some(second)) => {
-            let all: Vec<&[u8]> = [first, second].into_iter().chain(all).collect();
-            t.matches_bytes(&all.join(&b","[..]))
-        }
-    }
+    entry::joined(a.headers, n).is_some_and(|v| t.matches_bytes(&v))
 }
 
 fn name(s: &str) -> Result<HeaderName, String> {
@@ -484,22 +477,26 @@ pub struct HeaderChange {
     set: Vec<(HeaderName, Value)>,
     add: Vec<(HeaderName, Value)>,
     remove: Vec<HeaderName>,
+    names: entry::Names,
 }
 
 impl HeaderChange {
     fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, String> {
         let Some(c) = c else { return Ok(None) };
         let pair = |h: &ir::Header| Ok::<_, String>((name(&h.name)?, Value::new(&h.value)?));
-        Ok(Some(Self {
+        let mut out = Self {
             set: c.set.iter().map(pair).collect::<Result<_, _>>()?,
             add: c.add.iter().map(pair).collect::<Result<_, _>>()?,
             remove: c.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
-        }))
+            names: entry::Names::default(),
+        };
+        out.names = out.remove.iter().chain(out.set.iter().chain(&out.add).map(|(n, _)| n)).collect();
+        Ok(Some(out))
     }
 
     /// The headers that are changed.
-    pub fn names(&self) -> impl Iterator<Item = &HeaderName> + Clone {
-        self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(n, _)| n))
+    pub fn names(&self) -> &entry::Names {
+        &self.names
     }
 
     /// Changes headers; `values`: what operators stand for. No value is made of another that is made here (Envoy).

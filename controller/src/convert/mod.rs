@@ -284,6 +284,12 @@ pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
     (whole.model, whole.problems)
 }
 
+/// The stored AuthorizationPolicies that are in force otherwise than they are written, since they cannot be read; a line for each.
+pub fn closing(state: &State, mesh: &Mesh) -> Vec<String> {
+    let x = Index::new(state, mesh);
+    x.authorization.iter().filter_map(|(_, p)| policy::effect(&x, p)).collect()
+}
+
 /// All that is made from the objects.
 struct Whole {
     model: Model,

@@ -11,7 +11,7 @@ use karst_policy::{
     attribute::{self, SeenBy},
     model::{Cidr2, ServiceAccountMatch},
 };
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// The compiled policies and to whom the selector ones apply.
 pub(super) struct Policies {
@@ -61,7 +61,9 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
     let mut all = BTreeMap::new();
     let (mut selectors, mut dry_runs) = (Vec::new(), Vec::new());
     for (at, p) in &x.authorization {
-        let policy = match authorization(x, p) {
+        let judged = judged(x, p);
+        problems.extend(judged.dropped.into_iter().map(|(field, message)| problem(at, field, message)));
+        let policy = match judged.compiled {
             Ok(Some(policy)) => policy,
             Ok(None) => continue,
             Err((field, message)) => {
@@ -88,9 +90,90 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
     Policies { all, selectors, dry_runs, peer }
 }
 
+/// A policy as it is in force.
+pub(super) struct Judged<'a> {
+    /// As it stands, or without what was dropped.
+    pub(super) policy: Cow<'a, AuthorizationPolicy>,
+    /// Values of an ALLOW that can match nothing: without them it allows as much, and the rest of it stays in force.
+    pub(super) dropped: Vec<Bad>,
+    /// As ztunnel gets it (None: it is not for ztunnel); or why it cannot be understood.
+    pub(super) compiled: Result<Option<Policy>, Bad>,
+}
+
+/// What of a policy is in force.
+pub(super) fn judged<'a>(x: &Index<'_>, p: &'a AuthorizationPolicy) -> Judged<'a> {
+    let compiled = authorization(x, p);
+    if compiled.is_err() && matches!(p.spec.action.as_deref(), None | Some("ALLOW")) {
+        let (mut dropped, mut policy) = (vec![], p.clone());
+        let all = std::mem::take(&mut policy.spec.rules).into_iter().enumerate();
+        let one = |(i, r)| without(r, &p.metadata.namespace, &format!("spec.rules[{i}]"), &mut dropped);
+        policy.spec.rules = all.filter_map(one).collect();
+        let compiled = authorization(x, &policy);
+        if compiled.is_ok() {
+            return Judged { policy: Cow::Owned(policy), dropped, compiled };
+        }
+    }
+    Judged { policy: Cow::Borrowed(p), dropped: vec![], compiled }
+}
+
+/// An ALLOW rule without the values that can match nothing. None: nothing matches it any more. (What has lost all of its values
+/// goes with them: without a condition it would match everything.)
+fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<Bad>) -> Option<PolicyRule> {
+    use Attribute as A;
+    let mut keep = |a: A, values: &mut Vec<String>, at: String| {
+        let (had, mut i) = (!values.is_empty(), 0);
+        values.retain(|v| {
+            let values = std::slice::from_ref(v);
+            let one = Condition { attribute: a, name: "", values, not_values: &[], fields: ["", ""] };
+            let why = one.judge(&mut Match::default(), ns, "").err();
+            let is_good = why.is_none();
+            dropped.extend(why.map(|(_, why)| (format!("{at}[{i}]"), why)));
+            i += 1;
+            is_good
+        });
+        !had || !values.is_empty()
+    };
+    let mut i = 0;
+    let (from, to, when) = (r.from.len(), r.to.len(), r.when.len());
+    r.from.retain_mut(|f| {
+        let (at, s) = (format!("{at}.from[{i}].source"), &mut f.source);
+        i += 1;
+        let all = [
+            keep(A::Principal, &mut s.principals, format!("{at}.principals")),
+            keep(A::RequestPrincipal, &mut s.request_principals, format!("{at}.requestPrincipals")),
+            keep(A::Namespace, &mut s.namespaces, format!("{at}.namespaces")),
+            keep(A::ServiceAccount, &mut s.service_accounts, format!("{at}.serviceAccounts")),
+            keep(A::SourceIp, &mut s.ip_blocks, format!("{at}.ipBlocks")),
+            keep(A::RemoteIp, &mut s.remote_ip_blocks, format!("{at}.remoteIpBlocks")),
+        ];
+        !all.contains(&false)
+    });
+    i = 0;
+    r.to.retain_mut(|t| {
+        let (at, o) = (format!("{at}.to[{i}].operation"), &mut t.operation);
+        i += 1;
+        let all = [
+            keep(A::Host, &mut o.hosts, format!("{at}.hosts")),
+            keep(A::Method, &mut o.methods, format!("{at}.methods")),
+            keep(A::Path, &mut o.paths, format!("{at}.paths")),
+            keep(A::Port, &mut o.ports, format!("{at}.ports")),
+        ];
+        !all.contains(&false)
+    });
+    i = 0;
+    r.when.retain_mut(|w| {
+        let at = format!("{at}.when[{i}].values");
+        i += 1;
+        attribute::find(&w.key).is_none_or(|(a, _)| keep(a, &mut w.values, at))
+    });
+    // Of sources and operations one is enough; all conditions must hold.
+    let holds = (from == 0 || !r.from.is_empty()) && (to == 0 || !r.to.is_empty()) && when == r.when.len();
+    holds.then_some(r)
+}
+
 /// Why a policy cannot be understood.
 pub(super) fn trouble(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<Bad> {
-    authorization(x, p).err()
+    judged(x, p).compiled.err()
 }
 
 fn scope(x: &Index<'_>, p: &AuthorizationPolicy) -> Scope {
@@ -106,8 +189,8 @@ pub(super) fn is_dry_run(p: &AuthorizationPolicy) -> bool {
     p.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
 }
 
-/// Was it to let somebody in, whatever else it says? What cannot be read of such a policy lets nobody in. Any other may have been
-/// to refuse: beside another one that allows, to let nobody in would be to refuse nobody, so it refuses everybody.
+/// Was it to let somebody in, whatever else it says? If such a policy cannot be read it lets nobody in. Any other may have been to
+/// refuse: beside another one that allows, to let nobody in would be to refuse nobody, so it refuses everybody.
 pub(super) fn grants(p: &AuthorizationPolicy) -> bool {
     matches!(p.spec.action.as_deref(), None | Some("ALLOW" | "AUDIT"))
 }
@@ -484,6 +567,19 @@ fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
     }
     let unknown = || (format!("{at}.key"), format!("{:?} is not known: use {}", w.key, attribute::list()));
     all(&[when(w).ok_or_else(unknown)?], ns, at)
+}
+
+/// What comes of a policy that cannot be read, for who upgrades.
+pub(super) fn effect(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<String> {
+    let judged = judged(x, p);
+    let what = match (judged.compiled.is_err(), judged.dropped.is_empty()) {
+        (true, _) if is_dry_run(p) => "is in dry run, and refuses nobody",
+        (true, _) if grants(p) => "will allow nobody: where no other policy allows, all is refused",
+        (true, _) => "will refuse everything where it applies",
+        (false, false) => "will allow nothing by the values above; the rest of it stays in force",
+        (false, true) => return None,
+    };
+    Some(format!("AuthorizationPolicy {}/{}: {what}", p.metadata.namespace, p.metadata.name))
 }
 
 /// What is valid, and yet hardly what was meant. For the one who applies it.

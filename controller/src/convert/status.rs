@@ -2,7 +2,7 @@
 //! the objects comes what differs from what they say now.
 
 use super::{
-    GATEWAY_API, ISTIO_NETWORKING, Index, deploy,
+    Bad, GATEWAY_API, ISTIO_NETWORKING, Index, deploy,
     finding::{self, Finding},
     policy,
     routes::gateways::{Fronts, Unmapped},
@@ -246,7 +246,17 @@ fn given(automatic: &service::Automatic<'_>, to: Ref, e: &ServiceEntry) -> Optio
 
 /// Who enforces a policy, and whether it is enforced as it stands.
 fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
-    let trouble = policy::trouble(x, p);
+    let judged = policy::judged(x, p);
+    let mut out = enforced(x, p, judged.compiled.err());
+    // As Istio says it of what is left out.
+    if let Some((field, text)) = judged.dropped.first().filter(|_| out.status) {
+        out.reason = "UnsupportedValue";
+        out.message = format!("{field}: {text}; it allows nothing and is left out, the rest is in force");
+    }
+    out
+}
+
+fn enforced(x: &Index<'_>, p: &AuthorizationPolicy, trouble: Option<Bad>) -> Condition {
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
     let Some((path, target)) = p.spec.targets().next() else {
         let warnings = policy::warnings(p);

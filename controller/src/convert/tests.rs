@@ -444,6 +444,126 @@ fn a_policy_that_cannot_be_read_refuses_beside_one_that_allows() {
     }
 }
 
+/// In each action, by a value that the newer rules refuse, beside an ALLOW of everything: what is meant to refuse does so.
+#[test]
+fn values_that_cannot_be_read_close_what_refuses() {
+    let waypoint = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let object = |spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: bad, namespace: a}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let target = "targetRefs: [{group: '', kind: Service, name: s}]";
+    for rule in [
+        "to: [{operation: {paths: ['/admin/*', '*/secret/*']}}]",
+        "to: [{operation: {hosts: ['*.x.*']}}]",
+        "from: [{source: {principals: ['td/ns/bad/*', '*/ns/*/sa/x']}}]",
+        "when: [{key: source.trustDomain, values: ['cluster.*']}]",
+        "when: [{key: 'request.headers[x]', notValues: ['*x*']}]",
+    ] {
+        for (action, refuses) in [("ALLOW", false), ("DENY", true), ("CUSTOM", true), ("AUDIT", false)] {
+            let spec = format!("action: {action}, rules: [{{{rule}}}]");
+            let (m, p) = run(&(policy("{rules: [{}]}") + &object(&spec)));
+            assert_eq!((p.len(), verdict(&m, B, 80)), (1, !refuses), "{spec}");
+            let (m, p) = run(&(waypoint.clone() + &object(&format!("{target}, {spec}"))));
+            let policies = &m.access["a/s.a.svc.cluster.local"].policies;
+            let deny = karst_api::route::AccessAction::Deny as i32;
+            let closes = policies.iter().any(|p| p.action == deny && p.rules.iter().any(|r| r.clauses.is_empty()));
+            assert_eq!((p.len(), closes), (1, refuses), "{spec}");
+        }
+    }
+}
+
+#[test]
+fn who_upgrades_is_told_what_comes_of_a_policy() {
+    let bad = "rules: [{to: [{operation: {paths: ['/a', '*x*']}}]}]";
+    let not = "rules: [{to: [{operation: {notPaths: ['*x*']}}]}]";
+    for (spec, wanted) in [
+        (format!("action: DENY, {bad}"), Some("will refuse everything where it applies")),
+        (format!("action: CUSTOM, {bad}"), Some("will refuse everything where it applies")),
+        (not.into(), Some("will allow nobody: where no other policy allows, all is refused")),
+        (bad.into(), Some("will allow nothing by the values above; the rest of it stays in force")),
+        ("rules: [{}]".into(), None),
+    ] {
+        let objects = parse::file("t.yaml".as_ref(), &policy(&format!("{{{spec}}}"))).unwrap();
+        let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };
+        let wanted: Vec<String> = wanted.iter().map(|w| format!("AuthorizationPolicy a/ap: {w}")).collect();
+        assert_eq!(closing(&state, &mesh()), wanted, "{spec}");
+    }
+}
+
+/// An ALLOW allows no less without a value that matches nothing: one that was stored goes on letting in whom it names.
+#[test]
+fn of_a_policy_that_allows_only_what_cannot_match_is_dropped() {
+    let say = |spec: &str| {
+        let (m, p) = run(&policy(spec));
+        let fields: Vec<String> = p.iter().map(|p| p.field.trim_start_matches("spec.rules").to_string()).collect();
+        (verdict(&m, B, 80), verdict(&m, B, 81), fields)
+    };
+    let ns = B.unwrap().split('/').nth(4).unwrap();
+    let bad = "'*x*'";
+    for (rules, wanted) in [
+        // What is left lets in; what has nothing left does not let in everybody.
+        (
+            format!("[{{from: [{{source: {{namespaces: [{bad}, {ns}]}}}}]}}]"),
+            (true, true, vec!["[0].from[0].source.namespaces[0]"]),
+        ),
+        (
+            format!("[{{from: [{{source: {{namespaces: [{bad}]}}}}]}}]"),
+            (false, false, vec!["[0].from[0].source.namespaces[0]"]),
+        ),
+        (
+            format!("[{{from: [{{source: {{namespaces: [{bad}]}}}}, {{source: {{namespaces: [{ns}]}}}}]}}]"),
+            (true, true, vec!["[0].from[0].source.namespaces[0]"]),
+        ),
+        (
+            format!("[{{from: [{{source: {{namespaces: [{ns}], principals: [{bad}]}}}}]}}]"),
+            (false, false, vec!["[0].from[0].source.principals[0]"]),
+        ),
+        (
+            "[{to: [{operation: {ports: ['80', 'x', '0']}}]}]".into(),
+            (true, false, vec!["[0].to[0].operation.ports[1]", "[0].to[0].operation.ports[2]"]),
+        ),
+        (
+            format!(
+                "[{{when: [{{key: source.namespace, values: [{bad}]}}, {{key: source.namespace, values: [{ns}]}}]}}]"
+            ),
+            (false, false, vec!["[0].when[0].values[0]"]),
+        ),
+        (
+            format!(
+                "[{{when: [{{key: source.namespace, values: [{bad}]}}]}}, {{to: [{{operation: {{ports: ['80']}}}}]}}]"
+            ),
+            (true, false, vec!["[0].when[0].values[0]"]),
+        ),
+        // An exception that is dropped would let in more.
+        (
+            format!("[{{from: [{{source: {{namespaces: [{ns}], notPrincipals: [{bad}]}}}}]}}]"),
+            (false, false, vec!["[0].from[0].source.notPrincipals[0]"]),
+        ),
+    ] {
+        let (a, b, fields) = say(&format!("{{rules: {rules}}}"));
+        assert_eq!((a, b, fields.iter().map(String::as_str).collect()), wanted, "{rules}");
+    }
+    // At a waypoint, too.
+    let waypoint = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let at = |paths: &str| {
+        let object = format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: a}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: s}}], rules: [{{to: [{{operation: {{paths: [{paths}]}}}}]}}]}}\n"
+        );
+        let (m, p) = run(&(waypoint.clone() + &object));
+        let all = m.access["a/s.a.svc.cluster.local"].policies.iter().flat_map(|p| &p.rules).flat_map(|r| &r.clauses);
+        let tests = all.flat_map(|c| &c.matches).flat_map(|m| &m.tests);
+        (
+            p.len(),
+            tests.flat_map(|t| t.values.clone()).collect::<Vec<_>>(),
+            m.access["a/s.a.svc.cluster.local"].policies[0].rules.len(),
+        )
+    };
+    assert_eq!(at("'/public/*', '/x/*/y'"), (1, vec!["/public/*".to_string()], 1));
+    assert_eq!(at("'/x/*/y'"), (1, vec![], 0));
+}
+
 #[test]
 fn service_entries_get_stable_addresses() {
     let se = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [x.example], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 192.0.2.1}]}\n";

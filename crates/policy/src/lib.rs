@@ -14,6 +14,6 @@ pub mod value;
 pub use attribute::Attribute;
 pub use eval::{Connection, Verdict, Would, authorize, dry_run};
 pub use model::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
-pub use path::Readings;
+pub use path::{Path, Readings};
 pub use pattern::PathPattern;
 pub use value::ValueError;

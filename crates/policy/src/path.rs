@@ -5,9 +5,50 @@
 //! Percent-encoding is taken off once. Where it stays, it has one spelling: capital digits, and encoded whatever cannot stand in
 //! a path as it is; else the value `/my files` would be another one than the `/my%20files` that is sent for it.
 
+use std::{borrow::Cow, cell::OnceCell};
+
 /// Longest path whose readings are looked for, bytes (as Apache and nginx limit it). Of a longer one nothing is known, unless
 /// it has only one.
 const LONGEST: usize = 8 << 10;
+/// How many bytes of forms are made of a path. Of one that has more nothing is known: all kinds of special signs together make 90
+/// forms, which is too much work for a long path, while percent-encoding alone makes two.
+const WORK: usize = 64 << 10;
+
+/// A path as it was sent. Its readings are made when the first policy asks for them.
+#[derive(Debug)]
+pub struct Path<'a> {
+    sent: &'a str,
+    made: OnceCell<Made>,
+}
+
+/// As [`Readings`], without what was sent.
+#[derive(Debug)]
+enum Made {
+    One,
+    Several(Vec<String>),
+    Unknown,
+}
+
+impl<'a> Path<'a> {
+    /// Costs nothing.
+    pub fn new(sent: &'a str) -> Self {
+        Self { sent, made: OnceCell::new() }
+    }
+
+    /// What an application may read.
+    pub fn readings(&self) -> Readings<'_> {
+        let make = || match Readings::of(self.sent) {
+            Readings::One(_) => Made::One,
+            Readings::Several(all) => Made::Several(all.into_owned()),
+            Readings::Unknown => Made::Unknown,
+        };
+        match self.made.get_or_init(make) {
+            Made::One => Readings::One(self.sent),
+            Made::Several(all) => Readings::Several(Cow::Borrowed(all)),
+            Made::Unknown => Readings::Unknown,
+        }
+    }
+}
 
 /// What an application may read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +56,8 @@ pub enum Readings<'a> {
     /// Nobody reads it otherwise than it is written.
     One(&'a str),
     /// Each once.
-    Several(Vec<String>),
-    /// Too long: it could be anything.
+    Several(Cow<'a, [String]>),
+    /// Too long, or too many: it could be anything.
     Unknown,
 }
 
@@ -28,7 +69,16 @@ impl<'a> Readings<'a> {
         } else if path.len() > LONGEST {
             Readings::Unknown
         } else {
-            Readings::Several(forms(path, Part::Whole))
+            forms_within(path, Part::Whole, WORK).map_or(Readings::Unknown, |all| Readings::Several(all.into()))
+        }
+    }
+
+    /// As it is written, in one spelling of percent-encoding. None: unknown.
+    pub fn written(&self) -> Option<&str> {
+        match self {
+            Readings::One(p) => Some(p),
+            Readings::Several(all) => all.first().map(String::as_str),
+            Readings::Unknown => None,
         }
     }
 
@@ -62,8 +112,13 @@ pub(crate) enum Part {
     End,
 }
 
-/// All forms of a text: at most 90, each at most three times as long.
+/// All forms of a text: at most 90, each at most three times as long. The first is the one that is written ([`encode`]).
 pub(crate) fn forms(text: &str, part: Part) -> Vec<String> {
+    forms_within(text, part, usize::MAX).unwrap_or_default()
+}
+
+/// None: that would be more than so many bytes.
+fn forms_within(text: &str, part: Part, mut work: usize) -> Option<Vec<String>> {
     let mut out = Vec::new();
     let turned = |s: &str| s.replace('\\', "/");
     let has_backslash = decode(text).contains('\\');
@@ -73,10 +128,11 @@ pub(crate) fn forms(text: &str, part: Part) -> Vec<String> {
             continue;
         }
         let mut end = |s: &str| {
-            resolved(s, part, &mut out);
+            resolved(s, part, &mut out, &mut work)?;
             if s.contains('\\') {
-                resolved(&turned(s), part, &mut out);
+                resolved(&turned(s), part, &mut out, &mut work)?;
             }
+            Some(())
         };
         let sent = if early { turned(text) } else { text.to_string() };
         for bare in [false, true] {
@@ -84,27 +140,29 @@ pub(crate) fn forms(text: &str, part: Part) -> Vec<String> {
                 continue;
             }
             let sent = if bare { without_parameters(&sent, part) } else { sent.clone() };
-            end(&encode(&sent));
+            end(&encode(&sent))?;
             let decoded = if early { turned(&decode(&sent)) } else { decode(&sent) };
-            end(&decoded);
+            end(&decoded)?;
             if decoded.contains(';') {
-                end(&without_parameters(&decoded, part));
+                end(&without_parameters(&decoded, part))?;
             }
         }
     }
-    out
+    Some(out)
 }
 
-/// With slashes merged or not, dots resolved or not, in both orders: `/a//../b` is `/b` or `/a/b`.
-fn resolved(s: &str, part: Part, out: &mut Vec<String>) {
+/// With slashes merged or not, dots resolved or not, in both orders: `/a//../b` is `/b` or `/a/b`. None: no work is left.
+fn resolved(s: &str, part: Part, out: &mut Vec<String>, work: &mut usize) -> Option<()> {
+    let varies = s.contains("//") || has_dots(s);
+    *work = work.checked_sub(if varies { 5 * s.len() } else { s.len() })?;
     let mut push = |s: String| {
         if !out.contains(&s) {
             out.push(s);
         }
     };
     push(s.to_string());
-    if !s.contains("//") && !has_dots(s) {
-        return;
+    if !varies {
+        return Some(());
     }
     let merged = merge(s);
     // What `..` at the beginning of an end would take away is not known.
@@ -115,6 +173,7 @@ fn resolved(s: &str, part: Part, out: &mut Vec<String>) {
         push(plain);
     }
     push(merged);
+    Some(())
 }
 
 /// Has it only one reading? (RFC 3986 §3.3: what may stand in a path as it is, but for what some take for more.)
@@ -251,7 +310,7 @@ mod tests {
     fn readings(path: &str) -> Vec<String> {
         match Readings::of(path) {
             Readings::One(p) => vec![p.into()],
-            Readings::Several(all) => all,
+            Readings::Several(all) => all.into_owned(),
             Readings::Unknown => vec![],
         }
     }
@@ -287,9 +346,28 @@ mod tests {
     }
 
     #[test]
+    fn readings_are_made_once_and_only_if_somebody_asks() {
+        let path = Path::new("/%61");
+        assert!(path.made.get().is_none());
+        assert_eq!(path.readings(), Readings::of("/%61"));
+        assert!(path.made.get().is_some() && matches!(path.readings(), Readings::Several(Cow::Borrowed(_))));
+        for (path, wanted) in [("/a", Readings::One("/a")), ("/\u{e9}", Readings::of("/%c3%a9"))] {
+            assert_eq!(Path::new(path).readings(), wanted);
+        }
+    }
+
+    #[test]
     fn the_work_is_bounded() {
         let path = format!("/{}", "a;%2f..\\//%5c;b/".repeat(500));
-        assert!(readings(&path).len() <= 90);
+        assert_eq!(Readings::of(&path), Readings::Unknown, "all kinds of signs at this length are too much work");
+        let short = format!("/{}", "a;%2f..\\//%5c;b/".repeat(8));
+        assert!((20..=90).contains(&readings(&short).len()), "{}", readings(&short).len());
+        // One kind alone is not.
+        for kind in ["%e4%b8%ad", "a;b/", "a//b", "%2f", "a\\b"] {
+            let path = format!("/{}", kind.repeat((4 << 10) / kind.len()));
+            let all = readings(&path);
+            assert!(!all.is_empty() && all.iter().map(String::len).sum::<usize>() <= WORK, "{kind}");
+        }
         let long = format!("/{}", "%61".repeat(LONGEST));
         let r = Readings::of(&long);
         assert!(r == Readings::Unknown && r.any(|_| false) && !r.all(|_| true));

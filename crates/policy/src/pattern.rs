@@ -1,12 +1,14 @@
 //! A path as a policy has it: whole, with one `*` at an end, or a template (`{*}`, `{**}`, by the rules of Istio's validation).
-//! It goes through the function that the paths of requests go through ([`crate::path`]), once, when it is compiled.
+//! It goes through the function that the paths of requests go through ([`crate::path`]), once, when it is compiled. Where it refuses
+//! ([`PathPattern::touches`]) it means all that an application may make of it; where it grants ([`PathPattern::grants`]) only what is
+//! written: who allows `/a%2Fb` has not allowed `/a/b`.
 
 use crate::{
     ValueError,
-    path::{ANY, ONE, Part, can_stand, forms},
+    path::{ANY, ONE, Part, Path, can_stand, forms},
 };
 
-/// How a path must be.
+/// How a path must be: as written, then in the other forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern(Vec<Form>);
 
@@ -53,15 +55,33 @@ impl PathPattern {
         })
     }
 
-    /// Does a reading match?
-    pub fn matches(&self, path: &str) -> bool {
-        self.0.iter().any(|f| match f {
+    /// Does any reading match, in any form? So a value refuses. What is unknown does.
+    pub fn touches(&self, path: &Path<'_>) -> bool {
+        path.readings().any(|r| self.matches(r))
+    }
+
+    /// Does every reading match in some form, and what was sent the value as it is written? So a value grants. What is unknown
+    /// does not.
+    pub fn grants(&self, path: &Path<'_>) -> bool {
+        let readings = path.readings();
+        let as_written = |sent| self.0.first().is_some_and(|f| f.matches(sent));
+        readings.written().is_some_and(as_written) && readings.all(|r| self.matches(r))
+    }
+
+    fn matches(&self, reading: &str) -> bool {
+        self.0.iter().any(|f| f.matches(reading))
+    }
+}
+
+impl Form {
+    fn matches(&self, path: &str) -> bool {
+        match self {
             Form::Exact(x) => x == path,
             Form::Prefix(x) => path.starts_with(x.as_str()),
             Form::Suffix(x) => path.ends_with(x.as_str()),
             Form::Present => !path.is_empty(),
             Form::Template(t) => t.matches(path),
-        })
+        }
     }
 }
 
@@ -117,21 +137,18 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Readings;
     use ValueError as E;
 
     /// As a DENY has it, and as an ALLOW has it.
     fn of(value: &str, path: &str) -> (bool, bool) {
-        let (p, r) = (PathPattern::parse(value).unwrap(), Readings::of(path));
-        (r.any(|x| p.matches(x)), r.all(|x| p.matches(x)))
+        let (value, path) = (PathPattern::parse(value).unwrap(), Path::new(path));
+        (value.touches(&path), value.grants(&path))
     }
 
     #[test]
     fn values_are_normalised_as_requests_are() {
         for (value, path) in [
             ("/a//b", "/a//b"),
-            ("/a//b", "/a/b"),
-            ("/a/./b", "/a/b"),
             ("/my files/*", "/my%20files/x"),
             ("/my%20files/*", "/my%20files/x"),
             ("/caf\u{e9}", "/caf%c3%a9"),
@@ -143,6 +160,21 @@ mod tests {
             ("/a%20b/{*}/c", "/a%20b/x/c"),
         ] {
             assert_eq!(of(value, path), (true, true), "{value} {path}");
+        }
+        // Who allows one of these has not allowed what some applications make of it.
+        for (value, path) in [
+            ("/a//b", "/a/b"),
+            ("/a/./b", "/a/b"),
+            ("/a/%62", "/a/b"),
+            ("/v4/projects/group%2Frepo", "/v4/projects/group/repo"),
+            ("/a;v=1", "/a"),
+            ("/a%3Bb", "/a"),
+            ("/a%3Bb", "/a;b"),
+            ("/objects/a%2F*", "/objects/a/x"),
+            ("*%2Fx", "/a/x"),
+            ("/a%2Fb/{*}", "/a/b/c"),
+        ] {
+            assert_eq!(of(value, path), (true, false), "{value} {path}");
         }
         // A part of a segment is no segment: neither "..", nor one with parameters.
         assert_eq!(of("/a/..*", "/b"), (false, false));
@@ -253,31 +285,71 @@ mod tests {
             format!("/{}{}", out.join("/"), if slash { "/" } else { "" })
         };
         let bare = |s: &str| s.split('/').map(|x| x.split(';').next().unwrap()).collect::<Vec<_>>().join("/");
+        let slashes = |s: &str| s.replace('\\', "/");
+        let seen_by = |path: &str| {
+            [
+                decode(path),
+                resolve(&decode(path)),
+                resolve(&slashes(&decode(path))),
+                resolve(&decode(&bare(path))),
+                resolve(&slashes(&bare(&decode(path)))),
+                resolve(&bare(&slashes(&decode(path)))),
+            ]
+        };
+        // The matcher of this test: one `*`, at an end.
+        let like = |v: &str, s: &str| match v.split_once('*') {
+            None => v == s,
+            Some((start, end)) => s.len() >= v.len() - 1 && s.starts_with(start) && s.ends_with(end),
+        };
+        // Digits of codes have no case.
+        let spelled = |s: &str| {
+            let mut parts = s.split('%');
+            let first = parts.next().unwrap_or_default().to_string();
+            parts.fold(first, |all, p| {
+                let (code, rest) = p.split_at(2);
+                format!("{all}%{}{rest}", code.to_uppercase())
+            })
+        };
+        let parsed =
+            |all: &[&'static str]| all.iter().map(|v| (*v, PathPattern::parse(v).unwrap())).collect::<Vec<_>>();
+        let plain = parsed(&["/a*", "/b/*", "/x", "*b", "/a", "/a/b", "/a/*"]);
+        // Those that may be read in several ways themselves.
+        let special = parsed(&[
+            "/a//b", "/a%2fb", "/a;b", "/a%3Bb", "/%61/*", "/a%2f*", "*;b", "/a/../b", "*%2Fb", "/a;x/*", "/a\\b",
+        ]);
+        let (mut granted, mut refused) = (0, 0);
         for _ in 0..100_000 {
             let n = r.random_range(0..8);
             let path = "/".to_string() + &(0..n).map(|_| words[r.random_range(0..words.len())]).collect::<String>();
-            let slashes = |s: &str| s.replace('\\', "/");
-            let seen = [
-                decode(&path),
-                resolve(&decode(&path)),
-                resolve(&slashes(&decode(&path))),
-                resolve(&decode(&bare(&path))),
-                resolve(&slashes(&bare(&decode(&path)))),
-                resolve(&bare(&slashes(&decode(&path)))),
-            ];
-            let readings = Readings::of(&path);
-            for s in seen {
-                assert!(readings.any(|x| x == s), "{path:?} is read as {s:?}: {readings:?}");
+            let seen = seen_by(&path);
+            let sent = Path::new(&path);
+            for s in &seen {
+                assert!(sent.readings().any(|x| x == s), "{path:?} is read as {s:?}: {:?}", sent.readings());
             }
-            for value in ["/a*", "/b/*", "/x", "*b", "/a//b"] {
-                let p = PathPattern::parse(value).unwrap();
-                let (any, all) = (readings.any(|x| p.matches(x)), readings.all(|x| p.matches(x)));
+            for (value, p) in &plain {
+                let (any, all) = (p.touches(&sent), p.grants(&sent));
                 assert!(any || !all);
-                let app = resolve(&decode(&path));
-                assert!(any || !p.matches(&app), "{value} is passed by {path:?}, read as {app:?}");
-                assert!(!all || p.matches(&app), "{value} lets in {path:?}, read as {app:?}");
-                assert!(!all || p.matches(&decode(&path)), "{value} lets in {path:?}, only decoded");
+                for s in &seen {
+                    assert!(any || !like(value, s), "{value} is passed by {path:?}, read as {s:?}");
+                    assert!(!all || like(value, s), "{value} lets in {path:?}, read as {s:?}");
+                }
+            }
+            for (value, p) in &special {
+                let (any, all) = (p.touches(&sent), p.grants(&sent));
+                assert!(any || !all);
+                // As Istio compares: what is written with what is sent.
+                let written = like(&spelled(value), &spelled(&path));
+                assert!(any || !written, "DENY {value} is passed by {path:?}");
+                assert!(written || !all, "ALLOW {value} lets in {path:?}");
+                granted += usize::from(all);
+                refused += usize::from(any && !all);
+                if !value.contains('*') {
+                    for (s, v) in seen.iter().zip(seen_by(value)) {
+                        assert!(any || *s != v, "DENY {value} is passed by {path:?}: both are read as {s:?}");
+                    }
+                }
             }
         }
+        assert!(granted > 100 && refused > 1_000, "the generator must exercise it: {granted} {refused}");
     }
 }

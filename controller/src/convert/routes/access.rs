@@ -73,8 +73,9 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
         dry_run: policy::is_dry_run(p),
         ..Default::default()
     };
+    let judged = policy::judged(x, p);
     // What was meant cannot be known: nothing is allowed until it is mended (or would be, if it is in dry run).
-    if policy::trouble(x, p).is_some() {
+    if judged.compiled.is_err() {
         if !policy::grants(p) {
             out.set_action(ir::AccessAction::Deny);
             out.rules = vec![ir::AccessRule::default()];
@@ -88,7 +89,7 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
         // Refused before. Without rules it allows nothing.
         Some(_) => return out,
     });
-    out.rules = p.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
+    out.rules = judged.policy.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
     out
 }
 
