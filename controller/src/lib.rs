@@ -6,6 +6,7 @@ mod callers;
 mod client;
 mod config;
 mod convert;
+mod finder;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;

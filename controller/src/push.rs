@@ -3,7 +3,10 @@
 use crate::model::Model;
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, AUTHORIZATION_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE,
-    VIRTUAL_HOST_TYPE, convert::policy_to_wire, route::Routes, workload as pb,
+    VIRTUAL_HOST_TYPE,
+    convert::policy_to_wire,
+    route::{Backend, Routes},
+    workload as pb,
 };
 use karst_core::addr::ip_from_bytes;
 use karst_xds::{
@@ -67,7 +70,17 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
     let routes = m.routes.iter().filter(|(k, _)| !is_virtual(k)).map(route).collect();
     let virtual_hosts = m.routes.iter().filter(|(k, _)| is_virtual(k)).map(route).collect();
     let gateways = m.gateways.iter().map(|(k, g)| (k.clone(), Entry::new(g.encode_to_vec(), vec![]))).collect();
-    let backends = m.backends.iter().map(|(k, b)| (k.clone(), Entry::new(b.encode_to_vec(), vec![]))).collect();
+    // Services share what the same rules say of them.
+    let mut encoded: HashMap<*const Backend, Entry> = HashMap::new();
+    let backend = |(k, b): (&String, &Arc<Backend>)| {
+        let one = encoded.entry(Arc::as_ptr(b)).or_insert_with(|| {
+            let before = old.filter(|(model, _)| model.backends.get(k).is_some_and(|o| Arc::ptr_eq(o, b)));
+            let before = before.and_then(|(_, resources)| resources.types.get(BACKEND_TYPE)?.get(k).cloned());
+            before.unwrap_or_else(|| Entry::new(b.encode_to_vec(), vec![]))
+        });
+        (k.clone(), one.clone())
+    };
+    let backends = m.backends.iter().map(backend).collect();
     let access = m.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
     let ranges = m.pod_ranges.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
     let types = [

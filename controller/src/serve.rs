@@ -6,6 +6,7 @@ use crate::{
     callers::Tokens,
     config::Config,
     convert::{self, Change, Compiler, Mesh, check, finding::Finding},
+    finder::Finder,
     gate::{Gate, Known, Link},
     jwks::Fetcher,
     kubernetes,
@@ -41,7 +42,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
@@ -140,6 +144,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let keys = Fetcher::start(shared.config.jwks()).map_err(anyhow::Error::msg)?;
     let mut found = keys.found.clone();
     update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
+    let newest = shared.clone();
+    let newest = Box::new(move || (newest.state.load_full(), newest.model.load_full()));
+    let finder = Finder::start(newest, mesh.clone()).context("cannot start a thread")?;
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
@@ -149,10 +156,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (s, c) = (shared.clone(), &shared.config);
         let (listener, acceptor) = (webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
         let connections = tls::incoming(listener, acceptor, s.webhook_gate.clone(), |_| false);
-        let (of, around) = (mesh.clone(), shared.clone());
+        let finder = finder.clone();
         let judge = webhook::Judge {
             mesh: mesh.clone(),
-            around: Box::new(move |o| convert::around(o, &around.state.load(), &around.model.load(), &of)),
+            around: Box::new(move |o| {
+                let finder = finder.clone();
+                Box::pin(async move { finder.around(&o).await })
+            }),
             counts: s.reviews.clone(),
         };
         tokio::task::spawn_local(webhook::serve(connections, judge));
@@ -172,11 +182,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let watching = async {
         // When the findings are to be looked at: after a while, for many changes together.
         let mut due = Some(Instant::now());
+        let mut looking: Option<oneshot::Receiver<Vec<Finding>>> = None;
         loop {
             let at = due;
             let look = async move {
                 match at {
                     Some(t) => tokio::time::sleep_until(t).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let found_all = async {
+                match &mut looking {
+                    Some(answer) => answer.await,
                     None => std::future::pending().await,
                 }
             };
@@ -187,8 +204,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 Ok(()) = roots.changed() => true,
                 Ok(()) = lists.changed() => true,
                 () = look => {
-                    due = None;
-                    find(&shared, kube.as_ref(), &compiler, &mut log, &mesh);
+                    looking = finder.all();
+                    due = looking.is_none().then(|| Instant::now() + LOOK_AFTER);
+                    continue;
+                }
+                all = found_all => {
+                    looking = None;
+                    match all {
+                        Ok(all) => note(&shared, kube.as_ref(), &compiler, &mut log, all),
+                        Err(_) => due = Some(Instant::now() + LOOK_AFTER),
+                    }
                     continue;
                 }
             };
@@ -213,19 +238,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// Looks for objects that nobody executes: for the log, the metric and the statuses.
-fn find(
+/// Takes in what was found of objects that nobody executes: for the log, the metric and the statuses.
+fn note(
     shared: &Shared,
     kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
     compiler: &Compiler,
     log: &mut Problems,
-    mesh: &Mesh,
+    findings: Vec<Finding>,
 ) {
     let state = shared.state.load();
-    let findings = convert::findings(&state, compiler.model(), mesh);
     let problems = state.problems.iter().chain(compiler.problems());
     shared.problems.store(Arc::new(convert::finding::count(&findings, problems)));
-    if log.findings.as_ref() == Some(&findings) {
+    if !std::mem::take(&mut log.behind) && log.findings.as_ref() == Some(&findings) {
         return;
     }
     let texts = |all: &[Finding]| all.iter().map(ToString::to_string).collect::<BTreeSet<String>>();
@@ -306,6 +330,8 @@ struct Problems {
     problems: BTreeSet<String>,
     /// None before they were looked for.
     findings: Option<Vec<Finding>>,
+    /// Statuses have changed since it was last found out what is to be written.
+    behind: bool,
 }
 
 /// After a change, more changes are awaited for this long before findings are looked for.
@@ -331,6 +357,7 @@ fn update(
         publisher.note(&state);
         writer.set(compiler.writes(&state, &shared.config.template(), log.findings.as_deref(), &timestamp()));
     }
+    log.behind = !compiler.was_whole() && (log.behind || compiler.was_told());
     let now: BTreeSet<String> = state.problems.iter().chain(compiler.problems()).map(ToString::to_string).collect();
     for p in now.difference(&log.problems) {
         tracing::warn!("{p}");
@@ -356,7 +383,7 @@ fn update(
     }
     shared.digest.store(state.digest, Ordering::Relaxed);
     shared.state.store(Arc::new(state));
-    mended_or_new || compiler.was_whole()
+    mended_or_new || compiler.was_whole() || compiler.was_told()
 }
 
 /// Now, as statuses have it.

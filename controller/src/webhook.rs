@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use std::{
     convert::Infallible,
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
@@ -74,7 +75,7 @@ struct Kind {
 }
 
 /// What is to be said of an object among those that are there.
-type Around = Box<dyn Fn(&Object) -> Vec<Finding>>;
+type Around = Box<dyn Fn(Object) -> Pin<Box<dyn Future<Output = Vec<Finding>>>>>;
 
 /// What reviews are answered by.
 pub struct Judge {
@@ -90,12 +91,12 @@ enum Asked {
     Warn,
 }
 
-/// Answers a review. Pure.
-fn answer(body: &[u8], asked: Asked, by: &Judge) -> Result<Value, String> {
+/// Answers a review.
+async fn answer(body: &[u8], asked: Asked, by: &Judge) -> Result<Value, String> {
     let review: Review = serde_json::from_slice(body).map_err(|e| format!("not an AdmissionReview: {e}"))?;
     let ask = review.request.ok_or("an AdmissionReview without a request")?;
     let counts = &by.counts;
-    let (mut problems, mut warnings) = judge(ask.kind, &ask.operation, ask.object, by);
+    let (mut problems, mut warnings) = judge(ask.kind, &ask.operation, ask.object, by).await;
     if asked == Asked::Warn {
         // Its status says the same; who tries what another version of the API has is not to be stopped.
         warnings = problems.drain(..).chain(warnings).collect();
@@ -122,7 +123,7 @@ fn review_of(response: Value) -> Value {
 }
 
 /// What is wrong with an object, and what is to be said of it besides.
-fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<String>, Vec<String>) {
+async fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<String>, Vec<String>) {
     if !matches!(operation, "CREATE" | "UPDATE") {
         return (vec![], vec![]);
     }
@@ -146,7 +147,7 @@ fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<String>
     match parse::value(known, object) {
         Err(p) => (vec![p.to_string()], vec![]),
         Ok(o) => {
-            let around = (by.around)(&o).into_iter().map(|f| f.text());
+            let around = (by.around)(o.clone()).await.into_iter().map(|f| f.text());
             let listeners = if let Object::Gateway(g) = &o { of_gateway(g) } else { vec![] };
             let warnings = written.into_iter().chain(around).chain(listeners).collect();
             // A Gateway alone lacks the Secrets that it names: its status says what of it can be.
@@ -197,7 +198,7 @@ async fn respond(r: Request<Incoming>, by: &Judge) -> Response<Full<Bytes>> {
         Ok(b) => b.to_bytes(),
         Err(e) => return text(413, format!("the review cannot be read: {e}\n")),
     };
-    match answer(&body, asked, by) {
+    match answer(&body, asked, by).await {
         Ok(v) => {
             let mut r = text(200, v.to_string());
             let json = hyper::header::HeaderValue::from_static("application/json");
@@ -294,13 +295,14 @@ mod tests {
         let model = compile(&state, &mesh()).0;
         let by = Judge {
             mesh: mesh(),
-            around: Box::new(move |o| around(o, &state, &model, &mesh())),
+            around: Box::new(move |o| Box::pin(std::future::ready(around(&o, &state, &model, &mesh())))),
             counts: Arc::default(),
         };
         let object: Value = serde_yaml_ng::from_str(object).unwrap();
         let kind = json!({ "group": kind.0, "kind": kind.1 });
         let ask = json!({ "request": { "uid": "u", "kind": kind, "operation": "CREATE", "object": object } });
-        let a = answer(ask.to_string().as_bytes(), asked, &by).unwrap();
+        let rt = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let a = rt.block_on(answer(ask.to_string().as_bytes(), asked, &by)).unwrap();
         let warnings = a["response"]["warnings"].as_array().cloned().unwrap_or_default();
         let texts = warnings.iter().map(|w| w.as_str().unwrap().to_string()).collect();
         (a["response"]["allowed"].as_bool().unwrap(), texts)

@@ -12,7 +12,7 @@ use super::{
 use crate::model::Model;
 use karst_manifest::{Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -40,6 +40,7 @@ pub struct Compiler {
     model: Model,
     problems: Vec<Problem>,
     whole: bool,
+    told: bool,
 }
 
 impl Compiler {
@@ -57,6 +58,7 @@ impl Compiler {
             model: Model::default(),
             problems: vec![],
             whole: false,
+            told: false,
         }
     }
 
@@ -73,6 +75,11 @@ impl Compiler {
     /// Has the last update looked at more than pods? Then statuses may have to change.
     pub fn was_whole(&self) -> bool {
         self.whole
+    }
+
+    /// Did statuses change that nothing is compiled from? Then what is still to be written has changed, and nothing else by them.
+    pub fn was_told(&self) -> bool {
+        self.told
     }
 
     /// What is not yet as it should be at the API server, after an update with the same objects. Without findings nothing is said
@@ -92,7 +99,10 @@ impl Compiler {
         let old = std::mem::replace(&mut self.objects, state.objects.clone());
         let same_around = self.enrolled == state.enrolled && self.absent == state.absent && self.keys == state.keys;
         self.whole = false;
-        let (gone, new) = difference(&old, &state.objects);
+        let (mut gone, mut new) = difference(&old, &state.objects);
+        let renamed = only_told(&mut gone, &mut new);
+        self.told = !renamed.is_empty();
+        self.routes.renamed(&renamed);
         if same_around && self.policies.is_some() && gone.is_empty() && new.is_empty() {
             return Change::Nothing;
         }
@@ -145,6 +155,53 @@ impl Compiler {
         }
         self.model = model;
         Change::Everything
+    }
+}
+
+/// Takes out objects of which only such statuses have changed that nothing is compiled from. Each write of ours is seen as one:
+/// of thousands none compiles anything. Gives back their addresses, before and now.
+fn only_told(gone: &mut Objects, new: &mut Objects) -> HashMap<usize, usize> {
+    let before: HashMap<_, &Located> = gone.iter().map(|o| (name(o), &**o)).collect();
+    let mut renamed = HashMap::new();
+    let mut names: HashSet<(&'static str, String, String)> = HashSet::new();
+    new.retain(|o| {
+        let at = |b: &&&Located| (&b.file, b.line) == (&o.file, o.line);
+        let pair = before.get(&name(o)).filter(at).and_then(|b| differ_by_status(&b.object, &o.object));
+        if pair.is_some() {
+            let (kind, namespace, name) = name(o);
+            names.insert((kind, namespace.into(), name.into()));
+        }
+        renamed.extend(pair);
+        pair.is_none()
+    });
+    if !names.is_empty() {
+        gone.retain(|o| {
+            let (kind, namespace, name) = name(o);
+            !names.contains(&(kind, namespace.to_string(), name.to_string()))
+        });
+    }
+    renamed
+}
+
+/// The addresses of both, if they differ only by what they are told. (Addresses of Gateways and ServiceEntries are compiled.)
+fn differ_by_status(a: &Object, b: &Object) -> Option<(usize, usize)> {
+    macro_rules! same {
+        ($a:ident, $b:ident) => {
+            ($a.metadata == $b.metadata && $a.spec == $b.spec).then(|| (routes::address(&**$a), routes::address(&**$b)))
+        };
+    }
+    match (a, b) {
+        (Object::VirtualService(a), Object::VirtualService(b)) => same!(a, b),
+        (Object::DestinationRule(a), Object::DestinationRule(b)) => same!(a, b),
+        (Object::IstioGateway(a), Object::IstioGateway(b)) => same!(a, b),
+        (Object::HTTPRoute(a), Object::HTTPRoute(b)) => same!(a, b),
+        (Object::GRPCRoute(a), Object::GRPCRoute(b)) => same!(a, b),
+        (Object::TCPRoute(a), Object::TCPRoute(b)) => same!(a, b),
+        (Object::TLSRoute(a), Object::TLSRoute(b)) => same!(a, b),
+        (Object::AuthorizationPolicy(a), Object::AuthorizationPolicy(b)) => same!(a, b),
+        (Object::BackendTLSPolicy(a), Object::BackendTLSPolicy(b)) => same!(a, b),
+        (Object::Gateway(a), Object::Gateway(b)) if a.status.addresses == b.status.addresses => same!(a, b),
+        _ => None,
     }
 }
 
@@ -203,17 +260,17 @@ mod tests {
     const MACHINE: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m%L, namespace: ns%M, labels: {app: a%L, networking.istio.io/tunnel: TUNNEL}}\nspec: {address: ADDRESS}\n";
     const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x%L, namespace: ns%M}\nspec: {selector: {matchLabels: {app: a%L}}}\n";
 
-    const VS: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x%L, namespace: ns%M}\nspec: {hosts: [HOSTS], exportTo: [EXPORT], http: [{match: [{uri: {prefix: /%N}}], route: [{destination: {host: a%L}}], timeout: TIMEOUT}, {delegate: {name: d}, timeout: 2s}]}\n";
+    const VS: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: x%L, namespace: ns%M}\nspec: {hosts: [HOSTS], exportTo: [EXPORT], http: [{match: [{uri: {prefix: /%N}}], route: [{destination: {host: a%L}}], timeout: TIMEOUT}, {delegate: {name: d}, timeout: 2s}]}\nTOLD";
     const DELEGATE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: d, namespace: ns%M}\nspec: {exportTo: [EXPORT], http: [{route: [{destination: {host: a%L}, weight: 100}]}]}\n";
     const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: x%L, namespace: ns%M}\nspec: {parentRefs: [{group: '', kind: Service, name: a%L, namespace: ns0}], rules: [{matches: [{path: {value: /%N}}], backendRefs: [{name: a%N, namespace: ns1, port: 80}]}]}\n";
     const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: ns1}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: ns%M}], to: [{group: '', kind: Service}]}\n";
-    const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x%L, namespace: ns%M}\nspec: {host: RULED, exportTo: [EXPORT], subsets: [{name: v%N, labels: {app: a%N}}]}\n";
+    const RULE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: x%L, namespace: ns%M}\nspec: {host: RULED, exportTo: [EXPORT], subsets: [{name: v%N, labels: {app: a%N}}]}\nTOLD";
 
     const FILTER: &str = "apiVersion: karst.io/v1alpha1\nkind: HTTPFilter\nmetadata: {name: f%L, namespace: ns%M}\nspec: {targetRefs: [{kind: Service, name: a%L}], rateLimits: [{requests: %N}]}\n";
     const TLS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hostnames: [a%N.com], parentRefs: [{name: g, namespace: ns0}], rules: [{backendRefs: [{name: a%N, port: 80}]}]}\n";
     const LIMITED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: z%L, namespace: ns%M}\nspec: {parentRefs: [{group: '', kind: Service, name: a%L}], rules: [{filters: [{type: ExtensionRef, extensionRef: {group: karst.io, kind: HTTPFilter, name: f%L}}], backendRefs: [{name: a%L, port: 80}]}]}\n";
     const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {gatewayClassName: istio, listeners: [{name: l%L, port: 80, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}, {name: s, port: 443, protocol: HTTPS, hostname: a%N.com, tls: {certificateRefs: [{name: c}]}}, {name: t, port: 8443, protocol: TLS, tls: {mode: Passthrough}, allowedRoutes: {namespaces: {from: All}}}]}\n";
-    const ISTIO: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {selector: {app: a%L}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: ['a%N.com'], tls: {mode: SIMPLE, credentialName: c}}]}\n";
+    const ISTIO: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: ns%M}\nspec: {selector: {app: a%L}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: ['a%N.com'], tls: {mode: SIMPLE, credentialName: c}}]}\nTOLD";
     const SECRET: &str =
         "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: ns%M}\nstringData: {tls.crt: none}\n";
     const BOUND: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: y%L, namespace: ns%M}\nspec: {hosts: ['a%N.com', '*.com'], exportTo: [EXPORT], gateways: [g, g.ns0.svc.cluster.local, mesh], http: [{match: [{uri: {prefix: /%N}, gateways: [g]}, {uri: {prefix: /m}}], route: [{destination: {host: a%L}}]}]}\n";
@@ -310,6 +367,7 @@ mod tests {
             .replace("EXPORT", &pick(&mut n, &["'*'", "'*'", "'.'", "ns1", "'.', ns0"]))
             .replace("RULED", &pick(&mut n, &["a%L", "a%L.ns0.svc.cluster.local", "'*.ns0.svc.cluster.local'"]))
             .replace("TIMEOUT", &pick(&mut n, &["1s", "1s", "never"]))
+            .replace("TOLD", &pick(&mut n, &["", "status: {conditions: [{type: t, reason: r%N}]}\n"]))
             .replace("REFERENCE", &pick(&mut n, &["{kind: Pod, name: p%N}", "{kind: Machine}", "null"]))
             // Mostly of nobody, else every pod would have an endpoint.
             .replace("ADDRESS", &pick(&mut n, &["10.0.%M.%N", "192.0.2.%N", "192.0.2.%N", "192.0.2.%N"]))

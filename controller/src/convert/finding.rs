@@ -61,6 +61,8 @@ pub struct Finding {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// The object's generation that it was found of.
+    pub generation: i64,
     /// Why.
     pub reason: Reason,
     /// Path of the field.
@@ -71,7 +73,8 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(kind: &'static str, m: &kinds::Meta, reason: Reason, (field, message): (String, String)) -> Self {
-        Self { kind, namespace: m.namespace.clone(), name: m.name.clone(), reason, field, message }
+        let (namespace, name, generation) = (m.namespace.clone(), m.name.clone(), m.generation);
+        Self { kind, namespace, name, generation, reason, field, message }
     }
 
     /// Without the object's name, as kubectl shows it.

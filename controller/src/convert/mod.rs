@@ -20,11 +20,14 @@ mod status;
 mod waypoint;
 mod workload;
 
+#[cfg(test)]
+pub(crate) use routes::unserved::around;
+
 pub use compiler::{Change, Compiler};
 pub(crate) use routes::{
     gateways::{VIRTUAL, warnings as of_gateway},
     tokens::public_keys,
-    unserved::{all as findings, around},
+    unserved::{all as findings, alone, with_view},
 };
 pub use status::Write;
 

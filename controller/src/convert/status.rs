@@ -77,6 +77,7 @@ pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
         // One manager writes both kinds: a policy that is attached to something else by an edit changes sides.
         let stale = have.iter().any(|c| c.kind == other);
         if let Some(c) = changed(&[wanted], have, p.metadata.generation, stale, now) {
+            let c = beside(c, have, &["ZtunnelAccepted", "WaypointAccepted"]);
             out.push(Write { to, manager: "istio.io/authorization-policy", status: json!({ "conditions": c }) });
         }
     }
@@ -109,6 +110,7 @@ fn unmapped(fronts: &Fronts, g: &IstioGateway, now: &str) -> Option<Write> {
     let wanted: Vec<Condition> = all.first().map(|(_, u)| of(u)).into_iter().collect();
     let stale = wanted.is_empty() && g.status.conditions.iter().any(|c| c.kind == PORTS);
     let conditions = changed(&wanted, &g.status.conditions, m.generation, stale, now)?;
+    let conditions = beside(conditions, &g.status.conditions, &[PORTS]);
     let to = reference(ISTIO_NETWORKING, "Gateway", m);
     Some(Write { to, manager: "karst.io/gateway-ports", status: json!({ "conditions": conditions }) })
 }
@@ -124,6 +126,10 @@ pub(super) fn unserved(x: &Index<'_>, findings: &[Finding], now: &str) -> Vec<Wr
     let rules = x.destination_rules.iter().map(|(_, d)| ("DestinationRule", &d.metadata, &d.status.conditions));
     let one = |(kind, m, have): (&'static str, &Meta, &Vec<StatusCondition>)| {
         let mine = of.get(&(kind, m.namespace.as_str(), m.name.as_str())).map_or(&[][..], |f| f);
+        // What was found of another generation says nothing of this one: it is looked at soon.
+        if mine.iter().any(|f| f.generation != m.generation) {
+            return None;
+        }
         let mut wanted = vec![];
         for condition in OURS {
             let all: Vec<&&Finding> = mine.iter().filter(|f| f.reason.condition() == condition).collect();
@@ -133,6 +139,7 @@ pub(super) fn unserved(x: &Index<'_>, findings: &[Finding], now: &str) -> Vec<Wr
         }
         let gone = |c: &StatusCondition| OURS.contains(&&*c.kind) && !wanted.iter().any(|w| w.kind == c.kind);
         let conditions = changed(&wanted, have, m.generation, have.iter().any(gone), now)?;
+        let conditions = beside(conditions, have, &OURS);
         let to = reference(ISTIO_NETWORKING, kind, m);
         Some(Write { to, manager: "karst.io/findings", status: json!({ "conditions": conditions }) })
     };
@@ -171,13 +178,27 @@ pub(super) fn conditions(wanted: &[Condition], have: &[StatusCondition], generat
 
 /// Conditions of somebody else, to be written again.
 pub(super) fn as_they_are(all: &[StatusCondition]) -> Value {
-    let one = |c: &StatusCondition| {
-        json!({
-            "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message,
-            "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time,
-        })
-    };
-    all.iter().map(one).collect()
+    all.iter().map(as_it_is).collect()
+}
+
+fn as_it_is(c: &StatusCondition) -> Value {
+    json!({
+        "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message,
+        "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time,
+    })
+}
+
+/// In Istio's CRDs the list of conditions is one value, whose writer has all of it: what others have said stays, or they and
+/// we would take it from each other for ever.
+fn beside(conditions: Value, have: &[StatusCondition], ours: &[&str]) -> Value {
+    let others = have.iter().filter(|c| !ours.contains(&c.kind.as_str())).map(|c| {
+        let mut one = as_it_is(c);
+        if let Some(fields) = one.as_object_mut().filter(|_| c.last_transition_time.is_empty()) {
+            fields.remove("lastTransitionTime");
+        }
+        one
+    });
+    conditions.as_array().into_iter().flatten().cloned().chain(others).collect()
 }
 
 fn text(b: bool) -> &'static str {
@@ -219,12 +240,14 @@ fn bound(
         waypoint::Binding::Refused(reason, text) => one(false, reason, text),
     };
     wanted.extend(more);
-    let ours = |kind: &str| [BOUND, MISSING, VISIBILITY].contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
-    let stale = have.iter().any(|c| ours(&c.kind));
+    const OURS: [&str; 3] = [BOUND, MISSING, VISIBILITY];
+    let over = |kind: &str| OURS.contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
+    let stale = have.iter().any(|c| over(&c.kind));
     let conditions = changed(&wanted, have, m.generation, stale, now)?;
-    let manager = match to.kind {
-        "Service" => "istio.io/ambient-controller/services",
-        _ => "istio.io/ambient-controller/serviceentries",
+    // Kubernetes merges conditions of Services by their type.
+    let (manager, conditions) = match to.kind {
+        "Service" => ("istio.io/ambient-controller/services", conditions),
+        _ => ("istio.io/ambient-controller/serviceentries", beside(conditions, have, &OURS)),
     };
     Some(Write { to, manager, status: json!({ "conditions": conditions }) })
 }

@@ -1,6 +1,9 @@
 //! Objects in, model out.
 
 use super::*;
+
+mod work;
+
 use karst_manifest::parse;
 use karst_policy::{Connection, authorize};
 

@@ -6,7 +6,10 @@ use karst_manifest::{
     gatewayapi::{BackendTLSPolicy, CaRef},
     parse::Located,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A reason of Gateway API, and the words.
 type Said = (&'static str, String);
@@ -168,7 +171,7 @@ fn roots(x: &Index<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, Said> {
 pub(super) fn compile<'a>(
     x: &Index<'a>,
     hosts: &Hosts,
-    backends: &mut BTreeMap<String, ir::Backend>,
+    backends: &mut BTreeMap<String, Arc<ir::Backend>>,
 ) -> Vec<(&'a Located, Bad)> {
     let mut of: BTreeMap<(&str, &str), BTreeMap<Option<u16>, ir::ClientTls>> = BTreeMap::new();
     let mut bad = vec![];
@@ -180,7 +183,7 @@ pub(super) fn compile<'a>(
     }
     for ((ns, name), tls) in of {
         let (Some(service), Some(key)) = (x.service(ns, name), hosts.find(name, ns)) else { continue };
-        let b = backends.entry(key.to_string()).or_default();
+        let b = Arc::make_mut(backends.entry(key.to_string()).or_default());
         for p in &service.spec.ports {
             // What is for the port stands before what is for the service.
             let Some(tls) = tls.get(&Some(p.port)).or(tls.get(&None)) else { continue };

@@ -1,12 +1,12 @@
 //! Istio's DestinationRule.
 
 use super::{
-    Bad, Export, Hosts, Index, age, closeness, duration, gateways::authority, header_name, ir, optional_duration,
-    per_million,
+    Bad, Export, Hosts, Index, address, age, closeness, duration, gateways::authority, header_name, ir,
+    optional_duration, per_million,
 };
 use karst_manifest::{kinds::*, parse::Located, traffic::*};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::RangeInclusive,
     sync::Arc,
 };
@@ -24,60 +24,154 @@ struct Rule<'a> {
     backend: ir::Backend,
 }
 
-/// Adds the rules to the services that they are for; gives back what is wrong with which.
+/// What was compiled last time: all of it stays while no rule, no Secret that one names, and no service is another.
+#[derive(Default)]
+pub(super) struct Cache {
+    /// Addresses of the rules, old before new.
+    rules: Vec<usize>,
+    secrets: Vec<usize>,
+    /// What is wrong with each of the rules.
+    bad: Vec<Vec<Bad>>,
+    /// Services of one namespace that the same rules are for share one.
+    backends: BTreeMap<String, Arc<ir::Backend>>,
+}
+
+impl Cache {
+    /// Objects are at other addresses, and mean the same.
+    pub(super) fn renamed(&mut self, now: &HashMap<usize, usize>) {
+        super::rename(&mut self.rules, now);
+    }
+}
+
+/// Services that the same rules are for, in the same way.
+#[derive(PartialEq, Eq, Hash)]
+struct Alike {
+    owner: String,
+    /// Only its own namespace knows it.
+    private: bool,
+    /// The wildcards that it fits.
+    wild: Vec<usize>,
+    /// The rules that name it.
+    named: Vec<usize>,
+}
+
+/// Compiles the rules for the services that they are for; gives back what is wrong with which.
 pub(super) fn compile<'a>(
     x: &Index<'a>,
     hosts: &Hosts,
-    backends: &mut BTreeMap<String, ir::Backend>,
-) -> Vec<(&'a Located, Vec<Bad>)> {
+    mut old: Cache,
+    cache: &mut Cache,
+) -> (BTreeMap<String, Arc<ir::Backend>>, Vec<(&'a Located, Vec<Bad>)>) {
     let mut all = x.destination_rules.clone();
     all.sort_by_key(|(_, d)| age(&d.metadata));
+    cache.rules = all.iter().map(|(_, d)| address(*d)).collect();
+    cache.secrets = all.iter().flat_map(|(_, d)| secrets(x, d)).collect();
+    if (&old.rules, &old.secrets) == (&cache.rules, &cache.secrets) {
+        (cache.bad, cache.backends) = (std::mem::take(&mut old.bad), std::mem::take(&mut old.backends));
+    } else {
+        (cache.bad, cache.backends) = anew(x, hosts, &all);
+    }
+    let bad = all.iter().zip(&cache.bad).map(|((at, _), bad)| (*at, bad.clone())).collect();
+    (cache.backends.clone(), bad)
+}
+
+type Compiled = (Vec<Vec<Bad>>, BTreeMap<String, Arc<ir::Backend>>);
+
+fn anew(x: &Index<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule)]) -> Compiled {
     let (mut bad, mut rules) = (vec![], vec![]);
-    let mut of: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
-    for (at, d) in all {
+    let mut named: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
+    // What follows the star of wildcards, and the rules of each.
+    let mut wildcards: HashMap<&str, usize> = HashMap::new();
+    let mut wild: Vec<Vec<usize>> = vec![];
+    for (_, d) in all {
         let (backend, wrong) = own(x, d);
-        bad.push((at, wrong));
+        bad.push(wrong);
         let Some(backend) = backend else { continue };
-        for key in hosts.every(&d.spec.host, &d.metadata.namespace) {
-            of.entry(key).or_default().push(rules.len());
+        match d.spec.host.strip_prefix('*') {
+            Some(suffix) => {
+                let i = *wildcards.entry(suffix).or_insert(wild.len());
+                wild.resize_with(wild.len().max(i + 1), Vec::new);
+                wild[i].push(rules.len());
+            }
+            None => {
+                for key in hosts.every(&d.spec.host, &d.metadata.namespace) {
+                    named.entry(key).or_default().push(rules.len());
+                }
+            }
         }
         let export = Export::of_destination_rule(x, d);
         rules.push(Rule { export, closeness: closeness(&d.spec.host), backend });
     }
-    for (key, found) in of {
-        let Some((owner, _)) = key.split_once('/') else { continue };
-        let found: Vec<&Rule<'_>> = found.iter().filter_map(|i| rules.get(*i)).collect();
-        let root = x.mesh.root_namespace.as_str();
-        let everybody = chosen(&found, owner, root, "");
-        let mut backend = merged(&found, &everybody);
-        let named = found.iter().flat_map(|r| r.export.namespaces().chain([r.export.namespace]));
-        let clients: BTreeSet<&str> = named.chain([owner, root]).collect();
-        for client in clients {
-            let own = chosen(&found, owner, root, client);
-            if own != everybody {
-                let ir::Backend { policy, ports, subsets, .. } = merged(&found, &own);
-                backend.clients.push(ir::ClientRules { namespace: client.into(), policy, ports, subsets });
+    let mut done: HashMap<Alike, Option<Arc<ir::Backend>>> = HashMap::new();
+    let mut backends = BTreeMap::new();
+    for (host, keys) in &hosts.by_host {
+        // A star stands for something: not for nothing.
+        let ends = (1..=host.len()).filter_map(|i| host.get(i..));
+        let fits: Vec<usize> = ends.filter_map(|e| wildcards.get(e).copied()).collect();
+        for key in keys {
+            let Some((owner, _)) = key.split_once('/') else { continue };
+            let named = named.remove(key).unwrap_or_default();
+            if named.is_empty() && fits.is_empty() {
+                continue;
             }
-        }
-        if backend != ir::Backend::default() {
-            backends.insert(key.to_string(), backend);
+            let private = hosts.private.contains(key);
+            let alike = Alike { owner: owner.into(), private, wild: fits.clone(), named };
+            let one = done.entry(alike).or_insert_with_key(|a| {
+                let wild = a.wild.iter().filter_map(|i| wild.get(*i)).flatten();
+                let mut found: Vec<usize> = a.named.iter().chain(wild).copied().collect();
+                found.sort_unstable();
+                let found = found.into_iter().filter_map(|i| rules.get(i));
+                let seen = found.filter(|r| !a.private || r.export.namespace == a.owner);
+                of_service(&seen.collect::<Vec<_>>(), owner, &x.mesh.root_namespace).map(Arc::new)
+            });
+            backends.extend(one.clone().map(|b| (key.to_string(), b)));
         }
     }
-    bad
+    (bad, backends)
+}
+
+/// What rules say of a service, for everybody and for the clients of namespaces.
+fn of_service(found: &[&Rule<'_>], owner: &str, root: &str) -> Option<ir::Backend> {
+    let mut of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, r) in found.iter().enumerate() {
+        of.entry(r.export.namespace).or_default().push(i);
+    }
+    let everybody = chosen(found, &of, owner, root, "");
+    let mut backend = merged(found, &everybody);
+    let named = found.iter().flat_map(|r| r.export.namespaces().chain([r.export.namespace]));
+    let clients: BTreeSet<&str> = named.chain([owner, root]).collect();
+    for client in clients {
+        let own = chosen(found, &of, owner, root, client);
+        if own != everybody {
+            let ir::Backend { policy, ports, subsets, .. } = merged(found, &own);
+            backend.clients.push(ir::ClientRules { namespace: client.into(), policy, ports, subsets });
+        }
+    }
+    (backend != ir::Backend::default()).then_some(backend)
 }
 
 /// The rules that decide for clients of a namespace (`""`: one that no rule names): those with the longest host in the first
 /// namespace that has any, of the client's own, the service's, and the root namespace (Istio's PushContext.destinationRule).
-fn chosen(found: &[&Rule<'_>], owner: &str, root: &str, client: &str) -> Vec<usize> {
+fn chosen(
+    found: &[&Rule<'_>],
+    by_namespace: &BTreeMap<&str, Vec<usize>>,
+    owner: &str,
+    root: &str,
+    client: &str,
+) -> Vec<usize> {
     let of = |namespace: &str, fits: &dyn Fn(&Rule<'_>) -> bool| -> Vec<usize> {
-        let all = || found.iter().enumerate().filter(|(_, r)| r.export.namespace == namespace && fits(r));
+        let here = || by_namespace.get(namespace).into_iter().flatten().copied();
+        let all = || here().filter_map(|i| Some((i, found.get(i)?))).filter(|(_, r)| fits(r));
         let longest = all().map(|(_, r)| r.closeness).max();
         all().filter(|(_, r)| Some(r.closeness) == longest).map(|(i, _)| i).collect()
     };
     // What the root namespace says for all does not stand before what services say themselves.
     let own = of(client, &|r| r.export.is_for(client) && !(client == root && r.export.is_for_all()));
-    let exported = |namespace| of(namespace, &|r| r.export.is_for(client));
-    [own, exported(owner), exported(root)].into_iter().find(|all| !all.is_empty()).unwrap_or_default()
+    if !own.is_empty() {
+        return own;
+    }
+    let own = of(owner, &|r| r.export.is_for(client));
+    if own.is_empty() { of(root, &|r| r.export.is_for(client)) } else { own }
 }
 
 /// Rules with the same host: the oldest decides, others add what it does not say.
@@ -258,6 +352,15 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
         }
     }
     Ok(Some(out))
+}
+
+/// Addresses of the Secrets that a rule's TLS may be verified by.
+fn secrets(x: &Index<'_>, d: &DestinationRule) -> Vec<usize> {
+    let ns = d.metadata.namespace.as_str();
+    let names = all_tls(d).map(|t| &t.credential_name).filter(|n| !n.is_empty());
+    let both = names.flat_map(|n| [format!("{n}-cacert"), n.clone()]);
+    // One that is not there has a place, too.
+    both.map(|n| x.secrets.get(&(ns, n.as_str())).map_or(0, |s| address(*s))).collect()
 }
 
 /// The Secrets whose certificates proxies show to endpoints.

@@ -288,7 +288,7 @@ impl Fronts {
                     let routes = match (&f.of, f.protocol) {
                         (Of::Api { .. }, _) => f.routes(),
                         (Of::Istio { .. }, Protocol::Http) => {
-                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", m.namespace, fingerprint(&m.labels))
+                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", m.namespace, fingerprint(x, p))
                         }
                         (Of::Istio { .. }, Protocol::Https | Protocol::Tls | Protocol::Tcp) => {
                             format!("{}/{}", f.routes(), m.namespace)
@@ -486,9 +486,16 @@ fn of_pod<'a>(named: &BTreeMap<(String, String), &'a Gateway>, p: &Pod) -> Optio
     named.get(&(p.metadata.namespace.clone(), label.clone())).copied()
 }
 
-/// Pods with the same labels have the same servers.
-fn fingerprint(labels: &Labels) -> u64 {
-    let text: String = labels.iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();
+/// Of the labels by which Services and Gateways select a pod: pods that are alike in these have the same servers at the same
+/// ports. Others (a rollout's pod-template-hash, a StatefulSet's pod-name) decide about nothing. (That it is not of the servers
+/// themselves keeps the name when a Gateway comes or goes.)
+fn fingerprint(x: &Index<'_>, p: &Pod) -> u64 {
+    let m = &p.metadata;
+    let here = x.services.get(m.namespace.as_str()).into_iter().flatten();
+    let services = here.filter(|s| workload::is_behind(p, s)).map(|s| &s.spec.selector);
+    let gateways = x.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels)).map(|(_, g)| &g.spec.selector);
+    let asked: BTreeMap<_, _> = services.chain(gateways).flatten().collect();
+    let text: String = asked.into_iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();
     xxhash_rust::xxh64::xxh64(text.as_bytes(), 0)
 }
 

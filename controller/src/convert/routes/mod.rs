@@ -101,7 +101,7 @@ impl Hosts {
         for (key, s) in &model.services {
             let key: Arc<str> = key.as_str().into();
             ports.insert(key.clone(), numbers(s));
-            if s.visibility == Visibility::Namespace as i32 {
+            if is_private(s) {
                 private.insert(key.clone());
             }
             by_host.entry(s.hostname.clone()).or_default().push(key);
@@ -166,6 +166,11 @@ impl Hosts {
     }
 }
 
+/// Does only its own namespace know it?
+fn is_private(s: &karst_api::workload::Service) -> bool {
+    s.visibility == Visibility::Namespace as i32
+}
+
 fn numbers(s: &karst_api::workload::Service) -> Vec<u32> {
     s.ports.iter().map(|p| p.service_port).collect()
 }
@@ -224,13 +229,14 @@ pub(super) struct Cache {
     bad: HashMap<usize, Vec<Bad>>,
     /// The objects that contribute to a service, and what came of them.
     tables: HashMap<Arc<str>, (Vec<usize>, Arc<ir::Routes>)>,
+    rules: destination_rule::Cache,
 }
 
 /// What conversions depend on besides their object.
 #[derive(Default, PartialEq)]
 struct Context {
-    /// With their ports.
-    services: Vec<(String, Vec<u32>)>,
+    /// With their ports, and whether only their own namespace knows them.
+    services: Vec<(String, Vec<u32>, bool)>,
     /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts, Istio's Gateways.
     others: Vec<usize>,
     /// What shares the virtual hosts of gateways.
@@ -242,9 +248,28 @@ impl Cache {
     pub(super) fn bad<T>(&self, object: &T) -> &[Bad] {
         self.bad.get(&address(object)).map_or(&[], Vec::as_slice)
     }
+
+    /// Objects are at other addresses, and what was compiled of them would be the same: only their statuses are others.
+    pub(super) fn renamed(&mut self, now: &HashMap<usize, usize>) {
+        for (old, new) in now {
+            if let Some(bad) = self.bad.remove(old) {
+                self.bad.insert(*new, bad);
+            }
+        }
+        self.tables.values_mut().for_each(|(c, _)| rename(c, now));
+        rename(&mut self.context.others, now);
+        self.rules.renamed(now);
+    }
 }
 
-fn address<T>(t: &T) -> usize {
+fn rename(all: &mut [usize], now: &HashMap<usize, usize>) {
+    for one in all {
+        *one = now.get(one).copied().unwrap_or(*one);
+    }
+}
+
+/// What an object is known by.
+pub(super) fn address<T>(t: &T) -> usize {
     std::ptr::from_ref(t) as usize
 }
 
@@ -256,7 +281,7 @@ impl Context {
         let gateways = x.istio_gateways.iter().map(|(_, g)| address(*g));
         let delegates = x.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
-            services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s))).collect(),
+            services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s), is_private(s))).collect(),
             others: grants.chain(entries).chain(delegates).chain(filters).chain(gateways).collect(),
             places: fronts.places.clone(),
         }
@@ -379,8 +404,8 @@ pub(super) fn compile(
     for (at, f) in &x.http_filters {
         report(at, &filter::attach(f, &hosts, model));
     }
-    let mut backends: BTreeMap<String, ir::Backend> = BTreeMap::new();
-    for (at, bad) in destination_rule::compile(x, &hosts, &mut backends) {
+    let (mut backends, bad) = destination_rule::compile(x, &hosts, old.rules, &mut cache.rules);
+    for (at, bad) in bad {
         report(at, &bad);
     }
     for (at, b) in backend_tls::compile(x, &hosts, &mut backends) {
@@ -388,10 +413,10 @@ pub(super) fn compile(
     }
     for (_, e) in x.service_entries.iter().filter(|(_, e)| service::is_by_name(e)) {
         for host in e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)) {
-            backends.entry(host.to_string()).or_default().by_name = true;
+            Arc::make_mut(backends.entry(host.to_string()).or_default()).by_name = true;
         }
     }
-    model.backends = backends.into_iter().map(|(k, v)| (k, Arc::new(v))).collect();
+    model.backends = backends.into_iter().collect();
 }
 
 /// A duration as Istio's API (`1.5s`, `100ms`, `1h30m`) and Gateway API write it, in milliseconds.

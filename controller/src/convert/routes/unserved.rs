@@ -21,7 +21,7 @@ use std::{collections::HashMap, sync::Arc};
 const INJECTION: &str = "istio-injection";
 
 /// What objects are looked up in.
-struct View<'a> {
+pub(crate) struct View<'a> {
     x: &'a Index<'a>,
     hosts: Hosts,
     /// Labels of services, by their key.
@@ -33,24 +33,39 @@ type Found = (Reason, (String, String));
 
 /// All findings, in the order of the objects.
 pub fn all(state: &State, model: &Model, mesh: &Mesh) -> Vec<Finding> {
+    with_view(state, model, mesh, |view| view.all(state))
+}
+
+/// Does something with what objects of this state are looked up in.
+pub(crate) fn with_view<T>(state: &State, model: &Model, mesh: &Mesh, f: impl FnOnce(&View<'_>) -> T) -> T {
     let x = Index::new(state, mesh);
-    let view = View::new(&x, model);
-    state.objects.iter().flat_map(|o| one(&o.object, &view)).collect()
+    f(&View::new(&x, model))
+}
+
+/// What is to be said of an object whatever else is there. None: it is to be looked at among the others ([`View::applied`]).
+pub(crate) fn alone(object: &Object) -> Option<Vec<Finding>> {
+    if let Object::Namespace(n) = object {
+        return Some(injection(n).into_iter().collect());
+    }
+    let looked_up = matches!(object, Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_));
+    let of_service = |p: &ParentRef| service_kind(p).is_some();
+    let among_others = looked_up || parents(object).is_some_and(|p| p.iter().any(of_service));
+    (!among_others).then(Vec::new)
 }
 
 /// What is to be said of an object that is applied among these.
+#[cfg(test)]
 pub fn around(object: &Object, state: &State, model: &Model, mesh: &Mesh) -> Vec<Finding> {
-    if let Object::Namespace(n) = object {
-        return injection(n).into_iter().collect();
+    alone(object).unwrap_or_else(|| with_view(state, model, mesh, |view| view.applied(object)))
+}
+
+/// What a reference is to, if it is to services.
+fn service_kind(p: &ParentRef) -> Option<&'static str> {
+    match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
+        ("" | "core", "Service") => Some("Service"),
+        (ISTIO_NETWORKING, "ServiceEntry") => Some("ServiceEntry"),
+        _ => None,
     }
-    let looked_up = matches!(object, Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_));
-    if parents(object).is_none() && !looked_up {
-        return vec![];
-    }
-    let x = Index::new(state, mesh);
-    // What is named in the same breath is about to be there.
-    let later = |f: &Finding| f.reason == Reason::WaypointNotBound || f.field.ends_with("parametersRef");
-    one(object, &View::new(&x, model)).into_iter().filter(|f| !later(f)).collect()
 }
 
 /// Names and references of a route of Gateway API.
@@ -97,6 +112,18 @@ impl<'a> View<'a> {
         }
         let fronts = Arc::new(gateways::Fronts::with_pods(x));
         Self { x, hosts: Hosts::new(x, model, &fronts), labels }
+    }
+
+    /// All findings of this state, in the order of the objects.
+    pub(crate) fn all(&self, state: &State) -> Vec<Finding> {
+        state.objects.iter().flat_map(|o| one(&o.object, self)).collect()
+    }
+
+    /// What is to be said of an object that is applied among these.
+    pub(crate) fn applied(&self, object: &Object) -> Vec<Finding> {
+        // What is named in the same breath is about to be there.
+        let later = |f: &Finding| f.reason == Reason::WaypointNotBound || f.field.ends_with("parametersRef");
+        one(object, self).into_iter().filter(|f| !later(f)).collect()
     }
 
     /// Why nobody executes the routes of a service.
@@ -178,14 +205,14 @@ impl<'a> View<'a> {
         let mut out = vec![];
         for (i, p) in all.iter().enumerate() {
             let ns = p.namespace.as_deref().unwrap_or(namespace);
-            let found = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-                ("" | "core", "Service") => self.hosts.find(&p.name, ns).map(|key| self.unserved(key)),
-                (ISTIO_NETWORKING, "ServiceEntry") => {
+            let found = match service_kind(p) {
+                Some("Service") => self.hosts.find(&p.name, ns).map(|key| self.unserved(key)),
+                Some(_) => {
                     let mut all = self.x.entries_of.get(ns).into_iter().flatten();
                     let e = all.find(|e| e.metadata.name == p.name);
                     e.map(|e| waypoint::executing(self.x, ns, &e.metadata.labels, &p.name).err())
                 }
-                _ => continue,
+                None => continue,
             };
             let at = format!("spec.parentRefs[{i}]");
             match found {
