@@ -75,7 +75,8 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
                     continue;
                 }
                 // What was meant cannot be known; where it was meant to apply, nothing is allowed until it is mended.
-                closed(x, p)
+                let Some(closed) = closed(x, p) else { continue };
+                closed
             }
         };
         if policy.scope == Scope::WorkloadSelector {
@@ -189,24 +190,42 @@ pub(super) fn is_dry_run(p: &AuthorizationPolicy) -> bool {
     p.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
 }
 
-/// Was it to let somebody in, whatever else it says? If such a policy cannot be read it lets nobody in. Any other may have been to
-/// refuse: beside another one that allows, to let nobody in would be to refuse nobody, so it refuses everybody.
-pub(super) fn grants(p: &AuthorizationPolicy) -> bool {
-    matches!(p.spec.action.as_deref(), None | Some("ALLOW" | "AUDIT"))
+/// What stands for a policy that cannot be read, by what it was to do.
+pub(super) enum Unread {
+    /// It was to let somebody in: it lets nobody in.
+    AllowsNobody,
+    /// It may have been to refuse: beside another one that allows, to let nobody in would be to refuse nobody, so it refuses
+    /// everybody.
+    DeniesAll,
+    /// It was to be told of in the log, and decides nothing.
+    AuditsNothing,
 }
 
-/// What stands for a policy that cannot be read: an ALLOW without rules, or a DENY of everything ([`grants`]). (Of one in dry run
-/// it is known that it is to refuse nobody.)
-fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Policy {
-    let (action, rules) = if grants(p) { (Action::Allow, vec![]) } else { (Action::Deny, vec![Rule::default()]) };
-    Policy {
+impl Unread {
+    pub(super) fn of(p: &AuthorizationPolicy) -> Self {
+        match p.spec.action.as_deref() {
+            None | Some("ALLOW") => Unread::AllowsNobody,
+            Some("AUDIT") => Unread::AuditsNothing,
+            Some(_) => Unread::DeniesAll,
+        }
+    }
+}
+
+/// What stands for a policy that cannot be read, where ztunnel decides. (Of one in dry run it is known that it is to refuse nobody.)
+fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<Policy> {
+    let (action, rules) = match Unread::of(p) {
+        Unread::AllowsNobody => (Action::Allow, vec![]),
+        Unread::DeniesAll => (Action::Deny, vec![Rule::default()]),
+        Unread::AuditsNothing => return None,
+    };
+    Some(Policy {
         name: p.metadata.name.as_str().into(),
         namespace: p.metadata.namespace.as_str().into(),
         scope: scope(x, p),
         action,
         rules,
         dry_run: is_dry_run(p),
-    }
+    })
 }
 
 fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy>, Bad> {
@@ -574,8 +593,11 @@ pub(super) fn effect(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<String> {
     let judged = judged(x, p);
     let what = match (judged.compiled.is_err(), judged.dropped.is_empty()) {
         (true, _) if is_dry_run(p) => "is in dry run, and refuses nobody",
-        (true, _) if grants(p) => "will allow nobody: where no other policy allows, all is refused",
-        (true, _) => "will refuse everything where it applies",
+        (true, _) => match Unread::of(p) {
+            Unread::AllowsNobody => "will allow nobody: where no other policy allows, all is refused",
+            Unread::DeniesAll => "will refuse everything where it applies",
+            Unread::AuditsNothing => "will audit nothing, and refuses nobody",
+        },
         (false, false) => "will allow nothing by the values above; the rest of it stays in force",
         (false, true) => return None,
     };

@@ -443,7 +443,15 @@ fn a_policy_that_cannot_be_read_refuses_beside_one_that_allows() {
         let (m, p) = run(&(waypoint.clone() + &object("bad", &format!("{target}, {spec}"))));
         let policies = &m.access["a/s.a.svc.cluster.local"].policies;
         let told: Vec<_> = policies.iter().map(|p| (p.action, p.rules.len())).collect();
-        assert_eq!((p.len(), told), (1, vec![if refuses { (1, 1) } else { (0, 0) }]), "{spec}");
+        let audits = spec.contains("AUDIT");
+        let want = if audits {
+            (2, 0)
+        } else if refuses {
+            (1, 1)
+        } else {
+            (0, 0)
+        };
+        assert_eq!((p.len(), told), (1, vec![want]), "{spec}");
     }
 }
 
@@ -473,6 +481,11 @@ fn values_that_cannot_be_read_close_what_refuses() {
             let deny = karst_api::route::AccessAction::Deny as i32;
             let closes = policies.iter().any(|p| p.action == deny && p.rules.iter().any(|r| r.clauses.is_empty()));
             assert_eq!((p.len(), closes), (1, refuses), "{spec}");
+            // Alone it closes, too, unless it refuses nobody whatever it says.
+            let audits = action == "AUDIT";
+            assert_eq!(verdict(&run(&policy(&format!("{{{spec}}}"))).0, B, 80), audits, "{spec}");
+            let allow = karst_api::route::AccessAction::Allow as i32;
+            assert_eq!(policies.iter().all(|p| p.action != allow && p.action != deny), audits, "{spec}");
         }
     }
 }

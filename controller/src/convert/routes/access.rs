@@ -76,9 +76,13 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
     let judged = policy::judged(x, p);
     // What was meant cannot be known: nothing is allowed until it is mended (or would be, if it is in dry run).
     if judged.compiled.is_err() {
-        if !policy::grants(p) {
-            out.set_action(ir::AccessAction::Deny);
-            out.rules = vec![ir::AccessRule::default()];
+        match policy::Unread::of(p) {
+            policy::Unread::AllowsNobody => {}
+            policy::Unread::DeniesAll => {
+                out.set_action(ir::AccessAction::Deny);
+                out.rules = vec![ir::AccessRule::default()];
+            }
+            policy::Unread::AuditsNothing => out.set_action(ir::AccessAction::Audit),
         }
         return out;
     }
