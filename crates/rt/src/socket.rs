@@ -15,12 +15,7 @@ use std::{
 };
 use tokio::net::TcpStream;
 
-/// Mark of ztunnel's listeners and DNS sockets (Istio's packet mark, 1337).
-pub const MARK_ZTUNNEL: u32 = 0x539;
-/// Mark of connections that must go over `lo` (as `karst_ebpf_common::MARK_CAPTURE`).
-pub const MARK_CAPTURE: u32 = 0x111;
-/// Mark of connections to the pod's application in a client's name (as `karst_ebpf_common::MARK_APP`).
-pub const MARK_APP: u32 = 0x112;
+pub use crate::mark::{MARK_APP, MARK_CAPTURE, MARK_ZTUNNEL};
 
 /// The right to exempt sockets from redirection: a descriptor of the agent's socket storage map. An application
 /// cannot have one, whatever its capabilities inside its pod.
