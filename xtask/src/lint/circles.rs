@@ -22,7 +22,6 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("karst-manifest", &[6]),
     ("karst-ebpf", &[4]),
     ("karst-cni", &[6]),
-    ("karst-ztunnel", &[4]),
     ("karst-waypoint", &[22]),
     ("karst-controller", &[31]),
     ("karst-world", &[3, 2]),
