@@ -25,7 +25,6 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("karst-waypoint", &[22]),
     ("karst-controller", &[31]),
     ("karst-world", &[3, 2]),
-    ("hbone-conformance", &[3]),
     ("xtask", &[9]),
 ];
 
