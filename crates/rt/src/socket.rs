@@ -1,6 +1,6 @@
 //! Every socket of the data plane is made here, so that its namespace, mark, exemption and options are decided in
 //! one place.
-#![allow(unsafe_code)] // setsockopt with options that socket2 does not have, bpf(2) for the exemption
+#![allow(unsafe_code, reason = "setsockopt with options that socket2 does not have, bpf(2) for the exemption")]
 
 use crate::{apart::Apart, netns::Netns};
 use karst_core::limits;
