@@ -155,7 +155,7 @@ fn explain(e: &client::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -456,7 +456,7 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     /// The root is renewed before the watch has shown that the one before was written: nothing has changed about which

@@ -124,7 +124,7 @@ fn embedded(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 4] {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     fn refused(r: &Reach, ip: &str) -> Option<&'static str> {

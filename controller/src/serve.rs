@@ -592,7 +592,7 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     /// `check` says what kubectl is told at apply, with file and line.

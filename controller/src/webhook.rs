@@ -283,7 +283,7 @@ async fn step(kube: &Kube, namespace: &str, name: &str, root: String) -> anyhow:
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::convert::{around, compile, tests::mesh};
     use karst_manifest::State;

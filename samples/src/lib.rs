@@ -10,13 +10,21 @@ use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The gRPC service.
-#[allow(missing_docs)]
+#[allow(
+    missing_docs,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod echo {
     tonic::include_proto!("karst.samples.v1");
 }
 
 /// The service of Istio's echo application.
-#[allow(missing_docs)]
+#[allow(
+    missing_docs,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod istio_echo {
     tonic::include_proto!("proto");
 }

@@ -382,7 +382,7 @@ fn host_value(s: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     use karst_policy::attribute::{KEYS, SeenBy};

@@ -262,7 +262,7 @@ pub fn hash(value: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::cluster::tests::set;
     use karst_core::limits;

@@ -286,7 +286,7 @@ impl HttpBody for Counted {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use http::Request;
     use hyper::service::service_fn;

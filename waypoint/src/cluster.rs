@@ -379,7 +379,7 @@ impl Set {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use karst_proxy::testing::{pod, service, snapshot};
 

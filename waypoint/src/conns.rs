@@ -221,7 +221,7 @@ impl Drop for Guard {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use karst_api::route as ir;
     use karst_policy::Attribute;

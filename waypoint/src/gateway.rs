@@ -257,7 +257,7 @@ impl ResolvesServerCert for Keys {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use rustls_pki_types::UnixTime;
     use std::{

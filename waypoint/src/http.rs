@@ -544,7 +544,7 @@ fn shadowed(host: &str) -> String {
 }
 
 /// Sends copies to the rule's mirrors. Nobody waits for them.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "parts of one request with different owners, together for this call only")]
 fn mirror(
     w: &Rc<Worker>,
     call: &Rc<Call>,
@@ -585,7 +585,7 @@ fn mirror(
 }
 
 /// Sends a request to a destination, and again where that is asked for and possible.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "parts of one request with different owners, together for this call only")]
 async fn forward(
     w: &Rc<Worker>,
     call: &Rc<Call>,

@@ -109,7 +109,7 @@ impl Limit {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     const S: u64 = 1_000_000_000;

@@ -90,7 +90,7 @@ fn is_in(w: &Workload, place: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::cluster::tests::members;
 

@@ -34,7 +34,7 @@ pub struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     /// Of these parts.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "what of a request routes ask about, each once and by its name")]
     pub fn new(
         path: &'a str,
         query: Option<&'a str>,
@@ -631,7 +631,7 @@ impl Cors {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
     use super::*;
     use ir::text::Kind;
 

@@ -1,5 +1,5 @@
 //! A worker without its process, whose control plane is the test, and members of the mesh on the loopback network. No root is needed.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
     cluster::Clusters,

@@ -1,6 +1,6 @@
 //! Whole requests without root: a client on an in-memory stream, the product from [`serve::requests`] on, and an endpoint on loopback
 //! that answers as it is told to.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use crate::{
     access::Access,

@@ -67,7 +67,7 @@ pub fn regex(s: &str, ignore_case: bool) -> Result<Regex, String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     #[test]

@@ -203,9 +203,9 @@ pub enum After {
     /// To be kept for the next request, once the answer has been read.
     Keep { pool: Rc<Pool>, end: End, send: Sender1, requests: u32, idle: Duration },
     /// One of several on the connection.
-    Shared(#[allow(dead_code)] Active),
+    Shared(#[allow(dead_code, reason = "held for its drop, which gives the place back")] Active),
     /// Ends with the answer, or lives on as something else.
-    Alone(#[allow(dead_code)] Option<Lease>),
+    Alone(#[allow(dead_code, reason = "held for its drop, which gives the place back")] Option<Lease>),
 }
 
 impl After {
@@ -593,7 +593,7 @@ fn words(e: &hyper::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::{
         cluster::{

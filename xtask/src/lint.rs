@@ -1,4 +1,8 @@
-//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture).
+//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), and between a crate's files.
+
+mod circles;
+mod lexer;
+mod modules;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -73,5 +77,5 @@ pub fn arrows() -> Result<()> {
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    Ok(())
+    circles::check(&meta)
 }

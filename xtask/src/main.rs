@@ -11,6 +11,7 @@ mod lint;
 mod report;
 mod sbom;
 mod setup;
+mod tools;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -19,6 +20,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
+use tools::{bin, build, cargo};
 
 /// Developer commands.
 #[derive(Parser)]
@@ -150,17 +152,6 @@ fn root() -> PathBuf {
     p.canonicalize().unwrap_or(p)
 }
 
-/// One of our programs, built beside this one.
-pub(crate) fn bin(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("where this program is")?;
-    Ok(own.with_file_name(name))
-}
-
-pub(crate) fn build() -> Result<()> {
-    setup::run()?;
-    cargo(&["build", "--release", "--workspace", "--locked"], &[])
-}
-
 /// What the demo runs.
 const DEMO: &[&str] = &[
     "karst-demo",
@@ -247,14 +238,4 @@ fn worlds(args: &[&str]) -> Result<()> {
     all.extend(["--", "--test-threads=1", "--nocapture"]);
     all.extend(args);
     cargo(&all, &[])
-}
-
-fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
-        .args(args)
-        .envs(env.iter().copied())
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(status.success(), "cargo {} failed", args.join(" "));
-    Ok(())
 }

@@ -266,7 +266,7 @@ fn serial(content: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     const LINKED: &str = "0\tapp v0.1.0 (/w/app)\tApache-2.0\n1\tcodec v1.2.0\tMIT/Apache-2.0\n2\tbytes v1.0.0\tMIT\n1\tbytes v1.0.0\tMIT\n1\tkarst-ebpf v0.1.0 (/w/ebpf)\tApache-2.0\n\n0\tother v0.1.0 (/w/other)\tApache-2.0\n1\tcodec v1.2.0\tMIT/Apache-2.0 (*)\n1\tbytes v2.0.0+spec-1\tMIT\n";

@@ -89,7 +89,7 @@ fn hash(parts: [&str; 3]) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
     use karst_proxy::testing::{pod, snapshot};

@@ -1,6 +1,6 @@
 //! Doors for the fuzz targets (tests/fuzz): what comes from outside, in the functions that the product calls. Each states what
 //! must hold whatever comes; none may panic.
-#![allow(clippy::unwrap_used)] // a broken invariant is to end the run
+#![allow(clippy::unwrap_used, reason = "a broken invariant is to end the run")]
 
 use crate::{
     dns, inbound, inpod, local,

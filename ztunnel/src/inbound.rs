@@ -405,7 +405,7 @@ pub async fn carry(w: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
 

@@ -17,6 +17,7 @@ mod metrics;
 mod outbound;
 mod outcome;
 mod plan;
+mod serve;
 mod worker;
 
 use anyhow::Context;
@@ -97,7 +98,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     for (i, rx) in receivers.into_iter().enumerate() {
         let (shared, watch) = (shared.clone(), watch.clone());
         let thread =
-            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, i, rx, watch));
+            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || serve::run(shared, i, rx, watch));
         threads.push(thread.context("cannot start a worker thread")?);
     }
     drop(watch);

@@ -458,7 +458,7 @@ pub async fn follow(path: &Path, network: &str, state: watch::Sender<Arc<Snapsho
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
 

@@ -1,6 +1,6 @@
 //! Real servers on loopback, which the client must be allowed to reach.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 use super::*;
 use crate::ca::Signer;
 use rustls::CertificateError;

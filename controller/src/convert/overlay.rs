@@ -281,7 +281,7 @@ fn list(base: &mut Value, items: Vec<Value>, key: &str, path: &[&str]) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     fn merged(base: Value, overlay: &str) -> Value {

@@ -8,33 +8,63 @@ mod attribute;
 pub mod convert;
 
 /// `istio.workload`: what ztunnel knows of workloads and services.
-#[allow(missing_docs, clippy::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod workload {
     tonic::include_proto!("istio.workload");
 }
 /// `istio.security`: L4 authorization policies.
-#[allow(missing_docs, clippy::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod security {
     tonic::include_proto!("istio.security");
 }
 /// `istio.v1.auth`: certificate signing.
-#[allow(missing_docs, clippy::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod ca {
     tonic::include_proto!("istio.v1.auth");
 }
 /// `istio.workload.zds`: node agent to ztunnel.
-#[allow(missing_docs, clippy::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod zds {
     tonic::include_proto!("istio.workload.zds");
 }
 /// `envoy.service.discovery.v3`: delta discovery.
-#[allow(missing_docs, clippy::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod ads {
     tonic::include_proto!("envoy.service.discovery.v3");
 }
 
 /// `karst.route.v1`: what layer 7 proxies do with requests.
-#[allow(missing_docs, clippy::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
 pub mod route {
     tonic::include_proto!("karst.route.v1");
 }

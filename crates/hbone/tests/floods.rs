@@ -1,6 +1,13 @@
 //! T01 to T06: a client with a valid certificate that abuses HTTP/2, frame by frame, against the server as ztunnel runs it.
 //! Printed: when the tunnel was closed, what the server's thread spent, and how an honest client fared beside it.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 mod common;
 

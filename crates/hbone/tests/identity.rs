@@ -1,6 +1,6 @@
 //! T22: who is refused in the handshake, on both sides. The attacker is a plain rustls peer that verifies nothing and shows
 //! whatever certificate it likes.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod common;
 

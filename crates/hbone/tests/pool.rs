@@ -1,5 +1,5 @@
 //! Streams on pooled tunnels: which failures are healed by a fresh tunnel, and which are not.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod common;
 

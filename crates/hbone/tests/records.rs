@@ -1,5 +1,12 @@
 //! Our record layer against plain rustls as the peer: sizes, fragmentation, key updates, tickets, and what must be refused.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Certificates that end or are revoked: in full handshakes, in resumed ones, and on tunnels that are open; in both roles.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod common;
 

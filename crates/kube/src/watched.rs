@@ -286,7 +286,7 @@ fn is_absent(e: &watcher::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     /// The CRD is removed while its objects are watched.

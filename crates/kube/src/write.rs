@@ -436,7 +436,7 @@ fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     /// Answers of a Kubernetes 1.34.

@@ -1,6 +1,6 @@
 //! The CRDs of the kinds in [`crate::traffic`] are made from their types: `KARST_BLESS=1 cargo test -p karst-manifest crds`
 //! writes them; without it the test says whether what is committed is what the types say.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
     extension::HttpFilterSpec,

@@ -1,5 +1,5 @@
 //! The objects. Names and defaults are those of the Kubernetes, Gateway and Istio APIs; see there for their meaning.
-#![allow(missing_docs)]
+#![allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 
 pub use crate::{
     extension::HTTPFilter,

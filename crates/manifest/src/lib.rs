@@ -10,19 +10,19 @@
 mod crds;
 pub mod dir;
 pub mod enrol;
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod extension;
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod gatewayapi;
 pub mod idle;
 pub mod kinds;
 pub mod parse;
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod security;
 pub mod status;
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod telemetry;
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod traffic;
 
 pub use dir::{Dir, State};

@@ -72,7 +72,7 @@ pub struct Clause {
 /// A match with no field set at all is skipped: it neither matches nor fails (Istio's ztunnel does the same).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[allow(missing_docs)] // the fields are those of the wire, one to one
+#[allow(missing_docs, reason = "the fields are those of the wire, one to one")]
 pub struct Match {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<StringMatch>,

@@ -1,6 +1,13 @@
 //! T1D: 100,000 random policy sets and connections, judged by the product and by an evaluator written
 //! independently, straight from the sentences of the specification, with no short cuts. Any disagreement fails.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_core::Identity;
 use karst_policy::{model::Cidr2, *};

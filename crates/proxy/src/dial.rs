@@ -283,7 +283,7 @@ pub fn headers(baggage: Option<&HeaderValue>, from: SocketAddr, service: Option<
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
     use crate::testing::{Ca, pod, snapshot};

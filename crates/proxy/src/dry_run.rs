@@ -62,7 +62,7 @@ pub fn summary<'a>(all: impl Iterator<Item = (&'a str, Would)> + Clone) -> Optio
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
 

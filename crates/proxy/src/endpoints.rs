@@ -176,7 +176,7 @@ fn same_family(ips: &[IpAddr], like: IpAddr) -> Option<IpAddr> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
     use crate::testing::{pod, service, snapshot};

@@ -26,7 +26,7 @@ pub mod remote;
 pub mod resolve;
 pub mod revocation;
 pub mod secrets;
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "most fields are those of the wire, one to one")]
 pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

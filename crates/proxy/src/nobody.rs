@@ -87,7 +87,7 @@ impl Nobody {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
     use crate::{

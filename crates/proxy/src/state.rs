@@ -681,7 +681,7 @@ fn baggage(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
     use crate::testing::{pod, service, snapshot};

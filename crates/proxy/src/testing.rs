@@ -1,5 +1,5 @@
 //! Small meshes for tests, of this crate and of those above it (feature `testing`).
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::state::Snapshot;
 use karst_api::workload as pb;

@@ -159,7 +159,7 @@ impl Asker {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
     use crate::testing::{pod, snapshot};

@@ -5,9 +5,9 @@
 //! that are in order.
 
 use crate::{
+    mark::{MARK_APP, MARK_CAPTURE},
     netns::Netns,
     sock_diag::{SockDiag, States},
-    socket::{MARK_APP, MARK_CAPTURE},
 };
 use karst_core::limits;
 use std::{

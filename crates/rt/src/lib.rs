@@ -8,6 +8,7 @@ mod apart;
 pub mod backoff;
 pub mod drain;
 pub mod log;
+mod mark;
 pub mod netlink;
 pub mod netns;
 pub mod process;

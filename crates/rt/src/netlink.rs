@@ -1,5 +1,5 @@
 //! What the kernel tells of a network namespace's addresses and devices.
-#![allow(unsafe_code)] // an address of AF_NETLINK, and a descriptor registered with the runtime
+#![allow(unsafe_code, reason = "an address of AF_NETLINK, and a descriptor registered with the runtime")]
 
 use crate::netns::Netns;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};

@@ -1,6 +1,6 @@
 //! Network namespaces. A thread that enters one always comes back: [`Netns::run`] restores the thread's own
 //! namespace, and if that fails the process aborts, since nothing after it could be trusted.
-#![allow(unsafe_code)] // setns and getsockopt(SO_NETNS_COOKIE)
+#![allow(unsafe_code, reason = "setns and getsockopt(SO_NETNS_COOKIE)")]
 
 use crate::process::proc_root;
 use std::{

@@ -1,5 +1,5 @@
 //! Facts about the process itself.
-#![allow(unsafe_code)] // getrlimit and setrlimit; setns of a thread that ends with it
+#![allow(unsafe_code, reason = "getrlimit and setrlimit; setns of a thread that ends with it")]
 
 use std::{fs::File, io, os::fd::AsRawFd, path::Path};
 

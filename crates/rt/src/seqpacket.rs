@@ -1,5 +1,5 @@
 //! Unix SOCK_SEQPACKET with descriptor passing: the transport of ZDS.
-#![allow(unsafe_code)] // sendmsg and recvmsg with SCM_RIGHTS
+#![allow(unsafe_code, reason = "sendmsg and recvmsg with SCM_RIGHTS")]
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{

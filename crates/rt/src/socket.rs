@@ -1,6 +1,6 @@
 //! Every socket of the data plane is made here, so that its namespace, mark, exemption and options are decided in
 //! one place.
-#![allow(unsafe_code)] // setsockopt with options that socket2 does not have, bpf(2) for the exemption
+#![allow(unsafe_code, reason = "setsockopt with options that socket2 does not have, bpf(2) for the exemption")]
 
 use crate::{apart::Apart, netns::Netns};
 use karst_core::limits;
@@ -15,12 +15,7 @@ use std::{
 };
 use tokio::net::TcpStream;
 
-/// Mark of ztunnel's listeners and DNS sockets (Istio's packet mark, 1337).
-pub const MARK_ZTUNNEL: u32 = 0x539;
-/// Mark of connections that must go over `lo` (as `karst_ebpf_common::MARK_CAPTURE`).
-pub const MARK_CAPTURE: u32 = 0x111;
-/// Mark of connections to the pod's application in a client's name (as `karst_ebpf_common::MARK_APP`).
-pub const MARK_APP: u32 = 0x112;
+pub use crate::mark::{MARK_APP, MARK_CAPTURE, MARK_ZTUNNEL};
 
 /// The right to exempt sockets from redirection: a descriptor of the agent's socket storage map. An application
 /// cannot have one, whatever its capabilities inside its pod.

@@ -1,5 +1,5 @@
 //! splice(2): moves bytes between sockets through a pipe, without a copy to user space.
-#![allow(unsafe_code)] // pipe2 and splice
+#![allow(unsafe_code, reason = "pipe2 and splice")]
 
 use std::{
     io,

@@ -1,6 +1,6 @@
 //! One test for each program, with the real objects, in network namespaces of its own: what does the program do? Needs root, a
 //! cgroup2 and a bpffs at /sys/fs/bpf. `cargo xtask kernels` runs these on old kernels too, where the guard is a filter.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_ebpf::{Listeners, Node, PodConfig, Probers, net::Device, pod_state};
 use karst_ebpf_common::Counter;

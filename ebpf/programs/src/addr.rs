@@ -2,7 +2,7 @@
 //!
 //! Context fields are read with `read_volatile`, all of them first, and chosen between afterwards: LLVM otherwise
 //! merges `if v4 { ctx.a } else { ctx.b }` into one load through a modified context pointer, which the verifier refuses.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses its own part of it")]
 
 use core::ptr::read_volatile;
 use karst_ebpf_common::Addr;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench controller`: the controller's memory, its time to be in sync, and the delay from a pod's change at the
 //! API server to its push at a ztunnel. The controller is the real binary; the API server and the ztunnels are
 //! simulated, by this process, on loopback, so their work is in the figures too (two cores for all).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test's failure is a panic")]
 
 mod api;
 mod objects;

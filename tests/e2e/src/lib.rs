@@ -1,6 +1,6 @@
 //! The local cluster (`cargo xtask cluster up`) as tests see it: kubectl and helm, the pods' network namespaces to make
 //! connections from, and the link between the nodes to listen on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's failure is a panic
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod held;
 pub mod visits;

@@ -1,6 +1,13 @@
 //! Karst on Kubernetes, from installation to removal. One cluster, so the tests run one after the other, in the order of
 //! their names; `cargo xtask test` starts the cluster and installs the charts.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,

@@ -2,9 +2,9 @@
 //! then a tunnel that is as it should be.
 
 use crate::{
-    Client,
     certs::{Ca, Leaf, spiffe_name},
     hello::{self, Hello},
+    options::Client,
     report::{Report, Seen, bad, good, seen},
 };
 use anyhow::{Context, Result};

@@ -1,8 +1,8 @@
 //! The tool as a client.
 
 use crate::{
-    Server,
     certs::{Ca, Leaf, spiffe_name},
+    options::Server,
     report::{Report, Seen, bad, good, seen},
 };
 use anyhow::{Context, Result, bail, ensure};

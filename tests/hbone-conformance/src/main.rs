@@ -5,12 +5,14 @@ mod against_client;
 mod against_server;
 mod certs;
 mod hello;
+mod options;
 mod report;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
+use options::{Client, Server};
 use report::Report;
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 /// Checks any HBONE endpoint against Karst's specification (docs/hbone.md).
 #[derive(Parser)]
@@ -27,55 +29,6 @@ enum Role {
     /// Act as a server, for a client endpoint. Let an application connect through that client again and again, send a line, end
     /// its direction and read to the end: `while sleep 0.2; do echo hello | nc -N ADDRESS PORT; done`.
     Client(Client),
-}
-
-#[derive(Args)]
-struct Common {
-    /// Certificate of an authority that the endpoint trusts, PEM.
-    #[arg(long, value_name = "FILE")]
-    ca_cert: PathBuf,
-    /// Its key, PEM.
-    #[arg(long, value_name = "FILE")]
-    ca_key: PathBuf,
-    /// Identity that this tool acts as.
-    #[arg(long, value_name = "SPIFFE")]
-    identity: String,
-    /// Also write the table as JSON.
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct Server {
-    #[command(flatten)]
-    common: Common,
-    /// The endpoint, usually port 15008.
-    #[arg(long, value_name = "IP:PORT")]
-    to: SocketAddr,
-    /// An application behind it that echoes every byte and its end, as the CONNECT is to name it.
-    #[arg(long, value_name = "IP:PORT")]
-    application: SocketAddr,
-    /// A port of that workload on which nothing listens.
-    #[arg(long, default_value_t = 1)]
-    closed_port: u16,
-    /// Identity that the server must have.
-    #[arg(long, value_name = "SPIFFE")]
-    expect: String,
-}
-
-#[derive(Args)]
-struct Client {
-    #[command(flatten)]
-    common: Common,
-    /// Where to listen: the address of a workload that the client takes for one with HBONE, port 15008.
-    #[arg(long, value_name = "IP:PORT")]
-    listen: SocketAddr,
-    /// Identity that the client must have.
-    #[arg(long, value_name = "SPIFFE")]
-    expect: String,
-    /// Give up when no connection has come for so many seconds.
-    #[arg(long, default_value_t = 30)]
-    patience: u64,
 }
 
 fn main() -> ExitCode {

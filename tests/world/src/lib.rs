@@ -3,7 +3,7 @@
 //! A world is a fabric (a bridge), nodes on it, pods behind each node's own bridge, and a controller. Everything is in
 //! namespaces that the world made and removes again; several worlds can stand side by side. Pods are network namespaces
 //! in which tests run whatever they like: processes ([`Pod::command`]) or sockets of their own ([`Pod::connect`]).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test's failure is a panic
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 pub mod app;
 pub mod http;

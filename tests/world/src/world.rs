@@ -890,7 +890,7 @@ impl Drop for World {
     }
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "kill(2) and geteuid(2)")]
 /// Sends a signal to a process that the caller started.
 pub fn kill(pid: u32, signal: i32) {
     // SAFETY: a child of ours that has not been waited for.
@@ -911,7 +911,7 @@ pub fn stop(pid: u32) {
     });
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "kill(2) and geteuid(2)")]
 fn is_root() -> bool {
     // SAFETY: no preconditions.
     unsafe { libc::geteuid() == 0 }

@@ -1,5 +1,12 @@
 //! Pressure and hostile peers: slow readers (T10), tiny writes (T11), peers that never speak (T07), no descriptors left (T60).
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
 use std::{

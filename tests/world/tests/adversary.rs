@@ -1,7 +1,7 @@
 //! The mesh under attack: an unprivileged process in a pod, a pod with CAP_NET_RAW, a member, and a stranger outside, from the
 //! same node and from another (docs/threat-model.md names these tests). While an attack runs, bystanders on the same node are
 //! served without one failure, and the node's descriptors come back.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_world::{Options, Pod, PodSpec, World, app, net, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -25,7 +25,7 @@ fn row(who: &str, what: &str, expected: &str, seen: &str) {
 }
 
 /// Runs `f` in the pod as a user without any right: on a thread of its own, which gives up everything first.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "setresuid(2) of one thread")]
 fn unprivileged<T: Send + 'static>(pod: &Pod, f: impl FnOnce() -> T + Send + 'static) -> T {
     let netns = pod.netns().clone();
     let run = move || {
@@ -363,7 +363,7 @@ fn syn_frame(to: &Pod, from: &Pod, gateway: [u8; 6], own: [u8; 6], sport: u16, t
 }
 
 /// Sends a frame with the protocol that its sender gives it.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "an address of AF_PACKET")]
 fn send_frame(from: &Pod, protocol: u16, frame: &[u8]) {
     let index = from.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/dev_snmp6/eth0").unwrap()).unwrap();
     let index: i32 = index.split_whitespace().nth(1).unwrap().parse().unwrap();

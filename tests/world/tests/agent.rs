@@ -1,5 +1,12 @@
 //! The node agent's own decisions: who starts without it, what another network stack has, what was open before, who may probe.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_rt::netns::Netns;
 use karst_world::{

@@ -1,6 +1,13 @@
 //! Caps are no weapons: twice as many connections as there are places, from a stranger with several addresses who says
 //! nothing and comes again, while everybody else is served without one failure.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{
     Load, Options, Pod, PodSpec, World, app, net,

@@ -1,6 +1,13 @@
 //! Capture: who is redirected, in both families and directions, and what stays as it was (T53); opt-outs, probes, DNS,
 //! service addresses, same-node connections.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "setsockopt(TCP_FASTOPEN_CONNECT), which socket2 does not have"
+)]
 
 use karst_rt::netns::Netns;
 use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
@@ -158,7 +165,7 @@ fn bypass_table() {
 }
 
 /// A connection whose data goes with the SYN.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "setsockopt(TCP_FASTOPEN_CONNECT), which socket2 does not have")]
 fn fast_open(from: &Pod, to: SocketAddr) -> std::io::Result<TcpStream> {
     use std::os::fd::AsRawFd;
     let s = from.netns().run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
@@ -169,7 +176,7 @@ fn fast_open(from: &Pod, to: SocketAddr) -> std::io::Result<TcpStream> {
     s.connect(&SockAddr::from(to))?;
     Ok(s.into())
 }
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "setsockopt(TCP_FASTOPEN_CONNECT), which socket2 does not have")]
 unsafe extern "C" {
     #[link_name = "setsockopt"]
     fn libc_setsockopt(fd: i32, level: i32, name: i32, value: *const std::ffi::c_void, len: u32) -> i32;

@@ -1,5 +1,12 @@
 //! docs/hbone.md, checked from outside on the ztunnel of a real pod, as a server and as a client.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{Options, Pod, PodSpec, World, app, bin};
 use std::{

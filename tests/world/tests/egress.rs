@@ -1,5 +1,12 @@
 //! The way out: a waypoint bound to a ServiceEntry; endpoints by name; TLS that the waypoint speaks to them.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{
     Options, Pod, PodSpec, World, app,

@@ -1,6 +1,6 @@
 //! Who an endpoint is: what objects write by address is the member there, in a tunnel and with its policies; and those that are
 //! about to end serve while there is nobody else.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_world::{
     Options, Pod, PodSpec, World, app, wait_for,

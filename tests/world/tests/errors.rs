@@ -1,5 +1,12 @@
 //! Bad input gets one clear error that names what is wrong and the fix (docs/operations.md, "Errors").
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{Options, World, bin, http, wait_for};
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};

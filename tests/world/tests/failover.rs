@@ -1,6 +1,6 @@
 //! Before a byte of the application has gone anywhere, a connection may go elsewhere: to another endpoint, or on a fresh tunnel.
 //! So does a request of which nobody has seen anything. And a pod that is its own service's endpoint.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_world::{
     Load, Loaded, Options, Pod, PodSpec, World, app, wait_for,

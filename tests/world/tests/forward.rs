@@ -1,6 +1,6 @@
 //! Pods with something inside: containers on a bridge, a virtual machine behind a device, a VPN's clients. What the pod forwards for
 //! them goes through the mesh as the pod's own, and nothing plain comes in past the pod's policies.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_world::{
     Options, Pod, PodSpec, World,

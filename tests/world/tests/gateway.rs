@@ -1,5 +1,12 @@
 //! Gateways with the real binary: listeners of Gateway API and of Istio, TLS, policies, bytes.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{
     Options, Pod, PodSpec, World,

@@ -1,5 +1,12 @@
 //! ztunnel without a controller: the mesh from a file (the lists of a `/config_dump`), certificates from a directory.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{Options, PodSpec, World, app, wait_for};
 use rcgen::{

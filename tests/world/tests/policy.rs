@@ -1,5 +1,12 @@
 //! L4 policy on real connections: the table, STRICT, changes against open connections, propagation order.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{Options, Pod, PodSpec, World, app, wait_for};
 use std::time::{Duration, Instant};

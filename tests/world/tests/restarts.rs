@@ -1,6 +1,13 @@
 //! Restarts: nobody is refused, nothing passes unencrypted (T50, T58, T59, T40). The whole forms are `#[ignore]`d and run by
 //! `cargo xtask soak`.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{Load, Loaded, Options, Pod, PodSpec, World, app, wait_for};
 use std::{

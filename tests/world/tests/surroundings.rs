@@ -1,5 +1,5 @@
 //! Sockets of applications that are not as most are: bound to a device, with a mark of their own, to link-local addresses.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_world::{Options, Pod, PodSpec, World, app, net::ip_in, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};

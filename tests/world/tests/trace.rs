@@ -1,6 +1,6 @@
 //! `karst-cni trace`: a packet that is lost, or that passes the mesh by, is explained by a line. Nothing is told when nobody asks,
 //! and a flood is told of by the rate (docs/operations.md).
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use karst_ebpf::trace::totals;
 use karst_world::{Options, Pod, PodSpec, World, app, bin, wait_for};

@@ -1,5 +1,12 @@
 //! Layer 7 with real waypoints: routes, weights, retries, faults, mirrors, limits.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test's failure is a panic"
+)]
 
 use karst_world::{
     Options, Pod, PodSpec, World, app, wait_for,

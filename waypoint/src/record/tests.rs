@@ -1,5 +1,5 @@
 //! What is told of requests and connections in memory: endpoints are listeners on loopback, the client's side a pipe.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
     access::Access,

@@ -137,7 +137,7 @@ fn append<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use std::{
         fs::{File, Permissions},

@@ -1,6 +1,6 @@
 //! Every field of every kind that users write is in one list: used, for people only, told to have no effect ([`FIELDS`]), or
 //! refused. Of Istio's kinds and ours the schemas say which fields there are, of Gateway API's the types that read them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use super::*;
 use crate::convert::{check, tests::mesh};

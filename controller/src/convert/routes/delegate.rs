@@ -129,7 +129,7 @@ fn gateways(root: &[String], leaf: &[String]) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
 
     fn uri(exact: &str, prefix: &str, regex: &str) -> VsMatch {

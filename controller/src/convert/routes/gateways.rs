@@ -340,7 +340,7 @@ impl Fronts {
 
     /// Where a route with these host names is attached by a reference: what it is attached to, and the hosts there. None: the
     /// reference is to no Gateway of ours. An error is a reason of Gateway API and the words.
-    #[allow(clippy::type_complexity)]
+    #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
     pub(crate) fn attached<'a>(
         &'a self,
         x: &Index<'_>,
@@ -360,7 +360,7 @@ impl Fronts {
         Some(self.attach(x, kind, ns, names, p, of))
     }
 
-    #[allow(clippy::type_complexity)]
+    #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
     fn attach<'a>(
         &'a self,
         x: &Index<'_>,

@@ -255,7 +255,7 @@ pub(in crate::convert) fn warnings(t: &Telemetry) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::convert::{compile, tests::mesh};
     use karst_manifest::{State, parse};

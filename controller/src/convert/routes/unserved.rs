@@ -240,7 +240,7 @@ fn injection(n: &Namespace) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::convert::{compile, finding::count, tests::mesh};
     use karst_manifest::{Problem, parse};

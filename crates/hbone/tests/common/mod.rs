@@ -1,5 +1,5 @@
 //! Certificates for the tests of this crate.
-#![allow(dead_code, missing_docs)] // not every test uses all of it
+#![allow(dead_code, missing_docs, reason = "not every test uses all of it")]
 
 use karst_hbone::tls::Credentials;
 use rcgen::{

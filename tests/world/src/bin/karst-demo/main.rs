@@ -1,5 +1,5 @@
 //! The demo: a two-node mesh with real processes, and a table of what is claimed, expected and measured.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod l7;
 

@@ -1,0 +1,28 @@
+//! Cargo, and what it has built.
+
+use crate::setup;
+use anyhow::{Context, Result, ensure};
+use std::{path::PathBuf, process::Command};
+
+/// One of our programs, built beside this one.
+pub(crate) fn bin(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("where this program is")?;
+    Ok(own.with_file_name(name))
+}
+
+/// Builds everything.
+pub(crate) fn build() -> Result<()> {
+    setup::run()?;
+    cargo(&["build", "--release", "--workspace", "--locked"], &[])
+}
+
+/// Runs cargo, with these variables set.
+pub(crate) fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args(args)
+        .envs(env.iter().copied())
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "cargo {} failed", args.join(" "));
+    Ok(())
+}
