@@ -148,7 +148,7 @@ fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &
     let mut unchanged = addresses == g.status.addresses
         && same(&own, &g.status.conditions, m.generation)
         && g.status.listeners.len() == mine.len();
-    let mut listeners: Vec<Value> = vec![];
+    let mut statuses: Vec<Value> = vec![];
     for (l, f) in g.spec.listeners.iter().zip(&mine) {
         let wanted = listener(f);
         let before = g.status.listeners.iter().find(|s| s.name == l.name);
@@ -159,7 +159,7 @@ fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &
             && before.is_some_and(|b| {
                 b.attached_routes as usize == count && b.supported_kinds.iter().map(|k| &k.kind).eq(&f.kinds)
             });
-        listeners.push(json!({
+        statuses.push(json!({
             "name": l.name, "attachedRoutes": count, "supportedKinds": kinds,
             "conditions": conditions(&wanted, have, m.generation, now),
         }));
@@ -169,7 +169,7 @@ fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &
     }
     let addresses: Vec<Value> = addresses.iter().map(|a| json!({ "type": a.kind, "value": a.value })).collect();
     let status = json!({
-        "addresses": addresses, "listeners": listeners,
+        "addresses": addresses, "listeners": statuses,
         "conditions": conditions(&own, &g.status.conditions, m.generation, now),
     });
     Some(Write { to: reference(GATEWAY_API, "Gateway", m), manager: "istio.io/gateway-controller", status })
