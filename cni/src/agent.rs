@@ -22,7 +22,7 @@ use crate::{
 use anyhow::Context;
 use karst_api::zds::WorkloadInfo;
 use karst_ebpf::{Node, PodConfig};
-use karst_kube::{Kube, Origin, Source};
+use karst_kube::{Kube, ObjectSource, Source};
 use karst_manifest::{Dir, Object, State, enrol, kinds::Namespace, kinds::Pod};
 use karst_rt::{netlink::Watch, netns::Netns};
 use std::{
@@ -111,14 +111,14 @@ pub struct Agent {
 
 /// Runs the agent until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let origin = config.origin()?;
+    let object_source = config.object_source()?;
     anyhow::ensure!(
         !config.node.is_empty(),
         "--node (NODE_NAME) is missing: the name of this node, as in spec.nodeName"
     );
-    let (mut source, report, kube) = match origin {
-        Origin::Dir(d) => (Source::Dir(Dir::watch(&d)?), Report::Dir(d), None),
-        Origin::Kubernetes => {
+    let (mut source, report, kube) = match object_source {
+        ObjectSource::Dir(d) => (Source::Dir(Dir::watch(&d)?), Report::Dir(d), None),
+        ObjectSource::Kubernetes => {
             let kube = Kube::connect().await?;
             (of_node(&kube, &config.node).await, Report::Kubernetes(kube.clone()), Some(kube))
         }

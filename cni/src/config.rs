@@ -1,7 +1,7 @@
-//! The agent's knobs. Environment variables are read here and nowhere else.
+//! The agent's options. Environment variables are read here and nowhere else.
 
 use clap::Parser;
-use karst_kube::Origin;
+use karst_kube::ObjectSource;
 use karst_rt::log::Format;
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -94,7 +94,7 @@ pub enum Action {
 
 impl Config {
     /// Where objects come from.
-    pub fn origin(&self) -> anyhow::Result<Origin> {
+    pub fn object_source(&self) -> anyhow::Result<ObjectSource> {
         self.source.parse()
     }
     /// Where the plugin is put, if it is.

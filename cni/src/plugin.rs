@@ -121,7 +121,7 @@ fn add(conf: &Conf, previous: &Value, args: &str, netns: &str) -> Result<(), Fai
 }
 
 /// What the agent says of a pod.
-enum Asked {
+enum AgentReply {
     /// This.
     Answered(Answer),
     /// Nobody listens.
@@ -131,16 +131,16 @@ enum Asked {
 }
 
 /// Asks the agent, and waits for one that is not there, unless the pod may start without it.
-async fn hold(conf: &Conf, request: &Request, ns: &Netns) -> Asked {
+async fn hold(conf: &Conf, request: &Request, ns: &Netns) -> AgentReply {
     let begun = Instant::now();
     loop {
         match tokio::time::timeout_at(begun + LIMIT, ask(conf, request, ns)).await {
-            Ok(Ok(a)) => return Asked::Answered(a),
-            Err(_) => return Asked::Silent,
+            Ok(Ok(a)) => return AgentReply::Answered(a),
+            Err(_) => return AgentReply::Silent,
             Ok(Err(e)) => {
                 let starts = namespaces::verdict(&conf.socket, &request.namespace) == Verdict::Starts;
                 if starts || begun.elapsed() >= ABSENCE {
-                    return Asked::Absent(e);
+                    return AgentReply::Absent(e);
                 }
             }
         }
@@ -149,14 +149,14 @@ async fn hold(conf: &Conf, request: &Request, ns: &Netns) -> Asked {
 }
 
 /// May the pod start?
-fn decide(r: &Request, asked: Asked, verdict: Verdict, socket: &Path) -> Result<(), Failure> {
+fn decide(r: &Request, asked: AgentReply, verdict: Verdict, socket: &Path) -> Result<(), Failure> {
     let pod = format!("pod {}/{}", r.namespace, r.name);
     // 11: try again later.
     let agent = match asked {
-        Asked::Answered(Answer { error: None }) => return Ok(()),
-        Asked::Answered(Answer { error: Some(e) }) => return Err(Failure(11, format!("{pod}: {e}"))),
-        Asked::Absent(e) => format!("the node agent does not answer at {} ({e})", socket.display()),
-        Asked::Silent => format!("the node agent has not answered within {} s", LIMIT.as_secs()),
+        AgentReply::Answered(Answer { error: None }) => return Ok(()),
+        AgentReply::Answered(Answer { error: Some(e) }) => return Err(Failure(11, format!("{pod}: {e}"))),
+        AgentReply::Absent(e) => format!("the node agent does not answer at {} ({e})", socket.display()),
+        AgentReply::Silent => format!("the node agent has not answered within {} s", LIMIT.as_secs()),
     };
     let why = match verdict {
         Verdict::Starts => return Ok(()),
@@ -201,8 +201,8 @@ mod tests {
     fn only_who_is_known_to_be_outside_starts_without_the_agent() {
         let r = Request { namespace: "app".into(), name: "p".into(), uid: String::new(), ips: vec![] };
         let socket = Path::new("/run/x.sock");
-        let kinds: [fn() -> Asked; 2] =
-            [|| Asked::Absent(std::io::ErrorKind::ConnectionRefused.into()), || Asked::Silent];
+        let kinds: [fn() -> AgentReply; 2] =
+            [|| AgentReply::Absent(std::io::ErrorKind::ConnectionRefused.into()), || AgentReply::Silent];
         for asked in kinds {
             assert!(decide(&r, asked(), Verdict::Starts, socket).is_ok());
             for v in [Verdict::NotNamed, Verdict::TooOld, Verdict::Unknown] {
@@ -215,7 +215,7 @@ mod tests {
             }
         }
         // An agent that answers decides, whatever the file says.
-        let answer = |error: Option<&str>| Asked::Answered(Answer { error: error.map(String::from) });
+        let answer = |error: Option<&str>| AgentReply::Answered(Answer { error: error.map(String::from) });
         assert!(decide(&r, answer(None), Verdict::Unknown, socket).is_ok());
         assert_eq!(
             decide(&r, answer(Some("no")), Verdict::Starts, socket).err().map(|f| f.1),

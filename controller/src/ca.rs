@@ -1,6 +1,6 @@
 //! The certificate authority. It copies nothing from a request but the public key.
 
-use crate::token::write_private;
+use crate::local_tokens::write_private;
 use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use karst_core::Identity;
@@ -27,14 +27,14 @@ const BACKDATE: Duration = Duration::minutes(2);
 const ROOT_YEARS: i64 = 10;
 
 /// The authority: what signs at the moment.
-pub struct Authority {
+pub struct CertificateAuthority {
     signer: ArcSwap<Signer>,
     root: watch::Sender<String>,
     lists: watch::Sender<Option<String>>,
     lists_stale: AtomicBool,
 }
 
-impl Authority {
+impl CertificateAuthority {
     /// Begins with this one.
     pub fn new(s: Signer) -> Self {
         let (root, _) = watch::channel(s.root_pem.clone());
@@ -409,7 +409,7 @@ mod tests {
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let list = list.signed_by(&ca.issuer).unwrap().pem().unwrap();
-        let a = Authority::new(ca);
+        let a = CertificateAuthority::new(ca);
         let mut lists = a.lists();
         assert!(a.revoke("nonsense".into()).is_err());
         assert_eq!((lists.borrow_and_update().clone(), a.lists_stale()), (None, true));

@@ -1,8 +1,8 @@
-//! The controller's knobs. Environment variables are read here and nowhere else.
+//! The controller's options. Environment variables are read here and nowhere else.
 
 use clap::{Args, Parser, Subcommand};
 use karst_core::Cidr;
-use karst_kube::Origin;
+use karst_kube::ObjectSource;
 use karst_rt::log::Format;
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -59,7 +59,7 @@ pub struct Token {
     pub audience: String,
 }
 
-/// The knobs.
+/// The options.
 #[derive(Clone, Debug, Args)]
 pub struct Config {
     /// Where objects come from: kubernetes (in a cluster, or by KUBECONFIG), or dir:PATH, a directory of manifests.
@@ -170,7 +170,7 @@ impl Config {
         crate::jwks::Settings { reach, authorities: self.jwks_ca.clone() }
     }
     /// Where objects come from.
-    pub fn origin(&self) -> anyhow::Result<Origin> {
+    pub fn object_source(&self) -> anyhow::Result<ObjectSource> {
         self.source.parse()
     }
 }

@@ -3,7 +3,7 @@
 //! give way is decided in [`karst_rt::admission`].
 
 use crate::model::Model;
-use karst_rt::admission::{Admission, Counts, Ended, InUse, Limits, Place, Source};
+use karst_rt::admission::{Admission, Counts, Ended, InUse, Limits, Permit, Source};
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
@@ -56,9 +56,9 @@ impl Gate {
     /// A connection that was just accepted. `known`: nodes' proxies call from this address, or somebody who had a token has.
     ///
     /// # Errors
-    /// See [`Place::admit`].
-    pub fn admit(&self, from: IpAddr, known: bool) -> Result<Place, Ended> {
-        Place::admit(&[&self.unfinished], &Source::address(from, known)).inspect_err(|e| self.unknown.note(*e))
+    /// See [`Permit::admit`].
+    pub fn admit(&self, from: IpAddr, known: bool) -> Result<Permit, Ended> {
+        Permit::admit(&[&self.unfinished], &Source::address(from, known)).inspect_err(|e| self.unknown.note(*e))
     }
 }
 
@@ -70,14 +70,14 @@ pub struct Link(Arc<Inner>);
 struct Inner {
     from: SocketAddr,
     gate: Arc<Gate>,
-    place: Mutex<Place>,
+    permit: Mutex<Permit>,
     authenticated: AtomicBool,
 }
 
 impl Link {
     /// Of a connection with its handshake done.
-    pub fn new(from: SocketAddr, gate: Arc<Gate>, place: Place) -> Self {
-        Self(Arc::new(Inner { from, gate, place: Mutex::new(place), authenticated: AtomicBool::new(false) }))
+    pub fn new(from: SocketAddr, gate: Arc<Gate>, permit: Permit) -> Self {
+        Self(Arc::new(Inner { from, gate, permit: Mutex::new(permit), authenticated: AtomicBool::new(false) }))
     }
 
     /// The peer's address.
@@ -85,8 +85,8 @@ impl Link {
         self.0.from
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.0.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn permit(&self) -> MutexGuard<'_, Permit> {
+        self.0.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A caller has shown by a token who it is: from now on the connection is one of its own.
@@ -94,10 +94,10 @@ impl Link {
     /// # Errors
     /// `Refused`: it has as many as it may, all with a stream.
     pub fn authenticated(&self, caller: &str) -> Result<(), Ended> {
-        let mut place = self.place();
+        let mut permit = self.permit();
         // The first caller on a connection is whom it is counted for.
         if !self.0.authenticated.load(Relaxed) {
-            let moved = place.move_to(&[&self.0.gate.members], &Source::Named(caller.into()));
+            let moved = permit.move_to(&[&self.0.gate.members], &Source::Named(caller.into()));
             moved.inspect_err(|e| self.0.gate.callers.note(*e))?;
             self.0.authenticated.store(true, Relaxed);
         }
@@ -106,12 +106,12 @@ impl Link {
 
     /// The connection has a stream until this is dropped.
     pub fn in_use(&self) -> Option<InUse> {
-        self.place().in_use()
+        self.permit().in_use()
     }
 
     /// Waits until the connection has to end: it must give way, or nobody has shown who he is within the time.
     pub fn ended(&self, limit: Duration) -> impl Future<Output = Ended> + Send + 'static + use<> {
-        let (link, evicted) = (self.clone(), self.place().watch());
+        let (link, evicted) = (self.clone(), self.permit().watch());
         let until = tokio::time::Instant::now() + limit;
         async move {
             let mut evicted = std::pin::pin!(evicted);
@@ -183,7 +183,7 @@ impl Known {
 
 fn proxies(m: &Model, accounts: &[String]) -> HashSet<IpAddr> {
     let accounts: Vec<_> = accounts.iter().filter_map(|a| a.split_once('/')).collect();
-    let is_one = |p: &crate::model::PodFacts| {
+    let is_one = |p: &crate::model::PodInfo| {
         p.live && accounts.iter().any(|(ns, account)| p.namespace == *ns && p.service_account == *account)
     };
     m.pods.values().filter(|p| is_one(p)).flat_map(|p| p.ips.iter().copied()).collect()
@@ -192,7 +192,7 @@ fn proxies(m: &Model, accounts: &[String]) -> HashSet<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PodFacts;
+    use crate::model::PodInfo;
 
     const SHORT: Duration = Duration::from_millis(50);
     const LONG: Duration = Duration::from_secs(10);
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn proxies_and_who_has_shown_a_token_are_known() {
-        let pod = |account: &str, live, n| PodFacts {
+        let pod = |account: &str, live, n| PodInfo {
             uid: "u".into(),
             namespace: "istio-system".into(),
             service_account: account.into(),

@@ -82,21 +82,21 @@ impl Fetcher {
 }
 
 /// When an address is asked again, and after which pause if it fails.
-struct Turn {
+struct FetchSchedule {
     at: Instant,
     pause: Duration,
 }
 
 async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, found: watch::Sender<Arc<Keys>>) {
-    let mut turns: BTreeMap<String, Turn> = BTreeMap::new();
+    let mut schedules: BTreeMap<String, FetchSchedule> = BTreeMap::new();
     loop {
         let all = wanted.borrow_and_update().clone();
-        turns.retain(|uri, _| all.contains(uri));
+        schedules.retain(|uri, _| all.contains(uri));
         for uri in &all {
-            turns.entry(uri.clone()).or_insert_with(|| Turn { at: Instant::now(), pause: RETRY });
+            schedules.entry(uri.clone()).or_insert_with(|| FetchSchedule { at: Instant::now(), pause: RETRY });
         }
         let now = Instant::now();
-        let due: Vec<String> = turns.iter().filter(|(_, t)| t.at <= now).map(|(u, _)| u.clone()).collect();
+        let due: Vec<String> = schedules.iter().filter(|(_, t)| t.at <= now).map(|(u, _)| u.clone()).collect();
         // One that hangs holds up no other.
         let client = settings.client();
         let asked = due.into_iter().map(|uri| {
@@ -108,12 +108,12 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
             answers.extend(task.await);
         }
         for (answer, uri) in &answers {
-            let Some(t) = turns.get_mut(uri) else { continue };
+            let Some(t) = schedules.get_mut(uri) else { continue };
             match answer {
-                Ok(_) => *t = Turn { at: Instant::now() + REFRESH, pause: RETRY },
+                Ok(_) => *t = FetchSchedule { at: Instant::now() + REFRESH, pause: RETRY },
                 Err(e) => {
                     tracing::warn!(uri, error = e, "keys cannot be fetched");
-                    *t = Turn { at: Instant::now() + t.pause, pause: (t.pause * 2).min(LONGEST_RETRY) };
+                    *t = FetchSchedule { at: Instant::now() + t.pause, pause: (t.pause * 2).min(LONGEST_RETRY) };
                 }
             }
         }
@@ -129,7 +129,7 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
             *old = Arc::new(new);
             changed
         });
-        let next = turns.values().map(|t| t.at).min().unwrap_or_else(|| Instant::now() + REFRESH);
+        let next = schedules.values().map(|t| t.at).min().unwrap_or_else(|| Instant::now() + REFRESH);
         tokio::select! {
             c = wanted.changed() => if c.is_err() { return },
             () = tokio::time::sleep_until(next) => {}

@@ -2,7 +2,7 @@
 //! certificate and revocation lists that every namespace gets.
 
 use crate::{
-    ca::{Authority, Signer},
+    ca::{CertificateAuthority, Signer},
     config::Config,
     convert::{Writes, deploy},
 };
@@ -117,7 +117,12 @@ fn pair(cert: String, key: String) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Follows the Secret, and, while we hold the Lease, renews a root of our own in time.
-pub async fn keep_authority(kube: Kube, config: Config, authority: Arc<Authority>, mut leads: watch::Receiver<bool>) {
+pub async fn keep_authority(
+    kube: Kube,
+    config: Config,
+    authority: Arc<CertificateAuthority>,
+    mut leads: watch::Receiver<bool>,
+) {
     loop {
         let leading = *leads.borrow_and_update();
         if let Err(e) = follow(&kube, &config, &authority, leading).await {
@@ -144,7 +149,7 @@ fn lists(data: Option<BTreeMap<String, Vec<u8>>>, known: &str) -> anyhow::Result
 }
 
 /// Follows the revocation lists in `cacerts`.
-pub async fn keep_lists(kube: Kube, namespace: String, authority: Arc<Authority>) {
+pub async fn keep_lists(kube: Kube, namespace: String, authority: Arc<CertificateAuthority>) {
     let mut told = String::new();
     loop {
         let known = authority.lists().borrow().clone().unwrap_or_default();
@@ -165,7 +170,7 @@ pub async fn keep_lists(kube: Kube, namespace: String, authority: Arc<Authority>
     }
 }
 
-async fn follow(kube: &Kube, config: &Config, authority: &Authority, leading: bool) -> anyhow::Result<()> {
+async fn follow(kube: &Kube, config: &Config, authority: &CertificateAuthority, leading: bool) -> anyhow::Result<()> {
     let (ns, now) = (&config.root_namespace, authority.signer());
     if let Some(s) = plugged_in(kube, ns).await? {
         if s.cert_pem() != now.cert_pem() {
@@ -211,14 +216,14 @@ fn text(data: &BTreeMap<String, Vec<u8>>, key: &str) -> Option<String> {
 
 /// What is written into every namespace.
 pub struct Publisher {
-    authority: Arc<Authority>,
+    authority: Arc<CertificateAuthority>,
     root: Published,
     lists: Published,
 }
 
 impl Publisher {
     /// Starts it.
-    pub fn start(kube: &Kube, authority: Arc<Authority>, leads: &watch::Receiver<bool>) -> Self {
+    pub fn start(kube: &Kube, authority: Arc<CertificateAuthority>, leads: &watch::Receiver<bool>) -> Self {
         let one = |name, key| Published::start(kube.clone(), Place { name, key }, leads.clone());
         Self { authority, root: one(ROOT_CONFIG_MAP, ROOT_KEY), lists: one(LISTS_CONFIG_MAP, LISTS_KEY) }
     }
@@ -331,14 +336,14 @@ pub fn elect(kube: &Kube, config: &Config) -> watch::Receiver<bool> {
 }
 
 /// Writes statuses and what Gateways need, on the replica that holds the Lease.
-pub struct Writer {
+pub struct StatusWriter {
     kube: Kube,
     namespace: String,
     me: String,
     todo: watch::Sender<Writes>,
 }
 
-impl Writer {
+impl StatusWriter {
     /// Starts it.
     pub fn start(kube: Kube, namespace: String, me: String, leads: watch::Receiver<bool>) -> Self {
         let (todo, rx) = watch::channel(Writes::default());

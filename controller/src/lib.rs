@@ -1,8 +1,7 @@
 //! The control plane: objects in, workload discovery and certificates out.
 
-mod auth;
+mod authn;
 mod ca;
-mod callers;
 mod client;
 mod config;
 mod convert;
@@ -12,18 +11,19 @@ pub mod fuzz;
 mod gate;
 mod jwks;
 mod kubernetes;
+mod local_tokens;
 mod model;
 mod probe;
 mod push;
 mod reach;
 mod serve;
 mod tls;
-mod token;
+mod token_review;
 mod webhook;
 
 use clap::Parser;
 
-/// The process: reads its knobs, serves until it is told to stop.
+/// The process: reads its options, serves until it is told to stop.
 pub fn main() -> std::process::ExitCode {
     let config = config::Cli::parse();
     match run(config) {
@@ -37,7 +37,7 @@ pub fn main() -> std::process::ExitCode {
 
 fn run(cli: config::Cli) -> anyhow::Result<()> {
     match cli.command {
-        Some(config::Command::Token(t)) => token::command(&cli.config, &t),
+        Some(config::Command::Token(t)) => local_tokens::command(&cli.config, &t),
         Some(config::Command::Check(config::Check { cluster: false })) => serve::check(&cli.config),
         Some(config::Command::Check(config::Check { cluster: true })) => {
             let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

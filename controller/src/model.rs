@@ -28,12 +28,12 @@ pub struct Model {
     /// What nodes give their pods addresses from, by node.
     pub pod_ranges: OrdMap<String, PodRanges>,
     /// For the certificate authority: what runs where. By `namespace/name`.
-    pub pods: OrdMap<String, Arc<PodFacts>>,
+    pub pods: OrdMap<String, Arc<PodInfo>>,
 }
 
 /// What the certificate authority knows of a pod.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PodFacts {
+pub struct PodInfo {
     /// metadata.uid; a name that is used again has another.
     pub uid: String,
     /// Namespace.

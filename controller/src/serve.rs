@@ -1,18 +1,18 @@
 //! The running controller: watches the source, keeps model and snapshot, serves discovery and certificates.
 
 use crate::{
-    auth::{self, Caller},
-    ca::{Authority, Refusal, Signer},
-    callers::Tokens,
+    authn::{self, Caller},
+    ca::{CertificateAuthority, Refusal, Signer},
     config::Config,
     convert::{self, Change, Compiler, Mesh, check, finding::Finding},
     finder::Finder,
     gate::{Gate, Known, Link},
     jwks::Fetcher,
     kubernetes,
+    local_tokens::Keys,
     model::Model,
     push, tls,
-    token::Keys,
+    token_review::Tokens,
     webhook,
 };
 use anyhow::Context;
@@ -28,7 +28,7 @@ use karst_api::{
         istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
     },
 };
-use karst_kube::{Origin, Source};
+use karst_kube::{ObjectSource, Source};
 use karst_manifest::{Dir, State};
 use karst_rt::admin;
 use karst_xds::{Resources, server};
@@ -52,7 +52,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 struct Shared {
     config: Config,
     tokens: Tokens,
-    authority: Arc<Authority>,
+    authority: Arc<CertificateAuthority>,
     model: ArcSwap<Model>,
     /// The objects that the model was made from.
     state: ArcSwap<State>,
@@ -90,19 +90,19 @@ struct Counts {
 /// Serves until told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut leads = None;
-    let (mut source, authority, tokens, kube) = match config.origin()? {
-        Origin::Dir(d) => {
+    let (mut source, authority, tokens, kube) = match config.object_source()? {
+        ObjectSource::Dir(d) => {
             let authority = Signer::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
             let keys = Keys::open(&config.data_dir).context("token key")?;
             let root = config.data_dir.join("root-cert.pem");
-            let authority = Arc::new(Authority::new(authority));
+            let authority = Arc::new(CertificateAuthority::new(authority));
             std::fs::write(&root, authority.root_pem()).with_context(|| format!("cannot write {}", root.display()))?;
             (Source::Dir(Dir::watch(&d)?), authority, Tokens::Local(keys), None)
         }
-        Origin::Kubernetes => {
+        ObjectSource::Kubernetes => {
             let kube = karst_kube::Kube::connect().await?;
             let authority = kubernetes::authority(&kube, &config).await.context("certificate authority")?;
-            let authority = Arc::new(Authority::new(authority));
+            let authority = Arc::new(CertificateAuthority::new(authority));
             let source = kubernetes::source(&kube, config.gateway_secrets).await;
             let leading = kubernetes::elect(&kube, &config);
             leads = Some(leading.clone());
@@ -110,7 +110,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tokio::spawn(kubernetes::keep_lists(kube.clone(), config.root_namespace.clone(), authority.clone()));
             let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.clone());
             tokio::spawn(keep);
-            let writer = kubernetes::Writer::start(
+            let writer = kubernetes::StatusWriter::start(
                 kube.clone(),
                 config.root_namespace.clone(),
                 config.pod_name.clone(),
@@ -157,7 +157,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (listener, acceptor) = (webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
         let connections = tls::incoming(listener, acceptor, s.webhook_gate.clone(), |_| false);
         let finder = finder.clone();
-        let judge = webhook::Judge {
+        let judge = webhook::Validator {
             mesh: mesh.clone(),
             around: Box::new(move |o| {
                 let finder = finder.clone();
@@ -241,7 +241,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// Takes in what was found of objects that nobody executes: for the log, the metric and the statuses.
 fn note(
     shared: &Shared,
-    kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
+    kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
     compiler: &Compiler,
     log: &mut Problems,
     findings: Vec<Finding>,
@@ -268,7 +268,7 @@ fn note(
 
 /// `karst-controller check`.
 pub fn check(config: &Config) -> anyhow::Result<()> {
-    let Origin::Dir(manifests) = config.origin()? else {
+    let ObjectSource::Dir(manifests) = config.object_source()? else {
         anyhow::bail!("--source: check reads a directory of manifests (dir:PATH), or with --cluster what is stored")
     };
     let mut dir = Dir::watch(&manifests)?;
@@ -342,7 +342,7 @@ fn update(
     shared: &Shared,
     source: &mut Source,
     keys: &Fetcher,
-    kube: Option<&(kubernetes::Publisher, kubernetes::Writer)>,
+    kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
     compiler: &mut Compiler,
     log: &mut Problems,
 ) -> bool {
@@ -407,7 +407,7 @@ impl Service {
         };
         let token = token.ok_or_else(|| refuse("no bearer token".into()))?;
         let claims = self.0.tokens.verify(&token, TOKEN_AUDIENCE, &self.0.model.load()).await.map_err(&refuse)?;
-        let caller = auth::caller(&claims, &self.0.model.load()).map_err(refuse)?;
+        let caller = authn::caller(&claims, &self.0.model.load()).map_err(refuse)?;
         if let Some(l) = link {
             self.0.known.note(l.peer().ip());
             l.authenticated(&format!("{}/{}", caller.namespace, caller.pod)).map_err(|e| {
@@ -483,7 +483,7 @@ impl IstioCertificateService for Service {
                 Some(prost_types::value::Kind::StringValue(s)) => Some(s.as_str()),
                 _ => None,
             });
-        let id = auth::subject(&caller, wanted, &s.model.load(), &s.config.trust_domain, &s.config.trusted_node_accounts).map_err(|why| {
+        let id = authn::subject(&caller, wanted, &s.model.load(), &s.config.trust_domain, &s.config.trusted_node_accounts).map_err(|why| {
             s.counts.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(target: "audit", caller = caller.name(), what = "certificate", reason = %karst_core::untrusted::Untrusted(&why), "refused");
             Status::unauthenticated("not entitled to this identity; the controller's log has the reason")

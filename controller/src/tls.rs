@@ -1,13 +1,13 @@
 //! TLS of the controller's own servers: one certificate for all, made anew in time and when the authority's root is.
 
 use crate::{
-    ca::Authority,
+    ca::CertificateAuthority,
     gate::{AUTHENTICATE, Gate, Link},
 };
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use karst_core::limits;
-use karst_rt::admission::{Ended, Place};
+use karst_rt::admission::{Ended, Permit};
 use rustls::{
     ServerConfig,
     server::{ClientHello, ResolvesServerCert},
@@ -46,7 +46,7 @@ impl ResolvesServerCert for Serving {
     }
 }
 
-fn certificate(authority: &Authority, names: &[String]) -> anyhow::Result<Arc<CertifiedKey>> {
+fn certificate(authority: &CertificateAuthority, names: &[String]) -> anyhow::Result<Arc<CertifiedKey>> {
     let (chain, key) = authority.serving(names, LIFETIME)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
@@ -87,7 +87,7 @@ impl Serving {
     ///
     /// # Errors
     /// If none can be made.
-    pub fn start(authority: Arc<Authority>, names: Vec<String>) -> anyhow::Result<Arc<Self>> {
+    pub fn start(authority: Arc<CertificateAuthority>, names: Vec<String>) -> anyhow::Result<Arc<Self>> {
         let s = Arc::new(Self(certificate(&authority, &names).context("the controller's own certificate")?.into()));
         let mut roots = authority.roots();
         let mine = s.clone();
@@ -193,12 +193,12 @@ pub fn incoming(
     tokio::task::spawn_local(async move {
         loop {
             let (s, from) = karst_rt::accept::accept(&l).await;
-            let Ok(place) = gate.admit(from.ip(), known(from.ip())) else { continue };
+            let Ok(permit) = gate.admit(from.ip(), known(from.ip())) else { continue };
             let _ = s.set_nodelay(true);
             let (acceptor, tx, gate) = (acceptor.clone(), tx.clone(), gate.clone());
             tokio::task::spawn_local(async move {
-                let evicted = place.watch();
-                match handshake(s, from, &acceptor, &gate, place).await {
+                let evicted = permit.watch();
+                match handshake(s, from, &acceptor, &gate, permit).await {
                     Ok(Some(c)) => tokio::select! {
                         _ = tx.send(Ok(c)) => {}
                         () = evicted => gate.unknown.note(Ended::Evicted),
@@ -220,11 +220,11 @@ async fn handshake(
     from: SocketAddr,
     acceptor: &TlsAcceptor,
     gate: &Arc<Gate>,
-    place: Place,
+    permit: Permit,
 ) -> Result<Option<Connection>, Ended> {
-    place.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await?;
-    match place.within(limits::HANDSHAKE_TIMEOUT, acceptor.accept(s)).await? {
-        Ok(tls) => Ok(Some(Connection::new(tls, Link::new(from, gate.clone(), place)))),
+    permit.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await?;
+    match permit.within(limits::HANDSHAKE_TIMEOUT, acceptor.accept(s)).await? {
+        Ok(tls) => Ok(Some(Connection::new(tls, Link::new(from, gate.clone(), permit)))),
         Err(e) => {
             tracing::debug!(peer = %from, error = %e, "TLS handshake failed");
             Ok(None)

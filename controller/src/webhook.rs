@@ -15,9 +15,8 @@ use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use karst_kube::{Kube, WebhookState};
 use karst_manifest::{
-    Object,
-    idle::{Idle, idle},
-    kinds, parse,
+    Object, kinds, parse,
+    unsupported::{UnsupportedKind, unsupported},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -54,11 +53,11 @@ pub struct Counts {
 #[derive(Deserialize)]
 struct Review {
     #[serde(default)]
-    request: Option<Ask>,
+    request: Option<AdmissionRequest>,
 }
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Ask {
+struct AdmissionRequest {
     uid: String,
     #[serde(default)]
     kind: Kind,
@@ -78,7 +77,7 @@ struct Kind {
 type Around = Box<dyn Fn(Object) -> Pin<Box<dyn Future<Output = Vec<Finding>>>>>;
 
 /// What reviews are answered by.
-pub struct Judge {
+pub struct Validator {
     pub mesh: Mesh,
     pub around: Around,
     pub counts: Arc<Counts>,
@@ -86,18 +85,18 @@ pub struct Judge {
 
 /// What is asked for by the path: objects of our own kinds are refused, those of others only warned of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum WebhookPath {
     Validate,
     Warn,
 }
 
 /// Answers a review.
-async fn answer(body: &[u8], asked: Asked, by: &Judge) -> Result<Value, String> {
+async fn answer(body: &[u8], asked: WebhookPath, by: &Validator) -> Result<Value, String> {
     let review: Review = serde_json::from_slice(body).map_err(|e| format!("not an AdmissionReview: {e}"))?;
     let ask = review.request.ok_or("an AdmissionReview without a request")?;
     let counts = &by.counts;
-    let (mut problems, mut warnings) = judge(ask.kind, &ask.operation, ask.object, by).await;
-    if asked == Asked::Warn {
+    let (mut problems, mut warnings) = validate(ask.kind, &ask.operation, ask.object, by).await;
+    if asked == WebhookPath::Warn {
         // Its status says the same; who tries what another version of the API has is not to be stopped.
         warnings = problems.drain(..).chain(warnings).collect();
         let mut response = json!({ "uid": ask.uid, "allowed": true });
@@ -123,7 +122,7 @@ fn review_of(response: Value) -> Value {
 }
 
 /// What is wrong with an object, and what is to be said of it besides.
-async fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<String>, Vec<String>) {
+async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) -> (Vec<String>, Vec<String>) {
     if !matches!(operation, "CREATE" | "UPDATE") {
         return (vec![], vec![]);
     }
@@ -137,11 +136,11 @@ async fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<S
     let written = check::written(&kind.kind, &kind.group, &object);
     let Some((known, ..)) = kinds::known(&kind.kind, &kind.group) else {
         let name = |f: &str| object.pointer(&format!("/metadata/{f}")).and_then(Value::as_str).unwrap_or_default();
-        return match idle(&kind.kind, &kind.group) {
-            Some(Idle::Refused(text)) => {
+        return match unsupported(&kind.kind, &kind.group) {
+            Some(UnsupportedKind::Refused(text)) => {
                 (vec![format!("{} {}/{}: {text}", kind.kind, name("namespace"), name("name"))], vec![])
             }
-            Some(Idle::Warned(_)) | None => (vec![], written),
+            Some(UnsupportedKind::Warned(_)) | None => (vec![], written),
         };
     };
     match parse::value(known, object) {
@@ -159,7 +158,7 @@ async fn judge(kind: Kind, operation: &str, object: Value, by: &Judge) -> (Vec<S
 }
 
 /// Serves reviews until the process ends. Must run in a `LocalSet`.
-pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Connection>> + Unpin, by: Judge) {
+pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Connection>> + Unpin, by: Validator) {
     let by = Rc::new(by);
     while let Some(s) = connections.next().await {
         let Ok(s) = s else { continue };
@@ -180,15 +179,15 @@ pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Connectio
     }
 }
 
-async fn respond(r: Request<Incoming>, by: &Judge) -> Response<Full<Bytes>> {
+async fn respond(r: Request<Incoming>, by: &Validator) -> Response<Full<Bytes>> {
     let text = |status: u16, t: String| {
         let mut r = Response::new(Full::new(Bytes::from(t)));
         *r.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
         r
     };
     let asked = match r.uri().path() {
-        p if p.starts_with("/validate") => Asked::Validate,
-        "/warn" => Asked::Warn,
+        p if p.starts_with("/validate") => WebhookPath::Validate,
+        "/warn" => WebhookPath::Warn,
         _ => return text(404, "POST an AdmissionReview to /validate or /warn\n".into()),
     };
     if r.method() != hyper::Method::POST {
@@ -289,11 +288,11 @@ mod tests {
     use karst_manifest::State;
 
     /// Whether it is let in, and what kubectl prints.
-    fn reviewed(asked: Asked, there: &str, kind: (&str, &str), object: &str) -> (bool, Vec<String>) {
+    fn reviewed(asked: WebhookPath, there: &str, kind: (&str, &str), object: &str) -> (bool, Vec<String>) {
         let objects = parse::file("t.yaml".as_ref(), there).unwrap().into_iter().map(Arc::new).collect();
         let state = State { objects, ..State::default() };
         let model = compile(&state, &mesh()).0;
-        let by = Judge {
+        let by = Validator {
             mesh: mesh(),
             around: Box::new(move |o| Box::pin(std::future::ready(around(&o, &state, &model, &mesh())))),
             counts: Arc::default(),
@@ -315,7 +314,12 @@ mod tests {
         let route =
             "metadata: {name: v, namespace: a}\nspec: {hosts: [HOST], http: [{route: [{destination: {host: s}}]}]}";
         let istio = |host: &str| {
-            reviewed(Asked::Validate, SERVICE, ("networking.istio.io", "VirtualService"), &route.replace("HOST", host))
+            reviewed(
+                WebhookPath::Validate,
+                SERVICE,
+                ("networking.istio.io", "VirtualService"),
+                &route.replace("HOST", host),
+            )
         };
         let text = "spec.hosts[0]: s.a.svc.cluster.local uses no waypoint, and nobody else does what is said here: label the service or its namespace istio.io/use-waypoint";
         assert_eq!(istio("s"), (true, vec![text.to_string()]));
@@ -324,14 +328,14 @@ mod tests {
         let route = "metadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{matches: [{path: {type: TYPE, value: '('}}], backendRefs: [{name: s, port: 80}]}]}";
         let api = |kind: &str| {
             let api = ("gateway.networking.k8s.io", "HTTPRoute");
-            reviewed(Asked::Warn, SERVICE, api, &route.replace("TYPE", kind))
+            reviewed(WebhookPath::Warn, SERVICE, api, &route.replace("TYPE", kind))
         };
         let (allowed, warnings) = api("RegularExpression");
         assert!(allowed && warnings.len() == 2, "a route that cannot be used is told, not refused: {warnings:?}");
         assert!(warnings[0].contains("is no regular expression") && warnings[1].starts_with("spec.parentRefs[0]: "));
         let namespace = |label: &str| {
             let object = format!("metadata: {{name: a, labels: {{istio-injection: {label}}}}}");
-            reviewed(Asked::Warn, SERVICE, ("", "Namespace"), &object)
+            reviewed(WebhookPath::Warn, SERVICE, ("", "Namespace"), &object)
         };
         let text = "metadata.labels[istio-injection]: has no effect, as there are no sidecars: its pods join the mesh by the label istio.io/dataplane-mode=ambient";
         assert_eq!(namespace("enabled"), (true, vec![text.to_string()]));
@@ -352,24 +356,24 @@ mod tests {
             let ours = kinds::KINDS.iter().find(|(k, g, _)| kinds::api_kind(k) == kind && g.ends_with("istio.io"));
             let group = ours.map(|k| k.1).or(idle_group(kind)).unwrap();
             let object = format!("metadata: {{name: x, namespace: default}}\nspec: {}\n", spec.trim_matches('`'));
-            let (allowed, warnings) = reviewed(Asked::Validate, "", (group, kind), &object);
+            let (allowed, warnings) = reviewed(WebhookPath::Validate, "", (group, kind), &object);
             assert!(allowed && warnings.first().is_some_and(|w| w == text.trim_matches('`')), "{row}: {warnings:?}");
         }
     }
 
     fn idle_group(kind: &str) -> Option<&'static str> {
-        karst_manifest::idle::IDLE.iter().find(|(k, ..)| *k == kind).map(|(_, g, _)| *g)
+        karst_manifest::unsupported::UNSUPPORTED.iter().find(|(k, ..)| *k == kind).map(|(_, g, _)| *g)
     }
 
     #[test]
     fn gateways_are_not_missed_secrets() {
         let object = "metadata: {name: g, namespace: a}\nspec: {gatewayClassName: istio, listeners: [{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}]}}]}";
-        let is = reviewed(Asked::Warn, SERVICE, ("gateway.networking.k8s.io", "Gateway"), object);
+        let is = reviewed(WebhookPath::Warn, SERVICE, ("gateway.networking.k8s.io", "Gateway"), object);
         assert_eq!(is, (true, vec![]));
         // What is refused whatever is there is told.
         let frontend = "spec: {tls: {frontend: {default: {validation: {}}}}, ";
         let (allowed, said) = reviewed(
-            Asked::Warn,
+            WebhookPath::Warn,
             SERVICE,
             ("gateway.networking.k8s.io", "Gateway"),
             &object.replace("spec: {", frontend),

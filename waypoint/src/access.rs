@@ -7,7 +7,7 @@
 
 use crate::{
     entry::{self, Names},
-    token::{Token, Tokens},
+    jwt::{Token, Tokens},
 };
 use http::{HeaderMap, HeaderName, header};
 use karst_api::route::{self as ir, AccessAction};
@@ -20,7 +20,7 @@ use karst_proxy::dry_run::Would;
 use std::{net::IpAddr, sync::Arc};
 
 /// What is known of a caller, and what it wants.
-pub struct Asked<'a> {
+pub struct AuthzContext<'a> {
     /// None: it has shown no certificate of the mesh.
     pub peer: Option<&'a Identity>,
     pub source: IpAddr,
@@ -59,19 +59,19 @@ pub struct Access {
 struct Policy {
     name: String,
     action: AccessAction,
-    rules: Vec<Vec<Vec<Vec<Test>>>>,
+    rules: Vec<Vec<Vec<Vec<Condition>>>>,
     dry_run: bool,
 }
 
 #[derive(Debug)]
-struct Test {
-    what: What,
-    values: Vec<Value>,
-    not_values: Vec<Value>,
+struct Condition {
+    what: AttributeMatcher,
+    values: Vec<ValueMatcher>,
+    not_values: Vec<ValueMatcher>,
 }
 
 #[derive(Debug)]
-enum What {
+enum AttributeMatcher {
     Principal,
     Namespace,
     ServiceAccount,
@@ -91,7 +91,7 @@ enum What {
 }
 
 #[derive(Debug)]
-enum Value {
+enum ValueMatcher {
     Text(StringMatch),
     Path(PathPattern),
     Net(Cidr),
@@ -132,7 +132,7 @@ impl Verdict<'_> {
 
 /// What a policy that only tells says of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum AuditEvent {
     /// AUDIT, and it matches.
     Matches,
     /// It is in dry run: what it would have done, and whether it is one that denies.
@@ -147,7 +147,7 @@ impl Access {
     pub fn new(a: &ir::Access) -> Result<Self, String> {
         let policy = |p: &ir::AccessPolicy| {
             let action = AccessAction::try_from(p.action).map_err(|_| format!("{}: action {}", p.name, p.action))?;
-            let matched = |m: &ir::AccessMatch| m.tests.iter().map(Test::new).collect::<Vec<_>>();
+            let matched = |m: &ir::AccessMatch| m.tests.iter().map(Condition::new).collect::<Vec<_>>();
             let clause = |c: &ir::AccessClause| c.matches.iter().map(matched).collect::<Vec<_>>();
             let rule = |r: &ir::AccessRule| r.clauses.iter().map(clause).collect::<Vec<_>>();
             Ok::<_, String>(Policy {
@@ -160,7 +160,7 @@ impl Access {
         let policies: Vec<Policy> = a.policies.iter().map(policy).collect::<Result<_, _>>()?;
         let tokens = Tokens::new(&a.tokens)?;
         let tests = policies.iter().flat_map(|p| p.rules.iter().flatten().flatten().flatten());
-        let named = tests.filter_map(|t| if let What::Header(n) = &t.what { Some(n) } else { None });
+        let named = tests.filter_map(|t| if let AttributeMatcher::Header(n) = &t.what { Some(n) } else { None });
         let headers = Arc::new(named.chain(tokens.headers()).collect());
         Ok(Self { policies, tokens, headers })
     }
@@ -178,7 +178,7 @@ impl Access {
     }
 
     /// Judges.
-    pub fn judge(&self, a: &Asked<'_>) -> Verdict<'_> {
+    pub fn evaluate(&self, a: &AuthzContext<'_>) -> Verdict<'_> {
         let of = |action| self.policies.iter().filter(move |p| p.action == action && !p.dry_run);
         if let Some((p, rule)) = of(AccessAction::Deny).find_map(|p| Some((p, p.matching(a)?))) {
             return Verdict::DeniedBy(&p.name, rule);
@@ -195,18 +195,18 @@ impl Access {
 
     /// What policies say that only tell: AUDIT where they match, and those in dry run where they would have had a part in the
     /// decision (as `karst_policy::dry_run` has it for connections).
-    pub fn told(&self, a: &Asked<'_>) -> impl Iterator<Item = (&str, Told)> {
+    pub fn audit(&self, a: &AuthzContext<'_>) -> impl Iterator<Item = (&str, AuditEvent)> {
         let tells = |p: &&Policy| p.action == AccessAction::Audit || p.dry_run;
         let trial = |p: &Policy| p.action == AccessAction::Allow && p.dry_run;
         let allows = |p: &Policy| p.action == AccessAction::Allow && p.matches(a);
         let allowed = self.policies.iter().any(trial) && self.policies.iter().any(allows);
         let say = move |p: &Policy| match (p.action, p.matches(a)) {
-            (AccessAction::Audit, true) => Some(Told::Matches),
-            (AccessAction::Deny, true) => Some(Told::DryRun { would: Would::Deny, deny: true }),
+            (AccessAction::Audit, true) => Some(AuditEvent::Matches),
+            (AccessAction::Deny, true) => Some(AuditEvent::DryRun { would: Would::Deny, deny: true }),
             (AccessAction::Audit | AccessAction::Deny, false) => None,
-            (AccessAction::Allow, true) => Some(Told::DryRun { would: Would::Allow, deny: false }),
+            (AccessAction::Allow, true) => Some(AuditEvent::DryRun { would: Would::Allow, deny: false }),
             (AccessAction::Allow, false) if allowed => None,
-            (AccessAction::Allow, false) => Some(Told::DryRun { would: Would::Deny, deny: false }),
+            (AccessAction::Allow, false) => Some(AuditEvent::DryRun { would: Would::Deny, deny: false }),
         };
         let all: Vec<_> = self.policies.iter().filter(tells).filter_map(|p| Some((p.name.as_str(), say(p)?))).collect();
         all.into_iter()
@@ -219,45 +219,49 @@ impl Access {
 }
 
 impl Policy {
-    fn matches(&self, a: &Asked<'_>) -> bool {
+    fn matches(&self, a: &AuthzContext<'_>) -> bool {
         self.matching(a).is_some()
     }
 
     /// The number of the first rule that matches.
-    fn matching(&self, a: &Asked<'_>) -> Option<usize> {
+    fn matching(&self, a: &AuthzContext<'_>) -> Option<usize> {
         let deny = self.action == AccessAction::Deny;
-        self.rules.iter().position(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.holds(a, deny)))))
+        self.rules.iter().position(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.matches(a, deny)))))
     }
 }
 
-impl Test {
+impl Condition {
     fn new(t: &ir::AccessTest) -> Self {
-        let unknown = Self { what: What::Unknown, values: vec![], not_values: vec![] };
+        let unknown = Self { what: AttributeMatcher::Unknown, values: vec![], not_values: vec![] };
         let Some(attribute) = t.attribute().known() else { return unknown };
         let what = match attribute {
-            Attribute::Principal => What::Principal,
-            Attribute::Namespace => What::Namespace,
-            Attribute::ServiceAccount => What::ServiceAccount,
-            Attribute::TrustDomain => What::TrustDomain,
+            Attribute::Principal => AttributeMatcher::Principal,
+            Attribute::Namespace => AttributeMatcher::Namespace,
+            Attribute::ServiceAccount => AttributeMatcher::ServiceAccount,
+            Attribute::TrustDomain => AttributeMatcher::TrustDomain,
             // Who speaks to us is the client itself: no proxy before us is trusted to name another.
-            Attribute::SourceIp | Attribute::RemoteIp => What::SourceIp,
-            Attribute::DestinationIp => What::DestinationIp,
-            Attribute::Host => What::Host,
-            Attribute::Method => What::Method,
-            Attribute::Path => What::Path,
-            Attribute::Port => What::Port,
+            Attribute::SourceIp | Attribute::RemoteIp => AttributeMatcher::SourceIp,
+            Attribute::DestinationIp => AttributeMatcher::DestinationIp,
+            Attribute::Host => AttributeMatcher::Host,
+            Attribute::Method => AttributeMatcher::Method,
+            Attribute::Path => AttributeMatcher::Path,
+            Attribute::Port => AttributeMatcher::Port,
             // Whatever version of HTTP: one has it as a header, the other does not.
             Attribute::Header if t.name == AUTHORITY || t.name.eq_ignore_ascii_case(header::HOST.as_str()) => {
-                What::Host
+                AttributeMatcher::Host
             }
-            Attribute::Header => HeaderName::from_bytes(t.name.as_bytes()).map_or(What::Unknown, What::Header),
-            Attribute::Sni => What::Sni,
-            Attribute::RequestPrincipal => What::RequestPrincipal,
-            Attribute::Claim => What::Claim(t.name.split("][").map(String::from).collect()),
-            Attribute::Audience => What::Claim(vec!["aud".into()]),
-            Attribute::Presenter => What::Claim(vec!["azp".into()]),
+            Attribute::Header => {
+                HeaderName::from_bytes(t.name.as_bytes()).map_or(AttributeMatcher::Unknown, AttributeMatcher::Header)
+            }
+            Attribute::Sni => AttributeMatcher::Sni,
+            Attribute::RequestPrincipal => AttributeMatcher::RequestPrincipal,
+            Attribute::Claim => AttributeMatcher::Claim(t.name.split("][").map(String::from).collect()),
+            Attribute::Audience => AttributeMatcher::Claim(vec!["aud".into()]),
+            Attribute::Presenter => AttributeMatcher::Claim(vec!["azp".into()]),
         };
-        let all = |v: &[String]| v.iter().map(|s| Value::new(s, attribute.values(), &what)).collect::<Option<Vec<_>>>();
+        let all = |v: &[String]| {
+            v.iter().map(|s| ValueMatcher::new(s, attribute.values(), &what)).collect::<Option<Vec<_>>>()
+        };
         match (all(&t.values), all(&t.not_values)) {
             (Some(values), Some(not_values)) => Self { values, not_values, what },
             // A value that cannot be read.
@@ -265,53 +269,58 @@ impl Test {
         }
     }
 
-    fn holds(&self, a: &Asked<'_>, deny: bool) -> bool {
+    fn matches(&self, a: &AuthzContext<'_>, deny: bool) -> bool {
         let r = a.request.as_ref();
         let one = |s: &str| self.has(|v| v.text(s));
         match &self.what {
-            What::Unknown => deny,
-            What::Principal => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.principal())),
-            What::Namespace => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.namespace())),
-            What::ServiceAccount => a
+            AttributeMatcher::Unknown => deny,
+            AttributeMatcher::Principal => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.principal())),
+            AttributeMatcher::Namespace => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.namespace())),
+            AttributeMatcher::ServiceAccount => a
                 .peer
                 .map_or_else(|| self.has(|_| false), |p| one(&format!("{}/{}", p.namespace(), p.service_account()))),
-            What::TrustDomain => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.trust_domain())),
+            AttributeMatcher::TrustDomain => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.trust_domain())),
             // No request, and no hello was read: it may name anything.
-            What::Sni if a.sni.is_none() && r.is_none() => deny,
-            What::Sni => self.has(|v| a.sni.is_some_and(|s| v.host(s))),
-            What::SourceIp => self.has(|v| v.net(a.source)),
-            What::DestinationIp => self.has(|v| v.net(a.destination)),
-            What::Port => one(&a.port.to_string()),
+            AttributeMatcher::Sni if a.sni.is_none() && r.is_none() => deny,
+            AttributeMatcher::Sni => self.has(|v| a.sni.is_some_and(|s| v.host(s))),
+            AttributeMatcher::SourceIp => self.has(|v| v.net(a.source)),
+            AttributeMatcher::DestinationIp => self.has(|v| v.net(a.destination)),
+            AttributeMatcher::Port => one(&a.port.to_string()),
             // Of bytes nothing of this is known: they are not allowed for it, and denied as if it were so.
-            What::Host | What::Method | What::Path | What::Header(_) | What::RequestPrincipal | What::Claim(_)
+            AttributeMatcher::Host
+            | AttributeMatcher::Method
+            | AttributeMatcher::Path
+            | AttributeMatcher::Header(_)
+            | AttributeMatcher::RequestPrincipal
+            | AttributeMatcher::Claim(_)
                 if r.is_none() =>
             {
                 deny
             }
-            What::RequestPrincipal => match r.and_then(|r| r.token) {
+            AttributeMatcher::RequestPrincipal => match r.and_then(|r| r.token) {
                 Some(t) => one(&t.principal),
                 None => self.has(|_| false),
             },
-            What::Claim(path) => {
+            AttributeMatcher::Claim(path) => {
                 let all = r.and_then(|r| r.token).map(|t| t.claim(path)).unwrap_or_default();
                 self.has(|v| all.iter().any(|s| v.text(s)))
             }
-            What::Host => {
+            AttributeMatcher::Host => {
                 let host = r.map_or("", |r| r.authority);
                 let name = host.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit())).map(|(h, _)| h);
                 self.has(|v| v.host(host) || name.is_some_and(|n| v.host(n)))
             }
-            What::Method => one(r.map_or("", |r| r.method)),
-            What::Path => {
+            AttributeMatcher::Method => one(r.map_or("", |r| r.method)),
+            AttributeMatcher::Path => {
                 let Some(r) = r else { return deny };
-                let touches = |v: &Value| matches!(v, Value::Path(p) if p.touches(r.path));
-                let grants = |v: &Value| matches!(v, Value::Path(p) if p.grants(r.path));
+                let touches = |v: &ValueMatcher| matches!(v, ValueMatcher::Path(p) if p.touches(r.path));
+                let grants = |v: &ValueMatcher| matches!(v, ValueMatcher::Path(p) if p.grants(r.path));
                 // Of a DENY its exceptions grant, of any other its values.
-                let (yes, no): (&dyn Fn(&Value) -> bool, &dyn Fn(&Value) -> bool) =
+                let (yes, no): (&dyn Fn(&ValueMatcher) -> bool, &dyn Fn(&ValueMatcher) -> bool) =
                     if deny { (&touches, &grants) } else { (&grants, &touches) };
                 (self.values.is_empty() || self.values.iter().any(yes)) && !self.not_values.iter().any(no)
             }
-            What::Header(n) => {
+            AttributeMatcher::Header(n) => {
                 let Some(r) = r.filter(|r| r.known.is_none_or(|k| k.contains(n))) else { return deny };
                 let value = entry::joined(r.headers, n);
                 self.has(|v| value.as_ref().is_some_and(|x| v.bytes(x)))
@@ -319,32 +328,34 @@ impl Test {
         }
     }
 
-    fn has(&self, f: impl Fn(&Value) -> bool) -> bool {
+    fn has(&self, f: impl Fn(&ValueMatcher) -> bool) -> bool {
         (self.values.is_empty() || self.values.iter().any(&f)) && !self.not_values.iter().any(&f)
     }
 }
 
-impl Value {
+impl ValueMatcher {
     /// None: it cannot be read.
-    fn new(s: &str, of: Values, what: &What) -> Option<Self> {
+    fn new(s: &str, of: Values, what: &AttributeMatcher) -> Option<Self> {
         match of {
-            Values::Text if matches!(what, What::Host) => StringMatch::parse(&host_value(s)).ok().map(Value::Text),
-            Values::Ranges => s.parse().ok().map(Value::Net),
-            Values::Path => PathPattern::parse(s).ok().map(Value::Path),
-            Values::Text => StringMatch::parse(s).ok().map(Value::Text),
+            Values::Text if matches!(what, AttributeMatcher::Host) => {
+                StringMatch::parse(&host_value(s)).ok().map(ValueMatcher::Text)
+            }
+            Values::Ranges => s.parse().ok().map(ValueMatcher::Net),
+            Values::Path => PathPattern::parse(s).ok().map(ValueMatcher::Path),
+            Values::Text => StringMatch::parse(s).ok().map(ValueMatcher::Text),
             Values::Ports | Values::Accounts | Values::TrustDomains => {
-                (!s.contains('*')).then(|| Value::Text(StringMatch::Exact(s.into())))
+                (!s.contains('*')).then(|| ValueMatcher::Text(StringMatch::Exact(s.into())))
             }
         }
     }
 
     fn text(&self, s: &str) -> bool {
-        matches!(self, Value::Text(t) if t.matches(s))
+        matches!(self, ValueMatcher::Text(t) if t.matches(s))
     }
 
-    /// As [`Value::text`], of a header's value, which need not be text.
+    /// As [`ValueMatcher::text`], of a header's value, which need not be text.
     fn bytes(&self, b: &[u8]) -> bool {
-        let Value::Text(t) = self else { return false };
+        let ValueMatcher::Text(t) = self else { return false };
         match t {
             StringMatch::Exact(e) => e.as_bytes() == b,
             StringMatch::Prefix(p) => b.starts_with(p.as_bytes()),
@@ -355,7 +366,7 @@ impl Value {
 
     /// Host names have no case.
     fn host(&self, s: &str) -> bool {
-        let Value::Text(t) = self else { return false };
+        let ValueMatcher::Text(t) = self else { return false };
         match t {
             StringMatch::Exact(e) => e.eq_ignore_ascii_case(s),
             StringMatch::Prefix(p) => s.get(..p.len()).is_some_and(|x| x.eq_ignore_ascii_case(p)),
@@ -367,7 +378,7 @@ impl Value {
     }
 
     fn net(&self, ip: IpAddr) -> bool {
-        matches!(self, Value::Net(c) if c.contains(ip))
+        matches!(self, ValueMatcher::Net(c) if c.contains(ip))
     }
 }
 
@@ -410,7 +421,7 @@ mod tests {
         path: &str,
         headers: &[(&'static str, &str)],
         http: bool,
-        f: impl FnOnce(&Asked<'_>) -> R,
+        f: impl FnOnce(&AuthzContext<'_>) -> R,
     ) -> R {
         let peer: Identity = "spiffe://cluster.local/ns/app/sa/web".parse().unwrap();
         let mut h = HeaderMap::new();
@@ -420,7 +431,7 @@ mod tests {
         let path = Path::new(path);
         let request = Request { method, authority: "shop:80", path: &path, headers: &h, known: None, token: None };
         let ip = "10.0.0.1".parse().unwrap();
-        f(&Asked {
+        f(&AuthzContext {
             peer: Some(&peer),
             source: ip,
             destination: ip,
@@ -431,7 +442,7 @@ mod tests {
     }
 
     fn allowed(a: &Access, method: &str, path: &str, headers: &[(&'static str, &str)], http: bool) -> bool {
-        asked(method, path, headers, http, |asked| a.judge(asked) == Verdict::Allow)
+        asked(method, path, headers, http, |asked| a.evaluate(asked) == Verdict::Allow)
     }
 
     #[test]
@@ -455,15 +466,15 @@ mod tests {
         let told = |policies: &[&ir::AccessPolicy], path: &str| {
             let policies = policies.iter().map(|p| (*p).clone()).collect();
             let a = Access::new(&ir::Access { policies, ..Default::default() }).unwrap();
-            let say = |(name, told): (&str, Told)| match told {
-                Told::Matches => format!("{name} matches"),
-                Told::DryRun { would, deny } => {
+            let say = |(name, told): (&str, AuditEvent)| match told {
+                AuditEvent::Matches => format!("{name} matches"),
+                AuditEvent::DryRun { would, deny } => {
                     assert_eq!(deny, name == "deny");
                     format!("{name} {}", would.result())
                 }
             };
             asked("GET", path, &[], true, |asked| {
-                (a.judge(asked) == Verdict::Allow, a.told(asked).map(say).collect::<Vec<_>>().join(", "))
+                (a.evaluate(asked) == Verdict::Allow, a.audit(asked).map(say).collect::<Vec<_>>().join(", "))
             })
         };
         let table: [(&[&ir::AccessPolicy], &str, (bool, &str)); 7] = [
@@ -556,8 +567,8 @@ mod tests {
                         let allowed = asked("GET", "/", &[("x-role", "admin")], true, |asked| {
                             let request = asked.request.as_ref().unwrap();
                             let request = Request { token: Some(&token), ..*request };
-                            let asked = Asked { sni: Some("shop.example"), request: Some(request), ..*asked };
-                            a.judge(&asked) == Verdict::Allow
+                            let asked = AuthzContext { sni: Some("shop.example"), request: Some(request), ..*asked };
+                            a.evaluate(&asked) == Verdict::Allow
                         });
                         assert_eq!(
                             allowed,
@@ -571,7 +582,7 @@ mod tests {
             for action in [AccessAction::Allow, AccessAction::Deny] {
                 let a = access(action, vec![vec![test(k.attribute, name, &[matches], &[])]]);
                 let allowed = asked("GET", "/", &[], false, |asked| {
-                    a.judge(&Asked { sni: Some("shop.example"), request: None, ..*asked }) == Verdict::Allow
+                    a.evaluate(&AuthzContext { sni: Some("shop.example"), request: None, ..*asked }) == Verdict::Allow
                 });
                 let seen = k.attribute.seen_by() == SeenBy::Both || matches!(k.attribute, A::Sni | A::RemoteIp);
                 assert_eq!(allowed, seen && action == AccessAction::Allow, "{k:?} {action:?}");
@@ -701,7 +712,9 @@ mod tests {
             (is(AccessAction::Deny, &[], &["shop"]), false, false, true),
         ] {
             let got = [None, Some(""), Some("shop")].map(|sni| {
-                asked("GET", "/", &[], false, |q| a.judge(&Asked { sni, request: None, ..*q }) == Verdict::Allow)
+                asked("GET", "/", &[], false, |q| {
+                    a.evaluate(&AuthzContext { sni, request: None, ..*q }) == Verdict::Allow
+                })
             });
             assert_eq!(got, [unread, none, other], "{a:?}");
             // A request has come without a hello.
@@ -718,7 +731,7 @@ mod tests {
                 let a = access(action, vec![vec![test(Attribute::Header, name, &[], &["x"])]]);
                 let got = asked("GET", "/", &[], true, |q| {
                     let request = q.request.as_ref().map(|r| Request { known: Some(&known), ..*r });
-                    a.judge(&Asked { request, ..*q }) == Verdict::Allow
+                    a.evaluate(&AuthzContext { request, ..*q }) == Verdict::Allow
                 });
                 assert_eq!(got, wanted && action == AccessAction::Allow, "{name} {action:?}");
             }
@@ -944,7 +957,7 @@ mod tests {
                 known: None,
                 token: f.token.as_ref(),
             };
-            let asked = Asked {
+            let asked = AuthzContext {
                 peer: f.peer.as_ref(),
                 source: f.ip,
                 destination: f.ip,
@@ -953,7 +966,7 @@ mod tests {
                 request: f.http.then_some(request),
             };
             let a = Access::new(&ir::Access { policies: policies.clone(), ..Default::default() }).unwrap();
-            let got = a.judge(&asked) == Verdict::Allow;
+            let got = a.evaluate(&asked) == Verdict::Allow;
             let slashes = path.replace('\\', "/");
             for p in [path, &decode(path), &resolve(&decode(path)), &resolve(&decode(&bare(path))), &resolve(&slashes)]
             {

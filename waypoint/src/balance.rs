@@ -1,8 +1,8 @@
 //! The choice of an endpoint.
 
 use crate::{
-    cluster::{Member, Set, now},
-    place::Group,
+    cluster::{EndpointSet, LbEndpoint, now},
+    locality::LocalityGroup,
 };
 use karst_api::route::{self as ir, Method};
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,29 +17,29 @@ const WARM_MINIMUM: u64 = 10;
 
 /// Which endpoints a request may go to, now. `tried`: by their places.
 struct Look<'a> {
-    set: &'a Set,
+    set: &'a EndpointSet,
     t: u64,
-    ejects: bool,
+    ejection_active: bool,
     tried: &'a [usize],
 }
 
 impl<'a> Look<'a> {
-    fn at(set: &'a Set, tried: &'a [usize]) -> Self {
+    fn at(set: &'a EndpointSet, tried: &'a [usize]) -> Self {
         let t = now();
-        Self { set, t, ejects: set.ejects(t), tried }
+        Self { set, t, ejection_active: set.ejection_active(t), tried }
     }
 
-    fn is_healthy(&self, m: &Member) -> bool {
-        !self.ejects || !m.state.is_ejected(self.t)
+    fn is_healthy(&self, m: &LbEndpoint) -> bool {
+        !self.ejection_active || !m.state.is_ejected(self.t)
     }
 
     /// Healthy, and not tried.
-    fn is_fresh(&self, m: &Member) -> bool {
+    fn is_fresh(&self, m: &LbEndpoint) -> bool {
         self.is_healthy(m) && !self.tried.iter().any(|i| self.set.members.get(*i).is_some_and(|x| std::ptr::eq(x, m)))
     }
 
     /// Healthy, not tried, and not avoided: these come before all others, and only for them another one is given up.
-    fn is_usable(&self, m: &Member) -> bool {
+    fn is_usable(&self, m: &LbEndpoint) -> bool {
         !m.state.is_avoided(self.t) && self.is_fresh(m)
     }
 }
@@ -47,36 +47,41 @@ impl<'a> Look<'a> {
 /// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. Those that could not be
 /// reached a moment ago are left out as long as there are others, and so are, of those that remain, `tried`. None: no endpoint may
 /// be used.
-pub fn choose(s: &Set, hash: Option<u64>, tried: &[usize], mut random: impl FnMut(u64) -> u64) -> Option<usize> {
+pub fn choose(
+    s: &EndpointSet,
+    hash: Option<u64>,
+    tried: &[usize],
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<usize> {
     let look = Look::at(s, tried);
-    let first = if look.ejects { level(s, &|m: &Member| look.is_healthy(m), &mut random) } else { 0 };
-    near(s, first, hash, look.t, &|m: &Member| look.is_usable(m), &mut random)
-        .or_else(|| near(s, first, hash, look.t, &|m: &Member| look.is_fresh(m), &mut random))
+    let first = if look.ejection_active { priority(s, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
+    choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_usable(m), &mut random)
+        .or_else(|| choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
         .or_else(|| match tried {
             [] => None,
-            _ => near(s, first, hash, look.t, &|m: &Member| look.is_healthy(m), &mut random),
+            _ => choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
         })
 }
 
 /// Is there another endpoint that would come before this one, if it has failed?
-pub fn has_other(s: &Set, i: usize, tried: &[usize]) -> bool {
+pub fn has_other(s: &EndpointSet, i: usize, tried: &[usize]) -> bool {
     let look = Look::at(s, tried);
     s.members.iter().enumerate().any(|(k, m)| k != i && m.group.is_some() && look.is_usable(m))
 }
 
 /// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
-fn level(s: &Set, healthy: &impl Fn(&Member) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
-    let Some(last) = s.groups.last().map(|g| g.level).filter(|l| *l > 0) else { return 0 };
+fn priority(s: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
+    let Some(last) = s.groups.last().map(|g| g.priority).filter(|l| *l > 0) else { return 0 };
     let mut at = random(100);
-    for level in 0..=last {
+    for priority in 0..=last {
         let (mut all, mut well) = (0, 0);
-        for i in s.groups.iter().filter(|g| g.level == level).flat_map(|g| &g.members) {
+        for i in s.groups.iter().filter(|g| g.priority == priority).flat_map(|g| &g.members) {
             all += 1;
             well += u64::from(healthy(&s.members[*i as usize]));
         }
         let takes = (OVERPROVISIONED * well).checked_div(all).unwrap_or(0).min(100);
         if at < takes {
-            return level;
+            return priority;
         }
         at -= takes;
     }
@@ -84,37 +89,37 @@ fn level(s: &Set, healthy: &impl Fn(&Member) -> bool, random: &mut impl FnMut(u6
 }
 
 /// An endpoint of this level; if none of it can be used, of the others, near ones first.
-fn near(
-    s: &Set,
+fn choose_from(
+    s: &EndpointSet,
     first: usize,
     hash: Option<u64>,
     t: u64,
-    usable: &impl Fn(&Member) -> bool,
+    usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
     if let [_] = s.groups[..] {
-        return pick(s, 0, hash, t, usable, random);
+        return choose_in_group(s, 0, hash, t, usable, random);
     }
-    let able = |g: &Group| g.members.iter().any(|i| usable(&s.members[*i as usize]));
-    let of = |level: usize| s.groups.iter().enumerate().filter(move |(_, g)| g.level == level && able(g));
-    let last = s.groups.last()?.level;
-    let level = std::iter::once(first).chain(0..=last).find(|l| of(*l).next().is_some())?;
-    let mut at = random(of(level).map(|(_, g)| u64::from(g.weight)).sum());
-    let (group, _) = of(level).find(|(_, g)| {
+    let able = |g: &LocalityGroup| g.members.iter().any(|i| usable(&s.members[*i as usize]));
+    let of = |priority: usize| s.groups.iter().enumerate().filter(move |(_, g)| g.priority == priority && able(g));
+    let last = s.groups.last()?.priority;
+    let priority = std::iter::once(first).chain(0..=last).find(|l| of(*l).next().is_some())?;
+    let mut at = random(of(priority).map(|(_, g)| u64::from(g.weight)).sum());
+    let (group, _) = of(priority).find(|(_, g)| {
         let hit = at < u64::from(g.weight);
         at = at.saturating_sub(u64::from(g.weight));
         hit
     })?;
-    pick(s, group, hash, t, usable, random)
+    choose_in_group(s, group, hash, t, usable, random)
 }
 
 /// One of a group.
-fn pick(
-    s: &Set,
+fn choose_in_group(
+    s: &EndpointSet,
     group: usize,
     hash: Option<u64>,
     t: u64,
-    usable: &impl Fn(&Member) -> bool,
+    usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
     let among = &s.groups.get(group)?.members[..];
@@ -133,7 +138,7 @@ fn pick(
         Method::LeastRequest | Method::PeakEwma => {
             let a = draw(s, among, t, usable, random)?;
             // Another one, if there is one.
-            let other = |m: &Member| usable(m) && !std::ptr::eq(m, &s.members[a]);
+            let other = |m: &LbEndpoint| usable(m) && !std::ptr::eq(m, &s.members[a]);
             let b = if among.len() == 1 { a } else { draw(s, among, t, &other, random).unwrap_or(a) };
             let cost = |i: usize| {
                 let m = &s.members[i];
@@ -148,13 +153,13 @@ fn pick(
 
 /// One of those that can be used, by capacity and warmth.
 fn draw(
-    s: &Set,
+    s: &EndpointSet,
     among: &[u32],
     t: u64,
-    usable: &impl Fn(&Member) -> bool,
+    usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
-    let weight = |m: &Member| {
+    let weight = |m: &LbEndpoint| {
         let warmup = s.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
         let age = t.saturating_sub(m.state.since);
         let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
@@ -187,7 +192,7 @@ fn draw(
 }
 
 /// The points of a ring, or the table of Maglev.
-pub fn ring(p: &ir::Policy, members: &[Member]) -> Vec<(u64, u32)> {
+pub fn ring(p: &ir::Policy, members: &[LbEndpoint]) -> Vec<(u64, u32)> {
     let Some(b) = &p.balance else { return vec![] };
     if members.is_empty() {
         return vec![];
@@ -243,7 +248,7 @@ fn maglev(order: &[(usize, &str)], size: usize) -> Vec<(u64, u32)> {
     table
 }
 
-fn on_ring(s: &Set, hash: u64, m: Method, usable: &impl Fn(&Member) -> bool) -> Option<usize> {
+fn on_ring(s: &EndpointSet, hash: u64, m: Method, usable: &impl Fn(&LbEndpoint) -> bool) -> Option<usize> {
     let n = s.ring.len();
     if n == 0 {
         return None;
@@ -269,13 +274,13 @@ mod tests {
     use karst_proxy::dial::Endpoint;
     use rand::Rng;
 
-    fn with(m: Method, n: usize) -> Set {
+    fn with(m: Method, n: usize) -> EndpointSet {
         let mut b = ir::Balance { ring_size: if m == Method::Maglev { 65_537 } else { 1024 }, ..Default::default() };
         b.set_method(m);
         set(n, ir::Policy { balance: Some(b), ..Default::default() })
     }
 
-    fn counts(s: &Set, rounds: usize, mut hash: impl FnMut(usize) -> Option<u64>) -> Vec<usize> {
+    fn counts(s: &EndpointSet, rounds: usize, mut hash: impl FnMut(usize) -> Option<u64>) -> Vec<usize> {
         let mut r = rand::rng();
         let mut out = vec![0; s.members.len()];
         for k in 0..rounds {
@@ -301,7 +306,7 @@ mod tests {
     fn a_hash_stays_with_its_endpoint() {
         for m in [Method::RingHash, Method::Maglev] {
             let (four, five) = (with(m, 4), with(m, 5));
-            let at = |s: &Set, k: usize| {
+            let at = |s: &EndpointSet, k: usize| {
                 let i = choose(s, Some(hash(&k.to_le_bytes())), &[], |_| 0).unwrap();
                 s.members[i].workload.name.clone()
             };
@@ -389,7 +394,7 @@ mod tests {
     #[test]
     fn the_slow_one_is_avoided_until_that_is_long_ago() {
         let s = with(Method::PeakEwma, 3);
-        s.members[0].state.took(std::time::Duration::from_secs(1), now());
+        s.members[0].state.record_latency(std::time::Duration::from_secs(1), now());
         assert_eq!(counts(&s, 1000, |_| None)[0], 0);
         let e = &s.members[0].state;
         let (t, then) = (now(), e.latency(now()));

@@ -3,8 +3,8 @@
 
 use crate::{
     control::Snapshot,
-    origin,
-    place::{self, Group},
+    locality::{self, LocalityGroup},
+    upstream_tls,
 };
 use http::HeaderValue;
 use karst_api::route as ir;
@@ -45,7 +45,7 @@ pub fn now() -> u64 {
 
 /// Which destination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct ClusterKey {
     pub service: Arc<str>,
     pub port: u16,
     pub subset: Arc<str>,
@@ -58,7 +58,7 @@ pub struct Key {
 pub struct Clusters {
     /// Do waypoints of services stand behind us, for those who ask for it?
     gateway: bool,
-    all: Mutex<HashMap<Key, Arc<Cluster>>>,
+    all: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
 }
 
 /// What all workers share of a destination.
@@ -69,11 +69,11 @@ pub struct Cluster {
     pub round_robin: AtomicUsize,
     /// Requests on HTTP/1.1 connections at a time, if there is a limit.
     connections: Mutex<(u32, Arc<Semaphore>)>,
-    endpoints: Mutex<HashMap<Arc<str>, Arc<Endpoint>>>,
+    endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointStats>>>,
 }
 
 /// What is known of an endpoint.
-pub struct Endpoint {
+pub struct EndpointStats {
     pub active: AtomicU32,
     /// Exponentially weighted latency, microseconds, and when that was.
     latency: AtomicU64,
@@ -90,17 +90,17 @@ pub struct Endpoint {
 }
 
 /// An endpoint of a destination at the moment.
-pub struct Member {
+pub struct LbEndpoint {
     pub workload: Arc<Workload>,
     pub address: SocketAddr,
-    pub state: Arc<Endpoint>,
-    /// Its place in [`Set::groups`]; those in none are not used.
+    pub state: Arc<EndpointStats>,
+    /// Its place in [`EndpointSet::groups`]; those in none are not used.
     pub group: Option<usize>,
 }
 
 /// A destination whose endpoints are not told but follow from what is called (ServiceEntries).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Follows {
+pub enum DynamicEndpoint {
     /// The host of the request, or the name in the TLS hello: resolution DYNAMIC_DNS.
     Name,
     /// The address that was called: resolution NONE.
@@ -108,28 +108,28 @@ pub enum Follows {
 }
 
 /// The endpoints that may be used, as one snapshot has them.
-pub struct Set {
-    pub key: Key,
+pub struct EndpointSet {
+    pub key: ClusterKey,
     pub service: Arc<Service>,
     pub cluster: Arc<Cluster>,
-    pub members: Vec<Member>,
+    pub members: Vec<LbEndpoint>,
     pub policy: Arc<ir::Policy>,
-    /// The members follow from what is called, see [`Set::at`]; until then there are none.
-    pub follows: Option<Follows>,
+    /// The members follow from what is called, see [`EndpointSet::with_endpoint`]; until then there are none.
+    pub dynamic_endpoint: Option<DynamicEndpoint>,
     /// The members are pods of the service's waypoint, which is asked for this authority.
-    pub through: Option<String>,
+    pub via_waypoint: Option<String>,
     /// The name of whom the endpoints stand for.
     pub host: Arc<str>,
     /// Near ones first.
-    pub groups: Vec<Group>,
+    pub groups: Vec<LocalityGroup>,
     /// Points of a hash ring, or a Maglev table: member by place.
     pub ring: Vec<(u64, u32)>,
     /// What tells connections to the same endpoint apart: all that decides about TLS, and whom a waypoint is asked for.
-    pub apart: Option<Arc<[u8]>>,
+    pub pool_partition: Option<Arc<[u8]>>,
     /// What tunnels to the endpoints say of us.
     pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
-    pub tls: OnceLock<Result<origin::Config, String>>,
+    pub tls: OnceLock<Result<upstream_tls::Config, String>>,
 }
 
 impl Clusters {
@@ -138,7 +138,7 @@ impl Clusters {
         Self { gateway, all: Mutex::default() }
     }
 
-    fn get(&self, s: &Snapshot, key: &Key) -> Arc<Cluster> {
+    fn get(&self, s: &Snapshot, key: &ClusterKey) -> Arc<Cluster> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= SWEEP.max(2 * s.mesh.services.len()) && !all.contains_key(key) {
             // Those of services and subsets that are gone.
@@ -158,28 +158,28 @@ impl Clusters {
             .clone()
     }
 
-    /// The endpoints of a destination; None: there is no such service, port or subset. `like`: the address family that is preferred.
-    pub fn set(&self, s: &Snapshot, own: &Workload, key: &Key, like: IpAddr) -> Option<Set> {
+    /// The endpoints of a destination; None: there is no such service, port or subset. `preferred_family`: the address family that is preferred.
+    pub fn set(&self, s: &Snapshot, own: &Workload, key: &ClusterKey, preferred_family: IpAddr) -> Option<EndpointSet> {
         let service = s.mesh.services.get(&key.service)?.clone();
         // A port that a service does not have leads nowhere, whatever listens at that number.
-        if !service.is_stand_in() && !service.ports.iter().any(|(p, _)| *p == key.port) {
+        if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == key.port) {
             return None;
         }
         let backend = s.backends.get(&key.service);
-        let through = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
+        let via_waypoint = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
             // As ztunnels ask: by the address that is called.
-            let vip = service.vips.iter().find(|v| v.is_ipv4() == like.is_ipv4()).or(service.vips.first());
+            let vip = service.vips.iter().find(|v| v.is_ipv4() == preferred_family.is_ipv4()).or(service.vips.first());
             vip.map_or_else(
                 || format!("{}:{}", service.hostname, key.port),
                 |v| SocketAddr::new(*v, key.port).to_string(),
             )
         });
-        let by_name = backend.is_some_and(|b| b.by_name) && through.is_none();
-        let rules = backend.filter(|_| through.is_none()).map(|b| b.rules(&key.client));
+        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none();
+        let rules = backend.filter(|_| via_waypoint.is_none()).map(|b| b.rules(&key.client));
         let subset = match &*key.subset {
             "" => None,
             // The waypoint decides about subsets.
-            _ if through.is_some() => None,
+            _ if via_waypoint.is_some() => None,
             name => Some(rules?.subsets.iter().find(|x| x.name == name)?),
         };
         let port = u32::from(key.port);
@@ -191,49 +191,65 @@ impl Clusters {
         let cluster = self.get(s, key);
         let mut states = cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         let mut members = vec![];
-        let found: Vec<_> = match &through {
-            Some(_) => service.waypoints.iter().flat_map(|(g, _)| waypoints(&s.mesh, own, g, like)).collect(),
+        let found: Vec<_> = match &via_waypoint {
+            Some(_) => {
+                service.waypoints.iter().flat_map(|(g, _)| waypoints(&s.mesh, own, g, preferred_family)).collect()
+            }
             None => {
                 // Of a subset: those that are about to end serve where it has no others, whatever others the service has.
                 let fits =
                     |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
-                let all = candidates_of(&s.mesh, own, &service, SocketAddr::new(like, key.port), &[], fits);
+                let all = candidates_of(&s.mesh, own, &service, SocketAddr::new(preferred_family, key.port), &[], fits);
                 all.into_iter().map(|(w, a, _)| (w, a)).collect()
             }
         };
         for (workload, address) in found {
-            let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(Endpoint::new())).clone();
-            members.push(Member { workload, address, state, group: None });
+            let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(EndpointStats::new())).clone();
+            members.push(LbEndpoint { workload, address, state, group: None });
         }
         // Those that have left are forgotten once nobody uses them.
         states.retain(|_, e| Arc::strong_count(e) > 1);
         drop(states);
         let ring = crate::balance::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
-        let groups = place::groups(locality, own, &members);
+        let groups = locality::groups(locality, own, &members);
         for (g, group) in groups.iter().enumerate() {
             for i in &group.members {
                 members[*i as usize].group = Some(g);
             }
         }
-        let follows = match (by_name, service.mode) {
-            (true, _) => Some(Follows::Name),
-            (false, Mode::Passthrough) => Some(Follows::Address),
+        let dynamic_endpoint = match (by_name, service.mode) {
+            (true, _) => Some(DynamicEndpoint::Name),
+            (false, Mode::Passthrough) => Some(DynamicEndpoint::Address),
             (false, _) => None,
         };
         let host = service.hostname.clone();
-        let asked = through.as_ref().map(|t| t.as_bytes().into());
-        let apart = asked.or_else(|| policy.tls.as_ref().map(|t| origin::rules(s, t, &host)));
+        let asked = via_waypoint.as_ref().map(|t| t.as_bytes().into());
+        let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| upstream_tls::rules(s, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
         let baggage = own.baggage.clone();
-        Some(Set { key, service, cluster, members, policy, follows, through, host, groups, ring, apart, baggage, tls })
+        Some(EndpointSet {
+            key,
+            service,
+            cluster,
+            members,
+            policy,
+            dynamic_endpoint,
+            via_waypoint,
+            host,
+            groups,
+            ring,
+            pool_partition,
+            baggage,
+            tls,
+        })
     }
 }
 
 impl Cluster {
     /// The places of requests on HTTP/1.1 connections, `limit` of them.
-    pub fn places(&self, limit: u32) -> Arc<Semaphore> {
+    pub fn connection_permits(&self, limit: u32) -> Arc<Semaphore> {
         let mut c = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if c.0 != limit {
             // Those who hold a place of the old number give it back there.
@@ -243,7 +259,7 @@ impl Cluster {
     }
 }
 
-impl Endpoint {
+impl EndpointStats {
     fn new() -> Self {
         Self {
             active: AtomicU32::new(0),
@@ -276,7 +292,7 @@ impl Endpoint {
     }
 
     /// How long an answer took that came at this time.
-    pub fn took(&self, t: Duration, now: u64) {
+    pub fn record_latency(&self, t: Duration, now: u64) {
         let (old, new) = (self.latency(now), t.as_micros() as u64);
         // A peak counts at once, and is forgotten slowly.
         let next = if new > old { new } else { old - (old - new) / 8 };
@@ -285,15 +301,15 @@ impl Endpoint {
     }
 }
 
-impl dial::Endpoint for Endpoint {
+impl dial::Endpoint for EndpointStats {
     fn avoid(&self) {
         self.avoided.store(now() + limits::AVOID.as_millis() as u64, Relaxed);
     }
 }
 
-impl Set {
+impl EndpointSet {
     /// The destination with what was called as its one endpoint: a name (`address` is then unspecified), or an address.
-    pub fn at(&self, s: &Snapshot, own: &Workload, host: &str, address: IpAddr) -> Self {
+    pub fn with_endpoint(&self, s: &Snapshot, own: &Workload, host: &str, address: IpAddr) -> Self {
         let known = if address.is_unspecified() { None } else { s.mesh.workload(address).cloned() };
         let workload = known.unwrap_or_else(|| {
             let hostname: Arc<str> = if address.is_unspecified() { host.into() } else { "".into() };
@@ -310,23 +326,24 @@ impl Set {
             Arc::new(Workload { uid, hostname, hbone: false, ..nobody })
         });
         let target = self.service.ports.iter().find(|(p, _)| *p == self.key.port).map(|(_, t)| *t);
-        let port = target.filter(|t| *t > 0 && self.follows == Some(Follows::Name)).unwrap_or(self.key.port);
+        let port =
+            target.filter(|t| *t > 0 && self.dynamic_endpoint == Some(DynamicEndpoint::Name)).unwrap_or(self.key.port);
         let mut states = self.cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         states.retain(|_, e| Arc::strong_count(e) > 1);
-        let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(Endpoint::new())).clone();
+        let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(EndpointStats::new())).clone();
         drop(states);
-        let members = vec![Member { workload, address: SocketAddr::new(address, port), state, group: Some(0) }];
+        let members = vec![LbEndpoint { workload, address: SocketAddr::new(address, port), state, group: Some(0) }];
         Self {
             key: self.key.clone(),
             service: self.service.clone(),
             cluster: self.cluster.clone(),
             ring: crate::balance::ring(&self.policy, &members),
-            groups: place::groups(None, own, &members),
+            groups: locality::groups(None, own, &members),
             members,
             policy: self.policy.clone(),
-            follows: self.follows,
-            through: None,
-            apart: self.policy.tls.as_ref().map(|t| origin::rules(s, t, host)),
+            dynamic_endpoint: self.dynamic_endpoint,
+            via_waypoint: None,
+            pool_partition: self.policy.tls.as_ref().map(|t| upstream_tls::rules(s, t, host)),
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),
@@ -334,7 +351,7 @@ impl Set {
     }
 
     /// Notes how a request to a member ended: a status of its own, or None if there was none.
-    pub fn result(&self, m: &Member, status: Option<u16>) {
+    pub fn record_outcome(&self, m: &LbEndpoint, status: Option<u16>) {
         let Some(o) = &self.policy.outlier else { return };
         let e = &m.state;
         let gateway = status.is_none_or(|s| (502..=504).contains(&s));
@@ -351,7 +368,7 @@ impl Set {
         }
     }
 
-    fn eject(&self, e: &Endpoint, o: &ir::Outlier) {
+    fn eject(&self, e: &EndpointStats, o: &ir::Outlier) {
         let now = now();
         let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
         // At least one may be out, whatever the percentage (Envoy).
@@ -370,7 +387,7 @@ impl Set {
     }
 
     /// Are ejections in force? Not where too few would be left.
-    pub fn ejects(&self, now: u64) -> bool {
+    pub fn ejection_active(&self, now: u64) -> bool {
         let Some(o) = &self.policy.outlier else { return false };
         let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
         out > 0 && (self.members.len() - out) * 100 >= self.members.len() * o.min_health_percent as usize
@@ -386,12 +403,12 @@ pub(crate) mod tests {
     pub(crate) const KEY: &str = "ns/s.ns.svc.cluster.local";
 
     /// So many endpoints.
-    pub(crate) fn members(n: usize) -> Vec<Member> {
+    pub(crate) fn members(n: usize) -> Vec<LbEndpoint> {
         set(n, ir::Policy::default()).members
     }
 
     /// A service `s` with so many endpoints.
-    pub(crate) fn set(n: usize, policy: ir::Policy) -> Set {
+    pub(crate) fn set(n: usize, policy: ir::Policy) -> EndpointSet {
         let own = pod("own", "10.0.1.1", &[]);
         let pods = (0..n).map(|i| pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])])).chain([own]);
         let mut s = Snapshot::new("");
@@ -399,7 +416,7 @@ pub(crate) mod tests {
         let backend = ir::Backend { policy: Some(policy), ..Default::default() };
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
-        let key = Key { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default() };
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default() };
         Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
     }
 
@@ -410,18 +427,18 @@ pub(crate) mod tests {
         let s = set(4, ir::Policy { outlier: Some(outlier), ..Default::default() });
         let out = || s.members.iter().filter(|m| m.state.is_ejected(now())).count();
         for m in &s.members {
-            s.result(m, Some(500));
-            s.result(m, Some(500));
-            s.result(m, Some(200));
-            s.result(m, Some(500));
-            s.result(m, None);
+            s.record_outcome(m, Some(500));
+            s.record_outcome(m, Some(500));
+            s.record_outcome(m, Some(200));
+            s.record_outcome(m, Some(500));
+            s.record_outcome(m, None);
         }
         assert_eq!(out(), 0, "not in a row");
         for m in &s.members {
-            s.result(m, Some(503));
+            s.record_outcome(m, Some(503));
         }
         assert_eq!(out(), 2, "half of them at most");
-        assert!(s.ejects(now()));
+        assert!(s.ejection_active(now()));
     }
 
     #[test]
@@ -431,7 +448,7 @@ pub(crate) mod tests {
         s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let at = |port: u16| {
-            let key = Key { service: KEY.into(), port, subset: "".into(), client: Arc::default() };
+            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default() };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
@@ -448,7 +465,7 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(ir::Backend { clients, ..Default::default() }));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |client: &str| {
-            let key = Key { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into() };
+            let key = ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into() };
             Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
         };
         assert_eq!([of("shop"), of("other"), of("")], [Some(1), None, None]);
@@ -479,7 +496,7 @@ pub(crate) mod tests {
         s.backends.insert(KEY.into(), Arc::new(backend));
         let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
         let of = |subset: &str| -> Vec<String> {
-            let key = Key { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default() };
+            let key = ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default() };
             let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
             set.members.iter().map(|m| m.workload.name.to_string()).collect()
         };

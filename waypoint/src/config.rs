@@ -1,10 +1,10 @@
-//! The waypoint's knobs, under the environment names that Istio's deployer sets. Environment variables are read here and
+//! The waypoint's options, under the environment names that Istio's deployer sets. Environment variables are read here and
 //! nowhere else.
 
 use clap::Parser;
 use karst_core::Identity;
 use karst_hbone::Settings;
-use karst_proxy::remote::Remote;
+use karst_proxy::remote::ControlPlaneClient;
 use karst_rt::log::Format;
 use serde::Serialize;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -136,11 +136,11 @@ impl Config {
     ///
     /// # Errors
     /// For an address that would be spoken to in plaintext.
-    pub fn remotes(&self) -> Result<(Remote, Remote), String> {
+    pub fn remotes(&self) -> Result<(ControlPlaneClient, ControlPlaneClient), String> {
         let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
-        let remote = |knob: &str, a: &str| {
-            Ok::<_, String>(Remote {
-                address: Remote::url(knob, a)?,
+        let remote = |option: &str, a: &str| {
+            Ok::<_, String>(ControlPlaneClient {
+                address: ControlPlaneClient::url(option, a)?,
                 root_ca: self.root_ca.clone(),
                 alt_hostname: self.alt_hostname.clone(),
                 auth_token: self.auth_token.clone(),

@@ -3,12 +3,12 @@
 //! have changed since it was let in: no change falls between.
 
 use crate::{
-    access::{Access, Asked, Denial, Request},
+    access::{Access, AuthzContext, Denial, Request},
     control::Snapshot,
     entry::{self, Names},
     gateway::Gateway,
-    serve::{Call, Called},
-    token::Token,
+    jwt::Token,
+    serve::{Downstream, DownstreamTarget},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use karst_core::Identity;
@@ -72,12 +72,12 @@ enum Policies {
 
 impl Policies {
     /// As [`Snapshot::access_to`] has it.
-    fn of(s: &Snapshot, called: &Called) -> Self {
-        match called {
-            Called::Service(x) if !x.is_stand_in() => {
+    fn of(s: &Snapshot, target: &DownstreamTarget) -> Self {
+        match target {
+            DownstreamTarget::Service(x) if !x.is_workload_service() => {
                 s.access.get(&x.key).map_or(Policies::None, |a| Policies::Service(a.clone()))
             }
-            Called::Service(_) | Called::Gateway(_) => {
+            DownstreamTarget::Service(_) | DownstreamTarget::Gateway(_) => {
                 s.gateway.as_ref().map_or(Policies::None, |g| Policies::Gateway(g.clone()))
             }
         }
@@ -108,7 +108,7 @@ struct Open {
     destination: IpAddr,
     port: u16,
     sni: Option<String>,
-    called: Called,
+    target: DownstreamTarget,
     request: Option<Box<Upgrade>>,
     /// By what it was judged last.
     policies: RefCell<Policies>,
@@ -119,7 +119,7 @@ struct Open {
 impl Open {
     /// Judges it anew if the policies are others. True: it has to end now.
     fn recheck(&self, s: &Snapshot) -> bool {
-        let new = Policies::of(s, &self.called);
+        let new = Policies::of(s, &self.target);
         if new.same(&self.policies.borrow()) || self.closing.borrow().is_some() {
             return false;
         }
@@ -145,7 +145,7 @@ impl Open {
         });
         let (peer, sni) = (self.peer.as_ref(), self.sni.as_deref());
         let (source, destination, port) = (self.source, self.destination, self.port);
-        a.judge(&Asked { peer, source, destination, port, sni, request }).denial()
+        a.evaluate(&AuthzContext { peer, source, destination, port, sni, request }).denial()
     }
 }
 
@@ -169,19 +169,19 @@ impl Conns {
         self: &Rc<Self>,
         judged: &Snapshot,
         now: &Snapshot,
-        call: &Call,
+        downstream: &Downstream,
         request: Option<Box<Upgrade>>,
         closed: &AtomicU64,
     ) -> Guard {
         let open = Rc::new(Open {
-            peer: call.peer.clone(),
-            source: call.from.ip(),
-            destination: call.to,
-            port: call.port,
-            sni: call.sni().map(String::from),
-            called: call.called.clone(),
+            peer: downstream.peer.clone(),
+            source: downstream.from.ip(),
+            destination: downstream.to,
+            port: downstream.port,
+            sni: downstream.sni().map(String::from),
+            target: downstream.target.clone(),
             request,
-            policies: RefCell::new(Policies::of(judged, &call.called)),
+            policies: RefCell::new(Policies::of(judged, &downstream.target)),
             closing: RefCell::default(),
             notify: Notify::new(),
         });
@@ -244,16 +244,16 @@ mod tests {
         ir::Access { policies: vec![p], ..Default::default() }
     }
 
-    fn call(called: Called) -> Call {
-        Call {
+    fn call(target: DownstreamTarget) -> Downstream {
+        Downstream {
             peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok(),
             from: ([10, 0, 0, 9], 4000).into(),
             source: None,
-            called,
+            target,
             port: 80,
             to: [10, 0, 0, 1].into(),
             hello: None,
-            place: None,
+            permit: None,
         }
     }
 
@@ -290,7 +290,7 @@ mod tests {
             vec![karst_proxy::testing::service("shop", "10.1.0.1", &[(80, 80)])],
         );
         let service = s.mesh.services.values().next().unwrap().clone();
-        let called = || call(Called::Service(service.clone()));
+        let called = || call(DownstreamTarget::Service(service.clone()));
         let (conns, closed) = (Rc::new(Conns::default()), AtomicU64::new(0));
         let bytes = conns.add(&s, &s, &called(), None, &closed);
         let chat = conns.add(&s, &s, &called(), upgrade("/chat"), &closed);
@@ -325,7 +325,7 @@ mod tests {
         s.gateway = gateway(None);
         let (conns, closed) = (Rc::new(Conns::default()), AtomicU64::new(0));
         let [mail, web] = ["mail.example", "web.example"]
-            .map(|sni| conns.add(&s, &s, &call(Called::Gateway(Some(sni.into()))), None, &closed));
+            .map(|sni| conns.add(&s, &s, &call(DownstreamTarget::Gateway(Some(sni.into()))), None, &closed));
         s.gateway = gateway(Some(deny(Attribute::Sni, "mail.*")));
         conns.recheck(&s, &closed);
         assert!(is_ready(mail.forbidden()) && !is_ready(web.forbidden()));

@@ -7,12 +7,12 @@ use karst_api::{
 };
 use karst_proxy::{
     discovery::Counts,
-    remote::Remote,
+    remote::ControlPlaneClient,
     state::{self, Service},
     untold::Asker,
 };
 use karst_rt::ready::{Blocker, Ready};
-use karst_xds::client::{Ended, Handler, Update};
+use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
 use prost::Message;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -38,7 +38,7 @@ pub struct Snapshot {
     /// What we listen on.
     pub gateway: Option<Arc<Gateway>>,
     /// Counts the changes of what is told of requests.
-    pub era: u64,
+    pub telemetry_generation: u64,
 }
 
 impl AsRef<state::Snapshot> for Snapshot {
@@ -57,13 +57,13 @@ impl Snapshot {
             access: HashMap::new(),
             hosts: HashMap::new(),
             gateway: None,
-            era: 0,
+            telemetry_generation: 0,
         }
     }
 
     /// The policies for what is called. What is sent to a pod itself has those of the waypoint's Gateway.
     pub fn access_to(&self, s: &Service) -> Option<&Access> {
-        match s.is_stand_in() {
+        match s.is_workload_service() {
             true => self.gateway.as_ref()?.access.as_ref(),
             false => self.access.get(&s.key).map(|a| &**a),
         }
@@ -82,8 +82,8 @@ impl Snapshot {
 }
 
 /// The one writer of the state.
-pub struct Writer {
-    remote: Remote,
+pub struct StateWriter {
+    remote: ControlPlaneClient,
     state: watch::Sender<Arc<Snapshot>>,
     /// Until each type has arrived once.
     missing: Vec<(&'static str, Blocker)>,
@@ -96,10 +96,10 @@ pub struct Writer {
     asker: Asker,
 }
 
-impl Writer {
+impl StateWriter {
     /// A writer whose readiness waits for the first answers.
     pub fn new(
-        remote: Remote,
+        remote: ControlPlaneClient,
         state: watch::Sender<Arc<Snapshot>>,
         ready: &Ready,
         types: &[&'static str],
@@ -114,7 +114,7 @@ impl Writer {
     }
 }
 
-impl Handler for Writer {
+impl XdsSubscriber for StateWriter {
     fn apply(&mut self, u: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.
@@ -123,7 +123,7 @@ impl Handler for Writer {
             let taken = match u.type_url.as_str() {
                 ADDRESS_TYPE => {
                     let taken = s.mesh.put_address(name, bytes);
-                    s.mesh.stand_in(name);
+                    s.mesh.add_workload_service(name);
                     taken
                 }
                 POD_RANGES_TYPE => s.mesh.put_pod_ranges(name, bytes),
@@ -172,7 +172,7 @@ impl Handler for Writer {
             match u.type_url.as_str() {
                 ADDRESS_TYPE => {
                     s.mesh.remove_address(name);
-                    s.mesh.stand_in(name);
+                    s.mesh.add_workload_service(name);
                 }
                 POD_RANGES_TYPE => s.mesh.remove_pod_ranges(name),
                 ACCESS_TYPE => drop(s.access.remove(name.as_str())),
@@ -183,7 +183,7 @@ impl Handler for Writer {
             }
         }
         if !Telemetry::same(s.telemetry().map(|t| &**t), self.state.borrow().telemetry().map(|t| &**t)) {
-            s.era += 1;
+            s.telemetry_generation += 1;
         }
         self.state.send_replace(Arc::new(s));
         if !u.more {
@@ -203,7 +203,7 @@ impl Handler for Writer {
     fn headers(&self) -> Vec<(String, String)> {
         vec![("clusterid".into(), self.remote.cluster_id.clone())]
     }
-    fn up(&self) {
+    fn connected(&self) {
         self.stream.send_replace(true);
     }
     async fn wanted(&mut self) -> (&'static str, Vec<String>) {
@@ -212,7 +212,7 @@ impl Handler for Writer {
     fn answered(&mut self, names: &[String]) {
         self.asker.answered(names);
     }
-    fn ended(&self, why: Ended) {
+    fn ended(&self, why: StreamEnd) {
         self.stream.send_replace(false);
         self.asker.forget();
         self.discovery.ended(why);

@@ -1,22 +1,22 @@
 //! The ports of a gateway: they are open while something is configured for them, and take what comes from anywhere.
 
 use crate::{
-    cluster::Key,
+    cluster::ClusterKey,
     control::Snapshot,
-    flag::Flag,
+    flag::ResponseFlag,
     gate::Busy,
     gateway::Listener,
-    origin::Speaks,
-    serve::{self, Call, Called},
+    serve::{self, Downstream, DownstreamTarget},
     stream::{Io, Reset},
     table::TcpRule,
-    worker::{Turn, Worker},
+    upstream_tls::Speaks,
+    worker::{SampleKind, Worker},
 };
 use karst_api::route::ListenerProtocol;
 use karst_core::{authority, canonical, limits};
 use karst_rt::{
     accept,
-    admission::{Ended, Place},
+    admission::{Ended, Permit},
     drain,
 };
 use rustls::server::Acceptor;
@@ -137,12 +137,12 @@ async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
     loop {
         let (s, from) = accept::accept(&listener).await;
         let from = canonical(from);
-        let Ok(place) = w.shared.gate.greeting(from.ip()) else { continue };
+        let Ok(permit) = w.shared.gate.greeting(from.ip()) else { continue };
         let (open, w) = (w.connection(), w.clone());
         tokio::task::spawn_local(async move {
             let mut forced = w.drain.clone();
             tokio::select! {
-                () = connection(&w, s, from, port, place) => {}
+                () = connection(&w, s, from, port, permit) => {}
                 () = forced.reached(drain::Phase::Forced) => {}
             }
             drop(open);
@@ -150,7 +150,7 @@ async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
     }
 }
 
-async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16, place: Place) {
+async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
     let _ = tcp.set_nodelay(true);
     let to = tcp.local_addr().map_or(from.ip(), |a| canonical(a).ip());
     let s = w.snapshot();
@@ -161,20 +161,20 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
         tracing::debug!(peer = %from, port, error = %e, "no greeting");
     };
     // From here on it is one of those that have greeted.
-    let call = |tls: Option<Rc<str>>, place| {
-        let place = gate
-            .connection(place, from.ip())
+    let call = |tls: Option<Rc<str>>, permit| {
+        let permit = gate
+            .connection(permit, from.ip())
             .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
-        let called = Called::Gateway(tls);
-        Some(Call { peer: None, from, source: None, called, port, to, hello: None, place: Some(place.ok()?) })
+        let target = DownstreamTarget::Gateway(tls);
+        Some(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: Some(permit.ok()?) })
     };
     match p.protocol() {
         ListenerProtocol::Http => {
             let mut io = Io::socket(tcp);
-            match place.within(HELLO, preface(&mut io)).await {
-                Ok(Some(two)) => {
-                    let Some(call) = call(None, place) else { return };
-                    serve::requests(w, Rc::new(call), io, two).await;
+            match permit.within(HELLO, preface(&mut io)).await {
+                Ok(Some(http2)) => {
+                    let Some(downstream) = call(None, permit) else { return };
+                    serve::requests(w, Rc::new(downstream), io, http2).await;
                 }
                 Ok(None) => {}
                 Err(e) => ended(e),
@@ -182,15 +182,15 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
         }
         ListenerProtocol::Tcp => {
             let Some(l) = p.find(None).next() else { return };
-            let Some(call) = call(None, place) else { return };
-            bytes(w, &s, &call, l, ("*", Speaks::Anything), Io::socket(tcp)).await;
+            let Some(downstream) = call(None, permit) else { return };
+            bytes(w, &s, &downstream, l, ("*", Speaks::Anything), Io::socket(tcp)).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
-            if let Err(e) = place.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await {
+            if let Err(e) = permit.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await {
                 return ended(e);
             }
             let mut io = Io::socket(tcp);
-            let sni = match place.within(HELLO, hello(&mut io)).await {
+            let sni = match permit.within(HELLO, hello(&mut io)).await {
                 Ok(Ok(sni)) => sni,
                 Ok(Err(_)) => return tracing::debug!(peer = %from, port, "no TLS"),
                 Err(e) => return ended(e),
@@ -200,10 +200,10 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &l.tls else {
-                let Some(call) = call(sni.map(Into::into), place) else { return };
-                return bytes(w, &s, &call, &l, (&name, Speaks::Tls), io).await;
+                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                return bytes(w, &s, &downstream, &l, (&name, Speaks::Tls), io).await;
             };
-            let io = match place.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
+            let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
                 Ok(Ok(io)) => io,
                 Ok(Err(e)) => {
                     return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed");
@@ -217,14 +217,14 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
             }
             if l.protocol == ListenerProtocol::Tls {
-                let Some(call) = call(sni.map(Into::into), place) else { return };
-                return bytes(w, &s, &call, &l, (&name, Speaks::Anything), io).await;
+                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                return bytes(w, &s, &downstream, &l, (&name, Speaks::Anything), io).await;
             }
-            let two = io.get_ref().1.alpn_protocol() == Some(b"h2");
+            let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
-            let Some(call) = call(Some(name.into()), place) else { return };
+            let Some(downstream) = call(Some(name.into()), permit) else { return };
             drop(s);
-            serve::requests(w, Rc::new(call), io, two).await;
+            serve::requests(w, Rc::new(downstream), io, http2).await;
         }
     }
 }
@@ -239,9 +239,9 @@ async fn preface(io: &mut Io) -> Option<bool> {
             Ok(n) => first.extend_from_slice(&buf[..n]),
         }
     }
-    let two = first.starts_with(serve::PREFACE);
+    let http2 = first.starts_with(serve::PREFACE);
     io.unread(first.into());
-    Some(two)
+    Some(http2)
 }
 
 /// The name in a TLS hello. What has been read is read again by whom the connection is for.
@@ -280,38 +280,39 @@ async fn read_hello(io: &mut Io, first: &mut Vec<u8>) -> Result<Option<String>, 
 pub async fn bytes<I>(
     w: &Rc<Worker>,
     s: &Arc<Snapshot>,
-    call: &Call,
+    downstream: &Downstream,
     l: &Listener,
     (name, speaks): (&str, Speaks),
     io: I,
 ) where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let busy = Busy::on(call);
+    let busy = Busy::on(downstream);
     // It is told when it is dropped, whatever becomes of it.
-    let mut record = call.connection(w, s);
+    let mut record = downstream.connection(w, s);
     record.route.clone_from(&l.origin);
-    if let Some(by) = s.gateway.as_ref().and_then(|g| call.judged(w, g.access.as_ref()?, None)) {
+    if let Some(by) = s.gateway.as_ref().and_then(|g| downstream.authorize(w, g.access.as_ref()?, None)) {
         record.details = by.details.into();
-        return drop(record.failed(Flag::None, &by.error));
+        return drop(record.failed(ResponseFlag::None, &by.error));
     }
-    let Some(rule) = l.routes(s, name).and_then(|r| r.table("").find_tcp(&call.tcp())) else {
-        return drop(record.failed(Flag::NoRoute, "no route"));
+    let Some(rule) = l.routes(s, name).and_then(|r| r.table("").find_tcp(&downstream.tcp())) else {
+        return drop(record.failed(ResponseFlag::NoRoute, "no route"));
     };
     record.route.clone_from(&rule.origin);
-    let Some(key) = destination(w, s, call, rule) else {
-        return drop(record.failed(Flag::NoCluster, "no destination"));
+    let Some(key) = destination(w, s, downstream, rule) else {
+        return drop(record.failed(ResponseFlag::NoCluster, "no destination"));
     };
-    let Some(set) = w.destination(s, call, &key, call.tcp().sni) else {
-        return drop(record.failed(Flag::NoCluster, "no such destination"));
+    let Some(set) = w.destination(s, downstream, &key, downstream.tcp().sni) else {
+        return drop(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
-    if let Ok(to) = serve::open(w, s, call, set, speaks, record).await {
-        Busy::carry(busy, serve::carry(io, to)).await;
-        w.shared.gate.note_evicted(call.place.as_deref());
+    if let Ok(to) = serve::open(w, s, downstream, set, speaks, record).await {
+        Busy::keep_busy(busy, serve::relay(io, to)).await;
+        w.shared.gate.note_evicted(downstream.permit.as_deref());
     }
 }
 
-fn destination(w: &Rc<Worker>, s: &Snapshot, call: &Call, rule: &TcpRule) -> Option<Key> {
-    let d = rule.pick(w.turn(Turn::Weight, rule.total_weight()))?;
-    (d.refuse_status == 0).then(|| call.key(w, s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()))
+fn destination(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, rule: &TcpRule) -> Option<ClusterKey> {
+    let d = rule.choose_weighted(w.sample(SampleKind::Weight, rule.total_weight()))?;
+    (d.refuse_status == 0)
+        .then(|| downstream.key(w, s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()))
 }

@@ -5,7 +5,7 @@ use http::StatusCode;
 
 /// Envoy's response flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Flag {
+pub enum ResponseFlag {
     /// All is well.
     None,
     /// No route matches.
@@ -45,75 +45,75 @@ pub const DIRECT_RESPONSE: &str = "direct_response";
 /// Of an answer that broke off.
 pub const LATE_RESET: &str = "upstream_reset_after_response_started{connection_termination}";
 
-impl Flag {
+impl ResponseFlag {
     /// As logs and metrics have it.
     pub fn text(self) -> &'static str {
         match self {
-            Flag::None => "-",
-            Flag::NoRoute => "NR",
-            Flag::NoCluster => "NC",
-            Flag::NoHealthy => "UH",
-            Flag::ConnectFailure => "UF",
-            Flag::Reset => "UC",
-            Flag::ProtocolError => "UPE",
-            Flag::BadRequest => "DPE",
-            Flag::Overflow => "UO",
-            Flag::RateLimited => "RL",
-            Flag::Timeout => "UT",
-            Flag::RetryLimit => "URX",
-            Flag::FaultAbort => "FI",
-            Flag::FaultDelay => "DI",
-            Flag::ClientGone => "DC",
+            ResponseFlag::None => "-",
+            ResponseFlag::NoRoute => "NR",
+            ResponseFlag::NoCluster => "NC",
+            ResponseFlag::NoHealthy => "UH",
+            ResponseFlag::ConnectFailure => "UF",
+            ResponseFlag::Reset => "UC",
+            ResponseFlag::ProtocolError => "UPE",
+            ResponseFlag::BadRequest => "DPE",
+            ResponseFlag::Overflow => "UO",
+            ResponseFlag::RateLimited => "RL",
+            ResponseFlag::Timeout => "UT",
+            ResponseFlag::RetryLimit => "URX",
+            ResponseFlag::FaultAbort => "FI",
+            ResponseFlag::FaultDelay => "DI",
+            ResponseFlag::ClientGone => "DC",
         }
     }
 
     /// Envoy's response code details of an answer of our own, where nothing more is known.
     pub fn details(self) -> &'static str {
         match self {
-            Flag::None => DIRECT_RESPONSE,
-            Flag::NoRoute => "route_not_found",
-            Flag::NoCluster => "cluster_not_found",
-            Flag::NoHealthy => "no_healthy_upstream",
-            Flag::ConnectFailure => "upstream_reset_before_response_started{remote_connection_failure}",
-            Flag::Reset => "upstream_reset_before_response_started{connection_termination}",
-            Flag::ProtocolError => "upstream_reset_before_response_started{protocol_error}",
-            Flag::BadRequest => "http1.codec_error",
-            Flag::Overflow => "upstream_reset_before_response_started{overflow}",
-            Flag::RateLimited => "local_rate_limited",
-            Flag::Timeout => "response_timeout",
-            Flag::RetryLimit | Flag::FaultDelay => VIA_UPSTREAM,
-            Flag::FaultAbort => "fault_filter_abort",
-            Flag::ClientGone => "downstream_remote_disconnect",
+            ResponseFlag::None => DIRECT_RESPONSE,
+            ResponseFlag::NoRoute => "route_not_found",
+            ResponseFlag::NoCluster => "cluster_not_found",
+            ResponseFlag::NoHealthy => "no_healthy_upstream",
+            ResponseFlag::ConnectFailure => "upstream_reset_before_response_started{remote_connection_failure}",
+            ResponseFlag::Reset => "upstream_reset_before_response_started{connection_termination}",
+            ResponseFlag::ProtocolError => "upstream_reset_before_response_started{protocol_error}",
+            ResponseFlag::BadRequest => "http1.codec_error",
+            ResponseFlag::Overflow => "upstream_reset_before_response_started{overflow}",
+            ResponseFlag::RateLimited => "local_rate_limited",
+            ResponseFlag::Timeout => "response_timeout",
+            ResponseFlag::RetryLimit | ResponseFlag::FaultDelay => VIA_UPSTREAM,
+            ResponseFlag::FaultAbort => "fault_filter_abort",
+            ResponseFlag::ClientGone => "downstream_remote_disconnect",
         }
     }
 
     /// Status and body of our own answer (Envoy's words).
     pub fn answer(self) -> (StatusCode, &'static str) {
         match self {
-            Flag::NoRoute => (StatusCode::NOT_FOUND, ""),
-            Flag::NoCluster => (StatusCode::SERVICE_UNAVAILABLE, ""),
-            Flag::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "local_rate_limited"),
-            Flag::NoHealthy => (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"),
-            Flag::ConnectFailure => (
+            ResponseFlag::NoRoute => (StatusCode::NOT_FOUND, ""),
+            ResponseFlag::NoCluster => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            ResponseFlag::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "local_rate_limited"),
+            ResponseFlag::NoHealthy => (StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream"),
+            ResponseFlag::ConnectFailure => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
             ),
-            Flag::Reset => (
+            ResponseFlag::Reset => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
             ),
-            Flag::ProtocolError => (
+            ResponseFlag::ProtocolError => (
                 StatusCode::BAD_GATEWAY,
                 "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
             ),
-            Flag::Overflow => (
+            ResponseFlag::Overflow => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "upstream connect error or disconnect/reset before headers. reset reason: overflow",
             ),
-            Flag::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
-            Flag::FaultAbort => (StatusCode::INTERNAL_SERVER_ERROR, "fault filter abort"),
-            Flag::BadRequest => (StatusCode::BAD_REQUEST, ""),
-            Flag::None | Flag::RetryLimit | Flag::FaultDelay | Flag::ClientGone => {
+            ResponseFlag::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
+            ResponseFlag::FaultAbort => (StatusCode::INTERNAL_SERVER_ERROR, "fault filter abort"),
+            ResponseFlag::BadRequest => (StatusCode::BAD_REQUEST, ""),
+            ResponseFlag::None | ResponseFlag::RetryLimit | ResponseFlag::FaultDelay | ResponseFlag::ClientGone => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "")
             }
         }

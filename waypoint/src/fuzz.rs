@@ -2,12 +2,12 @@
 //! must hold whatever comes; none may panic.
 
 use crate::{
-    access::{Access, Asked, Request},
+    access::{Access, AuthzContext, Request},
     codec,
     entry::plain_path,
     gateway::Gateway,
     http::sent_on,
-    table::{Ask, AskTcp, Found, Routes},
+    table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::{BodyExt, Empty};
@@ -81,16 +81,16 @@ pub fn route(data: &[u8]) {
     if let Ok(r) = ir::Routes::decode(routes)
         && let Ok(r) = Routes::new(&r, None)
     {
-        let ask = Ask::new(uri.path(), uri.query(), method, "http", "shop", &headers, "app", &labels);
+        let ask = RouteInput::new(uri.path(), uri.query(), method, "http", "shop", &headers, "app", &labels);
         let table = r.table("app");
-        if let Found::Rule(rule) = table.find(80, &ask) {
-            assert!(rule.holds(&ask, true), "what is found holds");
-            let _ = rule.pick(rule.total_weight.saturating_sub(1));
+        if let RouteMatch::Rule(rule) = table.find(80, &ask) {
+            assert!(rule.matches(&ask, true), "what is found holds");
+            let _ = rule.choose_weighted(rule.total_weight.saturating_sub(1));
             if let Some(x) = &rule.rewrite {
                 let _ = x.path(uri.path(), rule.path.as_ref());
             }
         }
-        let _ = table.find_tcp(&AskTcp { port: 80, namespace: "app", labels: &labels, sni: Some(uri.path()) });
+        let _ = table.find_tcp(&TcpRouteInput { port: 80, namespace: "app", labels: &labels, sni: Some(uri.path()) });
     }
     let (Ok(a), Some(peer)) = (ir::Access::decode(policies), &*PEER) else { return };
     let Ok(a) = Access::new(&a) else { return };
@@ -98,7 +98,7 @@ pub fn route(data: &[u8]) {
     let ip = std::net::Ipv4Addr::LOCALHOST.into();
     for http in [true, false] {
         let request = Request { method, authority: "shop", path: &path, headers: &headers, known: None, token: None };
-        let asked = Asked {
+        let asked = AuthzContext {
             peer: Some(peer),
             source: ip,
             destination: ip,
@@ -106,7 +106,7 @@ pub fn route(data: &[u8]) {
             sni: None,
             request: http.then_some(request),
         };
-        let _ = (a.judge(&asked), a.told(&asked).count());
+        let _ = (a.evaluate(&asked), a.audit(&asked).count());
     }
 }
 

@@ -1,9 +1,9 @@
 //! How many connections there may be, of each kind: tunnels, and at a gateway what comes from outside. Who must give way is
 //! decided in [`karst_rt::admission`].
 
-use crate::serve::Call;
+use crate::serve::Downstream;
 use karst_core::limits;
-use karst_rt::admission::{Admission, Counts, Ended, InUse, Limits, Place, Source};
+use karst_rt::admission::{Admission, Counts, Ended, InUse, Limits, Permit, Source};
 use std::{net::IpAddr, rc::Rc};
 
 /// Connections from outside that have not greeted yet.
@@ -54,17 +54,17 @@ impl Gate {
     /// A tunnel that begins. `known`: the address is a workload's.
     ///
     /// # Errors
-    /// See [`Place::admit`].
-    pub fn handshake(&self, from: IpAddr, known: bool) -> Result<Place, Ended> {
-        Place::admit(&[&self.handshakes], &Source::address(from, known))
+    /// See [`Permit::admit`].
+    pub fn handshake(&self, from: IpAddr, known: bool) -> Result<Permit, Ended> {
+        Permit::admit(&[&self.handshakes], &Source::address(from, known))
             .inspect_err(|e| self.counts.handshakes.note(*e))
     }
 
     /// A tunnel whose peer has shown who it is.
     ///
     /// # Errors
-    /// See [`Place::move_to`].
-    pub fn tunnel(&self, mut p: Place, from: IpAddr) -> Result<Rc<Place>, Ended> {
+    /// See [`Permit::move_to`].
+    pub fn tunnel(&self, mut p: Permit, from: IpAddr) -> Result<Rc<Permit>, Ended> {
         let moved = p.move_to(&[&self.tunnels], &Source::address(from, true));
         moved.inspect_err(|e| self.counts.tunnels.note(*e)).map(|()| Rc::new(p))
     }
@@ -72,23 +72,23 @@ impl Gate {
     /// A connection to a gateway's port that begins.
     ///
     /// # Errors
-    /// See [`Place::admit`].
-    pub fn greeting(&self, from: IpAddr) -> Result<Place, Ended> {
-        Place::admit(&[&self.greetings], &Source::address(from, false)).inspect_err(|e| self.counts.greetings.note(*e))
+    /// See [`Permit::admit`].
+    pub fn greeting(&self, from: IpAddr) -> Result<Permit, Ended> {
+        Permit::admit(&[&self.greetings], &Source::address(from, false)).inspect_err(|e| self.counts.greetings.note(*e))
     }
 
     /// A connection to a gateway's port that has greeted.
     ///
     /// # Errors
-    /// See [`Place::move_to`].
-    pub fn connection(&self, mut p: Place, from: IpAddr) -> Result<Rc<Place>, Ended> {
+    /// See [`Permit::move_to`].
+    pub fn connection(&self, mut p: Permit, from: IpAddr) -> Result<Rc<Permit>, Ended> {
         let moved = p.move_to(&[&self.connections], &Source::address(from, false));
         moved.inspect_err(|e| self.counts.connections.note(*e)).map(|()| Rc::new(p))
     }
 
     /// Counts a connection from outside that has ended, if it had to give way.
-    pub fn note_evicted(&self, place: Option<&Place>) {
-        if place.is_some_and(Place::is_evicted) {
+    pub fn note_evicted(&self, permit: Option<&Permit>) {
+        if permit.is_some_and(Permit::is_evicted) {
             self.counts.connections.note(Ended::Evicted);
         }
     }
@@ -110,23 +110,23 @@ impl Gate {
 
 /// A connection from outside on which something goes on until this is dropped.
 pub struct Busy {
-    place: Rc<Place>,
+    permit: Rc<Permit>,
     _in_use: Option<InUse>,
 }
 
 impl Busy {
     /// None: the call has come by a tunnel, whose place it is.
-    pub fn on(call: &Call) -> Option<Self> {
-        call.place.as_ref().map(|p| Self { place: p.clone(), _in_use: p.in_use() })
+    pub fn on(downstream: &Downstream) -> Option<Self> {
+        downstream.permit.as_ref().map(|p| Self { permit: p.clone(), _in_use: p.in_use() })
     }
 
     /// Does something until its end, or until the connection has to give way.
-    pub async fn carry(of: Option<Self>, f: impl Future<Output = ()>) {
+    pub async fn keep_busy(of: Option<Self>, f: impl Future<Output = ()>) {
         match of {
             None => f.await,
             Some(b) => tokio::select! {
                 () = f => {}
-                () = b.place.evicted() => {}
+                () = b.permit.evicted() => {}
             },
         }
     }

@@ -7,23 +7,23 @@ use crate::{
     balance,
     body::{BEHIND, Body, Counted, REPLAY, Source, discard},
     carried::{Carried, Metered},
-    cluster::{self, Set},
+    cluster::{self, EndpointSet},
     conns::{Guard, Kept, Upgrade},
     control::Snapshot,
     entry::{self, Authority, Entry},
-    flag::{Flag, VIA_UPSTREAM},
+    flag::{ResponseFlag, VIA_UPSTREAM},
     gate::Busy,
     gateway,
+    jwt::Token,
     limit::{self, Limit, Over},
     operators::Values,
-    record::{Record, one_word},
-    reply::{self, Counter, Held, Reply},
-    serve::{Call, Called},
-    table::{Ask, Cors, Destination, Found, Rewrite, Routes, Rule},
-    token::Token,
-    upstream::{self, After, Attempt, ConnectError, Failure},
+    reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
+    request_log::{RequestLog, one_word},
+    serve::{Downstream, DownstreamTarget},
+    table::{Cors, Destination, Rewrite, RouteInput, RouteMatch, Routes, Rule},
+    upstream::{self, Attempt, ConnectError, ConnectionDisposition, Failure},
     values::OfRequest,
-    worker::{Turn, Worker},
+    worker::{SampleKind, Worker},
 };
 use bytes::Bytes;
 use http::{
@@ -46,29 +46,31 @@ use tokio::time::Instant;
 const BACKOFF_CAP: u64 = 10;
 
 /// Answers a request.
-pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Response<Reply> {
+pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incoming>) -> Response<ResponseBody> {
     let (mut parts, incoming) = r.into_parts();
     let entered = entry::canonical(&mut parts);
     let s = w.snapshot();
-    let mut record = begin(&w, &s, &call, &parts);
+    let mut record = begin(&w, &s, &downstream, &parts);
     let entry = match entered {
         Ok(e) => e,
         Err(why) => {
             let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
             record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
             record.details = why.details().into();
-            return ours(record, why.status(), "", Flag::None);
+            return local_reply(record, why.status(), "", ResponseFlag::None);
         }
     };
     let authority = &entry.authority;
     record.authority = Some(authority.value().clone());
-    let (access, routes) = match &call.called {
-        Called::Service(x) => (s.access_to(x), s.routes.get(&x.key).map(|r| &**r)),
-        Called::Gateway(tls) => match at_gateway(&s, call.port, tls.as_deref(), authority.host()) {
+    let (access, routes) = match &downstream.target {
+        DownstreamTarget::Service(x) => (s.access_to(x), s.routes.get(&x.key).map(|r| &**r)),
+        DownstreamTarget::Gateway(tls) => match at_gateway(&s, downstream.port, tls.as_deref(), authority.host()) {
             Ok(Some(r)) => (s.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(r)),
-            Ok(None) => return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute),
+            Ok(None) => return local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
             Err(Wrong::Scheme) => return to_https(&parts, authority, record),
-            Err(Wrong::Listener) => return ours(record, StatusCode::MISDIRECTED_REQUEST, "", Flag::NoRoute),
+            Err(Wrong::Listener) => {
+                return local_reply(record, StatusCode::MISDIRECTED_REQUEST, "", ResponseFlag::NoRoute);
+            }
         },
     };
     if let Some(a) = access {
@@ -77,44 +79,44 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
     let token = match access.map(|a| a.tokens.verify(&mut parts)) {
         None => None,
         Some(Ok(t)) => t,
-        Some(Err(why)) => return unauthorized(why, &call, &parts, authority, record),
+        Some(Err(why)) => return unauthorized(why, &downstream, &parts, authority, record),
     };
     if let Some(a) = access
-        && let Some(by) = refused(&w, a, &call, &parts, authority, token.as_ref())
+        && let Some(by) = authorize(&w, a, &downstream, &parts, authority, token.as_ref())
     {
         (record.error, record.details) = (by.error, by.details.into());
-        return ours(record, StatusCode::FORBIDDEN, "RBAC: access denied", Flag::None);
+        return local_reply(record, StatusCode::FORBIDDEN, "RBAC: access denied", ResponseFlag::None);
     }
     if entry.websocket {
         let (method, path, authority) = (parts.method.clone(), parts.uri.path().to_string(), authority.as_str());
         let headers = Kept::of(&parts.headers, access);
         record.upgrade = Some(Box::new(Upgrade { method, authority: authority.to_string(), path, headers, token }));
     }
-    if let Some(over) = routes.and_then(|r| over(&r.limits, &call)) {
+    if let Some(over) = routes.and_then(|r| over(&r.limits, &downstream)) {
         return limited(&over, record);
     }
-    if call.is_at_gateway() {
-        introduce(&call, &mut parts.headers);
+    if downstream.is_at_gateway() {
+        introduce(&downstream, &mut parts.headers);
         record.forwarded_for = parts.headers.get("x-forwarded-for").cloned();
     }
     let rule: Option<Arc<Rule>> = {
         let none = BTreeMap::new();
-        let labels = call.source.as_ref().map_or(&none, |x| &x.labels);
+        let labels = downstream.source.as_ref().map_or(&none, |x| &x.labels);
         let uri = &parts.uri;
-        let ask = Ask::new(
+        let input = RouteInput::new(
             uri.path(),
             uri.query(),
             parts.method.as_str(),
-            uri.scheme_str().unwrap_or(call.scheme()),
+            uri.scheme_str().unwrap_or(downstream.scheme()),
             authority.as_str(),
             &parts.headers,
-            call.namespace(),
+            downstream.namespace(),
             labels,
         );
-        match routes.map(|r| r.table(call.namespace()).find(call.port, &ask)) {
-            Some(Found::Rule(r)) => Some(r.clone()),
-            Some(Found::Nothing) => return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute),
-            Some(Found::Default) | None => None,
+        match routes.map(|r| r.table(downstream.namespace()).find(downstream.port, &input)) {
+            Some(RouteMatch::Rule(r)) => Some(r.clone()),
+            Some(RouteMatch::Nothing) => return local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
+            Some(RouteMatch::Default) | None => None,
         }
     };
     let own = rule.as_ref().and_then(|r| r.fault);
@@ -124,38 +126,40 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
             return abort(&a, record);
         }
         // At a gateway nothing is called by default.
-        let Some(service) = call.service() else { return ours(record, StatusCode::NOT_FOUND, "", Flag::NoRoute) };
+        let Some(service) = downstream.service() else {
+            return local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute);
+        };
         record.route = "default".into();
         let to = Destination::same(&service.key);
-        return forward(&w, &call, &s, None, &to, parts, incoming, &entry, record).await;
+        return forward(&w, &downstream, &s, None, &to, parts, incoming, &entry, record).await;
     };
     record.route.clone_from(&rule.origin);
-    if let Some(over) = over(&rule.limits, &call) {
+    if let Some(over) = over(&rule.limits, &downstream) {
         return limited(&over, record);
     }
     if let Some(c) = &rule.cors
         && let Some(a) = preflight(c, &parts)
     {
         record.details = "cors_response".into();
-        return answered(record, a, Flag::None);
+        return log_reply(record, a, ResponseFlag::None);
     }
     if let Some(r) = &rule.redirect {
-        let at_gateway = s.gateway.as_ref().filter(|_| call.is_at_gateway());
-        let called = at_gateway.and_then(|g| g.ports.get(&call.port)?.called()).unwrap_or(call.port);
-        return redirect(r, &rule, &parts, authority, (call.scheme(), called), record);
+        let at_gateway = s.gateway.as_ref().filter(|_| downstream.is_at_gateway());
+        let called = at_gateway.and_then(|g| g.ports.get(&downstream.port)?.called()).unwrap_or(downstream.port);
+        return redirect(r, &rule, &parts, authority, (downstream.scheme(), called), record);
     }
     if let Some(d) = &rule.response {
         let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return ours(record, status, d.body.clone(), Flag::None);
+        return local_reply(record, status, d.body.clone(), ResponseFlag::None);
     }
     if let Some(a) = inject(&w, fault.as_ref(), &mut record).await {
         return abort(&a, record);
     }
     let origin = parts.headers.get(header::ORIGIN).cloned();
-    let Some(to) = rule.pick(w.turn(Turn::Weight, rule.total_weight)) else {
-        return ours(record, StatusCode::INTERNAL_SERVER_ERROR, "", Flag::NoCluster);
+    let Some(to) = rule.choose_weighted(w.sample(SampleKind::Weight, rule.total_weight)) else {
+        return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);
     };
-    let mut a = forward(&w, &call, &s, Some(&rule), to, parts, incoming, &entry, record).await;
+    let mut a = forward(&w, &downstream, &s, Some(&rule), to, parts, incoming, &entry, record).await;
     if let (Some(c), Some(o)) = (&rule.cors, origin) {
         allow_origin(c, &o, a.headers_mut());
     }
@@ -167,7 +171,7 @@ pub async fn handle(w: Rc<Worker>, call: Rc<Call>, r: Request<Incoming>) -> Resp
 pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> Result<Request<Counted>, StatusCode> {
     let entry = entry::canonical(p).map_err(entry::Unfit::status)?;
     let to = Destination::same(&"ns/any".into());
-    let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, two: false, upgrade: false };
+    let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
     /// No rule changes it.
     struct Nothing;
     impl Values for Nothing {
@@ -208,64 +212,64 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> 
 }
 
 /// Istio's httpsRedirect.
-fn to_https(p: &Parts, authority: &Authority, record: Box<Record>) -> Response<Reply> {
+fn to_https(p: &Parts, authority: &Authority, record: Box<RequestLog>) -> Response<ResponseBody> {
     let host = authority.host();
     let path = p.uri.path_and_query().map_or("/", |x| x.as_str());
-    let mut a = Response::new(Reply::own(Bytes::new()));
+    let mut a = Response::new(ResponseBody::local(Bytes::new()));
     *a.status_mut() = StatusCode::MOVED_PERMANENTLY;
     match HeaderValue::from_str(&format!("https://{host}{path}")) {
         Ok(v) => a.headers_mut().insert(header::LOCATION, v),
-        Err(_) => return ours(record, StatusCode::BAD_REQUEST, "", Flag::None),
+        Err(_) => return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None),
     };
-    answered(record, a, Flag::None)
+    log_reply(record, a, ResponseFlag::None)
 }
 
 /// Tells the application who has come through a gateway, and how. What the client says of itself stands before.
-fn introduce(call: &Call, h: &mut HeaderMap) {
-    let own = call.from.ip().to_string();
+fn introduce(downstream: &Downstream, h: &mut HeaderMap) {
+    let own = downstream.from.ip().to_string();
     let before = h.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
     let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
     if let Ok(v) = HeaderValue::from_bytes(&all.join(&b","[..])) {
         h.insert("x-forwarded-for", v);
     }
-    h.insert("x-forwarded-proto", HeaderValue::from_static(call.scheme()));
+    h.insert("x-forwarded-proto", HeaderValue::from_static(downstream.scheme()));
 }
 
 /// Why the request is not allowed, if it is not. (What only tells is told.)
-fn refused(
+fn authorize(
     w: &Worker,
     a: &Access,
-    call: &Call,
+    downstream: &Downstream,
     p: &Parts,
     authority: &Authority,
     token: Option<&Token>,
 ) -> Option<Denial> {
     let (path, authority, method) = (Path::new(p.uri.path()), authority.as_str(), p.method.as_str());
     let request = access::Request { method, authority, path: &path, headers: &p.headers, known: None, token };
-    call.judged(w, a, Some(request))
+    downstream.authorize(w, a, Some(request))
 }
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.
 fn unauthorized(
     why: String,
-    call: &Call,
+    downstream: &Downstream,
     p: &Parts,
     authority: &Authority,
-    mut record: Box<Record>,
-) -> Response<Reply> {
-    let mut a = reply::own(StatusCode::UNAUTHORIZED, why.clone(), record.is_grpc);
-    let realm = format!("{}://{}{}", call.scheme(), authority.as_str(), p.uri.path());
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    let mut a = reply::local_response(StatusCode::UNAUTHORIZED, why.clone(), record.is_grpc);
+    let realm = format!("{}://{}{}", downstream.scheme(), authority.as_str(), p.uri.path());
     let text = format!("Bearer realm=\"{}\", error=\"invalid_token\"", realm.replace(['"', '\\'], ""));
     if let Ok(v) = HeaderValue::from_str(&text) {
         a.headers_mut().insert(header::WWW_AUTHENTICATE, v);
     }
     record.details = format!("jwt_authn_access_denied{{{}}}", one_word(&why)).into();
     record.error = why;
-    answered(record, a, Flag::None)
+    log_reply(record, a, ResponseFlag::None)
 }
 
-fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
-    let mut r = call.record(w, s);
+fn begin(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, p: &Parts) -> Box<RequestLog> {
+    let mut r = downstream.record(w, s);
     r.method = p.method.clone();
     r.path = p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default();
     r.protocol = if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
@@ -278,21 +282,26 @@ fn begin(w: &Rc<Worker>, s: &Snapshot, call: &Call, p: &Parts) -> Box<Record> {
 }
 
 /// Our own answer.
-fn ours(r: Box<Record>, status: StatusCode, text: impl Into<Bytes>, flag: Flag) -> Response<Reply> {
+fn local_reply(
+    r: Box<RequestLog>,
+    status: StatusCode,
+    text: impl Into<Bytes>,
+    flag: ResponseFlag,
+) -> Response<ResponseBody> {
     let grpc = r.is_grpc;
-    answered(r, reply::own(status, text, grpc), flag)
+    log_reply(r, reply::local_response(status, text, grpc), flag)
 }
 
 /// An answer of our own for a reason that has one.
-fn failed(r: Box<Record>, flag: Flag) -> Response<Reply> {
+fn local_reply_of(r: Box<RequestLog>, flag: ResponseFlag) -> Response<ResponseBody> {
     let (status, text) = flag.answer();
-    ours(r, status, text, flag)
+    local_reply(r, status, text, flag)
 }
 
-fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Reply> {
+fn log_reply(mut r: Box<RequestLog>, a: Response<ResponseBody>, flag: ResponseFlag) -> Response<ResponseBody> {
     r.answered = a.status().as_u16();
     r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
-    if flag != Flag::None {
+    if flag != ResponseFlag::None {
         r.flag = flag;
     }
     if r.details.is_empty() {
@@ -302,29 +311,29 @@ fn answered(mut r: Box<Record>, a: Response<Reply>, flag: Flag) -> Response<Repl
 }
 
 /// Waits if it is to; gives the fault back if the request is to be aborted.
-async fn inject(w: &Worker, f: Option<&ir::Fault>, record: &mut Record) -> Option<ir::Fault> {
+async fn inject(w: &Worker, f: Option<&ir::Fault>, record: &mut RequestLog) -> Option<ir::Fault> {
     let f = f?;
-    if w.chance(Turn::Delay, f.delay_per_million) {
+    if w.chance(SampleKind::Delay, f.delay_per_million) {
         tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
-        record.flag = Flag::FaultDelay;
+        record.flag = ResponseFlag::FaultDelay;
     }
-    w.chance(Turn::Abort, f.abort_per_million).then_some(*f)
+    w.chance(SampleKind::Abort, f.abort_per_million).then_some(*f)
 }
 
 /// The limit that the request is above, if there is one.
-fn over(limits: &[Arc<Limit>], call: &Call) -> Option<Over> {
+fn over(limits: &[Arc<Limit>], downstream: &Downstream) -> Option<Over> {
     if limits.is_empty() {
         return None;
     }
-    let who = || call.peer.as_ref().map_or_else(|| call.from.ip().to_string(), ToString::to_string);
+    let who = || downstream.peer.as_ref().map_or_else(|| downstream.from.ip().to_string(), ToString::to_string);
     let now = limit::now();
     limits.iter().find_map(|l| l.take(now, who).err())
 }
 
 /// Too many requests (RFC 6585 §4), with the headers that Envoy gives.
-fn limited(o: &Over, record: Box<Record>) -> Response<Reply> {
-    let (status, text) = Flag::RateLimited.answer();
-    let mut a = reply::own(status, text, record.is_grpc);
+fn limited(o: &Over, record: Box<RequestLog>) -> Response<ResponseBody> {
+    let (status, text) = ResponseFlag::RateLimited.answer();
+    let mut a = reply::local_response(status, text, record.is_grpc);
     let seconds = o.after.as_millis().div_ceil(1000).max(1) as u64;
     let h = a.headers_mut();
     h.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -332,28 +341,28 @@ fn limited(o: &Over, record: Box<Record>) -> Response<Reply> {
     h.insert("x-ratelimit-remaining", HeaderValue::from(0));
     h.insert("x-ratelimit-reset", HeaderValue::from(seconds));
     h.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
-    answered(record, a, Flag::RateLimited)
+    log_reply(record, a, ResponseFlag::RateLimited)
 }
 
-fn abort(f: &ir::Fault, mut record: Box<Record>) -> Response<Reply> {
-    let (_, text) = Flag::FaultAbort.answer();
+fn abort(f: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
+    let (_, text) = ResponseFlag::FaultAbort.answer();
     if let Some(code) = f.abort_grpc {
-        let mut a = reply::own(StatusCode::OK, text, true);
+        let mut a = reply::local_response(StatusCode::OK, text, true);
         a.headers_mut().insert("grpc-status", HeaderValue::from(code));
         record.is_grpc = true;
-        return answered(record, a, Flag::FaultAbort);
+        return log_reply(record, a, ResponseFlag::FaultAbort);
     }
     let status = crate::table::status(f.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    ours(record, status, text, Flag::FaultAbort)
+    local_reply(record, status, text, ResponseFlag::FaultAbort)
 }
 
 /// The answer to a preflight, if it is one that is answered here.
-fn preflight(c: &Cors, p: &Parts) -> Option<Response<Reply>> {
+fn preflight(c: &Cors, p: &Parts) -> Option<Response<ResponseBody>> {
     let origin = p.headers.get(header::ORIGIN)?;
     if p.method != Method::OPTIONS || !p.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
         return None;
     }
-    let mut a = Response::new(Reply::own(Bytes::new()));
+    let mut a = Response::new(ResponseBody::local(Bytes::new()));
     if !c.admits(origin) {
         return (!c.ir.forward_unmatched).then_some(a);
     }
@@ -397,17 +406,17 @@ fn redirect(
     p: &Parts,
     authority: &Authority,
     called: (&str, u16),
-    record: Box<Record>,
-) -> Response<Reply> {
+    record: Box<RequestLog>,
+) -> Response<ResponseBody> {
     let location = location(r, rule, p, authority, called);
     let status = crate::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
-    let mut a = Response::new(Reply::own(Bytes::new()));
+    let mut a = Response::new(ResponseBody::local(Bytes::new()));
     *a.status_mut() = status;
     match HeaderValue::from_str(&location) {
         Ok(v) => a.headers_mut().insert(header::LOCATION, v),
-        Err(_) => return ours(record, StatusCode::INTERNAL_SERVER_ERROR, "", Flag::None),
+        Err(_) => return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::None),
     };
-    answered(record, a, Flag::None)
+    log_reply(record, a, ResponseFlag::None)
 }
 
 fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &Authority, (scheme, port): (&str, u16)) -> String {
@@ -436,11 +445,11 @@ fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &Authority, (sc
 
 /// Is HTTP/2 spoken to the endpoint? What the port says; else what the client speaks within the mesh, where it has meant the
 /// application. What it speaks to a gateway says nothing about that (browsers prefer HTTP/2): only gRPC does.
-fn speaks_two(set: &Set, call: &Call, p: &Parts) -> bool {
+fn uses_http2(set: &EndpointSet, downstream: &Downstream, p: &Parts) -> bool {
     match set.service.protocols.iter().find(|(x, _)| *x == set.key.port).map(|(_, a)| *a) {
         Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
         Some(AppProtocol::Http11) => false,
-        _ => p.version == Version::HTTP_2 && (!call.is_at_gateway() || is_grpc(p)),
+        _ => p.version == Version::HTTP_2 && (!downstream.is_at_gateway() || is_grpc(p)),
     }
 }
 
@@ -454,7 +463,7 @@ struct Template<'a> {
     authority: &'a Authority,
     rule: Option<&'a Rule>,
     to: &'a Destination,
-    two: bool,
+    http2: bool,
     /// To WebSocket.
     upgrade: bool,
 }
@@ -502,7 +511,7 @@ impl Template<'_> {
         headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
         let mut r = Request::new(Counted::new(body, bytes.clone()));
         *r.method_mut() = p.method.clone();
-        if self.two {
+        if self.http2 {
             headers.remove(header::HOST);
             let uri = Uri::builder().scheme("http").authority(host.to_str().ok()?).path_and_query(&*path);
             *r.uri_mut() = uri.build().ok()?;
@@ -524,15 +533,15 @@ fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<It
 /// The endpoints of a rule's destination.
 fn endpoints(
     w: &Worker,
-    call: &Call,
+    downstream: &Downstream,
     s: &Arc<Snapshot>,
     rule: Option<&Rule>,
     to: &Destination,
     authority: &Authority,
-) -> Option<Rc<Set>> {
+) -> Option<Rc<EndpointSet>> {
     let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
     let authority = new.unwrap_or(authority.as_str());
-    w.destination(s, call, &call.key(w, s, &to.service, to.port, &to.subset), Some(authority))
+    w.destination(s, downstream, &downstream.key(w, s, &to.service, to.port, &to.subset), Some(authority))
 }
 
 /// The host of a mirrored request (Envoy's way).
@@ -547,7 +556,7 @@ fn shadowed(host: &str) -> String {
 #[allow(clippy::too_many_arguments, reason = "parts of one request with different owners, together for this call only")]
 fn mirror(
     w: &Rc<Worker>,
-    call: &Rc<Call>,
+    downstream: &Rc<Downstream>,
     s: &Arc<Snapshot>,
     rule: &Rule,
     parts: &Parts,
@@ -556,28 +565,28 @@ fn mirror(
     values: &dyn Values,
 ) {
     for (to, part) in &rule.mirrors {
-        if to.refuse.is_some() || !w.chance(Turn::Mirror, *part) {
+        if to.refuse.is_some() || !w.chance(SampleKind::Mirror, *part) {
             continue;
         }
-        let Some(set) = endpoints(w, call, s, Some(rule), to, authority) else { continue };
+        let Some(set) = endpoints(w, downstream, s, Some(rule), to, authority) else { continue };
         let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
-        let two = speaks_two(&set, call, parts);
-        let t = Template { parts, authority, rule: Some(rule), to, two, upgrade: false };
+        let http2 = uses_http2(&set, downstream, parts);
+        let t = Template { parts, authority, rule: Some(rule), to, http2, upgrade: false };
         let Some(r) = t.request(body, &Rc::default(), true, values) else { continue };
-        let (w, call) = (w.clone(), call.clone());
+        let (w, downstream) = (w.clone(), downstream.clone());
         tokio::task::spawn_local(async move {
             let Some(i) = w.choose(&set, None, &[]) else { return };
-            let Some(_counter) = Counter::request(&set) else { return };
-            let held = Held::new(set.clone(), i, None);
-            let (member, from, held_back) = (&set.members[i], call.from, Cell::default());
+            let Some(_counter) = RequestPermit::request(&set) else { return };
+            let held = InFlightEndpoint::new(set.clone(), i, None);
+            let (member, from, held_back) = (&set.members[i], downstream.from, Cell::default());
             let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back };
-            let sent = match two {
+            let sent = match http2 {
                 true => upstream::http2(&w, &attempt, r, &Cell::default()).await,
                 false => upstream::http1(&w, &attempt, r, &Cell::default()).await,
             };
             if let Ok((a, after)) = sent {
                 discard(a.into_body()).await;
-                after.done();
+                after.release();
             }
             drop(held);
         });
@@ -588,21 +597,21 @@ fn mirror(
 #[allow(clippy::too_many_arguments, reason = "parts of one request with different owners, together for this call only")]
 async fn forward(
     w: &Rc<Worker>,
-    call: &Rc<Call>,
+    downstream: &Rc<Downstream>,
     s: &Arc<Snapshot>,
     rule: Option<&Rule>,
     to: &Destination,
     mut parts: Parts,
     incoming: Incoming,
     entry: &Entry,
-    mut record: Box<Record>,
-) -> Response<Reply> {
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
     if let Some(status) = to.refuse {
-        return ours(record, status, "", Flag::NoCluster);
+        return local_reply(record, status, "", ResponseFlag::NoCluster);
     }
     let authority = &entry.authority;
-    let Some(set) = endpoints(w, call, s, rule, to, authority) else {
-        return failed(record, Flag::NoCluster);
+    let Some(set) = endpoints(w, downstream, s, rule, to, authority) else {
+        return local_reply_of(record, ResponseFlag::NoCluster);
     };
     record.destination = Some((&*set).into());
     let default;
@@ -615,7 +624,7 @@ async fn forward(
     };
     let upgrade = entry.websocket;
     let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
-    let two = !upgrade && speaks_two(&set, call, &parts);
+    let http2 = !upgrade && uses_http2(&set, downstream, &parts);
     let mirrors = rule.is_some_and(|r| !r.mirrors.is_empty()) && !upgrade;
     let again = retry.is_some_and(|r| r.attempts > 0) && !upgrade;
     let empty = hyper::body::Body::is_end_stream(&incoming);
@@ -630,40 +639,40 @@ async fn forward(
         record.request_id = Some(id);
     }
     if let (true, Some(r)) = (mirrors, rule) {
-        let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
-        mirror(w, call, s, r, &parts, authority, source.as_ref(), &values);
+        let values = OfRequest { downstream, parts: &parts, authority, record: &record, answered: false };
+        mirror(w, downstream, s, r, &parts, authority, source.as_ref(), &values);
     }
-    let (hash, cookie) = hash(&set, &parts, authority, call);
+    let (hash, cookie) = hash(&set, &parts, authority, downstream);
     let deadline = deadline(rule, &parts);
-    let Some(counter) = Counter::request(&set) else { return failed(record, Flag::Overflow) };
+    let Some(counter) = RequestPermit::request(&set) else { return local_reply_of(record, ResponseFlag::Overflow) };
     let mut tried = vec![];
-    let template = Template { parts: &parts, authority, rule, to, two, upgrade };
+    let template = Template { parts: &parts, authority, rule, to, http2, upgrade };
     let mut attempt = 0;
-    let mut retrying: Option<Retrying> = None;
+    let mut retrying: Option<RetryPermit> = None;
     loop {
-        let place = match place(&set, two, deadline).await {
+        let permit = match acquire_connection(&set, http2, deadline).await {
             Ok(p) => p,
-            Err(f) => return failed(record, f),
+            Err(f) => return local_reply_of(record, f),
         };
         let Some(i) = w.choose(&set, hash, &tried) else {
-            return failed(record, Flag::NoHealthy);
+            return local_reply_of(record, ResponseFlag::NoHealthy);
         };
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
         // Names that clients think of are no series.
-        let series = if set.follows.is_some() { &set.key.service } else { &m.workload.uid };
+        let series = if set.dynamic_endpoint.is_some() { &set.key.service } else { &m.workload.uid };
         record.endpoint = Some(series.clone());
         let body = match (&source, &mut whole) {
             (Some(x), _) => x.attempt(),
             (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),
             (None, w) => w.take(),
         };
-        let values = OfRequest { call, parts: &parts, authority, record: &record, answered: false };
+        let values = OfRequest { downstream, parts: &parts, authority, record: &record, answered: false };
         let Some(r) = body.and_then(|b| template.request(b, &record.received, false, &values)) else {
             record.details = "request_payload_exceeded_retry_buffer_limit".into();
-            return ours(record, StatusCode::BAD_REQUEST, "", Flag::None);
+            return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None);
         };
-        let held = Held::new(set.clone(), i, place);
+        let held = InFlightEndpoint::new(set.clone(), i, permit);
         let began = Instant::now();
         let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
@@ -683,9 +692,9 @@ async fn forward(
                 && balance::has_other(&set, i, &tried)
         };
         let held_back = Cell::new(false);
-        let by = Attempt { set: &set, member: m, from: call.from, has_other: &has_other, held: &held_back };
+        let by = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held_back };
         let sent = async {
-            match (upgrade, two) {
+            match (upgrade, http2) {
                 (true, _) => upstream::upgrade(w, &by, r, &head_sent).await,
                 (false, true) => upstream::http2(w, &by, r, &head_sent).await,
                 (false, false) => upstream::http1(w, &by, r, &head_sent).await,
@@ -698,7 +707,7 @@ async fn forward(
         let over = deadline.is_some_and(|d| Instant::now() >= d);
         let status = outcome.as_ref().and_then(|o| o.as_ref().ok()).map(|(a, _)| a.status().as_u16());
         if let Some(Ok(_)) = &outcome {
-            m.state.took(began.elapsed(), cluster::now());
+            m.state.record_latency(began.elapsed(), cluster::now());
         }
         let of_endpoint = match &outcome {
             None => !held_back.get(),
@@ -706,9 +715,9 @@ async fn forward(
             Some(Err(e)) => e.is_of_endpoint(),
         };
         if of_endpoint {
-            set.result(m, status);
+            set.record_outcome(m, status);
         }
-        let wanted = retry.is_some_and(|r| wants(r, outcome.as_ref(), head_sent.get()));
+        let wanted = retry.is_some_and(|r| is_retryable(r, outcome.as_ref(), head_sent.get()));
         let possible = !over && can_repeat();
         if wanted
             && !last
@@ -717,9 +726,9 @@ async fn forward(
         {
             // Given back first: a second retry is no more at a time than the first.
             drop(retrying.take());
-            retrying = Retrying::start(&set);
+            retrying = RetryPermit::start(&set);
             if retrying.is_none() {
-                return failed(record, Flag::Overflow);
+                return local_reply_of(record, ResponseFlag::Overflow);
             }
             if !r.same_host {
                 tried.push(i);
@@ -728,7 +737,7 @@ async fn forward(
                 // The connection is used again; nobody waits for it.
                 tokio::task::spawn_local(async move {
                     discard(a.into_body()).await;
-                    after.done();
+                    after.release();
                 });
             }
             drop(held);
@@ -737,30 +746,30 @@ async fn forward(
             attempt += 1;
             continue;
         }
-        let flag = |f: Flag| if wanted && last && attempt > 0 { Flag::RetryLimit } else { f };
+        let flag = |f: ResponseFlag| if wanted && last && attempt > 0 { ResponseFlag::RetryLimit } else { f };
         return match outcome {
             None => {
                 if !over {
                     record.details = "upstream_per_try_timeout".into();
                 }
-                failed(record, Flag::Timeout)
+                local_reply_of(record, ResponseFlag::Timeout)
             }
             Some(Err(e)) => {
                 let f = e.flag();
                 record.error = e.to_string();
                 record.details = f.details().into();
                 let (status, words) = f.answer();
-                ours(record, status, words, flag(f))
+                local_reply(record, status, words, flag(f))
             }
             Some(Ok((a, after))) => {
                 if status.is_some_and(|s| s >= 500) {
                     record.flag = flag(record.flag);
                 }
                 record.upstream_ms = Some(began.elapsed().as_millis() as u64);
-                let busy = client_upgrade.as_ref().and_then(|_| Busy::on(call));
+                let busy = client_upgrade.as_ref().and_then(|_| Busy::on(downstream));
                 let guard = record.upgrade.take().filter(|_| a.status() == StatusCode::SWITCHING_PROTOCOLS);
-                let guard = guard.map(|u| w.opened(s, call, Some(u)));
-                let asked = (&**call, &parts, authority);
+                let guard = guard.map(|u| w.register(s, downstream, Some(u)));
+                let asked = (&**downstream, &parts, authority);
                 let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy, guard, asked };
                 finish(ending, a, after, held, counter, record)
             }
@@ -775,7 +784,7 @@ struct Ending<'a> {
     deadline: Option<Instant>,
     client_upgrade: Option<OnUpgrade>,
     /// What was asked.
-    asked: (&'a Call, &'a Parts, &'a Authority),
+    asked: (&'a Downstream, &'a Parts, &'a Authority),
     /// Of the connection, if it may change to another protocol.
     busy: Option<Busy>,
     guard: Option<Guard>,
@@ -786,11 +795,11 @@ struct Ending<'a> {
 fn finish(
     e: Ending<'_>,
     a: Response<Incoming>,
-    after: After,
-    held: Held,
-    counter: Counter,
-    mut record: Box<Record>,
-) -> Response<Reply> {
+    after: ConnectionDisposition,
+    held: InFlightEndpoint,
+    counter: RequestPermit,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
     let (mut p, incoming) = a.into_parts();
     record.answered = p.status.as_u16();
     record.details = VIA_UPSTREAM.into();
@@ -800,20 +809,20 @@ fn finish(
         // Only to what was asked for: nothing of what follows is judged.
         if e.client_upgrade.is_none() || !entry::names_websocket(&p.headers) {
             record.error = "the endpoint has changed to a protocol that was not asked for".into();
-            record.details = Flag::ProtocolError.details().into();
-            return failed(record, Flag::ProtocolError);
+            record.details = ResponseFlag::ProtocolError.details().into();
+            return local_reply_of(record, ResponseFlag::ProtocolError);
         }
         return switched(p, incoming, (e.client_upgrade, e.busy, e.guard), after, record);
     }
     entry::strip(&mut p.headers);
     for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
-        let (call, parts, authority) = e.asked;
-        c.apply(&mut p.headers, &OfRequest { call, parts, authority, record: &record, answered: true });
+        let (downstream, parts, authority) = e.asked;
+        c.apply(&mut p.headers, &OfRequest { downstream, parts, authority, record: &record, answered: true });
     }
     if let Some(c) = e.cookie {
         p.headers.append(header::SET_COOKIE, c);
     }
-    let body = Reply::endpoint(incoming, after, held, counter).until(e.deadline).recorded(record);
+    let body = ResponseBody::endpoint(incoming, after, held, counter).until(e.deadline).recorded(record);
     p.extensions.clear();
     Response::from_parts(p, body)
 }
@@ -823,9 +832,9 @@ fn switched(
     mut p: http::response::Parts,
     _: Incoming,
     (client, busy, guard): (Option<OnUpgrade>, Option<Busy>, Option<Guard>),
-    after: After,
-    mut record: Box<Record>,
-) -> Response<Reply> {
+    after: ConnectionDisposition,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
     let endpoint = p.extensions.remove::<OnUpgrade>();
     entry::strip(&mut p.headers);
     entry::upgrade(&mut p.headers);
@@ -841,24 +850,24 @@ fn switched(
                         by = guard.forbidden() => (record.error, record.details) = (by.error, by.details.into()),
                     }
                 };
-                Busy::carry(busy, carried).await;
+                Busy::keep_busy(busy, carried).await;
             }
             drop(after);
             // Told when it is over, with what has been carried.
             record.finish(bytes.sent.get());
         });
-        return Response::from_parts(p, Reply::own(Bytes::new()));
+        return Response::from_parts(p, ResponseBody::local(Bytes::new()));
     }
-    let r = Response::from_parts(p, Reply::own(Bytes::new()));
-    answered(record, r, Flag::None)
+    let r = Response::from_parts(p, ResponseBody::local(Bytes::new()));
+    log_reply(record, r, ResponseFlag::None)
 }
 
 /// A retry, counted until the next one.
-struct Retrying(Rc<Set>);
+struct RetryPermit(Rc<EndpointSet>);
 
-impl Retrying {
+impl RetryPermit {
     /// None if there are as many as there may be.
-    fn start(set: &Rc<Set>) -> Option<Self> {
+    fn start(set: &Rc<EndpointSet>) -> Option<Self> {
         let most = match &set.policy.retries {
             None => set.policy.limits.as_ref().map(|l| l.max_retries).filter(|n| *n > 0),
             Some(b) => {
@@ -872,40 +881,40 @@ impl Retrying {
     }
 }
 
-impl Drop for Retrying {
+impl Drop for RetryPermit {
     fn drop(&mut self) {
         self.0.cluster.retries.fetch_sub(1, Relaxed);
     }
 }
 
 /// A place among a destination's HTTP/1.1 connections: waits for one, with no more others than may wait.
-async fn place(
-    set: &Set,
-    two: bool,
+async fn acquire_connection(
+    set: &EndpointSet,
+    http2: bool,
     until: Option<Instant>,
-) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, Flag> {
-    let Some(l) = set.policy.limits.as_ref().filter(|l| l.max_connections > 0 && !two) else { return Ok(None) };
-    let places = set.cluster.places(l.max_connections);
-    if let Ok(p) = places.clone().try_acquire_owned() {
+) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ResponseFlag> {
+    let Some(l) = set.policy.limits.as_ref().filter(|l| l.max_connections > 0 && !http2) else { return Ok(None) };
+    let connection_permits = set.cluster.connection_permits(l.max_connections);
+    if let Ok(p) = connection_permits.clone().try_acquire_owned() {
         return Ok(Some(p));
     }
-    struct Waiting<'a>(&'a Set);
-    impl Drop for Waiting<'_> {
+    struct PendingGuard<'a>(&'a EndpointSet);
+    impl Drop for PendingGuard<'_> {
         fn drop(&mut self) {
             self.0.cluster.pending.fetch_sub(1, Relaxed);
         }
     }
     let others = set.cluster.pending.fetch_add(1, Relaxed);
-    let _waiting = Waiting(set);
+    let _waiting = PendingGuard(set);
     if l.max_pending > 0 && others >= l.max_pending {
-        return Err(Flag::Overflow);
+        return Err(ResponseFlag::Overflow);
     }
-    let wait = places.acquire_owned();
+    let wait = connection_permits.acquire_owned();
     let got = match until {
         None => wait.await,
-        Some(t) => tokio::time::timeout_at(t, wait).await.map_err(|_| Flag::Timeout)?,
+        Some(t) => tokio::time::timeout_at(t, wait).await.map_err(|_| ResponseFlag::Timeout)?,
     };
-    got.map(Some).map_err(|_| Flag::Overflow)
+    got.map(Some).map_err(|_| ResponseFlag::Overflow)
 }
 
 /// When the whole request must be over: the route's timeout, or what a gRPC client asks for, if that is sooner.
@@ -937,7 +946,7 @@ fn grpc_timeout(s: &str) -> Option<u64> {
 }
 
 /// Is this an end after which the request is to be tried again? `sent`: the endpoint may have read something of it.
-fn wants<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sent: bool) -> bool {
+fn is_retryable<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sent: bool) -> bool {
     match o {
         // One attempt took too long.
         None => r.server_error || r.gateway_error || r.reset || (r.reset_before_request && !sent),
@@ -955,7 +964,12 @@ fn wants<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sen
 }
 
 /// The hash of what the policy names, and the cookie for a client that has none.
-fn hash(set: &Set, p: &Parts, authority: &Authority, call: &Call) -> (Option<u64>, Option<HeaderValue>) {
+fn hash(
+    set: &EndpointSet,
+    p: &Parts,
+    authority: &Authority,
+    downstream: &Downstream,
+) -> (Option<u64>, Option<HeaderValue>) {
     use ir::hash_on::Key;
     let on = set.policy.balance.as_ref().and_then(|b| b.hash.as_ref()).and_then(|h| h.key.as_ref());
     let text = |s: &str| Some(balance::hash(s.as_bytes()));
@@ -964,7 +978,7 @@ fn hash(set: &Set, p: &Parts, authority: &Authority, call: &Call) -> (Option<u64
         // Whatever version of HTTP.
         Some(Key::Header(n)) if n.eq_ignore_ascii_case(header::HOST.as_str()) => (text(authority.as_str()), None),
         Some(Key::Header(n)) => (p.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
-        Some(Key::SourceIp(_)) => (text(&call.from.ip().to_string()), None),
+        Some(Key::SourceIp(_)) => (text(&downstream.from.ip().to_string()), None),
         Some(Key::Query(n)) => {
             let q = p.uri.query().unwrap_or("");
             let found = form_urlencoded::parse(q.as_bytes()).find(|(k, _)| k == n);
@@ -1081,8 +1095,8 @@ mod tests {
             (Some(Ok((Response::new(()), ()))), true, false, false),
         ];
         for (outcome, sent, want, by_reset) in &table {
-            assert_eq!(wants(&before, outcome.as_ref(), *sent), *want, "{outcome:?} {sent}");
-            assert_eq!(wants(&reset, outcome.as_ref(), *sent), *by_reset, "{outcome:?} {sent}");
+            assert_eq!(is_retryable(&before, outcome.as_ref(), *sent), *want, "{outcome:?} {sent}");
+            assert_eq!(is_retryable(&reset, outcome.as_ref(), *sent), *by_reset, "{outcome:?} {sent}");
         }
     }
 

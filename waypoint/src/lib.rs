@@ -28,13 +28,14 @@ pub mod fuzz;
 mod gate;
 mod gateway;
 mod http;
+mod jwt;
 mod limit;
+mod locality;
+mod matcher;
 mod metrics;
 mod operators;
-mod origin;
-mod place;
-mod record;
 mod reply;
+mod request_log;
 mod serve;
 mod stream;
 mod table;
@@ -43,21 +44,20 @@ mod telemetry;
 mod testing;
 #[cfg(test)]
 mod tests;
-mod text;
-mod token;
 mod upstream;
+mod upstream_tls;
 mod values;
 mod worker;
 
 use anyhow::Context;
 use clap::Parser;
 use karst_api::ads;
-use karst_proxy::{crew::Crew, remote::Introduction, revocation, secrets, untold};
+use karst_proxy::{remote::NodeMetadata, revocation, secrets, untold, workers::WorkerPool};
 use karst_rt::{drain, ready::Ready};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// The process: reads its knobs, serves until it is told to stop.
+/// The process: reads its options, serves until it is told to stop.
 pub fn main() -> std::process::ExitCode {
     karst_rt::process::tune_allocator();
     let config = config::Config::parse();
@@ -97,7 +97,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
     let (ports_tx, ports) = watch::channel(edge::Ports::default());
     let (questions, asker) = untold::Asker::new(&config.network);
-    let (crew, receivers) = Crew::new(config.worker_count());
+    let (workers, receivers) = WorkerPool::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         identity,
         state,
@@ -108,7 +108,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         metrics: metrics::Metrics::default(),
         clusters: cluster::Clusters::new(config.is_gateway()),
         gate: gate::Gate::new(descriptors),
-        crew,
+        workers,
         ports,
         config: config.clone(),
     });
@@ -135,7 +135,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone(), config.drain_limit()));
     drop(watch);
     let discovery = shared.metrics.discovery.clone();
-    let writer = control::Writer::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery, asker);
+    let writer = control::StateWriter::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery, asker);
     let node = node(&config);
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 
@@ -166,7 +166,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
 
 /// How we introduce ourselves to the control plane.
 fn node(c: &config::Config) -> ads::Node {
-    let me = Introduction {
+    let me = NodeMetadata {
         kind: if c.is_gateway() { "router" } else { "waypoint" },
         pod: &c.pod_name,
         namespace: &c.pod_namespace,

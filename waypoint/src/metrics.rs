@@ -1,9 +1,9 @@
 //! Istio's metrics. Those of requests: a request finds its series in its worker's own table, and only adds.
 
 use crate::{
-    flag::Flag,
+    flag::ResponseFlag,
     gate::Gate,
-    record::Record,
+    request_log::RequestLog,
     telemetry::{METRICS, Telemetry},
 };
 use karst_api::route::Metric;
@@ -62,10 +62,10 @@ pub struct Key {
     pub service: Option<Arc<str>>,
     pub status: u16,
     pub grpc: Option<u16>,
-    pub flag: Flag,
+    pub flag: ResponseFlag,
     pub is_grpc: bool,
-    /// Since when the same Telemetry says what its labels are ([`crate::control::Snapshot::era`]).
-    pub era: u64,
+    /// Since when the same Telemetry says what its labels are ([`crate::control::Snapshot::telemetry_generation`]).
+    pub telemetry_generation: u64,
     /// Values that it asks for.
     pub values: Vec<String>,
 }
@@ -103,7 +103,7 @@ impl Series {
 
 #[derive(Default)]
 struct Table {
-    era: u64,
+    telemetry_generation: u64,
     all: HashMap<Key, Arc<Series>>,
 }
 
@@ -129,9 +129,9 @@ impl Metrics {
             return s.clone();
         }
         // Another Telemetry: the metrics begin anew, as Envoy's do. A request of the era before that ends now is told no more.
-        let late = key.era < table.era;
-        if key.era > table.era {
-            *table = Table { era: key.era, all: HashMap::new() };
+        let late = key.telemetry_generation < table.telemetry_generation;
+        if key.telemetry_generation > table.telemetry_generation {
+            *table = Table { telemetry_generation: key.telemetry_generation, all: HashMap::new() };
         }
         let all = &mut table.all;
         if all.len() >= MAX_SERIES {
@@ -234,7 +234,7 @@ fn histogram<'a>(
 }
 
 /// The labels of a request's series: Istio's, and as a Telemetry would have them.
-pub fn labels(r: &Record, t: Option<&Telemetry>, values: &[String]) -> AllLabels {
+pub fn labels(r: &RequestLog, t: Option<&Telemetry>, values: &[String]) -> AllLabels {
     if let Some(t) = t {
         let mut all = Vec::new();
         standard(&mut all, r);
@@ -247,21 +247,21 @@ pub fn labels(r: &Record, t: Option<&Telemetry>, values: &[String]) -> AllLabels
 }
 
 /// What was called, if it is a service.
-fn service(r: &Record) -> Option<&Arc<Service>> {
-    r.destination.as_ref().map(|d| &d.service).or(r.called.as_ref()).filter(|s| !s.is_stand_in())
+fn service(r: &RequestLog) -> Option<&Arc<Service>> {
+    r.destination.as_ref().map(|d| &d.service).or(r.called.as_ref()).filter(|s| !s.is_workload_service())
 }
 
 /// A gateway tells of what it calls itself, as a sidecar would.
-fn own(r: &Record) -> Option<Arc<Workload>> {
+fn own(r: &RequestLog) -> Option<Arc<Workload>> {
     r.at_gateway.then(|| r.worker.own(&r.worker.snapshot()).cloned()).flatten()
 }
 
-fn reporter(r: &Record) -> (&'static str, &'static str) {
+fn reporter(r: &RequestLog) -> (&'static str, &'static str) {
     if r.at_gateway { ("source", "unknown") } else { ("waypoint", "mutual_tls") }
 }
 
 /// The series of a connection that is carried as it is.
-pub fn traffic(r: &Record, flag: Flag) -> Arc<Traffic> {
+pub fn traffic(r: &RequestLog, flag: ResponseFlag) -> Arc<Traffic> {
     let own = own(r);
     let (reporter, security) = reporter(r);
     // Names that clients think of are no series.
@@ -277,7 +277,7 @@ pub fn traffic(r: &Record, flag: Flag) -> Arc<Traffic> {
     r.worker.shared.metrics.traffic.series(&between, flag.text())
 }
 
-fn standard(out: &mut impl Labels, r: &Record) {
+fn standard(out: &mut impl Labels, r: &RequestLog) {
     let (service, own, (reporter, security)) = (service(r), own(r), reporter(r));
     put(out, "reporter", reporter);
     side(out, "source", own.as_deref().or(r.source.as_deref()), true, true);

@@ -2,11 +2,11 @@
 
 use crate::{
     body::{Error, is_idle},
-    cluster::Set,
-    flag::{Flag, LATE_RESET},
+    cluster::EndpointSet,
+    flag::{LATE_RESET, ResponseFlag},
     gate::Busy,
-    record::Record,
-    upstream::After,
+    request_log::RequestLog,
+    upstream::ConnectionDisposition,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -21,33 +21,33 @@ use std::{
 use tokio::{sync::OwnedSemaphorePermit, time::Sleep};
 
 /// What a request uses until its answer has ended.
-pub struct Held {
-    pub set: Rc<Set>,
+pub struct InFlightEndpoint {
+    pub set: Rc<EndpointSet>,
     pub member: usize,
     /// Given back with the rest.
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Held {
+impl InFlightEndpoint {
     /// Counts a request of the member, and of the destination.
-    pub fn new(set: Rc<Set>, member: usize, place: Option<OwnedSemaphorePermit>) -> Self {
+    pub fn new(set: Rc<EndpointSet>, member: usize, permit: Option<OwnedSemaphorePermit>) -> Self {
         set.members[member].state.active.fetch_add(1, Relaxed);
-        Self { set, member, _place: place }
+        Self { set, member, _permit: permit }
     }
 }
 
-impl Drop for Held {
+impl Drop for InFlightEndpoint {
     fn drop(&mut self) {
         self.set.members[self.member].state.active.fetch_sub(1, Relaxed);
     }
 }
 
 /// A place among a destination's requests, given back when dropped.
-pub struct Counter(pub Rc<Set>);
+pub struct RequestPermit(pub Rc<EndpointSet>);
 
-impl Counter {
+impl RequestPermit {
     /// One more request of the destination; None if there are as many as it may have.
-    pub fn request(set: &Rc<Set>) -> Option<Self> {
+    pub fn request(set: &Rc<EndpointSet>) -> Option<Self> {
         let most = set.policy.limits.as_ref().map_or(0, |l| l.max_requests);
         let now = set.cluster.requests.fetch_add(1, Relaxed);
         let one = Self(set.clone());
@@ -55,37 +55,47 @@ impl Counter {
     }
 }
 
-impl Drop for Counter {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.0.cluster.requests.fetch_sub(1, Relaxed);
     }
 }
 
 enum Kind {
-    Own(Bytes),
-    Endpoint { incoming: Incoming, after: Option<After>, _held: Held, _counter: Counter },
+    Local(Bytes),
+    Endpoint {
+        incoming: Incoming,
+        disposition: Option<ConnectionDisposition>,
+        _held: InFlightEndpoint,
+        _counter: RequestPermit,
+    },
 }
 
 /// An answer's body.
-pub struct Reply {
+pub struct ResponseBody {
     kind: Kind,
     /// Sent to the client so far, bytes.
     sent: u64,
     deadline: Option<Pin<Box<Sleep>>>,
-    record: Option<Box<Record>>,
+    record: Option<Box<RequestLog>>,
     /// The client's connection is not idle until the answer has been sent.
     _busy: Option<Busy>,
 }
 
-impl Reply {
+impl ResponseBody {
     /// Our own answer.
-    pub fn own(body: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Own(body.into()), sent: 0, deadline: None, record: None, _busy: None }
+    pub fn local(body: impl Into<Bytes>) -> Self {
+        Self { kind: Kind::Local(body.into()), sent: 0, deadline: None, record: None, _busy: None }
     }
 
     /// An endpoint's.
-    pub fn endpoint(incoming: Incoming, after: After, held: Held, counter: Counter) -> Self {
-        let kind = Kind::Endpoint { incoming, after: Some(after), _held: held, _counter: counter };
+    pub fn endpoint(
+        incoming: Incoming,
+        disposition: ConnectionDisposition,
+        held: InFlightEndpoint,
+        counter: RequestPermit,
+    ) -> Self {
+        let kind = Kind::Endpoint { incoming, disposition: Some(disposition), _held: held, _counter: counter };
         Self { kind, sent: 0, deadline: None, record: None, _busy: None }
     }
 
@@ -102,25 +112,25 @@ impl Reply {
     }
 
     /// Records its end.
-    pub fn recorded(mut self, r: Box<Record>) -> Self {
+    pub fn recorded(mut self, r: Box<RequestLog>) -> Self {
         self.record = Some(r);
         self
     }
 
     fn end(&mut self, whole: bool, trailers: Option<&HeaderMap>) {
-        if let Kind::Endpoint { after, .. } = &mut self.kind
-            && let Some(a) = after.take()
+        if let Kind::Endpoint { disposition, .. } = &mut self.kind
+            && let Some(a) = disposition.take()
             && whole
         {
-            a.done();
+            a.release();
         }
         if let Some(mut r) = self.record.take() {
             if let Some(status) = trailers.and_then(|t| t.get("grpc-status")) {
                 r.grpc = grpc_status(status);
             }
-            if !whole && r.flag == Flag::None {
-                r.flag = Flag::ClientGone;
-                r.details = Flag::ClientGone.details().into();
+            if !whole && r.flag == ResponseFlag::None {
+                r.flag = ResponseFlag::ClientGone;
+                r.details = ResponseFlag::ClientGone.details().into();
             }
             r.finish(self.sent);
         }
@@ -132,7 +142,7 @@ pub fn grpc_status(v: &HeaderValue) -> Option<u16> {
     v.to_str().ok()?.parse().ok()
 }
 
-impl HttpBody for Reply {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -140,8 +150,8 @@ impl HttpBody for Reply {
         let this = &mut *self;
         let next = loop {
             break match &mut this.kind {
-                Kind::Own(b) if b.is_empty() => Poll::Ready(None),
-                Kind::Own(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
+                Kind::Local(b) if b.is_empty() => Poll::Ready(None),
+                Kind::Local(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
                 Kind::Endpoint { incoming, .. } => {
                     let next = Pin::new(&mut *incoming).poll_frame(cx).map_err(Error::from);
                     if let Poll::Ready(Some(Ok(f))) = &next
@@ -159,8 +169,8 @@ impl HttpBody for Reply {
                     && d.as_mut().poll(cx).is_ready()
                 {
                     if let Some(r) = &mut this.record {
-                        r.flag = Flag::Timeout;
-                        r.details = Flag::Timeout.details().into();
+                        r.flag = ResponseFlag::Timeout;
+                        r.details = ResponseFlag::Timeout.details().into();
                     }
                     this.end(false, None);
                     return Poll::Ready(Some(Err("upstream request timeout".into())));
@@ -181,7 +191,7 @@ impl HttpBody for Reply {
             }
             Poll::Ready(Some(Err(e))) => {
                 if let Some(r) = &mut this.record {
-                    r.flag = Flag::Reset;
+                    r.flag = ResponseFlag::Reset;
                     r.details = LATE_RESET.into();
                 }
                 this.end(false, None);
@@ -192,24 +202,24 @@ impl HttpBody for Reply {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Own(b) => b.is_empty(),
+            Kind::Local(b) => b.is_empty(),
             Kind::Endpoint { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Own(b) => SizeHint::with_exact(b.len() as u64),
+            Kind::Local(b) => SizeHint::with_exact(b.len() as u64),
             Kind::Endpoint { incoming, .. } => incoming.size_hint(),
         }
     }
 }
 
-impl Drop for Reply {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         // hyper does not ask for the end of what has none, or whose length it knows.
         let whole = match &self.kind {
-            Kind::Own(_) => true,
+            Kind::Local(_) => true,
             Kind::Endpoint { incoming, .. } => incoming.is_end_stream(),
         };
         self.end(whole, None);
@@ -217,9 +227,9 @@ impl Drop for Reply {
 }
 
 /// Our own answer to a request. To gRPC it is one in gRPC's form (a status in the headers, no body).
-pub fn own(status: StatusCode, text: impl Into<Bytes>, grpc: bool) -> Response<Reply> {
+pub fn local_response(status: StatusCode, text: impl Into<Bytes>, grpc: bool) -> Response<ResponseBody> {
     if grpc {
-        let mut r = Response::new(Reply::own(Bytes::new()));
+        let mut r = Response::new(ResponseBody::local(Bytes::new()));
         let h = r.headers_mut();
         h.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         h.insert("grpc-status", HeaderValue::from(grpc_of(status)));
@@ -230,7 +240,7 @@ pub fn own(status: StatusCode, text: impl Into<Bytes>, grpc: bool) -> Response<R
     }
     let text = text.into();
     let plain = !text.is_empty();
-    let mut r = Response::new(Reply::own(text));
+    let mut r = Response::new(ResponseBody::local(text));
     *r.status_mut() = status;
     if plain {
         r.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));

@@ -4,19 +4,19 @@ use crate::{
     access::{self, Access, Denial},
     balance,
     carried::{Carried, Metered},
-    cluster::{Key, Set},
+    cluster::{ClusterKey, EndpointSet},
     codec, conns,
     control::Snapshot,
     edge,
-    flag::Flag,
+    flag::ResponseFlag,
     gate::Busy,
     http as handling,
-    origin::Speaks,
-    record::Record,
+    request_log::RequestLog,
     stream::{Io, Reset},
-    table::AskTcp,
+    table::TcpRouteInput,
     upstream::{self, Attempt},
-    worker::{Turn, Worker, refuse},
+    upstream_tls::Speaks,
+    worker::{SampleKind, Worker, refuse},
 };
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -29,7 +29,7 @@ use karst_proxy::{
     endpoints::is_waypoint,
     state::{Service, Workload},
 };
-use karst_rt::admission::Place;
+use karst_rt::admission::Permit;
 use std::{
     borrow::Cow,
     cell::Cell,
@@ -54,36 +54,36 @@ const LATE: Duration = Duration::from_secs(1);
 const TRIES: usize = 3;
 
 /// Who calls, and what.
-pub struct Call {
+pub struct Downstream {
     /// None: it has shown no certificate of the mesh.
     pub peer: Option<Identity>,
     pub from: SocketAddr,
     /// The caller's pod, if it is known.
     pub source: Option<Arc<Workload>>,
-    pub called: Called,
+    pub target: DownstreamTarget,
     pub port: u16,
     /// The address that was called; decides about the family of endpoints.
     pub to: IpAddr,
     /// Of a connection to a service: the TLS hello that it begins with, if it does.
-    pub hello: Option<Hello>,
+    pub hello: Option<ClientHello>,
     /// That of the client's connection, if it has come from outside.
-    pub place: Option<Rc<Place>>,
+    pub permit: Option<Rc<Permit>>,
 }
 
 /// A hello of TLS that ends elsewhere.
-pub struct Hello {
+pub struct ClientHello {
     pub name: Option<String>,
 }
 
 /// What is called.
 #[derive(Clone)]
-pub enum Called {
+pub enum DownstreamTarget {
     Service(Arc<Service>),
     /// This gateway; by TLS, with the name in its hello (empty if there was none).
     Gateway(Option<Rc<str>>),
 }
 
-impl Call {
+impl Downstream {
     /// The caller's namespace, as proven; empty: there is none.
     pub fn namespace(&self) -> &str {
         self.peer.as_ref().map_or("", Identity::namespace)
@@ -96,25 +96,25 @@ impl Call {
 
     /// The service that is called, if it is one.
     pub fn service(&self) -> Option<&Arc<Service>> {
-        match &self.called {
-            Called::Service(s) => Some(s),
-            Called::Gateway(_) => None,
+        match &self.target {
+            DownstreamTarget::Service(s) => Some(s),
+            DownstreamTarget::Gateway(_) => None,
         }
     }
 
     /// Has it come to a gateway?
     pub fn is_at_gateway(&self) -> bool {
-        matches!(self.called, Called::Gateway(_))
+        matches!(self.target, DownstreamTarget::Gateway(_))
     }
 
     /// How it has come, as URIs call it.
     pub fn scheme(&self) -> &'static str {
-        if matches!(self.called, Called::Gateway(Some(_))) { "https" } else { "http" }
+        if matches!(self.target, DownstreamTarget::Gateway(Some(_))) { "https" } else { "http" }
     }
 
     /// The key of a destination. Where no port is named it is the one that was called; at a gateway, that of the service if
     /// it has only one.
-    pub fn key(&self, w: &Worker, s: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> Key {
+    pub fn key(&self, w: &Worker, s: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> ClusterKey {
         let only = || {
             let ports = &s.mesh.services.get(service).filter(|_| self.is_at_gateway())?.ports;
             ports.first().filter(|_| ports.len() == 1).map(|(p, _)| *p)
@@ -125,31 +125,31 @@ impl Call {
         let backend = s.backends.get(service).filter(|b| !b.clients.is_empty());
         let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
         let client = client.map_or_else(Arc::default, Arc::from);
-        Key { service: service.clone(), port, subset: subset.clone(), client }
+        ClusterKey { service: service.clone(), port, subset: subset.clone(), client }
     }
 
     /// The name in the hello that was read; empty if it has none. None: no hello was read.
     pub fn sni(&self) -> Option<&str> {
-        match &self.called {
-            Called::Gateway(name) => name.as_deref(),
-            Called::Service(_) => self.hello.as_ref().map(|h| h.name.as_deref().unwrap_or_default()),
+        match &self.target {
+            DownstreamTarget::Gateway(name) => name.as_deref(),
+            DownstreamTarget::Service(_) => self.hello.as_ref().map(|h| h.name.as_deref().unwrap_or_default()),
         }
     }
 
     /// What of a connection decides about its route.
-    pub fn tcp(&self) -> AskTcp<'_> {
+    pub fn tcp(&self) -> TcpRouteInput<'_> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
-        let sni = match &self.called {
-            Called::Gateway(name) => name.as_deref(),
-            Called::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()),
+        let sni = match &self.target {
+            DownstreamTarget::Gateway(name) => name.as_deref(),
+            DownstreamTarget::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()),
         };
         let labels = self.source.as_ref().map_or(&NONE, |x| &x.labels);
-        AskTcp { port: self.port, namespace: self.namespace(), labels, sni }
+        TcpRouteInput { port: self.port, namespace: self.namespace(), labels, sni }
     }
 
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
-    pub fn judged(&self, w: &Worker, a: &Access, request: Option<access::Request<'_>>) -> Option<Denial> {
-        let asked = access::Asked {
+    pub fn authorize(&self, w: &Worker, a: &Access, request: Option<access::Request<'_>>) -> Option<Denial> {
+        let asked = access::AuthzContext {
             peer: self.peer.as_ref(),
             source: self.from.ip(),
             destination: self.to,
@@ -157,10 +157,10 @@ impl Call {
             sni: self.sni(),
             request,
         };
-        for (policy, told) in a.told(&asked) {
+        for (policy, told) in a.audit(&asked) {
             let text = match told {
-                access::Told::Matches => "matches",
-                access::Told::DryRun { would, deny } => {
+                access::AuditEvent::Matches => "matches",
+                access::AuditEvent::DryRun { would, deny } => {
                     w.shared.metrics.dry_runs.count(policy, deny, would);
                     would.text()
                 }
@@ -168,16 +168,16 @@ impl Call {
             let service = self.service().map_or("-", |s| &s.hostname);
             tracing::info!(target: "audit", policy, peer = self.caller(), service, port = self.port, "{text}");
         }
-        a.judge(&asked).denial()
+        a.evaluate(&asked).denial()
     }
 
     /// What is to be told of a request or a connection of this caller's.
-    pub fn record(&self, w: &Rc<Worker>, s: &Snapshot) -> Box<Record> {
-        let sni = match &self.called {
-            Called::Gateway(name) => name.clone().filter(|n| !n.is_empty()),
-            Called::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()).map(Rc::from),
+    pub fn record(&self, w: &Rc<Worker>, s: &Snapshot) -> Box<RequestLog> {
+        let sni = match &self.target {
+            DownstreamTarget::Gateway(name) => name.clone().filter(|n| !n.is_empty()),
+            DownstreamTarget::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()).map(Rc::from),
         };
-        Box::new(Record {
+        Box::new(RequestLog {
             worker: w.clone(),
             started: Instant::now(),
             time: SystemTime::now(),
@@ -202,14 +202,14 @@ impl Call {
             route: String::new(),
             answered: 0,
             grpc: None,
-            flag: Flag::None,
+            flag: ResponseFlag::None,
             details: Cow::Borrowed(""),
             error: String::new(),
             upstream_ms: None,
             received: Rc::default(),
             headers: None,
             telemetry: s.telemetry().cloned(),
-            era: s.era,
+            telemetry_generation: s.telemetry_generation,
             carried: None,
             told: false,
             upgrade: None,
@@ -217,7 +217,7 @@ impl Call {
     }
 
     /// What is to be told of a connection that is carried as it is.
-    pub fn connection(&self, w: &Rc<Worker>, s: &Snapshot) -> Box<Record> {
+    pub fn connection(&self, w: &Rc<Worker>, s: &Snapshot) -> Box<RequestLog> {
         let mut r = self.record(w, s);
         r.method = no_method();
         r.carried = Some(Rc::new(Carried { received: r.received.clone(), ..Carried::default() }));
@@ -231,15 +231,15 @@ fn no_method() -> Method {
 }
 
 /// Tells of what HTTP/1.1 could not read as a request; it has been answered (with a status that Envoy gives, too).
-fn unreadable(w: &Rc<Worker>, call: &Call, e: &hyper::Error) {
+fn unreadable(w: &Rc<Worker>, downstream: &Downstream, e: &hyper::Error) {
     if !e.is_parse() {
         return;
     }
-    let mut r = call.record(w, &w.snapshot());
-    (r.method, r.protocol, r.flag) = (no_method(), "HTTP/1.1", Flag::BadRequest);
+    let mut r = downstream.record(w, &w.snapshot());
+    (r.method, r.protocol, r.flag) = (no_method(), "HTTP/1.1", ResponseFlag::BadRequest);
     r.error = e.to_string();
     (r.answered, r.details) = match (e.is_parse_too_large(), r.error.contains("URI")) {
-        (false, _) => (400, Flag::BadRequest.details().into()),
+        (false, _) => (400, ResponseFlag::BadRequest.details().into()),
         (true, false) => (431, "http1.headers_too_large".into()),
         (true, true) => (414, "http1.headers_too_large".into()),
     };
@@ -252,7 +252,7 @@ fn unreadable(w: &Rc<Worker>, call: &Call, e: &hyper::Error) {
 /// Serves a stream of a tunnel to its end.
 pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr) {
     let Connect { request, mut respond } = c;
-    let mut call = match target(&w, &request, peer, from) {
+    let mut downstream = match target(&w, &request, peer, from) {
         Ok(c) => c,
         Err((status, why)) => {
             tracing::info!(target: "access", peer = %from, error = why, "CONNECT refused");
@@ -261,19 +261,20 @@ pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr)
     };
     let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
     let mut io = Io::tunnel(send, request.into_body(), w.lingering.clone());
-    let known = call.service().and_then(|s| s.protocols.iter().find(|(p, _)| *p == call.port)).map(|(_, a)| *a);
+    let known =
+        downstream.service().and_then(|s| s.protocols.iter().find(|(p, _)| *p == downstream.port)).map(|(_, a)| *a);
     match known.unwrap_or(AppProtocol::Unknown) {
-        AppProtocol::Tcp => tcp(&w, &call, io).await,
+        AppProtocol::Tcp => tcp(&w, &downstream, io).await,
         AppProtocol::Tls => {
             // What is no TLS after all is carried as it is.
             match tokio::time::timeout(edge::HELLO, edge::hello(&mut io)).await {
-                Ok(found) => call.hello = found.ok().map(|name| Hello { name }),
+                Ok(found) => downstream.hello = found.ok().map(|name| ClientHello { name }),
                 Err(_) => return tracing::debug!(peer = %from, "no TLS in time"),
             }
-            tcp(&w, &call, io).await;
+            tcp(&w, &downstream, io).await;
         }
-        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => http(&w, Rc::new(call), io, true).await,
-        AppProtocol::Unknown => http(&w, Rc::new(call), io, false).await,
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => http(&w, Rc::new(downstream), io, true).await,
+        AppProtocol::Unknown => http(&w, Rc::new(downstream), io, false).await,
     }
 }
 
@@ -284,7 +285,7 @@ fn target(
     r: &http::Request<h2::RecvStream>,
     peer: Identity,
     from: SocketAddr,
-) -> Result<Call, (StatusCode, &'static str)> {
+) -> Result<Downstream, (StatusCode, &'static str)> {
     let bad = |why| (StatusCode::BAD_REQUEST, why);
     if r.method() != Method::CONNECT {
         return Err((StatusCode::NOT_FOUND, "the method is not CONNECT"));
@@ -302,22 +303,31 @@ fn target(
         None => s.mesh.host(host, peer.namespace()),
     };
     // A pod itself: only where that is bound to a waypoint.
-    let pod = || s.mesh.services.get(&Service::stand_in(&s.mesh.workload(ip?)?.uid));
+    let pod = || s.mesh.services.get(&Service::workload_service(&s.mesh.workload(ip?)?.uid));
     let service = service.or_else(pod).ok_or(unknown)?.clone();
     if !service.waypoints.iter().any(|(g, _)| is_waypoint(&s.mesh, own, g)) {
         return Err((StatusCode::FORBIDDEN, "the service is not bound to this waypoint"));
     }
-    if !service.is_stand_in() && !service.ports.iter().any(|(p, _)| *p == port) {
+    if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == port) {
         return Err((StatusCode::NOT_FOUND, "the service does not have this port"));
     }
     // An address proves nothing: the workload there must be whom the certificate names.
     let source = s.mesh.workload(from.ip()).filter(|x| x.identity == peer).cloned();
     let to = ip.or(service.vips.first().copied()).unwrap_or(from.ip());
-    Ok(Call { peer: Some(peer), from, source, called: Called::Service(service), port, to, hello: None, place: None })
+    Ok(Downstream {
+        peer: Some(peer),
+        from,
+        source,
+        target: DownstreamTarget::Service(service),
+        port,
+        to,
+        hello: None,
+        permit: None,
+    })
 }
 
 /// Looks at the first bytes, and serves HTTP or carries bytes. `declared`: the service says that it is HTTP.
-pub async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
+pub async fn http(w: &Rc<Worker>, downstream: Rc<Downstream>, mut io: Io, declared: bool) {
     let mut first = Vec::with_capacity(PREFACE.len());
     let mut early = None;
     if !declared {
@@ -327,7 +337,7 @@ pub async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) => first.extend_from_slice(&buf[..n]),
             Err(_) => {
-                let (mut found, refused) = match raw(w, &call).await {
+                let (mut found, refused) = match connect_tcp(w, &downstream).await {
                     Ok(f) => (Some(f), None),
                     // Bytes of which nothing is known are not let through, or there is no endpoint: a request may still come,
                     // and will be told. If none comes, this is: when it is dropped.
@@ -342,7 +352,7 @@ pub async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
                         r.forget();
                     }
                     io.unread(first.into());
-                    return Box::pin(http(w, call, io, false)).await;
+                    return Box::pin(http(w, downstream, io, false)).await;
                 };
                 let mut there = [0; 1024];
                 tokio::select! {
@@ -356,7 +366,7 @@ pub async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
                         Ok(n) if n > 0 => {
                             other.io.unread(Bytes::copy_from_slice(&there[..n]));
                             if let Some(found) = found {
-                                carry(io, found).await;
+                                relay(io, found).await;
                             }
                             return;
                         }
@@ -376,51 +386,51 @@ pub async fn http(w: &Rc<Worker>, call: Rc<Call>, mut io: Io, declared: bool) {
             Ok(n) => first.extend_from_slice(&buf[..n]),
         }
     }
-    let two = first.starts_with(PREFACE);
-    let one = !two && is_http1(&first);
+    let http2 = first.starts_with(PREFACE);
+    let http1 = !http2 && is_http1(&first);
     io.unread(first.into());
-    if !declared && !two && !one {
+    if !declared && !http2 && !http1 {
         return match early {
-            Some(early) => carry(io, early).await,
-            None => tcp(w, &call, io).await,
+            Some(early) => relay(io, early).await,
+            None => tcp(w, &downstream, io).await,
         };
     }
     if let Some(early) = early {
         early.record.forget();
     }
-    requests(w, call, io, two).await;
+    requests(w, downstream, io, http2).await;
 }
 
-/// Serves the requests of a connection until it ends. `two`: HTTP/2 is spoken.
-pub async fn requests<I>(w: &Rc<Worker>, call: Rc<Call>, io: I, two: bool)
+/// Serves the requests of a connection until it ends. `http2`: HTTP/2 is spoken.
+pub async fn requests<I>(w: &Rc<Worker>, downstream: Rc<Downstream>, io: I, http2: bool)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Who comes through the mesh is known; from elsewhere, heads may be sent slowly on purpose.
-    let patience = call.is_at_gateway().then_some(PATIENCE);
-    let (place, own) = (call.place.clone(), call.clone());
+    let patience = downstream.is_at_gateway().then_some(PATIENCE);
+    let (permit, own) = (downstream.permit.clone(), downstream.clone());
     let service = {
-        let (w, call) = (w.clone(), call.clone());
+        let (w, downstream) = (w.clone(), downstream.clone());
         service_fn(move |r| {
-            let (w, busy, call) = (w.clone(), Busy::on(&call), call.clone());
+            let (w, busy, downstream) = (w.clone(), Busy::on(&downstream), downstream.clone());
             async move {
-                let answer = handling::handle(w, call, r).await;
+                let answer = handling::handle(w, downstream, r).await;
                 Ok::<_, std::convert::Infallible>(answer.map(|a| a.keeping(busy)))
             }
         })
     };
     let mut drain = w.drain.clone();
-    if two {
+    if http2 {
         let conn = std::pin::pin!(codec::server2().serve_connection(TokioIo::new(io), service));
-        let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await;
+        let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await;
     } else {
         let http1 = codec::server1(patience);
         let conn = std::pin::pin!(http1.serve_connection(TokioIo::new(io), service).with_upgrades());
-        if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, place.as_deref()).await {
+        if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await {
             unreadable(w, &own, &e);
         }
     }
-    w.shared.gate.note_evicted(place.as_deref());
+    w.shared.gate.note_evicted(permit.as_deref());
 }
 
 /// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way. The same when it
@@ -429,10 +439,10 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
     mut conn: Pin<&mut C>,
     end: impl Fn(Pin<&mut C>),
     drain: &mut karst_rt::drain::Watch,
-    place: Option<&Place>,
+    permit: Option<&Permit>,
 ) -> hyper::Result<()> {
     let evicted = async {
-        match place {
+        match permit {
             Some(p) => p.evicted().await,
             None => std::future::pending().await,
         }
@@ -473,48 +483,48 @@ fn is_http1(b: &[u8]) -> bool {
 }
 
 /// Carries bytes to an endpoint.
-pub async fn tcp(w: &Rc<Worker>, call: &Call, mut io: Io) {
-    match raw(w, call).await {
-        Ok(to) => carry(io, to).await,
+pub async fn tcp(w: &Rc<Worker>, downstream: &Downstream, mut io: Io) {
+    match connect_tcp(w, downstream).await {
+        Ok(to) => relay(io, to).await,
         // It is told when it is dropped.
         Err(_) => io.reset(),
     }
 }
 
 /// A byte stream to an endpoint, its place on a tunnel, who ends it when a policy forbids it, and what is to be told of it.
-pub struct Carrying {
+pub struct TcpRelay {
     pub io: Io,
     lease: Option<Lease>,
     guard: conns::Guard,
-    pub record: Box<Record>,
+    pub record: Box<RequestLog>,
 }
 
 /// A byte stream to an endpoint, by the service's rules for connections.
-async fn raw(w: &Rc<Worker>, call: &Call) -> Result<Carrying, Box<Record>> {
+async fn connect_tcp(w: &Rc<Worker>, downstream: &Downstream) -> Result<TcpRelay, Box<RequestLog>> {
     let s = w.snapshot();
-    let mut record = call.connection(w, &s);
-    let Some(service) = call.service() else { return Err(record) };
+    let mut record = downstream.connection(w, &s);
+    let Some(service) = downstream.service() else { return Err(record) };
     if let Some(a) = s.access_to(service)
-        && let Some(by) = call.judged(w, a, None)
+        && let Some(by) = downstream.authorize(w, a, None)
     {
         record.details = by.details.into();
-        return Err(record.failed(Flag::None, &by.error));
+        return Err(record.failed(ResponseFlag::None, &by.error));
     }
-    let rule = s.routes.get(&service.key).and_then(|r| r.table(call.namespace()).find_tcp(&call.tcp()));
+    let rule = s.routes.get(&service.key).and_then(|r| r.table(downstream.namespace()).find_tcp(&downstream.tcp()));
     if let Some(r) = rule {
         record.route.clone_from(&r.origin);
     }
-    let rule = rule.and_then(|t| t.pick(w.turn(Turn::Weight, t.total_weight())));
+    let rule = rule.and_then(|t| t.choose_weighted(w.sample(SampleKind::Weight, t.total_weight())));
     let key = match rule {
-        Some(d) if d.refuse_status != 0 => return Err(record.failed(Flag::NoCluster, "no destination")),
-        Some(d) => call.key(w, &s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
-        None => call.key(w, &s, &service.key, call.port, &Arc::default()),
+        Some(d) if d.refuse_status != 0 => return Err(record.failed(ResponseFlag::NoCluster, "no destination")),
+        Some(d) => downstream.key(w, &s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
+        None => downstream.key(w, &s, &service.key, downstream.port, &Arc::default()),
     };
-    let Some(set) = w.destination(&s, call, &key, call.tcp().sni) else {
-        return Err(record.failed(Flag::NoCluster, "no such destination"));
+    let Some(set) = w.destination(&s, downstream, &key, downstream.tcp().sni) else {
+        return Err(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
-    let speaks = if call.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
-    open(w, &s, call, set, speaks, record).await
+    let speaks = if downstream.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
+    open(w, &s, downstream, set, speaks, record).await
 }
 
 /// A byte stream to one of the endpoints; some are tried. `judged`: by whose policies the call was let in.
@@ -524,11 +534,11 @@ async fn raw(w: &Rc<Worker>, call: &Call) -> Result<Carrying, Box<Record>> {
 pub async fn open(
     w: &Rc<Worker>,
     judged: &Snapshot,
-    call: &Call,
-    set: Rc<Set>,
+    downstream: &Downstream,
+    set: Rc<EndpointSet>,
     speaks: Speaks,
-    mut record: Box<Record>,
-) -> Result<Carrying, Box<Record>> {
+    mut record: Box<RequestLog>,
+) -> Result<TcpRelay, Box<RequestLog>> {
     record.destination = Some((&*set).into());
     let mut tried = vec![];
     while tried.len() < TRIES {
@@ -537,36 +547,36 @@ pub async fn open(
         record.workload = Some((m.workload.clone(), m.address));
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
         let held = Cell::default();
-        let attempt = Attempt { set: &set, member: m, from: call.from, has_other: &has_other, held: &held };
+        let attempt = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held };
         let e = match upstream::open(w, &attempt, speaks).await {
             Ok((io, lease)) => {
-                let guard = w.opened(judged, call, None);
-                return Ok(Carrying { io, lease, guard, record: record.failed(Flag::None, "") });
+                let guard = w.register(judged, downstream, None);
+                return Ok(TcpRelay { io, lease, guard, record: record.failed(ResponseFlag::None, "") });
             }
             Err(e) => e,
         };
         tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
         if e.is_of_endpoint() {
-            set.result(m, None);
+            set.record_outcome(m, None);
         }
-        record = record.failed(Flag::ConnectFailure, &e.to_string());
+        record = record.failed(ResponseFlag::ConnectFailure, &e.to_string());
         if !e.may_retry() {
             return Err(record);
         }
         tried.push(i);
     }
     if tried.is_empty() {
-        record = record.failed(Flag::NoHealthy, "no endpoint");
+        record = record.failed(ResponseFlag::NoHealthy, "no endpoint");
     }
     Err(record)
 }
 
 /// Carries bytes both ways until both have ended, or a policy forbids it; then it is told, also where this is given up.
-pub async fn carry<I>(client: I, to: Carrying)
+pub async fn relay<I>(client: I, to: TcpRelay)
 where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let Carrying { io: mut b, lease, guard, mut record } = to;
+    let TcpRelay { io: mut b, lease, guard, mut record } = to;
     let mut a = Metered::new(client, record.established());
     let ended = tokio::select! {
         r = tokio::io::copy_bidirectional(&mut a, &mut b) => r.map(drop).map_err(|e| record.error = e.to_string()),

@@ -5,8 +5,8 @@
 use crate::{
     entry,
     limit::{Limit, Limits},
+    matcher::StringMatcher,
     operators::{Value, Values},
-    text::Text,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
@@ -17,7 +17,7 @@ use std::{
 };
 
 /// What of a request decides about its route.
-pub struct Ask<'a> {
+pub struct RouteInput<'a> {
     /// Without query.
     pub path: &'a str,
     pub query: Option<&'a str>,
@@ -32,7 +32,7 @@ pub struct Ask<'a> {
     parameters: OnceCell<Vec<(String, String)>>,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> RouteInput<'a> {
     /// Of these parts.
     #[allow(clippy::too_many_arguments, reason = "what of a request routes ask about, each once and by its name")]
     pub fn new(
@@ -57,7 +57,7 @@ impl<'a> Ask<'a> {
 }
 
 /// What of a connection decides about its route.
-pub struct AskTcp<'a> {
+pub struct TcpRouteInput<'a> {
     pub port: u16,
     /// The caller's namespace, as proven.
     pub namespace: &'a str,
@@ -133,7 +133,7 @@ pub struct Table {
 }
 
 /// What the look-up says.
-pub enum Found<'a> {
+pub enum RouteMatch<'a> {
     /// This rule.
     Rule(&'a Arc<Rule>),
     /// There are rules, and none matches.
@@ -163,16 +163,16 @@ impl Table {
     }
 
     /// The rule for a request to a port of the service.
-    pub fn find(&self, port: u16, ask: &Ask<'_>) -> Found<'_> {
+    pub fn find(&self, port: u16, input: &RouteInput<'_>) -> RouteMatch<'_> {
         let index = self.ports.get(&port).unwrap_or(&self.rest);
         if index.rules.is_empty() {
-            return Found::Default;
+            return RouteMatch::Default;
         }
-        index.find(ask).map_or(Found::Nothing, Found::Rule)
+        index.find(input).map_or(RouteMatch::Nothing, RouteMatch::Rule)
     }
 
     /// The rule for a connection; None: to the service that was called.
-    pub fn find_tcp(&self, a: &AskTcp<'_>) -> Option<&TcpRule> {
+    pub fn find_tcp(&self, a: &TcpRouteInput<'_>) -> Option<&TcpRule> {
         self.tcp.iter().find(|r| {
             (r.ports.is_empty() || r.ports.contains(&u32::from(a.port)))
                 && (r.namespace.is_empty() || r.namespace == a.namespace)
@@ -201,9 +201,11 @@ impl Index {
         for (i, r) in x.rules.iter().enumerate() {
             let i = i as u32;
             match &r.path {
-                Some(Text::Exact(p)) if !r.ignore_case => x.exact.entry(p.clone()).or_default().push(i),
-                Some(Text::Prefix(p)) if !r.ignore_case => x.prefix.entry(p.clone()).or_default().push(i),
-                Some(Text::Segments(p)) if !r.ignore_case => x.segments.entry(p.clone()).or_default().push(i),
+                Some(StringMatcher::Exact(p)) if !r.ignore_case => x.exact.entry(p.clone()).or_default().push(i),
+                Some(StringMatcher::Prefix(p)) if !r.ignore_case => x.prefix.entry(p.clone()).or_default().push(i),
+                Some(StringMatcher::PathSegments(p)) if !r.ignore_case => {
+                    x.segments.entry(p.clone()).or_default().push(i)
+                }
                 _ => x.other.push(i),
             }
         }
@@ -217,7 +219,7 @@ impl Index {
         self.rules.iter().map(|r| r.origin.clone()).collect()
     }
 
-    fn find(&self, ask: &Ask<'_>) -> Option<&Arc<Rule>> {
+    fn find(&self, input: &RouteInput<'_>) -> Option<&Arc<Rule>> {
         let mut best: Option<u32> = None;
         // Each list is in order: the first that holds is its best.
         let mut look = |list: Option<&Vec<u32>>, path_too: bool| {
@@ -225,25 +227,25 @@ impl Index {
                 if best.is_some_and(|b| b <= *i) {
                     return;
                 }
-                if self.rules[*i as usize].holds(ask, path_too) {
+                if self.rules[*i as usize].matches(input, path_too) {
                     best = Some(*i);
                     return;
                 }
             }
         };
-        look(self.exact.get(ask.path), false);
+        look(self.exact.get(input.path), false);
         for n in &self.lengths {
-            match ask.path.get(..*n) {
+            match input.path.get(..*n) {
                 Some(p) => look(self.prefix.get(p), false),
-                None if *n > ask.path.len() => break,
+                None if *n > input.path.len() => break,
                 // Within a character: no prefix of that length is one of this path.
                 None => {}
             }
         }
         if !self.segments.is_empty() {
-            look(self.segments.get(ask.path), false);
-            for (at, _) in ask.path.match_indices('/') {
-                look(self.segments.get(&ask.path[..at]), false);
+            look(self.segments.get(input.path), false);
+            for (at, _) in input.path.match_indices('/') {
+                look(self.segments.get(&input.path[..at]), false);
             }
         }
         look(Some(&self.other), true);
@@ -255,13 +257,13 @@ impl Index {
 #[derive(Debug)]
 pub struct Rule {
     pub origin: String,
-    pub path: Option<Text>,
+    pub path: Option<StringMatcher>,
     ignore_case: bool,
-    method: Option<Text>,
-    scheme: Option<Text>,
-    authority: Option<Text>,
-    headers: Vec<(HeaderName, Text, bool)>,
-    query: Vec<(String, Text, bool)>,
+    method: Option<StringMatcher>,
+    scheme: Option<StringMatcher>,
+    authority: Option<StringMatcher>,
+    headers: Vec<(HeaderName, StringMatcher, bool)>,
+    query: Vec<(String, StringMatcher, bool)>,
     labels: BTreeMap<String, String>,
     namespace: String,
 
@@ -284,9 +286,9 @@ impl Rule {
     fn new(r: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, String> {
         let empty = ir::Match::default();
         let m = r.r#match.as_ref().unwrap_or(&empty);
-        let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| Text::new(t, case)).transpose();
+        let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
         let value = |v: &Option<ir::Text>| match v {
-            Some(t) => Text::new(t, false),
+            Some(t) => StringMatcher::new(t, false),
             None => Err("a match without a value".to_string()),
         };
         let mut headers = vec![];
@@ -331,8 +333,8 @@ impl Rule {
     }
 
     /// Does it hold? The path is left out where it has been looked up.
-    pub fn holds(&self, a: &Ask<'_>, path_too: bool) -> bool {
-        let is = |t: &Option<Text>, s: &str| t.as_ref().is_none_or(|t| t.matches(s));
+    pub fn matches(&self, a: &RouteInput<'_>, path_too: bool) -> bool {
+        let is = |t: &Option<StringMatcher>, s: &str| t.as_ref().is_none_or(|t| t.matches(s));
         let path = || match &self.path {
             Some(t) if self.ignore_case => t.matches(&a.path.to_lowercase()),
             t => is(t, a.path),
@@ -351,7 +353,7 @@ impl Rule {
     }
 
     /// The destination for a number below [`Rule::total_weight`].
-    pub fn pick(&self, mut at: u64) -> Option<&Destination> {
+    pub fn choose_weighted(&self, mut at: u64) -> Option<&Destination> {
         self.destinations.iter().find(|d| {
             let w = u64::from(d.weight);
             let hit = at < w;
@@ -363,7 +365,7 @@ impl Rule {
 
 /// Several lines of a header count as one ([`entry::joined`]). The host is the authority, by whichever version of HTTP it has
 /// come.
-fn header(a: &Ask<'_>, n: &HeaderName, t: &Text) -> bool {
+fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher) -> bool {
     if *n == http::header::HOST {
         return t.matches(a.authority);
     }
@@ -462,7 +464,7 @@ impl TcpRule {
     }
 
     /// The destination for a number below [`TcpRule::total_weight`].
-    pub fn pick(&self, mut at: u64) -> Option<&ir::Destination> {
+    pub fn choose_weighted(&self, mut at: u64) -> Option<&ir::Destination> {
         self.destinations.iter().find(|d| {
             let hit = at < u64::from(d.weight);
             at = at.saturating_sub(u64::from(d.weight));
@@ -558,7 +560,7 @@ impl Rewrite {
     }
 
     /// The new path of a request whose path was matched by this; None: as it is.
-    pub fn path(&self, path: &str, matched: Option<&Text>) -> Option<String> {
+    pub fn path(&self, path: &str, matched: Option<&StringMatcher>) -> Option<String> {
         Some(match self.path.as_ref()? {
             PathChange::Full(p) => p.clone(),
             PathChange::Prefix(p) => replace_prefix(path, matched, p),
@@ -589,10 +591,10 @@ fn braces(s: &str) -> String {
 }
 
 /// Puts `to` in place of the part that was matched.
-pub fn replace_prefix(path: &str, matched: Option<&Text>, to: &str) -> String {
+pub fn replace_prefix(path: &str, matched: Option<&StringMatcher>, to: &str) -> String {
     match matched {
         // Whole segments: exactly one slash between what is new and what follows.
-        Some(Text::Segments(p)) => {
+        Some(StringMatcher::PathSegments(p)) => {
             let rest = path.get(p.len()..).unwrap_or("").trim_start_matches('/');
             let head = to.trim_end_matches('/');
             if rest.is_empty() && !path.ends_with('/') {
@@ -600,10 +602,10 @@ pub fn replace_prefix(path: &str, matched: Option<&Text>, to: &str) -> String {
             }
             format!("{head}/{rest}")
         }
-        Some(Text::Prefix(p)) => absolute(format!("{to}{}", path.get(p.len()..).unwrap_or(""))),
+        Some(StringMatcher::Prefix(p)) => absolute(format!("{to}{}", path.get(p.len()..).unwrap_or(""))),
         // Nothing was asked of the path: its first slash is what it begins with.
         None => absolute(format!("{to}{}", path.strip_prefix('/').unwrap_or(path))),
-        Some(Text::Exact(_) | Text::Regex(_) | Text::Present) => to.into(),
+        Some(StringMatcher::Exact(_) | StringMatcher::Regex(_) | StringMatcher::Present) => to.into(),
     }
 }
 
@@ -614,13 +616,16 @@ fn absolute(s: String) -> String {
 /// Cross-origin requests.
 #[derive(Debug)]
 pub struct Cors {
-    origins: Vec<Text>,
+    origins: Vec<StringMatcher>,
     pub ir: ir::Cors,
 }
 
 impl Cors {
     fn new(c: &ir::Cors) -> Result<Self, String> {
-        Ok(Self { origins: c.origins.iter().map(|t| Text::new(t, false)).collect::<Result<_, _>>()?, ir: c.clone() })
+        Ok(Self {
+            origins: c.origins.iter().map(|t| StringMatcher::new(t, false)).collect::<Result<_, _>>()?,
+            ir: c.clone(),
+        })
     }
 
     /// May this origin?
@@ -649,11 +654,11 @@ mod tests {
     fn found<'a>(t: &'a Table, port: u16, path: &str, headers: &HeaderMap) -> &'a str {
         let labels = BTreeMap::new();
         let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
-        let ask = Ask::new(path, query, "GET", "http", "a", headers, "ns", &labels);
-        match t.find(port, &ask) {
-            Found::Rule(r) => &r.origin,
-            Found::Nothing => "-",
-            Found::Default => "default",
+        let input = RouteInput::new(path, query, "GET", "http", "a", headers, "ns", &labels);
+        match t.find(port, &input) {
+            RouteMatch::Rule(r) => &r.origin,
+            RouteMatch::Nothing => "-",
+            RouteMatch::Default => "default",
         }
     }
 
@@ -784,8 +789,8 @@ mod tests {
             }
             for path in parts {
                 let labels = BTreeMap::new();
-                let ask = Ask::new(path, None, "GET", "http", "a", &headers, "ns", &labels);
-                let want = table.rest.rules.iter().find(|x| x.holds(&ask, true)).map_or("-", |x| &x.origin);
+                let input = RouteInput::new(path, None, "GET", "http", "a", &headers, "ns", &labels);
+                let want = table.rest.rules.iter().find(|x| x.matches(&input, true)).map_or("-", |x| &x.origin);
                 assert_eq!(found(&table, 80, path, &headers), want, "{path}");
             }
         }
@@ -828,7 +833,7 @@ mod tests {
 
     #[test]
     fn prefixes_are_replaced() {
-        let seg = |p: &str| Text::Segments(p.trim_end_matches('/').into());
+        let seg = |p: &str| StringMatcher::PathSegments(p.trim_end_matches('/').into());
         for (path, matched, to, want) in [
             ("/foo/bar", Some(seg("/foo")), "/xyz", "/xyz/bar"),
             ("/foo/bar", Some(seg("/foo")), "/xyz/", "/xyz/bar"),
@@ -839,9 +844,9 @@ mod tests {
             ("/foo", Some(seg("/foo")), "", "/"),
             ("/foo/bar", Some(seg("/foo")), "", "/bar"),
             ("/bar", Some(seg("/")), "/v1", "/v1/bar"),
-            ("/ratings/1", Some(Text::Prefix("/ratings".into())), "/v1/r", "/v1/r/1"),
+            ("/ratings/1", Some(StringMatcher::Prefix("/ratings".into())), "/v1/r", "/v1/r/1"),
             ("/x", None, "/y/", "/y/x"),
-            ("/x", Some(Text::Exact("/x".into())), "/y", "/y"),
+            ("/x", Some(StringMatcher::Exact("/x".into())), "/y", "/y"),
         ] {
             assert_eq!(replace_prefix(path, matched.as_ref(), to), want, "{path} {to}");
         }
@@ -858,8 +863,8 @@ mod tests {
             r.destinations.push(ir::Destination { service: format!("s{w}"), weight: w, ..Default::default() });
         }
         let r = Rule::new(&r, &mut fresh).unwrap();
-        let count = |s: &str| (0..r.total_weight).filter(|i| &*r.pick(*i).unwrap().service == s).count();
+        let count = |s: &str| (0..r.total_weight).filter(|i| &*r.choose_weighted(*i).unwrap().service == s).count();
         assert_eq!((count("s9"), count("s0"), count("s1")), (9, 0, 1));
-        assert!(r.pick(10).is_none());
+        assert!(r.choose_weighted(10).is_none());
     }
 }

@@ -18,11 +18,11 @@ use hyper_util::rt::TokioIo;
 use karst_core::Identity;
 use karst_hbone::{Settings, server};
 use karst_proxy::{
-    crew::Crew,
     secrets::Secrets,
     state::{self, Workload},
     testing::Ca,
     untold::Asker,
+    workers::WorkerPool,
 };
 use karst_rt::drain::{self, Drain};
 use std::{
@@ -75,7 +75,7 @@ impl Plane {
             questions,
             metrics: Metrics::default(),
             gate: Gate::new(1024),
-            crew: Crew::new(1).0,
+            workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
         };
         let (drain, watch) = drain::new();
@@ -121,7 +121,7 @@ pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
                     let (name, count) = (name.clone(), count.clone());
                     let answer = service_fn(move |_| {
                         count.set(count.get() + 1);
-                        let body = crate::reply::Reply::own(name.to_string());
+                        let body = crate::reply::ResponseBody::local(name.to_string());
                         async move { Ok::<_, Infallible>(Response::new(body)) }
                     });
                     spawn_local(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));

@@ -7,7 +7,7 @@ use crate::{
     codec,
     control::Snapshot,
     gateway::Gateway,
-    serve::{self, Call, Called},
+    serve::{self, Downstream, DownstreamTarget},
     table::Routes,
     testing::{LINES, worker},
     worker::Worker,
@@ -136,19 +136,19 @@ impl Proxy {
     fn connect(&self, two: bool) -> DuplexStream {
         let (client, server) = tokio::io::duplex(1 << 20);
         let service = self.worker.snapshot().mesh.services[KEY].clone();
-        let called = if self.at_gateway { Called::Gateway(None) } else { Called::Service(service) };
-        let call = Call {
+        let target = if self.at_gateway { DownstreamTarget::Gateway(None) } else { DownstreamTarget::Service(service) };
+        let downstream = Downstream {
             peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok().filter(|_| !self.at_gateway),
             from: "10.0.0.9:1234".parse().unwrap(),
             source: None,
-            called,
+            target,
             port: 80,
             to: "10.96.0.1".parse().unwrap(),
             hello: None,
-            place: None,
+            permit: None,
         };
         let w = self.worker.clone();
-        tokio::task::spawn_local(async move { serve::requests(&w, Rc::new(call), server, two).await });
+        tokio::task::spawn_local(async move { serve::requests(&w, Rc::new(downstream), server, two).await });
         client
     }
 

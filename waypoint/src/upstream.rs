@@ -3,12 +3,12 @@
 
 use crate::{
     body::Counted,
-    cluster::{Member, Set},
+    cluster::{EndpointSet, LbEndpoint},
     codec,
     control::Snapshot,
-    flag::Flag,
-    origin::{self, Speaks},
+    flag::ResponseFlag,
     stream::Io,
+    upstream_tls::{self, Speaks},
     worker::Worker,
 };
 use http::{Request, Response};
@@ -114,11 +114,11 @@ pub enum Failure {
 
 impl Failure {
     /// As logs and metrics have it.
-    pub fn flag(&self) -> Flag {
+    pub fn flag(&self) -> ResponseFlag {
         match self {
-            Failure::Connect(_) => Flag::ConnectFailure,
-            Failure::Refused(_) | Failure::Reset(_) => Flag::Reset,
-            Failure::Protocol(_) => Flag::ProtocolError,
+            Failure::Connect(_) => ResponseFlag::ConnectFailure,
+            Failure::Refused(_) | Failure::Reset(_) => ResponseFlag::Reset,
+            Failure::Protocol(_) => ResponseFlag::ProtocolError,
         }
     }
 
@@ -146,12 +146,12 @@ impl Failure {
 /// A worker's connections.
 #[derive(Default)]
 pub struct Pool {
-    h1: RefCell<HashMap<End, Vec<Idle>>>,
-    h2: RefCell<HashMap<End, Vec<Shared>>>,
+    h1: RefCell<HashMap<PoolKey, Vec<Idle>>>,
+    h2: RefCell<HashMap<PoolKey, Vec<Shared>>>,
 }
 
 /// An end of connections: whose, where, and with which TLS of ours. (What was opened by other rules for TLS is not used again.)
-type End = (Arc<str>, SocketAddr, Option<Arc<[u8]>>);
+type PoolKey = (Arc<str>, SocketAddr, Option<Arc<[u8]>>);
 type Sender1 = http1::SendRequest<Counted>;
 type Sender2 = http2::SendRequest<Counted>;
 
@@ -191,7 +191,7 @@ impl Pool {
 }
 
 /// How long a destination's connections are kept without requests.
-fn idle_timeout(s: &Set) -> Duration {
+fn idle_timeout(s: &EndpointSet) -> Duration {
     match s.policy.limits.as_ref().map_or(0, |l| l.idle_timeout_ms) {
         0 => IDLE_TIMEOUT,
         ms => Duration::from_millis(ms),
@@ -199,23 +199,23 @@ fn idle_timeout(s: &Set) -> Duration {
 }
 
 /// What becomes of a connection after the answer.
-pub enum After {
+pub enum ConnectionDisposition {
     /// To be kept for the next request, once the answer has been read.
-    Keep { pool: Rc<Pool>, end: End, send: Sender1, requests: u32, idle: Duration },
+    Reuse { pool: Rc<Pool>, pool_key: PoolKey, send: Sender1, requests: u32, idle: Duration },
     /// One of several on the connection.
-    Shared(#[allow(dead_code, reason = "held for its drop, which gives the place back")] Active),
+    Shared(#[allow(dead_code, reason = "held for its drop, which gives the place back")] InFlight),
     /// Ends with the answer, or lives on as something else.
     Alone(#[allow(dead_code, reason = "held for its drop, which gives the place back")] Option<Lease>),
 }
 
-impl After {
+impl ConnectionDisposition {
     /// The answer has been read to its end.
-    pub fn done(self) {
+    pub fn release(self) {
         match self {
-            After::Keep { pool, end, send, requests, idle: timeout } => {
+            ConnectionDisposition::Reuse { pool, pool_key, send, requests, idle: timeout } => {
                 if !send.is_closed() {
                     let mut all = pool.h1.borrow_mut();
-                    let idle = all.entry(end).or_default();
+                    let idle = all.entry(pool_key).or_default();
                     idle.retain(|i| !i.send.is_closed());
                     if idle.len() < IDLE {
                         idle.push(Idle { send, requests, until: Instant::now() + timeout });
@@ -228,20 +228,20 @@ impl After {
 }
 
 /// A request on a shared connection, counted until dropped.
-pub struct Active {
+pub struct InFlight {
     requests: Rc<Cell<usize>>,
     until: Rc<Cell<Instant>>,
     idle: Duration,
 }
 
-impl Active {
+impl InFlight {
     fn new(c: &Shared, idle: Duration) -> Self {
         c.active.set(c.active.get() + 1);
         Self { requests: c.active.clone(), until: c.until.clone(), idle }
     }
 }
 
-impl Drop for Active {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.requests.set(self.requests.get().saturating_sub(1));
         self.until.set(Instant::now() + self.idle);
@@ -251,8 +251,8 @@ impl Drop for Active {
 /// One attempt to reach a destination: by which endpoint, and for whom.
 #[derive(Clone, Copy)]
 pub struct Attempt<'a> {
-    pub set: &'a Set,
-    pub member: &'a Member,
+    pub set: &'a EndpointSet,
+    pub member: &'a LbEndpoint,
     /// The client.
     pub from: SocketAddr,
     /// Is there another endpoint that would be tried if this one does not answer?
@@ -298,7 +298,7 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
         match s.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
             None => Ok((io, lease)),
             Some(t) => {
-                let io = Box::pin(origin::shake(&w.snapshot(), s, t, io, speaks)).await;
+                let io = Box::pin(upstream_tls::shake(&w.snapshot(), s, t, io, speaks)).await;
                 Ok((io.map_err(ConnectError::Tls)?, lease))
             }
         }
@@ -321,15 +321,15 @@ fn fits(mesh: &state::Snapshot, own: Option<&Workload>, ip: IpAddr) -> bool {
 
 /// Why a member is not called with our identity: its policies may let us in for the sake of its own services' routes and policies,
 /// past which nobody is to come by us, neither by what he calls nor by endpoints that he writes.
-fn lent(s: &Set, workload: &Workload) -> Option<String> {
+fn lent(s: &EndpointSet, workload: &Workload) -> Option<String> {
     if !workload.hbone {
         return None;
     }
-    if s.follows.is_some() {
+    if s.dynamic_endpoint.is_some() {
         return Some(format!("{} is a member of the mesh, which is called by its own service", s.host));
     }
     // A waypoint is asked, not called.
-    (s.through.is_none() && workload.namespace != s.service.namespace).then(|| {
+    (s.via_waypoint.is_none() && workload.namespace != s.service.namespace).then(|| {
         format!(
             "{}: the endpoint is {}/{}, a member of the mesh in another namespace: route to a service of that namespace",
             s.host, workload.namespace, workload.name
@@ -353,8 +353,8 @@ async fn found(w: &Worker, a: &Attempt<'_>) -> Result<(SocketAddr, Arc<Workload>
 }
 
 /// Is it spoken to without a tunnel? (A waypoint takes tunnels whatever it is itself.)
-fn is_plain(s: &Set, workload: &Workload) -> bool {
-    !workload.hbone && s.through.is_none()
+fn is_plain(s: &EndpointSet, workload: &Workload) -> bool {
+    !workload.hbone && s.via_waypoint.is_none()
 }
 
 /// Who an endpoint is, once it is known who is at its address.
@@ -384,22 +384,22 @@ async fn connect(
         return Err(ConnectError::Lent(why));
     }
     if is_plain(s, &workload) {
-        let tcp = w.dialer.connect(&w.origin, None, address, a.candidate()).await?;
+        let tcp = w.dialer.connect(&w.connector, None, address, a.candidate()).await?;
         return Ok((Io::socket(tcp), None));
     }
     // A waypoint says itself where it takes tunnels.
-    let port = if s.through.is_some() { address.port() } else { karst_hbone::PORT };
+    let port = if s.via_waypoint.is_some() { address.port() } else { karst_hbone::PORT };
     // Who answers must be that workload, or who the service says it is.
-    let others = s.service.sans.iter().filter(|_| s.through.is_none());
+    let others = s.service.sans.iter().filter(|_| s.via_waypoint.is_none());
     let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
     let target = Target {
-        origin: &w.origin,
+        connector: &w.connector,
         pod: "",
         own: &w.shared.identity,
         peer: &workload,
         address: SocketAddr::new(address.ip(), port),
         expected: &expected,
-        authority: &s.through.clone().unwrap_or_else(|| address.to_string()),
+        authority: &s.via_waypoint.clone().unwrap_or_else(|| address.to_string()),
         headers: dial::headers(s.baggage.as_ref(), a.from, Some(&s.service.hostname)),
     };
     let o = w.dialer.tunnel(&target, a.candidate()).await?;
@@ -418,10 +418,10 @@ async fn dial_http1(
 
 /// Which connections a request may use. Asked for each request: one that is kept may have been opened for another service, which
 /// could lend the endpoint our identity.
-fn end(a: &Attempt<'_>) -> Result<End, ConnectError> {
+fn pool_key(a: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
     match lent(a.set, &a.member.workload) {
         Some(why) => Err(ConnectError::Lent(why)),
-        None => Ok((a.member.workload.uid.clone(), a.member.address, a.set.apart.clone())),
+        None => Ok((a.member.workload.uid.clone(), a.member.address, a.set.pool_partition.clone())),
     }
 }
 
@@ -434,11 +434,11 @@ pub async fn http1(
     a: &Attempt<'_>,
     mut r: Request<Counted>,
     sent: &Cell<bool>,
-) -> Result<(Response<Incoming>, After), Failure> {
-    let (s, end) = (a.set, end(a)?);
+) -> Result<(Response<Incoming>, ConnectionDisposition), Failure> {
+    let (s, pool_key) = (a.set, pool_key(a)?);
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
-        let kept = w.upstream.h1.borrow_mut().get_mut(&end).and_then(Vec::pop);
+        let kept = w.upstream.h1.borrow_mut().get_mut(&pool_key).and_then(Vec::pop);
         let fresh = kept.is_none();
         let (mut send, requests) = match kept {
             Some(i) => (i.send, i.requests),
@@ -462,8 +462,14 @@ pub async fn http1(
             Ok(answer) => {
                 let requests = requests + 1;
                 let after = match most > 0 && requests >= most {
-                    true => After::Alone(None),
-                    false => After::Keep { pool: w.upstream.clone(), end, send, requests, idle: idle_timeout(s) },
+                    true => ConnectionDisposition::Close(None),
+                    false => ConnectionDisposition::Reuse {
+                        pool: w.upstream.clone(),
+                        pool_key,
+                        send,
+                        requests,
+                        idle: idle_timeout(s),
+                    },
                 };
                 return Ok((answer, after));
             }
@@ -492,14 +498,14 @@ pub async fn upgrade(
     a: &Attempt<'_>,
     r: Request<Counted>,
     sent: &Cell<bool>,
-) -> Result<(Response<Incoming>, After), Failure> {
+) -> Result<(Response<Incoming>, ConnectionDisposition), Failure> {
     let (mut send, conn, lease) = dial_http1(w, a).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
     sent.set(true);
     let answer = send.send_request(r).await.map_err(|e| failure(&e))?;
-    Ok((answer, After::Alone(lease)))
+    Ok((answer, ConnectionDisposition::Close(lease)))
 }
 
 /// Sends a request on a shared HTTP/2 connection. `sent`: something of it may have been.
@@ -511,12 +517,12 @@ pub async fn http2(
     a: &Attempt<'_>,
     mut r: Request<Counted>,
     sent: &Cell<bool>,
-) -> Result<(Response<Incoming>, After), Failure> {
-    let (s, end) = (a.set, end(a)?);
+) -> Result<(Response<Incoming>, ConnectionDisposition), Failure> {
+    let (s, pool_key) = (a.set, pool_key(a)?);
     loop {
         let kept = {
             let mut all = w.upstream.h2.borrow_mut();
-            let conns = all.entry(end.clone()).or_default();
+            let conns = all.entry(pool_key.clone()).or_default();
             conns.retain(|c| !c.send.is_closed());
             conns.iter().find(|c| c.active.get() < H2_STREAMS).cloned()
         };
@@ -533,11 +539,11 @@ pub async fn http2(
                 });
                 let until = Rc::new(Cell::new(Instant::now()));
                 let c = Shared { send, active: Rc::default(), until };
-                w.upstream.h2.borrow_mut().entry(end.clone()).or_default().push(c.clone());
+                w.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(c.clone());
                 c
             }
         };
-        let after = After::Shared(Active::new(&c, idle_timeout(s)));
+        let after = ConnectionDisposition::Multiplexed(InFlight::new(&c, idle_timeout(s)));
         if c.send.ready().await.is_err() && !fresh {
             continue;
         }
@@ -560,7 +566,7 @@ pub async fn http2(
 
 /// Why there is no answer to a request that was sent.
 fn failure(e: &hyper::Error) -> Failure {
-    let text = words(e);
+    let text = error_chain(e);
     if e.is_parse() {
         return Failure::Protocol(format!("{text}: {}", codec::bad_head()));
     }
@@ -581,7 +587,7 @@ fn failure(e: &hyper::Error) -> Failure {
     Failure::Reset(text)
 }
 
-fn words(e: &hyper::Error) -> String {
+fn error_chain(e: &hyper::Error) -> String {
     let mut text = e.to_string();
     let mut cause = std::error::Error::source(e);
     while let Some(c) = cause {
@@ -597,10 +603,10 @@ mod tests {
     use super::*;
     use crate::{
         cluster::{
-            Follows, Key,
+            ClusterKey, DynamicEndpoint,
             tests::{KEY, set},
         },
-        serve::{self, Call, Called},
+        serve::{self, Downstream, DownstreamTarget},
         testing::{OWN, Plane, member},
     };
     use karst_api::{
@@ -636,18 +642,18 @@ mod tests {
 
     /// One request of a member on a connection of its own: the status line and all that follows.
     async fn ask(w: &Rc<Worker>, s: &state::Snapshot) -> String {
-        let call = Call {
+        let downstream = Downstream {
             peer: Some(at(s, "127.77.0.1").identity.clone()),
             from: "127.77.0.1:5".parse().unwrap(),
             source: None,
-            called: Called::Service(s.services.get(KEY).unwrap().clone()),
+            target: DownstreamTarget::Service(s.services.get(KEY).unwrap().clone()),
             port: 80,
             to: "10.96.0.1".parse().unwrap(),
             hello: None,
-            place: None,
+            permit: None,
         };
         let (mut client, io) = tokio::io::duplex(1 << 16);
-        let served = async { serve::requests(w, Rc::new(call), io, false).await };
+        let served = async { serve::requests(w, Rc::new(downstream), io, false).await };
         let asked = async {
             client.write_all(b"GET / HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").await.unwrap();
             let mut answer = String::new();
@@ -695,7 +701,7 @@ mod tests {
 
     /// What becomes of a connection to the one endpoint, which takes no tunnels.
     async fn to_endpoint(w: Rc<Worker>) -> Result<(), ConnectError> {
-        let key = Key { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: Arc::default(), client: Arc::default() };
         let set = w.set(&w.snapshot(), &key, "10.96.0.1".parse().unwrap()).unwrap();
         let (member, from) = (&set.members[0], "127.77.0.1:5".parse().unwrap());
         let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &Cell::default() };
@@ -777,16 +783,16 @@ mod tests {
         let status = |s: http::StatusCode| ConnectError::from(DialError::from(ClientError::Status(s)));
         let nobody = || "spiffe://cluster.local/ns/x/sa/x".parse().unwrap();
         let all = [
-            (Failure::from(ConnectError::Timeout), Flag::ConnectFailure, true),
-            (status(http::StatusCode::SERVICE_UNAVAILABLE).into(), Flag::ConnectFailure, true),
-            (status(http::StatusCode::UNAUTHORIZED).into(), Flag::ConnectFailure, false),
-            (status(http::StatusCode::NOT_FOUND).into(), Flag::ConnectFailure, false),
-            (ConnectError::from(DialError::NoCertificate(nobody())).into(), Flag::ConnectFailure, false),
-            (ConnectError::from(DialError::NoAnswer(limits::FIRST_TRY)).into(), Flag::ConnectFailure, true),
-            (Failure::Refused("x".into()), Flag::Reset, true),
+            (Failure::from(ConnectError::Timeout), ResponseFlag::ConnectFailure, true),
+            (status(http::StatusCode::SERVICE_UNAVAILABLE).into(), ResponseFlag::ConnectFailure, true),
+            (status(http::StatusCode::UNAUTHORIZED).into(), ResponseFlag::ConnectFailure, false),
+            (status(http::StatusCode::NOT_FOUND).into(), ResponseFlag::ConnectFailure, false),
+            (ConnectError::from(DialError::NoCertificate(nobody())).into(), ResponseFlag::ConnectFailure, false),
+            (ConnectError::from(DialError::NoAnswer(limits::FIRST_TRY)).into(), ResponseFlag::ConnectFailure, true),
+            (Failure::Refused("x".into()), ResponseFlag::Reset, true),
             // It may have been seen.
-            (Failure::Reset("x".into()), Flag::Reset, false),
-            (Failure::Protocol("x".into()), Flag::ProtocolError, false),
+            (Failure::Reset("x".into()), ResponseFlag::Reset, false),
+            (Failure::Protocol("x".into()), ResponseFlag::ProtocolError, false),
         ];
         for (f, flag, again) in &all {
             assert_eq!((f.flag(), f.is_retryable(&ir::Retry::istio(), true)), (*flag, *again), "{f}");
@@ -827,9 +833,9 @@ mod tests {
         assert_eq!((lent(&s, &own), lent(&s, &outside)), (None, None));
         let why = lent(&s, &other).unwrap();
         assert!(why.contains("the endpoint is other/p0, a member of the mesh in another namespace"), "{why}");
-        s.through = Some("10.96.0.1:80".into());
+        s.via_waypoint = Some("10.96.0.1:80".into());
         assert_eq!(lent(&s, &other), None, "another namespace's waypoint");
-        (s.through, s.follows) = (None, Some(Follows::Name));
+        (s.via_waypoint, s.dynamic_endpoint) = (None, Some(DynamicEndpoint::Name));
         assert!(lent(&s, &own).unwrap().contains("called by its own service"));
     }
 

@@ -1,16 +1,16 @@
 //! What operators in headers' values stand for, of a request that is under way.
 
-use crate::{entry::Authority, operators::Values, record::Record, serve::Call};
+use crate::{entry::Authority, operators::Values, request_log::RequestLog, serve::Downstream};
 use http::{HeaderMap, header, request::Parts};
 use karst_core::operators::{Header, Operator, Piece, time};
 use std::net::SocketAddr;
 
 /// A request, and its response if there is one.
 pub struct OfRequest<'a> {
-    pub call: &'a Call,
+    pub downstream: &'a Downstream,
     pub parts: &'a Parts,
     pub authority: &'a Authority,
-    pub record: &'a Record,
+    pub record: &'a RequestLog,
     /// There is a response, whose headers are being changed. (Else the request's are.)
     pub answered: bool,
 }
@@ -21,7 +21,7 @@ impl OfRequest<'_> {
         let text = match name {
             ":path" => uri.path_and_query().map_or("/", |x| x.as_str()),
             ":method" => self.parts.method.as_str(),
-            ":scheme" => uri.scheme_str().unwrap_or(self.call.scheme()),
+            ":scheme" => uri.scheme_str().unwrap_or(self.downstream.scheme()),
             ":authority" => self.authority.as_str(),
             name if name == header::HOST => self.authority.as_str(),
             name => return first(if self.answered { &self.parts.headers } else { changed }, name, out),
@@ -44,8 +44,8 @@ impl Values for OfRequest<'_> {
         let text = match operator {
             Operator::Request(h) => return either(h, out, |n, out| self.request(n, headers, out)),
             Operator::Response(h) => return either(h, out, |n, out| self.response(n, headers, out)),
-            Operator::RemoteAddress(p) => address(self.call.from, *p),
-            Operator::LocalAddress(p) => address(SocketAddr::new(self.call.to, self.call.port), *p),
+            Operator::RemoteAddress(p) => address(self.downstream.from, *p),
+            Operator::LocalAddress(p) => address(SocketAddr::new(self.downstream.to, self.downstream.port), *p),
             // One that is known by name has none before it is called.
             Operator::UpstreamAddress(p) => match &r.workload {
                 Some((_, a)) if !a.ip().is_unspecified() => address(*a, *p),
@@ -60,7 +60,7 @@ impl Values for OfRequest<'_> {
             Operator::StartTime(format) => time(format, r.time).unwrap_or_default(),
             Operator::RouteName => r.route.clone(),
             Operator::PeerUriSan => r.principal.clone(),
-            Operator::ServerName => self.call.tcp().sni.unwrap_or_default().into(),
+            Operator::ServerName => self.downstream.tcp().sni.unwrap_or_default().into(),
         };
         out.extend_from_slice(text.as_bytes());
     }

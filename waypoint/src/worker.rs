@@ -3,14 +3,14 @@
 
 use crate::{
     balance,
-    cluster::{Clusters, Follows, Key, Set},
+    cluster::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
     config::Config,
     conns::{self, Conns},
     control::Snapshot,
     edge,
     gate::Gate,
     metrics::{self, Metrics, Series},
-    serve::{self, Call},
+    serve::{self, Downstream},
     stream, upstream,
 };
 use h2::server::SendResponse;
@@ -21,17 +21,17 @@ use karst_hbone::{
     stream::TlsStream,
 };
 use karst_proxy::{
-    crew::{Crew, Running},
     dial::Dialer,
     nobody::Nobody,
     secrets::Secrets,
     state::Workload,
     untold::{Question, Told, Wait},
+    workers::{ConnectionGuard, WorkerPool},
 };
 use karst_rt::{
-    admission::{Ended, InUse, Place},
+    admission::{Ended, InUse, Permit},
     drain,
-    socket::{Keepalive, Origin},
+    socket::{Keepalive, NetnsConnector},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -66,7 +66,7 @@ pub struct Shared {
     pub clusters: Clusters,
     /// How many connections there may be.
     pub gate: Gate,
-    pub crew: Crew<Job>,
+    pub workers: WorkerPool<Job>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<edge::Ports>,
 }
@@ -78,21 +78,21 @@ pub struct Job {
     pub from: SocketAddr,
     /// Its tunnel is not idle.
     in_use: Option<InUse>,
-    running: Running,
+    running: ConnectionGuard,
 }
 
 /// Endpoints by destination, as one snapshot has them.
 #[derive(Default)]
 struct Sets {
     of: Option<Arc<Snapshot>>,
-    by_key: HashMap<Key, Rc<Set>>,
+    by_key: HashMap<ClusterKey, Rc<EndpointSet>>,
     /// Those that follow from what is called: also by name or address.
-    called: HashMap<(Key, String), Rc<Set>>,
+    called: HashMap<(ClusterKey, String), Rc<EndpointSet>>,
 }
 
 /// What is decided by turns; each has its own, or one decision would follow from the other.
 #[derive(Clone, Copy, Debug)]
-pub enum Turn {
+pub enum SampleKind {
     Weight,
     Delay,
     Abort,
@@ -108,13 +108,13 @@ pub struct Worker {
     /// Addresses of nobody's that have been called.
     nobody: Rc<Nobody>,
     /// Where connections to endpoints are made from.
-    pub origin: Origin,
+    pub connector: NetnsConnector,
     pub upstream: Rc<upstream::Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
     conns: Rc<Conns>,
     seed: Cell<u64>,
-    turns: [Cell<u64>; 4],
+    samples: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
     sets: RefCell<Sets>,
@@ -196,7 +196,7 @@ impl Worker {
         Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
-            origin: Origin::host(),
+            connector: NetnsConnector::host(),
             settings,
             shared,
             number,
@@ -205,7 +205,7 @@ impl Worker {
             lingering,
             conns: Rc::default(),
             seed: Cell::new(rand::random()),
-            turns: std::array::from_fn(|_| Cell::new(rand::random())),
+            samples: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
             sets: RefCell::default(),
             series: RefCell::default(),
@@ -222,7 +222,7 @@ impl Worker {
 
     /// Is nothing under way, and can nothing come?
     fn is_idle(&self) -> bool {
-        self.shared.crew.running(self.number) == 0 && self.open.get() == 0 && self.shared.ports.borrow().is_empty()
+        self.shared.workers.running(self.number) == 0 && self.open.get() == 0 && self.shared.ports.borrow().is_empty()
     }
 
     /// One more connection, counted until dropped.
@@ -234,24 +234,24 @@ impl Worker {
     async fn tunnel(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
         let _ = s.set_nodelay(true);
         // Boxed, and gone when the tunnel is there.
-        let (stream, peer, place) = match Box::pin(self.admitted(s, from)).await {
+        let (stream, peer, permit) = match Box::pin(self.admitted(s, from)).await {
             Ok(Some(x)) => x,
             Ok(None) => return,
             Err(e) => return tracing::debug!(peer = %from, error = %e, "tunnel refused"),
         };
-        let crew = &self.shared.crew;
+        let workers = &self.shared.workers;
         let on_stream = |connect| {
-            let to = crew.other(self.number).unwrap_or(self.number);
-            let job = Job { connect, peer: peer.clone(), from, in_use: place.in_use(), running: crew.start(to) };
+            let to = workers.pick_less_loaded(self.number).unwrap_or(self.number);
+            let job = Job { connect, peer: peer.clone(), from, in_use: permit.in_use(), running: workers.start(to) };
             if to == self.number {
                 return self.serve(job);
             }
-            if let Err(mut back) = crew.hand(to, job) {
-                back.running = crew.start(self.number);
+            if let Err(mut back) = workers.dispatch(to, job) {
+                back.running = workers.start(self.number);
                 self.serve(back);
             }
         };
-        let served = server::serve_until(stream, &self.settings, self.drain.clone(), place.evicted(), on_stream).await;
+        let served = server::serve_until(stream, &self.settings, self.drain.clone(), permit.evicted(), on_stream).await;
         if let Err(e) = served {
             if matches!(e, server::ServerError::Evicted) {
                 self.shared.gate.counts.tunnels.note(Ended::Evicted);
@@ -265,15 +265,15 @@ impl Worker {
         &self,
         s: TcpStream,
         from: SocketAddr,
-    ) -> Result<Option<(TlsStream, Identity, Rc<Place>)>, Ended> {
+    ) -> Result<Option<(TlsStream, Identity, Rc<Permit>)>, Ended> {
         let gate = &self.shared.gate;
         let known = self.snapshot().mesh.workload(from.ip()).is_some();
-        let place = gate.handshake(from.ip(), known)?;
+        let permit = gate.handshake(from.ip(), known)?;
         let note = |e: &Ended| gate.counts.handshakes.note(*e);
-        place.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await.inspect_err(note)?;
-        let done = place.within(limits::HANDSHAKE_TIMEOUT, self.handshake(s, from)).await.inspect_err(note)?;
+        permit.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await.inspect_err(note)?;
+        let done = permit.within(limits::HANDSHAKE_TIMEOUT, self.handshake(s, from)).await.inspect_err(note)?;
         let Some((stream, peer)) = done else { return Ok(None) };
-        Ok(Some((stream, peer, gate.tunnel(place, from.ip())?)))
+        Ok(Some((stream, peer, gate.tunnel(permit, from.ip())?)))
     }
 
     async fn handshake(&self, s: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
@@ -305,8 +305,13 @@ impl Worker {
     }
 
     /// Registers a byte stream that was let in by the policies of a snapshot.
-    pub fn opened(&self, judged: &Snapshot, call: &Call, request: Option<Box<conns::Upgrade>>) -> conns::Guard {
-        self.conns.add(judged, &self.snapshot(), call, request, &self.shared.metrics.closed_by_policy)
+    pub fn register(
+        &self,
+        judged: &Snapshot,
+        downstream: &Downstream,
+        request: Option<Box<conns::Upgrade>>,
+    ) -> conns::Guard {
+        self.conns.add(judged, &self.snapshot(), downstream, request, &self.shared.metrics.closed_by_policy)
     }
 
     /// Ourselves, as the control plane tells of us.
@@ -317,7 +322,7 @@ impl Worker {
     }
 
     /// The endpoints of a destination at the moment. None: there is no such service, port or subset.
-    pub fn set(&self, s: &Arc<Snapshot>, key: &Key, like: IpAddr) -> Option<Rc<Set>> {
+    pub fn set(&self, s: &Arc<Snapshot>, key: &ClusterKey, preferred_family: IpAddr) -> Option<Rc<EndpointSet>> {
         let mut cache = self.sets.borrow_mut();
         if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, s)) {
             *cache = Sets { of: Some(s.clone()), ..Sets::default() };
@@ -325,20 +330,26 @@ impl Worker {
         if let Some(found) = cache.by_key.get(key) {
             return Some(found.clone());
         }
-        let set = Rc::new(self.shared.clusters.set(s, self.own(s)?, key, like)?);
+        let set = Rc::new(self.shared.clusters.set(s, self.own(s)?, key, preferred_family)?);
         cache.by_key.insert(key.clone(), set.clone());
         Some(set)
     }
 
     /// As [`Worker::set`], for a call. `name`: what the request calls the host, or the TLS hello does; it counts where endpoints
     /// follow from it.
-    pub fn destination(&self, s: &Arc<Snapshot>, call: &Call, key: &Key, name: Option<&str>) -> Option<Rc<Set>> {
+    pub fn destination(
+        &self,
+        s: &Arc<Snapshot>,
+        downstream: &Downstream,
+        key: &ClusterKey,
+        name: Option<&str>,
+    ) -> Option<Rc<EndpointSet>> {
         /// Beyond, the table is begun anew.
         const MOST: usize = 1000;
-        let set = self.set(s, key, call.to)?;
-        let Some(follows) = set.follows else { return Some(set) };
-        let (host, address) = match follows {
-            Follows::Name => {
+        let set = self.set(s, key, downstream.to)?;
+        let Some(dynamic_endpoint) = set.dynamic_endpoint else { return Some(set) };
+        let (host, address) = match dynamic_endpoint {
+            DynamicEndpoint::Name => {
                 let name = Authority::parse(name?.as_bytes()).ok()?.host().to_string();
                 // Only names that the entry stands for, and names they must be.
                 let fits =
@@ -346,8 +357,8 @@ impl Worker {
                 let is_name = rustls_pki_types::DnsName::try_from(name.as_str()).is_ok();
                 (name, (fits && is_name).then_some(Ipv4Addr::UNSPECIFIED.into())?)
             }
-            Follows::Address => {
-                let to = call.to;
+            DynamicEndpoint::Address => {
+                let to = downstream.to;
                 let its = set.service.vips.contains(&to) || set.service.ranges.iter().any(|c| c.contains(to));
                 (to.to_string(), (its && upstream::is_usable(self, s, to)).then_some(to)?)
             }
@@ -360,13 +371,13 @@ impl Worker {
         if cache.called.len() >= MOST {
             cache.called.clear();
         }
-        let set = Rc::new(set.at(s, self.own(s)?, &key.1, address));
+        let set = Rc::new(set.with_endpoint(s, self.own(s)?, &key.1, address));
         cache.called.insert(key, set.clone());
         Some(set)
     }
 
     /// See [`balance::choose`].
-    pub fn choose(&self, set: &Set, hash: Option<u64>, tried: &[usize]) -> Option<usize> {
+    pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize]) -> Option<usize> {
         balance::choose(set, hash, tried, |n| self.random(n))
     }
 
@@ -406,16 +417,16 @@ impl Worker {
 
     /// A number below `n`, each as often as every other, and evenly: of ten requests in a row with the weights 90 and 10 one
     /// goes to the second, not none or three. (Multiples of the golden ratio.)
-    pub fn turn(&self, of: Turn, n: u64) -> u64 {
-        let c = &self.turns[of as usize];
+    pub fn sample(&self, of: SampleKind, n: u64) -> u64 {
+        let c = &self.samples[of as usize];
         let x = c.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         c.set(x);
         ((u128::from(x) * u128::from(n)) >> 64) as u64
     }
 
     /// True for so many of a million, evenly.
-    pub fn chance(&self, of: Turn, per_million: u32) -> bool {
-        per_million > 0 && self.turn(of, 1_000_000) < u64::from(per_million)
+    pub fn chance(&self, of: SampleKind, per_million: u32) -> bool {
+        per_million > 0 && self.sample(of, 1_000_000) < u64::from(per_million)
     }
 }
 

@@ -93,8 +93,8 @@ impl How {
     }
 }
 
-fn program(knob: &str, path: &Path) -> Result<String> {
+fn program(option: &str, path: &Path) -> Result<String> {
     let path = std::path::absolute(path)?;
-    ensure!(path.is_file(), "--{knob}: {} is no file", path.display());
-    Ok(format!("--{knob}={}", path.display()))
+    ensure!(path.is_file(), "--{option}: {} is no file", path.display());
+    Ok(format!("--{option}={}", path.display()))
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     state::{Endpoints, Gateway, GatewayTo, Mode, Service, Workload},
-    worker::{Order, Shared},
+    worker::{Command, Shared},
 };
 use karst_hbone::tls::Credentials;
 use karst_rt::{admin, log, ready::Ready};
@@ -48,9 +48,9 @@ impl Pages {
     /// The open connections of all workers.
     async fn connections(&self) -> Vec<Value> {
         let mut all = Vec::new();
-        for w in self.shared.crew.orders() {
+        for w in self.shared.workers.commands() {
             let (tx, rx) = oneshot::channel();
-            if w.send(Order::Dump(tx)).await.is_ok() {
+            if w.send(Command::Dump(tx)).await.is_ok() {
                 all.extend(rx.await.unwrap_or_default());
             }
         }

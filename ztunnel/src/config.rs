@@ -1,9 +1,9 @@
-//! ztunnel's knobs, under Istio's environment names where Istio has them. Environment variables are read here and
+//! ztunnel's options, under Istio's environment names where Istio has them. Environment variables are read here and
 //! nowhere else; `/config_dump` shows the result.
 
 use clap::Parser;
 use karst_hbone::Settings;
-use karst_proxy::remote::Remote;
+use karst_proxy::remote::ControlPlaneClient;
 use karst_rt::{log::Format, socket::Keepalive};
 use serde::Serialize;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -189,11 +189,11 @@ impl Config {
     /// For one that would be spoken to in plaintext: tokens and identities pass there.
     pub fn control_plane(&self) -> Result<(String, String), String> {
         let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
-        Ok((Remote::url("XDS_ADDRESS", &self.xds_address)?, Remote::url("CA_ADDRESS", ca)?))
+        Ok((ControlPlaneClient::url("XDS_ADDRESS", &self.xds_address)?, ControlPlaneClient::url("CA_ADDRESS", ca)?))
     }
     /// One of them, and what to show it.
-    pub fn remote(&self, address: &str) -> Remote {
-        Remote {
+    pub fn remote(&self, address: &str) -> ControlPlaneClient {
+        ControlPlaneClient {
             address: address.into(),
             root_ca: self.root_ca.clone(),
             alt_hostname: self.alt_hostname.clone(),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_knobs_are_refused() {
+    fn wrong_options_are_refused() {
         for args in
             [&["--stream-window", "10"][..], &["--max-frame", "1"], &["--stats", "nowhere"], &["--log-format", "xml"]]
         {

@@ -4,12 +4,12 @@ use crate::{
     inpod::{Listeners, LocalPod, LocalPods, Pods},
     metrics::Metrics,
     state::Snapshot,
-    worker::{Order, Shared},
+    worker::{Command, Shared},
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE, convert};
-use karst_proxy::{remote::Remote, untold::Asker};
+use karst_proxy::{remote::ControlPlaneClient, untold::Asker};
 use karst_rt::ready::{Blocker, Ready};
-use karst_xds::client::{Ended, Handler, Update};
+use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
 use std::{
     collections::HashMap,
     net::{TcpListener, UdpSocket},
@@ -25,8 +25,8 @@ pub const TYPES: &[&str] = &[AUTHORIZATION_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE];
 const NEEDED: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
 
 /// The one writer of the state.
-pub struct Writer {
-    pub remote: Remote,
+pub struct StateWriter {
+    pub remote: ControlPlaneClient,
     pub state: watch::Sender<Arc<Snapshot>>,
     pub metrics: Arc<Metrics>,
     /// Until each needed type has arrived once.
@@ -39,10 +39,10 @@ pub struct Writer {
     pub asker: Asker,
 }
 
-impl Writer {
+impl StateWriter {
     /// A writer whose readiness waits for the first answers.
     pub fn new(
-        remote: Remote,
+        remote: ControlPlaneClient,
         state: watch::Sender<Arc<Snapshot>>,
         metrics: Arc<Metrics>,
         ready: &Ready,
@@ -54,7 +54,7 @@ impl Writer {
     }
 }
 
-impl Handler for Writer {
+impl XdsSubscriber for StateWriter {
     fn apply(&mut self, u: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.
@@ -106,7 +106,7 @@ impl Handler for Writer {
     fn headers(&self) -> Vec<(String, String)> {
         vec![("clusterid".into(), self.remote.cluster_id.clone())]
     }
-    fn up(&self) {
+    fn connected(&self) {
         self.stream.send_replace(true);
     }
     async fn wanted(&mut self) -> (&'static str, Vec<String>) {
@@ -115,7 +115,7 @@ impl Handler for Writer {
     fn answered(&mut self, names: &[String]) {
         self.asker.answered(names);
     }
-    fn ended(&self, why: Ended) {
+    fn ended(&self, why: StreamEnd) {
         self.stream.send_replace(false);
         self.asker.forget();
         self.metrics.discovery.ended(why);
@@ -126,7 +126,7 @@ impl Handler for Writer {
 }
 
 /// Hands pods to the workers.
-pub struct Keeper {
+pub struct PodManager {
     pub shared: Arc<Shared>,
     pub pods: LocalPods,
     /// Until the agent's first snapshot is complete.
@@ -136,7 +136,7 @@ pub struct Keeper {
     pub changed: Arc<tokio::sync::Notify>,
 }
 
-impl Keeper {
+impl PodManager {
     fn publish(&self) {
         self.shared.metrics.pods.store(self.pods.len() as i64, Relaxed);
         self.shared.pods.store(Arc::new(self.pods.clone()));
@@ -144,7 +144,7 @@ impl Keeper {
     }
 }
 
-impl Pods for Keeper {
+impl Pods for PodManager {
     async fn add(&mut self, pod: LocalPod, l: Listeners) -> Result<(), String> {
         let mut pod = pod;
         if let Some(before) = self.pods.get(&pod.uid) {
@@ -153,7 +153,7 @@ impl Pods for Keeper {
         let pod = Arc::new(pod);
         let copy = |s: &TcpListener| s.try_clone().map_err(|e| format!("descriptors: {e}"));
         let mut waits = Vec::new();
-        for w in self.shared.crew.orders() {
+        for w in self.shared.workers.commands() {
             let own = Listeners {
                 outbound: copy(&l.outbound)?,
                 plaintext: copy(&l.plaintext)?,
@@ -162,7 +162,9 @@ impl Pods for Keeper {
                 forward: l.forward.as_ref().map(copy).transpose()?,
             };
             let (done, wait) = oneshot::channel();
-            w.send(Order::Add { pod: pod.clone(), listeners: own, done }).await.map_err(|_| "a worker has stopped")?;
+            w.send(Command::Add { pod: pod.clone(), listeners: own, done })
+                .await
+                .map_err(|_| "a worker has stopped")?;
             waits.push(wait);
         }
         for r in waits {
@@ -178,8 +180,8 @@ impl Pods for Keeper {
     }
     async fn del(&mut self, uid: &str) {
         let Some(p) = self.pods.remove(uid) else { return };
-        for w in self.shared.crew.orders() {
-            let _ = w.send(Order::Del { uid: uid.into() }).await;
+        for w in self.shared.workers.commands() {
+            let _ = w.send(Command::Del { uid: uid.into() }).await;
         }
         let _ = self.dns.send(crate::dns::Order::Del(uid.into())).await;
         self.shared.metrics.pods_stopped.fetch_add(1, Relaxed);

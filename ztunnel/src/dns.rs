@@ -108,7 +108,7 @@ async fn serve(s: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) 
         tokio::task::spawn_local(async move {
             if let Some(answer) = resolve(&shared, &pod, &data, to).await {
                 let send = || socket::udp_from(to).and_then(|s| s.send_to(&answer, &from.into()));
-                let sent = match &pod.origin.netns {
+                let sent = match &pod.connector.netns {
                     Some(n) => n.run(send).and_then(|r| r),
                     None => send(),
                 };
@@ -254,7 +254,7 @@ async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr) -
 
 /// Asks the resolver over UDP as the pod itself would without the mesh, which does not carry UDP (docs/hbone.md §9).
 async fn forward(pod: &LocalPod, data: &[u8], to: SocketAddr) -> io::Result<Vec<u8>> {
-    let s = pod.origin.udp(to)?;
+    let s = pod.connector.udp(to)?;
     let s = tokio::net::UdpSocket::from_std(s.into())?;
     s.connect(to).await?;
     s.send(data).await?;

@@ -16,7 +16,7 @@ use karst_core::{Identity, addr::is_host, authority::Authority, canonical, limit
 use karst_hbone::{copy, server, stream::TlsStream};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_rt::{
-    admission::{Counts, Ended, InUse, Place, Source},
+    admission::{Counts, Ended, InUse, Permit, Source},
     drain, socket,
 };
 use std::{
@@ -37,7 +37,7 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
     }
     // Its client's share of the pod's connections: of the client that has the most, the oldest gives way when all are taken.
     let source = Source::address(from.ip(), w.snapshot().workload(from.ip()).is_some());
-    let share = match Place::admit(&[&p.pod.usage.plaintext], &source) {
+    let share = match Permit::admit(&[&p.pod.usage.plaintext], &source) {
         Ok(s) => s,
         Err(e) => {
             w.shared.metrics.plaintext.note(e);
@@ -45,8 +45,8 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
         }
     };
     let _in_use = share.in_use();
-    let ask = Ask { from, to, hbone: None, identity: None, service: None };
-    let (guard, ready) = open(&w, &p.pod, ask).await;
+    let request = InboundRequest { from, to, hbone: None, identity: None, service: None };
+    let (guard, ready) = open(&w, &p.pod, request).await;
     let app = match ready {
         Ok(app) => app,
         Err(o) => {
@@ -58,7 +58,7 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
     let outcome = {
         let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
         tokio::select! {
-            o = carry(&w, &guard, bytes) => o,
+            o = relay(&w, &guard, bytes) => o,
             () = share.evicted() => {
                 w.shared.metrics.plaintext.note(Ended::Evicted);
                 Outcome::GaveWay
@@ -72,13 +72,13 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
 pub async fn tunnel(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
     let Ok(to) = tcp.local_addr().map(canonical) else { return };
     // Boxed, and gone when the tunnel is there.
-    let Some((stream, peer, place)) = Box::pin(admitted(&w, &p, tcp, from)).await else { return };
+    let Some((stream, peer, permit)) = Box::pin(admitted(&w, &p, tcp, from)).await else { return };
     let stop = p.watch();
-    let (w2, p2, place2) = (w.clone(), p.clone(), place.clone());
+    let (w2, p2, place2) = (w.clone(), p.clone(), permit.clone());
     let on_stream = move |c: server::Connect| {
         w2.task(connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use()));
     };
-    if let Err(e) = server::serve_until(stream, &w.settings, stop, place.evicted(), on_stream).await {
+    if let Err(e) = server::serve_until(stream, &w.settings, stop, permit.evicted(), on_stream).await {
         if matches!(e, server::ServerError::Evicted) {
             w.shared.metrics.tunnels.note(Ended::Evicted);
         }
@@ -92,7 +92,7 @@ async fn admitted(
     p: &Served,
     tcp: TcpStream,
     from: SocketAddr,
-) -> Option<(TlsStream, Identity, Rc<Place>)> {
+) -> Option<(TlsStream, Identity, Rc<Permit>)> {
     let gates = [&w.shared.gate, &p.pod.usage.gate];
     let known = w.snapshot().workload(from.ip()).is_some();
     let ended = |counts: &Counts, e: Ended| {
@@ -100,15 +100,15 @@ async fn admitted(
         tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel refused");
     };
     let result = async {
-        let place = Place::admit(&gates.map(|g| &g.handshakes), &Source::address(from.ip(), known))?;
-        place.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await?;
-        let done = place.within(limits::HANDSHAKE_TIMEOUT, handshake(w, p, tcp, from)).await?;
-        Ok::<_, Ended>(done.map(|(stream, peer)| (stream, peer, place)))
+        let permit = Permit::admit(&gates.map(|g| &g.handshakes), &Source::address(from.ip(), known))?;
+        permit.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await?;
+        let done = permit.within(limits::HANDSHAKE_TIMEOUT, handshake(w, p, tcp, from)).await?;
+        Ok::<_, Ended>(done.map(|(stream, peer)| (stream, peer, permit)))
     };
-    let (stream, peer, mut place) = result.await.map_err(|e| ended(&w.shared.metrics.handshakes, e)).ok()??;
-    let moved = place.move_to(&gates.map(|g| &g.tunnels), &Source::address(from.ip(), true));
+    let (stream, peer, mut permit) = result.await.map_err(|e| ended(&w.shared.metrics.handshakes, e)).ok()??;
+    let moved = permit.move_to(&gates.map(|g| &g.tunnels), &Source::address(from.ip(), true));
     moved.map_err(|e| ended(&w.shared.metrics.tunnels, e)).ok()?;
-    Some((stream, peer, Rc::new(place)))
+    Some((stream, peer, Rc::new(permit)))
 }
 
 async fn handshake(w: &Worker, p: &Served, tcp: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
@@ -165,7 +165,7 @@ async fn connect(
             return refuse(&mut respond, &o);
         }
     };
-    let ask = Ask { from, to: target, hbone: Some(target), identity: Some(peer), service };
+    let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
     let (guard, ready) = open(&w, &p.pod, ask).await;
     let app = match ready {
         Ok(app) => app,
@@ -185,7 +185,7 @@ async fn connect(
     guard.established();
     let outcome = {
         let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
-        carry(&w, &guard, bytes).await
+        relay(&w, &guard, bytes).await
     };
     guard.end(&outcome);
 }
@@ -268,7 +268,7 @@ fn authority(a: &str) -> Option<(Host, u16)> {
 }
 
 /// What somebody wants of a pod.
-pub struct Ask {
+pub struct InboundRequest {
     /// Who, by address.
     pub from: SocketAddr,
     /// Which application.
@@ -282,29 +282,29 @@ pub struct Ask {
 }
 
 /// Registers, authorizes, and connects to the application. The same for tunnels, plaintext and same-node connections.
-pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<TcpStream, Outcome>) {
+pub async fn open(w: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -> (Guard, Result<TcpStream, Outcome>) {
     let known = w.workload(pod).await;
-    let source = known.as_ref().and_then(|(s, _)| s.workload(ask.from.ip()).cloned());
+    let source = known.as_ref().and_then(|(s, _)| s.workload(request.from.ip()).cloned());
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
-    let source = source.filter(|s| ask.identity.as_ref().is_none_or(|i| *i == s.identity));
-    let service = ask.service.or_else(|| known.as_ref().and_then(|(s, own)| guess(s, own, ask.to.port())));
+    let source = source.filter(|s| request.identity.as_ref().is_none_or(|i| *i == s.identity));
+    let service = request.service.or_else(|| known.as_ref().and_then(|(s, own)| guess(s, own, request.to.port())));
     let own: Option<Arc<Workload>> = known.map(|(_, own)| own);
     let check = Connection {
-        source_identity: ask.identity.clone(),
-        source_ip: ask.from.ip(),
-        destination_ip: ask.to.ip(),
-        destination_port: ask.to.port(),
+        source_identity: request.identity.clone(),
+        source_ip: request.from.ip(),
+        destination_ip: request.to.ip(),
+        destination_port: request.to.port(),
     };
     let guard = w.conns.add(Conn {
         reporter: Reporter::Destination,
-        source_addr: ask.from,
-        destination_addr: ask.to,
-        hbone_addr: ask.hbone,
+        source_addr: request.from,
+        destination_addr: request.to,
+        hbone_addr: request.hbone,
         source,
         destination: own.clone(),
         service,
-        mtls: ask.identity.is_some(),
-        source_identity: ask.identity,
+        mtls: request.identity.is_some(),
+        source_identity: request.identity,
         check: Some(check.clone()),
         pod: Some(pod.clone()),
         counts: copy::Counts::default(),
@@ -313,21 +313,21 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<T
     if own.is_none() {
         return (guard, Err(Outcome::NoWorkload));
     }
-    if let Some(r) = refusal(&check.source_ip, ask.to) {
+    if let Some(r) = refusal(&check.source_ip, request.to) {
         return (guard, Err(Outcome::Refused(r)));
     }
     if let Err(o) = authorized(w, pod, &check, &guard).await {
         return (guard, Err(o));
     }
-    let source_ip = w.shared.config.orig_src.then_some(ask.from.ip());
-    let app = if pod.holds(ask.to.ip()) {
-        pod.origin.connect_app(ask.to, source_ip, limits::CONNECT_TIMEOUT).await
+    let source_ip = w.shared.config.orig_src.then_some(request.from.ip());
+    let app = if pod.holds(request.to.ip()) {
+        pod.connector.connect_app(request.to, source_ip, limits::CONNECT_TIMEOUT).await
     } else {
         // What the pod would have forwarded to a container or virtual machine of its own.
-        if let Err(o) = is_inside(pod, ask.to) {
+        if let Err(o) = is_inside(pod, request.to) {
             return (guard, Err(o));
         }
-        pod.origin.connect(ask.to, limits::CONNECT_TIMEOUT).await
+        pod.connector.connect(request.to, limits::CONNECT_TIMEOUT).await
     };
     (guard, app.map_err(|e| Outcome::Connect(e.to_string())))
 }
@@ -335,7 +335,7 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, ask: Ask) -> (Guard, Result<T
 /// Is an address inside the pod? Its kernel speaks to what is there from another address than those by which the mesh knows the
 /// pod. Nobody is to get from outside to the outside with the pod's address.
 fn is_inside(pod: &LocalPod, to: SocketAddr) -> Result<(), Outcome> {
-    match pod.origin.source_to(to) {
+    match pod.connector.source_to(to) {
         Ok(source) if is_host(source) && !pod.ips.contains(&source) => Ok(()),
         Ok(_) => Err(Outcome::Refused(Refusal::NotInside)),
         Err(e) => Err(Outcome::Connect(e.to_string())),
@@ -395,7 +395,7 @@ fn judge<'a>(s: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) 
 
 /// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
 /// in the connection's task twice.)
-pub async fn carry(w: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>) -> Outcome {
+pub async fn relay(w: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>) -> Outcome {
     let mut drain = w.drain.clone();
     tokio::select! {
         r = bytes => Outcome::of_copy(r),

@@ -13,7 +13,7 @@ use karst_rt::{
     backoff::Backoff,
     netns::Netns,
     seqpacket::Packets,
-    socket::{Exempt, Origin},
+    socket::{Exempt, NetnsConnector},
 };
 use prost::Message;
 use std::{
@@ -43,7 +43,7 @@ pub struct LocalPod {
     /// Its addresses, the usual one of each family first; empty if the agent does not say (Istio's).
     pub ips: Vec<IpAddr>,
     /// Where its connections are made.
-    pub origin: Origin,
+    pub connector: NetnsConnector,
     /// What it uses up, over all workers, and for as long as it is served.
     pub usage: Arc<Usage>,
 }
@@ -56,7 +56,7 @@ impl LocalPod {
 
     /// Is it an address of the pod itself, and not of what is inside of it?
     pub fn holds(&self, ip: IpAddr) -> bool {
-        self.ips.is_empty() || self.ips.contains(&ip) || self.origin.is_local(ip)
+        self.ips.is_empty() || self.ips.contains(&ip) || self.connector.is_local(ip)
     }
 }
 
@@ -72,7 +72,7 @@ impl LocalPod {
             dns_capture: true,
             account: account.into(),
             ips: vec![],
-            origin: Origin::host(),
+            connector: NetnsConnector::host(),
             usage: Arc::default(),
         })
     }
@@ -248,7 +248,7 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
         name: info.name,
         dns_capture: !a.karst_bypass_dns,
         account: info.service_account,
-        origin: Origin::of_pod(netns, exempt),
+        connector: NetnsConnector::of_pod(netns, exempt),
     };
     Ok((pod, Listeners { outbound, plaintext, hbone, dns, forward }))
 }

@@ -23,10 +23,10 @@ mod worker;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use clap::Parser;
-use control::{Keeper, Writer};
+use control::{PodManager, StateWriter};
 use karst_api::ads;
 use karst_core::Identity;
-use karst_proxy::{remote::Introduction, revocation, secrets, state, untold};
+use karst_proxy::{remote::NodeMetadata, revocation, secrets, state, untold};
 use karst_rt::{drain, ready::Ready};
 use std::{
     collections::{HashMap, HashSet},
@@ -37,7 +37,7 @@ use tokio::sync::{Notify, mpsc, watch};
 /// Orders that may wait for a worker.
 const DNS_ORDERS: usize = 256;
 
-/// The process: reads its knobs, serves until it is told to stop.
+/// The process: reads its options, serves until it is told to stop.
 pub fn main() -> std::process::ExitCode {
     karst_rt::process::tune_allocator();
     let config = config::Config::parse();
@@ -74,7 +74,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone())
         .enforcing(revocation::start(config.crl.clone(), &ready));
     let (questions, asker) = untold::Asker::new(&config.network);
-    let (crew, receivers) = karst_proxy::crew::Crew::new(config.worker_count());
+    let (workers, receivers) = karst_proxy::workers::WorkerPool::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -87,7 +87,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         gate: gate::Gate::of_node(descriptors),
         affinity: affinity::Affinity::default(),
-        crew,
+        workers,
     });
     // Ports first: a process that cannot have them must not take connections.
     let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
@@ -111,7 +111,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let (dns_tx, dns_rx) = mpsc::channel(DNS_ORDERS);
     tokio::task::spawn_local(dns::run(dns_rx, shared.clone()));
     let changed = Arc::new(Notify::new());
-    let keeper = Keeper {
+    let keeper = PodManager {
         shared: shared.clone(),
         pods: HashMap::new(),
         blocker: Some(ready.block("first snapshot of the node agent")),
@@ -129,7 +129,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
             });
         }
         None => {
-            let writer = Writer::new(remote(&xds), state_tx, metrics, &ready, (configured_tx, stream_tx), asker);
+            let writer = StateWriter::new(remote(&xds), state_tx, metrics, &ready, (configured_tx, stream_tx), asker);
             let node = node(&config);
             tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
         }
@@ -175,7 +175,7 @@ fn identities(shared: &worker::Shared) -> HashSet<Identity> {
 
 /// How we introduce ourselves to the control plane.
 fn node(c: &config::Config) -> ads::Node {
-    let me = Introduction {
+    let me = NodeMetadata {
         kind: "ztunnel",
         pod: &c.pod_name,
         namespace: &c.pod_namespace,

@@ -5,7 +5,7 @@ use crate::{
     client::{Caller, Client},
     conns::{Conn, Guard},
     dns::{self, Preamble},
-    inbound::{self, Ask},
+    inbound::{self, InboundRequest},
     inpod::{LocalPod, LocalPods},
     metrics::Reporter,
     outcome::Outcome,
@@ -48,7 +48,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         return record(&w, from, to, None, None).end(&Outcome::NoWorkload);
     };
     let own = if p.pod.ips.is_empty() { &source.ips } else { &p.pod.ips };
-    let client = match Client::new(own, from, caller, |ip| p.pod.origin.is_local(ip)) {
+    let client = match Client::new(own, from, caller, |ip| p.pod.connector.is_local(ip)) {
         Ok(c) => c,
         Err(r) => {
             socket::reset_on_close(&tcp);
@@ -115,19 +115,19 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
                 let o =
-                    inbound::carry(&w, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true))).await;
+                    inbound::relay(&w, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true))).await;
                 drop(lease);
                 return guard.end(&o);
             }
             Ok(Ready::Socket(other)) => {
                 guard.established();
-                let o = inbound::carry(&w, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
+                let o = inbound::relay(&w, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
                 guard.established();
                 inner.established();
-                let o = inbound::carry(&w, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
+                let o = inbound::relay(&w, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
                 let (c, mine) = (inner.conn().clone(), guard.conn().clone());
                 c.counts.from_client.set(mine.counts.from_client.get());
                 c.counts.to_client.set(mine.counts.to_client.get());
@@ -242,12 +242,12 @@ async fn attempt(
         Plan::Resolve(_) => Err(Outcome::Refused(Refusal::NoEndpoint)),
         Plan::Untold { .. } => Err(Outcome::Refused(Refusal::Untold)),
         Plan::Plain { to, .. } => {
-            Ok(Ready::Socket(w.dialer.connect(&p.pod.origin, client.chosen(), *to, candidate).await?))
+            Ok(Ready::Socket(w.dialer.connect(&p.pod.connector, client.chosen(), *to, candidate).await?))
         }
         Plan::Tunnel(t) => {
             if let Some(local) = same_node(w, t) {
                 // Both ends are this process: the caller's identity is the namespace that it came from.
-                let ask = Ask {
+                let ask = InboundRequest {
                     from: client.seen_by(t.target.ip()),
                     to: t.target,
                     hbone: None,
@@ -268,7 +268,7 @@ async fn attempt(
             }
             let host = t.service.as_ref().map(|s| &*s.hostname);
             let target = Target {
-                origin: &p.pod.origin,
+                connector: &p.pod.connector,
                 pod: &p.pod.uid,
                 own: &source.identity,
                 peer: &t.peer,

@@ -9,7 +9,7 @@ use crate::{
     worker::{Order, Served, Shared, Taken, Way, Worker},
 };
 use karst_core::limits;
-use karst_proxy::{crew::Running, dial::Dialer, unreachable::Unreachable};
+use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::Running};
 use karst_rt::{accept::accept, drain};
 use std::{
     cell::{Cell, RefCell},

@@ -1,5 +1,5 @@
 //! A data plane worker: one thread, one runtime, its own tunnels, buffers and registry of connections. A connection is
-//! placed when it is accepted ([`karst_proxy::crew`]) and then stays with its worker.
+//! placed when it is accepted ([`karst_proxy::workers`]) and then stays with its worker.
 
 use crate::{
     affinity::Affinity,
@@ -16,11 +16,11 @@ use arc_swap::ArcSwap;
 use karst_core::limits;
 use karst_hbone::Settings;
 use karst_proxy::{
-    crew::{Crew, Running},
     dial::Dialer,
     nobody::Nobody,
     unreachable::Unreachable,
     untold::{Question, Told, Wait},
+    workers::{ConnectionGuard, WorkerPool},
 };
 use karst_rt::{drain, socket::Keepalive};
 use std::{
@@ -60,7 +60,7 @@ pub struct Shared {
     pub gate: Gate,
     /// Which endpoints clients stay with.
     pub affinity: Affinity,
-    pub crew: Crew<Order>,
+    pub workers: WorkerPool<Command>,
 }
 
 impl Shared {
@@ -152,11 +152,11 @@ pub struct Taken {
     pub way: Way,
     pub stream: std::net::TcpStream,
     pub from: std::net::SocketAddr,
-    pub running: Running,
+    pub running: ConnectionGuard,
 }
 
-/// Orders for a worker.
-pub enum Order {
+/// Commands for a worker.
+pub enum Command {
     /// Serve a pod.
     Add { pod: Arc<LocalPod>, listeners: Listeners, done: oneshot::Sender<Result<(), String>> },
     /// Stop serving a pod; open connections go on.
@@ -170,7 +170,7 @@ pub enum Order {
 /// A worker's state.
 pub struct Worker {
     pub shared: Arc<Shared>,
-    /// Which of the crew it is.
+    /// Its number in the pool.
     pub number: usize,
     pub conns: Rc<Conns>,
     pub dialer: Dialer,
@@ -207,11 +207,11 @@ impl Served {
 impl Worker {
     /// Runs a connection's task; counted from now on, not from when it is first polled.
     pub fn task(&self, f: impl Future<Output = ()> + 'static) {
-        Self::run(self.shared.crew.start(self.number), f);
+        Self::run(self.shared.workers.start(self.number), f);
     }
 
     /// Runs a task that is counted already.
-    pub fn run(running: Running, f: impl Future<Output = ()> + 'static) {
+    pub fn run(running: ConnectionGuard, f: impl Future<Output = ()> + 'static) {
         // Boxed, or the block would hold it twice: captured, and where it is awaited.
         let f = Box::pin(f);
         tokio::task::spawn_local(async move {
@@ -222,7 +222,7 @@ impl Worker {
 
     /// Has it no connection left?
     pub fn idle(&self) -> bool {
-        self.shared.crew.running(self.number) == 0
+        self.shared.workers.running(self.number) == 0
     }
 
     /// The newest snapshot.

@@ -1,14 +1,14 @@
 //! What the schemas of the CRDs cannot say: refused at admission ([`crate::webhook`]), reported when it comes another way. Rules:
 //! Istio's validation (reference control-plane §9), texts our own.
 
-use super::{Bad, Mesh, compile, no_effect, policy, routes};
+use super::{FieldError, Mesh, compile, no_effect, policy, routes};
 use karst_core::Cidr;
 use karst_manifest::{
     Object, Problem, State,
-    idle::{Idle, idle},
     kinds::{self, *},
     parse::{self, Located},
     traffic::{GwServer, GwTls, IstioGatewaySpec},
+    unsupported::{UnsupportedKind, unsupported},
 };
 use serde_json::Value;
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
@@ -38,13 +38,13 @@ pub fn problems(object: Object, mesh: &Mesh) -> Vec<Problem> {
 
 /// What is to be said of an object as it is written.
 pub fn written(kind: &str, group: &str, object: &Value) -> Vec<String> {
-    match (kinds::known(kind, group), idle(kind, group)) {
+    match (kinds::known(kind, group), unsupported(kind, group)) {
         (Some((kind, ..)), _) => {
             let typed = parse::value(kind, object.clone()).map(|o| warnings(&o)).unwrap_or_default();
             no_effect::warnings(kind, object).into_iter().chain(typed).collect()
         }
-        (None, Some(Idle::Warned(text))) => vec![text.into()],
-        (None, Some(Idle::Refused(_)) | None) => vec![],
+        (None, Some(UnsupportedKind::Warned(text))) => vec![text.into()],
+        (None, Some(UnsupportedKind::Refused(_)) | None) => vec![],
     }
 }
 
@@ -70,7 +70,7 @@ fn export_to(e: &ServiceEntry) -> Vec<String> {
     others.map(text).into_iter().collect()
 }
 
-fn bad(field: impl Into<String>, text: impl Into<String>) -> Bad {
+fn bad(field: impl Into<String>, text: impl Into<String>) -> FieldError {
     (field.into(), text.into())
 }
 
@@ -91,7 +91,7 @@ fn is_wildcard(s: &str) -> bool {
 }
 
 /// What is wrong with an endpoint's address; an empty one is found elsewhere.
-pub(super) fn address(a: &str, at: &str) -> Option<Bad> {
+pub(super) fn address(a: &str, at: &str) -> Option<FieldError> {
     if a.is_empty() || a.parse::<IpAddr>().is_ok() || is_host(a) {
         return None;
     }
@@ -106,7 +106,7 @@ pub(super) fn address(a: &str, at: &str) -> Option<Bad> {
     Some(bad(at, format!("{a:?} is neither an IP address nor a host name")))
 }
 
-pub(super) fn service_entry(e: &ServiceEntry) -> Vec<Bad> {
+pub(super) fn service_entry(e: &ServiceEntry) -> Vec<FieldError> {
     let s = &e.spec;
     let mut out = vec![];
     let mut hosts = BTreeSet::new();
@@ -149,7 +149,7 @@ pub(super) fn service_entry(e: &ServiceEntry) -> Vec<Bad> {
     out
 }
 
-fn resolution(s: &ServiceEntrySpec) -> Vec<Bad> {
+fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
     let mut out = vec![];
     let kind = match s.resolution.as_str() {
         "" => "NONE",
@@ -228,7 +228,7 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<Bad> {
 const SERVER_PROTOCOLS: [&str; 8] = ["HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "TCP", "TLS", "MONGO"];
 
 /// What is wrong with Istio's Gateway.
-pub(super) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<Bad> {
+pub(super) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<FieldError> {
     if s.servers.is_empty() {
         return vec![bad("spec.servers", "is empty: name at least one server")];
     }
@@ -236,7 +236,7 @@ pub(super) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<Bad> {
 }
 
 /// What is wrong with one of its servers.
-pub(super) fn server(s: &GwServer, at: &str) -> Vec<Bad> {
+pub(super) fn server(s: &GwServer, at: &str) -> Vec<FieldError> {
     let mut out = vec![];
     if s.port.number == 0 {
         out.push(bad(format!("{at}.port.number"), "0 is not a port: use 1 to 65535"));
@@ -270,7 +270,7 @@ pub(super) fn server(s: &GwServer, at: &str) -> Vec<Bad> {
     out
 }
 
-fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<Bad> {
+fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     let mut out = vec![];
     let mode = t.mode.as_deref();
     if matches!(protocol, "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB") {
@@ -332,8 +332,8 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<Bad> {
     out
 }
 
-pub(super) fn workload_entry(e: &WorkloadEntrySpec, at: &str) -> Vec<Bad> {
-    let mut out: Vec<Bad> = address(&e.address, &format!("{at}.address")).into_iter().collect();
+pub(super) fn workload_entry(e: &WorkloadEntrySpec, at: &str) -> Vec<FieldError> {
+    let mut out: Vec<FieldError> = address(&e.address, &format!("{at}.address")).into_iter().collect();
     for (name, port) in &e.ports {
         if *port == 0 {
             out.push(bad(format!("{at}.ports[{name}]"), "0 is not a port: use 1 to 65535"));

@@ -3,7 +3,7 @@
 //! the changed pods are compiled. Everything else compiles the whole.
 
 use super::{
-    Index, Mesh, Whole, Writes, compile_all, deploy,
+    Mesh, Objects, Whole, Writes, compile_all, deploy,
     endpoint::{Owners, Watched},
     finding::Finding,
     policy::Policies,
@@ -106,10 +106,10 @@ impl Compiler {
         if same_around && self.policies.is_some() && gone.is_empty() && new.is_empty() {
             return Change::Nothing;
         }
-        let x = Index::new(state, &self.mesh);
+        let objects = Objects::new(state, &self.mesh);
         if same_around
             && let Some(policies) = &self.policies
-            && gone.iter().chain(&new).all(|o| is_local(&x, &self.watched, o))
+            && gone.iter().chain(&new).all(|o| is_local(&objects, &self.watched, o))
         {
             // No endpoint hangs on any of them.
             let owners = Owners::default();
@@ -125,10 +125,10 @@ impl Compiler {
             }
             for o in new {
                 let Object::Pod(p) = &o.object else { continue };
-                let (key, fact) = workload::fact(p);
+                let (key, fact) = workload::pod_info(p);
                 self.model.pods.insert(key, Arc::new(fact));
                 let uid = workload::uid(&self.mesh, p);
-                let now = workload::is_one(p).then(|| workload::pod(&x, p, policies, &owners));
+                let now = workload::is_one(p).then(|| workload::pod(&objects, p, policies, &owners));
                 if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
                     continue;
                 }
@@ -141,7 +141,7 @@ impl Compiler {
             return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
         }
         self.whole = true;
-        let Whole { model, problems, policies, watched } = compile_all(&x, &mut self.routes);
+        let Whole { model, problems, policies, watched } = compile_all(&objects, &mut self.routes);
         // Until here an address stood for one object.
         drop(old);
         self.enrolled.clone_from(&state.enrolled);
@@ -160,7 +160,7 @@ impl Compiler {
 
 /// Takes out objects of which only such statuses have changed that nothing is compiled from. Each write of ours is seen as one:
 /// of thousands none compiles anything. Gives back their addresses, before and now.
-fn only_told(gone: &mut Objects, new: &mut Objects) -> HashMap<usize, usize> {
+fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usize, usize> {
     let before: HashMap<_, &Located> = gone.iter().map(|o| (name(o), &**o)).collect();
     let mut renamed = HashMap::new();
     let mut names: HashSet<(&'static str, String, String)> = HashSet::new();
@@ -213,24 +213,24 @@ fn name(o: &Located) -> (&'static str, &str, &str) {
 
 /// Does this object decide about no other workload than its own? A slice that only says what the selector of its service
 /// says anyway decides about nothing.
-fn is_local(x: &Index<'_>, watched: &Watched, o: &Located) -> bool {
+fn is_local(objects: &Objects<'_>, watched: &Watched, o: &Located) -> bool {
     match &o.object {
-        Object::Pod(p) => !routes::gateways::is_gateway(x, p) && !watched.has(p),
-        Object::EndpointSlice(s) => follows_selector(x, s),
+        Object::Pod(p) => !routes::gateways::is_gateway(objects, p) && !watched.has(p),
+        Object::EndpointSlice(s) => follows_selector(objects, s),
         _ => false,
     }
 }
 
-fn follows_selector(x: &Index<'_>, s: &EndpointSlice) -> bool {
+fn follows_selector(objects: &Objects<'_>, s: &EndpointSlice) -> bool {
     let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { return true };
-    let selects = x.service(&s.metadata.namespace, service).is_some_and(|v| !v.spec.selector.is_empty());
+    let selects = objects.service(&s.metadata.namespace, service).is_some_and(|v| !v.spec.selector.is_empty());
     selects && s.endpoints.iter().all(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod"))
 }
 
-type Objects = Vec<Arc<Located>>;
+type LocatedObjects = Vec<Arc<Located>>;
 
 /// What is only in the one and what is only in the other. Unchanged objects are the same ones, and in the same order.
-fn difference(old: &[Arc<Located>], new: &[Arc<Located>]) -> (Objects, Objects) {
+fn difference(old: &[Arc<Located>], new: &[Arc<Located>]) -> (LocatedObjects, LocatedObjects) {
     let same = |(a, b): &(&Arc<Located>, &Arc<Located>)| Arc::ptr_eq(a, b);
     let start = old.iter().zip(new).take_while(same).count();
     let (old, new) = (&old[start..], &new[start..]);
@@ -308,7 +308,7 @@ mod tests {
                     }
                     Change::Everything => {}
                 }
-                let whole = compile_all(&Index::new(&state, &mesh), &mut routes::Cache::default());
+                let whole = compile_all(&Objects::new(&state, &mesh), &mut routes::Cache::default());
                 assert!(whole.model == *c.model() && whole.problems == c.problems());
                 assert!(pods_stand_alone(c.model()));
             }

@@ -1,6 +1,6 @@
 //! From a Gateway to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference control-plane §4.1).
 
-use super::{GATEWAY_API, Index, overlay::Overlays, routes::gateways, waypoint};
+use super::{GATEWAY_API, Objects, overlay::Overlays, routes::gateways, waypoint};
 use karst_kube::Ref;
 use karst_manifest::kinds::{Gateway, Labels};
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ pub struct Template {
 }
 
 /// The classes that lack. They are made once and never changed: who changes them means it (Istio does the same).
-pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
+pub(super) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
     let one = |(name, controller, text): (&str, &str, &str)| {
         let r = Ref {
             group: GATEWAY_API,
@@ -52,12 +52,17 @@ pub(super) fn classes(x: &Index<'_>) -> Vec<(Ref, Value)> {
     };
     let waypoints = CLASSES.map(|c| (c, waypoint::CONTROLLER, "Layer 7 proxies of the mesh"));
     let gateways = INGRESS_CLASSES.map(|c| (c, INGRESS, "Gateways into and out of the mesh"));
-    waypoints.into_iter().chain(gateways).filter(|c| !x.classes.contains_key(c.0)).map(one).collect()
+    waypoints.into_iter().chain(gateways).filter(|c| !objects.classes.contains_key(c.0)).map(one).collect()
 }
 
 /// What lacks, or is not as it should be, in the order in which it is applied; and what is there and is wanted no more, with the
 /// uid of its Gateway.
-pub(super) fn compile(x: &Index<'_>, t: &Template, objects: &mut Vec<(Ref, Value)>, removed: &mut Vec<(Ref, String)>) {
+pub(super) fn compile(
+    x: &Objects<'_>,
+    t: &Template,
+    objects: &mut Vec<(Ref, Value)>,
+    removed: &mut Vec<(Ref, String)>,
+) {
     let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateways::is_ingress(x, g);
     // In the same order each time: what is still to be written is then the same.
     let mut all: Vec<_> = x.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
@@ -74,7 +79,7 @@ pub(super) fn compile(x: &Index<'_>, t: &Template, objects: &mut Vec<(Ref, Value
 ///
 /// # Errors
 /// Why not.
-pub(super) fn parameters(x: &Index<'_>, g: &Gateway) -> Result<(), String> {
+pub(super) fn parameters(x: &Objects<'_>, g: &Gateway) -> Result<(), String> {
     let overlays = Overlays::of(x, g)?;
     // Those of its class may change anything.
     if !overlays.has_own() {
@@ -90,9 +95,9 @@ pub(crate) fn owner(fields: &Value) -> Option<&str> {
 }
 
 /// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
-pub(super) fn name(x: &Index<'_>, g: &Gateway) -> String {
+pub(super) fn name(objects: &Objects<'_>, g: &Gateway) -> String {
     let m = &g.metadata;
-    if waypoint::is_waypoint(x, g) {
+    if waypoint::is_waypoint(objects, g) {
         return m.name.clone();
     }
     let given = m.annotations.get("gateway.istio.io/name-override");
@@ -116,18 +121,18 @@ pub(super) fn given(g: &Gateway) -> Option<&str> {
 }
 
 fn one(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     g: &Gateway,
     mut all: Vec<(Ref, Value)>,
     overlays: &Overlays<'_>,
     out: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
 ) {
-    let (ns, name) = (g.metadata.namespace.as_str(), name(x, g));
+    let (ns, name) = (g.metadata.namespace.as_str(), name(objects, g));
     let name = name.as_str();
     // Somebody's own Service or Deployment of that name stays his.
-    let service = x.service(ns, name);
-    let deployment = x.deployments.get(&(ns, name));
+    let service = objects.service(ns, name);
+    let deployment = objects.deployments.get(&(ns, name));
     if service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED)) {
         return;
     }
@@ -159,10 +164,15 @@ fn put(object: &mut Value, of: &str, key: &str, value: &str) -> Result<(), Strin
     Ok(())
 }
 
-fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays<'_>) -> Result<Vec<(Ref, Value)>, String> {
+fn objects(
+    objects: &Objects<'_>,
+    g: &Gateway,
+    t: &Template,
+    overlays: &Overlays<'_>,
+) -> Result<Vec<(Ref, Value)>, String> {
     let m = &g.metadata;
-    let is_waypoint = waypoint::is_waypoint(x, g);
-    let (name, label) = (name(x, g), shortened(&m.name));
+    let is_waypoint = waypoint::is_waypoint(objects, g);
+    let (name, label) = (name(objects, g), shortened(&m.name));
     let class = &g.spec.gateway_class_name;
     // An account that is named is somebody's own.
     let named = m.annotations.get("gateway.istio.io/service-account");
@@ -213,7 +223,7 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays<'_>) ->
     } else {
         json!({ "sysctls": [{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }] })
     };
-    let control = format!("istiod.{}.svc:15012", x.mesh.root_namespace);
+    let control = format!("istiod.{}.svc:15012", objects.mesh.root_namespace);
     let container = json!({
         "name": "istio-proxy",
         "image": t.image,
@@ -221,7 +231,7 @@ fn objects(x: &Index<'_>, g: &Gateway, t: &Template, overlays: &Overlays<'_>) ->
         "args": ["proxy", if is_waypoint { "waypoint" } else { "router" }],
         "ports": open,
         "env": [
-            env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(x.mesh.trust_domain)), env("CLUSTER_ID", json!(x.mesh.cluster_id)), env("NETWORK", json!(x.mesh.network)),
+            env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(objects.mesh.trust_domain)), env("CLUSTER_ID", json!(objects.mesh.cluster_id)), env("NETWORK", json!(objects.mesh.network)),
             env("CRL_PATH", json!("/var/run/secrets/istio/ca-crl.pem")), field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
         ],
         "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },

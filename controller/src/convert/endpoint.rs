@@ -6,7 +6,7 @@
 //! rule, and `compiler::tests` that it holds whatever comes and goes.
 
 use super::{
-    Index,
+    Objects,
     service::{self, tcp},
     workload::{self, entry_ports, memberships_of_entry},
 };
@@ -65,16 +65,16 @@ impl Watched {
 
 impl<'a> Owners<'a> {
     /// From all objects.
-    pub(super) fn new(x: &Index<'a>) -> Self {
+    pub(super) fn new(objects: &Objects<'a>) -> Self {
         let mut out = Self::default();
         let mut refer = vec![];
-        let services: HashMap<(&str, &str), &'a Service> = x
+        let services: HashMap<(&str, &str), &'a Service> = objects
             .services
             .iter()
             .flat_map(|(ns, all)| all.iter().map(move |s| ((*ns, s.metadata.name.as_str()), *s)))
             .filter(|(_, s)| s.spec.kind != "ExternalName")
             .collect();
-        for s in x.slices.iter().copied().filter(|s| s.address_type != "FQDN") {
+        for s in objects.slices.iter().copied().filter(|s| s.address_type != "FQDN") {
             let m = &s.metadata;
             let Some(name) = m.labels.get("kubernetes.io/service-name") else { continue };
             let Some(svc) = services.get(&(m.namespace.as_str(), name.as_str())).copied() else { continue };
@@ -93,22 +93,25 @@ impl<'a> Owners<'a> {
                 out.referred.extend(pod);
             }
         }
-        for &(_, e) in &x.service_entries {
+        for &(_, e) in &objects.service_entries {
             for w in &e.spec.endpoints {
-                out.add(x, w, Named::Inline(e, w));
+                out.add(objects, w, Named::Inline(e, w));
             }
         }
-        for &(_, e) in &x.workload_entries {
-            out.add(x, &e.spec, Named::Entry(e));
+        for &(_, e) in &objects.workload_entries {
+            out.add(objects, &e.spec, Named::Entry(e));
         }
-        for ip in x.pods.iter().filter(|p| workload::is_one(p) && !p.spec.host_network).flat_map(|p| enrol::ips(p)) {
+        for ip in
+            objects.pods.iter().filter(|p| workload::is_one(p) && !p.spec.host_network).flat_map(|p| enrol::ips(p))
+        {
             // A host network pod shares its node's address, which is nobody's in particular.
             if out.at.contains_key(&ip) {
                 out.pods.insert(ip);
             }
         }
-        for (_, e) in x.workload_entries.iter().filter(|(_, e)| workload::takes_tunnels(&workload::labels_of(e))) {
-            out.members.extend(local(x, &e.spec));
+        for (_, e) in objects.workload_entries.iter().filter(|(_, e)| workload::takes_tunnels(&workload::labels_of(e)))
+        {
+            out.members.extend(local(objects, &e.spec));
         }
         for (pod, ip, named) in refer {
             if !out.is_known_at(ip, false) {
@@ -118,15 +121,15 @@ impl<'a> Owners<'a> {
         out
     }
 
-    fn add(&mut self, x: &Index<'_>, w: &'a WorkloadEntrySpec, named: Named<'a>) {
-        if let Some(ip) = local(x, w) {
+    fn add(&mut self, objects: &Objects<'_>, w: &'a WorkloadEntrySpec, named: Named<'a>) {
+        if let Some(ip) = local(objects, w) {
             self.at.entry(ip).or_default().push(named);
         }
     }
 
     /// Is an endpoint at this address a workload that is known without it? A WorkloadEntry that takes tunnels is one, but for a pod.
-    pub(super) fn is_known(&self, x: &Index<'_>, w: &WorkloadEntrySpec, entry: bool) -> bool {
-        local(x, w).is_some_and(|ip| self.is_known_at(ip, entry))
+    pub(super) fn is_known(&self, objects: &Objects<'_>, w: &WorkloadEntrySpec, entry: bool) -> bool {
+        local(objects, w).is_some_and(|ip| self.is_known_at(ip, entry))
     }
 
     /// The same for an address of this network.
@@ -135,31 +138,31 @@ impl<'a> Owners<'a> {
     }
 
     /// Adds the services whose endpoints this pod is by what objects name.
-    pub(super) fn pod(&self, x: &Index<'_>, p: &Pod, services: &mut Memberships) {
+    pub(super) fn pod(&self, objects: &Objects<'_>, p: &Pod, services: &mut Memberships) {
         let m = &p.metadata;
         if !p.spec.host_network {
             for ip in enrol::ips(p) {
-                self.extend(x, self.at.get(&ip), true, services);
+                self.extend(objects, self.at.get(&ip), true, services);
             }
         }
-        self.extend(x, self.referring.get(&(m.namespace.as_str(), m.name.as_str())), true, services);
+        self.extend(objects, self.referring.get(&(m.namespace.as_str(), m.name.as_str())), true, services);
     }
 
     /// The same for a WorkloadEntry that takes tunnels and stands where no pod does.
-    pub(super) fn entry(&self, x: &Index<'_>, e: &WorkloadEntry, services: &mut Memberships) {
-        if let Some(ip) = local(x, &e.spec).filter(|ip| self.members.contains(ip)) {
-            self.extend(x, self.at.get(&ip), false, services);
+    pub(super) fn entry(&self, objects: &Objects<'_>, e: &WorkloadEntry, services: &mut Memberships) {
+        if let Some(ip) = local(objects, &e.spec).filter(|ip| self.members.contains(ip)) {
+            self.extend(objects, self.at.get(&ip), false, services);
         }
     }
 
-    fn extend(&self, x: &Index<'_>, of: Option<&Vec<Named<'a>>>, pod: bool, services: &mut Memberships) {
+    fn extend(&self, objects: &Objects<'_>, of: Option<&Vec<Named<'a>>>, pod: bool, services: &mut Memberships) {
         for named in of.into_iter().flatten() {
             match named {
                 Named::Slice(slice, s, e) => {
                     // What is neither ready nor serving is no endpoint, whatever its workload is otherwise.
                     let c = &e.conditions;
                     if c.is_ready() || c.is_draining() || s.spec.publish_not_ready_addresses {
-                        let key = format!("{}/{}", s.metadata.namespace, service::hostname(x, s));
+                        let key = format!("{}/{}", s.metadata.namespace, service::hostname(objects, s));
                         join(services, key, slice_ports(slice, s));
                     }
                 }
@@ -170,7 +173,7 @@ impl<'a> Owners<'a> {
                 }
                 // Two WorkloadEntries that take tunnels at one address are two workloads.
                 Named::Entry(e) if pod => {
-                    let all = memberships_of_entry(x, &e.metadata.namespace, &workload::labels_of(e), &e.spec);
+                    let all = memberships_of_entry(objects, &e.metadata.namespace, &workload::labels_of(e), &e.spec);
                     for (key, ports) in all {
                         join(services, key, ports);
                     }
@@ -188,8 +191,8 @@ impl<'a> Owners<'a> {
 }
 
 /// The address of an endpoint, if it is one of this network.
-fn local(x: &Index<'_>, w: &WorkloadEntrySpec) -> Option<IpAddr> {
-    let here = w.network.is_empty() || w.network == x.mesh.network;
+fn local(objects: &Objects<'_>, w: &WorkloadEntrySpec) -> Option<IpAddr> {
+    let here = w.network.is_empty() || w.network == objects.mesh.network;
     w.address.parse().ok().filter(|_| here)
 }
 

@@ -1,7 +1,7 @@
 //! What is to be said of objects that are valid, and yet have no effect, or not all of it (found by `routes::unserved`). It is said
 //! when they are applied, in their statuses, by `check`, and in a metric by kind and reason.
 
-use karst_manifest::{Problem, idle::IDLE, kinds};
+use karst_manifest::{Problem, kinds, unsupported::UNSUPPORTED};
 use std::{collections::BTreeMap, fmt};
 
 /// Why an object has no effect. Few: they are values of a metric.
@@ -102,7 +102,7 @@ pub fn count<'a>(
     for p in problems {
         let kind = p.object.split(' ').next().unwrap_or_default();
         // Not what somebody has written: values of a metric are few.
-        let known = kinds::KINDS.iter().map(|k| kinds::api_kind(k.0)).chain(IDLE.iter().map(|(k, ..)| *k));
+        let known = kinds::KINDS.iter().map(|k| kinds::api_kind(k.0)).chain(UNSUPPORTED.iter().map(|(k, ..)| *k));
         let kind = known.into_iter().find(|k| *k == kind).unwrap_or("other");
         objects.push((kind, Reason::Invalid.name(), format!("{}:{} {}", p.file.display(), p.line, p.object)));
     }

@@ -2,9 +2,9 @@
 //! listener.
 
 use super::{
-    GATEWAY_API, Index, deploy,
+    GATEWAY_API, Objects, deploy,
     route_status::Route,
-    routes::gateways::{self, Front, Fronts},
+    routes::gateways::{self, GatewayListener, GatewayListeners},
     service,
     status::{Condition, Write, conditions, reference, same},
 };
@@ -12,16 +12,21 @@ use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
 use serde_json::{Value, json};
 
 /// All that differ.
-pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], now: &str) -> Vec<Write> {
-    let mut all: Vec<_> = x.gateways.values().filter(|g| gateways::is_ingress(x, g)).collect();
+pub(super) fn compile(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    routes: &[Route<'_>],
+    now: &str,
+) -> Vec<Write> {
+    let mut all: Vec<_> = objects.gateways.values().filter(|g| gateways::is_ingress(objects, g)).collect();
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
-    all.into_iter().filter_map(|g| one(x, fronts, routes, g, now)).collect()
+    all.into_iter().filter_map(|g| one(objects, listeners, routes, g, now)).collect()
 }
 
 /// Routes that are attached to a listener.
-fn attached(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], f: &Front) -> usize {
+fn attached(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_>], f: &GatewayListener) -> usize {
     let to = |r: &&Route<'_>| {
-        r.parents.iter().any(|p| match fronts.attached(x, r.kind, &r.meta.namespace, r.names, p) {
+        r.parents.iter().any(|p| match listeners.attached(objects, r.kind, &r.meta.namespace, r.names, p) {
             Some(Ok(all)) => all.iter().any(|(a, _)| a.id == f.id),
             _ => false,
         })
@@ -29,36 +34,36 @@ fn attached(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], f: &Front) -> 
     routes.iter().filter(to).count()
 }
 
-fn say(kind: &'static str, status: bool, reason: &'static str, message: impl Into<String>) -> Condition {
+fn condition(kind: &'static str, status: bool, reason: &'static str, message: impl Into<String>) -> Condition {
     Condition { kind, status, reason, message: message.into() }
 }
 
-fn listener(f: &Front) -> [Condition; 4] {
+fn listener(f: &GatewayListener) -> [Condition; 4] {
     const NONE: &str = "No errors found";
     let bad = |kind, found: &Option<(&'static str, String)>, good| match found {
-        Some((reason, text)) => say(kind, false, reason, text.clone()),
-        None => say(kind, true, good, NONE),
+        Some((reason, text)) => condition(kind, false, reason, text.clone()),
+        None => condition(kind, true, good, NONE),
     };
     let conflicted = match &f.conflict {
-        Some((reason, text)) => say("Conflicted", true, reason, text.clone()),
-        None => say("Conflicted", false, "NoConflicts", NONE),
+        Some((reason, text)) => condition("Conflicted", true, reason, text.clone()),
+        None => condition("Conflicted", false, "NoConflicts", NONE),
     };
     let accepted = if f.refused.is_some() { &f.refused } else { &f.conflict };
     let programmed = if f.works() {
-        say("Programmed", true, "Programmed", NONE)
+        condition("Programmed", true, "Programmed", NONE)
     } else {
-        say("Programmed", false, "Invalid", "see the other conditions")
+        condition("Programmed", false, "Invalid", "see the other conditions")
     };
     [bad("Accepted", accepted, "Accepted"), programmed, conflicted, bad("ResolvedRefs", &f.unresolved, "ResolvedRefs")]
 }
 
 /// Where it is reached, or why it is not yet.
-fn addresses(x: &Index<'_>, g: &Gateway, name: &str) -> Result<Vec<GatewayAddress>, (&'static str, String)> {
+fn addresses(objects: &Objects<'_>, g: &Gateway, name: &str) -> Result<Vec<GatewayAddress>, (&'static str, String)> {
     let m = &g.metadata;
     let address = |kind: &str, value: &str| GatewayAddress { kind: kind.into(), value: value.into() };
     if let Some(host) = deploy::given(g) {
-        let mut services = x.services.values().flatten();
-        let service = services.find(|s| service::hostname(x, s) == host);
+        let mut services = objects.services.values().flatten();
+        let service = services.find(|s| service::hostname(objects, s) == host);
         let lacks = |s: &Service| {
             let has = |port: u16| s.spec.ports.iter().any(|p| p.port == port);
             g.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
@@ -71,13 +76,14 @@ fn addresses(x: &Index<'_>, g: &Gateway, name: &str) -> Result<Vec<GatewayAddres
         };
     }
     let what = format!("Service {}/{name}", m.namespace);
-    let service =
-        x.service(&m.namespace, name).ok_or_else(|| ("AddressNotAssigned", format!("{what} is not there yet")))?;
+    let service = objects
+        .service(&m.namespace, name)
+        .ok_or_else(|| ("AddressNotAssigned", format!("{what} is not there yet")))?;
     if !service.metadata.labels.contains_key(deploy::MANAGED) {
         return Err(("AddressNotUsable", format!("{what} is somebody else's: give the Gateway another name")));
     }
-    let available = x.deployments.get(&(m.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);
-    let found = published(service, &format!("{name}.{}.svc.{}", m.namespace, x.mesh.cluster_domain));
+    let available = objects.deployments.get(&(m.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);
+    let found = published(service, &format!("{name}.{}.svc.{}", m.namespace, objects.mesh.cluster_domain));
     let found: Vec<_> = found.into_iter().map(|(kind, value)| address(kind, &value)).collect();
     if found.is_empty() {
         let text = format!(
@@ -106,40 +112,49 @@ fn published(s: &Service, host: &str) -> Vec<(&'static str, String)> {
     all
 }
 
-fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &str) -> Option<Write> {
+fn one(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    routes: &[Route<'_>],
+    g: &Gateway,
+    now: &str,
+) -> Option<Write> {
     let m = &g.metadata;
-    let name = deploy::name(x, g);
-    let mine: Vec<&Front> = fronts.of(&m.namespace, &m.name).collect();
+    let name = deploy::name(objects, g);
+    let mine: Vec<&GatewayListener> = listeners.of(&m.namespace, &m.name).collect();
     let other = g.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
     let working = mine.iter().filter(|f| f.refused.is_none() && f.conflict.is_none()).count();
-    let parameters = deploy::parameters(x, g).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
+    let parameters = deploy::parameters(objects, g).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
     let accepted = match (other, working) {
         // What is asked for there is not known: nothing is run without it.
-        _ if parameters.is_some() => say("Accepted", false, "InvalidParameters", parameters.unwrap_or_default()),
-        (Some(a), _) => say(
+        _ if parameters.is_some() => condition("Accepted", false, "InvalidParameters", parameters.unwrap_or_default()),
+        (Some(a), _) => condition(
             "Accepted",
             false,
             "UnsupportedAddress",
             format!("address type {:?} is neither IPAddress nor Hostname", a.kind),
         ),
         (None, 0) => {
-            say("Accepted", false, "ListenersNotValid", "none of its listeners can be used: see their conditions")
+            condition("Accepted", false, "ListenersNotValid", "none of its listeners can be used: see their conditions")
         }
-        (None, n) if n < mine.len() => {
-            say("Accepted", true, "ListenersNotValid", "some of its listeners cannot be used: see their conditions")
-        }
-        (None, _) => say("Accepted", true, "Accepted", "Resource accepted"),
+        (None, n) if n < mine.len() => condition(
+            "Accepted",
+            true,
+            "ListenersNotValid",
+            "some of its listeners cannot be used: see their conditions",
+        ),
+        (None, _) => condition("Accepted", true, "Accepted", "Resource accepted"),
     };
-    let found = addresses(x, g, &name);
+    let found = addresses(objects, g, &name);
     let programmed = match &found {
-        _ if !accepted.status => say("Programmed", false, "Invalid", "see Accepted"),
-        Ok(_) => say(
+        _ if !accepted.status => condition("Programmed", false, "Invalid", "see Accepted"),
+        Ok(_) => condition(
             "Programmed",
             true,
             "Programmed",
             format!("Resource programmed, served by Deployment {}/{name}", m.namespace),
         ),
-        Err((reason, text)) => say("Programmed", false, reason, text.clone()),
+        Err((reason, text)) => condition("Programmed", false, reason, text.clone()),
     };
     // What was reached once stays known: its pods may come and go.
     let pending = matches!(&found, Err(("Pending", _)));
@@ -153,7 +168,7 @@ fn one(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], g: &Gateway, now: &
         let wanted = listener(f);
         let before = g.status.listeners.iter().find(|s| s.name == l.name);
         let have = before.map_or(&[][..], |s| &s.conditions);
-        let count = attached(x, fronts, routes, f);
+        let count = attached(objects, listeners, routes, f);
         let kinds: Vec<Value> = f.kinds.iter().map(|k| json!({ "group": GATEWAY_API, "kind": k })).collect();
         unchanged &= same(&wanted, have, m.generation)
             && before.is_some_and(|b| {

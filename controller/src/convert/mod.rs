@@ -70,7 +70,7 @@ impl std::convert::From<&Config> for Mesh {
 }
 
 /// The objects by kind.
-pub(crate) struct Index<'a> {
+pub(crate) struct Objects<'a> {
     pub mesh: &'a Mesh,
     pub namespaces: BTreeMap<&'a str, &'a Namespace>,
     pub nodes: BTreeMap<&'a str, &'a Node>,
@@ -119,7 +119,7 @@ pub(crate) struct Index<'a> {
     pub keys: &'a karst_manifest::dir::Keys,
 }
 
-impl<'a> Index<'a> {
+impl<'a> Objects<'a> {
     pub(crate) fn new(state: &'a State, mesh: &'a Mesh) -> Self {
         let mut x = Self {
             mesh,
@@ -241,7 +241,7 @@ const OWN_GROUP: &str = "karst.io";
 const ISTIO_NETWORKING: &str = "networking.istio.io";
 
 /// What is wrong with an object: the field, and what and the fix.
-type Bad = (String, String);
+type FieldError = (String, String);
 
 /// What is to be written to the API server.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -263,34 +263,34 @@ fn writes(
     findings: Option<&[finding::Finding]>,
     now: &str,
 ) -> Writes {
-    let x = Index::new(state, mesh);
+    let x = Objects::new(state, mesh);
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     let mut removed = vec![];
     deploy::compile(&x, template, &mut objects, &mut removed);
     // Only of Istio's Gateways something is said that depends on pods.
-    let fronts = match x.istio_gateways.is_empty() {
-        true => routes::gateways::Fronts::new(&x),
-        false => routes::gateways::Fronts::with_pods(&x),
+    let listeners = match x.istio_gateways.is_empty() {
+        true => routes::gateways::GatewayListeners::new(&x),
+        false => routes::gateways::GatewayListeners::with_pods(&x),
     };
     let all = route_status::all(&x, compiled);
-    let mut statuses = status::compile(&x, &fronts, now);
+    let mut statuses = status::compile(&x, &listeners, now);
     statuses.extend(findings.map(|f| status::unserved(&x, f, now)).unwrap_or_default());
-    statuses.extend(gateway_status::compile(&x, &fronts, &all, now));
-    statuses.extend(route_status::compile(&x, &fronts, &all, now));
-    statuses.extend(policy_status::compile(&x, &fronts, &all, now));
+    statuses.extend(gateway_status::compile(&x, &listeners, &all, now));
+    statuses.extend(route_status::compile(&x, &listeners, &all, now));
+    statuses.extend(policy_status::compile(&x, &listeners, &all, now));
     Writes { objects, removed, statuses }
 }
 
 /// Compiles the model; problems of meaning (as opposed to form) come back beside it.
 pub fn compile(state: &State, mesh: &Mesh) -> (Model, Vec<Problem>) {
-    let whole = compile_all(&Index::new(state, mesh), &mut routes::Cache::default());
+    let whole = compile_all(&Objects::new(state, mesh), &mut routes::Cache::default());
     (whole.model, whole.problems)
 }
 
 /// The stored AuthorizationPolicies that are in force otherwise than they are written, since they cannot be read; a line for each.
 pub fn closing(state: &State, mesh: &Mesh) -> Vec<String> {
-    let x = Index::new(state, mesh);
-    x.authorization.iter().filter_map(|(_, p)| policy::effect(&x, p)).collect()
+    let objects = Objects::new(state, mesh);
+    objects.authorization.iter().filter_map(|(_, p)| policy::effect(&objects, p)).collect()
 }
 
 /// All that is made from the objects.
@@ -303,24 +303,24 @@ struct Whole {
     watched: endpoint::Watched,
 }
 
-fn compile_all(x: &Index<'_>, cache: &mut routes::Cache) -> Whole {
+fn compile_all(objects: &Objects<'_>, cache: &mut routes::Cache) -> Whole {
     let mut problems = Vec::new();
-    let mut model = Model { pods: workload::facts(x), ..Model::default() };
-    let mut policies = policy::compile(x, &mut problems);
-    node::compile(x, &mut model, &mut problems);
-    service::compile(x, &mut model, &mut problems);
-    let owners = endpoint::Owners::new(x);
-    workload::compile(x, &policies, &owners, &mut model, &mut problems);
-    let fronts = Arc::new(routes::gateways::Fronts::with_pods(x));
-    routes::compile(x, &fronts, &mut model, &mut problems, cache);
-    model.gateways = routes::gateways::compile(x, &fronts, &mut problems).into_iter().collect();
+    let mut model = Model { pods: workload::pod_infos(objects), ..Model::default() };
+    let mut policies = policy::compile(objects, &mut problems);
+    node::compile(objects, &mut model, &mut problems);
+    service::compile(objects, &mut model, &mut problems);
+    let owners = endpoint::Owners::new(objects);
+    workload::compile(objects, &policies, &owners, &mut model, &mut problems);
+    let listeners = Arc::new(routes::gateways::GatewayListeners::with_pods(objects));
+    routes::compile(objects, &listeners, &mut model, &mut problems, cache);
+    model.gateways = routes::gateways::compile(objects, &listeners, &mut problems).into_iter().collect();
     model.policies = policies.take().into();
     Whole { model, problems, policies, watched: owners.watched() }
 }
 
 /// May a Gateway of this namespace use a Secret of another?
-fn granted_secret(x: &Index<'_>, from: &str, ns: &str, name: &str) -> bool {
-    routes::granted(x, "Gateway", from, (ns, "", "Secret", name))
+fn granted_secret(objects: &Objects<'_>, from: &str, ns: &str, name: &str) -> bool {
+    routes::granted(objects, "Gateway", from, (ns, "", "Secret", name))
 }
 
 /// A problem of a located object.

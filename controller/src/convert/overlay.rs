@@ -1,7 +1,7 @@
 //! Parameters of a Gateway (`spec.infrastructure.parametersRef`): ConfigMaps with overlays for what is deployed for it, merged as
 //! Kubernetes' strategic merge patch does, and as in Istio. Pure.
 
-use super::{Index, privilege};
+use super::{Objects, privilege};
 use karst_manifest::kinds::{ConfigMap, Gateway, PARAMETERS};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -117,8 +117,8 @@ impl<'a> Overlays<'a> {
     ///
     /// # Errors
     /// Why they cannot be used.
-    pub(super) fn of(x: &'a Index<'_>, g: &Gateway) -> Result<Self, String> {
-        let class = x.class_parameters.get(g.spec.gateway_class_name.as_str());
+    pub(super) fn of(objects: &'a Objects<'_>, g: &Gateway) -> Result<Self, String> {
+        let class = objects.class_parameters.get(g.spec.gateway_class_name.as_str());
         let class = class.map(Result::as_ref).transpose().map_err(String::clone)?;
         let mut own = None;
         if let Some(r) = &g.spec.infrastructure.parameters_ref {
@@ -126,11 +126,11 @@ impl<'a> Overlays<'a> {
                 return Err(format!("kind {:?} of group {:?} cannot be: name a ConfigMap", r.kind, r.group));
             }
             let ns = g.metadata.namespace.as_str();
-            let found = x.config_maps.get(&(ns, r.name.as_str()));
+            let found = objects.config_maps.get(&(ns, r.name.as_str()));
             let c = found.ok_or_else(|| format!("there is no ConfigMap {ns}/{}", r.name))?;
             own = Some(Parameters::read(c, format!("ConfigMap {ns}/{}", r.name))?);
         }
-        Ok(Self { class, own, privileged: x.mesh.privileged_parameters })
+        Ok(Self { class, own, privileged: objects.mesh.privileged_parameters })
     }
 
     /// Are there some of its own?

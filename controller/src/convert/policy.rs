@@ -4,12 +4,12 @@
 //! and is left out of a DENY rule (it denies more). Here Karst is stricter than Istio: a DENY rule of which nothing is
 //! left denies everything it might have meant, where Istio's does nothing at all.
 
-use super::{Bad, GATEWAY_API, ISTIO_NETWORKING, Index, problem, selects};
+use super::{FieldError, GATEWAY_API, ISTIO_NETWORKING, Objects, problem, selects};
 use karst_manifest::{Problem, kinds::*, parse::Located};
 use karst_policy::{
     Action, Attribute, Clause, Match, Policy, Rule, Scope, StringMatch,
     attribute::{self, SeenBy},
-    model::{Cidr2, ServiceAccountMatch},
+    model::{CidrText, ServiceAccountMatch},
 };
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -57,11 +57,11 @@ fn selecting(all: &[Selects], namespace: &str, labels: &Labels) -> Vec<String> {
     all.iter().filter_map(hit).collect()
 }
 
-pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
+pub(super) fn compile(objects: &Objects<'_>, problems: &mut Vec<Problem>) -> Policies {
     let mut all = BTreeMap::new();
     let (mut selectors, mut dry_runs) = (Vec::new(), Vec::new());
-    for (at, p) in &x.authorization {
-        let judged = judged(x, p);
+    for (at, p) in &objects.authorization {
+        let judged = judged(objects, p);
         problems.extend(judged.dropped.into_iter().map(|(field, message)| problem(at, field, message)));
         let policy = match judged.compiled {
             Ok(Some(policy)) => policy,
@@ -69,25 +69,25 @@ pub(super) fn compile(x: &Index<'_>, problems: &mut Vec<Problem>) -> Policies {
             Err((field, message)) => {
                 problems.push(problem(at, field, message));
                 // A waypoint closes what it is attached to.
-                let root = p.metadata.namespace == x.mesh.root_namespace;
+                let root = p.metadata.namespace == objects.mesh.root_namespace;
                 let mut targets = p.spec.targets().peekable();
                 if targets.peek().is_some() && targets.all(|(at, t)| target(t, &at, root).is_ok()) {
                     continue;
                 }
                 // What was meant cannot be known; where it was meant to apply, nothing is allowed until it is mended.
-                let Some(closed) = closed(x, p) else { continue };
+                let Some(closed) = closed(objects, p) else { continue };
                 closed
             }
         };
         if policy.scope == Scope::WorkloadSelector {
             let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
-            let ns = (p.metadata.namespace != x.mesh.root_namespace).then(|| p.metadata.namespace.clone());
+            let ns = (p.metadata.namespace != objects.mesh.root_namespace).then(|| p.metadata.namespace.clone());
             let list = if policy.dry_run { &mut dry_runs } else { &mut selectors };
             list.push((ns, labels, policy.key()));
         }
         all.insert(policy.key(), policy);
     }
-    let peer = Peer::compile(x, &mut all, problems);
+    let peer = Peer::compile(objects, &mut all, problems);
     Policies { all, selectors, dry_runs, peer }
 }
 
@@ -96,20 +96,20 @@ pub(super) struct Judged<'a> {
     /// As it stands, or without what was dropped.
     pub(super) policy: Cow<'a, AuthorizationPolicy>,
     /// Values of an ALLOW that can match nothing: without them it allows as much, and the rest of it stays in force.
-    pub(super) dropped: Vec<Bad>,
+    pub(super) dropped: Vec<FieldError>,
     /// As ztunnel gets it (None: it is not for ztunnel); or why it cannot be understood.
-    pub(super) compiled: Result<Option<Policy>, Bad>,
+    pub(super) compiled: Result<Option<Policy>, FieldError>,
 }
 
 /// What of a policy is in force.
-pub(super) fn judged<'a>(x: &Index<'_>, p: &'a AuthorizationPolicy) -> Judged<'a> {
-    let compiled = authorization(x, p);
+pub(super) fn judged<'a>(objects: &Objects<'_>, p: &'a AuthorizationPolicy) -> Judged<'a> {
+    let compiled = authorization(objects, p);
     if compiled.is_err() && matches!(p.spec.action.as_deref(), None | Some("ALLOW")) {
         let (mut dropped, mut policy) = (vec![], p.clone());
         let all = std::mem::take(&mut policy.spec.rules).into_iter().enumerate();
         let one = |(i, r)| without(r, &p.metadata.namespace, &format!("spec.rules[{i}]"), &mut dropped);
         policy.spec.rules = all.filter_map(one).collect();
-        let compiled = authorization(x, &policy);
+        let compiled = authorization(objects, &policy);
         if compiled.is_ok() {
             return Judged { policy: Cow::Owned(policy), dropped, compiled };
         }
@@ -119,7 +119,7 @@ pub(super) fn judged<'a>(x: &Index<'_>, p: &'a AuthorizationPolicy) -> Judged<'a
 
 /// An ALLOW rule without the values that can match nothing. None: nothing matches it any more. (What has lost all of its values
 /// goes with them: without a condition it would match everything.)
-fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<Bad>) -> Option<PolicyRule> {
+fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>) -> Option<PolicyRule> {
     use Attribute as A;
     let mut keep = |a: A, values: &mut Vec<String>, at: String| {
         let (had, mut i) = (!values.is_empty(), 0);
@@ -173,14 +173,14 @@ fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<Bad>) -> Opt
 }
 
 /// Why a policy cannot be understood.
-pub(super) fn trouble(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<Bad> {
-    judged(x, p).compiled.err()
+pub(super) fn validate(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<FieldError> {
+    judged(objects, p).compiled.err()
 }
 
-fn scope(x: &Index<'_>, p: &AuthorizationPolicy) -> Scope {
+fn scope(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Scope {
     match &p.spec.selector {
         Some(s) if !s.match_labels.is_empty() => Scope::WorkloadSelector,
-        _ if p.metadata.namespace == x.mesh.root_namespace => Scope::Global,
+        _ if p.metadata.namespace == objects.mesh.root_namespace => Scope::Global,
         _ => Scope::Namespace,
     }
 }
@@ -212,7 +212,7 @@ impl Unread {
 }
 
 /// What stands for a policy that cannot be read, where ztunnel decides. (Of one in dry run it is known that it is to refuse nobody.)
-fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<Policy> {
+fn closed(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<Policy> {
     let (action, rules) = match Unread::of(p) {
         Unread::AllowsNobody => (Action::Allow, vec![]),
         Unread::DeniesAll => (Action::Deny, vec![Rule::default()]),
@@ -221,16 +221,16 @@ fn closed(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<Policy> {
     Some(Policy {
         name: p.metadata.name.as_str().into(),
         namespace: p.metadata.namespace.as_str().into(),
-        scope: scope(x, p),
+        scope: scope(objects, p),
         action,
         rules,
         dry_run: is_dry_run(p),
     })
 }
 
-fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy>, Bad> {
+fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy>, FieldError> {
     let s = &p.spec;
-    let root = p.metadata.namespace == x.mesh.root_namespace;
+    let root = p.metadata.namespace == objects.mesh.root_namespace;
     let mut targets = s.targets().peekable();
     if targets.peek().is_some() && s.selector.is_some() {
         return Err(("spec.targetRefs".into(), "cannot stand beside selector: remove one of them".into()));
@@ -279,7 +279,7 @@ fn authorization(x: &Index<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy
     Ok(Some(Policy {
         name: p.metadata.name.as_str().into(),
         namespace: p.metadata.namespace.as_str().into(),
-        scope: scope(x, p),
+        scope: scope(objects, p),
         action,
         rules,
         dry_run,
@@ -316,15 +316,15 @@ macro_rules! attached {
 attached!(AuthorizationPolicy, RequestAuthentication, Telemetry);
 
 /// Why it is for nobody, if it is not. (Else anybody could decide about waypoints of others.)
-pub(super) fn misplaced(x: &Index<'_>, o: &impl Attached) -> Option<Bad> {
+pub(super) fn ineffective_reason(objects: &Objects<'_>, o: &impl Attached) -> Option<FieldError> {
     if o.selector().is_some() && o.is_attached() {
         return Some(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
     }
-    let root = o.meta().namespace == x.mesh.root_namespace;
+    let root = o.meta().namespace == objects.mesh.root_namespace;
     o.targets().find_map(|(path, t)| target(t, &path, root).err())
 }
 
-pub(super) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), Bad> {
+pub(super) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), FieldError> {
     let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == t.kind) else {
         return Err((
             format!("{at}.kind"),
@@ -350,7 +350,7 @@ pub(super) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), Bad> {
 }
 
 /// Labels are compared as they stand: a wildcard would select nothing.
-pub(super) fn selector(s: &Selector) -> Result<(), Bad> {
+pub(super) fn selector(s: &Selector) -> Result<(), FieldError> {
     for (k, v) in &s.match_labels {
         if v.contains('*') || k.contains('*') {
             return Err((
@@ -366,7 +366,7 @@ pub(super) fn selector(s: &Selector) -> Result<(), Bad> {
 }
 
 /// None: an ALLOW rule that needs more than L4 can see.
-fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rule>, Bad> {
+fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rule>, FieldError> {
     let mut clauses = Vec::new();
     let mut beyond = false;
     let mut add = |matches: Vec<(Match, bool)>| {
@@ -378,7 +378,7 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
         clauses.push(Clause { matches: matches.into_iter().map(|(m, _)| m).collect() });
     };
     if !r.from.is_empty() {
-        let from: Result<Vec<_>, Bad> = r
+        let from: Result<Vec<_>, FieldError> = r
             .from
             .iter()
             .enumerate()
@@ -387,7 +387,7 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
         add(from?);
     }
     if !r.to.is_empty() {
-        let to: Result<Vec<_>, Bad> =
+        let to: Result<Vec<_>, FieldError> =
             r.to.iter()
                 .enumerate()
                 .map(|(i, t)| all(&operation(&t.operation), ns, &format!("{at}.to[{i}].operation")))
@@ -400,29 +400,29 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
     Ok(if beyond && action == Action::Allow { None } else { Some(Rule { clauses }) })
 }
 
-fn strings(v: &[String], at: &str) -> Result<Vec<StringMatch>, Bad> {
+fn strings(v: &[String], at: &str) -> Result<Vec<StringMatch>, FieldError> {
     let one =
         |(i, s): (usize, &String)| StringMatch::parse(s).map_err(|e| (format!("{at}[{i}]"), format!("{s:?} {e}")));
     v.iter().enumerate().map(one).collect()
 }
 
-fn filled(v: &[String], at: &str) -> Result<(), Bad> {
+fn filled(v: &[String], at: &str) -> Result<(), FieldError> {
     match v.iter().position(String::is_empty) {
         Some(i) => Err((format!("{at}[{i}]"), "is empty: remove it, or give a value".into())),
         None => Ok(()),
     }
 }
 
-fn nets(v: &[String], at: &str) -> Result<Vec<Cidr2>, Bad> {
+fn nets(v: &[String], at: &str) -> Result<Vec<CidrText>, FieldError> {
     v.iter()
         .enumerate()
         .map(|(i, s)| {
-            s.parse().map(Cidr2).map_err(|e: karst_core::addr::CidrError| (format!("{at}[{i}]"), e.to_string()))
+            s.parse().map(CidrText).map_err(|e: karst_core::addr::CidrError| (format!("{at}[{i}]"), e.to_string()))
         })
         .collect()
 }
 
-fn ports(v: &[String], at: &str) -> Result<Vec<u16>, Bad> {
+fn ports(v: &[String], at: &str) -> Result<Vec<u16>, FieldError> {
     let one = |(i, s): (usize, &String)| {
         let port = s.parse().ok().filter(|p| *p != 0);
         port.ok_or_else(|| (format!("{at}[{i}]"), format!("{s:?} is not a port: use 1 to 65535")))
@@ -430,7 +430,7 @@ fn ports(v: &[String], at: &str) -> Result<Vec<u16>, Bad> {
     v.iter().enumerate().map(one).collect()
 }
 
-fn accounts(v: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>, Bad> {
+fn accounts(v: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>, FieldError> {
     let one = |(i, s): (usize, &String)| {
         let (n, a) = s.split_once('/').unwrap_or((ns, s));
         if a.is_empty() || a.contains(['/', '*']) || n.contains('*') {
@@ -461,7 +461,7 @@ impl Condition<'_> {
     }
 
     /// Adds it to what is compared of a connection. True: only a waypoint can see it.
-    fn judge(&self, m: &mut Match, ns: &str, at: &str) -> Result<bool, Bad> {
+    fn judge(&self, m: &mut Match, ns: &str, at: &str) -> Result<bool, FieldError> {
         use Attribute as A;
         let (yes, no) = (self.values, self.not_values);
         let [yes_at, no_at] = self.fields.map(|f| format!("{at}.{f}"));
@@ -558,7 +558,7 @@ pub(super) fn when(w: &When) -> Option<Condition<'_>> {
 }
 
 /// What of them is compared of a connection, and whether there is more, which only a waypoint can see.
-fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(Match, bool), Bad> {
+fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
     if conditions.iter().all(Condition::is_empty) {
         return Err((at.into(), "is empty: name at least one condition".into()));
     }
@@ -569,7 +569,7 @@ fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(Match, bool)
     Ok((m, beyond))
 }
 
-fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
+fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
     let others = !s.principals.is_empty() || !s.namespaces.is_empty();
     if others && !s.service_accounts.is_empty() {
         return Err((
@@ -580,7 +580,7 @@ fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
     all(&source(s), ns, at)
 }
 
-fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
+fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
     if w.values.is_empty() && w.not_values.is_empty() {
         return Err((at.into(), "has neither values nor notValues: give at least one".into()));
     }
@@ -589,8 +589,8 @@ fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), Bad> {
 }
 
 /// What comes of a policy that cannot be read, for who upgrades.
-pub(super) fn effect(x: &Index<'_>, p: &AuthorizationPolicy) -> Option<String> {
-    let judged = judged(x, p);
+pub(super) fn effect(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<String> {
+    let judged = judged(objects, p);
     let what = match (judged.compiled.is_err(), judged.dropped.is_empty()) {
         (true, _) if is_dry_run(p) => "is in dry run, and refuses nobody",
         (true, _) => match Unread::of(p) {
@@ -638,17 +638,17 @@ struct Peer {
 }
 
 impl Peer {
-    fn compile(x: &Index<'_>, all: &mut BTreeMap<String, Policy>, problems: &mut Vec<Problem>) -> Self {
+    fn compile(objects: &Objects<'_>, all: &mut BTreeMap<String, Policy>, problems: &mut Vec<Problem>) -> Self {
         let mut out = Peer { mesh: Mode::Unset, namespaces: BTreeMap::new(), workloads: vec![], strict_key: None };
-        if x.peer.is_empty() {
+        if objects.peer.is_empty() {
             return out;
         }
-        let root = x.mesh.root_namespace.as_str();
+        let root = objects.mesh.root_namespace.as_str();
         let strict = deny(STATIC_STRICT, root, Scope::WorkloadSelector, vec![vec![no_principal()]]);
         out.strict_key = Some(strict.key());
         all.insert(strict.key(), strict);
         // The oldest wins; without time stamps, the first by name.
-        let mut sorted = x.peer.clone();
+        let mut sorted = objects.peer.clone();
         sorted.sort_by_key(|(_, p)| {
             (p.metadata.creation_timestamp.clone(), p.metadata.namespace.clone(), p.metadata.name.clone())
         });

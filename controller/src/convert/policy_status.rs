@@ -2,11 +2,11 @@
 //! sends requests to a Service that the policy is for. Entries of other controllers stay as they are.
 
 use super::{
-    GATEWAY_API, Index,
+    GATEWAY_API, Objects,
     route_status::{CONTROLLER, Route},
     routes::{
-        backend_tls::{Verdict, judge},
-        gateways::Fronts,
+        backend_tls::{Verdict, evaluate},
+        gateways::GatewayListeners,
     },
     status::{Condition, Write, as_they_are, conditions, reference, same},
     waypoint,
@@ -19,20 +19,25 @@ use std::collections::BTreeSet;
 type Name = (String, String);
 
 /// All that differ.
-pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], now: &str) -> Vec<Write> {
-    if x.backend_tls.is_empty() {
+pub(super) fn compile(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    routes: &[Route<'_>],
+    now: &str,
+) -> Vec<Write> {
+    if objects.backend_tls.is_empty() {
         return vec![];
     }
-    let users = users(x, fronts, routes);
-    judge(x).iter().filter_map(|v| one(&users, v, now)).collect()
+    let users = users(objects, listeners, routes);
+    evaluate(objects).iter().filter_map(|v| one(&users, v, now)).collect()
 }
 
 /// Which Gateways send requests to which Service (namespace, name).
-fn users(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>]) -> BTreeSet<(Name, Name)> {
+fn users(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_>]) -> BTreeSet<(Name, Name)> {
     let mut out = BTreeSet::new();
     for r in routes {
         let ns = &r.meta.namespace;
-        for p in r.parents.iter().filter(|p| fronts.attached(x, r.kind, ns, r.names, p).is_some()) {
+        for p in r.parents.iter().filter(|p| listeners.attached(objects, r.kind, ns, r.names, p).is_some()) {
             let gateway = (p.namespace.clone().unwrap_or(ns.clone()), p.name.clone());
             for b in &r.refs {
                 let service = (b.namespace.clone().unwrap_or(ns.clone()), b.name.clone());
@@ -40,9 +45,11 @@ fn users(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>]) -> BTreeSet<(Name
             }
         }
     }
-    for s in x.services.values().flatten() {
+    for s in objects.services.values().flatten() {
         let m = &s.metadata;
-        if let waypoint::Binding::To(g, _) = waypoint::binding(x, &m.namespace, &m.labels, waypoint::Traffic::Service) {
+        if let waypoint::Binding::To(g, _) =
+            waypoint::binding(objects, &m.namespace, &m.labels, waypoint::Traffic::Service)
+        {
             let gateway = (g.metadata.namespace.clone(), g.metadata.name.clone());
             out.insert((gateway, (m.namespace.clone(), m.name.clone())));
         }

@@ -1,9 +1,9 @@
 //! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
-use super::{Bad, GATEWAY_API, ISTIO_NETWORKING, Index, OWN_GROUP, finding, routes, service, waypoint};
+use super::{FieldError, GATEWAY_API, ISTIO_NETWORKING, OWN_GROUP, Objects, finding, routes, service, waypoint};
 use crate::convert::{
-    routes::{Cache, gateways::Fronts},
+    routes::{Cache, gateways::GatewayListeners},
     status::{Condition, Write, as_they_are, conditions, reference, same},
 };
 use karst_manifest::{
@@ -29,16 +29,16 @@ pub(super) struct Route<'a> {
     /// How many rules it has.
     rules: usize,
     /// What is wrong with rules.
-    bad: &'a [Bad],
+    bad: &'a [FieldError],
     status: &'a RouteStatus,
 }
 
 /// All routes.
-pub(super) fn all<'a>(x: &Index<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
+pub(super) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
     let mut out = vec![];
     macro_rules! add {
         ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
-            for &(_, r) in &x.$routes {
+            for &(_, r) in &objects.$routes {
                 let (meta, rules, status) = (&r.metadata, r.spec.rules.len(), &r.status);
                 let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
                 let (names, filters): (&'a [String], Vec<&'a Filter>) = ($names(r), $filters(r));
@@ -57,23 +57,29 @@ pub(super) fn all<'a>(x: &Index<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
 }
 
 /// All that differ.
-pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, routes: &[Route<'_>], now: &str) -> Vec<Write> {
-    routes.iter().filter_map(|r| one(x, fronts, r, now)).collect()
+pub(super) fn compile(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    routes: &[Route<'_>],
+    now: &str,
+) -> Vec<Write> {
+    routes.iter().filter_map(|r| one(objects, listeners, r, now)).collect()
 }
 
-fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<Write> {
+fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
     let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, bad, status: have } = route;
     let unread = unread(rules, bad);
-    let resolved = extensions(x, m, filters).unwrap_or_else(|| resolved(x, kind, m, parents, refs.iter().copied()));
+    let resolved =
+        extensions(objects, m, filters).unwrap_or_else(|| resolved(objects, kind, m, parents, refs.iter().copied()));
     let mut unchanged = true;
     let mut all: Vec<Value> = vec![];
     let mut ours = 0;
     for p in parents {
-        let at_gateway = fronts.attached(x, kind, &m.namespace, names, p).map(|r| match r {
+        let at_gateway = listeners.attached(objects, kind, &m.namespace, names, p).map(|r| match r {
             Ok(_) => ("Accepted", "Route was valid".to_string()),
             Err(e) => e,
         });
-        let Some(mut accepted) = at_gateway.or_else(|| accepted(x, m, p)) else { continue };
+        let Some(mut accepted) = at_gateway.or_else(|| accepted(objects, m, p)) else { continue };
         let is_attached = accepted.0 == "Accepted";
         if let Some(Unread { all: true, text }) = &unread
             && is_attached
@@ -87,7 +93,7 @@ fn one(x: &Index<'_>, fronts: &Fronts, route: &Route<'_>, now: &str) -> Option<W
             message: message.clone(),
         };
         let mut wanted = vec![say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
-        wanted.extend(executed(x, m, p));
+        wanted.extend(executed(objects, m, p));
         if let Some(Unread { all: false, text }) = &unread
             && is_attached
         {
@@ -125,7 +131,7 @@ struct Unread {
     text: String,
 }
 
-fn unread(rules: usize, bad: &[Bad]) -> Option<Unread> {
+fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
     let dropped = routes::dropped(bad);
     let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
     let text = format!("{}; requests for it are answered 500", text.join("; "));
@@ -133,12 +139,12 @@ fn unread(rules: usize, bad: &[Bad]) -> Option<Unread> {
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
-fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
+fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => x.service(ns, &p.name).map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+        ("" | "core", "Service") => objects.service(ns, &p.name).map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
         (ISTIO_NETWORKING, "ServiceEntry") => {
-            let mut all = x.entries_of.get(ns).into_iter().flatten();
+            let mut all = objects.entries_of.get(ns).into_iter().flatten();
             let found = all.find(|e| e.metadata.name == p.name);
             found.map(|e| e.spec.ports.iter().map(|p| p.number).collect())
         }
@@ -155,27 +161,27 @@ fn accepted(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, Str
 }
 
 /// Does a waypoint execute the route for this parent? None: the parent is no service, or is not there.
-fn executed(x: &Index<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
+fn executed(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let labels = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => &x.service(ns, &p.name)?.metadata.labels,
+        ("" | "core", "Service") => &objects.service(ns, &p.name)?.metadata.labels,
         (ISTIO_NETWORKING, "ServiceEntry") => {
-            let mut all = x.entries_of.get(ns)?.iter();
+            let mut all = objects.entries_of.get(ns)?.iter();
             &all.find(|e| e.metadata.name == p.name)?.metadata.labels
         }
         _ => return None,
     };
     let say = |status, reason, message| Condition { kind: finding::RESOLVED_WAYPOINTS, status, reason, message };
-    Some(match waypoint::executing(x, ns, labels, &p.name) {
+    Some(match waypoint::executing(objects, ns, labels, &p.name) {
         Ok(text) => say(true, finding::RESOLVED_WAYPOINTS, text),
         Err((reason, text)) => say(false, reason.name(), text),
     })
 }
 
 /// What is wrong with the filters that it names.
-fn extensions(x: &Index<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
+fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
     let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
-    let lost = |r: &&ExtensionRef| routes::http_filter(x, &m.namespace, r).is_none();
+    let lost = |r: &&ExtensionRef| routes::http_filter(objects, &m.namespace, r).is_none();
     named.into_iter().find(lost).map(|r| match routes::is_http_filter(r) {
         true => ("FilterNotFound", format!("there is no HTTPFilter {}/{}", m.namespace, r.name)),
         false => (
@@ -186,11 +192,11 @@ fn extensions(x: &Index<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static 
 }
 
 /// Is a host there that is referred to by its name, and does it have the port?
-fn hostname(x: &Index<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
-    let services = x.services.values().flatten().filter(|s| service::hostname(x, s) == b.name);
+fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
+    let services = objects.services.values().flatten().filter(|s| service::hostname(objects, s) == b.name);
     let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
     let own = |e: &ServiceEntry| e.metadata.namespace == m.namespace || !service::is_private(e);
-    let entries = x.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
+    let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
     ports.extend(entries.map(|(_, e)| e.spec.ports.iter().map(|p| p.number).collect()));
     match b.port {
         _ if ports.is_empty() => Err(format!("there is no Service or ServiceEntry for host {}", b.name)),
@@ -203,7 +209,7 @@ fn hostname(x: &Index<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
 
 /// Is what it refers to there, and may it be referred to?
 fn resolved<'a>(
-    x: &Index<'_>,
+    x: &Objects<'_>,
     kind: &'static str,
     m: &Meta,
     parents: &[ParentRef],

@@ -1,6 +1,6 @@
 //! Services and ServiceEntries to `istio.workload.Service` (reference control-plane §2.5).
 
-use super::{Index, check, problem, routes, waypoint};
+use super::{Objects, check, problem, routes, waypoint};
 use crate::model::Model;
 use karst_api::workload::{
     self as pb, AppProtocol, IpFamilies, LoadBalancing, NetworkAddress, Port,
@@ -19,18 +19,18 @@ pub(crate) fn key(s: &pb::Service) -> String {
 }
 
 /// The host name of a Kubernetes service.
-pub(crate) fn hostname(x: &Index<'_>, s: &Service) -> String {
-    format!("{}.{}.svc.{}", s.metadata.name, s.metadata.namespace, x.mesh.cluster_domain)
+pub(crate) fn hostname(objects: &Objects<'_>, s: &Service) -> String {
+    format!("{}.{}.svc.{}", s.metadata.name, s.metadata.namespace, objects.mesh.cluster_domain)
 }
 
-pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
-    for s in x.services.values().flatten().filter(|s| s.spec.kind != "ExternalName") {
-        let svc = kubernetes(x, s);
+pub(super) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
+    for s in objects.services.values().flatten().filter(|s| s.spec.kind != "ExternalName") {
+        let svc = kubernetes(objects, s);
         model.services.insert(key(&svc), svc);
     }
-    let automatic = automatic(x);
+    let automatic = automatic(objects);
     let mut of_entries = vec![];
-    for (at, e) in &x.service_entries {
+    for (at, e) in &objects.service_entries {
         problems.extend(check::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
         if is_hidden(e) {
             continue;
@@ -47,7 +47,7 @@ pub(super) fn compile(x: &Index<'_>, model: &mut Model, problems: &mut Vec<Probl
                 ));
                 continue;
             }
-            match entry(x, e, host, &automatic) {
+            match entry(objects, e, host, &automatic) {
                 Ok(svc) => of_entries.push((routes::age(&e.metadata), *at, svc)),
                 // The same for every host of the entry.
                 Err((field, message)) => {
@@ -102,13 +102,13 @@ fn merge(first: &mut pb::Service, other: pb::Service) -> Result<(), String> {
     Ok(())
 }
 
-fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {
+fn kubernetes(objects: &Objects<'_>, s: &Service) -> pb::Service {
     let spec = &s.spec;
     let mut ips: Vec<&String> = spec.cluster_ips.iter().collect();
     if ips.is_empty() {
         ips.push(&spec.cluster_ip);
     }
-    let addresses = ips.iter().filter_map(|i| i.parse::<IpAddr>().ok()).map(|ip| address(x, ip, None)).collect();
+    let addresses = ips.iter().filter_map(|i| i.parse::<IpAddr>().ok()).map(|ip| address(objects, ip, None)).collect();
     let ports = spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| Port {
         service_port: u32::from(p.port),
         target_port: match &p.target_port {
@@ -129,23 +129,23 @@ fn kubernetes(x: &Index<'_>, s: &Service) -> pb::Service {
     pb::Service {
         name: s.metadata.name.clone(),
         namespace: s.metadata.namespace.clone(),
-        hostname: hostname(x, s),
+        hostname: hostname(objects, s),
         addresses,
         ports: ports.collect(),
-        waypoint: waypoint::of(x, &s.metadata.namespace, &s.metadata.labels, waypoint::Traffic::Service),
-        weighted_waypoints: waypoint::weighted(x, &s.metadata),
-        load_balancing: balancing(x, s),
+        waypoint: waypoint::of(objects, &s.metadata.namespace, &s.metadata.labels, waypoint::Traffic::Service),
+        weighted_waypoints: waypoint::weighted(objects, &s.metadata),
+        load_balancing: balancing(objects, s),
         ip_families: ip_families as i32,
         canonical: true,
-        ingress_use_waypoint: ingress_use_waypoint(x, s),
+        ingress_use_waypoint: ingress_use_waypoint(objects, s),
         karst_session_affinity_seconds: session_affinity(&s.spec),
         ..Default::default()
     }
 }
 
-fn ingress_use_waypoint(x: &Index<'_>, s: &Service) -> bool {
+fn ingress_use_waypoint(objects: &Objects<'_>, s: &Service) -> bool {
     const KEY: &str = "istio.io/ingress-use-waypoint";
-    let ns = x.namespaces.get(s.metadata.namespace.as_str()).map(|n| &n.metadata.labels);
+    let ns = objects.namespaces.get(s.metadata.namespace.as_str()).map(|n| &n.metadata.labels);
     s.metadata.labels.get(KEY).or_else(|| ns.and_then(|l| l.get(KEY))).is_some_and(|v| v == "true")
 }
 
@@ -162,9 +162,9 @@ fn session_affinity(spec: &ServiceSpec) -> u32 {
     }
 }
 
-fn balancing(x: &Index<'_>, s: &Service) -> Option<LoadBalancing> {
+fn balancing(objects: &Objects<'_>, s: &Service) -> Option<LoadBalancing> {
     const KEY: &str = "networking.istio.io/traffic-distribution";
-    let ns = x.namespaces.get(s.metadata.namespace.as_str()).and_then(|n| n.metadata.annotations.get(KEY));
+    let ns = objects.namespaces.get(s.metadata.namespace.as_str()).and_then(|n| n.metadata.annotations.get(KEY));
     let own = Some(&s.spec.traffic_distribution).filter(|t| !t.is_empty());
     let distribution = own.or_else(|| s.metadata.annotations.get(KEY)).or(ns).map(String::as_str);
     let (mode, scopes): (Mode, &[Scope]) = if s.spec.internal_traffic_policy == "Local" {
@@ -209,12 +209,12 @@ pub(crate) fn tcp(protocol: &str) -> bool {
     matches!(protocol, "" | "TCP")
 }
 
-fn address(x: &Index<'_>, ip: IpAddr, length: Option<u32>) -> NetworkAddress {
-    NetworkAddress { network: x.mesh.network.clone(), address: ip_to_bytes(ip), length }
+fn address(objects: &Objects<'_>, ip: IpAddr, length: Option<u32>) -> NetworkAddress {
+    NetworkAddress { network: objects.mesh.network.clone(), address: ip_to_bytes(ip), length }
 }
 
 fn entry(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     e: &ServiceEntry,
     host: &str,
     automatic: &Automatic<'_>,
@@ -223,7 +223,7 @@ fn entry(
     let mut addresses = Vec::new();
     for (i, a) in spec.addresses.iter().enumerate() {
         let c: Cidr = a.parse().map_err(|err| (format!("spec.addresses[{i}]"), format!("{err}")))?;
-        addresses.push(address(x, c.base(), (!c.is_single()).then(|| u32::from(c.prefix_len()))));
+        addresses.push(address(objects, c.base(), (!c.is_single()).then(|| u32::from(c.prefix_len()))));
     }
     let none = match spec.resolution.as_str() {
         "" | "NONE" => true,
@@ -245,7 +245,7 @@ fn entry(
         return Err(("spec.endpoints".into(), "cannot stand beside workloadSelector: remove one of them".into()));
     }
     if let Some(given) = automatic.get(&(&*e.metadata.namespace, &*e.metadata.name, host)) {
-        addresses.extend(given.iter().map(|ip| address(x, *ip, None)));
+        addresses.extend(given.iter().map(|ip| address(objects, *ip, None)));
     }
     let ports = spec.ports.iter().map(|p| Port {
         service_port: u32::from(p.number),
@@ -264,8 +264,8 @@ fn entry(
         addresses,
         ports: ports.collect(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        waypoint: waypoint::of(x, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service),
-        weighted_waypoints: waypoint::weighted(x, &e.metadata),
+        waypoint: waypoint::of(objects, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service),
+        weighted_waypoints: waypoint::weighted(objects, &e.metadata),
         visibility: if is_private(e) { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
         load_balancing,
         ..Default::default()
@@ -288,9 +288,9 @@ pub(super) fn is_hidden(e: &ServiceEntry) -> bool {
 }
 
 /// Why nobody can be reached by this entry: only a waypoint can do what it asks for.
-pub(super) fn missing_waypoint(x: &Index<'_>, e: &ServiceEntry) -> Option<&'static str> {
+pub(super) fn missing_waypoint(objects: &Objects<'_>, e: &ServiceEntry) -> Option<&'static str> {
     let m = &e.metadata;
-    let bound = || waypoint::of(x, &m.namespace, &m.labels, waypoint::Traffic::Service).is_some();
+    let bound = || waypoint::of(objects, &m.namespace, &m.labels, waypoint::Traffic::Service).is_some();
     (is_by_name(e) && !bound()).then_some(
         "resolution DYNAMIC_DNS needs a waypoint, which looks the host of each request up: label the entry istio.io/use-waypoint",
     )
@@ -302,10 +302,10 @@ pub(super) type Automatic<'a> = BTreeMap<(&'a str, &'a str, &'a str), Vec<IpAddr
 /// Addresses of hosts of ServiceEntries that name none: one of each family, as in Istio. Those that a status tells stay, so that
 /// nothing that has been given changes hands; others follow from the name's hash, so that they are the same at each compile
 /// (and in directory mode, where there is no status to keep them in).
-pub(super) fn automatic<'a>(x: &Index<'a>) -> Automatic<'a> {
+pub(super) fn automatic<'a>(objects: &Objects<'a>) -> Automatic<'a> {
     let mut out = Automatic::new();
     let mut taken = BTreeSet::new();
-    let all = || x.service_entries.iter().flat_map(|&(_, e)| e.spec.hosts.iter().map(move |h| (e, h.as_str())));
+    let all = || objects.service_entries.iter().flat_map(|&(_, e)| e.spec.hosts.iter().map(move |h| (e, h.as_str())));
     let wanting = || all().filter(|(e, h)| wants_addresses(e, h));
     for (e, h) in wanting() {
         let told = e.status.addresses.iter().filter(|a| a.host == h).filter_map(|a| a.value.parse::<IpAddr>().ok());

@@ -2,10 +2,10 @@
 //! the objects comes what differs from what they say now.
 
 use super::{
-    Bad, GATEWAY_API, ISTIO_NETWORKING, Index, deploy,
+    FieldError, GATEWAY_API, ISTIO_NETWORKING, Objects, deploy,
     finding::{self, Finding},
     policy,
-    routes::gateways::{Fronts, Unmapped},
+    routes::gateways::{GatewayListeners, Unmapped},
     service, waypoint,
 };
 use karst_kube::Ref;
@@ -39,16 +39,16 @@ const PORTS: &str = "karst.io/PortsMapped";
 const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
 /// All statuses that differ. `now` is the time in RFC 3339.
-pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
+pub(super) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: &str) -> Vec<Write> {
     let mut out = Vec::new();
-    for s in x.services.values().flatten() {
+    for s in objects.services.values().flatten() {
         let to = reference("", "Service", &s.metadata);
-        out.extend(bound(x, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, vec![], now));
+        out.extend(bound(objects, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, vec![], now));
     }
-    let automatic = service::automatic(x);
-    for (_, e) in &x.service_entries {
+    let automatic = service::automatic(objects);
+    for (_, e) in &objects.service_entries {
         let to = reference(ISTIO_NETWORKING, "ServiceEntry", &e.metadata);
-        let missing = service::missing_waypoint(x, e).map(|text| Condition {
+        let missing = service::missing_waypoint(objects, e).map(|text| Condition {
             kind: MISSING,
             status: true,
             reason: "NoWaypointForWildcardService",
@@ -63,15 +63,15 @@ pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
         });
         let more = missing.into_iter().chain(visibility).collect();
         out.extend(given(&automatic, to.clone(), e));
-        out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
+        out.extend(bound(objects, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
     }
-    for (_, e) in &x.workload_entries {
+    for (_, e) in &objects.workload_entries {
         let to = reference(ISTIO_NETWORKING, "WorkloadEntry", &e.metadata);
-        out.extend(bound(x, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Workload, vec![], now));
+        out.extend(bound(objects, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Workload, vec![], now));
     }
-    for (_, p) in &x.authorization {
+    for (_, p) in &objects.authorization {
         let to = reference("security.istio.io", "AuthorizationPolicy", &p.metadata);
-        let wanted = accepted(x, p);
+        let wanted = accepted(objects, p);
         let other = if wanted.kind == "ZtunnelAccepted" { "WaypointAccepted" } else { "ZtunnelAccepted" };
         let have = &p.status.conditions;
         // One manager writes both kinds: a policy that is attached to something else by an edit changes sides.
@@ -82,7 +82,7 @@ pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
         }
     }
     let ours = [waypoint::CONTROLLER, deploy::INGRESS];
-    for c in x.classes.values().filter(|c| ours.contains(&c.spec.controller_name.as_str())) {
+    for c in objects.classes.values().filter(|c| ours.contains(&c.spec.controller_name.as_str())) {
         let wanted = Condition {
             kind: "Accepted",
             status: true,
@@ -94,17 +94,17 @@ pub(super) fn compile(x: &Index<'_>, fronts: &Fronts, now: &str) -> Vec<Write> {
             out.push(Write { to, manager: "istio.io/gateway-class", status: json!({ "conditions": v }) });
         }
     }
-    let mut waypoints: Vec<_> = x.gateways.values().filter(|g| waypoint::is_waypoint(x, g)).collect();
+    let mut waypoints: Vec<_> = objects.gateways.values().filter(|g| waypoint::is_waypoint(objects, g)).collect();
     waypoints.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
-    out.extend(waypoints.into_iter().filter_map(|g| gateway(x, g, now)));
-    out.extend(x.istio_gateways.iter().filter_map(|(_, g)| unmapped(fronts, g, now)));
+    out.extend(waypoints.into_iter().filter_map(|g| gateway(objects, g, now)));
+    out.extend(objects.istio_gateways.iter().filter_map(|(_, g)| unmapped(listeners, g, now)));
     out
 }
 
 /// Servers of Istio's Gateway whose ports no Service has, or other servers. (Nothing is said of the others.)
-fn unmapped(fronts: &Fronts, g: &IstioGateway, now: &str) -> Option<Write> {
+fn unmapped(listeners: &GatewayListeners, g: &IstioGateway, now: &str) -> Option<Write> {
     let m = &g.metadata;
-    let all: Vec<_> = fronts.unmapped(&m.namespace, &m.name).collect();
+    let all: Vec<_> = listeners.unmapped(&m.namespace, &m.name).collect();
     let text: Vec<String> = all.iter().map(|(n, u)| format!("spec.servers[{n}].port.number: {}", u.text)).collect();
     let of = |u: &Unmapped| Condition { kind: PORTS, status: false, reason: u.reason, message: text.join("; ") };
     let wanted: Vec<Condition> = all.first().map(|(_, u)| of(u)).into_iter().collect();
@@ -116,14 +116,14 @@ fn unmapped(fronts: &Fronts, g: &IstioGateway, now: &str) -> Option<Write> {
 }
 
 /// What nobody executes of Istio's routes and rules; what is over is taken back.
-pub(super) fn unserved(x: &Index<'_>, findings: &[Finding], now: &str) -> Vec<Write> {
+pub(super) fn unserved(objects: &Objects<'_>, findings: &[Finding], now: &str) -> Vec<Write> {
     const OURS: [&str; 2] = [finding::RESOLVED_WAYPOINTS, finding::RESOLVED_REFS];
     let mut of: BTreeMap<(&str, &str, &str), Vec<&Finding>> = BTreeMap::new();
     for f in findings {
         of.entry((f.kind, &f.namespace, &f.name)).or_default().push(f);
     }
-    let routes = x.virtual_services.iter().map(|(_, v)| ("VirtualService", &v.metadata, &v.status.conditions));
-    let rules = x.destination_rules.iter().map(|(_, d)| ("DestinationRule", &d.metadata, &d.status.conditions));
+    let routes = objects.virtual_services.iter().map(|(_, v)| ("VirtualService", &v.metadata, &v.status.conditions));
+    let rules = objects.destination_rules.iter().map(|(_, d)| ("DestinationRule", &d.metadata, &d.status.conditions));
     let one = |(kind, m, have): (&'static str, &Meta, &Vec<StatusCondition>)| {
         let mine = of.get(&(kind, m.namespace.as_str(), m.name.as_str())).map_or(&[][..], |f| f);
         // What was found of another generation says nothing of this one: it is looked at soon.
@@ -211,7 +211,7 @@ fn changed(wanted: &[Condition], have: &[StatusCondition], generation: i64, forc
 }
 
 fn bound(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     to: Ref,
     m: &Meta,
     have: &[StatusCondition],
@@ -220,12 +220,12 @@ fn bound(
     now: &str,
 ) -> Option<Write> {
     let one = |status, reason, message| vec![Condition { kind: BOUND, status, reason, message }];
-    let mut wanted = match waypoint::binding(x, &m.namespace, &m.labels, traffic) {
+    let mut wanted = match waypoint::binding(objects, &m.namespace, &m.labels, traffic) {
         waypoint::Binding::None => vec![],
         waypoint::Binding::To(g, _) => {
             let first = format!("{}/{}", g.metadata.namespace, g.metadata.name);
             let canary = match traffic {
-                waypoint::Traffic::Service => waypoint::canary(x, m),
+                waypoint::Traffic::Service => waypoint::canary(objects, m),
                 waypoint::Traffic::Workload => None,
             };
             match canary {
@@ -268,9 +268,9 @@ fn given(automatic: &service::Automatic<'_>, to: Ref, e: &ServiceEntry) -> Optio
 }
 
 /// Who enforces a policy, and whether it is enforced as it stands.
-fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
-    let judged = policy::judged(x, p);
-    let mut out = enforced(x, p, judged.compiled.err());
+fn accepted(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Condition {
+    let judged = policy::judged(objects, p);
+    let mut out = enforced(objects, p, judged.compiled.err());
     // As Istio says it of what is left out.
     if let Some((field, text)) = judged.dropped.first().filter(|_| out.status) {
         out.reason = "UnsupportedValue";
@@ -279,7 +279,7 @@ fn accepted(x: &Index<'_>, p: &AuthorizationPolicy) -> Condition {
     out
 }
 
-fn enforced(x: &Index<'_>, p: &AuthorizationPolicy, trouble: Option<Bad>) -> Condition {
+fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<FieldError>) -> Condition {
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
     let Some((path, target)) = p.spec.targets().next() else {
         let warnings = policy::warnings(p);
@@ -317,20 +317,20 @@ fn enforced(x: &Index<'_>, p: &AuthorizationPolicy, trouble: Option<Bad>) -> Con
     };
     // What is there: with labels that may bind it, or a waypoint itself.
     let found = match target.kind.as_str() {
-        "Service" => x.service(ns, name).map(|s| Some(&s.metadata.labels)),
+        "Service" => objects.service(ns, name).map(|s| Some(&s.metadata.labels)),
         "ServiceEntry" => {
-            let mut all = x.entries_of.get(ns).into_iter().flatten();
+            let mut all = objects.entries_of.get(ns).into_iter().flatten();
             all.find(|s| s.metadata.name == name).map(|s| Some(&s.metadata.labels))
         }
-        "Gateway" => x.gateways.get(&(ns, name)).map(|_| None),
-        _ => x.classes.get(name).map(|_| None),
+        "Gateway" => objects.gateways.get(&(ns, name)).map(|_| None),
+        _ => objects.classes.get(name).map(|_| None),
     };
     let labels = match found {
         None => return say(false, "TargetNotFound", format!("{path}: there is no {what}")),
         Some(None) => return say(true, "Accepted", format!("attached to {what}")),
         Some(Some(labels)) => labels,
     };
-    match waypoint::binding(x, ns, labels, waypoint::Traffic::Service) {
+    match waypoint::binding(objects, ns, labels, waypoint::Traffic::Service) {
         waypoint::Binding::To(g, _) => {
             say(true, "Accepted", format!("bound to {}/{}", g.metadata.namespace, g.metadata.name))
         }
@@ -343,11 +343,11 @@ fn enforced(x: &Index<'_>, p: &AuthorizationPolicy, trouble: Option<Bad>) -> Con
 }
 
 /// Can a waypoint be as it is written?
-fn accepted_waypoint(x: &Index<'_>, g: &Gateway) -> Condition {
+fn accepted_waypoint(objects: &Objects<'_>, g: &Gateway) -> Condition {
     let say = |status, reason, message| Condition { kind: "Accepted", status, reason, message };
     let wrong = |(l, (_, text)): (&Listener, (&str, String))| format!("listener {:?}: {text}", l.name);
     let bad = g.spec.listeners.iter().find_map(|l| Some((l, waypoint::wrong_listener(l)?))).map(wrong);
-    match (deploy::parameters(x, g), bad) {
+    match (deploy::parameters(objects, g), bad) {
         (Err(text), _) => say(false, "InvalidParameters", format!("spec.infrastructure.parametersRef: {text}")),
         (Ok(()), None) => say(true, "Accepted", "Resource accepted".into()),
         // Those that can be are there.
@@ -355,17 +355,18 @@ fn accepted_waypoint(x: &Index<'_>, g: &Gateway) -> Condition {
     }
 }
 
-fn gateway(x: &Index<'_>, g: &Gateway, now: &str) -> Option<Write> {
+fn gateway(objects: &Objects<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let m = &g.metadata;
-    let deployment = x.deployments.get(&(m.namespace.as_str(), m.name.as_str()));
+    let deployment = objects.deployments.get(&(m.namespace.as_str(), m.name.as_str()));
     let ready = deployment.is_some_and(|d| d.status.available_replicas > 0);
     let given = deploy::given(g);
-    let host = given.map_or_else(|| format!("{}.{}.svc.{}", m.name, m.namespace, x.mesh.cluster_domain), String::from);
-    let service = x.service(&m.namespace, &m.name);
+    let host =
+        given.map_or_else(|| format!("{}.{}.svc.{}", m.name, m.namespace, objects.mesh.cluster_domain), String::from);
+    let service = objects.service(&m.namespace, &m.name);
     let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(deploy::MANAGED));
     let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
-    let accepted = accepted_waypoint(x, g);
+    let accepted = accepted_waypoint(objects, g);
     // A waypoint without a running pod is not ready: what is bound to it must not be sent there.
     let programmed = if !accepted.status {
         say("Programmed", false, "Invalid", "see Accepted".into())

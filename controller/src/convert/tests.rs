@@ -710,7 +710,7 @@ fn what_the_api_server_refuses_is_refused_in_files_too() {
         let ours = |k: &&(&str, &str, bool)| {
             karst_manifest::kinds::api_kind(k.0) == kind && (k.1.ends_with("istio.io") || k.1 == OWN_GROUP)
         };
-        let idle = karst_manifest::idle::IDLE.iter().find(|(k, ..)| *k == kind).map(|(_, g, _)| *g);
+        let idle = karst_manifest::unsupported::UNSUPPORTED.iter().find(|(k, ..)| *k == kind).map(|(_, g, _)| *g);
         let group = karst_manifest::kinds::KINDS.iter().find(ours).map(|k| k.1).or(idle).unwrap();
         let version = if group == OWN_GROUP { "v1alpha1" } else { "v1" };
         let doc = format!(

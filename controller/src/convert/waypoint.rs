@@ -1,6 +1,6 @@
 //! Which waypoint an object is bound to, or why not (reference control-plane §2.6).
 
-use super::{Index, deploy::MANAGED, finding};
+use super::{Objects, deploy::MANAGED, finding};
 use karst_api::workload::{
     GatewayAddress, NamespacedHostname, NetworkAddress, WeightedWaypoint, gateway_address::Destination,
 };
@@ -42,16 +42,16 @@ pub(crate) enum Binding<'a> {
 type Reason = (&'static str, String);
 
 /// The waypoint of an object with these labels, if it has one that is ready and takes this traffic.
-pub(crate) fn of(x: &Index<'_>, namespace: &str, labels: &Labels, traffic: Traffic) -> Option<GatewayAddress> {
-    match binding(x, namespace, labels, traffic) {
+pub(crate) fn of(objects: &Objects<'_>, namespace: &str, labels: &Labels, traffic: Traffic) -> Option<GatewayAddress> {
+    match binding(objects, namespace, labels, traffic) {
         Binding::To(_, a) => Some(a),
         Binding::None | Binding::Refused(..) => None,
     }
 }
 
 /// The waypoints of a service and the weight of each, if a second one gets a part of its requests.
-pub(crate) fn weighted(x: &Index<'_>, m: &Meta) -> Vec<WeightedWaypoint> {
-    let Some(Ok(c)) = canary(x, m) else { return vec![] };
+pub(crate) fn weighted(objects: &Objects<'_>, m: &Meta) -> Vec<WeightedWaypoint> {
+    let Some(Ok(c)) = canary(objects, m) else { return vec![] };
     let one = |a, weight| WeightedWaypoint { destination: Some(a), weight };
     [one(c.first, 100 - c.weight), one(c.address, c.weight)].into_iter().filter(|w| w.weight > 0).collect()
 }
@@ -68,10 +68,10 @@ pub(crate) struct Canary<'a> {
 
 /// The waypoint that gets a part of what is for a service, or why it gets none; none where none is asked for, or the service has
 /// no first waypoint.
-pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, Reason>> {
-    let Binding::To(primary, first) = binding(x, &m.namespace, &m.labels, Traffic::Service) else { return None };
+pub(crate) fn canary<'a>(objects: &Objects<'a>, m: &Meta) -> Option<Result<Canary<'a>, Reason>> {
+    let Binding::To(primary, first) = binding(objects, &m.namespace, &m.labels, Traffic::Service) else { return None };
     // Where the first stands, there stands all about the second.
-    let from = if m.labels.contains_key(USE) { m } else { &x.namespaces.get(m.namespace.as_str())?.metadata };
+    let from = if m.labels.contains_key(USE) { m } else { &objects.namespaces.get(m.namespace.as_str())?.metadata };
     let name = from.labels.get(CANARY).filter(|n| *n != "none" && !n.is_empty())?;
     let ns = from.labels.get(CANARY_NS).map_or(m.namespace.as_str(), String::as_str);
     let given = from.annotations.get(CANARY_WEIGHT).map(String::as_str).unwrap_or_default();
@@ -83,7 +83,7 @@ pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, R
         let text = format!("{CANARY}: {ns}/{name} is the waypoint itself: name another");
         return Some(Err(("CanarySameAsPrimary", text)));
     }
-    match named(x, ns, name, &m.namespace, Traffic::Service) {
+    match named(objects, ns, name, &m.namespace, Traffic::Service) {
         Ok((gateway, address)) => Some(Ok(Canary { gateway, address, first, weight })),
         Err((reason, text)) => Some(Err((reason, format!("canary: {text}")))),
     }
@@ -91,13 +91,13 @@ pub(crate) fn canary<'a>(x: &Index<'a>, m: &Meta) -> Option<Result<Canary<'a>, R
 
 /// The waypoint that executes what is said of the requests to a service with these labels; or why there is none.
 pub(super) fn executing(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     namespace: &str,
     labels: &Labels,
     what: &str,
 ) -> Result<String, (finding::Reason, String)> {
     use finding::Reason::{MissingUseWaypointLabel, WaypointNotBound};
-    match binding(x, namespace, labels, Traffic::Service) {
+    match binding(objects, namespace, labels, Traffic::Service) {
         Binding::To(g, _) => Ok(format!("bound to waypoint {}/{}", g.metadata.namespace, g.metadata.name)),
         Binding::None => {
             let text = format!(
@@ -110,20 +110,20 @@ pub(super) fn executing(
 }
 
 /// What comes of an object's labels and its namespace's.
-pub(crate) fn binding<'a>(x: &Index<'a>, namespace: &str, labels: &Labels, traffic: Traffic) -> Binding<'a> {
+pub(crate) fn binding<'a>(objects: &Objects<'a>, namespace: &str, labels: &Labels, traffic: Traffic) -> Binding<'a> {
     if labels.contains_key(MANAGED) {
         return Binding::None;
     }
     // The object's own label counts alone, even if it names a waypoint that is not ready.
     let own = labels.contains_key(USE);
-    let from = match x.namespaces.get(namespace) {
+    let from = match objects.namespaces.get(namespace) {
         _ if own => labels,
         Some(n) => &n.metadata.labels,
         None => return Binding::None,
     };
     let Some(name) = from.get(USE).filter(|n| *n != "none" && !n.is_empty()) else { return Binding::None };
     let ns = from.get(USE_NS).map_or(namespace, String::as_str);
-    match named(x, ns, name, namespace, traffic) {
+    match named(objects, ns, name, namespace, traffic) {
         Ok((g, a)) => Binding::To(g, a),
         // What the namespace says is meant for those whom it suits.
         Err((OTHER_TRAFFIC, _)) if !own => Binding::None,
@@ -135,33 +135,33 @@ const OTHER_TRAFFIC: &str = "UnsupportedTrafficType";
 
 /// The waypoint of this name for something in a namespace, or why it is not for that.
 fn named<'a>(
-    x: &Index<'a>,
+    objects: &Objects<'a>,
     ns: &str,
     name: &str,
     namespace: &str,
     traffic: Traffic,
 ) -> Result<(&'a Gateway, GatewayAddress), Reason> {
     let not_ready = |why: &str| Err(("WaypointIsNotReady", format!("waypoint {ns}/{name} {why}")));
-    let Some(g) = x.gateways.get(&(ns, name)) else {
+    let Some(g) = objects.gateways.get(&(ns, name)) else {
         return not_ready("does not exist: make a Gateway of that name with gatewayClassName istio-waypoint");
     };
-    if !is_waypoint(x, g) {
+    if !is_waypoint(objects, g) {
         return not_ready(&format!("is no waypoint: its class is {:?}, not istio-waypoint", g.spec.gateway_class_name));
     }
-    if !takes(x, g, traffic) {
+    if !takes(objects, g, traffic) {
         let text = format!(
             "waypoint {ns}/{name} does not take this traffic: label the Gateway {FOR}={}, or all",
             if traffic == Traffic::Service { "service" } else { "workload" }
         );
         return Err((OTHER_TRAFFIC, text));
     }
-    if !admits(x, g, namespace) {
+    if !admits(objects, g, namespace) {
         let text = format!(
             "waypoint {ns}/{name} does not admit namespace {namespace}: see allowedRoutes.namespaces of its HBONE listener"
         );
         return Err(("AttachmentDenied", text));
     }
-    match address(x, g) {
+    match address(objects, g) {
         Some(a) => Ok((g, a)),
         None if !has_listener(g) => not_ready("has no listener of protocol HBONE on port 15008"),
         None => not_ready("has no address yet"),
@@ -183,37 +183,37 @@ pub(super) fn has_listener(g: &Gateway) -> bool {
 }
 
 /// Is this Gateway a waypoint?
-pub(crate) fn is_waypoint(x: &Index<'_>, g: &Gateway) -> bool {
-    match x.classes.get(g.spec.gateway_class_name.as_str()) {
+pub(crate) fn is_waypoint(objects: &Objects<'_>, g: &Gateway) -> bool {
+    match objects.classes.get(g.spec.gateway_class_name.as_str()) {
         Some(c) => c.spec.controller_name == CONTROLLER,
         // In files the class need not stand beside it.
         None => g.spec.gateway_class_name.ends_with("-waypoint"),
     }
 }
 
-pub(crate) fn takes(x: &Index<'_>, g: &Gateway, traffic: Traffic) -> bool {
-    let class = || x.classes.get(g.spec.gateway_class_name.as_str()).and_then(|c| c.metadata.labels.get(FOR));
+pub(crate) fn takes(objects: &Objects<'_>, g: &Gateway, traffic: Traffic) -> bool {
+    let class = || objects.classes.get(g.spec.gateway_class_name.as_str()).and_then(|c| c.metadata.labels.get(FOR));
     let wanted = g.metadata.labels.get(FOR).or_else(class).map_or("service", String::as_str);
     matches!((wanted, traffic), ("all", _) | ("service", Traffic::Service) | ("workload", Traffic::Workload))
 }
 
-fn admits(x: &Index<'_>, g: &Gateway, namespace: &str) -> bool {
+fn admits(objects: &Objects<'_>, g: &Gateway, namespace: &str) -> bool {
     let same = g.metadata.namespace == namespace;
     let Some(l) = g.spec.listeners.iter().find(|l| l.port == PORT || l.protocol == PROTOCOL) else { return same };
-    allows(x, &l.allowed_routes.namespaces, &g.metadata.namespace, namespace)
+    allows(objects, &l.allowed_routes.namespaces, &g.metadata.namespace, namespace)
 }
 
 /// Does a listener of a Gateway in the namespace `own` admit what is in another (Gateway API: allowedRoutes.namespaces)?
-pub(crate) fn allows(x: &Index<'_>, from: &RouteNamespaces, own: &str, namespace: &str) -> bool {
+pub(crate) fn allows(objects: &Objects<'_>, from: &RouteNamespaces, own: &str, namespace: &str) -> bool {
     match from.from.as_str() {
         "All" => true,
-        "Selector" => x.namespaces.get(namespace).is_some_and(|n| from.selector.selects(&n.metadata.labels)),
+        "Selector" => objects.namespaces.get(namespace).is_some_and(|n| from.selector.selects(&n.metadata.labels)),
         "None" => false,
         _ => own == namespace,
     }
 }
 
-fn address(x: &Index<'_>, g: &Gateway) -> Option<GatewayAddress> {
+fn address(objects: &Objects<'_>, g: &Gateway) -> Option<GatewayAddress> {
     let by_name = g.status.addresses.iter().find(|a| a.kind == "Hostname");
     let destination = match by_name {
         Some(a) => Destination::Hostname(NamespacedHostname {
@@ -223,7 +223,7 @@ fn address(x: &Index<'_>, g: &Gateway) -> Option<GatewayAddress> {
         None => {
             let ip = g.status.addresses.iter().find_map(|a| a.value.parse().ok())?;
             Destination::Address(NetworkAddress {
-                network: x.mesh.network.clone(),
+                network: objects.mesh.network.clone(),
                 address: ip_to_bytes(ip),
                 length: None,
             })

@@ -1,13 +1,13 @@
 //! Pods, WorkloadEntries and inline endpoints to `istio.workload.Workload` (reference control-plane §2.2 to §2.4).
 
 use super::{
-    Index, Mesh, check,
+    Mesh, Objects, check,
     endpoint::{self, Memberships, Owners},
     policy, problem, routes, selects,
     service::{self, tcp},
     waypoint,
 };
-use crate::model::{Model, PodFacts};
+use crate::model::{Model, PodInfo};
 use karst_api::workload::{
     self as pb, Locality, NetworkMode, Port, PortList, TunnelProtocol, WorkloadStatus, WorkloadType,
 };
@@ -15,12 +15,12 @@ use karst_core::addr::ip_to_bytes;
 use karst_manifest::{Problem, enrol, kinds::*};
 use std::{collections::BTreeMap, collections::HashMap, net::IpAddr, sync::Arc};
 
-pub(super) fn facts(x: &Index<'_>) -> imbl::OrdMap<String, Arc<PodFacts>> {
-    x.pods.iter().map(|p| fact(p)).map(|(k, f)| (k, Arc::new(f))).collect()
+pub(super) fn pod_infos(objects: &Objects<'_>) -> imbl::OrdMap<String, Arc<PodInfo>> {
+    objects.pods.iter().map(|p| pod_info(p)).map(|(k, f)| (k, Arc::new(f))).collect()
 }
 
-pub(super) fn fact(p: &Pod) -> (String, PodFacts) {
-    let facts = PodFacts {
+pub(super) fn pod_info(p: &Pod) -> (String, PodInfo) {
+    let facts = PodInfo {
         uid: p.metadata.uid.clone(),
         namespace: p.metadata.namespace.clone(),
         service_account: enrol::service_account(p).into(),
@@ -54,65 +54,69 @@ pub(super) fn takes_tunnels(labels: &Labels) -> bool {
 }
 
 pub(super) fn compile(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     policies: &policy::Policies,
     owners: &Owners<'_>,
     model: &mut Model,
     problems: &mut Vec<Problem>,
 ) {
-    for p in x.pods.iter().filter(|p| is_one(p)) {
-        let w = pod(x, p, policies, owners);
+    for p in objects.pods.iter().filter(|p| is_one(p)) {
+        let w = pod(objects, p, policies, owners);
         model.workloads.insert(w.uid.clone(), Arc::new(w));
     }
-    for (at, e) in &x.workload_entries {
+    for (at, e) in &objects.workload_entries {
         let uid = format!(
             "{}/networking.istio.io/WorkloadEntry/{}/{}",
-            x.mesh.cluster_id, e.metadata.namespace, e.metadata.name
+            objects.mesh.cluster_id, e.metadata.namespace, e.metadata.name
         );
         let labels = labels_of(e);
         problems
             .extend(check::workload_entry(&e.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)));
-        match external(x, uid, &e.metadata, &e.spec, &labels, policies) {
-            Some(_) if owners.is_known(x, &e.spec, true) => {}
+        match external(objects, uid, &e.metadata, &e.spec, &labels, policies) {
+            Some(_) if owners.is_known(objects, &e.spec, true) => {}
             Some(mut w) => {
-                w.services = memberships_of_entry(x, &e.metadata.namespace, &labels, &e.spec);
-                owners.entry(x, e, &mut w.services);
+                w.services = memberships_of_entry(objects, &e.metadata.namespace, &labels, &e.spec);
+                owners.entry(objects, e, &mut w.services);
                 model.workloads.insert(w.uid.clone(), Arc::new(w));
             }
             None => problems.push(problem(at, "spec.address", "is missing: give an IP address or a host name")),
         }
     }
-    for (at, se) in &x.service_entries {
-        inline_endpoints(x, at, se, (policies, owners), model, problems);
+    for (at, se) in &objects.service_entries {
+        inline_endpoints(objects, at, se, (policies, owners), model, problems);
     }
-    slice_endpoints(x, owners, model);
+    slice_endpoints(objects, owners, model);
 }
 
-pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies, owners: &Owners<'_>) -> pb::Workload {
+pub(super) fn pod(objects: &Objects<'_>, p: &Pod, policies: &policy::Policies, owners: &Owners<'_>) -> pb::Workload {
     let m = &p.metadata;
     let native = takes_tunnels(&m.labels);
-    let redirected = x.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
+    let redirected = objects.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
         || m.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
     let ends = m.deletion_timestamp.is_some();
     let ready = enrol::is_ready(p) && !ends;
-    let mut extensions = routes::labels(x, &m.labels);
+    let mut extensions = routes::labels(objects, &m.labels);
     if ends && enrol::is_ready(p) {
         extensions.push(karst_api::draining());
     }
     extensions.extend(which(m));
-    let mut services = memberships(x, p);
-    owners.pod(x, p, &mut services);
+    let mut services = memberships(objects, p);
+    owners.pod(objects, p, &mut services);
     let (workload_name, canonical_name, canonical_revision) = names(p);
     pb::Workload {
-        uid: uid(x.mesh, p),
+        uid: uid(objects.mesh, p),
         name: m.name.clone(),
         namespace: m.namespace.clone(),
         addresses: enrol::ips(p).iter().map(|ip| ip_to_bytes(*ip).into()).collect(),
-        network: x.mesh.network.clone(),
+        network: objects.mesh.network.clone(),
         tunnel_protocol: if native || redirected { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
-        trust_domain: if x.mesh.trust_domain == "cluster.local" { String::new() } else { x.mesh.trust_domain.clone() },
+        trust_domain: if objects.mesh.trust_domain == "cluster.local" {
+            String::new()
+        } else {
+            objects.mesh.trust_domain.clone()
+        },
         service_account: enrol::service_account(p).into(),
-        waypoint: waypoint::of(x, &m.namespace, &m.labels, waypoint::Traffic::Workload),
+        waypoint: waypoint::of(objects, &m.namespace, &m.labels, waypoint::Traffic::Workload),
         node: p.spec.node_name.clone(),
         canonical_name,
         canonical_revision,
@@ -122,9 +126,9 @@ pub(super) fn pod(x: &Index<'_>, p: &Pod, policies: &policy::Policies, owners: &
         authorization_policies: policies.of(&m.namespace, &m.labels),
         karst_dry_run_policies: policies.dry_runs(&m.namespace, &m.labels),
         status: if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
-        cluster_id: x.mesh.cluster_id.clone(),
+        cluster_id: objects.mesh.cluster_id.clone(),
         services,
-        locality: locality(x, &p.spec.node_name),
+        locality: locality(objects, &p.spec.node_name),
         network_mode: if p.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
         extensions,
         ..Default::default()
@@ -161,8 +165,8 @@ fn names(p: &Pod) -> (String, String, String) {
     (workload, name, revision)
 }
 
-fn locality(x: &Index<'_>, node: &str) -> Option<Locality> {
-    let l = &x.nodes.get(node)?.metadata.labels;
+fn locality(objects: &Objects<'_>, node: &str) -> Option<Locality> {
+    let l = &objects.nodes.get(node)?.metadata.labels;
     let get = |k: &str| l.get(k).cloned().unwrap_or_default();
     let out = Locality {
         region: get("topology.kubernetes.io/region"),
@@ -173,20 +177,20 @@ fn locality(x: &Index<'_>, node: &str) -> Option<Locality> {
 }
 
 /// The services that a pod belongs to by its labels, and at which ports. (Those of services without selector say their slices.)
-fn memberships(x: &Index<'_>, p: &Pod) -> Memberships {
+fn memberships(objects: &Objects<'_>, p: &Pod) -> Memberships {
     let mut out = HashMap::new();
-    for s in x.services.get(&*p.metadata.namespace).into_iter().flatten().filter(|s| is_behind(p, s)) {
+    for s in objects.services.get(&*p.metadata.namespace).into_iter().flatten().filter(|s| is_behind(p, s)) {
         let ports = s.spec.ports.iter().filter_map(|sp| {
             let target = target_port(p, sp)?;
             let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
             Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
         });
         out.insert(
-            format!("{}/{}", s.metadata.namespace, service::hostname(x, s)),
+            format!("{}/{}", s.metadata.namespace, service::hostname(objects, s)),
             PortList { ports: ports.collect() },
         );
     }
-    for e in x.entries_of.get(&*p.metadata.namespace).into_iter().flatten() {
+    for e in objects.entries_of.get(&*p.metadata.namespace).into_iter().flatten() {
         let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
         if selects(&sel.labels, &p.metadata.labels) {
             for h in &e.spec.hosts {
@@ -230,16 +234,21 @@ pub(super) fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> Port
 }
 
 /// The services that a WorkloadEntry belongs to by its labels.
-pub(super) fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: &WorkloadEntrySpec) -> Memberships {
+pub(super) fn memberships_of_entry(
+    objects: &Objects<'_>,
+    ns: &str,
+    labels: &Labels,
+    w: &WorkloadEntrySpec,
+) -> Memberships {
     let mut out = HashMap::new();
-    for e in x.entries_of.get(ns).into_iter().flatten() {
+    for e in objects.entries_of.get(ns).into_iter().flatten() {
         if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
             for h in &e.spec.hosts {
                 endpoint::join(&mut out, format!("{ns}/{h}"), entry_ports(e, &w.ports));
             }
         }
     }
-    let services = x.services.get(ns).into_iter().flatten();
+    let services = objects.services.get(ns).into_iter().flatten();
     for s in services.filter(|s| !s.spec.selector.is_empty() && selects(&s.spec.selector, labels)) {
         let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| {
             let target = match &p.target_port {
@@ -253,13 +262,13 @@ pub(super) fn memberships_of_entry(x: &Index<'_>, ns: &str, labels: &Labels, w: 
                 app_protocol: service::protocol(p.app_protocol.as_deref(), &p.name) as i32,
             }
         });
-        out.insert(format!("{ns}/{}", service::hostname(x, s)), PortList { ports: ports.collect() });
+        out.insert(format!("{ns}/{}", service::hostname(objects, s)), PortList { ports: ports.collect() });
     }
     out
 }
 
 fn external(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     uid: String,
     m: &Meta,
     e: &WorkloadEntrySpec,
@@ -270,7 +279,7 @@ fn external(
         return None;
     }
     let ip: Option<IpAddr> = e.address.parse().ok();
-    let network = if e.network.is_empty() { x.mesh.network.clone() } else { e.network.clone() };
+    let network = if e.network.is_empty() { objects.mesh.network.clone() } else { e.network.clone() };
     let native = takes_tunnels(labels);
     let mut places = e.locality.split('/').map(String::from);
     let locality = (!e.locality.is_empty()).then(|| Locality {
@@ -286,9 +295,13 @@ fn external(
         hostname: if ip.is_none() { e.address.clone() } else { String::new() },
         network,
         tunnel_protocol: if native { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
-        trust_domain: if x.mesh.trust_domain == "cluster.local" { String::new() } else { x.mesh.trust_domain.clone() },
+        trust_domain: if objects.mesh.trust_domain == "cluster.local" {
+            String::new()
+        } else {
+            objects.mesh.trust_domain.clone()
+        },
         service_account: if e.service_account.is_empty() { "default".into() } else { e.service_account.clone() },
-        waypoint: waypoint::of(x, &m.namespace, labels, waypoint::Traffic::Workload),
+        waypoint: waypoint::of(objects, &m.namespace, labels, waypoint::Traffic::Workload),
         canonical_name: labels.get("app").cloned().unwrap_or_else(|| m.name.clone()),
         canonical_revision: labels.get("version").cloned().unwrap_or_else(|| "latest".into()),
         workload_type: WorkloadType::Pod as i32,
@@ -297,7 +310,7 @@ fn external(
         authorization_policies: policies.of(&m.namespace, labels),
         karst_dry_run_policies: policies.dry_runs(&m.namespace, labels),
         status: WorkloadStatus::Healthy as i32,
-        cluster_id: x.mesh.cluster_id.clone(),
+        cluster_id: objects.mesh.cluster_id.clone(),
         locality,
         capacity: (e.weight > 0).then_some(e.weight),
         ..Default::default()
@@ -305,7 +318,7 @@ fn external(
 }
 
 fn inline_endpoints(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     at: &karst_manifest::parse::Located,
     se: &ServiceEntry,
     (policies, owners): (&policy::Policies, &Owners<'_>),
@@ -321,8 +334,10 @@ fn inline_endpoints(
             se.spec.hosts.iter().map(|h| WorkloadEntrySpec { address: h.clone(), ..Default::default() }).collect();
     }
     for (i, e) in endpoints.iter().enumerate() {
-        let mut uid =
-            format!("{}/networking.istio.io/ServiceEntry/{}/{}/{}", x.mesh.cluster_id, m.namespace, m.name, e.address);
+        let mut uid = format!(
+            "{}/networking.istio.io/ServiceEntry/{}/{}/{}",
+            objects.mesh.cluster_id, m.namespace, m.name, e.address
+        );
         // At one address there may be several, at different ports.
         if !e.ports.is_empty() && endpoints.iter().filter(|other| other.address == e.address).count() > 1 {
             let ports: Vec<String> = e.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
@@ -336,7 +351,7 @@ fn inline_endpoints(
             problems.push(problem(at, format!("spec.endpoints[{i}].address"), text));
             continue;
         }
-        let Some(mut w) = external(x, uid, m, e, &e.labels, policies) else {
+        let Some(mut w) = external(objects, uid, m, e, &e.labels, policies) else {
             problems.push(problem(
                 at,
                 format!("spec.endpoints[{i}].address"),
@@ -344,7 +359,7 @@ fn inline_endpoints(
             ));
             continue;
         };
-        if owners.is_known(x, e, false) {
+        if owners.is_known(objects, e, false) {
             continue;
         }
         for h in &se.spec.hosts {
@@ -355,10 +370,10 @@ fn inline_endpoints(
 }
 
 /// EndpointSlice entries that are nobody's whom we know: external addresses behind a service.
-fn slice_endpoints(x: &Index<'_>, owners: &Owners<'_>, model: &mut Model) {
-    for s in x.slices.iter().filter(|s| s.address_type != "FQDN") {
+fn slice_endpoints(objects: &Objects<'_>, owners: &Owners<'_>, model: &mut Model) {
+    for s in objects.slices.iter().filter(|s| s.address_type != "FQDN") {
         let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { continue };
-        let Some(svc) = x.service(&s.metadata.namespace, service) else { continue };
+        let Some(svc) = objects.service(&s.metadata.namespace, service) else { continue };
         // One that refers to a pod is that pod, or nobody.
         for e in s.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
             for a in &e.addresses {
@@ -371,17 +386,17 @@ fn slice_endpoints(x: &Index<'_>, owners: &Owners<'_>, model: &mut Model) {
                 let w = pb::Workload {
                     uid: format!(
                         "{}/discovery.k8s.io/EndpointSlice/{}/{}/{a}",
-                        x.mesh.cluster_id, s.metadata.namespace, s.metadata.name
+                        objects.mesh.cluster_id, s.metadata.namespace, s.metadata.name
                     ),
                     name: s.metadata.name.clone(),
                     namespace: s.metadata.namespace.clone(),
                     addresses: vec![ip_to_bytes(ip).into()],
-                    network: x.mesh.network.clone(),
+                    network: objects.mesh.network.clone(),
                     status: status as i32,
-                    cluster_id: x.mesh.cluster_id.clone(),
+                    cluster_id: objects.mesh.cluster_id.clone(),
                     network_mode: NetworkMode::HostNetwork as i32,
                     services: HashMap::from([(
-                        format!("{}/{}", s.metadata.namespace, service::hostname(x, svc)),
+                        format!("{}/{}", s.metadata.namespace, service::hostname(objects, svc)),
                         endpoint::slice_ports(s, svc),
                     )]),
                     extensions: c.is_draining().then(karst_api::draining).into_iter().collect(),

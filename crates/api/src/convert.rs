@@ -3,7 +3,7 @@
 
 use crate::security as pb;
 use karst_core::{Cidr, addr::ip_from_bytes};
-use karst_policy::{self as model, model::Cidr2};
+use karst_policy::{self as model, model::CidrText};
 use prost::Message;
 
 /// Reads a policy from an xDS resource's bytes.
@@ -68,12 +68,12 @@ fn one(m: &pb::Match) -> model::Match {
     };
     let (namespaces, not_namespaces) = (strings(&m.namespaces), strings(&m.not_namespaces));
     let (principals, not_principals) = (strings(&m.principals), strings(&m.not_principals));
-    let mut nets = |v: &[pb::Address]| -> Vec<Cidr2> {
+    let mut nets = |v: &[pb::Address]| -> Vec<CidrText> {
         v.iter()
             .filter_map(|a| {
                 let c = ip_from_bytes(&a.address).and_then(|ip| Cidr::new(ip, u8::try_from(a.length).ok()?));
                 unknown |= c.is_none();
-                c.map(Cidr2)
+                c.map(CidrText)
             })
             .collect()
     };
@@ -140,8 +140,8 @@ fn rule_to_wire(r: &model::Rule) -> pb::Rule {
 
 fn match_to_wire(m: &model::Match) -> pb::Match {
     let strings = |v: &[model::StringMatch]| v.iter().map(string_to_wire).collect();
-    let nets = |v: &[Cidr2]| {
-        let one = |c: &Cidr2| pb::Address {
+    let nets = |v: &[CidrText]| {
+        let one = |c: &CidrText| pb::Address {
             address: karst_core::addr::ip_to_bytes(c.0.base()),
             length: u32::from(c.0.prefix_len()),
         };

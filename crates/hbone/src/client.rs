@@ -110,7 +110,7 @@ pub async fn handshake(
         .initial_max_send_streams(s.pool_streams)
         .data_frame_budget(s.connection_window as usize)
         .enable_push(false);
-    let turn = stream.turn();
+    let turn = stream.flush_turn();
     let mut begin = Box::pin(b.handshake::<_, Bytes>(stream));
     let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))))
         .await

@@ -22,7 +22,7 @@ use std::time::Duration;
 /// The HBONE port.
 pub const PORT: u16 = 15008;
 
-/// HTTP/2 settings that operators may change (Istio's HTTP2_* and POOL_* knobs).
+/// HTTP/2 settings that operators may change (Istio's HTTP2_* and POOL_* options).
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Receive window of a stream, bytes.

@@ -76,9 +76,9 @@ impl Drop for Lease {
 
 /// A place on a tunnel whose peer has not answered yet. If nobody waits for the answer any more, the peer may be gone: what
 /// is open on the tunnel goes on (PINGs decide about that), but nothing new is put there.
-struct Undecided<'a>(Option<&'a Lease>);
+struct DiscardOnCancel<'a>(Option<&'a Lease>);
 
-impl Drop for Undecided<'_> {
+impl Drop for DiscardOnCancel<'_> {
     fn drop(&mut self) {
         if let Some(l) = self.0 {
             l.discard();
@@ -172,7 +172,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         let mut again = false;
         loop {
             let lease = self.get(key, &connect).await?;
-            let mut undecided = Undecided(Some(&lease));
+            let mut undecided = DiscardOnCancel(Some(&lease));
             let answer = client::connect(lease.sender(), authority, headers.clone()).await;
             undecided.0 = None;
             drop(undecided);

@@ -124,7 +124,7 @@ impl Sealer {
         Key::new(seq, secrets).map(Self)
     }
     /// Has the key done its share? Then `update_tx_secret` and a KeyUpdate message are due.
-    pub fn worn(&self) -> bool {
+    pub fn needs_rekey(&self) -> bool {
         self.0.seq >= KEY_LIMIT
     }
     /// Seals at most [`MAX_PLAIN`] bytes into `out`, which has [`OVERHEAD`] bytes more; gives the record's length.

@@ -115,7 +115,7 @@ pub async fn serve_until(
         .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS)
         .max_send_buffer_size(limits::SEND_BUFFER)
         .data_frame_budget(s.connection_window as usize);
-    let turn = stream.turn();
+    let turn = stream.flush_turn();
     let mut begin = Box::pin(b.handshake::<_, Bytes>(stream));
     let preface = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))));
     let mut conn = tokio::select! {

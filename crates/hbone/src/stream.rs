@@ -1,7 +1,7 @@
 //! The byte stream of a tunnel: TCP and TLS 1.3, for HTTP/2 and for one task.
 //!
 //! Two things a general TLS stream does not do:
-//! - **Writes are gathered.** HTTP/2 flushes after each frame; here frames are sealed into one buffer, and [`Turn`] sends it
+//! - **Writes are gathered.** HTTP/2 flushes after each frame; here frames are sealed into one buffer, and [`FlushTurn`] sends it
 //!   once per turn of the connection's task: the messages of many streams leave in one system call and one TCP segment.
 //! - **Buffers are lent.** The worker's buffers are taken when bytes move and given back when they are gone; an idle tunnel
 //!   holds none. A turn reads one buffer's worth, then lets the streams take it while it is in the cache.
@@ -414,7 +414,7 @@ impl Inner {
         }
         let mut taken = 0;
         loop {
-            if self.out.sealer.worn() {
+            if self.out.sealer.needs_rekey() {
                 self.update_key()?;
             }
             for s in slices {
@@ -441,13 +441,13 @@ impl Inner {
     }
 }
 
-/// A tunnel's stream, for HTTP/2. What is written leaves with [`Turn::run`] or at shutdown, not with `poll_flush`.
+/// A tunnel's stream, for HTTP/2. What is written leaves with [`FlushTurn::run`] or at shutdown, not with `poll_flush`.
 pub struct TlsStream(Rc<RefCell<Inner>>, Option<Standing>);
 
 /// A turn of the tunnel's task.
-pub struct Turn(Rc<RefCell<Inner>>);
+pub struct FlushTurn(Rc<RefCell<Inner>>);
 
-impl Turn {
+impl FlushTurn {
     /// Lets HTTP/2 read and write, then sends what it wrote.
     pub fn run<T>(&self, cx: &mut Context<'_>, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
         self.0.borrow_mut().input.full = false;
@@ -467,8 +467,8 @@ impl Turn {
 
 impl TlsStream {
     /// The turns of the task that owns this stream.
-    pub fn turn(&self) -> Turn {
-        Turn(self.0.clone())
+    pub fn flush_turn(&self) -> FlushTurn {
+        FlushTurn(self.0.clone())
     }
     /// Keeps the peer's standing until the stream is served.
     pub fn set_standing(&mut self, s: Standing) {

@@ -83,7 +83,7 @@ impl AsyncRead for Turned {
         cx: &mut std::task::Context<'_>,
         b: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let t = self.0.turn();
+        let t = self.0.flush_turn();
         t.run(cx, |cx| Pin::new(&mut self.0).poll_read(cx, b))
     }
 }
@@ -93,7 +93,7 @@ impl AsyncWrite for Turned {
         if !b.len().is_multiple_of(3) {
             return Pin::new(&mut self.0).poll_write(cx, b);
         }
-        let t = self.0.turn();
+        let t = self.0.flush_turn();
         t.run(cx, |cx| Pin::new(&mut self.0).poll_write(cx, b))
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {

@@ -8,7 +8,7 @@ mod source;
 mod watched;
 pub mod write;
 
-pub use source::{Origin, Source};
+pub use source::{ObjectSource, Source};
 pub use watched::{Watch, Watched};
 pub use write::{Ref, WebhookState};
 

@@ -6,19 +6,19 @@ use std::path::PathBuf;
 
 /// Where objects come from, as `--source` says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum ObjectSource {
     /// A directory of manifests.
     Dir(PathBuf),
     /// The API server.
     Kubernetes,
 }
 
-impl std::str::FromStr for Origin {
+impl std::str::FromStr for ObjectSource {
     type Err = anyhow::Error;
     fn from_str(s: &str) -> anyhow::Result<Self> {
         match s.strip_prefix("dir:") {
-            Some(p) if !p.is_empty() => Ok(Origin::Dir(p.into())),
-            None if s == "kubernetes" => Ok(Origin::Kubernetes),
+            Some(p) if !p.is_empty() => Ok(ObjectSource::Dir(p.into())),
+            None if s == "kubernetes" => Ok(ObjectSource::Kubernetes),
             _ => anyhow::bail!("--source {s:?}: use kubernetes, or dir:PATH, the directory of manifests"),
         }
     }

@@ -14,7 +14,6 @@ pub mod enrol;
 pub mod extension;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod gatewayapi;
-pub mod idle;
 pub mod kinds;
 pub mod parse;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
@@ -24,6 +23,7 @@ pub mod status;
 pub mod telemetry;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod traffic;
+pub mod unsupported;
 
 pub use dir::{Dir, State};
 pub use kinds::Object;

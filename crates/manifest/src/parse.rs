@@ -1,8 +1,8 @@
 //! From text to objects, with errors that say where.
 
 use crate::{
-    idle::{Idle, idle},
     kinds::{self, Object},
+    unsupported::{UnsupportedKind, unsupported},
 };
 use serde::Deserialize;
 use std::{fmt, path::PathBuf};
@@ -138,7 +138,7 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
     }
     let group = head.api_version.split_once('/').map_or("", |(g, _)| g);
     let Some((kind, _, namespaced)) = kinds::known(&head.kind, group) else {
-        let Some(Idle::Refused(text)) = idle(&head.kind, group) else { return Ok(None) };
+        let Some(UnsupportedKind::Refused(text)) = unsupported(&head.kind, group) else { return Ok(None) };
         let namespace = if head.metadata.namespace.is_empty() { "default" } else { &head.metadata.namespace };
         return Err(problem(1, &format!("{} {namespace}/{}", head.kind, head.metadata.name), "", text.into()));
     };

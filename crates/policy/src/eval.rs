@@ -1,7 +1,7 @@
 //! Evaluation: deny wins; without any allow policy everything is allowed; else one must match
 //! (Istio: AuthorizationPolicy, "implicit enablement").
 
-use crate::model::{Action, Cidr2, Clause, Match, Policy, Rule, StringMatch};
+use crate::model::{Action, CidrText, Clause, Match, Policy, Rule, StringMatch};
 use karst_core::Identity;
 use serde::Serialize;
 use std::{net::IpAddr, sync::Arc};
@@ -123,7 +123,7 @@ fn one(m: &Match, action: Action, c: &Connection) -> bool {
     }
     let id = c.source_identity.as_ref();
     let text = |v: &[StringMatch], s: Option<&str>| s.is_some_and(|s| v.iter().any(|x| x.matches(s)));
-    let net = |v: &[Cidr2], ip: IpAddr| v.iter().any(|x| x.0.contains(ip));
+    let net = |v: &[CidrText], ip: IpAddr| v.iter().any(|x| x.0.contains(ip));
     let account = |v: &[crate::ServiceAccountMatch]| {
         id.is_some_and(|i| {
             v.iter().any(|x| *x.namespace == *i.namespace() && *x.service_account == *i.service_account())

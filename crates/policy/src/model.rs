@@ -83,13 +83,13 @@ pub struct Match {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_principals: Vec<StringMatch>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub source_ips: Vec<Cidr2>,
+    pub source_ips: Vec<CidrText>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub not_source_ips: Vec<Cidr2>,
+    pub not_source_ips: Vec<CidrText>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub destination_ips: Vec<Cidr2>,
+    pub destination_ips: Vec<CidrText>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub not_destination_ips: Vec<Cidr2>,
+    pub not_destination_ips: Vec<CidrText>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub destination_ports: Vec<u16>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -106,17 +106,17 @@ pub struct Match {
 
 /// A [`Cidr`] that serializes as text.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cidr2(pub Cidr);
+pub struct CidrText(pub Cidr);
 
-impl Serialize for Cidr2 {
+impl Serialize for CidrText {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Cidr2 {
+impl<'de> Deserialize<'de> for CidrText {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map(Cidr2).map_err(serde::de::Error::custom)
+        String::deserialize(d)?.parse().map(CidrText).map_err(serde::de::Error::custom)
     }
 }
 

@@ -10,7 +10,7 @@
 )]
 
 use karst_core::Identity;
-use karst_policy::{model::Cidr2, *};
+use karst_policy::{model::CidrText, *};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use std::net::IpAddr;
 
@@ -76,7 +76,7 @@ fn naive_fields(m: &Match, c: &Connection) -> Vec<Option<bool>> {
             StringMatch::Presence => !s.is_empty(),
         })
     };
-    let nets = |v: &[Cidr2], ip: IpAddr| -> bool {
+    let nets = |v: &[CidrText], ip: IpAddr| -> bool {
         v.iter().any(|n| {
             let (text, len) = (n.0.base(), n.0.prefix_len() as usize);
             let bits = |ip: IpAddr| -> Vec<u8> {
@@ -130,7 +130,7 @@ fn random_match(r: &mut StdRng) -> Match {
     let pr: Vec<String> = (0..4)
         .map(|_| format!("{}/ns/{}/sa/{}", TD.choose(r).unwrap(), NS.choose(r).unwrap(), SA.choose(r).unwrap()))
         .collect();
-    let net = |r: &mut StdRng| Cidr2(NETS.choose(r).unwrap().parse().unwrap());
+    let net = |r: &mut StdRng| CidrText(NETS.choose(r).unwrap().parse().unwrap());
     let sa = |r: &mut StdRng| ServiceAccountMatch {
         namespace: (*NS.choose(r).unwrap()).into(),
         service_account: (*SA.choose(r).unwrap()).into(),

@@ -18,7 +18,7 @@ use karst_hbone::{
     client::{self, ClientError},
     pool::{Opened, Pool},
 };
-use karst_rt::socket::{self, Keepalive, Origin};
+use karst_rt::socket::{self, Keepalive, NetnsConnector};
 use std::{
     future::pending,
     io,
@@ -68,7 +68,7 @@ impl DialError {
 /// A stream on a tunnel: to whom, and what is asked for there.
 pub struct Target<'a> {
     /// Where the tunnel is made from.
-    pub origin: &'a Origin,
+    pub connector: &'a NetnsConnector,
     /// The pod whose tunnel it is, by its uid; empty: this process itself.
     pub pod: &'a str,
     /// Whose certificate is shown.
@@ -174,15 +174,15 @@ impl Dialer {
     /// See [`DialError`].
     pub async fn connect(
         &self,
-        origin: &Origin,
+        connector: &NetnsConnector,
         source: Option<IpAddr>,
         to: SocketAddr,
         candidate: Option<Candidate<'_>>,
     ) -> Result<TcpStream, DialError> {
         let work = pin!(async {
             let done = match source {
-                Some(ip) => origin.connect_from(ip, to, limits::CONNECT_TIMEOUT).await,
-                None => origin.connect(to, limits::CONNECT_TIMEOUT).await,
+                Some(ip) => connector.connect_from(ip, to, limits::CONNECT_TIMEOUT).await,
+                None => connector.connect(to, limits::CONNECT_TIMEOUT).await,
             };
             let s = done.map_err(|e| DialError::Connect(e.into()))?;
             if let Some(k) = &self.keepalive {
@@ -206,10 +206,10 @@ impl Dialer {
         let creds = creds.ok_or_else(|| DialError::NoCertificate(own.clone()))?;
         let key = TunnelKey { pod: t.pod.into(), to, peer: t.peer.uid.clone(), expected: t.peer.identity.clone() };
         let connect = || {
-            let (origin, creds, keepalive) = (t.origin.clone(), creds.clone(), self.keepalive);
+            let (connector, creds, keepalive) = (t.connector.clone(), creds.clone(), self.keepalive);
             let (settings, expected) = (self.settings.clone(), t.expected.to_vec());
             async move {
-                let tcp = origin
+                let tcp = connector
                     .connect(to, limits::CONNECT_TIMEOUT)
                     .await
                     .map_err(|e| ClientError::Connect(to, e.into()))?;
@@ -380,11 +380,11 @@ mod tests {
             Self { dialer, learnt: Learnt::default(), own, to: of("127.0.0.1") }
         }
         fn target(&self, at: SocketAddr) -> Target<'_> {
-            static HOST: std::sync::LazyLock<Origin> = std::sync::LazyLock::new(Origin::host);
-            let (origin, own, peer) = (&*HOST, &self.own, &*self.to);
+            static HOST: std::sync::LazyLock<NetnsConnector> = std::sync::LazyLock::new(NetnsConnector::host);
+            let (connector, own, peer) = (&*HOST, &self.own, &*self.to);
             let expected = std::slice::from_ref(&self.to.identity);
             Target {
-                origin,
+                connector,
                 pod: "",
                 own,
                 peer,
@@ -472,8 +472,8 @@ mod tests {
             let refused = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
             assert!(matches!(&e, DialError::Tunnel(ClientError::Connect(_, io)) if refused(io)), "{e}");
             let candidate = Candidate { endpoint: &c.learnt, has_other: &|| true };
-            let origin = Origin::host();
-            let e = c.dialer.connect(&origin, None, free, Some(candidate)).await.err().unwrap();
+            let connector = NetnsConnector::host();
+            let e = c.dialer.connect(&connector, None, free, Some(candidate)).await.err().unwrap();
             assert!(matches!(&e, DialError::Connect(io) if refused(io)) && c.avoids(), "{e}");
             // Somebody else.
             let p = Peer::start(&ca, &c.own, |_| Does::Answer(200)).await;

@@ -1,6 +1,6 @@
 //! Istio's metrics of the configuration stream: the same at both proxies.
 
-use karst_xds::client::Ended;
+use karst_xds::client::StreamEnd;
 use std::{
     collections::BTreeMap,
     fmt::Write,
@@ -11,7 +11,8 @@ use std::{
 };
 
 /// Why a stream has ended, in the order of the counters.
-const REASONS: [Ended; 4] = [Ended::ConnectionError, Ended::Error, Ended::Reconnect, Ended::Complete];
+const REASONS: [StreamEnd; 4] =
+    [StreamEnd::ConnectionError, StreamEnd::Error, StreamEnd::Reconnect, StreamEnd::Complete];
 
 /// The counters of a process.
 #[derive(Debug, Default)]
@@ -23,7 +24,7 @@ pub struct Counts {
 
 impl Counts {
     /// A stream has ended.
-    pub fn ended(&self, why: Ended) {
+    pub fn ended(&self, why: StreamEnd) {
         for (reason, n) in REASONS.iter().zip(&self.ended) {
             n.fetch_add(u64::from(*reason == why), Relaxed);
         }
@@ -70,7 +71,7 @@ mod tests {
         let c = Counts::default();
         c.received("t", 10);
         c.received("t", 5);
-        c.ended(Ended::Reconnect);
+        c.ended(StreamEnd::Reconnect);
         let mut page = String::new();
         c.render(&mut page);
         for line in [

@@ -4,7 +4,7 @@
 //! endpoints leads to plaintext between members; those that are about to end are used only where there is no healthy one; an
 //! endpoint has the ports that it lists, and what has no such port is never called at that number.
 
-use crate::state::{Gateway, GatewayTo, Mode, Scope2, Service, Snapshot, Workload};
+use crate::state::{Gateway, GatewayTo, LocalityScope, Mode, Service, Snapshot, Workload};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -21,12 +21,12 @@ pub fn is_waypoint(s: &Snapshot, w: &Workload, g: &Gateway) -> bool {
     }
 }
 
-/// The pods of a waypoint, and where they take tunnels. `like`: the address family that is preferred.
+/// The pods of a waypoint, and where they take tunnels. `preferred_family`: the address family that is preferred.
 pub fn waypoints(
     s: &Snapshot,
     source: &Workload,
     g: &Gateway,
-    like: IpAddr,
+    preferred_family: IpAddr,
 ) -> impl Iterator<Item = (Arc<Workload>, SocketAddr)> {
     let service = match &g.to {
         GatewayTo::Service(key) => s.services.get(key),
@@ -41,7 +41,7 @@ pub fn waypoints(
     let any = |_: &[(u16, u16)]| Some(port);
     let behind = service
         .filter(|_| own.is_none())
-        .map(|svc| candidates_at(s, source, svc, SocketAddr::new(like, port), &[], |_| true, any));
+        .map(|svc| candidates_at(s, source, svc, SocketAddr::new(preferred_family, port), &[], |_| true, any));
     let behind = behind.into_iter().flatten().filter(|(w, ..)| !w.ips.is_empty());
     own.into_iter().chain(behind.map(move |(w, a, _)| (w, SocketAddr::new(a.ip(), port))))
 }
@@ -94,7 +94,7 @@ fn target(svc: &Service, listed: &[(u16, u16)], port: u16) -> Option<u16> {
     match of.iter().find(|(p, _)| *p == port) {
         Some((_, target)) => Some(*target).filter(|t| *t > 0),
         // A workload by itself has all ports.
-        None => svc.is_stand_in().then_some(port),
+        None => svc.is_workload_service().then_some(port),
     }
 }
 
@@ -120,7 +120,7 @@ fn gather(
     s: &Snapshot,
     source: &Workload,
     svc: &Service,
-    like: IpAddr,
+    preferred_family: IpAddr,
     tried: &[Arc<str>],
     state: impl Fn(&Workload) -> bool,
     (fits, target): (&impl Fn(&Workload) -> bool, &impl Fn(&[(u16, u16)]) -> Option<u16>),
@@ -131,7 +131,7 @@ fn gather(
     for (uid, ports) in all {
         let Some(told) = s.workloads.get(uid) else { continue };
         // Without any: its name is resolved when it has been chosen.
-        let (w, ip) = match same_family(&told.ips, like) {
+        let (w, ip) = match same_family(&told.ips, preferred_family) {
             Some(ip) => (s.member(told, ip), ip),
             None if !told.hostname.is_empty() => (told, Ipv4Addr::UNSPECIFIED.into()),
             None => continue,
@@ -159,20 +159,20 @@ fn gather(
     out
 }
 
-fn matches(x: Scope2, a: &Workload, b: &Workload) -> bool {
+fn matches(x: LocalityScope, a: &Workload, b: &Workload) -> bool {
     match x {
-        Scope2::Region => a.region == b.region,
-        Scope2::Zone => a.zone == b.zone,
-        Scope2::Subzone => a.subzone == b.subzone,
-        Scope2::Node => a.node == b.node,
-        Scope2::Cluster => a.cluster == b.cluster,
-        Scope2::Network => a.network == b.network,
+        LocalityScope::Region => a.region == b.region,
+        LocalityScope::Zone => a.zone == b.zone,
+        LocalityScope::Subzone => a.subzone == b.subzone,
+        LocalityScope::Node => a.node == b.node,
+        LocalityScope::Cluster => a.cluster == b.cluster,
+        LocalityScope::Network => a.network == b.network,
     }
 }
 
 /// The address of the family that was dialled, else the other.
-fn same_family(ips: &[IpAddr], like: IpAddr) -> Option<IpAddr> {
-    ips.iter().find(|i| i.is_ipv4() == like.is_ipv4()).or(ips.first()).copied()
+fn same_family(ips: &[IpAddr], preferred_family: IpAddr) -> Option<IpAddr> {
+    ips.iter().find(|i| i.is_ipv4() == preferred_family.is_ipv4()).or(ips.first()).copied()
 }
 
 #[cfg(test)]

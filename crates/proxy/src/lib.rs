@@ -5,7 +5,7 @@
 //! - [`secrets`]: certificates, fetched when first needed and renewed in time.
 //! - [`dial`]: the way to an endpoint; [`mod@unreachable`]: those that are avoided for a while.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
-//! - [`crew`]: the workers of a process as they see each other.
+//! - [`workers`]: the workers of a process as they see each other.
 //! - [`discovery`]: metrics of the way to the control plane.
 //! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
@@ -15,7 +15,6 @@
 //! - [`traffic`]: Istio's metrics of connections.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
-pub mod crew;
 pub mod dial;
 pub mod discovery;
 pub mod dry_run;
@@ -33,3 +32,4 @@ pub mod testing;
 pub mod traffic;
 pub mod unreachable;
 pub mod untold;
+pub mod workers;

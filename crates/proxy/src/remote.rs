@@ -1,6 +1,6 @@
 //! How the control plane is reached: always in TLS, always with a token.
 
-use crate::secrets::Authority;
+use crate::secrets::CaClient;
 use karst_api::ads;
 use std::{fs, path::PathBuf, time::Duration};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -10,7 +10,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A server of the control plane, and what to show it.
 #[derive(Clone, Debug)]
-pub struct Remote {
+pub struct ControlPlaneClient {
     /// `https://HOST:PORT`.
     pub address: String,
     /// PEM file with its root certificate (XDS_ROOT_CA).
@@ -27,17 +27,17 @@ pub struct Remote {
     pub impersonates: bool,
 }
 
-impl Remote {
+impl ControlPlaneClient {
     /// The `https` URL of an address.
     ///
     /// # Errors
     /// For one that would be spoken to in plaintext: tokens and identities pass there.
-    pub fn url(knob: &str, address: &str) -> Result<String, String> {
+    pub fn url(option: &str, address: &str) -> Result<String, String> {
         match address.split_once("://") {
             None => Ok(format!("https://{address}")),
             Some(("https", _)) => Ok(address.to_string()),
             Some((other, _)) => {
-                Err(format!("{knob} {address:?}: {other} is not supported; use https://HOST:PORT or HOST:PORT"))
+                Err(format!("{option} {address:?}: {other} is not supported; use https://HOST:PORT or HOST:PORT"))
             }
         }
     }
@@ -82,7 +82,7 @@ impl Remote {
     }
 }
 
-impl Authority for Remote {
+impl CaClient for ControlPlaneClient {
     fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
         self.channel()
     }
@@ -98,7 +98,7 @@ impl Authority for Remote {
 }
 
 /// How a proxy introduces itself to the control plane.
-pub struct Introduction<'a> {
+pub struct NodeMetadata<'a> {
     /// `ztunnel` or `waypoint`: the control plane tells them apart by it.
     pub kind: &'a str,
     /// This pod.
@@ -117,7 +117,7 @@ pub struct Introduction<'a> {
     pub domain: &'a str,
 }
 
-impl Introduction<'_> {
+impl NodeMetadata<'_> {
     /// As xDS has it.
     pub fn node(&self) -> ads::Node {
         let text = |s: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.to_string())) };

@@ -75,7 +75,7 @@ impl Secrets {
 }
 
 /// What the manager needs from outside.
-pub trait Authority {
+pub trait CaClient {
     /// A channel to the CA.
     fn connect(&self) -> impl Future<Output = Result<tonic::transport::Channel, String>>;
     /// The token to present.
@@ -95,7 +95,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 
 /// The manager. Lives on the control thread.
 pub struct Manager<A> {
-    authority: Rc<A>,
+    ca: Rc<A>,
     table: watch::Sender<Arc<Table>>,
     running: HashMap<Identity, AbortHandle>,
     slots: Rc<Semaphore>,
@@ -107,14 +107,14 @@ pub struct Manager<A> {
     stream: watch::Receiver<bool>,
 }
 
-impl<A: Authority + 'static> Manager<A> {
+impl<A: CaClient + 'static> Manager<A> {
     /// A manager without certificates.
-    pub fn new(authority: A, ttl: u64, cluster: String, stream: watch::Receiver<bool>) -> Self {
+    pub fn new(ca: A, ttl: u64, cluster: String, stream: watch::Receiver<bool>) -> Self {
         let (table, rx) = watch::channel(Arc::default());
         let (want, wanted) = mpsc::channel(QUEUE);
         let shared = Secrets { table: rx, want, revocation: Revocation::none() };
         Self {
-            authority: Rc::new(authority),
+            ca: Rc::new(ca),
             table,
             running: HashMap::new(),
             slots: Rc::new(Semaphore::new(PARALLEL)),
@@ -146,7 +146,7 @@ impl<A: Authority + 'static> Manager<A> {
         if self.running.contains_key(id) {
             return;
         }
-        let (a, table, slots) = (self.authority.clone(), self.table.clone(), self.slots.clone());
+        let (a, table, slots) = (self.ca.clone(), self.table.clone(), self.slots.clone());
         let (ttl, cluster, id2) = (self.ttl, self.cluster.clone(), id.clone());
         let (stream, revocation) = (self.stream.clone(), self.shared.revocation.clone());
         let task = tokio::task::spawn_local(async move {
@@ -175,7 +175,7 @@ impl<A: Authority + 'static> Manager<A> {
     }
 }
 
-async fn renew<A: Authority>(
+async fn renew<A: CaClient>(
     a: &A,
     table: &watch::Sender<Arc<Table>>,
     slots: &Semaphore,
@@ -245,7 +245,7 @@ fn until_renewal(now: SystemTime, end: SystemTime, chance: f64) -> Duration {
     end.duration_since(now).unwrap_or_default().mul_f64(0.4 + 0.2 * chance).max(Duration::from_millis(500))
 }
 
-async fn fetch<A: Authority>(
+async fn fetch<A: CaClient>(
     a: &A,
     ttl: u64,
     cluster: &str,

@@ -167,7 +167,7 @@ pub struct Service {
     pub sans: Vec<Identity>,
     pub waypoints: Vec<(Gateway, u32)>,
     pub mode: Mode,
-    pub scopes: Vec<Scope2>,
+    pub scopes: Vec<LocalityScope>,
     pub only_healthy: bool,
     pub canonical: bool,
     pub private: bool,
@@ -180,11 +180,11 @@ pub struct Service {
 
 impl Service {
     /// The key of the service that stands for a workload alone ([`Snapshot::stand_in`]).
-    pub fn stand_in(uid: &str) -> Arc<str> {
+    pub fn workload_service(uid: &str) -> Arc<str> {
         format!("~{uid}").into()
     }
     /// Does it stand for a workload alone?
-    pub fn is_stand_in(&self) -> bool {
+    pub fn is_workload_service(&self) -> bool {
         self.key.starts_with('~')
     }
 }
@@ -199,7 +199,7 @@ pub enum Mode {
 }
 /// A place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope2 {
+pub enum LocalityScope {
     Region,
     Zone,
     Subzone,
@@ -381,8 +381,8 @@ impl Snapshot {
     }
     /// For who serves what is sent to single pods (a waypoint): a workload that is bound to a waypoint gets a service that stands for
     /// it alone, without name or address; one that is not has none any more.
-    pub fn stand_in(&mut self, uid: &str) {
-        let key = Service::stand_in(uid);
+    pub fn add_workload_service(&mut self, uid: &str) {
+        let key = Service::workload_service(uid);
         self.services.remove(&key);
         self.endpoints.remove(&key);
         let Some(w) = self.workloads.get(uid) else { return };
@@ -486,12 +486,12 @@ impl Snapshot {
             Err(_) => return Err(format!("service {}: load balancing mode {} is not known", s.hostname, l.mode)),
         };
         let scope = |n: &i32| match lb::Scope::try_from(*n) {
-            Ok(lb::Scope::Region) => Some(Scope2::Region),
-            Ok(lb::Scope::Zone) => Some(Scope2::Zone),
-            Ok(lb::Scope::Subzone) => Some(Scope2::Subzone),
-            Ok(lb::Scope::Node) => Some(Scope2::Node),
-            Ok(lb::Scope::Cluster) => Some(Scope2::Cluster),
-            Ok(lb::Scope::Network) => Some(Scope2::Network),
+            Ok(lb::Scope::Region) => Some(LocalityScope::Region),
+            Ok(lb::Scope::Zone) => Some(LocalityScope::Zone),
+            Ok(lb::Scope::Subzone) => Some(LocalityScope::Subzone),
+            Ok(lb::Scope::Node) => Some(LocalityScope::Node),
+            Ok(lb::Scope::Cluster) => Some(LocalityScope::Cluster),
+            Ok(lb::Scope::Network) => Some(LocalityScope::Network),
             Ok(lb::Scope::UnspecifiedScope) | Err(_) => None,
         };
         Ok(Service {

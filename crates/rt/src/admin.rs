@@ -1,6 +1,6 @@
 //! The small HTTP/1.1 server behind admin, metrics and readiness. Loopback unless told otherwise.
 
-use crate::admission::{Admission, Limits, Place, Source};
+use crate::admission::{Admission, Limits, Permit, Source};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
@@ -44,7 +44,7 @@ pub fn typed(status: u16, content_type: &'static str, body: impl Into<Bytes>) ->
 ///
 /// # Errors
 /// With the address and what to do, if it is taken.
-pub async fn bind(addr: SocketAddr, knob: &str) -> io::Result<TcpListener> {
+pub async fn bind(addr: SocketAddr, option: &str) -> io::Result<TcpListener> {
     let bound = match TcpListener::bind(addr).await {
         Err(e) => match crate::socket::without_ipv6(addr, &e) {
             Some(at) => TcpListener::bind(at).await,
@@ -53,7 +53,7 @@ pub async fn bind(addr: SocketAddr, knob: &str) -> io::Result<TcpListener> {
         r => r,
     };
     bound.map_err(|e| {
-        io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}; choose another address with {knob}"))
+        io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}; choose another address with {option}"))
     })
 }
 
@@ -63,7 +63,7 @@ pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()
         let places = Admission::new(PLACES);
         loop {
             let (s, from) = crate::accept::accept(&l).await;
-            let Ok(place) = Place::admit(&[&places], &Source::address(from.ip(), false)) else { continue };
+            let Ok(permit) = Permit::admit(&[&places], &Source::address(from.ip(), false)) else { continue };
             let h = handler.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |r: Request<Incoming>| {
@@ -73,7 +73,7 @@ pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()
                 let conn = hyper::server::conn::http1::Builder::new()
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(s), service);
-                let _ = place.within(PATIENCE, conn).await;
+                let _ = permit.within(PATIENCE, conn).await;
             });
         }
     })

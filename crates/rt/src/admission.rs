@@ -1,9 +1,9 @@
 //! Places for connections that have not shown yet who they are, and for those that have and do nothing: a cap that nobody
-//! can turn against the others. Whoever is accepted gets a [`Place`]; when there is none, the oldest that is idle gives
-//! way, of the source that has the most (`table` decides). The connection's task waits for [`Place::evicted`] beside what it does.
+//! can turn against the others. Whoever is accepted gets a [`Permit`]; when there is none, the oldest that is idle gives
+//! way, of the source that has the most (`table` decides). The connection's task waits for [`Permit::evicted`] beside what it does.
 //!
 //! A place is taken and given back under a lock, once in a connection's life; nothing is locked for its bytes. Streams of
-//! a tunnel that is established cost two additions ([`Place::in_use`]).
+//! a tunnel that is established cost two additions ([`Permit::in_use`]).
 //!
 //! ```
 //! use karst_rt::admission::{Admission, Limits, Place, Source};
@@ -201,13 +201,13 @@ impl Drop for Seat {
 
 /// A connection's place, in all the tables that it was admitted to; given back when dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     holder: Arc<Holder>,
     seats: Vec<Seat>,
     since: Instant,
 }
 
-impl Place {
+impl Permit {
     /// A place in each of these tables (those of the process, then that of the pod).
     ///
     /// # Errors
@@ -327,14 +327,14 @@ mod tests {
     #[tokio::test]
     async fn who_gives_way_is_told_and_its_work_ends() {
         let all = Admission::new(Limits::even(1));
-        let first = Place::admit(&[&all], &stranger(1)).unwrap();
+        let first = Permit::admit(&[&all], &stranger(1)).unwrap();
         let work = async {
             let r = first.within(LONG, std::future::pending::<()>()).await;
             (r, first.is_evicted())
         };
         let other = async {
             tokio::task::yield_now().await;
-            Place::admit(&[&all], &stranger(2)).unwrap()
+            Permit::admit(&[&all], &stranger(2)).unwrap()
         };
         let (ended, second) = tokio::join!(work, other);
         assert_eq!(ended, (Err(Ended::Evicted), true));
@@ -351,7 +351,7 @@ mod tests {
     #[tokio::test]
     async fn time_counts_from_the_admission() {
         let all = Admission::new(Limits::even(1));
-        let p = Place::admit(&[&all], &stranger(1)).unwrap();
+        let p = Permit::admit(&[&all], &stranger(1)).unwrap();
         tokio::time::sleep(SHORT).await;
         assert_eq!(p.within(SHORT, std::future::pending::<()>()).await, Err(Ended::Late));
         assert_eq!(p.within(LONG, async { 7 }).await, Ok(7));
@@ -360,18 +360,18 @@ mod tests {
     #[tokio::test]
     async fn peers_that_say_nothing_are_reset_and_the_first_byte_stays_readable() {
         let all = Admission::new(Limits::even(8));
-        let place = || Place::admit(&[&all], &stranger(1)).unwrap();
+        let permit = || Permit::admit(&[&all], &stranger(1)).unwrap();
         let (silent, server) = pair().await;
-        assert_eq!(place().first_byte(&server, SHORT).await, Err(Ended::Silent));
+        assert_eq!(permit().first_byte(&server, SHORT).await, Err(Ended::Silent));
         drop(server);
         let e = silent.peek(&mut [0]).await.unwrap_err();
         assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset);
         let (gone, server) = pair().await;
         drop(gone);
-        assert_eq!(place().first_byte(&server, LONG).await, Err(Ended::Left));
+        assert_eq!(permit().first_byte(&server, LONG).await, Err(Ended::Left));
         let (mut speaks, server) = pair().await;
         speaks.write_all(b"x").await.unwrap();
-        assert_eq!(place().first_byte(&server, LONG).await, Ok(()));
+        assert_eq!(permit().first_byte(&server, LONG).await, Ok(()));
         assert_eq!(server.peek(&mut [0; 2]).await.unwrap(), 1);
         assert!(all.is_empty());
     }
@@ -379,25 +379,25 @@ mod tests {
     #[tokio::test]
     async fn a_place_in_several_tables_is_lost_in_all_of_them() {
         let (process, pod) = (Admission::new(Limits::even(8)), Admission::new(Limits::even(1)));
-        let first = Place::admit(&[&process, &pod], &stranger(1)).unwrap();
-        let _second = Place::admit(&[&process, &pod], &stranger(2)).unwrap();
+        let first = Permit::admit(&[&process, &pod], &stranger(1)).unwrap();
+        let _second = Permit::admit(&[&process, &pod], &stranger(2)).unwrap();
         assert!(first.is_evicted());
         assert_eq!((process.len(), pod.len()), (2, 1));
         drop(first);
         assert_eq!((process.len(), pod.len()), (1, 1));
         // One that is refused by the second has none in the first.
         let none = Admission::new(Limits::even(0));
-        assert_eq!(Place::admit(&[&process, &none], &stranger(3)).err(), Some(Ended::Refused));
+        assert_eq!(Permit::admit(&[&process, &none], &stranger(3)).err(), Some(Ended::Refused));
         assert_eq!(process.len(), 1);
     }
 
     #[tokio::test]
     async fn who_gets_on_leaves_its_place_to_others() {
         let (handshakes, tunnels) = (Admission::new(Limits::even(1)), Admission::new(Limits::even(1)));
-        let mut first = Place::admit(&[&handshakes], &stranger(1)).unwrap();
+        let mut first = Permit::admit(&[&handshakes], &stranger(1)).unwrap();
         first.move_to(&[&tunnels], &stranger(1)).unwrap();
         assert_eq!((handshakes.len(), tunnels.len()), (0, 1));
-        let mut second = Place::admit(&[&handshakes], &stranger(1)).unwrap();
+        let mut second = Permit::admit(&[&handshakes], &stranger(1)).unwrap();
         assert!(!first.is_evicted());
         // In use: who has no more cannot have its place.
         let stream = first.in_use().unwrap();
@@ -412,8 +412,8 @@ mod tests {
     #[test]
     fn one_source_has_its_share_of_what_is_in_use() {
         let all = Admission::new(Limits { in_use: 2, ..Limits::even(8) });
-        let (a, b) = (Place::admit(&[&all], &stranger(1)).unwrap(), Place::admit(&[&all], &stranger(1)).unwrap());
-        let c = Place::admit(&[&all], &stranger(2)).unwrap();
+        let (a, b) = (Permit::admit(&[&all], &stranger(1)).unwrap(), Permit::admit(&[&all], &stranger(1)).unwrap());
+        let c = Permit::admit(&[&all], &stranger(2)).unwrap();
         let (one, _two) = (a.in_use().unwrap(), b.in_use().unwrap());
         assert!(a.in_use().is_none() && b.in_use().is_none() && c.in_use().is_some());
         drop(one);
@@ -434,7 +434,7 @@ mod tests {
             tokio::spawn(async move {
                 loop {
                     let (s, from) = crate::accept::accept(&l).await;
-                    let Ok(p) = Place::admit(&[&all], &Source::address(from.ip(), false)) else { continue };
+                    let Ok(p) = Permit::admit(&[&all], &Source::address(from.ip(), false)) else { continue };
                     let served = served.clone();
                     tokio::spawn(async move {
                         if p.first_byte(&s, LONG).await.is_ok() {

@@ -208,7 +208,7 @@ pub fn udp_from(from: SocketAddr) -> io::Result<Socket> {
 
 /// Where a connection is made from.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub struct NetnsConnector {
     /// The pod's namespace; None: the process's own (tests, dedicated mode).
     pub netns: Option<Netns>,
     /// Exempts the socket from redirection.
@@ -217,7 +217,7 @@ pub struct Origin {
     apart: Arc<Apart>,
 }
 
-impl Origin {
+impl NetnsConnector {
     /// The process's own namespace, nothing to exempt from.
     pub fn host() -> Self {
         Self { netns: None, exempt: None, apart: Arc::default() }
@@ -417,7 +417,7 @@ fn is_decided(s: &Socket) -> bool {
     unsafe { libc::poll(&raw mut p, 1, 0) == 1 }
 }
 
-/// Keepalive, as Istio's KEEPALIVE_* knobs mean it.
+/// Keepalive, as Istio's KEEPALIVE_* options mean it.
 #[derive(Clone, Copy, Debug)]
 pub struct Keepalive {
     /// Idle time before the first probe.
@@ -556,7 +556,7 @@ mod tests {
         let to = |l: &std::net::TcpListener| l.local_addr().unwrap();
         let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let open = |at| {
-            let s = Origin::host().socket(at).unwrap();
+            let s = NetnsConnector::host().socket(at).unwrap();
             start(&s, at).map(|()| s)
         };
         let s = open(to(&l)).unwrap();
@@ -578,6 +578,6 @@ mod tests {
     #[test]
     fn the_source_is_the_one_that_routing_chooses() {
         let to = "127.0.0.9:9".parse().unwrap();
-        assert_eq!(Origin::host().source_to(to).unwrap(), IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(NetnsConnector::host().source_to(to).unwrap(), IpAddr::from([127, 0, 0, 1]));
     }
 }

@@ -33,7 +33,7 @@ pub struct Update {
 
 /// Why a stream ended; the label of `istio_xds_connection_terminations_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum StreamEnd {
     /// No connection could be made.
     ConnectionError,
     /// The server ended it with an error.
@@ -45,7 +45,7 @@ pub enum Ended {
 }
 
 /// What the owner of a client provides.
-pub trait Handler {
+pub trait XdsSubscriber {
     /// Applies an update. Names that cannot be applied are returned with the reason; they are refused (NACK), and not
     /// held.
     fn apply(&mut self, u: Update) -> Vec<(String, String)>;
@@ -56,9 +56,9 @@ pub trait Handler {
     /// Headers to add.
     fn headers(&self) -> Vec<(String, String)>;
     /// A stream is up: the server answers.
-    fn up(&self) {}
+    fn connected(&self) {}
     /// A stream has ended.
-    fn ended(&self, _why: Ended) {}
+    fn ended(&self, _why: StreamEnd) {}
     /// Waits until resources are to be asked for by name, besides everything: their type and names. Each is answered by the
     /// resource or as removed; until all are, nothing more is asked for. Must not lose anything when it is dropped.
     fn wanted(&mut self) -> impl Future<Output = (&'static str, Vec<String>)> {
@@ -71,15 +71,15 @@ pub trait Handler {
 }
 
 /// Subscribes to all resources of the types, for ever.
-pub async fn run<H: Handler>(mut h: H, mut node: Node, types: &'static [&'static str]) {
+pub async fn run<H: XdsSubscriber>(mut h: H, mut node: Node, types: &'static [&'static str]) {
     node.client_features.push(crate::PARTS.into());
     let mut held: HashMap<&'static str, HashMap<String, String>> = HashMap::new();
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
         let began = tokio::time::Instant::now();
         let (why, text) = match stream(&mut h, &node, types, &mut held).await {
-            Ok(()) => (Ended::Complete, "closed by the server".to_string()),
-            Err(Failed::Connect(e)) => (Ended::ConnectionError, e),
+            Ok(()) => (StreamEnd::Complete, "closed by the server".to_string()),
+            Err(Failed::Connect(e)) => (StreamEnd::ConnectionError, e),
             Err(Failed::Stream(s)) => {
                 let expected = matches!(
                     s.code(),
@@ -88,7 +88,10 @@ pub async fn run<H: Handler>(mut h: H, mut node: Node, types: &'static [&'static
                         | tonic::Code::DeadlineExceeded
                         | tonic::Code::Unavailable
                 );
-                (if expected { Ended::Reconnect } else { Ended::Error }, format!("{}: {}", s.code(), s.message()))
+                (
+                    if expected { StreamEnd::Reconnect } else { StreamEnd::Error },
+                    format!("{}: {}", s.code(), s.message()),
+                )
             }
         };
         h.ended(why);
@@ -115,7 +118,7 @@ impl From<tonic::Status> for Failed {
     }
 }
 
-async fn stream<H: Handler>(
+async fn stream<H: XdsSubscriber>(
     h: &mut H,
     node: &Node,
     types: &'static [&'static str],
@@ -146,9 +149,9 @@ async fn stream<H: Handler>(
         request.metadata_mut().insert(key, value);
     }
     let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
-    h.up();
+    h.connected();
     tracing::info!("configuration stream is up");
-    let mut asked = Asked::default();
+    let mut asked = PendingSubscription::default();
     loop {
         let r = tokio::select! {
             r = responses.message() => match r? {
@@ -156,7 +159,7 @@ async fn stream<H: Handler>(
                 None => return Ok(()),
             },
             (type_url, names) = h.wanted(), if asked.names.is_empty() => {
-                asked = Asked { type_url, names: names.clone() };
+                asked = PendingSubscription { type_url, names: names.clone() };
                 let ask = DeltaDiscoveryRequest {
                     type_url: type_url.into(),
                     resource_names_subscribe: names,
@@ -197,12 +200,12 @@ async fn stream<H: Handler>(
 
 /// What is asked for by name and not answered yet.
 #[derive(Default)]
-struct Asked {
+struct PendingSubscription {
     type_url: &'static str,
     names: Vec<String>,
 }
 
-impl Asked {
+impl PendingSubscription {
     /// Takes out the names that this answers: their subscription has done its work.
     fn answered(&mut self, r: &DeltaDiscoveryResponse) -> Vec<String> {
         if r.type_url != self.type_url {
@@ -217,7 +220,7 @@ impl Asked {
     }
 }
 
-fn take<H: Handler>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDiscoveryResponse) -> Option<String> {
+fn take<H: XdsSubscriber>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDiscoveryResponse) -> Option<String> {
     let mut changed = Vec::with_capacity(r.resources.len());
     let mut refused = Vec::new();
     for x in r.resources {
@@ -257,7 +260,7 @@ mod tests {
     #[test]
     fn what_was_asked_for_is_answered_by_name_by_alias_or_as_removed() {
         let list = |v: &[&str]| v.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let mut asked = Asked { type_url: "t", names: list(&["a", "b", "c", "d"]) };
+        let mut asked = PendingSubscription { type_url: "t", names: list(&["a", "b", "c", "d"]) };
         let answer = |type_url: &str| DeltaDiscoveryResponse {
             type_url: type_url.into(),
             resources: vec![

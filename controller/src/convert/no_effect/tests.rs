@@ -287,7 +287,7 @@ fn of_crds() -> BTreeMap<String, BTreeSet<String>> {
     for file in std::fs::read_dir(dir).unwrap() {
         let crd: Value = serde_yaml_ng::from_str(&std::fs::read_to_string(file.unwrap().path()).unwrap()).unwrap();
         let name = |f: &str| crd["spec"][f].as_str().or(crd["spec"]["names"][f].as_str()).unwrap().to_string();
-        if karst_manifest::idle::idle(&name("kind"), &name("group")).is_some() {
+        if karst_manifest::unsupported::unsupported(&name("kind"), &name("group")).is_some() {
             continue;
         }
         let (kind, ..) = kinds::known(&name("kind"), &name("group")).unwrap();

@@ -1,6 +1,6 @@
 //! AuthorizationPolicies that are attached (`targetRefs`): enforced by waypoints, with all that a request shows.
 
-use super::{Hosts, Index, ir, tokens};
+use super::{Hosts, Objects, ir, tokens};
 use crate::convert::{
     policy::{self, Attached, Condition},
     selects,
@@ -11,22 +11,22 @@ use karst_policy::{Attribute, attribute::Values};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The policies of each service.
-pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
+pub(super) fn compile(objects: &Objects<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
     let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
-    for (_, p) in x.authorization.iter().filter(|(_, p)| p.is_attached()) {
-        let (m, out) = (&p.metadata, one(x, p));
+    for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached()) {
+        let (m, out) = (&p.metadata, one(objects, p));
         // What refuses does so by a canary, too. (To allow is the business of the first: both would allow it.)
-        let refuses = out.action == ir::AccessAction::Deny as i32 || policy::trouble(x, p).is_some();
-        for key in p.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t, refuses)) {
+        let refuses = out.action == ir::AccessAction::Deny as i32 || policy::validate(objects, p).is_some();
+        for key in p.spec.targets().flat_map(|(_, t)| services(objects, hosts, &m.namespace, t, refuses)) {
             let own = all.entry(key.to_string()).or_default();
             if !own.policies.iter().any(|o| o.name == out.name) {
                 own.policies.push(out.clone());
             }
         }
     }
-    for r in tokens::placed(x) {
-        let (m, rules) = (&r.metadata, tokens::compile(x, r));
-        for key in r.spec.targets().flat_map(|(_, t)| services(x, hosts, &m.namespace, t, false)) {
+    for r in tokens::placed(objects) {
+        let (m, rules) = (&r.metadata, tokens::compile(objects, r));
+        for key in r.spec.targets().flat_map(|(_, t)| services(objects, hosts, &m.namespace, t, false)) {
             let own = all.entry(key.to_string()).or_default();
             let new: Vec<_> = rules.iter().filter(|n| !own.tokens.contains(n)).cloned().collect();
             own.tokens.extend(new);
@@ -37,26 +37,26 @@ pub(super) fn compile(x: &Index<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::
 
 /// The policies of a gateway's pod: those that are attached to its Gateway or its class, and, unless it is a waypoint's (where they are
 /// the business of ztunnel), those that select the pod.
-pub(super) fn of_pod(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>, waypoint: bool) -> Option<ir::Access> {
+pub(super) fn of_pod(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, waypoint: bool) -> Option<ir::Access> {
     let mut out = ir::Access::default();
-    for (_, p) in x.authorization.iter().filter(|(_, p)| p.is_attached() || !waypoint) {
-        if applies(x, pod, g, *p) {
-            out.policies.push(one(x, p));
+    for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached() || !waypoint) {
+        if applies(objects, pod, g, *p) {
+            out.policies.push(one(objects, p));
         }
     }
-    for r in tokens::placed(x).filter(|r| r.is_attached() || !waypoint) {
-        if applies(x, pod, g, r) {
-            out.tokens.extend(tokens::compile(x, r));
+    for r in tokens::placed(objects).filter(|r| r.is_attached() || !waypoint) {
+        if applies(objects, pod, g, r) {
+            out.tokens.extend(tokens::compile(objects, r));
         }
     }
     (out != ir::Access::default()).then_some(out)
 }
 
 /// Is it for a pod of this Gateway?
-pub(super) fn applies(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>, o: &impl Attached) -> bool {
+pub(super) fn applies(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, o: &impl Attached) -> bool {
     let own = o.meta().namespace == pod.metadata.namespace;
     if !o.is_attached() {
-        let root = o.meta().namespace == x.mesh.root_namespace;
+        let root = o.meta().namespace == objects.mesh.root_namespace;
         return (own || root) && o.selector().is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
     }
     o.targets().any(|(_, t)| match t.kind.as_str() {
@@ -66,14 +66,14 @@ pub(super) fn applies(x: &Index<'_>, pod: &Pod, g: Option<&Gateway>, o: &impl At
     })
 }
 
-fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
+fn one(objects: &Objects<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
     let m = &p.metadata;
     let mut out = ir::AccessPolicy {
         name: format!("{}/{}", m.namespace, m.name),
         dry_run: policy::is_dry_run(p),
         ..Default::default()
     };
-    let judged = policy::judged(x, p);
+    let judged = policy::judged(objects, p);
     // What was meant cannot be known: nothing is allowed until it is mended (or would be, if it is in dry run).
     if judged.compiled.is_err() {
         match policy::Unread::of(p) {
@@ -98,30 +98,30 @@ fn one(x: &Index<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
 }
 
 /// The services that a target means. `canary`: a waypoint means those of which it gets a part, too.
-fn services(x: &Index<'_>, hosts: &Hosts, ns: &str, t: &TargetRef, canary: bool) -> Vec<Arc<str>> {
+fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, t: &TargetRef, canary: bool) -> Vec<Arc<str>> {
     match t.kind.as_str() {
         "Service" => hosts.find(&t.name, ns).into_iter().cloned().collect(),
         "ServiceEntry" => {
-            let all = x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == t.name);
+            let all = objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == t.name);
             all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.find(h, ns)).cloned().collect()
         }
         // Everything that is bound to it.
-        "Gateway" => bound(x, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
-        "GatewayClass" => bound(x, hosts, canary, |g| g.spec.gateway_class_name == t.name),
+        "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
+        "GatewayClass" => bound(objects, hosts, canary, |g| g.spec.gateway_class_name == t.name),
         _ => vec![],
     }
 }
 
-fn bound(x: &Index<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gateway) -> bool) -> Vec<Arc<str>> {
-    let second = |m: &Meta| canary && matches!(waypoint::canary(x, m), Some(Ok(c)) if which(c.gateway));
-    let is = |m: &Meta| match waypoint::binding(x, &m.namespace, &m.labels, waypoint::Traffic::Service) {
+fn bound(objects: &Objects<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gateway) -> bool) -> Vec<Arc<str>> {
+    let second = |m: &Meta| canary && matches!(waypoint::canary(objects, m), Some(Ok(c)) if which(c.gateway));
+    let is = |m: &Meta| match waypoint::binding(objects, &m.namespace, &m.labels, waypoint::Traffic::Service) {
         Binding::To(g, _) => which(g) || second(m),
         Binding::None | Binding::Refused(..) => false,
     };
-    let services = x.services.values().flatten().filter(|s| is(&s.metadata));
+    let services = objects.services.values().flatten().filter(|s| is(&s.metadata));
     let mut out: Vec<Arc<str>> =
         services.filter_map(|s| hosts.find(&s.metadata.name, &s.metadata.namespace)).cloned().collect();
-    for (_, e) in x.service_entries.iter().filter(|(_, e)| is(&e.metadata)) {
+    for (_, e) in objects.service_entries.iter().filter(|(_, e)| is(&e.metadata)) {
         out.extend(e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)).cloned());
     }
     out

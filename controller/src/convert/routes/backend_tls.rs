@@ -1,7 +1,7 @@
 //! Gateway API's BackendTLSPolicy (GEP-1897): TLS that is spoken to a Service's endpoints. It stands before what DestinationRules
 //! say about TLS of the same port.
 
-use super::{Bad, Hosts, Index, age, gateways::authority, ir};
+use super::{FieldError, Hosts, Objects, age, gateways::ca_bundle, ir};
 use karst_manifest::{
     gatewayapi::{BackendTLSPolicy, CaRef},
     parse::Located,
@@ -12,31 +12,31 @@ use std::{
 };
 
 /// A reason of Gateway API, and the words.
-type Said = (&'static str, String);
+type ReasonMessage = (&'static str, String);
 
 /// What comes of a policy.
 pub(in crate::convert) struct Verdict<'a> {
     pub at: &'a Located,
     pub policy: &'a BackendTLSPolicy,
-    pub accepted: Said,
-    pub resolved: Said,
+    pub accepted: ReasonMessage,
+    pub resolved: ReasonMessage,
     tls: ir::ClientTls,
     /// Services of its namespace by name, and the port, if it is for one only.
     places: Vec<(&'a str, Option<u16>)>,
-    bad: Vec<Bad>,
+    bad: Vec<FieldError>,
 }
 
 /// Judges all of them, old before new: of two for the same the older one counts.
-pub(in crate::convert) fn judge<'a>(x: &Index<'a>) -> Vec<Verdict<'a>> {
-    let mut all = x.backend_tls.clone();
+pub(in crate::convert) fn evaluate<'a>(objects: &Objects<'a>) -> Vec<Verdict<'a>> {
+    let mut all = objects.backend_tls.clone();
     all.sort_by_key(|(_, p)| age(&p.metadata));
     let mut taken = BTreeSet::new();
-    all.into_iter().map(|(at, p)| one(x, at, p, &mut taken)).collect()
+    all.into_iter().map(|(at, p)| one(objects, at, p, &mut taken)).collect()
 }
 
 type Taken<'a> = BTreeSet<(&'a str, &'a str, Option<u16>)>;
 
-fn one<'a>(x: &Index<'a>, at: &'a Located, p: &'a BackendTLSPolicy, taken: &mut Taken<'a>) -> Verdict<'a> {
+fn one<'a>(objects: &Objects<'a>, at: &'a Located, p: &'a BackendTLSPolicy, taken: &mut Taken<'a>) -> Verdict<'a> {
     let ns = p.metadata.namespace.as_str();
     let mut v = Verdict {
         at,
@@ -47,7 +47,7 @@ fn one<'a>(x: &Index<'a>, at: &'a Located, p: &'a BackendTLSPolicy, taken: &mut 
         places: vec![],
         bad: vec![],
     };
-    match validation(x, p, &mut v) {
+    match validation(objects, p, &mut v) {
         Ok(tls) => v.tls = tls,
         // Where TLS is wanted there must be no connection without it.
         Err((field, text)) => {
@@ -65,7 +65,7 @@ fn one<'a>(x: &Index<'a>, at: &'a Located, p: &'a BackendTLSPolicy, taken: &mut 
             lost("TargetNotFound", format!("{:?} cannot be a target: name a Service", t.kind));
             continue;
         }
-        let Some(service) = x.service(ns, &t.name) else {
+        let Some(service) = objects.service(ns, &t.name) else {
             lost("TargetNotFound", format!("there is no Service {ns}/{}", t.name));
             continue;
         };
@@ -88,7 +88,7 @@ fn one<'a>(x: &Index<'a>, at: &'a Located, p: &'a BackendTLSPolicy, taken: &mut 
     v
 }
 
-fn validation(x: &Index<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) -> Result<ir::ClientTls, Bad> {
+fn validation(objects: &Objects<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) -> Result<ir::ClientTls, FieldError> {
     let (ns, s) = (p.metadata.namespace.as_str(), &p.spec.validation);
     let field = |f: &str| format!("spec.validation.{f}");
     let mut invalid = |f: &str, text: String| {
@@ -128,7 +128,7 @@ fn validation(x: &Index<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) -> Resul
     }
     let mut bad = None;
     for (i, r) in s.ca_certificate_refs.iter().enumerate() {
-        match roots(x, ns, r) {
+        match roots(objects, ns, r) {
             Ok(pem) => out.roots.extend(pem),
             Err((reason, text)) => {
                 v.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{i}]"))));
@@ -148,17 +148,17 @@ fn validation(x: &Index<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) -> Resul
 }
 
 /// The certificates of a reference, PEM.
-fn roots(x: &Index<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, Said> {
+fn roots(objects: &Objects<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, ReasonMessage> {
     const BAD: &str = "InvalidCACertificateRef";
     let found = match (r.group.as_str(), r.kind.as_str()) {
         ("" | "core", "ConfigMap") => {
-            let c = x.config_maps.get(&(ns, r.name.as_str()));
+            let c = objects.config_maps.get(&(ns, r.name.as_str()));
             let c = c.ok_or_else(|| (BAD, format!("there is no ConfigMap {ns}/{}", r.name)))?;
             c.data.get("ca.crt").map(|t| t.clone().into_bytes())
         }
         ("" | "core", "Secret") => {
-            let s = x.secrets.get(&(ns, r.name.as_str()));
-            authority(s.ok_or_else(|| (BAD, format!("there is no Secret {ns}/{}", r.name)))?)
+            let s = objects.secrets.get(&(ns, r.name.as_str()));
+            ca_bundle(s.ok_or_else(|| (BAD, format!("there is no Secret {ns}/{}", r.name)))?)
         }
         _ => return Err(("InvalidKind", format!("{:?} cannot be one: name a ConfigMap, or a Secret", r.kind))),
     };
@@ -169,20 +169,20 @@ fn roots(x: &Index<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, Said> {
 
 /// Adds them to the backends; gives back what is wrong with which.
 pub(super) fn compile<'a>(
-    x: &Index<'a>,
+    objects: &Objects<'a>,
     hosts: &Hosts,
     backends: &mut BTreeMap<String, Arc<ir::Backend>>,
-) -> Vec<(&'a Located, Bad)> {
+) -> Vec<(&'a Located, FieldError)> {
     let mut of: BTreeMap<(&str, &str), BTreeMap<Option<u16>, ir::ClientTls>> = BTreeMap::new();
     let mut bad = vec![];
-    for v in judge(x) {
+    for v in evaluate(objects) {
         for (name, port) in &v.places {
             of.entry((&v.policy.metadata.namespace, *name)).or_default().insert(*port, v.tls.clone());
         }
         bad.extend(v.bad.into_iter().map(|b| (v.at, b)));
     }
     for ((ns, name), tls) in of {
-        let (Some(service), Some(key)) = (x.service(ns, name), hosts.find(name, ns)) else { continue };
+        let (Some(service), Some(key)) = (objects.service(ns, name), hosts.find(name, ns)) else { continue };
         let b = Arc::make_mut(backends.entry(key.to_string()).or_default());
         for p in &service.spec.ports {
             // What is for the port stands before what is for the service.

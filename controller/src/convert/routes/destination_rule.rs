@@ -1,7 +1,7 @@
 //! Istio's DestinationRule.
 
 use super::{
-    Bad, Export, Hosts, Index, address, age, closeness, duration, gateways::authority, header_name, ir,
+    Export, FieldError, Hosts, Objects, address, age, closeness, duration, gateways::ca_bundle, header_name, ir,
     optional_duration, per_million,
 };
 use karst_manifest::{kinds::*, parse::Located, traffic::*};
@@ -31,7 +31,7 @@ pub(super) struct Cache {
     rules: Vec<usize>,
     secrets: Vec<usize>,
     /// What is wrong with each of the rules.
-    bad: Vec<Vec<Bad>>,
+    bad: Vec<Vec<FieldError>>,
     /// Services of one namespace that the same rules are for share one.
     backends: BTreeMap<String, Arc<ir::Backend>>,
 }
@@ -57,34 +57,34 @@ struct Alike {
 
 /// Compiles the rules for the services that they are for; gives back what is wrong with which.
 pub(super) fn compile<'a>(
-    x: &Index<'a>,
+    objects: &Objects<'a>,
     hosts: &Hosts,
     mut old: Cache,
     cache: &mut Cache,
-) -> (BTreeMap<String, Arc<ir::Backend>>, Vec<(&'a Located, Vec<Bad>)>) {
-    let mut all = x.destination_rules.clone();
+) -> (BTreeMap<String, Arc<ir::Backend>>, Vec<(&'a Located, Vec<FieldError>)>) {
+    let mut all = objects.destination_rules.clone();
     all.sort_by_key(|(_, d)| age(&d.metadata));
     cache.rules = all.iter().map(|(_, d)| address(*d)).collect();
-    cache.secrets = all.iter().flat_map(|(_, d)| secrets(x, d)).collect();
+    cache.secrets = all.iter().flat_map(|(_, d)| secrets(objects, d)).collect();
     if (&old.rules, &old.secrets) == (&cache.rules, &cache.secrets) {
         (cache.bad, cache.backends) = (std::mem::take(&mut old.bad), std::mem::take(&mut old.backends));
     } else {
-        (cache.bad, cache.backends) = anew(x, hosts, &all);
+        (cache.bad, cache.backends) = anew(objects, hosts, &all);
     }
     let bad = all.iter().zip(&cache.bad).map(|((at, _), bad)| (*at, bad.clone())).collect();
     (cache.backends.clone(), bad)
 }
 
-type Compiled = (Vec<Vec<Bad>>, BTreeMap<String, Arc<ir::Backend>>);
+type Compiled = (Vec<Vec<FieldError>>, BTreeMap<String, Arc<ir::Backend>>);
 
-fn anew(x: &Index<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule)]) -> Compiled {
+fn anew(objects: &Objects<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule)]) -> Compiled {
     let (mut bad, mut rules) = (vec![], vec![]);
     let mut named: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
     // What follows the star of wildcards, and the rules of each.
     let mut wildcards: HashMap<&str, usize> = HashMap::new();
     let mut wild: Vec<Vec<usize>> = vec![];
     for (_, d) in all {
-        let (backend, wrong) = own(x, d);
+        let (backend, wrong) = own(objects, d);
         bad.push(wrong);
         let Some(backend) = backend else { continue };
         match d.spec.host.strip_prefix('*') {
@@ -99,7 +99,7 @@ fn anew(x: &Index<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule)]) -> C
                 }
             }
         }
-        let export = Export::of_destination_rule(x, d);
+        let export = Export::of_destination_rule(objects, d);
         rules.push(Rule { export, closeness: closeness(&d.spec.host), backend });
     }
     let mut done: HashMap<Alike, Option<Arc<ir::Backend>>> = HashMap::new();
@@ -122,7 +122,7 @@ fn anew(x: &Index<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule)]) -> C
                 found.sort_unstable();
                 let found = found.into_iter().filter_map(|i| rules.get(i));
                 let seen = found.filter(|r| !a.private || r.export.namespace == a.owner);
-                of_service(&seen.collect::<Vec<_>>(), owner, &x.mesh.root_namespace).map(Arc::new)
+                of_service(&seen.collect::<Vec<_>>(), owner, &objects.mesh.root_namespace).map(Arc::new)
             });
             backends.extend(one.clone().map(|b| (key.to_string(), b)));
         }
@@ -192,7 +192,7 @@ fn merged(found: &[&Rule<'_>], all: &[usize]) -> ir::Backend {
 }
 
 /// What a rule says by itself, and what is wrong with it.
-fn own(x: &Index<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<Bad>) {
+fn own(x: &Objects<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<FieldError>) {
     let ns = d.metadata.namespace.as_str();
     if d.spec.host.is_empty() {
         return (None, vec![("spec.host".into(), "is empty: name the service that the rule is for".into())]);
@@ -235,7 +235,7 @@ fn wants_tls(d: &DestinationRule) -> bool {
 /// Finds a Secret of the rule's namespace.
 type Secrets<'a> = &'a dyn Fn(&str) -> Option<&'a Secret>;
 
-fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backend, Bad> {
+fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backend, FieldError> {
     let empty = TrafficPolicy::default();
     let whole = spec.traffic_policy.as_ref().unwrap_or(&empty);
     let (policy, ports) = policies(whole, None, secret, "spec.trafficPolicy")?;
@@ -259,7 +259,12 @@ fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backen
 type Policies = (ir::Policy, BTreeMap<u32, ir::Policy>);
 
 /// A policy and its ports' own. What it does not say, the policy around it does, field by field.
-fn policies(p: &TrafficPolicy, around: Option<&TrafficPolicy>, secret: Secrets<'_>, at: &str) -> Result<Policies, Bad> {
+fn policies(
+    p: &TrafficPolicy,
+    around: Option<&TrafficPolicy>,
+    secret: Secrets<'_>,
+    at: &str,
+) -> Result<Policies, FieldError> {
     for (field, there) in [("tunnel", p.tunnel.is_some()), ("proxyProtocol", p.proxy_protocol.is_some())] {
         if there {
             return Err((
@@ -295,7 +300,7 @@ fn policy(
     pool: Option<&ConnectionPool>,
     o: Option<&OutlierDetection>,
     at: &str,
-) -> Result<ir::Policy, Bad> {
+) -> Result<ir::Policy, FieldError> {
     Ok(ir::Policy {
         balance: b.map(|b| balance(b, &format!("{at}.loadBalancer"))).transpose()?,
         limits: pool.map(|p| limits(p, &format!("{at}.connectionPool"))).transpose()?,
@@ -306,7 +311,7 @@ fn policy(
 }
 
 /// TLS to endpoints. None: none of ours.
-fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, Bad> {
+fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, FieldError> {
     let Some(t) = t.filter(|t| originates(t)) else { return Ok(None) };
     let at = format!("{at}.tls");
     let mutual = match t.mode.as_deref().unwrap_or("") {
@@ -345,7 +350,7 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
     // The Secret may come later: until then there are no connections, as none may be made without it.
     if !t.credential_name.is_empty() && !out.unverified {
         let beside = format!("{}-cacert", t.credential_name);
-        let found = secret(&beside).and_then(authority).or_else(|| secret(&t.credential_name).and_then(authority));
+        let found = secret(&beside).and_then(ca_bundle).or_else(|| secret(&t.credential_name).and_then(ca_bundle));
         match found {
             Some(roots) => out.roots = roots,
             None => out.broken = format!("there is no Secret {} with ca.crt", t.credential_name),
@@ -355,7 +360,7 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
 }
 
 /// Addresses of the Secrets that a rule's TLS may be verified by.
-fn secrets(x: &Index<'_>, d: &DestinationRule) -> Vec<usize> {
+fn secrets(x: &Objects<'_>, d: &DestinationRule) -> Vec<usize> {
     let ns = d.metadata.namespace.as_str();
     let names = all_tls(d).map(|t| &t.credential_name).filter(|n| !n.is_empty());
     let both = names.flat_map(|n| [format!("{n}-cacert"), n.clone()]);
@@ -371,7 +376,7 @@ pub(super) fn credentials(d: &DestinationRule) -> impl Iterator<Item = &str> {
         .filter(|n| !n.is_empty())
 }
 
-fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, Bad> {
+fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, FieldError> {
     Ok(ir::RetryBudget {
         per_million: per_million(b.percent.unwrap_or(20.0), &format!("{at}.percent"))?,
         at_least: b.min_retry_concurrency.unwrap_or(3),
@@ -379,7 +384,7 @@ fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, Bad> {
 }
 
 /// Istio's localityLbSetting. None: places do not matter.
-fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, Bad> {
+fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError> {
     let both = [!l.distribute.is_empty(), !l.failover.is_empty(), !l.failover_priority.is_empty()];
     // failover and failoverPriority go together (Istio): where labels are named, they decide.
     if both[0] && (both[1] || both[2]) {
@@ -432,7 +437,7 @@ fn place(p: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, Bad> {
+fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
     let warmup = b.warmup.as_ref().and_then(|w| w.duration.as_deref()).or(b.warmup_duration_secs.as_deref());
     let mut out =
         ir::Balance { warmup_ms: optional_duration(warmup, || format!("{at}.warmup.duration"))?, ..Default::default() };
@@ -481,7 +486,7 @@ fn is_prime(n: u32) -> bool {
     (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
-fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, Bad> {
+fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
     use ir::hash_on::Key;
     let mut keys = vec![];
     if let Some(n) = &h.http_header_name {
@@ -516,7 +521,7 @@ fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, Bad> {
     }
 }
 
-fn limits(p: &ConnectionPool, at: &str) -> Result<ir::Limits, Bad> {
+fn limits(p: &ConnectionPool, at: &str) -> Result<ir::Limits, FieldError> {
     let time = |t: &Option<String>, f: &str| optional_duration(t.as_deref(), || format!("{at}.{f}"));
     Ok(ir::Limits {
         max_connections: p.tcp.max_connections,
@@ -529,11 +534,11 @@ fn limits(p: &ConnectionPool, at: &str) -> Result<ir::Limits, Bad> {
     })
 }
 
-fn outlier(o: &OutlierDetection, at: &str) -> Result<ir::Outlier, Bad> {
+fn outlier(o: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldError> {
     const PERCENT: RangeInclusive<u32> = 0..=100;
     let time = |t: &Option<String>, default: u64, f: &str| {
         let ms = optional_duration(t.as_deref(), || format!("{at}.{f}"))?;
-        Ok::<_, Bad>(if ms == 0 { default } else { ms })
+        Ok::<_, FieldError>(if ms == 0 { default } else { ms })
     };
     for (v, f) in [(o.max_ejection_percent, "maxEjectionPercent"), (o.min_health_percent, "minHealthPercent")] {
         if v.is_some_and(|v| !PERCENT.contains(&v)) {

@@ -1,8 +1,8 @@
 //! Karst's own HTTPFilter: faults and rate limits, for all requests of services or for the routes that name it.
 
-use super::{Bad, Hosts, duration, ir, virtual_service};
+use super::{FieldError, Hosts, duration, ir, virtual_service};
 use crate::{
-    convert::{Index, OWN_GROUP},
+    convert::{OWN_GROUP, Objects},
     model::Model,
 };
 use karst_manifest::{
@@ -24,8 +24,8 @@ pub(super) struct Compiled {
 }
 
 /// The filter of this namespace that a route names.
-pub(in crate::convert) fn find<'a>(x: &Index<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
-    x.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| is_one(r))
+pub(in crate::convert) fn find<'a>(objects: &Objects<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
+    objects.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| is_one(r))
 }
 
 /// Is it a filter of ours that is named?
@@ -33,7 +33,7 @@ pub(in crate::convert) fn is_one(r: &ExtensionRef) -> bool {
     r.group == OWN_GROUP && r.kind == "HTTPFilter"
 }
 
-pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, Bad> {
+pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, FieldError> {
     let s = &f.spec;
     let fault = s.fault.as_ref().map(|x| virtual_service::fault(x, "spec")).transpose()?;
     let limits = s.rate_limits.iter().enumerate().map(|(i, l)| {
@@ -43,7 +43,7 @@ pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, Bad> {
     Ok(Compiled { fault, limits: limits.collect::<Result<_, _>>()? })
 }
 
-fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, Bad> {
+fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldError> {
     let count = |n: u32, field: &str| match REQUESTS.contains(&n) {
         true => Ok(n),
         false => Err((format!("{at}.{field}"), format!("{n} cannot be: give a number from 1 to {}", REQUESTS.end()))),
@@ -63,7 +63,7 @@ fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, Bad> {
 }
 
 /// Adds a filter to the services that it names.
-pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<Bad> {
+pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<FieldError> {
     let ns = &f.metadata.namespace;
     let compiled = match compile(f) {
         Ok(c) => c,
@@ -92,7 +92,7 @@ pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<Ba
     bad
 }
 
-fn target(t: &TargetRef, ns: &str, at: &str) -> Option<Bad> {
+fn target(t: &TargetRef, ns: &str, at: &str) -> Option<FieldError> {
     if !matches!(t.group.as_str(), "" | "core") || t.kind != "Service" {
         let text = format!("{:?} cannot be: name a Service, or this filter in an ExtensionRef of a route", t.kind);
         return Some((format!("{at}.kind"), text));

@@ -1,8 +1,8 @@
 //! Gateway API's routes, of services and of gateways.
 
 use super::{
-    Api, Bad, GATEWAY, Hosts, Index, MILLION, NO_BACKEND, Precision, Ranked, RankedTcp, Tables, age, exact, filter,
-    gateways, header, header_name, ir, optional_duration, per_million, regex,
+    Api, FieldError, GATEWAY, Hosts, MILLION, NO_BACKEND, Objects, Precision, Ranked, RankedTcp, Tables, age, exact,
+    filter, gateways, header, header_name, ir, optional_duration, per_million, regex,
 };
 use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
 use karst_core::operators;
@@ -11,19 +11,19 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 /// The services that a route is for.
 pub(super) fn targets(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     hosts: &Hosts,
     kind: &'static str,
     ns: &str,
     names: &[String],
     parents: &[ParentRef],
 ) -> Vec<Arc<str>> {
-    let c = Convert { x, hosts, kind, ns, names, parents };
+    let c = Convert { objects, hosts, kind, ns, names, parents };
     parents.iter().flat_map(|p| c.parents(p)).map(|(key, _)| key).collect()
 }
 
-pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert::new((x, hosts), "HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+pub(super) fn http(objects: &Objects<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
     for (i, rule) in r.spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
@@ -36,8 +36,8 @@ pub(super) fn http(x: &Index<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tab
     bad
 }
 
-pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert::new((x, hosts), "GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+pub(super) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
     for (i, rule) in r.spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
@@ -57,7 +57,7 @@ pub(super) fn grpc(x: &Index<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tab
 }
 
 /// What is wrong with which rules, by the field of the rule (`spec.rules[1]`): it is not in force, others are.
-pub(in crate::convert) fn dropped(bad: &[Bad]) -> BTreeMap<&str, &Bad> {
+pub(in crate::convert) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldError> {
     // The first of a rule's is told.
     let rule = bad.iter().rev().filter_map(|b| {
         let field = b.0.split_inclusive(']').next()?;
@@ -66,13 +66,13 @@ pub(in crate::convert) fn dropped(bad: &[Bad]) -> BTreeMap<&str, &Bad> {
     rule.collect()
 }
 
-pub(super) fn tcp(x: &Index<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert::new((x, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
+pub(super) fn tcp(objects: &Objects<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
     c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
 }
 
-pub(super) fn tls(x: &Index<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
-    let c = Convert::new((x, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+pub(super) fn tls(objects: &Objects<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
 }
 
@@ -104,7 +104,7 @@ fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
 }
 
 /// A gRPC method is a path.
-fn grpc_matching(m: &GrpcMatch, at: &str, bad: &mut Vec<Bad>) -> Matched {
+fn grpc_matching(m: &GrpcMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
     let method = m.method.as_ref();
     let kind = method.and_then(|g| g.kind.as_deref()).unwrap_or("Exact");
     let names = method.map_or((None, None), |g| (g.service.as_deref(), g.method.as_deref()));
@@ -142,7 +142,7 @@ struct Converted {
 }
 
 struct Convert<'a> {
-    x: &'a Index<'a>,
+    objects: &'a Objects<'a>,
     hosts: &'a Hosts,
     kind: &'static str,
     ns: &'a str,
@@ -175,17 +175,17 @@ struct Filters {
 
 impl<'a> Convert<'a> {
     fn new(
-        (x, hosts): (&'a Index<'a>, &'a Hosts),
+        (objects, hosts): (&'a Objects<'a>, &'a Hosts),
         kind: &'static str,
         m: &'a Meta,
         names: &'a [String],
         parents: &'a [ParentRef],
     ) -> Self {
-        Self { x, hosts, kind, ns: &m.namespace, names, parents }
+        Self { objects, hosts, kind, ns: &m.namespace, names, parents }
     }
 
     /// The rules of a route for connections.
-    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<Bad> {
+    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<FieldError> {
         let (mut rules, mut bad) = (vec![], vec![]);
         for (i, rule) in all.iter().enumerate() {
             let mut destinations = vec![];
@@ -213,7 +213,7 @@ impl<'a> Convert<'a> {
     }
 
     /// What stands for a route that cannot be read as a whole.
-    fn unread(&self, is_unread: bool, name: &str, bad: &mut Vec<Bad>) -> Option<Converted> {
+    fn unread(&self, is_unread: bool, name: &str, bad: &mut Vec<FieldError>) -> Option<Converted> {
         if !is_unread {
             return None;
         }
@@ -231,7 +231,7 @@ impl<'a> Convert<'a> {
             for (key, closeness) in self.parents(p) {
                 // Of a gateway the port has chosen the listener.
                 let ports = if key.starts_with(gateways::VIRTUAL) { vec![] } else { own.clone() };
-                let t = tables.of(self.x, &key, self.ns);
+                let t = tables.of(self.objects, &key, self.ns);
                 t.http.extend(http.iter().enumerate().map(|(place, c)| Ranked {
                     is_last: c.is_last,
                     api: Api::Gateway,
@@ -260,10 +260,11 @@ impl<'a> Convert<'a> {
             match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
                 ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
                 (ISTIO_NETWORKING, "ServiceEntry") => {
-                    let all = self.x.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
+                    let all =
+                        self.objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
                     all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
                 }
-                _ => return self.hosts.fronts.keys(self.x, self.kind, self.ns, self.names, p),
+                _ => return self.hosts.listeners.keys(self.objects, self.kind, self.ns, self.names, p),
             };
         services.into_iter().map(|key| (key, 0)).collect()
     }
@@ -275,7 +276,7 @@ impl<'a> Convert<'a> {
         r: &RouteRule,
         mut matches: Vec<Matched>,
         (at, name, n): (&str, &str, usize),
-        bad: &mut Vec<Bad>,
+        bad: &mut Vec<FieldError>,
     ) -> Vec<Converted> {
         let origin =
             format!("{} {}/{name} {}", self.kind, self.ns, r.name.clone().unwrap_or_else(|| format!("rule {n}")));
@@ -298,7 +299,7 @@ impl<'a> Convert<'a> {
     }
 
     /// What a rule does.
-    fn action(&self, r: &RouteRule, at: &str) -> Result<ir::HttpRule, Bad> {
+    fn action(&self, r: &RouteRule, at: &str) -> Result<ir::HttpRule, FieldError> {
         let f = self.filters(&r.filters, at)?;
         let t = r.timeouts.as_ref();
         let request_ms = optional_duration(t.and_then(|t| t.request.as_deref()), || format!("{at}.timeouts.request"))?;
@@ -347,7 +348,7 @@ impl<'a> Convert<'a> {
         Ok(rule)
     }
 
-    fn destination(&self, b: &BackendRef, at: &str) -> Result<ir::Destination, Bad> {
+    fn destination(&self, b: &BackendRef, at: &str) -> Result<ir::Destination, FieldError> {
         let ns = b.namespace.as_deref().unwrap_or(self.ns);
         let (group, kind) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
         let found = match (group, kind) {
@@ -359,7 +360,7 @@ impl<'a> Convert<'a> {
         let granted = kind == "Hostname"
             || ns == self.ns
             || is_parent(self.parents, self.ns, ns, &b.name)
-            || granted(self.x, self.kind, self.ns, (ns, group, kind, &b.name));
+            || granted(self.objects, self.kind, self.ns, (ns, group, kind, &b.name));
         let port = u32::from(b.port.unwrap_or(0));
         // A port that the service does not have is no backend, whatever listens there.
         let found = found.filter(|key| self.hosts.has_port(key, port));
@@ -379,7 +380,7 @@ impl<'a> Convert<'a> {
         })
     }
 
-    fn filters(&self, all: &[Filter], at: &str) -> Result<Filters, Bad> {
+    fn filters(&self, all: &[Filter], at: &str) -> Result<Filters, FieldError> {
         let mut out = Filters::default();
         for (i, f) in all.iter().enumerate() {
             let at = format!("{at}.filters[{i}]");
@@ -439,7 +440,7 @@ impl<'a> Convert<'a> {
                 "ExtensionRef" => {
                     let r = f.extension_ref.as_ref().ok_or_else(|| lacks("extensionRef"))?;
                     // What is wrong with it is said where it stands; requests do not go on without it.
-                    match filter::find(self.x, self.ns, r).map(filter::compile) {
+                    match filter::find(self.objects, self.ns, r).map(filter::compile) {
                         Some(Ok(c)) => out.extensions.push(c),
                         Some(Err(_)) | None => out.unknown = true,
                     }
@@ -454,12 +455,12 @@ impl<'a> Convert<'a> {
 
 /// Does another namespace let routes of this kind and namespace refer to what it has (ReferenceGrant)?
 pub(in crate::convert) fn granted(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     route: &str,
     from: &str,
     (ns, group, kind, name): (&str, &str, &str, &str),
 ) -> bool {
-    x.grants.iter().filter(|g| g.metadata.namespace == ns).any(|g| {
+    objects.grants.iter().filter(|g| g.metadata.namespace == ns).any(|g| {
         let ours = |f: &GrantFrom| f.group == GATEWAY_API && f.kind == route && f.namespace == from;
         let to = |t: &GrantTo| t.group == group && t.kind == kind && t.name.as_ref().is_none_or(|n| n == name);
         g.spec.from.iter().any(ours) && g.spec.to.iter().any(to)
@@ -486,7 +487,7 @@ fn cors(c: &CorsFilter) -> ir::Cors {
 }
 
 /// Whether it is the full path, and the text.
-fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), Bad> {
+fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), FieldError> {
     match (p.kind.as_str(), &p.replace_full_path, &p.replace_prefix_match) {
         ("ReplaceFullPath", Some(p), _) => Ok((true, p.clone())),
         ("ReplacePrefixMatch", _, Some(p)) => Ok((false, p.clone())),
@@ -498,9 +499,9 @@ fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), Bad> {
 }
 
 /// In this API a value is sent as it is: a `%` that begins no operator is one ([`warnings`] tells).
-fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, Bad> {
+fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, FieldError> {
     let one = |h: &HeaderValue, at: String| header(&h.name, &operators::literal(&h.value), at);
-    let all = |v: &[HeaderValue], f: &str| -> Result<Vec<_>, Bad> {
+    let all = |v: &[HeaderValue], f: &str| -> Result<Vec<_>, FieldError> {
         v.iter().enumerate().map(|(i, h)| one(h, format!("{at}.{f}[{i}]"))).collect()
     };
     Ok(ir::HeaderChange {
@@ -517,7 +518,7 @@ fn refused() -> ir::HttpRule {
 }
 
 /// A match; what of it cannot be read is left out, and told.
-fn matching(m: &RouteMatch, at: &str, bad: &mut Vec<Bad>) -> Matched {
+fn matching(m: &RouteMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
     let before = bad.len();
     let path = path(m.path.as_ref(), &format!("{at}.path"));
     let (path, rank, length) = path.map(|(p, rank, length)| (Some(p), rank, length)).unwrap_or_else(|e| {
@@ -553,7 +554,7 @@ fn matching(m: &RouteMatch, at: &str, bad: &mut Vec<Bad>) -> Matched {
     Matched { precision: Precision(Reverse(precision)), m: out, is_read: bad.len() == before }
 }
 
-fn text(kind: Option<&str>, value: &str, at: &str) -> Result<ir::Text, Bad> {
+fn text(kind: Option<&str>, value: &str, at: &str) -> Result<ir::Text, FieldError> {
     match kind.unwrap_or("Exact") {
         "Exact" => Ok(exact(value)),
         "RegularExpression" => Ok(ir::Text { kind: Some(ir::text::Kind::Regex(regex(value, format!("{at}.value"))?)) }),
@@ -562,7 +563,7 @@ fn text(kind: Option<&str>, value: &str, at: &str) -> Result<ir::Text, Bad> {
 }
 
 /// A path, how exact its kind is, and its length.
-fn path(p: Option<&PathMatch>, at: &str) -> Result<(ir::text::Kind, u8, usize), Bad> {
+fn path(p: Option<&PathMatch>, at: &str) -> Result<(ir::text::Kind, u8, usize), FieldError> {
     use ir::text::Kind;
     let value = p.and_then(|p| p.value.as_deref()).unwrap_or("/");
     let (path, rank) = match p.and_then(|p| p.kind.as_deref()).unwrap_or("PathPrefix") {

@@ -4,7 +4,7 @@
 //! servers of Istio's API take without TLS at one port of a pod shares its virtual hosts, whichever Gateways they are of.
 
 use super::{
-    Export, GATEWAY, Index, MESH, access, address, age, closeness, destination_rule, full_host, ir, telemetry,
+    Export, GATEWAY, MESH, Objects, access, address, age, closeness, destination_rule, full_host, ir, telemetry,
 };
 use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint, workload};
 use ir::ListenerProtocol as Protocol;
@@ -20,15 +20,15 @@ pub(crate) const VIRTUAL: char = '~';
 pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// One thing that a gateway listens on.
-pub(crate) struct Front {
+pub(crate) struct GatewayListener {
     /// `Gateway/namespace/name/listener`; the names of its virtual hosts begin with it.
     pub(crate) id: String,
-    of: Of,
+    parent: ListenerParent,
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
     pub(crate) hosts: Vec<String>,
     /// TLS that ends here.
-    pub(crate) ends_tls: bool,
+    pub(crate) terminates_tls: bool,
     /// Its clients are to show certificates, and it is of Gateway API, where that cannot be.
     asks: bool,
     /// Kinds of routes that may be attached.
@@ -41,26 +41,26 @@ pub(crate) struct Front {
     certificates: Vec<ir::KeyPair>,
     client: ir::ClientCertificate,
     client_names: Vec<String>,
-    modern: bool,
+    min_tls13: bool,
     redirect: bool,
 }
 
 /// Whose it is.
-enum Of {
+enum ListenerParent {
     Api { namespace: String, gateway: String, listener: String, allowed: RouteNamespaces },
     Istio { namespace: String, gateway: String, server: usize, from: Vec<(String, String)> },
 }
 
-impl Front {
+impl GatewayListener {
     /// One for requests without TLS, to begin with.
-    fn new(id: String, of: Of, port: u16, hosts: Vec<String>) -> Self {
+    fn new(id: String, parent: ListenerParent, port: u16, hosts: Vec<String>) -> Self {
         Self {
             id,
-            of,
+            parent,
             port,
             protocol: Protocol::Http,
             hosts,
-            ends_tls: false,
+            terminates_tls: false,
             asks: false,
             kinds: vec![],
             refused: None,
@@ -69,7 +69,7 @@ impl Front {
             certificates: vec![],
             client: ir::ClientCertificate::None,
             client_names: vec![],
-            modern: false,
+            min_tls13: false,
             redirect: false,
         }
     }
@@ -81,7 +81,7 @@ impl Front {
             client: self.client as i32,
             client_roots: vec![],
             client_names: self.client_names.clone(),
-            modern: self.modern,
+            modern: self.min_tls13,
         }
     }
 
@@ -93,11 +93,11 @@ impl Front {
 
     /// For people.
     fn name(&self) -> String {
-        match &self.of {
-            Of::Api { namespace, gateway, listener, .. } => {
+        match &self.parent {
+            ListenerParent::Api { namespace, gateway, listener, .. } => {
                 format!("listener {listener} of Gateway {namespace}/{gateway}")
             }
-            Of::Istio { namespace, gateway, server, .. } => {
+            ListenerParent::Istio { namespace, gateway, server, .. } => {
                 format!("spec.servers[{server}] of Gateway {namespace}/{gateway}")
             }
         }
@@ -119,18 +119,18 @@ impl Front {
 /// What shares virtual hosts: a server of Istio's API, or all servers for requests without TLS at one port of like pods (Istio
 /// merges these over all Gateways). Pods of each namespace have their own: routes are exported to namespaces.
 #[derive(Clone, PartialEq)]
-pub(in crate::convert) struct Place {
+pub(in crate::convert) struct VirtualHostScope {
     /// The names of the virtual hosts begin so. It stays when Gateways come and go: what is served goes on to be.
     routes: String,
     /// That of the pods.
     namespace: String,
-    /// Places among all fronts.
-    fronts: Vec<usize>,
+    /// Indices into all listeners.
+    listeners: Vec<usize>,
 }
 
-/// A front at a pod.
+/// A listener at a pod.
 struct Served {
-    front: usize,
+    listener: usize,
     /// Where the pod listens.
     port: u16,
     /// What the names of its virtual hosts begin with.
@@ -139,7 +139,7 @@ struct Served {
 
 /// A front that its pods cannot be reached at, or have no port for.
 pub(crate) struct Unmapped {
-    front: usize,
+    listener: usize,
     /// Its port is none of the Services' that select the pods, or another front has the pods' port.
     pub(crate) reason: &'static str,
     pub(crate) text: String,
@@ -150,9 +150,9 @@ const TAKEN: &str = "PortConflict";
 
 /// Everything that gateways listen on.
 #[derive(Default)]
-pub(crate) struct Fronts {
-    all: Vec<Front>,
-    pub(super) places: Vec<Place>,
+pub(crate) struct GatewayListeners {
+    all: Vec<GatewayListener>,
+    pub(super) scopes: Vec<VirtualHostScope>,
     /// Of the pods of gateways, by [`address`].
     pods: HashMap<usize, Vec<Served>>,
     unmapped: Vec<Unmapped>,
@@ -176,20 +176,22 @@ struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    fn of(x: &Index<'_>, v: &'a VirtualService) -> Self {
+    fn of(objects: &Objects<'_>, v: &'a VirtualService) -> Self {
         let namespace = v.metadata.namespace.as_str();
-        let hosts = v.spec.hosts.iter().map(|h| full_host(h, namespace, &x.mesh.cluster_domain)).collect();
+        let hosts = v.spec.hosts.iter().map(|h| full_host(h, namespace, &objects.mesh.cluster_domain)).collect();
         let gateways = v.spec.gateways.iter().filter(|g| *g != MESH).map(|g| full_name(g, namespace)).collect();
         Self { namespace, gateways, hosts }
     }
 
     /// Those of its hosts that a server takes, if it is one of this Gateway.
-    fn hosts_at(&self, f: &Front, full: &str) -> impl Iterator<Item = String> {
-        let (namespace, from): (&str, &[(String, String)]) = match &f.of {
-            Of::Istio { namespace, gateway, from, .. } if full.split_once('/') == Some((namespace, gateway)) => {
+    fn hosts_at(&self, f: &GatewayListener, full: &str) -> impl Iterator<Item = String> {
+        let (namespace, from): (&str, &[(String, String)]) = match &f.parent {
+            ListenerParent::Istio { namespace, gateway, from, .. }
+                if full.split_once('/') == Some((namespace, gateway)) =>
+            {
                 (namespace, from)
             }
-            Of::Istio { .. } | Of::Api { .. } => ("", &[]),
+            ListenerParent::Istio { .. } | ListenerParent::Api { .. } => ("", &[]),
         };
         let own = self.namespace;
         let open = from.iter().filter(move |(of, _)| of == "*" || of == own || (of == "." && namespace == own));
@@ -201,14 +203,14 @@ impl<'a> Named<'a> {
 pub(super) struct Bound<'a> {
     /// Full name of the gateway.
     pub(super) gateway: String,
-    pub(super) front: &'a Front,
+    pub(super) listener: &'a GatewayListener,
     /// The resource for its routes.
     pub(super) key: Arc<str>,
 }
 
 /// Is this Gateway one of ours that is no waypoint?
-pub(crate) fn is_ingress(x: &Index<'_>, g: &Gateway) -> bool {
-    match x.classes.get(g.spec.gateway_class_name.as_str()) {
+pub(crate) fn is_ingress(objects: &Objects<'_>, g: &Gateway) -> bool {
+    match objects.classes.get(g.spec.gateway_class_name.as_str()) {
         Some(c) => c.spec.controller_name == deploy::INGRESS,
         // In files the class need not stand beside it.
         None => deploy::INGRESS_CLASSES.contains(&g.spec.gateway_class_name.as_str()),
@@ -216,29 +218,29 @@ pub(crate) fn is_ingress(x: &Index<'_>, g: &Gateway) -> bool {
 }
 
 /// Is this a pod of a gateway? Then it decides about more than its own workload.
-pub(crate) fn is_gateway(x: &Index<'_>, p: &Pod) -> bool {
+pub(crate) fn is_gateway(objects: &Objects<'_>, p: &Pod) -> bool {
     let l = &p.metadata.labels;
-    l.contains_key(GATEWAY_NAME) || x.istio_gateways.iter().any(|(_, g)| selected(g, l))
+    l.contains_key(GATEWAY_NAME) || objects.istio_gateways.iter().any(|(_, g)| selected(g, l))
 }
 
 fn selected(g: &IstioGateway, labels: &Labels) -> bool {
     !g.spec.selector.is_empty() && selects(&g.spec.selector, labels)
 }
 
-impl Fronts {
-    pub(crate) fn new(x: &Index<'_>) -> Self {
+impl GatewayListeners {
+    pub(crate) fn new(objects: &Objects<'_>) -> Self {
         let mut all = vec![];
-        let mut gateways: Vec<_> = x.gateways.values().filter(|g| is_ingress(x, g)).collect();
+        let mut gateways: Vec<_> = objects.gateways.values().filter(|g| is_ingress(objects, g)).collect();
         gateways.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
         for g in gateways {
             let start = all.len();
-            all.extend(g.spec.listeners.iter().map(|l| listener(x, g, l)));
+            all.extend(g.spec.listeners.iter().map(|l| listener(objects, g, l)));
             let own = &mut all[start..];
             unasked(own);
             conflicts(own);
         }
         // Of servers that cannot share a port the older one counts.
-        let mut istio: Vec<_> = x.istio_gateways.iter().map(|(_, g)| *g).collect();
+        let mut istio: Vec<_> = objects.istio_gateways.iter().map(|(_, g)| *g).collect();
         istio.sort_by_key(|g| age(&g.metadata));
         for g in istio {
             all.extend(g.spec.servers.iter().enumerate().map(|(i, s)| server(g, s, i)));
@@ -247,95 +249,104 @@ impl Fronts {
     }
 
     /// The same, with the pods that they are served by.
-    pub(crate) fn with_pods(x: &Index<'_>) -> Self {
-        let mut out = Self::new(x);
-        if out.is_idle(x) {
+    pub(crate) fn with_pods(objects: &Objects<'_>) -> Self {
+        let mut out = Self::new(objects);
+        if out.is_idle(objects) {
             return out;
         }
-        let (named, mut places) = (by_label(x), BTreeMap::<String, Place>::new());
+        let (named, mut scopes) = (by_label(objects), BTreeMap::<String, VirtualHostScope>::new());
         let mut unmapped: BTreeMap<usize, Unmapped> = BTreeMap::new();
-        for p in &x.pods {
+        for p in &objects.pods {
             let m = &p.metadata;
-            let selecting = x.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels));
+            let selecting = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels));
             let istio: BTreeSet<(&str, &str)> =
                 selecting.map(|(_, g)| (g.metadata.namespace.as_str(), g.metadata.name.as_str())).collect();
             if istio.is_empty() && !m.labels.contains_key(GATEWAY_NAME) {
                 continue;
             }
             let own = of_pod(&named, p).map(|g| (g.metadata.namespace.as_str(), g.metadata.name.as_str()));
-            let its = |f: &Front| match &f.of {
-                Of::Api { namespace, gateway, .. } => own == Some((namespace.as_str(), gateway.as_str())),
-                Of::Istio { namespace, gateway, .. } => istio.contains(&(namespace.as_str(), gateway.as_str())),
+            let its = |f: &GatewayListener| match &f.parent {
+                ListenerParent::Api { namespace, gateway, .. } => own == Some((namespace.as_str(), gateway.as_str())),
+                ListenerParent::Istio { namespace, gateway, .. } => {
+                    istio.contains(&(namespace.as_str(), gateway.as_str()))
+                }
             };
             let (mut served, mut classes) = (vec![], BTreeMap::new());
             for (i, f) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
-                let (ports, problem) = ports(x, p, f.port);
+                let (ports, problem) = ports(objects, p, f.port);
                 if let Some(text) = problem {
-                    unmapped.entry(i).or_insert(Unmapped { front: i, reason: NOT_IN_SERVICE, text });
+                    unmapped.entry(i).or_insert(Unmapped { listener: i, reason: NOT_IN_SERVICE, text });
                 }
                 for port in ports {
                     // On one port only one of: requests, TLS, bytes. The first decides.
                     let (class, first) = *classes.entry(port).or_insert((class(f.protocol), i));
                     if class != self::class(f.protocol) {
-                        let other = out.all.get(first).map_or(String::new(), Front::name);
+                        let other = out.all.get(first).map_or(String::new(), GatewayListener::name);
                         let text = format!(
                             "is port {port} of pod {}/{}, which {other} takes with another protocol: use another port",
                             m.namespace, m.name
                         );
-                        unmapped.entry(i).or_insert(Unmapped { front: i, reason: TAKEN, text });
+                        unmapped.entry(i).or_insert(Unmapped { listener: i, reason: TAKEN, text });
                         continue;
                     }
-                    let routes = match (&f.of, f.protocol) {
-                        (Of::Api { .. }, _) => f.routes(),
-                        (Of::Istio { .. }, Protocol::Http) => {
-                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", m.namespace, fingerprint(x, p))
+                    let routes = match (&f.parent, f.protocol) {
+                        (ListenerParent::Api { .. }, _) => f.routes(),
+                        (ListenerParent::Istio { .. }, Protocol::Http) => {
+                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", m.namespace, fingerprint(objects, p))
                         }
-                        (Of::Istio { .. }, Protocol::Https | Protocol::Tls | Protocol::Tcp) => {
+                        (ListenerParent::Istio { .. }, Protocol::Https | Protocol::Tls | Protocol::Tcp) => {
                             format!("{}/{}", f.routes(), m.namespace)
                         }
                     };
-                    if matches!(f.of, Of::Istio { .. }) {
-                        let new = || Place { routes: routes.clone(), namespace: m.namespace.clone(), fronts: vec![] };
-                        let place = places.entry(routes.clone()).or_insert_with(new);
-                        if !place.fronts.contains(&i) {
-                            place.fronts.push(i);
+                    if matches!(f.parent, ListenerParent::Istio { .. }) {
+                        let new = || VirtualHostScope {
+                            routes: routes.clone(),
+                            namespace: m.namespace.clone(),
+                            listeners: vec![],
+                        };
+                        let scope = scopes.entry(routes.clone()).or_insert_with(new);
+                        if !scope.listeners.contains(&i) {
+                            scope.listeners.push(i);
                         }
                     }
-                    served.push(Served { front: i, port, routes });
+                    served.push(Served { listener: i, port, routes });
                 }
             }
             out.pods.insert(address(*p), served);
         }
-        out.places = places.into_values().collect();
-        // In the order of the fronts, whatever pods came first.
-        out.places.iter_mut().for_each(|p| p.fronts.sort_unstable());
+        out.scopes = scopes.into_values().collect();
+        // In the order of the listeners, whatever pods came first.
+        out.scopes.iter_mut().for_each(|p| p.listeners.sort_unstable());
         out.unmapped = unmapped.into_values().collect();
         out
     }
 
     /// Is there nothing that a gateway's pod could be told?
-    fn is_idle(&self, x: &Index<'_>) -> bool {
+    fn is_idle(&self, objects: &Objects<'_>) -> bool {
         let shown = |d: &DestinationRule| destination_rule::credentials(d).next().is_some();
-        let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
+        let for_pods =
+            |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
         self.all.is_empty()
-            && x.telemetry.is_empty()
-            && !x.gateways.values().copied().any(for_pods)
-            && !x.destination_rules.iter().any(|(_, d)| shown(d))
+            && objects.telemetry.is_empty()
+            && !objects.gateways.values().copied().any(for_pods)
+            && !objects.destination_rules.iter().any(|(_, d)| shown(d))
     }
 
     /// Which servers of an Istio Gateway listen where no Service sends anything, or have no port, and what to do.
     pub(crate) fn unmapped<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = (usize, &'a Unmapped)> {
-        self.unmapped.iter().filter_map(move |u| match &self.all.get(u.front)?.of {
-            Of::Istio { namespace, gateway, server, .. } if namespace == ns && gateway == name => Some((*server, u)),
+        self.unmapped.iter().filter_map(move |u| match &self.all.get(u.listener)?.parent {
+            ListenerParent::Istio { namespace, gateway, server, .. } if namespace == ns && gateway == name => {
+                Some((*server, u))
+            }
             _ => None,
         })
     }
 
     /// Those of a Gateway of Gateway API, in the order of its listeners.
-    pub(crate) fn of<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = &'a Front> {
+    pub(crate) fn of<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = &'a GatewayListener> {
         self.all
             .iter()
-            .filter(move |f| matches!(&f.of, Of::Api { namespace, gateway, .. } if namespace == ns && gateway == name))
+            .filter(move |f| matches!(&f.parent, ListenerParent::Api { namespace, gateway, .. } if namespace == ns && gateway == name))
     }
 
     /// Where a route with these host names is attached by a reference: what it is attached to, and the hosts there. None: the
@@ -343,49 +354,49 @@ impl Fronts {
     #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
     pub(crate) fn attached<'a>(
         &'a self,
-        x: &Index<'_>,
+        objects: &Objects<'_>,
         kind: &str,
         ns: &str,
         names: &[String],
         p: &ParentRef,
-    ) -> Option<Result<Vec<(&'a Front, Vec<String>)>, (&'static str, String)>> {
+    ) -> Option<Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)>> {
         if p.group.as_deref().unwrap_or(GATEWAY_API) != GATEWAY_API || p.kind.as_deref().unwrap_or(GATEWAY) != GATEWAY {
             return None;
         }
         let of = p.namespace.as_deref().unwrap_or(ns);
-        let g = x.gateways.get(&(of, p.name.as_str()))?;
-        if !is_ingress(x, g) {
+        let g = objects.gateways.get(&(of, p.name.as_str()))?;
+        if !is_ingress(objects, g) {
             return None;
         }
-        Some(self.attach(x, kind, ns, names, p, of))
+        Some(self.attach(objects, kind, ns, names, p, of))
     }
 
     #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
     fn attach<'a>(
         &'a self,
-        x: &Index<'_>,
+        objects: &Objects<'_>,
         kind: &str,
         ns: &str,
         names: &[String],
         p: &ParentRef,
         of: &str,
-    ) -> Result<Vec<(&'a Front, Vec<String>)>, (&'static str, String)> {
+    ) -> Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)> {
         let what = format!("Gateway {of}/{}", p.name);
-        let named = |f: &&Front| {
-            let Of::Api { namespace, gateway, listener, .. } = &f.of else { return false };
+        let named = |f: &&GatewayListener| {
+            let ListenerParent::Api { namespace, gateway, listener, .. } = &f.parent else { return false };
             let section = p.section_name.as_ref().is_none_or(|s| s == listener);
             namespace == of && *gateway == p.name && section && p.port.is_none_or(|n| n == f.port)
         };
-        let mut found: Vec<&Front> = self.all.iter().filter(named).collect();
+        let mut found: Vec<&GatewayListener> = self.all.iter().filter(named).collect();
         if found.is_empty() {
             return Err(("NoMatchingParent", format!("{what} has no such listener: see sectionName and port")));
         }
-        found.retain(|f| f.kinds.contains(&kind) && admits(x, f, ns));
+        found.retain(|f| f.kinds.contains(&kind) && admits(objects, f, ns));
         if found.is_empty() {
             let text = format!("no listener of {what} allows a {kind} of namespace {ns}: see its allowedRoutes");
             return Err(("NotAllowedByListeners", text));
         }
-        let fits = |f: &'a Front| {
+        let fits = |f: &'a GatewayListener| {
             let hosts: BTreeSet<String> = match names {
                 [] => f.hosts.iter().cloned().collect(),
                 _ => names.iter().flat_map(|n| f.hosts.iter().filter_map(move |h| common(h, n))).collect(),
@@ -403,34 +414,34 @@ impl Fronts {
     /// The resources with the routes of what is attached, and how closely the route's own names fit each.
     pub(super) fn keys(
         &self,
-        x: &Index<'_>,
+        objects: &Objects<'_>,
         kind: &str,
         ns: &str,
         names: &[String],
         p: &ParentRef,
     ) -> Vec<(Arc<str>, usize)> {
-        let Some(Ok(all)) = self.attached(x, kind, ns, names, p) else { return vec![] };
-        let fit = |f: &Front, host: &str| {
+        let Some(Ok(all)) = self.attached(objects, kind, ns, names, p) else { return vec![] };
+        let fit = |f: &GatewayListener, host: &str| {
             let fits = |n: &&String| f.hosts.iter().any(|h| common(h, n).as_deref() == Some(host));
             names.iter().filter(fits).map(|n| closeness(n)).max().unwrap_or(0)
         };
-        let of = |(f, hosts): &(&Front, Vec<String>)| -> Vec<(Arc<str>, usize)> {
+        let of = |(f, hosts): &(&GatewayListener, Vec<String>)| -> Vec<(Arc<str>, usize)> {
             hosts.iter().map(|h| (f.key(&f.routes(), h), fit(f, h))).collect()
         };
         all.iter().flat_map(of).collect()
     }
 
     /// Where a VirtualService is bound, if it is exported to there.
-    pub(super) fn bound<'a>(&'a self, x: &Index<'_>, v: &VirtualService) -> Vec<Bound<'a>> {
-        let (export, named) = (Export::of_virtual_service(x, v), Named::of(x, v));
+    pub(super) fn bound<'a>(&'a self, objects: &Objects<'_>, v: &VirtualService) -> Vec<Bound<'a>> {
+        let (export, named) = (Export::of_virtual_service(objects, v), Named::of(objects, v));
         let mut out: Vec<Bound<'a>> = vec![];
         for full in &named.gateways {
-            for place in self.places.iter().filter(|p| export.is_for(&p.namespace)) {
-                for f in place.fronts.iter().filter_map(|i| self.all.get(*i)) {
+            for scope in self.scopes.iter().filter(|p| export.is_for(&p.namespace)) {
+                for f in scope.listeners.iter().filter_map(|i| self.all.get(*i)) {
                     for host in named.hosts_at(f, full) {
-                        let key = f.key(&place.routes, &host);
-                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.front, f)) {
-                            out.push(Bound { gateway: full.clone(), front: f, key });
+                        let key = f.key(&scope.routes, &host);
+                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.listener, f)) {
+                            out.push(Bound { gateway: full.clone(), listener: f, key });
                         }
                     }
                 }
@@ -441,12 +452,12 @@ impl Fronts {
 
     /// Does a Gateway that it names take one of its hosts, and may the pods of one that does have its routes? (Where there are no
     /// pods yet, they may.)
-    pub(super) fn taken(&self, x: &Index<'_>, v: &VirtualService) -> Taken {
-        let (export, named) = (Export::of_virtual_service(x, v), Named::of(x, v));
-        let takes = |f: &Front| named.gateways.iter().any(|full| named.hosts_at(f, full).next().is_some());
-        let fronts: BTreeSet<usize> = (0..).zip(&self.all).filter(|(_, f)| takes(f)).map(|(i, _)| i).collect();
-        let mut places = self.places.iter().filter(|p| p.fronts.iter().any(|i| fronts.contains(i))).peekable();
-        match (fronts.is_empty(), places.peek().is_none() || places.any(|p| export.is_for(&p.namespace))) {
+    pub(super) fn taken(&self, objects: &Objects<'_>, v: &VirtualService) -> Taken {
+        let (export, named) = (Export::of_virtual_service(objects, v), Named::of(objects, v));
+        let takes = |f: &GatewayListener| named.gateways.iter().any(|full| named.hosts_at(f, full).next().is_some());
+        let listeners: BTreeSet<usize> = (0..).zip(&self.all).filter(|(_, f)| takes(f)).map(|(i, _)| i).collect();
+        let mut scopes = self.scopes.iter().filter(|p| p.listeners.iter().any(|i| listeners.contains(i))).peekable();
+        match (listeners.is_empty(), scopes.peek().is_none() || scopes.any(|p| export.is_for(&p.namespace))) {
             (true, _) => Taken::No,
             (false, false) => Taken::NotExported,
             (false, true) => Taken::Yes,
@@ -476,9 +487,9 @@ pub(super) fn full_name(name: &str, ns: &str) -> String {
 }
 
 /// Gateways by namespace and the label of their pods. (A label is shorter than the longest name.)
-fn by_label<'a>(x: &Index<'a>) -> BTreeMap<(String, String), &'a Gateway> {
+fn by_label<'a>(objects: &Objects<'a>) -> BTreeMap<(String, String), &'a Gateway> {
     let one = |g: &&'a Gateway| ((g.metadata.namespace.clone(), deploy::shortened(&g.metadata.name)), *g);
-    x.gateways.values().map(one).collect()
+    objects.gateways.values().map(one).collect()
 }
 
 fn of_pod<'a>(named: &BTreeMap<(String, String), &'a Gateway>, p: &Pod) -> Option<&'a Gateway> {
@@ -489,11 +500,11 @@ fn of_pod<'a>(named: &BTreeMap<(String, String), &'a Gateway>, p: &Pod) -> Optio
 /// Of the labels by which Services and Gateways select a pod: pods that are alike in these have the same servers at the same
 /// ports. Others (a rollout's pod-template-hash, a StatefulSet's pod-name) decide about nothing. (That it is not of the servers
 /// themselves keeps the name when a Gateway comes or goes.)
-fn fingerprint(x: &Index<'_>, p: &Pod) -> u64 {
+fn fingerprint(objects: &Objects<'_>, p: &Pod) -> u64 {
     let m = &p.metadata;
-    let here = x.services.get(m.namespace.as_str()).into_iter().flatten();
+    let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
     let services = here.filter(|s| workload::is_behind(p, s)).map(|s| &s.spec.selector);
-    let gateways = x.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels)).map(|(_, g)| &g.spec.selector);
+    let gateways = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels)).map(|(_, g)| &g.spec.selector);
     let asked: BTreeMap<_, _> = services.chain(gateways).flatten().collect();
     let text: String = asked.into_iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();
     xxhash_rust::xxh64::xxh64(text.as_bytes(), 0)
@@ -504,9 +515,9 @@ const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-transla
 
 /// Where a pod listens for a port of a gateway: where the Services that select it send what comes to that port; at the port itself,
 /// if none of them has it (Istio's resolvePorts). With what is to be told, if nothing is sent there either.
-fn ports(x: &Index<'_>, p: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
+fn ports(objects: &Objects<'_>, p: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
     let m = &p.metadata;
-    let here = x.services.get(m.namespace.as_str()).into_iter().flatten();
+    let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
     let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(p, s)).collect();
     let translating = selecting.iter().filter(|s| s.metadata.labels.get(NO_TRANSLATION).is_none_or(|v| v != "true"));
     let own = translating.flat_map(|s| &s.spec.ports).filter(|sp| sp.port == port);
@@ -537,9 +548,9 @@ fn common(a: &str, b: &str) -> Option<String> {
     }
 }
 
-fn admits(x: &Index<'_>, f: &Front, namespace: &str) -> bool {
-    let Of::Api { namespace: own, allowed, .. } = &f.of else { return false };
-    waypoint::allows(x, allowed, own, namespace)
+fn admits(objects: &Objects<'_>, f: &GatewayListener, namespace: &str) -> bool {
+    let ListenerParent::Api { namespace: own, allowed, .. } = &f.parent else { return false };
+    waypoint::allows(objects, allowed, own, namespace)
 }
 
 /// Option of a listener's `tls`: what is asked of clients (Istio's; SIMPLE is nothing).
@@ -582,10 +593,10 @@ fn refusal(field: &str) -> String {
 }
 
 /// What a listener would have taken with certificates, another at its port with a wider name does not take without.
-fn unasked(all: &mut [Front]) {
+fn unasked(all: &mut [GatewayListener]) {
     let asking: Vec<(u16, String, String)> =
         all.iter().filter(|f| f.asks).map(|f| (f.port, f.hosts[0].to_ascii_lowercase(), f.id.clone())).collect();
-    for f in all.iter_mut().filter(|f| f.ends_tls && f.refused.is_none()) {
+    for f in all.iter_mut().filter(|f| f.terminates_tls && f.refused.is_none()) {
         let takes = |(port, host, _): &&(u16, String, String)| {
             *port == f.port && common(&f.hosts[0], host).as_ref() == Some(host)
         };
@@ -599,26 +610,27 @@ fn unasked(all: &mut [Front]) {
     }
 }
 
-fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
+fn listener(objects: &Objects<'_>, g: &Gateway, l: &Listener) -> GatewayListener {
     let m = &g.metadata;
     let tls = l.tls.clone().unwrap_or_default();
     let passes = tls.mode.as_deref() == Some("Passthrough");
-    let of = Of::Api {
+    let parent = ListenerParent::Api {
         namespace: m.namespace.clone(),
         gateway: m.name.clone(),
         listener: l.name.clone(),
         allowed: l.allowed_routes.namespaces.clone(),
     };
     let host = l.hostname.clone().filter(|h| !h.is_empty()).unwrap_or("*".into());
-    let mut f = Front::new(format!("Gateway/{}/{}/{}", m.namespace, m.name, l.name), of, l.port, vec![host]);
+    let mut f =
+        GatewayListener::new(format!("Gateway/{}/{}/{}", m.namespace, m.name, l.name), parent, l.port, vec![host]);
     let supported: &[&'static str] = match l.protocol.as_str() {
         "HTTP" => &["HTTPRoute", "GRPCRoute"],
         "HTTPS" => {
-            (f.protocol, f.ends_tls) = (Protocol::Https, true);
+            (f.protocol, f.terminates_tls) = (Protocol::Https, true);
             &["HTTPRoute", "GRPCRoute"]
         }
         "TLS" => {
-            (f.protocol, f.ends_tls) = (Protocol::Tls, !passes);
+            (f.protocol, f.terminates_tls) = (Protocol::Tls, !passes);
             if passes { &["TLSRoute"] } else { &["TLSRoute", "TCPRoute"] }
         }
         "TCP" => {
@@ -631,7 +643,7 @@ fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
             &[]
         }
     };
-    if f.ends_tls
+    if f.terminates_tls
         && let Some(field) = client_certificates(g, l)
     {
         f.asks = true;
@@ -649,9 +661,9 @@ fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
             f.unresolved = Some(("InvalidRouteKinds", text));
         }
     }
-    if f.ends_tls {
+    if f.terminates_tls {
         for r in &tls.certificate_refs {
-            match pair(x, &m.namespace, r) {
+            match pair(objects, &m.namespace, r) {
                 Ok(p) => f.certificates.push(p),
                 Err(e) => f.unresolved = Some(e),
             }
@@ -663,23 +675,23 @@ fn listener(x: &Index<'_>, g: &Gateway, l: &Listener) -> Front {
     f
 }
 
-fn pair(x: &Index<'_>, ns: &str, r: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
+fn pair(objects: &Objects<'_>, ns: &str, r: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
     const BAD: &str = "InvalidCertificateRef";
     let of = r.namespace.as_deref().unwrap_or(ns);
     if !matches!(r.group.as_deref(), None | Some("")) || !matches!(r.kind.as_deref(), None | Some("Secret")) {
         return Err((BAD, format!("certificateRefs: {:?} is no Secret", r.name)));
     }
-    if of != ns && !granted_secret(x, ns, of, &r.name) {
+    if of != ns && !granted_secret(objects, ns, of, &r.name) {
         let text = format!("Secret {of}/{} is in another namespace: it needs a ReferenceGrant there", r.name);
         return Err(("RefNotPermitted", text));
     }
-    let secret = x.secrets.get(&(of, r.name.as_str()));
+    let secret = objects.secrets.get(&(of, r.name.as_str()));
     let secret = secret.ok_or_else(|| (BAD, format!("there is no Secret {of}/{}", r.name)))?;
     key_pair(secret).map_err(|e| (BAD, e))
 }
 
 /// The authority's certificates in a Secret, in Kubernetes' form or in Istio's.
-pub(super) fn authority(s: &Secret) -> Option<Vec<u8>> {
+pub(super) fn ca_bundle(s: &Secret) -> Option<Vec<u8>> {
     s.get("ca.crt").or_else(|| s.get("cacert"))
 }
 
@@ -693,7 +705,7 @@ fn key_pair(s: &Secret) -> Result<ir::KeyPair, String> {
 }
 
 /// Listeners of one Gateway that cannot be told apart, or that cannot share a port.
-fn conflicts(all: &mut [Front]) {
+fn conflicts(all: &mut [GatewayListener]) {
     let web = |p: Protocol| matches!(p, Protocol::Https | Protocol::Tls);
     for i in 0..all.len() {
         for j in 0..all.len() {
@@ -715,7 +727,7 @@ fn conflicts(all: &mut [Front]) {
     }
 }
 
-fn server(g: &IstioGateway, s: &GwServer, n: usize) -> Front {
+fn server(g: &IstioGateway, s: &GwServer, n: usize) -> GatewayListener {
     let m = &g.metadata;
     let tls = s.tls.clone().unwrap_or_default();
     let protocol = s.port.protocol.to_ascii_uppercase();
@@ -730,16 +742,16 @@ fn server(g: &IstioGateway, s: &GwServer, n: usize) -> Front {
         })
         .collect();
     let hosts = from.iter().map(|(_, h)| h.clone()).collect();
-    let of = Of::Istio { namespace: m.namespace.clone(), gateway: m.name.clone(), server: n, from };
-    let mut f = Front::new(format!("istio/{}/{}/{n}", m.namespace, m.name), of, s.port.number, hosts);
+    let parent = ListenerParent::Istio { namespace: m.namespace.clone(), gateway: m.name.clone(), server: n, from };
+    let mut f = GatewayListener::new(format!("istio/{}/{}/{n}", m.namespace, m.name), parent, s.port.number, hosts);
     f.client_names = tls.subject_alt_names;
-    f.modern = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
+    f.min_tls13 = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
     f.redirect = tls.https_redirect;
     match protocol.as_str() {
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}
-        "HTTPS" if !passes => (f.protocol, f.ends_tls) = (Protocol::Https, true),
-        "HTTPS" | "TLS" => (f.protocol, f.ends_tls) = (Protocol::Tls, !passes),
-        "TCP" | "MONGO" if s.tls.is_some() => (f.protocol, f.ends_tls) = (Protocol::Tls, !passes),
+        "HTTPS" if !passes => (f.protocol, f.terminates_tls) = (Protocol::Https, true),
+        "HTTPS" | "TLS" => (f.protocol, f.terminates_tls) = (Protocol::Tls, !passes),
+        "TCP" | "MONGO" if s.tls.is_some() => (f.protocol, f.terminates_tls) = (Protocol::Tls, !passes),
         "TCP" | "MONGO" => f.protocol = Protocol::Tcp,
         _ => {}
     }
@@ -755,11 +767,11 @@ fn server(g: &IstioGateway, s: &GwServer, n: usize) -> Front {
 
 /// The Secrets that a server of Istio's Gateway names are in the namespace of the pod.
 fn credentials(
-    x: &Index<'_>,
+    x: &Objects<'_>,
     s: &GwServer,
     n: usize,
     ns: &str,
-    f: &Front,
+    f: &GatewayListener,
     out: &mut ir::Tls,
 ) -> Result<(), (String, String)> {
     let t = s.tls.clone().unwrap_or_default();
@@ -785,7 +797,7 @@ fn credentials(
     } else {
         t.ca_cert_credential_name.clone()
     };
-    let roots = get(&own).and_then(authority).or_else(|| get(first).and_then(authority));
+    let roots = get(&own).and_then(ca_bundle).or_else(|| get(first).and_then(ca_bundle));
     out.client_roots = roots.ok_or_else(|| {
         (
             field("credentialName"),
@@ -800,46 +812,47 @@ fn credentials(
 
 /// What each pod of a gateway listens on, by `namespace/name` of the pod.
 pub(crate) fn compile(
-    x: &Index<'_>,
-    fronts: &Fronts,
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<String, Arc<ir::Gateway>> {
-    for (at, g) in &x.istio_gateways {
+    for (at, g) in &objects.istio_gateways {
         problems.extend(check::istio_gateway(&g.spec).into_iter().map(|(field, text)| problem(at, field, text)));
-        for (n, u) in fronts.unmapped(&g.metadata.namespace, &g.metadata.name) {
+        for (n, u) in listeners.unmapped(&g.metadata.namespace, &g.metadata.name) {
             problems.push(problem(at, format!("spec.servers[{n}].port.number"), &u.text));
         }
     }
-    let told_of = telemetry::usable(x, problems);
+    let told_of = telemetry::effective(objects, problems);
     let mut out = BTreeMap::new();
-    if fronts.is_idle(x) {
+    if listeners.is_idle(objects) {
         return out;
     }
-    let for_pods = |g: &Gateway| waypoint::is_waypoint(x, g) && waypoint::takes(x, g, waypoint::Traffic::Workload);
-    let named = by_label(x);
+    let for_pods =
+        |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
+    let named = by_label(objects);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
-    for (i, f) in fronts.all.iter().enumerate() {
-        let Of::Api { namespace, gateway, listener, .. } = &f.of else { continue };
-        let at = x.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
-        for u in fronts.unmapped.iter().filter(|u| u.front == i && u.reason == TAKEN) {
+    for (i, f) in listeners.all.iter().enumerate() {
+        let ListenerParent::Api { namespace, gateway, listener, .. } = &f.parent else { continue };
+        let at = objects.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
+        for u in listeners.unmapped.iter().filter(|u| u.listener == i && u.reason == TAKEN) {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
         }
         for (_, text) in [&f.refused, &f.conflict, &f.unresolved].into_iter().flatten() {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
         }
     }
-    for p in &x.pods {
-        let Some(served) = fronts.pods.get(&address(*p)) else { continue };
+    for p in &objects.pods {
+        let Some(served) = listeners.pods.get(&address(*p)) else { continue };
         let (m, mut g) = (&p.metadata, ir::Gateway::default());
         let own = of_pod(&named, p);
-        let mut mine: Vec<(&Front, &Served, ir::Tls)> = vec![];
+        let mut mine: Vec<(&GatewayListener, &Served, ir::Tls)> = vec![];
         for served in served {
-            let Some(f) = fronts.all.get(served.front) else { continue };
+            let Some(f) = listeners.all.get(served.listener) else { continue };
             let mut tls = f.tls();
-            if let Of::Istio { namespace, gateway, server: n, .. } = &f.of
-                && f.ends_tls
-                && let Some((at, i)) = istio(x, namespace, gateway)
-                && let Err((field, text)) = credentials(x, &i.spec.servers[*n], *n, &m.namespace, f, &mut tls)
+            if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &f.parent
+                && f.terminates_tls
+                && let Some((at, i)) = istio(objects, namespace, gateway)
+                && let Err((field, text)) = credentials(objects, &i.spec.servers[*n], *n, &m.namespace, f, &mut tls)
             {
                 if told.insert((f.id.clone(), text.clone())) {
                     problems.push(problem(at, field, text));
@@ -856,24 +869,24 @@ pub(crate) fn compile(
                 called: if served.port == f.port { 0 } else { u32::from(f.port) },
                 protocol: f.protocol as i32,
                 hosts: f.hosts.clone(),
-                tls: f.ends_tls.then_some(tls),
+                tls: f.terminates_tls.then_some(tls),
                 redirect: f.redirect,
             });
         }
         if !g.listeners.is_empty() {
-            g.access = access::of_pod(x, p, own, false);
+            g.access = access::of_pod(objects, p, own, false);
         } else if own.is_some_and(for_pods) {
-            g.access = access::of_pod(x, p, own, true);
+            g.access = access::of_pod(objects, p, own, true);
         }
         // Those of its own namespace; who writes rules elsewhere does not decide where they are shown.
-        let near = |d: &&DestinationRule| [&m.namespace, &x.mesh.root_namespace].contains(&&d.metadata.namespace);
-        let rules = x.destination_rules.iter().map(|(_, d)| *d).filter(near);
+        let near = |d: &&DestinationRule| [&m.namespace, &objects.mesh.root_namespace].contains(&&d.metadata.namespace);
+        let rules = objects.destination_rules.iter().map(|(_, d)| *d).filter(near);
         for name in rules.flat_map(destination_rule::credentials) {
-            let pair = x.secrets.get(&(m.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
+            let pair = objects.secrets.get(&(m.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
             g.credentials.extend(pair.map(|k| (name.to_string(), k)));
         }
-        let client = own.is_none_or(|g| is_ingress(x, g));
-        g.telemetry = telemetry::of_pod(x, &told_of, p, own, client);
+        let client = own.is_none_or(|g| is_ingress(objects, g));
+        g.telemetry = telemetry::of_pod(objects, &told_of, p, own, client);
         if g != ir::Gateway::default() {
             out.insert(format!("{}/{}", m.namespace, m.name), Arc::new(g));
         }
@@ -881,8 +894,8 @@ pub(crate) fn compile(
     out
 }
 
-fn istio<'a>(x: &Index<'a>, ns: &str, name: &str) -> Option<(&'a Located, &'a IstioGateway)> {
-    x.istio_gateways.iter().find(|(_, g)| g.metadata.namespace == ns && g.metadata.name == name).copied()
+fn istio<'a>(objects: &Objects<'a>, ns: &str, name: &str) -> Option<(&'a Located, &'a IstioGateway)> {
+    objects.istio_gateways.iter().find(|(_, g)| g.metadata.namespace == ns && g.metadata.name == name).copied()
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(super) use gateway_api::{dropped, granted, is_parent, warnings};
 
 pub(super) use table::age;
 
-use super::{Bad, Index, problem, service};
+use super::{FieldError, Objects, problem, service};
 use crate::model::Model;
 use karst_api::{route as ir, workload::Visibility};
 use karst_core::operators;
@@ -55,12 +55,12 @@ struct Export<'a> {
 }
 
 impl<'a> Export<'a> {
-    fn of_virtual_service(x: &Index<'a>, v: &'a VirtualService) -> Self {
-        Self::new(&v.metadata, &v.spec.export_to, &x.mesh.virtual_services_are_for)
+    fn of_virtual_service(objects: &Objects<'a>, v: &'a VirtualService) -> Self {
+        Self::new(&v.metadata, &v.spec.export_to, &objects.mesh.virtual_services_are_for)
     }
 
-    fn of_destination_rule(x: &Index<'a>, d: &'a DestinationRule) -> Self {
-        Self::new(&d.metadata, &d.spec.export_to, &x.mesh.destination_rules_are_for)
+    fn of_destination_rule(objects: &Objects<'a>, d: &'a DestinationRule) -> Self {
+        Self::new(&d.metadata, &d.spec.export_to, &objects.mesh.destination_rules_are_for)
     }
 
     fn new(m: &'a Meta, own: &'a [String], default: &'a [String]) -> Self {
@@ -91,11 +91,11 @@ pub(super) struct Hosts {
     private: HashSet<Arc<str>>,
     ports: HashMap<Arc<str>, Vec<u32>>,
     domain: String,
-    fronts: Arc<gateways::Fronts>,
+    listeners: Arc<gateways::GatewayListeners>,
 }
 
 impl Hosts {
-    fn new(x: &Index<'_>, model: &Model, fronts: &Arc<gateways::Fronts>) -> Self {
+    fn new(objects: &Objects<'_>, model: &Model, listeners: &Arc<gateways::GatewayListeners>) -> Self {
         let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
         let (mut private, mut ports) = (HashSet::new(), HashMap::new());
         for (key, s) in &model.services {
@@ -106,7 +106,7 @@ impl Hosts {
             }
             by_host.entry(s.hostname.clone()).or_default().push(key);
         }
-        Self { by_host, private, ports, domain: x.mesh.cluster_domain.clone(), fronts: fronts.clone() }
+        Self { by_host, private, ports, domain: objects.mesh.cluster_domain.clone(), listeners: listeners.clone() }
     }
 
     /// The ports of a service.
@@ -189,16 +189,16 @@ fn is_of(key: &str, namespace: &str) -> bool {
 }
 
 /// Labels that subsets or rules ask for: only these are told to proxies.
-pub(super) fn label_keys<'a>(x: &Index<'a>) -> BTreeSet<&'a str> {
+pub(super) fn label_keys<'a>(objects: &Objects<'a>) -> BTreeSet<&'a str> {
     let mut keys = BTreeSet::new();
-    for (_, d) in &x.destination_rules {
+    for (_, d) in &objects.destination_rules {
         keys.extend(d.spec.subsets.iter().flat_map(|s| s.labels.keys()).map(String::as_str));
     }
-    let policies = x.destination_rules.iter().flat_map(|(_, d)| d.spec.all_policies());
+    let policies = objects.destination_rules.iter().flat_map(|(_, d)| d.spec.all_policies());
     for l in policies.filter_map(|p| p.load_balancer.as_ref()?.locality_lb_setting.as_ref()) {
         keys.extend(l.failover_priority.iter().map(|p| p.split_once('=').map_or(p.as_str(), |(k, _)| k)));
     }
-    for (_, v) in &x.virtual_services {
+    for (_, v) in &objects.virtual_services {
         let http = v.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
         let tcp = v.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
         let tls = v.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
@@ -208,7 +208,7 @@ pub(super) fn label_keys<'a>(x: &Index<'a>) -> BTreeSet<&'a str> {
 }
 
 /// A workload's extension with those of its labels that anything asks for.
-pub(super) fn labels(x: &Index<'_>, labels: &Labels) -> Vec<karst_api::workload::Extension> {
+pub(super) fn labels(x: &Objects<'_>, labels: &Labels) -> Vec<karst_api::workload::Extension> {
     let asked = |(k, _): &(&String, &String)| x.label_keys.contains(k.as_str());
     let labels: BTreeMap<_, _> = labels.iter().filter(asked).map(|(k, v)| (k.clone(), v.clone())).collect();
     if labels.is_empty() {
@@ -226,7 +226,7 @@ pub(super) fn labels(x: &Index<'_>, labels: &Labels) -> Vec<karst_api::workload:
 pub(super) struct Cache {
     context: Context,
     /// What is wrong with an object.
-    bad: HashMap<usize, Vec<Bad>>,
+    bad: HashMap<usize, Vec<FieldError>>,
     /// The objects that contribute to a service, and what came of them.
     tables: HashMap<Arc<str>, (Vec<usize>, Arc<ir::Routes>)>,
     rules: destination_rule::Cache,
@@ -240,12 +240,12 @@ struct Context {
     /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts, Istio's Gateways.
     others: Vec<usize>,
     /// What shares the virtual hosts of gateways.
-    places: Vec<gateways::Place>,
+    scopes: Vec<gateways::VirtualHostScope>,
 }
 
 impl Cache {
     /// What is wrong with an object that was compiled.
-    pub(super) fn bad<T>(&self, object: &T) -> &[Bad] {
+    pub(super) fn bad<T>(&self, object: &T) -> &[FieldError] {
         self.bad.get(&address(object)).map_or(&[], Vec::as_slice)
     }
 
@@ -274,16 +274,17 @@ pub(super) fn address<T>(t: &T) -> usize {
 }
 
 impl Context {
-    fn new(x: &Index<'_>, model: &Model, fronts: &gateways::Fronts) -> Self {
-        let grants = x.grants.iter().map(|g| address(*g));
-        let entries = x.service_entries.iter().map(|(_, e)| address(*e));
-        let filters = x.http_filters.iter().map(|(_, f)| address(*f));
-        let gateways = x.istio_gateways.iter().map(|(_, g)| address(*g));
-        let delegates = x.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
+    fn new(objects: &Objects<'_>, model: &Model, listeners: &gateways::GatewayListeners) -> Self {
+        let grants = objects.grants.iter().map(|g| address(*g));
+        let entries = objects.service_entries.iter().map(|(_, e)| address(*e));
+        let filters = objects.http_filters.iter().map(|(_, f)| address(*f));
+        let gateways = objects.istio_gateways.iter().map(|(_, g)| address(*g));
+        let delegates =
+            objects.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
             services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s), is_private(s))).collect(),
             others: grants.chain(entries).chain(delegates).chain(filters).chain(gateways).collect(),
-            places: fronts.places.clone(),
+            scopes: listeners.scopes.clone(),
         }
     }
 }
@@ -309,12 +310,12 @@ impl Source<'_> {
     }
 
     /// The services that its rules are for.
-    fn targets(&self, x: &Index<'_>, hosts: &Hosts) -> Vec<Arc<str>> {
+    fn targets(&self, objects: &Objects<'_>, hosts: &Hosts) -> Vec<Arc<str>> {
         let parents = |m: &Meta, p: &[ParentRef], names: &[String], kind| {
-            gateway_api::targets(x, hosts, kind, &m.namespace, names, p)
+            gateway_api::targets(objects, hosts, kind, &m.namespace, names, p)
         };
         match self {
-            Source::Istio(v) => virtual_service::targets(x, v, hosts),
+            Source::Istio(v) => virtual_service::targets(objects, v, hosts),
             Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "HTTPRoute"),
             Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
             Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
@@ -322,54 +323,55 @@ impl Source<'_> {
         }
     }
 
-    fn convert(&self, x: &Index<'_>, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
+    fn convert(&self, objects: &Objects<'_>, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
         match self {
-            Source::Istio(v) => virtual_service::compile(x, v, hosts, tables),
-            Source::Http(r) => gateway_api::http(x, r, hosts, tables),
-            Source::Grpc(r) => gateway_api::grpc(x, r, hosts, tables),
-            Source::Tcp(r) => gateway_api::tcp(x, r, hosts, tables),
-            Source::Tls(r) => gateway_api::tls(x, r, hosts, tables),
+            Source::Istio(v) => virtual_service::compile(objects, v, hosts, tables),
+            Source::Http(r) => gateway_api::http(objects, r, hosts, tables),
+            Source::Grpc(r) => gateway_api::grpc(objects, r, hosts, tables),
+            Source::Tcp(r) => gateway_api::tcp(objects, r, hosts, tables),
+            Source::Tls(r) => gateway_api::tls(objects, r, hosts, tables),
         }
     }
 }
 
-fn sources<'a>(x: &Index<'a>) -> Vec<(&'a Located, Source<'a>)> {
-    let istio = x.virtual_services.iter().map(|(at, v)| (*at, Source::Istio(v)));
-    let http = x.http_routes.iter().map(|(at, r)| (*at, Source::Http(r)));
-    let grpc = x.grpc_routes.iter().map(|(at, r)| (*at, Source::Grpc(r)));
-    let tcp = x.tcp_routes.iter().map(|(at, r)| (*at, Source::Tcp(r)));
-    let tls = x.tls_routes.iter().map(|(at, r)| (*at, Source::Tls(r)));
+fn sources<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Source<'a>)> {
+    let istio = objects.virtual_services.iter().map(|(at, v)| (*at, Source::Istio(v)));
+    let http = objects.http_routes.iter().map(|(at, r)| (*at, Source::Http(r)));
+    let grpc = objects.grpc_routes.iter().map(|(at, r)| (*at, Source::Grpc(r)));
+    let tcp = objects.tcp_routes.iter().map(|(at, r)| (*at, Source::Tcp(r)));
+    let tls = objects.tls_routes.iter().map(|(at, r)| (*at, Source::Tls(r)));
     istio.chain(http).chain(grpc).chain(tcp).chain(tls).collect()
 }
 
 pub(super) fn compile(
-    x: &Index<'_>,
-    fronts: &Arc<gateways::Fronts>,
+    objects: &Objects<'_>,
+    listeners: &Arc<gateways::GatewayListeners>,
     model: &mut Model,
     problems: &mut Vec<Problem>,
     cache: &mut Cache,
 ) {
-    let attached = x.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
-    let by_name = x.service_entries.iter().any(|(_, e)| service::is_by_name(e));
-    let none = x.virtual_services.is_empty() && x.destination_rules.is_empty() && x.http_filters.is_empty();
-    let none = none && x.backend_tls.is_empty() && x.request.is_empty() && x.routes_are_empty();
+    let attached = objects.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
+    let by_name = objects.service_entries.iter().any(|(_, e)| service::is_by_name(e));
+    let none =
+        objects.virtual_services.is_empty() && objects.destination_rules.is_empty() && objects.http_filters.is_empty();
+    let none = none && objects.backend_tls.is_empty() && objects.request.is_empty() && objects.routes_are_empty();
     if none && !attached && !by_name {
         *cache = Cache::default();
         return;
     }
-    let hosts = Hosts::new(x, model, fronts);
-    model.access = access::compile(x, &hosts).into_iter().collect();
-    let mut report = |at: &Located, bad: &[Bad]| {
+    let hosts = Hosts::new(objects, model, listeners);
+    model.access = access::compile(objects, &hosts).into_iter().collect();
+    let mut report = |at: &Located, bad: &[FieldError]| {
         problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
     };
-    let context = Context::new(x, model, fronts);
+    let context = Context::new(objects, model, listeners);
     let mut old = std::mem::take(cache);
     if old.context != context {
         old = Cache::default();
     }
     cache.context = context;
-    let sources = sources(x);
-    let targets: Vec<Vec<Arc<str>>> = sources.iter().map(|(_, s)| s.targets(x, &hosts)).collect();
+    let sources = sources(objects);
+    let targets: Vec<Vec<Arc<str>>> = sources.iter().map(|(_, s)| s.targets(objects, &hosts)).collect();
     let mut contributors: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
     for ((_, s), keys) in sources.iter().zip(&targets) {
         for k in keys {
@@ -381,7 +383,7 @@ pub(super) fn compile(
     for ((at, s), keys) in sources.iter().zip(&targets) {
         let bad = match old.bad.remove(&s.address()) {
             Some(b) if keys.iter().all(same) => b,
-            _ => s.convert(x, &hosts, &mut tables),
+            _ => s.convert(objects, &hosts, &mut tables),
         };
         report(at, &bad);
         cache.bad.insert(s.address(), bad);
@@ -398,20 +400,20 @@ pub(super) fn compile(
         }
     }
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
-    for (at, r) in &x.request {
-        report(at, &tokens::problems(x, r));
+    for (at, r) in &objects.request {
+        report(at, &tokens::problems(objects, r));
     }
-    for (at, f) in &x.http_filters {
+    for (at, f) in &objects.http_filters {
         report(at, &filter::attach(f, &hosts, model));
     }
-    let (mut backends, bad) = destination_rule::compile(x, &hosts, old.rules, &mut cache.rules);
+    let (mut backends, bad) = destination_rule::compile(objects, &hosts, old.rules, &mut cache.rules);
     for (at, bad) in bad {
         report(at, &bad);
     }
-    for (at, b) in backend_tls::compile(x, &hosts, &mut backends) {
+    for (at, b) in backend_tls::compile(objects, &hosts, &mut backends) {
         report(at, &[b]);
     }
-    for (_, e) in x.service_entries.iter().filter(|(_, e)| service::is_by_name(e)) {
+    for (_, e) in objects.service_entries.iter().filter(|(_, e)| service::is_by_name(e)) {
         for host in e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)) {
             Arc::make_mut(backends.entry(host.to_string()).or_default()).by_name = true;
         }
@@ -447,19 +449,19 @@ pub(super) fn duration(text: &str) -> Result<u64, String> {
 }
 
 /// An optional duration; a field that is not there is 0.
-pub(super) fn optional_duration(text: Option<&str>, field: impl Fn() -> String) -> Result<u64, Bad> {
+pub(super) fn optional_duration(text: Option<&str>, field: impl Fn() -> String) -> Result<u64, FieldError> {
     text.map_or(Ok(0), duration).map_err(|e| (field(), e))
 }
 
 /// A part of a million from a percentage.
-fn per_million(percent: f64, field: &str) -> Result<u32, Bad> {
+fn per_million(percent: f64, field: &str) -> Result<u32, FieldError> {
     if (0.0..=100.0).contains(&percent) {
         return Ok((percent * 10_000.0).round() as u32);
     }
     Err((field.into(), format!("{percent} is no percentage: give a number from 0 to 100")))
 }
 
-fn regex(text: &str, field: impl Into<String>) -> Result<String, Bad> {
+fn regex(text: &str, field: impl Into<String>) -> Result<String, FieldError> {
     match regex::Regex::new(&format!("^(?:{text})$")) {
         Ok(_) => Ok(text.to_string()),
         Err(e) => {
@@ -470,14 +472,14 @@ fn regex(text: &str, field: impl Into<String>) -> Result<String, Bad> {
     }
 }
 
-fn header_name(name: &str, field: impl Into<String>) -> Result<String, Bad> {
+fn header_name(name: &str, field: impl Into<String>) -> Result<String, FieldError> {
     match http::HeaderName::from_bytes(name.as_bytes()) {
         Ok(n) => Ok(n.as_str().to_string()),
         Err(_) => Err((field.into(), format!("{name:?} is no header name"))),
     }
 }
 
-fn header(name: &str, value: &str, field: impl Into<String>) -> Result<ir::Header, Bad> {
+fn header(name: &str, value: &str, field: impl Into<String>) -> Result<ir::Header, FieldError> {
     let field = field.into();
     let name = header_name(name, field.clone())?;
     if http::HeaderValue::from_str(value).is_err() {

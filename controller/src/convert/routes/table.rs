@@ -1,7 +1,7 @@
 //! The rules of services and of gateways' virtual hosts, and which of them comes first: by API, by host, by how exact they are, by
 //! age. What the order is for users is said in [`super`]; `tests::virtual_services_in_the_mesh_are_merged` and its neighbours show it.
 
-use super::{Export, Index, gateways, ir, is_of};
+use super::{Export, Objects, gateways, ir, is_of};
 use karst_manifest::kinds::Meta;
 use std::{
     cmp::Reverse,
@@ -196,24 +196,24 @@ pub(super) struct Tables {
 
 impl Tables {
     /// The rules of a service to which an object of this namespace contributes.
-    pub(super) fn of(&mut self, x: &Index<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
-        let callers = if decides(x, key, namespace) { Callers::All } else { Callers::Own(namespace.into()) };
+    pub(super) fn of(&mut self, objects: &Objects<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
+        let callers = if decides(objects, key, namespace) { Callers::All } else { Callers::Own(namespace.into()) };
         self.by_service.entry((key.clone(), callers)).or_default()
     }
 
     /// The same for one that is not exported to all.
     pub(super) fn exported(
         &mut self,
-        x: &Index<'_>,
+        objects: &Objects<'_>,
         key: &Arc<str>,
         export: &Export<'_>,
         mut add: impl FnMut(&mut Rules),
     ) {
         let own = export.namespace;
         if export.is_for_all() {
-            return add(self.of(x, key, own));
+            return add(self.of(objects, key, own));
         }
-        let named: BTreeSet<Callers> = match decides(x, key, own) {
+        let named: BTreeSet<Callers> = match decides(objects, key, own) {
             true => export.namespaces().map(|n| Callers::Exported(n.into())).collect(),
             false => export.is_for(own).then(|| Callers::Own(own.into())).into_iter().collect(),
         };
@@ -252,6 +252,6 @@ impl Tables {
 }
 
 /// Do objects of this namespace decide for all callers of a service? (Who comes through a gateway has no namespace.)
-fn decides(x: &Index<'_>, key: &str, namespace: &str) -> bool {
-    key.starts_with(gateways::VIRTUAL) || is_of(key, namespace) || namespace == x.mesh.root_namespace
+fn decides(objects: &Objects<'_>, key: &str, namespace: &str) -> bool {
+    key.starts_with(gateways::VIRTUAL) || is_of(key, namespace) || namespace == objects.mesh.root_namespace
 }

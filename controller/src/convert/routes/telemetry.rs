@@ -4,7 +4,7 @@
 //! other, the nearest last: a field that it has replaces what was said before (Istio's order). Of several of one rank the
 //! oldest counts.
 
-use super::{Bad, Index, access, age, ir};
+use super::{FieldError, Objects, access, age, ir};
 use crate::convert::{
     policy::{self, Attached},
     problem,
@@ -36,13 +36,13 @@ const MODES: [&str; 4] = ["", "CLIENT_AND_SERVER", "CLIENT", "SERVER"];
 
 /// Those that are for somebody, without what is wrong in them; that is reported. Expressions are looked at here, once, and not for
 /// each pod.
-pub(super) fn usable<'a>(x: &Index<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
+pub(super) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
     let mut out = vec![];
-    for (at, t) in &x.telemetry {
-        let bad = problems(x, t);
+    for (at, t) in &objects.telemetry {
+        let bad = problems(objects, t);
         if bad.is_empty() {
             out.push(Cow::Borrowed(*t));
-        } else if misplaced(x, t).is_none() {
+        } else if ineffective_reason(objects, t).is_none() {
             let mut t = Telemetry::clone(t);
             for l in &mut t.spec.access_logging {
                 l.filter.take_if(|f| expression(&f.expression).is_err());
@@ -60,15 +60,15 @@ pub(super) fn usable<'a>(x: &Index<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<
 /// What a waypoint's or gateway's pod is told; none if nothing is said. `all`: the usable ones; `own`: its Gateway; `client`: it is
 /// no waypoint.
 pub(super) fn of_pod(
-    x: &Index<'_>,
+    objects: &Objects<'_>,
     all: &[Cow<'_, Telemetry>],
     pod: &Pod,
     own: Option<&Gateway>,
     client: bool,
 ) -> Option<ir::Telemetry> {
-    let (ns, root) = (&pod.metadata.namespace, &x.mesh.root_namespace);
+    let (ns, root) = (&pod.metadata.namespace, &objects.mesh.root_namespace);
     let all = all.iter().map(|t| &**t);
-    let mut applied: Vec<&Telemetry> = all.filter(|t| access::applies(x, pod, own, *t)).collect();
+    let mut applied: Vec<&Telemetry> = all.filter(|t| access::applies(objects, pod, own, *t)).collect();
     if applied.is_empty() {
         return None;
     }
@@ -163,13 +163,13 @@ fn tag_override(tag: &str, t: &TagOverride) -> Result<(), String> {
 }
 
 /// Why it is for nobody, if it is not.
-fn misplaced(x: &Index<'_>, t: &Telemetry) -> Option<Bad> {
-    policy::misplaced(x, t).or_else(|| policy::selector(t.spec.selector.as_ref()?).err())
+fn ineffective_reason(objects: &Objects<'_>, t: &Telemetry) -> Option<FieldError> {
+    policy::ineffective_reason(objects, t).or_else(|| policy::selector(t.spec.selector.as_ref()?).err())
 }
 
 /// What is wrong with it.
-fn problems(x: &Index<'_>, t: &Telemetry) -> Vec<Bad> {
-    let mut out: Vec<Bad> = misplaced(x, t).into_iter().collect();
+fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
+    let mut out: Vec<FieldError> = ineffective_reason(objects, t).into_iter().collect();
     let mut mode = |at: String, mode: &str| {
         if !MODES.contains(&mode) {
             out.push((at, format!("{mode:?} is not known: use CLIENT, SERVER or CLIENT_AND_SERVER")));

@@ -1,19 +1,19 @@
 //! Istio's RequestAuthentication. Attached by `targetRefs` it is enforced by waypoints and gateways; by a selector, or for a
 //! namespace, by gateways (as in Istio's ambient mode).
 
-use super::{Bad, Index, header_name, ir};
+use super::{FieldError, Objects, header_name, ir};
 use crate::convert::policy::{self, Attached};
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
 use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
-pub(super) fn compile(x: &Index<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
+pub(super) fn compile(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
     let m = &r.metadata;
     let one = |(i, j): (usize, &JwtRule)| {
         let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
         let at = format!("spec.jwtRules[{i}]");
         match rule(j, &at) {
-            Ok(t) if t.jwks.is_empty() => match x.keys.get(&j.jwks_uri) {
+            Ok(t) if t.jwks.is_empty() => match objects.keys.get(&j.jwks_uri) {
                 Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..t },
                 Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", j.jwks_uri), ..t },
                 None => ir::Jwt { name, broken: format!("{}: not fetched yet", j.jwks_uri), ..t },
@@ -37,16 +37,16 @@ fn written(j: &JwtRule) -> ir::Jwt {
 }
 
 /// What is wrong with it.
-pub(in crate::convert) fn problems(x: &Index<'_>, r: &RequestAuthentication) -> Vec<Bad> {
+pub(in crate::convert) fn problems(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<FieldError> {
     let rules = r.spec.jwt_rules.iter().enumerate();
-    let mut out: Vec<Bad> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
-    out.extend(policy::misplaced(x, r));
+    let mut out: Vec<FieldError> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
+    out.extend(policy::ineffective_reason(objects, r));
     out
 }
 
 /// Those that are for somebody.
-pub(super) fn placed<'a>(x: &Index<'a>) -> impl Iterator<Item = &'a RequestAuthentication> {
-    x.request.iter().map(|(_, r)| *r).filter(|r| policy::misplaced(x, *r).is_none())
+pub(super) fn placed<'a>(objects: &Objects<'a>) -> impl Iterator<Item = &'a RequestAuthentication> {
+    objects.request.iter().map(|(_, r)| *r).filter(|r| policy::ineffective_reason(objects, *r).is_none())
 }
 
 /// What has no effect.
@@ -60,7 +60,7 @@ pub(in crate::convert) fn warnings(r: &RequestAuthentication) -> Vec<String> {
     ]
 }
 
-fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, Bad> {
+fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
     let bad = |field: &str, text: &str| Err((format!("{at}.{field}"), text.to_string()));
     if j.issuer.is_empty() {
         return bad("issuer", "is empty: give what tokens have in iss");

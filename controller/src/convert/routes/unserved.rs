@@ -2,7 +2,7 @@
 //! hosts that are not there; namespaces that wait for sidecars.
 
 use super::{
-    Hosts, Index, MESH,
+    Hosts, MESH, Objects,
     gateways::{self, Taken},
     virtual_service,
 };
@@ -22,7 +22,7 @@ const INJECTION: &str = "istio-injection";
 
 /// What objects are looked up in.
 pub(crate) struct View<'a> {
-    x: &'a Index<'a>,
+    objects: &'a Objects<'a>,
     hosts: Hosts,
     /// Labels of services, by their key.
     labels: HashMap<String, (&'a str, &'a Labels)>,
@@ -38,8 +38,8 @@ pub fn all(state: &State, model: &Model, mesh: &Mesh) -> Vec<Finding> {
 
 /// Does something with what objects of this state are looked up in.
 pub(crate) fn with_view<T>(state: &State, model: &Model, mesh: &Mesh, f: impl FnOnce(&View<'_>) -> T) -> T {
-    let x = Index::new(state, mesh);
-    f(&View::new(&x, model))
+    let objects = Objects::new(state, mesh);
+    f(&View::new(&objects, model))
 }
 
 /// What is to be said of an object whatever else is there. None: it is to be looked at among the others ([`View::applied`]).
@@ -100,18 +100,18 @@ fn no_service(host: &str) -> String {
 }
 
 impl<'a> View<'a> {
-    fn new(x: &'a Index<'a>, model: &Model) -> Self {
+    fn new(objects: &'a Objects<'a>, model: &Model) -> Self {
         let mut labels: HashMap<String, (&str, &Labels)> = HashMap::new();
-        for (_, e) in &x.service_entries {
+        for (_, e) in &objects.service_entries {
             let ns = e.metadata.namespace.as_str();
             labels.extend(e.spec.hosts.iter().map(|h| (format!("{ns}/{h}"), (ns, &e.metadata.labels))));
         }
-        for s in x.services.values().flatten() {
+        for s in objects.services.values().flatten() {
             let ns = s.metadata.namespace.as_str();
-            labels.insert(format!("{ns}/{}", service::hostname(x, s)), (ns, &s.metadata.labels));
+            labels.insert(format!("{ns}/{}", service::hostname(objects, s)), (ns, &s.metadata.labels));
         }
-        let fronts = Arc::new(gateways::Fronts::with_pods(x));
-        Self { x, hosts: Hosts::new(x, model, &fronts), labels }
+        let listeners = Arc::new(gateways::GatewayListeners::with_pods(objects));
+        Self { objects, hosts: Hosts::new(objects, model, &listeners), labels }
     }
 
     /// All findings of this state, in the order of the objects.
@@ -130,26 +130,26 @@ impl<'a> View<'a> {
     fn unserved(&self, key: &str) -> Option<(Reason, String)> {
         let (ns, labels) = self.labels.get(key)?;
         let name = key.split_once('/').map_or(key, |(_, host)| host);
-        waypoint::executing(self.x, ns, labels, name).err()
+        waypoint::executing(self.objects, ns, labels, name).err()
     }
 
     /// What of a Gateway of ours cannot be. (Listeners of those that are no waypoints are problems of the compilation.)
     fn gateway(&self, g: &Gateway) -> Vec<Found> {
-        let is_waypoint = waypoint::is_waypoint(self.x, g);
-        if !is_waypoint && !gateways::is_ingress(self.x, g) {
+        let is_waypoint = waypoint::is_waypoint(self.objects, g);
+        if !is_waypoint && !gateways::is_ingress(self.objects, g) {
             return vec![];
         }
         let listeners = g.spec.listeners.iter().filter(|_| is_waypoint);
         let wrong =
             listeners.filter_map(|l| Some((format!("spec.listeners[{}]", l.name), waypoint::wrong_listener(l)?.1)));
-        let parameters = deploy::parameters(self.x, g).err();
+        let parameters = deploy::parameters(self.objects, g).err();
         let parameters = parameters.map(|text| ("spec.infrastructure.parametersRef".to_string(), text));
         wrong.chain(parameters).map(|bad| (Reason::Invalid, bad)).collect()
     }
 
     fn virtual_service(&self, v: &VirtualService) -> Vec<Found> {
         let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
-        let taken = self.hosts.fronts.taken(self.x, v);
+        let taken = self.hosts.listeners.taken(self.objects, v);
         let mut out = vec![];
         match taken {
             Taken::No if spec.gateways.iter().any(|g| g != MESH) => {
@@ -208,9 +208,9 @@ impl<'a> View<'a> {
             let found = match service_kind(p) {
                 Some("Service") => self.hosts.find(&p.name, ns).map(|key| self.unserved(key)),
                 Some(_) => {
-                    let mut all = self.x.entries_of.get(ns).into_iter().flatten();
+                    let mut all = self.objects.entries_of.get(ns).into_iter().flatten();
                     let e = all.find(|e| e.metadata.name == p.name);
-                    e.map(|e| waypoint::executing(self.x, ns, &e.metadata.labels, &p.name).err())
+                    e.map(|e| waypoint::executing(self.objects, ns, &e.metadata.labels, &p.name).err())
                 }
                 None => continue,
             };

@@ -1,8 +1,9 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
 use super::{
-    Api, Bad, Export, Hosts, Index, MESH, MILLION, NO_CLUSTER, Precision, Ranked, RankedTcp, Tables, age, closeness,
-    delegate, duration, exact, gateways, header, header_name, ir, optional_duration, per_million, regex, table,
+    Api, Export, FieldError, Hosts, MESH, MILLION, NO_CLUSTER, Objects, Precision, Ranked, RankedTcp, Tables, age,
+    closeness, delegate, duration, exact, gateways, header, header_name, ir, optional_duration, per_million, regex,
+    table,
 };
 use karst_manifest::{kinds::*, traffic::*};
 use std::{
@@ -51,9 +52,9 @@ pub(super) fn destinations(s: &VirtualServiceSpec) -> Vec<(String, &VsDestinatio
 }
 
 /// The services and the virtual hosts of gateways that it is for.
-pub(super) fn targets(x: &Index<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
+pub(super) fn targets(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
     let mut all: BTreeSet<Arc<str>> = services(v, hosts).into_keys().collect();
-    all.extend(hosts.fronts.bound(x, v).into_iter().map(|b| b.key));
+    all.extend(hosts.listeners.bound(objects, v).into_iter().map(|b| b.key));
     all.into_iter().collect()
 }
 
@@ -66,14 +67,14 @@ struct Entries {
 }
 
 impl Entries {
-    /// Those for the connections of a front, or for its requests, as they are at its port.
-    fn at(&self, f: &gateways::Front, hosts: &Hosts) -> Self {
+    /// Those for the connections of a listener, or for its requests, as they are at its port.
+    fn at(&self, f: &gateways::GatewayListener, hosts: &Hosts) -> Self {
         use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
         let port = u32::from(f.port);
         let here = |ports: &[u32]| ports.is_empty() || ports.contains(&port);
         let (http, tcp): (&[ir::HttpRule], &[ir::TcpRule]) = match f.protocol {
             Http | Https => (&self.http, &[]),
-            Tls if !f.ends_tls => (&[], &self.tls),
+            Tls if !f.terminates_tls => (&[], &self.tls),
             Tls | Tcp => (&[], &self.tcp),
         };
         // The port has chosen the listener, and what is called is that port, wherever the pod listens.
@@ -125,7 +126,7 @@ impl Rules {
     }
 
     /// Those at a front.
-    fn at(&self, f: &gateways::Front, hosts: &Hosts) -> Self {
+    fn at(&self, f: &gateways::GatewayListener, hosts: &Hosts) -> Self {
         let mut read = self.read.at(f, hosts);
         read.http = table::reached(read.http, &[]);
         Self { read, last: self.last.at(f, hosts) }
@@ -145,10 +146,10 @@ impl Rules {
 }
 
 /// What cannot be read is refused where it matches, and told.
-fn rules(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<Bad>) {
+fn rules(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<FieldError>) {
     let (mut bad, mut out) = (vec![], Rules::default());
     let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
-    let c = Convert { x, ns, hosts, place };
+    let c = Convert { objects, ns, hosts, place };
     let name = format!("VirtualService {ns}/{}", v.metadata.name);
     if spec.is_unread {
         return (unread(spec, &name), bad);
@@ -194,13 +195,18 @@ fn nowhere() -> Vec<ir::Destination> {
 }
 
 /// Adds what is wrong; what is wrong with a rule is so for each of its matches.
-fn tell(bad: &mut Vec<Bad>, b: Bad) {
+fn tell(bad: &mut Vec<FieldError>, b: FieldError) {
     if !bad.contains(&b) {
         bad.push(b);
     }
 }
 
-pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: &mut Tables) -> Vec<Bad> {
+pub(super) fn compile(
+    objects: &Objects<'_>,
+    v: &VirtualService,
+    hosts: &Hosts,
+    tables: &mut Tables,
+) -> Vec<FieldError> {
     let mut bad = vec![];
     let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
     if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| is_for_mesh(v)) {
@@ -219,26 +225,26 @@ pub(super) fn compile(x: &Index<'_>, v: &VirtualService, hosts: &Hosts, tables: 
     let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
     for g in names {
         let place = if g == MESH { g.clone() } else { gateways::full_name(g, ns) };
-        let (r, wrong) = rules(x, v, hosts, &place);
+        let (r, wrong) = rules(objects, v, hosts, &place);
         // The same for each place.
         bad.extend(wrong.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>());
         places.insert(place, r);
     }
-    let export = Export::of_virtual_service(x, v);
+    let export = Export::of_virtual_service(objects, v);
     if let Some(r) = places.get(MESH) {
         for (key, closeness) in services(v, hosts) {
             let rules = r.of_service(hosts.ports(&key)).ranked(v, closeness);
-            tables.exported(x, &key, &export, |t| t.extend(rules.clone()));
+            tables.exported(objects, &key, &export, |t| t.extend(rules.clone()));
         }
     }
     // Bound to several gateways of a place, its rules are there once.
     let mut at_gateways: BTreeMap<Arc<str>, Rules> = BTreeMap::new();
-    for b in hosts.fronts.bound(x, v) {
+    for b in hosts.listeners.bound(objects, v) {
         let Some(r) = places.get(&b.gateway) else { continue };
-        at_gateways.entry(b.key).or_default().add(r.at(b.front, hosts));
+        at_gateways.entry(b.key).or_default().add(r.at(b.listener, hosts));
     }
     for (key, rules) in at_gateways {
-        tables.of(x, &key, ns).extend(rules.ranked(v, usize::MAX));
+        tables.of(objects, &key, ns).extend(rules.ranked(v, usize::MAX));
     }
     bad
 }
@@ -270,7 +276,7 @@ struct Matched {
 }
 
 struct Convert<'a> {
-    x: &'a Index<'a>,
+    objects: &'a Objects<'a>,
     ns: &'a str,
     hosts: &'a Hosts,
     /// `mesh`, or a gateway's full name.
@@ -287,7 +293,7 @@ impl Convert<'_> {
     }
 
     /// The rules of one entry, one for each of its matches. `origin`: the object, the entry's place in it, the depth of delegation.
-    fn http(&self, h: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<Bad>) {
+    fn http(&self, h: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<FieldError>) {
         if let Some(d) = &h.delegate {
             return self.delegated(h, d, at, origin, out, bad);
         }
@@ -305,7 +311,7 @@ impl Convert<'_> {
     }
 
     /// What an entry matches here.
-    fn matches(&self, h: &VsHttp, at: &str, bad: &mut Vec<Bad>) -> Vec<Matched> {
+    fn matches(&self, h: &VsHttp, at: &str, bad: &mut Vec<FieldError>) -> Vec<Matched> {
         let mut out = vec![];
         for (i, m) in h.matches.iter().enumerate() {
             let matched = self.matching(m, &format!("{at}.match[{i}]"), bad);
@@ -319,7 +325,13 @@ impl Convert<'_> {
         out
     }
 
-    fn action(&self, h: &VsHttp, at: &str, m: &ir::Match, bad: &mut Vec<Bad>) -> Result<ir::HttpRule, Bad> {
+    fn action(
+        &self,
+        h: &VsHttp,
+        at: &str,
+        m: &ir::Match,
+        bad: &mut Vec<FieldError>,
+    ) -> Result<ir::HttpRule, FieldError> {
         let kinds = [!h.route.is_empty(), h.redirect.is_some(), h.direct_response.is_some()];
         if kinds.iter().filter(|k| **k).count() != 1 {
             return Err((at.into(), "must have exactly one of route, redirect, directResponse, delegate".into()));
@@ -384,7 +396,7 @@ impl Convert<'_> {
         at: &str,
         origin: (&str, usize, usize),
         out: &mut Rules,
-        bad: &mut Vec<Bad>,
+        bad: &mut Vec<FieldError>,
     ) {
         let wrong = if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
             Some((at.to_string(), "must have exactly one of route, redirect, directResponse, delegate"))
@@ -405,14 +417,14 @@ impl Convert<'_> {
             return;
         }
         let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
-        let mut found = self.x.virtual_services.iter().map(|(_, v)| v);
+        let mut found = self.objects.virtual_services.iter().map(|(_, v)| v);
         let is_it = |v: &&&VirtualService| {
             let named = v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty();
-            named && Export::of_virtual_service(self.x, v).is_for(self.ns)
+            named && Export::of_virtual_service(self.objects, v).is_for(self.ns)
         };
         // It may come later.
         let Some(v) = found.find(is_it) else { return };
-        let inner = Convert { x: self.x, ns, hosts: self.hosts, place: self.place };
+        let inner = Convert { objects: self.objects, ns, hosts: self.hosts, place: self.place };
         let name = format!("VirtualService {ns}/{}", d.name);
         for (i, leaf) in v.spec.http.iter().enumerate() {
             if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
@@ -436,7 +448,7 @@ impl Convert<'_> {
     }
 
     /// A match; what of it cannot be read is left out, and told.
-    fn matching(&self, m: &VsMatch, at: &str, bad: &mut Vec<Bad>) -> Matched {
+    fn matching(&self, m: &VsMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
         let mut wrong = vec![];
         let mut one = |t: &Option<StringMatch>, f: &str| -> Option<ir::Text> {
             let read = text(t.as_ref()?, &format!("{at}.{f}"));
@@ -499,8 +511,8 @@ impl Convert<'_> {
         h: Option<&VsHeaders>,
         weight: u32,
         at: &str,
-        bad: &mut Vec<Bad>,
-    ) -> Result<ir::Destination, Bad> {
+        bad: &mut Vec<FieldError>,
+    ) -> Result<ir::Destination, FieldError> {
         if d.host.is_empty() {
             return Err((format!("{at}.destination.host"), "is empty: name a service".into()));
         }
@@ -531,7 +543,12 @@ impl Convert<'_> {
         })
     }
 
-    fn destinations(&self, route: &[VsRoute], at: &str, bad: &mut Vec<Bad>) -> Result<Vec<ir::Destination>, Bad> {
+    fn destinations(
+        &self,
+        route: &[VsRoute],
+        at: &str,
+        bad: &mut Vec<FieldError>,
+    ) -> Result<Vec<ir::Destination>, FieldError> {
         let mut out = vec![];
         for (i, d) in route.iter().enumerate() {
             let weight = if route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
@@ -544,14 +561,14 @@ impl Convert<'_> {
     }
 
     /// Where connections go: nowhere, if that cannot be read.
-    fn connections(&self, route: &[VsRoute], at: &str, bad: &mut Vec<Bad>) -> Vec<ir::Destination> {
+    fn connections(&self, route: &[VsRoute], at: &str, bad: &mut Vec<FieldError>) -> Vec<ir::Destination> {
         self.destinations(route, at, bad).unwrap_or_else(|b| {
             bad.push(b);
             nowhere()
         })
     }
 
-    fn tcp(&self, t: &VsTcp, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<Bad>) {
+    fn tcp(&self, t: &VsTcp, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
         let destinations = self.connections(&t.route, at, bad);
         let all = [VsTcpMatch::default()];
         let matches = if t.matches.is_empty() { &all[..] } else { &t.matches };
@@ -573,7 +590,7 @@ impl Convert<'_> {
         }
     }
 
-    fn tls(&self, t: &VsTls, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<Bad>) {
+    fn tls(&self, t: &VsTls, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
         let destinations = self.connections(&t.route, at, bad);
         if t.matches.is_empty() {
             bad.push((format!("{at}.match"), "is empty: name sniHosts".into()));
@@ -618,7 +635,7 @@ fn ports(port: u16) -> Vec<u32> {
 }
 
 /// Conditions on addresses. A match without them would be for others, too: one that has them cannot be read.
-fn subnets(destination: &[String], source: &str, at: &str) -> Vec<Bad> {
+fn subnets(destination: &[String], source: &str, at: &str) -> Vec<FieldError> {
     let fields = [
         (!destination.is_empty(), "destinationSubnets", "match by port, or by the hosts of the VirtualService"),
         (!source.is_empty(), "sourceSubnet", "match by sourceNamespace or sourceLabels"),
@@ -632,7 +649,7 @@ fn present(t: ir::Text) -> ir::Text {
     if t.kind.is_none() { ir::Text { kind: Some(ir::text::Kind::Present(true)) } } else { t }
 }
 
-fn text(t: &StringMatch, at: &str) -> Result<ir::Text, Bad> {
+fn text(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
     use ir::text::Kind;
     let kind = match (&t.exact, &t.prefix, &t.regex) {
         (None, None, None) => None,
@@ -648,7 +665,7 @@ type Changes = (Option<ir::HeaderChange>, Option<ir::HeaderChange>, String);
 
 /// Changes of requests and answers, and the new authority, which Istio lets set as a header. A header that cannot be read is told and
 /// left out: the rest holds. One that was to be set is taken out, so that nobody else's stands in its place.
-fn headers(h: &VsHeaders, at: &str, bad: &mut Vec<Bad>) -> Changes {
+fn headers(h: &VsHeaders, at: &str, bad: &mut Vec<FieldError>) -> Changes {
     let mut authority = String::new();
     let mut change = |c: &VsHeaderChange, f: &str, request: bool| -> Option<ir::HeaderChange> {
         let mut out = ir::HeaderChange::default();
@@ -697,7 +714,7 @@ fn set_authority(r: &mut Option<ir::Rewrite>, authority: String) {
     }
 }
 
-fn rewrite(w: &VsRewrite, m: &ir::Match, at: &str) -> Result<ir::Rewrite, Bad> {
+fn rewrite(w: &VsRewrite, m: &ir::Match, at: &str) -> Result<ir::Rewrite, FieldError> {
     use ir::{rewrite::Path, text::Kind};
     let path = match (&w.uri_regex_rewrite, w.uri.as_str()) {
         (Some(r), _) => Some(Path::Regex(ir::Regex {
@@ -714,7 +731,7 @@ fn rewrite(w: &VsRewrite, m: &ir::Match, at: &str) -> Result<ir::Rewrite, Bad> {
     Ok(ir::Rewrite { authority: w.authority.clone(), path })
 }
 
-fn redirect(r: &VsRedirect, at: &str) -> Result<ir::Redirect, Bad> {
+fn redirect(r: &VsRedirect, at: &str) -> Result<ir::Redirect, FieldError> {
     let at = format!("{at}.redirect");
     if !matches!(r.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
         return Err((format!("{at}.redirectCode"), format!("{} is none of 301, 302, 303, 307, 308", r.redirect_code)));
@@ -735,7 +752,7 @@ fn redirect(r: &VsRedirect, at: &str) -> Result<ir::Redirect, Bad> {
     })
 }
 
-fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, Bad> {
+fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldError> {
     use base64::Engine;
     let at = format!("{at}.directResponse");
     if !(200..600).contains(&d.status) {
@@ -752,7 +769,7 @@ fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, Bad> {
     Ok(ir::DirectResponse { status: u32::from(d.status), body })
 }
 
-pub(super) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, Bad> {
+pub(super) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
     let mut out = ir::Fault::default();
     // Without a percentage there is no fault (Istio).
     let part = |p: &Option<Percent>, old: Option<u32>, at: &str| match (p, old) {
@@ -815,7 +832,7 @@ fn grpc_code(text: &str) -> Option<u32> {
     text.parse().ok().filter(|n| *n <= 16).or_else(by_name)
 }
 
-fn cors(c: &VsCors, at: &str) -> Result<ir::Cors, Bad> {
+fn cors(c: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
     let at = format!("{at}.corsPolicy");
     let mut origins = vec![];
     for (i, o) in c.allow_origins.iter().enumerate() {
@@ -838,7 +855,7 @@ fn cors(c: &VsCors, at: &str) -> Result<ir::Cors, Bad> {
     })
 }
 
-fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, Bad> {
+fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, FieldError> {
     let at = format!("{at}.retries");
     let backoff = optional_duration(r.backoff.as_deref(), || format!("{at}.backoff"))?;
     let mut out = ir::Retry {

@@ -1,6 +1,6 @@
 //! TLS that we speak to endpoints (Istio's ClientTLSSettings).
 
-use crate::{cluster::Set, control::Snapshot, stream::Io};
+use crate::{cluster::EndpointSet, control::Snapshot, stream::Io};
 use karst_api::route as ir;
 use prost::Message;
 use rustls::{
@@ -31,7 +31,7 @@ pub enum Speaks {
 ///
 /// # Errors
 /// Why it cannot be.
-pub async fn shake(s: &Snapshot, set: &Set, t: &ir::ClientTls, io: Io, speaks: Speaks) -> Result<Io, String> {
+pub async fn shake(s: &Snapshot, set: &EndpointSet, t: &ir::ClientTls, io: Io, speaks: Speaks) -> Result<Io, String> {
     let made = set.tls.get_or_init(|| config(s, t, &set.host));
     let (config, name, verifier) = made.as_ref().map_err(|e| format!("TLS: {e}"))?;
     let mut config = config.clone();

@@ -1,6 +1,6 @@
 //! Who calls, and for whom a certificate may be signed. Pure decisions over the model; everything unknown is refused.
 
-use crate::{model::Model, token::Claims};
+use crate::{local_tokens::Claims, model::Model};
 use karst_core::Identity;
 
 /// An authenticated caller: a live pod and its account.
@@ -81,12 +81,12 @@ pub fn subject(
 mod tests {
     use super::*;
     use crate::{
-        model::PodFacts,
-        token::{Bound, Named},
+        local_tokens::{Bound, Named},
+        model::PodInfo,
     };
 
-    fn pod(ns: &str, sa: &str, node: &str, uid: &str, live: bool) -> PodFacts {
-        PodFacts {
+    fn pod(ns: &str, sa: &str, node: &str, uid: &str, live: bool) -> PodInfo {
+        PodInfo {
             uid: uid.into(),
             namespace: ns.into(),
             service_account: sa.into(),

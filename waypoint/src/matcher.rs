@@ -5,16 +5,16 @@ use regex::Regex;
 
 /// How a text must be.
 #[derive(Clone, Debug)]
-pub enum Text {
+pub enum StringMatcher {
     Exact(String),
     Prefix(String),
     /// The path itself, or with a slash after it; without a slash at its end.
-    Segments(String),
+    PathSegments(String),
     Regex(Regex),
     Present,
 }
 
-impl Text {
+impl StringMatcher {
     /// Compiles.
     ///
     /// # Errors
@@ -22,11 +22,11 @@ impl Text {
     pub fn new(t: &ir::Text, ignore_case: bool) -> Result<Self, String> {
         let case = |s: &String| if ignore_case { s.to_lowercase() } else { s.clone() };
         Ok(match &t.kind {
-            Some(Kind::Exact(s)) => Text::Exact(case(s)),
-            Some(Kind::Prefix(s)) => Text::Prefix(case(s)),
-            Some(Kind::Segments(s)) => Text::Segments(case(s).trim_end_matches('/').to_string()),
-            Some(Kind::Regex(s)) => Text::Regex(regex(s, ignore_case)?),
-            Some(Kind::Present(true)) => Text::Present,
+            Some(Kind::Exact(s)) => StringMatcher::Exact(case(s)),
+            Some(Kind::Prefix(s)) => StringMatcher::Prefix(case(s)),
+            Some(Kind::Segments(s)) => StringMatcher::PathSegments(case(s).trim_end_matches('/').to_string()),
+            Some(Kind::Regex(s)) => StringMatcher::Regex(regex(s, ignore_case)?),
+            Some(Kind::Present(true)) => StringMatcher::Present,
             Some(Kind::Present(false)) | None => return Err("a match of a kind that is not known".into()),
         })
     }
@@ -34,22 +34,24 @@ impl Text {
     /// Does it match?
     pub fn matches(&self, s: &str) -> bool {
         match self {
-            Text::Exact(e) => e == s,
-            Text::Prefix(p) => s.starts_with(p.as_str()),
-            Text::Segments(p) => s.strip_prefix(p.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/')),
-            Text::Regex(r) => r.is_match(s),
-            Text::Present => true,
+            StringMatcher::Exact(e) => e == s,
+            StringMatcher::Prefix(p) => s.starts_with(p.as_str()),
+            StringMatcher::PathSegments(p) => {
+                s.strip_prefix(p.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/'))
+            }
+            StringMatcher::Regex(r) => r.is_match(s),
+            StringMatcher::Present => true,
         }
     }
 
-    /// As [`Text::matches`], of a header's value, which need not be text. A regular expression takes what is none for U+FFFD, as
+    /// As [`StringMatcher::matches`], of a header's value, which need not be text. A regular expression takes what is none for U+FFFD, as
     /// Envoy's (RE2) does.
     pub fn matches_bytes(&self, b: &[u8]) -> bool {
         match self {
-            Text::Exact(e) => e.as_bytes() == b,
-            Text::Prefix(p) => b.starts_with(p.as_bytes()),
-            Text::Segments(_) | Text::Regex(_) => self.matches(&String::from_utf8_lossy(b)),
-            Text::Present => true,
+            StringMatcher::Exact(e) => e.as_bytes() == b,
+            StringMatcher::Prefix(p) => b.starts_with(p.as_bytes()),
+            StringMatcher::PathSegments(_) | StringMatcher::Regex(_) => self.matches(&String::from_utf8_lossy(b)),
+            StringMatcher::Present => true,
         }
     }
 }
@@ -72,19 +74,19 @@ mod tests {
 
     #[test]
     fn kinds() {
-        let text = |k| Text::new(&ir::Text { kind: Some(k) }, false).unwrap();
+        let text = |k| StringMatcher::new(&ir::Text { kind: Some(k) }, false).unwrap();
         let seg = text(Kind::Segments("/foo/".into()));
         assert!(seg.matches("/foo") && seg.matches("/foo/") && seg.matches("/foo/x") && !seg.matches("/foox"));
         assert!(text(Kind::Segments("/".into())).matches("/anything"));
         let re = text(Kind::Regex("a|ab".into()));
         assert!(re.matches("ab") && re.matches("a") && !re.matches("abc"), "the whole must match, by any branch");
-        assert!(Text::new(&ir::Text { kind: Some(Kind::Regex("(".into())) }, false).is_err());
-        assert!(Text::new(&ir::Text { kind: None }, false).is_err());
+        assert!(StringMatcher::new(&ir::Text { kind: Some(Kind::Regex("(".into())) }, false).is_err());
+        assert!(StringMatcher::new(&ir::Text { kind: None }, false).is_err());
     }
 
     #[test]
     fn values_that_are_no_text_are_compared_as_they_are() {
-        let text = |k| Text::new(&ir::Text { kind: Some(k) }, false).unwrap();
+        let text = |k| StringMatcher::new(&ir::Text { kind: Some(k) }, false).unwrap();
         let latin = b"Andr\xe9";
         assert!(text(Kind::Exact("Zoë".into())).matches_bytes("Zoë".as_bytes()));
         assert!(!text(Kind::Exact("André".into())).matches_bytes(latin));

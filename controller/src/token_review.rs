@@ -1,8 +1,8 @@
 //! Who vouches for callers: Kubernetes, or a key of our own.
 
 use crate::{
+    local_tokens::{Bound, Claims, Keys, Named},
     model::Model,
-    token::{Bound, Claims, Keys, Named},
 };
 use karst_kube::Kube;
 

@@ -2,7 +2,8 @@
 //! of the access log. Proven by `record/tests.rs`, over connections in memory.
 
 use crate::{
-    carried::Carried, cluster::Set, conns::Upgrade, flag::Flag, metrics, telemetry::Telemetry, worker::Worker,
+    carried::Carried, cluster::EndpointSet, conns::Upgrade, flag::ResponseFlag, metrics, telemetry::Telemetry,
+    worker::Worker,
 };
 use http::{HeaderMap, HeaderValue};
 use karst_core::untrusted::Untrusted;
@@ -27,15 +28,15 @@ pub struct Chosen {
     pub is_told: bool,
 }
 
-impl From<&Set> for Chosen {
-    fn from(s: &Set) -> Self {
+impl From<&EndpointSet> for Chosen {
+    fn from(s: &EndpointSet) -> Self {
         let (port, subset) = (s.key.port, s.key.subset.clone());
-        Self { service: s.service.clone(), port, subset, is_told: s.follows.is_none() }
+        Self { service: s.service.clone(), port, subset, is_told: s.dynamic_endpoint.is_none() }
     }
 }
 
 /// What is told of a request or a connection.
-pub struct Record {
+pub struct RequestLog {
     pub worker: Rc<Worker>,
     pub started: Instant,
     pub time: SystemTime,
@@ -67,7 +68,7 @@ pub struct Record {
     /// 0: there was no answer.
     pub answered: u16,
     pub grpc: Option<u16>,
-    pub flag: Flag,
+    pub flag: ResponseFlag,
     /// Envoy's response code details, of a connection its termination details; without white space. Empty: there are none (yet).
     pub details: Cow<'static, str>,
     pub error: String,
@@ -78,8 +79,8 @@ pub struct Record {
     pub headers: Option<HeaderMap>,
     /// What is told of it; none: the standard.
     pub telemetry: Option<Arc<Telemetry>>,
-    /// Which of [`crate::control::Snapshot::era`] that is.
-    pub era: u64,
+    /// Which of [`crate::control::Snapshot::telemetry_generation`] that is.
+    pub telemetry_generation: u64,
     /// Of a connection that is carried as it is.
     pub carried: Option<Rc<Carried>>,
     /// It has been told.
@@ -88,7 +89,7 @@ pub struct Record {
     pub upgrade: Option<Box<Upgrade>>,
 }
 
-impl Drop for Record {
+impl Drop for RequestLog {
     /// The client has left before there was an answer: its request counts all the same. (The end of a connection, or of one that
     /// has changed its protocol, is just that.)
     fn drop(&mut self) {
@@ -96,14 +97,14 @@ impl Drop for Record {
             return;
         }
         if self.carried.is_none() && self.answered == 0 {
-            self.flag = Flag::ClientGone;
-            self.details = Cow::Borrowed(Flag::ClientGone.details());
+            self.flag = ResponseFlag::ClientGone;
+            self.details = Cow::Borrowed(ResponseFlag::ClientGone.details());
         }
         self.finish(0);
     }
 }
 
-impl Record {
+impl RequestLog {
     /// It has ended. `sent`: bytes that the client was sent; of a connection they have been counted.
     pub fn finish(&mut self, sent: u64) {
         self.told = true;
@@ -117,7 +118,7 @@ impl Record {
                 let values = t.map(|t| t.values(self, sent)).unwrap_or_default();
                 let service = self.destination.as_ref().map(|d| &d.service).or(self.called.as_ref());
                 let series = metrics::Key {
-                    era: self.era,
+                    telemetry_generation: self.telemetry_generation,
                     source: self.source.as_ref().map(|w| w.uid.clone()),
                     principal: self.principal.clone(),
                     workload: self.endpoint.clone(),
@@ -143,7 +144,7 @@ impl Record {
     }
 
     /// Why it has failed.
-    pub fn failed(mut self: Box<Self>, flag: Flag, error: &str) -> Box<Self> {
+    pub fn failed(mut self: Box<Self>, flag: ResponseFlag, error: &str) -> Box<Self> {
         self.flag = flag;
         error.clone_into(&mut self.error);
         self
@@ -152,7 +153,7 @@ impl Record {
     /// The connection to an endpoint has come about: it is counted from now on, here.
     pub fn established(&self) -> Rc<Carried> {
         let b = self.carried.clone().unwrap_or_default();
-        let series = metrics::traffic(self, Flag::None);
+        let series = metrics::traffic(self, ResponseFlag::None);
         series.opened.fetch_add(1, Relaxed);
         let _ = b.series.set(series);
         b

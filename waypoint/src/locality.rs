@@ -1,35 +1,37 @@
 //! Endpoints by place (Istio's localityLbSetting): which come first, and which parts they get.
 
-use crate::cluster::Member;
+use crate::cluster::LbEndpoint;
 use karst_api::route as ir;
 use karst_proxy::state::Workload;
 
 /// A group of endpoints, among which the balancer chooses.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct LocalityGroup {
     /// Less comes first.
-    pub level: usize,
+    pub priority: usize,
     /// Its part of what the level gets.
     pub weight: u32,
     pub members: Vec<u32>,
 }
 
 /// The groups, in order of their levels. Endpoints in none get nothing.
-pub fn groups(l: Option<&ir::Locality>, own: &Workload, members: &[Member]) -> Vec<Group> {
+pub fn groups(l: Option<&ir::Locality>, own: &Workload, members: &[LbEndpoint]) -> Vec<LocalityGroup> {
     let all = || (0..members.len() as u32).collect();
-    let Some(l) = l else { return vec![Group { level: 0, weight: 1, members: all() }] };
-    let mut out: Vec<Group> = vec![];
-    let mut put =
-        |level: usize, weight: u32, i: usize| match out.iter_mut().find(|g| (g.level, g.weight) == (level, weight)) {
-            Some(g) => g.members.push(i as u32),
-            None => out.push(Group { level, weight, members: vec![i as u32] }),
-        };
+    let Some(l) = l else { return vec![LocalityGroup { priority: 0, weight: 1, members: all() }] };
+    let mut out: Vec<LocalityGroup> = vec![];
+    let mut put = |priority: usize, weight: u32, i: usize| match out
+        .iter_mut()
+        .find(|g| (g.priority, g.weight) == (priority, weight))
+    {
+        Some(g) => g.members.push(i as u32),
+        None => out.push(LocalityGroup { priority, weight, members: vec![i as u32] }),
+    };
     if let Some(d) = l.distribute.iter().find(|d| is_in(own, &d.from)) {
         // The most exact place counts.
         let mut to: Vec<(&str, u32)> = d.to.iter().map(|(p, w)| (p.as_str(), *w)).collect();
         to.sort_by_key(|(p, _)| std::cmp::Reverse(p.split('/').filter(|x| *x != "*").count()));
-        let mut parts: Vec<Group> =
-            to.iter().map(|(_, weight)| Group { level: 0, weight: *weight, members: vec![] }).collect();
+        let mut parts: Vec<LocalityGroup> =
+            to.iter().map(|(_, weight)| LocalityGroup { priority: 0, weight: *weight, members: vec![] }).collect();
         for (i, m) in members.iter().enumerate() {
             if let Some(k) = to.iter().position(|(p, _)| is_in(&m.workload, p)) {
                 parts[k].members.push(i as u32);
@@ -40,13 +42,13 @@ pub fn groups(l: Option<&ir::Locality>, own: &Workload, members: &[Member]) -> V
     }
     let known = !l.labels.is_empty() || !own.region.is_empty();
     for (i, m) in members.iter().enumerate() {
-        let level = match l.failover && known {
+        let priority = match l.failover && known {
             true => distance(l, own, &m.workload),
             false => 0,
         };
-        put(level, 1, i);
+        put(priority, 1, i);
     }
-    out.sort_by_key(|g| g.level);
+    out.sort_by_key(|g| g.priority);
     out
 }
 
@@ -109,7 +111,7 @@ mod tests {
         for (m, p) in all.iter_mut().zip(others) {
             m.workload = std::sync::Arc::new(workload(p));
         }
-        groups(Some(l), &workload(own), &all).into_iter().map(|g| (g.level, g.weight, g.members)).collect()
+        groups(Some(l), &workload(own), &all).into_iter().map(|g| (g.priority, g.weight, g.members)).collect()
     }
 
     #[test]

@@ -9,31 +9,31 @@ use std::sync::{
 };
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-/// Orders that wait for a worker.
-const ORDERS: usize = 256;
+/// Commands that may wait for a worker.
+const COMMANDS: usize = 256;
 
-struct Member<O> {
-    orders: Sender<O>,
+struct WorkerHandle<O> {
+    commands: Sender<O>,
     running: Arc<AtomicUsize>,
 }
 
 /// All workers.
-pub struct Crew<O>(Vec<Member<O>>);
+pub struct WorkerPool<O>(Vec<WorkerHandle<O>>);
 
-impl<O> Crew<O> {
-    /// A crew of `n`, and what each of them receives.
+impl<O> WorkerPool<O> {
+    /// A pool of `n` workers, and what each of them receives.
     pub fn new(n: usize) -> (Self, Vec<Receiver<O>>) {
         let one = |_| {
-            let (orders, rx) = mpsc::channel(ORDERS);
-            (Member { orders, running: Arc::default() }, rx)
+            let (commands, rx) = mpsc::channel(COMMANDS);
+            (WorkerHandle { commands, running: Arc::default() }, rx)
         };
         let (members, rx) = (0..n).map(one).unzip();
         (Self(members), rx)
     }
 
-    /// Everybody's orders.
-    pub fn orders(&self) -> impl Iterator<Item = &Sender<O>> {
-        self.0.iter().map(|m| &m.orders)
+    /// The command channel of each worker.
+    pub fn commands(&self) -> impl Iterator<Item = &Sender<O>> {
+        self.0.iter().map(|m| &m.commands)
     }
 
     /// Connections of a worker, from their accept to their end.
@@ -42,24 +42,24 @@ impl<O> Crew<O> {
     }
 
     /// Counts one more for a worker.
-    pub fn start(&self, worker: usize) -> Running {
+    pub fn start(&self, worker: usize) -> ConnectionGuard {
         let r = self.0[worker].running.clone();
         r.fetch_add(1, Relaxed);
-        Running(r)
+        ConnectionGuard(r)
     }
 
     /// Who should serve a connection that this worker has accepted, if not itself.
-    pub fn other(&self, worker: usize) -> Option<usize> {
+    pub fn pick_less_loaded(&self, worker: usize) -> Option<usize> {
         let counts = self.0.iter().map(|m| m.running.load(Relaxed));
-        idlest(worker, counts)
+        least_loaded(worker, counts)
     }
 
     /// Hands something over.
     ///
     /// # Errors
     /// The same, where the other has ended or has its hands full.
-    pub fn hand(&self, to: usize, o: O) -> Result<(), O> {
-        match self.0[to].orders.try_reserve() {
+    pub fn dispatch(&self, to: usize, o: O) -> Result<(), O> {
+        match self.0[to].commands.try_reserve() {
             Ok(place) => {
                 place.send(o);
                 Ok(())
@@ -70,7 +70,7 @@ impl<O> Crew<O> {
 }
 
 /// A difference that new connections even out by themselves is left alone: a hand-over costs a wake-up.
-fn idlest(me: usize, counts: impl Iterator<Item = usize> + Clone) -> Option<usize> {
+fn least_loaded(me: usize, counts: impl Iterator<Item = usize> + Clone) -> Option<usize> {
     let mine = counts.clone().nth(me)? + 1;
     let (i, least) = counts.enumerate().filter(|(i, _)| *i != me).min_by_key(|(_, n)| *n)?;
     (mine > least + 1 + least / 4).then_some(i)
@@ -78,9 +78,9 @@ fn idlest(me: usize, counts: impl Iterator<Item = usize> + Clone) -> Option<usiz
 
 /// A connection that is counted until this is dropped. The drain waits for these: a connection that was accepted a moment
 /// ago is in no other list yet.
-pub struct Running(Arc<AtomicUsize>);
+pub struct ConnectionGuard(Arc<AtomicUsize>);
 
-impl Drop for Running {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -94,7 +94,7 @@ mod tests {
     fn spread(workers: usize, connections: usize) -> Vec<usize> {
         let mut counts = vec![0; workers];
         for _ in 0..connections {
-            let to = idlest(0, counts.clone().into_iter()).unwrap_or(0);
+            let to = least_loaded(0, counts.clone().into_iter()).unwrap_or(0);
             counts[to] += 1;
         }
         counts
@@ -112,14 +112,14 @@ mod tests {
 
     #[test]
     fn small_differences_are_left_alone() {
-        assert_eq!(idlest(0, [20, 18].into_iter()), None);
-        assert_eq!(idlest(1, [20, 18].into_iter()), None);
-        assert_eq!(idlest(0, [40, 18, 17].into_iter()), Some(2));
+        assert_eq!(least_loaded(0, [20, 18].into_iter()), None);
+        assert_eq!(least_loaded(1, [20, 18].into_iter()), None);
+        assert_eq!(least_loaded(0, [40, 18, 17].into_iter()), Some(2));
     }
 
     #[test]
     fn counts_end_with_their_connection() {
-        let (c, _rx) = Crew::<()>::new(2);
+        let (c, _rx) = WorkerPool::<()>::new(2);
         let (a, b) = (c.start(1), c.start(1));
         assert_eq!((c.running(0), c.running(1)), (0, 2));
         drop(a);

@@ -6,11 +6,11 @@ use crate::{
     control::{self, Snapshot},
     edge,
     gateway::Gateway,
-    origin::Speaks,
-    serve::{self, Call, Called},
+    serve::{self, Downstream, DownstreamTarget},
     stream::Io,
     table::Routes,
     testing::{LINES, worker},
+    upstream_tls::Speaks,
     worker::Worker,
 };
 use karst_api::{
@@ -22,7 +22,7 @@ use karst_proxy::{
     untold::Asker,
 };
 use karst_rt::ready::Ready;
-use karst_xds::client::{Ended, Handler};
+use karst_xds::client::{StreamEnd, XdsSubscriber};
 use std::{rc::Rc, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -104,10 +104,10 @@ fn deny(path: &str) -> ir::Access {
 }
 
 /// A caller at a port, without a certificate.
-fn call(called: Called, port: u16) -> Rc<Call> {
+fn call(target: DownstreamTarget, port: u16) -> Rc<Downstream> {
     let from = CLIENT.parse().unwrap();
     let to = OWN.parse().unwrap();
-    Rc::new(Call { peer: None, from, source: None, called, port, to, hello: None, place: None })
+    Rc::new(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: None })
 }
 
 /// An application: answers requests, but never `/slow`, and breaks off at `/broken`; at `/ws` it sends back what it gets.
@@ -174,12 +174,13 @@ async fn socket() -> (TcpStream, Io) {
 }
 
 /// What a client gets that sends these bytes of HTTP/1.1, and the one line that is written of it.
-async fn ask(w: &Rc<Worker>, call: &Rc<Call>, bytes: &str) -> (String, String) {
+async fn ask(w: &Rc<Worker>, downstream: &Rc<Downstream>, bytes: &str) -> (String, String) {
     LINES.take();
     let (mut client, server) = tokio::io::duplex(64 << 10);
     client.write_all(bytes.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    let ((), read) = tokio::join!(serve::requests(w, call.clone(), server, false), client.read_to_string(&mut answer));
+    let ((), read) =
+        tokio::join!(serve::requests(w, downstream.clone(), server, false), client.read_to_string(&mut answer));
     read.unwrap();
     let mut lines = LINES.take();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -233,7 +234,7 @@ async fn a_line_says_what_has_answered_and_why() {
             vec![ir::Jwt { name: "ns/j".into(), issuer: "i".into(), broken: "no keys".into(), ..Default::default() }];
         gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table { http, tcp: vec![] }, Some(access));
         let w = worker(s, "router");
-        let call = call(Called::Gateway(Some("shop.com".into())), 8080);
+        let downstream = call(DownstreamTarget::Gateway(Some("shop.com".into())), 8080);
         let early = |why: &str| format!("upstream_reset_before_response_started{{{why}}}");
         let early = (early("connection_termination"), early("remote_connection_failure"));
         for (path, want) in [
@@ -252,10 +253,10 @@ async fn a_line_says_what_has_answered_and_why() {
             ("/once", "200 - via_upstream"),
             ("/once", "429 RL local_rate_limited"),
         ] {
-            let (answer, line) = ask(&w, &call, &get(path)).await;
+            let (answer, line) = ask(&w, &downstream, &get(path)).await;
             assert!(line.contains(&format!("\"GET {path} HTTP/1.1\" {want} - \"")), "{want}: {line}\n{answer}");
         }
-        let (_, line) = ask(&w, &call, "GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await;
+        let (_, line) = ask(&w, &downstream, "GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await;
         assert!(line.contains("400 - missing_host_header - "), "{line}");
         let jwt = "Jwt_is_not_in_the_form_of_Header.Payload.Signature_with_two_dots_and_3_sections";
         for (head, want) in [
@@ -265,11 +266,12 @@ async fn a_line_says_what_has_answered_and_why() {
                 "200 - cors_response - ".into(),
             ),
         ] {
-            let (_, line) = ask(&w, &call, &format!("{head}\r\nhost: shop.com\r\nconnection: close\r\n\r\n")).await;
+            let (_, line) =
+                ask(&w, &downstream, &format!("{head}\r\nhost: shop.com\r\nconnection: close\r\n\r\n")).await;
             assert!(line.contains(&want), "{want}: {line}");
         }
         // Port, time, addresses and names, in the order of Envoy's fields.
-        let (answer, line) = ask(&w, &call, &get("/")).await;
+        let (answer, line) = ask(&w, &downstream, &get("/")).await;
         let (head, tail) = line.split_once(" \"203.0.113.1,198.51.100.7\" \"t\" \"id\" \"shop.com\" ").unwrap();
         let want = format!(
             "\"127.0.0.1:{port}\" outbound|80||s.ns.svc.cluster.local - 10.0.1.1:8080 {CLIENT} shop.com \"HTTPRoute ns/r rule 0\""
@@ -289,8 +291,8 @@ async fn what_is_no_request_is_told_and_counted() {
         let mut s = mesh(1, 1);
         gateway(&mut s, 8080, ir::ListenerProtocol::Http, ir::Table::default(), None);
         let w = worker(s, "router");
-        let call = call(Called::Gateway(None), 8080);
-        let (answer, line) = ask(&w, &call, "GET /\u{1} HTTP/1.1\r\nhost: a b\r\nx y: z\r\n\r\n").await;
+        let downstream = call(DownstreamTarget::Gateway(None), 8080);
+        let (answer, line) = ask(&w, &downstream, "GET /\u{1} HTTP/1.1\r\nhost: a b\r\nx y: z\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         assert!(line.contains("\"- - HTTP/1.1\" 400 DPE http1.codec_error - \""), "{line}");
         let labels = ["response_code=\"400\"", "response_flags=\"DPE\"", "reporter=\"source\""];
@@ -324,8 +326,8 @@ async fn a_websocket_is_told_at_its_end_with_its_bytes() {
                 tokio::task::yield_now().await;
             }
         };
-        let call = call(Called::Gateway(None), 8080);
-        let both = async { tokio::join!(serve::requests(&w, call, server, false), ask) };
+        let downstream = call(DownstreamTarget::Gateway(None), 8080);
+        let both = async { tokio::join!(serve::requests(&w, downstream, server, false), ask) };
         tokio::time::timeout(std::time::Duration::from_secs(10), both).await.unwrap();
         let lines = LINES.take();
         assert!(lines[0].contains("\"GET /ws HTTP/1.1\" 101 - via_upstream - \"-\" 5 5 "), "{lines:?}");
@@ -349,9 +351,9 @@ async fn connections_through_a_gateway_are_counted_and_told_at_their_end() {
         let w = worker(s, "router");
         let s = w.snapshot();
         let listener = s.gateway.as_ref().unwrap().ports[&8443].find(None).next().unwrap().clone();
-        let call = call(Called::Gateway(Some("shop.com".into())), 8443);
+        let downstream = call(DownstreamTarget::Gateway(Some("shop.com".into())), 8443);
         let (mut client, io) = socket().await;
-        let serve = edge::bytes(&w, &s, &call, &listener, ("shop.com", Speaks::Tls), io);
+        let serve = edge::bytes(&w, &s, &downstream, &listener, ("shop.com", Speaks::Tls), io);
         let labels = ["reporter=\"source\"", "destination_service_name=\"s\"", "source_workload_namespace=\"ns\""];
         let all = |what: &str| value(&w, &format!("istio_tcp_{what}_total"), &labels);
         let ask = async {
@@ -393,10 +395,10 @@ async fn a_connection_that_a_policy_ends_is_told_with_it() {
         gateway(&mut now, 8443, ir::ListenerProtocol::Tls, table, Some(deny("/admin")));
         let w = worker(now, "router");
         let listener = before.gateway.as_ref().unwrap().ports[&8443].find(None).next().unwrap().clone();
-        let call = call(Called::Gateway(Some("shop.com".into())), 8443);
+        let downstream = call(DownstreamTarget::Gateway(Some("shop.com".into())), 8443);
         let (mut client, io) = socket().await;
         let before = Arc::new(before);
-        let serve = edge::bytes(&w, &before, &call, &listener, ("shop.com", Speaks::Tls), io);
+        let serve = edge::bytes(&w, &before, &downstream, &listener, ("shop.com", Speaks::Tls), io);
         let ended = async { client.read_to_end(&mut vec![]).await.unwrap_err().kind() };
         assert_eq!(tokio::join!(serve, ended).1, std::io::ErrorKind::ConnectionReset);
         let lines = LINES.take();
@@ -421,14 +423,14 @@ async fn connections_through_a_waypoint_are_counted_whatever_becomes_of_them() {
             ("empty", "\"- - -\" 0 - - rbac_access_denied_matched_policy[none] \"no policy allows it\" 0 0 "),
         ] {
             let key = format!("ns/{name}.ns.svc.cluster.local");
-            let call = call(Called::Service(s.mesh.services[key.as_str()].clone()), 80);
+            let downstream = call(DownstreamTarget::Service(s.mesh.services[key.as_str()].clone()), 80);
             let (mut client, io) = socket().await;
             let ask = async {
                 let _ = client.write_all(b"hello").await;
                 let _ = client.shutdown().await;
                 let _ = client.read_to_end(&mut vec![]).await;
             };
-            tokio::join!(serve::tcp(&w, &call, io), ask);
+            tokio::join!(serve::tcp(&w, &downstream, io), ask);
             let lines = LINES.take();
             let [line] = &lines[..] else { panic!("{lines:?}") };
             assert!(line.contains(want), "{want}: {line}");
@@ -453,10 +455,17 @@ async fn the_way_to_the_control_plane_is_counted() {
     let state = watch::channel(Arc::new(Snapshot::new(""))).0;
     let (configured, stream) = (watch::channel(false).0, watch::channel(true).0);
     let (discovery, asker) = (w.shared.metrics.discovery.clone(), Asker::new("").1);
-    let writer =
-        control::Writer::new(xds, state, &Ready::default(), control::WAYPOINT, (configured, stream), discovery, asker);
+    let writer = control::StateWriter::new(
+        xds,
+        state,
+        &Ready::default(),
+        control::WAYPOINT,
+        (configured, stream),
+        discovery,
+        asker,
+    );
     writer.received("type", 7);
-    writer.ended(Ended::Reconnect);
+    writer.ended(StreamEnd::Reconnect);
     assert_eq!(value(&w, "istio_xds_message_bytes_total", &["url=\"type\""]), 7);
     assert_eq!(value(&w, "istio_xds_message_total", &["url=\"type\""]), 1);
     assert_eq!(value(&w, "istio_xds_connection_terminations_total", &["reason=\"Reconnect\""]), 1);
@@ -480,7 +489,7 @@ async fn a_refused_connection_is_told_though_its_client_stays_silent() {
             ("s", "*1\r\n$4\r\nPING\r\n", denied),
         ] {
             let key = format!("ns/{name}.ns.svc.cluster.local");
-            let call = call(Called::Service(s.mesh.services[key.as_str()].clone()), 80);
+            let downstream = call(DownstreamTarget::Service(s.mesh.services[key.as_str()].clone()), 80);
             let (mut client, io) = socket().await;
             let ask = async {
                 tokio::time::sleep(serve::SILENCE * 2).await;
@@ -491,7 +500,7 @@ async fn a_refused_connection_is_told_though_its_client_stays_silent() {
                 }
                 let _ = client.read_to_end(&mut vec![]).await;
             };
-            tokio::join!(serve::http(&w, call, io, false), ask);
+            tokio::join!(serve::http(&w, downstream, io, false), ask);
             let lines = LINES.take();
             let [line] = &lines[..] else { panic!("{name} {says}: {lines:?}") };
             assert!(line.contains(want), "{want}: {line}");
@@ -517,8 +526,8 @@ async fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
         let mut open = vec![];
         for path in ["/ws", "/ws", "/ws", "/ws", "/broken"] {
             let (mut client, server) = tokio::io::duplex(64 << 10);
-            let (call, w) = (call(Called::Gateway(None), 8080), w.clone());
-            spawn_local(async move { serve::requests(&w, call, server, false).await });
+            let (downstream, w) = (call(DownstreamTarget::Gateway(None), 8080), w.clone());
+            spawn_local(async move { serve::requests(&w, downstream, server, false).await });
             let head =
                 format!("GET {path} HTTP/1.1\r\nhost: shop.com\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
             client.write_all(head.as_bytes()).await.unwrap();
