@@ -1,4 +1,5 @@
-//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), and between a crate's files.
+//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), and those between a
+//! crate's files.
 
 mod circles;
 mod lexer;

@@ -1,10 +1,11 @@
-//! Circles of files inside a crate: files of which each needs all the others, so that none can be read or changed alone.
+//! Circles of files inside a crate: files of which each needs all the others, so that none can be read or changed
+//! alone.
 //!
-//! An arrow goes from the file whose code names an item to the file that defines it, however the name came there: through
-//! an import, a glob, or the `pub use` of a parent. So a mod.rs or lib.rs that only declares and re-exports has no arrow to
-//! it and is in no circle; one that defines what its children use, and uses them, is. `mod x;`, `pub use` by itself, the path
-//! to a module and test code make no arrow. What has no path is not seen: methods (the arrow is the type's), derive
-//! macros, names inside of texts.
+//! An arrow goes from the file whose code names an item to the file that defines it, however the name came there:
+//! through an import, a glob, or the `pub use` of a parent. So a mod.rs or lib.rs that only declares and re-exports has
+//! no arrow to it and is in no circle; one that defines what its children use, and uses them, is. `mod x;`, `pub use` by
+//! itself, the path to a module and test code make no arrow. What has no path is not seen: methods (the arrow is the
+//! type's), derive macros, names inside of texts.
 //!
 //! `CIRCLES` has the circles that there are; it must only become smaller.
 
@@ -73,8 +74,8 @@ fn judge(name: &str, known: &[usize], found: &[BTreeSet<&Path>], arrows: &Arrows
         });
     }
     let mut text = format!(
-        "{name}: circles of {sizes:?} files, where {known:?} are known: move what one of these files needs of another to \
-         where it belongs"
+        "{name}: circles of {sizes:?} files, where {known:?} are known: move what one of these files needs of another \
+         to where it belongs"
     );
     for c in found {
         let _ = write!(text, "\n  a circle of {}:", c.len());

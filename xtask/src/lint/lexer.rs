@@ -1,4 +1,5 @@
-//! Words and signs of a Rust source, with their lines; no comments, texts or numbers. As much as a reader of paths needs.
+//! Words and signs of a Rust source, with their lines; no comments, texts or numbers: what a reader
+//! of paths needs.
 
 /// One of them.
 #[derive(Clone, Debug, PartialEq)]
