@@ -97,7 +97,7 @@ fn run(asks: &mpsc::Receiver<Ask>, newest: &Newest, mesh: &Mesh) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::convert::{compile, tests::mesh};
     use karst_manifest::parse;

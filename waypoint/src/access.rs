@@ -313,12 +313,14 @@ impl Condition {
             AttributeMatcher::Method => one(r.map_or("", |r| r.method)),
             AttributeMatcher::Path => {
                 let Some(r) = r else { return deny };
-                let touches = |v: &ValueMatcher| matches!(v, ValueMatcher::Path(p) if p.touches(r.path));
-                let grants = |v: &ValueMatcher| matches!(v, ValueMatcher::Path(p) if p.grants(r.path));
                 // Of a DENY its exceptions grant, of any other its values.
-                let (yes, no): (&dyn Fn(&ValueMatcher) -> bool, &dyn Fn(&ValueMatcher) -> bool) =
-                    if deny { (&touches, &grants) } else { (&grants, &touches) };
-                (self.values.is_empty() || self.values.iter().any(yes)) && !self.not_values.iter().any(no)
+                let holds = |v: &ValueMatcher, grants: bool| match v {
+                    ValueMatcher::Path(p) if grants => p.grants(r.path),
+                    ValueMatcher::Path(p) => p.touches(r.path),
+                    _ => false,
+                };
+                (self.values.is_empty() || self.values.iter().any(|v| holds(v, !deny)))
+                    && !self.not_values.iter().any(|v| holds(v, deny))
             }
             AttributeMatcher::Header(n) => {
                 let Some(r) = r.filter(|r| r.known.is_none_or(|k| k.contains(n))) else { return deny };

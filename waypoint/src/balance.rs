@@ -369,7 +369,7 @@ mod tests {
             ir::Outlier { consecutive_5xx: 1, ejection_ms: 60_000, max_ejection_percent: 100, ..Default::default() };
         let s = set(2, ir::Policy { outlier: Some(outlier), ..Default::default() });
         assert!(has_other(&s, 0, &[]));
-        s.result(&s.members[1], Some(500));
+        s.record_outcome(&s.members[1], Some(500));
         assert!(!has_other(&s, 0, &[]) && has_other(&s, 1, &[]));
     }
 

@@ -203,9 +203,9 @@ pub enum ConnectionDisposition {
     /// To be kept for the next request, once the answer has been read.
     Reuse { pool: Rc<Pool>, pool_key: PoolKey, send: Sender1, requests: u32, idle: Duration },
     /// One of several on the connection.
-    Shared(#[allow(dead_code, reason = "held for its drop, which gives the place back")] InFlight),
+    Multiplexed(#[allow(dead_code, reason = "held for its drop, which gives the place back")] InFlight),
     /// Ends with the answer, or lives on as something else.
-    Alone(#[allow(dead_code, reason = "held for its drop, which gives the place back")] Option<Lease>),
+    Close(#[allow(dead_code, reason = "held for its drop, which gives the place back")] Option<Lease>),
 }
 
 impl ConnectionDisposition {

@@ -1,4 +1,4 @@
-//! A worker at work: its orders, the listeners of its pods, and what serves a connection that they accept.
+//! A worker at work: its commands, the listeners of its pods, and what serves a connection that they accept.
 
 use crate::{
     client::Caller,
@@ -6,10 +6,10 @@ use crate::{
     inbound,
     inpod::{Listeners, LocalPod},
     outbound,
-    worker::{Order, Served, Shared, Taken, Way, Worker},
+    worker::{Command, Served, Shared, Taken, Way, Worker},
 };
 use karst_core::limits;
-use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::Running};
+use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::ConnectionGuard};
 use karst_rt::{accept::accept, drain};
 use std::{
     cell::{Cell, RefCell},
@@ -31,7 +31,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub fn run(
     shared: Arc<Shared>,
     number: usize,
-    mut orders: mpsc::Receiver<Order>,
+    mut commands: mpsc::Receiver<Command>,
     drain: drain::Watch,
 ) -> std::io::Result<()> {
     let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
@@ -59,8 +59,8 @@ pub fn run(
         let mut done = tokio::time::interval(Duration::from_millis(20));
         loop {
             tokio::select! {
-                o = orders.recv(), if !orders.is_closed() => match o {
-                    Some(o) => w.clone().order(o),
+                o = commands.recv(), if !commands.is_closed() => match o {
+                    Some(o) => w.clone().run_command(o),
                     None => break,
                 },
                 r = state.changed() => {
@@ -85,9 +85,9 @@ pub fn run(
                 }
                 _ = done.tick(), if draining => if w.idle() {
                     // What another worker has handed over since is still served; what it would hand over now, it keeps.
-                    orders.close();
-                    while let Some(o) = orders.recv().await {
-                        w.clone().order(o);
+                    commands.close();
+                    while let Some(o) = commands.recv().await {
+                        w.clone().run_command(o);
                     }
                     if w.idle() {
                         break;
@@ -102,19 +102,19 @@ pub fn run(
 }
 
 impl Worker {
-    fn order(self: Rc<Self>, o: Order) {
+    fn run_command(self: Rc<Self>, o: Command) {
         match o {
-            Order::Add { pod, listeners, done } => {
+            Command::Add { pod, listeners, done } => {
                 let _ = done.send(self.add(pod, listeners));
             }
-            Order::Del { uid } => {
+            Command::Del { uid } => {
                 if let Some(p) = self.pods.borrow_mut().remove(&uid) {
                     p.stop.start(drain::Phase::Graceful);
                     self.dialer.retire_pod(&uid);
                 }
             }
-            Order::Take(t) => self.take(*t),
-            Order::Dump(to) => {
+            Command::Take(t) => self.take(*t),
+            Command::Dump(to) => {
                 let _ = to.send(self.conns.dump());
             }
         }
@@ -164,19 +164,19 @@ impl Worker {
 
     /// Serves a connection that was just accepted, here or where there is less to do.
     fn place(self: Rc<Self>, way: Way, p: &Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
-        let crew = &self.shared.crew;
-        let here = match crew.other(self.number) {
+        let workers = &self.shared.workers;
+        let here = match workers.pick_less_loaded(self.number) {
             None => s,
             Some(other) => {
                 let Ok(stream) = s.into_std() else { return };
-                let running = crew.start(other);
+                let running = workers.start(other);
                 let taken = Taken { pod: p.pod.clone(), way, stream, from, running };
-                let Err(Order::Take(back)) = crew.hand(other, Order::Take(Box::new(taken))) else { return };
+                let Err(Command::Take(back)) = workers.dispatch(other, Command::Take(Box::new(taken))) else { return };
                 let Ok(s) = TcpStream::from_std(back.stream) else { return };
                 s
             }
         };
-        let running = crew.start(self.number);
+        let running = workers.start(self.number);
         self.serve(running, way, p.clone(), here, from);
     }
 
@@ -194,7 +194,7 @@ impl Worker {
         }
     }
 
-    fn serve(self: Rc<Self>, r: Running, way: Way, p: Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
+    fn serve(self: Rc<Self>, r: ConnectionGuard, way: Way, p: Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
         match way {
             Way::Outbound => Self::run(r, outbound::serve(self, p, s, (from, Caller::Pod))),
             Way::Forwarded => Self::run(r, outbound::serve(self, p, s, (from, Caller::Inside))),

@@ -10,8 +10,14 @@ use tokio::time::Instant;
 /// application may listen at one of its ports and not at another; or for all (None).
 pub struct Unreachable {
     avoid: Duration,
-    /// Until when; those that are avoided longest are last.
-    all: RefCell<VecDeque<(Arc<str>, Option<u16>, Instant)>>,
+    /// Those that are avoided longest are last.
+    all: RefCell<VecDeque<Avoided>>,
+}
+
+struct Avoided {
+    uid: Arc<str>,
+    port: Option<u16>,
+    until: Instant,
 }
 
 impl Unreachable {
@@ -28,11 +34,11 @@ impl Unreachable {
     /// This endpoint could not be reached.
     pub fn add(&self, uid: &Arc<str>, port: Option<u16>) {
         let mut all = self.all.borrow_mut();
-        all.retain(|(u, p, _)| (u, *p) != (uid, port));
+        all.retain(|a| (&a.uid, a.port) != (uid, port));
         if all.len() >= limits::MAX_AVOIDED {
             all.pop_front();
         }
-        all.push_back((uid.clone(), port, Instant::now() + self.avoid));
+        all.push_back(Avoided { uid: uid.clone(), port, until: Instant::now() + self.avoid });
     }
 
     /// Those that are avoided now at this port, besides `tried`. Mostly none.
@@ -42,10 +48,10 @@ impl Unreachable {
             return vec![];
         }
         let now = Instant::now();
-        while all.front().is_some_and(|(_, _, until)| *until <= now) {
+        while all.front().is_some_and(|a| a.until <= now) {
             all.pop_front();
         }
-        let here = all.iter().filter(|(_, p, _)| p.is_none_or(|p| p == port)).map(|(u, ..)| u);
+        let here = all.iter().filter(|a| a.port.is_none_or(|p| p == port)).map(|a| &a.uid);
         here.filter(|u| !tried.contains(u)).cloned().collect()
     }
 }
@@ -75,7 +81,7 @@ mod tests {
         let u = Unreachable::new(limits::AVOID);
         u.endpoint(&a, Some(9000)).avoid();
         u.endpoint(&b, None).avoid();
-        assert_eq!(u.besides(&[], PORT), [b.clone()]);
+        assert_eq!(u.besides(&[], PORT), std::slice::from_ref(&b));
         assert_eq!(u.besides(&[], 9000), [a.clone(), b]);
         u.add(&a, Some(PORT));
         assert!(

@@ -33,8 +33,11 @@ pub(super) struct Cache {
     /// What is wrong with each of the rules.
     bad: Vec<Vec<FieldError>>,
     /// Services of one namespace that the same rules are for share one.
-    backends: BTreeMap<String, Arc<ir::Backend>>,
+    backends: Backends,
 }
+
+/// By service.
+type Backends = BTreeMap<String, Arc<ir::Backend>>;
 
 impl Cache {
     /// Objects are at other addresses, and mean the same.
@@ -61,7 +64,7 @@ pub(super) fn compile<'a>(
     hosts: &Hosts,
     mut old: Cache,
     cache: &mut Cache,
-) -> (BTreeMap<String, Arc<ir::Backend>>, Vec<(&'a Located, Vec<FieldError>)>) {
+) -> (Backends, Vec<(&'a Located, Vec<FieldError>)>) {
     let mut all = objects.destination_rules.clone();
     all.sort_by_key(|(_, d)| age(&d.metadata));
     cache.rules = all.iter().map(|(_, d)| address(*d)).collect();
@@ -75,7 +78,7 @@ pub(super) fn compile<'a>(
     (cache.backends.clone(), bad)
 }
 
-type Compiled = (Vec<Vec<FieldError>>, BTreeMap<String, Arc<ir::Backend>>);
+type Compiled = (Vec<Vec<FieldError>>, Backends);
 
 fn anew(objects: &Objects<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule)]) -> Compiled {
     let (mut bad, mut rules) = (vec![], vec![]);
