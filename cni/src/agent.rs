@@ -143,7 +143,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         closed: RefCell::default(),
         again: Notify::new(),
     });
-    tokio::task::spawn_local(kubelet::look_after(kubelet, agent.clone()));
+    let probed = agent.clone();
+    let set_probers = move |p| Ok(probed.node.borrow_mut().set_probers(p)?);
+    tokio::task::spawn_local(kubelet::look_after(kubelet, set_probers));
     // What the plugin knows without us.
     let named = install.as_ref().map(|_| namespaces::Kept::start(&agent.config.events, agent.config.hold_all));
     agent.prepare(&source.read());

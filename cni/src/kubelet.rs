@@ -2,7 +2,6 @@
 //! STRICT and every policy; other processes of that network (pods with `hostNetwork`, whatever runs on the node) must not. They are
 //! told apart by cgroup: the kubelet runs in one of its own on every usual node. Proven by tests/world (agent).
 
-use crate::agent::Agent;
 use anyhow::Context;
 use karst_ebpf::Probers;
 use karst_rt::process::{proc_root, with_node_cgroups};
@@ -10,7 +9,6 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
-    rc::Rc,
     str::FromStr,
     time::Duration,
 };
@@ -194,15 +192,15 @@ impl Kubelet {
     }
 }
 
-/// Follows the kubelet for as long as the agent runs.
-pub async fn look_after(mut k: Kubelet, agent: Rc<Agent>) {
+/// Follows the kubelet for as long as the agent runs; `set` tells the programs who may probe.
+pub async fn look_after(mut k: Kubelet, set: impl Fn(Probers) -> anyhow::Result<()>) {
     if matches!(k.probes, Probes::All | Probes::None) {
         return;
     }
     loop {
         tokio::time::sleep(LOOK).await;
         if let Some(p) = k.look()
-            && let Err(e) = agent.node.borrow_mut().set_probers(p).context("who may probe")
+            && let Err(e) = set(p).context("who may probe")
         {
             tracing::warn!(error = format!("{e:#}"), "the kubelet's probes may be refused");
         }

@@ -45,7 +45,7 @@ fn run(config: config::Config) -> anyhow::Result<()> {
         return check::print(&config);
     }
     if let Some(config::Action::Trace(how)) = &config.action {
-        return trace::run(&config, how);
+        return trace::run(&config.bpf_dir, &config.run_dir, how);
     }
     if config.cleanup {
         return agent::cleanup(&config);

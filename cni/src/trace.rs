@@ -1,10 +1,7 @@
 //! `karst-cni trace`: shows live what the programs of this node's pods drop or pass by, and why. Reads what is pinned, so it works
 //! whether or not the agent runs. What ztunnel refuses is in its access log.
 
-use crate::{
-    config::Config,
-    records::{self, Record},
-};
+use crate::records::{self, Record};
 use karst_ebpf::{
     Counter,
     trace::{Event, Tracer},
@@ -12,6 +9,7 @@ use karst_ebpf::{
 use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -62,25 +60,22 @@ enum Verdict {
     Untold,
 }
 
-/// Shows events until it is interrupted, or nobody reads its output any more.
-pub fn run(config: &Config, how: &How) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        config.bpf_dir.exists(),
-        "nothing is redirected on this node ({} does not exist)",
-        config.bpf_dir.display()
-    );
-    match show(config, how) {
+/// Shows events until it is interrupted, or nobody reads its output any more. `bpf_dir` has what is pinned, `run_dir` what is known
+/// of the pods.
+pub fn run(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
+    anyhow::ensure!(bpf_dir.exists(), "nothing is redirected on this node ({} does not exist)", bpf_dir.display());
+    match show(bpf_dir, run_dir, how) {
         Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => Ok(()),
         ended => ended,
     }
 }
 
-fn show(config: &Config, how: &How) -> anyhow::Result<()> {
-    let read_pods = || Pods(records::load(&config.run_dir.join("pods")));
+fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
+    let read_pods = || Pods(records::load(&run_dir.join("pods")));
     let mut pods = read_pods();
     let mut of = how.pod.as_deref().map(|p| pods.find(p)).transpose().map_err(anyhow::Error::msg)?;
     let what: Vec<Counter> = Counter::ALL.into_iter().filter(|c| is_wanted(*c, how.drops)).collect();
-    let mut tracer = Tracer::open(&config.bpf_dir)?;
+    let mut tracer = Tracer::open(bpf_dir)?;
     let mut withheld = tracer.totals()?.withheld;
     tracer.ask(of, &what, ASK_FOR)?;
     let mut out = io::stdout().lock();

@@ -22,7 +22,7 @@ use std::{
 const CIRCLES: &[(&str, &[usize])] = &[
     ("karst-manifest", &[6]),
     ("karst-ebpf", &[4]),
-    ("karst-cni", &[6]),
+    ("karst-cni", &[3]),
     ("karst-waypoint", &[22]),
     ("karst-controller", &[31]),
     ("karst-world", &[3, 2]),
