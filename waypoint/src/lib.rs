@@ -1,14 +1,14 @@
 //! The layer 7 proxy: accepts tunnels for the services that are bound to it, routes their requests, and sends them on.
 //!
-//! - [`table`]: the compiled routes; [`text`]: matching; [`access`]: who may call; [`limit`]: how often.
-//! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`place`]: which are near; [`balance`]: the choice
+//! - [`table`]: the compiled routes; [`matcher`]: matching; [`access`]: who may call; [`limit`]: how often.
+//! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`locality`]: which are near; [`balance`]: the choice
 //!   among them.
 //! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
 //! - [`gate`]: how many connections there may be.
 //! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
-//! - [`record`]: what is told of a request or a connection; [`flag`]: how it went; [`carried`]: bytes, counted.
+//! - [`request_log`]: what is told of a request or a connection; [`flag`]: how it went; [`carried`]: bytes, counted.
 //! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to
-//!   endpoints; [`codec`]: how HTTP is spoken; [`origin`]: TLS to them.
+//!   endpoints; [`codec`]: how HTTP is spoken; [`upstream_tls`]: TLS to them.
 
 mod access;
 mod admin;
