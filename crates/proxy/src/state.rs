@@ -179,7 +179,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The key of the service that stands for a workload alone ([`Snapshot::stand_in`]).
+    /// The key of the service that stands for a workload alone ([`Snapshot::workload_service`]).
     pub fn workload_service(uid: &str) -> Arc<str> {
         format!("~{uid}").into()
     }
