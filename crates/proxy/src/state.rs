@@ -179,7 +179,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The key of the service that stands for a workload alone ([`Snapshot::workload_service`]).
+    /// The key of the service that stands for a workload alone ([`Snapshot::add_workload_service`]).
     pub fn workload_service(uid: &str) -> Arc<str> {
         format!("~{uid}").into()
     }
