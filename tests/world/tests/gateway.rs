@@ -414,7 +414,7 @@ fn backends_are_spoken_to_by_tls() {
     refused("UnknownIssuer");
     // For one port only, and for another one.
     policy(", sectionName: other", "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
-    answer((503, ""));
+    answer((502, "protocol error"));
     policy(", sectionName: https", "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
     answer((200, "own.com /x alone"));
     // A name that is a URI.
