@@ -2,7 +2,7 @@
 //! others, or anything that PodSecurity's level `restricted` does not let everybody have. Who writes a ConfigMap with parameters
 //! adds none of it ([`super::overlay`]). Pure; `parameters_give_no_rights` goes through all of it.
 
-use super::routes::gateways::GATEWAY_NAME;
+use karst_manifest::kinds::GATEWAY_NAME;
 use serde_json::Value;
 use std::collections::BTreeSet;
 

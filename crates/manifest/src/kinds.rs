@@ -142,6 +142,9 @@ pub struct ConfigMap {
     pub data: BTreeMap<String, String>,
 }
 
+/// The label of pods, and of what else is deployed for a Gateway: its name (Gateway API, GEP-1762).
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
 /// Keys of a ConfigMap with overlays for what is deployed for a Gateway (Istio's).
 pub const PARAMETERS: [&str; 5] =
     ["serviceAccount", "horizontalPodAutoscaler", "podDisruptionBudget", "deployment", "service"];

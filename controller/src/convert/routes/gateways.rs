@@ -8,6 +8,7 @@ use super::{
 };
 use crate::convert::{GATEWAY_API, check, deploy, granted_secret, problem, selects, waypoint, workload};
 use ir::ListenerProtocol as Protocol;
+pub(crate) use karst_manifest::kinds::GATEWAY_NAME;
 use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located, traffic::GwServer};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,8 +17,6 @@ use std::{
 
 /// What names of virtual hosts begin with: no name of a service does.
 pub(crate) const VIRTUAL: char = '~';
-/// Label of the pods of a Gateway.
-pub(crate) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// One thing that a gateway listens on.
 pub(crate) struct GatewayListener {
