@@ -6,12 +6,12 @@
 //! a tunnel that is established cost two additions ([`Permit::in_use`]).
 //!
 //! ```
-//! use karst_rt::admission::{Admission, Limits, Place, Source};
+//! use karst_rt::admission::{Admission, Limits, Permit, Source};
 //! # async fn f(listener: tokio::net::TcpListener) {
 //! let handshakes = Admission::new(Limits::shared(512));
 //! let (tcp, from) = karst_rt::accept::accept(&listener).await;
-//! let Ok(place) = Place::admit(&[&handshakes], &Source::address(from.ip(), false)) else { return };
-//! # let _ = (tcp, place);
+//! let Ok(permit) = Permit::admit(&[&handshakes], &Source::address(from.ip(), false)) else { return };
+//! # let _ = (tcp, permit);
 //! # }
 //! ```
 
