@@ -72,6 +72,8 @@ pub struct Watched {
     /// Kinds that the API server does not know.
     absent: HashSet<usize>,
     changes: u64,
+    /// Of these, those in the state that was read last.
+    read: u64,
 }
 
 impl Watched {
@@ -81,6 +83,10 @@ impl Watched {
         for (i, w) in watches.iter().enumerate() {
             tokio::spawn(watch(kube.clone(), i, w.clone(), tx.clone()));
         }
+        Self::of(watches, events)
+    }
+
+    fn of(watches: Vec<Watch>, events: mpsc::Receiver<(usize, Change)>) -> Self {
         let waiting = (0..watches.len()).collect();
         Self {
             watches,
@@ -91,6 +97,7 @@ impl Watched {
             waiting,
             absent: HashSet::new(),
             changes: 0,
+            read: 0,
         }
     }
 
@@ -102,12 +109,12 @@ impl Watched {
         }
     }
 
-    /// Waits for a change of an object.
+    /// Waits for a change of an object since the state was read. Who stops waiting misses nothing: a change is there until it is
+    /// read.
     pub async fn changed(&mut self) {
         // In a list that starts anew objects are only added or replaced; what has gone goes at its end. So no state between is
         // half, and one kind that cannot be listed holds up no other.
-        let before = self.changes;
-        while self.changes == before {
+        while self.changes == self.read {
             let Some((i, c)) = self.events.recv().await else { return std::future::pending().await };
             self.apply(i, c);
         }
@@ -118,7 +125,8 @@ impl Watched {
     }
 
     /// The state now.
-    pub fn state(&self) -> State {
+    pub fn state(&mut self) -> State {
+        self.read = self.changes;
         State {
             objects: self.objects.values().cloned().collect(),
             problems: self.problems.values().cloned().collect(),
@@ -288,6 +296,21 @@ fn is_absent(e: &watcher::Error) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+
+    #[tokio::test]
+    async fn a_change_is_there_until_it_is_read() {
+        let (tx, events) = mpsc::channel(1);
+        let mut all = Watched::of(vec![Watch::all("Pod")], events);
+        tx.send((0, Change::Absent)).await.unwrap();
+        let second = Duration::from_secs(1);
+        // Who waits gives up in the midst of it.
+        while all.changes == all.read {
+            let _ = tokio::time::timeout(Duration::ZERO, all.changed()).await;
+        }
+        tokio::time::timeout(second, all.changed()).await.unwrap();
+        assert!(all.state().absent.contains("Pod"));
+        assert!(tokio::time::timeout(10 * SETTLE, all.changed()).await.is_err(), "it has been read");
+    }
 
     /// The CRD is removed while its objects are watched.
     #[test]

@@ -39,6 +39,8 @@ pub struct Dir {
     path: PathBuf,
     good: BTreeMap<PathBuf, (String, Vec<Arc<Located>>)>,
     changes: mpsc::Receiver<()>,
+    /// Something has changed since it was read.
+    is_changed: bool,
     _watcher: notify::RecommendedWatcher,
 }
 
@@ -62,13 +64,16 @@ impl Dir {
         })
         .map_err(|e| named(e.to_string()))?;
         w.watch(path, RecursiveMode::Recursive).map_err(|e| named(e.to_string()))?;
-        Ok(Self { path: path.into(), good: BTreeMap::new(), changes, _watcher: w })
+        Ok(Self { path: path.into(), good: BTreeMap::new(), changes, is_changed: false, _watcher: w })
     }
 
-    /// Waits until something has changed.
+    /// Waits until something has changed since it was read. Who stops waiting misses nothing: a change is there until it is read.
     pub async fn changed(&mut self) {
-        if self.changes.recv().await.is_none() {
-            std::future::pending::<()>().await;
+        if !self.is_changed {
+            if self.changes.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+            self.is_changed = true;
         }
         tokio::time::sleep(SETTLE).await;
         while self.changes.try_recv().is_ok() {}
@@ -76,6 +81,7 @@ impl Dir {
 
     /// Reads everything.
     pub fn read(&mut self) -> State {
+        self.is_changed = false;
         // The digest first: what is read after it is at least as new.
         let mut state = State { digest: digest(&self.path), enrolled: status::read(&self.path), ..State::default() };
         let mut files = Vec::new();
@@ -200,6 +206,15 @@ mod tests {
         fs::write(d.join("c.yaml"), ns("b")).unwrap();
         let s = w.read();
         assert_eq!((s.objects.len(), s.problems.len()), (1, 1), "a second definition is a problem");
+        // Who stops waiting in the midst of a change is told of it the next time.
+        fs::write(d.join("d.yaml"), ns("d")).unwrap();
+        let second = Duration::from_secs(1);
+        while !w.is_changed {
+            let _ = tokio::time::timeout(Duration::ZERO, w.changed()).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::timeout(second, w.changed()).await.unwrap();
+        assert_eq!(w.read().objects.len(), 2);
         fs::remove_dir_all(&d).unwrap();
     }
 }
