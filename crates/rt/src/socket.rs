@@ -334,18 +334,14 @@ impl NetnsConnector {
             // One port serves for several destinations.
             s.set_reuse_address(true)?;
             let done = match s.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
-                Ok(()) => match start(&s, dst) {
-                    Ok(()) if is_decided(&s) => decided(s),
-                    Ok(()) => {
-                        let mut connecting = pin!(established(s, limit));
-                        match tokio::time::timeout(limits::APART_AFTER, &mut connecting).await {
-                            Ok(done) => done,
-                            Err(_) if self.is_apart(dst, true) => return self.connect_own(dst, limit).await,
-                            Err(_) => connecting.await,
-                        }
+                Ok(()) => {
+                    let mut connecting = pin!(finish(s, dst, limit));
+                    match tokio::time::timeout(limits::APART_AFTER, &mut connecting).await {
+                        Ok(done) => done,
+                        Err(_) if self.is_apart(dst, true) => return self.connect_own(dst, limit).await,
+                        Err(_) => connecting.await,
                     }
-                    Err(e) => Err(e),
-                },
+                }
                 Err(e) => Err(e),
             };
             match done {
@@ -365,8 +361,7 @@ impl NetnsConnector {
     async fn connect_own(&self, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
         let s = self.socket(dst)?;
         unpaced(&s);
-        start(&s, dst)?;
-        if is_decided(&s) { decided(s) } else { established(s, limit).await }
+        finish(s, dst, limit).await
     }
 
     /// Does the application answer elsewhere than on `lo`? `suspect`: it has not answered there.
@@ -376,24 +371,18 @@ impl NetnsConnector {
 }
 
 async fn finish(s: Socket, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    start(&s, dst)?;
-    established(s, limit).await
-}
-
-/// Begins to connect.
-fn start(s: &Socket, dst: SocketAddr) -> io::Result<()> {
     match s.connect(&SockAddr::from(dst)) {
-        Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
-        _ => Ok(()),
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(e) => return Err(e),
     }
-}
-
-/// Waits until a connection is there.
-async fn established(s: Socket, limit: Duration) -> io::Result<TcpStream> {
+    let decided = is_decided(&s);
     let s = TcpStream::from_std(s.into())?;
-    match tokio::time::timeout(limit, s.writable()).await {
-        Ok(r) => r?,
-        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+    if !decided {
+        match tokio::time::timeout(limit, s.writable()).await {
+            Ok(r) => r?,
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        }
     }
     match s.take_error()? {
         Some(e) => Err(e),
@@ -401,16 +390,8 @@ async fn established(s: Socket, limit: Duration) -> io::Result<TcpStream> {
     }
 }
 
-/// A connection that [`is_decided`].
-fn decided(s: Socket) -> io::Result<TcpStream> {
-    match s.take_error()? {
-        Some(e) => Err(e),
-        None => TcpStream::from_std(s.into()),
-    }
-}
-
 /// Has a connection been established, or failed, already? One within the host mostly has when `connect` returns: then there is
-/// nothing to wait for, and no timer to set (a short one wakes the runtime up for itself alone).
+/// nothing to wait for, and no timer to set, here or around it (a short one wakes the runtime up for itself alone).
 fn is_decided(s: &Socket) -> bool {
     let mut p = libc::pollfd { fd: s.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, which outlives the call; with a timeout of 0 it does not wait.
@@ -555,24 +536,24 @@ mod tests {
     async fn what_is_decided_at_once_is_not_waited_for() {
         let to = |l: &std::net::TcpListener| l.local_addr().unwrap();
         let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let open = |at| {
-            let s = NetnsConnector::host().socket(at).unwrap();
-            start(&s, at).map(|()| s)
-        };
-        let s = open(to(&l)).unwrap();
-        assert!(is_decided(&s));
-        assert_eq!(decided(s).unwrap().peer_addr().unwrap(), to(&l));
+        let open = |at| finish(NetnsConnector::host().socket(at).unwrap(), at, Duration::ZERO);
+        assert_eq!(open(to(&l)).await.unwrap().peer_addr().unwrap(), to(&l));
         let nobody = to(&l);
         drop(l);
-        let refused = open(nobody).and_then(|s| if is_decided(&s) { decided(s).map(drop) } else { Ok(()) });
-        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(open(nobody).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         // A listener whose queue is full answers nobody.
         let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         full.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
         full.listen(0).unwrap();
         let at = full.local_addr().unwrap().as_socket().unwrap();
-        let all: Vec<Socket> = (0..4).map(|_| open(at).unwrap()).collect();
+        let begin = || {
+            let s = NetnsConnector::host().socket(at).unwrap();
+            let _ = s.connect(&SockAddr::from(at));
+            s
+        };
+        let all: Vec<Socket> = (0..4).map(|_| begin()).collect();
         assert!(is_decided(&all[0]) && !is_decided(&all[3]));
+        assert_eq!(open(at).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]
