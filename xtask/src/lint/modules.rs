@@ -41,7 +41,7 @@ pub fn read(root: &Path, read: Read) -> Result<Vec<Module>> {
     while let Some((module, dir)) = waiting.pop() {
         let file = all.get(module).map(|m| m.file.clone()).unwrap_or_default();
         let source = read(&file).with_context(|| format!("{}: cannot be read", file.display()))?;
-        let tokens = tokens(&source);
+        let tokens = tokens(&source).with_context(|| file.display().to_string())?;
         let mut r = Reader { tokens: &tokens, i: 0, all: &mut all, waiting: &mut waiting, read };
         r.module(module, &dir)?;
     }
