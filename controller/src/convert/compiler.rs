@@ -161,25 +161,18 @@ impl Compiler {
 /// Takes out objects of which only such statuses have changed that nothing is compiled from. Each write of ours is seen as one:
 /// of thousands none compiles anything. Gives back their addresses, before and now.
 fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usize, usize> {
-    let before: HashMap<_, &Located> = gone.iter().map(|o| (name(o), &**o)).collect();
-    let mut renamed = HashMap::new();
-    let mut names: HashSet<(&'static str, String, String)> = HashSet::new();
+    let before: HashMap<_, &Arc<Located>> = gone.iter().map(|o| (name(o), o)).collect();
+    let (mut renamed, mut told) = (HashMap::new(), HashSet::new());
     new.retain(|o| {
-        let at = |b: &&&Located| (&b.file, b.line) == (&o.file, o.line);
-        let pair = before.get(&name(o)).filter(at).and_then(|b| differ_by_status(&b.object, &o.object));
-        if pair.is_some() {
-            let (kind, namespace, name) = name(o);
-            names.insert((kind, namespace.into(), name.into()));
-        }
-        renamed.extend(pair);
-        pair.is_none()
+        let before = before.get(&name(o)).filter(|b| (&b.file, b.line) == (&o.file, o.line));
+        let Some((b, pair)) = before.and_then(|b| Some((b, differ_by_status(&b.object, &o.object)?))) else {
+            return true;
+        };
+        told.insert(Arc::as_ptr(b));
+        renamed.extend([pair]);
+        false
     });
-    if !names.is_empty() {
-        gone.retain(|o| {
-            let (kind, namespace, name) = name(o);
-            !names.contains(&(kind, namespace.to_string(), name.to_string()))
-        });
-    }
+    gone.retain(|o| !told.contains(&Arc::as_ptr(o)));
     renamed
 }
 

@@ -170,11 +170,8 @@ fn chosen(
     };
     // What the root namespace says for all does not stand before what services say themselves.
     let own = of(client, &|r| r.export.is_for(client) && !(client == root && r.export.is_for_all()));
-    if !own.is_empty() {
-        return own;
-    }
-    let own = of(owner, &|r| r.export.is_for(client));
-    if own.is_empty() { of(root, &|r| r.export.is_for(client)) } else { own }
+    let exported = [owner, root].into_iter().map(|namespace| of(namespace, &|r| r.export.is_for(client)));
+    std::iter::once(own).chain(exported).find(|all| !all.is_empty()).unwrap_or_default()
 }
 
 /// Rules with the same host: the oldest decides, others add what it does not say.
