@@ -21,7 +21,7 @@ pub struct Path<'a> {
     made: OnceCell<Made>,
 }
 
-/// As [`Readings`], without what was sent.
+/// As [`Readings`], without what was sent: a cell with a lifetime of its own would be invariant, and so would who holds a path.
 #[derive(Debug)]
 enum Made {
     One,
