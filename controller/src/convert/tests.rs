@@ -1851,6 +1851,22 @@ fn a_match_that_cannot_be_read_is_nobodys() {
     }
 }
 
+#[test]
+fn origins_are_those_of_one_field() {
+    let of = |origins: &str| {
+        let rule = format!("http: [{{corsPolicy: {{{origins}}}, route: [{{destination: {{host: s}}}}]}}]");
+        let v = virtual_service("name: v, namespace: a", &format!("hosts: [s], {rule}"));
+        let (m, p) = run(&(SHOP.to_string() + &v));
+        assert!(p.is_empty(), "{p:?}");
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        rule.cors.unwrap().origins.into_iter().filter_map(|o| o.kind).collect::<Vec<_>>()
+    };
+    let exact = |o: &str| karst_api::route::text::Kind::Exact(o.into());
+    assert_eq!(of("allowOrigin: ['*', 'http://a']"), [exact("*"), exact("http://a")]);
+    assert_eq!(of("allowOrigins: [{exact: '*'}]"), [exact("*")]);
+    assert_eq!(of("allowOrigins: [{exact: 'http://b'}], allowOrigin: ['*']"), [exact("http://b")], "as in Istio");
+}
+
 /// In Gateway API a value is sent as it is, but for operators; filters that are for whole rules refuse the requests of a backend.
 #[test]
 fn filters_of_gateway_api_are_executed_or_refuse() {

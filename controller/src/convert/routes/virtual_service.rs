@@ -838,11 +838,10 @@ fn cors(c: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
     for (i, o) in c.allow_origins.iter().enumerate() {
         origins.push(text(o, &format!("{at}.allowOrigins[{i}]"))?);
     }
-    // The old form: exact, or "*" for all.
-    origins.extend(c.allow_origin.iter().map(|o| match o.as_str() {
-        "*" => ir::Text { kind: Some(ir::text::Kind::Prefix(String::new())) },
-        o => exact(o),
-    }));
+    // The old form, which counts only without the new one. (Of either `*` stands for all.)
+    if origins.is_empty() {
+        origins.extend(c.allow_origin.iter().map(exact));
+    }
     let max_age = optional_duration(c.max_age.as_deref(), || format!("{at}.maxAge"))?;
     Ok(ir::Cors {
         origins,
