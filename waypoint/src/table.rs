@@ -343,7 +343,7 @@ impl Rule {
             && is(&self.scheme, a.scheme)
             && is(&self.authority, a.authority)
             && (!path_too || path())
-            && self.headers.iter().all(|(n, t, invert)| header(a, n, t) != *invert)
+            && self.headers.iter().all(|(n, t, invert)| header(a, n, t, *invert) != *invert)
             && self
                 .query
                 .iter()
@@ -364,12 +364,16 @@ impl Rule {
 }
 
 /// Several lines of a header count as one ([`entry::joined`]). The host is the authority, by whichever version of HTTP it has
-/// come.
-fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher) -> bool {
+/// come. For a condition that is inverted, one that is not there is empty, unless it is asked whether it is there (Istio:
+/// TreatMissingHeaderAsEmpty).
+fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher, invert: bool) -> bool {
     if *n == http::header::HOST {
         return t.matches(a.authority);
     }
-    entry::joined(a.headers, n).is_some_and(|v| t.matches_bytes(&v))
+    match entry::joined(a.headers, n) {
+        Some(v) => t.matches_bytes(&v),
+        None => invert && !matches!(t, StringMatcher::Present) && t.matches(""),
+    }
 }
 
 fn name(s: &str) -> Result<HeaderName, String> {
@@ -660,6 +664,27 @@ mod tests {
             RouteMatch::Rule(r) => &r.origin,
             RouteMatch::Nothing => "-",
             RouteMatch::Default => "default",
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_not_there_is_empty_where_a_condition_is_inverted() {
+        for (kind, holds) in [
+            (Kind::Present(true), true),
+            (Kind::Exact("x".into()), true),
+            (Kind::Regex("x+".into()), true),
+            (Kind::Regex("x*".into()), false),
+            (Kind::Exact(String::new()), false),
+        ] {
+            let without = |r: &mut ir::HttpRule| {
+                let value = Some(ir::Text { kind: Some(kind.clone()) });
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "h".into(), value, invert: true });
+            };
+            let http = vec![rule("without", None, without)];
+            let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
+            assert_eq!(found(&t, 80, "/", &HeaderMap::new()) == "without", holds, "{kind:?}");
+            let one = HeaderMap::from_iter([(HeaderName::from_static("h"), HeaderValue::from_static("x"))]);
+            assert_eq!(found(&t, 80, "/", &one) == "without", kind == Kind::Exact(String::new()), "{kind:?}");
         }
     }
 

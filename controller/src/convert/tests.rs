@@ -1851,6 +1851,38 @@ fn a_match_that_cannot_be_read_is_nobodys() {
     }
 }
 
+/// `regex: '*'` is how Istio's users write that a header is there, or is not; it is no regular expression.
+#[test]
+fn a_star_for_a_regular_expression_means_presence() {
+    use karst_api::route::text::Kind;
+    let of = |conditions: &str| {
+        let rule = format!("http: [{{match: [{{{conditions}}}], route: [{{destination: {{host: s}}}}]}}]");
+        let v = virtual_service("name: v, namespace: a", &format!("hosts: [s], {rule}"));
+        let (m, p) = run(&(SHOP.to_string() + &v));
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        (rule.r#match.unwrap(), p)
+    };
+    for there in ["{}", "{regex: '*'}"] {
+        let (m, p) = of(&format!(
+            "headers: {{a: {there}, ':method': {there}}}, withoutHeaders: {{b: {there}, ':authority': {there}}}, queryParams: {{c: {there}}}"
+        ));
+        assert!(p.is_empty(), "{p:?}");
+        let named = |all: &[karst_api::route::Named]| {
+            let one = |n: &karst_api::route::Named| {
+                assert_eq!(n.value.as_ref().unwrap().kind, Some(Kind::Present(true)), "{} {there}", n.name);
+                format!("{}{}", if n.invert { "!" } else { "" }, n.name)
+            };
+            all.iter().map(one).collect::<Vec<_>>()
+        };
+        assert_eq!(named(&m.headers), ["a", "!host", "!b"]);
+        assert_eq!(named(&m.query), ["c"]);
+        assert_eq!(m.method.unwrap().kind, Some(Kind::Present(true)));
+    }
+    // Elsewhere it is a regular expression, and a wrong one.
+    let fields: Vec<String> = of("uri: {regex: '*'}, authority: {regex: '*'}").1.into_iter().map(|p| p.field).collect();
+    assert_eq!(fields, ["spec.http[0].match[0].uri.regex", "spec.http[0].match[0].authority.regex"]);
+}
+
 #[test]
 fn origins_are_those_of_one_field() {
     let of = |origins: &str| {

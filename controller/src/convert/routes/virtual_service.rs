@@ -467,7 +467,7 @@ impl Convert<'_> {
         for (list, field, invert) in [(&m.headers, "headers", false), (&m.without_headers, "withoutHeaders", true)] {
             for (name, t) in list {
                 let at = format!("{at}.{field}[{name}]");
-                let value = match text(t, &at) {
+                let value = match value(t, &at) {
                     Ok(v) => v,
                     Err(b) => {
                         wrong.push(b);
@@ -482,21 +482,18 @@ impl Convert<'_> {
                     ":scheme" if !invert => out.scheme = Some(value),
                     // The same to proxies, which look at the authority for both.
                     ":authority" => {
-                        let value = Some(present(value));
-                        out.headers.push(ir::Named { name: "host".into(), value, invert });
+                        out.headers.push(ir::Named { name: "host".into(), value: Some(value), invert });
                     }
                     _ => match header_name(name, at) {
-                        Ok(name) => out.headers.push(ir::Named { name, value: Some(present(value)), invert }),
+                        Ok(name) => out.headers.push(ir::Named { name, value: Some(value), invert }),
                         Err(b) => wrong.push(b),
                     },
                 }
             }
         }
         for (name, t) in &m.query_params {
-            match text(t, &format!("{at}.queryParams[{name}]")) {
-                Ok(value) => {
-                    out.query.push(ir::Named { name: name.clone(), value: Some(present(value)), invert: false });
-                }
+            match value(t, &format!("{at}.queryParams[{name}]")) {
+                Ok(value) => out.query.push(ir::Named { name: name.clone(), value: Some(value), invert: false }),
                 Err(b) => wrong.push(b),
             }
         }
@@ -644,9 +641,15 @@ fn subnets(destination: &[String], source: &str, at: &str) -> Vec<FieldError> {
     wrong.map(|(_, field, fix)| (format!("{at}.{field}"), format!("is not there in this version: {fix}"))).collect()
 }
 
-/// An empty match of a header or a query parameter means that it is there.
-fn present(t: ir::Text) -> ir::Text {
-    if t.kind.is_none() { ir::Text { kind: Some(ir::text::Kind::Present(true)) } } else { t }
+/// A match of a header or a query parameter. An empty one means that it is there, and so does `regex: '*'`, which is no regular
+/// expression (Istio: canBeConvertedToPresentMatch).
+fn value(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
+    let is_there = match (&t.exact, &t.prefix, &t.regex) {
+        (None, None, None) => true,
+        (None, None, Some(r)) => r == "*",
+        _ => false,
+    };
+    if is_there { Ok(ir::Text { kind: Some(ir::text::Kind::Present(true)) }) } else { text(t, at) }
 }
 
 fn text(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
