@@ -251,6 +251,29 @@ fn only_websocket_is_tunnelled_and_only_if_the_answer_names_it() {
 }
 
 #[test]
+fn only_grpc_is_answered_as_grpc() {
+    run(async {
+        let e = Endpoint::of_http1(|_| OK.into()).await;
+        let forbidden = Some(ir::DirectResponse { status: 403, body: vec![] });
+        let p = Proxy::new(&e, AppProtocol::Unknown, route(|r| r.response = forbidden));
+        for (kind, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc+json", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/grpc-web-text", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+        ] {
+            let a = p.ask(&format!("POST /s/m HTTP/1.1\r\nhost: s\r\ncontent-length: 0\r\ncontent-type: {kind}\r\n\r\n")).await;
+            let wanted = if grpc { "HTTP/1.1 200 " } else { "HTTP/1.1 403 " };
+            assert!(a.starts_with(wanted) && a.contains("grpc-status: 7") == grpc, "{kind}: {a}");
+        }
+    });
+}
+
+#[test]
 fn a_host_is_denied_however_it_is_written() {
     run(async {
         let e = Endpoint::of_http1(|_| OK.into()).await;
