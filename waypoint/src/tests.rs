@@ -266,7 +266,9 @@ fn only_grpc_is_answered_as_grpc() {
             ("application/grpcx", false),
             ("application/json", false),
         ] {
-            let a = p.ask(&format!("POST /s/m HTTP/1.1\r\nhost: s\r\ncontent-length: 0\r\ncontent-type: {kind}\r\n\r\n")).await;
+            let a = p
+                .ask(&format!("POST /s/m HTTP/1.1\r\nhost: s\r\ncontent-length: 0\r\ncontent-type: {kind}\r\n\r\n"))
+                .await;
             let wanted = if grpc { "HTTP/1.1 200 " } else { "HTTP/1.1 403 " };
             assert!(a.starts_with(wanted) && a.contains("grpc-status: 7") == grpc, "{kind}: {a}");
         }

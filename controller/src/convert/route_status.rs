@@ -8,7 +8,7 @@ use crate::convert::{
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
-    kinds::{GRPCRoute, HTTPRoute, Meta, ServiceEntry, TCPRoute, TLSRoute},
+    kinds::{GRPCRoute, HTTPRoute, Meta, Service, ServiceEntry, TCPRoute, TLSRoute},
 };
 use serde_json::{Value, json};
 
@@ -142,7 +142,12 @@ fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
 fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => objects.service(ns, &p.name).map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+        ("" | "core", "Service") => match objects.service(ns, &p.name) {
+            Some(s) if service::is_alias(s) => {
+                return Some(("NoMatchingParent", format!("{}: name what is meant", alias(ns, s))));
+            }
+            s => s.map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+        },
         (ISTIO_NETWORKING, "ServiceEntry") => {
             let mut all = objects.entries_of.get(ns).into_iter().flatten();
             let found = all.find(|e| e.metadata.name == p.name);
@@ -164,7 +169,7 @@ fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static 
 fn executed(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let labels = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => &objects.service(ns, &p.name)?.metadata.labels,
+        ("" | "core", "Service") => &objects.service(ns, &p.name).filter(|s| !service::is_alias(s))?.metadata.labels,
         (ISTIO_NETWORKING, "ServiceEntry") => {
             let mut all = objects.entries_of.get(ns)?.iter();
             &all.find(|e| e.metadata.name == p.name)?.metadata.labels
@@ -191,9 +196,17 @@ fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&
     })
 }
 
+/// A Service of type ExternalName is neither backend nor parent: it would lead past ReferenceGrants, and out of the cluster (Gateway
+/// API: implementations should not support it, CVE-2021-25740).
+fn alias(ns: &str, s: &Service) -> String {
+    let Service { metadata: Meta { name, .. }, spec, .. } = s;
+    format!("Service {ns}/{name} is of type ExternalName, another name of {:?}", spec.external_name)
+}
+
 /// Is a host there that is referred to by its name, and does it have the port?
 fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
-    let services = objects.services.values().flatten().filter(|s| service::hostname(objects, s) == b.name);
+    let own = |s: &&&Service| !service::is_alias(s) && service::hostname(objects, s) == b.name;
+    let services = objects.services.values().flatten().filter(own);
     let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
     let own = |e: &ServiceEntry| e.metadata.namespace == m.namespace || !service::is_private(e);
     let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
@@ -241,6 +254,7 @@ fn resolved<'a>(
         }
         match x.service(ns, &b.name) {
             None => return ("BackendNotFound", format!("there is no Service {ns}/{}", b.name)),
+            Some(s) if service::is_alias(s) => return ("BackendNotFound", format!("{}, and no backend", alias(ns, s))),
             Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",

@@ -1851,6 +1851,75 @@ fn a_match_that_cannot_be_read_is_nobodys() {
     }
 }
 
+/// A Service of type ExternalName is another name: destinations of VirtualServices lead to what it stands for, if the mesh knows
+/// that, as in Istio. To Gateway API it is no backend and no parent.
+#[test]
+fn an_external_name_is_another_name() {
+    let alias = |name: &str, of: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: a}}\nspec: {{type: ExternalName, externalName: {of}, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: b}\nspec: {hosts: [x.example], EXPORTresolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]}\n---\n";
+    let of = |host: &str, more: &str| {
+        let to = format!("[{{destination: {{host: {host}}}}}]");
+        let rules = format!("http: [{{route: {to}, mirror: {{host: {host}}}}}], tcp: [{{route: {to}}}]");
+        let v = virtual_service("name: v, namespace: a", &format!("hosts: [s], {rules}"));
+        let text = [SHOP, more, &v].concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http[0].destinations.iter().chain(&table.http[0].mirrors[0].to);
+        let mut all: Vec<_> = http.chain(&table.tcp[0].destinations).cloned().collect();
+        all.iter_mut().for_each(|d| d.weight = 0);
+        all.dedup();
+        assert_eq!(all.len(), 1, "{all:?}");
+        let said = conditions(&written(&text));
+        let lost = said.iter().any(|c| c == "VirtualService a/v: ResolvedRefs False HostNotFound");
+        assert_eq!(lost, all[0].refuse_status == 503, "{said:?}");
+        (all[0].service.clone(), all[0].port, all[0].refuse_status)
+    };
+    let s = ("a/s.a.svc.cluster.local".to_string(), 80, 0);
+    for (host, more) in [
+        ("ext", alias("ext", "s.a.svc.cluster.local")),
+        ("ext.a", alias("ext", "S.a.svc.cluster.local.")),
+        ("ext.a.svc.cluster.local", alias("ext", "two.a.svc.cluster.local") + &alias("two", "s.a.svc.cluster.local")),
+    ] {
+        assert_eq!(of(host, &more), s, "{host}");
+    }
+    let open = entry.replace("EXPORT", "");
+    assert_eq!(of("ext", &(alias("ext", "x.example") + &open)), ("b/x.example".into(), 443, 0));
+    for (of_alias, more) in [
+        ("x.example", String::new()),
+        ("x.example", entry.replace("EXPORT", "exportTo: ['.'], ")),
+        ("ext.a.svc.cluster.local", String::new()),
+    ] {
+        assert_eq!(of("ext", &(alias("ext", of_alias) + &more)), ("ext".into(), 0, 503), "{of_alias} {more}");
+    }
+    // Rules for the name are for nobody.
+    let v = virtual_service("name: v, namespace: a", "hosts: [ext], http: [{route: [{destination: {host: s}}]}]");
+    let (m, _) = run(&[SHOP, &alias("ext", "s.a.svc.cluster.local"), &v].concat());
+    assert!(m.routes.is_empty(), "{:?}", m.routes);
+    let route = |parent: &str, backend: &str| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: {parent}}}], rules: [{{backendRefs: [{{{backend}, port: 80}}]}}]}}\n"
+        );
+        let text = [SHOP, &alias("ext", "s.a.svc.cluster.local"), &text].concat();
+        let routes = run(&text).0.routes;
+        let refused = |r: &karst_api::route::Routes| r.producer.as_ref().unwrap().http[0].destinations[0].refuse_status;
+        let w = written(&text);
+        let of = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap();
+        let all = of.status["parents"][0]["conditions"].as_array().unwrap();
+        let reasons: Vec<_> = all.iter().filter_map(|c| c["reason"].as_str().map(String::from)).take(2).collect();
+        (routes.values().map(|r| refused(r)).collect::<Vec<_>>(), reasons.join(" "))
+    };
+    let by_host = "group: networking.istio.io, kind: Hostname, name: ext.a.svc.cluster.local";
+    for backend in ["name: ext", by_host] {
+        assert_eq!(route("s", backend), (vec![500], "Accepted BackendNotFound".into()), "{backend}");
+    }
+    assert_eq!(route("ext", "name: s"), (vec![], "NoMatchingParent ResolvedRefs".into()));
+}
+
 /// `regex: '*'` is how Istio's users write that a header is there, or is not; it is no regular expression.
 #[test]
 fn a_star_for_a_regular_expression_means_presence() {

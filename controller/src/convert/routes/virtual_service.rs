@@ -513,7 +513,7 @@ impl Convert<'_> {
         if d.host.is_empty() {
             return Err((format!("{at}.destination.host"), "is empty: name a service".into()));
         }
-        let found = self.hosts.find(&d.host, self.ns);
+        let found = self.hosts.destination(&d.host, self.ns);
         let port = match (u32::from(d.port.number), found.map(|key| self.hosts.ports(key))) {
             // The only one that it has (Istio); of several the one that is called.
             (0, Some([only])) => *only,
