@@ -1730,8 +1730,8 @@ fn a_rule_for_everything_ends_its_virtual_service() {
     }
 }
 
-/// One match that cannot be read takes no other of its rule with it; what is left of it is refused behind all other rules, in the mesh
-/// and at gateways. So is a condition that is not executed.
+/// One match that cannot be read takes its rule with it, and no other rule: the rule's other matches are refused where they stand, as in
+/// Gateway API, what is left of the match behind all other rules, in the mesh and at gateways. So is a condition that is not executed.
 #[test]
 fn a_match_that_cannot_be_read_is_nobodys() {
     let to = "route: [{destination: {host: s, port: {number: 80}}}]";
@@ -1772,7 +1772,7 @@ fn a_match_that_cannot_be_read_is_nobodys() {
             format!("{{match: [{{uri: {{prefix: /admin}}}}, {pattern}], directResponse: {{status: 403}}}}, {web}"),
             "",
             "spec.http[0].match[1].uri.regex".to_string(),
-            vec![prefix("/admin", 403), prefix("/web", 200), all.clone()],
+            vec![prefix("/admin", 503), prefix("/web", 200), all.clone()],
         ),
         (
             format!("{{match: [{pattern}], {to}}}, {{{to}}}"),
@@ -1796,7 +1796,7 @@ fn a_match_that_cannot_be_read_is_nobodys() {
             format!("{{match: [{{uri: {{prefix: /d}}}}, {pattern}], delegate: {{name: part}}}}, {web}"),
             &part,
             "spec.http[0].match[1].uri.regex".into(),
-            vec![prefix("/d/e", 200), prefix("/web", 200), all.clone()],
+            vec![prefix("/d", 503), prefix("/web", 200), all.clone()],
         ),
         (
             format!("{{match: [{{uri: {{prefix: /d}}}}], delegate: {{name: part}}, {to}}}, {web}"),
@@ -1840,11 +1840,18 @@ fn a_match_that_cannot_be_read_is_nobodys() {
             at(&["*=0", "x.com=503"]),
         ),
         (
+            format!("tcp: [{{match: [{{port: 80}}, {{sourceSubnet: 10.0.0.0/8}}], {to}}}]"),
+            tcp,
+            at(&["spec.tcp[0].match[1].sourceSubnet"]),
+            at(&["[80]=503", "[]=503"]),
+            at(&["[]=503", "[]=503"]),
+        ),
+        (
             format!("tls: [{{match: [{{sniHosts: [x.com]}}, {{port: 443}}], {to}}}, {{{to}}}]"),
             tls,
             at(&["spec.tls[0].match[1].sniHosts", "spec.tls[1].match"]),
-            at(&["x.com=0", "*=503", "*=503"]),
-            at(&["x.com=0", "*=503", "*=503"]),
+            at(&["x.com=503", "*=503", "*=503"]),
+            at(&["x.com=503", "*=503", "*=503"]),
         ),
     ] {
         assert_eq!(of(&rules, server, ""), (fields, mesh, gateway), "{rules}");

@@ -292,13 +292,18 @@ impl Convert<'_> {
                 .any(|g| if g == MESH { self.place == MESH } else { gateways::full_name(g, self.ns) == self.place })
     }
 
-    /// The rules of one entry, one for each of its matches. `origin`: the object, the entry's place in it, the depth of delegation.
+    /// The rules of one entry, one for each of its matches. It holds whole or not at all, as Gateway API has it ("Dropped Rule"): of
+    /// one of whose matches cannot be read, the others are refused, too, wherever they are meant for. What its author put together
+    /// is not executed in part, and what is told names a rule that is not in force. `origin`: the object, the entry's place in it, the depth of delegation.
     fn http(&self, h: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<FieldError>) {
         if let Some(d) = &h.delegate {
             return self.delegated(h, d, at, origin, out, bad);
         }
-        for m in self.matches(h, at, bad) {
-            let rule = match m.is_read.then(|| self.action(h, at, &m.m, bad)) {
+        let before = bad.len();
+        let matches = self.matches(h, at, bad);
+        let is_whole = bad.len() == before;
+        for m in matches {
+            let rule = match is_whole.then(|| self.action(h, at, &m.m, bad)) {
                 Some(Ok(r)) => r,
                 Some(Err(b)) => {
                     tell(bad, b);
@@ -406,16 +411,14 @@ impl Convert<'_> {
             None
         };
         // What is wrong with its matches is wrong whether the delegate is there or not, and is not asked of the delegate's.
-        let refuses = wrong.is_some();
+        let before = bad.len();
         bad.extend(wrong.map(|(field, text)| (field, text.into())));
-        for m in self.matches(h, at, bad).into_iter().filter(|m| refuses || !m.is_read) {
-            push(out, m, refused(), h, origin);
-        }
-        let mut root = self.full(h);
-        root.matches.retain(|m| self.matching(m, at, &mut vec![]).is_read);
-        if refuses || root.matches.is_empty() != h.matches.is_empty() {
+        let matches = self.matches(h, at, bad);
+        if bad.len() > before {
+            matches.into_iter().for_each(|m| push(out, m, refused(), h, origin));
             return;
         }
+        let root = self.full(h);
         let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
         let mut found = self.objects.virtual_services.iter().map(|(_, v)| v);
         let is_it = |v: &&&VirtualService| {
@@ -569,8 +572,12 @@ impl Convert<'_> {
         let destinations = self.connections(&t.route, at, bad);
         let all = [VsTcpMatch::default()];
         let matches = if t.matches.is_empty() { &all[..] } else { &t.matches };
-        for (i, m) in matches.iter().enumerate() {
-            let wrong = subnets(&m.destination_subnets, &m.source_subnet, &format!("{at}.match[{i}]"));
+        let read = |(i, m): (usize, &VsTcpMatch)| {
+            subnets(&m.destination_subnets, &m.source_subnet, &format!("{at}.match[{i}]"))
+        };
+        let read: Vec<_> = matches.iter().enumerate().map(read).collect();
+        let destinations = if read.iter().all(Vec::is_empty) { destinations } else { nowhere() };
+        for (m, wrong) in matches.iter().zip(read) {
             let is_read = wrong.is_empty();
             bad.extend(wrong);
             if self.is_here(&m.gateways) {
@@ -580,7 +587,7 @@ impl Convert<'_> {
                     ports: ports(m.port),
                     source_labels: m.source_labels.clone(),
                     source_namespace: m.source_namespace.clone(),
-                    destinations: if is_read { destinations.clone() } else { nowhere() },
+                    destinations: destinations.clone(),
                     sni: vec![],
                 });
             }
@@ -594,7 +601,7 @@ impl Convert<'_> {
             let (origin, sni) = (origin.into(), vec!["*".into()]);
             out.last.tls.push(ir::TcpRule { origin, sni, destinations: nowhere(), ..Default::default() });
         }
-        for (i, m) in t.matches.iter().enumerate() {
+        let read = |(i, m): (usize, &VsTlsMatch)| {
             let at = format!("{at}.match[{i}]");
             let mut wrong = subnets(&m.destination_subnets, "", &at);
             let mut sni: Vec<String> = m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
@@ -602,6 +609,11 @@ impl Convert<'_> {
                 wrong.push((format!("{at}.sniHosts"), "is empty: name at least one host".into()));
                 sni.push("*".into());
             }
+            (wrong, sni)
+        };
+        let read: Vec<_> = t.matches.iter().enumerate().map(read).collect();
+        let destinations = if read.iter().all(|(wrong, _)| wrong.is_empty()) { destinations } else { nowhere() };
+        for (m, (wrong, sni)) in t.matches.iter().zip(read) {
             let is_read = wrong.is_empty();
             bad.extend(wrong);
             if self.is_here(&m.gateways) {
@@ -611,7 +623,7 @@ impl Convert<'_> {
                     ports: ports(m.port),
                     source_labels: m.source_labels.clone(),
                     source_namespace: m.source_namespace.clone(),
-                    destinations: if is_read { destinations.clone() } else { nowhere() },
+                    destinations: destinations.clone(),
                     sni,
                 });
             }
