@@ -1504,6 +1504,28 @@ fn ports_of_gateways_are_those_of_their_services() {
     assert_eq!(p.iter().map(|p| p.to_string().split_once(": ").unwrap().1.to_string()).collect::<Vec<_>>(), [want]);
     let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
     assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortConflict"]);
+    // The same for listeners of Gateway API.
+    let text = [
+        &INGRESS.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+        &mapped.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: edge}\nspec: {gatewayClassName: istio, listeners: [{name: h, port: 80, protocol: HTTP}, {name: t, port: 8080, protocol: TCP}]}\n",
+    ]
+    .concat();
+    let w = written(&text);
+    let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+    let reasons = |of: &serde_json::Value| -> Vec<String> {
+        let all = of["conditions"].as_array().unwrap().iter();
+        all.map(|c| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "")).collect()
+    };
+    assert!(reasons(status).contains(&"Accepted True ListenersNotValid".to_string()), "{status}");
+    let [h, t] = [0, 1].map(|i| reasons(&status["listeners"][i]));
+    assert_eq!(h[..2], ["Accepted True Accepted", "Programmed True Programmed"]);
+    assert_eq!(t[..2], ["Accepted False PortUnavailable", "Programmed False Invalid"]);
+    let why = status["listeners"][1]["conditions"][0]["message"].as_str().unwrap();
+    assert!(
+        why.starts_with("port 8080 is port 8080 of pod edge/gw, which listener h of Gateway edge/g takes"),
+        "{why}"
+    );
 }
 
 /// Gateways are found by every name that Istio knows, by VirtualServices that are exported to their pods' namespace.
