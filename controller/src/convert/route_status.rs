@@ -23,13 +23,13 @@ pub(super) struct Route<'a> {
     pub(super) meta: &'a Meta,
     pub(super) names: &'a [String],
     pub(super) parents: &'a [ParentRef],
-    /// Backends of all rules.
+    /// Backends of all rules, those of mirrors among them.
     pub(super) refs: Vec<&'a BackendRef>,
     filters: Vec<&'a Filter>,
     /// How many rules it has.
     rules: usize,
-    /// What is wrong with rules.
-    bad: &'a [FieldError],
+    /// What is wrong with rules, or not executed of them.
+    bad: Vec<FieldError>,
     status: &'a RouteStatus,
 }
 
@@ -40,16 +40,21 @@ pub(super) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
         ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
             for &(_, r) in &objects.$routes {
                 let (meta, rules, status) = (&r.metadata, r.spec.rules.len(), &r.status);
-                let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-                let (names, filters): (&'a [String], Vec<&'a Filter>) = ($names(r), $filters(r));
-                let (parents, bad) = (&r.spec.parent_refs[..], compiled.bad(r));
+                let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(r), $filters(r));
+                let backends = r.spec.rules.iter().map(|r| &r.backend_refs[..]);
+                let mut bad = compiled.bad(r).to_vec();
+                bad.extend(routes::unexecuted(of_rules.iter().copied().zip(backends)));
+                let filters: Vec<&Filter> = of_rules.into_iter().flatten().collect();
+                let mirrors = filters.iter().filter_map(|f| Some(&f.request_mirror.as_ref()?.backend_ref));
+                let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
+                let parents = &r.spec.parent_refs[..];
                 out.push(Route { kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
             }
         };
     }
-    let filters = |r: &'a HTTPRoute| r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+    let filters = |r: &'a HTTPRoute| r.spec.rules.iter().map(|r| &r.filters[..]).collect();
     add!(http_routes, "HTTPRoute", |r: &'a HTTPRoute| &r.spec.hostnames[..], filters);
-    let filters = |r: &'a GRPCRoute| r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+    let filters = |r: &'a GRPCRoute| r.spec.rules.iter().map(|r| &r.filters[..]).collect();
     add!(grpc_routes, "GRPCRoute", |r: &'a GRPCRoute| &r.spec.hostnames[..], filters);
     add!(tcp_routes, "TCPRoute", |_: &'a TCPRoute| &[][..], |_: &'a TCPRoute| vec![]);
     add!(tls_routes, "TLSRoute", |r: &'a TLSRoute| &r.spec.hostnames[..], |_: &'a TLSRoute| vec![]);
@@ -67,7 +72,7 @@ pub(super) fn compile(
 }
 
 fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
-    let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, bad, status: have } = route;
+    let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, ref bad, status: have } = route;
     let unread = unread(rules, bad);
     let resolved =
         extensions(objects, m, filters).unwrap_or_else(|| resolved(objects, kind, m, parents, refs.iter().copied()));
@@ -123,9 +128,9 @@ fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, n
     Some(Write { to: reference(GATEWAY_API, kind, m), manager: CONTROLLER, status: json!({ "parents": all }) })
 }
 
-/// Rules that are not in force, since something in them cannot be read.
+/// Rules, or backends of theirs, that are not in force, since something in them cannot be read or is not executed.
 struct Unread {
-    /// There are no others.
+    /// There are no other rules.
     all: bool,
     /// Which, and what is wrong with each.
     text: String,
@@ -135,7 +140,8 @@ fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
     let dropped = routes::dropped(bad);
     let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
     let text = format!("{}; requests for it are answered 500", text.join("; "));
-    (!dropped.is_empty()).then_some(Unread { all: dropped.len() >= rules, text })
+    let whole = dropped.keys().filter(|field| routes::is_rule(field)).count();
+    (!dropped.is_empty()).then_some(Unread { all: whole >= rules, text })
 }
 
 /// Is the route in force at this parent? None: the parent is no service.

@@ -1232,6 +1232,12 @@ fn routes_say_what_became_of_them() {
         ("name: s", "name: s, kind: Pod", "", "Accepted=Accepted ResolvedRefs=InvalidKind"),
         ("name: s", "name: t, namespace: b, port: 80", "", "Accepted=Accepted ResolvedRefs=RefNotPermitted"),
         ("name: s", "name: t, namespace: b, port: 80", grant, "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
+        (
+            "name: s",
+            "name: s, port: 80}], filters: [{type: RequestMirror, requestMirror: {backendRef: {name: none, port: 80}}",
+            "",
+            "Accepted=Accepted ResolvedRefs=BackendNotFound",
+        ),
     ] {
         // Only of a service that is there it can be said.
         let waypoint = if parent == "name: none" { "" } else { " ResolvedWaypoints=MissingUseWaypointLabel" };
@@ -1506,7 +1512,7 @@ fn ports_of_gateways_are_those_of_their_services() {
     assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortConflict"]);
     // The same for listeners of Gateway API.
     let text = [
-        &INGRESS.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+        INGRESS.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g").as_str(),
         &mapped.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: edge}\nspec: {gatewayClassName: istio, listeners: [{name: h, port: 80, protocol: HTTP}, {name: t, port: 8080, protocol: TCP}]}\n",
     ]
@@ -2197,6 +2203,30 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
         assert_eq!(rules(&text), ["Segments(\"/a\") h=200", "Segments(\"/d\")=500"], "{wrong}");
         assert!(said(&text).1.contains("Dropped Rule spec.rules[1]."), "{wrong}");
     }
+    // What a backend does, or what is not executed for one: its share.
+    for wrong in [
+        "type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: 'a b', value: x}]}",
+        "type: CORS, cors: {allowOrigins: ['*']}",
+        "type: RequestRedirect, requestRedirect: {hostname: x.com}",
+        "type: RequestMirror, requestMirror: {backendRef: {name: s, port: 80}}",
+        "type: ExternalAuth",
+    ] {
+        let text = route(
+            "HTTPRoute",
+            &format!("{{backendRefs: [{{name: s, port: 80}}, {{name: s, port: 80, filters: [{{{wrong}}}]}}]}}"),
+        );
+        let (m, _) = run(&text);
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        let statuses: Vec<u32> = rule.destinations.iter().map(|d| d.refuse_status).collect();
+        assert_eq!((rule.response, statuses), (None, vec![0, 500]), "{wrong}");
+        let (reasons, text) = said(&text);
+        assert!(reasons.starts_with("Accepted=Accepted") && reasons.ends_with("PartiallyInvalid=UnsupportedValue"));
+        assert!(text.contains("Dropped Rule spec.rules[0].backendRefs[1].filters[0]"), "{text}");
+    }
+    // A filter of a rule that is not known: the rule.
+    let text = route("GRPCRoute", &format!("{{filters: [{{type: ExternalAuth}}], {to}}}, {{{to}}}"));
+    assert_eq!(rules(&text), ["Segments(\"/\")=500", "Segments(\"/\")=200"]);
+    assert!(said(&text).1.contains("Dropped Rule spec.rules[0].filters[0]: a filter of type \"ExternalAuth\""));
     // Nothing is left: the route is not accepted, and the service is not called all the same.
     let text = route("HTTPRoute", &format!("{{matches: [{pattern}], {to}}}"));
     assert_eq!(rules(&text), ["any h=500"]);

@@ -22,7 +22,7 @@ pub(super) mod unserved;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
-pub(super) use gateway_api::{dropped, granted, is_parent, warnings};
+pub(super) use gateway_api::{dropped, granted, is_parent, is_rule, unexecuted, warnings};
 
 pub(super) use table::age;
 
