@@ -2272,10 +2272,12 @@ fn routes_lead_to_ports_that_services_have() {
     ] {
         assert_eq!(istio(&format!("http: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
         assert_eq!(istio(&format!("tcp: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
+        let tls = istio(&format!("tls: [{{match: [{{sniHosts: [s]}}], route: [{{{}}}]}}]", to(host, port)));
+        assert_eq!(tls, [wanted], "{host} {port}");
         let mirror = istio(&format!("http: [{{route: [{{{}}}], mirrors: [{{{}}}]}}]", to("s", 80), to(host, port)));
         assert_eq!(mirror, [(80, 0), wanted], "{host} {port}");
     }
-    for (kind, group) in [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2")] {
+    for (kind, group) in [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2"), ("TLSRoute", "v1")] {
         let route = |backend: &str| {
             first(&format!(
                 "apiVersion: gateway.networking.k8s.io/{group}\nkind: {kind}\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{backendRefs: [{{{backend}}}]}}]}}\n"
