@@ -356,6 +356,18 @@ async fn ask_two(p: &Proxy, cookies: &[&str]) -> (u16, HeaderMap, Option<HeaderM
 }
 
 #[test]
+fn what_concerns_the_endpoints_connection_is_not_sent_on() {
+    run(async {
+        let own = "connection: X-Hop\r\nx-hop: 1\r\nkeep-alive: timeout=5\r\nproxy-connection: close\r\nx: y";
+        let e = Endpoint::of_http1(move |_| OK.replace("\r\n\r\n", &format!("\r\n{own}\r\n\r\n"))).await;
+        let p = Proxy::new(&e, AppProtocol::Unknown, |_| {});
+        let a = p.ask(&get("/", "")).await.to_lowercase();
+        assert!(a.starts_with("http/1.1 200 ") && a.contains("\r\nx: y\r\n"), "{a}");
+        assert!(!["x-hop", "keep-alive", "connection"].iter().any(|n| a.contains(n)), "{a}");
+    });
+}
+
+#[test]
 fn split_cookies_are_one_field_for_routes_and_applications() {
     run(async {
         let e = Endpoint::of_http1(|_| OK.into()).await;
