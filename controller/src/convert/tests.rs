@@ -1524,7 +1524,7 @@ fn ports_of_gateways_are_those_of_their_services() {
         all.map(|c| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "")).collect()
     };
     assert!(reasons(status).contains(&"Accepted True ListenersNotValid".to_string()), "{status}");
-    let [h, t] = [0, 1].map(|i| reasons(&status["listeners"][i]));
+    let [h, t] = [0usize, 1].map(|i| reasons(&status["listeners"][i]));
     assert_eq!(h[..2], ["Accepted True Accepted", "Programmed True Programmed"]);
     assert_eq!(t[..2], ["Accepted False PortUnavailable", "Programmed False Invalid"]);
     let why = status["listeners"][1]["conditions"][0]["message"].as_str().unwrap();
