@@ -688,6 +688,17 @@ mod tests {
 
     /// As Envoy: what is compared is the joined value, so that one line hides nothing of another.
     #[test]
+    fn values_that_are_not_ascii_are_there() {
+        let is = |action, value: &str| access(action, vec![vec![test(Attribute::Header, "x-name", &[value], &[])]]);
+        let zoe = [("x-name", "Zoë")];
+        for (value, holds) in [("Zoë", true), ("Zo*", true), ("*ë", true), ("*", true), ("Zoe", false)] {
+            for (action, wanted) in [(AccessAction::Allow, holds), (AccessAction::Deny, !holds)] {
+                assert_eq!(allowed(&is(action, value), "GET", "/", &zoe, true), wanted, "{action:?} {value:?}");
+            }
+        }
+    }
+
+    #[test]
     fn lines_of_a_header_are_one_value() {
         let is =
             |action, yes: &[&str], no: &[&str]| access(action, vec![vec![test(Attribute::Header, "x-env", yes, no)]]);

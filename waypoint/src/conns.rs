@@ -37,6 +37,10 @@ pub struct Upgrade {
 /// Longest head that is kept whole for an open WebSocket, bytes. Those of browsers are a fourth of it.
 const KEPT: usize = 4 << 10;
 
+/// Streams that are judged anew in one go. Then others of the worker have their turn: a change of policies with thousands of open
+/// streams stops nobody's requests.
+const AT_ONCE: usize = 16;
+
 /// What is kept of a request's headers, copied: its own hold the whole buffer that they were read into.
 #[derive(Default)]
 pub struct Kept {
@@ -194,10 +198,20 @@ impl Conns {
         Guard { all: self.clone(), id, open }
     }
 
-    /// After a change: ends what is no longer allowed.
-    pub fn recheck(&self, s: &Snapshot, closed: &AtomicU64) {
-        let ended = self.open.borrow().values().filter(|o| o.recheck(s)).count();
-        closed.fetch_add(ended as u64, Relaxed);
+    /// After a change: ends what is no longer allowed, a few streams at a time. (What is added meanwhile is judged by what is then the
+    /// present.)
+    pub async fn recheck(&self, s: &Snapshot, closed: &AtomicU64) {
+        let all: Vec<u64> = self.open.borrow().keys().copied().collect();
+        let mut rest = all.chunks(AT_ONCE).peekable();
+        while let Some(some) = rest.next() {
+            // Those that have ended meanwhile are gone.
+            let open = some.iter().filter_map(|id| self.open.borrow().get(id).cloned());
+            let ended = open.filter(|o| o.recheck(s)).count();
+            closed.fetch_add(ended as u64, Relaxed);
+            if rest.peek().is_some() {
+                tokio::task::yield_now().await;
+            }
+        }
     }
 }
 
@@ -232,6 +246,11 @@ mod tests {
 
     fn is_ready(f: impl Future) -> bool {
         pin!(f).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    /// A change of policies, with few streams.
+    fn recheck(conns: &Conns, s: &Snapshot, closed: &AtomicU64) {
+        assert!(is_ready(conns.recheck(s, closed)));
     }
 
     fn deny(attribute: Attribute, value: &str) -> ir::Access {
@@ -298,7 +317,7 @@ mod tests {
         let before = s.clone();
         let put = |s: &mut Snapshot, a: ir::Access| {
             s.access.insert(service.key.clone(), Arc::new(Access::new(&a).unwrap()));
-            conns.recheck(s, &closed);
+            recheck(&conns, s, &closed);
         };
         let ends = |g: &Guard| is_ready(g.forbidden());
         put(&mut s, deny(Attribute::Principal, "cluster.local/ns/other/*"));
@@ -307,13 +326,37 @@ mod tests {
         // Of bytes it is not known what they ask for.
         assert_eq!([&bytes, &chat, &news].map(ends), [true, false, true]);
         assert_eq!(closed.load(Relaxed), 2);
-        conns.recheck(&s, &closed);
+        recheck(&conns, &s, &closed);
         assert_eq!(closed.load(Relaxed), 2, "each ends once");
         // One that was let in before, and is there only now.
         let late = conns.add(&before, &s, &called(), None, &closed);
         assert!(ends(&late) && closed.load(Relaxed) == 3);
         drop((bytes, chat, news, late));
         assert!(conns.open.borrow().is_empty());
+    }
+
+    #[test]
+    fn many_open_streams_are_judged_a_few_at_a_time() {
+        const MANY: usize = 100;
+        let mut s = Snapshot::new("");
+        let gateway = |access: Option<ir::Access>| {
+            Some(Arc::new(Gateway::new(&ir::Gateway { access, ..Default::default() }).unwrap()))
+        };
+        s.gateway = gateway(None);
+        let (conns, closed) = (Rc::new(Conns::default()), AtomicU64::new(0));
+        let called = || call(DownstreamTarget::Gateway(Some("mail.example".into())));
+        let mut guards: Vec<_> = (0..MANY).map(|_| conns.add(&s, &s, &called(), None, &closed)).collect();
+        let before = s.clone();
+        s.gateway = gateway(Some(deny(Attribute::Sni, "mail.*")));
+        let mut f = pin!(conns.recheck(&s, &closed));
+        let mut turn = || f.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert!(!turn() && closed.load(Relaxed) == AT_ONCE as u64, "others have their turn");
+        // Those that end meanwhile are not counted, and one that comes is judged by itself.
+        guards.retain(|g| g.open.closing.borrow().is_some());
+        let _late = conns.add(&before, &s, &called(), None, &closed);
+        let turns = (0..MANY).take_while(|_| !turn()).count();
+        assert!((1..MANY).contains(&turns), "{turns}");
+        assert_eq!((guards.len(), closed.load(Relaxed)), (AT_ONCE, AT_ONCE as u64 + 1));
     }
 
     #[test]
@@ -327,7 +370,7 @@ mod tests {
         let [mail, web] = ["mail.example", "web.example"]
             .map(|sni| conns.add(&s, &s, &call(DownstreamTarget::Gateway(Some(sni.into()))), None, &closed));
         s.gateway = gateway(Some(deny(Attribute::Sni, "mail.*")));
-        conns.recheck(&s, &closed);
+        recheck(&conns, &s, &closed);
         assert!(is_ready(mail.forbidden()) && !is_ready(web.forbidden()));
     }
 }

@@ -453,8 +453,11 @@ fn uses_http2(set: &EndpointSet, downstream: &Downstream, p: &Parts) -> bool {
     }
 }
 
+/// gRPC itself, in whichever encoding (Envoy: hasGrpcContentType). What only has its name before it, as gRPC-Web, is answered as
+/// HTTP is: its clients read the status, and find no trailers.
 fn is_grpc(p: &Parts) -> bool {
-    p.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+    let kind = p.headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(b"application/grpc"));
+    kind.is_some_and(|encoding| matches!(encoding.first(), None | Some(b'+')))
 }
 
 /// A request as it is sent on, once or several times.

@@ -10,6 +10,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;
+use karst_core::authority::Authority;
 use std::{
     cell::OnceCell,
     collections::{BTreeMap, HashMap},
@@ -287,13 +288,14 @@ impl Rule {
         let empty = ir::Match::default();
         let m = r.r#match.as_ref().unwrap_or(&empty);
         let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
-        let value = |v: &Option<ir::Text>| match v {
-            Some(t) => StringMatcher::new(t, false),
-            None => Err("a match without a value".to_string()),
-        };
         let mut headers = vec![];
         for h in &m.headers {
-            headers.push((name(&h.name)?, value(&h.value)?, h.invert));
+            let name = name(&h.name)?;
+            let value = match &h.value {
+                Some(t) if name == http::header::HOST => authority(t)?,
+                v => value(v)?,
+            };
+            headers.push((name, value, h.invert));
         }
         let mut query = vec![];
         for q in &m.query {
@@ -311,7 +313,7 @@ impl Rule {
             ignore_case: m.ignore_path_case,
             method: text(&m.method, false)?,
             scheme: text(&m.scheme, false)?,
-            authority: text(&m.authority, false)?,
+            authority: m.authority.as_ref().map(authority).transpose()?,
             headers,
             query,
             labels: m.source_labels.clone(),
@@ -343,7 +345,7 @@ impl Rule {
             && is(&self.scheme, a.scheme)
             && is(&self.authority, a.authority)
             && (!path_too || path())
-            && self.headers.iter().all(|(n, t, invert)| header(a, n, t) != *invert)
+            && self.headers.iter().all(|(n, t, invert)| header(a, n, t, *invert) != *invert)
             && self
                 .query
                 .iter()
@@ -364,12 +366,34 @@ impl Rule {
 }
 
 /// Several lines of a header count as one ([`entry::joined`]). The host is the authority, by whichever version of HTTP it has
-/// come.
-fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher) -> bool {
+/// come. For a condition that is inverted, one that is not there is empty, unless it is asked whether it is there (Istio:
+/// TreatMissingHeaderAsEmpty).
+fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher, invert: bool) -> bool {
     if *n == http::header::HOST {
         return t.matches(a.authority);
     }
-    entry::joined(a.headers, n).is_some_and(|v| t.matches_bytes(&v))
+    match entry::joined(a.headers, n) {
+        Some(v) => t.matches_bytes(&v),
+        None => invert && !matches!(t, StringMatcher::Present) && t.matches(""),
+    }
+}
+
+fn value(v: &Option<ir::Text>) -> Result<StringMatcher, String> {
+    match v {
+        Some(t) => StringMatcher::new(t, false),
+        None => Err("a match without a value".to_string()),
+    }
+}
+
+/// A condition on the authority, read as those of requests are: names in lower case and without a last dot.
+fn authority(t: &ir::Text) -> Result<StringMatcher, String> {
+    Ok(match StringMatcher::new(t, true)? {
+        StringMatcher::Exact(s) => {
+            let canonical = Authority::parse(s.as_bytes()).ok().map(|a| a.to_string());
+            StringMatcher::Exact(canonical.unwrap_or(s))
+        }
+        other => other,
+    })
 }
 
 fn name(s: &str) -> Result<HeaderName, String> {
@@ -617,20 +641,21 @@ fn absolute(s: String) -> String {
 #[derive(Debug)]
 pub struct Cors {
     origins: Vec<StringMatcher>,
+    /// What matches `*` stands for every origin, whichever kind of match it is (Envoy).
+    is_for_all: bool,
     pub ir: ir::Cors,
 }
 
 impl Cors {
     fn new(c: &ir::Cors) -> Result<Self, String> {
-        Ok(Self {
-            origins: c.origins.iter().map(|t| StringMatcher::new(t, false)).collect::<Result<_, _>>()?,
-            ir: c.clone(),
-        })
+        let origins = c.origins.iter().map(|t| StringMatcher::new(t, false)).collect::<Result<Vec<_>, _>>()?;
+        let is_for_all = origins.iter().any(|t| t.matches("*"));
+        Ok(Self { origins, is_for_all, ir: c.clone() })
     }
 
     /// May this origin?
     pub fn admits(&self, origin: &HeaderValue) -> bool {
-        self.origins.iter().any(|t| t.matches_bytes(origin.as_bytes()))
+        self.is_for_all || self.origins.iter().any(|t| t.matches_bytes(origin.as_bytes()))
     }
 }
 
@@ -662,20 +687,71 @@ mod tests {
         }
     }
 
-    /// Requests of HTTP/2 have no header of that name.
+    #[test]
+    fn a_header_that_is_not_there_is_empty_where_a_condition_is_inverted() {
+        for (kind, holds) in [
+            (Kind::Present(true), true),
+            (Kind::Exact("x".into()), true),
+            (Kind::Regex("x+".into()), true),
+            (Kind::Regex("x*".into()), false),
+            (Kind::Exact(String::new()), false),
+        ] {
+            let without = |r: &mut ir::HttpRule| {
+                let value = Some(ir::Text { kind: Some(kind.clone()) });
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "h".into(), value, invert: true });
+            };
+            let http = vec![rule("without", None, without)];
+            let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
+            assert_eq!(found(&t, 80, "/", &HeaderMap::new()) == "without", holds, "{kind:?}");
+            let one = HeaderMap::from_iter([(HeaderName::from_static("h"), HeaderValue::from_static("x"))]);
+            assert_eq!(found(&t, 80, "/", &one) == "without", kind == Kind::Exact(String::new()), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_matches_a_star_stands_for_every_origin() {
+        for (kind, all) in [
+            (Kind::Exact("*".into()), true),
+            (Kind::Prefix("*".into()), true),
+            (Kind::Prefix(String::new()), true),
+            (Kind::Regex(".*".into()), true),
+            (Kind::Regex("https://.*".into()), false),
+            (Kind::Prefix("https://*".into()), false),
+            (Kind::Exact("https://a".into()), false),
+        ] {
+            let origins = vec![ir::Text { kind: Some(kind.clone()) }];
+            let c = Cors::new(&ir::Cors { origins, ..Default::default() }).unwrap();
+            let admits = |o| c.admits(&HeaderValue::from_static(o));
+            assert_eq!([admits("http://b"), admits("null")], [all; 2], "{kind:?}");
+        }
+    }
+
+    /// Requests of HTTP/2 have no header of that name; and names have no case, and may have a last dot.
     #[test]
     fn a_match_on_host_is_one_on_the_authority() {
-        for (value, invert, holds) in [("a", false, true), ("b", false, false), ("a", true, false), ("b", true, true)] {
-            let host = |r: &mut ir::HttpRule| {
-                let value = Some(ir::Text { kind: Some(Kind::Exact(value.into())) });
-                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "host".into(), value, invert });
-            };
-            let http = vec![rule("host", None, host)];
-            let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
-            let mut one = HeaderMap::new();
-            one.insert("host", HeaderValue::from_static("a"));
-            for headers in [HeaderMap::new(), one] {
-                assert_eq!(found(&t, 80, "/", &headers) == "host", holds, "{value} {invert}");
+        for (kind, holds) in [
+            (Kind::Exact("a".into()), true),
+            (Kind::Exact("A.".into()), true),
+            (Kind::Prefix("A".into()), true),
+            (Kind::Regex("[A-C]".into()), true),
+            (Kind::Present(true), true),
+            (Kind::Exact("b".into()), false),
+            (Kind::Exact("a:80".into()), false),
+            (Kind::Prefix("a.".into()), false),
+        ] {
+            let value = Some(ir::Text { kind: Some(kind.clone()) });
+            let named = |invert| ir::Named { name: "host".into(), value: value.clone(), invert };
+            for (what, m, holds) in [
+                ("host", ir::Match { headers: vec![named(false)], ..Default::default() }, holds),
+                ("not host", ir::Match { headers: vec![named(true)], ..Default::default() }, !holds),
+                ("authority", ir::Match { authority: value.clone(), ..Default::default() }, holds),
+            ] {
+                let http = vec![rule("host", None, |r| r.r#match = Some(m))];
+                let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
+                let one = HeaderMap::from_iter([(http::header::HOST, HeaderValue::from_static("a"))]);
+                for headers in [HeaderMap::new(), one] {
+                    assert_eq!(found(&t, 80, "/", &headers) == "host", holds, "{what} {kind:?}");
+                }
             }
         }
     }

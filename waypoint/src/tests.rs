@@ -26,6 +26,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     convert::Infallible,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -117,6 +118,8 @@ async fn read_head<I: AsyncReadExt + Unpin>(s: &mut I) -> Option<String> {
 struct Proxy {
     worker: Rc<Worker>,
     at_gateway: bool,
+    /// Where clients call from, and what they call.
+    ends: Cell<(SocketAddr, IpAddr)>,
 }
 
 impl Proxy {
@@ -129,7 +132,8 @@ impl Proxy {
         s.mesh = testing::snapshot(vec![app, testing::pod("own", "10.0.1.1", &[])], vec![service]);
         change(&mut s);
         let at_gateway = s.gateway.is_some();
-        Self { worker: worker(s, if at_gateway { "router" } else { "waypoint" }), at_gateway }
+        let ends = Cell::new((([10, 0, 0, 9], 1234).into(), [10, 96, 0, 1].into()));
+        Self { worker: worker(s, if at_gateway { "router" } else { "waypoint" }), at_gateway, ends }
     }
 
     /// A client's connection.
@@ -139,11 +143,11 @@ impl Proxy {
         let target = if self.at_gateway { DownstreamTarget::Gateway(None) } else { DownstreamTarget::Service(service) };
         let downstream = Downstream {
             peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok().filter(|_| !self.at_gateway),
-            from: "10.0.0.9:1234".parse().unwrap(),
+            from: self.ends.get().0,
             source: None,
             target,
             port: 80,
-            to: "10.96.0.1".parse().unwrap(),
+            to: self.ends.get().1,
             hello: None,
             permit: None,
         };
@@ -251,6 +255,31 @@ fn only_websocket_is_tunnelled_and_only_if_the_answer_names_it() {
 }
 
 #[test]
+fn only_grpc_is_answered_as_grpc() {
+    run(async {
+        let e = Endpoint::of_http1(|_| OK.into()).await;
+        let forbidden = Some(ir::DirectResponse { status: 403, body: vec![] });
+        let p = Proxy::new(&e, AppProtocol::Unknown, route(|r| r.response = forbidden));
+        for (kind, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc+json", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/grpc-web-text", false),
+            ("application/grpcx", false),
+            ("application/json", false),
+        ] {
+            let a = p
+                .ask(&format!("POST /s/m HTTP/1.1\r\nhost: s\r\ncontent-length: 0\r\ncontent-type: {kind}\r\n\r\n"))
+                .await;
+            let wanted = if grpc { "HTTP/1.1 200 " } else { "HTTP/1.1 403 " };
+            assert!(a.starts_with(wanted) && a.contains("grpc-status: 7") == grpc, "{kind}: {a}");
+        }
+    });
+}
+
+#[test]
 fn a_host_is_denied_however_it_is_written() {
     run(async {
         let e = Endpoint::of_http1(|_| OK.into()).await;
@@ -284,24 +313,80 @@ fn a_host_is_denied_however_it_is_written() {
     });
 }
 
+/// A gateway with one rule, which sets a header.
+fn gateway(name: &str, value: &str) -> impl FnOnce(&mut Snapshot) {
+    let set = vec![ir::Header { name: name.into(), value: value.into() }];
+    let routes = rule(|r| r.request = Some(ir::HeaderChange { set, ..Default::default() }));
+    move |s| {
+        let listener = ir::Listener {
+            origin: "Gateway/ns/g/l".into(),
+            routes: "g".into(),
+            port: 80,
+            hosts: vec!["*".into()],
+            ..Default::default()
+        };
+        let g = Gateway::new(&ir::Gateway { listeners: vec![listener], ..Default::default() }).unwrap();
+        s.gateway = Some(Arc::new(g));
+        s.hosts.insert("g/*".into(), routes);
+    }
+}
+
+#[test]
+fn addresses_of_ipv6_are_written_as_envoy_does() {
+    run(async {
+        let e = Endpoint::of_http1(|_| OK.into()).await;
+        let value = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%|%DOWNSTREAM_REMOTE_ADDRESS%|%DOWNSTREAM_LOCAL_ADDRESS%";
+        let p = Proxy::new(&e, AppProtocol::Unknown, gateway("x-a", value));
+        p.ends.set(("[fd00::9]:1234".parse().unwrap(), "fd00:1::1".parse().unwrap()));
+        let a = p.ask("GET / HTTP/1.1\r\nhost: [FD00:1:0::1]:80\r\n\r\n").await;
+        assert!(a.starts_with("HTTP/1.1 200 "), "{a}");
+        let heads = e.heads.borrow();
+        for wanted in [
+            "x-forwarded-for: fd00::9\r\n",
+            "x-a: fd00::9|[fd00::9]:1234|[fd00:1::1]:80\r\n",
+            "host: [fd00:1::1]:80\r\n",
+        ] {
+            assert!(heads[0].contains(wanted), "{wanted}{}", heads[0]);
+        }
+        let line = LINES.take().pop().unwrap();
+        assert!(line.contains(" [fd00:1::1]:80 [fd00::9]:1234 "), "{line}");
+    });
+}
+
+#[test]
+fn an_offer_of_h2c_is_mirrored_and_repeated() {
+    run(async {
+        let failed = Cell::new(false);
+        let e = Endpoint::of_http1(move |head| match head.contains("-shadow\r\n") || failed.replace(true) {
+            true => OK.into(),
+            false => OK.replace("200 OK", "503 Service Unavailable"),
+        })
+        .await;
+        let to = ir::Destination { service: KEY.into(), weight: 1, ..Default::default() };
+        let p = Proxy::new(
+            &e,
+            AppProtocol::Unknown,
+            route(|r| {
+                r.mirrors = vec![ir::Mirror { to: Some(to), per_million: 1_000_000 }];
+                r.retry = Some(ir::Retry { attempts: 1, server_error: true, backoff_ms: 1, ..Default::default() });
+            }),
+        );
+        let a =
+            p.ask(&get("/", "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n")).await;
+        assert!(a.starts_with("HTTP/1.1 200 "), "{a}");
+        while e.heads.borrow().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+        let shadows = e.heads.borrow().iter().filter(|h| h.contains("-shadow\r\n")).count();
+        assert_eq!(shadows, 1, "{:?}", e.heads);
+    });
+}
+
 #[test]
 fn what_a_gateway_writes_is_not_taken_out_by_a_client() {
     run(async {
         let e = Endpoint::of_http1(|_| OK.into()).await;
-        let p = Proxy::new(&e, AppProtocol::Unknown, |s| {
-            let listener = ir::Listener {
-                origin: "Gateway/ns/g/l".into(),
-                routes: "g".into(),
-                port: 80,
-                hosts: vec!["*".into()],
-                ..Default::default()
-            };
-            let g = Gateway::new(&ir::Gateway { listeners: vec![listener], ..Default::default() }).unwrap();
-            s.gateway = Some(Arc::new(g));
-            let x_user = ir::Header { name: "x-user".into(), value: "nobody".into() };
-            let routes = rule(|r| r.request = Some(ir::HeaderChange { set: vec![x_user], ..Default::default() }));
-            s.hosts.insert("g/*".into(), routes);
-        });
+        let p = Proxy::new(&e, AppProtocol::Unknown, gateway("x-user", "nobody"));
         let headers = "connection: x-forwarded-for, x-forwarded-proto, x-own\r\nx-forwarded-for: 1.2.3.4\r\nx-own: 1\r\nX_User: admin\r\nx_forwarded_for: 1.2.3.4\r\na_b: 1\r\n";
         let a = p.ask(&get("/", headers)).await;
         assert!(a.starts_with("HTTP/1.1 200 "), "{a}");
@@ -328,6 +413,18 @@ async fn ask_two(p: &Proxy, cookies: &[&str]) -> (u16, HeaderMap, Option<HeaderM
         trailers = f.unwrap().into_trailers().ok().or(trailers);
     }
     (parts.status.as_u16(), parts.headers, trailers)
+}
+
+#[test]
+fn what_concerns_the_endpoints_connection_is_not_sent_on() {
+    run(async {
+        let own = "connection: X-Hop\r\nx-hop: 1\r\nkeep-alive: timeout=5\r\nproxy-connection: close\r\nx: y";
+        let e = Endpoint::of_http1(move |_| OK.replace("\r\n\r\n", &format!("\r\n{own}\r\n\r\n"))).await;
+        let p = Proxy::new(&e, AppProtocol::Unknown, |_| {});
+        let a = p.ask(&get("/", "")).await.to_lowercase();
+        assert!(a.starts_with("http/1.1 200 ") && a.contains("\r\nx: y\r\n"), "{a}");
+        assert!(!["x-hop", "keep-alive", "connection"].iter().any(|n| a.contains(n)), "{a}");
+    });
 }
 
 #[test]

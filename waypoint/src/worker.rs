@@ -138,6 +138,7 @@ pub fn run(
         let listener = TcpListener::from_std(listener)?;
         let w = Worker::new(shared, number, drain.clone());
         tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
+        tokio::task::spawn_local(recheck(w.clone(), w.shared.state.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));
         let mut retire = tokio::time::interval(RETIRE);
@@ -157,10 +158,7 @@ pub fn run(
                     w.dialer.retire(&w.snapshot().mesh);
                 },
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
-                Ok(()) = state.changed() => {
-                    changed = true;
-                    w.conns.recheck(&w.snapshot(), &w.shared.metrics.closed_by_policy);
-                },
+                Ok(()) = state.changed() => changed = true,
                 (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
                 _ = done.tick(), if draining => if w.is_idle() {
@@ -173,6 +171,14 @@ pub fn run(
     })?;
     drop(local);
     Ok(())
+}
+
+/// Ends streams that are no longer allowed when policies change.
+async fn recheck(w: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
+    while state.changed().await.is_ok() {
+        let s = state.borrow_and_update().clone();
+        w.conns.recheck(&s, &w.shared.metrics.closed_by_policy).await;
+    }
 }
 
 impl Worker {

@@ -72,6 +72,9 @@ struct Open {
     told: RefCell<Vec<(Arc<str>, Would)>>,
 }
 
+/// Connections that are judged anew in one go; then others of the worker have their turn.
+const AT_ONCE: usize = 64;
+
 /// The connections of one worker.
 pub struct Conns {
     open: RefCell<HashMap<u64, Rc<Open>>>,
@@ -143,16 +146,23 @@ impl Conns {
             Guard::line(&o.conn, tracing::Level::INFO, would.text(), &more);
         }
     }
-    /// After a change: closes what is no longer allowed, by the destination's policies of now.
-    pub fn recheck(&self, s: &Snapshot) {
+    /// After a change: closes what is no longer allowed, by the destination's policies of now, a few connections at a time.
+    pub async fn recheck(&self, s: &Snapshot) {
         let mut of = HashMap::new();
-        for o in self.open.borrow().values() {
+        let all: Vec<u64> = self.open.borrow().keys().copied().collect();
+        for (i, id) in all.iter().enumerate() {
+            if i > 0 && i % AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
+            let Some(o) = self.open.borrow().get(id).cloned() else { continue };
             let (Some(check), Some(pod)) = (&o.conn.check, &o.conn.pod) else { continue };
             // Those of the pod as it is known now: its list of policies may be what changed. One that has not arrived is on its
-            // way: the connection was allowed before, and will be checked again.
-            let policies = of.entry(Arc::as_ptr(pod)).or_insert_with(|| s.policies_of_own(&pod.own()).ok());
+            // way: the connection was allowed before, and will be checked again. (The pod is held, so that no other one can be
+            // where it was.)
+            let (_, policies) =
+                of.entry(Arc::as_ptr(pod)).or_insert_with(|| (pod.clone(), s.policies_of_own(&pod.own()).ok()));
             let Some(policies) = policies else { continue };
-            self.tell(o, &dry_run(policies.iter().copied(), check));
+            self.tell(&o, &dry_run(policies.iter().copied(), check));
             let v = authorize(policies.iter().copied(), check);
             if !v.is_allow() {
                 self.metrics.closed_by_policy.fetch_add(1, Relaxed);
@@ -350,6 +360,15 @@ mod tests {
     use super::*;
     use karst_policy::Scope;
     use karst_proxy::testing::{pod, snapshot};
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    /// A change of policies, with few connections.
+    fn recheck(conns: &Conns, s: &Snapshot) {
+        assert!(pin!(conns.recheck(s)).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
 
     /// What is told of a pod decides nothing about connections of the one that has had its name before.
     #[test]
@@ -395,13 +414,21 @@ mod tests {
         let is_closing = |g: &Guard| g.open.closing.borrow().is_some();
         let mut s = told(Some("ns/mine"));
         s.put_policy("ns/mine", deny("mine", Scope::WorkloadSelector));
-        conns.recheck(&s);
+        recheck(&conns, &s);
         assert!(is_closing(&present), "its policy forbids it");
         assert!(!is_closing(&before), "whether it is for that pod is not known");
         s.remove_policy("ns/mine");
         s.put_policy("ns/wide", deny("wide", Scope::Namespace));
-        conns.recheck(&s);
+        recheck(&conns, &s);
         assert!(is_closing(&before), "it is for all of the namespace");
+        // Of many connections a few are judged at a time.
+        let many: Vec<_> = (0..4 * AT_ONCE).map(|_| open("before")).collect();
+        let closing = || many.iter().filter(|g| is_closing(g)).count();
+        let mut f = pin!(conns.recheck(&s));
+        let mut turn = || f.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert!(!turn() && closing() <= AT_ONCE, "others have their turn");
+        assert!((0..4 * AT_ONCE).any(|_| turn()));
+        assert_eq!(closing(), many.len());
     }
 
     #[test]
@@ -450,15 +477,15 @@ mod tests {
         let closed = || guard.open.closing.borrow().is_some();
         s.put_policy("ns/p", policy(true));
         for _ in 0..3 {
-            conns.recheck(&s);
+            recheck(&conns, &s);
             assert_eq!((counted(), closed()), (vec![one.to_string()], false));
         }
         s.put_policy("ns/p", policy(false));
-        conns.recheck(&s);
+        recheck(&conns, &s);
         assert_eq!((counted(), closed()), (vec![one.to_string()], true));
         // In dry run again: it would be told again.
         s.put_policy("ns/p", policy(true));
-        conns.recheck(&s);
+        recheck(&conns, &s);
         assert!(counted()[0].ends_with(" 2"));
     }
 }

@@ -59,7 +59,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
     let mut tried: Vec<Arc<str>> = Vec::new();
     let mut held_until = None;
     loop {
-        let mut planned = choose(&w, &snapshot, &source, to, &tried);
+        let mut planned = choose(&mut ByLoad(&w), &w.unreachable, &snapshot, &source, to, &tried);
         if let Plan::Resolve(name) = &planned {
             w.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
             // Rare, and large: not in the task of every connection.
@@ -154,21 +154,38 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
 }
 
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
-fn choose(w: &Worker, s: &crate::state::Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>]) -> Plan {
-    let mut avoided = w.unreachable.besides(tried, to.port());
-    if !avoided.is_empty() {
-        // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
-        let own = bound(s, source, to, &ByLoad(w));
-        avoided.retain(|u| own.as_ref() != Some(u));
+fn choose(
+    b: &mut impl Balance,
+    avoided: &Unreachable,
+    s: &crate::state::Snapshot,
+    source: &Workload,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+) -> Plan {
+    let first = plan(s, source, to, tried, b);
+    // Mostly what is chosen is not avoided: nothing is copied then, however many others are.
+    let Some(uid) = leads_to(&first).filter(|uid| avoided.avoids(uid, to.port())) else { return first };
+    // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
+    if bound(s, source, to, b).as_ref() == Some(uid) {
+        return first;
     }
-    if !avoided.is_empty() {
-        avoided.extend_from_slice(tried);
-        match plan(s, source, to, &avoided, &mut ByLoad(w)) {
-            Plan::Refuse(Refusal::NoEndpoint) => {}
-            other => return other,
-        }
+    let mut besides = avoided.besides(tried, to.port());
+    besides.extend_from_slice(tried);
+    match plan(s, source, to, &besides, b) {
+        Plan::Refuse(Refusal::NoEndpoint) => first,
+        other => other,
     }
-    plan(s, source, to, tried, &mut ByLoad(w))
+}
+
+/// The endpoint that a plan leads to, or will once it is known who is there.
+fn leads_to(p: &Plan) -> Option<&Arc<str>> {
+    match p {
+        Plan::Tunnel(t) if t.service.is_some() || t.waypoint => Some(&t.peer.uid),
+        Plan::Plain { workload: Some(x), service: Some(_), .. }
+        | Plan::Untold { workload: Some(x), service: Some(_), .. } => Some(&x.uid),
+        Plan::Resolve(name) => Some(&name.workload.uid),
+        Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Refuse(_) => None,
+    }
 }
 
 /// Is there another endpoint than the chosen one that has not been tried? One that is avoided is no reason to give up this one.
@@ -338,7 +355,7 @@ mod tests {
     use karst_api::{route, workload as pb};
     use karst_proxy::testing::{pod, service, snapshot};
     use prost::Message;
-    use std::time::Duration;
+    use std::{cell::Cell, time::Duration};
 
     /// The workload of a pod, as a controller tells of it; `uid` empty: as istiod does.
     fn told(name: &str, uid: &str) -> Arc<Workload> {
@@ -388,6 +405,60 @@ mod tests {
         // It was lost a moment ago: it comes after this one, not in its place.
         u.add(b, Some(80));
         assert!(!other(&[]));
+    }
+
+    /// Picks the first endpoint, and counts who holds a name while it is asked.
+    struct Holders {
+        name: Arc<str>,
+        most: Cell<usize>,
+        bound: Option<Arc<str>>,
+    }
+    impl Balance for Holders {
+        fn random(&mut self, _: u64) -> u64 {
+            self.most.set(self.most.get().max(Arc::strong_count(&self.name)));
+            0
+        }
+        fn load(&self, _: &str) -> u64 {
+            0
+        }
+        fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
+            self.bound.clone()
+        }
+    }
+
+    #[test]
+    fn what_is_avoided_elsewhere_costs_nothing() {
+        let key = "ns/s.ns.svc.cluster.local";
+        let end = |name: &str, ip: &str| pod(name, ip, &[(key, &[(80, 8080)])]);
+        let state = |affinity: u32| {
+            let pods = vec![pod("c", "10.0.0.9", &[]), end("a", "10.0.0.1"), end("b", "10.0.0.2")];
+            let mut svc = service("s", "10.96.0.1", &[(80, 8080)]);
+            svc.karst_session_affinity_seconds = affinity;
+            snapshot(pods, vec![svc])
+        };
+        let chosen = |s: &crate::state::Snapshot, u: &Unreachable, b: &mut Holders| {
+            let c = s.workload("10.0.0.9".parse().unwrap()).unwrap();
+            let p = choose(b, u, s, c, "10.96.0.1:80".parse().unwrap(), &[]);
+            leads_to(&p).unwrap().clone()
+        };
+        let s = state(0);
+        let elsewhere: Arc<str> = "elsewhere".into();
+        let mut by = Holders { name: elsewhere.clone(), most: Cell::default(), bound: None };
+        let u = Unreachable::new(limits::AVOID);
+        let first = chosen(&s, &u, &mut by);
+        u.add(&elsewhere, None);
+        u.add(&first, Some(81));
+        let before = Arc::strong_count(&elsewhere);
+        by.most.set(0);
+        assert_eq!((chosen(&s, &u, &mut by), by.most.get()), (first.clone(), before), "no name is copied");
+        u.add(&first, Some(80));
+        let second = chosen(&s, &u, &mut by);
+        assert_ne!(second, first);
+        u.add(&second, None);
+        assert_eq!(chosen(&s, &u, &mut by), first, "all are avoided");
+        // Who is to stay with it stays, though others could not reach it.
+        by.bound = Some(second.clone());
+        assert_eq!(chosen(&state(10), &u, &mut by), second);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::{
     inbound,
     inpod::{Listeners, LocalPod},
     outbound,
+    state::Snapshot,
     worker::{Command, Served, Shared, Taken, Way, Worker},
 };
 use karst_core::limits;
@@ -19,7 +20,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 /// Listeners that a restarted agent has replaced are served this long, for what is left in their queues.
@@ -51,6 +52,7 @@ pub fn run(
             seed: Cell::new(rand::random()),
             pods: RefCell::default(),
         });
+        tokio::task::spawn_local(recheck(w.clone(), w.shared.state.clone()));
         let mut state = w.shared.state.clone();
         let mut flush = tokio::time::interval(FLUSH);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -63,13 +65,7 @@ pub fn run(
                     Some(o) => w.clone().run_command(o),
                     None => break,
                 },
-                r = state.changed() => {
-                    if r.is_ok() {
-                        let s = state.borrow_and_update().clone();
-                        w.conns.recheck(&s);
-                        changed = true;
-                    }
-                }
+                Ok(()) = state.changed() => changed = true,
                 _ = flush.tick() => {
                     w.conns.flush();
                     if std::mem::take(&mut changed) {
@@ -99,6 +95,14 @@ pub fn run(
     });
     drop(local); // connections that are still open end here, and say so in the log
     Ok(())
+}
+
+/// Ends connections that are no longer allowed when policies change.
+async fn recheck(w: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
+    while state.changed().await.is_ok() {
+        let s = state.borrow_and_update().clone();
+        w.conns.recheck(&s).await;
+    }
 }
 
 impl Worker {

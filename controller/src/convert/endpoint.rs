@@ -72,7 +72,7 @@ impl<'a> Owners<'a> {
             .services
             .iter()
             .flat_map(|(ns, all)| all.iter().map(move |s| ((*ns, s.metadata.name.as_str()), *s)))
-            .filter(|(_, s)| s.spec.kind != "ExternalName")
+            .filter(|(_, s)| !service::is_alias(s))
             .collect();
         for s in objects.slices.iter().copied().filter(|s| s.address_type != "FQDN") {
             let m = &s.metadata;

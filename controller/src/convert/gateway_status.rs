@@ -38,7 +38,16 @@ fn condition(kind: &'static str, status: bool, reason: &'static str, message: im
     Condition { kind, status, reason, message: message.into() }
 }
 
-fn listener(f: &GatewayListener) -> [Condition; 4] {
+/// Why a listener is not accepted.
+fn refusal(listeners: &GatewayListeners, f: &GatewayListener) -> Option<(&'static str, String)> {
+    let taken = || {
+        let text = listeners.taken_port(f)?;
+        Some(("PortUnavailable", format!("port {} {text}", f.port)))
+    };
+    f.refused.clone().or_else(|| f.conflict.clone()).or_else(taken)
+}
+
+fn listener(f: &GatewayListener, refusal: &Option<(&'static str, String)>) -> [Condition; 4] {
     const NONE: &str = "No errors found";
     let bad = |kind, found: &Option<(&'static str, String)>, good| match found {
         Some((reason, text)) => condition(kind, false, reason, text.clone()),
@@ -48,13 +57,12 @@ fn listener(f: &GatewayListener) -> [Condition; 4] {
         Some((reason, text)) => condition("Conflicted", true, reason, text.clone()),
         None => condition("Conflicted", false, "NoConflicts", NONE),
     };
-    let accepted = if f.refused.is_some() { &f.refused } else { &f.conflict };
-    let programmed = if f.works() {
+    let programmed = if f.works() && refusal.is_none() {
         condition("Programmed", true, "Programmed", NONE)
     } else {
         condition("Programmed", false, "Invalid", "see the other conditions")
     };
-    [bad("Accepted", accepted, "Accepted"), programmed, conflicted, bad("ResolvedRefs", &f.unresolved, "ResolvedRefs")]
+    [bad("Accepted", refusal, "Accepted"), programmed, conflicted, bad("ResolvedRefs", &f.unresolved, "ResolvedRefs")]
 }
 
 /// Where it is reached, or why it is not yet.
@@ -123,7 +131,8 @@ fn one(
     let name = deploy::name(objects, g);
     let mine: Vec<&GatewayListener> = listeners.of(&m.namespace, &m.name).collect();
     let other = g.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
-    let working = mine.iter().filter(|f| f.refused.is_none() && f.conflict.is_none()).count();
+    let refusals: Vec<_> = mine.iter().map(|f| refusal(listeners, f)).collect();
+    let working = refusals.iter().filter(|r| r.is_none()).count();
     let parameters = deploy::parameters(objects, g).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
     let accepted = match (other, working) {
         // What is asked for there is not known: nothing is run without it.
@@ -164,8 +173,8 @@ fn one(
         && same(&own, &g.status.conditions, m.generation)
         && g.status.listeners.len() == mine.len();
     let mut statuses: Vec<Value> = vec![];
-    for (l, f) in g.spec.listeners.iter().zip(&mine) {
-        let wanted = listener(f);
+    for ((l, f), refusal) in g.spec.listeners.iter().zip(&mine).zip(&refusals) {
+        let wanted = listener(f, refusal);
         let before = g.status.listeners.iter().find(|s| s.name == l.name);
         let have = before.map_or(&[][..], |s| &s.conditions);
         let count = attached(objects, listeners, routes, f);

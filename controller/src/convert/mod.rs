@@ -267,11 +267,7 @@ fn writes(
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     let mut removed = vec![];
     deploy::compile(&x, template, &mut objects, &mut removed);
-    // Only of Istio's Gateways something is said that depends on pods.
-    let listeners = match x.istio_gateways.is_empty() {
-        true => routes::gateways::GatewayListeners::new(&x),
-        false => routes::gateways::GatewayListeners::with_pods(&x),
-    };
+    let listeners = routes::gateways::GatewayListeners::with_pods(&x);
     let all = route_status::all(&x, compiled);
     let mut statuses = status::compile(&x, &listeners, now);
     statuses.extend(findings.map(|f| status::unserved(&x, f, now)).unwrap_or_default());

@@ -8,7 +8,7 @@ use crate::convert::{
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
-    kinds::{GRPCRoute, HTTPRoute, Meta, ServiceEntry, TCPRoute, TLSRoute},
+    kinds::{GRPCRoute, HTTPRoute, Meta, Service, ServiceEntry, TCPRoute, TLSRoute},
 };
 use serde_json::{Value, json};
 
@@ -23,13 +23,13 @@ pub(super) struct Route<'a> {
     pub(super) meta: &'a Meta,
     pub(super) names: &'a [String],
     pub(super) parents: &'a [ParentRef],
-    /// Backends of all rules.
+    /// Backends of all rules, those of mirrors among them.
     pub(super) refs: Vec<&'a BackendRef>,
     filters: Vec<&'a Filter>,
     /// How many rules it has.
     rules: usize,
-    /// What is wrong with rules.
-    bad: &'a [FieldError],
+    /// What is wrong with rules, or not executed of them.
+    bad: Vec<FieldError>,
     status: &'a RouteStatus,
 }
 
@@ -40,16 +40,21 @@ pub(super) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
         ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
             for &(_, r) in &objects.$routes {
                 let (meta, rules, status) = (&r.metadata, r.spec.rules.len(), &r.status);
-                let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
-                let (names, filters): (&'a [String], Vec<&'a Filter>) = ($names(r), $filters(r));
-                let (parents, bad) = (&r.spec.parent_refs[..], compiled.bad(r));
+                let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(r), $filters(r));
+                let backends = r.spec.rules.iter().map(|r| &r.backend_refs[..]);
+                let mut bad = compiled.bad(r).to_vec();
+                bad.extend(routes::unexecuted(of_rules.iter().copied().zip(backends)));
+                let filters: Vec<&Filter> = of_rules.into_iter().flatten().collect();
+                let mirrors = filters.iter().filter_map(|f| Some(&f.request_mirror.as_ref()?.backend_ref));
+                let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
+                let parents = &r.spec.parent_refs[..];
                 out.push(Route { kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
             }
         };
     }
-    let filters = |r: &'a HTTPRoute| r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+    let filters = |r: &'a HTTPRoute| r.spec.rules.iter().map(|r| &r.filters[..]).collect();
     add!(http_routes, "HTTPRoute", |r: &'a HTTPRoute| &r.spec.hostnames[..], filters);
-    let filters = |r: &'a GRPCRoute| r.spec.rules.iter().flat_map(|r| &r.filters).collect();
+    let filters = |r: &'a GRPCRoute| r.spec.rules.iter().map(|r| &r.filters[..]).collect();
     add!(grpc_routes, "GRPCRoute", |r: &'a GRPCRoute| &r.spec.hostnames[..], filters);
     add!(tcp_routes, "TCPRoute", |_: &'a TCPRoute| &[][..], |_: &'a TCPRoute| vec![]);
     add!(tls_routes, "TLSRoute", |r: &'a TLSRoute| &r.spec.hostnames[..], |_: &'a TLSRoute| vec![]);
@@ -67,7 +72,7 @@ pub(super) fn compile(
 }
 
 fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
-    let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, bad, status: have } = route;
+    let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, ref bad, status: have } = route;
     let unread = unread(rules, bad);
     let resolved =
         extensions(objects, m, filters).unwrap_or_else(|| resolved(objects, kind, m, parents, refs.iter().copied()));
@@ -123,9 +128,9 @@ fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, n
     Some(Write { to: reference(GATEWAY_API, kind, m), manager: CONTROLLER, status: json!({ "parents": all }) })
 }
 
-/// Rules that are not in force, since something in them cannot be read.
+/// Rules, or backends of theirs, that are not in force, since something in them cannot be read or is not executed.
 struct Unread {
-    /// There are no others.
+    /// There are no other rules.
     all: bool,
     /// Which, and what is wrong with each.
     text: String,
@@ -135,14 +140,20 @@ fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
     let dropped = routes::dropped(bad);
     let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
     let text = format!("{}; requests for it are answered 500", text.join("; "));
-    (!dropped.is_empty()).then_some(Unread { all: dropped.len() >= rules, text })
+    let whole = dropped.keys().filter(|field| routes::is_rule(field)).count();
+    (!dropped.is_empty()).then_some(Unread { all: whole >= rules, text })
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
 fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => objects.service(ns, &p.name).map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+        ("" | "core", "Service") => match objects.service(ns, &p.name) {
+            Some(s) if service::is_alias(s) => {
+                return Some(("NoMatchingParent", format!("{}: name what is meant", alias(ns, s))));
+            }
+            s => s.map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+        },
         (ISTIO_NETWORKING, "ServiceEntry") => {
             let mut all = objects.entries_of.get(ns).into_iter().flatten();
             let found = all.find(|e| e.metadata.name == p.name);
@@ -164,7 +175,7 @@ fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static 
 fn executed(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
     let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
     let labels = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => &objects.service(ns, &p.name)?.metadata.labels,
+        ("" | "core", "Service") => &objects.service(ns, &p.name).filter(|s| !service::is_alias(s))?.metadata.labels,
         (ISTIO_NETWORKING, "ServiceEntry") => {
             let mut all = objects.entries_of.get(ns)?.iter();
             &all.find(|e| e.metadata.name == p.name)?.metadata.labels
@@ -191,9 +202,17 @@ fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&
     })
 }
 
+/// A Service of type ExternalName is neither backend nor parent: it would lead past ReferenceGrants, and out of the cluster (Gateway
+/// API: implementations should not support it, CVE-2021-25740).
+fn alias(ns: &str, s: &Service) -> String {
+    let Service { metadata: Meta { name, .. }, spec, .. } = s;
+    format!("Service {ns}/{name} is of type ExternalName, another name of {:?}", spec.external_name)
+}
+
 /// Is a host there that is referred to by its name, and does it have the port?
 fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
-    let services = objects.services.values().flatten().filter(|s| service::hostname(objects, s) == b.name);
+    let own = |s: &&&Service| !service::is_alias(s) && service::hostname(objects, s) == b.name;
+    let services = objects.services.values().flatten().filter(own);
     let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
     let own = |e: &ServiceEntry| e.metadata.namespace == m.namespace || !service::is_private(e);
     let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
@@ -241,6 +260,7 @@ fn resolved<'a>(
         }
         match x.service(ns, &b.name) {
             None => return ("BackendNotFound", format!("there is no Service {ns}/{}", b.name)),
+            Some(s) if service::is_alias(s) => return ("BackendNotFound", format!("{}, and no backend", alias(ns, s))),
             Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",

@@ -23,8 +23,13 @@ pub(crate) fn hostname(objects: &Objects<'_>, s: &Service) -> String {
     format!("{}.{}.svc.{}", s.metadata.name, s.metadata.namespace, objects.mesh.cluster_domain)
 }
 
+/// Is it another name for a host, and no service of its own?
+pub(crate) fn is_alias(s: &Service) -> bool {
+    s.spec.kind == "ExternalName"
+}
+
 pub(super) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
-    for s in objects.services.values().flatten().filter(|s| s.spec.kind != "ExternalName") {
+    for s in objects.services.values().flatten().filter(|s| !is_alias(s)) {
         let svc = kubernetes(objects, s);
         model.services.insert(key(&svc), svc);
     }

@@ -1232,6 +1232,12 @@ fn routes_say_what_became_of_them() {
         ("name: s", "name: s, kind: Pod", "", "Accepted=Accepted ResolvedRefs=InvalidKind"),
         ("name: s", "name: t, namespace: b, port: 80", "", "Accepted=Accepted ResolvedRefs=RefNotPermitted"),
         ("name: s", "name: t, namespace: b, port: 80", grant, "Accepted=Accepted ResolvedRefs=ResolvedRefs"),
+        (
+            "name: s",
+            "name: s, port: 80}], filters: [{type: RequestMirror, requestMirror: {backendRef: {name: none, port: 80}}",
+            "",
+            "Accepted=Accepted ResolvedRefs=BackendNotFound",
+        ),
     ] {
         // Only of a service that is there it can be said.
         let waypoint = if parent == "name: none" { "" } else { " ResolvedWaypoints=MissingUseWaypointLabel" };
@@ -1504,6 +1510,28 @@ fn ports_of_gateways_are_those_of_their_services() {
     assert_eq!(p.iter().map(|p| p.to_string().split_once(": ").unwrap().1.to_string()).collect::<Vec<_>>(), [want]);
     let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
     assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortConflict"]);
+    // The same for listeners of Gateway API.
+    let text = [
+        INGRESS.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g").as_str(),
+        &mapped.replace("istio: ingressgateway", "gateway.networking.k8s.io/gateway-name: g"),
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: edge}\nspec: {gatewayClassName: istio, listeners: [{name: h, port: 80, protocol: HTTP}, {name: t, port: 8080, protocol: TCP}]}\n",
+    ]
+    .concat();
+    let w = written(&text);
+    let status = &w.statuses.iter().find(|s| s.to.kind == "Gateway").unwrap().status;
+    let reasons = |of: &serde_json::Value| -> Vec<String> {
+        let all = of["conditions"].as_array().unwrap().iter();
+        all.map(|c| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "")).collect()
+    };
+    assert!(reasons(status).contains(&"Accepted True ListenersNotValid".to_string()), "{status}");
+    let [h, t] = [0usize, 1].map(|i| reasons(&status["listeners"][i]));
+    assert_eq!(h[..2], ["Accepted True Accepted", "Programmed True Programmed"]);
+    assert_eq!(t[..2], ["Accepted False PortUnavailable", "Programmed False Invalid"]);
+    let why = status["listeners"][1]["conditions"][0]["message"].as_str().unwrap();
+    assert!(
+        why.starts_with("port 8080 is port 8080 of pod edge/gw, which listener h of Gateway edge/g takes"),
+        "{why}"
+    );
 }
 
 /// Gateways are found by every name that Istio knows, by VirtualServices that are exported to their pods' namespace.
@@ -1730,8 +1758,8 @@ fn a_rule_for_everything_ends_its_virtual_service() {
     }
 }
 
-/// One match that cannot be read takes no other of its rule with it; what is left of it is refused behind all other rules, in the mesh
-/// and at gateways. So is a condition that is not executed.
+/// One match that cannot be read takes its rule with it, and no other rule: the rule's other matches are refused where they stand, as in
+/// Gateway API, what is left of the match behind all other rules, in the mesh and at gateways. So is a condition that is not executed.
 #[test]
 fn a_match_that_cannot_be_read_is_nobodys() {
     let to = "route: [{destination: {host: s, port: {number: 80}}}]";
@@ -1772,7 +1800,7 @@ fn a_match_that_cannot_be_read_is_nobodys() {
             format!("{{match: [{{uri: {{prefix: /admin}}}}, {pattern}], directResponse: {{status: 403}}}}, {web}"),
             "",
             "spec.http[0].match[1].uri.regex".to_string(),
-            vec![prefix("/admin", 403), prefix("/web", 200), all.clone()],
+            vec![prefix("/admin", 503), prefix("/web", 200), all.clone()],
         ),
         (
             format!("{{match: [{pattern}], {to}}}, {{{to}}}"),
@@ -1796,7 +1824,7 @@ fn a_match_that_cannot_be_read_is_nobodys() {
             format!("{{match: [{{uri: {{prefix: /d}}}}, {pattern}], delegate: {{name: part}}}}, {web}"),
             &part,
             "spec.http[0].match[1].uri.regex".into(),
-            vec![prefix("/d/e", 200), prefix("/web", 200), all.clone()],
+            vec![prefix("/d", 503), prefix("/web", 200), all.clone()],
         ),
         (
             format!("{{match: [{{uri: {{prefix: /d}}}}], delegate: {{name: part}}, {to}}}, {web}"),
@@ -1840,15 +1868,139 @@ fn a_match_that_cannot_be_read_is_nobodys() {
             at(&["*=0", "x.com=503"]),
         ),
         (
+            format!("tcp: [{{match: [{{port: 80}}, {{sourceSubnet: 10.0.0.0/8}}], {to}}}]"),
+            tcp,
+            at(&["spec.tcp[0].match[1].sourceSubnet"]),
+            at(&["[80]=503", "[]=503"]),
+            at(&["[]=503", "[]=503"]),
+        ),
+        (
             format!("tls: [{{match: [{{sniHosts: [x.com]}}, {{port: 443}}], {to}}}, {{{to}}}]"),
             tls,
             at(&["spec.tls[0].match[1].sniHosts", "spec.tls[1].match"]),
-            at(&["x.com=0", "*=503", "*=503"]),
-            at(&["x.com=0", "*=503", "*=503"]),
+            at(&["x.com=503", "*=503", "*=503"]),
+            at(&["x.com=503", "*=503", "*=503"]),
         ),
     ] {
         assert_eq!(of(&rules, server, ""), (fields, mesh, gateway), "{rules}");
     }
+}
+
+/// A Service of type ExternalName is another name: destinations of VirtualServices lead to what it stands for, if the mesh knows
+/// that, as in Istio. To Gateway API it is no backend and no parent.
+#[test]
+fn an_external_name_is_another_name() {
+    let alias = |name: &str, of: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: a}}\nspec: {{type: ExternalName, externalName: {of}, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: b}\nspec: {hosts: [x.example], EXPORTresolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]}\n---\n";
+    let of = |host: &str, more: &str| {
+        let to = format!("[{{destination: {{host: {host}}}}}]");
+        let rules = format!("http: [{{route: {to}, mirror: {{host: {host}}}}}], tcp: [{{route: {to}}}]");
+        let v = virtual_service("name: v, namespace: a", &format!("hosts: [s], {rules}"));
+        let text = [SHOP, more, &v].concat();
+        let (m, p) = run(&text);
+        assert!(p.is_empty(), "{p:?}");
+        let table = m.routes["a/s.a.svc.cluster.local"].producer.clone().unwrap();
+        let http = table.http[0].destinations.iter().chain(&table.http[0].mirrors[0].to);
+        let mut all: Vec<_> = http.chain(&table.tcp[0].destinations).cloned().collect();
+        all.iter_mut().for_each(|d| d.weight = 0);
+        all.dedup();
+        assert_eq!(all.len(), 1, "{all:?}");
+        let said = conditions(&written(&text));
+        let lost = said.iter().any(|c| c == "VirtualService a/v: ResolvedRefs False HostNotFound");
+        assert_eq!(lost, all[0].refuse_status == 503, "{said:?}");
+        (all[0].service.clone(), all[0].port, all[0].refuse_status)
+    };
+    let s = ("a/s.a.svc.cluster.local".to_string(), 80, 0);
+    for (host, more) in [
+        ("ext", alias("ext", "s.a.svc.cluster.local")),
+        ("ext.a", alias("ext", "S.a.svc.cluster.local.")),
+        ("ext.a.svc.cluster.local", alias("ext", "two.a.svc.cluster.local") + &alias("two", "s.a.svc.cluster.local")),
+    ] {
+        assert_eq!(of(host, &more), s, "{host}");
+    }
+    let open = entry.replace("EXPORT", "");
+    assert_eq!(of("ext", &(alias("ext", "x.example") + &open)), ("b/x.example".into(), 443, 0));
+    for (of_alias, more) in [
+        ("x.example", String::new()),
+        ("x.example", entry.replace("EXPORT", "exportTo: ['.'], ")),
+        ("ext.a.svc.cluster.local", String::new()),
+    ] {
+        assert_eq!(of("ext", &(alias("ext", of_alias) + &more)), ("ext".into(), 0, 503), "{of_alias} {more}");
+    }
+    // Rules for the name are for nobody.
+    let v = virtual_service("name: v, namespace: a", "hosts: [ext], http: [{route: [{destination: {host: s}}]}]");
+    let (m, _) = run(&[SHOP, &alias("ext", "s.a.svc.cluster.local"), &v].concat());
+    assert!(m.routes.is_empty(), "{:?}", m.routes);
+    let route = |parent: &str, backend: &str| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: {parent}}}], rules: [{{backendRefs: [{{{backend}, port: 80}}]}}]}}\n"
+        );
+        let text = [SHOP, &alias("ext", "s.a.svc.cluster.local"), &text].concat();
+        let routes = run(&text).0.routes;
+        let refused = |r: &karst_api::route::Routes| r.producer.as_ref().unwrap().http[0].destinations[0].refuse_status;
+        let w = written(&text);
+        let of = w.statuses.iter().find(|s| s.to.kind == "HTTPRoute").unwrap();
+        let all = of.status["parents"][0]["conditions"].as_array().unwrap();
+        let reasons: Vec<_> = all.iter().filter_map(|c| c["reason"].as_str().map(String::from)).take(2).collect();
+        (routes.values().map(|r| refused(r)).collect::<Vec<_>>(), reasons.join(" "))
+    };
+    let by_host = "group: networking.istio.io, kind: Hostname, name: ext.a.svc.cluster.local";
+    for backend in ["name: ext", by_host] {
+        assert_eq!(route("s", backend), (vec![500], "Accepted BackendNotFound".into()), "{backend}");
+    }
+    assert_eq!(route("ext", "name: s"), (vec![], "NoMatchingParent ResolvedRefs".into()));
+}
+
+/// `regex: '*'` is how Istio's users write that a header is there, or is not; it is no regular expression.
+#[test]
+fn a_star_for_a_regular_expression_means_presence() {
+    use karst_api::route::text::Kind;
+    let of = |conditions: &str| {
+        let rule = format!("http: [{{match: [{{{conditions}}}], route: [{{destination: {{host: s}}}}]}}]");
+        let v = virtual_service("name: v, namespace: a", &format!("hosts: [s], {rule}"));
+        let (m, p) = run(&(SHOP.to_string() + &v));
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        (rule.r#match.unwrap(), p)
+    };
+    for there in ["{}", "{regex: '*'}"] {
+        let (m, p) = of(&format!(
+            "headers: {{a: {there}, ':method': {there}}}, withoutHeaders: {{b: {there}, ':authority': {there}}}, queryParams: {{c: {there}}}"
+        ));
+        assert!(p.is_empty(), "{p:?}");
+        let named = |all: &[karst_api::route::Named]| {
+            let one = |n: &karst_api::route::Named| {
+                assert_eq!(n.value.as_ref().unwrap().kind, Some(Kind::Present(true)), "{} {there}", n.name);
+                format!("{}{}", if n.invert { "!" } else { "" }, n.name)
+            };
+            all.iter().map(one).collect::<Vec<_>>()
+        };
+        assert_eq!(named(&m.headers), ["a", "!host", "!b"]);
+        assert_eq!(named(&m.query), ["c"]);
+        assert_eq!(m.method.unwrap().kind, Some(Kind::Present(true)));
+    }
+    // Elsewhere it is a regular expression, and a wrong one.
+    let fields: Vec<String> = of("uri: {regex: '*'}, authority: {regex: '*'}").1.into_iter().map(|p| p.field).collect();
+    assert_eq!(fields, ["spec.http[0].match[0].uri.regex", "spec.http[0].match[0].authority.regex"]);
+}
+
+#[test]
+fn origins_are_those_of_one_field() {
+    let of = |origins: &str| {
+        let rule = format!("http: [{{corsPolicy: {{{origins}}}, route: [{{destination: {{host: s}}}}]}}]");
+        let v = virtual_service("name: v, namespace: a", &format!("hosts: [s], {rule}"));
+        let (m, p) = run(&(SHOP.to_string() + &v));
+        assert!(p.is_empty(), "{p:?}");
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        rule.cors.unwrap().origins.into_iter().filter_map(|o| o.kind).collect::<Vec<_>>()
+    };
+    let exact = |o: &str| karst_api::route::text::Kind::Exact(o.into());
+    assert_eq!(of("allowOrigin: ['*', 'http://a']"), [exact("*"), exact("http://a")]);
+    assert_eq!(of("allowOrigins: [{exact: '*'}]"), [exact("*")]);
+    assert_eq!(of("allowOrigins: [{exact: 'http://b'}], allowOrigin: ['*']"), [exact("http://b")], "as in Istio");
 }
 
 /// In Gateway API a value is sent as it is, but for operators; filters that are for whole rules refuse the requests of a backend.
@@ -2051,6 +2203,30 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
         assert_eq!(rules(&text), ["Segments(\"/a\") h=200", "Segments(\"/d\")=500"], "{wrong}");
         assert!(said(&text).1.contains("Dropped Rule spec.rules[1]."), "{wrong}");
     }
+    // What a backend does, or what is not executed for one: its share.
+    for wrong in [
+        "type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: 'a b', value: x}]}",
+        "type: CORS, cors: {allowOrigins: ['*']}",
+        "type: RequestRedirect, requestRedirect: {hostname: x.com}",
+        "type: RequestMirror, requestMirror: {backendRef: {name: s, port: 80}}",
+        "type: ExternalAuth",
+    ] {
+        let text = route(
+            "HTTPRoute",
+            &format!("{{backendRefs: [{{name: s, port: 80}}, {{name: s, port: 80, filters: [{{{wrong}}}]}}]}}"),
+        );
+        let (m, _) = run(&text);
+        let rule = m.routes["a/s.a.svc.cluster.local"].producer.as_ref().unwrap().http[0].clone();
+        let statuses: Vec<u32> = rule.destinations.iter().map(|d| d.refuse_status).collect();
+        assert_eq!((rule.response, statuses), (None, vec![0, 500]), "{wrong}");
+        let (reasons, text) = said(&text);
+        assert!(reasons.starts_with("Accepted=Accepted") && reasons.ends_with("PartiallyInvalid=UnsupportedValue"));
+        assert!(text.contains("Dropped Rule spec.rules[0].backendRefs[1].filters[0]"), "{text}");
+    }
+    // A filter of a rule that is not known: the rule.
+    let text = route("GRPCRoute", &format!("{{filters: [{{type: ExternalAuth}}], {to}}}, {{{to}}}"));
+    assert_eq!(rules(&text), ["Segments(\"/\")=500", "Segments(\"/\")=200"]);
+    assert!(said(&text).1.contains("Dropped Rule spec.rules[0].filters[0]: a filter of type \"ExternalAuth\""));
     // Nothing is left: the route is not accepted, and the service is not called all the same.
     let text = route("HTTPRoute", &format!("{{matches: [{pattern}], {to}}}"));
     assert_eq!(rules(&text), ["any h=500"]);
@@ -2096,10 +2272,12 @@ fn routes_lead_to_ports_that_services_have() {
     ] {
         assert_eq!(istio(&format!("http: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
         assert_eq!(istio(&format!("tcp: [{{route: [{{{}}}]}}]", to(host, port))), [wanted], "{host} {port}");
+        let tls = istio(&format!("tls: [{{match: [{{sniHosts: [s]}}], route: [{{{}}}]}}]", to(host, port)));
+        assert_eq!(tls, [wanted], "{host} {port}");
         let mirror = istio(&format!("http: [{{route: [{{{}}}], mirrors: [{{{}}}]}}]", to("s", 80), to(host, port)));
         assert_eq!(mirror, [(80, 0), wanted], "{host} {port}");
     }
-    for (kind, group) in [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2")] {
+    for (kind, group) in [("HTTPRoute", "v1"), ("GRPCRoute", "v1"), ("TCPRoute", "v1alpha2"), ("TLSRoute", "v1")] {
         let route = |backend: &str| {
             first(&format!(
                 "apiVersion: gateway.networking.k8s.io/{group}\nkind: {kind}\nmetadata: {{name: r, namespace: a}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: s}}], rules: [{{backendRefs: [{{{backend}}}]}}]}}\n"

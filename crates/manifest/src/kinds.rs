@@ -319,6 +319,7 @@ pub struct ServiceSpec {
     pub ports: Vec<ServicePort>,
     #[serde(rename = "externalIPs")]
     pub external_ips: Vec<String>,
+    pub external_name: String,
     pub ip_families: Vec<String>,
     pub ip_family_policy: String,
     pub internal_traffic_policy: String,

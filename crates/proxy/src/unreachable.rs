@@ -3,7 +3,12 @@
 
 use crate::dial::Endpoint;
 use karst_core::limits;
-use std::{cell::RefCell, collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    cell::{RefCell, RefMut},
+    collections::VecDeque,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Endpoints that are avoided, by the names of their workloads. Each for the port of the service that was called, since an
@@ -41,18 +46,34 @@ impl Unreachable {
         all.push_back(Avoided { uid: uid.clone(), port, until: Instant::now() + self.avoid });
     }
 
+    /// Is this endpoint avoided now at this port?
+    pub fn avoids(&self, uid: &str, port: u16) -> bool {
+        self.now().iter().any(|a| &*a.uid == uid && a.is_at(port))
+    }
+
     /// Those that are avoided now at this port, besides `tried`. Mostly none.
     pub fn besides(&self, tried: &[Arc<str>], port: u16) -> Vec<Arc<str>> {
-        let mut all = self.all.borrow_mut();
-        if all.is_empty() {
-            return vec![];
-        }
-        let now = Instant::now();
-        while all.front().is_some_and(|a| a.until <= now) {
-            all.pop_front();
-        }
-        let here = all.iter().filter(|a| a.port.is_none_or(|p| p == port)).map(|a| &a.uid);
+        let all = self.now();
+        let here = all.iter().filter(|a| a.is_at(port)).map(|a| &a.uid);
         here.filter(|u| !tried.contains(u)).cloned().collect()
+    }
+
+    /// Those that are avoided now.
+    fn now(&self) -> RefMut<'_, VecDeque<Avoided>> {
+        let mut all = self.all.borrow_mut();
+        if !all.is_empty() {
+            let now = Instant::now();
+            while all.front().is_some_and(|a| a.until <= now) {
+                all.pop_front();
+            }
+        }
+        all
+    }
+}
+
+impl Avoided {
+    fn is_at(&self, port: u16) -> bool {
+        self.port.is_none_or(|p| p == port)
     }
 }
 
@@ -83,6 +104,10 @@ mod tests {
         u.endpoint(&b, None).avoid();
         assert_eq!(u.besides(&[], PORT), std::slice::from_ref(&b));
         assert_eq!(u.besides(&[], 9000), [a.clone(), b]);
+        assert_eq!(
+            [("a", PORT), ("a", 9000), ("b", PORT), ("c", PORT)].map(|(n, p)| u.avoids(n, p)),
+            [false, true, true, false]
+        );
         u.add(&a, Some(PORT));
         assert!(
             u.besides(&[], PORT).contains(&a) && u.besides(&[], 9000).contains(&a),

@@ -56,15 +56,59 @@ pub(super) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: 
     bad
 }
 
-/// What is wrong with which rules, by the field of the rule (`spec.rules[1]`): it is not in force, others are.
+/// What of rules is not in force, while the rest is: whole rules (`spec.rules[1]`), or single backends of theirs
+/// (`spec.rules[1].backendRefs[0]`), by their fields, and what is wrong with each.
 pub(in crate::convert) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldError> {
-    // The first of a rule's is told.
-    let rule = bad.iter().rev().filter_map(|b| {
-        let field = b.0.split_inclusive(']').next()?;
-        field.starts_with("spec.rules[").then_some((field, b))
-    });
-    rule.collect()
+    // The first of each is told.
+    let one = |b: &'_ FieldError| -> Option<usize> {
+        let rule = b.0.starts_with("spec.rules[").then(|| b.0.find(']'))?? + 1;
+        let backend = b.0[rule..].strip_prefix(".backendRefs[").and_then(|rest| rest.find(']'));
+        Some(backend.map_or(rule, |end| rule + ".backendRefs[".len() + end + 1))
+    };
+    bad.iter().rev().filter_map(|b| Some((&b.0[..one(b)?], b))).collect()
 }
+
+/// Is it a whole rule that a field of [`dropped`] names?
+pub(in crate::convert) fn is_rule(field: &str) -> bool {
+    !field.contains(".backendRefs[")
+}
+
+/// Filters that are not executed where they stand: those of types that are not known, and those of single backends that are executed
+/// for whole rules only. What they are for is answered 500: requests do not go on without them.
+pub(in crate::convert) fn unexecuted<'a>(
+    rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>,
+) -> Vec<FieldError> {
+    let mut out = vec![];
+    for (i, (filters, backends)) in rules.enumerate() {
+        let unknown = |(j, f): (usize, &Filter)| {
+            let text = format!("a filter of type {:?} is not there in this version", f.kind);
+            (!KNOWN.contains(&f.kind.as_str())).then(|| (format!("spec.rules[{i}].filters[{j}]"), text))
+        };
+        out.extend(filters.iter().enumerate().filter_map(unknown));
+        for (n, b) in backends.iter().enumerate() {
+            let wrong = |(j, f): (usize, &Filter)| {
+                let text = match f.kind.as_str() {
+                    kind if IN_BACKENDS.contains(&kind) => return None,
+                    kind if KNOWN.contains(&kind) => {
+                        format!(
+                            "a filter of type {kind} is not there for one backend: put it into the filters of the rule"
+                        )
+                    }
+                    kind => format!("a filter of type {kind:?} is not there in this version"),
+                };
+                Some((format!("spec.rules[{i}].backendRefs[{n}].filters[{j}]"), text))
+            };
+            out.extend(b.filters.iter().enumerate().filter_map(wrong));
+        }
+    }
+    out
+}
+
+/// Types of filters that are executed for one backend.
+const IN_BACKENDS: [&str; 3] = ["RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite"];
+/// And for a rule.
+const KNOWN: [&str; 7] =
+    [IN_BACKENDS[0], IN_BACKENDS[1], IN_BACKENDS[2], "RequestMirror", "RequestRedirect", "ExtensionRef", "CORS"];
 
 pub(super) fn tcp(objects: &Objects<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
     let c = Convert::new((objects, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
@@ -194,7 +238,7 @@ impl<'a> Convert<'a> {
                 // Its share of the connections is refused.
                 destinations.push(read.unwrap_or_else(|e| {
                     bad.push(e);
-                    ir::Destination { weight: b.weight.unwrap_or(1), refuse_status: NO_BACKEND, ..Default::default() }
+                    nowhere(b.weight.unwrap_or(1))
                 }));
             }
             let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, m.name);
@@ -204,9 +248,8 @@ impl<'a> Convert<'a> {
         }
         if self.unread(is_unread, &m.name, &mut bad).is_some() {
             let origin = format!("{} {}/{}", self.kind, self.ns, m.name);
-            let nowhere = ir::Destination { weight: 1, refuse_status: NO_BACKEND, ..Default::default() };
             let sni = self.names.to_vec();
-            rules.push(ir::TcpRule { origin, destinations: vec![nowhere], sni, ..Default::default() });
+            rules.push(ir::TcpRule { origin, destinations: vec![nowhere(1)], sni, ..Default::default() });
         }
         self.attach(m, tables, &[], &rules, is_unread);
         bad
@@ -280,7 +323,7 @@ impl<'a> Convert<'a> {
     ) -> Vec<Converted> {
         let origin =
             format!("{} {}/{name} {}", self.kind, self.ns, r.name.clone().unwrap_or_else(|| format!("rule {n}")));
-        let mut rule = self.action(r, at).unwrap_or_else(|e| {
+        let mut rule = self.action(r, at, bad).unwrap_or_else(|e| {
             bad.push(e);
             refused()
         });
@@ -298,8 +341,8 @@ impl<'a> Convert<'a> {
         matches.into_iter().map(one).collect()
     }
 
-    /// What a rule does.
-    fn action(&self, r: &RouteRule, at: &str) -> Result<ir::HttpRule, FieldError> {
+    /// What a rule does. Of a backend that cannot be read its share of the requests is refused.
+    fn action(&self, r: &RouteRule, at: &str, bad: &mut Vec<FieldError>) -> Result<ir::HttpRule, FieldError> {
         let f = self.filters(&r.filters, at)?;
         let t = r.timeouts.as_ref();
         let request_ms = optional_duration(t.and_then(|t| t.request.as_deref()), || format!("{at}.timeouts.request"))?;
@@ -308,9 +351,12 @@ impl<'a> Convert<'a> {
         })?;
         let mut destinations = vec![];
         for (i, b) in r.backend_refs.iter().enumerate() {
-            let mut d = self.destination(b, &format!("{at}.backendRefs[{i}]"))?;
-            d.timeout_ms = backend_ms;
-            destinations.push(d);
+            let read = self.destination(b, &format!("{at}.backendRefs[{i}]"));
+            let d = read.unwrap_or_else(|e| {
+                bad.push(e);
+                nowhere(b.weight.unwrap_or(1))
+            });
+            destinations.push(ir::Destination { timeout_ms: backend_ms, ..d });
         }
         let retry = match &r.retry {
             None => Some(ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() }),
@@ -366,7 +412,7 @@ impl<'a> Convert<'a> {
         let found = found.filter(|key| self.hosts.has_port(key, port));
         let f = self.filters(&b.filters, at)?;
         // These are executed for a whole rule only; requests do not go on without them.
-        let whole = !f.extensions.is_empty() || f.redirect.is_some() || !f.mirrors.is_empty() || f.cors.is_some();
+        let whole = b.filters.iter().any(|f| !IN_BACKENDS.contains(&f.kind.as_str()));
         let unexecuted = f.unknown || whole;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
@@ -509,6 +555,11 @@ fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, Field
         add: all(&m.add, "add")?,
         remove: m.remove.iter().map(|n| header_name(n, format!("{at}.remove"))).collect::<Result<_, _>>()?,
     })
+}
+
+/// Where the share of a backend goes that cannot be.
+fn nowhere(weight: u32) -> ir::Destination {
+    ir::Destination { weight, refuse_status: NO_BACKEND, ..Default::default() }
 }
 
 /// What is answered in place of a rule that cannot be executed.

@@ -227,7 +227,7 @@ fn selected(g: &IstioGateway, labels: &Labels) -> bool {
 }
 
 impl GatewayListeners {
-    pub(crate) fn new(objects: &Objects<'_>) -> Self {
+    fn new(objects: &Objects<'_>) -> Self {
         let mut all = vec![];
         let mut gateways: Vec<_> = objects.gateways.values().filter(|g| is_ingress(objects, g)).collect();
         gateways.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
@@ -339,6 +339,12 @@ impl GatewayListeners {
             }
             _ => None,
         })
+    }
+
+    /// Why a pod does not serve a listener of Gateway API: another one has its port there.
+    pub(crate) fn taken_port(&self, f: &GatewayListener) -> Option<&str> {
+        let it = |u: &&Unmapped| u.reason == TAKEN && self.all.get(u.listener).is_some_and(|o| o.id == f.id);
+        self.unmapped.iter().find(it).map(|u| u.text.as_str())
     }
 
     /// Those of a Gateway of Gateway API, in the order of its listeners.

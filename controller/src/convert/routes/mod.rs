@@ -22,7 +22,7 @@ pub(super) mod unserved;
 mod virtual_service;
 
 pub(super) use filter::{find as http_filter, is_one as is_http_filter};
-pub(super) use gateway_api::{dropped, granted, is_parent, warnings};
+pub(super) use gateway_api::{dropped, granted, is_parent, is_rule, unexecuted, warnings};
 
 pub(super) use table::age;
 
@@ -90,8 +90,20 @@ pub(super) struct Hosts {
     /// Those that only their own namespace knows.
     private: HashSet<Arc<str>>,
     ports: HashMap<Arc<str>, Vec<u32>>,
+    /// What Services of type ExternalName stand for, by their host names.
+    aliases: BTreeMap<String, String>,
     domain: String,
     listeners: Arc<gateways::GatewayListeners>,
+}
+
+/// Names after names that are followed: more is a circle or a mistake.
+const ALIASES: usize = 8;
+
+/// The hosts that Services of type ExternalName stand for, by their own host names.
+fn aliases(objects: &Objects<'_>) -> BTreeMap<String, String> {
+    let all = objects.services.values().flatten().filter(|s| service::is_alias(s));
+    let host = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
+    all.map(|s| (service::hostname(objects, s), host(&s.spec.external_name))).collect()
 }
 
 impl Hosts {
@@ -106,7 +118,8 @@ impl Hosts {
             }
             by_host.entry(s.hostname.clone()).or_default().push(key);
         }
-        Self { by_host, private, ports, domain: objects.mesh.cluster_domain.clone(), listeners: listeners.clone() }
+        let (aliases, domain) = (aliases(objects), objects.mesh.cluster_domain.clone());
+        Self { by_host, private, ports, aliases, domain, listeners: listeners.clone() }
     }
 
     /// The ports of a service.
@@ -127,12 +140,42 @@ impl Hosts {
     /// The service that a host name means, the namespace's own first.
     fn find(&self, host: &str, namespace: &str) -> Option<&Arc<str>> {
         let full = self.full(host, namespace);
-        // `name.namespace` and `name.namespace.svc` are used, too.
-        let keys = self.by_host.get(&full).or_else(|| match full.split('.').collect::<Vec<_>>()[..] {
-            [n, ns] | [n, ns, "svc"] => self.by_host.get(&format!("{n}.{ns}.svc.{}", self.domain)),
+        let keys = self.by_host.get(&full).or_else(|| self.by_host.get(&self.longer(&full)?))?;
+        self.seen(keys, namespace)
+    }
+
+    /// `name.namespace` and `name.namespace.svc` are used, too.
+    fn longer(&self, full: &str) -> Option<String> {
+        match full.split('.').collect::<Vec<_>>()[..] {
+            [n, ns] | [n, ns, "svc"] => Some(format!("{n}.{ns}.svc.{}", self.domain)),
             _ => None,
-        })?;
+        }
+    }
+
+    /// Of services with one host name the one that an object of this namespace means.
+    fn seen<'k>(&self, keys: &'k [Arc<str>], namespace: &str) -> Option<&'k Arc<str>> {
         keys.iter().find(|k| is_of(k, namespace)).or_else(|| keys.iter().find(|k| self.is_seen(k, namespace)))
+    }
+
+    /// The service that a destination of Istio's API leads to: a Service of type ExternalName stands for the one that it names
+    /// (Istio: GetDestinationCluster). It is no service of its own: rules for its host name are for nobody.
+    fn destination(&self, host: &str, namespace: &str) -> Option<&Arc<str>> {
+        self.find(host, namespace).or_else(|| {
+            let mut name = self.alias(host, namespace)?;
+            for _ in 0..ALIASES {
+                if let Some(keys) = self.by_host.get(name) {
+                    return self.seen(keys, namespace);
+                }
+                name = self.aliases.get(name)?;
+            }
+            None
+        })
+    }
+
+    /// What a Service of type ExternalName stands for.
+    fn alias(&self, host: &str, namespace: &str) -> Option<&String> {
+        let full = self.full(host, namespace);
+        self.aliases.get(&full).or_else(|| self.aliases.get(&self.longer(&full)?))
     }
 
     /// May an object of this namespace mean it?
@@ -237,6 +280,8 @@ pub(super) struct Cache {
 struct Context {
     /// With their ports, and whether only their own namespace knows them.
     services: Vec<(String, Vec<u32>, bool)>,
+    /// What other names of services stand for.
+    aliases: BTreeMap<String, String>,
     /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts, Istio's Gateways.
     others: Vec<usize>,
     /// What shares the virtual hosts of gateways.
@@ -283,6 +328,7 @@ impl Context {
             objects.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
         Self {
             services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s), is_private(s))).collect(),
+            aliases: aliases(objects),
             others: grants.chain(entries).chain(delegates).chain(filters).chain(gateways).collect(),
             scopes: listeners.scopes.clone(),
         }

@@ -183,11 +183,18 @@ impl<'a> View<'a> {
                 out.push((reason, (at, text)));
             }
         }
-        let lost = |(_, d): &(String, &VsDestination)| !d.host.is_empty() && self.hosts.find(&d.host, ns).is_none();
+        let lost =
+            |(_, d): &(String, &VsDestination)| !d.host.is_empty() && self.hosts.destination(&d.host, ns).is_none();
         let all = virtual_service::destinations(spec).into_iter().filter(lost);
-        out.extend(all.map(|(at, d)| (Reason::HostNotFound, (format!("{at}.host"), no_service(&d.host)))));
+        let why = |host: &str| match self.hosts.alias(host, ns) {
+            Some(name) => format!(
+                "{host} is another name of {name:?} (type ExternalName), which no Service or ServiceEntry has: what is sent there is answered 503; add a ServiceEntry"
+            ),
+            None => no_service(host),
+        };
+        out.extend(all.map(|(at, d)| (Reason::HostNotFound, (format!("{at}.host"), why(&d.host)))));
         let no_port = |(at, d): (String, &VsDestination)| {
-            let (key, port) = (self.hosts.find(&d.host, ns)?, d.port.number);
+            let (key, port) = (self.hosts.destination(&d.host, ns)?, d.port.number);
             let lost = !self.hosts.has_port(key, port.into());
             lost.then(|| {
                 (

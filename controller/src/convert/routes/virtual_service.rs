@@ -292,13 +292,18 @@ impl Convert<'_> {
                 .any(|g| if g == MESH { self.place == MESH } else { gateways::full_name(g, self.ns) == self.place })
     }
 
-    /// The rules of one entry, one for each of its matches. `origin`: the object, the entry's place in it, the depth of delegation.
+    /// The rules of one entry, one for each of its matches. It holds whole or not at all, as Gateway API has it ("Dropped Rule"): of
+    /// one of whose matches cannot be read, the others are refused, too, wherever they are meant for. What its author put together
+    /// is not executed in part, and what is told names a rule that is not in force. `origin`: the object, the entry's place in it, the depth of delegation.
     fn http(&self, h: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<FieldError>) {
         if let Some(d) = &h.delegate {
             return self.delegated(h, d, at, origin, out, bad);
         }
-        for m in self.matches(h, at, bad) {
-            let rule = match m.is_read.then(|| self.action(h, at, &m.m, bad)) {
+        let before = bad.len();
+        let matches = self.matches(h, at, bad);
+        let is_whole = bad.len() == before;
+        for m in matches {
+            let rule = match is_whole.then(|| self.action(h, at, &m.m, bad)) {
                 Some(Ok(r)) => r,
                 Some(Err(b)) => {
                     tell(bad, b);
@@ -406,16 +411,14 @@ impl Convert<'_> {
             None
         };
         // What is wrong with its matches is wrong whether the delegate is there or not, and is not asked of the delegate's.
-        let refuses = wrong.is_some();
+        let before = bad.len();
         bad.extend(wrong.map(|(field, text)| (field, text.into())));
-        for m in self.matches(h, at, bad).into_iter().filter(|m| refuses || !m.is_read) {
-            push(out, m, refused(), h, origin);
-        }
-        let mut root = self.full(h);
-        root.matches.retain(|m| self.matching(m, at, &mut vec![]).is_read);
-        if refuses || root.matches.is_empty() != h.matches.is_empty() {
+        let matches = self.matches(h, at, bad);
+        if bad.len() > before {
+            matches.into_iter().for_each(|m| push(out, m, refused(), h, origin));
             return;
         }
+        let root = self.full(h);
         let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
         let mut found = self.objects.virtual_services.iter().map(|(_, v)| v);
         let is_it = |v: &&&VirtualService| {
@@ -467,7 +470,7 @@ impl Convert<'_> {
         for (list, field, invert) in [(&m.headers, "headers", false), (&m.without_headers, "withoutHeaders", true)] {
             for (name, t) in list {
                 let at = format!("{at}.{field}[{name}]");
-                let value = match text(t, &at) {
+                let value = match value(t, &at) {
                     Ok(v) => v,
                     Err(b) => {
                         wrong.push(b);
@@ -482,21 +485,18 @@ impl Convert<'_> {
                     ":scheme" if !invert => out.scheme = Some(value),
                     // The same to proxies, which look at the authority for both.
                     ":authority" => {
-                        let value = Some(present(value));
-                        out.headers.push(ir::Named { name: "host".into(), value, invert });
+                        out.headers.push(ir::Named { name: "host".into(), value: Some(value), invert });
                     }
                     _ => match header_name(name, at) {
-                        Ok(name) => out.headers.push(ir::Named { name, value: Some(present(value)), invert }),
+                        Ok(name) => out.headers.push(ir::Named { name, value: Some(value), invert }),
                         Err(b) => wrong.push(b),
                     },
                 }
             }
         }
         for (name, t) in &m.query_params {
-            match text(t, &format!("{at}.queryParams[{name}]")) {
-                Ok(value) => {
-                    out.query.push(ir::Named { name: name.clone(), value: Some(present(value)), invert: false });
-                }
+            match value(t, &format!("{at}.queryParams[{name}]")) {
+                Ok(value) => out.query.push(ir::Named { name: name.clone(), value: Some(value), invert: false }),
                 Err(b) => wrong.push(b),
             }
         }
@@ -516,7 +516,7 @@ impl Convert<'_> {
         if d.host.is_empty() {
             return Err((format!("{at}.destination.host"), "is empty: name a service".into()));
         }
-        let found = self.hosts.find(&d.host, self.ns);
+        let found = self.hosts.destination(&d.host, self.ns);
         let port = match (u32::from(d.port.number), found.map(|key| self.hosts.ports(key))) {
             // The only one that it has (Istio); of several the one that is called.
             (0, Some([only])) => *only,
@@ -572,8 +572,12 @@ impl Convert<'_> {
         let destinations = self.connections(&t.route, at, bad);
         let all = [VsTcpMatch::default()];
         let matches = if t.matches.is_empty() { &all[..] } else { &t.matches };
-        for (i, m) in matches.iter().enumerate() {
-            let wrong = subnets(&m.destination_subnets, &m.source_subnet, &format!("{at}.match[{i}]"));
+        let read = |(i, m): (usize, &VsTcpMatch)| {
+            subnets(&m.destination_subnets, &m.source_subnet, &format!("{at}.match[{i}]"))
+        };
+        let read: Vec<_> = matches.iter().enumerate().map(read).collect();
+        let destinations = if read.iter().all(Vec::is_empty) { destinations } else { nowhere() };
+        for (m, wrong) in matches.iter().zip(read) {
             let is_read = wrong.is_empty();
             bad.extend(wrong);
             if self.is_here(&m.gateways) {
@@ -583,7 +587,7 @@ impl Convert<'_> {
                     ports: ports(m.port),
                     source_labels: m.source_labels.clone(),
                     source_namespace: m.source_namespace.clone(),
-                    destinations: if is_read { destinations.clone() } else { nowhere() },
+                    destinations: destinations.clone(),
                     sni: vec![],
                 });
             }
@@ -597,7 +601,7 @@ impl Convert<'_> {
             let (origin, sni) = (origin.into(), vec!["*".into()]);
             out.last.tls.push(ir::TcpRule { origin, sni, destinations: nowhere(), ..Default::default() });
         }
-        for (i, m) in t.matches.iter().enumerate() {
+        let read = |(i, m): (usize, &VsTlsMatch)| {
             let at = format!("{at}.match[{i}]");
             let mut wrong = subnets(&m.destination_subnets, "", &at);
             let mut sni: Vec<String> = m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
@@ -605,6 +609,11 @@ impl Convert<'_> {
                 wrong.push((format!("{at}.sniHosts"), "is empty: name at least one host".into()));
                 sni.push("*".into());
             }
+            (wrong, sni)
+        };
+        let read: Vec<_> = t.matches.iter().enumerate().map(read).collect();
+        let destinations = if read.iter().all(|(wrong, _)| wrong.is_empty()) { destinations } else { nowhere() };
+        for (m, (wrong, sni)) in t.matches.iter().zip(read) {
             let is_read = wrong.is_empty();
             bad.extend(wrong);
             if self.is_here(&m.gateways) {
@@ -614,7 +623,7 @@ impl Convert<'_> {
                     ports: ports(m.port),
                     source_labels: m.source_labels.clone(),
                     source_namespace: m.source_namespace.clone(),
-                    destinations: if is_read { destinations.clone() } else { nowhere() },
+                    destinations: destinations.clone(),
                     sni,
                 });
             }
@@ -644,9 +653,15 @@ fn subnets(destination: &[String], source: &str, at: &str) -> Vec<FieldError> {
     wrong.map(|(_, field, fix)| (format!("{at}.{field}"), format!("is not there in this version: {fix}"))).collect()
 }
 
-/// An empty match of a header or a query parameter means that it is there.
-fn present(t: ir::Text) -> ir::Text {
-    if t.kind.is_none() { ir::Text { kind: Some(ir::text::Kind::Present(true)) } } else { t }
+/// A match of a header or a query parameter. An empty one means that it is there, and so does `regex: '*'`, which is no regular
+/// expression (Istio: canBeConvertedToPresentMatch).
+fn value(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
+    let is_there = match (&t.exact, &t.prefix, &t.regex) {
+        (None, None, None) => true,
+        (None, None, Some(r)) => r == "*",
+        _ => false,
+    };
+    if is_there { Ok(ir::Text { kind: Some(ir::text::Kind::Present(true)) }) } else { text(t, at) }
 }
 
 fn text(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
@@ -838,11 +853,10 @@ fn cors(c: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
     for (i, o) in c.allow_origins.iter().enumerate() {
         origins.push(text(o, &format!("{at}.allowOrigins[{i}]"))?);
     }
-    // The old form: exact, or "*" for all.
-    origins.extend(c.allow_origin.iter().map(|o| match o.as_str() {
-        "*" => ir::Text { kind: Some(ir::text::Kind::Prefix(String::new())) },
-        o => exact(o),
-    }));
+    // The old form, which counts only without the new one. (Of either `*` stands for all.)
+    if origins.is_empty() {
+        origins.extend(c.allow_origin.iter().map(exact));
+    }
     let max_age = optional_duration(c.max_age.as_deref(), || format!("{at}.maxAge"))?;
     Ok(ir::Cors {
         origins,
