@@ -9,73 +9,75 @@ use std::{net::SocketAddr, path::PathBuf};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "karst-cni", version)]
 pub struct Config {
-    /// Name of this node, as in the pods' spec.nodeName.
+    /// Name of this node, as in spec.nodeName of its pods.
     #[arg(long, env = "NODE_NAME", default_value = "")]
     pub node: String,
-    /// Where objects come from: kubernetes (in a cluster, or by KUBECONFIG), or dir:PATH, a directory of manifests.
+    /// Source of objects: kubernetes (in a cluster, or by KUBECONFIG), or dir:PATH, a directory of manifests.
     #[arg(long, env = "KARST_SOURCE", default_value = "", value_name = "kubernetes|dir:PATH")]
     pub source: String,
-    /// Socket on which ztunnel is served (Istio's INPOD_UDS).
+    /// Socket that serves ztunnel (Istio's INPOD_UDS).
     #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
     pub zds: PathBuf,
-    /// Directory on a bpffs for this node's programs and maps. Nodes that share a kernel need one each.
+    /// Directory on a bpffs for this node's programs and maps. Nodes that share a kernel need separate directories.
     #[arg(long, env = "KARST_BPF_DIR", default_value = "/sys/fs/bpf/karst")]
     pub bpf_dir: PathBuf,
-    /// Directory for what is known of enrolled pods, kept over restarts of the agent.
+    /// Directory for the state of enrolled pods, which survives restarts of the agent.
     #[arg(long, env = "KARST_RUN_DIR", default_value = "/var/run/karst-cni")]
     pub run_dir: PathBuf,
-    /// Root of cgroup2. Default: where it is mounted.
+    /// Root of cgroup2; by default, where it is mounted.
     #[arg(long, env = "KARST_CGROUP")]
     pub cgroup: Option<PathBuf>,
-    /// Metrics and health.
+    /// Address that serves metrics and health.
     #[arg(long, env = "KARST_CNI_METRICS", default_value = "127.0.0.1:15014")]
     pub metrics: SocketAddr,
-    /// Also capture DNS (Istio's default).
+    /// Capture DNS queries (Istio's default).
     #[arg(long, env = "AMBIENT_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
     pub dns_capture: bool,
-    /// Socket on which the CNI plugin calls.
+    /// Socket that serves the CNI plugin.
     #[arg(long, env = "KARST_CNI_EVENTS", default_value = crate::events::SOCKET)]
     pub events: PathBuf,
-    /// The container runtime's directory of CNI programs; without it the plugin is not installed.
+    /// The container runtime's directory of CNI plugins; without it the plugin is not installed.
     #[arg(long, env = "KARST_CNI_BIN_DIR")]
     pub cni_bin_dir: Option<PathBuf>,
     /// The container runtime's directory of CNI configurations.
     #[arg(long, env = "KARST_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
-    /// Namespaces (comma separated) whose pods start without waiting for the agent.
+    /// Namespaces (comma-separated) whose pods start without waiting for the agent.
     #[arg(long, env = "EXCLUDED_NAMESPACES", value_delimiter = ',', default_value = "kube-system")]
     pub excluded_namespaces: Vec<String>,
-    /// While the agent is down, hold new pods of all namespaces but the excluded ones, also of those known to be outside the mesh.
-    /// For clusters whose pods opt in one by one.
+    /// While the agent is down, hold new pods in all namespaces except the excluded ones, even in those known to be outside the mesh.
+    /// For clusters where pods join the mesh one by one.
     #[arg(long, env = "KARST_HOLD_ALL", default_value_t = false, action = clap::ArgAction::Set)]
     pub hold_all: bool,
-    /// Whose connections from the node's own network to its pods pass as probes, by no policy judged: the kubelet's where its cgroup
-    /// can be found, else everybody's (auto); everybody's (all); nobody's (none); or those of one cgroup, by its path in cgroup2.
+    /// Connections from the node's own network to its pods that are treated as probes, exempt from policies: those of the kubelet, if
+    /// its cgroup is found, otherwise all (auto); all; none; or those of one cgroup, given by its path in cgroup2.
     #[arg(long, env = "KARST_PROBES", default_value = "auto", value_name = "auto|all|none|CGROUP")]
     pub probes: crate::kubelet::Probes,
-    /// Close connections that were open before their pod was redirected (they go on in plaintext otherwise); a pod's annotation
-    /// karst.io/close-unmeshed-connections says otherwise.
+    /// Close connections that were open before their pod was redirected (otherwise they continue in plaintext); the annotation
+    /// karst.io/close-unmeshed-connections of a pod overrides this.
     #[arg(long, env = "KARST_CLOSE_UNMESHED_CONNECTIONS", default_value_t = false, action = clap::ArgAction::Set)]
     pub close_unmeshed_connections: bool,
     /// Namespace of the agent's own DaemonSet.
     #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
     pub namespace: String,
-    /// The agent's own DaemonSet: if it is gone when the agent is told to stop, everything is taken back. Empty: never.
+    /// Name of the agent's own DaemonSet: if it no longer exists when the agent is stopped, all redirection is removed. If empty, it
+    /// never is.
     #[arg(long, env = "KARST_DAEMON_SET", default_value = "")]
     pub daemon_set: String,
-    /// text or json.
+    /// Log format: text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     pub log_format: Format,
-    /// Filter, as info or debug.
+    /// Log level or filter, for example info or debug.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
     /// Print the redirected pods and their counters, then exit.
     #[arg(long)]
     pub status: bool,
-    /// Remove all redirection of this node, then exit.
+    /// Remove all redirection on this node, then exit.
     #[arg(long)]
     pub cleanup: bool,
-    /// Say what of Karst's needs this kernel has and lacks (as the subcommand check), then exit; not zero if it lacks something.
+    /// Check that this kernel has everything that Karst needs (like the subcommand check), then exit; the exit status is not zero if
+    /// something is missing.
     #[arg(long)]
     pub check: bool,
     /// What to do instead of running the agent.

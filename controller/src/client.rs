@@ -159,7 +159,7 @@ impl Client {
 pub fn check(uri: &str) -> Result<Uri, String> {
     let usable = |u: &Uri| matches!(u.scheme_str(), Some("http" | "https")) && u.host().is_some_and(|h| !h.is_empty());
     let found = uri.parse().ok().filter(usable);
-    found.ok_or_else(|| format!("{uri:?} is no URL of http or https"))
+    found.ok_or_else(|| format!("invalid URL {uri:?}: use http or https [KARST-0121]"))
 }
 
 /// Trusts the authorities of a PEM text, too.

@@ -16,45 +16,45 @@ pub struct Cli {
     pub command: Option<Command>,
 }
 
-/// Other things than serving.
+/// Subcommands; without one the controller serves.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print a token of directory mode, with the claims of a Kubernetes bound token.
     Token(Token),
     /// Read the manifests once, print every problem, and exit with 1 if there is any.
     Check(Check),
-    /// Does a controller answer, with a certificate of its root? (`helm test`.)
+    /// Check that a controller answers, with a certificate signed by its root (`helm test`).
     Probe(crate::probe::Probe),
 }
 
-/// What is checked.
+/// Options of `check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// What the API server has stored (by KUBECONFIG, or in a pod), instead of a directory: before an upgrade, with the new release.
-    /// It only reads.
+    /// Check the objects stored in the API server (found by KUBECONFIG, or in a pod) instead of a directory. Read-only; run it with
+    /// the new release before an upgrade.
     #[arg(long)]
     pub cluster: bool,
 }
 
-/// Whose token.
+/// Options of `token`.
 #[derive(Debug, Args)]
 pub struct Token {
-    /// Namespace and service account, as istio-system/ztunnel.
+    /// Namespace and service account, for example istio-system/ztunnel.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub service_account: String,
-    /// The pod it is bound to (in the same namespace).
+    /// Name of the pod that the token is bound to (in the same namespace).
     #[arg(long)]
     pub pod: String,
-    /// The pod's metadata.uid.
+    /// UID of the pod (metadata.uid).
     #[arg(long)]
     pub pod_uid: String,
-    /// The pod's node.
+    /// Name of the pod's node.
     #[arg(long)]
     pub node_name: String,
-    /// Seconds.
+    /// Lifetime of the token, in seconds.
     #[arg(long, default_value_t = 3600)]
     pub lifetime: u64,
-    /// Audience.
+    /// Audience of the token.
     #[arg(long, default_value = karst_api::TOKEN_AUDIENCE)]
     pub audience: String,
 }
@@ -62,22 +62,22 @@ pub struct Token {
 /// The options.
 #[derive(Clone, Debug, Args)]
 pub struct Config {
-    /// Where objects come from: kubernetes (in a cluster, or by KUBECONFIG), or dir:PATH, a directory of manifests.
+    /// Source of objects: kubernetes (in a cluster, or by KUBECONFIG), or dir:PATH, a directory of manifests.
     #[arg(long, env = "KARST_SOURCE", default_value = "", value_name = "kubernetes|dir:PATH")]
     pub source: String,
-    /// Directory for the certificate authority and, in directory mode, the token key; made at first start.
+    /// Directory of the certificate authority and, in directory mode, of the token key; created at first start.
     #[arg(long, env = "KARST_DATA_DIR", default_value = "/var/lib/karst")]
     pub data_dir: PathBuf,
-    /// Discovery and certificates (Istio: 15012).
+    /// Address that serves discovery and certificates (port in Istio: 15012).
     #[arg(long, env = "KARST_GRPC_ADDR", default_value = "0.0.0.0:15012")]
     pub grpc_addr: SocketAddr,
-    /// Metrics, health and debug pages (Istio: 15014).
+    /// Address that serves metrics, health and debug pages (port in Istio: 15014).
     #[arg(long, env = "KARST_MONITORING_ADDR", default_value = "127.0.0.1:15014")]
     pub monitoring_addr: SocketAddr,
-    /// The validation webhook, on Kubernetes only (Istio: 15017).
+    /// Address that serves the validation webhook, on Kubernetes only (port in Istio: 15017).
     #[arg(long, env = "KARST_WEBHOOK_ADDR", default_value = "0.0.0.0:15017")]
     pub webhook_addr: SocketAddr,
-    /// DNS names (comma separated) of the server certificate.
+    /// DNS names in the server certificate, comma-separated.
     #[arg(
         long,
         env = "KARST_SERVER_NAMES",
@@ -85,72 +85,73 @@ pub struct Config {
         default_value = "istiod.istio-system.svc,istiod.istio-system.svc.cluster.local,istiod"
     )]
     pub server_names: Vec<String>,
-    /// Our name among the replicas, for the Lease of the one that writes statuses.
+    /// Name of this replica, used to hold the Lease of the replica that writes statuses.
     #[arg(long, env = "POD_NAME", default_value = "karst-controller")]
     pub pod_name: String,
-    /// Image of the waypoints that Gateways of class istio-waypoint get.
+    /// Image of the waypoints deployed for Gateways of class istio-waypoint.
     #[arg(long, env = "KARST_WAYPOINT_IMAGE", default_value = concat!("registry.local/karst/waypoint:", env!("CARGO_PKG_VERSION")))]
     pub waypoint_image: String,
-    /// When that image is pulled.
+    /// Pull policy of the waypoint image.
     #[arg(long, env = "KARST_WAYPOINT_PULL_POLICY", default_value = "IfNotPresent")]
     pub waypoint_pull_policy: String,
-    /// Are Secrets with certificates of gateways read? Without, gateways have no TLS that ends in them.
+    /// Read Secrets with the certificates of gateways. If false, gateways cannot terminate TLS.
     #[arg(long, env = "KARST_GATEWAY_SECRETS", default_value_t = true, action = clap::ArgAction::Set)]
     pub gateway_secrets: bool,
-    /// May a ConfigMap that a Gateway names as its parameters give rights to the Gateway's pods: another account, Secrets, the node,
-    /// what PodSecurity's `restricted` does not allow? Then who may write ConfigMaps and Gateways has them, too.
+    /// Allow the ConfigMap in a Gateway's parametersRef to grant privileges to the Gateway's pods: another service account, Secrets,
+    /// access to the node, or anything that PodSecurity's level `restricted` forbids. Whoever may write ConfigMaps and Gateways then
+    /// has these privileges, too.
     #[arg(long, env = "KARST_PRIVILEGED_PARAMETERS", default_value_t = false, action = clap::ArgAction::Set)]
     pub privileged_parameters: bool,
-    /// Trust domain.
+    /// Trust domain of the mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
     /// DNS domain of services.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// Cluster name in workload uids.
+    /// Name of the cluster, as it appears in workload UIDs.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
     /// Name of the network (Istio: topology.istio.io/network).
     #[arg(long, env = "NETWORK", default_value = "")]
     pub network: String,
-    /// Namespace whose policies are mesh-wide.
+    /// Namespace whose policies apply to the whole mesh.
     #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
     pub root_namespace: String,
-    /// Whom VirtualServices without `exportTo` are for: * (everybody) or . (their own namespace).
+    /// Default `exportTo` of VirtualServices: * (all namespaces) or . (their own namespace).
     #[arg(long = "virtual-service-export-to", env = "DEFAULT_VIRTUAL_SERVICE_EXPORT_TO", default_value = "*")]
     #[arg(value_delimiter = ',', value_name = "*|.", value_parser = ["*", "."])]
     pub virtual_services_are_for: Vec<String>,
-    /// Whom DestinationRules without `exportTo` are for: * (everybody) or . (their own namespace).
+    /// Default `exportTo` of DestinationRules: * (all namespaces) or . (their own namespace).
     #[arg(long = "destination-rule-export-to", env = "DEFAULT_DESTINATION_RULE_EXPORT_TO", default_value = "*")]
     #[arg(value_delimiter = ',', value_name = "*|.", value_parser = ["*", "."])]
     pub destination_rules_are_for: Vec<String>,
-    /// Accounts (namespace/name, comma separated) that may ask for the certificates of pods on their node.
+    /// Service accounts (namespace/name, comma-separated) that may request certificates for the pods on their node.
     #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", value_delimiter = ',', default_value = "istio-system/ztunnel")]
     pub trusted_node_accounts: Vec<String>,
-    /// Lifetime of a workload certificate whose request names none, in seconds (Istio: 24 h).
+    /// Default lifetime of workload certificates, in seconds (Istio: 24 h).
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value_t = 86_400)]
     pub default_cert_ttl: u64,
-    /// Longest lifetime that may be asked for, in seconds (Istio: 90 d).
+    /// Maximum lifetime of workload certificates, in seconds (Istio: 90 d).
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value_t = 7_776_000)]
     pub max_cert_ttl: u64,
-    /// Between two looks at the authority's Secret, in seconds (Istio: 1 h): a root with less than a fifth of its life left is
-    /// renewed with the same key, and an exchanged `cacerts` is taken over.
+    /// Interval between checks of the authority's Secret, in seconds (Istio: 1 h): a root with less than a fifth of its lifetime left
+    /// is renewed with the same key, and a replaced `cacerts` is put in use.
     #[arg(long, env = "KARST_ROOT_CHECK", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     pub root_check: u64,
-    /// Certificates (PEM file) of authorities for the servers of `jwksUri`, beside the public ones.
+    /// PEM file with additional CA certificates for the servers of `jwksUri`, beside the public ones.
     #[arg(long, env = "KARST_JWKS_CA", value_name = "FILE")]
     pub jwks_ca: Option<PathBuf>,
-    /// Address ranges (comma separated) that a `jwksUri` may not lead to. Loopback, link-local, multicast and metadata addresses
-    /// are refused in any case; private ones are not.
+    /// CIDR ranges (comma-separated) that a `jwksUri` must not resolve to. Loopback, link-local, multicast and metadata addresses are
+    /// always rejected; private addresses are not.
     #[arg(long, env = "BLOCKED_CIDRS_IN_JWKS_URIS", value_delimiter = ',', value_name = "RANGE")]
     pub jwks_blocked_cidrs: Vec<Cidr>,
-    /// Address ranges (comma separated) that a `jwksUri` may lead to, even if they are refused otherwise.
+    /// CIDR ranges (comma-separated) that a `jwksUri` may resolve to, even if they are rejected otherwise.
     #[arg(long, env = "ALLOWED_CIDRS_IN_JWKS_URIS", value_delimiter = ',', value_name = "RANGE")]
     pub jwks_allowed_cidrs: Vec<Cidr>,
-    /// text or json.
+    /// Log format: text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     pub log_format: Format,
-    /// Filter, as info or debug.
+    /// Log level or filter, for example info or debug.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
 }

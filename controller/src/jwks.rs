@@ -140,14 +140,15 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
 async fn fetch(client: Result<Client, String>, uri: &str) -> Result<String, String> {
     let text = client?.get(&check(uri)?).await.map_err(|e| explain(&e))?;
     // Nothing of the answer is repeated in logs: it may be somebody's secret, and no keys at all.
-    crate::convert::public_keys(&text)
-        .map_err(|_| "the answer is no JSON Web Key Set with a public key that can be used: RSA, EC or OKP".into())
+    crate::convert::public_keys(&text).map_err(|_| {
+        "the response is not a JSON Web Key Set with a usable public key: use RSA, EC or OKP [KARST-0122]".into()
+    })
 }
 
 fn explain(e: &client::Error) -> String {
     match e {
         client::Error::Tls(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-            "the server's certificate is of an authority that nobody knows here: give its certificate with --jwks-ca (KARST_JWKS_CA)".into()
+            "the server's certificate is signed by an unknown authority: add its certificate with --jwks-ca (KARST_JWKS_CA) [KARST-0121]".into()
         }
         e => e.to_string(),
     }
@@ -178,7 +179,7 @@ mod tests {
         let e = answer.unwrap_err();
         assert!(e.contains("JSON Web Key Set") && !e.contains("password"), "{e}");
         let e = fetch(Settings::default().client(), &uri).await.unwrap_err();
-        assert!(e.starts_with("127.0.0.1 may not be reached: "), "{e}");
+        assert!(e.starts_with("requests to 127.0.0.1 are not allowed: "), "{e}");
     }
 
     /// The file of authorities: what is wrong is said at the start; then it is read anew.

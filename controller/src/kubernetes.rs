@@ -429,7 +429,9 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
                 Ok(false) => kube.apply(r, DEPLOYER, fields.clone()).await,
                 Ok(true) => {
                     let label = deploy::MANAGED;
-                    tries.note(&format!("{r} is somebody else's (it lacks the label {label}): left as it is"));
+                    tries.note(&format!(
+                        "{r} is not managed by Karst (label {label} missing); leaving it untouched [KARST-0511]"
+                    ));
                     continue;
                 }
                 Err(e) => Err(e),

@@ -19,7 +19,9 @@ pub struct Reach {
 
 /// An address that may not be reached.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{ip} may not be reached: {form} is {why}; ALLOWED_CIDRS_IN_JWKS_URIS of the controller can allow it")]
+#[error(
+    "requests to {ip} are not allowed: {form} is {why}; allow it with ALLOWED_CIDRS_IN_JWKS_URIS of the controller [KARST-0123]"
+)]
 pub struct Refused {
     /// The address.
     pub ip: IpAddr,
@@ -243,7 +245,7 @@ mod tests {
         let e = Reach::default().check("64:ff9b::a9fe:a9fe".parse().unwrap()).unwrap_err();
         assert_eq!(
             e.to_string(),
-            "64:ff9b::a9fe:a9fe may not be reached: 169.254.169.254 is link-local; ALLOWED_CIDRS_IN_JWKS_URIS of the controller can allow it"
+            "requests to 64:ff9b::a9fe:a9fe are not allowed: 169.254.169.254 is link-local; allow it with ALLOWED_CIDRS_IN_JWKS_URIS of the controller [KARST-0123]"
         );
     }
 }

@@ -605,8 +605,8 @@ mod tests {
         let lines = warnings(&dir);
         std::fs::remove_dir_all(&dir).unwrap();
         let ends = [
-            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version",
-            "a.yaml:10: warning: Sidecar default/s: a Sidecar has no effect: there are no sidecars; who may call whom is said by AuthorizationPolicies",
+            "a.yaml:5: warning: DestinationRule a/d: spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
+            "a.yaml:10: warning: Sidecar default/s: Sidecar has no effect: the mesh has no sidecars; use AuthorizationPolicy to control which workloads may call each other [KARST-0008]",
         ];
         assert!(lines.len() == 2 && lines.iter().zip(ends).all(|(l, e)| l.ends_with(e)), "{lines:?}");
     }

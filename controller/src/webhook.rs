@@ -127,7 +127,12 @@ async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) ->
         return (vec![], vec![]);
     }
     if object.pointer("/metadata/annotations").is_some_and(|a| a.get(ALWAYS_REFUSED).is_some()) {
-        return (vec![format!("metadata.annotations[{ALWAYS_REFUSED}]: is there to be refused")], vec![]);
+        return (
+            vec![format!(
+                "metadata.annotations[{ALWAYS_REFUSED}]: objects with this annotation are always rejected [KARST-0900]"
+            )],
+            vec![],
+        );
     }
     // On its way out: a finalizer must be removable whatever the object says.
     if object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
@@ -285,7 +290,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::convert::{around, compile, tests::mesh};
-    use karst_manifest::State;
+    use karst_manifest::{State, code};
 
     /// Whether it is let in, and what kubectl prints.
     fn reviewed(asked: WebhookPath, there: &str, kind: (&str, &str), object: &str) -> (bool, Vec<String>) {
@@ -321,9 +326,9 @@ mod tests {
                 &route.replace("HOST", host),
             )
         };
-        let text = "spec.hosts[0]: s.a.svc.cluster.local uses no waypoint, and nobody else does what is said here: label the service or its namespace istio.io/use-waypoint";
+        let text = "spec.hosts[0]: s.a.svc.cluster.local uses no waypoint, so this has no effect: label the service or its namespace istio.io/use-waypoint [KARST-0701]";
         assert_eq!(istio("s"), (true, vec![text.to_string()]));
-        let text = "spec.hosts[0]: there is no service \"none\": nothing happens until there is one";
+        let text = "spec.hosts[0]: service \"none\" does not exist: this has no effect until it does [KARST-0307]";
         assert_eq!(istio("none"), (true, vec![text.to_string()]));
         let route = "metadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: s}], rules: [{matches: [{path: {type: TYPE, value: '('}}], backendRefs: [{name: s, port: 80}]}]}";
         let api = |kind: &str| {
@@ -332,12 +337,12 @@ mod tests {
         };
         let (allowed, warnings) = api("RegularExpression");
         assert!(allowed && warnings.len() == 2, "a route that cannot be used is told, not refused: {warnings:?}");
-        assert!(warnings[0].contains("is no regular expression") && warnings[1].starts_with("spec.parentRefs[0]: "));
+        assert!(warnings[0].contains("invalid regular expression") && warnings[1].starts_with("spec.parentRefs[0]: "));
         let namespace = |label: &str| {
             let object = format!("metadata: {{name: a, labels: {{istio-injection: {label}}}}}");
             reviewed(WebhookPath::Warn, SERVICE, ("", "Namespace"), &object)
         };
-        let text = "metadata.labels[istio-injection]: has no effect, as there are no sidecars: its pods join the mesh by the label istio.io/dataplane-mode=ambient";
+        let text = "metadata.labels[istio-injection]: has no effect, because the mesh has no sidecars: to add its pods to the mesh, use the label istio.io/dataplane-mode=ambient [KARST-0707]";
         assert_eq!(namespace("enabled"), (true, vec![text.to_string()]));
         assert_eq!(namespace("disabled"), (true, vec![]));
     }
@@ -357,6 +362,7 @@ mod tests {
             let group = ours.map(|k| k.1).or(idle_group(kind)).unwrap();
             let object = format!("metadata: {{name: x, namespace: default}}\nspec: {}\n", spec.trim_matches('`'));
             let (allowed, warnings) = reviewed(WebhookPath::Validate, "", (group, kind), &object);
+            assert!(warnings.iter().all(|w| code::of(w).is_some()), "has no code: {warnings:?}");
             assert!(allowed && warnings.first().is_some_and(|w| w == text.trim_matches('`')), "{row}: {warnings:?}");
         }
     }

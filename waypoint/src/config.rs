@@ -14,87 +14,88 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[command(name = "karst-waypoint", version)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
-    /// As Istio's deployer writes it: `proxy waypoint`, or `proxy router` for other gateways.
+    /// Role, as Istio's deployer passes it: `proxy waypoint`, or `proxy router` for other gateways.
     #[arg(hide = true)]
     #[serde(skip)]
     pub role: Vec<String>,
-    /// Discovery server, as HOST:PORT or https://HOST:PORT.
+    /// Address of the discovery server: HOST:PORT or https://HOST:PORT.
     #[arg(long, env = "XDS_ADDRESS", default_value = "https://istiod.istio-system.svc:15012")]
     pub xds_address: String,
-    /// Certificate authority. Empty: as XDS_ADDRESS.
+    /// Address of the certificate authority; if empty, XDS_ADDRESS.
     #[arg(long, env = "CA_ADDRESS", default_value = "")]
     pub ca_address: String,
-    /// Root certificate of both servers, PEM.
+    /// PEM file with the root certificate of both servers.
     #[arg(long, env = "XDS_ROOT_CA", default_value = "./var/run/secrets/istio/root-cert.pem")]
     pub root_ca: PathBuf,
-    /// Name that the servers' certificates must have, if it is not that of the address.
+    /// Name expected in the servers' certificates, if it differs from the host in the address.
     #[arg(long, env = "ALT_XDS_HOSTNAME", default_value = "")]
     pub alt_hostname: String,
-    /// File with the token to present; read anew for each call.
+    /// File with the token to present; it is read again for each call.
     #[arg(long, env = "AUTH_TOKEN", default_value = "./var/run/secrets/tokens/istio-token")]
     pub auth_token: PathBuf,
-    /// File with revocation lists of the mesh's authorities, PEM or DER; followed. A file that is not there at the start holds none.
+    /// File with the revocation lists of the mesh's authorities, PEM or DER; changes are applied. A file missing at the start is
+    /// treated as empty.
     #[arg(long, env = "CRL_PATH")]
     pub crl: Option<PathBuf>,
-    /// Cluster name.
+    /// Name of the cluster.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
     /// DNS domain of services.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// This node's network.
+    /// Name of this node's network.
     #[arg(long, env = "NETWORK", default_value = "")]
     pub network: String,
-    /// This node's name.
+    /// Name of this node.
     #[arg(long, env = "NODE_NAME", default_value = "")]
     pub node: String,
-    /// This pod's name.
+    /// Name of this pod.
     #[arg(long, env = "POD_NAME", default_value = "waypoint")]
     pub pod_name: String,
-    /// This pod's namespace.
+    /// Namespace of this pod.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub pod_namespace: String,
-    /// This pod's service account.
+    /// Service account of this pod.
     #[arg(long, env = "SERVICE_ACCOUNT", default_value = "default")]
     pub account: String,
-    /// This pod's address.
+    /// Address of this pod.
     #[arg(long, env = "INSTANCE_IP", default_value = "1.1.1.1")]
     pub instance_ip: String,
-    /// Trust domain.
+    /// Trust domain of the mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// Lifetime of certificates to ask for, seconds.
+    /// Lifetime of certificates to request, in seconds.
     #[arg(long, env = "SECRET_TTL", default_value_t = 86_400)]
     pub secret_ttl: u64,
-    /// Data plane threads; 0: one for each core.
+    /// Number of data plane threads; 0 means one per core.
     #[arg(long, env = "KARST_WORKER_THREADS", default_value_t = 0)]
     pub workers: usize,
-    /// Where tunnels are accepted.
+    /// Address that accepts HBONE tunnels.
     #[arg(long, env = "HBONE_ADDR", default_value = "[::]:15008")]
     pub hbone: SocketAddr,
-    /// Admin page (loopback).
+    /// Address that serves the admin pages (loopback).
     #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
-    /// Metrics.
+    /// Address that serves metrics.
     #[arg(long, env = "STATS_ADDR", default_value = "[::]:15020")]
     pub stats: SocketAddr,
-    /// Readiness.
+    /// Address that serves the readiness probe.
     #[arg(long, env = "READINESS_ADDR", default_value = "[::]:15021")]
     pub readiness: SocketAddr,
-    /// Resolvers for endpoints that are known by a host name only.
+    /// DNS resolvers for endpoints that are known only by host name.
     #[arg(long, env = "KARST_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
-    /// Longest drain, seconds.
+    /// Maximum duration of a drain, in seconds.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value_t = 5)]
     pub drain_deadline: u64,
-    /// The access log, one line for each request.
+    /// Enable the access log, one line per request.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
-    /// text or json.
+    /// Log format: text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     #[serde(skip)]
     pub log_format: Format,
-    /// Filter, as info or debug.
+    /// Log level or filter, for example info or debug.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
 }

@@ -13,132 +13,133 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[command(name = "ztunnel", version)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
-    /// Discovery server, as HOST:PORT or https://HOST:PORT.
+    /// Address of the discovery server: HOST:PORT or https://HOST:PORT.
     #[arg(long, env = "XDS_ADDRESS", default_value = "https://istiod.istio-system.svc:15012")]
     pub xds_address: String,
-    /// Certificate authority. Empty: as XDS_ADDRESS.
+    /// Address of the certificate authority; if empty, XDS_ADDRESS.
     #[arg(long, env = "CA_ADDRESS", default_value = "")]
     pub ca_address: String,
-    /// Root certificate of both servers, PEM.
+    /// PEM file with the root certificate of both servers.
     #[arg(long, env = "XDS_ROOT_CA", default_value = "./var/run/secrets/istio/root-cert.pem")]
     pub root_ca: PathBuf,
-    /// Name that the servers' certificates must have, if it is not that of the address.
+    /// Name expected in the servers' certificates, if it differs from the host in the address.
     #[arg(long, env = "ALT_XDS_HOSTNAME", default_value = "")]
     pub alt_hostname: String,
-    /// File with the token to present; read anew for each call.
+    /// File with the token to present; it is read again for each call.
     #[arg(long, env = "AUTH_TOKEN", default_value = "./var/run/secrets/tokens/istio-token")]
     pub auth_token: PathBuf,
-    /// A file that describes the mesh; no discovery server is then asked.
+    /// File that describes the mesh, used instead of a discovery server.
     #[arg(long, env = "LOCAL_XDS_PATH")]
     pub local_xds: Option<PathBuf>,
-    /// A directory of certificates, TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/{cert-chain,key,root-cert}.pem; no certificate
-    /// authority is then asked.
+    /// Directory of certificates, TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/{cert-chain,key,root-cert}.pem, used instead of a
+    /// certificate authority.
     #[arg(long, env = "KARST_LOCAL_CERTS")]
     pub local_certs: Option<PathBuf>,
-    /// File with revocation lists of the mesh's authorities, PEM or DER; followed. A file that is not there at the start holds none.
+    /// File with the revocation lists of the mesh's authorities, PEM or DER; changes are applied. A file missing at the start is
+    /// treated as empty.
     #[arg(long, env = "CRL_PATH")]
     pub crl: Option<PathBuf>,
-    /// Resolvers for endpoints that are known by a host name only.
+    /// DNS resolvers for endpoints that are known only by host name.
     #[arg(long, env = "KARST_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
-    /// Cluster name.
+    /// Name of the cluster.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
     /// DNS domain of services.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// This node's network.
+    /// Name of this node's network.
     #[arg(long, env = "NETWORK", default_value = "")]
     pub network: String,
-    /// This node's name.
+    /// Name of this node.
     #[arg(long, env = "NODE_NAME", default_value = "")]
     pub node: String,
-    /// This pod's name, for discovery.
+    /// Name of this pod, sent to the discovery server.
     #[arg(long, env = "POD_NAME", default_value = "ztunnel")]
     pub pod_name: String,
-    /// This pod's namespace, for discovery.
+    /// Namespace of this pod, sent to the discovery server.
     #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
     pub pod_namespace: String,
-    /// Namespace whose policies are for all namespaces (the controller's ROOT_NAMESPACE). Empty: this pod's.
+    /// Namespace whose policies apply to all namespaces (the controller's ROOT_NAMESPACE); if empty, this pod's.
     #[arg(long, env = "ROOT_NAMESPACE", default_value = "")]
     pub root_namespace: String,
-    /// This pod's address, for discovery.
+    /// Address of this pod, sent to the discovery server.
     #[arg(long, env = "INSTANCE_IP", default_value = "1.1.1.1")]
     pub instance_ip: String,
-    /// Trust domain.
+    /// Trust domain of the mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// Lifetime to ask for, seconds.
+    /// Lifetime of certificates to request, in seconds.
     #[arg(long, env = "SECRET_TTL", default_value_t = 86_400)]
     pub secret_ttl: u64,
-    /// The node agent's socket.
+    /// Socket of the node agent.
     #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
     pub zds: PathBuf,
-    /// Data plane threads; 0: one for each core.
+    /// Number of data plane threads; 0 means one per core.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
     pub workers: usize,
-    /// Admin page (loopback).
+    /// Address that serves the admin pages (loopback).
     #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
     pub admin: SocketAddr,
-    /// Metrics.
+    /// Address that serves metrics.
     #[arg(long, env = "STATS_ADDR", default_value = "0.0.0.0:15020")]
     pub stats: SocketAddr,
-    /// Readiness.
+    /// Address that serves the readiness probe.
     #[arg(long, env = "READINESS_ADDR", default_value = "0.0.0.0:15021")]
     pub readiness: SocketAddr,
-    /// The application sees its client's address; without this, the pod's own.
+    /// Preserve the client's address for the application; if false, it sees the pod's own address.
     #[arg(long, env = "ENABLE_ORIG_SRC", default_value_t = true, action = clap::ArgAction::Set)]
     pub orig_src: bool,
-    /// Pods of the same node are connected directly, without TLS; policy, identity, metrics and logs stay the same.
+    /// Connect pods of the same node directly, without TLS; policies, identities, metrics and logs stay the same.
     #[arg(long, env = "KARST_SAME_NODE_DIRECT", default_value_t = true, action = clap::ArgAction::Set)]
     pub same_node_direct: bool,
-    /// DNS proxy (proxy metadata in Istio).
+    /// Enable the DNS proxy (proxy metadata in Istio).
     #[arg(long, env = "DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
     pub dns: bool,
-    /// Serve and answer IPv6.
+    /// Enable IPv6.
     #[arg(long, env = "IPV6_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
     pub ipv6: bool,
-    /// Longest drain, seconds.
+    /// Maximum duration of a drain, in seconds.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE")]
     pub drain_deadline: Option<u64>,
-    /// Kubernetes' grace period, seconds: the drain is 5 s shorter (1 s, if it is at most 10).
+    /// Grace period of the pod in Kubernetes, in seconds: the drain is 5 s shorter (1 s shorter, if it is at most 10 s).
     #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS")]
     pub grace_period: Option<u64>,
-    /// TCP keepalive.
+    /// Enable TCP keepalive.
     #[arg(long, env = "KEEPALIVE_ENABLED", default_value_t = true, action = clap::ArgAction::Set)]
     pub keepalive: bool,
-    /// Idle seconds before the first probe.
+    /// Idle time before the first keepalive probe, in seconds.
     #[arg(long, env = "KEEPALIVE_TIME", default_value_t = 180)]
     pub keepalive_time: u64,
-    /// Seconds between probes.
+    /// Interval between keepalive probes, in seconds.
     #[arg(long, env = "KEEPALIVE_INTERVAL", default_value_t = 180)]
     pub keepalive_interval: u64,
-    /// Probes.
+    /// Number of unanswered keepalive probes after which a connection is closed.
     #[arg(long, env = "KEEPALIVE_RETRIES", default_value_t = 9)]
     pub keepalive_retries: u32,
-    /// HTTP/2 window of a stream, bytes.
+    /// HTTP/2 flow control window of a stream, in bytes.
     #[arg(long, env = "HTTP2_STREAM_WINDOW_SIZE", default_value_t = karst_core::limits::STREAM_WINDOW, value_parser = clap::value_parser!(u32).range(65_535..=0x7fff_ffff))]
     pub stream_window: u32,
-    /// HTTP/2 window of a connection, bytes.
+    /// HTTP/2 flow control window of a connection, in bytes.
     #[arg(long, env = "HTTP2_CONNECTION_WINDOW_SIZE", default_value_t = karst_core::limits::CONNECTION_WINDOW, value_parser = clap::value_parser!(u32).range(65_535..=0x7fff_ffff))]
     pub connection_window: u32,
-    /// Largest HTTP/2 frame, bytes.
+    /// Maximum size of an HTTP/2 frame, in bytes.
     #[arg(long, env = "HTTP2_FRAME_SIZE", default_value_t = karst_core::limits::MAX_FRAME, value_parser = clap::value_parser!(u32).range(16_384..=16_777_215))]
     pub max_frame: u32,
-    /// Streams on one tunnel.
+    /// Maximum number of streams on one tunnel.
     #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = karst_core::limits::POOL_STREAMS)]
     pub pool_streams: usize,
-    /// Seconds after which an unused tunnel is closed.
+    /// Time after which an unused tunnel is closed, in seconds.
     #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value_t = 300)]
     pub pool_idle: u64,
-    /// The access log, one line for each connection.
+    /// Enable the access log, one line per connection.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
-    /// text or json.
+    /// Log format: text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     #[serde(skip)]
     pub log_format: Format,
-    /// Filter, as info or debug.
+    /// Log level or filter, for example info or debug.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
 }

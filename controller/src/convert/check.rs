@@ -65,7 +65,9 @@ fn export_to(e: &ServiceEntry) -> Vec<String> {
     let names = |n: &&String| ![".", "*", "~", e.metadata.namespace.as_str()].contains(&n.as_str());
     let others = e.spec.export_to.iter().find(names);
     let text = |n| {
-        format!("spec.exportTo: {n:?} makes it known to all namespaces: only \".\", \"*\" and \"~\" are distinguished")
+        format!(
+            "spec.exportTo: {n:?} exports it to all namespaces: only \".\", \"*\" and \"~\" are supported [KARST-0206]"
+        )
     };
     others.map(text).into_iter().collect()
 }
@@ -99,11 +101,11 @@ pub(super) fn address(a: &str, at: &str) -> Option<FieldError> {
         return Some(bad(
             at,
             format!(
-                "{a:?} is a socket of one machine, which cannot be reached through the mesh: give an IP address or a host name"
+                "Unix socket {a:?} cannot be reached through the mesh: use an IP address or a host name [KARST-0205]"
             ),
         ));
     }
-    Some(bad(at, format!("{a:?} is neither an IP address nor a host name")))
+    Some(bad(at, format!("{a:?} is neither an IP address nor a host name [KARST-0022]")))
 }
 
 pub(super) fn service_entry(e: &ServiceEntry) -> Vec<FieldError> {
@@ -116,33 +118,39 @@ pub(super) fn service_entry(e: &ServiceEntry) -> Vec<FieldError> {
             continue; // found where hosts are compiled
         }
         if !is_host(h.strip_prefix("*.").unwrap_or(h)) {
-            out.push(bad(&at, format!("{h:?} is neither a DNS name nor a wildcard such as *.example.com")));
+            out.push(bad(
+                &at,
+                format!("{h:?} is neither a DNS name nor a wildcard such as *.example.com [KARST-0022]"),
+            ));
         } else if !hosts.insert(h) {
-            out.push(bad(&at, format!("{h:?} is named twice")));
+            out.push(bad(&at, format!("{h:?} is duplicated [KARST-0013]")));
         }
     }
     let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
     for (i, p) in s.ports.iter().enumerate() {
         if p.number == 0 {
-            out.push(bad(format!("spec.ports[{i}].number"), "0 is not a port: use 1 to 65535"));
+            out.push(bad(format!("spec.ports[{i}].number"), "invalid port 0: use 1 to 65535 [KARST-0019]"));
         }
         if !names.insert(&p.name) {
-            out.push(bad(format!("spec.ports[{i}].name"), format!("{:?} is used twice", p.name)));
+            out.push(bad(format!("spec.ports[{i}].name"), format!("{:?} is duplicated [KARST-0013]", p.name)));
         }
         if !numbers.insert(p.number) {
-            out.push(bad(format!("spec.ports[{i}].number"), format!("{} is used twice", p.number)));
+            out.push(bad(format!("spec.ports[{i}].number"), format!("{} is duplicated [KARST-0013]", p.number)));
         }
         let protocol = p.protocol.to_ascii_uppercase();
         if !protocol.is_empty() && !PROTOCOLS.contains(&protocol.as_str()) {
             out.push(bad(
                 format!("spec.ports[{i}].protocol"),
-                format!("{:?} is not known: use one of {}", p.protocol, PROTOCOLS.join(", ")),
+                format!("unsupported value {:?}: use one of {} [KARST-0016]", p.protocol, PROTOCOLS.join(", ")),
             ));
         }
     }
     for (i, e) in s.endpoints.iter().enumerate() {
         for name in e.ports.keys().filter(|n| !names.contains(n)) {
-            out.push(bad(format!("spec.endpoints[{i}].ports[{name}]"), "is not the name of a port in spec.ports"));
+            out.push(bad(
+                format!("spec.endpoints[{i}].ports[{name}]"),
+                "is not the name of a port in spec.ports [KARST-0204]",
+            ));
         }
     }
     out.extend(resolution(s));
@@ -161,7 +169,7 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
     {
         out.push(bad(
             format!("spec.addresses[{i}]"),
-            format!("{:?} is a range, which does not go with resolution {kind}: give single addresses, or use NONE or STATIC", s.addresses[i]),
+            format!("range {:?} cannot be combined with resolution {kind}: specify single addresses, or use NONE or STATIC [KARST-0202]", s.addresses[i]),
         ));
     }
     for (i, e) in s.endpoints.iter().enumerate() {
@@ -177,12 +185,12 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
                 && s.endpoints.is_empty()
                 && !selects
             {
-                out.push(bad(format!("spec.hosts[{i}]"), format!("{:?} is a wildcard, which has no address: give endpoints, or use resolution NONE or DYNAMIC_DNS", s.hosts[i])));
+                out.push(bad(format!("spec.hosts[{i}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", s.hosts[i])));
             }
             if kind == "DNS_ROUND_ROBIN" && s.endpoints.len() > 1 {
                 out.push(bad(
                     "spec.endpoints",
-                    "has more than one, which resolution DNS_ROUND_ROBIN cannot have: use DNS",
+                    "has more than one endpoint, but resolution DNS_ROUND_ROBIN supports only one: use DNS [KARST-0203]",
                 ));
             }
         }
@@ -190,20 +198,23 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
             if let Some(i) = s.hosts.iter().position(|h| !is_wildcard(h)) {
                 out.push(bad(
                     format!("spec.hosts[{i}]"),
-                    format!("{:?} is no wildcard, as resolution DYNAMIC_DNS needs: use DNS", s.hosts[i]),
+                    format!(
+                        "{:?} is not a wildcard, which resolution DYNAMIC_DNS requires: use DNS [KARST-0201]",
+                        s.hosts[i]
+                    ),
                 ));
             }
             if !s.endpoints.is_empty() {
                 out.push(bad(
                     "spec.endpoints",
-                    "must be empty with resolution DYNAMIC_DNS: the host of each request is looked up",
+                    "must be empty with resolution DYNAMIC_DNS, which resolves the host of each request [KARST-0203]",
                 ));
             }
             for (i, p) in s.ports.iter().enumerate() {
                 if !matches!(p.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS") {
                     out.push(bad(
                         format!("spec.ports[{i}].protocol"),
-                        format!("{:?} names no host, as resolution DYNAMIC_DNS needs: use HTTP or TLS", p.protocol),
+                        format!("protocol {:?} carries no host name, which resolution DYNAMIC_DNS requires: use HTTP or TLS [KARST-0208]", p.protocol),
                     ));
                 }
             }
@@ -218,7 +229,7 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
         if let Some(i) = tcp
             && kind == "NONE"
         {
-            out.push(bad(format!("spec.ports[{i}].protocol"), format!("{:?} names no host, so several hosts without spec.addresses cannot be told apart: give addresses, or one ServiceEntry for each host", s.ports[i].protocol)));
+            out.push(bad(format!("spec.ports[{i}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", s.ports[i].protocol)));
         }
     }
     out
@@ -230,7 +241,7 @@ const SERVER_PROTOCOLS: [&str; 8] = ["HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB
 /// What is wrong with Istio's Gateway.
 pub(super) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<FieldError> {
     if s.servers.is_empty() {
-        return vec![bad("spec.servers", "is empty: name at least one server")];
+        return vec![bad("spec.servers", "is empty: specify at least one server [KARST-0010]")];
     }
     s.servers.iter().enumerate().flat_map(|(i, x)| server(x, &format!("spec.servers[{i}]"))).collect()
 }
@@ -239,30 +250,34 @@ pub(super) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<FieldError> {
 pub(super) fn server(s: &GwServer, at: &str) -> Vec<FieldError> {
     let mut out = vec![];
     if s.port.number == 0 {
-        out.push(bad(format!("{at}.port.number"), "0 is not a port: use 1 to 65535"));
+        out.push(bad(format!("{at}.port.number"), "invalid port 0: use 1 to 65535 [KARST-0019]"));
     }
     let protocol = s.port.protocol.to_ascii_uppercase();
     if !SERVER_PROTOCOLS.contains(&protocol.as_str()) {
-        let text = format!("{:?} is not known: use one of {}", s.port.protocol, SERVER_PROTOCOLS.join(", "));
+        let text =
+            format!("unsupported value {:?}: use one of {} [KARST-0016]", s.port.protocol, SERVER_PROTOCOLS.join(", "));
         out.push(bad(format!("{at}.port.protocol"), text));
     }
     if s.hosts.is_empty() {
-        out.push(bad(format!("{at}.hosts"), "is empty: name at least one host, or \"*\""));
+        out.push(bad(format!("{at}.hosts"), "is empty: specify at least one host, or \"*\" [KARST-0010]"));
     }
     for (i, h) in s.hosts.iter().enumerate() {
         let name = h.split_once('/').map_or(h.as_str(), |(_, n)| n);
         if name != "*" && !is_host(name.strip_prefix("*.").unwrap_or(name)) {
-            let text = format!("{h:?} is no host name: write NAME, *.DOMAIN, \"*\", or NAMESPACE/NAME");
+            let text = format!("invalid host {h:?}: use NAME, *.DOMAIN, \"*\" or NAMESPACE/NAME [KARST-0022]");
             out.push(bad(format!("{at}.hosts[{i}]"), text));
         }
     }
     if !s.bind.is_empty() {
-        out.push(bad(format!("{at}.bind"), "is not there in this version: gateways listen on all their addresses"));
+        out.push(bad(
+            format!("{at}.bind"),
+            "is not supported in this version: gateways listen on all their addresses [KARST-0029]",
+        ));
     }
     let secure = matches!(protocol.as_str(), "HTTPS" | "TLS");
     let Some(t) = &s.tls else {
         if secure {
-            out.push(bad(format!("{at}.tls"), format!("is missing, and protocol {protocol} needs it")));
+            out.push(bad(format!("{at}.tls"), format!("is missing: protocol {protocol} requires it [KARST-0010]")));
         }
         return out;
     };
@@ -275,7 +290,10 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     let mode = t.mode.as_deref();
     if matches!(protocol, "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB") {
         if mode.is_some() {
-            out.push(bad(format!("{at}.mode"), format!("does not go with protocol {protocol}: use HTTPS")));
+            out.push(bad(
+                format!("{at}.mode"),
+                format!("cannot be combined with protocol {protocol}: use HTTPS [KARST-0501]"),
+            ));
         }
         return out;
     }
@@ -283,8 +301,9 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         "PASSTHROUGH" => return out,
         "SIMPLE" | "MUTUAL" | "OPTIONAL_MUTUAL" => {}
         other => {
-            let text =
-                format!("{other} is not there in this version: use SIMPLE, MUTUAL, OPTIONAL_MUTUAL or PASSTHROUGH");
+            let text = format!(
+                "{other} is not supported in this version: use SIMPLE, MUTUAL, OPTIONAL_MUTUAL or PASSTHROUGH [KARST-0016]"
+            );
             out.push(bad(format!("{at}.mode"), text));
         }
     }
@@ -295,10 +314,7 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         (!t.tls_certificates.is_empty(), "tlsCertificates"),
     ] {
         if there {
-            out.push(bad(
-                format!("{at}.{field}"),
-                "names a file, and files of the pod are not read: use credentialName",
-            ));
+            out.push(bad(format!("{at}.{field}"), "file paths are not supported: use credentialName [KARST-0028]"));
         }
     }
     // Leaving them out would let more in than was meant.
@@ -309,11 +325,11 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         (!t.cipher_suites.is_empty(), "cipherSuites"),
     ] {
         if there {
-            out.push(bad(format!("{at}.{field}"), "is not there in this version: remove it"));
+            out.push(bad(format!("{at}.{field}"), "is not supported in this version; remove it [KARST-0029]"));
         }
     }
     if t.credential_name.is_empty() && t.credential_names.is_empty() {
-        let text = "is empty: name a Secret in the namespace of the gateway's pods";
+        let text = "is empty: specify a Secret in the namespace of the gateway's pods [KARST-0010]";
         out.push(bad(format!("{at}.credentialName"), text));
     }
     for (v, field) in [(&t.min_protocol_version, "minProtocolVersion"), (&t.max_protocol_version, "maxProtocolVersion")]
@@ -325,7 +341,10 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
             Some(_) => false,
         };
         if !fine {
-            let text = format!("{:?} cannot be: TLSV1_2 and TLSV1_3 are spoken", v.as_deref().unwrap_or_default());
+            let text = format!(
+                "unsupported TLS version {:?}: TLSV1_2 and TLSV1_3 are supported [KARST-0502]",
+                v.as_deref().unwrap_or_default()
+            );
             out.push(bad(format!("{at}.{field}"), text));
         }
     }
@@ -336,17 +355,20 @@ pub(super) fn workload_entry(e: &WorkloadEntrySpec, at: &str) -> Vec<FieldError>
     let mut out: Vec<FieldError> = address(&e.address, &format!("{at}.address")).into_iter().collect();
     for (name, port) in &e.ports {
         if *port == 0 {
-            out.push(bad(format!("{at}.ports[{name}]"), "0 is not a port: use 1 to 65535"));
+            out.push(bad(format!("{at}.ports[{name}]"), "invalid port 0: use 1 to 65535 [KARST-0019]"));
         }
     }
     if !e.service_account.is_empty() && !is_host(&e.service_account) {
         out.push(bad(
             format!("{at}.serviceAccount"),
-            format!("{:?} is not the name of a service account", e.service_account),
+            format!("invalid service account name {:?} [KARST-0032]", e.service_account),
         ));
     }
     if e.locality.split('/').count() > 3 || (!e.locality.is_empty() && e.locality.starts_with('/')) {
-        out.push(bad(format!("{at}.locality"), format!("{:?} is not REGION/ZONE/SUBZONE", e.locality)));
+        out.push(bad(
+            format!("{at}.locality"),
+            format!("invalid locality {:?}: use REGION/ZONE/SUBZONE [KARST-0032]", e.locality),
+        ));
     }
     out
 }

@@ -160,7 +160,7 @@ fn put(object: &mut Value, of: &str, key: &str, value: &str) -> Result<(), Strin
         Some(v.as_object_mut()?.entry(key).or_insert_with(|| json!({})))
     }
     let map = below(object, "metadata").and_then(|meta| below(meta, of)).and_then(Value::as_object_mut);
-    map.ok_or_else(|| format!("metadata.{of} is no map"))?.insert(key.into(), json!(value));
+    map.ok_or_else(|| format!("metadata.{of} is not a map [KARST-0708]"))?.insert(key.into(), json!(value));
     Ok(())
 }
 

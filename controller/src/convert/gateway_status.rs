@@ -77,34 +77,35 @@ fn addresses(objects: &Objects<'_>, g: &Gateway, name: &str) -> Result<Vec<Gatew
             g.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
         };
         return match service.and_then(|s| lacks(s)) {
-            Some(port) => {
-                Err(("AddressNotUsable", format!("port {port} not found for hostname {host}: add it to that Service")))
-            }
+            Some(port) => Err((
+                "AddressNotUsable",
+                format!("port {port} not found for hostname {host}: add the port to that Service [KARST-0509]"),
+            )),
             None => Ok(vec![address("Hostname", host)]),
         };
     }
     let what = format!("Service {}/{name}", m.namespace);
     let service = objects
         .service(&m.namespace, name)
-        .ok_or_else(|| ("AddressNotAssigned", format!("{what} is not there yet")))?;
+        .ok_or_else(|| ("AddressNotAssigned", format!("{what} does not exist yet [KARST-0510]")))?;
     if !service.metadata.labels.contains_key(deploy::MANAGED) {
-        return Err(("AddressNotUsable", format!("{what} is somebody else's: give the Gateway another name")));
+        return Err(("AddressNotUsable", format!("{what} is not managed by Karst: rename the Gateway [KARST-0511]")));
     }
     let available = objects.deployments.get(&(m.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);
     let found = published(service, &format!("{name}.{}.svc.{}", m.namespace, objects.mesh.cluster_domain));
     let found: Vec<_> = found.into_iter().map(|(kind, value)| address(kind, &value)).collect();
     if found.is_empty() {
         let text = format!(
-            "{what} of type LoadBalancer has no address yet: something in the cluster must give it one, or annotate the Gateway networking.istio.io/service-type: ClusterIP"
+            "{what} of type LoadBalancer has no address yet: the cluster needs a load balancer controller, or annotate the Gateway with networking.istio.io/service-type: ClusterIP [KARST-0510]"
         );
         return Err(("AddressNotAssigned", text));
     }
     let asked = g.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress") && !a.value.is_empty());
     if let Some(a) = asked.filter(|a| !found.iter().any(|f| f.value == a.value)) {
-        return Err(("AddressNotUsable", format!("{what} did not get the address {}", a.value)));
+        return Err(("AddressNotUsable", format!("{what} was not assigned the address {} [KARST-0510]", a.value)));
     }
     if available == 0 {
-        return Err(("Pending", format!("Deployment {}/{name} has no pod that is available yet", m.namespace)));
+        return Err(("Pending", format!("Deployment {}/{name} has no available pod yet [KARST-0510]", m.namespace)));
     }
     Ok(found)
 }
@@ -141,16 +142,19 @@ fn one(
             "Accepted",
             false,
             "UnsupportedAddress",
-            format!("address type {:?} is neither IPAddress nor Hostname", a.kind),
+            format!("unsupported address type {:?}: use IPAddress or Hostname [KARST-0513]", a.kind),
         ),
-        (None, 0) => {
-            condition("Accepted", false, "ListenersNotValid", "none of its listeners can be used: see their conditions")
-        }
+        (None, 0) => condition(
+            "Accepted",
+            false,
+            "ListenersNotValid",
+            "none of its listeners is valid: see their conditions [KARST-0514]",
+        ),
         (None, n) if n < mine.len() => condition(
             "Accepted",
             true,
             "ListenersNotValid",
-            "some of its listeners cannot be used: see their conditions",
+            "some of its listeners are not valid: see their conditions [KARST-0514]",
         ),
         (None, _) => condition("Accepted", true, "Accepted", "Resource accepted"),
     };

@@ -4,23 +4,35 @@
 
 use serde_json::Value;
 
-const NONE: &str = "has no effect in this version";
+const NONE: &str = "has no effect in this version [KARST-0030]";
 
 /// Kind (its name in `karst_manifest::kinds::KINDS`), path, and what is said. `[]` are the items of a list, `*` is any key; a path
 /// that begins with `…` is the end of one.
 const FIELDS: &[(&str, &str, &str)] = &[
-    ("VirtualService", "spec.http[].mirror_percent", "is an old name; write mirrorPercentage: {value: …}"),
-    ("VirtualService", "spec.http[].mirror_percentage", "is an old name; write mirrorPercentage"),
-    ("VirtualService", "spec.http[].cors_policy", "is an old name; write corsPolicy"),
+    ("VirtualService", "spec.http[].mirror_percent", "is deprecated; use mirrorPercentage: {value: …} [KARST-0031]"),
+    ("VirtualService", "spec.http[].mirror_percentage", "is deprecated; use mirrorPercentage [KARST-0031]"),
+    ("VirtualService", "spec.http[].cors_policy", "is deprecated; use corsPolicy [KARST-0031]"),
     ("VirtualService", "spec.http[].match[].statPrefix", NONE),
     ("VirtualService", "spec.http[].retries.retryRemoteLocalities", NONE),
     ("VirtualService", "spec.http[].fault.delay.exponentialDelay", NONE),
     ("VirtualService", "spec.http[].fault.abort.http2Error", NONE),
-    ("VirtualService", "spec.tcp[].route[].headers", "has no effect: connections that are no requests have none"),
-    ("VirtualService", "spec.tls[].route[].headers", "has no effect: connections that are no requests have none"),
-    ("DestinationRule", "spec.workloadSelector", "is not there in this version: the whole rule has no effect"),
-    ("DestinationRule", "…loadBalancer.warmup.minimumPercent", "has no effect in this version: it is 10"),
-    ("DestinationRule", "…loadBalancer.warmup.aggression", "has no effect in this version: it is 1"),
+    ("VirtualService", "spec.tcp[].route[].headers", "has no effect: only HTTP requests have headers [KARST-0030]"),
+    ("VirtualService", "spec.tls[].route[].headers", "has no effect: only HTTP requests have headers [KARST-0030]"),
+    (
+        "DestinationRule",
+        "spec.workloadSelector",
+        "is not supported in this version: the whole rule has no effect [KARST-0030]",
+    ),
+    (
+        "DestinationRule",
+        "…loadBalancer.warmup.minimumPercent",
+        "has no effect in this version: the value is always 10 [KARST-0030]",
+    ),
+    (
+        "DestinationRule",
+        "…loadBalancer.warmup.aggression",
+        "has no effect in this version: the value is always 1 [KARST-0030]",
+    ),
     ("DestinationRule", "…connectionPool.tcp.tcpKeepalive", NONE),
     ("DestinationRule", "…connectionPool.tcp.idleTimeout", NONE),
     ("DestinationRule", "…connectionPool.tcp.maxConnectionDuration", NONE),
@@ -31,19 +43,35 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("DestinationRule", "…outlierDetection.splitExternalLocalOriginErrors", NONE),
     ("IstioGateway", "spec.servers[].port.targetPort", NONE),
     ("IstioGateway", "spec.servers[].defaultEndpoint", NONE),
-    ("RequestAuthentication", "spec.jwtRules[].timeout", "has no effect in this version: keys are fetched within 5s"),
-    ("Telemetry", "spec.tracing", "has no effect in this version: proxies make no spans"),
-    ("Telemetry", "spec.metrics[].reportingInterval", "has no effect: figures are up to date whenever they are read"),
+    (
+        "RequestAuthentication",
+        "spec.jwtRules[].timeout",
+        "has no effect in this version: fetching keys always times out after 5s [KARST-0030]",
+    ),
+    ("Telemetry", "spec.tracing", "has no effect in this version: proxies do not create spans [KARST-0030]"),
+    (
+        "Telemetry",
+        "spec.metrics[].reportingInterval",
+        "has no effect: metrics are always up to date when they are scraped [KARST-0030]",
+    ),
     ("HTTPFilter", "spec.fault.delay.exponentialDelay", NONE),
     ("HTTPFilter", "spec.fault.abort.http2Error", NONE),
-    ("GatewayClass", "spec.parametersRef", "has no effect: name a ConfigMap in each Gateway's parametersRef"),
-    ("Gateway", "spec.allowedListeners", "has no effect in this version: there are no ListenerSets"),
+    (
+        "GatewayClass",
+        "spec.parametersRef",
+        "has no effect: specify a ConfigMap in the parametersRef of each Gateway [KARST-0030]",
+    ),
+    ("Gateway", "spec.allowedListeners", "has no effect in this version: ListenerSets are not supported [KARST-0030]"),
     ("Gateway", "spec.defaultScope", NONE),
-    ("Gateway", "spec.tls.backend", "has no effect in this version: backends are shown no certificate"),
+    (
+        "Gateway",
+        "spec.tls.backend",
+        "has no effect in this version: client certificates are not presented to backends [KARST-0030]",
+    ),
     (
         "Gateway",
         "spec.listeners[].tls.options",
-        "has no effect in this version; a listener with gateway.istio.io/tls-terminate-mode other than SIMPLE is refused",
+        "has no effect in this version; a listener with gateway.istio.io/tls-terminate-mode other than SIMPLE is rejected [KARST-0030]",
     ),
     ("HTTPRoute", "spec.useDefaultGateways", NONE),
     ("HTTPRoute", "spec.rules[].sessionPersistence", NONE),
@@ -58,8 +86,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("BackendTLSPolicy", "spec.options", NONE),
 ];
 
-const IN_RULE: &str =
-    "is not there for one backend, whose requests are answered 500 because of it: put it into the filters of the rule";
+const IN_RULE: &str = "is not supported for a single backend, whose requests are answered with 500: move it to the filters of the rule [KARST-0030]";
 
 /// What is said of an object as it is written.
 pub fn warnings(kind: &str, object: &Value) -> Vec<String> {

@@ -42,21 +42,21 @@ impl Parameters {
 
 impl Overlay {
     fn read(text: &str) -> Result<Self, String> {
-        let v: Value = serde_yaml_ng::from_str(text).map_err(|e| format!("is no YAML: {e}"))?;
+        let v: Value = serde_yaml_ng::from_str(text).map_err(|e| format!("is not valid YAML: {e} [KARST-0708]"))?;
         let mut o = match v {
             Value::Null => Map::new(),
             Value::Object(o) => o,
-            _ => return Err("is no object".into()),
+            _ => return Err("is not an object [KARST-0708]".into()),
         };
         o.retain(|k, _| !FIXED.contains(&k.as_str()));
         let mut meta = match o.remove("metadata") {
             None => Map::new(),
             Some(Value::Object(meta)) => meta,
-            Some(_) => return Err("metadata is no map".into()),
+            Some(_) => return Err("metadata is not a map [KARST-0708]".into()),
         };
         for directive in WHOLE {
             if o.contains_key(directive) || meta.contains_key(directive) {
-                return Err(format!("{directive} is for what is in spec, in labels or in annotations"));
+                return Err(format!("{directive} is supported only within spec, labels and annotations [KARST-0708]"));
             }
         }
         // Its name and whose it is are not to be changed, and the rest is the API server's.
@@ -65,7 +65,11 @@ impl Overlay {
             match v {
                 Value::Null => *v = json!({ "$patch": "replace" }),
                 Value::Object(all) if all.values().all(|v| v.is_string() || v.is_null()) => {}
-                _ => return Err(format!("metadata.{k} is no map of texts: quote numbers and true, false")),
+                _ => {
+                    return Err(format!(
+                        "metadata.{k} is not a map of strings: quote numbers, true and false [KARST-0708]"
+                    ));
+                }
             }
         }
         if !meta.is_empty() {
@@ -73,7 +77,7 @@ impl Overlay {
         }
         let is_map = |spec: &Value| spec.is_object() && spec.get("$patch").is_none_or(|p| p != "delete");
         if o.get("spec").is_some_and(|spec| !is_map(spec)) {
-            return Err("spec is no map".into());
+            return Err("spec is not a map [KARST-0708]".into());
         }
         let all = Value::Object(o);
         check(&all, &[])?;
@@ -123,11 +127,14 @@ impl<'a> Overlays<'a> {
         let mut own = None;
         if let Some(r) = &g.spec.infrastructure.parameters_ref {
             if !matches!(r.group.as_str(), "" | "core") || r.kind != "ConfigMap" {
-                return Err(format!("kind {:?} of group {:?} cannot be: name a ConfigMap", r.kind, r.group));
+                return Err(format!(
+                    "kind {:?} of group {:?} is not supported: use a ConfigMap [KARST-0310]",
+                    r.kind, r.group
+                ));
             }
             let ns = g.metadata.namespace.as_str();
             let found = objects.config_maps.get(&(ns, r.name.as_str()));
-            let c = found.ok_or_else(|| format!("there is no ConfigMap {ns}/{}", r.name))?;
+            let c = found.ok_or_else(|| format!("ConfigMap {ns}/{} not found [KARST-0503]", r.name))?;
             own = Some(Parameters::read(c, format!("ConfigMap {ns}/{}", r.name))?);
         }
         Ok(Self { class, own, privileged: objects.mesh.privileged_parameters })
@@ -158,7 +165,7 @@ impl<'a> Overlays<'a> {
         merge(object, overlay.0.clone(), &[]);
         match privilege::of(kind, object).difference(&before).next() {
             Some(what) if !self.privileged => Err(format!(
-                "{}: data.{key}: {what} is more than who writes ConfigMaps may give: leave it out, or set privilegedGatewayParameters of the chart istiod",
+                "{}: data.{key}: {what} grants a privilege, which parameters may not do: remove it, or set privilegedGatewayParameters in the chart istiod [KARST-0709]",
                 own.from
             )),
             _ => Ok(()),
@@ -200,7 +207,7 @@ fn check(v: &Value, path: &[&str]) -> Result<(), String> {
             if let Some(p) = o.get("$patch")
                 && !matches!(p.as_str(), Some("merge" | "replace" | "delete"))
             {
-                return Err(format!("{}: $patch: {p} is none of merge, replace, delete", at()));
+                return Err(format!("{}: unsupported $patch {p}: use merge, replace or delete [KARST-0708]", at()));
             }
             for (k, v) in o {
                 check(v, &[path, &[k.as_str()]].concat())?;
@@ -213,7 +220,7 @@ fn check(v: &Value, path: &[&str]) -> Result<(), String> {
                     && !directive
                     && i.get(key).is_none()
                 {
-                    return Err(format!("{}: an item has no {key}", at()));
+                    return Err(format!("{}: an item lacks {key} [KARST-0708]", at()));
                 }
                 check(i, path)?;
             }
@@ -335,20 +342,20 @@ mod tests {
     #[test]
     fn what_is_no_overlay_is_told() {
         for (text, want) in [
-            ("spec: [", "is no YAML"),
-            ("[]", "is no object"),
-            ("metadata: x", "metadata is no map"),
-            ("metadata:", "metadata is no map"),
-            ("metadata: {labels: x}", "metadata.labels is no map"),
-            ("metadata: {labels: {a: 1}}", "metadata.labels is no map"),
-            ("metadata: {annotations: [a]}", "metadata.annotations is no map"),
-            ("metadata: {$patch: replace}", "$patch is for"),
-            ("$retainKeys: [spec]", "$retainKeys is for"),
-            ("spec: x", "spec is no map"),
-            ("spec: {$patch: delete}", "spec is no map"),
+            ("spec: [", "is not valid YAML"),
+            ("[]", "is not an object"),
+            ("metadata: x", "metadata is not a map"),
+            ("metadata:", "metadata is not a map"),
+            ("metadata: {labels: x}", "metadata.labels is not a map"),
+            ("metadata: {labels: {a: 1}}", "metadata.labels is not a map"),
+            ("metadata: {annotations: [a]}", "metadata.annotations is not a map"),
+            ("metadata: {$patch: replace}", "$patch is supported only within"),
+            ("$retainKeys: [spec]", "$retainKeys is supported only within"),
+            ("spec: x", "spec is not a map"),
+            ("spec: {$patch: delete}", "spec is not a map"),
             (
                 "spec: {template: {spec: {containers: [{image: x}]}}}",
-                "spec.template.spec.containers: an item has no name",
+                "spec.template.spec.containers: an item lacks name",
             ),
             ("spec: {$patch: remove}", "$patch"),
         ] {

@@ -233,7 +233,10 @@ fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Optio
     let root = p.metadata.namespace == objects.mesh.root_namespace;
     let mut targets = s.targets().peekable();
     if targets.peek().is_some() && s.selector.is_some() {
-        return Err(("spec.targetRefs".into(), "cannot stand beside selector: remove one of them".into()));
+        return Err((
+            "spec.targetRefs".into(),
+            "cannot be combined with selector: remove one of them [KARST-0014]".into(),
+        ));
     }
     let attached = targets.peek().is_some();
     for (at, t) in targets {
@@ -246,16 +249,27 @@ fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Optio
         None | Some("ALLOW") => Some(Action::Allow),
         Some("DENY") => Some(Action::Deny),
         Some("AUDIT") => None,
-        Some("CUSTOM") => return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY".into())),
-        Some(o) => return Err(("spec.action".into(), format!("{o:?} is not one of ALLOW, DENY, AUDIT"))),
+        Some("CUSTOM") => {
+            return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY [KARST-0101]".into()));
+        }
+        Some(o) => {
+            return Err((
+                "spec.action".into(),
+                format!("unsupported value {o:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
+            ));
+        }
     };
     if s.provider.is_some() {
-        return Err(("spec.provider".into(), "is for action CUSTOM, which is not supported: remove it".into()));
+        return Err((
+            "spec.provider".into(),
+            "is only for action CUSTOM, which is not supported: remove it [KARST-0101]".into(),
+        ));
     }
     if action == Some(Action::Deny) && s.rules.is_empty() {
         return Err((
             "spec.rules".into(),
-            "is empty: a DENY policy without rules would do nothing; to deny everything write rules: [{}]".into(),
+            "is empty: a DENY policy without rules has no effect; to deny all traffic, set rules: [{}] [KARST-0102]"
+                .into(),
         ));
     }
     let dry_run = match p.metadata.annotations.get(DRY_RUN).map(String::as_str) {
@@ -264,7 +278,7 @@ fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Optio
         Some(v) => {
             return Err((
                 format!("metadata.annotations[{DRY_RUN}]"),
-                format!("{v:?} is neither \"true\" nor \"false\""),
+                format!("unsupported value {v:?}: use \"true\" or \"false\" [KARST-0103]"),
             ));
         }
     };
@@ -318,7 +332,10 @@ attached!(AuthorizationPolicy, RequestAuthentication, Telemetry);
 /// Why it is for nobody, if it is not. (Else anybody could decide about waypoints of others.)
 pub(super) fn ineffective_reason(objects: &Objects<'_>, o: &impl Attached) -> Option<FieldError> {
     if o.selector().is_some() && o.is_attached() {
-        return Some(("spec.selector".into(), "cannot stand beside targetRefs: remove one of them".into()));
+        return Some((
+            "spec.selector".into(),
+            "cannot be combined with targetRefs: remove one of them [KARST-0014]".into(),
+        ));
     }
     let root = o.meta().namespace == objects.mesh.root_namespace;
     o.targets().find_map(|(path, t)| target(t, &path, root).err())
@@ -328,22 +345,28 @@ pub(super) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), FieldErr
     let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == t.kind) else {
         return Err((
             format!("{at}.kind"),
-            format!("{:?} cannot be a target: use Service, ServiceEntry, Gateway or GatewayClass", t.kind),
+            format!(
+                "unsupported target kind {:?}: use Service, ServiceEntry, Gateway or GatewayClass [KARST-0104]",
+                t.kind
+            ),
         ));
     };
     if t.group != *group && !(t.kind == "Service" && t.group == "core") {
-        return Err((format!("{at}.group"), format!("{:?} is not the group of {}: use {group:?}", t.group, t.kind)));
+        return Err((
+            format!("{at}.group"),
+            format!("{:?} is not the API group of {}: use {group:?} [KARST-0104]", t.group, t.kind),
+        ));
     }
     if t.kind == "GatewayClass" && !root {
         return Err((
             format!("{at}.kind"),
-            "GatewayClass can be a target only in the root namespace: name a Gateway, or move the policy".into(),
+            "GatewayClass can be a target only in the root namespace: use a Gateway, or move the policy to the root namespace [KARST-0105]".into(),
         ));
     }
     if t.namespace.as_deref().is_some_and(|n| !n.is_empty()) {
         return Err((
             format!("{at}.namespace"),
-            "must be left out: a policy attaches only within its own namespace".into(),
+            "must be empty: a policy attaches only within its own namespace [KARST-0106]".into(),
         ));
     }
     Ok(())
@@ -356,7 +379,7 @@ pub(super) fn selector(s: &Selector) -> Result<(), FieldError> {
             return Err((
                 format!("spec.selector.matchLabels[{k}]"),
                 format!(
-                    "{:?} has a wildcard, which labels are not matched by: give the whole value",
+                    "{:?} contains a wildcard, which is not supported in labels: specify the whole value [KARST-0107]",
                     format!("{k}={v}")
                 ),
             ));
@@ -408,7 +431,7 @@ fn strings(v: &[String], at: &str) -> Result<Vec<StringMatch>, FieldError> {
 
 fn filled(v: &[String], at: &str) -> Result<(), FieldError> {
     match v.iter().position(String::is_empty) {
-        Some(i) => Err((format!("{at}[{i}]"), "is empty: remove it, or give a value".into())),
+        Some(i) => Err((format!("{at}[{i}]"), "is empty: remove it or specify a value [KARST-0012]".into())),
         None => Ok(()),
     }
 }
@@ -425,7 +448,7 @@ fn nets(v: &[String], at: &str) -> Result<Vec<CidrText>, FieldError> {
 fn ports(v: &[String], at: &str) -> Result<Vec<u16>, FieldError> {
     let one = |(i, s): (usize, &String)| {
         let port = s.parse().ok().filter(|p| *p != 0);
-        port.ok_or_else(|| (format!("{at}[{i}]"), format!("{s:?} is not a port: use 1 to 65535")))
+        port.ok_or_else(|| (format!("{at}[{i}]"), format!("invalid port {s:?}: use 1 to 65535 [KARST-0019]")))
     };
     v.iter().enumerate().map(one).collect()
 }
@@ -436,7 +459,7 @@ fn accounts(v: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>
         if a.is_empty() || a.contains(['/', '*']) || n.contains('*') {
             return Err((
                 format!("{at}[{i}]"),
-                format!("{s:?} is not NAME or NAMESPACE/NAME (wildcards are not allowed)"),
+                format!("invalid service account {s:?}: use NAME or NAMESPACE/NAME, without wildcards [KARST-0108]"),
             ));
         }
         Ok(ServiceAccountMatch { namespace: n.into(), service_account: a.into() })
@@ -560,7 +583,7 @@ pub(super) fn when(w: &When) -> Option<Condition<'_>> {
 /// What of them is compared of a connection, and whether there is more, which only a waypoint can see.
 fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
     if conditions.iter().all(Condition::is_empty) {
-        return Err((at.into(), "is empty: name at least one condition".into()));
+        return Err((at.into(), "is empty: specify at least one condition [KARST-0109]".into()));
     }
     let (mut m, mut beyond) = (Match::default(), false);
     for c in conditions {
@@ -574,7 +597,7 @@ fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), FieldEr
     if others && !s.service_accounts.is_empty() {
         return Err((
             format!("{at}.serviceAccounts"),
-            "cannot stand beside principals or namespaces: remove one of them".into(),
+            "cannot be combined with principals or namespaces: remove one of them [KARST-0014]".into(),
         ));
     }
     all(&source(s), ns, at)
@@ -582,9 +605,9 @@ fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), FieldEr
 
 fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
     if w.values.is_empty() && w.not_values.is_empty() {
-        return Err((at.into(), "has neither values nor notValues: give at least one".into()));
+        return Err((at.into(), "has neither values nor notValues: specify at least one of them [KARST-0109]".into()));
     }
-    let unknown = || (format!("{at}.key"), format!("{:?} is not known: use {}", w.key, attribute::list()));
+    let unknown = || (format!("{at}.key"), format!("unknown key {:?}: use {} [KARST-0110]", w.key, attribute::list()));
     all(&[when(w).ok_or_else(unknown)?], ns, at)
 }
 
@@ -592,13 +615,13 @@ fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), FieldError>
 pub(super) fn effect(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<String> {
     let judged = judged(objects, p);
     let what = match (judged.compiled.is_err(), judged.dropped.is_empty()) {
-        (true, _) if is_dry_run(p) => "is in dry run, and refuses nobody",
+        (true, _) if is_dry_run(p) => "is in dry-run mode: no traffic is denied",
         (true, _) => match Unread::of(p) {
-            Unread::AllowsNobody => "will allow nobody: where no other policy allows, all is refused",
-            Unread::DeniesAll => "will refuse everything where it applies",
-            Unread::AuditsNothing => "will audit nothing, and refuses nobody",
+            Unread::AllowsNobody => "allows no traffic: traffic that no other policy allows is denied",
+            Unread::DeniesAll => "denies all traffic that it selects",
+            Unread::AuditsNothing => "audits nothing: no traffic is denied",
         },
-        (false, false) => "will allow nothing by the values above; the rest of it stays in force",
+        (false, false) => "ignores the values above; the rest of the policy is in force",
         (false, true) => return None,
     };
     Some(format!("AuthorizationPolicy {}/{}: {what}", p.metadata.namespace, p.metadata.name))
@@ -617,13 +640,13 @@ pub(super) fn warnings(p: &AuthorizationPolicy) -> Vec<String> {
         let cond = r.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
         if !attached && (from || to || cond) {
             out.push(match action {
-                "DENY" => format!("{at}: has conditions on HTTP, which ztunnel cannot see: it denies what the other conditions match, whatever the request; for HTTP attach the policy to a waypoint (targetRefs)"),
-                _ => format!("{at}: has conditions on HTTP, which ztunnel cannot see: it allows nothing there; for HTTP attach the policy to a waypoint (targetRefs)"),
+                "DENY" => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it denies all connections that the other conditions match, whatever the request; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
+                _ => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it allows no traffic there; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
             });
         }
     }
     if is_dry_run(p) {
-        out.push(format!("metadata.annotations[{DRY_RUN}]: the policy is only logged, not enforced"));
+        out.push(format!("metadata.annotations[{DRY_RUN}]: the policy is logged, not enforced [KARST-0115]"));
     }
     out
 }
@@ -670,7 +693,7 @@ impl Peer {
                 problems.push(problem(
                     at,
                     "spec.portLevelMtls",
-                    "needs a selector, outside of the root namespace: add spec.selector.matchLabels",
+                    "requires a selector, and a namespace other than the root namespace: add spec.selector.matchLabels [KARST-0116]",
                 ));
             } else if selected(p) {
                 out.add_workload(at, p, all, problems);
@@ -693,7 +716,7 @@ impl Peer {
             m => m,
         };
         if p.spec.port_level_mtls.contains_key(&0) {
-            problems.push(problem(at, "spec.portLevelMtls", "port 0 is not a port: use 1 to 65535"));
+            problems.push(problem(at, "spec.portLevelMtls", "invalid port 0: use 1 to 65535 [KARST-0019]"));
         }
         let effective = |m: &MutualTls| if m.mode == Mode::Unset { mode } else { m.mode };
         let of = |strict: bool| {

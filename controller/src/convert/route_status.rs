@@ -139,7 +139,7 @@ struct Unread {
 fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
     let dropped = routes::dropped(bad);
     let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
-    let text = format!("{}; requests for it are answered 500", text.join("; "));
+    let text = format!("{}; matching requests are answered with 500", text.join("; "));
     let whole = dropped.keys().filter(|field| routes::is_rule(field)).count();
     (!dropped.is_empty()).then_some(Unread { all: whole >= rules, text })
 }
@@ -163,9 +163,9 @@ fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static 
     };
     let what = || format!("{} {ns}/{}", p.kind.as_deref().unwrap_or("Service"), p.name);
     Some(match (ports, p.port) {
-        (None, _) => ("NoMatchingParent", format!("there is no {}", what())),
+        (None, _) => ("NoMatchingParent", format!("{} not found [KARST-0307]", what())),
         (Some(all), Some(port)) if !all.contains(&port) => {
-            ("NoMatchingParent", format!("{} does not have port {port}", what()))
+            ("NoMatchingParent", format!("{} has no port {port} [KARST-0308]", what()))
         }
         (Some(_), _) => ("Accepted", "Route was valid".into()),
     })
@@ -194,10 +194,10 @@ fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&
     let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
     let lost = |r: &&ExtensionRef| routes::http_filter(objects, &m.namespace, r).is_none();
     named.into_iter().find(lost).map(|r| match routes::is_http_filter(r) {
-        true => ("FilterNotFound", format!("there is no HTTPFilter {}/{}", m.namespace, r.name)),
+        true => ("FilterNotFound", format!("HTTPFilter {}/{} not found [KARST-0307]", m.namespace, r.name)),
         false => (
             "InvalidKind",
-            format!("{} {:?} is no filter that is known: use HTTPFilter of {OWN_GROUP}", r.kind, r.name),
+            format!("{} {:?} is not a supported filter: use HTTPFilter of {OWN_GROUP} [KARST-0310]", r.kind, r.name),
         ),
     })
 }
@@ -206,7 +206,7 @@ fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&
 /// API: implementations should not support it, CVE-2021-25740).
 fn alias(ns: &str, s: &Service) -> String {
     let Service { metadata: Meta { name, .. }, spec, .. } = s;
-    format!("Service {ns}/{name} is of type ExternalName, another name of {:?}", spec.external_name)
+    format!("Service {ns}/{name} is of type ExternalName, an alias of {:?}", spec.external_name)
 }
 
 /// Is a host there that is referred to by its name, and does it have the port?
@@ -218,9 +218,9 @@ fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), Strin
     let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
     ports.extend(entries.map(|(_, e)| e.spec.ports.iter().map(|p| p.number).collect()));
     match b.port {
-        _ if ports.is_empty() => Err(format!("there is no Service or ServiceEntry for host {}", b.name)),
+        _ if ports.is_empty() => Err(format!("no Service or ServiceEntry has the host {} [KARST-0307]", b.name)),
         Some(port) if !ports.iter().flatten().any(|p| *p == port) => {
-            Err(format!("host {} does not have port {port}", b.name))
+            Err(format!("host {} has no port {port} [KARST-0308]", b.name))
         }
         _ => Ok(()),
     }
@@ -244,7 +244,10 @@ fn resolved<'a>(
             }
         }
         if !matches!((group, to), ("" | "core", "Service")) {
-            return ("InvalidKind", format!("{to} {:?} cannot be a backend: use Service, or Hostname", b.name));
+            return (
+                "InvalidKind",
+                format!("{to} {:?} is not supported as a backend: use Service or Hostname [KARST-0310]", b.name),
+            );
         }
         if ns != m.namespace
             && !routes::is_parent(parents, &m.namespace, ns, &b.name)
@@ -253,18 +256,18 @@ fn resolved<'a>(
             return (
                 "RefNotPermitted",
                 format!(
-                    "Service {ns}/{} is not to be referred to from here: it needs a ReferenceGrant in its namespace",
+                    "reference to Service {ns}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
                     b.name
                 ),
             );
         }
         match x.service(ns, &b.name) {
-            None => return ("BackendNotFound", format!("there is no Service {ns}/{}", b.name)),
-            Some(s) if service::is_alias(s) => return ("BackendNotFound", format!("{}, and no backend", alias(ns, s))),
+            None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", b.name)),
+            Some(s) if service::is_alias(s) => return ("BackendNotFound", format!("{}, and not a backend [KARST-0307]", alias(ns, s))),
             Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",
-                    format!("Service {ns}/{} does not have port {}", b.name, b.port.unwrap_or(0)),
+                    format!("Service {ns}/{} has no port {} [KARST-0308]", b.name, b.port.unwrap_or(0)),
                 );
             }
             Some(_) => {}

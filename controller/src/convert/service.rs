@@ -41,14 +41,14 @@ pub(super) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut V
             continue;
         }
         if e.spec.hosts.is_empty() {
-            problems.push(problem(at, "spec.hosts", "is empty: name at least one host"));
+            problems.push(problem(at, "spec.hosts", "is empty: specify at least one host [KARST-0010]"));
         }
         for host in &e.spec.hosts {
             if host == "*" {
                 problems.push(problem(
                     at,
                     "spec.hosts",
-                    "\"*\" alone is not allowed: name a host, or a wildcard such as *.example.com",
+                    "\"*\" alone is not allowed: specify a host, or a wildcard such as *.example.com [KARST-0022]",
                 ));
                 continue;
             }
@@ -91,7 +91,7 @@ fn merge(first: &mut pb::Service, other: pb::Service) -> Result<(), String> {
     ];
     if let Some((_, field)) = unlike.iter().find(|(differs, _)| *differs) {
         return Err(format!(
-            "{} is a host of ServiceEntry {}/{}, too, which is older and has another {field}: only that one counts",
+            "{} is also a host of ServiceEntry {}/{}, which is older and has a different {field}: only the older one is in force [KARST-0210]",
             other.hostname, first.namespace, first.name
         ));
     }
@@ -236,18 +236,23 @@ fn entry(
         other => {
             return Err((
                 "spec.resolution".into(),
-                format!("{other:?} is not one of NONE, STATIC, DNS, DNS_ROUND_ROBIN, DYNAMIC_DNS"),
+                format!(
+                    "unsupported value {other:?}: use NONE, STATIC, DNS, DNS_ROUND_ROBIN or DYNAMIC_DNS [KARST-0016]"
+                ),
             ));
         }
     };
     if none && !spec.endpoints.is_empty() {
         return Err((
             "spec.endpoints".into(),
-            "must be empty with resolution NONE: set spec.resolution to STATIC or DNS".into(),
+            "must be empty with resolution NONE: set spec.resolution to STATIC or DNS [KARST-0203]".into(),
         ));
     }
     if spec.workload_selector.is_some() && !spec.endpoints.is_empty() {
-        return Err(("spec.endpoints".into(), "cannot stand beside workloadSelector: remove one of them".into()));
+        return Err((
+            "spec.endpoints".into(),
+            "cannot be combined with workloadSelector: remove one of them [KARST-0014]".into(),
+        ));
     }
     if let Some(given) = automatic.get(&(&*e.metadata.namespace, &*e.metadata.name, host)) {
         addresses.extend(given.iter().map(|ip| address(objects, *ip, None)));
@@ -297,7 +302,7 @@ pub(super) fn missing_waypoint(objects: &Objects<'_>, e: &ServiceEntry) -> Optio
     let m = &e.metadata;
     let bound = || waypoint::of(objects, &m.namespace, &m.labels, waypoint::Traffic::Service).is_some();
     (is_by_name(e) && !bound()).then_some(
-        "resolution DYNAMIC_DNS needs a waypoint, which looks the host of each request up: label the entry istio.io/use-waypoint",
+        "resolution DYNAMIC_DNS requires a waypoint, which resolves the host of each request: label the entry istio.io/use-waypoint [KARST-0209]",
     )
 }
 

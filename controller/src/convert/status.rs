@@ -229,9 +229,9 @@ fn bound(
                 waypoint::Traffic::Workload => None,
             };
             match canary {
-                Some(Err((reason, why))) => one(false, reason, format!("{why}; waypoint {first} takes all")),
+                Some(Err((reason, why))) => one(false, reason, format!("{why}; waypoint {first} receives all traffic")),
                 Some(Ok(c)) => {
-                    let text = format!("bound to waypoint {first}, {} % to its canary", c.weight);
+                    let text = format!("bound to waypoint {first}, {} % of the traffic to its canary", c.weight);
                     one(true, "WaypointAccepted", text)
                 }
                 None => one(true, "WaypointAccepted", format!("bound to waypoint {first}")),
@@ -274,7 +274,7 @@ fn accepted(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Condition {
     // As Istio says it of what is left out.
     if let Some((field, text)) = judged.dropped.first().filter(|_| out.status) {
         out.reason = "UnsupportedValue";
-        out.message = format!("{field}: {text}; it allows nothing and is left out, the rest is in force");
+        out.message = format!("{field}: {text}; this value is ignored, the rest of the policy is in force");
     }
     out
 }
@@ -289,8 +289,8 @@ fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<Fiel
                 false,
                 "UnsupportedValue",
                 match policy::is_dry_run(p) {
-                    true => format!("{field}: {text}; it is in dry run, and not enforced"),
-                    false => format!("{field}: {text}; nothing is allowed where it applies until it is mended"),
+                    true => format!("{field}: {text}; the policy is in dry-run mode and not enforced"),
+                    false => format!("{field}: {text}; all traffic it selects is denied until it is fixed"),
                 },
             ),
             // That it is in dry run is the last that is said of it.
@@ -300,7 +300,7 @@ fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<Fiel
             // Istio says True here, too.
             (None, Some(w)) => say("ZtunnelAccepted", true, "UnsupportedValue", w.clone()),
             (None, None) if p.spec.action.as_deref() == Some("AUDIT") => {
-                let text = "has no effect at ztunnel: attach it to a waypoint (targetRefs), which logs what it matches";
+                let text = "has no effect at ztunnel: attach the policy to a waypoint (targetRefs), which logs the requests that match [KARST-0117]";
                 say("ZtunnelAccepted", true, "Accepted", text.into())
             }
             (None, None) => say("ZtunnelAccepted", true, "Accepted", "enforced by ztunnel".into()),
@@ -326,7 +326,7 @@ fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<Fiel
         _ => objects.classes.get(name).map(|_| None),
     };
     let labels = match found {
-        None => return say(false, "TargetNotFound", format!("{path}: there is no {what}")),
+        None => return say(false, "TargetNotFound", format!("{path}: {what} not found [KARST-0307]")),
         Some(None) => return say(true, "Accepted", format!("attached to {what}")),
         Some(Some(labels)) => labels,
     };
@@ -335,7 +335,7 @@ fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<Fiel
             say(true, "Accepted", format!("bound to {}/{}", g.metadata.namespace, g.metadata.name))
         }
         waypoint::Binding::None => {
-            let text = format!("{path}: {what} uses no waypoint: label it istio.io/use-waypoint");
+            let text = format!("{path}: {what} uses no waypoint: label it istio.io/use-waypoint [KARST-0701]");
             say(false, "AncestorNotBound", text)
         }
         waypoint::Binding::Refused(_, why) => say(false, "AncestorNotBound", format!("{path}: {why}")),
@@ -374,10 +374,11 @@ fn gateway(objects: &Objects<'_>, g: &Gateway, now: &str) -> Option<Write> {
         let text = format!("Resource programmed, assigned to service(s) {host}:{}", waypoint::PORT);
         say("Programmed", true, "Programmed", text)
     } else if foreign {
-        let text = format!("Service {}/{} is somebody else's: give the Gateway another name", m.namespace, m.name);
+        let text =
+            format!("Service {}/{} is not managed by Karst: rename the Gateway [KARST-0511]", m.namespace, m.name);
         say("Programmed", false, "AddressNotUsable", text)
     } else {
-        say("Programmed", false, "AddressNotAssigned", format!("Service {host} has no pod that is available yet"))
+        say("Programmed", false, "AddressNotAssigned", format!("Service {host} has no available pod yet [KARST-0510]"))
     };
     // What was ready once stays known: its pods may come and go, and an edit that is wrong takes no policy out of force.
     let there = given.is_some() || (service.is_some() && !foreign);

@@ -4,7 +4,7 @@ use super::*;
 
 mod work;
 
-use karst_manifest::parse;
+use karst_manifest::{code, parse};
 use karst_policy::{Connection, authorize};
 
 pub(crate) fn mesh() -> Mesh {
@@ -25,7 +25,11 @@ fn run(text: &str) -> (Model, Vec<Problem>) {
         ..State::default()
     };
     s.enrolled.insert("a/p".into());
-    compile(&s, &mesh())
+    let (model, problems) = compile(&s, &mesh());
+    for p in &problems {
+        assert!(code::of(&p.message).is_some(), "has no code: {p}");
+    }
+    (model, problems)
 }
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {app: web, version: v2}}\nspec: {nodeName: n, serviceAccountName: sa, containers: [{name: c, ports: [{name: web, containerPort: 8080}]}]}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}], conditions: [{type: Ready, status: 'True'}]}\n---\n";
 
@@ -495,10 +499,10 @@ fn who_upgrades_is_told_what_comes_of_a_policy() {
     let bad = "rules: [{to: [{operation: {paths: ['/a', '*x*']}}]}]";
     let not = "rules: [{to: [{operation: {notPaths: ['*x*']}}]}]";
     for (spec, wanted) in [
-        (format!("action: DENY, {bad}"), Some("will refuse everything where it applies")),
-        (format!("action: CUSTOM, {bad}"), Some("will refuse everything where it applies")),
-        (not.into(), Some("will allow nobody: where no other policy allows, all is refused")),
-        (bad.into(), Some("will allow nothing by the values above; the rest of it stays in force")),
+        (format!("action: DENY, {bad}"), Some("denies all traffic that it selects")),
+        (format!("action: CUSTOM, {bad}"), Some("denies all traffic that it selects")),
+        (not.into(), Some("allows no traffic: traffic that no other policy allows is denied")),
+        (bad.into(), Some("ignores the values above; the rest of the policy is in force")),
         ("rules: [{}]".into(), None),
     ] {
         let objects = parse::file("t.yaml".as_ref(), &policy(&format!("{{{spec}}}"))).unwrap();
@@ -674,7 +678,7 @@ fn service_entries_of_one_host_are_one_service() {
     let other = entry("c", 90, "").replace("resolution: STATIC", "resolution: NONE");
     let (all, addresses, _, problems) = run_all(&(entry("b", 80, &at("{address: 192.0.2.1}")) + &other));
     assert_eq!((all, addresses, problems.len()), (vec![80], 1, 1), "{problems:?}");
-    assert!(problems[0].contains("ServiceEntry a/c") && problems[0].contains("another resolution"), "{problems:?}");
+    assert!(problems[0].contains("ServiceEntry a/c") && problems[0].contains("different resolution"), "{problems:?}");
 }
 
 #[test]
@@ -722,11 +726,50 @@ fn what_the_api_server_refuses_is_refused_in_files_too() {
         };
         assert!(!problems.is_empty(), "{kind} {spec}");
         if by == "webhook" {
+            assert!(code::of(&text).is_some(), "has no code: {text}");
             let text_of = |p: &Problem| p.to_string().trim_start_matches("t.yaml:1: ").to_string();
             let all: Vec<String> = problems.iter().map(text_of).collect();
             assert_eq!(all.join("; "), text, "{kind} {spec}");
         }
     }
+}
+
+/// Everything that a code can stand in: the sources, and the rules of the CRDs.
+fn sources(dir: &std::path::Path, out: &mut String) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs" || e == "yaml")
+            && !["code.rs", "tests.rs"].iter().any(|f| path.ends_with(f))
+        {
+            out.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_code_is_used_and_documented() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut all = String::new();
+    for dir in ["controller/src", "crates", "charts/base/crds"] {
+        sources(&root.join(dir), &mut all);
+    }
+    let crds = std::fs::read_dir(root.join("charts/base/crds")).unwrap().map(|f| f.unwrap().path());
+    for rule in crds.flat_map(|f| std::fs::read_to_string(f).unwrap().lines().map(String::from).collect::<Vec<_>>()) {
+        let is_message = rule.trim_start().starts_with("message: ") || rule.contains("\"message\": ");
+        assert!(!is_message || code::of(&rule).is_some() || rule.contains("type\": \"string"), "has no code: {rule}");
+    }
+    let coded = |part: &str| code::of(&format!("[KARST-{}", part.get(..5).unwrap_or_default()));
+    let mut used: BTreeSet<u16> = all.split("[KARST-").skip(1).filter_map(coded).collect();
+    used.insert(1); // where a parser's text gets it
+    let listed: BTreeSet<u16> = code::CODES.iter().map(|(c, _)| *c).collect();
+    assert_eq!(used, listed, "used, and in the list");
+    let doc = include_str!("../../../docs/refused.md");
+    let (_, doc) = doc.split_once("## Codes").unwrap();
+    let lines: Vec<String> = doc.lines().filter(|l| l.starts_with("- ")).map(String::from).collect();
+    let wanted: Vec<String> = code::CODES.iter().map(|(c, meaning)| format!("- `KARST-{c:04}`: {meaning}")).collect();
+    assert_eq!(lines, wanted, "docs/refused.md");
 }
 
 const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: a, uid: u, generation: 3}\nspec: {gatewayClassName: istio-waypoint, infrastructure: {labels: {team: x}}, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\nSTATUS\n---\n";
@@ -747,11 +790,18 @@ fn written(text: &str) -> Writes {
     written_with(&state, &template, Some(&found))
 }
 
+/// What a condition says that is False and no refusal.
+const REFERS: [&str; 3] = ["No errors found", "see Accepted", "see the other conditions"];
+
 /// Object, type, status, reason of each condition that is written.
 fn conditions(w: &Writes) -> Vec<String> {
     let one = |w: &Write| {
         let of = w.status["conditions"].as_array().cloned().unwrap_or_default();
         let to = w.to.to_string();
+        for c in of.iter().filter(|c| c["status"] == "False") {
+            let text = c["message"].as_str().unwrap();
+            assert!(code::of(text).is_some() || REFERS.contains(&text), "has no code: {c}");
+        }
         of.into_iter().map(move |c| format!("{to}: {} {} {}", c["type"], c["status"], c["reason"]).replace('"', ""))
     };
     w.statuses.iter().flat_map(one).collect()
@@ -1506,7 +1556,7 @@ fn ports_of_gateways_are_those_of_their_services() {
     let (m, p) = run(&text);
     let listeners = &m.gateways["edge/gw"].listeners;
     assert_eq!(listeners.iter().map(|l| (l.port, l.called)).collect::<Vec<_>>(), [(8080, 80)]);
-    let want = "Gateway a/gw: spec.servers[1].port.number: is port 8080 of pod edge/gw, which spec.servers[0] of Gateway a/gw takes with another protocol: use another port";
+    let want = "Gateway a/gw: spec.servers[1].port.number: is port 8080 of pod edge/gw, which spec.servers[0] of Gateway a/gw already uses with another protocol: use another port [KARST-0507]";
     assert_eq!(p.iter().map(|p| p.to_string().split_once(": ").unwrap().1.to_string()).collect::<Vec<_>>(), [want]);
     let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
     assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortConflict"]);
@@ -2038,7 +2088,7 @@ fn filters_of_gateway_api_are_executed_or_refuse() {
             );
             let at = ["filters[0].requestHeaderModifier", "backendRefs[0].filters[0].responseHeaderModifier"];
             let is_told = |(w, at): (&String, &str)| {
-                w.starts_with(&format!("spec.rules[0].{at}.add[0]: ")) && w.ends_with("; it is sent as it is")
+                w.starts_with(&format!("spec.rules[0].{at}.add[0]: ")) && w.ends_with("; the value is sent unchanged")
             };
             assert!(warnings.len() == if told { 2 } else { 0 } && warnings.iter().zip(at).all(is_told), "{warnings:?}");
         }
@@ -2053,7 +2103,7 @@ fn filters_of_gateway_api_are_executed_or_refuse() {
         let (rule, warnings) = of("HTTPRoute", "", &format!("{{{filter}}}"));
         assert_eq!(rule.destinations[0].refuse_status, status, "{filter}");
         assert_eq!(
-            warnings.iter().any(|w| w.contains("answered 500")),
+            warnings.iter().any(|w| w.contains("answered with 500")),
             status == 500 && filter != "type: Other",
             "{warnings:?}"
         );
@@ -2585,9 +2635,9 @@ fn issuers_are_named_where_they_may_be() {
     assert_eq!(tokens("istio-system", class, KEYS), fine);
     assert_eq!(tokens("b", class, KEYS), (vec![], 1), "not everybody names issuers for all");
     let (broken, problems) = tokens("a", service, "jwks: nonsense");
-    assert!(broken[0].contains("is no JSON Web Key Set") && problems == 1, "{broken:?}");
+    assert!(broken[0].contains("is not a valid JSON Web Key Set") && problems == 1, "{broken:?}");
     let (broken, problems) = tokens("a", service, r#"jwks: '{"keys": [{"kty": "oct", "k": "MDEyMw"}]}'"#);
-    assert!(broken[0].contains("has no public key") && problems == 1, "{broken:?}");
+    assert!(broken[0].contains("contains no usable public key") && problems == 1, "{broken:?}");
     let (broken, problems) = tokens("a", service, "jwksUri: 'https://i/keys'");
     assert!(broken[0].contains("not fetched yet") && problems == 0, "{broken:?}");
 }

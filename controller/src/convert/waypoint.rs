@@ -76,11 +76,11 @@ pub(crate) fn canary<'a>(objects: &Objects<'a>, m: &Meta) -> Option<Result<Canar
     let ns = from.labels.get(CANARY_NS).map_or(m.namespace.as_str(), String::as_str);
     let given = from.annotations.get(CANARY_WEIGHT).map(String::as_str).unwrap_or_default();
     let Some(weight) = given.parse::<u32>().ok().filter(|w| *w <= 100) else {
-        let text = format!("annotation {CANARY_WEIGHT}: {given:?} is no weight: use 0 to 100");
+        let text = format!("annotation {CANARY_WEIGHT}: invalid weight {given:?}: use 0 to 100 [KARST-0706]");
         return Some(Err(("CanaryInvalidWeight", text)));
     };
     if (primary.metadata.namespace.as_str(), primary.metadata.name.as_str()) == (ns, name.as_str()) {
-        let text = format!("{CANARY}: {ns}/{name} is the waypoint itself: name another");
+        let text = format!("{CANARY}: {ns}/{name} is the primary waypoint itself: use another one [KARST-0706]");
         return Some(Err(("CanarySameAsPrimary", text)));
     }
     match named(objects, ns, name, &m.namespace, Traffic::Service) {
@@ -101,7 +101,7 @@ pub(super) fn executing(
         Binding::To(g, _) => Ok(format!("bound to waypoint {}/{}", g.metadata.namespace, g.metadata.name)),
         Binding::None => {
             let text = format!(
-                "{what} uses no waypoint, and nobody else does what is said here: label the service or its namespace {USE}"
+                "{what} uses no waypoint, so this has no effect: label the service or its namespace {USE} [KARST-0701]"
             );
             Err((MissingUseWaypointLabel, text))
         }
@@ -143,37 +143,45 @@ fn named<'a>(
 ) -> Result<(&'a Gateway, GatewayAddress), Reason> {
     let not_ready = |why: &str| Err(("WaypointIsNotReady", format!("waypoint {ns}/{name} {why}")));
     let Some(g) = objects.gateways.get(&(ns, name)) else {
-        return not_ready("does not exist: make a Gateway of that name with gatewayClassName istio-waypoint");
+        return not_ready(
+            "does not exist: create a Gateway of that name with gatewayClassName istio-waypoint [KARST-0702]",
+        );
     };
     if !is_waypoint(objects, g) {
-        return not_ready(&format!("is no waypoint: its class is {:?}, not istio-waypoint", g.spec.gateway_class_name));
+        return not_ready(&format!(
+            "is not a waypoint: its class is {:?}, not istio-waypoint [KARST-0702]",
+            g.spec.gateway_class_name
+        ));
     }
     if !takes(objects, g, traffic) {
         let text = format!(
-            "waypoint {ns}/{name} does not take this traffic: label the Gateway {FOR}={}, or all",
+            "waypoint {ns}/{name} does not accept this traffic: label the Gateway {FOR}={}, or all [KARST-0703]",
             if traffic == Traffic::Service { "service" } else { "workload" }
         );
         return Err((OTHER_TRAFFIC, text));
     }
     if !admits(objects, g, namespace) {
         let text = format!(
-            "waypoint {ns}/{name} does not admit namespace {namespace}: see allowedRoutes.namespaces of its HBONE listener"
+            "waypoint {ns}/{name} does not allow namespace {namespace}: check allowedRoutes.namespaces of its HBONE listener [KARST-0704]"
         );
         return Err(("AttachmentDenied", text));
     }
     match address(objects, g) {
         Some(a) => Ok((g, a)),
-        None if !has_listener(g) => not_ready("has no listener of protocol HBONE on port 15008"),
-        None => not_ready("has no address yet"),
+        None if !has_listener(g) => not_ready("has no listener with protocol HBONE on port 15008 [KARST-0702]"),
+        None => not_ready("has no address yet [KARST-0702]"),
     }
 }
 
 /// Why a waypoint cannot have this listener: Gateway API's reason, and the words.
 pub(super) fn wrong_listener(l: &Listener) -> Option<Reason> {
     if l.protocol != PROTOCOL {
-        return Some(("UnsupportedProtocol", format!("protocol {:?}: a waypoint speaks only {PROTOCOL}", l.protocol)));
+        return Some((
+            "UnsupportedProtocol",
+            format!("protocol {:?}: a waypoint supports only {PROTOCOL} [KARST-0705]", l.protocol),
+        ));
     }
-    let text = || format!("port {}: a waypoint listens only on {PORT}", l.port);
+    let text = || format!("port {}: a waypoint listens only on {PORT} [KARST-0705]", l.port);
     (l.port != PORT).then(|| ("PortUnavailable", text()))
 }
 

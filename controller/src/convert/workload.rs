@@ -79,7 +79,11 @@ pub(super) fn compile(
                 owners.entry(objects, e, &mut w.services);
                 model.workloads.insert(w.uid.clone(), Arc::new(w));
             }
-            None => problems.push(problem(at, "spec.address", "is missing: give an IP address or a host name")),
+            None => problems.push(problem(
+                at,
+                "spec.address",
+                "is missing: specify an IP address or a host name [KARST-0010]",
+            )),
         }
     }
     for (at, se) in &objects.service_entries {
@@ -345,7 +349,7 @@ fn inline_endpoints(
         }
         if se.spec.resolution == "STATIC" && e.address.parse::<IpAddr>().is_err() {
             let text = format!(
-                "{:?} is not an IP address: resolution STATIC needs one (or set spec.resolution to DNS)",
+                "{:?} is not an IP address, which resolution STATIC requires: use an IP address, or set spec.resolution to DNS [KARST-0203]",
                 e.address
             );
             problems.push(problem(at, format!("spec.endpoints[{i}].address"), text));
@@ -355,7 +359,7 @@ fn inline_endpoints(
             problems.push(problem(
                 at,
                 format!("spec.endpoints[{i}].address"),
-                "is missing: give an IP address or a host name",
+                "is missing: specify an IP address or a host name [KARST-0010]",
             ));
             continue;
         };

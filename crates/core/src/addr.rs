@@ -64,7 +64,7 @@ pub struct Cidr {
 
 /// Why a text is not an address range.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not an IP address or a range such as 10.0.0.0/8 or 2001:db8::/32")]
+#[error("{0:?} is neither an IP address nor a CIDR range such as 10.0.0.0/8 or 2001:db8::/32 [KARST-0021]")]
 pub struct CidrError(pub String);
 
 fn wide(ip: IpAddr) -> u128 {

@@ -73,15 +73,17 @@ pub enum Piece {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum OperatorError {
     /// A sign that begins no operator.
-    #[error("has a % that begins no operator: write %% for the sign itself, or an operator such as %REQ(x-user)%")]
+    #[error(
+        "contains a % that starts no operator: write %% for a literal %, or an operator such as %REQ(x-user)% [KARST-0025]"
+    )]
     Percent,
     /// An operator that is not here.
     #[error(
-        "has the operator {0}, which is not supported: use REQ, RESP, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_LOCAL_ADDRESS or UPSTREAM_REMOTE_ADDRESS (also with _WITHOUT_PORT), UPSTREAM_HOST, UPSTREAM_CLUSTER, PROTOCOL, HOSTNAME, RESPONSE_CODE, RESPONSE_FLAGS, START_TIME, ROUTE_NAME, DOWNSTREAM_PEER_URI_SAN or REQUESTED_SERVER_NAME"
+        "contains the unsupported operator {0}: use REQ, RESP, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_LOCAL_ADDRESS or UPSTREAM_REMOTE_ADDRESS (also with _WITHOUT_PORT), UPSTREAM_HOST, UPSTREAM_CLUSTER, PROTOCOL, HOSTNAME, RESPONSE_CODE, RESPONSE_FLAGS, START_TIME, ROUTE_NAME, DOWNSTREAM_PEER_URI_SAN or REQUESTED_SERVER_NAME [KARST-0025]"
     )]
     Unknown(String),
     /// What stands in its parentheses.
-    #[error("has the operator {0} with a wrong argument: {1}")]
+    #[error("contains the operator {0} with an invalid argument: {1} [KARST-0025]")]
     Argument(String, &'static str),
 }
 
@@ -157,7 +159,7 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, OperatorErro
     let wrong = |why| Err(OperatorError::Argument(name.to_string(), why));
     let plain = match name {
         "REQ" | "RESP" => {
-            let Some(header) = argument.and_then(header) else { return wrong("name a header, as in REQ(x-user)") };
+            let Some(header) = argument.and_then(header) else { return wrong("specify a header, as in REQ(x-user)") };
             return Ok(if name == "REQ" { Operator::Request(header) } else { Operator::Response(header) });
         }
         "START_TIME" => {
@@ -188,7 +190,7 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, OperatorErro
         "REQUESTED_SERVER_NAME" => Operator::ServerName,
         _ => return Err(OperatorError::Unknown(name.to_string())),
     };
-    if argument.is_some() { wrong("it takes none") } else { Ok(plain) }
+    if argument.is_some() { wrong("it takes no argument") } else { Ok(plain) }
 }
 
 /// `NAME` or `NAME?OTHER`.
@@ -282,22 +284,22 @@ mod tests {
     #[test]
     fn what_is_not_here_is_refused_with_its_name() {
         for (value, want) in [
-            ("50%", "begins no operator"),
-            ("50% off", "begins no operator"),
-            ("a%20b", "begins no operator"),
-            ("%REQ(x", "begins no operator"),
-            ("%REQ(x)", "begins no operator"),
-            ("%PROTOCOL", "begins no operator"),
-            ("%REQ(x):y%", "begins no operator"),
-            ("%%%", "begins no operator"),
-            ("%()%", "begins no operator"),
-            ("%FOO%", "the operator FOO, which is not supported"),
-            ("%DYNAMIC_METADATA(a:b)%", "the operator DYNAMIC_METADATA, which"),
-            ("%REQ%", "the operator REQ with a wrong argument"),
-            ("%REQ()%", "the operator REQ with a wrong argument"),
-            ("%REQ(a b)%", "the operator REQ with a wrong argument"),
-            ("%PROTOCOL(x)%", "it takes none"),
-            ("%START_TIME(%Q)%", "the operator START_TIME with a wrong argument"),
+            ("50%", "starts no operator"),
+            ("50% off", "starts no operator"),
+            ("a%20b", "starts no operator"),
+            ("%REQ(x", "starts no operator"),
+            ("%REQ(x)", "starts no operator"),
+            ("%PROTOCOL", "starts no operator"),
+            ("%REQ(x):y%", "starts no operator"),
+            ("%%%", "starts no operator"),
+            ("%()%", "starts no operator"),
+            ("%FOO%", "the unsupported operator FOO"),
+            ("%DYNAMIC_METADATA(a:b)%", "the unsupported operator DYNAMIC_METADATA"),
+            ("%REQ%", "the operator REQ with an invalid argument"),
+            ("%REQ()%", "the operator REQ with an invalid argument"),
+            ("%REQ(a b)%", "the operator REQ with an invalid argument"),
+            ("%PROTOCOL(x)%", "it takes no argument"),
+            ("%START_TIME(%Q)%", "the operator START_TIME with an invalid argument"),
         ] {
             let e = parse(value).unwrap_err().to_string();
             assert!(e.contains(want), "{value}: {e}");

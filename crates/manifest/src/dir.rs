@@ -50,7 +50,8 @@ impl Dir {
     /// # Errors
     /// If it does not exist or cannot be watched.
     pub fn watch(path: &Path) -> io::Result<Self> {
-        let named = |e: String| io::Error::other(format!("cannot watch the manifests in {}: {e}", path.display()));
+        let named =
+            |e: String| io::Error::other(format!("cannot watch the manifests in {}: {e} [KARST-0006]", path.display()));
         if !path.is_dir() {
             return Err(named("no such directory".into()));
         }
@@ -98,7 +99,7 @@ impl Dir {
                         line: 1,
                         object: String::new(),
                         field: String::new(),
-                        message: format!("cannot be read: {e}"),
+                        message: format!("cannot be read: {e} [KARST-0006]"),
                     });
                     good.extend(before.map(|b| (f, b)));
                     continue;
@@ -125,7 +126,7 @@ impl Dir {
             let key = (o.object.kind(), format!("{}/{}", m.namespace, m.name));
             if let Some(first) = seen.get(&key) {
                 let message = format!(
-                    "is defined a second time (first in {}:{}); the first counts",
+                    "is already defined in {}:{}; this definition is ignored [KARST-0005]",
                     first.file.display(),
                     first.line
                 );

@@ -16,22 +16,22 @@ pub struct HTTPFilter {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpFilterSpec {
-    /// Services of this namespace: it is for all of their requests. Without any it is for the rules of HTTPRoutes and GRPCRoutes
-    /// that name it in a filter of type ExtensionRef.
+    /// Services of this namespace, to all requests of which the filter applies. Without any, it applies to the rules of HTTPRoutes
+    /// and GRPCRoutes that refer to it in a filter of type ExtensionRef.
     #[cfg_attr(test, schemars(with = "Vec<FilterTarget>"))]
     pub target_refs: Vec<TargetRef>,
     /// As in a VirtualService.
     pub fault: Option<VsFault>,
-    /// Requests must be within all of them.
+    /// Rate limits; a request must be within all of them.
     pub rate_limits: Vec<RateLimit>,
 }
 /// What a schema says of a TargetRef.
 #[cfg(test)]
 #[derive(schemars::JsonSchema)]
 pub struct FilterTarget {
-    /// Empty, as of a Service.
+    /// API group: empty, for a Service.
     pub group: Option<String>,
-    /// Service.
+    /// Kind: Service.
     pub kind: String,
     pub name: String,
 }
@@ -39,13 +39,13 @@ pub struct FilterTarget {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimit {
-    /// So many, 1 to 1,000,000, in the time that `per` says. Each proxy counts for itself.
+    /// Number of requests per interval (`per`), 1 to 1,000,000. Each proxy counts separately.
     pub requests: u32,
-    /// Such as 1s (and this if nothing is given), 1m or 1h; 1ms to 24h.
+    /// Interval, for example 1s (the default), 1m or 1h; 1ms to 24h.
     pub per: Option<String>,
-    /// So many may come at once; `requests` if nothing is given.
+    /// Number of requests that may arrive at once; by default, the same as `requests`.
     pub burst: Option<u32>,
-    /// All (and this if nothing is given): everybody together, over all rules of a service that name the filter; Caller: each
-    /// identity of the mesh by itself, or address where there is none.
+    /// All (the default): one limit for all clients, over all rules of a service that refer to the filter; Caller: a separate limit
+    /// for each mesh identity, or for each address where there is no identity.
     pub by: Option<String>,
 }

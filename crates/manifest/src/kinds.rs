@@ -761,7 +761,7 @@ fn by_port<'de, D: serde::Deserializer<'de>>(d: D) -> Result<BTreeMap<u16, Mutua
             Key::Number(n) => n.to_string(),
             Key::Text(s) => s,
         };
-        let bad = |_| serde::de::Error::custom(format!("{text:?} is not a port: use 1 to 65535"));
+        let bad = |_| serde::de::Error::custom(format!("invalid port {text:?}: use 1 to 65535 [KARST-0019]"));
         Ok((text.parse().map_err(bad)?, m))
     };
     all.into_iter().map(port).collect()

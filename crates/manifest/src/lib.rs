@@ -4,8 +4,10 @@
 //!   over, except in security kinds, where an unknown field is an error: a misspelt condition must not vanish.
 //! - [`dir`] reads a directory. A file counts as a whole: while any document in it is bad, the last good state of
 //!   that file stays, and the problem names file, line, object, field and fix.
+//! - [`code`] has the codes of refusals and warnings.
 //! - [`enrol`] says which pods belong to the mesh.
 
+pub mod code;
 #[cfg(test)]
 mod crds;
 pub mod dir;

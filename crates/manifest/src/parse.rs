@@ -1,11 +1,15 @@
 //! From text to objects, with errors that say where.
 
 use crate::{
+    code,
     kinds::{self, Object},
     unsupported::{UnsupportedKind, unsupported},
 };
 use serde::Deserialize;
 use std::{fmt, path::PathBuf};
+
+/// Code of what does not fit its schema.
+const UNREADABLE: u16 = 1;
 
 /// Something wrong in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,18 +126,18 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
         let text = e.to_string();
         let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(t, _)| t);
         let text = text.strip_prefix(&format!("{field}: ")).unwrap_or(text);
-        problem(line, object, field, text.to_string())
+        problem(line, object, field, code::with(UNREADABLE, text.to_string()))
     };
     let head: Head = serde_yaml_ng::from_str(text).map_err(|e| yaml_error(&e, "", ""))?;
     if head.kind.is_empty() || head.api_version.is_empty() {
-        return Err(problem(1, "", "kind", "is missing: every document needs apiVersion and kind".into()));
+        return Err(problem(1, "", "kind", "is missing: each document needs apiVersion and kind [KARST-0002]".into()));
     }
     if head.items.is_some() && head.kind.ends_with("List") {
         return Err(problem(
             1,
             &head.kind,
             "items",
-            "lists are not read from files: write one document for each object, separated by ---".into(),
+            "lists are not supported in files: write one document per object, separated by --- [KARST-0003]".into(),
         ));
     }
     let group = head.api_version.split_once('/').map_or("", |(g, _)| g);
@@ -154,7 +158,7 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
             1,
             &name,
             "metadata.name",
-            "must be a DNS name: lower-case letters, digits, '-' and '.', at most 253 characters".into(),
+            "must be a DNS name: lowercase letters, digits, '-' and '.', at most 253 characters [KARST-0004]".into(),
         ));
     }
     let mut track = serde_path_to_error::Track::new();
@@ -190,7 +194,7 @@ pub fn value(kind: &str, mut v: serde_json::Value) -> Result<Object, Problem> {
             p.field = track.path().to_string();
             Err(p)
         }
-        None => Err(unreadable(kind, &name, "is of a kind that is not read".into())),
+        None => Err(unreadable(kind, &name, "is of an unsupported kind [KARST-0001]".into())),
     }
 }
 
@@ -269,6 +273,7 @@ fn without_nulls(v: &mut serde_json::Value) {
 
 /// The problem of an object (`namespace/name`) that cannot be read.
 pub fn unreadable(kind: &str, name: &str, message: String) -> Problem {
+    let message = code::with(UNREADABLE, message);
     let name = name.trim_start_matches('/');
     Problem { file: PathBuf::new(), line: 0, object: format!("{kind} {name}"), field: String::new(), message }
 }
@@ -352,7 +357,11 @@ mod tests {
             (p.object.as_str(), p.field.as_str(), p.line),
             ("AuthorizationPolicy default/p", "spec.rules[0].from[0].source.principal", 13)
         );
-        assert!(p.message.contains("unknown field `principal`"), "{}", p.message);
+        assert!(
+            p.message.contains("unknown field `principal`") && p.message.ends_with(" [KARST-0001]"),
+            "{}",
+            p.message
+        );
         let p = one("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - port: 70000\n");
         assert_eq!((p.field.as_str(), p.line), ("spec.ports[0].port", 6));
         let p = one("apiVersion: v1\nkind: Service\nmetadata: {name: S}\n");

@@ -14,12 +14,12 @@ pub struct RequestAuthentication {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestAuthenticationSpec {
-    /// Pods of gateways; none: all gateways of the namespace.
+    /// Pods of gateways; by default, all gateways of the namespace.
     #[cfg_attr(test, schemars(with = "Option<SelectorSchema>"))]
     pub selector: Option<Selector>,
     #[cfg_attr(test, schemars(with = "Option<TargetSchema>"))]
     pub target_ref: Option<TargetRef>,
-    /// Services, ServiceEntries, Gateways, GatewayClasses: enforced by their waypoints, or by the Gateway.
+    /// Services, ServiceEntries, Gateways or GatewayClasses; enforced by their waypoints, or by the Gateway.
     #[cfg_attr(test, schemars(with = "Vec<TargetSchema>"))]
     pub target_refs: Vec<TargetRef>,
     pub jwt_rules: Vec<JwtRule>,
@@ -50,13 +50,13 @@ pub struct TargetSchema {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct JwtRule {
     pub issuer: String,
-    /// One of them must be in the token, if there are any.
+    /// Audiences, one of which the token must have; by default, any is accepted.
     pub audiences: Vec<String>,
     #[serde(alias = "jwks_uri")]
     pub jwks_uri: String,
     /// The keys, as a JSON Web Key Set (RFC 7517).
     pub jwks: String,
-    /// Where tokens are; by default `Authorization: Bearer` and the parameter access_token.
+    /// Headers that carry the token; by default `Authorization: Bearer` and the parameter access_token.
     pub from_headers: Vec<JwtHeader>,
     pub from_params: Vec<String>,
     pub from_cookies: Vec<String>,
@@ -71,7 +71,7 @@ pub struct JwtRule {
 #[serde(default, deny_unknown_fields)]
 pub struct JwtHeader {
     pub name: String,
-    /// With its space, as in "Bearer ".
+    /// Prefix of the token, including its space, for example "Bearer ".
     pub prefix: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -17,7 +17,7 @@ pub struct Telemetry {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct TelemetrySpec {
-    /// Pods of waypoints and gateways; none: all of the namespace, in the root namespace all of the mesh.
+    /// Pods of waypoints and gateways; by default, all in the namespace, or in the root namespace all in the mesh.
     #[cfg_attr(test, schemars(with = "Option<SelectorSchema>"))]
     pub selector: Option<Selector>,
     #[cfg_attr(test, schemars(with = "Option<TargetSchema>"))]
@@ -45,7 +45,7 @@ pub struct Provider {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ModeMatch {
-    /// CLIENT (gateways), SERVER (waypoints), CLIENT_AND_SERVER (and this if nothing is given).
+    /// CLIENT (gateways), SERVER (waypoints) or CLIENT_AND_SERVER (the default).
     pub mode: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -54,7 +54,7 @@ pub struct ModeMatch {
 pub struct AccessLogging {
     #[serde(rename = "match")]
     pub matched: Option<ModeMatch>,
-    /// envoy: the proxy's standard output.
+    /// `envoy`: the proxy's standard output.
     pub providers: Vec<Provider>,
     pub disabled: Option<bool>,
     pub filter: Option<LogFilter>,
@@ -63,14 +63,14 @@ pub struct AccessLogging {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct LogFilter {
-    /// CEL over Envoy's attributes: a line is written where it is true.
+    /// CEL expression over Envoy's attributes; a line is written if it is true.
     pub expression: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metrics {
-    /// prometheus: the proxy's page of metrics.
+    /// `prometheus`: the proxy's metrics endpoint.
     pub providers: Vec<Provider>,
     pub overrides: Vec<MetricsOverride>,
     pub reporting_interval: Option<String>,
@@ -88,8 +88,8 @@ pub struct MetricsOverride {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct MetricMatch {
-    /// ALL_METRICS (and this if nothing is given), REQUEST_COUNT, REQUEST_DURATION, REQUEST_SIZE, RESPONSE_SIZE, and those of TCP and
-    /// gRPC messages.
+    /// ALL_METRICS (the default), REQUEST_COUNT, REQUEST_DURATION, REQUEST_SIZE, RESPONSE_SIZE, or a metric of TCP or gRPC
+    /// messages.
     pub metric: String,
     pub custom_metric: String,
     pub mode: String,
@@ -98,9 +98,9 @@ pub struct MetricMatch {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct TagOverride {
-    /// UPSERT (and this if nothing is given), REMOVE.
+    /// UPSERT (the default) or REMOVE.
     pub operation: String,
-    /// CEL over Envoy's attributes.
+    /// CEL expression over Envoy's attributes.
     pub value: String,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -110,7 +110,7 @@ pub struct Tracing {
     #[serde(rename = "match")]
     pub matched: Option<ModeMatch>,
     pub providers: Vec<Provider>,
-    /// Per cent, 0 to 100.
+    /// Percentage, 0 to 100.
     pub random_sampling_percentage: Option<f64>,
     pub disable_span_reporting: Option<bool>,
     pub disable_context_propagation: Option<bool>,

@@ -16,11 +16,11 @@ pub struct VirtualService {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtualServiceSpec {
-    /// The services that are called: short names of this namespace, or full names; a wildcard at the beginning.
+    /// Hosts of the services that the routes apply to: short names in this namespace, or full names; may start with a wildcard.
     pub hosts: Vec<String>,
-    /// Where the routes apply; `mesh`, and this if nothing is given: calls within the mesh.
+    /// Gateways that the routes apply to; `mesh` (the default) stands for requests within the mesh.
     pub gateways: Vec<String>,
-    /// The first that matches is it.
+    /// Rules in order; the first that matches is applied.
     pub http: Vec<VsHttp>,
     pub tls: Vec<VsTls>,
     pub tcp: Vec<VsTcp>,
@@ -41,12 +41,12 @@ pub struct VsHttp {
     pub direct_response: Option<VsDirectResponse>,
     pub delegate: Option<VsDelegate>,
     pub rewrite: Option<VsRewrite>,
-    /// For the whole request with its retries, such as 1.5s.
+    /// Timeout for the whole request, including retries, for example 1.5s.
     pub timeout: Option<String>,
     pub retries: Option<VsRetries>,
-    /// Without a percentage there is no fault.
+    /// Fault to inject; without a percentage, none is injected.
     pub fault: Option<VsFault>,
-    /// Gets a copy of each request; its answers do not matter.
+    /// Destination that receives a copy of each request; its responses are ignored.
     pub mirror: Option<VsDestination>,
     pub mirrors: Vec<VsMirror>,
     #[serde(alias = "mirror_percent")]
@@ -89,7 +89,7 @@ pub struct StringMatch {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsRoute {
     pub destination: VsDestination,
-    /// Its share, in relation to the sum of all.
+    /// Weight, relative to the sum of all weights.
     pub weight: u32,
     pub headers: Option<VsHeaders>,
 }
@@ -131,7 +131,7 @@ pub struct VsRedirect {
     pub port: Option<u16>,
     pub derive_port: String,
     pub scheme: String,
-    /// 301 where it is not given.
+    /// Status code; 301 by default.
     pub redirect_code: u16,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -146,7 +146,7 @@ pub struct VsDirectResponse {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct VsBody {
     pub string: Option<String>,
-    /// Base64.
+    /// Content of the body, base64-encoded.
     pub bytes: Option<String>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -254,7 +254,7 @@ pub struct VsTcpMatch {
     pub source_namespace: String,
     pub source_subnet: String,
 }
-/// For TLS that is not terminated.
+/// Routes for TLS connections that are not terminated.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -286,10 +286,10 @@ pub struct DestinationRule {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct DestinationRuleSpec {
-    /// The service that the rule is for.
+    /// Host of the service that the rule applies to.
     pub host: String,
     pub traffic_policy: Option<TrafficPolicy>,
-    /// Releases of the service, told apart by labels of their pods; routes name them.
+    /// Named versions of the service, selected by labels of their pods; routes refer to them.
     pub subsets: Vec<DrSubset>,
     pub export_to: Vec<String>,
     pub workload_selector: Option<serde_json::Value>,
@@ -319,7 +319,7 @@ pub struct TrafficPolicy {
     pub port_level_settings: Vec<PortPolicy>,
     pub tunnel: Option<serde_json::Value>,
     pub proxy_protocol: Option<serde_json::Value>,
-    /// How many retries there may be at a time; in place of connectionPool.http.maxRetries.
+    /// Limit of concurrent retries; replaces connectionPool.http.maxRetries.
     pub retry_budget: Option<RetryBudget>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -338,7 +338,7 @@ pub struct PortPolicy {
 pub struct LoadBalancer {
     pub simple: Option<String>,
     pub consistent_hash: Option<ConsistentHash>,
-    /// Which endpoints come first by their place, or which parts they get.
+    /// Load balancing by locality: failover or distribution.
     pub locality_lb_setting: Option<LocalityLb>,
     pub warmup_duration_secs: Option<String>,
     pub warmup: Option<Warmup>,
@@ -347,17 +347,17 @@ pub struct LoadBalancer {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientTls {
-    /// DISABLE, ISTIO_MUTUAL (the mesh's own TLS, which is there anyway), SIMPLE or MUTUAL.
+    /// DISABLE, ISTIO_MUTUAL (the mesh's own TLS, which is always used), SIMPLE or MUTUAL.
     pub mode: Option<String>,
     pub client_certificate: String,
     pub private_key: String,
-    /// `system`: the public authorities, as without it.
+    /// `system`: the public certificate authorities, as by default.
     pub ca_certificates: String,
-    /// A Secret with ca.crt and, for MUTUAL, tls.crt and tls.key.
+    /// Name of a Secret with ca.crt and, for MUTUAL, tls.crt and tls.key.
     pub credential_name: String,
-    /// One of them must be in the certificate; else the name in `sni`.
+    /// Names, one of which the server's certificate must have; by default the name in `sni`.
     pub subject_alt_names: Vec<String>,
-    /// The name in the TLS hello; the service's host name if nothing is given.
+    /// Server name in the TLS handshake; by default the host name of the service.
     pub sni: String,
     pub insecure_skip_verify: Option<bool>,
     pub ca_crl: String,
@@ -366,20 +366,20 @@ pub struct ClientTls {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryBudget {
-    /// Of the requests that are under way, 0 to 100; 20 if nothing is given.
+    /// Limit of concurrent retries as a percentage of active requests, 0 to 100; 20 by default.
     pub percent: Option<f64>,
-    /// So many at least; 3 if nothing is given.
+    /// Number of concurrent retries that are always allowed; 3 by default.
     pub min_retry_concurrency: Option<u32>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct LocalityLb {
-    /// Parts by place, for callers of a place.
+    /// Distribution of traffic over localities, by locality of the client.
     pub distribute: Vec<Distribute>,
-    /// Where a region's requests go if its own endpoints are not healthy.
+    /// Region that receives a region's requests if its own endpoints are unhealthy.
     pub failover: Vec<Failover>,
-    /// Labels, the most important first: the more of the first of them an endpoint shares with the caller, the earlier it comes.
+    /// Labels in order of importance: the more of the first labels an endpoint shares with the client, the higher its priority.
     pub failover_priority: Vec<String>,
     pub enabled: Option<bool>,
 }
@@ -387,16 +387,16 @@ pub struct LocalityLb {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Distribute {
-    /// region/zone/subzone, with * for any.
+    /// Locality of the client: region/zone/subzone, where * matches any.
     pub from: String,
-    /// Per cent by place; together 100.
+    /// Weights by locality, in percent; they must add up to 100.
     pub to: BTreeMap<String, u32>,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Failover {
-    /// A region.
+    /// Region of the client.
     pub from: String,
     pub to: String,
 }
@@ -498,7 +498,7 @@ pub struct IstioGateway {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct IstioGatewaySpec {
-    /// Labels of the pods that are meant; in whichever namespace they are.
+    /// Labels of the gateway pods, in any namespace.
     pub selector: Labels,
     pub servers: Vec<GwServer>,
 }
@@ -509,7 +509,7 @@ pub struct GwServer {
     pub name: String,
     pub port: GwPort,
     pub bind: String,
-    /// Host names, `*` and `*.domain` too, each maybe as `namespace/name`: VirtualServices of that namespace only.
+    /// Host names, `*` or `*.domain`; `namespace/name` accepts VirtualServices of that namespace only.
     pub hosts: Vec<String>,
     pub tls: Option<GwTls>,
     pub default_endpoint: String,
@@ -519,7 +519,7 @@ pub struct GwServer {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct GwPort {
     pub number: u16,
-    /// HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, MONGO, TCP, TLS.
+    /// HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, MONGO, TCP or TLS.
     pub protocol: String,
     pub name: String,
     pub target_port: u16,
@@ -531,7 +531,7 @@ pub struct GwTls {
     pub https_redirect: bool,
     /// PASSTHROUGH (the default), SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL, AUTO_PASSTHROUGH.
     pub mode: Option<String>,
-    /// A Secret in the namespace of the gateway's pods.
+    /// Name of a Secret in the namespace of the gateway's pods.
     pub credential_name: String,
     pub credential_names: Vec<String>,
     pub ca_cert_credential_name: String,
@@ -543,7 +543,7 @@ pub struct GwTls {
     pub subject_alt_names: Vec<String>,
     pub verify_certificate_spki: Vec<String>,
     pub verify_certificate_hash: Vec<String>,
-    /// TLSV1_2, TLSV1_3; others are refused.
+    /// TLSV1_2 or TLSV1_3; other versions are rejected.
     pub min_protocol_version: Option<String>,
     pub max_protocol_version: Option<String>,
     pub cipher_suites: Vec<String>,

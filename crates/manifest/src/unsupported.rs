@@ -15,35 +15,35 @@ pub const UNSUPPORTED: [(&str, &str, UnsupportedKind); 5] = [
         "EnvoyFilter",
         "networking.istio.io",
         UnsupportedKind::Refused(
-            "there is no Envoy to be patched: use VirtualService and DestinationRule, HTTPFilter (karst.io) for faults and rate limits, Telemetry for logs and metrics",
+            "EnvoyFilter is not supported, because proxies are not Envoy: use VirtualService and DestinationRule, HTTPFilter (karst.io) for faults and rate limits, or Telemetry for logs and metrics [KARST-0007]",
         ),
     ),
     (
         "WasmPlugin",
         "extensions.istio.io",
         UnsupportedKind::Refused(
-            "proxies run no WebAssembly: use RequestAuthentication and AuthorizationPolicy for access, HTTPFilter (karst.io) for faults and rate limits",
+            "WasmPlugin is not supported, because proxies do not run WebAssembly: use RequestAuthentication and AuthorizationPolicy for access control, or HTTPFilter (karst.io) for faults and rate limits [KARST-0007]",
         ),
     ),
     (
         "Sidecar",
         "networking.istio.io",
         UnsupportedKind::Warned(
-            "a Sidecar has no effect: there are no sidecars; who may call whom is said by AuthorizationPolicies",
+            "Sidecar has no effect: the mesh has no sidecars; use AuthorizationPolicy to control which workloads may call each other [KARST-0008]",
         ),
     ),
     (
         "ProxyConfig",
         "networking.istio.io",
         UnsupportedKind::Warned(
-            "a ProxyConfig has no effect: values of the charts configure ztunnel, and spec.infrastructure of a Gateway its proxy",
+            "ProxyConfig has no effect: configure ztunnel by its chart's values, and the proxy of a Gateway by its spec.infrastructure [KARST-0008]",
         ),
     ),
     (
         "WorkloadGroup",
         "networking.istio.io",
         UnsupportedKind::Warned(
-            "a WorkloadGroup has no effect in this version: machines do not register themselves; write a WorkloadEntry for each",
+            "WorkloadGroup has no effect in this version: machines do not register themselves; create a WorkloadEntry for each [KARST-0008]",
         ),
     ),
 ];

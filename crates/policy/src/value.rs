@@ -27,17 +27,17 @@ impl fmt::Display for ValueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ValueError::Star => {
-                "may have only one '*', as its first or last character: use a value such as x*, *x or *"
+                "may contain only one '*', as its first or last character: use for example x*, *x or * [KARST-0111]"
             }
             ValueError::PathStar => {
-                "may have only one '*', as its first or last character: use {*} for one segment, {**} for any number"
+                "may contain only one '*', as its first or last character: use {*} for one segment, {**} for any number of segments [KARST-0111]"
             }
-            ValueError::NoStar => "cannot have a '*', only whole values are compared: give each value",
-            ValueError::Braces => "has '{' or '}' other than in {*} or {**} as a whole segment: use one of these",
-            ValueError::NotLast => "has an operator after {**}, which must be the last one: remove one of them",
-            ValueError::Literal => "has a character that a path template cannot have as it is: percent-encode it",
-            ValueError::Relative => "does not begin with '/' or '*', as no path does: add it",
-            ValueError::Query => "has a '?' or '#', which no path has: remove the query or fragment",
+            ValueError::NoStar => "must not contain '*', because only whole values are compared: list each value [KARST-0111]",
+            ValueError::Braces => "contains '{' or '}' that is not part of {*} or {**} as a whole segment: use one of these [KARST-0112]",
+            ValueError::NotLast => "contains an operator after {**}, which must be the last one: remove one of them [KARST-0112]",
+            ValueError::Literal => "contains a character that is not allowed in a path template: percent-encode it [KARST-0112]",
+            ValueError::Relative => "must begin with '/' or '*', because every path begins with '/' [KARST-0113]",
+            ValueError::Query => "contains '?' or '#', which are never part of a path: remove the query or fragment [KARST-0113]",
         })
     }
 }

@@ -688,7 +688,7 @@ fn s1_wrong_manifests_are_refused() {
     let accepted = dry_apply(include_str!("../manifests/accepted.yaml")).unwrap();
     println!("{} manifests accepted", accepted.lines().filter(|l| l.contains("(server dry run)")).count());
     // Services that are not there, or have no waypoint, are told, and nothing else.
-    let of_services = |l: &&str| l.contains("nothing happens until") || l.contains("uses no waypoint");
+    let of_services = |l: &&str| l.contains("this has no effect until") || l.contains("uses no waypoint");
     let others: Vec<&str> = accepted.lines().filter(|l| l.starts_with("Warning") && !of_services(l)).collect();
     assert!(others.is_empty(), "{others:?}");
 }

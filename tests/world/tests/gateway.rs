@@ -267,7 +267,7 @@ fn istio_gateways_and_virtual_services() {
     wait_for("the port closed", PATIENCE, || s.client.connect(s.at(443)).is_err().then_some(()));
     assert_eq!(s.ask(80, "x", "/").status(), 404);
     let log = s.w.log_text("controller.log");
-    assert!(log.contains("there is no Secret edge/site: it must be in the namespace of the gateway's pods"), "{log}");
+    assert!(log.contains("Secret edge/site not found: it must be in the namespace of the gateway's pods"), "{log}");
 }
 
 /// What holds keys is told to the pod that it is for only, whatever another asks for.
@@ -393,7 +393,7 @@ fn backends_are_spoken_to_by_tls() {
     };
     // The certificates come after the policy.
     policy("", "hostname: own.com, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]");
-    refused("there is no ConfigMap app/ca");
+    refused("ConfigMap app/ca not found [KARST-0503]");
     s.w.apply(
         "ca",
         &format!(
@@ -432,5 +432,5 @@ fn backends_are_spoken_to_by_tls() {
     answer((200, "own.com /x alone"));
     // What is not understood is no reason to speak without TLS.
     policy("", "hostname: own.com, caCertificateRefs: [{group: '', kind: Thing, name: ca}]");
-    refused("\"Thing\" cannot be one: name a ConfigMap, or a Secret");
+    refused("unsupported kind \"Thing\": use ConfigMap or Secret");
 }

@@ -62,11 +62,11 @@ fn one<'a>(objects: &Objects<'a>, at: &'a Located, p: &'a BackendTLSPolicy, take
             v.bad.push((field.clone(), text));
         };
         if !matches!((t.group.as_str(), t.kind.as_str()), ("" | "core", "Service")) {
-            lost("TargetNotFound", format!("{:?} cannot be a target: name a Service", t.kind));
+            lost("TargetNotFound", format!("unsupported target kind {:?}: use Service [KARST-0104]", t.kind));
             continue;
         }
         let Some(service) = objects.service(ns, &t.name) else {
-            lost("TargetNotFound", format!("there is no Service {ns}/{}", t.name));
+            lost("TargetNotFound", format!("Service {ns}/{} not found [KARST-0307]", t.name));
             continue;
         };
         let port = match &t.section_name {
@@ -74,13 +74,16 @@ fn one<'a>(objects: &Objects<'a>, at: &'a Located, p: &'a BackendTLSPolicy, take
             Some(name) => match service.spec.ports.iter().find(|q| q.name == *name) {
                 Some(q) => Some(q.port),
                 None => {
-                    lost("TargetNotFound", format!("Service {ns}/{} has no port of the name {name:?}", t.name));
+                    lost("TargetNotFound", format!("Service {ns}/{} has no port named {name:?} [KARST-0308]", t.name));
                     continue;
                 }
             },
         };
         if !taken.insert((ns, t.name.as_str(), port)) {
-            lost("Conflicted", format!("an older BackendTLSPolicy is for Service {ns}/{}, too", t.name));
+            lost(
+                "Conflicted",
+                format!("an older BackendTLSPolicy already applies to Service {ns}/{} [KARST-0320]", t.name),
+            );
             continue;
         }
         v.places.push((&t.name, port));
@@ -96,7 +99,7 @@ fn validation(objects: &Objects<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) 
         Err((field(f), text))
     };
     if s.hostname.is_empty() {
-        return invalid("hostname", "is empty: give the name that is in the server's certificate".into());
+        return invalid("hostname", "is empty: specify the host name in the server's certificate [KARST-0010]".into());
     }
     let mut out = ir::ClientTls { sni: s.hostname.clone(), ..Default::default() };
     for (i, n) in s.subject_alt_names.iter().enumerate() {
@@ -104,7 +107,7 @@ fn validation(objects: &Objects<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) 
             ("Hostname", h, "") if !h.is_empty() => out.names.push(h.into()),
             ("URI", "", u) if u.contains(':') => out.names.push(u.into()),
             _ => {
-                let text = "must have type Hostname and hostname, or type URI and uri".into();
+                let text = "must set type Hostname and hostname, or type URI and uri [KARST-0015]".into();
                 return invalid(&format!("subjectAltNames[{i}]"), text);
             }
         }
@@ -114,15 +117,17 @@ fn validation(objects: &Objects<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) 
         (Some(""), _) | (None, []) => {
             return invalid(
                 "caCertificateRefs",
-                "is empty: name a ConfigMap, or set wellKnownCACertificates to System".into(),
+                "is empty: specify a ConfigMap, or set wellKnownCACertificates to System [KARST-0010]".into(),
             );
         }
         (None, _) => {}
-        (Some(other), []) => return invalid("wellKnownCACertificates", format!("{other:?} is not System")),
+        (Some(other), []) => {
+            return invalid("wellKnownCACertificates", format!("unsupported value {other:?}: use System [KARST-0016]"));
+        }
         (Some(_), _) => {
             return invalid(
                 "wellKnownCACertificates",
-                "cannot stand beside caCertificateRefs: remove one of them".into(),
+                "cannot be combined with caCertificateRefs: remove one of them [KARST-0014]".into(),
             );
         }
     }
@@ -153,18 +158,21 @@ fn roots(objects: &Objects<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, ReasonMe
     let found = match (r.group.as_str(), r.kind.as_str()) {
         ("" | "core", "ConfigMap") => {
             let c = objects.config_maps.get(&(ns, r.name.as_str()));
-            let c = c.ok_or_else(|| (BAD, format!("there is no ConfigMap {ns}/{}", r.name)))?;
+            let c = c.ok_or_else(|| (BAD, format!("ConfigMap {ns}/{} not found [KARST-0503]", r.name)))?;
             c.data.get("ca.crt").map(|t| t.clone().into_bytes())
         }
         ("" | "core", "Secret") => {
             let s = objects.secrets.get(&(ns, r.name.as_str()));
-            ca_bundle(s.ok_or_else(|| (BAD, format!("there is no Secret {ns}/{}", r.name)))?)
+            ca_bundle(s.ok_or_else(|| (BAD, format!("Secret {ns}/{} not found [KARST-0503]", r.name)))?)
         }
-        _ => return Err(("InvalidKind", format!("{:?} cannot be one: name a ConfigMap, or a Secret", r.kind))),
+        _ => {
+            return Err(("InvalidKind", format!("unsupported kind {:?}: use ConfigMap or Secret [KARST-0310]", r.kind)));
+        }
     };
-    let pem = found.ok_or_else(|| (BAD, format!("{} {ns}/{}: data[\"ca.crt\"] is missing", r.kind, r.name)))?;
+    let pem =
+        found.ok_or_else(|| (BAD, format!("{} {ns}/{}: data[\"ca.crt\"] is missing [KARST-0504]", r.kind, r.name)))?;
     let e = crate::tls::check_roots(&pem).err();
-    e.map_or(Ok(pem), |e| Err((BAD, format!("{} {ns}/{}: data[\"ca.crt\"]: {e}", r.kind, r.name))))
+    e.map_or(Ok(pem), |e| Err((BAD, format!("{} {ns}/{}: data[\"ca.crt\"]: {e} [KARST-0505]", r.kind, r.name))))
 }
 
 /// Adds them to the backends; gives back what is wrong with which.

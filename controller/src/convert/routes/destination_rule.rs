@@ -195,7 +195,10 @@ fn merged(found: &[&Rule<'_>], all: &[usize]) -> ir::Backend {
 fn own(x: &Objects<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<FieldError>) {
     let ns = d.metadata.namespace.as_str();
     if d.spec.host.is_empty() {
-        return (None, vec![("spec.host".into(), "is empty: name the service that the rule is for".into())]);
+        return (
+            None,
+            vec![("spec.host".into(), "is empty: specify the service that the rule applies to [KARST-0010]".into())],
+        );
     }
     // It is for some clients only, which are not told apart by labels: left out rather than for all. (`no_effect` tells.)
     if d.spec.workload_selector.is_some() {
@@ -244,10 +247,10 @@ fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backen
     for (i, s) in spec.subsets.iter().enumerate() {
         let at = format!("spec.subsets[{i}]");
         if s.name.is_empty() {
-            return Err((format!("{at}.name"), "is empty: routes name subsets".into()));
+            return Err((format!("{at}.name"), "is empty: routes refer to subsets by name [KARST-0010]".into()));
         }
         if !names.insert(&s.name) {
-            return Err((format!("{at}.name"), format!("{:?} stands twice", s.name)));
+            return Err((format!("{at}.name"), format!("{:?} is duplicated [KARST-0013]", s.name)));
         }
         let own = s.traffic_policy.as_ref().unwrap_or(&empty);
         let (policy, ports) = policies(own, Some(whole), secret, &format!("{at}.trafficPolicy"))?;
@@ -269,7 +272,8 @@ fn policies(
         if there {
             return Err((
                 format!("{at}.{field}"),
-                "is not implemented yet: traffic would not be what is asked for".into(),
+                "is not supported in this version: traffic would not be handled as specified; remove it [KARST-0029]"
+                    .into(),
             ));
         }
     }
@@ -285,7 +289,7 @@ fn policies(
     for (i, s) in p.port_level_settings.iter().enumerate() {
         let at = format!("{at}.portLevelSettings[{i}]");
         if s.port.number == 0 {
-            return Err((format!("{at}.port.number"), "is missing".into()));
+            return Err((format!("{at}.port.number"), "is required [KARST-0010]".into()));
         }
         // A port's settings stand for themselves: what they leave out is the default (Istio).
         let mut one = policy(s.load_balancer.as_ref(), s.connection_pool.as_ref(), s.outlier_detection.as_ref(), &at)?;
@@ -318,7 +322,7 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
         "SIMPLE" => false,
         "MUTUAL" => true,
         other => {
-            let text = format!("{other:?} is none of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL");
+            let text = format!("unsupported value {other:?}: use DISABLE, SIMPLE, MUTUAL or ISTIO_MUTUAL [KARST-0016]");
             return Err((format!("{at}.mode"), text));
         }
     };
@@ -328,16 +332,15 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
         (!matches!(t.ca_certificates.as_str(), "" | "system"), "caCertificates"),
     ] {
         if there {
-            let text = "names a file, and files of the pod are not read: use credentialName";
+            let text = "file paths are not supported: use credentialName [KARST-0028]";
             return Err((format!("{at}.{field}"), text.into()));
         }
     }
     if !t.ca_crl.is_empty() {
-        return Err((format!("{at}.caCrl"), "is not there in this version: remove it".into()));
+        return Err((format!("{at}.caCrl"), "is not supported in this version; remove it [KARST-0029]".into()));
     }
     if mutual && t.credential_name.is_empty() {
-        let text =
-            "is empty: name a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway";
+        let text = "is empty: specify a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway [KARST-0010]";
         return Err((format!("{at}.credentialName"), text.into()));
     }
     let mut out = ir::ClientTls {
@@ -353,7 +356,7 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
         let found = secret(&beside).and_then(ca_bundle).or_else(|| secret(&t.credential_name).and_then(ca_bundle));
         match found {
             Some(roots) => out.roots = roots,
-            None => out.broken = format!("there is no Secret {} with ca.crt", t.credential_name),
+            None => out.broken = format!("Secret {} with ca.crt not found [KARST-0503]", t.credential_name),
         }
     }
     Ok(Some(out))
@@ -388,20 +391,23 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
     let both = [!l.distribute.is_empty(), !l.failover.is_empty(), !l.failover_priority.is_empty()];
     // failover and failoverPriority go together (Istio): where labels are named, they decide.
     if both[0] && (both[1] || both[2]) {
-        return Err((at.into(), "must have only one of distribute and failover (or failoverPriority)".into()));
+        return Err((
+            at.into(),
+            "must set only one of distribute and failover (or failoverPriority) [KARST-0014]".into(),
+        ));
     }
     let mut out = ir::Locality { failover: !both[0], ..Default::default() };
     for (i, d) in l.distribute.iter().enumerate() {
         let at = format!("{at}.distribute[{i}]");
         if out.distribute.iter().any(|x| x.from == d.from) {
-            return Err((format!("{at}.from"), format!("{:?} stands twice", d.from)));
+            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", d.from)));
         }
         for p in d.to.keys().chain([&d.from]) {
             place(p).map_err(|e| (at.clone(), e))?;
         }
         let total: u64 = d.to.values().map(|n| u64::from(*n)).sum();
         if total != 100 || d.to.values().any(|n| *n == 0) {
-            let text = format!("the parts are {total} per cent together: give parts above 0 that make 100");
+            let text = format!("the weights add up to {total}: use weights above 0 that add up to 100 [KARST-0402]");
             return Err((format!("{at}.to"), text));
         }
         out.distribute.push(ir::Distribution { from: d.from.clone(), to: d.to.clone() });
@@ -409,15 +415,18 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
     for (i, f) in l.failover.iter().enumerate() {
         let at = format!("{at}.failover[{i}]");
         if f.from.is_empty() || f.to.is_empty() || f.from == f.to || (f.from.clone() + &f.to).contains(['/', '*']) {
-            return Err((at, "from and to must be two regions, without zones".into()));
+            return Err((at, "from and to must be two different regions, without zones [KARST-0403]".into()));
         }
         if out.to_region.insert(f.from.clone(), f.to.clone()).is_some() {
-            return Err((format!("{at}.from"), format!("{:?} stands twice", f.from)));
+            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", f.from)));
         }
     }
     for (i, p) in l.failover_priority.iter().enumerate() {
         if p.split('=').next().is_none_or(str::is_empty) {
-            return Err((format!("{at}.failoverPriority[{i}]"), format!("{p:?} is neither KEY nor KEY=VALUE")));
+            return Err((
+                format!("{at}.failoverPriority[{i}]"),
+                format!("invalid label {p:?}: use KEY or KEY=VALUE [KARST-0403]"),
+            ));
         }
     }
     out.labels.clone_from(&l.failover_priority);
@@ -431,7 +440,7 @@ fn place(p: &str) -> Result<(), String> {
     let inner = parts.iter().any(|x| x.is_empty() || (*x != "*" && x.contains('*')));
     if parts.len() > 3 || inner || parts[any..].iter().any(|x| *x != "*") {
         return Err(format!(
-            "{p:?} is no place: write it as region, region/zone or region/zone/subzone, with * at its end"
+            "invalid locality {p:?}: use region, region/zone or region/zone/subzone; only the last parts may be * [KARST-0401]"
         ));
     }
     Ok(())
@@ -444,17 +453,22 @@ fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
     let at_locality = format!("{at}.localityLbSetting");
     out.locality = b.locality_lb_setting.as_ref().map(|l| locality(l, &at_locality)).transpose()?.flatten();
     let method = match (b.simple.as_deref(), &b.consistent_hash) {
-        (Some(_), Some(_)) => return Err((at.into(), "must have only one of simple, consistentHash".into())),
+        (Some(_), Some(_)) => {
+            return Err((at.into(), "must set only one of simple, consistentHash [KARST-0014]".into()));
+        }
         (None | Some("UNSPECIFIED" | "LEAST_REQUEST" | "LEAST_CONN"), None) => ir::Method::LeastRequest,
         (Some("ROUND_ROBIN"), None) => ir::Method::RoundRobin,
         (Some("RANDOM"), None) => ir::Method::Random,
         (Some("PEAK_EWMA"), None) => ir::Method::PeakEwma,
         (Some("PASSTHROUGH"), None) => {
-            let text = "PASSTHROUGH is not implemented: a waypoint chooses among the service's endpoints";
+            let text =
+                "PASSTHROUGH is not supported: a waypoint balances over the endpoints of the service [KARST-0016]";
             return Err((format!("{at}.simple"), text.into()));
         }
         (Some(other), None) => {
-            let text = format!("{other:?} is none of LEAST_REQUEST, ROUND_ROBIN, RANDOM, PEAK_EWMA");
+            let text = format!(
+                "unsupported value {other:?}: use LEAST_REQUEST, ROUND_ROBIN, RANDOM or PEAK_EWMA [KARST-0016]"
+            );
             return Err((format!("{at}.simple"), text));
         }
         (None, Some(h)) => {
@@ -465,7 +479,8 @@ fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
                 Some(m) => {
                     out.ring_size = m.table_size.unwrap_or(TABLE);
                     if !is_prime(out.ring_size) {
-                        let text = format!("{} is no prime number: take {TABLE}", out.ring_size);
+                        let text =
+                            format!("{} is not a prime number: use for example {TABLE} [KARST-0404]", out.ring_size);
                         return Err((format!("{at}.maglev.tableSize"), text));
                     }
                     ir::Method::Maglev
@@ -494,7 +509,7 @@ fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
     }
     if let Some(c) = &h.http_cookie {
         if c.name.is_empty() {
-            return Err((format!("{at}.httpCookie.name"), "is empty".into()));
+            return Err((format!("{at}.httpCookie.name"), "is empty [KARST-0010]".into()));
         }
         let ttl = c.ttl.as_deref();
         let ttl_ms = ttl.map(duration).transpose().map_err(|e| (format!("{at}.httpCookie.ttl"), e))?;
@@ -515,7 +530,8 @@ fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
     match keys.len() {
         1 => Ok(ir::HashOn { key: keys.pop() }),
         _ => {
-            let text = "must have exactly one of httpHeaderName, httpCookie, useSourceIp, httpQueryParameterName";
+            let text =
+                "must set exactly one of httpHeaderName, httpCookie, useSourceIp, httpQueryParameterName [KARST-0015]";
             Err((at.into(), text.into()))
         }
     }
@@ -542,7 +558,7 @@ fn outlier(o: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldError> {
     };
     for (v, f) in [(o.max_ejection_percent, "maxEjectionPercent"), (o.min_health_percent, "minHealthPercent")] {
         if v.is_some_and(|v| !PERCENT.contains(&v)) {
-            return Err((format!("{at}.{f}"), "is no percentage: give a number from 0 to 100".into()));
+            return Err((format!("{at}.{f}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
         }
     }
     Ok(ir::Outlier {

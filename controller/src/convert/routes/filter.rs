@@ -46,18 +46,26 @@ pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, FieldError> {
 fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldError> {
     let count = |n: u32, field: &str| match REQUESTS.contains(&n) {
         true => Ok(n),
-        false => Err((format!("{at}.{field}"), format!("{n} cannot be: give a number from 1 to {}", REQUESTS.end()))),
+        false => Err((
+            format!("{at}.{field}"),
+            format!("{n} is out of range: must be between 1 and {} [KARST-0017]", REQUESTS.end()),
+        )),
     };
     let requests = count(l.requests, "requests")?;
     let per = l.per.as_deref().unwrap_or("1s");
     let per_ms = duration(per).map_err(|e| (format!("{at}.per"), e))?;
     if !PER.contains(&per_ms) {
-        return Err((format!("{at}.per"), format!("{per:?} cannot be: give a time from 1ms to 24h")));
+        return Err((
+            format!("{at}.per"),
+            format!("{per:?} is out of range: must be between 1ms and 24h [KARST-0017]"),
+        ));
     }
     let by_caller = match l.by.as_deref().unwrap_or("All") {
         "All" => false,
         "Caller" => true,
-        other => return Err((format!("{at}.by"), format!("{other:?} is none of All, Caller"))),
+        other => {
+            return Err((format!("{at}.by"), format!("unsupported value {other:?}: use All or Caller [KARST-0016]")));
+        }
     };
     Ok(ir::RateLimit { name, requests, per_ms, burst: count(l.burst.unwrap_or(requests), "burst")?, by_caller })
 }
@@ -79,7 +87,7 @@ pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<Fi
         let Some(key) = hosts.find(&t.name, ns) else { continue };
         if model.services.get(&**key).is_some_and(|s| s.waypoint.is_none()) {
             let text = format!(
-                "Service {} has no waypoint, and nobody else does this: label it istio.io/use-waypoint",
+                "Service {} uses no waypoint, so this has no effect: label it istio.io/use-waypoint [KARST-0701]",
                 t.name
             );
             bad.push((format!("spec.targetRefs[{i}]"), text));
@@ -94,9 +102,15 @@ pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<Fi
 
 fn target(t: &TargetRef, ns: &str, at: &str) -> Option<FieldError> {
     if !matches!(t.group.as_str(), "" | "core") || t.kind != "Service" {
-        let text = format!("{:?} cannot be: name a Service, or this filter in an ExtensionRef of a route", t.kind);
+        let text = format!(
+            "unsupported target kind {:?}: use Service, or refer to this filter by an ExtensionRef in a route [KARST-0104]",
+            t.kind
+        );
         return Some((format!("{at}.kind"), text));
     }
     let other = t.namespace.as_deref().filter(|n| *n != ns)?;
-    Some((format!("{at}.namespace"), format!("{other:?} is another namespace: put the filter beside its Service")))
+    Some((
+        format!("{at}.namespace"),
+        format!("{other:?} is another namespace: create the filter in the namespace of its Service [KARST-0106]"),
+    ))
 }

@@ -140,7 +140,10 @@ fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
             for (list, how) in [(&m.set, "set"), (&m.add, "add")] {
                 out.extend(list.iter().enumerate().filter_map(|(j, h)| {
                     let e = operators::parse(&h.value).err()?;
-                    Some(format!("{at}.filters[{i}].{field}.{how}[{j}]: {:?} {e}; it is sent as it is", h.value))
+                    Some(format!(
+                        "{at}.filters[{i}].{field}.{how}[{j}]: {:?} {e}; the value is sent unchanged",
+                        h.value
+                    ))
                 }));
             }
         }
@@ -161,7 +164,10 @@ fn grpc_matching(m: &GrpcMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched 
             Some(("RegularExpression", format!("/{}/{}", s.unwrap_or("[^/]+"), m.unwrap_or("[^/]+"))))
         }
         (other, _) => {
-            bad.push((format!("{at}.method.type"), format!("{other:?} is none of Exact, RegularExpression")));
+            bad.push((
+                format!("{at}.method.type"),
+                format!("unsupported value {other:?}: use Exact or RegularExpression [KARST-0016]"),
+            ));
             let headers = RouteMatch { headers: m.headers.clone(), ..Default::default() };
             return Matched { is_read: false, ..matching(&headers, at, bad) };
         }
@@ -260,7 +266,10 @@ impl<'a> Convert<'a> {
         if !is_unread {
             return None;
         }
-        bad.push(("spec.rules[0]".into(), "the route cannot be read: the controller's log says why".into()));
+        bad.push((
+            "spec.rules[0]".into(),
+            "the route cannot be read: see the controller's log for the reason [KARST-0319]".into(),
+        ));
         let (origin, r#match) = (format!("{} {}/{name}", self.kind, self.ns), Some(ir::Match::default()));
         let rule = ir::HttpRule { origin, r#match, ..refused() };
         Some(Converted { precision: Precision::default(), rule, is_last: true })
@@ -430,7 +439,9 @@ impl<'a> Convert<'a> {
         let mut out = Filters::default();
         for (i, f) in all.iter().enumerate() {
             let at = format!("{at}.filters[{i}]");
-            let lacks = |field: &str| (format!("{at}.{field}"), format!("is missing in a filter of type {}", f.kind));
+            let lacks = |field: &str| {
+                (format!("{at}.{field}"), format!("is required in a filter of type {} [KARST-0010]", f.kind))
+            };
             match f.kind.as_str() {
                 "RequestHeaderModifier" => {
                     let m = f.request_header_modifier.as_ref().ok_or_else(|| lacks("requestHeaderModifier"))?;
@@ -448,7 +459,7 @@ impl<'a> Convert<'a> {
                         (None, Some(x)) => {
                             let of = x.denominator.unwrap_or(100);
                             if of == 0 || x.numerator > of {
-                                let text = "the numerator must not be above the denominator, nor that 0";
+                                let text = "the numerator must not exceed the denominator, and the denominator must not be 0 [KARST-0017]";
                                 return Err((format!("{at}.fraction"), text.into()));
                             }
                             (u64::from(x.numerator) * u64::from(MILLION) / u64::from(of)) as u32
@@ -538,7 +549,8 @@ fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), FieldError> {
         ("ReplaceFullPath", Some(p), _) => Ok((true, p.clone())),
         ("ReplacePrefixMatch", _, Some(p)) => Ok((false, p.clone())),
         (other, ..) => {
-            let text = format!("{other:?} needs replaceFullPath or replacePrefixMatch, as its type says");
+            let text =
+                format!("type {other:?} requires replaceFullPath or replacePrefixMatch, as the type says [KARST-0015]");
             Err((format!("{at}.path"), text))
         }
     }
@@ -609,7 +621,10 @@ fn text(kind: Option<&str>, value: &str, at: &str) -> Result<ir::Text, FieldErro
     match kind.unwrap_or("Exact") {
         "Exact" => Ok(exact(value)),
         "RegularExpression" => Ok(ir::Text { kind: Some(ir::text::Kind::Regex(regex(value, format!("{at}.value"))?)) }),
-        other => Err((format!("{at}.type"), format!("{other:?} is none of Exact, RegularExpression"))),
+        other => Err((
+            format!("{at}.type"),
+            format!("unsupported value {other:?}: use Exact or RegularExpression [KARST-0016]"),
+        )),
     }
 }
 
@@ -622,12 +637,12 @@ fn path(p: Option<&PathMatch>, at: &str) -> Result<(ir::text::Kind, u8, usize), 
         "RegularExpression" => (Kind::Regex(regex(value, format!("{at}.value"))?), 1),
         "PathPrefix" => (Kind::Segments(value.into()), 0),
         other => {
-            let text = format!("{other:?} is none of Exact, PathPrefix, RegularExpression");
+            let text = format!("unsupported value {other:?}: use Exact, PathPrefix or RegularExpression [KARST-0016]");
             return Err((format!("{at}.type"), text));
         }
     };
     if rank != 1 && !value.starts_with('/') {
-        return Err((format!("{at}.value"), format!("{value:?} must begin with a slash")));
+        return Err((format!("{at}.value"), format!("{value:?} must begin with '/' [KARST-0113]")));
     }
     Ok((path, rank, value.len()))
 }

@@ -282,7 +282,7 @@ impl GatewayListeners {
                     if class != self::class(f.protocol) {
                         let other = out.all.get(first).map_or(String::new(), GatewayListener::name);
                         let text = format!(
-                            "is port {port} of pod {}/{}, which {other} takes with another protocol: use another port",
+                            "is port {port} of pod {}/{}, which {other} already uses with another protocol: use another port [KARST-0507]",
                             m.namespace, m.name
                         );
                         unmapped.entry(i).or_insert(Unmapped { listener: i, reason: TAKEN, text });
@@ -394,11 +394,16 @@ impl GatewayListeners {
         };
         let mut found: Vec<&GatewayListener> = self.all.iter().filter(named).collect();
         if found.is_empty() {
-            return Err(("NoMatchingParent", format!("{what} has no such listener: see sectionName and port")));
+            return Err((
+                "NoMatchingParent",
+                format!("{what} has no matching listener: check sectionName and port [KARST-0312]"),
+            ));
         }
         found.retain(|f| f.kinds.contains(&kind) && admits(objects, f, ns));
         if found.is_empty() {
-            let text = format!("no listener of {what} allows a {kind} of namespace {ns}: see its allowedRoutes");
+            let text = format!(
+                "no listener of {what} allows a {kind} from namespace {ns}: check its allowedRoutes [KARST-0313]"
+            );
             return Err(("NotAllowedByListeners", text));
         }
         let fits = |f: &'a GatewayListener| {
@@ -410,7 +415,7 @@ impl GatewayListeners {
         };
         let all: Vec<_> = found.into_iter().filter_map(fits).collect();
         if all.is_empty() {
-            let text = format!("no listener of {what} is for any of {names:?}");
+            let text = format!("no listener of {what} matches any of the host names {names:?} [KARST-0314]");
             return Err(("NoMatchingListenerHostname", text));
         }
         Ok(all)
@@ -533,7 +538,7 @@ fn ports(objects: &Objects<'_>, p: &Pod, port: u16) -> (Vec<u16>, Option<String>
     let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| workload::target_port(p, sp) == Some(port));
     let text = selecting.first().filter(|_| !sent).map(|s| {
         format!(
-            "no Service that selects pod {}/{} has port {port}, or sends anything to it: add it to Service {}, or use one of its ports",
+            "no Service that selects pod {}/{} has port {port} or targets it: add the port to Service {}, or use one of its ports [KARST-0509]",
             m.namespace, m.name, s.metadata.name
         )
     });
@@ -593,7 +598,7 @@ pub(crate) fn warnings(g: &Gateway) -> Vec<String> {
 
 fn refusal(field: &str) -> String {
     format!(
-        "{field}: certificates of clients are not implemented for Gateway API's listeners, and without them nobody is let in: leave it out, or use Istio's Gateway with tls.mode MUTUAL"
+        "{field}: client certificates are not supported for listeners of Gateway API, so the listener is rejected: remove the field, or use Istio's Gateway with tls.mode MUTUAL [KARST-0506]"
     )
 }
 
@@ -608,7 +613,7 @@ fn unasked(all: &mut [GatewayListener]) {
         if let Some((_, host, id)) = asking.iter().find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
             let text = format!(
-                "listener {listener} asks clients of {host:?} for certificates, which is not implemented, and this one would take them without: give it another port"
+                "listener {listener} requires client certificates for {host:?}, which is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
             );
             f.refused = Some((UNSUPPORTED, text));
         }
@@ -643,7 +648,7 @@ fn listener(objects: &Objects<'_>, g: &Gateway, l: &Listener) -> GatewayListener
             &["TCPRoute"]
         }
         other => {
-            let text = format!("protocol {other:?} is none of HTTP, HTTPS, TLS, TCP");
+            let text = format!("unsupported protocol {other:?}: use HTTP, HTTPS, TLS or TCP [KARST-0016]");
             f.refused = Some(("UnsupportedProtocol", text));
             &[]
         }
@@ -662,7 +667,10 @@ fn listener(objects: &Objects<'_>, g: &Gateway, l: &Listener) -> GatewayListener
         };
         f.kinds = l.allowed_routes.kinds.iter().filter_map(asked).collect();
         if f.kinds.len() < l.allowed_routes.kinds.len() {
-            let text = format!("allowedRoutes.kinds: a listener of protocol {} takes {supported:?}", l.protocol);
+            let text = format!(
+                "allowedRoutes.kinds: a listener with protocol {} supports {supported:?} [KARST-0512]",
+                l.protocol
+            );
             f.unresolved = Some(("InvalidRouteKinds", text));
         }
     }
@@ -674,7 +682,8 @@ fn listener(objects: &Objects<'_>, g: &Gateway, l: &Listener) -> GatewayListener
             }
         }
         if tls.certificate_refs.is_empty() {
-            f.unresolved = Some(("InvalidCertificateRef", "tls.certificateRefs is empty: name a Secret".into()));
+            f.unresolved =
+                Some(("InvalidCertificateRef", "tls.certificateRefs is empty: specify a Secret [KARST-0504]".into()));
         }
     }
     f
@@ -684,14 +693,17 @@ fn pair(objects: &Objects<'_>, ns: &str, r: &SecretRef) -> Result<ir::KeyPair, (
     const BAD: &str = "InvalidCertificateRef";
     let of = r.namespace.as_deref().unwrap_or(ns);
     if !matches!(r.group.as_deref(), None | Some("")) || !matches!(r.kind.as_deref(), None | Some("Secret")) {
-        return Err((BAD, format!("certificateRefs: {:?} is no Secret", r.name)));
+        return Err((BAD, format!("certificateRefs: {:?} is not a Secret [KARST-0310]", r.name)));
     }
     if of != ns && !granted_secret(objects, ns, of, &r.name) {
-        let text = format!("Secret {of}/{} is in another namespace: it needs a ReferenceGrant there", r.name);
+        let text = format!(
+            "reference to Secret {of}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
+            r.name
+        );
         return Err(("RefNotPermitted", text));
     }
     let secret = objects.secrets.get(&(of, r.name.as_str()));
-    let secret = secret.ok_or_else(|| (BAD, format!("there is no Secret {of}/{}", r.name)))?;
+    let secret = secret.ok_or_else(|| (BAD, format!("Secret {of}/{} not found [KARST-0503]", r.name)))?;
     key_pair(secret).map_err(|e| (BAD, e))
 }
 
@@ -703,9 +715,10 @@ pub(super) fn ca_bundle(s: &Secret) -> Option<Vec<u8>> {
 /// Certificate and key of a Secret, in Kubernetes' form or in Istio's.
 fn key_pair(s: &Secret) -> Result<ir::KeyPair, String> {
     let name = format!("Secret {}/{}", s.metadata.namespace, s.metadata.name);
-    let get = |a, b| s.get(a).or_else(|| s.get(b)).ok_or_else(|| format!("{name}: data[{a:?}] is missing"));
+    let get =
+        |a, b| s.get(a).or_else(|| s.get(b)).ok_or_else(|| format!("{name}: data[{a:?}] is missing [KARST-0504]"));
     let (chain, key) = (get("tls.crt", "cert")?, get("tls.key", "key")?);
-    crate::tls::check_pair(&chain, &key).map_err(|e| format!("{name}: {e}"))?;
+    crate::tls::check_pair(&chain, &key).map_err(|e| format!("{name}: {e} [KARST-0505]"))?;
     Ok(ir::KeyPair { chain, key })
 }
 
@@ -719,9 +732,12 @@ fn conflicts(all: &mut [GatewayListener]) {
                 continue;
             }
             let found = if a.protocol != b.protocol && !(web(a.protocol) && web(b.protocol)) {
-                Some(("ProtocolConflict", format!("port {} is used with another protocol, too", a.port)))
+                Some(("ProtocolConflict", format!("port {} is also used with another protocol [KARST-0507]", a.port)))
             } else if a.hosts == b.hosts || a.protocol == Protocol::Tcp {
-                Some(("HostnameConflict", format!("another listener is for {:?} on port {}, too", a.hosts[0], a.port)))
+                Some((
+                    "HostnameConflict",
+                    format!("another listener already handles {:?} on port {} [KARST-0508]", a.hosts[0], a.port),
+                ))
             } else {
                 None
             };
@@ -788,7 +804,7 @@ fn credentials(
         let secret = get(name).ok_or_else(|| {
             (
                 field("credentialName"),
-                format!("there is no Secret {ns}/{name}: it must be in the namespace of the gateway's pods"),
+                format!("Secret {ns}/{name} not found: it must be in the namespace of the gateway's pods [KARST-0503]"),
             )
         })?;
         out.certificates.push(key_pair(secret).map_err(|e| (field("credentialName"), e))?);
@@ -807,7 +823,7 @@ fn credentials(
         (
             field("credentialName"),
             format!(
-                "neither Secret {ns}/{own} nor {ns}/{first} has data[\"ca.crt\"], which mode {} needs",
+                "neither Secret {ns}/{own} nor {ns}/{first} has data[\"ca.crt\"], which mode {} requires [KARST-0504]",
                 t.mode.as_deref().unwrap_or_default()
             ),
         )

@@ -469,7 +469,7 @@ pub(super) fn compile(
 
 /// A duration as Istio's API (`1.5s`, `100ms`, `1h30m`) and Gateway API write it, in milliseconds.
 pub(super) fn duration(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no duration: write it as 1.5s, 250ms or 1m");
+    let wrong = || format!("invalid duration {text:?}: use for example 1.5s, 250ms or 1m [KARST-0020]");
     let mut rest = text.trim();
     if rest.is_empty() {
         return Err(wrong());
@@ -504,7 +504,7 @@ fn per_million(percent: f64, field: &str) -> Result<u32, FieldError> {
     if (0.0..=100.0).contains(&percent) {
         return Ok((percent * 10_000.0).round() as u32);
     }
-    Err((field.into(), format!("{percent} is no percentage: give a number from 0 to 100")))
+    Err((field.into(), format!("{percent} is out of range: must be between 0 and 100 [KARST-0018]")))
 }
 
 fn regex(text: &str, field: impl Into<String>) -> Result<String, FieldError> {
@@ -513,7 +513,7 @@ fn regex(text: &str, field: impl Into<String>) -> Result<String, FieldError> {
         Err(e) => {
             let e = e.to_string();
             let last = e.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            Err((field.into(), format!("{text:?} is no regular expression (RE2 syntax): {last}")))
+            Err((field.into(), format!("invalid regular expression {text:?} (RE2 syntax): {last} [KARST-0023]")))
         }
     }
 }
@@ -521,7 +521,7 @@ fn regex(text: &str, field: impl Into<String>) -> Result<String, FieldError> {
 fn header_name(name: &str, field: impl Into<String>) -> Result<String, FieldError> {
     match http::HeaderName::from_bytes(name.as_bytes()) {
         Ok(n) => Ok(n.as_str().to_string()),
-        Err(_) => Err((field.into(), format!("{name:?} is no header name"))),
+        Err(_) => Err((field.into(), format!("invalid header name {name:?} [KARST-0024]"))),
     }
 }
 
@@ -529,7 +529,7 @@ fn header(name: &str, value: &str, field: impl Into<String>) -> Result<ir::Heade
     let field = field.into();
     let name = header_name(name, field.clone())?;
     if http::HeaderValue::from_str(value).is_err() {
-        return Err((field, format!("{value:?} is no header value")));
+        return Err((field, format!("invalid header value {value:?} [KARST-0024]")));
     }
     match operators::parse(value) {
         Ok(_) => Ok(ir::Header { name, value: value.into() }),

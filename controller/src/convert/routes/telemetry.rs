@@ -134,31 +134,31 @@ fn lay_over(s: &mut ir::Shape, o: &MetricsOverride) {
 /// Is it CEL, over attributes that proxies have?
 fn expression(text: &str) -> Result<(), String> {
     if text.is_empty() {
-        return Err("is empty: write a CEL expression such as response.code >= 400".into());
+        return Err("is empty: specify a CEL expression such as response.code >= 400 [KARST-0010]".into());
     }
     if text.len() > MAX_EXPRESSION {
-        return Err(format!("is longer than {MAX_EXPRESSION} bytes: write a shorter one"));
+        return Err(format!("is longer than {MAX_EXPRESSION} bytes: shorten it [KARST-0017]"));
     }
     let p = cel::Program::compile(text).map_err(|e| {
         let first = e.to_string().lines().next().unwrap_or_default().to_string();
         let first = first.split(" expecting ").next().unwrap_or_default();
-        format!("{text:?} is no CEL: {}", first.trim_start_matches("ERROR: "))
+        format!("invalid CEL expression {text:?}: {} [KARST-0601]", first.trim_start_matches("ERROR: "))
     })?;
     let unknown = p.references().variables().into_iter().find(|v| !ATTRIBUTES.contains(v)).map(String::from);
-    unknown.map_or(Ok(()), |v| Err(format!("{v:?} is not known: use {}", ATTRIBUTES.join(", "))))
+    unknown.map_or(Ok(()), |v| Err(format!("unknown variable {v:?}: use {} [KARST-0601]", ATTRIBUTES.join(", "))))
 }
 
 fn tag_override(tag: &str, t: &TagOverride) -> Result<(), String> {
     let mut rest = tag.chars();
     let begins = rest.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
     if !begins || !rest.all(|c| c.is_ascii_alphanumeric() || c == '_') || tag == "le" {
-        return Err("is no name of a label: use letters, digits and '_'".into());
+        return Err("is not a valid label name: use letters, digits and '_' [KARST-0602]".into());
     }
     match t.operation.as_str() {
         "" | "UPSERT" => expression(&t.value),
         "REMOVE" if t.value.is_empty() => Ok(()),
-        "REMOVE" => Err("is removed: leave out value".into()),
-        other => Err(format!("operation {other:?} is not known: use UPSERT or REMOVE")),
+        "REMOVE" => Err("operation REMOVE takes no value: remove value [KARST-0603]".into()),
+        other => Err(format!("unsupported operation {other:?}: use UPSERT or REMOVE [KARST-0016]")),
     }
 }
 
@@ -172,7 +172,7 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
     let mut out: Vec<FieldError> = ineffective_reason(objects, t).into_iter().collect();
     let mut mode = |at: String, mode: &str| {
         if !MODES.contains(&mode) {
-            out.push((at, format!("{mode:?} is not known: use CLIENT, SERVER or CLIENT_AND_SERVER")));
+            out.push((at, format!("unsupported value {mode:?}: use CLIENT, SERVER or CLIENT_AND_SERVER [KARST-0016]")));
         }
     };
     let s = &t.spec;
@@ -195,7 +195,10 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
     }
     for (i, l) in s.tracing.iter().enumerate() {
         if let Some(p) = l.random_sampling_percentage.filter(|p| !(0.0..=100.0).contains(p)) {
-            out.push((format!("spec.tracing[{i}].randomSamplingPercentage"), format!("{p} is not 0 to 100")));
+            out.push((
+                format!("spec.tracing[{i}].randomSamplingPercentage"),
+                format!("{p} is out of range: must be between 0 and 100 [KARST-0018]"),
+            ));
         }
     }
     for (at, o) in overrides {
@@ -206,7 +209,7 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
                 out.push((
                     format!("{at}.match.metric"),
                     format!(
-                        "{:?} is not known: use ALL_METRICS, {} or {}",
+                        "unsupported value {:?}: use ALL_METRICS, {} or {} [KARST-0016]",
                         m.metric,
                         names.join(", "),
                         OTHERS.join(", ")
@@ -214,7 +217,10 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
                 ));
             }
             if !m.metric.is_empty() && !m.custom_metric.is_empty() {
-                out.push((format!("{at}.match.customMetric"), "cannot stand beside metric: remove one of them".into()));
+                out.push((
+                    format!("{at}.match.customMetric"),
+                    "cannot be combined with metric: remove one of them [KARST-0014]".into(),
+                ));
             }
         }
         for (tag, t) in &o.tag_overrides {
@@ -230,11 +236,17 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
 pub(in crate::convert) fn warnings(t: &Telemetry) -> Vec<String> {
     let (s, mut out) = (&t.spec, vec![]);
     for (path, r) in s.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
-        out.push(format!("{path}: {} has no effect in this version: name the Gateway of its waypoint", r.kind));
+        out.push(format!(
+            "{path}: {} has no effect in this version: specify the Gateway of its waypoint [KARST-0030]",
+            r.kind
+        ));
     }
     let mut unknown = |at: String, named: &[Provider], ours: &str| {
         for p in named.iter().filter(|p| p.name != ours) {
-            out.push(format!("{at}.providers: {:?} is not there in this version: only {ours} is", p.name));
+            out.push(format!(
+                "{at}.providers: {:?} is not supported in this version: only {ours} is [KARST-0030]",
+                p.name
+            ));
         }
     };
     for (i, l) in s.access_logging.iter().enumerate() {
@@ -246,7 +258,7 @@ pub(in crate::convert) fn warnings(t: &Telemetry) -> Vec<String> {
     for (i, m) in s.metrics.iter().enumerate() {
         for (j, o) in m.overrides.iter().enumerate() {
             if o.matched.as_ref().is_some_and(|m| metrics(Some(m)).is_empty()) {
-                out.push(format!("spec.metrics[{i}].overrides[{j}].match: waypoints and gateways have no such metric"));
+                out.push(format!("spec.metrics[{i}].overrides[{j}].match: waypoints and gateways do not report this metric [KARST-0604]"));
             }
         }
     }

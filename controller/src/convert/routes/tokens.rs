@@ -55,7 +55,7 @@ pub(in crate::convert) fn warnings(r: &RequestAuthentication) -> Vec<String> {
         return vec![];
     }
     vec![
-        "spec.targetRefs: is empty: tokens are verified by gateways only; for a waypoint name its Gateway, or Services"
+        "spec.targetRefs: is empty: only gateways verify tokens; for a waypoint, specify its Gateway or Services [KARST-0120]"
             .into(),
     ]
 }
@@ -63,10 +63,12 @@ pub(in crate::convert) fn warnings(r: &RequestAuthentication) -> Vec<String> {
 fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
     let bad = |field: &str, text: &str| Err((format!("{at}.{field}"), text.to_string()));
     if j.issuer.is_empty() {
-        return bad("issuer", "is empty: give what tokens have in iss");
+        return bad("issuer", "is empty: specify the value of the tokens' iss claim [KARST-0010]");
     }
     let keys = match (j.jwks.is_empty(), j.jwks_uri.is_empty()) {
-        (true, true) => return bad("jwksUri", "is empty: say where the issuer's keys are, or give them in jwks"),
+        (true, true) => {
+            return bad("jwksUri", "is empty: specify the URL of the issuer's keys, or the keys in jwks [KARST-0010]");
+        }
         (true, false) => crate::jwks::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e)),
         // The keys themselves count, where both are given (Istio).
         (false, _) => public_keys(&j.jwks).map_err(|e| ("jwks", e)),
@@ -76,7 +78,7 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         Err((field, e)) => return bad(field, &e),
     };
     if j.audiences.iter().any(String::is_empty) {
-        return bad("audiences", "has an empty name: remove it");
+        return bad("audiences", "contains an empty name: remove it [KARST-0012]");
     }
     let header = |name: &str, field: String| header_name(name, format!("{at}.{field}"));
     let mut headers = vec![];
@@ -86,7 +88,7 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
     }
     for (i, c) in j.output_claim_to_headers.iter().enumerate() {
         if c.claim.is_empty() {
-            return bad(&format!("outputClaimToHeaders[{i}].claim"), "is empty: name a claim");
+            return bad(&format!("outputClaimToHeaders[{i}].claim"), "is empty: specify a claim [KARST-0010]");
         }
         header(&c.header, format!("outputClaimToHeaders[{i}].header"))?;
     }
@@ -114,11 +116,12 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
 /// # Errors
 /// It is no set, or has none that can be used.
 pub(crate) fn public_keys(jwks: &str) -> Result<String, String> {
-    let mut set: JwkSet = serde_json::from_str(jwks).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
+    let mut set: JwkSet =
+        serde_json::from_str(jwks).map_err(|e| format!("is not a valid JSON Web Key Set: {e} [KARST-0122]"))?;
     let secret = |k: &Jwk| matches!(k.algorithm, AlgorithmParameters::OctetKey(_));
     set.keys.retain(|k| !secret(k) && jsonwebtoken::DecodingKey::from_jwk(k).is_ok());
     if set.keys.is_empty() {
-        return Err("has no public key that can be used: RSA, EC or OKP".into());
+        return Err("contains no usable public key: use RSA, EC or OKP [KARST-0122]".into());
     }
     serde_json::to_string(&set).map_err(|e| e.to_string())
 }

@@ -96,7 +96,7 @@ fn one(object: &Object, view: &View<'_>) -> Vec<Finding> {
 }
 
 fn no_service(host: &str) -> String {
-    format!("there is no service {host:?}: nothing happens until there is one")
+    format!("service {host:?} does not exist: this has no effect until it does [KARST-0307]")
 }
 
 impl<'a> View<'a> {
@@ -153,11 +153,12 @@ impl<'a> View<'a> {
         let mut out = vec![];
         match taken {
             Taken::No if spec.gateways.iter().any(|g| g != MESH) => {
-                let text = "no Gateway of these names takes any of its hosts: nothing happens until one does";
+                let text =
+                    "none of these Gateways accepts any of its hosts: this has no effect until one does [KARST-0316]";
                 out.push((Reason::GatewayNotFound, ("spec.gateways".into(), text.into())));
             }
             Taken::NotExported => {
-                let text = "names none of the namespaces that the pods of its gateways are in: add them, or write *";
+                let text = "includes none of the namespaces of its gateways' pods: add them, or use * [KARST-0317]";
                 out.push((Reason::GatewayNotFound, ("spec.exportTo".into(), text.into())));
             }
             Taken::No | Taken::Yes => {}
@@ -199,7 +200,7 @@ impl<'a> View<'a> {
             lost.then(|| {
                 (
                     format!("{at}.port.number"),
-                    format!("{} has no port {port}: what is sent there is answered 503", d.host),
+                    format!("{} has no port {port}: requests to it are answered with 503 [KARST-0308]", d.host),
                 )
             })
         };
@@ -237,10 +238,10 @@ fn injection(n: &Namespace) -> Option<Finding> {
         return None;
     }
     let fix = match karst_manifest::enrol::enrols(n) {
-        true => "remove it; the namespace is in the mesh by its other label",
-        false => "its pods join the mesh by the label istio.io/dataplane-mode=ambient",
+        true => "remove it; the namespace is already in the mesh by its other label",
+        false => "to add its pods to the mesh, use the label istio.io/dataplane-mode=ambient",
     };
-    let text = format!("has no effect, as there are no sidecars: {fix}");
+    let text = format!("has no effect, because the mesh has no sidecars: {fix} [KARST-0707]");
     let field = format!("metadata.labels[{INJECTION}]");
     Some(Finding::new("Namespace", &n.metadata, Reason::SidecarInjection, (field, text)))
 }

@@ -210,13 +210,12 @@ pub(super) fn compile(
     let mut bad = vec![];
     let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
     if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| is_for_mesh(v)) {
-        let text =
-            "\"*\" alone cannot be routed within the mesh: name services, or a wildcard such as *.svc.cluster.local";
+        let text = "\"*\" alone is not supported within the mesh: specify services, or a wildcard such as *.svc.cluster.local [KARST-0301]";
         bad.push((format!("spec.hosts[{i}]"), text.into()));
     }
     // Another's delegate has no hosts.
     if spec.hosts.is_empty() && (!spec.gateways.is_empty() || !spec.tcp.is_empty()) {
-        bad.push(("spec.hosts".into(), "is empty: name the services that the routes are for".into()));
+        bad.push(("spec.hosts".into(), "is empty: specify the services that the routes apply to [KARST-0010]".into()));
     }
     if !bad.is_empty() {
         return bad;
@@ -339,7 +338,10 @@ impl Convert<'_> {
     ) -> Result<ir::HttpRule, FieldError> {
         let kinds = [!h.route.is_empty(), h.redirect.is_some(), h.direct_response.is_some()];
         if kinds.iter().filter(|k| **k).count() != 1 {
-            return Err((at.into(), "must have exactly one of route, redirect, directResponse, delegate".into()));
+            return Err((
+                at.into(),
+                "must set exactly one of route, redirect, directResponse, delegate [KARST-0015]".into(),
+            ));
         }
         let mut r = ir::HttpRule {
             timeout_ms: optional_duration(h.timeout.as_deref(), || format!("{at}.timeout"))?,
@@ -358,7 +360,7 @@ impl Convert<'_> {
             r.destinations.push(self.destination(&d.destination, d.headers.as_ref(), weight, &at, bad)?);
         }
         if h.route.len() > 1 && r.destinations.iter().all(|d| d.weight == 0) {
-            return Err((format!("{at}.route"), "all weights are 0: give one of them a weight".into()));
+            return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
         }
         if let Some(w) = &h.rewrite {
             r.rewrite = Some(rewrite(w, m, at)?);
@@ -404,9 +406,9 @@ impl Convert<'_> {
         bad: &mut Vec<FieldError>,
     ) {
         let wrong = if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
-            Some((at.to_string(), "must have exactly one of route, redirect, directResponse, delegate"))
+            Some((at.to_string(), "must set exactly one of route, redirect, directResponse, delegate [KARST-0015]"))
         } else if origin.2 >= DELEGATES {
-            Some((format!("{at}.delegate"), "a delegate must not delegate further"))
+            Some((format!("{at}.delegate"), "a delegate must not delegate to another VirtualService [KARST-0302]"))
         } else {
             None
         };
@@ -514,7 +516,7 @@ impl Convert<'_> {
         bad: &mut Vec<FieldError>,
     ) -> Result<ir::Destination, FieldError> {
         if d.host.is_empty() {
-            return Err((format!("{at}.destination.host"), "is empty: name a service".into()));
+            return Err((format!("{at}.destination.host"), "is empty: specify a service [KARST-0010]".into()));
         }
         let found = self.hosts.destination(&d.host, self.ns);
         let port = match (u32::from(d.port.number), found.map(|key| self.hosts.ports(key))) {
@@ -555,7 +557,7 @@ impl Convert<'_> {
             out.push(self.destination(&d.destination, None, weight, &format!("{at}.route[{i}]"), bad)?);
         }
         if out.is_empty() {
-            return Err((format!("{at}.route"), "is empty: name a destination".into()));
+            return Err((format!("{at}.route"), "is empty: specify a destination [KARST-0010]".into()));
         }
         Ok(out)
     }
@@ -597,7 +599,7 @@ impl Convert<'_> {
     fn tls(&self, t: &VsTls, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
         let destinations = self.connections(&t.route, at, bad);
         if t.matches.is_empty() {
-            bad.push((format!("{at}.match"), "is empty: name sniHosts".into()));
+            bad.push((format!("{at}.match"), "is empty: specify sniHosts [KARST-0010]".into()));
             let (origin, sni) = (origin.into(), vec!["*".into()]);
             out.last.tls.push(ir::TcpRule { origin, sni, destinations: nowhere(), ..Default::default() });
         }
@@ -606,7 +608,7 @@ impl Convert<'_> {
             let mut wrong = subnets(&m.destination_subnets, "", &at);
             let mut sni: Vec<String> = m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
             if sni.is_empty() {
-                wrong.push((format!("{at}.sniHosts"), "is empty: name at least one host".into()));
+                wrong.push((format!("{at}.sniHosts"), "is empty: specify at least one host [KARST-0010]".into()));
                 sni.push("*".into());
             }
             (wrong, sni)
@@ -650,7 +652,11 @@ fn subnets(destination: &[String], source: &str, at: &str) -> Vec<FieldError> {
         (!source.is_empty(), "sourceSubnet", "match by sourceNamespace or sourceLabels"),
     ];
     let wrong = fields.into_iter().filter(|(there, ..)| *there);
-    wrong.map(|(_, field, fix)| (format!("{at}.{field}"), format!("is not there in this version: {fix}"))).collect()
+    wrong
+        .map(|(_, field, fix)| {
+            (format!("{at}.{field}"), format!("is not supported in this version: {fix} [KARST-0029]"))
+        })
+        .collect()
 }
 
 /// A match of a header or a query parameter. An empty one means that it is there, and so does `regex: '*'`, which is no regular
@@ -671,7 +677,7 @@ fn text(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
         (Some(e), None, None) => Some(Kind::Exact(e.clone())),
         (None, Some(p), None) => Some(Kind::Prefix(p.clone())),
         (None, None, Some(r)) => Some(Kind::Regex(regex(r, format!("{at}.regex"))?)),
-        _ => return Err((at.into(), "must have only one of exact, prefix, regex".into())),
+        _ => return Err((at.into(), "must set only one of exact, prefix, regex [KARST-0014]".into())),
     };
     Ok(ir::Text { kind })
 }
@@ -688,8 +694,7 @@ fn headers(h: &VsHeaders, at: &str, bad: &mut Vec<FieldError>) -> Changes {
             let at = format!("{at}.headers.{f}.set[{k}]");
             if request && (k.eq_ignore_ascii_case("host") || k == ":authority") {
                 if v.contains('%') {
-                    let text =
-                        format!("{v:?} has a %, which an authority cannot have: operators are for other headers");
+                    let text = format!("{v:?} contains a %: operators are not supported in the authority [KARST-0025]");
                     tell(bad, (at, text));
                 } else {
                     authority.clone_from(v);
@@ -749,12 +754,18 @@ fn rewrite(w: &VsRewrite, m: &ir::Match, at: &str) -> Result<ir::Rewrite, FieldE
 fn redirect(r: &VsRedirect, at: &str) -> Result<ir::Redirect, FieldError> {
     let at = format!("{at}.redirect");
     if !matches!(r.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
-        return Err((format!("{at}.redirectCode"), format!("{} is none of 301, 302, 303, 307, 308", r.redirect_code)));
+        return Err((
+            format!("{at}.redirectCode"),
+            format!("unsupported value {}: use 301, 302, 303, 307 or 308 [KARST-0016]", r.redirect_code),
+        ));
     }
     if !matches!(r.derive_port.as_str(), "" | "FROM_PROTOCOL_DEFAULT" | "FROM_REQUEST_PORT") {
         return Err((
             format!("{at}.derivePort"),
-            format!("{:?} is none of FROM_PROTOCOL_DEFAULT, FROM_REQUEST_PORT", r.derive_port),
+            format!(
+                "unsupported value {:?}: use FROM_PROTOCOL_DEFAULT or FROM_REQUEST_PORT [KARST-0016]",
+                r.derive_port
+            ),
         ));
     }
     Ok(ir::Redirect {
@@ -771,14 +782,14 @@ fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldErr
     use base64::Engine;
     let at = format!("{at}.directResponse");
     if !(200..600).contains(&d.status) {
-        return Err((format!("{at}.status"), format!("{} is no status: give one from 200 to 599", d.status)));
+        return Err((format!("{at}.status"), format!("invalid status {}: use 200 to 599 [KARST-0026]", d.status)));
     }
     let body = match &d.body {
         None => vec![],
         Some(VsBody { string: Some(s), .. }) => s.clone().into_bytes(),
         Some(VsBody { bytes: Some(b), .. }) => base64::prelude::BASE64_STANDARD
             .decode(b)
-            .map_err(|_| (format!("{at}.body.bytes"), "is no base64".to_string()))?,
+            .map_err(|_| (format!("{at}.body.bytes"), "is not valid base64 [KARST-0027]".to_string()))?,
         Some(_) => vec![],
     };
     Ok(ir::DirectResponse { status: u32::from(d.status), body })
@@ -797,7 +808,7 @@ pub(super) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
         let Some(t) = &d.fixed_delay else {
             return Err((
                 format!("{at}.fixedDelay"),
-                "is missing: exponentialDelay is not implemented (nor in Istio)".into(),
+                "is missing: exponentialDelay is not implemented (nor in Istio) [KARST-0010]".into(),
             ));
         };
         out.delay_ms = duration(t).map_err(|e| (format!("{at}.fixedDelay"), e))?;
@@ -808,15 +819,20 @@ pub(super) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
         match (a.http_status, &a.grpc_status) {
             (Some(s), _) if (200..600).contains(&s) => out.abort_status = u32::from(s),
             (Some(s), _) => {
-                return Err((format!("{at}.httpStatus"), format!("{s} is no status: give one from 200 to 599")));
+                return Err((format!("{at}.httpStatus"), format!("invalid status {s}: use 200 to 599 [KARST-0026]")));
             }
             (None, Some(g)) => {
                 let code = grpc_code(g).ok_or_else(|| {
-                    (format!("{at}.grpcStatus"), format!("{g:?} is no gRPC status, such as UNAVAILABLE or 14"))
+                    (
+                        format!("{at}.grpcStatus"),
+                        format!(
+                            "invalid gRPC status {g:?}: use a name or a number, such as UNAVAILABLE or 14 [KARST-0026]"
+                        ),
+                    )
                 })?;
                 out.abort_grpc = Some(code);
             }
-            (None, None) => return Err((at, "must have httpStatus or grpcStatus".into())),
+            (None, None) => return Err((at, "must set httpStatus or grpcStatus [KARST-0015]".into())),
         }
         out.abort_per_million = part(&a.percentage, a.percent, &format!("{at}.percentage"))?;
     }
@@ -905,7 +921,7 @@ fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, FieldError> {
                     return Err((
                         format!("{at}.retryOn"),
                         format!(
-                            "{word:?} is no condition; known are 5xx, gateway-error, reset, reset-before-request, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, and status codes"
+                            "unknown condition {word:?}: use 5xx, gateway-error, reset, reset-before-request, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, or a status code [KARST-0304]"
                         ),
                     ));
                 }
