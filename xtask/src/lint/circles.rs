@@ -25,7 +25,6 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("karst-waypoint", &[22]),
     ("karst-controller", &[31]),
     ("karst-world", &[3, 2]),
-    ("xtask", &[2]),
 ];
 
 /// From a file to another: the first line that needs it, and the path there.
