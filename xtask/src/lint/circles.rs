@@ -23,7 +23,6 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("karst-cni", &[3]),
     ("karst-waypoint", &[22]),
     ("karst-controller", &[31]),
-    ("karst-world", &[3, 2]),
 ];
 
 /// From a file to another: the first line that needs it, and the path there.
