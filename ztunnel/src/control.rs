@@ -81,7 +81,7 @@ impl XdsSubscriber for StateWriter {
             for (name, _, bytes) in &u.changed {
                 match convert::policy(bytes) {
                     Ok(p) => s.put_policy(name, p),
-                    Err(e) => refused.push((name.clone(), e)),
+                    Err(e) => refused.push((name.clone(), e.to_string())),
                 }
             }
             for name in &u.removed {
