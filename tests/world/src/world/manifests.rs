@@ -1,0 +1,69 @@
+//! What is asked for: files of manifests, and waiting until they are in force.
+
+use super::{
+    World,
+    wait::{PATIENCE, wait_for},
+};
+use crate::http;
+use anyhow::Result;
+use karst_rt::netns::Netns;
+use std::{fs, net::SocketAddr};
+
+impl World {
+    fn syncz(&self) -> Result<serde_json::Value> {
+        let ns = Netns::open(format!("/run/netns/{}", self.ns("control")))?;
+        let s = ns.run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], 15014))))??;
+        Ok(serde_json::from_str(&http::get(s, "/debug/syncz")?.1)?)
+    }
+
+    /// Waits until the controller has read the manifests of now and every proxy has taken them in.
+    pub fn settle(&self) {
+        let dir = self.dir.join("manifests");
+        wait_for("proxies acknowledge the manifests", PATIENCE, || {
+            let want = format!("{:x}", karst_manifest::dir::digest(&dir));
+            let z = self.syncz().ok()?;
+            let version = z["version"].as_u64()?;
+            let proxies = z["proxies"].as_array()?;
+            let live = self.nodes.iter().filter(|n| n.ztunnel.is_some()).count();
+            let acked = proxies.iter().filter(|p| p["acked"].as_u64() >= Some(version)).count();
+            (z["manifests"].as_str() == Some(&want) && proxies.len() >= live && acked == proxies.len()).then_some(())
+        });
+    }
+
+    /// Writes a file of manifests without waiting.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        let dir = self.dir.join("manifests");
+        let tmp = dir.join(format!(".{name}"));
+        fs::write(&tmp, text)?;
+        fs::rename(tmp, dir.join(format!("{name}.yaml")))?;
+        Ok(())
+    }
+
+    /// Changes a text in a file of manifests, which must be there, and waits until it is in force.
+    pub fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = fs::read_to_string(self.dir.join("manifests").join(format!("{name}.yaml"))).unwrap();
+        assert!(text.contains(from), "{name}: {from}: {text}");
+        self.apply(name, &text.replace(from, to));
+    }
+
+    /// Writes a file of manifests and waits until it is in force.
+    pub fn apply(&self, name: &str, text: &str) {
+        self.write(name, text).unwrap();
+        self.settle();
+    }
+
+    /// Removes a file of manifests and waits until it is gone from the proxies.
+    pub fn delete(&self, name: &str) {
+        fs::remove_file(self.dir.join("manifests").join(format!("{name}.yaml"))).unwrap();
+        self.settle();
+    }
+
+    /// A namespace, in the mesh or not.
+    pub fn namespace(&self, name: &str, ambient: bool) {
+        let label = if ambient { "istio.io/dataplane-mode: ambient" } else { "" };
+        self.apply(
+            &format!("ns-{name}"),
+            &format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels: {{{label}}}\n"),
+        );
+    }
+}
