@@ -55,7 +55,7 @@ pub enum EventError {
     #[error("{0:#}")]
     Held(anyhow::Error),
     /// Nobody is there any more to redirect it.
-    #[error("the agent stops")]
+    #[error("the agent is stopping")]
     Stopping,
 }
 

@@ -105,7 +105,7 @@ impl Followed {
                 },
             };
             if let Err(e) = changed {
-                return tracing::error!(pod = self.key, error = %e, "the pod's addresses are not followed any more");
+                return tracing::error!(pod = self.key, error = %e, "the pod's addresses are no longer followed");
             }
             guards.changed();
         }
@@ -145,7 +145,7 @@ impl Followed {
 
 /// A name in a list of devices that no device can have.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name of a device, such as \"docker0,tap0\"")]
+#[error("invalid device name {0:?}: use for example \"docker0,tap0\"")]
 pub struct InvalidDevice(String);
 
 /// Reads a list of devices: names, with commas between.

@@ -66,7 +66,7 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     tracer.ask(of, &what, ASK_FOR)?;
     let mut out = io::stdout().lock();
     let whose = how.pod.as_deref().unwrap_or("all pods of this node");
-    eprintln!("what is dropped or passed by from now on, of {whose}; Ctrl-C ends it");
+    eprintln!("dropped and bypassing connections of {whose} from now on; press Ctrl-C to stop");
     if how.output == Output::Table {
         writeln!(out, "{}", row(["TIME (UTC)", "POD", "WHAT", "PROTOCOL", "SOURCE -> DESTINATION", "REASON"]))?;
         out.flush()?;
@@ -97,7 +97,7 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
         let now = tracer.totals()?.withheld;
         if now > withheld {
             eprintln!(
-                "{} more are not shown: there are too many; name a pod, or use --drops, to see less",
+                "{} more are not shown: there are too many; specify a pod, or use --drops, to see fewer",
                 now - withheld
             );
         }

@@ -336,7 +336,7 @@ mod tests {
         let devices = ", annotations: {karst.io/netns: /x, ambient.istio.io/reroute-virtual-interfaces: 'a b'}";
         for (more, said) in [
             (flag, "[karst.io/allow-other-protocols]: \"yes\" is neither \"true\" nor \"false\""),
-            (devices, "[ambient.istio.io/reroute-virtual-interfaces]: \"a b\" is no name of a device"),
+            (devices, "[ambient.istio.io/reroute-virtual-interfaces]: invalid device name \"a b\""),
             ("", "[karst.io/netns]: is missing"),
         ] {
             let selection = select(&rules, &state(&[pod("a", "n1", "10.0.0.1", more)]));

@@ -114,7 +114,7 @@ impl Agent {
         match &result {
             Ok(Some(Joined::Closed)) => tracing::warn!(pod, "new pod is closed"),
             Ok(Some(_)) => tracing::info!(pod, "new pod is redirected"),
-            Ok(None) => tracing::debug!(pod, "new pod is not of the mesh"),
+            Ok(None) => tracing::debug!(pod, "new pod is not in the mesh"),
             Err(e) => tracing::warn!(pod, error = format!("{e:#}"), "new pod is held"),
         }
         // The plugin may have given up; the runtime will call it again.

@@ -21,7 +21,10 @@ pub(super) async fn removed_for_good(kube: &Kube, config: &Config) -> bool {
     match kube.daemon_set_remains(&config.namespace, &config.daemon_set).await {
         Ok(remains) => !remains,
         Err(e) => {
-            tracing::warn!(error = format!("{e:#}"), "cannot tell whether this is the end; redirection stays in force");
+            tracing::warn!(
+                error = format!("{e:#}"),
+                "cannot tell whether the agent is being uninstalled; redirection stays in force"
+            );
             false
         }
     }
@@ -73,9 +76,9 @@ impl Agent {
                 _ => self.node.borrow_mut().forget(uid, ips),
             };
             match done {
-                Ok(()) => tracing::info!(pod = uid, "removed the redirection that an earlier agent left"),
+                Ok(()) => tracing::info!(pod = uid, "removed the redirection left behind by an earlier agent"),
                 Err(e) => {
-                    tracing::warn!(pod = uid, error = %e, "cannot remove the redirection that an earlier agent left")
+                    tracing::warn!(pod = uid, error = %e, "cannot remove the redirection left behind by an earlier agent")
                 }
             }
             records::remove(&self.records(), uid);

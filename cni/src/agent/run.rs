@@ -87,7 +87,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         return cleanup(&agent.config);
     }
     // Links and maps stay pinned: the next agent takes over.
-    tracing::info!("node agent stops; redirection stays in force");
+    tracing::info!("node agent is stopping; redirection stays in force");
     Ok(())
 }
 
@@ -176,7 +176,7 @@ impl Plugin {
 
 async fn look_after(install: Install) {
     if let Err(e) = install.look_after().await {
-        tracing::error!(error = format!("{e:#}"), "the CNI configuration is not looked after any more");
+        tracing::error!(error = format!("{e:#}"), "the CNI configuration is no longer maintained");
     }
 }
 

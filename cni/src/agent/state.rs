@@ -145,8 +145,8 @@ impl Agent {
 pub(super) fn open_netns(desired: &Desired) -> anyhow::Result<Netns> {
     if desired.netns.as_os_str().is_empty() {
         return Netns::of_pod(&desired.uid, &desired.config.ips)
-            .context("cannot look for the pod's processes (CAP_SYS_PTRACE is needed)")?
-            .context("no process of the pod runs yet");
+            .context("cannot list the pod's processes (CAP_SYS_PTRACE is needed)")?
+            .context("no process of the pod is running yet");
     }
     Netns::open(&desired.netns)
         .with_context(|| format!("cannot open the network namespace {}", desired.netns.display()))

@@ -44,45 +44,47 @@ pub(super) fn verdict(counter: Counter) -> Verdict {
 pub(super) fn reason(event: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
     let plain = |text: &str, fix| (text.to_string(), fix);
     if let (Counter::GuardDrop, Some(why)) = (event.what, closed) {
-        return (format!("the pod is closed, nothing of TCP passes: {why}"), None);
+        return (format!("the pod is closed, all its TCP traffic is dropped: {why}"), None);
     }
     match event.what {
         Counter::GuardDrop => plain(
-            "a connection left the pod past ztunnel: by a raw socket, a socket bound to a device (SO_BINDTODEVICE), or changed routing rules; or it only came through the pod",
+            "a connection left the pod bypassing ztunnel: through a raw socket, a socket bound to a device (SO_BINDTODEVICE) or changed routing rules; or the pod only forwarded it",
             Some(
-                "connect by an ordinary socket that is bound to no device, or leave the pod out (istio.io/dataplane-mode: none)",
+                "use an ordinary socket that is bound to no device, or remove the pod from the mesh (istio.io/dataplane-mode: none)",
             ),
         ),
         Counter::GuardUnparsable => plain(
             "the packet ends before its TCP flags, or has more than six IPv6 extension headers",
-            Some("send the headers whole, in the first fragment"),
+            Some("send complete headers in the first fragment"),
         ),
         Counter::GuardProtocol => (
             format!("the frame is neither IP nor ARP, or has a VLAN tag (EtherType {:#06x})", event.ether_type),
-            Some("annotate the pod with karst.io/allow-other-protocols: \"true\", if it must send these"),
+            Some("annotate the pod with karst.io/allow-other-protocols: \"true\" if it needs to send these"),
         ),
         Counter::NoListener => (
             format!("ztunnel does not listen for {} of this pod", direction(event)),
-            Some("see whether the pods of ztunnel and of karst-cni run on this node, and their logs"),
+            Some("check that the pods of ztunnel and karst-cni run on this node, and check their logs"),
         ),
         Counter::Probe => {
-            plain("opened by the node itself a moment ago, as the kubelet's probes are: not judged by policies", None)
+            plain("just opened by the node itself, like the kubelet's probes: exempt from policies", None)
         }
         Counter::OptOut => plain(
-            "the pod takes plaintext past the mesh (ambient.istio.io/bypass-inbound-capture)",
-            Some("remove the annotation, to have policies hold"),
+            "the pod accepts plaintext that bypasses the mesh (ambient.istio.io/bypass-inbound-capture)",
+            Some("remove the annotation for policies to apply"),
         ),
-        Counter::OwnFlow => plain("ztunnel's own connection, which has come back to its pod", None),
+        Counter::OwnFlow => plain("ztunnel's own connection, back at its pod", None),
         Counter::OtherDevice => (
             format!(
-                "came by a device with none of the pod's addresses (index {}), for an address that is not the pod's",
+                "arrived on a device without an address of the pod (index {}), for an address that is not the pod's",
                 event.device
             ),
-            Some("annotate the pod with karst.io/capture-all-devices: \"true\", to have it captured"),
+            Some("annotate the pod with karst.io/capture-all-devices: \"true\" to have it captured"),
         ),
         Counter::Local => plain("within the pod", None),
-        Counter::Hbone | Counter::Plaintext | Counter::Outbound | Counter::Forwarded => plain("given to ztunnel", None),
-        Counter::Dns | Counter::GuardPass => plain("given to ztunnel, or from there", None),
+        Counter::Hbone | Counter::Plaintext | Counter::Outbound | Counter::Forwarded => {
+            plain("redirected to ztunnel", None)
+        }
+        Counter::Dns | Counter::GuardPass => plain("redirected to ztunnel, or sent by it", None),
     }
 }
 

@@ -53,7 +53,7 @@ mod tests {
         let line = text(&event(Counter::GuardDrop), "app/web", None);
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(words[..7], ["08:00:00.123", "app/web", "dropped", "tcp", "10.0.0.5:40000", "->", "10.0.1.7:8080"]);
-        assert!(line.contains("SO_BINDTODEVICE") && line.contains("; connect by an ordinary socket"), "{line}");
+        assert!(line.contains("SO_BINDTODEVICE") && line.contains("; use an ordinary socket"), "{line}");
         let unread = Event { ends: None, protocol: 0, ether_type: 0x88b5, ..event(Counter::GuardProtocol) };
         let line = text(&unread, "app/web", None);
         assert!(line.contains("dropped   -        -") && line.contains("(EtherType 0x88b5)"), "{line}");
@@ -61,7 +61,10 @@ mod tests {
         let line = text(&Event { ends: Some(v6), ..event(Counter::GuardUnparsable) }, "app/web", None);
         assert!(line.contains(" fd00::5 -> fd00::9 "), "ports that could not be read are not shown: {line}");
         let line = text(&event(Counter::GuardDrop), "app/web", Some("gVisor has its addresses"));
-        assert!(line.ends_with("the pod is closed, nothing of TCP passes: gVisor has its addresses"), "{line}");
+        assert!(
+            line.ends_with("the pod is closed, all its TCP traffic is dropped: gVisor has its addresses"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 pub(super) enum FindError {
     #[error("pod {0} has no address yet")]
     NoAddress(String),
-    #[error("no pod {wanted} is redirected on this node: look on its own node (redirected here: {names})")]
+    #[error("no pod {wanted} is redirected on this node: run this on the node of the pod (redirected here: {names})")]
     NotHere { wanted: String, names: String },
-    #[error("{count} pods of this node have the name {wanted}: say NAMESPACE/{wanted}")]
+    #[error("{count} pods of this node have the name {wanted}: use NAMESPACE/{wanted}")]
     Ambiguous { count: usize, wanted: String },
 }
 
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(pods.find("app/web"), ip("10.0.0.5"));
         assert_eq!(pods.find("u3"), ip("10.0.0.7"));
         assert_eq!(pods.find("db"), ip("fd00::6"), "the only one of this name");
-        assert!(pods.find("web").unwrap_err().to_string().contains("say NAMESPACE/web"));
+        assert!(pods.find("web").unwrap_err().to_string().contains("use NAMESPACE/web"));
         assert!(pods.find("new").unwrap_err().to_string().contains("no address"));
         assert!(pods.find("gone").unwrap_err().to_string().ends_with("app/db, app/web, shop/new, shop/web)"));
         assert_eq!(pods.name("fd00::6".parse().unwrap()), "app/db");

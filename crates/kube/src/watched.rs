@@ -261,7 +261,7 @@ async fn watch(kube: Kube, index: usize, wanted: Watch, tx: mpsc::Sender<(usize,
                         tracing::info!(
                             kind = wanted.kind,
                             group,
-                            "the API server does not know this kind; watched once it does"
+                            "the API server does not know this kind; it is watched once it does"
                         );
                     }
                     if tx.send((index, Change::Absent)).await.is_err() {
