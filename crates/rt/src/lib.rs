@@ -7,6 +7,7 @@ pub mod admission;
 mod apart;
 pub mod backoff;
 pub mod drain;
+pub mod error;
 pub mod log;
 mod mark;
 pub mod netlink;

@@ -4,7 +4,7 @@
 use karst_core::civil::Civil;
 use std::{
     fmt::{self, Write as _},
-    io::Write as _,
+    io::{self, Write as _},
     sync::{
         OnceLock,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -12,7 +12,9 @@ use std::{
     time::SystemTime,
 };
 use tracing::{Event, Level, Subscriber, field::Visit};
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, registry::LookupSpan, reload};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::ParseError, layer::SubscriberExt, registry::LookupSpan, reload,
+};
 
 /// Lines that may wait to be written; then writers wait (no line is lost).
 const QUEUE: usize = 10_000;
@@ -26,6 +28,40 @@ static OUT: OnceLock<(SyncSender<String>, Format)> = OnceLock::new();
 /// The filter, and the text that it was at start.
 static FILTER: OnceLock<(reload::Handle<EnvFilter, Registry>, String)> = OnceLock::new();
 
+/// Why the log is not as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// No format has that name.
+    #[error("{0:?} is not a log format: use text or json")]
+    Format(String),
+    /// The filter cannot be read.
+    #[error("log filter {filter:?}: {error}")]
+    Filter {
+        /// As it was given.
+        filter: String,
+        /// What is wrong with it.
+        error: ParseError,
+    },
+    /// No level has that name.
+    #[error("log level {0:?}: use off, error, warn, info, debug or trace, or SCOPE:LEVEL")]
+    Level(String),
+    /// A part of a query that asks for nothing that there is.
+    #[error("{0:?}: use level=SPEC or reset")]
+    Query(String),
+    /// The log has not been started.
+    #[error("the log has not been started")]
+    NotStarted,
+    /// There is no thread to write it.
+    #[error("log thread: {0}")]
+    Thread(io::Error),
+    /// Something else of the process has started one.
+    #[error(transparent)]
+    Started(#[from] tracing::subscriber::SetGlobalDefaultError),
+    /// The filter is no longer there.
+    #[error(transparent)]
+    Reload(#[from] reload::Error),
+}
+
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -37,12 +73,12 @@ pub enum Format {
 }
 
 impl std::str::FromStr for Format {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
+    type Err = LogError;
+    fn from_str(name: &str) -> Result<Self, LogError> {
+        match name {
             "text" | "plain" => Ok(Format::Text),
             "json" => Ok(Format::Json),
-            _ => Err(format!("{s:?} is not a log format: use text or json")),
+            _ => Err(LogError::Format(name.into())),
         }
     }
 }
@@ -51,23 +87,20 @@ impl std::str::FromStr for Format {
 ///
 /// # Errors
 /// If the filter cannot be read.
-pub fn start(format: Format, filter: &str) -> Result<(), String> {
+pub fn start(format: Format, filter: &str) -> Result<(), LogError> {
     let (layer, handle) = reload::Layer::new(parse(filter)?);
     let (tx, rx) = sync_channel(QUEUE);
     if OUT.set((tx, format)).is_err() {
         return Ok(());
     }
-    std::thread::Builder::new()
-        .name("log".into())
-        .spawn(move || write_lines(&rx))
-        .map_err(|e| format!("log thread: {e}"))?;
+    std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&rx)).map_err(LogError::Thread)?;
     let _ = FILTER.set((handle, filter.into()));
     let subscriber = tracing_subscriber::registry().with(Lines(format).with_filter(layer));
-    tracing::subscriber::set_global_default(subscriber).map_err(|e| e.to_string())
+    Ok(tracing::subscriber::set_global_default(subscriber)?)
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(filter).map_err(|e| format!("log filter {filter:?}: {e}"))
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(filter).map_err(|error| LogError::Filter { filter: filter.into(), error })
 }
 
 /// What is logged, as a filter. With `query` (of Istio's page `/logging`), it is changed: `level=SPEC`, where SPEC is a level or a
@@ -75,27 +108,27 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
 ///
 /// # Errors
 /// If the filter cannot be read, or the log has not been started.
-pub fn level(query: &str) -> Result<String, String> {
-    let (handle, first) = FILTER.get().ok_or("the log has not been started")?;
+pub fn level(query: &str) -> Result<String, LogError> {
+    let (handle, first) = FILTER.get().ok_or(LogError::NotStarted)?;
     for part in query.split('&').filter(|p| !p.is_empty()) {
         let filter = match part.split_once('=') {
             Some(("level", "reset")) => parse(first)?,
             Some(("level", spec)) => parse(&directives(spec)?)?,
             None if part == "reset" => parse(first)?,
-            _ => return Err(format!("{part:?}: use level=SPEC or reset")),
+            _ => return Err(LogError::Query(part.into())),
         };
-        handle.reload(filter).map_err(|e| e.to_string())?;
+        handle.reload(filter)?;
     }
-    handle.with_current(ToString::to_string).map_err(|e| e.to_string())
+    Ok(handle.with_current(ToString::to_string)?)
 }
 
 /// `a::b:debug,info` as `a::b=debug,info`. (A word alone that is no level would be a scope to the filter, with everything in it.)
-fn directives(spec: &str) -> Result<String, String> {
+fn directives(spec: &str) -> Result<String, LogError> {
     let level = |d: &str| !d.is_empty() && d.parse::<tracing::level_filters::LevelFilter>().is_ok();
     let one = |d: &str| match d.rsplit_once(':') {
         Some((scope, l)) if level(l) && !scope.ends_with(':') => Ok(format!("{scope}={l}")),
         _ if level(d) || d.split_once('=').is_some_and(|(_, l)| level(l)) => Ok(d.to_string()),
-        _ => Err(format!("log level {d:?}: use off, error, warn, info, debug or trace, or SCOPE:LEVEL")),
+        _ => Err(LogError::Level(d.into())),
     };
     spec.split(',').map(one).collect::<Result<Vec<_>, _>>().map(|d| d.join(","))
 }
