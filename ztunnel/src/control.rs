@@ -1,13 +1,16 @@
 //! The control thread's parts: the writer of the state (xDS), and the keeper of the pods (ZDS).
 
 use crate::{
-    inpod::{Listeners, LocalPod, LocalPods, Pods},
+    inpod::{AddError, Listeners, LocalPod, LocalPods, Pods},
     metrics::Metrics,
     state::Snapshot,
     worker::{Command, Shared},
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE, convert};
-use karst_proxy::{remote::ControlPlaneClient, untold::Asker};
+use karst_proxy::{
+    remote::{ControlPlaneClient, RemoteError},
+    untold::Asker,
+};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
 use std::{
@@ -55,6 +58,7 @@ impl StateWriter {
 }
 
 impl XdsSubscriber for StateWriter {
+    type Error = RemoteError;
     fn apply(&mut self, u: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.
@@ -62,7 +66,7 @@ impl XdsSubscriber for StateWriter {
         if u.type_url == ADDRESS_TYPE {
             for (name, _, bytes) in &u.changed {
                 if let Err(e) = s.put_address(name, bytes) {
-                    refused.push((name.clone(), e));
+                    refused.push((name.clone(), e.to_string()));
                 }
             }
             for name in &u.removed {
@@ -71,7 +75,7 @@ impl XdsSubscriber for StateWriter {
         } else if u.type_url == POD_RANGES_TYPE {
             for (name, _, bytes) in &u.changed {
                 if let Err(e) = s.put_pod_ranges(name, bytes) {
-                    refused.push((name.clone(), e));
+                    refused.push((name.clone(), e.to_string()));
                 }
             }
             for name in &u.removed {
@@ -81,7 +85,7 @@ impl XdsSubscriber for StateWriter {
             for (name, _, bytes) in &u.changed {
                 match convert::policy(bytes) {
                     Ok(p) => s.put_policy(name, p),
-                    Err(e) => refused.push((name.clone(), e)),
+                    Err(e) => refused.push((name.clone(), e.to_string())),
                 }
             }
             for name in &u.removed {
@@ -97,10 +101,10 @@ impl XdsSubscriber for StateWriter {
         }
         refused
     }
-    fn token(&self) -> Result<String, String> {
+    fn token(&self) -> Result<String, RemoteError> {
         self.remote.bearer()
     }
-    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+    fn connect(&self) -> impl Future<Output = Result<Channel, RemoteError>> {
         self.remote.channel()
     }
     fn headers(&self) -> Vec<(String, String)> {
@@ -145,30 +149,30 @@ impl PodManager {
 }
 
 impl Pods for PodManager {
-    async fn add(&mut self, pod: LocalPod, l: Listeners) -> Result<(), String> {
+    async fn add(&mut self, pod: LocalPod, l: Listeners) -> Result<(), AddError> {
         let mut pod = pod;
         if let Some(before) = self.pods.get(&pod.uid) {
             pod.usage = before.usage.clone();
         }
         let pod = Arc::new(pod);
-        let copy = |s: &TcpListener| s.try_clone().map_err(|e| format!("descriptors: {e}"));
+        let copy = |s: &TcpListener| s.try_clone().map_err(AddError::Descriptors);
         let mut waits = Vec::new();
         for w in self.shared.workers.commands() {
             let own = Listeners {
                 outbound: copy(&l.outbound)?,
                 plaintext: copy(&l.plaintext)?,
                 hbone: copy(&l.hbone)?,
-                dns: UdpSocket::try_clone(&l.dns).map_err(|e| format!("descriptors: {e}"))?,
+                dns: UdpSocket::try_clone(&l.dns).map_err(AddError::Descriptors)?,
                 forward: l.forward.as_ref().map(copy).transpose()?,
             };
             let (done, wait) = oneshot::channel();
             w.send(Command::Add { pod: pod.clone(), listeners: own, done })
                 .await
-                .map_err(|_| "a worker has stopped")?;
+                .map_err(|_| AddError::WorkerStopped)?;
             waits.push(wait);
         }
         for r in waits {
-            r.await.map_err(|_| "a worker has stopped")??;
+            r.await.map_err(|_| AddError::WorkerStopped)??;
         }
         let _ = self.dns.send(crate::dns::Order::Add(pod.clone(), l.dns)).await;
         if self.pods.insert(pod.uid.clone(), pod.clone()).is_none() {

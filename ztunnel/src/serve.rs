@@ -4,7 +4,7 @@ use crate::{
     client::Caller,
     conns::Conns,
     inbound,
-    inpod::{Listeners, LocalPod},
+    inpod::{AddError, Listeners, LocalPod},
     outbound,
     state::Snapshot,
     worker::{Command, Served, Shared, Taken, Way, Worker},
@@ -124,9 +124,10 @@ impl Worker {
         }
     }
 
-    fn add(self: Rc<Self>, pod: Arc<LocalPod>, l: Listeners) -> Result<(), String> {
-        let listener =
-            |s: std::net::TcpListener| TcpListener::from_std(s).map_err(|e| format!("listener of {}: {e}", pod.key));
+    fn add(self: Rc<Self>, pod: Arc<LocalPod>, l: Listeners) -> Result<(), AddError> {
+        let listener = |socket: std::net::TcpListener| {
+            TcpListener::from_std(socket).map_err(|error| AddError::Listener { pod: pod.key.clone(), error })
+        };
         let (outbound, plaintext, hbone) = (listener(l.outbound)?, listener(l.plaintext)?, listener(l.hbone)?);
         let forward = l.forward.map(listener).transpose()?;
         let p = Served::new(pod.clone());

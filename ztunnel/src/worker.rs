@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     conns::Conns,
     gate::Gate,
-    inpod::{Listeners, LocalPod, LocalPods},
+    inpod::{AddError, Listeners, LocalPod, LocalPods},
     metrics::Metrics,
     plan::Balance,
     secrets::Secrets,
@@ -158,7 +158,7 @@ pub struct Taken {
 /// Commands for a worker.
 pub enum Command {
     /// Serve a pod.
-    Add { pod: Arc<LocalPod>, listeners: Listeners, done: oneshot::Sender<Result<(), String>> },
+    Add { pod: Arc<LocalPod>, listeners: Listeners, done: oneshot::Sender<Result<(), AddError>> },
     /// Stop serving a pod; open connections go on.
     Del { uid: String },
     /// Serve a connection that another worker has accepted.

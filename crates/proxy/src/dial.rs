@@ -7,7 +7,7 @@
 //! stream ([`Pool::open`]).
 
 use crate::{
-    resolve::Resolver,
+    resolve::{ResolveError, Resolver},
     secrets::Secrets,
     state::{Snapshot, Workload},
 };
@@ -42,7 +42,7 @@ pub enum DialError {
     NoCertificate(Identity),
     /// The endpoint's host name has no address.
     #[error("{0}")]
-    Resolve(String),
+    Resolve(Arc<ResolveError>),
     /// No connection without a tunnel.
     #[error("connect: {0}")]
     Connect(Arc<io::Error>),
@@ -165,7 +165,7 @@ impl Dialer {
     /// # Errors
     /// [`DialError::Resolve`], with the name.
     pub async fn lookup(&self, host: &str, ipv4: bool) -> Result<Vec<IpAddr>, DialError> {
-        self.resolver.lookup(host, ipv4).await.map_err(DialError::Resolve)
+        self.resolver.lookup(host, ipv4).await.map_err(|e| DialError::Resolve(e.into()))
     }
 
     /// Connects to an endpoint that takes no tunnels. `source`: an address of the origin's that the client has chosen.

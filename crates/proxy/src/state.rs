@@ -8,12 +8,61 @@ use karst_api::{
     workload::{self as pb, gateway_address::Destination},
 };
 use karst_core::{
-    Cidr, Identity,
+    Cidr, Identity, IdentityError,
     addr::{CidrError, ip_from_bytes},
 };
 use karst_policy::{Policy, Scope};
 use prost::Message;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+/// Why a resource of the control plane cannot be taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum ResourceError {
+    #[error("not an istio.workload.Address: {0}")]
+    Address(prost::DecodeError),
+    #[error("is neither workload nor service")]
+    NoType,
+    #[error("workload without uid")]
+    NoUid,
+    #[error("workload {uid}: {fault}")]
+    Workload { uid: String, fault: FieldError },
+    #[error("service {hostname}: {fault}")]
+    Service { hostname: String, fault: FieldError },
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    #[error("not a karst.route.v1.PodRanges: {0}")]
+    PodRanges(prost::DecodeError),
+    #[error(transparent)]
+    PodRange(#[from] CidrError),
+}
+
+/// What is wrong with a field of a workload or a service.
+#[derive(Debug, thiserror::Error)]
+pub enum FieldError {
+    #[error("an address has {0} bytes")]
+    AddressLength(usize),
+    #[error("prefix length {0}")]
+    PrefixLength(u32),
+    #[error("load balancing mode {0} is not known")]
+    Mode(i32),
+    #[error("tunnel protocol {0} is not supported")]
+    TunnelProtocol(i32),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("which pod it is cannot be read: {0}")]
+    Pod(prost::DecodeError),
+}
+
+/// What is wrong with the address of a gateway or waypoint.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("gateway address is malformed")]
+    Address,
+    #[error("gateway destination is not known")]
+    Destination,
+    #[error("gateway port {0}")]
+    Port(u32),
+}
 
 /// Service port and target port, of each port.
 pub type Ports = Vec<(u16, u16)>;
@@ -325,9 +374,8 @@ impl Snapshot {
     ///
     /// # Errors
     /// If it cannot be read; the state is then as before.
-    pub fn put_address(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
-        let a = pb::Address::decode(bytes).map_err(|e| format!("not an istio.workload.Address: {e}"))?;
-        match a.r#type {
+    pub fn put_address(&mut self, name: &str, bytes: &[u8]) -> Result<(), ResourceError> {
+        match pb::Address::decode(bytes).map_err(ResourceError::Address)?.r#type {
             Some(pb::address::Type::Workload(w)) => {
                 let w = workload(w)?;
                 self.remove_address(name);
@@ -338,7 +386,7 @@ impl Snapshot {
                 self.remove_address(name);
                 self.add_service(s);
             }
-            None => return Err("is neither workload nor service".into()),
+            None => return Err(ResourceError::NoType),
         }
         Ok(())
     }
@@ -422,10 +470,10 @@ impl Snapshot {
     ///
     /// # Errors
     /// If it cannot be read; the state is then as before.
-    pub fn put_pod_ranges(&mut self, node: &str, bytes: &[u8]) -> Result<(), String> {
-        let told = PodRanges::decode(bytes).map_err(|e| format!("not a karst.route.v1.PodRanges: {e}"))?;
+    pub fn put_pod_ranges(&mut self, node: &str, bytes: &[u8]) -> Result<(), ResourceError> {
+        let told = PodRanges::decode(bytes).map_err(ResourceError::PodRanges)?;
         let new: Result<Vec<Cidr>, CidrError> = told.ranges.iter().map(|t| t.parse()).collect();
-        self.replace_pod_ranges(node, &new.map_err(|e| e.to_string())?);
+        self.replace_pod_ranges(node, &new?);
         Ok(())
     }
     /// Removes what a node's pods have had their addresses from.
@@ -454,20 +502,18 @@ impl Snapshot {
         }
     }
 
-    fn convert_service(&self, s: pb::Service) -> Result<Service, String> {
+    fn convert_service(&self, s: pb::Service) -> Result<Service, ResourceError> {
         use pb::load_balancing as lb;
+        let wrong = |fault| ResourceError::Service { hostname: s.hostname.clone(), fault };
         let (mut vips, mut ranges) = (Vec::new(), Vec::new());
         for a in s.addresses.iter().filter(|a| *a.network == *self.network) {
-            let ip = ip_from_bytes(&a.address)
-                .ok_or_else(|| format!("service {}: an address has {} bytes", s.hostname, a.address.len()))?;
+            let ip = ip_from_bytes(&a.address).ok_or_else(|| wrong(FieldError::AddressLength(a.address.len())))?;
             match a.length {
                 None => vips.push(ip),
-                Some(l) => ranges.push(
-                    u8::try_from(l)
-                        .ok()
-                        .and_then(|l| Cidr::new(ip, l))
-                        .ok_or_else(|| format!("service {}: prefix length {l}", s.hostname))?,
-                ),
+                Some(length) => {
+                    let range = u8::try_from(length).ok().and_then(|length| Cidr::new(ip, length));
+                    ranges.push(range.ok_or_else(|| wrong(FieldError::PrefixLength(length)))?);
+                }
             }
         }
         let mut waypoints = Vec::new();
@@ -483,7 +529,7 @@ impl Snapshot {
             Ok(lb::Mode::Strict) => Mode::Strict,
             Ok(lb::Mode::Failover) => Mode::Failover,
             Ok(lb::Mode::Passthrough) => Mode::Passthrough,
-            Err(_) => return Err(format!("service {}: load balancing mode {} is not known", s.hostname, l.mode)),
+            Err(_) => return Err(wrong(FieldError::Mode(l.mode))),
         };
         let scope = |n: &i32| match lb::Scope::try_from(*n) {
             Ok(lb::Scope::Region) => Some(LocalityScope::Region),
@@ -534,42 +580,39 @@ fn protocols(p: &[pb::Port]) -> Vec<(u16, pb::AppProtocol)> {
     p.iter().filter_map(|p| Some((u16::try_from(p.service_port).ok()?, p.app_protocol()))).collect()
 }
 
-fn gateway(g: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, String> {
+fn gateway(g: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, GatewayError> {
     let Some(g) = g else { return Ok(None) };
     let to = match &g.destination {
         Some(Destination::Hostname(h)) => GatewayTo::Service(format!("{}/{}", h.namespace, h.hostname).into()),
-        Some(Destination::Address(a)) => {
-            GatewayTo::Address(ip_from_bytes(&a.address).ok_or("gateway address is malformed")?)
-        }
+        Some(Destination::Address(a)) => GatewayTo::Address(ip_from_bytes(&a.address).ok_or(GatewayError::Address)?),
         // Something is asked for that we do not understand: it must not be passed by.
-        None => return Err("gateway destination is not known".into()),
+        None => return Err(GatewayError::Destination),
     };
     let port = match g.hbone_mtls_port {
         0 => karst_hbone::PORT,
-        n => u16::try_from(n).map_err(|_| format!("gateway port {n}"))?,
+        n => u16::try_from(n).map_err(|_| GatewayError::Port(n))?,
     };
     Ok(Some(Gateway { to, port }))
 }
 
-fn workload(w: pb::Workload) -> Result<Workload, String> {
+fn workload(w: pb::Workload) -> Result<Workload, ResourceError> {
     let or = |s: String, default: &str| if s.is_empty() { default.to_string() } else { s };
-    let ip =
-        |b: &Bytes| ip_from_bytes(b).ok_or_else(|| format!("workload {}: an address has {} bytes", w.uid, b.len()));
+    let wrong = |fault| ResourceError::Workload { uid: w.uid.clone(), fault };
+    let ip = |bytes: &Bytes| ip_from_bytes(bytes).ok_or_else(|| wrong(FieldError::AddressLength(bytes.len())));
     let ips: Vec<IpAddr> = w.addresses.iter().map(|b| ip(&Bytes::from(b.to_vec()))).collect::<Result<_, _>>()?;
     let hbone = match pb::TunnelProtocol::try_from(w.tunnel_protocol) {
         Ok(pb::TunnelProtocol::None) => false,
         Ok(pb::TunnelProtocol::Hbone) => true,
         Ok(pb::TunnelProtocol::LegacyIstioMtls) | Err(_) => {
-            return Err(format!("workload {}: tunnel protocol {} is not supported", w.uid, w.tunnel_protocol));
+            return Err(wrong(FieldError::TunnelProtocol(w.tunnel_protocol)));
         }
     };
     if w.uid.is_empty() {
-        return Err("workload without uid".into());
+        return Err(ResourceError::NoUid);
     }
     let trust_domain = or(w.trust_domain, "cluster.local");
     let account = or(w.service_account, "default");
-    let identity =
-        Identity::new(&trust_domain, &w.namespace, &account).map_err(|e| format!("workload {}: {e}", w.uid))?;
+    let identity = Identity::new(&trust_domain, &w.namespace, &account).map_err(|e| wrong(e.into()))?;
     let workload_type = match pb::WorkloadType::try_from(w.workload_type) {
         Ok(pb::WorkloadType::Deployment) => "deployment",
         Ok(pb::WorkloadType::Cronjob) => "cronjob",
@@ -587,7 +630,7 @@ fn workload(w: pb::Workload) -> Result<Workload, String> {
         &w.canonical_revision,
         &place,
     );
-    let pod_uid = pod_uid(&w.extensions).map_err(|e| format!("workload {}: {e}", w.uid))?;
+    let pod_uid = pod_uid(&w.extensions).map_err(wrong)?;
     let mut services: Vec<Membership> = w.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
     services.sort();
     Ok(Workload {
@@ -642,9 +685,9 @@ fn labels(all: &[pb::Extension]) -> Arc<BTreeMap<String, String>> {
 }
 
 /// Which pod it is, as our own controller tells.
-fn pod_uid(all: &[pb::Extension]) -> Result<Arc<str>, String> {
+fn pod_uid(all: &[pb::Extension]) -> Result<Arc<str>, FieldError> {
     let Some(c) = extension(all, karst_api::POD_TYPE) else { return Ok("".into()) };
-    let pod = karst_api::route::Pod::decode(c).map_err(|e| format!("which pod it is cannot be read: {e}"))?;
+    let pod = karst_api::route::Pod::decode(c).map_err(FieldError::Pod)?;
     Ok(karst_core::zds_uid(&pod.uid).into())
 }
 
@@ -765,7 +808,7 @@ mod tests {
     fn what_is_not_understood_is_refused() {
         let mut w = pod("a", "10.0.0.1", &[]);
         w.tunnel_protocol = 9;
-        assert!(workload(w).unwrap_err().contains("tunnel protocol"));
+        assert!(workload(w).unwrap_err().to_string().contains("tunnel protocol"));
         let mut w = pod("a", "10.0.0.1", &[]);
         w.waypoint = Some(pb::GatewayAddress::default());
         assert!(workload(w).is_err());
@@ -801,7 +844,7 @@ mod tests {
         }
         let mut w = with_uid(pod("a", "10.0.0.1", &[]), "");
         w.extensions[0].config.as_mut().unwrap().value = vec![0xff];
-        assert!(workload(w).unwrap_err().contains("which pod"));
+        assert!(workload(w).unwrap_err().to_string().contains("which pod"));
     }
 
     #[test]
