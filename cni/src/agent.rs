@@ -272,7 +272,7 @@ pub fn cleanup(config: &Config) -> anyhow::Result<()> {
     for r in &records {
         let netns = if r.netns.is_empty() { Netns::of_pod(&r.uid, &r.ips)? } else { Netns::open(&r.netns).ok() };
         if let Some(n) = netns {
-            n.run(|| karst_ebpf::net::remove(&r.ips))
+            n.run(|| karst_ebpf::remove_from_netns(&r.ips))
                 .and_then(|r| r)
                 .with_context(|| format!("routing of pod {}/{}", r.namespace, r.name))?;
         }

@@ -1,12 +1,12 @@
 //! `karst-cni check`: what of Karst's needs this kernel has and lacks. Changes nothing on the node.
 
 use crate::config::Config;
-use karst_ebpf::check::{self, Found, Need, Row};
+use karst_ebpf::check::{self, CgroupError, Found, Need, Row};
 
 /// Prints a table. An error says what is lacking.
 pub fn print(config: &Config) -> anyhow::Result<()> {
     let cgroup = config.cgroup_root();
-    let rows = check::rows(&config.bpf_dir, cgroup.as_deref().map_err(|e| format!("{e:#}")));
+    let rows = check::rows(&config.bpf_dir, cgroup.as_deref().map_err(|e| CgroupError::NoRoot(format!("{e:#}"))));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.trim();
     print!("{}", table(&rows));

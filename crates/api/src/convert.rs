@@ -6,14 +6,25 @@ use karst_core::{Cidr, addr::ip_from_bytes};
 use karst_policy::{self as model, model::CidrText};
 use prost::Message;
 
+/// Why the bytes of a resource are no policy.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// They are no such message.
+    #[error("not an istio.security.Authorization: {0}")]
+    Decode(prost::DecodeError),
+    /// It has no name.
+    #[error("name: is empty")]
+    NoName,
+}
+
 /// Reads a policy from an xDS resource's bytes.
 ///
 /// # Errors
 /// Only if the bytes are no such message, or have no name: then there is nothing that could be enforced.
-pub fn policy(bytes: &[u8]) -> Result<model::Policy, String> {
-    let p = pb::Authorization::decode(bytes).map_err(|e| format!("not an istio.security.Authorization: {e}"))?;
+pub fn policy(bytes: &[u8]) -> Result<model::Policy, PolicyError> {
+    let p = pb::Authorization::decode(bytes).map_err(PolicyError::Decode)?;
     if p.name.is_empty() {
-        return Err("name: is empty".into());
+        return Err(PolicyError::NoName);
     }
     // A field that this version does not know is lost in decoding; then the sizes differ.
     let unknown_field = p.encoded_len() != bytes.len() || !p.extensions.is_empty();

@@ -14,8 +14,13 @@ use tokio::sync::mpsc;
 /// After a change, more changes are awaited for this long, so that a burst is read once.
 const SETTLE: Duration = Duration::from_millis(2);
 
+/// Why a set of keys is not there, in the words of who tried to fetch it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotFetched(pub String);
+
 /// Sets of keys by the address that they were fetched from, or why there are none.
-pub type Keys = BTreeMap<String, Result<String, String>>;
+pub type Keys = BTreeMap<String, Result<String, NotFetched>>;
 
 /// The state of the directory.
 #[derive(Clone, Debug, Default, PartialEq)]

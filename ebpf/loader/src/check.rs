@@ -27,7 +27,7 @@ use std::{
     fs::{self, File},
     io,
     net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// What was found.
@@ -48,6 +48,22 @@ pub enum Need {
     Required,
     /// Something else is done, or nothing is lost.
     Fallback(&'static str),
+}
+
+/// Why no program can be attached to a cgroup here.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// There is no cgroup2, and why.
+    #[error("{0}")]
+    NoRoot(String),
+    /// None can be made below its root.
+    #[error("cannot create {dir}: {why}")]
+    Create {
+        /// The one that was to be.
+        dir: PathBuf,
+        /// The kernel's words.
+        why: String,
+    },
 }
 
 /// One thing that a kernel may have.
@@ -90,7 +106,7 @@ const HELPERS: [(&str, &str, &str, ProgramType, BpfHelper); 7] = {
 };
 
 /// Looks at everything. `dir` is to be on a bpffs (it need not be there yet); `cgroup` the root of cgroup2, or why there is none.
-pub fn rows(dir: &Path, cgroup: Result<&Path, String>) -> Vec<Row> {
+pub fn rows(dir: &Path, cgroup: Result<&Path, CgroupError>) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut row = |feature, purpose, since, need, found| rows.push(Row { feature, purpose, since, need, found });
     let required = Need::Required;
@@ -148,7 +164,7 @@ fn fallback_v6(v6: bool) -> Need {
 type Push<'a> = &'a mut dyn FnMut(&'static str, &'static str, &'static str, Need, Found);
 
 /// The real programs: does the verifier take them, and can they be attached?
-fn programs(netns: &Netns, cgroup: &Result<&Path, String>, row: Push<'_>) {
+fn programs(netns: &Netns, cgroup: &Result<&Path, CgroupError>, row: Push<'_>) {
     match load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o"))) {
         Ok(mut node) => {
             let place = Scratch::new(cgroup);
@@ -223,17 +239,20 @@ fn listeners(pod: &mut Ebpf, netns: &Netns) -> Found {
 }
 
 /// A cgroup of its own, gone when dropped.
-struct Scratch(Result<std::path::PathBuf, String>);
+struct Scratch(Result<PathBuf, CgroupError>);
 
 impl Scratch {
-    fn new(root: &Result<&Path, String>) -> Self {
+    fn new(root: &Result<&Path, CgroupError>) -> Self {
         Self(root.clone().and_then(|root| {
             let dir = root.join(format!("karst-check-{}", std::process::id()));
-            fs::create_dir(&dir).map(|()| dir.clone()).map_err(|e| format!("cannot create {}: {e}", dir.display()))
+            match fs::create_dir(&dir) {
+                Ok(()) => Ok(dir),
+                Err(e) => Err(CgroupError::Create { dir, why: e.to_string() }),
+            }
         }))
     }
     fn open(&self) -> io::Result<File> {
-        self.0.as_ref().map_err(|e| io::Error::other(e.clone())).and_then(File::open)
+        self.0.as_ref().map_err(|e| io::Error::other(e.to_string())).and_then(File::open)
     }
 }
 
@@ -271,11 +290,11 @@ fn sysctl(name: &str) -> io::Result<()> {
     fs::write(proc_root().join("sys/net").join(name), "1")
 }
 
-fn cgroup2(root: &Result<&Path, String>) -> Found {
+fn cgroup2(root: &Result<&Path, CgroupError>) -> Found {
     match root {
         Ok(p) if is_cgroup2(p) => Found::Here,
         Ok(p) => Found::Missing(format!("{} is not a cgroup2 (set --cgroup)", p.display())),
-        Err(e) => Found::Missing(e.clone()),
+        Err(e) => Found::Missing(e.to_string()),
     }
 }
 

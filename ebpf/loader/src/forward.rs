@@ -13,9 +13,8 @@
 //! Proven by tests/world (`forward`).
 
 use crate::{
-    Error, Node, PodConfig, guard,
+    Error, Node, PodConfig, guard, maps,
     net::{self, Device, TABLE, ask, dump, family, request},
-    pod::replace,
 };
 use karst_ebpf_common::{LAYOUT, MAX_FORWARDED, slot};
 use karst_rt::netns::Netns;
@@ -270,7 +269,7 @@ impl Node {
             .map_err(Error::io("cannot read the devices of the pod's namespace", dir))?;
         let mut w = wanted(&links, &uplinks, pod);
         // What is delivered is known before it is delivered; and the guard goes last.
-        let done = replace(&dir.join(format!("v{LAYOUT}")).join("FORWARDED"), w.slots)
+        let done = maps::replace(&dir.join(format!("v{LAYOUT}")).join("FORWARDED"), w.slots)
             .and_then(|()| net::in_netns(netns, || apply(&w.groups, &w.rules)))
             .and_then(|r| r.map_err(Error::io("cannot set up what the pod forwards", dir)));
         match done {

@@ -3,7 +3,7 @@
 //! Per family: marked flows look up table 100, which delivers everything to `lo`. Which addresses are local, and on which device,
 //! is what the kernel says ([`addresses`]).
 
-use crate::{Error, forward, guard};
+use crate::Error;
 use karst_ebpf_common::{MARK_APP, MARK_CAPTURE, MARK_MASK};
 use karst_rt::{netns::Netns, process::proc_root};
 use netlink_packet_core::{
@@ -75,13 +75,8 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes everything back.
-///
-/// # Errors
-/// Those of netlink.
-pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
-    guard::remove_filters()?;
-    forward::remove()?;
+/// Takes back what [`setup`] has set up.
+pub(crate) fn remove(ips: &[IpAddr]) -> io::Result<()> {
     let s = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {

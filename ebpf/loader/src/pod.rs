@@ -2,64 +2,27 @@
 //! leads to them, and the switch for new outbound connections last; removal runs the other way round.
 
 use crate::{
-    Error, Node, forward,
+    Error, Listeners, Node, PodConfig, forward,
     guard::{self, Guarding},
+    maps,
     net::{self, Device, in_netns},
     node::{attach_or_replace, duplicate, key, program},
     sys, trace,
 };
 use aya::{
     EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, SockMap},
+    maps::{MapData, PerCpuArray, SockMap},
     programs::SkLookup,
 };
 use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
 use karst_rt::netns::Netns;
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
+    io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::PathBuf,
 };
-
-/// What a pod's redirection needs to know.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PodConfig {
-    /// Directory name under which everything is pinned; unique on the node.
-    pub uid: String,
-    /// Another network stack has its addresses: no redirection, and nothing of TCP passes, in or out.
-    pub closed: bool,
-    /// The pod's addresses, at most [`MAX_POD_IPS`].
-    pub ips: Vec<IpAddr>,
-    /// Plaintext to the pod is not captured (`ambient.istio.io/bypass-inbound-capture`).
-    pub bypass_inbound: bool,
-    /// DNS is not captured.
-    pub bypass_dns: bool,
-    /// Plaintext to the pod is captured on all devices, whatever address it is for (`karst.io/capture-all-devices`).
-    pub all_devices: bool,
-    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
-    pub other_protocols: bool,
-    /// Devices that count as inside the pod, whatever they are (`ambient.istio.io/reroute-virtual-interfaces`); bridges, tap and tun
-    /// devices and WireGuard do by themselves.
-    pub inner_devices: Vec<String>,
-    /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
-    pub trust_mark: bool,
-}
-
-/// The sockets that the slots lead to.
-pub struct Listeners<'a> {
-    /// HBONE.
-    pub hbone: &'a OwnedFd,
-    /// Captured inbound plaintext.
-    pub plaintext: &'a OwnedFd,
-    /// Captured outbound.
-    pub outbound: &'a OwnedFd,
-    /// DNS over UDP.
-    pub dns: &'a OwnedFd,
-    /// What the pod would forward outwards.
-    pub forward: &'a OwnedFd,
-}
 
 /// What is known of a pinned pod.
 #[derive(Clone, Debug)]
@@ -68,26 +31,6 @@ pub struct PodState {
     pub netns_ino: u32,
     /// The counters, in the order of [`Counter::ALL`].
     pub counters: Vec<(Counter, u64)>,
-}
-
-/// Makes a pinned map hold just these entries: what is new is there before what is old goes.
-pub(crate) fn replace<K: aya::Pod + Ord>(path: &std::path::Path, all: BTreeMap<K, u32>) -> Result<(), Error> {
-    let bad = |e: aya::maps::MapError| Error::Pod(format!("{}: {e}", path.display()));
-    let m =
-        MapData::from_pin(path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-    let mut m: HashMap<MapData, K, u32> = aya::maps::Map::HashMap(m).try_into().map_err(bad)?;
-    let there: BTreeMap<K, u32> = m.iter().filter_map(Result::ok).collect();
-    for (k, v) in all.iter().filter(|(k, v)| there.get(k) != Some(v)) {
-        if let Err(e) = m.insert(k, v, 0) {
-            // Connections to what is not in the map go by ztunnel, and come back: slower, and right (`OWN_FLOWS`).
-            tracing::warn!(map = %path.display(), keys = all.len(), error = %e, "the pod has more addresses than are followed");
-            break;
-        }
-    }
-    for k in there.keys().filter(|k| !all.contains_key(k)) {
-        let _ = m.remove(k);
-    }
-    Ok(())
 }
 
 struct Fd(RawFd);
@@ -226,9 +169,9 @@ impl Node {
         let uplinks = addresses.iter().filter(|(_, ip)| own(ip)).map(|(device, _)| (*device, 1)).collect();
         // The pod's own addresses are its own also where another network stack holds them.
         let local = addresses.iter().map(|(_, ip)| *ip).chain(pod.ips.iter().copied()).map(|ip| (key(ip), 1)).collect();
-        let maps = dir.join(format!("v{LAYOUT}"));
-        replace::<Addr>(&maps.join("LOCAL"), local)?;
-        replace::<u32>(&maps.join("UPLINKS"), uplinks)?;
+        let pinned = dir.join(format!("v{LAYOUT}"));
+        maps::replace::<Addr>(&pinned.join("LOCAL"), local)?;
+        maps::replace::<u32>(&pinned.join("UPLINKS"), uplinks)?;
         self.sync_forwarding(netns, &dir, pod, &addresses)
     }
 
@@ -288,6 +231,16 @@ impl Node {
             }
         }
     }
+}
+
+/// Takes all redirection out of the calling thread's network namespace, that of a pod with these addresses. What is pinned stays.
+///
+/// # Errors
+/// Those of netlink.
+pub fn remove_from_netns(ips: &[IpAddr]) -> io::Result<()> {
+    guard::remove_filters()?;
+    forward::remove()?;
+    net::remove(ips)
 }
 
 /// What tells the pod's network namespace from all others.

@@ -7,6 +7,7 @@
 use crate::{Error, node::key, sys};
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use karst_ebpf_common::{Addr, Counter, LAYOUT, TraceBudget, TraceRecord, TraceRequest};
+use karst_rt::clock;
 use std::{
     fs::{File, TryLockError},
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -105,7 +106,7 @@ impl Tracer {
             // What is of another layout is passed over.
             if let Some((what, record)) = TraceRecord::read(&item) {
                 let now = sys::monotonic().map_err(Error::io("cannot read the clock", &self.dir))?;
-                return Ok(Some(event(what, &record, now, SystemTime::now())));
+                return Ok(Some(event(what, &record, now, clock::wall())));
             }
         }
         Ok(None)

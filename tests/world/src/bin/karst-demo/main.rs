@@ -2,66 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
 
 mod l7;
+mod table;
 
 use anyhow::{Result, ensure};
 use karst_world::{Options, Pod, PodSpec, World, app, bin, http, wait_for};
 use std::{
-    io::{IsTerminal, Write},
     net::SocketAddr,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
+use table::Table;
 
 const MARK: &[u8] = b"karst-demo-secret-4711-do-not-leak";
-
-struct Row {
-    check: String,
-    expected: String,
-    measured: String,
-    ok: bool,
-}
-
-struct Table {
-    rows: Vec<Row>,
-    started: Instant,
-    colour: bool,
-}
-
-impl Table {
-    fn step(&self, text: &str) {
-        println!("[{:5.1} s] {text}", self.started.elapsed().as_secs_f64());
-        let _ = std::io::stdout().flush();
-    }
-    fn row(&mut self, check: &str, expected: &str, measured: String, ok: bool) {
-        self.step(&format!("{} {check}: {measured}", if ok { "ok  " } else { "FAIL" }));
-        self.rows.push(Row { check: check.into(), expected: expected.into(), measured, ok });
-    }
-    fn print(&self) {
-        let w = |f: fn(&Row) -> &str| self.rows.iter().map(|r| f(r).chars().count()).max().unwrap_or(0);
-        let (a, b, c) = (w(|r| &r.check), w(|r| &r.expected), w(|r| &r.measured));
-        println!("\n{:<a$}  {:<b$}  {:<c$}  verdict", "claim", "expected", "measured");
-        println!("{}", "-".repeat(a + b + c + 13));
-        for r in &self.rows {
-            let verdict = match (r.ok, self.colour) {
-                (true, true) => "\x1b[32mok\x1b[0m",
-                (true, false) => "ok",
-                (false, true) => "\x1b[31mFAIL\x1b[0m",
-                (false, false) => "FAIL",
-            };
-            println!("{:<a$}  {:<b$}  {:<c$}  {verdict}", r.check, r.expected, r.measured);
-        }
-        let good = self.rows.iter().filter(|r| r.ok).count();
-        println!("\n{good} of {} claims hold, in {:.1} s", self.rows.len(), self.started.elapsed().as_secs_f64());
-    }
-    fn json(&self) -> serde_json::Value {
-        self.rows
-            .iter()
-            .map(
-                |r| serde_json::json!({ "check": r.check, "expected": r.expected, "measured": r.measured, "ok": r.ok }),
-            )
-            .collect()
-    }
-}
 
 /// The application processes of a pod; ended when dropped.
 struct Apps(Vec<Child>);
@@ -159,7 +111,7 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let keep = args.iter().any(|a| a == "--keep");
     let report = args.iter().find_map(|a| a.strip_prefix("--report="));
-    let mut t = Table { rows: vec![], started: Instant::now(), colour: std::io::stdout().is_terminal() };
+    let mut t = Table::new();
 
     t.step("starting two nodes, each with agent and ztunnel, and a controller");
     let mut w = World::start(Options::default())?;
@@ -375,7 +327,7 @@ fn main() -> Result<()> {
     if let Some(path) = report {
         std::fs::write(path, serde_json::to_string_pretty(&t.json())?)?;
     }
-    let all = t.rows.iter().all(|r| r.ok);
+    let all = t.all_hold();
     if keep {
         w.start_controller()?;
         let (node, ns) = (w.nodes[0].ns.clone(), cart.ns.clone());
