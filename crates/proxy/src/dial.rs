@@ -113,8 +113,8 @@ struct TunnelKey {
 
 impl TunnelKey {
     /// Is the workload still what it was when the tunnel was opened?
-    fn is_current(&self, s: &Snapshot) -> bool {
-        s.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
+    fn is_current(&self, snapshot: &Snapshot) -> bool {
+        snapshot.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
     }
 }
 
@@ -184,11 +184,11 @@ impl Dialer {
                 Some(ip) => connector.connect_from(ip, to, limits::CONNECT_TIMEOUT).await,
                 None => connector.connect(to, limits::CONNECT_TIMEOUT).await,
             };
-            let s = done.map_err(|e| DialError::Connect(e.into()))?;
-            if let Some(k) = &self.keepalive {
-                socket::keepalive(&s, k);
+            let stream = done.map_err(|e| DialError::Connect(e.into()))?;
+            if let Some(keepalive) = &self.keepalive {
+                socket::keepalive(&stream, keepalive);
             }
-            Ok(s)
+            Ok(stream)
         });
         self.reach(candidate, work).await
     }
@@ -197,17 +197,22 @@ impl Dialer {
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn tunnel(&self, t: &Target<'_>, candidate: Option<Candidate<'_>>) -> Result<Opened, DialError> {
-        let (own, to) = (t.own, t.address);
+    pub async fn tunnel(&self, target: &Target<'_>, candidate: Option<Candidate<'_>>) -> Result<Opened, DialError> {
+        let (own, to) = (target.own, target.address);
         let creds = match self.secrets.now(own) {
             Some(c) => Some(c),
             None => self.secrets.clone().get(own, limits::HOLD_TIMEOUT).await,
         };
         let creds = creds.ok_or_else(|| DialError::NoCertificate(own.clone()))?;
-        let key = TunnelKey { pod: t.pod.into(), to, peer: t.peer.uid.clone(), expected: t.peer.identity.clone() };
+        let key = TunnelKey {
+            pod: target.pod.into(),
+            to,
+            peer: target.peer.uid.clone(),
+            expected: target.peer.identity.clone(),
+        };
         let connect = || {
-            let (connector, creds, keepalive) = (t.connector.clone(), creds.clone(), self.keepalive);
-            let (settings, expected) = (self.settings.clone(), t.expected.to_vec());
+            let (connector, creds, keepalive) = (target.connector.clone(), creds.clone(), self.keepalive);
+            let (settings, expected) = (self.settings.clone(), target.expected.to_vec());
             async move {
                 let tcp = connector
                     .connect(to, limits::CONNECT_TIMEOUT)
@@ -219,7 +224,7 @@ impl Dialer {
                 client::handshake(tcp, to, &creds, &expected, &settings).await
             }
         };
-        let work = pin!(async { Ok(self.pool.open(&key, connect, t.authority, &t.headers).await?) });
+        let work = pin!(async { Ok(self.pool.open(&key, connect, target.authority, &target.headers).await?) });
         self.reach(candidate, work).await
     }
 
@@ -251,8 +256,8 @@ impl Dialer {
     }
 
     /// Puts nothing more on tunnels to workloads that are gone, or are not what they were; what is open there goes on.
-    pub fn retire(&self, s: &Snapshot) {
-        self.pool.retire(|k| !k.is_current(s));
+    pub fn retire(&self, snapshot: &Snapshot) {
+        self.pool.retire(|k| !k.is_current(snapshot));
     }
 
     /// Puts nothing more on a pod's tunnels.
@@ -264,22 +269,22 @@ impl Dialer {
 /// Headers of a CONNECT (docs/hbone.md §4.3). `baggage`: of who opens the stream; `from`: its client; `service`: the host name of
 /// the service that was called.
 pub fn headers(baggage: Option<&HeaderValue>, from: SocketAddr, service: Option<&str>) -> HeaderMap {
-    let mut h = HeaderMap::with_capacity(4);
-    if let Some(b) = baggage {
-        h.insert("baggage", b.clone());
+    let mut headers = HeaderMap::with_capacity(4);
+    if let Some(baggage) = baggage {
+        headers.insert("baggage", baggage.clone());
     }
     let forwarded = match service {
         Some(host) if !host.is_empty() => format!("for=\"{from}\";host={host}"),
         Some(_) | None => format!("for=\"{from}\""),
     };
-    if let Ok(v) = forwarded.try_into() {
-        h.insert("forwarded", v);
+    if let Ok(value) = forwarded.try_into() {
+        headers.insert("forwarded", value);
     }
     let (id, span): (u128, u64) = (rand::random(), rand::random());
-    if let Ok(v) = format!("00-{id:032x}-{span:016x}-00").try_into() {
-        h.insert("traceparent", v);
+    if let Ok(value) = format!("00-{id:032x}-{span:016x}-00").try_into() {
+        headers.insert("traceparent", value);
     }
-    h
+    headers
 }
 
 #[cfg(test)]

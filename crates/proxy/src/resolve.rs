@@ -73,8 +73,8 @@ impl Resolver {
     }
 
     fn inner(&self) -> Result<&TokioResolver, ResolveError> {
-        if let Some(r) = self.inner.get() {
-            return Ok(r);
+        if let Some(resolver) = self.inner.get() {
+            return Ok(resolver);
         }
         let file = || self.file.clone();
         let text = std::fs::read(&self.file).map_err(|error| ResolveError::File { file: file(), error })?;

@@ -24,21 +24,21 @@ pub fn start(path: Option<PathBuf>, ready: &Ready) -> Revocation {
     let revocation = Revocation::pending();
     let mut blocker = Some(ready.block("revocation lists (CRL_PATH)"));
     let mut file = File::new(path);
-    let r = revocation.clone();
+    let published = revocation.clone();
     let mut look = move || match file.look() {
         None => {}
         Some(Ok(lists)) => {
             tracing::info!(file = %file.path.display(), lists = lists.len(), entries = lists.entries(), "revocation lists are in force");
-            r.publish(lists);
+            published.publish(lists);
             drop(blocker.take());
         }
         Some(Err(e)) => {
-            let meanwhile = match r.is_known() {
+            let meanwhile = match published.is_known() {
                 true => "the last good ones stay in force",
                 false => "nobody is let in before they can be read",
             };
             tracing::error!("{e}; {meanwhile}");
-            r.failed();
+            published.failed();
         }
     };
     look();

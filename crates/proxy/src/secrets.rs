@@ -54,15 +54,15 @@ impl Secrets {
     }
     /// The certificate, waiting for it at most `limit`.
     pub async fn get(&mut self, id: &Identity, limit: Duration) -> Option<Arc<Credentials>> {
-        if let Some(c) = self.now(id) {
-            return Some(c);
+        if let Some(credentials) = self.now(id) {
+            return Some(credentials);
         }
         let _ = self.want.try_send(id.clone());
         let wait = async {
             loop {
                 self.table.changed().await.ok()?;
-                if let Some(c) = self.now(id) {
-                    return Some(c);
+                if let Some(credentials) = self.now(id) {
+                    return Some(credentials);
                 }
             }
         };
@@ -189,8 +189,8 @@ impl<A: CaClient + 'static> Manager<A> {
         }
     }
     /// Peers are checked against these revocation lists.
-    pub fn enforcing(mut self, r: Revocation) -> Self {
-        self.shared.revocation = r;
+    pub fn enforcing(mut self, revocation: Revocation) -> Self {
+        self.shared.revocation = revocation;
         self
     }
     /// The workers' side.
@@ -209,11 +209,11 @@ impl<A: CaClient + 'static> Manager<A> {
         if self.running.contains_key(id) {
             return;
         }
-        let (a, table, slots) = (self.ca.clone(), self.table.clone(), self.slots.clone());
+        let (ca, table, slots) = (self.ca.clone(), self.table.clone(), self.slots.clone());
         let (ttl, cluster, id2) = (self.ttl, self.cluster.clone(), id.clone());
         let (stream, revocation) = (self.stream.clone(), self.shared.revocation.clone());
         let task = tokio::task::spawn_local(async move {
-            renew(&*a, &table, &slots, (ttl, &cluster), id2, stream, &revocation).await;
+            renew(&*ca, &table, &slots, (ttl, &cluster), id2, stream, &revocation).await;
         });
         self.running.insert(id.clone(), task.abort_handle());
     }
@@ -239,7 +239,7 @@ impl<A: CaClient + 'static> Manager<A> {
 }
 
 async fn renew<A: CaClient>(
-    a: &A,
+    ca: &A,
     table: &watch::Sender<Arc<Table>>,
     slots: &Semaphore,
     (ttl, cluster): (u64, &str),
@@ -252,23 +252,23 @@ async fn renew<A: CaClient>(
         let result = {
             let _slot = slots.acquire().await;
             // One that is revoked already is none: who has the same lists takes it for nothing.
-            fetch(a, ttl, cluster, &id, revocation).await.and_then(|c| match c.revoked() {
+            fetch(ca, ttl, cluster, &id, revocation).await.and_then(|c| match c.revoked() {
                 Some(why) => Err(CertificateError::Revoked(why)),
                 None => Ok(c),
             })
         };
-        let (pause, c) = match result {
+        let (pause, credentials) = match result {
             Ok(c) => {
                 backoff.reset();
                 let pause = until_renewal(SystemTime::now(), c.not_after, rand::rng().random_range(0.0..1.0));
                 tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate is here");
-                let c = Arc::new(c);
+                let credentials = Arc::new(c);
                 table.send_modify(|t| {
                     let mut new = (**t).clone();
-                    new.insert(id.clone(), c.clone());
+                    new.insert(id.clone(), credentials.clone());
                     *t = Arc::new(new);
                 });
-                (pause, c)
+                (pause, credentials)
             }
             Err(e) => {
                 let pause = backoff.next_delay();
@@ -287,7 +287,9 @@ async fn renew<A: CaClient>(
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            why = c.until_revoked() => tracing::warn!(identity = %id, "our own certificate: {why}; asking for another"),
+            why = credentials.until_revoked() => {
+                tracing::warn!(identity = %id, "our own certificate: {why}; asking for another");
+            }
         }
     }
 }
@@ -309,35 +311,35 @@ fn until_renewal(now: SystemTime, end: SystemTime, chance: f64) -> Duration {
 }
 
 async fn fetch<A: CaClient>(
-    a: &A,
+    ca: &A,
     ttl: u64,
     cluster: &str,
     id: &Identity,
     revocation: &Revocation,
 ) -> Result<Credentials, CertificateError> {
-    if let Some(dir) = a.directory() {
+    if let Some(dir) = ca.directory() {
         return certificate(dir, id, revocation);
     }
     let key = rcgen::KeyPair::generate().map_err(CertificateError::Key)?;
-    let mut p = rcgen::CertificateParams::default();
-    p.distinguished_name = rcgen::DistinguishedName::new();
-    p.subject_alt_names = vec![rcgen::SanType::URI(id.to_string().try_into().map_err(CertificateError::Name)?)];
-    let csr = p.serialize_request(&key).and_then(|r| r.pem()).map_err(CertificateError::Request)?;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.subject_alt_names = vec![rcgen::SanType::URI(id.to_string().try_into().map_err(CertificateError::Name)?)];
+    let csr = params.serialize_request(&key).and_then(|r| r.pem()).map_err(CertificateError::Request)?;
     let value = |s: String| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s)) };
     let fields = [("ImpersonatedIdentity".to_string(), value(id.to_string()))].into();
-    let metadata = a.impersonates().then_some(prost_types::Struct { fields });
-    let mut r = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata });
-    let token = a.token()?.parse::<tonic::metadata::MetadataValue<_>>();
-    r.metadata_mut().insert("authorization", {
+    let metadata = ca.impersonates().then_some(prost_types::Struct { fields });
+    let mut request = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata });
+    let token = ca.token()?.parse::<tonic::metadata::MetadataValue<_>>();
+    request.metadata_mut().insert("authorization", {
         let token = token.map_err(|_| CertificateError::Token)?;
         format!("Bearer {}", token.to_str().unwrap_or("")).parse().map_err(|_| CertificateError::Token)?
     });
     if let Ok(c) = cluster.parse() {
-        r.metadata_mut().insert("clusterid", c);
+        request.metadata_mut().insert("clusterid", c);
     }
-    r.set_timeout(Duration::from_secs(10));
-    let mut client = IstioCertificateServiceClient::new(a.connect().await?);
-    let chain = client.create_certificate(r).await.map_err(CertificateError::Refused)?.into_inner().cert_chain;
+    request.set_timeout(Duration::from_secs(10));
+    let mut client = IstioCertificateServiceClient::new(ca.connect().await?);
+    let chain = client.create_certificate(request).await.map_err(CertificateError::Refused)?.into_inner().cert_chain;
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     Ok(Credentials::enforcing(id.clone(), &chain, key, revocation.clone())?)
 }
