@@ -151,8 +151,8 @@ fn write_lines(rx: &Receiver<String>) {
         batch.extend_from_slice(first.as_bytes());
         batch.push(b'\n');
         while batch.len() < 64 << 10 {
-            let Ok(l) = rx.try_recv() else { break };
-            batch.extend_from_slice(l.as_bytes());
+            let Ok(line) = rx.try_recv() else { break };
+            batch.extend_from_slice(line.as_bytes());
             batch.push(b'\n');
         }
         let _ = std::io::stdout().write_all(&batch);
@@ -166,23 +166,23 @@ fn write_lines(rx: &Receiver<String>) {
 }
 
 /// The time as RFC 3339 in UTC with microseconds.
-pub fn timestamp(t: SystemTime) -> String {
-    let Civil { year, month, day, hour, minute, second, nanosecond } = t.into();
+pub fn timestamp(time: SystemTime) -> String {
+    let Civil { year, month, day, hour, minute, second, nanosecond } = time.into();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", nanosecond / 1000)
 }
 
 struct Lines(Format);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
-    fn on_event(&self, e: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        let mut f = Fields::default();
-        e.record(&mut f);
+    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
         line(record(
             self.0,
-            *e.metadata().level(),
-            e.metadata().target(),
-            &f.message,
-            f.rest.iter().map(|(k, v)| (*k, v.as_str())),
+            *event.metadata().level(),
+            event.metadata().target(),
+            &fields.message,
+            fields.rest.iter().map(|(k, v)| (*k, v.as_str())),
         ));
     }
 }
@@ -207,13 +207,13 @@ pub fn record<'a>(
         Format::Text => {
             let mut out = format!("{time}\t{level}\t{scope}\t{}\t", escaped(message));
             let mut first = true;
-            for (k, v) in fields {
+            for (key, value) in fields {
                 if !std::mem::take(&mut first) {
                     out.push(' ');
                 }
-                let v = escaped(v);
-                let quote = v.contains([' ', '=']) || v.is_empty();
-                let _ = if quote { write!(out, "{k}=\"{v}\"") } else { write!(out, "{k}={v}") };
+                let value = escaped(value);
+                let quote = value.contains([' ', '=']) || value.is_empty();
+                let _ = if quote { write!(out, "{key}=\"{value}\"") } else { write!(out, "{key}={value}") };
             }
             if first {
                 out.pop();
@@ -221,14 +221,14 @@ pub fn record<'a>(
             out
         }
         Format::Json => {
-            let q = |s: &str| serde_json::Value::from(s).to_string();
+            let quoted = |s: &str| serde_json::Value::from(s).to_string();
             let mut out = format!(
                 "{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":{},\"message\":{}",
-                q(scope),
-                q(message)
+                quoted(scope),
+                quoted(message)
             );
-            for (k, v) in fields {
-                let _ = write!(out, ",\"{k}\":{}", q(v));
+            for (key, value) in fields {
+                let _ = write!(out, ",\"{key}\":{}", quoted(value));
             }
             out.push('}');
             out
@@ -236,15 +236,15 @@ pub fn record<'a>(
     }
 }
 
-fn escaped(s: &str) -> std::borrow::Cow<'_, str> {
-    if s.chars().any(|c| c.is_control()) {
-        let mut out = String::with_capacity(s.len() + 8);
-        for c in s.chars() {
-            if c.is_control() { out.extend(c.escape_unicode()) } else { out.push(c) }
+fn escaped(text: &str) -> std::borrow::Cow<'_, str> {
+    if text.chars().any(|c| c.is_control()) {
+        let mut out = String::with_capacity(text.len() + 8);
+        for char in text.chars() {
+            if char.is_control() { out.extend(char.escape_unicode()) } else { out.push(char) }
         }
         out.into()
     } else {
-        s.into()
+        text.into()
     }
 }
 
@@ -255,11 +255,15 @@ struct Fields {
 }
 
 impl Visit for Fields {
-    fn record_str(&mut self, f: &tracing::field::Field, v: &str) {
-        if f.name() == "message" { self.message = v.into() } else { self.rest.push((f.name(), v.into())) }
+    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+        if field.name() == "message" {
+            self.message = value.into()
+        } else {
+            self.rest.push((field.name(), value.into()))
+        }
     }
-    fn record_debug(&mut self, f: &tracing::field::Field, v: &dyn fmt::Debug) {
-        self.record_str(f, &format!("{v:?}"));
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
     }
 }
 
