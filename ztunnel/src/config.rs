@@ -158,13 +158,13 @@ impl Config {
     }
     /// How long connections may go on after a SIGTERM (reference ztunnel §3.4).
     pub fn drain_limit(&self) -> Duration {
-        let s = match (self.drain_deadline, self.grace_period) {
+        let seconds = match (self.drain_deadline, self.grace_period) {
             (Some(d), _) => d,
             (None, Some(g)) if g <= 10 => g.saturating_sub(1),
             (None, Some(g)) => g - 5,
             (None, None) => 5,
         };
-        Duration::from_secs(s)
+        Duration::from_secs(seconds)
     }
     /// Keepalive, if on.
     pub fn keepalive_settings(&self) -> Option<Keepalive> {

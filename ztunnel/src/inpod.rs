@@ -203,27 +203,27 @@ pub async fn run(path: &Path, mut pods: impl Pods) {
 }
 
 async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Result<(), SessionError> {
-    let c = Packets::connect(path)?;
+    let agent = Packets::connect(path)?;
     let hello = ZdsHello { version: zds::Version::V1 as i32, karst_listeners: true };
-    c.send(&hello.encode_to_vec(), &[]).await.map_err(SessionError::Hello)?;
+    agent.send(&hello.encode_to_vec(), &[]).await.map_err(SessionError::Hello)?;
     backoff.reset();
     tracing::info!("connected to the node agent");
     let mut seen = Some(Vec::new());
     loop {
-        let (bytes, fds) = c.recv(ZDS_MAX_PACKET).await?;
+        let (bytes, fds) = agent.recv(ZDS_MAX_PACKET).await?;
         if bytes.is_empty() {
             return Ok(());
         }
         let error = match request(&bytes, fds) {
             Ok(Request::Add(pod, l)) => {
-                if let Some(s) = &mut seen {
-                    s.push(pod.uid.clone());
+                if let Some(uids) = &mut seen {
+                    uids.push(pod.uid.clone());
                 }
                 pods.add(*pod, l).await.err().map(|e| e.to_string())
             }
             Ok(Request::Keep(uid)) => {
-                if let Some(s) = &mut seen {
-                    s.push(uid);
+                if let Some(uids) = &mut seen {
+                    uids.push(uid);
                 }
                 None
             }
@@ -232,8 +232,8 @@ async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Re
                 None
             }
             Ok(Request::Snapshot) => {
-                if let Some(s) = seen.take() {
-                    pods.snapshot(&s).await;
+                if let Some(uids) = seen.take() {
+                    pods.snapshot(&uids).await;
                 }
                 None
             }
@@ -245,7 +245,7 @@ async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Re
         let ack = zds::WorkloadResponse {
             payload: Some(zds::workload_response::Payload::Ack(Ack { error: error.unwrap_or_default() })),
         };
-        c.send(&ack.encode_to_vec(), &[]).await.map_err(SessionError::Acknowledge)?;
+        agent.send(&ack.encode_to_vec(), &[]).await.map_err(SessionError::Acknowledge)?;
     }
 }
 
@@ -271,9 +271,9 @@ pub fn request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, RequestError>
     }
 }
 
-fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), RequestError> {
-    let info = a.workload_info.ok_or(RequestError::NoWorkloadInfo)?;
-    let (announced, brought) = (a.karst_descriptors.len(), fds.len());
+fn add(request: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), RequestError> {
+    let info = request.workload_info.ok_or(RequestError::NoWorkloadInfo)?;
+    let (announced, brought) = (request.karst_descriptors.len(), fds.len());
     if brought != announced + 1 {
         return Err(RequestError::Descriptors { announced, brought });
     }
@@ -281,7 +281,7 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Reque
     let netns = Netns::from_fd(fds.next().ok_or(RequestError::NoNetns)?);
     let (mut outbound, mut plaintext, mut hbone, mut dns, mut exempt) = (None, None, None, None, None);
     let mut forward = None;
-    for (kind, fd) in a.karst_descriptors.iter().zip(fds) {
+    for (kind, fd) in request.karst_descriptors.iter().zip(fds) {
         match Descriptor::try_from(*kind) {
             Ok(Descriptor::ListenOutbound) => outbound = Some(TcpListener::from(fd)),
             Ok(Descriptor::ListenPlaintext) => plaintext = Some(TcpListener::from(fd)),
@@ -298,13 +298,13 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Reque
     };
     let ip = |bytes: &Vec<u8>| karst_core::addr::ip_from_bytes(bytes).ok_or(RequestError::AddressLength(bytes.len()));
     let pod = LocalPod {
-        uid: a.uid,
-        ips: a.karst_addresses.iter().map(ip).collect::<Result<_, _>>()?,
+        uid: request.uid,
+        ips: request.karst_addresses.iter().map(ip).collect::<Result<_, _>>()?,
         usage: Arc::default(),
         key: format!("{}/{}", info.namespace, info.name),
         namespace: info.namespace,
         name: info.name,
-        dns_capture: !a.karst_bypass_dns,
+        dns_capture: !request.karst_bypass_dns,
         account: info.service_account,
         connector: NetnsConnector::of_pod(netns, exempt),
     };

@@ -334,10 +334,10 @@ fn address(network: &str, ip: IpAddr, length: Option<u32>) -> pb::NetworkAddress
     pb::NetworkAddress { network: network.into(), address: ip_to_bytes(ip), length }
 }
 
-fn ports(p: &Ports) -> Vec<pb::Port> {
+fn ports(ports: &Ports) -> Vec<pb::Port> {
     let one =
         |(s, t): (&PortKey, &u16)| pb::Port { service_port: s.0.into(), target_port: (*t).into(), app_protocol: 0 };
-    p.iter().map(one).collect()
+    ports.iter().map(one).collect()
 }
 
 impl Workload {
@@ -431,15 +431,15 @@ impl Service {
                 Scope::Network => lb::Scope::Network,
             }) as i32
         };
-        let load_balancing = self.load_balancer.as_ref().map(|l| pb::LoadBalancing {
-            routing_preference: l.routing_preferences.iter().map(scope).collect(),
-            mode: match l.mode {
+        let load_balancing = self.load_balancer.as_ref().map(|balancer| pb::LoadBalancing {
+            routing_preference: balancer.routing_preferences.iter().map(scope).collect(),
+            mode: match balancer.mode {
                 Mode::Standard => lb::Mode::UnspecifiedMode,
                 Mode::Strict => lb::Mode::Strict,
                 Mode::Failover => lb::Mode::Failover,
                 Mode::Passthrough => lb::Mode::Passthrough,
             } as i32,
-            health_policy: match l.health_policy {
+            health_policy: match balancer.health_policy {
                 Health::OnlyHealthy => lb::HealthPolicy::OnlyHealthy,
                 Health::AllowAll => lb::HealthPolicy::AllowAll,
             } as i32,
