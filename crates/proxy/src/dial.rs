@@ -291,7 +291,10 @@ pub fn headers(baggage: Option<&HeaderValue>, from: SocketAddr, service: Option<
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
-    use crate::testing::{Ca, pod, snapshot};
+    use crate::{
+        testing::{Ca, pod, snapshot},
+        unreachable::Unreachable,
+    };
     use http::Response;
     use karst_hbone::server;
     use karst_rt::drain;
@@ -554,5 +557,112 @@ mod tests {
             }
         })
         .await;
+    }
+
+    /// With the limits that are in force, and a clock of the test's own: who is waited for, how long, and what is learnt of it.
+    struct Reach {
+        dialer: Dialer,
+        learnt: Learnt,
+        /// How often it was asked whether there is another endpoint.
+        asked: Cell<usize>,
+    }
+
+    impl Reach {
+        fn new() -> Self {
+            let dialer = Dialer::new(Secrets::fixed([]), Settings::default(), None, "/dev/null".into());
+            Self { dialer, learnt: Learnt::default(), asked: Cell::default() }
+        }
+        /// How it went with an endpoint that answers so after this time, and when.
+        async fn reach(
+            &self,
+            after: Duration,
+            answer: Result<(), DialError>,
+            others: bool,
+        ) -> (Result<(), DialError>, Duration) {
+            let has_other = || {
+                self.asked.set(self.asked.get() + 1);
+                others
+            };
+            let candidate = Candidate { endpoint: &self.learnt, has_other: &has_other };
+            let began = Instant::now();
+            let work = pin!(async {
+                sleep(after).await;
+                answer
+            });
+            let result = self.dialer.reach(Some(candidate), work).await;
+            (result, began.elapsed())
+        }
+        /// Is it avoided now? Forgets it.
+        fn avoids(&self) -> bool {
+            self.learnt.0.take()
+        }
+    }
+
+    /// A timer ends in the millisecond after its time.
+    const TICK: Duration = Duration::from_millis(2);
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_try_has_its_time_and_no_more() {
+        let test = Reach::new();
+        let (result, took) = test.reach(LONG, Ok(()), true).await;
+        assert!(matches!(result, Err(DialError::NoAnswer(limit)) if limit == limits::FIRST_TRY), "{result:?}");
+        assert!((limits::FIRST_TRY..limits::FIRST_TRY + TICK).contains(&took), "{took:?}");
+        assert!(test.avoids());
+        assert_eq!(test.asked.get(), 1);
+        // One that answers just in time is taken, and nobody asks for others.
+        let (result, took) = test.reach(limits::FIRST_TRY - TICK, Ok(()), true).await;
+        assert!(result.is_ok() && took < limits::FIRST_TRY && !test.avoids());
+        assert_eq!(test.asked.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_only_endpoint_is_waited_for() {
+        let test = Reach::new();
+        let (result, took) = test.reach(LONG, Ok(()), false).await;
+        assert!(result.is_ok() && took >= LONG && !test.avoids());
+        assert_eq!(test.asked.get(), 1, "there was no other when its time was over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_another_endpoint_may_heal_is_held_against_it() {
+        let test = Reach::new();
+        let nobody: Identity = "spiffe://cluster.local/ns/x/sa/x".parse().unwrap();
+        let refused = || DialError::Connect(Arc::new(io::ErrorKind::ConnectionRefused.into()));
+        for (error, avoided) in [
+            (refused(), true),
+            (ClientError::Stream("broken".into()).into(), true),
+            (ClientError::Status(http::StatusCode::SERVICE_UNAVAILABLE).into(), true),
+            (ClientError::Status(http::StatusCode::UNAUTHORIZED).into(), false),
+            (DialError::NoCertificate(nobody), false),
+        ] {
+            let text = error.to_string();
+            let (result, took) = test.reach(TICK, Err(error), true).await;
+            assert!(result.is_err() && took < limits::FIRST_TRY, "{text}");
+            assert_eq!(test.avoids(), avoided, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_early_says_nothing_of_the_endpoint() {
+        let test = Reach::new();
+        for (patience, avoided) in [(limits::UNANSWERED - TICK, false), (limits::UNANSWERED + TICK, true)] {
+            assert!(timeout(patience, test.reach(LONG, Ok(()), false)).await.is_err());
+            assert_eq!(test.avoids(), avoided, "{patience:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_endpoint_is_tried_again_after_a_while() {
+        let (dialer, all) = (Reach::new().dialer, Unreachable::new(limits::AVOID));
+        let (lost, port): (Arc<str>, u16) = ("lost".into(), 80);
+        let endpoint = all.endpoint(&lost, Some(port));
+        let candidate = Candidate { endpoint: &endpoint, has_other: &|| true };
+        let result = dialer.reach(Some(candidate), pin!(pending::<Result<(), DialError>>())).await;
+        assert!(result.is_err() && all.avoids(&lost, port));
+        sleep(limits::AVOID - TICK).await;
+        assert!(all.avoids(&lost, port));
+        sleep(TICK * 2).await;
+        assert!(!all.avoids(&lost, port));
     }
 }
