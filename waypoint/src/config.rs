@@ -141,7 +141,7 @@ impl Config {
         let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
         let remote = |option: &str, a: &str| {
             Ok::<_, String>(ControlPlaneClient {
-                address: ControlPlaneClient::url(option, a)?,
+                address: ControlPlaneClient::url(option, a).map_err(|e| e.to_string())?,
                 root_ca: self.root_ca.clone(),
                 alt_hostname: self.alt_hostname.clone(),
                 auth_token: self.auth_token.clone(),

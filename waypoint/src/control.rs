@@ -7,7 +7,7 @@ use karst_api::{
 };
 use karst_proxy::{
     discovery::Counts,
-    remote::ControlPlaneClient,
+    remote::{ControlPlaneClient, RemoteError},
     state::{self, Service},
     untold::Asker,
 };
@@ -115,6 +115,7 @@ impl StateWriter {
 }
 
 impl XdsSubscriber for StateWriter {
+    type Error = RemoteError;
     fn apply(&mut self, u: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.
@@ -122,11 +123,11 @@ impl XdsSubscriber for StateWriter {
         for (name, _, bytes) in &u.changed {
             let taken = match u.type_url.as_str() {
                 ADDRESS_TYPE => {
-                    let taken = s.mesh.put_address(name, bytes);
+                    let taken = s.mesh.put_address(name, bytes).map_err(|e| e.to_string());
                     s.mesh.add_workload_service(name);
                     taken
                 }
-                POD_RANGES_TYPE => s.mesh.put_pod_ranges(name, bytes),
+                POD_RANGES_TYPE => s.mesh.put_pod_ranges(name, bytes).map_err(|e| e.to_string()),
                 ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
                     let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
                     ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
@@ -194,10 +195,10 @@ impl XdsSubscriber for StateWriter {
         }
         refused
     }
-    fn token(&self) -> Result<String, String> {
+    fn token(&self) -> Result<String, RemoteError> {
         self.remote.bearer()
     }
-    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+    fn connect(&self) -> impl Future<Output = Result<Channel, RemoteError>> {
         self.remote.channel()
     }
     fn headers(&self) -> Vec<(String, String)> {

@@ -48,9 +48,9 @@ impl Pages {
     /// The open connections of all workers.
     async fn connections(&self) -> Vec<Value> {
         let mut all = Vec::new();
-        for w in self.shared.workers.commands() {
+        for worker in self.shared.workers.commands() {
             let (tx, rx) = oneshot::channel();
-            if w.send(Command::Dump(tx)).await.is_ok() {
+            if worker.send(Command::Dump(tx)).await.is_ok() {
                 all.extend(rx.await.unwrap_or_default());
             }
         }
@@ -60,8 +60,8 @@ impl Pages {
     pub fn stats(self: Arc<Self>) -> admin::Handler {
         admin::pages(move |_, path, _| match path {
             "/metrics" | "/stats/prometheus" => {
-                let (mut page, s) = (self.shared.metrics.render(), self.shared.state.borrow().clone());
-                let known = |p: &str| s.policies.get(p).is_some_and(|p| p.dry_run);
+                let (mut page, snapshot) = (self.shared.metrics.render(), self.shared.state.borrow().clone());
+                let known = |p: &str| snapshot.policies.get(p).is_some_and(|p| p.dry_run);
                 self.shared.metrics.dry_runs.render(&mut page, known);
                 self.shared.secrets.revocation().render(&mut page);
                 admin::typed(200, "text/plain; version=0.0.4", page)
@@ -81,16 +81,19 @@ impl Pages {
     }
 
     fn config_dump(&self, connections: Vec<Value>) -> Value {
-        let s = self.shared.state.borrow().clone();
-        let workloads: BTreeMap<_, _> = s.workloads.iter().map(|(k, w)| (k.to_string(), workload(w))).collect();
+        let snapshot = self.shared.state.borrow().clone();
+        let workloads: BTreeMap<_, _> = snapshot.workloads.iter().map(|(k, w)| (k.to_string(), workload(w))).collect();
         let services: BTreeMap<_, _> =
-            s.services.iter().map(|(k, v)| (k.to_string(), service(v, s.endpoints.get(k)))).collect();
-        let policies: BTreeMap<_, _> =
-            s.policies.iter().map(|(k, p)| (k.to_string(), serde_json::to_value(&**p).unwrap_or_default())).collect();
+            snapshot.services.iter().map(|(k, v)| (k.to_string(), service(v, snapshot.endpoints.get(k)))).collect();
+        let policies: BTreeMap<_, _> = snapshot
+            .policies
+            .iter()
+            .map(|(k, p)| (k.to_string(), serde_json::to_value(&**p).unwrap_or_default()))
+            .collect();
         let certificates: Vec<Value> = self.shared.secrets.all().values().map(|c| certificate(c)).collect();
         let state: BTreeMap<String, Value> = self.shared.pods.load().values().map(|p| (p.uid.clone(), json!({ "state": "Up", "info": { "name": p.name, "namespace": p.namespace, "serviceAccount": p.account } }))).collect();
         let mut ranges: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (node, range) in s.pod_ranges.iter() {
+        for (node, range) in snapshot.pod_ranges.iter() {
             ranges.entry(node.to_string()).or_default().push(range.to_string());
         }
         json!({
@@ -109,34 +112,34 @@ impl Pages {
     }
 }
 
-fn gateway(g: &Gateway) -> Value {
-    let destination = match &g.to {
+fn gateway(gateway: &Gateway) -> Value {
+    let destination = match &gateway.to {
         GatewayTo::Service(k) => k.to_string(),
         GatewayTo::Address(a) => format!("/{a}"),
     };
-    json!({ "destination": destination, "hboneMtlsPort": g.port })
+    json!({ "destination": destination, "hboneMtlsPort": gateway.port })
 }
 
-fn workload(w: &Workload) -> Value {
+fn workload(workload: &Workload) -> Value {
     json!({
-        "uid": &*w.uid, "name": &*w.name, "namespace": &*w.namespace,
-        "workloadIps": w.ips, "hostname": &*w.hostname, "network": &*w.network,
-        "protocol": if w.hbone { "HBONE" } else { "TCP" }, "nativeTunnel": w.native_tunnel,
-        "trustDomain": w.identity.trust_domain(), "serviceAccount": w.identity.service_account(),
-        "waypoint": w.waypoint.as_ref().map(gateway), "node": &*w.node,
-        "workloadName": &*w.workload_name, "workloadType": w.workload_type,
-        "canonicalName": &*w.canonical_name, "canonicalRevision": &*w.canonical_revision,
-        "authorizationPolicies": w.policies.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
-        "dryRunPolicies": w.dry_runs.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
-        "status": if w.healthy { "Healthy" } else { "Unhealthy" }, "draining": w.draining,
-        "clusterId": &*w.cluster,
-        "locality": { "region": &*w.region, "zone": &*w.zone, "subzone": &*w.subzone },
-        "capacity": w.capacity, "networkMode": if w.host_network { "HostNetwork" } else { "Standard" },
-        "services": w.services.iter().map(|(k, _)| k.to_string()).collect::<Vec<_>>(),
+        "uid": &*workload.uid, "name": &*workload.name, "namespace": &*workload.namespace,
+        "workloadIps": workload.ips, "hostname": &*workload.hostname, "network": &*workload.network,
+        "protocol": if workload.hbone { "HBONE" } else { "TCP" }, "nativeTunnel": workload.native_tunnel,
+        "trustDomain": workload.identity.trust_domain(), "serviceAccount": workload.identity.service_account(),
+        "waypoint": workload.waypoint.as_ref().map(gateway), "node": &*workload.node,
+        "workloadName": &*workload.workload_name, "workloadType": workload.workload_type,
+        "canonicalName": &*workload.canonical_name, "canonicalRevision": &*workload.canonical_revision,
+        "authorizationPolicies": workload.policies.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
+        "dryRunPolicies": workload.dry_runs.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
+        "status": if workload.healthy { "Healthy" } else { "Unhealthy" }, "draining": workload.draining,
+        "clusterId": &*workload.cluster,
+        "locality": { "region": &*workload.region, "zone": &*workload.zone, "subzone": &*workload.subzone },
+        "capacity": workload.capacity, "networkMode": if workload.host_network { "HostNetwork" } else { "Standard" },
+        "services": workload.services.iter().map(|(k, _)| k.to_string()).collect::<Vec<_>>(),
     })
 }
 
-fn service(s: &Service, endpoints: Option<&Endpoints>) -> Value {
+fn service(service: &Service, endpoints: Option<&Endpoints>) -> Value {
     let ports = |p: &[(u16, u16)]| p.iter().map(|(a, b)| (a.to_string(), json!(b))).collect::<serde_json::Map<_, _>>();
     let endpoints: BTreeMap<String, Value> = endpoints
         .into_iter()
@@ -144,35 +147,39 @@ fn service(s: &Service, endpoints: Option<&Endpoints>) -> Value {
         .map(|(u, p)| (u.to_string(), json!({ "workloadUid": &**u, "port": ports(p) })))
         .collect();
     json!({
-        "name": &*s.name, "namespace": &*s.namespace, "hostname": &*s.hostname,
-        "vips": s.vips.iter().map(|v| format!("/{v}")).collect::<Vec<_>>(),
-        "cidrVips": s.ranges.iter().map(|c| format!("/{c}")).collect::<Vec<_>>(),
-        "ports": ports(&s.ports), "endpoints": endpoints,
-        "subjectAltNames": s.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "waypoint": s.waypoints.first().map(|(g, _)| gateway(g)),
-        "loadBalancer": load_balancer(s), "canonical": s.canonical, "private": s.private,
-        "sessionAffinitySeconds": s.affinity.map(|t| t.as_secs()),
+        "name": &*service.name, "namespace": &*service.namespace, "hostname": &*service.hostname,
+        "vips": service.vips.iter().map(|v| format!("/{v}")).collect::<Vec<_>>(),
+        "cidrVips": service.ranges.iter().map(|c| format!("/{c}")).collect::<Vec<_>>(),
+        "ports": ports(&service.ports), "endpoints": endpoints,
+        "subjectAltNames": service.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "waypoint": service.waypoints.first().map(|(g, _)| gateway(g)),
+        "loadBalancer": load_balancer(service), "canonical": service.canonical, "private": service.private,
+        "sessionAffinitySeconds": service.affinity.map(|t| t.as_secs()),
     })
 }
 
-fn load_balancer(s: &Service) -> Value {
-    let mode = match s.mode {
+fn load_balancer(service: &Service) -> Value {
+    let mode = match service.mode {
         Mode::Any => "Standard",
         Mode::Strict => "Strict",
         Mode::Failover => "Failover",
         Mode::Passthrough => "Passthrough",
     };
     json!({
-        "mode": mode, "routingPreferences": s.scopes.iter().map(|x| format!("{x:?}")).collect::<Vec<_>>(),
-        "healthPolicy": if s.only_healthy { "OnlyHealthy" } else { "AllowAll" },
+        "mode": mode, "routingPreferences": service.scopes.iter().map(|x| format!("{x:?}")).collect::<Vec<_>>(),
+        "healthPolicy": if service.only_healthy { "OnlyHealthy" } else { "AllowAll" },
     })
 }
 
-fn certificate(c: &Credentials) -> Value {
+fn certificate(credentials: &Credentials) -> Value {
     let time = |t: SystemTime| karst_rt::log::timestamp(t);
     json!({
-        "identity": c.identity.to_string(), "state": if c.not_after > SystemTime::now() { "Available" } else { "Expired" },
-        "certChain": [{ "pem": c.pem.first(), "serialNumber": c.serial, "validFrom": time(c.not_before), "expirationTime": time(c.not_after) }],
-        "rootCerts": c.pem.last(),
+        "identity": credentials.identity.to_string(),
+        "state": if credentials.not_after > SystemTime::now() { "Available" } else { "Expired" },
+        "certChain": [{
+            "pem": credentials.pem.first(), "serialNumber": credentials.serial,
+            "validFrom": time(credentials.not_before), "expirationTime": time(credentials.not_after),
+        }],
+        "rootCerts": credentials.pem.last(),
     })
 }

@@ -36,8 +36,8 @@ impl Affinity {
     /// The endpoint that a client is to stay with.
     pub fn get(&self, client: &str, port: &Port, timeout: Duration, now: Instant) -> Option<Arc<str>> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let b = all.get(client)?.get(port)?;
-        (now.duration_since(b.last) < timeout).then(|| b.endpoint.clone())
+        let bound = all.get(client)?.get(port)?;
+        (now.duration_since(bound.last) < timeout).then(|| bound.endpoint.clone())
     }
 
     /// A client has been sent to an endpoint.
@@ -52,13 +52,18 @@ impl Affinity {
 }
 
 /// Takes out what is oldest, if there is no room for a new key.
-fn make_room<K: Clone + Eq + Hash, V>(m: &mut HashMap<K, V>, new: &K, max: usize, age: impl Fn(&V) -> Option<Instant>) {
-    if m.len() < max || m.contains_key(new) {
+fn make_room<K: Clone + Eq + Hash, V>(
+    map: &mut HashMap<K, V>,
+    new: &K,
+    max: usize,
+    age: impl Fn(&V) -> Option<Instant>,
+) {
+    if map.len() < max || map.contains_key(new) {
         return;
     }
-    let oldest = m.iter().map(|(k, v)| (age(v), k)).min_by_key(|(age, _)| *age).map(|(_, k)| k.clone());
-    if let Some(k) = oldest {
-        m.remove(&k);
+    let oldest = map.iter().map(|(k, v)| (age(v), k)).min_by_key(|(age, _)| *age).map(|(_, k)| k.clone());
+    if let Some(key) = oldest {
+        map.remove(&key);
     }
 }
 
@@ -76,16 +81,16 @@ pub fn prefer<'a>(client: &str, service: &str, all: impl Iterator<Item = &'a Wor
 
 /// FNV-1a, then mixed as by splitmix64. The same in every process: a new ztunnel prefers what the one before did.
 fn hash(parts: [&str; 3]) -> u64 {
-    let mut h: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in parts {
         // A byte that no text holds ends each of them.
-        for b in part.bytes().chain([0xff]) {
-            h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
+        for byte in part.bytes().chain([0xff]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     }
-    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    h ^ (h >> 31)
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use karst_hbone::Settings;
-use karst_proxy::remote::ControlPlaneClient;
+use karst_proxy::remote::{ControlPlaneClient, RemoteError};
 use karst_rt::{log::Format, socket::Keepalive};
 use serde::Serialize;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -158,13 +158,13 @@ impl Config {
     }
     /// How long connections may go on after a SIGTERM (reference ztunnel §3.4).
     pub fn drain_limit(&self) -> Duration {
-        let s = match (self.drain_deadline, self.grace_period) {
+        let seconds = match (self.drain_deadline, self.grace_period) {
             (Some(d), _) => d,
             (None, Some(g)) if g <= 10 => g.saturating_sub(1),
             (None, Some(g)) => g - 5,
             (None, None) => 5,
         };
-        Duration::from_secs(s)
+        Duration::from_secs(seconds)
     }
     /// Keepalive, if on.
     pub fn keepalive_settings(&self) -> Option<Keepalive> {
@@ -188,7 +188,7 @@ impl Config {
     ///
     /// # Errors
     /// For one that would be spoken to in plaintext: tokens and identities pass there.
-    pub fn control_plane(&self) -> Result<(String, String), String> {
+    pub fn control_plane(&self) -> Result<(String, String), RemoteError> {
         let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
         Ok((ControlPlaneClient::url("XDS_ADDRESS", &self.xds_address)?, ControlPlaneClient::url("CA_ADDRESS", ca)?))
     }
@@ -222,10 +222,12 @@ mod tests {
     #[test]
     fn the_control_plane_is_never_spoken_to_in_plaintext() {
         let with = |args: &[&str]| Config::parse_from([&["ztunnel"], args].concat()).control_plane();
-        let both = |a: &str, b: &str| Ok((a.to_string(), b.to_string()));
-        assert_eq!(with(&["--xds-address", "istiod:15012"]), both("https://istiod:15012", "https://istiod:15012"));
-        assert_eq!(with(&["--xds-address", "https://a:1", "--ca-address", "b:2"]), both("https://a:1", "https://b:2"));
-        let e = with(&["--xds-address", "a:1", "--ca-address", "http://b:2"]).unwrap_err();
+        let both = |a: &str, b: &str| (a.to_string(), b.to_string());
+        let same = with(&["--xds-address", "istiod:15012"]).unwrap();
+        assert_eq!(same, both("https://istiod:15012", "https://istiod:15012"));
+        let apart = with(&["--xds-address", "https://a:1", "--ca-address", "b:2"]).unwrap();
+        assert_eq!(apart, both("https://a:1", "https://b:2"));
+        let e = with(&["--xds-address", "a:1", "--ca-address", "http://b:2"]).unwrap_err().to_string();
         assert!(e.contains("CA_ADDRESS") && e.contains("http is not supported"), "{e}");
     }
 

@@ -49,7 +49,7 @@ pub struct Conn {
 
 impl Conn {
     /// The series that it counts in.
-    fn series(&self, m: &Metrics, flag: &'static str) -> Arc<Traffic> {
+    fn series(&self, metrics: &Metrics, flag: &'static str) -> Arc<Traffic> {
         let between = Between {
             reporter: self.reporter.text(),
             source: self.source.as_deref(),
@@ -58,7 +58,7 @@ impl Conn {
             mtls: self.mtls,
             security: if self.mtls { "mutual_tls" } else { "unknown" },
         };
-        m.traffic.series(&between, flag)
+        metrics.traffic.series(&between, flag)
     }
 }
 
@@ -98,15 +98,15 @@ impl Conns {
         Rc::new(Self { open: RefCell::default(), loads: RefCell::default(), next: Cell::new(0), metrics, access_log })
     }
     /// Registers a connection.
-    pub fn add(self: &Rc<Self>, c: Conn) -> Guard {
+    pub fn add(self: &Rc<Self>, conn: Conn) -> Guard {
         let id = self.next.get();
         self.next.set(id + 1);
-        if let Some(w) = &c.destination {
-            *self.loads.borrow_mut().entry(w.uid.clone()).or_default() += 1;
+        if let Some(workload) = &conn.destination {
+            *self.loads.borrow_mut().entry(workload.uid.clone()).or_default() += 1;
         }
-        self.gauge(c.reporter, 1);
+        self.gauge(conn.reporter, 1);
         let open = Rc::new(Open {
-            conn: Rc::new(c),
+            conn: Rc::new(conn),
             closing: RefCell::default(),
             notify: Notify::new(),
             traffic: RefCell::default(),
@@ -116,8 +116,8 @@ impl Conns {
         self.open.borrow_mut().insert(id, open.clone());
         Guard { all: self.clone(), id, open, ended: false }
     }
-    fn gauge(&self, r: Reporter, by: i64) {
-        match r {
+    fn gauge(&self, reporter: Reporter, by: i64) {
+        match reporter {
             Reporter::Source => &self.metrics.open_source,
             Reporter::Destination => &self.metrics.open_destination,
         }
@@ -128,71 +128,71 @@ impl Conns {
         self.loads.borrow().get(uid).copied().unwrap_or(0)
     }
     /// Logs (in one line) and counts what policies in dry run would do to a connection, and what is not told yet.
-    fn tell(&self, o: &Open, all: &[(&Policy, Would)]) {
-        let before = o.told.take();
+    fn tell(&self, open: &Open, all: &[(&Policy, Would)]) {
+        let before = open.told.take();
         let (mut now, mut new) = (Vec::with_capacity(all.len()), Vec::new());
-        for (p, would) in all {
-            let one = (Arc::<str>::from(p.key()), *would);
+        for (policy, would) in all {
+            let one = (Arc::<str>::from(policy.key()), *would);
             if !before.contains(&one) {
-                self.metrics.dry_runs.count(&one.0, p.action == Action::Deny, *would);
+                self.metrics.dry_runs.count(&one.0, policy.action == Action::Deny, *would);
                 new.push(one.clone());
             }
             now.push(one);
         }
-        o.told.replace(now);
+        open.told.replace(now);
         let Some((would, policies)) = summary(new.iter().map(|(k, w)| (&**k, *w))) else { return };
         if self.access_log {
             let more = [("dry_run.policy", policies.as_str()), ("dry_run.result", would.result())];
-            Guard::line(&o.conn, tracing::Level::INFO, would.text(), &more);
+            Guard::line(&open.conn, tracing::Level::INFO, would.text(), &more);
         }
     }
     /// After a change: closes what is no longer allowed, by the destination's policies of now, a few connections at a time.
-    pub async fn recheck(&self, s: &Snapshot) {
+    pub async fn recheck(&self, snapshot: &Snapshot) {
         let mut of = HashMap::new();
         let all: Vec<u64> = self.open.borrow().keys().copied().collect();
         for (i, id) in all.iter().enumerate() {
             if i > 0 && i % AT_ONCE == 0 {
                 tokio::task::yield_now().await;
             }
-            let Some(o) = self.open.borrow().get(id).cloned() else { continue };
-            let (Some(check), Some(pod)) = (&o.conn.check, &o.conn.pod) else { continue };
+            let Some(open) = self.open.borrow().get(id).cloned() else { continue };
+            let (Some(check), Some(pod)) = (&open.conn.check, &open.conn.pod) else { continue };
             // Those of the pod as it is known now: its list of policies may be what changed. One that has not arrived is on its
             // way: the connection was allowed before, and will be checked again. (The pod is held, so that no other one can be
             // where it was.)
             let (_, policies) =
-                of.entry(Arc::as_ptr(pod)).or_insert_with(|| (pod.clone(), s.policies_of_own(&pod.own()).ok()));
+                of.entry(Arc::as_ptr(pod)).or_insert_with(|| (pod.clone(), snapshot.policies_of_own(&pod.own()).ok()));
             let Some(policies) = policies else { continue };
-            self.tell(&o, &dry_run(policies.iter().copied(), check));
-            let v = authorize(policies.iter().copied(), check);
-            if !v.is_allow() {
+            self.tell(&open, &dry_run(policies.iter().copied(), check));
+            let verdict = authorize(policies.iter().copied(), check);
+            if !verdict.is_allow() {
                 self.metrics.closed_by_policy.fetch_add(1, Relaxed);
-                *o.closing.borrow_mut() = Some(v);
-                o.notify.notify_one();
+                *open.closing.borrow_mut() = Some(verdict);
+                open.notify.notify_one();
             }
         }
     }
     /// Adds what was carried since the last time to the metrics, so that long connections are seen.
     pub fn flush(&self) {
-        for o in self.open.borrow().values() {
-            o.flush();
+        for open in self.open.borrow().values() {
+            open.flush();
         }
     }
     /// For the admin page.
     pub fn dump(&self) -> Vec<serde_json::Value> {
         let now = Instant::now();
         let one = |o: &Rc<Open>| {
-            let c = &o.conn;
+            let conn = &o.conn;
             serde_json::json!({
-                "direction": if c.reporter == Reporter::Source { "outbound" } else { "inbound" },
-                "src": c.source_addr.to_string(),
-                "originalDst": c.destination_addr.to_string(),
-                "actualDst": c.hbone_addr.map(|a| a.to_string()),
-                "srcIdentity": c.source_identity.as_ref().map(|i| i.to_string()),
-                "dstWorkload": c.destination.as_ref().map(|w| w.uid.to_string()),
-                "protocol": if c.mtls { "HBONE" } else { "TCP" },
-                "bytesFromClient": c.counts.from_client.get(),
-                "bytesToClient": c.counts.to_client.get(),
-                "ageMs": now.duration_since(c.started).as_millis() as u64,
+                "direction": if conn.reporter == Reporter::Source { "outbound" } else { "inbound" },
+                "src": conn.source_addr.to_string(),
+                "originalDst": conn.destination_addr.to_string(),
+                "actualDst": conn.hbone_addr.map(|a| a.to_string()),
+                "srcIdentity": conn.source_identity.as_ref().map(|i| i.to_string()),
+                "dstWorkload": conn.destination.as_ref().map(|w| w.uid.to_string()),
+                "protocol": if conn.mtls { "HBONE" } else { "TCP" },
+                "bytesFromClient": conn.counts.from_client.get(),
+                "bytesToClient": conn.counts.to_client.get(),
+                "ageMs": now.duration_since(conn.started).as_millis() as u64,
             })
         };
         self.open.borrow().values().map(one).collect()
@@ -201,11 +201,11 @@ impl Conns {
 
 impl Open {
     fn flush(&self) {
-        if let Some(t) = &*self.traffic.borrow() {
+        if let Some(traffic) = &*self.traffic.borrow() {
             let now = (self.conn.counts.from_client.get(), self.conn.counts.to_client.get());
             let before = self.flushed.replace(now);
-            t.received.fetch_add(now.0 - before.0, Relaxed);
-            t.sent.fetch_add(now.1 - before.1, Relaxed);
+            traffic.received.fetch_add(now.0 - before.0, Relaxed);
+            traffic.sent.fetch_add(now.1 - before.1, Relaxed);
         }
     }
 }
@@ -217,9 +217,9 @@ impl Guard {
     }
     /// It has come about: it counts as opened.
     pub fn established(&self) {
-        let t = self.open.conn.series(&self.all.metrics, "-");
-        t.opened.fetch_add(1, Relaxed);
-        *self.open.traffic.borrow_mut() = Some(t);
+        let traffic = self.open.conn.series(&self.all.metrics, "-");
+        traffic.opened.fetch_add(1, Relaxed);
+        *self.open.traffic.borrow_mut() = Some(traffic);
         if self.all.access_log && tracing::enabled!(target: "access", tracing::Level::DEBUG) {
             Self::line(self.conn(), tracing::Level::DEBUG, "connection opened", &[]);
         }
@@ -238,26 +238,26 @@ impl Guard {
         }
     }
     /// Records its end, once.
-    pub fn end(mut self, o: &Outcome) {
-        self.finish(o);
+    pub fn end(mut self, outcome: &Outcome) {
+        self.finish(outcome);
     }
 
-    fn finish(&mut self, o: &Outcome) {
+    fn finish(&mut self, outcome: &Outcome) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let c = self.open.conn.clone();
+        let conn = self.open.conn.clone();
         self.all.open.borrow_mut().remove(&self.id);
-        if let Some(w) = &c.destination {
+        if let Some(workload) = &conn.destination {
             let mut loads = self.all.loads.borrow_mut();
-            if let Some(n) = loads.get_mut(&w.uid) {
-                *n -= 1;
-                if *n == 0 {
-                    loads.remove(&w.uid);
+            if let Some(load) = loads.get_mut(&workload.uid) {
+                *load -= 1;
+                if *load == 0 {
+                    loads.remove(&workload.uid);
                 }
             }
         }
-        self.all.gauge(c.reporter, -1);
+        self.all.gauge(conn.reporter, -1);
         self.open.flush();
         match &*self.open.traffic.borrow() {
             Some(t) => {
@@ -265,24 +265,24 @@ impl Guard {
                 t.touch();
             }
             None => {
-                let t = c.series(&self.all.metrics, o.flag());
-                t.failed.fetch_add(1, Relaxed);
-                t.touch();
+                let traffic = conn.series(&self.all.metrics, outcome.flag());
+                traffic.failed.fetch_add(1, Relaxed);
+                traffic.touch();
             }
         }
         if self.all.access_log {
-            match o.text() {
-                None => Self::line(&c, tracing::Level::INFO, "connection complete", &[]),
-                Some(e) if o.failed() => {
-                    Self::line(&c, tracing::Level::WARN, "connection failed", &[("error", e.as_str())]);
+            match outcome.text() {
+                None => Self::line(&conn, tracing::Level::INFO, "connection complete", &[]),
+                Some(e) if outcome.failed() => {
+                    Self::line(&conn, tracing::Level::WARN, "connection failed", &[("error", e.as_str())]);
                 }
-                Some(e) => Self::line(&c, tracing::Level::ERROR, "connection complete", &[("error", e.as_str())]),
+                Some(e) => Self::line(&conn, tracing::Level::ERROR, "connection complete", &[("error", e.as_str())]),
             }
         }
     }
 
     /// One record of the access log, in Istio's order of fields.
-    fn line(c: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
+    fn line(conn: &Conn, level: tracing::Level, message: &str, more: &[(&str, &str)]) {
         let json = log::format() == Format::Json;
         let mut out = String::with_capacity(640);
         let time = log::timestamp(SystemTime::now());
@@ -308,39 +308,39 @@ impl Guard {
             }
             let _ = if quote { write!(out, "{k}=\"{v}\"") } else { write!(out, "{k}={v}") };
         };
-        put("src.addr", &c.source_addr, false);
-        if let Some(w) = &c.source {
-            put("src.workload", &w.name, true);
-            put("src.namespace", &w.namespace, true);
+        put("src.addr", &conn.source_addr, false);
+        if let Some(workload) = &conn.source {
+            put("src.workload", &workload.name, true);
+            put("src.namespace", &workload.namespace, true);
         }
-        if let Some(i) = &c.source_identity {
-            put("src.identity", i, true);
+        if let Some(identity) = &conn.source_identity {
+            put("src.identity", identity, true);
         }
-        if let Some(w) = &c.source {
-            put("src.cluster", &w.cluster, true);
+        if let Some(workload) = &conn.source {
+            put("src.cluster", &workload.cluster, true);
         }
-        put("dst.addr", &c.destination_addr, false);
-        if let Some(a) = &c.hbone_addr {
-            put("dst.hbone_addr", a, false);
+        put("dst.addr", &conn.destination_addr, false);
+        if let Some(address) = &conn.hbone_addr {
+            put("dst.hbone_addr", address, false);
         }
-        if let Some(s) = &c.service {
-            put("dst.service", &s.hostname, true);
+        if let Some(service) = &conn.service {
+            put("dst.service", &service.hostname, true);
         }
-        if let Some(w) = &c.destination {
-            put("dst.workload", &w.name, true);
-            put("dst.namespace", &w.namespace, true);
-            if c.mtls {
-                put("dst.identity", &w.identity, true);
+        if let Some(workload) = &conn.destination {
+            put("dst.workload", &workload.name, true);
+            put("dst.namespace", &workload.namespace, true);
+            if conn.mtls {
+                put("dst.identity", &workload.identity, true);
             }
-            put("dst.cluster", &w.cluster, true);
+            put("dst.cluster", &workload.cluster, true);
         }
-        put("direction", &if c.reporter == Reporter::Source { "outbound" } else { "inbound" }, true);
+        put("direction", &if conn.reporter == Reporter::Source { "outbound" } else { "inbound" }, true);
         // From the point of view of the application that is served (reference ztunnel §4.6).
-        put("bytes_sent", &c.counts.to_client.get(), false);
-        put("bytes_recv", &c.counts.from_client.get(), false);
-        put("duration", &format_args!("{}ms", c.started.elapsed().as_millis()), true);
-        for &(k, v) in more {
-            put(k, &karst_core::untrusted::Untrusted(v), true);
+        put("bytes_sent", &conn.counts.to_client.get(), false);
+        put("bytes_recv", &conn.counts.from_client.get(), false);
+        put("duration", &format_args!("{}ms", conn.started.elapsed().as_millis()), true);
+        for &(key, value) in more {
+            put(key, &karst_core::untrusted::Untrusted(value), true);
         }
         if json {
             out.push('}');
@@ -366,8 +366,8 @@ mod tests {
     };
 
     /// A change of policies, with few connections.
-    fn recheck(conns: &Conns, s: &Snapshot) {
-        assert!(pin!(conns.recheck(s)).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    fn recheck(conns: &Conns, snapshot: &Snapshot) {
+        assert!(pin!(conns.recheck(snapshot)).poll(&mut Context::from_waker(Waker::noop())).is_ready());
     }
 
     /// What is told of a pod decides nothing about connections of the one that has had its name before.

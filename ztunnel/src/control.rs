@@ -1,13 +1,16 @@
 //! The control thread's parts: the writer of the state (xDS), and the keeper of the pods (ZDS).
 
 use crate::{
-    inpod::{Listeners, LocalPod, LocalPods, Pods},
+    inpod::{AddError, Listeners, LocalPod, LocalPods, Pods},
     metrics::Metrics,
     state::Snapshot,
     worker::{Command, Shared},
 };
 use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE, convert};
-use karst_proxy::{remote::ControlPlaneClient, untold::Asker};
+use karst_proxy::{
+    remote::{ControlPlaneClient, RemoteError},
+    untold::Asker,
+};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
 use std::{
@@ -55,52 +58,53 @@ impl StateWriter {
 }
 
 impl XdsSubscriber for StateWriter {
-    fn apply(&mut self, u: Update) -> Vec<(String, String)> {
+    type Error = RemoteError;
+    fn apply(&mut self, update: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.
-        let mut s = (**self.state.borrow()).clone();
-        if u.type_url == ADDRESS_TYPE {
-            for (name, _, bytes) in &u.changed {
-                if let Err(e) = s.put_address(name, bytes) {
-                    refused.push((name.clone(), e));
+        let mut snapshot = (**self.state.borrow()).clone();
+        if update.type_url == ADDRESS_TYPE {
+            for (name, _, bytes) in &update.changed {
+                if let Err(e) = snapshot.put_address(name, bytes) {
+                    refused.push((name.clone(), e.to_string()));
                 }
             }
-            for name in &u.removed {
-                s.remove_address(name);
+            for name in &update.removed {
+                snapshot.remove_address(name);
             }
-        } else if u.type_url == POD_RANGES_TYPE {
-            for (name, _, bytes) in &u.changed {
-                if let Err(e) = s.put_pod_ranges(name, bytes) {
-                    refused.push((name.clone(), e));
+        } else if update.type_url == POD_RANGES_TYPE {
+            for (name, _, bytes) in &update.changed {
+                if let Err(e) = snapshot.put_pod_ranges(name, bytes) {
+                    refused.push((name.clone(), e.to_string()));
                 }
             }
-            for name in &u.removed {
-                s.remove_pod_ranges(name);
+            for name in &update.removed {
+                snapshot.remove_pod_ranges(name);
             }
         } else {
-            for (name, _, bytes) in &u.changed {
+            for (name, _, bytes) in &update.changed {
                 match convert::policy(bytes) {
-                    Ok(p) => s.put_policy(name, p),
+                    Ok(p) => snapshot.put_policy(name, p),
                     Err(e) => refused.push((name.clone(), e.to_string())),
                 }
             }
-            for name in &u.removed {
-                s.remove_policy(name);
+            for name in &update.removed {
+                snapshot.remove_policy(name);
             }
         }
-        self.state.send_replace(Arc::new(s));
-        if !u.more {
-            self.missing.remove(u.type_url.as_str());
+        self.state.send_replace(Arc::new(snapshot));
+        if !update.more {
+            self.missing.remove(update.type_url.as_str());
         }
         if self.missing.is_empty() {
             self.configured.send_if_modified(|c| !std::mem::replace(c, true));
         }
         refused
     }
-    fn token(&self) -> Result<String, String> {
+    fn token(&self) -> Result<String, RemoteError> {
         self.remote.bearer()
     }
-    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+    fn connect(&self) -> impl Future<Output = Result<Channel, RemoteError>> {
         self.remote.channel()
     }
     fn headers(&self) -> Vec<(String, String)> {
@@ -145,32 +149,33 @@ impl PodManager {
 }
 
 impl Pods for PodManager {
-    async fn add(&mut self, pod: LocalPod, l: Listeners) -> Result<(), String> {
+    async fn add(&mut self, pod: LocalPod, listeners: Listeners) -> Result<(), AddError> {
         let mut pod = pod;
         if let Some(before) = self.pods.get(&pod.uid) {
             pod.usage = before.usage.clone();
         }
         let pod = Arc::new(pod);
-        let copy = |s: &TcpListener| s.try_clone().map_err(|e| format!("descriptors: {e}"));
+        let copy = |s: &TcpListener| s.try_clone().map_err(AddError::Descriptors);
         let mut waits = Vec::new();
-        for w in self.shared.workers.commands() {
+        for worker in self.shared.workers.commands() {
             let own = Listeners {
-                outbound: copy(&l.outbound)?,
-                plaintext: copy(&l.plaintext)?,
-                hbone: copy(&l.hbone)?,
-                dns: UdpSocket::try_clone(&l.dns).map_err(|e| format!("descriptors: {e}"))?,
-                forward: l.forward.as_ref().map(copy).transpose()?,
+                outbound: copy(&listeners.outbound)?,
+                plaintext: copy(&listeners.plaintext)?,
+                hbone: copy(&listeners.hbone)?,
+                dns: UdpSocket::try_clone(&listeners.dns).map_err(AddError::Descriptors)?,
+                forward: listeners.forward.as_ref().map(copy).transpose()?,
             };
             let (done, wait) = oneshot::channel();
-            w.send(Command::Add { pod: pod.clone(), listeners: own, done })
+            worker
+                .send(Command::Add { pod: pod.clone(), listeners: own, done })
                 .await
-                .map_err(|_| "a worker has stopped")?;
+                .map_err(|_| AddError::WorkerStopped)?;
             waits.push(wait);
         }
-        for r in waits {
-            r.await.map_err(|_| "a worker has stopped")??;
+        for reply in waits {
+            reply.await.map_err(|_| AddError::WorkerStopped)??;
         }
-        let _ = self.dns.send(crate::dns::Order::Add(pod.clone(), l.dns)).await;
+        let _ = self.dns.send(crate::dns::Order::Add(pod.clone(), listeners.dns)).await;
         if self.pods.insert(pod.uid.clone(), pod.clone()).is_none() {
             self.shared.metrics.pods_started.fetch_add(1, Relaxed);
         }
@@ -179,19 +184,19 @@ impl Pods for PodManager {
         Ok(())
     }
     async fn del(&mut self, uid: &str) {
-        let Some(p) = self.pods.remove(uid) else { return };
-        for w in self.shared.workers.commands() {
-            let _ = w.send(Command::Del { uid: uid.into() }).await;
+        let Some(gone) = self.pods.remove(uid) else { return };
+        for worker in self.shared.workers.commands() {
+            let _ = worker.send(Command::Del { uid: uid.into() }).await;
         }
         let _ = self.dns.send(crate::dns::Order::Del(uid.into())).await;
         self.shared.metrics.pods_stopped.fetch_add(1, Relaxed);
-        tracing::info!(pod = p.key, "pod is no longer served");
+        tracing::info!(pod = gone.key, "pod is no longer served");
         self.publish();
     }
     async fn snapshot(&mut self, uids: &[String]) {
         let gone: Vec<String> = self.pods.keys().filter(|u| !uids.contains(u)).cloned().collect();
-        for u in gone {
-            self.del(&u).await;
+        for uid in gone {
+            self.del(&uid).await;
         }
         self.blocker = None;
     }

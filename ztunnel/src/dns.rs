@@ -65,8 +65,8 @@ pub enum Order {
 /// Serves the node's pods.
 pub async fn run(mut orders: mpsc::Receiver<Order>, shared: Arc<Shared>) {
     let mut running: HashMap<String, AbortHandle> = HashMap::new();
-    while let Some(o) = orders.recv().await {
-        match o {
+    while let Some(order) = orders.recv().await {
+        match order {
             Order::Add(pod, s) => {
                 let uid = pod.uid.clone();
                 match socket::OrigDst::new(s) {
@@ -80,19 +80,19 @@ pub async fn run(mut orders: mpsc::Receiver<Order>, shared: Arc<Shared>) {
                 }
             }
             Order::Del(uid) => {
-                if let Some(t) = running.remove(&uid) {
-                    t.abort();
+                if let Some(task) = running.remove(&uid) {
+                    task.abort();
                 }
             }
         }
     }
 }
 
-async fn serve(s: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) {
+async fn serve(socket: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) {
     let pending = Rc::new(Cell::new(0));
     shared.configured().await;
     loop {
-        let (data, from, to) = match s.recv(DNS_MAX_UDP).await {
+        let (data, from, to) = match socket.recv(DNS_MAX_UDP).await {
             Ok(x) => x,
             Err(e) => {
                 tracing::debug!(pod = pod.key, error = %e, "DNS receive");
@@ -107,7 +107,7 @@ async fn serve(s: Rc<socket::OrigDst>, pod: Arc<LocalPod>, shared: Arc<Shared>) 
         let (pod, shared, pending) = (pod.clone(), shared.clone(), pending.clone());
         tokio::task::spawn_local(async move {
             if let Some(answer) = resolve(&shared, &pod, &data, to).await {
-                let send = || socket::udp_from(to).and_then(|s| s.send_to(&answer, &from.into()));
+                let send = || socket::udp_from(to).and_then(|socket| socket.send_to(&answer, &from.into()));
                 let sent = match &pod.connector.netns {
                     Some(n) => n.run(send).and_then(|r| r),
                     None => send(),
@@ -136,7 +136,7 @@ pub enum Preamble {
 
 /// The start of a captured TCP connection to port 53: what is ours to answer is answered on it (RFC 7766: several messages may
 /// follow each other).
-pub async fn preamble(shared: &Shared, pod: &LocalPod, s: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Preamble {
+pub async fn preamble(shared: &Shared, pod: &LocalPod, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Preamble {
     let answer = |data: &[u8]| {
         shared.metrics.dns_requests.fetch_add(1, Relaxed);
         let answer = Message::from_vec(data).ok().and_then(|q| own(shared, pod, &q, true));
@@ -145,7 +145,7 @@ pub async fn preamble(shared: &Shared, pod: &LocalPod, s: &mut (impl AsyncRead +
         }
         answer
     };
-    converse(s, PATIENCE, answer).await.unwrap_or_else(|e| {
+    converse(stream, PATIENCE, answer).await.unwrap_or_else(|e| {
         tracing::debug!(pod = pod.key, error = %e, "DNS over TCP");
         Preamble::Answered
     })
@@ -162,7 +162,7 @@ struct Patience {
 
 /// Answers messages until there is one that `answer` has no answer to. Holds one message at most.
 async fn converse(
-    s: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     patience: Patience,
     answer: impl Fn(&[u8]) -> Option<Vec<u8>>,
 ) -> io::Result<Preamble> {
@@ -182,7 +182,7 @@ async fn converse(
                 Front::Partial => {}
             }
             buf.reserve((LENGTH + DNS_MAX_UDP).saturating_sub(buf.len()));
-            let read = timeout_at(deadline, s.read_buf(&mut buf)).await;
+            let read = timeout_at(deadline, stream.read_buf(&mut buf)).await;
             let silent = read.is_err();
             if read.unwrap_or(Ok(0))? > 0 {
                 continue;
@@ -191,7 +191,7 @@ async fn converse(
             return Ok(if done { Preamble::Answered } else { Preamble::Forward(buf.freeze()) });
         };
         let len = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-        timeout(patience.next, s.write_all(&[&len.to_be_bytes()[..], &reply].concat())).await??;
+        timeout(patience.next, stream.write_all(&[&len.to_be_bytes()[..], &reply].concat())).await??;
         answered = true;
     }
 }
@@ -221,12 +221,12 @@ pub fn front(b: &[u8]) -> Front<'_> {
 }
 
 /// The bytes of our own answer; None: it is not ours to answer.
-fn own(shared: &Shared, pod: &LocalPod, q: &Message, tcp: bool) -> Option<Vec<u8>> {
-    let s = shared.state.borrow().clone();
+fn own(shared: &Shared, pod: &LocalPod, query: &Message, tcp: bool) -> Option<Vec<u8>> {
+    let snapshot = shared.state.borrow().clone();
     let search = Search { namespace: &pod.namespace, domain: &shared.config.cluster_domain, ipv6: shared.config.ipv6 };
-    let mut m = own_answer(&s, &search, q)?;
-    rotate(&mut m.answers, rand::random());
-    encode(m, q, tcp)
+    let mut message = own_answer(&snapshot, &search, query)?;
+    rotate(&mut message.answers, rand::random());
+    encode(message, query, tcp)
 }
 
 /// The answer to a query that came by UDP; None: there is none to give.
@@ -244,26 +244,26 @@ async fn resolve(shared: &Shared, pod: &LocalPod, data: &[u8], to: SocketAddr) -
         failed @ (Ok(Err(_)) | Err(_)) => {
             tracing::debug!(pod = pod.key, resolver = %to, error = ?failed.map(|r| r.err()), "DNS upstream");
             shared.metrics.dns_upstream_failures.fetch_add(1, Relaxed);
-            let q = query?;
-            let mut r = reply(&q);
-            r.metadata.response_code = ResponseCode::ServFail;
-            encode(r, &q, false)
+            let query = query?;
+            let mut reply = reply(&query);
+            reply.metadata.response_code = ResponseCode::ServFail;
+            encode(reply, &query, false)
         }
     }
 }
 
 /// Asks the resolver over UDP as the pod itself would without the mesh, which does not carry UDP (docs/hbone.md §9).
 async fn forward(pod: &LocalPod, data: &[u8], to: SocketAddr) -> io::Result<Vec<u8>> {
-    let s = pod.connector.udp(to)?;
-    let s = tokio::net::UdpSocket::from_std(s.into())?;
-    s.connect(to).await?;
-    s.send(data).await?;
+    let socket = pod.connector.udp(to)?;
+    let socket = tokio::net::UdpSocket::from_std(socket.into())?;
+    socket.connect(to).await?;
+    socket.send(data).await?;
     let mut out = vec![0; DNS_MAX_UDP];
     loop {
-        let n = s.recv(&mut out).await?;
+        let length = socket.recv(&mut out).await?;
         // An answer to this query, not to another (the id is the application's own).
         if out.get(..2) == data.get(..2) {
-            out.truncate(n);
+            out.truncate(length);
             return Ok(out);
         }
     }
@@ -276,57 +276,60 @@ pub struct Search<'a> {
     pub ipv6: bool,
 }
 
-fn reply(q: &Message) -> Message {
-    let mut r = Message::new(q.metadata.id, MessageType::Response, q.metadata.op_code);
-    r.metadata.recursion_desired = q.metadata.recursion_desired;
-    r.metadata.recursion_available = true;
-    for x in &q.queries {
-        r.add_query(x.clone());
+fn reply(query: &Message) -> Message {
+    let mut reply = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
+    reply.metadata.recursion_desired = query.metadata.recursion_desired;
+    reply.metadata.recursion_available = true;
+    for question in &query.queries {
+        reply.add_query(question.clone());
     }
-    if let Some(e) = &q.edns {
+    if let Some(edns) = &query.edns {
         // Who announces EDNS is answered with it (RFC 6891 §6.1.1), DO as it came (RFC 3225 §3).
         let mut own = Edns::new();
-        own.set_max_payload(DNS_MAX_UDP as u16).set_dnssec_ok(e.flags().dnssec_ok);
-        r.set_edns(own);
+        own.set_max_payload(DNS_MAX_UDP as u16).set_dnssec_ok(edns.flags().dnssec_ok);
+        reply.set_edns(own);
     }
-    r
+    reply
 }
 
 /// An answer from what the mesh knows; None if it is not ours to answer.
-pub fn own_answer(s: &Snapshot, search: &Search<'_>, q: &Message) -> Option<Message> {
-    if q.metadata.message_type != MessageType::Query || q.metadata.op_code != OpCode::Query || q.queries.len() != 1 {
+pub fn own_answer(snapshot: &Snapshot, search: &Search<'_>, query: &Message) -> Option<Message> {
+    if query.metadata.message_type != MessageType::Query
+        || query.metadata.op_code != OpCode::Query
+        || query.queries.len() != 1
+    {
         return None;
     }
-    let x = q.queries.first()?;
-    let want = x.query_type();
+    let question = query.queries.first()?;
+    let want = question.query_type();
     if !matches!(want, RecordType::A | RecordType::AAAA) {
         return None;
     }
-    let asked = x.name().to_string().trim_end_matches('.').to_ascii_lowercase();
-    let (host, ips) = lookup(s, search, &asked)?;
-    let mut r = reply(q);
-    r.metadata.authoritative = false;
-    let mut owner = x.name().clone();
+    let asked = question.name().to_string().trim_end_matches('.').to_ascii_lowercase();
+    let (host, ips) = lookup(snapshot, search, &asked)?;
+    let mut reply = reply(query);
+    reply.metadata.authoritative = false;
+    let mut owner = question.name().clone();
     if host != asked && !host.starts_with('*') {
         let real = Name::from_utf8(format!("{host}.")).ok()?;
-        r.add_answer(Record::from_rdata(owner, TTL, RData::CNAME(CNAME(real.clone()))));
+        reply.add_answer(Record::from_rdata(owner, TTL, RData::CNAME(CNAME(real.clone()))));
         owner = real;
     }
     for ip in ips {
         match (ip, want) {
-            (IpAddr::V4(a), RecordType::A) => r.add_answer(Record::from_rdata(owner.clone(), TTL, RData::A(A(a)))),
+            (IpAddr::V4(a), RecordType::A) => reply.add_answer(Record::from_rdata(owner.clone(), TTL, RData::A(A(a)))),
             (IpAddr::V6(a), RecordType::AAAA) if search.ipv6 => {
-                r.add_answer(Record::from_rdata(owner.clone(), TTL, RData::AAAA(AAAA(a))))
+                reply.add_answer(Record::from_rdata(owner.clone(), TTL, RData::AAAA(AAAA(a))))
             }
             _ => continue,
         };
     }
     // Known, but without a record of this family: an empty answer, not NXDOMAIN.
-    Some(r)
+    Some(reply)
 }
 
 /// The host name under which a question is known, and its addresses.
-fn lookup(s: &Snapshot, search: &Search<'_>, asked: &str) -> Option<(String, Vec<IpAddr>)> {
+fn lookup(snapshot: &Snapshot, search: &Search<'_>, asked: &str) -> Option<(String, Vec<IpAddr>)> {
     let Search { namespace, domain, .. } = search;
     let mut names = vec![asked.to_string()];
     let labels = asked.split('.').count();
@@ -342,16 +345,16 @@ fn lookup(s: &Snapshot, search: &Search<'_>, asked: &str) -> Option<(String, Vec
             names.push(short.to_string());
         }
     }
-    for n in &names {
-        if let Some(svc) = s.host(n, namespace) {
-            return addresses(s, svc).map(|ips| (n.clone(), ips));
+    for name in &names {
+        if let Some(svc) = snapshot.host(name, namespace) {
+            return addresses(snapshot, svc).map(|ips| (name.clone(), ips));
         }
     }
     // Wildcards, the most specific first.
     let mut rest = asked;
     while let Some((_, tail)) = rest.split_once('.') {
-        if let Some(svc) = s.host(&format!("*.{tail}"), namespace) {
-            return addresses(s, svc).map(|ips| (format!("*.{tail}"), ips));
+        if let Some(svc) = snapshot.host(&format!("*.{tail}"), namespace) {
+            return addresses(snapshot, svc).map(|ips| (format!("*.{tail}"), ips));
         }
         rest = tail;
     }
@@ -360,12 +363,12 @@ fn lookup(s: &Snapshot, search: &Search<'_>, asked: &str) -> Option<(String, Vec
 
 /// VIPs, or the endpoints of a headless service. None: a service without any address (resolution NONE), which only the
 /// outside can resolve.
-fn addresses(s: &Snapshot, svc: &Service) -> Option<Vec<IpAddr>> {
+fn addresses(snapshot: &Snapshot, svc: &Service) -> Option<Vec<IpAddr>> {
     if !svc.vips.is_empty() {
         return Some(svc.vips.clone());
     }
-    s.endpoints.get(&svc.key)?;
-    let ips: Vec<IpAddr> = serving(s, svc).into_iter().flat_map(|w| w.ips.iter().copied()).collect();
+    snapshot.endpoints.get(&svc.key)?;
+    let ips: Vec<IpAddr> = serving(snapshot, svc).into_iter().flat_map(|w| w.ips.iter().copied()).collect();
     (!ips.is_empty() || svc.canonical).then_some(ips)
 }
 
@@ -381,37 +384,38 @@ pub fn rotate(answers: &mut [Record], turn: u32) {
 
 /// The bytes. An answer that is too long for the client holds what fits and is marked so (TC; RFC 2181 §9): over UDP the client
 /// asks again over TCP, and what it can use meanwhile is there.
-pub fn encode(mut m: Message, q: &Message, tcp: bool) -> Option<Vec<u8>> {
-    let limit = match (tcp, &q.edns) {
+pub fn encode(mut message: Message, query: &Message, tcp: bool) -> Option<Vec<u8>> {
+    let limit = match (tcp, &query.edns) {
         (true, _) => u16::MAX,
         (false, Some(e)) => e.max_payload().clamp(PLAIN_UDP, DNS_MAX_UDP as u16),
         (false, None) => PLAIN_UDP,
     };
-    let (bytes, header) = emit(&m, limit)?;
+    let (bytes, header) = emit(&message, limit)?;
     if !header.metadata.truncation {
         return Some(bytes);
     }
     // The OPT record comes last and must not be what is left out.
-    let edns = m.edns.take();
-    let (_, header) = emit(&m, limit - if edns.is_some() { OPT_LEN } else { 0 })?;
-    m.edns = edns;
-    m.answers.truncate(usize::from(header.counts.answers));
-    m.metadata.truncation = true;
-    emit(&m, limit).map(|(bytes, _)| bytes)
+    let edns = message.edns.take();
+    let (_, header) = emit(&message, limit - if edns.is_some() { OPT_LEN } else { 0 })?;
+    message.edns = edns;
+    message.answers.truncate(usize::from(header.counts.answers));
+    message.metadata.truncation = true;
+    emit(&message, limit).map(|(bytes, _)| bytes)
 }
 
 /// At most `limit` bytes of a message, with as many records as fit, and the header that says so.
-fn emit(m: &Message, limit: u16) -> Option<(Vec<u8>, Header)> {
+fn emit(message: &Message, limit: u16) -> Option<(Vec<u8>, Header)> {
     let mut bytes = Vec::with_capacity(usize::from(PLAIN_UDP));
-    let mut e = BinEncoder::new(&mut bytes);
-    e.set_max_size(limit);
-    let (queries, answers) = (&mut m.queries.iter(), &mut m.answers.iter());
-    let (authorities, additionals) = (&mut m.authorities.iter(), &mut m.additionals.iter());
-    let edns = m.edns.as_ref();
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(limit);
+    let (queries, answers) = (&mut message.queries.iter(), &mut message.answers.iter());
+    let (authorities, additionals) = (&mut message.authorities.iter(), &mut message.additionals.iter());
+    let edns = message.edns.as_ref();
     let header =
-        emit_message_parts(&m.metadata, queries, answers, authorities, additionals, edns, None, &mut e).ok()?;
+        emit_message_parts(&message.metadata, queries, answers, authorities, additionals, edns, None, &mut encoder)
+            .ok()?;
     // A record that did not fit may have left a part of itself behind.
-    let end = e.offset();
+    let end = encoder.offset();
     bytes.truncate(end);
     Some((bytes, header))
 }

@@ -29,24 +29,24 @@ use std::{
 use tokio::net::TcpStream;
 
 /// Captured plaintext.
-pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
-    let Some((to, _place)) = w.admit(&p, &tcp, Direction::Inbound) else { return };
-    if from.ip() == to.ip() || p.pod.ips.contains(&from.ip()) {
+pub async fn plaintext(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+    let Some((to, _place)) = worker.admit(&served, &tcp, Direction::Inbound) else { return };
+    if from.ip() == to.ip() || served.pod.ips.contains(&from.ip()) {
         // The pod's own call, to an address that nobody has heard of yet: it is to be made again, and will not come here.
         return socket::reset_on_close(&tcp);
     }
     // Its client's share of the pod's connections: of the client that has the most, the oldest gives way when all are taken.
-    let source = Source::address(from.ip(), w.snapshot().workload(from.ip()).is_some());
-    let share = match Permit::admit(&[&p.pod.usage.plaintext], &source) {
+    let source = Source::address(from.ip(), worker.snapshot().workload(from.ip()).is_some());
+    let share = match Permit::admit(&[&served.pod.usage.plaintext], &source) {
         Ok(s) => s,
         Err(e) => {
-            w.shared.metrics.plaintext.note(e);
+            worker.shared.metrics.plaintext.note(e);
             return socket::reset_on_close(&tcp);
         }
     };
     let _in_use = share.in_use();
     let request = InboundRequest { from, to, hbone: None, identity: None, service: None };
-    let (guard, ready) = open(&w, &p.pod, request).await;
+    let (guard, ready) = open(&worker, &served.pod, request).await;
     let app = match ready {
         Ok(app) => app,
         Err(o) => {
@@ -58,9 +58,9 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
     let outcome = {
         let bytes = pin!(copy::plain(tcp, app, &guard.conn().counts));
         tokio::select! {
-            o = relay(&w, &guard, bytes) => o,
+            o = relay(&worker, &guard, bytes) => o,
             () = share.evicted() => {
-                w.shared.metrics.plaintext.note(Ended::Evicted);
+                worker.shared.metrics.plaintext.note(Ended::Evicted);
                 Outcome::GaveWay
             }
         }
@@ -69,73 +69,80 @@ pub async fn plaintext(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: Socke
 }
 
 /// A tunnel to one of our pods.
-pub async fn tunnel(w: Rc<Worker>, p: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
+pub async fn tunnel(worker: Rc<Worker>, served: Rc<Served>, tcp: TcpStream, from: SocketAddr) {
     let Ok(to) = tcp.local_addr().map(canonical) else { return };
     // Boxed, and gone when the tunnel is there.
-    let Some((stream, peer, permit)) = Box::pin(admitted(&w, &p, tcp, from)).await else { return };
-    let stop = p.watch();
-    let (w2, p2, place2) = (w.clone(), p.clone(), permit.clone());
+    let Some((stream, peer, permit)) = Box::pin(admitted(&worker, &served, tcp, from)).await else { return };
+    let stop = served.watch();
+    let (w2, p2, place2) = (worker.clone(), served.clone(), permit.clone());
     let on_stream = move |c: server::Connect| {
         w2.task(connect(w2.clone(), p2.clone(), c, (from, to), peer.clone(), place2.in_use()));
     };
-    if let Err(e) = server::serve_until(stream, &w.settings, stop, permit.evicted(), on_stream).await {
+    if let Err(e) = server::serve_until(stream, &worker.settings, stop, permit.evicted(), on_stream).await {
         if matches!(e, server::ServerError::Evicted) {
-            w.shared.metrics.tunnels.note(Ended::Evicted);
+            worker.shared.metrics.tunnels.note(Ended::Evicted);
         }
-        tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel ended");
+        tracing::debug!(target: "access", pod = served.pod.key, peer = %from, error = %e, "tunnel ended");
     }
 }
 
 /// A tunnel's start: until its peer has shown who it is, it has one of the places for those who have not; then one of its peer's.
 async fn admitted(
-    w: &Worker,
-    p: &Served,
+    worker: &Worker,
+    served: &Served,
     tcp: TcpStream,
     from: SocketAddr,
 ) -> Option<(TlsStream, Identity, Rc<Permit>)> {
-    let gates = [&w.shared.gate, &p.pod.usage.gate];
-    let known = w.snapshot().workload(from.ip()).is_some();
+    let gates = [&worker.shared.gate, &served.pod.usage.gate];
+    let known = worker.snapshot().workload(from.ip()).is_some();
     let ended = |counts: &Counts, e: Ended| {
         counts.note(e);
-        tracing::debug!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel refused");
+        tracing::debug!(target: "access", pod = served.pod.key, peer = %from, error = %e, "tunnel refused");
     };
     let result = async {
         let permit = Permit::admit(&gates.map(|g| &g.handshakes), &Source::address(from.ip(), known))?;
         permit.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await?;
-        let done = permit.within(limits::HANDSHAKE_TIMEOUT, handshake(w, p, tcp, from)).await?;
+        let done = permit.within(limits::HANDSHAKE_TIMEOUT, handshake(worker, served, tcp, from)).await?;
         Ok::<_, Ended>(done.map(|(stream, peer)| (stream, peer, permit)))
     };
-    let (stream, peer, mut permit) = result.await.map_err(|e| ended(&w.shared.metrics.handshakes, e)).ok()??;
+    let (stream, peer, mut permit) = result.await.map_err(|e| ended(&worker.shared.metrics.handshakes, e)).ok()??;
     let moved = permit.move_to(&gates.map(|g| &g.tunnels), &Source::address(from.ip(), true));
-    moved.map_err(|e| ended(&w.shared.metrics.tunnels, e)).ok()?;
+    moved.map_err(|e| ended(&worker.shared.metrics.tunnels, e)).ok()?;
     Some((stream, peer, Rc::new(permit)))
 }
 
-async fn handshake(w: &Worker, p: &Served, tcp: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
+async fn handshake(
+    worker: &Worker,
+    served: &Served,
+    tcp: TcpStream,
+    from: SocketAddr,
+) -> Option<(TlsStream, Identity)> {
     let refused = |o: &Outcome| {
         let why = o.text().unwrap_or_default();
-        tracing::warn!(target: "access", pod = p.pod.key, peer = %from, "tunnel refused: {why}");
+        tracing::warn!(target: "access", pod = served.pod.key, peer = %from, "tunnel refused: {why}");
     };
-    let Some((_, own)) = w.workload(&p.pod).await else {
+    let Some((_, own)) = worker.workload(&served.pod).await else {
         refused(&Outcome::NoWorkload);
         return None;
     };
-    let mut secrets = w.shared.secrets.clone();
+    let mut secrets = worker.shared.secrets.clone();
     let Some(creds) = secrets.get(&own.identity, limits::HOLD_TIMEOUT).await else {
         refused(&Outcome::NoIdentity);
         return None;
     };
-    if let Some(k) = &w.keepalive {
+    if let Some(k) = &worker.keepalive {
         socket::keepalive(&tcp, k);
     }
     let done = server::handshake(tcp, &creds).await;
-    let failed = |e: &server::ServerError| tracing::info!(target: "access", pod = p.pod.key, peer = %from, error = %e, "tunnel failed");
+    let failed = |e: &server::ServerError| {
+        tracing::info!(target: "access", pod = served.pod.key, peer = %from, error = %e, "tunnel failed");
+    };
     done.inspect_err(failed).ok()
 }
 
 async fn connect(
-    w: Rc<Worker>,
-    p: Rc<Served>,
+    worker: Rc<Worker>,
+    served: Rc<Served>,
     c: server::Connect,
     (from, to): (SocketAddr, SocketAddr),
     peer: Identity,
@@ -143,30 +150,32 @@ async fn connect(
 ) {
     let server::Connect { request, mut respond } = c;
     let refuse = |respond: &mut SendResponse<Bytes>, o: &Outcome| {
-        let mut r = Response::new(());
-        *r.status_mut() = StatusCode::from_u16(o.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        if respond.send_response(r, true).is_err() {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(o.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        if respond.send_response(response, true).is_err() {
             respond.send_reset(Reason::REFUSED_STREAM);
         }
     };
     // First the peer's share of the pod's connections, then a place among all.
     let Some(_in_use) = in_use else {
-        w.refused();
+        worker.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
-    let Some(_place) = w.shared.budget.place(&p.pod, Direction::Inbound) else {
-        w.refused();
+    let Some(_place) = worker.shared.budget.place(&served.pod, Direction::Inbound) else {
+        worker.refused();
         return refuse(&mut respond, &Outcome::Limit);
     };
-    let (target, service) = match target(&w.snapshot(), &p.pod.own(), &request, to) {
+    let (target, service) = match target(&worker.snapshot(), &served.pod.own(), &request, to) {
         Ok(t) => t,
         Err(o) => {
-            tracing::info!(target: "access", pod = p.pod.key, peer = %from, identity = %peer, error = o.text(), "CONNECT refused");
+            tracing::info!(
+                target: "access", pod = served.pod.key, peer = %from, identity = %peer, error = o.text(), "CONNECT refused"
+            );
             return refuse(&mut respond, &o);
         }
     };
     let ask = InboundRequest { from, to: target, hbone: Some(target), identity: Some(peer), service };
-    let (guard, ready) = open(&w, &p.pod, ask).await;
+    let (guard, ready) = open(&worker, &served.pod, ask).await;
     let app = match ready {
         Ok(app) => app,
         Err(o) => {
@@ -174,43 +183,44 @@ async fn connect(
             return guard.end(&o);
         }
     };
-    let mut r = Response::new(());
-    if let Some(b) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
-        r.headers_mut().insert("baggage", b);
+    let mut response = Response::new(());
+    if let Some(baggage) = guard.conn().destination.as_ref().and_then(|d| d.baggage.clone()) {
+        response.headers_mut().insert("baggage", baggage);
     }
-    let send = match respond.send_response(r, false) {
+    let send = match respond.send_response(response, false) {
         Ok(s) => s,
         Err(e) => return guard.end(&Outcome::Broken(e.to_string())),
     };
     guard.established();
     let outcome = {
         let bytes = pin!(copy::tunnel(app, send, request.into_body(), &guard.conn().counts, false));
-        relay(&w, &guard, bytes).await
+        relay(&worker, &guard, bytes).await
     };
     guard.end(&outcome);
 }
 
 /// Where a CONNECT goes: always to this pod (docs/hbone.md §4).
 pub fn target<B>(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     own: &OwnPod<'_>,
-    r: &http::Request<B>,
+    request: &http::Request<B>,
     to: SocketAddr,
 ) -> Result<(SocketAddr, Option<Arc<Service>>), Outcome> {
-    if r.method() != Method::CONNECT || r.extensions().get::<h2::ext::Protocol>().is_some() {
+    if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
         return Err(Outcome::BadRequest("the method is not a plain CONNECT"));
     }
-    let a = r.uri().authority().ok_or(Outcome::BadRequest("CONNECT without authority"))?;
-    let (host, port) = authority(a.as_str()).ok_or(Outcome::BadRequest("the authority is not HOST:PORT"))?;
+    let asked = request.uri().authority().ok_or(Outcome::BadRequest("CONNECT without authority"))?;
+    let (host, port) = authority(asked.as_str()).ok_or(Outcome::BadRequest("the authority is not HOST:PORT"))?;
     let port = match host {
         Host::Ip(ip) if ip != to.ip() => {
             return Err(Outcome::BadRequest("the authority is not the address that the tunnel goes to"));
         }
         Host::Ip(_) => port,
         Host::Name(host) => {
-            let svc =
-                s.host(&host, own.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
-            let own = s.own_pod(own).ok_or(Outcome::NoWorkload)?;
+            let svc = snapshot
+                .host(&host, own.namespace)
+                .ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+            let own = snapshot.own_pod(own).ok_or(Outcome::NoWorkload)?;
             let ports = own
                 .services
                 .iter()
@@ -225,31 +235,31 @@ pub fn target<B>(
             return guard_port(target).map(|t| (SocketAddr::new(to.ip(), t), Some(svc.clone())));
         }
     };
-    guard_port(port).map(|p| (SocketAddr::new(to.ip(), p), named(s, own, r.headers())))
+    guard_port(port).map(|p| (SocketAddr::new(to.ip(), p), named(snapshot, own, request.headers())))
 }
 
 /// The service of the pod's that the client says it has called (`forwarded: for=...;host=NAME`). Any other name counts for nothing.
-fn named(s: &Snapshot, own: &OwnPod<'_>, h: &HeaderMap) -> Option<Arc<Service>> {
+fn named(snapshot: &Snapshot, own: &OwnPod<'_>, headers: &HeaderMap) -> Option<Arc<Service>> {
     let mut pairs =
-        h.get(http::header::FORWARDED)?.to_str().ok()?.split([';', ',']).filter_map(|p| p.trim().split_once('='));
+        headers.get(http::header::FORWARDED)?.to_str().ok()?.split([';', ',']).filter_map(|p| p.trim().split_once('='));
     let host = pairs.find(|(k, _)| k.eq_ignore_ascii_case("host")).map(|(_, v)| v.trim_matches('"'))?;
-    let mut all = s.own_pod(own)?.services.iter().filter_map(|(k, _)| s.services.get(k));
+    let mut all = snapshot.own_pod(own)?.services.iter().filter_map(|(k, _)| snapshot.services.get(k));
     all.find(|x| *x.hostname == *host).cloned()
 }
 
 /// The service that a connection to a port of a workload is for, where nobody says: the first of its services that has this port
 /// as a target (Istio's guess). For the log and metrics only: nothing is decided by it.
-fn guess(s: &Snapshot, own: &Workload, port: u16) -> Option<Arc<Service>> {
+fn guess(snapshot: &Snapshot, own: &Workload, port: u16) -> Option<Arc<Service>> {
     own.services.iter().find_map(|(key, ports)| {
-        let service = s.services.get(key)?;
+        let service = snapshot.services.get(key)?;
         let of_service = service.ports.iter().any(|(_, target)| *target == port);
         // A named port is the endpoint's.
         (of_service || ports.iter().any(|(_, target)| *target == port)).then(|| service.clone())
     })
 }
 
-fn guard_port(p: u16) -> Result<u16, Outcome> {
-    if OWN_PORTS.contains(&p) { Err(Outcome::NotFound("the port is one of ztunnel's own")) } else { Ok(p) }
+fn guard_port(port: u16) -> Result<u16, Outcome> {
+    if OWN_PORTS.contains(&port) { Err(Outcome::NotFound("the port is one of ztunnel's own")) } else { Ok(port) }
 }
 
 enum Host {
@@ -282,8 +292,12 @@ pub struct InboundRequest {
 }
 
 /// Registers, authorizes, and connects to the application. The same for tunnels, plaintext and same-node connections.
-pub async fn open(w: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -> (Guard, Result<TcpStream, Outcome>) {
-    let known = w.workload(pod).await;
+pub async fn open(
+    worker: &Worker,
+    pod: &Arc<LocalPod>,
+    request: InboundRequest,
+) -> (Guard, Result<TcpStream, Outcome>) {
+    let known = worker.workload(pod).await;
     let source = known.as_ref().and_then(|(s, _)| s.workload(request.from.ip()).cloned());
     // An address proves nothing: a source that has shown another identity is not the workload of that address.
     let source = source.filter(|s| request.identity.as_ref().is_none_or(|i| *i == s.identity));
@@ -295,7 +309,7 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -> (
         destination_ip: request.to.ip(),
         destination_port: request.to.port(),
     };
-    let guard = w.conns.add(Conn {
+    let guard = worker.conns.add(Conn {
         reporter: Reporter::Destination,
         source_addr: request.from,
         destination_addr: request.to,
@@ -313,19 +327,19 @@ pub async fn open(w: &Worker, pod: &Arc<LocalPod>, request: InboundRequest) -> (
     if own.is_none() {
         return (guard, Err(Outcome::NoWorkload));
     }
-    if let Some(r) = refusal(&check.source_ip, request.to) {
-        return (guard, Err(Outcome::Refused(r)));
+    if let Some(refusal) = refusal(&check.source_ip, request.to) {
+        return (guard, Err(Outcome::Refused(refusal)));
     }
-    if let Err(o) = authorized(w, pod, &check, &guard).await {
-        return (guard, Err(o));
+    if let Err(outcome) = authorized(worker, pod, &check, &guard).await {
+        return (guard, Err(outcome));
     }
-    let source_ip = w.shared.config.orig_src.then_some(request.from.ip());
+    let source_ip = worker.shared.config.orig_src.then_some(request.from.ip());
     let app = if pod.holds(request.to.ip()) {
         pod.connector.connect_app(request.to, source_ip, limits::CONNECT_TIMEOUT).await
     } else {
         // What the pod would have forwarded to a container or virtual machine of its own.
-        if let Err(o) = is_inside(pod, request.to) {
-            return (guard, Err(o));
+        if let Err(outcome) = is_inside(pod, request.to) {
+            return (guard, Err(outcome));
         }
         pod.connector.connect(request.to, limits::CONNECT_TIMEOUT).await
     };
@@ -352,13 +366,13 @@ fn refusal(from: &IpAddr, to: SocketAddr) -> Option<Refusal> {
 
 /// Judges by the newest state; a policy that is named and not there is waited for. What policies in dry run would have done is
 /// told of, and decides nothing.
-async fn authorized(w: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
-    let (mut state, mut stream) = (w.shared.state.clone(), w.shared.stream.clone());
+async fn authorized(worker: &Worker, pod: &LocalPod, check: &Connection, guard: &Guard) -> Result<(), Outcome> {
+    let (mut state, mut stream) = (worker.shared.state.clone(), worker.shared.stream.clone());
     let deadline = tokio::time::Instant::now() + limits::HOLD_TIMEOUT;
     loop {
-        let s = state.borrow_and_update().clone();
+        let snapshot = state.borrow_and_update().clone();
         let told = *stream.borrow_and_update();
-        let missing = match judge(&s, &pod.own(), told, check) {
+        let missing = match judge(&snapshot, &pod.own(), told, check) {
             Ok((v, dry_runs)) => {
                 guard.dry_run(&dry_runs);
                 return if v.is_allow() { Ok(()) } else { Err(Outcome::Denied(v)) };
@@ -382,11 +396,11 @@ type Judged<'a> = (Verdict, Vec<(&'a Policy, Would)>);
 
 /// By what is known now; Err says what is to be waited for. `told`: there is a control plane that will tell of a pod of which
 /// nothing is known, or only of another that has had its name.
-fn judge<'a>(s: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) -> Result<Judged<'a>, Outcome> {
-    let policies = match s.own_pod(pod) {
-        Some(own) => s.policies_of(own),
+fn judge<'a>(snapshot: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) -> Result<Judged<'a>, Outcome> {
+    let policies = match snapshot.own_pod(pod) {
+        Some(own) => snapshot.policies_of(own),
         None if told => return Err(Outcome::NoWorkload),
-        None => s.policies_of_own(pod),
+        None => snapshot.policies_of_own(pod),
     };
     let policies = policies.map_err(Outcome::PolicyMissing)?;
     let dry_runs = dry_run(policies.iter().copied(), check);
@@ -395,8 +409,12 @@ fn judge<'a>(s: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Connection) 
 
 /// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
 /// in the connection's task twice.)
-pub async fn relay(w: &Worker, guard: &Guard, bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>) -> Outcome {
-    let mut drain = w.drain.clone();
+pub async fn relay(
+    worker: &Worker,
+    guard: &Guard,
+    bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>,
+) -> Outcome {
+    let mut drain = worker.drain.clone();
     tokio::select! {
         r = bytes => Outcome::of_copy(r),
         v = guard.forbidden() => Outcome::ClosedByPolicy(v),

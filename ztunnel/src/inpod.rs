@@ -18,6 +18,7 @@ use karst_rt::{
 use prost::Message;
 use std::{
     collections::HashMap,
+    io,
     net::{IpAddr, TcpListener, UdpSocket},
     os::fd::OwnedFd,
     path::Path,
@@ -115,10 +116,71 @@ pub struct Listeners {
     pub forward: Option<TcpListener>,
 }
 
+/// Why a pod cannot be served. The text goes to the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// There are no descriptors for a worker's own.
+    #[error("descriptors: {0}")]
+    Descriptors(io::Error),
+    /// The process is about to end.
+    #[error("a worker has stopped")]
+    WorkerStopped,
+    /// A worker cannot use a listener.
+    #[error("listener of {pod}: {error}")]
+    Listener {
+        /// Whose.
+        pod: String,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+/// Why the connection to the agent has ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    #[error("hello: {0}")]
+    Hello(io::Error),
+    #[error("acknowledge: {0}")]
+    Acknowledge(io::Error),
+}
+
+/// What is wrong with a request of the agent. The text goes back to it.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// It cannot be read.
+    #[error("not a ZDS request: {0}")]
+    Decode(prost::DecodeError),
+    /// Of a newer agent.
+    #[error("a ZDS request of a kind that this version does not know")]
+    Unknown,
+    /// Nothing is said of the pod.
+    #[error("AddWorkload without workload_info")]
+    NoWorkloadInfo,
+    /// Some were lost on the way.
+    #[error("AddWorkload announces {announced} descriptors and the netns, and brings {brought}")]
+    Descriptors {
+        /// Besides the netns.
+        announced: usize,
+        /// With the netns.
+        brought: usize,
+    },
+    /// There is no descriptor at all.
+    #[error("AddWorkload without netns descriptor")]
+    NoNetns,
+    /// Of Istio's agent.
+    #[error("the agent sent no listeners: this ztunnel needs Karst's node agent")]
+    NoListeners,
+    /// An address that is none.
+    #[error("an address has {0} bytes")]
+    AddressLength(usize),
+}
+
 /// What the owner of the connection does with the agent's requests.
 pub trait Pods {
     /// Takes on a pod; Ok once it is served.
-    fn add(&mut self, pod: LocalPod, l: Listeners) -> impl Future<Output = Result<(), String>>;
+    fn add(&mut self, pod: LocalPod, l: Listeners) -> impl Future<Output = Result<(), AddError>>;
     /// Lets a pod go.
     fn del(&mut self, uid: &str) -> impl Future<Output = ()>;
     /// The snapshot is complete: pods not in `uids` are gone.
@@ -133,35 +195,35 @@ pub async fn run(path: &Path, mut pods: impl Pods) {
     loop {
         match session(path, &mut pods, &mut backoff).await {
             Ok(()) => tracing::info!("the node agent has closed the connection; pods are served on"),
-            Err(e) => tracing::warn!(path = %path.display(), error = e, "no connection to the node agent"),
+            Err(e) => tracing::warn!(path = %path.display(), error = %e, "no connection to the node agent"),
         }
         pods.lost();
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
-async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Result<(), String> {
-    let c = Packets::connect(path).map_err(|e| e.to_string())?;
+async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Result<(), SessionError> {
+    let agent = Packets::connect(path)?;
     let hello = ZdsHello { version: zds::Version::V1 as i32, karst_listeners: true };
-    c.send(&hello.encode_to_vec(), &[]).await.map_err(|e| format!("hello: {e}"))?;
+    agent.send(&hello.encode_to_vec(), &[]).await.map_err(SessionError::Hello)?;
     backoff.reset();
     tracing::info!("connected to the node agent");
     let mut seen = Some(Vec::new());
     loop {
-        let (bytes, fds) = c.recv(ZDS_MAX_PACKET).await.map_err(|e| e.to_string())?;
+        let (bytes, fds) = agent.recv(ZDS_MAX_PACKET).await?;
         if bytes.is_empty() {
             return Ok(());
         }
         let error = match request(&bytes, fds) {
             Ok(Request::Add(pod, l)) => {
-                if let Some(s) = &mut seen {
-                    s.push(pod.uid.clone());
+                if let Some(uids) = &mut seen {
+                    uids.push(pod.uid.clone());
                 }
-                pods.add(*pod, l).await.err()
+                pods.add(*pod, l).await.err().map(|e| e.to_string())
             }
             Ok(Request::Keep(uid)) => {
-                if let Some(s) = &mut seen {
-                    s.push(uid);
+                if let Some(uids) = &mut seen {
+                    uids.push(uid);
                 }
                 None
             }
@@ -170,12 +232,12 @@ async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Re
                 None
             }
             Ok(Request::Snapshot) => {
-                if let Some(s) = seen.take() {
-                    pods.snapshot(&s).await;
+                if let Some(uids) = seen.take() {
+                    pods.snapshot(&uids).await;
                 }
                 None
             }
-            Err(e) => Some(e),
+            Err(e) => Some(e.to_string()),
         };
         if let Some(e) = &error {
             tracing::warn!(error = e, "refused a request of the node agent");
@@ -183,7 +245,7 @@ async fn session(path: &Path, pods: &mut impl Pods, backoff: &mut Backoff) -> Re
         let ack = zds::WorkloadResponse {
             payload: Some(zds::workload_response::Payload::Ack(Ack { error: error.unwrap_or_default() })),
         };
-        c.send(&ack.encode_to_vec(), &[]).await.map_err(|e| format!("acknowledge: {e}"))?;
+        agent.send(&ack.encode_to_vec(), &[]).await.map_err(SessionError::Acknowledge)?;
     }
 }
 
@@ -199,31 +261,27 @@ pub enum Request {
 ///
 /// # Errors
 /// With what is wrong; the text goes back to the agent.
-pub fn request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, String> {
-    let r = zds::WorkloadRequest::decode(bytes).map_err(|e| format!("not a ZDS request: {e}"))?;
-    match r.payload {
+pub fn request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, RequestError> {
+    match zds::WorkloadRequest::decode(bytes).map_err(RequestError::Decode)?.payload {
         Some(Payload::Add(a)) => add(a, fds).map(|(p, l)| Request::Add(Box::new(p), l)),
         Some(Payload::Keep(k)) => Ok(Request::Keep(k.uid)),
         Some(Payload::Del(d)) => Ok(Request::Del(d.uid)),
         Some(Payload::SnapshotSent(_)) => Ok(Request::Snapshot),
-        None => Err("a ZDS request of a kind that this version does not know".into()),
+        None => Err(RequestError::Unknown),
     }
 }
 
-fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), String> {
-    let info = a.workload_info.ok_or("AddWorkload without workload_info")?;
-    if fds.len() != a.karst_descriptors.len() + 1 {
-        return Err(format!(
-            "AddWorkload announces {} descriptors and the netns, and brings {}",
-            a.karst_descriptors.len(),
-            fds.len()
-        ));
+fn add(request: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), RequestError> {
+    let info = request.workload_info.ok_or(RequestError::NoWorkloadInfo)?;
+    let (announced, brought) = (request.karst_descriptors.len(), fds.len());
+    if brought != announced + 1 {
+        return Err(RequestError::Descriptors { announced, brought });
     }
     let mut fds = fds.into_iter();
-    let netns = Netns::from_fd(fds.next().ok_or("AddWorkload without netns descriptor")?);
+    let netns = Netns::from_fd(fds.next().ok_or(RequestError::NoNetns)?);
     let (mut outbound, mut plaintext, mut hbone, mut dns, mut exempt) = (None, None, None, None, None);
     let mut forward = None;
-    for (kind, fd) in a.karst_descriptors.iter().zip(fds) {
+    for (kind, fd) in request.karst_descriptors.iter().zip(fds) {
         match Descriptor::try_from(*kind) {
             Ok(Descriptor::ListenOutbound) => outbound = Some(TcpListener::from(fd)),
             Ok(Descriptor::ListenPlaintext) => plaintext = Some(TcpListener::from(fd)),
@@ -236,17 +294,17 @@ fn add(a: AddWorkload, fds: Vec<OwnedFd>) -> Result<(LocalPod, Listeners), Strin
         }
     }
     let (Some(outbound), Some(plaintext), Some(hbone), Some(dns)) = (outbound, plaintext, hbone, dns) else {
-        return Err("the agent sent no listeners: this ztunnel needs Karst's node agent".into());
+        return Err(RequestError::NoListeners);
     };
-    let ip = |b: &Vec<u8>| karst_core::addr::ip_from_bytes(b).ok_or(format!("an address has {} bytes", b.len()));
+    let ip = |bytes: &Vec<u8>| karst_core::addr::ip_from_bytes(bytes).ok_or(RequestError::AddressLength(bytes.len()));
     let pod = LocalPod {
-        uid: a.uid,
-        ips: a.karst_addresses.iter().map(ip).collect::<Result<_, _>>()?,
+        uid: request.uid,
+        ips: request.karst_addresses.iter().map(ip).collect::<Result<_, _>>()?,
         usage: Arc::default(),
         key: format!("{}/{}", info.namespace, info.name),
         namespace: info.namespace,
         name: info.name,
-        dns_capture: !a.karst_bypass_dns,
+        dns_capture: !request.karst_bypass_dns,
         account: info.service_account,
         connector: NetnsConnector::of_pod(netns, exempt),
     };

@@ -158,8 +158,8 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         tracing::info!("the drain's time is over: closing what is open");
         drain.start(drain::Phase::Forced);
     }
-    for t in threads {
-        let _ = tokio::task::spawn_blocking(move || t.join()).await;
+    for thread in threads {
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
     tracing::info!("ztunnel stops");
     // The log is written by a thread of its own.
@@ -174,16 +174,16 @@ fn identities(shared: &worker::Shared) -> HashSet<Identity> {
 }
 
 /// How we introduce ourselves to the control plane.
-fn node(c: &config::Config) -> ads::Node {
+fn node(config: &config::Config) -> ads::Node {
     let me = NodeMetadata {
         kind: "ztunnel",
-        pod: &c.pod_name,
-        namespace: &c.pod_namespace,
+        pod: &config.pod_name,
+        namespace: &config.pod_namespace,
         account: None,
-        ip: &c.instance_ip,
-        node: &c.node,
-        cluster: &c.cluster_id,
-        domain: &c.cluster_domain,
+        ip: &config.instance_ip,
+        node: &config.node,
+        cluster: &config.cluster_id,
+        domain: &config.cluster_domain,
     };
     let mut node = me.node();
     // What is marked as a dry run is not enforced here, so we may be told of it.

@@ -3,18 +3,21 @@
 //! through the same checks as what a controller sends, and is read again when it changes; an unreadable new version leaves the
 //! last good state.
 
-use crate::state::Snapshot;
+use crate::state::{ResourceError, Snapshot};
 use bytes::Bytes;
 use karst_api::workload::{self as pb, gateway_address::Destination, load_balancing as lb};
-use karst_core::{Cidr, addr::ip_to_bytes};
+use karst_core::{
+    Cidr,
+    addr::{CidrError, ip_to_bytes},
+};
 use karst_policy::Policy;
 use prost::Message;
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
-    net::IpAddr,
-    path::Path,
+    fs, io,
+    net::{AddrParseError, IpAddr},
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,6 +25,72 @@ use tokio::sync::watch;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What is wrong with the file.
+#[derive(Debug, thiserror::Error)]
+#[error("{} (LOCAL_XDS_PATH): {fault}", .path.display())]
+pub struct FileError {
+    path: PathBuf,
+    fault: Fault,
+}
+
+/// What is wrong in it.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// It cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its form.
+    #[error(transparent)]
+    Form(#[from] serde_yaml_ng::Error),
+    /// An endpoint is nobody.
+    #[error("service {service}: endpoints.{endpoint}: there is no workload {uid:?}")]
+    NoWorkload {
+        /// Whose endpoint.
+        service: String,
+        /// Its key.
+        endpoint: String,
+        /// Who it should be.
+        uid: String,
+    },
+    /// A service.
+    #[error("service {0}: {1}")]
+    Service(String, ObjectError),
+    /// A workload.
+    #[error("workload {0:?}: {1}")]
+    Workload(String, ObjectError),
+}
+
+/// What is wrong with a workload or a service.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// Of a gateway or waypoint.
+    #[error("destination {0:?} is neither NETWORK/ADDRESS nor NAMESPACE/HOST")]
+    Destination(String),
+    /// As a dump has it, and the service says nothing of it.
+    #[error(
+        "services: {0} does not list this workload among its endpoints; give the ports here, as \"{0}\": {{80: 8080}}"
+    )]
+    NoPorts(String),
+    /// None that there is.
+    #[error("workloadType {0:?} is none of pod, deployment, job, cronjob")]
+    WorkloadType(String),
+    /// Not of the form.
+    #[error("vips: {0:?} is not NETWORK/ADDRESS")]
+    Vip(String),
+    /// No address.
+    #[error("vips: {0:?}: {1}")]
+    VipAddress(String, AddrParseError),
+    /// Not of the form.
+    #[error("cidrVips: {0:?} is not NETWORK/RANGE")]
+    CidrVip(String),
+    /// No range.
+    #[error("cidrVips: {0:?}: {1}")]
+    CidrVipRange(String, CidrError),
+    /// What a controller's would be refused for, too.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,12 +176,16 @@ enum Key {
     Number(u16),
     Text(String),
 }
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no port")]
+struct PortError(String);
+
 impl TryFrom<Key> for PortKey {
-    type Error = String;
-    fn try_from(k: Key) -> Result<Self, String> {
-        match k {
-            Key::Number(n) => Ok(Self(n)),
-            Key::Text(t) => t.parse().map(Self).map_err(|_| format!("{t:?} is no port")),
+    type Error = PortError;
+    fn try_from(key: Key) -> Result<Self, PortError> {
+        match key {
+            Key::Number(number) => Ok(Self(number)),
+            Key::Text(text) => text.parse().map(Self).map_err(|_| PortError(text)),
         }
     }
 }
@@ -243,8 +316,8 @@ enum Health {
 }
 
 impl Gateway {
-    fn wire(&self) -> Result<pb::GatewayAddress, String> {
-        let bad = || format!("destination {:?} is neither NETWORK/ADDRESS nor NAMESPACE/HOST", self.destination);
+    fn wire(&self) -> Result<pb::GatewayAddress, ObjectError> {
+        let bad = || ObjectError::Destination(self.destination.clone());
         let (left, right) = self.destination.split_once('/').ok_or_else(bad)?;
         let to = match right.parse::<IpAddr>() {
             Ok(ip) => Destination::Address(address(left, ip, None)),
@@ -261,14 +334,14 @@ fn address(network: &str, ip: IpAddr, length: Option<u32>) -> pb::NetworkAddress
     pb::NetworkAddress { network: network.into(), address: ip_to_bytes(ip), length }
 }
 
-fn ports(p: &Ports) -> Vec<pb::Port> {
+fn ports(ports: &Ports) -> Vec<pb::Port> {
     let one =
         |(s, t): (&PortKey, &u16)| pb::Port { service_port: s.0.into(), target_port: (*t).into(), app_protocol: 0 };
-    p.iter().map(one).collect()
+    ports.iter().map(one).collect()
 }
 
 impl Workload {
-    fn wire(&self, by_service: &HashMap<&str, Vec<(&str, &Ports)>>) -> Result<pb::Workload, String> {
+    fn wire(&self, by_service: &HashMap<&str, Vec<(&str, &Ports)>>) -> Result<pb::Workload, ObjectError> {
         let mut services: BTreeMap<String, pb::PortList> = BTreeMap::new();
         if let Services::Ports(p) = &self.services {
             services.extend(p.iter().map(|(k, v)| (k.clone(), pb::PortList { ports: ports(v) })));
@@ -277,11 +350,9 @@ impl Workload {
             services.insert(key.to_string(), pb::PortList { ports: ports(p) });
         }
         if let Services::Keys(keys) = &self.services
-            && let Some(k) = keys.iter().find(|k| !services.contains_key(*k))
+            && let Some(key) = keys.iter().find(|key| !services.contains_key(*key))
         {
-            return Err(format!(
-                "services: {k} does not list this workload among its endpoints; give the ports here, as \"{k}\": {{80: 8080}}"
-            ));
+            return Err(ObjectError::NoPorts(key.clone()));
         }
         Ok(pb::Workload {
             uid: self.uid.clone(),
@@ -306,7 +377,7 @@ impl Workload {
                 "cronjob" => pb::WorkloadType::Cronjob,
                 "job" => pb::WorkloadType::Job,
                 "pod" | "" => pb::WorkloadType::Pod,
-                other => return Err(format!("workloadType {other:?} is none of pod, deployment, job, cronjob")),
+                other => return Err(ObjectError::WorkloadType(other.into())),
             } as i32,
             workload_name: self.workload_name.clone(),
             native_tunnel: self.native_tunnel,
@@ -338,17 +409,17 @@ impl Service {
     fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.hostname)
     }
-    fn wire(&self) -> Result<pb::Service, String> {
+    fn wire(&self) -> Result<pb::Service, ObjectError> {
         let mut addresses = Vec::new();
-        for v in &self.vips {
-            let (network, ip) = v.split_once('/').ok_or_else(|| format!("vips: {v:?} is not NETWORK/ADDRESS"))?;
-            let ip = ip.parse().map_err(|e| format!("vips: {v:?}: {e}"))?;
+        for vip in &self.vips {
+            let (network, ip) = vip.split_once('/').ok_or_else(|| ObjectError::Vip(vip.clone()))?;
+            let ip = ip.parse().map_err(|e| ObjectError::VipAddress(vip.clone(), e))?;
             addresses.push(address(network, ip, None));
         }
-        for v in &self.cidr_vips {
-            let (network, range) = v.split_once('/').ok_or_else(|| format!("cidrVips: {v:?} is not NETWORK/RANGE"))?;
-            let c: Cidr = range.parse().map_err(|e| format!("cidrVips: {v:?}: {e}"))?;
-            addresses.push(address(network, c.base(), Some(c.prefix_len().into())));
+        for vip in &self.cidr_vips {
+            let (network, range) = vip.split_once('/').ok_or_else(|| ObjectError::CidrVip(vip.clone()))?;
+            let range: Cidr = range.parse().map_err(|e| ObjectError::CidrVipRange(vip.clone(), e))?;
+            addresses.push(address(network, range.base(), Some(range.prefix_len().into())));
         }
         let scope = |s: &Scope| {
             (match s {
@@ -360,15 +431,15 @@ impl Service {
                 Scope::Network => lb::Scope::Network,
             }) as i32
         };
-        let load_balancing = self.load_balancer.as_ref().map(|l| pb::LoadBalancing {
-            routing_preference: l.routing_preferences.iter().map(scope).collect(),
-            mode: match l.mode {
+        let load_balancing = self.load_balancer.as_ref().map(|balancer| pb::LoadBalancing {
+            routing_preference: balancer.routing_preferences.iter().map(scope).collect(),
+            mode: match balancer.mode {
                 Mode::Standard => lb::Mode::UnspecifiedMode,
                 Mode::Strict => lb::Mode::Strict,
                 Mode::Failover => lb::Mode::Failover,
                 Mode::Passthrough => lb::Mode::Passthrough,
             } as i32,
-            health_policy: match l.health_policy {
+            health_policy: match balancer.health_policy {
                 Health::OnlyHealthy => lb::HealthPolicy::OnlyHealthy,
                 Health::AllowAll => lb::HealthPolicy::AllowAll,
             } as i32,
@@ -394,34 +465,36 @@ impl Service {
 ///
 /// # Errors
 /// Names the object, its field, and what is wrong there.
-pub fn parse(text: &str, network: &str) -> Result<Snapshot, String> {
+pub fn parse(text: &str, network: &str) -> Result<Snapshot, Fault> {
     let yaml = serde_yaml_ng::Deserializer::from_str(text);
     // {Exact: x} is a choice, as in JSON.
-    let f: File = serde_yaml_ng::with::singleton_map_recursive::deserialize(yaml).map_err(|e| e.to_string())?;
+    let file: File = serde_yaml_ng::with::singleton_map_recursive::deserialize(yaml)?;
     let mut by_workload: HashMap<&str, Vec<(&str, &Ports)>> = HashMap::new();
-    let keys: Vec<String> = f.services.iter().map(Service::key).collect();
-    for (s, key) in f.services.iter().zip(&keys) {
-        for (name, e) in &s.endpoints {
-            if !f.workloads.iter().any(|w| w.uid == e.workload_uid) {
-                return Err(format!("service {key}: endpoints.{name}: there is no workload {:?}", e.workload_uid));
+    let keys: Vec<String> = file.services.iter().map(Service::key).collect();
+    for (service, key) in file.services.iter().zip(&keys) {
+        for (name, endpoint) in &service.endpoints {
+            let uid = &endpoint.workload_uid;
+            if !file.workloads.iter().any(|w| w.uid == *uid) {
+                return Err(Fault::NoWorkload { service: key.clone(), endpoint: name.clone(), uid: uid.clone() });
             }
-            by_workload.entry(&e.workload_uid).or_default().push((key, &e.port));
+            by_workload.entry(uid).or_default().push((key, &endpoint.port));
         }
     }
     let mut out = Snapshot::new(network);
-    let mut put = |name: &str, what: &str, a: pb::address::Type| {
-        out.put_address(name, &pb::Address { r#type: Some(a) }.encode_to_vec()).map_err(|e| format!("{what}: {e}"))
+    let mut put = |name: &str, address: pb::address::Type| {
+        Ok(out.put_address(name, &pb::Address { r#type: Some(address) }.encode_to_vec())?)
     };
-    for (s, key) in f.services.iter().zip(&keys) {
-        let what = format!("service {key}");
-        put(key, &what, pb::address::Type::Service(s.wire().map_err(|e| format!("{what}: {e}"))?))?;
+    for (service, key) in file.services.iter().zip(&keys) {
+        let taken = service.wire().and_then(|wire| put(key, pb::address::Type::Service(wire)));
+        taken.map_err(|e| Fault::Service(key.clone(), e))?;
     }
-    for w in &f.workloads {
-        let what = format!("workload {:?}", w.uid);
-        put(&w.uid, &what, pb::address::Type::Workload(w.wire(&by_workload).map_err(|e| format!("{what}: {e}"))?))?;
+    for workload in &file.workloads {
+        let uid = &workload.uid;
+        let taken = workload.wire(&by_workload).and_then(|wire| put(uid, pb::address::Type::Workload(wire)));
+        taken.map_err(|e| Fault::Workload(uid.clone(), e))?;
     }
-    for p in f.policies {
-        out.put_policy(&p.key(), p);
+    for policy in file.policies {
+        out.put_policy(&policy.key(), policy);
     }
     Ok(out)
 }
@@ -430,10 +503,9 @@ pub fn parse(text: &str, network: &str) -> Result<Snapshot, String> {
 ///
 /// # Errors
 /// Names the file, and the place in it.
-pub fn read(path: &Path, network: &str) -> Result<Snapshot, String> {
-    let named = |e: String| format!("{} (LOCAL_XDS_PATH): {e}", path.display());
-    let text = fs::read_to_string(path).map_err(|e| named(e.to_string()))?;
-    parse(&text, network).map_err(named)
+pub fn read(path: &Path, network: &str) -> Result<Snapshot, FileError> {
+    let read = fs::read_to_string(path).map_err(Fault::from).and_then(|text| parse(&text, network));
+    read.map_err(|fault| FileError { path: path.into(), fault })
 }
 
 /// Follows the file's changes.
@@ -530,7 +602,7 @@ policies:
             ("policies: [{name: a, namespace: b, scope: Global, action: Deny, rules: [[[{ports: [1]}]]]}]", "ports"),
         ];
         for (text, part) in table {
-            let e = parse(text, "").err().unwrap();
+            let e = parse(text, "").err().unwrap().to_string();
             assert!(e.contains(part), "{text}: {e}");
         }
     }

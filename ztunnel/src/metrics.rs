@@ -93,11 +93,11 @@ impl Metrics {
         let mut labels = String::with_capacity(400);
         side(&mut labels, "source", Some(source), true, true);
         put(&mut labels, "hostname", host);
-        let mut m = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
-        if m.len() >= MAX_SERIES && !m.contains_key(&labels) {
-            m.clear();
+        let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_name.len() >= MAX_SERIES && !by_name.contains_key(&labels) {
+            by_name.clear();
         }
-        *m.entry(labels).or_default() += 1;
+        *by_name.entry(labels).or_default() += 1;
     }
 
     /// The page, in the text format.

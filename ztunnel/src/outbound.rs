@@ -32,45 +32,45 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 const TRIES: usize = 4;
 
 /// A captured connection of a pod.
-pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, caller): (SocketAddr, Caller)) {
-    let Some((to, _place)) = w.admit(&p, &tcp, Direction::Outbound) else { return };
+pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (from, caller): (SocketAddr, Caller)) {
+    let Some((to, _place)) = worker.admit(&served, &tcp, Direction::Outbound) else { return };
     // What the client has said already; the destination gets it first.
     let mut first = Bytes::new();
-    if w.shared.config.dns && p.pod.dns_capture && to.port() == 53 {
+    if worker.shared.config.dns && served.pod.dns_capture && to.port() == 53 {
         // Rare: not in the task of every connection.
-        match Box::pin(dns::preamble(&w.shared, &p.pod, &mut tcp)).await {
+        match Box::pin(dns::preamble(&worker.shared, &served.pod, &mut tcp)).await {
             Preamble::Answered => return,
             Preamble::Forward(said) => first = said,
         }
     }
-    let Some((mut snapshot, mut source)) = w.workload(&p.pod).await else {
+    let Some((mut snapshot, mut source)) = worker.workload(&served.pod).await else {
         socket::reset_on_close(&tcp);
-        return record(&w, from, to, None, None).end(&Outcome::NoWorkload);
+        return record(&worker, from, to, None, None).end(&Outcome::NoWorkload);
     };
-    let own = if p.pod.ips.is_empty() { &source.ips } else { &p.pod.ips };
-    let client = match Client::new(own, from, caller, |ip| p.pod.connector.is_local(ip)) {
+    let own = if served.pod.ips.is_empty() { &source.ips } else { &served.pod.ips };
+    let client = match Client::new(own, from, caller, |ip| served.pod.connector.is_local(ip)) {
         Ok(c) => c,
         Err(r) => {
             socket::reset_on_close(&tcp);
-            return record(&w, from, to, Some(source), None).end(&Outcome::Refused(r));
+            return record(&worker, from, to, Some(source), None).end(&Outcome::Refused(r));
         }
     };
     let from = client.seen_by(to.ip());
     let mut tried: Vec<Arc<str>> = Vec::new();
     let mut held_until = None;
     loop {
-        let mut planned = choose(&mut ByLoad(&w), &w.unreachable, &snapshot, &source, to, &tried);
+        let mut planned = choose(&mut ByLoad(&worker), &worker.unreachable, &snapshot, &source, to, &tried);
         if let Plan::Resolve(name) = &planned {
-            w.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
+            worker.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
             // Rare, and large: not in the task of every connection.
-            planned = match Box::pin(w.dialer.lookup(&name.workload.hostname, name.ipv4)).await {
+            planned = match Box::pin(worker.dialer.lookup(&name.workload.hostname, name.ipv4)).await {
                 Ok(ips) => {
-                    let ip = ips[ByLoad(&w).random(ips.len() as u64) as usize];
-                    resolved(&snapshot, &source, name, ip, &tried, &mut ByLoad(&w))
+                    let ip = ips[ByLoad(&worker).random(ips.len() as u64) as usize];
+                    resolved(&snapshot, &source, name, ip, &tried, &mut ByLoad(&worker))
                 }
                 Err(e) => {
                     socket::reset_on_close(&tcp);
-                    return record(&w, from, to, Some(source), Some(&planned)).end(&e.into());
+                    return record(&worker, from, to, Some(source), Some(&planned)).end(&e.into());
                 }
             };
         }
@@ -78,11 +78,11 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         if let Some(ip) = untold {
             let until = *held_until.get_or_insert_with(|| tokio::time::Instant::now() + limits::HOLD_TIMEOUT);
             // As rare, and as large.
-            planned = match Box::pin(w.told(&p, ip, until)).await {
+            planned = match Box::pin(worker.told(&served, ip, until)).await {
                 Told::Known => {
-                    let Some(newer) = w.workload(&p.pod).await else {
+                    let Some(newer) = worker.workload(&served.pod).await else {
                         socket::reset_on_close(&tcp);
-                        return record(&w, from, to, Some(source), Some(&planned)).end(&Outcome::NoWorkload);
+                        return record(&worker, from, to, Some(source), Some(&planned)).end(&Outcome::NoWorkload);
                     };
                     (snapshot, source) = newer;
                     continue;
@@ -91,21 +91,23 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
                 Told::Nothing => Plan::Refuse(Refusal::Untold),
             };
         }
-        let guard = record(&w, from, to, Some(source.clone()), Some(&planned));
+        let guard = record(&worker, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
         let chosen = endpoint(&planned);
-        let has_other =
-            || again && has_other(&mut ByLoad(&w), &w.unreachable, &snapshot, &source, to, &tried, chosen.as_ref());
+        let has_other = || {
+            again
+                && has_other(&mut ByLoad(&worker), &worker.unreachable, &snapshot, &source, to, &tried, chosen.as_ref())
+        };
         let learnt = chosen.as_ref().map(|uid| {
             // A waypoint's pod is itself at fault, whatever is called by it.
             let by_waypoint = matches!(&planned, Plan::Tunnel(t) if t.waypoint);
-            w.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
+            worker.unreachable.endpoint(uid, (!by_waypoint).then_some(to.port()))
         });
         let candidate = learnt.as_ref().map(|x| Candidate { endpoint: x, has_other: &has_other });
-        let ready = attempt(&w, &p, &planned, &source, &client, candidate).await;
+        let ready = attempt(&worker, &served, &planned, &source, &client, candidate).await;
         if let (Ok(_), Some((service, chosen))) = (&ready, binds(&planned)) {
             let port = (service.key.clone(), to.port());
-            w.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
+            worker.shared.affinity.put(&source.uid, port, &chosen.uid, tokio::time::Instant::now());
         }
         let ready = match ready {
             Ok(r) if !first.is_empty() => Box::pin(r.after(&first, &guard.conn().counts)).await,
@@ -115,19 +117,20 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
                 let o =
-                    inbound::relay(&w, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true))).await;
+                    inbound::relay(&worker, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true)))
+                        .await;
                 drop(lease);
                 return guard.end(&o);
             }
             Ok(Ready::Socket(other)) => {
                 guard.established();
-                let o = inbound::relay(&w, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
+                let o = inbound::relay(&worker, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
                 return guard.end(&o);
             }
             Ok(Ready::Local(inner, app)) => {
                 guard.established();
                 inner.established();
-                let o = inbound::relay(&w, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
+                let o = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
                 let (c, mine) = (inner.conn().clone(), guard.conn().clone());
                 c.counts.from_client.set(mine.counts.from_client.get());
                 c.counts.to_client.set(mine.counts.to_client.get());
@@ -141,7 +144,7 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
         match chosen.filter(|_| retriable) {
             Some(uid) if again => {
                 tried.push(uid);
-                if let Some((s, x)) = w.workload(&p.pod).await {
+                if let Some((s, x)) = worker.workload(&served.pod).await {
                     (snapshot, source) = (s, x);
                 }
             }
@@ -155,31 +158,31 @@ pub async fn serve(w: Rc<Worker>, p: Rc<Served>, mut tcp: TcpStream, (from, call
 
 /// The plan, with those left out that could not be reached a moment ago, if there are others.
 fn choose(
-    b: &mut impl Balance,
+    balance: &mut impl Balance,
     avoided: &Unreachable,
-    s: &crate::state::Snapshot,
+    snapshot: &crate::state::Snapshot,
     source: &Workload,
     to: SocketAddr,
     tried: &[Arc<str>],
 ) -> Plan {
-    let first = plan(s, source, to, tried, b);
+    let first = plan(snapshot, source, to, tried, balance);
     // Mostly what is chosen is not avoided: nothing is copied then, however many others are.
     let Some(uid) = leads_to(&first).filter(|uid| avoided.avoids(uid, to.port())) else { return first };
     // Who is to stay with an endpoint goes elsewhere only when it has failed to reach it itself.
-    if bound(s, source, to, b).as_ref() == Some(uid) {
+    if bound(snapshot, source, to, balance).as_ref() == Some(uid) {
         return first;
     }
     let mut besides = avoided.besides(tried, to.port());
     besides.extend_from_slice(tried);
-    match plan(s, source, to, &besides, b) {
+    match plan(snapshot, source, to, &besides, balance) {
         Plan::Refuse(Refusal::NoEndpoint) => first,
         other => other,
     }
 }
 
 /// The endpoint that a plan leads to, or will once it is known who is there.
-fn leads_to(p: &Plan) -> Option<&Arc<str>> {
-    match p {
+fn leads_to(plan: &Plan) -> Option<&Arc<str>> {
+    match plan {
         Plan::Tunnel(t) if t.service.is_some() || t.waypoint => Some(&t.peer.uid),
         Plan::Plain { workload: Some(x), service: Some(_), .. }
         | Plan::Untold { workload: Some(x), service: Some(_), .. } => Some(&x.uid),
@@ -190,9 +193,9 @@ fn leads_to(p: &Plan) -> Option<&Arc<str>> {
 
 /// Is there another endpoint than the chosen one that has not been tried? One that is avoided is no reason to give up this one.
 fn has_other(
-    b: &mut impl Balance,
+    balance: &mut impl Balance,
     avoided: &Unreachable,
-    s: &crate::state::Snapshot,
+    snapshot: &crate::state::Snapshot,
     source: &Workload,
     to: SocketAddr,
     tried: &[Arc<str>],
@@ -200,15 +203,15 @@ fn has_other(
 ) -> bool {
     let mut besides: Vec<_> = tried.iter().chain(chosen).cloned().collect();
     besides.extend(avoided.besides(&besides, to.port()));
-    match plan(s, source, to, &besides, b) {
+    match plan(snapshot, source, to, &besides, balance) {
         Plan::Refuse(_) => false,
         other => endpoint(&other).is_none_or(|uid| !besides.contains(&uid)),
     }
 }
 
 /// The endpoint of a service, or pod of a waypoint, that was chosen.
-fn endpoint(p: &Plan) -> Option<Arc<str>> {
-    match p {
+fn endpoint(plan: &Plan) -> Option<Arc<str>> {
+    match plan {
         Plan::Tunnel(t) if t.service.is_some() || t.waypoint => Some(t.peer.uid.clone()),
         Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
         Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
@@ -235,19 +238,19 @@ impl Ready {
                 Ok(self)
             }
             Err(e) => {
-                let o = Outcome::Broken(e);
+                let outcome = Outcome::Broken(e);
                 if let Ready::Local(inner, _) = self {
-                    inner.end(&o);
+                    inner.end(&outcome);
                 }
-                Err(o)
+                Err(outcome)
             }
         }
     }
 }
 
 async fn attempt(
-    w: &Rc<Worker>,
-    p: &Rc<Served>,
+    worker: &Rc<Worker>,
+    served: &Rc<Served>,
     planned: &Plan,
     source: &Arc<Workload>,
     client: &Client,
@@ -259,10 +262,10 @@ async fn attempt(
         Plan::Resolve(_) => Err(Outcome::Refused(Refusal::NoEndpoint)),
         Plan::Untold { .. } => Err(Outcome::Refused(Refusal::Untold)),
         Plan::Plain { to, .. } => {
-            Ok(Ready::Socket(w.dialer.connect(&p.pod.connector, client.chosen(), *to, candidate).await?))
+            Ok(Ready::Socket(worker.dialer.connect(&served.pod.connector, client.chosen(), *to, candidate).await?))
         }
         Plan::Tunnel(t) => {
-            if let Some(local) = same_node(w, t) {
+            if let Some(local) = same_node(worker, t) {
                 // Both ends are this process: the caller's identity is the namespace that it came from.
                 let ask = InboundRequest {
                     from: client.seen_by(t.target.ip()),
@@ -271,7 +274,7 @@ async fn attempt(
                     identity: Some(source.identity.clone()),
                     service: t.service.clone(),
                 };
-                let (guard, app) = inbound::open(w, &local, ask).await;
+                let (guard, app) = inbound::open(worker, &local, ask).await;
                 return match app {
                     Ok(app) => Ok(Ready::Local(guard, app)),
                     Err(o) => {
@@ -285,8 +288,8 @@ async fn attempt(
             }
             let host = t.service.as_ref().map(|s| &*s.hostname);
             let target = Target {
-                connector: &p.pod.connector,
-                pod: &p.pod.uid,
+                connector: &served.pod.connector,
+                pod: &served.pod.uid,
                 own: &source.identity,
                 peer: &t.peer,
                 address: t.address,
@@ -294,18 +297,18 @@ async fn attempt(
                 authority: &t.target.to_string(),
                 headers: dial::headers(source.baggage.as_ref(), client.seen_by(t.target.ip()), host),
             };
-            let opened = w.dialer.tunnel(&target, candidate).await?;
+            let opened = worker.dialer.tunnel(&target, candidate).await?;
             Ok(Ready::Tunnel(opened.lease, opened.send, opened.recv))
         }
     }
 }
 
 /// The destination's pod, if it hangs on this ztunnel and tunnels within the node are not asked for.
-fn same_node(w: &Worker, t: &Tunnel) -> Option<Arc<LocalPod>> {
-    if !w.shared.config.same_node_direct || t.waypoint || t.peer.native_tunnel {
+fn same_node(worker: &Worker, tunnel: &Tunnel) -> Option<Arc<LocalPod>> {
+    if !worker.shared.config.same_node_direct || tunnel.waypoint || tunnel.peer.native_tunnel {
         return None;
     }
-    local(&w.shared.pods.load(), &t.peer)
+    local(&worker.shared.pods.load(), &tunnel.peer)
 }
 
 /// The pod of this node that a workload is. Another one that has its name is not: that must show itself by its certificate.
@@ -318,7 +321,7 @@ fn local(pods: &LocalPods, peer: &Workload) -> Option<Arc<LocalPod>> {
 }
 
 fn record(
-    w: &Worker,
+    worker: &Worker,
     from: SocketAddr,
     to: SocketAddr,
     source: Option<Arc<Workload>>,
@@ -332,7 +335,7 @@ fn record(
         Some(Plan::Resolve(n)) => (Some(n.workload.clone()), Some(n.service.clone()), None, false, to),
         Some(Plan::Refuse(_)) | None => (None, None, None, false, to),
     };
-    w.conns.add(Conn {
+    worker.conns.add(Conn {
         reporter: Reporter::Source,
         source_addr: from,
         destination_addr: actual,

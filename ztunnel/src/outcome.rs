@@ -42,11 +42,11 @@ pub enum Outcome {
 }
 
 impl From<DialError> for Outcome {
-    fn from(e: DialError) -> Self {
-        match e {
+    fn from(error: DialError) -> Self {
+        match error {
             DialError::NoCertificate(_) => Outcome::NoIdentity,
-            e @ (DialError::Resolve(_) | DialError::Connect(_) | DialError::NoAnswer(_) | DialError::Tunnel(_)) => {
-                Outcome::Dial(e)
+            error @ (DialError::Resolve(_) | DialError::Connect(_) | DialError::NoAnswer(_) | DialError::Tunnel(_)) => {
+                Outcome::Dial(error)
             }
         }
     }
@@ -54,8 +54,8 @@ impl From<DialError> for Outcome {
 
 impl Outcome {
     /// From an error while bytes were carried.
-    pub fn of_copy(r: io::Result<()>) -> Self {
-        match r {
+    pub fn of_copy(result: io::Result<()>) -> Self {
+        match result {
             Ok(()) => Outcome::Done,
             Err(e) => Outcome::Broken(e.to_string()),
         }

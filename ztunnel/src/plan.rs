@@ -47,8 +47,13 @@ pub enum Plan {
 
 impl Plan {
     /// As it is, or held if nobody has told who is there.
-    fn plain(s: &Snapshot, to: SocketAddr, workload: Option<Arc<Workload>>, service: Option<Arc<Service>>) -> Self {
-        match s.is_untold(to.ip()) {
+    fn plain(
+        snapshot: &Snapshot,
+        to: SocketAddr,
+        workload: Option<Arc<Workload>>,
+        service: Option<Arc<Service>>,
+    ) -> Self {
+        match snapshot.is_untold(to.ip()) {
             true => Plan::Untold { to, workload, service },
             false => Plan::Plain { to, workload, service },
         }
@@ -145,51 +150,57 @@ pub trait Balance {
 }
 
 /// Decides. `tried`: endpoints that have just failed.
-pub fn plan(s: &Snapshot, source: &Workload, to: SocketAddr, tried: &[Arc<str>], b: &mut impl Balance) -> Plan {
+pub fn plan(
+    snapshot: &Snapshot,
+    source: &Workload,
+    to: SocketAddr,
+    tried: &[Arc<str>],
+    balance: &mut impl Balance,
+) -> Plan {
     if source.ips.contains(&to.ip()) {
         // What a pod sends to itself never leaves its kernel: if it comes here, it would come again.
         let own_port = OWN_PORTS.contains(&to.port());
         return Plan::Refuse(if own_port { Refusal::OwnPort } else { Refusal::OwnAddress });
     }
-    if let Some(svc) = s.service(to.ip(), &source.namespace) {
-        return to_service(s, source, svc, to, tried, b);
+    if let Some(svc) = snapshot.service(to.ip(), &source.namespace) {
+        return to_service(snapshot, source, svc, to, tried, balance);
     }
-    let Some(w) = s.workload(to.ip()) else { return Plan::plain(s, to, None, None) };
-    if let Some(g) = &w.waypoint
-        && !is_waypoint(s, source, g)
+    let Some(workload) = snapshot.workload(to.ip()) else { return Plan::plain(snapshot, to, None, None) };
+    if let Some(g) = &workload.waypoint
+        && !is_waypoint(snapshot, source, g)
     {
-        return via(s, source, std::slice::from_ref(&(g.clone(), 1)), to, None, tried, b);
+        return via(snapshot, source, std::slice::from_ref(&(g.clone(), 1)), to, None, tried, balance);
     }
-    direct(s, w, to, None)
+    direct(snapshot, workload, to, None)
 }
 
 fn to_service(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     svc: &Arc<Service>,
     to: SocketAddr,
     tried: &[Arc<str>],
-    b: &mut impl Balance,
+    balance: &mut impl Balance,
 ) -> Plan {
     // A waypoint calls its own services without coming back to itself.
-    let others: Vec<_> = svc.waypoints.iter().filter(|(g, _)| !is_waypoint(s, source, g)).cloned().collect();
+    let others: Vec<_> = svc.waypoints.iter().filter(|(g, _)| !is_waypoint(snapshot, source, g)).cloned().collect();
     if !svc.waypoints.is_empty() && others.len() == svc.waypoints.len() {
-        return via(s, source, &others, to, Some(svc.clone()), tried, b);
+        return via(snapshot, source, &others, to, Some(svc.clone()), tried, balance);
     }
     if svc.mode == Mode::Passthrough {
-        return match s.workload(to.ip()) {
-            Some(w) => direct(s, w, to, Some(svc.clone())),
-            None => Plan::plain(s, to, None, Some(svc.clone())),
+        return match snapshot.workload(to.ip()) {
+            Some(w) => direct(snapshot, w, to, Some(svc.clone())),
+            None => Plan::plain(snapshot, to, None, Some(svc.clone())),
         };
     }
     if !svc.ports.iter().any(|(p, _)| *p == to.port()) {
         return Plan::Refuse(Refusal::NoPort);
     }
-    match endpoint(s, source, svc, to, tried, b) {
+    match endpoint(snapshot, source, svc, to, tried, balance) {
         Some((w, target)) if w.ips.is_empty() => {
             Plan::Resolve(ByName { workload: w, port: target.port(), service: svc.clone(), ipv4: to.is_ipv4() })
         }
-        Some((w, target)) => direct(s, &w, target, Some(svc.clone())),
+        Some((w, target)) => direct(snapshot, &w, target, Some(svc.clone())),
         None => Plan::Refuse(Refusal::NoEndpoint),
     }
 }
@@ -197,35 +208,35 @@ fn to_service(
 /// Goes on once an endpoint's name is resolved. What the mesh knows at that address counts more than the name: a member is
 /// reached through a tunnel, a service by its own rules. The pod itself (loopback) is never meant.
 pub fn resolved(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     name: &ByName,
     ip: IpAddr,
     tried: &[Arc<str>],
-    b: &mut impl Balance,
+    balance: &mut impl Balance,
 ) -> Plan {
     let ip = ip.to_canonical();
     if !is_host(ip) {
         return Plan::Refuse(Refusal::BadAddress);
     }
     let to = SocketAddr::new(ip, name.port);
-    match plan(s, source, to, tried, b) {
+    match plan(snapshot, source, to, tried, balance) {
         Plan::Plain { workload: None, service: None, .. } | Plan::Untold { workload: None, service: None, .. } => {
-            direct(s, &name.workload, to, Some(name.service.clone()))
+            direct(snapshot, &name.workload, to, Some(name.service.clone()))
         }
         Plan::Resolve(_) => Plan::Refuse(Refusal::BadAddress),
         other @ (Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Refuse(_)) => other,
     }
 }
 
-fn direct(s: &Snapshot, w: &Arc<Workload>, target: SocketAddr, service: Option<Arc<Service>>) -> Plan {
-    if !w.hbone {
-        return Plan::plain(s, target, Some(w.clone()), service);
+fn direct(snapshot: &Snapshot, workload: &Arc<Workload>, target: SocketAddr, service: Option<Arc<Service>>) -> Plan {
+    if !workload.hbone {
+        return Plan::plain(snapshot, target, Some(workload.clone()), service);
     }
-    let mut expected = vec![w.identity.clone()];
+    let mut expected = vec![workload.identity.clone()];
     expected.extend(service.iter().flat_map(|s| s.sans.iter().cloned()));
     Plan::Tunnel(Tunnel {
-        peer: w.clone(),
+        peer: workload.clone(),
         address: SocketAddr::new(target.ip(), karst_hbone::PORT),
         target,
         expected,
@@ -236,27 +247,27 @@ fn direct(s: &Snapshot, w: &Arc<Workload>, target: SocketAddr, service: Option<A
 
 /// To a pod of one of these waypoints; those that were tried are left out as long as there are others.
 fn via(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     all: &[(Gateway, u32)],
     to: SocketAddr,
     service: Option<Arc<Service>>,
     tried: &[Arc<str>],
-    b: &mut impl Balance,
+    balance: &mut impl Balance,
 ) -> Plan {
     let total: u64 = all.iter().map(|(_, w)| u64::from(*w)).sum();
-    let mut at = if total == 0 { 0 } else { b.random(total) };
+    let mut at = if total == 0 { 0 } else { balance.random(total) };
     let chosen = all.iter().find(|(_, w)| {
         let hit = at < u64::from(*w);
         at = at.saturating_sub(u64::from(*w));
         hit
     });
     let Some((g, _)) = chosen.or(all.first()) else { return Plan::Refuse(Refusal::NoWaypoint) };
-    let mut found: Vec<_> = waypoints(s, source, g, to.ip()).collect();
+    let mut found: Vec<_> = waypoints(snapshot, source, g, to.ip()).collect();
     if found.iter().any(|(w, _)| !tried.contains(&w.uid)) {
         found.retain(|(w, _)| !tried.contains(&w.uid));
     }
-    match found.pick(b) {
+    match found.pick(balance) {
         Some((w, address)) => Plan::Tunnel(Tunnel {
             expected: vec![w.identity.clone()],
             peer: w,
@@ -273,21 +284,21 @@ trait Pick {
     fn pick(self, b: &mut impl Balance) -> Option<(Arc<Workload>, SocketAddr)>;
 }
 impl Pick for Vec<(Arc<Workload>, SocketAddr)> {
-    fn pick(mut self, b: &mut impl Balance) -> Option<(Arc<Workload>, SocketAddr)> {
+    fn pick(mut self, balance: &mut impl Balance) -> Option<(Arc<Workload>, SocketAddr)> {
         let n = self.len() as u64;
-        if n == 0 { None } else { Some(self.swap_remove(b.random(n) as usize)) }
+        if n == 0 { None } else { Some(self.swap_remove(balance.random(n) as usize)) }
     }
 }
 
 /// The endpoint that a client is to stay with, if it calls a service with session affinity. (It may be gone.)
-pub fn bound(s: &Snapshot, source: &Workload, to: SocketAddr, b: &impl Balance) -> Option<Arc<str>> {
-    let svc = s.service(to.ip(), &source.namespace)?;
-    b.bound(&source.uid, &svc.key, to.port(), svc.affinity?)
+pub fn bound(snapshot: &Snapshot, source: &Workload, to: SocketAddr, balance: &impl Balance) -> Option<Arc<str>> {
+    let svc = snapshot.service(to.ip(), &source.namespace)?;
+    balance.bound(&source.uid, &svc.key, to.port(), svc.affinity?)
 }
 
 /// The service with session affinity whose endpoint was chosen, and this endpoint.
-pub fn binds(p: &Plan) -> Option<(&Arc<Service>, &Arc<Workload>)> {
-    let (service, endpoint) = match p {
+pub fn binds(plan: &Plan) -> Option<(&Arc<Service>, &Arc<Workload>)> {
+    let (service, endpoint) = match plan {
         Plan::Tunnel(t) if !t.waypoint => (t.service.as_ref()?, &t.peer),
         Plan::Plain { workload: Some(w), service: Some(s), .. } => (s, w),
         Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => return None,
@@ -298,26 +309,26 @@ pub fn binds(p: &Plan) -> Option<(&Arc<Service>, &Arc<Workload>)> {
 /// With session affinity the one that the client was sent to before, or prefers. Else two at random, weighted by capacity, and of
 /// these the one with fewer open connections.
 fn endpoint(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     svc: &Service,
     to: SocketAddr,
     tried: &[Arc<str>],
-    b: &mut impl Balance,
+    balance: &mut impl Balance,
 ) -> Option<(Arc<Workload>, SocketAddr)> {
-    let all = candidates(s, source, svc, to, tried);
+    let all = candidates(snapshot, source, svc, to, tried);
     if all.len() <= 1 {
         return all.into_iter().next().map(|(w, a, _)| (w, a));
     }
     if let Some(timeout) = svc.affinity {
-        let before = b.bound(&source.uid, &svc.key, to.port(), timeout);
+        let before = balance.bound(&source.uid, &svc.key, to.port(), timeout);
         let before = before.and_then(|uid| all.iter().position(|(w, ..)| w.uid == uid));
         let i = before.or_else(|| affinity::prefer(&source.uid, &svc.key, all.iter().map(|(w, ..)| &**w)))?;
         return all.get(i).map(|(w, a, _)| (w.clone(), *a));
     }
     let total: u64 = all.iter().map(|(w, ..)| u64::from(w.capacity)).sum();
     let mut one = || {
-        let mut at = b.random(total.max(1));
+        let mut at = balance.random(total.max(1));
         let hit = all.iter().position(|(w, ..)| {
             let c = u64::from(w.capacity);
             let hit = at < c;
@@ -327,7 +338,8 @@ fn endpoint(
         hit.unwrap_or(0)
     };
     let (x, y) = (one(), one());
-    let busy = |i: usize| all.get(i).map_or(u64::MAX, |(w, ..)| b.load(&w.uid) * 1000 / u64::from(w.capacity.max(1)));
+    let busy =
+        |i: usize| all.get(i).map_or(u64::MAX, |(w, ..)| balance.load(&w.uid) * 1000 / u64::from(w.capacity.max(1)));
     all.get(if busy(y) < busy(x) { y } else { x }).map(|(w, a, _)| (w.clone(), *a))
 }
 

@@ -4,7 +4,7 @@ use crate::{
     client::Caller,
     conns::Conns,
     inbound,
-    inpod::{Listeners, LocalPod},
+    inpod::{AddError, Listeners, LocalPod},
     outbound,
     state::Snapshot,
     worker::{Command, Served, Shared, Taken, Way, Worker},
@@ -40,7 +40,7 @@ pub fn run(
     local.block_on(&rt, async move {
         let (settings, keepalive) = (shared.config.hbone(), shared.config.keepalive_settings());
         let resolv_conf = shared.config.resolv_conf.clone();
-        let w = Rc::new(Worker {
+        let worker = Rc::new(Worker {
             conns: Conns::new(shared.metrics.clone(), shared.config.access_log),
             dialer: Dialer::new(shared.secrets.clone(), settings.clone(), keepalive, resolv_conf),
             unreachable: Unreachable::new(limits::AVOID),
@@ -52,8 +52,8 @@ pub fn run(
             seed: Cell::new(rand::random()),
             pods: RefCell::default(),
         });
-        tokio::task::spawn_local(recheck(w.clone(), w.shared.state.clone()));
-        let mut state = w.shared.state.clone();
+        tokio::task::spawn_local(recheck(worker.clone(), worker.shared.state.clone()));
+        let mut state = worker.shared.state.clone();
         let mut flush = tokio::time::interval(FLUSH);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut graceful, mut forced) = (drain.clone(), drain.clone());
@@ -62,30 +62,30 @@ pub fn run(
         loop {
             tokio::select! {
                 o = commands.recv(), if !commands.is_closed() => match o {
-                    Some(o) => w.clone().run_command(o),
+                    Some(o) => worker.clone().run_command(o),
                     None => break,
                 },
                 Ok(()) = state.changed() => changed = true,
                 _ = flush.tick() => {
-                    w.conns.flush();
+                    worker.conns.flush();
                     if std::mem::take(&mut changed) {
                         // Their workloads are gone, and so will be their peers.
-                        w.dialer.retire(&w.snapshot());
+                        worker.dialer.retire(&worker.snapshot());
                     }
                 }
                 () = graceful.reached(drain::Phase::Graceful), if !draining => {
                     draining = true;
-                    for p in w.pods.borrow().values() {
-                        p.stop.start(drain::Phase::Graceful);
+                    for served in worker.pods.borrow().values() {
+                        served.stop.start(drain::Phase::Graceful);
                     }
                 }
-                _ = done.tick(), if draining => if w.idle() {
+                _ = done.tick(), if draining => if worker.idle() {
                     // What another worker has handed over since is still served; what it would hand over now, it keeps.
                     commands.close();
-                    while let Some(o) = commands.recv().await {
-                        w.clone().run_command(o);
+                    while let Some(command) = commands.recv().await {
+                        worker.clone().run_command(command);
                     }
-                    if w.idle() {
+                    if worker.idle() {
                         break;
                     }
                 },
@@ -98,22 +98,22 @@ pub fn run(
 }
 
 /// Ends connections that are no longer allowed when policies change.
-async fn recheck(w: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
+async fn recheck(worker: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
     while state.changed().await.is_ok() {
-        let s = state.borrow_and_update().clone();
-        w.conns.recheck(&s).await;
+        let snapshot = state.borrow_and_update().clone();
+        worker.conns.recheck(&snapshot).await;
     }
 }
 
 impl Worker {
-    fn run_command(self: Rc<Self>, o: Command) {
-        match o {
+    fn run_command(self: Rc<Self>, command: Command) {
+        match command {
             Command::Add { pod, listeners, done } => {
                 let _ = done.send(self.add(pod, listeners));
             }
             Command::Del { uid } => {
-                if let Some(p) = self.pods.borrow_mut().remove(&uid) {
-                    p.stop.start(drain::Phase::Graceful);
+                if let Some(served) = self.pods.borrow_mut().remove(&uid) {
+                    served.stop.start(drain::Phase::Graceful);
                     self.dialer.retire_pod(&uid);
                 }
             }
@@ -124,31 +124,33 @@ impl Worker {
         }
     }
 
-    fn add(self: Rc<Self>, pod: Arc<LocalPod>, l: Listeners) -> Result<(), String> {
-        let listener =
-            |s: std::net::TcpListener| TcpListener::from_std(s).map_err(|e| format!("listener of {}: {e}", pod.key));
-        let (outbound, plaintext, hbone) = (listener(l.outbound)?, listener(l.plaintext)?, listener(l.hbone)?);
-        let forward = l.forward.map(listener).transpose()?;
-        let p = Served::new(pod.clone());
-        let old = self.pods.borrow_mut().insert(pod.uid.clone(), p.clone());
+    fn add(self: Rc<Self>, pod: Arc<LocalPod>, listeners: Listeners) -> Result<(), AddError> {
+        let listener = |socket: std::net::TcpListener| {
+            TcpListener::from_std(socket).map_err(|error| AddError::Listener { pod: pod.key.clone(), error })
+        };
+        let (outbound, plaintext, hbone) =
+            (listener(listeners.outbound)?, listener(listeners.plaintext)?, listener(listeners.hbone)?);
+        let forward = listeners.forward.map(listener).transpose()?;
+        let served = Served::new(pod.clone());
+        let old = self.pods.borrow_mut().insert(pod.uid.clone(), served.clone());
         if let Some(old) = old {
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(OLD_LISTENERS).await;
                 old.stop.start(drain::Phase::Graceful);
             });
         }
-        self.clone().listen(outbound, p.clone(), Way::Outbound);
-        self.clone().listen(plaintext, p.clone(), Way::Plaintext);
-        if let Some(l) = forward {
-            self.clone().listen(l, p.clone(), Way::Forwarded);
+        self.clone().listen(outbound, served.clone(), Way::Outbound);
+        self.clone().listen(plaintext, served.clone(), Way::Plaintext);
+        if let Some(forwarded) = forward {
+            self.clone().listen(forwarded, served.clone(), Way::Forwarded);
         }
-        self.listen(hbone, p, Way::Tunnel);
+        self.listen(hbone, served, Way::Tunnel);
         Ok(())
     }
 
-    fn listen(self: Rc<Self>, l: TcpListener, p: Rc<Served>, way: Way) {
+    fn listen(self: Rc<Self>, listener: TcpListener, served: Rc<Served>, way: Way) {
         tokio::task::spawn_local(async move {
-            let mut stop = p.watch();
+            let mut stop = served.watch();
             tokio::select! {
                 () = stop.reached(drain::Phase::Graceful) => return,
                 () = self.shared.configured() => {}
@@ -157,9 +159,9 @@ impl Worker {
                 tokio::select! {
                     biased;
                     () = stop.reached(drain::Phase::Graceful) => return,
-                    (s, from) = accept(&l) => {
+                    (s, from) = accept(&listener) => {
                         let _ = s.set_nodelay(true);
-                        self.clone().place(way, &p, s, from);
+                        self.clone().place(way, &served, s, from);
                     }
                 }
             }
@@ -167,43 +169,50 @@ impl Worker {
     }
 
     /// Serves a connection that was just accepted, here or where there is less to do.
-    fn place(self: Rc<Self>, way: Way, p: &Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
+    fn place(self: Rc<Self>, way: Way, served: &Rc<Served>, tcp: TcpStream, from: std::net::SocketAddr) {
         let workers = &self.shared.workers;
         let here = match workers.pick_less_loaded(self.number) {
-            None => s,
+            None => tcp,
             Some(other) => {
-                let Ok(stream) = s.into_std() else { return };
+                let Ok(stream) = tcp.into_std() else { return };
                 let running = workers.start(other);
-                let taken = Taken { pod: p.pod.clone(), way, stream, from, running };
+                let taken = Taken { pod: served.pod.clone(), way, stream, from, running };
                 let Err(Command::Take(back)) = workers.dispatch(other, Command::Take(Box::new(taken))) else { return };
-                let Ok(s) = TcpStream::from_std(back.stream) else { return };
-                s
+                let Ok(tcp) = TcpStream::from_std(back.stream) else { return };
+                tcp
             }
         };
         let running = workers.start(self.number);
-        self.serve(running, way, p.clone(), here, from);
+        self.serve(running, way, served.clone(), here, from);
     }
 
-    fn take(self: Rc<Self>, t: Taken) {
-        let Taken { pod, way, stream, from, running } = t;
+    fn take(self: Rc<Self>, taken: Taken) {
+        let Taken { pod, way, stream, from, running } = taken;
         // Not ours (any more, or yet): then it is served like those that are open when a pod leaves.
-        let p = self.pods.borrow().get(&pod.uid).cloned().unwrap_or_else(|| {
-            let p = Served::new(pod);
-            p.stop.start(drain::Phase::Graceful);
-            p
+        let served = self.pods.borrow().get(&pod.uid).cloned().unwrap_or_else(|| {
+            let served = Served::new(pod);
+            served.stop.start(drain::Phase::Graceful);
+            served
         });
         match TcpStream::from_std(stream) {
-            Ok(s) => self.serve(running, way, p, s, from),
+            Ok(s) => self.serve(running, way, served, s, from),
             Err(e) => tracing::warn!(peer = %from, error = %e, "a connection cannot be served"),
         }
     }
 
-    fn serve(self: Rc<Self>, r: ConnectionGuard, way: Way, p: Rc<Served>, s: TcpStream, from: std::net::SocketAddr) {
+    fn serve(
+        self: Rc<Self>,
+        running: ConnectionGuard,
+        way: Way,
+        served: Rc<Served>,
+        tcp: TcpStream,
+        from: std::net::SocketAddr,
+    ) {
         match way {
-            Way::Outbound => Self::run(r, outbound::serve(self, p, s, (from, Caller::Pod))),
-            Way::Forwarded => Self::run(r, outbound::serve(self, p, s, (from, Caller::Inside))),
-            Way::Plaintext => Self::run(r, inbound::plaintext(self, p, s, from)),
-            Way::Tunnel => Self::run(r, inbound::tunnel(self, p, s, from)),
+            Way::Outbound => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Pod))),
+            Way::Forwarded => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
+            Way::Plaintext => Self::run(running, inbound::plaintext(self, served, tcp, from)),
+            Way::Tunnel => Self::run(running, inbound::tunnel(self, served, tcp, from)),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     conns::Conns,
     gate::Gate,
-    inpod::{Listeners, LocalPod, LocalPods},
+    inpod::{AddError, Listeners, LocalPod, LocalPods},
     metrics::Metrics,
     plan::Balance,
     secrets::Secrets,
@@ -87,14 +87,14 @@ impl Budget {
         Self { per_pod, all, open: AtomicUsize::new(0) }
     }
     /// A place for a connection of a pod, if there is one left: of its direction, of the pod, of all.
-    pub fn place<'a>(&'a self, pod: &'a LocalPod, d: Direction) -> Option<Place<'a>> {
+    pub fn place<'a>(&'a self, pod: &'a LocalPod, direction: Direction) -> Option<Place<'a>> {
         let usage = &pod.usage;
-        let direction = match d {
+        let own = match direction {
             Direction::Inbound => &usage.inbound,
             Direction::Outbound => &usage.outbound,
         };
         Some(Place {
-            _direction: Place::take(direction, limits::connections_of_direction(self.per_pod))?,
+            _direction: Place::take(own, limits::connections_of_direction(self.per_pod))?,
             _own: Place::take(&usage.connections, self.per_pod)?,
             _all: Place::take(&self.open, self.all)?,
         })
@@ -121,9 +121,9 @@ pub struct Place<'a> {
 struct Taking<'a>(&'a AtomicUsize);
 
 impl<'a> Place<'a> {
-    fn take(n: &'a AtomicUsize, limit: usize) -> Option<Taking<'a>> {
-        let before = n.fetch_add(1, Relaxed);
-        let taken = Taking(n);
+    fn take(count: &'a AtomicUsize, limit: usize) -> Option<Taking<'a>> {
+        let before = count.fetch_add(1, Relaxed);
+        let taken = Taking(count);
         (before < limit).then_some(taken)
     }
 }
@@ -158,7 +158,7 @@ pub struct Taken {
 /// Commands for a worker.
 pub enum Command {
     /// Serve a pod.
-    Add { pod: Arc<LocalPod>, listeners: Listeners, done: oneshot::Sender<Result<(), String>> },
+    Add { pod: Arc<LocalPod>, listeners: Listeners, done: oneshot::Sender<Result<(), AddError>> },
     /// Stop serving a pod; open connections go on.
     Del { uid: String },
     /// Serve a connection that another worker has accepted.
@@ -206,16 +206,16 @@ impl Served {
 
 impl Worker {
     /// Runs a connection's task; counted from now on, not from when it is first polled.
-    pub fn task(&self, f: impl Future<Output = ()> + 'static) {
-        Self::run(self.shared.workers.start(self.number), f);
+    pub fn task(&self, connection: impl Future<Output = ()> + 'static) {
+        Self::run(self.shared.workers.start(self.number), connection);
     }
 
     /// Runs a task that is counted already.
-    pub fn run(running: ConnectionGuard, f: impl Future<Output = ()> + 'static) {
+    pub fn run(running: ConnectionGuard, connection: impl Future<Output = ()> + 'static) {
         // Boxed, or the block would hold it twice: captured, and where it is awaited.
-        let f = Box::pin(f);
+        let connection = Box::pin(connection);
         tokio::task::spawn_local(async move {
-            f.await;
+            connection.await;
             drop(running);
         });
     }
@@ -233,21 +233,21 @@ impl Worker {
     /// What is known of a pod of ours; waits for it for a bounded time. While there is no control plane that could tell of
     /// it, what the agent says must do: the pod may have been started since, also under the name of another.
     pub async fn workload(&self, pod: &LocalPod) -> Option<(Arc<Snapshot>, Arc<Workload>)> {
-        let s = self.snapshot();
-        if let Some(w) = s.own_pod(&pod.own()) {
-            let w = w.clone();
-            return Some((s, w));
+        let snapshot = self.snapshot();
+        if let Some(workload) = snapshot.own_pod(&pod.own()) {
+            let workload = workload.clone();
+            return Some((snapshot, workload));
         }
         let (mut state, mut stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let wait = async {
             loop {
-                let s = state.borrow_and_update().clone();
-                if let Some(w) = s.own_pod(&pod.own()) {
-                    let w = w.clone();
-                    return Some((s, w));
+                let snapshot = state.borrow_and_update().clone();
+                if let Some(workload) = snapshot.own_pod(&pod.own()) {
+                    let workload = workload.clone();
+                    return Some((snapshot, workload));
                 }
                 if !*stream.borrow_and_update() {
-                    return Some((s, Arc::new(self.unannounced(pod)?)));
+                    return Some((snapshot, Arc::new(self.unannounced(pod)?)));
                 }
                 tokio::select! {
                     r = state.changed() => r.ok()?,
@@ -259,34 +259,34 @@ impl Worker {
     }
 
     /// Waits until it is known who is at an address of a pod range that a pod calls, or that nobody is.
-    pub async fn told(&self, p: &Served, ip: std::net::IpAddr, until: Instant) -> Told {
+    pub async fn told(&self, served: &Served, ip: std::net::IpAddr, until: Instant) -> Told {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let questions = self.shared.questions.clone();
-        p.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await
+        served.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await
     }
 
     fn unannounced(&self, pod: &LocalPod) -> Option<Workload> {
-        let c = &self.shared.config;
-        let identity = karst_core::Identity::new(&c.trust_domain, &pod.namespace, &pod.account).ok()?;
+        let config = &self.shared.config;
+        let identity = karst_core::Identity::new(&config.trust_domain, &pod.namespace, &pod.account).ok()?;
         Some(Workload::unannounced(crate::state::Announced {
             namespace: &pod.namespace,
             name: &pod.name,
             identity,
-            node: &c.node,
-            cluster: &c.cluster_id,
-            network: &c.network,
+            node: &config.node,
+            cluster: &config.cluster_id,
+            network: &config.network,
         }))
     }
 
     /// The start of every captured connection: where it goes, and its place among the pod's, if there is one left.
     pub fn admit<'a>(
         &'a self,
-        p: &'a Served,
+        served: &'a Served,
         tcp: &TcpStream,
-        d: Direction,
+        direction: Direction,
     ) -> Option<(std::net::SocketAddr, Place<'a>)> {
         let to = tcp.local_addr().map(karst_core::canonical).ok()?;
-        let Some(place) = self.shared.budget.place(&p.pod, d) else {
+        let Some(place) = self.shared.budget.place(&served.pod, direction) else {
             self.refused();
             karst_rt::socket::reset_on_close(tcp);
             return None;

@@ -78,7 +78,7 @@ pub async fn handshake(
     to: SocketAddr,
     creds: &Credentials,
     expected: &[Identity],
-    s: &Settings,
+    settings: &Settings,
 ) -> Result<(SendRequest<Bytes>, impl Future<Output = Result<(), h2::Error>> + use<>), ClientError> {
     let tls_error = |e: String| ClientError::Tls(to, e);
     let (stream, shown) =
@@ -101,17 +101,18 @@ pub async fn handshake(
         return Err(tls_error("the peer does not speak h2".into()));
     }
     let h2_error = |e: String| ClientError::Http2(to, e);
-    let mut b = h2::client::Builder::new();
-    b.initial_window_size(s.stream_window)
-        .initial_connection_window_size(s.connection_window)
-        .max_frame_size(s.max_frame)
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window)
+        .max_frame_size(settings.max_frame)
         .max_header_list_size(limits::MAX_HEADER_LIST)
         .max_send_buffer_size(limits::SEND_BUFFER)
-        .initial_max_send_streams(s.pool_streams)
-        .data_frame_budget(s.connection_window as usize)
+        .initial_max_send_streams(settings.pool_streams)
+        .data_frame_budget(settings.connection_window as usize)
         .enable_push(false);
     let turn = stream.flush_turn();
-    let mut begin = Box::pin(b.handshake::<_, Bytes>(stream));
+    let mut begin = Box::pin(builder.handshake::<_, Bytes>(stream));
     let (send, mut conn) = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))))
         .await
         .map_err(|_| h2_error("preface took over 10 s".into()))?
@@ -133,11 +134,11 @@ pub async fn handshake(
 }
 
 /// Sends PINGs; returns when one is not answered in time.
-pub(crate) async fn keepalive(p: Option<h2::PingPong>) {
-    let Some(mut p) = p else { return std::future::pending().await };
+pub(crate) async fn keepalive(pings: Option<h2::PingPong>) {
+    let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
         tokio::time::sleep(limits::PING_INTERVAL).await;
-        match timeout(limits::PING_TIMEOUT, p.ping(Ping::opaque())).await {
+        match timeout(limits::PING_TIMEOUT, pings.ping(Ping::opaque())).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => std::future::pending().await, // the connection itself reports this
             Err(_) => return,
@@ -157,13 +158,13 @@ pub async fn connect(
     let stream = |e: String| ClientError::Stream(e);
     let uri =
         Uri::builder().authority(authority).build().map_err(|e| stream(format!("authority {authority:?}: {e}")))?;
-    let mut r = Request::new(());
-    *r.method_mut() = Method::CONNECT;
-    *r.version_mut() = Version::HTTP_2;
-    *r.uri_mut() = uri;
-    *r.headers_mut() = headers;
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
     // What cannot even be sent was not seen by anybody.
-    let (answer, send) = tunnel.send_request(r, false).map_err(|e| ClientError::Unprocessed(e.to_string()))?;
+    let (answer, send) = tunnel.send_request(request, false).map_err(|e| ClientError::Unprocessed(e.to_string()))?;
     let answer = answer.await.map_err(|e| match e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM) {
         true => ClientError::Unprocessed(e.to_string()),
         false => stream(e.to_string()),

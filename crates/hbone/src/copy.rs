@@ -54,8 +54,8 @@ thread_local! {
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
-fn add(c: &Cell<u64>, n: usize) {
-    c.set(c.get() + n as u64);
+fn add(cell: &Cell<u64>, count: usize) {
+    cell.set(cell.get() + count as u64);
 }
 
 /// A socket that is carried. Its close is a reset until both directions have come to their end, also where the task is dropped
@@ -96,9 +96,9 @@ pub async fn tunnel(
     let mut leg = Leg::new(tcp);
     let result = {
         let (mut rd, mut wr) = leg.tcp.split();
-        let a = pin!(to_stream(&mut rd, &mut send, up));
-        let b = pin!(to_socket(&mut recv, &mut wr, down));
-        both(a, b).await
+        let upward = pin!(to_stream(&mut rd, &mut send, up));
+        let downward = pin!(to_socket(&mut recv, &mut wr, down));
+        both(upward, downward).await
     };
     leg.complete = result.is_ok();
     if result.is_err() {
@@ -110,34 +110,34 @@ pub async fn tunnel(
 /// Runs both; the first error ends it. They are pinned by the caller: an async function holds what it is given twice, as its
 /// argument and where it is awaited, and this is in the task of every connection.
 async fn both(
-    mut a: Pin<&mut impl Future<Output = io::Result<()>>>,
-    mut b: Pin<&mut impl Future<Output = io::Result<()>>>,
+    mut first: Pin<&mut impl Future<Output = io::Result<()>>>,
+    mut second: Pin<&mut impl Future<Output = io::Result<()>>>,
 ) -> io::Result<()> {
-    let (mut a_done, mut b_done) = (false, false);
+    let (mut first_done, mut second_done) = (false, false);
     poll_fn(|cx| {
-        if !a_done && let Poll::Ready(r) = a.as_mut().poll(cx) {
-            r?;
-            a_done = true;
+        if !first_done && let Poll::Ready(result) = first.as_mut().poll(cx) {
+            result?;
+            first_done = true;
         }
-        if !b_done && let Poll::Ready(r) = b.as_mut().poll(cx) {
-            r?;
-            b_done = true;
+        if !second_done && let Poll::Ready(result) = second.as_mut().poll(cx) {
+            result?;
+            second_done = true;
         }
-        if a_done && b_done { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if first_done && second_done { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await
 }
 
-fn broken(e: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, e.to_string())
+fn broken(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
 }
 
 async fn to_stream(rd: &mut ReadHalf<'_>, send: &mut SendStream<Bytes>, count: &Cell<u64>) -> io::Result<()> {
     loop {
         // Nothing is reserved while the application is silent: a reservation would take window from other streams.
         poll_fn(|cx| {
-            if let Poll::Ready(r) = rd.as_ref().poll_read_ready(cx) {
-                return Poll::Ready(r);
+            if let Poll::Ready(result) = rd.as_ref().poll_read_ready(cx) {
+                return Poll::Ready(result);
             }
             match send.poll_reset(cx) {
                 Poll::Ready(Ok(r)) if r == Reason::NO_ERROR || r == Reason::CANCEL => {
@@ -214,16 +214,16 @@ fn poll_data(recv: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result<Opt
 async fn write_all(wr: &mut WriteHalf<'_>, first: Bytes, more: Vec<Bytes>) -> io::Result<()> {
     let mut pieces = first.chain(Pieces(more.into()));
     while pieces.has_remaining() {
-        let n = poll_fn(|cx| {
+        let written = poll_fn(|cx| {
             let mut iov = [io::IoSlice::new(&[]); PIECES];
             let used = pieces.chunks_vectored(&mut iov);
             Pin::new(&mut *wr).poll_write_vectored(cx, &iov[..used])
         })
         .await?;
-        if n == 0 {
+        if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        pieces.advance(n);
+        pieces.advance(written);
     }
     Ok(())
 }
@@ -238,16 +238,16 @@ impl Buf for Pieces {
         self.0.front().map_or(&[], |d| d)
     }
     fn chunks_vectored<'a>(&'a self, to: &mut [io::IoSlice<'a>]) -> usize {
-        let n = to.len().min(self.0.len());
+        let count = to.len().min(self.0.len());
         to.iter_mut().zip(&self.0).for_each(|(v, d)| *v = io::IoSlice::new(d));
-        n
+        count
     }
-    fn advance(&mut self, mut n: usize) {
-        while let Some(d) = self.0.front_mut() {
-            let k = n.min(d.len());
-            d.advance(k);
-            n -= k;
-            if !d.is_empty() {
+    fn advance(&mut self, mut count: usize) {
+        while let Some(data) = self.0.front_mut() {
+            let part = count.min(data.len());
+            data.advance(part);
+            count -= part;
+            if !data.is_empty() {
                 break;
             }
             self.0.pop_front();
@@ -255,20 +255,20 @@ impl Buf for Pieces {
     }
 }
 
-/// Carries bytes between two sockets until both directions have ended. `a` is the side that opened the connection.
+/// Carries bytes between two sockets until both directions have ended. `client` is the side that opened the connection.
 ///
 /// # Errors
 /// If a leg broke; the other has then been reset.
-pub async fn plain(a: TcpStream, b: TcpStream, counts: &Counts) -> io::Result<()> {
-    let (mut a, mut b) = (Leg::new(a), Leg::new(b));
+pub async fn plain(client: TcpStream, server: TcpStream, counts: &Counts) -> io::Result<()> {
+    let (mut client, mut server) = (Leg::new(client), Leg::new(server));
     let result = {
-        let (mut ra, mut wa) = a.tcp.split();
-        let (mut rb, mut wb) = b.tcp.split();
+        let (mut ra, mut wa) = client.tcp.split();
+        let (mut rb, mut wb) = server.tcp.split();
         let up = pin!(one_way(&mut ra, &mut wb, &counts.from_client));
         let down = pin!(one_way(&mut rb, &mut wa, &counts.to_client));
         both(up, down).await
     };
-    (a.complete, b.complete) = (result.is_ok(), result.is_ok());
+    (client.complete, server.complete) = (result.is_ok(), result.is_ok());
     result
 }
 
@@ -290,23 +290,23 @@ async fn one_way(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64
 
 /// One read and its writes, through the worker's scratch buffer; what the socket does not take at once is kept.
 async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>) -> io::Result<usize> {
-    let (n, rest) = poll_fn(|cx| {
+    let (length, rest) = poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|buf| {
             if buf.is_empty() {
                 buf.resize(64 << 10, 0);
             }
-            let mut b = ReadBuf::new(buf);
-            ready!(Pin::new(&mut *rd).poll_read(cx, &mut b))?;
-            let n = b.filled().len();
+            let mut read_buf = ReadBuf::new(buf);
+            ready!(Pin::new(&mut *rd).poll_read(cx, &mut read_buf))?;
+            let length = read_buf.filled().len();
             let mut done = 0;
-            while done < n {
-                match poll_write(wr, cx, &buf[done..n]) {
+            while done < length {
+                match poll_write(wr, cx, &buf[done..length]) {
                     Poll::Ready(Ok(w)) => done += w,
                     Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                     Poll::Pending => break,
                 }
             }
-            Poll::Ready(Ok::<_, io::Error>((n, buf[done..n].to_vec())))
+            Poll::Ready(Ok::<_, io::Error>((length, buf[done..length].to_vec())))
         })
     })
     .await?;
@@ -314,8 +314,8 @@ async fn small(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64>)
     while at < rest.len() {
         at += poll_fn(|cx| poll_write(wr, cx, &rest[at..])).await?;
     }
-    add(count, n);
-    Ok(n)
+    add(count, length);
+    Ok(length)
 }
 
 /// Splices until the socket has nothing for the moment. True: the direction has ended.
@@ -362,10 +362,10 @@ async fn spliced(rd: &mut ReadHalf<'_>, wr: &mut WriteHalf<'_>, count: &Cell<u64
     }
 }
 
-fn give_back(p: Pipe) {
+fn give_back(pipe: Pipe) {
     SPARE.with_borrow_mut(|v| {
-        if v.len() < PIPES && p.held == 0 {
-            v.push(p);
+        if v.len() < PIPES && pipe.held == 0 {
+            v.push(pipe);
         }
     });
 }

@@ -80,8 +80,8 @@ struct DiscardOnCancel<'a>(Option<&'a Lease>);
 
 impl Drop for DiscardOnCancel<'_> {
     fn drop(&mut self) {
-        if let Some(l) = self.0 {
-            l.discard();
+        if let Some(lease) = self.0 {
+            lease.discard();
         }
     }
 }
@@ -124,8 +124,8 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         let mut connect = Some(connect);
         loop {
             let slot = self.slots.borrow_mut().entry(key.clone()).or_default().clone();
-            if let Some(l) = self.lease(&slot) {
-                return Ok(l);
+            if let Some(lease) = self.lease(&slot) {
+                return Ok(lease);
             }
             let running = slot.attempt.borrow().clone();
             let attempt = match (running, connect.take()) {
@@ -134,10 +134,10 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
                     a
                 }
                 (None, Some(c)) => {
-                    let a = Rc::new(Attempt::default());
-                    *slot.attempt.borrow_mut() = Some(a.clone());
-                    tokio::task::spawn_local(self.clone().attempt(key.clone(), slot.clone(), a.clone(), c()));
-                    a
+                    let attempt = Rc::new(Attempt::default());
+                    *slot.attempt.borrow_mut() = Some(attempt.clone());
+                    tokio::task::spawn_local(self.clone().attempt(key.clone(), slot.clone(), attempt.clone(), c()));
+                    attempt
                 }
                 // Our own attempt gave a tunnel, and others have filled it.
                 (None, None) => {
@@ -147,8 +147,8 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
             if !attempt.finished.get() {
                 attempt.done.notified().await;
             }
-            if let Some(e) = attempt.error.borrow().clone() {
-                return Err(e);
+            if let Some(error) = attempt.error.borrow().clone() {
+                return Err(error);
             }
         }
     }
@@ -207,7 +207,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         self: Rc<Self>,
         key: K,
         slot: Rc<Slot>,
-        a: Rc<Attempt>,
+        waiting: Rc<Attempt>,
         connect: impl Future<Output = Result<(SendRequest<Bytes>, D), ClientError>>,
     ) where
         D: Future<Output = Result<(), h2::Error>> + 'static,
@@ -216,25 +216,25 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         *slot.attempt.borrow_mut() = None;
         let drive = match result {
             Ok((send, drive)) => {
-                let t = Rc::new(Tunnel {
+                let tunnel = Rc::new(Tunnel {
                     send,
                     active: Cell::new(0),
                     closed: Cell::new(false),
                     used: Cell::new(false),
                     idle_since: Cell::new(Instant::now()),
                 });
-                slot.tunnels.borrow_mut().push(t.clone());
-                Some((t, drive))
+                slot.tunnels.borrow_mut().push(tunnel.clone());
+                Some((tunnel, drive))
             }
             Err(e) => {
-                *a.error.borrow_mut() = Some(e);
+                *waiting.error.borrow_mut() = Some(e);
                 None
             }
         };
-        a.finished.set(true);
-        a.done.notify_waiters();
-        if let Some((t, drive)) = drive {
-            self.keep(&t, drive).await;
+        waiting.finished.set(true);
+        waiting.done.notify_waiters();
+        if let Some((tunnel, drive)) = drive {
+            self.keep(&tunnel, drive).await;
         }
         // Ended: forget it, and the slot if nothing is left.
         let mut tunnels = slot.tunnels.borrow_mut();
@@ -249,21 +249,22 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         }
     }
 
-    async fn keep(&self, t: &Rc<Tunnel>, drive: impl Future<Output = Result<(), h2::Error>>) {
+    async fn keep(&self, tunnel: &Rc<Tunnel>, drive: impl Future<Output = Result<(), h2::Error>>) {
         let mut drive = std::pin::pin!(drive);
         loop {
-            let idle_for = t.idle_since.get().elapsed();
+            let idle_for = tunnel.idle_since.get().elapsed();
             let wait = self.idle.saturating_sub(idle_for).max(Duration::from_millis(10));
             tokio::select! {
                 _ = &mut drive => break,
                 () = tokio::time::sleep(wait) => {
-                    if t.active.get() == 0 && (t.closed.get() || t.idle_since.get().elapsed() >= self.idle) {
+                    let unused = || tunnel.closed.get() || tunnel.idle_since.get().elapsed() >= self.idle;
+                    if tunnel.active.get() == 0 && unused() {
                         break;
                     }
                 }
             }
         }
-        t.closed.set(true);
+        tunnel.closed.set(true);
     }
 
     /// Tunnels at the moment.
@@ -276,9 +277,9 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
     }
     /// Takes all tunnels of the keys that match out of the pool; their streams go on.
     pub fn retire(&self, which: impl Fn(&K) -> bool) {
-        for (_, s) in self.slots.borrow().iter().filter(|(k, _)| which(k)) {
-            for t in s.tunnels.borrow_mut().drain(..) {
-                t.closed.set(true);
+        for (_, slot) in self.slots.borrow().iter().filter(|(k, _)| which(k)) {
+            for tunnel in slot.tunnels.borrow_mut().drain(..) {
+                tunnel.closed.set(true);
             }
         }
     }

@@ -98,18 +98,18 @@ impl Key {
     }
 
     fn nonce(&mut self) -> Nonce {
-        let mut n = self.iv;
-        for (a, b) in n[NONCE_LEN - 8..].iter_mut().zip(self.seq.to_be_bytes()) {
+        let mut nonce = self.iv;
+        for (a, b) in nonce[NONCE_LEN - 8..].iter_mut().zip(self.seq.to_be_bytes()) {
             *a ^= b;
         }
         self.seq += 1;
-        Nonce::assume_unique_for_key(n)
+        Nonce::assume_unique_for_key(nonce)
     }
 }
 
 fn header(body: usize) -> [u8; HEADER] {
-    let n = (body as u16).to_be_bytes();
-    [kind::DATA, 3, 3, n[0], n[1]]
+    let length = (body as u16).to_be_bytes();
+    [kind::DATA, 3, 3, length[0], length[1]]
 }
 
 /// Makes records.
@@ -132,14 +132,14 @@ impl Sealer {
     /// # Errors
     /// If the lengths do not fit.
     pub fn seal(&mut self, kind: u8, plain: &[u8], out: &mut [u8]) -> Result<usize, RecordError> {
-        let (n, total) = (plain.len(), plain.len() + OVERHEAD);
-        if n > MAX_PLAIN || out.len() < total {
+        let (length, total) = (plain.len(), plain.len() + OVERHEAD);
+        if length > MAX_PLAIN || out.len() < total {
             return Err(RecordError::Seal);
         }
-        let head = header(n + 1 + TAG);
+        let head = header(length + 1 + TAG);
         let (h, body) = out[..total].split_at_mut(HEADER);
         h.copy_from_slice(&head);
-        let (text, tail) = body.split_at_mut(n);
+        let (text, tail) = body.split_at_mut(length);
         let nonce = self.0.nonce();
         self.0
             .key
@@ -147,19 +147,19 @@ impl Sealer {
             .map_err(|_| RecordError::Seal)?;
         Ok(total)
     }
-    /// Seals the `n` bytes of plaintext that already stand in `record`, after the room for the header.
+    /// Seals the `length` bytes of plaintext that already stand in `record`, after the room for the header.
     ///
     /// # Errors
     /// If the lengths do not fit.
-    pub fn seal_in_place(&mut self, kind: u8, record: &mut [u8], n: usize) -> Result<usize, RecordError> {
-        let total = n + OVERHEAD;
-        if n > MAX_PLAIN || record.len() < total {
+    pub fn seal_in_place(&mut self, kind: u8, record: &mut [u8], length: usize) -> Result<usize, RecordError> {
+        let total = length + OVERHEAD;
+        if length > MAX_PLAIN || record.len() < total {
             return Err(RecordError::Seal);
         }
-        let head = header(n + 1 + TAG);
+        let head = header(length + 1 + TAG);
         record[..HEADER].copy_from_slice(&head);
-        record[HEADER + n] = kind;
-        let (text, tag) = record[HEADER..total].split_at_mut(n + 1);
+        record[HEADER + length] = kind;
+        let (text, tag) = record[HEADER..total].split_at_mut(length + 1);
         let nonce = self.0.nonce();
         let t = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(head), text).map_err(|_| RecordError::Seal)?;
         tag.copy_from_slice(t.as_ref());
@@ -187,11 +187,11 @@ impl Opener {
         if kind != kind::DATA {
             return Err(RecordError::Plain);
         }
-        let n = usize::from(u16::from_be_bytes([a, b]));
-        if n > MAX_BODY {
+        let length = usize::from(u16::from_be_bytes([a, b]));
+        if length > MAX_BODY {
             return Err(RecordError::Long);
         }
-        Ok(Some(HEADER + n))
+        Ok(Some(HEADER + length))
     }
     /// Opens one whole record where it stands. Gives its content type and the length of the plaintext, which begins at
     /// [`HEADER`].

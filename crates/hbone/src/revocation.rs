@@ -91,10 +91,10 @@ impl Lists {
         self.entries
     }
 
-    fn name(&self, c: &CertificateId) -> bool {
-        let of_issuer = self.all.iter().filter(|l| *l.issuer() == *c.issuer);
+    fn name(&self, certificate: &CertificateId) -> bool {
+        let of_issuer = self.all.iter().filter(|l| *l.issuer() == *certificate.issuer);
         // What cannot be looked up counts as found.
-        of_issuer.map(|l| l.find_serial(&c.serial)).any(|found| !matches!(found, Ok(None)))
+        of_issuer.map(|l| l.find_serial(&certificate.serial)).any(|found| !matches!(found, Ok(None)))
     }
 }
 
@@ -108,8 +108,8 @@ pub struct CertificateId {
 
 impl CertificateId {
     fn of(cert: &CertificateDer<'_>) -> Result<Self, Refusal> {
-        let c = EndEntityCert::try_from(cert).map_err(|_| Refusal::Unreadable)?;
-        Ok(Self { issuer: c.issuer().into(), serial: c.serial().into() })
+        let certificate = EndEntityCert::try_from(cert).map_err(|_| Refusal::Unreadable)?;
+        Ok(Self { issuer: certificate.issuer().into(), serial: certificate.serial().into() })
     }
 
     /// Those of a chain.
@@ -255,8 +255,8 @@ impl Revocation {
         let mut lists = self.0.lists.subscribe();
         loop {
             lists.mark_unchanged();
-            if let Some(r) = self.revoked(own) {
-                return r;
+            if let Some(refusal) = self.revoked(own) {
+                return refusal;
             }
             if lists.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -283,22 +283,22 @@ impl Revocation {
 
     /// Metrics, in the text format.
     pub fn render(&self, out: &mut String) {
-        let s = &self.0;
+        let state = &self.0;
         let _ = writeln!(
             out,
             "# HELP istio_crl_policy_rejections_total Peers refused, and open tunnels closed, because of a revoked certificate.\n# TYPE istio_crl_policy_rejections_total counter"
         );
-        for (role, n) in [(Role::Server, &s.servers), (Role::Client, &s.clients)] {
+        for (role, count) in [(Role::Server, &state.servers), (Role::Client, &state.clients)] {
             let _ = writeln!(
                 out,
                 "istio_crl_policy_rejections_total{{reporter=\"{}\"}} {}",
                 role.reporter(),
-                n.load(Relaxed)
+                count.load(Relaxed)
             );
         }
-        let entries = s.lists.borrow().as_ref().map_or(0, |l| l.entries() as u64);
-        let current = self.is_known() && !s.stale.load(Relaxed);
-        for (name, kind, help, v) in [
+        let entries = state.lists.borrow().as_ref().map_or(0, |l| l.entries() as u64);
+        let current = self.is_known() && !state.stale.load(Relaxed);
+        for (name, kind, help, value) in [
             ("karst_crl_entries", "gauge", "Certificates that the revocation lists in force name.", entries),
             (
                 "karst_crl_current",
@@ -310,10 +310,10 @@ impl Revocation {
                 "karst_crl_load_failures_total",
                 "counter",
                 "Revocation lists that could not be read.",
-                s.failures.load(Relaxed),
+                state.failures.load(Relaxed),
             ),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
         }
     }
 }

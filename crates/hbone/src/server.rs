@@ -79,11 +79,11 @@ pub async fn handshake(tcp: TcpStream, creds: &Credentials) -> Result<(TlsStream
 /// See [`ServerError`].
 pub async fn serve(
     stream: TlsStream,
-    s: &Settings,
+    settings: &Settings,
     drain: drain::Watch,
     on_stream: impl FnMut(Connect),
 ) -> Result<(), ServerError> {
-    serve_until(stream, s, drain, std::future::pending(), on_stream).await
+    serve_until(stream, settings, drain, std::future::pending(), on_stream).await
 }
 
 /// As [`serve`]; when `evicted` is done, the peer is told to open no more, and the tunnel ends soon whatever the peer does.
@@ -92,7 +92,7 @@ pub async fn serve(
 /// See [`ServerError`].
 pub async fn serve_until(
     mut stream: TlsStream,
-    s: &Settings,
+    settings: &Settings,
     mut drain: drain::Watch,
     evicted: impl Future<Output = ()>,
     mut on_stream: impl FnMut(Connect),
@@ -101,22 +101,23 @@ pub async fn serve_until(
     let standing = stream.take_standing();
     let mut revoked = std::pin::pin!(async {
         match standing {
-            Some(s) => s.await,
+            Some(stop) => stop.await,
             None => std::future::pending().await,
         }
     });
     let mut end: Option<std::pin::Pin<Box<Sleep>>> = None;
-    let mut b = h2::server::Builder::new();
-    b.initial_window_size(s.stream_window)
-        .initial_connection_window_size(s.connection_window)
-        .max_frame_size(s.max_frame)
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window)
+        .max_frame_size(settings.max_frame)
         .max_header_list_size(limits::MAX_HEADER_LIST)
         .max_concurrent_streams(limits::MAX_STREAMS)
         .max_pending_accept_reset_streams(limits::MAX_PENDING_RESETS)
         .max_send_buffer_size(limits::SEND_BUFFER)
-        .data_frame_budget(s.connection_window as usize);
+        .data_frame_budget(settings.connection_window as usize);
     let turn = stream.flush_turn();
-    let mut begin = Box::pin(b.handshake::<_, Bytes>(stream));
+    let mut begin = Box::pin(builder.handshake::<_, Bytes>(stream));
     let preface = timeout(limits::PREFACE_TIMEOUT, poll_fn(|cx| turn.run(cx, |cx| begin.as_mut().poll(cx))));
     let mut conn = tokio::select! {
         r = preface => r.map_err(|_| ServerError::Preface)??,
@@ -142,7 +143,7 @@ pub async fn serve_until(
                 draining = true;
                 conn.graceful_shutdown();
             }
-            () = async { if let Some(t) = &mut end { t.await } }, if end.is_some() => return Err(ServerError::Evicted),
+            () = async { if let Some(end) = &mut end { end.await } }, if end.is_some() => return Err(ServerError::Evicted),
             why = &mut revoked => {
                 conn.abrupt_shutdown(h2::Reason::INADEQUATE_SECURITY);
                 return Err(ServerError::Revoked(why));

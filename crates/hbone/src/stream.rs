@@ -54,12 +54,12 @@ fn borrow() -> Vec<u8> {
     BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER])
 }
 
-fn give_back(b: &mut Vec<u8>) {
-    let b = std::mem::take(b);
-    if b.len() == BUFFER {
+fn give_back(buffer: &mut Vec<u8>) {
+    let buffer = std::mem::take(buffer);
+    if buffer.len() == BUFFER {
         BUFFERS.with_borrow_mut(|v| {
             if v.len() < KEEP {
-                v.push(b);
+                v.push(buffer);
             }
         });
     }
@@ -73,25 +73,25 @@ enum Keys {
 
 impl Keys {
     fn sealer(&mut self) -> io::Result<Sealer> {
-        let (seq, s) = match self {
+        let (seq, secret) = match self {
             Keys::Client(k) => k.update_tx_secret(),
             Keys::Server(k) => k.update_tx_secret(),
         }
         .map_err(bad)?;
-        Sealer::new(seq, &s).map_err(bad)
+        Sealer::new(seq, &secret).map_err(bad)
     }
     fn opener(&mut self) -> io::Result<Opener> {
-        let (seq, s) = match self {
+        let (seq, secret) = match self {
             Keys::Client(k) => k.update_rx_secret(),
             Keys::Server(k) => k.update_rx_secret(),
         }
         .map_err(bad)?;
-        Opener::new(seq, &s).map_err(bad)
+        Opener::new(seq, &secret).map_err(bad)
     }
 }
 
-fn bad(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, e)
+fn bad(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// The sending half: a lent buffer of sealed records, and after them one record that is still open.
@@ -123,23 +123,23 @@ impl Out {
         while !data.is_empty() {
             if data.len() >= DIRECT {
                 self.close_record()?;
-                let n = data.len().min(MAX_PLAIN).min(self.room());
-                if n == 0 {
+                let length = data.len().min(MAX_PLAIN).min(self.room());
+                if length == 0 {
                     break;
                 }
                 let out = &mut self.buf[self.sealed.end..];
-                self.sealed.end += self.sealer.seal(kind::DATA, &data[..n], out).map_err(bad)?;
-                data = &data[n..];
+                self.sealed.end += self.sealer.seal(kind::DATA, &data[..length], out).map_err(bad)?;
+                data = &data[length..];
             } else {
-                let n = data.len().min(MAX_PLAIN - self.open).min(self.room());
-                if n == 0 && self.open == 0 {
+                let length = data.len().min(MAX_PLAIN - self.open).min(self.room());
+                if length == 0 && self.open == 0 {
                     break;
                 }
                 let at = self.sealed.end + HEADER + self.open;
-                self.buf[at..at + n].copy_from_slice(&data[..n]);
-                self.open += n;
-                data = &data[n..];
-                if self.open == MAX_PLAIN || n == 0 {
+                self.buf[at..at + length].copy_from_slice(&data[..length]);
+                self.open += length;
+                data = &data[length..];
+                if self.open == MAX_PLAIN || length == 0 {
                     self.close_record()?;
                 }
             }
@@ -157,28 +157,28 @@ impl Out {
     }
 
     /// A record that is no application data. What does not fit is an error: there are few of these, and they are small.
-    fn message(&mut self, kind: u8, m: &[u8]) -> io::Result<()> {
+    fn message(&mut self, kind: u8, bytes: &[u8]) -> io::Result<()> {
         if self.buf.is_empty() {
             self.buf = borrow();
         }
         self.close_record()?;
-        if self.room() < m.len() {
+        if self.room() < bytes.len() {
             // The buffer is full of records that the peer does not take: nothing can be said to it any more.
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read"));
         }
         let out = &mut self.buf[self.sealed.end..];
-        self.sealed.end += self.sealer.seal(kind, m, out).map_err(bad)?;
+        self.sealed.end += self.sealer.seal(kind, bytes, out).map_err(bad)?;
         Ok(())
     }
 
     /// Sends what is sealed.
     fn poll_send(&mut self, tcp: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.sealed.is_empty() {
-            let n = ready!(Pin::new(&mut *tcp).poll_write(cx, &self.buf[self.sealed.clone()]))?;
-            if n == 0 {
+            let sent = ready!(Pin::new(&mut *tcp).poll_write(cx, &self.buf[self.sealed.clone()]))?;
+            if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.sealed.start += n;
+            self.sealed.start += sent;
         }
         if self.open > 0 {
             // Moves to the front: the room behind it is used again.
@@ -217,19 +217,19 @@ impl In {
         if self.buf.len() == BUFFER {
             self.buf.copy_within(self.raw.clone(), 0);
         } else {
-            let mut b = borrow();
-            b[..held].copy_from_slice(&self.buf[self.raw.clone()]);
-            self.buf = b;
+            let mut borrowed = borrow();
+            borrowed[..held].copy_from_slice(&self.buf[self.raw.clone()]);
+            self.buf = borrowed;
         }
         self.raw = 0..held;
         let mut rb = ReadBuf::new(&mut self.buf[held..]);
-        let r = Pin::new(tcp).poll_read(cx, &mut rb);
-        let n = rb.filled().len();
-        match r {
+        let result = Pin::new(tcp).poll_read(cx, &mut rb);
+        let length = rb.filled().len();
+        match result {
             Poll::Ready(Ok(())) => {
-                self.full = n == BUFFER - held;
-                self.raw.end += n;
-                Poll::Ready(Ok(n))
+                self.full = length == BUFFER - held;
+                self.raw.end += length;
+                Poll::Ready(Ok(length))
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Pending => {
@@ -263,37 +263,37 @@ impl Inner {
     }
 
     /// Tells the peer what is wrong, as far as it still listens, and gives the error.
-    fn fail(&mut self, alert: u8, cx: &mut Context<'_>, e: io::Error) -> io::Error {
+    fn fail(&mut self, alert: u8, cx: &mut Context<'_>, error: io::Error) -> io::Error {
         if !self.closed && self.out.message(kind::ALERT, &[2, alert]).is_ok() {
             let _ = self.out.poll_send(&mut self.tcp, cx);
         }
         self.closed = true;
-        self.error = Some(io::Error::new(e.kind(), e.to_string()));
-        e
+        self.error = Some(io::Error::new(error.kind(), error.to_string()));
+        error
     }
 
     /// Opens the next whole record. False: there is none.
     fn next_record(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        let i = &mut self.input;
-        let len = match Opener::length(&i.buf[i.raw.clone()]) {
-            Ok(Some(n)) if n <= i.raw.len() => n,
+        let input = &mut self.input;
+        let len = match Opener::length(&input.buf[input.raw.clone()]) {
+            Ok(Some(n)) if n <= input.raw.len() => n,
             Ok(_) => return Ok(false),
             Err(e) => return Err(self.fail(e.alert(), cx, bad(e))),
         };
-        let at = i.raw.start;
-        i.raw.start += len;
-        let (kind, n) = match i.opener.open(&mut i.buf[at..at + len]) {
+        let at = input.raw.start;
+        input.raw.start += len;
+        let (kind, length) = match input.opener.open(&mut input.buf[at..at + len]) {
             Ok(x) => x,
             Err(e) => return Err(self.fail(e.alert(), cx, bad(e))),
         };
-        let content = at + HEADER..at + HEADER + n;
-        if kind == kind::DATA && n > 0 && i.message.is_empty() {
-            i.plain = content;
-            i.empty = 0;
+        let content = at + HEADER..at + HEADER + length;
+        if kind == kind::DATA && length > 0 && input.message.is_empty() {
+            input.plain = content;
+            input.empty = 0;
             return Ok(true);
         }
-        i.empty += 1;
-        let result = if i.empty > MAX_EMPTY {
+        input.empty += 1;
+        let result = if input.empty > MAX_EMPTY {
             Err((alert::UNEXPECTED_MESSAGE, "records without data"))
         } else {
             match kind {
@@ -329,18 +329,18 @@ impl Inner {
         if self.input.message.len() + content.len() > MAX_MESSAGE {
             return Ok(Err((alert::DECODE_ERROR, "a handshake message is too long")));
         }
-        let mut m = std::mem::take(&mut self.input.message);
-        m.extend_from_slice(&self.input.buf[content]);
-        let mut rest = &m[..];
-        while let [typ, a, b, c, body @ ..] = rest {
-            let len = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        let mut message = std::mem::take(&mut self.input.message);
+        message.extend_from_slice(&self.input.buf[content]);
+        let mut rest = &message[..];
+        while let [typ, high, middle, low, body @ ..] = rest {
+            let len = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
             if body.len() < len {
                 break;
             }
             let (body, next) = body.split_at(len);
             rest = next;
-            if let Err(e) = self.message(*typ, body, rest.is_empty())? {
-                return Ok(Err(e));
+            if let Err(error) = self.message(*typ, body, rest.is_empty())? {
+                return Ok(Err(error));
             }
         }
         if !rest.is_empty() {
@@ -379,13 +379,13 @@ impl Inner {
     fn poll_read(&mut self, cx: &mut Context<'_>, rb: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = rb.filled().len();
         loop {
-            let i = &mut self.input;
-            if !i.plain.is_empty() {
-                let n = i.plain.len().min(rb.remaining());
-                rb.put_slice(&i.buf[i.plain.start..i.plain.start + n]);
-                i.plain.start += n;
+            let input = &mut self.input;
+            if !input.plain.is_empty() {
+                let length = input.plain.len().min(rb.remaining());
+                rb.put_slice(&input.buf[input.plain.start..input.plain.start + length]);
+                input.plain.start += length;
             }
-            if rb.remaining() == 0 || i.closed {
+            if rb.remaining() == 0 || input.closed {
                 return Poll::Ready(Ok(()));
             }
             self.check()?;
@@ -417,10 +417,10 @@ impl Inner {
             if self.out.sealer.needs_rekey() {
                 self.update_key()?;
             }
-            for s in slices {
-                let n = self.out.append(s)?;
-                taken += n;
-                if n < s.len() {
+            for slice in slices {
+                let length = self.out.append(slice)?;
+                taken += length;
+                if length < slice.len() {
                     break;
                 }
             }
@@ -449,16 +449,16 @@ pub struct FlushTurn(Rc<RefCell<Inner>>);
 
 impl FlushTurn {
     /// Lets HTTP/2 read and write, then sends what it wrote.
-    pub fn run<T>(&self, cx: &mut Context<'_>, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    pub fn run<T>(&self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
         self.0.borrow_mut().input.full = false;
-        let out = f(cx);
-        let mut i = self.0.borrow_mut();
-        if i.error.is_none()
-            && i.out.waiting() > 0
-            && let Poll::Ready(Err(e)) = i.poll_push(cx)
+        let out = poll(cx);
+        let mut inner = self.0.borrow_mut();
+        if inner.error.is_none()
+            && inner.out.waiting() > 0
+            && let Poll::Ready(Err(e)) = inner.poll_push(cx)
         {
             // HTTP/2 has its turn again, and hears of it.
-            i.error = Some(e);
+            inner.error = Some(e);
             cx.waker().wake_by_ref();
         }
         out
@@ -471,8 +471,8 @@ impl TlsStream {
         FlushTurn(self.0.clone())
     }
     /// Keeps the peer's standing until the stream is served.
-    pub fn set_standing(&mut self, s: Standing) {
-        self.1 = Some(s);
+    pub fn set_standing(&mut self, standing: Standing) {
+        self.1 = Some(standing);
     }
     /// The peer's standing, to be watched by whoever serves the stream.
     pub fn take_standing(&mut self) -> Option<Standing> {
@@ -509,13 +509,13 @@ impl AsyncWrite for TlsStream {
         Poll::Ready(self.0.borrow_mut().check())
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut i = self.0.borrow_mut();
-        if !i.closed {
-            i.out.message(kind::ALERT, &[1, alert::CLOSE_NOTIFY])?;
-            i.closed = true;
+        let mut inner = self.0.borrow_mut();
+        if !inner.closed {
+            inner.out.message(kind::ALERT, &[1, alert::CLOSE_NOTIFY])?;
+            inner.closed = true;
         }
-        ready!(i.poll_push(cx))?;
-        Pin::new(&mut i.tcp).poll_shutdown(cx)
+        ready!(inner.poll_push(cx))?;
+        Pin::new(&mut inner.tcp).poll_shutdown(cx)
     }
 }
 
@@ -538,11 +538,11 @@ pub async fn connect(
     config: &Arc<ClientConfig>,
     name: ServerName<'static>,
 ) -> io::Result<(TlsStream, Peer)> {
-    let mut c = UnbufferedClientConnection::new(config.clone(), name).map_err(bad)?;
-    let h = Handshake::new(tcp).run(&mut c).await?;
-    let peer = peer(&c);
-    let (secrets, keys) = c.dangerous_into_kernel_connection().map_err(bad)?;
-    h.finish(&secrets, Keys::Client(keys)).map(|s| (s, peer))
+    let mut connection = UnbufferedClientConnection::new(config.clone(), name).map_err(bad)?;
+    let handshake = Handshake::new(tcp).run(&mut connection).await?;
+    let peer = peer(&connection);
+    let (secrets, keys) = connection.dangerous_into_kernel_connection().map_err(bad)?;
+    handshake.finish(&secrets, Keys::Client(keys)).map(|s| (s, peer))
 }
 
 /// The server's side of a handshake.
@@ -550,18 +550,18 @@ pub async fn connect(
 /// # Errors
 /// As [`connect`].
 pub async fn accept(tcp: TcpStream, config: &Arc<ServerConfig>) -> io::Result<(TlsStream, Peer)> {
-    let mut c = UnbufferedServerConnection::new(config.clone()).map_err(bad)?;
-    let h = Handshake::new(tcp).run(&mut c).await?;
-    let peer = peer(&c);
-    let (secrets, keys) = c.dangerous_into_kernel_connection().map_err(bad)?;
-    h.finish(&secrets, Keys::Server(keys)).map(|s| (s, peer))
+    let mut connection = UnbufferedServerConnection::new(config.clone()).map_err(bad)?;
+    let handshake = Handshake::new(tcp).run(&mut connection).await?;
+    let peer = peer(&connection);
+    let (secrets, keys) = connection.dangerous_into_kernel_connection().map_err(bad)?;
+    handshake.finish(&secrets, Keys::Server(keys)).map(|s| (s, peer))
 }
 
-fn peer(c: &CommonState) -> Peer {
+fn peer(state: &CommonState) -> Peer {
     Peer {
-        certificates: c.peer_certificates().map(<[_]>::to_vec),
-        alpn: c.alpn_protocol().map(<[_]>::to_vec),
-        resumed: c.handshake_kind() == Some(HandshakeKind::Resumed),
+        certificates: state.peer_certificates().map(<[_]>::to_vec),
+        alpn: state.alpn_protocol().map(<[_]>::to_vec),
+        resumed: state.handshake_kind() == Some(HandshakeKind::Resumed),
     }
 }
 
@@ -623,9 +623,9 @@ impl Handshake {
                     self.output.clear();
                 }
                 Ok(Next::Receive) => {
-                    let n = self.tcp.read_buf(&mut self.input).await?;
-                    total += n;
-                    if n == 0 {
+                    let length = self.tcp.read_buf(&mut self.input).await?;
+                    total += length;
+                    if length == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
                     if total > MAX_HANDSHAKE {
@@ -636,10 +636,10 @@ impl Handshake {
                     // The alert that rustls has for the peer.
                     // (Asked for only if there is one: after an error rustls must not look at the input again.)
                     while session.wants_write()
-                        && let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(d)), .. } =
+                        && let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(data)), .. } =
                             session.process(&mut [])
                     {
-                        encode(d, &mut self.output)?;
+                        encode(data, &mut self.output)?;
                     }
                     let _ = self.tcp.try_write(&self.output);
                     return Err(e);
@@ -662,8 +662,8 @@ impl Handshake {
             }
             ConnectionState::BlockedHandshake => Next::Receive,
             ConnectionState::ReadTraffic(mut r) => {
-                while let Some(d) = r.next_record() {
-                    self.early.extend_from_slice(d.map_err(bad)?.payload);
+                while let Some(record) = r.next_record() {
+                    self.early.extend_from_slice(record.map_err(bad)?.payload);
                 }
                 Next::Again
             }
@@ -687,11 +687,11 @@ impl Handshake {
     }
 }
 
-fn encode<D>(mut d: EncodeTlsData<'_, D>, output: &mut Vec<u8>) -> io::Result<()> {
-    if let Err(EncodeError::InsufficientSize(n)) = d.encode(&mut []) {
+fn encode<D>(mut data: EncodeTlsData<'_, D>, output: &mut Vec<u8>) -> io::Result<()> {
+    if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         let at = output.len();
-        output.resize(at + n.required_size, 0);
-        d.encode(&mut output[at..]).map_err(bad)?;
+        output.resize(at + size.required_size, 0);
+        data.encode(&mut output[at..]).map_err(bad)?;
     }
     Ok(())
 }

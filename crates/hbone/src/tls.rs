@@ -45,7 +45,7 @@ pub enum TlsError {
 impl TlsError {
     /// The alert that tells the peer.
     pub fn alert(&self) -> u8 {
-        let a = match self {
+        let alert = match self {
             TlsError::Resumed(Error::InvalidCertificate(e)) => AlertDescription::from(e.clone()),
             TlsError::Certificate(_)
             | TlsError::Peer(_)
@@ -53,7 +53,7 @@ impl TlsError {
             | TlsError::Resumed(_)
             | TlsError::Refused(_) => AlertDescription::CertificateUnknown,
         };
-        a.into()
+        alert.into()
     }
 }
 
@@ -124,14 +124,14 @@ impl Credentials {
         if found != identity {
             return Err(bad(format!("is for {found}, asked for was {identity}")));
         }
-        let (_, x) = x509_parser::parse_x509_certificate(leaf).map_err(|e| bad(e.to_string()))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| bad(e.to_string()))?;
         let time = |t: i64| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(t.max(0) as u64);
         let (not_before, not_after) =
-            (time(x.validity().not_before.timestamp()), time(x.validity().not_after.timestamp()));
-        let serial = x.raw_serial_as_string().replace(':', "");
+            (time(parsed.validity().not_before.timestamp()), time(parsed.validity().not_after.timestamp()));
+        let serial = parsed.raw_serial_as_string().replace(':', "");
         let mut roots = RootCertStore::empty();
-        for r in read(roots_pem)? {
-            roots.add(r)?;
+        for root in read(roots_pem)? {
+            roots.add(root)?;
         }
         if roots.is_empty() {
             return Err(bad("no root".into()));
@@ -208,11 +208,11 @@ impl Credentials {
 pub fn identity_of(cert: &CertificateDer<'_>) -> Result<Identity, TlsError> {
     use x509_parser::extensions::GeneralName;
     let bad = |e: &str| TlsError::Peer(e.to_string());
-    let (rest, x) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad("is no X.509 certificate"))?;
+    let (rest, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad("is no X.509 certificate"))?;
     if !rest.is_empty() {
         return Err(bad("has bytes after its end"));
     }
-    let san = x
+    let san = parsed
         .subject_alternative_name()
         .map_err(|_| bad("has a malformed SAN extension"))?
         .ok_or_else(|| bad("has no SAN"))?;
@@ -227,9 +227,9 @@ pub fn identity_of(cert: &CertificateDer<'_>) -> Result<Identity, TlsError> {
 /// The URIs among a certificate's subject alternative names; none if it cannot be read.
 pub fn uris_of(cert: &CertificateDer<'_>) -> Vec<String> {
     use x509_parser::extensions::GeneralName;
-    let Ok((_, x)) = x509_parser::parse_x509_certificate(cert) else { return vec![] };
-    let Ok(Some(san)) = x.subject_alternative_name() else { return vec![] };
-    let uri = |n: &GeneralName<'_>| if let GeneralName::URI(u) = n { Some((*u).to_string()) } else { None };
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(cert) else { return vec![] };
+    let Ok(Some(san)) = parsed.subject_alternative_name() else { return vec![] };
+    let uri = |n: &GeneralName<'_>| if let GeneralName::URI(uri) = n { Some((*uri).to_string()) } else { None };
     san.value.general_names.iter().filter_map(uri).collect()
 }
 
@@ -284,8 +284,8 @@ impl Verifier {
     }
 }
 
-fn refused(e: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e))))
+fn refused(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 
 impl ClientCertVerifier for Verifier {
@@ -311,11 +311,16 @@ impl ClientCertVerifier for Verifier {
     }
     fn verify_tls13_signature(
         &self,
-        m: &[u8],
-        c: &CertificateDer<'_>,
-        s: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(m, c, s, &self.provider.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
@@ -345,11 +350,16 @@ impl ServerCertVerifier for Verifier {
     }
     fn verify_tls13_signature(
         &self,
-        m: &[u8],
-        c: &CertificateDer<'_>,
-        s: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(m, c, s, &self.provider.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()

@@ -186,23 +186,23 @@ impl Key {
 
 /// Finds a key: what it means, and the name in its brackets. (Of claims within claims: `a][b`.)
 pub fn find(key: &str) -> Option<(Attribute, &str)> {
-    KEYS.iter().find_map(|k| {
-        let rest = key.strip_prefix(k.key)?;
-        let name = match k.is_named() {
+    KEYS.iter().find_map(|known| {
+        let rest = key.strip_prefix(known.key)?;
+        let name = match known.is_named() {
             false => rest.is_empty().then_some("")?,
-            true => rest.strip_prefix('[')?.strip_suffix(']').filter(|n| names(k.attribute, n))?,
+            true => rest.strip_prefix('[')?.strip_suffix(']').filter(|n| names(known.attribute, n))?,
         };
-        Some((k.attribute, name))
+        Some((known.attribute, name))
     })
 }
 
 /// The header that requests of HTTP/1.1 have as `host`, and those of HTTP/2 as this (RFC 9113 §8.3.1).
 pub const AUTHORITY: &str = ":authority";
 
-fn names(a: Attribute, name: &str) -> bool {
+fn names(attribute: Attribute, name: &str) -> bool {
     // RFC 9110 §5.6.2.
     let token = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
-    match a {
+    match attribute {
         Attribute::Header => name == AUTHORITY || (!name.is_empty() && name.bytes().all(token)),
         _ => name.split("][").all(|n| !n.is_empty() && !n.contains(['[', ']'])),
     }

@@ -65,63 +65,66 @@ impl Would {
 
 /// What the policies in dry run would have done to a connection; those that would have had no part in the decision are left
 /// out. It decides nothing: [`authorize`] passes over these policies.
-pub fn dry_run<'a>(policies: impl Iterator<Item = &'a Policy> + Clone, c: &Connection) -> Vec<(&'a Policy, Would)> {
-    let matches = |p: &Policy| p.rules.iter().any(|r| rule(r, p.action, c));
+pub fn dry_run<'a>(
+    policies: impl Iterator<Item = &'a Policy> + Clone,
+    connection: &Connection,
+) -> Vec<(&'a Policy, Would)> {
+    let matches = |policy: &Policy| policy.rules.iter().any(|r| rule(r, policy.action, connection));
     // The usual case costs no more than this look.
-    if !policies.clone().any(|p| p.dry_run) {
+    if !policies.clone().any(|policy| policy.dry_run) {
         return vec![];
     }
-    let allowed = policies.clone().any(|p| p.action == Action::Allow && matches(p));
-    let one = |p: &'a Policy| {
-        let would = match (p.action, matches(p)) {
+    let allowed = policies.clone().any(|policy| policy.action == Action::Allow && matches(policy));
+    let one = |policy: &'a Policy| {
+        let would = match (policy.action, matches(policy)) {
             (Action::Deny, true) => Would::Deny,
             (Action::Deny, false) => return None,
             (Action::Allow, true) => Would::Allow,
             (Action::Allow, false) if allowed => return None,
             (Action::Allow, false) => Would::Deny,
         };
-        Some((p, would))
+        Some((policy, would))
     };
-    policies.filter(|p| p.dry_run).filter_map(one).collect()
+    policies.filter(|policy| policy.dry_run).filter_map(one).collect()
 }
 
 /// Judges a connection by the policies that apply to its destination. Policies with `dry_run` are passed over.
-pub fn authorize<'a>(policies: impl Iterator<Item = &'a Policy> + Clone, c: &Connection) -> Verdict {
+pub fn authorize<'a>(policies: impl Iterator<Item = &'a Policy> + Clone, connection: &Connection) -> Verdict {
     let enforced = || policies.clone().filter(|p| !p.dry_run);
-    for p in enforced().filter(|p| p.action == Action::Deny) {
-        if p.rules.iter().any(|r| rule(r, Action::Deny, c)) {
-            return Verdict::DeniedBy(p.key().into());
+    for policy in enforced().filter(|policy| policy.action == Action::Deny) {
+        if policy.rules.iter().any(|r| rule(r, Action::Deny, connection)) {
+            return Verdict::DeniedBy(policy.key().into());
         }
     }
     let mut any = false;
-    for p in enforced().filter(|p| p.action == Action::Allow) {
+    for policy in enforced().filter(|policy| policy.action == Action::Allow) {
         any = true;
-        if p.rules.iter().any(|r| rule(r, Action::Allow, c)) {
+        if policy.rules.iter().any(|r| rule(r, Action::Allow, connection)) {
             return Verdict::Allow;
         }
     }
     if any { Verdict::NotAllowed } else { Verdict::Allow }
 }
 
-fn rule(r: &Rule, action: Action, c: &Connection) -> bool {
-    r.clauses.iter().all(|cl| clause(cl, action, c))
+fn rule(rule: &Rule, action: Action, connection: &Connection) -> bool {
+    rule.clauses.iter().all(|cl| clause(cl, action, connection))
 }
 
-fn clause(cl: &Clause, action: Action, c: &Connection) -> bool {
-    cl.matches.is_empty() || cl.matches.iter().any(|m| one(m, action, c))
+fn clause(cl: &Clause, action: Action, connection: &Connection) -> bool {
+    cl.matches.is_empty() || cl.matches.iter().any(|m| one(m, action, connection))
 }
 
-fn one(m: &Match, action: Action, c: &Connection) -> bool {
-    if m.unknown {
+fn one(wanted: &Match, action: Action, connection: &Connection) -> bool {
+    if wanted.unknown {
         return match action {
             Action::Deny => true,
             Action::Allow => false,
         };
     }
-    if is_empty(m) {
+    if is_empty(wanted) {
         return false;
     }
-    let id = c.source_identity.as_ref();
+    let id = connection.source_identity.as_ref();
     let text = |v: &[StringMatch], s: Option<&str>| s.is_some_and(|s| v.iter().any(|x| x.matches(s)));
     let net = |v: &[CidrText], ip: IpAddr| v.iter().any(|x| x.0.contains(ip));
     let account = |v: &[crate::ServiceAccountMatch]| {
@@ -131,34 +134,34 @@ fn one(m: &Match, action: Action, c: &Connection) -> bool {
     };
     let ns = id.map(Identity::namespace);
     let principal = id.map(Identity::principal);
-    let port = c.destination_port;
-    (m.namespaces.is_empty() || text(&m.namespaces, ns))
-        && !text(&m.not_namespaces, ns)
-        && (m.principals.is_empty() || text(&m.principals, principal))
-        && !text(&m.not_principals, principal)
-        && (m.source_ips.is_empty() || net(&m.source_ips, c.source_ip))
-        && !net(&m.not_source_ips, c.source_ip)
-        && (m.destination_ips.is_empty() || net(&m.destination_ips, c.destination_ip))
-        && !net(&m.not_destination_ips, c.destination_ip)
-        && (m.destination_ports.is_empty() || m.destination_ports.contains(&port))
-        && !m.not_destination_ports.contains(&port)
-        && (m.service_accounts.is_empty() || account(&m.service_accounts))
-        && !account(&m.not_service_accounts)
+    let port = connection.destination_port;
+    (wanted.namespaces.is_empty() || text(&wanted.namespaces, ns))
+        && !text(&wanted.not_namespaces, ns)
+        && (wanted.principals.is_empty() || text(&wanted.principals, principal))
+        && !text(&wanted.not_principals, principal)
+        && (wanted.source_ips.is_empty() || net(&wanted.source_ips, connection.source_ip))
+        && !net(&wanted.not_source_ips, connection.source_ip)
+        && (wanted.destination_ips.is_empty() || net(&wanted.destination_ips, connection.destination_ip))
+        && !net(&wanted.not_destination_ips, connection.destination_ip)
+        && (wanted.destination_ports.is_empty() || wanted.destination_ports.contains(&port))
+        && !wanted.not_destination_ports.contains(&port)
+        && (wanted.service_accounts.is_empty() || account(&wanted.service_accounts))
+        && !account(&wanted.not_service_accounts)
 }
 
-fn is_empty(m: &Match) -> bool {
-    m.namespaces.is_empty()
-        && m.not_namespaces.is_empty()
-        && m.principals.is_empty()
-        && m.not_principals.is_empty()
-        && m.source_ips.is_empty()
-        && m.not_source_ips.is_empty()
-        && m.destination_ips.is_empty()
-        && m.not_destination_ips.is_empty()
-        && m.destination_ports.is_empty()
-        && m.not_destination_ports.is_empty()
-        && m.service_accounts.is_empty()
-        && m.not_service_accounts.is_empty()
+fn is_empty(wanted: &Match) -> bool {
+    wanted.namespaces.is_empty()
+        && wanted.not_namespaces.is_empty()
+        && wanted.principals.is_empty()
+        && wanted.not_principals.is_empty()
+        && wanted.source_ips.is_empty()
+        && wanted.not_source_ips.is_empty()
+        && wanted.destination_ips.is_empty()
+        && wanted.not_destination_ips.is_empty()
+        && wanted.destination_ports.is_empty()
+        && wanted.not_destination_ports.is_empty()
+        && wanted.service_accounts.is_empty()
+        && wanted.not_service_accounts.is_empty()
 }
 
 #[cfg(test)]

@@ -109,14 +109,14 @@ pub struct Match {
 pub struct CidrText(pub Cidr);
 
 impl Serialize for CidrText {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(&self.0)
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
     }
 }
 
 impl<'de> Deserialize<'de> for CidrText {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map(CidrText).map_err(serde::de::Error::custom)
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map(CidrText).map_err(serde::de::Error::custom)
     }
 }
 
@@ -145,21 +145,21 @@ pub enum StringMatch {
 
 impl StringMatch {
     /// Does it match? An empty text has no presence.
-    pub fn matches(&self, s: &str) -> bool {
+    pub fn matches(&self, value: &str) -> bool {
         match self {
-            StringMatch::Exact(x) => &**x == s,
-            StringMatch::Prefix(x) => s.starts_with(&**x),
-            StringMatch::Suffix(x) => s.ends_with(&**x),
-            StringMatch::Presence => !s.is_empty(),
+            StringMatch::Exact(x) => &**x == value,
+            StringMatch::Prefix(x) => value.starts_with(&**x),
+            StringMatch::Suffix(x) => value.ends_with(&**x),
+            StringMatch::Presence => !value.is_empty(),
         }
     }
     /// Reads Istio's notation: `*`, `x*`, `*x`, or the text itself.
     ///
     /// # Errors
     /// A `*` elsewhere, or one more: nobody knows what it was to mean.
-    pub fn parse(s: &str) -> Result<Self, ValueError> {
-        Ok(match (s.matches('*').count(), s.strip_prefix('*'), s.strip_suffix('*')) {
-            (0, ..) => StringMatch::Exact(s.into()),
+    pub fn parse(text: &str) -> Result<Self, ValueError> {
+        Ok(match (text.matches('*').count(), text.strip_prefix('*'), text.strip_suffix('*')) {
+            (0, ..) => StringMatch::Exact(text.into()),
             (1, Some(""), _) => StringMatch::Presence,
             (1, Some(end), _) => StringMatch::Suffix(end.into()),
             (1, _, Some(start)) => StringMatch::Prefix(start.into()),

@@ -83,19 +83,19 @@ impl<'a> Readings<'a> {
     }
 
     /// Does it hold for any of them? Of what is unknown, it does.
-    pub fn any(&self, mut f: impl FnMut(&str) -> bool) -> bool {
+    pub fn any(&self, mut test: impl FnMut(&str) -> bool) -> bool {
         match self {
-            Readings::One(p) => f(p),
-            Readings::Several(all) => all.iter().any(|p| f(p)),
+            Readings::One(p) => test(p),
+            Readings::Several(all) => all.iter().any(|p| test(p)),
             Readings::Unknown => true,
         }
     }
 
     /// Does it hold for all of them? Of what is unknown, it does not.
-    pub fn all(&self, mut f: impl FnMut(&str) -> bool) -> bool {
+    pub fn all(&self, mut test: impl FnMut(&str) -> bool) -> bool {
         match self {
-            Readings::One(p) => f(p),
-            Readings::Several(all) => all.iter().all(|p| f(p)),
+            Readings::One(p) => test(p),
+            Readings::Several(all) => all.iter().all(|p| test(p)),
             Readings::Unknown => false,
         }
     }
@@ -152,22 +152,22 @@ fn forms_within(text: &str, part: Part, mut work: usize) -> Option<Vec<String>> 
 }
 
 /// With slashes merged or not, dots resolved or not, in both orders: `/a//../b` is `/b` or `/a/b`. None: no work is left.
-fn resolved(s: &str, part: Part, out: &mut Vec<String>, work: &mut usize) -> Option<()> {
-    let varies = s.contains("//") || has_dots(s);
-    *work = work.checked_sub(if varies { 5 * s.len() } else { s.len() })?;
-    let mut push = |s: String| {
-        if !out.contains(&s) {
-            out.push(s);
+fn resolved(path: &str, part: Part, out: &mut Vec<String>, work: &mut usize) -> Option<()> {
+    let varies = path.contains("//") || has_dots(path);
+    *work = work.checked_sub(if varies { 5 * path.len() } else { path.len() })?;
+    let mut push = |reading: String| {
+        if !out.contains(&reading) {
+            out.push(reading);
         }
     };
-    push(s.to_string());
+    push(path.to_string());
     if !varies {
         return Some(());
     }
-    let merged = merge(s);
+    let merged = merge(path);
     // What `..` at the beginning of an end would take away is not known.
     if part != Part::End {
-        let plain = resolve(s, part);
+        let plain = resolve(path, part);
         push(resolve(&merged, part));
         push(merge(&plain));
         push(plain);
@@ -179,45 +179,45 @@ fn resolved(s: &str, part: Part, out: &mut Vec<String>, work: &mut usize) -> Opt
 /// Has it only one reading? (RFC 3986 §3.3: what may stand in a path as it is, but for what some take for more.)
 fn is_plain(path: &str) -> bool {
     const USUAL: [bool; 256] = {
-        let (mut all, mut c) = ([false; 256], 0);
-        while c < 128 {
-            all[c] = can_stand(c as u8) && c as u8 != b';';
-            c += 1;
+        let (mut all, mut byte) = ([false; 256], 0);
+        while byte < 128 {
+            all[byte] = can_stand(byte as u8) && byte as u8 != b';';
+            byte += 1;
         }
         all
     };
     let mut before = 0;
-    for c in path.bytes() {
-        if !USUAL[usize::from(c)] || (c == b'/' && before == b'/') {
+    for byte in path.bytes() {
+        if !USUAL[usize::from(byte)] || (byte == b'/' && before == b'/') {
             return false;
         }
-        before = c;
+        before = byte;
     }
     path.starts_with('/') && !(path.contains("/.") && has_dots(path))
 }
 
-fn has_dots(s: &str) -> bool {
-    s.split('/').any(|s| matches!(s, "." | ".."))
+fn has_dots(path: &str) -> bool {
+    path.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
 /// May it stand in a path as it is (RFC 3986: pchar, `/`)?
-pub(crate) const fn can_stand(c: u8) -> bool {
-    c.is_ascii_alphanumeric()
-        || matches!(c, b'/' | b'-' | b'.' | b'_' | b'~' | b':' | b'@')
-        || matches!(c, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+pub(crate) const fn can_stand(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'/' | b'-' | b'.' | b'_' | b'~' | b':' | b'@')
+        || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
 }
 
 /// The byte that is encoded at the beginning (RFC 3986 §2.1).
-fn escaped(s: &[u8]) -> Option<u8> {
+fn escaped(bytes: &[u8]) -> Option<u8> {
     let hex = |c: u8| (c as char).to_digit(16).map(|d| d as u8);
-    match *s {
+    match *bytes {
         [b'%', high, low, ..] => Some(hex(high)? << 4 | hex(low)?),
         _ => None,
     }
 }
 
-fn decode(s: &str) -> String {
-    let (mut rest, mut out) = (s.as_bytes(), Vec::with_capacity(s.len()));
+fn decode(path: &str) -> String {
+    let (mut rest, mut out) = (path.as_bytes(), Vec::with_capacity(path.len()));
     while let [first, more @ ..] = rest {
         match escaped(rest) {
             Some(c) => {
@@ -234,9 +234,9 @@ fn decode(s: &str) -> String {
 }
 
 /// One spelling of what is not decoded. (The operators of templates, and `\`, stay.)
-fn encode(s: &str) -> String {
+fn encode(path: &str) -> String {
     const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
-    let (mut rest, mut out) = (s.as_bytes(), String::with_capacity(s.len()));
+    let (mut rest, mut out) = (path.as_bytes(), String::with_capacity(path.len()));
     while let [first, more @ ..] = rest {
         let found = escaped(rest);
         let c = found.unwrap_or(*first);
@@ -256,19 +256,19 @@ pub(crate) const ONE: u8 = 1;
 pub(crate) const ANY: u8 = 2;
 
 /// Each segment up to its first `;`. One that may not be whole stays.
-fn without_parameters(s: &str, part: Part) -> String {
-    let n = s.split('/').count();
+fn without_parameters(path: &str, part: Part) -> String {
+    let count = path.split('/').count();
     let bare = |(i, x): (usize, &str)| {
-        let open = (part == Part::Start && i + 1 == n) || (part == Part::End && i == 0);
+        let open = (part == Part::Start && i + 1 == count) || (part == Part::End && i == 0);
         let end = if open { x.len() } else { x.find(';').unwrap_or(x.len()) };
         x.get(..end).unwrap_or_default().to_string()
     };
-    s.split('/').enumerate().map(bare).collect::<Vec<_>>().join("/")
+    path.split('/').enumerate().map(bare).collect::<Vec<_>>().join("/")
 }
 
-fn merge(s: &str) -> String {
-    let mut out = String::with_capacity(s.len());
-    for c in s.chars() {
+fn merge(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
         if c != '/' || !out.ends_with('/') {
             out.push(c);
         }
@@ -277,27 +277,27 @@ fn merge(s: &str) -> String {
 }
 
 /// Without `.` and `..` (RFC 3986 §5.2.4).
-fn resolve(s: &str, part: Part) -> String {
-    if !s.starts_with('/') {
-        return s.to_string();
+fn resolve(path: &str, part: Part) -> String {
+    if !path.starts_with('/') {
+        return path.to_string();
     }
-    let (s, open) = match s.rfind('/').filter(|_| part == Part::Start) {
-        Some(at) => s.split_at(at + 1),
-        None => (s, ""),
+    let (closed, open) = match path.rfind('/').filter(|_| part == Part::Start) {
+        Some(at) => path.split_at(at + 1),
+        None => (path, ""),
     };
     let mut out: Vec<&str> = vec![];
-    let mut segments = s.split('/').skip(1).peekable();
-    while let Some(s) = segments.next() {
-        match s {
+    let mut segments = closed.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        match segment {
             "." | ".." => {
-                if s == ".." {
+                if segment == ".." {
                     out.pop();
                 }
                 if segments.peek().is_none() {
                     out.push("");
                 }
             }
-            s => out.push(s),
+            segment => out.push(segment),
         }
     }
     format!("/{}{open}", out.join("/"))

@@ -35,19 +35,19 @@ impl PathPattern {
     ///
     /// # Errors
     /// If it would never match, or nobody knows what it means.
-    pub fn parse(s: &str) -> Result<Self, ValueError> {
-        if !s.starts_with(['/', '*']) {
+    pub fn parse(text: &str) -> Result<Self, ValueError> {
+        if !text.starts_with(['/', '*']) {
             return Err(ValueError::Relative);
         }
-        if s.contains(['?', '#']) {
+        if text.contains(['?', '#']) {
             return Err(ValueError::Query);
         }
-        if s.contains(['{', '}']) {
-            return template(s);
+        if text.contains(['{', '}']) {
+            return template(text);
         }
-        let all = |s: &str, part, form: fn(String) -> Form| Self(forms(s, part).into_iter().map(form).collect());
-        Ok(match (s.matches('*').count(), s.strip_suffix('*'), s.strip_prefix('*')) {
-            (0, ..) => all(s, Part::Whole, Form::Exact),
+        let all = |text: &str, part, form: fn(String) -> Form| Self(forms(text, part).into_iter().map(form).collect());
+        Ok(match (text.matches('*').count(), text.strip_suffix('*'), text.strip_prefix('*')) {
+            (0, ..) => all(text, Part::Whole, Form::Exact),
             (1, Some(""), _) => Self(vec![Form::Present]),
             (1, Some(start), _) => all(start, Part::Start, Form::Prefix),
             (1, _, Some(end)) => all(end, Part::End, Form::Suffix),
@@ -85,9 +85,9 @@ impl Form {
     }
 }
 
-fn template(s: &str) -> Result<PathPattern, ValueError> {
-    let (mut any, mut marked) = (false, String::with_capacity(s.len()));
-    for segment in s.strip_prefix('/').ok_or(ValueError::PathStar)?.split('/') {
+fn template(text: &str) -> Result<PathPattern, ValueError> {
+    let (mut any, mut marked) = (false, String::with_capacity(text.len()));
+    for segment in text.strip_prefix('/').ok_or(ValueError::PathStar)?.split('/') {
         marked.push('/');
         match segment {
             "{*}" | "{**}" if any => return Err(ValueError::NotLast),
@@ -119,10 +119,10 @@ impl Template {
     /// that are written: `/a/{**}` is not `/a`, and `/{**}/b` not `/b`.
     fn matches(&self, path: &str) -> bool {
         let mut rest = path;
-        for s in &self.segments {
+        for expected in &self.segments {
             let Some(more) = rest.strip_prefix('/') else { return false };
             let (segment, more) = more.split_at(more.find('/').unwrap_or(more.len()));
-            if s.as_ref().map_or(segment.is_empty(), |s| s != segment) {
+            if expected.as_ref().map_or(segment.is_empty(), |name| name != segment) {
                 return false;
             }
             rest = more;

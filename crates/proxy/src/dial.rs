@@ -7,7 +7,7 @@
 //! stream ([`Pool::open`]).
 
 use crate::{
-    resolve::Resolver,
+    resolve::{ResolveError, Resolver},
     secrets::Secrets,
     state::{Snapshot, Workload},
 };
@@ -42,7 +42,7 @@ pub enum DialError {
     NoCertificate(Identity),
     /// The endpoint's host name has no address.
     #[error("{0}")]
-    Resolve(String),
+    Resolve(Arc<ResolveError>),
     /// No connection without a tunnel.
     #[error("connect: {0}")]
     Connect(Arc<io::Error>),
@@ -113,8 +113,8 @@ struct TunnelKey {
 
 impl TunnelKey {
     /// Is the workload still what it was when the tunnel was opened?
-    fn is_current(&self, s: &Snapshot) -> bool {
-        s.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
+    fn is_current(&self, snapshot: &Snapshot) -> bool {
+        snapshot.workloads.get(&self.peer).is_some_and(|w| w.ips.contains(&self.to.ip()) && w.identity == self.expected)
     }
 }
 
@@ -165,7 +165,7 @@ impl Dialer {
     /// # Errors
     /// [`DialError::Resolve`], with the name.
     pub async fn lookup(&self, host: &str, ipv4: bool) -> Result<Vec<IpAddr>, DialError> {
-        self.resolver.lookup(host, ipv4).await.map_err(DialError::Resolve)
+        self.resolver.lookup(host, ipv4).await.map_err(|e| DialError::Resolve(e.into()))
     }
 
     /// Connects to an endpoint that takes no tunnels. `source`: an address of the origin's that the client has chosen.
@@ -184,11 +184,11 @@ impl Dialer {
                 Some(ip) => connector.connect_from(ip, to, limits::CONNECT_TIMEOUT).await,
                 None => connector.connect(to, limits::CONNECT_TIMEOUT).await,
             };
-            let s = done.map_err(|e| DialError::Connect(e.into()))?;
-            if let Some(k) = &self.keepalive {
-                socket::keepalive(&s, k);
+            let stream = done.map_err(|e| DialError::Connect(e.into()))?;
+            if let Some(keepalive) = &self.keepalive {
+                socket::keepalive(&stream, keepalive);
             }
-            Ok(s)
+            Ok(stream)
         });
         self.reach(candidate, work).await
     }
@@ -197,17 +197,22 @@ impl Dialer {
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn tunnel(&self, t: &Target<'_>, candidate: Option<Candidate<'_>>) -> Result<Opened, DialError> {
-        let (own, to) = (t.own, t.address);
+    pub async fn tunnel(&self, target: &Target<'_>, candidate: Option<Candidate<'_>>) -> Result<Opened, DialError> {
+        let (own, to) = (target.own, target.address);
         let creds = match self.secrets.now(own) {
             Some(c) => Some(c),
             None => self.secrets.clone().get(own, limits::HOLD_TIMEOUT).await,
         };
         let creds = creds.ok_or_else(|| DialError::NoCertificate(own.clone()))?;
-        let key = TunnelKey { pod: t.pod.into(), to, peer: t.peer.uid.clone(), expected: t.peer.identity.clone() };
+        let key = TunnelKey {
+            pod: target.pod.into(),
+            to,
+            peer: target.peer.uid.clone(),
+            expected: target.peer.identity.clone(),
+        };
         let connect = || {
-            let (connector, creds, keepalive) = (t.connector.clone(), creds.clone(), self.keepalive);
-            let (settings, expected) = (self.settings.clone(), t.expected.to_vec());
+            let (connector, creds, keepalive) = (target.connector.clone(), creds.clone(), self.keepalive);
+            let (settings, expected) = (self.settings.clone(), target.expected.to_vec());
             async move {
                 let tcp = connector
                     .connect(to, limits::CONNECT_TIMEOUT)
@@ -219,7 +224,7 @@ impl Dialer {
                 client::handshake(tcp, to, &creds, &expected, &settings).await
             }
         };
-        let work = pin!(async { Ok(self.pool.open(&key, connect, t.authority, &t.headers).await?) });
+        let work = pin!(async { Ok(self.pool.open(&key, connect, target.authority, &target.headers).await?) });
         self.reach(candidate, work).await
     }
 
@@ -251,8 +256,8 @@ impl Dialer {
     }
 
     /// Puts nothing more on tunnels to workloads that are gone, or are not what they were; what is open there goes on.
-    pub fn retire(&self, s: &Snapshot) {
-        self.pool.retire(|k| !k.is_current(s));
+    pub fn retire(&self, snapshot: &Snapshot) {
+        self.pool.retire(|k| !k.is_current(snapshot));
     }
 
     /// Puts nothing more on a pod's tunnels.
@@ -264,29 +269,32 @@ impl Dialer {
 /// Headers of a CONNECT (docs/hbone.md §4.3). `baggage`: of who opens the stream; `from`: its client; `service`: the host name of
 /// the service that was called.
 pub fn headers(baggage: Option<&HeaderValue>, from: SocketAddr, service: Option<&str>) -> HeaderMap {
-    let mut h = HeaderMap::with_capacity(4);
-    if let Some(b) = baggage {
-        h.insert("baggage", b.clone());
+    let mut headers = HeaderMap::with_capacity(4);
+    if let Some(baggage) = baggage {
+        headers.insert("baggage", baggage.clone());
     }
     let forwarded = match service {
         Some(host) if !host.is_empty() => format!("for=\"{from}\";host={host}"),
         Some(_) | None => format!("for=\"{from}\""),
     };
-    if let Ok(v) = forwarded.try_into() {
-        h.insert("forwarded", v);
+    if let Ok(value) = forwarded.try_into() {
+        headers.insert("forwarded", value);
     }
     let (id, span): (u128, u64) = (rand::random(), rand::random());
-    if let Ok(v) = format!("00-{id:032x}-{span:016x}-00").try_into() {
-        h.insert("traceparent", v);
+    if let Ok(value) = format!("00-{id:032x}-{span:016x}-00").try_into() {
+        headers.insert("traceparent", value);
     }
-    h
+    headers
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
-    use crate::testing::{Ca, pod, snapshot};
+    use crate::{
+        testing::{Ca, pod, snapshot},
+        unreachable::Unreachable,
+    };
     use http::Response;
     use karst_hbone::server;
     use karst_rt::drain;
@@ -549,5 +557,112 @@ mod tests {
             }
         })
         .await;
+    }
+
+    /// With the limits that are in force, and a clock of the test's own: who is waited for, how long, and what is learnt of it.
+    struct Reach {
+        dialer: Dialer,
+        learnt: Learnt,
+        /// How often it was asked whether there is another endpoint.
+        asked: Cell<usize>,
+    }
+
+    impl Reach {
+        fn new() -> Self {
+            let dialer = Dialer::new(Secrets::fixed([]), Settings::default(), None, "/dev/null".into());
+            Self { dialer, learnt: Learnt::default(), asked: Cell::default() }
+        }
+        /// How it went with an endpoint that answers so after this time, and when.
+        async fn reach(
+            &self,
+            after: Duration,
+            answer: Result<(), DialError>,
+            others: bool,
+        ) -> (Result<(), DialError>, Duration) {
+            let has_other = || {
+                self.asked.set(self.asked.get() + 1);
+                others
+            };
+            let candidate = Candidate { endpoint: &self.learnt, has_other: &has_other };
+            let began = Instant::now();
+            let work = pin!(async {
+                sleep(after).await;
+                answer
+            });
+            let result = self.dialer.reach(Some(candidate), work).await;
+            (result, began.elapsed())
+        }
+        /// Is it avoided now? Forgets it.
+        fn avoids(&self) -> bool {
+            self.learnt.0.take()
+        }
+    }
+
+    /// A timer ends in the millisecond after its time.
+    const TICK: Duration = Duration::from_millis(2);
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_try_has_its_time_and_no_more() {
+        let test = Reach::new();
+        let (result, took) = test.reach(LONG, Ok(()), true).await;
+        assert!(matches!(result, Err(DialError::NoAnswer(limit)) if limit == limits::FIRST_TRY), "{result:?}");
+        assert!((limits::FIRST_TRY..limits::FIRST_TRY + TICK).contains(&took), "{took:?}");
+        assert!(test.avoids());
+        assert_eq!(test.asked.get(), 1);
+        // One that answers just in time is taken, and nobody asks for others.
+        let (result, took) = test.reach(limits::FIRST_TRY - TICK, Ok(()), true).await;
+        assert!(result.is_ok() && took < limits::FIRST_TRY && !test.avoids());
+        assert_eq!(test.asked.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_only_endpoint_is_waited_for() {
+        let test = Reach::new();
+        let (result, took) = test.reach(LONG, Ok(()), false).await;
+        assert!(result.is_ok() && took >= LONG && !test.avoids());
+        assert_eq!(test.asked.get(), 1, "there was no other when its time was over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_another_endpoint_may_heal_is_held_against_it() {
+        let test = Reach::new();
+        let nobody: Identity = "spiffe://cluster.local/ns/x/sa/x".parse().unwrap();
+        let refused = || DialError::Connect(Arc::new(io::ErrorKind::ConnectionRefused.into()));
+        for (error, avoided) in [
+            (refused(), true),
+            (ClientError::Stream("broken".into()).into(), true),
+            (ClientError::Status(http::StatusCode::SERVICE_UNAVAILABLE).into(), true),
+            (ClientError::Status(http::StatusCode::UNAUTHORIZED).into(), false),
+            (DialError::NoCertificate(nobody), false),
+        ] {
+            let text = error.to_string();
+            let (result, took) = test.reach(TICK, Err(error), true).await;
+            assert!(result.is_err() && took < limits::FIRST_TRY, "{text}");
+            assert_eq!(test.avoids(), avoided, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_early_says_nothing_of_the_endpoint() {
+        let test = Reach::new();
+        for (patience, avoided) in [(limits::UNANSWERED - TICK, false), (limits::UNANSWERED + TICK, true)] {
+            assert!(timeout(patience, test.reach(LONG, Ok(()), false)).await.is_err());
+            assert_eq!(test.avoids(), avoided, "{patience:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_endpoint_is_tried_again_after_a_while() {
+        let (dialer, all) = (Reach::new().dialer, Unreachable::new(limits::AVOID));
+        let (lost, port): (Arc<str>, u16) = ("lost".into(), 80);
+        let endpoint = all.endpoint(&lost, Some(port));
+        let candidate = Candidate { endpoint: &endpoint, has_other: &|| true };
+        let result = dialer.reach(Some(candidate), pin!(pending::<Result<(), DialError>>())).await;
+        assert!(result.is_err() && all.avoids(&lost, port));
+        sleep(limits::AVOID - TICK).await;
+        assert!(all.avoids(&lost, port));
+        sleep(TICK * 2).await;
+        assert!(!all.avoids(&lost, port));
     }
 }

@@ -25,8 +25,8 @@ pub struct Counts {
 impl Counts {
     /// A stream has ended.
     pub fn ended(&self, why: StreamEnd) {
-        for (reason, n) in REASONS.iter().zip(&self.ended) {
-            n.fetch_add(u64::from(*reason == why), Relaxed);
+        for (reason, count) in REASONS.iter().zip(&self.ended) {
+            count.fetch_add(u64::from(*reason == why), Relaxed);
         }
     }
 
@@ -36,8 +36,8 @@ impl Counts {
         if !all.contains_key(type_url) {
             all.insert(type_url.into(), (0, 0));
         }
-        if let Some((n, sum)) = all.get_mut(type_url) {
-            *n += 1;
+        if let Some((count, sum)) = all.get_mut(type_url) {
+            *count += 1;
             *sum += bytes as u64;
         }
     }
@@ -46,8 +46,8 @@ impl Counts {
     pub fn render(&self, out: &mut String) {
         let name = "istio_xds_connection_terminations_total";
         let _ = writeln!(out, "# HELP {name} Ends of the configuration stream.\n# TYPE {name} counter");
-        for (reason, n) in REASONS.iter().zip(&self.ended) {
-            let _ = writeln!(out, "{name}{{reason=\"{reason:?}\"}} {}", n.load(Relaxed));
+        for (reason, count) in REASONS.iter().zip(&self.ended) {
+            let _ = writeln!(out, "{name}{{reason=\"{reason:?}\"}} {}", count.load(Relaxed));
         }
         let all = self.messages.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (name, help, pick) in [
@@ -55,8 +55,8 @@ impl Counts {
             ("istio_xds_message_bytes_total", "Bytes of configuration messages.", |v| v.1),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
-            for (url, v) in &all {
-                let _ = writeln!(out, "{name}{{url=\"{url}\"}} {}", pick(v));
+            for (url, value) in &all {
+                let _ = writeln!(out, "{name}{{url=\"{url}\"}} {}", pick(value));
             }
         }
     }

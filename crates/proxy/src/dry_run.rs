@@ -40,12 +40,12 @@ impl DryRuns {
             out,
             "# HELP {NAME} Connections (at a waypoint: requests) that a policy in dry run would have allowed or denied.\n# TYPE {NAME} counter"
         );
-        for ((policy, action, would), n) in all.iter() {
+        for ((policy, action, would), count) in all.iter() {
             let mut labels = String::new();
             put(&mut labels, "policy", policy);
             put(&mut labels, "authz_dry_run_action", action);
             put(&mut labels, "authz_dry_run_result", would.result());
-            let _ = writeln!(out, "{NAME}{{{labels}}} {n}");
+            let _ = writeln!(out, "{NAME}{{{labels}}} {count}");
         }
     }
 }

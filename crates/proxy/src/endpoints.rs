@@ -11,37 +11,39 @@ use std::{
 };
 
 /// Is this workload the gateway that is named?
-pub fn is_waypoint(s: &Snapshot, w: &Workload, g: &Gateway) -> bool {
-    match &g.to {
+pub fn is_waypoint(snapshot: &Snapshot, workload: &Workload, gateway: &Gateway) -> bool {
+    match &gateway.to {
         GatewayTo::Address(ip) => {
-            w.ips.contains(ip)
-                || s.service(*ip, &w.namespace).is_some_and(|svc| w.services.iter().any(|(k, _)| *k == svc.key))
+            workload.ips.contains(ip)
+                || snapshot
+                    .service(*ip, &workload.namespace)
+                    .is_some_and(|svc| workload.services.iter().any(|(k, _)| *k == svc.key))
         }
-        GatewayTo::Service(key) => w.services.iter().any(|(k, _)| k == key),
+        GatewayTo::Service(key) => workload.services.iter().any(|(k, _)| k == key),
     }
 }
 
 /// The pods of a waypoint, and where they take tunnels. `preferred_family`: the address family that is preferred.
 pub fn waypoints(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
-    g: &Gateway,
+    gateway: &Gateway,
     preferred_family: IpAddr,
 ) -> impl Iterator<Item = (Arc<Workload>, SocketAddr)> {
-    let service = match &g.to {
-        GatewayTo::Service(key) => s.services.get(key),
-        GatewayTo::Address(ip) => s.service(*ip, &source.namespace),
+    let service = match &gateway.to {
+        GatewayTo::Service(key) => snapshot.services.get(key),
+        GatewayTo::Address(ip) => snapshot.service(*ip, &source.namespace),
     };
-    let own = match &g.to {
-        GatewayTo::Address(ip) => s.workload(*ip).map(|w| (w.clone(), SocketAddr::new(*ip, g.port))),
+    let own = match &gateway.to {
+        GatewayTo::Address(ip) => snapshot.workload(*ip).map(|w| (w.clone(), SocketAddr::new(*ip, gateway.port))),
         GatewayTo::Service(_) => None,
     };
-    let port = g.port;
+    let port = gateway.port;
     // The tunnel's port, whatever the service calls it.
     let any = |_: &[(u16, u16)]| Some(port);
     let behind = service
         .filter(|_| own.is_none())
-        .map(|svc| candidates_at(s, source, svc, SocketAddr::new(preferred_family, port), &[], |_| true, any));
+        .map(|svc| candidates_at(snapshot, source, svc, SocketAddr::new(preferred_family, port), &[], |_| true, any));
     let behind = behind.into_iter().flatten().filter(|(w, ..)| !w.ips.is_empty());
     own.into_iter().chain(behind.map(move |(w, a, _)| (w, SocketAddr::new(a.ip(), port))))
 }
@@ -49,30 +51,30 @@ pub fn waypoints(
 /// Endpoints that could be used, with the best place only: workload, address, rank. An
 /// endpoint that is known by name only has the unspecified address. `tried` are left out.
 pub fn candidates(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     svc: &Service,
     to: SocketAddr,
     tried: &[Arc<str>],
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
-    candidates_of(s, source, svc, to, tried, |_| true)
+    candidates_of(snapshot, source, svc, to, tried, |_| true)
 }
 
 /// The same among the endpoints that fit (a subset's).
 pub fn candidates_of(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     svc: &Service,
     to: SocketAddr,
     tried: &[Arc<str>],
     fits: impl Fn(&Workload) -> bool,
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
-    candidates_at(s, source, svc, to, tried, fits, |listed| target(svc, listed, to.port()))
+    candidates_at(snapshot, source, svc, to, tried, fits, |listed| target(svc, listed, to.port()))
 }
 
 /// The same at ports that follow from those that an endpoint lists.
 fn candidates_at(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     svc: &Service,
     to: SocketAddr,
@@ -80,11 +82,11 @@ fn candidates_at(
     fits: impl Fn(&Workload) -> bool,
     target: impl Fn(&[(u16, u16)]) -> Option<u16>,
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
-    let well = gather(s, source, svc, to.ip(), tried, |w| is_well(svc, w), (&fits, &target));
+    let well = gather(snapshot, source, svc, to.ip(), tried, |w| is_well(svc, w), (&fits, &target));
     if !well.is_empty() || !svc.only_healthy {
         return well;
     }
-    gather(s, source, svc, to.ip(), tried, serves, (&fits, &target))
+    gather(snapshot, source, svc, to.ip(), tried, serves, (&fits, &target))
 }
 
 /// The endpoint's own port for one of the service, by the ports that it lists; one that lists none has the service's. None: it
@@ -99,25 +101,25 @@ fn target(svc: &Service, listed: &[(u16, u16)], port: u16) -> Option<u16> {
 }
 
 /// The endpoints of a service whose addresses may be told: those that are well, else those that serve until they end.
-pub fn serving<'a>(s: &'a Snapshot, svc: &Service) -> Vec<&'a Arc<Workload>> {
-    let endpoints = s.endpoints.get(&svc.key);
-    let all = move || endpoints.into_iter().flat_map(|e| e.keys()).filter_map(move |u| s.workloads.get(u));
+pub fn serving<'a>(snapshot: &'a Snapshot, svc: &Service) -> Vec<&'a Arc<Workload>> {
+    let endpoints = snapshot.endpoints.get(&svc.key);
+    let all = move || endpoints.into_iter().flat_map(|e| e.keys()).filter_map(move |u| snapshot.workloads.get(u));
     let well: Vec<_> = all().filter(|w| is_well(svc, w)).collect();
     if well.is_empty() { all().filter(|w| serves(w)).collect() } else { well }
 }
 
 /// By the service's health policy.
-fn is_well(svc: &Service, w: &Workload) -> bool {
-    w.healthy || !svc.only_healthy
+fn is_well(svc: &Service, workload: &Workload) -> bool {
+    workload.healthy || !svc.only_healthy
 }
 
 /// Will it answer, if only until it ends?
-fn serves(w: &Workload) -> bool {
-    w.healthy || w.draining
+fn serves(workload: &Workload) -> bool {
+    workload.healthy || workload.draining
 }
 
 fn gather(
-    s: &Snapshot,
+    snapshot: &Snapshot,
     source: &Workload,
     svc: &Service,
     preferred_family: IpAddr,
@@ -125,25 +127,25 @@ fn gather(
     state: impl Fn(&Workload) -> bool,
     (fits, target): (&impl Fn(&Workload) -> bool, &impl Fn(&[(u16, u16)]) -> Option<u16>),
 ) -> Vec<(Arc<Workload>, SocketAddr, usize)> {
-    let Some(all) = s.endpoints.get(&svc.key) else { return vec![] };
+    let Some(all) = snapshot.endpoints.get(&svc.key) else { return vec![] };
     let mut out = Vec::with_capacity(all.len());
     let mut best = 0;
     for (uid, ports) in all {
-        let Some(told) = s.workloads.get(uid) else { continue };
+        let Some(told) = snapshot.workloads.get(uid) else { continue };
         // Without any: its name is resolved when it has been chosen.
-        let (w, ip) = match same_family(&told.ips, preferred_family) {
-            Some(ip) => (s.member(told, ip), ip),
+        let (workload, ip) = match same_family(&told.ips, preferred_family) {
+            Some(ip) => (snapshot.member(told, ip), ip),
             None if !told.hostname.is_empty() => (told, Ipv4Addr::UNSPECIFIED.into()),
             None => continue,
         };
-        if w.uid != told.uid && all.get(&w.uid).is_some_and(|own| target(own).is_some()) {
+        if workload.uid != told.uid && all.get(&workload.uid).is_some_and(|own| target(own).is_some()) {
             continue; // the member is an endpoint in its own right
         }
         // An endpoint that was written by its address has a state of its own besides.
-        if tried.contains(&w.uid) || !state(told) || !state(w) || !fits(w) {
+        if tried.contains(&workload.uid) || !state(told) || !state(workload) || !fits(workload) {
             continue;
         }
-        let rank = svc.scopes.iter().take_while(|x| matches(**x, source, w)).count();
+        let rank = svc.scopes.iter().take_while(|x| matches(**x, source, workload)).count();
         if svc.mode == Mode::Strict && rank < svc.scopes.len() {
             continue;
         }
@@ -151,7 +153,7 @@ fn gather(
         if svc.mode == Mode::Failover && rank > best {
             best = rank;
         }
-        out.push((w.clone(), SocketAddr::new(ip, target), rank));
+        out.push((workload.clone(), SocketAddr::new(ip, target), rank));
     }
     if svc.mode == Mode::Failover {
         out.retain(|(.., r)| *r == best);
@@ -159,14 +161,14 @@ fn gather(
     out
 }
 
-fn matches(x: LocalityScope, a: &Workload, b: &Workload) -> bool {
-    match x {
-        LocalityScope::Region => a.region == b.region,
-        LocalityScope::Zone => a.zone == b.zone,
-        LocalityScope::Subzone => a.subzone == b.subzone,
-        LocalityScope::Node => a.node == b.node,
-        LocalityScope::Cluster => a.cluster == b.cluster,
-        LocalityScope::Network => a.network == b.network,
+fn matches(scope: LocalityScope, one: &Workload, other: &Workload) -> bool {
+    match scope {
+        LocalityScope::Region => one.region == other.region,
+        LocalityScope::Zone => one.zone == other.zone,
+        LocalityScope::Subzone => one.subzone == other.subzone,
+        LocalityScope::Node => one.node == other.node,
+        LocalityScope::Cluster => one.cluster == other.cluster,
+        LocalityScope::Network => one.network == other.network,
     }
 }
 

@@ -9,38 +9,38 @@ pub trait Labels {
     fn add(&mut self, k: &str, v: &str);
 }
 impl Labels for String {
-    fn add(&mut self, k: &str, v: &str) {
+    fn add(&mut self, key: &str, value: &str) {
         if !self.is_empty() {
             self.push(',');
         }
-        let _ = write!(self, "{k}=\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
+        let _ = write!(self, "{key}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
     }
 }
 impl Labels for Vec<(String, String)> {
-    fn add(&mut self, k: &str, v: &str) {
-        self.push((k.into(), v.into()));
+    fn add(&mut self, key: &str, value: &str) {
+        self.push((key.into(), value.into()));
     }
 }
 
 /// Adds a label; an empty value is `unknown`.
-pub fn put(out: &mut impl Labels, k: &str, v: &str) {
-    out.add(k, if v.is_empty() { "unknown" } else { v });
+pub fn put(out: &mut impl Labels, key: &str, value: &str) {
+    out.add(key, if value.is_empty() { "unknown" } else { value });
 }
 
 /// The labels of one side. `place`: with region and zone.
-pub fn side(out: &mut impl Labels, side: &str, w: Option<&Workload>, mtls: bool, place: bool) {
-    let of = |f: fn(&Workload) -> &str| w.map_or("", f);
-    let principal = w.filter(|_| mtls).map(|w| w.identity.to_string()).unwrap_or_default();
-    put(out, &format!("{side}_workload"), of(|w| &w.workload_name));
-    put(out, &format!("{side}_canonical_service"), of(|w| &w.canonical_name));
-    put(out, &format!("{side}_canonical_revision"), of(|w| &w.canonical_revision));
-    put(out, &format!("{side}_workload_namespace"), of(|w| &w.namespace));
+pub fn side(out: &mut impl Labels, side: &str, workload: Option<&Workload>, mtls: bool, place: bool) {
+    let of = |f: fn(&Workload) -> &str| workload.map_or("", f);
+    let principal = workload.filter(|_| mtls).map(|workload| workload.identity.to_string()).unwrap_or_default();
+    put(out, &format!("{side}_workload"), of(|workload| &workload.workload_name));
+    put(out, &format!("{side}_canonical_service"), of(|workload| &workload.canonical_name));
+    put(out, &format!("{side}_canonical_revision"), of(|workload| &workload.canonical_revision));
+    put(out, &format!("{side}_workload_namespace"), of(|workload| &workload.namespace));
     put(out, &format!("{side}_principal"), &principal);
-    put(out, &format!("{side}_app"), of(|w| &w.canonical_name));
-    put(out, &format!("{side}_version"), of(|w| &w.canonical_revision));
-    put(out, &format!("{side}_cluster"), of(|w| &w.cluster));
+    put(out, &format!("{side}_app"), of(|workload| &workload.canonical_name));
+    put(out, &format!("{side}_version"), of(|workload| &workload.canonical_revision));
+    put(out, &format!("{side}_cluster"), of(|workload| &workload.cluster));
     if place {
-        put(out, &format!("{side}_region"), of(|w| &w.region));
-        put(out, &format!("{side}_zone"), of(|w| &w.zone));
+        put(out, &format!("{side}_region"), of(|workload| &workload.region));
+        put(out, &format!("{side}_zone"), of(|workload| &workload.zone));
     }
 }

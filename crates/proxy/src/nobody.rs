@@ -66,10 +66,10 @@ impl Nobody {
     /// Does an answer hold? And is it time to ask again? (That is told to one.)
     fn answer(&self, ip: IpAddr) -> Option<bool> {
         let (mut all, now) = (self.all.borrow_mut(), Instant::now());
-        let a = all.get_mut(&ip).filter(|a| a.until > now)?;
-        let asks = a.again <= now;
+        let answer = all.get_mut(&ip).filter(|a| a.until > now)?;
+        let asks = answer.again <= now;
         if asks {
-            a.again = now + self.again;
+            answer.again = now + self.again;
         }
         Some(asks)
     }

@@ -2,11 +2,67 @@
 
 use crate::secrets::CaClient;
 use karst_api::ads;
-use std::{fs, path::PathBuf, time::Duration};
+use karst_rt::error::chain;
+use std::{fs, io, path::PathBuf, time::Duration};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 /// The control plane's service may have endpoints whose packets lead nowhere: the next attempt goes to another.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the control plane cannot be spoken to.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// It would be in plaintext.
+    #[error("{option} {address:?}: {scheme} is not supported; use https://HOST:PORT or HOST:PORT")]
+    Plaintext {
+        /// Which option has the address.
+        option: String,
+        /// As it was given.
+        address: String,
+        /// Of the address.
+        scheme: String,
+    },
+    /// The file with its root certificate cannot be read.
+    #[error("root certificate {} (XDS_ROOT_CA): {error}", .path.display())]
+    RootFile {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The file holds no root certificate.
+    #[error("root certificate {}: {error}", .path.display())]
+    Root {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: tonic::transport::Error,
+    },
+    /// The address is no URL.
+    #[error("address {address:?}: {error}")]
+    Address {
+        /// As it was given.
+        address: String,
+        /// Why not.
+        error: tonic::transport::Error,
+    },
+    /// There is no connection.
+    #[error("{address}: {}", chain(.error))]
+    Connect {
+        /// To where.
+        address: String,
+        /// Why not.
+        error: tonic::transport::Error,
+    },
+    /// The file with the token cannot be read.
+    #[error("token {} (AUTH_TOKEN): {error}", .path.display())]
+    Token {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+}
 
 /// A server of the control plane, and what to show it.
 #[derive(Clone, Debug)]
@@ -32,12 +88,12 @@ impl ControlPlaneClient {
     ///
     /// # Errors
     /// For one that would be spoken to in plaintext: tokens and identities pass there.
-    pub fn url(option: &str, address: &str) -> Result<String, String> {
+    pub fn url(option: &str, address: &str) -> Result<String, RemoteError> {
         match address.split_once("://") {
             None => Ok(format!("https://{address}")),
             Some(("https", _)) => Ok(address.to_string()),
-            Some((other, _)) => {
-                Err(format!("{option} {address:?}: {other} is not supported; use https://HOST:PORT or HOST:PORT"))
+            Some((scheme, _)) => {
+                Err(RemoteError::Plaintext { option: option.into(), address: address.into(), scheme: scheme.into() })
             }
         }
     }
@@ -46,47 +102,39 @@ impl ControlPlaneClient {
     ///
     /// # Errors
     /// What could not be read, or why there is no connection.
-    pub async fn channel(&self) -> Result<Channel, String> {
-        let root = fs::read(&self.root_ca)
-            .map_err(|e| format!("root certificate {} (XDS_ROOT_CA): {e}", self.root_ca.display()))?;
+    pub async fn channel(&self) -> Result<Channel, RemoteError> {
+        let (path, address) = (|| self.root_ca.clone(), || self.address.clone());
+        let root = fs::read(&self.root_ca).map_err(|error| RemoteError::RootFile { path: path(), error })?;
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
         if !self.alt_hostname.is_empty() {
             tls = tls.domain_name(&self.alt_hostname);
         }
-        let e = Endpoint::from_shared(self.address.clone()).map_err(|e| format!("address {:?}: {e}", self.address))?;
-        let e = e.tls_config(tls).map_err(|e| format!("root certificate {}: {e}", self.root_ca.display()))?;
-        let e = e
+        let endpoint =
+            Endpoint::from_shared(address()).map_err(|error| RemoteError::Address { address: address(), error })?;
+        let endpoint = endpoint.tls_config(tls).map_err(|error| RemoteError::Root { path: path(), error })?;
+        let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
-        e.connect().await.map_err(|e| {
-            let mut text = format!("{}: {e}", self.address);
-            let mut cause = std::error::Error::source(&e);
-            while let Some(c) = cause {
-                text = format!("{text}: {c}");
-                cause = c.source();
-            }
-            text
-        })
+        endpoint.connect().await.map_err(|error| RemoteError::Connect { address: address(), error })
     }
 
     /// The token to present.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn bearer(&self) -> Result<String, String> {
-        let path = &self.auth_token;
-        fs::read_to_string(path)
+    pub fn bearer(&self) -> Result<String, RemoteError> {
+        fs::read_to_string(&self.auth_token)
             .map(|t| t.trim().to_string())
-            .map_err(|e| format!("token {} (AUTH_TOKEN): {e}", path.display()))
+            .map_err(|error| RemoteError::Token { path: self.auth_token.clone(), error })
     }
 }
 
 impl CaClient for ControlPlaneClient {
-    fn connect(&self) -> impl Future<Output = Result<Channel, String>> {
+    fn connect(&self) -> impl Future<Output = Result<Channel, RemoteError>> {
         self.channel()
     }
-    fn token(&self) -> Result<String, String> {
+    fn token(&self) -> Result<String, RemoteError> {
         self.bearer()
     }
     fn impersonates(&self) -> bool {

@@ -1,18 +1,64 @@
 //! Addresses of endpoints that are known by a host name only (a ServiceEntry's with resolution DNS), by the resolver of this
 //! process's resolv.conf, as Istio's ztunnel does (reference ztunnel §4.4). Answers are kept for their TTL.
 
-use hickory_proto::rr::Name;
+use hickory_proto::{ProtoError, rr::Name};
 use hickory_resolver::{
     Resolver as Hickory, TokioResolver,
     config::{LookupIpStrategy, ResolveHosts},
-    net::runtime::TokioRuntimeProvider,
+    net::{NetError, runtime::TokioRuntimeProvider},
     system_conf::parse_resolv_conf,
 };
 use karst_core::limits::DNS_TIMEOUT;
-use std::{cell::OnceCell, net::IpAddr, path::PathBuf};
+use std::{cell::OnceCell, io, net::IpAddr, path::PathBuf};
 
 /// Answers kept (Istio: 4096).
 const CACHE: u64 = 4096;
+
+/// Why an endpoint's host name has no address.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The resolv.conf cannot be read.
+    #[error("{} (KARST_RESOLV_CONF): {error}", .file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// There is no resolver by what it says.
+    #[error("{} (KARST_RESOLV_CONF): {error}", .file.display())]
+    Configuration {
+        /// Which.
+        file: PathBuf,
+        /// Why not.
+        error: NetError,
+    },
+    /// The name has none.
+    #[error("the endpoint's host name {host} cannot be resolved: {fault}")]
+    Host {
+        /// The name.
+        host: String,
+        /// Why not.
+        fault: Fault,
+    },
+}
+
+/// Why a name has no address.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// It is no name.
+    #[error(transparent)]
+    Name(#[from] ProtoError),
+    /// The resolvers have not answered.
+    #[error("no answer in time")]
+    NoAnswer,
+    /// What they have answered, or why they could not be asked.
+    #[error(transparent)]
+    Lookup(#[from] NetError),
+    /// They know the name.
+    #[error("it has no address")]
+    NoAddress,
+}
 
 /// A worker's resolver; made when it is first needed.
 pub struct Resolver {
@@ -26,19 +72,20 @@ impl Resolver {
         Self { file, inner: OnceCell::new() }
     }
 
-    fn inner(&self) -> Result<&TokioResolver, String> {
-        if let Some(r) = self.inner.get() {
-            return Ok(r);
+    fn inner(&self) -> Result<&TokioResolver, ResolveError> {
+        if let Some(resolver) = self.inner.get() {
+            return Ok(resolver);
         }
-        let named = |e: String| format!("{} (KARST_RESOLV_CONF): {e}", self.file.display());
-        let text = std::fs::read(&self.file).map_err(|e| named(e.to_string()))?;
-        let (config, mut options) = parse_resolv_conf(text).map_err(|e| named(e.to_string()))?;
+        let file = || self.file.clone();
+        let text = std::fs::read(&self.file).map_err(|error| ResolveError::File { file: file(), error })?;
+        let unusable = |error| ResolveError::Configuration { file: file(), error };
+        let (config, mut options) = parse_resolv_conf(text).map_err(unusable)?;
         options.timeout = DNS_TIMEOUT / 2;
         options.cache_size = CACHE;
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         options.use_hosts_file = ResolveHosts::Never;
         let made = Hickory::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build();
-        let made = made.map_err(|e| named(e.to_string()))?;
+        let made = made.map_err(unusable)?;
         Ok(self.inner.get_or_init(|| made))
     }
 
@@ -46,14 +93,14 @@ impl Resolver {
     ///
     /// # Errors
     /// With the name.
-    pub async fn lookup(&self, host: &str, ipv4: bool) -> Result<Vec<IpAddr>, String> {
-        let failed = |e: String| format!("the endpoint's host name {host} cannot be resolved: {e}");
+    pub async fn lookup(&self, host: &str, ipv4: bool) -> Result<Vec<IpAddr>, ResolveError> {
+        let failed = |fault| ResolveError::Host { host: host.into(), fault };
         // Fully qualified: no search list is gone through.
-        let name = Name::from_utf8(format!("{}.", host.trim_end_matches('.'))).map_err(|e| failed(e.to_string()))?;
+        let name = Name::from_utf8(format!("{}.", host.trim_end_matches('.'))).map_err(|e| failed(e.into()))?;
         let found = tokio::time::timeout(DNS_TIMEOUT, self.inner()?.lookup_ip(name)).await;
-        let found = found.map_err(|_| failed("no answer in time".into()))?.map_err(|e| failed(e.to_string()))?;
+        let found = found.map_err(|_| failed(Fault::NoAnswer))?.map_err(|e| failed(e.into()))?;
         let all = preferred(found.iter(), ipv4);
-        if all.is_empty() { Err(failed("it has no address".into())) } else { Ok(all) }
+        if all.is_empty() { Err(failed(Fault::NoAddress)) } else { Ok(all) }
     }
 }
 

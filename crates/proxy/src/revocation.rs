@@ -2,7 +2,7 @@
 //! cannot be read changes nothing: the last good lists stay in force, and log and metrics say so. A file that is not there at
 //! the start holds no lists (its ConfigMap may come later); one that goes is a fault.
 
-use karst_hbone::revocation::{Lists, Revocation};
+use karst_hbone::revocation::{ListError, Lists, Revocation};
 use karst_rt::ready::Ready;
 use std::{
     fs, io,
@@ -24,21 +24,21 @@ pub fn start(path: Option<PathBuf>, ready: &Ready) -> Revocation {
     let revocation = Revocation::pending();
     let mut blocker = Some(ready.block("revocation lists (CRL_PATH)"));
     let mut file = File::new(path);
-    let r = revocation.clone();
+    let published = revocation.clone();
     let mut look = move || match file.look() {
         None => {}
         Some(Ok(lists)) => {
             tracing::info!(file = %file.path.display(), lists = lists.len(), entries = lists.entries(), "revocation lists are in force");
-            r.publish(lists);
+            published.publish(lists);
             drop(blocker.take());
         }
         Some(Err(e)) => {
-            let meanwhile = match r.is_known() {
+            let meanwhile = match published.is_known() {
                 true => "the last good ones stay in force",
                 false => "nobody is let in before they can be read",
             };
             tracing::error!("{e}; {meanwhile}");
-            r.failed();
+            published.failed();
         }
     };
     look();
@@ -53,6 +53,24 @@ pub fn start(path: Option<PathBuf>, ready: &Ready) -> Revocation {
 
 /// What tells one content of the file from another. (A ConfigMap's volume changes by a link: then it is another file.)
 type Stamp = (Option<SystemTime>, u64, u64);
+
+/// What is wrong with the file.
+#[derive(Debug, thiserror::Error)]
+#[error("revocation lists in {} (CRL_PATH): {fault}", .path.display())]
+struct FileError {
+    path: PathBuf,
+    fault: Fault,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("is larger than {LARGEST} bytes")]
+    TooLarge,
+    #[error(transparent)]
+    Lists(#[from] ListError),
+}
 
 /// The file as it was seen the last time.
 struct File {
@@ -75,21 +93,21 @@ impl File {
     }
 
     /// What is new. None: nothing.
-    fn look(&mut self) -> Option<Result<Lists, String>> {
+    fn look(&mut self) -> Option<Result<Lists, FileError>> {
         let now = match fs::metadata(&self.path) {
             Ok(m) => Seen::Present((m.modified().ok(), m.len(), m.ino())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => match self.seen {
                 None | Some(Seen::Absent) => Seen::Absent,
-                Some(Seen::Present(_)) => return self.fails(e.to_string()),
+                Some(Seen::Present(_)) => return self.fails(e.into()),
             },
-            Err(e) => return self.fails(e.to_string()),
+            Err(e) => return self.fails(e.into()),
         };
         if self.seen == Some(now) && self.fault.is_none() {
             return None;
         }
         let read = match now {
             Seen::Absent => Ok(Lists::default()),
-            Seen::Present(_) => read(&self.path).and_then(|bytes| Lists::read(&bytes).map_err(|e| e.to_string())),
+            Seen::Present(_) => read(&self.path).and_then(|bytes| Ok(Lists::read(&bytes)?)),
         };
         self.seen = Some(now);
         match read {
@@ -101,22 +119,21 @@ impl File {
         }
     }
 
-    fn fails(&mut self, e: String) -> Option<Result<Lists, String>> {
-        let e = format!("revocation lists in {} (CRL_PATH): {e}", self.path.display());
-        if self.fault.as_ref() == Some(&e) {
+    fn fails(&mut self, fault: Fault) -> Option<Result<Lists, FileError>> {
+        let text = fault.to_string();
+        if self.fault.as_ref() == Some(&text) {
             return None;
         }
-        self.fault = Some(e.clone());
-        Some(Err(e))
+        self.fault = Some(text);
+        Some(Err(FileError { path: self.path.clone(), fault }))
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read(path: &Path) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(|e| e.to_string())?;
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > LARGEST {
-        true => Err(format!("is larger than {LARGEST} bytes")),
+        true => Err(Fault::TooLarge),
         false => Ok(bytes),
     }
 }
@@ -147,13 +164,13 @@ mod tests {
         let path = dir.join("ca-crl.pem");
         let mut file = File::new(path.clone());
         // How many lists; or what is wrong.
-        let mut look = || file.look().map(|r| r.map(|l| l.len()));
+        let mut look = || file.look().map(|r| r.map(|l| l.len()).map_err(|e| e.to_string()));
         // As a ConfigMap's volume does it: whole, and another file.
         let write = |text: &str| {
             fs::write(dir.join("new"), text).unwrap();
             fs::rename(dir.join("new"), &path).unwrap();
         };
-        let fault = |r: Option<Result<usize, String>>| r.unwrap().unwrap_err();
+        let fault = |seen: Option<Result<_, _>>| seen.unwrap().unwrap_err();
         assert_eq!(look(), Some(Ok(0)), "it need not be there");
         assert_eq!(look(), None);
         write(&list());

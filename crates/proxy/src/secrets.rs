@@ -1,13 +1,20 @@
 //! Certificates of the node's workloads: fetched when first needed, renewed around half of their life with jitter, kept in
 //! use until they really end. One certificate for each identity, whatever the number of its pods.
 
+use crate::remote::RemoteError;
 use karst_api::ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use karst_core::Identity;
-use karst_hbone::{revocation::Revocation, tls::Credentials};
+use karst_hbone::{
+    revocation::{Refusal, Revocation},
+    tls::{Credentials, TlsError},
+};
 use karst_rt::backoff::Backoff;
 use rand::Rng;
+use rustls_pki_types::{PrivateKeyDer, pem};
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -47,15 +54,15 @@ impl Secrets {
     }
     /// The certificate, waiting for it at most `limit`.
     pub async fn get(&mut self, id: &Identity, limit: Duration) -> Option<Arc<Credentials>> {
-        if let Some(c) = self.now(id) {
-            return Some(c);
+        if let Some(credentials) = self.now(id) {
+            return Some(credentials);
         }
         let _ = self.want.try_send(id.clone());
         let wait = async {
             loop {
                 self.table.changed().await.ok()?;
-                if let Some(c) = self.now(id) {
-                    return Some(c);
+                if let Some(credentials) = self.now(id) {
+                    return Some(credentials);
                 }
             }
         };
@@ -74,18 +81,74 @@ impl Secrets {
     }
 }
 
+/// Why there is no certificate of an identity.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The certificate authority cannot be spoken to.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// No key could be made.
+    #[error("key: {0}")]
+    Key(rcgen::Error),
+    /// The identity cannot be the name in a request.
+    #[error("{0}")]
+    Name(rcgen::Error),
+    /// No request could be made.
+    #[error("csr: {0}")]
+    Request(rcgen::Error),
+    /// The token cannot be sent.
+    #[error("the token has characters that no header may have")]
+    Token,
+    /// The certificate authority's answer.
+    #[error("{}: {}", .0.code(), .0.message())]
+    Refused(tonic::Status),
+    /// What has come is no certificate of ours.
+    #[error(transparent)]
+    Chain(#[from] TlsError),
+    /// It is revoked already.
+    #[error("{0}")]
+    Revoked(Refusal),
+    /// A file of the directory cannot be read.
+    #[error("{} (KARST_LOCAL_CERTS): {error}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The directory's file with the key holds none.
+    #[error("{} (KARST_LOCAL_CERTS): {error}", .path.display())]
+    KeyFile {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: pem::Error,
+    },
+    /// The files of the directory do not belong together.
+    #[error("{}: {error}", .path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: TlsError,
+    },
+    /// The certificate in the file is no longer valid.
+    #[error("{}: the certificate has expired", .0.display())]
+    Expired(PathBuf),
+}
+
 /// What the manager needs from outside.
 pub trait CaClient {
     /// A channel to the CA.
-    fn connect(&self) -> impl Future<Output = Result<tonic::transport::Channel, String>>;
+    fn connect(&self) -> impl Future<Output = Result<tonic::transport::Channel, RemoteError>>;
     /// The token to present.
-    fn token(&self) -> Result<String, String>;
+    fn token(&self) -> Result<String, RemoteError>;
     /// Is the identity that of another (whose certificate we may ask for, as the node's proxy)?
     fn impersonates(&self) -> bool {
         true
     }
     /// The directory that holds the certificates, if it is not a CA that makes them.
-    fn directory(&self) -> Option<&std::path::Path> {
+    fn directory(&self) -> Option<&Path> {
         None
     }
 }
@@ -126,8 +189,8 @@ impl<A: CaClient + 'static> Manager<A> {
         }
     }
     /// Peers are checked against these revocation lists.
-    pub fn enforcing(mut self, r: Revocation) -> Self {
-        self.shared.revocation = r;
+    pub fn enforcing(mut self, revocation: Revocation) -> Self {
+        self.shared.revocation = revocation;
         self
     }
     /// The workers' side.
@@ -146,11 +209,11 @@ impl<A: CaClient + 'static> Manager<A> {
         if self.running.contains_key(id) {
             return;
         }
-        let (a, table, slots) = (self.ca.clone(), self.table.clone(), self.slots.clone());
+        let (ca, table, slots) = (self.ca.clone(), self.table.clone(), self.slots.clone());
         let (ttl, cluster, id2) = (self.ttl, self.cluster.clone(), id.clone());
         let (stream, revocation) = (self.stream.clone(), self.shared.revocation.clone());
         let task = tokio::task::spawn_local(async move {
-            renew(&*a, &table, &slots, (ttl, &cluster), id2, stream, &revocation).await;
+            renew(&*ca, &table, &slots, (ttl, &cluster), id2, stream, &revocation).await;
         });
         self.running.insert(id.clone(), task.abort_handle());
     }
@@ -176,7 +239,7 @@ impl<A: CaClient + 'static> Manager<A> {
 }
 
 async fn renew<A: CaClient>(
-    a: &A,
+    ca: &A,
     table: &watch::Sender<Arc<Table>>,
     slots: &Semaphore,
     (ttl, cluster): (u64, &str),
@@ -189,27 +252,27 @@ async fn renew<A: CaClient>(
         let result = {
             let _slot = slots.acquire().await;
             // One that is revoked already is none: who has the same lists takes it for nothing.
-            fetch(a, ttl, cluster, &id, revocation).await.and_then(|c| match c.revoked() {
-                Some(why) => Err(why.to_string()),
+            fetch(ca, ttl, cluster, &id, revocation).await.and_then(|c| match c.revoked() {
+                Some(why) => Err(CertificateError::Revoked(why)),
                 None => Ok(c),
             })
         };
-        let (pause, c) = match result {
+        let (pause, credentials) = match result {
             Ok(c) => {
                 backoff.reset();
                 let pause = until_renewal(SystemTime::now(), c.not_after, rand::rng().random_range(0.0..1.0));
                 tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate is here");
-                let c = Arc::new(c);
+                let credentials = Arc::new(c);
                 table.send_modify(|t| {
                     let mut new = (**t).clone();
-                    new.insert(id.clone(), c.clone());
+                    new.insert(id.clone(), credentials.clone());
                     *t = Arc::new(new);
                 });
-                (pause, c)
+                (pause, credentials)
             }
             Err(e) => {
                 let pause = backoff.next_delay();
-                tracing::warn!(identity = %id, error = e, retry_ms = pause.as_millis() as u64, "no certificate; one that is still valid stays in use");
+                tracing::warn!(identity = %id, error = %e, retry_ms = pause.as_millis() as u64, "no certificate; one that is still valid stays in use");
                 stream.mark_unchanged();
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -224,7 +287,9 @@ async fn renew<A: CaClient>(
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            why = c.until_revoked() => tracing::warn!(identity = %id, "our own certificate: {why}; asking for another"),
+            why = credentials.until_revoked() => {
+                tracing::warn!(identity = %id, "our own certificate: {why}; asking for another");
+            }
         }
     }
 }
@@ -246,42 +311,37 @@ fn until_renewal(now: SystemTime, end: SystemTime, chance: f64) -> Duration {
 }
 
 async fn fetch<A: CaClient>(
-    a: &A,
+    ca: &A,
     ttl: u64,
     cluster: &str,
     id: &Identity,
     revocation: &Revocation,
-) -> Result<Credentials, String> {
-    if let Some(dir) = a.directory() {
+) -> Result<Credentials, CertificateError> {
+    if let Some(dir) = ca.directory() {
         return certificate(dir, id, revocation);
     }
-    let key = rcgen::KeyPair::generate().map_err(|e| format!("key: {e}"))?;
-    let mut p = rcgen::CertificateParams::default();
-    p.distinguished_name = rcgen::DistinguishedName::new();
-    p.subject_alt_names = vec![rcgen::SanType::URI(id.to_string().try_into().map_err(|e| format!("{e}"))?)];
-    let csr = p.serialize_request(&key).and_then(|r| r.pem()).map_err(|e| format!("csr: {e}"))?;
+    let key = rcgen::KeyPair::generate().map_err(CertificateError::Key)?;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.subject_alt_names = vec![rcgen::SanType::URI(id.to_string().try_into().map_err(CertificateError::Name)?)];
+    let csr = params.serialize_request(&key).and_then(|r| r.pem()).map_err(CertificateError::Request)?;
     let value = |s: String| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s)) };
     let fields = [("ImpersonatedIdentity".to_string(), value(id.to_string()))].into();
-    let metadata = a.impersonates().then_some(prost_types::Struct { fields });
-    let mut r = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata });
-    let token = a.token()?.parse::<tonic::metadata::MetadataValue<_>>();
-    r.metadata_mut().insert("authorization", {
-        let t = token.map_err(|_| "the token has characters that no header may have".to_string())?;
-        format!("Bearer {}", t.to_str().unwrap_or("")).parse().map_err(|_| "token".to_string())?
+    let metadata = ca.impersonates().then_some(prost_types::Struct { fields });
+    let mut request = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata });
+    let token = ca.token()?.parse::<tonic::metadata::MetadataValue<_>>();
+    request.metadata_mut().insert("authorization", {
+        let token = token.map_err(|_| CertificateError::Token)?;
+        format!("Bearer {}", token.to_str().unwrap_or("")).parse().map_err(|_| CertificateError::Token)?
     });
     if let Ok(c) = cluster.parse() {
-        r.metadata_mut().insert("clusterid", c);
+        request.metadata_mut().insert("clusterid", c);
     }
-    r.set_timeout(Duration::from_secs(10));
-    let mut client = IstioCertificateServiceClient::new(a.connect().await?);
-    let chain = client
-        .create_certificate(r)
-        .await
-        .map_err(|s| format!("{}: {}", s.code(), s.message()))?
-        .into_inner()
-        .cert_chain;
-    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    Credentials::enforcing(id.clone(), &chain, key, revocation.clone()).map_err(|e| e.to_string())
+    request.set_timeout(Duration::from_secs(10));
+    let mut client = IstioCertificateServiceClient::new(ca.connect().await?);
+    let chain = client.create_certificate(request).await.map_err(CertificateError::Refused)?.into_inner().cert_chain;
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    Ok(Credentials::enforcing(id.clone(), &chain, key, revocation.clone())?)
 }
 
 /// The certificate of an identity, from `DIR/TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT/` with the files that Istio mounts:
@@ -289,21 +349,21 @@ async fn fetch<A: CaClient>(
 ///
 /// # Errors
 /// Names the file that is missing or wrong.
-pub fn certificate(dir: &std::path::Path, id: &Identity, revocation: &Revocation) -> Result<Credentials, String> {
-    use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+pub fn certificate(dir: &Path, id: &Identity, revocation: &Revocation) -> Result<Credentials, CertificateError> {
+    use pem::PemObject;
     let dir = dir.join(id.trust_domain()).join("ns").join(id.namespace()).join("sa").join(id.service_account());
-    let file = |n: &str| {
-        let p = dir.join(n);
-        std::fs::read_to_string(&p).map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", p.display()))
+    let file = |name: &str| {
+        let path = dir.join(name);
+        std::fs::read_to_string(&path).map_err(|error| CertificateError::File { path, error })
     };
     let chain = [file("cert-chain.pem")?, file("root-cert.pem")?];
     let key = PrivateKeyDer::from_pem_slice(file("key.pem")?.as_bytes())
-        .map_err(|e| format!("{} (KARST_LOCAL_CERTS): {e}", dir.join("key.pem").display()))?;
-    let c = Credentials::enforcing(id.clone(), &chain, key, revocation.clone())
-        .map_err(|e| format!("{}: {e}", dir.display()))?;
-    match c.not_after > SystemTime::now() {
-        true => Ok(c),
-        false => Err(format!("{}: the certificate has expired", dir.join("cert-chain.pem").display())),
+        .map_err(|error| CertificateError::KeyFile { path: dir.join("key.pem"), error })?;
+    let credentials = Credentials::enforcing(id.clone(), &chain, key, revocation.clone())
+        .map_err(|error| CertificateError::Directory { path: dir.clone(), error })?;
+    match credentials.not_after > SystemTime::now() {
+        true => Ok(credentials),
+        false => Err(CertificateError::Expired(dir.join("cert-chain.pem"))),
     }
 }
 

@@ -8,12 +8,61 @@ use karst_api::{
     workload::{self as pb, gateway_address::Destination},
 };
 use karst_core::{
-    Cidr, Identity,
+    Cidr, Identity, IdentityError,
     addr::{CidrError, ip_from_bytes},
 };
 use karst_policy::{Policy, Scope};
 use prost::Message;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+/// Why a resource of the control plane cannot be taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum ResourceError {
+    #[error("not an istio.workload.Address: {0}")]
+    Address(prost::DecodeError),
+    #[error("is neither workload nor service")]
+    NoType,
+    #[error("workload without uid")]
+    NoUid,
+    #[error("workload {uid}: {fault}")]
+    Workload { uid: String, fault: FieldError },
+    #[error("service {hostname}: {fault}")]
+    Service { hostname: String, fault: FieldError },
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    #[error("not a karst.route.v1.PodRanges: {0}")]
+    PodRanges(prost::DecodeError),
+    #[error(transparent)]
+    PodRange(#[from] CidrError),
+}
+
+/// What is wrong with a field of a workload or a service.
+#[derive(Debug, thiserror::Error)]
+pub enum FieldError {
+    #[error("an address has {0} bytes")]
+    AddressLength(usize),
+    #[error("prefix length {0}")]
+    PrefixLength(u32),
+    #[error("load balancing mode {0} is not known")]
+    Mode(i32),
+    #[error("tunnel protocol {0} is not supported")]
+    TunnelProtocol(i32),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("which pod it is cannot be read: {0}")]
+    Pod(prost::DecodeError),
+}
+
+/// What is wrong with the address of a gateway or waypoint.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("gateway address is malformed")]
+    Address,
+    #[error("gateway destination is not known")]
+    Destination,
+    #[error("gateway port {0}")]
+    Port(u32),
+}
 
 /// Service port and target port, of each port.
 pub type Ports = Vec<(u16, u16)>;
@@ -93,10 +142,10 @@ pub struct OwnPod<'a> {
 impl OwnPod<'_> {
     /// Is this workload that pod? A name is used again, by a pod of another uid and maybe another account: that is another pod,
     /// and nothing that was said of the one holds for the other.
-    pub fn is(&self, w: &Workload) -> bool {
-        let same = self.uid.is_none_or(|u| w.pod_uid.is_empty() || *w.pod_uid == *u);
-        let named = *w.namespace == *self.namespace && *w.name == *self.name;
-        same && named && w.is_pod() && w.identity.service_account() == self.account
+    pub fn is(&self, workload: &Workload) -> bool {
+        let same = self.uid.is_none_or(|u| workload.pod_uid.is_empty() || *workload.pod_uid == *u);
+        let named = *workload.namespace == *self.namespace && *workload.name == *self.name;
+        same && named && workload.is_pod() && workload.identity.service_account() == self.account
     }
 }
 
@@ -116,29 +165,29 @@ impl Workload {
         self.uid.contains("/Pod/")
     }
     /// A pod of this node that the control plane has not told of, from what the agent says.
-    pub fn unannounced(a: Announced<'_>) -> Self {
+    pub fn unannounced(announced: Announced<'_>) -> Self {
         Self {
-            uid: format!("{}//Pod/{}/{}", a.cluster, a.namespace, a.name).into(),
+            uid: format!("{}//Pod/{}/{}", announced.cluster, announced.namespace, announced.name).into(),
             pod_uid: "".into(),
-            name: a.name.into(),
-            namespace: a.namespace.into(),
+            name: announced.name.into(),
+            namespace: announced.namespace.into(),
             ips: vec![],
             hostname: "".into(),
-            network: a.network.into(),
+            network: announced.network.into(),
             hbone: true,
             native_tunnel: false,
-            identity: a.identity,
+            identity: announced.identity,
             waypoint: None,
-            node: a.node.into(),
-            workload_name: a.name.into(),
+            node: announced.node.into(),
+            workload_name: announced.name.into(),
             workload_type: "pod",
-            canonical_name: a.name.into(),
+            canonical_name: announced.name.into(),
             canonical_revision: "latest".into(),
             policies: vec![],
             dry_runs: vec![],
             healthy: true,
             draining: false,
-            cluster: a.cluster.into(),
+            cluster: announced.cluster.into(),
             region: "".into(),
             zone: "".into(),
             subzone: "".into(),
@@ -274,8 +323,8 @@ impl Snapshot {
     pub fn service(&self, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
         let visible = |s: &&Arc<Service>| !s.private || *s.namespace == *client_namespace;
         let by_vip = self.by_vip.get(&ip).into_iter().flatten().filter_map(|k| self.services.get(k)).filter(visible);
-        if let Some(s) = by_vip.max_by_key(|s| (*s.namespace == *client_namespace, s.canonical)) {
-            return Some(s);
+        if let Some(service) = by_vip.max_by_key(|s| (*s.namespace == *client_namespace, s.canonical)) {
+            return Some(service);
         }
         let in_range = self.ranges.iter().filter(|(c, _)| c.contains(ip));
         let known = in_range.filter_map(|(c, k)| Some((c, self.services.get(k)?))).filter(|(_, s)| visible(s));
@@ -289,13 +338,13 @@ impl Snapshot {
     }
     /// The policies that apply to a workload; Err names one that has not arrived. One in dry run is not waited for. (One that was
     /// in dry run and is now enforced applies at once, though the workload has it among the former still.)
-    pub fn policies_of<'a>(&'a self, w: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
+    pub fn policies_of<'a>(&'a self, workload: &'a Workload) -> Result<Vec<&'a Policy>, Arc<str>> {
         let mut out: Vec<&Policy> = self.globals.iter().map(|p| &**p).collect();
-        out.extend(self.by_namespace.get(&w.namespace).into_iter().flatten().map(|p| &**p));
-        for k in &w.policies {
-            out.push(self.policies.get(k).ok_or_else(|| k.clone())?);
+        out.extend(self.by_namespace.get(&workload.namespace).into_iter().flatten().map(|p| &**p));
+        for key in &workload.policies {
+            out.push(self.policies.get(key).ok_or_else(|| key.clone())?);
         }
-        out.extend(w.dry_runs.iter().filter_map(|k| self.policies.get(k)).map(|p| &**p));
+        out.extend(workload.dry_runs.iter().filter_map(|k| self.policies.get(k)).map(|p| &**p));
         Ok(out)
     }
 
@@ -314,8 +363,8 @@ impl Snapshot {
             let here = *p.namespace == *namespace || *p.namespace == *self.root || k.ends_with(STATIC_STRICT);
             p.scope == Scope::WorkloadSelector && !p.dry_run && here
         };
-        if let Some((k, _)) = self.policies.iter().find(open) {
-            return Err(k.clone());
+        if let Some((key, _)) = self.policies.iter().find(open) {
+            return Err(key.clone());
         }
         let own = self.by_namespace.get(namespace).into_iter().flatten();
         Ok(self.globals.iter().chain(own).map(|p| &**p).collect())
@@ -325,9 +374,8 @@ impl Snapshot {
     ///
     /// # Errors
     /// If it cannot be read; the state is then as before.
-    pub fn put_address(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
-        let a = pb::Address::decode(bytes).map_err(|e| format!("not an istio.workload.Address: {e}"))?;
-        match a.r#type {
+    pub fn put_address(&mut self, name: &str, bytes: &[u8]) -> Result<(), ResourceError> {
+        match pb::Address::decode(bytes).map_err(ResourceError::Address)?.r#type {
             Some(pb::address::Type::Workload(w)) => {
                 let w = workload(w)?;
                 self.remove_address(name);
@@ -338,46 +386,46 @@ impl Snapshot {
                 self.remove_address(name);
                 self.add_service(s);
             }
-            None => return Err("is neither workload nor service".into()),
+            None => return Err(ResourceError::NoType),
         }
         Ok(())
     }
     /// Removes an address resource.
     pub fn remove_address(&mut self, name: &str) {
-        if let Some(w) = self.workloads.remove(name) {
-            forget(&mut self.by_name, &format!("{}/{}", w.namespace, w.name), name);
-            for ip in &w.ips {
+        if let Some(workload) = self.workloads.remove(name) {
+            forget(&mut self.by_name, &format!("{}/{}", workload.namespace, workload.name), name);
+            for ip in &workload.ips {
                 forget(&mut self.by_ip, ip, name);
             }
-            for (key, _) in &w.services {
-                if let Some(e) = self.endpoints.get_mut(key) {
-                    e.remove(name);
+            for (key, _) in &workload.services {
+                if let Some(endpoints) = self.endpoints.get_mut(key) {
+                    endpoints.remove(name);
                 }
             }
         }
-        if let Some(s) = self.services.remove(name) {
-            for ip in &s.vips {
+        if let Some(service) = self.services.remove(name) {
+            for ip in &service.vips {
                 forget(&mut self.by_vip, ip, name);
             }
-            forget(&mut self.by_host, &s.hostname, name);
+            forget(&mut self.by_host, &service.hostname, name);
             self.ranges.retain(|(_, k)| **k != *name);
         }
     }
-    fn add_workload(&mut self, w: Workload) {
-        let uid = w.uid.clone();
-        if w.is_pod() {
-            self.by_name.entry(format!("{}/{}", w.namespace, w.name)).or_default().push(uid.clone());
+    fn add_workload(&mut self, workload: Workload) {
+        let uid = workload.uid.clone();
+        if workload.is_pod() {
+            self.by_name.entry(format!("{}/{}", workload.namespace, workload.name)).or_default().push(uid.clone());
         }
         // A host network pod shares its node's address, which is nobody's in particular.
-        if !w.host_network && w.network == self.network {
-            for ip in &w.ips {
+        if !workload.host_network && workload.network == self.network {
+            for ip in &workload.ips {
                 self.by_ip.entry(*ip).or_default().push(uid.clone());
             }
         }
-        for (key, ports) in &w.services {
+        for (key, ports) in &workload.services {
             self.endpoints.entry(key.clone()).or_default().insert(uid.clone(), ports.as_slice().into());
         }
-        self.workloads.insert(uid, Arc::new(w));
+        self.workloads.insert(uid, Arc::new(workload));
     }
     /// For who serves what is sent to single pods (a waypoint): a workload that is bound to a waypoint gets a service that stands for
     /// it alone, without name or address; one that is not has none any more.
@@ -385,19 +433,19 @@ impl Snapshot {
         let key = Service::workload_service(uid);
         self.services.remove(&key);
         self.endpoints.remove(&key);
-        let Some(w) = self.workloads.get(uid) else { return };
-        let Some(g) = w.waypoint.clone() else { return };
-        let s = Service {
+        let Some(workload) = self.workloads.get(uid) else { return };
+        let Some(gateway) = workload.waypoint.clone() else { return };
+        let service = Service {
             key: key.clone(),
-            name: w.name.clone(),
-            namespace: w.namespace.clone(),
+            name: workload.name.clone(),
+            namespace: workload.namespace.clone(),
             hostname: "".into(),
             vips: vec![],
             ranges: vec![],
             ports: vec![],
             protocols: vec![],
             sans: vec![],
-            waypoints: vec![(g, 1)],
+            waypoints: vec![(gateway, 1)],
             mode: Mode::Any,
             scopes: vec![],
             only_healthy: false,
@@ -407,25 +455,25 @@ impl Snapshot {
             affinity: None,
         };
         let ports: &[(u16, u16)] = &[];
-        self.endpoints.entry(key.clone()).or_default().insert(w.uid.clone(), ports.into());
-        self.services.insert(key, Arc::new(s));
+        self.endpoints.entry(key.clone()).or_default().insert(workload.uid.clone(), ports.into());
+        self.services.insert(key, Arc::new(service));
     }
-    fn add_service(&mut self, s: Service) {
-        for ip in &s.vips {
-            self.by_vip.entry(*ip).or_default().push(s.key.clone());
+    fn add_service(&mut self, service: Service) {
+        for ip in &service.vips {
+            self.by_vip.entry(*ip).or_default().push(service.key.clone());
         }
-        self.by_host.entry(s.hostname.clone()).or_default().push(s.key.clone());
-        self.ranges.extend(s.ranges.iter().map(|c| (*c, s.key.clone())));
-        self.services.insert(s.key.clone(), Arc::new(s));
+        self.by_host.entry(service.hostname.clone()).or_default().push(service.key.clone());
+        self.ranges.extend(service.ranges.iter().map(|c| (*c, service.key.clone())));
+        self.services.insert(service.key.clone(), Arc::new(service));
     }
     /// Takes in what a node's pods have their addresses from.
     ///
     /// # Errors
     /// If it cannot be read; the state is then as before.
-    pub fn put_pod_ranges(&mut self, node: &str, bytes: &[u8]) -> Result<(), String> {
-        let told = PodRanges::decode(bytes).map_err(|e| format!("not a karst.route.v1.PodRanges: {e}"))?;
+    pub fn put_pod_ranges(&mut self, node: &str, bytes: &[u8]) -> Result<(), ResourceError> {
+        let told = PodRanges::decode(bytes).map_err(ResourceError::PodRanges)?;
         let new: Result<Vec<Cidr>, CidrError> = told.ranges.iter().map(|t| t.parse()).collect();
-        self.replace_pod_ranges(node, &new.map_err(|e| e.to_string())?);
+        self.replace_pod_ranges(node, &new?);
         Ok(())
     }
     /// Removes what a node's pods have had their addresses from.
@@ -437,8 +485,8 @@ impl Snapshot {
         self.pod_ranges = others.chain(new.iter().map(|c| (node.into(), *c))).collect();
     }
     /// Takes in one policy.
-    pub fn put_policy(&mut self, name: &str, p: Policy) {
-        self.policies.insert(name.into(), Arc::new(p));
+    pub fn put_policy(&mut self, name: &str, policy: Policy) {
+        self.policies.insert(name.into(), Arc::new(policy));
         self.index_policies();
     }
     /// Removes a policy.
@@ -449,41 +497,40 @@ impl Snapshot {
     fn index_policies(&mut self) {
         self.globals = self.policies.values().filter(|p| p.scope == Scope::Global).cloned().collect();
         self.by_namespace = HashMap::new();
-        for p in self.policies.values().filter(|p| p.scope == Scope::Namespace) {
-            self.by_namespace.entry(p.namespace.clone()).or_default().push(p.clone());
+        for policy in self.policies.values().filter(|policy| policy.scope == Scope::Namespace) {
+            self.by_namespace.entry(policy.namespace.clone()).or_default().push(policy.clone());
         }
     }
 
-    fn convert_service(&self, s: pb::Service) -> Result<Service, String> {
+    fn convert_service(&self, service: pb::Service) -> Result<Service, ResourceError> {
         use pb::load_balancing as lb;
+        let wrong = |fault| ResourceError::Service { hostname: service.hostname.clone(), fault };
         let (mut vips, mut ranges) = (Vec::new(), Vec::new());
-        for a in s.addresses.iter().filter(|a| *a.network == *self.network) {
-            let ip = ip_from_bytes(&a.address)
-                .ok_or_else(|| format!("service {}: an address has {} bytes", s.hostname, a.address.len()))?;
-            match a.length {
+        for address in service.addresses.iter().filter(|address| *address.network == *self.network) {
+            let ip = ip_from_bytes(&address.address)
+                .ok_or_else(|| wrong(FieldError::AddressLength(address.address.len())))?;
+            match address.length {
                 None => vips.push(ip),
-                Some(l) => ranges.push(
-                    u8::try_from(l)
-                        .ok()
-                        .and_then(|l| Cidr::new(ip, l))
-                        .ok_or_else(|| format!("service {}: prefix length {l}", s.hostname))?,
-                ),
+                Some(length) => {
+                    let range = u8::try_from(length).ok().and_then(|length| Cidr::new(ip, length));
+                    ranges.push(range.ok_or_else(|| wrong(FieldError::PrefixLength(length)))?);
+                }
             }
         }
         let mut waypoints = Vec::new();
-        for w in &s.weighted_waypoints {
-            waypoints.extend(gateway(w.destination.as_ref())?.map(|g| (g, w.weight)));
+        for waypoint in &service.weighted_waypoints {
+            waypoints.extend(gateway(waypoint.destination.as_ref())?.map(|g| (g, waypoint.weight)));
         }
         if waypoints.is_empty() {
-            waypoints.extend(gateway(s.waypoint.as_ref())?.map(|g| (g, 1)));
+            waypoints.extend(gateway(service.waypoint.as_ref())?.map(|g| (g, 1)));
         }
-        let l = s.load_balancing.unwrap_or_default();
-        let mode = match lb::Mode::try_from(l.mode) {
+        let balancing = service.load_balancing.unwrap_or_default();
+        let mode = match lb::Mode::try_from(balancing.mode) {
             Ok(lb::Mode::UnspecifiedMode) => Mode::Any,
             Ok(lb::Mode::Strict) => Mode::Strict,
             Ok(lb::Mode::Failover) => Mode::Failover,
             Ok(lb::Mode::Passthrough) => Mode::Passthrough,
-            Err(_) => return Err(format!("service {}: load balancing mode {} is not known", s.hostname, l.mode)),
+            Err(_) => return Err(wrong(FieldError::Mode(balancing.mode))),
         };
         let scope = |n: &i32| match lb::Scope::try_from(*n) {
             Ok(lb::Scope::Region) => Some(LocalityScope::Region),
@@ -495,131 +542,131 @@ impl Snapshot {
             Ok(lb::Scope::UnspecifiedScope) | Err(_) => None,
         };
         Ok(Service {
-            key: format!("{}/{}", s.namespace, s.hostname).into(),
-            name: s.name.into(),
-            namespace: s.namespace.into(),
-            hostname: s.hostname.into(),
+            key: format!("{}/{}", service.namespace, service.hostname).into(),
+            name: service.name.into(),
+            namespace: service.namespace.into(),
+            hostname: service.hostname.into(),
             vips,
             ranges,
-            ports: ports(&s.ports),
-            protocols: protocols(&s.ports),
-            sans: s.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
+            ports: ports(&service.ports),
+            protocols: protocols(&service.ports),
+            sans: service.subject_alt_names.iter().filter_map(|x| x.parse().ok()).collect(),
             waypoints,
             mode,
-            scopes: l.routing_preference.iter().filter_map(scope).collect(),
-            only_healthy: l.health_policy == lb::HealthPolicy::OnlyHealthy as i32,
-            canonical: s.canonical,
-            private: s.visibility != pb::Visibility::Public as i32,
-            ingress_waypoint: s.ingress_use_waypoint,
-            affinity: Some(s.karst_session_affinity_seconds).filter(|n| *n > 0).map(|n| Duration::from_secs(n.into())),
+            scopes: balancing.routing_preference.iter().filter_map(scope).collect(),
+            only_healthy: balancing.health_policy == lb::HealthPolicy::OnlyHealthy as i32,
+            canonical: service.canonical,
+            private: service.visibility != pb::Visibility::Public as i32,
+            ingress_waypoint: service.ingress_use_waypoint,
+            affinity: Some(service.karst_session_affinity_seconds)
+                .filter(|n| *n > 0)
+                .map(|n| Duration::from_secs(n.into())),
         })
     }
 }
 
-fn forget<K: Clone + Eq + std::hash::Hash>(m: &mut HashMap<K, Vec<Arc<str>>>, k: &K, name: &str) {
-    if let Some(v) = m.get_mut(k) {
-        v.retain(|x| **x != *name);
-        if v.is_empty() {
-            m.remove(k);
+fn forget<K: Clone + Eq + std::hash::Hash>(index: &mut HashMap<K, Vec<Arc<str>>>, key: &K, name: &str) {
+    if let Some(names) = index.get_mut(key) {
+        names.retain(|x| **x != *name);
+        if names.is_empty() {
+            index.remove(key);
         }
     }
 }
 
-fn ports(p: &[pb::Port]) -> Vec<(u16, u16)> {
+fn ports(ports: &[pb::Port]) -> Vec<(u16, u16)> {
     let port = |n: u32| u16::try_from(n).ok();
-    p.iter().filter_map(|p| Some((port(p.service_port)?, port(p.target_port)?))).collect()
+    ports.iter().filter_map(|p| Some((port(p.service_port)?, port(p.target_port)?))).collect()
 }
 
-fn protocols(p: &[pb::Port]) -> Vec<(u16, pb::AppProtocol)> {
-    p.iter().filter_map(|p| Some((u16::try_from(p.service_port).ok()?, p.app_protocol()))).collect()
+fn protocols(ports: &[pb::Port]) -> Vec<(u16, pb::AppProtocol)> {
+    ports.iter().filter_map(|p| Some((u16::try_from(p.service_port).ok()?, p.app_protocol()))).collect()
 }
 
-fn gateway(g: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, String> {
-    let Some(g) = g else { return Ok(None) };
-    let to = match &g.destination {
+fn gateway(address: Option<&pb::GatewayAddress>) -> Result<Option<Gateway>, GatewayError> {
+    let Some(address) = address else { return Ok(None) };
+    let to = match &address.destination {
         Some(Destination::Hostname(h)) => GatewayTo::Service(format!("{}/{}", h.namespace, h.hostname).into()),
-        Some(Destination::Address(a)) => {
-            GatewayTo::Address(ip_from_bytes(&a.address).ok_or("gateway address is malformed")?)
-        }
+        Some(Destination::Address(a)) => GatewayTo::Address(ip_from_bytes(&a.address).ok_or(GatewayError::Address)?),
         // Something is asked for that we do not understand: it must not be passed by.
-        None => return Err("gateway destination is not known".into()),
+        None => return Err(GatewayError::Destination),
     };
-    let port = match g.hbone_mtls_port {
+    let port = match address.hbone_mtls_port {
         0 => karst_hbone::PORT,
-        n => u16::try_from(n).map_err(|_| format!("gateway port {n}"))?,
+        n => u16::try_from(n).map_err(|_| GatewayError::Port(n))?,
     };
     Ok(Some(Gateway { to, port }))
 }
 
-fn workload(w: pb::Workload) -> Result<Workload, String> {
+fn workload(workload: pb::Workload) -> Result<Workload, ResourceError> {
     let or = |s: String, default: &str| if s.is_empty() { default.to_string() } else { s };
-    let ip =
-        |b: &Bytes| ip_from_bytes(b).ok_or_else(|| format!("workload {}: an address has {} bytes", w.uid, b.len()));
-    let ips: Vec<IpAddr> = w.addresses.iter().map(|b| ip(&Bytes::from(b.to_vec()))).collect::<Result<_, _>>()?;
-    let hbone = match pb::TunnelProtocol::try_from(w.tunnel_protocol) {
+    let wrong = |fault| ResourceError::Workload { uid: workload.uid.clone(), fault };
+    let ip = |bytes: &Bytes| ip_from_bytes(bytes).ok_or_else(|| wrong(FieldError::AddressLength(bytes.len())));
+    let ips: Vec<IpAddr> = workload.addresses.iter().map(|b| ip(&Bytes::from(b.to_vec()))).collect::<Result<_, _>>()?;
+    let hbone = match pb::TunnelProtocol::try_from(workload.tunnel_protocol) {
         Ok(pb::TunnelProtocol::None) => false,
         Ok(pb::TunnelProtocol::Hbone) => true,
         Ok(pb::TunnelProtocol::LegacyIstioMtls) | Err(_) => {
-            return Err(format!("workload {}: tunnel protocol {} is not supported", w.uid, w.tunnel_protocol));
+            return Err(wrong(FieldError::TunnelProtocol(workload.tunnel_protocol)));
         }
     };
-    if w.uid.is_empty() {
-        return Err("workload without uid".into());
+    if workload.uid.is_empty() {
+        return Err(ResourceError::NoUid);
     }
-    let trust_domain = or(w.trust_domain, "cluster.local");
-    let account = or(w.service_account, "default");
-    let identity =
-        Identity::new(&trust_domain, &w.namespace, &account).map_err(|e| format!("workload {}: {e}", w.uid))?;
-    let workload_type = match pb::WorkloadType::try_from(w.workload_type) {
+    let trust_domain = or(workload.trust_domain, "cluster.local");
+    let account = or(workload.service_account, "default");
+    let identity = Identity::new(&trust_domain, &workload.namespace, &account).map_err(|e| wrong(e.into()))?;
+    let workload_type = match pb::WorkloadType::try_from(workload.workload_type) {
         Ok(pb::WorkloadType::Deployment) => "deployment",
         Ok(pb::WorkloadType::Cronjob) => "cronjob",
         Ok(pb::WorkloadType::Job) => "job",
         Ok(pb::WorkloadType::Pod) | Err(_) => "pod",
     };
-    let place = w.locality.unwrap_or_default();
-    let cluster = or(w.cluster_id, "Kubernetes");
+    let place = workload.locality.unwrap_or_default();
+    let cluster = or(workload.cluster_id, "Kubernetes");
     let baggage = baggage(
         &cluster,
-        &w.namespace,
+        &workload.namespace,
         workload_type,
-        &w.workload_name,
-        &w.canonical_name,
-        &w.canonical_revision,
+        &workload.workload_name,
+        &workload.canonical_name,
+        &workload.canonical_revision,
         &place,
     );
-    let pod_uid = pod_uid(&w.extensions).map_err(|e| format!("workload {}: {e}", w.uid))?;
-    let mut services: Vec<Membership> = w.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
+    let pod_uid = pod_uid(&workload.extensions).map_err(wrong)?;
+    let mut services: Vec<Membership> =
+        workload.services.iter().map(|(k, v)| (k.as_str().into(), ports(&v.ports))).collect();
     services.sort();
     Ok(Workload {
-        uid: w.uid.into(),
+        uid: workload.uid.into(),
         pod_uid,
-        name: w.name.into(),
-        namespace: w.namespace.into(),
+        name: workload.name.into(),
+        namespace: workload.namespace.into(),
         ips,
-        hostname: w.hostname.into(),
-        network: w.network.into(),
+        hostname: workload.hostname.into(),
+        network: workload.network.into(),
         hbone,
-        native_tunnel: w.native_tunnel,
+        native_tunnel: workload.native_tunnel,
         identity,
-        waypoint: gateway(w.waypoint.as_ref())?,
-        node: w.node.into(),
-        workload_name: w.workload_name.into(),
+        waypoint: gateway(workload.waypoint.as_ref())?,
+        node: workload.node.into(),
+        workload_name: workload.workload_name.into(),
         workload_type,
-        canonical_name: w.canonical_name.into(),
-        canonical_revision: w.canonical_revision.into(),
-        policies: w.authorization_policies.into_iter().map(Into::into).collect(),
-        dry_runs: w.karst_dry_run_policies.into_iter().map(Into::into).collect(),
+        canonical_name: workload.canonical_name.into(),
+        canonical_revision: workload.canonical_revision.into(),
+        policies: workload.authorization_policies.into_iter().map(Into::into).collect(),
+        dry_runs: workload.karst_dry_run_policies.into_iter().map(Into::into).collect(),
         // An unknown status is not healthy.
-        healthy: w.status == pb::WorkloadStatus::Healthy as i32,
-        draining: w.status != pb::WorkloadStatus::Healthy as i32 && is_draining(&w.extensions),
+        healthy: workload.status == pb::WorkloadStatus::Healthy as i32,
+        draining: workload.status != pb::WorkloadStatus::Healthy as i32 && is_draining(&workload.extensions),
         cluster: cluster.into(),
         region: place.region.into(),
         zone: place.zone.into(),
         subzone: place.subzone.into(),
-        host_network: w.network_mode == pb::NetworkMode::HostNetwork as i32,
-        capacity: w.capacity.unwrap_or(1),
+        host_network: workload.network_mode == pb::NetworkMode::HostNetwork as i32,
+        capacity: workload.capacity.unwrap_or(1),
         services,
-        labels: labels(&w.extensions),
+        labels: labels(&workload.extensions),
         baggage,
     })
 }
@@ -637,14 +684,14 @@ fn is_draining(all: &[pb::Extension]) -> bool {
 
 /// The labels that our own controller tells.
 fn labels(all: &[pb::Extension]) -> Arc<BTreeMap<String, String>> {
-    let Some(c) = extension(all, karst_api::LABELS_TYPE) else { return Arc::default() };
-    karst_api::route::Labels::decode(c).map(|l| Arc::new(l.labels)).unwrap_or_default()
+    let Some(config) = extension(all, karst_api::LABELS_TYPE) else { return Arc::default() };
+    karst_api::route::Labels::decode(config).map(|l| Arc::new(l.labels)).unwrap_or_default()
 }
 
 /// Which pod it is, as our own controller tells.
-fn pod_uid(all: &[pb::Extension]) -> Result<Arc<str>, String> {
-    let Some(c) = extension(all, karst_api::POD_TYPE) else { return Ok("".into()) };
-    let pod = karst_api::route::Pod::decode(c).map_err(|e| format!("which pod it is cannot be read: {e}"))?;
+fn pod_uid(all: &[pb::Extension]) -> Result<Arc<str>, FieldError> {
+    let Some(config) = extension(all, karst_api::POD_TYPE) else { return Ok("".into()) };
+    let pod = karst_api::route::Pod::decode(config).map_err(FieldError::Pod)?;
     Ok(karst_core::zds_uid(&pod.uid).into())
 }
 
@@ -659,7 +706,7 @@ fn baggage(
 ) -> Option<HeaderValue> {
     let mut out = String::new();
     let kind_key = format!("k8s.{kind}.name");
-    for (k, v) in [
+    for (key, value) in [
         ("k8s.cluster.name", cluster),
         ("k8s.namespace.name", ns),
         (&kind_key, name),
@@ -668,13 +715,13 @@ fn baggage(
         ("cloud.region", &place.region),
         ("cloud.availability_zone", &place.zone),
     ] {
-        if !v.is_empty() {
+        if !value.is_empty() {
             if !out.is_empty() {
                 out.push(',');
             }
-            out.push_str(k);
+            out.push_str(key);
             out.push('=');
-            out.push_str(v);
+            out.push_str(value);
         }
     }
     HeaderValue::try_from(out).ok()
@@ -765,7 +812,7 @@ mod tests {
     fn what_is_not_understood_is_refused() {
         let mut w = pod("a", "10.0.0.1", &[]);
         w.tunnel_protocol = 9;
-        assert!(workload(w).unwrap_err().contains("tunnel protocol"));
+        assert!(workload(w).unwrap_err().to_string().contains("tunnel protocol"));
         let mut w = pod("a", "10.0.0.1", &[]);
         w.waypoint = Some(pb::GatewayAddress::default());
         assert!(workload(w).is_err());
@@ -801,7 +848,7 @@ mod tests {
         }
         let mut w = with_uid(pod("a", "10.0.0.1", &[]), "");
         w.extensions[0].config.as_mut().unwrap().value = vec![0xff];
-        assert!(workload(w).unwrap_err().contains("which pod"));
+        assert!(workload(w).unwrap_err().to_string().contains("which pod"));
     }
 
     #[test]

@@ -72,25 +72,25 @@ pub struct Table(Mutex<HashMap<Key, Arc<Traffic>>>);
 
 impl Table {
     /// The series of a connection. `flag`: Envoy's response flags, or ztunnel's.
-    pub fn series(&self, b: &Between<'_>, flag: &'static str) -> Arc<Traffic> {
+    pub fn series(&self, between: &Between<'_>, flag: &'static str) -> Arc<Traffic> {
         let key = Key {
-            reporter: b.reporter,
-            source: b.source.map(|w| w.uid.clone()),
-            destination: b.destination.map(|w| w.uid.clone()),
-            service: b.service.map(|s| s.key.clone()),
+            reporter: between.reporter,
+            source: between.source.map(|w| w.uid.clone()),
+            destination: between.destination.map(|w| w.uid.clone()),
+            service: between.service.map(|s| s.key.clone()),
             flag,
-            mtls: b.mtls,
-            security: b.security,
+            mtls: between.mtls,
+            security: between.security,
         };
-        let mut m = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(t) = m.get(&key) {
-            return t.clone();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(traffic) = all.get(&key) {
+            return traffic.clone();
         }
-        if m.len() >= MAX_SERIES {
-            evict(&mut m);
+        if all.len() >= MAX_SERIES {
+            evict(&mut all);
         }
-        let t = Arc::new(Traffic {
-            labels: labels(b, flag),
+        let traffic = Arc::new(Traffic {
+            labels: labels(between, flag),
             opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -98,19 +98,19 @@ impl Table {
             sent: AtomicU64::new(0),
             used: Mutex::new(Instant::now()),
         });
-        m.insert(key, t.clone());
-        t
+        all.insert(key, traffic.clone());
+        traffic
     }
 
     /// Adds them to the metrics page.
     pub fn render(&self, out: &mut String) {
         let mut series: Vec<Arc<Traffic>> = {
-            let mut m = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            m.retain(|_, t| {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, t| {
                 Arc::strong_count(t) > 1
                     || t.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < SERIES_IDLE
             });
-            m.values().cloned().collect()
+            all.values().cloned().collect()
         };
         series.sort_by(|a, b| a.labels.cmp(&b.labels));
         for (name, help, get) in [
@@ -125,10 +125,10 @@ impl Table {
             ("istio_tcp_sent_bytes_total", "Bytes to the client.", |t| &t.sent),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
-            for t in &series {
-                let v = get(t).load(Relaxed);
-                if v > 0 || !name.ends_with("failed_total") {
-                    let _ = writeln!(out, "{name}{{{}}} {v}", t.labels);
+            for traffic in &series {
+                let value = get(traffic).load(Relaxed);
+                if value > 0 || !name.ends_with("failed_total") {
+                    let _ = writeln!(out, "{name}{{{}}} {value}", traffic.labels);
                 }
             }
         }
@@ -142,30 +142,30 @@ impl Traffic {
     }
 }
 
-fn evict(m: &mut HashMap<Key, Arc<Traffic>>) {
-    let mut idle: Vec<(Instant, Key)> = m
+fn evict(all: &mut HashMap<Key, Arc<Traffic>>) {
+    let mut idle: Vec<(Instant, Key)> = all
         .iter()
         .filter(|(_, t)| Arc::strong_count(t) == 1)
         .map(|(k, t)| (*t.used.lock().unwrap_or_else(PoisonError::into_inner), k.clone()))
         .collect();
     idle.sort_by_key(|(t, _)| *t);
-    for (_, k) in idle.iter().take(MAX_SERIES / 10) {
-        m.remove(k);
+    for (_, key) in idle.iter().take(MAX_SERIES / 10) {
+        all.remove(key);
     }
 }
 
-fn labels(b: &Between<'_>, flag: &str) -> String {
+fn labels(between: &Between<'_>, flag: &str) -> String {
     let mut out = String::with_capacity(800);
-    let place = b.source.is_some() || b.destination.is_some();
-    put(&mut out, "reporter", b.reporter);
-    side(&mut out, "source", b.source, b.mtls, place);
-    side(&mut out, "destination", b.destination, b.mtls, place);
-    put(&mut out, "destination_service", b.service.map_or("", |s| &s.hostname));
-    put(&mut out, "destination_service_namespace", b.service.map_or("", |s| &s.namespace));
-    put(&mut out, "destination_service_name", b.service.map_or("", |s| &s.name));
+    let place = between.source.is_some() || between.destination.is_some();
+    put(&mut out, "reporter", between.reporter);
+    side(&mut out, "source", between.source, between.mtls, place);
+    side(&mut out, "destination", between.destination, between.mtls, place);
+    put(&mut out, "destination_service", between.service.map_or("", |s| &s.hostname));
+    put(&mut out, "destination_service_namespace", between.service.map_or("", |s| &s.namespace));
+    put(&mut out, "destination_service_name", between.service.map_or("", |s| &s.name));
     put(&mut out, "request_protocol", "tcp");
     put(&mut out, "response_flags", flag);
-    put(&mut out, "connection_security_policy", b.security);
+    put(&mut out, "connection_security_policy", between.security);
     out
 }
 

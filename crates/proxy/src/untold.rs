@@ -126,9 +126,9 @@ impl Asker {
             }
             sleep_until(self.not_before).await;
             while self.next.len() < MAX_ASKED
-                && let Ok(q) = self.questions.try_recv()
+                && let Ok(question) = self.questions.try_recv()
             {
-                self.next.push(q);
+                self.next.push(question);
             }
             // Who does not wait any more needs no answer.
             self.next.retain(|q| !q.answer.is_closed());
@@ -137,8 +137,8 @@ impl Asker {
             }
             self.not_before = Instant::now() + ASK_PAUSE;
             let open = self.open.get_mut();
-            for q in self.next.drain(..) {
-                open.entry(format!("{}/{}", self.network, q.ip)).or_default().push(q.answer);
+            for question in self.next.drain(..) {
+                open.entry(format!("{}/{}", self.network, question.ip)).or_default().push(question.answer);
             }
             return open.keys().cloned().collect();
         }
@@ -147,8 +147,8 @@ impl Asker {
     /// These names are answered.
     pub fn answered(&self, names: &[String]) {
         let mut open = self.open.borrow_mut();
-        for q in names.iter().filter_map(|n| open.remove(n)).flatten() {
-            let _ = q.send(());
+        for question in names.iter().filter_map(|n| open.remove(n)).flatten() {
+            let _ = question.send(());
         }
     }
 

@@ -22,12 +22,12 @@ pub struct WorkerPool<O>(Vec<WorkerHandle<O>>);
 
 impl<O> WorkerPool<O> {
     /// A pool of `n` workers, and what each of them receives.
-    pub fn new(n: usize) -> (Self, Vec<Receiver<O>>) {
+    pub fn new(count: usize) -> (Self, Vec<Receiver<O>>) {
         let one = |_| {
             let (commands, rx) = mpsc::channel(COMMANDS);
             (WorkerHandle { commands, running: Arc::default() }, rx)
         };
-        let (members, rx) = (0..n).map(one).unzip();
+        let (members, rx) = (0..count).map(one).unzip();
         (Self(members), rx)
     }
 
@@ -43,9 +43,9 @@ impl<O> WorkerPool<O> {
 
     /// Counts one more for a worker.
     pub fn start(&self, worker: usize) -> ConnectionGuard {
-        let r = self.0[worker].running.clone();
-        r.fetch_add(1, Relaxed);
-        ConnectionGuard(r)
+        let running = self.0[worker].running.clone();
+        running.fetch_add(1, Relaxed);
+        ConnectionGuard(running)
     }
 
     /// Who should serve a connection that this worker has accepted, if not itself.
@@ -58,13 +58,13 @@ impl<O> WorkerPool<O> {
     ///
     /// # Errors
     /// The same, where the other has ended or has its hands full.
-    pub fn dispatch(&self, to: usize, o: O) -> Result<(), O> {
+    pub fn dispatch(&self, to: usize, command: O) -> Result<(), O> {
         match self.0[to].commands.try_reserve() {
             Ok(place) => {
-                place.send(o);
+                place.send(command);
                 Ok(())
             }
-            Err(_) => Err(o),
+            Err(_) => Err(command),
         }
     }
 }

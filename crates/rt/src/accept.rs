@@ -7,8 +7,8 @@ use std::{cell::RefCell, fs::File, io, net::SocketAddr, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
 
 /// What to do after an accept error.
-pub fn pause_after(e: &io::Error) -> Option<Duration> {
-    match e.raw_os_error() {
+pub fn pause_after(error: &io::Error) -> Option<Duration> {
+    match error.raw_os_error() {
         Some(libc::ECONNABORTED | libc::EINTR | libc::EPERM | libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH) => {
             None
         }
@@ -27,10 +27,10 @@ fn spare() -> Option<File> {
 
 /// Takes a connection from the queue with the descriptor that was kept for this, and resets it. False: there was nothing to
 /// take it with, or another worker has.
-async fn refuse_one(l: &TcpListener) -> bool {
+async fn refuse_one(listener: &TcpListener) -> bool {
     let kept = RESERVE.with_borrow_mut(Option::take).is_some();
     let taken = match kept {
-        true => tokio::time::timeout(Duration::from_millis(1), l.accept()).await,
+        true => tokio::time::timeout(Duration::from_millis(1), listener.accept()).await,
         false => return false,
     };
     let refused = match taken {
@@ -45,7 +45,7 @@ async fn refuse_one(l: &TcpListener) -> bool {
 }
 
 /// Waits for a connection; errors are classified, logged (once a second at most) and survived.
-pub async fn accept(l: &TcpListener) -> (TcpStream, SocketAddr) {
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let mut quiet_until = tokio::time::Instant::now();
     // Put by while there are some left; and again, if there were none the last time.
     RESERVE.with_borrow_mut(|r| {
@@ -54,17 +54,17 @@ pub async fn accept(l: &TcpListener) -> (TcpStream, SocketAddr) {
         }
     });
     loop {
-        match l.accept().await {
+        match listener.accept().await {
             Ok((s, a)) => return (s, karst_core::canonical(a)),
             Err(e) => {
-                if let Some(p) = pause_after(&e) {
+                if let Some(pause) = pause_after(&e) {
                     if tokio::time::Instant::now() >= quiet_until {
                         tracing::warn!(error = %e, "cannot accept connections; retrying (raise the descriptor limit if this lasts)");
                         quiet_until = tokio::time::Instant::now() + Duration::from_secs(1);
                     }
                     let full = matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
-                    if !(full && refuse_one(l).await) {
-                        tokio::time::sleep(p).await;
+                    if !(full && refuse_one(listener).await) {
+                        tokio::time::sleep(pause).await;
                     }
                 }
             }

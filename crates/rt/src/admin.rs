@@ -14,8 +14,8 @@ pub type Answer = Response<Full<Bytes>>;
 pub type Handler = Rc<dyn Fn(&str, &str, &str) -> Pin<Box<dyn Future<Output = Answer>>>>;
 
 /// A handler that has its answers at hand.
-pub fn pages(f: impl Fn(&str, &str, &str) -> Answer + 'static) -> Handler {
-    Rc::new(move |method, path, query| Box::pin(std::future::ready(f(method, path, query))))
+pub fn pages(answer: impl Fn(&str, &str, &str) -> Answer + 'static) -> Handler {
+    Rc::new(move |method, path, query| Box::pin(std::future::ready(answer(method, path, query))))
 }
 
 /// Connections of one endpoint, and of them those of one source; then the oldest gives way, of the source that has the most.
@@ -34,10 +34,10 @@ pub fn json(body: &serde_json::Value) -> Answer {
 }
 /// An answer with a content type.
 pub fn typed(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut r = Response::new(Full::new(body.into()));
-    *r.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    r.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
-    r
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
 }
 
 /// Binds an endpoint.
@@ -58,21 +58,21 @@ pub async fn bind(addr: SocketAddr, option: &str) -> io::Result<TcpListener> {
 }
 
 /// Serves until the process ends. Must run in a `LocalSet`.
-pub fn serve(l: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()>>> {
+pub fn serve(listener: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
         let places = Admission::new(PLACES);
         loop {
-            let (s, from) = crate::accept::accept(&l).await;
+            let (stream, from) = crate::accept::accept(&listener).await;
             let Ok(permit) = Permit::admit(&[&places], &Source::address(from.ip(), false)) else { continue };
-            let h = handler.clone();
+            let handler = handler.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |r: Request<Incoming>| {
-                    let a = h(r.method().as_str(), r.uri().path(), r.uri().query().unwrap_or(""));
-                    async move { Ok::<_, Infallible>(a.await) }
+                    let answer = handler(r.method().as_str(), r.uri().path(), r.uri().query().unwrap_or(""));
+                    async move { Ok::<_, Infallible>(answer.await) }
                 });
                 let conn = hyper::server::conn::http1::Builder::new()
                     .keep_alive(false)
-                    .serve_connection(TokioIo::new(s), service);
+                    .serve_connection(TokioIo::new(stream), service);
                 let _ = permit.within(PATIENCE, conn).await;
             });
         }

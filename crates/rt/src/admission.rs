@@ -86,19 +86,19 @@ pub struct Counts {
 
 impl Counts {
     /// One more.
-    pub fn note(&self, e: Ended) {
-        if let Some(n) = self.counter(e) {
-            n.fetch_add(1, Relaxed);
+    pub fn note(&self, ended: Ended) {
+        if let Some(count) = self.counter(ended) {
+            count.fetch_add(1, Relaxed);
         }
     }
 
     /// So many.
-    pub fn of(&self, e: Ended) -> u64 {
-        self.counter(e).map_or(0, |n| n.load(Relaxed))
+    pub fn of(&self, ended: Ended) -> u64 {
+        self.counter(ended).map_or(0, |n| n.load(Relaxed))
     }
 
-    fn counter(&self, e: Ended) -> Option<&AtomicU64> {
-        match e {
+    fn counter(&self, ended: Ended) -> Option<&AtomicU64> {
+        match ended {
             Ended::Refused => Some(&self.refused),
             Ended::Evicted => Some(&self.evicted),
             Ended::Silent => Some(&self.silent),
@@ -115,11 +115,13 @@ impl Counts {
             "# HELP {name} Connections that had to end: no place (refused), gave way to others (evicted), not a byte (silent), not done in time (late).\n# TYPE {name} counter"
         );
         for (listener, stage, counts) in all {
-            for e in [Ended::Refused, Ended::Evicted, Ended::Silent, Ended::Late] {
-                if let Some(reason) = e.reason() {
-                    let n = counts.of(e);
-                    let _ =
-                        writeln!(out, "{name}{{listener=\"{listener}\",stage=\"{stage}\",reason=\"{reason}\"}} {n}");
+            for ended in [Ended::Refused, Ended::Evicted, Ended::Silent, Ended::Late] {
+                if let Some(reason) = ended.reason() {
+                    let count = counts.of(ended);
+                    let _ = writeln!(
+                        out,
+                        "{name}{{listener=\"{listener}\",stage=\"{stage}\",reason=\"{reason}\"}} {count}"
+                    );
                 }
             }
         }
@@ -177,9 +179,9 @@ impl Admission {
     fn admit(&self, source: &Source, holder: &Arc<Holder>) -> Result<Seat, Ended> {
         let idle = |h: &Arc<Holder>| h.in_use.load(Acquire) == 0;
         let given = self.table().admit(source.clone(), holder.clone(), idle).map_err(|Full| Ended::Refused)?;
-        if let Some(h) = given.instead_of {
-            h.evicted.store(true, Release);
-            h.wake.notify_one();
+        if let Some(holder) = given.instead_of {
+            holder.evicted.store(true, Release);
+            holder.wake.notify_one();
         }
         Ok(Seat { of: self.clone(), id: given.id, share: given.share })
     }
@@ -250,11 +252,11 @@ impl Permit {
     ///
     /// # Errors
     /// `Evicted` or `Late`.
-    pub async fn within<T>(&self, limit: Duration, f: impl Future<Output = T>) -> Result<T, Ended> {
+    pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Result<T, Ended> {
         tokio::select! {
             biased;
             () = self.evicted() => Err(Ended::Evicted),
-            r = tokio::time::timeout_at(self.since + limit, f) => r.map_err(|_| Ended::Late),
+            r = tokio::time::timeout_at(self.since + limit, work) => r.map_err(|_| Ended::Late),
         }
     }
 
@@ -264,14 +266,14 @@ impl Permit {
     /// # Errors
     /// `Evicted`, `Silent` or `Left`.
     pub async fn first_byte(&self, tcp: &TcpStream, limit: Duration) -> Result<(), Ended> {
-        let r = match self.within(limit, tcp.peek(&mut [0])).await {
+        let result = match self.within(limit, tcp.peek(&mut [0])).await {
             Ok(Ok(1..)) => return Ok(()),
             Ok(Ok(0) | Err(_)) => Ended::Left,
             Err(Ended::Late) => Ended::Silent,
             Err(e) => e,
         };
         crate::socket::reset_on_close(tcp);
-        Err(r)
+        Err(result)
     }
 
     /// Something goes on there (a stream, a request): until this is dropped it is not idle. None: its source has as much in use
@@ -296,8 +298,8 @@ pub struct InUse {
 impl Drop for InUse {
     fn drop(&mut self) {
         self.holder.in_use.fetch_sub(1, AcqRel);
-        if let Some(s) = &self.share {
-            s.fetch_sub(1, AcqRel);
+        if let Some(share) = &self.share {
+            share.fetch_sub(1, AcqRel);
         }
     }
 }

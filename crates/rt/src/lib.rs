@@ -8,6 +8,7 @@ mod apart;
 pub mod backoff;
 pub mod clock;
 pub mod drain;
+pub mod error;
 pub mod log;
 mod mark;
 pub mod netlink;

@@ -4,7 +4,7 @@
 use karst_core::civil::Civil;
 use std::{
     fmt::{self, Write as _},
-    io::Write as _,
+    io::{self, Write as _},
     sync::{
         OnceLock,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -12,7 +12,9 @@ use std::{
     time::SystemTime,
 };
 use tracing::{Event, Level, Subscriber, field::Visit};
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, registry::LookupSpan, reload};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::ParseError, layer::SubscriberExt, registry::LookupSpan, reload,
+};
 
 /// Lines that may wait to be written; then writers wait (no line is lost).
 const QUEUE: usize = 10_000;
@@ -26,6 +28,40 @@ static OUT: OnceLock<(SyncSender<String>, Format)> = OnceLock::new();
 /// The filter, and the text that it was at start.
 static FILTER: OnceLock<(reload::Handle<EnvFilter, Registry>, String)> = OnceLock::new();
 
+/// Why the log is not as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// No format has that name.
+    #[error("{0:?} is not a log format: use text or json")]
+    Format(String),
+    /// The filter cannot be read.
+    #[error("log filter {filter:?}: {error}")]
+    Filter {
+        /// As it was given.
+        filter: String,
+        /// What is wrong with it.
+        error: ParseError,
+    },
+    /// No level has that name.
+    #[error("log level {0:?}: use off, error, warn, info, debug or trace, or SCOPE:LEVEL")]
+    Level(String),
+    /// A part of a query that asks for nothing that there is.
+    #[error("{0:?}: use level=SPEC or reset")]
+    Query(String),
+    /// The log has not been started.
+    #[error("the log has not been started")]
+    NotStarted,
+    /// There is no thread to write it.
+    #[error("log thread: {0}")]
+    Thread(io::Error),
+    /// Something else of the process has started one.
+    #[error(transparent)]
+    Started(#[from] tracing::subscriber::SetGlobalDefaultError),
+    /// The filter is no longer there.
+    #[error(transparent)]
+    Reload(#[from] reload::Error),
+}
+
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -37,12 +73,12 @@ pub enum Format {
 }
 
 impl std::str::FromStr for Format {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
+    type Err = LogError;
+    fn from_str(name: &str) -> Result<Self, LogError> {
+        match name {
             "text" | "plain" => Ok(Format::Text),
             "json" => Ok(Format::Json),
-            _ => Err(format!("{s:?} is not a log format: use text or json")),
+            _ => Err(LogError::Format(name.into())),
         }
     }
 }
@@ -51,23 +87,20 @@ impl std::str::FromStr for Format {
 ///
 /// # Errors
 /// If the filter cannot be read.
-pub fn start(format: Format, filter: &str) -> Result<(), String> {
+pub fn start(format: Format, filter: &str) -> Result<(), LogError> {
     let (layer, handle) = reload::Layer::new(parse(filter)?);
     let (tx, rx) = sync_channel(QUEUE);
     if OUT.set((tx, format)).is_err() {
         return Ok(());
     }
-    std::thread::Builder::new()
-        .name("log".into())
-        .spawn(move || write_lines(&rx))
-        .map_err(|e| format!("log thread: {e}"))?;
+    std::thread::Builder::new().name("log".into()).spawn(move || write_lines(&rx)).map_err(LogError::Thread)?;
     let _ = FILTER.set((handle, filter.into()));
     let subscriber = tracing_subscriber::registry().with(Lines(format).with_filter(layer));
-    tracing::subscriber::set_global_default(subscriber).map_err(|e| e.to_string())
+    Ok(tracing::subscriber::set_global_default(subscriber)?)
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(filter).map_err(|e| format!("log filter {filter:?}: {e}"))
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(filter).map_err(|error| LogError::Filter { filter: filter.into(), error })
 }
 
 /// What is logged, as a filter. With `query` (of Istio's page `/logging`), it is changed: `level=SPEC`, where SPEC is a level or a
@@ -75,27 +108,27 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
 ///
 /// # Errors
 /// If the filter cannot be read, or the log has not been started.
-pub fn level(query: &str) -> Result<String, String> {
-    let (handle, first) = FILTER.get().ok_or("the log has not been started")?;
+pub fn level(query: &str) -> Result<String, LogError> {
+    let (handle, first) = FILTER.get().ok_or(LogError::NotStarted)?;
     for part in query.split('&').filter(|p| !p.is_empty()) {
         let filter = match part.split_once('=') {
             Some(("level", "reset")) => parse(first)?,
             Some(("level", spec)) => parse(&directives(spec)?)?,
             None if part == "reset" => parse(first)?,
-            _ => return Err(format!("{part:?}: use level=SPEC or reset")),
+            _ => return Err(LogError::Query(part.into())),
         };
-        handle.reload(filter).map_err(|e| e.to_string())?;
+        handle.reload(filter)?;
     }
-    handle.with_current(ToString::to_string).map_err(|e| e.to_string())
+    Ok(handle.with_current(ToString::to_string)?)
 }
 
 /// `a::b:debug,info` as `a::b=debug,info`. (A word alone that is no level would be a scope to the filter, with everything in it.)
-fn directives(spec: &str) -> Result<String, String> {
+fn directives(spec: &str) -> Result<String, LogError> {
     let level = |d: &str| !d.is_empty() && d.parse::<tracing::level_filters::LevelFilter>().is_ok();
     let one = |d: &str| match d.rsplit_once(':') {
         Some((scope, l)) if level(l) && !scope.ends_with(':') => Ok(format!("{scope}={l}")),
         _ if level(d) || d.split_once('=').is_some_and(|(_, l)| level(l)) => Ok(d.to_string()),
-        _ => Err(format!("log level {d:?}: use off, error, warn, info, debug or trace, or SCOPE:LEVEL")),
+        _ => Err(LogError::Level(d.into())),
     };
     spec.split(',').map(one).collect::<Result<Vec<_>, _>>().map(|d| d.join(","))
 }
@@ -118,8 +151,8 @@ fn write_lines(rx: &Receiver<String>) {
         batch.extend_from_slice(first.as_bytes());
         batch.push(b'\n');
         while batch.len() < 64 << 10 {
-            let Ok(l) = rx.try_recv() else { break };
-            batch.extend_from_slice(l.as_bytes());
+            let Ok(line) = rx.try_recv() else { break };
+            batch.extend_from_slice(line.as_bytes());
             batch.push(b'\n');
         }
         let _ = std::io::stdout().write_all(&batch);
@@ -133,23 +166,23 @@ fn write_lines(rx: &Receiver<String>) {
 }
 
 /// The time as RFC 3339 in UTC with microseconds.
-pub fn timestamp(t: SystemTime) -> String {
-    let Civil { year, month, day, hour, minute, second, nanosecond } = t.into();
+pub fn timestamp(time: SystemTime) -> String {
+    let Civil { year, month, day, hour, minute, second, nanosecond } = time.into();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", nanosecond / 1000)
 }
 
 struct Lines(Format);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
-    fn on_event(&self, e: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        let mut f = Fields::default();
-        e.record(&mut f);
+    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
         line(record(
             self.0,
-            *e.metadata().level(),
-            e.metadata().target(),
-            &f.message,
-            f.rest.iter().map(|(k, v)| (*k, v.as_str())),
+            *event.metadata().level(),
+            event.metadata().target(),
+            &fields.message,
+            fields.rest.iter().map(|(k, v)| (*k, v.as_str())),
         ));
     }
 }
@@ -174,13 +207,13 @@ pub fn record<'a>(
         Format::Text => {
             let mut out = format!("{time}\t{level}\t{scope}\t{}\t", escaped(message));
             let mut first = true;
-            for (k, v) in fields {
+            for (key, value) in fields {
                 if !std::mem::take(&mut first) {
                     out.push(' ');
                 }
-                let v = escaped(v);
-                let quote = v.contains([' ', '=']) || v.is_empty();
-                let _ = if quote { write!(out, "{k}=\"{v}\"") } else { write!(out, "{k}={v}") };
+                let value = escaped(value);
+                let quote = value.contains([' ', '=']) || value.is_empty();
+                let _ = if quote { write!(out, "{key}=\"{value}\"") } else { write!(out, "{key}={value}") };
             }
             if first {
                 out.pop();
@@ -188,14 +221,14 @@ pub fn record<'a>(
             out
         }
         Format::Json => {
-            let q = |s: &str| serde_json::Value::from(s).to_string();
+            let quoted = |s: &str| serde_json::Value::from(s).to_string();
             let mut out = format!(
                 "{{\"level\":\"{level}\",\"time\":\"{time}\",\"scope\":{},\"message\":{}",
-                q(scope),
-                q(message)
+                quoted(scope),
+                quoted(message)
             );
-            for (k, v) in fields {
-                let _ = write!(out, ",\"{k}\":{}", q(v));
+            for (key, value) in fields {
+                let _ = write!(out, ",\"{key}\":{}", quoted(value));
             }
             out.push('}');
             out
@@ -203,15 +236,15 @@ pub fn record<'a>(
     }
 }
 
-fn escaped(s: &str) -> std::borrow::Cow<'_, str> {
-    if s.chars().any(|c| c.is_control()) {
-        let mut out = String::with_capacity(s.len() + 8);
-        for c in s.chars() {
-            if c.is_control() { out.extend(c.escape_unicode()) } else { out.push(c) }
+fn escaped(text: &str) -> std::borrow::Cow<'_, str> {
+    if text.chars().any(|c| c.is_control()) {
+        let mut out = String::with_capacity(text.len() + 8);
+        for char in text.chars() {
+            if char.is_control() { out.extend(char.escape_unicode()) } else { out.push(char) }
         }
         out.into()
     } else {
-        s.into()
+        text.into()
     }
 }
 
@@ -222,11 +255,15 @@ struct Fields {
 }
 
 impl Visit for Fields {
-    fn record_str(&mut self, f: &tracing::field::Field, v: &str) {
-        if f.name() == "message" { self.message = v.into() } else { self.rest.push((f.name(), v.into())) }
+    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+        if field.name() == "message" {
+            self.message = value.into()
+        } else {
+            self.rest.push((field.name(), value.into()))
+        }
     }
-    fn record_debug(&mut self, f: &tracing::field::Field, v: &dyn fmt::Debug) {
-        self.record_str(f, &format!("{v:?}"));
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
     }
 }
 

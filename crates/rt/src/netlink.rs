@@ -19,10 +19,10 @@ pub(crate) fn address(groups: u32) -> io::Result<SockAddr> {
     // SAFETY: the storage is large enough for a sockaddr_nl, which is written whole, with its own length.
     let ((), at) = unsafe {
         SockAddr::try_init(|storage, length| {
-            let mut a: libc::sockaddr_nl = std::mem::zeroed();
-            a.nl_family = libc::AF_NETLINK as u16;
-            a.nl_groups = groups;
-            storage.cast::<libc::sockaddr_nl>().write(a);
+            let mut address: libc::sockaddr_nl = std::mem::zeroed();
+            address.nl_family = libc::AF_NETLINK as u16;
+            address.nl_groups = groups;
+            storage.cast::<libc::sockaddr_nl>().write(address);
             *length = size_of::<libc::sockaddr_nl>() as u32;
             Ok(())
         })
@@ -40,10 +40,10 @@ impl Watch {
     /// Those of the socket calls.
     pub fn of(netns: &Netns) -> io::Result<Self> {
         let kind = Type::RAW.nonblocking().cloexec();
-        let s = netns.run(|| Socket::new(Domain::from(libc::AF_NETLINK), kind, Some(Protocol::from(0))))??;
-        s.bind(&address(LINK | IPV4_ADDRESS | IPV6_ADDRESS)?)?;
+        let socket = netns.run(|| Socket::new(Domain::from(libc::AF_NETLINK), kind, Some(Protocol::from(0))))??;
+        socket.bind(&address(LINK | IPV4_ADDRESS | IPV6_ADDRESS)?)?;
         // SAFETY: a Socket owns its descriptor and names the same one for its whole life.
-        Ok(Self(unsafe { AsyncFd::register_with_interest(s, Interest::READABLE)? }))
+        Ok(Self(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? }))
     }
 
     /// Waits for a change. What it was is not said: whoever hears of one looks for himself, so nothing is lost where the kernel

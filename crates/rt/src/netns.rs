@@ -52,17 +52,17 @@ impl Netns {
         // cgroupfs driver: .../pod<uid>/...; systemd driver: ...-pod<uid with underscores>.slice/...
         let names = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
         let mut found: Vec<(u64, (u64, u64), Self)> = Vec::new();
-        for e in fs::read_dir(proc_root())?.flatten() {
-            let pid = e.file_name();
+        for entry in fs::read_dir(proc_root())?.flatten() {
+            let pid = entry.file_name();
             if !pid.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
                 continue;
             }
             // A process that ends meanwhile has no files any more.
-            let Ok(groups) = fs::read_to_string(e.path().join("cgroup")) else { continue };
+            let Ok(groups) = fs::read_to_string(entry.path().join("cgroup")) else { continue };
             if !names.iter().any(|n| groups.contains(n.as_str())) {
                 continue;
             }
-            let (n, id) = match Netns::open(e.path().join("ns/net")) {
+            let (netns, id) = match Netns::open(entry.path().join("ns/net")) {
                 Ok(n) => match n.id()? {
                     id if id == own => continue,
                     id => (n, id),
@@ -71,10 +71,10 @@ impl Netns {
                 Err(_) => continue,
             };
             let started =
-                start_time(&fs::read_to_string(e.path().join("stat")).unwrap_or_default()).unwrap_or(u64::MAX);
+                start_time(&fs::read_to_string(entry.path().join("stat")).unwrap_or_default()).unwrap_or(u64::MAX);
             match found.iter_mut().find(|(_, known, _)| *known == id) {
                 Some((first, ..)) => *first = started.min(*first),
-                None => found.push((started, id, n)),
+                None => found.push((started, id, netns)),
             }
         }
         // The sandbox's first process is older than any container's: what a container makes comes after it.
@@ -104,14 +104,14 @@ impl Netns {
     /// Those of `fstat`.
     pub fn id(&self) -> io::Result<(u64, u64)> {
         use std::os::unix::fs::MetadataExt;
-        let m = File::from(self.0.try_clone()?).metadata()?;
-        Ok((m.dev(), m.ino()))
+        let metadata = File::from(self.0.try_clone()?).metadata()?;
+        Ok((metadata.dev(), metadata.ino()))
     }
-    /// Runs `f` in this namespace, on the calling thread. Sockets made in it stay in it.
+    /// Runs `work` in this namespace, on the calling thread. Sockets made in it stay in it.
     ///
     /// # Errors
-    /// If the namespace cannot be entered (CAP_SYS_ADMIN is needed); then `f` is not run.
-    pub fn run<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
+    /// If the namespace cannot be entered (CAP_SYS_ADMIN is needed); then `work` is not run.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let home = HOME.with(|h| match h.get() {
             Some(n) => Ok(n.clone()),
             None => Netns::current().map(|n| h.get_or_init(|| n).clone()),
@@ -128,7 +128,7 @@ impl Netns {
             }
         }
         let _back = Back(home);
-        Ok(f())
+        Ok(work())
     }
     /// The kernel's cookie of this namespace, unique while the kernel runs.
     ///
@@ -136,19 +136,19 @@ impl Netns {
     /// Before Linux 5.14 there is none.
     pub fn cookie(&self) -> io::Result<u64> {
         self.run(|| {
-            let s = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-            let (mut v, mut len) = (0u64, 8u32);
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+            let (mut cookie, mut len) = (0u64, 8u32);
             // SAFETY: the kernel writes at most `len` bytes into `v`.
-            let r = unsafe {
+            let result = unsafe {
                 libc::getsockopt(
-                    s.as_raw_fd(),
+                    socket.as_raw_fd(),
                     libc::SOL_SOCKET,
                     libc::SO_NETNS_COOKIE,
-                    (&raw mut v).cast(),
+                    (&raw mut cookie).cast(),
                     &raw mut len,
                 )
             };
-            if r == 0 { Ok(v) } else { Err(io::Error::last_os_error()) }
+            if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
         })?
     }
 }

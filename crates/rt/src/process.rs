@@ -9,19 +9,20 @@ pub fn proc_root() -> &'static Path {
     if host.join("sys").is_dir() { host } else { Path::new("/proc") }
 }
 
-/// Runs `f` on a thread of its own that sees cgroups as the node's first process does. (In a container /proc shows where a process
-/// is relative to the container's own cgroup, as `/../../system.slice/x`.)
+/// Runs `work` on a thread of its own that sees cgroups as the node's first process does. (In a container /proc shows where
+/// a process is relative to the container's own cgroup, as `/../../system.slice/x`.)
 ///
 /// # Errors
-/// If that process's cgroup namespace cannot be entered (CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed); then `f` is not run.
-pub fn with_node_cgroups<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
+/// If that process's cgroup namespace cannot be entered (CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed); then `work` is not
+/// run.
+pub fn with_node_cgroups<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let on_thread = || {
         let ns = File::open(proc_root().join("1/ns/cgroup"))?;
         // SAFETY: an open descriptor; only this thread is moved, and it ends below.
         if unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWCGROUP) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(f())
+        Ok(work())
     };
     std::thread::scope(|s| s.spawn(on_thread).join())
         .unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
@@ -32,18 +33,18 @@ pub fn with_node_cgroups<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T>
 /// # Errors
 /// Those of `getrlimit` and `setrlimit`.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let mut r = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `r` is a valid rlimit for both calls.
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit for both calls.
     unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut r) != 0 {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
             return Err(io::Error::last_os_error());
         }
-        r.rlim_cur = r.rlim_max;
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const r) != 0 {
+        limit.rlim_cur = limit.rlim_max;
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0 {
             return Err(io::Error::last_os_error());
         }
     }
-    Ok(r.rlim_cur)
+    Ok(limit.rlim_cur)
 }
 
 /// Sets the allocator up for a proxy: buffers of some hundred KiB come and go all the time, and by default each would be

@@ -23,7 +23,7 @@ impl Listener {
     /// # Errors
     /// Those of `bind`; `AddrInUse` if another process listens there.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let s = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
         let addr = SockAddr::unix(path)?;
         if path.exists() {
             let probe = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
@@ -35,18 +35,18 @@ impl Listener {
             }
             std::fs::remove_file(path)?;
         }
-        s.bind(&addr)?;
-        s.listen(16)?;
-        Ok(Self(register(s)?))
+        socket.bind(&addr)?;
+        socket.listen(16)?;
+        Ok(Self(register(socket)?))
     }
     /// Waits for a connection.
     ///
     /// # Errors
     /// Those of `accept`.
     pub async fn accept(&self) -> io::Result<Packets> {
-        let (s, _) = self.0.async_io(Interest::READABLE, |s| s.accept()).await?;
-        s.set_nonblocking(true)?;
-        Ok(Packets(register(s)?))
+        let (socket, _) = self.0.async_io(Interest::READABLE, |s| s.accept()).await?;
+        socket.set_nonblocking(true)?;
+        Ok(Packets(register(socket)?))
     }
 }
 
@@ -56,10 +56,10 @@ impl Packets {
     /// # Errors
     /// Those of `connect`.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let s = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
-        s.connect(&SockAddr::unix(path)?)?;
-        s.set_nonblocking(true)?;
-        Ok(Self(register(s)?))
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.cloexec(), None)?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self(register(socket)?))
     }
     /// Sends one packet with descriptors.
     ///
@@ -77,15 +77,15 @@ impl Packets {
     }
 }
 
-fn register(s: Socket) -> io::Result<AsyncFd<Socket>> {
+fn register(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     // SAFETY: a Socket owns its descriptor and names the same one for its whole life.
-    Ok(unsafe { AsyncFd::register(s)? })
+    Ok(unsafe { AsyncFd::register(socket)? })
 }
 
 #[repr(align(8))]
 struct Control([u8; 24 + MAX_FDS * 4]);
 
-fn send(s: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn send(socket: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if fds.len() > MAX_FDS {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one packet"));
     }
@@ -94,22 +94,22 @@ fn send(s: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     // SAFETY: all-zero is a valid msghdr. The control buffer is aligned for cmsghdr and has room for MAX_FDS
     // descriptors; CMSG_FIRSTHDR and CMSG_DATA point into it. `data`, `iov` and `control` outlive the call.
     unsafe {
-        let mut m: libc::msghdr = std::mem::zeroed();
-        m.msg_iov = &raw mut iov;
-        m.msg_iovlen = 1;
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
         if !fds.is_empty() {
             let bytes = (fds.len() * 4) as u32;
-            m.msg_control = control.0.as_mut_ptr().cast();
-            m.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
-            let c = libc::CMSG_FIRSTHDR(&raw const m);
-            (*c).cmsg_level = libc::SOL_SOCKET;
-            (*c).cmsg_type = libc::SCM_RIGHTS;
-            (*c).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+            message.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(bytes) as usize;
             for (i, fd) in fds.iter().enumerate() {
-                libc::CMSG_DATA(c).cast::<i32>().add(i).write_unaligned(fd.as_raw_fd());
+                libc::CMSG_DATA(header).cast::<i32>().add(i).write_unaligned(fd.as_raw_fd());
             }
         }
-        if libc::sendmsg(s.as_raw_fd(), &raw const m, libc::MSG_NOSIGNAL) < 0 {
+        if libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) < 0 {
             Err(io::Error::last_os_error())
         } else {
             Ok(())
@@ -117,38 +117,38 @@ fn send(s: &Socket, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     }
 }
 
-fn recv(s: &Socket, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+fn recv(socket: &Socket, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut data = vec![0; max];
     let mut control = Control([0; 24 + MAX_FDS * 4]);
     let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: max };
     let mut fds = Vec::new();
     // SAFETY: as in `send`; every descriptor that the kernel delivers is taken into ownership at once.
-    let (n, flags) = unsafe {
-        let mut m: libc::msghdr = std::mem::zeroed();
-        m.msg_iov = &raw mut iov;
-        m.msg_iovlen = 1;
-        m.msg_control = control.0.as_mut_ptr().cast();
-        m.msg_controllen = control.0.len();
-        let n = libc::recvmsg(s.as_raw_fd(), &raw mut m, libc::MSG_CMSG_CLOEXEC);
-        if n < 0 {
+    let (length, flags) = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = control.0.len();
+        let length = libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC);
+        if length < 0 {
             return Err(io::Error::last_os_error());
         }
-        let mut c = libc::CMSG_FIRSTHDR(&raw const m);
-        while !c.is_null() {
-            if (*c).cmsg_level == libc::SOL_SOCKET && (*c).cmsg_type == libc::SCM_RIGHTS {
-                let count = ((*c).cmsg_len - libc::CMSG_LEN(0) as usize) / 4;
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let count = ((*header).cmsg_len - libc::CMSG_LEN(0) as usize) / 4;
                 for i in 0..count {
-                    fds.push(OwnedFd::from_raw_fd(libc::CMSG_DATA(c).cast::<i32>().add(i).read_unaligned()));
+                    fds.push(OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().add(i).read_unaligned()));
                 }
             }
-            c = libc::CMSG_NXTHDR(&raw const m, c);
+            header = libc::CMSG_NXTHDR(&raw const message, header);
         }
-        (n as usize, m.msg_flags)
+        (length as usize, message.msg_flags)
     };
     if flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "packet is larger than the protocol allows"));
     }
-    data.truncate(n);
+    data.truncate(length);
     Ok((data, fds))
 }
 

@@ -91,12 +91,12 @@ impl SockDiag {
     /// # Errors
     /// Those of the socket calls.
     pub fn open() -> io::Result<Self> {
-        let s =
+        let socket =
             Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW.cloexec(), Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
-        s.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         // From here on nobody but the kernel can answer; else whoever has CAP_NET_ADMIN in the pod could.
-        s.connect(&netlink::address(0)?)?;
-        Ok(Self(s))
+        socket.connect(&netlink::address(0)?)?;
+        Ok(Self(socket))
     }
 
     /// Shows the TCP sockets in these states, of both families. With a socket storage map each says whether it is in there (CAP_BPF
@@ -117,8 +117,9 @@ impl SockDiag {
     ///
     /// # Errors
     /// Those of netlink: EOPNOTSUPP from a kernel without CONFIG_INET_DIAG_DESTROY.
-    pub fn destroy(&self, c: &TcpSocket) -> io::Result<()> {
-        let packet = request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, c.family, States::Open, &c.id, None);
+    pub fn destroy(&self, connection: &TcpSocket) -> io::Result<()> {
+        let packet =
+            request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, connection.family, States::Open, &connection.id, None);
         match self.ask(&packet, &mut |_| {}) {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
@@ -141,8 +142,8 @@ impl SockDiag {
         self.0.send(packet)?;
         let mut buffer = vec![0; BUFFER];
         loop {
-            let n = (&self.0).read(&mut buffer)?;
-            let answer = buffer.get(..n).filter(|_| n < BUFFER).ok_or(Fault::CutOff)?;
+            let length = (&self.0).read(&mut buffer)?;
+            let answer = buffer.get(..length).filter(|_| length < BUFFER).ok_or(Fault::CutOff)?;
             if read(answer, see)? == Progress::Done {
                 return Ok(());
             }
@@ -152,25 +153,25 @@ impl SockDiag {
 
 /// A request as the kernel wants it: header, struct inet_diag_req_v2, and the map whose storages are asked for.
 fn request(kind: u16, flags: u16, family: u8, states: States, id: &[u8; ID], map: Option<u32>) -> Vec<u8> {
-    let mut p = vec![0; 4];
-    for v in [kind, flags] {
-        p.extend(v.to_ne_bytes());
+    let mut packet = vec![0; 4];
+    for value in [kind, flags] {
+        packet.extend(value.to_ne_bytes());
     }
-    p.extend(1u32.to_ne_bytes());
-    p.extend(0u32.to_ne_bytes());
-    p.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
-    p.extend(states.bits().to_ne_bytes());
-    p.extend(id);
+    packet.extend(1u32.to_ne_bytes());
+    packet.extend(0u32.to_ne_bytes());
+    packet.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
+    packet.extend(states.bits().to_ne_bytes());
+    packet.extend(id);
     if let Some(fd) = map {
         // One attribute inside of another, four bytes each before its content.
-        for v in [12, INET_DIAG_REQ_SK_BPF_STORAGES, 8, SK_DIAG_BPF_STORAGE_REQ_MAP_FD] {
-            p.extend(v.to_ne_bytes());
+        for value in [12, INET_DIAG_REQ_SK_BPF_STORAGES, 8, SK_DIAG_BPF_STORAGE_REQ_MAP_FD] {
+            packet.extend(value.to_ne_bytes());
         }
-        p.extend(fd.to_ne_bytes());
+        packet.extend(fd.to_ne_bytes());
     }
-    let length = (p.len() as u32).to_ne_bytes();
-    p.splice(..4, length);
-    p
+    let length = (packet.len() as u32).to_ne_bytes();
+    packet.splice(..4, length);
+    packet
 }
 
 /// Is there more to read?
@@ -202,10 +203,10 @@ impl fmt::Display for Fault {
 }
 impl std::error::Error for Fault {}
 impl From<Fault> for io::Error {
-    fn from(f: Fault) -> Self {
-        match f {
+    fn from(fault: Fault) -> Self {
+        match fault {
             Fault::Kernel(code) => Self::from_raw_os_error(code),
-            Fault::CutOff | Fault::Family(_) => Self::new(io::ErrorKind::InvalidData, f),
+            Fault::CutOff | Fault::Family(_) => Self::new(io::ErrorKind::InvalidData, fault),
         }
     }
 }
@@ -285,14 +286,14 @@ fn socket(body: &[u8]) -> Result<TcpSocket, Fault> {
     })
 }
 
-fn array_at<const N: usize>(b: &[u8], at: usize) -> Option<[u8; N]> {
-    b.get(at..at + N)?.try_into().ok()
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
 }
-fn u16_at(b: &[u8], at: usize) -> Option<u16> {
-    array_at(b, at).map(u16::from_ne_bytes)
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    array_at(bytes, at).map(u16::from_ne_bytes)
 }
-fn u32_at(b: &[u8], at: usize) -> Option<u32> {
-    array_at(b, at).map(u32::from_ne_bytes)
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    array_at(bytes, at).map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]

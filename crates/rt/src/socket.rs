@@ -31,7 +31,7 @@ impl Exempt {
     ///
     /// # Errors
     /// Those of `bpf(BPF_MAP_UPDATE_ELEM)`.
-    pub fn set(&self, s: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn set(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         #[repr(C)]
         struct Attr {
             map: u32,
@@ -40,8 +40,8 @@ impl Exempt {
             value: u64,
             flags: u64,
         }
-        let (key, value) = (s.as_raw_fd(), 1u32);
-        let a = Attr {
+        let (key, value) = (socket.as_raw_fd(), 1u32);
+        let attr = Attr {
             map: self.0.as_raw_fd() as u32,
             pad: 0,
             key: &raw const key as u64,
@@ -49,9 +49,9 @@ impl Exempt {
             flags: 0,
         };
         const BPF_MAP_UPDATE_ELEM: i32 = 2;
-        // SAFETY: `a` is the update form of union bpf_attr; key and value outlive the call.
-        let r = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const a, size_of::<Attr>()) };
-        if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        // SAFETY: `attr` is the update form of union bpf_attr; key and value outlive the call.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attr, size_of::<Attr>()) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
@@ -78,25 +78,25 @@ fn next_foreign_port() -> u16 {
             ^ std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos())
     });
     let span = u32::from(FOREIGN_PORTS.end - FOREIGN_PORTS.start);
-    let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % span;
-    FOREIGN_PORTS.start + n as u16
+    let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % span;
+    FOREIGN_PORTS.start + offset as u16
 }
 
-fn setopt(s: &Socket, level: i32, name: i32, v: i32) -> io::Result<()> {
-    // SAFETY: the kernel reads four bytes of `v`.
-    let r = unsafe { libc::setsockopt(s.as_raw_fd(), level, name, (&raw const v).cast(), 4) };
-    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+fn setopt(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the kernel reads four bytes of `value`.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), 4) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn transparent(s: &Socket, v6: bool) -> io::Result<()> {
-    setopt(s, libc::SOL_IP, libc::IP_TRANSPARENT, 1)?;
-    if v6 { setopt(s, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1) } else { Ok(()) }
+fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
+    setopt(socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1)?;
+    if v6 { setopt(socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1) } else { Ok(()) }
 }
 
 /// For connections that stay on `lo`: a node may be set to a congestion control that paces (BBR), whose timers cost more
 /// than the sending where there is no bottleneck to find. Failure is of no consequence.
-fn unpaced(s: &Socket) {
-    let _ = s.set_tcp_congestion(b"reno");
+fn unpaced(socket: &Socket) {
+    let _ = socket.set_tcp_congestion(b"reno");
 }
 
 /// Where the sockets of redirected connections are bound: the dummy address of RFC 7600, which no host has and no packet is sent
@@ -106,14 +106,14 @@ pub const NOWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 0, 8);
 
 /// Binds a socket for redirected traffic to [`NOWHERE`] and a port. The port is of no importance to redirection; it is a fixed
 /// one, so that everybody knows which an application cannot have, or any other if an application has it already.
-fn bind_nowhere(s: &Socket, v6: bool, port: u16) -> io::Result<()> {
+fn bind_nowhere(socket: &Socket, v6: bool, port: u16) -> io::Result<()> {
     // Another agent's socket, before or after this one, is no obstacle.
-    s.set_reuse_address(true)?;
-    s.set_reuse_port(true)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
     let nowhere: IpAddr = if v6 { NOWHERE.to_ipv6_mapped().into() } else { NOWHERE.into() };
     let at = |port| SockAddr::from(SocketAddr::new(nowhere, port));
-    match s.bind(&at(port)) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => s.bind(&at(0)),
+    match socket.bind(&at(port)) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => socket.bind(&at(0)),
         r => r,
     }
 }
@@ -127,8 +127,8 @@ fn dual_stack<T>(open: impl Fn(Domain) -> io::Result<T>) -> io::Result<(T, bool)
 }
 
 /// Where to listen instead, if all addresses were meant and the kernel has no IPv6.
-pub(crate) fn without_ipv6(at: SocketAddr, e: &io::Error) -> Option<SocketAddr> {
-    let lacking = e.raw_os_error() == Some(libc::EAFNOSUPPORT) && at.ip() == Ipv6Addr::UNSPECIFIED;
+pub(crate) fn without_ipv6(at: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let lacking = error.raw_os_error() == Some(libc::EAFNOSUPPORT) && at.ip() == Ipv6Addr::UNSPECIFIED;
     lacking.then(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), at.port()))
 }
 
@@ -141,17 +141,18 @@ pub(crate) fn without_ipv6(at: SocketAddr, e: &io::Error) -> Option<SocketAddr> 
 /// # Errors
 /// Those of the socket calls; CAP_NET_ADMIN is needed.
 pub fn redirect_listener(mark: u32, port: u16) -> io::Result<Socket> {
-    let (s, v6) = dual_stack(|family| Socket::new(family, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP)))?;
+    let (socket, v6) =
+        dual_stack(|family| Socket::new(family, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP)))?;
     if v6 {
-        s.set_only_v6(false)?;
+        socket.set_only_v6(false)?;
     }
-    s.set_mark(mark)?;
-    s.set_tcp_nodelay(true)?; // inherited by accepted sockets, as is the next
-    unpaced(&s);
-    transparent(&s, v6)?;
-    bind_nowhere(&s, v6, port)?;
-    s.listen(limits::BACKLOG)?;
-    Ok(s)
+    socket.set_mark(mark)?;
+    socket.set_tcp_nodelay(true)?; // inherited by accepted sockets, as is the next
+    unpaced(&socket);
+    transparent(&socket, v6)?;
+    bind_nowhere(&socket, v6, port)?;
+    socket.listen(limits::BACKLOG)?;
+    Ok(socket)
 }
 
 /// A listener for whoever connects; an IPv6 wildcard takes both families, or those that the kernel has.
@@ -166,14 +167,14 @@ pub fn listener(at: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 fn listen(at: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let s = Socket::new(Domain::for_address(at), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     if at.is_ipv6() {
-        s.set_only_v6(false)?;
+        socket.set_only_v6(false)?;
     }
-    s.set_reuse_address(true)?;
-    s.bind(&SockAddr::from(at))?;
-    s.listen(limits::BACKLOG)?;
-    Ok(s.into())
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(at))?;
+    socket.listen(limits::BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// A UDP socket for redirected DNS of both families, which reports the original destination with each datagram.
@@ -181,16 +182,17 @@ fn listen(at: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// # Errors
 /// Those of the socket calls; CAP_NET_ADMIN is needed.
 pub fn redirect_udp(port: u16) -> io::Result<Socket> {
-    let (s, v6) = dual_stack(|family| Socket::new(family, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP)))?;
-    s.set_mark(MARK_ZTUNNEL)?;
-    transparent(&s, v6)?;
-    setopt(&s, libc::SOL_IP, libc::IP_RECVORIGDSTADDR, 1)?;
+    let (socket, v6) =
+        dual_stack(|family| Socket::new(family, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP)))?;
+    socket.set_mark(MARK_ZTUNNEL)?;
+    transparent(&socket, v6)?;
+    setopt(&socket, libc::SOL_IP, libc::IP_RECVORIGDSTADDR, 1)?;
     if v6 {
-        s.set_only_v6(false)?;
-        setopt(&s, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)?;
+        socket.set_only_v6(false)?;
+        setopt(&socket, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)?;
     }
-    bind_nowhere(&s, v6, port)?;
-    Ok(s)
+    bind_nowhere(&socket, v6, port)?;
+    Ok(socket)
 }
 
 /// A UDP socket bound to an address that need not be the pod's own: answers come from the address that was asked.
@@ -198,12 +200,12 @@ pub fn redirect_udp(port: u16) -> io::Result<Socket> {
 /// # Errors
 /// Those of the socket calls.
 pub fn udp_from(from: SocketAddr) -> io::Result<Socket> {
-    let s = Socket::new(Domain::for_address(from), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
-    s.set_mark(MARK_ZTUNNEL)?;
-    s.set_reuse_address(true)?;
-    transparent(&s, from.is_ipv6())?;
-    s.bind(&SockAddr::from(from))?;
-    Ok(s)
+    let socket = Socket::new(Domain::for_address(from), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    socket.set_mark(MARK_ZTUNNEL)?;
+    socket.set_reuse_address(true)?;
+    transparent(&socket, from.is_ipv6())?;
+    socket.bind(&SockAddr::from(from))?;
+    Ok(socket)
 }
 
 /// Where a connection is made from.
@@ -233,30 +235,30 @@ impl NetnsConnector {
     /// Those of the socket calls.
     pub fn udp(&self, to: SocketAddr) -> io::Result<Socket> {
         let make = || Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP));
-        let s = match &self.netns {
+        let socket = match &self.netns {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        if let Some(e) = &self.exempt {
-            e.set(s.as_fd())?;
+        if let Some(exempt) = &self.exempt {
+            exempt.set(socket.as_fd())?;
         }
-        Ok(s)
+        Ok(socket)
     }
 
     fn socket(&self, dst: SocketAddr) -> io::Result<Socket> {
         let make = || Socket::new(Domain::for_address(dst), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP));
-        let s = match &self.netns {
+        let socket = match &self.netns {
             Some(n) => n.run(make)??,
             None => make()?,
         };
         match &self.exempt {
-            Some(e) => e.set(s.as_fd())?,
+            Some(e) => e.set(socket.as_fd())?,
             // Without an exemption map (Istio's agent) the mark is what lets us out.
-            None if self.netns.is_some() => s.set_mark(MARK_ZTUNNEL)?,
+            None if self.netns.is_some() => socket.set_mark(MARK_ZTUNNEL)?,
             None => {}
         }
-        s.set_tcp_nodelay(true)?;
-        Ok(s)
+        socket.set_tcp_nodelay(true)?;
+        Ok(socket)
     }
 
     /// Connects from the pod to another host, from the address that routing chooses.
@@ -272,13 +274,13 @@ impl NetnsConnector {
     /// # Errors
     /// Those of `bind` (`AddrNotAvailable`: it is not an address of the pod's) and `connect`; `TimedOut` after `limit`.
     pub async fn connect_from(&self, source: IpAddr, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-        let s = self.socket(dst)?;
+        let socket = self.socket(dst)?;
         if source.is_ipv4() == dst.is_ipv4() {
             // The port is chosen at connect: one serves for several destinations.
-            setopt(&s, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-            s.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
+            setopt(&socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            socket.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
         }
-        finish(s, dst, limit).await
+        finish(socket, dst, limit).await
     }
 
     /// Is it an address of the pod's own, as its kernel has it?
@@ -300,9 +302,9 @@ impl NetnsConnector {
     /// # Errors
     /// There is no way to it.
     pub fn source_to(&self, dst: SocketAddr) -> io::Result<IpAddr> {
-        let s = self.udp(dst)?;
-        s.connect(&SockAddr::from(dst))?;
-        let at = s.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = self.udp(dst)?;
+        socket.connect(&SockAddr::from(dst))?;
+        let at = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(at.ip().to_canonical())
     }
 
@@ -324,18 +326,18 @@ impl NetnsConnector {
         };
         let mut last = None;
         for _ in 0..PORT_TRIES {
-            let s = self.socket(dst)?;
+            let socket = self.socket(dst)?;
             if self.exempt.is_some() {
-                s.set_mark(MARK_APP)?;
-                s.bind_device(Some(b"lo"))?;
-                unpaced(&s);
+                socket.set_mark(MARK_APP)?;
+                socket.bind_device(Some(b"lo"))?;
+                unpaced(&socket);
             }
-            transparent(&s, dst.is_ipv6())?;
+            transparent(&socket, dst.is_ipv6())?;
             // One port serves for several destinations.
-            s.set_reuse_address(true)?;
-            let done = match s.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
+            socket.set_reuse_address(true)?;
+            let done = match socket.bind(&SockAddr::from(SocketAddr::new(ip, next_foreign_port()))) {
                 Ok(()) => {
-                    let mut connecting = pin!(finish(s, dst, limit));
+                    let mut connecting = pin!(finish(socket, dst, limit));
                     match tokio::time::timeout(limits::APART_AFTER, &mut connecting).await {
                         Ok(done) => done,
                         Err(_) if self.is_apart(dst, true) => return self.connect_own(dst, limit).await,
@@ -359,9 +361,9 @@ impl NetnsConnector {
 
     /// Connects to the pod's own application from the pod's own address.
     async fn connect_own(&self, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-        let s = self.socket(dst)?;
-        unpaced(&s);
-        finish(s, dst, limit).await
+        let socket = self.socket(dst)?;
+        unpaced(&socket);
+        finish(socket, dst, limit).await
     }
 
     /// Does the application answer elsewhere than on `lo`? `suspect`: it has not answered there.
@@ -370,32 +372,32 @@ impl NetnsConnector {
     }
 }
 
-async fn finish(s: Socket, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    match s.connect(&SockAddr::from(dst)) {
+async fn finish(socket: Socket, dst: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    match socket.connect(&SockAddr::from(dst)) {
         Ok(()) => {}
         Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
         Err(e) => return Err(e),
     }
-    let decided = is_decided(&s);
-    let s = TcpStream::from_std(s.into())?;
+    let decided = is_decided(&socket);
+    let socket = TcpStream::from_std(socket.into())?;
     if !decided {
-        match tokio::time::timeout(limit, s.writable()).await {
+        match tokio::time::timeout(limit, socket.writable()).await {
             Ok(r) => r?,
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
-    match s.take_error()? {
+    match socket.take_error()? {
         Some(e) => Err(e),
-        None => Ok(s),
+        None => Ok(socket),
     }
 }
 
 /// Has a connection been established, or failed, already? One within the host mostly has when `connect` returns: then there is
 /// nothing to wait for, and no timer to set, here or around it (a short one wakes the runtime up for itself alone).
-fn is_decided(s: &Socket) -> bool {
-    let mut p = libc::pollfd { fd: s.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+fn is_decided(socket: &Socket) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, which outlives the call; with a timeout of 0 it does not wait.
-    unsafe { libc::poll(&raw mut p, 1, 0) == 1 }
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
 }
 
 /// Keepalive, as Istio's KEEPALIVE_* options mean it.
@@ -417,14 +419,17 @@ impl Default for Keepalive {
 }
 
 /// Sets keepalive on a stream. Failure is of no consequence and passed over.
-pub fn keepalive(s: &TcpStream, k: &Keepalive) {
-    let k = socket2::TcpKeepalive::new().with_time(k.time).with_interval(k.interval).with_retries(k.retries);
-    let _ = SockRef::from(s).set_tcp_keepalive(&k);
+pub fn keepalive(stream: &TcpStream, keepalive: &Keepalive) {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(keepalive.time)
+        .with_interval(keepalive.interval)
+        .with_retries(keepalive.retries);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
 /// Makes the next close a reset: the other side learns that the end was not orderly.
-pub fn reset_on_close(s: &TcpStream) {
-    let _ = SockRef::from(s).set_linger(Some(Duration::ZERO));
+pub fn reset_on_close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// A UDP socket that tells where each datagram was sent to.
@@ -435,10 +440,10 @@ impl OrigDst {
     ///
     /// # Errors
     /// If the socket cannot be registered with the runtime.
-    pub fn new(s: std::net::UdpSocket) -> io::Result<Self> {
-        s.set_nonblocking(true)?;
+    pub fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
         // SAFETY: a UdpSocket owns its descriptor and names the same one for its whole life.
-        Ok(Self(unsafe { tokio::io::unix::AsyncFd::register(s)? }))
+        Ok(Self(unsafe { tokio::io::unix::AsyncFd::register(socket)? }))
     }
     /// A datagram of at most `max` bytes, its source, and its original destination.
     ///
@@ -461,30 +466,30 @@ fn recv_orig_dst(fd: i32, max: usize) -> io::Result<(Vec<u8>, SocketAddr, Socket
     let mut data = vec![0; max];
     let mut control = Control([0; 256]);
     let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: max };
-    // SAFETY: all-zero sockaddr_in6 and msghdr are valid; every pointer in `m` is to a local that outlives the call; the
-    // control buffer is aligned for cmsghdr, and each address is read unaligned from a message of its type.
+    // SAFETY: all-zero sockaddr_in6 and msghdr are valid; every pointer in `message` is to a local that outlives the call;
+    // the control buffer is aligned for cmsghdr, and each address is read unaligned from a message of its type.
     unsafe {
         let mut from: libc::sockaddr_in6 = std::mem::zeroed();
-        let mut m: libc::msghdr = std::mem::zeroed();
-        m.msg_name = (&raw mut from).cast();
-        m.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
-        m.msg_iov = &raw mut iov;
-        m.msg_iovlen = 1;
-        m.msg_control = control.0.as_mut_ptr().cast();
-        m.msg_controllen = control.0.len();
-        let n = libc::recvmsg(fd, &raw mut m, 0);
-        if n < 0 {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_name = (&raw mut from).cast();
+        message.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
+        message.msg_iov = &raw mut iov;
+        message.msg_iovlen = 1;
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = control.0.len();
+        let length = libc::recvmsg(fd, &raw mut message, 0);
+        if length < 0 {
             return Err(io::Error::last_os_error());
         }
-        data.truncate(n as usize);
-        let mut c = libc::CMSG_FIRSTHDR(&raw const m);
-        while !c.is_null() {
-            let to = match ((*c).cmsg_level, (*c).cmsg_type) {
+        data.truncate(length as usize);
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            let to = match ((*header).cmsg_level, (*header).cmsg_type) {
                 (libc::SOL_IP, libc::IP_ORIGDSTADDR) => {
-                    Some(v4(libc::CMSG_DATA(c).cast::<libc::sockaddr_in>().read_unaligned()))
+                    Some(v4(libc::CMSG_DATA(header).cast::<libc::sockaddr_in>().read_unaligned()))
                 }
                 (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR) => {
-                    Some(v6(libc::CMSG_DATA(c).cast::<libc::sockaddr_in6>().read_unaligned()))
+                    Some(v6(libc::CMSG_DATA(header).cast::<libc::sockaddr_in6>().read_unaligned()))
                 }
                 _ => None,
             };
@@ -496,7 +501,7 @@ fn recv_orig_dst(fd: i32, max: usize) -> io::Result<(Vec<u8>, SocketAddr, Socket
                 };
                 return Ok((data, from, to));
             }
-            c = libc::CMSG_NXTHDR(&raw const m, c);
+            header = libc::CMSG_NXTHDR(&raw const message, header);
         }
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "datagram without original destination"))

@@ -39,24 +39,24 @@ impl Pipe {
     /// # Errors
     /// Those of `splice`; `WouldBlock` if the socket has nothing.
     pub fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
-        let n = splice(from.as_raw_fd(), self.write.as_raw_fd(), PIPE_SIZE as usize)?;
-        self.held += n;
-        Ok(n)
+        let count = splice(from.as_raw_fd(), self.write.as_raw_fd(), PIPE_SIZE as usize)?;
+        self.held += count;
+        Ok(count)
     }
     /// Gives what the pipe holds to the socket.
     ///
     /// # Errors
     /// Those of `splice`; `WouldBlock` if the socket takes nothing.
     pub fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
-        let n = splice(self.read.as_raw_fd(), to.as_raw_fd(), self.held)?;
-        self.held -= n.min(self.held);
-        Ok(n)
+        let count = splice(self.read.as_raw_fd(), to.as_raw_fd(), self.held)?;
+        self.held -= count.min(self.held);
+        Ok(count)
     }
 }
 
-fn splice(from: i32, to: i32, n: usize) -> io::Result<usize> {
+fn splice(from: i32, to: i32, length: usize) -> io::Result<usize> {
     let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
     // SAFETY: both descriptors are open for the whole of the call; no offsets.
-    let r = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), n, flags) };
-    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r as usize) }
+    let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), length, flags) };
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(moved as usize) }
 }

@@ -46,13 +46,15 @@ pub enum StreamEnd {
 
 /// What the owner of a client provides.
 pub trait XdsSubscriber {
+    /// Why the server cannot be connected to.
+    type Error: std::fmt::Display;
     /// Applies an update. Names that cannot be applied are returned with the reason; they are refused (NACK), and not
     /// held.
     fn apply(&mut self, u: Update) -> Vec<(String, String)>;
     /// The token to present (read anew for each stream).
-    fn token(&self) -> Result<String, String>;
+    fn token(&self) -> Result<String, Self::Error>;
     /// A channel to the server.
-    fn connect(&self) -> impl Future<Output = Result<Channel, String>>;
+    fn connect(&self) -> impl Future<Output = Result<Channel, Self::Error>>;
     /// Headers to add.
     fn headers(&self) -> Vec<(String, String)>;
     /// A stream is up: the server answers.
@@ -124,8 +126,8 @@ async fn stream<H: XdsSubscriber>(
     types: &'static [&'static str],
     held: &mut HashMap<&'static str, HashMap<String, String>>,
 ) -> Result<(), Failed> {
-    let channel = h.connect().await.map_err(Failed::Connect)?;
-    let token = h.token().map_err(Failed::Connect)?;
+    let channel = h.connect().await.map_err(|e| Failed::Connect(e.to_string()))?;
+    let token = h.token().map_err(|e| Failed::Connect(e.to_string()))?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     // Acknowledgements: one for each response, plus the first requests.
     let (tx, rx) = mpsc::channel(16);

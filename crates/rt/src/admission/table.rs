@@ -171,10 +171,10 @@ impl<T> Table<T> {
 
     /// Whose class gives way for a newcomer: the known ones (true) or the strangers. None: there is a free place.
     fn gives_way(&self, known: bool) -> Option<bool> {
-        let l = &self.limits;
-        let full = self.entries.len() >= l.total;
-        let share = l.total.saturating_sub(l.known);
-        let kept = l.strangers.min(share);
+        let limits = &self.limits;
+        let full = self.entries.len() >= limits.total;
+        let share = limits.total.saturating_sub(limits.known);
+        let kept = limits.strangers.min(share);
         match known {
             true => full.then_some(self.strange <= kept),
             false => (full || self.strange >= share).then_some(self.strange < kept),
@@ -188,24 +188,24 @@ impl<T> Table<T> {
         found.or_else(most)
     }
 
-    fn oldest_idle(&self, s: &Source, idle: &impl Fn(&T) -> bool) -> Option<u64> {
-        let ids = &self.sources.get(s)?.ids;
+    fn oldest_idle(&self, source: &Source, idle: &impl Fn(&T) -> bool) -> Option<u64> {
+        let ids = &self.sources.get(source)?.ids;
         ids.iter().find(|id| self.entries.get(id).is_some_and(|(_, t)| idle(t))).copied()
     }
 
     /// Changes the places of a source, and its rank with them.
-    fn change(&mut self, s: &Source, f: impl FnOnce(&mut BTreeSet<u64>) -> bool) -> Arc<AtomicUsize> {
-        let class = if s.is_known() { &mut self.known } else { &mut self.strangers };
-        let held = self.sources.entry(s.clone()).or_default();
-        let rank = |ids: &BTreeSet<u64>| Some((ids.len(), Reverse(*ids.first()?), s.clone()));
-        if let Some(r) = rank(&held.ids) {
-            class.remove(&r);
+    fn change(&mut self, source: &Source, edit: impl FnOnce(&mut BTreeSet<u64>) -> bool) -> Arc<AtomicUsize> {
+        let class = if source.is_known() { &mut self.known } else { &mut self.strangers };
+        let held = self.sources.entry(source.clone()).or_default();
+        let rank = |ids: &BTreeSet<u64>| Some((ids.len(), Reverse(*ids.first()?), source.clone()));
+        if let Some(rank) = rank(&held.ids) {
+            class.remove(&rank);
         }
-        f(&mut held.ids);
+        edit(&mut held.ids);
         let share = held.share.clone();
         match rank(&held.ids) {
             Some(r) => drop(class.insert(r)),
-            None => drop(self.sources.remove(s)),
+            None => drop(self.sources.remove(source)),
         }
         share
     }
