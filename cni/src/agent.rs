@@ -218,13 +218,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         return cleanup(&agent.config);
     }
     // Links and maps stay pinned: the next agent takes over.
-    tracing::info!("node agent stops; redirection stays in force");
+    tracing::info!("node agent is stopping; redirection stays in force");
     Ok(())
 }
 
 async fn look_after(i: Install) {
     if let Err(e) = i.look_after().await {
-        tracing::error!(error = format!("{e:#}"), "the CNI configuration is not looked after any more");
+        tracing::error!(error = format!("{e:#}"), "the CNI configuration is no longer maintained");
     }
 }
 
@@ -236,7 +236,10 @@ async fn removed_for_good(kube: &Kube, config: &Config) -> bool {
     match kube.daemon_set_remains(&config.namespace, &config.daemon_set).await {
         Ok(remains) => !remains,
         Err(e) => {
-            tracing::warn!(error = format!("{e:#}"), "cannot tell whether this is the end; redirection stays in force");
+            tracing::warn!(
+                error = format!("{e:#}"),
+                "cannot tell whether the agent is being uninstalled; redirection stays in force"
+            );
             false
         }
     }
@@ -246,8 +249,8 @@ async fn removed_for_good(kube: &Kube, config: &Config) -> bool {
 fn open(d: &Desired) -> anyhow::Result<Netns> {
     if d.netns.as_os_str().is_empty() {
         return Netns::of_pod(&d.uid, &d.config.ips)
-            .context("cannot look for the pod's processes (CAP_SYS_PTRACE is needed)")?
-            .context("no process of the pod runs yet");
+            .context("cannot list the pod's processes (CAP_SYS_PTRACE is needed)")?
+            .context("no process of the pod is running yet");
     }
     Netns::open(&d.netns).with_context(|| format!("cannot open the network namespace {}", d.netns.display()))
 }
@@ -501,7 +504,7 @@ impl Agent {
         match &result {
             Ok(Some(Joined::Closed)) => tracing::warn!(pod, "new pod is closed"),
             Ok(Some(_)) => tracing::info!(pod, "new pod is redirected"),
-            Ok(None) => tracing::debug!(pod, "new pod is not of the mesh"),
+            Ok(None) => tracing::debug!(pod, "new pod is not in the mesh"),
             Err(e) => tracing::warn!(pod, error = format!("{e:#}"), "new pod is held"),
         }
         // The plugin may have given up; the runtime will call it again.
@@ -586,9 +589,9 @@ impl Agent {
                 (r, _) => self.node.borrow_mut().forget(uid, r.map_or(&[], |r| &r.ips[..])),
             };
             match done {
-                Ok(()) => tracing::info!(pod = uid, "removed the redirection that an earlier agent left"),
+                Ok(()) => tracing::info!(pod = uid, "removed the redirection left behind by an earlier agent"),
                 Err(e) => {
-                    tracing::warn!(pod = uid, error = %e, "cannot remove the redirection that an earlier agent left")
+                    tracing::warn!(pod = uid, error = %e, "cannot remove the redirection left behind by an earlier agent")
                 }
             }
             records::remove(&self.records(), uid);

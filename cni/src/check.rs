@@ -11,8 +11,12 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
     let kernel = kernel.trim();
     print!("{}", table(&rows));
     let lacking: Vec<&str> = rows.iter().filter(|r| r.is_lacking()).map(|r| r.feature).collect();
-    anyhow::ensure!(lacking.is_empty(), "this kernel ({kernel}) lacks what Karst needs: {}", lacking.join(", "));
-    println!("this kernel ({kernel}) has all that Karst needs");
+    anyhow::ensure!(
+        lacking.is_empty(),
+        "this kernel ({kernel}) lacks features that Karst needs: {}",
+        lacking.join(", ")
+    );
+    println!("this kernel ({kernel}) has everything that Karst needs");
     Ok(())
 }
 

@@ -68,8 +68,8 @@ async fn one(c: seqpacket::Packets, tx: mpsc::Sender<Event>) {
         let request: Request = serde_json::from_slice(&bytes).map_err(|e| format!("request: {e}"))?;
         let netns = fds.pop().map(Netns::from_fd).ok_or("the request has no network namespace")?;
         let (answer, answered) = oneshot::channel();
-        tx.send(Event { request, netns, answer }).await.map_err(|_| "the agent stops")?;
-        answered.await.unwrap_or_else(|_| Err("the agent stops".into()))
+        tx.send(Event { request, netns, answer }).await.map_err(|_| "the agent is stopping")?;
+        answered.await.unwrap_or_else(|_| Err("the agent is stopping".into()))
     };
     let answer = Answer { error: result.await.err() };
     if let Ok(bytes) = serde_json::to_vec(&answer) {

@@ -54,7 +54,7 @@ impl Install {
                 Err(e) if !std::mem::replace(&mut told, true) => {
                     tracing::warn!(
                         error = format!("{e:#}"),
-                        "the CNI plugin is not chained yet; new pods of the mesh are redirected a little after their start"
+                        "the CNI plugin is not chained yet; new pods of the mesh are redirected shortly after they start"
                     );
                 }
                 Err(_) => {}
@@ -84,7 +84,8 @@ impl Install {
     fn entry(&self) -> Result<Option<PathBuf>> {
         let file = self.list()?;
         let text = fs::read(&file)?;
-        let mut list: Value = serde_json::from_slice(&text).with_context(|| format!("{}: no JSON", file.display()))?;
+        let mut list: Value =
+            serde_json::from_slice(&text).with_context(|| format!("{}: not valid JSON", file.display()))?;
         let wanted = json!({ "type": NAME, "socket": crate::events::SOCKET, "excludeNamespaces": self.exclude });
         let plugins = plugins(&mut list, &file)?;
         if plugins.iter().filter(|p| p["type"] == NAME).eq([&wanted]) && plugins.last() == Some(&wanted) {

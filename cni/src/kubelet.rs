@@ -118,7 +118,7 @@ fn id(root: &Path, cgroup: &Path) -> Option<u64> {
 /// The kubelet's cgroup, with its id.
 fn find(root: &Path) -> Option<(PathBuf, u64)> {
     let running = with_node_cgroups(processes).and_then(|p| p).unwrap_or_else(|e| {
-        tracing::debug!(error = %e, "cgroups are seen as this process's own cgroup namespace has them");
+        tracing::debug!(error = %e, "cgroup paths are those of this process's own cgroup namespace");
         processes().unwrap_or_default()
     });
     let by_process = running.iter().filter(|p| is_kubelet(p)).filter_map(|p| p.cgroup.clone());
@@ -146,7 +146,7 @@ impl Kubelet {
                 if k.found.is_none() {
                     let (path, root) = (c.display(), k.root.display());
                     tracing::warn!(
-                        "no process runs in cgroup /{path} (--probes; below {root}): until one does, no connection of the node's passes as a probe"
+                        "no process runs in cgroup /{path} (--probes; below {root}): until one does, no connection from the node is treated as a probe"
                     );
                 }
                 k.found.as_ref().map_or(Probers::None, |(_, i)| Probers::Cgroup(*i))
@@ -155,12 +155,12 @@ impl Kubelet {
                 k.found = find(&k.root);
                 match &k.found {
                     Some((c, i)) => {
-                        tracing::info!(cgroup = %c.display(), "the kubelet's probes pass; other processes of the node are judged as any stranger");
+                        tracing::info!(cgroup = %c.display(), "the kubelet's probes are allowed; connections from other processes of the node are subject to policies");
                         Probers::Cgroup(*i)
                     }
                     None => {
                         tracing::warn!(
-                            "the kubelet has no cgroup of its own that could be found: connections of every process in the node's network pass to its pods as probes, by no policy judged; name the kubelet's cgroup with --probes (KARST_PROBES), as /system.slice/kubelet.service"
+                            "the kubelet has no cgroup of its own that could be found: connections of every process in the node's network to its pods are treated as probes, exempt from policies; set the kubelet's cgroup with --probes (KARST_PROBES), for example /system.slice/kubelet.service"
                         );
                         Probers::All
                     }
@@ -185,7 +185,7 @@ impl Kubelet {
             },
         };
         let now = now.filter(|n| self.found.as_ref() != Some(n))?;
-        tracing::info!(cgroup = %now.0.display(), "the probes of the kubelet that runs there now pass");
+        tracing::info!(cgroup = %now.0.display(), "the kubelet was found: its probes are allowed");
         let id = now.1;
         self.found = Some(now);
         Some(Probers::Cgroup(id))
@@ -200,9 +200,9 @@ pub async fn look_after(mut k: Kubelet, set: impl Fn(Probers) -> anyhow::Result<
     loop {
         tokio::time::sleep(LOOK).await;
         if let Some(p) = k.look()
-            && let Err(e) = set(p).context("who may probe")
+            && let Err(e) = set(p).context("setting the cgroup of probes")
         {
-            tracing::warn!(error = format!("{e:#}"), "the kubelet's probes may be refused");
+            tracing::warn!(error = format!("{e:#}"), "the kubelet's probes may be rejected");
         }
     }
 }

@@ -105,7 +105,7 @@ impl Followed {
                 },
             };
             if let Err(e) = changed {
-                return tracing::error!(pod = self.key, error = %e, "the pod's addresses are not followed any more");
+                return tracing::error!(pod = self.key, error = %e, "the pod's addresses are no longer followed");
             }
             guards.changed();
         }
@@ -152,7 +152,7 @@ pub fn devices(list: &str) -> Result<Vec<String>, String> {
             if good {
                 Ok(n.to_string())
             } else {
-                Err(format!("{n:?} is no name of a device, such as \"docker0,tap0\""))
+                Err(format!("invalid device name {n:?}: use for example \"docker0,tap0\""))
             }
         })
         .collect()

@@ -167,7 +167,7 @@ fn decide(r: &Request, asked: AgentReply, verdict: Verdict, socket: &Path) -> Re
     Err(Failure(
         11,
         format!(
-            "{pod} is held: {agent}, and {why}; it starts once the agent runs on this node: see what keeps it from that with kubectl describe pod -A -l k8s-app=istio-cni-node"
+            "{pod} is held: {agent}, and {why}; it starts once the agent runs on this node: to see why it does not, run kubectl describe pod -A -l k8s-app=istio-cni-node"
         ),
     ))
 }
@@ -188,7 +188,7 @@ fn ips(result: &Value) -> Result<Vec<IpAddr>, Failure> {
     let one = |v: &Value| {
         let text = v["address"].as_str().unwrap_or_default();
         let ip = text.split_once('/').map_or(text, |(ip, _)| ip);
-        ip.parse().map_err(|_| Failure(7, format!("prevResult.ips[].address: {text:?} is no address")))
+        ip.parse().map_err(|_| Failure(7, format!("prevResult.ips[].address: {text:?} is not an address")))
     };
     list.iter().map(one).collect()
 }

@@ -80,7 +80,7 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     tracer.ask(of, &what, ASK_FOR)?;
     let mut out = io::stdout().lock();
     let whose = how.pod.as_deref().unwrap_or("all pods of this node");
-    eprintln!("what is dropped or passed by from now on, of {whose}; Ctrl-C ends it");
+    eprintln!("dropped and bypassing connections of {whose} from now on; press Ctrl-C to stop");
     if how.output == Output::Table {
         writeln!(out, "{}", row(["TIME (UTC)", "POD", "WHAT", "PROTOCOL", "SOURCE -> DESTINATION", "REASON"]))?;
         out.flush()?;
@@ -111,7 +111,7 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
         let now = tracer.totals()?.withheld;
         if now > withheld {
             eprintln!(
-                "{} more are not shown: there are too many; name a pod, or use --drops, to see less",
+                "{} more are not shown: there are too many; specify a pod, or use --drops, to see fewer",
                 now - withheld
             );
         }
@@ -142,10 +142,10 @@ impl Pods {
                 names.sort();
                 let names = if names.is_empty() { "none are".into() } else { names.join(", ") };
                 Err(format!(
-                    "no pod {wanted} is redirected on this node: look on its own node (redirected here: {names})"
+                    "no pod {wanted} is redirected on this node: run this on the node of the pod (redirected here: {names})"
                 ))
             }
-            _ => Err(format!("{} pods of this node have the name {wanted}: say NAMESPACE/{wanted}", found.len())),
+            _ => Err(format!("{} pods of this node have the name {wanted}: use NAMESPACE/{wanted}", found.len())),
         }
     }
     fn by_address(&self, ip: IpAddr) -> Option<&Record> {
@@ -178,45 +178,47 @@ fn verdict(c: Counter) -> Verdict {
 fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
     let plain = |text: &str, fix| (text.to_string(), fix);
     if let (Counter::GuardDrop, Some(why)) = (e.what, closed) {
-        return (format!("the pod is closed, nothing of TCP passes: {why}"), None);
+        return (format!("the pod is closed, all its TCP traffic is dropped: {why}"), None);
     }
     match e.what {
         Counter::GuardDrop => plain(
-            "a connection left the pod past ztunnel: by a raw socket, a socket bound to a device (SO_BINDTODEVICE), or changed routing rules; or it only came through the pod",
+            "a connection left the pod bypassing ztunnel: through a raw socket, a socket bound to a device (SO_BINDTODEVICE) or changed routing rules; or the pod only forwarded it",
             Some(
-                "connect by an ordinary socket that is bound to no device, or leave the pod out (istio.io/dataplane-mode: none)",
+                "use an ordinary socket that is bound to no device, or remove the pod from the mesh (istio.io/dataplane-mode: none)",
             ),
         ),
         Counter::GuardUnparsable => plain(
             "the packet ends before its TCP flags, or has more than six IPv6 extension headers",
-            Some("send the headers whole, in the first fragment"),
+            Some("send complete headers in the first fragment"),
         ),
         Counter::GuardProtocol => (
             format!("the frame is neither IP nor ARP, or has a VLAN tag (EtherType {:#06x})", e.ether_type),
-            Some("annotate the pod with karst.io/allow-other-protocols: \"true\", if it must send these"),
+            Some("annotate the pod with karst.io/allow-other-protocols: \"true\" if it needs to send these"),
         ),
         Counter::NoListener => (
             format!("ztunnel does not listen for {} of this pod", direction(e)),
-            Some("see whether the pods of ztunnel and of karst-cni run on this node, and their logs"),
+            Some("check that the pods of ztunnel and karst-cni run on this node, and check their logs"),
         ),
         Counter::Probe => {
-            plain("opened by the node itself a moment ago, as the kubelet's probes are: not judged by policies", None)
+            plain("just opened by the node itself, like the kubelet's probes: exempt from policies", None)
         }
         Counter::OptOut => plain(
-            "the pod takes plaintext past the mesh (ambient.istio.io/bypass-inbound-capture)",
-            Some("remove the annotation, to have policies hold"),
+            "the pod accepts plaintext that bypasses the mesh (ambient.istio.io/bypass-inbound-capture)",
+            Some("remove the annotation for policies to apply"),
         ),
-        Counter::OwnFlow => plain("ztunnel's own connection, which has come back to its pod", None),
+        Counter::OwnFlow => plain("ztunnel's own connection, back at its pod", None),
         Counter::OtherDevice => (
             format!(
-                "came by a device with none of the pod's addresses (index {}), for an address that is not the pod's",
+                "arrived on a device without an address of the pod (index {}), for an address that is not the pod's",
                 e.device
             ),
-            Some("annotate the pod with karst.io/capture-all-devices: \"true\", to have it captured"),
+            Some("annotate the pod with karst.io/capture-all-devices: \"true\" to have it captured"),
         ),
         Counter::Local => plain("within the pod", None),
-        Counter::Hbone | Counter::Plaintext | Counter::Outbound | Counter::Forwarded => plain("given to ztunnel", None),
-        Counter::Dns | Counter::GuardPass => plain("given to ztunnel, or from there", None),
+        Counter::Hbone | Counter::Plaintext | Counter::Outbound | Counter::Forwarded => {
+            plain("redirected to ztunnel", None)
+        }
+        Counter::Dns | Counter::GuardPass => plain("redirected to ztunnel, or sent by it", None),
     }
 }
 
@@ -326,7 +328,7 @@ mod tests {
         assert_eq!(pods.find("app/web"), ip("10.0.0.5"));
         assert_eq!(pods.find("u3"), ip("10.0.0.7"));
         assert_eq!(pods.find("db"), ip("fd00::6"), "the only one of this name");
-        assert!(pods.find("web").unwrap_err().contains("say NAMESPACE/web"));
+        assert!(pods.find("web").unwrap_err().contains("use NAMESPACE/web"));
         assert!(pods.find("new").unwrap_err().contains("no address"));
         assert!(pods.find("gone").unwrap_err().ends_with("app/db, app/web, shop/new, shop/web)"));
         assert_eq!(pods.name("fd00::6".parse().unwrap()), "app/db");
@@ -338,7 +340,7 @@ mod tests {
         let line = text(&event(Counter::GuardDrop), "app/web", None);
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(words[..7], ["08:00:00.123", "app/web", "dropped", "tcp", "10.0.0.5:40000", "->", "10.0.1.7:8080"]);
-        assert!(line.contains("SO_BINDTODEVICE") && line.contains("; connect by an ordinary socket"), "{line}");
+        assert!(line.contains("SO_BINDTODEVICE") && line.contains("; use an ordinary socket"), "{line}");
         let unread = Event { ends: None, protocol: 0, ether_type: 0x88b5, ..event(Counter::GuardProtocol) };
         let line = text(&unread, "app/web", None);
         assert!(line.contains("dropped   -        -") && line.contains("(EtherType 0x88b5)"), "{line}");
@@ -346,7 +348,10 @@ mod tests {
         let line = text(&Event { ends: Some(v6), ..event(Counter::GuardUnparsable) }, "app/web", None);
         assert!(line.contains(" fd00::5 -> fd00::9 "), "ports that could not be read are not shown: {line}");
         let line = text(&event(Counter::GuardDrop), "app/web", Some("gVisor has its addresses"));
-        assert!(line.ends_with("the pod is closed, nothing of TCP passes: gVisor has its addresses"), "{line}");
+        assert!(
+            line.ends_with("the pod is closed, all its TCP traffic is dropped: gVisor has its addresses"),
+            "{line}"
+        );
     }
 
     #[test]

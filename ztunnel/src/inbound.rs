@@ -208,15 +208,14 @@ pub fn target<B>(
         }
         Host::Ip(_) => port,
         Host::Name(host) => {
-            let svc =
-                s.host(&host, own.namespace).ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+            let svc = s.host(&host, own.namespace).ok_or(Outcome::NotFound("unknown host name in the authority"))?;
             let own = s.own_pod(own).ok_or(Outcome::NoWorkload)?;
             let ports = own
                 .services
                 .iter()
                 .find(|(k, _)| *k == svc.key)
                 .map(|(_, p)| p)
-                .ok_or(Outcome::NotFound("this pod is no endpoint of the service"))?;
+                .ok_or(Outcome::NotFound("this pod is not an endpoint of the service"))?;
             let target = ports
                 .iter()
                 .find(|(p, _)| *p == port)

@@ -132,7 +132,7 @@ pub async fn run(path: &Path, mut pods: impl Pods) {
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         match session(path, &mut pods, &mut backoff).await {
-            Ok(()) => tracing::info!("the node agent has closed the connection; pods are served on"),
+            Ok(()) => tracing::info!("the node agent closed the connection; pods are still served"),
             Err(e) => tracing::warn!(path = %path.display(), error = e, "no connection to the node agent"),
         }
         pods.lost();
@@ -206,7 +206,7 @@ pub fn request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, String> {
         Some(Payload::Keep(k)) => Ok(Request::Keep(k.uid)),
         Some(Payload::Del(d)) => Ok(Request::Del(d.uid)),
         Some(Payload::SnapshotSent(_)) => Ok(Request::Snapshot),
-        None => Err("a ZDS request of a kind that this version does not know".into()),
+        None => Err("unknown kind of ZDS request".into()),
     }
 }
 

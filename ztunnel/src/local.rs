@@ -112,7 +112,7 @@ impl TryFrom<Key> for PortKey {
     fn try_from(k: Key) -> Result<Self, String> {
         match k {
             Key::Number(n) => Ok(Self(n)),
-            Key::Text(t) => t.parse().map(Self).map_err(|_| format!("{t:?} is no port")),
+            Key::Text(t) => t.parse().map(Self).map_err(|_| format!("invalid port {t:?}")),
         }
     }
 }
@@ -306,7 +306,9 @@ impl Workload {
                 "cronjob" => pb::WorkloadType::Cronjob,
                 "job" => pb::WorkloadType::Job,
                 "pod" | "" => pb::WorkloadType::Pod,
-                other => return Err(format!("workloadType {other:?} is none of pod, deployment, job, cronjob")),
+                other => {
+                    return Err(format!("unsupported workloadType {other:?}: use pod, deployment, job or cronjob"));
+                }
             } as i32,
             workload_name: self.workload_name.clone(),
             native_tunnel: self.native_tunnel,
@@ -520,7 +522,10 @@ policies:
             ("workloads: [{uid: a, colour: red}]", "colour"),
             ("workloads: [{uid: a, workloadIps: [10.0.0.300]}]", "workloadIps"),
             ("workloads: [{uid: a, protocol: HTTP}]", "HTTP"),
-            ("workloads: [{uid: a, namespace: d, workloadType: car}]", "workload \"a\": workloadType \"car\""),
+            (
+                "workloads: [{uid: a, namespace: d, workloadType: car}]",
+                "workload \"a\": unsupported workloadType \"car\"",
+            ),
             ("workloads: [{uid: a, namespace: d, waypoint: {destination: x}}]", "destination \"x\""),
             ("workloads: [{uid: a, namespace: d, services: [d/h]}]", "d/h does not list this workload"),
             ("services: [{name: a, namespace: b, hostname: c, vips: [10.0.0.1]}]", "service b/c: vips"),

@@ -54,7 +54,7 @@ impl fmt::Display for Sign {
             Sign::Tap(device) => write!(f, "device {device} of its network namespace belongs to a virtual machine")?,
         }
         f.write_str(
-            ": another network stack (gVisor, Kata Containers) has the pod's network, and the mesh can neither encrypt nor judge its connections. TCP from and to the pod is closed. Take it out of the mesh (label istio.io/dataplane-mode: none), or run it without that runtime class",
+            ": another network stack (gVisor, Kata Containers) handles the pod's network, so the mesh can neither encrypt nor authorize its connections. TCP from and to the pod is closed. Remove the pod from the mesh (label istio.io/dataplane-mode: none), or run it without that runtime class",
         )
     }
 }
@@ -93,7 +93,7 @@ impl Agent {
 
     /// Closes the pod if another network stack has its addresses.
     pub(super) async fn close_foreign(&self, key: &str, d: &Desired, netns: &Netns) -> anyhow::Result<Option<Joined>> {
-        let Some(sign) = foreign(netns, &d.config.ips).context("cannot look at the pod's network namespace")? else {
+        let Some(sign) = foreign(netns, &d.config.ips).context("cannot inspect the pod's network namespace")? else {
             self.closed.borrow_mut().remove(key);
             return Ok(None);
         };

@@ -260,7 +260,7 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
                         tracing::info!(
                             kind = w.kind,
                             group,
-                            "the API server does not know this kind; watched once it does"
+                            "the API server does not know this kind; it is watched once it does"
                         );
                     }
                     if tx.send((i, Change::Absent)).await.is_err() {

@@ -315,7 +315,7 @@ impl Kube {
         match api.create(&PostParams { dry_run: true, ..PostParams::default() }, &o).await {
             Ok(_) => Ok(false),
             Err(kube::Error::Api(e)) if e.message.contains("denied the request") => Ok(true),
-            Err(e) => Err(e).context("the webhook cannot be tried"),
+            Err(e) => Err(e).context("the webhook cannot be tested"),
         }
     }
 }

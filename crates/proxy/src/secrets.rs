@@ -198,7 +198,7 @@ async fn renew<A: CaClient>(
             Ok(c) => {
                 backoff.reset();
                 let pause = until_renewal(SystemTime::now(), c.not_after, rand::rng().random_range(0.0..1.0));
-                tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate is here");
+                tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate received");
                 let c = Arc::new(c);
                 table.send_modify(|t| {
                     let mut new = (**t).clone();
@@ -209,7 +209,7 @@ async fn renew<A: CaClient>(
             }
             Err(e) => {
                 let pause = backoff.next_delay();
-                tracing::warn!(identity = %id, error = e, retry_ms = pause.as_millis() as u64, "no certificate; one that is still valid stays in use");
+                tracing::warn!(identity = %id, error = e, retry_ms = pause.as_millis() as u64, "no certificate received; the current one stays in use while it is valid");
                 stream.mark_unchanged();
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -224,7 +224,7 @@ async fn renew<A: CaClient>(
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            why = c.until_revoked() => tracing::warn!(identity = %id, "our own certificate: {why}; asking for another"),
+            why = c.until_revoked() => tracing::warn!(identity = %id, "our own certificate: {why}; requesting another"),
         }
     }
 }
@@ -266,7 +266,7 @@ async fn fetch<A: CaClient>(
     let mut r = tonic::Request::new(IstioCertificateRequest { csr, validity_duration: ttl as i64, metadata });
     let token = a.token()?.parse::<tonic::metadata::MetadataValue<_>>();
     r.metadata_mut().insert("authorization", {
-        let t = token.map_err(|_| "the token has characters that no header may have".to_string())?;
+        let t = token.map_err(|_| "the token contains characters that are not allowed in a header".to_string())?;
         format!("Bearer {}", t.to_str().unwrap_or("")).parse().map_err(|_| "token".to_string())?
     });
     if let Ok(c) = cluster.parse() {

@@ -644,7 +644,7 @@ fn labels(all: &[pb::Extension]) -> Arc<BTreeMap<String, String>> {
 /// Which pod it is, as our own controller tells.
 fn pod_uid(all: &[pb::Extension]) -> Result<Arc<str>, String> {
     let Some(c) = extension(all, karst_api::POD_TYPE) else { return Ok("".into()) };
-    let pod = karst_api::route::Pod::decode(c).map_err(|e| format!("which pod it is cannot be read: {e}"))?;
+    let pod = karst_api::route::Pod::decode(c).map_err(|e| format!("not a karst.route.v1.Pod: {e}"))?;
     Ok(karst_core::zds_uid(&pod.uid).into())
 }
 
@@ -801,7 +801,7 @@ mod tests {
         }
         let mut w = with_uid(pod("a", "10.0.0.1", &[]), "");
         w.extensions[0].config.as_mut().unwrap().value = vec![0xff];
-        assert!(workload(w).unwrap_err().contains("which pod"));
+        assert!(workload(w).unwrap_err().contains("not a karst.route.v1.Pod"));
     }
 
     #[test]

@@ -256,7 +256,7 @@ pub(crate) fn scratch() -> io::Result<Netns> {
         net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::SetLink(m), 0)?;
         Netns::current()
     });
-    made.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes a namespace has failed")))
+    made.join().unwrap_or_else(|_| Err(io::Error::other("the thread that creates a namespace has failed")))
 }
 
 fn within<T>(netns: &Netns, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {

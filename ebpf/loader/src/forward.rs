@@ -272,12 +272,12 @@ impl Node {
         // What is delivered is known before it is delivered; and the guard goes last.
         let done = replace(&dir.join(format!("v{LAYOUT}")).join("FORWARDED"), w.slots)
             .and_then(|()| net::in_netns(netns, || apply(&w.groups, &w.rules)))
-            .and_then(|r| r.map_err(Error::io("cannot set up what the pod forwards", dir)));
+            .and_then(|r| r.map_err(Error::io("cannot set up the capture of traffic that the pod forwards", dir)));
         match done {
             Ok(()) => guard::leave(netns, dir, &w.unguarded),
             // Nothing leaves, and nothing comes in.
             Err(e) => {
-                tracing::warn!(pod = pod.uid, error = %e, "what the pod forwards is not captured, and dropped");
+                tracing::warn!(pod = pod.uid, error = %e, "traffic that the pod forwards is not captured, but dropped");
                 w.guarded.append(&mut w.unguarded);
             }
         }

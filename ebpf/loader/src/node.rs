@@ -207,7 +207,7 @@ impl Node {
 }
 
 fn set_probers(m: &mut Array<MapData, u64>, p: Probers) -> Result<(), Error> {
-    m.set(0, p.value(), 0).map_err(Error::kernel("cannot say who may probe", "array maps", "3.19"))
+    m.set(0, p.value(), 0).map_err(Error::kernel("cannot set the cgroup of probes", "array maps", "3.19"))
 }
 
 /// The pods that have pinned links under a node's directory, by the uid under which they were enrolled. Changes nothing.
