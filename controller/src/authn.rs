@@ -28,7 +28,7 @@ impl Caller {
 pub fn caller(c: &Claims, m: &Model) -> Result<Caller, String> {
     let parts: Vec<&str> = c.sub.split(':').collect();
     let ["system", "serviceaccount", ns, account] = parts[..] else {
-        return Err(format!("subject {:?} is no service account", c.sub));
+        return Err(format!("subject {:?} is not a service account", c.sub));
     };
     if c.bound.namespace != ns || c.bound.serviceaccount.name != account {
         return Err("subject and bound account differ".into());
@@ -65,11 +65,14 @@ pub fn subject(
         return Identity::new(trust_domain, &caller.namespace, &caller.account).map_err(|e| e.to_string());
     };
     if !trusted.iter().any(|t| *t == format!("{}/{}", caller.namespace, caller.account)) {
-        return Err(format!("account {}/{} may not ask for other identities", caller.namespace, caller.account));
+        return Err(format!(
+            "account {}/{} may not request certificates for other identities",
+            caller.namespace, caller.account
+        ));
     }
     let id: Identity = wanted.parse().map_err(|e| format!("{wanted:?}: {e}"))?;
     if id.trust_domain() != trust_domain {
-        return Err(format!("{id} is not of the trust domain {trust_domain}"));
+        return Err(format!("{id} is not in the trust domain {trust_domain}"));
     }
     let runs = m.pods.values().any(|p| {
         p.live && p.node == caller.node && p.namespace == id.namespace() && p.service_account == id.service_account()

@@ -137,7 +137,7 @@ impl Signer {
         let (cert, key) = (dir.join("ca-cert.pem"), dir.join("ca-key.pem"));
         ensure!(
             cert.exists() == key.exists(),
-            "{} holds only one of ca-cert.pem and ca-key.pem: restore the other, or remove both for a new authority",
+            "{} holds only one of ca-cert.pem and ca-key.pem: restore the other, or remove both to create a new authority",
             dir.display()
         );
         if !key.exists() {
@@ -173,11 +173,11 @@ impl Signer {
     }
 
     fn new(cert: &str, key: &str, chain: Vec<String>, root: &str) -> anyhow::Result<Self> {
-        let pair = KeyPair::from_pem(key).context("ca-key.pem is no private key in PEM")?;
+        let pair = KeyPair::from_pem(key).context("ca-key.pem is not a private key in PEM format")?;
         let (not_before, not_after) = check_root(cert, &pair).context("ca-cert.pem")?;
-        let issuer = Issuer::from_ca_cert_pem(cert, pair).context("ca-cert.pem is no CA certificate")?;
+        let issuer = Issuer::from_ca_cert_pem(cert, pair).context("ca-cert.pem is not a CA certificate")?;
         let a = Self { issuer, cert_pem: cert.into(), chain, root_pem: root.into(), not_before, not_after };
-        a.check().context("what it signs does not lead to root-cert.pem (through cert-chain.pem)")?;
+        a.check().context("certificates signed by it do not chain to root-cert.pem (through cert-chain.pem)")?;
         Ok(a)
     }
 
@@ -263,7 +263,7 @@ impl Signer {
                 .clone()
                 .try_into()
                 .map(SanType::DnsName)
-                .with_context(|| format!("--server-names: {n:?} is no DNS name")),
+                .with_context(|| format!("--server-names: {n:?} is not a DNS name")),
         });
         let leaf = self.leaf(sans.collect::<anyhow::Result<_>>()?, lifetime)?;
         let key = KeyPair::generate()?;
@@ -338,9 +338,9 @@ fn blocks(pem: &str) -> Vec<String> {
 /// Is this a CA certificate for this key? Gives its life.
 fn check_root(pem: &str, key: &KeyPair) -> anyhow::Result<(OffsetDateTime, OffsetDateTime)> {
     use rcgen::PublicKeyData;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).context("is no certificate in PEM")?;
-    let c = pem.parse_x509().context("is no X.509 certificate")?;
-    ensure!(c.is_ca(), "is no CA certificate (basicConstraints)");
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).context("is not a certificate in PEM format")?;
+    let c = pem.parse_x509().context("is not an X.509 certificate")?;
+    ensure!(c.is_ca(), "is not a CA certificate (basicConstraints)");
     ensure!(c.public_key().raw == key.subject_public_key_info(), "does not belong to ca-key.pem");
     let end = c.validity().not_after.to_datetime();
     ensure!(end > OffsetDateTime::now_utc(), "expired at {end}");
@@ -440,7 +440,7 @@ mod tests {
         // A root that it does not lead to.
         let (other, _) = Signer::generate("other").unwrap();
         let e = Signer::plugged_in(&between, &pair.serialize_pem(), &between, &other).err().unwrap();
-        assert!(format!("{e:#}").contains("does not lead to root-cert.pem"), "{e:#}");
+        assert!(format!("{e:#}").contains("do not chain to root-cert.pem"), "{e:#}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub enum Error {
     #[error("{0}")]
     Transport(String),
     /// Too slow.
-    #[error("no answer within {0:?}")]
+    #[error("no response within {0:?}")]
     Late(Duration),
     /// Another status than 200.
     #[error("HTTP {0}")]
@@ -70,10 +70,10 @@ pub enum Error {
     #[error("redirect: {0}")]
     Redirect(String),
     /// The body has no end.
-    #[error("the answer is longer than {0} bytes")]
+    #[error("the response is longer than {0} bytes")]
     TooLong(usize),
     /// The body is not UTF-8.
-    #[error("the answer is no text")]
+    #[error("the response is not text")]
     NoText,
 }
 
@@ -134,7 +134,7 @@ impl Client {
                 status => return Err(Error::Status(status)),
             };
         }
-        Err(Error::Redirect(format!("more than {REDIRECTS}, the last to {uri}")))
+        Err(Error::Redirect(format!("more than {REDIRECTS} redirects, the last to {uri}")))
     }
 
     /// Is there a server with a good certificate?
@@ -169,10 +169,10 @@ pub fn check(uri: &str) -> Result<Uri, String> {
 pub fn trust(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
     let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     match roots.add_parsable_certificates(all) {
-        (0, _) => Err("there is no certificate of an authority in it (PEM)".into()),
+        (0, _) => Err("it contains no CA certificate (PEM)".into()),
         (_, 0) => Ok(()),
         (_, ignored) => {
-            tracing::warn!(ignored, "certificates of authorities cannot be used");
+            tracing::warn!(ignored, "CA certificates cannot be used");
             Ok(())
         }
     }
@@ -181,9 +181,9 @@ pub fn trust(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
 /// Where a redirect leads to.
 fn redirect(from: &Uri, location: Option<&header::HeaderValue>) -> Result<Uri, Error> {
     let to =
-        location.and_then(|l| l.to_str().ok()).ok_or_else(|| Error::Redirect("it does not say where to".into()))?;
+        location.and_then(|l| l.to_str().ok()).ok_or_else(|| Error::Redirect("it has no Location header".into()))?;
     if to.len() > LONGEST_URL {
-        return Err(Error::Redirect(format!("its address is longer than {LONGEST_URL} bytes")));
+        return Err(Error::Redirect(format!("its URL is longer than {LONGEST_URL} bytes")));
     }
     let (scheme, authority) = (from.scheme_str().unwrap_or_default(), from.authority().map_or("", |a| a.as_str()));
     let absolute =

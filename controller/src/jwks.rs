@@ -191,7 +191,7 @@ mod tests {
         let said = |s: &Settings| s.client().err().unwrap_or_default();
         assert!(said(&settings).starts_with(&format!("--jwks-ca {}: ", file.display())), "{}", said(&settings));
         std::fs::write(&file, "nonsense").unwrap();
-        assert!(said(&settings).contains("there is no certificate"), "{}", said(&settings));
+        assert!(said(&settings).contains("it contains no CA certificate"), "{}", said(&settings));
         assert!(Fetcher::start(settings.clone()).is_err());
         let (root, _) = crate::ca::Signer::generate("own").unwrap();
         std::fs::write(&file, root).unwrap();

@@ -88,10 +88,10 @@ pub async fn authority(kube: &Kube, config: &Config) -> anyhow::Result<Signer> {
         }
         let (cert, key) = Signer::generate(&config.trust_domain)?;
         if kube.create_secret(ns, SELF_SIGNED, "istio.io/ca-root", pair(cert, key)).await? {
-            tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "made a certificate authority");
+            tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "created a certificate authority");
         }
     }
-    bail!("Secret {ns}/{SELF_SIGNED} can be neither read nor made")
+    bail!("Secret {ns}/{SELF_SIGNED} can be neither read nor created")
 }
 
 async fn plugged_in(kube: &Kube, ns: &str) -> anyhow::Result<Option<Signer>> {
@@ -177,23 +177,23 @@ async fn follow(kube: &Kube, config: &Config, authority: &CertificateAuthority, 
             // Peers hold the old root: what the new one signs must mean something to them.
             if !s.overlaps(&now) {
                 bail!(
-                    "Secret {ns}/{PLUGGED_IN} has another root: to change it without broken connections put both roots into root-cert.pem first, or restart the controller"
+                    "Secret {ns}/{PLUGGED_IN} has a different root: to replace it without breaking connections, put both roots into root-cert.pem first, or restart the controller"
                 );
             }
             authority.replace(s);
-            tracing::info!(secret = format!("{ns}/{PLUGGED_IN}"), "the authority has been exchanged");
+            tracing::info!(secret = format!("{ns}/{PLUGGED_IN}"), "the certificate authority has been replaced");
         }
         return Ok(());
     }
     let Some(data) = kube.secret(ns, SELF_SIGNED).await? else {
         bail!(
-            "Secret {ns}/{SELF_SIGNED} is gone: certificates are still signed, but a restart will make a new authority"
+            "Secret {ns}/{SELF_SIGNED} is gone: certificates are still signed, but a restart will create a new authority"
         );
     };
     let s = self_signed(&data).with_context(|| format!("Secret {ns}/{SELF_SIGNED}"))?;
     if s.key_pem() != now.key_pem() {
         bail!(
-            "Secret {ns}/{SELF_SIGNED} has another key: what it signs is not accepted by those who hold the present root; restart the controller if that is meant"
+            "Secret {ns}/{SELF_SIGNED} has a different key: proxies with the present root do not accept certificates signed by it; restart the controller to use it anyway"
         );
     }
     if s.is_due() && leading {
@@ -265,7 +265,7 @@ impl Published {
                 for ns in &todo.namespaces {
                     let labels = [("istio.io/config", "true")];
                     if let Err(e) = kube.config_map(ns, place.name, &labels, &[(place.key, &todo.text)]).await {
-                        tries.failed(&format!("{} is not there yet: {e:#}", place.key));
+                        tries.failed(&format!("{} cannot be written yet: {e:#}", place.key));
                     }
                 }
                 let wait = tries.end().unwrap_or(RETRY);

@@ -73,8 +73,8 @@ impl Keys {
             write_private(&path, &key.serialize_pem())?;
         }
         let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let key =
-            rcgen::KeyPair::from_pem(&pem).with_context(|| format!("{} is no private key in PEM", path.display()))?;
+        let key = rcgen::KeyPair::from_pem(&pem)
+            .with_context(|| format!("{} is not a private key in PEM format", path.display()))?;
         Ok(Self {
             encode: EncodingKey::from_ec_pem(pem.as_bytes())?,
             decode: DecodingKey::from_ec_pem(key.public_key_pem().as_bytes())?,

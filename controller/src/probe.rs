@@ -38,8 +38,8 @@ pub async fn run(p: &Probe) -> Result<()> {
     println!("{host}:15014 is ready");
     for (port, what) in [(15012, "discovery"), (443, "webhook")] {
         let done = client.handshake(&url(format!("https://{host}:{port}/"))?).await;
-        done.with_context(|| format!("{what} at {host}:{port} has no certificate of our root"))?;
-        println!("{host}:{port} ({what}) has a certificate of our root");
+        done.with_context(|| format!("{what} at {host}:{port} has no certificate signed by our root"))?;
+        println!("{host}:{port} ({what}) has a certificate signed by our root");
     }
     Ok(())
 }

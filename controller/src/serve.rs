@@ -232,7 +232,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             if let Some((_, writer)) = &kube {
                 let _ = tokio::time::timeout(Duration::from_secs(2), writer.release()).await;
             }
-            tracing::info!("controller stops; proxies keep what they know");
+            tracing::info!("controller is stopping; proxies keep their configuration");
             Ok(())
         }
     }
@@ -269,7 +269,9 @@ fn note(
 /// `karst-controller check`.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     let ObjectSource::Dir(manifests) = config.object_source()? else {
-        anyhow::bail!("--source: check reads a directory of manifests (dir:PATH), or with --cluster what is stored")
+        anyhow::bail!(
+            "--source: check reads a directory of manifests (dir:PATH), or, with --cluster, the stored objects"
+        )
     };
     let mut dir = Dir::watch(&manifests)?;
     tell(&dir.read(), config, warnings(&manifests))
@@ -412,7 +414,7 @@ impl Service {
             self.0.known.note(l.peer().ip());
             l.authenticated(&format!("{}/{}", caller.namespace, caller.pod)).map_err(|e| {
                 tracing::warn!(target: "audit", caller = caller.name(), what, reason = %e, "refused");
-                Status::resource_exhausted("too many connections of this caller")
+                Status::resource_exhausted("too many connections from this caller")
             })?;
         }
         Ok(caller)
@@ -454,7 +456,7 @@ impl AggregatedDiscoveryService for Service {
                 }
                 server::Event::Nack { type_url, error } => {
                     counts.nacks.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(peer = p.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy refused configuration");
+                    tracing::warn!(peer = p.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy rejected configuration");
                 }
             };
             let name = peer.name.clone();
@@ -462,7 +464,7 @@ impl AggregatedDiscoveryService for Service {
             drop(in_use);
             counts.streams.fetch_sub(1, Ordering::Relaxed);
             shared.proxies().remove(&id);
-            tracing::info!(peer = name, "proxy has left");
+            tracing::info!(peer = name, "proxy disconnected");
         });
         Ok(Response::new(ReceiverStream::new(rx)))
     }

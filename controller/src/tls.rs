@@ -62,7 +62,7 @@ pub fn check_roots(pem: &[u8]) -> Result<(), String> {
     let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     let mut roots = rustls::RootCertStore::empty();
     match roots.add_parsable_certificates(all).0 {
-        0 => Err("there is no certificate in it".into()),
+        0 => Err("it contains no certificate".into()),
         _ => Ok(()),
     }
 }
@@ -75,7 +75,7 @@ pub fn check_pair(chain: &[u8], key: &[u8]) -> Result<(), String> {
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(|e| format!("certificate: {e}"))?;
     if chain.is_empty() {
-        return Err("certificate: there is none in it".into());
+        return Err("certificate: no certificate found".into());
     }
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("key: {e}"))?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -206,7 +206,7 @@ pub fn incoming(
                     Ok(None) => {}
                     Err(e) => {
                         gate.unknown.note(e);
-                        tracing::debug!(peer = %from, error = %e, "TLS handshake not done");
+                        tracing::debug!(peer = %from, error = %e, "TLS handshake failed");
                     }
                 }
             });

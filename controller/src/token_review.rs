@@ -24,7 +24,7 @@ impl Tokens {
         let r = kube.review(token, audience).await.map_err(|e| e.to_string())?;
         let parts: Vec<&str> = r.username.split(':').collect();
         let ["system", "serviceaccount", namespace, account] = parts[..] else {
-            return Err(format!("{:?} is no service account", r.username));
+            return Err(format!("{:?} is not a service account", r.username));
         };
         if r.pod.is_empty() {
             return Err(format!("the token of {namespace}/{account} is not bound to a pod"));

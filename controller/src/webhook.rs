@@ -234,7 +234,7 @@ pub async fn keep(kube: Kube, namespace: String, mut roots: watch::Receiver<Stri
         let result = step(&kube, &namespace, &name, root).await;
         let text = match &result {
             Ok(Done::Whole(None)) => {
-                "there is no such ValidatingWebhookConfiguration: invalid objects are only reported".into()
+                "the ValidatingWebhookConfiguration does not exist: invalid objects are only reported".into()
             }
             Ok(Done::Waits) => {
                 "the API server does not reach the webhook yet: invalid objects are only reported".into()
@@ -281,7 +281,7 @@ async fn step(kube: &Kube, namespace: &str, name: &str, root: String) -> anyhow:
         return Ok(Done::Waits);
     }
     kube.set_webhook(name, &WebhookState { fail: true, ..now }).await?;
-    tracing::info!(webhook = name, "the API server reaches the webhook: invalid objects are refused from now on");
+    tracing::info!(webhook = name, "the API server reaches the webhook: invalid objects are rejected from now on");
     Ok(Done::Step)
 }
 

@@ -36,7 +36,7 @@ EOF
 counted() {
   pods=$($KUBECTL -n "$namespace" get pods -l "gateway.networking.k8s.io/gateway-name=$waypoint" \
     --field-selector=status.phase=Running -o 'jsonpath={.items[*].metadata.name}')
-  [ -n "$pods" ] || { echo "there is no pod of waypoint $namespace/$waypoint" >&2; return 2; }
+  [ -n "$pods" ] || { echo "waypoint $namespace/$waypoint has no pods" >&2; return 2; }
   for p in $pods; do
     $KUBECTL get --raw "/api/v1/namespaces/$namespace/pods/$p:15020/proxy/stats/prometheus"
   done | awk -v service="destination_service_name=\"$service\"" -v version="destination_version=\"$new\"" '

@@ -196,7 +196,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
                 Err(e) => return ended(e),
             };
             let Some(l) = p.find(sni.as_deref()).next().cloned() else {
-                return tracing::info!(target: "access", peer = %from, port, sni, "no listener is for this name");
+                return tracing::info!(target: "access", peer = %from, port, sni, "no listener matches this name");
             };
             let name = sni.clone().unwrap_or_default();
             let Some(tls) = &l.tls else {
@@ -214,7 +214,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
                 return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed: resumed session");
             }
             if !tls.admits(io.get_ref().1.peer_certificates()) {
-                return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
+                return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the allowed names");
             }
             if l.protocol == ListenerProtocol::Tls {
                 let Some(downstream) = call(sni.map(Into::into), permit) else { return };

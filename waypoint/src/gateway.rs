@@ -233,13 +233,15 @@ fn clients(t: &ir::Tls, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<dyn
     }
     let mut roots = RootCertStore::empty();
     for c in CertificateDer::pem_slice_iter(&t.client_roots) {
-        roots.add(c.map_err(|e| format!("roots of clients: {e}"))?).map_err(|e| format!("roots of clients: {e}"))?;
+        roots
+            .add(c.map_err(|e| format!("CA certificates of clients: {e}"))?)
+            .map_err(|e| format!("CA certificates of clients: {e}"))?;
     }
     let mut v = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     if wanted == ir::ClientCertificate::Optional {
         v = v.allow_unauthenticated();
     }
-    v.build().map(Some).map_err(|e| format!("roots of clients: {e}"))
+    v.build().map(Some).map_err(|e| format!("CA certificates of clients: {e}"))
 }
 
 /// The certificates of a listener: the first whose names fit is shown, else the first.

@@ -152,7 +152,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
     drain.start(drain::Phase::Graceful);
     if tokio::time::timeout(limit, drain.finished()).await.is_err() {
-        tracing::info!("the drain's time is over: closing what is open");
+        tracing::info!("drain timeout: closing open connections");
         drain.start(drain::Phase::Forced);
     }
     for t in threads {

@@ -26,7 +26,7 @@ impl Value {
     pub fn new(text: &str) -> Result<Self, String> {
         let parts = operators::parse(text).map_err(|e| format!("{text:?} {e}"))?;
         // The operators are made of signs that every value may have.
-        let fixed = |t: &str| HeaderValue::from_str(t).map_err(|_| format!("{text:?} is no header value"));
+        let fixed = |t: &str| HeaderValue::from_str(t).map_err(|_| format!("{text:?} is not a valid header value"));
         match &parts[..] {
             [] => fixed("").map(Self::Fixed),
             [Part::Text(t)] => fixed(t).map(Self::Fixed),

@@ -294,8 +294,8 @@ fn target(
     let target = Authority::parse(a.as_str().as_bytes()).map_err(|_| bad("the authority is not HOST:PORT"))?;
     let (host, port) = (target.host(), target.port().ok_or(bad("the authority is not HOST:PORT"))?);
     let s = w.snapshot();
-    let own = w.own(&s).ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not told of this waypoint"))?;
-    let unknown = (StatusCode::NOT_FOUND, "there is no such service");
+    let own = w.own(&s).ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not sent this waypoint yet"))?;
+    let unknown = (StatusCode::NOT_FOUND, "no such service");
     let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let ip = ip.map(|ip| ip.to_canonical());
     let service = match ip {

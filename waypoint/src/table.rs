@@ -397,7 +397,7 @@ fn authority(t: &ir::Text) -> Result<StringMatcher, String> {
 }
 
 fn name(s: &str) -> Result<HeaderName, String> {
-    HeaderName::from_bytes(s.as_bytes()).map_err(|_| format!("{s:?} is no header name"))
+    HeaderName::from_bytes(s.as_bytes()).map_err(|_| format!("{s:?} is not a valid header name"))
 }
 
 /// Where requests go.
@@ -456,7 +456,10 @@ impl Destination {
 /// # Errors
 /// If it is none.
 pub fn status(n: u32) -> Result<http::StatusCode, String> {
-    u16::try_from(n).ok().and_then(|n| http::StatusCode::from_u16(n).ok()).ok_or_else(|| format!("{n} is no status"))
+    u16::try_from(n)
+        .ok()
+        .and_then(|n| http::StatusCode::from_u16(n).ok())
+        .ok_or_else(|| format!("{n} is not a valid status"))
 }
 
 /// Where connections go.
@@ -569,7 +572,7 @@ impl Rewrite {
         use ir::rewrite::Path;
         let authority = match r.authority.as_str() {
             "" => None,
-            a => Some(HeaderValue::from_str(a).map_err(|_| format!("{a:?} is no authority"))?),
+            a => Some(HeaderValue::from_str(a).map_err(|_| format!("{a:?} is not a valid authority"))?),
         };
         let path = match &r.path {
             None => None,

@@ -44,7 +44,7 @@ impl std::fmt::Debug for Telemetry {
 
 fn program(text: &str) -> Result<Program, String> {
     if text.len() > MAX_EXPRESSION {
-        return Err(format!("an expression of {} bytes, {MAX_EXPRESSION} are allowed", text.len()));
+        return Err(format!("expression of {} bytes: at most {MAX_EXPRESSION} are allowed", text.len()));
     }
     Program::compile(text).map_err(|e| format!("{text:?}: {e}"))
 }

@@ -55,13 +55,13 @@ pub enum ConnectError {
     #[error("connection timeout")]
     Timeout,
     /// Its name leads to nobody who may be called.
-    #[error("{0} has no address that may be used")]
+    #[error("{0} has no usable address")]
     NoAddress(Arc<str>),
     /// See [`lent`].
     #[error("{0}")]
     Lent(String),
     /// It may be a member's.
-    #[error("{0} is in a node's pod range, and the controller has not said in time who is there")]
+    #[error("{0} is in a node's pod range, and the controller did not say in time which workload has it")]
     Untold(IpAddr),
     /// TLS of ours that it does not take, or that cannot be spoken.
     #[error("{0}")]
@@ -326,7 +326,7 @@ fn lent(s: &EndpointSet, workload: &Workload) -> Option<String> {
         return None;
     }
     if s.dynamic_endpoint.is_some() {
-        return Some(format!("{} is a member of the mesh, which is called by its own service", s.host));
+        return Some(format!("{} is a member of the mesh: call it by its own service", s.host));
     }
     // A waypoint is asked, not called.
     (s.via_waypoint.is_none() && workload.namespace != s.service.namespace).then(|| {
@@ -836,7 +836,7 @@ mod tests {
         s.via_waypoint = Some("10.96.0.1:80".into());
         assert_eq!(lent(&s, &other), None, "another namespace's waypoint");
         (s.via_waypoint, s.dynamic_endpoint) = (None, Some(DynamicEndpoint::Name));
-        assert!(lent(&s, &own).unwrap().contains("called by its own service"));
+        assert!(lent(&s, &own).unwrap().contains("call it by its own service"));
     }
 
     #[test]

@@ -75,7 +75,9 @@ fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String>
     if !t.broken.is_empty() {
         return Err(t.broken.clone());
     }
-    let name = |n: &str| ServerName::try_from(n.to_string()).map_err(|_| format!("{n:?} is no DNS name or address"));
+    let name = |n: &str| {
+        ServerName::try_from(n.to_string()).map_err(|_| format!("{n:?} is neither a DNS name nor an address"))
+    };
     let sni = name(if t.sni.is_empty() { host } else { &t.sni })?;
     let (uris, dns): (Vec<&String>, Vec<&String>) = t.names.iter().partition(|n| n.contains("://"));
     let uris: Vec<String> = uris.into_iter().cloned().collect();
@@ -88,9 +90,9 @@ fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String>
         true => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         false => {
             let all = CertificateDer::pem_slice_iter(&t.roots).collect::<Result<Vec<_>, _>>();
-            let all = all.map_err(|e| format!("the authorities are not PEM: {e}"))?;
+            let all = all.map_err(|e| format!("the CA certificates are not PEM: {e}"))?;
             if roots.add_parsable_certificates(all).0 == 0 {
-                return Err("there is no authority".into());
+                return Err("there is no CA certificate".into());
             }
         }
     }
@@ -105,7 +107,7 @@ fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String>
         builder.with_no_client_auth()
     } else {
         let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
-        let (chain, key) = own.ok_or_else(|| format!("we have not been told of a Secret {}", t.credential))?;
+        let (chain, key) = own.ok_or_else(|| format!("Secret {} has not been received", t.credential))?;
         builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|e| e.to_string())?
     };
     Ok((Arc::new(config), sni, verifier))

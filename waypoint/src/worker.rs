@@ -285,7 +285,7 @@ impl Worker {
     async fn handshake(&self, s: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
         let mut secrets = self.shared.secrets.clone();
         let Some(creds) = secrets.get(&self.shared.identity, limits::HOLD_TIMEOUT).await else {
-            tracing::warn!(peer = %from, "tunnel refused: we have no certificate yet");
+            tracing::warn!(peer = %from, "tunnel refused: no certificate yet");
             return None;
         };
         let failed = |e: &server::ServerError| tracing::info!(peer = %from, error = %e, "tunnel failed");

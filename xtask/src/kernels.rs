@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn the_console_is_read() {
         let console = "[ 0.1] noise\nKARST begin check\nFEATURE  NEEDED FOR  SINCE  HERE\ntcx      the guard   6.6    no    Invalid; instead: a filter\n\
-                       this kernel has all that Karst needs\nKARST end check 0\nKARST begin tests\nrunning 2 tests\ntest a ... ok\n\
+                       this kernel has everything that Karst needs\nKARST end check 0\nKARST begin tests\nrunning 2 tests\ntest a ... ok\n\
                        test b ... FAILED\nKARST end tests 101\n";
         let lines: Vec<String> = console.lines().map(String::from).collect();
         let row = |a: &str, b: &str| (a.to_string(), b.to_string());

@@ -226,7 +226,7 @@ pub fn target<B>(
                 .iter()
                 .find(|(k, _)| *k == svc.key)
                 .map(|(_, p)| p)
-                .ok_or(Outcome::NotFound("this pod is no endpoint of the service"))?;
+                .ok_or(Outcome::NotFound("this pod is not an endpoint of the service"))?;
             let target = ports
                 .iter()
                 .find(|(p, _)| *p == port)

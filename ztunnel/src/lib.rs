@@ -155,7 +155,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     agent.abort();
     drain.start(drain::Phase::Graceful);
     if tokio::time::timeout(limit, drain.finished()).await.is_err() {
-        tracing::info!("the drain's time is over: closing what is open");
+        tracing::info!("drain timeout: closing open connections");
         drain.start(drain::Phase::Forced);
     }
     for thread in threads {

@@ -592,7 +592,10 @@ policies:
             ("workloads: [{uid: a, colour: red}]", "colour"),
             ("workloads: [{uid: a, workloadIps: [10.0.0.300]}]", "workloadIps"),
             ("workloads: [{uid: a, protocol: HTTP}]", "HTTP"),
-            ("workloads: [{uid: a, namespace: d, workloadType: car}]", "workload \"a\": workloadType \"car\""),
+            (
+                "workloads: [{uid: a, namespace: d, workloadType: car}]",
+                "workload \"a\": unsupported workloadType \"car\"",
+            ),
             ("workloads: [{uid: a, namespace: d, waypoint: {destination: x}}]", "destination \"x\""),
             ("workloads: [{uid: a, namespace: d, services: [d/h]}]", "d/h does not list this workload"),
             ("services: [{name: a, namespace: b, hostname: c, vips: [10.0.0.1]}]", "service b/c: vips"),

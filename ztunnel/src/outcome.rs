@@ -141,7 +141,7 @@ impl Outcome {
             Outcome::Broken(e) => e.clone(),
             Outcome::Denied(v) => verdict(v),
             Outcome::ClosedByPolicy(v) => format!("closed after a policy change: {}", verdict(v)),
-            Outcome::PolicyMissing(p) => format!("policy {p} applies and has not arrived"),
+            Outcome::PolicyMissing(p) => format!("policy {p} applies but has not been received"),
             Outcome::Refused(r) => r.text().into(),
             Outcome::NoWorkload => "the pod is not known to the control plane (yet)".into(),
             Outcome::NoIdentity => "there is no certificate for the pod's identity (yet)".into(),
@@ -149,8 +149,8 @@ impl Outcome {
             Outcome::Dial(e) => e.to_string(),
             Outcome::BadRequest(e) | Outcome::NotFound(e) => (*e).into(),
             Outcome::Limit => "too many connections of this pod".into(),
-            Outcome::GaveWay => "closed for others: its client has the most of too many connections to this pod".into(),
-            Outcome::Drained => "closed because the proxy stops".into(),
+            Outcome::GaveWay => "evicted: too many connections to this pod, and its client has the most".into(),
+            Outcome::Drained => "closed because the proxy is stopping".into(),
         })
     }
 }
@@ -177,7 +177,7 @@ mod tests {
                 "connect to 10.0.0.1:15008: connection refused",
             ),
             (ClientError::Tls(at, "x".into()).into(), "TLS_FAILURE", true, "TLS with 10.0.0.1:15008: x"),
-            (who.into(), "TLS_FAILURE", true, "the peer is spiffe://td/ns/a/sa/a, expected was spiffe://td/ns/b/sa/b"),
+            (who.into(), "TLS_FAILURE", true, "the peer is spiffe://td/ns/a/sa/a, expected spiffe://td/ns/b/sa/b"),
             (ClientError::Http2(at, "x".into()).into(), "H2_HANDSHAKE_FAILURE", true, "HTTP/2 with 10.0.0.1:15008: x"),
             (ClientError::Status(http::StatusCode::UNAUTHORIZED).into(), "CONNECT", false, "the peer answered 401"),
         ];

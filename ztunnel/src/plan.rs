@@ -129,12 +129,12 @@ impl Refusal {
             Refusal::NotItsAddress => "the source address is not the pod's",
             Refusal::NotInside => "the destination is neither the pod's nor inside of it",
             Refusal::Untold => {
-                "the destination is in a node's pod range, and the controller has not said in time who is there"
+                "the destination is in a node's pod range, and the controller did not say in time which workload has it"
             }
             Refusal::NoPort => "the service does not have this port",
-            Refusal::NoEndpoint => "no healthy upstream: the service has no endpoint that could be used",
-            Refusal::NoWaypoint => "the waypoint is not known or not ready",
-            Refusal::BadAddress => "the endpoint's host name has no address that may be used",
+            Refusal::NoEndpoint => "no healthy upstream: the service has no usable endpoint",
+            Refusal::NoWaypoint => "the waypoint is unknown or not ready",
+            Refusal::BadAddress => "the endpoint's host name has no usable address",
         }
     }
 }

@@ -86,7 +86,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("BackendTLSPolicy", "spec.options", NONE),
 ];
 
-const IN_RULE: &str = "is not supported for a single backend, whose requests are answered with 500: move it to the filters of the rule [KARST-0030]";
+const IN_RULE: &str = "is not supported for a single backend, whose requests are answered with 500: move it to the filters of the rule [KARST-0029]";
 
 /// What is said of an object as it is written.
 pub fn warnings(kind: &str, object: &Value) -> Vec<String> {

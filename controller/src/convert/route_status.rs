@@ -150,7 +150,7 @@ fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static 
     let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
         ("" | "core", "Service") => match objects.service(ns, &p.name) {
             Some(s) if service::is_alias(s) => {
-                return Some(("NoMatchingParent", format!("{}: name what is meant", alias(ns, s))));
+                return Some(("NoMatchingParent", alias(ns, s, "parent")));
             }
             s => s.map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
         },
@@ -204,9 +204,12 @@ fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&
 
 /// A Service of type ExternalName is neither backend nor parent: it would lead past ReferenceGrants, and out of the cluster (Gateway
 /// API: implementations should not support it, CVE-2021-25740).
-fn alias(ns: &str, s: &Service) -> String {
+fn alias(ns: &str, s: &Service, role: &str) -> String {
     let Service { metadata: Meta { name, .. }, spec, .. } = s;
-    format!("Service {ns}/{name} is of type ExternalName, an alias of {:?}", spec.external_name)
+    format!(
+        "Service {ns}/{name} has type ExternalName, which is not supported as a {role}: refer to {:?} itself [KARST-0321]",
+        spec.external_name
+    )
 }
 
 /// Is a host there that is referred to by its name, and does it have the port?
@@ -263,9 +266,7 @@ fn resolved<'a>(
         }
         match x.service(ns, &b.name) {
             None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", b.name)),
-            Some(s) if service::is_alias(s) => {
-                return ("BackendNotFound", format!("{}, and not a backend [KARST-0307]", alias(ns, s)));
-            }
+            Some(s) if service::is_alias(s) => return ("BackendNotFound", alias(ns, s, "backend")),
             Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",

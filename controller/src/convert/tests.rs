@@ -339,7 +339,8 @@ fn a_star_inside_closes_what_the_policy_selects() {
             assert_eq!(p.is_empty(), fine, "{rule} {value}: {p:?}");
             if !fine {
                 let said = p[0].to_string();
-                let named = format!("AuthorizationPolicy a/ap: spec.rules[0].{field}: {value:?} may have only one '*'");
+                let named =
+                    format!("AuthorizationPolicy a/ap: spec.rules[0].{field}: {value:?} may contain only one '*'");
                 assert!(said.contains(&named), "{said}");
                 assert!(!verdict(&m, B, 80) && !verdict(&m, None, 80), "{rule} {value} closes");
             }
@@ -1556,7 +1557,7 @@ fn ports_of_gateways_are_those_of_their_services() {
     let (m, p) = run(&text);
     let listeners = &m.gateways["edge/gw"].listeners;
     assert_eq!(listeners.iter().map(|l| (l.port, l.called)).collect::<Vec<_>>(), [(8080, 80)]);
-    let want = "Gateway a/gw: spec.servers[1].port.number: is port 8080 of pod edge/gw, which spec.servers[0] of Gateway a/gw already uses with another protocol: use another port [KARST-0507]";
+    let want = "Gateway a/gw: spec.servers[1].port.number: maps to port 8080 of pod edge/gw, which spec.servers[0] of Gateway a/gw already uses with another protocol: use another port [KARST-0507]";
     assert_eq!(p.iter().map(|p| p.to_string().split_once(": ").unwrap().1.to_string()).collect::<Vec<_>>(), [want]);
     let said: Vec<_> = conditions(&written(&text)).into_iter().filter(|c| c.starts_with("Gateway ")).collect();
     assert_eq!(said, ["Gateway a/gw: karst.io/PortsMapped False PortConflict"]);
@@ -1579,7 +1580,7 @@ fn ports_of_gateways_are_those_of_their_services() {
     assert_eq!(t[..2], ["Accepted False PortUnavailable", "Programmed False Invalid"]);
     let why = status["listeners"][1]["conditions"][0]["message"].as_str().unwrap();
     assert!(
-        why.starts_with("port 8080 is port 8080 of pod edge/gw, which listener h of Gateway edge/g takes"),
+        why.starts_with("port 8080 maps to port 8080 of pod edge/gw, which listener h of Gateway edge/g already uses"),
         "{why}"
     );
 }
@@ -2224,6 +2225,9 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
         let all = of.status["parents"][0]["conditions"].as_array().unwrap().clone();
         let reason = |c: &serde_json::Value| format!("{}={}", c["type"], c["reason"]).replace('"', "");
         let text = all.iter().map(|c| c["message"].as_str().unwrap()).collect::<Vec<_>>().join(" ");
+        for c in all.iter().filter(|c| (c["status"] == "False") != (c["type"] == "PartiallyInvalid")) {
+            assert!(code::of(c["message"].as_str().unwrap()).is_some(), "has no code: {c}");
+        }
         (all.iter().map(reason).collect::<Vec<_>>().join(" "), text)
     };
     let to = "backendRefs: [{name: s, port: 80}]";
@@ -2276,7 +2280,7 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
     // A filter of a rule that is not known: the rule.
     let text = route("GRPCRoute", &format!("{{filters: [{{type: ExternalAuth}}], {to}}}, {{{to}}}"));
     assert_eq!(rules(&text), ["Segments(\"/\")=500", "Segments(\"/\")=200"]);
-    assert!(said(&text).1.contains("Dropped Rule spec.rules[0].filters[0]: a filter of type \"ExternalAuth\""));
+    assert!(said(&text).1.contains("Dropped Rule spec.rules[0].filters[0]: unsupported filter type \"ExternalAuth\""));
     // Nothing is left: the route is not accepted, and the service is not called all the same.
     let text = route("HTTPRoute", &format!("{{matches: [{pattern}], {to}}}"));
     assert_eq!(rules(&text), ["any h=500"]);

@@ -23,7 +23,7 @@ pub enum ClientError {
     #[error("TLS with {0}: {1}")]
     Tls(SocketAddr, String),
     /// The peer is somebody else.
-    #[error("TLS with {at}: the peer is {shown}, expected was {expected}")]
+    #[error("TLS with {at}: the peer is {shown}, expected {expected}")]
     PeerIdentity {
         /// Where it is.
         at: SocketAddr,

@@ -33,10 +33,10 @@ const SEQUENCE: u8 = 0x30;
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The PEM text is broken.
-    #[error("is no PEM: {0}")]
+    #[error("is not PEM: {0}")]
     Pem(String),
     /// It is something else.
-    #[error("holds no revocation list: give it in PEM (BEGIN X509 CRL), several in a row, or one in DER")]
+    #[error("contains no revocation list: use PEM (BEGIN X509 CRL; several are allowed) or a single list in DER")]
     None,
     /// A list is broken, or of a kind that is not understood (indirect, delta).
     #[error("revocation list {0} of the file cannot be read: {1}")]
@@ -135,7 +135,7 @@ pub enum Refusal {
     #[error("certificate {0} has been revoked by its issuer")]
     Revoked(String),
     /// Nobody knows yet which ones are.
-    #[error("the revocation lists (CRL_PATH) could not be read yet: nobody is let in before")]
+    #[error("the revocation lists (CRL_PATH) could not be read yet: until then, all peers are rejected")]
     Unknown,
     /// One of the chain is no certificate.
     #[error("a certificate of the chain cannot be read")]

@@ -33,7 +33,7 @@ pub enum ServerError {
     #[error("no HTTP/2 preface within 10 s")]
     Preface,
     /// It had to give way to others.
-    #[error("it had to give way to another tunnel: there are as many as there may be")]
+    #[error("evicted in favor of another tunnel: the limit is reached")]
     Evicted,
     /// A certificate of the peer was revoked while the tunnel was open.
     #[error("the tunnel was closed: {0}")]

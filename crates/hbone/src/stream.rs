@@ -321,7 +321,7 @@ impl Inner {
                 self.closed = true;
                 Err((0, "the peer has sent a fatal alert"))
             }
-            _ => Err((alert::DECODE_ERROR, "an alert that is none")),
+            _ => Err((alert::DECODE_ERROR, "a malformed alert")),
         }
     }
 

@@ -122,7 +122,7 @@ impl Credentials {
         let leaf = certs.first().ok_or_else(|| bad("no leaf".into()))?;
         let found = identity_of(leaf)?;
         if found != identity {
-            return Err(bad(format!("is for {found}, asked for was {identity}")));
+            return Err(bad(format!("is for {found}, but {identity} was requested")));
         }
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| bad(e.to_string()))?;
         let time = |t: i64| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(t.max(0) as u64);
@@ -238,7 +238,7 @@ pub fn uris_of(cert: &CertificateDer<'_>) -> Vec<String> {
 /// # Errors
 /// If it has shown no certificate, or one without identity.
 pub fn peer_identity(certs: Option<&[CertificateDer<'_>]>) -> Result<Identity, TlsError> {
-    let leaf = certs.and_then(<[_]>::first).ok_or_else(|| TlsError::Peer("none was shown".into()))?;
+    let leaf = certs.and_then(<[_]>::first).ok_or_else(|| TlsError::Peer("none was presented".into()))?;
     identity_of(leaf)
 }
 
@@ -274,7 +274,7 @@ impl Verifier {
         end.verify_for_usage(algorithms, anchors, chain, now, usage, None, None).map_err(refused)?;
         let id = identity_of(leaf).map_err(refused)?;
         if role == Role::Client && id.trust_domain() != self.trust_domain {
-            return Err(refused(TlsError::Peer(format!("{id} is not of the trust domain {}", self.trust_domain))));
+            return Err(refused(TlsError::Peer(format!("{id} is not in the trust domain {}", self.trust_domain))));
         }
         self.revocation.check(role, leaf, chain).map_err(|why| match why {
             // With the alert that says so.

@@ -9,20 +9,20 @@ pub enum UnsupportedKind {
     Warned(&'static str),
 }
 
-/// Kinds, their groups, and what is said.
+/// Kinds, their groups, and what is said: of a refused one after its kind and name, of another alone.
 pub const UNSUPPORTED: [(&str, &str, UnsupportedKind); 5] = [
     (
         "EnvoyFilter",
         "networking.istio.io",
         UnsupportedKind::Refused(
-            "EnvoyFilter is not supported, because proxies are not Envoy: use VirtualService and DestinationRule, HTTPFilter (karst.io) for faults and rate limits, or Telemetry for logs and metrics [KARST-0007]",
+            "is not supported, because proxies are not Envoy: use VirtualService and DestinationRule, HTTPFilter (karst.io) for faults and rate limits, or Telemetry for logs and metrics [KARST-0007]",
         ),
     ),
     (
         "WasmPlugin",
         "extensions.istio.io",
         UnsupportedKind::Refused(
-            "WasmPlugin is not supported, because proxies do not run WebAssembly: use RequestAuthentication and AuthorizationPolicy for access control, or HTTPFilter (karst.io) for faults and rate limits [KARST-0007]",
+            "is not supported, because proxies do not run WebAssembly: use RequestAuthentication and AuthorizationPolicy for access control, or HTTPFilter (karst.io) for faults and rate limits [KARST-0007]",
         ),
     ),
     (

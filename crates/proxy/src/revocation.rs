@@ -35,7 +35,7 @@ pub fn start(path: Option<PathBuf>, ready: &Ready) -> Revocation {
         Some(Err(e)) => {
             let meanwhile = match published.is_known() {
                 true => "the last good ones stay in force",
-                false => "nobody is let in before they can be read",
+                false => "all peers are rejected until they can be read",
             };
             tracing::error!("{e}; {meanwhile}");
             published.failed();

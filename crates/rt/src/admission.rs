@@ -64,8 +64,8 @@ impl Ended {
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Refused => "there are too many connections of this kind, and none that has to give way",
-            Self::Evicted => "it had to give way to another connection: too many have not finished or are idle",
+            Self::Refused => "too many connections of this kind, and none can be evicted",
+            Self::Evicted => "evicted in favor of another connection: too many are unfinished or idle",
             Self::Silent => "the peer has sent nothing",
             Self::Late => "the handshake took too long",
             Self::Left => "the peer has left",

@@ -436,10 +436,7 @@ fn endpoints_by_name_are_resolved() {
     assert_eq!((try_it(2), try_it(3)), (false, false), "the pod itself, and nowhere");
     wait_for("the access log", Duration::from_secs(5), || {
         let log = w.log_text("ztunnel0.log");
-        ["has no address that may be used", "nowhere.example cannot be resolved"]
-            .iter()
-            .all(|x| log.contains(x))
-            .then_some(())
+        ["has no usable address", "nowhere.example cannot be resolved"].iter().all(|x| log.contains(x)).then_some(())
     });
     let asked = w.metric(0, "istio_on_demand_dns_total", &["source_workload=\"a\"", "hostname=\"db.example\""]);
     assert_eq!(asked, 1.0);

@@ -128,9 +128,9 @@ fn endpoints_by_name_and_policies_on_the_way_out() {
     assert_eq!(refused.map(|(n, host)| ask(n, host).status()), [503; 3]);
     let log = s.w.log_text("waypoint-out-1.log");
     for said in [
-        "self.example.com has no address that may be used",
+        "self.example.com has no usable address",
         "no.example.com cannot be resolved",
-        "service.example.com has no address that may be used",
+        "service.example.com has no usable address",
     ] {
         assert!(log.contains(said), "{said}: {log}");
     }

@@ -190,7 +190,7 @@ fn tls_ends_or_passes() {
     assert_eq!(old.ask("two.com", "/").unwrap().text(), "v2");
     assert_eq!(one.ask("two.com", "/").unwrap().status(), 421, "another listener's name on this connection");
     assert_eq!(one.ask("none.com", "/").unwrap().status(), 404);
-    let e = open("none.com").err().expect("no listener is for this name");
+    let e = open("none.com").err().expect("no listener matches this name");
     assert!(!e.to_string().contains("certificate"), "{e}");
     assert!(web::ask(&s.client, s.at(443), "one.com", "/", &[]).is_err(), "plaintext is not taken for TLS");
     // Passed through: the application's own certificate is seen, and only for the name that has a route.

@@ -334,7 +334,7 @@ fn a_pod_started_without_the_controller() {
     let echo = app::Echo::start(&known, 8080, "");
     assert!(app::ping(&mut b.connect(known.at(8080)).unwrap(), MARK).is_err());
     karst_world::wait_for("the reason", Duration::from_secs(5), || {
-        w.log_text("ztunnel1.log").contains("has not said in time who is there").then_some(())
+        w.log_text("ztunnel1.log").contains("did not say in time which workload has it").then_some(())
     });
     let seen = sniffer.seen();
     assert_eq!((seen.marked, seen.other_tcp, echo.connections()), (0, 0, 0));
@@ -520,7 +520,7 @@ fn rotation_breaks_nothing() {
     }
     let Loaded { ok, failed, slowest_ms } = load.end();
     println!("load: slowest connection took {slowest_ms} ms");
-    let rotations = w.log_text("ztunnel0.log").matches("certificate is here").count();
+    let rotations = w.log_text("ztunnel0.log").matches("certificate received").count();
     println!("T24 lifetime_s=20 rotations={rotations} long_broken={broken} new_ok={ok} new_failed={}", failed.len());
     assert_eq!((broken, failed.len()), (0, 0), "{failed:?}");
     assert!(rotations >= 2);

@@ -500,8 +500,8 @@ fn what_has_no_effect_is_told_once_where_it_stands() {
     assert_eq!(
         said,
         [
-            "spec.subsets[1].trafficPolicy.portLevelSettings[0].outlierDetection.splitExternalLocalOriginErrors: has no effect in this version",
-            "spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version",
+            "spec.subsets[1].trafficPolicy.portLevelSettings[0].outlierDetection.splitExternalLocalOriginErrors: has no effect in this version [KARST-0030]",
+            "spec.trafficPolicy.connectionPool.tcp.idleTimeout: has no effect in this version [KARST-0030]",
         ]
     );
     // Sticky sessions by default settings are still sticky sessions.

@@ -81,7 +81,7 @@ pub(in crate::convert) fn unexecuted<'a>(
     let mut out = vec![];
     for (i, (filters, backends)) in rules.enumerate() {
         let unknown = |(j, f): (usize, &Filter)| {
-            let text = format!("a filter of type {:?} is not there in this version", f.kind);
+            let text = unsupported(&f.kind);
             (!KNOWN.contains(&f.kind.as_str())).then(|| (format!("spec.rules[{i}].filters[{j}]"), text))
         };
         out.extend(filters.iter().enumerate().filter_map(unknown));
@@ -91,10 +91,10 @@ pub(in crate::convert) fn unexecuted<'a>(
                     kind if IN_BACKENDS.contains(&kind) => return None,
                     kind if KNOWN.contains(&kind) => {
                         format!(
-                            "a filter of type {kind} is not there for one backend: put it into the filters of the rule"
+                            "filters of type {kind} are not supported for a single backend: move it to the filters of the rule [KARST-0029]"
                         )
                     }
-                    kind => format!("a filter of type {kind:?} is not there in this version"),
+                    kind => unsupported(kind),
                 };
                 Some((format!("spec.rules[{i}].backendRefs[{n}].filters[{j}]"), text))
             };
@@ -102,6 +102,10 @@ pub(in crate::convert) fn unexecuted<'a>(
         }
     }
     out
+}
+
+fn unsupported(kind: &str) -> String {
+    format!("unsupported filter type {kind:?} [KARST-0016]")
 }
 
 /// Types of filters that are executed for one backend.

@@ -282,7 +282,7 @@ impl GatewayListeners {
                     if class != self::class(f.protocol) {
                         let other = out.all.get(first).map_or(String::new(), GatewayListener::name);
                         let text = format!(
-                            "is port {port} of pod {}/{}, which {other} already uses with another protocol: use another port [KARST-0507]",
+                            "maps to port {port} of pod {}/{}, which {other} already uses with another protocol: use another port [KARST-0507]",
                             m.namespace, m.name
                         );
                         unmapped.entry(i).or_insert(Unmapped { listener: i, reason: TAKEN, text });

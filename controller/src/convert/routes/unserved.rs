@@ -189,7 +189,7 @@ impl<'a> View<'a> {
         let all = virtual_service::destinations(spec).into_iter().filter(lost);
         let why = |host: &str| match self.hosts.alias(host, ns) {
             Some(name) => format!(
-                "{host} is another name of {name:?} (type ExternalName), which no Service or ServiceEntry has: what is sent there is answered 503; add a ServiceEntry"
+                "{host} is an ExternalName Service for {name:?}, but no Service or ServiceEntry has that host: requests to it are answered with 503; create a ServiceEntry [KARST-0307]"
             ),
             None => no_service(host),
         };
