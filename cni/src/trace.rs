@@ -28,12 +28,12 @@ const UDP: u8 = 17;
 /// What to show, and how.
 #[derive(Clone, Debug, clap::Args)]
 pub struct How {
-    /// Only this pod's: NAMESPACE/NAME, or NAME alone. Default: all pods of this node.
+    /// Show only this pod: NAMESPACE/NAME, or NAME alone. Default: all pods of this node.
     pub pod: Option<String>,
-    /// Only what was dropped or refused, not what was passed by.
+    /// Show only dropped and refused packets, not those that bypass ztunnel.
     #[arg(long)]
     pub drops: bool,
-    /// A table, or one JSON object a line.
+    /// Output format: a table, or one JSON object per line.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
 }
@@ -41,9 +41,9 @@ pub struct How {
 /// How lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// A table for people.
     Table,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
