@@ -111,7 +111,7 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
         let now = tracer.totals()?.withheld;
         if now > withheld {
             eprintln!(
-                "{} more are not shown: there are too many; specify a pod, or use --drops, to see fewer",
+                "{} more were left out, because there were too many; specify a pod, or use --drops, to see fewer",
                 now - withheld
             );
         }
