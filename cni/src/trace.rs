@@ -27,12 +27,12 @@ const LOOK: Duration = Duration::from_millis(50);
 /// What to show, and how.
 #[derive(Clone, Debug, clap::Args)]
 pub struct How {
-    /// Only this pod's: NAMESPACE/NAME, or NAME alone. Default: all pods of this node.
+    /// Show only this pod: NAMESPACE/NAME, or NAME alone. Default: all pods of this node.
     pub pod: Option<String>,
-    /// Only what was dropped or refused, not what was passed by.
+    /// Show only dropped and refused packets, not those that bypass ztunnel.
     #[arg(long)]
     pub drops: bool,
-    /// A table, or one JSON object a line.
+    /// Output format: a table, or one JSON object per line.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
 }
@@ -40,9 +40,9 @@ pub struct How {
 /// How lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// A table for people.
     Table,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
@@ -97,7 +97,7 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
         let now = tracer.totals()?.withheld;
         if now > withheld {
             eprintln!(
-                "{} more are not shown: there are too many; specify a pod, or use --drops, to see fewer",
+                "{} more were left out, because there were too many; specify a pod, or use --drops, to see fewer",
                 now - withheld
             );
         }

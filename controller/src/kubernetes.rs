@@ -139,7 +139,7 @@ pub async fn keep_authority(
 /// The revocation lists in the data of `cacerts`; empty: there are none. `known`: those of before.
 fn lists(data: Option<BTreeMap<String, Vec<u8>>>, known: &str) -> anyhow::Result<String> {
     match data.map(|mut d| d.remove(LISTS_KEY)) {
-        Some(Some(bytes)) => String::from_utf8(bytes).context("is no PEM"),
+        Some(Some(bytes)) => String::from_utf8(bytes).context("is not PEM"),
         // Taken out of it on purpose.
         Some(None) => Ok(String::new()),
         // It may be about to be made anew, and meanwhile nobody is to come back in.

@@ -258,7 +258,7 @@ fn note(
         tracing::info!("{f}");
     }
     for f in old.difference(&new) {
-        tracing::info!("mended: {f}");
+        tracing::info!("fixed: {f}");
     }
     log.findings = Some(findings);
     if let Some((_, writer)) = kube {
@@ -365,7 +365,7 @@ fn update(
         tracing::warn!("{p}");
     }
     for p in log.problems.difference(&now) {
-        tracing::info!("mended: {p}");
+        tracing::info!("fixed: {p}");
     }
     shared.counts.problems.store(now.len() as u64, Ordering::Relaxed);
     let mended_or_new = now != log.problems;

@@ -127,7 +127,7 @@ impl Tracer {
 /// If nothing is pinned there.
 pub fn totals(dir: &Path) -> Result<Totals, Error> {
     let budget: PerCpuArray<MapData, [u64; 4]> = open(dir, BUDGET, Map::PerCpuArray)?;
-    let cpus = budget.get(&0, 0).map_err(Error::kernel("cannot read what was told", "per-CPU maps", "4.6"))?;
+    let cpus = budget.get(&0, 0).map_err(Error::kernel("cannot read the trace", "per-CPU maps", "4.6"))?;
     Ok(cpus.iter().map(|w| TraceBudget::of_words(*w)).fold(Totals::default(), |t, b| Totals {
         told: t.told.wrapping_add(b.told),
         withheld: t.withheld.wrapping_add(b.withheld),
