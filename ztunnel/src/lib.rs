@@ -27,6 +27,7 @@ use karst_api::ads;
 use karst_core::Identity;
 use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
+    options::worker_count,
     remote::NodeMetadata,
     revocation, secrets, state, untold,
     xds::StateWriter,
@@ -48,8 +49,13 @@ pub fn main() -> std::process::ExitCode {
 }
 
 fn run(config: config::Config) -> anyhow::Result<()> {
-    let descriptors = bootstrap::prepare(config.log_format, &config.log_level)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), descriptors, "ztunnel starts");
+    let descriptors = bootstrap::prepare(config.log.log_format, &config.log.log_level)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        workers = worker_count(config.workers),
+        descriptors,
+        "ztunnel starts"
+    );
     bootstrap::control_thread(serve(config, descriptors))?
 }
 
@@ -57,18 +63,18 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
     let metrics = Arc::new(metrics::Metrics::default());
     let first = match &config.local_xds {
-        Some(path) => local::read(path, &config.network)?,
-        None => state::Snapshot::new(&config.network).with_root(config.root_namespace()),
+        Some(path) => local::read(path, &config.place.network)?,
+        None => state::Snapshot::new(&config.place.network).with_root(config.root_namespace()),
     };
     let (state_tx, state) = watch::channel(Arc::new(first));
     let (configured_tx, configured) = watch::channel(config.local_xds.is_some());
     let (stream_tx, stream) = watch::channel(true);
-    let (xds, ca) = config.control_plane()?;
-    let remote = |address: &str| config.remote(address);
-    let mut secrets = secrets::Manager::new(remote(&ca), config.secret_ttl, config.cluster_id.clone(), stream.clone())
-        .enforcing(revocation::start(config.crl.clone(), &ready));
-    let (questions, asker) = untold::Asker::new(&config.network);
-    let (workers, receivers) = karst_proxy::workers::WorkerPool::new(config.worker_count());
+    let (xds, ca) = config.remotes()?;
+    let mut secrets =
+        secrets::Manager::new(ca, config.certificates.secret_ttl, config.place.cluster_id.clone(), stream.clone())
+            .enforcing(revocation::start(config.crl.clone(), &ready));
+    let (questions, asker) = untold::Asker::new(&config.place.network);
+    let (workers, receivers) = karst_proxy::workers::WorkerPool::new(worker_count(config.workers));
     let shared = Arc::new(worker::Shared {
         config: config.clone(),
         state: state.clone(),
@@ -110,7 +116,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let agent = tokio::task::spawn_local(async move { inpod::run(&zds, keeper).await });
     match config.local_xds.clone() {
         Some(path) => {
-            let network = config.network.clone();
+            let network = config.place.network.clone();
             tokio::task::spawn_local(async move {
                 let _open = (configured_tx, stream_tx);
                 local::follow(&path, &network, state_tx).await;
@@ -118,7 +124,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         }
         None => {
             let (needed, said) = ((&ready, control::NEEDED), (configured_tx, stream_tx));
-            let writer = StateWriter::new(remote(&xds), state_tx, needed, said, metrics.discovery.clone(), asker);
+            let writer = StateWriter::new(xds, state_tx, needed, said, metrics.discovery.clone(), asker);
             let node = node(&config);
             tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, control::TYPES).await });
         }
@@ -149,7 +155,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
 
 /// The identities of this node's pods.
 fn identities(shared: &worker::Shared) -> HashSet<Identity> {
-    let td = &shared.config.trust_domain;
+    let td = &shared.config.certificates.trust_domain;
     shared.pods.load().values().filter_map(|p| Identity::new(td, &p.namespace, &p.account).ok()).collect()
 }
 
@@ -161,9 +167,9 @@ fn node(config: &config::Config) -> ads::Node {
         namespace: &config.pod_namespace,
         account: None,
         ip: &config.instance_ip,
-        node: &config.node,
-        cluster: &config.cluster_id,
-        domain: &config.cluster_domain,
+        node: &config.place.node,
+        cluster: &config.place.cluster_id,
+        domain: &config.place.cluster_domain,
     };
     let mut node = me.node();
     // What is marked as a dry run is not enforced here, so we may be told of it.

@@ -10,6 +10,7 @@
 //! - [`discovery`]: metrics of the way to the control plane.
 //! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
+//! - [`options`]: those that both have.
 //! - [`revocation`]: the file with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
@@ -24,6 +25,7 @@ pub mod dry_run;
 pub mod endpoints;
 pub mod labels;
 pub mod nobody;
+pub mod options;
 pub mod remote;
 pub mod resolve;
 pub mod revocation;
