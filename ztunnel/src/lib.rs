@@ -2,8 +2,10 @@
 
 mod admin;
 mod affinity;
+mod choose;
 mod client;
 mod config;
+mod connect;
 mod conns;
 mod control;
 mod dns;
