@@ -3,8 +3,11 @@
 
 use clap::Parser;
 use karst_hbone::Settings;
-use karst_proxy::remote::{ControlPlaneClient, RemoteError};
-use karst_rt::{log::Format, socket::Keepalive};
+use karst_proxy::{
+    options::{Asks, Certificates, ControlPlane, Log, Place},
+    remote::{ControlPlaneClient, RemoteError},
+};
+use karst_rt::socket::Keepalive;
 use serde::Serialize;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -13,21 +16,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 #[command(name = "ztunnel", version)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
-    /// Address of the discovery server: HOST:PORT or https://HOST:PORT.
-    #[arg(long, env = "XDS_ADDRESS", default_value = "https://istiod.istio-system.svc:15012")]
-    pub xds_address: String,
-    /// Address of the certificate authority; if empty, XDS_ADDRESS.
-    #[arg(long, env = "CA_ADDRESS", default_value = "")]
-    pub ca_address: String,
-    /// PEM file with the root certificate of both servers.
-    #[arg(long, env = "XDS_ROOT_CA", default_value = "./var/run/secrets/istio/root-cert.pem")]
-    pub root_ca: PathBuf,
-    /// Name expected in the servers' certificates, if it differs from the host in the address.
-    #[arg(long, env = "ALT_XDS_HOSTNAME", default_value = "")]
-    pub alt_hostname: String,
-    /// File with the token to present; it is read again for each call.
-    #[arg(long, env = "AUTH_TOKEN", default_value = "./var/run/secrets/tokens/istio-token")]
-    pub auth_token: PathBuf,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub control_plane: ControlPlane,
     /// File that describes the mesh, used instead of a discovery server.
     #[arg(long, env = "LOCAL_XDS_PATH")]
     pub local_xds: Option<PathBuf>,
@@ -42,18 +33,9 @@ pub struct Config {
     /// DNS resolvers for endpoints that are known only by host name.
     #[arg(long, env = "KARST_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
-    /// Name of the cluster.
-    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
-    pub cluster_id: String,
-    /// DNS domain of services.
-    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
-    pub cluster_domain: String,
-    /// Name of this node's network.
-    #[arg(long, env = "NETWORK", default_value = "")]
-    pub network: String,
-    /// Name of this node.
-    #[arg(long, env = "NODE_NAME", default_value = "")]
-    pub node: String,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub place: Place,
     /// Name of this pod, sent to the discovery server.
     #[arg(long, env = "POD_NAME", default_value = "ztunnel")]
     pub pod_name: String,
@@ -66,12 +48,9 @@ pub struct Config {
     /// Address of this pod, sent to the discovery server.
     #[arg(long, env = "INSTANCE_IP", default_value = "1.1.1.1")]
     pub instance_ip: String,
-    /// Trust domain of the mesh.
-    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
-    pub trust_domain: String,
-    /// Lifetime of certificates to request, in seconds.
-    #[arg(long, env = "SECRET_TTL", default_value_t = 86_400)]
-    pub secret_ttl: u64,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub certificates: Certificates,
     /// Socket of the node agent.
     #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
     pub zds: PathBuf,
@@ -135,26 +114,15 @@ pub struct Config {
     /// Enable the access log, one line per connection.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
-    /// Log format: text or json.
-    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
-    #[serde(skip)]
-    pub log_format: Format,
-    /// Log level or filter, for example info or debug.
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
-    pub log_level: String,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub log: Log,
 }
 
 impl Config {
     /// The namespace whose policies are for all namespaces.
     pub fn root_namespace(&self) -> &str {
         if self.root_namespace.is_empty() { &self.pod_namespace } else { &self.root_namespace }
-    }
-    /// Data plane threads.
-    pub fn worker_count(&self) -> usize {
-        match self.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        }
     }
     /// How long connections may go on after a SIGTERM (reference ztunnel §3.4).
     pub fn drain_limit(&self) -> Duration {
@@ -184,31 +152,20 @@ impl Config {
             pool_idle: Duration::from_secs(self.pool_idle),
         }
     }
-    /// Addresses of the discovery server and of the certificate authority, as URLs.
+    /// The discovery server and the certificate authority.
     ///
     /// # Errors
-    /// For one that would be spoken to in plaintext: tokens and identities pass there.
-    pub fn control_plane(&self) -> Result<(String, String), RemoteError> {
-        let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
-        Ok((ControlPlaneClient::url("XDS_ADDRESS", &self.xds_address)?, ControlPlaneClient::url("CA_ADDRESS", ca)?))
-    }
-    /// One of them, and what to show it.
-    pub fn remote(&self, address: &str) -> ControlPlaneClient {
-        ControlPlaneClient {
-            address: address.into(),
-            root_ca: self.root_ca.clone(),
-            alt_hostname: self.alt_hostname.clone(),
-            auth_token: self.auth_token.clone(),
-            cluster_id: self.cluster_id.clone(),
-            local_certs: self.local_certs.clone(),
-            impersonates: true,
-        }
+    /// For an address that would be spoken to in plaintext.
+    pub fn remotes(&self) -> Result<(ControlPlaneClient, ControlPlaneClient), RemoteError> {
+        let asks = Asks { local_certs: self.local_certs.as_deref(), impersonates: true };
+        self.control_plane.clients(&self.place.cluster_id, asks)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     #[test]
     fn drain_follows_the_grace_period() {
@@ -220,15 +177,19 @@ mod tests {
     }
 
     #[test]
-    fn the_control_plane_is_never_spoken_to_in_plaintext() {
-        let with = |args: &[&str]| Config::parse_from([&["ztunnel"], args].concat()).control_plane();
-        let both = |a: &str, b: &str| (a.to_string(), b.to_string());
-        let same = with(&["--xds-address", "istiod:15012"]).unwrap();
-        assert_eq!(same, both("https://istiod:15012", "https://istiod:15012"));
-        let apart = with(&["--xds-address", "https://a:1", "--ca-address", "b:2"]).unwrap();
-        assert_eq!(apart, both("https://a:1", "https://b:2"));
-        let e = with(&["--xds-address", "a:1", "--ca-address", "http://b:2"]).unwrap_err().to_string();
-        assert!(e.contains("CA_ADDRESS") && e.contains("http is not supported"), "{e}");
+    fn options_of_both_proxies_keep_their_place_and_name() {
+        let command = Config::command();
+        assert_eq!(command.get_about().map(ToString::to_string).as_deref(), Some("Karst's node proxy"));
+        let names: Vec<_> = command.get_arguments().filter_map(|a| a.get_env()?.to_str()).collect();
+        assert_eq!(
+            names[..6],
+            ["XDS_ADDRESS", "CA_ADDRESS", "XDS_ROOT_CA", "ALT_XDS_HOSTNAME", "AUTH_TOKEN", "LOCAL_XDS_PATH"]
+        );
+        assert_eq!(names[names.len() - 2..], ["LOG_FORMAT", "RUST_LOG"]);
+        let dump = serde_json::to_value(Config::parse_from(["ztunnel"])).unwrap();
+        for key in ["xdsAddress", "authToken", "clusterId", "node", "trustDomain", "secretTtl", "logLevel", "zds"] {
+            assert!(dump.get(key).is_some(), "{key}: {dump}");
+        }
     }
 
     #[test]

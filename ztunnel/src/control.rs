@@ -1,133 +1,22 @@
-//! The control thread's parts: the writer of the state (xDS), and the keeper of the pods (ZDS).
+//! The control thread's parts: what is subscribed (xDS), and the keeper of the pods (ZDS).
 
 use crate::{
     inpod::{AddError, Listeners, LocalPod, LocalPods, Pods},
-    metrics::Metrics,
-    state::Snapshot,
     worker::{Command, Shared},
 };
-use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE, convert};
-use karst_proxy::{
-    remote::{ControlPlaneClient, RemoteError},
-    untold::Asker,
-};
-use karst_rt::ready::{Blocker, Ready};
-use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
+use karst_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, POD_RANGES_TYPE};
+use karst_rt::ready::Blocker;
 use std::{
-    collections::HashMap,
     net::{TcpListener, UdpSocket},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
-use tokio::sync::{mpsc, oneshot, watch};
-use tonic::transport::Channel;
+use tokio::sync::{mpsc, oneshot};
 
 /// Types that are subscribed, in the order in which they are answered. The ranges of pods before the addresses: what is not told
 /// there is then known to be missing.
 pub const TYPES: &[&str] = &[AUTHORIZATION_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE];
 /// Those that must have arrived once. (istiod does not answer for the ranges of pods.)
-const NEEDED: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
-
-/// The one writer of the state.
-pub struct StateWriter {
-    pub remote: ControlPlaneClient,
-    pub state: watch::Sender<Arc<Snapshot>>,
-    pub metrics: Arc<Metrics>,
-    /// Until each needed type has arrived once.
-    pub missing: HashMap<&'static str, Blocker>,
-    /// Says when nothing is missing any more.
-    pub configured: watch::Sender<bool>,
-    /// Says whether there is a control plane.
-    pub stream: watch::Sender<bool>,
-    /// Asks who is at an address.
-    pub asker: Asker,
-}
-
-impl StateWriter {
-    /// A writer whose readiness waits for the first answers.
-    pub fn new(
-        remote: ControlPlaneClient,
-        state: watch::Sender<Arc<Snapshot>>,
-        metrics: Arc<Metrics>,
-        ready: &Ready,
-        (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
-        asker: Asker,
-    ) -> Self {
-        let missing = NEEDED.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
-        Self { remote, state, metrics, missing, configured, stream, asker }
-    }
-}
-
-impl XdsSubscriber for StateWriter {
-    type Error = RemoteError;
-    fn apply(&mut self, update: Update) -> Vec<(String, String)> {
-        let mut refused = Vec::new();
-        // Cheap: the maps inside are persistent.
-        let mut snapshot = (**self.state.borrow()).clone();
-        if update.type_url == ADDRESS_TYPE {
-            for (name, _, bytes) in &update.changed {
-                if let Err(e) = snapshot.put_address(name, bytes) {
-                    refused.push((name.clone(), e.to_string()));
-                }
-            }
-            for name in &update.removed {
-                snapshot.remove_address(name);
-            }
-        } else if update.type_url == POD_RANGES_TYPE {
-            for (name, _, bytes) in &update.changed {
-                if let Err(e) = snapshot.put_pod_ranges(name, bytes) {
-                    refused.push((name.clone(), e.to_string()));
-                }
-            }
-            for name in &update.removed {
-                snapshot.remove_pod_ranges(name);
-            }
-        } else {
-            for (name, _, bytes) in &update.changed {
-                match convert::policy(bytes) {
-                    Ok(p) => snapshot.put_policy(name, p),
-                    Err(e) => refused.push((name.clone(), e.to_string())),
-                }
-            }
-            for name in &update.removed {
-                snapshot.remove_policy(name);
-            }
-        }
-        self.state.send_replace(Arc::new(snapshot));
-        if !update.more {
-            self.missing.remove(update.type_url.as_str());
-        }
-        if self.missing.is_empty() {
-            self.configured.send_if_modified(|c| !std::mem::replace(c, true));
-        }
-        refused
-    }
-    fn token(&self) -> Result<String, RemoteError> {
-        self.remote.bearer()
-    }
-    fn connect(&self) -> impl Future<Output = Result<Channel, RemoteError>> {
-        self.remote.channel()
-    }
-    fn headers(&self) -> Vec<(String, String)> {
-        vec![("clusterid".into(), self.remote.cluster_id.clone())]
-    }
-    fn connected(&self) {
-        self.stream.send_replace(true);
-    }
-    async fn wanted(&mut self) -> (&'static str, Vec<String>) {
-        (ADDRESS_TYPE, self.asker.names().await)
-    }
-    fn answered(&mut self, names: &[String]) {
-        self.asker.answered(names);
-    }
-    fn ended(&self, why: StreamEnd) {
-        self.stream.send_replace(false);
-        self.asker.forget();
-        self.metrics.discovery.ended(why);
-    }
-    fn received(&self, type_url: &str, bytes: usize) {
-        self.metrics.discovery.received(type_url, bytes);
-    }
-}
+pub const NEEDED: &[&str] = &[AUTHORIZATION_TYPE, ADDRESS_TYPE];
 
 /// Hands pods to the workers.
 pub struct PodManager {

@@ -223,7 +223,8 @@ pub fn front(b: &[u8]) -> Front<'_> {
 /// The bytes of our own answer; None: it is not ours to answer.
 fn own(shared: &Shared, pod: &LocalPod, query: &Message, tcp: bool) -> Option<Vec<u8>> {
     let snapshot = shared.state.borrow().clone();
-    let search = Search { namespace: &pod.namespace, domain: &shared.config.cluster_domain, ipv6: shared.config.ipv6 };
+    let search =
+        Search { namespace: &pod.namespace, domain: &shared.config.place.cluster_domain, ipv6: shared.config.ipv6 };
     let mut message = own_answer(&snapshot, &search, query)?;
     rotate(&mut message.answers, rand::random());
     encode(message, query, tcp)

@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     fmt::Write,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -43,7 +43,7 @@ pub struct Metrics {
     pub traffic: traffic::Table,
     pub open_source: AtomicI64,
     pub open_destination: AtomicI64,
-    pub discovery: discovery::Counts,
+    pub discovery: Arc<discovery::Counts>,
     pub pods: AtomicI64,
     pub pods_started: AtomicU64,
     pub pods_stopped: AtomicU64,
@@ -69,7 +69,7 @@ impl Default for Metrics {
             traffic: traffic::Table::default(),
             open_source: AtomicI64::new(0),
             open_destination: AtomicI64::new(0),
-            discovery: discovery::Counts::default(),
+            discovery: Arc::default(),
             pods: AtomicI64::new(0),
             pods_started: AtomicU64::new(0),
             pods_stopped: AtomicU64::new(0),

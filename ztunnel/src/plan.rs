@@ -65,6 +65,26 @@ impl Plan {
             other @ (Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Resolve(_) | Plan::Refuse(_)) => other,
         }
     }
+
+    /// The endpoint that it leads to, or will once it is known who is there.
+    pub fn leads_to(&self) -> Option<&Arc<str>> {
+        match self {
+            Plan::Tunnel(t) if t.service.is_some() || t.waypoint => Some(&t.peer.uid),
+            Plan::Plain { workload: Some(x), service: Some(_), .. }
+            | Plan::Untold { workload: Some(x), service: Some(_), .. } => Some(&x.uid),
+            Plan::Resolve(name) => Some(&name.workload.uid),
+            Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Refuse(_) => None,
+        }
+    }
+
+    /// The endpoint of a service, or pod of a waypoint, that was chosen.
+    pub fn endpoint(&self) -> Option<Arc<str>> {
+        match self {
+            Plan::Tunnel(t) if t.service.is_some() || t.waypoint => Some(t.peer.uid.clone()),
+            Plan::Plain { workload: Some(x), service: Some(_), .. } => Some(x.uid.clone()),
+            Plan::Tunnel(_) | Plan::Plain { .. } | Plan::Untold { .. } | Plan::Resolve(_) | Plan::Refuse(_) => None,
+        }
+    }
 }
 
 /// An endpoint without addresses (a ServiceEntry's with resolution DNS).

@@ -267,14 +267,15 @@ impl Worker {
 
     fn unannounced(&self, pod: &LocalPod) -> Option<Workload> {
         let config = &self.shared.config;
-        let identity = karst_core::Identity::new(&config.trust_domain, &pod.namespace, &pod.account).ok()?;
+        let identity =
+            karst_core::Identity::new(&config.certificates.trust_domain, &pod.namespace, &pod.account).ok()?;
         Some(Workload::unannounced(crate::state::Announced {
             namespace: &pod.namespace,
             name: &pod.name,
             identity,
-            node: &config.node,
-            cluster: &config.cluster_id,
-            network: &config.network,
+            node: &config.place.node,
+            cluster: &config.place.cluster_id,
+            network: &config.place.network,
         }))
     }
 

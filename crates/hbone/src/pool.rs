@@ -17,6 +17,9 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
+/// A tunnel whose streams last longer than an unused one is kept is looked at this often: nobody says when the last one ends.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A tunnel.
 pub struct Tunnel {
     send: SendRequest<Bytes>,
@@ -253,7 +256,8 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         let mut drive = std::pin::pin!(drive);
         loop {
             let idle_for = tunnel.idle_since.get().elapsed();
-            let wait = self.idle.saturating_sub(idle_for).max(Duration::from_millis(10));
+            let least = if tunnel.active.get() == 0 { Duration::from_millis(10) } else { LOOK.min(self.idle) };
+            let wait = self.idle.saturating_sub(idle_for).max(least);
             tokio::select! {
                 _ = &mut drive => break,
                 () = tokio::time::sleep(wait) => {

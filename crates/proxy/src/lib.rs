@@ -6,21 +6,26 @@
 //! - [`dial`]: the way to an endpoint; [`mod@unreachable`]: those that are avoided for a while.
 //! - [`endpoints`]: which endpoints of a service could be used, and who is a waypoint.
 //! - [`workers`]: the workers of a process as they see each other.
+//! - [`bootstrap`]: between options and workers, and between the signal to stop and the end.
 //! - [`discovery`]: metrics of the way to the control plane.
 //! - [`dry_run`]: what policies in dry run would have done, counted.
 //! - [`labels`]: of Istio's traffic metrics.
+//! - [`options`]: those that both have.
 //! - [`revocation`]: the file with revocation lists.
 //! - [`remote`]: how the control plane is reached.
 //! - [`resolve`]: endpoints that are known by name only.
 //! - [`traffic`]: Istio's metrics of connections.
+//! - [`xds`]: the one writer of the state.
 //! - [`untold`]: addresses of which the control plane has not told yet; [`nobody`]: those at which it knows of nobody.
 
+pub mod bootstrap;
 pub mod dial;
 pub mod discovery;
 pub mod dry_run;
 pub mod endpoints;
 pub mod labels;
 pub mod nobody;
+pub mod options;
 pub mod remote;
 pub mod resolve;
 pub mod revocation;
@@ -33,3 +38,4 @@ pub mod traffic;
 pub mod unreachable;
 pub mod untold;
 pub mod workers;
+pub mod xds;

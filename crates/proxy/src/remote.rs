@@ -1,6 +1,5 @@
 //! How the control plane is reached: always in TLS, always with a token.
 
-use crate::secrets::CaClient;
 use karst_api::ads;
 use karst_rt::error::chain;
 use std::{fs, io, path::PathBuf, time::Duration};
@@ -127,21 +126,6 @@ impl ControlPlaneClient {
         fs::read_to_string(&self.auth_token)
             .map(|t| t.trim().to_string())
             .map_err(|error| RemoteError::Token { path: self.auth_token.clone(), error })
-    }
-}
-
-impl CaClient for ControlPlaneClient {
-    fn connect(&self) -> impl Future<Output = Result<Channel, RemoteError>> {
-        self.channel()
-    }
-    fn token(&self) -> Result<String, RemoteError> {
-        self.bearer()
-    }
-    fn impersonates(&self) -> bool {
-        self.impersonates
-    }
-    fn directory(&self) -> Option<&std::path::Path> {
-        self.local_certs.as_deref()
     }
 }
 

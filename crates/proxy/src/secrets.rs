@@ -1,7 +1,7 @@
 //! Certificates of the node's workloads: fetched when first needed, renewed around half of their life with jitter, kept in
 //! use until they really end. One certificate for each identity, whatever the number of its pods.
 
-use crate::remote::RemoteError;
+use crate::remote::{ControlPlaneClient, RemoteError};
 use karst_api::ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
 use karst_core::Identity;
 use karst_hbone::{
@@ -150,6 +150,21 @@ pub trait CaClient {
     /// The directory that holds the certificates, if it is not a CA that makes them.
     fn directory(&self) -> Option<&Path> {
         None
+    }
+}
+
+impl CaClient for ControlPlaneClient {
+    fn connect(&self) -> impl Future<Output = Result<tonic::transport::Channel, RemoteError>> {
+        self.channel()
+    }
+    fn token(&self) -> Result<String, RemoteError> {
+        self.bearer()
+    }
+    fn impersonates(&self) -> bool {
+        self.impersonates
+    }
+    fn directory(&self) -> Option<&Path> {
+        self.local_certs.as_deref()
     }
 }
 

@@ -1,0 +1,206 @@
+//! The writer of a proxy's state: the one task that applies what the control plane sends to a copy of the newest snapshot, and puts
+//! that in its place. What is refused leaves what was; the process is configured when each needed type has arrived once.
+
+use crate::{
+    discovery::Counts,
+    remote::{ControlPlaneClient, RemoteError},
+    state::{ResourceError, Snapshot},
+    untold::Asker,
+};
+use karst_api::{
+    ADDRESS_TYPE, POD_RANGES_TYPE,
+    convert::{self, PolicyError},
+};
+use karst_rt::ready::{Blocker, Ready};
+use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
+use std::{fmt::Display, sync::Arc};
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+/// A state that resources of the control plane are applied to.
+pub trait ApplyResource: Clone {
+    /// Why a resource is refused.
+    type Error: Display;
+    /// Takes in a resource.
+    ///
+    /// # Errors
+    /// If it is refused; the state is then what is to be in force.
+    fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), Self::Error>;
+    /// Removes a resource.
+    fn remove(&mut self, type_url: &str, name: &str);
+    /// A whole update is applied; this takes the place of `before`.
+    fn applied(&mut self, _before: &Self) {}
+}
+
+/// Why a resource of the mesh is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    /// A workload, a service, ranges of pods.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+    /// A policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
+impl ApplyResource for Snapshot {
+    type Error = MeshError;
+    fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), MeshError> {
+        match type_url {
+            ADDRESS_TYPE => Ok(self.put_address(name, bytes)?),
+            POD_RANGES_TYPE => Ok(self.put_pod_ranges(name, bytes)?),
+            _ => {
+                self.put_policy(name, convert::policy(bytes)?);
+                Ok(())
+            }
+        }
+    }
+    fn remove(&mut self, type_url: &str, name: &str) {
+        match type_url {
+            ADDRESS_TYPE => self.remove_address(name),
+            POD_RANGES_TYPE => self.remove_pod_ranges(name),
+            _ => self.remove_policy(name),
+        }
+    }
+}
+
+/// The one writer of a state.
+pub struct StateWriter<S> {
+    remote: ControlPlaneClient,
+    state: watch::Sender<Arc<S>>,
+    /// Until each needed type has arrived once.
+    missing: Vec<(&'static str, Blocker)>,
+    /// Says when nothing is missing any more.
+    configured: watch::Sender<bool>,
+    /// Says whether there is a control plane.
+    stream: watch::Sender<bool>,
+    discovery: Arc<Counts>,
+    /// Asks who is at an address.
+    asker: Asker,
+}
+
+impl<S> StateWriter<S> {
+    /// A writer whose readiness waits for the first answers for the types that are needed.
+    pub fn new(
+        remote: ControlPlaneClient,
+        state: watch::Sender<Arc<S>>,
+        (ready, needed): (&Ready, &[&'static str]),
+        (configured, stream): (watch::Sender<bool>, watch::Sender<bool>),
+        discovery: Arc<Counts>,
+        asker: Asker,
+    ) -> Self {
+        let missing = needed.iter().map(|t| (*t, ready.block(&format!("first configuration of {t}")))).collect();
+        Self { remote, state, missing, configured, stream, discovery, asker }
+    }
+}
+
+impl<S: ApplyResource> XdsSubscriber for StateWriter<S> {
+    type Error = RemoteError;
+    fn apply(&mut self, update: Update) -> Vec<(String, String)> {
+        let mut refused = Vec::new();
+        let before = self.state.borrow().clone();
+        // Cheap: the maps inside are persistent.
+        let mut state = (*before).clone();
+        for (name, _, bytes) in &update.changed {
+            if let Err(e) = state.put(&update.type_url, name, bytes) {
+                refused.push((name.clone(), e.to_string()));
+            }
+        }
+        for name in &update.removed {
+            state.remove(&update.type_url, name);
+        }
+        state.applied(&before);
+        self.state.send_replace(Arc::new(state));
+        if !update.more {
+            self.missing.retain(|(t, _)| *t != update.type_url);
+        }
+        if self.missing.is_empty() {
+            self.configured.send_if_modified(|c| !std::mem::replace(c, true));
+        }
+        refused
+    }
+    fn token(&self) -> Result<String, RemoteError> {
+        self.remote.bearer()
+    }
+    fn connect(&self) -> impl Future<Output = Result<Channel, RemoteError>> {
+        self.remote.channel()
+    }
+    fn headers(&self) -> Vec<(String, String)> {
+        vec![("clusterid".into(), self.remote.cluster_id.clone())]
+    }
+    fn connected(&self) {
+        self.stream.send_replace(true);
+    }
+    async fn wanted(&mut self) -> (&'static str, Vec<String>) {
+        (ADDRESS_TYPE, self.asker.names().await)
+    }
+    fn answered(&mut self, names: &[String]) {
+        self.asker.answered(names);
+    }
+    fn ended(&self, why: StreamEnd) {
+        self.stream.send_replace(false);
+        self.asker.forget();
+        self.discovery.ended(why);
+    }
+    fn received(&self, type_url: &str, bytes: usize) {
+        self.discovery.received(type_url, bytes);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+mod tests {
+    use super::*;
+    use crate::testing::pod;
+    use karst_api::{AUTHORIZATION_TYPE, workload as pb};
+    use prost::Message;
+
+    fn update(type_url: &str, changed: &[(&str, Vec<u8>)], removed: &[&str], more: bool) -> Update {
+        Update {
+            type_url: type_url.into(),
+            changed: changed.iter().map(|(name, bytes)| (name.to_string(), "1".into(), bytes.clone())).collect(),
+            removed: removed.iter().map(ToString::to_string).collect(),
+            more,
+        }
+    }
+
+    #[test]
+    fn what_is_refused_leaves_what_was_and_readiness_waits_for_each_type() {
+        let remote = ControlPlaneClient {
+            address: "https://istiod:15012".into(),
+            root_ca: "/dev/null".into(),
+            alt_hostname: String::new(),
+            auth_token: "/dev/null".into(),
+            cluster_id: "c".into(),
+            local_certs: None,
+            impersonates: true,
+        };
+        let (state_tx, state) = watch::channel(Arc::new(Snapshot::new("")));
+        let ((configured_tx, configured), (stream_tx, _stream)) = (watch::channel(false), watch::channel(true));
+        let (ready, (_questions, asker)) = (Ready::default(), Asker::new(""));
+        let needed = (&ready, &[AUTHORIZATION_TYPE, ADDRESS_TYPE][..]);
+        let mut writer = StateWriter::new(remote, state_tx, needed, (configured_tx, stream_tx), Arc::default(), asker);
+        let wire =
+            |ip: &str| pb::Address { r#type: Some(pb::address::Type::Workload(pod("a", ip, &[]))) }.encode_to_vec();
+        let uid = pod("a", "10.0.0.1", &[]).uid;
+        let address = || state.borrow().workloads.get(&*uid).map(|w| w.ips[0].to_string());
+        let missing = || (ready.missing().len(), *configured.borrow());
+
+        assert_eq!(missing(), (2, false));
+        assert!(writer.apply(update(ADDRESS_TYPE, &[(&uid, wire("10.0.0.1"))], &[], true)).is_empty());
+        assert_eq!((address(), missing()), (Some("10.0.0.1".into()), (2, false)), "the rest is still to come");
+        assert!(writer.apply(update(ADDRESS_TYPE, &[], &[], false)).is_empty());
+        assert_eq!(missing(), (1, false));
+        let refused = writer.apply(update(ADDRESS_TYPE, &[(&uid, vec![0xff])], &[], false));
+        assert!(refused.len() == 1 && refused[0].0 == uid, "{refused:?}");
+        assert!(refused[0].1.starts_with("not an istio.workload.Address: "), "{refused:?}");
+        assert_eq!(address(), Some("10.0.0.1".into()));
+        let refused = writer.apply(update(AUTHORIZATION_TYPE, &[("p", vec![0xff])], &[], false));
+        assert!(refused[0].1.starts_with("not an istio.security.Authorization: "), "{refused:?}");
+        assert_eq!(missing(), (0, true), "a type has arrived, whatever it holds");
+        writer.apply(update(ADDRESS_TYPE, &[(&uid, wire("10.0.0.2"))], &[], false));
+        assert_eq!(address(), Some("10.0.0.2".into()));
+        writer.apply(update(ADDRESS_TYPE, &[], &[&uid], false));
+        assert_eq!(address(), None);
+    }
+}
