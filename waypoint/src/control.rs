@@ -1,6 +1,6 @@
 //! What the control plane tells: the mesh, routes, and how services are called, as one immutable snapshot.
 
-use crate::{access::Access, gateway::Gateway, table::Routes, telemetry::Telemetry};
+use crate::{authz::access::Access, downstream::gateway::Gateway, route::table::Routes, telemetry::rules::Telemetry};
 use imbl::HashMap;
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir,

@@ -2,12 +2,10 @@
 //! must hold whatever comes; none may panic.
 
 use crate::{
-    access::{Access, AuthzContext, Request},
-    codec,
-    entry::plain_path,
-    gateway::Gateway,
-    http::sent_on,
-    table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
+    authz::access::{Access, AuthzContext, Request},
+    downstream::gateway::Gateway,
+    http::{codec, entry::plain_path, handle::sent_on},
+    route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::{BodyExt, Empty};

@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
-    cluster::Clusters,
+    cluster::endpoint_set::Clusters,
     config::Config,
     control::Snapshot,
-    edge,
-    gate::Gate,
-    metrics::Metrics,
-    stream::{self, Io},
+    downstream::{
+        edge,
+        gate::Gate,
+        stream::{self, Io},
+    },
+    telemetry::metrics::Metrics,
     worker::{Shared, Worker},
 };
 use clap::Parser;
@@ -121,7 +123,7 @@ pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
                     let (name, count) = (name.clone(), count.clone());
                     let answer = service_fn(move |_| {
                         count.set(count.get() + 1);
-                        let body = crate::reply::ResponseBody::local(name.to_string());
+                        let body = crate::http::reply::ResponseBody::local(name.to_string());
                         async move { Ok::<_, Infallible>(Response::new(body)) }
                     });
                     spawn_local(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));

@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use crate::{
-    access::Access,
-    codec,
+    authz::access::Access,
     control::Snapshot,
-    gateway::Gateway,
-    serve::{self, Downstream, DownstreamTarget},
-    table::Routes,
+    downstream::{
+        gateway::Gateway,
+        serve::{self, Downstream, DownstreamTarget},
+    },
+    http::codec,
+    route::table::Routes,
     testing::{LINES, worker},
     worker::Worker,
 };

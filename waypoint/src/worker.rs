@@ -2,16 +2,21 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    balance,
-    cluster::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
+    cluster::{
+        balance,
+        endpoint_set::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
+    },
     config::Config,
-    conns::{self, Conns},
     control::Snapshot,
-    edge,
-    gate::Gate,
-    metrics::{self, Metrics, Series},
-    serve::{self, Downstream},
-    stream, upstream,
+    downstream::{
+        conns::{self, Conns},
+        edge,
+        gate::Gate,
+        serve::{self, Downstream},
+        stream,
+    },
+    telemetry::metrics::{self, Metrics, Series},
+    upstream::send,
 };
 use h2::server::SendResponse;
 use karst_core::{Identity, authority::Authority, canonical, limits};
@@ -109,7 +114,7 @@ pub struct Worker {
     nobody: Rc<Nobody>,
     /// Where connections to endpoints are made from.
     pub connector: NetnsConnector,
-    pub upstream: Rc<upstream::Pool>,
+    pub upstream: Rc<send::Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
     conns: Rc<Conns>,
@@ -187,11 +192,11 @@ impl Worker {
         let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
-        let upstream: Rc<upstream::Pool> = Rc::default();
+        let upstream: Rc<send::Pool> = Rc::default();
         tokio::task::spawn_local({
             let pool = upstream.clone();
             async move {
-                let mut turn = tokio::time::interval(upstream::SWEEP);
+                let mut turn = tokio::time::interval(send::SWEEP);
                 loop {
                     turn.tick().await;
                     pool.sweep();
@@ -366,7 +371,7 @@ impl Worker {
             DynamicEndpoint::Address => {
                 let to = downstream.to;
                 let its = set.service.vips.contains(&to) || set.service.ranges.iter().any(|c| c.contains(to));
-                (to.to_string(), (its && upstream::is_usable(self, s, to)).then_some(to)?)
+                (to.to_string(), (its && send::is_usable(self, s, to)).then_some(to)?)
             }
         };
         let mut cache = self.sets.borrow_mut();

@@ -1,7 +1,7 @@
 //! Rate limits. A bucket is one number, the time until which its tokens are spent (the generic cell rate algorithm, ITU-T I.371): taking
 //! a token is one compare-and-swap, and nothing runs to fill buckets.
 
-use crate::cluster::START;
+use crate::cluster::endpoint_set::START;
 use karst_api::route as ir;
 use std::{
     collections::HashMap,

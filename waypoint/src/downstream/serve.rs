@@ -1,21 +1,28 @@
 //! One CONNECT: may it come here, what is spoken on it, and by whom it is served.
 
 use crate::{
-    access::{self, Access, Denial},
-    balance,
-    carried::{Carried, Metered},
-    cluster::{ClusterKey, EndpointSet},
-    codec, conns,
+    authz::access::{self, Access, Denial},
+    cluster::{
+        balance,
+        endpoint_set::{ClusterKey, EndpointSet},
+    },
     control::Snapshot,
-    edge,
-    flag::ResponseFlag,
-    gate::Busy,
-    http as handling,
-    request_log::RequestLog,
-    stream::{Io, Reset},
-    table::TcpRouteInput,
-    upstream::{self, Attempt},
-    upstream_tls::Speaks,
+    downstream::{
+        conns, edge,
+        gate::Busy,
+        stream::{Io, Reset},
+    },
+    http::{codec, handle as handling},
+    route::table::TcpRouteInput,
+    telemetry::{
+        carried::{Carried, Metered},
+        flag::ResponseFlag,
+        request_log::RequestLog,
+    },
+    upstream::{
+        send::{self, Attempt},
+        tls::Speaks,
+    },
     worker::{SampleKind, Worker, refuse},
 };
 use bytes::Bytes;
@@ -548,7 +555,7 @@ pub async fn open(
         let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
         let held = Cell::default();
         let attempt = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held };
-        let e = match upstream::open(w, &attempt, speaks).await {
+        let e = match send::open(w, &attempt, speaks).await {
             Ok((io, lease)) => {
                 let guard = w.register(judged, downstream, None);
                 return Ok(TcpRelay { io, lease, guard, record: record.failed(ResponseFlag::None, "") });

@@ -2,13 +2,12 @@
 //! others. HTTP/1.1 connections are kept for the next request, HTTP/2 ones are shared.
 
 use crate::{
-    body::Counted,
-    cluster::{EndpointSet, LbEndpoint},
-    codec,
+    cluster::endpoint_set::{EndpointSet, LbEndpoint},
     control::Snapshot,
-    flag::ResponseFlag,
-    stream::Io,
-    upstream_tls::{self, Speaks},
+    downstream::stream::Io,
+    http::{body::Counted, codec},
+    telemetry::flag::ResponseFlag,
+    upstream::tls::{self, Speaks},
     worker::Worker,
 };
 use http::{Request, Response};
@@ -298,7 +297,7 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
         match s.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
             None => Ok((io, lease)),
             Some(t) => {
-                let io = Box::pin(upstream_tls::shake(&w.snapshot(), s, t, io, speaks)).await;
+                let io = Box::pin(tls::shake(&w.snapshot(), s, t, io, speaks)).await;
                 Ok((io.map_err(ConnectError::Tls)?, lease))
             }
         }
@@ -602,11 +601,11 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use crate::{
-        cluster::{
+        cluster::endpoint_set::{
             ClusterKey, DynamicEndpoint,
             tests::{KEY, set},
         },
-        serve::{self, Downstream, DownstreamTarget},
+        downstream::serve::{self, Downstream, DownstreamTarget},
         testing::{OWN, Plane, member},
     };
     use karst_api::{

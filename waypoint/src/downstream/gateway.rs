@@ -1,6 +1,6 @@
 //! What a gateway listens on, compiled: which listener a name belongs to, the routes for it, and the TLS that ends here.
 
-use crate::{access::Access, control::Snapshot, table::Routes, telemetry::Telemetry};
+use crate::{authz::access::Access, control::Snapshot, route::table::Routes, telemetry::rules::Telemetry};
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
     HandshakeKind, RootCertStore, ServerConfig, ServerConnection,

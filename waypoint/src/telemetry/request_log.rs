@@ -1,8 +1,10 @@
 //! What is told of a request, or of a connection that is carried as it is, when it has ended: once, in Istio's metrics and in a line
-//! of the access log. Proven by `record/tests.rs`, over connections in memory.
+//! of the access log. Proven by `request_log/tests.rs`, over connections in memory.
 
 use crate::{
-    carried::Carried, cluster::EndpointSet, conns::Upgrade, flag::ResponseFlag, metrics, telemetry::Telemetry,
+    cluster::endpoint_set::EndpointSet,
+    downstream::conns::Upgrade,
+    telemetry::{carried::Carried, flag::ResponseFlag, metrics, rules::Telemetry},
     worker::Worker,
 };
 use http::{HeaderMap, HeaderValue};

@@ -1,7 +1,7 @@
 //! What is told of requests, where it differs from the standard: Istio's Telemetry, with expressions in CEL over Envoy's
 //! attributes. Costs nothing where nobody has asked for it.
 
-use crate::{metrics::AllLabels, request_log::RequestLog};
+use crate::telemetry::{metrics::AllLabels, request_log::RequestLog};
 use cel::{Context, Program, Value};
 use karst_api::{MAX_EXPRESSION, route as ir};
 use karst_proxy::labels::{Labels, put};

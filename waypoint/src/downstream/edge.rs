@@ -1,15 +1,17 @@
 //! The ports of a gateway: they are open while something is configured for them, and take what comes from anywhere.
 
 use crate::{
-    cluster::ClusterKey,
+    cluster::endpoint_set::ClusterKey,
     control::Snapshot,
-    flag::ResponseFlag,
-    gate::Busy,
-    gateway::Listener,
-    serve::{self, Downstream, DownstreamTarget},
-    stream::{Io, Reset},
-    table::TcpRule,
-    upstream_tls::Speaks,
+    downstream::{
+        gate::Busy,
+        gateway::Listener,
+        serve::{self, Downstream, DownstreamTarget},
+        stream::{Io, Reset},
+    },
+    route::table::TcpRule,
+    telemetry::flag::ResponseFlag,
+    upstream::tls::Speaks,
     worker::{SampleKind, Worker},
 };
 use karst_api::route::ListenerProtocol;

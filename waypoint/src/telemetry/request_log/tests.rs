@@ -2,15 +2,17 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
-    access::Access,
+    authz::access::Access,
     control::{self, Snapshot},
-    edge,
-    gateway::Gateway,
-    serve::{self, Downstream, DownstreamTarget},
-    stream::Io,
-    table::Routes,
+    downstream::{
+        edge,
+        gateway::Gateway,
+        serve::{self, Downstream, DownstreamTarget},
+        stream::Io,
+    },
+    route::table::Routes,
     testing::{LINES, worker},
-    upstream_tls::Speaks,
+    upstream::tls::Speaks,
     worker::Worker,
 };
 use karst_api::{

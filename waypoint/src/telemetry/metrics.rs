@@ -1,10 +1,12 @@
 //! Istio's metrics. Those of requests: a request finds its series in its worker's own table, and only adds.
 
 use crate::{
-    flag::ResponseFlag,
-    gate::Gate,
-    request_log::RequestLog,
-    telemetry::{METRICS, Telemetry},
+    downstream::gate::Gate,
+    telemetry::{
+        flag::ResponseFlag,
+        request_log::RequestLog,
+        rules::{METRICS, Telemetry},
+    },
 };
 use karst_api::route::Metric;
 use karst_proxy::{

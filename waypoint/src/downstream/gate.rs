@@ -1,7 +1,7 @@
 //! How many connections there may be, of each kind: tunnels, and at a gateway what comes from outside. Who must give way is
 //! decided in [`karst_rt::admission`].
 
-use crate::serve::Downstream;
+use crate::downstream::serve::Downstream;
 use karst_core::limits;
 use karst_rt::admission::{Admission, Counts, Ended, InUse, Limits, Permit, Source};
 use std::{net::IpAddr, rc::Rc};

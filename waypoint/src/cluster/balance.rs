@@ -1,7 +1,7 @@
 //! The choice of an endpoint.
 
-use crate::{
-    cluster::{EndpointSet, LbEndpoint, now},
+use crate::cluster::{
+    endpoint_set::{EndpointSet, LbEndpoint, now},
     locality::LocalityGroup,
 };
 use karst_api::route::{self as ir, Method};
@@ -269,7 +269,7 @@ pub fn hash(value: &[u8]) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::cluster::tests::set;
+    use crate::cluster::endpoint_set::tests::set;
     use karst_core::limits;
     use karst_proxy::dial::Endpoint;
     use rand::Rng;

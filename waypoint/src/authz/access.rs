@@ -6,8 +6,8 @@
 //! `/admin`.)
 
 use crate::{
-    entry::{self, Names},
-    jwt::{Token, Tokens},
+    authz::jwt::{Token, Tokens},
+    http::entry::{self, Names},
 };
 use http::{HeaderMap, HeaderName, header};
 use karst_api::route::{self as ir, AccessAction};

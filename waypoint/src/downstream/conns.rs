@@ -3,12 +3,16 @@
 //! have changed since it was let in: no change falls between.
 
 use crate::{
-    access::{Access, AuthzContext, Denial, Request},
+    authz::{
+        access::{Access, AuthzContext, Denial, Request},
+        jwt::Token,
+    },
     control::Snapshot,
-    entry::{self, Names},
-    gateway::Gateway,
-    jwt::Token,
-    serve::{Downstream, DownstreamTarget},
+    downstream::{
+        gateway::Gateway,
+        serve::{Downstream, DownstreamTarget},
+    },
+    http::entry::{self, Names},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use karst_core::Identity;

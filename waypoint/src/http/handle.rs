@@ -1,28 +1,40 @@
-//! One request, from its route to its answer. The stages in order: its canonical form ([`crate::entry`]), policies, the service's
+//! One request, from its route to its answer. The stages in order: its canonical form ([`crate::http::entry`]), policies, the service's
 //! rate limits, route, its rate limits, cross-origin rules, redirect or direct answer, injected fault, mirrors, destination by
 //! weight, limits, endpoint, attempt, retry, answer.
 
 use crate::{
-    access::{self, Access, Denial},
-    balance,
-    body::{BEHIND, Body, Counted, REPLAY, Source, discard},
-    carried::{Carried, Metered},
-    cluster::{self, EndpointSet},
-    conns::{Guard, Kept, Upgrade},
+    authz::{
+        access::{self, Access, Denial},
+        jwt::Token,
+    },
+    cluster::{
+        balance,
+        endpoint_set::{self, EndpointSet},
+    },
     control::Snapshot,
-    entry::{self, Authority, Entry},
-    flag::{ResponseFlag, VIA_UPSTREAM},
-    gate::Busy,
-    gateway,
-    jwt::Token,
-    limit::{self, Limit, Over},
-    operators::Values,
-    reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
-    request_log::{RequestLog, one_word},
-    serve::{Downstream, DownstreamTarget},
-    table::{Cors, Destination, Rewrite, RouteInput, RouteMatch, Routes, Rule},
-    upstream::{self, Attempt, ConnectError, ConnectionDisposition, Failure},
-    values::OfRequest,
+    downstream::{
+        conns::{Guard, Kept, Upgrade},
+        gate::Busy,
+        gateway,
+        serve::{Downstream, DownstreamTarget},
+    },
+    http::{
+        body::{BEHIND, Body, Counted, REPLAY, Source, discard},
+        entry::{self, Authority, Entry},
+        reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
+        values::OfRequest,
+    },
+    route::{
+        limit::{self, Limit, Over},
+        operators::Values,
+        table::{Cors, Destination, Rewrite, RouteInput, RouteMatch, Routes, Rule},
+    },
+    telemetry::{
+        carried::{Carried, Metered},
+        flag::{ResponseFlag, VIA_UPSTREAM},
+        request_log::{RequestLog, one_word},
+    },
+    upstream::send::{self, Attempt, ConnectError, ConnectionDisposition, Failure},
     worker::{SampleKind, Worker},
 };
 use bytes::Bytes;
@@ -149,7 +161,7 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
         return redirect(r, &rule, &parts, authority, (downstream.scheme(), called), record);
     }
     if let Some(d) = &rule.response {
-        let status = crate::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = crate::route::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return local_reply(record, status, d.body.clone(), ResponseFlag::None);
     }
     if let Some(a) = inject(&w, fault.as_ref(), &mut record).await {
@@ -352,7 +364,7 @@ fn abort(f: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
         record.is_grpc = true;
         return log_reply(record, a, ResponseFlag::FaultAbort);
     }
-    let status = crate::table::status(f.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = crate::route::table::status(f.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     local_reply(record, status, text, ResponseFlag::FaultAbort)
 }
 
@@ -409,7 +421,8 @@ fn redirect(
     record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
     let location = location(r, rule, p, authority, called);
-    let status = crate::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    let status =
+        crate::route::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     let mut a = Response::new(ResponseBody::local(Bytes::new()));
     *a.status_mut() = status;
     match HeaderValue::from_str(&location) {
@@ -435,7 +448,7 @@ fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &Authority, (sc
     let path = match &r.path {
         None => p.uri.path().to_string(),
         Some(Path::Full(f)) => f.clone(),
-        Some(Path::Prefix(x)) => crate::table::replace_prefix(p.uri.path(), rule.path.as_ref(), x),
+        Some(Path::Prefix(x)) => crate::route::table::replace_prefix(p.uri.path(), rule.path.as_ref(), x),
     };
     let query = p.uri.query().filter(|_| !path.contains('?')).map(|q| format!("?{q}")).unwrap_or_default();
     // A name that brings its own port keeps it.
@@ -584,8 +597,8 @@ fn mirror(
             let (member, from, held_back) = (&set.members[i], downstream.from, Cell::default());
             let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back };
             let sent = match http2 {
-                true => upstream::http2(&w, &attempt, r, &Cell::default()).await,
-                false => upstream::http1(&w, &attempt, r, &Cell::default()).await,
+                true => send::http2(&w, &attempt, r, &Cell::default()).await,
+                false => send::http1(&w, &attempt, r, &Cell::default()).await,
             };
             if let Ok((a, after)) = sent {
                 discard(a.into_body()).await;
@@ -698,9 +711,9 @@ async fn forward(
         let by = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held_back };
         let sent = async {
             match (upgrade, http2) {
-                (true, _) => upstream::upgrade(w, &by, r, &head_sent).await,
-                (false, true) => upstream::http2(w, &by, r, &head_sent).await,
-                (false, false) => upstream::http1(w, &by, r, &head_sent).await,
+                (true, _) => send::upgrade(w, &by, r, &head_sent).await,
+                (false, true) => send::http2(w, &by, r, &head_sent).await,
+                (false, false) => send::http1(w, &by, r, &head_sent).await,
             }
         };
         let outcome = match until {
@@ -710,7 +723,7 @@ async fn forward(
         let over = deadline.is_some_and(|d| Instant::now() >= d);
         let status = outcome.as_ref().and_then(|o| o.as_ref().ok()).map(|(a, _)| a.status().as_u16());
         if let Some(Ok(_)) = &outcome {
-            m.state.record_latency(began.elapsed(), cluster::now());
+            m.state.record_latency(began.elapsed(), endpoint_set::now());
         }
         let of_endpoint = match &outcome {
             None => !held_back.get(),

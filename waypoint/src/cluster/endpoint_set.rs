@@ -2,9 +2,9 @@
 //! only counters are touched for a request.
 
 use crate::{
+    cluster::locality::{self, LocalityGroup},
     control::Snapshot,
-    locality::{self, LocalityGroup},
-    upstream_tls,
+    upstream::tls,
 };
 use http::HeaderValue;
 use karst_api::route as ir;
@@ -129,7 +129,7 @@ pub struct EndpointSet {
     /// What tunnels to the endpoints say of us.
     pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
-    pub tls: OnceLock<Result<upstream_tls::Config, String>>,
+    pub tls: OnceLock<Result<tls::Config, String>>,
 }
 
 impl Clusters {
@@ -210,7 +210,7 @@ impl Clusters {
         // Those that have left are forgotten once nobody uses them.
         states.retain(|_, e| Arc::strong_count(e) > 1);
         drop(states);
-        let ring = crate::balance::ring(&policy, &members);
+        let ring = crate::cluster::balance::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
         let groups = locality::groups(locality, own, &members);
         for (g, group) in groups.iter().enumerate() {
@@ -225,7 +225,7 @@ impl Clusters {
         };
         let host = service.hostname.clone();
         let asked = via_waypoint.as_ref().map(|t| t.as_bytes().into());
-        let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| upstream_tls::rules(s, t, &host)));
+        let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(s, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
         let baggage = own.baggage.clone();
@@ -337,13 +337,13 @@ impl EndpointSet {
             key: self.key.clone(),
             service: self.service.clone(),
             cluster: self.cluster.clone(),
-            ring: crate::balance::ring(&self.policy, &members),
+            ring: crate::cluster::balance::ring(&self.policy, &members),
             groups: locality::groups(None, own, &members),
             members,
             policy: self.policy.clone(),
             dynamic_endpoint: self.dynamic_endpoint,
             via_waypoint: None,
-            pool_partition: self.policy.tls.as_ref().map(|t| upstream_tls::rules(s, t, host)),
+            pool_partition: self.policy.tls.as_ref().map(|t| tls::rules(s, t, host)),
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),

@@ -1,6 +1,6 @@
 //! Endpoints by place (Istio's localityLbSetting): which come first, and which parts they get.
 
-use crate::cluster::LbEndpoint;
+use crate::cluster::endpoint_set::LbEndpoint;
 use karst_api::route as ir;
 use karst_proxy::state::Workload;
 
@@ -94,7 +94,7 @@ fn is_in(w: &Workload, place: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::cluster::tests::members;
+    use crate::cluster::endpoint_set::tests::members;
 
     /// `region/zone` of each, and labels.
     fn workload(place: &str) -> Workload {

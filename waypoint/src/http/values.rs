@@ -1,6 +1,8 @@
 //! What operators in headers' values stand for, of a request that is under way.
 
-use crate::{entry::Authority, operators::Values, request_log::RequestLog, serve::Downstream};
+use crate::{
+    downstream::serve::Downstream, http::entry::Authority, route::operators::Values, telemetry::request_log::RequestLog,
+};
 use http::{HeaderMap, header, request::Parts};
 use karst_core::operators::{Header, Operator, Piece, time};
 use std::net::SocketAddr;

@@ -1,12 +1,14 @@
 //! Answers: those of endpoints, and our own. Whatever the way of an answer, its end is recorded once.
 
 use crate::{
-    body::{Error, is_idle},
-    cluster::EndpointSet,
-    flag::{LATE_RESET, ResponseFlag},
-    gate::Busy,
-    request_log::RequestLog,
-    upstream::ConnectionDisposition,
+    cluster::endpoint_set::EndpointSet,
+    downstream::gate::Busy,
+    http::body::{Error, is_idle},
+    telemetry::{
+        flag::{LATE_RESET, ResponseFlag},
+        request_log::RequestLog,
+    },
+    upstream::send::ConnectionDisposition,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};

@@ -3,10 +3,12 @@
 //! routes. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
 
 use crate::{
-    entry,
-    limit::{Limit, Limits},
-    matcher::StringMatcher,
-    operators::{Value, Values},
+    http::entry,
+    route::{
+        limit::{Limit, Limits},
+        matcher::StringMatcher,
+        operators::{Value, Values},
+    },
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use karst_api::route as ir;

@@ -1,6 +1,6 @@
 //! TLS that we speak to endpoints (Istio's ClientTLSSettings).
 
-use crate::{cluster::EndpointSet, control::Snapshot, stream::Io};
+use crate::{cluster::endpoint_set::EndpointSet, control::Snapshot, downstream::stream::Io};
 use karst_api::route as ir;
 use prost::Message;
 use rustls::{

@@ -1,0 +1,4 @@
+//! Connections to endpoints.
+
+pub mod send;
+pub mod tls;
