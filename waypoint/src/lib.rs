@@ -5,10 +5,11 @@
 //! - [`route`]: the compiled routes; [`authz`]: who may call.
 //! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
 //! - [`telemetry`]: what is told of requests and connections.
-//! - [`control`]: what the control plane tells; [`config`], [`admin`]: the process.
+//! - [`snapshot`]: what is known at one time; [`control`]: who writes it; [`config`], [`admin`]: the process.
 
 mod admin;
 mod authz;
+mod clock;
 mod cluster;
 mod config;
 mod control;
@@ -17,6 +18,7 @@ mod downstream;
 pub mod fuzz;
 mod http;
 mod route;
+mod snapshot;
 mod telemetry;
 #[cfg(test)]
 mod testing;
@@ -59,7 +61,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
     let identity = config.identity().map_err(anyhow::Error::msg)?;
     let (xds, ca) = config.remotes().map_err(anyhow::Error::msg)?;
-    let (state_tx, state) = watch::channel(Arc::new(control::Snapshot::new(&config.network)));
+    let (state_tx, state) = watch::channel(Arc::new(snapshot::Snapshot::new(&config.network)));
     let (stream_tx, stream) = watch::channel(true);
     let (configured_tx, configured) = watch::channel(false);
     let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream.clone())

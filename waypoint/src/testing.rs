@@ -4,12 +4,12 @@
 use crate::{
     cluster::endpoint_set::Clusters,
     config::Config,
-    control::Snapshot,
     downstream::{
         edge,
         gate::Gate,
         stream::{self, Io},
     },
+    snapshot::Snapshot,
     telemetry::metrics::Metrics,
     worker::{Shared, Worker},
 };

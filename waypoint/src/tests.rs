@@ -4,13 +4,13 @@
 
 use crate::{
     authz::access::Access,
-    control::Snapshot,
     downstream::{
         gateway::Gateway,
         serve::{self, Downstream, DownstreamTarget},
     },
     http::codec,
     route::table::Routes,
+    snapshot::Snapshot,
     testing::{LINES, worker},
     worker::Worker,
 };

@@ -7,7 +7,6 @@ use crate::{
         endpoint_set::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
     },
     config::Config,
-    control::Snapshot,
     downstream::{
         conns::{self, Conns},
         edge,
@@ -15,6 +14,7 @@ use crate::{
         serve::{self, Downstream},
         stream,
     },
+    snapshot::Snapshot,
     telemetry::metrics::{self, Metrics, Series},
     upstream::send,
 };

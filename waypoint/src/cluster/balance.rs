@@ -1,8 +1,8 @@
 //! The choice of an endpoint.
 
-use crate::cluster::{
-    endpoint_set::{EndpointSet, LbEndpoint, now},
-    locality::LocalityGroup,
+use crate::{
+    clock,
+    cluster::{endpoint::LbEndpoint, endpoint_set::EndpointSet, locality::LocalityGroup},
 };
 use karst_api::route::{self as ir, Method};
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,7 +25,7 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn at(set: &'a EndpointSet, tried: &'a [usize]) -> Self {
-        let t = now();
+        let t = clock::now();
         Self { set, t, ejection_active: set.ejection_active(t), tried }
     }
 
@@ -191,63 +191,6 @@ fn draw(
     last
 }
 
-/// The points of a ring, or the table of Maglev.
-pub fn ring(p: &ir::Policy, members: &[LbEndpoint]) -> Vec<(u64, u32)> {
-    let Some(b) = &p.balance else { return vec![] };
-    if members.is_empty() {
-        return vec![];
-    }
-    // The same on every proxy: by name, not by place.
-    let mut order: Vec<(usize, &str)> = members.iter().enumerate().map(|(i, m)| (i, &*m.workload.uid)).collect();
-    order.sort_by_key(|(_, u)| *u);
-    match b.method() {
-        Method::RingHash => {
-            let each = (b.ring_size as usize).div_ceil(members.len()).max(1);
-            let mut out = Vec::with_capacity(each * members.len());
-            for (i, uid) in order {
-                out.extend((0..each).map(|k| (xxh64(uid.as_bytes(), k as u64), i as u32)));
-            }
-            out.sort_unstable();
-            out
-        }
-        Method::Maglev => maglev(&order, b.ring_size.max(2) as usize),
-        Method::LeastRequest | Method::RoundRobin | Method::Random | Method::PeakEwma => vec![],
-    }
-}
-
-/// Maglev's table (Eisenbud et al., 2016, §3.4): everybody in turn takes the next free place of his permutation.
-fn maglev(order: &[(usize, &str)], size: usize) -> Vec<(u64, u32)> {
-    const FREE: u32 = u32::MAX;
-    let mut table = vec![(0, FREE); size];
-    let steps: Vec<(usize, usize)> = order
-        .iter()
-        .map(|(_, u)| {
-            let (a, b) = (xxh64(u.as_bytes(), 0) as usize, xxh64(u.as_bytes(), 1) as usize);
-            (a % size, b % (size - 1) + 1)
-        })
-        .collect();
-    let mut next = vec![0; order.len()];
-    let mut filled = 0;
-    while filled < size {
-        for (k, (i, _)) in order.iter().enumerate() {
-            let (offset, skip) = steps[k];
-            let at = loop {
-                let at = (offset + next[k] * skip) % size;
-                next[k] += 1;
-                if table[at].1 == FREE {
-                    break at;
-                }
-            };
-            table[at].1 = *i as u32;
-            filled += 1;
-            if filled == size {
-                break;
-            }
-        }
-    }
-    table
-}
-
 fn on_ring(s: &EndpointSet, hash: u64, m: Method, usable: &impl Fn(&LbEndpoint) -> bool) -> Option<usize> {
     let n = s.ring.len();
     if n == 0 {
@@ -377,9 +320,9 @@ mod tests {
     fn what_could_not_be_reached_comes_back() {
         let s = with(Method::LeastRequest, 1);
         let e = &s.members[0].state;
-        assert!(!e.is_avoided(now()));
+        assert!(!e.is_avoided(clock::now()));
         e.avoid();
-        let (now, time) = (now(), limits::AVOID.as_millis() as u64);
+        let (now, time) = (clock::now(), limits::AVOID.as_millis() as u64);
         assert!(e.is_avoided(now) && e.is_avoided(now + time - 1_000) && !e.is_avoided(now + time));
     }
 
@@ -394,10 +337,10 @@ mod tests {
     #[test]
     fn the_slow_one_is_avoided_until_that_is_long_ago() {
         let s = with(Method::PeakEwma, 3);
-        s.members[0].state.record_latency(std::time::Duration::from_secs(1), now());
+        s.members[0].state.record_latency(std::time::Duration::from_secs(1), clock::now());
         assert_eq!(counts(&s, 1000, |_| None)[0], 0);
         let e = &s.members[0].state;
-        let (t, then) = (now(), e.latency(now()));
+        let (t, then) = (clock::now(), e.latency(clock::now()));
         assert!(e.latency(t + 10_000) < then / 2 && e.latency(t + 200_000) < 1000);
     }
 }

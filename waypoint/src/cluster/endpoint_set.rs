@@ -2,15 +2,17 @@
 //! only counters are touched for a request.
 
 use crate::{
-    cluster::locality::{self, LocalityGroup},
-    control::Snapshot,
-    upstream::tls,
+    clock,
+    cluster::{
+        endpoint::{EndpointStats, LbEndpoint},
+        locality::{self, LocalityGroup},
+        ring, tls,
+    },
+    snapshot::Snapshot,
 };
 use http::HeaderValue;
 use karst_api::route as ir;
-use karst_core::limits;
 use karst_proxy::{
-    dial,
     endpoints::{candidates_of, waypoints},
     state::{Announced, Mode, Service, Workload},
 };
@@ -18,30 +20,16 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, LazyLock, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
 
 /// An endpoint that is ejected again and again stays out at most this long (Envoy: 300 s).
 const MAX_EJECTION: u64 = 300_000;
-/// After so many milliseconds a latency counts 1/e of what it was (Linkerd: 10 s).
-const DECAY: f64 = 10_000.0;
-/// What is not known yet of an endpoint's latency, microseconds.
-const NEW_LATENCY: u64 = 1000;
-
 /// So many destinations are kept before those that are gone are looked for.
 const SWEEP: usize = 256;
-
-/// When the process began.
-pub static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Milliseconds since the process began.
-pub fn now() -> u64 {
-    START.elapsed().as_millis() as u64
-}
 
 /// Which destination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,32 +58,6 @@ pub struct Cluster {
     /// Requests on HTTP/1.1 connections at a time, if there is a limit.
     connections: Mutex<(u32, Arc<Semaphore>)>,
     endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointStats>>>,
-}
-
-/// What is known of an endpoint.
-pub struct EndpointStats {
-    pub active: AtomicU32,
-    /// Exponentially weighted latency, microseconds, and when that was.
-    latency: AtomicU64,
-    measured: AtomicU64,
-    /// When it was first seen.
-    pub since: u64,
-    errors: AtomicU32,
-    gateway_errors: AtomicU32,
-    /// Until when it is ejected.
-    ejected: AtomicU64,
-    ejections: AtomicU32,
-    /// Until when others are better, since it could not be reached.
-    avoided: AtomicU64,
-}
-
-/// An endpoint of a destination at the moment.
-pub struct LbEndpoint {
-    pub workload: Arc<Workload>,
-    pub address: SocketAddr,
-    pub state: Arc<EndpointStats>,
-    /// Its place in [`EndpointSet::groups`]; those in none are not used.
-    pub group: Option<usize>,
 }
 
 /// A destination whose endpoints are not told but follow from what is called (ServiceEntries).
@@ -210,7 +172,7 @@ impl Clusters {
         // Those that have left are forgotten once nobody uses them.
         states.retain(|_, e| Arc::strong_count(e) > 1);
         drop(states);
-        let ring = crate::cluster::balance::ring(&policy, &members);
+        let ring = ring::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
         let groups = locality::groups(locality, own, &members);
         for (g, group) in groups.iter().enumerate() {
@@ -259,54 +221,6 @@ impl Cluster {
     }
 }
 
-impl EndpointStats {
-    fn new() -> Self {
-        Self {
-            active: AtomicU32::new(0),
-            latency: AtomicU64::new(NEW_LATENCY),
-            measured: AtomicU64::new(now()),
-            since: now(),
-            errors: AtomicU32::new(0),
-            gateway_errors: AtomicU32::new(0),
-            ejected: AtomicU64::new(0),
-            ejections: AtomicU32::new(0),
-            avoided: AtomicU64::new(0),
-        }
-    }
-
-    /// Could it not be reached a moment ago?
-    pub fn is_avoided(&self, now: u64) -> bool {
-        self.avoided.load(Relaxed) > now
-    }
-
-    /// Is it out at this time?
-    pub fn is_ejected(&self, now: u64) -> bool {
-        self.ejected.load(Relaxed) > now
-    }
-
-    /// What is known of its latency at a time, microseconds. What is long ago counts less: else who was slow once would never be
-    /// asked again.
-    pub fn latency(&self, now: u64) -> u64 {
-        let age = now.saturating_sub(self.measured.load(Relaxed));
-        (self.latency.load(Relaxed) as f64 * (-(age as f64) / DECAY).exp()) as u64
-    }
-
-    /// How long an answer took that came at this time.
-    pub fn record_latency(&self, t: Duration, now: u64) {
-        let (old, new) = (self.latency(now), t.as_micros() as u64);
-        // A peak counts at once, and is forgotten slowly.
-        let next = if new > old { new } else { old - (old - new) / 8 };
-        self.latency.store(next, Relaxed);
-        self.measured.store(now, Relaxed);
-    }
-}
-
-impl dial::Endpoint for EndpointStats {
-    fn avoid(&self) {
-        self.avoided.store(now() + limits::AVOID.as_millis() as u64, Relaxed);
-    }
-}
-
 impl EndpointSet {
     /// The destination with what was called as its one endpoint: a name (`address` is then unspecified), or an address.
     pub fn with_endpoint(&self, s: &Snapshot, own: &Workload, host: &str, address: IpAddr) -> Self {
@@ -337,7 +251,7 @@ impl EndpointSet {
             key: self.key.clone(),
             service: self.service.clone(),
             cluster: self.cluster.clone(),
-            ring: crate::cluster::balance::ring(&self.policy, &members),
+            ring: ring::ring(&self.policy, &members),
             groups: locality::groups(None, own, &members),
             members,
             policy: self.policy.clone(),
@@ -369,7 +283,7 @@ impl EndpointSet {
     }
 
     fn eject(&self, e: &EndpointStats, o: &ir::Outlier) {
-        let now = now();
+        let now = clock::now();
         let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
         // At least one may be out, whatever the percentage (Envoy).
         let allowed = (self.members.len() * o.max_ejection_percent as usize / 100).max(1);
@@ -425,7 +339,7 @@ pub(crate) mod tests {
         let outlier =
             ir::Outlier { consecutive_5xx: 3, ejection_ms: 60_000, max_ejection_percent: 50, ..Default::default() };
         let s = set(4, ir::Policy { outlier: Some(outlier), ..Default::default() });
-        let out = || s.members.iter().filter(|m| m.state.is_ejected(now())).count();
+        let out = || s.members.iter().filter(|m| m.state.is_ejected(clock::now())).count();
         for m in &s.members {
             s.record_outcome(m, Some(500));
             s.record_outcome(m, Some(500));
@@ -438,7 +352,7 @@ pub(crate) mod tests {
             s.record_outcome(m, Some(503));
         }
         assert_eq!(out(), 2, "half of them at most");
-        assert!(s.ejection_active(now()));
+        assert!(s.ejection_active(clock::now()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Endpoints by place (Istio's localityLbSetting): which come first, and which parts they get.
 
-use crate::cluster::endpoint_set::LbEndpoint;
+use crate::cluster::endpoint::LbEndpoint;
 use karst_api::route as ir;
 use karst_proxy::state::Workload;
 

@@ -7,12 +7,12 @@ use crate::{
         access::{Access, AuthzContext, Denial, Request},
         jwt::Token,
     },
-    control::Snapshot,
     downstream::{
         gateway::Gateway,
         serve::{Downstream, DownstreamTarget},
     },
     http::entry::{self, Names},
+    snapshot::Snapshot,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use karst_core::Identity;

@@ -2,7 +2,6 @@
 
 use crate::{
     cluster::endpoint_set::ClusterKey,
-    control::Snapshot,
     downstream::{
         gate::Busy,
         gateway::Listener,
@@ -10,6 +9,7 @@ use crate::{
         stream::{Io, Reset},
     },
     route::table::TcpRule,
+    snapshot::Snapshot,
     telemetry::flag::ResponseFlag,
     upstream::tls::Speaks,
     worker::{SampleKind, Worker},
@@ -297,7 +297,7 @@ pub async fn bytes<I>(
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));
     }
-    let Some(rule) = l.routes(s, name).and_then(|r| r.table("").find_tcp(&downstream.tcp())) else {
+    let Some(rule) = l.routes(&s.hosts, name).and_then(|r| r.table("").find_tcp(&downstream.tcp())) else {
         return drop(record.failed(ResponseFlag::NoRoute, "no route"));
     };
     record.route.clone_from(&rule.origin);

@@ -1,6 +1,7 @@
 //! What a gateway listens on, compiled: which listener a name belongs to, the routes for it, and the TLS that ends here.
 
-use crate::{authz::access::Access, control::Snapshot, route::table::Routes, telemetry::rules::Telemetry};
+use crate::{authz::access::Access, route::table::Routes, telemetry::rules::Telemetry};
+use imbl::HashMap;
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
     HandshakeKind, RootCertStore, ServerConfig, ServerConnection,
@@ -136,15 +137,15 @@ impl Listener {
         self.hosts.iter().filter_map(|h| rank(h, name)).max()
     }
 
-    /// The routes for a name: of the name itself, else of the longest wildcard that it fits.
-    pub fn routes<'a>(&self, s: &'a Snapshot, name: &str) -> Option<&'a Routes> {
+    /// The routes for a name, of those of all virtual hosts: of the name itself, else of the longest wildcard that it fits.
+    pub fn routes<'a>(&self, hosts: &'a HashMap<Arc<str>, Arc<Routes>>, name: &str) -> Option<&'a Routes> {
         let mut key = String::with_capacity(self.routes.len() + name.len() + 2);
         let mut look = |wild: &str, rest: &str| {
             key.clear();
             for part in [&self.routes, "/", wild, rest] {
                 key.push_str(part);
             }
-            s.hosts.get(key.as_str()).map(|r| &**r)
+            hosts.get(key.as_str()).map(|r| &**r)
         };
         if let Some(r) = look("", name).filter(|_| !name.starts_with('*')) {
             return Some(r);
@@ -259,6 +260,7 @@ impl ResolvesServerCert for Keys {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::snapshot::Snapshot;
     use rustls_pki_types::UnixTime;
     use std::{
         sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -309,7 +311,7 @@ mod tests {
         let g = Gateway::new(&ir::Gateway { listeners: vec![listener("l", &["*"])], ..Default::default() }).unwrap();
         let l = g.ports[&80].find(None).next().unwrap().clone();
         let which = |n: &str| {
-            let r = l.routes(&s, n)?;
+            let r = l.routes(&s.hosts, n)?;
             s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string())
         };
         for (name, want) in [
@@ -324,7 +326,7 @@ mod tests {
             assert_eq!(which(name).as_deref(), want, "{name}");
         }
         s.hosts.insert("~l/*".into(), Arc::default());
-        assert!(l.routes(&s, "b.com").is_some() && l.routes(&s, "").is_some());
+        assert!(l.routes(&s.hosts, "b.com").is_some() && l.routes(&s.hosts, "").is_some());
     }
 
     #[derive(Debug)]

@@ -6,7 +6,6 @@ use crate::{
         balance,
         endpoint_set::{ClusterKey, EndpointSet},
     },
-    control::Snapshot,
     downstream::{
         conns, edge,
         gate::Busy,
@@ -14,6 +13,7 @@ use crate::{
     },
     http::{codec, handle as handling},
     route::table::TcpRouteInput,
+    snapshot::Snapshot,
     telemetry::{
         carried::{Carried, Metered},
         flag::ResponseFlag,

@@ -7,11 +7,8 @@ use crate::{
         access::{self, Access, Denial},
         jwt::Token,
     },
-    cluster::{
-        balance,
-        endpoint_set::{self, EndpointSet},
-    },
-    control::Snapshot,
+    clock,
+    cluster::{balance, endpoint_set::EndpointSet},
     downstream::{
         conns::{Guard, Kept, Upgrade},
         gate::Busy,
@@ -29,6 +26,7 @@ use crate::{
         operators::Values,
         table::{Cors, Destination, Rewrite, RouteInput, RouteMatch, Routes, Rule},
     },
+    snapshot::Snapshot,
     telemetry::{
         carried::{Carried, Metered},
         flag::{ResponseFlag, VIA_UPSTREAM},
@@ -216,7 +214,7 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> 
             misdirected = true;
             continue;
         }
-        if let Some(r) = l.routes(s, host) {
+        if let Some(r) = l.routes(&s.hosts, host) {
             return Ok(Some(r));
         }
     }
@@ -723,7 +721,7 @@ async fn forward(
         let over = deadline.is_some_and(|d| Instant::now() >= d);
         let status = outcome.as_ref().and_then(|o| o.as_ref().ok()).map(|(a, _)| a.status().as_u16());
         if let Some(Ok(_)) = &outcome {
-            m.state.record_latency(began.elapsed(), endpoint_set::now());
+            m.state.record_latency(began.elapsed(), clock::now());
         }
         let of_endpoint = match &outcome {
             None => !held_back.get(),

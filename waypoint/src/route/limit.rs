@@ -1,7 +1,7 @@
 //! Rate limits. A bucket is one number, the time until which its tokens are spent (the generic cell rate algorithm, ITU-T I.371): taking
 //! a token is one compare-and-swap, and nothing runs to fill buckets.
 
-use crate::cluster::endpoint_set::START;
+use crate::clock;
 use karst_api::route as ir;
 use std::{
     collections::HashMap,
@@ -53,7 +53,7 @@ impl Limits {
 
 /// Nanoseconds since the process began.
 pub fn now() -> u64 {
-    START.elapsed().as_nanos() as u64
+    clock::elapsed().as_nanos() as u64
 }
 
 impl Limit {

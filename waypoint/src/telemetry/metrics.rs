@@ -66,7 +66,7 @@ pub struct Key {
     pub grpc: Option<u16>,
     pub flag: ResponseFlag,
     pub is_grpc: bool,
-    /// Since when the same Telemetry says what its labels are ([`crate::control::Snapshot::telemetry_generation`]).
+    /// Since when the same Telemetry says what its labels are ([`crate::snapshot::Snapshot::telemetry_generation`]).
     pub telemetry_generation: u64,
     /// Values that it asks for.
     pub values: Vec<String>,

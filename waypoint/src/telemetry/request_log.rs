@@ -81,7 +81,7 @@ pub struct RequestLog {
     pub headers: Option<HeaderMap>,
     /// What is told of it; none: the standard.
     pub telemetry: Option<Arc<Telemetry>>,
-    /// Which of [`crate::control::Snapshot::telemetry_generation`] that is.
+    /// Which of [`crate::snapshot::Snapshot::telemetry_generation`] that is.
     pub telemetry_generation: u64,
     /// Of a connection that is carried as it is.
     pub carried: Option<Rc<Carried>>,

@@ -2,10 +2,10 @@
 //! others. HTTP/1.1 connections are kept for the next request, HTTP/2 ones are shared.
 
 use crate::{
-    cluster::endpoint_set::{EndpointSet, LbEndpoint},
-    control::Snapshot,
+    cluster::{endpoint::LbEndpoint, endpoint_set::EndpointSet},
     downstream::stream::Io,
     http::{body::Counted, codec},
+    snapshot::Snapshot,
     telemetry::flag::ResponseFlag,
     upstream::tls::{self, Speaks},
     worker::Worker,

@@ -1,19 +1,19 @@
-//! TLS that we speak to endpoints (Istio's ClientTLSSettings).
+//! The handshake of TLS that we speak to endpoints.
 
-use crate::{cluster::endpoint_set::EndpointSet, control::Snapshot, downstream::stream::Io};
-use karst_api::route as ir;
-use prost::Message;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, HandshakeKind, RootCertStore, SignatureScheme,
-    client::{
-        ClientConnection,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor, verify_server_name,
+use crate::{
+    cluster::{
+        endpoint_set::EndpointSet,
+        tls::{self, Verifier},
     },
-    crypto::CryptoProvider,
-    server::ParsedCertificate,
+    downstream::stream::Io,
+    snapshot::Snapshot,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use karst_api::route as ir;
+use rustls::{
+    HandshakeKind,
+    client::{ClientConnection, danger::ServerCertVerifier},
+};
+use rustls_pki_types::{ServerName, UnixTime};
 use std::sync::Arc;
 use tokio_rustls::TlsConnector;
 
@@ -32,7 +32,7 @@ pub enum Speaks {
 /// # Errors
 /// Why it cannot be.
 pub async fn shake(s: &Snapshot, set: &EndpointSet, t: &ir::ClientTls, io: Io, speaks: Speaks) -> Result<Io, String> {
-    let made = set.tls.get_or_init(|| config(s, t, &set.host));
+    let made = set.tls.get_or_init(|| tls::config(s, t, &set.host));
     let (config, name, verifier) = made.as_ref().map_err(|e| format!("TLS: {e}"))?;
     let mut config = config.clone();
     Arc::make_mut(&mut config).alpn_protocols = match speaks {
@@ -58,114 +58,5 @@ fn still_valid(v: &Verifier, sni: &ServerName<'_>, c: &ClientConnection) -> Resu
     match c.peer_certificates() {
         Some([leaf, chain @ ..]) => v.verify_server_cert(leaf, chain, sni, &[], UnixTime::now()).map(drop),
         Some([]) | None => Err(rustls::Error::NoCertificatesPresented),
-    }
-}
-
-/// How TLS is spoken, the name in the hello, and who looks at the endpoint's certificate.
-pub type Config = (Arc<ClientConfig>, ServerName<'static>, Arc<Verifier>);
-
-/// All that decides about it: rules, host name, our own certificate.
-pub fn rules(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Arc<[u8]> {
-    let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
-    let leaf = own.and_then(|(chain, _)| chain.first()).map_or(&[][..], |c| c);
-    [&t.encode_to_vec()[..], host.as_bytes(), leaf].concat().into()
-}
-
-fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String> {
-    if !t.broken.is_empty() {
-        return Err(t.broken.clone());
-    }
-    let name = |n: &str| ServerName::try_from(n.to_string()).map_err(|_| format!("{n:?} is no DNS name or address"));
-    let sni = name(if t.sni.is_empty() { host } else { &t.sni })?;
-    let (uris, dns): (Vec<&String>, Vec<&String>) = t.names.iter().partition(|n| n.contains("://"));
-    let uris: Vec<String> = uris.into_iter().cloned().collect();
-    let mut names = dns.into_iter().map(|n| name(n)).collect::<Result<Vec<_>, _>>()?;
-    if t.names.is_empty() {
-        names.push(sni.clone());
-    }
-    let mut roots = RootCertStore::empty();
-    match t.roots.is_empty() {
-        true => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        false => {
-            let all = CertificateDer::pem_slice_iter(&t.roots).collect::<Result<Vec<_>, _>>();
-            let all = all.map_err(|e| format!("the authorities are not PEM: {e}"))?;
-            if roots.add_parsable_certificates(all).0 == 0 {
-                return Err("there is no authority".into());
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Arc::new(Verifier { names, uris, roots, provider: provider.clone(), unverified: t.unverified });
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier.clone());
-    let config = if t.credential.is_empty() {
-        builder.with_no_client_auth()
-    } else {
-        let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
-        let (chain, key) = own.ok_or_else(|| format!("we have not been told of a Secret {}", t.credential))?;
-        builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|e| e.to_string())?
-    };
-    Ok((Arc::new(config), sni, verifier))
-}
-
-/// Who answers must have one of the names.
-#[derive(Debug)]
-pub struct Verifier {
-    names: Vec<ServerName<'static>>,
-    uris: Vec<String>,
-    roots: RootCertStore,
-    provider: Arc<CryptoProvider>,
-    unverified: bool,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        _sni: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.unverified {
-            return Ok(ServerCertVerified::assertion());
-        }
-        let cert = ParsedCertificate::try_from(leaf)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, chain, now, algorithms)?;
-        let mut last = rustls::Error::InvalidCertificate(CertificateError::NotValidForName);
-        for n in &self.names {
-            match verify_server_name(&cert, n) {
-                Ok(()) => return Ok(ServerCertVerified::assertion()),
-                Err(e) => last = e,
-            }
-        }
-        // One of them will do, as it is written.
-        match !self.uris.is_empty() && karst_hbone::tls::uris_of(leaf).iter().any(|u| self.uris.contains(u)) {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(last),
-        }
-    }
-    fn verify_tls12_signature(
-        &self,
-        m: &[u8],
-        c: &CertificateDer<'_>,
-        d: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(m, c, d, &self.provider.signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        m: &[u8],
-        c: &CertificateDer<'_>,
-        d: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(m, c, d, &self.provider.signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     authz::access::Access,
-    control::{self, Snapshot},
+    control,
     downstream::{
         edge,
         gateway::Gateway,
@@ -11,6 +11,7 @@ use crate::{
         stream::Io,
     },
     route::table::Routes,
+    snapshot::Snapshot,
     testing::{LINES, worker},
     upstream::tls::Speaks,
     worker::Worker,
