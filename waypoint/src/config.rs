@@ -4,10 +4,13 @@
 use clap::Parser;
 use karst_core::Identity;
 use karst_hbone::Settings;
-use karst_proxy::remote::ControlPlaneClient;
+use karst_proxy::{
+    remote::ControlPlaneClient,
+    state::{self, OwnPod, Workload},
+};
 use karst_rt::log::Format;
 use serde::Serialize;
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// Karst's layer 7 proxy.
 #[derive(Clone, Debug, Parser, Serialize)]
@@ -122,6 +125,12 @@ impl Config {
     /// Settings of tunnels.
     pub fn tunnels(&self) -> Settings {
         Settings::default()
+    }
+
+    /// Ourselves, as the control plane tells of us.
+    pub fn own_pod<'a>(&self, mesh: &'a state::Snapshot) -> Option<&'a Arc<Workload>> {
+        let (namespace, name, account) = (&*self.pod_namespace, &*self.pod_name, &*self.account);
+        mesh.own_pod(&OwnPod { namespace, name, account, uid: None })
     }
 
     /// Who we are.

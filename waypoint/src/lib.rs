@@ -73,7 +73,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
     let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
     let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
-    let (ports_tx, ports) = watch::channel(downstream::edge::Ports::default());
+    let (ports_tx, ports) = watch::channel(downstream::ports::Ports::default());
     let (questions, asker) = untold::Asker::new(&config.network);
     let (workers, receivers) = WorkerPool::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
@@ -83,7 +83,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         stream,
         questions,
         secrets: manager.secrets(),
-        metrics: telemetry::metrics::Metrics::default(),
+        metrics: Arc::default(),
         clusters: cluster::endpoint_set::Clusters::new(config.is_gateway()),
         gate: downstream::gate::Gate::new(descriptors),
         workers,
@@ -94,8 +94,9 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let mut threads = Vec::new();
     for (i, rx) in receivers.into_iter().enumerate() {
         let (shared, watch, l) = (shared.clone(), watch.clone(), listener.try_clone()?);
-        let thread =
-            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, i, l, rx, watch));
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{i}"))
+            .spawn(move || downstream::accept::run(shared, i, l, rx, watch));
         threads.push(thread.context("cannot start a worker thread")?);
     }
     drop(listener);
@@ -110,7 +111,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         drop(certificate);
     });
     let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
-    tokio::task::spawn_local(downstream::edge::open(
+    tokio::task::spawn_local(downstream::ports::open(
         shared.state.clone(),
         ports_tx,
         watch.clone(),

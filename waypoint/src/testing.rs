@@ -5,12 +5,11 @@ use crate::{
     cluster::endpoint_set::Clusters,
     config::Config,
     downstream::{
-        edge,
         gate::Gate,
+        ports,
         stream::{self, Io},
     },
     snapshot::Snapshot,
-    telemetry::metrics::Metrics,
     worker::{Shared, Worker},
 };
 use clap::Parser;
@@ -48,7 +47,7 @@ pub(crate) struct Plane {
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
     _drain: Drain,
-    _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<edge::Ports>),
+    _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }
 
 impl Plane {
@@ -64,7 +63,7 @@ impl Plane {
         let identity = config.identity().unwrap();
         let state = watch::Sender::new(Arc::new(s));
         let (configured, stream) = (watch::Sender::new(true), watch::Sender::new(true));
-        let ports = watch::Sender::new(edge::Ports::default());
+        let ports = watch::Sender::new(ports::Ports::default());
         let (questions, asker) = Asker::new("");
         let shared = Shared {
             secrets: secrets(&identity),
@@ -75,7 +74,7 @@ impl Plane {
             configured: configured.subscribe(),
             stream: stream.subscribe(),
             questions,
-            metrics: Metrics::default(),
+            metrics: Arc::default(),
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),

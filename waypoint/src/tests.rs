@@ -1,12 +1,13 @@
-//! Whole requests without root: a client on an in-memory stream, the product from [`serve::requests`] on, and an endpoint on loopback
+//! Whole requests without root: a client on an in-memory stream, the product from [`requests::requests`] on, and an endpoint on loopback
 //! that answers as it is told to.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use crate::{
     authz::access::Access,
     downstream::{
+        context::{Downstream, DownstreamTarget},
         gateway::Gateway,
-        serve::{self, Downstream, DownstreamTarget},
+        requests,
     },
     http::codec,
     route::table::Routes,
@@ -154,7 +155,7 @@ impl Proxy {
             permit: None,
         };
         let w = self.worker.clone();
-        tokio::task::spawn_local(async move { serve::requests(&w, Rc::new(downstream), server, two).await });
+        tokio::task::spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
         client
     }
 

@@ -3,18 +3,14 @@
 //! have changed since it was let in: no change falls between.
 
 use crate::{
-    authz::{
-        access::{Access, AuthzContext, Denial, Request},
-        jwt::Token,
-    },
+    authz::access::{Access, AuthzContext, Denial, Request},
     downstream::{
+        context::{Downstream, DownstreamTarget},
         gateway::Gateway,
-        serve::{Downstream, DownstreamTarget},
+        upgrade::Upgrade,
     },
-    http::entry::{self, Names},
     snapshot::Snapshot,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use karst_core::Identity;
 use karst_policy::Path;
 use std::{
@@ -29,47 +25,9 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// The request that a stream has begun with, as it was judged.
-pub struct Upgrade {
-    pub method: Method,
-    pub authority: String,
-    pub path: String,
-    pub headers: Kept,
-    pub token: Option<Token>,
-}
-
-/// Longest head that is kept whole for an open WebSocket, bytes. Those of browsers are a fourth of it.
-const KEPT: usize = 4 << 10;
-
 /// Streams that are judged anew in one go. Then others of the worker have their turn: a change of policies with thousands of open
 /// streams stops nobody's requests.
 const AT_ONCE: usize = 16;
-
-/// What is kept of a request's headers, copied: its own hold the whole buffer that they were read into.
-#[derive(Default)]
-pub struct Kept {
-    all: HeaderMap,
-    /// Of a long head only these, at which the policies looked that let it in. Of others nothing is known to policies that come
-    /// later. None: all.
-    known: Option<Arc<Names>>,
-}
-
-impl Kept {
-    /// Of a request that these policies have let in.
-    pub fn of(h: &HeaderMap, access: Option<&Access>) -> Self {
-        let long = h.iter().map(|(n, v)| n.as_str().len() + v.len()).sum::<usize>() > KEPT;
-        let known = long.then(|| access.map(|a| a.headers().clone()).unwrap_or_default());
-        let wanted = |n: &HeaderName| known.as_ref().is_none_or(|k| k.contains(n));
-        let mut all = HeaderMap::new();
-        for n in h.keys().filter(|n| wanted(n)) {
-            // A value that is joined of those that are valid is valid.
-            if let Some(Ok(v)) = entry::joined(h, n).map(|v| HeaderValue::from_bytes(&v)) {
-                all.insert(n.clone(), v);
-            }
-        }
-        Self { all, known }
-    }
-}
 
 /// Whose policies decide.
 enum Policies {
@@ -241,6 +199,8 @@ impl Drop for Guard {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::downstream::upgrade::{KEPT, Kept};
+    use http::{HeaderMap, HeaderName, Method};
     use karst_api::route as ir;
     use karst_policy::Attribute;
     use std::{

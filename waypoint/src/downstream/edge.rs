@@ -1,12 +1,16 @@
-//! The ports of a gateway: they are open while something is configured for them, and take what comes from anywhere.
+//! Connections to a gateway's ports, from anywhere.
 
 use crate::{
     cluster::endpoint_set::ClusterKey,
     downstream::{
-        gate::Busy,
+        busy::Busy,
+        context::{Downstream, DownstreamTarget},
         gateway::Listener,
-        serve::{self, Downstream, DownstreamTarget},
+        hello::{HELLO, hello, preface},
+        ports::Ports,
+        requests,
         stream::{Io, Reset},
+        tcp,
     },
     route::table::TcpRule,
     snapshot::Snapshot,
@@ -15,93 +19,24 @@ use crate::{
     worker::{SampleKind, Worker},
 };
 use karst_api::route::ListenerProtocol;
-use karst_core::{authority, canonical, limits};
+use karst_core::{canonical, limits};
 use karst_rt::{
     accept,
     admission::{Ended, Permit},
     drain,
 };
-use rustls::server::Acceptor;
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
-    net::{Ipv6Addr, SocketAddr, TcpListener},
+    collections::HashMap,
+    net::{SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
-    time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::watch,
 };
 use tokio_rustls::TlsAcceptor;
-
-/// A client must have greeted, and TLS must be done, within this time from the accept on.
-pub const HELLO: Duration = Duration::from_secs(10);
-/// Longest hello of TLS, bytes: one record of the largest size and what a client may put before.
-const MAX_HELLO: usize = 64 << 10;
-/// A port that cannot be had is tried again after this time.
-const RETRY: Duration = Duration::from_secs(1);
-/// A gateway that is to end takes new connections for so long, at most half of the drain: those who send them hear of it late.
-const LEAVING: Duration = Duration::from_secs(3);
-/// The ports that are open.
-pub type Ports = Arc<BTreeMap<u16, Arc<TcpListener>>>;
-
-/// Keeps the ports open that the newest state has. Some time into the drain, at most half of `limit`, nobody new is taken.
-pub async fn open(
-    mut state: watch::Receiver<Arc<Snapshot>>,
-    ports: watch::Sender<Ports>,
-    mut drain: drain::Watch,
-    limit: Duration,
-) {
-    let mut failed: BTreeMap<u16, String> = BTreeMap::new();
-    loop {
-        let wanted: Vec<u16> = state.borrow_and_update().gateway.iter().flat_map(|g| g.ports.keys().copied()).collect();
-        let old = ports.borrow().clone();
-        let mut now = BTreeMap::new();
-        let mut bad = BTreeMap::new();
-        for p in wanted {
-            if let Some(l) = old.get(&p) {
-                now.insert(p, l.clone());
-                continue;
-            }
-            match karst_rt::socket::listener((Ipv6Addr::UNSPECIFIED, p).into()) {
-                Ok(l) => {
-                    tracing::info!(port = p, "listening");
-                    now.insert(p, Arc::new(l));
-                }
-                Err(e) => {
-                    let e = e.to_string();
-                    if failed.get(&p) != Some(&e) {
-                        tracing::error!(port = p, error = e, "cannot listen; trying again");
-                    }
-                    bad.insert(p, e);
-                }
-            }
-        }
-        failed = bad;
-        for p in old.keys().filter(|p| !now.contains_key(p)) {
-            tracing::info!(port = p, "closed: nothing is configured for it");
-        }
-        if !now.keys().eq(old.keys()) {
-            ports.send_replace(Arc::new(now));
-        }
-        // What is closed is closed when nobody holds it any more.
-        drop(old);
-        tokio::select! {
-            c = state.changed() => if c.is_err() { return },
-            () = tokio::time::sleep(RETRY), if !failed.is_empty() => {}
-            () = drain.reached(drain::Phase::Graceful) => {
-                if !ports.borrow().is_empty() {
-                    tokio::time::sleep(LEAVING.min(limit / 2)).await;
-                }
-                ports.send_replace(Ports::default());
-                return;
-            }
-        }
-    }
-}
 
 /// Accepts on the open ports, in a worker.
 pub async fn accept(w: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
@@ -152,9 +87,9 @@ async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
     }
 }
 
-async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
-    let _ = tcp.set_nodelay(true);
-    let to = tcp.local_addr().map_or(from.ip(), |a| canonical(a).ip());
+async fn connection(w: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
+    let _ = socket.set_nodelay(true);
+    let to = socket.local_addr().map_or(from.ip(), |a| canonical(a).ip());
     let s = w.snapshot();
     let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
     let gate = &w.shared.gate;
@@ -172,11 +107,11 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
     };
     match p.protocol() {
         ListenerProtocol::Http => {
-            let mut io = Io::socket(tcp);
+            let mut io = Io::socket(socket);
             match permit.within(HELLO, preface(&mut io)).await {
                 Ok(Some(http2)) => {
                     let Some(downstream) = call(None, permit) else { return };
-                    serve::requests(w, Rc::new(downstream), io, http2).await;
+                    requests::requests(w, Rc::new(downstream), io, http2).await;
                 }
                 Ok(None) => {}
                 Err(e) => ended(e),
@@ -185,13 +120,13 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
         ListenerProtocol::Tcp => {
             let Some(l) = p.find(None).next() else { return };
             let Some(downstream) = call(None, permit) else { return };
-            bytes(w, &s, &downstream, l, ("*", Speaks::Anything), Io::socket(tcp)).await;
+            bytes(w, &s, &downstream, l, ("*", Speaks::Anything), Io::socket(socket)).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
-            if let Err(e) = permit.first_byte(&tcp, limits::FIRST_BYTE_TIMEOUT).await {
+            if let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await {
                 return ended(e);
             }
-            let mut io = Io::socket(tcp);
+            let mut io = Io::socket(socket);
             let sni = match permit.within(HELLO, hello(&mut io)).await {
                 Ok(Ok(sni)) => sni,
                 Ok(Err(_)) => return tracing::debug!(peer = %from, port, "no TLS"),
@@ -226,54 +161,7 @@ async fn connection(w: &Rc<Worker>, tcp: TcpStream, from: SocketAddr, port: u16,
             // What the name has chosen is asked for once more with each request.
             let Some(downstream) = call(Some(name.into()), permit) else { return };
             drop(s);
-            serve::requests(w, Rc::new(downstream), io, http2).await;
-        }
-    }
-}
-
-/// Is HTTP/2 spoken, without TLS? None: nothing is.
-async fn preface(io: &mut Io) -> Option<bool> {
-    let mut first = Vec::with_capacity(serve::PREFACE.len());
-    let mut buf = [0; 1024];
-    while first.is_empty() || (first.len() < serve::PREFACE.len() && serve::PREFACE.starts_with(&first)) {
-        match io.read(&mut buf).await {
-            Ok(0) | Err(_) => return None,
-            Ok(n) => first.extend_from_slice(&buf[..n]),
-        }
-    }
-    let http2 = first.starts_with(serve::PREFACE);
-    io.unread(first.into());
-    Some(http2)
-}
-
-/// The name in a TLS hello. What has been read is read again by whom the connection is for.
-///
-/// # Errors
-/// What comes is no TLS.
-pub async fn hello(io: &mut Io) -> Result<Option<String>, String> {
-    let mut first = Vec::with_capacity(2048);
-    let found = read_hello(io, &mut first).await;
-    io.unread(first.into());
-    found
-}
-
-async fn read_hello(io: &mut Io, first: &mut Vec<u8>) -> Result<Option<String>, String> {
-    let mut acceptor = Acceptor::default();
-    let mut buf = vec![0; 4096];
-    loop {
-        let n = io.read(&mut buf).await.map_err(|e| e.to_string())?;
-        if n == 0 || first.len() + n > MAX_HELLO {
-            return Err("no hello".into());
-        }
-        first.extend_from_slice(&buf[..n]);
-        let mut rest = &buf[..n];
-        while !rest.is_empty() {
-            acceptor.read_tls(&mut rest).map_err(|e| e.to_string())?;
-            if let Some(a) = acceptor.accept().map_err(|(e, _)| e.to_string())? {
-                // As authorities are written, or a last dot would make another name of it.
-                let own = |n: &str| authority::name(n).map_or_else(|| n.to_ascii_lowercase(), Cow::into_owned);
-                return Ok(a.client_hello().server_name().map(own));
-            }
+            requests::requests(w, Rc::new(downstream), io, http2).await;
         }
     }
 }
@@ -291,9 +179,11 @@ pub async fn bytes<I>(
 {
     let busy = Busy::on(downstream);
     // It is told when it is dropped, whatever becomes of it.
-    let mut record = downstream.connection(w, s);
+    let mut record = downstream.connection(&w.sink, s);
     record.route.clone_from(&l.origin);
-    if let Some(by) = s.gateway.as_ref().and_then(|g| downstream.authorize(w, g.access.as_ref()?, None)) {
+    if let Some(by) =
+        s.gateway.as_ref().and_then(|g| downstream.authorize(&w.shared.metrics.dry_runs, g.access.as_ref()?, None))
+    {
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));
     }
@@ -307,14 +197,21 @@ pub async fn bytes<I>(
     let Some(set) = w.destination(s, downstream, &key, downstream.tcp().sni) else {
         return drop(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
-    if let Ok(to) = serve::open(w, s, downstream, set, speaks, record).await {
-        Busy::keep_busy(busy, serve::relay(io, to)).await;
+    if let Ok(to) = tcp::open(w, s, downstream, set, speaks, record).await {
+        Busy::keep_busy(busy, tcp::relay(io, to)).await;
         w.shared.gate.note_evicted(downstream.permit.as_deref());
     }
 }
 
 fn destination(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, rule: &TcpRule) -> Option<ClusterKey> {
     let d = rule.choose_weighted(w.sample(SampleKind::Weight, rule.total_weight()))?;
-    (d.refuse_status == 0)
-        .then(|| downstream.key(w, s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()))
+    (d.refuse_status == 0).then(|| {
+        downstream.key(
+            &w.shared.config.pod_namespace,
+            s,
+            &d.service.as_str().into(),
+            d.port as u16,
+            &d.subset.as_str().into(),
+        )
+    })
 }

@@ -1,9 +1,8 @@
 //! How many connections there may be, of each kind: tunnels, and at a gateway what comes from outside. Who must give way is
 //! decided in [`karst_rt::admission`].
 
-use crate::downstream::serve::Downstream;
 use karst_core::limits;
-use karst_rt::admission::{Admission, Counts, Ended, InUse, Limits, Permit, Source};
+use karst_rt::admission::{Admission, Counts, Ended, Limits, Permit, Source};
 use std::{net::IpAddr, rc::Rc};
 
 /// Connections from outside that have not greeted yet.
@@ -105,30 +104,6 @@ impl Gate {
                 ("gateway", "open", &c.connections),
             ],
         );
-    }
-}
-
-/// A connection from outside on which something goes on until this is dropped.
-pub struct Busy {
-    permit: Rc<Permit>,
-    _in_use: Option<InUse>,
-}
-
-impl Busy {
-    /// None: the call has come by a tunnel, whose place it is.
-    pub fn on(downstream: &Downstream) -> Option<Self> {
-        downstream.permit.as_ref().map(|p| Self { permit: p.clone(), _in_use: p.in_use() })
-    }
-
-    /// Does something until its end, or until the connection has to give way.
-    pub async fn keep_busy(of: Option<Self>, f: impl Future<Output = ()>) {
-        match of {
-            None => f.await,
-            Some(b) => tokio::select! {
-                () = f => {}
-                () = b.permit.evicted() => {}
-            },
-        }
     }
 }
 

@@ -10,10 +10,11 @@ use crate::{
     clock,
     cluster::{balance, endpoint_set::EndpointSet},
     downstream::{
-        conns::{Guard, Kept, Upgrade},
-        gate::Busy,
+        busy::Busy,
+        conns::Guard,
+        context::{Downstream, DownstreamTarget},
         gateway,
-        serve::{Downstream, DownstreamTarget},
+        upgrade::{Kept, Upgrade},
     },
     http::{
         body::{BEHIND, Body, Counted, REPLAY, Source, discard},
@@ -28,11 +29,17 @@ use crate::{
     },
     snapshot::Snapshot,
     telemetry::{
+        access_log::one_word,
         carried::{Carried, Metered},
         flag::{ResponseFlag, VIA_UPSTREAM},
-        request_log::{RequestLog, one_word},
+        request_log::RequestLog,
     },
-    upstream::send::{self, Attempt, ConnectError, ConnectionDisposition, Failure},
+    upstream::{
+        error::{ConnectError, Failure},
+        open::Attempt,
+        pool::ConnectionDisposition,
+        send,
+    },
     worker::{SampleKind, Worker},
 };
 use bytes::Bytes;
@@ -256,7 +263,7 @@ fn authorize(
 ) -> Option<Denial> {
     let (path, authority, method) = (Path::new(p.uri.path()), authority.as_str(), p.method.as_str());
     let request = access::Request { method, authority, path: &path, headers: &p.headers, known: None, token };
-    downstream.authorize(w, a, Some(request))
+    downstream.authorize(&w.shared.metrics.dry_runs, a, Some(request))
 }
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.
@@ -279,7 +286,7 @@ fn unauthorized(
 }
 
 fn begin(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, p: &Parts) -> Box<RequestLog> {
-    let mut r = downstream.record(w, s);
+    let mut r = downstream.record(&w.sink, s);
     r.method = p.method.clone();
     r.path = p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default();
     r.protocol = if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
@@ -555,7 +562,12 @@ fn endpoints(
 ) -> Option<Rc<EndpointSet>> {
     let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
     let authority = new.unwrap_or(authority.as_str());
-    w.destination(s, downstream, &downstream.key(w, s, &to.service, to.port, &to.subset), Some(authority))
+    w.destination(
+        s,
+        downstream,
+        &downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset),
+        Some(authority),
+    )
 }
 
 /// The host of a mirrored request (Envoy's way).

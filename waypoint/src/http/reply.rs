@@ -2,13 +2,13 @@
 
 use crate::{
     cluster::endpoint_set::EndpointSet,
-    downstream::gate::Busy,
+    downstream::busy::Busy,
     http::body::{Error, is_idle},
     telemetry::{
         flag::{LATE_RESET, ResponseFlag},
         request_log::RequestLog,
     },
-    upstream::send::ConnectionDisposition,
+    upstream::pool::ConnectionDisposition,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};

@@ -1,7 +1,8 @@
 //! What operators in headers' values stand for, of a request that is under way.
 
 use crate::{
-    downstream::serve::Downstream, http::entry::Authority, route::operators::Values, telemetry::request_log::RequestLog,
+    downstream::context::Downstream, http::entry::Authority, route::operators::Values,
+    telemetry::request_log::RequestLog,
 };
 use http::{HeaderMap, header, request::Parts};
 use karst_core::operators::{Header, Operator, Piece, time};
@@ -55,7 +56,7 @@ impl Values for OfRequest<'_> {
             },
             Operator::UpstreamCluster => r.cluster(),
             Operator::Protocol => r.protocol.into(),
-            Operator::Hostname => r.worker.shared.config.pod_name.clone(),
+            Operator::Hostname => r.hostname().into(),
             Operator::ResponseCode if self.answered => r.answered.to_string(),
             Operator::ResponseCode => return,
             Operator::ResponseFlags => r.flag.text().into(),

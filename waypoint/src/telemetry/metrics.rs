@@ -2,20 +2,10 @@
 
 use crate::{
     downstream::gate::Gate,
-    telemetry::{
-        flag::ResponseFlag,
-        request_log::RequestLog,
-        rules::{METRICS, Telemetry},
-    },
+    telemetry::{flag::ResponseFlag, rules::AllLabels},
 };
 use karst_api::route::Metric;
-use karst_proxy::{
-    discovery,
-    dry_run::DryRuns,
-    labels::{Labels, put, side},
-    state::{Service, Workload},
-    traffic::{Between, Table as TrafficTable, Traffic},
-};
+use karst_proxy::{discovery, dry_run::DryRuns, traffic::Table as TrafficTable};
 use karst_rt::admission::Ended;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -71,9 +61,6 @@ pub struct Key {
     /// Values that it asks for.
     pub values: Vec<String>,
 }
-
-/// Labels of each metric, by [`Metric`]; none for one that is not told.
-pub type AllLabels = [Option<Arc<str>>; METRICS];
 
 /// The counters of one series.
 pub struct Series {
@@ -233,65 +220,4 @@ fn histogram<'a>(
         let sum: f64 = same.iter().map(|s| of(s).1).sum();
         let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
     }
-}
-
-/// The labels of a request's series: Istio's, and as a Telemetry would have them.
-pub fn labels(r: &RequestLog, t: Option<&Telemetry>, values: &[String]) -> AllLabels {
-    if let Some(t) = t {
-        let mut all = Vec::new();
-        standard(&mut all, r);
-        return t.labels(&all, values);
-    }
-    let mut out = String::with_capacity(900);
-    standard(&mut out, r);
-    let out: Arc<str> = out.into();
-    std::array::from_fn(|_| Some(out.clone()))
-}
-
-/// What was called, if it is a service.
-fn service(r: &RequestLog) -> Option<&Arc<Service>> {
-    r.destination.as_ref().map(|d| &d.service).or(r.called.as_ref()).filter(|s| !s.is_workload_service())
-}
-
-/// A gateway tells of what it calls itself, as a sidecar would.
-fn own(r: &RequestLog) -> Option<Arc<Workload>> {
-    r.at_gateway.then(|| r.worker.own(&r.worker.snapshot()).cloned()).flatten()
-}
-
-fn reporter(r: &RequestLog) -> (&'static str, &'static str) {
-    if r.at_gateway { ("source", "unknown") } else { ("waypoint", "mutual_tls") }
-}
-
-/// The series of a connection that is carried as it is.
-pub fn traffic(r: &RequestLog, flag: ResponseFlag) -> Arc<Traffic> {
-    let own = own(r);
-    let (reporter, security) = reporter(r);
-    // Names that clients think of are no series.
-    let told = r.destination.as_ref().is_none_or(|d| d.is_told);
-    let between = Between {
-        reporter,
-        source: own.as_deref().or(r.source.as_deref()),
-        destination: r.workload.as_ref().map(|(w, _)| &**w).filter(|_| told),
-        service: service(r).map(|s| &**s),
-        mtls: true,
-        security,
-    };
-    r.worker.shared.metrics.traffic.series(&between, flag.text())
-}
-
-fn standard(out: &mut impl Labels, r: &RequestLog) {
-    let (service, own, (reporter, security)) = (service(r), own(r), reporter(r));
-    put(out, "reporter", reporter);
-    side(out, "source", own.as_deref().or(r.source.as_deref()), true, true);
-    side(out, "destination", r.workload.as_ref().map(|(w, _)| &**w), true, true);
-    put(out, "destination_service", service.map_or("", |s| &s.hostname));
-    put(out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
-    put(out, "destination_service_name", service.map_or("", |s| &s.name));
-    put(out, "request_protocol", if r.is_grpc { "grpc" } else { "http" });
-    put(out, "response_code", &r.answered.to_string());
-    if r.is_grpc {
-        put(out, "grpc_response_status", &r.grpc.map(|g| g.to_string()).unwrap_or_default());
-    }
-    put(out, "response_flags", r.flag.text());
-    put(out, "connection_security_policy", security);
 }

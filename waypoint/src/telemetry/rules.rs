@@ -1,7 +1,7 @@
 //! What is told of requests, where it differs from the standard: Istio's Telemetry, with expressions in CEL over Envoy's
 //! attributes. Costs nothing where nobody has asked for it.
 
-use crate::telemetry::{metrics::AllLabels, request_log::RequestLog};
+use crate::telemetry::stream_info::StreamInfo;
 use cel::{Context, Program, Value};
 use karst_api::{MAX_EXPRESSION, route as ir};
 use karst_proxy::labels::{Labels, put};
@@ -9,6 +9,9 @@ use std::{collections::HashMap, sync::Arc};
 
 /// How many metrics of requests there are: [`ir::Metric`] counts them.
 pub const METRICS: usize = 4;
+
+/// Labels of each metric, by [`ir::Metric`]; none for one that is not told.
+pub type AllLabels = [Option<Arc<str>>; METRICS];
 
 /// Longest value of a label, in bytes; the rest is left out. Clients may decide about it.
 const MAX_VALUE: usize = 256;
@@ -81,12 +84,12 @@ impl Telemetry {
     }
 
     /// Is there to be a line of the access log?
-    pub fn logs(&self, r: &RequestLog, sent: u64) -> bool {
+    pub fn logs(&self, r: &StreamInfo, sent: u64) -> bool {
         self.log && self.filter.as_ref().is_none_or(|f| matches!(evaluate(f, r, sent), Some(Value::Bool(true))))
     }
 
     /// The values of labels that are asked for. An expression that has none (a header that is not there) gives an empty one.
-    pub fn values(&self, r: &RequestLog, sent: u64) -> Vec<String> {
+    pub fn values(&self, r: &StreamInfo, sent: u64) -> Vec<String> {
         let text = |v| match v {
             Value::String(s) => s[..s.floor_char_boundary(MAX_VALUE)].to_string(),
             Value::Int(i) => i.to_string(),
@@ -123,7 +126,7 @@ thread_local! {
     static FUNCTIONS: Context<'static, 'static> = Context::default();
 }
 
-fn evaluate(p: &Program, r: &RequestLog, sent: u64) -> Option<Value> {
+fn evaluate(p: &Program, r: &StreamInfo, sent: u64) -> Option<Value> {
     FUNCTIONS.with(|f| {
         let mut c = f.new_inner_scope();
         for v in p.references().variables() {
@@ -134,7 +137,7 @@ fn evaluate(p: &Program, r: &RequestLog, sent: u64) -> Option<Value> {
 }
 
 /// One of [`karst_api::ATTRIBUTES`], as Envoy has it.
-fn attributes(of: &str, r: &RequestLog, sent: u64) -> HashMap<String, Value> {
+fn attributes(of: &str, r: &StreamInfo, sent: u64) -> HashMap<String, Value> {
     let mut out: HashMap<String, Value> = HashMap::new();
     let mut text = |k: &str, v: &str| out.insert(k.into(), v.to_string().into());
     let header = |v: &Option<http::HeaderValue>| {

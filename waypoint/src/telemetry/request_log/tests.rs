@@ -5,10 +5,12 @@ use crate::{
     authz::access::Access,
     control,
     downstream::{
+        context::{Downstream, DownstreamTarget},
         edge,
         gateway::Gateway,
-        serve::{self, Downstream, DownstreamTarget},
+        requests, sniff,
         stream::Io,
+        tcp,
     },
     route::table::Routes,
     snapshot::Snapshot,
@@ -183,7 +185,7 @@ async fn ask(w: &Rc<Worker>, downstream: &Rc<Downstream>, bytes: &str) -> (Strin
     client.write_all(bytes.as_bytes()).await.unwrap();
     let mut answer = String::new();
     let ((), read) =
-        tokio::join!(serve::requests(w, downstream.clone(), server, false), client.read_to_string(&mut answer));
+        tokio::join!(requests::requests(w, downstream.clone(), server, false), client.read_to_string(&mut answer));
     read.unwrap();
     let mut lines = LINES.take();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -330,7 +332,7 @@ async fn a_websocket_is_told_at_its_end_with_its_bytes() {
             }
         };
         let downstream = call(DownstreamTarget::Gateway(None), 8080);
-        let both = async { tokio::join!(serve::requests(&w, downstream, server, false), ask) };
+        let both = async { tokio::join!(requests::requests(&w, downstream, server, false), ask) };
         tokio::time::timeout(std::time::Duration::from_secs(10), both).await.unwrap();
         let lines = LINES.take();
         assert!(lines[0].contains("\"GET /ws HTTP/1.1\" 101 - via_upstream - \"-\" 5 5 "), "{lines:?}");
@@ -433,7 +435,7 @@ async fn connections_through_a_waypoint_are_counted_whatever_becomes_of_them() {
                 let _ = client.shutdown().await;
                 let _ = client.read_to_end(&mut vec![]).await;
             };
-            tokio::join!(serve::tcp(&w, &downstream, io), ask);
+            tokio::join!(tcp::tcp(&w, &downstream, io), ask);
             let lines = LINES.take();
             let [line] = &lines[..] else { panic!("{lines:?}") };
             assert!(line.contains(want), "{want}: {line}");
@@ -495,7 +497,7 @@ async fn a_refused_connection_is_told_though_its_client_stays_silent() {
             let downstream = call(DownstreamTarget::Service(s.mesh.services[key.as_str()].clone()), 80);
             let (mut client, io) = socket().await;
             let ask = async {
-                tokio::time::sleep(serve::SILENCE * 2).await;
+                tokio::time::sleep(sniff::SILENCE * 2).await;
                 assert!(LINES.with_borrow(Vec::is_empty), "it may still come");
                 let _ = client.write_all(says.as_bytes()).await;
                 if !says.starts_with("GET ") {
@@ -503,7 +505,7 @@ async fn a_refused_connection_is_told_though_its_client_stays_silent() {
                 }
                 let _ = client.read_to_end(&mut vec![]).await;
             };
-            tokio::join!(serve::http(&w, downstream, io, false), ask);
+            tokio::join!(sniff::http(&w, downstream, io, false), ask);
             let lines = LINES.take();
             let [line] = &lines[..] else { panic!("{name} {says}: {lines:?}") };
             assert!(line.contains(want), "{want}: {line}");
@@ -530,7 +532,7 @@ async fn an_upgrade_is_repeated_as_long_as_nothing_of_it_was_sent() {
         for path in ["/ws", "/ws", "/ws", "/ws", "/broken"] {
             let (mut client, server) = tokio::io::duplex(64 << 10);
             let (downstream, w) = (call(DownstreamTarget::Gateway(None), 8080), w.clone());
-            spawn_local(async move { serve::requests(&w, downstream, server, false).await });
+            spawn_local(async move { requests::requests(&w, downstream, server, false).await });
             let head =
                 format!("GET {path} HTTP/1.1\r\nhost: shop.com\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
             client.write_all(head.as_bytes()).await.unwrap();
