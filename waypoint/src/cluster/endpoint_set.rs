@@ -9,6 +9,7 @@ use crate::{
         ring, tls,
     },
     snapshot::Snapshot,
+    telemetry::stream_info::Chosen,
 };
 use http::HeaderValue;
 use karst_api::route as ir;
@@ -305,6 +306,13 @@ impl EndpointSet {
         let Some(o) = &self.policy.outlier else { return false };
         let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
         out > 0 && (self.members.len() - out) * 100 >= self.members.len() * o.min_health_percent as usize
+    }
+}
+
+impl From<&EndpointSet> for Chosen {
+    fn from(s: &EndpointSet) -> Self {
+        let (port, subset) = (s.key.port, s.key.subset.clone());
+        Self { service: s.service.clone(), port, subset, is_told: s.dynamic_endpoint.is_none() }
     }
 }
 

@@ -1,9 +1,6 @@
 //! What is known of a request, or of a connection that is carried as it is: what logs, metrics and header values are made from.
 
-use crate::{
-    cluster::endpoint_set::EndpointSet,
-    telemetry::{carried::Carried, flag::ResponseFlag},
-};
+use crate::telemetry::{carried::Carried, flag::ResponseFlag};
 use http::{HeaderMap, HeaderValue};
 use karst_proxy::state::{Service, Workload};
 use std::{
@@ -18,17 +15,10 @@ use std::{
 /// The destination that was chosen. (Not its endpoints: a connection that lasts would keep them, of however old a state.)
 pub struct Chosen {
     pub service: Arc<Service>,
-    port: u16,
-    subset: Arc<str>,
+    pub port: u16,
+    pub subset: Arc<str>,
     /// Its endpoints are known to the control plane, not thought of by clients.
     pub is_told: bool,
-}
-
-impl From<&EndpointSet> for Chosen {
-    fn from(s: &EndpointSet) -> Self {
-        let (port, subset) = (s.key.port, s.key.subset.clone());
-        Self { service: s.service.clone(), port, subset, is_told: s.dynamic_endpoint.is_none() }
-    }
 }
 
 /// What is known of a request or a connection.
