@@ -70,13 +70,15 @@ impl XdsSubscriber for StateWriter {
                     let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
                     ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
                         let old = all.get(name.as_str()).map(|r| &**r);
-                        let new = Arc::new(Routes::new(&r, old)?);
+                        let new = Arc::new(Routes::new(&r, old).map_err(|e| e.to_string())?);
                         all.insert(name.as_str().into(), new);
                         Ok(())
                     })
                 }
                 GATEWAY_TYPE => {
-                    let new = ir::Gateway::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|g| Gateway::new(&g));
+                    let new = ir::Gateway::decode(&bytes[..])
+                        .map_err(|e| e.to_string())
+                        .and_then(|g| Gateway::new(&g).map_err(|e| e.to_string()));
                     // What cannot be read leaves what was before; if there was nothing, nobody is let in.
                     match new {
                         Ok(g) => {
@@ -90,7 +92,9 @@ impl XdsSubscriber for StateWriter {
                     }
                 }
                 ACCESS_TYPE => {
-                    let new = ir::Access::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|a| Access::new(&a));
+                    let new = ir::Access::decode(&bytes[..])
+                        .map_err(|e| e.to_string())
+                        .and_then(|a| Access::new(&a).map_err(|e| e.to_string()));
                     // What was meant is not known: nobody is let in until it is.
                     let (a, error) = match new {
                         Ok(a) => (a, None),

@@ -59,8 +59,8 @@ fn run(config: config::Config) -> anyhow::Result<()> {
 
 async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
-    let identity = config.identity().map_err(anyhow::Error::msg)?;
-    let (xds, ca) = config.remotes().map_err(anyhow::Error::msg)?;
+    let identity = config.identity()?;
+    let (xds, ca) = config.remotes()?;
     let (state_tx, state) = watch::channel(Arc::new(snapshot::Snapshot::new(&config.network)));
     let (stream_tx, stream) = watch::channel(true);
     let (configured_tx, configured) = watch::channel(false);

@@ -6,7 +6,10 @@
 //! `/admin`.)
 
 use crate::{
-    authz::jwt::{Token, Tokens},
+    authz::{
+        error::AccessError,
+        jwt::{Token, Tokens},
+    },
     http::entry::{self, Names},
 };
 use http::{HeaderMap, HeaderName, header};
@@ -144,13 +147,14 @@ impl Access {
     ///
     /// # Errors
     /// If the message is not of this version; then nobody is to use it.
-    pub fn new(a: &ir::Access) -> Result<Self, String> {
+    pub fn new(a: &ir::Access) -> Result<Self, AccessError> {
         let policy = |p: &ir::AccessPolicy| {
-            let action = AccessAction::try_from(p.action).map_err(|_| format!("{}: action {}", p.name, p.action))?;
+            let action = AccessAction::try_from(p.action)
+                .map_err(|_| AccessError::Action { policy: p.name.clone(), action: p.action })?;
             let matched = |m: &ir::AccessMatch| m.tests.iter().map(Condition::new).collect::<Vec<_>>();
             let clause = |c: &ir::AccessClause| c.matches.iter().map(matched).collect::<Vec<_>>();
             let rule = |r: &ir::AccessRule| r.clauses.iter().map(clause).collect::<Vec<_>>();
-            Ok::<_, String>(Policy {
+            Ok::<_, AccessError>(Policy {
                 name: p.name.clone(),
                 action,
                 rules: p.rules.iter().map(rule).collect(),

@@ -1,6 +1,7 @@
 //! Tokens of requests (Istio's RequestAuthentication; JWT, RFC 7519): who has issued them, and whether that is true. A request
 //! without a token goes on, without a principal; one with a token that is not good does not.
 
+use crate::authz::error::AccessError;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation,
@@ -25,7 +26,7 @@ pub struct Tokens(Vec<Rule>);
 struct Rule {
     issuer: String,
     audiences: Vec<String>,
-    keys: Result<Vec<Key>, String>,
+    keys: Result<Vec<Key>, KeysError>,
     headers: Vec<(HeaderName, String)>,
     params: Vec<String>,
     cookies: Vec<String>,
@@ -57,6 +58,52 @@ pub struct Token {
     spaced: Arc<[String]>,
 }
 
+/// Why a request with a token is not to go on, in Envoy's words.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TokenError {
+    /// It does not look like one.
+    #[error("Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections")]
+    Form,
+    /// It is longer than any is.
+    #[error("Jwt is too long")]
+    TooLong,
+    /// Nobody is known who is called as its issuer is.
+    #[error("Jwt issuer is not configured")]
+    Issuer,
+    /// The issuer's keys are not known.
+    #[error("Jwks remote fetch is failed")]
+    NoKeys,
+    /// Its header cannot be read.
+    #[error("Jwt header is not valid")]
+    Header,
+    /// None of the issuer's keys is for it.
+    #[error("Jwks doesn't have key to match kid or alg from Jwt")]
+    NoKey,
+    /// It is for others.
+    #[error("Audiences in Jwt are not allowed")]
+    Audience,
+    /// Its time is over.
+    #[error("Jwt is expired")]
+    Expired,
+    /// Its time has not come.
+    #[error("Jwt not yet valid")]
+    Early,
+    /// The issuer has not signed it.
+    #[error("Jwt verification fails")]
+    Signature,
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+enum KeysError {
+    /// The control plane could not fetch them.
+    #[error("{0}")]
+    Broken(String),
+    /// They are no set of keys.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
 /// What came of a request's tokens.
 struct Good<'a> {
     token: Token,
@@ -73,7 +120,7 @@ impl Tokens {
     ///
     /// # Errors
     /// If the message is not of this version; then nobody is to use it.
-    pub fn new(all: &[ir::Jwt]) -> Result<Self, String> {
+    pub fn new(all: &[ir::Jwt]) -> Result<Self, AccessError> {
         Ok(Self(all.iter().map(Rule::new).collect::<Result<_, _>>()?))
     }
 
@@ -89,7 +136,7 @@ impl Tokens {
     ///
     /// # Errors
     /// Why the request is not to go on, in Envoy's words.
-    pub fn verify(&self, p: &mut Parts) -> Result<Option<Token>, String> {
+    pub fn verify(&self, p: &mut Parts) -> Result<Option<Token>, TokenError> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -124,7 +171,7 @@ impl Tokens {
         Ok(Some(token))
     }
 
-    fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, String> {
+    fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, TokenError> {
         let mut good: Option<Good<'_>> = None;
         let mut seen: Vec<&str> = vec![];
         for r in &self.0 {
@@ -136,7 +183,7 @@ impl Tokens {
                 }
                 let (issuer, payload) = peek(text)?;
                 // Whose it says it is decides by whose keys it is looked at; those rules must look for it here.
-                let mut last = "Jwt issuer is not configured".to_string();
+                let mut last = TokenError::Issuer;
                 let mut fine = None;
                 for x in self.0.iter().filter(|x| x.issuer == issuer && x.tokens(h, uri).any(|(t, _)| t == text)) {
                     match x.verify(text) {
@@ -161,25 +208,30 @@ impl Tokens {
 }
 
 /// Issuer and payload, as the token says; nothing is verified yet.
-fn peek(token: &str) -> Result<(String, String), String> {
-    let bad = || "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections".to_string();
+fn peek(token: &str) -> Result<(String, String), TokenError> {
     if token.len() > LONGEST {
-        return Err("Jwt is too long".into());
+        return Err(TokenError::TooLong);
     }
     let mut parts = token.split('.');
     let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return Err(bad());
+        return Err(TokenError::Form);
     };
-    let json = jsonwebtoken::dangerous::insecure_decode::<Value>(token).map_err(|_| bad())?;
+    let json = jsonwebtoken::dangerous::insecure_decode::<Value>(token).map_err(|_| TokenError::Form)?;
     let issuer = json.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
     Ok((issuer.to_string(), payload.to_string()))
 }
 
 impl Rule {
-    fn new(j: &ir::Jwt) -> Result<Self, String> {
-        let name = |n: &str| HeaderName::from_bytes(n.as_bytes()).map_err(|_| format!("{}: header {n:?}", j.name));
-        let mut headers =
-            j.headers.iter().map(|h| Ok((name(&h.name)?, h.prefix.clone()))).collect::<Result<Vec<_>, String>>()?;
+    fn new(j: &ir::Jwt) -> Result<Self, AccessError> {
+        let name = |n: &str| {
+            HeaderName::from_bytes(n.as_bytes())
+                .map_err(|_| AccessError::Header { rule: j.name.clone(), header: n.into() })
+        };
+        let mut headers = j
+            .headers
+            .iter()
+            .map(|h| Ok((name(&h.name)?, h.prefix.clone())))
+            .collect::<Result<Vec<_>, AccessError>>()?;
         let mut params = j.params.clone();
         if headers.is_empty() && params.is_empty() && j.cookies.is_empty() {
             headers.push((header::AUTHORIZATION, "Bearer ".into()));
@@ -189,13 +241,13 @@ impl Rule {
         Ok(Self {
             issuer: j.issuer.clone(),
             audiences: j.audiences.clone(),
-            keys: if j.broken.is_empty() { keys(&j.jwks) } else { Err(j.broken.clone()) },
+            keys: if j.broken.is_empty() { keys(&j.jwks) } else { Err(KeysError::Broken(j.broken.clone())) },
             headers,
             params,
             cookies: j.cookies.clone(),
             payload: (!j.payload_header.is_empty()).then(|| name(&j.payload_header)).transpose()?,
             forward: j.forward,
-            claims: j.claim_headers.iter().map(claim).collect::<Result<_, String>>()?,
+            claims: j.claim_headers.iter().map(claim).collect::<Result<_, AccessError>>()?,
             spaced: j.space_delimited.clone().into(),
         })
     }
@@ -223,9 +275,9 @@ impl Rule {
         headers.chain(params).chain(cookies).filter(|(t, _)| !t.is_empty())
     }
 
-    fn verify(&self, token: &str) -> Result<Token, String> {
-        let keys = self.keys.as_ref().map_err(|_| "Jwks remote fetch is failed".to_string())?;
-        let head = jsonwebtoken::decode_header(token).map_err(|_| "Jwt header is not valid".to_string())?;
+    fn verify(&self, token: &str) -> Result<Token, TokenError> {
+        let keys = self.keys.as_ref().map_err(|_| TokenError::NoKeys)?;
+        let head = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Header)?;
         let mut v = Validation::new(head.alg);
         v.leeway = SKEW;
         v.validate_nbf = true;
@@ -238,10 +290,10 @@ impl Rule {
             let id = head.kid.is_none() || k.id.is_none() || k.id == head.kid;
             id && k.algorithms.contains(&head.alg)
         };
-        let mut last = "Jwks doesn't have key to match kid or alg from Jwt".to_string();
+        let mut last = TokenError::NoKey;
         for k in keys.iter().filter(fits) {
             match jsonwebtoken::decode::<Map<String, Value>>(token, &k.key, &v) {
-                Ok(t) if !self.is_for_us(&t.claims) => return Err("Audiences in Jwt are not allowed".into()),
+                Ok(t) if !self.is_for_us(&t.claims) => return Err(TokenError::Audience),
                 Ok(t) => {
                     let subject = t.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
                     let principal = format!("{}/{subject}", self.issuer);
@@ -249,11 +301,10 @@ impl Rule {
                 }
                 Err(e) => {
                     last = match e.kind() {
-                        ErrorKind::ExpiredSignature => "Jwt is expired",
-                        ErrorKind::ImmatureSignature => "Jwt not yet valid",
-                        _ => "Jwt verification fails",
-                    }
-                    .into();
+                        ErrorKind::ExpiredSignature => TokenError::Expired,
+                        ErrorKind::ImmatureSignature => TokenError::Early,
+                        _ => TokenError::Signature,
+                    };
                 }
             }
         }
@@ -284,8 +335,8 @@ fn text(b: &[u8]) -> &str {
 }
 
 /// The keys of a set, those that can verify.
-fn keys(jwks: &str) -> Result<Vec<Key>, String> {
-    let set: JwkSet = serde_json::from_str(jwks).map_err(|e| e.to_string())?;
+fn keys(jwks: &str) -> Result<Vec<Key>, KeysError> {
+    let set: JwkSet = serde_json::from_str(jwks)?;
     let usable = |k: &Jwk| {
         let algorithms = algorithms(k);
         let key = DecodingKey::from_jwk(k).ok()?;
@@ -392,8 +443,9 @@ mod tests {
     }
 
     /// The principal, or why not.
-    fn ask(rules: &[ir::Jwt], p: &mut Parts) -> Result<Option<String>, String> {
-        Ok(Tokens::new(rules).unwrap().verify(p)?.map(|t| t.principal))
+    fn ask(rules: &[ir::Jwt], p: &mut Parts) -> Result<Option<String>, Box<str>> {
+        let verified = Tokens::new(rules).unwrap().verify(p).map_err(|e| e.to_string())?;
+        Ok(verified.map(|t| t.principal))
     }
 
     #[test]

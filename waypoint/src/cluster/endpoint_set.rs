@@ -92,7 +92,7 @@ pub struct EndpointSet {
     /// What tunnels to the endpoints say of us.
     pub baggage: Option<HeaderValue>,
     /// TLS to the endpoints, made when it is first wanted.
-    pub tls: OnceLock<Result<tls::Config, String>>,
+    pub tls: OnceLock<Result<tls::Config, Arc<tls::RulesError>>>,
 }
 
 impl Clusters {

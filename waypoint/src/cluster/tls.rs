@@ -12,7 +12,10 @@ use rustls::{
     crypto::CryptoProvider,
     server::ParsedCertificate,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, ServerName, UnixTime,
+    pem::{self, PemObject},
+};
 use std::sync::Arc;
 
 /// How TLS is spoken, the name in the hello, and who looks at the endpoint's certificate.
@@ -25,15 +28,38 @@ pub fn rules(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Arc<[u8]> {
     [&t.encode_to_vec()[..], host.as_bytes(), leaf].concat().into()
 }
 
+/// Why TLS cannot be spoken by the rules of a destination.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// The control plane says that they cannot be kept.
+    #[error("{0}")]
+    Broken(String),
+    /// A name that no certificate has.
+    #[error("{0:?} is no DNS name or address")]
+    Name(String),
+    /// The authorities cannot be read.
+    #[error("the authorities are not PEM: {0}")]
+    Roots(pem::Error),
+    /// There are none.
+    #[error("there is no authority")]
+    NoRoots,
+    /// We have nothing to show.
+    #[error("we have not been told of a Secret {0}")]
+    NoCredential(String),
+    /// TLS cannot use what we have.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
 /// TLS by the rules of a destination.
 ///
 /// # Errors
 /// Why it cannot be spoken.
-pub fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, String> {
+pub fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, RulesError> {
     if !t.broken.is_empty() {
-        return Err(t.broken.clone());
+        return Err(RulesError::Broken(t.broken.clone()));
     }
-    let name = |n: &str| ServerName::try_from(n.to_string()).map_err(|_| format!("{n:?} is no DNS name or address"));
+    let name = |n: &str| ServerName::try_from(n.to_string()).map_err(|_| RulesError::Name(n.into()));
     let sni = name(if t.sni.is_empty() { host } else { &t.sni })?;
     let (uris, dns): (Vec<&String>, Vec<&String>) = t.names.iter().partition(|n| n.contains("://"));
     let uris: Vec<String> = uris.into_iter().cloned().collect();
@@ -46,25 +72,24 @@ pub fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, Str
         true => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         false => {
             let all = CertificateDer::pem_slice_iter(&t.roots).collect::<Result<Vec<_>, _>>();
-            let all = all.map_err(|e| format!("the authorities are not PEM: {e}"))?;
+            let all = all.map_err(RulesError::Roots)?;
             if roots.add_parsable_certificates(all).0 == 0 {
-                return Err("there is no authority".into());
+                return Err(RulesError::NoRoots);
             }
         }
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = Arc::new(Verifier { names, uris, roots, provider: provider.clone(), unverified: t.unverified });
     let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
+        .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone());
     let config = if t.credential.is_empty() {
         builder.with_no_client_auth()
     } else {
         let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
-        let (chain, key) = own.ok_or_else(|| format!("we have not been told of a Secret {}", t.credential))?;
-        builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|e| e.to_string())?
+        let (chain, key) = own.ok_or_else(|| RulesError::NoCredential(t.credential.clone()))?;
+        builder.with_client_auth_cert(chain.clone(), key.clone_key())?
     };
     Ok((Arc::new(config), sni, verifier))
 }

@@ -1,6 +1,10 @@
 //! What a gateway listens on, compiled: which listener a name belongs to, the routes for it, and the TLS that ends here.
 
-use crate::{authz::access::Access, route::table::Routes, telemetry::rules::Telemetry};
+use crate::{
+    authz::{access::Access, error::AccessError},
+    route::table::Routes,
+    telemetry::rules::{Telemetry, TelemetryError},
+};
 use imbl::HashMap;
 use karst_api::route::{self as ir, ListenerProtocol};
 use rustls::{
@@ -9,7 +13,10 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName,
+    pem::{self, PemObject},
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// All of it.
@@ -27,10 +34,67 @@ pub struct Gateway {
 /// Certificates, the leaf first, and the leaf's key.
 pub type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn read(p: &ir::KeyPair) -> Result<Pair, String> {
+/// What a gateway cannot do that it is told to.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// Of one listener.
+    #[error("{origin}: {error}")]
+    Listener { origin: String, error: ListenerError },
+    /// Of what it may show to endpoints.
+    #[error("credential {name}: {error}")]
+    Credential { name: String, error: KeyPairError },
+    /// Of what it tells.
+    #[error("telemetry: {0}")]
+    Telemetry(#[from] TelemetryError),
+    /// Of who may send anything through it.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+}
+
+/// What cannot be listened for.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenerError {
+    /// It is no number of a port.
+    #[error("port {0}")]
+    Port(u32),
+    /// A protocol of a later version.
+    #[error("protocol {0}")]
+    Protocol(i32),
+    /// There is nothing to speak HTTPS with.
+    #[error("HTTPS without TLS")]
+    NoTls,
+    /// There is nothing to speak TLS with.
+    #[error("TLS without a certificate")]
+    NoCertificate,
+    /// A certificate that cannot be read.
+    #[error(transparent)]
+    KeyPair(#[from] KeyPairError),
+    /// A key that is not the certificate's, or that TLS cannot use.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    /// A wish of a later version about certificates of clients.
+    #[error("client certificate {0}")]
+    ClientCertificate(i32),
+    /// Authorities of clients that cannot be read.
+    #[error("roots of clients: {0}")]
+    ClientRoots(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Why a certificate and its key cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyPairError {
+    /// The certificate.
+    #[error("certificate: {0}")]
+    Certificate(pem::Error),
+    /// The key.
+    #[error("key: {0}")]
+    Key(pem::Error),
+}
+
+fn read(p: &ir::KeyPair) -> Result<Pair, KeyPairError> {
     let chain = CertificateDer::pem_slice_iter(&p.chain).collect::<Result<_, _>>();
-    let chain = chain.map_err(|e| format!("certificate: {e}"))?;
-    Ok((chain, PrivateKeyDer::from_pem_slice(&p.key).map_err(|e| format!("key: {e}"))?))
+    let chain = chain.map_err(KeyPairError::Certificate)?;
+    Ok((chain, PrivateKeyDer::from_pem_slice(&p.key).map_err(KeyPairError::Key)?))
 }
 
 /// One port.
@@ -69,17 +133,17 @@ impl Gateway {
     ///
     /// # Errors
     /// What cannot be used, and of which listener.
-    pub fn new(g: &ir::Gateway) -> Result<Self, String> {
+    pub fn new(g: &ir::Gateway) -> Result<Self, GatewayError> {
         let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
         for l in &g.listeners {
-            let bad = |e: String| format!("{}: {e}", l.origin);
-            let port = u16::try_from(l.port).ok().filter(|p| *p > 0).ok_or_else(|| bad(format!("port {}", l.port)))?;
-            let called = u16::try_from(l.called).map_err(|_| bad(format!("port {}", l.called)))?;
+            let bad = |error: ListenerError| GatewayError::Listener { origin: l.origin.clone(), error };
+            let port = u16::try_from(l.port).ok().filter(|p| *p > 0).ok_or_else(|| bad(ListenerError::Port(l.port)))?;
+            let called = u16::try_from(l.called).map_err(|_| bad(ListenerError::Port(l.called)))?;
             let protocol =
-                ListenerProtocol::try_from(l.protocol).map_err(|_| bad(format!("protocol {}", l.protocol)))?;
+                ListenerProtocol::try_from(l.protocol).map_err(|_| bad(ListenerError::Protocol(l.protocol)))?;
             let tls = l.tls.as_ref().map(|t| Tls::new(t, protocol)).transpose().map_err(bad)?;
             if protocol == ListenerProtocol::Https && tls.is_none() {
-                return Err(format!("{}: HTTPS without TLS", l.origin));
+                return Err(bad(ListenerError::NoTls));
             }
             ports.entry(port).or_default().listeners.push(Arc::new(Listener {
                 origin: l.origin.clone(),
@@ -92,11 +156,11 @@ impl Gateway {
             }));
         }
         let pair = |(name, k): (&String, &ir::KeyPair)| {
-            read(k).map(|k| (name.clone(), k)).map_err(|e| format!("credential {name}: {e}"))
+            read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
         };
         let credentials = g.credentials.iter().map(pair).collect::<Result<_, _>>()?;
         let telemetry = g.telemetry.as_ref().map(Telemetry::new).transpose();
-        let telemetry = telemetry.map_err(|e| format!("telemetry: {e}"))?.map(Arc::new);
+        let telemetry = telemetry?.map(Arc::new);
         Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()?, credentials, telemetry })
     }
 
@@ -166,22 +230,20 @@ fn rank(host: &str, name: Option<&str>) -> Option<usize> {
 }
 
 impl Tls {
-    fn new(t: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, String> {
+    fn new(t: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, ListenerError> {
         // Clients are not of the mesh: some have only TLS 1.2, which the mesh's own provider leaves out.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut keys = vec![];
         for p in &t.certificates {
             let (chain, key) = read(p)?;
-            keys.push(Arc::new(CertifiedKey::from_der(chain, key, &provider).map_err(|e| e.to_string())?));
+            keys.push(Arc::new(CertifiedKey::from_der(chain, key, &provider)?));
         }
         if keys.is_empty() {
-            return Err("TLS without a certificate".into());
+            return Err(ListenerError::NoCertificate);
         }
         let versions: &[&rustls::SupportedProtocolVersion] =
             if t.modern { &[&rustls::version::TLS13] } else { &[&rustls::version::TLS13, &rustls::version::TLS12] };
-        let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(versions)
-            .map_err(|e| e.to_string())?;
+        let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
         let clients = clients(t, &provider)?;
         let builder = match clients.clone() {
             None => builder.with_no_client_auth(),
@@ -227,20 +289,21 @@ fn has_name(cert: &CertificateDer<'_>, name: &str) -> bool {
     webpki::EndEntityCert::try_from(cert).is_ok_and(|c| c.verify_is_valid_for_subject_name(&wanted).is_ok())
 }
 
-fn clients(t: &ir::Tls, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<dyn ClientCertVerifier>>, String> {
-    let wanted = ir::ClientCertificate::try_from(t.client).map_err(|_| format!("client certificate {}", t.client))?;
+fn clients(t: &ir::Tls, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<dyn ClientCertVerifier>>, ListenerError> {
+    let wanted = ir::ClientCertificate::try_from(t.client).map_err(|_| ListenerError::ClientCertificate(t.client))?;
     if wanted == ir::ClientCertificate::None {
         return Ok(None);
     }
     let mut roots = RootCertStore::empty();
     for c in CertificateDer::pem_slice_iter(&t.client_roots) {
-        roots.add(c.map_err(|e| format!("roots of clients: {e}"))?).map_err(|e| format!("roots of clients: {e}"))?;
+        let root = c.map_err(|e| ListenerError::ClientRoots(e.into()))?;
+        roots.add(root).map_err(|e| ListenerError::ClientRoots(e.into()))?;
     }
     let mut v = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     if wanted == ir::ClientCertificate::Optional {
         v = v.allow_unauthenticated();
     }
-    v.build().map(Some).map_err(|e| format!("roots of clients: {e}"))
+    v.build().map(Some).map_err(|e| ListenerError::ClientRoots(e.into()))
 }
 
 /// The certificates of a listener: the first whose names fit is shown, else the first.
@@ -411,7 +474,7 @@ mod tests {
         ] {
             let mut l = listener("Gateway/ns/g/l", &["*"]);
             change(&mut l);
-            let e = Gateway::new(&ir::Gateway { listeners: vec![l], ..Default::default() }).unwrap_err();
+            let e = Gateway::new(&ir::Gateway { listeners: vec![l], ..Default::default() }).unwrap_err().to_string();
             assert!(e.starts_with("Gateway/ns/g/l: ") && e.contains(want), "{e}");
         }
     }

@@ -5,7 +5,7 @@
 use crate::{
     authz::{
         access::{self, Access, Denial},
-        jwt::Token,
+        jwt::{Token, TokenError},
     },
     clock,
     cluster::{balance, endpoint_set::EndpointSet},
@@ -35,7 +35,7 @@ use crate::{
         request_log::RequestLog,
     },
     upstream::{
-        error::{ConnectError, Failure},
+        error::{ConnectError, Error},
         open::Attempt,
         pool::ConnectionDisposition,
         send,
@@ -268,12 +268,13 @@ fn authorize(
 
 /// The token is not good (RFC 6750 §3), in Envoy's words.
 fn unauthorized(
-    why: String,
+    why: TokenError,
     downstream: &Downstream,
     p: &Parts,
     authority: &Authority,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
+    let why = why.to_string();
     let mut a = reply::local_response(StatusCode::UNAUTHORIZED, why.clone(), record.is_grpc);
     let realm = format!("{}://{}{}", downstream.scheme(), authority.as_str(), p.uri.path());
     let text = format!("Bearer realm=\"{}\", error=\"invalid_token\"", realm.replace(['"', '\\'], ""));
@@ -711,7 +712,7 @@ async fn forward(
             body && !(upgrade && head_sent.get())
         };
         let has_other = || {
-            let no_answer = Failure::from(ConnectError::Timeout);
+            let no_answer = Error::from(ConnectError::Timeout);
             !last
                 && retry.is_some_and(|r| no_answer.is_retryable(r, false))
                 && can_repeat()
@@ -782,7 +783,7 @@ async fn forward(
             }
             Some(Err(e)) => {
                 let f = e.flag();
-                record.error = e.to_string();
+                record.error = e.transport_failure_reason();
                 record.details = f.details().into();
                 let (status, words) = f.answer();
                 local_reply(record, status, words, flag(f))
@@ -972,7 +973,7 @@ fn grpc_timeout(s: &str) -> Option<u64> {
 }
 
 /// Is this an end after which the request is to be tried again? `sent`: the endpoint may have read something of it.
-fn is_retryable<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Failure>>, sent: bool) -> bool {
+fn is_retryable<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Error>>, sent: bool) -> bool {
     match o {
         // One attempt took too long.
         None => r.server_error || r.gateway_error || r.reset || (r.reset_before_request && !sent),
@@ -1107,14 +1108,14 @@ mod tests {
     fn what_was_sent_is_not_sent_again_by_reset_before_request() {
         let before = ir::Retry { reset_before_request: true, ..Default::default() };
         let reset = ir::Retry { reset: true, ..Default::default() };
-        type Outcome = Result<(Response<()>, ()), Failure>;
+        type Outcome = Result<(Response<()>, ()), Error>;
         let text = String::new;
         let table: [(Option<Outcome>, bool, bool, bool); 8] = [
-            (Some(Err(Failure::Reset(text()))), true, false, true),
-            (Some(Err(Failure::Reset(text()))), false, true, true),
-            (Some(Err(Failure::Protocol(text()))), true, false, true),
-            (Some(Err(Failure::Refused(text()))), true, false, true),
-            (Some(Err(Failure::from(ConnectError::Timeout))), false, true, true),
+            (Some(Err(Error::Reset(text()))), true, false, true),
+            (Some(Err(Error::Reset(text()))), false, true, true),
+            (Some(Err(Error::Protocol(text()))), true, false, true),
+            (Some(Err(Error::StreamRefused(text()))), true, false, true),
+            (Some(Err(Error::from(ConnectError::Timeout))), false, true, true),
             // One attempt took too long.
             (None, true, false, true),
             (None, false, true, true),

@@ -1,5 +1,6 @@
 //! Matching of one text, compiled once.
 
+use crate::route::error::CompileError;
 use karst_api::route::{self as ir, text::Kind};
 use regex::Regex;
 
@@ -19,7 +20,7 @@ impl StringMatcher {
     ///
     /// # Errors
     /// For a regular expression that is none, and for a kind that is not known.
-    pub fn new(t: &ir::Text, ignore_case: bool) -> Result<Self, String> {
+    pub fn new(t: &ir::Text, ignore_case: bool) -> Result<Self, CompileError> {
         let case = |s: &String| if ignore_case { s.to_lowercase() } else { s.clone() };
         Ok(match &t.kind {
             Some(Kind::Exact(s)) => StringMatcher::Exact(case(s)),
@@ -27,7 +28,7 @@ impl StringMatcher {
             Some(Kind::Segments(s)) => StringMatcher::PathSegments(case(s).trim_end_matches('/').to_string()),
             Some(Kind::Regex(s)) => StringMatcher::Regex(regex(s, ignore_case)?),
             Some(Kind::Present(true)) => StringMatcher::Present,
-            Some(Kind::Present(false)) | None => return Err("a match of a kind that is not known".into()),
+            Some(Kind::Present(false)) | None => return Err(CompileError::MatchKind),
         })
     }
 
@@ -60,11 +61,11 @@ impl StringMatcher {
 ///
 /// # Errors
 /// If it is none.
-pub fn regex(s: &str, ignore_case: bool) -> Result<Regex, String> {
+pub fn regex(s: &str, ignore_case: bool) -> Result<Regex, CompileError> {
     regex::RegexBuilder::new(&format!("^(?:{s})$"))
         .case_insensitive(ignore_case)
         .build()
-        .map_err(|e| format!("regular expression {s:?}: {e}"))
+        .map_err(|e| CompileError::Regex(s.into(), e))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Values of headers that a rule makes of a request (`%REQ(x-user)%`).
 
+use crate::route::error::CompileError;
 use http::{HeaderMap, HeaderValue};
 use karst_core::operators::{self, Operator, Part};
 
@@ -23,10 +24,10 @@ impl Value {
     ///
     /// # Errors
     /// It is no header's value, or has an operator that is not known.
-    pub fn new(text: &str) -> Result<Self, String> {
-        let parts = operators::parse(text).map_err(|e| format!("{text:?} {e}"))?;
+    pub fn new(text: &str) -> Result<Self, CompileError> {
+        let parts = operators::parse(text).map_err(|e| CompileError::Operator(text.into(), e))?;
         // The operators are made of signs that every value may have.
-        let fixed = |t: &str| HeaderValue::from_str(t).map_err(|_| format!("{text:?} is no header value"));
+        let fixed = |t: &str| HeaderValue::from_str(t).map_err(|_| CompileError::HeaderValue(text.into()));
         match &parts[..] {
             [] => fixed("").map(Self::Fixed),
             [Part::Text(t)] => fixed(t).map(Self::Fixed),

@@ -5,6 +5,7 @@
 use crate::{
     http::entry,
     route::{
+        error::CompileError,
         limit::{Limit, Limits},
         matcher::StringMatcher,
         operators::{Value, Values},
@@ -92,7 +93,7 @@ impl Routes {
     ///
     /// # Errors
     /// What cannot be executed, and of which rule it is.
-    pub fn new(r: &ir::Routes, old: Option<&Self>) -> Result<Self, String> {
+    pub fn new(r: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
         let old = old.map(|o| &o.buckets);
         let mut buckets = Limits::default();
         let mut limit = |l: &ir::RateLimit| buckets.take_over(old, l);
@@ -101,7 +102,7 @@ impl Routes {
         };
         let producer = table(&r.producer)?;
         let consumers = r.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
-        let consumers = consumers.collect::<Result<_, String>>()?;
+        let consumers = consumers.collect::<Result<_, CompileError>>()?;
         let limits = r.limits.iter().map(&mut limit).collect();
         Ok(Self { consumers, producer, limits, fault: r.fault, buckets })
     }
@@ -146,10 +147,11 @@ pub enum RouteMatch<'a> {
 }
 
 impl Table {
-    fn new(t: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, String> {
+    fn new(t: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
         let mut rules = Vec::with_capacity(t.http.len());
         for r in &t.http {
-            let compiled = Rule::new(r, limit).map_err(|e| format!("{}: {e}", r.origin))?;
+            let compiled =
+                Rule::new(r, limit).map_err(|e| CompileError::Rule { origin: r.origin.clone(), error: e.into() })?;
             rules.push((&r.ports, Arc::new(compiled)));
         }
         let ports: std::collections::BTreeSet<u32> = rules.iter().flat_map(|(p, _)| p.iter().copied()).collect();
@@ -286,7 +288,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn new(r: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, String> {
+    fn new(r: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
         let empty = ir::Match::default();
         let m = r.r#match.as_ref().unwrap_or(&empty);
         let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
@@ -306,7 +308,7 @@ impl Rule {
         let destinations = r.destinations.iter().map(Destination::new).collect::<Result<Vec<_>, _>>()?;
         let mut mirrors = vec![];
         for x in &r.mirrors {
-            let to = x.to.as_ref().ok_or("a mirror without destination")?;
+            let to = x.to.as_ref().ok_or(CompileError::Mirror)?;
             mirrors.push((Destination::new(to)?, x.per_million));
         }
         Ok(Self {
@@ -380,15 +382,15 @@ fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher, invert: bool) -
     }
 }
 
-fn value(v: &Option<ir::Text>) -> Result<StringMatcher, String> {
+fn value(v: &Option<ir::Text>) -> Result<StringMatcher, CompileError> {
     match v {
         Some(t) => StringMatcher::new(t, false),
-        None => Err("a match without a value".to_string()),
+        None => Err(CompileError::MatchValue),
     }
 }
 
 /// A condition on the authority, read as those of requests are: names in lower case and without a last dot.
-fn authority(t: &ir::Text) -> Result<StringMatcher, String> {
+fn authority(t: &ir::Text) -> Result<StringMatcher, CompileError> {
     Ok(match StringMatcher::new(t, true)? {
         StringMatcher::Exact(s) => {
             let canonical = Authority::parse(s.as_bytes()).ok().map(|a| a.to_string());
@@ -398,8 +400,8 @@ fn authority(t: &ir::Text) -> Result<StringMatcher, String> {
     })
 }
 
-fn name(s: &str) -> Result<HeaderName, String> {
-    HeaderName::from_bytes(s.as_bytes()).map_err(|_| format!("{s:?} is no header name"))
+fn name(s: &str) -> Result<HeaderName, CompileError> {
+    HeaderName::from_bytes(s.as_bytes()).map_err(|_| CompileError::HeaderName(s.into()))
 }
 
 /// Where requests go.
@@ -420,10 +422,10 @@ pub struct Destination {
 }
 
 impl Destination {
-    fn new(d: &ir::Destination) -> Result<Self, String> {
+    fn new(d: &ir::Destination) -> Result<Self, CompileError> {
         Ok(Self {
             service: d.service.as_str().into(),
-            port: u16::try_from(d.port).map_err(|_| format!("port {}", d.port))?,
+            port: u16::try_from(d.port).map_err(|_| CompileError::Port(d.port))?,
             subset: d.subset.as_str().into(),
             weight: d.weight,
             request: HeaderChange::new(d.request.as_ref())?,
@@ -457,8 +459,8 @@ impl Destination {
 ///
 /// # Errors
 /// If it is none.
-pub fn status(n: u32) -> Result<http::StatusCode, String> {
-    u16::try_from(n).ok().and_then(|n| http::StatusCode::from_u16(n).ok()).ok_or_else(|| format!("{n} is no status"))
+pub fn status(n: u32) -> Result<http::StatusCode, CompileError> {
+    u16::try_from(n).ok().and_then(|n| http::StatusCode::from_u16(n).ok()).ok_or(CompileError::Status(n))
 }
 
 /// Where connections go.
@@ -509,9 +511,9 @@ pub struct HeaderChange {
 }
 
 impl HeaderChange {
-    fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, String> {
+    fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, CompileError> {
         let Some(c) = c else { return Ok(None) };
-        let pair = |h: &ir::Header| Ok::<_, String>((name(&h.name)?, Value::new(&h.value)?));
+        let pair = |h: &ir::Header| Ok::<_, CompileError>((name(&h.name)?, Value::new(&h.value)?));
         let mut out = Self {
             set: c.set.iter().map(pair).collect::<Result<_, _>>()?,
             add: c.add.iter().map(pair).collect::<Result<_, _>>()?,
@@ -567,18 +569,19 @@ enum PathChange {
 }
 
 impl Rewrite {
-    fn new(r: &ir::Rewrite) -> Result<Self, String> {
+    fn new(r: &ir::Rewrite) -> Result<Self, CompileError> {
         use ir::rewrite::Path;
         let authority = match r.authority.as_str() {
             "" => None,
-            a => Some(HeaderValue::from_str(a).map_err(|_| format!("{a:?} is no authority"))?),
+            a => Some(HeaderValue::from_str(a).map_err(|_| CompileError::Authority(a.into()))?),
         };
         let path = match &r.path {
             None => None,
             Some(Path::Prefix(p)) => Some(PathChange::Prefix(p.clone())),
             Some(Path::Full(p)) => Some(PathChange::Full(p.clone())),
             Some(Path::Regex(x)) => {
-                let pattern = regex::Regex::new(&x.r#match).map_err(|e| format!("{:?}: {e}", x.r#match))?;
+                let pattern =
+                    regex::Regex::new(&x.r#match).map_err(|e| CompileError::RewriteRegex(x.r#match.clone(), e))?;
                 Some(PathChange::Regex(pattern, braces(&x.rewrite)))
             }
         };
@@ -649,7 +652,7 @@ pub struct Cors {
 }
 
 impl Cors {
-    fn new(c: &ir::Cors) -> Result<Self, String> {
+    fn new(c: &ir::Cors) -> Result<Self, CompileError> {
         let origins = c.origins.iter().map(|t| StringMatcher::new(t, false)).collect::<Result<Vec<_>, _>>()?;
         let is_for_all = origins.iter().any(|t| t.matches("*"));
         Ok(Self { origins, is_for_all, ir: c.clone() })

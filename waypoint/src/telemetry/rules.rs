@@ -45,11 +45,25 @@ impl std::fmt::Debug for Telemetry {
     }
 }
 
-fn program(text: &str) -> Result<Program, String> {
+/// What cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// Longer than any need be.
+    #[error("an expression of {0} bytes, {MAX_EXPRESSION} are allowed")]
+    TooLong(usize),
+    /// It is no CEL.
+    #[error("{0:?}: {1}")]
+    Expression(String, cel::ParseErrors),
+    /// A metric of a later version.
+    #[error("metric {0}")]
+    Metric(i32),
+}
+
+fn program(text: &str) -> Result<Program, TelemetryError> {
     if text.len() > MAX_EXPRESSION {
-        return Err(format!("an expression of {} bytes, {MAX_EXPRESSION} are allowed", text.len()));
+        return Err(TelemetryError::TooLong(text.len()));
     }
-    Program::compile(text).map_err(|e| format!("{text:?}: {e}"))
+    Program::compile(text).map_err(|e| TelemetryError::Expression(text.into(), e))
 }
 
 impl Telemetry {
@@ -57,11 +71,11 @@ impl Telemetry {
     ///
     /// # Errors
     /// For what is no CEL, and for a metric that is not known.
-    pub fn new(t: &ir::Telemetry) -> Result<Self, String> {
+    pub fn new(t: &ir::Telemetry) -> Result<Self, TelemetryError> {
         let mut texts: Vec<&str> = vec![];
         let mut shapes: [Shape; METRICS] = Default::default();
         for s in &t.metrics {
-            let shape = shapes.get_mut(s.metric as usize).ok_or_else(|| format!("metric {}", s.metric))?;
+            let shape = shapes.get_mut(s.metric as usize).ok_or(TelemetryError::Metric(s.metric))?;
             (shape.disabled, shape.remove) = (s.disabled, s.remove.clone());
             for (label, text) in &s.set {
                 let at = texts.iter().position(|t| t == text).unwrap_or_else(|| {

@@ -1,6 +1,6 @@
 //! Why there is no connection to an endpoint, or no answer from it.
 
-use crate::{http::codec, telemetry::flag::ResponseFlag};
+use crate::{http::codec, telemetry::flag::ResponseFlag, upstream::tls::TlsError};
 use karst_api::route as ir;
 use karst_proxy::dial::DialError;
 use std::{net::IpAddr, sync::Arc};
@@ -18,17 +18,31 @@ pub enum ConnectError {
     #[error("{0} has no address that may be used")]
     NoAddress(Arc<str>),
     /// It is not called with our identity.
-    #[error("{0}")]
-    Lent(String),
+    #[error(transparent)]
+    Lent(#[from] Lent),
     /// It may be a member's.
     #[error("{0} is in a node's pod range, and the controller has not said in time who is there")]
     Untold(IpAddr),
     /// TLS of ours that it does not take, or that cannot be spoken.
-    #[error("{0}")]
-    Tls(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// HTTP could not be begun.
     #[error("{0}")]
     Http(#[from] hyper::Error),
+}
+
+/// Why a member is not called with our identity.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Lent {
+    /// It is known by what the client has called.
+    #[error("{host} is a member of the mesh, which is called by its own service")]
+    Dynamic { host: Arc<str> },
+    /// It is somebody else's.
+    #[error(
+        "{host}: the endpoint is {namespace}/{name}, a member of the mesh in another namespace: route to a service of that \
+         namespace"
+    )]
+    Namespace { host: Arc<str>, namespace: Arc<str>, name: Arc<str> },
 }
 
 impl ConnectError {
@@ -57,13 +71,13 @@ impl ConnectError {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum Error {
     /// There is no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The endpoint has refused the stream: it has not looked at the request.
     #[error("{0}")]
-    Refused(String),
+    StreamRefused(String),
     /// The connection broke before there was an answer.
     #[error("{0}")]
     Reset(String),
@@ -72,21 +86,26 @@ pub enum Failure {
     Protocol(String),
 }
 
-impl Failure {
+impl Error {
     /// As logs and metrics have it.
     pub fn flag(&self) -> ResponseFlag {
         match self {
-            Failure::Connect(_) => ResponseFlag::ConnectFailure,
-            Failure::Refused(_) | Failure::Reset(_) => ResponseFlag::Reset,
-            Failure::Protocol(_) => ResponseFlag::ProtocolError,
+            Error::Connect(_) => ResponseFlag::ConnectFailure,
+            Error::StreamRefused(_) | Error::Reset(_) => ResponseFlag::Reset,
+            Error::Protocol(_) => ResponseFlag::ProtocolError,
         }
+    }
+
+    /// What the access log says of it.
+    pub fn transport_failure_reason(&self) -> String {
+        self.to_string()
     }
 
     /// See [`ConnectError::is_of_endpoint`].
     pub fn is_of_endpoint(&self) -> bool {
         match self {
-            Failure::Connect(e) => e.is_of_endpoint(),
-            Failure::Refused(_) | Failure::Reset(_) | Failure::Protocol(_) => true,
+            Error::Connect(e) => e.is_of_endpoint(),
+            Error::StreamRefused(_) | Error::Reset(_) | Error::Protocol(_) => true,
         }
     }
 
@@ -94,36 +113,36 @@ impl Failure {
     pub fn is_retryable(&self, r: &ir::Retry, sent: bool) -> bool {
         let unsent = r.reset_before_request && !sent;
         match self {
-            Failure::Connect(e) => {
+            Error::Connect(e) => {
                 e.may_retry() && (r.connect_failure || r.server_error || r.gateway_error || r.reset || unsent)
             }
-            Failure::Refused(_) => r.refused_stream || r.server_error || r.reset || unsent,
-            Failure::Reset(_) | Failure::Protocol(_) => r.reset || r.server_error || r.gateway_error || unsent,
+            Error::StreamRefused(_) => r.refused_stream || r.server_error || r.reset || unsent,
+            Error::Reset(_) | Error::Protocol(_) => r.reset || r.server_error || r.gateway_error || unsent,
         }
     }
 }
 
 /// Why there is no answer to a request that was sent.
-pub fn failure(e: &hyper::Error) -> Failure {
+pub fn failure(e: &hyper::Error) -> Error {
     let text = error_chain(e);
     if e.is_parse() {
-        return Failure::Protocol(format!("{text}: {}", codec::bad_head()));
+        return Error::Protocol(format!("{text}: {}", codec::bad_head()));
     }
     let mut cause = std::error::Error::source(e);
     while let Some(c) = cause {
         if let Some(h) = c.downcast_ref::<h2::Error>() {
             return match h.reason() {
                 // The endpoint says that it has not looked at the request (RFC 9113 §8.7); what we say ourselves proves nothing.
-                Some(h2::Reason::REFUSED_STREAM) if h.is_remote() => Failure::Refused(text),
+                Some(h2::Reason::REFUSED_STREAM) if h.is_remote() => Error::StreamRefused(text),
                 Some(h2::Reason::PROTOCOL_ERROR) if !h.is_remote() => {
-                    Failure::Protocol(format!("{text}: {}", codec::bad_head()))
+                    Error::Protocol(format!("{text}: {}", codec::bad_head()))
                 }
-                _ => Failure::Reset(text),
+                _ => Error::Reset(text),
             };
         }
         cause = c.source();
     }
-    Failure::Reset(text)
+    Error::Reset(text)
 }
 
 fn error_chain(e: &hyper::Error) -> String {

@@ -5,7 +5,7 @@ use crate::{
     downstream::stream::Io,
     upstream::{
         address::is_usable,
-        error::ConnectError,
+        error::{ConnectError, Lent},
         tls::{self, Speaks},
     },
     worker::Worker,
@@ -77,7 +77,7 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
             None => Ok((io, lease)),
             Some(t) => {
                 let io = Box::pin(tls::shake(&w.snapshot(), s, t, io, speaks)).await;
-                Ok((io.map_err(ConnectError::Tls)?, lease))
+                Ok((io?, lease))
             }
         }
     };
@@ -86,20 +86,17 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
 
 /// Why a member is not called with our identity: its policies may let us in for the sake of its own services' routes and policies,
 /// past which nobody is to come by us, neither by what he calls nor by endpoints that he writes.
-pub fn lent(s: &EndpointSet, workload: &Workload) -> Option<String> {
+pub fn lent(s: &EndpointSet, workload: &Workload) -> Option<Lent> {
     if !workload.hbone {
         return None;
     }
+    let host = s.host.clone();
     if s.dynamic_endpoint.is_some() {
-        return Some(format!("{} is a member of the mesh, which is called by its own service", s.host));
+        return Some(Lent::Dynamic { host });
     }
     // A waypoint is asked, not called.
-    (s.via_waypoint.is_none() && workload.namespace != s.service.namespace).then(|| {
-        format!(
-            "{}: the endpoint is {}/{}, a member of the mesh in another namespace: route to a service of that namespace",
-            s.host, workload.namespace, workload.name
-        )
-    })
+    let foreign = s.via_waypoint.is_none() && workload.namespace != s.service.namespace;
+    foreign.then(|| Lent::Namespace { host, namespace: workload.namespace.clone(), name: workload.name.clone() })
 }
 
 /// Where the name of an endpoint leads, and to whom.
@@ -147,7 +144,7 @@ async fn connect(
 ) -> Result<(Io, Option<Lease>), ConnectError> {
     let s = a.set;
     if let Some(why) = lent(s, &workload) {
-        return Err(ConnectError::Lent(why));
+        return Err(why.into());
     }
     if is_plain(s, &workload) {
         let tcp = w.dialer.connect(&w.connector, None, address, a.candidate()).await?;

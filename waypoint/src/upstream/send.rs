@@ -4,7 +4,7 @@ use crate::{
     downstream::stream::Io,
     http::{body::Counted, codec},
     upstream::{
-        error::{ConnectError, Failure, failure},
+        error::{ConnectError, Error, failure},
         open::{Attempt, lent, open},
         pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout},
         tls::Speaks,
@@ -35,7 +35,7 @@ async fn dial_http1(
 /// could lend the endpoint our identity.
 fn pool_key(a: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
     match lent(a.set, &a.member.workload) {
-        Some(why) => Err(ConnectError::Lent(why)),
+        Some(why) => Err(why.into()),
         None => Ok((a.member.workload.uid.clone(), a.member.address, a.set.pool_partition.clone())),
     }
 }
@@ -43,13 +43,13 @@ fn pool_key(a: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
 /// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer. `sent`: something of it may have been.
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`Error`].
 pub async fn http1(
     w: &Rc<Worker>,
     a: &Attempt<'_>,
     mut r: Request<Counted>,
     sent: &Cell<bool>,
-) -> Result<(Response<Incoming>, ConnectionDisposition), Failure> {
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (s, pool_key) = (a.set, pool_key(a)?);
     let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
@@ -68,7 +68,7 @@ pub async fn http1(
         };
         if send.ready().await.is_err() {
             match fresh {
-                true => return Err(Failure::Reset("the connection was closed at once".into())),
+                true => return Err(Error::Reset("the connection was closed at once".into())),
                 false => continue,
             }
         }
@@ -107,13 +107,13 @@ pub async fn http1(
 /// may have been.
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`Error`].
 pub async fn upgrade(
     w: &Rc<Worker>,
     a: &Attempt<'_>,
     r: Request<Counted>,
     sent: &Cell<bool>,
-) -> Result<(Response<Incoming>, ConnectionDisposition), Failure> {
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (mut send, conn, lease) = dial_http1(w, a).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
@@ -126,13 +126,13 @@ pub async fn upgrade(
 /// Sends a request on a shared HTTP/2 connection. `sent`: something of it may have been.
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`Error`].
 pub async fn http2(
     w: &Rc<Worker>,
     a: &Attempt<'_>,
     mut r: Request<Counted>,
     sent: &Cell<bool>,
-) -> Result<(Response<Incoming>, ConnectionDisposition), Failure> {
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
     let (s, pool_key) = (a.set, pool_key(a)?);
     loop {
         let kept = {

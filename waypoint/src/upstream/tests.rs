@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 use super::{
     address::is_usable,
-    error::{ConnectError, Failure},
+    error::{ConnectError, Error, Lent},
     open::{Attempt, lent, open},
     tls::Speaks,
 };
@@ -204,21 +204,21 @@ fn flags_and_retries_follow_from_causes() {
     let status = |s: http::StatusCode| ConnectError::from(DialError::from(ClientError::Status(s)));
     let nobody = || "spiffe://cluster.local/ns/x/sa/x".parse().unwrap();
     let all = [
-        (Failure::from(ConnectError::Timeout), ResponseFlag::ConnectFailure, true),
+        (Error::from(ConnectError::Timeout), ResponseFlag::ConnectFailure, true),
         (status(http::StatusCode::SERVICE_UNAVAILABLE).into(), ResponseFlag::ConnectFailure, true),
         (status(http::StatusCode::UNAUTHORIZED).into(), ResponseFlag::ConnectFailure, false),
         (status(http::StatusCode::NOT_FOUND).into(), ResponseFlag::ConnectFailure, false),
         (ConnectError::from(DialError::NoCertificate(nobody())).into(), ResponseFlag::ConnectFailure, false),
         (ConnectError::from(DialError::NoAnswer(limits::FIRST_TRY)).into(), ResponseFlag::ConnectFailure, true),
-        (Failure::Refused("x".into()), ResponseFlag::Reset, true),
+        (Error::StreamRefused("x".into()), ResponseFlag::Reset, true),
         // It may have been seen.
-        (Failure::Reset("x".into()), ResponseFlag::Reset, false),
-        (Failure::Protocol("x".into()), ResponseFlag::ProtocolError, false),
+        (Error::Reset("x".into()), ResponseFlag::Reset, false),
+        (Error::Protocol("x".into()), ResponseFlag::ProtocolError, false),
     ];
     for (f, flag, again) in &all {
         assert_eq!((f.flag(), f.is_retryable(&ir::Retry::istio(), true)), (*flag, *again), "{f}");
         assert!(!f.is_retryable(&ir::Retry::default(), false), "{f}");
-        let is_answer = matches!(f, Failure::Reset(_) | Failure::Protocol(_));
+        let is_answer = matches!(f, Error::Reset(_) | Error::Protocol(_));
         let wider = ir::Retry { reset: true, ..Default::default() };
         assert_eq!(f.is_retryable(&wider, true), *again || is_answer, "{f}");
         // What every endpoint would refuse is not tried again, though nothing was sent.
@@ -237,11 +237,11 @@ fn what_is_not_the_endpoints_matter_is_not_held_against_it() {
         (status(http::StatusCode::SERVICE_UNAVAILABLE), true),
         (status(http::StatusCode::NOT_FOUND), false),
         (ConnectError::Untold([10, 0, 0, 1].into()), false),
-        (ConnectError::Lent(String::new()), false),
+        (ConnectError::Lent(Lent::Dynamic { host: Arc::default() }), false),
         (DialError::NoCertificate(nobody).into(), false),
     ] {
         let text = e.to_string();
-        assert_eq!(Failure::from(e).is_of_endpoint(), of_endpoint, "{text}");
+        assert_eq!(Error::from(e).is_of_endpoint(), of_endpoint, "{text}");
     }
 }
 
@@ -252,12 +252,12 @@ fn our_identity_is_not_lent_to_whom_writes_an_address() {
     let other = Workload { namespace: "other".into(), ..own.clone() };
     let outside = Workload { hbone: false, ..other.clone() };
     assert_eq!((lent(&s, &own), lent(&s, &outside)), (None, None));
-    let why = lent(&s, &other).unwrap();
+    let why = lent(&s, &other).unwrap().to_string();
     assert!(why.contains("the endpoint is other/p0, a member of the mesh in another namespace"), "{why}");
     s.via_waypoint = Some("10.96.0.1:80".into());
     assert_eq!(lent(&s, &other), None, "another namespace's waypoint");
     (s.via_waypoint, s.dynamic_endpoint) = (None, Some(DynamicEndpoint::Name));
-    assert!(lent(&s, &own).unwrap().contains("called by its own service"));
+    assert!(lent(&s, &own).unwrap().to_string().contains("called by its own service"));
 }
 
 #[test]

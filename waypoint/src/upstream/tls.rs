@@ -3,7 +3,7 @@
 use crate::{
     cluster::{
         endpoint_set::EndpointSet,
-        tls::{self, Verifier},
+        tls::{self, RulesError, Verifier},
     },
     downstream::stream::Io,
     snapshot::Snapshot,
@@ -14,7 +14,7 @@ use rustls::{
     client::{ClientConnection, danger::ServerCertVerifier},
 };
 use rustls_pki_types::{ServerName, UnixTime};
-use std::sync::Arc;
+use std::{io, sync::Arc};
 use tokio_rustls::TlsConnector;
 
 /// What is to be spoken on a stream.
@@ -27,24 +27,41 @@ pub enum Speaks {
     Tls,
 }
 
+/// Why there is no TLS to an endpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// By its rules there can be none.
+    #[error("TLS: {0}")]
+    Rules(Arc<RulesError>),
+    /// It has failed, or the endpoint is not who it must be.
+    #[error("TLS: {0}")]
+    Handshake(io::Error),
+    /// The certificate of the first handshake does not count any more.
+    #[error("TLS: resumed session: {0}")]
+    Resumed(rustls::Error),
+    /// The endpoint does not speak what is to be spoken.
+    #[error("TLS: the endpoint does not speak HTTP/2")]
+    NoHttp2,
+}
+
 /// TLS on a stream to an endpoint, by the rules of its destination.
 ///
 /// # Errors
 /// Why it cannot be.
-pub async fn shake(s: &Snapshot, set: &EndpointSet, t: &ir::ClientTls, io: Io, speaks: Speaks) -> Result<Io, String> {
-    let made = set.tls.get_or_init(|| tls::config(s, t, &set.host));
-    let (config, name, verifier) = made.as_ref().map_err(|e| format!("TLS: {e}"))?;
+pub async fn shake(s: &Snapshot, set: &EndpointSet, t: &ir::ClientTls, io: Io, speaks: Speaks) -> Result<Io, TlsError> {
+    let made = set.tls.get_or_init(|| tls::config(s, t, &set.host).map_err(Arc::new));
+    let (config, name, verifier) = made.as_ref().map_err(|e| TlsError::Rules(e.clone()))?;
     let mut config = config.clone();
     Arc::make_mut(&mut config).alpn_protocols = match speaks {
         Speaks::Http1 => vec![b"http/1.1".to_vec()],
         Speaks::Http2 => vec![b"h2".to_vec()],
         Speaks::Anything | Speaks::Tls => vec![],
     };
-    let tls = TlsConnector::from(config).connect(name.clone(), io).await.map_err(|e| format!("TLS: {e}"))?;
-    still_valid(verifier, name, tls.get_ref().1).map_err(|e| format!("TLS: resumed session: {e}"))?;
+    let tls = TlsConnector::from(config).connect(name.clone(), io).await.map_err(TlsError::Handshake)?;
+    still_valid(verifier, name, tls.get_ref().1).map_err(TlsError::Resumed)?;
     // An endpoint that names no protocol speaks HTTP/1.1.
     if speaks == Speaks::Http2 && tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-        return Err("TLS: the endpoint does not speak HTTP/2".into());
+        return Err(TlsError::NoHttp2);
     }
     Ok(Io::tls(tls))
 }
