@@ -4,7 +4,7 @@ use std::{sync::LazyLock, time::Duration};
 use tokio::time::Instant;
 
 /// When the process began.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+static START: LazyLock<Instant> = LazyLock::new(|| Instant::from_std(std::time::Instant::now()));
 
 /// How long the process has run.
 pub fn elapsed() -> Duration {

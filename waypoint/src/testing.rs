@@ -10,6 +10,7 @@ use crate::{
         stream::{self, Io},
     },
     snapshot::Snapshot,
+    upstream::connector::Connector,
     worker::{Shared, Worker},
 };
 use clap::Parser;
@@ -25,7 +26,10 @@ use karst_proxy::{
     untold::Asker,
     workers::WorkerPool,
 };
-use karst_rt::drain::{self, Drain};
+use karst_rt::{
+    drain::{self, Drain},
+    socket::NetnsConnector,
+};
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
@@ -54,10 +58,15 @@ impl Plane {
     /// A worker that knows this mesh, itself among it.
     pub(crate) fn start(ca: &Ca, mesh: state::Snapshot) -> Self {
         let secrets = |own: &Identity| Secrets::fixed([ca.credentials(own)]);
-        Self::of(Snapshot { mesh, ..Snapshot::new("") }, "waypoint", secrets)
+        Self::of(
+            Snapshot { mesh, ..Snapshot::new("") },
+            "waypoint",
+            secrets,
+            Connector::Network(NetnsConnector::host()),
+        )
     }
 
-    fn of(s: Snapshot, role: &str, secrets: impl FnOnce(&Identity) -> Secrets) -> Self {
+    fn of(s: Snapshot, role: &str, secrets: impl FnOnce(&Identity) -> Secrets, connector: Connector) -> Self {
         let args = ["karst-waypoint", "proxy", role, "--pod-name", OWN, "--pod-namespace", "ns", "--account", OWN];
         let config = Config::parse_from(args);
         let identity = config.identity().unwrap();
@@ -80,7 +89,7 @@ impl Plane {
             ports: ports.subscribe(),
         };
         let (drain, watch) = drain::new();
-        let worker = Worker::new(Arc::new(shared), 0, watch);
+        let worker = Worker::new(Arc::new(shared), 0, watch, connector);
         Self { worker, state, asker, _drain: drain, _other: (configured, stream, ports) }
     }
 
@@ -97,7 +106,12 @@ thread_local! {
 
 /// A worker in this role (`waypoint`, `router`), whose state stays as it is. It has no certificate.
 pub(crate) fn worker(s: Snapshot, role: &str) -> Rc<Worker> {
-    let Plane { worker, _drain, .. } = Plane::of(s, role, |_| Secrets::fixed([]));
+    worker_by(s, role, Connector::Network(NetnsConnector::host()))
+}
+
+/// As [`worker`], with endpoints from elsewhere.
+pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Worker> {
+    let Plane { worker, _drain, .. } = Plane::of(s, role, |_| Secrets::fixed([]), connector);
     // It never begins.
     std::mem::forget(_drain);
     worker

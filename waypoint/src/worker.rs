@@ -19,6 +19,7 @@ use crate::{
     telemetry::{metrics::Metrics, sink::Sink},
     upstream::{
         address::is_usable,
+        connector::Connector,
         pool::{self, Pool},
     },
 };
@@ -32,11 +33,7 @@ use karst_proxy::{
     untold::{Question, Told, Wait},
     workers::{ConnectionGuard, WorkerPool},
 };
-use karst_rt::{
-    admission::InUse,
-    drain,
-    socket::{Keepalive, NetnsConnector},
-};
+use karst_rt::{admission::InUse, drain, socket::Keepalive};
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -107,7 +104,7 @@ pub struct Worker {
     /// Addresses of nobody's that have been called.
     nobody: Rc<Nobody>,
     /// Where connections to endpoints are made from.
-    pub connector: NetnsConnector,
+    pub connector: Connector,
     pub upstream: Rc<Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
@@ -122,7 +119,7 @@ pub struct Worker {
 
 impl Worker {
     /// A worker, with the tasks that keep its connections. Runs in a `LocalSet`.
-    pub fn new(shared: Arc<Shared>, number: usize, drain: drain::Watch) -> Rc<Self> {
+    pub fn new(shared: Arc<Shared>, number: usize, drain: drain::Watch, connector: Connector) -> Rc<Self> {
         let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
@@ -142,7 +139,7 @@ impl Worker {
         Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
-            connector: NetnsConnector::host(),
+            connector,
             settings,
             shared,
             number,

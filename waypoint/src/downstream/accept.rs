@@ -3,6 +3,7 @@
 use crate::{
     downstream::{edge, tunnel::stream},
     snapshot::Snapshot,
+    upstream::connector::Connector,
     worker::{Job, Shared, Worker},
 };
 use karst_core::{Identity, canonical, limits};
@@ -10,6 +11,7 @@ use karst_hbone::{server, stream::TlsStream};
 use karst_rt::{
     admission::{Ended, Permit},
     drain,
+    socket::NetnsConnector,
 };
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio::{
@@ -35,7 +37,7 @@ pub fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
         let listener = TcpListener::from_std(listener)?;
-        let w = Worker::new(shared, number, drain.clone());
+        let w = Worker::new(shared, number, drain.clone(), Connector::Network(NetnsConnector::host()));
         tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
         tokio::task::spawn_local(recheck(w.clone(), w.shared.state.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);

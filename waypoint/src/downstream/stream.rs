@@ -34,6 +34,8 @@ enum Leg {
     Tunnel(Option<Tunnel>, Lingering),
     Socket(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<Io>>),
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
 }
 
 /// The two directions of a CONNECT.
@@ -82,6 +84,12 @@ impl Io {
         Self { leg: Leg::Tls(Box::new(s)), ahead: Bytes::new(), closed: false, ended: false }
     }
 
+    /// A stream in memory.
+    #[cfg(test)]
+    pub(crate) fn memory(s: tokio::io::DuplexStream) -> Self {
+        Self { leg: Leg::Memory(s), ahead: Bytes::new(), closed: false, ended: false }
+    }
+
     /// Puts bytes in front of what is read next.
     pub fn unread(&mut self, b: Bytes) {
         self.ahead = if self.ahead.is_empty() { b } else { [&b[..], &self.ahead[..]].concat().into() };
@@ -110,6 +118,8 @@ impl Reset for Io {
             }
             Leg::Socket(s) => karst_rt::socket::reset_on_close(s),
             Leg::Tls(t) => t.get_mut().0.reset(),
+            #[cfg(test)]
+            Leg::Memory(_) => {}
         }
     }
 }
@@ -133,6 +143,8 @@ impl AsyncRead for Io {
             match &mut this.leg {
                 Leg::Socket(s) => return Pin::new(s).poll_read(cx, buf),
                 Leg::Tls(t) => return Pin::new(&mut **t).poll_read(cx, buf),
+                #[cfg(test)]
+                Leg::Memory(s) => return Pin::new(s).poll_read(cx, buf),
                 Leg::Tunnel(None, _) => return Poll::Ready(Ok(())),
                 Leg::Tunnel(Some(t), _) => match ready!(t.recv.poll_data(cx)) {
                     None => {
@@ -173,6 +185,8 @@ impl AsyncWrite for Io {
         let t = match &mut self.leg {
             Leg::Socket(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
             Leg::Tls(t) => return Pin::new(&mut **t).poll_write_vectored(cx, bufs),
+            #[cfg(test)]
+            Leg::Memory(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
             Leg::Tunnel(Some(t), _) => t,
             Leg::Tunnel(None, _) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
@@ -203,6 +217,8 @@ impl AsyncWrite for Io {
         match &mut self.leg {
             Leg::Socket(s) => Pin::new(s).poll_flush(cx),
             Leg::Tls(t) => Pin::new(&mut **t).poll_flush(cx),
+            #[cfg(test)]
+            Leg::Memory(s) => Pin::new(s).poll_flush(cx),
             // The tunnel's task sends.
             Leg::Tunnel(..) => Poll::Ready(Ok(())),
         }
@@ -213,6 +229,8 @@ impl AsyncWrite for Io {
         match &mut this.leg {
             Leg::Socket(s) => Pin::new(s).poll_shutdown(cx),
             Leg::Tls(t) => Pin::new(&mut **t).poll_shutdown(cx),
+            #[cfg(test)]
+            Leg::Memory(s) => Pin::new(s).poll_shutdown(cx),
             Leg::Tunnel(t, _) => {
                 if let Some(t) = t
                     && !std::mem::replace(&mut this.closed, true)

@@ -5,4 +5,6 @@ pub mod codec;
 pub mod entry;
 pub mod handle;
 pub mod reply;
+#[cfg(test)]
+mod tests;
 pub mod values;

@@ -1,6 +1,7 @@
 //! Connections to endpoints, and requests on them.
 
 pub mod address;
+pub mod connector;
 pub mod error;
 pub mod open;
 pub mod pool;

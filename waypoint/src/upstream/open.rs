@@ -5,6 +5,7 @@ use crate::{
     downstream::stream::Io,
     upstream::{
         address::is_usable,
+        connector::Connector,
         error::{ConnectError, Lent},
         tls::{self, Speaks},
     },
@@ -146,8 +147,13 @@ async fn connect(
     if let Some(why) = lent(s, &workload) {
         return Err(why.into());
     }
+    let network = match &w.connector {
+        Connector::Network(n) => n,
+        #[cfg(test)]
+        Connector::Memory(m) => return m.open(address).map(|io| (io, None)),
+    };
     if is_plain(s, &workload) {
-        let tcp = w.dialer.connect(&w.connector, None, address, a.candidate()).await?;
+        let tcp = w.dialer.connect(network, None, address, a.candidate()).await?;
         return Ok((Io::socket(tcp), None));
     }
     // A waypoint says itself where it takes tunnels.
@@ -156,7 +162,7 @@ async fn connect(
     let others = s.service.sans.iter().filter(|_| s.via_waypoint.is_none());
     let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
     let target = Target {
-        connector: &w.connector,
+        connector: network,
         pod: "",
         own: &w.shared.identity,
         peer: &workload,
