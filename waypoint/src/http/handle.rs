@@ -20,6 +20,7 @@ use crate::{
         body::{BEHIND, Body, Counted, REPLAY, Source, discard},
         entry::{self, Authority, Entry},
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
+        retry::{Attempts, Next, Outcome, State},
         values::OfRequest,
     },
     route::{
@@ -58,9 +59,6 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-
-/// Envoy's longest back-off, in terms of the shortest.
-const BACKOFF_CAP: u64 = 10;
 
 /// Answers a request.
 pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incoming>) -> Response<ResponseBody> {
@@ -674,7 +672,7 @@ async fn forward(
     let Some(counter) = RequestPermit::request(&set) else { return local_reply_of(record, ResponseFlag::Overflow) };
     let mut tried = vec![];
     let template = Template { parts: &parts, authority, rule, to, http2, upgrade };
-    let mut attempt = 0;
+    let mut attempts = Attempts::new(retry, deadline);
     let mut retrying: Option<RetryPermit> = None;
     loop {
         let permit = match acquire_connection(&set, http2, deadline).await {
@@ -704,20 +702,15 @@ async fn forward(
         let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
         let try_until = limit.map(|ms| began + Duration::from_millis(ms));
         let until = [deadline, try_until].into_iter().flatten().min();
-        let last = retry.is_none_or(|r| attempt >= r.attempts);
         let head_sent = Cell::new(false);
         // After an upgrade's head something else may have begun there.
         let can_repeat = || {
             let body = source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
             body && !(upgrade && head_sent.get())
         };
-        let has_other = || {
-            let no_answer = Error::from(ConnectError::Timeout);
-            !last
-                && retry.is_some_and(|r| no_answer.is_retryable(r, false))
-                && can_repeat()
-                && balance::has_other(&set, i, &tried)
-        };
+        let unconnected = Error::from(ConnectError::Timeout);
+        let has_other =
+            || attempts.retries_unconnected(&unconnected) && can_repeat() && balance::has_other(&set, i, &tried);
         let held_back = Cell::new(false);
         let by = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held_back };
         let sent = async {
@@ -744,20 +737,23 @@ async fn forward(
         if of_endpoint {
             set.record_outcome(m, status);
         }
-        let wanted = retry.is_some_and(|r| is_retryable(r, outcome.as_ref(), head_sent.get()));
-        let possible = !over && can_repeat();
-        if wanted
-            && !last
-            && possible
-            && let Some(r) = retry
-        {
+        let ended = match &outcome {
+            None => Outcome::TimedOut,
+            Some(Err(e)) => Outcome::Failed(e),
+            Some(Ok((a, _))) => {
+                Outcome::Answered(a.status().as_u16(), a.headers().get("grpc-status").and_then(reply::grpc_status))
+            }
+        };
+        let state = State { sent: head_sent.get(), can_repeat: can_repeat() };
+        let next = attempts.after(ended, state, Instant::now());
+        if let Next::Retry { within } = next {
             // Given back first: a second retry is no more at a time than the first.
             drop(retrying.take());
             retrying = RetryPermit::start(&set);
             if retrying.is_none() {
                 return local_reply_of(record, ResponseFlag::Overflow);
             }
-            if !r.same_host {
+            if retry.is_some_and(|r| !r.same_host) {
                 tried.push(i);
             }
             if let Some(Ok((a, after))) = outcome {
@@ -768,12 +764,9 @@ async fn forward(
                 });
             }
             drop(held);
-            let most = (r.backoff_ms << attempt.min(10)).min(r.backoff_ms * BACKOFF_CAP).max(1);
-            tokio::time::sleep(Duration::from_millis(w.random(most))).await;
-            attempt += 1;
+            tokio::time::sleep(Duration::from_millis(w.random(within.as_millis() as u64))).await;
             continue;
         }
-        let flag = |f: ResponseFlag| if wanted && last && attempt > 0 { ResponseFlag::RetryLimit } else { f };
         return match outcome {
             None => {
                 if !over {
@@ -786,11 +779,12 @@ async fn forward(
                 record.error = e.transport_failure_reason();
                 record.details = f.details().into();
                 let (status, words) = f.answer();
-                local_reply(record, status, words, flag(f))
+                let told = if let Next::GiveUp(told) = next { told } else { f };
+                local_reply(record, status, words, told)
             }
             Some(Ok((a, after))) => {
-                if status.is_some_and(|s| s >= 500) {
-                    record.flag = flag(record.flag);
+                if next == (Next::Answer { exhausted: true }) {
+                    record.flag = ResponseFlag::RetryLimit;
                 }
                 record.upstream_ms = Some(began.elapsed().as_millis() as u64);
                 let busy = client_upgrade.as_ref().and_then(|_| Busy::on(downstream));
@@ -972,24 +966,6 @@ fn grpc_timeout(s: &str) -> Option<u64> {
     })
 }
 
-/// Is this an end after which the request is to be tried again? `sent`: the endpoint may have read something of it.
-fn is_retryable<B, A>(r: &ir::Retry, o: Option<&Result<(Response<B>, A), Error>>, sent: bool) -> bool {
-    match o {
-        // One attempt took too long.
-        None => r.server_error || r.gateway_error || r.reset || (r.reset_before_request && !sent),
-        Some(Err(e)) => e.is_retryable(r, sent),
-        Some(Ok((a, _))) => {
-            let s = u32::from(a.status().as_u16());
-            let grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
-            r.codes.contains(&s)
-                || (r.server_error && s >= 500)
-                || (r.gateway_error && (502..=504).contains(&s))
-                || (r.retriable_4xx && s == 409)
-                || grpc.is_some_and(|g| r.grpc.contains(&u32::from(g)))
-        }
-    }
-}
-
 /// The hash of what the policy names, and the cookie for a client that has none.
 fn hash(
     set: &EndpointSet,
@@ -1102,29 +1078,6 @@ mod tests {
     #[test]
     fn hosts_of_mirrors() {
         assert_eq!((shadowed("a.b"), shadowed("a:80")), ("a.b-shadow".into(), "a-shadow:80".into()));
-    }
-
-    #[test]
-    fn what_was_sent_is_not_sent_again_by_reset_before_request() {
-        let before = ir::Retry { reset_before_request: true, ..Default::default() };
-        let reset = ir::Retry { reset: true, ..Default::default() };
-        type Outcome = Result<(Response<()>, ()), Error>;
-        let text = String::new;
-        let table: [(Option<Outcome>, bool, bool, bool); 8] = [
-            (Some(Err(Error::Reset(text()))), true, false, true),
-            (Some(Err(Error::Reset(text()))), false, true, true),
-            (Some(Err(Error::Protocol(text()))), true, false, true),
-            (Some(Err(Error::StreamRefused(text()))), true, false, true),
-            (Some(Err(Error::from(ConnectError::Timeout))), false, true, true),
-            // One attempt took too long.
-            (None, true, false, true),
-            (None, false, true, true),
-            (Some(Ok((Response::new(()), ()))), true, false, false),
-        ];
-        for (outcome, sent, want, by_reset) in &table {
-            assert_eq!(is_retryable(&before, outcome.as_ref(), *sent), *want, "{outcome:?} {sent}");
-            assert_eq!(is_retryable(&reset, outcome.as_ref(), *sent), *by_reset, "{outcome:?} {sent}");
-        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod codec;
 pub mod entry;
 pub mod handle;
 pub mod reply;
+pub mod retry;
 #[cfg(test)]
 mod tests;
 pub mod values;
