@@ -2,12 +2,10 @@
 //! must hold whatever comes; none may panic.
 
 use crate::{
-    access::{Access, AuthzContext, Request},
-    codec,
-    entry::plain_path,
-    gateway::Gateway,
-    http::sent_on,
-    table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
+    authz::access::{Access, AuthzContext, Request},
+    downstream::gateway::Gateway,
+    http::{codec, entry::plain_path, handle::sent_on},
+    route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::{BodyExt, Empty};
@@ -118,9 +116,15 @@ fn part(data: &[u8]) -> Option<(&[u8], &[u8])> {
 /// What the controller has compiled must be what a proxy can execute: `kind` is that of the message.
 pub fn takes(kind: &str, bytes: &[u8]) {
     let taken = match kind {
-        "routes" => ir::Routes::decode(bytes).map_err(|e| e.to_string()).and_then(|r| Routes::new(&r, None).map(drop)),
-        "access" => ir::Access::decode(bytes).map_err(|e| e.to_string()).and_then(|a| Access::new(&a).map(drop)),
-        _ => ir::Gateway::decode(bytes).map_err(|e| e.to_string()).and_then(|g| Gateway::new(&g).map(drop)),
+        "routes" => ir::Routes::decode(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|r| Routes::new(&r, None).map(drop).map_err(|e| e.to_string())),
+        "access" => ir::Access::decode(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|a| Access::new(&a).map(drop).map_err(|e| e.to_string())),
+        _ => ir::Gateway::decode(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|g| Gateway::new(&g).map(drop).map_err(|e| e.to_string())),
     };
     assert!(taken.is_ok(), "{kind}: {taken:?}");
 }

@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
-    cluster::Clusters,
+    cluster::endpoint_set::Clusters,
     config::Config,
-    control::Snapshot,
-    edge,
-    gate::Gate,
-    metrics::Metrics,
-    stream::{self, Io},
+    downstream::{
+        gate::Gate,
+        ports,
+        stream::{self, Io},
+    },
+    snapshot::Snapshot,
+    upstream::connector::Connector,
     worker::{Shared, Worker},
 };
 use clap::Parser;
@@ -24,7 +26,10 @@ use karst_proxy::{
     untold::Asker,
     workers::WorkerPool,
 };
-use karst_rt::drain::{self, Drain};
+use karst_rt::{
+    drain::{self, Drain},
+    socket::NetnsConnector,
+};
 use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
@@ -46,23 +51,28 @@ pub(crate) struct Plane {
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
     _drain: Drain,
-    _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<edge::Ports>),
+    _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }
 
 impl Plane {
     /// A worker that knows this mesh, itself among it.
     pub(crate) fn start(ca: &Ca, mesh: state::Snapshot) -> Self {
         let secrets = |own: &Identity| Secrets::fixed([ca.credentials(own)]);
-        Self::of(Snapshot { mesh, ..Snapshot::new("") }, "waypoint", secrets)
+        Self::of(
+            Snapshot { mesh, ..Snapshot::new("") },
+            "waypoint",
+            secrets,
+            Connector::Network(NetnsConnector::host()),
+        )
     }
 
-    fn of(s: Snapshot, role: &str, secrets: impl FnOnce(&Identity) -> Secrets) -> Self {
+    fn of(s: Snapshot, role: &str, secrets: impl FnOnce(&Identity) -> Secrets, connector: Connector) -> Self {
         let args = ["karst-waypoint", "proxy", role, "--pod-name", OWN, "--pod-namespace", "ns", "--account", OWN];
         let config = Config::parse_from(args);
         let identity = config.identity().unwrap();
         let state = watch::Sender::new(Arc::new(s));
         let (configured, stream) = (watch::Sender::new(true), watch::Sender::new(true));
-        let ports = watch::Sender::new(edge::Ports::default());
+        let ports = watch::Sender::new(ports::Ports::default());
         let (questions, asker) = Asker::new("");
         let shared = Shared {
             secrets: secrets(&identity),
@@ -73,13 +83,13 @@ impl Plane {
             configured: configured.subscribe(),
             stream: stream.subscribe(),
             questions,
-            metrics: Metrics::default(),
+            metrics: Arc::default(),
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
         };
         let (drain, watch) = drain::new();
-        let worker = Worker::new(Arc::new(shared), 0, watch);
+        let worker = Worker::new(Arc::new(shared), 0, watch, connector);
         Self { worker, state, asker, _drain: drain, _other: (configured, stream, ports) }
     }
 
@@ -96,7 +106,12 @@ thread_local! {
 
 /// A worker in this role (`waypoint`, `router`), whose state stays as it is. It has no certificate.
 pub(crate) fn worker(s: Snapshot, role: &str) -> Rc<Worker> {
-    let Plane { worker, _drain, .. } = Plane::of(s, role, |_| Secrets::fixed([]));
+    worker_by(s, role, Connector::Network(NetnsConnector::host()))
+}
+
+/// As [`worker`], with endpoints from elsewhere.
+pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Worker> {
+    let Plane { worker, _drain, .. } = Plane::of(s, role, |_| Secrets::fixed([]), connector);
     // It never begins.
     std::mem::forget(_drain);
     worker
@@ -121,7 +136,7 @@ pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
                     let (name, count) = (name.clone(), count.clone());
                     let answer = service_fn(move |_| {
                         count.set(count.get() + 1);
-                        let body = crate::reply::ResponseBody::local(name.to_string());
+                        let body = crate::http::reply::ResponseBody::local(name.to_string());
                         async move { Ok::<_, Infallible>(Response::new(body)) }
                     });
                     spawn_local(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));

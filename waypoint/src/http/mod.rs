@@ -1,0 +1,11 @@
+//! One HTTP request, from its canonical form to its answer.
+
+pub mod body;
+pub mod codec;
+pub mod entry;
+pub mod handle;
+pub mod reply;
+pub mod retry;
+#[cfg(test)]
+mod tests;
+pub mod values;

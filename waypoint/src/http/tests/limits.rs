@@ -1,0 +1,64 @@
+//! Circuit breaking and rate limits.
+
+use super::*;
+
+fn limited(limits: ir::Limits) -> impl FnOnce(&mut Snapshot) {
+    move |s| policy(s, ir::Policy { limits: Some(limits), ..Default::default() })
+}
+
+/// Answers of requests that come at the same time.
+async fn at_once(m: &Rc<Mesh>, n: usize) -> Vec<u16> {
+    let one = |_| {
+        let m = m.clone();
+        spawn_local(async move { m.ask(get("/")).await.0.as_u16() })
+    };
+    let mut all = vec![];
+    for task in (0..n).map(one).collect::<Vec<_>>() {
+        all.push(task.await.unwrap());
+    }
+    all.sort_unstable();
+    all
+}
+
+fn slow(_: usize, _: &Seen) -> Does {
+    Does::After(Duration::from_secs(1), Response::new(payload("ok")))
+}
+
+#[test]
+fn more_requests_than_may_be_are_refused_at_once() {
+    run(async {
+        let m = Rc::new(Mesh::of(limited(ir::Limits { max_requests: 2, ..Default::default() }), slow));
+        assert_eq!(at_once(&m, 4).await, [200, 200, 503, 503]);
+        assert!(logged(" 503 UO "));
+        assert_eq!(at_once(&m, 2).await, [200, 200], "the places are given back");
+    });
+}
+
+#[test]
+fn requests_wait_for_a_connection_as_many_as_may() {
+    run(async {
+        let limits = ir::Limits { max_connections: 1, max_pending: 2, ..Default::default() };
+        let m = Rc::new(Mesh::of(limited(limits), slow));
+        let began = Instant::now();
+        assert_eq!(at_once(&m, 4).await, [200, 200, 200, 503]);
+        assert_eq!(began.elapsed().as_secs(), 3, "one after the other");
+    });
+}
+
+#[test]
+fn a_rate_limit_refuses_what_is_above_it_and_says_when_to_come_again() {
+    run(async {
+        let limit = ir::RateLimit { name: "l".into(), requests: 1, per_ms: 10_000, burst: 2, by_caller: false };
+        let m = Mesh::of(route(|r| r.limits = vec![limit]), |_, _| status(200));
+        for _ in 0..2 {
+            assert_eq!(m.ask(get("/")).await.0, 200);
+        }
+        let a = m.send(get("/")).await;
+        assert_eq!((a.status().as_u16(), m.count()), (429, 2));
+        assert_eq!(a.headers()["retry-after"], "10");
+        assert!(logged(" 429 RL local_rate_limited "));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(m.ask(get("/")).await.0, 200);
+        assert_eq!(m.ask(get("/")).await.0, 429);
+    });
+}

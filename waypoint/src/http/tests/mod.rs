@@ -1,0 +1,259 @@
+//! Requests in memory: a hyper client on a stream, the product from [`requests::requests`] on, and endpoints behind a connector that
+//! gives streams of this process. Time is paused: it goes on when everybody waits for it, so nothing here takes any, and what is
+//! measured is exact. Neither root nor ports are needed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
+
+mod bodies;
+mod deadlines;
+mod heads;
+mod limits;
+mod mirrors;
+mod retries;
+mod upgrades;
+
+use crate::{
+    downstream::{
+        context::{Downstream, DownstreamTarget},
+        requests,
+    },
+    http::codec,
+    route::table::Routes,
+    snapshot::Snapshot,
+    testing::{LINES, worker_by},
+    upstream::connector::{Connector, memory::Memory},
+    worker::Worker,
+};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use karst_api::{route as ir, workload::AppProtocol};
+use karst_proxy::testing;
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::pending,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::DuplexStream,
+    task::{LocalSet, spawn_local},
+    time::Instant,
+};
+
+const KEY: &str = "ns/s.ns.svc.cluster.local";
+const PORT: u16 = 8080;
+/// Longer than anything here takes, on the paused clock.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+type Payload = UnsyncBoxBody<Bytes, Infallible>;
+
+fn payload(bytes: impl Into<Bytes>) -> Payload {
+    Full::new(bytes.into()).boxed_unsync()
+}
+
+fn with_trailers(bytes: &'static str, trailers: HeaderMap) -> Payload {
+    Full::new(Bytes::from_static(bytes.as_bytes())).with_trailers(async move { Some(Ok(trailers)) }).boxed_unsync()
+}
+
+fn get(path: &str) -> Request<Payload> {
+    Request::get(path).header("host", "s").body(payload("")).unwrap()
+}
+
+fn post(bytes: impl Into<Bytes>) -> Request<Payload> {
+    Request::post("/").header("host", "s").body(payload(bytes)).unwrap()
+}
+
+fn status(code: u16) -> Does {
+    Does::Answer(Response::builder().status(code).body(payload("ok")).unwrap())
+}
+
+/// What an endpoint has got.
+struct Seen {
+    /// By its number.
+    endpoint: usize,
+    at: Instant,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+    trailers: Option<HeaderMap>,
+}
+
+/// What an endpoint does with a request.
+enum Does {
+    Answer(Response<Payload>),
+    After(Duration, Response<Payload>),
+    /// It closes the connection.
+    Break,
+    Never,
+}
+
+/// Everything that the endpoints have got, in order.
+type All = Rc<RefCell<Vec<Seen>>>;
+
+/// Endpoints of a service, and a waypoint before them.
+struct Mesh {
+    worker: Rc<Worker>,
+    memory: Rc<Memory>,
+    seen: All,
+    speaks: AppProtocol,
+}
+
+fn address(endpoint: usize) -> SocketAddr {
+    (IpAddr::from([10, 0, 0, endpoint as u8 + 1]), PORT).into()
+}
+
+impl Mesh {
+    /// A service with so many endpoints, of which nobody listens yet.
+    fn new(endpoints: usize, speaks: AppProtocol, change: impl FnOnce(&mut Snapshot)) -> Self {
+        let plain = |n: usize| {
+            let mut pod = testing::pod(&format!("p{n}"), &address(n).ip().to_string(), &[(KEY, &[(80, PORT.into())])]);
+            pod.tunnel_protocol = 0;
+            pod
+        };
+        let pods = (0..endpoints).map(plain).chain([testing::pod("own", "10.0.1.1", &[])]).collect();
+        let mut service = testing::service("s", "10.96.0.1", &[(80, PORT.into())]);
+        service.ports[0].app_protocol = speaks as i32;
+        let mut s = Snapshot::new("");
+        s.mesh = testing::snapshot(pods, vec![service]);
+        change(&mut s);
+        let memory = Rc::<Memory>::default();
+        let worker = worker_by(s, "waypoint", Connector::Memory(memory.clone()));
+        Self { worker, memory, seen: Rc::default(), speaks }
+    }
+
+    /// One endpoint, that does this with each request, by its number.
+    fn of(change: impl FnOnce(&mut Snapshot), does: impl Fn(usize, &Seen) -> Does + 'static) -> Self {
+        let own = Self::new(1, AppProtocol::Http11, change);
+        own.listen(0, does);
+        own
+    }
+
+    /// An endpoint begins to listen.
+    fn listen(&self, endpoint: usize, does: impl Fn(usize, &Seen) -> Does + 'static) {
+        let (seen, does) = (self.seen.clone(), Rc::new(does));
+        let two = matches!(self.speaks, AppProtocol::Http2 | AppProtocol::Grpc);
+        self.memory.listen(address(endpoint), move |io| {
+            let (seen, does) = (seen.clone(), does.clone());
+            let answer = service_fn(move |r: Request<Incoming>| answered(endpoint, r, seen.clone(), does.clone()));
+            let io = TokioIo::new(io);
+            spawn_local(async move {
+                let _ = match two {
+                    true => hyper::server::conn::http2::Builder::new(codec::Local).serve_connection(io, answer).await,
+                    false => hyper::server::conn::http1::Builder::new().serve_connection(io, answer).await,
+                };
+            });
+        });
+    }
+
+    /// A client's connection.
+    fn connect(&self, two: bool) -> DuplexStream {
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let target = DownstreamTarget::Service(self.worker.snapshot().mesh.services[KEY].clone());
+        let downstream = Downstream {
+            peer: "spiffe://cluster.local/ns/app/sa/web".parse().ok(),
+            from: ([10, 0, 0, 99], 1234).into(),
+            source: None,
+            target,
+            port: 80,
+            to: Ipv4Addr::new(10, 96, 0, 1).into(),
+            hello: None,
+            permit: None,
+        };
+        let w = self.worker.clone();
+        spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
+        client
+    }
+
+    /// The answer's head, on a connection of its own.
+    async fn send(&self, r: Request<Payload>) -> Response<Incoming> {
+        let io = TokioIo::new(self.connect(false));
+        let (mut send, conn) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        spawn_local(conn);
+        send.send_request(r).await.unwrap()
+    }
+
+    /// The same by HTTP/2.
+    async fn send_two(&self, r: Request<Payload>) -> Response<Incoming> {
+        let io = TokioIo::new(self.connect(true));
+        let (mut send, conn) = codec::client2().handshake::<_, Payload>(io).await.unwrap();
+        spawn_local(conn);
+        send.send_request(r).await.unwrap()
+    }
+
+    /// Status and body.
+    async fn ask(&self, r: Request<Payload>) -> (StatusCode, String) {
+        let (parts, body) = self.send(r).await.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        (parts.status, String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// How many requests the endpoints have got.
+    fn count(&self) -> usize {
+        self.seen.borrow().len()
+    }
+}
+
+async fn answered(
+    endpoint: usize,
+    r: Request<Incoming>,
+    all: All,
+    does: Rc<impl Fn(usize, &Seen) -> Does>,
+) -> io::Result<Response<Payload>> {
+    let (parts, body) = r.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?;
+    let trailers = body.trailers().cloned();
+    let (method, uri, headers) = (parts.method, parts.uri, parts.headers);
+    let seen = Seen { endpoint, at: Instant::now(), method, uri, headers, body: body.to_bytes(), trailers };
+    let what = does(all.borrow().len(), &seen);
+    all.borrow_mut().push(seen);
+    match what {
+        Does::Answer(r) => Ok(r),
+        Does::After(time, r) => {
+            tokio::time::sleep(time).await;
+            Ok(r)
+        }
+        Does::Break => Err(io::ErrorKind::ConnectionReset.into()),
+        Does::Never => pending().await,
+    }
+}
+
+/// Runs a test on paused time.
+fn run(f: impl Future<Output = ()>) {
+    let rt = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&rt, async {
+        tokio::time::timeout(PATIENCE, f).await.unwrap();
+    });
+}
+
+/// One rule for everything.
+fn route(change: impl FnOnce(&mut ir::HttpRule)) -> impl FnOnce(&mut Snapshot) {
+    let to = ir::Destination { service: KEY.into(), weight: 1, ..Default::default() };
+    let mut r = ir::HttpRule { origin: "route".into(), destinations: vec![to], ..Default::default() };
+    change(&mut r);
+    let table = ir::Table { http: vec![r], tcp: vec![] };
+    let routes = Routes::new(&ir::Routes { producer: Some(table), ..Default::default() }, None).unwrap();
+    move |s| drop(s.routes.insert(KEY.into(), Arc::new(routes)))
+}
+
+/// As [`route`], with retries.
+fn retry(attempts: u32, change: impl FnOnce(&mut ir::Retry)) -> impl FnOnce(&mut Snapshot) {
+    let mut retry = ir::Retry { attempts, backoff_ms: 10, ..Default::default() };
+    change(&mut retry);
+    route(|r| r.retry = Some(retry))
+}
+
+fn policy(s: &mut Snapshot, policy: ir::Policy) {
+    s.backends.insert(KEY.into(), Arc::new(ir::Backend { policy: Some(policy), ..Default::default() }));
+}
+
+/// Is there a line of the access log with this in it?
+fn logged(text: &str) -> bool {
+    LINES.with_borrow(|lines| lines.iter().any(|l| l.contains(text)))
+}
