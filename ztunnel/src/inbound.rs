@@ -268,13 +268,13 @@ enum Host {
 }
 
 /// Reads `ip:port`, `[ip6]:port` or `name:port`.
-fn authority(a: &str) -> Option<(Host, u16)> {
-    let a = Authority::parse(a.as_bytes()).ok()?;
-    let host = match a.host().trim_matches(['[', ']']).parse() {
+fn authority(text: &str) -> Option<(Host, u16)> {
+    let authority = Authority::parse(text.as_bytes()).ok()?;
+    let host = match authority.host().trim_matches(['[', ']']).parse() {
         Ok(ip) => Host::Ip(ip),
-        Err(_) => Host::Name(a.host().to_string()),
+        Err(_) => Host::Name(authority.host().to_string()),
     };
-    Some((host, a.port()?))
+    Some((host, authority.port()?))
 }
 
 /// What somebody wants of a pod.

@@ -124,12 +124,12 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             Ok(Ready::Local(inner, app)) => {
                 guard.established();
                 inner.established();
-                let o = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
-                let (c, mine) = (inner.conn().clone(), guard.conn().clone());
-                c.counts.from_client.set(mine.counts.from_client.get());
-                c.counts.to_client.set(mine.counts.to_client.get());
-                inner.end(&o);
-                return guard.end(&o);
+                let outcome = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
+                let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
+                theirs.counts.from_client.set(mine.counts.from_client.get());
+                theirs.counts.to_client.set(mine.counts.to_client.get());
+                inner.end(&outcome);
+                return guard.end(&outcome);
             }
             Err(o) => o,
         };
@@ -186,6 +186,35 @@ fn record(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        affinity::Affinity,
+        config::Config,
+        conns::Conns,
+        gate::Gate,
+        inpod::LocalPod,
+        state::Snapshot,
+        worker::{Budget, Shared},
+    };
+    use arc_swap::ArcSwap;
+    use clap::Parser;
+    use karst_proxy::{
+        dial::Dialer,
+        secrets::Secrets,
+        testing::{pod, service, snapshot},
+        unreachable::Unreachable,
+        workers::WorkerPool,
+    };
+    use karst_rt::drain::{self, Drain};
+    use std::cell::{Cell, RefCell};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        sync::{mpsc, watch},
+        task::{LocalSet, spawn_local},
+    };
+
+    const VIP: &str = "127.0.0.9";
+    const CLIENT: &str = "10.0.0.9:4000";
 
     #[test]
     fn a_connections_task_stays_small() {
@@ -194,5 +223,133 @@ mod tests {
         }
         let n = size(serve);
         assert!(n < 2700, "{n} bytes, which every open connection has");
+    }
+
+    /// A worker that knows this of the mesh. It drains when the second is gone.
+    fn worker(snapshot: Snapshot) -> (Rc<Worker>, Drain) {
+        let config = Config::parse_from(["ztunnel", "--access-log", "false"]);
+        let (settings, keepalive) = (config.hbone(), config.keepalive_settings());
+        let (decides, drain) = drain::new();
+        let yes = || watch::channel(true).1;
+        let (secrets, metrics) = (Secrets::fixed([]), Arc::<crate::metrics::Metrics>::default());
+        let worker = Worker {
+            number: 0,
+            conns: Conns::new(metrics.clone(), config.access_log),
+            dialer: Dialer::new(secrets.clone(), settings.clone(), keepalive, config.resolv_conf.clone()),
+            unreachable: Unreachable::new(limits::AVOID),
+            settings,
+            keepalive,
+            drain,
+            seed: Cell::new(rand::random()),
+            pods: RefCell::default(),
+            shared: Arc::new(Shared {
+                config,
+                state: watch::channel(Arc::new(snapshot)).1,
+                configured: yes(),
+                stream: yes(),
+                questions: mpsc::channel(1).0,
+                pods: ArcSwap::default(),
+                budget: Budget::of(100_000),
+                secrets,
+                metrics,
+                gate: Gate::of_node(100_000),
+                affinity: Affinity::default(),
+                workers: WorkerPool::new(1).0,
+            }),
+        };
+        (Rc::new(worker), decides)
+    }
+
+    /// An application: how many connections it has had, and what they said.
+    #[derive(Default)]
+    struct App {
+        connections: Cell<usize>,
+        heard: RefCell<Vec<u8>>,
+    }
+
+    /// One that answers, or breaks when it has heard something.
+    async fn app(ip: &str, answers: bool) -> (Rc<App>, u32) {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let (app, port) = (Rc::new(App::default()), listener.local_addr().unwrap().port());
+        let own = app.clone();
+        spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                own.connections.set(own.connections.get() + 1);
+                let mut heard = [0; 4];
+                stream.read_exact(&mut heard).await.unwrap();
+                own.heard.borrow_mut().extend(heard);
+                match answers {
+                    true => stream.write_all(b"pong").await.unwrap(),
+                    false => socket::reset_on_close(&stream),
+                }
+            }
+        });
+        (app, port.into())
+    }
+
+    /// A port of this address at which nobody listens.
+    async fn nobody(ip: &str) -> u32 {
+        TcpListener::bind((ip, 0)).await.unwrap().local_addr().unwrap().port().into()
+    }
+
+    /// Says something to a service with these endpoints, by address and port; what comes back, and which could not be reached.
+    async fn call(endpoints: &[(&str, u32)]) -> (std::io::Result<Vec<u8>>, usize) {
+        let listener = TcpListener::bind((VIP, 0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let port = u32::from(at.port());
+        let mut pods = vec![pod("client", "10.0.0.9", &[])];
+        pods.extend(endpoints.iter().map(|(ip, target)| {
+            let mut workload = pod(ip, ip, &[("ns/s.ns.svc.cluster.local", &[(port, *target)])]);
+            workload.tunnel_protocol = 0;
+            workload
+        }));
+        let (worker, _open) = worker(snapshot(pods, vec![service("s", VIP, &[(port, 1)])]));
+        let served = Served::new(LocalPod::test("client", "client", "uid"));
+        let mut client = TcpStream::connect(at).await.unwrap();
+        let (captured, _) = listener.accept().await.unwrap();
+        let from = (CLIENT.parse().unwrap(), Caller::Pod);
+        let served = spawn_local(serve(worker.clone(), served, captured, from));
+        client.write_all(b"ping").await.unwrap();
+        let mut answer = vec![];
+        let read = client.read_to_end(&mut answer).await;
+        drop(client);
+        served.await.unwrap();
+        (read.map(|_| answer), worker.unreachable.besides(&[], at.port()).len())
+    }
+
+    #[tokio::test]
+    async fn another_endpoint_is_tried_before_anything_was_sent() {
+        let run = async {
+            let (app, port) = app("127.0.0.5", true).await;
+            let mut endpoints = vec![("127.0.0.5", port)];
+            for ip in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
+                endpoints.push((ip, nobody(ip).await));
+            }
+            let mut lost = 0;
+            for n in 1..=16 {
+                let (answer, avoided) = call(&endpoints).await;
+                assert_eq!((answer.unwrap(), app.connections.get()), (b"pong".to_vec(), n));
+                lost += avoided;
+            }
+            assert_eq!(*app.heard.borrow(), b"ping".repeat(16), "each was heard once, and whole");
+            assert!(lost > 0, "three of four endpoints are nobody: some were tried first");
+            // With nobody at all the client is reset.
+            let (answer, avoided) = call(&endpoints[1..]).await;
+            assert!(answer.is_err() && avoided == 3, "{answer:?} {avoided}");
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_twice() {
+        let run = async {
+            let ((one, at), (other, besides)) = (app("127.0.0.5", false).await, app("127.0.0.6", false).await);
+            for n in 1..=4 {
+                let (answer, avoided) = call(&[("127.0.0.5", at), ("127.0.0.6", besides)]).await;
+                assert!(answer.is_err() && avoided == 0, "{answer:?} {avoided}");
+                assert_eq!(one.connections.get() + other.connections.get(), n);
+            }
+        };
+        LocalSet::new().run_until(run).await;
     }
 }
