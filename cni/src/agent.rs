@@ -8,7 +8,7 @@ mod closed;
 
 use crate::{
     config::Config,
-    events::{self, Event, Request},
+    events::{self, Event, EventError, Request},
     install::Install,
     kubelet::{self, Kubelet},
     local::{self, Counts, Followed, Following},
@@ -474,7 +474,7 @@ impl Agent {
             .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
         let served = if known { Ok(true) } else { self.hub.add(wire(d, &netns, &sockets)).await };
         if let Err(e) = &served {
-            tracing::warn!(pod = key, error = e, "ztunnel cannot serve the pod yet; its connections will wait");
+            tracing::warn!(pod = key, error = e.to_string(), "ztunnel cannot serve the pod yet; its connections will wait");
         }
         let watch = Watch::of(&netns).context("cannot follow the addresses of the pod's network namespace")?;
         let guarded = self.node.borrow_mut().enrol(&netns, &d.config, &sockets.listeners())?;
@@ -505,7 +505,7 @@ impl Agent {
             Err(e) => tracing::warn!(pod, error = format!("{e:#}"), "new pod is held"),
         }
         // The plugin may have given up; the runtime will call it again.
-        let _ = e.answer.send(result.map(drop).map_err(|e| format!("{e:#}")));
+        let _ = e.answer.send(result.map(drop).map_err(EventError::Held));
     }
 
     async fn admit(&self, kube: &Kube, r: &Request, netns: Netns) -> anyhow::Result<Option<Joined>> {

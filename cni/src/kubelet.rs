@@ -45,18 +45,23 @@ pub enum Probes {
     Cgroup(PathBuf),
 }
 
+/// A value of `--probes` that is none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?}: use auto, all, none, or the path of a cgroup below the root of cgroup2, such as /system.slice/kubelet.service"
+)]
+pub struct InvalidProbes(String);
+
 impl FromStr for Probes {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
+    type Err = InvalidProbes;
+    fn from_str(s: &str) -> Result<Self, InvalidProbes> {
         match s {
             "auto" => Ok(Self::Auto),
             "all" => Ok(Self::All),
             "none" => Ok(Self::None),
             _ => match below(s) {
                 Some(p) if s.starts_with('/') => Ok(Self::Cgroup(p)),
-                _ => Err(format!(
-                    "{s:?}: use auto, all, none, or the path of a cgroup below the root of cgroup2, such as /system.slice/kubelet.service"
-                )),
+                _ => Err(InvalidProbes(s.into())),
             },
         }
     }
@@ -217,7 +222,7 @@ mod tests {
         assert_eq!((read("auto"), read("all"), read("none")), (Ok(Probes::Auto), Ok(Probes::All), Ok(Probes::None)));
         assert_eq!(read("/system.slice/kubelet.service"), Ok(Probes::Cgroup("system.slice/kubelet.service".into())));
         for bad in ["", "/", "kubelet", "/a/../b", "/../a"] {
-            assert!(read(bad).unwrap_err().contains("kubelet.service"), "{bad}");
+            assert!(read(bad).unwrap_err().to_string().contains("kubelet.service"), "{bad}");
         }
     }
 

@@ -143,17 +143,18 @@ impl Followed {
     }
 }
 
+/// A name in a list of devices that no device can have.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name of a device, such as \"docker0,tap0\"")]
+pub struct InvalidDevice(String);
+
 /// Reads a list of devices: names, with commas between.
-pub fn devices(list: &str) -> Result<Vec<String>, String> {
+pub fn devices(list: &str) -> Result<Vec<String>, InvalidDevice> {
     let names = list.split(',').map(str::trim).filter(|n| !n.is_empty());
     names
         .map(|n| {
             let good = n.len() < MAX_NAME && !n.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
-            if good {
-                Ok(n.to_string())
-            } else {
-                Err(format!("{n:?} is no name of a device, such as \"docker0,tap0\""))
-            }
+            if good { Ok(n.to_string()) } else { Err(InvalidDevice(n.into())) }
         })
         .collect()
 }

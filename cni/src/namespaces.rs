@@ -7,6 +7,7 @@
 //! such (`karst_unmeshed_connections`). Who wants no remainder sets `--hold-all`: then nobody is named.
 
 use karst_manifest::{Object, State, enrol};
+use karst_rt::clock;
 use serde::{Deserialize, Serialize};
 use std::{
     cell::RefCell,
@@ -14,7 +15,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     rc::Rc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 /// Name of the file, beside the plugin's socket.
@@ -115,7 +116,7 @@ fn beside(socket: &Path) -> PathBuf {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    clock::since_epoch().as_secs()
 }
 
 /// May a pod start without the agent that listens at this socket?

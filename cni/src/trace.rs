@@ -6,11 +6,12 @@ use karst_ebpf::{
     Counter,
     trace::{Event, Tracer},
 };
+use karst_rt::clock::Instant;
 use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// The programs tell for this long after each time that they are asked: all that a trace that was killed leaves behind.
@@ -73,7 +74,7 @@ pub fn run(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
 fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     let read_pods = || Pods(records::load(&run_dir.join("pods")));
     let mut pods = read_pods();
-    let mut of = how.pod.as_deref().map(|p| pods.find(p)).transpose().map_err(anyhow::Error::msg)?;
+    let mut of = how.pod.as_deref().map(|p| pods.find(p)).transpose()?;
     let what: Vec<Counter> = Counter::ALL.into_iter().filter(|c| is_wanted(*c, how.drops)).collect();
     let mut tracer = Tracer::open(bpf_dir)?;
     let mut withheld = tracer.totals()?.withheld;
@@ -127,25 +128,34 @@ fn is_wanted(c: Counter, drops: bool) -> bool {
     }
 }
 
+/// Why a pod cannot be traced.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum FindError {
+    #[error("pod {0} has no address yet")]
+    NoAddress(String),
+    #[error("no pod {wanted} is redirected on this node: look on its own node (redirected here: {names})")]
+    NotHere { wanted: String, names: String },
+    #[error("{count} pods of this node have the name {wanted}: say NAMESPACE/{wanted}")]
+    Ambiguous { count: usize, wanted: String },
+}
+
 /// The node's redirected pods.
 struct Pods(Vec<Record>);
 
 impl Pods {
     /// The address by which the programs know a pod.
-    fn find(&self, wanted: &str) -> Result<IpAddr, String> {
+    fn find(&self, wanted: &str) -> Result<IpAddr, FindError> {
         let is = |r: &&Record| wanted == r.name || wanted == r.uid || wanted == full(r);
         let found: Vec<&Record> = self.0.iter().filter(is).collect();
         match found[..] {
-            [one] => one.ips.first().copied().ok_or_else(|| format!("pod {} has no address yet", full(one))),
+            [one] => one.ips.first().copied().ok_or_else(|| FindError::NoAddress(full(one))),
             [] => {
                 let mut names: Vec<String> = self.0.iter().map(full).collect();
                 names.sort();
                 let names = if names.is_empty() { "none are".into() } else { names.join(", ") };
-                Err(format!(
-                    "no pod {wanted} is redirected on this node: look on its own node (redirected here: {names})"
-                ))
+                Err(FindError::NotHere { wanted: wanted.into(), names })
             }
-            _ => Err(format!("{} pods of this node have the name {wanted}: say NAMESPACE/{wanted}", found.len())),
+            _ => Err(FindError::Ambiguous { count: found.len(), wanted: wanted.into() }),
         }
     }
     fn by_address(&self, ip: IpAddr) -> Option<&Record> {
@@ -326,9 +336,9 @@ mod tests {
         assert_eq!(pods.find("app/web"), ip("10.0.0.5"));
         assert_eq!(pods.find("u3"), ip("10.0.0.7"));
         assert_eq!(pods.find("db"), ip("fd00::6"), "the only one of this name");
-        assert!(pods.find("web").unwrap_err().contains("say NAMESPACE/web"));
-        assert!(pods.find("new").unwrap_err().contains("no address"));
-        assert!(pods.find("gone").unwrap_err().ends_with("app/db, app/web, shop/new, shop/web)"));
+        assert!(pods.find("web").unwrap_err().to_string().contains("say NAMESPACE/web"));
+        assert!(pods.find("new").unwrap_err().to_string().contains("no address"));
+        assert!(pods.find("gone").unwrap_err().to_string().ends_with("app/db, app/web, shop/new, shop/web)"));
         assert_eq!(pods.name("fd00::6".parse().unwrap()), "app/db");
         assert_eq!(pods.name("10.9.9.9".parse().unwrap()), "10.9.9.9", "a pod that is gone");
     }
