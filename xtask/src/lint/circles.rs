@@ -19,10 +19,7 @@ use std::{
 };
 
 /// Of each crate that has circles: how many files are in each, the largest first.
-const CIRCLES: &[(&str, &[usize])] = &[
-    ("karst-waypoint", &[22]),
-    ("karst-controller", &[31]),
-];
+const CIRCLES: &[(&str, &[usize])] = &[("karst-waypoint", &[22]), ("karst-controller", &[31])];
 
 /// From a file to another: the first line that needs it, and the path there.
 type Arrows = BTreeMap<PathBuf, BTreeMap<PathBuf, String>>;
