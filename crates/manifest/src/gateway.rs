@@ -121,16 +121,17 @@ impl LabelSelector {
     /// Kubernetes' meaning: all of it must hold; an unknown operator never does.
     pub fn selects(&self, labels: &Labels) -> bool {
         let holds = |r: &Requirement| {
-            let v = labels.get(&r.key);
+            let value = labels.get(&r.key);
             match r.operator.as_str() {
-                "In" => v.is_some_and(|v| r.values.contains(v)),
-                "NotIn" => v.is_none_or(|v| !r.values.contains(v)),
-                "Exists" => v.is_some(),
-                "DoesNotExist" => v.is_none(),
+                "In" => value.is_some_and(|value| r.values.contains(value)),
+                "NotIn" => value.is_none_or(|value| !r.values.contains(value)),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
                 _ => false,
             }
         };
-        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v)) && self.match_expressions.iter().all(holds)
+        self.match_labels.iter().all(|(k, value)| labels.get(k) == Some(value))
+            && self.match_expressions.iter().all(holds)
     }
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
