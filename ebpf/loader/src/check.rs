@@ -215,12 +215,12 @@ fn load(object: &[u8]) -> Result<Ebpf, Found> {
     EbpfLoader::new().load(object).map_err(|e| Found::Missing(chain(&e)))
 }
 
-fn try_program<P>(bpf: &mut Ebpf, name: &str, f: impl FnOnce(&mut P) -> Result<(), ProgramError>) -> Found
+fn try_program<P>(bpf: &mut Ebpf, name: &str, attempt: impl FnOnce(&mut P) -> Result<(), ProgramError>) -> Found
 where
     for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     match program::<P>(bpf, name) {
-        Ok(p) => judge(f(p)),
+        Ok(p) => judge(attempt(p)),
         Err(e) => Found::Unknown(e.to_string()),
     }
 }
@@ -231,9 +231,9 @@ fn listeners(pod: &mut Ebpf, netns: &Netns) -> Found {
         let (tcp, udp) = netns.run(|| {
             io::Result::Ok((TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?))
         })??;
-        let mut m: SockMap<_> = pod.map_mut("LISTENERS").ok_or("the object has no map LISTENERS")?.try_into()?;
-        m.set(slot::OUTBOUND, &tcp, 0)?;
-        Ok(m.set(slot::DNS, &udp, 0)?)
+        let mut map: SockMap<_> = pod.map_mut("LISTENERS").ok_or("the object has no map LISTENERS")?.try_into()?;
+        map.set(slot::OUTBOUND, &tcp, 0)?;
+        Ok(map.set(slot::DNS, &udp, 0)?)
     };
     try_it().map_or_else(|e| Found::Missing(chain(&*e)), |()| Found::Here)
 }
@@ -268,22 +268,22 @@ impl Drop for Scratch {
 pub(crate) fn scratch() -> io::Result<Netns> {
     let made = std::thread::spawn(|| {
         sys::unshare_netns()?;
-        let mut m = LinkMessage::default();
-        m.header.index = 1;
-        m.header.flags = LinkFlags::Up;
-        m.header.change_mask = LinkFlags::Up;
-        net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::SetLink(m), 0)?;
+        let mut message = LinkMessage::default();
+        message.header.index = 1;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::SetLink(message), 0)?;
         Netns::current()
     });
     made.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes a namespace has failed")))
 }
 
-fn within<T>(netns: &Netns, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    netns.run(f)?
+fn within<T>(netns: &Netns, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    netns.run(run)?
 }
 
-fn in_scratch(netns: &Netns, f: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    netns.run(f)?
+fn in_scratch(netns: &Netns, run: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    netns.run(run)?
 }
 
 fn sysctl(name: &str) -> io::Result<()> {
@@ -346,8 +346,8 @@ fn small((kind, attach): (u32, u32), instructions: &[u64]) -> Found {
     }
 }
 
-fn judge(r: Result<(), ProgramError>) -> Found {
-    let Err(e) = r else { return Found::Here };
+fn judge(result: Result<(), ProgramError>) -> Found {
+    let Err(e) = result else { return Found::Here };
     let text = match &e {
         ProgramError::LoadError { io_error, verifier_log } => {
             format!("{io_error}: {}", verdict(&verifier_log.to_string()))
@@ -360,8 +360,8 @@ fn judge(r: Result<(), ProgramError>) -> Found {
     }
 }
 
-fn judge_io(r: io::Result<()>) -> Found {
-    match r {
+fn judge_io(result: io::Result<()>) -> Found {
+    match result {
         Ok(()) => Found::Here,
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => Found::Unknown(format!("{e} (it takes root)")),
         Err(e) => Found::Missing(e.to_string()),

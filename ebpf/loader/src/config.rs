@@ -19,8 +19,8 @@ pub struct PodConfig {
     pub all_devices: bool,
     /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
     pub other_protocols: bool,
-    /// Devices that count as inside the pod, whatever they are (`ambient.istio.io/reroute-virtual-interfaces`); bridges, tap and tun
-    /// devices and WireGuard do by themselves.
+    /// Devices that count as inside the pod, whatever they are (`ambient.istio.io/reroute-virtual-interfaces`);
+    /// bridges, tap and tun devices and WireGuard do by themselves.
     pub inner_devices: Vec<String>,
     /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
     pub trust_mark: bool,

@@ -45,13 +45,13 @@ impl Node {
         self.dir().join("pods").join(uid)
     }
 
-    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that is
-    /// closed gets a guard that lets nothing of TCP pass, and no redirection. Gives the devices that are guarded: all
-    /// that are to be.
+    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that
+    /// is closed gets a guard that lets nothing of TCP pass, and no redirection. Gives the devices that are guarded:
+    /// all that are to be.
     ///
     /// # Errors
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
-    pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, l: &Listeners<'_>) -> Result<Vec<Device>, Error> {
+    pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, listeners: &Listeners<'_>) -> Result<Vec<Device>, Error> {
         if pod.ips.is_empty() || pod.ips.len() > MAX_POD_IPS {
             return Err(Error::Pod(format!(
                 "pod {}: has {} addresses; redirection takes 1 to {MAX_POD_IPS}",
@@ -68,7 +68,7 @@ impl Node {
             let all = self.sync_local(netns, pod)?;
             return all_guarded(guard::attach(&mut bpf, netns, &dir, all)?);
         }
-        fill(&mut bpf, l)?;
+        fill(&mut bpf, listeners)?;
         self.route(netns, pod)?;
         // After the routing table that it leads to.
         let devices = self.sync_local(netns, pod)?;
@@ -121,7 +121,7 @@ impl Node {
         }
         let flat: Vec<u32> = ips.iter().flatten().copied().collect();
         let mut flags = 0;
-        for (on, f) in [
+        for (on, bit) in [
             (pod.bypass_inbound, flag::NO_INBOUND),
             (pod.bypass_dns, flag::NO_DNS),
             (pod.trust_mark, flag::TRUST_MARK),
@@ -130,7 +130,7 @@ impl Node {
             (pod.other_protocols, flag::OTHER_PROTOCOLS),
         ] {
             if on {
-                flags |= f;
+                flags |= bit;
             }
         }
         let shared = self.dir().join(format!("maps-v{LAYOUT}"));
@@ -153,8 +153,9 @@ impl Node {
             .map_err(Error::kernel(format!("cannot load the eBPF object of pod {}", pod.uid), "sk_lookup", "5.9"))
     }
 
-    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has them now;
-    /// and sets up what the pod forwards. Gives the devices that are to be guarded: of a pod that is closed, all.
+    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has
+    /// them now; and sets up what the pod forwards. Gives the devices that are to be guarded: of a pod that is closed,
+    /// all.
     ///
     /// # Errors
     /// If the pod is not pinned.
@@ -179,16 +180,16 @@ impl Node {
     ///
     /// # Errors
     /// If the pod is not pinned.
-    pub fn set_listeners(&self, uid: &str, l: &Listeners<'_>) -> Result<(), Error> {
+    pub fn set_listeners(&self, uid: &str, listeners: &Listeners<'_>) -> Result<(), Error> {
         let path = self.pod_dir(uid).join(format!("v{LAYOUT}/LISTENERS"));
-        let m = MapData::from_pin(&path).map_err(Error::kernel(
+        let map = MapData::from_pin(&path).map_err(Error::kernel(
             format!("cannot open {}", path.display()),
             "bpffs",
             "4.4",
         ))?;
-        let mut m: SockMap<MapData> =
-            aya::maps::Map::SockMap(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
-        set_slots(&mut m, l)
+        let mut map: SockMap<MapData> =
+            aya::maps::Map::SockMap(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+        set_slots(&mut map, listeners)
     }
 
     /// Stops redirecting new connections of a pod that lives on. Open ones keep going through ztunnel.
@@ -233,7 +234,8 @@ impl Node {
     }
 }
 
-/// Takes all redirection out of the calling thread's network namespace, that of a pod with these addresses. What is pinned stays.
+/// Takes all redirection out of the calling thread's network namespace, that of a pod with these addresses. What is
+/// pinned stays.
 ///
 /// # Errors
 /// Those of netlink.
@@ -264,29 +266,29 @@ pub fn pod_state(node: &std::path::Path, uid: &str) -> Result<PodState, Error> {
     let netns_ino = sys::link_netns(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
     let path = dir.join(format!("v{LAYOUT}/COUNTS"));
     let opened = MapData::from_pin(&path);
-    let m = opened.map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-    let m: PerCpuArray<MapData, u64> =
-        aya::maps::Map::PerCpuArray(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
-    let sum = |c: &Counter| m.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0);
+    let map = opened.map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
+    let map: PerCpuArray<MapData, u64> =
+        aya::maps::Map::PerCpuArray(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+    let sum = |c: &Counter| map.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0);
     Ok(PodState { netns_ino, counters: Counter::ALL.iter().map(|c| (*c, sum(c))).collect() })
 }
 
-fn fill(bpf: &mut aya::Ebpf, l: &Listeners<'_>) -> Result<(), Error> {
-    let m = bpf.map_mut("LISTENERS").ok_or_else(|| Error::Pod("the pod's object has no map LISTENERS".into()))?;
-    let mut m: SockMap<_> = m.try_into().map_err(|e| Error::Pod(format!("LISTENERS: {e}")))?;
-    set_slots(&mut m, l)
+fn fill(bpf: &mut aya::Ebpf, listeners: &Listeners<'_>) -> Result<(), Error> {
+    let map = bpf.map_mut("LISTENERS").ok_or_else(|| Error::Pod("the pod's object has no map LISTENERS".into()))?;
+    let mut map: SockMap<_> = map.try_into().map_err(|e| Error::Pod(format!("LISTENERS: {e}")))?;
+    set_slots(&mut map, listeners)
 }
 
-fn set_slots<T: std::borrow::BorrowMut<MapData>>(m: &mut SockMap<T>, l: &Listeners<'_>) -> Result<(), Error> {
+fn set_slots<T: std::borrow::BorrowMut<MapData>>(map: &mut SockMap<T>, listeners: &Listeners<'_>) -> Result<(), Error> {
     let all: [(u32, &OwnedFd); slot::COUNT as usize] = [
-        (slot::HBONE, l.hbone),
-        (slot::PLAINTEXT, l.plaintext),
-        (slot::OUTBOUND, l.outbound),
-        (slot::DNS, l.dns),
-        (slot::FORWARD, l.forward),
+        (slot::HBONE, listeners.hbone),
+        (slot::PLAINTEXT, listeners.plaintext),
+        (slot::OUTBOUND, listeners.outbound),
+        (slot::DNS, listeners.dns),
+        (slot::FORWARD, listeners.forward),
     ];
-    for (i, s) in all {
-        m.set(i, &Fd(s.as_raw_fd()), 0).map_err(Error::kernel(
+    for (place, socket) in all {
+        map.set(place, &Fd(socket.as_raw_fd()), 0).map_err(Error::kernel(
             "cannot put a listener into its slot",
             "listening sockets in sockmaps",
             "5.9",
@@ -297,13 +299,13 @@ fn set_slots<T: std::borrow::BorrowMut<MapData>>(m: &mut SockMap<T>, l: &Listene
 
 fn attach_lookup(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Result<(), Error> {
     let err = || Error::kernel::<aya::programs::ProgramError>("cannot load or attach pod_lookup", "sk_lookup", "5.9");
-    let p: &mut SkLookup = program(bpf, "pod_lookup")?;
-    p.load().map_err(err())?;
+    let lookup: &mut SkLookup = program(bpf, "pod_lookup")?;
+    lookup.load().map_err(err())?;
     let pin = dir.join("lookup");
-    let fd = duplicate(p.fd().map_err(err())?)?;
+    let fd = duplicate(lookup.fd().map_err(err())?)?;
     attach_or_replace(&pin, fd.as_fd(), || {
         let ns = File::from(netns.as_fd().try_clone_to_owned().map_err(Error::io("cannot duplicate", &pin))?);
-        let id = p.attach(ns).map_err(err())?;
-        Ok(p.take_link(id).map_err(err())?.into())
+        let id = lookup.attach(ns).map_err(err())?;
+        Ok(lookup.take_link(id).map_err(err())?.into())
     })
 }
