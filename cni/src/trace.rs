@@ -88,12 +88,12 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     }
     let mut asked = Instant::now();
     loop {
-        while let Some(e) = tracer.read()? {
-            let name = e.pod.map_or_else(|| "?".into(), |ip| pods.name(ip));
-            let closed = e.pod.and_then(|ip| pods.closed(ip));
+        while let Some(event) = tracer.read()? {
+            let name = event.pod.map_or_else(|| "?".into(), |ip| pods.name(ip));
+            let closed = event.pod.and_then(|ip| pods.closed(ip));
             let line = match how.output {
-                Output::Table => text(&e, &name, closed),
-                Output::Json => json(&e, &name, closed).to_string(),
+                Output::Table => text(&event, &name, closed),
+                Output::Json => json(&event, &name, closed).to_string(),
             };
             writeln!(out, "{line}")?;
         }
@@ -120,8 +120,8 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     }
 }
 
-fn is_wanted(c: Counter, drops: bool) -> bool {
-    match verdict(c) {
+fn is_wanted(counter: Counter, drops: bool) -> bool {
+    match verdict(counter) {
         Verdict::Dropped | Verdict::Refused => true,
         Verdict::PassedBy => !drops,
         Verdict::Untold => false,
@@ -170,12 +170,12 @@ impl Pods {
     }
 }
 
-fn full(r: &Record) -> String {
-    format!("{}/{}", r.namespace, r.name)
+fn full(record: &Record) -> String {
+    format!("{}/{}", record.namespace, record.name)
 }
 
-fn verdict(c: Counter) -> Verdict {
-    match c {
+fn verdict(counter: Counter) -> Verdict {
+    match counter {
         Counter::GuardDrop | Counter::GuardUnparsable | Counter::GuardProtocol => Verdict::Dropped,
         Counter::NoListener => Verdict::Refused,
         Counter::Probe | Counter::OptOut | Counter::OwnFlow | Counter::OtherDevice => Verdict::PassedBy,
@@ -185,12 +185,12 @@ fn verdict(c: Counter) -> Verdict {
 }
 
 /// Why, and what can be done where something can. `closed`: why the pod is closed, if it is.
-fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
+fn reason(event: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
     let plain = |text: &str, fix| (text.to_string(), fix);
-    if let (Counter::GuardDrop, Some(why)) = (e.what, closed) {
+    if let (Counter::GuardDrop, Some(why)) = (event.what, closed) {
         return (format!("the pod is closed, nothing of TCP passes: {why}"), None);
     }
-    match e.what {
+    match event.what {
         Counter::GuardDrop => plain(
             "a connection left the pod past ztunnel: by a raw socket, a socket bound to a device (SO_BINDTODEVICE), or changed routing rules; or it only came through the pod",
             Some(
@@ -202,11 +202,11 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
             Some("send the headers whole, in the first fragment"),
         ),
         Counter::GuardProtocol => (
-            format!("the frame is neither IP nor ARP, or has a VLAN tag (EtherType {:#06x})", e.ether_type),
+            format!("the frame is neither IP nor ARP, or has a VLAN tag (EtherType {:#06x})", event.ether_type),
             Some("annotate the pod with karst.io/allow-other-protocols: \"true\", if it must send these"),
         ),
         Counter::NoListener => (
-            format!("ztunnel does not listen for {} of this pod", direction(e)),
+            format!("ztunnel does not listen for {} of this pod", direction(event)),
             Some("see whether the pods of ztunnel and of karst-cni run on this node, and their logs"),
         ),
         Counter::Probe => {
@@ -220,7 +220,7 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
         Counter::OtherDevice => (
             format!(
                 "came by a device with none of the pod's addresses (index {}), for an address that is not the pod's",
-                e.device
+                event.device
             ),
             Some("annotate the pod with karst.io/capture-all-devices: \"true\", to have it captured"),
         ),
@@ -231,9 +231,9 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
 }
 
 /// Which listener's affair a connection is.
-fn direction(e: &Event) -> &'static str {
-    let to_hbone = e.ends.is_some_and(|(_, to)| to.port() == HBONE_PORT);
-    match (e.device, e.protocol) {
+fn direction(event: &Event) -> &'static str {
+    let to_hbone = event.ends.is_some_and(|(_, to)| to.port() == HBONE_PORT);
+    match (event.device, event.protocol) {
         (_, UDP) => "DNS queries",
         (LO, _) => "outbound connections",
         _ if to_hbone => "tunnels (HBONE)",
@@ -241,8 +241,8 @@ fn direction(e: &Event) -> &'static str {
     }
 }
 
-fn word(v: Verdict) -> &'static str {
-    match v {
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
         Verdict::Dropped => "dropped",
         Verdict::Refused => "refused",
         Verdict::PassedBy => "passed by",
@@ -250,9 +250,9 @@ fn word(v: Verdict) -> &'static str {
     }
 }
 
-fn protocol(e: &Event) -> String {
-    match e.protocol {
-        0 if e.ends.is_none() => "-".into(),
+fn protocol(event: &Event) -> String {
+    match event.protocol {
+        0 if event.ends.is_none() => "-".into(),
         1 => "icmp".into(),
         TCP => "tcp".into(),
         UDP => "udp".into(),
@@ -263,8 +263,8 @@ fn protocol(e: &Event) -> String {
 }
 
 /// An end, without a port that could not be read.
-fn end(a: SocketAddr) -> String {
-    if a.port() == 0 { a.ip().to_string() } else { a.to_string() }
+fn end(address: SocketAddr) -> String {
+    if address.port() == 0 { address.ip().to_string() } else { address.to_string() }
 }
 
 fn row(columns: [&str; 6]) -> String {
@@ -272,28 +272,28 @@ fn row(columns: [&str; 6]) -> String {
     format!("{time:<12} {pod:<32} {what:<9} {protocol:<8} {ends:<44} {reason}").trim_end().to_string()
 }
 
-fn text(e: &Event, pod: &str, closed: Option<&str>) -> String {
-    let time = karst_rt::log::timestamp(e.at);
-    let ends = e.ends.map_or_else(|| "-".into(), |(from, to)| format!("{} -> {}", end(from), end(to)));
-    let (why, fix) = reason(e, closed);
+fn text(event: &Event, pod: &str, closed: Option<&str>) -> String {
+    let time = karst_rt::log::timestamp(event.at);
+    let ends = event.ends.map_or_else(|| "-".into(), |(from, to)| format!("{} -> {}", end(from), end(to)));
+    let (why, fix) = reason(event, closed);
     let why = fix.map_or_else(|| why.clone(), |f| format!("{why}; {f}"));
     // Hours to milliseconds of 2026-01-31T12:34:56.789012Z.
     let time = time.get(11..23).unwrap_or(&time);
-    row([time, pod, word(verdict(e.what)), &protocol(e), &ends, &why])
+    row([time, pod, word(verdict(event.what)), &protocol(event), &ends, &why])
 }
 
-fn json(e: &Event, pod: &str, closed: Option<&str>) -> serde_json::Value {
-    let (reason, fix) = reason(e, closed);
-    let ether_type = (e.ether_type != 0).then(|| format!("{:#06x}", e.ether_type));
+fn json(event: &Event, pod: &str, closed: Option<&str>) -> serde_json::Value {
+    let (reason, fix) = reason(event, closed);
+    let ether_type = (event.ether_type != 0).then(|| format!("{:#06x}", event.ether_type));
     serde_json::json!({
-        "time": karst_rt::log::timestamp(e.at),
+        "time": karst_rt::log::timestamp(event.at),
         "pod": pod,
-        "what": word(verdict(e.what)),
-        "counter": e.what.name(),
-        "protocol": protocol(e),
-        "source": e.ends.map(|(from, _)| end(from)),
-        "destination": e.ends.map(|(_, to)| end(to)),
-        "device": e.device,
+        "what": word(verdict(event.what)),
+        "counter": event.what.name(),
+        "protocol": protocol(event),
+        "source": event.ends.map(|(from, _)| end(from)),
+        "destination": event.ends.map(|(_, to)| end(to)),
+        "device": event.device,
         "etherType": ether_type,
         "reason": reason,
         "fix": fix,

@@ -178,9 +178,9 @@ impl Hub {
 
     /// Tells all ztunnels that a pod is no longer theirs.
     pub fn del(&self, uid: &str) {
-        self.pods.borrow_mut().retain(|p| p.uid != uid);
-        for (_, p) in self.peers.borrow().iter() {
-            let _ = p.try_send(Command::Del(uid.into()));
+        self.pods.borrow_mut().retain(|pod| pod.uid != uid);
+        for (_, peer) in self.peers.borrow().iter() {
+            let _ = peer.try_send(Command::Del(uid.into()));
         }
     }
 
@@ -210,9 +210,9 @@ impl Hub {
         let (tx, mut rx) = mpsc::channel(QUEUE);
         // From here on changes are queued behind the snapshot.
         self.peers.borrow_mut().push((id, tx));
-        for p in &snapshot {
-            if let Err(e) = self.send_add(connection, p, ours).await? {
-                tracing::warn!(pod = p.uid, error = e.to_string(), "ztunnel cannot serve a pod yet");
+        for pod in &snapshot {
+            if let Err(e) = self.send_add(connection, pod, ours).await? {
+                tracing::warn!(pod = pod.uid, error = e.to_string(), "ztunnel cannot serve a pod yet");
             }
         }
         exchange(connection, workload_request::Payload::SnapshotSent(SnapshotSent {}), &[])

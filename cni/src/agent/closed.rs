@@ -112,10 +112,10 @@ impl Agent {
     /// Looks at the pods' network namespaces for as long as the agent runs, and at their connections from before.
     pub(super) async fn look_after_pods(self: Rc<Self>) {
         let mut doubted = HashSet::new();
-        for n in 1u32.. {
+        for round in 1u32.. {
             tokio::time::sleep(LOOK).await;
             doubted = self.look_at_stacks(&doubted);
-            if n.is_multiple_of(UNMESHED) {
+            if round.is_multiple_of(UNMESHED) {
                 self.unmeshed.look(&self.records(), self.hub.has_peer());
             }
         }
@@ -124,18 +124,18 @@ impl Agent {
     /// Has reconciliation begin anew with pods whose addresses have gone elsewhere, or have come back. Gives those whose addresses seem
     /// to be gone: only the second time in a row counts, as a pod that ends loses its addresses, too.
     fn look_at_stacks(&self, doubted: &HashSet<String>) -> HashSet<String> {
-        let seen = |a: &Active| foreign(&a.netns, &a.desired.config.ips).is_ok_and(|s| s.is_some());
+        let seen = |active: &Active| foreign(&active.netns, &active.desired.config.ips).is_ok_and(|s| s.is_some());
         let doubts: HashSet<String> =
-            self.active.borrow().iter().filter(|(_, a)| seen(a)).map(|(k, _)| k.clone()).collect();
+            self.active.borrow().iter().filter(|(_, active)| seen(active)).map(|(k, _)| k.clone()).collect();
         for key in doubts.intersection(doubted) {
-            let desired = self.active.borrow().get(key).map(|a| a.desired.clone());
+            let desired = self.active.borrow().get(key).map(|active| active.desired.clone());
             // Without a process that runs, the pod has ended.
             let Some(now) = desired.and_then(|d| open_netns(&d).ok()) else { continue };
-            let Some(a) = self.active.borrow_mut().remove(key) else { continue };
-            if !matches!((now.id(), a.netns.id()), (Ok(x), Ok(y)) if x == y) {
+            let Some(active) = self.active.borrow_mut().remove(key) else { continue };
+            if !matches!((now.id(), active.netns.id()), (Ok(x), Ok(y)) if x == y) {
                 // It has moved to another namespace. In the same one the guard stays where it is.
-                self.hub.del(&a.desired.config.uid);
-                if let Err(e) = self.node.borrow_mut().release(&a.netns, &a.desired.config) {
+                self.hub.del(&active.desired.config.uid);
+                if let Err(e) = self.node.borrow_mut().release(&active.netns, &active.desired.config) {
                     tracing::warn!(pod = key, error = %e, "redirection could not be removed completely");
                 }
             }
