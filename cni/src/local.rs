@@ -114,7 +114,7 @@ impl Followed {
     fn sync(&self, guards: &mut Guards) -> Result<(), Error> {
         let node = self.node.borrow();
         let devices = node.sync_local(&self.netns, &self.config)?;
-        guards.seen(&devices, &node.lost(&self.config, &devices)?);
+        guards.seen(&devices, &node.lost(&self.netns, &self.config, &devices)?);
         Ok(())
     }
 

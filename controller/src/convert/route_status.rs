@@ -263,7 +263,9 @@ fn resolved<'a>(
         }
         match x.service(ns, &b.name) {
             None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", b.name)),
-            Some(s) if service::is_alias(s) => return ("BackendNotFound", format!("{}, and not a backend [KARST-0307]", alias(ns, s))),
+            Some(s) if service::is_alias(s) => {
+                return ("BackendNotFound", format!("{}, and not a backend [KARST-0307]", alias(ns, s)));
+            }
             Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",

@@ -26,7 +26,7 @@ use karst_rt::netns::Netns;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcHandle as Qdisc, TcMessage},
+    tc::{TcAttribute, TcHandle as Qdisc, TcHeader, TcMessage},
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use std::{
@@ -42,7 +42,10 @@ pub(crate) const NAME: &str = "pod_guard";
 pub(crate) const PINS: &str = "guard-";
 /// Before all other filters.
 const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 0x539);
+const FILTER: u16 = 0x539;
+const HANDLE: TcHandle = TcHandle::new(0, FILTER);
+/// Where filters of a clsact qdisc are asked for at the egress (`TC_H_MIN_EGRESS`, linux/pkt_sched.h).
+const EGRESS: Qdisc = Qdisc { major: 0xffff, minor: 0xfff3 };
 
 /// What came of guarding devices, each by itself.
 pub type Guarding = Vec<(Device, Result<(), Error>)>;
@@ -130,12 +133,34 @@ fn place(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> PathBuf {
     usual
 }
 
-/// Those of these devices whose link is not theirs any more: made anew, or moved away and back, under the same name
-/// and index.
-/// (A filter says nothing of itself.)
-pub(crate) fn lost(dir: &Path, devices: &[Device]) -> Result<Vec<Device>, Error> {
+/// Those of these devices that have lost their guard: made anew, or moved away and back, under the same name and index.
+/// Or, of the kernels that hold it by a filter, those of which somebody in the pod took it off.
+pub(crate) fn lost(netns: &Netns, dir: &Path, devices: &[Device]) -> Result<Vec<Device>, Error> {
     let pins = pins(dir)?;
+    if pins.is_empty() {
+        let filtered = in_netns(netns, || devices.iter().map(|d| is_filtered(d.index)).collect::<io::Result<Vec<_>>>());
+        let filtered = filtered?.map_err(Error::io("cannot read the guard's filters of", dir))?;
+        return Ok(devices.iter().zip(filtered).filter(|(_, there)| !there).map(|(d, _)| d.clone()).collect());
+    }
     Ok(devices.iter().filter(|d| is_lost(dir, d, &pins)).cloned().collect())
+}
+
+/// Is our filter at a device of the calling thread's namespace? One that is gone has none.
+fn is_filtered(index: u32) -> io::Result<bool> {
+    let mut filters = TcMessage::with_index(index as i32);
+    filters.header.parent = EGRESS;
+    let mut there = false;
+    let dumped = net::dump(RouteNetlinkMessage::GetTrafficFilter(filters), |message| {
+        if let RouteNetlinkMessage::NewTrafficFilter(filter) = message {
+            let TcHeader { index: device, handle, info, .. } = filter.header;
+            let ours = handle.major == 0 && handle.minor == FILTER && info >> 16 == u32::from(PRIORITY);
+            there |= ours && device == index as i32;
+        }
+    });
+    match dumped {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        dumped => dumped.map(|()| there),
+    }
 }
 
 fn is_lost(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> bool {
@@ -325,6 +350,14 @@ mod tests {
         filter(&netns, &mut object()).expect("again");
         assert_eq!(tc(&netns, "filter show dev lo egress").matches("handle 0x539").count(), 1);
         assert!(!connects(&netns));
+        // What a process of the pod with CAP_NET_ADMIN may do is seen. (There are no pins, as on a kernel without tcx.)
+        let lo = [Device { index: 1, name: "lo".into() }];
+        let none = Path::new("/proc/self/fdinfo");
+        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), []);
+        tc(&netns, "filter del dev lo egress");
+        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), lo);
+        filter(&netns, &mut object()).expect("put back");
+        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), []);
         netns.run(|| remove_filter("lo")).expect("namespace").expect("removal");
         netns.run(|| remove_filter("lo")).expect("namespace").expect("nothing is left to remove");
         assert!(connects(&netns));

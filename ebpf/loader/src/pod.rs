@@ -95,9 +95,9 @@ impl Node {
     /// Those of a pinned pod's devices that have lost their guard, though their name and index are what they were.
     ///
     /// # Errors
-    /// Those of reading the pins.
-    pub fn lost(&self, pod: &PodConfig, devices: &[Device]) -> Result<Vec<Device>, Error> {
-        guard::lost(&self.pod_dir(&pod.uid), devices)
+    /// Those of reading the pins, or the filters of the pod's devices.
+    pub fn lost(&self, netns: &Netns, pod: &PodConfig, devices: &[Device]) -> Result<Vec<Device>, Error> {
+        guard::lost(netns, &self.pod_dir(&pod.uid), devices)
     }
 
     /// Sets up a pod's routing. What is there stays.

@@ -166,7 +166,10 @@ fn roots(objects: &Objects<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, ReasonMe
             ca_bundle(s.ok_or_else(|| (BAD, format!("Secret {ns}/{} not found [KARST-0503]", r.name)))?)
         }
         _ => {
-            return Err(("InvalidKind", format!("unsupported kind {:?}: use ConfigMap or Secret [KARST-0310]", r.kind)));
+            return Err((
+                "InvalidKind",
+                format!("unsupported kind {:?}: use ConfigMap or Secret [KARST-0310]", r.kind),
+            ));
         }
     };
     let pem =
