@@ -1,12 +1,12 @@
 //! `karst-cni check`: what of Karst's needs this kernel has and lacks. Changes nothing on the node.
 
 use crate::config::Config;
-use karst_ebpf::check::{self, Found, Need, Row};
+use karst_ebpf::check::{self, CgroupError, Found, Need, Row};
 
 /// Prints a table. An error says what is lacking.
 pub fn print(config: &Config) -> anyhow::Result<()> {
     let cgroup = config.cgroup_root();
-    let rows = check::rows(&config.bpf_dir, cgroup.as_deref().map_err(|e| format!("{e:#}")));
+    let rows = check::rows(&config.bpf_dir, cgroup.as_deref().map_err(|e| CgroupError::NoRoot(format!("{e:#}"))));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.trim();
     print!("{}", table(&rows));
@@ -24,18 +24,18 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
 fn table(rows: &[Row]) -> String {
     let head = ["FEATURE", "NEEDED FOR", "SINCE", "HERE", ""].map(String::from);
     let lines: Vec<[String; 5]> = std::iter::once(head)
-        .chain(rows.iter().map(|r| {
-            let (here, why) = match &r.found {
+        .chain(rows.iter().map(|row| {
+            let (here, why) = match &row.found {
                 Found::Here => ("yes", ""),
                 Found::Missing(why) => ("no", why.as_str()),
                 Found::Unknown(why) => ("unknown", why.as_str()),
             };
-            let note = match (&r.found, r.need) {
+            let note = match (&row.found, row.need) {
                 (Found::Here, _) => String::new(),
                 (_, Need::Required) => why.to_string(),
                 (_, Need::Fallback(instead)) => format!("{why}; instead: {instead}"),
             };
-            [r.feature.into(), r.purpose.into(), r.since.into(), here.into(), note]
+            [row.feature.into(), row.purpose.into(), row.since.into(), here.into(), note]
         }))
         .collect();
     let width = |i: usize| lines.iter().filter_map(|l| l.get(i)).map(String::len).max().unwrap_or(0) + 2;

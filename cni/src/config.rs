@@ -109,14 +109,14 @@ impl Config {
     }
     /// The root of cgroup2.
     pub fn cgroup_root(&self) -> anyhow::Result<PathBuf> {
-        if let Some(p) = &self.cgroup {
-            return Ok(p.clone());
+        if let Some(root) = &self.cgroup {
+            return Ok(root.clone());
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         let fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
         let roots = fields.filter(|f| f.get(2) == Some(&"cgroup2")).filter_map(|f| f.get(1).map(PathBuf::from));
         // In a container: the node's, mounted under /host, and not the container's own part.
-        match roots.min_by_key(|p| !p.starts_with("/host")) {
+        match roots.min_by_key(|root| !root.starts_with("/host")) {
             Some(p) => Ok(p),
             None => anyhow::bail!(
                 "no cgroup2 is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or set --cgroup"

@@ -36,21 +36,41 @@ pub struct Event {
     /// Its network namespace.
     pub netns: Netns,
     /// Takes the answer.
-    pub answer: oneshot::Sender<Result<(), String>>,
+    pub answer: oneshot::Sender<Result<(), EventError>>,
+}
+
+/// Why a pod cannot start yet.
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    /// The plugin's request could not be read.
+    #[error("{0}")]
+    Receive(std::io::Error),
+    /// It is none.
+    #[error("request: {0}")]
+    Invalid(serde_json::Error),
+    /// It came without a descriptor.
+    #[error("the request has no network namespace")]
+    NoNetns,
+    /// The pod could not be redirected.
+    #[error("{0:#}")]
+    Held(anyhow::Error),
+    /// Nobody is there any more to redirect it.
+    #[error("the agent is stopping")]
+    Stopping,
 }
 
 /// Listens; what comes goes into the channel.
 pub fn listen(path: &Path) -> std::io::Result<mpsc::Receiver<Event>> {
-    if let Some(d) = path.parent() {
-        std::fs::create_dir_all(d)?;
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
     }
-    let l = seqpacket::Listener::bind(path)?;
+    let listener = seqpacket::Listener::bind(path)?;
     let (tx, rx) = mpsc::channel(64);
     tokio::task::spawn_local(async move {
         loop {
-            match l.accept().await {
-                Ok(c) => {
-                    tokio::task::spawn_local(one(c, tx.clone()));
+            match listener.accept().await {
+                Ok(connection) => {
+                    tokio::task::spawn_local(serve(connection, tx.clone()));
                 }
                 Err(e) => {
                     tracing::warn!(error = %e, "cannot accept a call of the CNI plugin");
@@ -62,18 +82,18 @@ pub fn listen(path: &Path) -> std::io::Result<mpsc::Receiver<Event>> {
     Ok(rx)
 }
 
-async fn one(c: seqpacket::Packets, tx: mpsc::Sender<Event>) {
+async fn serve(connection: seqpacket::Packets, tx: mpsc::Sender<Event>) {
     let result = async {
-        let (bytes, mut fds) = c.recv(MAX).await.map_err(|e| e.to_string())?;
-        let request: Request = serde_json::from_slice(&bytes).map_err(|e| format!("request: {e}"))?;
-        let netns = fds.pop().map(Netns::from_fd).ok_or("the request has no network namespace")?;
+        let (bytes, mut fds) = connection.recv(MAX).await.map_err(EventError::Receive)?;
+        let request: Request = serde_json::from_slice(&bytes).map_err(EventError::Invalid)?;
+        let netns = fds.pop().map(Netns::from_fd).ok_or(EventError::NoNetns)?;
         let (answer, answered) = oneshot::channel();
-        tx.send(Event { request, netns, answer }).await.map_err(|_| "the agent is stopping")?;
-        answered.await.unwrap_or_else(|_| Err("the agent is stopping".into()))
+        tx.send(Event { request, netns, answer }).await.map_err(|_| EventError::Stopping)?;
+        answered.await.unwrap_or(Err(EventError::Stopping))
     };
-    let answer = Answer { error: result.await.err() };
+    let answer = Answer { error: result.await.err().map(|e| e.to_string()) };
     if let Ok(bytes) = serde_json::to_vec(&answer) {
         // The plugin may have given up; it will be called again.
-        let _ = c.send(&bytes, &[]).await;
+        let _ = connection.send(&bytes, &[]).await;
     }
 }

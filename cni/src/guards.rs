@@ -50,10 +50,10 @@ impl Guards {
     /// Takes up which devices are to be guarded, and which of them have lost their guard. What is not there any more
     /// is forgotten.
     pub fn seen(&mut self, devices: &[Device], lost: &[Device]) {
-        self.0.retain(|d, _| devices.contains(d));
-        for d in devices {
-            let state = self.0.entry(d.clone()).or_insert(State::New);
-            if matches!(state, State::Guarded) && lost.contains(d) {
+        self.0.retain(|device, _| devices.contains(device));
+        for device in devices {
+            let state = self.0.entry(device.clone()).or_insert(State::New);
+            if matches!(state, State::Guarded) && lost.contains(device) {
                 *state = State::New;
             }
         }

@@ -39,12 +39,13 @@ impl Install {
     /// Keeps the entry in the list, for as long as the agent runs.
     pub async fn look_after(self) -> Result<()> {
         let (tx, mut changed) = mpsc::channel(1);
-        let mut w = notify::recommended_watcher(move |e: notify::Result<notify::Event>| {
+        let mut watcher = notify::recommended_watcher(move |e: notify::Result<notify::Event>| {
             if !e.is_ok_and(|e| e.kind.is_access()) {
                 let _ = tx.try_send(());
             }
         })?;
-        w.watch(&self.conf_dir, RecursiveMode::NonRecursive)
+        watcher
+            .watch(&self.conf_dir, RecursiveMode::NonRecursive)
             .with_context(|| format!("cannot watch {}", self.conf_dir.display()))?;
         let mut told = false;
         loop {
@@ -99,8 +100,8 @@ impl Install {
 
     /// Takes entry and program away.
     pub fn remove(&self) -> Result<()> {
-        for e in fs::read_dir(&self.conf_dir)?.flatten() {
-            let file = e.path();
+        for entry in fs::read_dir(&self.conf_dir)?.flatten() {
+            let file = entry.path();
             if file.extension().is_none_or(|x| x != "conflist") {
                 continue;
             }

@@ -45,18 +45,23 @@ pub enum Probes {
     Cgroup(PathBuf),
 }
 
+/// A value of `--probes` that is none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?}: use auto, all, none, or the path of a cgroup below the root of cgroup2, such as /system.slice/kubelet.service"
+)]
+pub struct InvalidProbes(String);
+
 impl FromStr for Probes {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
+    type Err = InvalidProbes;
+    fn from_str(value: &str) -> Result<Self, InvalidProbes> {
+        match value {
             "auto" => Ok(Self::Auto),
             "all" => Ok(Self::All),
             "none" => Ok(Self::None),
-            _ => match below(s) {
-                Some(p) if s.starts_with('/') => Ok(Self::Cgroup(p)),
-                _ => Err(format!(
-                    "{s:?}: use auto, all, none, or the path of a cgroup below the root of cgroup2, such as /system.slice/kubelet.service"
-                )),
+            _ => match below(value) {
+                Some(p) if value.starts_with('/') => Ok(Self::Cgroup(p)),
+                _ => Err(InvalidProbes(value.into())),
             },
         }
     }
@@ -64,9 +69,9 @@ impl FromStr for Probes {
 
 /// A path without its leading `/`; none for the root itself and for what leaves it.
 fn below(path: &str) -> Option<PathBuf> {
-    let p = Path::new(path.trim_start_matches('/'));
-    let plain = p.components().all(|c| matches!(c, Component::Normal(_)));
-    (plain && !p.as_os_str().is_empty()).then(|| p.into())
+    let relative = Path::new(path.trim_start_matches('/'));
+    let plain = relative.components().all(|c| matches!(c, Component::Normal(_)));
+    (plain && !relative.as_os_str().is_empty()).then(|| relative.into())
 }
 
 /// The cgroup2 of a process, from its /proc/PID/cgroup, below the root; none if it is the root, or seen from a cgroup namespace that
@@ -84,26 +89,26 @@ struct Process {
 }
 
 /// Is it the kubelet? Its network is the node's own. A pod can call a process of its own so, but not take it out of its cgroup.
-fn is_kubelet(p: &Process) -> bool {
+fn is_kubelet(process: &Process) -> bool {
     let of_pod = |c: &Path| c.components().any(|c| c.as_os_str().to_string_lossy().starts_with("kubepods"));
-    p.root && NAMES.contains(&p.name.as_str()) && p.cgroup.as_deref().is_some_and(|c| !of_pod(c))
+    process.root && NAMES.contains(&process.name.as_str()) && process.cgroup.as_deref().is_some_and(|c| !of_pod(c))
 }
 
 /// The name of each process whose network is ours, which is the node's.
 fn processes() -> io::Result<Vec<Process>> {
-    let id = |p: PathBuf| fs::metadata(p).ok().map(|m| (m.dev(), m.ino()));
+    let id = |path: PathBuf| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
     let own = id("/proc/thread-self/ns/net".into());
     let mut all = Vec::new();
-    for e in fs::read_dir(proc_root())?.flatten() {
-        let p = e.path();
+    for entry in fs::read_dir(proc_root())?.flatten() {
+        let process = entry.path();
         // The name first: it sorts out nearly all.
-        let Ok(name) = fs::read_to_string(p.join("comm")) else { continue };
+        let Ok(name) = fs::read_to_string(process.join("comm")) else { continue };
         let name = name.trim_end().to_string();
-        if !NAMES.contains(&name.as_str()) || own.is_none() || id(p.join("ns/net")) != own {
+        if !NAMES.contains(&name.as_str()) || own.is_none() || id(process.join("ns/net")) != own {
             continue;
         }
-        let Ok(groups) = fs::read_to_string(p.join("cgroup")) else { continue };
-        all.push(Process { name, root: fs::metadata(&p).is_ok_and(|m| m.uid() == 0), cgroup: cgroup2(&groups) });
+        let Ok(groups) = fs::read_to_string(process.join("cgroup")) else { continue };
+        all.push(Process { name, root: fs::metadata(&process).is_ok_and(|m| m.uid() == 0), cgroup: cgroup2(&groups) });
     }
     Ok(all)
 }
@@ -137,23 +142,23 @@ pub struct Kubelet {
 impl Kubelet {
     /// Looks for the first time. `root` is the root of cgroup2.
     pub fn new(probes: Probes, root: PathBuf) -> (Self, Probers) {
-        let mut k = Self { probes, root, found: None, looks: 0 };
-        let now = match &k.probes {
+        let mut kubelet = Self { probes, root, found: None, looks: 0 };
+        let now = match &kubelet.probes {
             Probes::All => Probers::All,
             Probes::None => Probers::None,
             Probes::Cgroup(c) => {
-                k.found = id(&k.root, c).map(|i| (c.clone(), i));
-                if k.found.is_none() {
-                    let (path, root) = (c.display(), k.root.display());
+                kubelet.found = id(&kubelet.root, c).map(|i| (c.clone(), i));
+                if kubelet.found.is_none() {
+                    let (path, root) = (c.display(), kubelet.root.display());
                     tracing::warn!(
                         "no process runs in cgroup /{path} (--probes; below {root}): until one does, no connection from the node is treated as a probe"
                     );
                 }
-                k.found.as_ref().map_or(Probers::None, |(_, i)| Probers::Cgroup(*i))
+                kubelet.found.as_ref().map_or(Probers::None, |(_, i)| Probers::Cgroup(*i))
             }
             Probes::Auto => {
-                k.found = find(&k.root);
-                match &k.found {
+                kubelet.found = find(&kubelet.root);
+                match &kubelet.found {
                     Some((c, i)) => {
                         tracing::info!(cgroup = %c.display(), "the kubelet's probes are allowed; connections from other processes of the node are subject to policies");
                         Probers::Cgroup(*i)
@@ -167,7 +172,7 @@ impl Kubelet {
                 }
             }
         };
-        (k, now)
+        (kubelet, now)
     }
 
     /// Who may probe from now on; none: as before. Once found, a kubelet that is away is waited for: nobody takes its place.
@@ -193,14 +198,14 @@ impl Kubelet {
 }
 
 /// Follows the kubelet for as long as the agent runs; `set` tells the programs who may probe.
-pub async fn look_after(mut k: Kubelet, set: impl Fn(Probers) -> anyhow::Result<()>) {
-    if matches!(k.probes, Probes::All | Probes::None) {
+pub async fn look_after(mut kubelet: Kubelet, set: impl Fn(Probers) -> anyhow::Result<()>) {
+    if matches!(kubelet.probes, Probes::All | Probes::None) {
         return;
     }
     loop {
         tokio::time::sleep(LOOK).await;
-        if let Some(p) = k.look()
-            && let Err(e) = set(p).context("setting the cgroup of probes")
+        if let Some(probers) = kubelet.look()
+            && let Err(e) = set(probers).context("setting the cgroup of probes")
         {
             tracing::warn!(error = format!("{e:#}"), "the kubelet's probes may be rejected");
         }
@@ -217,7 +222,7 @@ mod tests {
         assert_eq!((read("auto"), read("all"), read("none")), (Ok(Probes::Auto), Ok(Probes::All), Ok(Probes::None)));
         assert_eq!(read("/system.slice/kubelet.service"), Ok(Probes::Cgroup("system.slice/kubelet.service".into())));
         for bad in ["", "/", "kubelet", "/a/../b", "/../a"] {
-            assert!(read(bad).unwrap_err().contains("kubelet.service"), "{bad}");
+            assert!(read(bad).unwrap_err().to_string().contains("kubelet.service"), "{bad}");
         }
     }
 

@@ -114,7 +114,7 @@ impl Followed {
     fn sync(&self, guards: &mut Guards) -> Result<(), Error> {
         let node = self.node.borrow();
         let devices = node.sync_local(&self.netns, &self.config)?;
-        guards.seen(&devices, &node.lost(&self.config, &devices)?);
+        guards.seen(&devices, &node.lost(&self.netns, &self.config, &devices)?);
         Ok(())
     }
 
@@ -143,17 +143,18 @@ impl Followed {
     }
 }
 
+/// A name in a list of devices that no device can have.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid device name {0:?}: use for example \"docker0,tap0\"")]
+pub struct InvalidDevice(String);
+
 /// Reads a list of devices: names, with commas between.
-pub fn devices(list: &str) -> Result<Vec<String>, String> {
+pub fn devices(list: &str) -> Result<Vec<String>, InvalidDevice> {
     let names = list.split(',').map(str::trim).filter(|n| !n.is_empty());
     names
         .map(|n| {
             let good = n.len() < MAX_NAME && !n.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
-            if good {
-                Ok(n.to_string())
-            } else {
-                Err(format!("invalid device name {n:?}: use for example \"docker0,tap0\""))
-            }
+            if good { Ok(n.to_string()) } else { Err(InvalidDevice(n.into())) }
         })
         .collect()
 }

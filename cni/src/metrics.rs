@@ -6,13 +6,13 @@ use std::{fmt::Write, rc::Rc};
 use tokio::net::TcpListener;
 
 /// Serves the pages.
-pub async fn serve(l: TcpListener, agent: Rc<Agent>) {
+pub async fn serve(listener: TcpListener, agent: Rc<Agent>) {
     let handler = admin::pages(move |_, path, _| match path {
         "/metrics" => admin::typed(200, "text/plain; version=0.0.4", render(&agent)),
         "/healthz" | "/readyz" => admin::text(200, "ok\n"),
         _ => admin::text(404, "pages: /metrics /healthz /readyz\n"),
     });
-    admin::serve(l, handler).await;
+    admin::serve(listener, handler).await;
 }
 
 fn render(agent: &Agent) -> String {
@@ -22,31 +22,34 @@ fn render(agent: &Agent) -> String {
     let dir = agent.node.borrow().dir().to_path_buf();
     let pods = agent.pods();
     for (key, uid) in &pods {
-        let Ok(s) = karst_ebpf::pod_state(&dir, uid) else { continue };
+        let Ok(state) = karst_ebpf::pod_state(&dir, uid) else { continue };
         let (ns, name) = key.split_once('/').unwrap_or(("", key));
-        for (c, n) in s.counters {
-            let _ =
-                writeln!(out, "karst_redirect_total{{namespace=\"{ns}\",pod=\"{name}\",reason=\"{}\"}} {n}", c.name());
+        for (counter, count) in state.counters {
+            let _ = writeln!(
+                out,
+                "karst_redirect_total{{namespace=\"{ns}\",pod=\"{name}\",reason=\"{}\"}} {count}",
+                counter.name()
+            );
         }
     }
     out += "# HELP karst_unmeshed_connections Open connections of a redirected pod from before it was: not encrypted, by no policy judged.\n# TYPE karst_unmeshed_connections gauge\n";
     for (key, uid) in &pods {
         let (ns, name) = key.split_once('/').unwrap_or(("", key));
-        let n = agent.unmeshed.count(uid);
-        let _ = writeln!(out, "karst_unmeshed_connections{{namespace=\"{ns}\",pod=\"{name}\"}} {n}");
+        let count = agent.unmeshed.count(uid);
+        let _ = writeln!(out, "karst_unmeshed_connections{{namespace=\"{ns}\",pod=\"{name}\"}} {count}");
     }
     let guards = agent.guards();
     out += "# HELP karst_unguarded_devices Devices of a pod on which the guard should be and cannot be: plaintext may leave by them.\n# TYPE karst_unguarded_devices gauge\n";
     for (key, counts) in &guards {
         let (ns, name) = key.split_once('/').unwrap_or(("", key));
-        let n = counts.unguarded.get();
-        let _ = writeln!(out, "karst_unguarded_devices{{namespace=\"{ns}\",pod=\"{name}\"}} {n}");
+        let count = counts.unguarded.get();
+        let _ = writeln!(out, "karst_unguarded_devices{{namespace=\"{ns}\",pod=\"{name}\"}} {count}");
     }
     out += "# HELP karst_guard_failures_total Attempts to guard a device that came later, and failed.\n# TYPE karst_guard_failures_total counter\n";
     for (key, counts) in &guards {
         let (ns, name) = key.split_once('/').unwrap_or(("", key));
-        let n = counts.failures.get();
-        let _ = writeln!(out, "karst_guard_failures_total{{namespace=\"{ns}\",pod=\"{name}\"}} {n}");
+        let count = counts.failures.get();
+        let _ = writeln!(out, "karst_guard_failures_total{{namespace=\"{ns}\",pod=\"{name}\"}} {count}");
     }
     let _ = writeln!(
         out,

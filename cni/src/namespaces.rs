@@ -7,6 +7,7 @@
 //! such (`karst_unmeshed_connections`). Who wants no remainder sets `--hold-all`: then nobody is named.
 
 use karst_manifest::{Object, State, enrol};
+use karst_rt::clock;
 use serde::{Deserialize, Serialize};
 use std::{
     cell::RefCell,
@@ -14,7 +15,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     rc::Rc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 /// Name of the file, beside the plugin's socket.
@@ -64,8 +65,8 @@ impl Namespaces {
         let mut opted_in = before.opted_in.clone();
         opted_in.retain(|_, seen| now.saturating_sub(*seen) < REMEMBERED);
         let mut outside = BTreeSet::new();
-        for o in &state.objects {
-            match &o.object {
+        for located in &state.objects {
+            match &located.object {
                 Object::Pod(p) if enrol::opts_in(p) => {
                     opted_in.insert(p.metadata.namespace.clone(), now);
                 }
@@ -100,8 +101,8 @@ impl Namespaces {
     }
 
     fn write(&self, file: &Path) -> io::Result<()> {
-        if let Some(d) = file.parent() {
-            fs::create_dir_all(d)?;
+        if let Some(dir) = file.parent() {
+            fs::create_dir_all(dir)?;
         }
         let tmp = file.with_extension("tmp");
         fs::write(&tmp, serde_json::to_vec(self)?)?;
@@ -115,7 +116,7 @@ fn beside(socket: &Path) -> PathBuf {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    clock::since_epoch().as_secs()
 }
 
 /// May a pod start without the agent that listens at this socket?
@@ -141,14 +142,14 @@ impl Kept {
         let file = beside(socket);
         let known = Namespaces::read(&file).filter(|n| n.version == VERSION).unwrap_or_default();
         let kept = Rc::new(Self { file, hold_all, known: RefCell::new(known) });
-        let k = kept.clone();
+        let renewed = kept.clone();
         tokio::task::spawn_local(async move {
             loop {
                 tokio::time::sleep(RENEWED).await;
                 // Before the first update nothing of this agent's is known.
-                if k.known.borrow().version == VERSION {
-                    k.known.borrow_mut().written = now();
-                    k.save();
+                if renewed.known.borrow().version == VERSION {
+                    renewed.known.borrow_mut().written = now();
+                    renewed.save();
                 }
             }
         });
@@ -159,11 +160,11 @@ impl Kept {
     pub fn update(&self, state: &State) {
         let next = Namespaces::next(&self.known.borrow(), state, self.hold_all, now());
         let same = {
-            let k = self.known.borrow();
+            let known = self.known.borrow();
             let names = |n: &BTreeMap<String, u64>| n.keys().cloned().collect::<Vec<_>>();
-            k.version == next.version
-                && k.not_enrolled == next.not_enrolled
-                && names(&k.opted_in) == names(&next.opted_in)
+            known.version == next.version
+                && known.not_enrolled == next.not_enrolled
+                && names(&known.opted_in) == names(&next.opted_in)
         };
         self.known.replace(next);
         if !same {

@@ -95,8 +95,8 @@ fn command() -> Result<Value, Failure> {
 }
 
 fn with_version(mut result: Value, version: &str) -> Value {
-    if let (Some(o), false) = (result.as_object_mut(), version.is_empty()) {
-        o.insert("cniVersion".into(), version.into());
+    if let (Some(object), false) = (result.as_object_mut(), version.is_empty()) {
+        object.insert("cniVersion".into(), version.into());
     }
     result
 }
@@ -149,8 +149,8 @@ async fn hold(conf: &Conf, request: &Request, ns: &Netns) -> AgentReply {
 }
 
 /// May the pod start?
-fn decide(r: &Request, asked: AgentReply, verdict: Verdict, socket: &Path) -> Result<(), Failure> {
-    let pod = format!("pod {}/{}", r.namespace, r.name);
+fn decide(request: &Request, asked: AgentReply, verdict: Verdict, socket: &Path) -> Result<(), Failure> {
+    let pod = format!("pod {}/{}", request.namespace, request.name);
     // 11: try again later.
     let agent = match asked {
         AgentReply::Answered(Answer { error: None }) => return Ok(()),
@@ -160,7 +160,9 @@ fn decide(r: &Request, asked: AgentReply, verdict: Verdict, socket: &Path) -> Re
     };
     let why = match verdict {
         Verdict::Starts => return Ok(()),
-        Verdict::NotNamed => format!("namespace {} belongs to the mesh, or is not known to be outside it", r.namespace),
+        Verdict::NotNamed => {
+            format!("namespace {} belongs to the mesh, or is not known to be outside it", request.namespace)
+        }
         Verdict::TooOld => "what the agent knew of namespaces is a day old".to_string(),
         Verdict::Unknown => "nothing is known of this node's namespaces".to_string(),
     };
@@ -173,9 +175,9 @@ fn decide(r: &Request, asked: AgentReply, verdict: Verdict, socket: &Path) -> Re
 }
 
 async fn ask(conf: &Conf, request: &Request, ns: &Netns) -> std::io::Result<Answer> {
-    let c = Packets::connect(&conf.socket)?;
-    c.send(&serde_json::to_vec(request)?, &[ns.as_fd()]).await?;
-    let (bytes, _) = c.recv(64 << 10).await?;
+    let connection = Packets::connect(&conf.socket)?;
+    connection.send(&serde_json::to_vec(request)?, &[ns.as_fd()]).await?;
+    let (bytes, _) = connection.recv(64 << 10).await?;
     if bytes.is_empty() {
         return Err(std::io::Error::other("it closed the connection"));
     }

@@ -54,11 +54,11 @@ pub fn one(dir: &Path, uid: &str) -> Option<Record> {
 }
 
 /// Writes one, atomically.
-pub fn save(dir: &Path, r: &Record) -> io::Result<()> {
+pub fn save(dir: &Path, record: &Record) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    let tmp = dir.join(format!(".{}", r.uid));
-    fs::write(&tmp, serde_json::to_vec(r)?)?;
-    fs::rename(tmp, dir.join(&r.uid))
+    let tmp = dir.join(format!(".{}", record.uid));
+    fs::write(&tmp, serde_json::to_vec(record)?)?;
+    fs::rename(tmp, dir.join(&record.uid))
 }
 
 /// Removes one.

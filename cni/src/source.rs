@@ -14,9 +14,9 @@ pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Watches the pods of a node, and all namespaces.
 pub async fn of_node(kube: &Kube, node: &str) -> Source {
     let pods = Watch { fields: format!("spec.nodeName={node}"), ..Watch::all("Pod") };
-    let mut w = Watched::start(kube, vec![Watch::all("Namespace"), pods]);
-    w.synced().await;
-    Source::Kubernetes(w)
+    let mut watched = Watched::start(kube, vec![Watch::all("Namespace"), pods]);
+    watched.synced().await;
+    Source::Kubernetes(watched)
 }
 
 /// Where it says what is in force.
@@ -38,8 +38,8 @@ impl Report {
 
     /// Warns of a pod, where its owner looks. (A directory has no such place; the log has it.)
     pub async fn warn(&self, node: &str, pod: (&str, &str, &str), reason: &str, text: &str) {
-        let Report::Kubernetes(k) = self else { return };
-        if let Err(e) = k.warn_pod(pod, ("istio-cni", node), reason, text).await {
+        let Report::Kubernetes(kube) = self else { return };
+        if let Err(e) = kube.warn_pod(pod, ("istio-cni", node), reason, text).await {
             tracing::warn!(error = format!("{e:#}"), "the event is only in the log");
         }
     }
@@ -64,13 +64,13 @@ impl Report {
             }
             Report::Kubernetes(k) => k,
         };
-        for o in &state.objects {
-            let Object::Pod(p) = &o.object else { continue };
-            let m = &p.metadata;
-            if m.annotations.contains_key(REDIRECTION)
-                && !p.spec.host_network
-                && !keep.contains(&format!("{}/{}", m.namespace, m.name))
-                && let Err(e) = kube.annotate_pod((&m.namespace, &m.name, &m.uid), REDIRECTION, None).await
+        for located in &state.objects {
+            let Object::Pod(pod) = &located.object else { continue };
+            let meta = &pod.metadata;
+            if meta.annotations.contains_key(REDIRECTION)
+                && !pod.spec.host_network
+                && !keep.contains(&format!("{}/{}", meta.namespace, meta.name))
+                && let Err(e) = kube.annotate_pod((&meta.namespace, &meta.name, &meta.uid), REDIRECTION, None).await
             {
                 tracing::warn!(error = format!("{e:#}"), "annotation of a pod that is not redirected");
             }

@@ -21,8 +21,8 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
             println!("{name:<40} closed: {why}");
             continue;
         }
-        let s = match karst_ebpf::pod_state(&config.bpf_dir, &uid) {
-            Ok(s) => s,
+        let state = match karst_ebpf::pod_state(&config.bpf_dir, &uid) {
+            Ok(state) => state,
             Err(e) => {
                 println!("{name}: {e}");
                 continue;
@@ -30,16 +30,16 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
         };
         if !std::mem::replace(&mut head, true) {
             print!("{:<40} {:>11} {:>9}", "POD", "NETNS", "UNMESHED");
-            for (c, _) in &s.counters {
-                print!(" {:>16}", c.name().to_uppercase());
+            for (counter, _) in &state.counters {
+                print!(" {:>16}", counter.name().to_uppercase());
             }
             println!();
         }
-        let netns = if s.netns_ino == 0 { "gone".to_string() } else { s.netns_ino.to_string() };
+        let netns = if state.netns_ino == 0 { "gone".to_string() } else { state.netns_ino.to_string() };
         let unmeshed = record.map_or_else(|| "?".into(), |r| unmeshed_of(&r));
         print!("{name:<40} {netns:>11} {unmeshed:>9}");
-        for (_, n) in &s.counters {
-            print!(" {n:>16}");
+        for (_, count) in &state.counters {
+            print!(" {count:>16}");
         }
         println!();
     }
@@ -47,14 +47,17 @@ pub fn print(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Connections from before the pod was redirected that are still open.
-fn unmeshed_of(r: &records::Record) -> String {
-    let cookies: BTreeSet<u64> = match &r.unmeshed {
+fn unmeshed_of(record: &records::Record) -> String {
+    let cookies: BTreeSet<u64> = match &record.unmeshed {
         None => return "?".into(),
         Some(c) if c.is_empty() => return "0".into(),
         Some(c) => c.iter().copied().collect(),
     };
-    let netns =
-        if r.netns.is_empty() { Netns::of_pod(&r.uid, &r.ips).ok().flatten() } else { Netns::open(&r.netns).ok() };
+    let netns = if record.netns.is_empty() {
+        Netns::of_pod(&record.uid, &record.ips).ok().flatten()
+    } else {
+        Netns::open(&record.netns).ok()
+    };
     // Without its namespace nothing of it is open.
     netns.map_or_else(
         || "0".into(),

@@ -6,11 +6,12 @@ use karst_ebpf::{
     Counter,
     trace::{Event, Tracer},
 };
+use karst_rt::clock::Instant;
 use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// The programs tell for this long after each time that they are asked: all that a trace that was killed leaves behind.
@@ -73,7 +74,7 @@ pub fn run(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
 fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     let read_pods = || Pods(records::load(&run_dir.join("pods")));
     let mut pods = read_pods();
-    let mut of = how.pod.as_deref().map(|p| pods.find(p)).transpose().map_err(anyhow::Error::msg)?;
+    let mut of = how.pod.as_deref().map(|p| pods.find(p)).transpose()?;
     let what: Vec<Counter> = Counter::ALL.into_iter().filter(|c| is_wanted(*c, how.drops)).collect();
     let mut tracer = Tracer::open(bpf_dir)?;
     let mut withheld = tracer.totals()?.withheld;
@@ -87,12 +88,12 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     }
     let mut asked = Instant::now();
     loop {
-        while let Some(e) = tracer.read()? {
-            let name = e.pod.map_or_else(|| "?".into(), |ip| pods.name(ip));
-            let closed = e.pod.and_then(|ip| pods.closed(ip));
+        while let Some(event) = tracer.read()? {
+            let name = event.pod.map_or_else(|| "?".into(), |ip| pods.name(ip));
+            let closed = event.pod.and_then(|ip| pods.closed(ip));
             let line = match how.output {
-                Output::Table => text(&e, &name, closed),
-                Output::Json => json(&e, &name, closed).to_string(),
+                Output::Table => text(&event, &name, closed),
+                Output::Json => json(&event, &name, closed).to_string(),
             };
             writeln!(out, "{line}")?;
         }
@@ -119,12 +120,23 @@ fn show(bpf_dir: &Path, run_dir: &Path, how: &How) -> anyhow::Result<()> {
     }
 }
 
-fn is_wanted(c: Counter, drops: bool) -> bool {
-    match verdict(c) {
+fn is_wanted(counter: Counter, drops: bool) -> bool {
+    match verdict(counter) {
         Verdict::Dropped | Verdict::Refused => true,
         Verdict::PassedBy => !drops,
         Verdict::Untold => false,
     }
+}
+
+/// Why a pod cannot be traced.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum FindError {
+    #[error("pod {0} has no address yet")]
+    NoAddress(String),
+    #[error("no pod {wanted} is redirected on this node: run this on the node of the pod (redirected here: {names})")]
+    NotHere { wanted: String, names: String },
+    #[error("{count} pods of this node have the name {wanted}: use NAMESPACE/{wanted}")]
+    Ambiguous { count: usize, wanted: String },
 }
 
 /// The node's redirected pods.
@@ -132,20 +144,18 @@ struct Pods(Vec<Record>);
 
 impl Pods {
     /// The address by which the programs know a pod.
-    fn find(&self, wanted: &str) -> Result<IpAddr, String> {
+    fn find(&self, wanted: &str) -> Result<IpAddr, FindError> {
         let is = |r: &&Record| wanted == r.name || wanted == r.uid || wanted == full(r);
         let found: Vec<&Record> = self.0.iter().filter(is).collect();
         match found[..] {
-            [one] => one.ips.first().copied().ok_or_else(|| format!("pod {} has no address yet", full(one))),
+            [one] => one.ips.first().copied().ok_or_else(|| FindError::NoAddress(full(one))),
             [] => {
                 let mut names: Vec<String> = self.0.iter().map(full).collect();
                 names.sort();
                 let names = if names.is_empty() { "none are".into() } else { names.join(", ") };
-                Err(format!(
-                    "no pod {wanted} is redirected on this node: run this on the node of the pod (redirected here: {names})"
-                ))
+                Err(FindError::NotHere { wanted: wanted.into(), names })
             }
-            _ => Err(format!("{} pods of this node have the name {wanted}: use NAMESPACE/{wanted}", found.len())),
+            _ => Err(FindError::Ambiguous { count: found.len(), wanted: wanted.into() }),
         }
     }
     fn by_address(&self, ip: IpAddr) -> Option<&Record> {
@@ -160,12 +170,12 @@ impl Pods {
     }
 }
 
-fn full(r: &Record) -> String {
-    format!("{}/{}", r.namespace, r.name)
+fn full(record: &Record) -> String {
+    format!("{}/{}", record.namespace, record.name)
 }
 
-fn verdict(c: Counter) -> Verdict {
-    match c {
+fn verdict(counter: Counter) -> Verdict {
+    match counter {
         Counter::GuardDrop | Counter::GuardUnparsable | Counter::GuardProtocol => Verdict::Dropped,
         Counter::NoListener => Verdict::Refused,
         Counter::Probe | Counter::OptOut | Counter::OwnFlow | Counter::OtherDevice => Verdict::PassedBy,
@@ -175,12 +185,12 @@ fn verdict(c: Counter) -> Verdict {
 }
 
 /// Why, and what can be done where something can. `closed`: why the pod is closed, if it is.
-fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
+fn reason(event: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
     let plain = |text: &str, fix| (text.to_string(), fix);
-    if let (Counter::GuardDrop, Some(why)) = (e.what, closed) {
+    if let (Counter::GuardDrop, Some(why)) = (event.what, closed) {
         return (format!("the pod is closed, all its TCP traffic is dropped: {why}"), None);
     }
-    match e.what {
+    match event.what {
         Counter::GuardDrop => plain(
             "a connection left the pod bypassing ztunnel: through a raw socket, a socket bound to a device (SO_BINDTODEVICE) or changed routing rules; or the pod only forwarded it",
             Some(
@@ -192,11 +202,11 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
             Some("send complete headers in the first fragment"),
         ),
         Counter::GuardProtocol => (
-            format!("the frame is neither IP nor ARP, or has a VLAN tag (EtherType {:#06x})", e.ether_type),
+            format!("the frame is neither IP nor ARP, or has a VLAN tag (EtherType {:#06x})", event.ether_type),
             Some("annotate the pod with karst.io/allow-other-protocols: \"true\" if it needs to send these"),
         ),
         Counter::NoListener => (
-            format!("ztunnel does not listen for {} of this pod", direction(e)),
+            format!("ztunnel does not listen for {} of this pod", direction(event)),
             Some("check that the pods of ztunnel and karst-cni run on this node, and check their logs"),
         ),
         Counter::Probe => {
@@ -210,7 +220,7 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
         Counter::OtherDevice => (
             format!(
                 "arrived on a device without an address of the pod (index {}), for an address that is not the pod's",
-                e.device
+                event.device
             ),
             Some("annotate the pod with karst.io/capture-all-devices: \"true\" to have it captured"),
         ),
@@ -223,9 +233,9 @@ fn reason(e: &Event, closed: Option<&str>) -> (String, Option<&'static str>) {
 }
 
 /// Which listener's affair a connection is.
-fn direction(e: &Event) -> &'static str {
-    let to_hbone = e.ends.is_some_and(|(_, to)| to.port() == HBONE_PORT);
-    match (e.device, e.protocol) {
+fn direction(event: &Event) -> &'static str {
+    let to_hbone = event.ends.is_some_and(|(_, to)| to.port() == HBONE_PORT);
+    match (event.device, event.protocol) {
         (_, UDP) => "DNS queries",
         (LO, _) => "outbound connections",
         _ if to_hbone => "tunnels (HBONE)",
@@ -233,8 +243,8 @@ fn direction(e: &Event) -> &'static str {
     }
 }
 
-fn word(v: Verdict) -> &'static str {
-    match v {
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
         Verdict::Dropped => "dropped",
         Verdict::Refused => "refused",
         Verdict::PassedBy => "passed by",
@@ -242,9 +252,9 @@ fn word(v: Verdict) -> &'static str {
     }
 }
 
-fn protocol(e: &Event) -> String {
-    match e.protocol {
-        0 if e.ends.is_none() => "-".into(),
+fn protocol(event: &Event) -> String {
+    match event.protocol {
+        0 if event.ends.is_none() => "-".into(),
         1 => "icmp".into(),
         TCP => "tcp".into(),
         UDP => "udp".into(),
@@ -255,8 +265,8 @@ fn protocol(e: &Event) -> String {
 }
 
 /// An end, without a port that could not be read.
-fn end(a: SocketAddr) -> String {
-    if a.port() == 0 { a.ip().to_string() } else { a.to_string() }
+fn end(address: SocketAddr) -> String {
+    if address.port() == 0 { address.ip().to_string() } else { address.to_string() }
 }
 
 fn row(columns: [&str; 6]) -> String {
@@ -264,28 +274,28 @@ fn row(columns: [&str; 6]) -> String {
     format!("{time:<12} {pod:<32} {what:<9} {protocol:<8} {ends:<44} {reason}").trim_end().to_string()
 }
 
-fn text(e: &Event, pod: &str, closed: Option<&str>) -> String {
-    let time = karst_rt::log::timestamp(e.at);
-    let ends = e.ends.map_or_else(|| "-".into(), |(from, to)| format!("{} -> {}", end(from), end(to)));
-    let (why, fix) = reason(e, closed);
+fn text(event: &Event, pod: &str, closed: Option<&str>) -> String {
+    let time = karst_rt::log::timestamp(event.at);
+    let ends = event.ends.map_or_else(|| "-".into(), |(from, to)| format!("{} -> {}", end(from), end(to)));
+    let (why, fix) = reason(event, closed);
     let why = fix.map_or_else(|| why.clone(), |f| format!("{why}; {f}"));
     // Hours to milliseconds of 2026-01-31T12:34:56.789012Z.
     let time = time.get(11..23).unwrap_or(&time);
-    row([time, pod, word(verdict(e.what)), &protocol(e), &ends, &why])
+    row([time, pod, word(verdict(event.what)), &protocol(event), &ends, &why])
 }
 
-fn json(e: &Event, pod: &str, closed: Option<&str>) -> serde_json::Value {
-    let (reason, fix) = reason(e, closed);
-    let ether_type = (e.ether_type != 0).then(|| format!("{:#06x}", e.ether_type));
+fn json(event: &Event, pod: &str, closed: Option<&str>) -> serde_json::Value {
+    let (reason, fix) = reason(event, closed);
+    let ether_type = (event.ether_type != 0).then(|| format!("{:#06x}", event.ether_type));
     serde_json::json!({
-        "time": karst_rt::log::timestamp(e.at),
+        "time": karst_rt::log::timestamp(event.at),
         "pod": pod,
-        "what": word(verdict(e.what)),
-        "counter": e.what.name(),
-        "protocol": protocol(e),
-        "source": e.ends.map(|(from, _)| end(from)),
-        "destination": e.ends.map(|(_, to)| end(to)),
-        "device": e.device,
+        "what": word(verdict(event.what)),
+        "counter": event.what.name(),
+        "protocol": protocol(event),
+        "source": event.ends.map(|(from, _)| end(from)),
+        "destination": event.ends.map(|(_, to)| end(to)),
+        "device": event.device,
         "etherType": ether_type,
         "reason": reason,
         "fix": fix,
@@ -328,9 +338,9 @@ mod tests {
         assert_eq!(pods.find("app/web"), ip("10.0.0.5"));
         assert_eq!(pods.find("u3"), ip("10.0.0.7"));
         assert_eq!(pods.find("db"), ip("fd00::6"), "the only one of this name");
-        assert!(pods.find("web").unwrap_err().contains("use NAMESPACE/web"));
-        assert!(pods.find("new").unwrap_err().contains("no address"));
-        assert!(pods.find("gone").unwrap_err().ends_with("app/db, app/web, shop/new, shop/web)"));
+        assert!(pods.find("web").unwrap_err().to_string().contains("use NAMESPACE/web"));
+        assert!(pods.find("new").unwrap_err().to_string().contains("no address"));
+        assert!(pods.find("gone").unwrap_err().to_string().ends_with("app/db, app/web, shop/new, shop/web)"));
         assert_eq!(pods.name("fd00::6".parse().unwrap()), "app/db");
         assert_eq!(pods.name("10.9.9.9".parse().unwrap()), "10.9.9.9", "a pod that is gone");
     }

@@ -68,11 +68,11 @@ impl Unmeshed {
                     tracing::warn!(pod = key, error = %e, "connections from before the pod's redirection cannot be counted");
                 }
             }
-            let n = record.unmeshed.as_ref().map_or(0, Vec::len);
-            if n > 0 && !close {
+            let count = record.unmeshed.as_ref().map_or(0, Vec::len);
+            if count > 0 && !close {
                 tracing::warn!(
                     pod = key,
-                    connections = n,
+                    connections = count,
                     "open connections from before the pod's redirection go on without encryption and policy; the annotation karst.io/close-unmeshed-connections: \"true\" closes them"
                 );
             }
@@ -94,37 +94,37 @@ impl Unmeshed {
 
     /// Looks which are still open, and closes those that are to be. `serves`: a ztunnel is there that takes what comes in their place.
     pub fn look(&self, records: &Path, serves: bool) {
-        for (uid, t) in self.pods.borrow_mut().iter_mut().filter(|(_, t)| !t.cookies.is_empty()) {
-            let open = match open(&t.netns, &t.cookies) {
+        for (uid, tracked) in self.pods.borrow_mut().iter_mut().filter(|(_, tracked)| !tracked.cookies.is_empty()) {
+            let open = match open(&tracked.netns, &tracked.cookies) {
                 Ok(o) => o,
                 Err(e) => {
-                    tracing::debug!(pod = t.key, error = %e, "connections cannot be listed");
+                    tracing::debug!(pod = tracked.key, error = %e, "connections cannot be listed");
                     continue;
                 }
             };
-            let before = t.cookies.len();
-            t.cookies = open.iter().map(|c| c.cookie).collect();
-            if t.close && serves {
-                self.close(t, &open);
+            let before = tracked.cookies.len();
+            tracked.cookies = open.iter().map(|c| c.cookie).collect();
+            if tracked.close && serves {
+                self.close(tracked, &open);
             }
-            if t.cookies.len() != before
-                && let Some(mut r) = records::one(records, uid)
+            if tracked.cookies.len() != before
+                && let Some(mut record) = records::one(records, uid)
             {
-                r.unmeshed = Some(t.cookies.iter().copied().collect());
-                if let Err(e) = records::save(records, &r) {
-                    tracing::warn!(pod = t.key, error = %e, "cannot write to {} (--run-dir)", records.display());
+                record.unmeshed = Some(tracked.cookies.iter().copied().collect());
+                if let Err(e) = records::save(records, &record) {
+                    tracing::warn!(pod = tracked.key, error = %e, "cannot write to {} (--run-dir)", records.display());
                 }
             }
         }
     }
 
-    fn close(&self, t: &mut Tracked, open: &[TcpSocket]) {
+    fn close(&self, tracked: &mut Tracked, open: &[TcpSocket]) {
         let (mut done, mut failed) = (0, None);
-        let ended = t.netns.run(SockDiag::open).and_then(|diag| diag).map(|diag| {
-            for c in open {
-                match diag.destroy(c) {
+        let ended = tracked.netns.run(SockDiag::open).and_then(|diag| diag).map(|diag| {
+            for connection in open {
+                match diag.destroy(connection) {
                     Ok(()) => {
-                        t.cookies.remove(&c.cookie);
+                        tracked.cookies.remove(&connection.cookie);
                         done += 1;
                     }
                     Err(e) => failed = Some(e),
@@ -132,13 +132,17 @@ impl Unmeshed {
             }
         });
         if done > 0 {
-            tracing::info!(pod = t.key, connections = done, "closed connections from before the pod's redirection");
+            tracing::info!(
+                pod = tracked.key,
+                connections = done,
+                "closed connections from before the pod's redirection"
+            );
         }
         if let Some(e) = ended.err().or(failed)
             && !self.told.replace(true)
         {
             tracing::warn!(
-                pod = t.key,
+                pod = tracked.key,
                 error = %e,
                 "connections from before the pod's redirection cannot be closed (the kernel needs CONFIG_INET_DIAG_DESTROY, the agent CAP_NET_ADMIN): restart the pod to end them"
             );

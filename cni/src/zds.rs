@@ -3,12 +3,16 @@
 
 use crate::sockets::PodSockets;
 use karst_api::{ZDS_MAX_PACKET, zds::*};
-use karst_rt::{netns::Netns, seqpacket};
-use prost::Message;
+use karst_rt::{
+    netns::Netns,
+    seqpacket::{self, Packets},
+};
+use prost::{DecodeError, Message};
 use std::{
     cell::{Cell, RefCell},
+    io,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     rc::Rc,
     time::Duration,
@@ -37,8 +41,46 @@ pub struct Pod {
     pub bypass_dns: bool,
 }
 
+/// Why ztunnel does not serve a pod.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// In its own words.
+    #[error("{0}")]
+    ByZtunnel(String),
+    /// It was not asked.
+    #[error("request of {0} bytes does not fit a ZDS packet of {ZDS_MAX_PACKET}")]
+    TooLarge(usize),
+}
+
+/// Why a connection to ztunnel ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("no hello within 5 s")]
+    NoHello,
+    #[error("hello: {0}")]
+    Hello(io::Error),
+    #[error("hello: {0}")]
+    InvalidHello(DecodeError),
+    #[error("ztunnel speaks ZDS version {0}; this agent speaks 1")]
+    Version(i32),
+    #[error("snapshot: {0}")]
+    Snapshot(Refusal),
+    #[error("packet without request")]
+    Unasked,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("no answer within 5 s")]
+    NoAnswer,
+    #[error("closed while an answer was awaited")]
+    Closed,
+    #[error("answer: {0}")]
+    InvalidAnswer(DecodeError),
+    #[error("answer without acknowledgement")]
+    NoAcknowledgement,
+}
+
 enum Command {
-    Add(Pod, oneshot::Sender<Result<(), String>>),
+    Add(Pod, oneshot::Sender<Result<(), Refusal>>),
     Del(String),
 }
 
@@ -58,11 +100,11 @@ pub struct Hub {
 
 impl Hub {
     /// Starts serving at a path.
-    pub fn start(path: &Path, exempt: OwnedFd) -> std::io::Result<Rc<Self>> {
-        if let Some(d) = path.parent() {
-            std::fs::create_dir_all(d)?;
+    pub fn start(path: &Path, exempt: OwnedFd) -> io::Result<Rc<Self>> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
         }
-        let l = seqpacket::Listener::bind(path)?;
+        let listener = seqpacket::Listener::bind(path)?;
         let hub = Rc::new(Self {
             pods: RefCell::default(),
             peers: RefCell::default(),
@@ -73,12 +115,12 @@ impl Hub {
             opened: Notify::new(),
             exempt,
         });
-        let h = hub.clone();
+        let serving = hub.clone();
         tokio::task::spawn_local(async move {
             loop {
-                match l.accept().await {
-                    Ok(c) => {
-                        tokio::task::spawn_local(h.clone().serve(c));
+                match listener.accept().await {
+                    Ok(connection) => {
+                        tokio::task::spawn_local(serving.clone().serve(connection));
                     }
                     Err(e) => {
                         tracing::warn!(error = %e, "ZDS accept failed");
@@ -117,7 +159,7 @@ impl Hub {
 
     /// Tells the newest ztunnel of a pod and waits for its acknowledgement. Without any ztunnel: Ok(false); the next
     /// one learns of the pod by its snapshot.
-    pub async fn add(&self, pod: Pod) -> Result<bool, String> {
+    pub async fn add(&self, pod: Pod) -> Result<bool, Refusal> {
         {
             let mut pods = self.pods.borrow_mut();
             pods.retain(|p| p.uid != pod.uid);
@@ -129,35 +171,35 @@ impl Hub {
             return Ok(false);
         }
         match acked.await {
-            Ok(r) => r.map(|()| true),
+            Ok(answer) => answer.map(|()| true),
             Err(_) => Ok(false), // disconnected meanwhile
         }
     }
 
     /// Tells all ztunnels that a pod is no longer theirs.
     pub fn del(&self, uid: &str) {
-        self.pods.borrow_mut().retain(|p| p.uid != uid);
-        for (_, p) in self.peers.borrow().iter() {
-            let _ = p.try_send(Command::Del(uid.into()));
+        self.pods.borrow_mut().retain(|pod| pod.uid != uid);
+        for (_, peer) in self.peers.borrow().iter() {
+            let _ = peer.try_send(Command::Del(uid.into()));
         }
     }
 
-    async fn serve(self: Rc<Self>, c: seqpacket::Packets) {
+    async fn serve(self: Rc<Self>, connection: Packets) {
         let id = self.next.get();
         self.next.set(id + 1);
-        match self.session(id, &c).await {
+        match self.session(id, &connection).await {
             Ok(()) => tracing::info!(connection = id, "ztunnel disconnected"),
             Err(e) => tracing::warn!(connection = id, error = %e, "ztunnel connection ended"),
         }
         self.peers.borrow_mut().retain(|(i, _)| *i != id);
     }
 
-    async fn session(&self, id: u64, c: &seqpacket::Packets) -> Result<(), String> {
-        let hello = tokio::time::timeout(ANSWER, c.recv(ZDS_MAX_PACKET)).await.map_err(|_| "no hello within 5 s")?;
-        let (bytes, _) = hello.map_err(|e| format!("hello: {e}"))?;
-        let hello = ZdsHello::decode(&bytes[..]).map_err(|e| format!("hello: {e}"))?;
+    async fn session(&self, id: u64, connection: &Packets) -> Result<(), SessionError> {
+        let hello = tokio::time::timeout(ANSWER, connection.recv(ZDS_MAX_PACKET)).await;
+        let (bytes, _) = hello.map_err(|_| SessionError::NoHello)?.map_err(SessionError::Hello)?;
+        let hello = ZdsHello::decode(&bytes[..]).map_err(SessionError::InvalidHello)?;
         if hello.version != Version::V1 as i32 {
-            return Err(format!("ztunnel speaks ZDS version {}; this agent speaks 1", hello.version));
+            return Err(SessionError::Version(hello.version));
         }
         let ours = hello.karst_listeners;
         while !self.open.get() {
@@ -168,36 +210,35 @@ impl Hub {
         let (tx, mut rx) = mpsc::channel(QUEUE);
         // From here on changes are queued behind the snapshot.
         self.peers.borrow_mut().push((id, tx));
-        for p in &snapshot {
-            if let Err(e) = self.send_add(c, p, ours).await? {
-                tracing::warn!(pod = p.uid, error = e, "ztunnel cannot serve a pod yet");
+        for pod in &snapshot {
+            if let Err(e) = self.send_add(connection, pod, ours).await? {
+                tracing::warn!(pod = pod.uid, error = e.to_string(), "ztunnel cannot serve a pod yet");
             }
         }
-        exchange(c, workload_request::Payload::SnapshotSent(SnapshotSent {}), &[])
+        exchange(connection, workload_request::Payload::SnapshotSent(SnapshotSent {}), &[])
             .await?
-            .map_err(|e| format!("snapshot: {e}"))?;
+            .map_err(SessionError::Snapshot)?;
         self.synced.set(true);
         self.connected.notify_waiters();
         loop {
             let command = tokio::select! {
-                x = rx.recv() => x,
+                command = rx.recv() => command,
                 // Between requests ztunnel says nothing: readable means gone.
-                r = c.recv(ZDS_MAX_PACKET) => return match r {
-                    Ok((b, _)) if b.is_empty() => Ok(()),
-                    Ok(_) => Err("packet without request".into()),
-                    Err(e) => Err(e.to_string()),
+                received = connection.recv(ZDS_MAX_PACKET) => return match received {
+                    Ok((bytes, _)) if bytes.is_empty() => Ok(()),
+                    Ok(_) => Err(SessionError::Unasked),
+                    Err(e) => Err(e.into()),
                 },
             };
             match command {
-                Some(Command::Add(p, ack)) => {
-                    let r = self.send_add(c, &p, ours).await?;
-                    let _ = ack.send(r);
+                Some(Command::Add(pod, ack)) => {
+                    let answer = self.send_add(connection, &pod, ours).await?;
+                    let _ = ack.send(answer);
                 }
                 Some(Command::Del(uid)) => {
-                    if let Err(e) =
-                        exchange(c, workload_request::Payload::Del(DelWorkload { uid: uid.clone() }), &[]).await?
-                    {
-                        tracing::warn!(pod = uid, error = e, "ztunnel cannot remove a pod");
+                    let del = workload_request::Payload::Del(DelWorkload { uid: uid.clone() });
+                    if let Err(e) = exchange(connection, del, &[]).await? {
+                        tracing::warn!(pod = uid, error = e.to_string(), "ztunnel cannot remove a pod");
                     }
                 }
                 None => return Ok(()),
@@ -205,51 +246,54 @@ impl Hub {
         }
     }
 
-    async fn send_add(&self, c: &seqpacket::Packets, p: &Pod, ours: bool) -> Result<Result<(), String>, String> {
-        let mut add = AddWorkload { uid: p.uid.clone(), workload_info: Some(p.info.clone()), ..AddWorkload::default() };
-        let mut fds = vec![p.netns.as_fd()];
+    async fn send_add(&self, connection: &Packets, pod: &Pod, ours: bool) -> Result<Answer, SessionError> {
+        let (uid, info) = (pod.uid.clone(), pod.info.clone());
+        let mut add = AddWorkload { uid, workload_info: Some(info), ..AddWorkload::default() };
+        let mut fds = vec![pod.netns.as_fd()];
         if ours {
-            add.karst_addresses = p.ips.iter().map(|ip| karst_core::addr::ip_to_bytes(*ip)).collect();
-            let s = &p.sockets;
+            add.karst_addresses = pod.ips.iter().map(|ip| karst_core::addr::ip_to_bytes(*ip)).collect();
+            let sockets = &pod.sockets;
             let all = [
-                (Descriptor::ListenOutbound, s.outbound.as_fd()),
-                (Descriptor::ListenPlaintext, s.plaintext.as_fd()),
-                (Descriptor::ListenHbone, s.hbone.as_fd()),
-                (Descriptor::DnsUdp, s.dns.as_fd()),
+                (Descriptor::ListenOutbound, sockets.outbound.as_fd()),
+                (Descriptor::ListenPlaintext, sockets.plaintext.as_fd()),
+                (Descriptor::ListenHbone, sockets.hbone.as_fd()),
+                (Descriptor::DnsUdp, sockets.dns.as_fd()),
                 (Descriptor::ExemptMap, self.exempt.as_fd()),
-                (Descriptor::ListenForward, s.forward.as_fd()),
+                (Descriptor::ListenForward, sockets.forward.as_fd()),
             ];
             add.karst_descriptors = all.iter().map(|(d, _)| *d as i32).collect();
             fds.extend(all.iter().map(|(_, f)| *f));
-            add.karst_bypass_dns = p.bypass_dns;
+            add.karst_bypass_dns = pod.bypass_dns;
         }
-        exchange(c, workload_request::Payload::Add(add), &fds).await
+        exchange(connection, workload_request::Payload::Add(add), &fds).await
     }
 }
 
-/// One request and its acknowledgement. Outer error: the connection is unusable; inner: ztunnel refused.
+/// What ztunnel says of one request.
+type Answer = Result<(), Refusal>;
+
+/// One request and its acknowledgement. An error: the connection is unusable.
 async fn exchange(
-    c: &seqpacket::Packets,
+    connection: &Packets,
     payload: workload_request::Payload,
-    fds: &[std::os::fd::BorrowedFd<'_>],
-) -> Result<Result<(), String>, String> {
+    fds: &[BorrowedFd<'_>],
+) -> Result<Answer, SessionError> {
     let bytes = WorkloadRequest { payload: Some(payload) }.encode_to_vec();
     if bytes.len() > ZDS_MAX_PACKET {
-        return Ok(Err(format!("request of {} bytes does not fit a ZDS packet of {ZDS_MAX_PACKET}", bytes.len())));
+        return Ok(Err(Refusal::TooLarge(bytes.len())));
     }
     let talk = async {
-        c.send(&bytes, fds).await?;
-        c.recv(ZDS_MAX_PACKET).await
+        connection.send(&bytes, fds).await?;
+        connection.recv(ZDS_MAX_PACKET).await
     };
-    let (answer, _) =
-        tokio::time::timeout(ANSWER, talk).await.map_err(|_| "no answer within 5 s")?.map_err(|e| e.to_string())?;
+    let (answer, _) = tokio::time::timeout(ANSWER, talk).await.map_err(|_| SessionError::NoAnswer)??;
     if answer.is_empty() {
-        return Err("closed while an answer was awaited".into());
+        return Err(SessionError::Closed);
     }
-    let answer = WorkloadResponse::decode(&answer[..]).map_err(|e| format!("answer: {e}"))?;
+    let answer = WorkloadResponse::decode(&answer[..]).map_err(SessionError::InvalidAnswer)?;
     match answer.payload {
         Some(workload_response::Payload::Ack(Ack { error })) if error.is_empty() => Ok(Ok(())),
-        Some(workload_response::Payload::Ack(Ack { error })) => Ok(Err(error)),
-        None => Err("answer without acknowledgement".into()),
+        Some(workload_response::Payload::Ack(Ack { error })) => Ok(Err(Refusal::ByZtunnel(error))),
+        None => Err(SessionError::NoAcknowledgement),
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     client::{self, Client},
     reach::Reach,
 };
-use karst_manifest::{Object, State, dir::Keys};
+use karst_manifest::{Object, State, dir::Keys, dir::NotFetched};
 use rustls::{CertificateError, RootCertStore};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -122,7 +122,7 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
             new.retain(|uri, _| all.contains(uri));
             for (answer, uri) in answers {
                 if answer.is_ok() || !new.get(&uri).is_some_and(Result::is_ok) {
-                    new.insert(uri, answer);
+                    new.insert(uri, answer.map_err(NotFetched));
                 }
             }
             let changed = new != **old;
@@ -221,7 +221,10 @@ mod tests {
                 let f = Fetcher::start(to_loopback()).unwrap();
                 f.wanted.send_replace([uri.clone()].into());
                 let mut found = f.found.clone();
-                found.wait_for(|k| k.get(&uri).is_some_and(|r| *r == Err("HTTP 500".into()))).await.unwrap();
+                found
+                    .wait_for(|k| k.get(&uri).is_some_and(|r| *r == Err(NotFetched("HTTP 500".into()))))
+                    .await
+                    .unwrap();
                 found
                     .wait_for(|k| k.get(&uri).is_some_and(|r| r.as_ref().is_ok_and(|t| t.contains("P-256"))))
                     .await

@@ -21,7 +21,7 @@ impl Tokens {
             Tokens::Local(k) => return k.verify(token, audience),
             Tokens::Kubernetes(k) => k,
         };
-        let r = kube.review(token, audience).await?;
+        let r = kube.review(token, audience).await.map_err(|e| e.to_string())?;
         let parts: Vec<&str> = r.username.split(':').collect();
         let ["system", "serviceaccount", namespace, account] = parts[..] else {
             return Err(format!("{:?} is not a service account", r.username));

@@ -115,6 +115,7 @@ impl StateWriter {
 }
 
 impl XdsSubscriber for StateWriter {
+    type Error = String;
     fn apply(&mut self, u: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.

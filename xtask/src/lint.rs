@@ -1,7 +1,8 @@
-//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), and those between a
-//! crate's files.
+//! The arrows between crates, from cargo's metadata (docs/architecture.md has the picture), those between a crate's files, and
+//! what the product takes from `rt` alone.
 
 mod circles;
+mod clocks;
 mod lexer;
 mod modules;
 
@@ -78,5 +79,6 @@ pub fn arrows() -> Result<()> {
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    circles::check(&meta)
+    circles::check(&meta)?;
+    clocks::check(&meta)
 }

@@ -1,4 +1,4 @@
-//! Stages with their times.
+//! Stages with their times, and lines with theirs.
 
 use anyhow::Result;
 use std::time::Instant;
@@ -26,5 +26,19 @@ impl Stages {
             println!("{n:<28} {t:>9.1}");
         }
         println!("{:<28} {:>9.1}", "all", self.0.iter().map(|s| s.1).sum::<f64>());
+    }
+}
+
+/// Says how far something has come, with the seconds since it began.
+pub struct Progress(Instant);
+
+impl Progress {
+    /// It begins now.
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+    /// One line.
+    pub fn say(&self, what: &str) {
+        println!("[{:5.1} s] {what}", self.0.elapsed().as_secs_f64());
     }
 }

@@ -55,6 +55,7 @@ impl StateWriter {
 }
 
 impl XdsSubscriber for StateWriter {
+    type Error = String;
     fn apply(&mut self, u: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.
@@ -81,7 +82,7 @@ impl XdsSubscriber for StateWriter {
             for (name, _, bytes) in &u.changed {
                 match convert::policy(bytes) {
                     Ok(p) => s.put_policy(name, p),
-                    Err(e) => refused.push((name.clone(), e)),
+                    Err(e) => refused.push((name.clone(), e.to_string())),
                 }
             }
             for name in &u.removed {

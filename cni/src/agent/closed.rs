@@ -5,9 +5,12 @@
 //! A stack takes the addresses after the pod's network was made, and may give them back: this is looked at again and again.
 //! Proven by tests/world (agent).
 
-use super::{Active, Agent, Desired, Joined, open};
+use super::{
+    desired::Desired,
+    state::{Active, Agent, Closed, Joined, open_netns},
+};
 use crate::{
-    local::{Counts, Followed, Following},
+    local::Followed,
     records::{self, Record},
     sockets::PodSockets,
 };
@@ -26,14 +29,6 @@ use std::{
 const LOOK: Duration = Duration::from_secs(1);
 /// Connections from before redirection are looked at every so many times.
 const UNMESHED: u32 = 5;
-
-/// A pod that is closed.
-pub(super) struct Closed {
-    pub(super) desired: Desired,
-    netns: Netns,
-    /// Guards what comes later.
-    following: Following,
-}
 
 /// The sign of another network stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,41 +71,38 @@ fn foreign(netns: &Netns, ips: &[IpAddr]) -> io::Result<Option<Sign>> {
 }
 
 impl Agent {
-    /// How many pods are closed.
-    pub fn closed_pods(&self) -> usize {
-        self.closed.borrow().len()
-    }
-
-    /// The numbers of those that are closed.
-    pub(super) fn closed_guards(&self) -> Vec<(String, Rc<Counts>)> {
-        self.closed.borrow().iter().map(|(k, c)| (k.clone(), c.following.counts.clone())).collect()
-    }
-
     /// Forgets those that nobody wants any more, or wants otherwise. (What is in force for them is taken back as that of strangers.)
     pub(super) fn retain_closed(&self, wanted: &BTreeMap<String, Desired>) {
         self.closed.borrow_mut().retain(|key, c| wanted.get(key) == Some(&c.desired));
     }
 
     /// Closes the pod if another network stack has its addresses.
-    pub(super) async fn close_foreign(&self, key: &str, d: &Desired, netns: &Netns) -> anyhow::Result<Option<Joined>> {
-        let Some(sign) = foreign(netns, &d.config.ips).context("cannot inspect the pod's network namespace")? else {
+    pub(super) async fn close_foreign(
+        &self,
+        key: &str,
+        desired: &Desired,
+        netns: &Netns,
+    ) -> anyhow::Result<Option<Joined>> {
+        let Some(sign) = foreign(netns, &desired.config.ips).context("cannot inspect the pod's network namespace")?
+        else {
             self.closed.borrow_mut().remove(key);
             return Ok(None);
         };
-        let record = Record { unmeshed: None, closed: Some(sign.to_string()), ..record(d) };
+        let record = Record { unmeshed: None, closed: Some(sign.to_string()), ..desired.record() };
         records::save(&self.records(), &record)
             .with_context(|| format!("cannot write to {} (--run-dir)", self.records().display()))?;
         let sockets = PodSockets::open(netns).context("cannot open sockets in the pod's network namespace")?;
-        let config = PodConfig { closed: true, ..d.config.clone() };
+        let config = PodConfig { closed: true, ..desired.config.clone() };
         let watch = Watch::of(netns).context("cannot follow the devices of the pod's network namespace")?;
         let guarded = self.node.borrow_mut().enrol(netns, &config, &sockets.listeners())?;
-        self.hub.del(&d.config.uid);
+        self.hub.del(&desired.config.uid);
         self.active.borrow_mut().remove(key);
-        self.unmeshed.forget(&d.config.uid);
-        let pod = (d.info.namespace.as_str(), d.info.name.as_str(), d.uid.as_str());
+        self.unmeshed.forget(&desired.config.uid);
+        let pod = (desired.info.namespace.as_str(), desired.info.name.as_str(), desired.uid.as_str());
         self.report.set(&self.config.node, pod, false).await?;
         let followed = Followed { node: self.node.clone(), key: key.into(), netns: netns.clone(), config };
-        let closed = Closed { desired: d.clone(), netns: netns.clone(), following: followed.follow(watch, guarded) };
+        let closed =
+            Closed { desired: desired.clone(), netns: netns.clone(), following: followed.follow(watch, guarded) };
         self.closed.borrow_mut().insert(key.into(), closed);
         tracing::warn!(pod = key, "pod is closed: {sign}");
         self.report.warn(&self.config.node, pod, "NotRedirected", &sign.to_string()).await;
@@ -120,10 +112,10 @@ impl Agent {
     /// Looks at the pods' network namespaces for as long as the agent runs, and at their connections from before.
     pub(super) async fn look_after_pods(self: Rc<Self>) {
         let mut doubted = HashSet::new();
-        for n in 1u32.. {
+        for round in 1u32.. {
             tokio::time::sleep(LOOK).await;
             doubted = self.look_at_stacks(&doubted);
-            if n.is_multiple_of(UNMESHED) {
+            if round.is_multiple_of(UNMESHED) {
                 self.unmeshed.look(&self.records(), self.hub.has_peer());
             }
         }
@@ -132,18 +124,18 @@ impl Agent {
     /// Has reconciliation begin anew with pods whose addresses have gone elsewhere, or have come back. Gives those whose addresses seem
     /// to be gone: only the second time in a row counts, as a pod that ends loses its addresses, too.
     fn look_at_stacks(&self, doubted: &HashSet<String>) -> HashSet<String> {
-        let seen = |a: &Active| foreign(&a.netns, &a.desired.config.ips).is_ok_and(|s| s.is_some());
+        let seen = |active: &Active| foreign(&active.netns, &active.desired.config.ips).is_ok_and(|s| s.is_some());
         let doubts: HashSet<String> =
-            self.active.borrow().iter().filter(|(_, a)| seen(a)).map(|(k, _)| k.clone()).collect();
+            self.active.borrow().iter().filter(|(_, active)| seen(active)).map(|(k, _)| k.clone()).collect();
         for key in doubts.intersection(doubted) {
-            let desired = self.active.borrow().get(key).map(|a| a.desired.clone());
+            let desired = self.active.borrow().get(key).map(|active| active.desired.clone());
             // Without a process that runs, the pod has ended.
-            let Some(now) = desired.and_then(|d| open(&d).ok()) else { continue };
-            let Some(a) = self.active.borrow_mut().remove(key) else { continue };
-            if !matches!((now.id(), a.netns.id()), (Ok(x), Ok(y)) if x == y) {
+            let Some(now) = desired.and_then(|d| open_netns(&d).ok()) else { continue };
+            let Some(active) = self.active.borrow_mut().remove(key) else { continue };
+            if !matches!((now.id(), active.netns.id()), (Ok(x), Ok(y)) if x == y) {
                 // It has moved to another namespace. In the same one the guard stays where it is.
-                self.hub.del(&a.desired.config.uid);
-                if let Err(e) = self.node.borrow_mut().release(&a.netns, &a.desired.config) {
+                self.hub.del(&active.desired.config.uid);
+                if let Err(e) = self.node.borrow_mut().release(&active.netns, &active.desired.config) {
                     tracing::warn!(pod = key, error = %e, "redirection could not be removed completely");
                 }
             }
@@ -156,19 +148,6 @@ impl Agent {
             self.again.notify_one();
         }
         doubts
-    }
-}
-
-/// What must be known of a pod later.
-pub(super) fn record(d: &Desired) -> Record {
-    Record {
-        uid: d.config.uid.clone(),
-        namespace: d.info.namespace.clone(),
-        name: d.info.name.clone(),
-        netns: d.netns.display().to_string(),
-        ips: d.config.ips.clone(),
-        unmeshed: None,
-        closed: None,
     }
 }
 

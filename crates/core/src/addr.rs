@@ -28,8 +28,8 @@ impl fmt::Display for NetworkAddress {
 }
 
 /// Turns an IPv4-mapped IPv6 address, as dual-stack sockets show it, back into IPv4.
-pub fn canonical(a: SocketAddr) -> SocketAddr {
-    SocketAddr::new(a.ip().to_canonical(), a.port())
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Can it be the address of one host that others talk to? Loopback, unspecified, multicast and broadcast addresses cannot.
@@ -39,11 +39,11 @@ pub fn is_host(ip: IpAddr) -> bool {
 }
 
 /// Reads an address of 4 or 16 bytes, as protobuf carries it.
-pub fn ip_from_bytes(b: &[u8]) -> Option<IpAddr> {
-    if let Ok(v4) = <[u8; 4]>::try_from(b) {
+pub fn ip_from_bytes(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(IpAddr::from(v4));
     }
-    <[u8; 16]>::try_from(b).ok().map(|v6| IpAddr::from(v6).to_canonical())
+    <[u8; 16]>::try_from(bytes).ok().map(|v6| IpAddr::from(v6).to_canonical())
 }
 
 /// The bytes of an address, as protobuf carries it.
@@ -114,11 +114,11 @@ fn mask(len: u8) -> u128 {
 
 impl std::str::FromStr for Cidr {
     type Err = CidrError;
-    fn from_str(s: &str) -> Result<Self, CidrError> {
-        let bad = || CidrError(s.to_string());
-        let (ip, len) = match s.split_once('/') {
+    fn from_str(text: &str) -> Result<Self, CidrError> {
+        let bad = || CidrError(text.to_string());
+        let (ip, len) = match text.split_once('/') {
             Some((ip, len)) => (ip, Some(len.parse::<u8>().map_err(|_| bad())?)),
-            None => (s, None),
+            None => (text, None),
         };
         let ip: IpAddr = ip.parse().map_err(|_| bad())?;
         Cidr::new(ip, len.unwrap_or(if ip.is_ipv4() { 32 } else { 128 })).ok_or_else(bad)

@@ -22,9 +22,9 @@ pub struct Civil {
 }
 
 impl From<SystemTime> for Civil {
-    fn from(t: SystemTime) -> Self {
-        let d = t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let (days, secs) = (d.as_secs() / 86_400, d.as_secs() % 86_400);
+    fn from(time: SystemTime) -> Self {
+        let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (days, secs) = (since_epoch.as_secs() / 86_400, since_epoch.as_secs() % 86_400);
         // Civil date from days, after Howard Hinnant's public-domain algorithm.
         let z = days as i64 + 719_468;
         let era = z.div_euclid(146_097);
@@ -40,7 +40,7 @@ impl From<SystemTime> for Civil {
             hour: secs / 3600,
             minute: secs / 60 % 60,
             second: secs % 60,
-            nanosecond: d.subsec_nanos(),
+            nanosecond: since_epoch.subsec_nanos(),
         }
     }
 }

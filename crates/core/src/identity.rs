@@ -66,11 +66,11 @@ impl Identity {
 
 impl FromStr for Identity {
     type Err = IdentityError;
-    fn from_str(s: &str) -> Result<Self, IdentityError> {
-        if s.len() > 2048 {
+    fn from_str(uri: &str) -> Result<Self, IdentityError> {
+        if uri.len() > 2048 {
             return Err(IdentityError::TooLong);
         }
-        let rest = s.strip_prefix(SCHEME).ok_or(IdentityError::Form)?;
+        let rest = uri.strip_prefix(SCHEME).ok_or(IdentityError::Form)?;
         let parts: Vec<&str> = rest.split('/').collect();
         let [td, "ns", ns, "sa", sa] = parts[..] else { return Err(IdentityError::Form) };
         if [td, ns, sa].iter().any(|p| p.is_empty() || *p == "." || *p == "..") {
@@ -83,7 +83,7 @@ impl FromStr for Identity {
         let ns_at = SCHEME.len() + td.len() + 4;
         let sa_at = ns_at + ns.len() + 4;
         // Checked above: at most 2048.
-        Ok(Identity { uri: s.into(), namespace: (ns_at as u16, (ns_at + ns.len()) as u16), account: sa_at as u16 })
+        Ok(Identity { uri: uri.into(), namespace: (ns_at as u16, (ns_at + ns.len()) as u16), account: sa_at as u16 })
     }
 }
 
@@ -98,8 +98,8 @@ impl fmt::Debug for Identity {
     }
 }
 impl serde::Serialize for Identity {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&self.uri)
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.uri)
     }
 }
 

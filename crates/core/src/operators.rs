@@ -209,8 +209,8 @@ fn header(argument: &str) -> Option<Header> {
 
 /// A moment, in UTC, written as strftime(3) would, and with fractions of a second (`%3f`: milliseconds, `%f`: nanoseconds). None:
 /// the format has something else.
-pub fn time(format: &str, t: SystemTime) -> Option<String> {
-    let at = Civil::from(t);
+pub fn time(format: &str, moment: SystemTime) -> Option<String> {
+    let at = Civil::from(moment);
     let mut out = String::with_capacity(32);
     let mut rest = format.chars();
     while let Some(c) = rest.next() {
@@ -228,7 +228,7 @@ pub fn time(format: &str, t: SystemTime) -> Option<String> {
             'S' => write!(out, "{:02}", at.second),
             'F' => write!(out, "{:04}-{:02}-{:02}", at.year, at.month, at.day),
             'T' => write!(out, "{:02}:{:02}:{:02}", at.hour, at.minute, at.second),
-            's' => write!(out, "{}", t.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
+            's' => write!(out, "{}", moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()),
             'f' => write!(out, "{:09}", at.nanosecond),
             n @ '1'..='9' if rest.next() == Some('f') => {
                 let digits = n.to_digit(10).unwrap_or(9);

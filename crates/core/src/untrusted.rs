@@ -8,14 +8,14 @@ pub struct Untrusted<'a>(pub &'a str);
 
 impl fmt::Display for Untrusted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars().take(256) {
-            match c {
+        for character in self.0.chars().take(256) {
+            match character {
                 '"' | '\\' => {
                     f.write_char('\\')?;
-                    f.write_char(c)?;
+                    f.write_char(character)?;
                 }
-                c if c.is_control() => write!(f, "\\u{{{:x}}}", c as u32)?,
-                c => f.write_char(c)?,
+                control if control.is_control() => write!(f, "\\u{{{:x}}}", control as u32)?,
+                other => f.write_char(other)?,
             }
         }
         Ok(())

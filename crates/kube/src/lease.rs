@@ -30,8 +30,8 @@ pub async fn elect(kube: Kube, namespace: String, name: String, me: String, lead
     let mut renewed: Option<Instant> = None;
     loop {
         // A request that hangs must not keep us the holder.
-        let r = tokio::time::timeout(PERIOD * 2, step(&api, &name, &me, &mut seen)).await;
-        match r.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server does not answer"))) {
+        let tried = tokio::time::timeout(PERIOD * 2, step(&api, &name, &me, &mut seen)).await;
+        match tried.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server does not answer"))) {
             Ok(true) => {
                 renewed = Some(Instant::now());
                 if set(&leads, true) {
@@ -63,11 +63,11 @@ fn set(leads: &watch::Sender<bool>, now: bool) -> bool {
 /// Gives the lease back, so that another replica need not wait for its end.
 pub async fn release(kube: &Kube, namespace: &str, name: &str, me: &str) {
     let api: Api<Lease> = Api::namespaced(kube.client.clone(), namespace);
-    if let Ok(Some(mut l)) = api.get_opt(name).await
-        && let Some(s) = l.spec.as_mut().filter(|s| s.holder_identity.as_deref() == Some(me))
+    if let Ok(Some(mut lease)) = api.get_opt(name).await
+        && let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(me))
     {
-        s.holder_identity = Some(String::new());
-        let _ = api.replace(name, &PostParams::default(), &l).await;
+        spec.holder_identity = Some(String::new());
+        let _ = api.replace(name, &PostParams::default(), &lease).await;
     }
 }
 
@@ -93,8 +93,8 @@ async fn step(api: &Api<Lease>, name: &str, me: &str, seen: &mut Option<Seen>) -
     written(api.replace(name, &PostParams::default(), &lease).await)
 }
 
-fn written(r: kube::Result<Lease>) -> anyhow::Result<bool> {
-    match r {
+fn written(result: kube::Result<Lease>) -> anyhow::Result<bool> {
+    match result {
         Ok(_) => Ok(true),
         Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
         Err(e) => Err(e).context("the lease cannot be written"),

@@ -35,6 +35,29 @@ pub struct Reviewed {
     pub node: String,
 }
 
+/// Why a token tells of nobody.
+#[derive(Debug, thiserror::Error)]
+pub enum ReviewError {
+    /// The API server cannot be asked.
+    #[error("TokenReview: {0}")]
+    Request(Box<dyn std::error::Error + Send + Sync>),
+    /// It has given no answer.
+    #[error("TokenReview: no answer")]
+    NoAnswer,
+    /// It does not accept the token.
+    #[error("{0}")]
+    Refused(String),
+    /// The token is for others.
+    #[error("the token is not for the audience {0}")]
+    Audience(String),
+    /// It accepts the token and does not say whose it is.
+    #[error("TokenReview: no user")]
+    NoUser,
+    /// It says more than one thing of the pod.
+    #[error("TokenReview: several values of {0}")]
+    Ambiguous(&'static str),
+}
+
 impl Kube {
     /// Connects: in a cluster with the pod's account, else as kubectl does (KUBECONFIG).
     ///
@@ -51,35 +74,36 @@ impl Kube {
     ///
     /// # Errors
     /// Why the token is refused, or that the API server cannot be asked.
-    pub async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, String> {
+    pub async fn review(&self, token: &str, audience: &str) -> Result<Reviewed, ReviewError> {
         let ask = TokenReview {
             spec: TokenReviewSpec { token: Some(token.into()), audiences: Some(vec![audience.into()]) },
             ..Default::default()
         };
         let api: Api<TokenReview> = Api::all(self.client.clone());
-        let answer = api.create(&PostParams::default(), &ask).await.map_err(|e| format!("TokenReview: {e}"))?.status;
-        let s = answer.ok_or("TokenReview: no answer")?;
-        if s.authenticated != Some(true) {
-            return Err(s.error.unwrap_or_else(|| "the API server does not accept the token".into()));
+        let answer = api.create(&PostParams::default(), &ask).await;
+        let status = answer.map_err(|e| ReviewError::Request(e.into()))?.status.ok_or(ReviewError::NoAnswer)?;
+        if status.authenticated != Some(true) {
+            let why = status.error.unwrap_or_else(|| "the API server does not accept the token".into());
+            return Err(ReviewError::Refused(why));
         }
         // An API server that knows nothing of audiences would leave them out; then the token proves nothing.
-        if !s.audiences.unwrap_or_default().iter().any(|a| a == audience) {
-            return Err(format!("the token is not for the audience {audience}"));
+        if !status.audiences.unwrap_or_default().iter().any(|a| a == audience) {
+            return Err(ReviewError::Audience(audience.into()));
         }
-        let user = s.user.ok_or("TokenReview: no user")?;
+        let user = status.user.ok_or(ReviewError::NoUser)?;
         let mut extra = user.extra.unwrap_or_default();
-        let mut one = |k: &str| -> Result<String, String> {
-            match extra.remove(&format!("authentication.kubernetes.io/{k}")).unwrap_or_default().as_mut_slice() {
+        let mut single = |key: &'static str| -> Result<String, ReviewError> {
+            match extra.remove(&format!("authentication.kubernetes.io/{key}")).unwrap_or_default().as_mut_slice() {
                 [] => Ok(String::new()),
-                [v] => Ok(std::mem::take(v)),
-                _ => Err(format!("TokenReview: several values of {k}")),
+                [value] => Ok(std::mem::take(value)),
+                _ => Err(ReviewError::Ambiguous(key)),
             }
         };
         Ok(Reviewed {
             username: user.username.unwrap_or_default(),
-            pod: one("pod-name")?,
-            pod_uid: one("pod-uid")?,
-            node: one("node-name")?,
+            pod: single("pod-name")?,
+            pod_uid: single("pod-uid")?,
+            node: single("node-name")?,
         })
     }
 }

@@ -15,11 +15,11 @@ pub enum ObjectSource {
 
 impl std::str::FromStr for ObjectSource {
     type Err = anyhow::Error;
-    fn from_str(s: &str) -> anyhow::Result<Self> {
-        match s.strip_prefix("dir:") {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        match text.strip_prefix("dir:") {
             Some(p) if !p.is_empty() => Ok(ObjectSource::Dir(p.into())),
-            None if s == "kubernetes" => Ok(ObjectSource::Kubernetes),
-            _ => anyhow::bail!("--source {s:?}: use kubernetes, or dir:PATH, the directory of manifests"),
+            None if text == "kubernetes" => Ok(ObjectSource::Kubernetes),
+            _ => anyhow::bail!("--source {text:?}: use kubernetes, or dir:PATH, the directory of manifests"),
         }
     }
 }

@@ -80,8 +80,8 @@ impl Watched {
     /// Starts watching.
     pub fn start(kube: &Kube, watches: Vec<Watch>) -> Self {
         let (tx, events) = mpsc::channel(1024);
-        for (i, w) in watches.iter().enumerate() {
-            tokio::spawn(watch(kube.clone(), i, w.clone(), tx.clone()));
+        for (index, wanted) in watches.iter().enumerate() {
+            tokio::spawn(watch(kube.clone(), index, wanted.clone(), tx.clone()));
         }
         Self::of(watches, events)
     }
@@ -104,8 +104,8 @@ impl Watched {
     /// Waits until every kind has been listed once (or is not known to the API server).
     pub async fn synced(&mut self) {
         while !self.waiting.is_empty() {
-            let Some((i, c)) = self.events.recv().await else { return };
-            self.apply(i, c);
+            let Some((index, change)) = self.events.recv().await else { return };
+            self.apply(index, change);
         }
     }
 
@@ -115,12 +115,12 @@ impl Watched {
         // In a list that starts anew objects are only added or replaced; what has gone goes at its end. So no state between is
         // half, and one kind that cannot be listed holds up no other.
         while self.changes == self.read {
-            let Some((i, c)) = self.events.recv().await else { return std::future::pending().await };
-            self.apply(i, c);
+            let Some((index, change)) = self.events.recv().await else { return std::future::pending().await };
+            self.apply(index, change);
         }
         tokio::time::sleep(SETTLE).await;
-        while let Ok((i, c)) = self.events.try_recv() {
-            self.apply(i, c);
+        while let Ok((index, change)) = self.events.try_recv() {
+            self.apply(index, change);
         }
     }
 
@@ -136,40 +136,40 @@ impl Watched {
         }
     }
 
-    fn apply(&mut self, i: usize, c: Change) {
-        match c {
+    fn apply(&mut self, index: usize, change: Change) {
+        match change {
             Change::Start => {
-                self.listing.insert(i, HashSet::new());
+                self.listing.insert(index, HashSet::new());
             }
             Change::Object(o, listed) => {
                 let name = key(&o);
-                if listed && let Some(seen) = self.listing.get_mut(&i) {
+                if listed && let Some(seen) = self.listing.get_mut(&index) {
                     seen.insert(name.clone());
                 }
-                self.put((i, name), *o);
+                self.put((index, name), *o);
             }
-            Change::Gone(name) => self.drop_one(&(i, name)),
+            Change::Gone(name) => self.drop_one(&(index, name)),
             Change::Whole => {
-                let seen = self.listing.remove(&i).unwrap_or_default();
+                let seen = self.listing.remove(&index).unwrap_or_default();
                 let known = self.objects.keys().chain(self.problems.keys());
-                let stale: Vec<Key> = known.filter(|k| k.0 == i && !seen.contains(&k.1)).cloned().collect();
+                let stale: Vec<Key> = known.filter(|k| k.0 == index && !seen.contains(&k.1)).cloned().collect();
                 stale.iter().for_each(|k| self.drop_one(k));
-                self.changes += u64::from(self.waiting.remove(&i) | self.absent.remove(&i));
+                self.changes += u64::from(self.waiting.remove(&index) | self.absent.remove(&index));
             }
             Change::Absent => {
-                self.listing.remove(&i);
-                let stale: Vec<Key> = self.objects.keys().filter(|k| k.0 == i).cloned().collect();
+                self.listing.remove(&index);
+                let stale: Vec<Key> = self.objects.keys().filter(|k| k.0 == index).cloned().collect();
                 stale.iter().for_each(|k| self.drop_one(k));
-                self.changes += u64::from(self.waiting.remove(&i) | self.absent.insert(i));
+                self.changes += u64::from(self.waiting.remove(&index) | self.absent.insert(index));
             }
         }
     }
 
-    fn put(&mut self, key: Key, mut o: DynamicObject) {
+    fn put(&mut self, key: Key, mut object: DynamicObject) {
         let kind = self.watches[key.0].kind;
         // Not read, and large.
-        o.metadata.managed_fields = None;
-        let value = match serde_json::to_value(o) {
+        object.metadata.managed_fields = None;
+        let value = match serde_json::to_value(object) {
             Ok(v) => v,
             Err(e) => {
                 self.problems.insert(key.clone(), parse::unreadable(kind, &key.1, e.to_string()));
@@ -183,7 +183,7 @@ impl Watched {
                 let mended = self.problems.remove(&key).is_some();
                 let new = Located { object, file: PathBuf::new(), line: 0 };
                 // Much of what is written to objects is in fields that are not read here.
-                if !mended && self.objects.get(&key).is_some_and(|o| **o == new) {
+                if !mended && self.objects.get(&key).is_some_and(|known| **known == new) {
                     return;
                 }
                 self.objects.insert(key, Arc::new(new));
@@ -208,17 +208,18 @@ impl Watched {
     }
 }
 
-fn key(o: &DynamicObject) -> String {
-    let (ns, name) = (o.metadata.namespace.as_deref().unwrap_or(""), o.metadata.name.as_deref().unwrap_or(""));
+fn key(object: &DynamicObject) -> String {
+    let (ns, name) =
+        (object.metadata.namespace.as_deref().unwrap_or(""), object.metadata.name.as_deref().unwrap_or(""));
     format!("{ns}/{name}")
 }
 
-async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>) {
-    let group = kinds::KINDS.iter().find(|k| k.0 == w.kind).map_or("", |k| k.1);
-    let resources: Vec<ApiResource> = w
+async fn watch(kube: Kube, index: usize, wanted: Watch, tx: mpsc::Sender<(usize, Change)>) {
+    let group = kinds::KINDS.iter().find(|k| k.0 == wanted.kind).map_or("", |k| k.1);
+    let resources: Vec<ApiResource> = wanted
         .versions
         .iter()
-        .map(|v| ApiResource::from_gvk(&GroupVersionKind::gvk(group, v, kinds::api_kind(w.kind))))
+        .map(|v| ApiResource::from_gvk(&GroupVersionKind::gvk(group, v, kinds::api_kind(wanted.kind))))
         .collect();
     let mut at = 0;
     let mut told = false;
@@ -226,22 +227,22 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
     'versions: loop {
         let api: Api<DynamicObject> = Api::all_with(kube.client.clone(), &resources[at]);
         let mut config = watcher::Config::default().page_size(PAGE);
-        if !w.fields.is_empty() {
-            config = config.fields(&w.fields);
+        if !wanted.fields.is_empty() {
+            config = config.fields(&wanted.fields);
         }
-        if !w.labels.is_empty() {
-            config = config.labels(&w.labels);
+        if !wanted.labels.is_empty() {
+            config = config.labels(&wanted.labels);
         }
         let stream = watcher::watcher(api.clone(), config).default_backoff();
         let mut stream = stream.map_err(Box::new).boxed();
-        while let Some(e) = stream.next().await {
+        while let Some(event) = stream.next().await {
             // A list begins with Init also where it then fails.
-            if matches!(e, Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_))) {
+            if matches!(event, Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_))) {
                 for line in errors.end_round() {
-                    tracing::info!(kind = w.kind, "watched again; {line}");
+                    tracing::info!(kind = wanted.kind, "watched again; {line}");
                 }
             }
-            let change = match e {
+            let change = match event {
                 Ok(Event::Init) => Change::Start,
                 Ok(Event::InitApply(o)) => Change::Object(Box::new(o), true),
                 Ok(Event::InitDone) => {
@@ -258,12 +259,12 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
                     at = 0;
                     if !std::mem::replace(&mut told, true) {
                         tracing::info!(
-                            kind = w.kind,
+                            kind = wanted.kind,
                             group,
                             "the API server does not know this kind; it is watched once it does"
                         );
                     }
-                    if tx.send((i, Change::Absent)).await.is_err() {
+                    if tx.send((index, Change::Absent)).await.is_err() {
                         return;
                     }
                     break;
@@ -271,13 +272,13 @@ async fn watch(kube: Kube, i: usize, w: Watch, tx: mpsc::Sender<(usize, Change)>
                 Err(e) => {
                     // Each try is a round: the first is told, and then how often.
                     if let Some(error) = errors.note(&e.to_string()) {
-                        tracing::warn!(kind = w.kind, error, "watch interrupted");
+                        tracing::warn!(kind = wanted.kind, error, "watch interrupted");
                     }
                     errors.end_round();
                     continue;
                 }
             };
-            if tx.send((i, change)).await.is_err() {
+            if tx.send((index, change)).await.is_err() {
                 return;
             }
         }

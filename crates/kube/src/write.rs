@@ -36,8 +36,8 @@ impl Kube {
     /// Those of the API server.
     pub async fn secret(&self, namespace: &str, name: &str) -> anyhow::Result<Option<BTreeMap<String, Vec<u8>>>> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let s = api.get_opt(name).await.with_context(|| format!("Secret {namespace}/{name}"))?;
-        Ok(s.map(|s| s.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect()))
+        let secret = api.get_opt(name).await.with_context(|| format!("Secret {namespace}/{name}"))?;
+        Ok(secret.map(|secret| secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect()))
     }
 
     /// Creates a secret, unless it is there already. True: created.
@@ -52,10 +52,10 @@ impl Kube {
         data: BTreeMap<String, Vec<u8>>,
     ) -> anyhow::Result<bool> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let mut s = Secret { type_: Some(kind.into()), ..Default::default() };
-        s.metadata.name = Some(name.into());
-        s.data = Some(data.into_iter().map(|(k, v)| (k, ByteString(v))).collect());
-        match api.create(&PostParams::default(), &s).await {
+        let mut secret = Secret { type_: Some(kind.into()), ..Default::default() };
+        secret.metadata.name = Some(name.into());
+        secret.data = Some(data.into_iter().map(|(k, v)| (k, ByteString(v))).collect());
+        match api.create(&PostParams::default(), &secret).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
             Err(e) => Err(e).with_context(|| format!("cannot create Secret {namespace}/{name}")),
@@ -75,14 +75,14 @@ impl Kube {
     ) -> anyhow::Result<bool> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let bytes = |m: BTreeMap<String, Vec<u8>>| m.into_iter().map(|(k, v)| (k, ByteString(v))).collect();
-        let Some(mut s) = api.get_opt(name).await.with_context(|| format!("Secret {namespace}/{name}"))? else {
+        let Some(mut secret) = api.get_opt(name).await.with_context(|| format!("Secret {namespace}/{name}"))? else {
             return Ok(false);
         };
-        if s.data.as_ref() != Some(&bytes(old.clone())) {
+        if secret.data.as_ref() != Some(&bytes(old.clone())) {
             return Ok(false);
         }
-        s.data = Some(bytes(new));
-        match api.replace(name, &PostParams::default(), &s).await {
+        secret.data = Some(bytes(new));
+        match api.replace(name, &PostParams::default(), &secret).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(e)) if e.code == 409 => Ok(false),
             Err(e) => Err(e).with_context(|| format!("cannot write Secret {namespace}/{name}")),
@@ -186,8 +186,8 @@ impl Kube {
     /// Those of the API server.
     pub async fn pod(&self, namespace: &str, name: &str) -> anyhow::Result<Option<karst_manifest::kinds::Pod>> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let p = api.get_opt(name).await.with_context(|| format!("Pod {namespace}/{name}"))?;
-        p.map(|p| Ok(serde_json::from_value(serde_json::to_value(p)?)?)).transpose()
+        let pod = api.get_opt(name).await.with_context(|| format!("Pod {namespace}/{name}"))?;
+        pod.map(|pod| Ok(serde_json::from_value(serde_json::to_value(pod)?)?)).transpose()
     }
 
     /// One namespace, if it is there.
@@ -196,16 +196,16 @@ impl Kube {
     /// Those of the API server.
     pub async fn namespace(&self, name: &str) -> anyhow::Result<Option<karst_manifest::kinds::Namespace>> {
         let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client.clone());
-        let n = api.get_opt(name).await.with_context(|| format!("Namespace {name}"))?;
-        n.map(|n| Ok(serde_json::from_value(serde_json::to_value(n)?)?)).transpose()
+        let namespace = api.get_opt(name).await.with_context(|| format!("Namespace {name}"))?;
+        namespace.map(|namespace| Ok(serde_json::from_value(serde_json::to_value(namespace)?)?)).transpose()
     }
 }
 
 /// Has another object taken the name? The API server compares `metadata.uid`: as a precondition (409), or as a field of a
 /// patch that nobody may change (422, what 1.34 says).
-fn is_another(s: &Status) -> bool {
-    let mut causes = s.details.iter().flat_map(|d| &d.causes);
-    s.code == 409 || (s.code == 422 && causes.any(|c| c.field == "metadata.uid"))
+fn is_another(status: &Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|d| &d.causes);
+    status.code == 409 || (status.code == 422 && causes.any(|c| c.field == "metadata.uid"))
 }
 
 /// What a webhook configuration says.
@@ -219,8 +219,8 @@ pub struct WebhookState {
 }
 
 impl WebhookState {
-    fn of(c: &ValidatingWebhookConfiguration) -> Option<Self> {
-        let all = c.webhooks.as_ref()?;
+    fn of(config: &ValidatingWebhookConfiguration) -> Option<Self> {
+        let all = config.webhooks.as_ref()?;
         let main = all.iter().find(|w| w.name == WEBHOOK).or(all.first())?;
         let root = |w: &ValidatingWebhook| w.client_config.ca_bundle.clone().map(|b| b.0).unwrap_or_default();
         // One that lacks it has it written for all.
@@ -233,14 +233,14 @@ impl WebhookState {
 }
 
 /// What is to be written to the webhooks of these names: the root to all, the policy to the one that refuses.
-fn webhooks_patch<'a>(names: impl Iterator<Item = &'a str>, s: &WebhookState) -> serde_json::Value {
-    let policy = if s.fail { "Fail" } else { "Ignore" };
+fn webhooks_patch<'a>(names: impl Iterator<Item = &'a str>, state: &WebhookState) -> serde_json::Value {
+    let policy = if state.fail { "Fail" } else { "Ignore" };
     let one = |name: &str| {
-        let mut w = json!({ "name": name, "clientConfig": { "caBundle": ByteString(s.root.clone()) } });
+        let mut webhook = json!({ "name": name, "clientConfig": { "caBundle": ByteString(state.root.clone()) } });
         if name == WEBHOOK {
-            w["failurePolicy"] = json!(policy);
+            webhook["failurePolicy"] = json!(policy);
         }
-        w
+        webhook
     };
     json!({ "webhooks": names.map(one).collect::<Vec<_>>() })
 }
@@ -264,11 +264,11 @@ impl Kube {
     ///
     /// # Errors
     /// Those of the API server.
-    pub async fn set_webhook(&self, name: &str, s: &WebhookState) -> anyhow::Result<()> {
+    pub async fn set_webhook(&self, name: &str, state: &WebhookState) -> anyhow::Result<()> {
         let found = self.webhooks().get(name).await;
         let found = found.with_context(|| format!("ValidatingWebhookConfiguration {name}"))?;
         let names = found.webhooks.iter().flatten().map(|w| w.name.as_str());
-        let patch = Patch::Strategic(webhooks_patch(names, s));
+        let patch = Patch::Strategic(webhooks_patch(names, state));
         let done = self.webhooks().patch(name, &PatchParams::default(), &patch).await;
         done.map(drop).with_context(|| format!("cannot write ValidatingWebhookConfiguration {name}"))
     }
@@ -278,8 +278,8 @@ impl Kube {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut events = watcher::watcher(self.webhooks(), config).default_backoff().boxed();
         let mut listed = None;
-        while let Some(e) = events.next().await {
-            let now = match e {
+        while let Some(event) = events.next().await {
+            let now = match event {
                 Ok(watcher::Event::Init) => {
                     listed = None;
                     continue;
@@ -310,9 +310,9 @@ impl Kube {
     pub async fn is_refused(&self, namespace: &str, name: &str, annotation: &str) -> anyhow::Result<bool> {
         let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("networking.istio.io", "v1", "WorkloadEntry"));
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind);
-        let mut o = DynamicObject::new(name, &kind).data(json!({ "spec": { "address": "192.0.2.1" } }));
-        o.metadata.annotations = Some(BTreeMap::from([(annotation.to_string(), "true".to_string())]));
-        match api.create(&PostParams { dry_run: true, ..PostParams::default() }, &o).await {
+        let mut object = DynamicObject::new(name, &kind).data(json!({ "spec": { "address": "192.0.2.1" } }));
+        object.metadata.annotations = Some(BTreeMap::from([(annotation.to_string(), "true".to_string())]));
+        match api.create(&PostParams { dry_run: true, ..PostParams::default() }, &object).await {
             Ok(_) => Ok(false),
             Err(kube::Error::Api(e)) if e.message.contains("denied the request") => Ok(true),
             Err(e) => Err(e).context("the webhook cannot be tested"),
@@ -346,14 +346,14 @@ impl std::fmt::Display for Ref {
 }
 
 impl Kube {
-    fn any(&self, r: &Ref) -> (Api<DynamicObject>, serde_json::Value) {
-        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(r.group, r.version, r.kind));
-        let api = if r.namespace.is_empty() {
+    fn any(&self, object: &Ref) -> (Api<DynamicObject>, serde_json::Value) {
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(object.group, object.version, object.kind));
+        let api = if object.namespace.is_empty() {
             Api::all_with(self.client.clone(), &kind)
         } else {
-            Api::namespaced_with(self.client.clone(), &r.namespace, &kind)
+            Api::namespaced_with(self.client.clone(), &object.namespace, &kind)
         };
-        (api, json!({ "apiVersion": kind.api_version, "kind": r.kind, "metadata": { "name": r.name } }))
+        (api, json!({ "apiVersion": kind.api_version, "kind": object.kind, "metadata": { "name": object.name } }))
     }
 
     /// Applies fields of an object under a field manager's name; what that manager owned and no longer says goes. An object
@@ -361,16 +361,16 @@ impl Kube {
     ///
     /// # Errors
     /// Those of the API server.
-    pub async fn apply(&self, r: &Ref, manager: &str, fields: serde_json::Value) -> anyhow::Result<()> {
-        let (api, mut body) = self.any(r);
+    pub async fn apply(&self, object: &Ref, manager: &str, fields: serde_json::Value) -> anyhow::Result<()> {
+        let (api, mut body) = self.any(object);
         merge(&mut body, fields);
-        match api.patch(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
+        match api.patch(&object.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
             Ok(_) => Ok(()),
             // One error for all objects of the kind.
             Err(kube::Error::Api(e)) if is_unknown_kind(&e) => {
-                anyhow::bail!("the API server does not know {} of {:?}: install its CRD", r.kind, r.group)
+                anyhow::bail!("the API server does not know {} of {:?}: install its CRD", object.kind, object.group)
             }
-            Err(e) => Err(e).with_context(|| format!("cannot write {r}")),
+            Err(e) => Err(e).with_context(|| format!("cannot write {object}")),
         }
     }
 
@@ -378,14 +378,14 @@ impl Kube {
     ///
     /// # Errors
     /// Those of the API server.
-    pub async fn remove(&self, r: &Ref, label: &str) -> anyhow::Result<()> {
-        if self.is_foreign(r, label).await? {
+    pub async fn remove(&self, object: &Ref, label: &str) -> anyhow::Result<()> {
+        if self.is_foreign(object, label).await? {
             return Ok(());
         }
-        match self.any(r).0.delete(&r.name, &DeleteParams::default()).await {
+        match self.any(object).0.delete(&object.name, &DeleteParams::default()).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("cannot remove {r}")),
+            Err(e) => Err(e).with_context(|| format!("cannot remove {object}")),
         }
     }
 
@@ -393,8 +393,8 @@ impl Kube {
     ///
     /// # Errors
     /// Those of the API server.
-    pub async fn is_foreign(&self, r: &Ref, label: &str) -> anyhow::Result<bool> {
-        let found = self.any(r).0.get_metadata_opt(&r.name).await.with_context(|| format!("{r}"))?;
+    pub async fn is_foreign(&self, object: &Ref, label: &str) -> anyhow::Result<bool> {
+        let found = self.any(object).0.get_metadata_opt(&object.name).await.with_context(|| format!("{object}"))?;
         Ok(found.is_some_and(|o| !o.metadata.labels.unwrap_or_default().contains_key(label)))
     }
 
@@ -402,16 +402,16 @@ impl Kube {
     ///
     /// # Errors
     /// Those of the API server.
-    pub async fn apply_status(&self, r: &Ref, manager: &str, status: serde_json::Value) -> anyhow::Result<()> {
+    pub async fn apply_status(&self, object: &Ref, manager: &str, status: serde_json::Value) -> anyhow::Result<()> {
         // An older release of the CRDs may not have the version.
-        let older = OLDER.iter().find(|(k, _)| *k == r.kind).map(|(_, version)| Ref { version, ..r.clone() });
-        for r in std::iter::once(r).chain(&older) {
-            let (api, mut body) = self.any(r);
+        let older = OLDER.iter().find(|(k, _)| *k == object.kind).map(|(_, version)| Ref { version, ..object.clone() });
+        for object in std::iter::once(object).chain(&older) {
+            let (api, mut body) = self.any(object);
             body["status"] = status.clone();
-            match api.patch_status(&r.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
+            match api.patch_status(&object.name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await {
                 Ok(_) => return Ok(()),
                 Err(kube::Error::Api(e)) if e.code == 404 => {}
-                Err(e) => return Err(e).with_context(|| format!("cannot write the status of {r}")),
+                Err(e) => return Err(e).with_context(|| format!("cannot write the status of {object}")),
             }
         }
         Ok(())
@@ -419,8 +419,8 @@ impl Kube {
 }
 
 /// An object that is applied is made where it lacks: what is not found is its kind, or else its namespace.
-fn is_unknown_kind(s: &Status) -> bool {
-    s.code == 404 && !s.message.contains("namespaces ")
+fn is_unknown_kind(status: &Status) -> bool {
+    status.code == 404 && !status.message.contains("namespaces ")
 }
 
 fn merge(into: &mut serde_json::Value, from: serde_json::Value) {

@@ -25,40 +25,40 @@ struct Crd {
 }
 
 /// Kubernetes wants schemas without references, without "or nothing", and closes objects by itself.
-fn structural(v: &mut Value) {
-    if *v == Value::Bool(true) {
-        *v = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
+fn structural(schema: &mut Value) {
+    if *schema == Value::Bool(true) {
+        *schema = json!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     }
-    let Value::Object(m) = v else { return };
+    let Value::Object(fields) = schema else { return };
     for gone in ["$schema", "title", "default", "format"] {
-        m.remove(gone);
+        fields.remove(gone);
     }
-    if m.get("additionalProperties") == Some(&Value::Bool(false)) {
-        m.remove("additionalProperties");
+    if fields.get("additionalProperties") == Some(&Value::Bool(false)) {
+        fields.remove("additionalProperties");
     }
     // Option<T>.
-    if let Some(Value::Array(t)) = m.get_mut("type") {
+    if let Some(Value::Array(t)) = fields.get_mut("type") {
         t.retain(|t| t != "null");
         let only = t.remove(0);
-        m.insert("type".into(), only);
+        fields.insert("type".into(), only);
     }
-    if let Some(Value::Array(mut any)) = m.remove("anyOf") {
+    if let Some(Value::Array(mut any)) = fields.remove("anyOf") {
         any.retain(|a| a["type"] != "null");
         let Value::Object(one) = any.remove(0) else { unreachable!() };
-        for (k, v) in one {
-            m.entry(k).or_insert(v);
+        for (key, schema) in one {
+            fields.entry(key).or_insert(schema);
         }
-        return structural(v);
+        return structural(schema);
     }
-    if !m.contains_key("type") {
-        m.insert("type".into(), "object".into());
-        m.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
+    if !fields.contains_key("type") {
+        fields.insert("type".into(), "object".into());
+        fields.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
     }
-    if let Some(Value::Object(p)) = m.get_mut("properties") {
-        p.values_mut().for_each(structural);
+    if let Some(Value::Object(properties)) = fields.get_mut("properties") {
+        properties.values_mut().for_each(structural);
     }
     for inner in ["items", "additionalProperties"] {
-        if let Some(x) = m.get_mut(inner) {
+        if let Some(x) = fields.get_mut(inner) {
             structural(x);
         }
     }
@@ -66,10 +66,10 @@ fn structural(v: &mut Value) {
 
 fn schema<T: schemars::JsonSchema>() -> Value {
     let settings = SchemaSettings::openapi3().with(|s| s.inline_subschemas = true);
-    let mut v = serde_json::to_value(settings.into_generator().into_root_schema_for::<T>()).unwrap();
-    v.as_object_mut().unwrap().remove("components");
-    structural(&mut v);
-    v
+    let mut schema = serde_json::to_value(settings.into_generator().into_root_schema_for::<T>()).unwrap();
+    schema.as_object_mut().unwrap().remove("components");
+    structural(&mut schema);
+    schema
 }
 
 const ISTIO: &str = "networking.istio.io";
@@ -157,8 +157,8 @@ fn crds() -> Vec<Crd> {
     ]
 }
 
-fn text(c: &Crd) -> String {
-    let columns: Vec<Value> = c
+fn text(crd: &Crd) -> String {
+    let columns: Vec<Value> = crd
         .columns
         .iter()
         .map(|(n, p)| json!({ "name": n, "type": "string", "jsonPath": p }))
@@ -166,17 +166,17 @@ fn text(c: &Crd) -> String {
         .collect();
     let version = |name: &str| {
         json!({
-            "name": name, "served": true, "storage": name == c.versions[0],
+            "name": name, "served": true, "storage": name == crd.versions[0],
             "subresources": { "status": {} },
             "additionalPrinterColumns": columns,
             "schema": { "openAPIV3Schema": {
-                "type": "object", "description": c.description,
-                "properties": { "spec": c.spec, "status": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
+                "type": "object", "description": crd.description,
+                "properties": { "spec": crd.spec, "status": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
             } },
         })
     };
-    let versions: Vec<Value> = c.versions.iter().map(|v| version(v)).collect();
-    let (labels, category) = match c.group {
+    let versions: Vec<Value> = crd.versions.iter().map(|v| version(v)).collect();
+    let (labels, category) = match crd.group {
         ISTIO | SECURITY | TELEMETRY => (json!({ "app": "istio-pilot", "chart": "istio" }), "istio-io"),
         _ => (json!({ "app": "istiod" }), "karst-io"),
     };
@@ -184,22 +184,22 @@ fn text(c: &Crd) -> String {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
-            "name": format!("{}.{}", c.plural, c.group),
+            "name": format!("{}.{}", crd.plural, crd.group),
             "labels": labels,
             "annotations": { "helm.sh/resource-policy": "keep" },
         },
         "spec": {
-            "group": c.group, "scope": "Namespaced",
+            "group": crd.group, "scope": "Namespaced",
             "names": {
-                "kind": c.kind, "listKind": format!("{}List", c.kind), "plural": c.plural,
-                "singular": c.kind.to_lowercase(), "shortNames": [c.short], "categories": [category],
+                "kind": crd.kind, "listKind": format!("{}List", crd.kind), "plural": crd.plural,
+                "singular": crd.kind.to_lowercase(), "shortNames": [crd.short], "categories": [category],
             },
             "versions": versions,
         },
     });
     format!(
         "# Made from crates/manifest/src/{}; see crates/manifest/src/crds.rs.\n{}",
-        c.source,
+        crd.source,
         serde_yaml_ng::to_string(&doc).unwrap()
     )
 }
@@ -207,8 +207,8 @@ fn text(c: &Crd) -> String {
 #[test]
 fn crds_are_what_the_types_say() {
     let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/base/crds"));
-    for c in crds() {
-        let (path, want) = (dir.join(format!("{}.yaml", c.plural)), text(&c));
+    for crd in crds() {
+        let (path, want) = (dir.join(format!("{}.yaml", crd.plural)), text(&crd));
         if std::env::var_os("KARST_BLESS").is_some() {
             fs::write(&path, &want).unwrap();
         }
@@ -220,23 +220,23 @@ fn crds_are_what_the_types_say() {
 /// Nothing is left that Kubernetes does not take.
 #[test]
 fn schemas_are_structural() {
-    fn walk(v: &Value, at: &str) {
-        let Value::Object(m) = v else { panic!("{at}: {v}") };
-        assert!(m.get("type").is_some_and(Value::is_string), "{at}: {v}");
-        for k in ["$ref", "anyOf", "oneOf", "default", "title"] {
-            assert!(!m.contains_key(k), "{at}: {k}");
+    fn walk(schema: &Value, at: &str) {
+        let Value::Object(fields) = schema else { panic!("{at}: {schema}") };
+        assert!(fields.get("type").is_some_and(Value::is_string), "{at}: {schema}");
+        for key in ["$ref", "anyOf", "oneOf", "default", "title"] {
+            assert!(!fields.contains_key(key), "{at}: {key}");
         }
         let none = Map::new();
-        for (k, v) in m.get("properties").and_then(Value::as_object).unwrap_or(&none) {
-            walk(v, &format!("{at}.{k}"));
+        for (key, schema) in fields.get("properties").and_then(Value::as_object).unwrap_or(&none) {
+            walk(schema, &format!("{at}.{key}"));
         }
-        for k in ["items", "additionalProperties"] {
-            if let Some(v) = m.get(k) {
-                walk(v, &format!("{at}.{k}"));
+        for key in ["items", "additionalProperties"] {
+            if let Some(schema) = fields.get(key) {
+                walk(schema, &format!("{at}.{key}"));
             }
         }
     }
-    for c in crds() {
-        walk(&c.spec, c.kind);
+    for crd in crds() {
+        walk(&crd.spec, crd.kind);
     }
 }

@@ -14,8 +14,13 @@ use tokio::sync::mpsc;
 /// After a change, more changes are awaited for this long, so that a burst is read once.
 const SETTLE: Duration = Duration::from_millis(2);
 
+/// Why a set of keys is not there, in the words of who tried to fetch it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotFetched(pub String);
+
 /// Sets of keys by the address that they were fetched from, or why there are none.
-pub type Keys = BTreeMap<String, Result<String, String>>;
+pub type Keys = BTreeMap<String, Result<String, NotFetched>>;
 
 /// The state of the directory.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -56,7 +61,7 @@ impl Dir {
             return Err(named("no such directory".into()));
         }
         let (tx, changes) = mpsc::channel(1);
-        let mut w = notify::recommended_watcher(move |e: notify::Result<notify::Event>| {
+        let mut watcher = notify::recommended_watcher(move |e: notify::Result<notify::Event>| {
             let quiet = e.is_ok_and(|e| e.kind.is_access());
             if !quiet {
                 // Full: a change is pending already.
@@ -64,8 +69,8 @@ impl Dir {
             }
         })
         .map_err(|e| named(e.to_string()))?;
-        w.watch(path, RecursiveMode::Recursive).map_err(|e| named(e.to_string()))?;
-        Ok(Self { path: path.into(), good: BTreeMap::new(), changes, is_changed: false, _watcher: w })
+        watcher.watch(path, RecursiveMode::Recursive).map_err(|e| named(e.to_string()))?;
+        Ok(Self { path: path.into(), good: BTreeMap::new(), changes, is_changed: false, _watcher: watcher })
     }
 
     /// Waits until something has changed since it was read. Who stops waiting misses nothing: a change is there until it is read.
@@ -88,42 +93,42 @@ impl Dir {
         let mut files = Vec::new();
         list(&self.path, &mut files);
         let mut good = BTreeMap::new();
-        for f in files {
-            let before = self.good.remove(&f);
-            let text = match fs::read_to_string(&f) {
+        for file in files {
+            let before = self.good.remove(&file);
+            let text = match fs::read_to_string(&file) {
                 Ok(t) => t,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => {
                     state.problems.push(Problem {
-                        file: f.clone(),
+                        file: file.clone(),
                         line: 1,
                         object: String::new(),
                         field: String::new(),
                         message: format!("cannot be read: {e} [KARST-0006]"),
                     });
-                    good.extend(before.map(|b| (f, b)));
+                    good.extend(before.map(|before| (file, before)));
                     continue;
                 }
             };
-            if let Some(b) = before.as_ref().filter(|b| b.0 == text) {
-                good.insert(f, b.clone());
+            if let Some(before) = before.as_ref().filter(|before| before.0 == text) {
+                good.insert(file, before.clone());
                 continue;
             }
-            match parse::file(&f, &text) {
+            match parse::file(&file, &text) {
                 Ok(objects) => {
-                    good.insert(f, (text, objects.into_iter().map(Arc::new).collect()));
+                    good.insert(file, (text, objects.into_iter().map(Arc::new).collect()));
                 }
                 Err(problems) => {
                     state.problems.extend(problems);
-                    good.extend(before.map(|b| (f, b)));
+                    good.extend(before.map(|before| (file, before)));
                 }
             }
         }
         self.good = good;
         let mut seen: BTreeMap<(&str, String), &Arc<Located>> = BTreeMap::new();
-        for o in self.good.values().flat_map(|(_, o)| o) {
-            let m = o.object.meta();
-            let key = (o.object.kind(), format!("{}/{}", m.namespace, m.name));
+        for located in self.good.values().flat_map(|(_, located)| located) {
+            let meta = located.object.meta();
+            let key = (located.object.kind(), format!("{}/{}", meta.namespace, meta.name));
             if let Some(first) = seen.get(&key) {
                 let message = format!(
                     "is already defined in {}:{}; this definition is ignored [KARST-0005]",
@@ -131,16 +136,16 @@ impl Dir {
                     first.line
                 );
                 state.problems.push(Problem {
-                    file: o.file.clone(),
-                    line: o.line,
+                    file: located.file.clone(),
+                    line: located.line,
                     object: format!("{} {}", key.0, key.1),
                     field: String::new(),
                     message,
                 });
                 continue;
             }
-            seen.insert(key, o);
-            state.objects.push(o.clone());
+            seen.insert(key, located);
+            state.objects.push(located.clone());
         }
         state
     }
@@ -151,13 +156,13 @@ pub fn digest(dir: &Path) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut files = Vec::new();
     list(dir, &mut files);
-    let mut h = DefaultHasher::new();
-    for f in files {
-        f.strip_prefix(dir).unwrap_or(&f).hash(&mut h);
-        fs::read(&f).unwrap_or_default().hash(&mut h);
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        file.strip_prefix(dir).unwrap_or(&file).hash(&mut hasher);
+        fs::read(&file).unwrap_or_default().hash(&mut hasher);
     }
-    status::read(dir).hash(&mut h);
-    h.finish()
+    status::read(dir).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The files of a directory that are read.
@@ -169,8 +174,8 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 
 fn list(dir: &Path, out: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
-    for e in entries.flatten() {
-        let (path, name) = (e.path(), e.file_name());
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
         let name = name.to_string_lossy();
         if name.starts_with('.') {
             continue;

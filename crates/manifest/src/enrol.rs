@@ -28,8 +28,8 @@ pub fn opts_in(pod: &Pod) -> bool {
     mode(&pod.metadata.labels) == Some("ambient")
 }
 
-fn mode(l: &Labels) -> Option<&str> {
-    MODE.iter().find_map(|k| l.get(*k)).map(String::as_str)
+fn mode(labels: &Labels) -> Option<&str> {
+    MODE.iter().find_map(|k| labels.get(*k)).map(String::as_str)
 }
 
 /// Has the pod ended?

@@ -1,7 +1,7 @@
 //! Karst's own API, `karst.io/v1alpha1`: what neither Gateway API nor Istio's API can say.
 
 use crate::{
-    kinds::{Meta, TargetRef},
+    meta::{Meta, TargetRef},
     traffic::VsFault,
 };
 use serde::Deserialize;

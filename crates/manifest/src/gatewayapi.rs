@@ -1,6 +1,6 @@
 //! The Gateway API's routes (v1).
 
-use crate::kinds::{Meta, StatusCondition};
+use crate::meta::{Meta, StatusCondition};
 use serde::Deserialize;
 
 macro_rules! route {
@@ -233,7 +233,7 @@ pub struct BackendTlsSpec {
     pub target_refs: Vec<SectionRef>,
     pub validation: BackendTlsValidation,
     /// Of other implementations.
-    pub options: crate::kinds::Labels,
+    pub options: crate::meta::Labels,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

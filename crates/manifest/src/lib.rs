@@ -7,6 +7,7 @@
 //! - [`code`] has the codes of refusals and warnings.
 //! - [`enrol`] says which pods belong to the mesh.
 
+mod authorization;
 pub mod code;
 #[cfg(test)]
 mod crds;
@@ -14,12 +15,16 @@ pub mod dir;
 pub mod enrol;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod extension;
+mod gateway;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod gatewayapi;
 pub mod kinds;
+mod kubernetes;
+mod meta;
 pub mod parse;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod security;
+mod service_entry;
 pub mod status;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod telemetry;

@@ -95,15 +95,15 @@ pub fn file(path: &std::path::Path, text: &str) -> Result<Vec<Located>, Vec<Prob
 fn documents(text: &str) -> Vec<(usize, &str)> {
     let mut out = Vec::new();
     let (mut from, mut first, mut at) = (0, 1, 0);
-    for (n, l) in text.split_inclusive('\n').enumerate() {
-        if l.trim_end() == "---" || l.starts_with("--- ") {
+    for (n, line) in text.split_inclusive('\n').enumerate() {
+        if line.trim_end() == "---" || line.starts_with("--- ") {
             out.push((first, &text[from..at]));
-            (from, first) = (at + l.len(), n + 2);
+            (from, first) = (at + line.len(), n + 2);
         }
-        at += l.len();
+        at += line.len();
     }
     out.push((first, &text[from..]));
-    out.retain(|(_, d)| d.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#')));
+    out.retain(|(_, d)| d.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')));
     out
 }
 
@@ -182,17 +182,18 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
 ///
 /// # Errors
 /// What is wrong with it: the API server's schema may be older than what is read here.
-pub fn value(kind: &str, mut v: serde_json::Value) -> Result<Object, Problem> {
-    without_nulls(&mut v);
-    let at = |f: &str| v.pointer(&format!("/metadata/{f}")).and_then(|v| v.as_str()).unwrap_or_default().to_string();
+pub fn value(kind: &str, mut object: serde_json::Value) -> Result<Object, Problem> {
+    without_nulls(&mut object);
+    let at =
+        |f: &str| object.pointer(&format!("/metadata/{f}")).and_then(|v| v.as_str()).unwrap_or_default().to_string();
     let name = format!("{}/{}", at("namespace"), at("name"));
     let mut track = serde_path_to_error::Track::new();
-    match Object::read(kind, serde_path_to_error::Deserializer::new(v, &mut track)) {
+    match Object::read(kind, serde_path_to_error::Deserializer::new(object, &mut track)) {
         Some(Ok(o)) => Ok(o),
         Some(Err(e)) => {
-            let mut p = unreadable(kind, &name, e.to_string());
-            p.field = track.path().to_string();
-            Err(p)
+            let mut problem = unreadable(kind, &name, e.to_string());
+            problem.field = track.path().to_string();
+            Err(problem)
         }
         None => Err(unreadable(kind, &name, "is of an unsupported kind [KARST-0001]".into())),
     }
@@ -217,16 +218,17 @@ fn closed_spec(kind: &str) -> Option<serde_json::Value> {
 
 /// What stands for a security object that cannot be read: the same object, closing what it selects (all of its namespace,
 /// if not even that can be read); and for a route, which is refused whatever nothing else is for. None for other kinds.
-pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {
+pub fn closed(kind: &str, object: serde_json::Value) -> Option<Object> {
     if ROUTES.contains(&kind) {
-        return unread(kind, &v);
+        return unread(kind, &object);
     }
     let spec = closed_spec(kind)?;
-    let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
+    let part = |p: &str| object.pointer(p).cloned().unwrap_or_default();
     let metadata = part("/metadata");
     let mut narrow = spec.clone();
     for field in ["selector", "targetRef", "targetRefs"] {
-        if v.pointer(&format!("/spec/{field}")).is_some() && (kind == "AuthorizationPolicy" || field == "selector") {
+        if object.pointer(&format!("/spec/{field}")).is_some() && (kind == "AuthorizationPolicy" || field == "selector")
+        {
             narrow[field] = part(&format!("/spec/{field}"));
         }
     }
@@ -235,9 +237,9 @@ pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {
 }
 
 /// A route for the same services, gateways and hosts, none of whose rules is read.
-fn unread(kind: &str, v: &serde_json::Value) -> Option<Object> {
-    let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
-    let has = |p: &str| v.pointer(p).and_then(serde_json::Value::as_array).is_some_and(|a| !a.is_empty());
+fn unread(kind: &str, object: &serde_json::Value) -> Option<Object> {
+    let part = |p: &str| object.pointer(p).cloned().unwrap_or_default();
+    let has = |p: &str| object.pointer(p).and_then(serde_json::Value::as_array).is_some_and(|a| !a.is_empty());
     let rules = |p: &str| if has(p) { serde_json::json!([{}]) } else { serde_json::Value::Null };
     let spec = match kind {
         "VirtualService" => serde_json::json!({
@@ -260,10 +262,10 @@ fn unread(kind: &str, v: &serde_json::Value) -> Option<Object> {
 }
 
 /// In Kubernetes' API a field that is null is a field that is absent.
-fn without_nulls(v: &mut serde_json::Value) {
-    match v {
+fn without_nulls(value: &mut serde_json::Value) {
+    match value {
         serde_json::Value::Object(m) => {
-            m.retain(|_, v| !v.is_null());
+            m.retain(|_, value| !value.is_null());
             m.values_mut().for_each(without_nulls);
         }
         serde_json::Value::Array(a) => a.iter_mut().for_each(without_nulls),
@@ -278,10 +280,10 @@ pub fn unreadable(kind: &str, name: &str, message: String) -> Problem {
     Problem { file: PathBuf::new(), line: 0, object: format!("{kind} {name}"), field: String::new(), message }
 }
 
-fn is_dns_name(s: &str) -> bool {
-    !s.is_empty()
-        && s.len() <= 253
-        && s.split('.').all(|p| {
+fn is_dns_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|p| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
             edge(p.chars().next())
                 && edge(p.chars().last())

@@ -1,6 +1,6 @@
 //! Istio's RequestAuthentication: whose tokens are taken.
 
-use crate::kinds::{Meta, Selector, Status, TargetRef};
+use crate::meta::{Meta, Selector, Status, TargetRef};
 use serde::Deserialize;
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

@@ -24,19 +24,19 @@ pub fn read(dir: &Path) -> BTreeSet<String> {
 /// # Errors
 /// Those of the file system.
 pub fn write(dir: &Path, node: &str, namespace: &str, pod: &str, enrolled: bool) -> io::Result<()> {
-    let d = dir.join(DIR).join(node);
-    let f = d.join(format!("{namespace}.{pod}"));
+    let reports = dir.join(DIR).join(node);
+    let report = reports.join(format!("{namespace}.{pod}"));
     if !enrolled {
-        return match fs::remove_file(f) {
+        return match fs::remove_file(report) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         };
     }
-    if f.exists() {
+    if report.exists() {
         return Ok(());
     }
-    fs::create_dir_all(d)?;
-    fs::write(f, "")
+    fs::create_dir_all(reports)?;
+    fs::write(report, "")
 }
 
 /// Drops the reports of a node's pods that are not in `keep` (`namespace/name`).
@@ -44,11 +44,11 @@ pub fn write(dir: &Path, node: &str, namespace: &str, pod: &str, enrolled: bool)
 /// # Errors
 /// Those of the file system.
 pub fn retain(dir: &Path, node: &str, keep: &BTreeSet<String>) -> io::Result<()> {
-    for f in fs::read_dir(dir.join(DIR).join(node)).into_iter().flatten().flatten() {
-        if let Some((ns, name)) = f.file_name().to_string_lossy().split_once('.')
+    for report in fs::read_dir(dir.join(DIR).join(node)).into_iter().flatten().flatten() {
+        if let Some((ns, name)) = report.file_name().to_string_lossy().split_once('.')
             && !keep.contains(&format!("{ns}/{name}"))
         {
-            fs::remove_file(f.path())?;
+            fs::remove_file(report.path())?;
         }
     }
     Ok(())

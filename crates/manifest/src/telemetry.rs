@@ -1,6 +1,6 @@
 //! Istio's Telemetry: what proxies tell of requests.
 
-use crate::kinds::{Meta, Selector, Status, TargetRef};
+use crate::meta::{Meta, Selector, Status, TargetRef};
 #[cfg(test)]
 use crate::security::{SelectorSchema, TargetSchema};
 use serde::Deserialize;

@@ -1,7 +1,7 @@
 //! Istio's traffic API: VirtualService, DestinationRule, Gateway. Fields that ambient mode gives no meaning are read all the same,
 //! so that users' manifests are taken; what is not executed is reported.
 
-use crate::kinds::{Labels, Meta, Status};
+use crate::meta::{Labels, Meta, Status};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 

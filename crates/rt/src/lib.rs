@@ -1,11 +1,12 @@
 //! What every Karst process needs, and the only place (beside `ebpf/`) with unsafe code: sockets, network
-//! namespaces, descriptor passing; also draining, log output and the small HTTP server of the admin pages.
+//! namespaces, descriptor passing; also clocks, draining, log output and the small HTTP server of the admin pages.
 
 pub mod accept;
 pub mod admin;
 pub mod admission;
 mod apart;
 pub mod backoff;
+pub mod clock;
 pub mod drain;
 pub mod log;
 mod mark;

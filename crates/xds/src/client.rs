@@ -46,13 +46,15 @@ pub enum StreamEnd {
 
 /// What the owner of a client provides.
 pub trait XdsSubscriber {
+    /// Why the server cannot be connected to.
+    type Error: std::fmt::Display;
     /// Applies an update. Names that cannot be applied are returned with the reason; they are refused (NACK), and not
     /// held.
     fn apply(&mut self, u: Update) -> Vec<(String, String)>;
     /// The token to present (read anew for each stream).
-    fn token(&self) -> Result<String, String>;
+    fn token(&self) -> Result<String, Self::Error>;
     /// A channel to the server.
-    fn connect(&self) -> impl Future<Output = Result<Channel, String>>;
+    fn connect(&self) -> impl Future<Output = Result<Channel, Self::Error>>;
     /// Headers to add.
     fn headers(&self) -> Vec<(String, String)>;
     /// A stream is up: the server answers.
@@ -71,13 +73,13 @@ pub trait XdsSubscriber {
 }
 
 /// Subscribes to all resources of the types, for ever.
-pub async fn run<H: XdsSubscriber>(mut h: H, mut node: Node, types: &'static [&'static str]) {
+pub async fn run<H: XdsSubscriber>(mut subscriber: H, mut node: Node, types: &'static [&'static str]) {
     node.client_features.push(crate::PARTS.into());
     let mut held: HashMap<&'static str, HashMap<String, String>> = HashMap::new();
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
         let began = tokio::time::Instant::now();
-        let (why, text) = match stream(&mut h, &node, types, &mut held).await {
+        let (why, text) = match stream(&mut subscriber, &node, types, &mut held).await {
             Ok(()) => (StreamEnd::Complete, "closed by the server".to_string()),
             Err(Failed::Connect(e)) => (StreamEnd::ConnectionError, e),
             Err(Failed::Stream(s)) => {
@@ -94,7 +96,7 @@ pub async fn run<H: XdsSubscriber>(mut h: H, mut node: Node, types: &'static [&'
                 )
             }
         };
-        h.ended(why);
+        subscriber.ended(why);
         if began.elapsed() >= GOOD_STREAM {
             backoff.reset();
         }
@@ -119,27 +121,27 @@ impl From<tonic::Status> for Failed {
 }
 
 async fn stream<H: XdsSubscriber>(
-    h: &mut H,
+    subscriber: &mut H,
     node: &Node,
     types: &'static [&'static str],
     held: &mut HashMap<&'static str, HashMap<String, String>>,
 ) -> Result<(), Failed> {
-    let channel = h.connect().await.map_err(Failed::Connect)?;
-    let token = h.token().map_err(Failed::Connect)?;
+    let channel = subscriber.connect().await.map_err(|e| Failed::Connect(e.to_string()))?;
+    let token = subscriber.token().map_err(|e| Failed::Connect(e.to_string()))?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     // Acknowledgements: one for each response, plus the first requests.
     let (tx, rx) = mpsc::channel(16);
-    for t in types {
+    for type_url in types {
         let first = DeltaDiscoveryRequest {
             node: Some(node.clone()),
-            type_url: t.to_string(),
-            initial_resource_versions: held.get(t).cloned().unwrap_or_default(),
+            type_url: type_url.to_string(),
+            initial_resource_versions: held.get(type_url).cloned().unwrap_or_default(),
             ..Default::default()
         };
         let _ = tx.send(first).await;
     }
     let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(rx));
-    let mut headers = h.headers();
+    let mut headers = subscriber.headers();
     headers.push(("authorization".into(), format!("Bearer {token}")));
     for (k, v) in headers {
         let key = tonic::metadata::MetadataKey::from_bytes(k.as_bytes())
@@ -149,16 +151,16 @@ async fn stream<H: XdsSubscriber>(
         request.metadata_mut().insert(key, value);
     }
     let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
-    h.connected();
+    subscriber.connected();
     tracing::info!("configuration stream is up");
     let mut asked = PendingSubscription::default();
     loop {
-        let r = tokio::select! {
-            r = responses.message() => match r? {
-                Some(r) => r,
+        let response = tokio::select! {
+            response = responses.message() => match response? {
+                Some(response) => response,
                 None => return Ok(()),
             },
-            (type_url, names) = h.wanted(), if asked.names.is_empty() => {
+            (type_url, names) = subscriber.wanted(), if asked.names.is_empty() => {
                 asked = PendingSubscription { type_url, names: names.clone() };
                 let ask = DeltaDiscoveryRequest {
                     type_url: type_url.into(),
@@ -171,15 +173,15 @@ async fn stream<H: XdsSubscriber>(
                 continue;
             }
         };
-        h.received(&r.type_url, prost::Message::encoded_len(&r));
-        let answered = asked.answered(&r);
-        let nonce = r.nonce.clone();
-        let (type_url, error) = match types.iter().find(|t| **t == r.type_url) {
-            Some(t) => (t.to_string(), take(h, held.entry(t).or_default(), r)),
-            None => (r.type_url.clone(), Some(format!("type {:?} was not asked for", r.type_url))),
+        subscriber.received(&response.type_url, prost::Message::encoded_len(&response));
+        let answered = asked.answered(&response);
+        let nonce = response.nonce.clone();
+        let (type_url, error) = match types.iter().find(|type_url| **type_url == response.type_url) {
+            Some(t) => (t.to_string(), take(subscriber, held.entry(t).or_default(), response)),
+            None => (response.type_url.clone(), Some(format!("type {:?} was not asked for", response.type_url))),
         };
         if !answered.is_empty() {
-            h.answered(&answered);
+            subscriber.answered(&answered);
         }
         let error_detail = error.map(|message| {
             tracing::warn!(error = message, "refused configuration; the last good state stays in force");
@@ -207,12 +209,13 @@ struct PendingSubscription {
 
 impl PendingSubscription {
     /// Takes out the names that this answers: their subscription has done its work.
-    fn answered(&mut self, r: &DeltaDiscoveryResponse) -> Vec<String> {
-        if r.type_url != self.type_url {
+    fn answered(&mut self, response: &DeltaDiscoveryResponse) -> Vec<String> {
+        if response.type_url != self.type_url {
             return vec![];
         }
         let is = |n: &String| {
-            r.removed_resources.contains(n) || r.resources.iter().any(|x| x.name == *n || x.aliases.contains(n))
+            response.removed_resources.contains(n)
+                || response.resources.iter().any(|x| x.name == *n || x.aliases.contains(n))
         };
         let (answered, open) = std::mem::take(&mut self.names).into_iter().partition(is);
         self.names = open;
@@ -220,36 +223,49 @@ impl PendingSubscription {
     }
 }
 
-fn take<H: XdsSubscriber>(h: &mut H, held: &mut HashMap<String, String>, r: DeltaDiscoveryResponse) -> Option<String> {
-    let mut changed = Vec::with_capacity(r.resources.len());
+fn take<H: XdsSubscriber>(
+    subscriber: &mut H,
+    held: &mut HashMap<String, String>,
+    response: DeltaDiscoveryResponse,
+) -> Option<String> {
+    let mut changed = Vec::with_capacity(response.resources.len());
     let mut refused = Vec::new();
-    for x in r.resources {
-        match x.resource {
-            Some(any) if any.type_url == r.type_url => changed.push((x.name, x.version, any.value)),
-            Some(any) => {
-                refused.push((x.name, format!("is of type {:?} in a response of {:?}", any.type_url, r.type_url)))
+    for resource in response.resources {
+        match resource.resource {
+            Some(any) if any.type_url == response.type_url => {
+                changed.push((resource.name, resource.version, any.value))
             }
-            None => refused.push((x.name, "has no content".to_string())),
+            Some(any) => refused.push((
+                resource.name,
+                format!("is of type {:?} in a response of {:?}", any.type_url, response.type_url),
+            )),
+            None => refused.push((resource.name, "has no content".to_string())),
         }
     }
-    let versions: Vec<(String, String)> = changed.iter().map(|(n, v, _)| (n.clone(), v.clone())).collect();
-    let removed = r.removed_resources.clone();
-    let more = r.system_version_info == crate::MORE;
-    refused.extend(h.apply(Update { type_url: r.type_url, changed, removed: r.removed_resources, more }));
-    for n in &removed {
-        held.remove(n);
+    let versions: Vec<(String, String)> =
+        changed.iter().map(|(name, version, _)| (name.clone(), version.clone())).collect();
+    let removed = response.removed_resources.clone();
+    let more = response.system_version_info == crate::MORE;
+    refused.extend(subscriber.apply(Update {
+        type_url: response.type_url,
+        changed,
+        removed: response.removed_resources,
+        more,
+    }));
+    for name in &removed {
+        held.remove(name);
     }
-    for (n, v) in versions {
-        if refused.iter().any(|(x, _)| *x == n) {
-            held.remove(&n);
+    for (name, version) in versions {
+        if refused.iter().any(|(refused, _)| *refused == name) {
+            held.remove(&name);
         } else {
-            held.insert(n, v);
+            held.insert(name, version);
         }
     }
     if refused.is_empty() {
         return None;
     }
-    Some(refused.iter().map(|(n, why)| format!("{n}: {why}")).collect::<Vec<_>>().join("; "))
+    Some(refused.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; "))
 }
 
 #[cfg(test)]

@@ -116,8 +116,8 @@ pub async fn serve<S>(
         } else {
             pending.push_back((nonce, now.version));
         }
-        for m in messages {
-            if out.send(Ok(m)).await.is_err() {
+        for message in messages {
+            if out.send(Ok(message)).await.is_err() {
                 return;
             }
         }
@@ -135,51 +135,54 @@ pub fn channel() -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Outgoing>) {
 fn request(
     interests: &mut HashMap<&'static str, Interest>,
     Types { order, private, variants }: Types,
-    r: DeltaDiscoveryRequest,
+    request: DeltaDiscoveryRequest,
     peer: &Peer,
     on_event: &impl Fn(&Peer, Event),
 ) -> Result<bool, Status> {
-    let Some(t) = order.iter().find(|t| **t == r.type_url) else {
-        return Err(Status::invalid_argument(format!("type {:?} is not served here; known are {order:?}", r.type_url)));
+    let Some(type_url) = order.iter().find(|type_url| **type_url == request.type_url) else {
+        return Err(Status::invalid_argument(format!(
+            "type {:?} is not served here; known are {order:?}",
+            request.type_url
+        )));
     };
-    if let Some(e) = r.error_detail {
-        on_event(peer, Event::Nack { type_url: r.type_url, error: e.message });
+    if let Some(e) = request.error_detail {
+        on_event(peer, Event::Nack { type_url: request.type_url, error: e.message });
         return Ok(false);
     }
-    let first = !interests.contains_key(t);
-    let i = interests.entry(t).or_default();
-    let has = |f: &str| r.node.iter().flat_map(|n| &n.client_features).any(|x| x == f);
-    let set = variants.iter().find(|v| v.type_url == *t && has(v.feature)).map(|v| v.set);
+    let first = !interests.contains_key(type_url);
+    let interest = interests.entry(type_url).or_default();
+    let has = |f: &str| request.node.iter().flat_map(|node| &node.client_features).any(|x| x == f);
+    let set = variants.iter().find(|v| v.type_url == *type_url && has(v.feature)).map(|v| v.set);
     // Who has said it once need not say it again: the node may be left out of later requests.
-    let other = set.is_some() && i.set != set;
-    i.set = set.or(i.set);
+    let other = set.is_some() && interest.set != set;
+    interest.set = set.or(interest.set);
     if first {
         // Without names at first: everything (the delta protocol's wildcard).
-        i.wildcard = r.resource_names_subscribe.is_empty();
-        i.held = r.initial_resource_versions.into_iter().map(|(n, v)| (n, v.into())).collect();
+        interest.wildcard = request.resource_names_subscribe.is_empty();
+        interest.held = request.initial_resource_versions.into_iter().map(|(name, v)| (name, v.into())).collect();
     }
-    if private.contains(t) {
-        i.set_wildcard(false);
-        i.names = [peer.own.clone()].into();
+    if private.contains(type_url) {
+        interest.set_wildcard(false);
+        interest.names = [peer.own.clone()].into();
         return Ok(first);
     }
-    let before = (i.wildcard, i.names.len());
-    for n in r.resource_names_subscribe {
-        if n == "*" {
-            i.set_wildcard(true);
+    let before = (interest.wildcard, interest.names.len());
+    for name in request.resource_names_subscribe {
+        if name == "*" {
+            interest.set_wildcard(true);
         } else {
-            i.asked.push(n.clone());
-            i.names.insert(n);
+            interest.asked.push(name.clone());
+            interest.names.insert(name);
         }
     }
-    for n in &r.resource_names_unsubscribe {
-        if n == "*" {
-            i.set_wildcard(false);
+    for name in &request.resource_names_unsubscribe {
+        if name == "*" {
+            interest.set_wildcard(false);
         } else {
-            i.names.remove(n);
+            interest.names.remove(name);
         }
     }
-    Ok(first || other || !i.asked.is_empty() || before != (i.wildcard, i.names.len()))
+    Ok(first || other || !interest.asked.is_empty() || before != (interest.wildcard, interest.names.len()))
 }
 
 fn push(
@@ -192,23 +195,23 @@ fn push(
     let empty = Set::new();
     let mut out = Vec::new();
     let mut late = Vec::new();
-    for t in order {
-        let Some(i) = interests.get_mut(t) else { continue };
-        let set = now.types.get(i.set.unwrap_or(t)).unwrap_or(&empty);
-        let Difference { changed, removed } = i.advance(set);
-        let first = !std::mem::replace(&mut i.answered, true);
+    for type_url in order {
+        let Some(interest) = interests.get_mut(type_url) else { continue };
+        let set = now.types.get(interest.set.unwrap_or(type_url)).unwrap_or(&empty);
+        let Difference { changed, removed } = interest.advance(set);
+        let first = !std::mem::replace(&mut interest.answered, true);
         let only_removed = changed.is_empty() && !removed.is_empty();
         if changed.is_empty() && removed.is_empty() && !first {
             continue;
         }
-        if *t == order[0] && !removed.is_empty() {
-            late.push(response(t, &[], removed, nonce));
+        if *type_url == order[0] && !removed.is_empty() {
+            late.push(response(type_url, &[], removed, nonce));
             if only_removed {
                 continue;
             }
-            out.extend(chunks(t, &changed, vec![], nonce, size));
+            out.extend(chunks(type_url, &changed, vec![], nonce, size));
         } else {
-            out.extend(chunks(t, &changed, removed, nonce, size));
+            out.extend(chunks(type_url, &changed, removed, nonce, size));
         }
     }
     out.extend(late);
@@ -216,18 +219,18 @@ fn push(
 }
 
 fn chunks(
-    t: &str,
+    type_url: &str,
     changed: &[(String, crate::Entry)],
     removed: Vec<String>,
     nonce: &mut u64,
     size: usize,
 ) -> Vec<DeltaDiscoveryResponse> {
     if changed.len() <= size {
-        return vec![response(t, changed, removed, nonce)];
+        return vec![response(type_url, changed, removed, nonce)];
     }
-    let mut out: Vec<_> = changed.chunks(size).map(|c| response(t, c, vec![], nonce)).collect();
+    let mut out: Vec<_> = changed.chunks(size).map(|c| response(type_url, c, vec![], nonce)).collect();
     if !removed.is_empty() {
-        out.push(response(t, &[], removed, nonce));
+        out.push(response(type_url, &[], removed, nonce));
     }
     let last = out.len() - 1;
     out[..last].iter_mut().for_each(|r| r.system_version_info = MORE.into());
@@ -235,7 +238,7 @@ fn chunks(
 }
 
 fn response(
-    t: &str,
+    type_url: &str,
     changed: &[(String, crate::Entry)],
     removed: Vec<String>,
     nonce: &mut u64,
@@ -245,7 +248,7 @@ fn response(
         .iter()
         .map(|(name, e)| Resource {
             version: e.version.to_string(),
-            resource: Some(prost_types::Any { type_url: t.to_string(), value: e.bytes.to_vec() }),
+            resource: Some(prost_types::Any { type_url: type_url.to_string(), value: e.bytes.to_vec() }),
             name: name.clone(),
             aliases: e.aliases.to_vec(),
         })
@@ -253,7 +256,7 @@ fn response(
     DeltaDiscoveryResponse {
         system_version_info: String::new(),
         resources,
-        type_url: t.to_string(),
+        type_url: type_url.to_string(),
         nonce: nonce.to_string(),
         removed_resources: removed,
     }

@@ -91,18 +91,20 @@ impl Interest {
                 }
             }
         } else {
-            let asked = |n: &str, e: &Entry| {
-                self.wildcard || self.names.contains(n) || e.aliases.iter().any(|a| self.names.contains(a))
+            let asked = |name: &str, e: &Entry| {
+                self.wildcard || self.names.contains(name) || e.aliases.iter().any(|a| self.names.contains(a))
             };
-            let news = |n: &String, e: &Entry| self.held.get(n).is_none_or(|v| *v != e.version) && asked(n, e);
-            changed.extend(now.iter().filter(|(n, e)| news(n, e)).map(|(n, e)| (n.clone(), e.clone())));
-            removed.extend(self.held.keys().filter(|n| !now.contains_key(*n)).cloned());
+            let news = |name: &String, e: &Entry| self.held.get(name).is_none_or(|v| *v != e.version) && asked(name, e);
+            changed.extend(
+                now.iter().filter(|(name, entry)| news(name, entry)).map(|(name, entry)| (name.clone(), entry.clone())),
+            );
+            removed.extend(self.held.keys().filter(|name| !now.contains_key(*name)).cloned());
             removed.sort();
-            for n in &removed {
-                self.held.remove(n);
+            for name in &removed {
+                self.held.remove(name);
             }
-            for (n, e) in &changed {
-                self.held.insert(n.clone(), e.version.clone());
+            for (name, entry) in &changed {
+                self.held.insert(name.clone(), entry.version.clone());
             }
         }
         if self.wildcard {
@@ -121,24 +123,24 @@ impl Interest {
             return;
         }
         let mut found: Vec<(String, Entry)> = Vec::new();
-        asked.retain(|n| match now.get(n) {
+        asked.retain(|name| match now.get(name) {
             Some(e) => {
-                found.push((n.clone(), e.clone()));
+                found.push((name.clone(), e.clone()));
                 false
             }
             None => true,
         });
         if !asked.is_empty() {
-            for (n, e) in now.iter().filter(|(_, e)| e.aliases.iter().any(|a| asked.contains(a))) {
-                found.push((n.clone(), e.clone()));
+            for (name, entry) in now.iter().filter(|(_, entry)| entry.aliases.iter().any(|a| asked.contains(a))) {
+                found.push((name.clone(), entry.clone()));
             }
-            asked.retain(|n| !found.iter().any(|(_, e)| e.aliases.contains(n)));
+            asked.retain(|name| !found.iter().any(|(_, entry)| entry.aliases.contains(name)));
         }
         if everything {
-            found.retain(|(n, _)| !changed.iter().any(|(c, _)| c == n));
+            found.retain(|(name, _)| !changed.iter().any(|(c, _)| c == name));
             changed.append(&mut found);
         }
-        let mut nothing: Vec<String> = asked.into_iter().filter(|n| !removed.contains(n)).collect();
+        let mut nothing: Vec<String> = asked.into_iter().filter(|name| !removed.contains(name)).collect();
         nothing.sort();
         removed.append(&mut nothing);
     }

@@ -27,7 +27,7 @@ use std::{
     fs::{self, File},
     io,
     net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// What was found.
@@ -48,6 +48,22 @@ pub enum Need {
     Required,
     /// Something else is done, or nothing is lost.
     Fallback(&'static str),
+}
+
+/// Why no program can be attached to a cgroup here.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// There is no cgroup2, and why.
+    #[error("{0}")]
+    NoRoot(String),
+    /// None can be made below its root.
+    #[error("cannot create {dir}: {why}")]
+    Create {
+        /// The one that was to be.
+        dir: PathBuf,
+        /// The kernel's words.
+        why: String,
+    },
 }
 
 /// One thing that a kernel may have.
@@ -90,7 +106,7 @@ const HELPERS: [(&str, &str, &str, ProgramType, BpfHelper); 7] = {
 };
 
 /// Looks at everything. `dir` is to be on a bpffs (it need not be there yet); `cgroup` the root of cgroup2, or why there is none.
-pub fn rows(dir: &Path, cgroup: Result<&Path, String>) -> Vec<Row> {
+pub fn rows(dir: &Path, cgroup: Result<&Path, CgroupError>) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut row = |feature, purpose, since, need, found| rows.push(Row { feature, purpose, since, need, found });
     let required = Need::Required;
@@ -148,7 +164,7 @@ fn fallback_v6(v6: bool) -> Need {
 type Push<'a> = &'a mut dyn FnMut(&'static str, &'static str, &'static str, Need, Found);
 
 /// The real programs: does the verifier take them, and can they be attached?
-fn programs(netns: &Netns, cgroup: &Result<&Path, String>, row: Push<'_>) {
+fn programs(netns: &Netns, cgroup: &Result<&Path, CgroupError>, row: Push<'_>) {
     match load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.o"))) {
         Ok(mut node) => {
             let place = Scratch::new(cgroup);
@@ -199,12 +215,12 @@ fn load(object: &[u8]) -> Result<Ebpf, Found> {
     EbpfLoader::new().load(object).map_err(|e| Found::Missing(chain(&e)))
 }
 
-fn try_program<P>(bpf: &mut Ebpf, name: &str, f: impl FnOnce(&mut P) -> Result<(), ProgramError>) -> Found
+fn try_program<P>(bpf: &mut Ebpf, name: &str, attempt: impl FnOnce(&mut P) -> Result<(), ProgramError>) -> Found
 where
     for<'a> &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     match program::<P>(bpf, name) {
-        Ok(p) => judge(f(p)),
+        Ok(p) => judge(attempt(p)),
         Err(e) => Found::Unknown(e.to_string()),
     }
 }
@@ -215,25 +231,28 @@ fn listeners(pod: &mut Ebpf, netns: &Netns) -> Found {
         let (tcp, udp) = netns.run(|| {
             io::Result::Ok((TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?))
         })??;
-        let mut m: SockMap<_> = pod.map_mut("LISTENERS").ok_or("the object has no map LISTENERS")?.try_into()?;
-        m.set(slot::OUTBOUND, &tcp, 0)?;
-        Ok(m.set(slot::DNS, &udp, 0)?)
+        let mut map: SockMap<_> = pod.map_mut("LISTENERS").ok_or("the object has no map LISTENERS")?.try_into()?;
+        map.set(slot::OUTBOUND, &tcp, 0)?;
+        Ok(map.set(slot::DNS, &udp, 0)?)
     };
     try_it().map_or_else(|e| Found::Missing(chain(&*e)), |()| Found::Here)
 }
 
 /// A cgroup of its own, gone when dropped.
-struct Scratch(Result<std::path::PathBuf, String>);
+struct Scratch(Result<PathBuf, CgroupError>);
 
 impl Scratch {
-    fn new(root: &Result<&Path, String>) -> Self {
+    fn new(root: &Result<&Path, CgroupError>) -> Self {
         Self(root.clone().and_then(|root| {
             let dir = root.join(format!("karst-check-{}", std::process::id()));
-            fs::create_dir(&dir).map(|()| dir.clone()).map_err(|e| format!("cannot create {}: {e}", dir.display()))
+            match fs::create_dir(&dir) {
+                Ok(()) => Ok(dir),
+                Err(e) => Err(CgroupError::Create { dir, why: e.to_string() }),
+            }
         }))
     }
     fn open(&self) -> io::Result<File> {
-        self.0.as_ref().map_err(|e| io::Error::other(e.clone())).and_then(File::open)
+        self.0.as_ref().map_err(|e| io::Error::other(e.to_string())).and_then(File::open)
     }
 }
 
@@ -249,33 +268,33 @@ impl Drop for Scratch {
 pub(crate) fn scratch() -> io::Result<Netns> {
     let made = std::thread::spawn(|| {
         sys::unshare_netns()?;
-        let mut m = LinkMessage::default();
-        m.header.index = 1;
-        m.header.flags = LinkFlags::Up;
-        m.header.change_mask = LinkFlags::Up;
-        net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::SetLink(m), 0)?;
+        let mut message = LinkMessage::default();
+        message.header.index = 1;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::SetLink(message), 0)?;
         Netns::current()
     });
     made.join().unwrap_or_else(|_| Err(io::Error::other("the thread that creates a namespace has failed")))
 }
 
-fn within<T>(netns: &Netns, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    netns.run(f)?
+fn within<T>(netns: &Netns, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    netns.run(run)?
 }
 
-fn in_scratch(netns: &Netns, f: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    netns.run(f)?
+fn in_scratch(netns: &Netns, run: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    netns.run(run)?
 }
 
 fn sysctl(name: &str) -> io::Result<()> {
     fs::write(proc_root().join("sys/net").join(name), "1")
 }
 
-fn cgroup2(root: &Result<&Path, String>) -> Found {
+fn cgroup2(root: &Result<&Path, CgroupError>) -> Found {
     match root {
         Ok(p) if is_cgroup2(p) => Found::Here,
         Ok(p) => Found::Missing(format!("{} is not a cgroup2 (set --cgroup)", p.display())),
-        Err(e) => Found::Missing(e.clone()),
+        Err(e) => Found::Missing(e.to_string()),
     }
 }
 
@@ -327,8 +346,8 @@ fn small((kind, attach): (u32, u32), instructions: &[u64]) -> Found {
     }
 }
 
-fn judge(r: Result<(), ProgramError>) -> Found {
-    let Err(e) = r else { return Found::Here };
+fn judge(result: Result<(), ProgramError>) -> Found {
+    let Err(e) = result else { return Found::Here };
     let text = match &e {
         ProgramError::LoadError { io_error, verifier_log } => {
             format!("{io_error}: {}", verdict(&verifier_log.to_string()))
@@ -341,8 +360,8 @@ fn judge(r: Result<(), ProgramError>) -> Found {
     }
 }
 
-fn judge_io(r: io::Result<()>) -> Found {
-    match r {
+fn judge_io(result: io::Result<()>) -> Found {
+    match result {
         Ok(()) => Found::Here,
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => Found::Unknown(format!("{e} (it takes root)")),
         Err(e) => Found::Missing(e.to_string()),

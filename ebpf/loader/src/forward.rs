@@ -13,9 +13,8 @@
 //! Proven by tests/world (`forward`).
 
 use crate::{
-    Error, Node, PodConfig, guard,
+    Error, Node, PodConfig, guard, maps,
     net::{self, Device, TABLE, ask, dump, family, request},
-    pod::replace,
 };
 use karst_ebpf_common::{LAYOUT, MAX_FORWARDED, slot};
 use karst_rt::netns::Netns;
@@ -85,23 +84,24 @@ enum End {
 /// `ambient.istio.io/reroute-virtual-interfaces`): by itself it might be a network that leads to other pods. A bridge is inside
 /// if none of its ports leads out. What has an address of the pod's (`uplinks`) never is.
 fn inside(links: &[Link], uplinks: &BTreeSet<u32>, named: &[String]) -> BTreeSet<u32> {
-    let may = |l: &Link| {
-        let by_itself = match l.kind {
+    let may = |link: &Link| {
+        let by_itself = match link.kind {
             Kind::Bridge | Kind::Virtual | Kind::Pair(End::Here) => true,
-            Kind::Pair(End::Third) => l.master.is_some(),
+            Kind::Pair(End::Third) => link.master.is_some(),
             Kind::Pair(End::Node) | Kind::Other => false,
         };
-        !l.loopback && !uplinks.contains(&l.index) && (by_itself || named.contains(&l.name))
+        !link.loopback && !uplinks.contains(&link.index) && (by_itself || named.contains(&link.name))
     };
-    let mut all: BTreeSet<u32> = links.iter().filter(|l| may(l)).map(|l| l.index).collect();
+    let mut all: BTreeSet<u32> = links.iter().filter(|link| may(link)).map(|link| link.index).collect();
     // Until nothing changes: a bridge with a port that leads out, then its ports that are inside only by it, then what they carry.
     loop {
-        let out = |l: &Link| match l.kind {
-            Kind::Bridge => links.iter().any(|p| p.master == Some(l.index) && !all.contains(&p.index)),
-            Kind::Pair(End::Third) if !named.contains(&l.name) => l.master.is_none_or(|m| !all.contains(&m)),
+        let out = |link: &Link| match link.kind {
+            Kind::Bridge => links.iter().any(|p| p.master == Some(link.index) && !all.contains(&p.index)),
+            Kind::Pair(End::Third) if !named.contains(&link.name) => link.master.is_none_or(|m| !all.contains(&m)),
             Kind::Virtual | Kind::Pair(_) | Kind::Other => false,
         };
-        let gone: Vec<u32> = links.iter().filter(|l| all.contains(&l.index) && out(l)).map(|l| l.index).collect();
+        let gone: Vec<u32> =
+            links.iter().filter(|link| all.contains(&link.index) && out(link)).map(|link| link.index).collect();
         if gone.is_empty() {
             return all;
         }
@@ -150,33 +150,33 @@ impl Step {
 impl Rule {
     fn message(&self) -> RuleMessage {
         let table = if self.step.suppressed().is_some() { libc::RT_TABLE_MAIN } else { TABLE };
-        let mut m = RuleMessage::default();
-        m.header.family = family(self.v6);
-        m.header.table = table;
-        m.header.action = RuleAction::ToTable;
-        m.attributes = vec![
+        let mut message = RuleMessage::default();
+        message.header.family = family(self.v6);
+        message.header.table = table;
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![
             RuleAttribute::Priority(self.step as u32),
             RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
             RuleAttribute::Iifname(self.device.clone()),
         ];
-        m.attributes.extend(self.step.suppressed().map(RuleAttribute::SuppressIfGroup));
+        message.attributes.extend(self.step.suppressed().map(RuleAttribute::SuppressIfGroup));
         match self.step {
             Step::WithinTcp | Step::PastTcp | Step::TakeTcp => {
-                m.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
+                message.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
             }
-            Step::WithinDns | Step::TakeDns => m.attributes.extend([
+            Step::WithinDns | Step::TakeDns => message.attributes.extend([
                 RuleAttribute::IpProtocol(IpProtocol::Udp),
                 RuleAttribute::DestinationPortRange(RulePortRange { start: DNS_PORT, end: DNS_PORT }),
             ]),
         }
-        m
+        message
     }
 
     /// Reads a rule that the kernel shows, if it is one of ours.
-    fn read(m: &RuleMessage) -> Option<Self> {
-        let v6 = m.header.family == family(true);
+    fn read(message: &RuleMessage) -> Option<Self> {
+        let v6 = message.header.family == family(true);
         let (mut step, mut device, mut ours) = (None, None, false);
-        for a in &m.attributes {
+        for a in &message.attributes {
             match a {
                 RuleAttribute::Priority(p) => step = Step::ALL.into_iter().find(|s| *s as u32 == *p),
                 RuleAttribute::Iifname(name) => device = Some(name.clone()),
@@ -199,14 +199,14 @@ fn rules(within: &[&Link], out: &[&Link], families: &[bool], dns: bool) -> BTree
             all.extend(steps.iter().map(|step| Rule { step: *step, v6: *v6, device: l.name.clone() }));
         }
     };
-    for l in within {
-        add(&[Step::WithinTcp, Step::TakeTcp], l);
+    for link in within {
+        add(&[Step::WithinTcp, Step::TakeTcp], link);
         if dns {
-            add(&[Step::WithinDns, Step::TakeDns], l);
+            add(&[Step::WithinDns, Step::TakeDns], link);
         }
     }
-    for l in out {
-        add(&[Step::PastTcp, Step::TakeTcp], l);
+    for link in out {
+        add(&[Step::PastTcp, Step::TakeTcp], link);
     }
     all
 }
@@ -268,20 +268,20 @@ impl Node {
         let uplinks = addresses.iter().filter(|(_, ip)| pod.ips.contains(ip)).map(|(device, _)| *device).collect();
         let links = net::in_netns(netns, || links(&host))?
             .map_err(Error::io("cannot read the devices of the pod's namespace", dir))?;
-        let mut w = wanted(&links, &uplinks, pod);
+        let mut wanted = wanted(&links, &uplinks, pod);
         // What is delivered is known before it is delivered; and the guard goes last.
-        let done = replace(&dir.join(format!("v{LAYOUT}")).join("FORWARDED"), w.slots)
-            .and_then(|()| net::in_netns(netns, || apply(&w.groups, &w.rules)))
+        let done = maps::replace(&dir.join(format!("v{LAYOUT}")).join("FORWARDED"), wanted.slots)
+            .and_then(|()| net::in_netns(netns, || apply(&wanted.groups, &wanted.rules)))
             .and_then(|r| r.map_err(Error::io("cannot set up the capture of traffic that the pod forwards", dir)));
         match done {
-            Ok(()) => guard::leave(netns, dir, &w.unguarded),
+            Ok(()) => guard::leave(netns, dir, &wanted.unguarded),
             // Nothing leaves, and nothing comes in.
             Err(e) => {
                 tracing::warn!(pod = pod.uid, error = %e, "traffic that the pod forwards is not captured, but dropped");
-                w.guarded.append(&mut w.unguarded);
+                wanted.guarded.append(&mut wanted.unguarded);
             }
         }
-        Ok(w.guarded)
+        Ok(wanted.guarded)
     }
 }
 
@@ -294,12 +294,12 @@ pub(crate) fn remove() -> io::Result<()> {
 }
 
 fn apply(groups: &[(u32, u32)], wanted: &BTreeSet<Rule>) -> io::Result<()> {
-    let s = Socket::new(NETLINK_ROUTE)?;
+    let socket = Socket::new(NETLINK_ROUTE)?;
     for (index, group) in groups {
-        let mut m = LinkMessage::default();
-        m.header.index = *index;
-        m.attributes = vec![LinkAttribute::Group(*group)];
-        match request(&s, RouteNetlinkMessage::SetLink(m), 0) {
+        let mut message = LinkMessage::default();
+        message.header.index = *index;
+        message.attributes = vec![LinkAttribute::Group(*group)];
+        match request(&socket, RouteNetlinkMessage::SetLink(message), 0) {
             // Gone meanwhile; there will be another change to follow.
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
             r => r?,
@@ -307,11 +307,11 @@ fn apply(groups: &[(u32, u32)], wanted: &BTreeSet<Rule>) -> io::Result<()> {
     }
     let mut there = BTreeSet::new();
     for v6 in [false, true] {
-        let mut m = RuleMessage::default();
-        m.header.family = family(v6);
-        let read = dump(RouteNetlinkMessage::GetRule(m), |m| {
-            if let RouteNetlinkMessage::NewRule(r) = m {
-                there.extend(Rule::read(&r));
+        let mut message = RuleMessage::default();
+        message.header.family = family(v6);
+        let read = dump(RouteNetlinkMessage::GetRule(message), |message| {
+            if let RouteNetlinkMessage::NewRule(rule) = message {
+                there.extend(Rule::read(&rule));
             }
         });
         match read {
@@ -321,11 +321,11 @@ fn apply(groups: &[(u32, u32)], wanted: &BTreeSet<Rule>) -> io::Result<()> {
         }
     }
     // In the order of their steps: what leaves things as they are first. Away with them the other way round.
-    for r in wanted.difference(&there) {
-        request(&s, RouteNetlinkMessage::NewRule(r.message()), NLM_F_CREATE | NLM_F_EXCL)?;
+    for rule in wanted.difference(&there) {
+        request(&socket, RouteNetlinkMessage::NewRule(rule.message()), NLM_F_CREATE | NLM_F_EXCL)?;
     }
-    for r in there.difference(wanted).collect::<Vec<_>>().into_iter().rev() {
-        request(&s, RouteNetlinkMessage::DelRule(r.message()), 0)?;
+    for rule in there.difference(wanted).collect::<Vec<_>>().into_iter().rev() {
+        request(&socket, RouteNetlinkMessage::DelRule(rule.message()), 0)?;
     }
     Ok(())
 }
@@ -345,22 +345,23 @@ fn links(node: &Netns) -> io::Result<Vec<Link>> {
 
 /// The number by which the calling thread's namespace knows another one; none: no device of it leads there.
 fn id_of(other: &Netns) -> io::Result<Option<i32>> {
-    let mut m = NsidMessage::default();
-    m.attributes = vec![NsidAttribute::Fd(other.as_fd().as_raw_fd() as u32)];
-    let Some(RouteNetlinkMessage::NewNsId(m)) = ask(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::GetNsId(m), 0)?
+    let mut message = NsidMessage::default();
+    message.attributes = vec![NsidAttribute::Fd(other.as_fd().as_raw_fd() as u32)];
+    let Some(RouteNetlinkMessage::NewNsId(message)) =
+        ask(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::GetNsId(message), 0)?
     else {
         return Err(io::Error::other("the kernel does not say which namespace is the node's"));
     };
-    let id = m.attributes.iter().find_map(|a| match a {
+    let id = message.attributes.iter().find_map(|a| match a {
         NsidAttribute::Id(id) => Some(*id),
         _ => None,
     });
     Ok(id.filter(|id| *id >= 0))
 }
 
-fn link(m: &LinkMessage, node: Option<i32>) -> Option<Link> {
+fn link(message: &LinkMessage, node: Option<i32>) -> Option<Link> {
     let (mut name, mut kind, mut master, mut end, mut group) = (None, None, None, End::Here, 0);
-    for a in &m.attributes {
+    for a in &message.attributes {
         match a {
             LinkAttribute::IfName(n) => name = Some(n.clone()),
             LinkAttribute::Controller(i) => master = Some(*i).filter(|i| *i != 0),
@@ -381,9 +382,9 @@ fn link(m: &LinkMessage, node: Option<i32>) -> Option<Link> {
         Some(InfoKind::Veth) => Kind::Pair(end),
         _ => Kind::Other,
     };
-    let layer = m.header.link_layer_type;
+    let layer = message.header.link_layer_type;
     Some(Link {
-        index: m.header.index,
+        index: message.header.index,
         name: name?,
         ether: layer == LinkLayerType::Ether,
         loopback: layer == LinkLayerType::Loopback,

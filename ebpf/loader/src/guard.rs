@@ -26,7 +26,7 @@ use karst_rt::netns::Netns;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcHandle as Qdisc, TcMessage},
+    tc::{TcAttribute, TcHandle as Qdisc, TcHeader, TcMessage},
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use std::{
@@ -42,7 +42,10 @@ pub(crate) const NAME: &str = "pod_guard";
 pub(crate) const PINS: &str = "guard-";
 /// Before all other filters.
 const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 0x539);
+const FILTER: u16 = 0x539;
+const HANDLE: TcHandle = TcHandle::new(0, FILTER);
+/// Where filters of a clsact qdisc are asked for at the egress (`TC_H_MIN_EGRESS`, linux/pkt_sched.h).
+const EGRESS: Qdisc = Qdisc { major: 0xffff, minor: 0xfff3 };
 
 /// What came of guarding devices, each by itself.
 pub type Guarding = Vec<(Device, Result<(), Error>)>;
@@ -51,15 +54,15 @@ pub type Guarding = Vec<(Device, Result<(), Error>)>;
 /// nobody's way.
 /// A device that is gone, or has another name, by the time is left out.
 pub(crate) fn attach(bpf: &mut aya::Ebpf, netns: &Netns, dir: &Path, devices: Vec<Device>) -> Result<Guarding, Error> {
-    let p: &mut SchedClassifier = program(bpf, NAME)?;
-    p.load().map_err(refused(NAME))?;
+    let guard: &mut SchedClassifier = program(bpf, NAME)?;
+    guard.load().map_err(refused(NAME))?;
     let is_there = |d: &Device| Ok::<_, Error>(in_netns(netns, || sys::ifindex(&d.name))?.ok() == Some(d.index));
     let mut out = Vec::new();
     for device in devices {
         if !is_there(&device)? {
             continue;
         }
-        let done = on_device(p, netns, dir, &device);
+        let done = on_device(guard, netns, dir, &device);
         // Attached by name: only if that is still the device's, the device is guarded.
         if is_there(&device)? {
             out.push((device, done));
@@ -68,11 +71,11 @@ pub(crate) fn attach(bpf: &mut aya::Ebpf, netns: &Netns, dir: &Path, devices: Ve
     Ok(out)
 }
 
-fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &Device) -> Result<(), Error> {
+fn on_device(guard: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &Device) -> Result<(), Error> {
     let pins = pins(dir)?;
     let mut there = pins.iter().filter(|(_, index)| *index == device.index);
     if let Some((pin, _)) = there.next() {
-        let fd = duplicate(p.fd().map_err(refused(NAME))?)?;
+        let fd = duplicate(guard.fd().map_err(refused(NAME))?)?;
         replace(pin, fd.as_fd())?;
         // An earlier agent's, from when the device had another name. The kernel takes a program once for a device.
         there.for_each(|(pin, _)| remove(pin));
@@ -80,11 +83,11 @@ fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &Device
     }
     let pin = place(dir, device, &pins);
     // A link whose device is gone is in nobody's way but its successor's.
-    if pins.iter().any(|(p, _)| *p == pin) {
+    if pins.iter().any(|(pinned, _)| *pinned == pin) {
         fs::remove_file(&pin).map_err(Error::io("cannot remove", &pin))?;
     }
     let name = &device.name;
-    match in_netns(netns, || by_tcx(p, name))? {
+    match in_netns(netns, || by_tcx(guard, name))? {
         Ok(link) => {
             link.pin(&pin).map(drop).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "5.7"))
         }
@@ -95,7 +98,7 @@ fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &Device
                     "this kernel has no tcx (Linux 6.6): pods are guarded by clsact filters, which a pod with CAP_NET_ADMIN can remove"
                 );
             }
-            in_netns(netns, || by_filter(p, name))?.map_err(Error::kernel(
+            in_netns(netns, || by_filter(guard, name))?.map_err(Error::kernel(
                 format!("cannot attach {NAME} to {name}"),
                 "tcx (Linux 6.6), or a clsact qdisc with cls_bpf (modules sch_ingress and cls_bpf)",
                 "4.5",
@@ -108,9 +111,9 @@ fn on_device(p: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &Device
 /// The pod's pinned links, each with the index of its device; 0: that is gone from the pod.
 fn pins(dir: &Path) -> Result<Vec<(PathBuf, u32)>, Error> {
     let mut out = Vec::new();
-    for e in fs::read_dir(dir).map_err(Error::io("cannot read", dir))?.flatten() {
-        if e.file_name().to_string_lossy().starts_with(PINS) {
-            let pin = e.path();
+    for entry in fs::read_dir(dir).map_err(Error::io("cannot read", dir))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PINS) {
+            let pin = entry.path();
             let link = sys::obj_get(&pin).map_err(Error::io("cannot open the pinned link", &pin))?;
             let index = sys::link_device(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
             out.push((pin, index));
@@ -130,12 +133,34 @@ fn place(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> PathBuf {
     usual
 }
 
-/// Those of these devices whose link is not theirs any more: made anew, or moved away and back, under the same name
-/// and index.
-/// (A filter says nothing of itself.)
-pub(crate) fn lost(dir: &Path, devices: &[Device]) -> Result<Vec<Device>, Error> {
+/// Those of these devices that have lost their guard: made anew, or moved away and back, under the same name and index.
+/// Or, of the kernels that hold it by a filter, those of which somebody in the pod took it off.
+pub(crate) fn lost(netns: &Netns, dir: &Path, devices: &[Device]) -> Result<Vec<Device>, Error> {
     let pins = pins(dir)?;
+    if pins.is_empty() {
+        let filtered = in_netns(netns, || devices.iter().map(|d| is_filtered(d.index)).collect::<io::Result<Vec<_>>>());
+        let filtered = filtered?.map_err(Error::io("cannot read the guard's filters of", dir))?;
+        return Ok(devices.iter().zip(filtered).filter(|(_, there)| !there).map(|(d, _)| d.clone()).collect());
+    }
     Ok(devices.iter().filter(|d| is_lost(dir, d, &pins)).cloned().collect())
+}
+
+/// Is our filter at a device of the calling thread's namespace? One that is gone has none.
+fn is_filtered(index: u32) -> io::Result<bool> {
+    let mut filters = TcMessage::with_index(index as i32);
+    filters.header.parent = EGRESS;
+    let mut there = false;
+    let dumped = net::dump(RouteNetlinkMessage::GetTrafficFilter(filters), |message| {
+        if let RouteNetlinkMessage::NewTrafficFilter(filter) = message {
+            let TcHeader { index: device, handle, info, .. } = filter.header;
+            let ours = handle.major == 0 && handle.minor == FILTER && info >> 16 == u32::from(PRIORITY);
+            there |= ours && device == index as i32;
+        }
+    });
+    match dumped {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        dumped => dumped.map(|()| there),
+    }
 }
 
 fn is_lost(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> bool {
@@ -145,10 +170,10 @@ fn is_lost(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> bool {
 }
 
 /// Attaches to a device of the calling thread's namespace by a link.
-pub(crate) fn by_tcx(p: &mut SchedClassifier, device: &str) -> Result<FdLink, ProgramError> {
+pub(crate) fn by_tcx(guard: &mut SchedClassifier, device: &str) -> Result<FdLink, ProgramError> {
     let last = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = p.attach_with_options(device, TcAttachType::Egress, last)?;
-    FdLink::try_from(p.take_link(id)?).map_err(|e| ProgramError::IOError(io::Error::other(e)))
+    let id = guard.attach_with_options(device, TcAttachType::Egress, last)?;
+    FdLink::try_from(guard.take_link(id)?).map_err(|e| ProgramError::IOError(io::Error::other(e)))
 }
 
 /// Does the kernel say that it does not know tcx? (It is asked for an attach type that it has not heard of, or with more than it
@@ -161,30 +186,30 @@ pub(crate) fn no_tcx(e: &ProgramError) -> bool {
 }
 
 /// Attaches to a device of the calling thread's namespace by a filter of a clsact qdisc, in place of an earlier one.
-pub(crate) fn by_filter(p: &mut SchedClassifier, device: &str) -> Result<(), ProgramError> {
+pub(crate) fn by_filter(guard: &mut SchedClassifier, device: &str) -> Result<(), ProgramError> {
     add_clsact(device)?;
     let options = TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: HANDLE, classid: None });
-    let id = match p.attach_with_options(device, TcAttachType::Egress, options) {
+    let id = match guard.attach_with_options(device, TcAttachType::Egress, options) {
         Err(ProgramError::TcError(TcError::NetlinkError(e))) if e.raw_os_error() == Some(libc::EEXIST) => {
             let there = SchedClassifierLink::attached(device, TcAttachType::Egress, PRIORITY, HANDLE, None)?;
-            p.attach_to_link(there)?
+            guard.attach_to_link(there)?
         }
         attached => attached?,
     };
     // The filter stays when this process ends; the link, dropped, would take it out.
-    std::mem::forget(p.take_link(id)?);
+    std::mem::forget(guard.take_link(id)?);
     Ok(())
 }
 
 /// Adds a clsact qdisc, unless there is one. Another kind in its place is an error: the kernel would take a filter for egress,
 /// and put it at the ingress.
 fn add_clsact(device: &str) -> io::Result<()> {
-    let mut m = TcMessage::with_index(sys::ifindex(device)? as i32);
-    m.header.handle = Qdisc { major: 0xffff, minor: 0 };
-    m.header.parent = Qdisc { major: 0xffff, minor: 0xfff1 };
-    m.attributes = vec![TcAttribute::Kind("clsact".into())];
+    let mut qdisc = TcMessage::with_index(sys::ifindex(device)? as i32);
+    qdisc.header.handle = Qdisc { major: 0xffff, minor: 0 };
+    qdisc.header.parent = Qdisc { major: 0xffff, minor: 0xfff1 };
+    qdisc.attributes = vec![TcAttribute::Kind("clsact".into())];
     // Not exclusive: "change it" is what the kernel does to one that is there, if the kind is the same.
-    net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::NewQueueDiscipline(m), NLM_F_CREATE)
+    net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::NewQueueDiscipline(qdisc), NLM_F_CREATE)
         .map_err(|e| io::Error::new(e.kind(), format!("cannot add a clsact qdisc to {device}: {e}")))
 }
 
@@ -325,6 +350,14 @@ mod tests {
         filter(&netns, &mut object()).expect("again");
         assert_eq!(tc(&netns, "filter show dev lo egress").matches("handle 0x539").count(), 1);
         assert!(!connects(&netns));
+        // What a process of the pod with CAP_NET_ADMIN may do is seen. (There are no pins, as on a kernel without tcx.)
+        let lo = [Device { index: 1, name: "lo".into() }];
+        let none = Path::new("/proc/self/fdinfo");
+        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), []);
+        tc(&netns, "filter del dev lo egress");
+        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), lo);
+        filter(&netns, &mut object()).expect("put back");
+        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), []);
         netns.run(|| remove_filter("lo")).expect("namespace").expect("removal");
         netns.run(|| remove_filter("lo")).expect("namespace").expect("nothing is left to remove");
         assert!(connects(&netns));

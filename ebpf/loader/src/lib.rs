@@ -11,17 +11,20 @@
 //! `pods/<uid>/v<LAYOUT>/{LISTENERS,COUNTS,LOCAL,UPLINKS,FORWARDED}`.
 
 pub mod check;
+mod config;
 mod error;
 mod forward;
 mod guard;
+mod maps;
 pub mod net;
 mod node;
 mod pod;
 mod sys;
 pub mod trace;
 
+pub use config::{Listeners, PodConfig};
 pub use error::Error;
 pub use guard::Guarding;
 pub use karst_ebpf_common::{Counter, MARK_MASK};
 pub use node::{Node, Probers, pinned_pods};
-pub use pod::{Listeners, PodConfig, PodState, pod_state};
+pub use pod::{PodState, pod_state, remove_from_netns};

@@ -3,7 +3,7 @@
 //! Per family: marked flows look up table 100, which delivers everything to `lo`. Which addresses are local, and on which device,
 //! is what the kernel says ([`addresses`]).
 
-use crate::{Error, forward, guard};
+use crate::Error;
 use karst_ebpf_common::{MARK_APP, MARK_CAPTURE, MARK_MASK};
 use karst_rt::{netns::Netns, process::proc_root};
 use netlink_packet_core::{
@@ -61,37 +61,32 @@ pub(crate) fn setup(ips: &[IpAddr]) -> io::Result<()> {
                 .map_err(|e| io::Error::new(e.kind(), format!("sysctl net.{name}: {e}")))?;
         }
     }
-    let s = Socket::new(NETLINK_ROUTE)?;
+    let socket = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) else { continue };
-        request(&s, RouteNetlinkMessage::NewRoute(local_route(*ip)), NLM_F_CREATE | NLM_F_REPLACE)?;
+        request(&socket, RouteNetlinkMessage::NewRoute(local_route(*ip)), NLM_F_CREATE | NLM_F_REPLACE)?;
         for mark in MARKS {
-            request(&s, RouteNetlinkMessage::NewRule(marked_rule(v6, mark)), NLM_F_CREATE | NLM_F_EXCL)?;
+            request(&socket, RouteNetlinkMessage::NewRule(marked_rule(v6, mark)), NLM_F_CREATE | NLM_F_EXCL)?;
             if v6 {
-                request(&s, RouteNetlinkMessage::NewRule(refused_rule(mark)), NLM_F_CREATE | NLM_F_EXCL)?;
+                request(&socket, RouteNetlinkMessage::NewRule(refused_rule(mark)), NLM_F_CREATE | NLM_F_EXCL)?;
             }
         }
     }
     Ok(())
 }
 
-/// Takes everything back.
-///
-/// # Errors
-/// Those of netlink.
-pub fn remove(ips: &[IpAddr]) -> io::Result<()> {
-    guard::remove_filters()?;
-    forward::remove()?;
-    let s = Socket::new(NETLINK_ROUTE)?;
+/// Takes back what [`setup`] has set up.
+pub(crate) fn remove(ips: &[IpAddr]) -> io::Result<()> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
     for v6 in [false, true] {
         if let Some(ip) = ips.iter().find(|i| i.is_ipv6() == v6) {
             for mark in MARKS {
                 if v6 {
-                    request(&s, RouteNetlinkMessage::DelRule(refused_rule(mark)), 0)?;
+                    request(&socket, RouteNetlinkMessage::DelRule(refused_rule(mark)), 0)?;
                 }
-                request(&s, RouteNetlinkMessage::DelRule(marked_rule(v6, mark)), 0)?;
+                request(&socket, RouteNetlinkMessage::DelRule(marked_rule(v6, mark)), 0)?;
             }
-            request(&s, RouteNetlinkMessage::DelRoute(local_route(*ip)), 0)?;
+            request(&socket, RouteNetlinkMessage::DelRoute(local_route(*ip)), 0)?;
         }
     }
     for (name, _) in SYSCTLS {
@@ -137,26 +132,26 @@ pub(crate) fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
 
 /// Asks for everything of a kind.
 pub(crate) fn dump(what: RouteNetlinkMessage, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
-    let s = Socket::new(NETLINK_ROUTE)?;
+    let socket = Socket::new(NETLINK_ROUTE)?;
     let mut packet = NetlinkMessage::from(what);
     packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     packet.header.sequence_number = 1;
     packet.finalize();
     let mut buf = vec![0; packet.buffer_len()];
     packet.serialize(&mut buf);
-    s.send_to(&buf, &SocketAddr::new(0, 0), 0)?;
+    socket.send_to(&buf, &SocketAddr::new(0, 0), 0)?;
     loop {
-        let (answer, _) = s.recv_from_full()?;
+        let (answer, _) = socket.recv_from_full()?;
         let mut rest = &answer[..];
         while !rest.is_empty() {
-            let m = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
             // Messages begin at multiples of four bytes.
-            let length = (m.header.length as usize).next_multiple_of(4).max(4);
+            let length = (message.header.length as usize).next_multiple_of(4).max(4);
             rest = rest.get(length..).unwrap_or_default();
-            match m.payload {
+            match message.payload {
                 NetlinkPayload::Done(_) => return Ok(()),
                 NetlinkPayload::Error(e) => return Err(e.to_io()),
-                NetlinkPayload::InnerMessage(m) => each(m),
+                NetlinkPayload::InnerMessage(message) => each(message),
                 _ => {}
             }
         }
@@ -164,13 +159,13 @@ pub(crate) fn dump(what: RouteNetlinkMessage, mut each: impl FnMut(RouteNetlinkM
 }
 
 /// The address itself. (Where there is a peer, `IFA_ADDRESS` is the peer's and `IFA_LOCAL` ours.)
-fn address(m: &AddressMessage) -> Option<IpAddr> {
-    let local = m.attributes.iter().find_map(|a| match a {
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Local(ip) => Some(*ip),
         _ => None,
     });
     local.or_else(|| {
-        m.attributes.iter().find_map(|a| match a {
+        message.attributes.iter().find_map(|a| match a {
             AddressAttribute::Address(ip) => Some(*ip),
             _ => None,
         })
@@ -182,12 +177,12 @@ pub(crate) fn family(v6: bool) -> AddressFamily {
 }
 
 fn rule(v6: bool, attributes: Vec<RuleAttribute>) -> RuleMessage {
-    let mut m = RuleMessage::default();
-    m.header.family = family(v6);
-    m.header.table = TABLE;
-    m.header.action = RuleAction::ToTable;
-    m.attributes = attributes;
-    m
+    let mut message = RuleMessage::default();
+    message.header.family = family(v6);
+    message.header.table = TABLE;
+    message.header.action = RuleAction::ToTable;
+    message.attributes = attributes;
+    message
 }
 
 fn marked_rule(v6: bool, mark: u32) -> RuleMessage {
@@ -197,18 +192,18 @@ fn marked_rule(v6: bool, mark: u32) -> RuleMessage {
 /// A marked flow that is bound to a device, as one to a link-local address is, does not go to `lo`. It is refused at once: the guard
 /// would drop it without a word. (IPv4 takes what is bound to a device for reachable on it, whatever the rules say.)
 fn refused_rule(mark: u32) -> RuleMessage {
-    let mut m = rule(
+    let mut message = rule(
         true,
         vec![RuleAttribute::Priority(PREF_REFUSED), RuleAttribute::FwMark(mark), RuleAttribute::FwMask(MARK_MASK)],
     );
-    m.header.table = 0;
-    m.header.action = RuleAction::Unreachable;
-    m
+    message.header.table = 0;
+    message.header.action = RuleAction::Unreachable;
+    message
 }
 
 fn local_route(source: IpAddr) -> RouteMessage {
-    let mut m = RouteMessage::default();
-    m.header = RouteHeader {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
         address_family: family(source.is_ipv6()),
         table: TABLE,
         protocol: RouteProtocol::Static,
@@ -221,40 +216,44 @@ fn local_route(source: IpAddr) -> RouteMessage {
         IpAddr::V6(a) => RouteAddress::Inet6(a),
     };
     // `lo` is device 1 of every network namespace.
-    m.attributes = vec![RouteAttribute::Oif(1), RouteAttribute::PrefSource(addr)];
-    m
+    message.attributes = vec![RouteAttribute::Oif(1), RouteAttribute::PrefSource(addr)];
+    message
 }
 
 /// Sends one request and waits for its acknowledgement. "Exists already" and "is gone already" are success.
-pub(crate) fn request(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-    match ask(s, m, NLM_F_ACK | flags) {
+pub(crate) fn request(socket: &Socket, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    match ask(socket, message, NLM_F_ACK | flags) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::ENOENT | libc::ESRCH)) => Ok(()),
         r => r.map(drop),
     }
 }
 
 /// Sends one request and gives the answer, if there is more in it than an acknowledgement.
-pub(crate) fn ask(s: &Socket, m: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
-    let mut packet = NetlinkMessage::from(m);
+pub(crate) fn ask(
+    socket: &Socket,
+    message: RouteNetlinkMessage,
+    flags: u16,
+) -> io::Result<Option<RouteNetlinkMessage>> {
+    let mut packet = NetlinkMessage::from(message);
     packet.header.flags = NLM_F_REQUEST | flags;
     packet.header.sequence_number = 1;
     packet.finalize();
     let mut buf = vec![0; packet.buffer_len()];
     packet.serialize(&mut buf);
-    s.send_to(&buf, &SocketAddr::new(0, 0), 0)?;
-    let (answer, _) = s.recv_from_full()?;
+    socket.send_to(&buf, &SocketAddr::new(0, 0), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
     match answer.payload {
         NetlinkPayload::Error(e) => match e.code.map(|c| -c.get()) {
             None => Ok(None),
             Some(code) => Err(io::Error::from_raw_os_error(code)),
         },
-        NetlinkPayload::InnerMessage(m) => Ok(Some(m)),
+        NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
         _ => Ok(None),
     }
 }
 
 /// Runs something in a pod's namespace.
-pub(crate) fn in_netns<T>(n: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
-    n.run(f).map_err(Error::kernel("cannot enter the pod's network namespace", "CAP_SYS_ADMIN", "3.0"))
+pub(crate) fn in_netns<T>(netns: &Netns, f: impl FnOnce() -> T) -> Result<T, Error> {
+    netns.run(f).map_err(Error::kernel("cannot enter the pod's network namespace", "CAP_SYS_ADMIN", "3.0"))
 }

@@ -56,8 +56,8 @@ impl Node {
     /// With the missing kernel feature, if that is why.
     pub fn open(dir: &Path, cgroup: &Path, host: &Netns, probers: Probers) -> Result<Self, Error> {
         let maps = dir.join(format!("maps-v{LAYOUT}"));
-        for d in [&maps, &dir.join("links"), &dir.join("pods")] {
-            fs::create_dir_all(d).map_err(Error::io("cannot create", d))?;
+        for dir in [&maps, &dir.join("links"), &dir.join("pods")] {
+            fs::create_dir_all(dir).map_err(Error::io("cannot create", dir))?;
         }
         if !sys::is_bpffs(dir) {
             return Err(Error::NoBpffs(dir.into()));
@@ -97,12 +97,12 @@ impl Node {
                     since,
                 )
             };
-            let p: &mut CgroupSockAddr = program(&mut bpf, name)?;
-            p.load().map_err(err())?;
-            let fd = duplicate(p.fd().map_err(err())?)?;
+            let hook: &mut CgroupSockAddr = program(&mut bpf, name)?;
+            hook.load().map_err(err())?;
+            let fd = duplicate(hook.fd().map_err(err())?)?;
             attach_or_replace(&dir.join("links").join(name), fd.as_fd(), || {
-                let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
-                FdLink::try_from(p.take_link(id).map_err(err())?).map_err(links(name))
+                let id = hook.attach(&root, CgroupAttachMode::Single).map_err(err())?;
+                FdLink::try_from(hook.take_link(id).map_err(err())?).map_err(links(name))
             })?;
         }
         let err = || {
@@ -112,12 +112,12 @@ impl Node {
                 "5.15",
             )
         };
-        let p: &mut SockOps = program(&mut bpf, "note_probe")?;
-        p.load().map_err(err())?;
-        let fd = duplicate(p.fd().map_err(err())?)?;
+        let hook: &mut SockOps = program(&mut bpf, "note_probe")?;
+        hook.load().map_err(err())?;
+        let fd = duplicate(hook.fd().map_err(err())?)?;
         attach_or_replace(&dir.join("links/note_probe"), fd.as_fd(), || {
-            let id = p.attach(&root, CgroupAttachMode::Single).map_err(err())?;
-            FdLink::try_from(p.take_link(id).map_err(err())?).map_err(links("note_probe"))
+            let id = hook.attach(&root, CgroupAttachMode::Single).map_err(err())?;
+            FdLink::try_from(hook.take_link(id).map_err(err())?).map_err(links("note_probe"))
         })?;
         let map = |bpf: &mut aya::Ebpf, name: &str| {
             bpf.take_map(name).ok_or_else(|| Error::Pod(format!("the node's object has no map {name}")))
@@ -142,8 +142,8 @@ impl Node {
     ///
     /// # Errors
     /// Those of writing to a map.
-    pub fn set_probers(&mut self, p: Probers) -> Result<(), Error> {
-        set_probers(&mut self.probe_cgroup, p)
+    pub fn set_probers(&mut self, probers: Probers) -> Result<(), Error> {
+        set_probers(&mut self.probe_cgroup, probers)
     }
 
     /// The map whose descriptor lets its holder exempt sockets from redirection.
@@ -182,15 +182,15 @@ impl Node {
         self.enrolled.get(&cookie, 0).unwrap_or(0)
     }
     pub(crate) fn set_ip(&mut self, ip: IpAddr, on: bool) -> Result<(), Error> {
-        let k = key(ip);
+        let address = key(ip);
         if on {
-            self.pod_ips.insert(k, 1, 0).map_err(Error::kernel(
+            self.pod_ips.insert(address, 1, 0).map_err(Error::kernel(
                 "cannot note the pod's address: the map is full",
                 "hash maps",
                 "3.19",
             ))
         } else {
-            let _ = self.pod_ips.remove(&k);
+            let _ = self.pod_ips.remove(&address);
             Ok(())
         }
     }
@@ -206,8 +206,8 @@ impl Node {
     }
 }
 
-fn set_probers(m: &mut Array<MapData, u64>, p: Probers) -> Result<(), Error> {
-    m.set(0, p.value(), 0).map_err(Error::kernel("cannot set the cgroup of probes", "array maps", "3.19"))
+fn set_probers(map: &mut Array<MapData, u64>, probers: Probers) -> Result<(), Error> {
+    map.set(0, probers.value(), 0).map_err(Error::kernel("cannot set the cgroup of probes", "array maps", "3.19"))
 }
 
 /// The pods that have pinned links under a node's directory, by the uid under which they were enrolled. Changes nothing.
@@ -224,8 +224,8 @@ pub(crate) fn program<'a, P>(bpf: &'a mut aya::Ebpf, name: &str) -> Result<&'a m
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
-    let p = bpf.program_mut(name).ok_or_else(|| Error::Pod(format!("the eBPF object has no program {name}")))?;
-    p.try_into().map_err(|e| Error::Pod(format!("{name}: {e}")))
+    let program = bpf.program_mut(name).ok_or_else(|| Error::Pod(format!("the eBPF object has no program {name}")))?;
+    program.try_into().map_err(|e| Error::Pod(format!("{name}: {e}")))
 }
 
 /// A descriptor of its own, so that the program can be attached while it is held.
@@ -262,11 +262,11 @@ fn links<E: std::error::Error + Send + Sync + 'static>(name: &str) -> impl FnOnc
 
 /// An address as the programs compare it.
 pub(crate) fn key(ip: IpAddr) -> Addr {
-    let o = match ip {
+    let octets = match ip {
         IpAddr::V4(a) => a.to_ipv6_mapped(),
         IpAddr::V6(a) => a,
     }
     .octets();
-    let (words, _) = o.as_chunks::<4>();
+    let (words, _) = octets.as_chunks::<4>();
     std::array::from_fn(|i| u32::from_ne_bytes(words[i]))
 }

@@ -2,64 +2,27 @@
 //! leads to them, and the switch for new outbound connections last; removal runs the other way round.
 
 use crate::{
-    Error, Node, forward,
+    Error, Listeners, Node, PodConfig, forward,
     guard::{self, Guarding},
+    maps,
     net::{self, Device, in_netns},
     node::{attach_or_replace, duplicate, key, program},
     sys, trace,
 };
 use aya::{
     EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, SockMap},
+    maps::{MapData, PerCpuArray, SockMap},
     programs::SkLookup,
 };
 use karst_ebpf_common::{Addr, Counter, LAYOUT, MAX_POD_IPS, flag, slot};
 use karst_rt::netns::Netns;
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
+    io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::PathBuf,
 };
-
-/// What a pod's redirection needs to know.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PodConfig {
-    /// Directory name under which everything is pinned; unique on the node.
-    pub uid: String,
-    /// Another network stack has its addresses: no redirection, and nothing of TCP passes, in or out.
-    pub closed: bool,
-    /// The pod's addresses, at most [`MAX_POD_IPS`].
-    pub ips: Vec<IpAddr>,
-    /// Plaintext to the pod is not captured (`ambient.istio.io/bypass-inbound-capture`).
-    pub bypass_inbound: bool,
-    /// DNS is not captured.
-    pub bypass_dns: bool,
-    /// Plaintext to the pod is captured on all devices, whatever address it is for (`karst.io/capture-all-devices`).
-    pub all_devices: bool,
-    /// Frames of other protocols than IP and ARP may leave (`karst.io/allow-other-protocols`).
-    pub other_protocols: bool,
-    /// Devices that count as inside the pod, whatever they are (`ambient.istio.io/reroute-virtual-interfaces`); bridges, tap and tun
-    /// devices and WireGuard do by themselves.
-    pub inner_devices: Vec<String>,
-    /// Let sockets through by mark (only for a ztunnel that cannot exempt its own).
-    pub trust_mark: bool,
-}
-
-/// The sockets that the slots lead to.
-pub struct Listeners<'a> {
-    /// HBONE.
-    pub hbone: &'a OwnedFd,
-    /// Captured inbound plaintext.
-    pub plaintext: &'a OwnedFd,
-    /// Captured outbound.
-    pub outbound: &'a OwnedFd,
-    /// DNS over UDP.
-    pub dns: &'a OwnedFd,
-    /// What the pod would forward outwards.
-    pub forward: &'a OwnedFd,
-}
 
 /// What is known of a pinned pod.
 #[derive(Clone, Debug)]
@@ -68,26 +31,6 @@ pub struct PodState {
     pub netns_ino: u32,
     /// The counters, in the order of [`Counter::ALL`].
     pub counters: Vec<(Counter, u64)>,
-}
-
-/// Makes a pinned map hold just these entries: what is new is there before what is old goes.
-pub(crate) fn replace<K: aya::Pod + Ord>(path: &std::path::Path, all: BTreeMap<K, u32>) -> Result<(), Error> {
-    let bad = |e: aya::maps::MapError| Error::Pod(format!("{}: {e}", path.display()));
-    let m =
-        MapData::from_pin(path).map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-    let mut m: HashMap<MapData, K, u32> = aya::maps::Map::HashMap(m).try_into().map_err(bad)?;
-    let there: BTreeMap<K, u32> = m.iter().filter_map(Result::ok).collect();
-    for (k, v) in all.iter().filter(|(k, v)| there.get(k) != Some(v)) {
-        if let Err(e) = m.insert(k, v, 0) {
-            // Connections to what is not in the map go by ztunnel, and come back: slower, and right (`OWN_FLOWS`).
-            tracing::warn!(map = %path.display(), keys = all.len(), error = %e, "the pod has more addresses than are followed");
-            break;
-        }
-    }
-    for k in there.keys().filter(|k| !all.contains_key(k)) {
-        let _ = m.remove(k);
-    }
-    Ok(())
 }
 
 struct Fd(RawFd);
@@ -102,13 +45,13 @@ impl Node {
         self.dir().join("pods").join(uid)
     }
 
-    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that is
-    /// closed gets a guard that lets nothing of TCP pass, and no redirection. Gives the devices that are guarded: all
-    /// that are to be.
+    /// Redirects a pod's connections to the listeners. Safe to call again: what is there is replaced in place. One that
+    /// is closed gets a guard that lets nothing of TCP pass, and no redirection. Gives the devices that are guarded:
+    /// all that are to be.
     ///
     /// # Errors
     /// With the step that failed. A pod that was enrolled before stays as it was; a new one stays unredirected.
-    pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, l: &Listeners<'_>) -> Result<Vec<Device>, Error> {
+    pub fn enrol(&mut self, netns: &Netns, pod: &PodConfig, listeners: &Listeners<'_>) -> Result<Vec<Device>, Error> {
         if pod.ips.is_empty() || pod.ips.len() > MAX_POD_IPS {
             return Err(Error::Pod(format!(
                 "pod {}: has {} addresses; redirection takes 1 to {MAX_POD_IPS}",
@@ -125,7 +68,7 @@ impl Node {
             let all = self.sync_local(netns, pod)?;
             return all_guarded(guard::attach(&mut bpf, netns, &dir, all)?);
         }
-        fill(&mut bpf, l)?;
+        fill(&mut bpf, listeners)?;
         self.route(netns, pod)?;
         // After the routing table that it leads to.
         let devices = self.sync_local(netns, pod)?;
@@ -152,9 +95,9 @@ impl Node {
     /// Those of a pinned pod's devices that have lost their guard, though their name and index are what they were.
     ///
     /// # Errors
-    /// Those of reading the pins.
-    pub fn lost(&self, pod: &PodConfig, devices: &[Device]) -> Result<Vec<Device>, Error> {
-        guard::lost(&self.pod_dir(&pod.uid), devices)
+    /// Those of reading the pins, or the filters of the pod's devices.
+    pub fn lost(&self, netns: &Netns, pod: &PodConfig, devices: &[Device]) -> Result<Vec<Device>, Error> {
+        guard::lost(netns, &self.pod_dir(&pod.uid), devices)
     }
 
     /// Sets up a pod's routing. What is there stays.
@@ -178,7 +121,7 @@ impl Node {
         }
         let flat: Vec<u32> = ips.iter().flatten().copied().collect();
         let mut flags = 0;
-        for (on, f) in [
+        for (on, bit) in [
             (pod.bypass_inbound, flag::NO_INBOUND),
             (pod.bypass_dns, flag::NO_DNS),
             (pod.trust_mark, flag::TRUST_MARK),
@@ -187,7 +130,7 @@ impl Node {
             (pod.other_protocols, flag::OTHER_PROTOCOLS),
         ] {
             if on {
-                flags |= f;
+                flags |= bit;
             }
         }
         let shared = self.dir().join(format!("maps-v{LAYOUT}"));
@@ -210,8 +153,9 @@ impl Node {
             .map_err(Error::kernel(format!("cannot load the eBPF object of pod {}", pod.uid), "sk_lookup", "5.9"))
     }
 
-    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has them now;
-    /// and sets up what the pod forwards. Gives the devices that are to be guarded: of a pod that is closed, all.
+    /// Tells a pinned pod's programs which addresses are local and which devices carry the pod's own, as the kernel has
+    /// them now; and sets up what the pod forwards. Gives the devices that are to be guarded: of a pod that is closed,
+    /// all.
     ///
     /// # Errors
     /// If the pod is not pinned.
@@ -226,9 +170,9 @@ impl Node {
         let uplinks = addresses.iter().filter(|(_, ip)| own(ip)).map(|(device, _)| (*device, 1)).collect();
         // The pod's own addresses are its own also where another network stack holds them.
         let local = addresses.iter().map(|(_, ip)| *ip).chain(pod.ips.iter().copied()).map(|ip| (key(ip), 1)).collect();
-        let maps = dir.join(format!("v{LAYOUT}"));
-        replace::<Addr>(&maps.join("LOCAL"), local)?;
-        replace::<u32>(&maps.join("UPLINKS"), uplinks)?;
+        let pinned = dir.join(format!("v{LAYOUT}"));
+        maps::replace::<Addr>(&pinned.join("LOCAL"), local)?;
+        maps::replace::<u32>(&pinned.join("UPLINKS"), uplinks)?;
         self.sync_forwarding(netns, &dir, pod, &addresses)
     }
 
@@ -236,16 +180,16 @@ impl Node {
     ///
     /// # Errors
     /// If the pod is not pinned.
-    pub fn set_listeners(&self, uid: &str, l: &Listeners<'_>) -> Result<(), Error> {
+    pub fn set_listeners(&self, uid: &str, listeners: &Listeners<'_>) -> Result<(), Error> {
         let path = self.pod_dir(uid).join(format!("v{LAYOUT}/LISTENERS"));
-        let m = MapData::from_pin(&path).map_err(Error::kernel(
+        let map = MapData::from_pin(&path).map_err(Error::kernel(
             format!("cannot open {}", path.display()),
             "bpffs",
             "4.4",
         ))?;
-        let mut m: SockMap<MapData> =
-            aya::maps::Map::SockMap(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
-        set_slots(&mut m, l)
+        let mut map: SockMap<MapData> =
+            aya::maps::Map::SockMap(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+        set_slots(&mut map, listeners)
     }
 
     /// Stops redirecting new connections of a pod that lives on. Open ones keep going through ztunnel.
@@ -290,6 +234,17 @@ impl Node {
     }
 }
 
+/// Takes all redirection out of the calling thread's network namespace, that of a pod with these addresses. What is
+/// pinned stays.
+///
+/// # Errors
+/// Those of netlink.
+pub fn remove_from_netns(ips: &[IpAddr]) -> io::Result<()> {
+    guard::remove_filters()?;
+    forward::remove()?;
+    net::remove(ips)
+}
+
 /// What tells the pod's network namespace from all others.
 fn cookie_of(netns: &Netns) -> Result<u64, Error> {
     netns.cookie().map_err(Error::kernel("cannot enter the pod's network namespace", "SO_NETNS_COOKIE", "5.14"))
@@ -311,29 +266,29 @@ pub fn pod_state(node: &std::path::Path, uid: &str) -> Result<PodState, Error> {
     let netns_ino = sys::link_netns(link.as_fd()).map_err(Error::io("cannot read the link", &pin))?;
     let path = dir.join(format!("v{LAYOUT}/COUNTS"));
     let opened = MapData::from_pin(&path);
-    let m = opened.map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
-    let m: PerCpuArray<MapData, u64> =
-        aya::maps::Map::PerCpuArray(m).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
-    let sum = |c: &Counter| m.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0);
+    let map = opened.map_err(Error::kernel(format!("cannot open {}", path.display()), "bpffs", "4.4"))?;
+    let map: PerCpuArray<MapData, u64> =
+        aya::maps::Map::PerCpuArray(map).try_into().map_err(|e| Error::Pod(format!("{}: {e}", path.display())))?;
+    let sum = |c: &Counter| map.get(&(*c as u32), 0).map(|v| v.iter().sum()).unwrap_or(0);
     Ok(PodState { netns_ino, counters: Counter::ALL.iter().map(|c| (*c, sum(c))).collect() })
 }
 
-fn fill(bpf: &mut aya::Ebpf, l: &Listeners<'_>) -> Result<(), Error> {
-    let m = bpf.map_mut("LISTENERS").ok_or_else(|| Error::Pod("the pod's object has no map LISTENERS".into()))?;
-    let mut m: SockMap<_> = m.try_into().map_err(|e| Error::Pod(format!("LISTENERS: {e}")))?;
-    set_slots(&mut m, l)
+fn fill(bpf: &mut aya::Ebpf, listeners: &Listeners<'_>) -> Result<(), Error> {
+    let map = bpf.map_mut("LISTENERS").ok_or_else(|| Error::Pod("the pod's object has no map LISTENERS".into()))?;
+    let mut map: SockMap<_> = map.try_into().map_err(|e| Error::Pod(format!("LISTENERS: {e}")))?;
+    set_slots(&mut map, listeners)
 }
 
-fn set_slots<T: std::borrow::BorrowMut<MapData>>(m: &mut SockMap<T>, l: &Listeners<'_>) -> Result<(), Error> {
+fn set_slots<T: std::borrow::BorrowMut<MapData>>(map: &mut SockMap<T>, listeners: &Listeners<'_>) -> Result<(), Error> {
     let all: [(u32, &OwnedFd); slot::COUNT as usize] = [
-        (slot::HBONE, l.hbone),
-        (slot::PLAINTEXT, l.plaintext),
-        (slot::OUTBOUND, l.outbound),
-        (slot::DNS, l.dns),
-        (slot::FORWARD, l.forward),
+        (slot::HBONE, listeners.hbone),
+        (slot::PLAINTEXT, listeners.plaintext),
+        (slot::OUTBOUND, listeners.outbound),
+        (slot::DNS, listeners.dns),
+        (slot::FORWARD, listeners.forward),
     ];
-    for (i, s) in all {
-        m.set(i, &Fd(s.as_raw_fd()), 0).map_err(Error::kernel(
+    for (place, socket) in all {
+        map.set(place, &Fd(socket.as_raw_fd()), 0).map_err(Error::kernel(
             "cannot put a listener into its slot",
             "listening sockets in sockmaps",
             "5.9",
@@ -344,13 +299,13 @@ fn set_slots<T: std::borrow::BorrowMut<MapData>>(m: &mut SockMap<T>, l: &Listene
 
 fn attach_lookup(bpf: &mut aya::Ebpf, netns: &Netns, dir: &std::path::Path) -> Result<(), Error> {
     let err = || Error::kernel::<aya::programs::ProgramError>("cannot load or attach pod_lookup", "sk_lookup", "5.9");
-    let p: &mut SkLookup = program(bpf, "pod_lookup")?;
-    p.load().map_err(err())?;
+    let lookup: &mut SkLookup = program(bpf, "pod_lookup")?;
+    lookup.load().map_err(err())?;
     let pin = dir.join("lookup");
-    let fd = duplicate(p.fd().map_err(err())?)?;
+    let fd = duplicate(lookup.fd().map_err(err())?)?;
     attach_or_replace(&pin, fd.as_fd(), || {
         let ns = File::from(netns.as_fd().try_clone_to_owned().map_err(Error::io("cannot duplicate", &pin))?);
-        let id = p.attach(ns).map_err(err())?;
-        Ok(p.take_link(id).map_err(err())?.into())
+        let id = lookup.attach(ns).map_err(err())?;
+        Ok(lookup.take_link(id).map_err(err())?.into())
     })
 }

@@ -19,8 +19,8 @@ const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
 fn bpf<T>(cmd: i32, attr: &T) -> io::Result<i64> {
     // SAFETY: callers pass the kernel's layout for `cmd`; pointers inside outlive the call.
-    let r = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_ref(attr), size_of::<T>()) };
-    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
+    let result = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_ref(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Opens a pinned object.
@@ -31,8 +31,8 @@ pub(crate) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
         fd: u32,
         flags: u32,
     }
-    let c = CString::new(path.as_os_str().as_bytes())?;
-    let fd = bpf(BPF_OBJ_GET, &Attr { path: c.as_ptr() as u64, fd: 0, flags: 0 })?;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = bpf(BPF_OBJ_GET, &Attr { path: path.as_ptr() as u64, fd: 0, flags: 0 })?;
     // SAFETY: the kernel returned a new descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -46,8 +46,8 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         flags: u32,
         old: u32,
     }
-    let a = Attr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old: 0 };
-    bpf(BPF_LINK_UPDATE, &a).map(|_| ())
+    let attr = Attr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old: 0 };
+    bpf(BPF_LINK_UPDATE, &attr).map(|_| ())
 }
 
 /// Detaches a link at once. (Removing its pin would do so too, but at some later time.)
@@ -85,8 +85,8 @@ fn link_target(link: BorrowedFd<'_>) -> io::Result<u32> {
         info: u64,
     }
     let mut info = Info::default();
-    let a = Attr { fd: link.as_raw_fd() as u32, len: size_of::<Info>() as u32, info: &raw mut info as u64 };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &a)?;
+    let attr = Attr { fd: link.as_raw_fd() as u32, len: size_of::<Info>() as u32, info: &raw mut info as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
     Ok(info.target)
 }
 
@@ -108,7 +108,7 @@ pub(crate) fn program_load(kind: u32, attach_type: u32, instructions: &[u64]) ->
         ifindex: u32,
         attach_type: u32,
     }
-    let a = Attr {
+    let attr = Attr {
         kind,
         count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         instructions: instructions.as_ptr() as u64,
@@ -116,7 +116,7 @@ pub(crate) fn program_load(kind: u32, attach_type: u32, instructions: &[u64]) ->
         attach_type,
         ..Attr::default()
     };
-    let fd = bpf(BPF_PROG_LOAD, &a)?;
+    let fd = bpf(BPF_PROG_LOAD, &attr)?;
     // SAFETY: the kernel returned a new descriptor, which is closed here.
     drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
     Ok(())
@@ -124,9 +124,9 @@ pub(crate) fn program_load(kind: u32, attach_type: u32, instructions: &[u64]) ->
 
 /// The index of a device of the calling thread's network namespace.
 pub(crate) fn ifindex(device: &str) -> io::Result<u32> {
-    let c = CString::new(device)?;
+    let device = CString::new(device)?;
     // SAFETY: a NUL-terminated string.
-    match unsafe { libc::if_nametoindex(c.as_ptr()) } {
+    match unsafe { libc::if_nametoindex(device.as_ptr()) } {
         0 => Err(io::Error::last_os_error()),
         i => Ok(i),
     }
@@ -149,20 +149,20 @@ pub(crate) fn is_cgroup2(dir: &Path) -> bool {
 }
 
 fn is_filesystem(dir: &Path, magic: i64) -> bool {
-    let Ok(c) = CString::new(dir.as_os_str().as_bytes()) else { return false };
+    let Ok(path) = CString::new(dir.as_os_str().as_bytes()) else { return false };
     // SAFETY: an all-zero statfs is valid, the kernel fills it.
     unsafe {
-        let mut s: libc::statfs = std::mem::zeroed();
-        libc::statfs(c.as_ptr(), &raw mut s) == 0 && s.f_type == magic
+        let mut found: libc::statfs = std::mem::zeroed();
+        libc::statfs(path.as_ptr(), &raw mut found) == 0 && found.f_type == magic
     }
 }
 
 /// The clock of the programs (bpf_ktime_get_ns).
 pub(crate) fn monotonic() -> io::Result<Duration> {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes to `t`, which outlives the call.
-    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) } != 0 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes to `time`, which outlives the call.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(Duration::new(t.tv_sec.unsigned_abs(), u32::try_from(t.tv_nsec).unwrap_or(0)))
+    Ok(Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0)))
 }

@@ -7,6 +7,7 @@
 use crate::{Error, node::key, sys};
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use karst_ebpf_common::{Addr, Counter, LAYOUT, TraceBudget, TraceRecord, TraceRequest};
+use karst_rt::clock;
 use std::{
     fs::{File, TryLockError},
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -105,7 +106,7 @@ impl Tracer {
             // What is of another layout is passed over.
             if let Some((what, record)) = TraceRecord::read(&item) {
                 let now = sys::monotonic().map_err(Error::io("cannot read the clock", &self.dir))?;
-                return Ok(Some(event(what, &record, now, SystemTime::now())));
+                return Ok(Some(event(what, &record, now, clock::wall())));
             }
         }
         Ok(None)
@@ -151,23 +152,23 @@ fn open<M: TryFrom<Map, Error = MapError>>(
 }
 
 /// A record in terms of user space. `mono` and `wall` are the same moment by both clocks.
-fn event(what: Counter, r: &TraceRecord, mono: Duration, wall: SystemTime) -> Event {
-    let ago = mono.saturating_sub(Duration::from_nanos(r.at));
+fn event(what: Counter, record: &TraceRecord, mono: Duration, wall: SystemTime) -> Event {
+    let ago = mono.saturating_sub(Duration::from_nanos(record.at));
     let end = |a: Addr, port: u16| Some(SocketAddr::new(ip(a)?, u16::from_be(port)));
     Event {
         at: wall.checked_sub(ago).unwrap_or(wall),
-        pod: ip(r.pod),
+        pod: ip(record.pod),
         what,
-        ends: end(r.flow.src, r.flow.sport).zip(end(r.flow.dst, r.flow.dport)),
-        protocol: r.protocol,
-        ether_type: u16::from_be(r.ether_type),
-        device: r.device,
+        ends: end(record.flow.src, record.flow.sport).zip(end(record.flow.dst, record.flow.dport)),
+        protocol: record.protocol,
+        ether_type: u16::from_be(record.ether_type),
+        device: record.device,
     }
 }
 
 /// The address that [`key`] was made from; None for what is no address.
-fn ip(a: Addr) -> Option<IpAddr> {
-    let [a, b, c, d] = a.map(|w| u128::from(u32::from_be(w)));
+fn ip(address: Addr) -> Option<IpAddr> {
+    let [a, b, c, d] = address.map(|w| u128::from(u32::from_be(w)));
     match a << 96 | b << 64 | c << 32 | d {
         0 => None,
         bits => Some(IpAddr::V6(Ipv6Addr::from_bits(bits)).to_canonical()),

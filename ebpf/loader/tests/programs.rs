@@ -358,15 +358,15 @@ fn a_device_made_anew_with_its_name_and_index_has_lost_its_guard_and_gets_it_aga
     let eth0 = Device { index: 7777, name: "eth0".into() };
     let devices = std::slice::from_ref(&eth0);
     assert_eq!(w.node.sync_local(&w.pod, &w.config).unwrap(), devices);
-    assert_eq!(w.node.lost(&w.config, devices).unwrap(), []);
+    assert_eq!(w.node.lost(&w.pod, &w.config, devices).unwrap(), []);
     w.pod.run(|| ip("link del eth0")).unwrap();
     w.new_eth0("index 7777", "eth0");
     assert_eq!(w.node.sync_local(&w.pod, &w.config).unwrap(), devices, "it looks as it did");
-    assert_eq!(w.node.lost(&w.config, devices).unwrap(), devices);
+    assert_eq!(w.node.lost(&w.pod, &w.config, devices).unwrap(), devices);
     // One that is gone by the time is no failure, and nothing is said of it.
     let gone = Device { index: 7778, name: "eth0".into() };
     let each = w.node.guard(&w.pod, &w.config, vec![eth0.clone(), gone]).unwrap();
     assert!(matches!(&each[..], [(d, Ok(()))] if *d == eth0), "{each:?}");
-    assert_eq!(w.node.lost(&w.config, devices).unwrap(), []);
+    assert_eq!(w.node.lost(&w.pod, &w.config, devices).unwrap(), []);
     w.drops_past_routing("the new device has no guard");
 }

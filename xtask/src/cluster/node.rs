@@ -1,6 +1,10 @@
 //! One node: namespaces, containerd, kubelet, kube-proxy.
 
-use super::{Cluster, process, write_script};
+use super::{
+    access::{API, Cluster, PODS},
+    process,
+    shell::{sh, write_script},
+};
 use anyhow::{Context, Result};
 use std::{
     fs,
@@ -57,10 +61,10 @@ pub fn start(c: &Cluster, i: u8, images: &[PathBuf]) -> Result<()> {
     }
     cgroups(&name)?;
     fs::write(d.join("containerd.toml"), CONTAINERD)?;
-    fs::write(d.join("resolv.conf"), format!("nameserver {}\n", super::API))?;
+    fs::write(d.join("resolv.conf"), format!("nameserver {}\n", API))?;
     let text = |t: &str| {
         t.replace("{name}", &name)
-            .replace("{pods}", super::PODS)
+            .replace("{pods}", PODS)
             .replace("{pki}", &pki.display().to_string())
             .replace("{dir}", &d.display().to_string())
     };
@@ -137,7 +141,7 @@ pub fn write_cni(c: &Cluster, i: u8, cidrs: &[String]) -> Result<()> {
 pub fn load(c: &Cluster, i: u8, image: &Path) -> Result<()> {
     let unshare = c.processes().pid(&process(i)).with_context(|| format!("node {} does not run", name(i)))?;
     let pid = process::child(unshare).with_context(|| format!("node {} does not run", name(i)))?;
-    super::sh(
+    sh(
         "nsenter",
         &["-t", &pid.to_string(), "-a", "ctr", "-n", "k8s.io", "images", "import", &image.display().to_string()],
     )

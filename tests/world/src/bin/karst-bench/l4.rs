@@ -4,7 +4,7 @@
 //! ztunnel adds; one on the same node), `tls-pipe` (the same with TLS between the nodes, one session for each connection, rustls's
 //! own stream), `karst`, and with `--ztunnel=PATH` `other`: a world of its own with that ztunnel, driven by our agent. CPU is that of the relays or ztunnels alone, from /proc.
 
-use crate::{App, Opts, Samples, measure, rss_kib, serve};
+use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
 use anyhow::{Context, Result};
 use karst_core::limits;
 use karst_world::{Options, Pod, PodSpec, World, bin, wait_for};

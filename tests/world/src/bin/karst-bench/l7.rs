@@ -9,7 +9,7 @@
 //!
 //! CPU is the proxy's alone, from /proc. `other`: another build of ours.
 
-use crate::{App, Opts, Samples, measure, rss_kib, serve};
+use crate::measure::{App, Opts, Samples, measure, rss_kib, serve};
 use anyhow::{Context, Result};
 use karst_world::{Options, Pod, PodSpec, World, bin, wait_for};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};

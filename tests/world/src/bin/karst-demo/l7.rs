@@ -1,6 +1,6 @@
 //! Layer 7: every claim through a real waypoint process, from unmodified pods.
 
-use crate::Table;
+use crate::table::Table;
 use karst_world::{
     Pod, PodSpec, World, app,
     pki::{Ca, indented, secret},

@@ -1,0 +1,173 @@
+//! The Gateway API's gateways and their classes (v1); its routes are in [`crate::gatewayapi`].
+#![allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
+
+use crate::meta::{Labels, Meta, Status, StatusCondition};
+use serde::{Deserialize, de::IgnoredAny};
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayClass {
+    pub metadata: Meta,
+    pub spec: GatewayClassSpec,
+    pub status: Status,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewayClassSpec {
+    pub controller_name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Gateway {
+    pub metadata: Meta,
+    pub spec: GatewaySpec,
+    pub status: GatewayStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct GatewaySpec {
+    pub gateway_class_name: String,
+    pub listeners: Vec<Listener>,
+    pub addresses: Vec<GatewayAddress>,
+    pub infrastructure: Infrastructure,
+    pub tls: GatewayTls,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayTls {
+    pub frontend: FrontendTls,
+}
+/// What is asked of clients by listeners that end TLS.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FrontendTls {
+    pub default: FrontendTlsConfig,
+    /// In place of the default at these ports.
+    pub per_port: Vec<FrontendTlsPort>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct FrontendTlsConfig {
+    /// Whether there is one; what it says is not read.
+    pub validation: Option<IgnoredAny>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct FrontendTlsPort {
+    pub port: u16,
+    pub tls: FrontendTlsConfig,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Listener {
+    pub name: String,
+    pub hostname: Option<String>,
+    pub port: u16,
+    pub protocol: String,
+    pub tls: Option<ListenerTls>,
+    pub allowed_routes: AllowedRoutes,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ListenerTls {
+    /// Terminate (the default), Passthrough.
+    pub mode: Option<String>,
+    pub certificate_refs: Vec<SecretRef>,
+    pub options: Labels,
+    /// Gateway API's experimental channel, before 1.4: whether there is one; what it says is not read.
+    pub frontend_validation: Option<IgnoredAny>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct SecretRef {
+    pub group: Option<String>,
+    pub kind: Option<String>,
+    pub name: String,
+    pub namespace: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct AllowedRoutes {
+    pub namespaces: RouteNamespaces,
+    pub kinds: Vec<RouteKind>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RouteKind {
+    pub group: Option<String>,
+    pub kind: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RouteNamespaces {
+    /// All, Same (the default), Selector, None.
+    pub from: String,
+    pub selector: LabelSelector,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct LabelSelector {
+    pub match_labels: Labels,
+    pub match_expressions: Vec<Requirement>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Requirement {
+    pub key: String,
+    pub operator: String,
+    pub values: Vec<String>,
+}
+impl LabelSelector {
+    /// Kubernetes' meaning: all of it must hold; an unknown operator never does.
+    pub fn selects(&self, labels: &Labels) -> bool {
+        let holds = |r: &Requirement| {
+            let value = labels.get(&r.key);
+            match r.operator.as_str() {
+                "In" => value.is_some_and(|value| r.values.contains(value)),
+                "NotIn" => value.is_none_or(|value| !r.values.contains(value)),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        };
+        self.match_labels.iter().all(|(k, value)| labels.get(k) == Some(value))
+            && self.match_expressions.iter().all(holds)
+    }
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Infrastructure {
+    pub labels: Labels,
+    pub annotations: Labels,
+    /// What is deployed, changed.
+    pub parameters_ref: Option<ParametersRef>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ParametersRef {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayStatus {
+    pub addresses: Vec<GatewayAddress>,
+    pub conditions: Vec<StatusCondition>,
+    pub listeners: Vec<ListenerStatus>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ListenerStatus {
+    pub name: String,
+    pub attached_routes: u32,
+    pub supported_kinds: Vec<RouteKind>,
+    pub conditions: Vec<StatusCondition>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GatewayAddress {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub value: String,
+}

@@ -1,0 +1,271 @@
+//! Kubernetes' own objects.
+#![allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
+
+use crate::meta::{Labels, Meta, StatusCondition};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Namespace {
+    #[serde(default)]
+    pub metadata: Meta,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Node {
+    #[serde(default)]
+    pub metadata: Meta,
+    #[serde(default)]
+    pub spec: NodeSpec,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// What its pods have their addresses from; empty where the network plugin does not go by it.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct ServiceAccount {
+    #[serde(default)]
+    pub metadata: Meta,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ConfigMap {
+    pub metadata: Meta,
+    /// Certificates and parameters of Gateways ([`PARAMETERS`]) only: nothing else is read, and it may be large.
+    #[serde(deserialize_with = "read_keys")]
+    pub data: ConfigData,
+}
+
+/// Texts by key.
+pub type ConfigData = BTreeMap<String, String>;
+
+/// The label of pods, and of what else is deployed for a Gateway: its name (Gateway API, GEP-1762).
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// Keys of a ConfigMap with overlays for what is deployed for a Gateway (Istio's).
+pub const PARAMETERS: [&str; 5] =
+    ["serviceAccount", "horizontalPodAutoscaler", "podDisruptionBudget", "deployment", "service"];
+
+fn read_keys<'de, D: serde::Deserializer<'de>>(d: D) -> Result<ConfigData, D::Error> {
+    let mut all = ConfigData::deserialize(d)?;
+    all.retain(|k, _| k.ends_with(".crt") || k.ends_with(".pem") || PARAMETERS.contains(&k.as_str()));
+    Ok(all)
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Secret {
+    pub metadata: Meta,
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Base64.
+    pub data: BTreeMap<String, Hidden>,
+    pub string_data: BTreeMap<String, Hidden>,
+}
+impl Secret {
+    /// One of its values.
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        use base64::Engine;
+        if let Some(s) = self.string_data.get(key) {
+            return Some(s.0.clone().into_bytes());
+        }
+        base64::engine::general_purpose::STANDARD.decode(self.data.get(key)?.0.trim()).ok()
+    }
+}
+/// Text that is never printed.
+#[derive(Clone, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    pub metadata: Meta,
+    pub spec: PodSpec,
+    pub status: PodStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    pub node_name: String,
+    pub service_account_name: String,
+    pub host_network: bool,
+    pub containers: Vec<Container>,
+    pub init_containers: Vec<Container>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Container {
+    pub name: String,
+    pub restart_policy: String,
+    pub ports: Vec<ContainerPort>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerPort {
+    pub name: String,
+    pub container_port: u16,
+    pub protocol: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodStatus {
+    pub phase: String,
+    #[serde(rename = "podIP")]
+    pub pod_ip: String,
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Vec<PodIp>,
+    pub conditions: Vec<Condition>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    pub ip: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Deployment {
+    pub metadata: Meta,
+    pub status: DeploymentStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DeploymentStatus {
+    pub available_replicas: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    pub metadata: Meta,
+    pub spec: ServiceSpec,
+    pub status: ServiceStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceStatus {
+    pub conditions: Vec<StatusCondition>,
+    pub load_balancer: LoadBalancerStatus,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerIngress {
+    pub ip: String,
+    pub hostname: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceSpec {
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    pub selector: Labels,
+    pub ports: Vec<ServicePort>,
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<String>,
+    pub external_name: String,
+    pub ip_families: Vec<String>,
+    pub ip_family_policy: String,
+    pub internal_traffic_policy: String,
+    pub traffic_distribution: String,
+    pub publish_not_ready_addresses: bool,
+    pub session_affinity: String,
+    pub session_affinity_config: SessionAffinityConfig,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub client_ip: ClientIpConfig,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClientIpConfig {
+    pub timeout_seconds: Option<u32>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServicePort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: String,
+    pub target_port: Option<IntOrString>,
+    pub app_protocol: Option<String>,
+}
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum IntOrString {
+    Int(u16),
+    String(String),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EndpointSlice {
+    pub metadata: Meta,
+    pub address_type: String,
+    pub endpoints: Vec<Endpoint>,
+    pub ports: Vec<EndpointPort>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Endpoint {
+    pub addresses: Vec<String>,
+    pub conditions: EndpointConditions,
+    pub target_ref: Option<ObjectReference>,
+    pub node_name: Option<String>,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EndpointConditions {
+    pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
+}
+impl EndpointConditions {
+    /// Takes connections now. What is not said counts as the API has it.
+    pub fn is_ready(&self) -> bool {
+        self.ready.unwrap_or(true)
+    }
+    /// Is about to end, and takes connections still: for when there is nobody else (KEP-1669).
+    pub fn is_draining(&self) -> bool {
+        !self.is_ready() && self.serving.unwrap_or(false) && self.terminating.unwrap_or(false)
+    }
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ObjectReference {
+    pub kind: String,
+    pub name: String,
+    pub namespace: String,
+}
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EndpointPort {
+    pub name: Option<String>,
+    pub port: Option<u16>,
+    pub protocol: Option<String>,
+}
