@@ -218,16 +218,17 @@ fn closed_spec(kind: &str) -> Option<serde_json::Value> {
 
 /// What stands for a security object that cannot be read: the same object, closing what it selects (all of its namespace,
 /// if not even that can be read); and for a route, which is refused whatever nothing else is for. None for other kinds.
-pub fn closed(kind: &str, v: serde_json::Value) -> Option<Object> {
+pub fn closed(kind: &str, object: serde_json::Value) -> Option<Object> {
     if ROUTES.contains(&kind) {
-        return unread(kind, &v);
+        return unread(kind, &object);
     }
     let spec = closed_spec(kind)?;
-    let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
+    let part = |p: &str| object.pointer(p).cloned().unwrap_or_default();
     let metadata = part("/metadata");
     let mut narrow = spec.clone();
     for field in ["selector", "targetRef", "targetRefs"] {
-        if v.pointer(&format!("/spec/{field}")).is_some() && (kind == "AuthorizationPolicy" || field == "selector") {
+        if object.pointer(&format!("/spec/{field}")).is_some() && (kind == "AuthorizationPolicy" || field == "selector")
+        {
             narrow[field] = part(&format!("/spec/{field}"));
         }
     }

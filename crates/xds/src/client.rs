@@ -121,13 +121,13 @@ impl From<tonic::Status> for Failed {
 }
 
 async fn stream<H: XdsSubscriber>(
-    h: &mut H,
+    subscriber: &mut H,
     node: &Node,
     types: &'static [&'static str],
     held: &mut HashMap<&'static str, HashMap<String, String>>,
 ) -> Result<(), Failed> {
-    let channel = h.connect().await.map_err(|e| Failed::Connect(e.to_string()))?;
-    let token = h.token().map_err(|e| Failed::Connect(e.to_string()))?;
+    let channel = subscriber.connect().await.map_err(|e| Failed::Connect(e.to_string()))?;
+    let token = subscriber.token().map_err(|e| Failed::Connect(e.to_string()))?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     // Acknowledgements: one for each response, plus the first requests.
     let (tx, rx) = mpsc::channel(16);
@@ -141,7 +141,7 @@ async fn stream<H: XdsSubscriber>(
         let _ = tx.send(first).await;
     }
     let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(rx));
-    let mut headers = h.headers();
+    let mut headers = subscriber.headers();
     headers.push(("authorization".into(), format!("Bearer {token}")));
     for (k, v) in headers {
         let key = tonic::metadata::MetadataKey::from_bytes(k.as_bytes())
@@ -151,7 +151,7 @@ async fn stream<H: XdsSubscriber>(
         request.metadata_mut().insert(key, value);
     }
     let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
-    h.connected();
+    subscriber.connected();
     tracing::info!("configuration stream is up");
     let mut asked = PendingSubscription::default();
     loop {
@@ -160,7 +160,7 @@ async fn stream<H: XdsSubscriber>(
                 Some(response) => response,
                 None => return Ok(()),
             },
-            (type_url, names) = h.wanted(), if asked.names.is_empty() => {
+            (type_url, names) = subscriber.wanted(), if asked.names.is_empty() => {
                 asked = PendingSubscription { type_url, names: names.clone() };
                 let ask = DeltaDiscoveryRequest {
                     type_url: type_url.into(),
@@ -181,7 +181,7 @@ async fn stream<H: XdsSubscriber>(
             None => (response.type_url.clone(), Some(format!("type {:?} was not asked for", response.type_url))),
         };
         if !answered.is_empty() {
-            h.answered(&answered);
+            subscriber.answered(&answered);
         }
         let error_detail = error.map(|message| {
             tracing::warn!(error = message, "refused configuration; the last good state stays in force");
