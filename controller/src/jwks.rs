@@ -1,9 +1,9 @@
 //! Keys of issuers that RequestAuthentications name by `jwksUri`: fetched here, so that no proxy has to reach them, and fetched
 //! again from time to time. What was fetched once stays while the issuer cannot be reached.
 
-pub use crate::client::check;
 use crate::{
-    client::{self, Client},
+    client::{self, Client, check},
+    key_set::public_keys,
     reach::Reach,
 };
 use karst_manifest::{Object, State, dir::Keys};
@@ -140,7 +140,7 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
 async fn fetch(client: Result<Client, String>, uri: &str) -> Result<String, String> {
     let text = client?.get(&check(uri)?).await.map_err(|e| explain(&e))?;
     // Nothing of the answer is repeated in logs: it may be somebody's secret, and no keys at all.
-    crate::convert::public_keys(&text).map_err(|_| {
+    public_keys(&text).map_err(|_| {
         "the response is not a JSON Web Key Set with a usable public key: use RSA, EC or OKP [KARST-0122]".into()
     })
 }

@@ -1,11 +1,14 @@
 //! Tokens of directory mode: JWTs signed by a local key, with the claims of Kubernetes' bound tokens, so that what is
 //! verified is the same in both modes.
 
-use crate::config::{Config, Token};
+use crate::{
+    config::{Config, Token},
+    private_file::write_private,
+};
 use anyhow::Context;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
-use std::{fs, os::unix::fs::OpenOptionsExt, path::Path, time::SystemTime};
+use std::{fs, path::Path, time::SystemTime};
 
 const ISSUER: &str = "karst-directory-mode";
 
@@ -54,13 +57,6 @@ pub struct Named {
 pub struct Keys {
     encode: EncodingKey,
     decode: DecodingKey,
-}
-
-/// Writes a file that only its owner can read, unless it is there.
-pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    let f = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    f.and_then(|mut f| f.write_all(text.as_bytes())).with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Keys {

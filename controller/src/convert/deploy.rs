@@ -1,23 +1,22 @@
 //! From a Gateway to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference control-plane §4.1).
 
-use super::{GATEWAY_API, Objects, overlay::Overlays, routes::gateways, waypoint};
+use crate::convert::{
+    facts::gateway::{self, MAX_NAME, shortened},
+    objects::{GATEWAY_API, INGRESS, INGRESS_CLASSES, MANAGED, Objects, Template},
+    overlay::Overlays,
+    waypoint,
+};
 use karst_kube::Ref;
-use karst_manifest::kinds::{Gateway, Labels};
+use karst_manifest::kinds::{GATEWAY_NAME, Gateway, Labels};
 use serde_json::{Value, json};
 
-/// Label of what the deployer made; what lacks it is never overwritten.
-pub(crate) const MANAGED: &str = "gateway.istio.io/managed";
-/// Its values (Istio's).
+/// Values of [`MANAGED`] (Istio's).
 const WAYPOINT_MANAGER: &str = "istio.io-mesh-controller";
 const GATEWAY_MANAGER: &str = "istio.io-gateway-controller";
-/// Longest name of what is made: pods' names and labels are derived from it.
-const MAX_NAME: usize = 63;
+
 /// Classes of waypoints.
 const CLASSES: [&str; 2] = ["istio-waypoint", "karst-waypoint"];
-/// Classes of other gateways.
-pub(crate) const INGRESS_CLASSES: [&str; 2] = ["istio", "karst"];
-/// Their controller's name (Istio's).
-pub(crate) const INGRESS: &str = "istio.io/gateway-controller";
+
 /// Annotation with the digest of what was applied.
 const DIGEST: &str = "gateway.karst.io/digest";
 /// Annotation of a Deployment: the kinds of [`EXTRAS`] that were made beside it.
@@ -28,17 +27,8 @@ const EXTRAS: [(&str, &str, &str, &str); 2] = [
     ("policy", "v1", "PodDisruptionBudget", "podDisruptionBudget"),
 ];
 
-/// What a waypoint's pods are made of.
-#[derive(Clone, Debug)]
-pub struct Template {
-    /// Image of the waypoint.
-    pub image: String,
-    /// IfNotPresent and so on.
-    pub pull_policy: String,
-}
-
 /// The classes that lack. They are made once and never changed: who changes them means it (Istio does the same).
-pub(super) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
+pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
     let one = |(name, controller, text): (&str, &str, &str)| {
         let r = Ref {
             group: GATEWAY_API,
@@ -57,13 +47,13 @@ pub(super) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
 
 /// What lacks, or is not as it should be, in the order in which it is applied; and what is there and is wanted no more, with the
 /// uid of its Gateway.
-pub(super) fn compile(
+pub(crate) fn compile(
     x: &Objects<'_>,
     t: &Template,
     objects: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
 ) {
-    let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateways::is_ingress(x, g);
+    let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateway::is_ingress(x, g);
     // In the same order each time: what is still to be written is then the same.
     let mut all: Vec<_> = x.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
@@ -79,7 +69,7 @@ pub(super) fn compile(
 ///
 /// # Errors
 /// Why not.
-pub(super) fn parameters(x: &Objects<'_>, g: &Gateway) -> Result<(), String> {
+pub(crate) fn parameters(x: &Objects<'_>, g: &Gateway) -> Result<(), String> {
     let overlays = Overlays::of(x, g)?;
     // Those of its class may change anything.
     if !overlays.has_own() {
@@ -95,7 +85,7 @@ pub(crate) fn owner(fields: &Value) -> Option<&str> {
 }
 
 /// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
-pub(super) fn name(objects: &Objects<'_>, g: &Gateway) -> String {
+pub(crate) fn name(objects: &Objects<'_>, g: &Gateway) -> String {
     let m = &g.metadata;
     if waypoint::is_waypoint(objects, g) {
         return m.name.clone();
@@ -105,18 +95,8 @@ pub(super) fn name(objects: &Objects<'_>, g: &Gateway) -> String {
     shortened(&full)
 }
 
-/// A name that is short enough, and like no other.
-pub(crate) fn shortened(full: &str) -> String {
-    if full.len() <= MAX_NAME {
-        return full.to_string();
-    }
-    let digest = format!("{:08x}", xxhash_rust::xxh64::xxh64(full.as_bytes(), 0) as u32);
-    let start = full.get(..MAX_NAME - 9).unwrap_or("gateway").trim_end_matches(['-', '.']);
-    format!("{start}-{digest}")
-}
-
 /// The host name that the Gateway itself gives: somebody else runs it there.
-pub(super) fn given(g: &Gateway) -> Option<&str> {
+pub(crate) fn given(g: &Gateway) -> Option<&str> {
     g.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
 }
 
@@ -179,7 +159,7 @@ fn objects(
     let account = named.unwrap_or(&name);
     let manager = if is_waypoint { WAYPOINT_MANAGER } else { GATEWAY_MANAGER };
     let own = json!({
-        gateways::GATEWAY_NAME: label,
+        GATEWAY_NAME: label,
         "gateway.networking.k8s.io/gateway-class-name": class,
         MANAGED: manager,
         "istio.io/dataplane-mode": "none",
@@ -198,7 +178,7 @@ fn objects(
     let meta = |labels: Value| json!({ "labels": labels, "annotations": g.spec.infrastructure.annotations, "ownerReferences": owner });
     let reference =
         |group, kind, name: &str| Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: name.into() };
-    let selector = json!({ gateways::GATEWAY_NAME: label });
+    let selector = json!({ GATEWAY_NAME: label });
     let pod_labels = with(json!({
         "sidecar.istio.io/inject": "false",
         "service.istio.io/canonical-name": name,

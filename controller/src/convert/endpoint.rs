@@ -5,24 +5,22 @@
 //! What must always hold: no workload is made for an address that a pod has. `convert::tests::endpoints_by_address_are_…` shows the
 //! rule, and `compiler::tests` that it holds whatever comes and goes.
 
-use super::{
-    Objects,
-    service::{self, tcp},
-    workload::{self, entry_ports, memberships_of_entry},
+use crate::convert::{
+    facts::{
+        service,
+        workload::{self, Memberships, entry_ports, join, memberships_of_entry, slice_ports},
+    },
+    objects::Objects,
 };
-use karst_api::workload::{Port, PortList};
 use karst_manifest::{enrol, kinds::*};
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
 };
 
-/// Services of a workload: ports by key.
-pub(super) type Memberships = HashMap<String, PortList>;
-
 /// An endpoint that an object names.
 #[derive(Clone, Copy)]
-pub(super) enum Named<'a> {
+pub(crate) enum Named<'a> {
     /// Of a slice of a service.
     Slice(&'a EndpointSlice, &'a Service, &'a Endpoint),
     /// Of a ServiceEntry.
@@ -33,7 +31,7 @@ pub(super) enum Named<'a> {
 
 /// Whose the endpoints are that objects name.
 #[derive(Default)]
-pub(super) struct Owners<'a> {
+pub(crate) struct Owners<'a> {
     /// Endpoints of this network at these addresses.
     at: HashMap<IpAddr, Vec<Named<'a>>>,
     /// Addresses of pods among them.
@@ -49,14 +47,14 @@ pub(super) struct Owners<'a> {
 /// The pods that could decide about more than their own workload: those at addresses that objects name, and those that slices
 /// refer to whose service selects nothing.
 #[derive(Default)]
-pub(super) struct Watched {
+pub(crate) struct Watched {
     addresses: HashSet<IpAddr>,
     pods: HashSet<(String, String)>,
 }
 
 impl Watched {
     /// Does an endpoint hang on this pod?
-    pub(super) fn has(&self, p: &Pod) -> bool {
+    pub(crate) fn has(&self, p: &Pod) -> bool {
         let m = &p.metadata;
         enrol::ips(p).iter().any(|ip| self.addresses.contains(ip))
             || self.pods.contains(&(m.namespace.clone(), m.name.clone()))
@@ -65,7 +63,7 @@ impl Watched {
 
 impl<'a> Owners<'a> {
     /// From all objects.
-    pub(super) fn new(objects: &Objects<'a>) -> Self {
+    pub(crate) fn new(objects: &Objects<'a>) -> Self {
         let mut out = Self::default();
         let mut refer = vec![];
         let services: HashMap<(&str, &str), &'a Service> = objects
@@ -128,17 +126,17 @@ impl<'a> Owners<'a> {
     }
 
     /// Is an endpoint at this address a workload that is known without it? A WorkloadEntry that takes tunnels is one, but for a pod.
-    pub(super) fn is_known(&self, objects: &Objects<'_>, w: &WorkloadEntrySpec, entry: bool) -> bool {
+    pub(crate) fn is_known(&self, objects: &Objects<'_>, w: &WorkloadEntrySpec, entry: bool) -> bool {
         local(objects, w).is_some_and(|ip| self.is_known_at(ip, entry))
     }
 
     /// The same for an address of this network.
-    pub(super) fn is_known_at(&self, ip: IpAddr, entry: bool) -> bool {
+    pub(crate) fn is_known_at(&self, ip: IpAddr, entry: bool) -> bool {
         self.pods.contains(&ip) || (!entry && self.members.contains(&ip))
     }
 
     /// Adds the services whose endpoints this pod is by what objects name.
-    pub(super) fn pod(&self, objects: &Objects<'_>, p: &Pod, services: &mut Memberships) {
+    pub(crate) fn pod(&self, objects: &Objects<'_>, p: &Pod, services: &mut Memberships) {
         let m = &p.metadata;
         if !p.spec.host_network {
             for ip in enrol::ips(p) {
@@ -149,7 +147,7 @@ impl<'a> Owners<'a> {
     }
 
     /// The same for a WorkloadEntry that takes tunnels and stands where no pod does.
-    pub(super) fn entry(&self, objects: &Objects<'_>, e: &WorkloadEntry, services: &mut Memberships) {
+    pub(crate) fn entry(&self, objects: &Objects<'_>, e: &WorkloadEntry, services: &mut Memberships) {
         if let Some(ip) = local(objects, &e.spec).filter(|ip| self.members.contains(ip)) {
             self.extend(objects, self.at.get(&ip), false, services);
         }
@@ -184,7 +182,7 @@ impl<'a> Owners<'a> {
     }
 
     /// Whom to look at anew when pods come, go or change.
-    pub(super) fn watched(&self) -> Watched {
+    pub(crate) fn watched(&self) -> Watched {
         let own = |(ns, name): &(&str, &str)| (ns.to_string(), name.to_string());
         Watched { addresses: self.at.keys().copied().collect(), pods: self.referred.iter().map(own).collect() }
     }
@@ -194,32 +192,4 @@ impl<'a> Owners<'a> {
 fn local(objects: &Objects<'_>, w: &WorkloadEntrySpec) -> Option<IpAddr> {
     let here = w.network.is_empty() || w.network == objects.mesh.network;
     w.address.parse().ok().filter(|_| here)
-}
-
-/// Makes a workload an endpoint of a service. What it already is at a port stays.
-pub(super) fn join(services: &mut Memberships, key: String, ports: PortList) {
-    let there = services.entry(key).or_default();
-    for p in ports.ports {
-        if there.ports.iter().all(|q| q.service_port != p.service_port) {
-            there.ports.push(p);
-        }
-    }
-}
-
-/// The ports that a slice gives to its endpoints, which it finds by the names of the service's. A port that the slice names
-/// without a number is the service's own.
-pub(super) fn slice_ports(slice: &EndpointSlice, s: &Service) -> PortList {
-    let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).filter_map(|sp| {
-        let fits =
-            |p: &&EndpointPort| p.name.as_deref().unwrap_or("") == sp.name && tcp(p.protocol.as_deref().unwrap_or(""));
-        let target = match (slice.ports.iter().find(fits)?.port, &sp.target_port) {
-            (Some(n), _) => u32::from(n),
-            (None, Some(IntOrString::Int(n))) => u32::from(*n),
-            (None, None) => u32::from(sp.port),
-            (None, Some(IntOrString::String(name))) => u32::from(name.parse::<u16>().ok()?),
-        };
-        let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
-        Some(Port { service_port: u32::from(sp.port), target_port: target, app_protocol: app as i32 })
-    });
-    PortList { ports: ports.collect() }
 }

@@ -1,24 +1,24 @@
 //! The statuses of Gateways that are no waypoints (Gateway API: GatewayStatus): where they are reached, and what came of each
 //! listener.
 
-use super::{
-    GATEWAY_API, Objects, deploy,
+use crate::convert::{
+    condition::{Condition, Write, conditions, reference, same},
+    deploy,
+    facts::{gateway, listener::GatewayListener, listeners::GatewayListeners, service},
+    objects::{GATEWAY_API, MANAGED, Objects},
     route_status::Route,
-    routes::gateways::{self, GatewayListener, GatewayListeners},
-    service,
-    status::{Condition, Write, conditions, reference, same},
 };
 use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
 use serde_json::{Value, json};
 
 /// All that differ.
-pub(super) fn compile(
+pub(crate) fn compile(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
     routes: &[Route<'_>],
     now: &str,
 ) -> Vec<Write> {
-    let mut all: Vec<_> = objects.gateways.values().filter(|g| gateways::is_ingress(objects, g)).collect();
+    let mut all: Vec<_> = objects.gateways.values().filter(|g| gateway::is_ingress(objects, g)).collect();
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
     all.into_iter().filter_map(|g| one(objects, listeners, routes, g, now)).collect()
 }
@@ -88,7 +88,7 @@ fn addresses(objects: &Objects<'_>, g: &Gateway, name: &str) -> Result<Vec<Gatew
     let service = objects
         .service(&m.namespace, name)
         .ok_or_else(|| ("AddressNotAssigned", format!("{what} does not exist yet [KARST-0510]")))?;
-    if !service.metadata.labels.contains_key(deploy::MANAGED) {
+    if !service.metadata.labels.contains_key(MANAGED) {
         return Err(("AddressNotUsable", format!("{what} is not managed by Karst: rename the Gateway [KARST-0511]")));
     }
     let available = objects.deployments.get(&(m.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);

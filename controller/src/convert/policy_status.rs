@@ -1,14 +1,14 @@
 //! The statuses of BackendTLSPolicies (Gateway API: PolicyAncestorStatus): one entry for each Gateway, waypoints among them, that
 //! sends requests to a Service that the policy is for. Entries of other controllers stay as they are.
 
-use super::{
-    GATEWAY_API, Objects,
-    route_status::{CONTROLLER, Route},
-    routes::{
+use crate::convert::{
+    condition::{Condition, Write, as_they_are, conditions, reference, same},
+    facts::{
         backend_tls::{Verdict, evaluate},
-        gateways::GatewayListeners,
+        listeners::GatewayListeners,
     },
-    status::{Condition, Write, as_they_are, conditions, reference, same},
+    objects::{GATEWAY_API, Objects},
+    route_status::{CONTROLLER, Route},
     waypoint,
 };
 use karst_manifest::gatewayapi::ParentRef;
@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 type Name = (String, String);
 
 /// All that differ.
-pub(super) fn compile(
+pub(crate) fn compile(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
     routes: &[Route<'_>],

@@ -22,7 +22,7 @@ const HARMLESS: [&str; 7] = [
 ];
 
 /// Each as its field and value.
-pub(super) fn of(kind: &str, object: &Value) -> BTreeSet<String> {
+pub(crate) fn of(kind: &str, object: &Value) -> BTreeSet<String> {
     let mut out = Found(BTreeSet::new());
     for field in ["selector", "scaleTargetRef", "externalIPs", "externalName"] {
         out.note(format!("spec.{field}"), at(object, &["spec", field]));

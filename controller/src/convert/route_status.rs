@@ -1,10 +1,13 @@
 //! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
-use super::{FieldError, GATEWAY_API, ISTIO_NETWORKING, OWN_GROUP, Objects, finding, routes, service, waypoint};
 use crate::convert::{
-    routes::{Cache, gateways::GatewayListeners},
-    status::{Condition, Write, as_they_are, conditions, reference, same},
+    condition::{Condition, Write, as_they_are, conditions, reference, same},
+    facts::{grant, listeners::GatewayListeners, service},
+    finding,
+    objects::{FieldError, GATEWAY_API, ISTIO_NETWORKING, OWN_GROUP, Objects},
+    routes::{cache::Cache, filter, gateway_api},
+    waypoint,
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
@@ -15,16 +18,16 @@ use serde_json::{Value, json};
 /// Some rules are in force, and some are not.
 const PARTLY: &str = "PartiallyInvalid";
 /// Who writes (Istio's name).
-pub(super) const CONTROLLER: &str = "istio.io/gateway-controller";
+pub(crate) const CONTROLLER: &str = "istio.io/gateway-controller";
 
 /// A route of whichever kind.
-pub(super) struct Route<'a> {
-    pub(super) kind: &'static str,
-    pub(super) meta: &'a Meta,
-    pub(super) names: &'a [String],
-    pub(super) parents: &'a [ParentRef],
+pub(crate) struct Route<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) meta: &'a Meta,
+    pub(crate) names: &'a [String],
+    pub(crate) parents: &'a [ParentRef],
     /// Backends of all rules, those of mirrors among them.
-    pub(super) refs: Vec<&'a BackendRef>,
+    pub(crate) refs: Vec<&'a BackendRef>,
     filters: Vec<&'a Filter>,
     /// How many rules it has.
     rules: usize,
@@ -34,7 +37,7 @@ pub(super) struct Route<'a> {
 }
 
 /// All routes.
-pub(super) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
+pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
     let mut out = vec![];
     macro_rules! add {
         ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
@@ -43,7 +46,7 @@ pub(super) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
                 let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(r), $filters(r));
                 let backends = r.spec.rules.iter().map(|r| &r.backend_refs[..]);
                 let mut bad = compiled.bad(r).to_vec();
-                bad.extend(routes::unexecuted(of_rules.iter().copied().zip(backends)));
+                bad.extend(gateway_api::unexecuted(of_rules.iter().copied().zip(backends)));
                 let filters: Vec<&Filter> = of_rules.into_iter().flatten().collect();
                 let mirrors = filters.iter().filter_map(|f| Some(&f.request_mirror.as_ref()?.backend_ref));
                 let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
@@ -62,7 +65,7 @@ pub(super) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
 }
 
 /// All that differ.
-pub(super) fn compile(
+pub(crate) fn compile(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
     routes: &[Route<'_>],
@@ -137,10 +140,10 @@ struct Unread {
 }
 
 fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
-    let dropped = routes::dropped(bad);
+    let dropped = gateway_api::dropped(bad);
     let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
     let text = format!("{}; matching requests are answered with 500", text.join("; "));
-    let whole = dropped.keys().filter(|field| routes::is_rule(field)).count();
+    let whole = dropped.keys().filter(|field| gateway_api::is_rule(field)).count();
     (!dropped.is_empty()).then_some(Unread { all: whole >= rules, text })
 }
 
@@ -192,8 +195,8 @@ fn executed(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<Condition>
 /// What is wrong with the filters that it names.
 fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
     let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
-    let lost = |r: &&ExtensionRef| routes::http_filter(objects, &m.namespace, r).is_none();
-    named.into_iter().find(lost).map(|r| match routes::is_http_filter(r) {
+    let lost = |r: &&ExtensionRef| filter::find(objects, &m.namespace, r).is_none();
+    named.into_iter().find(lost).map(|r| match filter::is_one(r) {
         true => ("FilterNotFound", format!("HTTPFilter {}/{} not found [KARST-0307]", m.namespace, r.name)),
         false => (
             "InvalidKind",
@@ -250,8 +253,8 @@ fn resolved<'a>(
             );
         }
         if ns != m.namespace
-            && !routes::is_parent(parents, &m.namespace, ns, &b.name)
-            && !routes::granted(x, kind, &m.namespace, (ns, group, to, &b.name))
+            && !grant::is_parent(parents, &m.namespace, ns, &b.name)
+            && !grant::granted(x, kind, &m.namespace, (ns, group, to, &b.name))
         {
             return (
                 "RefNotPermitted",
@@ -263,7 +266,9 @@ fn resolved<'a>(
         }
         match x.service(ns, &b.name) {
             None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", b.name)),
-            Some(s) if service::is_alias(s) => return ("BackendNotFound", format!("{}, and not a backend [KARST-0307]", alias(ns, s))),
+            Some(s) if service::is_alias(s) => {
+                return ("BackendNotFound", format!("{}, and not a backend [KARST-0307]", alias(ns, s)));
+            }
             Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",

@@ -1,12 +1,16 @@
 //! The statuses that are written to objects: Istio's conditions and reasons (reference control-plane §2.8, §4.2). Pure: from
 //! the objects comes what differs from what they say now.
 
-use super::{
-    FieldError, GATEWAY_API, ISTIO_NETWORKING, Objects, deploy,
+use crate::convert::{
+    condition::{Condition, Write, beside, changed, conditions, reference, same},
+    deploy,
+    facts::{
+        listeners::{GatewayListeners, Unmapped},
+        policy, service,
+    },
     finding::{self, Finding},
-    policy,
-    routes::gateways::{GatewayListeners, Unmapped},
-    service, waypoint,
+    objects::{FieldError, GATEWAY_API, INGRESS, ISTIO_NETWORKING, MANAGED, Objects},
+    waypoint,
 };
 use karst_kube::Ref;
 use karst_manifest::kinds::{
@@ -15,23 +19,6 @@ use karst_manifest::kinds::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// A status that is not yet what it should be.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Write {
-    pub to: Ref,
-    /// Field manager: each kind of status has its own, as in Istio.
-    pub manager: &'static str,
-    pub status: Value,
-}
-
-/// A condition as it should be.
-pub(super) struct Condition {
-    pub(super) kind: &'static str,
-    pub(super) status: bool,
-    pub(super) reason: &'static str,
-    pub(super) message: String,
-}
-
 const BOUND: &str = "istio.io/WaypointBound";
 const MISSING: &str = "istio.io/WaypointMissing";
 /// Are the ports of a Gateway of Istio's API those of the Services that select its pods?
@@ -39,7 +26,7 @@ const PORTS: &str = "karst.io/PortsMapped";
 const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
 /// All statuses that differ. `now` is the time in RFC 3339.
-pub(super) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: &str) -> Vec<Write> {
+pub(crate) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: &str) -> Vec<Write> {
     let mut out = Vec::new();
     for s in objects.services.values().flatten() {
         let to = reference("", "Service", &s.metadata);
@@ -81,7 +68,7 @@ pub(super) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: 
             out.push(Write { to, manager: "istio.io/authorization-policy", status: json!({ "conditions": c }) });
         }
     }
-    let ours = [waypoint::CONTROLLER, deploy::INGRESS];
+    let ours = [waypoint::CONTROLLER, INGRESS];
     for c in objects.classes.values().filter(|c| ours.contains(&c.spec.controller_name.as_str())) {
         let wanted = Condition {
             kind: "Accepted",
@@ -116,7 +103,7 @@ fn unmapped(listeners: &GatewayListeners, g: &IstioGateway, now: &str) -> Option
 }
 
 /// What nobody executes of Istio's routes and rules; what is over is taken back.
-pub(super) fn unserved(objects: &Objects<'_>, findings: &[Finding], now: &str) -> Vec<Write> {
+pub(crate) fn unserved(objects: &Objects<'_>, findings: &[Finding], now: &str) -> Vec<Write> {
     const OURS: [&str; 2] = [finding::RESOLVED_WAYPOINTS, finding::RESOLVED_REFS];
     let mut of: BTreeMap<(&str, &str, &str), Vec<&Finding>> = BTreeMap::new();
     for f in findings {
@@ -144,70 +131,6 @@ pub(super) fn unserved(objects: &Objects<'_>, findings: &[Finding], now: &str) -
         Some(Write { to, manager: "karst.io/findings", status: json!({ "conditions": conditions }) })
     };
     routes.chain(rules).filter_map(one).collect()
-}
-
-pub(super) fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {
-    Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: m.name.clone() }
-}
-
-/// Are the conditions there as they should be?
-pub(super) fn same(wanted: &[Condition], have: &[StatusCondition], generation: i64) -> bool {
-    wanted.iter().all(|w| {
-        have.iter().any(|c| {
-            c.kind == w.kind
-                && c.status == text(w.status)
-                && c.reason == w.reason
-                && c.message == w.message
-                && c.observed_generation == generation
-        })
-    })
-}
-
-/// The conditions to write. The time of a condition changes with its status.
-pub(super) fn conditions(wanted: &[Condition], have: &[StatusCondition], generation: i64, now: &str) -> Value {
-    let one = |w: &Condition| {
-        let kept = have.iter().find(|c| c.kind == w.kind && c.status == text(w.status));
-        let time = kept.map(|c| c.last_transition_time.as_str()).filter(|t| !t.is_empty());
-        json!({
-            "type": w.kind, "status": text(w.status), "reason": w.reason, "message": w.message,
-            "observedGeneration": generation, "lastTransitionTime": time.unwrap_or(now),
-        })
-    };
-    wanted.iter().map(one).collect()
-}
-
-/// Conditions of somebody else, to be written again.
-pub(super) fn as_they_are(all: &[StatusCondition]) -> Value {
-    all.iter().map(as_it_is).collect()
-}
-
-fn as_it_is(c: &StatusCondition) -> Value {
-    json!({
-        "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message,
-        "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time,
-    })
-}
-
-/// In Istio's CRDs the list of conditions is one value, whose writer has all of it: what others have said stays, or they and
-/// we would take it from each other for ever.
-fn beside(conditions: Value, have: &[StatusCondition], ours: &[&str]) -> Value {
-    let others = have.iter().filter(|c| !ours.contains(&c.kind.as_str())).map(|c| {
-        let mut one = as_it_is(c);
-        if let Some(fields) = one.as_object_mut().filter(|_| c.last_transition_time.is_empty()) {
-            fields.remove("lastTransitionTime");
-        }
-        one
-    });
-    conditions.as_array().into_iter().flatten().cloned().chain(others).collect()
-}
-
-fn text(b: bool) -> &'static str {
-    if b { "True" } else { "False" }
-}
-
-/// The conditions to write, if they differ from those that are there (or `force`).
-fn changed(wanted: &[Condition], have: &[StatusCondition], generation: i64, force: bool, now: &str) -> Option<Value> {
-    (force || !same(wanted, have, generation)).then(|| conditions(wanted, have, generation, now))
 }
 
 fn bound(
@@ -363,7 +286,7 @@ fn gateway(objects: &Objects<'_>, g: &Gateway, now: &str) -> Option<Write> {
     let host =
         given.map_or_else(|| format!("{}.{}.svc.{}", m.name, m.namespace, objects.mesh.cluster_domain), String::from);
     let service = objects.service(&m.namespace, &m.name);
-    let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(deploy::MANAGED));
+    let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED));
     let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
     let accepted = accepted_waypoint(objects, g);

@@ -1,6 +1,9 @@
 //! Which waypoint an object is bound to, or why not (reference control-plane §2.6).
 
-use super::{Objects, deploy::MANAGED, finding};
+use crate::convert::{
+    finding,
+    objects::{MANAGED, Objects},
+};
 use karst_api::workload::{
     GatewayAddress, NamespacedHostname, NetworkAddress, WeightedWaypoint, gateway_address::Destination,
 };
@@ -90,7 +93,7 @@ pub(crate) fn canary<'a>(objects: &Objects<'a>, m: &Meta) -> Option<Result<Canar
 }
 
 /// The waypoint that executes what is said of the requests to a service with these labels; or why there is none.
-pub(super) fn executing(
+pub(crate) fn executing(
     objects: &Objects<'_>,
     namespace: &str,
     labels: &Labels,
@@ -174,7 +177,7 @@ fn named<'a>(
 }
 
 /// Why a waypoint cannot have this listener: Gateway API's reason, and the words.
-pub(super) fn wrong_listener(l: &Listener) -> Option<Reason> {
+pub(crate) fn wrong_listener(l: &Listener) -> Option<Reason> {
     if l.protocol != PROTOCOL {
         return Some((
             "UnsupportedProtocol",
@@ -186,7 +189,7 @@ pub(super) fn wrong_listener(l: &Listener) -> Option<Reason> {
 }
 
 /// Has a waypoint a listener that it can have? (In files there need not be any.)
-pub(super) fn has_listener(g: &Gateway) -> bool {
+pub(crate) fn has_listener(g: &Gateway) -> bool {
     g.spec.listeners.is_empty() || g.spec.listeners.iter().any(|l| wrong_listener(l).is_none())
 }
 

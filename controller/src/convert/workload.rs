@@ -1,25 +1,47 @@
 //! Pods, WorkloadEntries and inline endpoints to `istio.workload.Workload` (reference control-plane §2.2 to §2.4).
 
-use super::{
-    Mesh, Objects, check,
-    endpoint::{self, Memberships, Owners},
-    policy, problem, routes, selects,
-    service::{self, tcp},
-    waypoint,
+use crate::{
+    convert::{
+        endpoint::Owners,
+        facts::{
+            service, validate,
+            workload::{entry_ports, is_one, labels_of, memberships, memberships_of_entry, slice_ports, takes_tunnels},
+        },
+        objects::{Mesh, Objects, problem},
+        policy::Policies,
+        waypoint,
+    },
+    model::{Model, PodInfo},
 };
-use crate::model::{Model, PodInfo};
-use karst_api::workload::{
-    self as pb, Locality, NetworkMode, Port, PortList, TunnelProtocol, WorkloadStatus, WorkloadType,
+use karst_api::{
+    route as ir,
+    workload::{self as pb, Locality, NetworkMode, TunnelProtocol, WorkloadStatus, WorkloadType},
 };
 use karst_core::addr::ip_to_bytes;
-use karst_manifest::{Problem, enrol, kinds::*};
-use std::{collections::BTreeMap, collections::HashMap, net::IpAddr, sync::Arc};
+use karst_manifest::{Problem, enrol, kinds::*, parse::Located};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
-pub(super) fn pod_infos(objects: &Objects<'_>) -> imbl::OrdMap<String, Arc<PodInfo>> {
+/// A workload's extension with those of its labels that anything asks for.
+pub(crate) fn labels(x: &Objects<'_>, labels: &Labels) -> Vec<pb::Extension> {
+    let asked = |(k, _): &(&String, &String)| x.label_keys.contains(k.as_str());
+    let labels: BTreeMap<_, _> = labels.iter().filter(asked).map(|(k, v)| (k.clone(), v.clone())).collect();
+    if labels.is_empty() {
+        return vec![];
+    }
+    let value = prost::Message::encode_to_vec(&ir::Labels { labels });
+    let config = prost_types::Any { type_url: karst_api::LABELS_TYPE.into(), value };
+    vec![pb::Extension { name: "karst.labels".into(), config: Some(config) }]
+}
+
+pub(crate) fn pod_infos(objects: &Objects<'_>) -> imbl::OrdMap<String, Arc<PodInfo>> {
     objects.pods.iter().map(|p| pod_info(p)).map(|(k, f)| (k, Arc::new(f))).collect()
 }
 
-pub(super) fn pod_info(p: &Pod) -> (String, PodInfo) {
+pub(crate) fn pod_info(p: &Pod) -> (String, PodInfo) {
     let facts = PodInfo {
         uid: p.metadata.uid.clone(),
         namespace: p.metadata.namespace.clone(),
@@ -31,31 +53,14 @@ pub(super) fn pod_info(p: &Pod) -> (String, PodInfo) {
     (format!("{}/{}", p.metadata.namespace, p.metadata.name), facts)
 }
 
-/// Is this pod a workload? One that has ended, or has no address yet, is none.
-pub(super) fn is_one(p: &Pod) -> bool {
-    !enrol::is_done(p) && !enrol::ips(p).is_empty()
-}
-
 /// The uid of a pod's workload.
-pub(super) fn uid(mesh: &Mesh, p: &Pod) -> String {
+pub(crate) fn uid(mesh: &Mesh, p: &Pod) -> String {
     format!("{}//Pod/{}/{}", mesh.cluster_id, p.metadata.namespace, p.metadata.name)
 }
 
-/// The labels of a WorkloadEntry's endpoint.
-pub(super) fn labels_of(e: &WorkloadEntry) -> Labels {
-    let mut labels = e.metadata.labels.clone();
-    labels.extend(e.spec.labels.clone());
-    labels
-}
-
-/// Does a workload with these labels take tunnels by itself?
-pub(super) fn takes_tunnels(labels: &Labels) -> bool {
-    labels.get("networking.istio.io/tunnel").is_some_and(|v| v.contains("http"))
-}
-
-pub(super) fn compile(
+pub(crate) fn compile(
     objects: &Objects<'_>,
-    policies: &policy::Policies,
+    policies: &Policies,
     owners: &Owners<'_>,
     model: &mut Model,
     problems: &mut Vec<Problem>,
@@ -70,8 +75,9 @@ pub(super) fn compile(
             objects.mesh.cluster_id, e.metadata.namespace, e.metadata.name
         );
         let labels = labels_of(e);
-        problems
-            .extend(check::workload_entry(&e.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)));
+        problems.extend(
+            validate::workload_entry(&e.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)),
+        );
         match external(objects, uid, &e.metadata, &e.spec, &labels, policies) {
             Some(_) if owners.is_known(objects, &e.spec, true) => {}
             Some(mut w) => {
@@ -92,14 +98,14 @@ pub(super) fn compile(
     slice_endpoints(objects, owners, model);
 }
 
-pub(super) fn pod(objects: &Objects<'_>, p: &Pod, policies: &policy::Policies, owners: &Owners<'_>) -> pb::Workload {
+pub(crate) fn pod(objects: &Objects<'_>, p: &Pod, policies: &Policies, owners: &Owners<'_>) -> pb::Workload {
     let m = &p.metadata;
     let native = takes_tunnels(&m.labels);
     let redirected = objects.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
         || m.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
     let ends = m.deletion_timestamp.is_some();
     let ready = enrol::is_ready(p) && !ends;
-    let mut extensions = routes::labels(objects, &m.labels);
+    let mut extensions = labels(objects, &m.labels);
     if ends && enrol::is_ready(p) {
         extensions.push(karst_api::draining());
     }
@@ -180,104 +186,13 @@ fn locality(objects: &Objects<'_>, node: &str) -> Option<Locality> {
     (out != Locality::default()).then_some(out)
 }
 
-/// The services that a pod belongs to by its labels, and at which ports. (Those of services without selector say their slices.)
-fn memberships(objects: &Objects<'_>, p: &Pod) -> Memberships {
-    let mut out = HashMap::new();
-    for s in objects.services.get(&*p.metadata.namespace).into_iter().flatten().filter(|s| is_behind(p, s)) {
-        let ports = s.spec.ports.iter().filter_map(|sp| {
-            let target = target_port(p, sp)?;
-            let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
-            Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
-        });
-        out.insert(
-            format!("{}/{}", s.metadata.namespace, service::hostname(objects, s)),
-            PortList { ports: ports.collect() },
-        );
-    }
-    for e in objects.entries_of.get(&*p.metadata.namespace).into_iter().flatten() {
-        let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
-        if selects(&sel.labels, &p.metadata.labels) {
-            for h in &e.spec.hosts {
-                // Another ServiceEntry of the host has other ports.
-                endpoint::join(&mut out, format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
-            }
-        }
-    }
-    out
-}
-
-/// Does a Service of its namespace select this pod?
-pub(super) fn is_behind(p: &Pod, s: &Service) -> bool {
-    !s.spec.selector.is_empty() && selects(&s.spec.selector, &p.metadata.labels)
-}
-
-/// Where a pod gets what comes to a port of a Service that selects it.
-pub(super) fn target_port(p: &Pod, sp: &ServicePort) -> Option<u16> {
-    match &sp.target_port {
-        _ if !tcp(&sp.protocol) => None,
-        None => Some(sp.port),
-        Some(IntOrString::Int(n)) => Some(*n),
-        Some(IntOrString::String(name)) => name.parse().ok().or_else(|| named_port(p, name)),
-    }
-}
-
-fn named_port(p: &Pod, name: &str) -> Option<u16> {
-    let sidecars = p.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
-    let mut ports = p.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
-    ports.find(|cp| cp.name == name && tcp(&cp.protocol)).map(|cp| cp.container_port)
-}
-
-/// Ports of a ServiceEntry on an endpoint: by the endpoint's port of that name, else targetPort, else the number.
-pub(super) fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
-    let ports = e.spec.ports.iter().map(|p| Port {
-        service_port: u32::from(p.number),
-        target_port: u32::from(own.get(&p.name).copied().or(p.target_port).unwrap_or(p.number)),
-        app_protocol: service::protocol(Some(&p.protocol), &p.name) as i32,
-    });
-    PortList { ports: ports.collect() }
-}
-
-/// The services that a WorkloadEntry belongs to by its labels.
-pub(super) fn memberships_of_entry(
-    objects: &Objects<'_>,
-    ns: &str,
-    labels: &Labels,
-    w: &WorkloadEntrySpec,
-) -> Memberships {
-    let mut out = HashMap::new();
-    for e in objects.entries_of.get(ns).into_iter().flatten() {
-        if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
-            for h in &e.spec.hosts {
-                endpoint::join(&mut out, format!("{ns}/{h}"), entry_ports(e, &w.ports));
-            }
-        }
-    }
-    let services = objects.services.get(ns).into_iter().flatten();
-    for s in services.filter(|s| !s.spec.selector.is_empty() && selects(&s.spec.selector, labels)) {
-        let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| {
-            let target = match &p.target_port {
-                Some(IntOrString::Int(n)) => *n,
-                Some(IntOrString::String(n)) => w.ports.get(n).copied().unwrap_or(p.port),
-                None => w.ports.get(&p.name).copied().unwrap_or(p.port),
-            };
-            Port {
-                service_port: u32::from(p.port),
-                target_port: u32::from(target),
-                app_protocol: service::protocol(p.app_protocol.as_deref(), &p.name) as i32,
-            }
-        });
-        out.insert(format!("{ns}/{}", service::hostname(objects, s)), PortList { ports: ports.collect() });
-    }
-    out
-}
-
 fn external(
     objects: &Objects<'_>,
     uid: String,
     m: &Meta,
     e: &WorkloadEntrySpec,
     labels: &Labels,
-    policies: &policy::Policies,
+    policies: &Policies,
 ) -> Option<pb::Workload> {
     if e.address.is_empty() {
         return None;
@@ -323,9 +238,9 @@ fn external(
 
 fn inline_endpoints(
     objects: &Objects<'_>,
-    at: &karst_manifest::parse::Located,
+    at: &Located,
     se: &ServiceEntry,
-    (policies, owners): (&policy::Policies, &Owners<'_>),
+    (policies, owners): (&Policies, &Owners<'_>),
     model: &mut Model,
     problems: &mut Vec<Problem>,
 ) {
@@ -401,7 +316,7 @@ fn slice_endpoints(objects: &Objects<'_>, owners: &Owners<'_>, model: &mut Model
                     network_mode: NetworkMode::HostNetwork as i32,
                     services: HashMap::from([(
                         format!("{}/{}", s.metadata.namespace, service::hostname(objects, svc)),
-                        endpoint::slice_ports(s, svc),
+                        slice_ports(s, svc),
                     )]),
                     extensions: c.is_draining().then(karst_api::draining).into_iter().collect(),
                     ..Default::default()

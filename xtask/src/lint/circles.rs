@@ -24,7 +24,6 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("karst-ebpf", &[4]),
     ("karst-cni", &[3]),
     ("karst-waypoint", &[22]),
-    ("karst-controller", &[31]),
     ("karst-world", &[3, 2]),
     ("xtask", &[2]),
 ];

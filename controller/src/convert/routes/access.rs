@@ -1,17 +1,23 @@
 //! AuthorizationPolicies that are attached (`targetRefs`): enforced by waypoints, with all that a request shows.
 
-use super::{Hosts, Objects, ir, tokens};
 use crate::convert::{
-    policy::{self, Attached, Condition},
-    selects,
+    facts::{
+        attached::{Attached, applies},
+        condition::{self, Condition},
+        hosts::Hosts,
+        policy,
+    },
+    objects::Objects,
+    routes::tokens,
     waypoint::{self, Binding},
 };
+use karst_api::route as ir;
 use karst_manifest::kinds::*;
 use karst_policy::{Attribute, attribute::Values};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The policies of each service.
-pub(super) fn compile(objects: &Objects<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
+pub(crate) fn compile(objects: &Objects<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
     let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
     for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached()) {
         let (m, out) = (&p.metadata, one(objects, p));
@@ -37,7 +43,7 @@ pub(super) fn compile(objects: &Objects<'_>, hosts: &Hosts) -> BTreeMap<String, 
 
 /// The policies of a gateway's pod: those that are attached to its Gateway or its class, and, unless it is a waypoint's (where they are
 /// the business of ztunnel), those that select the pod.
-pub(super) fn of_pod(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, waypoint: bool) -> Option<ir::Access> {
+pub(crate) fn of_pod(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, waypoint: bool) -> Option<ir::Access> {
     let mut out = ir::Access::default();
     for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached() || !waypoint) {
         if applies(objects, pod, g, *p) {
@@ -50,20 +56,6 @@ pub(super) fn of_pod(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, wayp
         }
     }
     (out != ir::Access::default()).then_some(out)
-}
-
-/// Is it for a pod of this Gateway?
-pub(super) fn applies(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, o: &impl Attached) -> bool {
-    let own = o.meta().namespace == pod.metadata.namespace;
-    if !o.is_attached() {
-        let root = o.meta().namespace == objects.mesh.root_namespace;
-        return (own || root) && o.selector().is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
-    }
-    o.targets().any(|(_, t)| match t.kind.as_str() {
-        "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
-        "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
-        _ => false,
-    })
 }
 
 fn one(objects: &Objects<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
@@ -130,16 +122,16 @@ fn bound(objects: &Objects<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gat
 fn rule(r: &PolicyRule, ns: &str) -> ir::AccessRule {
     let mut clauses = vec![];
     if !r.from.is_empty() {
-        let matches = r.from.iter().map(|f| matched(&policy::source(&f.source), ns)).collect();
+        let matches = r.from.iter().map(|f| matched(&condition::source(&f.source), ns)).collect();
         clauses.push(ir::AccessClause { matches });
     }
     if !r.to.is_empty() {
-        let matches = r.to.iter().map(|t| matched(&policy::operation(&t.operation), ns)).collect();
+        let matches = r.to.iter().map(|t| matched(&condition::operation(&t.operation), ns)).collect();
         clauses.push(ir::AccessClause { matches });
     }
     for w in &r.when {
         // A key that nobody knows has refused the policy before.
-        let one = policy::when(w).map_or_else(|| vec![ir::AccessTest::default()], |c| vec![test(&c, ns)]);
+        let one = condition::when(w).map_or_else(|| vec![ir::AccessTest::default()], |c| vec![test(&c, ns)]);
         clauses.push(ir::AccessClause { matches: vec![ir::AccessMatch { tests: one }] });
     }
     ir::AccessRule { clauses }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// The delegate's rule as it is in force. Names of hosts and gateways are full ones already. None: none of its matches is within one
 /// of the root's.
-pub(super) fn merge(root: &VsHttp, leaf: &VsHttp) -> Option<VsHttp> {
+pub(crate) fn merge(root: &VsHttp, leaf: &VsHttp) -> Option<VsHttp> {
     fn or<T: Clone>(leaf: &Option<T>, root: &Option<T>) -> Option<T> {
         leaf.clone().or_else(|| root.clone())
     }

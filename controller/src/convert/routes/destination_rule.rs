@@ -1,9 +1,17 @@
 //! Istio's DestinationRule.
 
-use super::{
-    Export, FieldError, Hosts, Objects, address, age, closeness, duration, gateways::ca_bundle, header_name, ir,
-    optional_duration, per_million,
+use crate::convert::{
+    facts::{
+        client_tls::{all_tls, originates, wants_tls},
+        export::Export,
+        host::closeness,
+        hosts::Hosts,
+        secret::ca_bundle,
+    },
+    objects::{FieldError, Objects, address, age, rename},
+    routes::scalar::{duration, header_name, optional_duration, per_million},
 };
+use karst_api::route as ir;
 use karst_manifest::{kinds::*, parse::Located, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,7 +34,7 @@ struct Rule<'a> {
 
 /// What was compiled last time: all of it stays while no rule, no Secret that one names, and no service is another.
 #[derive(Default)]
-pub(super) struct Cache {
+pub(crate) struct Cache {
     /// Addresses of the rules, old before new.
     rules: Vec<usize>,
     secrets: Vec<usize>,
@@ -41,8 +49,8 @@ type Backends = BTreeMap<String, Arc<ir::Backend>>;
 
 impl Cache {
     /// Objects are at other addresses, and mean the same.
-    pub(super) fn renamed(&mut self, now: &HashMap<usize, usize>) {
-        super::rename(&mut self.rules, now);
+    pub(crate) fn renamed(&mut self, now: &HashMap<usize, usize>) {
+        rename(&mut self.rules, now);
     }
 }
 
@@ -59,7 +67,7 @@ struct Alike {
 }
 
 /// Compiles the rules for the services that they are for; gives back what is wrong with which.
-pub(super) fn compile<'a>(
+pub(crate) fn compile<'a>(
     objects: &Objects<'a>,
     hosts: &Hosts,
     mut old: Cache,
@@ -218,23 +226,6 @@ fn own(x: &Objects<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<FieldE
     }
 }
 
-/// Every setting for TLS.
-fn all_tls(d: &DestinationRule) -> impl Iterator<Item = &ClientTls> {
-    d.spec.all_policies().flat_map(|p| {
-        let ports = p.port_level_settings.iter().filter_map(|s| s.tls.as_ref());
-        p.tls.iter().chain(ports)
-    })
-}
-
-/// Is it TLS of ours? (Within the mesh every hop is encrypted and both ends are known, whatever is said.)
-fn originates(t: &ClientTls) -> bool {
-    !matches!(t.mode.as_deref().unwrap_or(""), "" | "DISABLE" | "ISTIO_MUTUAL")
-}
-
-fn wants_tls(d: &DestinationRule) -> bool {
-    all_tls(d).any(originates)
-}
-
 /// Finds a Secret of the rule's namespace.
 type Secrets<'a> = &'a dyn Fn(&str) -> Option<&'a Secret>;
 
@@ -369,14 +360,6 @@ fn secrets(x: &Objects<'_>, d: &DestinationRule) -> Vec<usize> {
     let both = names.flat_map(|n| [format!("{n}-cacert"), n.clone()]);
     // One that is not there has a place, too.
     both.map(|n| x.secrets.get(&(ns, n.as_str())).map_or(0, |s| address(*s))).collect()
-}
-
-/// The Secrets whose certificates proxies show to endpoints.
-pub(super) fn credentials(d: &DestinationRule) -> impl Iterator<Item = &str> {
-    all_tls(d)
-        .filter(|t| t.mode.as_deref() == Some("MUTUAL"))
-        .map(|t| t.credential_name.as_str())
-        .filter(|n| !n.is_empty())
 }
 
 fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, FieldError> {

@@ -1,10 +1,14 @@
 //! Karst's own HTTPFilter: faults and rate limits, for all requests of services or for the routes that name it.
 
-use super::{FieldError, Hosts, duration, ir, virtual_service};
 use crate::{
-    convert::{OWN_GROUP, Objects},
+    convert::{
+        facts::hosts::Hosts,
+        objects::{FieldError, OWN_GROUP, Objects},
+        routes::{scalar::duration, virtual_service},
+    },
     model::Model,
 };
+use karst_api::route as ir;
 use karst_manifest::{
     extension::{HTTPFilter, RateLimit},
     gatewayapi::ExtensionRef,
@@ -18,22 +22,22 @@ const PER: RangeInclusive<u64> = 1..=86_400_000;
 
 /// What a filter does.
 #[derive(Default)]
-pub(super) struct Compiled {
+pub(crate) struct Compiled {
     pub fault: Option<ir::Fault>,
     pub limits: Vec<ir::RateLimit>,
 }
 
 /// The filter of this namespace that a route names.
-pub(in crate::convert) fn find<'a>(objects: &Objects<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
+pub(crate) fn find<'a>(objects: &Objects<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
     objects.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| is_one(r))
 }
 
 /// Is it a filter of ours that is named?
-pub(in crate::convert) fn is_one(r: &ExtensionRef) -> bool {
+pub(crate) fn is_one(r: &ExtensionRef) -> bool {
     r.group == OWN_GROUP && r.kind == "HTTPFilter"
 }
 
-pub(super) fn compile(f: &HTTPFilter) -> Result<Compiled, FieldError> {
+pub(crate) fn compile(f: &HTTPFilter) -> Result<Compiled, FieldError> {
     let s = &f.spec;
     let fault = s.fault.as_ref().map(|x| virtual_service::fault(x, "spec")).transpose()?;
     let limits = s.rate_limits.iter().enumerate().map(|(i, l)| {
@@ -71,7 +75,7 @@ fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldEr
 }
 
 /// Adds a filter to the services that it names.
-pub(super) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<FieldError> {
+pub(crate) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<FieldError> {
     let ns = &f.metadata.namespace;
     let compiled = match compile(f) {
         Ok(c) => c,

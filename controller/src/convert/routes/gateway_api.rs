@@ -1,16 +1,27 @@
 //! Gateway API's routes, of services and of gateways.
 
-use super::{
-    Api, FieldError, GATEWAY, Hosts, MILLION, NO_BACKEND, Objects, Precision, Ranked, RankedTcp, Tables, age, exact,
-    filter, gateways, header, header_name, ir, optional_duration, per_million, regex,
+use crate::convert::{
+    facts::{
+        grant::{granted, is_parent},
+        hosts::Hosts,
+    },
+    objects::{FieldError, GATEWAY, GATEWAY_API, ISTIO_NETWORKING, Objects, VIRTUAL, age},
+    routes::{
+        filter,
+        scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
+        table::{Api, Precision, Ranked, RankedTcp, Tables},
+    },
 };
-use crate::convert::{GATEWAY_API, ISTIO_NETWORKING};
+use karst_api::route as ir;
 use karst_core::operators;
 use karst_manifest::{gatewayapi::*, kinds::*};
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
+/// Answered for a destination that does not exist: Gateway API asks for 500, Envoy answers 503.
+const NO_BACKEND: u32 = 500;
+
 /// The services that a route is for.
-pub(super) fn targets(
+pub(crate) fn targets(
     objects: &Objects<'_>,
     hosts: &Hosts,
     kind: &'static str,
@@ -22,7 +33,7 @@ pub(super) fn targets(
     parents.iter().flat_map(|p| c.parents(p)).map(|(key, _)| key).collect()
 }
 
-pub(super) fn http(objects: &Objects<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+pub(crate) fn http(objects: &Objects<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
     let c = Convert::new((objects, hosts), "HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
     for (i, rule) in r.spec.rules.iter().enumerate() {
@@ -36,7 +47,7 @@ pub(super) fn http(objects: &Objects<'_>, r: &HTTPRoute, hosts: &Hosts, tables: 
     bad
 }
 
-pub(super) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+pub(crate) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
     let c = Convert::new((objects, hosts), "GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
     for (i, rule) in r.spec.rules.iter().enumerate() {
@@ -58,7 +69,7 @@ pub(super) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: 
 
 /// What of rules is not in force, while the rest is: whole rules (`spec.rules[1]`), or single backends of theirs
 /// (`spec.rules[1].backendRefs[0]`), by their fields, and what is wrong with each.
-pub(in crate::convert) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldError> {
+pub(crate) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldError> {
     // The first of each is told.
     let one = |b: &'_ FieldError| -> Option<usize> {
         let rule = b.0.starts_with("spec.rules[").then(|| b.0.find(']'))?? + 1;
@@ -69,15 +80,13 @@ pub(in crate::convert) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldEr
 }
 
 /// Is it a whole rule that a field of [`dropped`] names?
-pub(in crate::convert) fn is_rule(field: &str) -> bool {
+pub(crate) fn is_rule(field: &str) -> bool {
     !field.contains(".backendRefs[")
 }
 
 /// Filters that are not executed where they stand: those of types that are not known, and those of single backends that are executed
 /// for whole rules only. What they are for is answered 500: requests do not go on without them.
-pub(in crate::convert) fn unexecuted<'a>(
-    rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>,
-) -> Vec<FieldError> {
+pub(crate) fn unexecuted<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<FieldError> {
     let mut out = vec![];
     for (i, (filters, backends)) in rules.enumerate() {
         let unknown = |(j, f): (usize, &Filter)| {
@@ -110,18 +119,18 @@ const IN_BACKENDS: [&str; 3] = ["RequestHeaderModifier", "ResponseHeaderModifier
 const KNOWN: [&str; 7] =
     [IN_BACKENDS[0], IN_BACKENDS[1], IN_BACKENDS[2], "RequestMirror", "RequestRedirect", "ExtensionRef", "CORS"];
 
-pub(super) fn tcp(objects: &Objects<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+pub(crate) fn tcp(objects: &Objects<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
     let c = Convert::new((objects, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
     c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
 }
 
-pub(super) fn tls(objects: &Objects<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+pub(crate) fn tls(objects: &Objects<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
     let c = Convert::new((objects, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
     c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
 }
 
 /// Values of headers that look as if they had operators, of the filters of rules and of their backends.
-pub(in crate::convert) fn warnings<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<String> {
+pub(crate) fn warnings<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<String> {
     let mut out = vec![];
     for (i, (filters, backends)) in rules.enumerate() {
         literals(filters, &format!("spec.rules[{i}]"), &mut out);
@@ -201,13 +210,6 @@ struct Convert<'a> {
     parents: &'a [ParentRef],
 }
 
-/// Is this service what a route of the namespace is attached to? Its callers may call it anyway: nobody has to grant it to them.
-pub(in crate::convert) fn is_parent(parents: &[ParentRef], from: &str, ns: &str, name: &str) -> bool {
-    parents
-        .iter()
-        .any(|p| p.kind.as_deref() == Some("Service") && p.name == name && p.namespace.as_deref().unwrap_or(from) == ns)
-}
-
 /// What the filters of a rule or of a backend say.
 #[derive(Default)]
 struct Filters {
@@ -282,7 +284,7 @@ impl<'a> Convert<'a> {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
             for (key, closeness) in self.parents(p) {
                 // Of a gateway the port has chosen the listener.
-                let ports = if key.starts_with(gateways::VIRTUAL) { vec![] } else { own.clone() };
+                let ports = if key.starts_with(VIRTUAL) { vec![] } else { own.clone() };
                 let t = tables.of(self.objects, &key, self.ns);
                 t.http.extend(http.iter().enumerate().map(|(place, c)| Ranked {
                     is_last: c.is_last,
@@ -508,20 +510,6 @@ impl<'a> Convert<'a> {
         }
         Ok(out)
     }
-}
-
-/// Does another namespace let routes of this kind and namespace refer to what it has (ReferenceGrant)?
-pub(in crate::convert) fn granted(
-    objects: &Objects<'_>,
-    route: &str,
-    from: &str,
-    (ns, group, kind, name): (&str, &str, &str, &str),
-) -> bool {
-    objects.grants.iter().filter(|g| g.metadata.namespace == ns).any(|g| {
-        let ours = |f: &GrantFrom| f.group == GATEWAY_API && f.kind == route && f.namespace == from;
-        let to = |t: &GrantTo| t.group == group && t.kind == kind && t.name.as_ref().is_none_or(|n| n == name);
-        g.spec.from.iter().any(ours) && g.spec.to.iter().any(to)
-    })
 }
 
 fn cors(c: &CorsFilter) -> ir::Cors {

@@ -1,8 +1,14 @@
 //! The rules of services and of gateways' virtual hosts, and which of them comes first: by API, by host, by how exact they are, by
 //! age. What the order is for users is said in [`super`]; `tests::virtual_services_in_the_mesh_are_merged` and its neighbours show it.
 
-use super::{Export, Objects, gateways, ir, is_of};
-use karst_manifest::kinds::Meta;
+use crate::convert::{
+    facts::{
+        export::Export,
+        host::{closeness, is_of},
+    },
+    objects::{Age, Objects, VIRTUAL},
+};
+use karst_api::route as ir;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -11,25 +17,25 @@ use std::{
 
 /// Which API a rule is of, the first before the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Api {
+pub(crate) enum Api {
     Gateway,
     Istio,
 }
 
 /// A rule and its place among others: less comes first.
 #[derive(Clone)]
-pub(super) struct Ranked {
+pub(crate) struct Ranked {
     /// It stands for what cannot be read: behind all others.
-    pub(super) is_last: bool,
-    pub(super) api: Api,
+    pub(crate) is_last: bool,
+    pub(crate) api: Api,
     /// How closely the object's host fits what is called.
-    pub(super) closeness: usize,
+    pub(crate) closeness: usize,
     /// How exact it is; only for Gateway API.
-    pub(super) precision: Precision,
-    pub(super) age: Age,
+    pub(crate) precision: Precision,
+    pub(crate) age: Age,
     /// Place in its object.
-    pub(super) place: usize,
-    pub(super) rule: ir::HttpRule,
+    pub(crate) place: usize,
+    pub(crate) rule: ir::HttpRule,
 }
 
 impl Ranked {
@@ -43,25 +49,17 @@ impl Ranked {
 
 /// Gateway API's order: exact paths, long paths, a method, many headers, many query parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Precision(pub(super) Reverse<(u8, usize, bool, usize, usize)>);
-
-/// Oldest first; those without a time last, then by name.
-pub(in crate::convert) type Age = (bool, String, String, String);
-
-pub(in crate::convert) fn age(m: &Meta) -> Age {
-    let t = m.creation_timestamp.clone();
-    (t.is_none(), t.unwrap_or_default(), m.namespace.clone(), m.name.clone())
-}
+pub(crate) struct Precision(pub(crate) Reverse<(u8, usize, bool, usize, usize)>);
 
 /// The same for connections.
 #[derive(Clone)]
-pub(super) struct RankedTcp {
+pub(crate) struct RankedTcp {
     /// It stands for what cannot be read: behind all others.
-    pub(super) is_last: bool,
-    pub(super) api: Api,
-    pub(super) closeness: usize,
-    pub(super) age: Age,
-    pub(super) rule: ir::TcpRule,
+    pub(crate) is_last: bool,
+    pub(crate) api: Api,
+    pub(crate) closeness: usize,
+    pub(crate) age: Age,
+    pub(crate) rule: ir::TcpRule,
 }
 
 impl RankedTcp {
@@ -74,13 +72,13 @@ impl RankedTcp {
 
 /// Rules for one group of callers.
 #[derive(Clone, Default)]
-pub(super) struct Rules {
-    pub(super) http: Vec<Ranked>,
-    pub(super) tcp: Vec<RankedTcp>,
+pub(crate) struct Rules {
+    pub(crate) http: Vec<Ranked>,
+    pub(crate) tcp: Vec<RankedTcp>,
 }
 
 impl Rules {
-    pub(super) fn extend(&mut self, other: Self) {
+    pub(crate) fn extend(&mut self, other: Self) {
         self.http.extend(other.http);
         self.tcp.extend(other.tcp);
     }
@@ -147,7 +145,7 @@ fn matches_all(r: &ir::HttpRule) -> bool {
 
 /// The rules of one object as far as they are reached: behind one that matches everything, none is at its ports (Istio:
 /// waypointInboundRoute). Of several objects these come last all the same. `ports`: those that there are.
-pub(super) fn reached(rules: Vec<ir::HttpRule>, ports: &[u32]) -> Vec<ir::HttpRule> {
+pub(crate) fn reached(rules: Vec<ir::HttpRule>, ports: &[u32]) -> Vec<ir::HttpRule> {
     let (mut out, mut ended) = (vec![], BTreeSet::new());
     for mut r in rules {
         if !ended.is_empty() {
@@ -170,11 +168,6 @@ pub(super) fn reached(rules: Vec<ir::HttpRule>, ports: &[u32]) -> Vec<ir::HttpRu
     out
 }
 
-/// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.
-pub(super) fn closeness(host: &str) -> usize {
-    host.strip_prefix('*').map_or(usize::MAX, str::len)
-}
-
 /// For whom rules are.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Callers {
@@ -190,19 +183,19 @@ type Grouped = (Option<Rules>, BTreeMap<String, Rules>);
 
 /// Collects the rules of all services.
 #[derive(Default)]
-pub(super) struct Tables {
+pub(crate) struct Tables {
     by_service: BTreeMap<(Arc<str>, Callers), Rules>,
 }
 
 impl Tables {
     /// The rules of a service to which an object of this namespace contributes.
-    pub(super) fn of(&mut self, objects: &Objects<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
+    pub(crate) fn of(&mut self, objects: &Objects<'_>, key: &Arc<str>, namespace: &str) -> &mut Rules {
         let callers = if decides(objects, key, namespace) { Callers::All } else { Callers::Own(namespace.into()) };
         self.by_service.entry((key.clone(), callers)).or_default()
     }
 
     /// The same for one that is not exported to all.
-    pub(super) fn exported(
+    pub(crate) fn exported(
         &mut self,
         objects: &Objects<'_>,
         key: &Arc<str>,
@@ -223,7 +216,7 @@ impl Tables {
     }
 
     /// The routes of each service but for those that `skip`.
-    pub(super) fn routes(self, skip: impl Fn(&Arc<str>) -> bool) -> BTreeMap<Arc<str>, ir::Routes> {
+    pub(crate) fn routes(self, skip: impl Fn(&Arc<str>) -> bool) -> BTreeMap<Arc<str>, ir::Routes> {
         let mut grouped: BTreeMap<Arc<str>, Grouped> = BTreeMap::new();
         // The map's order: those for all, those that are exported, those in place of all.
         for ((key, callers), rules) in self.by_service {
@@ -253,5 +246,5 @@ impl Tables {
 
 /// Do objects of this namespace decide for all callers of a service? (Who comes through a gateway has no namespace.)
 fn decides(objects: &Objects<'_>, key: &str, namespace: &str) -> bool {
-    key.starts_with(gateways::VIRTUAL) || is_of(key, namespace) || namespace == objects.mesh.root_namespace
+    key.starts_with(VIRTUAL) || is_of(key, namespace) || namespace == objects.mesh.root_namespace
 }

@@ -4,12 +4,11 @@
 //! other, the nearest last: a field that it has replaces what was said before (Istio's order). Of several of one rank the
 //! oldest counts.
 
-use super::{FieldError, Objects, access, age, ir};
 use crate::convert::{
-    policy::{self, Attached},
-    problem,
+    facts::attached::{self, Attached},
+    objects::{FieldError, Objects, age, problem},
 };
-use karst_api::{ATTRIBUTES, MAX_EXPRESSION};
+use karst_api::{ATTRIBUTES, MAX_EXPRESSION, route as ir};
 use karst_manifest::{Problem, kinds::*, telemetry::*};
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -36,7 +35,7 @@ const MODES: [&str; 4] = ["", "CLIENT_AND_SERVER", "CLIENT", "SERVER"];
 
 /// Those that are for somebody, without what is wrong in them; that is reported. Expressions are looked at here, once, and not for
 /// each pod.
-pub(super) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
+pub(crate) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
     let mut out = vec![];
     for (at, t) in &objects.telemetry {
         let bad = problems(objects, t);
@@ -59,7 +58,7 @@ pub(super) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) 
 
 /// What a waypoint's or gateway's pod is told; none if nothing is said. `all`: the usable ones; `own`: its Gateway; `client`: it is
 /// no waypoint.
-pub(super) fn of_pod(
+pub(crate) fn of_pod(
     objects: &Objects<'_>,
     all: &[Cow<'_, Telemetry>],
     pod: &Pod,
@@ -68,7 +67,7 @@ pub(super) fn of_pod(
 ) -> Option<ir::Telemetry> {
     let (ns, root) = (&pod.metadata.namespace, &objects.mesh.root_namespace);
     let all = all.iter().map(|t| &**t);
-    let mut applied: Vec<&Telemetry> = all.filter(|t| access::applies(objects, pod, own, *t)).collect();
+    let mut applied: Vec<&Telemetry> = all.filter(|t| attached::applies(objects, pod, own, *t)).collect();
     if applied.is_empty() {
         return None;
     }
@@ -164,7 +163,7 @@ fn tag_override(tag: &str, t: &TagOverride) -> Result<(), String> {
 
 /// Why it is for nobody, if it is not.
 fn ineffective_reason(objects: &Objects<'_>, t: &Telemetry) -> Option<FieldError> {
-    policy::ineffective_reason(objects, t).or_else(|| policy::selector(t.spec.selector.as_ref()?).err())
+    attached::ineffective_reason(objects, t).or_else(|| attached::selector(t.spec.selector.as_ref()?).err())
 }
 
 /// What is wrong with it.
@@ -233,7 +232,7 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
 }
 
 /// What has no effect.
-pub(in crate::convert) fn warnings(t: &Telemetry) -> Vec<String> {
+pub(crate) fn warnings(t: &Telemetry) -> Vec<String> {
     let (s, mut out) = (&t.spec, vec![]);
     for (path, r) in s.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
         out.push(format!(

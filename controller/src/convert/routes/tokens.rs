@@ -1,13 +1,19 @@
 //! Istio's RequestAuthentication. Attached by `targetRefs` it is enforced by waypoints and gateways; by a selector, or for a
 //! namespace, by gateways (as in Istio's ambient mode).
 
-use super::{FieldError, Objects, header_name, ir};
-use crate::convert::policy::{self, Attached};
-use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet};
+use crate::{
+    convert::{
+        facts::attached::{self, Attached},
+        objects::{FieldError, Objects},
+        routes::scalar::header_name,
+    },
+    key_set::public_keys,
+};
+use karst_api::route as ir;
 use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
-pub(super) fn compile(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
+pub(crate) fn compile(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
     let m = &r.metadata;
     let one = |(i, j): (usize, &JwtRule)| {
         let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
@@ -37,20 +43,20 @@ fn written(j: &JwtRule) -> ir::Jwt {
 }
 
 /// What is wrong with it.
-pub(in crate::convert) fn problems(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<FieldError> {
+pub(crate) fn problems(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<FieldError> {
     let rules = r.spec.jwt_rules.iter().enumerate();
     let mut out: Vec<FieldError> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
-    out.extend(policy::ineffective_reason(objects, r));
+    out.extend(attached::ineffective_reason(objects, r));
     out
 }
 
 /// Those that are for somebody.
-pub(super) fn placed<'a>(objects: &Objects<'a>) -> impl Iterator<Item = &'a RequestAuthentication> {
-    objects.request.iter().map(|(_, r)| *r).filter(|r| policy::ineffective_reason(objects, *r).is_none())
+pub(crate) fn placed<'a>(objects: &Objects<'a>) -> impl Iterator<Item = &'a RequestAuthentication> {
+    objects.request.iter().map(|(_, r)| *r).filter(|r| attached::ineffective_reason(objects, *r).is_none())
 }
 
 /// What has no effect.
-pub(in crate::convert) fn warnings(r: &RequestAuthentication) -> Vec<String> {
+pub(crate) fn warnings(r: &RequestAuthentication) -> Vec<String> {
     if r.is_attached() {
         return vec![];
     }
@@ -69,7 +75,7 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         (true, true) => {
             return bad("jwksUri", "is empty: specify the URL of the issuer's keys, or the keys in jwks [KARST-0010]");
         }
-        (true, false) => crate::jwks::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e)),
+        (true, false) => crate::client::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e)),
         // The keys themselves count, where both are given (Istio).
         (false, _) => public_keys(&j.jwks).map_err(|e| ("jwks", e)),
     };
@@ -109,19 +115,4 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         space_delimited,
         ..written(j)
     })
-}
-
-/// The public keys of a set. A secret (oct) is told to nobody: every proxy that held it could sign with it.
-///
-/// # Errors
-/// It is no set, or has none that can be used.
-pub(crate) fn public_keys(jwks: &str) -> Result<String, String> {
-    let mut set: JwkSet =
-        serde_json::from_str(jwks).map_err(|e| format!("is not a valid JSON Web Key Set: {e} [KARST-0122]"))?;
-    let secret = |k: &Jwk| matches!(k.algorithm, AlgorithmParameters::OctetKey(_));
-    set.keys.retain(|k| !secret(k) && jsonwebtoken::DecodingKey::from_jwk(k).is_ok());
-    if set.keys.is_empty() {
-        return Err("contains no usable public key: use RSA, EC or OKP [KARST-0122]".into());
-    }
-    serde_json::to_string(&set).map_err(|e| e.to_string())
 }

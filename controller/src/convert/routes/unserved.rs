@@ -1,16 +1,19 @@
 //! Objects that nobody executes: routes of services without a waypoint, or of services and gateways that are not there; rules for
 //! hosts that are not there; namespaces that wait for sidecars.
 
-use super::{
-    Hosts, MESH, Objects,
-    gateways::{self, Taken},
-    virtual_service,
-};
 use crate::{
     convert::{
-        GATEWAY_API, ISTIO_NETWORKING, Mesh, deploy,
+        deploy,
+        facts::{
+            gateway,
+            hosts::Hosts,
+            listeners::{self, Taken},
+            service,
+        },
         finding::{Finding, Reason},
-        service, waypoint,
+        objects::{GATEWAY_API, ISTIO_NETWORKING, MESH, Mesh, Objects},
+        routes::virtual_service,
+        waypoint,
     },
     model::Model,
 };
@@ -110,7 +113,7 @@ impl<'a> View<'a> {
             let ns = s.metadata.namespace.as_str();
             labels.insert(format!("{ns}/{}", service::hostname(objects, s)), (ns, &s.metadata.labels));
         }
-        let listeners = Arc::new(gateways::GatewayListeners::with_pods(objects));
+        let listeners = Arc::new(listeners::GatewayListeners::with_pods(objects));
         Self { objects, hosts: Hosts::new(objects, model, &listeners), labels }
     }
 
@@ -136,7 +139,7 @@ impl<'a> View<'a> {
     /// What of a Gateway of ours cannot be. (Listeners of those that are no waypoints are problems of the compilation.)
     fn gateway(&self, g: &Gateway) -> Vec<Found> {
         let is_waypoint = waypoint::is_waypoint(self.objects, g);
-        if !is_waypoint && !gateways::is_ingress(self.objects, g) {
+        if !is_waypoint && !gateway::is_ingress(self.objects, g) {
             return vec![];
         }
         let listeners = g.spec.listeners.iter().filter(|_| is_waypoint);

@@ -1,20 +1,32 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
-use super::{
-    Api, Export, FieldError, Hosts, MESH, MILLION, NO_CLUSTER, Objects, Precision, Ranked, RankedTcp, Tables, age,
-    closeness, delegate, duration, exact, gateways, header, header_name, ir, optional_duration, per_million, regex,
-    table,
+use crate::convert::{
+    facts::{
+        export::Export,
+        host::{self, closeness},
+        hosts::Hosts,
+        listener,
+    },
+    objects::{FieldError, MESH, Objects, age},
+    routes::{
+        delegate,
+        scalar::{MILLION, duration, exact, header, header_name, optional_duration, per_million, regex},
+        table::{self, Api, Precision, Ranked, RankedTcp, Tables},
+    },
 };
+use karst_api::route as ir;
 use karst_manifest::{kinds::*, traffic::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+const NO_CLUSTER: u32 = 503;
+
 /// Depth of delegation (Istio: 1; more is a loop or a mistake).
 const DELEGATES: usize = 1;
 
-pub(super) fn is_for_mesh(v: &VirtualService) -> bool {
+pub(crate) fn is_for_mesh(v: &VirtualService) -> bool {
     v.spec.gateways.is_empty() || v.spec.gateways.iter().any(|g| g == MESH)
 }
 
@@ -31,7 +43,7 @@ fn services(v: &VirtualService, hosts: &Hosts) -> BTreeMap<Arc<str>, usize> {
 }
 
 /// Every destination, with the path of its field.
-pub(super) fn destinations(s: &VirtualServiceSpec) -> Vec<(String, &VsDestination)> {
+pub(crate) fn destinations(s: &VirtualServiceSpec) -> Vec<(String, &VsDestination)> {
     fn of<'a>(at: &str, all: &'a [VsRoute]) -> impl Iterator<Item = (String, &'a VsDestination)> {
         all.iter().enumerate().map(move |(j, r)| (format!("{at}.route[{j}].destination"), &r.destination))
     }
@@ -52,7 +64,7 @@ pub(super) fn destinations(s: &VirtualServiceSpec) -> Vec<(String, &VsDestinatio
 }
 
 /// The services and the virtual hosts of gateways that it is for.
-pub(super) fn targets(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
+pub(crate) fn targets(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
     let mut all: BTreeSet<Arc<str>> = services(v, hosts).into_keys().collect();
     all.extend(hosts.listeners.bound(objects, v).into_iter().map(|b| b.key));
     all.into_iter().collect()
@@ -68,7 +80,7 @@ struct Entries {
 
 impl Entries {
     /// Those for the connections of a listener, or for its requests, as they are at its port.
-    fn at(&self, f: &gateways::GatewayListener, hosts: &Hosts) -> Self {
+    fn at(&self, f: &listener::GatewayListener, hosts: &Hosts) -> Self {
         use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
         let port = u32::from(f.port);
         let here = |ports: &[u32]| ports.is_empty() || ports.contains(&port);
@@ -126,7 +138,7 @@ impl Rules {
     }
 
     /// Those at a front.
-    fn at(&self, f: &gateways::GatewayListener, hosts: &Hosts) -> Self {
+    fn at(&self, f: &listener::GatewayListener, hosts: &Hosts) -> Self {
         let mut read = self.read.at(f, hosts);
         read.http = table::reached(read.http, &[]);
         Self { read, last: self.last.at(f, hosts) }
@@ -201,7 +213,7 @@ fn tell(bad: &mut Vec<FieldError>, b: FieldError) {
     }
 }
 
-pub(super) fn compile(
+pub(crate) fn compile(
     objects: &Objects<'_>,
     v: &VirtualService,
     hosts: &Hosts,
@@ -223,7 +235,7 @@ pub(super) fn compile(
     let mut places: BTreeMap<String, Rules> = BTreeMap::new();
     let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
     for g in names {
-        let place = if g == MESH { g.clone() } else { gateways::full_name(g, ns) };
+        let place = if g == MESH { g.clone() } else { host::full_name(g, ns) };
         let (r, wrong) = rules(objects, v, hosts, &place);
         // The same for each place.
         bad.extend(wrong.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>());
@@ -288,7 +300,7 @@ impl Convert<'_> {
         gateways.is_empty()
             || gateways
                 .iter()
-                .any(|g| if g == MESH { self.place == MESH } else { gateways::full_name(g, self.ns) == self.place })
+                .any(|g| if g == MESH { self.place == MESH } else { host::full_name(g, self.ns) == self.place })
     }
 
     /// The rules of one entry, one for each of its matches. It holds whole or not at all, as Gateway API has it ("Dropped Rule"): of
@@ -447,7 +459,7 @@ impl Convert<'_> {
             d.host = self.hosts.full(&d.host, self.ns);
         }
         for g in out.matches.iter_mut().flat_map(|m| &mut m.gateways).filter(|g| *g != MESH) {
-            *g = gateways::full_name(g, self.ns);
+            *g = host::full_name(g, self.ns);
         }
         out
     }
@@ -795,7 +807,7 @@ fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldErr
     Ok(ir::DirectResponse { status: u32::from(d.status), body })
 }
 
-pub(super) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
+pub(crate) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
     let mut out = ir::Fault::default();
     // Without a percentage there is no fault (Istio).
     let part = |p: &Option<Percent>, old: Option<u32>, at: &str| match (p, old) {
