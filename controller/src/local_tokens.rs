@@ -77,14 +77,14 @@ impl Keys {
         })
     }
     /// Verifies a token for an audience.
-    pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, String> {
+    pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
         let mut v = Validation::new(Algorithm::ES256);
         v.set_audience(&[audience]);
         v.set_issuer(&[ISSUER]);
         v.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
         v.validate_nbf = true;
         v.leeway = 10;
-        jsonwebtoken::decode::<Claims>(token, &self.decode, &v).map(|d| d.claims).map_err(|e| e.to_string())
+        jsonwebtoken::decode::<Claims>(token, &self.decode, &v).map(|d| d.claims)
     }
     /// Signs claims.
     pub fn sign(&self, c: &Claims) -> anyhow::Result<String> {

@@ -3,7 +3,7 @@
 use crate::convert::{
     facts::gateway::{self, MAX_NAME, shortened},
     objects::{GATEWAY_API, INGRESS, INGRESS_CLASSES, MANAGED, Objects, Template},
-    overlay::Overlays,
+    overlay::{DeployError, Overlays},
     waypoint,
 };
 use karst_kube::Ref;
@@ -69,7 +69,7 @@ pub(crate) fn compile(
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn parameters(x: &Objects<'_>, g: &Gateway) -> Result<(), String> {
+pub(crate) fn parameters(x: &Objects<'_>, g: &Gateway) -> Result<(), DeployError> {
     let overlays = Overlays::of(x, g)?;
     // Those of its class may change anything.
     if !overlays.has_own() {
@@ -135,12 +135,12 @@ fn one(
 }
 
 /// Writes a label or an annotation.
-fn put(object: &mut Value, of: &str, key: &str, value: &str) -> Result<(), String> {
+fn put(object: &mut Value, of: &'static str, key: &str, value: &str) -> Result<(), DeployError> {
     fn below<'a>(v: &'a mut Value, key: &str) -> Option<&'a mut Value> {
         Some(v.as_object_mut()?.entry(key).or_insert_with(|| json!({})))
     }
     let map = below(object, "metadata").and_then(|meta| below(meta, of)).and_then(Value::as_object_mut);
-    map.ok_or_else(|| format!("metadata.{of} is not a map [KARST-0708]"))?.insert(key.into(), json!(value));
+    map.ok_or(DeployError::NoMap(of))?.insert(key.into(), json!(value));
     Ok(())
 }
 
@@ -149,7 +149,7 @@ fn objects(
     g: &Gateway,
     t: &Template,
     overlays: &Overlays<'_>,
-) -> Result<Vec<(Ref, Value)>, String> {
+) -> Result<Vec<(Ref, Value)>, DeployError> {
     let m = &g.metadata;
     let is_waypoint = waypoint::is_waypoint(objects, g);
     let (name, label) = (name(objects, g), shortened(&m.name));

@@ -4,12 +4,29 @@
 use crate::convert::{
     objects::{
         Objects,
-        parameters::{Parameters, merge},
+        parameters::{Parameters, ParametersError, merge},
     },
     privilege,
 };
 use karst_manifest::kinds::Gateway;
 use serde_json::Value;
+
+/// Why nothing can be deployed for a Gateway with its parameters.
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
+pub(crate) enum DeployError {
+    #[error("kind {kind:?} of group {group:?} is not supported: use a ConfigMap [KARST-0310]")]
+    UnsupportedKind { kind: String, group: String },
+    #[error("ConfigMap {namespace}/{name} not found [KARST-0503]")]
+    NotFound { namespace: String, name: String },
+    #[error("{0}")]
+    Parameters(#[from] ParametersError),
+    #[error(
+        "{from}: data.{key}: {what} grants a privilege, which parameters may not do: remove it, or set privilegedGatewayParameters in the chart istiod [KARST-0709]"
+    )]
+    Privilege { from: String, key: &'static str, what: String },
+    #[error("metadata.{0} is not a map [KARST-0708]")]
+    NoMap(&'static str),
+}
 
 /// The overlays of a Gateway; those of its class come first.
 #[derive(Debug)]
@@ -25,20 +42,17 @@ impl<'a> Overlays<'a> {
     ///
     /// # Errors
     /// Why they cannot be used.
-    pub(crate) fn of(objects: &'a Objects<'_>, g: &Gateway) -> Result<Self, String> {
+    pub(crate) fn of(objects: &'a Objects<'_>, g: &Gateway) -> Result<Self, DeployError> {
         let class = objects.class_parameters.get(g.spec.gateway_class_name.as_str());
-        let class = class.map(Result::as_ref).transpose().map_err(String::clone)?;
+        let class = class.map(Result::as_ref).transpose().map_err(ParametersError::clone)?;
         let mut own = None;
         if let Some(r) = &g.spec.infrastructure.parameters_ref {
             if !matches!(r.group.as_str(), "" | "core") || r.kind != "ConfigMap" {
-                return Err(format!(
-                    "kind {:?} of group {:?} is not supported: use a ConfigMap [KARST-0310]",
-                    r.kind, r.group
-                ));
+                return Err(DeployError::UnsupportedKind { kind: r.kind.clone(), group: r.group.clone() });
             }
             let ns = g.metadata.namespace.as_str();
             let found = objects.config_maps.get(&(ns, r.name.as_str()));
-            let c = found.ok_or_else(|| format!("ConfigMap {ns}/{} not found [KARST-0503]", r.name))?;
+            let c = found.ok_or_else(|| DeployError::NotFound { namespace: ns.into(), name: r.name.clone() })?;
             own = Some(Parameters::read(c, format!("ConfigMap {ns}/{}", r.name))?);
         }
         Ok(Self { class, own, privileged: objects.mesh.privileged_parameters })
@@ -58,7 +72,7 @@ impl<'a> Overlays<'a> {
     ///
     /// # Errors
     /// What its own ConfigMap may not change.
-    pub(crate) fn apply(&self, kind: &str, object: &mut Value) -> Result<(), String> {
+    pub(crate) fn apply(&self, kind: &str, object: &mut Value) -> Result<(), DeployError> {
         if let Some((_, overlay)) = self.class.and_then(|p| p.of_kind(kind)) {
             merge(object, overlay.0.clone(), &[]);
         }
@@ -68,10 +82,9 @@ impl<'a> Overlays<'a> {
         let before = privilege::of(kind, object);
         merge(object, overlay.0.clone(), &[]);
         match privilege::of(kind, object).difference(&before).next() {
-            Some(what) if !self.privileged => Err(format!(
-                "{}: data.{key}: {what} grants a privilege, which parameters may not do: remove it, or set privilegedGatewayParameters in the chart istiod [KARST-0709]",
-                own.from
-            )),
+            Some(what) if !self.privileged => {
+                Err(DeployError::Privilege { from: own.from.clone(), key, what: what.clone() })
+            }
             _ => Ok(()),
         }
     }

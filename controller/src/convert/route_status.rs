@@ -212,8 +212,17 @@ fn alias(ns: &str, s: &Service) -> String {
     format!("Service {ns}/{name} is of type ExternalName, an alias of {:?}", spec.external_name)
 }
 
+/// Why nothing is reached by a host name.
+#[derive(Debug, thiserror::Error)]
+enum HostError {
+    #[error("no Service or ServiceEntry has the host {0} [KARST-0307]")]
+    NotFound(String),
+    #[error("host {host} has no port {port} [KARST-0308]")]
+    NoPort { host: String, port: u16 },
+}
+
 /// Is a host there that is referred to by its name, and does it have the port?
-fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), String> {
+fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), HostError> {
     let own = |s: &&&Service| !service::is_alias(s) && service::hostname(objects, s) == b.name;
     let services = objects.services.values().flatten().filter(own);
     let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
@@ -221,9 +230,9 @@ fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), Strin
     let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
     ports.extend(entries.map(|(_, e)| e.spec.ports.iter().map(|p| p.number).collect()));
     match b.port {
-        _ if ports.is_empty() => Err(format!("no Service or ServiceEntry has the host {} [KARST-0307]", b.name)),
+        _ if ports.is_empty() => Err(HostError::NotFound(b.name.clone())),
         Some(port) if !ports.iter().flatten().any(|p| *p == port) => {
-            Err(format!("host {} has no port {port} [KARST-0308]", b.name))
+            Err(HostError::NoPort { host: b.name.clone(), port })
         }
         _ => Ok(()),
     }
@@ -243,7 +252,7 @@ fn resolved<'a>(
         if group == ISTIO_NETWORKING && to == "Hostname" {
             match hostname(x, m, b) {
                 Ok(()) => continue,
-                Err(text) => return ("BackendNotFound", text),
+                Err(e) => return ("BackendNotFound", e.to_string()),
             }
         }
         if !matches!((group, to), ("" | "core", "Service")) {

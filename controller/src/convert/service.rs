@@ -72,8 +72,8 @@ pub(crate) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut V
                 v.insert(svc);
             }
             Entry::Occupied(mut first) => {
-                if let Err(text) = merge(first.get_mut(), svc) {
-                    problems.push(problem(at, "spec.hosts", text));
+                if let Err(e) = merge(first.get_mut(), svc) {
+                    problems.push(problem(at, "spec.hosts", e.to_string()));
                 }
             }
         }
@@ -84,18 +84,26 @@ pub(crate) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut V
     }
 }
 
+/// A younger ServiceEntry of a host that cannot be one service with the older one.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{host} is also a host of ServiceEntry {older}, which is older and has a different {field}: only the older one is in force [KARST-0210]"
+)]
+struct Unlike {
+    host: String,
+    older: String,
+    field: &'static str,
+}
+
 /// Adds what a younger ServiceEntry of the same host and namespace says: its ports and addresses. (Each endpoint has the ports of
 /// its own entry.)
-fn merge(first: &mut pb::Service, other: pb::Service) -> Result<(), String> {
+fn merge(first: &mut pb::Service, other: pb::Service) -> Result<(), Unlike> {
     let unlike = [
         (first.load_balancing != other.load_balancing, "resolution"),
         (first.visibility != other.visibility, "exportTo"),
     ];
     if let Some((_, field)) = unlike.iter().find(|(differs, _)| *differs) {
-        return Err(format!(
-            "{} is also a host of ServiceEntry {}/{}, which is older and has a different {field}: only the older one is in force [KARST-0210]",
-            other.hostname, first.namespace, first.name
-        ));
+        return Err(Unlike { host: other.hostname, older: format!("{}/{}", first.namespace, first.name), field });
     }
     for p in other.ports {
         if first.ports.iter().all(|q| q.service_port != p.service_port) {

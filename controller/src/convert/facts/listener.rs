@@ -248,7 +248,7 @@ fn pair(objects: &Objects<'_>, ns: &str, r: &SecretRef) -> Result<ir::KeyPair, (
     }
     let secret = objects.secrets.get(&(of, r.name.as_str()));
     let secret = secret.ok_or_else(|| (BAD, format!("Secret {of}/{} not found [KARST-0503]", r.name)))?;
-    key_pair(secret).map_err(|e| (BAD, e))
+    key_pair(secret).map_err(|e| (BAD, e.to_string()))
 }
 
 /// Listeners of one Gateway that cannot be told apart, or that cannot share a port.

@@ -1,5 +1,6 @@
 //! Certificates and keys in Secrets, in Kubernetes' form or in Istio's.
 
+use crate::pem::{PairError, check_pair};
 use karst_api::route as ir;
 use karst_manifest::kinds::*;
 
@@ -8,12 +9,23 @@ pub(crate) fn ca_bundle(s: &Secret) -> Option<Vec<u8>> {
     s.get("ca.crt").or_else(|| s.get("cacert"))
 }
 
+/// Why a Secret identifies nobody.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SecretError {
+    #[error("Secret {secret}: data[{key:?}] is missing [KARST-0504]")]
+    Missing { secret: String, key: &'static str },
+    #[error("Secret {secret}: {why} [KARST-0505]")]
+    Unusable { secret: String, why: PairError },
+}
+
 /// Certificate and key of a Secret, in Kubernetes' form or in Istio's.
-pub(crate) fn key_pair(s: &Secret) -> Result<ir::KeyPair, String> {
-    let name = format!("Secret {}/{}", s.metadata.namespace, s.metadata.name);
-    let get =
-        |a, b| s.get(a).or_else(|| s.get(b)).ok_or_else(|| format!("{name}: data[{a:?}] is missing [KARST-0504]"));
+pub(crate) fn key_pair(secret: &Secret) -> Result<ir::KeyPair, SecretError> {
+    let name = || format!("{}/{}", secret.metadata.namespace, secret.metadata.name);
+    let get = |key, other| {
+        let value = secret.get(key).or_else(|| secret.get(other));
+        value.ok_or_else(|| SecretError::Missing { secret: name(), key })
+    };
     let (chain, key) = (get("tls.crt", "cert")?, get("tls.key", "key")?);
-    crate::pem::check_pair(&chain, &key).map_err(|e| format!("{name}: {e} [KARST-0505]"))?;
+    check_pair(&chain, &key).map_err(|why| SecretError::Unusable { secret: name(), why })?;
     Ok(ir::KeyPair { chain, key })
 }

@@ -2,7 +2,7 @@
 
 use crate::convert::objects::{
     MANAGED, Mesh,
-    parameters::{Classes, Parameters},
+    parameters::{Classes, Parameters, ParametersError},
 };
 use karst_manifest::{Object, State, kinds::*, parse::Located};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -49,7 +49,7 @@ pub(crate) struct Objects<'a> {
     /// By namespace and name.
     pub config_maps: HashMap<(&'a str, &'a str), &'a ConfigMap>,
     /// Parameters of all Gateways of a class.
-    pub class_parameters: HashMap<&'a str, Result<Parameters, String>>,
+    pub class_parameters: HashMap<&'a str, Result<Parameters, ParametersError>>,
     pub grants: Vec<&'a ReferenceGrant>,
     /// Labels of pods that proxies must know.
     pub label_keys: BTreeSet<&'a str>,

@@ -12,6 +12,34 @@ const FIXED: [&str; 3] = ["apiVersion", "kind", "status"];
 /// Directives that would remove what makes the object ours.
 const WHOLE: [&str; 2] = ["$patch", "$retainKeys"];
 
+/// Why a text is no overlay.
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
+pub(crate) enum OverlayError {
+    #[error("is not valid YAML: {0} [KARST-0708]")]
+    NotYaml(String),
+    #[error("is not an object [KARST-0708]")]
+    NoObject,
+    #[error("{0} is not a map [KARST-0708]")]
+    NoMap(&'static str),
+    #[error("metadata.{0} is not a map of strings: quote numbers, true and false [KARST-0708]")]
+    NoMapOfTexts(String),
+    #[error("{0} is supported only within spec, labels and annotations [KARST-0708]")]
+    Whole(&'static str),
+    #[error("{at}: unsupported $patch {patch}: use merge, replace or delete [KARST-0708]")]
+    UnknownPatch { at: String, patch: Value },
+    #[error("{at}: an item lacks {key} [KARST-0708]")]
+    NoKey { at: String, key: &'static str },
+}
+
+/// Why what a ConfigMap says cannot be used.
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
+#[error("{from}: data.{key}: {why}")]
+pub(crate) struct ParametersError {
+    from: String,
+    key: &'static str,
+    why: OverlayError,
+}
+
 /// What one ConfigMap says.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters {
@@ -25,11 +53,13 @@ pub(crate) struct Parameters {
 pub(crate) struct Overlay(pub(crate) Value);
 
 impl Parameters {
-    pub(crate) fn read(c: &ConfigMap, from: String) -> Result<Self, String> {
+    pub(crate) fn read(c: &ConfigMap, from: String) -> Result<Self, ParametersError> {
         let mut overlays = BTreeMap::new();
         for key in PARAMETERS {
             let Some(text) = c.data.get(key) else { continue };
-            overlays.insert(key, Overlay::read(text).map_err(|e| format!("{from}: data.{key}: {e}"))?);
+            let overlay = Overlay::read(text);
+            let overlay = overlay.map_err(|why| ParametersError { from: from.clone(), key, why })?;
+            overlays.insert(key, overlay);
         }
         Ok(Self { from, overlays })
     }
@@ -40,22 +70,22 @@ impl Parameters {
 }
 
 impl Overlay {
-    fn read(text: &str) -> Result<Self, String> {
-        let v: Value = serde_yaml_ng::from_str(text).map_err(|e| format!("is not valid YAML: {e} [KARST-0708]"))?;
+    fn read(text: &str) -> Result<Self, OverlayError> {
+        let v: Value = serde_yaml_ng::from_str(text).map_err(|e| OverlayError::NotYaml(e.to_string()))?;
         let mut o = match v {
             Value::Null => Map::new(),
             Value::Object(o) => o,
-            _ => return Err("is not an object [KARST-0708]".into()),
+            _ => return Err(OverlayError::NoObject),
         };
         o.retain(|k, _| !FIXED.contains(&k.as_str()));
         let mut meta = match o.remove("metadata") {
             None => Map::new(),
             Some(Value::Object(meta)) => meta,
-            Some(_) => return Err("metadata is not a map [KARST-0708]".into()),
+            Some(_) => return Err(OverlayError::NoMap("metadata")),
         };
         for directive in WHOLE {
             if o.contains_key(directive) || meta.contains_key(directive) {
-                return Err(format!("{directive} is supported only within spec, labels and annotations [KARST-0708]"));
+                return Err(OverlayError::Whole(directive));
             }
         }
         // Its name and whose it is are not to be changed, and the rest is the API server's.
@@ -65,9 +95,7 @@ impl Overlay {
                 Value::Null => *v = json!({ "$patch": "replace" }),
                 Value::Object(all) if all.values().all(|v| v.is_string() || v.is_null()) => {}
                 _ => {
-                    return Err(format!(
-                        "metadata.{k} is not a map of strings: quote numbers, true and false [KARST-0708]"
-                    ));
+                    return Err(OverlayError::NoMapOfTexts(k.clone()));
                 }
             }
         }
@@ -76,7 +104,7 @@ impl Overlay {
         }
         let is_map = |spec: &Value| spec.is_object() && spec.get("$patch").is_none_or(|p| p != "delete");
         if o.get("spec").is_some_and(|spec| !is_map(spec)) {
-            return Err("spec is not a map [KARST-0708]".into());
+            return Err(OverlayError::NoMap("spec"));
         }
         let all = Value::Object(o);
         check(&all, &[])?;
@@ -100,7 +128,7 @@ impl<'a> Classes<'a> {
     }
 
     /// What they say, or why it cannot be used.
-    pub(crate) fn read(&self) -> HashMap<&'a str, Result<Parameters, String>> {
+    pub(crate) fn read(&self) -> HashMap<&'a str, Result<Parameters, ParametersError>> {
         let name = |c: &ConfigMap| format!("ConfigMap {}/{}, of the class", c.metadata.namespace, c.metadata.name);
         self.0.iter().map(|(class, c)| (*class, Parameters::read(c, name(c)))).collect()
     }
@@ -133,14 +161,14 @@ fn merge_key(path: &[&str]) -> Option<&'static str> {
 }
 
 /// Directives that are known.
-fn check(v: &Value, path: &[&str]) -> Result<(), String> {
+fn check(v: &Value, path: &[&str]) -> Result<(), OverlayError> {
     let at = || path.join(".");
     match v {
         Value::Object(o) => {
             if let Some(p) = o.get("$patch")
                 && !matches!(p.as_str(), Some("merge" | "replace" | "delete"))
             {
-                return Err(format!("{}: unsupported $patch {p}: use merge, replace or delete [KARST-0708]", at()));
+                return Err(OverlayError::UnknownPatch { at: at(), patch: p.clone() });
             }
             for (k, v) in o {
                 check(v, &[path, &[k.as_str()]].concat())?;
@@ -153,7 +181,7 @@ fn check(v: &Value, path: &[&str]) -> Result<(), String> {
                     && !directive
                     && i.get(key).is_none()
                 {
-                    return Err(format!("{}: an item lacks {key} [KARST-0708]", at()));
+                    return Err(OverlayError::NoKey { at: at(), key });
                 }
                 check(i, path)?;
             }
@@ -292,7 +320,7 @@ mod tests {
             ),
             ("spec: {$patch: remove}", "$patch"),
         ] {
-            let e = Overlay::read(text).unwrap_err();
+            let e = Overlay::read(text).unwrap_err().to_string();
             assert!(e.contains(want), "{text}: {e}");
         }
         let of = |text: &str| Overlay::read(text).unwrap().0;

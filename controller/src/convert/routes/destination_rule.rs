@@ -386,7 +386,7 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
             return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", d.from)));
         }
         for p in d.to.keys().chain([&d.from]) {
-            place(p).map_err(|e| (at.clone(), e))?;
+            place(p).map_err(|e| (at.clone(), e.to_string()))?;
         }
         let total: u64 = d.to.values().map(|n| u64::from(*n)).sum();
         if total != 100 || d.to.values().any(|n| *n == 0) {
@@ -416,15 +416,20 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
     Ok((l.enabled != Some(false)).then_some(out))
 }
 
+/// A text that is no locality.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "invalid locality {0:?}: use region, region/zone or region/zone/subzone; only the last parts may be * [KARST-0401]"
+)]
+struct InvalidLocality(String);
+
 /// region, region/zone or region/zone/subzone; after * nothing but *.
-fn place(p: &str) -> Result<(), String> {
+fn place(p: &str) -> Result<(), InvalidLocality> {
     let parts: Vec<&str> = p.split('/').collect();
     let any = parts.iter().position(|x| *x == "*").unwrap_or(parts.len());
     let inner = parts.iter().any(|x| x.is_empty() || (*x != "*" && x.contains('*')));
     if parts.len() > 3 || inner || parts[any..].iter().any(|x| *x != "*") {
-        return Err(format!(
-            "invalid locality {p:?}: use region, region/zone or region/zone/subzone; only the last parts may be * [KARST-0401]"
-        ));
+        return Err(InvalidLocality(p.into()));
     }
     Ok(())
 }
@@ -495,7 +500,7 @@ fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
             return Err((format!("{at}.httpCookie.name"), "is empty [KARST-0010]".into()));
         }
         let ttl = c.ttl.as_deref();
-        let ttl_ms = ttl.map(duration).transpose().map_err(|e| (format!("{at}.httpCookie.ttl"), e))?;
+        let ttl_ms = ttl.map(duration).transpose().map_err(|e| (format!("{at}.httpCookie.ttl"), e.to_string()))?;
         keys.push(Key::Cookie(ir::Cookie {
             name: c.name.clone(),
             path: c.path.clone(),

@@ -57,7 +57,7 @@ fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldEr
     };
     let requests = count(l.requests, "requests")?;
     let per = l.per.as_deref().unwrap_or("1s");
-    let per_ms = duration(per).map_err(|e| (format!("{at}.per"), e))?;
+    let per_ms = duration(per).map_err(|e| (format!("{at}.per"), e.to_string()))?;
     if !PER.contains(&per_ms) {
         return Err((
             format!("{at}.per"),

@@ -41,7 +41,7 @@ fn credentials(
                 format!("Secret {ns}/{name} not found: it must be in the namespace of the gateway's pods [KARST-0503]"),
             )
         })?;
-        out.certificates.push(key_pair(secret).map_err(|e| (field("credentialName"), e))?);
+        out.certificates.push(key_pair(secret).map_err(|e| (field("credentialName"), e.to_string()))?);
     }
     if f.client == ir::ClientCertificate::None {
         return Ok(());

@@ -6,9 +6,14 @@ use karst_core::operators;
 
 pub(crate) const MILLION: u32 = 1_000_000;
 
+/// A text that is no duration.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("invalid duration {0:?}: use for example 1.5s, 250ms or 1m [KARST-0020]")]
+pub(crate) struct InvalidDuration(String);
+
 /// A duration as Istio's API (`1.5s`, `100ms`, `1h30m`) and Gateway API write it, in milliseconds.
-pub(crate) fn duration(text: &str) -> Result<u64, String> {
-    let wrong = || format!("invalid duration {text:?}: use for example 1.5s, 250ms or 1m [KARST-0020]");
+pub(crate) fn duration(text: &str) -> Result<u64, InvalidDuration> {
+    let wrong = || InvalidDuration(text.into());
     let mut rest = text.trim();
     if rest.is_empty() {
         return Err(wrong());
@@ -35,7 +40,7 @@ pub(crate) fn duration(text: &str) -> Result<u64, String> {
 
 /// An optional duration; a field that is not there is 0.
 pub(crate) fn optional_duration(text: Option<&str>, field: impl Fn() -> String) -> Result<u64, FieldError> {
-    text.map_or(Ok(0), duration).map_err(|e| (field(), e))
+    text.map_or(Ok(0), duration).map_err(|e| (field(), e.to_string()))
 }
 
 /// A part of a million from a percentage.

@@ -130,34 +130,60 @@ fn lay_over(s: &mut ir::Shape, o: &MetricsOverride) {
     }
 }
 
+/// Why an expression cannot be evaluated.
+#[derive(Debug, thiserror::Error)]
+enum ExpressionError {
+    #[error("is empty: specify a CEL expression such as response.code >= 400 [KARST-0010]")]
+    Empty,
+    #[error("is longer than {MAX_EXPRESSION} bytes: shorten it [KARST-0017]")]
+    TooLong,
+    #[error("invalid CEL expression {text:?}: {why} [KARST-0601]")]
+    Invalid { text: String, why: String },
+    #[error("unknown variable {0:?}: use {all} [KARST-0601]", all = ATTRIBUTES.join(", "))]
+    Unknown(String),
+}
+
+/// Why a label cannot be set or removed.
+#[derive(Debug, thiserror::Error)]
+enum TagError {
+    #[error("is not a valid label name: use letters, digits and '_' [KARST-0602]")]
+    Name,
+    #[error("{0}")]
+    Expression(#[from] ExpressionError),
+    #[error("operation REMOVE takes no value: remove value [KARST-0603]")]
+    RemovedWithValue,
+    #[error("unsupported operation {0:?}: use UPSERT or REMOVE [KARST-0016]")]
+    Operation(String),
+}
+
 /// Is it CEL, over attributes that proxies have?
-fn expression(text: &str) -> Result<(), String> {
+fn expression(text: &str) -> Result<(), ExpressionError> {
     if text.is_empty() {
-        return Err("is empty: specify a CEL expression such as response.code >= 400 [KARST-0010]".into());
+        return Err(ExpressionError::Empty);
     }
     if text.len() > MAX_EXPRESSION {
-        return Err(format!("is longer than {MAX_EXPRESSION} bytes: shorten it [KARST-0017]"));
+        return Err(ExpressionError::TooLong);
     }
     let p = cel::Program::compile(text).map_err(|e| {
         let first = e.to_string().lines().next().unwrap_or_default().to_string();
         let first = first.split(" expecting ").next().unwrap_or_default();
-        format!("invalid CEL expression {text:?}: {} [KARST-0601]", first.trim_start_matches("ERROR: "))
+        ExpressionError::Invalid { text: text.into(), why: first.trim_start_matches("ERROR: ").into() }
     })?;
     let unknown = p.references().variables().into_iter().find(|v| !ATTRIBUTES.contains(v)).map(String::from);
-    unknown.map_or(Ok(()), |v| Err(format!("unknown variable {v:?}: use {} [KARST-0601]", ATTRIBUTES.join(", "))))
+    unknown.map_or(Ok(()), |name| Err(ExpressionError::Unknown(name)))
 }
 
-fn tag_override(tag: &str, t: &TagOverride) -> Result<(), String> {
+fn tag_override(tag: &str, t: &TagOverride) -> Result<(), TagError> {
     let mut rest = tag.chars();
     let begins = rest.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
     if !begins || !rest.all(|c| c.is_ascii_alphanumeric() || c == '_') || tag == "le" {
-        return Err("is not a valid label name: use letters, digits and '_' [KARST-0602]".into());
+        return Err(TagError::Name);
     }
     match t.operation.as_str() {
-        "" | "UPSERT" => expression(&t.value),
+        "" | "UPSERT" => Ok(expression(&t.value)?),
         "REMOVE" if t.value.is_empty() => Ok(()),
-        "REMOVE" => Err("operation REMOVE takes no value: remove value [KARST-0603]".into()),
-        other => Err(format!("unsupported operation {other:?}: use UPSERT or REMOVE [KARST-0016]")),
+        "REMOVE" => Err(TagError::RemovedWithValue),
+        other => Err(TagError::Operation(other.into())),
     }
 }
 
@@ -189,7 +215,7 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
     }
     for (i, l) in s.access_logging.iter().enumerate() {
         if let Some(Err(e)) = l.filter.as_ref().map(|f| expression(&f.expression)) {
-            out.push((format!("spec.accessLogging[{i}].filter.expression"), e));
+            out.push((format!("spec.accessLogging[{i}].filter.expression"), e.to_string()));
         }
     }
     for (i, l) in s.tracing.iter().enumerate() {
@@ -224,7 +250,7 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
         }
         for (tag, t) in &o.tag_overrides {
             if let Err(e) = tag_override(tag, t) {
-                out.push((format!("{at}.tagOverrides[{tag}]"), e));
+                out.push((format!("{at}.tagOverrides[{tag}]"), e.to_string()));
             }
         }
     }

@@ -75,9 +75,11 @@ fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         (true, true) => {
             return bad("jwksUri", "is empty: specify the URL of the issuer's keys, or the keys in jwks [KARST-0010]");
         }
-        (true, false) => crate::client::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e)),
+        (true, false) => {
+            crate::client::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e.to_string()))
+        }
         // The keys themselves count, where both are given (Istio).
-        (false, _) => public_keys(&j.jwks).map_err(|e| ("jwks", e)),
+        (false, _) => public_keys(&j.jwks).map_err(|e| ("jwks", e.to_string())),
     };
     let jwks = match keys {
         Ok(k) => k,

@@ -146,7 +146,7 @@ impl<'a> View<'a> {
         let wrong =
             listeners.filter_map(|l| Some((format!("spec.listeners[{}]", l.name), waypoint::wrong_listener(l)?.1)));
         let parameters = deploy::parameters(self.objects, g).err();
-        let parameters = parameters.map(|text| ("spec.infrastructure.parametersRef".to_string(), text));
+        let parameters = parameters.map(|e| ("spec.infrastructure.parametersRef".to_string(), e.to_string()));
         wrong.chain(parameters).map(|bad| (Reason::Invalid, bad)).collect()
     }
 

@@ -823,7 +823,7 @@ pub(crate) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
                 "is missing: exponentialDelay is not implemented (nor in Istio) [KARST-0010]".into(),
             ));
         };
-        out.delay_ms = duration(t).map_err(|e| (format!("{at}.fixedDelay"), e))?;
+        out.delay_ms = duration(t).map_err(|e| (format!("{at}.fixedDelay"), e.to_string()))?;
         out.delay_per_million = part(&d.percentage, d.percent, &format!("{at}.percentage"))?;
     }
     if let Some(a) = &f.abort {
