@@ -2,11 +2,10 @@
 //! Istio's validation (reference control-plane §9), texts our own.
 
 use crate::convert::{
+    compilation::{model::compile, routes::gateway_api, telemetry, tokens},
     facts::policy,
-    model::compile,
     no_effect,
     objects::Mesh,
-    routes::{gateway_api, telemetry, tokens},
 };
 use karst_manifest::{
     Object, Problem, State,

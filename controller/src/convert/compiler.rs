@@ -4,14 +4,19 @@
 
 use crate::{
     convert::{
-        endpoint::{Owners, Watched},
-        facts::{gateway, workload::is_one},
+        compilation::{
+            model::{Whole, compile_all},
+            policy::Policies,
+            routes::cache::Cache,
+            workload,
+        },
+        facts::{
+            endpoint::{Owners, Watched},
+            gateway,
+            workload::is_one,
+        },
         finding::Finding,
-        model::{Whole, compile_all},
         objects::{Mesh, Objects, Template, address},
-        policy::Policies,
-        routes::cache::Cache,
-        workload,
         writes::{Writes, writes},
     },
     model::Model,

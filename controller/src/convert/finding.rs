@@ -1,4 +1,4 @@
-//! What is to be said of objects that are valid, and yet have no effect, or not all of it (found by `routes::unserved`). It is said
+//! What is to be said of objects that are valid, and yet have no effect, or not all of it (found by `unserved`). It is said
 //! when they are applied, in their statuses, by `check`, and in a metric by kind and reason.
 
 use karst_manifest::{Problem, kinds, unsupported::UNSUPPORTED};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    convert::{condition::Write, objects::OWN_GROUP},
+    convert::{objects::OWN_GROUP, status::Write},
     model::Model,
 };
 

@@ -1,15 +1,12 @@
 //! What is not yet as it should be at the API server.
 
 use crate::convert::{
-    condition::Write,
+    compilation::routes::cache::Cache,
     deploy,
     facts::listeners::GatewayListeners,
     finding::Finding,
-    gateway_status,
     objects::{Mesh, Objects, Template},
-    policy_status, route_status,
-    routes::cache::Cache,
-    status,
+    status::{self, Write},
 };
 use karst_kube::Ref;
 use karst_manifest::State;
@@ -40,11 +37,11 @@ pub(crate) fn writes(
     let mut removed = vec![];
     deploy::compile(&x, template, &mut objects, &mut removed);
     let listeners = GatewayListeners::with_pods(&x);
-    let all = route_status::all(&x, compiled);
-    let mut statuses = status::compile(&x, &listeners, now);
-    statuses.extend(findings.map(|f| status::unserved(&x, f, now)).unwrap_or_default());
-    statuses.extend(gateway_status::compile(&x, &listeners, &all, now));
-    statuses.extend(route_status::compile(&x, &listeners, &all, now));
-    statuses.extend(policy_status::compile(&x, &listeners, &all, now));
+    let all = status::route::all(&x, compiled);
+    let mut statuses = status::istio::compile(&x, &listeners, now);
+    statuses.extend(findings.map(|f| status::istio::unserved(&x, f, now)).unwrap_or_default());
+    statuses.extend(status::gateway::compile(&x, &listeners, &all, now));
+    statuses.extend(status::route::compile(&x, &listeners, &all, now));
+    statuses.extend(status::backend_tls::compile(&x, &listeners, &all, now));
     Writes { objects, removed, statuses }
 }

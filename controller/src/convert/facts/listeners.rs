@@ -10,10 +10,9 @@ use crate::convert::{
         gateway::{by_label, is_ingress, of_pod, selected},
         host::{closeness, common, full_host, full_name},
         listener::{GatewayListener, ListenerParent, conflicts, listener, server, unasked},
-        workload,
+        waypoint, workload,
     },
     objects::{GATEWAY, GATEWAY_API, MESH, Objects, VIRTUAL, address, age},
-    waypoint,
 };
 use karst_api::route::ListenerProtocol as Protocol;
 use karst_manifest::{gatewayapi::ParentRef, kinds::*};

@@ -1,6 +1,6 @@
 //! What is to be known of Services and ServiceEntries by all that refer to them, automatic addresses among it.
 
-use crate::convert::{objects::Objects, waypoint};
+use crate::convert::{facts::waypoint, objects::Objects};
 use karst_api::workload::AppProtocol;
 use karst_manifest::kinds::*;
 use std::{

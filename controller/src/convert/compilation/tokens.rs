@@ -3,9 +3,9 @@
 
 use crate::{
     convert::{
+        compilation::routes::scalar::header_name,
         facts::attached::{self, Attached},
         objects::{FieldError, Objects},
-        routes::scalar::header_name,
     },
     key_set::public_keys,
 };

@@ -1,6 +1,7 @@
 //! Istio's DestinationRule.
 
 use crate::convert::{
+    compilation::routes::scalar::{duration, header_name, optional_duration, per_million},
     facts::{
         client_tls::{all_tls, originates, wants_tls},
         export::Export,
@@ -9,7 +10,6 @@ use crate::convert::{
         secret::ca_bundle,
     },
     objects::{FieldError, Objects, address, age, rename},
-    routes::scalar::{duration, header_name, optional_duration, per_million},
 };
 use karst_api::route as ir;
 use karst_manifest::{kinds::*, parse::Located, traffic::*};

@@ -2,15 +2,14 @@
 //! the objects comes what differs from what they say now.
 
 use crate::convert::{
-    condition::{Condition, Write, beside, changed, conditions, reference, same},
     deploy,
     facts::{
         listeners::{GatewayListeners, Unmapped},
-        policy, service,
+        policy, service, waypoint,
     },
     finding::{self, Finding},
     objects::{FieldError, GATEWAY_API, INGRESS, ISTIO_NETWORKING, MANAGED, Objects},
-    waypoint,
+    status::condition::{Condition, Write, beside, changed, conditions, reference, same},
 };
 use karst_kube::Ref;
 use karst_manifest::kinds::{

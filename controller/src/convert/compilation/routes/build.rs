@@ -2,15 +2,19 @@
 
 use crate::{
     convert::{
+        compilation::{
+            access,
+            routes::{
+                backend_tls,
+                cache::{Cache, Context},
+                destination_rule, filter, gateway_api,
+                table::Tables,
+                virtual_service,
+            },
+            tokens,
+        },
         facts::{hosts::Hosts, listeners, service},
         objects::{FieldError, Objects, address, problem},
-        routes::{
-            access, backend_tls,
-            cache::{Cache, Context},
-            destination_rule, filter, gateway_api,
-            table::Tables,
-            tokens, virtual_service,
-        },
     },
     model::Model,
 };

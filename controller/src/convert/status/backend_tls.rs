@@ -2,14 +2,16 @@
 //! sends requests to a Service that the policy is for. Entries of other controllers stay as they are.
 
 use crate::convert::{
-    condition::{Condition, Write, as_they_are, conditions, reference, same},
     facts::{
         backend_tls::{Verdict, evaluate},
         listeners::GatewayListeners,
+        waypoint,
     },
     objects::{GATEWAY_API, Objects},
-    route_status::{CONTROLLER, Route},
-    waypoint,
+    status::{
+        condition::{Condition, Write, as_they_are, conditions, reference, same},
+        route::{CONTROLLER, Route},
+    },
 };
 use karst_manifest::gatewayapi::ParentRef;
 use serde_json::{Value, json};

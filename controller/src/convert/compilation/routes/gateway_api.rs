@@ -1,16 +1,16 @@
 //! Gateway API's routes, of services and of gateways.
 
 use crate::convert::{
+    compilation::routes::{
+        filter,
+        scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
+        table::{Api, Precision, Ranked, RankedTcp, Tables},
+    },
     facts::{
         grant::{granted, is_parent},
         hosts::Hosts,
     },
     objects::{FieldError, GATEWAY, GATEWAY_API, ISTIO_NETWORKING, Objects, VIRTUAL, age},
-    routes::{
-        filter,
-        scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
-        table::{Api, Precision, Ranked, RankedTcp, Tables},
-    },
 };
 use karst_api::route as ir;
 use karst_core::operators;

@@ -2,14 +2,13 @@
 
 use crate::{
     convert::{
-        endpoint::Owners,
+        compilation::policy::Policies,
         facts::{
-            service, validate,
+            endpoint::Owners,
+            service, validate, waypoint,
             workload::{entry_ports, is_one, labels_of, memberships, memberships_of_entry, slice_ports, takes_tunnels},
         },
         objects::{Mesh, Objects, problem},
-        policy::Policies,
-        waypoint,
     },
     model::{Model, PodInfo},
 };

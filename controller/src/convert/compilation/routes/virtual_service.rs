@@ -1,6 +1,11 @@
 //! Istio's VirtualService, for calls within the mesh and for gateways.
 
 use crate::convert::{
+    compilation::routes::{
+        delegate,
+        scalar::{MILLION, duration, exact, header, header_name, optional_duration, per_million, regex},
+        table::{self, Api, Precision, Ranked, RankedTcp, Tables},
+    },
     facts::{
         export::Export,
         host::{self, closeness},
@@ -8,11 +13,6 @@ use crate::convert::{
         listener,
     },
     objects::{FieldError, MESH, Objects, age},
-    routes::{
-        delegate,
-        scalar::{MILLION, duration, exact, header, header_name, optional_duration, per_million, regex},
-        table::{self, Api, Precision, Ranked, RankedTcp, Tables},
-    },
 };
 use karst_api::route as ir;
 use karst_manifest::{kinds::*, traffic::*};

@@ -2,12 +2,12 @@
 
 use crate::{
     convert::{
+        compilation::routes::destination_rule,
         facts::{
             hosts::{aliases, is_private, numbers},
             listeners,
         },
         objects::{FieldError, Objects, address, rename},
-        routes::destination_rule,
     },
     model::Model,
 };

@@ -2,12 +2,11 @@
 //! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
 
 use crate::convert::{
-    condition::{Condition, Write, as_they_are, conditions, reference, same},
-    facts::{grant, listeners::GatewayListeners, service},
+    compilation::routes::{cache::Cache, filter, gateway_api},
+    facts::{grant, listeners::GatewayListeners, service, waypoint},
     finding,
     objects::{FieldError, GATEWAY_API, ISTIO_NETWORKING, OWN_GROUP, Objects},
-    routes::{cache::Cache, filter, gateway_api},
-    waypoint,
+    status::condition::{Condition, Write, as_they_are, conditions, reference, same},
 };
 use karst_manifest::{
     gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},

@@ -8,7 +8,6 @@
 //!   the longest host for the service count; their rules stay in order, older VirtualServices before newer ones, but for rules
 //!   that match everything: these come last, and end their own VirtualService. The first rule that matches is it.
 
-pub(crate) mod access;
 pub(crate) mod backend_tls;
 pub(crate) mod build;
 pub(crate) mod cache;
@@ -16,10 +15,6 @@ mod delegate;
 mod destination_rule;
 pub(crate) mod filter;
 pub(crate) mod gateway_api;
-pub(crate) mod gateways;
-mod scalar;
+pub(crate) mod scalar;
 mod table;
-pub(crate) mod telemetry;
-pub(crate) mod tokens;
-pub(crate) mod unserved;
-mod virtual_service;
+pub(crate) mod virtual_service;

@@ -1,10 +1,12 @@
 //! From a Gateway to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference control-plane §4.1).
 
 use crate::convert::{
-    facts::gateway::{self, MAX_NAME, shortened},
+    deploy::overlay::{DeployError, Overlays},
+    facts::{
+        gateway::{self, MAX_NAME, shortened},
+        waypoint,
+    },
     objects::{GATEWAY_API, INGRESS, INGRESS_CLASSES, MANAGED, Objects, Template},
-    overlay::{DeployError, Overlays},
-    waypoint,
 };
 use karst_kube::Ref;
 use karst_manifest::kinds::{GATEWAY_NAME, Gateway, Labels};

@@ -2,11 +2,11 @@
 //! Pure.
 
 use crate::convert::{
+    deploy::privilege,
     objects::{
         Objects,
         parameters::{Parameters, ParametersError, merge},
     },
-    privilege,
 };
 use karst_manifest::kinds::Gateway;
 use serde_json::Value;

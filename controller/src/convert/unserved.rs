@@ -3,17 +3,16 @@
 
 use crate::{
     convert::{
+        compilation::routes::virtual_service,
         deploy,
         facts::{
             gateway,
             hosts::Hosts,
             listeners::{self, Taken},
-            service,
+            service, waypoint,
         },
         finding::{Finding, Reason},
         objects::{GATEWAY_API, ISTIO_NETWORKING, MESH, Mesh, Objects},
-        routes::virtual_service,
-        waypoint,
     },
     model::Model,
 };

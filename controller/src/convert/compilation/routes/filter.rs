@@ -2,9 +2,9 @@
 
 use crate::{
     convert::{
+        compilation::routes::{scalar::duration, virtual_service},
         facts::hosts::Hosts,
         objects::{FieldError, OWN_GROUP, Objects},
-        routes::{scalar::duration, virtual_service},
     },
     model::Model,
 };

@@ -1,15 +1,15 @@
 //! AuthorizationPolicies that are attached (`targetRefs`): enforced by waypoints, with all that a request shows.
 
 use crate::convert::{
+    compilation::tokens,
     facts::{
         attached::{Attached, applies},
         condition::{self, Condition},
         hosts::Hosts,
         policy,
+        waypoint::{self, Binding},
     },
     objects::Objects,
-    routes::tokens,
-    waypoint::{self, Binding},
 };
 use karst_api::route as ir;
 use karst_manifest::kinds::*;

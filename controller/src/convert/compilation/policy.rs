@@ -1,12 +1,12 @@
 //! AuthorizationPolicies to L4 policies, and to whom those apply (reference control-plane §2.7).
 
 use crate::convert::{
+    compilation::peer::Peer,
     facts::{
         attached::target,
         policy::{Unread, is_dry_run, judged, scope},
     },
     objects::{Objects, problem, selects},
-    peer::Peer,
 };
 use karst_manifest::{Problem, kinds::*};
 use karst_policy::{Action, Policy, Rule, Scope};

@@ -2,11 +2,13 @@
 //! listener.
 
 use crate::convert::{
-    condition::{Condition, Write, conditions, reference, same},
     deploy,
     facts::{gateway, listener::GatewayListener, listeners::GatewayListeners, service},
     objects::{GATEWAY_API, MANAGED, Objects},
-    route_status::Route,
+    status::{
+        condition::{Condition, Write, conditions, reference, same},
+        route::Route,
+    },
 };
 use karst_manifest::kinds::{Gateway, GatewayAddress, Service};
 use serde_json::{Value, json};

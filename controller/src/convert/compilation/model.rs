@@ -2,13 +2,13 @@
 
 use crate::{
     convert::{
-        endpoint,
-        facts::{listeners::GatewayListeners, policy::effect},
-        node,
+        compilation::{
+            gateway, node, policy,
+            routes::{build, cache::Cache},
+            service, workload,
+        },
+        facts::{endpoint, listeners::GatewayListeners, policy::effect},
         objects::{Mesh, Objects},
-        policy,
-        routes::{build, cache::Cache, gateways},
-        service, workload,
     },
     model::Model,
 };
@@ -47,7 +47,7 @@ pub(crate) fn compile_all(objects: &Objects<'_>, cache: &mut Cache) -> Whole {
     workload::compile(objects, &policies, &owners, &mut model, &mut problems);
     let listeners = Arc::new(GatewayListeners::with_pods(objects));
     build::compile(objects, &listeners, &mut model, &mut problems, cache);
-    model.gateways = gateways::compile(objects, &listeners, &mut problems).into_iter().collect();
+    model.gateways = gateway::compile(objects, &listeners, &mut problems).into_iter().collect();
     model.policies = policies.take().into();
     Whole { model, problems, policies, watched: owners.watched() }
 }

@@ -1,17 +1,16 @@
 //! What each pod of a gateway listens on and is told.
 
 use crate::convert::{
+    compilation::{access, telemetry},
     facts::{
         client_tls,
         gateway::{by_label, is_ingress, of_pod},
         listener::{GatewayListener, ListenerParent},
         listeners::{GatewayListeners, Served, TAKEN},
         secret::{ca_bundle, key_pair},
-        validate,
+        validate, waypoint,
     },
     objects::{Objects, address, problem},
-    routes::{access, telemetry},
-    waypoint,
 };
 use karst_api::route as ir;
 use karst_manifest::{Problem, kinds::*, parse::Located, traffic::GwServer};

@@ -4,10 +4,9 @@ use crate::{
     convert::{
         facts::{
             service::{Automatic, automatic, hostname, is_alias, is_hidden, is_private, protocol, tcp},
-            validate,
+            validate, waypoint,
         },
         objects::{Objects, age, problem},
-        waypoint,
     },
     model::Model,
 };
