@@ -13,6 +13,7 @@ use crate::{
         facts::{
             endpoint::{Owners, Watched},
             gateway,
+            listeners::GatewayListeners,
             workload::is_one,
         },
         finding::Finding,
@@ -48,6 +49,7 @@ pub struct Compiler {
     policies: Option<Policies>,
     watched: Watched,
     routes: Cache,
+    listeners: Arc<GatewayListeners>,
     model: Model,
     problems: Vec<Problem>,
     whole: bool,
@@ -66,6 +68,7 @@ impl Compiler {
             policies: None,
             watched: Watched::default(),
             routes: Cache::default(),
+            listeners: Arc::default(),
             model: Model::default(),
             problems: vec![],
             whole: false,
@@ -96,7 +99,7 @@ impl Compiler {
     /// What is not yet as it should be at the API server, after an update with the same objects. Without findings nothing is said
     /// of them.
     pub fn writes(&self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
-        writes(state, &self.mesh, &self.routes, template, findings, now)
+        writes(state, &self.mesh, &self.routes, &self.listeners, template, findings, now)
     }
 
     /// Takes in the newest objects.
@@ -146,7 +149,7 @@ impl Compiler {
             return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
         }
         self.whole = true;
-        let Whole { model, problems, policies, watched } = compile_all(&objects, &mut self.routes);
+        let Whole { model, problems, policies, watched, listeners } = compile_all(&objects, &mut self.routes);
         // Until here an address stood for one object.
         drop(old);
         self.enrolled.clone_from(&state.enrolled);
@@ -155,6 +158,7 @@ impl Compiler {
         self.problems = problems;
         self.policies = Some(policies);
         self.watched = watched;
+        self.listeners = listeners;
         if model == self.model {
             return Change::Nothing;
         }

@@ -23,11 +23,12 @@ pub struct Writes {
     pub statuses: Vec<Write>,
 }
 
-/// What is not yet as it should be. `compiled` is what came of the routes; `now` is the time in RFC 3339.
+/// What is not yet as it should be. `compiled` is what came of the routes, `listeners` are those that they were compiled with; `now` is the time in RFC 3339.
 pub(crate) fn writes(
     state: &State,
     mesh: &Mesh,
     compiled: &Cache,
+    listeners: &GatewayListeners,
     template: &Template,
     findings: Option<&[Finding]>,
     now: &str,
@@ -36,12 +37,11 @@ pub(crate) fn writes(
     let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
     let mut removed = vec![];
     deploy::compile(&x, template, &mut objects, &mut removed);
-    let listeners = GatewayListeners::with_pods(&x);
     let all = status::route::all(&x, compiled);
-    let mut statuses = status::istio::compile(&x, &listeners, now);
+    let mut statuses = status::istio::compile(&x, listeners, now);
     statuses.extend(findings.map(|f| status::istio::unserved(&x, f, now)).unwrap_or_default());
-    statuses.extend(status::gateway::compile(&x, &listeners, &all, now));
-    statuses.extend(status::route::compile(&x, &listeners, &all, now));
-    statuses.extend(status::backend_tls::compile(&x, &listeners, &all, now));
+    statuses.extend(status::gateway::compile(&x, listeners, &all, now));
+    statuses.extend(status::route::compile(&x, listeners, &all, now));
+    statuses.extend(status::backend_tls::compile(&x, listeners, &all, now));
     Writes { objects, removed, statuses }
 }

@@ -6,24 +6,29 @@ use crate::convert::{
         attached::{Attached, applies},
         condition::{self, Condition},
         hosts::Hosts,
-        policy,
+        policy::{self, Judged, Unread},
         waypoint::{self, Binding},
     },
     objects::Objects,
 };
 use karst_api::route as ir;
-use karst_manifest::kinds::*;
+use karst_manifest::{kinds::*, parse::Located};
 use karst_policy::{Attribute, attribute::Values};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The policies of each service.
-pub(crate) fn compile(objects: &Objects<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
+pub(crate) fn compile(
+    objects: &Objects<'_>,
+    hosts: &Hosts,
+    policies: &[(&Located, Judged<'_>)],
+) -> BTreeMap<String, Arc<ir::Access>> {
     let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
-    for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached()) {
-        let (m, out) = (&p.metadata, one(objects, p));
+    for judged in policies.iter().map(|(_, judged)| judged).filter(|judged| judged.written.is_attached()) {
+        let (written, out) = (judged.written, one(judged));
         // What refuses does so by a canary, too. (To allow is the business of the first: both would allow it.)
-        let refuses = out.action == ir::AccessAction::Deny as i32 || policy::validate(objects, p).is_some();
-        for key in p.spec.targets().flat_map(|(_, t)| services(objects, hosts, &m.namespace, t, refuses)) {
+        let refuses = out.action == ir::AccessAction::Deny as i32 || judged.compiled.is_err();
+        let namespace = &written.metadata.namespace;
+        for key in written.spec.targets().flat_map(|(_, t)| services(objects, hosts, namespace, t, refuses)) {
             let own = all.entry(key.to_string()).or_default();
             if !own.policies.iter().any(|o| o.name == out.name) {
                 own.policies.push(out.clone());
@@ -43,49 +48,55 @@ pub(crate) fn compile(objects: &Objects<'_>, hosts: &Hosts) -> BTreeMap<String, 
 
 /// The policies of a gateway's pod: those that are attached to its Gateway or its class, and, unless it is a waypoint's (where they are
 /// the business of ztunnel), those that select the pod.
-pub(crate) fn of_pod(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, waypoint: bool) -> Option<ir::Access> {
+pub(crate) fn of_pod(
+    objects: &Objects<'_>,
+    policies: &[(&Located, Judged<'_>)],
+    pod: &Pod,
+    gateway: Option<&Gateway>,
+    waypoint: bool,
+) -> Option<ir::Access> {
     let mut out = ir::Access::default();
-    for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached() || !waypoint) {
-        if applies(objects, pod, g, *p) {
-            out.policies.push(one(objects, p));
+    for (_, judged) in policies.iter().filter(|(_, judged)| judged.written.is_attached() || !waypoint) {
+        if applies(objects, pod, gateway, judged.written) {
+            out.policies.push(one(judged));
         }
     }
     for r in tokens::placed(objects).filter(|r| r.is_attached() || !waypoint) {
-        if applies(objects, pod, g, r) {
+        if applies(objects, pod, gateway, r) {
             out.tokens.extend(tokens::compile(objects, r));
         }
     }
     (out != ir::Access::default()).then_some(out)
 }
 
-fn one(objects: &Objects<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
-    let m = &p.metadata;
+fn one(judged: &Judged<'_>) -> ir::AccessPolicy {
+    let written = judged.written;
+    let meta = &written.metadata;
     let mut out = ir::AccessPolicy {
-        name: format!("{}/{}", m.namespace, m.name),
-        dry_run: policy::is_dry_run(p),
+        name: format!("{}/{}", meta.namespace, meta.name),
+        dry_run: policy::is_dry_run(written),
         ..Default::default()
     };
-    let judged = policy::judged(objects, p);
     // What was meant cannot be known: nothing is allowed until it is mended (or would be, if it is in dry run).
     if judged.compiled.is_err() {
-        match policy::Unread::of(p) {
-            policy::Unread::AllowsNobody => {}
-            policy::Unread::DeniesAll => {
+        match Unread::of(written) {
+            Unread::AllowsNobody => {}
+            Unread::DeniesAll => {
                 out.set_action(ir::AccessAction::Deny);
                 out.rules = vec![ir::AccessRule::default()];
             }
-            policy::Unread::AuditsNothing => out.set_action(ir::AccessAction::Audit),
+            Unread::AuditsNothing => out.set_action(ir::AccessAction::Audit),
         }
         return out;
     }
-    out.set_action(match p.spec.action.as_deref() {
+    out.set_action(match written.spec.action.as_deref() {
         Some("DENY") => ir::AccessAction::Deny,
         Some("AUDIT") => ir::AccessAction::Audit,
         None | Some("ALLOW") => ir::AccessAction::Allow,
         // Refused before. Without rules it allows nothing.
         Some(_) => return out,
     });
-    out.rules = judged.policy.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
+    out.rules = judged.policy.spec.rules.iter().map(|r| rule(r, &meta.namespace)).collect();
     out
 }
 

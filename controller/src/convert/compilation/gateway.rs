@@ -7,6 +7,7 @@ use crate::convert::{
         gateway::{by_label, is_ingress, of_pod},
         listener::{GatewayListener, ListenerParent},
         listeners::{GatewayListeners, Served, TAKEN},
+        policy::Judged,
         secret::{ca_bundle, key_pair},
         validate, waypoint,
     },
@@ -68,6 +69,7 @@ fn credentials(
 pub(crate) fn compile(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
+    policies: &[(&Located, Judged<'_>)],
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<String, Arc<ir::Gateway>> {
     for (at, g) in &objects.istio_gateways {
@@ -128,9 +130,9 @@ pub(crate) fn compile(
             });
         }
         if !g.listeners.is_empty() {
-            g.access = access::of_pod(objects, p, own, false);
+            g.access = access::of_pod(objects, policies, p, own, false);
         } else if own.is_some_and(for_pods) {
-            g.access = access::of_pod(objects, p, own, true);
+            g.access = access::of_pod(objects, policies, p, own, true);
         }
         // Those of its own namespace; who writes rules elsewhere does not decide where they are shown.
         let near = |d: &&DestinationRule| [&m.namespace, &objects.mesh.root_namespace].contains(&&d.metadata.namespace);

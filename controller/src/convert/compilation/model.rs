@@ -7,7 +7,11 @@ use crate::{
             routes::{build, cache::Cache},
             service, workload,
         },
-        facts::{endpoint, listeners::GatewayListeners, policy::effect},
+        facts::{
+            endpoint,
+            listeners::GatewayListeners,
+            policy::{effect, judge_all},
+        },
         objects::{Mesh, Objects},
     },
     model::Model,
@@ -35,19 +39,22 @@ pub(crate) struct Whole {
     pub(crate) policies: policy::Policies,
     /// Pods that decide about more than themselves.
     pub(crate) watched: endpoint::Watched,
+    /// What gateways listen on: the statuses say the same of it.
+    pub(crate) listeners: Arc<GatewayListeners>,
 }
 
 pub(crate) fn compile_all(objects: &Objects<'_>, cache: &mut Cache) -> Whole {
     let mut problems = Vec::new();
     let mut model = Model { pods: workload::pod_infos(objects), ..Model::default() };
-    let mut policies = policy::compile(objects, &mut problems);
+    let judged = judge_all(objects);
+    let mut policies = policy::compile(objects, &judged, &mut problems);
     node::compile(objects, &mut model, &mut problems);
     service::compile(objects, &mut model, &mut problems);
     let owners = endpoint::Owners::new(objects);
     workload::compile(objects, &policies, &owners, &mut model, &mut problems);
     let listeners = Arc::new(GatewayListeners::with_pods(objects));
-    build::compile(objects, &listeners, &mut model, &mut problems, cache);
-    model.gateways = gateway::compile(objects, &listeners, &mut problems).into_iter().collect();
+    build::compile(objects, &listeners, &judged, &mut model, &mut problems, cache);
+    model.gateways = gateway::compile(objects, &listeners, &judged, &mut problems).into_iter().collect();
     model.policies = policies.take().into();
-    Whole { model, problems, policies, watched: owners.watched() }
+    Whole { model, problems, policies, watched: owners.watched(), listeners }
 }

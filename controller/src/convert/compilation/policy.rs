@@ -4,11 +4,11 @@ use crate::convert::{
     compilation::peer::Peer,
     facts::{
         attached::target,
-        policy::{Unread, is_dry_run, judged, scope},
+        policy::{Judged, Unread, is_dry_run, scope},
     },
     objects::{Objects, problem, selects},
 };
-use karst_manifest::{Problem, kinds::*};
+use karst_manifest::{Problem, kinds::*, parse::Located};
 use karst_policy::{Action, Policy, Rule, Scope};
 use std::collections::BTreeMap;
 
@@ -52,33 +52,38 @@ fn selecting(all: &[Selects], namespace: &str, labels: &Labels) -> Vec<String> {
     all.iter().filter_map(hit).collect()
 }
 
-pub(crate) fn compile(objects: &Objects<'_>, problems: &mut Vec<Problem>) -> Policies {
+pub(crate) fn compile(
+    objects: &Objects<'_>,
+    policies: &[(&Located, Judged<'_>)],
+    problems: &mut Vec<Problem>,
+) -> Policies {
     let mut all = BTreeMap::new();
     let (mut selectors, mut dry_runs) = (Vec::new(), Vec::new());
-    for (at, p) in &objects.authorization {
-        let judged = judged(objects, p);
-        problems.extend(judged.dropped.into_iter().map(|(field, message)| problem(at, field, message)));
-        let policy = match judged.compiled {
-            Ok(Some(policy)) => policy,
+    for (at, judged) in policies {
+        let written = judged.written;
+        problems.extend(judged.dropped.iter().map(|(field, message)| problem(at, field, message)));
+        let policy = match &judged.compiled {
+            Ok(Some(policy)) => policy.clone(),
             Ok(None) => continue,
             Err((field, message)) => {
                 problems.push(problem(at, field, message));
                 // A waypoint closes what it is attached to.
-                let root = p.metadata.namespace == objects.mesh.root_namespace;
-                let mut targets = p.spec.targets().peekable();
+                let root = written.metadata.namespace == objects.mesh.root_namespace;
+                let mut targets = written.spec.targets().peekable();
                 if targets.peek().is_some() && targets.all(|(at, t)| target(t, &at, root).is_ok()) {
                     continue;
                 }
                 // What was meant cannot be known; where it was meant to apply, nothing is allowed until it is mended.
-                let Some(closed) = closed(objects, p) else { continue };
+                let Some(closed) = closed(objects, written) else { continue };
                 closed
             }
         };
         if policy.scope == Scope::WorkloadSelector {
-            let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
-            let ns = (p.metadata.namespace != objects.mesh.root_namespace).then(|| p.metadata.namespace.clone());
+            let labels = written.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
+            let namespace = &written.metadata.namespace;
+            let namespace = (*namespace != objects.mesh.root_namespace).then(|| namespace.clone());
             let list = if policy.dry_run { &mut dry_runs } else { &mut selectors };
-            list.push((ns, labels, policy.key()));
+            list.push((namespace, labels, policy.key()));
         }
         all.insert(policy.key(), policy);
     }

@@ -11,7 +11,7 @@ use crate::convert::{
     },
     objects::{FieldError, Objects},
 };
-use karst_manifest::kinds::*;
+use karst_manifest::{kinds::*, parse::Located};
 use karst_policy::{Action, Attribute, Clause, Match, Policy, Rule, Scope, attribute};
 use std::borrow::Cow;
 
@@ -20,12 +20,19 @@ const DRY_RUN: &str = "istio.io/dry-run";
 
 /// A policy as it is in force.
 pub(crate) struct Judged<'a> {
+    /// As it stands.
+    pub(crate) written: &'a AuthorizationPolicy,
     /// As it stands, or without what was dropped.
     pub(crate) policy: Cow<'a, AuthorizationPolicy>,
     /// Values of an ALLOW that can match nothing: without them it allows as much, and the rest of it stays in force.
     pub(crate) dropped: Vec<FieldError>,
     /// As ztunnel gets it (None: it is not for ztunnel); or why it cannot be understood.
     pub(crate) compiled: Result<Option<Policy>, FieldError>,
+}
+
+/// All policies, with where they stand: a compilation judges each once.
+pub(crate) fn judge_all<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Judged<'a>)> {
+    objects.authorization.iter().map(|(at, policy)| (*at, judged(objects, policy))).collect()
 }
 
 /// What of a policy is in force.
@@ -38,10 +45,10 @@ pub(crate) fn judged<'a>(objects: &Objects<'_>, p: &'a AuthorizationPolicy) -> J
         policy.spec.rules = all.filter_map(one).collect();
         let compiled = authorization(objects, &policy);
         if compiled.is_ok() {
-            return Judged { policy: Cow::Owned(policy), dropped, compiled };
+            return Judged { written: p, policy: Cow::Owned(policy), dropped, compiled };
         }
     }
-    Judged { policy: Cow::Borrowed(p), dropped: vec![], compiled }
+    Judged { written: p, policy: Cow::Borrowed(p), dropped: vec![], compiled }
 }
 
 /// An ALLOW rule without the values that can match nothing. None: nothing matches it any more. (What has lost all of its values
@@ -97,11 +104,6 @@ fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>)
     // Of sources and operations one is enough; all conditions must hold.
     let holds = (from == 0 || !r.from.is_empty()) && (to == 0 || !r.to.is_empty()) && when == r.when.len();
     holds.then_some(r)
-}
-
-/// Why a policy cannot be understood.
-pub(crate) fn validate(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<FieldError> {
-    judged(objects, p).compiled.err()
 }
 
 pub(crate) fn scope(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Scope {

@@ -13,7 +13,7 @@ use crate::{
             },
             tokens,
         },
-        facts::{hosts::Hosts, listeners, service},
+        facts::{hosts::Hosts, listeners::GatewayListeners, policy::Judged, service},
         objects::{FieldError, Objects, address, problem},
     },
     model::Model,
@@ -77,7 +77,8 @@ fn sources<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Source<'a>)> {
 
 pub(crate) fn compile(
     objects: &Objects<'_>,
-    listeners: &Arc<listeners::GatewayListeners>,
+    listeners: &Arc<GatewayListeners>,
+    policies: &[(&Located, Judged<'_>)],
     model: &mut Model,
     problems: &mut Vec<Problem>,
     cache: &mut Cache,
@@ -92,7 +93,7 @@ pub(crate) fn compile(
         return;
     }
     let hosts = Hosts::new(objects, model, listeners);
-    model.access = access::compile(objects, &hosts).into_iter().collect();
+    model.access = access::compile(objects, &hosts, policies).into_iter().collect();
     let mut report = |at: &Located, bad: &[FieldError]| {
         problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
     };
