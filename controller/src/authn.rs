@@ -96,17 +96,17 @@ pub enum SubjectError {
 
 /// The caller behind verified claims: the pod that the token is bound to must exist, under the same uid, with the same
 /// account, on the same node, and must not have ended.
-pub fn caller(c: &Claims, m: &Model) -> Result<Caller, CallerError> {
-    let parts: Vec<&str> = c.sub.split(':').collect();
+pub fn caller(claims: &Claims, model: &Model) -> Result<Caller, CallerError> {
+    let parts: Vec<&str> = claims.sub.split(':').collect();
     let ["system", "serviceaccount", ns, account] = parts[..] else {
-        return Err(CallerError::NoServiceAccount(c.sub.clone()));
+        return Err(CallerError::NoServiceAccount(claims.sub.clone()));
     };
-    if c.bound.namespace != ns || c.bound.serviceaccount.name != account {
+    if claims.bound.namespace != ns || claims.bound.serviceaccount.name != account {
         return Err(CallerError::AccountsDiffer);
     }
-    let pod = &c.bound.pod;
+    let pod = &claims.bound.pod;
     let name = format!("{ns}/{}", pod.name);
-    let Some(info) = m.pods.get(&name) else {
+    let Some(info) = model.pods.get(&name) else {
         return Err(CallerError::NoPod(name));
     };
     if pod.uid.is_empty() || info.uid != pod.uid {
@@ -118,8 +118,8 @@ pub fn caller(c: &Claims, m: &Model) -> Result<Caller, CallerError> {
     if info.service_account != account {
         return Err(CallerError::OtherAccount(name));
     }
-    if info.node != c.bound.node.name || info.node.is_empty() {
-        return Err(CallerError::OtherNode { pod: name, node: c.bound.node.name.clone() });
+    if info.node != claims.bound.node.name || info.node.is_empty() {
+        return Err(CallerError::OtherNode { pod: name, node: claims.bound.node.name.clone() });
     }
     Ok(Caller { namespace: ns.into(), account: account.into(), pod: pod.name.clone(), node: info.node.clone() })
 }
@@ -129,7 +129,7 @@ pub fn caller(c: &Claims, m: &Model) -> Result<Caller, CallerError> {
 pub fn subject(
     caller: &Caller,
     impersonated: Option<&str>,
-    m: &Model,
+    model: &Model,
     trust_domain: &str,
     trusted: &[String],
 ) -> Result<Identity, SubjectError> {
@@ -144,7 +144,7 @@ pub fn subject(
     if id.trust_domain() != trust_domain {
         return Err(SubjectError::OtherTrustDomain { id, trust_domain: trust_domain.into() });
     }
-    let runs = m.pods.values().any(|p| {
+    let runs = model.pods.values().any(|p| {
         p.live && p.node == caller.node && p.namespace == id.namespace() && p.service_account == id.service_account()
     });
     if runs { Ok(id) } else { Err(SubjectError::NotThere { id, node: caller.node.clone() }) }

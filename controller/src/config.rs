@@ -179,16 +179,16 @@ impl Config {
 }
 
 impl From<&Config> for Mesh {
-    fn from(c: &Config) -> Self {
+    fn from(config: &Config) -> Self {
         Self {
-            trust_domain: c.trust_domain.clone(),
-            cluster_domain: c.cluster_domain.clone(),
-            cluster_id: c.cluster_id.clone(),
-            network: c.network.clone(),
-            root_namespace: c.root_namespace.clone(),
-            virtual_services_are_for: c.virtual_services_are_for.clone(),
-            destination_rules_are_for: c.destination_rules_are_for.clone(),
-            privileged_parameters: c.privileged_parameters,
+            trust_domain: config.trust_domain.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            cluster_id: config.cluster_id.clone(),
+            network: config.network.clone(),
+            root_namespace: config.root_namespace.clone(),
+            virtual_services_are_for: config.virtual_services_are_for.clone(),
+            destination_rules_are_for: config.destination_rules_are_for.clone(),
+            privileged_parameters: config.privileged_parameters,
         }
     }
 }

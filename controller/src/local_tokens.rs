@@ -93,21 +93,22 @@ impl Keys {
 }
 
 /// `karst-controller token`.
-pub fn command(config: &Config, t: &Token) -> anyhow::Result<()> {
-    let (namespace, account) = t.service_account.split_once('/').context("--service-account: use NAMESPACE/NAME")?;
+pub fn command(config: &Config, token: &Token) -> anyhow::Result<()> {
+    let (namespace, account) =
+        token.service_account.split_once('/').context("--service-account: use NAMESPACE/NAME")?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let named = |name: &str, uid: &str| Named { name: name.into(), uid: uid.into() };
     let claims = Claims {
         iss: ISSUER.into(),
         sub: format!("system:serviceaccount:{namespace}:{account}"),
-        aud: vec![t.audience.clone()],
-        exp: now + t.lifetime,
+        aud: vec![token.audience.clone()],
+        exp: now + token.lifetime,
         nbf: now,
         bound: Bound {
             namespace: namespace.into(),
             serviceaccount: named(account, ""),
-            pod: named(&t.pod, &t.pod_uid),
-            node: named(&t.node_name, ""),
+            pod: named(&token.pod, &token.pod_uid),
+            node: named(&token.node_name, ""),
         },
     };
     println!("{}", Keys::open(&config.data_dir)?.sign(&claims)?);

@@ -38,7 +38,7 @@ pub enum TokenError {
 
 impl Tokens {
     /// The claims of a token that is valid for the audience.
-    pub async fn verify(&self, token: &str, audience: &str, m: &Model) -> Result<Claims, TokenError> {
+    pub async fn verify(&self, token: &str, audience: &str, model: &Model) -> Result<Claims, TokenError> {
         let kube = match self {
             Tokens::Local(k) => return Ok(k.verify(token, audience)?),
             Tokens::Kubernetes(k) => k,
@@ -52,7 +52,7 @@ impl Tokens {
             return Err(TokenError::Unbound { namespace: namespace.into(), account: account.into() });
         }
         let node = if r.node.is_empty() {
-            m.pods.get(&format!("{namespace}/{}", r.pod)).map(|p| p.node.clone()).unwrap_or_default()
+            model.pods.get(&format!("{namespace}/{}", r.pod)).map(|p| p.node.clone()).unwrap_or_default()
         } else {
             r.node
         };

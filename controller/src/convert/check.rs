@@ -51,9 +51,9 @@ fn warnings(object: &Object) -> Vec<String> {
     }
 }
 
-fn export_to(e: &ServiceEntry) -> Vec<String> {
-    let names = |n: &&String| ![".", "*", "~", e.metadata.namespace.as_str()].contains(&n.as_str());
-    let others = e.spec.export_to.iter().find(names);
+fn export_to(entry: &ServiceEntry) -> Vec<String> {
+    let names = |n: &&String| ![".", "*", "~", entry.metadata.namespace.as_str()].contains(&n.as_str());
+    let others = entry.spec.export_to.iter().find(names);
     let text = |n| {
         format!(
             "spec.exportTo: {n:?} exports it to all namespaces: only \".\", \"*\" and \"~\" are supported [KARST-0206]"

@@ -62,8 +62,8 @@ pub fn around(object: &Object, state: &State, model: &Model, mesh: &Mesh) -> Vec
 }
 
 /// What a reference is to, if it is to services.
-fn service_kind(p: &ParentRef) -> Option<&'static str> {
-    match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
+fn service_kind(parent: &ParentRef) -> Option<&'static str> {
+    match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("")) {
         ("" | "core", "Service") => Some("Service"),
         (ISTIO_NETWORKING, "ServiceEntry") => Some("ServiceEntry"),
         _ => None,
@@ -136,22 +136,22 @@ impl<'a> View<'a> {
     }
 
     /// What of a Gateway of ours cannot be. (Listeners of those that are no waypoints are problems of the compilation.)
-    fn gateway(&self, g: &Gateway) -> Vec<Found> {
-        let is_waypoint = waypoint::is_waypoint(self.objects, g);
-        if !is_waypoint && !gateway::is_ingress(self.objects, g) {
+    fn gateway(&self, gateway: &Gateway) -> Vec<Found> {
+        let is_waypoint = waypoint::is_waypoint(self.objects, gateway);
+        if !is_waypoint && !gateway::is_ingress(self.objects, gateway) {
             return vec![];
         }
-        let listeners = g.spec.listeners.iter().filter(|_| is_waypoint);
+        let listeners = gateway.spec.listeners.iter().filter(|_| is_waypoint);
         let wrong =
             listeners.filter_map(|l| Some((format!("spec.listeners[{}]", l.name), waypoint::wrong_listener(l)?.1)));
-        let parameters = deploy::parameters(self.objects, g).err();
+        let parameters = deploy::parameters(self.objects, gateway).err();
         let parameters = parameters.map(|e| ("spec.infrastructure.parametersRef".to_string(), e.to_string()));
         wrong.chain(parameters).map(|bad| (Reason::Invalid, bad)).collect()
     }
 
-    fn virtual_service(&self, v: &VirtualService) -> Vec<Found> {
-        let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
-        let taken = self.hosts.listeners.taken(self.objects, v);
+    fn virtual_service(&self, service: &VirtualService) -> Vec<Found> {
+        let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
+        let taken = self.hosts.listeners.taken(self.objects, service);
         let mut out = vec![];
         match taken {
             Taken::No if spec.gateways.iter().any(|g| g != MESH) => {
@@ -170,7 +170,7 @@ impl<'a> View<'a> {
             .hosts
             .iter()
             .enumerate()
-            .filter(|(_, h)| *h != "*" && taken == Taken::No && virtual_service::is_for_mesh(v));
+            .filter(|(_, h)| *h != "*" && taken == Taken::No && virtual_service::is_for_mesh(service));
         for (i, h) in hosts {
             let at = format!("spec.hosts[{i}]");
             let keys = self.hosts.all(h, ns);
@@ -235,17 +235,17 @@ impl<'a> View<'a> {
     }
 }
 
-fn injection(n: &Namespace) -> Option<Finding> {
-    if n.metadata.labels.get(INJECTION).map(String::as_str) != Some("enabled") {
+fn injection(namespace: &Namespace) -> Option<Finding> {
+    if namespace.metadata.labels.get(INJECTION).map(String::as_str) != Some("enabled") {
         return None;
     }
-    let fix = match karst_manifest::enrol::enrols(n) {
+    let fix = match karst_manifest::enrol::enrols(namespace) {
         true => "remove it; the namespace is already in the mesh by its other label",
         false => "to add its pods to the mesh, use the label istio.io/dataplane-mode=ambient",
     };
     let text = format!("has no effect, because the mesh has no sidecars: {fix} [KARST-0707]");
     let field = format!("metadata.labels[{INJECTION}]");
-    Some(Finding::new("Namespace", &n.metadata, Reason::SidecarInjection, (field, text)))
+    Some(Finding::new("Namespace", &namespace.metadata, Reason::SidecarInjection, (field, text)))
 }
 
 #[cfg(test)]

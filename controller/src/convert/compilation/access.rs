@@ -101,16 +101,16 @@ fn one(judged: &Judged<'_>) -> ir::AccessPolicy {
 }
 
 /// The services that a target means. `canary`: a waypoint means those of which it gets a part, too.
-fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, t: &TargetRef, canary: bool) -> Vec<Arc<str>> {
-    match t.kind.as_str() {
-        "Service" => hosts.find(&t.name, ns).into_iter().cloned().collect(),
+fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, target: &TargetRef, canary: bool) -> Vec<Arc<str>> {
+    match target.kind.as_str() {
+        "Service" => hosts.find(&target.name, ns).into_iter().cloned().collect(),
         "ServiceEntry" => {
-            let all = objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == t.name);
+            let all = objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == target.name);
             all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.find(h, ns)).cloned().collect()
         }
         // Everything that is bound to it.
-        "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
-        "GatewayClass" => bound(objects, hosts, canary, |g| g.spec.gateway_class_name == t.name),
+        "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == target.name),
+        "GatewayClass" => bound(objects, hosts, canary, |g| g.spec.gateway_class_name == target.name),
         _ => vec![],
     }
 }
@@ -130,17 +130,17 @@ fn bound(objects: &Objects<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gat
     out
 }
 
-fn rule(r: &PolicyRule, ns: &str) -> ir::AccessRule {
+fn rule(rule: &PolicyRule, ns: &str) -> ir::AccessRule {
     let mut clauses = vec![];
-    if !r.from.is_empty() {
-        let matches = r.from.iter().map(|f| matched(&condition::source(&f.source), ns)).collect();
+    if !rule.from.is_empty() {
+        let matches = rule.from.iter().map(|f| matched(&condition::source(&f.source), ns)).collect();
         clauses.push(ir::AccessClause { matches });
     }
-    if !r.to.is_empty() {
-        let matches = r.to.iter().map(|t| matched(&condition::operation(&t.operation), ns)).collect();
+    if !rule.to.is_empty() {
+        let matches = rule.to.iter().map(|t| matched(&condition::operation(&t.operation), ns)).collect();
         clauses.push(ir::AccessClause { matches });
     }
-    for w in &r.when {
+    for w in &rule.when {
         // A key that nobody knows has refused the policy before.
         let one = condition::when(w).map_or_else(|| vec![ir::AccessTest::default()], |c| vec![test(&c, ns)]);
         clauses.push(ir::AccessClause { matches: vec![ir::AccessMatch { tests: one }] });
@@ -153,13 +153,17 @@ fn matched(conditions: &[Condition<'_>], ns: &str) -> ir::AccessMatch {
     ir::AccessMatch { tests: conditions.iter().filter(said).map(|c| test(c, ns)).collect() }
 }
 
-fn test(c: &Condition<'_>, ns: &str) -> ir::AccessTest {
-    let values = |all: &[String]| match c.attribute.values() {
+fn test(condition: &Condition<'_>, ns: &str) -> ir::AccessTest {
+    let values = |all: &[String]| match condition.attribute.values() {
         Values::Accounts => all.iter().map(|a| if a.contains('/') { a.clone() } else { format!("{ns}/{a}") }).collect(),
         Values::Text | Values::Path | Values::Ranges | Values::Ports | Values::TrustDomains => all.to_vec(),
     };
     // Headers are compared without case.
-    let name = if c.attribute == Attribute::Header { c.name.to_ascii_lowercase() } else { c.name.to_string() };
-    let attribute = ir::Attribute::from(c.attribute) as i32;
-    ir::AccessTest { attribute, name, values: values(c.values), not_values: values(c.not_values) }
+    let name = if condition.attribute == Attribute::Header {
+        condition.name.to_ascii_lowercase()
+    } else {
+        condition.name.to_string()
+    };
+    let attribute = ir::Attribute::from(condition.attribute) as i32;
+    ir::AccessTest { attribute, name, values: values(condition.values), not_values: values(condition.not_values) }
 }

@@ -23,13 +23,13 @@ use std::{
 /// The Secrets that a server of Istio's Gateway names are in the namespace of the pod.
 fn credentials(
     x: &Objects<'_>,
-    s: &GwServer,
+    server: &GwServer,
     n: usize,
     ns: &str,
     f: &GatewayListener,
     out: &mut ir::Tls,
 ) -> Result<(), (String, String)> {
-    let t = s.tls.clone().unwrap_or_default();
+    let t = server.tls.clone().unwrap_or_default();
     let field = |f: &str| format!("spec.servers[{n}].tls.{f}");
     let get = |name: &str| x.secrets.get(&(ns, name)).copied();
     let names: Vec<&String> =

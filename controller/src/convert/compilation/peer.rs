@@ -68,27 +68,31 @@ impl Peer {
     fn add_workload(
         &mut self,
         at: &Located,
-        p: &PeerAuthentication,
+        authentication: &PeerAuthentication,
         all: &mut BTreeMap<String, Policy>,
         problems: &mut Vec<Problem>,
     ) {
-        let ns = &p.metadata.namespace;
+        let ns = &authentication.metadata.namespace;
         let parent = self.namespace_mode(ns);
-        let mode = match p.spec.mtls.as_ref().map_or(Mode::Unset, |m| m.mode) {
+        let mode = match authentication.spec.mtls.as_ref().map_or(Mode::Unset, |m| m.mode) {
             Mode::Unset => parent,
             m => m,
         };
-        if p.spec.port_level_mtls.contains_key(&0) {
+        if authentication.spec.port_level_mtls.contains_key(&0) {
             problems.push(problem(at, "spec.portLevelMtls", "invalid port 0: use 1 to 65535 [KARST-0019]"));
         }
         let effective = |m: &MutualTls| if m.mode == Mode::Unset { mode } else { m.mode };
         let of = |strict: bool| {
-            let it = p.spec.port_level_mtls.iter().filter(move |(_, m)| (effective(m) == Mode::Strict) == strict);
+            let it = authentication
+                .spec
+                .port_level_mtls
+                .iter()
+                .filter(move |(_, m)| (effective(m) == Mode::Strict) == strict);
             it.map(|(port, _)| *port).collect::<Vec<u16>>()
         };
         // Ports that differ from the workload's own mode.
         let differing = of(mode != Mode::Strict);
-        let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
+        let labels = authentication.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
         let mut key = None;
         if !differing.is_empty() {
             let port = match mode {
@@ -97,7 +101,7 @@ impl Peer {
                     Match { destination_ports: differing, ..Match::default() }
                 }
             };
-            let name = format!("converted_peer_authentication_{}", p.metadata.name);
+            let name = format!("converted_peer_authentication_{}", authentication.metadata.name);
             let policy = deny(&name, ns, Scope::WorkloadSelector, vec![vec![no_principal()], vec![port]]);
             key = Some(policy.key());
             all.insert(policy.key(), policy);

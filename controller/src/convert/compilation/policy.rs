@@ -92,18 +92,18 @@ pub(crate) fn compile(
 }
 
 /// What stands for a policy that cannot be read, where ztunnel decides. (Of one in dry run it is known that it is to refuse nobody.)
-fn closed(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<Policy> {
-    let (action, rules) = match Unread::of(p) {
+fn closed(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Option<Policy> {
+    let (action, rules) = match Unread::of(policy) {
         Unread::AllowsNobody => (Action::Allow, vec![]),
         Unread::DeniesAll => (Action::Deny, vec![Rule::default()]),
         Unread::AuditsNothing => return None,
     };
     Some(Policy {
-        name: p.metadata.name.as_str().into(),
-        namespace: p.metadata.namespace.as_str().into(),
-        scope: scope(objects, p),
+        name: policy.metadata.name.as_str().into(),
+        namespace: policy.metadata.namespace.as_str().into(),
+        scope: scope(objects, policy),
         action,
         rules,
-        dry_run: is_dry_run(p),
+        dry_run: is_dry_run(policy),
     })
 }

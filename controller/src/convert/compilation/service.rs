@@ -116,8 +116,8 @@ fn merge(first: &mut pb::Service, other: pb::Service) -> Result<(), Unlike> {
     Ok(())
 }
 
-fn kubernetes(objects: &Objects<'_>, s: &Service) -> pb::Service {
-    let spec = &s.spec;
+fn kubernetes(objects: &Objects<'_>, service: &Service) -> pb::Service {
+    let spec = &service.spec;
     let mut ips: Vec<&String> = spec.cluster_ips.iter().collect();
     if ips.is_empty() {
         ips.push(&spec.cluster_ip);
@@ -141,18 +141,23 @@ fn kubernetes(objects: &Objects<'_>, s: &Service) -> pb::Service {
         _ => IpFamilies::Automatic,
     };
     pb::Service {
-        name: s.metadata.name.clone(),
-        namespace: s.metadata.namespace.clone(),
-        hostname: hostname(objects, s),
+        name: service.metadata.name.clone(),
+        namespace: service.metadata.namespace.clone(),
+        hostname: hostname(objects, service),
         addresses,
         ports: ports.collect(),
-        waypoint: waypoint::of(objects, &s.metadata.namespace, &s.metadata.labels, waypoint::Traffic::Service),
-        weighted_waypoints: waypoint::weighted(objects, &s.metadata),
-        load_balancing: balancing(objects, s),
+        waypoint: waypoint::of(
+            objects,
+            &service.metadata.namespace,
+            &service.metadata.labels,
+            waypoint::Traffic::Service,
+        ),
+        weighted_waypoints: waypoint::weighted(objects, &service.metadata),
+        load_balancing: balancing(objects, service),
         ip_families: ip_families as i32,
         canonical: true,
-        ingress_use_waypoint: ingress_use_waypoint(objects, s),
-        karst_session_affinity_seconds: session_affinity(&s.spec),
+        ingress_use_waypoint: ingress_use_waypoint(objects, service),
+        karst_session_affinity_seconds: session_affinity(&service.spec),
         ..Default::default()
     }
 }
@@ -209,11 +214,11 @@ fn address(objects: &Objects<'_>, ip: IpAddr, length: Option<u32>) -> NetworkAdd
 
 fn entry(
     objects: &Objects<'_>,
-    e: &ServiceEntry,
+    entry: &ServiceEntry,
     host: &str,
     automatic: &Automatic<'_>,
 ) -> Result<pb::Service, (String, String)> {
-    let spec = &e.spec;
+    let spec = &entry.spec;
     let mut addresses = Vec::new();
     for (i, a) in spec.addresses.iter().enumerate() {
         let c: Cidr = a.parse().map_err(|err| (format!("spec.addresses[{i}]"), format!("{err}")))?;
@@ -243,7 +248,7 @@ fn entry(
             "cannot be combined with workloadSelector: remove one of them [KARST-0014]".into(),
         ));
     }
-    if let Some(given) = automatic.get(&(&*e.metadata.namespace, &*e.metadata.name, host)) {
+    if let Some(given) = automatic.get(&(&*entry.metadata.namespace, &*entry.metadata.name, host)) {
         addresses.extend(given.iter().map(|ip| address(objects, *ip, None)));
     }
     let ports = spec.ports.iter().map(|p| Port {
@@ -257,15 +262,15 @@ fn entry(
         health_policy: HealthPolicy::AllowAll as i32,
     });
     Ok(pb::Service {
-        name: e.metadata.name.clone(),
-        namespace: e.metadata.namespace.clone(),
+        name: entry.metadata.name.clone(),
+        namespace: entry.metadata.namespace.clone(),
         hostname: host.to_string(),
         addresses,
         ports: ports.collect(),
         subject_alt_names: spec.subject_alt_names.clone(),
-        waypoint: waypoint::of(objects, &e.metadata.namespace, &e.metadata.labels, waypoint::Traffic::Service),
-        weighted_waypoints: waypoint::weighted(objects, &e.metadata),
-        visibility: if is_private(e) { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
+        waypoint: waypoint::of(objects, &entry.metadata.namespace, &entry.metadata.labels, waypoint::Traffic::Service),
+        weighted_waypoints: waypoint::weighted(objects, &entry.metadata),
+        visibility: if is_private(entry) { pb::Visibility::Namespace } else { pb::Visibility::Public } as i32,
         load_balancing,
         ..Default::default()
     })

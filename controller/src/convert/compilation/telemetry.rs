@@ -117,9 +117,9 @@ fn metrics(m: Option<&MetricMatch>) -> Vec<ir::Metric> {
     }
 }
 
-fn lay_over(s: &mut ir::Shape, o: &MetricsOverride) {
-    s.disabled = o.disabled.unwrap_or(s.disabled);
-    for (tag, t) in &o.tag_overrides {
+fn lay_over(s: &mut ir::Shape, change: &MetricsOverride) {
+    s.disabled = change.disabled.unwrap_or(s.disabled);
+    for (tag, t) in &change.tag_overrides {
         s.remove.retain(|r| r != tag);
         s.set.remove(tag);
         if t.operation == "REMOVE" {
@@ -173,15 +173,15 @@ fn expression(text: &str) -> Result<(), ExpressionError> {
     unknown.map_or(Ok(()), |name| Err(ExpressionError::Unknown(name)))
 }
 
-fn tag_override(tag: &str, t: &TagOverride) -> Result<(), TagError> {
+fn tag_override(tag: &str, change: &TagOverride) -> Result<(), TagError> {
     let mut rest = tag.chars();
     let begins = rest.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
     if !begins || !rest.all(|c| c.is_ascii_alphanumeric() || c == '_') || tag == "le" {
         return Err(TagError::Name);
     }
-    match t.operation.as_str() {
-        "" | "UPSERT" => Ok(expression(&t.value)?),
-        "REMOVE" if t.value.is_empty() => Ok(()),
+    match change.operation.as_str() {
+        "" | "UPSERT" => Ok(expression(&change.value)?),
+        "REMOVE" if change.value.is_empty() => Ok(()),
         "REMOVE" => Err(TagError::RemovedWithValue),
         other => Err(TagError::Operation(other.into())),
     }
@@ -193,14 +193,14 @@ fn ineffective_reason(objects: &Objects<'_>, t: &Telemetry) -> Option<FieldError
 }
 
 /// What is wrong with it.
-fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
-    let mut out: Vec<FieldError> = ineffective_reason(objects, t).into_iter().collect();
+fn problems(objects: &Objects<'_>, telemetry: &Telemetry) -> Vec<FieldError> {
+    let mut out: Vec<FieldError> = ineffective_reason(objects, telemetry).into_iter().collect();
     let mut mode = |at: String, mode: &str| {
         if !MODES.contains(&mode) {
             out.push((at, format!("unsupported value {mode:?}: use CLIENT, SERVER or CLIENT_AND_SERVER [KARST-0016]")));
         }
     };
-    let s = &t.spec;
+    let s = &telemetry.spec;
     for (i, l) in s.access_logging.iter().enumerate() {
         mode(format!("spec.accessLogging[{i}].match.mode"), l.matched.as_ref().map_or("", |m| &m.mode));
     }
@@ -248,8 +248,8 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
                 ));
             }
         }
-        for (tag, t) in &o.tag_overrides {
-            if let Err(e) = tag_override(tag, t) {
+        for (tag, telemetry) in &o.tag_overrides {
+            if let Err(e) = tag_override(tag, telemetry) {
                 out.push((format!("{at}.tagOverrides[{tag}]"), e.to_string()));
             }
         }
@@ -258,8 +258,8 @@ fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
 }
 
 /// What has no effect.
-pub(crate) fn warnings(t: &Telemetry) -> Vec<String> {
-    let (s, mut out) = (&t.spec, vec![]);
+pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
+    let (s, mut out) = (&telemetry.spec, vec![]);
     for (path, r) in s.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
         out.push(format!(
             "{path}: {} has no effect in this version: specify the Gateway of its waypoint [KARST-0030]",

@@ -13,8 +13,8 @@ use karst_api::route as ir;
 use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
-pub(crate) fn compile(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
-    let m = &r.metadata;
+pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthentication) -> Vec<ir::Jwt> {
+    let m = &authentication.metadata;
     let one = |(i, j): (usize, &JwtRule)| {
         let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
         let at = format!("spec.jwtRules[{i}]");
@@ -31,7 +31,7 @@ pub(crate) fn compile(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<i
             }
         }
     };
-    r.spec.jwt_rules.iter().enumerate().map(one).collect()
+    authentication.spec.jwt_rules.iter().enumerate().map(one).collect()
 }
 
 /// The headers that only proxies write, as far as they are some: no client's own goes on, whatever else is wrong.
@@ -56,8 +56,8 @@ pub(crate) fn placed<'a>(objects: &Objects<'a>) -> impl Iterator<Item = &'a Requ
 }
 
 /// What has no effect.
-pub(crate) fn warnings(r: &RequestAuthentication) -> Vec<String> {
-    if r.is_attached() {
+pub(crate) fn warnings(authentication: &RequestAuthentication) -> Vec<String> {
+    if authentication.is_attached() {
         return vec![];
     }
     vec![
@@ -66,55 +66,55 @@ pub(crate) fn warnings(r: &RequestAuthentication) -> Vec<String> {
     ]
 }
 
-fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
+fn rule(rule: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
     let bad = |field: &str, text: &str| Err((format!("{at}.{field}"), text.to_string()));
-    if j.issuer.is_empty() {
+    if rule.issuer.is_empty() {
         return bad("issuer", "is empty: specify the value of the tokens' iss claim [KARST-0010]");
     }
-    let keys = match (j.jwks.is_empty(), j.jwks_uri.is_empty()) {
+    let keys = match (rule.jwks.is_empty(), rule.jwks_uri.is_empty()) {
         (true, true) => {
             return bad("jwksUri", "is empty: specify the URL of the issuer's keys, or the keys in jwks [KARST-0010]");
         }
         (true, false) => {
-            crate::client::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e.to_string()))
+            crate::client::check(&rule.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e.to_string()))
         }
         // The keys themselves count, where both are given (Istio).
-        (false, _) => public_keys(&j.jwks).map_err(|e| ("jwks", e.to_string())),
+        (false, _) => public_keys(&rule.jwks).map_err(|e| ("jwks", e.to_string())),
     };
     let jwks = match keys {
         Ok(k) => k,
         Err((field, e)) => return bad(field, &e),
     };
-    if j.audiences.iter().any(String::is_empty) {
+    if rule.audiences.iter().any(String::is_empty) {
         return bad("audiences", "contains an empty name: remove it [KARST-0012]");
     }
     let header = |name: &str, field: String| header_name(name, format!("{at}.{field}"));
     let mut headers = vec![];
-    for (i, h) in j.from_headers.iter().enumerate() {
+    for (i, h) in rule.from_headers.iter().enumerate() {
         headers
             .push(ir::JwtHeader { name: header(&h.name, format!("fromHeaders[{i}].name"))?, prefix: h.prefix.clone() });
     }
-    for (i, c) in j.output_claim_to_headers.iter().enumerate() {
+    for (i, c) in rule.output_claim_to_headers.iter().enumerate() {
         if c.claim.is_empty() {
             return bad(&format!("outputClaimToHeaders[{i}].claim"), "is empty: specify a claim [KARST-0010]");
         }
         header(&c.header, format!("outputClaimToHeaders[{i}].header"))?;
     }
-    if !j.output_payload_to_header.is_empty() {
-        header(&j.output_payload_to_header, "outputPayloadToHeader".into())?;
+    if !rule.output_payload_to_header.is_empty() {
+        header(&rule.output_payload_to_header, "outputPayloadToHeader".into())?;
     }
     // Istio's own default of these two is there in any case.
-    let mut space_delimited = j.space_delimited_claims.clone();
+    let mut space_delimited = rule.space_delimited_claims.clone();
     space_delimited.extend(["scope".to_string(), "permission".to_string()]);
     Ok(ir::Jwt {
-        issuer: j.issuer.clone(),
-        audiences: j.audiences.clone(),
+        issuer: rule.issuer.clone(),
+        audiences: rule.audiences.clone(),
         jwks,
         headers,
-        params: j.from_params.clone(),
-        cookies: j.from_cookies.clone(),
-        forward: j.forward_original_token,
+        params: rule.from_params.clone(),
+        cookies: rule.from_cookies.clone(),
+        forward: rule.forward_original_token,
         space_delimited,
-        ..written(j)
+        ..written(rule)
     })
 }

@@ -40,16 +40,16 @@ pub(crate) fn pod_infos(objects: &Objects<'_>) -> imbl::OrdMap<String, Arc<PodIn
     objects.pods.iter().map(|p| pod_info(p)).map(|(k, f)| (k, Arc::new(f))).collect()
 }
 
-pub(crate) fn pod_info(p: &Pod) -> (String, PodInfo) {
+pub(crate) fn pod_info(pod: &Pod) -> (String, PodInfo) {
     let facts = PodInfo {
-        uid: p.metadata.uid.clone(),
-        namespace: p.metadata.namespace.clone(),
-        service_account: enrol::service_account(p).into(),
-        node: p.spec.node_name.clone(),
-        live: !enrol::is_done(p),
-        ips: enrol::ips(p),
+        uid: pod.metadata.uid.clone(),
+        namespace: pod.metadata.namespace.clone(),
+        service_account: enrol::service_account(pod).into(),
+        node: pod.spec.node_name.clone(),
+        live: !enrol::is_done(pod),
+        ips: enrol::ips(pod),
     };
-    (format!("{}/{}", p.metadata.namespace, p.metadata.name), facts)
+    (format!("{}/{}", pod.metadata.namespace, pod.metadata.name), facts)
 }
 
 /// The uid of a pod's workload.
@@ -97,26 +97,26 @@ pub(crate) fn compile(
     slice_endpoints(objects, owners, model);
 }
 
-pub(crate) fn pod(objects: &Objects<'_>, p: &Pod, policies: &Policies, owners: &Owners<'_>) -> pb::Workload {
-    let m = &p.metadata;
+pub(crate) fn pod(objects: &Objects<'_>, pod: &Pod, policies: &Policies, owners: &Owners<'_>) -> pb::Workload {
+    let m = &pod.metadata;
     let native = takes_tunnels(&m.labels);
     let redirected = objects.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
         || m.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
     let ends = m.deletion_timestamp.is_some();
-    let ready = enrol::is_ready(p) && !ends;
+    let ready = enrol::is_ready(pod) && !ends;
     let mut extensions = labels(objects, &m.labels);
-    if ends && enrol::is_ready(p) {
+    if ends && enrol::is_ready(pod) {
         extensions.push(karst_api::draining());
     }
     extensions.extend(which(m));
-    let mut services = memberships(objects, p);
-    owners.pod(objects, p, &mut services);
-    let (workload_name, canonical_name, canonical_revision) = names(p);
+    let mut services = memberships(objects, pod);
+    owners.pod(objects, pod, &mut services);
+    let (workload_name, canonical_name, canonical_revision) = names(pod);
     pb::Workload {
-        uid: uid(objects.mesh, p),
+        uid: uid(objects.mesh, pod),
         name: m.name.clone(),
         namespace: m.namespace.clone(),
-        addresses: enrol::ips(p).iter().map(|ip| ip_to_bytes(*ip).into()).collect(),
+        addresses: enrol::ips(pod).iter().map(|ip| ip_to_bytes(*ip).into()).collect(),
         network: objects.mesh.network.clone(),
         tunnel_protocol: if native || redirected { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
         trust_domain: if objects.mesh.trust_domain == "cluster.local" {
@@ -124,9 +124,9 @@ pub(crate) fn pod(objects: &Objects<'_>, p: &Pod, policies: &Policies, owners: &
         } else {
             objects.mesh.trust_domain.clone()
         },
-        service_account: enrol::service_account(p).into(),
+        service_account: enrol::service_account(pod).into(),
         waypoint: waypoint::of(objects, &m.namespace, &m.labels, waypoint::Traffic::Workload),
-        node: p.spec.node_name.clone(),
+        node: pod.spec.node_name.clone(),
         canonical_name,
         canonical_revision,
         workload_type: WorkloadType::Pod as i32,
@@ -137,25 +137,25 @@ pub(crate) fn pod(objects: &Objects<'_>, p: &Pod, policies: &Policies, owners: &
         status: if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
         cluster_id: objects.mesh.cluster_id.clone(),
         services,
-        locality: locality(objects, &p.spec.node_name),
-        network_mode: if p.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
+        locality: locality(objects, &pod.spec.node_name),
+        network_mode: if pod.spec.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard } as i32,
         extensions,
         ..Default::default()
     }
 }
 
 /// A workload's extension that says which pod it is: one that is made anew has the name, and another uid.
-fn which(m: &Meta) -> Option<pb::Extension> {
-    if m.uid.is_empty() {
+fn which(meta: &Meta) -> Option<pb::Extension> {
+    if meta.uid.is_empty() {
         return None;
     }
-    let value = prost::Message::encode_to_vec(&karst_api::route::Pod { uid: m.uid.clone() });
+    let value = prost::Message::encode_to_vec(&karst_api::route::Pod { uid: meta.uid.clone() });
     let config = prost_types::Any { type_url: karst_api::POD_TYPE.into(), value };
     Some(pb::Extension { name: "karst.pod".into(), config: Some(config) })
 }
 
-fn names(p: &Pod) -> (String, String, String) {
-    let m = &p.metadata;
+fn names(pod: &Pod) -> (String, String, String) {
+    let m = &pod.metadata;
     let first = |keys: &[&str]| keys.iter().find_map(|k| m.labels.get(*k)).cloned();
     let owner = m.owner_references.iter().find(|o| o.controller);
     let from_owner = match owner {
@@ -188,29 +188,29 @@ fn locality(objects: &Objects<'_>, node: &str) -> Option<Locality> {
 fn external(
     objects: &Objects<'_>,
     uid: String,
-    m: &Meta,
-    e: &WorkloadEntrySpec,
+    meta: &Meta,
+    entry: &WorkloadEntrySpec,
     labels: &Labels,
     policies: &Policies,
 ) -> Option<pb::Workload> {
-    if e.address.is_empty() {
+    if entry.address.is_empty() {
         return None;
     }
-    let ip: Option<IpAddr> = e.address.parse().ok();
-    let network = if e.network.is_empty() { objects.mesh.network.clone() } else { e.network.clone() };
+    let ip: Option<IpAddr> = entry.address.parse().ok();
+    let network = if entry.network.is_empty() { objects.mesh.network.clone() } else { entry.network.clone() };
     let native = takes_tunnels(labels);
-    let mut places = e.locality.split('/').map(String::from);
-    let locality = (!e.locality.is_empty()).then(|| Locality {
+    let mut places = entry.locality.split('/').map(String::from);
+    let locality = (!entry.locality.is_empty()).then(|| Locality {
         region: places.next().unwrap_or_default(),
         zone: places.next().unwrap_or_default(),
         subzone: places.next().unwrap_or_default(),
     });
     Some(pb::Workload {
         uid,
-        name: m.name.clone(),
-        namespace: m.namespace.clone(),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
         addresses: ip.map(|ip| ip_to_bytes(ip).into()).into_iter().collect(),
-        hostname: if ip.is_none() { e.address.clone() } else { String::new() },
+        hostname: if ip.is_none() { entry.address.clone() } else { String::new() },
         network,
         tunnel_protocol: if native { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
         trust_domain: if objects.mesh.trust_domain == "cluster.local" {
@@ -218,19 +218,23 @@ fn external(
         } else {
             objects.mesh.trust_domain.clone()
         },
-        service_account: if e.service_account.is_empty() { "default".into() } else { e.service_account.clone() },
-        waypoint: waypoint::of(objects, &m.namespace, labels, waypoint::Traffic::Workload),
-        canonical_name: labels.get("app").cloned().unwrap_or_else(|| m.name.clone()),
+        service_account: if entry.service_account.is_empty() {
+            "default".into()
+        } else {
+            entry.service_account.clone()
+        },
+        waypoint: waypoint::of(objects, &meta.namespace, labels, waypoint::Traffic::Workload),
+        canonical_name: labels.get("app").cloned().unwrap_or_else(|| meta.name.clone()),
         canonical_revision: labels.get("version").cloned().unwrap_or_else(|| "latest".into()),
         workload_type: WorkloadType::Pod as i32,
-        workload_name: m.name.clone(),
+        workload_name: meta.name.clone(),
         native_tunnel: native,
-        authorization_policies: policies.of(&m.namespace, labels),
-        karst_dry_run_policies: policies.dry_runs(&m.namespace, labels),
+        authorization_policies: policies.of(&meta.namespace, labels),
+        karst_dry_run_policies: policies.dry_runs(&meta.namespace, labels),
         status: WorkloadStatus::Healthy as i32,
         cluster_id: objects.mesh.cluster_id.clone(),
         locality,
-        capacity: (e.weight > 0).then_some(e.weight),
+        capacity: (entry.weight > 0).then_some(entry.weight),
         ..Default::default()
     })
 }

@@ -51,7 +51,7 @@ pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
 /// uid of its Gateway.
 pub(crate) fn compile(
     x: &Objects<'_>,
-    t: &Template,
+    template: &Template,
     objects: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
 ) {
@@ -62,7 +62,7 @@ pub(crate) fn compile(
     for g in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
         let Ok(overlays) = Overlays::of(x, g) else { continue };
-        let Ok(all) = self::objects(x, g, t, &overlays) else { continue };
+        let Ok(all) = self::objects(x, g, template, &overlays) else { continue };
         one(x, g, all, &overlays, objects, removed);
     }
 }
@@ -71,14 +71,14 @@ pub(crate) fn compile(
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn parameters(x: &Objects<'_>, g: &Gateway) -> Result<(), DeployError> {
-    let overlays = Overlays::of(x, g)?;
+pub(crate) fn parameters(x: &Objects<'_>, gateway: &Gateway) -> Result<(), DeployError> {
+    let overlays = Overlays::of(x, gateway)?;
     // Those of its class may change anything.
     if !overlays.has_own() {
         return Ok(());
     }
     let any = Template { image: String::new(), pull_policy: String::new() };
-    objects(x, g, &any, &overlays).map(drop)
+    objects(x, gateway, &any, &overlays).map(drop)
 }
 
 /// The uid of the Gateway that an object is made for.
@@ -87,13 +87,13 @@ pub(crate) fn owner(fields: &Value) -> Option<&str> {
 }
 
 /// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
-pub(crate) fn name(objects: &Objects<'_>, g: &Gateway) -> String {
-    let m = &g.metadata;
-    if waypoint::is_waypoint(objects, g) {
+pub(crate) fn name(objects: &Objects<'_>, gateway: &Gateway) -> String {
+    let m = &gateway.metadata;
+    if waypoint::is_waypoint(objects, gateway) {
         return m.name.clone();
     }
     let given = m.annotations.get("gateway.istio.io/name-override");
-    let full = given.cloned().unwrap_or_else(|| format!("{}-{}", m.name, g.spec.gateway_class_name));
+    let full = given.cloned().unwrap_or_else(|| format!("{}-{}", m.name, gateway.spec.gateway_class_name));
     shortened(&full)
 }
 
@@ -104,13 +104,13 @@ pub(crate) fn given(g: &Gateway) -> Option<&str> {
 
 fn one(
     objects: &Objects<'_>,
-    g: &Gateway,
+    gateway: &Gateway,
     mut all: Vec<(Ref, Value)>,
     overlays: &Overlays<'_>,
     out: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
 ) {
-    let (ns, name) = (g.metadata.namespace.as_str(), name(objects, g));
+    let (ns, name) = (gateway.metadata.namespace.as_str(), name(objects, gateway));
     let name = name.as_str();
     // Somebody's own Service or Deployment of that name stays his.
     let service = objects.service(ns, name);
@@ -128,7 +128,7 @@ fn one(
     let old = EXTRAS.iter().filter(|(_, _, kind, key)| before.split(',').any(|k| k == *kind) && !overlays.has(key));
     removed.extend(old.map(|(group, version, kind, _)| {
         let r = Ref { group, version, kind, namespace: ns.to_string(), name: name.to_string() };
-        (r, g.metadata.uid.clone())
+        (r, gateway.metadata.uid.clone())
     }));
     // All of them or none: `objects` has written to the same maps.
     if all.iter_mut().all(|(_, v)| put(v, "annotations", DIGEST, &digest).is_ok()) {
@@ -148,14 +148,14 @@ fn put(object: &mut Value, of: &'static str, key: &str, value: &str) -> Result<(
 
 fn objects(
     objects: &Objects<'_>,
-    g: &Gateway,
-    t: &Template,
+    gateway: &Gateway,
+    template: &Template,
     overlays: &Overlays<'_>,
 ) -> Result<Vec<(Ref, Value)>, DeployError> {
-    let m = &g.metadata;
-    let is_waypoint = waypoint::is_waypoint(objects, g);
-    let (name, label) = (name(objects, g), shortened(&m.name));
-    let class = &g.spec.gateway_class_name;
+    let m = &gateway.metadata;
+    let is_waypoint = waypoint::is_waypoint(objects, gateway);
+    let (name, label) = (name(objects, gateway), shortened(&m.name));
+    let class = &gateway.spec.gateway_class_name;
     // An account that is named is somebody's own.
     let named = m.annotations.get("gateway.istio.io/service-account");
     let account = named.unwrap_or(&name);
@@ -167,7 +167,7 @@ fn objects(
         "istio.io/dataplane-mode": "none",
     });
     let with = |more: Value| {
-        let mut all = json!(g.spec.infrastructure.labels);
+        let mut all = json!(gateway.spec.infrastructure.labels);
         for part in [own.clone(), more] {
             for (k, v) in part.as_object().into_iter().flatten() {
                 all[k] = v.clone();
@@ -177,7 +177,7 @@ fn objects(
     };
     let owner =
         json!([{ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "name": m.name, "uid": m.uid }]);
-    let meta = |labels: Value| json!({ "labels": labels, "annotations": g.spec.infrastructure.annotations, "ownerReferences": owner });
+    let meta = |labels: Value| json!({ "labels": labels, "annotations": gateway.spec.infrastructure.annotations, "ownerReferences": owner });
     let reference =
         |group, kind, name: &str| Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: name.into() };
     let selector = json!({ GATEWAY_NAME: label });
@@ -186,7 +186,7 @@ fn objects(
         "service.istio.io/canonical-name": name,
         "service.istio.io/canonical-revision": "latest",
     }));
-    let mut pod_annotations = json!(g.spec.infrastructure.annotations);
+    let mut pod_annotations = json!(gateway.spec.infrastructure.annotations);
     for (k, v) in [("scrape", "true"), ("port", "15020"), ("path", "/stats/prometheus")] {
         pod_annotations[format!("prometheus.io/{k}")] = json!(v);
     }
@@ -208,8 +208,8 @@ fn objects(
     let control = format!("istiod.{}.svc:15012", objects.mesh.root_namespace);
     let container = json!({
         "name": "istio-proxy",
-        "image": t.image,
-        "imagePullPolicy": t.pull_policy,
+        "image": template.image,
+        "imagePullPolicy": template.pull_policy,
         "args": ["proxy", if is_waypoint { "waypoint" } else { "router" }],
         "ports": open,
         "env": [
@@ -242,7 +242,7 @@ fn objects(
     let mut ports = vec![
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];
-    for l in &g.spec.listeners {
+    for l in &gateway.spec.listeners {
         // Several listeners may share a port.
         if ports.iter().all(|p| p["port"] != l.port) {
             let of = if is_waypoint { "hbone".to_string() } else { l.protocol.to_ascii_lowercase() };
@@ -256,7 +256,7 @@ fn objects(
     if is_waypoint {
         service["trafficDistribution"] = json!("PreferClose");
     }
-    if let Some(a) = g.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
+    if let Some(a) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
         && kind == "LoadBalancer"
     {
         service["loadBalancerIP"] = json!(a.value);

@@ -42,15 +42,15 @@ impl<'a> Overlays<'a> {
     ///
     /// # Errors
     /// Why they cannot be used.
-    pub(crate) fn of(objects: &'a Objects<'_>, g: &Gateway) -> Result<Self, DeployError> {
-        let class = objects.class_parameters.get(g.spec.gateway_class_name.as_str());
+    pub(crate) fn of(objects: &'a Objects<'_>, gateway: &Gateway) -> Result<Self, DeployError> {
+        let class = objects.class_parameters.get(gateway.spec.gateway_class_name.as_str());
         let class = class.map(Result::as_ref).transpose().map_err(ParametersError::clone)?;
         let mut own = None;
-        if let Some(r) = &g.spec.infrastructure.parameters_ref {
+        if let Some(r) = &gateway.spec.infrastructure.parameters_ref {
             if !matches!(r.group.as_str(), "" | "core") || r.kind != "ConfigMap" {
                 return Err(DeployError::UnsupportedKind { kind: r.kind.clone(), group: r.group.clone() });
             }
-            let ns = g.metadata.namespace.as_str();
+            let ns = gateway.metadata.namespace.as_str();
             let found = objects.config_maps.get(&(ns, r.name.as_str()));
             let c = found.ok_or_else(|| DeployError::NotFound { namespace: ns.into(), name: r.name.clone() })?;
             own = Some(Parameters::read(c, format!("ConfigMap {ns}/{}", r.name))?);

@@ -44,29 +44,29 @@ pub(crate) fn ineffective_reason(objects: &Objects<'_>, o: &impl Attached) -> Op
     o.targets().find_map(|(path, t)| target(t, &path, root).err())
 }
 
-pub(crate) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), FieldError> {
-    let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == t.kind) else {
+pub(crate) fn target(target: &TargetRef, at: &str, root: bool) -> Result<(), FieldError> {
+    let Some((_, group)) = TARGETS.iter().find(|(k, _)| *k == target.kind) else {
         return Err((
             format!("{at}.kind"),
             format!(
                 "unsupported target kind {:?}: use Service, ServiceEntry, Gateway or GatewayClass [KARST-0104]",
-                t.kind
+                target.kind
             ),
         ));
     };
-    if t.group != *group && !(t.kind == "Service" && t.group == "core") {
+    if target.group != *group && !(target.kind == "Service" && target.group == "core") {
         return Err((
             format!("{at}.group"),
-            format!("{:?} is not the API group of {}: use {group:?} [KARST-0104]", t.group, t.kind),
+            format!("{:?} is not the API group of {}: use {group:?} [KARST-0104]", target.group, target.kind),
         ));
     }
-    if t.kind == "GatewayClass" && !root {
+    if target.kind == "GatewayClass" && !root {
         return Err((
             format!("{at}.kind"),
             "GatewayClass can be a target only in the root namespace: use a Gateway, or move the policy to the root namespace [KARST-0105]".into(),
         ));
     }
-    if t.namespace.as_deref().is_some_and(|n| !n.is_empty()) {
+    if target.namespace.as_deref().is_some_and(|n| !n.is_empty()) {
         return Err((
             format!("{at}.namespace"),
             "must be empty: a policy attaches only within its own namespace [KARST-0106]".into(),
@@ -76,8 +76,8 @@ pub(crate) fn target(t: &TargetRef, at: &str, root: bool) -> Result<(), FieldErr
 }
 
 /// Labels are compared as they stand: a wildcard would select nothing.
-pub(crate) fn selector(s: &Selector) -> Result<(), FieldError> {
-    for (k, v) in &s.match_labels {
+pub(crate) fn selector(selector: &Selector) -> Result<(), FieldError> {
+    for (k, v) in &selector.match_labels {
         if v.contains('*') || k.contains('*') {
             return Err((
                 format!("spec.selector.matchLabels[{k}]"),

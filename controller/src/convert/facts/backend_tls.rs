@@ -91,11 +91,15 @@ fn one<'a>(objects: &Objects<'a>, at: &'a Located, p: &'a BackendTLSPolicy, take
     v
 }
 
-fn validation(objects: &Objects<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) -> Result<ir::ClientTls, FieldError> {
-    let (ns, s) = (p.metadata.namespace.as_str(), &p.spec.validation);
+fn validation(
+    objects: &Objects<'_>,
+    policy: &BackendTLSPolicy,
+    verdict: &mut Verdict<'_>,
+) -> Result<ir::ClientTls, FieldError> {
+    let (ns, s) = (policy.metadata.namespace.as_str(), &policy.spec.validation);
     let field = |f: &str| format!("spec.validation.{f}");
     let mut invalid = |f: &str, text: String| {
-        v.accepted = ("Invalid", format!("{}: {text}", field(f)));
+        verdict.accepted = ("Invalid", format!("{}: {text}", field(f)));
         Err((field(f), text))
     };
     if s.hostname.is_empty() {
@@ -136,7 +140,7 @@ fn validation(objects: &Objects<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) 
         match roots(objects, ns, r) {
             Ok(pem) => out.roots.extend(pem),
             Err((reason, text)) => {
-                v.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{i}]"))));
+                verdict.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{i}]"))));
                 bad = Some((field(&format!("caCertificateRefs[{i}]")), text));
             }
         }
@@ -145,35 +149,38 @@ fn validation(objects: &Objects<'_>, p: &BackendTLSPolicy, v: &mut Verdict<'_>) 
     if out.roots.is_empty()
         && let Some((field, text)) = bad
     {
-        v.accepted = ("NoValidCACertificate", format!("{field}: {text}"));
+        verdict.accepted = ("NoValidCACertificate", format!("{field}: {text}"));
         return Err((field, text));
     }
-    v.bad.extend(bad);
+    verdict.bad.extend(bad);
     Ok(out)
 }
 
 /// The certificates of a reference, PEM.
-fn roots(objects: &Objects<'_>, ns: &str, r: &CaRef) -> Result<Vec<u8>, ReasonMessage> {
+fn roots(objects: &Objects<'_>, ns: &str, reference: &CaRef) -> Result<Vec<u8>, ReasonMessage> {
     const BAD: &str = "InvalidCACertificateRef";
-    let found = match (r.group.as_str(), r.kind.as_str()) {
+    let found = match (reference.group.as_str(), reference.kind.as_str()) {
         ("" | "core", "ConfigMap") => {
-            let c = objects.config_maps.get(&(ns, r.name.as_str()));
-            let c = c.ok_or_else(|| (BAD, format!("ConfigMap {ns}/{} not found [KARST-0503]", r.name)))?;
+            let c = objects.config_maps.get(&(ns, reference.name.as_str()));
+            let c = c.ok_or_else(|| (BAD, format!("ConfigMap {ns}/{} not found [KARST-0503]", reference.name)))?;
             c.data.get("ca.crt").map(|t| t.clone().into_bytes())
         }
         ("" | "core", "Secret") => {
-            let s = objects.secrets.get(&(ns, r.name.as_str()));
-            ca_bundle(s.ok_or_else(|| (BAD, format!("Secret {ns}/{} not found [KARST-0503]", r.name)))?)
+            let s = objects.secrets.get(&(ns, reference.name.as_str()));
+            ca_bundle(s.ok_or_else(|| (BAD, format!("Secret {ns}/{} not found [KARST-0503]", reference.name)))?)
         }
         _ => {
             return Err((
                 "InvalidKind",
-                format!("unsupported kind {:?}: use ConfigMap or Secret [KARST-0310]", r.kind),
+                format!("unsupported kind {:?}: use ConfigMap or Secret [KARST-0310]", reference.kind),
             ));
         }
     };
-    let pem =
-        found.ok_or_else(|| (BAD, format!("{} {ns}/{}: data[\"ca.crt\"] is missing [KARST-0504]", r.kind, r.name)))?;
+    let pem = found.ok_or_else(|| {
+        (BAD, format!("{} {ns}/{}: data[\"ca.crt\"] is missing [KARST-0504]", reference.kind, reference.name))
+    })?;
     let e = crate::pem::check_roots(&pem).err();
-    e.map_or(Ok(pem), |e| Err((BAD, format!("{} {ns}/{}: data[\"ca.crt\"]: {e} [KARST-0505]", r.kind, r.name))))
+    e.map_or(Ok(pem), |e| {
+        Err((BAD, format!("{} {ns}/{}: data[\"ca.crt\"]: {e} [KARST-0505]", reference.kind, reference.name)))
+    })
 }

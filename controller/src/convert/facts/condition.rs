@@ -188,10 +188,11 @@ pub(crate) fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, boo
     all(&source(s), ns, at)
 }
 
-pub(crate) fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
-    if w.values.is_empty() && w.not_values.is_empty() {
+pub(crate) fn judge_when(condition: &When, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
+    if condition.values.is_empty() && condition.not_values.is_empty() {
         return Err((at.into(), "has neither values nor notValues: specify at least one of them [KARST-0109]".into()));
     }
-    let unknown = || (format!("{at}.key"), format!("unknown key {:?}: use {} [KARST-0110]", w.key, attribute::list()));
-    all(&[when(w).ok_or_else(unknown)?], ns, at)
+    let unknown =
+        || (format!("{at}.key"), format!("unknown key {:?}: use {} [KARST-0110]", condition.key, attribute::list()));
+    all(&[when(condition).ok_or_else(unknown)?], ns, at)
 }

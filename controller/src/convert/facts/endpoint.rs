@@ -136,10 +136,10 @@ impl<'a> Owners<'a> {
     }
 
     /// Adds the services whose endpoints this pod is by what objects name.
-    pub(crate) fn pod(&self, objects: &Objects<'_>, p: &Pod, services: &mut Memberships) {
-        let m = &p.metadata;
-        if !p.spec.host_network {
-            for ip in enrol::ips(p) {
+    pub(crate) fn pod(&self, objects: &Objects<'_>, pod: &Pod, services: &mut Memberships) {
+        let m = &pod.metadata;
+        if !pod.spec.host_network {
+            for ip in enrol::ips(pod) {
                 self.extend(objects, self.at.get(&ip), true, services);
             }
         }

@@ -5,11 +5,11 @@ use karst_manifest::kinds::*;
 use std::collections::BTreeMap;
 
 /// Is this Gateway one of ours that is no waypoint?
-pub(crate) fn is_ingress(objects: &Objects<'_>, g: &Gateway) -> bool {
-    match objects.classes.get(g.spec.gateway_class_name.as_str()) {
+pub(crate) fn is_ingress(objects: &Objects<'_>, gateway: &Gateway) -> bool {
+    match objects.classes.get(gateway.spec.gateway_class_name.as_str()) {
         Some(c) => c.spec.controller_name == INGRESS,
         // In files the class need not stand beside it.
-        None => INGRESS_CLASSES.contains(&g.spec.gateway_class_name.as_str()),
+        None => INGRESS_CLASSES.contains(&gateway.spec.gateway_class_name.as_str()),
     }
 }
 

@@ -38,6 +38,11 @@ pub(crate) fn common(a: &str, b: &str) -> Option<String> {
     }
 }
 
+/// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.
+pub(crate) fn closeness(host: &str) -> usize {
+    host.strip_prefix('*').map_or(usize::MAX, str::len)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,9 +60,4 @@ mod tests {
             assert_eq!(full_name(name, "own"), full, "{name}");
         }
     }
-}
-
-/// How closely a host that fits does so: itself more than any wildcard, a long wildcard more than a short one.
-pub(crate) fn closeness(host: &str) -> usize {
-    host.strip_prefix('*').map_or(usize::MAX, str::len)
 }

@@ -113,15 +113,15 @@ const TERMINATE_MODE: &str = "gateway.istio.io/tls-terminate-mode";
 const UNSUPPORTED: &str = "UnsupportedValue";
 
 /// The field that asks clients of a listener for certificates.
-fn client_certificates(g: &Gateway, l: &Listener) -> Option<String> {
-    let frontend = &g.spec.tls.frontend;
-    let at_port = frontend.per_port.iter().position(|p| p.port == l.port);
+fn client_certificates(gateway: &Gateway, listener: &Listener) -> Option<String> {
+    let frontend = &gateway.spec.tls.frontend;
+    let at_port = frontend.per_port.iter().position(|p| p.port == listener.port);
     let tls = at_port.and_then(|n| frontend.per_port.get(n)).map_or(&frontend.default, |p| &p.tls);
     if tls.validation.is_some() {
         let of = at_port.map_or("default".into(), |n| format!("perPort[{n}].tls"));
         return Some(format!("spec.tls.frontend.{of}.validation"));
     }
-    let own = l.tls.as_ref()?;
+    let own = listener.tls.as_ref()?;
     if own.frontend_validation.is_some() {
         return Some("tls.frontendValidation".into());
     }
@@ -130,14 +130,15 @@ fn client_certificates(g: &Gateway, l: &Listener) -> Option<String> {
 }
 
 /// Listeners of a Gateway of ours that are refused whatever else is there: what is said as it is written.
-pub(crate) fn warnings(g: &Gateway) -> Vec<String> {
-    if !INGRESS_CLASSES.contains(&g.spec.gateway_class_name.as_str()) {
+pub(crate) fn warnings(gateway: &Gateway) -> Vec<String> {
+    if !INGRESS_CLASSES.contains(&gateway.spec.gateway_class_name.as_str()) {
         return vec![];
     }
     let passes = |l: &Listener| l.tls.as_ref().is_some_and(|t| t.mode.as_deref() == Some("Passthrough"));
     let ends = |l: &&Listener| l.protocol == "HTTPS" || (l.protocol == "TLS" && !passes(l));
-    let one = |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(g, l)?)));
-    g.spec.listeners.iter().filter(ends).filter_map(one).collect()
+    let one =
+        |l: &Listener| Some(format!("spec.listeners[{}]: {}", l.name, refusal(&client_certificates(gateway, l)?)));
+    gateway.spec.listeners.iter().filter(ends).filter_map(one).collect()
 }
 
 fn refusal(field: &str) -> String {
@@ -233,21 +234,23 @@ pub(crate) fn listener(objects: &Objects<'_>, g: &Gateway, l: &Listener) -> Gate
     f
 }
 
-fn pair(objects: &Objects<'_>, ns: &str, r: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
+fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
     const BAD: &str = "InvalidCertificateRef";
-    let of = r.namespace.as_deref().unwrap_or(ns);
-    if !matches!(r.group.as_deref(), None | Some("")) || !matches!(r.kind.as_deref(), None | Some("Secret")) {
-        return Err((BAD, format!("certificateRefs: {:?} is not a Secret [KARST-0310]", r.name)));
+    let of = reference.namespace.as_deref().unwrap_or(ns);
+    if !matches!(reference.group.as_deref(), None | Some(""))
+        || !matches!(reference.kind.as_deref(), None | Some("Secret"))
+    {
+        return Err((BAD, format!("certificateRefs: {:?} is not a Secret [KARST-0310]", reference.name)));
     }
-    if of != ns && !granted_secret(objects, ns, of, &r.name) {
+    if of != ns && !granted_secret(objects, ns, of, &reference.name) {
         let text = format!(
             "reference to Secret {of}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
-            r.name
+            reference.name
         );
         return Err(("RefNotPermitted", text));
     }
-    let secret = objects.secrets.get(&(of, r.name.as_str()));
-    let secret = secret.ok_or_else(|| (BAD, format!("Secret {of}/{} not found [KARST-0503]", r.name)))?;
+    let secret = objects.secrets.get(&(of, reference.name.as_str()));
+    let secret = secret.ok_or_else(|| (BAD, format!("Secret {of}/{} not found [KARST-0503]", reference.name)))?;
     key_pair(secret).map_err(|e| (BAD, e.to_string()))
 }
 

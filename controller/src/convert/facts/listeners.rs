@@ -89,8 +89,8 @@ impl<'a> Named<'a> {
     }
 
     /// Those of its hosts that a server takes, if it is one of this Gateway.
-    fn hosts_at(&self, f: &GatewayListener, full: &str) -> impl Iterator<Item = String> {
-        let (namespace, from): (&str, &[(String, String)]) = match &f.parent {
+    fn hosts_at(&self, listener: &GatewayListener, full: &str) -> impl Iterator<Item = String> {
+        let (namespace, from): (&str, &[(String, String)]) = match &listener.parent {
             ListenerParent::Istio { namespace, gateway, from, .. }
                 if full.split_once('/') == Some((namespace, gateway)) =>
             {
@@ -250,17 +250,19 @@ impl GatewayListeners {
         kind: &str,
         ns: &str,
         names: &[String],
-        p: &ParentRef,
+        parent: &ParentRef,
     ) -> Option<Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)>> {
-        if p.group.as_deref().unwrap_or(GATEWAY_API) != GATEWAY_API || p.kind.as_deref().unwrap_or(GATEWAY) != GATEWAY {
+        if parent.group.as_deref().unwrap_or(GATEWAY_API) != GATEWAY_API
+            || parent.kind.as_deref().unwrap_or(GATEWAY) != GATEWAY
+        {
             return None;
         }
-        let of = p.namespace.as_deref().unwrap_or(ns);
-        let g = objects.gateways.get(&(of, p.name.as_str()))?;
+        let of = parent.namespace.as_deref().unwrap_or(ns);
+        let g = objects.gateways.get(&(of, parent.name.as_str()))?;
         if !is_ingress(objects, g) {
             return None;
         }
-        Some(self.attach(objects, kind, ns, names, p, of))
+        Some(self.attach(objects, kind, ns, names, parent, of))
     }
 
     #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
@@ -270,14 +272,14 @@ impl GatewayListeners {
         kind: &str,
         ns: &str,
         names: &[String],
-        p: &ParentRef,
+        parent: &ParentRef,
         of: &str,
     ) -> Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)> {
-        let what = format!("Gateway {of}/{}", p.name);
+        let what = format!("Gateway {of}/{}", parent.name);
         let named = |f: &&GatewayListener| {
             let ListenerParent::Api { namespace, gateway, listener, .. } = &f.parent else { return false };
-            let section = p.section_name.as_ref().is_none_or(|s| s == listener);
-            namespace == of && *gateway == p.name && section && p.port.is_none_or(|n| n == f.port)
+            let section = parent.section_name.as_ref().is_none_or(|s| s == listener);
+            namespace == of && *gateway == parent.name && section && parent.port.is_none_or(|n| n == f.port)
         };
         let mut found: Vec<&GatewayListener> = self.all.iter().filter(named).collect();
         if found.is_empty() {
@@ -315,9 +317,9 @@ impl GatewayListeners {
         kind: &str,
         ns: &str,
         names: &[String],
-        p: &ParentRef,
+        parent: &ParentRef,
     ) -> Vec<(Arc<str>, usize)> {
-        let Some(Ok(all)) = self.attached(objects, kind, ns, names, p) else { return vec![] };
+        let Some(Ok(all)) = self.attached(objects, kind, ns, names, parent) else { return vec![] };
         let fit = |f: &GatewayListener, host: &str| {
             let fits = |n: &&String| f.hosts.iter().any(|h| common(h, n).as_deref() == Some(host));
             names.iter().filter(fits).map(|n| closeness(n)).max().unwrap_or(0)
@@ -329,8 +331,8 @@ impl GatewayListeners {
     }
 
     /// Where a VirtualService is bound, if it is exported to there.
-    pub(crate) fn bound<'a>(&'a self, objects: &Objects<'_>, v: &VirtualService) -> Vec<Bound<'a>> {
-        let (export, named) = (Export::of_virtual_service(objects, v), Named::of(objects, v));
+    pub(crate) fn bound<'a>(&'a self, objects: &Objects<'_>, service: &VirtualService) -> Vec<Bound<'a>> {
+        let (export, named) = (Export::of_virtual_service(objects, service), Named::of(objects, service));
         let mut out: Vec<Bound<'a>> = vec![];
         for full in &named.gateways {
             for scope in self.scopes.iter().filter(|p| export.is_for(&p.namespace)) {
@@ -349,8 +351,8 @@ impl GatewayListeners {
 
     /// Does a Gateway that it names take one of its hosts, and may the pods of one that does have its routes? (Where there are no
     /// pods yet, they may.)
-    pub(crate) fn taken(&self, objects: &Objects<'_>, v: &VirtualService) -> Taken {
-        let (export, named) = (Export::of_virtual_service(objects, v), Named::of(objects, v));
+    pub(crate) fn taken(&self, objects: &Objects<'_>, service: &VirtualService) -> Taken {
+        let (export, named) = (Export::of_virtual_service(objects, service), Named::of(objects, service));
         let takes = |f: &GatewayListener| named.gateways.iter().any(|full| named.hosts_at(f, full).next().is_some());
         let listeners: BTreeSet<usize> = (0..).zip(&self.all).filter(|(_, f)| takes(f)).map(|(i, _)| i).collect();
         let mut scopes = self.scopes.iter().filter(|p| p.listeners.iter().any(|i| listeners.contains(i))).peekable();
@@ -374,10 +376,10 @@ fn class(p: Protocol) -> u8 {
 /// Of the labels by which Services and Gateways select a pod: pods that are alike in these have the same servers at the same
 /// ports. Others (a rollout's pod-template-hash, a StatefulSet's pod-name) decide about nothing. (That it is not of the servers
 /// themselves keeps the name when a Gateway comes or goes.)
-fn fingerprint(objects: &Objects<'_>, p: &Pod) -> u64 {
-    let m = &p.metadata;
+fn fingerprint(objects: &Objects<'_>, pod: &Pod) -> u64 {
+    let m = &pod.metadata;
     let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
-    let services = here.filter(|s| workload::is_behind(p, s)).map(|s| &s.spec.selector);
+    let services = here.filter(|s| workload::is_behind(pod, s)).map(|s| &s.spec.selector);
     let gateways = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels)).map(|(_, g)| &g.spec.selector);
     let asked: BTreeMap<_, _> = services.chain(gateways).flatten().collect();
     let text: String = asked.into_iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();

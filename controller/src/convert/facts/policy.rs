@@ -53,7 +53,7 @@ pub(crate) fn judged<'a>(objects: &Objects<'_>, p: &'a AuthorizationPolicy) -> J
 
 /// An ALLOW rule without the values that can match nothing. None: nothing matches it any more. (What has lost all of its values
 /// goes with them: without a condition it would match everything.)
-fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>) -> Option<PolicyRule> {
+fn without(mut rule: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>) -> Option<PolicyRule> {
     use Attribute as A;
     let mut keep = |a: A, values: &mut Vec<String>, at: String| {
         let (had, mut i) = (!values.is_empty(), 0);
@@ -69,8 +69,8 @@ fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>)
         !had || !values.is_empty()
     };
     let mut i = 0;
-    let (from, to, when) = (r.from.len(), r.to.len(), r.when.len());
-    r.from.retain_mut(|f| {
+    let (from, to, when) = (rule.from.len(), rule.to.len(), rule.when.len());
+    rule.from.retain_mut(|f| {
         let (at, s) = (format!("{at}.from[{i}].source"), &mut f.source);
         i += 1;
         let all = [
@@ -84,7 +84,7 @@ fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>)
         !all.contains(&false)
     });
     i = 0;
-    r.to.retain_mut(|t| {
+    rule.to.retain_mut(|t| {
         let (at, o) = (format!("{at}.to[{i}].operation"), &mut t.operation);
         i += 1;
         let all = [
@@ -96,20 +96,20 @@ fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>)
         !all.contains(&false)
     });
     i = 0;
-    r.when.retain_mut(|w| {
+    rule.when.retain_mut(|w| {
         let at = format!("{at}.when[{i}].values");
         i += 1;
         attribute::find(&w.key).is_none_or(|(a, _)| keep(a, &mut w.values, at))
     });
     // Of sources and operations one is enough; all conditions must hold.
-    let holds = (from == 0 || !r.from.is_empty()) && (to == 0 || !r.to.is_empty()) && when == r.when.len();
-    holds.then_some(r)
+    let holds = (from == 0 || !rule.from.is_empty()) && (to == 0 || !rule.to.is_empty()) && when == rule.when.len();
+    holds.then_some(rule)
 }
 
-pub(crate) fn scope(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Scope {
-    match &p.spec.selector {
+pub(crate) fn scope(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Scope {
+    match &policy.spec.selector {
         Some(s) if !s.match_labels.is_empty() => Scope::WorkloadSelector,
-        _ if p.metadata.namespace == objects.mesh.root_namespace => Scope::Global,
+        _ if policy.metadata.namespace == objects.mesh.root_namespace => Scope::Global,
         _ => Scope::Namespace,
     }
 }
@@ -131,8 +131,8 @@ pub(crate) enum Unread {
 }
 
 impl Unread {
-    pub(crate) fn of(p: &AuthorizationPolicy) -> Self {
-        match p.spec.action.as_deref() {
+    pub(crate) fn of(policy: &AuthorizationPolicy) -> Self {
+        match policy.spec.action.as_deref() {
             None | Some("ALLOW") => Unread::AllowsNobody,
             Some("AUDIT") => Unread::AuditsNothing,
             Some(_) => Unread::DeniesAll,
@@ -140,9 +140,9 @@ impl Unread {
     }
 }
 
-fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy>, FieldError> {
-    let s = &p.spec;
-    let root = p.metadata.namespace == objects.mesh.root_namespace;
+fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<Option<Policy>, FieldError> {
+    let s = &policy.spec;
+    let root = policy.metadata.namespace == objects.mesh.root_namespace;
     let mut targets = s.targets().peekable();
     if targets.peek().is_some() && s.selector.is_some() {
         return Err((
@@ -184,7 +184,7 @@ fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Optio
                 .into(),
         ));
     }
-    let dry_run = match p.metadata.annotations.get(DRY_RUN).map(String::as_str) {
+    let dry_run = match policy.metadata.annotations.get(DRY_RUN).map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
         Some(v) => {
@@ -197,15 +197,15 @@ fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Optio
     let mut rules = Vec::new();
     for (i, r) in s.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
-        rules.extend(rule(r, action.unwrap_or(Action::Allow), &p.metadata.namespace, &at)?);
+        rules.extend(rule(r, action.unwrap_or(Action::Allow), &policy.metadata.namespace, &at)?);
     }
     let Some(action) = action.filter(|_| !attached) else {
         return Ok(None); // the waypoint enforces it
     };
     Ok(Some(Policy {
-        name: p.metadata.name.as_str().into(),
-        namespace: p.metadata.namespace.as_str().into(),
-        scope: scope(objects, p),
+        name: policy.metadata.name.as_str().into(),
+        namespace: policy.metadata.namespace.as_str().into(),
+        scope: scope(objects, policy),
         action,
         rules,
         dry_run,
@@ -213,7 +213,7 @@ fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Optio
 }
 
 /// None: an ALLOW rule that needs more than L4 can see.
-fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rule>, FieldError> {
+fn rule(rule: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rule>, FieldError> {
     let mut clauses = Vec::new();
     let mut beyond = false;
     let mut add = |matches: Vec<(Match, bool)>| {
@@ -224,8 +224,8 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
         }
         clauses.push(Clause { matches: matches.into_iter().map(|(m, _)| m).collect() });
     };
-    if !r.from.is_empty() {
-        let from: Result<Vec<_>, FieldError> = r
+    if !rule.from.is_empty() {
+        let from: Result<Vec<_>, FieldError> = rule
             .from
             .iter()
             .enumerate()
@@ -233,15 +233,16 @@ fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rul
             .collect();
         add(from?);
     }
-    if !r.to.is_empty() {
-        let to: Result<Vec<_>, FieldError> =
-            r.to.iter()
-                .enumerate()
-                .map(|(i, t)| all(&operation(&t.operation), ns, &format!("{at}.to[{i}].operation")))
-                .collect();
+    if !rule.to.is_empty() {
+        let to: Result<Vec<_>, FieldError> = rule
+            .to
+            .iter()
+            .enumerate()
+            .map(|(i, t)| all(&operation(&t.operation), ns, &format!("{at}.to[{i}].operation")))
+            .collect();
         add(to?);
     }
-    for (i, w) in r.when.iter().enumerate() {
+    for (i, w) in rule.when.iter().enumerate() {
         add(vec![judge_when(w, ns, &format!("{at}.when[{i}]"))?]);
     }
     Ok(if beyond && action == Action::Allow { None } else { Some(Rule { clauses }) })
@@ -264,8 +265,8 @@ pub(crate) fn effect(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<S
 }
 
 /// What is valid, and yet hardly what was meant. For the one who applies it.
-pub(crate) fn warnings(p: &AuthorizationPolicy) -> Vec<String> {
-    let s = &p.spec;
+pub(crate) fn warnings(policy: &AuthorizationPolicy) -> Vec<String> {
+    let s = &policy.spec;
     let mut out = Vec::new();
     let attached = s.targets().next().is_some();
     let action = s.action.as_deref().unwrap_or("ALLOW");
@@ -281,7 +282,7 @@ pub(crate) fn warnings(p: &AuthorizationPolicy) -> Vec<String> {
             });
         }
     }
-    if is_dry_run(p) {
+    if is_dry_run(policy) {
         out.push(format!("metadata.annotations[{DRY_RUN}]: the policy is logged, not enforced [KARST-0115]"));
     }
     out

@@ -54,10 +54,10 @@ pub(crate) fn is_hidden(e: &ServiceEntry) -> bool {
 }
 
 /// Why nobody can be reached by this entry: only a waypoint can do what it asks for.
-pub(crate) fn missing_waypoint(objects: &Objects<'_>, e: &ServiceEntry) -> Option<&'static str> {
-    let m = &e.metadata;
+pub(crate) fn missing_waypoint(objects: &Objects<'_>, entry: &ServiceEntry) -> Option<&'static str> {
+    let m = &entry.metadata;
     let bound = || waypoint::of(objects, &m.namespace, &m.labels, waypoint::Traffic::Service).is_some();
-    (is_by_name(e) && !bound()).then_some(
+    (is_by_name(entry) && !bound()).then_some(
         "resolution DYNAMIC_DNS requires a waypoint, which resolves the host of each request: label the entry istio.io/use-waypoint [KARST-0209]",
     )
 }
@@ -97,12 +97,12 @@ pub(crate) fn automatic<'a>(objects: &Objects<'a>) -> Automatic<'a> {
 }
 
 /// Does this host of a ServiceEntry get addresses from us?
-fn wants_addresses(e: &ServiceEntry, host: &str) -> bool {
-    let auto = e.metadata.labels.get("networking.istio.io/enable-autoallocate-ip").is_none_or(|v| v != "false");
-    let none = matches!(e.spec.resolution.as_str(), "" | "NONE");
+fn wants_addresses(entry: &ServiceEntry, host: &str) -> bool {
+    let auto = entry.metadata.labels.get("networking.istio.io/enable-autoallocate-ip").is_none_or(|v| v != "false");
+    let none = matches!(entry.spec.resolution.as_str(), "" | "NONE");
     // A wildcard stands for an address where the waypoint behind it finds the name again.
-    let named = host != "*" && (!host.starts_with('*') || is_by_name(e));
-    e.spec.addresses.is_empty() && !none && auto && named && !is_hidden(e)
+    let named = host != "*" && (!host.starts_with('*') || is_by_name(entry));
+    entry.spec.addresses.is_empty() && !none && auto && named && !is_hidden(entry)
 }
 
 /// Istio's ranges for automatic allocation: 240.240.0.0/16 and 2001:2::/48.

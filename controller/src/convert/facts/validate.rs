@@ -62,8 +62,8 @@ pub(crate) fn address(a: &str, at: &str) -> Option<FieldError> {
     Some(bad(at, format!("{a:?} is neither an IP address nor a host name [KARST-0022]")))
 }
 
-pub(crate) fn service_entry(e: &ServiceEntry) -> Vec<FieldError> {
-    let s = &e.spec;
+pub(crate) fn service_entry(entry: &ServiceEntry) -> Vec<FieldError> {
+    let s = &entry.spec;
     let mut out = vec![];
     let mut hosts = BTreeSet::new();
     for (i, h) in s.hosts.iter().enumerate() {
@@ -99,8 +99,8 @@ pub(crate) fn service_entry(e: &ServiceEntry) -> Vec<FieldError> {
             ));
         }
     }
-    for (i, e) in s.endpoints.iter().enumerate() {
-        for name in e.ports.keys().filter(|n| !names.contains(n)) {
+    for (i, entry) in s.endpoints.iter().enumerate() {
+        for name in entry.ports.keys().filter(|n| !names.contains(n)) {
             out.push(bad(
                 format!("spec.endpoints[{i}].ports[{name}]"),
                 "is not the name of a port in spec.ports [KARST-0204]",
@@ -111,37 +111,37 @@ pub(crate) fn service_entry(e: &ServiceEntry) -> Vec<FieldError> {
     out
 }
 
-fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
+fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
     let mut out = vec![];
-    let kind = match s.resolution.as_str() {
+    let kind = match spec.resolution.as_str() {
         "" => "NONE",
         k => k,
     };
-    let range = s.addresses.iter().position(|a| a.parse::<Cidr>().is_ok_and(|c| !c.is_single()));
+    let range = spec.addresses.iter().position(|a| a.parse::<Cidr>().is_ok_and(|c| !c.is_single()));
     if let Some(i) = range
         && !matches!(kind, "NONE" | "STATIC")
     {
         out.push(bad(
             format!("spec.addresses[{i}]"),
-            format!("range {:?} cannot be combined with resolution {kind}: specify single addresses, or use NONE or STATIC [KARST-0202]", s.addresses[i]),
+            format!("range {:?} cannot be combined with resolution {kind}: specify single addresses, or use NONE or STATIC [KARST-0202]", spec.addresses[i]),
         ));
     }
-    for (i, e) in s.endpoints.iter().enumerate() {
+    for (i, e) in spec.endpoints.iter().enumerate() {
         if kind != "STATIC" {
             out.extend(address(&e.address, &format!("spec.endpoints[{i}].address")));
         }
     }
-    let wildcard = s.hosts.iter().position(|h| h != "*" && is_wildcard(h));
-    let selects = s.workload_selector.is_some();
+    let wildcard = spec.hosts.iter().position(|h| h != "*" && is_wildcard(h));
+    let selects = spec.workload_selector.is_some();
     match kind {
         "DNS" | "DNS_ROUND_ROBIN" => {
             if let Some(i) = wildcard
-                && s.endpoints.is_empty()
+                && spec.endpoints.is_empty()
                 && !selects
             {
-                out.push(bad(format!("spec.hosts[{i}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", s.hosts[i])));
+                out.push(bad(format!("spec.hosts[{i}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", spec.hosts[i])));
             }
-            if kind == "DNS_ROUND_ROBIN" && s.endpoints.len() > 1 {
+            if kind == "DNS_ROUND_ROBIN" && spec.endpoints.len() > 1 {
                 out.push(bad(
                     "spec.endpoints",
                     "has more than one endpoint, but resolution DNS_ROUND_ROBIN supports only one: use DNS [KARST-0203]",
@@ -149,22 +149,22 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
             }
         }
         "DYNAMIC_DNS" => {
-            if let Some(i) = s.hosts.iter().position(|h| !is_wildcard(h)) {
+            if let Some(i) = spec.hosts.iter().position(|h| !is_wildcard(h)) {
                 out.push(bad(
                     format!("spec.hosts[{i}]"),
                     format!(
                         "{:?} is not a wildcard, which resolution DYNAMIC_DNS requires: use DNS [KARST-0201]",
-                        s.hosts[i]
+                        spec.hosts[i]
                     ),
                 ));
             }
-            if !s.endpoints.is_empty() {
+            if !spec.endpoints.is_empty() {
                 out.push(bad(
                     "spec.endpoints",
                     "must be empty with resolution DYNAMIC_DNS, which resolves the host of each request [KARST-0203]",
                 ));
             }
-            for (i, p) in s.ports.iter().enumerate() {
+            for (i, p) in spec.ports.iter().enumerate() {
                 if !matches!(p.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS") {
                     out.push(bad(
                         format!("spec.ports[{i}].protocol"),
@@ -175,15 +175,15 @@ fn resolution(s: &ServiceEntrySpec) -> Vec<FieldError> {
         }
         _ => {}
     }
-    if s.hosts.len() > 1 && s.addresses.is_empty() {
-        let tcp = s
+    if spec.hosts.len() > 1 && spec.addresses.is_empty() {
+        let tcp = spec
             .ports
             .iter()
             .position(|p| matches!(p.protocol.to_ascii_uppercase().as_str(), "TCP" | "MONGO" | "REDIS" | "MYSQL"));
         if let Some(i) = tcp
             && kind == "NONE"
         {
-            out.push(bad(format!("spec.ports[{i}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", s.ports[i].protocol)));
+            out.push(bad(format!("spec.ports[{i}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", spec.ports[i].protocol)));
         }
     }
     out
@@ -201,35 +201,38 @@ pub(crate) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<FieldError> {
 }
 
 /// What is wrong with one of its servers.
-pub(crate) fn server(s: &GwServer, at: &str) -> Vec<FieldError> {
+pub(crate) fn server(server: &GwServer, at: &str) -> Vec<FieldError> {
     let mut out = vec![];
-    if s.port.number == 0 {
+    if server.port.number == 0 {
         out.push(bad(format!("{at}.port.number"), "invalid port 0: use 1 to 65535 [KARST-0019]"));
     }
-    let protocol = s.port.protocol.to_ascii_uppercase();
+    let protocol = server.port.protocol.to_ascii_uppercase();
     if !SERVER_PROTOCOLS.contains(&protocol.as_str()) {
-        let text =
-            format!("unsupported value {:?}: use one of {} [KARST-0016]", s.port.protocol, SERVER_PROTOCOLS.join(", "));
+        let text = format!(
+            "unsupported value {:?}: use one of {} [KARST-0016]",
+            server.port.protocol,
+            SERVER_PROTOCOLS.join(", ")
+        );
         out.push(bad(format!("{at}.port.protocol"), text));
     }
-    if s.hosts.is_empty() {
+    if server.hosts.is_empty() {
         out.push(bad(format!("{at}.hosts"), "is empty: specify at least one host, or \"*\" [KARST-0010]"));
     }
-    for (i, h) in s.hosts.iter().enumerate() {
+    for (i, h) in server.hosts.iter().enumerate() {
         let name = h.split_once('/').map_or(h.as_str(), |(_, n)| n);
         if name != "*" && !is_host(name.strip_prefix("*.").unwrap_or(name)) {
             let text = format!("invalid host {h:?}: use NAME, *.DOMAIN, \"*\" or NAMESPACE/NAME [KARST-0022]");
             out.push(bad(format!("{at}.hosts[{i}]"), text));
         }
     }
-    if !s.bind.is_empty() {
+    if !server.bind.is_empty() {
         out.push(bad(
             format!("{at}.bind"),
             "is not supported in this version: gateways listen on all their addresses [KARST-0029]",
         ));
     }
     let secure = matches!(protocol.as_str(), "HTTPS" | "TLS");
-    let Some(t) = &s.tls else {
+    let Some(t) = &server.tls else {
         if secure {
             out.push(bad(format!("{at}.tls"), format!("is missing: protocol {protocol} requires it [KARST-0010]")));
         }
@@ -239,9 +242,9 @@ pub(crate) fn server(s: &GwServer, at: &str) -> Vec<FieldError> {
     out
 }
 
-fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
+fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     let mut out = vec![];
-    let mode = t.mode.as_deref();
+    let mode = tls.mode.as_deref();
     if matches!(protocol, "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB") {
         if mode.is_some() {
             out.push(bad(
@@ -262,10 +265,10 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         }
     }
     for (there, field) in [
-        (!t.server_certificate.is_empty(), "serverCertificate"),
-        (!t.private_key.is_empty(), "privateKey"),
-        (!t.ca_certificates.is_empty(), "caCertificates"),
-        (!t.tls_certificates.is_empty(), "tlsCertificates"),
+        (!tls.server_certificate.is_empty(), "serverCertificate"),
+        (!tls.private_key.is_empty(), "privateKey"),
+        (!tls.ca_certificates.is_empty(), "caCertificates"),
+        (!tls.tls_certificates.is_empty(), "tlsCertificates"),
     ] {
         if there {
             out.push(bad(format!("{at}.{field}"), "file paths are not supported: use credentialName [KARST-0028]"));
@@ -273,20 +276,21 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     }
     // Leaving them out would let more in than was meant.
     for (there, field) in [
-        (!t.ca_crl.is_empty(), "caCrl"),
-        (!t.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
-        (!t.verify_certificate_hash.is_empty(), "verifyCertificateHash"),
-        (!t.cipher_suites.is_empty(), "cipherSuites"),
+        (!tls.ca_crl.is_empty(), "caCrl"),
+        (!tls.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
+        (!tls.verify_certificate_hash.is_empty(), "verifyCertificateHash"),
+        (!tls.cipher_suites.is_empty(), "cipherSuites"),
     ] {
         if there {
             out.push(bad(format!("{at}.{field}"), "is not supported in this version; remove it [KARST-0029]"));
         }
     }
-    if t.credential_name.is_empty() && t.credential_names.is_empty() {
+    if tls.credential_name.is_empty() && tls.credential_names.is_empty() {
         let text = "is empty: specify a Secret in the namespace of the gateway's pods [KARST-0010]";
         out.push(bad(format!("{at}.credentialName"), text));
     }
-    for (v, field) in [(&t.min_protocol_version, "minProtocolVersion"), (&t.max_protocol_version, "maxProtocolVersion")]
+    for (v, field) in
+        [(&tls.min_protocol_version, "minProtocolVersion"), (&tls.max_protocol_version, "maxProtocolVersion")]
     {
         let fine = match v.as_deref() {
             None | Some("TLS_AUTO") => true,
@@ -305,23 +309,23 @@ fn server_tls(t: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     out
 }
 
-pub(crate) fn workload_entry(e: &WorkloadEntrySpec, at: &str) -> Vec<FieldError> {
-    let mut out: Vec<FieldError> = address(&e.address, &format!("{at}.address")).into_iter().collect();
-    for (name, port) in &e.ports {
+pub(crate) fn workload_entry(entry: &WorkloadEntrySpec, at: &str) -> Vec<FieldError> {
+    let mut out: Vec<FieldError> = address(&entry.address, &format!("{at}.address")).into_iter().collect();
+    for (name, port) in &entry.ports {
         if *port == 0 {
             out.push(bad(format!("{at}.ports[{name}]"), "invalid port 0: use 1 to 65535 [KARST-0019]"));
         }
     }
-    if !e.service_account.is_empty() && !is_host(&e.service_account) {
+    if !entry.service_account.is_empty() && !is_host(&entry.service_account) {
         out.push(bad(
             format!("{at}.serviceAccount"),
-            format!("invalid service account name {:?} [KARST-0032]", e.service_account),
+            format!("invalid service account name {:?} [KARST-0032]", entry.service_account),
         ));
     }
-    if e.locality.split('/').count() > 3 || (!e.locality.is_empty() && e.locality.starts_with('/')) {
+    if entry.locality.split('/').count() > 3 || (!entry.locality.is_empty() && entry.locality.starts_with('/')) {
         out.push(bad(
             format!("{at}.locality"),
-            format!("invalid locality {:?}: use REGION/ZONE/SUBZONE [KARST-0032]", e.locality),
+            format!("invalid locality {:?}: use REGION/ZONE/SUBZONE [KARST-0032]", entry.locality),
         ));
     }
     out

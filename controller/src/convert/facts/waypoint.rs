@@ -177,15 +177,15 @@ fn named<'a>(
 }
 
 /// Why a waypoint cannot have this listener: Gateway API's reason, and the words.
-pub(crate) fn wrong_listener(l: &Listener) -> Option<Reason> {
-    if l.protocol != PROTOCOL {
+pub(crate) fn wrong_listener(listener: &Listener) -> Option<Reason> {
+    if listener.protocol != PROTOCOL {
         return Some((
             "UnsupportedProtocol",
-            format!("protocol {:?}: a waypoint supports only {PROTOCOL} [KARST-0705]", l.protocol),
+            format!("protocol {:?}: a waypoint supports only {PROTOCOL} [KARST-0705]", listener.protocol),
         ));
     }
-    let text = || format!("port {}: a waypoint listens only on {PORT} [KARST-0705]", l.port);
-    (l.port != PORT).then(|| ("PortUnavailable", text()))
+    let text = || format!("port {}: a waypoint listens only on {PORT} [KARST-0705]", listener.port);
+    (listener.port != PORT).then(|| ("PortUnavailable", text()))
 }
 
 /// Has a waypoint a listener that it can have? (In files there need not be any.)
@@ -194,11 +194,11 @@ pub(crate) fn has_listener(g: &Gateway) -> bool {
 }
 
 /// Is this Gateway a waypoint?
-pub(crate) fn is_waypoint(objects: &Objects<'_>, g: &Gateway) -> bool {
-    match objects.classes.get(g.spec.gateway_class_name.as_str()) {
+pub(crate) fn is_waypoint(objects: &Objects<'_>, gateway: &Gateway) -> bool {
+    match objects.classes.get(gateway.spec.gateway_class_name.as_str()) {
         Some(c) => c.spec.controller_name == CONTROLLER,
         // In files the class need not stand beside it.
-        None => g.spec.gateway_class_name.ends_with("-waypoint"),
+        None => gateway.spec.gateway_class_name.ends_with("-waypoint"),
     }
 }
 
@@ -224,15 +224,15 @@ pub(crate) fn allows(objects: &Objects<'_>, from: &RouteNamespaces, own: &str, n
     }
 }
 
-fn address(objects: &Objects<'_>, g: &Gateway) -> Option<GatewayAddress> {
-    let by_name = g.status.addresses.iter().find(|a| a.kind == "Hostname");
+fn address(objects: &Objects<'_>, gateway: &Gateway) -> Option<GatewayAddress> {
+    let by_name = gateway.status.addresses.iter().find(|a| a.kind == "Hostname");
     let destination = match by_name {
         Some(a) => Destination::Hostname(NamespacedHostname {
-            namespace: g.metadata.namespace.clone(),
+            namespace: gateway.metadata.namespace.clone(),
             hostname: a.value.clone(),
         }),
         None => {
-            let ip = g.status.addresses.iter().find_map(|a| a.value.parse().ok())?;
+            let ip = gateway.status.addresses.iter().find_map(|a| a.value.parse().ok())?;
             Destination::Address(NetworkAddress {
                 network: objects.mesh.network.clone(),
                 address: ip_to_bytes(ip),

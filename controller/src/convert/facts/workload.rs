@@ -26,11 +26,11 @@ pub(crate) fn takes_tunnels(labels: &Labels) -> bool {
 }
 
 /// The services that a pod belongs to by its labels, and at which ports. (Those of services without selector say their slices.)
-pub(crate) fn memberships(objects: &Objects<'_>, p: &Pod) -> Memberships {
+pub(crate) fn memberships(objects: &Objects<'_>, pod: &Pod) -> Memberships {
     let mut out = HashMap::new();
-    for s in objects.services.get(&*p.metadata.namespace).into_iter().flatten().filter(|s| is_behind(p, s)) {
+    for s in objects.services.get(&*pod.metadata.namespace).into_iter().flatten().filter(|s| is_behind(pod, s)) {
         let ports = s.spec.ports.iter().filter_map(|sp| {
-            let target = target_port(p, sp)?;
+            let target = target_port(pod, sp)?;
             let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
             Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
         });
@@ -39,9 +39,9 @@ pub(crate) fn memberships(objects: &Objects<'_>, p: &Pod) -> Memberships {
             PortList { ports: ports.collect() },
         );
     }
-    for e in objects.entries_of.get(&*p.metadata.namespace).into_iter().flatten() {
+    for e in objects.entries_of.get(&*pod.metadata.namespace).into_iter().flatten() {
         let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
-        if selects(&sel.labels, &p.metadata.labels) {
+        if selects(&sel.labels, &pod.metadata.labels) {
             for h in &e.spec.hosts {
                 // Another ServiceEntry of the host has other ports.
                 join(&mut out, format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
@@ -57,12 +57,12 @@ pub(crate) fn is_behind(p: &Pod, s: &Service) -> bool {
 }
 
 /// Where a pod gets what comes to a port of a Service that selects it.
-pub(crate) fn target_port(p: &Pod, sp: &ServicePort) -> Option<u16> {
+pub(crate) fn target_port(pod: &Pod, sp: &ServicePort) -> Option<u16> {
     match &sp.target_port {
         _ if !tcp(&sp.protocol) => None,
         None => Some(sp.port),
         Some(IntOrString::Int(n)) => Some(*n),
-        Some(IntOrString::String(name)) => name.parse().ok().or_else(|| named_port(p, name)),
+        Some(IntOrString::String(name)) => name.parse().ok().or_else(|| named_port(pod, name)),
     }
 }
 
@@ -73,8 +73,8 @@ fn named_port(p: &Pod, name: &str) -> Option<u16> {
 }
 
 /// Ports of a ServiceEntry on an endpoint: by the endpoint's port of that name, else targetPort, else the number.
-pub(crate) fn entry_ports(e: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
-    let ports = e.spec.ports.iter().map(|p| Port {
+pub(crate) fn entry_ports(entry: &ServiceEntry, own: &BTreeMap<String, u16>) -> PortList {
+    let ports = entry.spec.ports.iter().map(|p| Port {
         service_port: u32::from(p.number),
         target_port: u32::from(own.get(&p.name).copied().or(p.target_port).unwrap_or(p.number)),
         app_protocol: service::protocol(Some(&p.protocol), &p.name) as i32,
@@ -87,13 +87,13 @@ pub(crate) fn memberships_of_entry(
     objects: &Objects<'_>,
     ns: &str,
     labels: &Labels,
-    w: &WorkloadEntrySpec,
+    entry: &WorkloadEntrySpec,
 ) -> Memberships {
     let mut out = HashMap::new();
     for e in objects.entries_of.get(ns).into_iter().flatten() {
         if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
             for h in &e.spec.hosts {
-                join(&mut out, format!("{ns}/{h}"), entry_ports(e, &w.ports));
+                join(&mut out, format!("{ns}/{h}"), entry_ports(e, &entry.ports));
             }
         }
     }
@@ -102,8 +102,8 @@ pub(crate) fn memberships_of_entry(
         let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| {
             let target = match &p.target_port {
                 Some(IntOrString::Int(n)) => *n,
-                Some(IntOrString::String(n)) => w.ports.get(n).copied().unwrap_or(p.port),
-                None => w.ports.get(&p.name).copied().unwrap_or(p.port),
+                Some(IntOrString::String(n)) => entry.ports.get(n).copied().unwrap_or(p.port),
+                None => entry.ports.get(&p.name).copied().unwrap_or(p.port),
             };
             Port {
                 service_port: u32::from(p.port),
@@ -131,8 +131,8 @@ pub(crate) fn join(services: &mut Memberships, key: String, ports: PortList) {
 
 /// The ports that a slice gives to its endpoints, which it finds by the names of the service's. A port that the slice names
 /// without a number is the service's own.
-pub(crate) fn slice_ports(slice: &EndpointSlice, s: &Service) -> PortList {
-    let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).filter_map(|sp| {
+pub(crate) fn slice_ports(slice: &EndpointSlice, service: &Service) -> PortList {
+    let ports = service.spec.ports.iter().filter(|p| tcp(&p.protocol)).filter_map(|sp| {
         let fits =
             |p: &&EndpointPort| p.name.as_deref().unwrap_or("") == sp.name && tcp(p.protocol.as_deref().unwrap_or(""));
         let target = match (slice.ports.iter().find(fits)?.port, &sp.target_port) {

@@ -53,10 +53,10 @@ pub(crate) struct Parameters {
 pub(crate) struct Overlay(pub(crate) Value);
 
 impl Parameters {
-    pub(crate) fn read(c: &ConfigMap, from: String) -> Result<Self, ParametersError> {
+    pub(crate) fn read(map: &ConfigMap, from: String) -> Result<Self, ParametersError> {
         let mut overlays = BTreeMap::new();
         for key in PARAMETERS {
-            let Some(text) = c.data.get(key) else { continue };
+            let Some(text) = map.data.get(key) else { continue };
             let overlay = Overlay::read(text);
             let overlay = overlay.map_err(|why| ParametersError { from: from.clone(), key, why })?;
             overlays.insert(key, overlay);
@@ -118,12 +118,12 @@ pub(crate) struct Classes<'a>(HashMap<&'a str, &'a ConfigMap>);
 
 impl<'a> Classes<'a> {
     /// Takes one, if it is one. Of several for a class the first by name counts.
-    pub(crate) fn add(&mut self, root: &str, c: &'a ConfigMap) {
-        let m = &c.metadata;
+    pub(crate) fn add(&mut self, root: &str, map: &'a ConfigMap) {
+        let m = &map.metadata;
         let Some(class) = m.labels.get(CLASS_DEFAULTS).filter(|_| m.namespace == root) else { return };
-        let first = self.0.entry(class).or_insert(c);
+        let first = self.0.entry(class).or_insert(map);
         if m.name < first.metadata.name {
-            *first = c;
+            *first = map;
         }
     }
 
@@ -161,17 +161,17 @@ fn merge_key(path: &[&str]) -> Option<&'static str> {
 }
 
 /// Directives that are known.
-fn check(v: &Value, path: &[&str]) -> Result<(), OverlayError> {
+fn check(value: &Value, path: &[&str]) -> Result<(), OverlayError> {
     let at = || path.join(".");
-    match v {
+    match value {
         Value::Object(o) => {
             if let Some(p) = o.get("$patch")
                 && !matches!(p.as_str(), Some("merge" | "replace" | "delete"))
             {
                 return Err(OverlayError::UnknownPatch { at: at(), patch: p.clone() });
             }
-            for (k, v) in o {
-                check(v, &[path, &[k.as_str()]].concat())?;
+            for (k, value) in o {
+                check(value, &[path, &[k.as_str()]].concat())?;
             }
         }
         Value::Array(items) => {

@@ -59,18 +59,20 @@ fn users(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_
     out
 }
 
-fn one(users: &BTreeSet<(Name, Name)>, v: &Verdict<'_>, now: &str) -> Option<Write> {
-    let m = &v.policy.metadata;
-    let targets = |ns: &str, name: &str| ns == m.namespace && v.policy.spec.target_refs.iter().any(|t| t.name == name);
+fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Option<Write> {
+    let m = &verdict.policy.metadata;
+    let targets =
+        |ns: &str, name: &str| ns == m.namespace && verdict.policy.spec.target_refs.iter().any(|t| t.name == name);
     let gateways: BTreeSet<&Name> = users.iter().filter(|(_, (ns, n))| targets(ns, n)).map(|(g, _)| g).collect();
-    let have = &v.policy.status.ancestors;
+    let have = &verdict.policy.status.ancestors;
     let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
         kind,
         status: *reason == good,
         reason,
         message: message.clone(),
     };
-    let wanted = [say(&v.accepted, "Accepted", "Accepted"), say(&v.resolved, "ResolvedRefs", "ResolvedRefs")];
+    let wanted =
+        [say(&verdict.accepted, "Accepted", "Accepted"), say(&verdict.resolved, "ResolvedRefs", "ResolvedRefs")];
     let mut unchanged = have.iter().filter(|a| a.controller_name == CONTROLLER).count() == gateways.len();
     let mut all: Vec<Value> = vec![];
     for (ns, name) in gateways {

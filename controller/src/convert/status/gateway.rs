@@ -26,10 +26,15 @@ pub(crate) fn compile(
 }
 
 /// Routes that are attached to a listener.
-fn attached(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_>], f: &GatewayListener) -> usize {
+fn attached(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    routes: &[Route<'_>],
+    listener: &GatewayListener,
+) -> usize {
     let to = |r: &&Route<'_>| {
         r.parents.iter().any(|p| match listeners.attached(objects, r.kind, &r.meta.namespace, r.names, p) {
-            Some(Ok(all)) => all.iter().any(|(a, _)| a.id == f.id),
+            Some(Ok(all)) => all.iter().any(|(a, _)| a.id == listener.id),
             _ => false,
         })
     };
@@ -41,12 +46,12 @@ fn condition(kind: &'static str, status: bool, reason: &'static str, message: im
 }
 
 /// Why a listener is not accepted.
-fn refusal(listeners: &GatewayListeners, f: &GatewayListener) -> Option<(&'static str, String)> {
+fn refusal(listeners: &GatewayListeners, listener: &GatewayListener) -> Option<(&'static str, String)> {
     let taken = || {
-        let text = listeners.taken_port(f)?;
-        Some(("PortUnavailable", format!("port {} {text}", f.port)))
+        let text = listeners.taken_port(listener)?;
+        Some(("PortUnavailable", format!("port {} {text}", listener.port)))
     };
-    f.refused.clone().or_else(|| f.conflict.clone()).or_else(taken)
+    listener.refused.clone().or_else(|| listener.conflict.clone()).or_else(taken)
 }
 
 fn listener(f: &GatewayListener, refusal: &Option<(&'static str, String)>) -> [Condition; 4] {
@@ -68,15 +73,19 @@ fn listener(f: &GatewayListener, refusal: &Option<(&'static str, String)>) -> [C
 }
 
 /// Where it is reached, or why it is not yet.
-fn addresses(objects: &Objects<'_>, g: &Gateway, name: &str) -> Result<Vec<GatewayAddress>, (&'static str, String)> {
-    let m = &g.metadata;
+fn addresses(
+    objects: &Objects<'_>,
+    gateway: &Gateway,
+    name: &str,
+) -> Result<Vec<GatewayAddress>, (&'static str, String)> {
+    let m = &gateway.metadata;
     let address = |kind: &str, value: &str| GatewayAddress { kind: kind.into(), value: value.into() };
-    if let Some(host) = deploy::given(g) {
+    if let Some(host) = deploy::given(gateway) {
         let mut services = objects.services.values().flatten();
         let service = services.find(|s| service::hostname(objects, s) == host);
         let lacks = |s: &Service| {
             let has = |port: u16| s.spec.ports.iter().any(|p| p.port == port);
-            g.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
+            gateway.spec.listeners.iter().map(|l| l.port).find(|port| !has(*port))
         };
         return match service.and_then(|s| lacks(s)) {
             Some(port) => Err((
@@ -102,7 +111,8 @@ fn addresses(objects: &Objects<'_>, g: &Gateway, name: &str) -> Result<Vec<Gatew
         );
         return Err(("AddressNotAssigned", text));
     }
-    let asked = g.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress") && !a.value.is_empty());
+    let asked =
+        gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress") && !a.value.is_empty());
     if let Some(a) = asked.filter(|a| !found.iter().any(|f| f.value == a.value)) {
         return Err(("AddressNotUsable", format!("{what} was not assigned the address {} [KARST-0510]", a.value)));
     }
@@ -112,12 +122,13 @@ fn addresses(objects: &Objects<'_>, g: &Gateway, name: &str) -> Result<Vec<Gatew
     Ok(found)
 }
 
-fn published(s: &Service, host: &str) -> Vec<(&'static str, String)> {
-    let mut all: Vec<(&'static str, String)> = s.spec.external_ips.iter().map(|i| ("IPAddress", i.clone())).collect();
-    for i in &s.status.load_balancer.ingress {
+fn published(service: &Service, host: &str) -> Vec<(&'static str, String)> {
+    let mut all: Vec<(&'static str, String)> =
+        service.spec.external_ips.iter().map(|i| ("IPAddress", i.clone())).collect();
+    for i in &service.status.load_balancer.ingress {
         all.push(if i.ip.is_empty() { ("Hostname", i.hostname.clone()) } else { ("IPAddress", i.ip.clone()) });
     }
-    if all.is_empty() && s.spec.kind != "LoadBalancer" {
+    if all.is_empty() && service.spec.kind != "LoadBalancer" {
         all.push(("Hostname", host.to_string()));
     }
     all
@@ -127,16 +138,17 @@ fn one(
     objects: &Objects<'_>,
     listeners: &GatewayListeners,
     routes: &[Route<'_>],
-    g: &Gateway,
+    gateway: &Gateway,
     now: &str,
 ) -> Option<Write> {
-    let m = &g.metadata;
-    let name = deploy::name(objects, g);
+    let m = &gateway.metadata;
+    let name = deploy::name(objects, gateway);
     let mine: Vec<&GatewayListener> = listeners.of(&m.namespace, &m.name).collect();
-    let other = g.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
+    let other = gateway.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
     let refusals: Vec<_> = mine.iter().map(|f| refusal(listeners, f)).collect();
     let working = refusals.iter().filter(|r| r.is_none()).count();
-    let parameters = deploy::parameters(objects, g).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
+    let parameters =
+        deploy::parameters(objects, gateway).err().map(|e| format!("spec.infrastructure.parametersRef: {e}"));
     let accepted = match (other, working) {
         // What is asked for there is not known: nothing is run without it.
         _ if parameters.is_some() => condition("Accepted", false, "InvalidParameters", parameters.unwrap_or_default()),
@@ -160,7 +172,7 @@ fn one(
         ),
         (None, _) => condition("Accepted", true, "Accepted", "Resource accepted"),
     };
-    let found = addresses(objects, g, &name);
+    let found = addresses(objects, gateway, &name);
     let programmed = match &found {
         _ if !accepted.status => condition("Programmed", false, "Invalid", "see Accepted"),
         Ok(_) => condition(
@@ -173,15 +185,15 @@ fn one(
     };
     // What was reached once stays known: its pods may come and go.
     let pending = matches!(&found, Err(("Pending", _)));
-    let addresses = found.unwrap_or_else(|_| if pending { g.status.addresses.clone() } else { vec![] });
+    let addresses = found.unwrap_or_else(|_| if pending { gateway.status.addresses.clone() } else { vec![] });
     let own = [accepted, programmed];
-    let mut unchanged = addresses == g.status.addresses
-        && same(&own, &g.status.conditions, m.generation)
-        && g.status.listeners.len() == mine.len();
+    let mut unchanged = addresses == gateway.status.addresses
+        && same(&own, &gateway.status.conditions, m.generation)
+        && gateway.status.listeners.len() == mine.len();
     let mut statuses: Vec<Value> = vec![];
-    for ((l, f), refusal) in g.spec.listeners.iter().zip(&mine).zip(&refusals) {
+    for ((l, f), refusal) in gateway.spec.listeners.iter().zip(&mine).zip(&refusals) {
         let wanted = listener(f, refusal);
-        let before = g.status.listeners.iter().find(|s| s.name == l.name);
+        let before = gateway.status.listeners.iter().find(|s| s.name == l.name);
         let have = before.map_or(&[][..], |s| &s.conditions);
         let count = attached(objects, listeners, routes, f);
         let kinds: Vec<Value> = f.kinds.iter().map(|k| json!({ "group": GATEWAY_API, "kind": k })).collect();
@@ -200,7 +212,7 @@ fn one(
     let addresses: Vec<Value> = addresses.iter().map(|a| json!({ "type": a.kind, "value": a.value })).collect();
     let status = json!({
         "addresses": addresses, "listeners": statuses,
-        "conditions": conditions(&own, &g.status.conditions, m.generation, now),
+        "conditions": conditions(&own, &gateway.status.conditions, m.generation, now),
     });
     Some(Write { to: reference(GATEWAY_API, "Gateway", m), manager: "istio.io/gateway-controller", status })
 }

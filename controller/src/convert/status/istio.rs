@@ -88,15 +88,15 @@ pub(crate) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: 
 }
 
 /// Servers of Istio's Gateway whose ports no Service has, or other servers. (Nothing is said of the others.)
-fn unmapped(listeners: &GatewayListeners, g: &IstioGateway, now: &str) -> Option<Write> {
-    let m = &g.metadata;
+fn unmapped(listeners: &GatewayListeners, gateway: &IstioGateway, now: &str) -> Option<Write> {
+    let m = &gateway.metadata;
     let all: Vec<_> = listeners.unmapped(&m.namespace, &m.name).collect();
     let text: Vec<String> = all.iter().map(|(n, u)| format!("spec.servers[{n}].port.number: {}", u.text)).collect();
     let of = |u: &Unmapped| Condition { kind: PORTS, status: false, reason: u.reason, message: text.join("; ") };
     let wanted: Vec<Condition> = all.first().map(|(_, u)| of(u)).into_iter().collect();
-    let stale = wanted.is_empty() && g.status.conditions.iter().any(|c| c.kind == PORTS);
-    let conditions = changed(&wanted, &g.status.conditions, m.generation, stale, now)?;
-    let conditions = beside(conditions, &g.status.conditions, &[PORTS]);
+    let stale = wanted.is_empty() && gateway.status.conditions.iter().any(|c| c.kind == PORTS);
+    let conditions = changed(&wanted, &gateway.status.conditions, m.generation, stale, now)?;
+    let conditions = beside(conditions, &gateway.status.conditions, &[PORTS]);
     let to = reference(ISTIO_NETWORKING, "Gateway", m);
     Some(Write { to, manager: "karst.io/gateway-ports", status: json!({ "conditions": conditions }) })
 }
@@ -135,19 +135,19 @@ pub(crate) fn unserved(objects: &Objects<'_>, findings: &[Finding], now: &str) -
 fn bound(
     objects: &Objects<'_>,
     to: Ref,
-    m: &Meta,
+    meta: &Meta,
     have: &[StatusCondition],
     traffic: waypoint::Traffic,
     more: Vec<Condition>,
     now: &str,
 ) -> Option<Write> {
     let one = |status, reason, message| vec![Condition { kind: BOUND, status, reason, message }];
-    let mut wanted = match waypoint::binding(objects, &m.namespace, &m.labels, traffic) {
+    let mut wanted = match waypoint::binding(objects, &meta.namespace, &meta.labels, traffic) {
         waypoint::Binding::None => vec![],
         waypoint::Binding::To(g, _) => {
             let first = format!("{}/{}", g.metadata.namespace, g.metadata.name);
             let canary = match traffic {
-                waypoint::Traffic::Service => waypoint::canary(objects, m),
+                waypoint::Traffic::Service => waypoint::canary(objects, meta),
                 waypoint::Traffic::Workload => None,
             };
             match canary {
@@ -165,7 +165,7 @@ fn bound(
     const OURS: [&str; 3] = [BOUND, MISSING, VISIBILITY];
     let over = |kind: &str| OURS.contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
     let stale = have.iter().any(|c| over(&c.kind));
-    let conditions = changed(&wanted, have, m.generation, stale, now)?;
+    let conditions = changed(&wanted, have, meta.generation, stale, now)?;
     // Kubernetes merges conditions of Services by their type.
     let (manager, conditions) = match to.kind {
         "Service" => ("istio.io/ambient-controller/services", conditions),
@@ -175,13 +175,13 @@ fn bound(
 }
 
 /// The addresses that we give to the hosts of a ServiceEntry, if its status does not tell them.
-fn given(automatic: &service::Automatic<'_>, to: Ref, e: &ServiceEntry) -> Option<Write> {
+fn given(automatic: &service::Automatic<'_>, to: Ref, entry: &ServiceEntry) -> Option<Write> {
     let mut wanted = vec![];
-    for h in &e.spec.hosts {
-        let ips = automatic.get(&(&*e.metadata.namespace, &*e.metadata.name, h.as_str()));
+    for h in &entry.spec.hosts {
+        let ips = automatic.get(&(&*entry.metadata.namespace, &*entry.metadata.name, h.as_str()));
         wanted.extend(ips.into_iter().flatten().map(|ip| (ip.to_string(), h.as_str())));
     }
-    let told = e.status.addresses.iter().map(|a| (a.value.as_str(), a.host.as_str()));
+    let told = entry.status.addresses.iter().map(|a| (a.value.as_str(), a.host.as_str()));
     if told.eq(wanted.iter().map(|(v, h)| (v.as_str(), *h))) {
         return None;
     }
@@ -190,9 +190,9 @@ fn given(automatic: &service::Automatic<'_>, to: Ref, e: &ServiceEntry) -> Optio
 }
 
 /// Who enforces a policy, and whether it is enforced as it stands.
-fn accepted(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Condition {
-    let judged = policy::judged(objects, p);
-    let mut out = enforced(objects, p, judged.compiled.err());
+fn accepted(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Condition {
+    let judged = policy::judged(objects, policy);
+    let mut out = enforced(objects, policy, judged.compiled.err());
     // As Istio says it of what is left out.
     if let Some((field, text)) = judged.dropped.first().filter(|_| out.status) {
         out.reason = "UnsupportedValue";
@@ -201,27 +201,27 @@ fn accepted(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Condition {
     out
 }
 
-fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<FieldError>) -> Condition {
+fn enforced(objects: &Objects<'_>, policy: &AuthorizationPolicy, trouble: Option<FieldError>) -> Condition {
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
-    let Some((path, target)) = p.spec.targets().next() else {
-        let warnings = policy::warnings(p);
+    let Some((path, target)) = policy.spec.targets().next() else {
+        let warnings = policy::warnings(policy);
         return match (trouble, warnings.first()) {
             (Some((field, text)), _) => say(
                 "ZtunnelAccepted",
                 false,
                 "UnsupportedValue",
-                match policy::is_dry_run(p) {
+                match policy::is_dry_run(policy) {
                     true => format!("{field}: {text}; the policy is in dry-run mode and not enforced"),
                     false => format!("{field}: {text}; all traffic it selects is denied until it is fixed"),
                 },
             ),
             // That it is in dry run is the last that is said of it.
-            (None, Some(w)) if policy::is_dry_run(p) && warnings.len() == 1 => {
+            (None, Some(w)) if policy::is_dry_run(policy) && warnings.len() == 1 => {
                 say("ZtunnelAccepted", true, "Accepted", w.clone())
             }
             // Istio says True here, too.
             (None, Some(w)) => say("ZtunnelAccepted", true, "UnsupportedValue", w.clone()),
-            (None, None) if p.spec.action.as_deref() == Some("AUDIT") => {
+            (None, None) if policy.spec.action.as_deref() == Some("AUDIT") => {
                 let text = "has no effect at ztunnel: attach the policy to a waypoint (targetRefs), which logs the requests that match [KARST-0117]";
                 say("ZtunnelAccepted", true, "Accepted", text.into())
             }
@@ -232,7 +232,7 @@ fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<Fiel
     if let Some((field, text)) = trouble {
         return say(false, "Invalid", format!("{field}: {text}"));
     }
-    let (ns, name) = (p.metadata.namespace.as_str(), target.name.as_str());
+    let (ns, name) = (policy.metadata.namespace.as_str(), target.name.as_str());
     let what = match target.kind.as_str() {
         "GatewayClass" => format!("GatewayClass {name}"),
         kind => format!("{kind} {ns}/{name}"),
@@ -265,30 +265,30 @@ fn enforced(objects: &Objects<'_>, p: &AuthorizationPolicy, trouble: Option<Fiel
 }
 
 /// Can a waypoint be as it is written?
-fn accepted_waypoint(objects: &Objects<'_>, g: &Gateway) -> Condition {
+fn accepted_waypoint(objects: &Objects<'_>, gateway: &Gateway) -> Condition {
     let say = |status, reason, message| Condition { kind: "Accepted", status, reason, message };
     let wrong = |(l, (_, text)): (&Listener, (&str, String))| format!("listener {:?}: {text}", l.name);
-    let bad = g.spec.listeners.iter().find_map(|l| Some((l, waypoint::wrong_listener(l)?))).map(wrong);
-    match (deploy::parameters(objects, g), bad) {
+    let bad = gateway.spec.listeners.iter().find_map(|l| Some((l, waypoint::wrong_listener(l)?))).map(wrong);
+    match (deploy::parameters(objects, gateway), bad) {
         (Err(text), _) => say(false, "InvalidParameters", format!("spec.infrastructure.parametersRef: {text}")),
         (Ok(()), None) => say(true, "Accepted", "Resource accepted".into()),
         // Those that can be are there.
-        (Ok(()), Some(text)) => say(waypoint::has_listener(g), "ListenersNotValid", text),
+        (Ok(()), Some(text)) => say(waypoint::has_listener(gateway), "ListenersNotValid", text),
     }
 }
 
-fn gateway(objects: &Objects<'_>, g: &Gateway, now: &str) -> Option<Write> {
-    let m = &g.metadata;
+fn gateway(objects: &Objects<'_>, gateway: &Gateway, now: &str) -> Option<Write> {
+    let m = &gateway.metadata;
     let deployment = objects.deployments.get(&(m.namespace.as_str(), m.name.as_str()));
     let ready = deployment.is_some_and(|d| d.status.available_replicas > 0);
-    let given = deploy::given(g);
+    let given = deploy::given(gateway);
     let host =
         given.map_or_else(|| format!("{}.{}.svc.{}", m.name, m.namespace, objects.mesh.cluster_domain), String::from);
     let service = objects.service(&m.namespace, &m.name);
     let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED));
     let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
-    let accepted = accepted_waypoint(objects, g);
+    let accepted = accepted_waypoint(objects, gateway);
     // A waypoint without a running pod is not ready: what is bound to it must not be sent there.
     let programmed = if !accepted.status {
         say("Programmed", false, "Invalid", "see Accepted".into())
@@ -304,14 +304,14 @@ fn gateway(objects: &Objects<'_>, g: &Gateway, now: &str) -> Option<Write> {
     };
     // What was ready once stays known: its pods may come and go, and an edit that is wrong takes no policy out of force.
     let there = given.is_some() || (service.is_some() && !foreign);
-    let programmed_before = programmed.status || (!g.status.addresses.is_empty() && there);
+    let programmed_before = programmed.status || (!gateway.status.addresses.is_empty() && there);
     let addresses = if programmed_before { json!([{ "type": "Hostname", "value": host }]) } else { json!([]) };
     let same_address =
-        g.status.addresses.iter().map(|a| a.value.as_str()).eq(programmed_before.then_some(host.as_str()));
+        gateway.status.addresses.iter().map(|a| a.value.as_str()).eq(programmed_before.then_some(host.as_str()));
     let own = [accepted, programmed];
-    let mut unchanged = same_address && same(&own, &g.status.conditions, m.generation);
+    let mut unchanged = same_address && same(&own, &gateway.status.conditions, m.generation);
     let mut listeners = Vec::new();
-    for l in &g.spec.listeners {
+    for l in &gateway.spec.listeners {
         let none = || "No errors found".to_string();
         let [accepted, programmed] = match waypoint::wrong_listener(l) {
             None => [say("Accepted", true, "Accepted", none()), say("Programmed", true, "Programmed", none())],
@@ -325,7 +325,7 @@ fn gateway(objects: &Objects<'_>, g: &Gateway, now: &str) -> Option<Write> {
             say("Conflicted", false, "NoConflicts", none()),
             say("ResolvedRefs", true, "ResolvedRefs", none()),
         ];
-        let have = g.status.listeners.iter().find(|s| s.name == l.name).map_or(&[][..], |s| &s.conditions);
+        let have = gateway.status.listeners.iter().find(|s| s.name == l.name).map_or(&[][..], |s| &s.conditions);
         unchanged &= same(&wanted, have, m.generation);
         let conditions = conditions(&wanted, have, m.generation, now);
         listeners.push(json!({ "name": l.name, "attachedRoutes": 0, "supportedKinds": [], "conditions": conditions }));
@@ -333,7 +333,7 @@ fn gateway(objects: &Objects<'_>, g: &Gateway, now: &str) -> Option<Write> {
     if unchanged {
         return None;
     }
-    let conditions = conditions(&own, &g.status.conditions, m.generation, now);
+    let conditions = conditions(&own, &gateway.status.conditions, m.generation, now);
     let status = json!({ "addresses": addresses, "conditions": conditions, "listeners": listeners });
     Some(Write { to: reference(GATEWAY_API, "Gateway", m), manager: "istio.io/gateway-controller", status })
 }

@@ -147,8 +147,8 @@ fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
-fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
-    let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
+fn accepted(objects: &Objects<'_>, meta: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
+    let ns = p.namespace.as_deref().unwrap_or(&meta.namespace);
     let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
         ("" | "core", "Service") => match objects.service(ns, &p.name) {
             Some(s) if service::is_alias(s) => {
@@ -174,29 +174,31 @@ fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static 
 }
 
 /// Does a waypoint execute the route for this parent? None: the parent is no service, or is not there.
-fn executed(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
-    let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
-    let labels = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => &objects.service(ns, &p.name).filter(|s| !service::is_alias(s))?.metadata.labels,
+fn executed(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<Condition> {
+    let ns = parent.namespace.as_deref().unwrap_or(&meta.namespace);
+    let labels = match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("")) {
+        ("" | "core", "Service") => {
+            &objects.service(ns, &parent.name).filter(|s| !service::is_alias(s))?.metadata.labels
+        }
         (ISTIO_NETWORKING, "ServiceEntry") => {
             let mut all = objects.entries_of.get(ns)?.iter();
-            &all.find(|e| e.metadata.name == p.name)?.metadata.labels
+            &all.find(|e| e.metadata.name == parent.name)?.metadata.labels
         }
         _ => return None,
     };
     let say = |status, reason, message| Condition { kind: finding::RESOLVED_WAYPOINTS, status, reason, message };
-    Some(match waypoint::executing(objects, ns, labels, &p.name) {
+    Some(match waypoint::executing(objects, ns, labels, &parent.name) {
         Ok(text) => say(true, finding::RESOLVED_WAYPOINTS, text),
         Err((reason, text)) => say(false, reason.name(), text),
     })
 }
 
 /// What is wrong with the filters that it names.
-fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
+fn extensions(objects: &Objects<'_>, meta: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
     let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
-    let lost = |r: &&ExtensionRef| filter::find(objects, &m.namespace, r).is_none();
+    let lost = |r: &&ExtensionRef| filter::find(objects, &meta.namespace, r).is_none();
     named.into_iter().find(lost).map(|r| match filter::is_one(r) {
-        true => ("FilterNotFound", format!("HTTPFilter {}/{} not found [KARST-0307]", m.namespace, r.name)),
+        true => ("FilterNotFound", format!("HTTPFilter {}/{} not found [KARST-0307]", meta.namespace, r.name)),
         false => (
             "InvalidKind",
             format!("{} {:?} is not a supported filter: use HTTPFilter of {OWN_GROUP} [KARST-0310]", r.kind, r.name),
@@ -221,17 +223,17 @@ enum HostError {
 }
 
 /// Is a host there that is referred to by its name, and does it have the port?
-fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), HostError> {
-    let own = |s: &&&Service| !service::is_alias(s) && service::hostname(objects, s) == b.name;
+fn hostname(objects: &Objects<'_>, meta: &Meta, backend: &BackendRef) -> Result<(), HostError> {
+    let own = |s: &&&Service| !service::is_alias(s) && service::hostname(objects, s) == backend.name;
     let services = objects.services.values().flatten().filter(own);
     let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
-    let own = |e: &ServiceEntry| e.metadata.namespace == m.namespace || !service::is_private(e);
-    let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
+    let own = |e: &ServiceEntry| e.metadata.namespace == meta.namespace || !service::is_private(e);
+    let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&backend.name) && own(e));
     ports.extend(entries.map(|(_, e)| e.spec.ports.iter().map(|p| p.number).collect()));
-    match b.port {
-        _ if ports.is_empty() => Err(HostError::NotFound(b.name.clone())),
+    match backend.port {
+        _ if ports.is_empty() => Err(HostError::NotFound(backend.name.clone())),
         Some(port) if !ports.iter().flatten().any(|p| *p == port) => {
-            Err(HostError::NoPort { host: b.name.clone(), port })
+            Err(HostError::NoPort { host: backend.name.clone(), port })
         }
         _ => Ok(()),
     }
@@ -241,15 +243,15 @@ fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), HostE
 fn resolved<'a>(
     x: &Objects<'_>,
     kind: &'static str,
-    m: &Meta,
+    meta: &Meta,
     parents: &[ParentRef],
     refs: impl Iterator<Item = &'a BackendRef>,
 ) -> (&'static str, String) {
     for b in refs {
-        let ns = b.namespace.as_deref().unwrap_or(&m.namespace);
+        let ns = b.namespace.as_deref().unwrap_or(&meta.namespace);
         let (group, to) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
         if group == ISTIO_NETWORKING && to == "Hostname" {
-            match hostname(x, m, b) {
+            match hostname(x, meta, b) {
                 Ok(()) => continue,
                 Err(e) => return ("BackendNotFound", e.to_string()),
             }
@@ -260,9 +262,9 @@ fn resolved<'a>(
                 format!("{to} {:?} is not supported as a backend: use Service or Hostname [KARST-0310]", b.name),
             );
         }
-        if ns != m.namespace
-            && !grant::is_parent(parents, &m.namespace, ns, &b.name)
-            && !grant::granted(x, kind, &m.namespace, (ns, group, to, &b.name))
+        if ns != meta.namespace
+            && !grant::is_parent(parents, &meta.namespace, ns, &b.name)
+            && !grant::granted(x, kind, &meta.namespace, (ns, group, to, &b.name))
         {
             return (
                 "RefNotPermitted",

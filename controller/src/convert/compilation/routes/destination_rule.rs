@@ -354,9 +354,9 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
 }
 
 /// Addresses of the Secrets that a rule's TLS may be verified by.
-fn secrets(x: &Objects<'_>, d: &DestinationRule) -> Vec<usize> {
-    let ns = d.metadata.namespace.as_str();
-    let names = all_tls(d).map(|t| &t.credential_name).filter(|n| !n.is_empty());
+fn secrets(x: &Objects<'_>, rule: &DestinationRule) -> Vec<usize> {
+    let ns = rule.metadata.namespace.as_str();
+    let names = all_tls(rule).map(|t| &t.credential_name).filter(|n| !n.is_empty());
     let both = names.flat_map(|n| [format!("{n}-cacert"), n.clone()]);
     // One that is not there has a place, too.
     both.map(|n| x.secrets.get(&(ns, n.as_str())).map_or(0, |s| address(*s))).collect()
@@ -370,8 +370,8 @@ fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, FieldError
 }
 
 /// Istio's localityLbSetting. None: places do not matter.
-fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError> {
-    let both = [!l.distribute.is_empty(), !l.failover.is_empty(), !l.failover_priority.is_empty()];
+fn locality(locality: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError> {
+    let both = [!locality.distribute.is_empty(), !locality.failover.is_empty(), !locality.failover_priority.is_empty()];
     // failover and failoverPriority go together (Istio): where labels are named, they decide.
     if both[0] && (both[1] || both[2]) {
         return Err((
@@ -380,7 +380,7 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
         ));
     }
     let mut out = ir::Locality { failover: !both[0], ..Default::default() };
-    for (i, d) in l.distribute.iter().enumerate() {
+    for (i, d) in locality.distribute.iter().enumerate() {
         let at = format!("{at}.distribute[{i}]");
         if out.distribute.iter().any(|x| x.from == d.from) {
             return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", d.from)));
@@ -395,7 +395,7 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
         }
         out.distribute.push(ir::Distribution { from: d.from.clone(), to: d.to.clone() });
     }
-    for (i, f) in l.failover.iter().enumerate() {
+    for (i, f) in locality.failover.iter().enumerate() {
         let at = format!("{at}.failover[{i}]");
         if f.from.is_empty() || f.to.is_empty() || f.from == f.to || (f.from.clone() + &f.to).contains(['/', '*']) {
             return Err((at, "from and to must be two different regions, without zones [KARST-0403]".into()));
@@ -404,7 +404,7 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
             return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", f.from)));
         }
     }
-    for (i, p) in l.failover_priority.iter().enumerate() {
+    for (i, p) in locality.failover_priority.iter().enumerate() {
         if p.split('=').next().is_none_or(str::is_empty) {
             return Err((
                 format!("{at}.failoverPriority[{i}]"),
@@ -412,8 +412,8 @@ fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError
             ));
         }
     }
-    out.labels.clone_from(&l.failover_priority);
-    Ok((l.enabled != Some(false)).then_some(out))
+    out.labels.clone_from(&locality.failover_priority);
+    Ok((locality.enabled != Some(false)).then_some(out))
 }
 
 /// A text that is no locality.
@@ -434,13 +434,14 @@ fn place(p: &str) -> Result<(), InvalidLocality> {
     Ok(())
 }
 
-fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
-    let warmup = b.warmup.as_ref().and_then(|w| w.duration.as_deref()).or(b.warmup_duration_secs.as_deref());
+fn balance(balancer: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
+    let warmup =
+        balancer.warmup.as_ref().and_then(|w| w.duration.as_deref()).or(balancer.warmup_duration_secs.as_deref());
     let mut out =
         ir::Balance { warmup_ms: optional_duration(warmup, || format!("{at}.warmup.duration"))?, ..Default::default() };
     let at_locality = format!("{at}.localityLbSetting");
-    out.locality = b.locality_lb_setting.as_ref().map(|l| locality(l, &at_locality)).transpose()?.flatten();
-    let method = match (b.simple.as_deref(), &b.consistent_hash) {
+    out.locality = balancer.locality_lb_setting.as_ref().map(|l| locality(l, &at_locality)).transpose()?.flatten();
+    let method = match (balancer.simple.as_deref(), &balancer.consistent_hash) {
         (Some(_), Some(_)) => {
             return Err((at.into(), "must set only one of simple, consistentHash [KARST-0014]".into()));
         }
@@ -489,13 +490,13 @@ fn is_prime(n: u32) -> bool {
     (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
-fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
+fn hash(hashing: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
     use ir::hash_on::Key;
     let mut keys = vec![];
-    if let Some(n) = &h.http_header_name {
+    if let Some(n) = &hashing.http_header_name {
         keys.push(Key::Header(header_name(n, format!("{at}.httpHeaderName"))?));
     }
-    if let Some(c) = &h.http_cookie {
+    if let Some(c) = &hashing.http_cookie {
         if c.name.is_empty() {
             return Err((format!("{at}.httpCookie.name"), "is empty [KARST-0010]".into()));
         }
@@ -509,10 +510,10 @@ fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
             generate: ttl_ms.is_some(),
         }));
     }
-    if h.use_source_ip == Some(true) {
+    if hashing.use_source_ip == Some(true) {
         keys.push(Key::SourceIp(true));
     }
-    if let Some(q) = &h.http_query_parameter_name {
+    if let Some(q) = &hashing.http_query_parameter_name {
         keys.push(Key::Query(q.clone()));
     }
     match keys.len() {
@@ -525,36 +526,38 @@ fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
     }
 }
 
-fn limits(p: &ConnectionPool, at: &str) -> Result<ir::Limits, FieldError> {
+fn limits(pool: &ConnectionPool, at: &str) -> Result<ir::Limits, FieldError> {
     let time = |t: &Option<String>, f: &str| optional_duration(t.as_deref(), || format!("{at}.{f}"));
     Ok(ir::Limits {
-        max_connections: p.tcp.max_connections,
-        max_pending: p.http.http1_max_pending_requests,
-        max_requests: p.http.http2_max_requests,
-        max_retries: p.http.max_retries,
-        requests_per_connection: p.http.max_requests_per_connection,
-        connect_timeout_ms: time(&p.tcp.connect_timeout, "tcp.connectTimeout")?,
-        idle_timeout_ms: time(&p.http.idle_timeout, "http.idleTimeout")?,
+        max_connections: pool.tcp.max_connections,
+        max_pending: pool.http.http1_max_pending_requests,
+        max_requests: pool.http.http2_max_requests,
+        max_retries: pool.http.max_retries,
+        requests_per_connection: pool.http.max_requests_per_connection,
+        connect_timeout_ms: time(&pool.tcp.connect_timeout, "tcp.connectTimeout")?,
+        idle_timeout_ms: time(&pool.http.idle_timeout, "http.idleTimeout")?,
     })
 }
 
-fn outlier(o: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldError> {
+fn outlier(detection: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldError> {
     const PERCENT: RangeInclusive<u32> = 0..=100;
     let time = |t: &Option<String>, default: u64, f: &str| {
         let ms = optional_duration(t.as_deref(), || format!("{at}.{f}"))?;
         Ok::<_, FieldError>(if ms == 0 { default } else { ms })
     };
-    for (v, f) in [(o.max_ejection_percent, "maxEjectionPercent"), (o.min_health_percent, "minHealthPercent")] {
+    for (v, f) in
+        [(detection.max_ejection_percent, "maxEjectionPercent"), (detection.min_health_percent, "minHealthPercent")]
+    {
         if v.is_some_and(|v| !PERCENT.contains(&v)) {
             return Err((format!("{at}.{f}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
         }
     }
     Ok(ir::Outlier {
-        consecutive_5xx: o.consecutive_5xx_errors.or(o.consecutive_errors).unwrap_or(5),
-        consecutive_gateway: o.consecutive_gateway_errors.unwrap_or(0),
-        interval_ms: time(&o.interval, 10_000, "interval")?,
-        ejection_ms: time(&o.base_ejection_time, 30_000, "baseEjectionTime")?,
-        max_ejection_percent: o.max_ejection_percent.unwrap_or(10),
-        min_health_percent: o.min_health_percent.unwrap_or(0),
+        consecutive_5xx: detection.consecutive_5xx_errors.or(detection.consecutive_errors).unwrap_or(5),
+        consecutive_gateway: detection.consecutive_gateway_errors.unwrap_or(0),
+        interval_ms: time(&detection.interval, 10_000, "interval")?,
+        ejection_ms: time(&detection.base_ejection_time, 30_000, "baseEjectionTime")?,
+        max_ejection_percent: detection.max_ejection_percent.unwrap_or(10),
+        min_health_percent: detection.min_health_percent.unwrap_or(0),
     })
 }

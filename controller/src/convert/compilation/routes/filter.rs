@@ -37,17 +37,17 @@ pub(crate) fn is_one(r: &ExtensionRef) -> bool {
     r.group == OWN_GROUP && r.kind == "HTTPFilter"
 }
 
-pub(crate) fn compile(f: &HTTPFilter) -> Result<Compiled, FieldError> {
-    let s = &f.spec;
+pub(crate) fn compile(filter: &HTTPFilter) -> Result<Compiled, FieldError> {
+    let s = &filter.spec;
     let fault = s.fault.as_ref().map(|x| virtual_service::fault(x, "spec")).transpose()?;
     let limits = s.rate_limits.iter().enumerate().map(|(i, l)| {
-        let name = format!("{}/{} {i}", f.metadata.namespace, f.metadata.name);
+        let name = format!("{}/{} {i}", filter.metadata.namespace, filter.metadata.name);
         limit(l, name, &format!("spec.rateLimits[{i}]"))
     });
     Ok(Compiled { fault, limits: limits.collect::<Result<_, _>>()? })
 }
 
-fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldError> {
+fn limit(limit: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldError> {
     let count = |n: u32, field: &str| match REQUESTS.contains(&n) {
         true => Ok(n),
         false => Err((
@@ -55,8 +55,8 @@ fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldEr
             format!("{n} is out of range: must be between 1 and {} [KARST-0017]", REQUESTS.end()),
         )),
     };
-    let requests = count(l.requests, "requests")?;
-    let per = l.per.as_deref().unwrap_or("1s");
+    let requests = count(limit.requests, "requests")?;
+    let per = limit.per.as_deref().unwrap_or("1s");
     let per_ms = duration(per).map_err(|e| (format!("{at}.per"), e.to_string()))?;
     if !PER.contains(&per_ms) {
         return Err((
@@ -64,25 +64,25 @@ fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldEr
             format!("{per:?} is out of range: must be between 1ms and 24h [KARST-0017]"),
         ));
     }
-    let by_caller = match l.by.as_deref().unwrap_or("All") {
+    let by_caller = match limit.by.as_deref().unwrap_or("All") {
         "All" => false,
         "Caller" => true,
         other => {
             return Err((format!("{at}.by"), format!("unsupported value {other:?}: use All or Caller [KARST-0016]")));
         }
     };
-    Ok(ir::RateLimit { name, requests, per_ms, burst: count(l.burst.unwrap_or(requests), "burst")?, by_caller })
+    Ok(ir::RateLimit { name, requests, per_ms, burst: count(limit.burst.unwrap_or(requests), "burst")?, by_caller })
 }
 
 /// Adds a filter to the services that it names.
-pub(crate) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<FieldError> {
-    let ns = &f.metadata.namespace;
-    let compiled = match compile(f) {
+pub(crate) fn attach(filter: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<FieldError> {
+    let ns = &filter.metadata.namespace;
+    let compiled = match compile(filter) {
         Ok(c) => c,
         Err(b) => return vec![b],
     };
     let mut bad = vec![];
-    for (i, t) in f.spec.target_refs.iter().enumerate() {
+    for (i, t) in filter.spec.target_refs.iter().enumerate() {
         if let Some(b) = target(t, ns, &format!("spec.targetRefs[{i}]")) {
             bad.push(b);
             continue;
@@ -104,15 +104,15 @@ pub(crate) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<Fi
     bad
 }
 
-fn target(t: &TargetRef, ns: &str, at: &str) -> Option<FieldError> {
-    if !matches!(t.group.as_str(), "" | "core") || t.kind != "Service" {
+fn target(target: &TargetRef, ns: &str, at: &str) -> Option<FieldError> {
+    if !matches!(target.group.as_str(), "" | "core") || target.kind != "Service" {
         let text = format!(
             "unsupported target kind {:?}: use Service, or refer to this filter by an ExtensionRef in a route [KARST-0104]",
-            t.kind
+            target.kind
         );
         return Some((format!("{at}.kind"), text));
     }
-    let other = t.namespace.as_deref().filter(|n| *n != ns)?;
+    let other = target.namespace.as_deref().filter(|n| *n != ns)?;
     Some((
         format!("{at}.namespace"),
         format!("{other:?} is another namespace: create the filter in the namespace of its Service [KARST-0106]"),

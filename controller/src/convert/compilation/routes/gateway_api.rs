@@ -33,24 +33,26 @@ pub(crate) fn targets(
     parents.iter().flat_map(|p| c.parents(p)).map(|(key, _)| key).collect()
 }
 
-pub(crate) fn http(objects: &Objects<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
-    let c = Convert::new((objects, hosts), "HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+pub(crate) fn http(objects: &Objects<'_>, route: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c =
+        Convert::new((objects, hosts), "HTTPRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
-    for (i, rule) in r.spec.rules.iter().enumerate() {
+    for (i, rule) in route.spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
         let read = |(j, m): (usize, &RouteMatch)| matching(m, &format!("{at}.matches[{j}]"), &mut bad);
         let matches = rule.matches.iter().enumerate().map(read).collect();
-        rules.extend(c.rule(rule, matches, (&at, &r.metadata.name, i), &mut bad));
+        rules.extend(c.rule(rule, matches, (&at, &route.metadata.name, i), &mut bad));
     }
-    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
-    c.attach(&r.metadata, tables, &rules, &[], false);
+    rules.extend(c.unread(route.spec.is_unread, &route.metadata.name, &mut bad));
+    c.attach(&route.metadata, tables, &rules, &[], false);
     bad
 }
 
-pub(crate) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
-    let c = Convert::new((objects, hosts), "GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+pub(crate) fn grpc(objects: &Objects<'_>, route: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c =
+        Convert::new((objects, hosts), "GRPCRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
-    for (i, rule) in r.spec.rules.iter().enumerate() {
+    for (i, rule) in route.spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
         let read = |(j, m): (usize, &GrpcMatch)| grpc_matching(m, &format!("{at}.matches[{j}]"), &mut bad);
         let matches = rule.matches.iter().enumerate().map(read).collect();
@@ -60,10 +62,10 @@ pub(crate) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: 
             backend_refs: rule.backend_refs.clone(),
             ..Default::default()
         };
-        rules.extend(c.rule(&same, matches, (&at, &r.metadata.name, i), &mut bad));
+        rules.extend(c.rule(&same, matches, (&at, &route.metadata.name, i), &mut bad));
     }
-    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
-    c.attach(&r.metadata, tables, &rules, &[], false);
+    rules.extend(c.unread(route.spec.is_unread, &route.metadata.name, &mut bad));
+    c.attach(&route.metadata, tables, &rules, &[], false);
     bad
 }
 
@@ -237,7 +239,7 @@ impl<'a> Convert<'a> {
     }
 
     /// The rules of a route for connections.
-    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<FieldError> {
+    fn bytes(&self, meta: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<FieldError> {
         let (mut rules, mut bad) = (vec![], vec![]);
         for (i, rule) in all.iter().enumerate() {
             let mut destinations = vec![];
@@ -249,17 +251,17 @@ impl<'a> Convert<'a> {
                     nowhere(b.weight.unwrap_or(1))
                 }));
             }
-            let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, m.name);
+            let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, meta.name);
             // At a gateway the listener's virtual host has chosen by name already.
             let sni = self.names.to_vec();
             rules.push(ir::TcpRule { origin, destinations, sni, ..Default::default() });
         }
-        if self.unread(is_unread, &m.name, &mut bad).is_some() {
-            let origin = format!("{} {}/{}", self.kind, self.ns, m.name);
+        if self.unread(is_unread, &meta.name, &mut bad).is_some() {
+            let origin = format!("{} {}/{}", self.kind, self.ns, meta.name);
             let sni = self.names.to_vec();
             rules.push(ir::TcpRule { origin, destinations: vec![nowhere(1)], sni, ..Default::default() });
         }
-        self.attach(m, tables, &[], &rules, is_unread);
+        self.attach(meta, tables, &[], &rules, is_unread);
         bad
     }
 
@@ -278,8 +280,8 @@ impl<'a> Convert<'a> {
     }
 
     /// Adds the rules to the services that are the route's parents; `is_last`: those for connections stand for what is not read.
-    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule], is_last: bool) {
-        let a = age(m);
+    fn attach(&self, meta: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule], is_last: bool) {
+        let a = age(meta);
         for p in self.parents {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
             for (key, closeness) in self.parents(p) {
@@ -308,17 +310,22 @@ impl<'a> Convert<'a> {
 
     /// The services that a parent reference names, or the virtual hosts of the gateway that it names; and how closely the route's own
     /// names fit these.
-    fn parents(&self, p: &ParentRef) -> Vec<(Arc<str>, usize)> {
-        let ns = p.namespace.as_deref().unwrap_or(self.ns);
+    fn parents(&self, parent: &ParentRef) -> Vec<(Arc<str>, usize)> {
+        let ns = parent.namespace.as_deref().unwrap_or(self.ns);
         let services: Vec<Arc<str>> =
-            match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
-                ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
+            match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or(GATEWAY)) {
+                ("" | "core", "Service") => self.hosts.find(&parent.name, ns).into_iter().cloned().collect(),
                 (ISTIO_NETWORKING, "ServiceEntry") => {
-                    let all =
-                        self.objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
+                    let all = self
+                        .objects
+                        .entries_of
+                        .get(ns)
+                        .into_iter()
+                        .flatten()
+                        .filter(|e| e.metadata.name == parent.name);
                     all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
                 }
-                _ => return self.hosts.listeners.keys(self.objects, self.kind, self.ns, self.names, p),
+                _ => return self.hosts.listeners.keys(self.objects, self.kind, self.ns, self.names, parent),
             };
         services.into_iter().map(|key| (key, 0)).collect()
     }
@@ -405,30 +412,30 @@ impl<'a> Convert<'a> {
         Ok(rule)
     }
 
-    fn destination(&self, b: &BackendRef, at: &str) -> Result<ir::Destination, FieldError> {
-        let ns = b.namespace.as_deref().unwrap_or(self.ns);
-        let (group, kind) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
+    fn destination(&self, backend: &BackendRef, at: &str) -> Result<ir::Destination, FieldError> {
+        let ns = backend.namespace.as_deref().unwrap_or(self.ns);
+        let (group, kind) = (backend.group.as_deref().unwrap_or(""), backend.kind.as_deref().unwrap_or("Service"));
         let found = match (group, kind) {
-            ("" | "core", "Service") => self.hosts.find(&b.name, ns),
+            ("" | "core", "Service") => self.hosts.find(&backend.name, ns),
             // Istio's way to name any service by its host name.
-            (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&b.name, self.ns),
+            (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&backend.name, self.ns),
             _ => None,
         };
         let granted = kind == "Hostname"
             || ns == self.ns
-            || is_parent(self.parents, self.ns, ns, &b.name)
-            || granted(self.objects, self.kind, self.ns, (ns, group, kind, &b.name));
-        let port = u32::from(b.port.unwrap_or(0));
+            || is_parent(self.parents, self.ns, ns, &backend.name)
+            || granted(self.objects, self.kind, self.ns, (ns, group, kind, &backend.name));
+        let port = u32::from(backend.port.unwrap_or(0));
         // A port that the service does not have is no backend, whatever listens there.
         let found = found.filter(|key| self.hosts.has_port(key, port));
-        let f = self.filters(&b.filters, at)?;
+        let f = self.filters(&backend.filters, at)?;
         // These are executed for a whole rule only; requests do not go on without them.
-        let whole = b.filters.iter().any(|f| !IN_BACKENDS.contains(&f.kind.as_str()));
+        let whole = backend.filters.iter().any(|f| !IN_BACKENDS.contains(&f.kind.as_str()));
         let unexecuted = f.unknown || whole;
         Ok(ir::Destination {
-            service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
+            service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", backend.name)),
             port,
-            weight: b.weight.unwrap_or(1),
+            weight: backend.weight.unwrap_or(1),
             request: f.request,
             answer: f.answer,
             rewrite: f.rewrite,
@@ -512,7 +519,7 @@ impl<'a> Convert<'a> {
     }
 }
 
-fn cors(c: &CorsFilter) -> ir::Cors {
+fn cors(cors: &CorsFilter) -> ir::Cors {
     let origin = |o: &String| match o.split_once('*') {
         None => exact(o),
         Some((a, b)) => {
@@ -521,12 +528,12 @@ fn cors(c: &CorsFilter) -> ir::Cors {
         }
     };
     ir::Cors {
-        origins: c.allow_origins.iter().map(origin).collect(),
-        methods: c.allow_methods.clone(),
-        headers: c.allow_headers.clone(),
-        expose: c.expose_headers.clone(),
-        max_age_s: Some(c.max_age.unwrap_or(5)),
-        credentials: c.allow_credentials,
+        origins: cors.allow_origins.iter().map(origin).collect(),
+        methods: cors.allow_methods.clone(),
+        headers: cors.allow_headers.clone(),
+        expose: cors.expose_headers.clone(),
+        max_age_s: Some(cors.max_age.unwrap_or(5)),
+        credentials: cors.allow_credentials,
         forward_unmatched: false,
     }
 }
@@ -545,15 +552,15 @@ fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), FieldError> {
 }
 
 /// In this API a value is sent as it is: a `%` that begins no operator is one ([`warnings`] tells).
-fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, FieldError> {
+fn header_change(modifier: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, FieldError> {
     let one = |h: &HeaderValue, at: String| header(&h.name, &operators::literal(&h.value), at);
     let all = |v: &[HeaderValue], f: &str| -> Result<Vec<_>, FieldError> {
         v.iter().enumerate().map(|(i, h)| one(h, format!("{at}.{f}[{i}]"))).collect()
     };
     Ok(ir::HeaderChange {
-        set: all(&m.set, "set")?,
-        add: all(&m.add, "add")?,
-        remove: m.remove.iter().map(|n| header_name(n, format!("{at}.remove"))).collect::<Result<_, _>>()?,
+        set: all(&modifier.set, "set")?,
+        add: all(&modifier.add, "add")?,
+        remove: modifier.remove.iter().map(|n| header_name(n, format!("{at}.remove"))).collect::<Result<_, _>>()?,
     })
 }
 

@@ -31,10 +31,10 @@ pub(crate) fn is_for_mesh(v: &VirtualService) -> bool {
 }
 
 /// The services that it is for, and how closely its host fits each.
-fn services(v: &VirtualService, hosts: &Hosts) -> BTreeMap<Arc<str>, usize> {
+fn services(service: &VirtualService, hosts: &Hosts) -> BTreeMap<Arc<str>, usize> {
     let mut out = BTreeMap::new();
-    for host in v.spec.hosts.iter().filter(|_| is_for_mesh(v)) {
-        for key in hosts.all(host, &v.metadata.namespace) {
+    for host in service.spec.hosts.iter().filter(|_| is_for_mesh(service)) {
+        for key in hosts.all(host, &service.metadata.namespace) {
             let best = out.entry(key).or_insert(0);
             *best = closeness(host).max(*best);
         }
@@ -43,20 +43,20 @@ fn services(v: &VirtualService, hosts: &Hosts) -> BTreeMap<Arc<str>, usize> {
 }
 
 /// Every destination, with the path of its field.
-pub(crate) fn destinations(s: &VirtualServiceSpec) -> Vec<(String, &VsDestination)> {
+pub(crate) fn destinations(spec: &VirtualServiceSpec) -> Vec<(String, &VsDestination)> {
     fn of<'a>(at: &str, all: &'a [VsRoute]) -> impl Iterator<Item = (String, &'a VsDestination)> {
         all.iter().enumerate().map(move |(j, r)| (format!("{at}.route[{j}].destination"), &r.destination))
     }
     let mut out = vec![];
-    for (i, h) in s.http.iter().enumerate() {
+    for (i, h) in spec.http.iter().enumerate() {
         let at = format!("spec.http[{i}]");
         out.extend(of(&at, &h.route));
         let mirrors = h.mirrors.iter().enumerate();
         out.extend(mirrors.map(|(j, m)| (format!("{at}.mirrors[{j}].destination"), &m.destination)));
         out.extend(h.mirror.iter().map(|m| (format!("{at}.mirror"), m)));
     }
-    let tcp = s.tcp.iter().enumerate().map(|(i, t)| (format!("spec.tcp[{i}]"), &t.route));
-    let tls = s.tls.iter().enumerate().map(|(i, t)| (format!("spec.tls[{i}]"), &t.route));
+    let tcp = spec.tcp.iter().enumerate().map(|(i, t)| (format!("spec.tcp[{i}]"), &t.route));
+    let tls = spec.tls.iter().enumerate().map(|(i, t)| (format!("spec.tls[{i}]"), &t.route));
     for (at, all) in tcp.chain(tls) {
         out.extend(of(&at, all));
     }
@@ -158,11 +158,11 @@ impl Rules {
 }
 
 /// What cannot be read is refused where it matches, and told.
-fn rules(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<FieldError>) {
+fn rules(objects: &Objects<'_>, service: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<FieldError>) {
     let (mut bad, mut out) = (vec![], Rules::default());
-    let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
+    let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
     let c = Convert { objects, ns, hosts, place };
-    let name = format!("VirtualService {ns}/{}", v.metadata.name);
+    let name = format!("VirtualService {ns}/{}", service.metadata.name);
     if spec.is_unread {
         return (unread(spec, &name), bad);
     }
@@ -215,13 +215,13 @@ fn tell(bad: &mut Vec<FieldError>, b: FieldError) {
 
 pub(crate) fn compile(
     objects: &Objects<'_>,
-    v: &VirtualService,
+    service: &VirtualService,
     hosts: &Hosts,
     tables: &mut Tables,
 ) -> Vec<FieldError> {
     let mut bad = vec![];
-    let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
-    if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| is_for_mesh(v)) {
+    let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
+    if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| is_for_mesh(service)) {
         let text = "\"*\" alone is not supported within the mesh: specify services, or a wildcard such as *.svc.cluster.local [KARST-0301]";
         bad.push((format!("spec.hosts[{i}]"), text.into()));
     }
@@ -236,33 +236,33 @@ pub(crate) fn compile(
     let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
     for g in names {
         let place = if g == MESH { g.clone() } else { host::full_name(g, ns) };
-        let (r, wrong) = rules(objects, v, hosts, &place);
+        let (r, wrong) = rules(objects, service, hosts, &place);
         // The same for each place.
         bad.extend(wrong.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>());
         places.insert(place, r);
     }
-    let export = Export::of_virtual_service(objects, v);
+    let export = Export::of_virtual_service(objects, service);
     if let Some(r) = places.get(MESH) {
-        for (key, closeness) in services(v, hosts) {
-            let rules = r.of_service(hosts.ports(&key)).ranked(v, closeness);
+        for (key, closeness) in services(service, hosts) {
+            let rules = r.of_service(hosts.ports(&key)).ranked(service, closeness);
             tables.exported(objects, &key, &export, |t| t.extend(rules.clone()));
         }
     }
     // Bound to several gateways of a place, its rules are there once.
     let mut at_gateways: BTreeMap<Arc<str>, Rules> = BTreeMap::new();
-    for b in hosts.listeners.bound(objects, v) {
+    for b in hosts.listeners.bound(objects, service) {
         let Some(r) = places.get(&b.gateway) else { continue };
         at_gateways.entry(b.key).or_default().add(r.at(b.listener, hosts));
     }
     for (key, rules) in at_gateways {
-        tables.of(objects, &key, ns).extend(rules.ranked(v, usize::MAX));
+        tables.of(objects, &key, ns).extend(rules.ranked(service, usize::MAX));
     }
     bad
 }
 
 /// Rules with their place among those of others.
-fn ranked(v: &VirtualService, closeness: usize, all: Entries, is_last: bool) -> table::Rules {
-    let (api, age) = (Api::Istio, age(&v.metadata));
+fn ranked(service: &VirtualService, closeness: usize, all: Entries, is_last: bool) -> table::Rules {
+    let (api, age) = (Api::Istio, age(&service.metadata));
     let request = |(place, rule): (usize, ir::HttpRule)| Ranked {
         is_last,
         api,
@@ -327,15 +327,15 @@ impl Convert<'_> {
     }
 
     /// What an entry matches here.
-    fn matches(&self, h: &VsHttp, at: &str, bad: &mut Vec<FieldError>) -> Vec<Matched> {
+    fn matches(&self, rule: &VsHttp, at: &str, bad: &mut Vec<FieldError>) -> Vec<Matched> {
         let mut out = vec![];
-        for (i, m) in h.matches.iter().enumerate() {
+        for (i, m) in rule.matches.iter().enumerate() {
             let matched = self.matching(m, &format!("{at}.match[{i}]"), bad);
             if self.is_here(&m.gateways) {
                 out.push(matched);
             }
         }
-        if h.matches.is_empty() {
+        if rule.matches.is_empty() {
             out.push(Matched { ports: vec![], m: ir::Match::default(), is_read: true });
         }
         out
@@ -343,12 +343,12 @@ impl Convert<'_> {
 
     fn action(
         &self,
-        h: &VsHttp,
+        rule: &VsHttp,
         at: &str,
         m: &ir::Match,
         bad: &mut Vec<FieldError>,
     ) -> Result<ir::HttpRule, FieldError> {
-        let kinds = [!h.route.is_empty(), h.redirect.is_some(), h.direct_response.is_some()];
+        let kinds = [!rule.route.is_empty(), rule.redirect.is_some(), rule.direct_response.is_some()];
         if kinds.iter().filter(|k| **k).count() != 1 {
             return Err((
                 at.into(),
@@ -356,41 +356,41 @@ impl Convert<'_> {
             ));
         }
         let mut r = ir::HttpRule {
-            timeout_ms: optional_duration(h.timeout.as_deref(), || format!("{at}.timeout"))?,
+            timeout_ms: optional_duration(rule.timeout.as_deref(), || format!("{at}.timeout"))?,
             ..Default::default()
         };
-        if let Some(x) = &h.redirect {
+        if let Some(x) = &rule.redirect {
             r.redirect = Some(redirect(x, at)?);
         }
-        if let Some(d) = &h.direct_response {
+        if let Some(d) = &rule.direct_response {
             r.response = Some(direct(d, at)?);
         }
-        for (i, d) in h.route.iter().enumerate() {
+        for (i, d) in rule.route.iter().enumerate() {
             let at = format!("{at}.route[{i}]");
             // The only one takes everything, whatever its weight.
-            let weight = if h.route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
+            let weight = if rule.route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
             r.destinations.push(self.destination(&d.destination, d.headers.as_ref(), weight, &at, bad)?);
         }
-        if h.route.len() > 1 && r.destinations.iter().all(|d| d.weight == 0) {
+        if rule.route.len() > 1 && r.destinations.iter().all(|d| d.weight == 0) {
             return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
         }
-        if let Some(w) = &h.rewrite {
+        if let Some(w) = &rule.rewrite {
             r.rewrite = Some(rewrite(w, m, at)?);
         }
-        if let Some(x) = &h.headers {
+        if let Some(x) = &rule.headers {
             let (request, answer, authority) = headers(x, at, bad);
             (r.request, r.answer) = (request, answer);
             set_authority(&mut r.rewrite, authority);
         }
-        for (i, x) in h.mirrors.iter().enumerate() {
+        for (i, x) in rule.mirrors.iter().enumerate() {
             let at = format!("{at}.mirrors[{i}]");
             let part =
                 x.percentage.as_ref().map_or(Ok(MILLION), |p| per_million(p.value, &format!("{at}.percentage")))?;
             let to = Some(self.destination(&x.destination, None, 1, &at, bad)?);
             r.mirrors.push(ir::Mirror { to, per_million: part });
         }
-        if let Some(d) = &h.mirror {
-            let part = match (&h.mirror_percentage, h.mirror_percent) {
+        if let Some(d) = &rule.mirror {
+            let part = match (&rule.mirror_percentage, rule.mirror_percent) {
                 (Some(p), _) => per_million(p.value, &format!("{at}.mirrorPercentage"))?,
                 (None, Some(p)) => per_million(f64::from(p), &format!("{at}.mirrorPercent"))?,
                 (None, None) => MILLION,
@@ -398,9 +398,9 @@ impl Convert<'_> {
             let to = Some(self.destination(d, None, 1, &format!("{at}.mirror"), bad)?);
             r.mirrors.push(ir::Mirror { to, per_million: part });
         }
-        r.fault = h.fault.as_ref().map(|f| fault(f, at)).transpose()?;
-        r.cors = h.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
-        r.retry = match &h.retries {
+        r.fault = rule.fault.as_ref().map(|f| fault(f, at)).transpose()?;
+        r.cors = rule.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
+        r.retry = match &rule.retries {
             None => Some(ir::Retry::istio()),
             Some(x) if x.attempts == 0 => None,
             Some(x) => Some(retries(x, at)?),
@@ -410,14 +410,14 @@ impl Convert<'_> {
 
     fn delegated(
         &self,
-        h: &VsHttp,
+        rule: &VsHttp,
         d: &VsDelegate,
         at: &str,
         origin: (&str, usize, usize),
         out: &mut Rules,
         bad: &mut Vec<FieldError>,
     ) {
-        let wrong = if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
+        let wrong = if !rule.route.is_empty() || rule.redirect.is_some() || rule.direct_response.is_some() {
             Some((at.to_string(), "must set exactly one of route, redirect, directResponse, delegate [KARST-0015]"))
         } else if origin.2 >= DELEGATES {
             Some((format!("{at}.delegate"), "a delegate must not delegate to another VirtualService [KARST-0302]"))
@@ -427,12 +427,12 @@ impl Convert<'_> {
         // What is wrong with its matches is wrong whether the delegate is there or not, and is not asked of the delegate's.
         let before = bad.len();
         bad.extend(wrong.map(|(field, text)| (field, text.into())));
-        let matches = self.matches(h, at, bad);
+        let matches = self.matches(rule, at, bad);
         if bad.len() > before {
-            matches.into_iter().for_each(|m| push(out, m, refused(), h, origin));
+            matches.into_iter().for_each(|m| push(out, m, refused(), rule, origin));
             return;
         }
-        let root = self.full(h);
+        let root = self.full(rule);
         let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
         let mut found = self.objects.virtual_services.iter().map(|(_, v)| v);
         let is_it = |v: &&&VirtualService| {
@@ -452,8 +452,8 @@ impl Convert<'_> {
     }
 
     /// An entry with full names of mirrors and gateways, which mean the same in another namespace.
-    fn full(&self, h: &VsHttp) -> VsHttp {
-        let mut out = h.clone();
+    fn full(&self, rule: &VsHttp) -> VsHttp {
+        let mut out = rule.clone();
         let mirrors = out.mirrors.iter_mut().map(|m| &mut m.destination).chain(&mut out.mirror);
         for d in mirrors.filter(|d| !d.host.is_empty()) {
             d.host = self.hosts.full(&d.host, self.ns);
@@ -682,9 +682,9 @@ fn value(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
     if is_there { Ok(ir::Text { kind: Some(ir::text::Kind::Present(true)) }) } else { text(t, at) }
 }
 
-fn text(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
+fn text(text: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
     use ir::text::Kind;
-    let kind = match (&t.exact, &t.prefix, &t.regex) {
+    let kind = match (&text.exact, &text.prefix, &text.regex) {
         (None, None, None) => None,
         (Some(e), None, None) => Some(Kind::Exact(e.clone())),
         (None, Some(p), None) => Some(Kind::Prefix(p.clone())),
@@ -763,40 +763,43 @@ fn rewrite(w: &VsRewrite, m: &ir::Match, at: &str) -> Result<ir::Rewrite, FieldE
     Ok(ir::Rewrite { authority: w.authority.clone(), path })
 }
 
-fn redirect(r: &VsRedirect, at: &str) -> Result<ir::Redirect, FieldError> {
+fn redirect(redirect: &VsRedirect, at: &str) -> Result<ir::Redirect, FieldError> {
     let at = format!("{at}.redirect");
-    if !matches!(r.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
+    if !matches!(redirect.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
         return Err((
             format!("{at}.redirectCode"),
-            format!("unsupported value {}: use 301, 302, 303, 307 or 308 [KARST-0016]", r.redirect_code),
+            format!("unsupported value {}: use 301, 302, 303, 307 or 308 [KARST-0016]", redirect.redirect_code),
         ));
     }
-    if !matches!(r.derive_port.as_str(), "" | "FROM_PROTOCOL_DEFAULT" | "FROM_REQUEST_PORT") {
+    if !matches!(redirect.derive_port.as_str(), "" | "FROM_PROTOCOL_DEFAULT" | "FROM_REQUEST_PORT") {
         return Err((
             format!("{at}.derivePort"),
             format!(
                 "unsupported value {:?}: use FROM_PROTOCOL_DEFAULT or FROM_REQUEST_PORT [KARST-0016]",
-                r.derive_port
+                redirect.derive_port
             ),
         ));
     }
     Ok(ir::Redirect {
-        code: u32::from(r.redirect_code),
-        scheme: r.scheme.clone(),
-        authority: r.authority.clone(),
-        port: u32::from(r.port.unwrap_or(0)),
-        request_port: r.derive_port == "FROM_REQUEST_PORT",
-        path: (!r.uri.is_empty()).then(|| ir::redirect::Path::Full(r.uri.clone())),
+        code: u32::from(redirect.redirect_code),
+        scheme: redirect.scheme.clone(),
+        authority: redirect.authority.clone(),
+        port: u32::from(redirect.port.unwrap_or(0)),
+        request_port: redirect.derive_port == "FROM_REQUEST_PORT",
+        path: (!redirect.uri.is_empty()).then(|| ir::redirect::Path::Full(redirect.uri.clone())),
     })
 }
 
-fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldError> {
+fn direct(response: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldError> {
     use base64::Engine;
     let at = format!("{at}.directResponse");
-    if !(200..600).contains(&d.status) {
-        return Err((format!("{at}.status"), format!("invalid status {}: use 200 to 599 [KARST-0026]", d.status)));
+    if !(200..600).contains(&response.status) {
+        return Err((
+            format!("{at}.status"),
+            format!("invalid status {}: use 200 to 599 [KARST-0026]", response.status),
+        ));
     }
-    let body = match &d.body {
+    let body = match &response.body {
         None => vec![],
         Some(VsBody { string: Some(s), .. }) => s.clone().into_bytes(),
         Some(VsBody { bytes: Some(b), .. }) => base64::prelude::BASE64_STANDARD
@@ -804,10 +807,10 @@ fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldErr
             .map_err(|_| (format!("{at}.body.bytes"), "is not valid base64 [KARST-0027]".to_string()))?,
         Some(_) => vec![],
     };
-    Ok(ir::DirectResponse { status: u32::from(d.status), body })
+    Ok(ir::DirectResponse { status: u32::from(response.status), body })
 }
 
-pub(crate) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
+pub(crate) fn fault(fault: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
     let mut out = ir::Fault::default();
     // Without a percentage there is no fault (Istio).
     let part = |p: &Option<Percent>, old: Option<u32>, at: &str| match (p, old) {
@@ -815,7 +818,7 @@ pub(crate) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
         (None, Some(p)) => per_million(f64::from(p), at),
         (None, None) => Ok(0),
     };
-    if let Some(d) = &f.delay {
+    if let Some(d) = &fault.delay {
         let at = format!("{at}.fault.delay");
         let Some(t) = &d.fixed_delay else {
             return Err((
@@ -826,7 +829,7 @@ pub(crate) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
         out.delay_ms = duration(t).map_err(|e| (format!("{at}.fixedDelay"), e.to_string()))?;
         out.delay_per_million = part(&d.percentage, d.percent, &format!("{at}.percentage"))?;
     }
-    if let Some(a) = &f.abort {
+    if let Some(a) = &fault.abort {
         let at = format!("{at}.fault.abort");
         match (a.http_status, &a.grpc_status) {
             (Some(s), _) if (200..600).contains(&s) => out.abort_status = u32::from(s),
@@ -875,43 +878,43 @@ fn grpc_code(text: &str) -> Option<u32> {
     text.parse().ok().filter(|n| *n <= 16).or_else(by_name)
 }
 
-fn cors(c: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
+fn cors(cors: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
     let at = format!("{at}.corsPolicy");
     let mut origins = vec![];
-    for (i, o) in c.allow_origins.iter().enumerate() {
+    for (i, o) in cors.allow_origins.iter().enumerate() {
         origins.push(text(o, &format!("{at}.allowOrigins[{i}]"))?);
     }
     // The old form, which counts only without the new one. (Of either `*` stands for all.)
     if origins.is_empty() {
-        origins.extend(c.allow_origin.iter().map(exact));
+        origins.extend(cors.allow_origin.iter().map(exact));
     }
-    let max_age = optional_duration(c.max_age.as_deref(), || format!("{at}.maxAge"))?;
+    let max_age = optional_duration(cors.max_age.as_deref(), || format!("{at}.maxAge"))?;
     Ok(ir::Cors {
         origins,
-        methods: c.allow_methods.clone(),
-        headers: c.allow_headers.clone(),
-        expose: c.expose_headers.clone(),
-        max_age_s: c.max_age.is_some().then_some(max_age / 1000),
-        credentials: c.allow_credentials,
-        forward_unmatched: c.unmatched_preflights != "IGNORE",
+        methods: cors.allow_methods.clone(),
+        headers: cors.allow_headers.clone(),
+        expose: cors.expose_headers.clone(),
+        max_age_s: cors.max_age.is_some().then_some(max_age / 1000),
+        credentials: cors.allow_credentials,
+        forward_unmatched: cors.unmatched_preflights != "IGNORE",
     })
 }
 
-fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, FieldError> {
+fn retries(retries: &VsRetries, at: &str) -> Result<ir::Retry, FieldError> {
     let at = format!("{at}.retries");
-    let backoff = optional_duration(r.backoff.as_deref(), || format!("{at}.backoff"))?;
+    let backoff = optional_duration(retries.backoff.as_deref(), || format!("{at}.backoff"))?;
     let mut out = ir::Retry {
-        attempts: r.attempts,
-        per_try_ms: optional_duration(r.per_try_timeout.as_deref(), || format!("{at}.perTryTimeout"))?,
+        attempts: retries.attempts,
+        per_try_ms: optional_duration(retries.per_try_timeout.as_deref(), || format!("{at}.perTryTimeout"))?,
         backoff_ms: if backoff == 0 { 25 } else { backoff },
-        same_host: r.retry_ignore_previous_hosts == Some(false),
+        same_host: retries.retry_ignore_previous_hosts == Some(false),
         ..Default::default()
     };
-    if r.retry_on.trim().is_empty() {
+    if retries.retry_on.trim().is_empty() {
         let d = ir::Retry::istio();
         return Ok(ir::Retry { grpc: d.grpc, connect_failure: true, refused_stream: true, ..out });
     }
-    for word in r.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+    for word in retries.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
         match word {
             "5xx" => out.server_error = true,
             "gateway-error" => out.gateway_error = true,
