@@ -168,25 +168,25 @@ impl Known {
     }
 
     /// Is it one of them? `accounts`: whose pods are nodes' proxies.
-    pub fn has(&self, ip: IpAddr, m: &Model, accounts: &[String]) -> bool {
+    pub fn has(&self, ip: IpAddr, model: &Model, accounts: &[String]) -> bool {
         let mut a = self.addresses();
         if a.shown.contains_key(&ip) {
             return true;
         }
         if a.at.is_none_or(|t| t.elapsed() >= Self::LOOK) {
-            a.proxies = proxies(m, accounts);
+            a.proxies = proxies(model, accounts);
             a.at = Some(Instant::now());
         }
         a.proxies.contains(&ip)
     }
 }
 
-fn proxies(m: &Model, accounts: &[String]) -> HashSet<IpAddr> {
+fn proxies(model: &Model, accounts: &[String]) -> HashSet<IpAddr> {
     let accounts: Vec<_> = accounts.iter().filter_map(|a| a.split_once('/')).collect();
     let is_one = |p: &crate::model::PodInfo| {
         p.live && accounts.iter().any(|(ns, account)| p.namespace == *ns && p.service_account == *account)
     };
-    m.pods.values().filter(|p| is_one(p)).flat_map(|p| p.ips.iter().copied()).collect()
+    model.pods.values().filter(|p| is_one(p)).flat_map(|p| p.ips.iter().copied()).collect()
 }
 
 #[cfg(test)]

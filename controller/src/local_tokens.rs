@@ -1,11 +1,14 @@
 //! Tokens of directory mode: JWTs signed by a local key, with the claims of Kubernetes' bound tokens, so that what is
 //! verified is the same in both modes.
 
-use crate::config::{Config, Token};
+use crate::{
+    config::{Config, Token},
+    private_file::write_private,
+};
 use anyhow::Context;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
-use std::{fs, os::unix::fs::OpenOptionsExt, path::Path, time::SystemTime};
+use std::{fs, path::Path, time::SystemTime};
 
 const ISSUER: &str = "karst-directory-mode";
 
@@ -56,13 +59,6 @@ pub struct Keys {
     decode: DecodingKey,
 }
 
-/// Writes a file that only its owner can read, unless it is there.
-pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    let f = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    f.and_then(|mut f| f.write_all(text.as_bytes())).with_context(|| format!("cannot write {}", path.display()))
-}
-
 impl Keys {
     /// Opens the key in the data directory, or makes one.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
@@ -81,14 +77,14 @@ impl Keys {
         })
     }
     /// Verifies a token for an audience.
-    pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, String> {
+    pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
         let mut v = Validation::new(Algorithm::ES256);
         v.set_audience(&[audience]);
         v.set_issuer(&[ISSUER]);
         v.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
         v.validate_nbf = true;
         v.leeway = 10;
-        jsonwebtoken::decode::<Claims>(token, &self.decode, &v).map(|d| d.claims).map_err(|e| e.to_string())
+        jsonwebtoken::decode::<Claims>(token, &self.decode, &v).map(|d| d.claims)
     }
     /// Signs claims.
     pub fn sign(&self, c: &Claims) -> anyhow::Result<String> {
@@ -97,21 +93,22 @@ impl Keys {
 }
 
 /// `karst-controller token`.
-pub fn command(config: &Config, t: &Token) -> anyhow::Result<()> {
-    let (namespace, account) = t.service_account.split_once('/').context("--service-account: use NAMESPACE/NAME")?;
+pub fn command(config: &Config, token: &Token) -> anyhow::Result<()> {
+    let (namespace, account) =
+        token.service_account.split_once('/').context("--service-account: use NAMESPACE/NAME")?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let named = |name: &str, uid: &str| Named { name: name.into(), uid: uid.into() };
     let claims = Claims {
         iss: ISSUER.into(),
         sub: format!("system:serviceaccount:{namespace}:{account}"),
-        aud: vec![t.audience.clone()],
-        exp: now + t.lifetime,
+        aud: vec![token.audience.clone()],
+        exp: now + token.lifetime,
         nbf: now,
         bound: Bound {
             namespace: namespace.into(),
             serviceaccount: named(account, ""),
-            pod: named(&t.pod, &t.pod_uid),
-            node: named(&t.node_name, ""),
+            pod: named(&token.pod, &token.pod_uid),
+            node: named(&token.node_name, ""),
         },
     };
     println!("{}", Keys::open(&config.data_dir)?.sign(&claims)?);

@@ -24,16 +24,16 @@ pub struct Probe {
 }
 
 /// Asks the pages for readiness, and discovery and webhook for their certificates.
-pub async fn run(p: &Probe) -> Result<()> {
-    let file = || format!("--root {}", p.root.display());
-    let pem = std::fs::read(&p.root).with_context(file)?;
+pub async fn run(probe: &Probe) -> Result<()> {
+    let file = || format!("--root {}", probe.root.display());
+    let pem = std::fs::read(&probe.root).with_context(file)?;
     let mut roots = RootCertStore::empty();
     client::trust(&mut roots, &pem).map_err(anyhow::Error::msg).with_context(file)?;
     // The operator says where to.
     let client = Client::new(Reach::anywhere(), roots, PATIENCE)?;
-    let host = if p.host.contains(':') { format!("[{}]", p.host) } else { p.host.clone() };
+    let host = if probe.host.contains(':') { format!("[{}]", probe.host) } else { probe.host.clone() };
     let url =
-        |at: String| client::check(&at).map_err(anyhow::Error::msg).with_context(|| format!("--host {:?}", p.host));
+        |at: String| client::check(&at).map_err(anyhow::Error::msg).with_context(|| format!("--host {:?}", probe.host));
     client.get(&url(format!("http://{host}:15014/ready"))?).await.with_context(|| format!("{host}:15014/ready"))?;
     println!("{host}:15014 is ready");
     for (port, what) in [(15012, "discovery"), (443, "webhook")] {

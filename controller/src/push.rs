@@ -98,11 +98,11 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
 }
 
 /// The resources after a change of these workloads only.
-pub fn update(old: &Resources, m: &Model, changed: &[String], version: u64) -> Resources {
+pub fn update(old: &Resources, model: &Model, changed: &[String], version: u64) -> Resources {
     let mut types = old.types.clone();
     let addresses = types.entry(ADDRESS_TYPE).or_default();
     for uid in changed {
-        match m.workloads.get(uid) {
+        match model.workloads.get(uid) {
             Some(w) => addresses.insert(uid.clone(), workload(w)),
             None => addresses.remove(uid),
         };

@@ -2,14 +2,26 @@
 //! workload, unless an endpoint is written by its address or a gateway's rules hang on it: while nothing else has changed, only
 //! the changed pods are compiled. Everything else compiles the whole.
 
-use super::{
-    Mesh, Objects, Whole, Writes, compile_all, deploy,
-    endpoint::{Owners, Watched},
-    finding::Finding,
-    policy::Policies,
-    routes, workload, writes,
+use crate::{
+    convert::{
+        compilation::{
+            model::{Whole, compile_all},
+            policy::Policies,
+            routes::cache::Cache,
+            workload,
+        },
+        facts::{
+            endpoint::{Owners, Watched},
+            gateway,
+            listeners::GatewayListeners,
+            workload::is_one,
+        },
+        finding::Finding,
+        objects::{Mesh, Objects, Template, address},
+        writes::{Writes, writes},
+    },
+    model::Model,
 };
-use crate::model::Model;
 use karst_manifest::{Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -36,7 +48,8 @@ pub struct Compiler {
     keys: Arc<Keys>,
     policies: Option<Policies>,
     watched: Watched,
-    routes: routes::Cache,
+    routes: Cache,
+    listeners: Arc<GatewayListeners>,
     model: Model,
     problems: Vec<Problem>,
     whole: bool,
@@ -54,7 +67,8 @@ impl Compiler {
             keys: Arc::default(),
             policies: None,
             watched: Watched::default(),
-            routes: routes::Cache::default(),
+            routes: Cache::default(),
+            listeners: Arc::default(),
             model: Model::default(),
             problems: vec![],
             whole: false,
@@ -84,14 +98,8 @@ impl Compiler {
 
     /// What is not yet as it should be at the API server, after an update with the same objects. Without findings nothing is said
     /// of them.
-    pub fn writes(
-        &self,
-        state: &State,
-        template: &deploy::Template,
-        findings: Option<&[Finding]>,
-        now: &str,
-    ) -> Writes {
-        writes(state, &self.mesh, &self.routes, template, findings, now)
+    pub fn writes(&self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
+        writes(state, &self.mesh, &self.routes, &self.listeners, template, findings, now)
     }
 
     /// Takes in the newest objects.
@@ -128,7 +136,7 @@ impl Compiler {
                 let (key, fact) = workload::pod_info(p);
                 self.model.pods.insert(key, Arc::new(fact));
                 let uid = workload::uid(&self.mesh, p);
-                let now = workload::is_one(p).then(|| workload::pod(&objects, p, policies, &owners));
+                let now = is_one(p).then(|| workload::pod(&objects, p, policies, &owners));
                 if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
                     continue;
                 }
@@ -141,7 +149,7 @@ impl Compiler {
             return if changed.is_empty() { Change::Nothing } else { Change::Workloads(changed) };
         }
         self.whole = true;
-        let Whole { model, problems, policies, watched } = compile_all(&objects, &mut self.routes);
+        let Whole { model, problems, policies, watched, listeners } = compile_all(&objects, &mut self.routes);
         // Until here an address stood for one object.
         drop(old);
         self.enrolled.clone_from(&state.enrolled);
@@ -150,6 +158,7 @@ impl Compiler {
         self.problems = problems;
         self.policies = Some(policies);
         self.watched = watched;
+        self.listeners = listeners;
         if model == self.model {
             return Change::Nothing;
         }
@@ -180,7 +189,7 @@ fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usi
 fn differ_by_status(a: &Object, b: &Object) -> Option<(usize, usize)> {
     macro_rules! same {
         ($a:ident, $b:ident) => {
-            ($a.metadata == $b.metadata && $a.spec == $b.spec).then(|| (routes::address(&**$a), routes::address(&**$b)))
+            ($a.metadata == $b.metadata && $a.spec == $b.spec).then(|| (address(&**$a), address(&**$b)))
         };
     }
     match (a, b) {
@@ -208,7 +217,7 @@ fn name(o: &Located) -> (&'static str, &str, &str) {
 /// says anyway decides about nothing.
 fn is_local(objects: &Objects<'_>, watched: &Watched, o: &Located) -> bool {
     match &o.object {
-        Object::Pod(p) => !routes::gateways::is_gateway(objects, p) && !watched.has(p),
+        Object::Pod(p) => !gateway::is_gateway(objects, p) && !watched.has(p),
         Object::EndpointSlice(s) => follows_selector(objects, s),
         _ => false,
     }
@@ -301,7 +310,7 @@ mod tests {
                     }
                     Change::Everything => {}
                 }
-                let whole = compile_all(&Objects::new(&state, &mesh), &mut routes::Cache::default());
+                let whole = compile_all(&Objects::new(&state, &mesh), &mut Cache::default());
                 assert!(whole.model == *c.model() && whole.problems == c.problems());
                 assert!(pods_stand_alone(c.model()));
             }

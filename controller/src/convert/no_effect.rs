@@ -109,13 +109,13 @@ fn segments(path: &str) -> Vec<&str> {
 }
 
 fn walk<'a>(
-    v: &'a Value,
+    value: &'a Value,
     shown: String,
     path: &mut Vec<&'a str>,
     fields: &[(Vec<&str>, bool, &str)],
     out: &mut Vec<String>,
 ) {
-    if is_nothing(v) {
+    if is_nothing(value) {
         return;
     }
     let is = |(steps, end, _): &&(Vec<&str>, bool, &str)| {
@@ -126,18 +126,18 @@ fn walk<'a>(
         out.push(format!("{shown}: {text}"));
         return;
     }
-    match v {
+    match value {
         Value::Object(all) => {
-            for (k, v) in all {
+            for (k, value) in all {
                 path.push(k);
-                walk(v, format!("{shown}.{k}"), path, fields, out);
+                walk(value, format!("{shown}.{k}"), path, fields, out);
                 path.pop();
             }
         }
         Value::Array(all) => {
             path.push("[]");
-            for (i, v) in all.iter().enumerate() {
-                walk(v, format!("{shown}[{i}]"), path, fields, out);
+            for (i, value) in all.iter().enumerate() {
+                walk(value, format!("{shown}[{i}]"), path, fields, out);
             }
             path.pop();
         }
@@ -146,8 +146,8 @@ fn walk<'a>(
 }
 
 /// What says the same as if it was not there.
-fn is_nothing(v: &Value) -> bool {
-    match v {
+fn is_nothing(value: &Value) -> bool {
+    match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(n) => n.as_f64() == Some(0.0),
         Value::String(s) => s.is_empty(),
