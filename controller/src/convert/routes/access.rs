@@ -61,9 +61,15 @@ pub(super) fn applies(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, o: 
     }
     o.targets().any(|(_, t)| match t.kind.as_str() {
         "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
-        "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
+        "GatewayClass" => g.is_some_and(|g| is_class(objects, &o.meta().namespace, t, g)),
         _ => false,
     })
+}
+
+/// Does a target of an object of this namespace mean the class of a Gateway? Only in the root namespace: else anybody could decide
+/// about all gateways, and were it with a policy that cannot be understood, which closes.
+fn is_class(objects: &Objects<'_>, ns: &str, t: &TargetRef, g: &Gateway) -> bool {
+    ns == objects.mesh.root_namespace && g.spec.gateway_class_name == t.name
 }
 
 fn one(objects: &Objects<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
@@ -107,7 +113,7 @@ fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, t: &TargetRef, canar
         }
         // Everything that is bound to it.
         "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
-        "GatewayClass" => bound(objects, hosts, canary, |g| g.spec.gateway_class_name == t.name),
+        "GatewayClass" => bound(objects, hosts, canary, |g| is_class(objects, ns, t, g)),
         _ => vec![],
     }
 }
