@@ -182,7 +182,8 @@ fn agreed(
     tokens: &Tokens,
 ) -> Result<Judgement, String> {
     let (got, sent) = proxies.judge(facts, place, tokens);
-    if facts.request.as_ref().is_none_or(|r| random::is_plain(&r.path)) {
+    // At the pod nobody looks at the path.
+    if place == Place::Pod || facts.request.as_ref().is_none_or(|r| random::is_plain(&r.path)) {
         let wanted = naive::judge(policies, facts, place, &sent);
         let text = || format!("{place:?}: the product says {got:?}, the evaluator {wanted:?}");
         return if got == wanted { Ok(got) } else { Err(text()) };
