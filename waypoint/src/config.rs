@@ -2,12 +2,15 @@
 //! nowhere else.
 
 use clap::Parser;
-use karst_core::Identity;
+use karst_core::{Identity, IdentityError};
 use karst_hbone::Settings;
-use karst_proxy::remote::ControlPlaneClient;
+use karst_proxy::{
+    remote::ControlPlaneClient,
+    state::{self, OwnPod, Workload},
+};
 use karst_rt::log::Format;
 use serde::Serialize;
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// Karst's layer 7 proxy.
 #[derive(Clone, Debug, Parser, Serialize)]
@@ -100,6 +103,17 @@ pub struct Config {
     pub log_level: String,
 }
 
+/// Options that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Names that cannot be part of a SPIFFE id.
+    #[error("TRUST_DOMAIN, POD_NAMESPACE, SERVICE_ACCOUNT: {0}")]
+    Identity(IdentityError),
+    /// An address that would be spoken to in plaintext.
+    #[error("{0}")]
+    Address(String),
+}
+
 impl Config {
     /// Data plane threads.
     pub fn worker_count(&self) -> usize {
@@ -124,24 +138,29 @@ impl Config {
         Settings::default()
     }
 
+    /// Ourselves, as the control plane tells of us.
+    pub fn own_pod<'a>(&self, mesh: &'a state::Snapshot) -> Option<&'a Arc<Workload>> {
+        let (namespace, name, account) = (&*self.pod_namespace, &*self.pod_name, &*self.account);
+        mesh.own_pod(&OwnPod { namespace, name, account, uid: None })
+    }
+
     /// Who we are.
     ///
     /// # Errors
     /// If the names cannot be part of a SPIFFE id.
-    pub fn identity(&self) -> Result<Identity, String> {
-        Identity::new(&self.trust_domain, &self.pod_namespace, &self.account)
-            .map_err(|e| format!("TRUST_DOMAIN, POD_NAMESPACE, SERVICE_ACCOUNT: {e}"))
+    pub fn identity(&self) -> Result<Identity, ConfigError> {
+        Identity::new(&self.trust_domain, &self.pod_namespace, &self.account).map_err(ConfigError::Identity)
     }
 
     /// The discovery server and the certificate authority.
     ///
     /// # Errors
     /// For an address that would be spoken to in plaintext.
-    pub fn remotes(&self) -> Result<(ControlPlaneClient, ControlPlaneClient), String> {
+    pub fn remotes(&self) -> Result<(ControlPlaneClient, ControlPlaneClient), ConfigError> {
         let ca = if self.ca_address.is_empty() { &self.xds_address } else { &self.ca_address };
         let remote = |option: &str, a: &str| {
-            Ok::<_, String>(ControlPlaneClient {
-                address: ControlPlaneClient::url(option, a)?,
+            Ok::<_, ConfigError>(ControlPlaneClient {
+                address: ControlPlaneClient::url(option, a).map_err(|e| ConfigError::Address(e.to_string()))?,
                 root_ca: self.root_ca.clone(),
                 alt_hostname: self.alt_hostname.clone(),
                 auth_token: self.auth_token.clone(),

@@ -1,16 +1,13 @@
-//! What the control plane tells: the mesh, routes, and how services are called, as one immutable snapshot.
+//! What the control plane tells, written into one immutable [`Snapshot`] after the other.
 
-use crate::{access::Access, gateway::Gateway, table::Routes, telemetry::Telemetry};
-use imbl::HashMap;
+use crate::{
+    authz::access::Access, downstream::gateway::Gateway, route::table::Routes, snapshot::Snapshot,
+    telemetry::rules::Telemetry,
+};
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir,
 };
-use karst_proxy::{
-    discovery::Counts,
-    remote::ControlPlaneClient,
-    state::{self, Service},
-    untold::Asker,
-};
+use karst_proxy::{discovery::Counts, remote::ControlPlaneClient, untold::Asker};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
 use prost::Message;
@@ -22,64 +19,6 @@ use tonic::transport::Channel;
 pub const WAYPOINT: &[&str] = &[ACCESS_TYPE, POD_RANGES_TYPE, ADDRESS_TYPE, BACKEND_TYPE, ROUTES_TYPE, GATEWAY_TYPE];
 /// Types that a gateway subscribes.
 pub const GATEWAY: &[&str] = &[POD_RANGES_TYPE, ADDRESS_TYPE, BACKEND_TYPE, VIRTUAL_HOST_TYPE, GATEWAY_TYPE];
-
-/// One immutable state.
-#[derive(Clone)]
-pub struct Snapshot {
-    pub mesh: state::Snapshot,
-    /// By service.
-    pub routes: HashMap<Arc<str>, Arc<Routes>>,
-    /// By service.
-    pub backends: HashMap<Arc<str>, Arc<ir::Backend>>,
-    /// By service.
-    pub access: HashMap<Arc<str>, Arc<Access>>,
-    /// Routes of virtual hosts of gateways, by the listener's name for them, a slash and the host.
-    pub hosts: HashMap<Arc<str>, Arc<Routes>>,
-    /// What we listen on.
-    pub gateway: Option<Arc<Gateway>>,
-    /// Counts the changes of what is told of requests.
-    pub telemetry_generation: u64,
-}
-
-impl AsRef<state::Snapshot> for Snapshot {
-    fn as_ref(&self) -> &state::Snapshot {
-        &self.mesh
-    }
-}
-
-impl Snapshot {
-    /// Nothing known.
-    pub fn new(network: &str) -> Self {
-        Self {
-            mesh: state::Snapshot::new(network),
-            routes: HashMap::new(),
-            backends: HashMap::new(),
-            access: HashMap::new(),
-            hosts: HashMap::new(),
-            gateway: None,
-            telemetry_generation: 0,
-        }
-    }
-
-    /// The policies for what is called. What is sent to a pod itself has those of the waypoint's Gateway.
-    pub fn access_to(&self, s: &Service) -> Option<&Access> {
-        match s.is_workload_service() {
-            true => self.gateway.as_ref()?.access.as_ref(),
-            false => self.access.get(&s.key).map(|a| &**a),
-        }
-    }
-
-    /// The names of all policies in dry run.
-    pub fn dry_runs(&self) -> impl Iterator<Item = &str> {
-        let own = self.gateway.iter().filter_map(|g| g.access.as_ref());
-        self.access.values().map(|a| &**a).chain(own).flat_map(Access::dry_runs)
-    }
-
-    /// What is told of requests, where it differs from the standard.
-    pub fn telemetry(&self) -> Option<&Arc<Telemetry>> {
-        self.gateway.as_ref()?.telemetry.as_ref()
-    }
-}
 
 /// The one writer of the state.
 pub struct StateWriter {
@@ -131,13 +70,15 @@ impl XdsSubscriber for StateWriter {
                     let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
                     ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
                         let old = all.get(name.as_str()).map(|r| &**r);
-                        let new = Arc::new(Routes::new(&r, old)?);
+                        let new = Arc::new(Routes::new(&r, old).map_err(|e| e.to_string())?);
                         all.insert(name.as_str().into(), new);
                         Ok(())
                     })
                 }
                 GATEWAY_TYPE => {
-                    let new = ir::Gateway::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|g| Gateway::new(&g));
+                    let new = ir::Gateway::decode(&bytes[..])
+                        .map_err(|e| e.to_string())
+                        .and_then(|g| Gateway::new(&g).map_err(|e| e.to_string()));
                     // What cannot be read leaves what was before; if there was nothing, nobody is let in.
                     match new {
                         Ok(g) => {
@@ -151,7 +92,9 @@ impl XdsSubscriber for StateWriter {
                     }
                 }
                 ACCESS_TYPE => {
-                    let new = ir::Access::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|a| Access::new(&a));
+                    let new = ir::Access::decode(&bytes[..])
+                        .map_err(|e| e.to_string())
+                        .and_then(|a| Access::new(&a).map_err(|e| e.to_string()));
                     // What was meant is not known: nobody is let in until it is.
                     let (a, error) = match new {
                         Ok(a) => (a, None),

@@ -2,12 +2,14 @@
 //! must hold whatever comes; none may panic. And one for the differential tests (tests/differential): [`Judge`].
 
 use crate::{
-    access::{Access, AuditEvent, AuthzContext, Request},
-    codec,
-    entry::{canonical, plain_path},
-    gateway::Gateway,
-    http::sent_on,
-    table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
+    authz::access::{Access, AuditEvent, AuthzContext, Request},
+    downstream::gateway::Gateway,
+    http::{
+        codec,
+        entry::{canonical, plain_path},
+        handle::sent_on,
+    },
+    route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
@@ -118,9 +120,15 @@ fn part(data: &[u8]) -> Option<(&[u8], &[u8])> {
 /// What the controller has compiled must be what a proxy can execute: `kind` is that of the message.
 pub fn takes(kind: &str, bytes: &[u8]) {
     let taken = match kind {
-        "routes" => ir::Routes::decode(bytes).map_err(|e| e.to_string()).and_then(|r| Routes::new(&r, None).map(drop)),
-        "access" => ir::Access::decode(bytes).map_err(|e| e.to_string()).and_then(|a| Access::new(&a).map(drop)),
-        _ => ir::Gateway::decode(bytes).map_err(|e| e.to_string()).and_then(|g| Gateway::new(&g).map(drop)),
+        "routes" => ir::Routes::decode(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|r| Routes::new(&r, None).map(drop).map_err(|e| e.to_string())),
+        "access" => ir::Access::decode(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|a| Access::new(&a).map(drop).map_err(|e| e.to_string())),
+        _ => ir::Gateway::decode(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|g| Gateway::new(&g).map(drop).map_err(|e| e.to_string())),
     };
     assert!(taken.is_ok(), "{kind}: {taken:?}");
 }
@@ -247,7 +255,7 @@ impl Judge {
     /// A waypoint would not take them.
     pub fn service(bytes: Option<&[u8]>) -> Result<Self, String> {
         let all = bytes.map(ir::Access::decode).transpose().map_err(|e| e.to_string())?;
-        Ok(Self(Access::new(&all.unwrap_or_default())?))
+        Access::new(&all.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
     }
 
     /// Of a gateway: the bytes of its `Gateway`.
@@ -256,7 +264,7 @@ impl Judge {
     /// It would not take them.
     pub fn gateway(bytes: &[u8]) -> Result<Self, String> {
         let gateway = ir::Gateway::decode(bytes).map_err(|e| e.to_string())?;
-        Ok(Self(Access::new(&gateway.access.unwrap_or_default())?))
+        Access::new(&gateway.access.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
     }
 
     /// Judges bytes.

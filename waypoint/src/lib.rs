@@ -1,52 +1,30 @@
 //! The layer 7 proxy: accepts tunnels for the services that are bound to it, routes their requests, and sends them on.
 //!
-//! - [`table`]: the compiled routes; [`matcher`]: matching; [`access`]: who may call; [`limit`]: how often.
-//! - [`cluster`]: the endpoints of a destination, their load and health, limits; [`locality`]: which are near; [`balance`]: the choice
-//!   among them.
-//! - [`gateway`]: what a gateway listens on; [`edge`]: its ports.
-//! - [`gate`]: how many connections there may be.
-//! - [`worker`]: a thread with its tunnels; [`stream`]: a CONNECT as a byte stream; [`mod@serve`]: what is spoken on it.
-//! - [`request_log`]: what is told of a request or a connection; [`flag`]: how it went; [`carried`]: bytes, counted.
-//! - [`entry`]: the canonical form of a request; [`mod@http`]: one request from its route to its answer; [`upstream`]: connections to
-//!   endpoints; [`codec`]: how HTTP is spoken; [`upstream_tls`]: TLS to them.
+//! - [`downstream`]: clients' connections; [`worker`]: a thread with its tunnels.
+//! - [`mod@http`]: one request from its canonical form to its answer.
+//! - [`route`]: the compiled routes; [`authz`]: who may call.
+//! - [`cluster`]: the endpoints of a destination, and the choice among them; [`upstream`]: connections to them.
+//! - [`telemetry`]: what is told of requests and connections.
+//! - [`snapshot`]: what is known at one time; [`control`]: who writes it; [`config`], [`admin`]: the process.
 
-mod access;
 mod admin;
-mod balance;
-mod body;
-mod carried;
+mod authz;
+mod clock;
 mod cluster;
-mod codec;
 mod config;
-mod conns;
 mod control;
-mod edge;
-mod entry;
-mod flag;
+mod downstream;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
-mod gate;
-mod gateway;
 mod http;
-mod jwt;
-mod limit;
-mod locality;
-mod matcher;
-mod metrics;
-mod operators;
-mod reply;
-mod request_log;
-mod serve;
-mod stream;
-mod table;
+mod route;
+mod snapshot;
 mod telemetry;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod upstream;
-mod upstream_tls;
-mod values;
 mod worker;
 
 use anyhow::Context;
@@ -81,9 +59,9 @@ fn run(config: config::Config) -> anyhow::Result<()> {
 
 async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
-    let identity = config.identity().map_err(anyhow::Error::msg)?;
-    let (xds, ca) = config.remotes().map_err(anyhow::Error::msg)?;
-    let (state_tx, state) = watch::channel(Arc::new(control::Snapshot::new(&config.network)));
+    let identity = config.identity()?;
+    let (xds, ca) = config.remotes()?;
+    let (state_tx, state) = watch::channel(Arc::new(snapshot::Snapshot::new(&config.network)));
     let (stream_tx, stream) = watch::channel(true);
     let (configured_tx, configured) = watch::channel(false);
     let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream.clone())
@@ -95,7 +73,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
     let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
     let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
-    let (ports_tx, ports) = watch::channel(edge::Ports::default());
+    let (ports_tx, ports) = watch::channel(downstream::ports::Ports::default());
     let (questions, asker) = untold::Asker::new(&config.network);
     let (workers, receivers) = WorkerPool::new(config.worker_count());
     let shared = Arc::new(worker::Shared {
@@ -105,9 +83,9 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         stream,
         questions,
         secrets: manager.secrets(),
-        metrics: metrics::Metrics::default(),
-        clusters: cluster::Clusters::new(config.is_gateway()),
-        gate: gate::Gate::new(descriptors),
+        metrics: Arc::default(),
+        clusters: cluster::endpoint_set::Clusters::new(config.is_gateway()),
+        gate: downstream::gate::Gate::new(descriptors),
         workers,
         ports,
         config: config.clone(),
@@ -116,8 +94,9 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let mut threads = Vec::new();
     for (i, rx) in receivers.into_iter().enumerate() {
         let (shared, watch, l) = (shared.clone(), watch.clone(), listener.try_clone()?);
-        let thread =
-            std::thread::Builder::new().name(format!("worker-{i}")).spawn(move || worker::run(shared, i, l, rx, watch));
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{i}"))
+            .spawn(move || downstream::accept::run(shared, i, l, rx, watch));
         threads.push(thread.context("cannot start a worker thread")?);
     }
     drop(listener);
@@ -132,7 +111,12 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         drop(certificate);
     });
     let types = if config.is_gateway() { control::GATEWAY } else { control::WAYPOINT };
-    tokio::task::spawn_local(edge::open(shared.state.clone(), ports_tx, watch.clone(), config.drain_limit()));
+    tokio::task::spawn_local(downstream::ports::open(
+        shared.state.clone(),
+        ports_tx,
+        watch.clone(),
+        config.drain_limit(),
+    ));
     drop(watch);
     let discovery = shared.metrics.discovery.clone();
     let writer = control::StateWriter::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery, asker);

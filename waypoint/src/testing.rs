@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use crate::{
-    cluster::Clusters,
+    cluster::endpoint_set::Clusters,
     config::Config,
-    control::Snapshot,
-    edge,
-    gate::Gate,
-    metrics::Metrics,
-    stream::{self, Io},
+    downstream::{
+        gate::Gate,
+        ports,
+        stream::{self, Io},
+    },
+    snapshot::Snapshot,
     worker::{Shared, Worker},
 };
 use clap::Parser;
@@ -46,7 +47,7 @@ pub(crate) struct Plane {
     pub(crate) state: watch::Sender<Arc<Snapshot>>,
     pub(crate) asker: Asker,
     _drain: Drain,
-    _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<edge::Ports>),
+    _other: (watch::Sender<bool>, watch::Sender<bool>, watch::Sender<ports::Ports>),
 }
 
 impl Plane {
@@ -62,7 +63,7 @@ impl Plane {
         let identity = config.identity().unwrap();
         let state = watch::Sender::new(Arc::new(s));
         let (configured, stream) = (watch::Sender::new(true), watch::Sender::new(true));
-        let ports = watch::Sender::new(edge::Ports::default());
+        let ports = watch::Sender::new(ports::Ports::default());
         let (questions, asker) = Asker::new("");
         let shared = Shared {
             secrets: secrets(&identity),
@@ -73,7 +74,7 @@ impl Plane {
             configured: configured.subscribe(),
             stream: stream.subscribe(),
             questions,
-            metrics: Metrics::default(),
+            metrics: Arc::default(),
             gate: Gate::new(1024),
             workers: WorkerPool::new(1).0,
             ports: ports.subscribe(),
@@ -121,7 +122,7 @@ pub(crate) async fn member(ca: &Ca, w: &Workload) -> Rc<Cell<usize>> {
                     let (name, count) = (name.clone(), count.clone());
                     let answer = service_fn(move |_| {
                         count.set(count.get() + 1);
-                        let body = crate::reply::ResponseBody::local(name.to_string());
+                        let body = crate::http::reply::ResponseBody::local(name.to_string());
                         async move { Ok::<_, Infallible>(Response::new(body)) }
                     });
                     spawn_local(hyper::server::conn::http1::Builder::new().serve_connection(io, answer));

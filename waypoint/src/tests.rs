@@ -1,14 +1,17 @@
-//! Whole requests without root: a client on an in-memory stream, the product from [`serve::requests`] on, and an endpoint on loopback
+//! Whole requests without root: a client on an in-memory stream, the product from [`requests::requests`] on, and an endpoint on loopback
 //! that answers as it is told to.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 
 use crate::{
-    access::Access,
-    codec,
-    control::Snapshot,
-    gateway::Gateway,
-    serve::{self, Downstream, DownstreamTarget},
-    table::Routes,
+    authz::access::Access,
+    downstream::{
+        context::{Downstream, DownstreamTarget},
+        gateway::Gateway,
+        requests,
+    },
+    http::codec,
+    route::table::Routes,
+    snapshot::Snapshot,
     testing::{LINES, worker},
     worker::Worker,
 };
@@ -152,7 +155,7 @@ impl Proxy {
             permit: None,
         };
         let w = self.worker.clone();
-        tokio::task::spawn_local(async move { serve::requests(&w, Rc::new(downstream), server, two).await });
+        tokio::task::spawn_local(async move { requests::requests(&w, Rc::new(downstream), server, two).await });
         client
     }
 

@@ -2,24 +2,28 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
-    balance,
-    cluster::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
+    cluster::{
+        balance,
+        endpoint_set::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
+    },
     config::Config,
-    conns::{self, Conns},
-    control::Snapshot,
-    edge,
-    gate::Gate,
-    metrics::{self, Metrics, Series},
-    serve::{self, Downstream},
-    stream, upstream,
+    downstream::{
+        conns::{self, Conns},
+        context::Downstream,
+        gate::Gate,
+        ports::Ports,
+        stream,
+        upgrade::Upgrade,
+    },
+    snapshot::Snapshot,
+    telemetry::{metrics::Metrics, sink::Sink},
+    upstream::{
+        address::is_usable,
+        pool::{self, Pool},
+    },
 };
-use h2::server::SendResponse;
-use karst_core::{Identity, authority::Authority, canonical, limits};
-use karst_hbone::{
-    Settings,
-    server::{self, Connect},
-    stream::TlsStream,
-};
+use karst_core::{Identity, authority::Authority, limits};
+use karst_hbone::{Settings, server::Connect};
 use karst_proxy::{
     dial::Dialer,
     nobody::Nobody,
@@ -29,7 +33,7 @@ use karst_proxy::{
     workers::{ConnectionGuard, WorkerPool},
 };
 use karst_rt::{
-    admission::{Ended, InUse, Permit},
+    admission::InUse,
     drain,
     socket::{Keepalive, NetnsConnector},
 };
@@ -39,16 +43,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
-    time::Duration,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     time::Instant,
 };
-
-/// How often tunnels are looked through for those whose workloads have gone.
-const RETIRE: Duration = Duration::from_secs(2);
 
 /// What all workers and the control thread share.
 pub struct Shared {
@@ -62,13 +61,13 @@ pub struct Shared {
     /// To the control plane: who is at an address?
     pub questions: mpsc::Sender<Question>,
     pub secrets: Secrets,
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     pub clusters: Clusters,
     /// How many connections there may be.
     pub gate: Gate,
     pub workers: WorkerPool<Job>,
     /// The ports of a gateway.
-    pub ports: watch::Receiver<edge::Ports>,
+    pub ports: watch::Receiver<Ports>,
 }
 
 /// A CONNECT to be served.
@@ -77,8 +76,8 @@ pub struct Job {
     pub peer: Identity,
     pub from: SocketAddr,
     /// Its tunnel is not idle.
-    in_use: Option<InUse>,
-    running: ConnectionGuard,
+    pub in_use: Option<InUse>,
+    pub running: ConnectionGuard,
 }
 
 /// Endpoints by destination, as one snapshot has them.
@@ -102,83 +101,23 @@ pub enum SampleKind {
 /// A worker's state.
 pub struct Worker {
     pub shared: Arc<Shared>,
-    number: usize,
+    pub number: usize,
     pub settings: Settings,
     pub dialer: Dialer,
     /// Addresses of nobody's that have been called.
     nobody: Rc<Nobody>,
     /// Where connections to endpoints are made from.
     pub connector: NetnsConnector,
-    pub upstream: Rc<upstream::Pool>,
+    pub upstream: Rc<Pool>,
     pub drain: drain::Watch,
     pub lingering: stream::Lingering,
-    conns: Rc<Conns>,
+    pub conns: Rc<Conns>,
     seed: Cell<u64>,
     samples: [Cell<u64>; 4],
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
     sets: RefCell<Sets>,
-    series: RefCell<HashMap<metrics::Key, Arc<Series>>>,
-}
-
-/// Runs a worker on the calling thread until the drain is over.
-///
-/// # Errors
-/// If the runtime cannot be made.
-pub fn run(
-    shared: Arc<Shared>,
-    number: usize,
-    listener: std::net::TcpListener,
-    mut jobs: mpsc::Receiver<Job>,
-    drain: drain::Watch,
-) -> std::io::Result<()> {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&rt, async move {
-        let listener = TcpListener::from_std(listener)?;
-        let w = Worker::new(shared, number, drain.clone());
-        tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
-        tokio::task::spawn_local(recheck(w.clone(), w.shared.state.clone()));
-        let (mut graceful, mut forced) = (drain.clone(), drain);
-        let mut done = tokio::time::interval(Duration::from_millis(20));
-        let mut retire = tokio::time::interval(RETIRE);
-        retire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut state = w.shared.state.clone();
-        let mut changed = false;
-        let mut draining = false;
-        let mut configured = w.shared.configured.clone();
-        let mut open = false;
-        loop {
-            tokio::select! {
-                j = jobs.recv() => match j {
-                    Some(j) => w.serve(j),
-                    None => break,
-                },
-                _ = retire.tick() => if std::mem::take(&mut changed) {
-                    w.dialer.retire(&w.snapshot().mesh);
-                },
-                r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
-                Ok(()) = state.changed() => changed = true,
-                (s, from) = karst_rt::accept::accept(&listener), if open && !draining => w.accept(s, from),
-                () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
-                _ = done.tick(), if draining => if w.is_idle() {
-                    break;
-                },
-                () = forced.reached(drain::Phase::Forced) => break,
-            }
-        }
-        Ok::<_, std::io::Error>(())
-    })?;
-    drop(local);
-    Ok(())
-}
-
-/// Ends streams that are no longer allowed when policies change.
-async fn recheck(w: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
-    while state.changed().await.is_ok() {
-        let s = state.borrow_and_update().clone();
-        w.conns.recheck(&s, &w.shared.metrics.closed_by_policy).await;
-    }
+    pub sink: Rc<Sink>,
 }
 
 impl Worker {
@@ -187,11 +126,11 @@ impl Worker {
         let settings = shared.config.tunnels();
         let (lingering, ended) = mpsc::unbounded_channel();
         tokio::task::spawn_local(stream::linger(ended));
-        let upstream: Rc<upstream::Pool> = Rc::default();
+        let upstream: Rc<Pool> = Rc::default();
         tokio::task::spawn_local({
             let pool = upstream.clone();
             async move {
-                let mut turn = tokio::time::interval(upstream::SWEEP);
+                let mut turn = tokio::time::interval(pool::SWEEP);
                 loop {
                     turn.tick().await;
                     pool.sweep();
@@ -199,6 +138,7 @@ impl Worker {
             }
         });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
+        let sink = Rc::new(Sink::new(shared.config.clone(), shared.state.clone(), shared.metrics.clone()));
         Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
@@ -214,20 +154,12 @@ impl Worker {
             samples: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
             sets: RefCell::default(),
-            series: RefCell::default(),
+            sink,
         })
     }
 
-    fn accept(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
-        let (open, w) = (self.connection(), self.clone());
-        tokio::task::spawn_local(async move {
-            w.tunnel(s, canonical(from)).await;
-            drop(open);
-        });
-    }
-
     /// Is nothing under way, and can nothing come?
-    fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.shared.workers.running(self.number) == 0 && self.open.get() == 0 && self.shared.ports.borrow().is_empty()
     }
 
@@ -237,94 +169,19 @@ impl Worker {
         Open(self.open.clone())
     }
 
-    async fn tunnel(self: &Rc<Self>, s: TcpStream, from: SocketAddr) {
-        let _ = s.set_nodelay(true);
-        // Boxed, and gone when the tunnel is there.
-        let (stream, peer, permit) = match Box::pin(self.admitted(s, from)).await {
-            Ok(Some(x)) => x,
-            Ok(None) => return,
-            Err(e) => return tracing::debug!(peer = %from, error = %e, "tunnel refused"),
-        };
-        let workers = &self.shared.workers;
-        let on_stream = |connect| {
-            let to = workers.pick_less_loaded(self.number).unwrap_or(self.number);
-            let job = Job { connect, peer: peer.clone(), from, in_use: permit.in_use(), running: workers.start(to) };
-            if to == self.number {
-                return self.serve(job);
-            }
-            if let Err(mut back) = workers.dispatch(to, job) {
-                back.running = workers.start(self.number);
-                self.serve(back);
-            }
-        };
-        let served = server::serve_until(stream, &self.settings, self.drain.clone(), permit.evicted(), on_stream).await;
-        if let Err(e) = served {
-            if matches!(e, server::ServerError::Evicted) {
-                self.shared.gate.counts.tunnels.note(Ended::Evicted);
-            }
-            tracing::debug!(peer = %peer, error = %e, "tunnel ended");
-        }
-    }
-
-    /// A tunnel's start: until its peer has shown who it is, it has one of the places for those who have not.
-    async fn admitted(
-        &self,
-        s: TcpStream,
-        from: SocketAddr,
-    ) -> Result<Option<(TlsStream, Identity, Rc<Permit>)>, Ended> {
-        let gate = &self.shared.gate;
-        let known = self.snapshot().mesh.workload(from.ip()).is_some();
-        let permit = gate.handshake(from.ip(), known)?;
-        let note = |e: &Ended| gate.counts.handshakes.note(*e);
-        permit.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await.inspect_err(note)?;
-        let done = permit.within(limits::HANDSHAKE_TIMEOUT, self.handshake(s, from)).await.inspect_err(note)?;
-        let Some((stream, peer)) = done else { return Ok(None) };
-        Ok(Some((stream, peer, gate.tunnel(permit, from.ip())?)))
-    }
-
-    async fn handshake(&self, s: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
-        let mut secrets = self.shared.secrets.clone();
-        let Some(creds) = secrets.get(&self.shared.identity, limits::HOLD_TIMEOUT).await else {
-            tracing::warn!(peer = %from, "tunnel refused: we have no certificate yet");
-            return None;
-        };
-        let failed = |e: &server::ServerError| tracing::info!(peer = %from, error = %e, "tunnel failed");
-        server::handshake(s, &creds).await.inspect_err(failed).ok()
-    }
-
-    fn serve(self: &Rc<Self>, j: Job) {
-        let w = self.clone();
-        tokio::task::spawn_local(async move {
-            let Job { connect, peer, from, in_use, running } = j;
-            let mut forced = w.drain.clone();
-            tokio::select! {
-                () = serve::stream(w.clone(), connect, peer, from) => {}
-                () = forced.reached(drain::Phase::Forced) => {}
-            }
-            drop((in_use, running));
-        });
-    }
-
     /// The newest snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.state.borrow().clone()
     }
 
     /// Registers a byte stream that was let in by the policies of a snapshot.
-    pub fn register(
-        &self,
-        judged: &Snapshot,
-        downstream: &Downstream,
-        request: Option<Box<conns::Upgrade>>,
-    ) -> conns::Guard {
+    pub fn register(&self, judged: &Snapshot, downstream: &Downstream, request: Option<Box<Upgrade>>) -> conns::Guard {
         self.conns.add(judged, &self.snapshot(), downstream, request, &self.shared.metrics.closed_by_policy)
     }
 
     /// Ourselves, as the control plane tells of us.
     pub fn own<'a>(&self, s: &'a Snapshot) -> Option<&'a Arc<Workload>> {
-        let c = &self.shared.config;
-        let (namespace, name, account) = (&*c.pod_namespace, &*c.pod_name, &*c.account);
-        s.mesh.own_pod(&karst_proxy::state::OwnPod { namespace, name, account, uid: None })
+        self.shared.config.own_pod(&s.mesh)
     }
 
     /// The endpoints of a destination at the moment. None: there is no such service, port or subset.
@@ -366,7 +223,7 @@ impl Worker {
             DynamicEndpoint::Address => {
                 let to = downstream.to;
                 let its = set.service.vips.contains(&to) || set.service.ranges.iter().any(|c| c.contains(to));
-                (to.to_string(), (its && upstream::is_usable(self, s, to)).then_some(to)?)
+                (to.to_string(), (its && is_usable(&s.mesh, self.own(s).map(|own| &**own), to)).then_some(to)?)
             }
         };
         let mut cache = self.sets.borrow_mut();
@@ -392,22 +249,6 @@ impl Worker {
         let (state, stream) = (self.shared.state.clone(), self.shared.stream.clone());
         let (questions, until) = (self.shared.questions.clone(), Instant::now() + limits::HOLD_TIMEOUT);
         self.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await
-    }
-
-    /// The series of a key, from this worker's table.
-    pub fn series(&self, key: metrics::Key, labels: impl FnOnce(&metrics::Key) -> metrics::AllLabels) -> Arc<Series> {
-        /// Beyond, the table is begun anew.
-        const MOST: usize = 10_000;
-        let mut all = self.series.borrow_mut();
-        if let Some(s) = all.get(&key) {
-            return s.clone();
-        }
-        if all.len() >= MOST {
-            all.clear();
-        }
-        let s = self.shared.metrics.series(&key, labels);
-        all.insert(key, s.clone());
-        s
     }
 
     /// A number below `n`.
@@ -443,11 +284,4 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
-}
-
-/// Refuses a CONNECT.
-pub fn refuse(respond: &mut SendResponse<bytes::Bytes>, status: http::StatusCode) {
-    let mut r = http::Response::new(());
-    *r.status_mut() = status;
-    let _ = respond.send_response(r, true);
 }

@@ -1,0 +1,575 @@
+//! Tokens of requests (Istio's RequestAuthentication; JWT, RFC 7519): who has issued them, and whether that is true. A request
+//! without a token goes on, without a principal; one with a token that is not good does not.
+
+use crate::authz::error::AccessError;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, Validation,
+    errors::ErrorKind,
+    jwk::{AlgorithmParameters, Jwk, JwkSet},
+};
+use karst_api::route as ir;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// Clocks may differ by so many seconds (Envoy).
+const SKEW: u64 = 60;
+/// Longest token that is looked at, bytes.
+const LONGEST: usize = 16 << 10;
+/// What stands for a value that is no text: a token, and not a good one.
+const NO_TEXT: &str = "\u{fffd}";
+
+/// Whose tokens are taken, compiled.
+#[derive(Debug, Default)]
+pub struct Tokens(Vec<Rule>);
+
+struct Rule {
+    issuer: String,
+    audiences: Vec<String>,
+    keys: Result<Vec<Key>, KeysError>,
+    headers: Vec<(HeaderName, String)>,
+    params: Vec<String>,
+    cookies: Vec<String>,
+    payload: Option<HeaderName>,
+    forward: bool,
+    claims: Vec<(HeaderName, Vec<String>)>,
+    spaced: Arc<[String]>,
+}
+
+impl std::fmt::Debug for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} {:?}", self.issuer, self.audiences, self.keys.as_ref().map(Vec::len))
+    }
+}
+
+struct Key {
+    id: Option<String>,
+    algorithms: Vec<Algorithm>,
+    key: DecodingKey,
+}
+
+/// A token that is good.
+#[derive(Debug)]
+pub struct Token {
+    /// Issuer and subject.
+    pub principal: String,
+    claims: Map<String, Value>,
+    /// Claims that are lists, written with spaces.
+    spaced: Arc<[String]>,
+}
+
+/// Why a request with a token is not to go on, in Envoy's words.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TokenError {
+    /// It does not look like one.
+    #[error("Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections")]
+    Form,
+    /// It is longer than any is.
+    #[error("Jwt is too long")]
+    TooLong,
+    /// Nobody is known who is called as its issuer is.
+    #[error("Jwt issuer is not configured")]
+    Issuer,
+    /// The issuer's keys are not known.
+    #[error("Jwks remote fetch is failed")]
+    NoKeys,
+    /// Its header cannot be read.
+    #[error("Jwt header is not valid")]
+    Header,
+    /// None of the issuer's keys is for it.
+    #[error("Jwks doesn't have key to match kid or alg from Jwt")]
+    NoKey,
+    /// It is for others.
+    #[error("Audiences in Jwt are not allowed")]
+    Audience,
+    /// Its time is over.
+    #[error("Jwt is expired")]
+    Expired,
+    /// Its time has not come.
+    #[error("Jwt not yet valid")]
+    Early,
+    /// The issuer has not signed it.
+    #[error("Jwt verification fails")]
+    Signature,
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+enum KeysError {
+    /// The control plane could not fetch them.
+    #[error("{0}")]
+    Broken(String),
+    /// They are no set of keys.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+/// What came of a request's tokens.
+struct Good<'a> {
+    token: Token,
+    /// As it was sent, base64url.
+    payload: String,
+    /// By which it is good.
+    rule: &'a Rule,
+    /// Headers that held it.
+    places: Vec<HeaderName>,
+}
+
+impl Tokens {
+    /// Compiles.
+    ///
+    /// # Errors
+    /// If the message is not of this version; then nobody is to use it.
+    pub fn new(all: &[ir::Jwt]) -> Result<Self, AccessError> {
+        Ok(Self(all.iter().map(Rule::new).collect::<Result<_, _>>()?))
+    }
+
+    /// The headers that hold tokens, and those that are made of them.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        self.0.iter().flat_map(|r| {
+            let made = r.payload.iter().chain(r.claims.iter().map(|(h, _)| h));
+            made.chain(r.headers.iter().map(|(h, _)| h))
+        })
+    }
+
+    /// The request's token, if there is one; headers that only we write are made.
+    ///
+    /// # Errors
+    /// Why the request is not to go on, in Envoy's words.
+    pub fn verify(&self, p: &mut Parts) -> Result<Option<Token>, TokenError> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let found = self.found(&p.headers, &p.uri)?;
+        // A client's own would pass for what was verified.
+        for r in &self.0 {
+            for h in r.payload.iter().chain(r.claims.iter().map(|(h, _)| h)) {
+                p.headers.remove(h);
+            }
+        }
+        let Some(Good { token, payload, rule, places }) = found else { return Ok(None) };
+        if let Some(h) = &rule.payload
+            && let Ok(v) = HeaderValue::from_str(&payload)
+        {
+            p.headers.insert(h, v);
+        }
+        for (h, path) in &rule.claims {
+            let text = token.at(path).and_then(|v| match v {
+                Value::String(s) => Some(s.clone()),
+                Value::Bool(_) | Value::Number(_) => Some(v.to_string()),
+                _ => None,
+            });
+            if let Some(v) = text.and_then(|t| HeaderValue::from_str(&t).ok()) {
+                p.headers.insert(h, v);
+            }
+        }
+        if !rule.forward {
+            for h in places {
+                p.headers.remove(h);
+            }
+        }
+        Ok(Some(token))
+    }
+
+    fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, TokenError> {
+        let mut good: Option<Good<'_>> = None;
+        let mut seen: Vec<&str> = vec![];
+        for r in &self.0 {
+            for (text, header) in r.tokens(h, uri) {
+                if seen.contains(&text) {
+                    // The same one once more: it does not go on there either.
+                    good.iter_mut().for_each(|g| g.places.extend(header.cloned()));
+                    continue;
+                }
+                let (issuer, payload) = peek(text)?;
+                // Whose it says it is decides by whose keys it is looked at; those rules must look for it here.
+                let mut last = TokenError::Issuer;
+                let mut fine = None;
+                for x in self.0.iter().filter(|x| x.issuer == issuer && x.tokens(h, uri).any(|(t, _)| t == text)) {
+                    match x.verify(text) {
+                        Ok(t) => {
+                            fine = Some((t, x));
+                            break;
+                        }
+                        Err(e) => last = e,
+                    }
+                }
+                let Some((token, rule)) = fine else { return Err(last) };
+                seen.push(text);
+                // Every one that is there must be good; the first says who it is.
+                match &mut good {
+                    None => good = Some(Good { token, payload, rule, places: header.cloned().into_iter().collect() }),
+                    Some(g) => g.places.extend(header.cloned()),
+                }
+            }
+        }
+        Ok(good)
+    }
+}
+
+/// Issuer and payload, as the token says; nothing is verified yet.
+fn peek(token: &str) -> Result<(String, String), TokenError> {
+    if token.len() > LONGEST {
+        return Err(TokenError::TooLong);
+    }
+    let mut parts = token.split('.');
+    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(TokenError::Form);
+    };
+    let json = jsonwebtoken::dangerous::insecure_decode::<Value>(token).map_err(|_| TokenError::Form)?;
+    let issuer = json.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+    Ok((issuer.to_string(), payload.to_string()))
+}
+
+impl Rule {
+    fn new(j: &ir::Jwt) -> Result<Self, AccessError> {
+        let name = |n: &str| {
+            HeaderName::from_bytes(n.as_bytes())
+                .map_err(|_| AccessError::Header { rule: j.name.clone(), header: n.into() })
+        };
+        let mut headers = j
+            .headers
+            .iter()
+            .map(|h| Ok((name(&h.name)?, h.prefix.clone())))
+            .collect::<Result<Vec<_>, AccessError>>()?;
+        let mut params = j.params.clone();
+        if headers.is_empty() && params.is_empty() && j.cookies.is_empty() {
+            headers.push((header::AUTHORIZATION, "Bearer ".into()));
+            params.push("access_token".into());
+        }
+        let claim = |c: &ir::ClaimHeader| Ok((name(&c.header)?, c.claim.split('.').map(String::from).collect()));
+        Ok(Self {
+            issuer: j.issuer.clone(),
+            audiences: j.audiences.clone(),
+            keys: if j.broken.is_empty() { keys(&j.jwks) } else { Err(KeysError::Broken(j.broken.clone())) },
+            headers,
+            params,
+            cookies: j.cookies.clone(),
+            payload: (!j.payload_header.is_empty()).then(|| name(&j.payload_header)).transpose()?,
+            forward: j.forward,
+            claims: j.claim_headers.iter().map(claim).collect::<Result<_, AccessError>>()?,
+            spaced: j.space_delimited.clone().into(),
+        })
+    }
+
+    /// The tokens where this rule looks for them, and the header if it is one.
+    fn tokens<'a>(&'a self, h: &'a HeaderMap, uri: &'a Uri) -> impl Iterator<Item = (&'a str, Option<&'a HeaderName>)> {
+        let headers = self.headers.iter().flat_map(|(n, prefix)| {
+            let all = h.get_all(n).iter().map(HeaderValue::as_bytes);
+            all.filter_map(move |v| Some((text(v.strip_prefix(prefix.as_bytes())?), Some(n))))
+        });
+        let query = uri.query().unwrap_or_default();
+        let params = self.params.iter().flat_map(move |p| {
+            query.split('&').filter_map(move |x| {
+                let (k, v) = x.split_once('=')?;
+                (k == p).then_some((v, None))
+            })
+        });
+        let cookies = self.cookies.iter().flat_map(|c| {
+            let all = h.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
+            all.filter_map(move |x| {
+                let v = x.trim_ascii().strip_prefix(c.as_bytes())?.strip_prefix(b"=")?;
+                Some((text(v), None))
+            })
+        });
+        headers.chain(params).chain(cookies).filter(|(t, _)| !t.is_empty())
+    }
+
+    fn verify(&self, token: &str) -> Result<Token, TokenError> {
+        let keys = self.keys.as_ref().map_err(|_| TokenError::NoKeys)?;
+        let head = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Header)?;
+        let mut v = Validation::new(head.alg);
+        v.leeway = SKEW;
+        v.validate_nbf = true;
+        // A token that does not end is the issuer's business (Envoy).
+        v.required_spec_claims.clear();
+        v.set_issuer(&[&self.issuer]);
+        // Below: as Envoy does, schemes and a last slash do not count.
+        v.validate_aud = false;
+        let fits = |k: &&Key| {
+            let id = head.kid.is_none() || k.id.is_none() || k.id == head.kid;
+            id && k.algorithms.contains(&head.alg)
+        };
+        let mut last = TokenError::NoKey;
+        for k in keys.iter().filter(fits) {
+            match jsonwebtoken::decode::<Map<String, Value>>(token, &k.key, &v) {
+                Ok(t) if !self.is_for_us(&t.claims) => return Err(TokenError::Audience),
+                Ok(t) => {
+                    let subject = t.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+                    let principal = format!("{}/{subject}", self.issuer);
+                    return Ok(Token { principal, claims: t.claims, spaced: self.spaced.clone() });
+                }
+                Err(e) => {
+                    last = match e.kind() {
+                        ErrorKind::ExpiredSignature => TokenError::Expired,
+                        ErrorKind::ImmatureSignature => TokenError::Early,
+                        _ => TokenError::Signature,
+                    };
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// Is one of the audiences ours?
+    fn is_for_us(&self, claims: &Map<String, Value>) -> bool {
+        let ours = |v: &Value| v.as_str().is_some_and(|a| self.audiences.iter().any(|o| audience(o) == audience(a)));
+        match claims.get("aud") {
+            _ if self.audiences.is_empty() => true,
+            Some(Value::Array(all)) => all.iter().any(ours),
+            Some(one) => ours(one),
+            None => false,
+        }
+    }
+}
+
+/// An audience as it is compared: without scheme and last slash (Envoy).
+fn audience(a: &str) -> &str {
+    let a = a.strip_prefix("https://").or_else(|| a.strip_prefix("http://")).unwrap_or(a);
+    a.strip_suffix('/').unwrap_or(a)
+}
+
+/// A value of a header as text.
+fn text(b: &[u8]) -> &str {
+    std::str::from_utf8(b.trim_ascii()).unwrap_or(NO_TEXT)
+}
+
+/// The keys of a set, those that can verify.
+fn keys(jwks: &str) -> Result<Vec<Key>, KeysError> {
+    let set: JwkSet = serde_json::from_str(jwks)?;
+    let usable = |k: &Jwk| {
+        let algorithms = algorithms(k);
+        let key = DecodingKey::from_jwk(k).ok()?;
+        (!algorithms.is_empty()).then(|| Key { id: k.common.key_id.clone(), algorithms, key })
+    };
+    Ok(set.keys.iter().filter_map(usable).collect())
+}
+
+/// What a key may have signed by: what it says, else what its type can.
+fn algorithms(k: &Jwk) -> Vec<Algorithm> {
+    use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
+    let can: &[Algorithm] = match &k.algorithm {
+        AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
+        AlgorithmParameters::EllipticCurve(_) => &[ES256, ES384],
+        AlgorithmParameters::OctetKeyPair(_) => &[EdDSA],
+        // A secret, with which every proxy that is told of it could sign (as Istio's can).
+        _ => &[],
+    };
+    let says = k.common.key_algorithm.map(|a| a.to_string());
+    can.iter().filter(|a| says.as_ref().is_none_or(|s| *s == format!("{a:?}"))).copied().collect()
+}
+
+impl Token {
+    /// One that is good.
+    #[cfg(test)]
+    pub(crate) fn test(principal: &str, claims: Value) -> Self {
+        let claims = claims.as_object().cloned().unwrap_or_default();
+        Self { principal: principal.into(), claims, spaced: Arc::new([]) }
+    }
+
+    fn at(&self, path: &[String]) -> Option<&Value> {
+        let (first, rest) = path.split_first()?;
+        rest.iter().try_fold(self.claims.get(first)?, |v, p| v.get(p))
+    }
+
+    /// The values of a claim: text, or a list of texts. (Others are not compared, as in Istio.)
+    pub fn claim(&self, path: &[String]) -> Vec<&str> {
+        match self.at(path) {
+            Some(Value::String(s)) if path.len() == 1 && self.spaced.iter().any(|c| *c == path[0]) => {
+                s.split(' ').filter(|x| !x.is_empty()).collect()
+            }
+            Some(Value::String(s)) => vec![s],
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
+            _ => vec![],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use jsonwebtoken::{EncodingKey, Header, encode};
+    use rcgen::KeyPair;
+    use serde_json::json;
+    use std::sync::LazyLock;
+
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+    static KEY: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate().unwrap());
+    static OTHER: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate().unwrap());
+
+    fn base64(b: &[u8]) -> String {
+        URL_SAFE_NO_PAD.encode(b)
+    }
+
+    fn jwks() -> String {
+        let point = KEY.public_key_raw();
+        let (x, y) = (base64(&point[1..33]), base64(&point[33..]));
+        // A secret is no key for a proxy: whoever holds it signs what he likes.
+        json!({ "keys": [
+            { "kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "a", "x": x, "y": y },
+            { "kty": "oct", "kid": "s", "k": base64(SECRET) },
+        ] })
+        .to_string()
+    }
+
+    fn rule() -> ir::Jwt {
+        ir::Jwt {
+            name: "r".into(),
+            issuer: "me".into(),
+            jwks: jwks(),
+            space_delimited: vec!["scope".into()],
+            ..Default::default()
+        }
+    }
+
+    fn signed(claims: &Value, key: &KeyPair) -> String {
+        let head = Header { kid: Some("a".into()), ..Header::new(Algorithm::ES256) };
+        encode(&head, claims, &EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).unwrap()).unwrap()
+    }
+
+    fn secretly(claims: &Value, kid: &str) -> String {
+        let head = Header { kid: Some(kid.into()), ..Header::new(Algorithm::HS256) };
+        encode(&head, claims, &EncodingKey::from_secret(SECRET)).unwrap()
+    }
+
+    fn request(headers: &[(&str, &str)], path: &str) -> Parts {
+        let mut r = http::Request::get(path);
+        for (k, v) in headers {
+            r = r.header(*k, *v);
+        }
+        r.body(()).unwrap().into_parts().0
+    }
+
+    /// The principal, or why not.
+    fn ask(rules: &[ir::Jwt], p: &mut Parts) -> Result<Option<String>, Box<str>> {
+        let verified = Tokens::new(rules).unwrap().verify(p).map_err(|e| e.to_string())?;
+        Ok(verified.map(|t| t.principal))
+    }
+
+    #[test]
+    fn only_good_tokens_pass() {
+        let now = jsonwebtoken::get_current_timestamp();
+        let fine = json!({ "iss": "me", "sub": "you", "exp": now + 600, "aud": ["x", "y"] });
+        let with = |k: &str, v: Value| {
+            let mut c = fine.clone();
+            c[k] = v;
+            c
+        };
+        let bearer = |t: &str| request(&[("authorization", &format!("Bearer {t}"))], "/");
+        let hs = |c: &Value| signed(c, &KEY);
+        let good = Ok(Some("me/you".to_string()));
+        assert_eq!(ask(&[rule()], &mut request(&[], "/")), Ok(None), "without a token it goes on");
+        assert_eq!(ask(&[rule()], &mut request(&[("authorization", "Basic x")], "/")), Ok(None));
+        assert_eq!(ask(&[rule()], &mut bearer(&hs(&fine))), good);
+        assert_eq!(ask(&[rule()], &mut request(&[], &format!("/?a=b&access_token={}", hs(&fine)))), good);
+        let none = json!({ "iss": "me", "sub": "you" });
+        assert_eq!(ask(&[rule()], &mut bearer(&hs(&none))), good, "one that does not end");
+        let head = base64(br#"{"alg":"none","typ":"JWT"}"#);
+        let unsigned = format!("{head}.{}.", base64(fine.to_string().as_bytes()));
+        for (token, why) in [
+            ("opaque".to_string(), "Jwt is not in the form"),
+            (unsigned, "Jwt "),
+            (hs(&with("iss", json!("other"))), "Jwt issuer is not configured"),
+            (hs(&json!({})), "Jwt issuer is not configured"),
+            (hs(&with("exp", json!(now - 120))), "Jwt is expired"),
+            (hs(&with("nbf", json!(now + 120))), "Jwt not yet valid"),
+            (signed(&fine, &OTHER), "Jwt verification fails"),
+            (secretly(&fine, "a"), "Jwks doesn't have key"),
+            (secretly(&fine, "s"), "Jwks doesn't have key"),
+            (hs(&fine).replace('.', "x"), "Jwt is not in the form"),
+            ("x".repeat(LONGEST + 1), "Jwt is too long"),
+        ] {
+            let e = ask(&[rule()], &mut bearer(&token)).unwrap_err();
+            assert!(e.starts_with(why), "{token}: {e}");
+        }
+        let of = |audience: &str| ir::Jwt { audiences: vec![audience.into()], ..rule() };
+        assert_eq!(ask(&[of("y")], &mut bearer(&hs(&fine))), good);
+        // As in Envoy, schemes and a last slash do not count.
+        for (sent, configured, fits) in [
+            ("https://api.example/", "api.example", true),
+            ("api.example", "https://api.example/", true),
+            ("http://api.example", "https://api.example/", true),
+            ("api.example/v1/", "api.example/v1", true),
+            ("https://api.example/v1", "https://api.example", false),
+            ("https://api.example//", "https://api.example", false),
+            ("ftp://api.example", "api.example", false),
+            ("API.example", "api.example", false),
+        ] {
+            for aud in [json!(sent), json!(["x", sent])] {
+                let got = ask(&[of(configured)], &mut bearer(&hs(&with("aud", aud))));
+                assert_eq!(got.is_ok(), fits, "{sent} for {configured}: {got:?}");
+            }
+        }
+        for c in [&fine, &none] {
+            assert_eq!(ask(&[of("z")], &mut bearer(&hs(c))), Err("Audiences in Jwt are not allowed".into()));
+        }
+        // What is no text is a token that is not good, and hides none.
+        let with_bytes = |name: &'static str, value: &[u8]| {
+            let mut p = request(&[], "/");
+            p.headers.insert(name, HeaderValue::from_bytes(value).unwrap());
+            p
+        };
+        let e = ask(&[rule()], &mut with_bytes("authorization", b"Bearer \xe9")).unwrap_err();
+        assert!(e.starts_with("Jwt is not in the form"), "{e}");
+        let in_cookie = ir::Jwt { cookies: vec!["t".into()], ..rule() };
+        let cookies = |token: &str| with_bytes("cookie", &[&b"a=\xe9; t="[..], token.as_bytes()].concat());
+        assert_eq!(ask(std::slice::from_ref(&in_cookie), &mut cookies(&hs(&fine))), good);
+        assert!(ask(std::slice::from_ref(&in_cookie), &mut cookies("opaque")).is_err());
+        // Of two rules of one issuer one is enough; of two tokens each must be good.
+        assert_eq!(ask(&[of("z"), of("y")], &mut bearer(&hs(&fine))), good);
+        let mut two = request(
+            &[("authorization", &format!("Bearer {}", hs(&fine)))],
+            &format!("/?access_token={}", hs(&with("exp", json!(1)))),
+        );
+        assert_eq!(ask(&[rule()], &mut two), Err("Jwt is expired".into()));
+        // No keys: nobody's token is taken.
+        let broken = ir::Jwt { broken: "no keys".into(), ..rule() };
+        assert!(ask(&[broken], &mut bearer(&hs(&fine))).is_err());
+    }
+
+    #[test]
+    fn headers_and_claims() {
+        let claims = json!({ "iss": "me", "sub": "you", "scope": "read write", "groups": ["a", "b"], "in": { "ner": "x" }, "n": 7 });
+        let token = signed(&claims, &KEY);
+        let own = |h: &str, c: &str| ir::ClaimHeader { header: h.into(), claim: c.into() };
+        let r = ir::Jwt {
+            headers: vec![ir::JwtHeader { name: "x-token".into(), prefix: String::new() }],
+            cookies: vec!["t".into()],
+            payload_header: "x-payload".into(),
+            claim_headers: vec![own("x-sub", "sub"), own("x-n", "n"), own("x-inner", "in.ner"), own("x-none", "none")],
+            ..rule()
+        };
+        let forged = [("x-payload", "forged"), ("x-none", "forged"), ("x-sub", "forged")];
+        let mut p = request(&[&[("x-token", token.as_str())], &forged[..]].concat(), "/");
+        let t = Tokens::new(std::slice::from_ref(&r)).unwrap().verify(&mut p).unwrap().unwrap();
+        let get = |p: &Parts, n: &str| p.headers.get(n).map(|v| v.to_str().unwrap().to_string());
+        let payload = token.split('.').nth(1).map(String::from);
+        assert_eq!(
+            ["x-sub", "x-n", "x-inner", "x-none", "x-payload", "x-token"].map(|n| get(&p, n)),
+            [Some("you".into()), Some("7".into()), Some("x".into()), None, payload, None]
+        );
+        let claim = |path: &[&str]| t.claim(&path.iter().map(ToString::to_string).collect::<Vec<_>>()).join("|");
+        assert_eq!(
+            [&["scope"][..], &["groups"], &["in", "ner"], &["n"], &["in"], &["none", "x"]].map(claim),
+            ["read|write", "a|b", "x", "", "", ""]
+        );
+        // Nor are they a client's own where there is no token; the token stays where that is asked for.
+        let mut p = request(&forged, "/");
+        assert_eq!(ask(std::slice::from_ref(&r), &mut p), Ok(None));
+        assert!(forged.iter().all(|(n, _)| get(&p, n).is_none()));
+        // In two places, the same: in neither it goes on.
+        let both = ir::Jwt {
+            headers: ["x-token", "x-other"].map(|n| ir::JwtHeader { name: n.into(), prefix: String::new() }).into(),
+            ..r.clone()
+        };
+        let mut p = request(&[("x-token", &token), ("x-other", &token)], "/");
+        assert_eq!(ask(&[both], &mut p), Ok(Some("me/you".into())));
+        assert_eq!(["x-token", "x-other"].map(|n| get(&p, n)), [None, None]);
+        let mut p = request(&[("cookie", &format!("a=b; t={token}")), ("x-token", &token)], "/");
+        let kept = ir::Jwt { forward: true, ..r };
+        assert_eq!(ask(&[kept], &mut p), Ok(Some("me/you".into())));
+        assert!(get(&p, "x-token").is_some());
+    }
+}

@@ -1,0 +1,5 @@
+//! Who may call.
+
+pub mod access;
+pub mod error;
+pub mod jwt;

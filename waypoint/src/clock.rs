@@ -1,0 +1,17 @@
+//! The process's clock: all times are counted from its beginning.
+
+use std::{sync::LazyLock, time::Duration};
+use tokio::time::Instant;
+
+/// When the process began.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// How long the process has run.
+pub fn elapsed() -> Duration {
+    START.elapsed()
+}
+
+/// Milliseconds since the process began.
+pub fn now() -> u64 {
+    elapsed().as_millis() as u64
+}

@@ -1,0 +1,346 @@
+//! The choice of an endpoint.
+
+use crate::{
+    clock,
+    cluster::{endpoint::LbEndpoint, endpoint_set::EndpointSet, locality::LocalityGroup},
+};
+use karst_api::route::{self as ir, Method};
+use std::sync::atomic::Ordering::Relaxed;
+use xxhash_rust::xxh64::xxh64;
+
+/// Draws before every endpoint is looked at.
+const DRAWS: usize = 4;
+/// What a level takes for each of its endpoints that is healthy, per cent (Envoy's overprovisioning factor).
+const OVERPROVISIONED: u64 = 140;
+/// In slow start an endpoint gets at least this part of its share, per cent (Istio).
+const WARM_MINIMUM: u64 = 10;
+
+/// Which endpoints a request may go to, now. `tried`: by their places.
+struct Look<'a> {
+    set: &'a EndpointSet,
+    t: u64,
+    ejection_active: bool,
+    tried: &'a [usize],
+}
+
+impl<'a> Look<'a> {
+    fn at(set: &'a EndpointSet, tried: &'a [usize]) -> Self {
+        let t = clock::now();
+        Self { set, t, ejection_active: set.ejection_active(t), tried }
+    }
+
+    fn is_healthy(&self, m: &LbEndpoint) -> bool {
+        !self.ejection_active || !m.state.is_ejected(self.t)
+    }
+
+    /// Healthy, and not tried.
+    fn is_fresh(&self, m: &LbEndpoint) -> bool {
+        self.is_healthy(m) && !self.tried.iter().any(|i| self.set.members.get(*i).is_some_and(|x| std::ptr::eq(x, m)))
+    }
+
+    /// Healthy, not tried, and not avoided: these come before all others, and only for them another one is given up.
+    fn is_usable(&self, m: &LbEndpoint) -> bool {
+        !m.state.is_avoided(self.t) && self.is_fresh(m)
+    }
+}
+
+/// The endpoint for a request, by its place. `hash`: of what the policy names, if the request has it. Those that could not be
+/// reached a moment ago are left out as long as there are others, and so are, of those that remain, `tried`. None: no endpoint may
+/// be used.
+pub fn choose(
+    s: &EndpointSet,
+    hash: Option<u64>,
+    tried: &[usize],
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    let look = Look::at(s, tried);
+    let first = if look.ejection_active { priority(s, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
+    choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_usable(m), &mut random)
+        .or_else(|| choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
+        .or_else(|| match tried {
+            [] => None,
+            _ => choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
+        })
+}
+
+/// Is there another endpoint that would come before this one, if it has failed?
+pub fn has_other(s: &EndpointSet, i: usize, tried: &[usize]) -> bool {
+    let look = Look::at(s, tried);
+    s.members.iter().enumerate().any(|(k, m)| k != i && m.group.is_some() && look.is_usable(m))
+}
+
+/// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
+fn priority(s: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
+    let Some(last) = s.groups.last().map(|g| g.priority).filter(|l| *l > 0) else { return 0 };
+    let mut at = random(100);
+    for priority in 0..=last {
+        let (mut all, mut well) = (0, 0);
+        for i in s.groups.iter().filter(|g| g.priority == priority).flat_map(|g| &g.members) {
+            all += 1;
+            well += u64::from(healthy(&s.members[*i as usize]));
+        }
+        let takes = (OVERPROVISIONED * well).checked_div(all).unwrap_or(0).min(100);
+        if at < takes {
+            return priority;
+        }
+        at -= takes;
+    }
+    0
+}
+
+/// An endpoint of this level; if none of it can be used, of the others, near ones first.
+fn choose_from(
+    s: &EndpointSet,
+    first: usize,
+    hash: Option<u64>,
+    t: u64,
+    usable: &impl Fn(&LbEndpoint) -> bool,
+    random: &mut impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    if let [_] = s.groups[..] {
+        return choose_in_group(s, 0, hash, t, usable, random);
+    }
+    let able = |g: &LocalityGroup| g.members.iter().any(|i| usable(&s.members[*i as usize]));
+    let of = |priority: usize| s.groups.iter().enumerate().filter(move |(_, g)| g.priority == priority && able(g));
+    let last = s.groups.last()?.priority;
+    let priority = std::iter::once(first).chain(0..=last).find(|l| of(*l).next().is_some())?;
+    let mut at = random(of(priority).map(|(_, g)| u64::from(g.weight)).sum());
+    let (group, _) = of(priority).find(|(_, g)| {
+        let hit = at < u64::from(g.weight);
+        at = at.saturating_sub(u64::from(g.weight));
+        hit
+    })?;
+    choose_in_group(s, group, hash, t, usable, random)
+}
+
+/// One of a group.
+fn choose_in_group(
+    s: &EndpointSet,
+    group: usize,
+    hash: Option<u64>,
+    t: u64,
+    usable: &impl Fn(&LbEndpoint) -> bool,
+    random: &mut impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    let among = &s.groups.get(group)?.members[..];
+    let balance = s.policy.balance.as_ref();
+    let method = balance.map_or(Method::LeastRequest, ir::Balance::method);
+    match method {
+        Method::RingHash | Method::Maglev if hash.is_some() => {
+            on_ring(s, hash.unwrap_or(0), method, &|m| m.group == Some(group) && usable(m))
+        }
+        // Without anything to hash: any.
+        Method::Random | Method::RingHash | Method::Maglev => draw(s, among, t, usable, random),
+        Method::RoundRobin => {
+            let turn = |_| among[s.cluster.round_robin.fetch_add(1, Relaxed) % among.len()] as usize;
+            (0..among.len()).map(turn).find(|i| usable(&s.members[*i]))
+        }
+        Method::LeastRequest | Method::PeakEwma => {
+            let a = draw(s, among, t, usable, random)?;
+            // Another one, if there is one.
+            let other = |m: &LbEndpoint| usable(m) && !std::ptr::eq(m, &s.members[a]);
+            let b = if among.len() == 1 { a } else { draw(s, among, t, &other, random).unwrap_or(a) };
+            let cost = |i: usize| {
+                let m = &s.members[i];
+                let active = u64::from(m.state.active.load(Relaxed)) + 1;
+                let latency = if method == Method::PeakEwma { m.state.latency(t).max(1) } else { 1 };
+                active * latency / u64::from(m.workload.capacity.max(1))
+            };
+            Some(if cost(b) < cost(a) { b } else { a })
+        }
+    }
+}
+
+/// One of those that can be used, by capacity and warmth.
+fn draw(
+    s: &EndpointSet,
+    among: &[u32],
+    t: u64,
+    usable: &impl Fn(&LbEndpoint) -> bool,
+    random: &mut impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    let weight = |m: &LbEndpoint| {
+        let warmup = s.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
+        let age = t.saturating_sub(m.state.since);
+        let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
+        u64::from(m.workload.capacity) * part
+    };
+    if among.is_empty() {
+        return None;
+    }
+    let all = || among.iter().map(|i| (*i as usize, &s.members[*i as usize]));
+    let most = all().map(|(_, m)| weight(m)).max().unwrap_or(0).max(1);
+    for _ in 0..DRAWS {
+        let i = among[random(among.len() as u64) as usize] as usize;
+        let m = &s.members[i];
+        if usable(m) && random(most) < weight(m) {
+            return Some(i);
+        }
+    }
+    let usable = || all().filter(|(_, m)| usable(m));
+    let total: u64 = usable().map(|(_, m)| weight(m)).sum();
+    let mut at = random(total.max(1));
+    let mut last = None;
+    for (i, m) in usable() {
+        last = Some(i);
+        if at < weight(m) {
+            return Some(i);
+        }
+        at -= weight(m);
+    }
+    last
+}
+
+fn on_ring(s: &EndpointSet, hash: u64, m: Method, usable: &impl Fn(&LbEndpoint) -> bool) -> Option<usize> {
+    let n = s.ring.len();
+    if n == 0 {
+        return None;
+    }
+    let from = match m {
+        Method::Maglev => (hash % n as u64) as usize,
+        _ => s.ring.partition_point(|(h, _)| *h < hash) % n,
+    };
+    (0..n).map(|k| s.ring[(from + k) % n].1 as usize).find(|i| usable(&s.members[*i]))
+}
+
+/// The hash of a value.
+pub fn hash(value: &[u8]) -> u64 {
+    xxh64(value, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use crate::cluster::endpoint_set::tests::set;
+    use karst_core::limits;
+    use karst_proxy::dial::Endpoint;
+    use rand::Rng;
+
+    fn with(m: Method, n: usize) -> EndpointSet {
+        let mut b = ir::Balance { ring_size: if m == Method::Maglev { 65_537 } else { 1024 }, ..Default::default() };
+        b.set_method(m);
+        set(n, ir::Policy { balance: Some(b), ..Default::default() })
+    }
+
+    fn counts(s: &EndpointSet, rounds: usize, mut hash: impl FnMut(usize) -> Option<u64>) -> Vec<usize> {
+        let mut r = rand::rng();
+        let mut out = vec![0; s.members.len()];
+        for k in 0..rounds {
+            out[choose(s, hash(k), &[], |n| r.random_range(0..n.max(1))).unwrap()] += 1;
+        }
+        out
+    }
+
+    #[test]
+    fn methods_spread_evenly() {
+        assert_eq!(counts(&with(Method::RoundRobin, 4), 400, |_| None), [100; 4]);
+        for m in [Method::Random, Method::LeastRequest, Method::PeakEwma] {
+            let c = counts(&with(m, 4), 4000, |_| None);
+            assert!(c.iter().all(|n| (800..1200).contains(n)), "{m:?} {c:?}");
+        }
+        for m in [Method::RingHash, Method::Maglev] {
+            let c = counts(&with(m, 4), 4000, |k| Some(hash(&k.to_le_bytes())));
+            assert!(c.iter().all(|n| (600..1400).contains(n)), "{m:?} {c:?}");
+        }
+    }
+
+    #[test]
+    fn a_hash_stays_with_its_endpoint() {
+        for m in [Method::RingHash, Method::Maglev] {
+            let (four, five) = (with(m, 4), with(m, 5));
+            let at = |s: &EndpointSet, k: usize| {
+                let i = choose(s, Some(hash(&k.to_le_bytes())), &[], |_| 0).unwrap();
+                s.members[i].workload.name.clone()
+            };
+            let moved = (0..1000).filter(|k| at(&four, *k) != at(&five, *k)).count();
+            // A fifth of them has to move; not many more do.
+            assert!((100..350).contains(&moved), "{m:?}: {moved}");
+        }
+    }
+
+    #[test]
+    fn what_was_tried_is_left_out_while_there_are_others() {
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::RingHash] {
+            let s = with(m, 2);
+            let mut r = rand::rng();
+            for _ in 0..50 {
+                let i = choose(&s, Some(7), &[0], |n| r.random_range(0..n.max(1))).unwrap();
+                assert_eq!(i, 1, "{m:?}");
+            }
+            assert!(choose(&s, Some(7), &[0, 1], |_| 0).is_some());
+        }
+        assert!(choose(&with(Method::LeastRequest, 0), None, &[], |_| 0).is_none());
+    }
+
+    #[test]
+    fn what_could_not_be_reached_is_left_out_while_there_are_others() {
+        for m in [Method::RoundRobin, Method::Random, Method::LeastRequest, Method::PeakEwma, Method::RingHash] {
+            // Which of three are chosen.
+            let seen = |tried: &[usize], avoided: &[usize]| {
+                let s = with(m, 3);
+                avoided.iter().for_each(|i| s.members[*i].state.avoid());
+                let mut r = rand::rng();
+                let mut seen = [false; 3];
+                for k in 0..300_u32 {
+                    let i = choose(&s, Some(hash(&k.to_le_bytes())), tried, |n| r.random_range(0..n.max(1)));
+                    seen[i.unwrap()] = true;
+                }
+                seen
+            };
+            assert_eq!(seen(&[], &[0]), [false, true, true], "{m:?}");
+            assert_eq!(seen(&[1], &[0]), [false, false, true], "{m:?}");
+            // What has just failed is the last resort; then all are one.
+            assert_eq!(seen(&[1], &[0, 2]), [true, false, true], "{m:?}");
+            assert_eq!(seen(&[], &[0, 1, 2]), [true; 3], "{m:?}");
+            assert_eq!(seen(&[0, 1, 2], &[]), [true; 3], "{m:?}");
+        }
+    }
+
+    #[test]
+    fn one_is_given_up_only_for_one_that_is_better() {
+        let s = with(Method::LeastRequest, 3);
+        assert!(has_other(&s, 0, &[]) && has_other(&s, 0, &[1]) && !has_other(&s, 0, &[1, 2]));
+        assert!(!has_other(&with(Method::LeastRequest, 1), 0, &[]));
+        // One that was lost a moment ago is tried after this one, not in its place.
+        s.members[1].state.avoid();
+        assert!(has_other(&s, 0, &[]) && !has_other(&s, 0, &[2]));
+        s.members[2].state.avoid();
+        assert!(!has_other(&s, 0, &[]));
+        // So is one that is ejected.
+        let outlier =
+            ir::Outlier { consecutive_5xx: 1, ejection_ms: 60_000, max_ejection_percent: 100, ..Default::default() };
+        let s = set(2, ir::Policy { outlier: Some(outlier), ..Default::default() });
+        assert!(has_other(&s, 0, &[]));
+        s.record_outcome(&s.members[1], Some(500));
+        assert!(!has_other(&s, 0, &[]) && has_other(&s, 1, &[]));
+    }
+
+    #[test]
+    fn what_could_not_be_reached_comes_back() {
+        let s = with(Method::LeastRequest, 1);
+        let e = &s.members[0].state;
+        assert!(!e.is_avoided(clock::now()));
+        e.avoid();
+        let (now, time) = (clock::now(), limits::AVOID.as_millis() as u64);
+        assert!(e.is_avoided(now) && e.is_avoided(now + time - 1_000) && !e.is_avoided(now + time));
+    }
+
+    #[test]
+    fn the_busy_one_is_avoided() {
+        let s = with(Method::LeastRequest, 2);
+        s.members[0].state.active.store(50, Relaxed);
+        let c = counts(&s, 1000, |_| None);
+        assert_eq!(c, [0, 1000]);
+    }
+
+    #[test]
+    fn the_slow_one_is_avoided_until_that_is_long_ago() {
+        let s = with(Method::PeakEwma, 3);
+        s.members[0].state.record_latency(std::time::Duration::from_secs(1), clock::now());
+        assert_eq!(counts(&s, 1000, |_| None)[0], 0);
+        let e = &s.members[0].state;
+        let (t, then) = (clock::now(), e.latency(clock::now()));
+        assert!(e.latency(t + 10_000) < then / 2 && e.latency(t + 200_000) < 1000);
+    }
+}

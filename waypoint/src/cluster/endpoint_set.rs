@@ -1,0 +1,427 @@
+//! A destination as this process sees it: its endpoints with their load and health, and its limits. Shared by all workers;
+//! only counters are touched for a request.
+
+use crate::{
+    clock,
+    cluster::{
+        endpoint::{EndpointStats, LbEndpoint},
+        locality::{self, LocalityGroup},
+        ring, tls,
+    },
+    snapshot::Snapshot,
+    telemetry::stream_info::Chosen,
+};
+use http::HeaderValue;
+use karst_api::route as ir;
+use karst_proxy::{
+    endpoints::{candidates_of, waypoints},
+    state::{Announced, Mode, Service, Workload},
+};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
+};
+use tokio::sync::Semaphore;
+
+/// An endpoint that is ejected again and again stays out at most this long (Envoy: 300 s).
+const MAX_EJECTION: u64 = 300_000;
+/// So many destinations are kept before those that are gone are looked for.
+const SWEEP: usize = 256;
+
+/// Which destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterKey {
+    pub service: Arc<str>,
+    pub port: u16,
+    pub subset: Arc<str>,
+    /// The client's namespace, if the service is called in a way of its own from there.
+    pub client: Arc<str>,
+}
+
+/// All destinations of the process.
+#[derive(Default)]
+pub struct Clusters {
+    /// Do waypoints of services stand behind us, for those who ask for it?
+    gateway: bool,
+    all: Mutex<HashMap<ClusterKey, Arc<Cluster>>>,
+}
+
+/// What all workers share of a destination.
+pub struct Cluster {
+    pub requests: AtomicU32,
+    pub pending: AtomicU32,
+    pub retries: AtomicU32,
+    pub round_robin: AtomicUsize,
+    /// Requests on HTTP/1.1 connections at a time, if there is a limit.
+    connections: Mutex<(u32, Arc<Semaphore>)>,
+    endpoints: Mutex<HashMap<Arc<str>, Arc<EndpointStats>>>,
+}
+
+/// A destination whose endpoints are not told but follow from what is called (ServiceEntries).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DynamicEndpoint {
+    /// The host of the request, or the name in the TLS hello: resolution DYNAMIC_DNS.
+    Name,
+    /// The address that was called: resolution NONE.
+    Address,
+}
+
+/// The endpoints that may be used, as one snapshot has them.
+pub struct EndpointSet {
+    pub key: ClusterKey,
+    pub service: Arc<Service>,
+    pub cluster: Arc<Cluster>,
+    pub members: Vec<LbEndpoint>,
+    pub policy: Arc<ir::Policy>,
+    /// The members follow from what is called, see [`EndpointSet::with_endpoint`]; until then there are none.
+    pub dynamic_endpoint: Option<DynamicEndpoint>,
+    /// The members are pods of the service's waypoint, which is asked for this authority.
+    pub via_waypoint: Option<String>,
+    /// The name of whom the endpoints stand for.
+    pub host: Arc<str>,
+    /// Near ones first.
+    pub groups: Vec<LocalityGroup>,
+    /// Points of a hash ring, or a Maglev table: member by place.
+    pub ring: Vec<(u64, u32)>,
+    /// What tells connections to the same endpoint apart: all that decides about TLS, and whom a waypoint is asked for.
+    pub pool_partition: Option<Arc<[u8]>>,
+    /// What tunnels to the endpoints say of us.
+    pub baggage: Option<HeaderValue>,
+    /// TLS to the endpoints, made when it is first wanted.
+    pub tls: OnceLock<Result<tls::Config, Arc<tls::RulesError>>>,
+}
+
+impl Clusters {
+    /// Of a gateway, or of a waypoint.
+    pub fn new(gateway: bool) -> Self {
+        Self { gateway, all: Mutex::default() }
+    }
+
+    fn get(&self, s: &Snapshot, key: &ClusterKey) -> Arc<Cluster> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= SWEEP.max(2 * s.mesh.services.len()) && !all.contains_key(key) {
+            // Those of services and subsets that are gone.
+            all.retain(|k, c| Arc::strong_count(c) > 1 || s.mesh.services.contains_key(&k.service));
+        }
+        all.entry(key.clone())
+            .or_insert_with(|| {
+                Arc::new(Cluster {
+                    requests: AtomicU32::new(0),
+                    pending: AtomicU32::new(0),
+                    retries: AtomicU32::new(0),
+                    round_robin: AtomicUsize::new(0),
+                    connections: Mutex::new((0, Arc::new(Semaphore::new(0)))),
+                    endpoints: Mutex::default(),
+                })
+            })
+            .clone()
+    }
+
+    /// The endpoints of a destination; None: there is no such service, port or subset. `preferred_family`: the address family that is preferred.
+    pub fn set(&self, s: &Snapshot, own: &Workload, key: &ClusterKey, preferred_family: IpAddr) -> Option<EndpointSet> {
+        let service = s.mesh.services.get(&key.service)?.clone();
+        // A port that a service does not have leads nowhere, whatever listens at that number.
+        if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == key.port) {
+            return None;
+        }
+        let backend = s.backends.get(&key.service);
+        let via_waypoint = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
+            // As ztunnels ask: by the address that is called.
+            let vip = service.vips.iter().find(|v| v.is_ipv4() == preferred_family.is_ipv4()).or(service.vips.first());
+            vip.map_or_else(
+                || format!("{}:{}", service.hostname, key.port),
+                |v| SocketAddr::new(*v, key.port).to_string(),
+            )
+        });
+        let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none();
+        let rules = backend.filter(|_| via_waypoint.is_none()).map(|b| b.rules(&key.client));
+        let subset = match &*key.subset {
+            "" => None,
+            // The waypoint decides about subsets.
+            _ if via_waypoint.is_some() => None,
+            name => Some(rules?.subsets.iter().find(|x| x.name == name)?),
+        };
+        let port = u32::from(key.port);
+        let policy = match subset {
+            Some(x) => x.ports.get(&port).or(x.policy.as_ref()),
+            None => rules.and_then(|r| r.ports.get(&port).or(r.policy)),
+        };
+        let policy = Arc::new(policy.cloned().unwrap_or_default());
+        let cluster = self.get(s, key);
+        let mut states = cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut members = vec![];
+        let found: Vec<_> = match &via_waypoint {
+            Some(_) => {
+                service.waypoints.iter().flat_map(|(g, _)| waypoints(&s.mesh, own, g, preferred_family)).collect()
+            }
+            None => {
+                // Of a subset: those that are about to end serve where it has no others, whatever others the service has.
+                let fits =
+                    |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
+                let all = candidates_of(&s.mesh, own, &service, SocketAddr::new(preferred_family, key.port), &[], fits);
+                all.into_iter().map(|(w, a, _)| (w, a)).collect()
+            }
+        };
+        for (workload, address) in found {
+            let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(EndpointStats::new())).clone();
+            members.push(LbEndpoint { workload, address, state, group: None });
+        }
+        // Those that have left are forgotten once nobody uses them.
+        states.retain(|_, e| Arc::strong_count(e) > 1);
+        drop(states);
+        let ring = ring::ring(&policy, &members);
+        let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
+        let groups = locality::groups(locality, own, &members);
+        for (g, group) in groups.iter().enumerate() {
+            for i in &group.members {
+                members[*i as usize].group = Some(g);
+            }
+        }
+        let dynamic_endpoint = match (by_name, service.mode) {
+            (true, _) => Some(DynamicEndpoint::Name),
+            (false, Mode::Passthrough) => Some(DynamicEndpoint::Address),
+            (false, _) => None,
+        };
+        let host = service.hostname.clone();
+        let asked = via_waypoint.as_ref().map(|t| t.as_bytes().into());
+        let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(s, t, &host)));
+        let tls = OnceLock::new();
+        let key = key.clone();
+        let baggage = own.baggage.clone();
+        Some(EndpointSet {
+            key,
+            service,
+            cluster,
+            members,
+            policy,
+            dynamic_endpoint,
+            via_waypoint,
+            host,
+            groups,
+            ring,
+            pool_partition,
+            baggage,
+            tls,
+        })
+    }
+}
+
+impl Cluster {
+    /// The places of requests on HTTP/1.1 connections, `limit` of them.
+    pub fn connection_permits(&self, limit: u32) -> Arc<Semaphore> {
+        let mut c = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if c.0 != limit {
+            // Those who hold a place of the old number give it back there.
+            *c = (limit, Arc::new(Semaphore::new(limit as usize)));
+        }
+        c.1.clone()
+    }
+}
+
+impl EndpointSet {
+    /// The destination with what was called as its one endpoint: a name (`address` is then unspecified), or an address.
+    pub fn with_endpoint(&self, s: &Snapshot, own: &Workload, host: &str, address: IpAddr) -> Self {
+        let known = if address.is_unspecified() { None } else { s.mesh.workload(address).cloned() };
+        let workload = known.unwrap_or_else(|| {
+            let hostname: Arc<str> = if address.is_unspecified() { host.into() } else { "".into() };
+            let uid = format!("{}/{host}", self.key.service).into();
+            // Nobody of the mesh, and of no place.
+            let nobody = Workload::unannounced(Announced {
+                namespace: &self.service.namespace,
+                name: &self.service.name,
+                identity: own.identity.clone(),
+                node: "",
+                cluster: &own.cluster,
+                network: &own.network,
+            });
+            Arc::new(Workload { uid, hostname, hbone: false, ..nobody })
+        });
+        let target = self.service.ports.iter().find(|(p, _)| *p == self.key.port).map(|(_, t)| *t);
+        let port =
+            target.filter(|t| *t > 0 && self.dynamic_endpoint == Some(DynamicEndpoint::Name)).unwrap_or(self.key.port);
+        let mut states = self.cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        states.retain(|_, e| Arc::strong_count(e) > 1);
+        let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(EndpointStats::new())).clone();
+        drop(states);
+        let members = vec![LbEndpoint { workload, address: SocketAddr::new(address, port), state, group: Some(0) }];
+        Self {
+            key: self.key.clone(),
+            service: self.service.clone(),
+            cluster: self.cluster.clone(),
+            ring: ring::ring(&self.policy, &members),
+            groups: locality::groups(None, own, &members),
+            members,
+            policy: self.policy.clone(),
+            dynamic_endpoint: self.dynamic_endpoint,
+            via_waypoint: None,
+            pool_partition: self.policy.tls.as_ref().map(|t| tls::rules(s, t, host)),
+            host: host.into(),
+            baggage: self.baggage.clone(),
+            tls: OnceLock::new(),
+        }
+    }
+
+    /// Notes how a request to a member ended: a status of its own, or None if there was none.
+    pub fn record_outcome(&self, m: &LbEndpoint, status: Option<u16>) {
+        let Some(o) = &self.policy.outlier else { return };
+        let e = &m.state;
+        let gateway = status.is_none_or(|s| (502..=504).contains(&s));
+        if status.is_some_and(|s| s < 500) {
+            e.errors.store(0, Relaxed);
+            e.gateway_errors.store(0, Relaxed);
+            return;
+        }
+        let errors = e.errors.fetch_add(1, Relaxed) + 1;
+        let gateways = if gateway { e.gateway_errors.fetch_add(1, Relaxed) + 1 } else { 0 };
+        let over = |n: u32, limit: u32| limit > 0 && n >= limit;
+        if over(errors, o.consecutive_5xx) || over(gateways, o.consecutive_gateway) {
+            self.eject(e, o);
+        }
+    }
+
+    fn eject(&self, e: &EndpointStats, o: &ir::Outlier) {
+        let now = clock::now();
+        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
+        // At least one may be out, whatever the percentage (Envoy).
+        let allowed = (self.members.len() * o.max_ejection_percent as usize / 100).max(1);
+        if e.is_ejected(now) || out >= allowed {
+            return;
+        }
+        // Who has behaved for long begins anew.
+        if now.saturating_sub(e.ejected.load(Relaxed)) > 10 * o.ejection_ms {
+            e.ejections.store(0, Relaxed);
+        }
+        let times = u64::from(e.ejections.fetch_add(1, Relaxed)) + 1;
+        e.ejected.store(now + (o.ejection_ms * times).min(MAX_EJECTION.max(o.ejection_ms)), Relaxed);
+        e.errors.store(0, Relaxed);
+        e.gateway_errors.store(0, Relaxed);
+    }
+
+    /// Are ejections in force? Not where too few would be left.
+    pub fn ejection_active(&self, now: u64) -> bool {
+        let Some(o) = &self.policy.outlier else { return false };
+        let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
+        out > 0 && (self.members.len() - out) * 100 >= self.members.len() * o.min_health_percent as usize
+    }
+}
+
+impl From<&EndpointSet> for Chosen {
+    fn from(s: &EndpointSet) -> Self {
+        let (port, subset) = (s.key.port, s.key.subset.clone());
+        Self { service: s.service.clone(), port, subset, is_told: s.dynamic_endpoint.is_none() }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use karst_proxy::testing::{pod, service, snapshot};
+
+    pub(crate) const KEY: &str = "ns/s.ns.svc.cluster.local";
+
+    /// So many endpoints.
+    pub(crate) fn members(n: usize) -> Vec<LbEndpoint> {
+        set(n, ir::Policy::default()).members
+    }
+
+    /// A service `s` with so many endpoints.
+    pub(crate) fn set(n: usize, policy: ir::Policy) -> EndpointSet {
+        let own = pod("own", "10.0.1.1", &[]);
+        let pods = (0..n).map(|i| pod(&format!("p{i}"), &format!("10.0.0.{i}"), &[(KEY, &[(80, 8080)])])).chain([own]);
+        let mut s = Snapshot::new("");
+        s.mesh = snapshot(pods.collect(), vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let backend = ir::Backend { policy: Some(policy), ..Default::default() };
+        s.backends.insert(KEY.into(), Arc::new(backend));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let key = ClusterKey { service: KEY.into(), port: 80, subset: "".into(), client: Arc::default() };
+        Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn errors_in_a_row_eject_up_to_the_cap() {
+        let outlier =
+            ir::Outlier { consecutive_5xx: 3, ejection_ms: 60_000, max_ejection_percent: 50, ..Default::default() };
+        let s = set(4, ir::Policy { outlier: Some(outlier), ..Default::default() });
+        let out = || s.members.iter().filter(|m| m.state.is_ejected(clock::now())).count();
+        for m in &s.members {
+            s.record_outcome(m, Some(500));
+            s.record_outcome(m, Some(500));
+            s.record_outcome(m, Some(200));
+            s.record_outcome(m, Some(500));
+            s.record_outcome(m, None);
+        }
+        assert_eq!(out(), 0, "not in a row");
+        for m in &s.members {
+            s.record_outcome(m, Some(503));
+        }
+        assert_eq!(out(), 2, "half of them at most");
+        assert!(s.ejection_active(clock::now()));
+    }
+
+    #[test]
+    fn a_port_that_the_service_lacks_is_no_destination() {
+        let mut s = Snapshot::new("");
+        let pods = vec![pod("own", "10.0.1.1", &[]), pod("a", "10.0.0.1", &[(KEY, &[(80, 8080)])])];
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let at = |port: u16| {
+            let key = ClusterKey { service: KEY.into(), port, subset: "".into(), client: Arc::default() };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
+        };
+        assert_eq!([at(80), at(8080), at(81)], [Some(1), None, None]);
+    }
+
+    /// Subsets and policies may be a client's own (Istio: DestinationRules of its namespace come first).
+    #[test]
+    fn a_client_may_have_rules_of_its_own() {
+        let mut s = Snapshot::new("");
+        let pods = vec![pod("own", "10.0.1.1", &[]), pod("a", "10.0.0.1", &[(KEY, &[(80, 8080)])])];
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let subsets = vec![ir::Subset { name: "mine".into(), ..Default::default() }];
+        let clients = vec![ir::ClientRules { namespace: "shop".into(), subsets, ..Default::default() }];
+        s.backends.insert(KEY.into(), Arc::new(ir::Backend { clients, ..Default::default() }));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let of = |client: &str| {
+            let key = ClusterKey { service: KEY.into(), port: 80, subset: "mine".into(), client: client.into() };
+            Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).map(|set| set.members.len())
+        };
+        assert_eq!([of("shop"), of("other"), of("")], [Some(1), None, None]);
+    }
+
+    #[test]
+    fn a_subset_whose_pods_are_all_about_to_end_is_served_by_them() {
+        let end = |name: &str, ip: &str, version: &str, draining: bool| {
+            let mut w = pod(name, ip, &[(KEY, &[(80, 8080)])]);
+            let value = prost::Message::encode_to_vec(&ir::Labels { labels: [("v".into(), version.into())].into() });
+            let config = prost_types::Any { type_url: karst_api::LABELS_TYPE.into(), value };
+            w.extensions.push(karst_api::workload::Extension { name: "x".into(), config: Some(config) });
+            w.extensions.extend(draining.then(karst_api::draining));
+            w.status = i32::from(draining);
+            w
+        };
+        let pods = vec![
+            pod("own", "10.0.1.1", &[]),
+            end("a", "10.0.0.1", "1", true),
+            end("b", "10.0.0.2", "2", false),
+            end("c", "10.0.0.3", "2", true),
+        ];
+        let mut s = Snapshot::new("");
+        s.mesh = snapshot(pods, vec![service("s", "10.96.0.1", &[(80, 8080)])]);
+        let subset =
+            |v: &str| ir::Subset { name: v.into(), labels: [("v".into(), v.into())].into(), ..Default::default() };
+        let backend = ir::Backend { subsets: vec![subset("1"), subset("2")], ..Default::default() };
+        s.backends.insert(KEY.into(), Arc::new(backend));
+        let own = s.mesh.workload("10.0.1.1".parse().unwrap()).unwrap().clone();
+        let of = |subset: &str| -> Vec<String> {
+            let key = ClusterKey { service: KEY.into(), port: 80, subset: subset.into(), client: Arc::default() };
+            let set = Clusters::default().set(&s, &own, &key, "10.96.0.1".parse().unwrap()).unwrap();
+            set.members.iter().map(|m| m.workload.name.to_string()).collect()
+        };
+        assert_eq!([of(""), of("1"), of("2")], [vec!["b"], vec!["a"], vec!["b"]]);
+    }
+}

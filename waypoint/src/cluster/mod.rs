@@ -1,0 +1,8 @@
+//! Destinations: their endpoints, what is known of them, and the choice among them.
+
+pub mod balance;
+pub mod endpoint;
+pub mod endpoint_set;
+pub mod locality;
+pub mod ring;
+pub mod tls;

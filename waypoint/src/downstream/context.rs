@@ -1,0 +1,196 @@
+//! Who calls, and what: all that is known of a connection before its first request.
+
+use crate::{
+    authz::access::{self, Access, Denial},
+    cluster::endpoint_set::ClusterKey,
+    route::table::TcpRouteInput,
+    snapshot::Snapshot,
+    telemetry::{carried::Carried, flag::ResponseFlag, request_log::RequestLog, sink::Sink, stream_info::StreamInfo},
+};
+use http::Method;
+use karst_core::Identity;
+use karst_proxy::{
+    dry_run::DryRuns,
+    state::{Service, Workload},
+};
+use karst_rt::admission::Permit;
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+/// Who calls, and what.
+pub struct Downstream {
+    /// None: it has shown no certificate of the mesh.
+    pub peer: Option<Identity>,
+    pub from: SocketAddr,
+    /// The caller's pod, if it is known.
+    pub source: Option<Arc<Workload>>,
+    pub target: DownstreamTarget,
+    pub port: u16,
+    /// The address that was called; decides about the family of endpoints.
+    pub to: IpAddr,
+    /// Of a connection to a service: the TLS hello that it begins with, if it does.
+    pub hello: Option<ClientHello>,
+    /// That of the client's connection, if it has come from outside.
+    pub permit: Option<Rc<Permit>>,
+}
+
+/// A hello of TLS that ends elsewhere.
+pub struct ClientHello {
+    pub name: Option<String>,
+}
+
+/// What is called.
+#[derive(Clone)]
+pub enum DownstreamTarget {
+    Service(Arc<Service>),
+    /// This gateway; by TLS, with the name in its hello (empty if there was none).
+    Gateway(Option<Rc<str>>),
+}
+
+impl Downstream {
+    /// The caller's namespace, as proven; empty: there is none.
+    pub fn namespace(&self) -> &str {
+        self.peer.as_ref().map_or("", Identity::namespace)
+    }
+
+    /// The caller, for logs.
+    pub fn caller(&self) -> String {
+        self.peer.as_ref().map_or_else(|| "-".into(), ToString::to_string)
+    }
+
+    /// The service that is called, if it is one.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match &self.target {
+            DownstreamTarget::Service(s) => Some(s),
+            DownstreamTarget::Gateway(_) => None,
+        }
+    }
+
+    /// Has it come to a gateway?
+    pub fn is_at_gateway(&self) -> bool {
+        matches!(self.target, DownstreamTarget::Gateway(_))
+    }
+
+    /// How it has come, as URIs call it.
+    pub fn scheme(&self) -> &'static str {
+        if matches!(self.target, DownstreamTarget::Gateway(Some(_))) { "https" } else { "http" }
+    }
+
+    /// The key of a destination. Where no port is named it is the one that was called; at a gateway, that of the service if
+    /// it has only one. `own`: the namespace of this proxy.
+    pub fn key(&self, own: &str, s: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> ClusterKey {
+        let only = || {
+            let ports = &s.mesh.services.get(service).filter(|_| self.is_at_gateway())?.ports;
+            ports.first().filter(|_| ports.len() == 1).map(|(p, _)| *p)
+        };
+        let port = if port == 0 { only().unwrap_or(self.port) } else { port };
+        // The caller's namespace; else that of this proxy, which Istio takes for the client.
+        let backend = s.backends.get(service).filter(|b| !b.clients.is_empty());
+        let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
+        let client = client.map_or_else(Arc::default, Arc::from);
+        ClusterKey { service: service.clone(), port, subset: subset.clone(), client }
+    }
+
+    /// The name in the hello that was read; empty if it has none. None: no hello was read.
+    pub fn sni(&self) -> Option<&str> {
+        match &self.target {
+            DownstreamTarget::Gateway(name) => name.as_deref(),
+            DownstreamTarget::Service(_) => self.hello.as_ref().map(|h| h.name.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// What of a connection decides about its route.
+    pub fn tcp(&self) -> TcpRouteInput<'_> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        let sni = match &self.target {
+            DownstreamTarget::Gateway(name) => name.as_deref(),
+            DownstreamTarget::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()),
+        };
+        let labels = self.source.as_ref().map_or(&NONE, |x| &x.labels);
+        TcpRouteInput { port: self.port, namespace: self.namespace(), labels, sni }
+    }
+
+    /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
+    pub fn authorize(&self, dry_runs: &DryRuns, a: &Access, request: Option<access::Request<'_>>) -> Option<Denial> {
+        let asked = access::AuthzContext {
+            peer: self.peer.as_ref(),
+            source: self.from.ip(),
+            destination: self.to,
+            port: self.port,
+            sni: self.sni(),
+            request,
+        };
+        for (policy, told) in a.audit(&asked) {
+            let text = match told {
+                access::AuditEvent::Matches => "matches",
+                access::AuditEvent::DryRun { would, deny } => {
+                    dry_runs.count(policy, deny, would);
+                    would.text()
+                }
+            };
+            let service = self.service().map_or("-", |s| &s.hostname);
+            tracing::info!(target: "audit", policy, peer = self.caller(), service, port = self.port, "{text}");
+        }
+        a.evaluate(&asked).denial()
+    }
+
+    /// What is to be told of a request or a connection of this caller's.
+    pub fn record(&self, sink: &Rc<Sink>, s: &Snapshot) -> Box<RequestLog> {
+        let sni = match &self.target {
+            DownstreamTarget::Gateway(name) => name.clone().filter(|n| !n.is_empty()),
+            DownstreamTarget::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()).map(Rc::from),
+        };
+        let info = StreamInfo {
+            started: Instant::now(),
+            time: SystemTime::now(),
+            method: Method::GET,
+            path: String::new(),
+            authority: None,
+            protocol: "-",
+            is_grpc: false,
+            user_agent: None,
+            request_id: None,
+            forwarded_for: None,
+            from: self.from,
+            to: SocketAddr::new(self.to, self.port),
+            sni,
+            source: self.source.clone(),
+            principal: self.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
+            called: self.service().cloned(),
+            at_gateway: self.is_at_gateway(),
+            destination: None,
+            workload: None,
+            endpoint: None,
+            route: String::new(),
+            answered: 0,
+            grpc: None,
+            flag: ResponseFlag::None,
+            details: Cow::Borrowed(""),
+            error: String::new(),
+            upstream_ms: None,
+            received: Rc::default(),
+            headers: None,
+            carried: None,
+        };
+        RequestLog::new(info, sink.clone(), s)
+    }
+
+    /// What is to be told of a connection that is carried as it is.
+    pub fn connection(&self, sink: &Rc<Sink>, s: &Snapshot) -> Box<RequestLog> {
+        let mut r = self.record(sink, s);
+        r.method = no_method();
+        r.carried = Some(Rc::new(Carried { received: r.received.clone(), ..Carried::default() }));
+        r
+    }
+}
+
+/// That of what is no request, as Envoy's log has it.
+pub fn no_method() -> Method {
+    Method::from_bytes(b"-").unwrap_or_default()
+}

@@ -1,0 +1,217 @@
+//! Connections to a gateway's ports, from anywhere.
+
+use crate::{
+    cluster::endpoint_set::ClusterKey,
+    downstream::{
+        busy::Busy,
+        context::{Downstream, DownstreamTarget},
+        gateway::Listener,
+        hello::{HELLO, hello, preface},
+        ports::Ports,
+        requests,
+        stream::{Io, Reset},
+        tcp,
+    },
+    route::table::TcpRule,
+    snapshot::Snapshot,
+    telemetry::flag::ResponseFlag,
+    upstream::tls::Speaks,
+    worker::{SampleKind, Worker},
+};
+use karst_api::route::ListenerProtocol;
+use karst_core::{canonical, limits};
+use karst_rt::{
+    accept,
+    admission::{Ended, Permit},
+    drain,
+};
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// Accepts on the open ports, in a worker.
+pub async fn accept(w: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
+    let mut tasks: HashMap<u16, (Arc<TcpListener>, tokio::task::JoinHandle<()>)> = HashMap::new();
+    loop {
+        let now = ports.borrow_and_update().clone();
+        tasks.retain(|p, (l, task)| {
+            let same = now.get(p).is_some_and(|n| Arc::ptr_eq(n, l));
+            if !same {
+                task.abort();
+            }
+            same
+        });
+        for (p, l) in now.iter() {
+            if tasks.contains_key(p) {
+                continue;
+            }
+            let own = l.try_clone().and_then(tokio::net::TcpListener::from_std);
+            match own {
+                Ok(own) => {
+                    let task = tokio::task::spawn_local(port(w.clone(), own, *p));
+                    tasks.insert(*p, (l.clone(), task));
+                }
+                Err(e) => tracing::error!(port = p, error = %e, "cannot accept"),
+            }
+        }
+        drop(now);
+        if ports.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
+    loop {
+        let (s, from) = accept::accept(&listener).await;
+        let from = canonical(from);
+        let Ok(permit) = w.shared.gate.greeting(from.ip()) else { continue };
+        let (open, w) = (w.connection(), w.clone());
+        tokio::task::spawn_local(async move {
+            let mut forced = w.drain.clone();
+            tokio::select! {
+                () = connection(&w, s, from, port, permit) => {}
+                () = forced.reached(drain::Phase::Forced) => {}
+            }
+            drop(open);
+        });
+    }
+}
+
+async fn connection(w: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
+    let _ = socket.set_nodelay(true);
+    let to = socket.local_addr().map_or(from.ip(), |a| canonical(a).ip());
+    let s = w.snapshot();
+    let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
+    let gate = &w.shared.gate;
+    let ended = |e: Ended| {
+        gate.counts.greetings.note(e);
+        tracing::debug!(peer = %from, port, error = %e, "no greeting");
+    };
+    // From here on it is one of those that have greeted.
+    let call = |tls: Option<Rc<str>>, permit| {
+        let permit = gate
+            .connection(permit, from.ip())
+            .inspect_err(|e| tracing::debug!(peer = %from, port, error = %e, "connection refused"));
+        let target = DownstreamTarget::Gateway(tls);
+        Some(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: Some(permit.ok()?) })
+    };
+    match p.protocol() {
+        ListenerProtocol::Http => {
+            let mut io = Io::socket(socket);
+            match permit.within(HELLO, preface(&mut io)).await {
+                Ok(Some(http2)) => {
+                    let Some(downstream) = call(None, permit) else { return };
+                    requests::requests(w, Rc::new(downstream), io, http2).await;
+                }
+                Ok(None) => {}
+                Err(e) => ended(e),
+            }
+        }
+        ListenerProtocol::Tcp => {
+            let Some(l) = p.find(None).next() else { return };
+            let Some(downstream) = call(None, permit) else { return };
+            bytes(w, &s, &downstream, l, ("*", Speaks::Anything), Io::socket(socket)).await;
+        }
+        ListenerProtocol::Https | ListenerProtocol::Tls => {
+            if let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await {
+                return ended(e);
+            }
+            let mut io = Io::socket(socket);
+            let sni = match permit.within(HELLO, hello(&mut io)).await {
+                Ok(Ok(sni)) => sni,
+                Ok(Err(_)) => return tracing::debug!(peer = %from, port, "no TLS"),
+                Err(e) => return ended(e),
+            };
+            let Some(l) = p.find(sni.as_deref()).next().cloned() else {
+                return tracing::info!(target: "access", peer = %from, port, sni, "no listener is for this name");
+            };
+            let name = sni.clone().unwrap_or_default();
+            let Some(tls) = &l.tls else {
+                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                return bytes(w, &s, &downstream, &l, (&name, Speaks::Tls), io).await;
+            };
+            let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
+                Ok(Ok(io)) => io,
+                Ok(Err(e)) => {
+                    return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed");
+                }
+                Err(e) => return ended(e),
+            };
+            if let Err(e) = tls.still_valid(io.get_ref().1) {
+                return tracing::info!(target: "access", peer = %from, port, sni, error = %e, "TLS failed: resumed session");
+            }
+            if !tls.admits(io.get_ref().1.peer_certificates()) {
+                return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the names that may come in");
+            }
+            if l.protocol == ListenerProtocol::Tls {
+                let Some(downstream) = call(sni.map(Into::into), permit) else { return };
+                return bytes(w, &s, &downstream, &l, (&name, Speaks::Anything), io).await;
+            }
+            let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
+            // What the name has chosen is asked for once more with each request.
+            let Some(downstream) = call(Some(name.into()), permit) else { return };
+            drop(s);
+            requests::requests(w, Rc::new(downstream), io, http2).await;
+        }
+    }
+}
+
+/// Carries bytes to where the listener's routes say.
+pub async fn bytes<I>(
+    w: &Rc<Worker>,
+    s: &Arc<Snapshot>,
+    downstream: &Downstream,
+    l: &Listener,
+    (name, speaks): (&str, Speaks),
+    io: I,
+) where
+    I: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    let busy = Busy::on(downstream);
+    // It is told when it is dropped, whatever becomes of it.
+    let mut record = downstream.connection(&w.sink, s);
+    record.route.clone_from(&l.origin);
+    if let Some(by) =
+        s.gateway.as_ref().and_then(|g| downstream.authorize(&w.shared.metrics.dry_runs, g.access.as_ref()?, None))
+    {
+        record.details = by.details.into();
+        return drop(record.failed(ResponseFlag::None, &by.error));
+    }
+    let Some(rule) = l.routes(&s.hosts, name).and_then(|r| r.table("").find_tcp(&downstream.tcp())) else {
+        return drop(record.failed(ResponseFlag::NoRoute, "no route"));
+    };
+    record.route.clone_from(&rule.origin);
+    let Some(key) = destination(w, s, downstream, rule) else {
+        return drop(record.failed(ResponseFlag::NoCluster, "no destination"));
+    };
+    let Some(set) = w.destination(s, downstream, &key, downstream.tcp().sni) else {
+        return drop(record.failed(ResponseFlag::NoCluster, "no such destination"));
+    };
+    if let Ok(to) = tcp::open(w, s, downstream, set, speaks, record).await {
+        Busy::keep_busy(busy, tcp::relay(io, to)).await;
+        w.shared.gate.note_evicted(downstream.permit.as_deref());
+    }
+}
+
+fn destination(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, rule: &TcpRule) -> Option<ClusterKey> {
+    let d = rule.choose_weighted(w.sample(SampleKind::Weight, rule.total_weight()))?;
+    (d.refuse_status == 0).then(|| {
+        downstream.key(
+            &w.shared.config.pod_namespace,
+            s,
+            &d.service.as_str().into(),
+            d.port as u16,
+            &d.subset.as_str().into(),
+        )
+    })
+}

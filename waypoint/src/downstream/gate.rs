@@ -1,0 +1,145 @@
+//! How many connections there may be, of each kind: tunnels, and at a gateway what comes from outside. Who must give way is
+//! decided in [`karst_rt::admission`].
+
+use karst_core::limits;
+use karst_rt::admission::{Admission, Counts, Ended, Limits, Permit, Source};
+use std::{net::IpAddr, rc::Rc};
+
+/// Connections from outside that have not greeted yet.
+const GREETINGS: usize = 2048;
+/// Tunnels of all peers, at most.
+const TUNNELS: usize = 16_384;
+/// Connections from outside, at most.
+const CONNECTIONS: usize = 65_536;
+
+/// The places of the process.
+#[derive(Debug)]
+pub struct Gate {
+    /// Tunnels whose peers have not shown who they are.
+    handshakes: Admission,
+    /// Tunnels.
+    tunnels: Admission,
+    /// What comes to a gateway's ports, until it has greeted (TLS is done, or a request has begun).
+    greetings: Admission,
+    /// What has come in by a gateway's ports. One without a request gives way.
+    connections: Admission,
+    pub counts: AllCounts,
+}
+
+/// What limits have ended, as the tables.
+#[derive(Debug, Default)]
+pub struct AllCounts {
+    pub handshakes: Counts,
+    pub tunnels: Counts,
+    pub greetings: Counts,
+    pub connections: Counts,
+}
+
+impl Gate {
+    /// That of a process with so many descriptors.
+    pub fn new(descriptors: u64) -> Self {
+        let part = |of: u64, most: usize| usize::try_from(descriptors / of).unwrap_or(usize::MAX).clamp(64, most);
+        let tunnels = part(8, TUNNELS);
+        Self {
+            handshakes: Admission::new(Limits::shared(part(32, 4 * limits::MAX_HANDSHAKES_PER_POD))),
+            tunnels: Admission::new(Limits { per_source: tunnels / 8, ..Limits::even(tunnels) }),
+            // Many clients may have one address (a load balancer's, a node's), so none is too much for one.
+            greetings: Admission::new(Limits::even(part(16, GREETINGS))),
+            connections: Admission::new(Limits::even(part(4, CONNECTIONS))),
+            counts: AllCounts::default(),
+        }
+    }
+
+    /// A tunnel that begins. `known`: the address is a workload's.
+    ///
+    /// # Errors
+    /// See [`Permit::admit`].
+    pub fn handshake(&self, from: IpAddr, known: bool) -> Result<Permit, Ended> {
+        Permit::admit(&[&self.handshakes], &Source::address(from, known))
+            .inspect_err(|e| self.counts.handshakes.note(*e))
+    }
+
+    /// A tunnel whose peer has shown who it is.
+    ///
+    /// # Errors
+    /// See [`Permit::move_to`].
+    pub fn tunnel(&self, mut p: Permit, from: IpAddr) -> Result<Rc<Permit>, Ended> {
+        let moved = p.move_to(&[&self.tunnels], &Source::address(from, true));
+        moved.inspect_err(|e| self.counts.tunnels.note(*e)).map(|()| Rc::new(p))
+    }
+
+    /// A connection to a gateway's port that begins.
+    ///
+    /// # Errors
+    /// See [`Permit::admit`].
+    pub fn greeting(&self, from: IpAddr) -> Result<Permit, Ended> {
+        Permit::admit(&[&self.greetings], &Source::address(from, false)).inspect_err(|e| self.counts.greetings.note(*e))
+    }
+
+    /// A connection to a gateway's port that has greeted.
+    ///
+    /// # Errors
+    /// See [`Permit::move_to`].
+    pub fn connection(&self, mut p: Permit, from: IpAddr) -> Result<Rc<Permit>, Ended> {
+        let moved = p.move_to(&[&self.connections], &Source::address(from, false));
+        moved.inspect_err(|e| self.counts.connections.note(*e)).map(|()| Rc::new(p))
+    }
+
+    /// Counts a connection from outside that has ended, if it had to give way.
+    pub fn note_evicted(&self, permit: Option<&Permit>) {
+        if permit.is_some_and(Permit::is_evicted) {
+            self.counts.connections.note(Ended::Evicted);
+        }
+    }
+
+    /// For the page of metrics.
+    pub fn render(&self, out: &mut String) {
+        let c = &self.counts;
+        Counts::render(
+            out,
+            &[
+                ("hbone", "handshake", &c.handshakes),
+                ("hbone", "open", &c.tunnels),
+                ("gateway", "handshake", &c.greetings),
+                ("gateway", "open", &c.connections),
+            ],
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    #[test]
+    fn silent_clients_leave_room_for_who_greets() {
+        let g = Gate::new(2048);
+        let from = |n: usize| IpAddr::from([198, 51, 100, n as u8]);
+        let places = 2048 / 16;
+        let silent: Vec<_> = (0..2 * places).map(|n| g.greeting(from(n % 4)).unwrap()).collect();
+        assert_eq!(silent.iter().filter(|p| !p.is_evicted()).count(), places);
+        for _ in 0..2 * places {
+            let p = g.greeting(from(200)).unwrap();
+            assert!(!p.is_evicted());
+            drop(g.connection(p, from(200)).unwrap());
+        }
+        let mut page = String::new();
+        g.render(&mut page);
+        assert!(page.contains("{listener=\"gateway\",stage=\"handshake\",reason=\"refused\"} 0"), "{page}");
+    }
+
+    #[test]
+    fn an_idle_connection_gives_way_and_one_with_a_request_does_not() {
+        let g = Gate::new(256);
+        let client = IpAddr::from([198, 51, 100, 1]);
+        let open = || g.connection(g.greeting(client).unwrap(), client);
+        let (asks, idle) = (open().unwrap(), open().unwrap());
+        let request = asks.in_use();
+        let more: Vec<_> = (0..63).map(|_| open().unwrap()).collect();
+        assert!(!asks.is_evicted() && idle.is_evicted() && !more.iter().any(|p| p.is_evicted()));
+        drop(request);
+        open().unwrap();
+        assert!(asks.is_evicted());
+    }
+}

@@ -1,0 +1,17 @@
+//! Those who call: what is listened on, who may connect, and what is spoken on a connection.
+
+pub mod accept;
+pub mod busy;
+pub mod conns;
+pub mod context;
+pub mod edge;
+pub mod gate;
+pub mod gateway;
+pub mod hello;
+pub mod ports;
+pub mod requests;
+pub mod sniff;
+pub mod stream;
+pub mod tcp;
+pub mod tunnel;
+pub mod upgrade;

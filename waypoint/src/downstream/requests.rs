@@ -1,0 +1,111 @@
+//! The requests of one connection of a client, until it ends.
+
+use crate::{
+    downstream::{
+        busy::Busy,
+        context::{Downstream, no_method},
+    },
+    http::{codec, handle},
+    telemetry::flag::ResponseFlag,
+    worker::Worker,
+};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use karst_core::limits;
+use karst_rt::admission::Permit;
+use std::{pin::Pin, rc::Rc, time::Duration};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// The head of a request from outside must be there after this time; counted from the end of the one before.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A connection that begins during the drain is told to end after this time; earlier, hyper would close it unread.
+const LATE: Duration = Duration::from_secs(1);
+
+/// Serves the requests of a connection until it ends. `http2`: HTTP/2 is spoken.
+pub async fn requests<I>(w: &Rc<Worker>, downstream: Rc<Downstream>, io: I, http2: bool)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Who comes through the mesh is known; from elsewhere, heads may be sent slowly on purpose.
+    let patience = downstream.is_at_gateway().then_some(PATIENCE);
+    let (permit, own) = (downstream.permit.clone(), downstream.clone());
+    let service = {
+        let (w, downstream) = (w.clone(), downstream.clone());
+        service_fn(move |r| {
+            let (w, busy, downstream) = (w.clone(), Busy::on(&downstream), downstream.clone());
+            async move {
+                let answer = handle::handle(w, downstream, r).await;
+                Ok::<_, std::convert::Infallible>(answer.map(|a| a.keeping(busy)))
+            }
+        })
+    };
+    let mut drain = w.drain.clone();
+    if http2 {
+        let conn = std::pin::pin!(codec::server2().serve_connection(TokioIo::new(io), service));
+        let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await;
+    } else {
+        let http1 = codec::server1(patience);
+        let conn = std::pin::pin!(http1.serve_connection(TokioIo::new(io), service).with_upgrades());
+        if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await {
+            unreadable(w, &own, &e);
+        }
+    }
+    w.shared.gate.note_evicted(permit.as_deref());
+}
+
+/// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way. The same when it
+/// has to give way to others, and then it ends soon whatever the client does.
+async fn until_drained<C: Future<Output = hyper::Result<()>>>(
+    mut conn: Pin<&mut C>,
+    end: impl Fn(Pin<&mut C>),
+    drain: &mut karst_rt::drain::Watch,
+    permit: Option<&Permit>,
+) -> hyper::Result<()> {
+    let evicted = async {
+        match permit {
+            Some(p) => p.evicted().await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut evicted = std::pin::pin!(evicted);
+    let mut last: Option<Pin<Box<tokio::time::Sleep>>> = None;
+    // Who comes during the drain (gateways take connections for a while) has come with a request.
+    let wait = if drain.started() { LATE } else { Duration::ZERO };
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            r = conn.as_mut() => {
+                return r.inspect_err(|e| tracing::debug!(error = %e, "a client's connection ended"));
+            }
+            () = async { drain.reached(karst_rt::drain::Phase::Graceful).await; tokio::time::sleep(wait).await }, if !ending => {
+                ending = true;
+                end(conn.as_mut());
+            }
+            () = &mut evicted, if last.is_none() => {
+                ending = true;
+                end(conn.as_mut());
+                last = Some(Box::pin(tokio::time::sleep(limits::GIVE_WAY_TIMEOUT)));
+            }
+            () = async { if let Some(t) = &mut last { t.await } }, if last.is_some() => return Ok(()),
+        }
+    }
+}
+
+/// Tells of what HTTP/1.1 could not read as a request; it has been answered (with a status that Envoy gives, too).
+fn unreadable(w: &Rc<Worker>, downstream: &Downstream, e: &hyper::Error) {
+    if !e.is_parse() {
+        return;
+    }
+    let mut r = downstream.record(&w.sink, &w.snapshot());
+    (r.method, r.protocol, r.flag) = (no_method(), "HTTP/1.1", ResponseFlag::BadRequest);
+    r.error = e.to_string();
+    (r.answered, r.details) = match (e.is_parse_too_large(), r.error.contains("URI")) {
+        (false, _) => (400, ResponseFlag::BadRequest.details().into()),
+        (true, false) => (431, "http1.headers_too_large".into()),
+        (true, true) => (414, "http1.headers_too_large".into()),
+    };
+    if e.is_parse_too_large() {
+        r.error = codec::bad_head();
+    }
+    r.finish(0);
+}

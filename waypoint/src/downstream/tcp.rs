@@ -1,0 +1,138 @@
+//! Byte streams: connections that are carried to an endpoint as they are.
+
+use crate::{
+    cluster::{balance, endpoint_set::EndpointSet},
+    downstream::{
+        conns,
+        context::Downstream,
+        stream::{Io, Reset},
+    },
+    snapshot::Snapshot,
+    telemetry::{carried::Metered, flag::ResponseFlag, request_log::RequestLog},
+    upstream::{
+        open::{self, Attempt},
+        tls::Speaks,
+    },
+    worker::{SampleKind, Worker},
+};
+use karst_hbone::pool::Lease;
+use std::{cell::Cell, rc::Rc, sync::Arc};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+/// Endpoints tried for one connection.
+const TRIES: usize = 3;
+
+/// Carries bytes to an endpoint.
+pub async fn tcp(w: &Rc<Worker>, downstream: &Downstream, mut io: Io) {
+    match connect_tcp(w, downstream).await {
+        Ok(to) => relay(io, to).await,
+        // It is told when it is dropped.
+        Err(_) => io.reset(),
+    }
+}
+
+/// A byte stream to an endpoint, its place on a tunnel, who ends it when a policy forbids it, and what is to be told of it.
+pub struct TcpRelay {
+    pub io: Io,
+    lease: Option<Lease>,
+    guard: conns::Guard,
+    pub record: Box<RequestLog>,
+}
+
+/// A byte stream to an endpoint, by the service's rules for connections.
+///
+/// # Errors
+/// The record says why there is none.
+pub async fn connect_tcp(w: &Rc<Worker>, downstream: &Downstream) -> Result<TcpRelay, Box<RequestLog>> {
+    let s = w.snapshot();
+    let mut record = downstream.connection(&w.sink, &s);
+    let Some(service) = downstream.service() else { return Err(record) };
+    if let Some(a) = s.access_to(service)
+        && let Some(by) = downstream.authorize(&w.shared.metrics.dry_runs, a, None)
+    {
+        record.details = by.details.into();
+        return Err(record.failed(ResponseFlag::None, &by.error));
+    }
+    let rule = s.routes.get(&service.key).and_then(|r| r.table(downstream.namespace()).find_tcp(&downstream.tcp()));
+    if let Some(r) = rule {
+        record.route.clone_from(&r.origin);
+    }
+    let rule = rule.and_then(|t| t.choose_weighted(w.sample(SampleKind::Weight, t.total_weight())));
+    let own = &*w.shared.config.pod_namespace;
+    let key = match rule {
+        Some(d) if d.refuse_status != 0 => return Err(record.failed(ResponseFlag::NoCluster, "no destination")),
+        Some(d) => downstream.key(own, &s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
+        None => downstream.key(own, &s, &service.key, downstream.port, &Arc::default()),
+    };
+    let Some(set) = w.destination(&s, downstream, &key, downstream.tcp().sni) else {
+        return Err(record.failed(ResponseFlag::NoCluster, "no such destination"));
+    };
+    let speaks = if downstream.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
+    open(w, &s, downstream, set, speaks, record).await
+}
+
+/// A byte stream to one of the endpoints; some are tried. `judged`: by whose policies the call was let in.
+///
+/// # Errors
+/// The record says why there is none.
+pub async fn open(
+    w: &Rc<Worker>,
+    judged: &Snapshot,
+    downstream: &Downstream,
+    set: Rc<EndpointSet>,
+    speaks: Speaks,
+    mut record: Box<RequestLog>,
+) -> Result<TcpRelay, Box<RequestLog>> {
+    record.destination = Some((&*set).into());
+    let mut tried = vec![];
+    while tried.len() < TRIES {
+        let Some(i) = w.choose(&set, None, &tried) else { break };
+        let m = &set.members[i];
+        record.workload = Some((m.workload.clone(), m.address));
+        let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
+        let held = Cell::default();
+        let attempt = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held };
+        let e = match open::open(w, &attempt, speaks).await {
+            Ok((io, lease)) => {
+                let guard = w.register(judged, downstream, None);
+                return Ok(TcpRelay { io, lease, guard, record: record.failed(ResponseFlag::None, "") });
+            }
+            Err(e) => e,
+        };
+        tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
+        if e.is_of_endpoint() {
+            set.record_outcome(m, None);
+        }
+        record = record.failed(ResponseFlag::ConnectFailure, &e.to_string());
+        if !e.may_retry() {
+            return Err(record);
+        }
+        tried.push(i);
+    }
+    if tried.is_empty() {
+        record = record.failed(ResponseFlag::NoHealthy, "no endpoint");
+    }
+    Err(record)
+}
+
+/// Carries bytes both ways until both have ended, or a policy forbids it; then it is told, also where this is given up.
+pub async fn relay<I>(client: I, to: TcpRelay)
+where
+    I: AsyncRead + AsyncWrite + Reset + Unpin,
+{
+    let TcpRelay { io: mut b, lease, guard, mut record } = to;
+    let mut a = Metered::new(client, record.established());
+    let ended = tokio::select! {
+        r = tokio::io::copy_bidirectional(&mut a, &mut b) => r.map(drop).map_err(|e| record.error = e.to_string()),
+        by = guard.forbidden() => Err((record.error, record.details) = (by.error, by.details.into())),
+    };
+    match ended {
+        Ok(()) => drop((a.shutdown().await, b.shutdown().await)),
+        // Without an end before it: nobody is to take what is truncated for complete.
+        Err(()) => {
+            a.io.reset();
+            b.reset();
+        }
+    }
+    drop((lease, record));
+}

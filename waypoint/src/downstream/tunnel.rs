@@ -1,0 +1,108 @@
+//! One CONNECT: may it come here, and what is spoken on it.
+
+use crate::{
+    downstream::{
+        context::{ClientHello, Downstream, DownstreamTarget},
+        hello::{HELLO, hello},
+        sniff,
+        stream::Io,
+        tcp::tcp,
+    },
+    worker::Worker,
+};
+use h2::server::SendResponse;
+use http::{Method, StatusCode};
+use karst_api::workload::AppProtocol;
+use karst_core::{Identity, authority::Authority};
+use karst_hbone::server::Connect;
+use karst_proxy::{endpoints::is_waypoint, state::Service};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+/// Serves a stream of a tunnel to its end.
+pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr) {
+    let Connect { request, mut respond } = c;
+    let mut downstream = match target(&w, &request, peer, from) {
+        Ok(c) => c,
+        Err((status, why)) => {
+            tracing::info!(target: "access", peer = %from, error = why, "CONNECT refused");
+            return refuse(&mut respond, status);
+        }
+    };
+    let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
+    let mut io = Io::tunnel(send, request.into_body(), w.lingering.clone());
+    let known =
+        downstream.service().and_then(|s| s.protocols.iter().find(|(p, _)| *p == downstream.port)).map(|(_, a)| *a);
+    match known.unwrap_or(AppProtocol::Unknown) {
+        AppProtocol::Tcp => tcp(&w, &downstream, io).await,
+        AppProtocol::Tls => {
+            // What is no TLS after all is carried as it is.
+            match tokio::time::timeout(HELLO, hello(&mut io)).await {
+                Ok(found) => downstream.hello = found.ok().map(|name| ClientHello { name }),
+                Err(_) => return tracing::debug!(peer = %from, "no TLS in time"),
+            }
+            tcp(&w, &downstream, io).await;
+        }
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
+            sniff::http(&w, Rc::new(downstream), io, true).await
+        }
+        AppProtocol::Unknown => sniff::http(&w, Rc::new(downstream), io, false).await,
+    }
+}
+
+/// Which service is called, and whether it is bound to us. Whatever is not is refused: its own waypoint, or none, would have
+/// decided otherwise.
+fn target(
+    w: &Worker,
+    r: &http::Request<h2::RecvStream>,
+    peer: Identity,
+    from: SocketAddr,
+) -> Result<Downstream, (StatusCode, &'static str)> {
+    let bad = |why| (StatusCode::BAD_REQUEST, why);
+    if r.method() != Method::CONNECT {
+        return Err((StatusCode::NOT_FOUND, "the method is not CONNECT"));
+    }
+    let a = r.uri().authority().ok_or(bad("CONNECT without authority"))?;
+    let target = Authority::parse(a.as_str().as_bytes()).map_err(|_| bad("the authority is not HOST:PORT"))?;
+    let (host, port) = (target.host(), target.port().ok_or(bad("the authority is not HOST:PORT"))?);
+    let s = w.snapshot();
+    let own = w.own(&s).ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not told of this waypoint"))?;
+    let unknown = (StatusCode::NOT_FOUND, "there is no such service");
+    let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    let ip = ip.map(|ip| ip.to_canonical());
+    let service = match ip {
+        Some(ip) => s.mesh.service(ip, peer.namespace()),
+        None => s.mesh.host(host, peer.namespace()),
+    };
+    // A pod itself: only where that is bound to a waypoint.
+    let pod = || s.mesh.services.get(&Service::workload_service(&s.mesh.workload(ip?)?.uid));
+    let service = service.or_else(pod).ok_or(unknown)?.clone();
+    if !service.waypoints.iter().any(|(g, _)| is_waypoint(&s.mesh, own, g)) {
+        return Err((StatusCode::FORBIDDEN, "the service is not bound to this waypoint"));
+    }
+    if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == port) {
+        return Err((StatusCode::NOT_FOUND, "the service does not have this port"));
+    }
+    // An address proves nothing: the workload there must be whom the certificate names.
+    let source = s.mesh.workload(from.ip()).filter(|x| x.identity == peer).cloned();
+    let to = ip.or(service.vips.first().copied()).unwrap_or(from.ip());
+    Ok(Downstream {
+        peer: Some(peer),
+        from,
+        source,
+        target: DownstreamTarget::Service(service),
+        port,
+        to,
+        hello: None,
+        permit: None,
+    })
+}
+
+/// Refuses a CONNECT.
+pub fn refuse(respond: &mut SendResponse<bytes::Bytes>, status: http::StatusCode) {
+    let mut r = http::Response::new(());
+    *r.status_mut() = status;
+    let _ = respond.send_response(r, true);
+}

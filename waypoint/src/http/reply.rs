@@ -1,0 +1,264 @@
+//! Answers: those of endpoints, and our own. Whatever the way of an answer, its end is recorded once.
+
+use crate::{
+    cluster::endpoint_set::EndpointSet,
+    downstream::busy::Busy,
+    http::body::{Error, is_idle},
+    telemetry::{
+        flag::{LATE_RESET, ResponseFlag},
+        request_log::RequestLog,
+    },
+    upstream::pool::ConnectionDisposition,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::{
+    pin::Pin,
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    task::{Context, Poll},
+};
+use tokio::{sync::OwnedSemaphorePermit, time::Sleep};
+
+/// What a request uses until its answer has ended.
+pub struct InFlightEndpoint {
+    pub set: Rc<EndpointSet>,
+    pub member: usize,
+    /// Given back with the rest.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl InFlightEndpoint {
+    /// Counts a request of the member, and of the destination.
+    pub fn new(set: Rc<EndpointSet>, member: usize, permit: Option<OwnedSemaphorePermit>) -> Self {
+        set.members[member].state.active.fetch_add(1, Relaxed);
+        Self { set, member, _permit: permit }
+    }
+}
+
+impl Drop for InFlightEndpoint {
+    fn drop(&mut self) {
+        self.set.members[self.member].state.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A place among a destination's requests, given back when dropped.
+pub struct RequestPermit(pub Rc<EndpointSet>);
+
+impl RequestPermit {
+    /// One more request of the destination; None if there are as many as it may have.
+    pub fn request(set: &Rc<EndpointSet>) -> Option<Self> {
+        let most = set.policy.limits.as_ref().map_or(0, |l| l.max_requests);
+        let now = set.cluster.requests.fetch_add(1, Relaxed);
+        let one = Self(set.clone());
+        (most == 0 || now < most).then_some(one)
+    }
+}
+
+impl Drop for RequestPermit {
+    fn drop(&mut self) {
+        self.0.cluster.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+enum Kind {
+    Local(Bytes),
+    Endpoint {
+        incoming: Incoming,
+        disposition: Option<ConnectionDisposition>,
+        _held: InFlightEndpoint,
+        _counter: RequestPermit,
+    },
+}
+
+/// An answer's body.
+pub struct ResponseBody {
+    kind: Kind,
+    /// Sent to the client so far, bytes.
+    sent: u64,
+    deadline: Option<Pin<Box<Sleep>>>,
+    record: Option<Box<RequestLog>>,
+    /// The client's connection is not idle until the answer has been sent.
+    _busy: Option<Busy>,
+}
+
+impl ResponseBody {
+    /// Our own answer.
+    pub fn local(body: impl Into<Bytes>) -> Self {
+        Self { kind: Kind::Local(body.into()), sent: 0, deadline: None, record: None, _busy: None }
+    }
+
+    /// An endpoint's.
+    pub fn endpoint(
+        incoming: Incoming,
+        disposition: ConnectionDisposition,
+        held: InFlightEndpoint,
+        counter: RequestPermit,
+    ) -> Self {
+        let kind = Kind::Endpoint { incoming, disposition: Some(disposition), _held: held, _counter: counter };
+        Self { kind, sent: 0, deadline: None, record: None, _busy: None }
+    }
+
+    /// Until its end, the client's connection is in use.
+    pub fn keeping(mut self, busy: Option<Busy>) -> Self {
+        self._busy = busy;
+        self
+    }
+
+    /// Breaks off at a time.
+    pub fn until(mut self, deadline: Option<tokio::time::Instant>) -> Self {
+        self.deadline = deadline.map(|d| Box::pin(tokio::time::sleep_until(d)));
+        self
+    }
+
+    /// Records its end.
+    pub fn recorded(mut self, r: Box<RequestLog>) -> Self {
+        self.record = Some(r);
+        self
+    }
+
+    fn end(&mut self, whole: bool, trailers: Option<&HeaderMap>) {
+        if let Kind::Endpoint { disposition, .. } = &mut self.kind
+            && let Some(a) = disposition.take()
+            && whole
+        {
+            a.release();
+        }
+        if let Some(mut r) = self.record.take() {
+            if let Some(status) = trailers.and_then(|t| t.get("grpc-status")) {
+                r.grpc = grpc_status(status);
+            }
+            if !whole && r.flag == ResponseFlag::None {
+                r.flag = ResponseFlag::ClientGone;
+                r.details = ResponseFlag::ClientGone.details().into();
+            }
+            r.finish(self.sent);
+        }
+    }
+}
+
+/// The number in a `grpc-status`.
+pub fn grpc_status(v: &HeaderValue) -> Option<u16> {
+    v.to_str().ok()?.parse().ok()
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let next = loop {
+            break match &mut this.kind {
+                Kind::Local(b) if b.is_empty() => Poll::Ready(None),
+                Kind::Local(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
+                Kind::Endpoint { incoming, .. } => {
+                    let next = Pin::new(&mut *incoming).poll_frame(cx).map_err(Error::from);
+                    if let Poll::Ready(Some(Ok(f))) = &next
+                        && f.data_ref().is_some_and(|d| is_idle(d, incoming.is_end_stream()))
+                    {
+                        continue;
+                    }
+                    next
+                }
+            };
+        };
+        match next {
+            Poll::Pending => {
+                if let Some(d) = &mut this.deadline
+                    && d.as_mut().poll(cx).is_ready()
+                {
+                    if let Some(r) = &mut this.record {
+                        r.flag = ResponseFlag::Timeout;
+                        r.details = ResponseFlag::Timeout.details().into();
+                    }
+                    this.end(false, None);
+                    return Poll::Ready(Some(Err("upstream request timeout".into())));
+                }
+                Poll::Pending
+            }
+            Poll::Ready(None) => {
+                this.end(true, None);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Ok(f))) => {
+                if let Some(d) = f.data_ref() {
+                    this.sent += d.len() as u64;
+                } else if let Some(t) = f.trailers_ref() {
+                    this.end(true, Some(&t.clone()));
+                }
+                Poll::Ready(Some(Ok(f)))
+            }
+            Poll::Ready(Some(Err(e))) => {
+                if let Some(r) = &mut this.record {
+                    r.flag = ResponseFlag::Reset;
+                    r.details = LATE_RESET.into();
+                }
+                this.end(false, None);
+                Poll::Ready(Some(Err(e)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Local(b) => b.is_empty(),
+            Kind::Endpoint { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Local(b) => SizeHint::with_exact(b.len() as u64),
+            Kind::Endpoint { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // hyper does not ask for the end of what has none, or whose length it knows.
+        let whole = match &self.kind {
+            Kind::Local(_) => true,
+            Kind::Endpoint { incoming, .. } => incoming.is_end_stream(),
+        };
+        self.end(whole, None);
+    }
+}
+
+/// Our own answer to a request. To gRPC it is one in gRPC's form (a status in the headers, no body).
+pub fn local_response(status: StatusCode, text: impl Into<Bytes>, grpc: bool) -> Response<ResponseBody> {
+    if grpc {
+        let mut r = Response::new(ResponseBody::local(Bytes::new()));
+        let h = r.headers_mut();
+        h.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        h.insert("grpc-status", HeaderValue::from(grpc_of(status)));
+        if let Ok(v) = HeaderValue::from_bytes(&text.into()) {
+            h.insert("grpc-message", v);
+        }
+        return r;
+    }
+    let text = text.into();
+    let plain = !text.is_empty();
+    let mut r = Response::new(ResponseBody::local(text));
+    *r.status_mut() = status;
+    if plain {
+        r.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    r
+}
+
+/// gRPC's code for a status (gRPC's http-grpc-status-mapping, as Envoy has it).
+fn grpc_of(s: StatusCode) -> u16 {
+    match s.as_u16() {
+        200..=299 => 0,
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}

@@ -1,0 +1,156 @@
+//! Rate limits. A bucket is one number, the time until which its tokens are spent (the generic cell rate algorithm, ITU-T I.371): taking
+//! a token is one compare-and-swap, and nothing runs to fill buckets.
+
+use crate::clock;
+use karst_api::route as ir;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// Callers with a bucket of their own; above, idle ones are forgotten, and if none is, new ones share a bucket.
+const CALLERS: usize = 10_000;
+
+/// A limit with its bucket, or its buckets.
+#[derive(Debug)]
+pub struct Limit {
+    ir: ir::RateLimit,
+    /// Nanoseconds that a token is worth.
+    step: u64,
+    /// What a full bucket is worth.
+    full: u64,
+    all: AtomicU64,
+    callers: Mutex<HashMap<String, u64>>,
+}
+
+/// There is no token.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Over {
+    /// Tokens of a full bucket.
+    pub limit: u32,
+    /// When there is a token again.
+    pub after: Duration,
+}
+
+/// The limits of a service's routes, to be taken over where nothing has changed: a bucket does not fill because another rule changes.
+#[derive(Debug, Default)]
+pub struct Limits(HashMap<String, Arc<Limit>>);
+
+impl Limits {
+    /// The limit of this name, that of `old` if it is the same.
+    pub fn take_over(&mut self, old: Option<&Limits>, l: &ir::RateLimit) -> Arc<Limit> {
+        let same = |x: &&Arc<Limit>| x.ir == *l;
+        let known = self.0.get(&l.name).or_else(|| old?.0.get(&l.name)).filter(same).cloned();
+        let one = known.unwrap_or_else(|| Arc::new(Limit::new(l)));
+        self.0.insert(l.name.clone(), one.clone());
+        one
+    }
+}
+
+/// Nanoseconds since the process began.
+pub fn now() -> u64 {
+    clock::elapsed().as_nanos() as u64
+}
+
+impl Limit {
+    fn new(l: &ir::RateLimit) -> Self {
+        let step = (l.per_ms.saturating_mul(1_000_000) / u64::from(l.requests.max(1))).max(1);
+        Self {
+            ir: l.clone(),
+            step,
+            full: step.saturating_mul(u64::from(l.burst.max(1))),
+            all: AtomicU64::new(0),
+            callers: Mutex::default(),
+        }
+    }
+
+    /// Takes a token at this time.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn take(&self, now: u64, caller: impl FnOnce() -> String) -> Result<(), Over> {
+        if self.ir.by_caller {
+            let mut all = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut who = caller();
+            if !all.contains_key(&who) && all.len() >= CALLERS {
+                all.retain(|_, until| *until > now);
+                if all.len() >= CALLERS {
+                    who.clear();
+                }
+            }
+            let until = all.entry(who).or_insert(0);
+            *until = self.next(*until, now)?;
+            return Ok(());
+        }
+        let mut until = self.all.load(Relaxed);
+        loop {
+            let next = self.next(until, now)?;
+            match self.all.compare_exchange_weak(until, next, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(other) => until = other,
+            }
+        }
+    }
+
+    /// Until when tokens are spent after one more.
+    fn next(&self, until: u64, now: u64) -> Result<u64, Over> {
+        let next = until.max(now).saturating_add(self.step);
+        let spent = next - now;
+        if spent > self.full {
+            return Err(Over { limit: self.ir.burst, after: Duration::from_nanos(spent - self.full) });
+        }
+        Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn limit(requests: u32, per_ms: u64, burst: u32, by_caller: bool) -> ir::RateLimit {
+        ir::RateLimit { name: "n".into(), requests, per_ms, burst, by_caller }
+    }
+
+    #[test]
+    fn a_bucket_empties_and_fills() {
+        let l = Limit::new(&limit(10, 1000, 20, false));
+        let taken = |t: u64, n: usize| (0..n).filter(|_| l.take(t, String::new).is_ok()).count();
+        assert_eq!(taken(5 * S, 100), 20, "full at the beginning");
+        assert_eq!(taken(5 * S + S / 2, 100), 5, "half a second later");
+        assert_eq!(l.take(5 * S + S / 2, String::new), Err(Over { limit: 20, after: Duration::from_millis(100) }));
+        assert_eq!(taken(60 * S, 100), 20, "it holds no more");
+    }
+
+    #[test]
+    fn callers_have_their_own() {
+        let l = Limit::new(&limit(2, 1000, 2, true));
+        let taken = |who: &str| (0..5).filter(|_| l.take(S, || who.into()).is_ok()).count();
+        assert_eq!((taken("a"), taken("b"), taken("a")), (2, 2, 0));
+        for i in 0..CALLERS {
+            let _ = l.take(S, || format!("x{i}"));
+        }
+        assert!(l.callers.lock().unwrap().len() <= CALLERS + 1);
+        assert_eq!(taken("who comes late"), 0, "those share one, which is empty by now");
+        let _ = l.take(100 * S, || "y".into());
+        assert!(l.callers.lock().unwrap().len() < 3, "idle ones are forgotten");
+    }
+
+    #[test]
+    fn a_change_elsewhere_does_not_fill_it() {
+        let (mut a, mut b) = (Limits::default(), Limits::default());
+        let taken =
+            |b: &mut Limits, a: Option<&Limits>, l: &ir::RateLimit| b.take_over(a, l).take(S, String::new).is_ok();
+        let same = limit(1, 1000, 1, false);
+        assert!(taken(&mut a, None, &same));
+        assert!(!taken(&mut b, Some(&a), &same));
+        assert!(taken(&mut b, Some(&a), &ir::RateLimit { name: "other".into(), ..same }));
+        assert!(taken(&mut Limits::default(), Some(&b), &limit(5, 1000, 5, false)), "a new limit");
+    }
+}

@@ -1,0 +1,951 @@
+//! The compiled routes of a service. A look-up finds candidates by hash (the whole path, its prefixes by length, its leading
+//! segments) and takes the first in order whose other conditions hold: it costs the same with ten and with thousands of
+//! routes. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
+
+use crate::{
+    http::entry,
+    route::{
+        error::CompileError,
+        limit::{Limit, Limits},
+        matcher::StringMatcher,
+        operators::{Value, Values},
+    },
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use karst_api::route as ir;
+use karst_core::authority::Authority;
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// What of a request decides about its route.
+pub struct RouteInput<'a> {
+    /// Without query.
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    pub method: &'a str,
+    pub scheme: &'a str,
+    pub authority: &'a str,
+    pub headers: &'a HeaderMap,
+    /// The caller's namespace, as proven.
+    pub namespace: &'a str,
+    /// Labels of the caller's pod, as far as known.
+    pub labels: &'a BTreeMap<String, String>,
+    parameters: OnceCell<Vec<(String, String)>>,
+}
+
+impl<'a> RouteInput<'a> {
+    /// Of these parts.
+    #[allow(clippy::too_many_arguments, reason = "what of a request routes ask about, each once and by its name")]
+    pub fn new(
+        path: &'a str,
+        query: Option<&'a str>,
+        method: &'a str,
+        scheme: &'a str,
+        authority: &'a str,
+        headers: &'a HeaderMap,
+        namespace: &'a str,
+        labels: &'a BTreeMap<String, String>,
+    ) -> Self {
+        Self { path, query, method, scheme, authority, headers, namespace, labels, parameters: OnceCell::new() }
+    }
+
+    fn parameters(&self) -> &[(String, String)] {
+        self.parameters.get_or_init(|| {
+            let q = self.query.unwrap_or("");
+            form_urlencoded::parse(q.as_bytes()).map(|(k, v)| (k.into_owned(), v.into_owned())).collect()
+        })
+    }
+}
+
+/// What of a connection decides about its route.
+pub struct TcpRouteInput<'a> {
+    pub port: u16,
+    /// The caller's namespace, as proven.
+    pub namespace: &'a str,
+    /// Labels of the caller's pod, as far as known.
+    pub labels: &'a BTreeMap<String, String>,
+    /// The name in its TLS hello.
+    pub sni: Option<&'a str>,
+}
+
+/// Does a name, maybe with a wildcard in front, stand for this one?
+fn covers(wide: &str, name: &str) -> bool {
+    wide == name || wide.strip_prefix('*').is_some_and(|s| name.len() > s.len() && name.ends_with(s))
+}
+
+/// The routes of one service.
+#[derive(Debug, Default)]
+pub struct Routes {
+    consumers: HashMap<String, Table>,
+    producer: Table,
+    /// For every request.
+    pub limits: Vec<Arc<Limit>>,
+    /// For requests whose rule has none of its own.
+    pub fault: Option<ir::Fault>,
+    buckets: Limits,
+}
+
+impl Routes {
+    /// Compiles. What `old` has counted goes on where the limit is the same.
+    ///
+    /// # Errors
+    /// What cannot be executed, and of which rule it is.
+    pub fn new(r: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
+        let old = old.map(|o| &o.buckets);
+        let mut buckets = Limits::default();
+        let mut limit = |l: &ir::RateLimit| buckets.take_over(old, l);
+        let mut table = |t: &Option<ir::Table>| {
+            t.as_ref().map(|t| Table::new(t, &mut limit)).transpose().map(Option::unwrap_or_default)
+        };
+        let producer = table(&r.producer)?;
+        let consumers = r.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
+        let consumers = consumers.collect::<Result<_, CompileError>>()?;
+        let limits = r.limits.iter().map(&mut limit).collect();
+        Ok(Self { consumers, producer, limits, fault: r.fault, buckets })
+    }
+
+    /// For the admin page: where the rules come from, in order.
+    pub fn describe(&self) -> serde_json::Value {
+        let of = |t: &Table| {
+            let mut all: Vec<(String, Vec<String>)> =
+                t.ports.iter().map(|(p, x)| (p.to_string(), x.origins())).collect();
+            all.sort();
+            all.push(("*".into(), t.rest.origins()));
+            serde_json::Value::from(all.into_iter().map(|(p, o)| (p, o.into())).collect::<serde_json::Map<_, _>>())
+        };
+        let consumers: serde_json::Map<_, _> = self.consumers.iter().map(|(n, t)| (n.clone(), of(t))).collect();
+        serde_json::json!({ "producer": of(&self.producer), "consumers": consumers })
+    }
+
+    /// The table for callers of a namespace.
+    pub fn table(&self, namespace: &str) -> &Table {
+        self.consumers.get(namespace).unwrap_or(&self.producer)
+    }
+}
+
+/// The rules for one group of callers.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// Ports that rules name.
+    ports: HashMap<u16, Index>,
+    /// For every other port.
+    rest: Index,
+    tcp: Vec<TcpRule>,
+}
+
+/// What the look-up says.
+pub enum RouteMatch<'a> {
+    /// This rule.
+    Rule(&'a Arc<Rule>),
+    /// There are rules, and none matches.
+    Nothing,
+    /// There are no rules: to the service that was called.
+    Default,
+}
+
+impl Table {
+    fn new(t: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
+        let mut rules = Vec::with_capacity(t.http.len());
+        for r in &t.http {
+            let compiled =
+                Rule::new(r, limit).map_err(|e| CompileError::Rule { origin: r.origin.clone(), error: e.into() })?;
+            rules.push((&r.ports, Arc::new(compiled)));
+        }
+        let ports: std::collections::BTreeSet<u32> = rules.iter().flat_map(|(p, _)| p.iter().copied()).collect();
+        let of = |port: Option<u32>| {
+            let fits = |p: &&Vec<u32>| p.is_empty() || port.is_some_and(|x| p.contains(&x));
+            Index::new(rules.iter().filter(|(p, _)| fits(p)).map(|(_, r)| r.clone()))
+        };
+        let tcp = t.tcp.iter().map(TcpRule::new).collect();
+        Ok(Self {
+            ports: ports.iter().filter_map(|p| Some((u16::try_from(*p).ok()?, of(Some(*p))))).collect(),
+            rest: of(None),
+            tcp,
+        })
+    }
+
+    /// The rule for a request to a port of the service.
+    pub fn find(&self, port: u16, input: &RouteInput<'_>) -> RouteMatch<'_> {
+        let index = self.ports.get(&port).unwrap_or(&self.rest);
+        if index.rules.is_empty() {
+            return RouteMatch::Default;
+        }
+        index.find(input).map_or(RouteMatch::Nothing, RouteMatch::Rule)
+    }
+
+    /// The rule for a connection; None: to the service that was called.
+    pub fn find_tcp(&self, a: &TcpRouteInput<'_>) -> Option<&TcpRule> {
+        self.tcp.iter().find(|r| {
+            (r.ports.is_empty() || r.ports.contains(&u32::from(a.port)))
+                && (r.namespace.is_empty() || r.namespace == a.namespace)
+                && r.labels.iter().all(|(k, v)| a.labels.get(k) == Some(v))
+                && (r.sni.is_empty() || a.sni.is_some_and(|n| r.sni.iter().any(|h| covers(h, n))))
+        })
+    }
+}
+
+/// The rules for one port, found by path.
+#[derive(Debug, Default)]
+struct Index {
+    rules: Vec<Arc<Rule>>,
+    exact: HashMap<String, Vec<u32>>,
+    prefix: HashMap<String, Vec<u32>>,
+    /// Lengths of the prefixes.
+    lengths: Vec<usize>,
+    segments: HashMap<String, Vec<u32>>,
+    /// Those without a path, with a pattern, or that ignore its case.
+    other: Vec<u32>,
+}
+
+impl Index {
+    fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
+        let mut x = Self { rules: rules.collect(), ..Self::default() };
+        for (i, r) in x.rules.iter().enumerate() {
+            let i = i as u32;
+            match &r.path {
+                Some(StringMatcher::Exact(p)) if !r.ignore_case => x.exact.entry(p.clone()).or_default().push(i),
+                Some(StringMatcher::Prefix(p)) if !r.ignore_case => x.prefix.entry(p.clone()).or_default().push(i),
+                Some(StringMatcher::PathSegments(p)) if !r.ignore_case => {
+                    x.segments.entry(p.clone()).or_default().push(i)
+                }
+                _ => x.other.push(i),
+            }
+        }
+        x.lengths = x.prefix.keys().map(String::len).collect();
+        x.lengths.sort_unstable();
+        x.lengths.dedup();
+        x
+    }
+
+    fn origins(&self) -> Vec<String> {
+        self.rules.iter().map(|r| r.origin.clone()).collect()
+    }
+
+    fn find(&self, input: &RouteInput<'_>) -> Option<&Arc<Rule>> {
+        let mut best: Option<u32> = None;
+        // Each list is in order: the first that holds is its best.
+        let mut look = |list: Option<&Vec<u32>>, path_too: bool| {
+            for i in list.into_iter().flatten() {
+                if best.is_some_and(|b| b <= *i) {
+                    return;
+                }
+                if self.rules[*i as usize].matches(input, path_too) {
+                    best = Some(*i);
+                    return;
+                }
+            }
+        };
+        look(self.exact.get(input.path), false);
+        for n in &self.lengths {
+            match input.path.get(..*n) {
+                Some(p) => look(self.prefix.get(p), false),
+                None if *n > input.path.len() => break,
+                // Within a character: no prefix of that length is one of this path.
+                None => {}
+            }
+        }
+        if !self.segments.is_empty() {
+            look(self.segments.get(input.path), false);
+            for (at, _) in input.path.match_indices('/') {
+                look(self.segments.get(&input.path[..at]), false);
+            }
+        }
+        look(Some(&self.other), true);
+        best.map(|i| &self.rules[i as usize])
+    }
+}
+
+/// One rule, ready to be executed.
+#[derive(Debug)]
+pub struct Rule {
+    pub origin: String,
+    pub path: Option<StringMatcher>,
+    ignore_case: bool,
+    method: Option<StringMatcher>,
+    scheme: Option<StringMatcher>,
+    authority: Option<StringMatcher>,
+    headers: Vec<(HeaderName, StringMatcher, bool)>,
+    query: Vec<(String, StringMatcher, bool)>,
+    labels: BTreeMap<String, String>,
+    namespace: String,
+
+    pub redirect: Option<ir::Redirect>,
+    pub response: Option<ir::DirectResponse>,
+    pub destinations: Vec<Destination>,
+    pub total_weight: u64,
+    pub rewrite: Option<Rewrite>,
+    pub request: Option<HeaderChange>,
+    pub answer: Option<HeaderChange>,
+    pub mirrors: Vec<(Destination, u32)>,
+    pub fault: Option<ir::Fault>,
+    pub cors: Option<Cors>,
+    pub timeout_ms: u64,
+    pub retry: Option<ir::Retry>,
+    pub limits: Vec<Arc<Limit>>,
+}
+
+impl Rule {
+    fn new(r: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
+        let empty = ir::Match::default();
+        let m = r.r#match.as_ref().unwrap_or(&empty);
+        let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
+        let mut headers = vec![];
+        for h in &m.headers {
+            let name = name(&h.name)?;
+            let value = match &h.value {
+                Some(t) if name == http::header::HOST => authority(t)?,
+                v => value(v)?,
+            };
+            headers.push((name, value, h.invert));
+        }
+        let mut query = vec![];
+        for q in &m.query {
+            query.push((q.name.clone(), value(&q.value)?, q.invert));
+        }
+        let destinations = r.destinations.iter().map(Destination::new).collect::<Result<Vec<_>, _>>()?;
+        let mut mirrors = vec![];
+        for x in &r.mirrors {
+            let to = x.to.as_ref().ok_or(CompileError::Mirror)?;
+            mirrors.push((Destination::new(to)?, x.per_million));
+        }
+        Ok(Self {
+            origin: r.origin.clone(),
+            path: text(&m.path, m.ignore_path_case)?,
+            ignore_case: m.ignore_path_case,
+            method: text(&m.method, false)?,
+            scheme: text(&m.scheme, false)?,
+            authority: m.authority.as_ref().map(authority).transpose()?,
+            headers,
+            query,
+            labels: m.source_labels.clone(),
+            namespace: m.source_namespace.clone(),
+            redirect: r.redirect.clone(),
+            response: r.response.clone(),
+            total_weight: destinations.iter().map(|d| u64::from(d.weight)).sum(),
+            destinations,
+            rewrite: r.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            request: HeaderChange::new(r.request.as_ref())?,
+            answer: HeaderChange::new(r.answer.as_ref())?,
+            mirrors,
+            fault: r.fault,
+            cors: r.cors.as_ref().map(Cors::new).transpose()?,
+            timeout_ms: r.timeout_ms,
+            retry: r.retry.clone(),
+            limits: r.limits.iter().map(limit).collect(),
+        })
+    }
+
+    /// Does it hold? The path is left out where it has been looked up.
+    pub fn matches(&self, a: &RouteInput<'_>, path_too: bool) -> bool {
+        let is = |t: &Option<StringMatcher>, s: &str| t.as_ref().is_none_or(|t| t.matches(s));
+        let path = || match &self.path {
+            Some(t) if self.ignore_case => t.matches(&a.path.to_lowercase()),
+            t => is(t, a.path),
+        };
+        is(&self.method, a.method)
+            && is(&self.scheme, a.scheme)
+            && is(&self.authority, a.authority)
+            && (!path_too || path())
+            && self.headers.iter().all(|(n, t, invert)| header(a, n, t, *invert) != *invert)
+            && self
+                .query
+                .iter()
+                .all(|(n, t, invert)| a.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
+            && (self.namespace.is_empty() || self.namespace == a.namespace)
+            && self.labels.iter().all(|(k, v)| a.labels.get(k) == Some(v))
+    }
+
+    /// The destination for a number below [`Rule::total_weight`].
+    pub fn choose_weighted(&self, mut at: u64) -> Option<&Destination> {
+        self.destinations.iter().find(|d| {
+            let w = u64::from(d.weight);
+            let hit = at < w;
+            at = at.saturating_sub(w);
+            hit
+        })
+    }
+}
+
+/// Several lines of a header count as one ([`entry::joined`]). The host is the authority, by whichever version of HTTP it has
+/// come. For a condition that is inverted, one that is not there is empty, unless it is asked whether it is there (Istio:
+/// TreatMissingHeaderAsEmpty).
+fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher, invert: bool) -> bool {
+    if *n == http::header::HOST {
+        return t.matches(a.authority);
+    }
+    match entry::joined(a.headers, n) {
+        Some(v) => t.matches_bytes(&v),
+        None => invert && !matches!(t, StringMatcher::Present) && t.matches(""),
+    }
+}
+
+fn value(v: &Option<ir::Text>) -> Result<StringMatcher, CompileError> {
+    match v {
+        Some(t) => StringMatcher::new(t, false),
+        None => Err(CompileError::MatchValue),
+    }
+}
+
+/// A condition on the authority, read as those of requests are: names in lower case and without a last dot.
+fn authority(t: &ir::Text) -> Result<StringMatcher, CompileError> {
+    Ok(match StringMatcher::new(t, true)? {
+        StringMatcher::Exact(s) => {
+            let canonical = Authority::parse(s.as_bytes()).ok().map(|a| a.to_string());
+            StringMatcher::Exact(canonical.unwrap_or(s))
+        }
+        other => other,
+    })
+}
+
+fn name(s: &str) -> Result<HeaderName, CompileError> {
+    HeaderName::from_bytes(s.as_bytes()).map_err(|_| CompileError::HeaderName(s.into()))
+}
+
+/// Where requests go.
+#[derive(Debug)]
+pub struct Destination {
+    /// Key of the service.
+    pub service: Arc<str>,
+    /// 0: the port that was called.
+    pub port: u16,
+    pub subset: Arc<str>,
+    pub weight: u32,
+    pub request: Option<HeaderChange>,
+    pub answer: Option<HeaderChange>,
+    pub rewrite: Option<Rewrite>,
+    /// Answer this instead.
+    pub refuse: Option<http::StatusCode>,
+    pub timeout_ms: u64,
+}
+
+impl Destination {
+    fn new(d: &ir::Destination) -> Result<Self, CompileError> {
+        Ok(Self {
+            service: d.service.as_str().into(),
+            port: u16::try_from(d.port).map_err(|_| CompileError::Port(d.port))?,
+            subset: d.subset.as_str().into(),
+            weight: d.weight,
+            request: HeaderChange::new(d.request.as_ref())?,
+            answer: HeaderChange::new(d.answer.as_ref())?,
+            rewrite: d.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            refuse: match d.refuse_status {
+                0 => None,
+                n => Some(status(n)?),
+            },
+            timeout_ms: d.timeout_ms,
+        })
+    }
+
+    /// The service that was called.
+    pub fn same(service: &Arc<str>) -> Self {
+        Self {
+            service: service.clone(),
+            port: 0,
+            subset: "".into(),
+            weight: 1,
+            request: None,
+            answer: None,
+            rewrite: None,
+            refuse: None,
+            timeout_ms: 0,
+        }
+    }
+}
+
+/// A status code.
+///
+/// # Errors
+/// If it is none.
+pub fn status(n: u32) -> Result<http::StatusCode, CompileError> {
+    u16::try_from(n).ok().and_then(|n| http::StatusCode::from_u16(n).ok()).ok_or(CompileError::Status(n))
+}
+
+/// Where connections go.
+#[derive(Debug)]
+pub struct TcpRule {
+    pub origin: String,
+    ports: Vec<u32>,
+    labels: BTreeMap<String, String>,
+    namespace: String,
+    sni: Vec<String>,
+    pub destinations: Vec<ir::Destination>,
+}
+
+impl TcpRule {
+    fn new(r: &ir::TcpRule) -> Self {
+        Self {
+            origin: r.origin.clone(),
+            ports: r.ports.clone(),
+            labels: r.source_labels.clone(),
+            namespace: r.source_namespace.clone(),
+            sni: r.sni.clone(),
+            destinations: r.destinations.clone(),
+        }
+    }
+
+    /// The sum of their weights.
+    pub fn total_weight(&self) -> u64 {
+        self.destinations.iter().map(|d| u64::from(d.weight)).sum()
+    }
+
+    /// The destination for a number below [`TcpRule::total_weight`].
+    pub fn choose_weighted(&self, mut at: u64) -> Option<&ir::Destination> {
+        self.destinations.iter().find(|d| {
+            let hit = at < u64::from(d.weight);
+            at = at.saturating_sub(u64::from(d.weight));
+            hit
+        })
+    }
+}
+
+/// Changes of headers.
+#[derive(Debug)]
+pub struct HeaderChange {
+    set: Vec<(HeaderName, Value)>,
+    add: Vec<(HeaderName, Value)>,
+    remove: Vec<HeaderName>,
+    names: entry::Names,
+}
+
+impl HeaderChange {
+    fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, CompileError> {
+        let Some(c) = c else { return Ok(None) };
+        let pair = |h: &ir::Header| Ok::<_, CompileError>((name(&h.name)?, Value::new(&h.value)?));
+        let mut out = Self {
+            set: c.set.iter().map(pair).collect::<Result<_, _>>()?,
+            add: c.add.iter().map(pair).collect::<Result<_, _>>()?,
+            remove: c.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
+            names: entry::Names::default(),
+        };
+        out.names = out.remove.iter().chain(out.set.iter().chain(&out.add).map(|(n, _)| n)).collect();
+        Ok(Some(out))
+    }
+
+    /// The headers that are changed.
+    pub fn names(&self) -> &entry::Names {
+        &self.names
+    }
+
+    /// Changes headers; `values`: what operators stand for. No value is made of another that is made here (Envoy).
+    pub fn apply(&self, h: &mut HeaderMap, values: &dyn Values) {
+        for n in &self.remove {
+            h.remove(n);
+        }
+        let all = self.set.iter().chain(&self.add).filter(|(_, v)| matches!(v, Value::Made(_)));
+        let made: Vec<Option<HeaderValue>> = all.map(|(_, v)| v.make(values, h)).collect();
+        let mut made = made.into_iter();
+        let mut next = |v: &Value| match v {
+            Value::Fixed(v) => Some(v.clone()),
+            Value::Made(_) => made.next().flatten(),
+        };
+        for (n, v) in &self.set {
+            if let Some(v) = next(v) {
+                h.insert(n, v);
+            }
+        }
+        for (n, v) in &self.add {
+            if let Some(v) = next(v) {
+                h.append(n, v);
+            }
+        }
+    }
+}
+
+/// Changes of path and authority.
+#[derive(Debug)]
+pub struct Rewrite {
+    pub authority: Option<HeaderValue>,
+    path: Option<PathChange>,
+}
+
+#[derive(Debug)]
+enum PathChange {
+    Prefix(String),
+    Full(String),
+    Regex(regex::Regex, String),
+}
+
+impl Rewrite {
+    fn new(r: &ir::Rewrite) -> Result<Self, CompileError> {
+        use ir::rewrite::Path;
+        let authority = match r.authority.as_str() {
+            "" => None,
+            a => Some(HeaderValue::from_str(a).map_err(|_| CompileError::Authority(a.into()))?),
+        };
+        let path = match &r.path {
+            None => None,
+            Some(Path::Prefix(p)) => Some(PathChange::Prefix(p.clone())),
+            Some(Path::Full(p)) => Some(PathChange::Full(p.clone())),
+            Some(Path::Regex(x)) => {
+                let pattern =
+                    regex::Regex::new(&x.r#match).map_err(|e| CompileError::RewriteRegex(x.r#match.clone(), e))?;
+                Some(PathChange::Regex(pattern, braces(&x.rewrite)))
+            }
+        };
+        Ok(Self { authority, path })
+    }
+
+    /// The new path of a request whose path was matched by this; None: as it is.
+    pub fn path(&self, path: &str, matched: Option<&StringMatcher>) -> Option<String> {
+        Some(match self.path.as_ref()? {
+            PathChange::Full(p) => p.clone(),
+            PathChange::Prefix(p) => replace_prefix(path, matched, p),
+            PathChange::Regex(r, to) => r.replace_all(path, to.as_str()).into_owned(),
+        })
+    }
+}
+
+/// `\1` as the regex crate writes it.
+fn braces(s: &str) -> String {
+    let mut out = String::with_capacity(s.len() + 4);
+    let mut chars = s.chars().peekable();
+    while let Some(c) = chars.next() {
+        match (c, chars.peek()) {
+            ('\\', Some(d)) if d.is_ascii_digit() => {
+                out.push_str(&format!("${{{d}}}"));
+                chars.next();
+            }
+            ('\\', Some('\\')) => {
+                out.push('\\');
+                chars.next();
+            }
+            ('$', _) => out.push_str("$$"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Puts `to` in place of the part that was matched.
+pub fn replace_prefix(path: &str, matched: Option<&StringMatcher>, to: &str) -> String {
+    match matched {
+        // Whole segments: exactly one slash between what is new and what follows.
+        Some(StringMatcher::PathSegments(p)) => {
+            let rest = path.get(p.len()..).unwrap_or("").trim_start_matches('/');
+            let head = to.trim_end_matches('/');
+            if rest.is_empty() && !path.ends_with('/') {
+                return if to.is_empty() { "/".into() } else { to.into() };
+            }
+            format!("{head}/{rest}")
+        }
+        Some(StringMatcher::Prefix(p)) => absolute(format!("{to}{}", path.get(p.len()..).unwrap_or(""))),
+        // Nothing was asked of the path: its first slash is what it begins with.
+        None => absolute(format!("{to}{}", path.strip_prefix('/').unwrap_or(path))),
+        Some(StringMatcher::Exact(_) | StringMatcher::Regex(_) | StringMatcher::Present) => to.into(),
+    }
+}
+
+fn absolute(s: String) -> String {
+    if s.starts_with('/') { s } else { format!("/{s}") }
+}
+
+/// Cross-origin requests.
+#[derive(Debug)]
+pub struct Cors {
+    origins: Vec<StringMatcher>,
+    /// What matches `*` stands for every origin, whichever kind of match it is (Envoy).
+    is_for_all: bool,
+    pub ir: ir::Cors,
+}
+
+impl Cors {
+    fn new(c: &ir::Cors) -> Result<Self, CompileError> {
+        let origins = c.origins.iter().map(|t| StringMatcher::new(t, false)).collect::<Result<Vec<_>, _>>()?;
+        let is_for_all = origins.iter().any(|t| t.matches("*"));
+        Ok(Self { origins, is_for_all, ir: c.clone() })
+    }
+
+    /// May this origin?
+    pub fn admits(&self, origin: &HeaderValue) -> bool {
+        self.is_for_all || self.origins.iter().any(|t| t.matches_bytes(origin.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
+    use super::*;
+    use ir::text::Kind;
+
+    fn fresh(l: &ir::RateLimit) -> Arc<Limit> {
+        Limits::default().take_over(None, l)
+    }
+
+    fn rule(origin: &str, path: Option<Kind>, f: impl FnOnce(&mut ir::HttpRule)) -> ir::HttpRule {
+        let mut r = ir::HttpRule { origin: origin.into(), ..Default::default() };
+        r.r#match = Some(ir::Match { path: path.map(|k| ir::Text { kind: Some(k) }), ..Default::default() });
+        f(&mut r);
+        r
+    }
+
+    fn found<'a>(t: &'a Table, port: u16, path: &str, headers: &HeaderMap) -> &'a str {
+        let labels = BTreeMap::new();
+        let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
+        let input = RouteInput::new(path, query, "GET", "http", "a", headers, "ns", &labels);
+        match t.find(port, &input) {
+            RouteMatch::Rule(r) => &r.origin,
+            RouteMatch::Nothing => "-",
+            RouteMatch::Default => "default",
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_not_there_is_empty_where_a_condition_is_inverted() {
+        for (kind, holds) in [
+            (Kind::Present(true), true),
+            (Kind::Exact("x".into()), true),
+            (Kind::Regex("x+".into()), true),
+            (Kind::Regex("x*".into()), false),
+            (Kind::Exact(String::new()), false),
+        ] {
+            let without = |r: &mut ir::HttpRule| {
+                let value = Some(ir::Text { kind: Some(kind.clone()) });
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "h".into(), value, invert: true });
+            };
+            let http = vec![rule("without", None, without)];
+            let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
+            assert_eq!(found(&t, 80, "/", &HeaderMap::new()) == "without", holds, "{kind:?}");
+            let one = HeaderMap::from_iter([(HeaderName::from_static("h"), HeaderValue::from_static("x"))]);
+            assert_eq!(found(&t, 80, "/", &one) == "without", kind == Kind::Exact(String::new()), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_matches_a_star_stands_for_every_origin() {
+        for (kind, all) in [
+            (Kind::Exact("*".into()), true),
+            (Kind::Prefix("*".into()), true),
+            (Kind::Prefix(String::new()), true),
+            (Kind::Regex(".*".into()), true),
+            (Kind::Regex("https://.*".into()), false),
+            (Kind::Prefix("https://*".into()), false),
+            (Kind::Exact("https://a".into()), false),
+        ] {
+            let origins = vec![ir::Text { kind: Some(kind.clone()) }];
+            let c = Cors::new(&ir::Cors { origins, ..Default::default() }).unwrap();
+            let admits = |o| c.admits(&HeaderValue::from_static(o));
+            assert_eq!([admits("http://b"), admits("null")], [all; 2], "{kind:?}");
+        }
+    }
+
+    /// Requests of HTTP/2 have no header of that name; and names have no case, and may have a last dot.
+    #[test]
+    fn a_match_on_host_is_one_on_the_authority() {
+        for (kind, holds) in [
+            (Kind::Exact("a".into()), true),
+            (Kind::Exact("A.".into()), true),
+            (Kind::Prefix("A".into()), true),
+            (Kind::Regex("[A-C]".into()), true),
+            (Kind::Present(true), true),
+            (Kind::Exact("b".into()), false),
+            (Kind::Exact("a:80".into()), false),
+            (Kind::Prefix("a.".into()), false),
+        ] {
+            let value = Some(ir::Text { kind: Some(kind.clone()) });
+            let named = |invert| ir::Named { name: "host".into(), value: value.clone(), invert };
+            for (what, m, holds) in [
+                ("host", ir::Match { headers: vec![named(false)], ..Default::default() }, holds),
+                ("not host", ir::Match { headers: vec![named(true)], ..Default::default() }, !holds),
+                ("authority", ir::Match { authority: value.clone(), ..Default::default() }, holds),
+            ] {
+                let http = vec![rule("host", None, |r| r.r#match = Some(m))];
+                let t = Table::new(&ir::Table { http, ..Default::default() }, &mut fresh).unwrap();
+                let one = HeaderMap::from_iter([(http::header::HOST, HeaderValue::from_static("a"))]);
+                for headers in [HeaderMap::new(), one] {
+                    assert_eq!(found(&t, 80, "/", &headers) == "host", holds, "{what} {kind:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_that_holds_is_it() {
+        let header = |r: &mut ir::HttpRule| {
+            let value = Some(ir::Text { kind: Some(Kind::Exact("jason".into())) });
+            r.r#match.as_mut().unwrap().headers.push(ir::Named { name: "end-user".into(), value, invert: false });
+        };
+        let query = |r: &mut ir::HttpRule| {
+            let value = Some(ir::Text { kind: Some(Kind::Exact("a b".into())) });
+            r.r#match.as_mut().unwrap().query.push(ir::Named { name: "q".into(), value, invert: false });
+        };
+        let t = ir::Table {
+            http: vec![
+                rule("jason", Some(Kind::Prefix("/".into())), header),
+                rule("query", None, query),
+                rule("exact", Some(Kind::Exact("/a".into())), |_| {}),
+                rule("segments", Some(Kind::Segments("/a".into())), |_| {}),
+                rule("prefix", Some(Kind::Prefix("/ab".into())), |_| {}),
+                rule("pattern", Some(Kind::Regex("/[xy]+".into())), |_| {}),
+                rule("port", None, |r| r.ports = vec![81]),
+            ],
+            tcp: vec![],
+        };
+        let t = Table::new(&t, &mut fresh).unwrap();
+        let mut jason = HeaderMap::new();
+        jason.insert("end-user", HeaderValue::from_static("jason"));
+        let none = HeaderMap::new();
+        for (port, path, headers, want) in [
+            (80, "/a", &none, "exact"),
+            (80, "/a", &jason, "jason"),
+            (80, "/a/b", &none, "segments"),
+            (80, "/abc", &none, "prefix"),
+            (80, "/xyx", &none, "pattern"),
+            (80, "/xyz", &none, "-"),
+            (81, "/xyz", &none, "port"),
+            (80, "/other?q=a+b", &none, "query"),
+            (80, "/other?q=a", &none, "-"),
+            (80, "/ä", &none, "-"),
+        ] {
+            assert_eq!(found(&t, port, path, headers), want, "{port} {path}");
+        }
+        assert_eq!(found(&Table::default(), 80, "/", &none), "default");
+    }
+
+    #[test]
+    fn headers_are_matched_as_bytes() {
+        let named = |name: &str, kind: Kind, invert: bool| {
+            let value = Some(ir::Text { kind: Some(kind) });
+            rule(name, None, |r| {
+                r.r#match.as_mut().unwrap().headers.push(ir::Named { name: name.into(), value, invert })
+            })
+        };
+        let http = vec![
+            named("x-name", Kind::Exact("Zoë,Zoë".into()), false),
+            named("x-other", Kind::Present(true), true),
+            named("host", Kind::Exact("a".into()), false),
+        ];
+        let t = Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap();
+        let of = |all: &[(&'static str, &[u8])]| {
+            let mut h = HeaderMap::new();
+            for (k, v) in all {
+                h.append(*k, HeaderValue::from_bytes(v).unwrap());
+            }
+            found(&t, 80, "/", &h).to_string()
+        };
+        let (zoe, latin) = ("Zoë".as_bytes(), b"\xe9");
+        assert_eq!(of(&[("x-name", zoe), ("x-name", zoe)]), "x-name");
+        assert_eq!(of(&[]), "x-other");
+        assert_eq!(
+            of(&[("x-other", latin)]),
+            "host",
+            "what is no text is there all the same; the host is the authority"
+        );
+    }
+
+    /// The index says what a look at every rule in order would say.
+    #[test]
+    fn the_index_agrees_with_a_linear_search() {
+        use rand::{Rng, seq::IndexedRandom};
+        let mut r = rand::rng();
+        let parts = ["/", "/a", "/a/", "/a/b", "/ab", "/b", "/a/b/c", "/B"];
+        for _ in 0..300 {
+            let mut http = vec![];
+            for i in 0..r.random_range(1..12) {
+                let p = parts.choose(&mut r).unwrap().to_string();
+                let kind = match r.random_range(0..5) {
+                    0 => Some(Kind::Exact(p)),
+                    1 => Some(Kind::Prefix(p)),
+                    2 => Some(Kind::Segments(p)),
+                    3 => Some(Kind::Regex(p)),
+                    _ => None,
+                };
+                let case = r.random_bool(0.2);
+                let needs = r.random_bool(0.3);
+                http.push(rule(&i.to_string(), kind, |x| {
+                    let m = x.r#match.as_mut().unwrap();
+                    m.ignore_path_case = case;
+                    if needs {
+                        let value = Some(ir::Text { kind: Some(Kind::Present(true)) });
+                        m.headers.push(ir::Named { name: "h".into(), value, invert: false });
+                    }
+                }));
+            }
+            let table = Table::new(&ir::Table { http, tcp: vec![] }, &mut fresh).unwrap();
+            let mut headers = HeaderMap::new();
+            if r.random_bool(0.5) {
+                headers.insert("h", HeaderValue::from_static("x"));
+            }
+            for path in parts {
+                let labels = BTreeMap::new();
+                let input = RouteInput::new(path, None, "GET", "http", "a", &headers, "ns", &labels);
+                let want = table.rest.rules.iter().find(|x| x.matches(&input, true)).map_or("-", |x| &x.origin);
+                assert_eq!(found(&table, 80, path, &headers), want, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn headers_are_changed_and_made() {
+        use karst_core::operators::Operator;
+        /// Knows the header that is asked for.
+        struct Own;
+        impl Values for Own {
+            fn write(&self, o: &Operator, headers: &HeaderMap, out: &mut Vec<u8>) {
+                if let Operator::Request(h) = o {
+                    out.extend_from_slice(headers.get(&h.name).map_or(&b""[..], HeaderValue::as_bytes));
+                }
+            }
+        }
+        let header = |(name, value): (&str, &str)| ir::Header { name: name.into(), value: value.into() };
+        let change = |set: &[(&str, &str)], add: &[(&str, &str)], remove: &[&str]| ir::HeaderChange {
+            set: set.iter().copied().map(header).collect(),
+            add: add.iter().copied().map(header).collect(),
+            remove: remove.iter().map(ToString::to_string).collect(),
+        };
+        let set =
+            [("a", "<%REQ(user)%>"), ("user", "other"), ("kept", "%REQ(none)%"), ("per-cent", "5%%"), ("fixed", "x")];
+        let c = change(&set, &[("a", "%REQ(user):2%"), ("b", "%REQ(gone)%"), ("c", "%REQ(none)%")], &["gone"]);
+        let c = HeaderChange::new(Some(&c)).unwrap().unwrap();
+        let mut h = HeaderMap::new();
+        for (k, v) in [("user", "jason"), ("kept", "as it was"), ("gone", "1")] {
+            h.insert(k, HeaderValue::from_static(v));
+        }
+        c.apply(&mut h, &Own);
+        let mut all: Vec<String> = h.iter().map(|(k, v)| format!("{k}={}", v.to_str().unwrap())).collect();
+        all.sort_unstable();
+        assert_eq!(all, ["a=<jason>", "a=ja", "fixed=x", "kept=as it was", "per-cent=5%", "user=other"]);
+        for bad in ["%FOO%", "50%", "a\nb", "%REQ(a)%\n"] {
+            assert!(HeaderChange::new(Some(&change(&[("a", bad)], &[], &[]))).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_replaced() {
+        let seg = |p: &str| StringMatcher::PathSegments(p.trim_end_matches('/').into());
+        for (path, matched, to, want) in [
+            ("/foo/bar", Some(seg("/foo")), "/xyz", "/xyz/bar"),
+            ("/foo/bar", Some(seg("/foo")), "/xyz/", "/xyz/bar"),
+            ("/foo", Some(seg("/foo")), "/xyz", "/xyz"),
+            ("/foo/", Some(seg("/foo")), "/xyz", "/xyz/"),
+            ("/foo/bar", Some(seg("/foo")), "/", "/bar"),
+            ("/foo", Some(seg("/foo")), "/", "/"),
+            ("/foo", Some(seg("/foo")), "", "/"),
+            ("/foo/bar", Some(seg("/foo")), "", "/bar"),
+            ("/bar", Some(seg("/")), "/v1", "/v1/bar"),
+            ("/ratings/1", Some(StringMatcher::Prefix("/ratings".into())), "/v1/r", "/v1/r/1"),
+            ("/x", None, "/y/", "/y/x"),
+            ("/x", Some(StringMatcher::Exact("/x".into())), "/y", "/y"),
+        ] {
+            assert_eq!(replace_prefix(path, matched.as_ref(), to), want, "{path} {to}");
+        }
+        let r = ir::Regex { r#match: "^/v(\\d+)/(.*)$".into(), rewrite: "/\\2/\\1$".into() };
+        let r =
+            Rewrite::new(&ir::Rewrite { authority: String::new(), path: Some(ir::rewrite::Path::Regex(r)) }).unwrap();
+        assert_eq!(r.path("/v2/x", None).unwrap(), "/x/2$");
+    }
+
+    #[test]
+    fn weights() {
+        let mut r = rule("r", None, |_| {});
+        for w in [9, 0, 1] {
+            r.destinations.push(ir::Destination { service: format!("s{w}"), weight: w, ..Default::default() });
+        }
+        let r = Rule::new(&r, &mut fresh).unwrap();
+        let count = |s: &str| (0..r.total_weight).filter(|i| &*r.choose_weighted(*i).unwrap().service == s).count();
+        assert_eq!((count("s9"), count("s0"), count("s1")), (9, 0, 1));
+        assert!(r.choose_weighted(10).is_none());
+    }
+}

@@ -1,0 +1,65 @@
+//! What is known at one time: the mesh, routes, and how services are called, immutable.
+
+use crate::{authz::access::Access, downstream::gateway::Gateway, route::table::Routes, telemetry::rules::Telemetry};
+use imbl::HashMap;
+use karst_api::route as ir;
+use karst_proxy::state::{self, Service};
+use std::sync::Arc;
+
+/// One immutable state.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub mesh: state::Snapshot,
+    /// By service.
+    pub routes: HashMap<Arc<str>, Arc<Routes>>,
+    /// By service.
+    pub backends: HashMap<Arc<str>, Arc<ir::Backend>>,
+    /// By service.
+    pub access: HashMap<Arc<str>, Arc<Access>>,
+    /// Routes of virtual hosts of gateways, by the listener's name for them, a slash and the host.
+    pub hosts: HashMap<Arc<str>, Arc<Routes>>,
+    /// What we listen on.
+    pub gateway: Option<Arc<Gateway>>,
+    /// Counts the changes of what is told of requests.
+    pub telemetry_generation: u64,
+}
+
+impl AsRef<state::Snapshot> for Snapshot {
+    fn as_ref(&self) -> &state::Snapshot {
+        &self.mesh
+    }
+}
+
+impl Snapshot {
+    /// Nothing known.
+    pub fn new(network: &str) -> Self {
+        Self {
+            mesh: state::Snapshot::new(network),
+            routes: HashMap::new(),
+            backends: HashMap::new(),
+            access: HashMap::new(),
+            hosts: HashMap::new(),
+            gateway: None,
+            telemetry_generation: 0,
+        }
+    }
+
+    /// The policies for what is called. What is sent to a pod itself has those of the waypoint's Gateway.
+    pub fn access_to(&self, s: &Service) -> Option<&Access> {
+        match s.is_workload_service() {
+            true => self.gateway.as_ref()?.access.as_ref(),
+            false => self.access.get(&s.key).map(|a| &**a),
+        }
+    }
+
+    /// The names of all policies in dry run.
+    pub fn dry_runs(&self) -> impl Iterator<Item = &str> {
+        let own = self.gateway.iter().filter_map(|g| g.access.as_ref());
+        self.access.values().map(|a| &**a).chain(own).flat_map(Access::dry_runs)
+    }
+
+    /// What is told of requests, where it differs from the standard.
+    pub fn telemetry(&self) -> Option<&Arc<Telemetry>> {
+        self.gateway.as_ref()?.telemetry.as_ref()
+    }
+}

@@ -1,0 +1,267 @@
+//! What is told of requests, where it differs from the standard: Istio's Telemetry, with expressions in CEL over Envoy's
+//! attributes. Costs nothing where nobody has asked for it.
+
+use crate::telemetry::stream_info::StreamInfo;
+use cel::{Context, Program, Value};
+use karst_api::{MAX_EXPRESSION, route as ir};
+use karst_proxy::labels::{Labels, put};
+use std::{collections::HashMap, sync::Arc};
+
+/// How many metrics of requests there are: [`ir::Metric`] counts them.
+pub const METRICS: usize = 4;
+
+/// Labels of each metric, by [`ir::Metric`]; none for one that is not told.
+pub type AllLabels = [Option<Arc<str>>; METRICS];
+
+/// Longest value of a label, in bytes; the rest is left out. Clients may decide about it.
+const MAX_VALUE: usize = 256;
+
+/// A Telemetry, compiled.
+pub struct Telemetry {
+    /// Lines of the access log are written,
+    log: bool,
+    /// where this is true.
+    filter: Option<Program>,
+    shapes: [Shape; METRICS],
+    /// What gives values of labels.
+    values: Vec<Program>,
+    /// An expression reads headers: they are kept for the end of the request.
+    pub wants_headers: bool,
+    /// What it was made from.
+    said: ir::Telemetry,
+}
+
+#[derive(Debug, Default)]
+struct Shape {
+    disabled: bool,
+    remove: Vec<String>,
+    /// Labels, and which of the values they have.
+    set: Vec<(String, usize)>,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry").field("log", &self.log).field("shapes", &self.shapes).finish_non_exhaustive()
+    }
+}
+
+/// What cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// Longer than any need be.
+    #[error("an expression of {0} bytes, {MAX_EXPRESSION} are allowed")]
+    TooLong(usize),
+    /// It is no CEL.
+    #[error("{0:?}: {1}")]
+    Expression(String, cel::ParseErrors),
+    /// A metric of a later version.
+    #[error("metric {0}")]
+    Metric(i32),
+}
+
+fn program(text: &str) -> Result<Program, TelemetryError> {
+    if text.len() > MAX_EXPRESSION {
+        return Err(TelemetryError::TooLong(text.len()));
+    }
+    Program::compile(text).map_err(|e| TelemetryError::Expression(text.into(), e))
+}
+
+impl Telemetry {
+    /// Compiles.
+    ///
+    /// # Errors
+    /// For what is no CEL, and for a metric that is not known.
+    pub fn new(t: &ir::Telemetry) -> Result<Self, TelemetryError> {
+        let mut texts: Vec<&str> = vec![];
+        let mut shapes: [Shape; METRICS] = Default::default();
+        for s in &t.metrics {
+            let shape = shapes.get_mut(s.metric as usize).ok_or(TelemetryError::Metric(s.metric))?;
+            (shape.disabled, shape.remove) = (s.disabled, s.remove.clone());
+            for (label, text) in &s.set {
+                let at = texts.iter().position(|t| t == text).unwrap_or_else(|| {
+                    texts.push(text);
+                    texts.len() - 1
+                });
+                shape.set.push((label.clone(), at));
+            }
+        }
+        let values = texts.iter().map(|t| program(t)).collect::<Result<_, _>>()?;
+        let filter = if t.log_filter.is_empty() { None } else { Some(program(&t.log_filter)?) };
+        texts.push(&t.log_filter);
+        let wants_headers = texts.iter().any(|t| t.contains("headers"));
+        Ok(Self { log: !t.no_log, filter, shapes, values, wants_headers, said: t.clone() })
+    }
+
+    /// Does it say the same as another?
+    pub fn same(a: Option<&Self>, b: Option<&Self>) -> bool {
+        a.map(|t| &t.said) == b.map(|t| &t.said)
+    }
+
+    /// Is there to be a line of the access log?
+    pub fn logs(&self, r: &StreamInfo, sent: u64) -> bool {
+        self.log && self.filter.as_ref().is_none_or(|f| matches!(evaluate(f, r, sent), Some(Value::Bool(true))))
+    }
+
+    /// The values of labels that are asked for. An expression that has none (a header that is not there) gives an empty one.
+    pub fn values(&self, r: &StreamInfo, sent: u64) -> Vec<String> {
+        let text = |v| match v {
+            Value::String(s) => s[..s.floor_char_boundary(MAX_VALUE)].to_string(),
+            Value::Int(i) => i.to_string(),
+            Value::UInt(i) => i.to_string(),
+            Value::Float(f) => f.to_string(),
+            Value::Bool(b) => b.to_string(),
+            _ => String::new(),
+        };
+        self.values.iter().map(|p| evaluate(p, r, sent).map(text).unwrap_or_default()).collect()
+    }
+
+    /// Labels of each metric; none for one that is switched off.
+    pub fn labels(&self, standard: &[(String, String)], values: &[String]) -> AllLabels {
+        let one = |s: &Shape| {
+            if s.disabled {
+                return None;
+            }
+            let mut out = String::with_capacity(900);
+            let replaced = |k: &String| s.remove.contains(k) || s.set.iter().any(|(l, _)| l == k);
+            for (k, v) in standard.iter().filter(|(k, _)| !replaced(k)) {
+                out.add(k, v);
+            }
+            for (k, at) in &s.set {
+                put(&mut out, k, values.get(*at).map_or("", String::as_str));
+            }
+            Some(Arc::from(out))
+        };
+        self.shapes.each_ref().map(one)
+    }
+}
+
+thread_local! {
+    /// With CEL's functions; there are many.
+    static FUNCTIONS: Context<'static, 'static> = Context::default();
+}
+
+fn evaluate(p: &Program, r: &StreamInfo, sent: u64) -> Option<Value> {
+    FUNCTIONS.with(|f| {
+        let mut c = f.new_inner_scope();
+        for v in p.references().variables() {
+            c.add_variable_from_value(v, attributes(v, r, sent));
+        }
+        p.execute(&c).ok()
+    })
+}
+
+/// One of [`karst_api::ATTRIBUTES`], as Envoy has it.
+fn attributes(of: &str, r: &StreamInfo, sent: u64) -> HashMap<String, Value> {
+    let mut out: HashMap<String, Value> = HashMap::new();
+    let mut text = |k: &str, v: &str| out.insert(k.into(), v.to_string().into());
+    let header = |v: &Option<http::HeaderValue>| {
+        v.as_ref().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default()
+    };
+    let peer = r.workload.as_ref().map(|(_, a)| *a);
+    match of {
+        "request" => {
+            text("path", &r.path);
+            text("url_path", r.path.split('?').next().unwrap_or_default());
+            text("query", r.path.split_once('?').map_or("", |(_, q)| q));
+            text("host", &header(&r.authority));
+            text("method", r.method.as_str());
+            text("protocol", r.protocol);
+            text("useragent", &header(&r.user_agent));
+            text("id", &header(&r.request_id));
+            out.insert("size".into(), int(r.received.get()));
+            let all = r.headers.iter().flat_map(|h| h.iter());
+            let mut headers: HashMap<String, String> = HashMap::new();
+            for (k, v) in all {
+                let v = String::from_utf8_lossy(v.as_bytes());
+                let known = headers.entry(k.as_str().into()).or_default();
+                if !known.is_empty() {
+                    known.push(',');
+                }
+                known.push_str(&v);
+            }
+            out.insert("headers".into(), headers.into());
+        }
+        "response" => {
+            out.insert("code".into(), int(u64::from(r.answered)));
+            out.insert("size".into(), int(sent));
+            out.insert("code_details".into(), r.details.to_string().into());
+            if let Some(g) = r.grpc {
+                out.insert("grpc_status".into(), int(u64::from(g)));
+            }
+        }
+        "connection" => {
+            text("uri_san_peer_certificate", &r.principal);
+            text("requested_server_name", r.sni.as_deref().unwrap_or_default());
+            out.insert("mtls".into(), Value::Bool(!r.principal.is_empty()));
+        }
+        "source" => {
+            text("address", &r.from.to_string());
+            out.insert("port".into(), int(u64::from(r.from.port())));
+        }
+        "destination" => {
+            text("address", &r.to.to_string());
+            out.insert("port".into(), int(u64::from(r.to.port())));
+        }
+        "upstream" => {
+            text("address", &peer.map(|p| p.to_string()).unwrap_or_default());
+            if let Some(p) = peer {
+                out.insert("port".into(), int(u64::from(p.port())));
+            }
+        }
+        _ => {
+            text("route_name", &r.route);
+            text("cluster_name", &r.cluster());
+        }
+    }
+    out
+}
+
+fn int(n: u64) -> Value {
+    Value::Int(i64::try_from(n).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use ir::Metric;
+
+    #[test]
+    fn labels_are_shaped() {
+        let shape = |m: Metric, remove: &[&str], set: &[(&str, &str)]| ir::Shape {
+            metric: m as i32,
+            disabled: m == Metric::RequestSize,
+            remove: remove.iter().map(ToString::to_string).collect(),
+            set: set.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+        };
+        let metrics = vec![
+            shape(Metric::RequestCount, &["a"], &[("b", "request.host"), ("new", "request.path")]),
+            shape(Metric::RequestSize, &[], &[]),
+            shape(Metric::ResponseSize, &[], &[("new", "request.host")]),
+        ];
+        let t = Telemetry::new(&ir::Telemetry { metrics, ..Default::default() }).unwrap();
+        assert_eq!(t.values.len(), 2, "the same expression is evaluated once");
+        let standard = ["a", "b", "c"].map(|k| (k.to_string(), k.to_uppercase()));
+        let labels = t.labels(&standard, &["host".into(), String::new()]);
+        let wanted = [
+            Some(r#"c="C",b="host",new="unknown""#),
+            Some(r#"a="A",b="B",c="C""#),
+            None,
+            Some(r#"a="A",b="B",c="C",new="host""#),
+        ];
+        assert_eq!(labels.each_ref().map(|l| l.as_deref()), wanted);
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused() {
+        let filter = |f: &str| Telemetry::new(&ir::Telemetry { log_filter: f.into(), ..Default::default() });
+        assert!(filter("response.code ==").is_err() && filter(&"a".repeat(2000)).is_err());
+        assert!(filter(&"(".repeat(1000)).is_err(), "and the stack stands it");
+        assert!(filter("'x-a' in request.headers").unwrap().wants_headers);
+        assert!(!filter("response.code == 500").unwrap().wants_headers);
+        let metrics = vec![ir::Shape { metric: 9, ..Default::default() }];
+        assert!(Telemetry::new(&ir::Telemetry { metrics, ..Default::default() }).is_err());
+        let same = |a, b| Telemetry::same(filter(a).ok().as_ref(), filter(b).ok().as_ref());
+        assert!(same("true", "true") && !same("true", "false") && !Telemetry::same(filter("true").ok().as_ref(), None));
+    }
+}

@@ -1,0 +1,68 @@
+//! Where a worker's requests and connections are counted and told of.
+
+use crate::{
+    config::Config,
+    snapshot::Snapshot,
+    telemetry::{
+        flag::ResponseFlag,
+        labels,
+        metrics::{Key, Metrics, Series},
+        rules::Telemetry,
+        stream_info::StreamInfo,
+    },
+};
+use karst_proxy::{state::Workload, traffic::Traffic};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
+use tokio::sync::watch;
+
+/// A worker's way to the process's metrics.
+pub struct Sink {
+    config: Config,
+    state: watch::Receiver<Arc<Snapshot>>,
+    metrics: Arc<Metrics>,
+    series: RefCell<HashMap<Key, Arc<Series>>>,
+}
+
+impl Sink {
+    /// Counts in these metrics.
+    pub fn new(config: Config, state: watch::Receiver<Arc<Snapshot>>, metrics: Arc<Metrics>) -> Self {
+        Self { config, state, metrics, series: RefCell::default() }
+    }
+
+    /// Is there an access log?
+    pub fn access_log(&self) -> bool {
+        self.config.access_log
+    }
+
+    /// The name of this proxy's pod.
+    pub fn hostname(&self) -> &str {
+        &self.config.pod_name
+    }
+
+    /// A gateway tells of what it calls itself.
+    fn own(&self, info: &StreamInfo) -> Option<Arc<Workload>> {
+        info.at_gateway.then(|| self.config.own_pod(&self.state.borrow().mesh).cloned()).flatten()
+    }
+
+    /// The series of a request, from this worker's table.
+    pub fn series(&self, key: Key, info: &StreamInfo, t: Option<&Telemetry>) -> Arc<Series> {
+        /// Beyond, the table is begun anew.
+        const MOST: usize = 10_000;
+        let mut all = self.series.borrow_mut();
+        if let Some(s) = all.get(&key) {
+            return s.clone();
+        }
+        if all.len() >= MOST {
+            all.clear();
+        }
+        let s = self.metrics.series(&key, |k| labels::labels(info, self.own(info).as_deref(), t, &k.values));
+        all.insert(key, s.clone());
+        s
+    }
+
+    /// The series of a connection that is carried as it is.
+    pub fn traffic(&self, info: &StreamInfo, flag: ResponseFlag) -> Arc<Traffic> {
+        let own = self.own(info);
+        self.metrics.traffic.series(&labels::between(info, own.as_deref()), flag.text())
+    }
+}

@@ -1,0 +1,89 @@
+//! What is known of a request, or of a connection that is carried as it is: what logs, metrics and header values are made from.
+
+use crate::telemetry::{carried::Carried, flag::ResponseFlag};
+use http::{HeaderMap, HeaderValue};
+use karst_proxy::state::{Service, Workload};
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+/// The destination that was chosen. (Not its endpoints: a connection that lasts would keep them, of however old a state.)
+pub struct Chosen {
+    pub service: Arc<Service>,
+    pub port: u16,
+    pub subset: Arc<str>,
+    /// Its endpoints are known to the control plane, not thought of by clients.
+    pub is_told: bool,
+}
+
+/// What is known of a request or a connection.
+pub struct StreamInfo {
+    pub started: Instant,
+    pub time: SystemTime,
+    pub method: http::Method,
+    pub path: String,
+    /// In its canonical form; as it was sent, if it has none.
+    pub authority: Option<HeaderValue>,
+    pub protocol: &'static str,
+    pub is_grpc: bool,
+    pub user_agent: Option<HeaderValue>,
+    pub request_id: Option<HeaderValue>,
+    /// X-Forwarded-For, as the endpoint gets it.
+    pub forwarded_for: Option<HeaderValue>,
+    pub from: SocketAddr,
+    /// What was called: an address of the service, or the gateway's own.
+    pub to: SocketAddr,
+    /// The name in the TLS hello that it began with.
+    pub sni: Option<Rc<str>>,
+    pub source: Option<Arc<Workload>>,
+    pub principal: String,
+    pub called: Option<Arc<Service>>,
+    /// It has come to a gateway.
+    pub at_gateway: bool,
+    pub destination: Option<Chosen>,
+    pub workload: Option<(Arc<Workload>, SocketAddr)>,
+    /// What tells it from others in metrics.
+    pub endpoint: Option<Arc<str>>,
+    pub route: String,
+    /// 0: there was no answer.
+    pub answered: u16,
+    pub grpc: Option<u16>,
+    pub flag: ResponseFlag,
+    /// Envoy's response code details, of a connection its termination details; without white space. Empty: there are none (yet).
+    pub details: Cow<'static, str>,
+    pub error: String,
+    /// Milliseconds until the endpoint's answer began.
+    pub upstream_ms: Option<u64>,
+    pub received: Rc<Cell<u64>>,
+    /// Of the request, where telemetry asks for them.
+    pub headers: Option<HeaderMap>,
+    /// Of a connection that is carried as it is.
+    pub carried: Option<Rc<Carried>>,
+}
+
+impl StreamInfo {
+    /// The service that it counts for: the one that was chosen, else the one that was called.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        self.destination.as_ref().map(|d| &d.service).or(self.called.as_ref())
+    }
+
+    /// What Envoy would call the cluster.
+    pub fn cluster(&self) -> String {
+        let (host, port, subset) = match (&self.destination, &self.called) {
+            (Some(d), _) => (&d.service.hostname, d.port, &*d.subset),
+            (None, Some(s)) => (&s.hostname, self.to.port(), ""),
+            (None, None) => return "-".into(),
+        };
+        if self.at_gateway {
+            return format!("outbound|{port}|{subset}|{host}");
+        }
+        let kind = if self.carried.is_some() { "tcp" } else { "http" };
+        let slash = if subset.is_empty() { "" } else { "/" };
+        format!("inbound-vip|{port}|{kind}{slash}{subset}|{host}")
+    }
+}

@@ -1,0 +1,156 @@
+//! Why there is no connection to an endpoint, or no answer from it.
+
+use crate::{http::codec, telemetry::flag::ResponseFlag, upstream::tls::TlsError};
+use karst_api::route as ir;
+use karst_proxy::dial::DialError;
+use std::{net::IpAddr, sync::Arc};
+
+/// Why there is no connection to an endpoint: nobody has seen the request.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It could not be reached.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// It took longer than the destination's rules allow.
+    #[error("connection timeout")]
+    Timeout,
+    /// Its name leads to nobody who may be called.
+    #[error("{0} has no address that may be used")]
+    NoAddress(Arc<str>),
+    /// It is not called with our identity.
+    #[error(transparent)]
+    Lent(#[from] Lent),
+    /// It may be a member's.
+    #[error("{0} is in a node's pod range, and the controller has not said in time who is there")]
+    Untold(IpAddr),
+    /// TLS of ours that it does not take, or that cannot be spoken.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// HTTP could not be begun.
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+}
+
+/// Why a member is not called with our identity.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Lent {
+    /// It is known by what the client has called.
+    #[error("{host} is a member of the mesh, which is called by its own service")]
+    Dynamic { host: Arc<str> },
+    /// It is somebody else's.
+    #[error(
+        "{host}: the endpoint is {namespace}/{name}, a member of the mesh in another namespace: route to a service of that \
+         namespace"
+    )]
+    Namespace { host: Arc<str>, namespace: Arc<str>, name: Arc<str> },
+}
+
+impl ConnectError {
+    /// May another endpoint be tried?
+    pub fn may_retry(&self) -> bool {
+        match self {
+            ConnectError::Dial(e) => e.may_retry(),
+            ConnectError::Timeout
+            | ConnectError::NoAddress(_)
+            | ConnectError::Lent(_)
+            | ConnectError::Untold(_)
+            | ConnectError::Tls(_)
+            | ConnectError::Http(_) => true,
+        }
+    }
+
+    /// Does it say something of the endpoint? Not what is wrong with us, with the request, or with what is known.
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            ConnectError::Dial(e) => e.may_retry(),
+            ConnectError::Lent(_) | ConnectError::Untold(_) => false,
+            ConnectError::Timeout | ConnectError::NoAddress(_) | ConnectError::Tls(_) | ConnectError::Http(_) => true,
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The endpoint has refused the stream: it has not looked at the request.
+    #[error("{0}")]
+    StreamRefused(String),
+    /// The connection broke before there was an answer.
+    #[error("{0}")]
+    Reset(String),
+    /// The answer is not HTTP, or its head is too large.
+    #[error("{0}")]
+    Protocol(String),
+}
+
+impl Error {
+    /// As logs and metrics have it.
+    pub fn flag(&self) -> ResponseFlag {
+        match self {
+            Error::Connect(_) => ResponseFlag::ConnectFailure,
+            Error::StreamRefused(_) | Error::Reset(_) => ResponseFlag::Reset,
+            Error::Protocol(_) => ResponseFlag::ProtocolError,
+        }
+    }
+
+    /// What the access log says of it.
+    pub fn transport_failure_reason(&self) -> String {
+        self.to_string()
+    }
+
+    /// See [`ConnectError::is_of_endpoint`].
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            Error::Connect(e) => e.is_of_endpoint(),
+            Error::StreamRefused(_) | Error::Reset(_) | Error::Protocol(_) => true,
+        }
+    }
+
+    /// Is it one after which the route wants the request to be tried again? `sent`: the endpoint may have read something of it.
+    pub fn is_retryable(&self, r: &ir::Retry, sent: bool) -> bool {
+        let unsent = r.reset_before_request && !sent;
+        match self {
+            Error::Connect(e) => {
+                e.may_retry() && (r.connect_failure || r.server_error || r.gateway_error || r.reset || unsent)
+            }
+            Error::StreamRefused(_) => r.refused_stream || r.server_error || r.reset || unsent,
+            Error::Reset(_) | Error::Protocol(_) => r.reset || r.server_error || r.gateway_error || unsent,
+        }
+    }
+}
+
+/// Why there is no answer to a request that was sent.
+pub fn failure(e: &hyper::Error) -> Error {
+    let text = error_chain(e);
+    if e.is_parse() {
+        return Error::Protocol(format!("{text}: {}", codec::bad_head()));
+    }
+    let mut cause = std::error::Error::source(e);
+    while let Some(c) = cause {
+        if let Some(h) = c.downcast_ref::<h2::Error>() {
+            return match h.reason() {
+                // The endpoint says that it has not looked at the request (RFC 9113 §8.7); what we say ourselves proves nothing.
+                Some(h2::Reason::REFUSED_STREAM) if h.is_remote() => Error::StreamRefused(text),
+                Some(h2::Reason::PROTOCOL_ERROR) if !h.is_remote() => {
+                    Error::Protocol(format!("{text}: {}", codec::bad_head()))
+                }
+                _ => Error::Reset(text),
+            };
+        }
+        cause = c.source();
+    }
+    Error::Reset(text)
+}
+
+fn error_chain(e: &hyper::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = std::error::Error::source(e);
+    while let Some(c) = cause {
+        text = format!("{text}: {c}");
+        cause = c.source();
+    }
+    text
+}

@@ -1,0 +1,133 @@
+//! Connections to endpoints that are kept: of HTTP/1.1 for the next request, of HTTP/2 for several at a time.
+
+use crate::{cluster::endpoint_set::EndpointSet, http::body::Counted};
+use hyper::client::conn::{http1, http2};
+use karst_hbone::pool::Lease;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Idle connections kept for an endpoint by one worker.
+const IDLE: usize = 64;
+/// Idle connections kept by one worker.
+const ALL_IDLE: usize = 4096;
+/// A connection without requests is closed after this time where no rule says otherwise (Istio: an hour).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Between two looks at those that are kept.
+pub const SWEEP: Duration = Duration::from_secs(1);
+
+/// A worker's connections.
+#[derive(Default)]
+pub struct Pool {
+    pub h1: RefCell<HashMap<PoolKey, Vec<Idle>>>,
+    pub h2: RefCell<HashMap<PoolKey, Vec<Shared>>>,
+}
+
+/// An end of connections: whose, where, and with which TLS of ours. (What was opened by other rules for TLS is not used again.)
+pub type PoolKey = (Arc<str>, SocketAddr, Option<Arc<[u8]>>);
+/// Sends on a connection of HTTP/1.1.
+pub type Sender1 = http1::SendRequest<Counted>;
+/// Sends on a connection of HTTP/2.
+pub type Sender2 = http2::SendRequest<Counted>;
+
+/// One that no request uses.
+pub struct Idle {
+    pub send: Sender1,
+    /// Requests that it has had.
+    pub requests: u32,
+    /// Kept so long.
+    until: Instant,
+}
+
+/// One of HTTP/2.
+#[derive(Clone)]
+pub struct Shared {
+    pub send: Sender2,
+    pub active: Rc<Cell<usize>>,
+    /// Without requests it is kept so long.
+    pub until: Rc<Cell<Instant>>,
+}
+
+impl Pool {
+    /// Closes what has been idle for too long, and forgets endpoints without connections.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let mut left = ALL_IDLE;
+        self.h1.borrow_mut().retain(|_, all| {
+            all.retain(|i| i.until > now && !i.send.is_closed());
+            // Those that were used last are at the end.
+            all.drain(..all.len().saturating_sub(left));
+            left -= all.len();
+            !all.is_empty()
+        });
+        self.h2.borrow_mut().retain(|_, all| {
+            all.retain(|c| !c.send.is_closed() && (c.active.get() > 0 || c.until.get() > now));
+            !all.is_empty()
+        });
+    }
+}
+
+/// How long a destination's connections are kept without requests.
+pub fn idle_timeout(s: &EndpointSet) -> Duration {
+    match s.policy.limits.as_ref().map_or(0, |l| l.idle_timeout_ms) {
+        0 => IDLE_TIMEOUT,
+        ms => Duration::from_millis(ms),
+    }
+}
+
+/// What becomes of a connection after the answer.
+pub enum ConnectionDisposition {
+    /// To be kept for the next request, once the answer has been read.
+    Reuse { pool: Rc<Pool>, pool_key: PoolKey, send: Sender1, requests: u32, idle: Duration },
+    /// One of several on the connection.
+    Multiplexed(#[allow(dead_code, reason = "held for its drop, which gives the place back")] InFlight),
+    /// Ends with the answer, or lives on as something else.
+    Close(#[allow(dead_code, reason = "held for its drop, which gives the place back")] Option<Lease>),
+}
+
+impl ConnectionDisposition {
+    /// The answer has been read to its end.
+    pub fn release(self) {
+        match self {
+            ConnectionDisposition::Reuse { pool, pool_key, send, requests, idle: timeout } => {
+                if !send.is_closed() {
+                    let mut all = pool.h1.borrow_mut();
+                    let idle = all.entry(pool_key).or_default();
+                    idle.retain(|i| !i.send.is_closed());
+                    if idle.len() < IDLE {
+                        idle.push(Idle { send, requests, until: Instant::now() + timeout });
+                    }
+                }
+            }
+            other => drop(other),
+        }
+    }
+}
+
+/// A request on a shared connection, counted until dropped.
+pub struct InFlight {
+    requests: Rc<Cell<usize>>,
+    until: Rc<Cell<Instant>>,
+    idle: Duration,
+}
+
+impl InFlight {
+    /// One more on it.
+    pub fn new(c: &Shared, idle: Duration) -> Self {
+        c.active.set(c.active.get() + 1);
+        Self { requests: c.active.clone(), until: c.until.clone(), idle }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.requests.set(self.requests.get().saturating_sub(1));
+        self.until.set(Instant::now() + self.idle);
+    }
+}

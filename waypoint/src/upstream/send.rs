@@ -1,0 +1,180 @@
+//! Requests to endpoints. HTTP/1.1 connections are kept for the next request, HTTP/2 ones are shared.
+
+use crate::{
+    downstream::stream::Io,
+    http::{body::Counted, codec},
+    upstream::{
+        error::{ConnectError, Error, failure},
+        open::{Attempt, lent, open},
+        pool::{ConnectionDisposition, InFlight, PoolKey, Sender1, Shared, idle_timeout},
+        tls::Speaks,
+    },
+    worker::Worker,
+};
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use karst_hbone::pool::Lease;
+use std::{cell::Cell, rc::Rc};
+use tokio::time::Instant;
+
+/// Requests at a time on one HTTP/2 connection; then another is opened.
+const H2_STREAMS: usize = 100;
+
+/// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
+async fn dial_http1(
+    w: &Rc<Worker>,
+    a: &Attempt<'_>,
+) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), ConnectError> {
+    let (io, lease) = open(w, a, Speaks::Http1).await?;
+    let (send, conn) = codec::client1().handshake(TokioIo::new(io)).await?;
+    Ok((send, conn, lease))
+}
+
+/// Which connections a request may use. Asked for each request: one that is kept may have been opened for another service, which
+/// could lend the endpoint our identity.
+fn pool_key(a: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
+    match lent(a.set, &a.member.workload) {
+        Some(why) => Err(why.into()),
+        None => Ok((a.member.workload.uid.clone(), a.member.address, a.set.pool_partition.clone())),
+    }
+}
+
+/// Sends a request on an HTTP/1.1 connection of its own, and gives it back with the answer. `sent`: something of it may have been.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn http1(
+    w: &Rc<Worker>,
+    a: &Attempt<'_>,
+    mut r: Request<Counted>,
+    sent: &Cell<bool>,
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
+    let (s, pool_key) = (a.set, pool_key(a)?);
+    let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
+    loop {
+        let kept = w.upstream.h1.borrow_mut().get_mut(&pool_key).and_then(Vec::pop);
+        let fresh = kept.is_none();
+        let (mut send, requests) = match kept {
+            Some(i) => (i.send, i.requests),
+            None => {
+                let (send, conn, lease) = dial_http1(w, a).await?;
+                tokio::task::spawn_local(async move {
+                    let _ = conn.await;
+                    drop(lease);
+                });
+                (send, 0)
+            }
+        };
+        if send.ready().await.is_err() {
+            match fresh {
+                true => return Err(Error::Reset("the connection was closed at once".into())),
+                false => continue,
+            }
+        }
+        sent.set(true);
+        match send.try_send_request(r).await {
+            Ok(answer) => {
+                let requests = requests + 1;
+                let after = match most > 0 && requests >= most {
+                    true => ConnectionDisposition::Close(None),
+                    false => ConnectionDisposition::Reuse {
+                        pool: w.upstream.clone(),
+                        pool_key,
+                        send,
+                        requests,
+                        idle: idle_timeout(s),
+                    },
+                };
+                return Ok((answer, after));
+            }
+            Err(mut e) => match e.take_message() {
+                // A kept connection that was closed meanwhile: nobody has seen the request.
+                Some(back) if !fresh => {
+                    sent.set(false);
+                    r = back;
+                }
+                unsent => {
+                    sent.set(unsent.is_none());
+                    return Err(failure(e.error()));
+                }
+            },
+        }
+    }
+}
+
+/// Sends a request that may change the protocol (WebSocket), on a connection that is used for nothing else. `sent`: something of it
+/// may have been.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn upgrade(
+    w: &Rc<Worker>,
+    a: &Attempt<'_>,
+    r: Request<Counted>,
+    sent: &Cell<bool>,
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
+    let (mut send, conn, lease) = dial_http1(w, a).await?;
+    tokio::task::spawn_local(async move {
+        let _ = conn.with_upgrades().await;
+    });
+    sent.set(true);
+    let answer = send.send_request(r).await.map_err(|e| failure(&e))?;
+    Ok((answer, ConnectionDisposition::Close(lease)))
+}
+
+/// Sends a request on a shared HTTP/2 connection. `sent`: something of it may have been.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn http2(
+    w: &Rc<Worker>,
+    a: &Attempt<'_>,
+    mut r: Request<Counted>,
+    sent: &Cell<bool>,
+) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
+    let (s, pool_key) = (a.set, pool_key(a)?);
+    loop {
+        let kept = {
+            let mut all = w.upstream.h2.borrow_mut();
+            let conns = all.entry(pool_key.clone()).or_default();
+            conns.retain(|c| !c.send.is_closed());
+            conns.iter().find(|c| c.active.get() < H2_STREAMS).cloned()
+        };
+        let fresh = kept.is_none();
+        let mut c = match kept {
+            Some(c) => c,
+            None => {
+                let (io, lease) = open(w, a, Speaks::Http2).await?;
+                let (send, conn) =
+                    codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await.map_err(ConnectError::from)?;
+                tokio::task::spawn_local(async move {
+                    let _ = conn.await;
+                    drop(lease);
+                });
+                let until = Rc::new(Cell::new(Instant::now()));
+                let c = Shared { send, active: Rc::default(), until };
+                w.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(c.clone());
+                c
+            }
+        };
+        let after = ConnectionDisposition::Multiplexed(InFlight::new(&c, idle_timeout(s)));
+        if c.send.ready().await.is_err() && !fresh {
+            continue;
+        }
+        sent.set(true);
+        match c.send.try_send_request(r).await {
+            Ok(answer) => return Ok((answer, after)),
+            Err(mut e) => match e.take_message() {
+                Some(back) if !fresh => {
+                    sent.set(false);
+                    r = back;
+                }
+                unsent => {
+                    sent.set(unsent.is_none());
+                    return Err(failure(e.error()));
+                }
+            },
+        }
+    }
+}
