@@ -263,6 +263,33 @@ fn fields(of: &str) -> Vec<(&'static str, &'static str, Attribute)> {
     }
 }
 
+/// Every key of conditions, first those that ztunnel sees; of headers and claims some.
+pub const KEYS: [&str; 21] = [
+    "source.ip",
+    "source.namespace",
+    "source.principal",
+    "source.serviceAccount",
+    "source.trustDomain",
+    "destination.ip",
+    "destination.port",
+    "remote.ip",
+    "connection.sni",
+    "request.headers[x-role]",
+    "request.headers[X-Env]",
+    "request.headers[x-none]",
+    "request.headers[host]",
+    "request.headers[:authority]",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "request.auth.claims[groups]",
+    "request.auth.claims[scope]",
+    "request.auth.claims[realm][roles]",
+    "request.auth.claims[nothing]",
+];
+/// How many of them ztunnel sees.
+pub const KEYS_OF_CONNECTIONS: usize = 7;
+
 fn key(key: &str) -> Option<Attribute> {
     let named = |prefix: &str| key.strip_prefix(prefix)?.strip_suffix(']').filter(|n| !n.is_empty());
     Some(match key {

@@ -129,32 +129,6 @@ const SOURCE: [&str; 6] =
 const OPERATION: [&str; 4] = ["hosts", "ports", "methods", "paths"];
 /// Those of both that ztunnel sees.
 const CONNECTION: [&str; 5] = ["principals", "namespaces", "serviceAccounts", "ipBlocks", "ports"];
-/// Every key of conditions.
-const KEYS: [&str; 21] = [
-    "source.ip",
-    "source.namespace",
-    "source.principal",
-    "source.serviceAccount",
-    "source.trustDomain",
-    "destination.ip",
-    "destination.port",
-    // From here on, none that ztunnel sees.
-    "remote.ip",
-    "connection.sni",
-    "request.headers[x-role]",
-    "request.headers[X-Env]",
-    "request.headers[x-none]",
-    "request.headers[host]",
-    "request.headers[:authority]",
-    "request.auth.principal",
-    "request.auth.audiences",
-    "request.auth.presenter",
-    "request.auth.claims[groups]",
-    "request.auth.claims[scope]",
-    "request.auth.claims[realm][roles]",
-    "request.auth.claims[nothing]",
-];
-const KEYS_OF_CONNECTIONS: usize = 7;
 
 fn rule(r: &mut StdRng, is_plain: bool) -> Value {
     let mut out = Map::new();
@@ -168,7 +142,7 @@ fn rule(r: &mut StdRng, is_plain: bool) -> Value {
         }
     }
     if r.random_bool(0.4) {
-        let keys = if is_plain { &KEYS[..KEYS_OF_CONNECTIONS] } else { &KEYS[..] };
+        let keys = if is_plain { &naive::KEYS[..naive::KEYS_OF_CONNECTIONS] } else { &naive::KEYS[..] };
         let all = (0..r.random_range(1..3)).map(|_| {
             let key = if r.random_bool(0.005) { "source.port".into() } else { word(r, keys) };
             let fields: &[&str] = match r.random_range(0..40) {

@@ -259,3 +259,12 @@ fn ztunnel_waypoint_and_gateway_agree_with_a_naive_evaluator() {
     let least = [cases() / 8, cases() / 8, cases() / 100];
     assert!(seen.iter().all(|s| s.iter().zip(least).all(|(n, least)| *n > least)), "all must be exercised: {seen:?}");
 }
+
+/// One that is added to the product's table must be told to the evaluator, or nobody would try it.
+#[test]
+fn the_evaluator_knows_every_key() {
+    for k in karst_policy::attribute::KEYS {
+        let named = |key: &&str| key.strip_prefix(k.key).is_some_and(|rest| rest.starts_with('[') == k.is_named());
+        assert!(naive::KEYS.iter().any(|key| named(key) && (k.is_named() || *key == k.key)), "{}", k.key);
+    }
+}
