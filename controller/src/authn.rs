@@ -1,7 +1,7 @@
 //! Who calls, and for whom a certificate may be signed. Pure decisions over the model; everything unknown is refused.
 
 use crate::{local_tokens::Claims, model::Model};
-use karst_core::Identity;
+use karst_core::{Identity, identity::IdentityError};
 
 /// An authenticated caller: a live pod and its account.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,33 +23,105 @@ impl Caller {
     }
 }
 
+/// Why nobody is behind verified claims.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CallerError {
+    /// The subject is a user.
+    #[error("subject {0:?} is no service account")]
+    NoServiceAccount(String),
+    /// Two accounts are named.
+    #[error("subject and bound account differ")]
+    AccountsDiffer,
+    /// There is no such pod.
+    #[error("pod {0} of the token does not exist")]
+    NoPod(String),
+    /// The uid is another.
+    #[error("pod {0} of the token has been replaced by another of the same name")]
+    Replaced(String),
+    /// The pod is there, and runs no more.
+    #[error("pod {0} of the token has ended")]
+    Ended(String),
+    /// The pod's account is another.
+    #[error("pod {0} runs as another account")]
+    OtherAccount(String),
+    /// The pod's node is another, or it has none.
+    #[error("pod {pod} is not on node {node:?}")]
+    OtherNode {
+        /// Namespace and name.
+        pod: String,
+        /// The node of the token.
+        node: String,
+    },
+}
+
+/// Why a caller gets no certificate for somebody.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SubjectError {
+    /// Its own identity is none.
+    #[error("{0}")]
+    Own(IdentityError),
+    /// It speaks for itself only.
+    #[error("account {namespace}/{account} may not ask for other identities")]
+    NotTrusted {
+        /// The caller's namespace.
+        namespace: String,
+        /// The caller's account.
+        account: String,
+    },
+    /// What it asks for is no identity.
+    #[error("{wanted:?}: {why}")]
+    Invalid {
+        /// What it asks for.
+        wanted: String,
+        /// What is wrong with it.
+        why: IdentityError,
+    },
+    /// It is of another mesh.
+    #[error("{id} is not of the trust domain {trust_domain}")]
+    OtherTrustDomain {
+        /// What it asks for.
+        id: Identity,
+        /// Ours.
+        trust_domain: String,
+    },
+    /// Nothing there runs as that.
+    #[error("no pod with the identity {id} runs on node {node}")]
+    NotThere {
+        /// What it asks for.
+        id: Identity,
+        /// The caller's node.
+        node: String,
+    },
+}
+
 /// The caller behind verified claims: the pod that the token is bound to must exist, under the same uid, with the same
 /// account, on the same node, and must not have ended.
-pub fn caller(c: &Claims, m: &Model) -> Result<Caller, String> {
+pub fn caller(c: &Claims, m: &Model) -> Result<Caller, CallerError> {
     let parts: Vec<&str> = c.sub.split(':').collect();
     let ["system", "serviceaccount", ns, account] = parts[..] else {
-        return Err(format!("subject {:?} is no service account", c.sub));
+        return Err(CallerError::NoServiceAccount(c.sub.clone()));
     };
     if c.bound.namespace != ns || c.bound.serviceaccount.name != account {
-        return Err("subject and bound account differ".into());
+        return Err(CallerError::AccountsDiffer);
     }
     let pod = &c.bound.pod;
-    let Some(f) = m.pods.get(&format!("{ns}/{}", pod.name)) else {
-        return Err(format!("pod {ns}/{} of the token does not exist", pod.name));
+    let name = format!("{ns}/{}", pod.name);
+    let Some(info) = m.pods.get(&name) else {
+        return Err(CallerError::NoPod(name));
     };
-    if pod.uid.is_empty() || f.uid != pod.uid {
-        return Err(format!("pod {ns}/{} of the token has been replaced by another of the same name", pod.name));
+    if pod.uid.is_empty() || info.uid != pod.uid {
+        return Err(CallerError::Replaced(name));
     }
-    if !f.live {
-        return Err(format!("pod {ns}/{} of the token has ended", pod.name));
+    if !info.live {
+        return Err(CallerError::Ended(name));
     }
-    if f.service_account != account {
-        return Err(format!("pod {ns}/{} runs as another account", pod.name));
+    if info.service_account != account {
+        return Err(CallerError::OtherAccount(name));
     }
-    if f.node != c.bound.node.name || f.node.is_empty() {
-        return Err(format!("pod {ns}/{} is not on node {:?}", pod.name, c.bound.node.name));
+    if info.node != c.bound.node.name || info.node.is_empty() {
+        return Err(CallerError::OtherNode { pod: name, node: c.bound.node.name.clone() });
     }
-    Ok(Caller { namespace: ns.into(), account: account.into(), pod: pod.name.clone(), node: f.node.clone() })
+    Ok(Caller { namespace: ns.into(), account: account.into(), pod: pod.name.clone(), node: info.node.clone() })
 }
 
 /// Whose certificate the caller gets: its own, or, for the trusted node account, that of a pod which runs on the same
@@ -60,21 +132,22 @@ pub fn subject(
     m: &Model,
     trust_domain: &str,
     trusted: &[String],
-) -> Result<Identity, String> {
+) -> Result<Identity, SubjectError> {
     let Some(wanted) = impersonated else {
-        return Identity::new(trust_domain, &caller.namespace, &caller.account).map_err(|e| e.to_string());
+        return Identity::new(trust_domain, &caller.namespace, &caller.account).map_err(SubjectError::Own);
     };
     if !trusted.iter().any(|t| *t == format!("{}/{}", caller.namespace, caller.account)) {
-        return Err(format!("account {}/{} may not ask for other identities", caller.namespace, caller.account));
+        let (namespace, account) = (caller.namespace.clone(), caller.account.clone());
+        return Err(SubjectError::NotTrusted { namespace, account });
     }
-    let id: Identity = wanted.parse().map_err(|e| format!("{wanted:?}: {e}"))?;
+    let id: Identity = wanted.parse().map_err(|why| SubjectError::Invalid { wanted: wanted.into(), why })?;
     if id.trust_domain() != trust_domain {
-        return Err(format!("{id} is not of the trust domain {trust_domain}"));
+        return Err(SubjectError::OtherTrustDomain { id, trust_domain: trust_domain.into() });
     }
     let runs = m.pods.values().any(|p| {
         p.live && p.node == caller.node && p.namespace == id.namespace() && p.service_account == id.service_account()
     });
-    if runs { Ok(id) } else { Err(format!("no pod with the identity {id} runs on node {}", caller.node)) }
+    if runs { Ok(id) } else { Err(SubjectError::NotThere { id, node: caller.node.clone() }) }
 }
 
 #[cfg(test)]
@@ -154,10 +227,11 @@ mod tests {
                     ] {
                         let wanted = format!("spiffe://{td}/{path}");
                         let r = caller(&claims(sa, p, uid, node), &m)
-                            .and_then(|c| subject(&c, Some(&wanted), &m, "cluster.local", &trusted));
+                            .ok()
+                            .and_then(|c| subject(&c, Some(&wanted), &m, "cluster.local", &trusted).ok());
                         match r {
-                            Ok(id) => issued.push((p, uid, node, id.to_string())),
-                            Err(_) => refused += 1,
+                            Some(id) => issued.push((p, uid, node, id.to_string())),
+                            None => refused += 1,
                         }
                     }
                 }

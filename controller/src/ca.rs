@@ -1,6 +1,6 @@
 //! The certificate authority. It copies nothing from a request but the public key.
 
-use crate::local_tokens::write_private;
+use crate::private_file::write_private;
 use anyhow::{Context, ensure};
 use arc_swap::ArcSwap;
 use karst_core::Identity;

@@ -77,6 +77,22 @@ pub enum Error {
     NoText,
 }
 
+/// A URL that cannot be asked.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("invalid URL {0:?}: use http or https [KARST-0121]")]
+pub struct InvalidUrl(String);
+
+/// Why nobody can be trusted by a text.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthoritiesError {
+    /// It is not PEM.
+    #[error("{0}")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+    /// It is PEM of something else.
+    #[error("there is no certificate of an authority in it (PEM)")]
+    None,
+}
+
 /// Asks by GET. A clone is cheap; connections are not kept.
 #[derive(Clone)]
 pub struct Client {
@@ -156,20 +172,20 @@ impl Client {
 ///
 /// # Errors
 /// Why not.
-pub fn check(uri: &str) -> Result<Uri, String> {
+pub fn check(uri: &str) -> Result<Uri, InvalidUrl> {
     let usable = |u: &Uri| matches!(u.scheme_str(), Some("http" | "https")) && u.host().is_some_and(|h| !h.is_empty());
     let found = uri.parse().ok().filter(usable);
-    found.ok_or_else(|| format!("invalid URL {uri:?}: use http or https [KARST-0121]"))
+    found.ok_or_else(|| InvalidUrl(uri.into()))
 }
 
 /// Trusts the authorities of a PEM text, too.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn trust(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
-    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+pub fn trust(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), AuthoritiesError> {
+    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
     match roots.add_parsable_certificates(all) {
-        (0, _) => Err("there is no certificate of an authority in it (PEM)".into()),
+        (0, _) => Err(AuthoritiesError::None),
         (_, 0) => Ok(()),
         (_, ignored) => {
             tracing::warn!(ignored, "certificates of authorities cannot be used");
@@ -198,7 +214,7 @@ fn redirect(from: &Uri, location: Option<&header::HeaderValue>) -> Result<Uri, E
         let directory = from.path().rsplit_once('/').map_or("", |(d, _)| d);
         format!("{scheme}://{authority}{directory}/{to}")
     };
-    let to = check(&whole).map_err(Error::Redirect)?;
+    let to = check(&whole).map_err(|e| Error::Redirect(e.to_string()))?;
     if scheme == "https" && to.scheme_str() != Some("https") {
         return Err(Error::Redirect(format!("from https to {to}, which is not encrypted")));
     }

@@ -1,5 +1,10 @@
 //! The controller's options. Environment variables are read here and nowhere else.
 
+use crate::{
+    convert::{Mesh, Template},
+    jwks,
+    reach::Reach,
+};
 use clap::{Args, Parser, Subcommand};
 use karst_core::Cidr;
 use karst_kube::ObjectSource;
@@ -158,20 +163,32 @@ pub struct Config {
 
 impl Config {
     /// What waypoints are made of.
-    pub fn template(&self) -> crate::convert::deploy::Template {
-        crate::convert::deploy::Template {
-            image: self.waypoint_image.clone(),
-            pull_policy: self.waypoint_pull_policy.clone(),
-        }
+    pub fn template(&self) -> Template {
+        Template { image: self.waypoint_image.clone(), pull_policy: self.waypoint_pull_policy.clone() }
     }
     /// How keys at `jwksUri` are fetched.
-    pub fn jwks(&self) -> crate::jwks::Settings {
+    pub fn jwks(&self) -> jwks::Settings {
         let (allowed, blocked) = (self.jwks_allowed_cidrs.clone(), self.jwks_blocked_cidrs.clone());
-        let reach = crate::reach::Reach { allowed, blocked };
-        crate::jwks::Settings { reach, authorities: self.jwks_ca.clone() }
+        let reach = Reach { allowed, blocked };
+        jwks::Settings { reach, authorities: self.jwks_ca.clone() }
     }
     /// Where objects come from.
     pub fn object_source(&self) -> anyhow::Result<ObjectSource> {
         self.source.parse()
+    }
+}
+
+impl From<&Config> for Mesh {
+    fn from(c: &Config) -> Self {
+        Self {
+            trust_domain: c.trust_domain.clone(),
+            cluster_domain: c.cluster_domain.clone(),
+            cluster_id: c.cluster_id.clone(),
+            network: c.network.clone(),
+            root_namespace: c.root_namespace.clone(),
+            virtual_services_are_for: c.virtual_services_are_for.clone(),
+            destination_rules_are_for: c.destination_rules_are_for.clone(),
+            privileged_parameters: c.privileged_parameters,
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Keys of issuers that RequestAuthentications name by `jwksUri`: fetched here, so that no proxy has to reach them, and fetched
 //! again from time to time. What was fetched once stays while the issuer cannot be reached.
 
-pub use crate::client::check;
 use crate::{
-    client::{self, Client},
+    client::{self, AuthoritiesError, Client, InvalidUrl, check},
+    key_set::public_keys,
     reach::Reach,
 };
 use karst_manifest::{Object, State, dir::Keys};
@@ -33,15 +33,58 @@ pub struct Settings {
     pub authorities: Option<PathBuf>,
 }
 
+/// Why the client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file of authorities cannot be read.
+    #[error("--jwks-ca {}: {why}", .file.display())]
+    Unreadable { file: PathBuf, why: std::io::Error },
+    /// Nobody can be trusted by it.
+    #[error("--jwks-ca {}: {why}", .file.display())]
+    Authorities { file: PathBuf, why: AuthoritiesError },
+    /// TLS cannot be set up.
+    #[error("{0}")]
+    Client(#[from] client::Error),
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("{0}")]
+    Settings(#[from] Arc<SettingsError>),
+    #[error("{0}")]
+    Url(#[from] InvalidUrl),
+    #[error(
+        "the server's certificate is signed by an unknown authority: add its certificate with --jwks-ca (KARST_JWKS_CA) [KARST-0121]"
+    )]
+    UnknownIssuer,
+    #[error("{0}")]
+    Get(client::Error),
+    /// Nothing of the answer is repeated in logs: it may be somebody's secret, and no keys at all.
+    #[error("the response is not a JSON Web Key Set with a usable public key: use RSA, EC or OKP [KARST-0122]")]
+    NoKeySet,
+}
+
+impl From<client::Error> for FetchError {
+    fn from(error: client::Error) -> Self {
+        match error {
+            client::Error::Tls(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+                Self::UnknownIssuer
+            }
+            other => Self::Get(other),
+        }
+    }
+}
+
 impl Settings {
-    fn client(&self) -> Result<Client, String> {
+    fn client(&self) -> Result<Client, SettingsError> {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(file) = &self.authorities {
-            let bad = |e: String| format!("--jwks-ca {}: {e}", file.display());
-            let pem = std::fs::read(file).map_err(|e| bad(e.to_string()))?;
-            client::trust(&mut roots, &pem).map_err(bad)?;
+            let pem = std::fs::read(file).map_err(|why| SettingsError::Unreadable { file: file.clone(), why })?;
+            let trusted = client::trust(&mut roots, &pem);
+            trusted.map_err(|why| SettingsError::Authorities { file: file.clone(), why })?;
         }
-        Client::new(self.reach.clone(), roots, PATIENCE).map_err(|e| e.to_string())
+        Ok(Client::new(self.reach.clone(), roots, PATIENCE)?)
     }
 }
 
@@ -57,7 +100,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// The file of authorities cannot be used.
-    pub fn start(settings: Settings) -> Result<Self, String> {
+    pub fn start(settings: Settings) -> Result<Self, SettingsError> {
         settings.client()?;
         let (wanted, rx) = watch::channel(BTreeSet::new());
         let (tx, found) = watch::channel(Arc::default());
@@ -98,10 +141,10 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
         let now = Instant::now();
         let due: Vec<String> = schedules.iter().filter(|(_, t)| t.at <= now).map(|(u, _)| u.clone()).collect();
         // One that hangs holds up no other.
-        let client = settings.client();
+        let client = settings.client().map_err(Arc::new);
         let asked = due.into_iter().map(|uri| {
             let client = client.clone();
-            tokio::task::spawn_local(async move { (fetch(client, &uri).await, uri) })
+            tokio::task::spawn_local(async move { (fetch(client, &uri).await.map_err(|e| e.to_string()), uri) })
         });
         let mut answers = vec![];
         for task in asked.collect::<Vec<_>>() {
@@ -137,21 +180,9 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
     }
 }
 
-async fn fetch(client: Result<Client, String>, uri: &str) -> Result<String, String> {
-    let text = client?.get(&check(uri)?).await.map_err(|e| explain(&e))?;
-    // Nothing of the answer is repeated in logs: it may be somebody's secret, and no keys at all.
-    crate::convert::public_keys(&text).map_err(|_| {
-        "the response is not a JSON Web Key Set with a usable public key: use RSA, EC or OKP [KARST-0122]".into()
-    })
-}
-
-fn explain(e: &client::Error) -> String {
-    match e {
-        client::Error::Tls(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-            "the server's certificate is signed by an unknown authority: add its certificate with --jwks-ca (KARST_JWKS_CA) [KARST-0121]".into()
-        }
-        e => e.to_string(),
-    }
+async fn fetch(client: Result<Client, Arc<SettingsError>>, uri: &str) -> Result<String, FetchError> {
+    let text = client?.get(&check(uri)?).await?;
+    public_keys(&text).map_err(|_| FetchError::NoKeySet)
 }
 
 #[cfg(test)]
@@ -175,10 +206,10 @@ mod tests {
             s.read_buf(&mut Vec::<u8>::with_capacity(1024)).await.unwrap();
             s.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n\"password\"").await.unwrap();
         };
-        let (answer, ()) = tokio::join!(fetch(to_loopback().client(), &uri), server);
-        let e = answer.unwrap_err();
+        let (answer, ()) = tokio::join!(fetch(to_loopback().client().map_err(Arc::new), &uri), server);
+        let e = answer.unwrap_err().to_string();
         assert!(e.contains("JSON Web Key Set") && !e.contains("password"), "{e}");
-        let e = fetch(Settings::default().client(), &uri).await.unwrap_err();
+        let e = fetch(Settings::default().client().map_err(Arc::new), &uri).await.unwrap_err().to_string();
         assert!(e.starts_with("requests to 127.0.0.1 are not allowed: "), "{e}");
     }
 
@@ -188,7 +219,7 @@ mod tests {
         let file = std::env::temp_dir().join(format!("karst-jwks-ca-{}.pem", std::process::id()));
         let _ = std::fs::remove_file(&file);
         let settings = Settings { authorities: Some(file.clone()), ..to_loopback() };
-        let said = |s: &Settings| s.client().err().unwrap_or_default();
+        let said = |s: &Settings| s.client().err().map(|e| e.to_string()).unwrap_or_default();
         assert!(said(&settings).starts_with(&format!("--jwks-ca {}: ", file.display())), "{}", said(&settings));
         std::fs::write(&file, "nonsense").unwrap();
         assert!(said(&settings).contains("there is no certificate"), "{}", said(&settings));

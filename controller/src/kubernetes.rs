@@ -4,7 +4,7 @@
 use crate::{
     ca::{CertificateAuthority, Signer},
     config::Config,
-    convert::{Writes, deploy},
+    convert::{MANAGED, Writes, deploy},
 };
 use anyhow::{Context, bail};
 use karst_kube::{Kube, Source, Watch, Watched};
@@ -62,7 +62,7 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     watches.push(Watch { versions: &["v1alpha1"], ..Watch::all("HTTPFilter") });
     watches.push(Watch { versions: &["v1", "v1alpha3"], ..Watch::all("BackendTLSPolicy") });
     watches.push(Watch::all("ConfigMap"));
-    watches.push(Watch { labels: deploy::MANAGED.into(), ..Watch::all("Deployment") });
+    watches.push(Watch { labels: MANAGED.into(), ..Watch::all("Deployment") });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
     watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));
@@ -415,7 +415,7 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
         // says that all is there.
         let mut waiting: BTreeSet<&str> = BTreeSet::new();
         for (r, owner) in &w.removed {
-            if let Err(e) = kube.remove(r, deploy::MANAGED).await {
+            if let Err(e) = kube.remove(r, MANAGED).await {
                 tries.failed(&format!("not removed yet: {e:#}"));
                 waiting.insert(owner);
             }
@@ -425,10 +425,10 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
             if owner.is_some_and(|o| waiting.contains(o)) {
                 continue;
             }
-            let done = match kube.is_foreign(r, deploy::MANAGED).await {
+            let done = match kube.is_foreign(r, MANAGED).await {
                 Ok(false) => kube.apply(r, DEPLOYER, fields.clone()).await,
                 Ok(true) => {
-                    let label = deploy::MANAGED;
+                    let label = MANAGED;
                     tries.note(&format!(
                         "{r} is not managed by Karst (label {label} missing); leaving it untouched [KARST-0511]"
                     ));

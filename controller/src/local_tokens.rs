@@ -1,11 +1,14 @@
 //! Tokens of directory mode: JWTs signed by a local key, with the claims of Kubernetes' bound tokens, so that what is
 //! verified is the same in both modes.
 
-use crate::config::{Config, Token};
+use crate::{
+    config::{Config, Token},
+    private_file::write_private,
+};
 use anyhow::Context;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
-use std::{fs, os::unix::fs::OpenOptionsExt, path::Path, time::SystemTime};
+use std::{fs, path::Path, time::SystemTime};
 
 const ISSUER: &str = "karst-directory-mode";
 
@@ -56,13 +59,6 @@ pub struct Keys {
     decode: DecodingKey,
 }
 
-/// Writes a file that only its owner can read, unless it is there.
-pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    let f = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    f.and_then(|mut f| f.write_all(text.as_bytes())).with_context(|| format!("cannot write {}", path.display()))
-}
-
 impl Keys {
     /// Opens the key in the data directory, or makes one.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
@@ -81,14 +77,14 @@ impl Keys {
         })
     }
     /// Verifies a token for an audience.
-    pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, String> {
+    pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
         let mut v = Validation::new(Algorithm::ES256);
         v.set_audience(&[audience]);
         v.set_issuer(&[ISSUER]);
         v.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
         v.validate_nbf = true;
         v.leeway = 10;
-        jsonwebtoken::decode::<Claims>(token, &self.decode, &v).map(|d| d.claims).map_err(|e| e.to_string())
+        jsonwebtoken::decode::<Claims>(token, &self.decode, &v).map(|d| d.claims)
     }
     /// Signs claims.
     pub fn sign(&self, c: &Claims) -> anyhow::Result<String> {

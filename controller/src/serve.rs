@@ -406,8 +406,9 @@ impl Service {
             Status::unauthenticated("authentication failed; the controller's log has the reason")
         };
         let token = token.ok_or_else(|| refuse("no bearer token".into()))?;
-        let claims = self.0.tokens.verify(&token, TOKEN_AUDIENCE, &self.0.model.load()).await.map_err(&refuse)?;
-        let caller = authn::caller(&claims, &self.0.model.load()).map_err(refuse)?;
+        let claims = self.0.tokens.verify(&token, TOKEN_AUDIENCE, &self.0.model.load()).await;
+        let claims = claims.map_err(|e| refuse(e.to_string()))?;
+        let caller = authn::caller(&claims, &self.0.model.load()).map_err(|e| refuse(e.to_string()))?;
         if let Some(l) = link {
             self.0.known.note(l.peer().ip());
             l.authenticated(&format!("{}/{}", caller.namespace, caller.pod)).map_err(|e| {
@@ -485,7 +486,7 @@ impl IstioCertificateService for Service {
             });
         let id = authn::subject(&caller, wanted, &s.model.load(), &s.config.trust_domain, &s.config.trusted_node_accounts).map_err(|why| {
             s.counts.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(target: "audit", caller = caller.name(), what = "certificate", reason = %karst_core::untrusted::Untrusted(&why), "refused");
+            tracing::warn!(target: "audit", caller = caller.name(), what = "certificate", reason = %karst_core::untrusted::Untrusted(&why.to_string()), "refused");
             Status::unauthenticated("not entitled to this identity; the controller's log has the reason")
         })?;
         let ttl = match m.validity_duration {

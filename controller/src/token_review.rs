@@ -14,20 +14,42 @@ pub enum Tokens {
     Kubernetes(Kube),
 }
 
+/// Why a token says nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Our own key does not vouch for it.
+    #[error("{0}")]
+    Local(#[from] jsonwebtoken::errors::Error),
+    /// The API server does not.
+    #[error("{0}")]
+    Review(String),
+    /// It is a user's.
+    #[error("{0:?} is no service account")]
+    NoServiceAccount(String),
+    /// It is good for whoever has it.
+    #[error("the token of {namespace}/{account} is not bound to a pod")]
+    Unbound {
+        /// Of the service account.
+        namespace: String,
+        /// Its name.
+        account: String,
+    },
+}
+
 impl Tokens {
     /// The claims of a token that is valid for the audience.
-    pub async fn verify(&self, token: &str, audience: &str, m: &Model) -> Result<Claims, String> {
+    pub async fn verify(&self, token: &str, audience: &str, m: &Model) -> Result<Claims, TokenError> {
         let kube = match self {
-            Tokens::Local(k) => return k.verify(token, audience),
+            Tokens::Local(k) => return Ok(k.verify(token, audience)?),
             Tokens::Kubernetes(k) => k,
         };
-        let r = kube.review(token, audience).await?;
+        let r = kube.review(token, audience).await.map_err(|e| TokenError::Review(e.to_string()))?;
         let parts: Vec<&str> = r.username.split(':').collect();
         let ["system", "serviceaccount", namespace, account] = parts[..] else {
-            return Err(format!("{:?} is no service account", r.username));
+            return Err(TokenError::NoServiceAccount(r.username));
         };
         if r.pod.is_empty() {
-            return Err(format!("the token of {namespace}/{account} is not bound to a pod"));
+            return Err(TokenError::Unbound { namespace: namespace.into(), account: account.into() });
         }
         let node = if r.node.is_empty() {
             m.pods.get(&format!("{namespace}/{}", r.pod)).map(|p| p.node.clone()).unwrap_or_default()

@@ -90,10 +90,19 @@ enum WebhookPath {
     Warn,
 }
 
+/// Why a review has no answer.
+#[derive(Debug, thiserror::Error)]
+enum ReviewError {
+    #[error("not an AdmissionReview: {0}")]
+    NotAReview(#[from] serde_json::Error),
+    #[error("an AdmissionReview without a request")]
+    NoRequest,
+}
+
 /// Answers a review.
-async fn answer(body: &[u8], asked: WebhookPath, by: &Validator) -> Result<Value, String> {
-    let review: Review = serde_json::from_slice(body).map_err(|e| format!("not an AdmissionReview: {e}"))?;
-    let ask = review.request.ok_or("an AdmissionReview without a request")?;
+async fn answer(body: &[u8], asked: WebhookPath, by: &Validator) -> Result<Value, ReviewError> {
+    let review: Review = serde_json::from_slice(body)?;
+    let ask = review.request.ok_or(ReviewError::NoRequest)?;
     let counts = &by.counts;
     let (mut problems, mut warnings) = validate(ask.kind, &ask.operation, ask.object, by).await;
     if asked == WebhookPath::Warn {

@@ -2,14 +2,25 @@
 //! workload, unless an endpoint is written by its address or a gateway's rules hang on it: while nothing else has changed, only
 //! the changed pods are compiled. Everything else compiles the whole.
 
-use super::{
-    Mesh, Objects, Whole, Writes, compile_all, deploy,
-    endpoint::{Owners, Watched},
-    finding::Finding,
-    policy::Policies,
-    routes, workload, writes,
+use crate::{
+    convert::{
+        compilation::{
+            model::{Whole, compile_all},
+            policy::Policies,
+            routes::cache::Cache,
+            workload,
+        },
+        facts::{
+            endpoint::{Owners, Watched},
+            gateway,
+            workload::is_one,
+        },
+        finding::Finding,
+        objects::{Mesh, Objects, Template, address},
+        writes::{Writes, writes},
+    },
+    model::Model,
 };
-use crate::model::Model;
 use karst_manifest::{Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -36,7 +47,7 @@ pub struct Compiler {
     keys: Arc<Keys>,
     policies: Option<Policies>,
     watched: Watched,
-    routes: routes::Cache,
+    routes: Cache,
     model: Model,
     problems: Vec<Problem>,
     whole: bool,
@@ -54,7 +65,7 @@ impl Compiler {
             keys: Arc::default(),
             policies: None,
             watched: Watched::default(),
-            routes: routes::Cache::default(),
+            routes: Cache::default(),
             model: Model::default(),
             problems: vec![],
             whole: false,
@@ -84,13 +95,7 @@ impl Compiler {
 
     /// What is not yet as it should be at the API server, after an update with the same objects. Without findings nothing is said
     /// of them.
-    pub fn writes(
-        &self,
-        state: &State,
-        template: &deploy::Template,
-        findings: Option<&[Finding]>,
-        now: &str,
-    ) -> Writes {
+    pub fn writes(&self, state: &State, template: &Template, findings: Option<&[Finding]>, now: &str) -> Writes {
         writes(state, &self.mesh, &self.routes, template, findings, now)
     }
 
@@ -128,7 +133,7 @@ impl Compiler {
                 let (key, fact) = workload::pod_info(p);
                 self.model.pods.insert(key, Arc::new(fact));
                 let uid = workload::uid(&self.mesh, p);
-                let now = workload::is_one(p).then(|| workload::pod(&objects, p, policies, &owners));
+                let now = is_one(p).then(|| workload::pod(&objects, p, policies, &owners));
                 if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
                     continue;
                 }
@@ -180,7 +185,7 @@ fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usi
 fn differ_by_status(a: &Object, b: &Object) -> Option<(usize, usize)> {
     macro_rules! same {
         ($a:ident, $b:ident) => {
-            ($a.metadata == $b.metadata && $a.spec == $b.spec).then(|| (routes::address(&**$a), routes::address(&**$b)))
+            ($a.metadata == $b.metadata && $a.spec == $b.spec).then(|| (address(&**$a), address(&**$b)))
         };
     }
     match (a, b) {
@@ -208,7 +213,7 @@ fn name(o: &Located) -> (&'static str, &str, &str) {
 /// says anyway decides about nothing.
 fn is_local(objects: &Objects<'_>, watched: &Watched, o: &Located) -> bool {
     match &o.object {
-        Object::Pod(p) => !routes::gateways::is_gateway(objects, p) && !watched.has(p),
+        Object::Pod(p) => !gateway::is_gateway(objects, p) && !watched.has(p),
         Object::EndpointSlice(s) => follows_selector(objects, s),
         _ => false,
     }
@@ -301,7 +306,7 @@ mod tests {
                     }
                     Change::Everything => {}
                 }
-                let whole = compile_all(&Objects::new(&state, &mesh), &mut routes::Cache::default());
+                let whole = compile_all(&Objects::new(&state, &mesh), &mut Cache::default());
                 assert!(whole.model == *c.model() && whole.problems == c.problems());
                 assert!(pods_stand_alone(c.model()));
             }

@@ -1,4 +1,4 @@
-//! What is to be said of objects that are valid, and yet have no effect, or not all of it (found by `routes::unserved`). It is said
+//! What is to be said of objects that are valid, and yet have no effect, or not all of it (found by `unserved`). It is said
 //! when they are applied, in their statuses, by `check`, and in a metric by kind and reason.
 
 use karst_manifest::{Problem, kinds, unsupported::UNSUPPORTED};
@@ -38,7 +38,7 @@ impl Reason {
     }
 
     /// The condition that is False by it.
-    pub(super) fn condition(self) -> &'static str {
+    pub(crate) fn condition(self) -> &'static str {
         match self {
             Self::MissingUseWaypointLabel | Self::WaypointNotBound => RESOLVED_WAYPOINTS,
             Self::HostNotFound | Self::PortNotFound | Self::GatewayNotFound => RESOLVED_REFS,
@@ -48,9 +48,9 @@ impl Reason {
 }
 
 /// Condition of routes: the services that they are for have waypoints (Istio's name).
-pub(super) const RESOLVED_WAYPOINTS: &str = "ResolvedWaypoints";
+pub(crate) const RESOLVED_WAYPOINTS: &str = "ResolvedWaypoints";
 /// Condition of routes: what they refer to is there.
-pub(super) const RESOLVED_REFS: &str = "ResolvedRefs";
+pub(crate) const RESOLVED_REFS: &str = "ResolvedRefs";
 
 /// What is to be said of an object.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,7 +72,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(super) fn new(kind: &'static str, m: &kinds::Meta, reason: Reason, (field, message): (String, String)) -> Self {
+    pub(crate) fn new(kind: &'static str, m: &kinds::Meta, reason: Reason, (field, message): (String, String)) -> Self {
         let (namespace, name, generation) = (m.namespace.clone(), m.name.clone(), m.generation);
         Self { kind, namespace, name, generation, reason, field, message }
     }

@@ -1,11 +1,20 @@
 //! Objects in, model out.
 
 use super::*;
+use crate::{
+    convert::{objects::OWN_GROUP, status::Write},
+    model::Model,
+};
 
 mod work;
 
-use karst_manifest::{code, parse};
+use karst_manifest::{
+    Problem, State, code,
+    kinds::*,
+    parse::{self, Located},
+};
 use karst_policy::{Connection, authorize};
+use std::{collections::BTreeSet, sync::Arc};
 
 pub(crate) fn mesh() -> Mesh {
     Mesh {
@@ -790,7 +799,7 @@ const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\
 const BOUND: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: NS, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: a}}\nspec: {clusterIP: 10.96.0.1}\n---\n";
 const READY: &str = "status: {addresses: [{type: Hostname, value: w.a.svc.cluster.local}]}";
 
-fn written_with(state: &State, template: &deploy::Template, found: Option<&[finding::Finding]>) -> Writes {
+fn written_with(state: &State, template: &Template, found: Option<&[finding::Finding]>) -> Writes {
     let mut c = Compiler::new(mesh());
     c.update(state);
     c.writes(state, template, found, "2026-01-01T00:00:00Z")
@@ -799,7 +808,7 @@ fn written_with(state: &State, template: &deploy::Template, found: Option<&[find
 fn written(text: &str) -> Writes {
     let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
     let state = State { objects, ..State::default() };
-    let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+    let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
     let found = findings(&state, &compile(&state, &mesh()).0, &mesh());
     written_with(&state, &template, Some(&found))
 }
@@ -1018,8 +1027,8 @@ fn parameters_change_what_is_deployed() {
         assert_eq!(container["resources"]["requests"]["memory"], "128Mi", "what is not said stays");
         let hpa = &of("HorizontalPodAutoscaler")["spec"];
         assert_eq!((&hpa["scaleTargetRef"]["name"], &hpa["maxReplicas"]), (&name.into(), &5.into()));
-        assert_eq!(of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"][routes::gateways::GATEWAY_NAME], "w");
-        assert!(of("Service")["metadata"]["labels"][deploy::MANAGED].is_string(), "it stays ours");
+        assert_eq!(of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"][GATEWAY_NAME], "w");
+        assert!(of("Service")["metadata"]["labels"][MANAGED].is_string(), "it stays ours");
         // What is asked for no more is removed, and before that nothing is said to be there.
         let made = d["metadata"]["annotations"].as_object().unwrap();
         let annotations = made.iter().map(|(k, v)| format!("{k}: {v}")).collect::<Vec<_>>().join(", ");
@@ -1116,7 +1125,7 @@ fn no_parameters_harm_the_controller() {
         "$patch",
         "$retainKeys",
     ];
-    let template = deploy::Template { image: "i".into(), pull_policy: "Never".into() };
+    let template = Template { image: "i".into(), pull_policy: "Never".into() };
     let mut refused = 0;
     for (path, value, of_class) in
         paths.iter().flat_map(|p| odd.iter().flat_map(move |v| [(p, v, false), (p, v, true)]))
@@ -1135,10 +1144,7 @@ fn no_parameters_harm_the_controller() {
             for (r, v) in made {
                 let text = |of: &str, key: &str| v["metadata"][of].get(key).is_some_and(Value::is_string);
                 assert_eq!(deploy::owner(v), Some("u"), "{r}: {overlay}");
-                assert!(
-                    text("labels", deploy::MANAGED) && text("annotations", "gateway.karst.io/digest"),
-                    "{r}: {overlay}"
-                );
+                assert!(text("labels", MANAGED) && text("annotations", "gateway.karst.io/digest"), "{r}: {overlay}");
             }
         }
     }
@@ -1148,7 +1154,7 @@ fn no_parameters_harm_the_controller() {
 /// What a ConfigMap's writer does not get by it, unless who runs the mesh says so; parameters of a class are his own.
 #[test]
 fn parameters_give_no_rights() {
-    let template = deploy::Template { image: "i".into(), pull_policy: "Never".into() };
+    let template = Template { image: "i".into(), pull_policy: "Never".into() };
     let of = |key: &str, overlay: &str, of_class: bool, privileged: bool| {
         let overlay: serde_json::Value = serde_yaml_ng::from_str(overlay).unwrap();
         let mut c = Compiler::new(Mesh { privileged_parameters: privileged, ..mesh() });
@@ -2162,7 +2168,7 @@ fn a_route_that_cannot_be_read_at_all_is_not_the_default() {
         let is = [http.collect::<Vec<_>>().join(" "), tcp.collect::<Vec<_>>().join(" ")];
         assert_eq!(is, wanted.map(String::from), "{kind} {spec}");
         if kind != "VirtualService" {
-            let template = deploy::Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+            let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
             let all = written_with(&state, &template, None).statuses;
             let accepted = &all.iter().find(|w| w.to.name == "unread").unwrap().status["parents"][0]["conditions"][0];
             let said = ["type", "status", "reason"].map(|f| accepted[f].as_str().unwrap());
@@ -2391,7 +2397,7 @@ fn routes_without_a_waypoint_say_so() {
     // Before anything is known, what was said stays.
     let text = with + &istio.replace("TO", "s").replace("STATUS", old);
     let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
-    let template = deploy::Template { image: String::new(), pull_policy: String::new() };
+    let template = Template { image: String::new(), pull_policy: String::new() };
     let w = written_with(&State { objects, ..State::default() }, &template, None);
     assert!(w.statuses.iter().all(|s| s.to.kind != "VirtualService"));
 }
@@ -2597,7 +2603,7 @@ fn backend_tls_policies_say_what_became_of_them() {
     let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
     let base = base.replace("clusterIP: 10.96.0.1}", "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}");
     let said = |policies: &str| -> Vec<(String, String)> {
-        let reasons = |w: status::Write| {
+        let reasons = |w: Write| {
             let all = w.status["ancestors"][0]["conditions"].as_array().cloned().unwrap_or_default();
             let of = |i: usize| all[i]["reason"].as_str().unwrap_or_default().to_string();
             (format!("{} {}", w.to.name, of(0)), of(1))

@@ -1,0 +1,154 @@
+//! AuthorizationPolicies that are attached (`targetRefs`): enforced by waypoints, with all that a request shows.
+
+use crate::convert::{
+    compilation::tokens,
+    facts::{
+        attached::{Attached, applies, is_class},
+        condition::{self, Condition},
+        hosts::Hosts,
+        policy,
+        waypoint::{self, Binding},
+    },
+    objects::Objects,
+};
+use karst_api::route as ir;
+use karst_manifest::kinds::*;
+use karst_policy::{Attribute, attribute::Values};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The policies of each service.
+pub(crate) fn compile(objects: &Objects<'_>, hosts: &Hosts) -> BTreeMap<String, Arc<ir::Access>> {
+    let mut all: BTreeMap<String, ir::Access> = BTreeMap::new();
+    for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached()) {
+        let (m, out) = (&p.metadata, one(objects, p));
+        // What refuses does so by a canary, too. (To allow is the business of the first: both would allow it.)
+        let refuses = out.action == ir::AccessAction::Deny as i32 || policy::validate(objects, p).is_some();
+        for key in p.spec.targets().flat_map(|(_, t)| services(objects, hosts, &m.namespace, t, refuses)) {
+            let own = all.entry(key.to_string()).or_default();
+            if !own.policies.iter().any(|o| o.name == out.name) {
+                own.policies.push(out.clone());
+            }
+        }
+    }
+    for r in tokens::placed(objects) {
+        let (m, rules) = (&r.metadata, tokens::compile(objects, r));
+        for key in r.spec.targets().flat_map(|(_, t)| services(objects, hosts, &m.namespace, t, false)) {
+            let own = all.entry(key.to_string()).or_default();
+            let new: Vec<_> = rules.iter().filter(|n| !own.tokens.contains(n)).cloned().collect();
+            own.tokens.extend(new);
+        }
+    }
+    all.into_iter().map(|(k, v)| (k, Arc::new(v))).collect()
+}
+
+/// The policies of a gateway's pod: those that are attached to its Gateway or its class, and, unless it is a waypoint's (where they are
+/// the business of ztunnel), those that select the pod.
+pub(crate) fn of_pod(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, waypoint: bool) -> Option<ir::Access> {
+    let mut out = ir::Access::default();
+    for (_, p) in objects.authorization.iter().filter(|(_, p)| p.is_attached() || !waypoint) {
+        if applies(objects, pod, g, *p) {
+            out.policies.push(one(objects, p));
+        }
+    }
+    for r in tokens::placed(objects).filter(|r| r.is_attached() || !waypoint) {
+        if applies(objects, pod, g, r) {
+            out.tokens.extend(tokens::compile(objects, r));
+        }
+    }
+    (out != ir::Access::default()).then_some(out)
+}
+
+fn one(objects: &Objects<'_>, p: &AuthorizationPolicy) -> ir::AccessPolicy {
+    let m = &p.metadata;
+    let mut out = ir::AccessPolicy {
+        name: format!("{}/{}", m.namespace, m.name),
+        dry_run: policy::is_dry_run(p),
+        ..Default::default()
+    };
+    let judged = policy::judged(objects, p);
+    // What was meant cannot be known: nothing is allowed until it is mended (or would be, if it is in dry run).
+    if judged.compiled.is_err() {
+        match policy::Unread::of(p) {
+            policy::Unread::AllowsNobody => {}
+            policy::Unread::DeniesAll => {
+                out.set_action(ir::AccessAction::Deny);
+                out.rules = vec![ir::AccessRule::default()];
+            }
+            policy::Unread::AuditsNothing => out.set_action(ir::AccessAction::Audit),
+        }
+        return out;
+    }
+    out.set_action(match p.spec.action.as_deref() {
+        Some("DENY") => ir::AccessAction::Deny,
+        Some("AUDIT") => ir::AccessAction::Audit,
+        None | Some("ALLOW") => ir::AccessAction::Allow,
+        // Refused before. Without rules it allows nothing.
+        Some(_) => return out,
+    });
+    out.rules = judged.policy.spec.rules.iter().map(|r| rule(r, &m.namespace)).collect();
+    out
+}
+
+/// The services that a target means. `canary`: a waypoint means those of which it gets a part, too.
+fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, t: &TargetRef, canary: bool) -> Vec<Arc<str>> {
+    match t.kind.as_str() {
+        "Service" => hosts.find(&t.name, ns).into_iter().cloned().collect(),
+        "ServiceEntry" => {
+            let all = objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == t.name);
+            all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.find(h, ns)).cloned().collect()
+        }
+        // Everything that is bound to it.
+        "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
+        "GatewayClass" => bound(objects, hosts, canary, |g| is_class(objects, ns, t, g)),
+        _ => vec![],
+    }
+}
+
+fn bound(objects: &Objects<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gateway) -> bool) -> Vec<Arc<str>> {
+    let second = |m: &Meta| canary && matches!(waypoint::canary(objects, m), Some(Ok(c)) if which(c.gateway));
+    let is = |m: &Meta| match waypoint::binding(objects, &m.namespace, &m.labels, waypoint::Traffic::Service) {
+        Binding::To(g, _) => which(g) || second(m),
+        Binding::None | Binding::Refused(..) => false,
+    };
+    let services = objects.services.values().flatten().filter(|s| is(&s.metadata));
+    let mut out: Vec<Arc<str>> =
+        services.filter_map(|s| hosts.find(&s.metadata.name, &s.metadata.namespace)).cloned().collect();
+    for (_, e) in objects.service_entries.iter().filter(|(_, e)| is(&e.metadata)) {
+        out.extend(e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)).cloned());
+    }
+    out
+}
+
+fn rule(r: &PolicyRule, ns: &str) -> ir::AccessRule {
+    let mut clauses = vec![];
+    if !r.from.is_empty() {
+        let matches = r.from.iter().map(|f| matched(&condition::source(&f.source), ns)).collect();
+        clauses.push(ir::AccessClause { matches });
+    }
+    if !r.to.is_empty() {
+        let matches = r.to.iter().map(|t| matched(&condition::operation(&t.operation), ns)).collect();
+        clauses.push(ir::AccessClause { matches });
+    }
+    for w in &r.when {
+        // A key that nobody knows has refused the policy before.
+        let one = condition::when(w).map_or_else(|| vec![ir::AccessTest::default()], |c| vec![test(&c, ns)]);
+        clauses.push(ir::AccessClause { matches: vec![ir::AccessMatch { tests: one }] });
+    }
+    ir::AccessRule { clauses }
+}
+
+fn matched(conditions: &[Condition<'_>], ns: &str) -> ir::AccessMatch {
+    let said = |c: &&Condition<'_>| !c.values.is_empty() || !c.not_values.is_empty();
+    ir::AccessMatch { tests: conditions.iter().filter(said).map(|c| test(c, ns)).collect() }
+}
+
+fn test(c: &Condition<'_>, ns: &str) -> ir::AccessTest {
+    let values = |all: &[String]| match c.attribute.values() {
+        Values::Accounts => all.iter().map(|a| if a.contains('/') { a.clone() } else { format!("{ns}/{a}") }).collect(),
+        Values::Text | Values::Path | Values::Ranges | Values::Ports | Values::TrustDomains => all.to_vec(),
+    };
+    // Headers are compared without case.
+    let name = if c.attribute == Attribute::Header { c.name.to_ascii_lowercase() } else { c.name.to_string() };
+    let attribute = ir::Attribute::from(c.attribute) as i32;
+    ir::AccessTest { attribute, name, values: values(c.values), not_values: values(c.not_values) }
+}

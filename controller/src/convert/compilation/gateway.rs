@@ -1,0 +1,153 @@
+//! What each pod of a gateway listens on and is told.
+
+use crate::convert::{
+    compilation::{access, telemetry},
+    facts::{
+        client_tls,
+        gateway::{by_label, is_ingress, of_pod},
+        listener::{GatewayListener, ListenerParent},
+        listeners::{GatewayListeners, Served, TAKEN},
+        secret::{ca_bundle, key_pair},
+        validate, waypoint,
+    },
+    objects::{Objects, address, problem},
+};
+use karst_api::route as ir;
+use karst_manifest::{Problem, kinds::*, parse::Located, traffic::GwServer};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The Secrets that a server of Istio's Gateway names are in the namespace of the pod.
+fn credentials(
+    x: &Objects<'_>,
+    s: &GwServer,
+    n: usize,
+    ns: &str,
+    f: &GatewayListener,
+    out: &mut ir::Tls,
+) -> Result<(), (String, String)> {
+    let t = s.tls.clone().unwrap_or_default();
+    let field = |f: &str| format!("spec.servers[{n}].tls.{f}");
+    let get = |name: &str| x.secrets.get(&(ns, name)).copied();
+    let names: Vec<&String> =
+        if t.credential_names.is_empty() { vec![&t.credential_name] } else { t.credential_names.iter().collect() };
+    for name in &names {
+        let secret = get(name).ok_or_else(|| {
+            (
+                field("credentialName"),
+                format!("Secret {ns}/{name} not found: it must be in the namespace of the gateway's pods [KARST-0503]"),
+            )
+        })?;
+        out.certificates.push(key_pair(secret).map_err(|e| (field("credentialName"), e.to_string()))?);
+    }
+    if f.client == ir::ClientCertificate::None {
+        return Ok(());
+    }
+    let first = names[0].trim_end_matches("-cacert");
+    let own = if t.ca_cert_credential_name.is_empty() {
+        format!("{first}-cacert")
+    } else {
+        t.ca_cert_credential_name.clone()
+    };
+    let roots = get(&own).and_then(ca_bundle).or_else(|| get(first).and_then(ca_bundle));
+    out.client_roots = roots.ok_or_else(|| {
+        (
+            field("credentialName"),
+            format!(
+                "neither Secret {ns}/{own} nor {ns}/{first} has data[\"ca.crt\"], which mode {} requires [KARST-0504]",
+                t.mode.as_deref().unwrap_or_default()
+            ),
+        )
+    })?;
+    Ok(())
+}
+
+/// What each pod of a gateway listens on, by `namespace/name` of the pod.
+pub(crate) fn compile(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, Arc<ir::Gateway>> {
+    for (at, g) in &objects.istio_gateways {
+        problems.extend(validate::istio_gateway(&g.spec).into_iter().map(|(field, text)| problem(at, field, text)));
+        for (n, u) in listeners.unmapped(&g.metadata.namespace, &g.metadata.name) {
+            problems.push(problem(at, format!("spec.servers[{n}].port.number"), &u.text));
+        }
+    }
+    let told_of = telemetry::effective(objects, problems);
+    let mut out = BTreeMap::new();
+    if listeners.is_idle(objects) {
+        return out;
+    }
+    let for_pods =
+        |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
+    let named = by_label(objects);
+    let mut told: BTreeSet<(String, String)> = BTreeSet::new();
+    for (i, f) in listeners.all.iter().enumerate() {
+        let ListenerParent::Api { namespace, gateway, listener, .. } = &f.parent else { continue };
+        let at = objects.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
+        for u in listeners.unmapped.iter().filter(|u| u.listener == i && u.reason == TAKEN) {
+            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
+        }
+        for (_, text) in [&f.refused, &f.conflict, &f.unresolved].into_iter().flatten() {
+            problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
+        }
+    }
+    for p in &objects.pods {
+        let Some(served) = listeners.pods.get(&address(*p)) else { continue };
+        let (m, mut g) = (&p.metadata, ir::Gateway::default());
+        let own = of_pod(&named, p);
+        let mut mine: Vec<(&GatewayListener, &Served, ir::Tls)> = vec![];
+        for served in served {
+            let Some(f) = listeners.all.get(served.listener) else { continue };
+            let mut tls = f.tls();
+            if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &f.parent
+                && f.terminates_tls
+                && let Some((at, i)) = istio(objects, namespace, gateway)
+                && let Err((field, text)) = credentials(objects, &i.spec.servers[*n], *n, &m.namespace, f, &mut tls)
+            {
+                if told.insert((f.id.clone(), text.clone())) {
+                    problems.push(problem(at, field, text));
+                }
+                continue;
+            }
+            mine.push((f, served, tls));
+        }
+        for (f, served, tls) in mine {
+            g.listeners.push(ir::Listener {
+                origin: f.id.clone(),
+                routes: served.routes.clone(),
+                port: u32::from(served.port),
+                called: if served.port == f.port { 0 } else { u32::from(f.port) },
+                protocol: f.protocol as i32,
+                hosts: f.hosts.clone(),
+                tls: f.terminates_tls.then_some(tls),
+                redirect: f.redirect,
+            });
+        }
+        if !g.listeners.is_empty() {
+            g.access = access::of_pod(objects, p, own, false);
+        } else if own.is_some_and(for_pods) {
+            g.access = access::of_pod(objects, p, own, true);
+        }
+        // Those of its own namespace; who writes rules elsewhere does not decide where they are shown.
+        let near = |d: &&DestinationRule| [&m.namespace, &objects.mesh.root_namespace].contains(&&d.metadata.namespace);
+        let rules = objects.destination_rules.iter().map(|(_, d)| *d).filter(near);
+        for name in rules.flat_map(client_tls::credentials) {
+            let pair = objects.secrets.get(&(m.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
+            g.credentials.extend(pair.map(|k| (name.to_string(), k)));
+        }
+        let client = own.is_none_or(|g| is_ingress(objects, g));
+        g.telemetry = telemetry::of_pod(objects, &told_of, p, own, client);
+        if g != ir::Gateway::default() {
+            out.insert(format!("{}/{}", m.namespace, m.name), Arc::new(g));
+        }
+    }
+    out
+}
+
+fn istio<'a>(objects: &Objects<'a>, ns: &str, name: &str) -> Option<(&'a Located, &'a IstioGateway)> {
+    objects.istio_gateways.iter().find(|(_, g)| g.metadata.namespace == ns && g.metadata.name == name).copied()
+}

@@ -1,0 +1,13 @@
+//! From the objects and what follows from them to the model.
+
+mod access;
+mod gateway;
+pub(crate) mod model;
+mod node;
+mod peer;
+pub(crate) mod policy;
+pub(crate) mod routes;
+mod service;
+pub(crate) mod telemetry;
+pub(crate) mod tokens;
+pub(crate) mod workload;

@@ -1,0 +1,104 @@
+//! AuthorizationPolicies to L4 policies, and to whom those apply (reference control-plane §2.7).
+
+use crate::convert::{
+    compilation::peer::Peer,
+    facts::{
+        attached::target,
+        policy::{Unread, is_dry_run, judged, scope},
+    },
+    objects::{Objects, problem, selects},
+};
+use karst_manifest::{Problem, kinds::*};
+use karst_policy::{Action, Policy, Rule, Scope};
+use std::collections::BTreeMap;
+
+/// The compiled policies and to whom the selector ones apply.
+pub(crate) struct Policies {
+    all: BTreeMap<String, Policy>,
+    /// Namespace (None: all), selector, key.
+    selectors: Vec<Selects>,
+    /// The same of policies in dry run.
+    dry_runs: Vec<Selects>,
+    peer: Peer,
+}
+
+type Selects = (Option<String>, Labels, String);
+
+impl Policies {
+    /// The keys of the policies that a workload must name: sorted.
+    pub(crate) fn of(&self, namespace: &str, labels: &Labels) -> Vec<String> {
+        let mut out = selecting(&self.selectors, namespace, labels);
+        out.extend(self.peer.keys(namespace, labels));
+        out.sort();
+        out.dedup();
+        out
+    }
+    /// The keys of the policies in dry run that select a workload: sorted.
+    pub(crate) fn dry_runs(&self, namespace: &str, labels: &Labels) -> Vec<String> {
+        let mut out = selecting(&self.dry_runs, namespace, labels);
+        out.sort();
+        out
+    }
+    /// The policies themselves; what is left says to whom they apply.
+    pub(crate) fn take(&mut self) -> BTreeMap<String, Policy> {
+        std::mem::take(&mut self.all)
+    }
+}
+
+fn selecting(all: &[Selects], namespace: &str, labels: &Labels) -> Vec<String> {
+    let hit = |(ns, sel, key): &Selects| {
+        (ns.as_deref().is_none_or(|n| n == namespace) && selects(sel, labels)).then(|| key.clone())
+    };
+    all.iter().filter_map(hit).collect()
+}
+
+pub(crate) fn compile(objects: &Objects<'_>, problems: &mut Vec<Problem>) -> Policies {
+    let mut all = BTreeMap::new();
+    let (mut selectors, mut dry_runs) = (Vec::new(), Vec::new());
+    for (at, p) in &objects.authorization {
+        let judged = judged(objects, p);
+        problems.extend(judged.dropped.into_iter().map(|(field, message)| problem(at, field, message)));
+        let policy = match judged.compiled {
+            Ok(Some(policy)) => policy,
+            Ok(None) => continue,
+            Err((field, message)) => {
+                problems.push(problem(at, field, message));
+                // A waypoint closes what it is attached to.
+                let root = p.metadata.namespace == objects.mesh.root_namespace;
+                let mut targets = p.spec.targets().peekable();
+                if targets.peek().is_some() && targets.all(|(at, t)| target(t, &at, root).is_ok()) {
+                    continue;
+                }
+                // What was meant cannot be known; where it was meant to apply, nothing is allowed until it is mended.
+                let Some(closed) = closed(objects, p) else { continue };
+                closed
+            }
+        };
+        if policy.scope == Scope::WorkloadSelector {
+            let labels = p.spec.selector.as_ref().map(|s| s.match_labels.clone()).unwrap_or_default();
+            let ns = (p.metadata.namespace != objects.mesh.root_namespace).then(|| p.metadata.namespace.clone());
+            let list = if policy.dry_run { &mut dry_runs } else { &mut selectors };
+            list.push((ns, labels, policy.key()));
+        }
+        all.insert(policy.key(), policy);
+    }
+    let peer = Peer::compile(objects, &mut all, problems);
+    Policies { all, selectors, dry_runs, peer }
+}
+
+/// What stands for a policy that cannot be read, where ztunnel decides. (Of one in dry run it is known that it is to refuse nobody.)
+fn closed(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<Policy> {
+    let (action, rules) = match Unread::of(p) {
+        Unread::AllowsNobody => (Action::Allow, vec![]),
+        Unread::DeniesAll => (Action::Deny, vec![Rule::default()]),
+        Unread::AuditsNothing => return None,
+    };
+    Some(Policy {
+        name: p.metadata.name.as_str().into(),
+        namespace: p.metadata.namespace.as_str().into(),
+        scope: scope(objects, p),
+        action,
+        rules,
+        dry_run: is_dry_run(p),
+    })
+}

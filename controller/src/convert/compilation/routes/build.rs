@@ -1,0 +1,154 @@
+//! Builds the routes and backends of all services and virtual hosts, out of the objects that contribute to each.
+
+use crate::{
+    convert::{
+        compilation::{
+            access,
+            routes::{
+                backend_tls,
+                cache::{Cache, Context},
+                destination_rule, filter, gateway_api,
+                table::Tables,
+                virtual_service,
+            },
+            tokens,
+        },
+        facts::{hosts::Hosts, listeners, service},
+        objects::{FieldError, Objects, address, problem},
+    },
+    model::Model,
+};
+use karst_manifest::{Problem, gatewayapi::ParentRef, kinds::*, parse::Located};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// An object with routes.
+enum Source<'a> {
+    Istio(&'a VirtualService),
+    Http(&'a HTTPRoute),
+    Grpc(&'a GRPCRoute),
+    Tcp(&'a TCPRoute),
+    Tls(&'a TLSRoute),
+}
+
+impl Source<'_> {
+    fn address(&self) -> usize {
+        match self {
+            Source::Istio(v) => address(*v),
+            Source::Http(r) => address(*r),
+            Source::Grpc(r) => address(*r),
+            Source::Tcp(r) => address(*r),
+            Source::Tls(r) => address(*r),
+        }
+    }
+
+    /// The services that its rules are for.
+    fn targets(&self, objects: &Objects<'_>, hosts: &Hosts) -> Vec<Arc<str>> {
+        let parents = |m: &Meta, p: &[ParentRef], names: &[String], kind| {
+            gateway_api::targets(objects, hosts, kind, &m.namespace, names, p)
+        };
+        match self {
+            Source::Istio(v) => virtual_service::targets(objects, v, hosts),
+            Source::Http(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "HTTPRoute"),
+            Source::Grpc(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "GRPCRoute"),
+            Source::Tcp(r) => parents(&r.metadata, &r.spec.parent_refs, &[], "TCPRoute"),
+            Source::Tls(r) => parents(&r.metadata, &r.spec.parent_refs, &r.spec.hostnames, "TLSRoute"),
+        }
+    }
+
+    fn convert(&self, objects: &Objects<'_>, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+        match self {
+            Source::Istio(v) => virtual_service::compile(objects, v, hosts, tables),
+            Source::Http(r) => gateway_api::http(objects, r, hosts, tables),
+            Source::Grpc(r) => gateway_api::grpc(objects, r, hosts, tables),
+            Source::Tcp(r) => gateway_api::tcp(objects, r, hosts, tables),
+            Source::Tls(r) => gateway_api::tls(objects, r, hosts, tables),
+        }
+    }
+}
+
+fn sources<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Source<'a>)> {
+    let istio = objects.virtual_services.iter().map(|(at, v)| (*at, Source::Istio(v)));
+    let http = objects.http_routes.iter().map(|(at, r)| (*at, Source::Http(r)));
+    let grpc = objects.grpc_routes.iter().map(|(at, r)| (*at, Source::Grpc(r)));
+    let tcp = objects.tcp_routes.iter().map(|(at, r)| (*at, Source::Tcp(r)));
+    let tls = objects.tls_routes.iter().map(|(at, r)| (*at, Source::Tls(r)));
+    istio.chain(http).chain(grpc).chain(tcp).chain(tls).collect()
+}
+
+pub(crate) fn compile(
+    objects: &Objects<'_>,
+    listeners: &Arc<listeners::GatewayListeners>,
+    model: &mut Model,
+    problems: &mut Vec<Problem>,
+    cache: &mut Cache,
+) {
+    let attached = objects.authorization.iter().any(|(_, p)| p.spec.targets().next().is_some());
+    let by_name = objects.service_entries.iter().any(|(_, e)| service::is_by_name(e));
+    let none =
+        objects.virtual_services.is_empty() && objects.destination_rules.is_empty() && objects.http_filters.is_empty();
+    let none = none && objects.backend_tls.is_empty() && objects.request.is_empty() && objects.routes_are_empty();
+    if none && !attached && !by_name {
+        *cache = Cache::default();
+        return;
+    }
+    let hosts = Hosts::new(objects, model, listeners);
+    model.access = access::compile(objects, &hosts).into_iter().collect();
+    let mut report = |at: &Located, bad: &[FieldError]| {
+        problems.extend(bad.iter().map(|(field, message)| problem(at, field, message)));
+    };
+    let context = Context::new(objects, model, listeners);
+    let mut old = std::mem::take(cache);
+    if old.context != context {
+        old = Cache::default();
+    }
+    cache.context = context;
+    let sources = sources(objects);
+    let targets: Vec<Vec<Arc<str>>> = sources.iter().map(|(_, s)| s.targets(objects, &hosts)).collect();
+    let mut contributors: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
+    for ((_, s), keys) in sources.iter().zip(&targets) {
+        for k in keys {
+            contributors.entry(k.clone()).or_default().push(s.address());
+        }
+    }
+    let same = |k: &Arc<str>| old.tables.get(k).is_some_and(|(c, _)| contributors.get(k) == Some(c));
+    let mut tables = Tables::default();
+    for ((at, s), keys) in sources.iter().zip(&targets) {
+        let bad = match old.bad.remove(&s.address()) {
+            Some(b) if keys.iter().all(same) => b,
+            _ => s.convert(objects, &hosts, &mut tables),
+        };
+        report(at, &bad);
+        cache.bad.insert(s.address(), bad);
+    }
+    let mut routes = tables.routes(same);
+    for (key, c) in contributors {
+        let whole = match old.tables.remove(&key) {
+            Some((o, r)) if o == c => Some(r),
+            _ => routes.remove(&key).map(Arc::new),
+        };
+        // Objects that are all wrong contribute nothing.
+        if let Some(r) = whole {
+            cache.tables.insert(key, (c, r));
+        }
+    }
+    model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();
+    for (at, r) in &objects.request {
+        report(at, &tokens::problems(objects, r));
+    }
+    for (at, f) in &objects.http_filters {
+        report(at, &filter::attach(f, &hosts, model));
+    }
+    let (mut backends, bad) = destination_rule::compile(objects, &hosts, old.rules, &mut cache.rules);
+    for (at, bad) in bad {
+        report(at, &bad);
+    }
+    for (at, b) in backend_tls::compile(objects, &hosts, &mut backends) {
+        report(at, &[b]);
+    }
+    for (_, e) in objects.service_entries.iter().filter(|(_, e)| service::is_by_name(e)) {
+        for host in e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)) {
+            Arc::make_mut(backends.entry(host.to_string()).or_default()).by_name = true;
+        }
+    }
+    model.backends = backends.into_iter().collect();
+}

@@ -1,0 +1,80 @@
+//! What routes were compiled to last time, and what that depended on.
+
+use crate::{
+    convert::{
+        compilation::routes::destination_rule,
+        facts::{
+            hosts::{aliases, is_private, numbers},
+            listeners,
+        },
+        objects::{FieldError, Objects, address, rename},
+    },
+    model::Model,
+};
+use karst_api::route as ir;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// What was compiled last time. An object that is the same one, among the same services, is not converted again: of thousands
+/// of routes only those of the services are whose rules have changed. (Who compiles keeps the objects of last time until
+/// the next is done, so that an address stands for one object.)
+#[derive(Default)]
+pub(crate) struct Cache {
+    pub(crate) context: Context,
+    /// What is wrong with an object.
+    pub(crate) bad: HashMap<usize, Vec<FieldError>>,
+    /// The objects that contribute to a service, and what came of them.
+    pub(crate) tables: HashMap<Arc<str>, (Vec<usize>, Arc<ir::Routes>)>,
+    pub(crate) rules: destination_rule::Cache,
+}
+
+/// What conversions depend on besides their object.
+#[derive(Default, PartialEq)]
+pub(crate) struct Context {
+    /// With their ports, and whether only their own namespace knows them.
+    services: Vec<(String, Vec<u32>, bool)>,
+    /// What other names of services stand for.
+    aliases: BTreeMap<String, String>,
+    /// ReferenceGrants, ServiceEntries, HTTPFilters, VirtualServices without hosts, Istio's Gateways.
+    others: Vec<usize>,
+    /// What shares the virtual hosts of gateways.
+    scopes: Vec<listeners::VirtualHostScope>,
+}
+
+impl Cache {
+    /// What is wrong with an object that was compiled.
+    pub(crate) fn bad<T>(&self, object: &T) -> &[FieldError] {
+        self.bad.get(&address(object)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Objects are at other addresses, and what was compiled of them would be the same: only their statuses are others.
+    pub(crate) fn renamed(&mut self, now: &HashMap<usize, usize>) {
+        for (old, new) in now {
+            if let Some(bad) = self.bad.remove(old) {
+                self.bad.insert(*new, bad);
+            }
+        }
+        self.tables.values_mut().for_each(|(c, _)| rename(c, now));
+        rename(&mut self.context.others, now);
+        self.rules.renamed(now);
+    }
+}
+
+impl Context {
+    pub(crate) fn new(objects: &Objects<'_>, model: &Model, listeners: &listeners::GatewayListeners) -> Self {
+        let grants = objects.grants.iter().map(|g| address(*g));
+        let entries = objects.service_entries.iter().map(|(_, e)| address(*e));
+        let filters = objects.http_filters.iter().map(|(_, f)| address(*f));
+        let gateways = objects.istio_gateways.iter().map(|(_, g)| address(*g));
+        let delegates =
+            objects.virtual_services.iter().filter(|(_, v)| v.spec.hosts.is_empty()).map(|(_, v)| address(*v));
+        Self {
+            services: model.services.iter().map(|(k, s)| (k.clone(), numbers(s), is_private(s))).collect(),
+            aliases: aliases(objects),
+            others: grants.chain(entries).chain(delegates).chain(filters).chain(gateways).collect(),
+            scopes: listeners.scopes.clone(),
+        }
+    }
+}

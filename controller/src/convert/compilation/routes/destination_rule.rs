@@ -1,0 +1,560 @@
+//! Istio's DestinationRule.
+
+use crate::convert::{
+    compilation::routes::scalar::{duration, header_name, optional_duration, per_million},
+    facts::{
+        client_tls::{all_tls, originates, wants_tls},
+        export::Export,
+        host::closeness,
+        hosts::Hosts,
+        secret::ca_bundle,
+    },
+    objects::{FieldError, Objects, address, age, rename},
+};
+use karst_api::route as ir;
+use karst_manifest::{kinds::*, parse::Located, traffic::*};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::RangeInclusive,
+    sync::Arc,
+};
+
+/// Size of rings that name none (Istio).
+const RING: u32 = 1024;
+/// Size of Maglev's table (Istio).
+const TABLE: u32 = 65_537;
+
+/// A rule that can be executed.
+struct Rule<'a> {
+    export: Export<'a>,
+    /// How closely its host fits those services that it is for.
+    closeness: usize,
+    backend: ir::Backend,
+}
+
+/// What was compiled last time: all of it stays while no rule, no Secret that one names, and no service is another.
+#[derive(Default)]
+pub(crate) struct Cache {
+    /// Addresses of the rules, old before new.
+    rules: Vec<usize>,
+    secrets: Vec<usize>,
+    /// What is wrong with each of the rules.
+    bad: Vec<Vec<FieldError>>,
+    /// Services of one namespace that the same rules are for share one.
+    backends: Backends,
+}
+
+/// By service.
+type Backends = BTreeMap<String, Arc<ir::Backend>>;
+
+impl Cache {
+    /// Objects are at other addresses, and mean the same.
+    pub(crate) fn renamed(&mut self, now: &HashMap<usize, usize>) {
+        rename(&mut self.rules, now);
+    }
+}
+
+/// Services that the same rules are for, in the same way.
+#[derive(PartialEq, Eq, Hash)]
+struct Alike {
+    owner: String,
+    /// Only its own namespace knows it.
+    private: bool,
+    /// The wildcards that it fits.
+    wild: Vec<usize>,
+    /// The rules that name it.
+    named: Vec<usize>,
+}
+
+/// Compiles the rules for the services that they are for; gives back what is wrong with which.
+pub(crate) fn compile<'a>(
+    objects: &Objects<'a>,
+    hosts: &Hosts,
+    mut old: Cache,
+    cache: &mut Cache,
+) -> (Backends, Vec<(&'a Located, Vec<FieldError>)>) {
+    let mut all = objects.destination_rules.clone();
+    all.sort_by_key(|(_, d)| age(&d.metadata));
+    cache.rules = all.iter().map(|(_, d)| address(*d)).collect();
+    cache.secrets = all.iter().flat_map(|(_, d)| secrets(objects, d)).collect();
+    if (&old.rules, &old.secrets) == (&cache.rules, &cache.secrets) {
+        (cache.bad, cache.backends) = (std::mem::take(&mut old.bad), std::mem::take(&mut old.backends));
+    } else {
+        (cache.bad, cache.backends) = anew(objects, hosts, &all);
+    }
+    let bad = all.iter().zip(&cache.bad).map(|((at, _), bad)| (*at, bad.clone())).collect();
+    (cache.backends.clone(), bad)
+}
+
+type Compiled = (Vec<Vec<FieldError>>, Backends);
+
+fn anew(objects: &Objects<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule)]) -> Compiled {
+    let (mut bad, mut rules) = (vec![], vec![]);
+    let mut named: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
+    // What follows the star of wildcards, and the rules of each.
+    let mut wildcards: HashMap<&str, usize> = HashMap::new();
+    let mut wild: Vec<Vec<usize>> = vec![];
+    for (_, d) in all {
+        let (backend, wrong) = own(objects, d);
+        bad.push(wrong);
+        let Some(backend) = backend else { continue };
+        match d.spec.host.strip_prefix('*') {
+            Some(suffix) => {
+                let i = *wildcards.entry(suffix).or_insert(wild.len());
+                wild.resize_with(wild.len().max(i + 1), Vec::new);
+                wild[i].push(rules.len());
+            }
+            None => {
+                for key in hosts.every(&d.spec.host, &d.metadata.namespace) {
+                    named.entry(key).or_default().push(rules.len());
+                }
+            }
+        }
+        let export = Export::of_destination_rule(objects, d);
+        rules.push(Rule { export, closeness: closeness(&d.spec.host), backend });
+    }
+    let mut done: HashMap<Alike, Option<Arc<ir::Backend>>> = HashMap::new();
+    let mut backends = BTreeMap::new();
+    for (host, keys) in &hosts.by_host {
+        // A star stands for something: not for nothing.
+        let ends = (1..=host.len()).filter_map(|i| host.get(i..));
+        let fits: Vec<usize> = ends.filter_map(|e| wildcards.get(e).copied()).collect();
+        for key in keys {
+            let Some((owner, _)) = key.split_once('/') else { continue };
+            let named = named.remove(key).unwrap_or_default();
+            if named.is_empty() && fits.is_empty() {
+                continue;
+            }
+            let private = hosts.private.contains(key);
+            let alike = Alike { owner: owner.into(), private, wild: fits.clone(), named };
+            let one = done.entry(alike).or_insert_with_key(|a| {
+                let wild = a.wild.iter().filter_map(|i| wild.get(*i)).flatten();
+                let mut found: Vec<usize> = a.named.iter().chain(wild).copied().collect();
+                found.sort_unstable();
+                let found = found.into_iter().filter_map(|i| rules.get(i));
+                let seen = found.filter(|r| !a.private || r.export.namespace == a.owner);
+                of_service(&seen.collect::<Vec<_>>(), owner, &objects.mesh.root_namespace).map(Arc::new)
+            });
+            backends.extend(one.clone().map(|b| (key.to_string(), b)));
+        }
+    }
+    (bad, backends)
+}
+
+/// What rules say of a service, for everybody and for the clients of namespaces.
+fn of_service(found: &[&Rule<'_>], owner: &str, root: &str) -> Option<ir::Backend> {
+    let mut of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, r) in found.iter().enumerate() {
+        of.entry(r.export.namespace).or_default().push(i);
+    }
+    let everybody = chosen(found, &of, owner, root, "");
+    let mut backend = merged(found, &everybody);
+    let named = found.iter().flat_map(|r| r.export.namespaces().chain([r.export.namespace]));
+    let clients: BTreeSet<&str> = named.chain([owner, root]).collect();
+    for client in clients {
+        let own = chosen(found, &of, owner, root, client);
+        if own != everybody {
+            let ir::Backend { policy, ports, subsets, .. } = merged(found, &own);
+            backend.clients.push(ir::ClientRules { namespace: client.into(), policy, ports, subsets });
+        }
+    }
+    (backend != ir::Backend::default()).then_some(backend)
+}
+
+/// The rules that decide for clients of a namespace (`""`: one that no rule names): those with the longest host in the first
+/// namespace that has any, of the client's own, the service's, and the root namespace (Istio's PushContext.destinationRule).
+fn chosen(
+    found: &[&Rule<'_>],
+    by_namespace: &BTreeMap<&str, Vec<usize>>,
+    owner: &str,
+    root: &str,
+    client: &str,
+) -> Vec<usize> {
+    let of = |namespace: &str, fits: &dyn Fn(&Rule<'_>) -> bool| -> Vec<usize> {
+        let here = || by_namespace.get(namespace).into_iter().flatten().copied();
+        let all = || here().filter_map(|i| Some((i, found.get(i)?))).filter(|(_, r)| fits(r));
+        let longest = all().map(|(_, r)| r.closeness).max();
+        all().filter(|(_, r)| Some(r.closeness) == longest).map(|(i, _)| i).collect()
+    };
+    // What the root namespace says for all does not stand before what services say themselves.
+    let own = of(client, &|r| r.export.is_for(client) && !(client == root && r.export.is_for_all()));
+    let exported = [owner, root].into_iter().map(|namespace| of(namespace, &|r| r.export.is_for(client)));
+    std::iter::once(own).chain(exported).find(|all| !all.is_empty()).unwrap_or_default()
+}
+
+/// Rules with the same host: the oldest decides, others add what it does not say.
+fn merged(found: &[&Rule<'_>], all: &[usize]) -> ir::Backend {
+    let mut out = ir::Backend::default();
+    for own in all.iter().filter_map(|i| found.get(*i)).map(|r| &r.backend) {
+        out.policy = out.policy.take().or_else(|| own.policy.clone());
+        for (port, policy) in &own.ports {
+            out.ports.entry(*port).or_insert_with(|| policy.clone());
+        }
+        for subset in &own.subsets {
+            if !out.subsets.iter().any(|s| s.name == subset.name) {
+                out.subsets.push(subset.clone());
+            }
+        }
+    }
+    out
+}
+
+/// What a rule says by itself, and what is wrong with it.
+fn own(x: &Objects<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<FieldError>) {
+    let ns = d.metadata.namespace.as_str();
+    if d.spec.host.is_empty() {
+        return (
+            None,
+            vec![("spec.host".into(), "is empty: specify the service that the rule applies to [KARST-0010]".into())],
+        );
+    }
+    // It is for some clients only, which are not told apart by labels: left out rather than for all. (`no_effect` tells.)
+    if d.spec.workload_selector.is_some() {
+        return (None, vec![]);
+    }
+    let secret = |name: &str| x.secrets.get(&(ns, name)).copied();
+    match backend(&d.spec, &secret) {
+        Ok(b) => (Some(b), vec![]),
+        // Where TLS is wanted there must be no connection without it.
+        Err(b) if wants_tls(d) => {
+            let broken = format!("DestinationRule {ns}/{}: {}: {}", d.metadata.name, b.0, b.1);
+            let tls = Some(ir::ClientTls { broken, ..Default::default() });
+            let policy = Some(ir::Policy { tls, ..Default::default() });
+            (Some(ir::Backend { policy, ..Default::default() }), vec![b])
+        }
+        Err(b) => (None, vec![b]),
+    }
+}
+
+/// Finds a Secret of the rule's namespace.
+type Secrets<'a> = &'a dyn Fn(&str) -> Option<&'a Secret>;
+
+fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backend, FieldError> {
+    let empty = TrafficPolicy::default();
+    let whole = spec.traffic_policy.as_ref().unwrap_or(&empty);
+    let (policy, ports) = policies(whole, None, secret, "spec.trafficPolicy")?;
+    let mut out = ir::Backend { policy: spec.traffic_policy.as_ref().map(|_| policy), ports, ..Default::default() };
+    let mut names = BTreeSet::new();
+    for (i, s) in spec.subsets.iter().enumerate() {
+        let at = format!("spec.subsets[{i}]");
+        if s.name.is_empty() {
+            return Err((format!("{at}.name"), "is empty: routes refer to subsets by name [KARST-0010]".into()));
+        }
+        if !names.insert(&s.name) {
+            return Err((format!("{at}.name"), format!("{:?} is duplicated [KARST-0013]", s.name)));
+        }
+        let own = s.traffic_policy.as_ref().unwrap_or(&empty);
+        let (policy, ports) = policies(own, Some(whole), secret, &format!("{at}.trafficPolicy"))?;
+        out.subsets.push(ir::Subset { name: s.name.clone(), labels: s.labels.clone(), policy: Some(policy), ports });
+    }
+    Ok(out)
+}
+
+type Policies = (ir::Policy, BTreeMap<u32, ir::Policy>);
+
+/// A policy and its ports' own. What it does not say, the policy around it does, field by field.
+fn policies(
+    p: &TrafficPolicy,
+    around: Option<&TrafficPolicy>,
+    secret: Secrets<'_>,
+    at: &str,
+) -> Result<Policies, FieldError> {
+    for (field, there) in [("tunnel", p.tunnel.is_some()), ("proxyProtocol", p.proxy_protocol.is_some())] {
+        if there {
+            return Err((
+                format!("{at}.{field}"),
+                "is not supported in this version: traffic would not be handled as specified; remove it [KARST-0029]"
+                    .into(),
+            ));
+        }
+    }
+    let or = |a: &TrafficPolicy| (a.load_balancer.clone(), a.connection_pool.clone(), a.outlier_detection.clone());
+    let (a, b) = (or(p), around.map(or).unwrap_or_default());
+    let (balance, pool, outlier) = (a.0.or(b.0), a.1.or(b.1), a.2.or(b.2));
+    let mut whole = policy(balance.as_ref(), pool.as_ref(), outlier.as_ref(), at)?;
+    let budget = p.retry_budget.as_ref().or(around.and_then(|a| a.retry_budget.as_ref()));
+    let own_tls = p.tls.as_ref().or(around.and_then(|a| a.tls.as_ref()));
+    whole.tls = tls(own_tls, secret, at)?;
+    whole.retries = budget.map(|b| retry_budget(b, &format!("{at}.retryBudget"))).transpose()?;
+    let mut ports = BTreeMap::new();
+    for (i, s) in p.port_level_settings.iter().enumerate() {
+        let at = format!("{at}.portLevelSettings[{i}]");
+        if s.port.number == 0 {
+            return Err((format!("{at}.port.number"), "is required [KARST-0010]".into()));
+        }
+        // A port's settings stand for themselves: what they leave out is the default (Istio).
+        let mut one = policy(s.load_balancer.as_ref(), s.connection_pool.as_ref(), s.outlier_detection.as_ref(), &at)?;
+        one.tls = tls(s.tls.as_ref(), secret, &at)?;
+        ports.insert(u32::from(s.port.number), one);
+    }
+    Ok((whole, ports))
+}
+
+fn policy(
+    b: Option<&LoadBalancer>,
+    pool: Option<&ConnectionPool>,
+    o: Option<&OutlierDetection>,
+    at: &str,
+) -> Result<ir::Policy, FieldError> {
+    Ok(ir::Policy {
+        balance: b.map(|b| balance(b, &format!("{at}.loadBalancer"))).transpose()?,
+        limits: pool.map(|p| limits(p, &format!("{at}.connectionPool"))).transpose()?,
+        outlier: o.map(|o| outlier(o, &format!("{at}.outlierDetection"))).transpose()?,
+        retries: None,
+        tls: None,
+    })
+}
+
+/// TLS to endpoints. None: none of ours.
+fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, FieldError> {
+    let Some(t) = t.filter(|t| originates(t)) else { return Ok(None) };
+    let at = format!("{at}.tls");
+    let mutual = match t.mode.as_deref().unwrap_or("") {
+        "SIMPLE" => false,
+        "MUTUAL" => true,
+        other => {
+            let text = format!("unsupported value {other:?}: use DISABLE, SIMPLE, MUTUAL or ISTIO_MUTUAL [KARST-0016]");
+            return Err((format!("{at}.mode"), text));
+        }
+    };
+    for (there, field) in [
+        (!t.client_certificate.is_empty(), "clientCertificate"),
+        (!t.private_key.is_empty(), "privateKey"),
+        (!matches!(t.ca_certificates.as_str(), "" | "system"), "caCertificates"),
+    ] {
+        if there {
+            let text = "file paths are not supported: use credentialName [KARST-0028]";
+            return Err((format!("{at}.{field}"), text.into()));
+        }
+    }
+    if !t.ca_crl.is_empty() {
+        return Err((format!("{at}.caCrl"), "is not supported in this version; remove it [KARST-0029]".into()));
+    }
+    if mutual && t.credential_name.is_empty() {
+        let text = "is empty: specify a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway [KARST-0010]";
+        return Err((format!("{at}.credentialName"), text.into()));
+    }
+    let mut out = ir::ClientTls {
+        sni: t.sni.clone(),
+        names: t.subject_alt_names.clone(),
+        unverified: t.insecure_skip_verify == Some(true),
+        credential: if mutual { t.credential_name.clone() } else { String::new() },
+        ..Default::default()
+    };
+    // The Secret may come later: until then there are no connections, as none may be made without it.
+    if !t.credential_name.is_empty() && !out.unverified {
+        let beside = format!("{}-cacert", t.credential_name);
+        let found = secret(&beside).and_then(ca_bundle).or_else(|| secret(&t.credential_name).and_then(ca_bundle));
+        match found {
+            Some(roots) => out.roots = roots,
+            None => out.broken = format!("Secret {} with ca.crt not found [KARST-0503]", t.credential_name),
+        }
+    }
+    Ok(Some(out))
+}
+
+/// Addresses of the Secrets that a rule's TLS may be verified by.
+fn secrets(x: &Objects<'_>, d: &DestinationRule) -> Vec<usize> {
+    let ns = d.metadata.namespace.as_str();
+    let names = all_tls(d).map(|t| &t.credential_name).filter(|n| !n.is_empty());
+    let both = names.flat_map(|n| [format!("{n}-cacert"), n.clone()]);
+    // One that is not there has a place, too.
+    both.map(|n| x.secrets.get(&(ns, n.as_str())).map_or(0, |s| address(*s))).collect()
+}
+
+fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, FieldError> {
+    Ok(ir::RetryBudget {
+        per_million: per_million(b.percent.unwrap_or(20.0), &format!("{at}.percent"))?,
+        at_least: b.min_retry_concurrency.unwrap_or(3),
+    })
+}
+
+/// Istio's localityLbSetting. None: places do not matter.
+fn locality(l: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, FieldError> {
+    let both = [!l.distribute.is_empty(), !l.failover.is_empty(), !l.failover_priority.is_empty()];
+    // failover and failoverPriority go together (Istio): where labels are named, they decide.
+    if both[0] && (both[1] || both[2]) {
+        return Err((
+            at.into(),
+            "must set only one of distribute and failover (or failoverPriority) [KARST-0014]".into(),
+        ));
+    }
+    let mut out = ir::Locality { failover: !both[0], ..Default::default() };
+    for (i, d) in l.distribute.iter().enumerate() {
+        let at = format!("{at}.distribute[{i}]");
+        if out.distribute.iter().any(|x| x.from == d.from) {
+            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", d.from)));
+        }
+        for p in d.to.keys().chain([&d.from]) {
+            place(p).map_err(|e| (at.clone(), e.to_string()))?;
+        }
+        let total: u64 = d.to.values().map(|n| u64::from(*n)).sum();
+        if total != 100 || d.to.values().any(|n| *n == 0) {
+            let text = format!("the weights add up to {total}: use weights above 0 that add up to 100 [KARST-0402]");
+            return Err((format!("{at}.to"), text));
+        }
+        out.distribute.push(ir::Distribution { from: d.from.clone(), to: d.to.clone() });
+    }
+    for (i, f) in l.failover.iter().enumerate() {
+        let at = format!("{at}.failover[{i}]");
+        if f.from.is_empty() || f.to.is_empty() || f.from == f.to || (f.from.clone() + &f.to).contains(['/', '*']) {
+            return Err((at, "from and to must be two different regions, without zones [KARST-0403]".into()));
+        }
+        if out.to_region.insert(f.from.clone(), f.to.clone()).is_some() {
+            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", f.from)));
+        }
+    }
+    for (i, p) in l.failover_priority.iter().enumerate() {
+        if p.split('=').next().is_none_or(str::is_empty) {
+            return Err((
+                format!("{at}.failoverPriority[{i}]"),
+                format!("invalid label {p:?}: use KEY or KEY=VALUE [KARST-0403]"),
+            ));
+        }
+    }
+    out.labels.clone_from(&l.failover_priority);
+    Ok((l.enabled != Some(false)).then_some(out))
+}
+
+/// A text that is no locality.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "invalid locality {0:?}: use region, region/zone or region/zone/subzone; only the last parts may be * [KARST-0401]"
+)]
+struct InvalidLocality(String);
+
+/// region, region/zone or region/zone/subzone; after * nothing but *.
+fn place(p: &str) -> Result<(), InvalidLocality> {
+    let parts: Vec<&str> = p.split('/').collect();
+    let any = parts.iter().position(|x| *x == "*").unwrap_or(parts.len());
+    let inner = parts.iter().any(|x| x.is_empty() || (*x != "*" && x.contains('*')));
+    if parts.len() > 3 || inner || parts[any..].iter().any(|x| *x != "*") {
+        return Err(InvalidLocality(p.into()));
+    }
+    Ok(())
+}
+
+fn balance(b: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError> {
+    let warmup = b.warmup.as_ref().and_then(|w| w.duration.as_deref()).or(b.warmup_duration_secs.as_deref());
+    let mut out =
+        ir::Balance { warmup_ms: optional_duration(warmup, || format!("{at}.warmup.duration"))?, ..Default::default() };
+    let at_locality = format!("{at}.localityLbSetting");
+    out.locality = b.locality_lb_setting.as_ref().map(|l| locality(l, &at_locality)).transpose()?.flatten();
+    let method = match (b.simple.as_deref(), &b.consistent_hash) {
+        (Some(_), Some(_)) => {
+            return Err((at.into(), "must set only one of simple, consistentHash [KARST-0014]".into()));
+        }
+        (None | Some("UNSPECIFIED" | "LEAST_REQUEST" | "LEAST_CONN"), None) => ir::Method::LeastRequest,
+        (Some("ROUND_ROBIN"), None) => ir::Method::RoundRobin,
+        (Some("RANDOM"), None) => ir::Method::Random,
+        (Some("PEAK_EWMA"), None) => ir::Method::PeakEwma,
+        (Some("PASSTHROUGH"), None) => {
+            let text =
+                "PASSTHROUGH is not supported: a waypoint balances over the endpoints of the service [KARST-0016]";
+            return Err((format!("{at}.simple"), text.into()));
+        }
+        (Some(other), None) => {
+            let text = format!(
+                "unsupported value {other:?}: use LEAST_REQUEST, ROUND_ROBIN, RANDOM or PEAK_EWMA [KARST-0016]"
+            );
+            return Err((format!("{at}.simple"), text));
+        }
+        (None, Some(h)) => {
+            let at = format!("{at}.consistentHash");
+            out.hash = Some(hash(h, &at)?);
+            let ring = h.ring_hash.as_ref().and_then(|r| r.minimum_ring_size).or(h.minimum_ring_size);
+            match &h.maglev {
+                Some(m) => {
+                    out.ring_size = m.table_size.unwrap_or(TABLE);
+                    if !is_prime(out.ring_size) {
+                        let text =
+                            format!("{} is not a prime number: use for example {TABLE} [KARST-0404]", out.ring_size);
+                        return Err((format!("{at}.maglev.tableSize"), text));
+                    }
+                    ir::Method::Maglev
+                }
+                None => {
+                    out.ring_size = ring.unwrap_or(RING).clamp(1, 8 << 20);
+                    ir::Method::RingHash
+                }
+            }
+        }
+    };
+    out.set_method(method);
+    Ok(out)
+}
+
+/// Maglev's table has a prime size, at most five million.
+fn is_prime(n: u32) -> bool {
+    (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+}
+
+fn hash(h: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
+    use ir::hash_on::Key;
+    let mut keys = vec![];
+    if let Some(n) = &h.http_header_name {
+        keys.push(Key::Header(header_name(n, format!("{at}.httpHeaderName"))?));
+    }
+    if let Some(c) = &h.http_cookie {
+        if c.name.is_empty() {
+            return Err((format!("{at}.httpCookie.name"), "is empty [KARST-0010]".into()));
+        }
+        let ttl = c.ttl.as_deref();
+        let ttl_ms = ttl.map(duration).transpose().map_err(|e| (format!("{at}.httpCookie.ttl"), e.to_string()))?;
+        keys.push(Key::Cookie(ir::Cookie {
+            name: c.name.clone(),
+            path: c.path.clone(),
+            ttl_ms: ttl_ms.unwrap_or(0),
+            // With a lifetime, a client that brings none is given one.
+            generate: ttl_ms.is_some(),
+        }));
+    }
+    if h.use_source_ip == Some(true) {
+        keys.push(Key::SourceIp(true));
+    }
+    if let Some(q) = &h.http_query_parameter_name {
+        keys.push(Key::Query(q.clone()));
+    }
+    match keys.len() {
+        1 => Ok(ir::HashOn { key: keys.pop() }),
+        _ => {
+            let text =
+                "must set exactly one of httpHeaderName, httpCookie, useSourceIp, httpQueryParameterName [KARST-0015]";
+            Err((at.into(), text.into()))
+        }
+    }
+}
+
+fn limits(p: &ConnectionPool, at: &str) -> Result<ir::Limits, FieldError> {
+    let time = |t: &Option<String>, f: &str| optional_duration(t.as_deref(), || format!("{at}.{f}"));
+    Ok(ir::Limits {
+        max_connections: p.tcp.max_connections,
+        max_pending: p.http.http1_max_pending_requests,
+        max_requests: p.http.http2_max_requests,
+        max_retries: p.http.max_retries,
+        requests_per_connection: p.http.max_requests_per_connection,
+        connect_timeout_ms: time(&p.tcp.connect_timeout, "tcp.connectTimeout")?,
+        idle_timeout_ms: time(&p.http.idle_timeout, "http.idleTimeout")?,
+    })
+}
+
+fn outlier(o: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldError> {
+    const PERCENT: RangeInclusive<u32> = 0..=100;
+    let time = |t: &Option<String>, default: u64, f: &str| {
+        let ms = optional_duration(t.as_deref(), || format!("{at}.{f}"))?;
+        Ok::<_, FieldError>(if ms == 0 { default } else { ms })
+    };
+    for (v, f) in [(o.max_ejection_percent, "maxEjectionPercent"), (o.min_health_percent, "minHealthPercent")] {
+        if v.is_some_and(|v| !PERCENT.contains(&v)) {
+            return Err((format!("{at}.{f}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
+        }
+    }
+    Ok(ir::Outlier {
+        consecutive_5xx: o.consecutive_5xx_errors.or(o.consecutive_errors).unwrap_or(5),
+        consecutive_gateway: o.consecutive_gateway_errors.unwrap_or(0),
+        interval_ms: time(&o.interval, 10_000, "interval")?,
+        ejection_ms: time(&o.base_ejection_time, 30_000, "baseEjectionTime")?,
+        max_ejection_percent: o.max_ejection_percent.unwrap_or(10),
+        min_health_percent: o.min_health_percent.unwrap_or(0),
+    })
+}

@@ -1,0 +1,120 @@
+//! Karst's own HTTPFilter: faults and rate limits, for all requests of services or for the routes that name it.
+
+use crate::{
+    convert::{
+        compilation::routes::{scalar::duration, virtual_service},
+        facts::hosts::Hosts,
+        objects::{FieldError, OWN_GROUP, Objects},
+    },
+    model::Model,
+};
+use karst_api::route as ir;
+use karst_manifest::{
+    extension::{HTTPFilter, RateLimit},
+    gatewayapi::ExtensionRef,
+    kinds::TargetRef,
+};
+use std::ops::RangeInclusive;
+
+const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+/// Milliseconds: up to a day.
+const PER: RangeInclusive<u64> = 1..=86_400_000;
+
+/// What a filter does.
+#[derive(Default)]
+pub(crate) struct Compiled {
+    pub fault: Option<ir::Fault>,
+    pub limits: Vec<ir::RateLimit>,
+}
+
+/// The filter of this namespace that a route names.
+pub(crate) fn find<'a>(objects: &Objects<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
+    objects.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| is_one(r))
+}
+
+/// Is it a filter of ours that is named?
+pub(crate) fn is_one(r: &ExtensionRef) -> bool {
+    r.group == OWN_GROUP && r.kind == "HTTPFilter"
+}
+
+pub(crate) fn compile(f: &HTTPFilter) -> Result<Compiled, FieldError> {
+    let s = &f.spec;
+    let fault = s.fault.as_ref().map(|x| virtual_service::fault(x, "spec")).transpose()?;
+    let limits = s.rate_limits.iter().enumerate().map(|(i, l)| {
+        let name = format!("{}/{} {i}", f.metadata.namespace, f.metadata.name);
+        limit(l, name, &format!("spec.rateLimits[{i}]"))
+    });
+    Ok(Compiled { fault, limits: limits.collect::<Result<_, _>>()? })
+}
+
+fn limit(l: &RateLimit, name: String, at: &str) -> Result<ir::RateLimit, FieldError> {
+    let count = |n: u32, field: &str| match REQUESTS.contains(&n) {
+        true => Ok(n),
+        false => Err((
+            format!("{at}.{field}"),
+            format!("{n} is out of range: must be between 1 and {} [KARST-0017]", REQUESTS.end()),
+        )),
+    };
+    let requests = count(l.requests, "requests")?;
+    let per = l.per.as_deref().unwrap_or("1s");
+    let per_ms = duration(per).map_err(|e| (format!("{at}.per"), e.to_string()))?;
+    if !PER.contains(&per_ms) {
+        return Err((
+            format!("{at}.per"),
+            format!("{per:?} is out of range: must be between 1ms and 24h [KARST-0017]"),
+        ));
+    }
+    let by_caller = match l.by.as_deref().unwrap_or("All") {
+        "All" => false,
+        "Caller" => true,
+        other => {
+            return Err((format!("{at}.by"), format!("unsupported value {other:?}: use All or Caller [KARST-0016]")));
+        }
+    };
+    Ok(ir::RateLimit { name, requests, per_ms, burst: count(l.burst.unwrap_or(requests), "burst")?, by_caller })
+}
+
+/// Adds a filter to the services that it names.
+pub(crate) fn attach(f: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> Vec<FieldError> {
+    let ns = &f.metadata.namespace;
+    let compiled = match compile(f) {
+        Ok(c) => c,
+        Err(b) => return vec![b],
+    };
+    let mut bad = vec![];
+    for (i, t) in f.spec.target_refs.iter().enumerate() {
+        if let Some(b) = target(t, ns, &format!("spec.targetRefs[{i}]")) {
+            bad.push(b);
+            continue;
+        }
+        // A service that is not there has no requests.
+        let Some(key) = hosts.find(&t.name, ns) else { continue };
+        if model.services.get(&**key).is_some_and(|s| s.waypoint.is_none()) {
+            let text = format!(
+                "Service {} uses no waypoint, so this has no effect: label it istio.io/use-waypoint [KARST-0701]",
+                t.name
+            );
+            bad.push((format!("spec.targetRefs[{i}]"), text));
+        }
+        let mut routes = model.routes.get(&**key).map(|r| (**r).clone()).unwrap_or_default();
+        routes.limits.extend(compiled.limits.iter().cloned());
+        routes.fault = routes.fault.or(compiled.fault);
+        model.routes.insert(key.to_string(), routes.into());
+    }
+    bad
+}
+
+fn target(t: &TargetRef, ns: &str, at: &str) -> Option<FieldError> {
+    if !matches!(t.group.as_str(), "" | "core") || t.kind != "Service" {
+        let text = format!(
+            "unsupported target kind {:?}: use Service, or refer to this filter by an ExtensionRef in a route [KARST-0104]",
+            t.kind
+        );
+        return Some((format!("{at}.kind"), text));
+    }
+    let other = t.namespace.as_deref().filter(|n| *n != ns)?;
+    Some((
+        format!("{at}.namespace"),
+        format!("{other:?} is another namespace: create the filter in the namespace of its Service [KARST-0106]"),
+    ))
+}

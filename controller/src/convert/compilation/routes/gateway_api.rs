@@ -1,0 +1,636 @@
+//! Gateway API's routes, of services and of gateways.
+
+use crate::convert::{
+    compilation::routes::{
+        filter,
+        scalar::{MILLION, exact, header, header_name, optional_duration, per_million, regex},
+        table::{Api, Precision, Ranked, RankedTcp, Tables},
+    },
+    facts::{
+        grant::{granted, is_parent},
+        hosts::Hosts,
+    },
+    objects::{FieldError, GATEWAY, GATEWAY_API, ISTIO_NETWORKING, Objects, VIRTUAL, age},
+};
+use karst_api::route as ir;
+use karst_core::operators;
+use karst_manifest::{gatewayapi::*, kinds::*};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+
+/// Answered for a destination that does not exist: Gateway API asks for 500, Envoy answers 503.
+const NO_BACKEND: u32 = 500;
+
+/// The services that a route is for.
+pub(crate) fn targets(
+    objects: &Objects<'_>,
+    hosts: &Hosts,
+    kind: &'static str,
+    ns: &str,
+    names: &[String],
+    parents: &[ParentRef],
+) -> Vec<Arc<str>> {
+    let c = Convert { objects, hosts, kind, ns, names, parents };
+    parents.iter().flat_map(|p| c.parents(p)).map(|(key, _)| key).collect()
+}
+
+pub(crate) fn http(objects: &Objects<'_>, r: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "HTTPRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+    let (mut rules, mut bad) = (vec![], vec![]);
+    for (i, rule) in r.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        let read = |(j, m): (usize, &RouteMatch)| matching(m, &format!("{at}.matches[{j}]"), &mut bad);
+        let matches = rule.matches.iter().enumerate().map(read).collect();
+        rules.extend(c.rule(rule, matches, (&at, &r.metadata.name, i), &mut bad));
+    }
+    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
+    c.attach(&r.metadata, tables, &rules, &[], false);
+    bad
+}
+
+pub(crate) fn grpc(objects: &Objects<'_>, r: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "GRPCRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+    let (mut rules, mut bad) = (vec![], vec![]);
+    for (i, rule) in r.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        let read = |(j, m): (usize, &GrpcMatch)| grpc_matching(m, &format!("{at}.matches[{j}]"), &mut bad);
+        let matches = rule.matches.iter().enumerate().map(read).collect();
+        let same = RouteRule {
+            name: rule.name.clone(),
+            filters: rule.filters.clone(),
+            backend_refs: rule.backend_refs.clone(),
+            ..Default::default()
+        };
+        rules.extend(c.rule(&same, matches, (&at, &r.metadata.name, i), &mut bad));
+    }
+    rules.extend(c.unread(r.spec.is_unread, &r.metadata.name, &mut bad));
+    c.attach(&r.metadata, tables, &rules, &[], false);
+    bad
+}
+
+/// What of rules is not in force, while the rest is: whole rules (`spec.rules[1]`), or single backends of theirs
+/// (`spec.rules[1].backendRefs[0]`), by their fields, and what is wrong with each.
+pub(crate) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldError> {
+    // The first of each is told.
+    let one = |b: &'_ FieldError| -> Option<usize> {
+        let rule = b.0.starts_with("spec.rules[").then(|| b.0.find(']'))?? + 1;
+        let backend = b.0[rule..].strip_prefix(".backendRefs[").and_then(|rest| rest.find(']'));
+        Some(backend.map_or(rule, |end| rule + ".backendRefs[".len() + end + 1))
+    };
+    bad.iter().rev().filter_map(|b| Some((&b.0[..one(b)?], b))).collect()
+}
+
+/// Is it a whole rule that a field of [`dropped`] names?
+pub(crate) fn is_rule(field: &str) -> bool {
+    !field.contains(".backendRefs[")
+}
+
+/// Filters that are not executed where they stand: those of types that are not known, and those of single backends that are executed
+/// for whole rules only. What they are for is answered 500: requests do not go on without them.
+pub(crate) fn unexecuted<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<FieldError> {
+    let mut out = vec![];
+    for (i, (filters, backends)) in rules.enumerate() {
+        let unknown = |(j, f): (usize, &Filter)| {
+            let text = format!("a filter of type {:?} is not there in this version", f.kind);
+            (!KNOWN.contains(&f.kind.as_str())).then(|| (format!("spec.rules[{i}].filters[{j}]"), text))
+        };
+        out.extend(filters.iter().enumerate().filter_map(unknown));
+        for (n, b) in backends.iter().enumerate() {
+            let wrong = |(j, f): (usize, &Filter)| {
+                let text = match f.kind.as_str() {
+                    kind if IN_BACKENDS.contains(&kind) => return None,
+                    kind if KNOWN.contains(&kind) => {
+                        format!(
+                            "a filter of type {kind} is not there for one backend: put it into the filters of the rule"
+                        )
+                    }
+                    kind => format!("a filter of type {kind:?} is not there in this version"),
+                };
+                Some((format!("spec.rules[{i}].backendRefs[{n}].filters[{j}]"), text))
+            };
+            out.extend(b.filters.iter().enumerate().filter_map(wrong));
+        }
+    }
+    out
+}
+
+/// Types of filters that are executed for one backend.
+const IN_BACKENDS: [&str; 3] = ["RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite"];
+/// And for a rule.
+const KNOWN: [&str; 7] =
+    [IN_BACKENDS[0], IN_BACKENDS[1], IN_BACKENDS[2], "RequestMirror", "RequestRedirect", "ExtensionRef", "CORS"];
+
+pub(crate) fn tcp(objects: &Objects<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
+    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
+}
+
+pub(crate) fn tls(objects: &Objects<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let c = Convert::new((objects, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
+    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
+}
+
+/// Values of headers that look as if they had operators, of the filters of rules and of their backends.
+pub(crate) fn warnings<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<String> {
+    let mut out = vec![];
+    for (i, (filters, backends)) in rules.enumerate() {
+        literals(filters, &format!("spec.rules[{i}]"), &mut out);
+        for (j, b) in backends.iter().enumerate() {
+            literals(&b.filters, &format!("spec.rules[{i}].backendRefs[{j}]"), &mut out);
+        }
+    }
+    out
+}
+
+fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
+    for (i, f) in filters.iter().enumerate() {
+        let request = f.request_header_modifier.iter().map(|m| (m, "requestHeaderModifier"));
+        let response = f.response_header_modifier.iter().map(|m| (m, "responseHeaderModifier"));
+        for (m, field) in request.chain(response) {
+            for (list, how) in [(&m.set, "set"), (&m.add, "add")] {
+                out.extend(list.iter().enumerate().filter_map(|(j, h)| {
+                    let e = operators::parse(&h.value).err()?;
+                    Some(format!(
+                        "{at}.filters[{i}].{field}.{how}[{j}]: {:?} {e}; the value is sent unchanged",
+                        h.value
+                    ))
+                }));
+            }
+        }
+    }
+}
+
+/// A gRPC method is a path.
+fn grpc_matching(m: &GrpcMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
+    let method = m.method.as_ref();
+    let kind = method.and_then(|g| g.kind.as_deref()).unwrap_or("Exact");
+    let names = method.map_or((None, None), |g| (g.service.as_deref(), g.method.as_deref()));
+    let path = match (kind, names) {
+        (_, (None, None)) => None,
+        ("Exact", (Some(s), Some(m))) => Some(("Exact", format!("/{s}/{m}"))),
+        ("Exact", (Some(s), None)) => Some(("PathPrefix", format!("/{s}"))),
+        ("Exact", (None, Some(m))) => Some(("RegularExpression", format!("/[^/]+/{}", regex::escape(m)))),
+        ("RegularExpression", (s, m)) => {
+            Some(("RegularExpression", format!("/{}/{}", s.unwrap_or("[^/]+"), m.unwrap_or("[^/]+"))))
+        }
+        (other, _) => {
+            bad.push((
+                format!("{at}.method.type"),
+                format!("unsupported value {other:?}: use Exact or RegularExpression [KARST-0016]"),
+            ));
+            let headers = RouteMatch { headers: m.headers.clone(), ..Default::default() };
+            return Matched { is_read: false, ..matching(&headers, at, bad) };
+        }
+    };
+    let path = path.map(|(kind, value)| PathMatch { kind: Some(kind.into()), value: Some(value) });
+    matching(&RouteMatch { path, headers: m.headers.clone(), ..Default::default() }, at, bad)
+}
+
+/// A match, or what of it can be read.
+struct Matched {
+    precision: Precision,
+    m: ir::Match,
+    is_read: bool,
+}
+
+/// A rule for one of its matches.
+struct Converted {
+    precision: Precision,
+    rule: ir::HttpRule,
+    /// It stands for a match that cannot be read: behind all others.
+    is_last: bool,
+}
+
+struct Convert<'a> {
+    objects: &'a Objects<'a>,
+    hosts: &'a Hosts,
+    kind: &'static str,
+    ns: &'a str,
+    /// Host names of the route.
+    names: &'a [String],
+    parents: &'a [ParentRef],
+}
+
+/// What the filters of a rule or of a backend say.
+#[derive(Default)]
+struct Filters {
+    request: Option<ir::HeaderChange>,
+    answer: Option<ir::HeaderChange>,
+    mirrors: Vec<ir::Mirror>,
+    redirect: Option<ir::Redirect>,
+    rewrite: Option<ir::Rewrite>,
+    cors: Option<ir::Cors>,
+    /// HTTPFilters.
+    extensions: Vec<filter::Compiled>,
+    /// A filter that is not known: the requests must not go on without it.
+    unknown: bool,
+}
+
+impl<'a> Convert<'a> {
+    fn new(
+        (objects, hosts): (&'a Objects<'a>, &'a Hosts),
+        kind: &'static str,
+        m: &'a Meta,
+        names: &'a [String],
+        parents: &'a [ParentRef],
+    ) -> Self {
+        Self { objects, hosts, kind, ns: &m.namespace, names, parents }
+    }
+
+    /// The rules of a route for connections.
+    fn bytes(&self, m: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<FieldError> {
+        let (mut rules, mut bad) = (vec![], vec![]);
+        for (i, rule) in all.iter().enumerate() {
+            let mut destinations = vec![];
+            for (j, b) in rule.backend_refs.iter().enumerate() {
+                let read = self.destination(b, &format!("spec.rules[{i}].backendRefs[{j}]"));
+                // Its share of the connections is refused.
+                destinations.push(read.unwrap_or_else(|e| {
+                    bad.push(e);
+                    nowhere(b.weight.unwrap_or(1))
+                }));
+            }
+            let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, m.name);
+            // At a gateway the listener's virtual host has chosen by name already.
+            let sni = self.names.to_vec();
+            rules.push(ir::TcpRule { origin, destinations, sni, ..Default::default() });
+        }
+        if self.unread(is_unread, &m.name, &mut bad).is_some() {
+            let origin = format!("{} {}/{}", self.kind, self.ns, m.name);
+            let sni = self.names.to_vec();
+            rules.push(ir::TcpRule { origin, destinations: vec![nowhere(1)], sni, ..Default::default() });
+        }
+        self.attach(m, tables, &[], &rules, is_unread);
+        bad
+    }
+
+    /// What stands for a route that cannot be read as a whole.
+    fn unread(&self, is_unread: bool, name: &str, bad: &mut Vec<FieldError>) -> Option<Converted> {
+        if !is_unread {
+            return None;
+        }
+        bad.push((
+            "spec.rules[0]".into(),
+            "the route cannot be read: see the controller's log for the reason [KARST-0319]".into(),
+        ));
+        let (origin, r#match) = (format!("{} {}/{name}", self.kind, self.ns), Some(ir::Match::default()));
+        let rule = ir::HttpRule { origin, r#match, ..refused() };
+        Some(Converted { precision: Precision::default(), rule, is_last: true })
+    }
+
+    /// Adds the rules to the services that are the route's parents; `is_last`: those for connections stand for what is not read.
+    fn attach(&self, m: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule], is_last: bool) {
+        let a = age(m);
+        for p in self.parents {
+            let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
+            for (key, closeness) in self.parents(p) {
+                // Of a gateway the port has chosen the listener.
+                let ports = if key.starts_with(VIRTUAL) { vec![] } else { own.clone() };
+                let t = tables.of(self.objects, &key, self.ns);
+                t.http.extend(http.iter().enumerate().map(|(place, c)| Ranked {
+                    is_last: c.is_last,
+                    api: Api::Gateway,
+                    closeness,
+                    precision: c.precision,
+                    age: a.clone(),
+                    place,
+                    rule: ir::HttpRule { ports: ports.clone(), ..c.rule.clone() },
+                }));
+                t.tcp.extend(tcp.iter().map(|r| RankedTcp {
+                    is_last,
+                    api: Api::Gateway,
+                    closeness,
+                    age: a.clone(),
+                    rule: ir::TcpRule { ports: ports.clone(), ..r.clone() },
+                }));
+            }
+        }
+    }
+
+    /// The services that a parent reference names, or the virtual hosts of the gateway that it names; and how closely the route's own
+    /// names fit these.
+    fn parents(&self, p: &ParentRef) -> Vec<(Arc<str>, usize)> {
+        let ns = p.namespace.as_deref().unwrap_or(self.ns);
+        let services: Vec<Arc<str>> =
+            match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or(GATEWAY)) {
+                ("" | "core", "Service") => self.hosts.find(&p.name, ns).into_iter().cloned().collect(),
+                (ISTIO_NETWORKING, "ServiceEntry") => {
+                    let all =
+                        self.objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == p.name);
+                    all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
+                }
+                _ => return self.hosts.listeners.keys(self.objects, self.kind, self.ns, self.names, p),
+            };
+        services.into_iter().map(|key| (key, 0)).collect()
+    }
+
+    /// A rule, for each of its matches. One that cannot be read is answered 500 where it matches; where that cannot be read either,
+    /// for what is left of the match, behind all other rules: requests of an unread rule are nobody else's by default.
+    fn rule(
+        &self,
+        r: &RouteRule,
+        mut matches: Vec<Matched>,
+        (at, name, n): (&str, &str, usize),
+        bad: &mut Vec<FieldError>,
+    ) -> Vec<Converted> {
+        let origin =
+            format!("{} {}/{name} {}", self.kind, self.ns, r.name.clone().unwrap_or_else(|| format!("rule {n}")));
+        let mut rule = self.action(r, at, bad).unwrap_or_else(|e| {
+            bad.push(e);
+            refused()
+        });
+        if matches.iter().any(|m| !m.is_read) {
+            rule = refused();
+        }
+        if matches.is_empty() {
+            matches.push(matching(&RouteMatch::default(), at, bad));
+        }
+        let one = |m: Matched| Converted {
+            precision: m.precision,
+            rule: ir::HttpRule { origin: origin.clone(), r#match: Some(m.m), ..rule.clone() },
+            is_last: !m.is_read,
+        };
+        matches.into_iter().map(one).collect()
+    }
+
+    /// What a rule does. Of a backend that cannot be read its share of the requests is refused.
+    fn action(&self, r: &RouteRule, at: &str, bad: &mut Vec<FieldError>) -> Result<ir::HttpRule, FieldError> {
+        let f = self.filters(&r.filters, at)?;
+        let t = r.timeouts.as_ref();
+        let request_ms = optional_duration(t.and_then(|t| t.request.as_deref()), || format!("{at}.timeouts.request"))?;
+        let backend_ms = optional_duration(t.and_then(|t| t.backend_request.as_deref()), || {
+            format!("{at}.timeouts.backendRequest")
+        })?;
+        let mut destinations = vec![];
+        for (i, b) in r.backend_refs.iter().enumerate() {
+            let read = self.destination(b, &format!("{at}.backendRefs[{i}]"));
+            let d = read.unwrap_or_else(|e| {
+                bad.push(e);
+                nowhere(b.weight.unwrap_or(1))
+            });
+            destinations.push(ir::Destination { timeout_ms: backend_ms, ..d });
+        }
+        let retry = match &r.retry {
+            None => Some(ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() }),
+            Some(x) => {
+                let backoff = optional_duration(x.backoff.as_deref(), || format!("{at}.retry.backoff"))?;
+                Some(ir::Retry {
+                    attempts: x.attempts.unwrap_or(1),
+                    per_try_ms: backend_ms,
+                    backoff_ms: if backoff == 0 { 25 } else { backoff },
+                    codes: x.codes.clone(),
+                    connect_failure: true,
+                    refused_stream: true,
+                    reset: true,
+                    ..Default::default()
+                })
+            }
+        };
+        let rule = ir::HttpRule {
+            redirect: f.redirect,
+            destinations,
+            rewrite: f.rewrite,
+            request: f.request,
+            answer: f.answer,
+            mirrors: f.mirrors,
+            cors: f.cors,
+            timeout_ms: request_ms,
+            retry,
+            fault: f.extensions.iter().find_map(|e| e.fault),
+            limits: f.extensions.into_iter().flat_map(|e| e.limits).collect(),
+            ..Default::default()
+        };
+        if f.unknown || (rule.redirect.is_none() && rule.destinations.iter().all(|d| d.weight == 0)) {
+            return Ok(ir::HttpRule { redirect: None, response: refused().response, ..rule });
+        }
+        Ok(rule)
+    }
+
+    fn destination(&self, b: &BackendRef, at: &str) -> Result<ir::Destination, FieldError> {
+        let ns = b.namespace.as_deref().unwrap_or(self.ns);
+        let (group, kind) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
+        let found = match (group, kind) {
+            ("" | "core", "Service") => self.hosts.find(&b.name, ns),
+            // Istio's way to name any service by its host name.
+            (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&b.name, self.ns),
+            _ => None,
+        };
+        let granted = kind == "Hostname"
+            || ns == self.ns
+            || is_parent(self.parents, self.ns, ns, &b.name)
+            || granted(self.objects, self.kind, self.ns, (ns, group, kind, &b.name));
+        let port = u32::from(b.port.unwrap_or(0));
+        // A port that the service does not have is no backend, whatever listens there.
+        let found = found.filter(|key| self.hosts.has_port(key, port));
+        let f = self.filters(&b.filters, at)?;
+        // These are executed for a whole rule only; requests do not go on without them.
+        let whole = b.filters.iter().any(|f| !IN_BACKENDS.contains(&f.kind.as_str()));
+        let unexecuted = f.unknown || whole;
+        Ok(ir::Destination {
+            service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", b.name)),
+            port,
+            weight: b.weight.unwrap_or(1),
+            request: f.request,
+            answer: f.answer,
+            rewrite: f.rewrite,
+            refuse_status: if found.is_some() && granted && !unexecuted { 0 } else { NO_BACKEND },
+            ..Default::default()
+        })
+    }
+
+    fn filters(&self, all: &[Filter], at: &str) -> Result<Filters, FieldError> {
+        let mut out = Filters::default();
+        for (i, f) in all.iter().enumerate() {
+            let at = format!("{at}.filters[{i}]");
+            let lacks = |field: &str| {
+                (format!("{at}.{field}"), format!("is required in a filter of type {} [KARST-0010]", f.kind))
+            };
+            match f.kind.as_str() {
+                "RequestHeaderModifier" => {
+                    let m = f.request_header_modifier.as_ref().ok_or_else(|| lacks("requestHeaderModifier"))?;
+                    out.request = Some(header_change(m, &format!("{at}.requestHeaderModifier"))?);
+                }
+                "ResponseHeaderModifier" => {
+                    let m = f.response_header_modifier.as_ref().ok_or_else(|| lacks("responseHeaderModifier"))?;
+                    out.answer = Some(header_change(m, &format!("{at}.responseHeaderModifier"))?);
+                }
+                "RequestMirror" => {
+                    let m = f.request_mirror.as_ref().ok_or_else(|| lacks("requestMirror"))?;
+                    let at = format!("{at}.requestMirror");
+                    let part = match (m.percent, &m.fraction) {
+                        (Some(p), _) => per_million(f64::from(p), &format!("{at}.percent"))?,
+                        (None, Some(x)) => {
+                            let of = x.denominator.unwrap_or(100);
+                            if of == 0 || x.numerator > of {
+                                let text = "the numerator must not exceed the denominator, and the denominator must not be 0 [KARST-0017]";
+                                return Err((format!("{at}.fraction"), text.into()));
+                            }
+                            (u64::from(x.numerator) * u64::from(MILLION) / u64::from(of)) as u32
+                        }
+                        (None, None) => MILLION,
+                    };
+                    let to = Some(self.destination(&m.backend_ref, &format!("{at}.backendRef"))?);
+                    out.mirrors.push(ir::Mirror { to, per_million: part });
+                }
+                "RequestRedirect" => {
+                    let r = f.request_redirect.as_ref().ok_or_else(|| lacks("requestRedirect"))?;
+                    let path = r.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
+                    out.redirect = Some(ir::Redirect {
+                        code: u32::from(r.status_code.unwrap_or(302)),
+                        scheme: r.scheme.clone().unwrap_or_default(),
+                        authority: r.hostname.clone().unwrap_or_default(),
+                        port: u32::from(r.port.unwrap_or(0)),
+                        // The listener's port stays, unless the scheme changes.
+                        request_port: r.scheme.is_none(),
+                        path: path.map(
+                            |(full, p)| if full { ir::redirect::Path::Full(p) } else { ir::redirect::Path::Prefix(p) },
+                        ),
+                    });
+                }
+                "URLRewrite" => {
+                    let r = f.url_rewrite.as_ref().ok_or_else(|| lacks("urlRewrite"))?;
+                    let path = r.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
+                    out.rewrite = Some(ir::Rewrite {
+                        authority: r.hostname.clone().unwrap_or_default(),
+                        path: path.map(
+                            |(full, p)| if full { ir::rewrite::Path::Full(p) } else { ir::rewrite::Path::Prefix(p) },
+                        ),
+                    });
+                }
+                "ExtensionRef" => {
+                    let r = f.extension_ref.as_ref().ok_or_else(|| lacks("extensionRef"))?;
+                    // What is wrong with it is said where it stands; requests do not go on without it.
+                    match filter::find(self.objects, self.ns, r).map(filter::compile) {
+                        Some(Ok(c)) => out.extensions.push(c),
+                        Some(Err(_)) | None => out.unknown = true,
+                    }
+                }
+                "CORS" => out.cors = Some(cors(f.cors.as_ref().ok_or_else(|| lacks("cors"))?)),
+                _ => out.unknown = true,
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn cors(c: &CorsFilter) -> ir::Cors {
+    let origin = |o: &String| match o.split_once('*') {
+        None => exact(o),
+        Some((a, b)) => {
+            let pattern = format!("{}.*{}", regex::escape(a), regex::escape(b));
+            ir::Text { kind: Some(ir::text::Kind::Regex(pattern)) }
+        }
+    };
+    ir::Cors {
+        origins: c.allow_origins.iter().map(origin).collect(),
+        methods: c.allow_methods.clone(),
+        headers: c.allow_headers.clone(),
+        expose: c.expose_headers.clone(),
+        max_age_s: Some(c.max_age.unwrap_or(5)),
+        credentials: c.allow_credentials,
+        forward_unmatched: false,
+    }
+}
+
+/// Whether it is the full path, and the text.
+fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), FieldError> {
+    match (p.kind.as_str(), &p.replace_full_path, &p.replace_prefix_match) {
+        ("ReplaceFullPath", Some(p), _) => Ok((true, p.clone())),
+        ("ReplacePrefixMatch", _, Some(p)) => Ok((false, p.clone())),
+        (other, ..) => {
+            let text =
+                format!("type {other:?} requires replaceFullPath or replacePrefixMatch, as the type says [KARST-0015]");
+            Err((format!("{at}.path"), text))
+        }
+    }
+}
+
+/// In this API a value is sent as it is: a `%` that begins no operator is one ([`warnings`] tells).
+fn header_change(m: &HeaderModifier, at: &str) -> Result<ir::HeaderChange, FieldError> {
+    let one = |h: &HeaderValue, at: String| header(&h.name, &operators::literal(&h.value), at);
+    let all = |v: &[HeaderValue], f: &str| -> Result<Vec<_>, FieldError> {
+        v.iter().enumerate().map(|(i, h)| one(h, format!("{at}.{f}[{i}]"))).collect()
+    };
+    Ok(ir::HeaderChange {
+        set: all(&m.set, "set")?,
+        add: all(&m.add, "add")?,
+        remove: m.remove.iter().map(|n| header_name(n, format!("{at}.remove"))).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Where the share of a backend goes that cannot be.
+fn nowhere(weight: u32) -> ir::Destination {
+    ir::Destination { weight, refuse_status: NO_BACKEND, ..Default::default() }
+}
+
+/// What is answered in place of a rule that cannot be executed.
+fn refused() -> ir::HttpRule {
+    let response = Some(ir::DirectResponse { status: NO_BACKEND, body: vec![] });
+    ir::HttpRule { response, ..Default::default() }
+}
+
+/// A match; what of it cannot be read is left out, and told.
+fn matching(m: &RouteMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
+    let before = bad.len();
+    let path = path(m.path.as_ref(), &format!("{at}.path"));
+    let (path, rank, length) = path.map(|(p, rank, length)| (Some(p), rank, length)).unwrap_or_else(|e| {
+        bad.push(e);
+        (None, 0, 0)
+    });
+    let mut out = ir::Match {
+        path: path.map(|kind| ir::Text { kind: Some(kind) }),
+        method: m.method.as_ref().map(exact),
+        ..Default::default()
+    };
+    for (i, h) in m.headers.iter().enumerate() {
+        let at = format!("{at}.headers[{i}]");
+        let read = header_name(&h.name, format!("{at}.name"))
+            .and_then(|name| Ok((name, text(h.kind.as_deref(), &h.value, &at)?)));
+        match read {
+            // Of several with one name only the first counts.
+            Ok((name, _)) if out.headers.iter().any(|n| n.name == name) => {}
+            Ok((name, value)) => out.headers.push(ir::Named { name, value: Some(value), invert: false }),
+            Err(e) => bad.push(e),
+        }
+    }
+    for (i, q) in m.query_params.iter().enumerate() {
+        if out.query.iter().any(|n| n.name == q.name) {
+            continue;
+        }
+        match text(q.kind.as_deref(), &q.value, &format!("{at}.queryParams[{i}]")) {
+            Ok(value) => out.query.push(ir::Named { name: q.name.clone(), value: Some(value), invert: false }),
+            Err(e) => bad.push(e),
+        }
+    }
+    let precision = (rank, length, out.method.is_some(), out.headers.len(), out.query.len());
+    Matched { precision: Precision(Reverse(precision)), m: out, is_read: bad.len() == before }
+}
+
+fn text(kind: Option<&str>, value: &str, at: &str) -> Result<ir::Text, FieldError> {
+    match kind.unwrap_or("Exact") {
+        "Exact" => Ok(exact(value)),
+        "RegularExpression" => Ok(ir::Text { kind: Some(ir::text::Kind::Regex(regex(value, format!("{at}.value"))?)) }),
+        other => Err((
+            format!("{at}.type"),
+            format!("unsupported value {other:?}: use Exact or RegularExpression [KARST-0016]"),
+        )),
+    }
+}
+
+/// A path, how exact its kind is, and its length.
+fn path(p: Option<&PathMatch>, at: &str) -> Result<(ir::text::Kind, u8, usize), FieldError> {
+    use ir::text::Kind;
+    let value = p.and_then(|p| p.value.as_deref()).unwrap_or("/");
+    let (path, rank) = match p.and_then(|p| p.kind.as_deref()).unwrap_or("PathPrefix") {
+        "Exact" => (Kind::Exact(value.into()), 2),
+        "RegularExpression" => (Kind::Regex(regex(value, format!("{at}.value"))?), 1),
+        "PathPrefix" => (Kind::Segments(value.into()), 0),
+        other => {
+            let text = format!("unsupported value {other:?}: use Exact, PathPrefix or RegularExpression [KARST-0016]");
+            return Err((format!("{at}.type"), text));
+        }
+    };
+    if rank != 1 && !value.starts_with('/') {
+        return Err((format!("{at}.value"), format!("{value:?} must begin with '/' [KARST-0113]")));
+    }
+    Ok((path, rank, value.len()))
+}

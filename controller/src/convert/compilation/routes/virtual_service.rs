@@ -1,0 +1,944 @@
+//! Istio's VirtualService, for calls within the mesh and for gateways.
+
+use crate::convert::{
+    compilation::routes::{
+        delegate,
+        scalar::{MILLION, duration, exact, header, header_name, optional_duration, per_million, regex},
+        table::{self, Api, Precision, Ranked, RankedTcp, Tables},
+    },
+    facts::{
+        export::Export,
+        host::{self, closeness},
+        hosts::Hosts,
+        listener,
+    },
+    objects::{FieldError, MESH, Objects, age},
+};
+use karst_api::route as ir;
+use karst_manifest::{kinds::*, traffic::*};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+const NO_CLUSTER: u32 = 503;
+
+/// Depth of delegation (Istio: 1; more is a loop or a mistake).
+const DELEGATES: usize = 1;
+
+pub(crate) fn is_for_mesh(v: &VirtualService) -> bool {
+    v.spec.gateways.is_empty() || v.spec.gateways.iter().any(|g| g == MESH)
+}
+
+/// The services that it is for, and how closely its host fits each.
+fn services(v: &VirtualService, hosts: &Hosts) -> BTreeMap<Arc<str>, usize> {
+    let mut out = BTreeMap::new();
+    for host in v.spec.hosts.iter().filter(|_| is_for_mesh(v)) {
+        for key in hosts.all(host, &v.metadata.namespace) {
+            let best = out.entry(key).or_insert(0);
+            *best = closeness(host).max(*best);
+        }
+    }
+    out
+}
+
+/// Every destination, with the path of its field.
+pub(crate) fn destinations(s: &VirtualServiceSpec) -> Vec<(String, &VsDestination)> {
+    fn of<'a>(at: &str, all: &'a [VsRoute]) -> impl Iterator<Item = (String, &'a VsDestination)> {
+        all.iter().enumerate().map(move |(j, r)| (format!("{at}.route[{j}].destination"), &r.destination))
+    }
+    let mut out = vec![];
+    for (i, h) in s.http.iter().enumerate() {
+        let at = format!("spec.http[{i}]");
+        out.extend(of(&at, &h.route));
+        let mirrors = h.mirrors.iter().enumerate();
+        out.extend(mirrors.map(|(j, m)| (format!("{at}.mirrors[{j}].destination"), &m.destination)));
+        out.extend(h.mirror.iter().map(|m| (format!("{at}.mirror"), m)));
+    }
+    let tcp = s.tcp.iter().enumerate().map(|(i, t)| (format!("spec.tcp[{i}]"), &t.route));
+    let tls = s.tls.iter().enumerate().map(|(i, t)| (format!("spec.tls[{i}]"), &t.route));
+    for (at, all) in tcp.chain(tls) {
+        out.extend(of(&at, all));
+    }
+    out
+}
+
+/// The services and the virtual hosts of gateways that it is for.
+pub(crate) fn targets(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
+    let mut all: BTreeSet<Arc<str>> = services(v, hosts).into_keys().collect();
+    all.extend(hosts.listeners.bound(objects, v).into_iter().map(|b| b.key));
+    all.into_iter().collect()
+}
+
+/// Rules, in order.
+#[derive(Clone, Default)]
+struct Entries {
+    http: Vec<ir::HttpRule>,
+    tcp: Vec<ir::TcpRule>,
+    tls: Vec<ir::TcpRule>,
+}
+
+impl Entries {
+    /// Those for the connections of a listener, or for its requests, as they are at its port.
+    fn at(&self, f: &listener::GatewayListener, hosts: &Hosts) -> Self {
+        use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
+        let port = u32::from(f.port);
+        let here = |ports: &[u32]| ports.is_empty() || ports.contains(&port);
+        let (http, tcp): (&[ir::HttpRule], &[ir::TcpRule]) = match f.protocol {
+            Http | Https => (&self.http, &[]),
+            Tls if !f.terminates_tls => (&[], &self.tls),
+            Tls | Tcp => (&[], &self.tcp),
+        };
+        // The port has chosen the listener, and what is called is that port, wherever the pod listens.
+        let called = |d: &mut ir::Destination| {
+            if d.port == 0 && d.refuse_status == 0 {
+                d.port = port;
+                d.refuse_status = if hosts.has_port(&d.service, port) { 0 } else { NO_CLUSTER };
+            }
+        };
+        let http = http.iter().filter(|r| here(&r.ports)).cloned().map(|mut r| {
+            r.ports.clear();
+            r.destinations.iter_mut().chain(r.mirrors.iter_mut().filter_map(|m| m.to.as_mut())).for_each(called);
+            r
+        });
+        let tcp = tcp.iter().filter(|r| here(&r.ports)).cloned().map(|mut r| {
+            r.ports.clear();
+            r.destinations.iter_mut().for_each(called);
+            r
+        });
+        Self { http: http.collect(), tcp: tcp.collect(), tls: vec![] }
+    }
+
+    /// Adds what is not there yet.
+    fn add(&mut self, other: Self) {
+        fn new<T: PartialEq>(to: &mut Vec<T>, from: Vec<T>) {
+            let new: Vec<_> = from.into_iter().filter(|r| !to.contains(r)).collect();
+            to.extend(new);
+        }
+        new(&mut self.http, other.http);
+        new(&mut self.tcp, other.tcp);
+        new(&mut self.tls, other.tls);
+    }
+}
+
+/// The rules for one place: the mesh, or a gateway.
+#[derive(Default)]
+struct Rules {
+    read: Entries,
+    /// For matches that cannot be read: what is left of each is refused, behind all other rules. What they are for is nobody's by
+    /// default.
+    last: Entries,
+}
+
+impl Rules {
+    /// Those for the callers of a service with these ports.
+    fn of_service(&self, ports: &[u32]) -> Self {
+        let http = table::reached(self.read.http.clone(), ports);
+        Self { read: Entries { http, ..self.read.clone() }, last: self.last.clone() }
+    }
+
+    /// Those at a front.
+    fn at(&self, f: &listener::GatewayListener, hosts: &Hosts) -> Self {
+        let mut read = self.read.at(f, hosts);
+        read.http = table::reached(read.http, &[]);
+        Self { read, last: self.last.at(f, hosts) }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.read.add(other.read);
+        self.last.add(other.last);
+    }
+
+    /// With their place among those of others.
+    fn ranked(self, v: &VirtualService, closeness: usize) -> table::Rules {
+        let mut all = ranked(v, closeness, self.read, false);
+        all.extend(ranked(v, closeness, self.last, true));
+        all
+    }
+}
+
+/// What cannot be read is refused where it matches, and told.
+fn rules(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<FieldError>) {
+    let (mut bad, mut out) = (vec![], Rules::default());
+    let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
+    let c = Convert { objects, ns, hosts, place };
+    let name = format!("VirtualService {ns}/{}", v.metadata.name);
+    if spec.is_unread {
+        return (unread(spec, &name), bad);
+    }
+    for (i, h) in spec.http.iter().enumerate() {
+        c.http(h, &format!("spec.http[{i}]"), (&name, i, 0), &mut out, &mut bad);
+    }
+    for (i, t) in spec.tcp.iter().enumerate() {
+        c.tcp(t, &format!("spec.tcp[{i}]"), &format!("{name} tcp[{i}]"), &mut out, &mut bad);
+    }
+    for (i, t) in spec.tls.iter().enumerate() {
+        c.tls(t, &format!("spec.tls[{i}]"), &format!("{name} tls[{i}]"), &mut out, &mut bad);
+    }
+    (out, bad)
+}
+
+/// What stands for an object that cannot be read as a whole.
+fn unread(spec: &VirtualServiceSpec, origin: &str) -> Rules {
+    let request = || ir::HttpRule { origin: origin.into(), r#match: Some(ir::Match::default()), ..refused() };
+    let connection = |sni: &[&str]| ir::TcpRule {
+        origin: origin.into(),
+        sni: sni.iter().map(ToString::to_string).collect(),
+        destinations: nowhere(),
+        ..Default::default()
+    };
+    let last = Entries {
+        http: spec.http.iter().map(|_| request()).collect(),
+        tcp: spec.tcp.iter().map(|_| connection(&[])).collect(),
+        tls: spec.tls.iter().map(|_| connection(&["*"])).collect(),
+    };
+    Rules { read: Entries::default(), last }
+}
+
+/// What is done in place of a rule that cannot be executed.
+fn refused() -> ir::HttpRule {
+    let response = Some(ir::DirectResponse { status: NO_CLUSTER, body: vec![] });
+    ir::HttpRule { response, ..Default::default() }
+}
+
+/// Where connections go that are refused.
+fn nowhere() -> Vec<ir::Destination> {
+    vec![ir::Destination { weight: 1, refuse_status: NO_CLUSTER, ..Default::default() }]
+}
+
+/// Adds what is wrong; what is wrong with a rule is so for each of its matches.
+fn tell(bad: &mut Vec<FieldError>, b: FieldError) {
+    if !bad.contains(&b) {
+        bad.push(b);
+    }
+}
+
+pub(crate) fn compile(
+    objects: &Objects<'_>,
+    v: &VirtualService,
+    hosts: &Hosts,
+    tables: &mut Tables,
+) -> Vec<FieldError> {
+    let mut bad = vec![];
+    let (spec, ns) = (&v.spec, v.metadata.namespace.as_str());
+    if let Some(i) = spec.hosts.iter().position(|h| h == "*").filter(|_| is_for_mesh(v)) {
+        let text = "\"*\" alone is not supported within the mesh: specify services, or a wildcard such as *.svc.cluster.local [KARST-0301]";
+        bad.push((format!("spec.hosts[{i}]"), text.into()));
+    }
+    // Another's delegate has no hosts.
+    if spec.hosts.is_empty() && (!spec.gateways.is_empty() || !spec.tcp.is_empty()) {
+        bad.push(("spec.hosts".into(), "is empty: specify the services that the routes apply to [KARST-0010]".into()));
+    }
+    if !bad.is_empty() {
+        return bad;
+    }
+    let mut places: BTreeMap<String, Rules> = BTreeMap::new();
+    let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
+    for g in names {
+        let place = if g == MESH { g.clone() } else { host::full_name(g, ns) };
+        let (r, wrong) = rules(objects, v, hosts, &place);
+        // The same for each place.
+        bad.extend(wrong.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>());
+        places.insert(place, r);
+    }
+    let export = Export::of_virtual_service(objects, v);
+    if let Some(r) = places.get(MESH) {
+        for (key, closeness) in services(v, hosts) {
+            let rules = r.of_service(hosts.ports(&key)).ranked(v, closeness);
+            tables.exported(objects, &key, &export, |t| t.extend(rules.clone()));
+        }
+    }
+    // Bound to several gateways of a place, its rules are there once.
+    let mut at_gateways: BTreeMap<Arc<str>, Rules> = BTreeMap::new();
+    for b in hosts.listeners.bound(objects, v) {
+        let Some(r) = places.get(&b.gateway) else { continue };
+        at_gateways.entry(b.key).or_default().add(r.at(b.listener, hosts));
+    }
+    for (key, rules) in at_gateways {
+        tables.of(objects, &key, ns).extend(rules.ranked(v, usize::MAX));
+    }
+    bad
+}
+
+/// Rules with their place among those of others.
+fn ranked(v: &VirtualService, closeness: usize, all: Entries, is_last: bool) -> table::Rules {
+    let (api, age) = (Api::Istio, age(&v.metadata));
+    let request = |(place, rule): (usize, ir::HttpRule)| Ranked {
+        is_last,
+        api,
+        closeness,
+        precision: Precision::default(),
+        age: age.clone(),
+        place,
+        rule,
+    };
+    let connection = |rule: ir::TcpRule| RankedTcp { is_last, api, closeness, age: age.clone(), rule };
+    table::Rules {
+        http: all.http.into_iter().enumerate().map(request).collect(),
+        tcp: all.tls.into_iter().chain(all.tcp).map(connection).collect(),
+    }
+}
+
+/// A match, or what of it can be read, and its ports.
+struct Matched {
+    ports: Vec<u32>,
+    m: ir::Match,
+    is_read: bool,
+}
+
+struct Convert<'a> {
+    objects: &'a Objects<'a>,
+    ns: &'a str,
+    hosts: &'a Hosts,
+    /// `mesh`, or a gateway's full name.
+    place: &'a str,
+}
+
+impl Convert<'_> {
+    /// Is a match with these gateways meant for here?
+    fn is_here(&self, gateways: &[String]) -> bool {
+        gateways.is_empty()
+            || gateways
+                .iter()
+                .any(|g| if g == MESH { self.place == MESH } else { host::full_name(g, self.ns) == self.place })
+    }
+
+    /// The rules of one entry, one for each of its matches. It holds whole or not at all, as Gateway API has it ("Dropped Rule"): of
+    /// one of whose matches cannot be read, the others are refused, too, wherever they are meant for. What its author put together
+    /// is not executed in part, and what is told names a rule that is not in force. `origin`: the object, the entry's place in it, the depth of delegation.
+    fn http(&self, h: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<FieldError>) {
+        if let Some(d) = &h.delegate {
+            return self.delegated(h, d, at, origin, out, bad);
+        }
+        let before = bad.len();
+        let matches = self.matches(h, at, bad);
+        let is_whole = bad.len() == before;
+        for m in matches {
+            let rule = match is_whole.then(|| self.action(h, at, &m.m, bad)) {
+                Some(Ok(r)) => r,
+                Some(Err(b)) => {
+                    tell(bad, b);
+                    refused()
+                }
+                None => refused(),
+            };
+            push(out, m, rule, h, origin);
+        }
+    }
+
+    /// What an entry matches here.
+    fn matches(&self, h: &VsHttp, at: &str, bad: &mut Vec<FieldError>) -> Vec<Matched> {
+        let mut out = vec![];
+        for (i, m) in h.matches.iter().enumerate() {
+            let matched = self.matching(m, &format!("{at}.match[{i}]"), bad);
+            if self.is_here(&m.gateways) {
+                out.push(matched);
+            }
+        }
+        if h.matches.is_empty() {
+            out.push(Matched { ports: vec![], m: ir::Match::default(), is_read: true });
+        }
+        out
+    }
+
+    fn action(
+        &self,
+        h: &VsHttp,
+        at: &str,
+        m: &ir::Match,
+        bad: &mut Vec<FieldError>,
+    ) -> Result<ir::HttpRule, FieldError> {
+        let kinds = [!h.route.is_empty(), h.redirect.is_some(), h.direct_response.is_some()];
+        if kinds.iter().filter(|k| **k).count() != 1 {
+            return Err((
+                at.into(),
+                "must set exactly one of route, redirect, directResponse, delegate [KARST-0015]".into(),
+            ));
+        }
+        let mut r = ir::HttpRule {
+            timeout_ms: optional_duration(h.timeout.as_deref(), || format!("{at}.timeout"))?,
+            ..Default::default()
+        };
+        if let Some(x) = &h.redirect {
+            r.redirect = Some(redirect(x, at)?);
+        }
+        if let Some(d) = &h.direct_response {
+            r.response = Some(direct(d, at)?);
+        }
+        for (i, d) in h.route.iter().enumerate() {
+            let at = format!("{at}.route[{i}]");
+            // The only one takes everything, whatever its weight.
+            let weight = if h.route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
+            r.destinations.push(self.destination(&d.destination, d.headers.as_ref(), weight, &at, bad)?);
+        }
+        if h.route.len() > 1 && r.destinations.iter().all(|d| d.weight == 0) {
+            return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
+        }
+        if let Some(w) = &h.rewrite {
+            r.rewrite = Some(rewrite(w, m, at)?);
+        }
+        if let Some(x) = &h.headers {
+            let (request, answer, authority) = headers(x, at, bad);
+            (r.request, r.answer) = (request, answer);
+            set_authority(&mut r.rewrite, authority);
+        }
+        for (i, x) in h.mirrors.iter().enumerate() {
+            let at = format!("{at}.mirrors[{i}]");
+            let part =
+                x.percentage.as_ref().map_or(Ok(MILLION), |p| per_million(p.value, &format!("{at}.percentage")))?;
+            let to = Some(self.destination(&x.destination, None, 1, &at, bad)?);
+            r.mirrors.push(ir::Mirror { to, per_million: part });
+        }
+        if let Some(d) = &h.mirror {
+            let part = match (&h.mirror_percentage, h.mirror_percent) {
+                (Some(p), _) => per_million(p.value, &format!("{at}.mirrorPercentage"))?,
+                (None, Some(p)) => per_million(f64::from(p), &format!("{at}.mirrorPercent"))?,
+                (None, None) => MILLION,
+            };
+            let to = Some(self.destination(d, None, 1, &format!("{at}.mirror"), bad)?);
+            r.mirrors.push(ir::Mirror { to, per_million: part });
+        }
+        r.fault = h.fault.as_ref().map(|f| fault(f, at)).transpose()?;
+        r.cors = h.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
+        r.retry = match &h.retries {
+            None => Some(ir::Retry::istio()),
+            Some(x) if x.attempts == 0 => None,
+            Some(x) => Some(retries(x, at)?),
+        };
+        Ok(r)
+    }
+
+    fn delegated(
+        &self,
+        h: &VsHttp,
+        d: &VsDelegate,
+        at: &str,
+        origin: (&str, usize, usize),
+        out: &mut Rules,
+        bad: &mut Vec<FieldError>,
+    ) {
+        let wrong = if !h.route.is_empty() || h.redirect.is_some() || h.direct_response.is_some() {
+            Some((at.to_string(), "must set exactly one of route, redirect, directResponse, delegate [KARST-0015]"))
+        } else if origin.2 >= DELEGATES {
+            Some((format!("{at}.delegate"), "a delegate must not delegate to another VirtualService [KARST-0302]"))
+        } else {
+            None
+        };
+        // What is wrong with its matches is wrong whether the delegate is there or not, and is not asked of the delegate's.
+        let before = bad.len();
+        bad.extend(wrong.map(|(field, text)| (field, text.into())));
+        let matches = self.matches(h, at, bad);
+        if bad.len() > before {
+            matches.into_iter().for_each(|m| push(out, m, refused(), h, origin));
+            return;
+        }
+        let root = self.full(h);
+        let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
+        let mut found = self.objects.virtual_services.iter().map(|(_, v)| v);
+        let is_it = |v: &&&VirtualService| {
+            let named = v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty();
+            named && Export::of_virtual_service(self.objects, v).is_for(self.ns)
+        };
+        // It may come later.
+        let Some(v) = found.find(is_it) else { return };
+        let inner = Convert { objects: self.objects, ns, hosts: self.hosts, place: self.place };
+        let name = format!("VirtualService {ns}/{}", d.name);
+        for (i, leaf) in v.spec.http.iter().enumerate() {
+            if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
+                let at = format!("{at}.delegate.http[{i}]");
+                inner.http(&merged, &at, (&name, i, origin.2 + 1), out, bad);
+            }
+        }
+    }
+
+    /// An entry with full names of mirrors and gateways, which mean the same in another namespace.
+    fn full(&self, h: &VsHttp) -> VsHttp {
+        let mut out = h.clone();
+        let mirrors = out.mirrors.iter_mut().map(|m| &mut m.destination).chain(&mut out.mirror);
+        for d in mirrors.filter(|d| !d.host.is_empty()) {
+            d.host = self.hosts.full(&d.host, self.ns);
+        }
+        for g in out.matches.iter_mut().flat_map(|m| &mut m.gateways).filter(|g| *g != MESH) {
+            *g = host::full_name(g, self.ns);
+        }
+        out
+    }
+
+    /// A match; what of it cannot be read is left out, and told.
+    fn matching(&self, m: &VsMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
+        let mut wrong = vec![];
+        let mut one = |t: &Option<StringMatch>, f: &str| -> Option<ir::Text> {
+            let read = text(t.as_ref()?, &format!("{at}.{f}"));
+            read.map_err(|b| wrong.push(b)).ok().filter(|t| t.kind.is_some())
+        };
+        let mut out = ir::Match {
+            path: one(&m.uri, "uri"),
+            ignore_path_case: m.ignore_uri_case,
+            method: one(&m.method, "method"),
+            scheme: one(&m.scheme, "scheme"),
+            authority: one(&m.authority, "authority"),
+            source_labels: m.source_labels.clone(),
+            source_namespace: m.source_namespace.clone(),
+            ..Default::default()
+        };
+        for (list, field, invert) in [(&m.headers, "headers", false), (&m.without_headers, "withoutHeaders", true)] {
+            for (name, t) in list {
+                let at = format!("{at}.{field}[{name}]");
+                let value = match value(t, &at) {
+                    Ok(v) => v,
+                    Err(b) => {
+                        wrong.push(b);
+                        continue;
+                    }
+                };
+                // Pseudo headers are matched like the fields of their own.
+                match name.as_str() {
+                    ":method" if !invert => out.method = Some(value),
+                    ":authority" if !invert => out.authority = Some(value),
+                    ":path" if !invert => out.path = Some(value),
+                    ":scheme" if !invert => out.scheme = Some(value),
+                    // The same to proxies, which look at the authority for both.
+                    ":authority" => {
+                        out.headers.push(ir::Named { name: "host".into(), value: Some(value), invert });
+                    }
+                    _ => match header_name(name, at) {
+                        Ok(name) => out.headers.push(ir::Named { name, value: Some(value), invert }),
+                        Err(b) => wrong.push(b),
+                    },
+                }
+            }
+        }
+        for (name, t) in &m.query_params {
+            match value(t, &format!("{at}.queryParams[{name}]")) {
+                Ok(value) => out.query.push(ir::Named { name: name.clone(), value: Some(value), invert: false }),
+                Err(b) => wrong.push(b),
+            }
+        }
+        let is_read = wrong.is_empty();
+        bad.extend(wrong);
+        Matched { ports: ports(m.port), m: out, is_read }
+    }
+
+    fn destination(
+        &self,
+        d: &VsDestination,
+        h: Option<&VsHeaders>,
+        weight: u32,
+        at: &str,
+        bad: &mut Vec<FieldError>,
+    ) -> Result<ir::Destination, FieldError> {
+        if d.host.is_empty() {
+            return Err((format!("{at}.destination.host"), "is empty: specify a service [KARST-0010]".into()));
+        }
+        let found = self.hosts.destination(&d.host, self.ns);
+        let port = match (u32::from(d.port.number), found.map(|key| self.hosts.ports(key))) {
+            // The only one that it has (Istio); of several the one that is called.
+            (0, Some([only])) => *only,
+            (named, _) => named,
+        };
+        // A port that the service does not have is no destination, whatever listens there.
+        let usable = found.is_some_and(|key| self.hosts.has_port(key, port));
+        let (request, answer, authority) = match h {
+            Some(h) => headers(h, at, bad),
+            None => (None, None, String::new()),
+        };
+        let mut rewrite = None;
+        set_authority(&mut rewrite, authority);
+        Ok(ir::Destination {
+            service: found.map(ToString::to_string).unwrap_or_else(|| d.host.clone()),
+            port,
+            subset: d.subset.clone(),
+            weight,
+            request,
+            answer,
+            refuse_status: if usable { 0 } else { NO_CLUSTER },
+            rewrite,
+            ..Default::default()
+        })
+    }
+
+    fn destinations(
+        &self,
+        route: &[VsRoute],
+        at: &str,
+        bad: &mut Vec<FieldError>,
+    ) -> Result<Vec<ir::Destination>, FieldError> {
+        let mut out = vec![];
+        for (i, d) in route.iter().enumerate() {
+            let weight = if route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
+            out.push(self.destination(&d.destination, None, weight, &format!("{at}.route[{i}]"), bad)?);
+        }
+        if out.is_empty() {
+            return Err((format!("{at}.route"), "is empty: specify a destination [KARST-0010]".into()));
+        }
+        Ok(out)
+    }
+
+    /// Where connections go: nowhere, if that cannot be read.
+    fn connections(&self, route: &[VsRoute], at: &str, bad: &mut Vec<FieldError>) -> Vec<ir::Destination> {
+        self.destinations(route, at, bad).unwrap_or_else(|b| {
+            bad.push(b);
+            nowhere()
+        })
+    }
+
+    fn tcp(&self, t: &VsTcp, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
+        let destinations = self.connections(&t.route, at, bad);
+        let all = [VsTcpMatch::default()];
+        let matches = if t.matches.is_empty() { &all[..] } else { &t.matches };
+        let read = |(i, m): (usize, &VsTcpMatch)| {
+            subnets(&m.destination_subnets, &m.source_subnet, &format!("{at}.match[{i}]"))
+        };
+        let read: Vec<_> = matches.iter().enumerate().map(read).collect();
+        let destinations = if read.iter().all(Vec::is_empty) { destinations } else { nowhere() };
+        for (m, wrong) in matches.iter().zip(read) {
+            let is_read = wrong.is_empty();
+            bad.extend(wrong);
+            if self.is_here(&m.gateways) {
+                let to = if is_read { &mut out.read.tcp } else { &mut out.last.tcp };
+                to.push(ir::TcpRule {
+                    origin: origin.into(),
+                    ports: ports(m.port),
+                    source_labels: m.source_labels.clone(),
+                    source_namespace: m.source_namespace.clone(),
+                    destinations: destinations.clone(),
+                    sni: vec![],
+                });
+            }
+        }
+    }
+
+    fn tls(&self, t: &VsTls, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
+        let destinations = self.connections(&t.route, at, bad);
+        if t.matches.is_empty() {
+            bad.push((format!("{at}.match"), "is empty: specify sniHosts [KARST-0010]".into()));
+            let (origin, sni) = (origin.into(), vec!["*".into()]);
+            out.last.tls.push(ir::TcpRule { origin, sni, destinations: nowhere(), ..Default::default() });
+        }
+        let read = |(i, m): (usize, &VsTlsMatch)| {
+            let at = format!("{at}.match[{i}]");
+            let mut wrong = subnets(&m.destination_subnets, "", &at);
+            let mut sni: Vec<String> = m.sni_hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
+            if sni.is_empty() {
+                wrong.push((format!("{at}.sniHosts"), "is empty: specify at least one host [KARST-0010]".into()));
+                sni.push("*".into());
+            }
+            (wrong, sni)
+        };
+        let read: Vec<_> = t.matches.iter().enumerate().map(read).collect();
+        let destinations = if read.iter().all(|(wrong, _)| wrong.is_empty()) { destinations } else { nowhere() };
+        for (m, (wrong, sni)) in t.matches.iter().zip(read) {
+            let is_read = wrong.is_empty();
+            bad.extend(wrong);
+            if self.is_here(&m.gateways) {
+                let to = if is_read { &mut out.read.tls } else { &mut out.last.tls };
+                to.push(ir::TcpRule {
+                    origin: origin.into(),
+                    ports: ports(m.port),
+                    source_labels: m.source_labels.clone(),
+                    source_namespace: m.source_namespace.clone(),
+                    destinations: destinations.clone(),
+                    sni,
+                });
+            }
+        }
+    }
+}
+
+/// Adds a rule for a match, or for what is left of it.
+fn push(out: &mut Rules, m: Matched, rule: ir::HttpRule, h: &VsHttp, (object, n, _): (&str, usize, usize)) {
+    let origin = if h.name.is_empty() { format!("{object} http[{n}]") } else { format!("{object} {}", h.name) };
+    let to = if m.is_read { &mut out.read.http } else { &mut out.last.http };
+    to.push(ir::HttpRule { origin, ports: m.ports, r#match: Some(m.m), ..rule });
+}
+
+/// The port of a match; none: any.
+fn ports(port: u16) -> Vec<u32> {
+    if port == 0 { vec![] } else { vec![port.into()] }
+}
+
+/// Conditions on addresses. A match without them would be for others, too: one that has them cannot be read.
+fn subnets(destination: &[String], source: &str, at: &str) -> Vec<FieldError> {
+    let fields = [
+        (!destination.is_empty(), "destinationSubnets", "match by port, or by the hosts of the VirtualService"),
+        (!source.is_empty(), "sourceSubnet", "match by sourceNamespace or sourceLabels"),
+    ];
+    let wrong = fields.into_iter().filter(|(there, ..)| *there);
+    wrong
+        .map(|(_, field, fix)| {
+            (format!("{at}.{field}"), format!("is not supported in this version: {fix} [KARST-0029]"))
+        })
+        .collect()
+}
+
+/// A match of a header or a query parameter. An empty one means that it is there, and so does `regex: '*'`, which is no regular
+/// expression (Istio: canBeConvertedToPresentMatch).
+fn value(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
+    let is_there = match (&t.exact, &t.prefix, &t.regex) {
+        (None, None, None) => true,
+        (None, None, Some(r)) => r == "*",
+        _ => false,
+    };
+    if is_there { Ok(ir::Text { kind: Some(ir::text::Kind::Present(true)) }) } else { text(t, at) }
+}
+
+fn text(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
+    use ir::text::Kind;
+    let kind = match (&t.exact, &t.prefix, &t.regex) {
+        (None, None, None) => None,
+        (Some(e), None, None) => Some(Kind::Exact(e.clone())),
+        (None, Some(p), None) => Some(Kind::Prefix(p.clone())),
+        (None, None, Some(r)) => Some(Kind::Regex(regex(r, format!("{at}.regex"))?)),
+        _ => return Err((at.into(), "must set only one of exact, prefix, regex [KARST-0014]".into())),
+    };
+    Ok(ir::Text { kind })
+}
+
+type Changes = (Option<ir::HeaderChange>, Option<ir::HeaderChange>, String);
+
+/// Changes of requests and answers, and the new authority, which Istio lets set as a header. A header that cannot be read is told and
+/// left out: the rest holds. One that was to be set is taken out, so that nobody else's stands in its place.
+fn headers(h: &VsHeaders, at: &str, bad: &mut Vec<FieldError>) -> Changes {
+    let mut authority = String::new();
+    let mut change = |c: &VsHeaderChange, f: &str, request: bool| -> Option<ir::HeaderChange> {
+        let mut out = ir::HeaderChange::default();
+        for (k, v) in &c.set {
+            let at = format!("{at}.headers.{f}.set[{k}]");
+            if request && (k.eq_ignore_ascii_case("host") || k == ":authority") {
+                if v.contains('%') {
+                    let text = format!("{v:?} contains a %: operators are not supported in the authority [KARST-0025]");
+                    tell(bad, (at, text));
+                } else {
+                    authority.clone_from(v);
+                }
+                continue;
+            }
+            match header(k, v, at) {
+                Ok(h) => out.set.push(h),
+                Err(b) => {
+                    tell(bad, b);
+                    out.remove.extend(header_name(k, "").ok());
+                }
+            }
+        }
+        for (k, v) in &c.add {
+            match header(k, v, format!("{at}.headers.{f}.add[{k}]")) {
+                Ok(h) => out.add.push(h),
+                Err(b) => tell(bad, b),
+            }
+        }
+        for k in &c.remove {
+            match header_name(k, format!("{at}.headers.{f}.remove")) {
+                Ok(name) => out.remove.push(name),
+                Err(b) => tell(bad, b),
+            }
+        }
+        (out != ir::HeaderChange::default()).then_some(out)
+    };
+    let request = change(&h.request, "request", true);
+    let answer = change(&h.response, "response", false);
+    (request, answer, authority)
+}
+
+fn set_authority(r: &mut Option<ir::Rewrite>, authority: String) {
+    if !authority.is_empty() {
+        r.get_or_insert_default().authority = authority;
+    }
+}
+
+fn rewrite(w: &VsRewrite, m: &ir::Match, at: &str) -> Result<ir::Rewrite, FieldError> {
+    use ir::{rewrite::Path, text::Kind};
+    let path = match (&w.uri_regex_rewrite, w.uri.as_str()) {
+        (Some(r), _) => Some(Path::Regex(ir::Regex {
+            r#match: regex(&r.pattern, format!("{at}.rewrite.uriRegexRewrite.match"))?,
+            rewrite: r.rewrite.clone(),
+        })),
+        (None, "") => None,
+        // In place of what was matched: a prefix, or the whole.
+        (None, uri) => Some(match m.path.as_ref().and_then(|p| p.kind.as_ref()) {
+            Some(Kind::Exact(_) | Kind::Regex(_)) => Path::Full(uri.into()),
+            _ => Path::Prefix(uri.into()),
+        }),
+    };
+    Ok(ir::Rewrite { authority: w.authority.clone(), path })
+}
+
+fn redirect(r: &VsRedirect, at: &str) -> Result<ir::Redirect, FieldError> {
+    let at = format!("{at}.redirect");
+    if !matches!(r.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
+        return Err((
+            format!("{at}.redirectCode"),
+            format!("unsupported value {}: use 301, 302, 303, 307 or 308 [KARST-0016]", r.redirect_code),
+        ));
+    }
+    if !matches!(r.derive_port.as_str(), "" | "FROM_PROTOCOL_DEFAULT" | "FROM_REQUEST_PORT") {
+        return Err((
+            format!("{at}.derivePort"),
+            format!(
+                "unsupported value {:?}: use FROM_PROTOCOL_DEFAULT or FROM_REQUEST_PORT [KARST-0016]",
+                r.derive_port
+            ),
+        ));
+    }
+    Ok(ir::Redirect {
+        code: u32::from(r.redirect_code),
+        scheme: r.scheme.clone(),
+        authority: r.authority.clone(),
+        port: u32::from(r.port.unwrap_or(0)),
+        request_port: r.derive_port == "FROM_REQUEST_PORT",
+        path: (!r.uri.is_empty()).then(|| ir::redirect::Path::Full(r.uri.clone())),
+    })
+}
+
+fn direct(d: &VsDirectResponse, at: &str) -> Result<ir::DirectResponse, FieldError> {
+    use base64::Engine;
+    let at = format!("{at}.directResponse");
+    if !(200..600).contains(&d.status) {
+        return Err((format!("{at}.status"), format!("invalid status {}: use 200 to 599 [KARST-0026]", d.status)));
+    }
+    let body = match &d.body {
+        None => vec![],
+        Some(VsBody { string: Some(s), .. }) => s.clone().into_bytes(),
+        Some(VsBody { bytes: Some(b), .. }) => base64::prelude::BASE64_STANDARD
+            .decode(b)
+            .map_err(|_| (format!("{at}.body.bytes"), "is not valid base64 [KARST-0027]".to_string()))?,
+        Some(_) => vec![],
+    };
+    Ok(ir::DirectResponse { status: u32::from(d.status), body })
+}
+
+pub(crate) fn fault(f: &VsFault, at: &str) -> Result<ir::Fault, FieldError> {
+    let mut out = ir::Fault::default();
+    // Without a percentage there is no fault (Istio).
+    let part = |p: &Option<Percent>, old: Option<u32>, at: &str| match (p, old) {
+        (Some(p), _) => per_million(p.value, at),
+        (None, Some(p)) => per_million(f64::from(p), at),
+        (None, None) => Ok(0),
+    };
+    if let Some(d) = &f.delay {
+        let at = format!("{at}.fault.delay");
+        let Some(t) = &d.fixed_delay else {
+            return Err((
+                format!("{at}.fixedDelay"),
+                "is missing: exponentialDelay is not implemented (nor in Istio) [KARST-0010]".into(),
+            ));
+        };
+        out.delay_ms = duration(t).map_err(|e| (format!("{at}.fixedDelay"), e.to_string()))?;
+        out.delay_per_million = part(&d.percentage, d.percent, &format!("{at}.percentage"))?;
+    }
+    if let Some(a) = &f.abort {
+        let at = format!("{at}.fault.abort");
+        match (a.http_status, &a.grpc_status) {
+            (Some(s), _) if (200..600).contains(&s) => out.abort_status = u32::from(s),
+            (Some(s), _) => {
+                return Err((format!("{at}.httpStatus"), format!("invalid status {s}: use 200 to 599 [KARST-0026]")));
+            }
+            (None, Some(g)) => {
+                let code = grpc_code(g).ok_or_else(|| {
+                    (
+                        format!("{at}.grpcStatus"),
+                        format!(
+                            "invalid gRPC status {g:?}: use a name or a number, such as UNAVAILABLE or 14 [KARST-0026]"
+                        ),
+                    )
+                })?;
+                out.abort_grpc = Some(code);
+            }
+            (None, None) => return Err((at, "must set httpStatus or grpcStatus [KARST-0015]".into())),
+        }
+        out.abort_per_million = part(&a.percentage, a.percent, &format!("{at}.percentage"))?;
+    }
+    Ok(out)
+}
+
+fn grpc_code(text: &str) -> Option<u32> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    let by_name = || NAMES.iter().position(|n| n.eq_ignore_ascii_case(text)).map(|n| n as u32);
+    text.parse().ok().filter(|n| *n <= 16).or_else(by_name)
+}
+
+fn cors(c: &VsCors, at: &str) -> Result<ir::Cors, FieldError> {
+    let at = format!("{at}.corsPolicy");
+    let mut origins = vec![];
+    for (i, o) in c.allow_origins.iter().enumerate() {
+        origins.push(text(o, &format!("{at}.allowOrigins[{i}]"))?);
+    }
+    // The old form, which counts only without the new one. (Of either `*` stands for all.)
+    if origins.is_empty() {
+        origins.extend(c.allow_origin.iter().map(exact));
+    }
+    let max_age = optional_duration(c.max_age.as_deref(), || format!("{at}.maxAge"))?;
+    Ok(ir::Cors {
+        origins,
+        methods: c.allow_methods.clone(),
+        headers: c.allow_headers.clone(),
+        expose: c.expose_headers.clone(),
+        max_age_s: c.max_age.is_some().then_some(max_age / 1000),
+        credentials: c.allow_credentials,
+        forward_unmatched: c.unmatched_preflights != "IGNORE",
+    })
+}
+
+fn retries(r: &VsRetries, at: &str) -> Result<ir::Retry, FieldError> {
+    let at = format!("{at}.retries");
+    let backoff = optional_duration(r.backoff.as_deref(), || format!("{at}.backoff"))?;
+    let mut out = ir::Retry {
+        attempts: r.attempts,
+        per_try_ms: optional_duration(r.per_try_timeout.as_deref(), || format!("{at}.perTryTimeout"))?,
+        backoff_ms: if backoff == 0 { 25 } else { backoff },
+        same_host: r.retry_ignore_previous_hosts == Some(false),
+        ..Default::default()
+    };
+    if r.retry_on.trim().is_empty() {
+        let d = ir::Retry::istio();
+        return Ok(ir::Retry { grpc: d.grpc, connect_failure: true, refused_stream: true, ..out });
+    }
+    for word in r.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+        match word {
+            "5xx" => out.server_error = true,
+            "gateway-error" => out.gateway_error = true,
+            "reset" => out.reset = true,
+            "reset-before-request" => out.reset_before_request = true,
+            "connect-failure" => out.connect_failure = true,
+            "refused-stream" => out.refused_stream = true,
+            "retriable-4xx" => out.retriable_4xx = true,
+            // The list of codes is in the same field.
+            "retriable-status-codes" | "retriable-headers" | "envoy-ratelimited" | "http3-post-connect-failure" => {}
+            "cancelled" => out.grpc.push(1),
+            "deadline-exceeded" => out.grpc.push(4),
+            "resource-exhausted" => out.grpc.push(8),
+            "internal" => out.grpc.push(13),
+            "unavailable" => out.grpc.push(14),
+            code => match code.parse() {
+                Ok(c) if (100..600).contains(&c) => out.codes.push(c),
+                _ => {
+                    return Err((
+                        format!("{at}.retryOn"),
+                        format!(
+                            "unknown condition {word:?}: use 5xx, gateway-error, reset, reset-before-request, connect-failure, refused-stream, retriable-4xx, cancelled, deadline-exceeded, internal, resource-exhausted, unavailable, or a status code [KARST-0304]"
+                        ),
+                    ));
+                }
+            },
+        }
+    }
+    Ok(out)
+}

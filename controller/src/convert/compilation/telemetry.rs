@@ -1,0 +1,361 @@
+//! Istio's Telemetry: what waypoints and gateways write into their access logs and metrics.
+//!
+//! The one of the mesh (root namespace), of the pod's namespace and of the pod (by selector or `targetRefs`) are laid over each
+//! other, the nearest last: a field that it has replaces what was said before (Istio's order). Of several of one rank the
+//! oldest counts.
+
+use crate::convert::{
+    facts::attached::{self, Attached},
+    objects::{FieldError, Objects, age, problem},
+};
+use karst_api::{ATTRIBUTES, MAX_EXPRESSION, route as ir};
+use karst_manifest::{Problem, kinds::*, telemetry::*};
+use std::{borrow::Cow, collections::BTreeMap};
+
+/// What writes the log to the proxy's output, and what serves its metrics. Others cannot be configured.
+const LOG: &str = "envoy";
+const METRICS: &str = "prometheus";
+/// Metrics of waypoints and gateways that can be changed, by Istio's names and by their own.
+const KNOWN: [(&str, &str, ir::Metric); 4] = [
+    ("REQUEST_COUNT", "istio_requests_total", ir::Metric::RequestCount),
+    ("REQUEST_DURATION", "istio_request_duration_milliseconds", ir::Metric::RequestDuration),
+    ("REQUEST_SIZE", "istio_request_bytes", ir::Metric::RequestSize),
+    ("RESPONSE_SIZE", "istio_response_bytes", ir::Metric::ResponseSize),
+];
+/// Those that are told as they are, or not at all: an override of theirs changes nothing.
+const OTHERS: [&str; 6] = [
+    "TCP_OPENED_CONNECTIONS",
+    "TCP_CLOSED_CONNECTIONS",
+    "TCP_SENT_BYTES",
+    "TCP_RECEIVED_BYTES",
+    "GRPC_REQUEST_MESSAGES",
+    "GRPC_RESPONSE_MESSAGES",
+];
+const MODES: [&str; 4] = ["", "CLIENT_AND_SERVER", "CLIENT", "SERVER"];
+
+/// Those that are for somebody, without what is wrong in them; that is reported. Expressions are looked at here, once, and not for
+/// each pod.
+pub(crate) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
+    let mut out = vec![];
+    for (at, t) in &objects.telemetry {
+        let bad = problems(objects, t);
+        if bad.is_empty() {
+            out.push(Cow::Borrowed(*t));
+        } else if ineffective_reason(objects, t).is_none() {
+            let mut t = Telemetry::clone(t);
+            for l in &mut t.spec.access_logging {
+                l.filter.take_if(|f| expression(&f.expression).is_err());
+            }
+            for o in t.spec.metrics.iter_mut().flat_map(|m| &mut m.overrides) {
+                o.tag_overrides.retain(|tag, t| tag_override(tag, t).is_ok());
+            }
+            out.push(Cow::Owned(t));
+        }
+        reported.extend(bad.into_iter().map(|(field, text)| problem(at, field, text)));
+    }
+    out
+}
+
+/// What a waypoint's or gateway's pod is told; none if nothing is said. `all`: the usable ones; `own`: its Gateway; `client`: it is
+/// no waypoint.
+pub(crate) fn of_pod(
+    objects: &Objects<'_>,
+    all: &[Cow<'_, Telemetry>],
+    pod: &Pod,
+    own: Option<&Gateway>,
+    client: bool,
+) -> Option<ir::Telemetry> {
+    let (ns, root) = (&pod.metadata.namespace, &objects.mesh.root_namespace);
+    let all = all.iter().map(|t| &**t);
+    let mut applied: Vec<&Telemetry> = all.filter(|t| attached::applies(objects, pod, own, *t)).collect();
+    if applied.is_empty() {
+        return None;
+    }
+    let rank = |t: &Telemetry| match t.spec.selector.is_some() || t.is_attached() {
+        true => 2,
+        false => u8::from(t.metadata.namespace == *ns && ns != root),
+    };
+    applied.sort_by_key(|t| (rank(t), age(&t.metadata)));
+    applied.dedup_by_key(|t| rank(t));
+    let ours = |mode: &str| MODES[..2].contains(&mode) || (mode == "CLIENT") == client;
+    let mut out = ir::Telemetry::default();
+    let mut shapes: BTreeMap<ir::Metric, ir::Shape> = BTreeMap::new();
+    for s in applied.iter().map(|t| &t.spec) {
+        for l in s.access_logging.iter().filter(|l| provided(&l.providers, LOG)) {
+            if !ours(l.matched.as_ref().map_or("", |m| &m.mode)) {
+                continue;
+            }
+            out.no_log = l.disabled.unwrap_or(out.no_log);
+            if let Some(f) = &l.filter {
+                out.log_filter.clone_from(&f.expression);
+            }
+        }
+        for o in s.metrics.iter().filter(|m| provided(&m.providers, METRICS)).flat_map(|m| &m.overrides) {
+            if ours(o.matched.as_ref().map_or("", |m| &m.mode)) {
+                for m in metrics(o.matched.as_ref()) {
+                    let one = shapes.entry(m).or_insert_with(|| ir::Shape { metric: m as i32, ..Default::default() });
+                    lay_over(one, o);
+                }
+            }
+        }
+    }
+    out.metrics = shapes.into_values().collect();
+    Some(out)
+}
+
+fn provided(named: &[Provider], ours: &str) -> bool {
+    named.is_empty() || named.iter().any(|p| p.name == ours)
+}
+
+/// The metrics that are meant.
+fn metrics(m: Option<&MetricMatch>) -> Vec<ir::Metric> {
+    let known = |name: &str| KNOWN.iter().filter(|(n, c, _)| *n == name || *c == name).map(|(_, _, m)| *m).collect();
+    match m {
+        Some(m) if !m.custom_metric.is_empty() => known(&m.custom_metric),
+        Some(m) if !["", "ALL_METRICS"].contains(&m.metric.as_str()) => known(&m.metric),
+        _ => KNOWN.map(|(_, _, m)| m).into(),
+    }
+}
+
+fn lay_over(s: &mut ir::Shape, o: &MetricsOverride) {
+    s.disabled = o.disabled.unwrap_or(s.disabled);
+    for (tag, t) in &o.tag_overrides {
+        s.remove.retain(|r| r != tag);
+        s.set.remove(tag);
+        if t.operation == "REMOVE" {
+            s.remove.push(tag.clone());
+        } else {
+            s.set.insert(tag.clone(), t.value.clone());
+        }
+    }
+}
+
+/// Why an expression cannot be evaluated.
+#[derive(Debug, thiserror::Error)]
+enum ExpressionError {
+    #[error("is empty: specify a CEL expression such as response.code >= 400 [KARST-0010]")]
+    Empty,
+    #[error("is longer than {MAX_EXPRESSION} bytes: shorten it [KARST-0017]")]
+    TooLong,
+    #[error("invalid CEL expression {text:?}: {why} [KARST-0601]")]
+    Invalid { text: String, why: String },
+    #[error("unknown variable {0:?}: use {all} [KARST-0601]", all = ATTRIBUTES.join(", "))]
+    Unknown(String),
+}
+
+/// Why a label cannot be set or removed.
+#[derive(Debug, thiserror::Error)]
+enum TagError {
+    #[error("is not a valid label name: use letters, digits and '_' [KARST-0602]")]
+    Name,
+    #[error("{0}")]
+    Expression(#[from] ExpressionError),
+    #[error("operation REMOVE takes no value: remove value [KARST-0603]")]
+    RemovedWithValue,
+    #[error("unsupported operation {0:?}: use UPSERT or REMOVE [KARST-0016]")]
+    Operation(String),
+}
+
+/// Is it CEL, over attributes that proxies have?
+fn expression(text: &str) -> Result<(), ExpressionError> {
+    if text.is_empty() {
+        return Err(ExpressionError::Empty);
+    }
+    if text.len() > MAX_EXPRESSION {
+        return Err(ExpressionError::TooLong);
+    }
+    let p = cel::Program::compile(text).map_err(|e| {
+        let first = e.to_string().lines().next().unwrap_or_default().to_string();
+        let first = first.split(" expecting ").next().unwrap_or_default();
+        ExpressionError::Invalid { text: text.into(), why: first.trim_start_matches("ERROR: ").into() }
+    })?;
+    let unknown = p.references().variables().into_iter().find(|v| !ATTRIBUTES.contains(v)).map(String::from);
+    unknown.map_or(Ok(()), |name| Err(ExpressionError::Unknown(name)))
+}
+
+fn tag_override(tag: &str, t: &TagOverride) -> Result<(), TagError> {
+    let mut rest = tag.chars();
+    let begins = rest.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if !begins || !rest.all(|c| c.is_ascii_alphanumeric() || c == '_') || tag == "le" {
+        return Err(TagError::Name);
+    }
+    match t.operation.as_str() {
+        "" | "UPSERT" => Ok(expression(&t.value)?),
+        "REMOVE" if t.value.is_empty() => Ok(()),
+        "REMOVE" => Err(TagError::RemovedWithValue),
+        other => Err(TagError::Operation(other.into())),
+    }
+}
+
+/// Why it is for nobody, if it is not.
+fn ineffective_reason(objects: &Objects<'_>, t: &Telemetry) -> Option<FieldError> {
+    attached::ineffective_reason(objects, t).or_else(|| attached::selector(t.spec.selector.as_ref()?).err())
+}
+
+/// What is wrong with it.
+fn problems(objects: &Objects<'_>, t: &Telemetry) -> Vec<FieldError> {
+    let mut out: Vec<FieldError> = ineffective_reason(objects, t).into_iter().collect();
+    let mut mode = |at: String, mode: &str| {
+        if !MODES.contains(&mode) {
+            out.push((at, format!("unsupported value {mode:?}: use CLIENT, SERVER or CLIENT_AND_SERVER [KARST-0016]")));
+        }
+    };
+    let s = &t.spec;
+    for (i, l) in s.access_logging.iter().enumerate() {
+        mode(format!("spec.accessLogging[{i}].match.mode"), l.matched.as_ref().map_or("", |m| &m.mode));
+    }
+    for (i, l) in s.tracing.iter().enumerate() {
+        mode(format!("spec.tracing[{i}].match.mode"), l.matched.as_ref().map_or("", |m| &m.mode));
+    }
+    let overrides = s.metrics.iter().enumerate().flat_map(|(i, m)| {
+        m.overrides.iter().enumerate().map(move |(j, o)| (format!("spec.metrics[{i}].overrides[{j}]"), o))
+    });
+    for (at, o) in overrides.clone() {
+        mode(format!("{at}.match.mode"), o.matched.as_ref().map_or("", |m| &m.mode));
+    }
+    for (i, l) in s.access_logging.iter().enumerate() {
+        if let Some(Err(e)) = l.filter.as_ref().map(|f| expression(&f.expression)) {
+            out.push((format!("spec.accessLogging[{i}].filter.expression"), e.to_string()));
+        }
+    }
+    for (i, l) in s.tracing.iter().enumerate() {
+        if let Some(p) = l.random_sampling_percentage.filter(|p| !(0.0..=100.0).contains(p)) {
+            out.push((
+                format!("spec.tracing[{i}].randomSamplingPercentage"),
+                format!("{p} is out of range: must be between 0 and 100 [KARST-0018]"),
+            ));
+        }
+    }
+    for (at, o) in overrides {
+        if let Some(m) = &o.matched {
+            let names = KNOWN.map(|(n, ..)| n);
+            let known = ["", "ALL_METRICS"].into_iter().chain(names).chain(OTHERS).any(|k| k == m.metric);
+            if !known {
+                out.push((
+                    format!("{at}.match.metric"),
+                    format!(
+                        "unsupported value {:?}: use ALL_METRICS, {} or {} [KARST-0016]",
+                        m.metric,
+                        names.join(", "),
+                        OTHERS.join(", ")
+                    ),
+                ));
+            }
+            if !m.metric.is_empty() && !m.custom_metric.is_empty() {
+                out.push((
+                    format!("{at}.match.customMetric"),
+                    "cannot be combined with metric: remove one of them [KARST-0014]".into(),
+                ));
+            }
+        }
+        for (tag, t) in &o.tag_overrides {
+            if let Err(e) = tag_override(tag, t) {
+                out.push((format!("{at}.tagOverrides[{tag}]"), e.to_string()));
+            }
+        }
+    }
+    out
+}
+
+/// What has no effect.
+pub(crate) fn warnings(t: &Telemetry) -> Vec<String> {
+    let (s, mut out) = (&t.spec, vec![]);
+    for (path, r) in s.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
+        out.push(format!(
+            "{path}: {} has no effect in this version: specify the Gateway of its waypoint [KARST-0030]",
+            r.kind
+        ));
+    }
+    let mut unknown = |at: String, named: &[Provider], ours: &str| {
+        for p in named.iter().filter(|p| p.name != ours) {
+            out.push(format!(
+                "{at}.providers: {:?} is not supported in this version: only {ours} is [KARST-0030]",
+                p.name
+            ));
+        }
+    };
+    for (i, l) in s.access_logging.iter().enumerate() {
+        unknown(format!("spec.accessLogging[{i}]"), &l.providers, LOG);
+    }
+    for (i, m) in s.metrics.iter().enumerate() {
+        unknown(format!("spec.metrics[{i}]"), &m.providers, METRICS);
+    }
+    for (i, m) in s.metrics.iter().enumerate() {
+        for (j, o) in m.overrides.iter().enumerate() {
+            if o.matched.as_ref().is_some_and(|m| metrics(Some(m)).is_empty()) {
+                out.push(format!("spec.metrics[{i}].overrides[{j}].match: waypoints and gateways do not report this metric [KARST-0604]"));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use crate::convert::{compile, tests::mesh};
+    use karst_manifest::{State, parse};
+    use std::sync::Arc;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: w, namespace: app, labels: {gateway.networking.k8s.io/gateway-name: waypoint}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: waypoint, namespace: app}\nspec: {gatewayClassName: CLASS, listeners: []}\n";
+
+    fn told(objects: &[(&str, &str, &str)], client: bool) -> Option<ir::Telemetry> {
+        let one = |(ns, name, spec): &(&str, &str, &str)| {
+            format!(
+                "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {spec}\n"
+            )
+        };
+        let text = POD.replace("CLASS", if client { "istio" } else { "istio-waypoint" });
+        let text = text + &objects.iter().map(one).collect::<String>();
+        let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(Arc::new).collect();
+        let (model, problems) = compile(&State { objects, ..State::default() }, &mesh());
+        assert!(problems.is_empty(), "{problems:?}");
+        model.gateways.get("app/w")?.telemetry.clone()
+    }
+
+    #[test]
+    fn the_nearest_counts_field_by_field() {
+        assert_eq!(told(&[], false), None);
+        let mesh = ("istio-system", "m", "{accessLogging: [{disabled: true}]}");
+        assert!(told(&[mesh], false).unwrap().no_log);
+        let ns = ("app", "n", "{accessLogging: [{filter: {expression: response.code >= 400}}]}");
+        let t = told(&[mesh, ns], false).unwrap();
+        assert!(t.no_log && t.log_filter == "response.code >= 400", "{t:?}");
+        let own = (
+            "app",
+            "a",
+            "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}], accessLogging: [{disabled: false}]}",
+        );
+        let t = told(&[own, ns, mesh], false).unwrap();
+        assert!(!t.no_log && t.log_filter == "response.code >= 400", "the order of objects means nothing: {t:?}");
+        assert_eq!(told(&[("other", "o", "{accessLogging: [{disabled: true}]}")], false), None);
+        let client = ("app", "c", "{accessLogging: [{match: {mode: CLIENT}, disabled: true}]}");
+        assert_eq!([true, false].map(|c| told(&[client], c).unwrap().no_log), [true, false]);
+        let elsewhere = ("app", "e", "{accessLogging: [{providers: [{name: otel}], disabled: true}]}");
+        assert!(!told(&[elsewhere], false).unwrap().no_log, "it says nothing of our log");
+    }
+
+    #[test]
+    fn metrics_are_shaped() {
+        let mesh = (
+            "istio-system",
+            "m",
+            "{metrics: [{overrides: [{match: {metric: ALL_METRICS}, tagOverrides: {source_app: {operation: REMOVE}, host: {value: request.host}}}, {match: {metric: REQUEST_SIZE}, disabled: true}]}]}",
+        );
+        let t = told(&[mesh], false).unwrap();
+        assert_eq!(t.metrics.len(), 4);
+        for m in &t.metrics {
+            assert_eq!((&m.remove[..], m.set["host"].as_str()), (&["source_app".to_string()][..], "request.host"));
+            assert_eq!(m.disabled, m.metric() == ir::Metric::RequestSize);
+        }
+        let ns = (
+            "app",
+            "n",
+            "{metrics: [{overrides: [{match: {customMetric: istio_request_bytes}, disabled: false, tagOverrides: {host: {operation: REMOVE}}}]}]}",
+        );
+        let t = told(&[mesh, ns], false).unwrap();
+        let m = t.metrics.iter().find(|m| m.metric() == ir::Metric::RequestSize).unwrap();
+        assert!(!m.disabled && m.set.is_empty() && m.remove == ["source_app", "host"], "{m:?}");
+    }
+}

@@ -1,0 +1,120 @@
+//! Istio's RequestAuthentication. Attached by `targetRefs` it is enforced by waypoints and gateways; by a selector, or for a
+//! namespace, by gateways (as in Istio's ambient mode).
+
+use crate::{
+    convert::{
+        compilation::routes::scalar::header_name,
+        facts::attached::{self, Attached},
+        objects::{FieldError, Objects},
+    },
+    key_set::public_keys,
+};
+use karst_api::route as ir;
+use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
+
+/// The rules; of what is wrong every token is refused.
+pub(crate) fn compile(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<ir::Jwt> {
+    let m = &r.metadata;
+    let one = |(i, j): (usize, &JwtRule)| {
+        let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
+        let at = format!("spec.jwtRules[{i}]");
+        match rule(j, &at) {
+            Ok(t) if t.jwks.is_empty() => match objects.keys.get(&j.jwks_uri) {
+                Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..t },
+                Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", j.jwks_uri), ..t },
+                None => ir::Jwt { name, broken: format!("{}: not fetched yet", j.jwks_uri), ..t },
+            },
+            Ok(t) => ir::Jwt { name, ..t },
+            Err((field, text)) => {
+                let broken = format!("{field}: {text}");
+                ir::Jwt { name, issuer: j.issuer.clone(), broken, ..written(j) }
+            }
+        }
+    };
+    r.spec.jwt_rules.iter().enumerate().map(one).collect()
+}
+
+/// The headers that only proxies write, as far as they are some: no client's own goes on, whatever else is wrong.
+fn written(j: &JwtRule) -> ir::Jwt {
+    let header = |name: &str| header_name(name, "").unwrap_or_default();
+    let own = |c: &ClaimToHeader| ir::ClaimHeader { header: header(&c.header), claim: c.claim.clone() };
+    let claim_headers = j.output_claim_to_headers.iter().map(own).filter(|c| !c.header.is_empty()).collect();
+    ir::Jwt { payload_header: header(&j.output_payload_to_header), claim_headers, ..Default::default() }
+}
+
+/// What is wrong with it.
+pub(crate) fn problems(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<FieldError> {
+    let rules = r.spec.jwt_rules.iter().enumerate();
+    let mut out: Vec<FieldError> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
+    out.extend(attached::ineffective_reason(objects, r));
+    out
+}
+
+/// Those that are for somebody.
+pub(crate) fn placed<'a>(objects: &Objects<'a>) -> impl Iterator<Item = &'a RequestAuthentication> {
+    objects.request.iter().map(|(_, r)| *r).filter(|r| attached::ineffective_reason(objects, *r).is_none())
+}
+
+/// What has no effect.
+pub(crate) fn warnings(r: &RequestAuthentication) -> Vec<String> {
+    if r.is_attached() {
+        return vec![];
+    }
+    vec![
+        "spec.targetRefs: is empty: only gateways verify tokens; for a waypoint, specify its Gateway or Services [KARST-0120]"
+            .into(),
+    ]
+}
+
+fn rule(j: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
+    let bad = |field: &str, text: &str| Err((format!("{at}.{field}"), text.to_string()));
+    if j.issuer.is_empty() {
+        return bad("issuer", "is empty: specify the value of the tokens' iss claim [KARST-0010]");
+    }
+    let keys = match (j.jwks.is_empty(), j.jwks_uri.is_empty()) {
+        (true, true) => {
+            return bad("jwksUri", "is empty: specify the URL of the issuer's keys, or the keys in jwks [KARST-0010]");
+        }
+        (true, false) => {
+            crate::client::check(&j.jwks_uri).map(|_| String::new()).map_err(|e| ("jwksUri", e.to_string()))
+        }
+        // The keys themselves count, where both are given (Istio).
+        (false, _) => public_keys(&j.jwks).map_err(|e| ("jwks", e.to_string())),
+    };
+    let jwks = match keys {
+        Ok(k) => k,
+        Err((field, e)) => return bad(field, &e),
+    };
+    if j.audiences.iter().any(String::is_empty) {
+        return bad("audiences", "contains an empty name: remove it [KARST-0012]");
+    }
+    let header = |name: &str, field: String| header_name(name, format!("{at}.{field}"));
+    let mut headers = vec![];
+    for (i, h) in j.from_headers.iter().enumerate() {
+        headers
+            .push(ir::JwtHeader { name: header(&h.name, format!("fromHeaders[{i}].name"))?, prefix: h.prefix.clone() });
+    }
+    for (i, c) in j.output_claim_to_headers.iter().enumerate() {
+        if c.claim.is_empty() {
+            return bad(&format!("outputClaimToHeaders[{i}].claim"), "is empty: specify a claim [KARST-0010]");
+        }
+        header(&c.header, format!("outputClaimToHeaders[{i}].header"))?;
+    }
+    if !j.output_payload_to_header.is_empty() {
+        header(&j.output_payload_to_header, "outputPayloadToHeader".into())?;
+    }
+    // Istio's own default of these two is there in any case.
+    let mut space_delimited = j.space_delimited_claims.clone();
+    space_delimited.extend(["scope".to_string(), "permission".to_string()]);
+    Ok(ir::Jwt {
+        issuer: j.issuer.clone(),
+        audiences: j.audiences.clone(),
+        jwks,
+        headers,
+        params: j.from_params.clone(),
+        cookies: j.from_cookies.clone(),
+        forward: j.forward_original_token,
+        space_delimited,
+        ..written(j)
+    })
+}

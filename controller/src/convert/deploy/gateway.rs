@@ -1,0 +1,296 @@
+//! From a Gateway to what runs it: ServiceAccount, Deployment, Service, owned by the Gateway (reference control-plane §4.1).
+
+use crate::convert::{
+    deploy::overlay::{DeployError, Overlays},
+    facts::{
+        gateway::{self, MAX_NAME, shortened},
+        waypoint,
+    },
+    objects::{GATEWAY_API, INGRESS, INGRESS_CLASSES, MANAGED, Objects, Template},
+};
+use karst_kube::Ref;
+use karst_manifest::kinds::{GATEWAY_NAME, Gateway, Labels};
+use serde_json::{Value, json};
+
+/// Values of [`MANAGED`] (Istio's).
+const WAYPOINT_MANAGER: &str = "istio.io-mesh-controller";
+const GATEWAY_MANAGER: &str = "istio.io-gateway-controller";
+
+/// Classes of waypoints.
+const CLASSES: [&str; 2] = ["istio-waypoint", "karst-waypoint"];
+
+/// Annotation with the digest of what was applied.
+const DIGEST: &str = "gateway.karst.io/digest";
+/// Annotation of a Deployment: the kinds of [`EXTRAS`] that were made beside it.
+const OPTIONAL: &str = "gateway.karst.io/optional";
+/// What is made only where parameters ask for it: group, version, kind, key in the parameters.
+const EXTRAS: [(&str, &str, &str, &str); 2] = [
+    ("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalPodAutoscaler"),
+    ("policy", "v1", "PodDisruptionBudget", "podDisruptionBudget"),
+];
+
+/// The classes that lack. They are made once and never changed: who changes them means it (Istio does the same).
+pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
+    let one = |(name, controller, text): (&str, &str, &str)| {
+        let r = Ref {
+            group: GATEWAY_API,
+            version: "v1",
+            kind: "GatewayClass",
+            namespace: String::new(),
+            name: name.to_string(),
+        };
+        let spec = json!({ "controllerName": controller, "description": text });
+        (r, json!({ "metadata": { "labels": { MANAGED: WAYPOINT_MANAGER } }, "spec": spec }))
+    };
+    let waypoints = CLASSES.map(|c| (c, waypoint::CONTROLLER, "Layer 7 proxies of the mesh"));
+    let gateways = INGRESS_CLASSES.map(|c| (c, INGRESS, "Gateways into and out of the mesh"));
+    waypoints.into_iter().chain(gateways).filter(|c| !objects.classes.contains_key(c.0)).map(one).collect()
+}
+
+/// What lacks, or is not as it should be, in the order in which it is applied; and what is there and is wanted no more, with the
+/// uid of its Gateway.
+pub(crate) fn compile(
+    x: &Objects<'_>,
+    t: &Template,
+    objects: &mut Vec<(Ref, Value)>,
+    removed: &mut Vec<(Ref, String)>,
+) {
+    let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateway::is_ingress(x, g);
+    // In the same order each time: what is still to be written is then the same.
+    let mut all: Vec<_> = x.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
+    all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+    for g in all {
+        // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
+        let Ok(overlays) = Overlays::of(x, g) else { continue };
+        let Ok(all) = self::objects(x, g, t, &overlays) else { continue };
+        one(x, g, all, &overlays, objects, removed);
+    }
+}
+
+/// Can the parameters of a Gateway be used?
+///
+/// # Errors
+/// Why not.
+pub(crate) fn parameters(x: &Objects<'_>, g: &Gateway) -> Result<(), DeployError> {
+    let overlays = Overlays::of(x, g)?;
+    // Those of its class may change anything.
+    if !overlays.has_own() {
+        return Ok(());
+    }
+    let any = Template { image: String::new(), pull_policy: String::new() };
+    objects(x, g, &any, &overlays).map(drop)
+}
+
+/// The uid of the Gateway that an object is made for.
+pub(crate) fn owner(fields: &Value) -> Option<&str> {
+    fields.pointer("/metadata/ownerReferences/0/uid").and_then(Value::as_str)
+}
+
+/// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
+pub(crate) fn name(objects: &Objects<'_>, g: &Gateway) -> String {
+    let m = &g.metadata;
+    if waypoint::is_waypoint(objects, g) {
+        return m.name.clone();
+    }
+    let given = m.annotations.get("gateway.istio.io/name-override");
+    let full = given.cloned().unwrap_or_else(|| format!("{}-{}", m.name, g.spec.gateway_class_name));
+    shortened(&full)
+}
+
+/// The host name that the Gateway itself gives: somebody else runs it there.
+pub(crate) fn given(g: &Gateway) -> Option<&str> {
+    g.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
+}
+
+fn one(
+    objects: &Objects<'_>,
+    g: &Gateway,
+    mut all: Vec<(Ref, Value)>,
+    overlays: &Overlays<'_>,
+    out: &mut Vec<(Ref, Value)>,
+    removed: &mut Vec<(Ref, String)>,
+) {
+    let (ns, name) = (g.metadata.namespace.as_str(), name(objects, g));
+    let name = name.as_str();
+    // Somebody's own Service or Deployment of that name stays his.
+    let service = objects.service(ns, name);
+    let deployment = objects.deployments.get(&(ns, name));
+    if service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED)) {
+        return;
+    }
+    let text = json!(all.iter().map(|(_, v)| v).collect::<Vec<_>>()).to_string();
+    let digest = format!("{:x}", xxhash_rust::xxh64::xxh64(text.as_bytes(), 0));
+    let is = |a: &Labels| a.get(DIGEST) == Some(&digest);
+    if service.is_some_and(|s| is(&s.metadata.annotations)) && deployment.is_some_and(|d| is(&d.metadata.annotations)) {
+        return;
+    }
+    let before = deployment.and_then(|d| d.metadata.annotations.get(OPTIONAL)).map_or("", String::as_str);
+    let old = EXTRAS.iter().filter(|(_, _, kind, key)| before.split(',').any(|k| k == *kind) && !overlays.has(key));
+    removed.extend(old.map(|(group, version, kind, _)| {
+        let r = Ref { group, version, kind, namespace: ns.to_string(), name: name.to_string() };
+        (r, g.metadata.uid.clone())
+    }));
+    // All of them or none: `objects` has written to the same maps.
+    if all.iter_mut().all(|(_, v)| put(v, "annotations", DIGEST, &digest).is_ok()) {
+        out.extend(all);
+    }
+}
+
+/// Writes a label or an annotation.
+fn put(object: &mut Value, of: &'static str, key: &str, value: &str) -> Result<(), DeployError> {
+    fn below<'a>(v: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+        Some(v.as_object_mut()?.entry(key).or_insert_with(|| json!({})))
+    }
+    let map = below(object, "metadata").and_then(|meta| below(meta, of)).and_then(Value::as_object_mut);
+    map.ok_or(DeployError::NoMap(of))?.insert(key.into(), json!(value));
+    Ok(())
+}
+
+fn objects(
+    objects: &Objects<'_>,
+    g: &Gateway,
+    t: &Template,
+    overlays: &Overlays<'_>,
+) -> Result<Vec<(Ref, Value)>, DeployError> {
+    let m = &g.metadata;
+    let is_waypoint = waypoint::is_waypoint(objects, g);
+    let (name, label) = (name(objects, g), shortened(&m.name));
+    let class = &g.spec.gateway_class_name;
+    // An account that is named is somebody's own.
+    let named = m.annotations.get("gateway.istio.io/service-account");
+    let account = named.unwrap_or(&name);
+    let manager = if is_waypoint { WAYPOINT_MANAGER } else { GATEWAY_MANAGER };
+    let own = json!({
+        GATEWAY_NAME: label,
+        "gateway.networking.k8s.io/gateway-class-name": class,
+        MANAGED: manager,
+        "istio.io/dataplane-mode": "none",
+    });
+    let with = |more: Value| {
+        let mut all = json!(g.spec.infrastructure.labels);
+        for part in [own.clone(), more] {
+            for (k, v) in part.as_object().into_iter().flatten() {
+                all[k] = v.clone();
+            }
+        }
+        all
+    };
+    let owner =
+        json!([{ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "name": m.name, "uid": m.uid }]);
+    let meta = |labels: Value| json!({ "labels": labels, "annotations": g.spec.infrastructure.annotations, "ownerReferences": owner });
+    let reference =
+        |group, kind, name: &str| Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: name.into() };
+    let selector = json!({ GATEWAY_NAME: label });
+    let pod_labels = with(json!({
+        "sidecar.istio.io/inject": "false",
+        "service.istio.io/canonical-name": name,
+        "service.istio.io/canonical-revision": "latest",
+    }));
+    let mut pod_annotations = json!(g.spec.infrastructure.annotations);
+    for (k, v) in [("scrape", "true"), ("port", "15020"), ("path", "/stats/prometheus")] {
+        pod_annotations[format!("prometheus.io/{k}")] = json!(v);
+    }
+    let env = |name: &str, value: Value| json!({ "name": name, "value": value });
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let mut open = vec![
+        json!({ "name": "metrics", "containerPort": 15020 }),
+        json!({ "name": "status-port", "containerPort": 15021 }),
+    ];
+    if is_waypoint {
+        open.push(json!({ "name": "hbone", "containerPort": waypoint::PORT }));
+    }
+    // What a pod may set without any privilege: ports below 1024 for everybody in it.
+    let security = if is_waypoint {
+        json!({})
+    } else {
+        json!({ "sysctls": [{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }] })
+    };
+    let control = format!("istiod.{}.svc:15012", objects.mesh.root_namespace);
+    let container = json!({
+        "name": "istio-proxy",
+        "image": t.image,
+        "imagePullPolicy": t.pull_policy,
+        "args": ["proxy", if is_waypoint { "waypoint" } else { "router" }],
+        "ports": open,
+        "env": [
+            env("XDS_ADDRESS", json!(control)), env("CA_ADDRESS", json!(control)), env("TRUST_DOMAIN", json!(objects.mesh.trust_domain)), env("CLUSTER_ID", json!(objects.mesh.cluster_id)), env("NETWORK", json!(objects.mesh.network)),
+            env("CRL_PATH", json!("/var/run/secrets/istio/ca-crl.pem")), field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("INSTANCE_IP", "status.podIP"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"), field("NODE_NAME", "spec.nodeName"),
+        ],
+        "readinessProbe": { "httpGet": { "path": "/healthz/ready", "port": 15021 }, "periodSeconds": 5, "failureThreshold": 4 },
+        "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "cpu": "2", "memory": "1Gi" } },
+        "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" } },
+        "volumeMounts": [{ "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" }, { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true }],
+    });
+    let spec = json!({
+        "selector": { "matchLabels": selector },
+        "template": {
+            "metadata": { "labels": pod_labels, "annotations": pod_annotations },
+            "spec": {
+                "serviceAccountName": account,
+                // Its token is the projected one below; the API server is never called.
+                "automountServiceAccountToken": false,
+                "securityContext": security,
+                "terminationGracePeriodSeconds": 30,
+                "containers": [container],
+                "volumes": [
+                    { "name": "istiod-ca-cert", "projected": { "sources": [{ "configMap": { "name": "istio-ca-root-cert" } }, { "configMap": { "name": "istio-ca-crl", "optional": true } }] } },
+                    { "name": "istio-token", "projected": { "sources": [{ "serviceAccountToken": { "audience": "istio-ca", "expirationSeconds": 43_200, "path": "istio-token" } }] } },
+                ],
+            },
+        },
+    });
+    let mut ports = vec![
+        json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
+    ];
+    for l in &g.spec.listeners {
+        // Several listeners may share a port.
+        if ports.iter().all(|p| p["port"] != l.port) {
+            let of = if is_waypoint { "hbone".to_string() } else { l.protocol.to_ascii_lowercase() };
+            ports.push(json!({ "name": port_name(&l.name, l.port), "port": l.port, "targetPort": l.port, "protocol": "TCP", "appProtocol": of }));
+        }
+    }
+    let default = if is_waypoint { "ClusterIP" } else { "LoadBalancer" };
+    let kind = m.annotations.get("networking.istio.io/service-type").map_or(default, String::as_str);
+    let mut service =
+        json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack" });
+    if is_waypoint {
+        service["trafficDistribution"] = json!("PreferClose");
+    }
+    if let Some(a) = g.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
+        && kind == "LoadBalancer"
+    {
+        service["loadBalancerIP"] = json!(a.value);
+    }
+    let mut out = vec![];
+    if named.is_none() {
+        out.push((reference("", "ServiceAccount", account), json!({ "metadata": meta(with(json!({}))) })));
+    }
+    let extras: Vec<_> = EXTRAS.iter().filter(|(.., key)| overlays.has(key)).collect();
+    for (group, version, kind, _) in &extras {
+        let spec = match *kind {
+            "HorizontalPodAutoscaler" => {
+                json!({ "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": name }, "maxReplicas": 1 })
+            }
+            _ => json!({ "selector": { "matchLabels": selector } }),
+        };
+        let r = Ref { group, version, kind, namespace: m.namespace.clone(), name: name.clone() };
+        out.push((r, json!({ "metadata": meta(with(json!({}))), "spec": spec })));
+    }
+    out.push((reference("apps", "Deployment", &name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
+    out.push((reference("", "Service", &name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
+    for (r, v) in &mut out {
+        overlays.apply(r.kind, v)?;
+        // Without it the object would be somebody else's.
+        put(v, "labels", MANAGED, manager)?;
+        if r.kind == "Deployment" && !extras.is_empty() {
+            let kinds: Vec<&str> = extras.iter().map(|(_, _, kind, _)| *kind).collect();
+            put(v, "annotations", OPTIONAL, &kinds.join(","))?;
+        }
+    }
+    Ok(out)
+}
+
+/// A listener's name as the name of a port: at most 63 characters.
+fn port_name(name: &str, port: u16) -> String {
+    if name.len() <= MAX_NAME && !name.contains('.') { name.to_string() } else { format!("port-{port}") }
+}

@@ -1,0 +1,197 @@
+//! The conditions of AuthorizationPolicies: which attributes they are about, and what of them ztunnel compares.
+
+use crate::convert::objects::FieldError;
+use karst_manifest::kinds::*;
+use karst_policy::{
+    Attribute, Match, StringMatch,
+    attribute::{self, SeenBy},
+    model::{CidrText, ServiceAccountMatch},
+};
+
+fn strings(v: &[String], at: &str) -> Result<Vec<StringMatch>, FieldError> {
+    let one =
+        |(i, s): (usize, &String)| StringMatch::parse(s).map_err(|e| (format!("{at}[{i}]"), format!("{s:?} {e}")));
+    v.iter().enumerate().map(one).collect()
+}
+
+fn filled(v: &[String], at: &str) -> Result<(), FieldError> {
+    match v.iter().position(String::is_empty) {
+        Some(i) => Err((format!("{at}[{i}]"), "is empty: remove it or specify a value [KARST-0012]".into())),
+        None => Ok(()),
+    }
+}
+
+fn nets(v: &[String], at: &str) -> Result<Vec<CidrText>, FieldError> {
+    v.iter()
+        .enumerate()
+        .map(|(i, s)| {
+            s.parse().map(CidrText).map_err(|e: karst_core::addr::CidrError| (format!("{at}[{i}]"), e.to_string()))
+        })
+        .collect()
+}
+
+fn ports(v: &[String], at: &str) -> Result<Vec<u16>, FieldError> {
+    let one = |(i, s): (usize, &String)| {
+        attribute::port(s)
+            .ok_or_else(|| (format!("{at}[{i}]"), format!("invalid port {s:?}: use 1 to 65535 [KARST-0019]")))
+    };
+    v.iter().enumerate().map(one).collect()
+}
+
+fn accounts(v: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>, FieldError> {
+    let one = |(i, s): (usize, &String)| {
+        let (n, a) = s.split_once('/').unwrap_or((ns, s));
+        if a.is_empty() || a.contains(['/', '*']) || n.contains('*') {
+            return Err((
+                format!("{at}[{i}]"),
+                format!("invalid service account {s:?}: use NAME or NAMESPACE/NAME, without wildcards [KARST-0108]"),
+            ));
+        }
+        Ok(ServiceAccountMatch { namespace: n.into(), service_account: a.into() })
+    };
+    v.iter().enumerate().map(one).collect()
+}
+
+/// What an attribute must be, or must not be. What a waypoint is told is made of this, too.
+pub(crate) struct Condition<'a> {
+    pub(crate) attribute: Attribute,
+    /// Of a header or a claim.
+    pub(crate) name: &'a str,
+    pub(crate) values: &'a [String],
+    pub(crate) not_values: &'a [String],
+    /// The fields that hold them.
+    pub(crate) fields: [&'static str; 2],
+}
+
+impl Condition<'_> {
+    fn is_empty(&self) -> bool {
+        self.values.is_empty() && self.not_values.is_empty()
+    }
+
+    /// Adds it to what is compared of a connection. True: only a waypoint can see it.
+    pub(crate) fn judge(&self, m: &mut Match, ns: &str, at: &str) -> Result<bool, FieldError> {
+        use Attribute as A;
+        let (yes, no) = (self.values, self.not_values);
+        let [yes_at, no_at] = self.fields.map(|f| format!("{at}.{f}"));
+        for (values, at) in [(yes, &yes_at), (no, &no_at)] {
+            filled(values, at)?;
+            for (i, v) in values.iter().enumerate() {
+                self.attribute.check(v).map_err(|e| (format!("{at}[{i}]"), format!("{v:?} {e}")))?;
+            }
+        }
+        let domain = |v: &[String]| v.iter().map(|d| StringMatch::Prefix(format!("{d}/").into())).collect::<Vec<_>>();
+        match self.attribute {
+            A::Principal => {
+                m.principals.extend(strings(yes, &yes_at)?);
+                m.not_principals.extend(strings(no, &no_at)?);
+            }
+            A::TrustDomain => {
+                m.principals.extend(domain(yes));
+                m.not_principals.extend(domain(no));
+            }
+            A::Namespace => {
+                m.namespaces.extend(strings(yes, &yes_at)?);
+                m.not_namespaces.extend(strings(no, &no_at)?);
+            }
+            A::ServiceAccount => {
+                m.service_accounts.extend(accounts(yes, ns, &yes_at)?);
+                m.not_service_accounts.extend(accounts(no, ns, &no_at)?);
+            }
+            A::SourceIp => {
+                m.source_ips.extend(nets(yes, &yes_at)?);
+                m.not_source_ips.extend(nets(no, &no_at)?);
+            }
+            A::DestinationIp => {
+                m.destination_ips.extend(nets(yes, &yes_at)?);
+                m.not_destination_ips.extend(nets(no, &no_at)?);
+            }
+            A::Port => {
+                m.destination_ports.extend(ports(yes, &yes_at)?);
+                m.not_destination_ports.extend(ports(no, &no_at)?);
+            }
+            A::RemoteIp => {
+                nets(yes, &yes_at)?;
+                nets(no, &no_at)?;
+            }
+            A::Sni
+            | A::Host
+            | A::Method
+            | A::Path
+            | A::Header
+            | A::RequestPrincipal
+            | A::Claim
+            | A::Audience
+            | A::Presenter => {}
+        }
+        Ok(!self.is_empty() && self.attribute.seen_by() == SeenBy::Waypoint)
+    }
+}
+
+/// The conditions of a source.
+pub(crate) fn source(s: &Source) -> [Condition<'_>; 6] {
+    use Attribute as A;
+    let one = |attribute, values, not_values, fields| Condition { attribute, name: "", values, not_values, fields };
+    [
+        one(A::Principal, &s.principals[..], &s.not_principals[..], ["principals", "notPrincipals"]),
+        one(
+            A::RequestPrincipal,
+            &s.request_principals,
+            &s.not_request_principals,
+            ["requestPrincipals", "notRequestPrincipals"],
+        ),
+        one(A::Namespace, &s.namespaces, &s.not_namespaces, ["namespaces", "notNamespaces"]),
+        one(A::ServiceAccount, &s.service_accounts, &s.not_service_accounts, ["serviceAccounts", "notServiceAccounts"]),
+        one(A::SourceIp, &s.ip_blocks, &s.not_ip_blocks, ["ipBlocks", "notIpBlocks"]),
+        one(A::RemoteIp, &s.remote_ip_blocks, &s.not_remote_ip_blocks, ["remoteIpBlocks", "notRemoteIpBlocks"]),
+    ]
+}
+
+/// The conditions of an operation.
+pub(crate) fn operation(o: &Operation) -> [Condition<'_>; 4] {
+    use Attribute as A;
+    let one = |attribute, values, not_values, fields| Condition { attribute, name: "", values, not_values, fields };
+    [
+        one(A::Host, &o.hosts[..], &o.not_hosts[..], ["hosts", "notHosts"]),
+        one(A::Method, &o.methods, &o.not_methods, ["methods", "notMethods"]),
+        one(A::Path, &o.paths, &o.not_paths, ["paths", "notPaths"]),
+        one(A::Port, &o.ports, &o.not_ports, ["ports", "notPorts"]),
+    ]
+}
+
+/// The condition of a key. None: nobody knows it.
+pub(crate) fn when(w: &When) -> Option<Condition<'_>> {
+    let (attribute, name) = attribute::find(&w.key)?;
+    let (values, not_values) = (&w.values[..], &w.not_values[..]);
+    Some(Condition { attribute, name, values, not_values, fields: ["values", "notValues"] })
+}
+
+/// What of them is compared of a connection, and whether there is more, which only a waypoint can see.
+pub(crate) fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
+    if conditions.iter().all(Condition::is_empty) {
+        return Err((at.into(), "is empty: specify at least one condition [KARST-0109]".into()));
+    }
+    let (mut m, mut beyond) = (Match::default(), false);
+    for c in conditions {
+        beyond |= c.judge(&mut m, ns, at)?;
+    }
+    Ok((m, beyond))
+}
+
+pub(crate) fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
+    let others = !s.principals.is_empty() || !s.namespaces.is_empty();
+    if others && !s.service_accounts.is_empty() {
+        return Err((
+            format!("{at}.serviceAccounts"),
+            "cannot be combined with principals or namespaces: remove one of them [KARST-0014]".into(),
+        ));
+    }
+    all(&source(s), ns, at)
+}
+
+pub(crate) fn judge_when(w: &When, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
+    if w.values.is_empty() && w.not_values.is_empty() {
+        return Err((at.into(), "has neither values nor notValues: specify at least one of them [KARST-0109]".into()));
+    }
+    let unknown = || (format!("{at}.key"), format!("unknown key {:?}: use {} [KARST-0110]", w.key, attribute::list()));
+    all(&[when(w).ok_or_else(unknown)?], ns, at)
+}

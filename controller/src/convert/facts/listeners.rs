@@ -1,0 +1,415 @@
+//! Everything that gateways listen on, the pods that serve it, and which hosts of routes go with which of it.
+//!
+//! Ports of listeners and servers are those of the Services that select the pods, which listen where the Services send what comes there.
+//! What servers of Istio's API take without TLS at one port of a pod shares its virtual hosts, whichever Gateways they are of.
+
+use crate::convert::{
+    facts::{
+        client_tls,
+        export::Export,
+        gateway::{by_label, is_ingress, of_pod, selected},
+        host::{closeness, common, full_host, full_name},
+        listener::{GatewayListener, ListenerParent, conflicts, listener, server, unasked},
+        waypoint, workload,
+    },
+    objects::{GATEWAY, GATEWAY_API, MESH, Objects, VIRTUAL, address, age},
+};
+use karst_api::route::ListenerProtocol as Protocol;
+use karst_manifest::{gatewayapi::ParentRef, kinds::*};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// What shares virtual hosts: a server of Istio's API, or all servers for requests without TLS at one port of like pods (Istio
+/// merges these over all Gateways). Pods of each namespace have their own: routes are exported to namespaces.
+#[derive(Clone, PartialEq)]
+pub(crate) struct VirtualHostScope {
+    /// The names of the virtual hosts begin so. It stays when Gateways come and go: what is served goes on to be.
+    routes: String,
+    /// That of the pods.
+    namespace: String,
+    /// Indices into all listeners.
+    listeners: Vec<usize>,
+}
+
+/// A listener at a pod.
+pub(crate) struct Served {
+    pub(crate) listener: usize,
+    /// Where the pod listens.
+    pub(crate) port: u16,
+    /// What the names of its virtual hosts begin with.
+    pub(crate) routes: String,
+}
+
+/// A front that its pods cannot be reached at, or have no port for.
+pub(crate) struct Unmapped {
+    pub(crate) listener: usize,
+    /// Its port is none of the Services' that select the pods, or another front has the pods' port.
+    pub(crate) reason: &'static str,
+    pub(crate) text: String,
+}
+
+const NOT_IN_SERVICE: &str = "PortNotInService";
+pub(crate) const TAKEN: &str = "PortConflict";
+
+/// Everything that gateways listen on.
+#[derive(Default)]
+pub(crate) struct GatewayListeners {
+    pub(crate) all: Vec<GatewayListener>,
+    pub(crate) scopes: Vec<VirtualHostScope>,
+    /// Of the pods of gateways, by [`address`].
+    pub(crate) pods: HashMap<usize, Vec<Served>>,
+    pub(crate) unmapped: Vec<Unmapped>,
+}
+
+/// Do gateways take a VirtualService?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// None takes any of its hosts.
+    No,
+    /// One would, but it is exported to none of their pods.
+    NotExported,
+    Yes,
+}
+
+/// The Gateways that a VirtualService names, and its hosts.
+struct Named<'a> {
+    namespace: &'a str,
+    gateways: Vec<String>,
+    hosts: Vec<String>,
+}
+
+impl<'a> Named<'a> {
+    fn of(objects: &Objects<'_>, v: &'a VirtualService) -> Self {
+        let namespace = v.metadata.namespace.as_str();
+        let hosts = v.spec.hosts.iter().map(|h| full_host(h, namespace, &objects.mesh.cluster_domain)).collect();
+        let gateways = v.spec.gateways.iter().filter(|g| *g != MESH).map(|g| full_name(g, namespace)).collect();
+        Self { namespace, gateways, hosts }
+    }
+
+    /// Those of its hosts that a server takes, if it is one of this Gateway.
+    fn hosts_at(&self, f: &GatewayListener, full: &str) -> impl Iterator<Item = String> {
+        let (namespace, from): (&str, &[(String, String)]) = match &f.parent {
+            ListenerParent::Istio { namespace, gateway, from, .. }
+                if full.split_once('/') == Some((namespace, gateway)) =>
+            {
+                (namespace, from)
+            }
+            ListenerParent::Istio { .. } | ListenerParent::Api { .. } => ("", &[]),
+        };
+        let own = self.namespace;
+        let open = from.iter().filter(move |(of, _)| of == "*" || of == own || (of == "." && namespace == own));
+        open.flat_map(|(_, h)| self.hosts.iter().filter_map(|n| common(h, n)))
+    }
+}
+
+/// Where a VirtualService is bound.
+pub(crate) struct Bound<'a> {
+    /// Full name of the gateway.
+    pub(crate) gateway: String,
+    pub(crate) listener: &'a GatewayListener,
+    /// The resource for its routes.
+    pub(crate) key: Arc<str>,
+}
+
+impl GatewayListeners {
+    fn new(objects: &Objects<'_>) -> Self {
+        let mut all = vec![];
+        let mut gateways: Vec<_> = objects.gateways.values().filter(|g| is_ingress(objects, g)).collect();
+        gateways.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
+        for g in gateways {
+            let start = all.len();
+            all.extend(g.spec.listeners.iter().map(|l| listener(objects, g, l)));
+            let own = &mut all[start..];
+            unasked(own);
+            conflicts(own);
+        }
+        // Of servers that cannot share a port the older one counts.
+        let mut istio: Vec<_> = objects.istio_gateways.iter().map(|(_, g)| *g).collect();
+        istio.sort_by_key(|g| age(&g.metadata));
+        for g in istio {
+            all.extend(g.spec.servers.iter().enumerate().map(|(i, s)| server(g, s, i)));
+        }
+        Self { all, ..Self::default() }
+    }
+
+    /// The same, with the pods that they are served by.
+    pub(crate) fn with_pods(objects: &Objects<'_>) -> Self {
+        let mut out = Self::new(objects);
+        if out.is_idle(objects) {
+            return out;
+        }
+        let (named, mut scopes) = (by_label(objects), BTreeMap::<String, VirtualHostScope>::new());
+        let mut unmapped: BTreeMap<usize, Unmapped> = BTreeMap::new();
+        for p in &objects.pods {
+            let m = &p.metadata;
+            let selecting = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels));
+            let istio: BTreeSet<(&str, &str)> =
+                selecting.map(|(_, g)| (g.metadata.namespace.as_str(), g.metadata.name.as_str())).collect();
+            if istio.is_empty() && !m.labels.contains_key(GATEWAY_NAME) {
+                continue;
+            }
+            let own = of_pod(&named, p).map(|g| (g.metadata.namespace.as_str(), g.metadata.name.as_str()));
+            let its = |f: &GatewayListener| match &f.parent {
+                ListenerParent::Api { namespace, gateway, .. } => own == Some((namespace.as_str(), gateway.as_str())),
+                ListenerParent::Istio { namespace, gateway, .. } => {
+                    istio.contains(&(namespace.as_str(), gateway.as_str()))
+                }
+            };
+            let (mut served, mut classes) = (vec![], BTreeMap::new());
+            for (i, f) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
+                let (ports, problem) = ports(objects, p, f.port);
+                if let Some(text) = problem {
+                    unmapped.entry(i).or_insert(Unmapped { listener: i, reason: NOT_IN_SERVICE, text });
+                }
+                for port in ports {
+                    // On one port only one of: requests, TLS, bytes. The first decides.
+                    let (class, first) = *classes.entry(port).or_insert((class(f.protocol), i));
+                    if class != self::class(f.protocol) {
+                        let other = out.all.get(first).map_or(String::new(), GatewayListener::name);
+                        let text = format!(
+                            "is port {port} of pod {}/{}, which {other} already uses with another protocol: use another port [KARST-0507]",
+                            m.namespace, m.name
+                        );
+                        unmapped.entry(i).or_insert(Unmapped { listener: i, reason: TAKEN, text });
+                        continue;
+                    }
+                    let routes = match (&f.parent, f.protocol) {
+                        (ListenerParent::Api { .. }, _) => f.routes(),
+                        (ListenerParent::Istio { .. }, Protocol::Http) => {
+                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", m.namespace, fingerprint(objects, p))
+                        }
+                        (ListenerParent::Istio { .. }, Protocol::Https | Protocol::Tls | Protocol::Tcp) => {
+                            format!("{}/{}", f.routes(), m.namespace)
+                        }
+                    };
+                    if matches!(f.parent, ListenerParent::Istio { .. }) {
+                        let new = || VirtualHostScope {
+                            routes: routes.clone(),
+                            namespace: m.namespace.clone(),
+                            listeners: vec![],
+                        };
+                        let scope = scopes.entry(routes.clone()).or_insert_with(new);
+                        if !scope.listeners.contains(&i) {
+                            scope.listeners.push(i);
+                        }
+                    }
+                    served.push(Served { listener: i, port, routes });
+                }
+            }
+            out.pods.insert(address(*p), served);
+        }
+        out.scopes = scopes.into_values().collect();
+        // In the order of the listeners, whatever pods came first.
+        out.scopes.iter_mut().for_each(|p| p.listeners.sort_unstable());
+        out.unmapped = unmapped.into_values().collect();
+        out
+    }
+
+    /// Is there nothing that a gateway's pod could be told?
+    pub(crate) fn is_idle(&self, objects: &Objects<'_>) -> bool {
+        let shown = |d: &DestinationRule| client_tls::credentials(d).next().is_some();
+        let for_pods =
+            |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
+        self.all.is_empty()
+            && objects.telemetry.is_empty()
+            && !objects.gateways.values().copied().any(for_pods)
+            && !objects.destination_rules.iter().any(|(_, d)| shown(d))
+    }
+
+    /// Which servers of an Istio Gateway listen where no Service sends anything, or have no port, and what to do.
+    pub(crate) fn unmapped<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = (usize, &'a Unmapped)> {
+        self.unmapped.iter().filter_map(move |u| match &self.all.get(u.listener)?.parent {
+            ListenerParent::Istio { namespace, gateway, server, .. } if namespace == ns && gateway == name => {
+                Some((*server, u))
+            }
+            _ => None,
+        })
+    }
+
+    /// Why a pod does not serve a listener of Gateway API: another one has its port there.
+    pub(crate) fn taken_port(&self, f: &GatewayListener) -> Option<&str> {
+        let it = |u: &&Unmapped| u.reason == TAKEN && self.all.get(u.listener).is_some_and(|o| o.id == f.id);
+        self.unmapped.iter().find(it).map(|u| u.text.as_str())
+    }
+
+    /// Those of a Gateway of Gateway API, in the order of its listeners.
+    pub(crate) fn of<'a>(&'a self, ns: &'a str, name: &'a str) -> impl Iterator<Item = &'a GatewayListener> {
+        self.all
+            .iter()
+            .filter(move |f| matches!(&f.parent, ListenerParent::Api { namespace, gateway, .. } if namespace == ns && gateway == name))
+    }
+
+    /// Where a route with these host names is attached by a reference: what it is attached to, and the hosts there. None: the
+    /// reference is to no Gateway of ours. An error is a reason of Gateway API and the words.
+    #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
+    pub(crate) fn attached<'a>(
+        &'a self,
+        objects: &Objects<'_>,
+        kind: &str,
+        ns: &str,
+        names: &[String],
+        p: &ParentRef,
+    ) -> Option<Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)>> {
+        if p.group.as_deref().unwrap_or(GATEWAY_API) != GATEWAY_API || p.kind.as_deref().unwrap_or(GATEWAY) != GATEWAY {
+            return None;
+        }
+        let of = p.namespace.as_deref().unwrap_or(ns);
+        let g = objects.gateways.get(&(of, p.name.as_str()))?;
+        if !is_ingress(objects, g) {
+            return None;
+        }
+        Some(self.attach(objects, kind, ns, names, p, of))
+    }
+
+    #[allow(clippy::type_complexity, reason = "the type says what is attached, or the reason and the words")]
+    fn attach<'a>(
+        &'a self,
+        objects: &Objects<'_>,
+        kind: &str,
+        ns: &str,
+        names: &[String],
+        p: &ParentRef,
+        of: &str,
+    ) -> Result<Vec<(&'a GatewayListener, Vec<String>)>, (&'static str, String)> {
+        let what = format!("Gateway {of}/{}", p.name);
+        let named = |f: &&GatewayListener| {
+            let ListenerParent::Api { namespace, gateway, listener, .. } = &f.parent else { return false };
+            let section = p.section_name.as_ref().is_none_or(|s| s == listener);
+            namespace == of && *gateway == p.name && section && p.port.is_none_or(|n| n == f.port)
+        };
+        let mut found: Vec<&GatewayListener> = self.all.iter().filter(named).collect();
+        if found.is_empty() {
+            return Err((
+                "NoMatchingParent",
+                format!("{what} has no matching listener: check sectionName and port [KARST-0312]"),
+            ));
+        }
+        found.retain(|f| f.kinds.contains(&kind) && admits(objects, f, ns));
+        if found.is_empty() {
+            let text = format!(
+                "no listener of {what} allows a {kind} from namespace {ns}: check its allowedRoutes [KARST-0313]"
+            );
+            return Err(("NotAllowedByListeners", text));
+        }
+        let fits = |f: &'a GatewayListener| {
+            let hosts: BTreeSet<String> = match names {
+                [] => f.hosts.iter().cloned().collect(),
+                _ => names.iter().flat_map(|n| f.hosts.iter().filter_map(move |h| common(h, n))).collect(),
+            };
+            (!hosts.is_empty()).then(|| (f, hosts.into_iter().collect::<Vec<_>>()))
+        };
+        let all: Vec<_> = found.into_iter().filter_map(fits).collect();
+        if all.is_empty() {
+            let text = format!("no listener of {what} matches any of the host names {names:?} [KARST-0314]");
+            return Err(("NoMatchingListenerHostname", text));
+        }
+        Ok(all)
+    }
+
+    /// The resources with the routes of what is attached, and how closely the route's own names fit each.
+    pub(crate) fn keys(
+        &self,
+        objects: &Objects<'_>,
+        kind: &str,
+        ns: &str,
+        names: &[String],
+        p: &ParentRef,
+    ) -> Vec<(Arc<str>, usize)> {
+        let Some(Ok(all)) = self.attached(objects, kind, ns, names, p) else { return vec![] };
+        let fit = |f: &GatewayListener, host: &str| {
+            let fits = |n: &&String| f.hosts.iter().any(|h| common(h, n).as_deref() == Some(host));
+            names.iter().filter(fits).map(|n| closeness(n)).max().unwrap_or(0)
+        };
+        let of = |(f, hosts): &(&GatewayListener, Vec<String>)| -> Vec<(Arc<str>, usize)> {
+            hosts.iter().map(|h| (f.key(&f.routes(), h), fit(f, h))).collect()
+        };
+        all.iter().flat_map(of).collect()
+    }
+
+    /// Where a VirtualService is bound, if it is exported to there.
+    pub(crate) fn bound<'a>(&'a self, objects: &Objects<'_>, v: &VirtualService) -> Vec<Bound<'a>> {
+        let (export, named) = (Export::of_virtual_service(objects, v), Named::of(objects, v));
+        let mut out: Vec<Bound<'a>> = vec![];
+        for full in &named.gateways {
+            for scope in self.scopes.iter().filter(|p| export.is_for(&p.namespace)) {
+                for f in scope.listeners.iter().filter_map(|i| self.all.get(*i)) {
+                    for host in named.hosts_at(f, full) {
+                        let key = f.key(&scope.routes, &host);
+                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.listener, f)) {
+                            out.push(Bound { gateway: full.clone(), listener: f, key });
+                        }
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Does a Gateway that it names take one of its hosts, and may the pods of one that does have its routes? (Where there are no
+    /// pods yet, they may.)
+    pub(crate) fn taken(&self, objects: &Objects<'_>, v: &VirtualService) -> Taken {
+        let (export, named) = (Export::of_virtual_service(objects, v), Named::of(objects, v));
+        let takes = |f: &GatewayListener| named.gateways.iter().any(|full| named.hosts_at(f, full).next().is_some());
+        let listeners: BTreeSet<usize> = (0..).zip(&self.all).filter(|(_, f)| takes(f)).map(|(i, _)| i).collect();
+        let mut scopes = self.scopes.iter().filter(|p| p.listeners.iter().any(|i| listeners.contains(i))).peekable();
+        match (listeners.is_empty(), scopes.peek().is_none() || scopes.any(|p| export.is_for(&p.namespace))) {
+            (true, _) => Taken::No,
+            (false, false) => Taken::NotExported,
+            (false, true) => Taken::Yes,
+        }
+    }
+}
+
+/// What one port of a pod takes: requests, TLS, or bytes.
+fn class(p: Protocol) -> u8 {
+    match p {
+        Protocol::Http => 0,
+        Protocol::Https | Protocol::Tls => 1,
+        Protocol::Tcp => 2,
+    }
+}
+
+/// Of the labels by which Services and Gateways select a pod: pods that are alike in these have the same servers at the same
+/// ports. Others (a rollout's pod-template-hash, a StatefulSet's pod-name) decide about nothing. (That it is not of the servers
+/// themselves keeps the name when a Gateway comes or goes.)
+fn fingerprint(objects: &Objects<'_>, p: &Pod) -> u64 {
+    let m = &p.metadata;
+    let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
+    let services = here.filter(|s| workload::is_behind(p, s)).map(|s| &s.spec.selector);
+    let gateways = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels)).map(|(_, g)| &g.spec.selector);
+    let asked: BTreeMap<_, _> = services.chain(gateways).flatten().collect();
+    let text: String = asked.into_iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();
+    xxhash_rust::xxh64::xxh64(text.as_bytes(), 0)
+}
+
+/// Label of Services whose ports say nothing about those of Gateways (Istio's).
+const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-translation";
+
+/// Where a pod listens for a port of a gateway: where the Services that select it send what comes to that port; at the port itself,
+/// if none of them has it (Istio's resolvePorts). With what is to be told, if nothing is sent there either.
+fn ports(objects: &Objects<'_>, p: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
+    let m = &p.metadata;
+    let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
+    let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(p, s)).collect();
+    let translating = selecting.iter().filter(|s| s.metadata.labels.get(NO_TRANSLATION).is_none_or(|v| v != "true"));
+    let own = translating.flat_map(|s| &s.spec.ports).filter(|sp| sp.port == port);
+    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(p, sp)).filter(|n| *n > 0).collect();
+    if !found.is_empty() {
+        return (found.into_iter().collect(), None);
+    }
+    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| workload::target_port(p, sp) == Some(port));
+    let text = selecting.first().filter(|_| !sent).map(|s| {
+        format!(
+            "no Service that selects pod {}/{} has port {port} or targets it: add the port to Service {}, or use one of its ports [KARST-0509]",
+            m.namespace, m.name, s.metadata.name
+        )
+    });
+    (vec![port], text)
+}
+
+fn admits(objects: &Objects<'_>, f: &GatewayListener, namespace: &str) -> bool {
+    let ListenerParent::Api { namespace: own, allowed, .. } = &f.parent else { return false };
+    waypoint::allows(objects, allowed, own, namespace)
+}

@@ -1,0 +1,286 @@
+//! AuthorizationPolicies as they are in force: as they stand, without what can match nothing, or closed.
+//!
+//! What L4 cannot see (hosts, methods, paths, headers, request principals) makes an ALLOW rule vanish (it allows less)
+//! and is left out of a DENY rule (it denies more). Here Karst is stricter than Istio: a DENY rule of which nothing is
+//! left denies everything it might have meant, where Istio's does nothing at all.
+
+use crate::convert::{
+    facts::{
+        attached::{selector, target},
+        condition::{Condition, all, judge_source, judge_when, operation},
+    },
+    objects::{FieldError, Objects},
+};
+use karst_manifest::kinds::*;
+use karst_policy::{Action, Attribute, Clause, Match, Policy, Rule, Scope, attribute};
+use std::borrow::Cow;
+
+/// The annotation of a policy that is not enforced: what it would have done is logged and counted.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// A policy as it is in force.
+pub(crate) struct Judged<'a> {
+    /// As it stands, or without what was dropped.
+    pub(crate) policy: Cow<'a, AuthorizationPolicy>,
+    /// Values of an ALLOW that can match nothing: without them it allows as much, and the rest of it stays in force.
+    pub(crate) dropped: Vec<FieldError>,
+    /// As ztunnel gets it (None: it is not for ztunnel); or why it cannot be understood.
+    pub(crate) compiled: Result<Option<Policy>, FieldError>,
+}
+
+/// What of a policy is in force.
+pub(crate) fn judged<'a>(objects: &Objects<'_>, p: &'a AuthorizationPolicy) -> Judged<'a> {
+    let compiled = authorization(objects, p);
+    if compiled.is_err() && matches!(p.spec.action.as_deref(), None | Some("ALLOW")) {
+        let (mut dropped, mut policy) = (vec![], p.clone());
+        let all = std::mem::take(&mut policy.spec.rules).into_iter().enumerate();
+        let one = |(i, r)| without(r, &p.metadata.namespace, &format!("spec.rules[{i}]"), &mut dropped);
+        policy.spec.rules = all.filter_map(one).collect();
+        let compiled = authorization(objects, &policy);
+        if compiled.is_ok() {
+            return Judged { policy: Cow::Owned(policy), dropped, compiled };
+        }
+    }
+    Judged { policy: Cow::Borrowed(p), dropped: vec![], compiled }
+}
+
+/// An ALLOW rule without the values that can match nothing. None: nothing matches it any more. (What has lost all of its values
+/// goes with them: without a condition it would match everything.)
+fn without(mut r: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>) -> Option<PolicyRule> {
+    use Attribute as A;
+    let mut keep = |a: A, values: &mut Vec<String>, at: String| {
+        let (had, mut i) = (!values.is_empty(), 0);
+        values.retain(|v| {
+            let values = std::slice::from_ref(v);
+            let one = Condition { attribute: a, name: "", values, not_values: &[], fields: ["", ""] };
+            let why = one.judge(&mut Match::default(), ns, "").err();
+            let is_good = why.is_none();
+            dropped.extend(why.map(|(_, why)| (format!("{at}[{i}]"), why)));
+            i += 1;
+            is_good
+        });
+        !had || !values.is_empty()
+    };
+    let mut i = 0;
+    let (from, to, when) = (r.from.len(), r.to.len(), r.when.len());
+    r.from.retain_mut(|f| {
+        let (at, s) = (format!("{at}.from[{i}].source"), &mut f.source);
+        i += 1;
+        let all = [
+            keep(A::Principal, &mut s.principals, format!("{at}.principals")),
+            keep(A::RequestPrincipal, &mut s.request_principals, format!("{at}.requestPrincipals")),
+            keep(A::Namespace, &mut s.namespaces, format!("{at}.namespaces")),
+            keep(A::ServiceAccount, &mut s.service_accounts, format!("{at}.serviceAccounts")),
+            keep(A::SourceIp, &mut s.ip_blocks, format!("{at}.ipBlocks")),
+            keep(A::RemoteIp, &mut s.remote_ip_blocks, format!("{at}.remoteIpBlocks")),
+        ];
+        !all.contains(&false)
+    });
+    i = 0;
+    r.to.retain_mut(|t| {
+        let (at, o) = (format!("{at}.to[{i}].operation"), &mut t.operation);
+        i += 1;
+        let all = [
+            keep(A::Host, &mut o.hosts, format!("{at}.hosts")),
+            keep(A::Method, &mut o.methods, format!("{at}.methods")),
+            keep(A::Path, &mut o.paths, format!("{at}.paths")),
+            keep(A::Port, &mut o.ports, format!("{at}.ports")),
+        ];
+        !all.contains(&false)
+    });
+    i = 0;
+    r.when.retain_mut(|w| {
+        let at = format!("{at}.when[{i}].values");
+        i += 1;
+        attribute::find(&w.key).is_none_or(|(a, _)| keep(a, &mut w.values, at))
+    });
+    // Of sources and operations one is enough; all conditions must hold.
+    let holds = (from == 0 || !r.from.is_empty()) && (to == 0 || !r.to.is_empty()) && when == r.when.len();
+    holds.then_some(r)
+}
+
+/// Why a policy cannot be understood.
+pub(crate) fn validate(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<FieldError> {
+    judged(objects, p).compiled.err()
+}
+
+pub(crate) fn scope(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Scope {
+    match &p.spec.selector {
+        Some(s) if !s.match_labels.is_empty() => Scope::WorkloadSelector,
+        _ if p.metadata.namespace == objects.mesh.root_namespace => Scope::Global,
+        _ => Scope::Namespace,
+    }
+}
+
+/// Is it clearly marked as one that is not to be enforced?
+pub(crate) fn is_dry_run(p: &AuthorizationPolicy) -> bool {
+    p.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
+}
+
+/// What stands for a policy that cannot be read, by what it was to do.
+pub(crate) enum Unread {
+    /// It was to let somebody in: it lets nobody in.
+    AllowsNobody,
+    /// It may have been to refuse: beside another one that allows, to let nobody in would be to refuse nobody, so it refuses
+    /// everybody.
+    DeniesAll,
+    /// It was to be told of in the log, and decides nothing.
+    AuditsNothing,
+}
+
+impl Unread {
+    pub(crate) fn of(p: &AuthorizationPolicy) -> Self {
+        match p.spec.action.as_deref() {
+            None | Some("ALLOW") => Unread::AllowsNobody,
+            Some("AUDIT") => Unread::AuditsNothing,
+            Some(_) => Unread::DeniesAll,
+        }
+    }
+}
+
+fn authorization(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Result<Option<Policy>, FieldError> {
+    let s = &p.spec;
+    let root = p.metadata.namespace == objects.mesh.root_namespace;
+    let mut targets = s.targets().peekable();
+    if targets.peek().is_some() && s.selector.is_some() {
+        return Err((
+            "spec.targetRefs".into(),
+            "cannot be combined with selector: remove one of them [KARST-0014]".into(),
+        ));
+    }
+    let attached = targets.peek().is_some();
+    for (at, t) in targets {
+        target(t, &at, root)?;
+    }
+    if let Some(sel) = &s.selector {
+        selector(sel)?;
+    }
+    let action = match s.action.as_deref() {
+        None | Some("ALLOW") => Some(Action::Allow),
+        Some("DENY") => Some(Action::Deny),
+        Some("AUDIT") => None,
+        Some("CUSTOM") => {
+            return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY [KARST-0101]".into()));
+        }
+        Some(o) => {
+            return Err((
+                "spec.action".into(),
+                format!("unsupported value {o:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
+            ));
+        }
+    };
+    if s.provider.is_some() {
+        return Err((
+            "spec.provider".into(),
+            "is only for action CUSTOM, which is not supported: remove it [KARST-0101]".into(),
+        ));
+    }
+    if action == Some(Action::Deny) && s.rules.is_empty() {
+        return Err((
+            "spec.rules".into(),
+            "is empty: a DENY policy without rules has no effect; to deny all traffic, set rules: [{}] [KARST-0102]"
+                .into(),
+        ));
+    }
+    let dry_run = match p.metadata.annotations.get(DRY_RUN).map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(v) => {
+            return Err((
+                format!("metadata.annotations[{DRY_RUN}]"),
+                format!("unsupported value {v:?}: use \"true\" or \"false\" [KARST-0103]"),
+            ));
+        }
+    };
+    let mut rules = Vec::new();
+    for (i, r) in s.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        rules.extend(rule(r, action.unwrap_or(Action::Allow), &p.metadata.namespace, &at)?);
+    }
+    let Some(action) = action.filter(|_| !attached) else {
+        return Ok(None); // the waypoint enforces it
+    };
+    Ok(Some(Policy {
+        name: p.metadata.name.as_str().into(),
+        namespace: p.metadata.namespace.as_str().into(),
+        scope: scope(objects, p),
+        action,
+        rules,
+        dry_run,
+    }))
+}
+
+/// None: an ALLOW rule that needs more than L4 can see.
+fn rule(r: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<Rule>, FieldError> {
+    let mut clauses = Vec::new();
+    let mut beyond = false;
+    let mut add = |matches: Vec<(Match, bool)>| {
+        // A match of a DENY rule that lost all its fields stands for "anything": then the whole clause does.
+        beyond |= matches.iter().any(|(_, b)| *b);
+        if matches.iter().any(|(m, b)| *b && *m == Match::default()) {
+            return;
+        }
+        clauses.push(Clause { matches: matches.into_iter().map(|(m, _)| m).collect() });
+    };
+    if !r.from.is_empty() {
+        let from: Result<Vec<_>, FieldError> = r
+            .from
+            .iter()
+            .enumerate()
+            .map(|(i, f)| judge_source(&f.source, ns, &format!("{at}.from[{i}].source")))
+            .collect();
+        add(from?);
+    }
+    if !r.to.is_empty() {
+        let to: Result<Vec<_>, FieldError> =
+            r.to.iter()
+                .enumerate()
+                .map(|(i, t)| all(&operation(&t.operation), ns, &format!("{at}.to[{i}].operation")))
+                .collect();
+        add(to?);
+    }
+    for (i, w) in r.when.iter().enumerate() {
+        add(vec![judge_when(w, ns, &format!("{at}.when[{i}]"))?]);
+    }
+    Ok(if beyond && action == Action::Allow { None } else { Some(Rule { clauses }) })
+}
+
+/// What comes of a policy that cannot be read, for who upgrades.
+pub(crate) fn effect(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<String> {
+    let judged = judged(objects, p);
+    let what = match (judged.compiled.is_err(), judged.dropped.is_empty()) {
+        (true, _) if is_dry_run(p) => "is in dry-run mode: no traffic is denied",
+        (true, _) => match Unread::of(p) {
+            Unread::AllowsNobody => "allows no traffic: traffic that no other policy allows is denied",
+            Unread::DeniesAll => "denies all traffic that it selects",
+            Unread::AuditsNothing => "audits nothing: no traffic is denied",
+        },
+        (false, false) => "ignores the values above; the rest of the policy is in force",
+        (false, true) => return None,
+    };
+    Some(format!("AuthorizationPolicy {}/{}: {what}", p.metadata.namespace, p.metadata.name))
+}
+
+/// What is valid, and yet hardly what was meant. For the one who applies it.
+pub(crate) fn warnings(p: &AuthorizationPolicy) -> Vec<String> {
+    let s = &p.spec;
+    let mut out = Vec::new();
+    let attached = s.targets().next().is_some();
+    let action = s.action.as_deref().unwrap_or("ALLOW");
+    for (i, r) in s.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        let from = r.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
+        let to = r.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
+        let cond = r.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
+        if !attached && (from || to || cond) {
+            out.push(match action {
+                "DENY" => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it denies all connections that the other conditions match, whatever the request; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
+                _ => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it allows no traffic there; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
+            });
+        }
+    }
+    if is_dry_run(p) {
+        out.push(format!("metadata.annotations[{DRY_RUN}]: the policy is logged, not enforced [KARST-0115]"));
+    }
+    out
+}

@@ -1,0 +1,20 @@
+//! What was applied, as all that is made from it looks it up.
+
+mod age;
+mod identity;
+mod index;
+mod labels;
+mod mesh;
+mod names;
+pub(crate) mod parameters;
+mod problem;
+
+pub(crate) use age::{Age, age};
+pub(crate) use identity::{address, rename};
+pub(crate) use index::Objects;
+pub(crate) use labels::selects;
+pub use mesh::{Mesh, Template};
+pub(crate) use names::{
+    GATEWAY, GATEWAY_API, INGRESS, INGRESS_CLASSES, ISTIO_NETWORKING, MANAGED, MESH, OWN_GROUP, VIRTUAL,
+};
+pub(crate) use problem::{FieldError, problem};

@@ -1,0 +1,9 @@
+//! The statuses that are written to objects, where they differ from what is there.
+
+pub(crate) mod backend_tls;
+mod condition;
+pub(crate) mod gateway;
+pub(crate) mod istio;
+pub(crate) mod route;
+
+pub(crate) use condition::Write;

@@ -1,0 +1,290 @@
+//! The statuses of routes that are attached to services or gateways (Gateway API: RouteParentStatus): whether they are in force there, and
+//! whether what they refer to is there and may be referred to. Entries of other controllers stay as they are.
+
+use crate::convert::{
+    compilation::routes::{cache::Cache, filter, gateway_api},
+    facts::{grant, listeners::GatewayListeners, service, waypoint},
+    finding,
+    objects::{FieldError, GATEWAY_API, ISTIO_NETWORKING, OWN_GROUP, Objects},
+    status::condition::{Condition, Write, as_they_are, conditions, reference, same},
+};
+use karst_manifest::{
+    gatewayapi::{BackendRef, ExtensionRef, Filter, ParentRef, RouteStatus},
+    kinds::{GRPCRoute, HTTPRoute, Meta, Service, ServiceEntry, TCPRoute, TLSRoute},
+};
+use serde_json::{Value, json};
+
+/// Some rules are in force, and some are not.
+const PARTLY: &str = "PartiallyInvalid";
+/// Who writes (Istio's name).
+pub(crate) const CONTROLLER: &str = "istio.io/gateway-controller";
+
+/// A route of whichever kind.
+pub(crate) struct Route<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) meta: &'a Meta,
+    pub(crate) names: &'a [String],
+    pub(crate) parents: &'a [ParentRef],
+    /// Backends of all rules, those of mirrors among them.
+    pub(crate) refs: Vec<&'a BackendRef>,
+    filters: Vec<&'a Filter>,
+    /// How many rules it has.
+    rules: usize,
+    /// What is wrong with rules, or not executed of them.
+    bad: Vec<FieldError>,
+    status: &'a RouteStatus,
+}
+
+/// All routes.
+pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'a>> {
+    let mut out = vec![];
+    macro_rules! add {
+        ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
+            for &(_, r) in &objects.$routes {
+                let (meta, rules, status) = (&r.metadata, r.spec.rules.len(), &r.status);
+                let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(r), $filters(r));
+                let backends = r.spec.rules.iter().map(|r| &r.backend_refs[..]);
+                let mut bad = compiled.bad(r).to_vec();
+                bad.extend(gateway_api::unexecuted(of_rules.iter().copied().zip(backends)));
+                let filters: Vec<&Filter> = of_rules.into_iter().flatten().collect();
+                let mirrors = filters.iter().filter_map(|f| Some(&f.request_mirror.as_ref()?.backend_ref));
+                let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
+                let parents = &r.spec.parent_refs[..];
+                out.push(Route { kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
+            }
+        };
+    }
+    let filters = |r: &'a HTTPRoute| r.spec.rules.iter().map(|r| &r.filters[..]).collect();
+    add!(http_routes, "HTTPRoute", |r: &'a HTTPRoute| &r.spec.hostnames[..], filters);
+    let filters = |r: &'a GRPCRoute| r.spec.rules.iter().map(|r| &r.filters[..]).collect();
+    add!(grpc_routes, "GRPCRoute", |r: &'a GRPCRoute| &r.spec.hostnames[..], filters);
+    add!(tcp_routes, "TCPRoute", |_: &'a TCPRoute| &[][..], |_: &'a TCPRoute| vec![]);
+    add!(tls_routes, "TLSRoute", |r: &'a TLSRoute| &r.spec.hostnames[..], |_: &'a TLSRoute| vec![]);
+    out
+}
+
+/// All that differ.
+pub(crate) fn compile(
+    objects: &Objects<'_>,
+    listeners: &GatewayListeners,
+    routes: &[Route<'_>],
+    now: &str,
+) -> Vec<Write> {
+    routes.iter().filter_map(|r| one(objects, listeners, r, now)).collect()
+}
+
+fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
+    let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, ref bad, status: have } = route;
+    let unread = unread(rules, bad);
+    let resolved =
+        extensions(objects, m, filters).unwrap_or_else(|| resolved(objects, kind, m, parents, refs.iter().copied()));
+    let mut unchanged = true;
+    let mut all: Vec<Value> = vec![];
+    let mut ours = 0;
+    for p in parents {
+        let at_gateway = listeners.attached(objects, kind, &m.namespace, names, p).map(|r| match r {
+            Ok(_) => ("Accepted", "Route was valid".to_string()),
+            Err(e) => e,
+        });
+        let Some(mut accepted) = at_gateway.or_else(|| accepted(objects, m, p)) else { continue };
+        let is_attached = accepted.0 == "Accepted";
+        if let Some(Unread { all: true, text }) = &unread
+            && is_attached
+        {
+            accepted = ("UnsupportedValue", text.clone());
+        }
+        let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
+            kind,
+            status: *reason == good,
+            reason,
+            message: message.clone(),
+        };
+        let mut wanted = vec![say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
+        wanted.extend(executed(objects, m, p));
+        if let Some(Unread { all: false, text }) = &unread
+            && is_attached
+        {
+            let message = format!("Dropped Rule {text}");
+            wanted.push(Condition { kind: PARTLY, status: true, reason: "UnsupportedValue", message });
+        }
+        let before = have.parents.iter().find(|s| s.controller_name == CONTROLLER && s.parent_ref == *p);
+        let there = before.map_or(&[][..], |s| &s.conditions);
+        let is_over = |kind| there.iter().any(|c| c.kind == kind) && !wanted.iter().any(|c| c.kind == kind);
+        let over = [PARTLY, finding::RESOLVED_WAYPOINTS].into_iter().any(is_over);
+        unchanged &= before.is_some() && !over && same(&wanted, there, m.generation);
+        ours += 1;
+        all.push(json!({
+            "parentRef": p, "controllerName": CONTROLLER,
+            "conditions": conditions(&wanted, there, m.generation, now),
+        }));
+    }
+    let stale = have.parents.iter().filter(|s| s.controller_name == CONTROLLER).count() != ours;
+    if unchanged && !stale {
+        return None;
+    }
+    // The list is written whole: what others have said stays.
+    for s in have.parents.iter().filter(|s| s.controller_name != CONTROLLER) {
+        let conditions = as_they_are(&s.conditions);
+        all.push(json!({ "parentRef": s.parent_ref, "controllerName": s.controller_name, "conditions": conditions }));
+    }
+    Some(Write { to: reference(GATEWAY_API, kind, m), manager: CONTROLLER, status: json!({ "parents": all }) })
+}
+
+/// Rules, or backends of theirs, that are not in force, since something in them cannot be read or is not executed.
+struct Unread {
+    /// There are no other rules.
+    all: bool,
+    /// Which, and what is wrong with each.
+    text: String,
+}
+
+fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
+    let dropped = gateway_api::dropped(bad);
+    let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
+    let text = format!("{}; matching requests are answered with 500", text.join("; "));
+    let whole = dropped.keys().filter(|field| gateway_api::is_rule(field)).count();
+    (!dropped.is_empty()).then_some(Unread { all: whole >= rules, text })
+}
+
+/// Is the route in force at this parent? None: the parent is no service.
+fn accepted(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
+    let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
+    let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
+        ("" | "core", "Service") => match objects.service(ns, &p.name) {
+            Some(s) if service::is_alias(s) => {
+                return Some(("NoMatchingParent", format!("{}: name what is meant", alias(ns, s))));
+            }
+            s => s.map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+        },
+        (ISTIO_NETWORKING, "ServiceEntry") => {
+            let mut all = objects.entries_of.get(ns).into_iter().flatten();
+            let found = all.find(|e| e.metadata.name == p.name);
+            found.map(|e| e.spec.ports.iter().map(|p| p.number).collect())
+        }
+        _ => return None,
+    };
+    let what = || format!("{} {ns}/{}", p.kind.as_deref().unwrap_or("Service"), p.name);
+    Some(match (ports, p.port) {
+        (None, _) => ("NoMatchingParent", format!("{} not found [KARST-0307]", what())),
+        (Some(all), Some(port)) if !all.contains(&port) => {
+            ("NoMatchingParent", format!("{} has no port {port} [KARST-0308]", what()))
+        }
+        (Some(_), _) => ("Accepted", "Route was valid".into()),
+    })
+}
+
+/// Does a waypoint execute the route for this parent? None: the parent is no service, or is not there.
+fn executed(objects: &Objects<'_>, m: &Meta, p: &ParentRef) -> Option<Condition> {
+    let ns = p.namespace.as_deref().unwrap_or(&m.namespace);
+    let labels = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
+        ("" | "core", "Service") => &objects.service(ns, &p.name).filter(|s| !service::is_alias(s))?.metadata.labels,
+        (ISTIO_NETWORKING, "ServiceEntry") => {
+            let mut all = objects.entries_of.get(ns)?.iter();
+            &all.find(|e| e.metadata.name == p.name)?.metadata.labels
+        }
+        _ => return None,
+    };
+    let say = |status, reason, message| Condition { kind: finding::RESOLVED_WAYPOINTS, status, reason, message };
+    Some(match waypoint::executing(objects, ns, labels, &p.name) {
+        Ok(text) => say(true, finding::RESOLVED_WAYPOINTS, text),
+        Err((reason, text)) => say(false, reason.name(), text),
+    })
+}
+
+/// What is wrong with the filters that it names.
+fn extensions(objects: &Objects<'_>, m: &Meta, filters: &[&Filter]) -> Option<(&'static str, String)> {
+    let named = filters.iter().filter_map(|f| f.extension_ref.as_ref().filter(|_| f.kind == "ExtensionRef"));
+    let lost = |r: &&ExtensionRef| filter::find(objects, &m.namespace, r).is_none();
+    named.into_iter().find(lost).map(|r| match filter::is_one(r) {
+        true => ("FilterNotFound", format!("HTTPFilter {}/{} not found [KARST-0307]", m.namespace, r.name)),
+        false => (
+            "InvalidKind",
+            format!("{} {:?} is not a supported filter: use HTTPFilter of {OWN_GROUP} [KARST-0310]", r.kind, r.name),
+        ),
+    })
+}
+
+/// A Service of type ExternalName is neither backend nor parent: it would lead past ReferenceGrants, and out of the cluster (Gateway
+/// API: implementations should not support it, CVE-2021-25740).
+fn alias(ns: &str, s: &Service) -> String {
+    let Service { metadata: Meta { name, .. }, spec, .. } = s;
+    format!("Service {ns}/{name} is of type ExternalName, an alias of {:?}", spec.external_name)
+}
+
+/// Why nothing is reached by a host name.
+#[derive(Debug, thiserror::Error)]
+enum HostError {
+    #[error("no Service or ServiceEntry has the host {0} [KARST-0307]")]
+    NotFound(String),
+    #[error("host {host} has no port {port} [KARST-0308]")]
+    NoPort { host: String, port: u16 },
+}
+
+/// Is a host there that is referred to by its name, and does it have the port?
+fn hostname(objects: &Objects<'_>, m: &Meta, b: &BackendRef) -> Result<(), HostError> {
+    let own = |s: &&&Service| !service::is_alias(s) && service::hostname(objects, s) == b.name;
+    let services = objects.services.values().flatten().filter(own);
+    let mut ports: Vec<Vec<u16>> = services.map(|s| s.spec.ports.iter().map(|p| p.port).collect()).collect();
+    let own = |e: &ServiceEntry| e.metadata.namespace == m.namespace || !service::is_private(e);
+    let entries = objects.service_entries.iter().filter(|(_, e)| e.spec.hosts.contains(&b.name) && own(e));
+    ports.extend(entries.map(|(_, e)| e.spec.ports.iter().map(|p| p.number).collect()));
+    match b.port {
+        _ if ports.is_empty() => Err(HostError::NotFound(b.name.clone())),
+        Some(port) if !ports.iter().flatten().any(|p| *p == port) => {
+            Err(HostError::NoPort { host: b.name.clone(), port })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Is what it refers to there, and may it be referred to?
+fn resolved<'a>(
+    x: &Objects<'_>,
+    kind: &'static str,
+    m: &Meta,
+    parents: &[ParentRef],
+    refs: impl Iterator<Item = &'a BackendRef>,
+) -> (&'static str, String) {
+    for b in refs {
+        let ns = b.namespace.as_deref().unwrap_or(&m.namespace);
+        let (group, to) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
+        if group == ISTIO_NETWORKING && to == "Hostname" {
+            match hostname(x, m, b) {
+                Ok(()) => continue,
+                Err(e) => return ("BackendNotFound", e.to_string()),
+            }
+        }
+        if !matches!((group, to), ("" | "core", "Service")) {
+            return (
+                "InvalidKind",
+                format!("{to} {:?} is not supported as a backend: use Service or Hostname [KARST-0310]", b.name),
+            );
+        }
+        if ns != m.namespace
+            && !grant::is_parent(parents, &m.namespace, ns, &b.name)
+            && !grant::granted(x, kind, &m.namespace, (ns, group, to, &b.name))
+        {
+            return (
+                "RefNotPermitted",
+                format!(
+                    "reference to Service {ns}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
+                    b.name
+                ),
+            );
+        }
+        match x.service(ns, &b.name) {
+            None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", b.name)),
+            Some(s) if service::is_alias(s) => {
+                return ("BackendNotFound", format!("{}, and not a backend [KARST-0307]", alias(ns, s)));
+            }
+            Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
+                return (
+                    "BackendNotFound",
+                    format!("Service {ns}/{} has no port {} [KARST-0308]", b.name, b.port.unwrap_or(0)),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    ("ResolvedRefs", "All references resolved".into())
+}
