@@ -1,13 +1,17 @@
 //! Doors for the fuzz targets (tests/fuzz): what comes from outside, in the functions that the product calls. Each states what
-//! must hold whatever comes; none may panic.
+//! must hold whatever comes; none may panic. And one for the differential tests (tests/differential): [`Judge`].
 
 use crate::{
-    authz::access::{Access, AuthzContext, Request},
+    authz::access::{Access, AuditEvent, AuthzContext, Request},
     downstream::gateway::Gateway,
-    http::{codec, entry::plain_path, handle::sent_on},
+    http::{
+        codec,
+        entry::{canonical, plain_path},
+        handle::sent_on,
+    },
     route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -131,6 +135,7 @@ pub fn takes(kind: &str, bytes: &[u8]) {
 
 /// Bytes of a client, on a connection of HTTP/1.1 that an application shares with others: it must see the requests that we have
 /// seen, no more and no others (reliability T17).
+#[allow(clippy::panic, reason = "a target's failure is a panic")]
 pub fn head(data: &[u8]) {
     thread_local!(static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -213,4 +218,99 @@ async fn carried(data: &[u8]) {
     let (sent, seen) = (sent.borrow(), seen.borrow());
     // The last may have been broken off before the application saw it.
     assert!(seen.len() <= sent.len() && seen[..] == sent[..seen.len()], "sent {sent:?}, seen {seen:?}");
+}
+
+/// Who may call a service or come in at a gateway, as the control plane says it: for the differential tests (tests/differential).
+pub struct Judge(Access);
+
+/// A connection.
+pub struct Caller {
+    /// Who has shown a certificate.
+    pub peer: Option<Identity>,
+    /// Where it comes from.
+    pub source: std::net::IpAddr,
+    /// What it has called.
+    pub destination: std::net::IpAddr,
+    /// At which port.
+    pub port: u16,
+    /// The name in the hello of TLS. None: no hello was read.
+    pub sni: Option<String>,
+}
+
+/// What comes of a call.
+#[derive(Debug)]
+pub struct Judged {
+    /// The answer, if it does not go on.
+    pub refused: Option<StatusCode>,
+    /// Policies that only tell, and what of: it matches; it would have let in, or refused.
+    pub told: Vec<(String, &'static str)>,
+    /// The host as it was judged, and as it is sent on. (Of bytes, and of what cannot be read: none.)
+    pub authority: Option<HeaderValue>,
+}
+
+impl Judge {
+    /// Of a service: the bytes of its `Access`. None: there are no policies.
+    ///
+    /// # Errors
+    /// A waypoint would not take them.
+    pub fn service(bytes: Option<&[u8]>) -> Result<Self, String> {
+        let all = bytes.map(ir::Access::decode).transpose().map_err(|e| e.to_string())?;
+        Access::new(&all.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
+    }
+
+    /// Of a gateway: the bytes of its `Gateway`.
+    ///
+    /// # Errors
+    /// It would not take them.
+    pub fn gateway(bytes: &[u8]) -> Result<Self, String> {
+        let gateway = ir::Gateway::decode(bytes).map_err(|e| e.to_string())?;
+        Access::new(&gateway.access.unwrap_or_default()).map(Self).map_err(|e| e.to_string())
+    }
+
+    /// Judges bytes.
+    pub fn bytes(&self, caller: &Caller) -> Judged {
+        self.judge(caller, None, None)
+    }
+
+    /// Judges a request, in the order in which `http::handle` does; the head is then as it is sent on.
+    pub fn request(&self, caller: &Caller, head: &mut http::request::Parts) -> Judged {
+        let refused = |status| Judged { refused: Some(status), told: vec![], authority: None };
+        let entry = match canonical(head) {
+            Ok(entry) => entry,
+            Err(why) => return refused(why.status()),
+        };
+        self.0.headers().drop_alike(&mut head.headers);
+        let token = match self.0.tokens.verify(head) {
+            Ok(token) => token,
+            Err(_) => return refused(StatusCode::UNAUTHORIZED),
+        };
+        let path = Path::new(head.uri.path());
+        let request = Request {
+            method: head.method.as_str(),
+            authority: entry.authority.as_str(),
+            path: &path,
+            headers: &head.headers,
+            known: None,
+            token: token.as_ref(),
+        };
+        self.judge(caller, Some(request), Some(entry.authority.value().clone()))
+    }
+
+    fn judge(&self, caller: &Caller, request: Option<Request<'_>>, authority: Option<HeaderValue>) -> Judged {
+        let asked = AuthzContext {
+            peer: caller.peer.as_ref(),
+            source: caller.source,
+            destination: caller.destination,
+            port: caller.port,
+            sni: caller.sni.as_deref(),
+            request,
+        };
+        let say = |(name, event): (&str, AuditEvent)| match event {
+            AuditEvent::Matches => (name.to_string(), "matches"),
+            AuditEvent::DryRun { would, .. } => (name.to_string(), would.result()),
+        };
+        let told = self.0.audit(&asked).map(say).collect();
+        let refused = self.0.evaluate(&asked).denial().map(|_| StatusCode::FORBIDDEN);
+        Judged { refused, told, authority }
+    }
 }

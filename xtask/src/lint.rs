@@ -29,6 +29,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-controller", 5),
     ("karst-world", 5),
     ("karst-fuzz", 6),
+    ("karst-differential", 6),
     ("karst-e2e", 6),
     ("hbone-conformance", 0),
     ("samples", 0),

@@ -469,6 +469,20 @@ fn a_policy_that_cannot_be_read_refuses_beside_one_that_allows() {
     }
 }
 
+/// One that cannot be understood closes; but nobody outside of the root namespace closes gateways of others by naming their class.
+#[test]
+fn a_class_of_gateways_is_named_in_the_root_namespace_only() {
+    let waypoint = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    for (ns, action, policies) in [("b", "ALLOW", 0), ("b", "DENY", 0), ("a", "DENY", 0), ("istio-system", "DENY", 1)] {
+        let object = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {ns}}}\nspec: {{action: {action}, targetRefs: [{{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}}], rules: [{{}}]}}\n"
+        );
+        let (m, problems) = run(&(waypoint.clone() + &object));
+        let found = m.access.get("a/s.a.svc.cluster.local").map_or(0, |a| a.policies.len());
+        assert_eq!((found, problems.len()), (policies, 1 - policies), "{ns} {action}");
+    }
+}
+
 /// In each action, by a value that the newer rules refuse, beside an ALLOW of everything: what is meant to refuse does so.
 #[test]
 fn values_that_cannot_be_read_close_what_refuses() {

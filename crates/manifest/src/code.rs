@@ -60,6 +60,7 @@ pub const CODES: &[(u16, &str)] = &[
     (121, "jwksUri is invalid, or its server is not trusted"),
     (122, "not a usable key set"),
     (123, "jwksUri leads to an address that is not allowed"),
+    (124, "not the name of a trust domain"),
     (201, "wildcard hosts do not fit the resolution"),
     (202, "address ranges do not fit the resolution"),
     (203, "endpoints do not fit the resolution"),

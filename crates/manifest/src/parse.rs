@@ -201,16 +201,22 @@ pub fn value(kind: &str, mut object: serde_json::Value) -> Result<Object, Proble
 
 /// Has the kind a closed form ([`closed`])?
 pub fn has_closed(kind: &str) -> bool {
-    closed_spec(kind).is_some() || ROUTES.contains(&kind)
+    closed_spec(kind, None).is_some() || ROUTES.contains(&kind)
 }
 
 /// Kinds of routes: what they are for is nobody else's because they cannot be read.
 const ROUTES: [&str; 5] = ["VirtualService", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"];
 
-fn closed_spec(kind: &str) -> Option<serde_json::Value> {
+/// By what it was to do (`action`).
+fn closed_spec(kind: &str, action: Option<&serde_json::Value>) -> Option<serde_json::Value> {
     match kind {
-        // An ALLOW policy without rules allows nothing.
-        "AuthorizationPolicy" => Some(serde_json::json!({ "action": "ALLOW" })),
+        "AuthorizationPolicy" => Some(match action.map(serde_json::Value::as_str) {
+            // Without rules it allows nothing.
+            None | Some(Some("ALLOW")) => serde_json::json!({ "action": "ALLOW" }),
+            Some(Some("AUDIT")) => serde_json::json!({ "action": "AUDIT" }),
+            // It may have been to refuse, also what another one allows.
+            Some(_) => serde_json::json!({ "action": "DENY", "rules": [{}] }),
+        }),
         "PeerAuthentication" => Some(serde_json::json!({ "mtls": { "mode": "STRICT" } })),
         _ => None,
     }
@@ -222,8 +228,8 @@ pub fn closed(kind: &str, object: serde_json::Value) -> Option<Object> {
     if ROUTES.contains(&kind) {
         return unread(kind, &object);
     }
-    let spec = closed_spec(kind)?;
-    let part = |p: &str| object.pointer(p).cloned().unwrap_or_default();
+    let spec = closed_spec(kind, v.pointer("/spec/action").filter(|a| !a.is_null()))?;
+    let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
     let metadata = part("/metadata");
     let mut narrow = spec.clone();
     for field in ["selector", "targetRef", "targetRefs"] {
@@ -326,8 +332,20 @@ mod tests {
         {
             let v = serde_json::json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "action": "NEW", "selector": selector, "rules": [{ "form": [] }] } });
             let Some(Object::AuthorizationPolicy(a)) = closed("AuthorizationPolicy", v) else { panic!("no policy") };
-            assert_eq!((a.spec.action.as_deref(), a.spec.rules.len()), (Some("ALLOW"), 0));
+            assert_eq!((a.spec.action.as_deref(), a.spec.rules.len()), (Some("DENY"), 1));
             assert_eq!(a.spec.selector.map_or(0, |s| s.match_labels.len()), labels);
+        }
+        // What was to refuse does so, whatever another one allows; what was to let in lets in nobody.
+        for (action, closed_by) in [
+            (serde_json::json!("DENY"), ("DENY", 1)),
+            (serde_json::json!(5), ("DENY", 1)),
+            (serde_json::json!("ALLOW"), ("ALLOW", 0)),
+            (serde_json::Value::Null, ("ALLOW", 0)),
+            (serde_json::json!("AUDIT"), ("AUDIT", 0)),
+        ] {
+            let v = serde_json::json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "action": action, "rules": [{ "form": [] }] } });
+            let Some(Object::AuthorizationPolicy(a)) = closed("AuthorizationPolicy", v) else { panic!("no policy") };
+            assert_eq!((a.spec.action.as_deref().unwrap_or("ALLOW"), a.spec.rules.len()), closed_by, "{action}");
         }
         assert!(closed("Pod", serde_json::json!({})).is_none());
         // A route stays one for the same services, with nothing of its rules; its status stays, so that it is not written anew.

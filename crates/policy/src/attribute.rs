@@ -145,9 +145,16 @@ impl Attribute {
             Values::Text => StringMatch::parse(value).map(drop),
             Values::Path => PathPattern::parse(value).map(drop),
             Values::TrustDomains if value.contains('*') => Err(ValueError::NoStar),
+            // It would be one at a waypoint, and more of a principal at ztunnel.
+            Values::TrustDomains if value.contains('/') => Err(ValueError::Domain),
             Values::TrustDomains | Values::Ranges | Values::Ports | Values::Accounts => Ok(()),
         }
     }
+}
+
+/// The port that a value names: digits only, whatever zeros are before them.
+pub fn port(value: &str) -> Option<u16> {
+    value.parse().ok().filter(|p| *p != 0 && value.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// A key of a condition (`when`).
@@ -259,5 +266,16 @@ mod tests {
             }
         }
         assert_eq!(Attribute::TrustDomain.check("cluster.*"), Err(ValueError::NoStar));
+        assert_eq!(Attribute::TrustDomain.check("cluster.local/ns/a"), Err(ValueError::Domain));
+    }
+
+    #[test]
+    fn a_port_is_a_number_and_no_text() {
+        for (value, wanted) in [("80", Some(80)), ("080", Some(80)), ("65535", Some(65535))] {
+            assert_eq!(port(value), wanted, "{value}");
+        }
+        for value in ["", "0", "00", "+80", "-1", "65536", "http", "80 ", "8*"] {
+            assert_eq!(port(value), None, "{value}");
+        }
     }
 }

@@ -11,6 +11,8 @@ pub enum ValueError {
     PathStar,
     /// A `*` where nothing but the whole value is compared.
     NoStar,
+    /// A `/` in the name of a trust domain.
+    Domain,
     /// `{name}`, or an operator that is not a whole segment.
     Braces,
     /// An operator after `{**}`.
@@ -33,6 +35,7 @@ impl fmt::Display for ValueError {
                 "may contain only one '*', as its first or last character: use {*} for one segment, {**} for any number of segments [KARST-0111]"
             }
             ValueError::NoStar => "must not contain '*', because only whole values are compared: list each value [KARST-0111]",
+            ValueError::Domain => "must not contain '/', because it is the name of a trust domain, such as cluster.local: use source.principal for more than that [KARST-0124]",
             ValueError::Braces => "contains '{' or '}' that is not part of {*} or {**} as a whole segment: use one of these [KARST-0112]",
             ValueError::NotLast => "contains an operator after {**}, which must be the last one: remove one of them [KARST-0112]",
             ValueError::Literal => "contains a character that is not allowed in a path template: percent-encode it [KARST-0112]",

@@ -17,7 +17,7 @@ use karst_api::route::{self as ir, AccessAction};
 use karst_core::{Cidr, Identity, authority::Authority};
 use karst_policy::{
     Attribute, Path, PathPattern, StringMatch,
-    attribute::{AUTHORITY, Values},
+    attribute::{AUTHORITY, Values, port},
 };
 use karst_proxy::dry_run::Would;
 use std::{net::IpAddr, sync::Arc};
@@ -349,7 +349,9 @@ impl ValueMatcher {
             Values::Ranges => s.parse().ok().map(ValueMatcher::Net),
             Values::Path => PathPattern::parse(s).ok().map(ValueMatcher::Path),
             Values::Text => StringMatch::parse(s).ok().map(ValueMatcher::Text),
-            Values::Ports | Values::Accounts | Values::TrustDomains => {
+            // As a number, however it is written.
+            Values::Ports => port(s).map(|p| ValueMatcher::Text(StringMatch::Exact(p.to_string().into()))),
+            Values::Accounts | Values::TrustDomains => {
                 (!s.contains('*')).then(|| ValueMatcher::Text(StringMatch::Exact(s.into())))
             }
         }
@@ -388,12 +390,20 @@ impl ValueMatcher {
     }
 }
 
-/// A value for hosts as authorities are written: without a last dot.
+/// A value for hosts as authorities are written: names without a last dot, ports without leading zeros.
 fn host_value(s: &str) -> String {
-    match Authority::parse(s.as_bytes()) {
-        Ok(a) => a.to_string(),
-        // With a wildcard.
-        Err(_) => s.strip_suffix('.').unwrap_or(s).to_string(),
+    if let Ok(a) = Authority::parse(s.as_bytes()) {
+        return a.to_string();
+    }
+    // With a wildcard.
+    let (host, number) = match s.rsplit_once(':') {
+        Some((host, number)) => (host, Some(number)),
+        None => (s, None),
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    match number {
+        Some(number) => format!("{host}:{}", port(number).map_or_else(|| number.to_string(), |p| p.to_string())),
+        None => host.to_string(),
     }
 }
 
@@ -516,8 +526,13 @@ mod tests {
             (test(A::Host, "", &["SHOP."], &[]), true),
             (test(A::Host, "", &["shop.:80"], &[]), true),
             (test(A::Host, "", &["*hop."], &[]), true),
+            (test(A::Host, "", &["*hop.:80"], &[]), true),
+            (test(A::Host, "", &["*:0080"], &[]), true),
+            (test(A::Host, "", &["shop.:*"], &[]), true),
             (test(A::Host, "", &["*.example.com"], &[]), false),
             (test(A::Method, "", &["GET"], &[]), true),
+            (test(A::Port, "", &["080"], &[]), true),
+            (test(A::Port, "", &[], &["0080"]), false),
             (test(A::Method, "", &["POST"], &[]), false),
             (test(A::Path, "", &["/a/*"], &[]), true),
             (test(A::Path, "", &["/a/{*}/c"], &[]), true),

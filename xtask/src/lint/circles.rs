@@ -23,7 +23,6 @@ const CIRCLES: &[(&str, &[usize])] = &[
     ("karst-manifest", &[6]),
     ("karst-ebpf", &[4]),
     ("karst-cni", &[3]),
-    ("karst-waypoint", &[22]),
     ("karst-world", &[3, 2]),
     ("xtask", &[2]),
 ];

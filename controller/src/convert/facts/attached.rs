@@ -100,7 +100,13 @@ pub(crate) fn applies(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, o: 
     }
     o.targets().any(|(_, t)| match t.kind.as_str() {
         "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
-        "GatewayClass" => g.is_some_and(|g| g.spec.gateway_class_name == t.name),
+        "GatewayClass" => g.is_some_and(|g| is_class(objects, &o.meta().namespace, t, g)),
         _ => false,
     })
+}
+
+/// Does a target of an object of this namespace mean the class of a Gateway? Only in the root namespace: else anybody could decide
+/// about all gateways, and were it with a policy that cannot be understood, which closes.
+pub(crate) fn is_class(objects: &Objects<'_>, ns: &str, t: &TargetRef, g: &Gateway) -> bool {
+    ns == objects.mesh.root_namespace && g.spec.gateway_class_name == t.name
 }

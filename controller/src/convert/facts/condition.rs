@@ -32,8 +32,8 @@ fn nets(v: &[String], at: &str) -> Result<Vec<CidrText>, FieldError> {
 
 fn ports(v: &[String], at: &str) -> Result<Vec<u16>, FieldError> {
     let one = |(i, s): (usize, &String)| {
-        let port = s.parse().ok().filter(|p| *p != 0);
-        port.ok_or_else(|| (format!("{at}[{i}]"), format!("invalid port {s:?}: use 1 to 65535 [KARST-0019]")))
+        attribute::port(s)
+            .ok_or_else(|| (format!("{at}[{i}]"), format!("invalid port {s:?}: use 1 to 65535 [KARST-0019]")))
     };
     v.iter().enumerate().map(one).collect()
 }
