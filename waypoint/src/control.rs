@@ -7,7 +7,11 @@ use crate::{
 use karst_api::{
     ACCESS_TYPE, ADDRESS_TYPE, BACKEND_TYPE, GATEWAY_TYPE, POD_RANGES_TYPE, ROUTES_TYPE, VIRTUAL_HOST_TYPE, route as ir,
 };
-use karst_proxy::{discovery::Counts, remote::ControlPlaneClient, untold::Asker};
+use karst_proxy::{
+    discovery::Counts,
+    remote::{ControlPlaneClient, RemoteError},
+    untold::Asker,
+};
 use karst_rt::ready::{Blocker, Ready};
 use karst_xds::client::{StreamEnd, Update, XdsSubscriber};
 use prost::Message;

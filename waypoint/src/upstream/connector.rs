@@ -21,9 +21,12 @@ pub(crate) mod memory {
     /// Bytes that a stream holds.
     const BUFFER: usize = 64 << 10;
 
+    /// Takes the other end of a stream.
+    type Accept = Rc<dyn Fn(DuplexStream)>;
+
     /// Endpoints by their addresses. Where there is none, a connection is refused.
     #[derive(Default)]
-    pub(crate) struct Memory(RefCell<HashMap<SocketAddr, Rc<dyn Fn(DuplexStream)>>>);
+    pub(crate) struct Memory(RefCell<HashMap<SocketAddr, Accept>>);
 
     impl Memory {
         /// An endpoint that is given the other end of each stream to this address.

@@ -147,6 +147,7 @@ async fn connect(
     if let Some(why) = lent(s, &workload) {
         return Err(why.into());
     }
+    #[allow(clippy::infallible_destructuring_match, reason = "tests have another connector")]
     let network = match &w.connector {
         Connector::Network(n) => n,
         #[cfg(test)]
