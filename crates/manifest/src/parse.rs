@@ -228,8 +228,8 @@ pub fn closed(kind: &str, object: serde_json::Value) -> Option<Object> {
     if ROUTES.contains(&kind) {
         return unread(kind, &object);
     }
-    let spec = closed_spec(kind, v.pointer("/spec/action").filter(|a| !a.is_null()))?;
-    let part = |p: &str| v.pointer(p).cloned().unwrap_or_default();
+    let spec = closed_spec(kind, object.pointer("/spec/action").filter(|a| !a.is_null()))?;
+    let part = |p: &str| object.pointer(p).cloned().unwrap_or_default();
     let metadata = part("/metadata");
     let mut narrow = spec.clone();
     for field in ["selector", "targetRef", "targetRefs"] {

@@ -173,11 +173,11 @@ async fn stream<H: XdsSubscriber>(
                 continue;
             }
         };
-        h.received(&response.type_url, prost::Message::encoded_len(&response));
+        subscriber.received(&response.type_url, prost::Message::encoded_len(&response));
         let answered = asked.answered(&response);
         let nonce = response.nonce.clone();
         let (type_url, error) = match types.iter().find(|type_url| **type_url == response.type_url) {
-            Some(t) => (t.to_string(), take(h, held.entry(t).or_default(), response)),
+            Some(t) => (t.to_string(), take(subscriber, held.entry(t).or_default(), response)),
             None => (response.type_url.clone(), Some(format!("type {:?} was not asked for", response.type_url))),
         };
         if !answered.is_empty() {

@@ -109,8 +109,8 @@ fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, target: &TargetRef, 
             all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.find(h, ns)).cloned().collect()
         }
         // Everything that is bound to it.
-        "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == t.name),
-        "GatewayClass" => bound(objects, hosts, canary, |g| is_class(objects, ns, t, g)),
+        "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == target.name),
+        "GatewayClass" => bound(objects, hosts, canary, |g| is_class(objects, ns, target, g)),
         _ => vec![],
     }
 }
