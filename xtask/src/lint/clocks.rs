@@ -40,7 +40,7 @@ const SOURCE: &str = "karst-rt";
 const KNOWN: &[(&str, Count)] = &[
     ("karst-proxy", Count { clocks: 5, locks: 5 }),
     ("karst-ztunnel", Count { clocks: 5, locks: 3 }),
-    ("karst-waypoint", Count { clocks: 8, locks: 9 }),
+    ("karst-waypoint", Count { clocks: 3, locks: 9 }),
     ("karst-controller", Count { clocks: 3, locks: 5 }),
 ];
 
