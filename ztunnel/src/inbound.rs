@@ -217,9 +217,8 @@ pub fn target<B>(
         }
         Host::Ip(_) => port,
         Host::Name(host) => {
-            let svc = snapshot
-                .host(&host, own.namespace)
-                .ok_or(Outcome::NotFound("the host name of the authority is not known"))?;
+            let svc =
+                snapshot.host(&host, own.namespace).ok_or(Outcome::NotFound("unknown host name in the authority"))?;
             let own = snapshot.own_pod(own).ok_or(Outcome::NoWorkload)?;
             let ports = own
                 .services

@@ -153,7 +153,7 @@ pub enum RequestError {
     #[error("not a ZDS request: {0}")]
     Decode(prost::DecodeError),
     /// Of a newer agent.
-    #[error("a ZDS request of a kind that this version does not know")]
+    #[error("unknown kind of ZDS request")]
     Unknown,
     /// Nothing is said of the pod.
     #[error("AddWorkload without workload_info")]
@@ -194,7 +194,7 @@ pub async fn run(path: &Path, mut pods: impl Pods) {
     let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
     loop {
         match session(path, &mut pods, &mut backoff).await {
-            Ok(()) => tracing::info!("the node agent has closed the connection; pods are served on"),
+            Ok(()) => tracing::info!("the node agent closed the connection; pods are still served"),
             Err(e) => tracing::warn!(path = %path.display(), error = %e, "no connection to the node agent"),
         }
         pods.lost();

@@ -73,7 +73,7 @@ pub enum ObjectError {
     )]
     NoPorts(String),
     /// None that there is.
-    #[error("workloadType {0:?} is none of pod, deployment, job, cronjob")]
+    #[error("unsupported workloadType {0:?}: use pod, deployment, job or cronjob")]
     WorkloadType(String),
     /// Not of the form.
     #[error("vips: {0:?} is not NETWORK/ADDRESS")]
@@ -177,7 +177,7 @@ enum Key {
     Text(String),
 }
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no port")]
+#[error("invalid port {0:?}")]
 struct PortError(String);
 
 impl TryFrom<Key> for PortKey {

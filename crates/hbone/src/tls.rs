@@ -208,7 +208,7 @@ impl Credentials {
 pub fn identity_of(cert: &CertificateDer<'_>) -> Result<Identity, TlsError> {
     use x509_parser::extensions::GeneralName;
     let bad = |e: &str| TlsError::Peer(e.to_string());
-    let (rest, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad("is no X.509 certificate"))?;
+    let (rest, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|_| bad("is not an X.509 certificate"))?;
     if !rest.is_empty() {
         return Err(bad("has bytes after its end"));
     }

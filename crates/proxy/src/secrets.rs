@@ -97,7 +97,7 @@ pub enum CertificateError {
     #[error("csr: {0}")]
     Request(rcgen::Error),
     /// The token cannot be sent.
-    #[error("the token has characters that no header may have")]
+    #[error("the token contains characters that are not allowed in a header")]
     Token,
     /// The certificate authority's answer.
     #[error("{}: {}", .0.code(), .0.message())]
@@ -276,7 +276,7 @@ async fn renew<A: CaClient>(
             Ok(c) => {
                 backoff.reset();
                 let pause = until_renewal(SystemTime::now(), c.not_after, rand::rng().random_range(0.0..1.0));
-                tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate is here");
+                tracing::info!(identity = %id, serial = c.serial, renew_in_s = pause.as_secs(), "certificate received");
                 let credentials = Arc::new(c);
                 table.send_modify(|t| {
                     let mut new = (**t).clone();
@@ -287,7 +287,7 @@ async fn renew<A: CaClient>(
             }
             Err(e) => {
                 let pause = backoff.next_delay();
-                tracing::warn!(identity = %id, error = %e, retry_ms = pause.as_millis() as u64, "no certificate; one that is still valid stays in use");
+                tracing::warn!(identity = %id, error = %e, retry_ms = pause.as_millis() as u64, "no certificate received; the current one stays in use while it is valid");
                 stream.mark_unchanged();
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -303,7 +303,7 @@ async fn renew<A: CaClient>(
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             why = credentials.until_revoked() => {
-                tracing::warn!(identity = %id, "our own certificate: {why}; asking for another");
+                tracing::warn!(identity = %id, "our own certificate: {why}; requesting another");
             }
         }
     }

@@ -49,7 +49,7 @@ pub enum FieldError {
     TunnelProtocol(i32),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("which pod it is cannot be read: {0}")]
+    #[error("not a karst.route.v1.Pod: {0}")]
     Pod(prost::DecodeError),
 }
 
@@ -848,7 +848,7 @@ mod tests {
         }
         let mut w = with_uid(pod("a", "10.0.0.1", &[]), "");
         w.extensions[0].config.as_mut().unwrap().value = vec![0xff];
-        assert!(workload(w).unwrap_err().to_string().contains("which pod"));
+        assert!(workload(w).unwrap_err().to_string().contains("not a karst.route.v1.Pod"));
     }
 
     #[test]
