@@ -114,6 +114,8 @@ impl Followed {
     fn sync(&self, guards: &mut Guards) -> Result<(), Error> {
         let node = self.node.borrow();
         let devices = node.sync_local(&self.netns, &self.config)?;
+        // Those that are new are guarded, whatever comes of the question.
+        guards.seen(&devices, &[]);
         guards.seen(&devices, &node.lost(&self.netns, &self.config, &devices)?);
         Ok(())
     }

@@ -483,6 +483,51 @@ fn a_class_of_gateways_is_named_in_the_root_namespace_only() {
     }
 }
 
+/// A reference to a Service names one of its own namespace; a name that could be read as a host name of another is nobody's. Nor does
+/// a ServiceEntry that is hidden, or not in force, stand for what others have of the same host name.
+#[test]
+fn no_reference_reaches_into_another_namespace() {
+    let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let entry = |more: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: b}}\nspec: {{hosts: [s.a.svc.cluster.local], {more}}}\n"
+        )
+    };
+    let hidden =
+        entry("exportTo: ['~'], resolution: STATIC, location: MESH_INTERNAL, ports: [{number: 80, name: http}]");
+    let broken = entry("resolution: NOTHING, ports: [{number: 80, name: http}]");
+    let targets = [
+        ("{group: '', kind: Service, name: s.a}", ""),
+        ("{group: '', kind: Service, name: s.a.svc}", ""),
+        ("{group: '', kind: Service, name: s.a.svc.cluster.local}", ""),
+        ("{group: networking.istio.io, kind: ServiceEntry, name: e}", hidden.as_str()),
+        ("{group: networking.istio.io, kind: ServiceEntry, name: e}", broken.as_str()),
+    ];
+    let objects = [
+        ("security.istio.io/v1", "AuthorizationPolicy", "action: DENY, rules: [{}]"),
+        ("security.istio.io/v1", "RequestAuthentication", "jwtRules: [{issuer: i}]"),
+        ("karst.io/v1alpha1", "HTTPFilter", "rateLimits: [{requests: 1}]"),
+    ];
+    let seen = |model: &Model| {
+        let access = model.access.get("a/s.a.svc.cluster.local").map_or((0, 0), |a| (a.policies.len(), a.tokens.len()));
+        (access, model.routes.get("a/s.a.svc.cluster.local").cloned())
+    };
+    let (alone, _) = run(&base);
+    for (api, kind, spec) in objects {
+        let of = |namespace: &str, target: &str| {
+            format!(
+                "---\napiVersion: {api}\nkind: {kind}\nmetadata: {{name: x, namespace: {namespace}}}\nspec: {{targetRefs: [{target}], {spec}}}\n"
+            )
+        };
+        let (own, problems) = run(&(base.clone() + &of("a", "{group: '', kind: Service, name: s}")));
+        assert_ne!(seen(&own), seen(&alone), "{kind} of its own namespace is in force: {problems:?}");
+        for (target, more) in targets {
+            let (model, _) = run(&(base.clone() + more + &of("b", target)));
+            assert_eq!(seen(&model), seen(&alone), "{kind} for {target}");
+        }
+    }
+}
+
 /// In each action, by a value that the newer rules refuse, beside an ALLOW of everything: what is meant to refuse does so.
 #[test]
 fn values_that_cannot_be_read_close_what_refuses() {

@@ -216,7 +216,7 @@ impl<'a> View<'a> {
         for (i, p) in all.iter().enumerate() {
             let ns = p.namespace.as_deref().unwrap_or(namespace);
             let found = match service_kind(p) {
-                Some("Service") => self.hosts.find(&p.name, ns).map(|key| self.unserved(key)),
+                Some("Service") => self.hosts.service(&p.name, ns).map(|key| self.unserved(key)),
                 Some(_) => {
                     let mut all = self.objects.entries_of.get(ns).into_iter().flatten();
                     let e = all.find(|e| e.metadata.name == p.name);

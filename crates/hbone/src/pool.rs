@@ -19,6 +19,8 @@ use tokio::{sync::Notify, time::Instant};
 
 /// A tunnel whose streams last longer than an unused one is kept is looked at this often: nobody says when the last one ends.
 const LOOK: Duration = Duration::from_secs(1);
+/// No tunnel is looked at more often, however short unused ones are kept.
+const LEAST_LOOK: Duration = Duration::from_millis(10);
 
 /// A tunnel.
 pub struct Tunnel {
@@ -256,7 +258,7 @@ impl<K: Clone + Eq + Hash + 'static> Pool<K> {
         let mut drive = std::pin::pin!(drive);
         loop {
             let idle_for = tunnel.idle_since.get().elapsed();
-            let least = if tunnel.active.get() == 0 { Duration::from_millis(10) } else { LOOK.min(self.idle) };
+            let least = if tunnel.active.get() == 0 { LEAST_LOOK } else { LOOK.min(self.idle).max(LEAST_LOOK) };
             let wait = self.idle.saturating_sub(idle_for).max(least);
             tokio::select! {
                 _ = &mut drive => break,

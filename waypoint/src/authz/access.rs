@@ -351,6 +351,8 @@ impl ValueMatcher {
             Values::Text => StringMatch::parse(s).ok().map(ValueMatcher::Text),
             // As a number, however it is written.
             Values::Ports => port(s).map(|p| ValueMatcher::Text(StringMatch::Exact(p.to_string().into()))),
+            // No trust domain has a slash: a value of an older controller's that has one means something else.
+            Values::TrustDomains if s.contains('/') => None,
             Values::Accounts | Values::TrustDomains => {
                 (!s.contains('*')).then(|| ValueMatcher::Text(StringMatch::Exact(s.into())))
             }

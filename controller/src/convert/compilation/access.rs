@@ -103,10 +103,10 @@ fn one(judged: &Judged<'_>) -> ir::AccessPolicy {
 /// The services that a target means. `canary`: a waypoint means those of which it gets a part, too.
 fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, target: &TargetRef, canary: bool) -> Vec<Arc<str>> {
     match target.kind.as_str() {
-        "Service" => hosts.find(&target.name, ns).into_iter().cloned().collect(),
+        "Service" => hosts.service(&target.name, ns).into_iter().cloned().collect(),
         "ServiceEntry" => {
             let all = objects.entries_of.get(ns).into_iter().flatten().filter(|e| e.metadata.name == target.name);
-            all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.find(h, ns)).cloned().collect()
+            all.flat_map(|e| &e.spec.hosts).filter_map(|h| hosts.own(h, ns)).cloned().collect()
         }
         // Everything that is bound to it.
         "Gateway" => bound(objects, hosts, canary, |g| g.metadata.namespace == ns && g.metadata.name == target.name),
@@ -123,9 +123,9 @@ fn bound(objects: &Objects<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gat
     };
     let services = objects.services.values().flatten().filter(|s| is(&s.metadata));
     let mut out: Vec<Arc<str>> =
-        services.filter_map(|s| hosts.find(&s.metadata.name, &s.metadata.namespace)).cloned().collect();
+        services.filter_map(|s| hosts.service(&s.metadata.name, &s.metadata.namespace)).cloned().collect();
     for (_, e) in objects.service_entries.iter().filter(|(_, e)| is(&e.metadata)) {
-        out.extend(e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)).cloned());
+        out.extend(e.spec.hosts.iter().filter_map(|h| hosts.own(h, &e.metadata.namespace)).cloned());
     }
     out
 }

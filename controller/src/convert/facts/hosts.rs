@@ -76,6 +76,18 @@ impl Hosts {
         self.seen(keys, namespace)
     }
 
+    /// The Service of this name in this namespace, as references to objects mean it. (A name with a dot, which no Service has,
+    /// would be read as a host name, and so as one of another namespace.)
+    pub(crate) fn service(&self, name: &str, namespace: &str) -> Option<&Arc<str>> {
+        self.own(name, namespace).filter(|_| !name.contains('.'))
+    }
+
+    /// The service of this namespace that has a host name: what the owner of a ServiceEntry may say something of, also while that
+    /// is not in force, or hidden, and others have one with the same host name.
+    pub(crate) fn own(&self, host: &str, namespace: &str) -> Option<&Arc<str>> {
+        self.find(host, namespace).filter(|key| is_of(key, namespace))
+    }
+
     /// `name.namespace` and `name.namespace.svc` are used, too.
     pub(crate) fn longer(&self, full: &str) -> Option<String> {
         match full.split('.').collect::<Vec<_>>()[..] {

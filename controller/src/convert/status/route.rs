@@ -138,9 +138,16 @@ struct Unread {
     text: String,
 }
 
+/// Of how many things in a route that are not in force a condition says what is wrong with them.
+const SAID: usize = 16;
+
 fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
     let dropped = gateway_api::dropped(bad);
-    let text: Vec<String> = dropped.values().map(|(field, text)| format!("{field}: {text}")).collect();
+    // A condition's message has at most 32,768 characters: one that is longer could never be written.
+    let mut text: Vec<String> = dropped.values().take(SAID).map(|(field, text)| format!("{field}: {text}")).collect();
+    if let Some(more) = dropped.len().checked_sub(SAID).filter(|more| *more > 0) {
+        text.push(format!("and {more} more"));
+    }
     let text = format!("{}; matching requests are answered with 500", text.join("; "));
     let whole = dropped.keys().filter(|field| gateway_api::is_rule(field)).count();
     (!dropped.is_empty()).then_some(Unread { all: whole >= rules, text })

@@ -24,7 +24,7 @@ pub(crate) fn compile<'a>(
         bad.extend(v.bad.into_iter().map(|b| (v.at, b)));
     }
     for ((ns, name), tls) in of {
-        let (Some(service), Some(key)) = (objects.service(ns, name), hosts.find(name, ns)) else { continue };
+        let (Some(service), Some(key)) = (objects.service(ns, name), hosts.service(name, ns)) else { continue };
         let b = Arc::make_mut(backends.entry(key.to_string()).or_default());
         for p in &service.spec.ports {
             // What is for the port stands before what is for the service.

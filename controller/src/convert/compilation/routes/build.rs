@@ -147,7 +147,7 @@ pub(crate) fn compile(
         report(at, &[b]);
     }
     for (_, e) in objects.service_entries.iter().filter(|(_, e)| service::is_by_name(e)) {
-        for host in e.spec.hosts.iter().filter_map(|h| hosts.find(h, &e.metadata.namespace)) {
+        for host in e.spec.hosts.iter().filter_map(|h| hosts.own(h, &e.metadata.namespace)) {
             Arc::make_mut(backends.entry(host.to_string()).or_default()).by_name = true;
         }
     }

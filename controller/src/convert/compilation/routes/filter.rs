@@ -88,7 +88,7 @@ pub(crate) fn attach(filter: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> V
             continue;
         }
         // A service that is not there has no requests.
-        let Some(key) = hosts.find(&t.name, ns) else { continue };
+        let Some(key) = hosts.service(&t.name, ns) else { continue };
         if model.services.get(&**key).is_some_and(|s| s.waypoint.is_none()) {
             let text = format!(
                 "Service {} uses no waypoint, so this has no effect: label it istio.io/use-waypoint [KARST-0701]",

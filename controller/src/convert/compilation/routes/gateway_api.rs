@@ -318,7 +318,7 @@ impl<'a> Convert<'a> {
         let ns = parent.namespace.as_deref().unwrap_or(self.ns);
         let services: Vec<Arc<str>> =
             match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or(GATEWAY)) {
-                ("" | "core", "Service") => self.hosts.find(&parent.name, ns).into_iter().cloned().collect(),
+                ("" | "core", "Service") => self.hosts.service(&parent.name, ns).into_iter().cloned().collect(),
                 (ISTIO_NETWORKING, "ServiceEntry") => {
                     let all = self
                         .objects
@@ -327,7 +327,7 @@ impl<'a> Convert<'a> {
                         .into_iter()
                         .flatten()
                         .filter(|e| e.metadata.name == parent.name);
-                    all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.find(h, ns)).cloned().collect()
+                    all.flat_map(|e| &e.spec.hosts).filter_map(|h| self.hosts.own(h, ns)).cloned().collect()
                 }
                 _ => return self.hosts.listeners.keys(self.objects, self.kind, self.ns, self.names, parent),
             };
@@ -420,7 +420,7 @@ impl<'a> Convert<'a> {
         let ns = backend.namespace.as_deref().unwrap_or(self.ns);
         let (group, kind) = (backend.group.as_deref().unwrap_or(""), backend.kind.as_deref().unwrap_or("Service"));
         let found = match (group, kind) {
-            ("" | "core", "Service") => self.hosts.find(&backend.name, ns),
+            ("" | "core", "Service") => self.hosts.service(&backend.name, ns),
             // Istio's way to name any service by its host name.
             (ISTIO_NETWORKING, "Hostname") => self.hosts.find(&backend.name, self.ns),
             _ => None,
