@@ -169,6 +169,28 @@ impl Service {
     pub fn workload_service(uid: &str) -> Arc<str> {
         format!("~{uid}").into()
     }
+    /// The service that stands for a workload alone, behind its waypoint: without name or address.
+    pub(super) fn of_workload(workload: &Workload, waypoint: Gateway) -> Self {
+        Self {
+            key: Self::workload_service(&workload.uid),
+            name: workload.name.clone(),
+            namespace: workload.namespace.clone(),
+            hostname: "".into(),
+            vips: vec![],
+            ranges: vec![],
+            ports: vec![],
+            protocols: vec![],
+            sans: vec![],
+            waypoints: vec![(waypoint, 1)],
+            mode: Mode::Any,
+            scopes: vec![],
+            only_healthy: false,
+            canonical: false,
+            private: true,
+            ingress_waypoint: false,
+            affinity: None,
+        }
+    }
     /// Does it stand for a workload alone?
     pub fn is_workload_service(&self) -> bool {
         self.key.starts_with('~')

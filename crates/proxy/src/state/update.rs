@@ -2,7 +2,7 @@
 
 use super::{
     decode::{self, ResourceError},
-    model::{Mode, Service, Workload},
+    model::{Service, Workload},
     snapshot::Snapshot,
 };
 use imbl::HashMap;
@@ -77,25 +77,7 @@ impl Snapshot {
         self.endpoints.remove(&key);
         let Some(workload) = self.workloads.get(uid) else { return };
         let Some(gateway) = workload.waypoint.clone() else { return };
-        let service = Service {
-            key: key.clone(),
-            name: workload.name.clone(),
-            namespace: workload.namespace.clone(),
-            hostname: "".into(),
-            vips: vec![],
-            ranges: vec![],
-            ports: vec![],
-            protocols: vec![],
-            sans: vec![],
-            waypoints: vec![(gateway, 1)],
-            mode: Mode::Any,
-            scopes: vec![],
-            only_healthy: false,
-            canonical: false,
-            private: true,
-            ingress_waypoint: false,
-            affinity: None,
-        };
+        let service = Service::of_workload(workload, gateway);
         let ports: &[(u16, u16)] = &[];
         self.endpoints.entry(key.clone()).or_default().insert(workload.uid.clone(), ports.into());
         self.services.insert(key, Arc::new(service));
