@@ -1,17 +1,15 @@
-//! The one way to an endpoint, for the node proxy and the layer 7 proxy: resolve its name, connect to it, or open a stream on a
-//! tunnel to it whose other end has proven who it is. The choice among endpoints is the caller's, who is told which could not be
-//! reached.
-//!
-//! What must always hold: an endpoint of a service that has not answered for [`limits::FIRST_TRY`] is not waited for where there
-//! is another that is not avoided itself; it is avoided for [`limits::AVOID`]; a tunnel whose peer did not answer gets no further
-//! stream ([`Pool::open`]).
+//! A worker's connections and tunnels to endpoints.
 
+use super::{
+    candidate::{Candidate, Patience},
+    error::DialError,
+};
 use crate::{
-    resolve::{ResolveError, Resolver},
+    resolve::Resolver,
     secrets::Secrets,
     state::{Snapshot, Workload},
 };
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use karst_core::{Identity, limits};
 use karst_hbone::{
     Settings,
@@ -20,50 +18,13 @@ use karst_hbone::{
 };
 use karst_rt::socket::{self, Keepalive, NetnsConnector};
 use std::{
-    future::pending,
-    io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     sync::Arc,
-    time::Duration,
 };
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep},
-};
-
-/// Why there is no connection to an endpoint. Nobody has seen a byte of what was to be sent there.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum DialError {
-    /// There is no certificate of ours to show.
-    #[error("there is no certificate for {0} (yet)")]
-    NoCertificate(Identity),
-    /// The endpoint's host name has no address.
-    #[error("{0}")]
-    Resolve(Arc<ResolveError>),
-    /// No connection without a tunnel.
-    #[error("connect: {0}")]
-    Connect(Arc<io::Error>),
-    /// It has not answered, and there are others.
-    #[error("connect: no answer within {} s", .0.as_secs())]
-    NoAnswer(Duration),
-    /// No stream on a tunnel.
-    #[error(transparent)]
-    Tunnel(#[from] ClientError),
-}
-
-impl DialError {
-    /// May another endpoint be tried? What has gone wrong is this one's matter.
-    pub fn may_retry(&self) -> bool {
-        match self {
-            DialError::NoCertificate(_) => false,
-            DialError::Resolve(_) | DialError::Connect(_) | DialError::NoAnswer(_) => true,
-            DialError::Tunnel(e) => e.may_retry(),
-        }
-    }
-}
+use tokio::net::TcpStream;
 
 /// A stream on a tunnel: to whom, and what is asked for there.
 pub struct Target<'a> {
@@ -81,24 +42,8 @@ pub struct Target<'a> {
     pub expected: &'a [Identity],
     /// The CONNECT authority.
     pub authority: &'a str,
-    /// See [`headers`].
+    /// See [`super::headers()`].
     pub headers: HeaderMap,
-}
-
-/// What is known of an endpoint by trying.
-pub trait Endpoint {
-    /// It could not be reached: for [`limits::AVOID`] others are better.
-    fn avoid(&self);
-}
-
-/// The endpoint of a service that was chosen.
-#[derive(Clone, Copy)]
-pub struct Candidate<'a> {
-    /// Which.
-    pub endpoint: &'a dyn Endpoint,
-    /// Is there another one that would be tried, and is not avoided? Asked when this one has not answered for
-    /// [`limits::FIRST_TRY`].
-    pub has_other: &'a dyn Fn() -> bool,
 }
 
 /// Which tunnel: whose, to where, who must answer.
@@ -125,25 +70,7 @@ pub struct Dialer {
     settings: Settings,
     keepalive: Option<Keepalive>,
     resolver: Resolver,
-    first_try: Duration,
-    unanswered: Duration,
-}
-
-/// Somebody waits for an endpoint's answer. One who stops waiting says nothing of it, unless that was after a while.
-struct Waiting<'a> {
-    endpoint: &'a dyn Endpoint,
-    since: Instant,
-    /// So long is a while.
-    unanswered: Duration,
-    over: bool,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if !self.over && self.since.elapsed() >= self.unanswered {
-            self.endpoint.avoid();
-        }
-    }
+    patience: Patience,
 }
 
 impl Dialer {
@@ -155,8 +82,7 @@ impl Dialer {
             settings,
             keepalive,
             resolver: Resolver::new(resolv_conf),
-            first_try: limits::FIRST_TRY,
-            unanswered: limits::UNANSWERED,
+            patience: Patience::default(),
         }
     }
 
@@ -190,7 +116,7 @@ impl Dialer {
             }
             Ok(stream)
         });
-        self.reach(candidate, work).await
+        self.patience.reach(candidate, work).await
     }
 
     /// Opens a stream on a tunnel. (The wait for a certificate of ours is not the endpoint's.)
@@ -225,34 +151,7 @@ impl Dialer {
             }
         };
         let work = pin!(async { Ok(self.pool.open(&key, connect, target.authority, &target.headers).await?) });
-        self.reach(candidate, work).await
-    }
-
-    /// Waits for an endpoint: not long where there are others.
-    async fn reach<T>(
-        &self,
-        candidate: Option<Candidate<'_>>,
-        work: Pin<&mut impl Future<Output = Result<T, DialError>>>,
-    ) -> Result<T, DialError> {
-        let Some(Candidate { endpoint, has_other }) = candidate else { return work.await };
-        let (since, unanswered) = (Instant::now(), self.unanswered);
-        let mut waiting = Waiting { endpoint, since, unanswered, over: false };
-        let early = async {
-            sleep(self.first_try).await;
-            if !has_other() {
-                pending::<()>().await;
-            }
-        };
-        let done = tokio::select! {
-            biased;
-            r = work => r,
-            () = early => Err(DialError::NoAnswer(self.first_try)),
-        };
-        waiting.over = true;
-        if done.as_ref().is_err_and(DialError::may_retry) {
-            endpoint.avoid();
-        }
-        done
+        self.patience.reach(candidate, work).await
     }
 
     /// Puts nothing more on tunnels to workloads that are gone, or are not what they were; what is open there goes on.
@@ -266,43 +165,26 @@ impl Dialer {
     }
 }
 
-/// Headers of a CONNECT (docs/hbone.md §4.3). `baggage`: of who opens the stream; `from`: its client; `service`: the host name of
-/// the service that was called.
-pub fn headers(baggage: Option<&HeaderValue>, from: SocketAddr, service: Option<&str>) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(4);
-    if let Some(baggage) = baggage {
-        headers.insert("baggage", baggage.clone());
-    }
-    let forwarded = match service {
-        Some(host) if !host.is_empty() => format!("for=\"{from}\";host={host}"),
-        Some(_) | None => format!("for=\"{from}\""),
-    };
-    if let Ok(value) = forwarded.try_into() {
-        headers.insert("forwarded", value);
-    }
-    let (id, span): (u128, u64) = (rand::random(), rand::random());
-    if let Ok(value) = format!("00-{id:032x}-{span:016x}-00").try_into() {
-        headers.insert("traceparent", value);
-    }
-    headers
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test's failure is a panic")]
 mod tests {
     use super::*;
     use crate::{
+        dial::{headers, testing::Learnt},
         testing::{Ca, pod, snapshot},
-        unreachable::Unreachable,
     };
-    use http::Response;
+    use http::{HeaderValue, Response};
     use karst_hbone::server;
     use karst_rt::drain;
-    use std::cell::{Cell, RefCell};
+    use std::{
+        cell::{Cell, RefCell},
+        io,
+        time::Duration,
+    };
     use tokio::{
         net::TcpListener,
         task::{LocalSet, spawn_local},
-        time::timeout,
+        time::{Instant, timeout},
     };
 
     // Short, and in this order (limits has FIRST_TRY, AVOID and CONNECT_TIMEOUT).
@@ -360,16 +242,6 @@ mod tests {
         }
     }
 
-    /// What is learnt of the one endpoint.
-    #[derive(Default)]
-    struct Learnt(Cell<bool>);
-
-    impl Endpoint for Learnt {
-        fn avoid(&self) {
-            self.0.set(true);
-        }
-    }
-
     struct Client {
         dialer: Dialer,
         learnt: Learnt,
@@ -384,7 +256,7 @@ mod tests {
             let own = of("127.0.0.2").identity.clone();
             let secrets = Secrets::fixed([ca.credentials(&own)]);
             let mut dialer = Dialer::new(secrets, Settings::default(), None, "/dev/null".into());
-            (dialer.first_try, dialer.unanswered) = (TRY, TRY / 3);
+            dialer.patience = Patience { first_try: TRY, unanswered: TRY / 3 };
             Self { dialer, learnt: Learnt::default(), own, to: of("127.0.0.1") }
         }
         fn target(&self, at: SocketAddr) -> Target<'_> {
@@ -557,112 +429,5 @@ mod tests {
             }
         })
         .await;
-    }
-
-    /// With the limits that are in force, and a clock of the test's own: who is waited for, how long, and what is learnt of it.
-    struct Reach {
-        dialer: Dialer,
-        learnt: Learnt,
-        /// How often it was asked whether there is another endpoint.
-        asked: Cell<usize>,
-    }
-
-    impl Reach {
-        fn new() -> Self {
-            let dialer = Dialer::new(Secrets::fixed([]), Settings::default(), None, "/dev/null".into());
-            Self { dialer, learnt: Learnt::default(), asked: Cell::default() }
-        }
-        /// How it went with an endpoint that answers so after this time, and when.
-        async fn reach(
-            &self,
-            after: Duration,
-            answer: Result<(), DialError>,
-            others: bool,
-        ) -> (Result<(), DialError>, Duration) {
-            let has_other = || {
-                self.asked.set(self.asked.get() + 1);
-                others
-            };
-            let candidate = Candidate { endpoint: &self.learnt, has_other: &has_other };
-            let began = Instant::now();
-            let work = pin!(async {
-                sleep(after).await;
-                answer
-            });
-            let result = self.dialer.reach(Some(candidate), work).await;
-            (result, began.elapsed())
-        }
-        /// Is it avoided now? Forgets it.
-        fn avoids(&self) -> bool {
-            self.learnt.0.take()
-        }
-    }
-
-    /// A timer ends in the millisecond after its time.
-    const TICK: Duration = Duration::from_millis(2);
-    const LONG: Duration = Duration::from_secs(60);
-
-    #[tokio::test(start_paused = true)]
-    async fn the_first_try_has_its_time_and_no_more() {
-        let test = Reach::new();
-        let (result, took) = test.reach(LONG, Ok(()), true).await;
-        assert!(matches!(result, Err(DialError::NoAnswer(limit)) if limit == limits::FIRST_TRY), "{result:?}");
-        assert!((limits::FIRST_TRY..limits::FIRST_TRY + TICK).contains(&took), "{took:?}");
-        assert!(test.avoids());
-        assert_eq!(test.asked.get(), 1);
-        // One that answers just in time is taken, and nobody asks for others.
-        let (result, took) = test.reach(limits::FIRST_TRY - TICK, Ok(()), true).await;
-        assert!(result.is_ok() && took < limits::FIRST_TRY && !test.avoids());
-        assert_eq!(test.asked.get(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_only_endpoint_is_waited_for() {
-        let test = Reach::new();
-        let (result, took) = test.reach(LONG, Ok(()), false).await;
-        assert!(result.is_ok() && took >= LONG && !test.avoids());
-        assert_eq!(test.asked.get(), 1, "there was no other when its time was over");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_what_another_endpoint_may_heal_is_held_against_it() {
-        let test = Reach::new();
-        let nobody: Identity = "spiffe://cluster.local/ns/x/sa/x".parse().unwrap();
-        let refused = || DialError::Connect(Arc::new(io::ErrorKind::ConnectionRefused.into()));
-        for (error, avoided) in [
-            (refused(), true),
-            (ClientError::Stream("broken".into()).into(), true),
-            (ClientError::Status(http::StatusCode::SERVICE_UNAVAILABLE).into(), true),
-            (ClientError::Status(http::StatusCode::UNAUTHORIZED).into(), false),
-            (DialError::NoCertificate(nobody), false),
-        ] {
-            let text = error.to_string();
-            let (result, took) = test.reach(TICK, Err(error), true).await;
-            assert!(result.is_err() && took < limits::FIRST_TRY, "{text}");
-            assert_eq!(test.avoids(), avoided, "{text}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_leaves_early_says_nothing_of_the_endpoint() {
-        let test = Reach::new();
-        for (patience, avoided) in [(limits::UNANSWERED - TICK, false), (limits::UNANSWERED + TICK, true)] {
-            assert!(timeout(patience, test.reach(LONG, Ok(()), false)).await.is_err());
-            assert_eq!(test.avoids(), avoided, "{patience:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lost_endpoint_is_tried_again_after_a_while() {
-        let (dialer, all) = (Reach::new().dialer, Unreachable::new(limits::AVOID));
-        let (lost, port): (Arc<str>, u16) = ("lost".into(), 80);
-        let endpoint = all.endpoint(&lost, Some(port));
-        let candidate = Candidate { endpoint: &endpoint, has_other: &|| true };
-        let result = dialer.reach(Some(candidate), pin!(pending::<Result<(), DialError>>())).await;
-        assert!(result.is_err() && all.avoids(&lost, port));
-        sleep(limits::AVOID - TICK).await;
-        assert!(all.avoids(&lost, port));
-        sleep(TICK * 2).await;
-        assert!(!all.avoids(&lost, port));
     }
 }

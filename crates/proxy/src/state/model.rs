@@ -1,0 +1,217 @@
+//! Workloads, services, and how gateways are named.
+
+use http::HeaderValue;
+use imbl::OrdMap;
+use karst_api::workload as pb;
+use karst_core::{Cidr, Identity};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+/// Service port and target port, of each port.
+pub type Ports = Vec<(u16, u16)>;
+/// A service's key, and its ports on a workload.
+pub type Membership = (Arc<str>, Ports);
+/// The endpoints of a service: uid, and its ports there.
+pub type Endpoints = OrdMap<Arc<str>, Arc<[(u16, u16)]>>;
+
+/// A pod or another endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    pub uid: Arc<str>,
+    /// Which pod it is, as the node agent writes uids ([`karst_core::zds_uid`]); empty: not told (istiod does not).
+    pub pod_uid: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub ips: Vec<IpAddr>,
+    pub hostname: Arc<str>,
+    pub network: Arc<str>,
+    pub hbone: bool,
+    pub native_tunnel: bool,
+    pub identity: Identity,
+    pub waypoint: Option<Gateway>,
+    pub node: Arc<str>,
+    pub workload_name: Arc<str>,
+    pub workload_type: &'static str,
+    pub canonical_name: Arc<str>,
+    pub canonical_revision: Arc<str>,
+    pub policies: Vec<Arc<str>>,
+    /// Policies in dry run that select it (an extension of ours).
+    pub dry_runs: Vec<Arc<str>>,
+    pub healthy: bool,
+    /// Not healthy, as it is about to end, but it serves still: for when there is no other (KEP-1669).
+    pub draining: bool,
+    pub cluster: Arc<str>,
+    pub region: Arc<str>,
+    pub zone: Arc<str>,
+    pub subzone: Arc<str>,
+    pub host_network: bool,
+    pub capacity: u32,
+    /// By service key: service port and target port.
+    pub services: Vec<Membership>,
+    /// Those of its labels that routes ask for (an extension of ours).
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// The `baggage` header that describes it.
+    pub baggage: Option<HeaderValue>,
+}
+
+/// How a gateway or waypoint is named.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateway {
+    pub to: GatewayTo,
+    pub port: u16,
+}
+#[derive(Clone, Debug, PartialEq)]
+pub enum GatewayTo {
+    /// Key of a service: `namespace/hostname`.
+    Service(Arc<str>),
+    Address(IpAddr),
+}
+
+/// A pod as those say who run it: the node's agent, or the pod itself.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnPod<'a> {
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub account: &'a str,
+    /// As the node agent writes it; None: not known.
+    pub uid: Option<&'a str>,
+}
+
+impl OwnPod<'_> {
+    /// Is this workload that pod? A name is used again, by a pod of another uid and maybe another account: that is another pod,
+    /// and nothing that was said of the one holds for the other.
+    pub fn is(&self, workload: &Workload) -> bool {
+        let same = self.uid.is_none_or(|u| workload.pod_uid.is_empty() || *workload.pod_uid == *u);
+        let named = *workload.namespace == *self.namespace && *workload.name == *self.name;
+        same && named && workload.is_pod() && workload.identity.service_account() == self.account
+    }
+}
+
+/// What the node agent says of a pod.
+pub struct Announced<'a> {
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub identity: Identity,
+    pub node: &'a str,
+    pub cluster: &'a str,
+    pub network: &'a str,
+}
+
+impl Workload {
+    /// Is it a pod, not an entry of another kind that may have a pod's name?
+    pub(super) fn is_pod(&self) -> bool {
+        self.uid.contains("/Pod/")
+    }
+    /// A pod of this node that the control plane has not told of, from what the agent says.
+    pub fn unannounced(announced: Announced<'_>) -> Self {
+        Self {
+            uid: format!("{}//Pod/{}/{}", announced.cluster, announced.namespace, announced.name).into(),
+            pod_uid: "".into(),
+            name: announced.name.into(),
+            namespace: announced.namespace.into(),
+            ips: vec![],
+            hostname: "".into(),
+            network: announced.network.into(),
+            hbone: true,
+            native_tunnel: false,
+            identity: announced.identity,
+            waypoint: None,
+            node: announced.node.into(),
+            workload_name: announced.name.into(),
+            workload_type: "pod",
+            canonical_name: announced.name.into(),
+            canonical_revision: "latest".into(),
+            policies: vec![],
+            dry_runs: vec![],
+            healthy: true,
+            draining: false,
+            cluster: announced.cluster.into(),
+            region: "".into(),
+            zone: "".into(),
+            subzone: "".into(),
+            host_network: false,
+            capacity: 1,
+            services: vec![],
+            labels: Arc::default(),
+            baggage: None,
+        }
+    }
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub key: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub hostname: Arc<str>,
+    pub vips: Vec<IpAddr>,
+    pub ranges: Vec<Cidr>,
+    /// Service port and target port (0: named, see the endpoint).
+    pub ports: Vec<(u16, u16)>,
+    /// What is spoken at each service port.
+    pub protocols: Vec<(u16, pb::AppProtocol)>,
+    pub sans: Vec<Identity>,
+    pub waypoints: Vec<(Gateway, u32)>,
+    pub mode: Mode,
+    pub scopes: Vec<LocalityScope>,
+    pub only_healthy: bool,
+    pub canonical: bool,
+    pub private: bool,
+    /// Gateways send what is for it to its waypoint (`istio.io/ingress-use-waypoint`).
+    pub ingress_waypoint: bool,
+    /// A client stays with its endpoint until it has made no connection for this long (`sessionAffinity: ClientIP`; an
+    /// extension of ours).
+    pub affinity: Option<Duration>,
+}
+
+impl Service {
+    /// The key of the service that stands for a workload alone ([`super::Snapshot::add_workload_service`]).
+    pub fn workload_service(uid: &str) -> Arc<str> {
+        format!("~{uid}").into()
+    }
+    /// The service that stands for a workload alone, behind its waypoint: without name or address.
+    pub(super) fn of_workload(workload: &Workload, waypoint: Gateway) -> Self {
+        Self {
+            key: Self::workload_service(&workload.uid),
+            name: workload.name.clone(),
+            namespace: workload.namespace.clone(),
+            hostname: "".into(),
+            vips: vec![],
+            ranges: vec![],
+            ports: vec![],
+            protocols: vec![],
+            sans: vec![],
+            waypoints: vec![(waypoint, 1)],
+            mode: Mode::Any,
+            scopes: vec![],
+            only_healthy: false,
+            canonical: false,
+            private: true,
+            ingress_waypoint: false,
+            affinity: None,
+        }
+    }
+    /// Does it stand for a workload alone?
+    pub fn is_workload_service(&self) -> bool {
+        self.key.starts_with('~')
+    }
+}
+
+/// How endpoints are chosen by place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Any,
+    Strict,
+    Failover,
+    Passthrough,
+}
+/// A place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalityScope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
