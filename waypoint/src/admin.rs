@@ -18,20 +18,21 @@ impl Pages {
     pub fn admin(self: Arc<Self>) -> Handler {
         admin::pages(move |method, path, query| match (method, path) {
             (_, "/config_dump") => {
-                let s = self.shared.state.borrow().clone();
-                let tables: Vec<_> = s
+                let snapshot = self.shared.state.borrow().clone();
+                let tables: Vec<_> = snapshot
                     .routes
                     .iter()
                     .map(|(k, r)| serde_json::json!({ "service": **k, "routes": r.describe() }))
                     .collect();
                 admin::json(&serde_json::json!({
                     "config": self.shared.config,
-                    "services": s.mesh.services.len(),
-                    "workloads": s.mesh.workloads.len(),
-                    "backends": s.backends.keys().map(|k| k.to_string()).collect::<Vec<_>>(),
+                    "services": snapshot.mesh.services.len(),
+                    "workloads": snapshot.mesh.workloads.len(),
+                    "backends": snapshot.backends.keys().map(|k| k.to_string()).collect::<Vec<_>>(),
                     "routes": tables,
-                    "listeners": s.gateway.as_ref().map(|g| g.describe()),
-                    "virtualHosts": s.hosts.iter().map(|(k, r)| (k.to_string(), r.describe())).collect::<serde_json::Map<_, _>>(),
+                    "listeners": snapshot.gateway.as_ref().map(|g| g.describe()),
+                    "virtualHosts": snapshot.hosts.iter().map(|(k, r)| (k.to_string(), r.describe()))
+                        .collect::<serde_json::Map<_, _>>(),
                 }))
             }
             ("POST", "/logging") => match karst_rt::log::level(query) {

@@ -59,20 +59,20 @@ impl StateWriter {
 
 impl XdsSubscriber for StateWriter {
     type Error = RemoteError;
-    fn apply(&mut self, u: Update) -> Vec<(String, String)> {
+    fn apply(&mut self, update: Update) -> Vec<(String, String)> {
         let mut refused = Vec::new();
         // Cheap: the maps inside are persistent.
-        let mut s = (**self.state.borrow()).clone();
-        for (name, _, bytes) in &u.changed {
-            let taken = match u.type_url.as_str() {
+        let mut snapshot = (**self.state.borrow()).clone();
+        for (name, _, bytes) in &update.changed {
+            let taken = match update.type_url.as_str() {
                 ADDRESS_TYPE => {
-                    let taken = s.mesh.put_address(name, bytes).map_err(|e| e.to_string());
-                    s.mesh.add_workload_service(name);
+                    let taken = snapshot.mesh.put_address(name, bytes).map_err(|e| e.to_string());
+                    snapshot.mesh.add_workload_service(name);
                     taken
                 }
-                POD_RANGES_TYPE => s.mesh.put_pod_ranges(name, bytes).map_err(|e| e.to_string()),
+                POD_RANGES_TYPE => snapshot.mesh.put_pod_ranges(name, bytes).map_err(|e| e.to_string()),
                 ROUTES_TYPE | VIRTUAL_HOST_TYPE => {
-                    let all = if u.type_url == ROUTES_TYPE { &mut s.routes } else { &mut s.hosts };
+                    let all = if update.type_url == ROUTES_TYPE { &mut snapshot.routes } else { &mut snapshot.hosts };
                     ir::Routes::decode(&bytes[..]).map_err(|e| e.to_string()).and_then(|r| {
                         let old = all.get(name.as_str()).map(|r| &**r);
                         let new = Arc::new(Routes::new(&r, old).map_err(|e| e.to_string())?);
@@ -87,11 +87,11 @@ impl XdsSubscriber for StateWriter {
                     // What cannot be read leaves what was before; if there was nothing, nobody is let in.
                     match new {
                         Ok(g) => {
-                            s.gateway = Some(Arc::new(g));
+                            snapshot.gateway = Some(Arc::new(g));
                             Ok(())
                         }
                         Err(e) => {
-                            s.gateway.get_or_insert_with(|| Arc::new(Gateway::closed()));
+                            snapshot.gateway.get_or_insert_with(|| Arc::new(Gateway::closed()));
                             Err(e)
                         }
                     }
@@ -105,37 +105,37 @@ impl XdsSubscriber for StateWriter {
                         Ok(a) => (a, None),
                         Err(e) => (Access::closed(), Some(e)),
                     };
-                    s.access.insert(name.as_str().into(), Arc::new(a));
+                    snapshot.access.insert(name.as_str().into(), Arc::new(a));
                     error.map_or(Ok(()), Err)
                 }
                 _ => ir::Backend::decode(&bytes[..]).map_err(|e| e.to_string()).map(|b| {
-                    s.backends.insert(name.as_str().into(), Arc::new(b));
+                    snapshot.backends.insert(name.as_str().into(), Arc::new(b));
                 }),
             };
             if let Err(e) = taken {
                 refused.push((name.clone(), e));
             }
         }
-        for name in &u.removed {
-            match u.type_url.as_str() {
+        for name in &update.removed {
+            match update.type_url.as_str() {
                 ADDRESS_TYPE => {
-                    s.mesh.remove_address(name);
-                    s.mesh.add_workload_service(name);
+                    snapshot.mesh.remove_address(name);
+                    snapshot.mesh.add_workload_service(name);
                 }
-                POD_RANGES_TYPE => s.mesh.remove_pod_ranges(name),
-                ACCESS_TYPE => drop(s.access.remove(name.as_str())),
-                ROUTES_TYPE => drop(s.routes.remove(name.as_str())),
-                VIRTUAL_HOST_TYPE => drop(s.hosts.remove(name.as_str())),
-                GATEWAY_TYPE => s.gateway = None,
-                _ => drop(s.backends.remove(name.as_str())),
+                POD_RANGES_TYPE => snapshot.mesh.remove_pod_ranges(name),
+                ACCESS_TYPE => drop(snapshot.access.remove(name.as_str())),
+                ROUTES_TYPE => drop(snapshot.routes.remove(name.as_str())),
+                VIRTUAL_HOST_TYPE => drop(snapshot.hosts.remove(name.as_str())),
+                GATEWAY_TYPE => snapshot.gateway = None,
+                _ => drop(snapshot.backends.remove(name.as_str())),
             }
         }
-        if !Telemetry::same(s.telemetry().map(|t| &**t), self.state.borrow().telemetry().map(|t| &**t)) {
-            s.telemetry_generation += 1;
+        if !Telemetry::same(snapshot.telemetry().map(|t| &**t), self.state.borrow().telemetry().map(|t| &**t)) {
+            snapshot.telemetry_generation += 1;
         }
-        self.state.send_replace(Arc::new(s));
-        if !u.more {
-            self.missing.retain(|(t, _)| *t != u.type_url);
+        self.state.send_replace(Arc::new(snapshot));
+        if !update.more {
+            self.missing.retain(|(t, _)| *t != update.type_url);
         }
         if self.missing.is_empty() {
             self.configured.send_if_modified(|c| !std::mem::replace(c, true));

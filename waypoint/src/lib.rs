@@ -149,16 +149,16 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
 }
 
 /// How we introduce ourselves to the control plane.
-fn node(c: &config::Config) -> ads::Node {
+fn node(config: &config::Config) -> ads::Node {
     let me = NodeMetadata {
-        kind: if c.is_gateway() { "router" } else { "waypoint" },
-        pod: &c.pod_name,
-        namespace: &c.pod_namespace,
-        account: Some(&c.account),
-        ip: &c.instance_ip,
-        node: &c.node,
-        cluster: &c.cluster_id,
-        domain: &c.cluster_domain,
+        kind: if config.is_gateway() { "router" } else { "waypoint" },
+        pod: &config.pod_name,
+        namespace: &config.pod_namespace,
+        account: Some(&config.account),
+        ip: &config.instance_ip,
+        node: &config.node,
+        cluster: &config.cluster_id,
+        domain: &config.cluster_domain,
     };
     me.node()
 }

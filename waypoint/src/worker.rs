@@ -177,20 +177,20 @@ impl Worker {
     }
 
     /// Ourselves, as the control plane tells of us.
-    pub fn own<'a>(&self, s: &'a Snapshot) -> Option<&'a Arc<Workload>> {
-        self.shared.config.own_pod(&s.mesh)
+    pub fn own<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Arc<Workload>> {
+        self.shared.config.own_pod(&snapshot.mesh)
     }
 
     /// The endpoints of a destination at the moment. None: there is no such service, port or subset.
-    pub fn set(&self, s: &Arc<Snapshot>, key: &ClusterKey, preferred_family: IpAddr) -> Option<Rc<EndpointSet>> {
+    pub fn set(&self, snapshot: &Arc<Snapshot>, key: &ClusterKey, preferred_family: IpAddr) -> Option<Rc<EndpointSet>> {
         let mut cache = self.sets.borrow_mut();
-        if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, s)) {
-            *cache = Sets { of: Some(s.clone()), ..Sets::default() };
+        if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, snapshot)) {
+            *cache = Sets { of: Some(snapshot.clone()), ..Sets::default() };
         }
         if let Some(found) = cache.by_key.get(key) {
             return Some(found.clone());
         }
-        let set = Rc::new(self.shared.clusters.set(s, self.own(s)?, key, preferred_family)?);
+        let set = Rc::new(self.shared.clusters.set(snapshot, self.own(snapshot)?, key, preferred_family)?);
         cache.by_key.insert(key.clone(), set.clone());
         Some(set)
     }
@@ -199,14 +199,14 @@ impl Worker {
     /// follow from it.
     pub fn destination(
         &self,
-        s: &Arc<Snapshot>,
+        snapshot: &Arc<Snapshot>,
         downstream: &Downstream,
         key: &ClusterKey,
         name: Option<&str>,
     ) -> Option<Rc<EndpointSet>> {
         /// Beyond, the table is begun anew.
         const MOST: usize = 1000;
-        let set = self.set(s, key, downstream.to)?;
+        let set = self.set(snapshot, key, downstream.to)?;
         let Some(dynamic_endpoint) = set.dynamic_endpoint else { return Some(set) };
         let (host, address) = match dynamic_endpoint {
             DynamicEndpoint::Name => {
@@ -220,7 +220,10 @@ impl Worker {
             DynamicEndpoint::Address => {
                 let to = downstream.to;
                 let its = set.service.vips.contains(&to) || set.service.ranges.iter().any(|c| c.contains(to));
-                (to.to_string(), (its && is_usable(&s.mesh, self.own(s).map(|own| &**own), to)).then_some(to)?)
+                (
+                    to.to_string(),
+                    (its && is_usable(&snapshot.mesh, self.own(snapshot).map(|own| &**own), to)).then_some(to)?,
+                )
             }
         };
         let mut cache = self.sets.borrow_mut();
@@ -231,7 +234,7 @@ impl Worker {
         if cache.called.len() >= MOST {
             cache.called.clear();
         }
-        let set = Rc::new(set.with_endpoint(s, self.own(s)?, &key.1, address));
+        let set = Rc::new(set.with_endpoint(snapshot, self.own(snapshot)?, &key.1, address));
         cache.called.insert(key, set.clone());
         Some(set)
     }
@@ -248,15 +251,15 @@ impl Worker {
         self.nobody.told(ip, Wait { state, stream, questions, again: limits::ASK_AGAIN, until }).await
     }
 
-    /// A number below `n`.
-    pub fn random(&self, n: u64) -> u64 {
+    /// A number below `bound`.
+    pub fn random(&self, bound: u64) -> u64 {
         // splitmix64: even enough for balancing, and without a lock.
-        let s = self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.seed.set(s);
-        let mut z = s;
+        let seed = self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.seed.set(seed);
+        let mut z = seed;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n.max(1)
+        (z ^ (z >> 31)) % bound.max(1)
     }
 
     /// A number below `n`, each as often as every other, and evenly: of ten requests in a row with the weights 90 and 10 one

@@ -147,22 +147,22 @@ impl Access {
     ///
     /// # Errors
     /// If the message is not of this version; then nobody is to use it.
-    pub fn new(a: &ir::Access) -> Result<Self, AccessError> {
-        let policy = |p: &ir::AccessPolicy| {
-            let action = AccessAction::try_from(p.action)
-                .map_err(|_| AccessError::Action { policy: p.name.clone(), action: p.action })?;
+    pub fn new(access: &ir::Access) -> Result<Self, AccessError> {
+        let policy = |policy: &ir::AccessPolicy| {
+            let action = AccessAction::try_from(policy.action)
+                .map_err(|_| AccessError::Action { policy: policy.name.clone(), action: policy.action })?;
             let matched = |m: &ir::AccessMatch| m.tests.iter().map(Condition::new).collect::<Vec<_>>();
             let clause = |c: &ir::AccessClause| c.matches.iter().map(matched).collect::<Vec<_>>();
             let rule = |r: &ir::AccessRule| r.clauses.iter().map(clause).collect::<Vec<_>>();
             Ok::<_, AccessError>(Policy {
-                name: p.name.clone(),
+                name: policy.name.clone(),
                 action,
-                rules: p.rules.iter().map(rule).collect(),
-                dry_run: p.dry_run,
+                rules: policy.rules.iter().map(rule).collect(),
+                dry_run: policy.dry_run,
             })
         };
-        let policies: Vec<Policy> = a.policies.iter().map(policy).collect::<Result<_, _>>()?;
-        let tokens = Tokens::new(&a.tokens)?;
+        let policies: Vec<Policy> = access.policies.iter().map(policy).collect::<Result<_, _>>()?;
+        let tokens = Tokens::new(&access.tokens)?;
         let tests = policies.iter().flat_map(|p| p.rules.iter().flatten().flatten().flatten());
         let named = tests.filter_map(|t| if let AttributeMatcher::Header(n) = &t.what { Some(n) } else { None });
         let headers = Arc::new(named.chain(tokens.headers()).collect());
@@ -182,15 +182,17 @@ impl Access {
     }
 
     /// Judges.
-    pub fn evaluate(&self, a: &AuthzContext<'_>) -> Verdict<'_> {
+    pub fn evaluate(&self, context: &AuthzContext<'_>) -> Verdict<'_> {
         let of = |action| self.policies.iter().filter(move |p| p.action == action && !p.dry_run);
-        if let Some((p, rule)) = of(AccessAction::Deny).find_map(|p| Some((p, p.matching(a)?))) {
-            return Verdict::DeniedBy(&p.name, rule);
+        if let Some((policy, rule)) =
+            of(AccessAction::Deny).find_map(|policy| Some((policy, policy.matching(context)?)))
+        {
+            return Verdict::DeniedBy(&policy.name, rule);
         }
         let mut any = false;
-        for p in of(AccessAction::Allow) {
+        for policy in of(AccessAction::Allow) {
             any = true;
-            if p.matches(a) {
+            if policy.matches(context) {
                 return Verdict::Allow;
             }
         }
@@ -199,12 +201,12 @@ impl Access {
 
     /// What policies say that only tell: AUDIT where they match, and those in dry run where they would have had a part in the
     /// decision (as `karst_policy::dry_run` has it for connections).
-    pub fn audit(&self, a: &AuthzContext<'_>) -> impl Iterator<Item = (&str, AuditEvent)> {
+    pub fn audit(&self, context: &AuthzContext<'_>) -> impl Iterator<Item = (&str, AuditEvent)> {
         let tells = |p: &&Policy| p.action == AccessAction::Audit || p.dry_run;
         let trial = |p: &Policy| p.action == AccessAction::Allow && p.dry_run;
-        let allows = |p: &Policy| p.action == AccessAction::Allow && p.matches(a);
+        let allows = |p: &Policy| p.action == AccessAction::Allow && p.matches(context);
         let allowed = self.policies.iter().any(trial) && self.policies.iter().any(allows);
-        let say = move |p: &Policy| match (p.action, p.matches(a)) {
+        let say = move |p: &Policy| match (p.action, p.matches(context)) {
             (AccessAction::Audit, true) => Some(AuditEvent::Matches),
             (AccessAction::Deny, true) => Some(AuditEvent::DryRun { would: Would::Deny, deny: true }),
             (AccessAction::Audit | AccessAction::Deny, false) => None,
@@ -223,21 +225,21 @@ impl Access {
 }
 
 impl Policy {
-    fn matches(&self, a: &AuthzContext<'_>) -> bool {
-        self.matching(a).is_some()
+    fn matches(&self, context: &AuthzContext<'_>) -> bool {
+        self.matching(context).is_some()
     }
 
     /// The number of the first rule that matches.
-    fn matching(&self, a: &AuthzContext<'_>) -> Option<usize> {
+    fn matching(&self, context: &AuthzContext<'_>) -> Option<usize> {
         let deny = self.action == AccessAction::Deny;
-        self.rules.iter().position(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.matches(a, deny)))))
+        self.rules.iter().position(|r| r.iter().all(|c| c.iter().any(|m| m.iter().all(|t| t.matches(context, deny)))))
     }
 }
 
 impl Condition {
-    fn new(t: &ir::AccessTest) -> Self {
+    fn new(test: &ir::AccessTest) -> Self {
         let unknown = Self { what: AttributeMatcher::Unknown, values: vec![], not_values: vec![] };
-        let Some(attribute) = t.attribute().known() else { return unknown };
+        let Some(attribute) = test.attribute().known() else { return unknown };
         let what = match attribute {
             Attribute::Principal => AttributeMatcher::Principal,
             Attribute::Namespace => AttributeMatcher::Namespace,
@@ -251,45 +253,47 @@ impl Condition {
             Attribute::Path => AttributeMatcher::Path,
             Attribute::Port => AttributeMatcher::Port,
             // Whatever version of HTTP: one has it as a header, the other does not.
-            Attribute::Header if t.name == AUTHORITY || t.name.eq_ignore_ascii_case(header::HOST.as_str()) => {
+            Attribute::Header if test.name == AUTHORITY || test.name.eq_ignore_ascii_case(header::HOST.as_str()) => {
                 AttributeMatcher::Host
             }
             Attribute::Header => {
-                HeaderName::from_bytes(t.name.as_bytes()).map_or(AttributeMatcher::Unknown, AttributeMatcher::Header)
+                HeaderName::from_bytes(test.name.as_bytes()).map_or(AttributeMatcher::Unknown, AttributeMatcher::Header)
             }
             Attribute::Sni => AttributeMatcher::Sni,
             Attribute::RequestPrincipal => AttributeMatcher::RequestPrincipal,
-            Attribute::Claim => AttributeMatcher::Claim(t.name.split("][").map(String::from).collect()),
+            Attribute::Claim => AttributeMatcher::Claim(test.name.split("][").map(String::from).collect()),
             Attribute::Audience => AttributeMatcher::Claim(vec!["aud".into()]),
             Attribute::Presenter => AttributeMatcher::Claim(vec!["azp".into()]),
         };
         let all = |v: &[String]| {
             v.iter().map(|s| ValueMatcher::new(s, attribute.values(), &what)).collect::<Option<Vec<_>>>()
         };
-        match (all(&t.values), all(&t.not_values)) {
+        match (all(&test.values), all(&test.not_values)) {
             (Some(values), Some(not_values)) => Self { values, not_values, what },
             // A value that cannot be read.
             _ => unknown,
         }
     }
 
-    fn matches(&self, a: &AuthzContext<'_>, deny: bool) -> bool {
-        let r = a.request.as_ref();
+    fn matches(&self, context: &AuthzContext<'_>, deny: bool) -> bool {
+        let request = context.request.as_ref();
         let one = |s: &str| self.has(|v| v.text(s));
         match &self.what {
             AttributeMatcher::Unknown => deny,
-            AttributeMatcher::Principal => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.principal())),
-            AttributeMatcher::Namespace => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.namespace())),
-            AttributeMatcher::ServiceAccount => a
+            AttributeMatcher::Principal => context.peer.map_or_else(|| self.has(|_| false), |p| one(p.principal())),
+            AttributeMatcher::Namespace => context.peer.map_or_else(|| self.has(|_| false), |p| one(p.namespace())),
+            AttributeMatcher::ServiceAccount => context
                 .peer
                 .map_or_else(|| self.has(|_| false), |p| one(&format!("{}/{}", p.namespace(), p.service_account()))),
-            AttributeMatcher::TrustDomain => a.peer.map_or_else(|| self.has(|_| false), |p| one(p.trust_domain())),
+            AttributeMatcher::TrustDomain => {
+                context.peer.map_or_else(|| self.has(|_| false), |p| one(p.trust_domain()))
+            }
             // No request, and no hello was read: it may name anything.
-            AttributeMatcher::Sni if a.sni.is_none() && r.is_none() => deny,
-            AttributeMatcher::Sni => self.has(|v| a.sni.is_some_and(|s| v.host(s))),
-            AttributeMatcher::SourceIp => self.has(|v| v.net(a.source)),
-            AttributeMatcher::DestinationIp => self.has(|v| v.net(a.destination)),
-            AttributeMatcher::Port => one(&a.port.to_string()),
+            AttributeMatcher::Sni if context.sni.is_none() && request.is_none() => deny,
+            AttributeMatcher::Sni => self.has(|v| context.sni.is_some_and(|s| v.host(s))),
+            AttributeMatcher::SourceIp => self.has(|v| v.net(context.source)),
+            AttributeMatcher::DestinationIp => self.has(|v| v.net(context.destination)),
+            AttributeMatcher::Port => one(&context.port.to_string()),
             // Of bytes nothing of this is known: they are not allowed for it, and denied as if it were so.
             AttributeMatcher::Host
             | AttributeMatcher::Method
@@ -297,38 +301,40 @@ impl Condition {
             | AttributeMatcher::Header(_)
             | AttributeMatcher::RequestPrincipal
             | AttributeMatcher::Claim(_)
-                if r.is_none() =>
+                if request.is_none() =>
             {
                 deny
             }
-            AttributeMatcher::RequestPrincipal => match r.and_then(|r| r.token) {
+            AttributeMatcher::RequestPrincipal => match request.and_then(|r| r.token) {
                 Some(t) => one(&t.principal),
                 None => self.has(|_| false),
             },
             AttributeMatcher::Claim(path) => {
-                let all = r.and_then(|r| r.token).map(|t| t.claim(path)).unwrap_or_default();
+                let all = request.and_then(|r| r.token).map(|t| t.claim(path)).unwrap_or_default();
                 self.has(|v| all.iter().any(|s| v.text(s)))
             }
             AttributeMatcher::Host => {
-                let host = r.map_or("", |r| r.authority);
+                let host = request.map_or("", |r| r.authority);
                 let name = host.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit())).map(|(h, _)| h);
                 self.has(|v| v.host(host) || name.is_some_and(|n| v.host(n)))
             }
-            AttributeMatcher::Method => one(r.map_or("", |r| r.method)),
+            AttributeMatcher::Method => one(request.map_or("", |r| r.method)),
             AttributeMatcher::Path => {
-                let Some(r) = r else { return deny };
+                let Some(request) = request else { return deny };
                 // Of a DENY its exceptions grant, of any other its values.
                 let holds = |v: &ValueMatcher, grants: bool| match v {
-                    ValueMatcher::Path(p) if grants => p.grants(r.path),
-                    ValueMatcher::Path(p) => p.touches(r.path),
+                    ValueMatcher::Path(p) if grants => p.grants(request.path),
+                    ValueMatcher::Path(p) => p.touches(request.path),
                     _ => false,
                 };
                 (self.values.is_empty() || self.values.iter().any(|v| holds(v, !deny)))
                     && !self.not_values.iter().any(|v| holds(v, deny))
             }
             AttributeMatcher::Header(n) => {
-                let Some(r) = r.filter(|r| r.known.is_none_or(|k| k.contains(n))) else { return deny };
-                let value = entry::joined(r.headers, n);
+                let Some(request) = request.filter(|request| request.known.is_none_or(|k| k.contains(n))) else {
+                    return deny;
+                };
+                let value = entry::joined(request.headers, n);
                 self.has(|v| value.as_ref().is_some_and(|x| v.bytes(x)))
             }
         }
@@ -341,20 +347,20 @@ impl Condition {
 
 impl ValueMatcher {
     /// None: it cannot be read.
-    fn new(s: &str, of: Values, what: &AttributeMatcher) -> Option<Self> {
+    fn new(value: &str, of: Values, what: &AttributeMatcher) -> Option<Self> {
         match of {
             Values::Text if matches!(what, AttributeMatcher::Host) => {
-                StringMatch::parse(&host_value(s)).ok().map(ValueMatcher::Text)
+                StringMatch::parse(&host_value(value)).ok().map(ValueMatcher::Text)
             }
-            Values::Ranges => s.parse().ok().map(ValueMatcher::Net),
-            Values::Path => PathPattern::parse(s).ok().map(ValueMatcher::Path),
-            Values::Text => StringMatch::parse(s).ok().map(ValueMatcher::Text),
+            Values::Ranges => value.parse().ok().map(ValueMatcher::Net),
+            Values::Path => PathPattern::parse(value).ok().map(ValueMatcher::Path),
+            Values::Text => StringMatch::parse(value).ok().map(ValueMatcher::Text),
             // As a number, however it is written.
-            Values::Ports => port(s).map(|p| ValueMatcher::Text(StringMatch::Exact(p.to_string().into()))),
+            Values::Ports => port(value).map(|p| ValueMatcher::Text(StringMatch::Exact(p.to_string().into()))),
             // No trust domain has a slash: a value of an older controller's that has one means something else.
-            Values::TrustDomains if s.contains('/') => None,
+            Values::TrustDomains if value.contains('/') => None,
             Values::Accounts | Values::TrustDomains => {
-                (!s.contains('*')).then(|| ValueMatcher::Text(StringMatch::Exact(s.into())))
+                (!value.contains('*')).then(|| ValueMatcher::Text(StringMatch::Exact(value.into())))
             }
         }
     }
@@ -364,26 +370,26 @@ impl ValueMatcher {
     }
 
     /// As [`ValueMatcher::text`], of a header's value, which need not be text.
-    fn bytes(&self, b: &[u8]) -> bool {
+    fn bytes(&self, bytes: &[u8]) -> bool {
         let ValueMatcher::Text(t) = self else { return false };
         match t {
-            StringMatch::Exact(e) => e.as_bytes() == b,
-            StringMatch::Prefix(p) => b.starts_with(p.as_bytes()),
-            StringMatch::Suffix(x) => b.ends_with(x.as_bytes()),
-            StringMatch::Presence => !b.is_empty(),
+            StringMatch::Exact(e) => e.as_bytes() == bytes,
+            StringMatch::Prefix(p) => bytes.starts_with(p.as_bytes()),
+            StringMatch::Suffix(x) => bytes.ends_with(x.as_bytes()),
+            StringMatch::Presence => !bytes.is_empty(),
         }
     }
 
     /// Host names have no case.
-    fn host(&self, s: &str) -> bool {
+    fn host(&self, host: &str) -> bool {
         let ValueMatcher::Text(t) = self else { return false };
         match t {
-            StringMatch::Exact(e) => e.eq_ignore_ascii_case(s),
-            StringMatch::Prefix(p) => s.get(..p.len()).is_some_and(|x| x.eq_ignore_ascii_case(p)),
+            StringMatch::Exact(e) => e.eq_ignore_ascii_case(host),
+            StringMatch::Prefix(p) => host.get(..p.len()).is_some_and(|x| x.eq_ignore_ascii_case(p)),
             StringMatch::Suffix(x) => {
-                s.len().checked_sub(x.len()).and_then(|n| s.get(n..)).is_some_and(|y| y.eq_ignore_ascii_case(x))
+                host.len().checked_sub(x.len()).and_then(|n| host.get(n..)).is_some_and(|y| y.eq_ignore_ascii_case(x))
             }
-            StringMatch::Presence => !s.is_empty(),
+            StringMatch::Presence => !host.is_empty(),
         }
     }
 
@@ -393,14 +399,14 @@ impl ValueMatcher {
 }
 
 /// A value for hosts as authorities are written: names without a last dot, ports without leading zeros.
-fn host_value(s: &str) -> String {
-    if let Ok(a) = Authority::parse(s.as_bytes()) {
+fn host_value(value: &str) -> String {
+    if let Ok(a) = Authority::parse(value.as_bytes()) {
         return a.to_string();
     }
     // With a wildcard.
-    let (host, number) = match s.rsplit_once(':') {
+    let (host, number) = match value.rsplit_once(':') {
         Some((host, number)) => (host, Some(number)),
-        None => (s, None),
+        None => (value, None),
     };
     let host = host.strip_suffix('.').unwrap_or(host);
     match number {

@@ -136,46 +136,46 @@ impl Tokens {
     ///
     /// # Errors
     /// Why the request is not to go on, in Envoy's words.
-    pub fn verify(&self, p: &mut Parts) -> Result<Option<Token>, TokenError> {
+    pub fn verify(&self, parts: &mut Parts) -> Result<Option<Token>, TokenError> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let found = self.found(&p.headers, &p.uri)?;
+        let found = self.found(&parts.headers, &parts.uri)?;
         // A client's own would pass for what was verified.
-        for r in &self.0 {
-            for h in r.payload.iter().chain(r.claims.iter().map(|(h, _)| h)) {
-                p.headers.remove(h);
+        for rule in &self.0 {
+            for name in rule.payload.iter().chain(rule.claims.iter().map(|(name, _)| name)) {
+                parts.headers.remove(name);
             }
         }
         let Some(Good { token, payload, rule, places }) = found else { return Ok(None) };
-        if let Some(h) = &rule.payload
+        if let Some(name) = &rule.payload
             && let Ok(v) = HeaderValue::from_str(&payload)
         {
-            p.headers.insert(h, v);
+            parts.headers.insert(name, v);
         }
-        for (h, path) in &rule.claims {
+        for (name, path) in &rule.claims {
             let text = token.at(path).and_then(|v| match v {
                 Value::String(s) => Some(s.clone()),
                 Value::Bool(_) | Value::Number(_) => Some(v.to_string()),
                 _ => None,
             });
             if let Some(v) = text.and_then(|t| HeaderValue::from_str(&t).ok()) {
-                p.headers.insert(h, v);
+                parts.headers.insert(name, v);
             }
         }
         if !rule.forward {
-            for h in places {
-                p.headers.remove(h);
+            for name in places {
+                parts.headers.remove(name);
             }
         }
         Ok(Some(token))
     }
 
-    fn found(&self, h: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, TokenError> {
+    fn found(&self, headers: &HeaderMap, uri: &Uri) -> Result<Option<Good<'_>>, TokenError> {
         let mut good: Option<Good<'_>> = None;
         let mut seen: Vec<&str> = vec![];
         for r in &self.0 {
-            for (text, header) in r.tokens(h, uri) {
+            for (text, header) in r.tokens(headers, uri) {
                 if seen.contains(&text) {
                     // The same one once more: it does not go on there either.
                     good.iter_mut().for_each(|g| g.places.extend(header.cloned()));
@@ -185,10 +185,12 @@ impl Tokens {
                 // Whose it says it is decides by whose keys it is looked at; those rules must look for it here.
                 let mut last = TokenError::Issuer;
                 let mut fine = None;
-                for x in self.0.iter().filter(|x| x.issuer == issuer && x.tokens(h, uri).any(|(t, _)| t == text)) {
-                    match x.verify(text) {
+                for candidate in self.0.iter().filter(|candidate| {
+                    candidate.issuer == issuer && candidate.tokens(headers, uri).any(|(t, _)| t == text)
+                }) {
+                    match candidate.verify(text) {
                         Ok(t) => {
-                            fine = Some((t, x));
+                            fine = Some((t, candidate));
                             break;
                         }
                         Err(e) => last = e,
@@ -222,40 +224,44 @@ fn peek(token: &str) -> Result<(String, String), TokenError> {
 }
 
 impl Rule {
-    fn new(j: &ir::Jwt) -> Result<Self, AccessError> {
+    fn new(jwt: &ir::Jwt) -> Result<Self, AccessError> {
         let name = |n: &str| {
             HeaderName::from_bytes(n.as_bytes())
-                .map_err(|_| AccessError::Header { rule: j.name.clone(), header: n.into() })
+                .map_err(|_| AccessError::Header { rule: jwt.name.clone(), header: n.into() })
         };
-        let mut headers = j
+        let mut headers = jwt
             .headers
             .iter()
             .map(|h| Ok((name(&h.name)?, h.prefix.clone())))
             .collect::<Result<Vec<_>, AccessError>>()?;
-        let mut params = j.params.clone();
-        if headers.is_empty() && params.is_empty() && j.cookies.is_empty() {
+        let mut params = jwt.params.clone();
+        if headers.is_empty() && params.is_empty() && jwt.cookies.is_empty() {
             headers.push((header::AUTHORIZATION, "Bearer ".into()));
             params.push("access_token".into());
         }
         let claim = |c: &ir::ClaimHeader| Ok((name(&c.header)?, c.claim.split('.').map(String::from).collect()));
         Ok(Self {
-            issuer: j.issuer.clone(),
-            audiences: j.audiences.clone(),
-            keys: if j.broken.is_empty() { keys(&j.jwks) } else { Err(KeysError::Broken(j.broken.clone())) },
+            issuer: jwt.issuer.clone(),
+            audiences: jwt.audiences.clone(),
+            keys: if jwt.broken.is_empty() { keys(&jwt.jwks) } else { Err(KeysError::Broken(jwt.broken.clone())) },
             headers,
             params,
-            cookies: j.cookies.clone(),
-            payload: (!j.payload_header.is_empty()).then(|| name(&j.payload_header)).transpose()?,
-            forward: j.forward,
-            claims: j.claim_headers.iter().map(claim).collect::<Result<_, AccessError>>()?,
-            spaced: j.space_delimited.clone().into(),
+            cookies: jwt.cookies.clone(),
+            payload: (!jwt.payload_header.is_empty()).then(|| name(&jwt.payload_header)).transpose()?,
+            forward: jwt.forward,
+            claims: jwt.claim_headers.iter().map(claim).collect::<Result<_, AccessError>>()?,
+            spaced: jwt.space_delimited.clone().into(),
         })
     }
 
     /// The tokens where this rule looks for them, and the header if it is one.
-    fn tokens<'a>(&'a self, h: &'a HeaderMap, uri: &'a Uri) -> impl Iterator<Item = (&'a str, Option<&'a HeaderName>)> {
+    fn tokens<'a>(
+        &'a self,
+        header_map: &'a HeaderMap,
+        uri: &'a Uri,
+    ) -> impl Iterator<Item = (&'a str, Option<&'a HeaderName>)> {
         let headers = self.headers.iter().flat_map(|(n, prefix)| {
-            let all = h.get_all(n).iter().map(HeaderValue::as_bytes);
+            let all = header_map.get_all(n).iter().map(HeaderValue::as_bytes);
             all.filter_map(move |v| Some((text(v.strip_prefix(prefix.as_bytes())?), Some(n))))
         });
         let query = uri.query().unwrap_or_default();
@@ -266,7 +272,7 @@ impl Rule {
             })
         });
         let cookies = self.cookies.iter().flat_map(|c| {
-            let all = h.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
+            let all = header_map.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
             all.filter_map(move |x| {
                 let v = x.trim_ascii().strip_prefix(c.as_bytes())?.strip_prefix(b"=")?;
                 Some((text(v), None))
@@ -278,21 +284,21 @@ impl Rule {
     fn verify(&self, token: &str) -> Result<Token, TokenError> {
         let keys = self.keys.as_ref().map_err(|_| TokenError::NoKeys)?;
         let head = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Header)?;
-        let mut v = Validation::new(head.alg);
-        v.leeway = SKEW;
-        v.validate_nbf = true;
+        let mut validation = Validation::new(head.alg);
+        validation.leeway = SKEW;
+        validation.validate_nbf = true;
         // A token that does not end is the issuer's business (Envoy).
-        v.required_spec_claims.clear();
-        v.set_issuer(&[&self.issuer]);
+        validation.required_spec_claims.clear();
+        validation.set_issuer(&[&self.issuer]);
         // Below: as Envoy does, schemes and a last slash do not count.
-        v.validate_aud = false;
+        validation.validate_aud = false;
         let fits = |k: &&Key| {
             let id = head.kid.is_none() || k.id.is_none() || k.id == head.kid;
             id && k.algorithms.contains(&head.alg)
         };
         let mut last = TokenError::NoKey;
-        for k in keys.iter().filter(fits) {
-            match jsonwebtoken::decode::<Map<String, Value>>(token, &k.key, &v) {
+        for key in keys.iter().filter(fits) {
+            match jsonwebtoken::decode::<Map<String, Value>>(token, &key.key, &validation) {
                 Ok(t) if !self.is_for_us(&t.claims) => return Err(TokenError::Audience),
                 Ok(t) => {
                     let subject = t.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
@@ -346,16 +352,16 @@ fn keys(jwks: &str) -> Result<Vec<Key>, KeysError> {
 }
 
 /// What a key may have signed by: what it says, else what its type can.
-fn algorithms(k: &Jwk) -> Vec<Algorithm> {
+fn algorithms(jwk: &Jwk) -> Vec<Algorithm> {
     use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
-    let can: &[Algorithm] = match &k.algorithm {
+    let can: &[Algorithm] = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => &[RS256, RS384, RS512, PS256, PS384, PS512],
         AlgorithmParameters::EllipticCurve(_) => &[ES256, ES384],
         AlgorithmParameters::OctetKeyPair(_) => &[EdDSA],
         // A secret, with which every proxy that is told of it could sign (as Istio's can).
         _ => &[],
     };
-    let says = k.common.key_algorithm.map(|a| a.to_string());
+    let says = jwk.common.key_algorithm.map(|a| a.to_string());
     can.iter().filter(|a| says.as_ref().is_none_or(|s| *s == format!("{a:?}"))).copied().collect()
 }
 

@@ -48,36 +48,36 @@ impl<'a> Look<'a> {
 /// reached a moment ago are left out as long as there are others, and so are, of those that remain, `tried`. None: no endpoint may
 /// be used.
 pub fn choose(
-    s: &EndpointSet,
+    set: &EndpointSet,
     hash: Option<u64>,
     tried: &[usize],
     mut random: impl FnMut(u64) -> u64,
 ) -> Option<usize> {
-    let look = Look::at(s, tried);
-    let first = if look.ejection_active { priority(s, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
-    choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_usable(m), &mut random)
-        .or_else(|| choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
+    let look = Look::at(set, tried);
+    let first = if look.ejection_active { priority(set, &|m: &LbEndpoint| look.is_healthy(m), &mut random) } else { 0 };
+    choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_usable(m), &mut random)
+        .or_else(|| choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_fresh(m), &mut random))
         .or_else(|| match tried {
             [] => None,
-            _ => choose_from(s, first, hash, look.t, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
+            _ => choose_from(set, first, hash, look.t, &|m: &LbEndpoint| look.is_healthy(m), &mut random),
         })
 }
 
 /// Is there another endpoint that would come before this one, if it has failed?
-pub fn has_other(s: &EndpointSet, i: usize, tried: &[usize]) -> bool {
-    let look = Look::at(s, tried);
-    s.members.iter().enumerate().any(|(k, m)| k != i && m.group.is_some() && look.is_usable(m))
+pub fn has_other(set: &EndpointSet, index: usize, tried: &[usize]) -> bool {
+    let look = Look::at(set, tried);
+    set.members.iter().enumerate().any(|(k, m)| k != index && m.group.is_some() && look.is_usable(m))
 }
 
 /// The level that a request goes to. Each takes so much of what is left as it has healthy endpoints, with a margin.
-fn priority(s: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
-    let Some(last) = s.groups.last().map(|g| g.priority).filter(|l| *l > 0) else { return 0 };
+fn priority(set: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mut impl FnMut(u64) -> u64) -> usize {
+    let Some(last) = set.groups.last().map(|g| g.priority).filter(|l| *l > 0) else { return 0 };
     let mut at = random(100);
     for priority in 0..=last {
         let (mut all, mut well) = (0, 0);
-        for i in s.groups.iter().filter(|g| g.priority == priority).flat_map(|g| &g.members) {
+        for index in set.groups.iter().filter(|g| g.priority == priority).flat_map(|g| &g.members) {
             all += 1;
-            well += u64::from(healthy(&s.members[*i as usize]));
+            well += u64::from(healthy(&set.members[*index as usize]));
         }
         let takes = (OVERPROVISIONED * well).checked_div(all).unwrap_or(0).min(100);
         if at < takes {
@@ -90,19 +90,19 @@ fn priority(s: &EndpointSet, healthy: &impl Fn(&LbEndpoint) -> bool, random: &mu
 
 /// An endpoint of this level; if none of it can be used, of the others, near ones first.
 fn choose_from(
-    s: &EndpointSet,
+    set: &EndpointSet,
     first: usize,
     hash: Option<u64>,
-    t: u64,
+    now: u64,
     usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
-    if let [_] = s.groups[..] {
-        return choose_in_group(s, 0, hash, t, usable, random);
+    if let [_] = set.groups[..] {
+        return choose_in_group(set, 0, hash, now, usable, random);
     }
-    let able = |g: &LocalityGroup| g.members.iter().any(|i| usable(&s.members[*i as usize]));
-    let of = |priority: usize| s.groups.iter().enumerate().filter(move |(_, g)| g.priority == priority && able(g));
-    let last = s.groups.last()?.priority;
+    let able = |g: &LocalityGroup| g.members.iter().any(|i| usable(&set.members[*i as usize]));
+    let of = |priority: usize| set.groups.iter().enumerate().filter(move |(_, g)| g.priority == priority && able(g));
+    let last = set.groups.last()?.priority;
     let priority = std::iter::once(first).chain(0..=last).find(|l| of(*l).next().is_some())?;
     let mut at = random(of(priority).map(|(_, g)| u64::from(g.weight)).sum());
     let (group, _) = of(priority).find(|(_, g)| {
@@ -110,97 +110,97 @@ fn choose_from(
         at = at.saturating_sub(u64::from(g.weight));
         hit
     })?;
-    choose_in_group(s, group, hash, t, usable, random)
+    choose_in_group(set, group, hash, now, usable, random)
 }
 
 /// One of a group.
 fn choose_in_group(
-    s: &EndpointSet,
+    set: &EndpointSet,
     group: usize,
     hash: Option<u64>,
-    t: u64,
+    now: u64,
     usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
-    let among = &s.groups.get(group)?.members[..];
-    let balance = s.policy.balance.as_ref();
+    let among = &set.groups.get(group)?.members[..];
+    let balance = set.policy.balance.as_ref();
     let method = balance.map_or(Method::LeastRequest, ir::Balance::method);
     match method {
         Method::RingHash | Method::Maglev if hash.is_some() => {
-            on_ring(s, hash.unwrap_or(0), method, &|m| m.group == Some(group) && usable(m))
+            on_ring(set, hash.unwrap_or(0), method, &|m| m.group == Some(group) && usable(m))
         }
         // Without anything to hash: any.
-        Method::Random | Method::RingHash | Method::Maglev => draw(s, among, t, usable, random),
+        Method::Random | Method::RingHash | Method::Maglev => draw(set, among, now, usable, random),
         Method::RoundRobin => {
-            let turn = |_| among[s.cluster.round_robin.fetch_add(1, Relaxed) % among.len()] as usize;
-            (0..among.len()).map(turn).find(|i| usable(&s.members[*i]))
+            let turn = |_| among[set.cluster.round_robin.fetch_add(1, Relaxed) % among.len()] as usize;
+            (0..among.len()).map(turn).find(|i| usable(&set.members[*i]))
         }
         Method::LeastRequest | Method::PeakEwma => {
-            let a = draw(s, among, t, usable, random)?;
+            let first = draw(set, among, now, usable, random)?;
             // Another one, if there is one.
-            let other = |m: &LbEndpoint| usable(m) && !std::ptr::eq(m, &s.members[a]);
-            let b = if among.len() == 1 { a } else { draw(s, among, t, &other, random).unwrap_or(a) };
+            let other = |m: &LbEndpoint| usable(m) && !std::ptr::eq(m, &set.members[first]);
+            let second = if among.len() == 1 { first } else { draw(set, among, now, &other, random).unwrap_or(first) };
             let cost = |i: usize| {
-                let m = &s.members[i];
+                let m = &set.members[i];
                 let active = u64::from(m.state.active.load(Relaxed)) + 1;
-                let latency = if method == Method::PeakEwma { m.state.latency(t).max(1) } else { 1 };
+                let latency = if method == Method::PeakEwma { m.state.latency(now).max(1) } else { 1 };
                 active * latency / u64::from(m.workload.capacity.max(1))
             };
-            Some(if cost(b) < cost(a) { b } else { a })
+            Some(if cost(second) < cost(first) { second } else { first })
         }
     }
 }
 
 /// One of those that can be used, by capacity and warmth.
 fn draw(
-    s: &EndpointSet,
+    set: &EndpointSet,
     among: &[u32],
-    t: u64,
+    now: u64,
     usable: &impl Fn(&LbEndpoint) -> bool,
     random: &mut impl FnMut(u64) -> u64,
 ) -> Option<usize> {
-    let weight = |m: &LbEndpoint| {
-        let warmup = s.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
-        let age = t.saturating_sub(m.state.since);
+    let weight = |member: &LbEndpoint| {
+        let warmup = set.policy.balance.as_ref().map_or(0, |b| b.warmup_ms);
+        let age = now.saturating_sub(member.state.since);
         let part = if age >= warmup { 100 } else { (age * 100 / warmup.max(1)).max(WARM_MINIMUM) };
-        u64::from(m.workload.capacity) * part
+        u64::from(member.workload.capacity) * part
     };
     if among.is_empty() {
         return None;
     }
-    let all = || among.iter().map(|i| (*i as usize, &s.members[*i as usize]));
+    let all = || among.iter().map(|i| (*i as usize, &set.members[*i as usize]));
     let most = all().map(|(_, m)| weight(m)).max().unwrap_or(0).max(1);
     for _ in 0..DRAWS {
-        let i = among[random(among.len() as u64) as usize] as usize;
-        let m = &s.members[i];
-        if usable(m) && random(most) < weight(m) {
-            return Some(i);
+        let index = among[random(among.len() as u64) as usize] as usize;
+        let member = &set.members[index];
+        if usable(member) && random(most) < weight(member) {
+            return Some(index);
         }
     }
     let usable = || all().filter(|(_, m)| usable(m));
     let total: u64 = usable().map(|(_, m)| weight(m)).sum();
     let mut at = random(total.max(1));
     let mut last = None;
-    for (i, m) in usable() {
-        last = Some(i);
-        if at < weight(m) {
-            return Some(i);
+    for (index, member) in usable() {
+        last = Some(index);
+        if at < weight(member) {
+            return Some(index);
         }
-        at -= weight(m);
+        at -= weight(member);
     }
     last
 }
 
-fn on_ring(s: &EndpointSet, hash: u64, m: Method, usable: &impl Fn(&LbEndpoint) -> bool) -> Option<usize> {
-    let n = s.ring.len();
-    if n == 0 {
+fn on_ring(set: &EndpointSet, hash: u64, method: Method, usable: &impl Fn(&LbEndpoint) -> bool) -> Option<usize> {
+    let length = set.ring.len();
+    if length == 0 {
         return None;
     }
-    let from = match m {
-        Method::Maglev => (hash % n as u64) as usize,
-        _ => s.ring.partition_point(|(h, _)| *h < hash) % n,
+    let from = match method {
+        Method::Maglev => (hash % length as u64) as usize,
+        _ => set.ring.partition_point(|(h, _)| *h < hash) % length,
     };
-    (0..n).map(|k| s.ring[(from + k) % n].1 as usize).find(|i| usable(&s.members[*i]))
+    (0..length).map(|k| set.ring[(from + k) % length].1 as usize).find(|i| usable(&set.members[*i]))
 }
 
 /// The hash of a value.

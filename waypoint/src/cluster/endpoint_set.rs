@@ -122,13 +122,19 @@ impl Clusters {
     }
 
     /// The endpoints of a destination; None: there is no such service, port or subset. `preferred_family`: the address family that is preferred.
-    pub fn set(&self, s: &Snapshot, own: &Workload, key: &ClusterKey, preferred_family: IpAddr) -> Option<EndpointSet> {
-        let service = s.mesh.services.get(&key.service)?.clone();
+    pub fn set(
+        &self,
+        snapshot: &Snapshot,
+        own: &Workload,
+        key: &ClusterKey,
+        preferred_family: IpAddr,
+    ) -> Option<EndpointSet> {
+        let service = snapshot.mesh.services.get(&key.service)?.clone();
         // A port that a service does not have leads nowhere, whatever listens at that number.
         if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == key.port) {
             return None;
         }
-        let backend = s.backends.get(&key.service);
+        let backend = snapshot.backends.get(&key.service);
         let via_waypoint = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
             // As ztunnels ask: by the address that is called.
             let vip = service.vips.iter().find(|v| v.is_ipv4() == preferred_family.is_ipv4()).or(service.vips.first());
@@ -151,18 +157,27 @@ impl Clusters {
             None => rules.and_then(|r| r.ports.get(&port).or(r.policy)),
         };
         let policy = Arc::new(policy.cloned().unwrap_or_default());
-        let cluster = self.get(s, key);
+        let cluster = self.get(snapshot, key);
         let mut states = cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         let mut members = vec![];
         let found: Vec<_> = match &via_waypoint {
-            Some(_) => {
-                service.waypoints.iter().flat_map(|(g, _)| waypoints(&s.mesh, own, g, preferred_family)).collect()
-            }
+            Some(_) => service
+                .waypoints
+                .iter()
+                .flat_map(|(g, _)| waypoints(&snapshot.mesh, own, g, preferred_family))
+                .collect(),
             None => {
                 // Of a subset: those that are about to end serve where it has no others, whatever others the service has.
                 let fits =
                     |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
-                let all = candidates_of(&s.mesh, own, &service, SocketAddr::new(preferred_family, key.port), &[], fits);
+                let all = candidates_of(
+                    &snapshot.mesh,
+                    own,
+                    &service,
+                    SocketAddr::new(preferred_family, key.port),
+                    &[],
+                    fits,
+                );
                 all.into_iter().map(|(w, a, _)| (w, a)).collect()
             }
         };
@@ -176,9 +191,9 @@ impl Clusters {
         let ring = ring::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
         let groups = locality::groups(locality, own, &members);
-        for (g, group) in groups.iter().enumerate() {
-            for i in &group.members {
-                members[*i as usize].group = Some(g);
+        for (number, group) in groups.iter().enumerate() {
+            for member in &group.members {
+                members[*member as usize].group = Some(number);
             }
         }
         let dynamic_endpoint = match (by_name, service.mode) {
@@ -188,7 +203,7 @@ impl Clusters {
         };
         let host = service.hostname.clone();
         let asked = via_waypoint.as_ref().map(|t| t.as_bytes().into());
-        let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(s, t, &host)));
+        let pool_partition = asked.or_else(|| policy.tls.as_ref().map(|t| tls::rules(snapshot, t, &host)));
         let tls = OnceLock::new();
         let key = key.clone();
         let baggage = own.baggage.clone();
@@ -213,19 +228,19 @@ impl Clusters {
 impl Cluster {
     /// The places of requests on HTTP/1.1 connections, `limit` of them.
     pub fn connection_permits(&self, limit: u32) -> Arc<Semaphore> {
-        let mut c = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if c.0 != limit {
+        let mut permits = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if permits.0 != limit {
             // Those who hold a place of the old number give it back there.
-            *c = (limit, Arc::new(Semaphore::new(limit as usize)));
+            *permits = (limit, Arc::new(Semaphore::new(limit as usize)));
         }
-        c.1.clone()
+        permits.1.clone()
     }
 }
 
 impl EndpointSet {
     /// The destination with what was called as its one endpoint: a name (`address` is then unspecified), or an address.
-    pub fn with_endpoint(&self, s: &Snapshot, own: &Workload, host: &str, address: IpAddr) -> Self {
-        let known = if address.is_unspecified() { None } else { s.mesh.workload(address).cloned() };
+    pub fn with_endpoint(&self, snapshot: &Snapshot, own: &Workload, host: &str, address: IpAddr) -> Self {
+        let known = if address.is_unspecified() { None } else { snapshot.mesh.workload(address).cloned() };
         let workload = known.unwrap_or_else(|| {
             let hostname: Arc<str> = if address.is_unspecified() { host.into() } else { "".into() };
             let uid = format!("{}/{host}", self.key.service).into();
@@ -258,7 +273,7 @@ impl EndpointSet {
             policy: self.policy.clone(),
             dynamic_endpoint: self.dynamic_endpoint,
             via_waypoint: None,
-            pool_partition: self.policy.tls.as_ref().map(|t| tls::rules(s, t, host)),
+            pool_partition: self.policy.tls.as_ref().map(|t| tls::rules(snapshot, t, host)),
             host: host.into(),
             baggage: self.baggage.clone(),
             tls: OnceLock::new(),
@@ -266,53 +281,53 @@ impl EndpointSet {
     }
 
     /// Notes how a request to a member ended: a status of its own, or None if there was none.
-    pub fn record_outcome(&self, m: &LbEndpoint, status: Option<u16>) {
-        let Some(o) = &self.policy.outlier else { return };
-        let e = &m.state;
+    pub fn record_outcome(&self, member: &LbEndpoint, status: Option<u16>) {
+        let Some(outlier) = &self.policy.outlier else { return };
+        let stats = &member.state;
         let gateway = status.is_none_or(|s| (502..=504).contains(&s));
         if status.is_some_and(|s| s < 500) {
-            e.errors.store(0, Relaxed);
-            e.gateway_errors.store(0, Relaxed);
+            stats.errors.store(0, Relaxed);
+            stats.gateway_errors.store(0, Relaxed);
             return;
         }
-        let errors = e.errors.fetch_add(1, Relaxed) + 1;
-        let gateways = if gateway { e.gateway_errors.fetch_add(1, Relaxed) + 1 } else { 0 };
+        let errors = stats.errors.fetch_add(1, Relaxed) + 1;
+        let gateways = if gateway { stats.gateway_errors.fetch_add(1, Relaxed) + 1 } else { 0 };
         let over = |n: u32, limit: u32| limit > 0 && n >= limit;
-        if over(errors, o.consecutive_5xx) || over(gateways, o.consecutive_gateway) {
-            self.eject(e, o);
+        if over(errors, outlier.consecutive_5xx) || over(gateways, outlier.consecutive_gateway) {
+            self.eject(stats, outlier);
         }
     }
 
-    fn eject(&self, e: &EndpointStats, o: &ir::Outlier) {
+    fn eject(&self, stats: &EndpointStats, outlier: &ir::Outlier) {
         let now = clock::now();
         let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
         // At least one may be out, whatever the percentage (Envoy).
-        let allowed = (self.members.len() * o.max_ejection_percent as usize / 100).max(1);
-        if e.is_ejected(now) || out >= allowed {
+        let allowed = (self.members.len() * outlier.max_ejection_percent as usize / 100).max(1);
+        if stats.is_ejected(now) || out >= allowed {
             return;
         }
         // Who has behaved for long begins anew.
-        if now.saturating_sub(e.ejected.load(Relaxed)) > 10 * o.ejection_ms {
-            e.ejections.store(0, Relaxed);
+        if now.saturating_sub(stats.ejected.load(Relaxed)) > 10 * outlier.ejection_ms {
+            stats.ejections.store(0, Relaxed);
         }
-        let times = u64::from(e.ejections.fetch_add(1, Relaxed)) + 1;
-        e.ejected.store(now + (o.ejection_ms * times).min(MAX_EJECTION.max(o.ejection_ms)), Relaxed);
-        e.errors.store(0, Relaxed);
-        e.gateway_errors.store(0, Relaxed);
+        let times = u64::from(stats.ejections.fetch_add(1, Relaxed)) + 1;
+        stats.ejected.store(now + (outlier.ejection_ms * times).min(MAX_EJECTION.max(outlier.ejection_ms)), Relaxed);
+        stats.errors.store(0, Relaxed);
+        stats.gateway_errors.store(0, Relaxed);
     }
 
     /// Are ejections in force? Not where too few would be left.
     pub fn ejection_active(&self, now: u64) -> bool {
-        let Some(o) = &self.policy.outlier else { return false };
+        let Some(outlier) = &self.policy.outlier else { return false };
         let out = self.members.iter().filter(|m| m.state.is_ejected(now)).count();
-        out > 0 && (self.members.len() - out) * 100 >= self.members.len() * o.min_health_percent as usize
+        out > 0 && (self.members.len() - out) * 100 >= self.members.len() * outlier.min_health_percent as usize
     }
 }
 
 impl From<&EndpointSet> for Chosen {
-    fn from(s: &EndpointSet) -> Self {
-        let (port, subset) = (s.key.port, s.key.subset.clone());
-        Self { service: s.service.clone(), port, subset, is_told: s.dynamic_endpoint.is_none() }
+    fn from(set: &EndpointSet) -> Self {
+        let (port, subset) = (set.key.port, set.key.subset.clone());
+        Self { service: set.service.clone(), port, subset, is_told: set.dynamic_endpoint.is_none() }
     }
 }
 

@@ -15,9 +15,9 @@ pub struct LocalityGroup {
 }
 
 /// The groups, in order of their levels. Endpoints in none get nothing.
-pub fn groups(l: Option<&ir::Locality>, own: &Workload, members: &[LbEndpoint]) -> Vec<LocalityGroup> {
+pub fn groups(locality: Option<&ir::Locality>, own: &Workload, members: &[LbEndpoint]) -> Vec<LocalityGroup> {
     let all = || (0..members.len() as u32).collect();
-    let Some(l) = l else { return vec![LocalityGroup { priority: 0, weight: 1, members: all() }] };
+    let Some(locality) = locality else { return vec![LocalityGroup { priority: 0, weight: 1, members: all() }] };
     let mut out: Vec<LocalityGroup> = vec![];
     let mut put = |priority: usize, weight: u32, i: usize| match out
         .iter_mut()
@@ -26,43 +26,43 @@ pub fn groups(l: Option<&ir::Locality>, own: &Workload, members: &[LbEndpoint]) 
         Some(g) => g.members.push(i as u32),
         None => out.push(LocalityGroup { priority, weight, members: vec![i as u32] }),
     };
-    if let Some(d) = l.distribute.iter().find(|d| is_in(own, &d.from)) {
+    if let Some(distribution) = locality.distribute.iter().find(|distribution| is_in(own, &distribution.from)) {
         // The most exact place counts.
-        let mut to: Vec<(&str, u32)> = d.to.iter().map(|(p, w)| (p.as_str(), *w)).collect();
+        let mut to: Vec<(&str, u32)> = distribution.to.iter().map(|(p, w)| (p.as_str(), *w)).collect();
         to.sort_by_key(|(p, _)| std::cmp::Reverse(p.split('/').filter(|x| *x != "*").count()));
         let mut parts: Vec<LocalityGroup> =
             to.iter().map(|(_, weight)| LocalityGroup { priority: 0, weight: *weight, members: vec![] }).collect();
-        for (i, m) in members.iter().enumerate() {
-            if let Some(k) = to.iter().position(|(p, _)| is_in(&m.workload, p)) {
-                parts[k].members.push(i as u32);
+        for (index, member) in members.iter().enumerate() {
+            if let Some(k) = to.iter().position(|(p, _)| is_in(&member.workload, p)) {
+                parts[k].members.push(index as u32);
             }
         }
         parts.retain(|g| !g.members.is_empty());
         return parts;
     }
-    let known = !l.labels.is_empty() || !own.region.is_empty();
-    for (i, m) in members.iter().enumerate() {
-        let priority = match l.failover && known {
-            true => distance(l, own, &m.workload),
+    let known = !locality.labels.is_empty() || !own.region.is_empty();
+    for (index, member) in members.iter().enumerate() {
+        let priority = match locality.failover && known {
+            true => distance(locality, own, &member.workload),
             false => 0,
         };
-        put(priority, 1, i);
+        put(priority, 1, index);
     }
     out.sort_by_key(|g| g.priority);
     out
 }
 
 /// How far away it is: 0 is nearest.
-fn distance(l: &ir::Locality, own: &Workload, w: &Workload) -> usize {
-    if !l.labels.is_empty() {
+fn distance(locality: &ir::Locality, own: &Workload, workload: &Workload) -> usize {
+    if !locality.labels.is_empty() {
         let fits = |p: &&String| match p.split_once('=') {
-            Some((k, v)) => label(w, k) == Some(v),
-            None => label(own, p).is_some_and(|v| label(w, p) == Some(v)),
+            Some((k, v)) => label(workload, k) == Some(v),
+            None => label(own, p).is_some_and(|v| label(workload, p) == Some(v)),
         };
-        return l.labels.len() - l.labels.iter().take_while(fits).count();
+        return locality.labels.len() - locality.labels.iter().take_while(fits).count();
     }
-    let next = l.to_region.get(&*own.region).is_some_and(|r| **r == *w.region);
-    match (own.region == w.region, own.zone == w.zone, own.subzone == w.subzone) {
+    let next = locality.to_region.get(&*own.region).is_some_and(|r| **r == *workload.region);
+    match (own.region == workload.region, own.zone == workload.zone, own.subzone == workload.subzone) {
         (true, true, true) => 0,
         (true, true, false) => 1,
         (true, false, _) => 2,
@@ -72,22 +72,22 @@ fn distance(l: &ir::Locality, own: &Workload, w: &Workload) -> usize {
 }
 
 /// A label; those of places are not told apart from where the pod is.
-fn label<'a>(w: &'a Workload, key: &str) -> Option<&'a str> {
+fn label<'a>(workload: &'a Workload, key: &str) -> Option<&'a str> {
     let place = match key {
-        "topology.kubernetes.io/region" => &w.region,
-        "topology.kubernetes.io/zone" => &w.zone,
-        "topology.istio.io/subzone" => &w.subzone,
-        "topology.istio.io/network" => &w.network,
-        "topology.istio.io/cluster" => &w.cluster,
-        "kubernetes.io/hostname" => &w.node,
-        _ => return w.labels.get(key).map(String::as_str),
+        "topology.kubernetes.io/region" => &workload.region,
+        "topology.kubernetes.io/zone" => &workload.zone,
+        "topology.istio.io/subzone" => &workload.subzone,
+        "topology.istio.io/network" => &workload.network,
+        "topology.istio.io/cluster" => &workload.cluster,
+        "kubernetes.io/hostname" => &workload.node,
+        _ => return workload.labels.get(key).map(String::as_str),
     };
     Some(place).filter(|p| !p.is_empty()).map(|p| &**p)
 }
 
 /// Is it in this place (`region/zone/subzone`; what is left out, or `*`, is any)?
-fn is_in(w: &Workload, place: &str) -> bool {
-    place.split('/').zip([&w.region, &w.zone, &w.subzone]).all(|(p, own)| p == "*" || *p == **own)
+fn is_in(workload: &Workload, place: &str) -> bool {
+    place.split('/').zip([&workload.region, &workload.zone, &workload.subzone]).all(|(p, own)| p == "*" || *p == **own)
 }
 
 #[cfg(test)]

@@ -5,25 +5,25 @@ use karst_api::route::{self as ir, Method};
 use xxhash_rust::xxh64::xxh64;
 
 /// The points of a ring, or the table of Maglev.
-pub fn ring(p: &ir::Policy, members: &[LbEndpoint]) -> Vec<(u64, u32)> {
-    let Some(b) = &p.balance else { return vec![] };
+pub fn ring(policy: &ir::Policy, members: &[LbEndpoint]) -> Vec<(u64, u32)> {
+    let Some(balance) = &policy.balance else { return vec![] };
     if members.is_empty() {
         return vec![];
     }
     // The same on every proxy: by name, not by place.
     let mut order: Vec<(usize, &str)> = members.iter().enumerate().map(|(i, m)| (i, &*m.workload.uid)).collect();
     order.sort_by_key(|(_, u)| *u);
-    match b.method() {
+    match balance.method() {
         Method::RingHash => {
-            let each = (b.ring_size as usize).div_ceil(members.len()).max(1);
+            let each = (balance.ring_size as usize).div_ceil(members.len()).max(1);
             let mut out = Vec::with_capacity(each * members.len());
-            for (i, uid) in order {
-                out.extend((0..each).map(|k| (xxh64(uid.as_bytes(), k as u64), i as u32)));
+            for (index, uid) in order {
+                out.extend((0..each).map(|k| (xxh64(uid.as_bytes(), k as u64), index as u32)));
             }
             out.sort_unstable();
             out
         }
-        Method::Maglev => maglev(&order, b.ring_size.max(2) as usize),
+        Method::Maglev => maglev(&order, balance.ring_size.max(2) as usize),
         Method::LeastRequest | Method::RoundRobin | Method::Random | Method::PeakEwma => vec![],
     }
 }
@@ -42,16 +42,16 @@ fn maglev(order: &[(usize, &str)], size: usize) -> Vec<(u64, u32)> {
     let mut next = vec![0; order.len()];
     let mut filled = 0;
     while filled < size {
-        for (k, (i, _)) in order.iter().enumerate() {
-            let (offset, skip) = steps[k];
+        for (position, (index, _)) in order.iter().enumerate() {
+            let (offset, skip) = steps[position];
             let at = loop {
-                let at = (offset + next[k] * skip) % size;
-                next[k] += 1;
+                let at = (offset + next[position] * skip) % size;
+                next[position] += 1;
                 if table[at].1 == FREE {
                     break at;
                 }
             };
-            table[at].1 = *i as u32;
+            table[at].1 = *index as u32;
             filled += 1;
             if filled == size {
                 break;

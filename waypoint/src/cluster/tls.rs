@@ -22,10 +22,10 @@ use std::sync::Arc;
 pub type Config = (Arc<ClientConfig>, ServerName<'static>, Arc<Verifier>);
 
 /// All that decides about it: rules, host name, our own certificate.
-pub fn rules(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Arc<[u8]> {
-    let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
+pub fn rules(snapshot: &Snapshot, tls: &ir::ClientTls, host: &str) -> Arc<[u8]> {
+    let own = snapshot.gateway.as_ref().and_then(|g| g.credentials.get(&tls.credential));
     let leaf = own.and_then(|(chain, _)| chain.first()).map_or(&[][..], |c| c);
-    [&t.encode_to_vec()[..], host.as_bytes(), leaf].concat().into()
+    [&tls.encode_to_vec()[..], host.as_bytes(), leaf].concat().into()
 }
 
 /// Why TLS cannot be spoken by the rules of a destination.
@@ -55,23 +55,23 @@ pub enum RulesError {
 ///
 /// # Errors
 /// Why it cannot be spoken.
-pub fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, RulesError> {
-    if !t.broken.is_empty() {
-        return Err(RulesError::Broken(t.broken.clone()));
+pub fn config(snapshot: &Snapshot, tls: &ir::ClientTls, host: &str) -> Result<Config, RulesError> {
+    if !tls.broken.is_empty() {
+        return Err(RulesError::Broken(tls.broken.clone()));
     }
     let name = |n: &str| ServerName::try_from(n.to_string()).map_err(|_| RulesError::Name(n.into()));
-    let sni = name(if t.sni.is_empty() { host } else { &t.sni })?;
-    let (uris, dns): (Vec<&String>, Vec<&String>) = t.names.iter().partition(|n| n.contains("://"));
+    let sni = name(if tls.sni.is_empty() { host } else { &tls.sni })?;
+    let (uris, dns): (Vec<&String>, Vec<&String>) = tls.names.iter().partition(|n| n.contains("://"));
     let uris: Vec<String> = uris.into_iter().cloned().collect();
     let mut names = dns.into_iter().map(|n| name(n)).collect::<Result<Vec<_>, _>>()?;
-    if t.names.is_empty() {
+    if tls.names.is_empty() {
         names.push(sni.clone());
     }
     let mut roots = RootCertStore::empty();
-    match t.roots.is_empty() {
+    match tls.roots.is_empty() {
         true => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         false => {
-            let all = CertificateDer::pem_slice_iter(&t.roots).collect::<Result<Vec<_>, _>>();
+            let all = CertificateDer::pem_slice_iter(&tls.roots).collect::<Result<Vec<_>, _>>();
             let all = all.map_err(RulesError::Roots)?;
             if roots.add_parsable_certificates(all).0 == 0 {
                 return Err(RulesError::NoRoots);
@@ -79,16 +79,16 @@ pub fn config(s: &Snapshot, t: &ir::ClientTls, host: &str) -> Result<Config, Rul
         }
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Arc::new(Verifier { names, uris, roots, provider: provider.clone(), unverified: t.unverified });
+    let verifier = Arc::new(Verifier { names, uris, roots, provider: provider.clone(), unverified: tls.unverified });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone());
-    let config = if t.credential.is_empty() {
+    let config = if tls.credential.is_empty() {
         builder.with_no_client_auth()
     } else {
-        let own = s.gateway.as_ref().and_then(|g| g.credentials.get(&t.credential));
-        let (chain, key) = own.ok_or_else(|| RulesError::NoCredential(t.credential.clone()))?;
+        let own = snapshot.gateway.as_ref().and_then(|g| g.credentials.get(&tls.credential));
+        let (chain, key) = own.ok_or_else(|| RulesError::NoCredential(tls.credential.clone()))?;
         builder.with_client_auth_cert(chain.clone(), key.clone_key())?
     };
     Ok((Arc::new(config), sni, verifier))

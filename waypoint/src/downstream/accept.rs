@@ -37,32 +37,32 @@ pub fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(&rt, async move {
         let listener = TcpListener::from_std(listener)?;
-        let w = Worker::new(shared, number, drain.clone(), Connector::Network(NetnsConnector::host()));
-        tokio::task::spawn_local(edge::accept(w.clone(), w.shared.ports.clone()));
-        tokio::task::spawn_local(recheck(w.clone(), w.shared.state.clone()));
+        let worker = Worker::new(shared, number, drain.clone(), Connector::Network(NetnsConnector::host()));
+        tokio::task::spawn_local(edge::accept(worker.clone(), worker.shared.ports.clone()));
+        tokio::task::spawn_local(recheck(worker.clone(), worker.shared.state.clone()));
         let (mut graceful, mut forced) = (drain.clone(), drain);
         let mut done = tokio::time::interval(Duration::from_millis(20));
         let mut retire = tokio::time::interval(RETIRE);
         retire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut state = w.shared.state.clone();
+        let mut state = worker.shared.state.clone();
         let mut changed = false;
         let mut draining = false;
-        let mut configured = w.shared.configured.clone();
+        let mut configured = worker.shared.configured.clone();
         let mut open = false;
         loop {
             tokio::select! {
-                j = jobs.recv() => match j {
-                    Some(j) => serve(&w, j),
+                job = jobs.recv() => match job {
+                    Some(job) => serve(&worker, job),
                     None => break,
                 },
                 _ = retire.tick() => if std::mem::take(&mut changed) {
-                    w.dialer.retire(&w.snapshot().mesh);
+                    worker.dialer.retire(&worker.snapshot().mesh);
                 },
                 r = configured.wait_for(|c| *c), if !open => open = r.is_ok(),
                 Ok(()) = state.changed() => changed = true,
-                (s, from) = karst_rt::accept::accept(&listener), if open && !draining => accept(&w, s, from),
+                (s, from) = karst_rt::accept::accept(&listener), if open && !draining => accept(&worker, s, from),
                 () = graceful.reached(drain::Phase::Graceful), if !draining => draining = true,
-                _ = done.tick(), if draining => if w.is_idle() {
+                _ = done.tick(), if draining => if worker.is_idle() {
                     break;
                 },
                 () = forced.reached(drain::Phase::Forced) => break,
@@ -75,45 +75,45 @@ pub fn run(
 }
 
 /// Ends streams that are no longer allowed when policies change.
-async fn recheck(w: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
+async fn recheck(worker: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
     while state.changed().await.is_ok() {
-        let s = state.borrow_and_update().clone();
-        w.conns.recheck(&s, &w.shared.metrics.closed_by_policy).await;
+        let snapshot = state.borrow_and_update().clone();
+        worker.conns.recheck(&snapshot, &worker.shared.metrics.closed_by_policy).await;
     }
 }
 
-fn accept(w: &Rc<Worker>, s: TcpStream, from: SocketAddr) {
-    let (open, w) = (w.connection(), w.clone());
+fn accept(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr) {
+    let (open, worker) = (worker.connection(), worker.clone());
     tokio::task::spawn_local(async move {
-        tunnel(&w, s, canonical(from)).await;
+        tunnel(&worker, socket, canonical(from)).await;
         drop(open);
     });
 }
 
-async fn tunnel(w: &Rc<Worker>, s: TcpStream, from: SocketAddr) {
-    let _ = s.set_nodelay(true);
+async fn tunnel(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr) {
+    let _ = socket.set_nodelay(true);
     // Boxed, and gone when the tunnel is there.
-    let (stream, peer, permit) = match Box::pin(admitted(w, s, from)).await {
+    let (stream, peer, permit) = match Box::pin(admitted(worker, socket, from)).await {
         Ok(Some(x)) => x,
         Ok(None) => return,
         Err(e) => return tracing::debug!(peer = %from, error = %e, "tunnel refused"),
     };
-    let workers = &w.shared.workers;
+    let workers = &worker.shared.workers;
     let on_stream = |connect| {
-        let to = workers.pick_less_loaded(w.number).unwrap_or(w.number);
+        let to = workers.pick_less_loaded(worker.number).unwrap_or(worker.number);
         let job = Job { connect, peer: peer.clone(), from, in_use: permit.in_use(), running: workers.start(to) };
-        if to == w.number {
-            return serve(w, job);
+        if to == worker.number {
+            return serve(worker, job);
         }
         if let Err(mut back) = workers.dispatch(to, job) {
-            back.running = workers.start(w.number);
-            serve(w, back);
+            back.running = workers.start(worker.number);
+            serve(worker, back);
         }
     };
-    let served = server::serve_until(stream, &w.settings, w.drain.clone(), permit.evicted(), on_stream).await;
+    let served = server::serve_until(stream, &worker.settings, worker.drain.clone(), permit.evicted(), on_stream).await;
     if let Err(e) = served {
         if matches!(e, server::ServerError::Evicted) {
-            w.shared.gate.counts.tunnels.note(Ended::Evicted);
+            worker.shared.gate.counts.tunnels.note(Ended::Evicted);
         }
         tracing::debug!(peer = %peer, error = %e, "tunnel ended");
     }
@@ -121,37 +121,37 @@ async fn tunnel(w: &Rc<Worker>, s: TcpStream, from: SocketAddr) {
 
 /// A tunnel's start: until its peer has shown who it is, it has one of the places for those who have not.
 async fn admitted(
-    w: &Worker,
-    s: TcpStream,
+    worker: &Worker,
+    socket: TcpStream,
     from: SocketAddr,
 ) -> Result<Option<(TlsStream, Identity, Rc<Permit>)>, Ended> {
-    let gate = &w.shared.gate;
-    let known = w.snapshot().mesh.workload(from.ip()).is_some();
+    let gate = &worker.shared.gate;
+    let known = worker.snapshot().mesh.workload(from.ip()).is_some();
     let permit = gate.handshake(from.ip(), known)?;
     let note = |e: &Ended| gate.counts.handshakes.note(*e);
-    permit.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await.inspect_err(note)?;
-    let done = permit.within(limits::HANDSHAKE_TIMEOUT, handshake(w, s, from)).await.inspect_err(note)?;
+    permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await.inspect_err(note)?;
+    let done = permit.within(limits::HANDSHAKE_TIMEOUT, handshake(worker, socket, from)).await.inspect_err(note)?;
     let Some((stream, peer)) = done else { return Ok(None) };
     Ok(Some((stream, peer, gate.tunnel(permit, from.ip())?)))
 }
 
-async fn handshake(w: &Worker, s: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
-    let mut secrets = w.shared.secrets.clone();
-    let Some(creds) = secrets.get(&w.shared.identity, limits::HOLD_TIMEOUT).await else {
+async fn handshake(worker: &Worker, socket: TcpStream, from: SocketAddr) -> Option<(TlsStream, Identity)> {
+    let mut secrets = worker.shared.secrets.clone();
+    let Some(creds) = secrets.get(&worker.shared.identity, limits::HOLD_TIMEOUT).await else {
         tracing::warn!(peer = %from, "tunnel refused: no certificate yet");
         return None;
     };
     let failed = |e: &server::ServerError| tracing::info!(peer = %from, error = %e, "tunnel failed");
-    server::handshake(s, &creds).await.inspect_err(failed).ok()
+    server::handshake(socket, &creds).await.inspect_err(failed).ok()
 }
 
-fn serve(w: &Rc<Worker>, j: Job) {
-    let w = w.clone();
+fn serve(worker: &Rc<Worker>, job: Job) {
+    let worker = worker.clone();
     tokio::task::spawn_local(async move {
-        let Job { connect, peer, from, in_use, running } = j;
-        let mut forced = w.drain.clone();
+        let Job { connect, peer, from, in_use, running } = job;
+        let mut forced = worker.drain.clone();
         tokio::select! {
-            () = stream(w.clone(), connect, peer, from) => {}
+            () = stream(worker.clone(), connect, peer, from) => {}
             () = forced.reached(drain::Phase::Forced) => {}
         }
         drop((in_use, running));

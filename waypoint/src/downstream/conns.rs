@@ -38,13 +38,13 @@ enum Policies {
 
 impl Policies {
     /// As [`Snapshot::access_to`] has it.
-    fn of(s: &Snapshot, target: &DownstreamTarget) -> Self {
+    fn of(snapshot: &Snapshot, target: &DownstreamTarget) -> Self {
         match target {
-            DownstreamTarget::Service(x) if !x.is_workload_service() => {
-                s.access.get(&x.key).map_or(Policies::None, |a| Policies::Service(a.clone()))
+            DownstreamTarget::Service(service) if !service.is_workload_service() => {
+                snapshot.access.get(&service.key).map_or(Policies::None, |a| Policies::Service(a.clone()))
             }
             DownstreamTarget::Service(_) | DownstreamTarget::Gateway(_) => {
-                s.gateway.as_ref().map_or(Policies::None, |g| Policies::Gateway(g.clone()))
+                snapshot.gateway.as_ref().map_or(Policies::None, |g| Policies::Gateway(g.clone()))
             }
         }
     }
@@ -99,19 +99,19 @@ impl Open {
         ends
     }
 
-    fn refused(&self, a: &Access) -> Option<Denial> {
+    fn refused(&self, access: &Access) -> Option<Denial> {
         let path = self.request.as_ref().map(|r| Path::new(&r.path));
-        let request = self.request.as_ref().zip(path.as_ref()).map(|(r, path)| Request {
-            method: r.method.as_str(),
-            authority: &r.authority,
+        let request = self.request.as_ref().zip(path.as_ref()).map(|(request, path)| Request {
+            method: request.method.as_str(),
+            authority: &request.authority,
             path,
-            headers: &r.headers.all,
-            known: r.headers.known.as_deref(),
-            token: r.token.as_ref(),
+            headers: &request.headers.all,
+            known: request.headers.known.as_deref(),
+            token: request.token.as_ref(),
         });
         let (peer, sni) = (self.peer.as_ref(), self.sni.as_deref());
         let (source, destination, port) = (self.source, self.destination, self.port);
-        a.evaluate(&AuthzContext { peer, source, destination, port, sni, request }).denial()
+        access.evaluate(&AuthzContext { peer, source, destination, port, sni, request }).denial()
     }
 }
 
@@ -162,13 +162,13 @@ impl Conns {
 
     /// After a change: ends what is no longer allowed, a few streams at a time. (What is added meanwhile is judged by what is then the
     /// present.)
-    pub async fn recheck(&self, s: &Snapshot, closed: &AtomicU64) {
+    pub async fn recheck(&self, snapshot: &Snapshot, closed: &AtomicU64) {
         let all: Vec<u64> = self.open.borrow().keys().copied().collect();
         let mut rest = all.chunks(AT_ONCE).peekable();
         while let Some(some) = rest.next() {
             // Those that have ended meanwhile are gone.
             let open = some.iter().filter_map(|id| self.open.borrow().get(id).cloned());
-            let ended = open.filter(|o| o.recheck(s)).count();
+            let ended = open.filter(|o| o.recheck(snapshot)).count();
             closed.fetch_add(ended as u64, Relaxed);
             if rest.peek().is_some() {
                 tokio::task::yield_now().await;

@@ -84,14 +84,14 @@ impl Downstream {
 
     /// The key of a destination. Where no port is named it is the one that was called; at a gateway, that of the service if
     /// it has only one. `own`: the namespace of this proxy.
-    pub fn key(&self, own: &str, s: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> ClusterKey {
+    pub fn key(&self, own: &str, snapshot: &Snapshot, service: &Arc<str>, port: u16, subset: &Arc<str>) -> ClusterKey {
         let only = || {
-            let ports = &s.mesh.services.get(service).filter(|_| self.is_at_gateway())?.ports;
+            let ports = &snapshot.mesh.services.get(service).filter(|_| self.is_at_gateway())?.ports;
             ports.first().filter(|_| ports.len() == 1).map(|(p, _)| *p)
         };
         let port = if port == 0 { only().unwrap_or(self.port) } else { port };
         // The caller's namespace; else that of this proxy, which Istio takes for the client.
-        let backend = s.backends.get(service).filter(|b| !b.clients.is_empty());
+        let backend = snapshot.backends.get(service).filter(|b| !b.clients.is_empty());
         let client = backend.and_then(|b| [self.namespace(), own].into_iter().find(|n| b.has_client(n)));
         let client = client.map_or_else(Arc::default, Arc::from);
         ClusterKey { service: service.clone(), port, subset: subset.clone(), client }
@@ -117,7 +117,12 @@ impl Downstream {
     }
 
     /// Why the call is not allowed, if it is not. Policies that only tell are told of in the log.
-    pub fn authorize(&self, dry_runs: &DryRuns, a: &Access, request: Option<access::Request<'_>>) -> Option<Denial> {
+    pub fn authorize(
+        &self,
+        dry_runs: &DryRuns,
+        policies: &Access,
+        request: Option<access::Request<'_>>,
+    ) -> Option<Denial> {
         let asked = access::AuthzContext {
             peer: self.peer.as_ref(),
             source: self.from.ip(),
@@ -126,7 +131,7 @@ impl Downstream {
             sni: self.sni(),
             request,
         };
-        for (policy, told) in a.audit(&asked) {
+        for (policy, told) in policies.audit(&asked) {
             let text = match told {
                 access::AuditEvent::Matches => "matches",
                 access::AuditEvent::DryRun { would, deny } => {
@@ -137,11 +142,11 @@ impl Downstream {
             let service = self.service().map_or("-", |s| &s.hostname);
             tracing::info!(target: "audit", policy, peer = self.caller(), service, port = self.port, "{text}");
         }
-        a.evaluate(&asked).denial()
+        policies.evaluate(&asked).denial()
     }
 
     /// What is to be told of a request or a connection of this caller's.
-    pub fn record(&self, sink: &Rc<Sink>, s: &Snapshot) -> Box<RequestLog> {
+    pub fn record(&self, sink: &Rc<Sink>, snapshot: &Snapshot) -> Box<RequestLog> {
         let sni = match &self.target {
             DownstreamTarget::Gateway(name) => name.clone().filter(|n| !n.is_empty()),
             DownstreamTarget::Service(_) => self.hello.as_ref().and_then(|h| h.name.as_deref()).map(Rc::from),
@@ -178,15 +183,15 @@ impl Downstream {
             headers: None,
             carried: None,
         };
-        RequestLog::new(info, sink.clone(), s)
+        RequestLog::new(info, sink.clone(), snapshot)
     }
 
     /// What is to be told of a connection that is carried as it is.
-    pub fn connection(&self, sink: &Rc<Sink>, s: &Snapshot) -> Box<RequestLog> {
-        let mut r = self.record(sink, s);
-        r.method = no_method();
-        r.carried = Some(Rc::new(Carried { received: r.received.clone(), ..Carried::default() }));
-        r
+    pub fn connection(&self, sink: &Rc<Sink>, snapshot: &Snapshot) -> Box<RequestLog> {
+        let mut record = self.record(sink, snapshot);
+        record.method = no_method();
+        record.carried = Some(Rc::new(Carried { received: record.received.clone(), ..Carried::default() }));
+        record
     }
 }
 

@@ -39,28 +39,28 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 /// Accepts on the open ports, in a worker.
-pub async fn accept(w: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
+pub async fn accept(worker: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
     let mut tasks: HashMap<u16, (Arc<TcpListener>, tokio::task::JoinHandle<()>)> = HashMap::new();
     loop {
         let now = ports.borrow_and_update().clone();
-        tasks.retain(|p, (l, task)| {
-            let same = now.get(p).is_some_and(|n| Arc::ptr_eq(n, l));
+        tasks.retain(|number, (listener, task)| {
+            let same = now.get(number).is_some_and(|n| Arc::ptr_eq(n, listener));
             if !same {
                 task.abort();
             }
             same
         });
-        for (p, l) in now.iter() {
-            if tasks.contains_key(p) {
+        for (number, listener) in now.iter() {
+            if tasks.contains_key(number) {
                 continue;
             }
-            let own = l.try_clone().and_then(tokio::net::TcpListener::from_std);
+            let own = listener.try_clone().and_then(tokio::net::TcpListener::from_std);
             match own {
                 Ok(own) => {
-                    let task = tokio::task::spawn_local(port(w.clone(), own, *p));
-                    tasks.insert(*p, (l.clone(), task));
+                    let task = tokio::task::spawn_local(port(worker.clone(), own, *number));
+                    tasks.insert(*number, (listener.clone(), task));
                 }
-                Err(e) => tracing::error!(port = p, error = %e, "cannot accept"),
+                Err(e) => tracing::error!(port = number, error = %e, "cannot accept"),
             }
         }
         drop(now);
@@ -70,16 +70,16 @@ pub async fn accept(w: Rc<Worker>, mut ports: watch::Receiver<Ports>) {
     }
 }
 
-async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
+async fn port(worker: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
     loop {
-        let (s, from) = accept::accept(&listener).await;
+        let (socket, from) = accept::accept(&listener).await;
         let from = canonical(from);
-        let Ok(permit) = w.shared.gate.greeting(from.ip()) else { continue };
-        let (open, w) = (w.connection(), w.clone());
+        let Ok(permit) = worker.shared.gate.greeting(from.ip()) else { continue };
+        let (open, worker) = (worker.connection(), worker.clone());
         tokio::task::spawn_local(async move {
-            let mut forced = w.drain.clone();
+            let mut forced = worker.drain.clone();
             tokio::select! {
-                () = connection(&w, s, from, port, permit) => {}
+                () = connection(&worker, socket, from, port, permit) => {}
                 () = forced.reached(drain::Phase::Forced) => {}
             }
             drop(open);
@@ -87,12 +87,12 @@ async fn port(w: Rc<Worker>, listener: tokio::net::TcpListener, port: u16) {
     }
 }
 
-async fn connection(w: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
+async fn connection(worker: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u16, permit: Permit) {
     let _ = socket.set_nodelay(true);
     let to = socket.local_addr().map_or(from.ip(), |a| canonical(a).ip());
-    let s = w.snapshot();
-    let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
-    let gate = &w.shared.gate;
+    let snapshot = worker.snapshot();
+    let Some(listeners) = snapshot.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return };
+    let gate = &worker.shared.gate;
     let ended = |e: Ended| {
         gate.counts.greetings.note(e);
         tracing::debug!(peer = %from, port, error = %e, "no greeting");
@@ -105,22 +105,22 @@ async fn connection(w: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u
         let target = DownstreamTarget::Gateway(tls);
         Some(Downstream { peer: None, from, source: None, target, port, to, hello: None, permit: Some(permit.ok()?) })
     };
-    match p.protocol() {
+    match listeners.protocol() {
         ListenerProtocol::Http => {
             let mut io = Io::socket(socket);
             match permit.within(HELLO, preface(&mut io)).await {
                 Ok(Some(http2)) => {
                     let Some(downstream) = call(None, permit) else { return };
-                    requests::requests(w, Rc::new(downstream), io, http2).await;
+                    requests::requests(worker, Rc::new(downstream), io, http2).await;
                 }
                 Ok(None) => {}
                 Err(e) => ended(e),
             }
         }
         ListenerProtocol::Tcp => {
-            let Some(l) = p.find(None).next() else { return };
+            let Some(listener) = listeners.find(None).next() else { return };
             let Some(downstream) = call(None, permit) else { return };
-            bytes(w, &s, &downstream, l, ("*", Speaks::Anything), Io::socket(socket)).await;
+            bytes(worker, &snapshot, &downstream, listener, ("*", Speaks::Anything), Io::socket(socket)).await;
         }
         ListenerProtocol::Https | ListenerProtocol::Tls => {
             if let Err(e) = permit.first_byte(&socket, limits::FIRST_BYTE_TIMEOUT).await {
@@ -132,13 +132,13 @@ async fn connection(w: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u
                 Ok(Err(_)) => return tracing::debug!(peer = %from, port, "no TLS"),
                 Err(e) => return ended(e),
             };
-            let Some(l) = p.find(sni.as_deref()).next().cloned() else {
+            let Some(listener) = listeners.find(sni.as_deref()).next().cloned() else {
                 return tracing::info!(target: "access", peer = %from, port, sni, "no listener matches this name");
             };
             let name = sni.clone().unwrap_or_default();
-            let Some(tls) = &l.tls else {
+            let Some(tls) = &listener.tls else {
                 let Some(downstream) = call(sni.map(Into::into), permit) else { return };
-                return bytes(w, &s, &downstream, &l, (&name, Speaks::Tls), io).await;
+                return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Tls), io).await;
             };
             let io = match permit.within(HELLO, TlsAcceptor::from(tls.server.clone()).accept(io)).await {
                 Ok(Ok(io)) => io,
@@ -153,25 +153,25 @@ async fn connection(w: &Rc<Worker>, socket: TcpStream, from: SocketAddr, port: u
             if !tls.admits(io.get_ref().1.peer_certificates()) {
                 return tracing::info!(target: "access", peer = %from, port, sni, "the client's certificate has none of the allowed names");
             }
-            if l.protocol == ListenerProtocol::Tls {
+            if listener.protocol == ListenerProtocol::Tls {
                 let Some(downstream) = call(sni.map(Into::into), permit) else { return };
-                return bytes(w, &s, &downstream, &l, (&name, Speaks::Anything), io).await;
+                return bytes(worker, &snapshot, &downstream, &listener, (&name, Speaks::Anything), io).await;
             }
             let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
             // What the name has chosen is asked for once more with each request.
             let Some(downstream) = call(Some(name.into()), permit) else { return };
-            drop(s);
-            requests::requests(w, Rc::new(downstream), io, http2).await;
+            drop(snapshot);
+            requests::requests(worker, Rc::new(downstream), io, http2).await;
         }
     }
 }
 
 /// Carries bytes to where the listener's routes say.
 pub async fn bytes<I>(
-    w: &Rc<Worker>,
-    s: &Arc<Snapshot>,
+    worker: &Rc<Worker>,
+    snapshot: &Arc<Snapshot>,
     downstream: &Downstream,
-    l: &Listener,
+    listener: &Listener,
     (name, speaks): (&str, Speaks),
     io: I,
 ) where
@@ -179,39 +179,47 @@ pub async fn bytes<I>(
 {
     let busy = Busy::on(downstream);
     // It is told when it is dropped, whatever becomes of it.
-    let mut record = downstream.connection(&w.sink, s);
-    record.route.clone_from(&l.origin);
-    if let Some(by) =
-        s.gateway.as_ref().and_then(|g| downstream.authorize(&w.shared.metrics.dry_runs, g.access.as_ref()?, None))
+    let mut record = downstream.connection(&worker.sink, snapshot);
+    record.route.clone_from(&listener.origin);
+    if let Some(by) = snapshot
+        .gateway
+        .as_ref()
+        .and_then(|g| downstream.authorize(&worker.shared.metrics.dry_runs, g.access.as_ref()?, None))
     {
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));
     }
-    let Some(rule) = l.routes(&s.hosts, name).and_then(|r| r.table("").find_tcp(&downstream.tcp())) else {
+    let Some(rule) = listener.routes(&snapshot.hosts, name).and_then(|r| r.table("").find_tcp(&downstream.tcp()))
+    else {
         return drop(record.failed(ResponseFlag::NoRoute, "no route"));
     };
     record.route.clone_from(&rule.origin);
-    let Some(key) = destination(w, s, downstream, rule) else {
+    let Some(key) = destination(worker, snapshot, downstream, rule) else {
         return drop(record.failed(ResponseFlag::NoCluster, "no destination"));
     };
-    let Some(set) = w.destination(s, downstream, &key, downstream.tcp().sni) else {
+    let Some(set) = worker.destination(snapshot, downstream, &key, downstream.tcp().sni) else {
         return drop(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
-    if let Ok(to) = tcp::open(w, s, downstream, set, speaks, record).await {
+    if let Ok(to) = tcp::open(worker, snapshot, downstream, set, speaks, record).await {
         Busy::keep_busy(busy, tcp::relay(io, to)).await;
-        w.shared.gate.note_evicted(downstream.permit.as_deref());
+        worker.shared.gate.note_evicted(downstream.permit.as_deref());
     }
 }
 
-fn destination(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, rule: &TcpRule) -> Option<ClusterKey> {
-    let d = rule.choose_weighted(w.sample(SampleKind::Weight, rule.total_weight()))?;
-    (d.refuse_status == 0).then(|| {
+fn destination(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    downstream: &Downstream,
+    rule: &TcpRule,
+) -> Option<ClusterKey> {
+    let destination = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight()))?;
+    (destination.refuse_status == 0).then(|| {
         downstream.key(
-            &w.shared.config.pod_namespace,
-            s,
-            &d.service.as_str().into(),
-            d.port as u16,
-            &d.subset.as_str().into(),
+            &worker.shared.config.pod_namespace,
+            snapshot,
+            &destination.service.as_str().into(),
+            destination.port as u16,
+            &destination.subset.as_str().into(),
         )
     })
 }

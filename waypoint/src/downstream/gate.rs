@@ -94,14 +94,14 @@ impl Gate {
 
     /// For the page of metrics.
     pub fn render(&self, out: &mut String) {
-        let c = &self.counts;
+        let counts = &self.counts;
         Counts::render(
             out,
             &[
-                ("hbone", "handshake", &c.handshakes),
-                ("hbone", "open", &c.tunnels),
-                ("gateway", "handshake", &c.greetings),
-                ("gateway", "open", &c.connections),
+                ("hbone", "handshake", &counts.handshakes),
+                ("hbone", "open", &counts.tunnels),
+                ("gateway", "handshake", &counts.greetings),
+                ("gateway", "open", &counts.connections),
             ],
         );
     }

@@ -133,35 +133,38 @@ impl Gateway {
     ///
     /// # Errors
     /// What cannot be used, and of which listener.
-    pub fn new(g: &ir::Gateway) -> Result<Self, GatewayError> {
+    pub fn new(gateway: &ir::Gateway) -> Result<Self, GatewayError> {
         let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
-        for l in &g.listeners {
-            let bad = |error: ListenerError| GatewayError::Listener { origin: l.origin.clone(), error };
-            let port = u16::try_from(l.port).ok().filter(|p| *p > 0).ok_or_else(|| bad(ListenerError::Port(l.port)))?;
-            let called = u16::try_from(l.called).map_err(|_| bad(ListenerError::Port(l.called)))?;
-            let protocol =
-                ListenerProtocol::try_from(l.protocol).map_err(|_| bad(ListenerError::Protocol(l.protocol)))?;
-            let tls = l.tls.as_ref().map(|t| Tls::new(t, protocol)).transpose().map_err(bad)?;
+        for listener in &gateway.listeners {
+            let bad = |error: ListenerError| GatewayError::Listener { origin: listener.origin.clone(), error };
+            let port = u16::try_from(listener.port)
+                .ok()
+                .filter(|p| *p > 0)
+                .ok_or_else(|| bad(ListenerError::Port(listener.port)))?;
+            let called = u16::try_from(listener.called).map_err(|_| bad(ListenerError::Port(listener.called)))?;
+            let protocol = ListenerProtocol::try_from(listener.protocol)
+                .map_err(|_| bad(ListenerError::Protocol(listener.protocol)))?;
+            let tls = listener.tls.as_ref().map(|t| Tls::new(t, protocol)).transpose().map_err(bad)?;
             if protocol == ListenerProtocol::Https && tls.is_none() {
                 return Err(bad(ListenerError::NoTls));
             }
             ports.entry(port).or_default().listeners.push(Arc::new(Listener {
-                origin: l.origin.clone(),
-                routes: l.routes.clone(),
+                origin: listener.origin.clone(),
+                routes: listener.routes.clone(),
                 protocol,
-                hosts: l.hosts.clone(),
+                hosts: listener.hosts.clone(),
                 tls,
-                redirect: l.redirect,
+                redirect: listener.redirect,
                 called: if called == 0 { port } else { called },
             }));
         }
         let pair = |(name, k): (&String, &ir::KeyPair)| {
             read(k).map(|k| (name.clone(), k)).map_err(|error| GatewayError::Credential { name: name.clone(), error })
         };
-        let credentials = g.credentials.iter().map(pair).collect::<Result<_, _>>()?;
-        let telemetry = g.telemetry.as_ref().map(Telemetry::new).transpose();
+        let credentials = gateway.credentials.iter().map(pair).collect::<Result<_, _>>()?;
+        let telemetry = gateway.telemetry.as_ref().map(Telemetry::new).transpose();
         let telemetry = telemetry?.map(Arc::new);
-        Ok(Self { ports, access: g.access.as_ref().map(Access::new).transpose()?, credentials, telemetry })
+        Ok(Self { ports, access: gateway.access.as_ref().map(Access::new).transpose()?, credentials, telemetry })
     }
 
     /// Nothing is listened on, and nobody may call anything.
@@ -230,30 +233,30 @@ fn rank(host: &str, name: Option<&str>) -> Option<usize> {
 }
 
 impl Tls {
-    fn new(t: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, ListenerError> {
+    fn new(tls: &ir::Tls, protocol: ListenerProtocol) -> Result<Self, ListenerError> {
         // Clients are not of the mesh: some have only TLS 1.2, which the mesh's own provider leaves out.
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut keys = vec![];
-        for p in &t.certificates {
-            let (chain, key) = read(p)?;
+        for pair in &tls.certificates {
+            let (chain, key) = read(pair)?;
             keys.push(Arc::new(CertifiedKey::from_der(chain, key, &provider)?));
         }
         if keys.is_empty() {
             return Err(ListenerError::NoCertificate);
         }
         let versions: &[&rustls::SupportedProtocolVersion] =
-            if t.modern { &[&rustls::version::TLS13] } else { &[&rustls::version::TLS13, &rustls::version::TLS12] };
+            if tls.modern { &[&rustls::version::TLS13] } else { &[&rustls::version::TLS13, &rustls::version::TLS12] };
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
-        let clients = clients(t, &provider)?;
+        let clients = clients(tls, &provider)?;
         let builder = match clients.clone() {
             None => builder.with_no_client_auth(),
-            Some(v) => builder.with_client_cert_verifier(v),
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
         };
         let mut server = builder.with_cert_resolver(Arc::new(Keys(keys)));
         if protocol == ListenerProtocol::Https {
             server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         }
-        Ok(Self { server: Arc::new(server), names: t.client_names.clone(), clients })
+        Ok(Self { server: Arc::new(server), names: tls.client_names.clone(), clients })
     }
 
     /// A session that is resumed remembers the certificate of the first handshake, and rustls does not look at it again: it may
@@ -261,14 +264,16 @@ impl Tls {
     ///
     /// # Errors
     /// The client's certificate does not count any more.
-    pub fn still_valid(&self, c: &ServerConnection) -> Result<(), rustls::Error> {
-        let Some(v) = self.clients.as_ref().filter(|_| c.handshake_kind() == Some(HandshakeKind::Resumed)) else {
+    pub fn still_valid(&self, connection: &ServerConnection) -> Result<(), rustls::Error> {
+        let Some(verifier) =
+            self.clients.as_ref().filter(|_| connection.handshake_kind() == Some(HandshakeKind::Resumed))
+        else {
             return Ok(());
         };
         let now = self.server.time_provider.current_time().ok_or(rustls::Error::FailedToGetCurrentTime)?;
-        match c.peer_certificates() {
-            Some([leaf, chain @ ..]) => v.verify_client_cert(leaf, chain, now).map(drop),
-            Some([]) | None if v.client_auth_mandatory() => Err(rustls::Error::NoCertificatesPresented),
+        match connection.peer_certificates() {
+            Some([leaf, chain @ ..]) => verifier.verify_client_cert(leaf, chain, now).map(drop),
+            Some([]) | None if verifier.client_auth_mandatory() => Err(rustls::Error::NoCertificatesPresented),
             Some([]) | None => Ok(()),
         }
     }
@@ -289,21 +294,25 @@ fn has_name(cert: &CertificateDer<'_>, name: &str) -> bool {
     webpki::EndEntityCert::try_from(cert).is_ok_and(|c| c.verify_is_valid_for_subject_name(&wanted).is_ok())
 }
 
-fn clients(t: &ir::Tls, provider: &Arc<CryptoProvider>) -> Result<Option<Arc<dyn ClientCertVerifier>>, ListenerError> {
-    let wanted = ir::ClientCertificate::try_from(t.client).map_err(|_| ListenerError::ClientCertificate(t.client))?;
+fn clients(
+    tls: &ir::Tls,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, ListenerError> {
+    let wanted =
+        ir::ClientCertificate::try_from(tls.client).map_err(|_| ListenerError::ClientCertificate(tls.client))?;
     if wanted == ir::ClientCertificate::None {
         return Ok(None);
     }
     let mut roots = RootCertStore::empty();
-    for c in CertificateDer::pem_slice_iter(&t.client_roots) {
-        let root = c.map_err(|e| ListenerError::ClientRoots(e.into()))?;
+    for certificate in CertificateDer::pem_slice_iter(&tls.client_roots) {
+        let root = certificate.map_err(|e| ListenerError::ClientRoots(e.into()))?;
         roots.add(root).map_err(|e| ListenerError::ClientRoots(e.into()))?;
     }
-    let mut v = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     if wanted == ir::ClientCertificate::Optional {
-        v = v.allow_unauthenticated();
+        builder = builder.allow_unauthenticated();
     }
-    v.build().map(Some).map_err(|e| ListenerError::ClientRoots(e.into()))
+    builder.build().map(Some).map_err(|e| ListenerError::ClientRoots(e.into()))
 }
 
 /// The certificates of a listener: the first whose names fit is shown, else the first.

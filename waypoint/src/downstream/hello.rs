@@ -55,18 +55,18 @@ async fn read_hello(io: &mut Io, first: &mut Vec<u8>) -> Result<Option<String>, 
     let mut acceptor = Acceptor::default();
     let mut buf = vec![0; 4096];
     loop {
-        let n = io.read(&mut buf).await?;
-        if n == 0 || first.len() + n > MAX_HELLO {
+        let length = io.read(&mut buf).await?;
+        if length == 0 || first.len() + length > MAX_HELLO {
             return Err(HelloError::None);
         }
-        first.extend_from_slice(&buf[..n]);
-        let mut rest = &buf[..n];
+        first.extend_from_slice(&buf[..length]);
+        let mut rest = &buf[..length];
         while !rest.is_empty() {
             acceptor.read_tls(&mut rest)?;
-            if let Some(a) = acceptor.accept().map_err(|(e, _)| e)? {
+            if let Some(accepted) = acceptor.accept().map_err(|(e, _)| e)? {
                 // As authorities are written, or a last dot would make another name of it.
                 let own = |n: &str| authority::name(n).map_or_else(|| n.to_ascii_lowercase(), Cow::into_owned);
-                return Ok(a.client_hello().server_name().map(own));
+                return Ok(accepted.client_hello().server_name().map(own));
             }
         }
     }

@@ -30,28 +30,28 @@ pub async fn open(
         let old = ports.borrow().clone();
         let mut now = BTreeMap::new();
         let mut bad = BTreeMap::new();
-        for p in wanted {
-            if let Some(l) = old.get(&p) {
-                now.insert(p, l.clone());
+        for port in wanted {
+            if let Some(l) = old.get(&port) {
+                now.insert(port, l.clone());
                 continue;
             }
-            match karst_rt::socket::listener((Ipv6Addr::UNSPECIFIED, p).into()) {
+            match karst_rt::socket::listener((Ipv6Addr::UNSPECIFIED, port).into()) {
                 Ok(l) => {
-                    tracing::info!(port = p, "listening");
-                    now.insert(p, Arc::new(l));
+                    tracing::info!(port, "listening");
+                    now.insert(port, Arc::new(l));
                 }
                 Err(e) => {
                     let e = e.to_string();
-                    if failed.get(&p) != Some(&e) {
-                        tracing::error!(port = p, error = e, "cannot listen; trying again");
+                    if failed.get(&port) != Some(&e) {
+                        tracing::error!(port, error = e, "cannot listen; trying again");
                     }
-                    bad.insert(p, e);
+                    bad.insert(port, e);
                 }
             }
         }
         failed = bad;
-        for p in old.keys().filter(|p| !now.contains_key(p)) {
-            tracing::info!(port = p, "closed: nothing is configured for it");
+        for port in old.keys().filter(|port| !now.contains_key(port)) {
+            tracing::info!(port, "closed: nothing is configured for it");
         }
         if !now.keys().eq(old.keys()) {
             ports.send_replace(Arc::new(now));

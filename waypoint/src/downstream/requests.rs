@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LATE: Duration = Duration::from_secs(1);
 
 /// Serves the requests of a connection until it ends. `http2`: HTTP/2 is spoken.
-pub async fn requests<I>(w: &Rc<Worker>, downstream: Rc<Downstream>, io: I, http2: bool)
+pub async fn requests<I>(worker: &Rc<Worker>, downstream: Rc<Downstream>, io: I, http2: bool)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -30,16 +30,16 @@ where
     let patience = downstream.is_at_gateway().then_some(PATIENCE);
     let (permit, own) = (downstream.permit.clone(), downstream.clone());
     let service = {
-        let (w, downstream) = (w.clone(), downstream.clone());
-        service_fn(move |r| {
-            let (w, busy, downstream) = (w.clone(), Busy::on(&downstream), downstream.clone());
+        let (worker, downstream) = (worker.clone(), downstream.clone());
+        service_fn(move |request| {
+            let (worker, busy, downstream) = (worker.clone(), Busy::on(&downstream), downstream.clone());
             async move {
-                let answer = handle::handle(w, downstream, r).await;
+                let answer = handle::handle(worker, downstream, request).await;
                 Ok::<_, std::convert::Infallible>(answer.map(|a| a.keeping(busy)))
             }
         })
     };
-    let mut drain = w.drain.clone();
+    let mut drain = worker.drain.clone();
     if http2 {
         let conn = std::pin::pin!(codec::server2().serve_connection(TokioIo::new(io), service));
         let _ = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await;
@@ -47,10 +47,10 @@ where
         let http1 = codec::server1(patience);
         let conn = std::pin::pin!(http1.serve_connection(TokioIo::new(io), service).with_upgrades());
         if let Err(e) = until_drained(conn, |c| c.graceful_shutdown(), &mut drain, permit.as_deref()).await {
-            unreadable(w, &own, &e);
+            unreadable(worker, &own, &e);
         }
     }
-    w.shared.gate.note_evicted(permit.as_deref());
+    worker.shared.gate.note_evicted(permit.as_deref());
 }
 
 /// Serves a client's connection to its end; when the drain begins, it is told to end after what is under way. The same when it
@@ -92,20 +92,20 @@ async fn until_drained<C: Future<Output = hyper::Result<()>>>(
 }
 
 /// Tells of what HTTP/1.1 could not read as a request; it has been answered (with a status that Envoy gives, too).
-fn unreadable(w: &Rc<Worker>, downstream: &Downstream, e: &hyper::Error) {
-    if !e.is_parse() {
+fn unreadable(worker: &Rc<Worker>, downstream: &Downstream, error: &hyper::Error) {
+    if !error.is_parse() {
         return;
     }
-    let mut r = downstream.record(&w.sink, &w.snapshot());
-    (r.method, r.protocol, r.flag) = (no_method(), "HTTP/1.1", ResponseFlag::BadRequest);
-    r.error = e.to_string();
-    (r.answered, r.details) = match (e.is_parse_too_large(), r.error.contains("URI")) {
+    let mut record = downstream.record(&worker.sink, &worker.snapshot());
+    (record.method, record.protocol, record.flag) = (no_method(), "HTTP/1.1", ResponseFlag::BadRequest);
+    record.error = error.to_string();
+    (record.answered, record.details) = match (error.is_parse_too_large(), record.error.contains("URI")) {
         (false, _) => (400, ResponseFlag::BadRequest.details().into()),
         (true, false) => (431, "http1.headers_too_large".into()),
         (true, true) => (414, "http1.headers_too_large".into()),
     };
-    if e.is_parse_too_large() {
-        r.error = codec::bad_head();
+    if error.is_parse_too_large() {
+        record.error = codec::bad_head();
     }
-    r.finish(0);
+    record.finish(0);
 }

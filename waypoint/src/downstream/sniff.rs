@@ -19,7 +19,7 @@ pub const SILENCE: Duration = Duration::from_millis(200);
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Looks at the first bytes, and serves HTTP or carries bytes. `declared`: the service says that it is HTTP.
-pub async fn http(w: &Rc<Worker>, downstream: Rc<Downstream>, mut io: Io, declared: bool) {
+pub async fn http(worker: &Rc<Worker>, downstream: Rc<Downstream>, mut io: Io, declared: bool) {
     let mut first = Vec::with_capacity(PREFACE.len());
     let mut early = None;
     if !declared {
@@ -29,7 +29,7 @@ pub async fn http(w: &Rc<Worker>, downstream: Rc<Downstream>, mut io: Io, declar
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) => first.extend_from_slice(&buf[..n]),
             Err(_) => {
-                let (mut found, refused) = match connect_tcp(w, &downstream).await {
+                let (mut found, refused) = match connect_tcp(worker, &downstream).await {
                     Ok(f) => (Some(f), None),
                     // Bytes of which nothing is known are not let through, or there is no endpoint: a request may still come,
                     // and will be told. If none comes, this is: when it is dropped.
@@ -44,7 +44,7 @@ pub async fn http(w: &Rc<Worker>, downstream: Rc<Downstream>, mut io: Io, declar
                         r.forget();
                     }
                     io.unread(first.into());
-                    return Box::pin(http(w, downstream, io, false)).await;
+                    return Box::pin(http(worker, downstream, io, false)).await;
                 };
                 let mut there = [0; 1024];
                 tokio::select! {
@@ -84,13 +84,13 @@ pub async fn http(w: &Rc<Worker>, downstream: Rc<Downstream>, mut io: Io, declar
     if !declared && !http2 && !http1 {
         return match early {
             Some(early) => relay(io, early).await,
-            None => tcp(w, &downstream, io).await,
+            None => tcp(worker, &downstream, io).await,
         };
     }
     if let Some(early) = early {
         early.record.forget();
     }
-    requests(w, downstream, io, http2).await;
+    requests(worker, downstream, io, http2).await;
 }
 
 /// Does this begin a request of HTTP/1.1? (A method, and something after it.)

@@ -126,12 +126,12 @@ impl Reset for Io {
 
 impl Drop for Io {
     fn drop(&mut self) {
-        if let Leg::Tunnel(t, lingering) = &mut self.leg
+        if let Leg::Tunnel(tunnel, lingering) = &mut self.leg
             && self.closed
             && !self.ended
-            && let Some(t) = t.take()
+            && let Some(tunnel) = tunnel.take()
         {
-            let _ = lingering.send(t);
+            let _ = lingering.send(tunnel);
         }
     }
 }
@@ -146,7 +146,7 @@ impl AsyncRead for Io {
                 #[cfg(test)]
                 Leg::Memory(s) => return Pin::new(s).poll_read(cx, buf),
                 Leg::Tunnel(None, _) => return Poll::Ready(Ok(())),
-                Leg::Tunnel(Some(t), _) => match ready!(t.recv.poll_data(cx)) {
+                Leg::Tunnel(Some(tunnel), _) => match ready!(tunnel.recv.poll_data(cx)) {
                     None => {
                         this.ended = true;
                         return Poll::Ready(Ok(()));
@@ -154,7 +154,7 @@ impl AsyncRead for Io {
                     Some(Err(e)) => return Poll::Ready(Err(broken(e))),
                     Some(Ok(b)) => {
                         // They are ours now: the peer may send as many more. At most one frame is held here.
-                        t.recv.flow_control().release_capacity(b.len()).map_err(broken)?;
+                        tunnel.recv.flow_control().release_capacity(b.len()).map_err(broken)?;
                         this.ahead = b;
                     }
                 },
@@ -182,20 +182,20 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let t = match &mut self.leg {
+        let tunnel = match &mut self.leg {
             Leg::Socket(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
             Leg::Tls(t) => return Pin::new(&mut **t).poll_write_vectored(cx, bufs),
             #[cfg(test)]
             Leg::Memory(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
-            Leg::Tunnel(Some(t), _) => t,
+            Leg::Tunnel(Some(tunnel), _) => tunnel,
             Leg::Tunnel(None, _) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         };
         let all: usize = bufs.iter().map(|b| b.len()).sum();
         if all == 0 {
             return Poll::Ready(Ok(0));
         }
-        t.send.reserve_capacity(all.min(WRITE));
-        let room = match ready!(t.send.poll_capacity(cx)) {
+        tunnel.send.reserve_capacity(all.min(WRITE));
+        let room = match ready!(tunnel.send.poll_capacity(cx)) {
             Some(Ok(0)) => return Poll::Pending,
             Some(Ok(n)) => n.min(all).min(WRITE),
             Some(Err(e)) => return Poll::Ready(Err(broken(e))),
@@ -205,7 +205,7 @@ impl AsyncWrite for Io {
         for b in bufs {
             out.extend_from_slice(&b[..b.len().min(room - out.len())]);
         }
-        t.send.send_data(out.into(), false).map_err(broken)?;
+        tunnel.send.send_data(out.into(), false).map_err(broken)?;
         Poll::Ready(Ok(room))
     }
 
@@ -231,12 +231,12 @@ impl AsyncWrite for Io {
             Leg::Tls(t) => Pin::new(&mut **t).poll_shutdown(cx),
             #[cfg(test)]
             Leg::Memory(s) => Pin::new(s).poll_shutdown(cx),
-            Leg::Tunnel(t, _) => {
-                if let Some(t) = t
+            Leg::Tunnel(tunnel, _) => {
+                if let Some(tunnel) = tunnel
                     && !std::mem::replace(&mut this.closed, true)
                 {
                     // A peer that has gone needs no end.
-                    let _ = t.send.send_data(Bytes::new(), true);
+                    let _ = tunnel.send.send_data(Bytes::new(), true);
                 }
                 Poll::Ready(Ok(()))
             }

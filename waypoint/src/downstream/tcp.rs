@@ -23,8 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 const TRIES: usize = 3;
 
 /// Carries bytes to an endpoint.
-pub async fn tcp(w: &Rc<Worker>, downstream: &Downstream, mut io: Io) {
-    match connect_tcp(w, downstream).await {
+pub async fn tcp(worker: &Rc<Worker>, downstream: &Downstream, mut io: Io) {
+    match connect_tcp(worker, downstream).await {
         Ok(to) => relay(io, to).await,
         // It is told when it is dropped.
         Err(_) => io.reset(),
@@ -43,32 +43,41 @@ pub struct TcpRelay {
 ///
 /// # Errors
 /// The record says why there is none.
-pub async fn connect_tcp(w: &Rc<Worker>, downstream: &Downstream) -> Result<TcpRelay, Box<RequestLog>> {
-    let s = w.snapshot();
-    let mut record = downstream.connection(&w.sink, &s);
+pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result<TcpRelay, Box<RequestLog>> {
+    let snapshot = worker.snapshot();
+    let mut record = downstream.connection(&worker.sink, &snapshot);
     let Some(service) = downstream.service() else { return Err(record) };
-    if let Some(a) = s.access_to(service)
-        && let Some(by) = downstream.authorize(&w.shared.metrics.dry_runs, a, None)
+    if let Some(access) = snapshot.access_to(service)
+        && let Some(by) = downstream.authorize(&worker.shared.metrics.dry_runs, access, None)
     {
         record.details = by.details.into();
         return Err(record.failed(ResponseFlag::None, &by.error));
     }
-    let rule = s.routes.get(&service.key).and_then(|r| r.table(downstream.namespace()).find_tcp(&downstream.tcp()));
-    if let Some(r) = rule {
-        record.route.clone_from(&r.origin);
+    let rule =
+        snapshot.routes.get(&service.key).and_then(|r| r.table(downstream.namespace()).find_tcp(&downstream.tcp()));
+    if let Some(rule) = rule {
+        record.route.clone_from(&rule.origin);
     }
-    let rule = rule.and_then(|t| t.choose_weighted(w.sample(SampleKind::Weight, t.total_weight())));
-    let own = &*w.shared.config.pod_namespace;
+    let rule = rule.and_then(|rule| rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight())));
+    let own = &*worker.shared.config.pod_namespace;
     let key = match rule {
-        Some(d) if d.refuse_status != 0 => return Err(record.failed(ResponseFlag::NoCluster, "no destination")),
-        Some(d) => downstream.key(own, &s, &d.service.as_str().into(), d.port as u16, &d.subset.as_str().into()),
-        None => downstream.key(own, &s, &service.key, downstream.port, &Arc::default()),
+        Some(destination) if destination.refuse_status != 0 => {
+            return Err(record.failed(ResponseFlag::NoCluster, "no destination"));
+        }
+        Some(destination) => downstream.key(
+            own,
+            &snapshot,
+            &destination.service.as_str().into(),
+            destination.port as u16,
+            &destination.subset.as_str().into(),
+        ),
+        None => downstream.key(own, &snapshot, &service.key, downstream.port, &Arc::default()),
     };
-    let Some(set) = w.destination(&s, downstream, &key, downstream.tcp().sni) else {
+    let Some(set) = worker.destination(&snapshot, downstream, &key, downstream.tcp().sni) else {
         return Err(record.failed(ResponseFlag::NoCluster, "no such destination"));
     };
     let speaks = if downstream.hello.is_some() { Speaks::Tls } else { Speaks::Anything };
-    open(w, &s, downstream, set, speaks, record).await
+    open(worker, &snapshot, downstream, set, speaks, record).await
 }
 
 /// A byte stream to one of the endpoints; some are tried. `judged`: by whose policies the call was let in.
@@ -76,7 +85,7 @@ pub async fn connect_tcp(w: &Rc<Worker>, downstream: &Downstream) -> Result<TcpR
 /// # Errors
 /// The record says why there is none.
 pub async fn open(
-    w: &Rc<Worker>,
+    worker: &Rc<Worker>,
     judged: &Snapshot,
     downstream: &Downstream,
     set: Rc<EndpointSet>,
@@ -86,28 +95,34 @@ pub async fn open(
     record.destination = Some((&*set).into());
     let mut tried = vec![];
     while tried.len() < TRIES {
-        let Some(i) = w.choose(&set, None, &tried) else { break };
-        let m = &set.members[i];
-        record.workload = Some((m.workload.clone(), m.address));
-        let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, i, &tried);
+        let Some(index) = worker.choose(&set, None, &tried) else { break };
+        let member = &set.members[index];
+        record.workload = Some((member.workload.clone(), member.address));
+        let has_other = || tried.len() + 1 < TRIES && balance::has_other(&set, index, &tried);
         let held = Cell::default();
-        let attempt = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held };
-        let e = match open::open(w, &attempt, speaks).await {
+        let attempt = Attempt { set: &set, member, from: downstream.from, has_other: &has_other, held: &held };
+        let error = match open::open(worker, &attempt, speaks).await {
             Ok((io, lease)) => {
-                let guard = w.register(judged, downstream, None);
+                let guard = worker.register(judged, downstream, None);
                 return Ok(TcpRelay { io, lease, guard, record: record.failed(ResponseFlag::None, "") });
             }
-            Err(e) => e,
+            Err(error) => error,
         };
-        tracing::warn!(target: "access", service = %set.service.hostname, endpoint = %m.address, error = %e, "connection failed");
-        if e.is_of_endpoint() {
-            set.record_outcome(m, None);
+        tracing::warn!(
+            target: "access",
+            service = %set.service.hostname,
+            endpoint = %member.address,
+            error = %error,
+            "connection failed"
+        );
+        if error.is_of_endpoint() {
+            set.record_outcome(member, None);
         }
-        record = record.failed(ResponseFlag::ConnectFailure, &e.to_string());
-        if !e.may_retry() {
+        record = record.failed(ResponseFlag::ConnectFailure, &error.to_string());
+        if !error.may_retry() {
             return Err(record);
         }
-        tried.push(i);
+        tried.push(index);
     }
     if tried.is_empty() {
         record = record.failed(ResponseFlag::NoHealthy, "no endpoint");
@@ -120,18 +135,20 @@ pub async fn relay<I>(client: I, to: TcpRelay)
 where
     I: AsyncRead + AsyncWrite + Reset + Unpin,
 {
-    let TcpRelay { io: mut b, lease, guard, mut record } = to;
-    let mut a = Metered::new(client, record.established());
+    let TcpRelay { io: mut upstream, lease, guard, mut record } = to;
+    let mut downstream = Metered::new(client, record.established());
     let ended = tokio::select! {
-        r = tokio::io::copy_bidirectional(&mut a, &mut b) => r.map(drop).map_err(|e| record.error = e.to_string()),
+        r = tokio::io::copy_bidirectional(&mut downstream, &mut upstream) => {
+            r.map(drop).map_err(|e| record.error = e.to_string())
+        }
         by = guard.forbidden() => Err((record.error, record.details) = (by.error, by.details.into())),
     };
     match ended {
-        Ok(()) => drop((a.shutdown().await, b.shutdown().await)),
+        Ok(()) => drop((downstream.shutdown().await, upstream.shutdown().await)),
         // Without an end before it: nobody is to take what is truncated for complete.
         Err(()) => {
-            a.io.reset();
-            b.reset();
+            downstream.io.reset();
+            upstream.reset();
         }
     }
     drop((lease, record));

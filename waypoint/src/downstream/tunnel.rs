@@ -22,9 +22,9 @@ use std::{
 };
 
 /// Serves a stream of a tunnel to its end.
-pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr) {
-    let Connect { request, mut respond } = c;
-    let mut downstream = match target(&w, &request, peer, from) {
+pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: SocketAddr) {
+    let Connect { request, mut respond } = connect;
+    let mut downstream = match target(&worker, &request, peer, from) {
         Ok(c) => c,
         Err((status, why)) => {
             tracing::info!(target: "access", peer = %from, error = why, "CONNECT refused");
@@ -32,61 +32,63 @@ pub async fn stream(w: Rc<Worker>, c: Connect, peer: Identity, from: SocketAddr)
         }
     };
     let Ok(send) = respond.send_response(http::Response::new(()), false) else { return };
-    let mut io = Io::tunnel(send, request.into_body(), w.lingering.clone());
+    let mut io = Io::tunnel(send, request.into_body(), worker.lingering.clone());
     let known =
         downstream.service().and_then(|s| s.protocols.iter().find(|(p, _)| *p == downstream.port)).map(|(_, a)| *a);
     match known.unwrap_or(AppProtocol::Unknown) {
-        AppProtocol::Tcp => tcp(&w, &downstream, io).await,
+        AppProtocol::Tcp => tcp(&worker, &downstream, io).await,
         AppProtocol::Tls => {
             // What is no TLS after all is carried as it is.
             match tokio::time::timeout(HELLO, hello(&mut io)).await {
                 Ok(found) => downstream.hello = found.ok().map(|name| ClientHello { name }),
                 Err(_) => return tracing::debug!(peer = %from, "no TLS in time"),
             }
-            tcp(&w, &downstream, io).await;
+            tcp(&worker, &downstream, io).await;
         }
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
-            sniff::http(&w, Rc::new(downstream), io, true).await
+            sniff::http(&worker, Rc::new(downstream), io, true).await
         }
-        AppProtocol::Unknown => sniff::http(&w, Rc::new(downstream), io, false).await,
+        AppProtocol::Unknown => sniff::http(&worker, Rc::new(downstream), io, false).await,
     }
 }
 
 /// Which service is called, and whether it is bound to us. Whatever is not is refused: its own waypoint, or none, would have
 /// decided otherwise.
 fn target(
-    w: &Worker,
-    r: &http::Request<h2::RecvStream>,
+    worker: &Worker,
+    request: &http::Request<h2::RecvStream>,
     peer: Identity,
     from: SocketAddr,
 ) -> Result<Downstream, (StatusCode, &'static str)> {
     let bad = |why| (StatusCode::BAD_REQUEST, why);
-    if r.method() != Method::CONNECT {
+    if request.method() != Method::CONNECT {
         return Err((StatusCode::NOT_FOUND, "the method is not CONNECT"));
     }
-    let a = r.uri().authority().ok_or(bad("CONNECT without authority"))?;
-    let target = Authority::parse(a.as_str().as_bytes()).map_err(|_| bad("the authority is not HOST:PORT"))?;
+    let authority = request.uri().authority().ok_or(bad("CONNECT without authority"))?;
+    let target = Authority::parse(authority.as_str().as_bytes()).map_err(|_| bad("the authority is not HOST:PORT"))?;
     let (host, port) = (target.host(), target.port().ok_or(bad("the authority is not HOST:PORT"))?);
-    let s = w.snapshot();
-    let own = w.own(&s).ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not sent this waypoint yet"))?;
+    let snapshot = worker.snapshot();
+    let own = worker
+        .own(&snapshot)
+        .ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not sent this waypoint yet"))?;
     let unknown = (StatusCode::NOT_FOUND, "no such service");
     let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let ip = ip.map(|ip| ip.to_canonical());
     let service = match ip {
-        Some(ip) => s.mesh.service(ip, peer.namespace()),
-        None => s.mesh.host(host, peer.namespace()),
+        Some(ip) => snapshot.mesh.service(ip, peer.namespace()),
+        None => snapshot.mesh.host(host, peer.namespace()),
     };
     // A pod itself: only where that is bound to a waypoint.
-    let pod = || s.mesh.services.get(&Service::workload_service(&s.mesh.workload(ip?)?.uid));
+    let pod = || snapshot.mesh.services.get(&Service::workload_service(&snapshot.mesh.workload(ip?)?.uid));
     let service = service.or_else(pod).ok_or(unknown)?.clone();
-    if !service.waypoints.iter().any(|(g, _)| is_waypoint(&s.mesh, own, g)) {
+    if !service.waypoints.iter().any(|(g, _)| is_waypoint(&snapshot.mesh, own, g)) {
         return Err((StatusCode::FORBIDDEN, "the service is not bound to this waypoint"));
     }
     if !service.is_workload_service() && !service.ports.iter().any(|(p, _)| *p == port) {
         return Err((StatusCode::NOT_FOUND, "the service does not have this port"));
     }
     // An address proves nothing: the workload there must be whom the certificate names.
-    let source = s.mesh.workload(from.ip()).filter(|x| x.identity == peer).cloned();
+    let source = snapshot.mesh.workload(from.ip()).filter(|x| x.identity == peer).cloned();
     let to = ip.or(service.vips.first().copied()).unwrap_or(from.ip());
     Ok(Downstream {
         peer: Some(peer),
@@ -102,7 +104,7 @@ fn target(
 
 /// Refuses a CONNECT.
 pub fn refuse(respond: &mut SendResponse<bytes::Bytes>, status: http::StatusCode) {
-    let mut r = http::Response::new(());
-    *r.status_mut() = status;
-    let _ = respond.send_response(r, true);
+    let mut response = http::Response::new(());
+    *response.status_mut() = status;
+    let _ = respond.send_response(response, true);
 }

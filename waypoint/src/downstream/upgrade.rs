@@ -30,15 +30,15 @@ pub struct Kept {
 
 impl Kept {
     /// Of a request that these policies have let in.
-    pub fn of(h: &HeaderMap, access: Option<&Access>) -> Self {
-        let long = h.iter().map(|(n, v)| n.as_str().len() + v.len()).sum::<usize>() > KEPT;
+    pub fn of(headers: &HeaderMap, access: Option<&Access>) -> Self {
+        let long = headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum::<usize>() > KEPT;
         let known = long.then(|| access.map(|a| a.headers().clone()).unwrap_or_default());
         let wanted = |n: &HeaderName| known.as_ref().is_none_or(|k| k.contains(n));
         let mut all = HeaderMap::new();
-        for n in h.keys().filter(|n| wanted(n)) {
+        for name in headers.keys().filter(|name| wanted(name)) {
             // A value that is joined of those that are valid is valid.
-            if let Some(Ok(v)) = entry::joined(h, n).map(|v| HeaderValue::from_bytes(&v)) {
-                all.insert(n.clone(), v);
+            if let Some(Ok(v)) = entry::joined(headers, name).map(|v| HeaderValue::from_bytes(&v)) {
+                all.insert(name.clone(), v);
             }
         }
         Self { all, known }

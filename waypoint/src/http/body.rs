@@ -94,12 +94,12 @@ impl Inner {
             None => self.end = true,
             Some(Err(e)) => self.error = Some(e.to_string()),
             Some(Ok(f)) => match f.into_data() {
-                Ok(d) => {
+                Ok(data) => {
                     // Often known with the last part: then that is sent as the last.
                     self.end = self.source.is_end_stream();
-                    if !d.is_empty() {
-                        self.bytes += d.len();
-                        self.chunks.push_back(d);
+                    if !data.is_empty() {
+                        self.bytes += data.len();
+                        self.chunks.push_back(data);
                     }
                     while self.bytes > self.limit && self.chunks.len() > 1 {
                         if let Some(old) = self.chunks.pop_front() {
@@ -190,36 +190,36 @@ impl Drop for Reader {
 impl Reader {
     /// Is nothing left?
     fn is_at_end(&self) -> bool {
-        let x = self.of.borrow();
-        x.end && self.next >= x.base + x.chunks.len() && (x.trailers.is_none() || self.trailers_read)
+        let inner = self.of.borrow();
+        inner.end && self.next >= inner.base + inner.chunks.len() && (inner.trailers.is_none() || self.trailers_read)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut x = self.of.borrow_mut();
+        let mut inner = self.of.borrow_mut();
         loop {
-            if self.next < x.base {
+            if self.next < inner.base {
                 return Poll::Ready(Some(Err("too far behind: the bytes are no longer kept".into())));
             }
-            if let Some(c) = x.chunks.get(self.next - x.base) {
+            if let Some(c) = inner.chunks.get(self.next - inner.base) {
                 self.next += 1;
                 return Poll::Ready(Some(Ok(Frame::data(c.clone()))));
             }
-            if let Some(e) = &x.error {
+            if let Some(e) = &inner.error {
                 return Poll::Ready(Some(Err(e.clone().into())));
             }
-            if x.end {
+            if inner.end {
                 let first = !std::mem::replace(&mut self.trailers_read, true);
-                return Poll::Ready(x.trailers.clone().filter(|_| first).map(|t| Ok(Frame::trailers(t))));
+                return Poll::Ready(inner.trailers.clone().filter(|_| first).map(|t| Ok(Frame::trailers(t))));
             }
             if self.attempt {
-                ready!(x.poll_source(cx));
+                ready!(inner.poll_source(cx));
                 continue;
             }
-            if x.over && x.attempts == 0 {
+            if inner.over && inner.attempts == 0 {
                 return Poll::Ready(Some(Err("the request was given up".into())));
             }
-            if !x.waiting.iter().any(|w| w.will_wake(cx.waker())) {
-                x.waiting.push(cx.waker().clone());
+            if !inner.waiting.iter().any(|w| w.will_wake(cx.waker())) {
+                inner.waiting.push(cx.waker().clone());
             }
             return Poll::Pending;
         }
@@ -264,16 +264,16 @@ impl HttpBody for Counted {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         loop {
-            let r = ready!(Pin::new(&mut self.body).poll_frame(cx));
-            if let Some(Ok(f)) = &r
-                && let Some(d) = f.data_ref()
+            let next = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            if let Some(Ok(frame)) = &next
+                && let Some(data) = frame.data_ref()
             {
-                if is_idle(d, self.body.is_end_stream()) {
+                if is_idle(data, self.body.is_end_stream()) {
                     continue;
                 }
-                self.bytes.set(self.bytes.get() + d.len() as u64);
+                self.bytes.set(self.bytes.get() + data.len() as u64);
             }
-            return Poll::Ready(r);
+            return Poll::Ready(next);
         }
     }
     fn is_end_stream(&self) -> bool {

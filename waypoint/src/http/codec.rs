@@ -37,30 +37,32 @@ pub fn server1(patience: Option<Duration>) -> server::conn::http1::Builder {
 
 /// HTTP/2 of a client.
 pub fn server2() -> server::conn::http2::Builder<Local> {
-    let mut b = server::conn::http2::Builder::new(Local);
-    b.timer(TokioTimer::new())
+    let mut builder = server::conn::http2::Builder::new(Local);
+    builder
+        .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    b
+    builder
 }
 
 /// HTTP/1.1 of an endpoint.
 pub fn client1() -> client::conn::http1::Builder {
-    let mut b = client::conn::http1::Builder::new();
-    b.max_header_size(MAX_HEADERS as usize);
-    b
+    let mut builder = client::conn::http1::Builder::new();
+    builder.max_header_size(MAX_HEADERS as usize);
+    builder
 }
 
 /// HTTP/2 of an endpoint.
 pub fn client2() -> client::conn::http2::Builder<Local> {
-    let mut b = client::conn::http2::Builder::new(Local);
-    b.timer(TokioTimer::new())
+    let mut builder = client::conn::http2::Builder::new(Local);
+    builder
+        .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEADERS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    b
+    builder
 }
 
 /// Why a head that has come is none.

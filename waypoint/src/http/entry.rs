@@ -91,34 +91,34 @@ impl Unfit {
 ///
 /// # Errors
 /// It cannot be taken.
-pub fn canonical(p: &mut Parts) -> Result<Entry, Unfit> {
-    if p.method == Method::CONNECT {
+pub fn canonical(parts: &mut Parts) -> Result<Entry, Unfit> {
+    if parts.method == Method::CONNECT {
         return Err(Unfit::Connect);
     }
     // Before anything is done for each of them.
-    let cookies = p.headers.get_all(header::COOKIE).iter().count();
-    if p.headers.len() - cookies + usize::from(cookies > 0) > MAX_FIELDS {
+    let cookies = parts.headers.get_all(header::COOKIE).iter().count();
+    if parts.headers.len() - cookies + usize::from(cookies > 0) > MAX_FIELDS {
         return Err(Unfit::Fields);
     }
-    let websocket = asks_for_websocket(p);
-    strip(&mut p.headers);
-    for n in FORGED {
-        p.headers.remove(n);
+    let websocket = asks_for_websocket(parts);
+    strip(&mut parts.headers);
+    for name in FORGED {
+        parts.headers.remove(name);
     }
-    drop_doubles(&mut p.headers);
-    join_cookies(&mut p.headers);
-    let is_named = p.uri.authority().is_some() || p.headers.contains_key(header::HOST);
-    let authority = Authority::read(p).ok_or(if is_named { Unfit::Authority } else { Unfit::NoHost })?;
-    if p.headers.get(header::HOST).is_some_and(|h| h != authority.value()) {
-        p.headers.insert(header::HOST, authority.value().clone());
+    drop_doubles(&mut parts.headers);
+    join_cookies(&mut parts.headers);
+    let is_named = parts.uri.authority().is_some() || parts.headers.contains_key(header::HOST);
+    let authority = Authority::read(parts).ok_or(if is_named { Unfit::Authority } else { Unfit::NoHost })?;
+    if parts.headers.get(header::HOST).is_some_and(|h| h != authority.value()) {
+        parts.headers.insert(header::HOST, authority.value().clone());
     }
     // No application expects this; some end the path there.
-    if p.uri.path().contains("%00") {
+    if parts.uri.path().contains("%00") {
         return Err(Unfit::Path);
     }
-    if let Cow::Owned(plain) = plain_path(p.uri.path()) {
-        let whole = p.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
-        p.uri = Uri::try_from(whole).map_err(|_| Unfit::Path)?;
+    if let Cow::Owned(plain) = plain_path(parts.uri.path()) {
+        let whole = parts.uri.query().map_or_else(|| plain.clone(), |q| format!("{plain}?{q}"));
+        parts.uri = Uri::try_from(whole).map_err(|_| Unfit::Path)?;
     }
     Ok(Entry { authority, websocket })
 }
@@ -134,10 +134,10 @@ pub struct Authority {
 
 impl Authority {
     /// Of a request: exactly one answer, or none.
-    fn read(p: &Parts) -> Option<Self> {
-        let mut fields = p.headers.get_all(header::HOST).iter();
+    fn read(parts: &Parts) -> Option<Self> {
+        let mut fields = parts.headers.get_all(header::HOST).iter();
         let (field, None) = (fields.next(), fields.next()) else { return None };
-        let Some(own) = p.uri.authority() else {
+        let Some(own) = parts.uri.authority() else {
             let (field, read) = (field?, authority::Authority::parse(field?.as_bytes()).ok()?);
             return match read.is_canonical() {
                 true => Some(Self { value: field.clone(), host: read.host().len(), port: read.port() }),
@@ -147,7 +147,8 @@ impl Authority {
         let read = authority::Authority::parse(own.as_str().as_bytes()).ok()?;
         // Of HTTP/2 both may be there, and then they must say the same (RFC 9113 §8.3.1). In HTTP/1.1 the target counts
         // (RFC 9112 §3.2.2).
-        let other = field.filter(|_| p.version == Version::HTTP_2).map(|f| authority::Authority::parse(f.as_bytes()));
+        let other =
+            field.filter(|_| parts.version == Version::HTTP_2).map(|f| authority::Authority::parse(f.as_bytes()));
         match other {
             Some(Ok(o)) if (o.host(), o.port()) != (read.host(), read.port()) => None,
             Some(Err(_)) => None,
@@ -211,18 +212,19 @@ pub fn upgrade(h: &mut HeaderMap) {
 
 /// Takes out what concerns one connection only, and what `Connection` names besides. `TE: trailers` stays: gRPC asks for it end to
 /// end.
-pub fn strip(h: &mut HeaderMap) {
-    if h.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = members(h, CONNECTION).filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
-        for n in named.iter().filter(|n| **n != header::TE) {
-            h.remove(n);
+pub fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> =
+            members(headers, CONNECTION).filter_map(|n| HeaderName::from_bytes(n).ok()).collect();
+        for name in named.iter().filter(|name| **name != header::TE) {
+            headers.remove(name);
         }
     }
-    for n in &HOP {
-        h.remove(n);
+    for name in &HOP {
+        headers.remove(name);
     }
-    if h.get(header::TE).is_some_and(|v| v != "trailers") {
-        h.remove(header::TE);
+    if headers.get(header::TE).is_some_and(|v| v != "trailers") {
+        headers.remove(header::TE);
     }
 }
 
@@ -242,29 +244,29 @@ fn dashed(n: &HeaderName) -> String {
 }
 
 /// Takes out names with `_` that an application may take for another that is there, or for one that we write.
-fn drop_doubles(h: &mut HeaderMap) {
-    if !h.keys().any(has_underscore) {
+fn drop_doubles(headers: &mut HeaderMap) {
+    if !headers.keys().any(has_underscore) {
         return;
     }
     let written = |n: &str| {
         WRITTEN.iter().any(|w| alike(w, n))
             || WRITTEN_PREFIXES.iter().any(|w| n.get(..w.len()).is_some_and(|start| alike(w, start)))
     };
-    let mut all: Vec<String> = h.keys().map(dashed).collect();
+    let mut all: Vec<String> = headers.keys().map(dashed).collect();
     all.sort_unstable();
     let twice = |n: &HeaderName| {
         let n = dashed(n);
         let at = all.partition_point(|x| *x < n);
         all.get(at + 1).is_some_and(|x| *x == n)
     };
-    drop_where(h, |n| written(n.as_str()) || twice(n));
+    drop_where(headers, |n| written(n.as_str()) || twice(n));
 }
 
 /// Takes out those of the names with `_`.
-fn drop_where(h: &mut HeaderMap, double: impl Fn(&HeaderName) -> bool) {
-    let doubles: Vec<HeaderName> = h.keys().filter(|n| has_underscore(n) && double(n)).cloned().collect();
+fn drop_where(headers: &mut HeaderMap, double: impl Fn(&HeaderName) -> bool) {
+    let doubles: Vec<HeaderName> = headers.keys().filter(|n| has_underscore(n) && double(n)).cloned().collect();
     for n in doubles {
-        h.remove(n);
+        headers.remove(n);
     }
 }
 
@@ -306,39 +308,39 @@ pub fn joined<'a>(h: &'a HeaderMap, n: &HeaderName) -> Option<Cow<'a, [u8]>> {
 }
 
 /// A path without `.` and `..` (Istio's pathNormalization BASE).
-pub fn plain_path(p: &str) -> Cow<'_, str> {
-    let dotted = p.contains("/.") || p.contains("/%2e") || p.contains("/%2E");
-    if !dotted && !p.contains('\\') {
-        return Cow::Borrowed(p);
+pub fn plain_path(path: &str) -> Cow<'_, str> {
+    let dotted = path.contains("/.") || path.contains("/%2e") || path.contains("/%2E");
+    if !dotted && !path.contains('\\') {
+        return Cow::Borrowed(path);
     }
-    let p = p.replace("%2e", ".").replace("%2E", ".").replace('\\', "/");
+    let path = path.replace("%2e", ".").replace("%2E", ".").replace('\\', "/");
     let mut out: Vec<&str> = Vec::new();
-    let mut parts = p.split('/').skip(1).peekable();
-    while let Some(s) = parts.next() {
+    let mut parts = path.split('/').skip(1).peekable();
+    while let Some(segment) = parts.next() {
         let last = parts.peek().is_none();
-        match s {
+        match segment {
             "." | ".." => {
-                if s == ".." {
+                if segment == ".." {
                     out.pop();
                 }
                 if last {
                     out.push("");
                 }
             }
-            s => out.push(s),
+            segment => out.push(segment),
         }
     }
     Cow::Owned(format!("/{}", out.join("/")))
 }
 
 /// HTTP/2 may split cookies (RFC 9113 §8.2.3); applications of HTTP/1.1 expect one field.
-fn join_cookies(h: &mut HeaderMap) {
-    let mut all = h.get_all(header::COOKIE).iter();
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(header::COOKIE).iter();
     let (Some(_), Some(_)) = (all.next(), all.next()) else { return };
     let all: Vec<&[u8]> =
-        h.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).filter(|v| !v.is_empty()).collect();
+        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).filter(|v| !v.is_empty()).collect();
     if let Ok(one) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
-        h.insert(header::COOKIE, one);
+        headers.insert(header::COOKIE, one);
     }
 }
 

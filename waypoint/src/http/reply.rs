@@ -126,15 +126,15 @@ impl ResponseBody {
         {
             a.release();
         }
-        if let Some(mut r) = self.record.take() {
+        if let Some(mut record) = self.record.take() {
             if let Some(status) = trailers.and_then(|t| t.get("grpc-status")) {
-                r.grpc = grpc_status(status);
+                record.grpc = grpc_status(status);
             }
-            if !whole && r.flag == ResponseFlag::None {
-                r.flag = ResponseFlag::ClientGone;
-                r.details = ResponseFlag::ClientGone.details().into();
+            if !whole && record.flag == ResponseFlag::None {
+                record.flag = ResponseFlag::ClientGone;
+                record.details = ResponseFlag::ClientGone.details().into();
             }
-            r.finish(self.sent);
+            record.finish(self.sent);
         }
     }
 }
@@ -167,12 +167,12 @@ impl HttpBody for ResponseBody {
         };
         match next {
             Poll::Pending => {
-                if let Some(d) = &mut this.deadline
-                    && d.as_mut().poll(cx).is_ready()
+                if let Some(deadline) = &mut this.deadline
+                    && deadline.as_mut().poll(cx).is_ready()
                 {
-                    if let Some(r) = &mut this.record {
-                        r.flag = ResponseFlag::Timeout;
-                        r.details = ResponseFlag::Timeout.details().into();
+                    if let Some(record) = &mut this.record {
+                        record.flag = ResponseFlag::Timeout;
+                        record.details = ResponseFlag::Timeout.details().into();
                     }
                     this.end(false, None);
                     return Poll::Ready(Some(Err("upstream request timeout".into())));
@@ -183,21 +183,21 @@ impl HttpBody for ResponseBody {
                 this.end(true, None);
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Ok(f))) => {
-                if let Some(d) = f.data_ref() {
-                    this.sent += d.len() as u64;
-                } else if let Some(t) = f.trailers_ref() {
-                    this.end(true, Some(&t.clone()));
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    this.sent += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    this.end(true, Some(&trailers.clone()));
                 }
-                Poll::Ready(Some(Ok(f)))
+                Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(e))) => {
-                if let Some(r) = &mut this.record {
-                    r.flag = ResponseFlag::Reset;
-                    r.details = LATE_RESET.into();
+            Poll::Ready(Some(Err(error))) => {
+                if let Some(record) = &mut this.record {
+                    record.flag = ResponseFlag::Reset;
+                    record.details = LATE_RESET.into();
                 }
                 this.end(false, None);
-                Poll::Ready(Some(Err(e)))
+                Poll::Ready(Some(Err(error)))
             }
         }
     }
@@ -231,23 +231,23 @@ impl Drop for ResponseBody {
 /// Our own answer to a request. To gRPC it is one in gRPC's form (a status in the headers, no body).
 pub fn local_response(status: StatusCode, text: impl Into<Bytes>, grpc: bool) -> Response<ResponseBody> {
     if grpc {
-        let mut r = Response::new(ResponseBody::local(Bytes::new()));
-        let h = r.headers_mut();
-        h.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        h.insert("grpc-status", HeaderValue::from(grpc_of(status)));
+        let mut response = Response::new(ResponseBody::local(Bytes::new()));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(grpc_of(status)));
         if let Ok(v) = HeaderValue::from_bytes(&text.into()) {
-            h.insert("grpc-message", v);
+            headers.insert("grpc-message", v);
         }
-        return r;
+        return response;
     }
     let text = text.into();
     let plain = !text.is_empty();
-    let mut r = Response::new(ResponseBody::local(text));
-    *r.status_mut() = status;
+    let mut response = Response::new(ResponseBody::local(text));
+    *response.status_mut() = status;
     if plain {
-        r.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
-    r
+    response
 }
 
 /// gRPC's code for a status (gRPC's http-grpc-status-mapping, as Envoy has it).

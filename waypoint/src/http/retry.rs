@@ -84,16 +84,18 @@ impl<'a> Attempts<'a> {
 }
 
 /// Is this an end after which the request is to be tried again? `sent`: the endpoint may have read something of it.
-fn is_retryable(r: &ir::Retry, outcome: Outcome<'_>, sent: bool) -> bool {
+fn is_retryable(retry: &ir::Retry, outcome: Outcome<'_>, sent: bool) -> bool {
     match outcome {
-        Outcome::TimedOut => r.server_error || r.gateway_error || r.reset || (r.reset_before_request && !sent),
-        Outcome::Failed(e) => e.is_retryable(r, sent),
+        Outcome::TimedOut => {
+            retry.server_error || retry.gateway_error || retry.reset || (retry.reset_before_request && !sent)
+        }
+        Outcome::Failed(e) => e.is_retryable(retry, sent),
         Outcome::Answered(status, grpc) => {
-            r.codes.contains(&u32::from(status))
-                || (r.server_error && status >= 500)
-                || (r.gateway_error && (502..=504).contains(&status))
-                || (r.retriable_4xx && status == 409)
-                || grpc.is_some_and(|g| r.grpc.contains(&u32::from(g)))
+            retry.codes.contains(&u32::from(status))
+                || (retry.server_error && status >= 500)
+                || (retry.gateway_error && (502..=504).contains(&status))
+                || (retry.retriable_4xx && status == 409)
+                || grpc.is_some_and(|g| retry.grpc.contains(&u32::from(g)))
         }
     }
 }

@@ -43,26 +43,26 @@ impl OfRequest<'_> {
 
 impl Values for OfRequest<'_> {
     fn write(&self, operator: &Operator, headers: &HeaderMap, out: &mut Vec<u8>) {
-        let r = self.record;
+        let record = self.record;
         let text = match operator {
             Operator::Request(h) => return either(h, out, |n, out| self.request(n, headers, out)),
             Operator::Response(h) => return either(h, out, |n, out| self.response(n, headers, out)),
             Operator::RemoteAddress(p) => address(self.downstream.from, *p),
             Operator::LocalAddress(p) => address(SocketAddr::new(self.downstream.to, self.downstream.port), *p),
             // One that is known by name has none before it is called.
-            Operator::UpstreamAddress(p) => match &r.workload {
+            Operator::UpstreamAddress(p) => match &record.workload {
                 Some((_, a)) if !a.ip().is_unspecified() => address(*a, *p),
                 _ => return,
             },
-            Operator::UpstreamCluster => r.cluster(),
-            Operator::Protocol => r.protocol.into(),
-            Operator::Hostname => r.hostname().into(),
-            Operator::ResponseCode if self.answered => r.answered.to_string(),
+            Operator::UpstreamCluster => record.cluster(),
+            Operator::Protocol => record.protocol.into(),
+            Operator::Hostname => record.hostname().into(),
+            Operator::ResponseCode if self.answered => record.answered.to_string(),
             Operator::ResponseCode => return,
-            Operator::ResponseFlags => r.flag.text().into(),
-            Operator::StartTime(format) => time(format, r.time).unwrap_or_default(),
-            Operator::RouteName => r.route.clone(),
-            Operator::PeerUriSan => r.principal.clone(),
+            Operator::ResponseFlags => record.flag.text().into(),
+            Operator::StartTime(format) => time(format, record.time).unwrap_or_default(),
+            Operator::RouteName => record.route.clone(),
+            Operator::PeerUriSan => record.principal.clone(),
             Operator::ServerName => self.downstream.tcp().sni.unwrap_or_default().into(),
         };
         out.extend_from_slice(text.as_bytes());

@@ -57,12 +57,12 @@ pub fn now() -> u64 {
 }
 
 impl Limit {
-    fn new(l: &ir::RateLimit) -> Self {
-        let step = (l.per_ms.saturating_mul(1_000_000) / u64::from(l.requests.max(1))).max(1);
+    fn new(limit: &ir::RateLimit) -> Self {
+        let step = (limit.per_ms.saturating_mul(1_000_000) / u64::from(limit.requests.max(1))).max(1);
         Self {
-            ir: l.clone(),
+            ir: limit.clone(),
             step,
-            full: step.saturating_mul(u64::from(l.burst.max(1))),
+            full: step.saturating_mul(u64::from(limit.burst.max(1))),
             all: AtomicU64::new(0),
             callers: Mutex::default(),
         }

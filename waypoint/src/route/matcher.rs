@@ -33,14 +33,14 @@ impl StringMatcher {
     }
 
     /// Does it match?
-    pub fn matches(&self, s: &str) -> bool {
+    pub fn matches(&self, text: &str) -> bool {
         match self {
-            StringMatcher::Exact(e) => e == s,
-            StringMatcher::Prefix(p) => s.starts_with(p.as_str()),
+            StringMatcher::Exact(e) => e == text,
+            StringMatcher::Prefix(p) => text.starts_with(p.as_str()),
             StringMatcher::PathSegments(p) => {
-                s.strip_prefix(p.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/'))
+                text.strip_prefix(p.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/'))
             }
-            StringMatcher::Regex(r) => r.is_match(s),
+            StringMatcher::Regex(r) => r.is_match(text),
             StringMatcher::Present => true,
         }
     }

@@ -93,18 +93,18 @@ impl Routes {
     ///
     /// # Errors
     /// What cannot be executed, and of which rule it is.
-    pub fn new(r: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
+    pub fn new(routes: &ir::Routes, old: Option<&Self>) -> Result<Self, CompileError> {
         let old = old.map(|o| &o.buckets);
         let mut buckets = Limits::default();
         let mut limit = |l: &ir::RateLimit| buckets.take_over(old, l);
         let mut table = |t: &Option<ir::Table>| {
             t.as_ref().map(|t| Table::new(t, &mut limit)).transpose().map(Option::unwrap_or_default)
         };
-        let producer = table(&r.producer)?;
-        let consumers = r.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
+        let producer = table(&routes.producer)?;
+        let consumers = routes.consumers.iter().map(|c| Ok((c.namespace.clone(), table(&c.table)?)));
         let consumers = consumers.collect::<Result<_, CompileError>>()?;
-        let limits = r.limits.iter().map(&mut limit).collect();
-        Ok(Self { consumers, producer, limits, fault: r.fault, buckets })
+        let limits = routes.limits.iter().map(&mut limit).collect();
+        Ok(Self { consumers, producer, limits, fault: routes.fault, buckets })
     }
 
     /// For the admin page: where the rules come from, in order.
@@ -147,19 +147,19 @@ pub enum RouteMatch<'a> {
 }
 
 impl Table {
-    fn new(t: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
-        let mut rules = Vec::with_capacity(t.http.len());
-        for r in &t.http {
-            let compiled =
-                Rule::new(r, limit).map_err(|e| CompileError::Rule { origin: r.origin.clone(), error: e.into() })?;
-            rules.push((&r.ports, Arc::new(compiled)));
+    fn new(table: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
+        let mut rules = Vec::with_capacity(table.http.len());
+        for rule in &table.http {
+            let compiled = Rule::new(rule, limit)
+                .map_err(|e| CompileError::Rule { origin: rule.origin.clone(), error: e.into() })?;
+            rules.push((&rule.ports, Arc::new(compiled)));
         }
         let ports: std::collections::BTreeSet<u32> = rules.iter().flat_map(|(p, _)| p.iter().copied()).collect();
         let of = |port: Option<u32>| {
             let fits = |p: &&Vec<u32>| p.is_empty() || port.is_some_and(|x| p.contains(&x));
             Index::new(rules.iter().filter(|(p, _)| fits(p)).map(|(_, r)| r.clone()))
         };
-        let tcp = t.tcp.iter().map(TcpRule::new).collect();
+        let tcp = table.tcp.iter().map(TcpRule::new).collect();
         Ok(Self {
             ports: ports.iter().filter_map(|p| Some((u16::try_from(*p).ok()?, of(Some(*p))))).collect(),
             rest: of(None),
@@ -177,12 +177,12 @@ impl Table {
     }
 
     /// The rule for a connection; None: to the service that was called.
-    pub fn find_tcp(&self, a: &TcpRouteInput<'_>) -> Option<&TcpRule> {
-        self.tcp.iter().find(|r| {
-            (r.ports.is_empty() || r.ports.contains(&u32::from(a.port)))
-                && (r.namespace.is_empty() || r.namespace == a.namespace)
-                && r.labels.iter().all(|(k, v)| a.labels.get(k) == Some(v))
-                && (r.sni.is_empty() || a.sni.is_some_and(|n| r.sni.iter().any(|h| covers(h, n))))
+    pub fn find_tcp(&self, input: &TcpRouteInput<'_>) -> Option<&TcpRule> {
+        self.tcp.iter().find(|rule| {
+            (rule.ports.is_empty() || rule.ports.contains(&u32::from(input.port)))
+                && (rule.namespace.is_empty() || rule.namespace == input.namespace)
+                && rule.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
+                && (rule.sni.is_empty() || input.sni.is_some_and(|n| rule.sni.iter().any(|h| covers(h, n))))
         })
     }
 }
@@ -202,22 +202,26 @@ struct Index {
 
 impl Index {
     fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
-        let mut x = Self { rules: rules.collect(), ..Self::default() };
-        for (i, r) in x.rules.iter().enumerate() {
-            let i = i as u32;
-            match &r.path {
-                Some(StringMatcher::Exact(p)) if !r.ignore_case => x.exact.entry(p.clone()).or_default().push(i),
-                Some(StringMatcher::Prefix(p)) if !r.ignore_case => x.prefix.entry(p.clone()).or_default().push(i),
-                Some(StringMatcher::PathSegments(p)) if !r.ignore_case => {
-                    x.segments.entry(p.clone()).or_default().push(i)
+        let mut index = Self { rules: rules.collect(), ..Self::default() };
+        for (number, rule) in index.rules.iter().enumerate() {
+            let number = number as u32;
+            match &rule.path {
+                Some(StringMatcher::Exact(p)) if !rule.ignore_case => {
+                    index.exact.entry(p.clone()).or_default().push(number)
                 }
-                _ => x.other.push(i),
+                Some(StringMatcher::Prefix(p)) if !rule.ignore_case => {
+                    index.prefix.entry(p.clone()).or_default().push(number)
+                }
+                Some(StringMatcher::PathSegments(p)) if !rule.ignore_case => {
+                    index.segments.entry(p.clone()).or_default().push(number)
+                }
+                _ => index.other.push(number),
             }
         }
-        x.lengths = x.prefix.keys().map(String::len).collect();
-        x.lengths.sort_unstable();
-        x.lengths.dedup();
-        x
+        index.lengths = index.prefix.keys().map(String::len).collect();
+        index.lengths.sort_unstable();
+        index.lengths.dedup();
+        index
     }
 
     fn origins(&self) -> Vec<String> {
@@ -228,12 +232,12 @@ impl Index {
         let mut best: Option<u32> = None;
         // Each list is in order: the first that holds is its best.
         let mut look = |list: Option<&Vec<u32>>, path_too: bool| {
-            for i in list.into_iter().flatten() {
-                if best.is_some_and(|b| b <= *i) {
+            for number in list.into_iter().flatten() {
+                if best.is_some_and(|b| b <= *number) {
                     return;
                 }
-                if self.rules[*i as usize].matches(input, path_too) {
-                    best = Some(*i);
+                if self.rules[*number as usize].matches(input, path_too) {
+                    best = Some(*number);
                     return;
                 }
             }
@@ -288,82 +292,82 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn new(r: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
+    fn new(rule: &ir::HttpRule, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
         let empty = ir::Match::default();
-        let m = r.r#match.as_ref().unwrap_or(&empty);
+        let conditions = rule.r#match.as_ref().unwrap_or(&empty);
         let text = |t: &Option<ir::Text>, case| t.as_ref().map(|t| StringMatcher::new(t, case)).transpose();
         let mut headers = vec![];
-        for h in &m.headers {
-            let name = name(&h.name)?;
-            let value = match &h.value {
+        for header in &conditions.headers {
+            let name = name(&header.name)?;
+            let value = match &header.value {
                 Some(t) if name == http::header::HOST => authority(t)?,
                 v => value(v)?,
             };
-            headers.push((name, value, h.invert));
+            headers.push((name, value, header.invert));
         }
         let mut query = vec![];
-        for q in &m.query {
-            query.push((q.name.clone(), value(&q.value)?, q.invert));
+        for parameter in &conditions.query {
+            query.push((parameter.name.clone(), value(&parameter.value)?, parameter.invert));
         }
-        let destinations = r.destinations.iter().map(Destination::new).collect::<Result<Vec<_>, _>>()?;
+        let destinations = rule.destinations.iter().map(Destination::new).collect::<Result<Vec<_>, _>>()?;
         let mut mirrors = vec![];
-        for x in &r.mirrors {
-            let to = x.to.as_ref().ok_or(CompileError::Mirror)?;
-            mirrors.push((Destination::new(to)?, x.per_million));
+        for mirror in &rule.mirrors {
+            let to = mirror.to.as_ref().ok_or(CompileError::Mirror)?;
+            mirrors.push((Destination::new(to)?, mirror.per_million));
         }
         Ok(Self {
-            origin: r.origin.clone(),
-            path: text(&m.path, m.ignore_path_case)?,
-            ignore_case: m.ignore_path_case,
-            method: text(&m.method, false)?,
-            scheme: text(&m.scheme, false)?,
-            authority: m.authority.as_ref().map(authority).transpose()?,
+            origin: rule.origin.clone(),
+            path: text(&conditions.path, conditions.ignore_path_case)?,
+            ignore_case: conditions.ignore_path_case,
+            method: text(&conditions.method, false)?,
+            scheme: text(&conditions.scheme, false)?,
+            authority: conditions.authority.as_ref().map(authority).transpose()?,
             headers,
             query,
-            labels: m.source_labels.clone(),
-            namespace: m.source_namespace.clone(),
-            redirect: r.redirect.clone(),
-            response: r.response.clone(),
+            labels: conditions.source_labels.clone(),
+            namespace: conditions.source_namespace.clone(),
+            redirect: rule.redirect.clone(),
+            response: rule.response.clone(),
             total_weight: destinations.iter().map(|d| u64::from(d.weight)).sum(),
             destinations,
-            rewrite: r.rewrite.as_ref().map(Rewrite::new).transpose()?,
-            request: HeaderChange::new(r.request.as_ref())?,
-            answer: HeaderChange::new(r.answer.as_ref())?,
+            rewrite: rule.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            request: HeaderChange::new(rule.request.as_ref())?,
+            answer: HeaderChange::new(rule.answer.as_ref())?,
             mirrors,
-            fault: r.fault,
-            cors: r.cors.as_ref().map(Cors::new).transpose()?,
-            timeout_ms: r.timeout_ms,
-            retry: r.retry.clone(),
-            limits: r.limits.iter().map(limit).collect(),
+            fault: rule.fault,
+            cors: rule.cors.as_ref().map(Cors::new).transpose()?,
+            timeout_ms: rule.timeout_ms,
+            retry: rule.retry.clone(),
+            limits: rule.limits.iter().map(limit).collect(),
         })
     }
 
     /// Does it hold? The path is left out where it has been looked up.
-    pub fn matches(&self, a: &RouteInput<'_>, path_too: bool) -> bool {
+    pub fn matches(&self, input: &RouteInput<'_>, path_too: bool) -> bool {
         let is = |t: &Option<StringMatcher>, s: &str| t.as_ref().is_none_or(|t| t.matches(s));
         let path = || match &self.path {
-            Some(t) if self.ignore_case => t.matches(&a.path.to_lowercase()),
-            t => is(t, a.path),
+            Some(t) if self.ignore_case => t.matches(&input.path.to_lowercase()),
+            t => is(t, input.path),
         };
-        is(&self.method, a.method)
-            && is(&self.scheme, a.scheme)
-            && is(&self.authority, a.authority)
+        is(&self.method, input.method)
+            && is(&self.scheme, input.scheme)
+            && is(&self.authority, input.authority)
             && (!path_too || path())
-            && self.headers.iter().all(|(n, t, invert)| header(a, n, t, *invert) != *invert)
+            && self.headers.iter().all(|(n, t, invert)| header(input, n, t, *invert) != *invert)
             && self
                 .query
                 .iter()
-                .all(|(n, t, invert)| a.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
-            && (self.namespace.is_empty() || self.namespace == a.namespace)
-            && self.labels.iter().all(|(k, v)| a.labels.get(k) == Some(v))
+                .all(|(n, t, invert)| input.parameters().iter().any(|(k, v)| k == n && t.matches(v)) != *invert)
+            && (self.namespace.is_empty() || self.namespace == input.namespace)
+            && self.labels.iter().all(|(k, v)| input.labels.get(k) == Some(v))
     }
 
     /// The destination for a number below [`Rule::total_weight`].
     pub fn choose_weighted(&self, mut at: u64) -> Option<&Destination> {
         self.destinations.iter().find(|d| {
-            let w = u64::from(d.weight);
-            let hit = at < w;
-            at = at.saturating_sub(w);
+            let weight = u64::from(d.weight);
+            let hit = at < weight;
+            at = at.saturating_sub(weight);
             hit
         })
     }
@@ -372,13 +376,13 @@ impl Rule {
 /// Several lines of a header count as one ([`entry::joined`]). The host is the authority, by whichever version of HTTP it has
 /// come. For a condition that is inverted, one that is not there is empty, unless it is asked whether it is there (Istio:
 /// TreatMissingHeaderAsEmpty).
-fn header(a: &RouteInput<'_>, n: &HeaderName, t: &StringMatcher, invert: bool) -> bool {
-    if *n == http::header::HOST {
-        return t.matches(a.authority);
+fn header(input: &RouteInput<'_>, name: &HeaderName, matcher: &StringMatcher, invert: bool) -> bool {
+    if *name == http::header::HOST {
+        return matcher.matches(input.authority);
     }
-    match entry::joined(a.headers, n) {
-        Some(v) => t.matches_bytes(&v),
-        None => invert && !matches!(t, StringMatcher::Present) && t.matches(""),
+    match entry::joined(input.headers, name) {
+        Some(v) => matcher.matches_bytes(&v),
+        None => invert && !matches!(matcher, StringMatcher::Present) && matcher.matches(""),
     }
 }
 
@@ -422,20 +426,20 @@ pub struct Destination {
 }
 
 impl Destination {
-    fn new(d: &ir::Destination) -> Result<Self, CompileError> {
+    fn new(destination: &ir::Destination) -> Result<Self, CompileError> {
         Ok(Self {
-            service: d.service.as_str().into(),
-            port: u16::try_from(d.port).map_err(|_| CompileError::Port(d.port))?,
-            subset: d.subset.as_str().into(),
-            weight: d.weight,
-            request: HeaderChange::new(d.request.as_ref())?,
-            answer: HeaderChange::new(d.answer.as_ref())?,
-            rewrite: d.rewrite.as_ref().map(Rewrite::new).transpose()?,
-            refuse: match d.refuse_status {
+            service: destination.service.as_str().into(),
+            port: u16::try_from(destination.port).map_err(|_| CompileError::Port(destination.port))?,
+            subset: destination.subset.as_str().into(),
+            weight: destination.weight,
+            request: HeaderChange::new(destination.request.as_ref())?,
+            answer: HeaderChange::new(destination.answer.as_ref())?,
+            rewrite: destination.rewrite.as_ref().map(Rewrite::new).transpose()?,
+            refuse: match destination.refuse_status {
                 0 => None,
                 n => Some(status(n)?),
             },
-            timeout_ms: d.timeout_ms,
+            timeout_ms: destination.timeout_ms,
         })
     }
 
@@ -475,14 +479,14 @@ pub struct TcpRule {
 }
 
 impl TcpRule {
-    fn new(r: &ir::TcpRule) -> Self {
+    fn new(rule: &ir::TcpRule) -> Self {
         Self {
-            origin: r.origin.clone(),
-            ports: r.ports.clone(),
-            labels: r.source_labels.clone(),
-            namespace: r.source_namespace.clone(),
-            sni: r.sni.clone(),
-            destinations: r.destinations.clone(),
+            origin: rule.origin.clone(),
+            ports: rule.ports.clone(),
+            labels: rule.source_labels.clone(),
+            namespace: rule.source_namespace.clone(),
+            sni: rule.sni.clone(),
+            destinations: rule.destinations.clone(),
         }
     }
 
@@ -511,13 +515,13 @@ pub struct HeaderChange {
 }
 
 impl HeaderChange {
-    fn new(c: Option<&ir::HeaderChange>) -> Result<Option<Self>, CompileError> {
-        let Some(c) = c else { return Ok(None) };
+    fn new(change: Option<&ir::HeaderChange>) -> Result<Option<Self>, CompileError> {
+        let Some(change) = change else { return Ok(None) };
         let pair = |h: &ir::Header| Ok::<_, CompileError>((name(&h.name)?, Value::new(&h.value)?));
         let mut out = Self {
-            set: c.set.iter().map(pair).collect::<Result<_, _>>()?,
-            add: c.add.iter().map(pair).collect::<Result<_, _>>()?,
-            remove: c.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
+            set: change.set.iter().map(pair).collect::<Result<_, _>>()?,
+            add: change.add.iter().map(pair).collect::<Result<_, _>>()?,
+            remove: change.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
             names: entry::Names::default(),
         };
         out.names = out.remove.iter().chain(out.set.iter().chain(&out.add).map(|(n, _)| n)).collect();
@@ -530,12 +534,12 @@ impl HeaderChange {
     }
 
     /// Changes headers; `values`: what operators stand for. No value is made of another that is made here (Envoy).
-    pub fn apply(&self, h: &mut HeaderMap, values: &dyn Values) {
+    pub fn apply(&self, headers: &mut HeaderMap, values: &dyn Values) {
         for n in &self.remove {
-            h.remove(n);
+            headers.remove(n);
         }
         let all = self.set.iter().chain(&self.add).filter(|(_, v)| matches!(v, Value::Made(_)));
-        let made: Vec<Option<HeaderValue>> = all.map(|(_, v)| v.make(values, h)).collect();
+        let made: Vec<Option<HeaderValue>> = all.map(|(_, v)| v.make(values, headers)).collect();
         let mut made = made.into_iter();
         let mut next = |v: &Value| match v {
             Value::Fixed(v) => Some(v.clone()),
@@ -543,12 +547,12 @@ impl HeaderChange {
         };
         for (n, v) in &self.set {
             if let Some(v) = next(v) {
-                h.insert(n, v);
+                headers.insert(n, v);
             }
         }
         for (n, v) in &self.add {
             if let Some(v) = next(v) {
-                h.append(n, v);
+                headers.append(n, v);
             }
         }
     }
@@ -569,13 +573,13 @@ enum PathChange {
 }
 
 impl Rewrite {
-    fn new(r: &ir::Rewrite) -> Result<Self, CompileError> {
+    fn new(rewrite: &ir::Rewrite) -> Result<Self, CompileError> {
         use ir::rewrite::Path;
-        let authority = match r.authority.as_str() {
+        let authority = match rewrite.authority.as_str() {
             "" => None,
             a => Some(HeaderValue::from_str(a).map_err(|_| CompileError::Authority(a.into()))?),
         };
-        let path = match &r.path {
+        let path = match &rewrite.path {
             None => None,
             Some(Path::Prefix(p)) => Some(PathChange::Prefix(p.clone())),
             Some(Path::Full(p)) => Some(PathChange::Full(p.clone())),
@@ -602,8 +606,8 @@ impl Rewrite {
 fn braces(s: &str) -> String {
     let mut out = String::with_capacity(s.len() + 4);
     let mut chars = s.chars().peekable();
-    while let Some(c) = chars.next() {
-        match (c, chars.peek()) {
+    while let Some(character) = chars.next() {
+        match (character, chars.peek()) {
             ('\\', Some(d)) if d.is_ascii_digit() => {
                 out.push_str(&format!("${{{d}}}"));
                 chars.next();
@@ -613,7 +617,7 @@ fn braces(s: &str) -> String {
                 chars.next();
             }
             ('$', _) => out.push_str("$$"),
-            _ => out.push(c),
+            _ => out.push(character),
         }
     }
     out

@@ -155,14 +155,14 @@ impl Metrics {
         let ms = |s: &Series| s.duration.load(Relaxed) as f64 / 1e6;
         let mut le = vec!["0.5".to_string()];
         le.extend(MILLISECONDS.iter().map(bound));
-        let (m, name) = (Metric::RequestDuration, "istio_request_duration_milliseconds");
-        histogram(&mut out, &all, m, name, "Durations of requests.", &le, |s| (&s.durations, ms(s)));
+        let (metric, name) = (Metric::RequestDuration, "istio_request_duration_milliseconds");
+        histogram(&mut out, &all, metric, name, "Durations of requests.", &le, |s| (&s.durations, ms(s)));
         let le: Vec<String> = BYTES.iter().map(bound).collect();
         let sum = |n: &AtomicU64| n.load(Relaxed) as f64;
-        let (m, name) = (Metric::RequestSize, "istio_request_bytes");
-        histogram(&mut out, &all, m, name, "Sizes of requests.", &le, |s| (&s.receiveds, sum(&s.received)));
-        let (m, name) = (Metric::ResponseSize, "istio_response_bytes");
-        histogram(&mut out, &all, m, name, "Sizes of answers.", &le, |s| (&s.sents, sum(&s.sent)));
+        let (metric, name) = (Metric::RequestSize, "istio_request_bytes");
+        histogram(&mut out, &all, metric, name, "Sizes of requests.", &le, |s| (&s.receiveds, sum(&s.received)));
+        let (metric, name) = (Metric::ResponseSize, "istio_response_bytes");
+        histogram(&mut out, &all, metric, name, "Sizes of answers.", &le, |s| (&s.sents, sum(&s.sent)));
         let _ = writeln!(
             out,
             "# HELP karst_tunnels_refused_total Inbound tunnels refused because of a limit.\n# TYPE karst_tunnels_refused_total counter\nkarst_tunnels_refused_total {}",
@@ -190,10 +190,10 @@ fn bound(b: &u64) -> String {
 }
 
 /// The series of a metric by their labels. Several may have the same, where a Telemetry takes labels away.
-fn grouped(all: &[Arc<Series>], m: Metric) -> BTreeMap<&str, Vec<&Series>> {
+fn grouped(all: &[Arc<Series>], metric: Metric) -> BTreeMap<&str, Vec<&Series>> {
     let mut out: BTreeMap<&str, Vec<&Series>> = BTreeMap::new();
     for s in all {
-        if let Some(l) = &s.labels[m as usize] {
+        if let Some(l) = &s.labels[metric as usize] {
             out.entry(l).or_default().push(s);
         }
     }
@@ -203,14 +203,14 @@ fn grouped(all: &[Arc<Series>], m: Metric) -> BTreeMap<&str, Vec<&Series>> {
 fn histogram<'a>(
     out: &mut String,
     all: &'a [Arc<Series>],
-    m: Metric,
+    metric: Metric,
     name: &str,
     help: &str,
     le: &[String],
     of: impl Fn(&'a Series) -> (&'a [AtomicU64], f64),
 ) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-    for (labels, same) in grouped(all, m) {
+    for (labels, same) in grouped(all, metric) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut count = 0;
         for (i, le) in le.iter().enumerate() {

@@ -77,11 +77,11 @@ impl RequestLog {
         let sent = self.carried.as_ref().map_or(sent, |b| b.sent.get());
         let took = self.started.elapsed();
         let telemetry = self.telemetry.take();
-        let t = telemetry.as_deref();
+        let rules = telemetry.as_deref();
         match &self.carried {
-            Some(b) => self.count_connection(b),
+            Some(carried) => self.count_connection(carried),
             None => {
-                let values = t.map(|t| t.values(self, sent)).unwrap_or_default();
+                let values = rules.map(|t| t.values(self, sent)).unwrap_or_default();
                 let series = metrics::Key {
                     telemetry_generation: self.telemetry_generation,
                     source: self.source.as_ref().map(|w| w.uid.clone()),
@@ -94,11 +94,11 @@ impl RequestLog {
                     is_grpc: self.is_grpc,
                     values,
                 };
-                let s = self.sink.series(series, self, t);
-                s.add(took, self.received.get(), sent);
+                let series = self.sink.series(series, self, rules);
+                series.add(took, self.received.get(), sent);
             }
         }
-        if self.sink.access_log() && t.is_none_or(|t| t.logs(self, sent)) {
+        if self.sink.access_log() && rules.is_none_or(|t| t.logs(self, sent)) {
             access_log::write(access_log::line(self, took.as_millis(), sent));
         }
     }
@@ -117,21 +117,21 @@ impl RequestLog {
 
     /// The connection to an endpoint has come about: it is counted from now on, here.
     pub fn established(&self) -> Rc<Carried> {
-        let b = self.carried.clone().unwrap_or_default();
+        let carried = self.carried.clone().unwrap_or_default();
         let series = self.sink.traffic(self, ResponseFlag::None);
         series.opened.fetch_add(1, Relaxed);
-        let _ = b.series.set(series);
-        b
+        let _ = carried.series.set(series);
+        carried
     }
 
     /// One that has not come about is opened and closed at once, as Envoy has it.
-    fn count_connection(&self, b: &Carried) {
+    fn count_connection(&self, carried: &Carried) {
         let failed = || {
             let series = self.sink.traffic(self, self.flag);
             series.opened.fetch_add(1, Relaxed);
             series
         };
-        let series = b.series.get_or_init(failed);
+        let series = carried.series.get_or_init(failed);
         series.closed.fetch_add(1, Relaxed);
         series.touch();
     }

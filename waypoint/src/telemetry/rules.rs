@@ -71,10 +71,10 @@ impl Telemetry {
     ///
     /// # Errors
     /// For what is no CEL, and for a metric that is not known.
-    pub fn new(t: &ir::Telemetry) -> Result<Self, TelemetryError> {
+    pub fn new(telemetry: &ir::Telemetry) -> Result<Self, TelemetryError> {
         let mut texts: Vec<&str> = vec![];
         let mut shapes: [Shape; METRICS] = Default::default();
-        for s in &t.metrics {
+        for s in &telemetry.metrics {
             let shape = shapes.get_mut(s.metric as usize).ok_or(TelemetryError::Metric(s.metric))?;
             (shape.disabled, shape.remove) = (s.disabled, s.remove.clone());
             for (label, text) in &s.set {
@@ -86,10 +86,10 @@ impl Telemetry {
             }
         }
         let values = texts.iter().map(|t| program(t)).collect::<Result<_, _>>()?;
-        let filter = if t.log_filter.is_empty() { None } else { Some(program(&t.log_filter)?) };
-        texts.push(&t.log_filter);
+        let filter = if telemetry.log_filter.is_empty() { None } else { Some(program(&telemetry.log_filter)?) };
+        texts.push(&telemetry.log_filter);
         let wants_headers = texts.iter().any(|t| t.contains("headers"));
-        Ok(Self { log: !t.no_log, filter, shapes, values, wants_headers, said: t.clone() })
+        Ok(Self { log: !telemetry.no_log, filter, shapes, values, wants_headers, said: telemetry.clone() })
     }
 
     /// Does it say the same as another?
@@ -98,12 +98,12 @@ impl Telemetry {
     }
 
     /// Is there to be a line of the access log?
-    pub fn logs(&self, r: &StreamInfo, sent: u64) -> bool {
-        self.log && self.filter.as_ref().is_none_or(|f| matches!(evaluate(f, r, sent), Some(Value::Bool(true))))
+    pub fn logs(&self, info: &StreamInfo, sent: u64) -> bool {
+        self.log && self.filter.as_ref().is_none_or(|f| matches!(evaluate(f, info, sent), Some(Value::Bool(true))))
     }
 
     /// The values of labels that are asked for. An expression that has none (a header that is not there) gives an empty one.
-    pub fn values(&self, r: &StreamInfo, sent: u64) -> Vec<String> {
+    pub fn values(&self, info: &StreamInfo, sent: u64) -> Vec<String> {
         let text = |v| match v {
             Value::String(s) => s[..s.floor_char_boundary(MAX_VALUE)].to_string(),
             Value::Int(i) => i.to_string(),
@@ -112,21 +112,21 @@ impl Telemetry {
             Value::Bool(b) => b.to_string(),
             _ => String::new(),
         };
-        self.values.iter().map(|p| evaluate(p, r, sent).map(text).unwrap_or_default()).collect()
+        self.values.iter().map(|p| evaluate(p, info, sent).map(text).unwrap_or_default()).collect()
     }
 
     /// Labels of each metric; none for one that is switched off.
     pub fn labels(&self, standard: &[(String, String)], values: &[String]) -> AllLabels {
-        let one = |s: &Shape| {
-            if s.disabled {
+        let one = |shape: &Shape| {
+            if shape.disabled {
                 return None;
             }
             let mut out = String::with_capacity(900);
-            let replaced = |k: &String| s.remove.contains(k) || s.set.iter().any(|(l, _)| l == k);
+            let replaced = |k: &String| shape.remove.contains(k) || shape.set.iter().any(|(l, _)| l == k);
             for (k, v) in standard.iter().filter(|(k, _)| !replaced(k)) {
                 out.add(k, v);
             }
-            for (k, at) in &s.set {
+            for (k, at) in &shape.set {
                 put(&mut out, k, values.get(*at).map_or("", String::as_str));
             }
             Some(Arc::from(out))
@@ -140,67 +140,67 @@ thread_local! {
     static FUNCTIONS: Context<'static, 'static> = Context::default();
 }
 
-fn evaluate(p: &Program, r: &StreamInfo, sent: u64) -> Option<Value> {
+fn evaluate(program: &Program, info: &StreamInfo, sent: u64) -> Option<Value> {
     FUNCTIONS.with(|f| {
-        let mut c = f.new_inner_scope();
-        for v in p.references().variables() {
-            c.add_variable_from_value(v, attributes(v, r, sent));
+        let mut scope = f.new_inner_scope();
+        for variable in program.references().variables() {
+            scope.add_variable_from_value(variable, attributes(variable, info, sent));
         }
-        p.execute(&c).ok()
+        program.execute(&scope).ok()
     })
 }
 
 /// One of [`karst_api::ATTRIBUTES`], as Envoy has it.
-fn attributes(of: &str, r: &StreamInfo, sent: u64) -> HashMap<String, Value> {
+fn attributes(of: &str, info: &StreamInfo, sent: u64) -> HashMap<String, Value> {
     let mut out: HashMap<String, Value> = HashMap::new();
     let mut text = |k: &str, v: &str| out.insert(k.into(), v.to_string().into());
     let header = |v: &Option<http::HeaderValue>| {
         v.as_ref().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default()
     };
-    let peer = r.workload.as_ref().map(|(_, a)| *a);
+    let peer = info.workload.as_ref().map(|(_, a)| *a);
     match of {
         "request" => {
-            text("path", &r.path);
-            text("url_path", r.path.split('?').next().unwrap_or_default());
-            text("query", r.path.split_once('?').map_or("", |(_, q)| q));
-            text("host", &header(&r.authority));
-            text("method", r.method.as_str());
-            text("protocol", r.protocol);
-            text("useragent", &header(&r.user_agent));
-            text("id", &header(&r.request_id));
-            out.insert("size".into(), int(r.received.get()));
-            let all = r.headers.iter().flat_map(|h| h.iter());
+            text("path", &info.path);
+            text("url_path", info.path.split('?').next().unwrap_or_default());
+            text("query", info.path.split_once('?').map_or("", |(_, q)| q));
+            text("host", &header(&info.authority));
+            text("method", info.method.as_str());
+            text("protocol", info.protocol);
+            text("useragent", &header(&info.user_agent));
+            text("id", &header(&info.request_id));
+            out.insert("size".into(), int(info.received.get()));
+            let all = info.headers.iter().flat_map(|h| h.iter());
             let mut headers: HashMap<String, String> = HashMap::new();
-            for (k, v) in all {
-                let v = String::from_utf8_lossy(v.as_bytes());
-                let known = headers.entry(k.as_str().into()).or_default();
+            for (name, value) in all {
+                let value = String::from_utf8_lossy(value.as_bytes());
+                let known = headers.entry(name.as_str().into()).or_default();
                 if !known.is_empty() {
                     known.push(',');
                 }
-                known.push_str(&v);
+                known.push_str(&value);
             }
             out.insert("headers".into(), headers.into());
         }
         "response" => {
-            out.insert("code".into(), int(u64::from(r.answered)));
+            out.insert("code".into(), int(u64::from(info.answered)));
             out.insert("size".into(), int(sent));
-            out.insert("code_details".into(), r.details.to_string().into());
-            if let Some(g) = r.grpc {
+            out.insert("code_details".into(), info.details.to_string().into());
+            if let Some(g) = info.grpc {
                 out.insert("grpc_status".into(), int(u64::from(g)));
             }
         }
         "connection" => {
-            text("uri_san_peer_certificate", &r.principal);
-            text("requested_server_name", r.sni.as_deref().unwrap_or_default());
-            out.insert("mtls".into(), Value::Bool(!r.principal.is_empty()));
+            text("uri_san_peer_certificate", &info.principal);
+            text("requested_server_name", info.sni.as_deref().unwrap_or_default());
+            out.insert("mtls".into(), Value::Bool(!info.principal.is_empty()));
         }
         "source" => {
-            text("address", &r.from.to_string());
-            out.insert("port".into(), int(u64::from(r.from.port())));
+            text("address", &info.from.to_string());
+            out.insert("port".into(), int(u64::from(info.from.port())));
         }
         "destination" => {
-            text("address", &r.to.to_string());
-            out.insert("port".into(), int(u64::from(r.to.port())));
+            text("address", &info.to.to_string());
+            out.insert("port".into(), int(u64::from(info.to.port())));
         }
         "upstream" => {
             text("address", &peer.map(|p| p.to_string()).unwrap_or_default());
@@ -209,8 +209,8 @@ fn attributes(of: &str, r: &StreamInfo, sent: u64) -> HashMap<String, Value> {
             }
         }
         _ => {
-            text("route_name", &r.route);
-            text("cluster_name", &r.cluster());
+            text("route_name", &info.route);
+            text("cluster_name", &info.cluster());
         }
     }
     out

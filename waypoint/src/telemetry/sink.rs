@@ -45,19 +45,20 @@ impl Sink {
     }
 
     /// The series of a request, from this worker's table.
-    pub fn series(&self, key: Key, info: &StreamInfo, t: Option<&Telemetry>) -> Arc<Series> {
+    pub fn series(&self, key: Key, info: &StreamInfo, telemetry: Option<&Telemetry>) -> Arc<Series> {
         /// Beyond, the table is begun anew.
         const MOST: usize = 10_000;
         let mut all = self.series.borrow_mut();
-        if let Some(s) = all.get(&key) {
-            return s.clone();
+        if let Some(series) = all.get(&key) {
+            return series.clone();
         }
         if all.len() >= MOST {
             all.clear();
         }
-        let s = self.metrics.series(&key, |k| labels::labels(info, self.own(info).as_deref(), t, &k.values));
-        all.insert(key, s.clone());
-        s
+        let series =
+            self.metrics.series(&key, |k| labels::labels(info, self.own(info).as_deref(), telemetry, &k.values));
+        all.insert(key, series.clone());
+        series
     }
 
     /// The series of a connection that is carried as it is.

@@ -110,37 +110,38 @@ impl Error {
     }
 
     /// Is it one after which the route wants the request to be tried again? `sent`: the endpoint may have read something of it.
-    pub fn is_retryable(&self, r: &ir::Retry, sent: bool) -> bool {
-        let unsent = r.reset_before_request && !sent;
+    pub fn is_retryable(&self, retry: &ir::Retry, sent: bool) -> bool {
+        let unsent = retry.reset_before_request && !sent;
         match self {
             Error::Connect(e) => {
-                e.may_retry() && (r.connect_failure || r.server_error || r.gateway_error || r.reset || unsent)
+                e.may_retry()
+                    && (retry.connect_failure || retry.server_error || retry.gateway_error || retry.reset || unsent)
             }
-            Error::StreamRefused(_) => r.refused_stream || r.server_error || r.reset || unsent,
-            Error::Reset(_) | Error::Protocol(_) => r.reset || r.server_error || r.gateway_error || unsent,
+            Error::StreamRefused(_) => retry.refused_stream || retry.server_error || retry.reset || unsent,
+            Error::Reset(_) | Error::Protocol(_) => retry.reset || retry.server_error || retry.gateway_error || unsent,
         }
     }
 }
 
 /// Why there is no answer to a request that was sent.
-pub fn failure(e: &hyper::Error) -> Error {
-    let text = error_chain(e);
-    if e.is_parse() {
+pub fn failure(error: &hyper::Error) -> Error {
+    let text = error_chain(error);
+    if error.is_parse() {
         return Error::Protocol(format!("{text}: {}", codec::bad_head()));
     }
-    let mut cause = std::error::Error::source(e);
-    while let Some(c) = cause {
-        if let Some(h) = c.downcast_ref::<h2::Error>() {
-            return match h.reason() {
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(http2) = inner.downcast_ref::<h2::Error>() {
+            return match http2.reason() {
                 // The endpoint says that it has not looked at the request (RFC 9113 §8.7); what we say ourselves proves nothing.
-                Some(h2::Reason::REFUSED_STREAM) if h.is_remote() => Error::StreamRefused(text),
-                Some(h2::Reason::PROTOCOL_ERROR) if !h.is_remote() => {
+                Some(h2::Reason::REFUSED_STREAM) if http2.is_remote() => Error::StreamRefused(text),
+                Some(h2::Reason::PROTOCOL_ERROR) if !http2.is_remote() => {
                     Error::Protocol(format!("{text}: {}", codec::bad_head()))
                 }
                 _ => Error::Reset(text),
             };
         }
-        cause = c.source();
+        cause = inner.source();
     }
     Error::Reset(text)
 }

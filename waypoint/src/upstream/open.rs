@@ -52,32 +52,36 @@ impl<'a> Attempt<'a> {
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io, Option<Lease>), ConnectError> {
-    let s = a.set;
-    let limit = match s.policy.limits.as_ref().map_or(0, |l| l.connect_timeout_ms) {
+pub async fn open(
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
+    speaks: Speaks,
+) -> Result<(Io, Option<Lease>), ConnectError> {
+    let set = attempt.set;
+    let limit = match set.policy.limits.as_ref().map_or(0, |l| l.connect_timeout_ms) {
         0 => limits::CONNECT_TIMEOUT,
         ms => Duration::from_millis(ms),
     };
     let late = || {
-        if let Some(c) = a.candidate() {
-            c.endpoint.avoid();
+        if let Some(candidate) = attempt.candidate() {
+            candidate.endpoint.avoid();
         }
         ConnectError::Timeout
     };
     let began = Instant::now();
-    let (address, workload) = match a.member.address.ip().is_unspecified() {
+    let (address, workload) = match attempt.member.address.ip().is_unspecified() {
         // Rare, and large: not in every request's task.
-        true => tokio::time::timeout(limit, Box::pin(found(w, a))).await.map_err(|_| late())??,
-        false => (a.member.address, a.member.workload.clone()),
+        true => tokio::time::timeout(limit, Box::pin(found(worker, attempt))).await.map_err(|_| late())??,
+        false => (attempt.member.address, attempt.member.workload.clone()),
     };
     let limit = limit.saturating_sub(began.elapsed());
-    let workload = told(w, a, address.ip(), workload).await?;
+    let workload = told(worker, attempt, address.ip(), workload).await?;
     let whole = async {
-        let (io, lease) = connect(w, a, address, workload).await?;
-        match s.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
+        let (io, lease) = connect(worker, attempt, address, workload).await?;
+        match set.policy.tls.as_ref().filter(|_| speaks != Speaks::Tls) {
             None => Ok((io, lease)),
             Some(t) => {
-                let io = Box::pin(tls::shake(&w.snapshot(), s, t, io, speaks)).await;
+                let io = Box::pin(tls::shake(&worker.snapshot(), set, t, io, speaks)).await;
                 Ok((io?, lease))
             }
         }
@@ -87,91 +91,96 @@ pub async fn open(w: &Rc<Worker>, a: &Attempt<'_>, speaks: Speaks) -> Result<(Io
 
 /// Why a member is not called with our identity: its policies may let us in for the sake of its own services' routes and policies,
 /// past which nobody is to come by us, neither by what he calls nor by endpoints that he writes.
-pub fn lent(s: &EndpointSet, workload: &Workload) -> Option<Lent> {
+pub fn lent(set: &EndpointSet, workload: &Workload) -> Option<Lent> {
     if !workload.hbone {
         return None;
     }
-    let host = s.host.clone();
-    if s.dynamic_endpoint.is_some() {
+    let host = set.host.clone();
+    if set.dynamic_endpoint.is_some() {
         return Some(Lent::Dynamic { host });
     }
     // A waypoint is asked, not called.
-    let foreign = s.via_waypoint.is_none() && workload.namespace != s.service.namespace;
+    let foreign = set.via_waypoint.is_none() && workload.namespace != set.service.namespace;
     foreign.then(|| Lent::Namespace { host, namespace: workload.namespace.clone(), name: workload.name.clone() })
 }
 
 /// Where the name of an endpoint leads, and to whom.
-async fn found(w: &Worker, a: &Attempt<'_>) -> Result<(SocketAddr, Arc<Workload>), ConnectError> {
-    let m = a.member;
-    let mut ips = w.dialer.lookup(&m.workload.hostname, true).await?;
-    let snapshot = w.snapshot();
-    let own = w.own(&snapshot).map(|own| &**own);
+async fn found(worker: &Worker, attempt: &Attempt<'_>) -> Result<(SocketAddr, Arc<Workload>), ConnectError> {
+    let member = attempt.member;
+    let mut ips = worker.dialer.lookup(&member.workload.hostname, true).await?;
+    let snapshot = worker.snapshot();
+    let own = worker.own(&snapshot).map(|own| &**own);
     ips.retain(|ip| is_usable(&snapshot.mesh, own, *ip));
     if ips.is_empty() {
-        return Err(ConnectError::NoAddress(m.workload.hostname.clone()));
+        return Err(ConnectError::NoAddress(member.workload.hostname.clone()));
     }
-    let ip = ips[w.random(ips.len() as u64) as usize];
+    let ip = ips[worker.random(ips.len() as u64) as usize];
     // A name may lead to a member of the mesh: then it is spoken to as one.
-    let workload = snapshot.mesh.workload(ip).unwrap_or(&m.workload).clone();
-    Ok((SocketAddr::new(ip, m.address.port()), workload))
+    let workload = snapshot.mesh.workload(ip).unwrap_or(&member.workload).clone();
+    Ok((SocketAddr::new(ip, member.address.port()), workload))
 }
 
 /// Is it spoken to without a tunnel? (A waypoint takes tunnels whatever it is itself.)
-fn is_plain(s: &EndpointSet, workload: &Workload) -> bool {
-    !workload.hbone && s.via_waypoint.is_none()
+fn is_plain(set: &EndpointSet, workload: &Workload) -> bool {
+    !workload.hbone && set.via_waypoint.is_none()
 }
 
 /// Who an endpoint is, once it is known who is at its address.
-async fn told(w: &Worker, a: &Attempt<'_>, ip: IpAddr, workload: Arc<Workload>) -> Result<Arc<Workload>, ConnectError> {
-    if !is_plain(a.set, &workload) || !w.shared.state.borrow().mesh.is_untold(ip) {
+async fn told(
+    worker: &Worker,
+    attempt: &Attempt<'_>,
+    ip: IpAddr,
+    workload: Arc<Workload>,
+) -> Result<Arc<Workload>, ConnectError> {
+    if !is_plain(attempt.set, &workload) || !worker.shared.state.borrow().mesh.is_untold(ip) {
         return Ok(workload);
     }
-    a.held.set(true);
+    attempt.held.set(true);
     // Rare, and large: not in every request's task.
-    let told = Box::pin(w.told(ip)).await;
-    a.held.set(false);
+    let told = Box::pin(worker.told(ip)).await;
+    attempt.held.set(false);
     match told {
-        Told::Known => Ok(w.snapshot().mesh.member(&workload, ip).clone()),
+        Told::Known => Ok(worker.snapshot().mesh.member(&workload, ip).clone()),
         Told::Nobody => Ok(workload),
         Told::Nothing => Err(ConnectError::Untold(ip)),
     }
 }
 
 async fn connect(
-    w: &Rc<Worker>,
-    a: &Attempt<'_>,
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
     address: SocketAddr,
     workload: Arc<Workload>,
 ) -> Result<(Io, Option<Lease>), ConnectError> {
-    let s = a.set;
-    if let Some(why) = lent(s, &workload) {
+    let set = attempt.set;
+    if let Some(why) = lent(set, &workload) {
         return Err(why.into());
     }
     #[allow(clippy::infallible_destructuring_match, reason = "tests have another connector")]
-    let network = match &w.connector {
+    let network = match &worker.connector {
         Connector::Network(n) => n,
         #[cfg(test)]
         Connector::Memory(m) => return m.open(address).map(|io| (io, None)),
     };
-    if is_plain(s, &workload) {
-        let tcp = w.dialer.connect(network, None, address, a.candidate()).await?;
+    if is_plain(set, &workload) {
+        let tcp = worker.dialer.connect(network, None, address, attempt.candidate()).await?;
         return Ok((Io::socket(tcp), None));
     }
     // A waypoint says itself where it takes tunnels.
-    let port = if s.via_waypoint.is_some() { address.port() } else { karst_hbone::PORT };
+    let port = if set.via_waypoint.is_some() { address.port() } else { karst_hbone::PORT };
     // Who answers must be that workload, or who the service says it is.
-    let others = s.service.sans.iter().filter(|_| s.via_waypoint.is_none());
+    let others = set.service.sans.iter().filter(|_| set.via_waypoint.is_none());
     let expected: Vec<Identity> = [workload.identity.clone()].into_iter().chain(others.cloned()).collect();
     let target = Target {
         connector: network,
         pod: "",
-        own: &w.shared.identity,
+        own: &worker.shared.identity,
         peer: &workload,
         address: SocketAddr::new(address.ip(), port),
         expected: &expected,
-        authority: &s.via_waypoint.clone().unwrap_or_else(|| address.to_string()),
-        headers: dial::headers(s.baggage.as_ref(), a.from, Some(&s.service.hostname)),
+        authority: &set.via_waypoint.clone().unwrap_or_else(|| address.to_string()),
+        headers: dial::headers(set.baggage.as_ref(), attempt.from, Some(&set.service.hostname)),
     };
-    let o = w.dialer.tunnel(&target, a.candidate()).await?;
-    Ok((Io::tunnel(o.send, o.recv, w.lingering.clone()), Some(o.lease)))
+    let opened = worker.dialer.tunnel(&target, attempt.candidate()).await?;
+    Ok((Io::tunnel(opened.send, opened.recv, worker.lingering.clone()), Some(opened.lease)))
 }

@@ -23,20 +23,20 @@ const H2_STREAMS: usize = 100;
 
 /// Opens an HTTP/1.1 connection; it goes on while it is polled, on its place on a tunnel.
 async fn dial_http1(
-    w: &Rc<Worker>,
-    a: &Attempt<'_>,
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
 ) -> Result<(Sender1, http1::Connection<TokioIo<Io>, Counted>, Option<Lease>), ConnectError> {
-    let (io, lease) = open(w, a, Speaks::Http1).await?;
+    let (io, lease) = open(worker, attempt, Speaks::Http1).await?;
     let (send, conn) = codec::client1().handshake(TokioIo::new(io)).await?;
     Ok((send, conn, lease))
 }
 
 /// Which connections a request may use. Asked for each request: one that is kept may have been opened for another service, which
 /// could lend the endpoint our identity.
-fn pool_key(a: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
-    match lent(a.set, &a.member.workload) {
+fn pool_key(attempt: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
+    match lent(attempt.set, &attempt.member.workload) {
         Some(why) => Err(why.into()),
-        None => Ok((a.member.workload.uid.clone(), a.member.address, a.set.pool_partition.clone())),
+        None => Ok((attempt.member.workload.uid.clone(), attempt.member.address, attempt.set.pool_partition.clone())),
     }
 }
 
@@ -45,20 +45,20 @@ fn pool_key(a: &Attempt<'_>) -> Result<PoolKey, ConnectError> {
 /// # Errors
 /// See [`Error`].
 pub async fn http1(
-    w: &Rc<Worker>,
-    a: &Attempt<'_>,
-    mut r: Request<Counted>,
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
+    mut request: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
-    let (s, pool_key) = (a.set, pool_key(a)?);
-    let most = s.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
+    let (set, pool_key) = (attempt.set, pool_key(attempt)?);
+    let most = set.policy.limits.as_ref().map_or(0, |l| l.requests_per_connection);
     loop {
-        let kept = w.upstream.h1.borrow_mut().get_mut(&pool_key).and_then(Vec::pop);
+        let kept = worker.upstream.h1.borrow_mut().get_mut(&pool_key).and_then(Vec::pop);
         let fresh = kept.is_none();
         let (mut send, requests) = match kept {
             Some(i) => (i.send, i.requests),
             None => {
-                let (send, conn, lease) = dial_http1(w, a).await?;
+                let (send, conn, lease) = dial_http1(worker, attempt).await?;
                 tokio::task::spawn_local(async move {
                     let _ = conn.await;
                     drop(lease);
@@ -73,30 +73,30 @@ pub async fn http1(
             }
         }
         sent.set(true);
-        match send.try_send_request(r).await {
+        match send.try_send_request(request).await {
             Ok(answer) => {
                 let requests = requests + 1;
                 let after = match most > 0 && requests >= most {
                     true => ConnectionDisposition::Close(None),
                     false => ConnectionDisposition::Reuse {
-                        pool: w.upstream.clone(),
+                        pool: worker.upstream.clone(),
                         pool_key,
                         send,
                         requests,
-                        idle: idle_timeout(s),
+                        idle: idle_timeout(set),
                     },
                 };
                 return Ok((answer, after));
             }
-            Err(mut e) => match e.take_message() {
+            Err(mut error) => match error.take_message() {
                 // A kept connection that was closed meanwhile: nobody has seen the request.
                 Some(back) if !fresh => {
                     sent.set(false);
-                    r = back;
+                    request = back;
                 }
                 unsent => {
                     sent.set(unsent.is_none());
-                    return Err(failure(e.error()));
+                    return Err(failure(error.error()));
                 }
             },
         }
@@ -109,17 +109,17 @@ pub async fn http1(
 /// # Errors
 /// See [`Error`].
 pub async fn upgrade(
-    w: &Rc<Worker>,
-    a: &Attempt<'_>,
-    r: Request<Counted>,
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
+    request: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
-    let (mut send, conn, lease) = dial_http1(w, a).await?;
+    let (mut send, conn, lease) = dial_http1(worker, attempt).await?;
     tokio::task::spawn_local(async move {
         let _ = conn.with_upgrades().await;
     });
     sent.set(true);
-    let answer = send.send_request(r).await.map_err(|e| failure(&e))?;
+    let answer = send.send_request(request).await.map_err(|e| failure(&e))?;
     Ok((answer, ConnectionDisposition::Close(lease)))
 }
 
@@ -128,24 +128,24 @@ pub async fn upgrade(
 /// # Errors
 /// See [`Error`].
 pub async fn http2(
-    w: &Rc<Worker>,
-    a: &Attempt<'_>,
-    mut r: Request<Counted>,
+    worker: &Rc<Worker>,
+    attempt: &Attempt<'_>,
+    mut request: Request<Counted>,
     sent: &Cell<bool>,
 ) -> Result<(Response<Incoming>, ConnectionDisposition), Error> {
-    let (s, pool_key) = (a.set, pool_key(a)?);
+    let (set, pool_key) = (attempt.set, pool_key(attempt)?);
     loop {
         let kept = {
-            let mut all = w.upstream.h2.borrow_mut();
+            let mut all = worker.upstream.h2.borrow_mut();
             let conns = all.entry(pool_key.clone()).or_default();
             conns.retain(|c| !c.send.is_closed());
             conns.iter().find(|c| c.active.get() < H2_STREAMS).cloned()
         };
         let fresh = kept.is_none();
-        let mut c = match kept {
-            Some(c) => c,
+        let mut connection = match kept {
+            Some(connection) => connection,
             None => {
-                let (io, lease) = open(w, a, Speaks::Http2).await?;
+                let (io, lease) = open(worker, attempt, Speaks::Http2).await?;
                 let (send, conn) =
                     codec::client2().handshake::<_, Counted>(TokioIo::new(io)).await.map_err(ConnectError::from)?;
                 tokio::task::spawn_local(async move {
@@ -153,26 +153,26 @@ pub async fn http2(
                     drop(lease);
                 });
                 let until = Rc::new(Cell::new(Instant::now()));
-                let c = Shared { send, active: Rc::default(), until };
-                w.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(c.clone());
-                c
+                let connection = Shared { send, active: Rc::default(), until };
+                worker.upstream.h2.borrow_mut().entry(pool_key.clone()).or_default().push(connection.clone());
+                connection
             }
         };
-        let after = ConnectionDisposition::Multiplexed(InFlight::new(&c, idle_timeout(s)));
-        if c.send.ready().await.is_err() && !fresh {
+        let after = ConnectionDisposition::Multiplexed(InFlight::new(&connection, idle_timeout(set)));
+        if connection.send.ready().await.is_err() && !fresh {
             continue;
         }
         sent.set(true);
-        match c.send.try_send_request(r).await {
+        match connection.send.try_send_request(request).await {
             Ok(answer) => return Ok((answer, after)),
-            Err(mut e) => match e.take_message() {
+            Err(mut error) => match error.take_message() {
                 Some(back) if !fresh => {
                     sent.set(false);
-                    r = back;
+                    request = back;
                 }
                 unsent => {
                     sent.set(unsent.is_none());
-                    return Err(failure(e.error()));
+                    return Err(failure(error.error()));
                 }
             },
         }

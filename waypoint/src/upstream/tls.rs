@@ -68,12 +68,12 @@ pub async fn shake(s: &Snapshot, set: &EndpointSet, t: &ir::ClientTls, io: Io, s
 
 /// A session that is resumed remembers the certificate of the first handshake, and rustls does not look at it again: it may have
 /// ended since.
-fn still_valid(v: &Verifier, sni: &ServerName<'_>, c: &ClientConnection) -> Result<(), rustls::Error> {
-    if c.handshake_kind() != Some(HandshakeKind::Resumed) {
+fn still_valid(verifier: &Verifier, sni: &ServerName<'_>, connection: &ClientConnection) -> Result<(), rustls::Error> {
+    if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
         return Ok(());
     }
-    match c.peer_certificates() {
-        Some([leaf, chain @ ..]) => v.verify_server_cert(leaf, chain, sni, &[], UnixTime::now()).map(drop),
+    match connection.peer_certificates() {
+        Some([leaf, chain @ ..]) => verifier.verify_server_cert(leaf, chain, sni, &[], UnixTime::now()).map(drop),
         Some([]) | None => Err(rustls::Error::NoCertificatesPresented),
     }
 }
