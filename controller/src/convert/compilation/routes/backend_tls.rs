@@ -25,7 +25,7 @@ pub(crate) fn compile<'a>(
     }
     for ((ns, name), tls) in of {
         let (Some(service), Some(key)) = (objects.service(ns, name), hosts.find(name, ns)) else { continue };
-        let b = Arc::make_mut(backends.entry(key.to_string()).or_default());
+        let backend = Arc::make_mut(backends.entry(key.to_string()).or_default());
         for p in &service.spec.ports {
             // What is for the port stands before what is for the service.
             let Some(tls) = tls.get(&Some(p.port)).or(tls.get(&None)) else { continue };
@@ -35,10 +35,10 @@ pub(crate) fn compile<'a>(
                 own.tls = Some(tls.clone());
                 ports.insert(port, own);
             };
-            set(&b.policy, &mut b.ports);
-            b.clients.iter_mut().for_each(|c| set(&c.policy, &mut c.ports));
-            let subsets = b.clients.iter_mut().flat_map(|c| &mut c.subsets);
-            b.subsets.iter_mut().chain(subsets).for_each(|s| set(&s.policy, &mut s.ports));
+            set(&backend.policy, &mut backend.ports);
+            backend.clients.iter_mut().for_each(|c| set(&c.policy, &mut c.ports));
+            let subsets = backend.clients.iter_mut().flat_map(|c| &mut c.subsets);
+            backend.subsets.iter_mut().chain(subsets).for_each(|s| set(&s.policy, &mut s.ports));
         }
     }
     bad
