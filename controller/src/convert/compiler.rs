@@ -208,25 +208,25 @@ fn differ_by_status(a: &Object, b: &Object) -> Option<(usize, usize)> {
 }
 
 /// Kind, namespace and name.
-fn name(o: &Located) -> (&'static str, &str, &str) {
-    let m = o.object.meta();
-    (o.object.kind(), &m.namespace, &m.name)
+fn name(located: &Located) -> (&'static str, &str, &str) {
+    let m = located.object.meta();
+    (located.object.kind(), &m.namespace, &m.name)
 }
 
 /// Does this object decide about no other workload than its own? A slice that only says what the selector of its service
 /// says anyway decides about nothing.
-fn is_local(objects: &Objects<'_>, watched: &Watched, o: &Located) -> bool {
-    match &o.object {
+fn is_local(objects: &Objects<'_>, watched: &Watched, located: &Located) -> bool {
+    match &located.object {
         Object::Pod(p) => !gateway::is_gateway(objects, p) && !watched.has(p),
         Object::EndpointSlice(s) => follows_selector(objects, s),
         _ => false,
     }
 }
 
-fn follows_selector(objects: &Objects<'_>, s: &EndpointSlice) -> bool {
-    let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { return true };
-    let selects = objects.service(&s.metadata.namespace, service).is_some_and(|v| !v.spec.selector.is_empty());
-    selects && s.endpoints.iter().all(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod"))
+fn follows_selector(objects: &Objects<'_>, slice: &EndpointSlice) -> bool {
+    let Some(service) = slice.metadata.labels.get("kubernetes.io/service-name") else { return true };
+    let selects = objects.service(&slice.metadata.namespace, service).is_some_and(|v| !v.spec.selector.is_empty());
+    selects && slice.endpoints.iter().all(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod"))
 }
 
 type LocatedObjects = Vec<Arc<Located>>;
