@@ -292,11 +292,11 @@ impl Signer {
 }
 
 fn serial() -> SerialNumber {
-    let mut b = [0u8; 16];
-    rand::rng().fill_bytes(&mut b);
-    b[0] &= 0x7f; // positive
-    b[0] |= 0x40; // always 16 bytes
-    SerialNumber::from_slice(&b)
+    let mut bytes = [0u8; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes[0] &= 0x7f; // positive
+    bytes[0] |= 0x40; // always 16 bytes
+    SerialNumber::from_slice(&bytes)
 }
 
 fn root_params(trust_domain: &str) -> CertificateParams {
@@ -315,10 +315,10 @@ fn root_params(trust_domain: &str) -> CertificateParams {
 /// The name byte by byte: peers compare names as they are encoded.
 fn same_name(name: &x509_parser::x509::X509Name<'_>) -> anyhow::Result<DistinguishedName> {
     let mut out = DistinguishedName::new();
-    for a in name.iter_attributes() {
-        let oid: Vec<u64> = a.attr_type().iter().context("the root's name cannot be read")?.collect();
-        let text = a.as_str().context("the root's name cannot be read")?;
-        let value = match a.attr_value().header.tag() {
+    for attribute in name.iter_attributes() {
+        let oid: Vec<u64> = attribute.attr_type().iter().context("the root's name cannot be read")?.collect();
+        let text = attribute.as_str().context("the root's name cannot be read")?;
+        let value = match attribute.attr_value().header.tag() {
             Tag::Utf8String => DnValue::Utf8String(text.into()),
             Tag::PrintableString => DnValue::PrintableString(text.try_into()?),
             t => anyhow::bail!("the root's name has a value of type {t}: renew it by hand"),

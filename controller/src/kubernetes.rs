@@ -300,19 +300,19 @@ impl Published {
 fn missing(state: &State, place: Place, text: String) -> Missing {
     let mut namespaces = BTreeSet::new();
     for o in &state.objects {
-        if let Object::Namespace(n) = &o.object
-            && n.metadata.deletion_timestamp.is_none()
-            && !NO_ROOT.contains(&n.metadata.name.as_str())
+        if let Object::Namespace(namespace) = &o.object
+            && namespace.metadata.deletion_timestamp.is_none()
+            && !NO_ROOT.contains(&namespace.metadata.name.as_str())
         {
-            namespaces.insert(n.metadata.name.clone());
+            namespaces.insert(namespace.metadata.name.clone());
         }
     }
     let mut found = BTreeMap::new();
     for o in &state.objects {
-        if let Object::ConfigMap(c) = &o.object
-            && c.metadata.name == place.name
+        if let Object::ConfigMap(map) = &o.object
+            && map.metadata.name == place.name
         {
-            found.insert(c.metadata.namespace.clone(), c.data.get(place.key).is_some_and(|t| *t == text));
+            found.insert(map.metadata.namespace.clone(), map.data.get(place.key).is_some_and(|t| *t == text));
         }
     }
     namespaces.retain(|ns| match found.get(ns) {

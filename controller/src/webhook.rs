@@ -213,10 +213,10 @@ async fn respond(request: Request<Incoming>, by: &Validator) -> Response<Full<By
     };
     match answer(&body, asked, by).await {
         Ok(v) => {
-            let mut r = text(200, v.to_string());
+            let mut response = text(200, v.to_string());
             let json = hyper::header::HeaderValue::from_static("application/json");
-            r.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
-            r
+            response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
+            response
         }
         Err(e) => text(400, format!("{e}\n")),
     }

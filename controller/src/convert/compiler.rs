@@ -132,11 +132,11 @@ impl Compiler {
                 }
             }
             for o in new {
-                let Object::Pod(p) = &o.object else { continue };
-                let (key, fact) = workload::pod_info(p);
+                let Object::Pod(pod) = &o.object else { continue };
+                let (key, fact) = workload::pod_info(pod);
                 self.model.pods.insert(key, Arc::new(fact));
-                let uid = workload::uid(&self.mesh, p);
-                let now = is_one(p).then(|| workload::pod(&objects, p, policies, &owners));
+                let uid = workload::uid(&self.mesh, pod);
+                let now = is_one(pod).then(|| workload::pod(&objects, pod, policies, &owners));
                 if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
                     continue;
                 }
@@ -174,10 +174,10 @@ fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usi
     let (mut renamed, mut told) = (HashMap::new(), HashSet::new());
     new.retain(|o| {
         let before = before.get(&name(o)).filter(|b| (&b.file, b.line) == (&o.file, o.line));
-        let Some((b, pair)) = before.and_then(|b| Some((b, differ_by_status(&b.object, &o.object)?))) else {
+        let Some((earlier, pair)) = before.and_then(|b| Some((b, differ_by_status(&b.object, &o.object)?))) else {
             return true;
         };
-        told.insert(Arc::as_ptr(b));
+        told.insert(Arc::as_ptr(earlier));
         renamed.extend([pair]);
         false
     });
@@ -239,11 +239,11 @@ fn difference(old: &[Arc<Located>], new: &[Arc<Located>]) -> (LocatedObjects, Lo
     let end = old.iter().rev().zip(new.iter().rev()).take_while(same).count();
     let (old, new) = (&old[..old.len() - end], &new[..new.len() - end]);
     let set = |v: &[Arc<Located>]| v.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
-    let (a, b) = (set(old), set(new));
+    let (before, after) = (set(old), set(new));
     let only = |v: &[Arc<Located>], other: &HashSet<*const Located>| {
         v.iter().filter(|o| !other.contains(&Arc::as_ptr(o))).cloned().collect()
     };
-    (only(old, &b), only(new, &a))
+    (only(old, &after), only(new, &before))
 }
 
 #[cfg(test)]

@@ -171,11 +171,11 @@ impl<'a> View<'a> {
             .iter()
             .enumerate()
             .filter(|(_, h)| *h != "*" && taken == Taken::No && virtual_service::is_for_mesh(service));
-        for (i, h) in hosts {
+        for (i, host) in hosts {
             let at = format!("spec.hosts[{i}]");
-            let keys = self.hosts.all(h, ns);
+            let keys = self.hosts.all(host, ns);
             if keys.is_empty() {
-                out.push((Reason::HostNotFound, (at, no_service(h))));
+                out.push((Reason::HostNotFound, (at, no_service(host))));
                 continue;
             }
             let why: Vec<_> = keys.iter().map(|k| self.unserved(k)).collect();

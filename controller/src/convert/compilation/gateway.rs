@@ -90,10 +90,10 @@ pub(crate) fn compile(
         |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
     let named = by_label(objects);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
-    for (i, facts) in listeners.all.iter().enumerate() {
+    for (index, facts) in listeners.all.iter().enumerate() {
         let ListenerParent::Api { namespace, gateway, listener, .. } = &facts.parent else { continue };
         let at = objects.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
-        for u in listeners.unmapped.iter().filter(|u| u.listener == i && u.reason == TAKEN) {
+        for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
         }
         for (_, text) in [&facts.refused, &facts.conflict, &facts.unresolved].into_iter().flatten() {

@@ -12,10 +12,10 @@ use karst_manifest::Problem;
 pub(crate) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
     for (at, node) in &objects.nodes_at {
         let mut ranges = Vec::new();
-        for (i, text) in node.spec.pod_cidrs.iter().enumerate() {
+        for (index, text) in node.spec.pod_cidrs.iter().enumerate() {
             match text.parse::<Cidr>() {
                 Ok(c) => ranges.push(c.to_string()),
-                Err(e) => problems.push(problem(at, format!("spec.podCIDRs[{i}]"), e.to_string())),
+                Err(e) => problems.push(problem(at, format!("spec.podCIDRs[{index}]"), e.to_string())),
             }
         }
         if !ranges.is_empty() {

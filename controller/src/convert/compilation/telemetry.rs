@@ -90,11 +90,11 @@ pub(crate) fn of_pod(
                 out.log_filter.clone_from(&f.expression);
             }
         }
-        for o in spec.metrics.iter().filter(|m| provided(&m.providers, METRICS)).flat_map(|m| &m.overrides) {
-            if ours(o.matched.as_ref().map_or("", |m| &m.mode)) {
-                for m in metrics(o.matched.as_ref()) {
+        for change in spec.metrics.iter().filter(|m| provided(&m.providers, METRICS)).flat_map(|m| &m.overrides) {
+            if ours(change.matched.as_ref().map_or("", |m| &m.mode)) {
+                for m in metrics(change.matched.as_ref()) {
                     let one = shapes.entry(m).or_insert_with(|| ir::Shape { metric: m as i32, ..Default::default() });
-                    lay_over(one, o);
+                    lay_over(one, change);
                 }
             }
         }
@@ -219,11 +219,11 @@ fn problems(objects: &Objects<'_>, telemetry: &Telemetry) -> Vec<FieldError> {
             out.push((format!("spec.accessLogging[{i}].filter.expression"), e.to_string()));
         }
     }
-    for (i, l) in spec.tracing.iter().enumerate() {
-        if let Some(p) = l.random_sampling_percentage.filter(|p| !(0.0..=100.0).contains(p)) {
+    for (index, l) in spec.tracing.iter().enumerate() {
+        if let Some(percentage) = l.random_sampling_percentage.filter(|p| !(0.0..=100.0).contains(p)) {
             out.push((
-                format!("spec.tracing[{i}].randomSamplingPercentage"),
-                format!("{p} is out of range: must be between 0 and 100 [KARST-0018]"),
+                format!("spec.tracing[{index}].randomSamplingPercentage"),
+                format!("{percentage} is out of range: must be between 0 and 100 [KARST-0018]"),
             ));
         }
     }
@@ -261,17 +261,17 @@ fn problems(objects: &Objects<'_>, telemetry: &Telemetry) -> Vec<FieldError> {
 /// What has no effect.
 pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
     let (spec, mut out) = (&telemetry.spec, vec![]);
-    for (path, r) in spec.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
+    for (path, target) in spec.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
         out.push(format!(
             "{path}: {} has no effect in this version: specify the Gateway of its waypoint [KARST-0030]",
-            r.kind
+            target.kind
         ));
     }
     let mut unknown = |at: String, named: &[Provider], ours: &str| {
-        for p in named.iter().filter(|p| p.name != ours) {
+        for provider in named.iter().filter(|p| p.name != ours) {
             out.push(format!(
                 "{at}.providers: {:?} is not supported in this version: only {ours} is [KARST-0030]",
-                p.name
+                provider.name
             ));
         }
     };
@@ -281,10 +281,10 @@ pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
     for (i, m) in spec.metrics.iter().enumerate() {
         unknown(format!("spec.metrics[{i}]"), &m.providers, METRICS);
     }
-    for (i, m) in spec.metrics.iter().enumerate() {
+    for (index, m) in spec.metrics.iter().enumerate() {
         for (j, o) in m.overrides.iter().enumerate() {
             if o.matched.as_ref().is_some_and(|m| metrics(Some(m)).is_empty()) {
-                out.push(format!("spec.metrics[{i}].overrides[{j}].match: waypoints and gateways do not report this metric [KARST-0604]"));
+                out.push(format!("spec.metrics[{index}].overrides[{j}].match: waypoints and gateways do not report this metric [KARST-0604]"));
             }
         }
     }

@@ -19,12 +19,12 @@ pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthenticat
         let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
         let at = format!("spec.jwtRules[{i}]");
         match rule(jwt_rule, &at) {
-            Ok(t) if t.jwks.is_empty() => match objects.keys.get(&jwt_rule.jwks_uri) {
-                Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..t },
-                Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", jwt_rule.jwks_uri), ..t },
-                None => ir::Jwt { name, broken: format!("{}: not fetched yet", jwt_rule.jwks_uri), ..t },
+            Ok(read) if read.jwks.is_empty() => match objects.keys.get(&jwt_rule.jwks_uri) {
+                Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..read },
+                Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", jwt_rule.jwks_uri), ..read },
+                None => ir::Jwt { name, broken: format!("{}: not fetched yet", jwt_rule.jwks_uri), ..read },
             },
-            Ok(t) => ir::Jwt { name, ..t },
+            Ok(read) => ir::Jwt { name, ..read },
             Err((field, text)) => {
                 let broken = format!("{field}: {text}");
                 ir::Jwt { name, issuer: jwt_rule.issuer.clone(), broken, ..written(jwt_rule) }
@@ -94,11 +94,11 @@ fn rule(rule: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         headers
             .push(ir::JwtHeader { name: header(&h.name, format!("fromHeaders[{i}].name"))?, prefix: h.prefix.clone() });
     }
-    for (i, c) in rule.output_claim_to_headers.iter().enumerate() {
-        if c.claim.is_empty() {
-            return bad(&format!("outputClaimToHeaders[{i}].claim"), "is empty: specify a claim [KARST-0010]");
+    for (index, claim) in rule.output_claim_to_headers.iter().enumerate() {
+        if claim.claim.is_empty() {
+            return bad(&format!("outputClaimToHeaders[{index}].claim"), "is empty: specify a claim [KARST-0010]");
         }
-        header(&c.header, format!("outputClaimToHeaders[{i}].header"))?;
+        header(&claim.header, format!("outputClaimToHeaders[{index}].header"))?;
     }
     if !rule.output_payload_to_header.is_empty() {
         header(&rule.output_payload_to_header, "outputPayloadToHeader".into())?;

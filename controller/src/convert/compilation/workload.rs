@@ -79,10 +79,10 @@ pub(crate) fn compile(
         );
         match external(objects, uid, &entry.metadata, &entry.spec, &labels, policies) {
             Some(_) if owners.is_known(objects, &entry.spec, true) => {}
-            Some(mut w) => {
-                w.services = memberships_of_entry(objects, &entry.metadata.namespace, &labels, &entry.spec);
-                owners.entry(objects, entry, &mut w.services);
-                model.workloads.insert(w.uid.clone(), Arc::new(w));
+            Some(mut workload) => {
+                workload.services = memberships_of_entry(objects, &entry.metadata.namespace, &labels, &entry.spec);
+                owners.entry(objects, entry, &mut workload.services);
+                model.workloads.insert(workload.uid.clone(), Arc::new(workload));
             }
             None => problems.push(problem(
                 at,

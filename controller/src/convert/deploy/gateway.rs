@@ -59,11 +59,11 @@ pub(crate) fn compile(
     // In the same order each time: what is still to be written is then the same.
     let mut all: Vec<_> = applied.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
-    for g in all {
+    for gateway in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
-        let Ok(overlays) = Overlays::of(applied, g) else { continue };
-        let Ok(all) = self::objects(applied, g, template, &overlays) else { continue };
-        one(applied, g, all, &overlays, objects, removed);
+        let Ok(overlays) = Overlays::of(applied, gateway) else { continue };
+        let Ok(all) = self::objects(applied, gateway, template, &overlays) else { continue };
+        one(applied, gateway, all, &overlays, objects, removed);
     }
 }
 
@@ -251,11 +251,17 @@ fn objects(
     let mut ports = vec![
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];
-    for l in &gateway.spec.listeners {
+    for listener in &gateway.spec.listeners {
         // Several listeners may share a port.
-        if ports.iter().all(|p| p["port"] != l.port) {
-            let of = if is_waypoint { "hbone".to_string() } else { l.protocol.to_ascii_lowercase() };
-            ports.push(json!({ "name": port_name(&l.name, l.port), "port": l.port, "targetPort": l.port, "protocol": "TCP", "appProtocol": of }));
+        if ports.iter().all(|p| p["port"] != listener.port) {
+            let of = if is_waypoint { "hbone".to_string() } else { listener.protocol.to_ascii_lowercase() };
+            ports.push(json!({
+                "name": port_name(&listener.name, listener.port),
+                "port": listener.port,
+                "targetPort": listener.port,
+                "protocol": "TCP",
+                "appProtocol": of,
+            }));
         }
     }
     let default = if is_waypoint { "ClusterIP" } else { "LoadBalancer" };
@@ -265,10 +271,10 @@ fn objects(
     if is_waypoint {
         service["trafficDistribution"] = json!("PreferClose");
     }
-    if let Some(a) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
+    if let Some(address) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
         && kind == "LoadBalancer"
     {
-        service["loadBalancerIP"] = json!(a.value);
+        service["loadBalancerIP"] = json!(address.value);
     }
     let mut out = vec![];
     if named.is_none() {
@@ -287,11 +293,11 @@ fn objects(
     }
     out.push((reference("apps", "Deployment", &name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
     out.push((reference("", "Service", &name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
-    for (r, manifest) in &mut out {
-        overlays.apply(r.kind, manifest)?;
+    for (reference, manifest) in &mut out {
+        overlays.apply(reference.kind, manifest)?;
         // Without it the object would be somebody else's.
         put(manifest, "labels", MANAGED, manager)?;
-        if r.kind == "Deployment" && !extras.is_empty() {
+        if reference.kind == "Deployment" && !extras.is_empty() {
             let kinds: Vec<&str> = extras.iter().map(|(_, _, kind, _)| *kind).collect();
             put(manifest, "annotations", OPTIONAL, &kinds.join(","))?;
         }

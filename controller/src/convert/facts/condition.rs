@@ -181,11 +181,11 @@ pub(crate) fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(M
     if conditions.iter().all(Condition::is_empty) {
         return Err((at.into(), "is empty: specify at least one condition [KARST-0109]".into()));
     }
-    let (mut m, mut beyond) = (Match::default(), false);
+    let (mut matched, mut beyond) = (Match::default(), false);
     for c in conditions {
-        beyond |= c.judge(&mut m, ns, at)?;
+        beyond |= c.judge(&mut matched, ns, at)?;
     }
-    Ok((m, beyond))
+    Ok((matched, beyond))
 }
 
 pub(crate) fn judge_source(request_source: &Source, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {

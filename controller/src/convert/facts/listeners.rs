@@ -336,11 +336,11 @@ impl GatewayListeners {
         let mut out: Vec<Bound<'a>> = vec![];
         for full in &named.gateways {
             for scope in self.scopes.iter().filter(|p| export.is_for(&p.namespace)) {
-                for f in scope.listeners.iter().filter_map(|i| self.all.get(*i)) {
-                    for host in named.hosts_at(f, full) {
-                        let key = f.key(&scope.routes, &host);
-                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.listener, f)) {
-                            out.push(Bound { gateway: full.clone(), listener: f, key });
+                for listener in scope.listeners.iter().filter_map(|i| self.all.get(*i)) {
+                    for host in named.hosts_at(listener, full) {
+                        let key = listener.key(&scope.routes, &host);
+                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.listener, listener)) {
+                            out.push(Bound { gateway: full.clone(), listener, key });
                         }
                     }
                 }
@@ -377,10 +377,11 @@ fn class(protocol: Protocol) -> u8 {
 /// ports. Others (a rollout's pod-template-hash, a StatefulSet's pod-name) decide about nothing. (That it is not of the servers
 /// themselves keeps the name when a Gateway comes or goes.)
 fn fingerprint(objects: &Objects<'_>, pod: &Pod) -> u64 {
-    let m = &pod.metadata;
-    let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
+    let meta = &pod.metadata;
+    let here = objects.services.get(meta.namespace.as_str()).into_iter().flatten();
     let services = here.filter(|s| workload::is_behind(pod, s)).map(|s| &s.spec.selector);
-    let gateways = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels)).map(|(_, g)| &g.spec.selector);
+    let gateways =
+        objects.istio_gateways.iter().filter(|(_, g)| selected(g, &meta.labels)).map(|(_, g)| &g.spec.selector);
     let asked: BTreeMap<_, _> = services.chain(gateways).flatten().collect();
     let text: String = asked.into_iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();
     xxhash_rust::xxh64::xxh64(text.as_bytes(), 0)

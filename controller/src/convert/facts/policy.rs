@@ -164,10 +164,10 @@ fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<
         Some("CUSTOM") => {
             return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY [KARST-0101]".into()));
         }
-        Some(o) => {
+        Some(other) => {
             return Err((
                 "spec.action".into(),
-                format!("unsupported value {o:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
+                format!("unsupported value {other:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
             ));
         }
     };
@@ -187,10 +187,10 @@ fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<
     let dry_run = match policy.metadata.annotations.get(DRY_RUN).map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
-        Some(v) => {
+        Some(value) => {
             return Err((
                 format!("metadata.annotations[{DRY_RUN}]"),
-                format!("unsupported value {v:?}: use \"true\" or \"false\" [KARST-0103]"),
+                format!("unsupported value {value:?}: use \"true\" or \"false\" [KARST-0103]"),
             ));
         }
     };
@@ -266,15 +266,15 @@ pub(crate) fn effect(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Opt
 
 /// What is valid, and yet hardly what was meant. For the one who applies it.
 pub(crate) fn warnings(policy: &AuthorizationPolicy) -> Vec<String> {
-    let s = &policy.spec;
+    let spec = &policy.spec;
     let mut out = Vec::new();
-    let attached = s.targets().next().is_some();
-    let action = s.action.as_deref().unwrap_or("ALLOW");
-    for (i, r) in s.rules.iter().enumerate() {
+    let attached = spec.targets().next().is_some();
+    let action = spec.action.as_deref().unwrap_or("ALLOW");
+    for (i, rule) in spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
-        let from = r.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
-        let to = r.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
-        let cond = r.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
+        let from = rule.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
+        let to = rule.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
+        let cond = rule.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
         if !attached && (from || to || cond) {
             out.push(match action {
                 "DENY" => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it denies all connections that the other conditions match, whatever the request; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),

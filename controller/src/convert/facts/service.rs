@@ -73,10 +73,12 @@ pub(crate) fn automatic<'a>(objects: &Objects<'a>) -> Automatic<'a> {
     let mut taken = BTreeSet::new();
     let all = || objects.service_entries.iter().flat_map(|&(_, e)| e.spec.hosts.iter().map(move |h| (e, h.as_str())));
     let wanting = || all().filter(|(e, h)| wants_addresses(e, h));
-    for (e, h) in wanting() {
-        let told = e.status.addresses.iter().filter(|a| a.host == h).filter_map(|a| a.value.parse::<IpAddr>().ok());
+    for (entry, host) in wanting() {
+        let told =
+            entry.status.addresses.iter().filter(|a| a.host == host).filter_map(|a| a.value.parse::<IpAddr>().ok());
         for ip in told {
-            let given: &mut Vec<IpAddr> = out.entry((&e.metadata.namespace, &e.metadata.name, h)).or_default();
+            let given: &mut Vec<IpAddr> =
+                out.entry((&entry.metadata.namespace, &entry.metadata.name, host)).or_default();
             let first = given.iter().all(|g| g.is_ipv4() != ip.is_ipv4());
             if is_automatic(ip) && first && taken.insert(ip) {
                 given.push(ip);

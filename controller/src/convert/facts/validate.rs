@@ -99,10 +99,10 @@ pub(crate) fn service_entry(entry: &ServiceEntry) -> Vec<FieldError> {
             ));
         }
     }
-    for (i, entry) in spec.endpoints.iter().enumerate() {
+    for (index, entry) in spec.endpoints.iter().enumerate() {
         for name in entry.ports.keys().filter(|n| !names.contains(n)) {
             out.push(bad(
-                format!("spec.endpoints[{i}].ports[{name}]"),
+                format!("spec.endpoints[{index}].ports[{name}]"),
                 "is not the name of a port in spec.ports [KARST-0204]",
             ));
         }
@@ -135,11 +135,11 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
     let selects = spec.workload_selector.is_some();
     match kind {
         "DNS" | "DNS_ROUND_ROBIN" => {
-            if let Some(i) = wildcard
+            if let Some(index) = wildcard
                 && spec.endpoints.is_empty()
                 && !selects
             {
-                out.push(bad(format!("spec.hosts[{i}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", spec.hosts[i])));
+                out.push(bad(format!("spec.hosts[{index}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", spec.hosts[index])));
             }
             if kind == "DNS_ROUND_ROBIN" && spec.endpoints.len() > 1 {
                 out.push(bad(
@@ -164,11 +164,11 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
                     "must be empty with resolution DYNAMIC_DNS, which resolves the host of each request [KARST-0203]",
                 ));
             }
-            for (i, p) in spec.ports.iter().enumerate() {
-                if !matches!(p.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS") {
+            for (index, port) in spec.ports.iter().enumerate() {
+                if !matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS") {
                     out.push(bad(
-                        format!("spec.ports[{i}].protocol"),
-                        format!("protocol {:?} carries no host name, which resolution DYNAMIC_DNS requires: use HTTP or TLS [KARST-0208]", p.protocol),
+                        format!("spec.ports[{index}].protocol"),
+                        format!("protocol {:?} carries no host name, which resolution DYNAMIC_DNS requires: use HTTP or TLS [KARST-0208]", port.protocol),
                     ));
                 }
             }
@@ -180,10 +180,10 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
             .ports
             .iter()
             .position(|p| matches!(p.protocol.to_ascii_uppercase().as_str(), "TCP" | "MONGO" | "REDIS" | "MYSQL"));
-        if let Some(i) = tcp
+        if let Some(index) = tcp
             && kind == "NONE"
         {
-            out.push(bad(format!("spec.ports[{i}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", spec.ports[i].protocol)));
+            out.push(bad(format!("spec.ports[{index}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", spec.ports[index].protocol)));
         }
     }
     out
@@ -218,11 +218,11 @@ pub(crate) fn server(server: &GwServer, at: &str) -> Vec<FieldError> {
     if server.hosts.is_empty() {
         out.push(bad(format!("{at}.hosts"), "is empty: specify at least one host, or \"*\" [KARST-0010]"));
     }
-    for (i, h) in server.hosts.iter().enumerate() {
-        let name = h.split_once('/').map_or(h.as_str(), |(_, n)| n);
+    for (index, host) in server.hosts.iter().enumerate() {
+        let name = host.split_once('/').map_or(host.as_str(), |(_, n)| n);
         if name != "*" && !is_host(name.strip_prefix("*.").unwrap_or(name)) {
-            let text = format!("invalid host {h:?}: use NAME, *.DOMAIN, \"*\" or NAMESPACE/NAME [KARST-0022]");
-            out.push(bad(format!("{at}.hosts[{i}]"), text));
+            let text = format!("invalid host {host:?}: use NAME, *.DOMAIN, \"*\" or NAMESPACE/NAME [KARST-0022]");
+            out.push(bad(format!("{at}.hosts[{index}]"), text));
         }
     }
     if !server.bind.is_empty() {

@@ -90,10 +90,15 @@ pub(crate) fn memberships_of_entry(
     entry: &WorkloadEntrySpec,
 ) -> Memberships {
     let mut out = HashMap::new();
-    for e in objects.entries_of.get(ns).into_iter().flatten() {
-        if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
-            for h in &e.spec.hosts {
-                join(&mut out, format!("{ns}/{h}"), entry_ports(e, &entry.ports));
+    for service_entry in objects.entries_of.get(ns).into_iter().flatten() {
+        if service_entry
+            .spec
+            .workload_selector
+            .as_ref()
+            .is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels))
+        {
+            for h in &service_entry.spec.hosts {
+                join(&mut out, format!("{ns}/{h}"), entry_ports(service_entry, &entry.ports));
             }
         }
     }

@@ -115,10 +115,10 @@ impl<'a> Objects<'a> {
                     index.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
                 }
                 Object::EndpointSlice(e) => index.slices.push(e),
-                Object::Deployment(d) => {
-                    let m = &d.metadata;
+                Object::Deployment(deployment) => {
+                    let m = &deployment.metadata;
                     if m.labels.contains_key(MANAGED) {
-                        index.deployments.insert((&m.namespace, &m.name), d);
+                        index.deployments.insert((&m.namespace, &m.name), deployment);
                     }
                 }
                 Object::GatewayClass(c) => {
@@ -181,10 +181,10 @@ pub(crate) fn label_keys<'a>(objects: &Objects<'a>) -> BTreeSet<&'a str> {
     for l in policies.filter_map(|p| p.load_balancer.as_ref()?.locality_lb_setting.as_ref()) {
         keys.extend(l.failover_priority.iter().map(|p| p.split_once('=').map_or(p.as_str(), |(k, _)| k)));
     }
-    for (_, v) in &objects.virtual_services {
-        let http = v.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        let tcp = v.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        let tls = v.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+    for (_, service) in &objects.virtual_services {
+        let http = service.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        let tcp = service.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        let tls = service.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
         keys.extend(http.chain(tcp).chain(tls).map(String::as_str));
     }
     keys

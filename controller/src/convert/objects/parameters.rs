@@ -90,9 +90,9 @@ impl Overlay {
         }
         // Its name and whose it is are not to be changed, and the rest is the API server's.
         meta.retain(|k, _| matches!(k.as_str(), "labels" | "annotations"));
-        for (key, v) in &mut meta {
-            match v {
-                Value::Null => *v = json!({ "$patch": "replace" }),
+        for (key, value) in &mut meta {
+            match value {
+                Value::Null => *value = json!({ "$patch": "replace" }),
                 Value::Object(all) if all.values().all(|v| v.is_string() || v.is_null()) => {}
                 _ => {
                     return Err(OverlayError::NoMapOfTexts(key.clone()));
@@ -119,10 +119,10 @@ pub(crate) struct Classes<'a>(HashMap<&'a str, &'a ConfigMap>);
 impl<'a> Classes<'a> {
     /// Takes one, if it is one. Of several for a class the first by name counts.
     pub(crate) fn add(&mut self, root: &str, map: &'a ConfigMap) {
-        let m = &map.metadata;
-        let Some(class) = m.labels.get(CLASS_DEFAULTS).filter(|_| m.namespace == root) else { return };
+        let meta = &map.metadata;
+        let Some(class) = meta.labels.get(CLASS_DEFAULTS).filter(|_| meta.namespace == root) else { return };
         let first = self.0.entry(class).or_insert(map);
-        if m.name < first.metadata.name {
+        if meta.name < first.metadata.name {
             *first = map;
         }
     }
@@ -165,10 +165,10 @@ fn check(value: &Value, path: &[&str]) -> Result<(), OverlayError> {
     let at = || path.join(".");
     match value {
         Value::Object(object) => {
-            if let Some(p) = object.get("$patch")
-                && !matches!(p.as_str(), Some("merge" | "replace" | "delete"))
+            if let Some(patch) = object.get("$patch")
+                && !matches!(patch.as_str(), Some("merge" | "replace" | "delete"))
             {
-                return Err(OverlayError::UnknownPatch { at: at(), patch: p.clone() });
+                return Err(OverlayError::UnknownPatch { at: at(), patch: patch.clone() });
             }
             for (k, value) in object {
                 check(value, &[path, &[k.as_str()]].concat())?;

@@ -37,11 +37,12 @@ pub(crate) fn compile(
 /// Which Gateways send requests to which Service (namespace, name).
 fn users(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_>]) -> BTreeSet<(Name, Name)> {
     let mut out = BTreeSet::new();
-    for r in routes {
-        let ns = &r.meta.namespace;
-        for p in r.parents.iter().filter(|p| listeners.attached(objects, r.kind, ns, r.names, p).is_some()) {
+    for route in routes {
+        let ns = &route.meta.namespace;
+        for p in route.parents.iter().filter(|p| listeners.attached(objects, route.kind, ns, route.names, p).is_some())
+        {
             let gateway = (p.namespace.clone().unwrap_or(ns.clone()), p.name.clone());
-            for b in &r.refs {
+            for b in &route.refs {
                 let service = (b.namespace.clone().unwrap_or(ns.clone()), b.name.clone());
                 out.insert((gateway.clone(), service));
             }
@@ -49,10 +50,10 @@ fn users(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_
     }
     for s in objects.services.values().flatten() {
         let meta = &s.metadata;
-        if let waypoint::Binding::To(g, _) =
+        if let waypoint::Binding::To(bound, _) =
             waypoint::binding(objects, &meta.namespace, &meta.labels, waypoint::Traffic::Service)
         {
-            let gateway = (g.metadata.namespace.clone(), g.metadata.name.clone());
+            let gateway = (bound.metadata.namespace.clone(), bound.metadata.name.clone());
             out.insert((gateway, (meta.namespace.clone(), meta.name.clone())));
         }
     }

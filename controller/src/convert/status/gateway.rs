@@ -158,11 +158,11 @@ fn one(
     let accepted = match (other, working) {
         // What is asked for there is not known: nothing is run without it.
         _ if parameters.is_some() => condition("Accepted", false, "InvalidParameters", parameters.unwrap_or_default()),
-        (Some(a), _) => condition(
+        (Some(address), _) => condition(
             "Accepted",
             false,
             "UnsupportedAddress",
-            format!("unsupported address type {:?}: use IPAddress or Hostname [KARST-0513]", a.kind),
+            format!("unsupported address type {:?}: use IPAddress or Hostname [KARST-0513]", address.kind),
         ),
         (None, 0) => condition(
             "Accepted",

@@ -216,11 +216,11 @@ fn own(objects: &Objects<'_>, rule: &DestinationRule) -> (Option<ir::Backend>, V
     match backend(&rule.spec, &secret) {
         Ok(b) => (Some(b), vec![]),
         // Where TLS is wanted there must be no connection without it.
-        Err(b) if wants_tls(rule) => {
-            let broken = format!("DestinationRule {ns}/{}: {}: {}", rule.metadata.name, b.0, b.1);
+        Err(problem) if wants_tls(rule) => {
+            let broken = format!("DestinationRule {ns}/{}: {}: {}", rule.metadata.name, problem.0, problem.1);
             let tls = Some(ir::ClientTls { broken, ..Default::default() });
             let policy = Some(ir::Policy { tls, ..Default::default() });
-            (Some(ir::Backend { policy, ..Default::default() }), vec![b])
+            (Some(ir::Backend { policy, ..Default::default() }), vec![problem])
         }
         Err(b) => (None, vec![b]),
     }
@@ -421,11 +421,11 @@ fn locality(locality: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, Fie
             return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", failover.from)));
         }
     }
-    for (i, p) in locality.failover_priority.iter().enumerate() {
-        if p.split('=').next().is_none_or(str::is_empty) {
+    for (index, priority) in locality.failover_priority.iter().enumerate() {
+        if priority.split('=').next().is_none_or(str::is_empty) {
             return Err((
-                format!("{at}.failoverPriority[{i}]"),
-                format!("invalid label {p:?}: use KEY or KEY=VALUE [KARST-0403]"),
+                format!("{at}.failoverPriority[{index}]"),
+                format!("invalid label {priority:?}: use KEY or KEY=VALUE [KARST-0403]"),
             ));
         }
     }
@@ -477,11 +477,11 @@ fn balance(balancer: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError>
             );
             return Err((format!("{at}.simple"), text));
         }
-        (None, Some(h)) => {
+        (None, Some(hashing)) => {
             let at = format!("{at}.consistentHash");
-            out.hash = Some(hash(h, &at)?);
-            let ring = h.ring_hash.as_ref().and_then(|r| r.minimum_ring_size).or(h.minimum_ring_size);
-            match &h.maglev {
+            out.hash = Some(hash(hashing, &at)?);
+            let ring = hashing.ring_hash.as_ref().and_then(|r| r.minimum_ring_size).or(hashing.minimum_ring_size);
+            match &hashing.maglev {
                 Some(m) => {
                     out.ring_size = m.table_size.unwrap_or(TABLE);
                     if !is_prime(out.ring_size) {
@@ -562,11 +562,11 @@ fn outlier(detection: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldE
         let ms = optional_duration(t.as_deref(), || format!("{at}.{f}"))?;
         Ok::<_, FieldError>(if ms == 0 { default } else { ms })
     };
-    for (v, f) in
+    for (value, field) in
         [(detection.max_ejection_percent, "maxEjectionPercent"), (detection.min_health_percent, "minHealthPercent")]
     {
-        if v.is_some_and(|v| !PERCENT.contains(&v)) {
-            return Err((format!("{at}.{f}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
+        if value.is_some_and(|v| !PERCENT.contains(&v)) {
+            return Err((format!("{at}.{field}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
         }
     }
     Ok(ir::Outlier {

@@ -37,11 +37,11 @@ pub(crate) fn http(objects: &Objects<'_>, route: &HTTPRoute, hosts: &Hosts, tabl
     let convert =
         Convert::new((objects, hosts), "HTTPRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
-    for (i, rule) in route.spec.rules.iter().enumerate() {
-        let at = format!("spec.rules[{i}]");
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{index}]");
         let read = |(j, m): (usize, &RouteMatch)| matching(m, &format!("{at}.matches[{j}]"), &mut bad);
         let matches = rule.matches.iter().enumerate().map(read).collect();
-        rules.extend(convert.rule(rule, matches, (&at, &route.metadata.name, i), &mut bad));
+        rules.extend(convert.rule(rule, matches, (&at, &route.metadata.name, index), &mut bad));
     }
     rules.extend(convert.unread(route.spec.is_unread, &route.metadata.name, &mut bad));
     convert.attach(&route.metadata, tables, &rules, &[], false);
@@ -139,10 +139,10 @@ pub(crate) fn tls(objects: &Objects<'_>, route: &TLSRoute, hosts: &Hosts, tables
 /// Values of headers that look as if they had operators, of the filters of rules and of their backends.
 pub(crate) fn warnings<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<String> {
     let mut out = vec![];
-    for (i, (filters, backends)) in rules.enumerate() {
-        literals(filters, &format!("spec.rules[{i}]"), &mut out);
+    for (index, (filters, backends)) in rules.enumerate() {
+        literals(filters, &format!("spec.rules[{index}]"), &mut out);
         for (j, b) in backends.iter().enumerate() {
-            literals(&b.filters, &format!("spec.rules[{i}].backendRefs[{j}]"), &mut out);
+            literals(&b.filters, &format!("spec.rules[{index}].backendRefs[{j}]"), &mut out);
         }
     }
     out
@@ -377,13 +377,13 @@ impl<'a> Convert<'a> {
             format!("{at}.timeouts.backendRequest")
         })?;
         let mut destinations = vec![];
-        for (i, b) in route_rule.backend_refs.iter().enumerate() {
-            let read = self.destination(b, &format!("{at}.backendRefs[{i}]"));
-            let d = read.unwrap_or_else(|e| {
+        for (i, backend) in route_rule.backend_refs.iter().enumerate() {
+            let read = self.destination(backend, &format!("{at}.backendRefs[{i}]"));
+            let destination = read.unwrap_or_else(|e| {
                 bad.push(e);
-                nowhere(b.weight.unwrap_or(1))
+                nowhere(backend.weight.unwrap_or(1))
             });
-            destinations.push(ir::Destination { timeout_ms: backend_ms, ..d });
+            destinations.push(ir::Destination { timeout_ms: backend_ms, ..destination });
         }
         let retry = match &route_rule.retry {
             None => Some(ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() }),
@@ -503,10 +503,10 @@ impl<'a> Convert<'a> {
                     });
                 }
                 "URLRewrite" => {
-                    let r = filter.url_rewrite.as_ref().ok_or_else(|| lacks("urlRewrite"))?;
-                    let path = r.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
+                    let url_rewrite = filter.url_rewrite.as_ref().ok_or_else(|| lacks("urlRewrite"))?;
+                    let path = url_rewrite.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
                     out.rewrite = Some(ir::Rewrite {
-                        authority: r.hostname.clone().unwrap_or_default(),
+                        authority: url_rewrite.hostname.clone().unwrap_or_default(),
                         path: path.map(
                             |(full, p)| if full { ir::rewrite::Path::Full(p) } else { ir::rewrite::Path::Prefix(p) },
                         ),
@@ -597,10 +597,10 @@ fn matching(route_match: &RouteMatch, at: &str, bad: &mut Vec<FieldError>) -> Ma
         method: route_match.method.as_ref().map(exact),
         ..Default::default()
     };
-    for (i, h) in route_match.headers.iter().enumerate() {
+    for (i, header) in route_match.headers.iter().enumerate() {
         let at = format!("{at}.headers[{i}]");
-        let read = header_name(&h.name, format!("{at}.name"))
-            .and_then(|name| Ok((name, text(h.kind.as_deref(), &h.value, &at)?)));
+        let read = header_name(&header.name, format!("{at}.name"))
+            .and_then(|name| Ok((name, text(header.kind.as_deref(), &header.value, &at)?)));
         match read {
             // Of several with one name only the first counts.
             Ok((name, _)) if out.headers.iter().any(|n| n.name == name) => {}
@@ -608,11 +608,11 @@ fn matching(route_match: &RouteMatch, at: &str, bad: &mut Vec<FieldError>) -> Ma
             Err(e) => bad.push(e),
         }
     }
-    for (i, parameter) in route_match.query_params.iter().enumerate() {
+    for (index, parameter) in route_match.query_params.iter().enumerate() {
         if out.query.iter().any(|n| n.name == parameter.name) {
             continue;
         }
-        match text(parameter.kind.as_deref(), &parameter.value, &format!("{at}.queryParams[{i}]")) {
+        match text(parameter.kind.as_deref(), &parameter.value, &format!("{at}.queryParams[{index}]")) {
             Ok(value) => out.query.push(ir::Named { name: parameter.name.clone(), value: Some(value), invert: false }),
             Err(e) => bad.push(e),
         }

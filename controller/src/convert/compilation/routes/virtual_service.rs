@@ -236,10 +236,10 @@ pub(crate) fn compile(
     let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
     for g in names {
         let place = if g == MESH { g.clone() } else { host::full_name(g, ns) };
-        let (r, wrong) = rules(objects, service, hosts, &place);
+        let (read, wrong) = rules(objects, service, hosts, &place);
         // The same for each place.
         bad.extend(wrong.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>());
-        places.insert(place, r);
+        places.insert(place, read);
     }
     let export = Export::of_virtual_service(objects, service);
     if let Some(r) = places.get(MESH) {
@@ -365,11 +365,17 @@ impl Convert<'_> {
         if let Some(d) = &rule.direct_response {
             compiled.response = Some(direct(d, at)?);
         }
-        for (i, d) in rule.route.iter().enumerate() {
+        for (i, weighted) in rule.route.iter().enumerate() {
             let at = format!("{at}.route[{i}]");
             // The only one takes everything, whatever its weight.
-            let weight = if rule.route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
-            compiled.destinations.push(self.destination(&d.destination, d.headers.as_ref(), weight, &at, bad)?);
+            let weight = if rule.route.len() == 1 && weighted.weight == 0 { 100 } else { weighted.weight };
+            compiled.destinations.push(self.destination(
+                &weighted.destination,
+                weighted.headers.as_ref(),
+                weight,
+                &at,
+                bad,
+            )?);
         }
         if rule.route.len() > 1 && compiled.destinations.iter().all(|d| d.weight == 0) {
             return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
@@ -382,11 +388,13 @@ impl Convert<'_> {
             (compiled.request, compiled.answer) = (request, answer);
             set_authority(&mut compiled.rewrite, authority);
         }
-        for (i, x) in rule.mirrors.iter().enumerate() {
+        for (i, mirrored) in rule.mirrors.iter().enumerate() {
             let at = format!("{at}.mirrors[{i}]");
-            let part =
-                x.percentage.as_ref().map_or(Ok(MILLION), |p| per_million(p.value, &format!("{at}.percentage")))?;
-            let to = Some(self.destination(&x.destination, None, 1, &at, bad)?);
+            let part = mirrored
+                .percentage
+                .as_ref()
+                .map_or(Ok(MILLION), |p| per_million(p.value, &format!("{at}.percentage")))?;
+            let to = Some(self.destination(&mirrored.destination, None, 1, &at, bad)?);
             compiled.mirrors.push(ir::Mirror { to, per_million: part });
         }
         if let Some(mirrored) = &rule.mirror {
@@ -440,13 +448,13 @@ impl Convert<'_> {
             named && Export::of_virtual_service(self.objects, v).is_for(self.ns)
         };
         // It may come later.
-        let Some(v) = found.find(is_it) else { return };
+        let Some(delegated) = found.find(is_it) else { return };
         let inner = Convert { objects: self.objects, ns, hosts: self.hosts, place: self.place };
         let name = format!("VirtualService {ns}/{}", delegate.name);
-        for (i, leaf) in v.spec.http.iter().enumerate() {
+        for (index, leaf) in delegated.spec.http.iter().enumerate() {
             if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
-                let at = format!("{at}.delegate.http[{i}]");
-                inner.http(&merged, &at, (&name, i, origin.2 + 1), out, bad);
+                let at = format!("{at}.delegate.http[{index}]");
+                inner.http(&merged, &at, (&name, index, origin.2 + 1), out, bad);
             }
         }
     }
