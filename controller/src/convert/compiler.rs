@@ -186,13 +186,13 @@ fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usi
 }
 
 /// The addresses of both, if they differ only by what they are told. (Addresses of Gateways and ServiceEntries are compiled.)
-fn differ_by_status(a: &Object, b: &Object) -> Option<(usize, usize)> {
+fn differ_by_status(before: &Object, after: &Object) -> Option<(usize, usize)> {
     macro_rules! same {
         ($a:ident, $b:ident) => {
             ($a.metadata == $b.metadata && $a.spec == $b.spec).then(|| (address(&**$a), address(&**$b)))
         };
     }
-    match (a, b) {
+    match (before, after) {
         (Object::VirtualService(a), Object::VirtualService(b)) => same!(a, b),
         (Object::DestinationRule(a), Object::DestinationRule(b)) => same!(a, b),
         (Object::IstioGateway(a), Object::IstioGateway(b)) => same!(a, b),
