@@ -36,16 +36,16 @@ pub struct CertificateAuthority {
 
 impl CertificateAuthority {
     /// Begins with this one.
-    pub fn new(s: Signer) -> Self {
-        let (root, _) = watch::channel(s.root_pem.clone());
+    pub fn new(signer: Signer) -> Self {
+        let (root, _) = watch::channel(signer.root_pem.clone());
         let (lists, _) = watch::channel(None);
-        Self { signer: ArcSwap::from_pointee(s), root, lists, lists_stale: AtomicBool::new(false) }
+        Self { signer: ArcSwap::from_pointee(signer), root, lists, lists_stale: AtomicBool::new(false) }
     }
 
     /// From now on this one signs.
-    pub fn replace(&self, s: Signer) {
-        let root = s.root_pem.clone();
-        self.signer.store(Arc::new(s));
+    pub fn replace(&self, signer: Signer) {
+        let root = signer.root_pem.clone();
+        self.signer.store(Arc::new(signer));
         self.root.send_replace(root);
     }
 
@@ -227,14 +227,14 @@ impl Signer {
     pub fn renewed(&self) -> anyhow::Result<String> {
         let (_, pem) = x509_parser::pem::parse_x509_pem(self.cert_pem.as_bytes()).context("the root cannot be read")?;
         let old = pem.parse_x509().context("the root cannot be read")?;
-        let mut p = root_params("");
-        p.distinguished_name = same_name(old.subject())?;
+        let mut params = root_params("");
+        params.distinguished_name = same_name(old.subject())?;
         for e in old.extensions() {
             if let ParsedExtension::SubjectKeyIdentifier(id) = e.parsed_extension() {
-                p.key_identifier_method = KeyIdMethod::PreSpecified(id.0.to_vec());
+                params.key_identifier_method = KeyIdMethod::PreSpecified(id.0.to_vec());
             }
         }
-        Ok(p.self_signed(self.issuer.key())?.pem())
+        Ok(params.self_signed(self.issuer.key())?.pem())
     }
 
     /// The private key, PEM.
@@ -257,13 +257,13 @@ impl Signer {
 
     /// A certificate for a server of the controller's own.
     pub fn serving(&self, names: &[String], lifetime: std::time::Duration) -> anyhow::Result<(String, String)> {
-        let sans = names.iter().map(|n| match n.parse() {
+        let sans = names.iter().map(|name| match name.parse() {
             Ok(ip) => Ok(SanType::IpAddress(ip)),
-            Err(_) => n
+            Err(_) => name
                 .clone()
                 .try_into()
                 .map(SanType::DnsName)
-                .with_context(|| format!("--server-names: {n:?} is not a DNS name")),
+                .with_context(|| format!("--server-names: {name:?} is not a DNS name")),
         });
         let leaf = self.leaf(sans.collect::<anyhow::Result<_>>()?, lifetime)?;
         let key = KeyPair::generate()?;
@@ -274,51 +274,51 @@ impl Signer {
 
     fn leaf(&self, sans: Vec<SanType>, lifetime: std::time::Duration) -> Result<CertificateParams, Refusal> {
         let now = OffsetDateTime::now_utc();
-        let mut p = CertificateParams::default();
-        p.distinguished_name = DistinguishedName::new(); // empty: the SAN extension is then critical
-        p.subject_alt_names = sans;
-        p.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        p.is_ca = IsCa::ExplicitNoCa;
-        p.use_authority_key_identifier_extension = true;
-        p.serial_number = Some(serial());
-        p.not_before = now - BACKDATE;
-        p.not_after = (now + lifetime).min(self.not_after);
-        if p.not_after <= now {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new(); // empty: the SAN extension is then critical
+        params.subject_alt_names = sans;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial());
+        params.not_before = now - BACKDATE;
+        params.not_after = (now + lifetime).min(self.not_after);
+        if params.not_after <= now {
             return Err(Refusal::Internal("the root certificate has expired".into()));
         }
-        Ok(p)
+        Ok(params)
     }
 }
 
 fn serial() -> SerialNumber {
-    let mut b = [0u8; 16];
-    rand::rng().fill_bytes(&mut b);
-    b[0] &= 0x7f; // positive
-    b[0] |= 0x40; // always 16 bytes
-    SerialNumber::from_slice(&b)
+    let mut bytes = [0u8; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes[0] &= 0x7f; // positive
+    bytes[0] |= 0x40; // always 16 bytes
+    SerialNumber::from_slice(&bytes)
 }
 
 fn root_params(trust_domain: &str) -> CertificateParams {
     let now = OffsetDateTime::now_utc();
-    let mut p = CertificateParams::default();
-    p.distinguished_name = DistinguishedName::new();
-    p.distinguished_name.push(DnType::OrganizationName, trust_domain);
-    p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    p.serial_number = Some(serial());
-    p.not_before = now - BACKDATE;
-    p.not_after = now + Duration::days(365 * ROOT_YEARS);
-    p
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, trust_domain);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(serial());
+    params.not_before = now - BACKDATE;
+    params.not_after = now + Duration::days(365 * ROOT_YEARS);
+    params
 }
 
 /// The name byte by byte: peers compare names as they are encoded.
 fn same_name(name: &x509_parser::x509::X509Name<'_>) -> anyhow::Result<DistinguishedName> {
     let mut out = DistinguishedName::new();
-    for a in name.iter_attributes() {
-        let oid: Vec<u64> = a.attr_type().iter().context("the root's name cannot be read")?.collect();
-        let text = a.as_str().context("the root's name cannot be read")?;
-        let value = match a.attr_value().header.tag() {
+    for attribute in name.iter_attributes() {
+        let oid: Vec<u64> = attribute.attr_type().iter().context("the root's name cannot be read")?.collect();
+        let text = attribute.as_str().context("the root's name cannot be read")?;
+        let value = match attribute.attr_value().header.tag() {
             Tag::Utf8String => DnValue::Utf8String(text.into()),
             Tag::PrintableString => DnValue::PrintableString(text.try_into()?),
             t => anyhow::bail!("the root's name has a value of type {t}: renew it by hand"),
@@ -339,12 +339,12 @@ fn blocks(pem: &str) -> Vec<String> {
 fn check_root(pem: &str, key: &KeyPair) -> anyhow::Result<(OffsetDateTime, OffsetDateTime)> {
     use rcgen::PublicKeyData;
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).context("is not a certificate in PEM format")?;
-    let c = pem.parse_x509().context("is not an X.509 certificate")?;
-    ensure!(c.is_ca(), "is not a CA certificate (basicConstraints)");
-    ensure!(c.public_key().raw == key.subject_public_key_info(), "does not belong to ca-key.pem");
-    let end = c.validity().not_after.to_datetime();
+    let certificate = pem.parse_x509().context("is not an X.509 certificate")?;
+    ensure!(certificate.is_ca(), "is not a CA certificate (basicConstraints)");
+    ensure!(certificate.public_key().raw == key.subject_public_key_info(), "does not belong to ca-key.pem");
+    let end = certificate.validity().not_after.to_datetime();
     ensure!(end > OffsetDateTime::now_utc(), "expired at {end}");
-    Ok((c.validity().not_before.to_datetime(), end))
+    Ok((certificate.validity().not_before.to_datetime(), end))
 }
 
 /// ECDSA on P-256 or P-384, Ed25519, or RSA from 2048 bits.

@@ -231,20 +231,20 @@ async fn text(answer: Response<Incoming>) -> Result<String, Error> {
 }
 
 /// The innermost of an error's causes says what happened.
-fn cause(e: &(dyn std::error::Error + 'static)) -> Error {
-    let mut e = e;
+fn cause(error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut error = error;
     loop {
-        if let Some(refused) = e.downcast_ref::<Refused>() {
+        if let Some(refused) = error.downcast_ref::<Refused>() {
             return Error::Refused(refused.clone());
         }
-        if let Some(tls) = e.downcast_ref::<rustls::Error>() {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
             return Error::Tls(tls.clone());
         }
         // What is in an io::Error is not its source.
-        let inner = e.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        match inner.map(|i| i as &(dyn std::error::Error + 'static)).or_else(|| e.source()) {
-            Some(next) => e = next,
-            None => return Error::Transport(e.to_string()),
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        match inner.map(|i| i as &(dyn std::error::Error + 'static)).or_else(|| error.source()) {
+            Some(next) => error = next,
+            None => return Error::Transport(error.to_string()),
         }
     }
 }

@@ -169,15 +169,15 @@ impl Known {
 
     /// Is it one of them? `accounts`: whose pods are nodes' proxies.
     pub fn has(&self, ip: IpAddr, model: &Model, accounts: &[String]) -> bool {
-        let mut a = self.addresses();
-        if a.shown.contains_key(&ip) {
+        let mut addresses = self.addresses();
+        if addresses.shown.contains_key(&ip) {
             return true;
         }
-        if a.at.is_none_or(|t| t.elapsed() >= Self::LOOK) {
-            a.proxies = proxies(model, accounts);
-            a.at = Some(Instant::now());
+        if addresses.at.is_none_or(|t| t.elapsed() >= Self::LOOK) {
+            addresses.proxies = proxies(model, accounts);
+            addresses.at = Some(Instant::now());
         }
-        a.proxies.contains(&ip)
+        addresses.proxies.contains(&ip)
     }
 }
 

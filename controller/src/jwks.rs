@@ -151,12 +151,15 @@ async fn run(settings: Settings, mut wanted: watch::Receiver<BTreeSet<String>>, 
             answers.extend(task.await);
         }
         for (answer, uri) in &answers {
-            let Some(t) = schedules.get_mut(uri) else { continue };
+            let Some(schedule) = schedules.get_mut(uri) else { continue };
             match answer {
-                Ok(_) => *t = FetchSchedule { at: Instant::now() + REFRESH, pause: RETRY },
+                Ok(_) => *schedule = FetchSchedule { at: Instant::now() + REFRESH, pause: RETRY },
                 Err(e) => {
                     tracing::warn!(uri, error = e, "keys cannot be fetched");
-                    *t = FetchSchedule { at: Instant::now() + t.pause, pause: (t.pause * 2).min(LONGEST_RETRY) };
+                    *schedule = FetchSchedule {
+                        at: Instant::now() + schedule.pause,
+                        pause: (schedule.pause * 2).min(LONGEST_RETRY),
+                    };
                 }
             }
         }

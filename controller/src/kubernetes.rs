@@ -172,15 +172,15 @@ pub async fn keep_lists(kube: Kube, namespace: String, authority: Arc<Certificat
 
 async fn follow(kube: &Kube, config: &Config, authority: &CertificateAuthority, leading: bool) -> anyhow::Result<()> {
     let (ns, now) = (&config.root_namespace, authority.signer());
-    if let Some(s) = plugged_in(kube, ns).await? {
-        if s.cert_pem() != now.cert_pem() {
+    if let Some(signer) = plugged_in(kube, ns).await? {
+        if signer.cert_pem() != now.cert_pem() {
             // Peers hold the old root: what the new one signs must mean something to them.
-            if !s.overlaps(&now) {
+            if !signer.overlaps(&now) {
                 bail!(
                     "Secret {ns}/{PLUGGED_IN} has a different root: to replace it without breaking connections, put both roots into root-cert.pem first, or restart the controller"
                 );
             }
-            authority.replace(s);
+            authority.replace(signer);
             tracing::info!(secret = format!("{ns}/{PLUGGED_IN}"), "the certificate authority has been replaced");
         }
         return Ok(());
@@ -190,21 +190,21 @@ async fn follow(kube: &Kube, config: &Config, authority: &CertificateAuthority, 
             "Secret {ns}/{SELF_SIGNED} is gone: certificates are still signed, but a restart will create a new authority"
         );
     };
-    let s = self_signed(&data).with_context(|| format!("Secret {ns}/{SELF_SIGNED}"))?;
-    if s.key_pem() != now.key_pem() {
+    let signer = self_signed(&data).with_context(|| format!("Secret {ns}/{SELF_SIGNED}"))?;
+    if signer.key_pem() != now.key_pem() {
         bail!(
             "Secret {ns}/{SELF_SIGNED} has a different key: proxies with the present root do not accept certificates signed by it; restart the controller to use it anyway"
         );
     }
-    if s.is_due() && leading {
-        let new = pair(s.renewed()?, s.key_pem());
+    if signer.is_due() && leading {
+        let new = pair(signer.renewed()?, signer.key_pem());
         if kube.replace_secret(ns, SELF_SIGNED, &data, new.clone()).await? {
             tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "the root is renewed, with the same key");
             authority.replace(self_signed(&new)?);
         }
         // Else another replica was first: seen next time.
-    } else if s.cert_pem() != now.cert_pem() {
-        authority.replace(s);
+    } else if signer.cert_pem() != now.cert_pem() {
+        authority.replace(signer);
         tracing::info!(secret = format!("{ns}/{SELF_SIGNED}"), "the root has been renewed");
     }
     Ok(())
@@ -300,19 +300,19 @@ impl Published {
 fn missing(state: &State, place: Place, text: String) -> Missing {
     let mut namespaces = BTreeSet::new();
     for o in &state.objects {
-        if let Object::Namespace(n) = &o.object
-            && n.metadata.deletion_timestamp.is_none()
-            && !NO_ROOT.contains(&n.metadata.name.as_str())
+        if let Object::Namespace(namespace) = &o.object
+            && namespace.metadata.deletion_timestamp.is_none()
+            && !NO_ROOT.contains(&namespace.metadata.name.as_str())
         {
-            namespaces.insert(n.metadata.name.clone());
+            namespaces.insert(namespace.metadata.name.clone());
         }
     }
     let mut found = BTreeMap::new();
     for o in &state.objects {
-        if let Object::ConfigMap(c) = &o.object
-            && c.metadata.name == place.name
+        if let Object::ConfigMap(map) = &o.object
+            && map.metadata.name == place.name
         {
-            found.insert(c.metadata.namespace.clone(), c.data.get(place.key).is_some_and(|t| *t == text));
+            found.insert(map.metadata.namespace.clone(), map.data.get(place.key).is_some_and(|t| *t == text));
         }
     }
     namespaces.retain(|ns| match found.get(ns) {
@@ -352,10 +352,10 @@ impl StatusWriter {
     }
 
     /// What is to be written now; replaces what was to be written before.
-    pub fn set(&self, w: Writes) {
+    pub fn set(&self, writes: Writes) {
         self.todo.send_if_modified(|t| {
-            let new = *t != w;
-            *t = w;
+            let new = *t != writes;
+            *t = writes;
             new
         });
     }
@@ -410,27 +410,27 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
         if leads.wait_for(|l| *l).await.is_err() {
             return;
         }
-        let w = todo.borrow_and_update().clone();
+        let writes = todo.borrow_and_update().clone();
         // What belongs to one Gateway is written in its order, and what follows on a failure waits: the digest on the last of it
         // says that all is there.
         let mut waiting: BTreeSet<&str> = BTreeSet::new();
-        for (r, owner) in &w.removed {
+        for (r, owner) in &writes.removed {
             if let Err(e) = kube.remove(r, MANAGED).await {
                 tries.failed(&format!("not removed yet: {e:#}"));
                 waiting.insert(owner);
             }
         }
-        for (r, fields) in &w.objects {
+        for (reference, fields) in &writes.objects {
             let owner = deploy::owner(fields);
             if owner.is_some_and(|o| waiting.contains(o)) {
                 continue;
             }
-            let done = match kube.is_foreign(r, MANAGED).await {
-                Ok(false) => kube.apply(r, DEPLOYER, fields.clone()).await,
+            let done = match kube.is_foreign(reference, MANAGED).await {
+                Ok(false) => kube.apply(reference, DEPLOYER, fields.clone()).await,
                 Ok(true) => {
                     let label = MANAGED;
                     tries.note(&format!(
-                        "{r} is not managed by Karst (label {label} missing); leaving it untouched [KARST-0511]"
+                        "{reference} is not managed by Karst (label {label} missing); leaving it untouched [KARST-0511]"
                     ));
                     continue;
                 }
@@ -441,7 +441,7 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
                 waiting.extend(owner);
             }
         }
-        for s in &w.statuses {
+        for s in &writes.statuses {
             if let Err(e) = kube.apply_status(&s.to, s.manager, s.status.clone()).await {
                 tries.failed(&format!("not written yet: {e:#}"));
             }

@@ -78,17 +78,17 @@ impl Keys {
     }
     /// Verifies a token for an audience.
     pub fn verify(&self, token: &str, audience: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
-        let mut v = Validation::new(Algorithm::ES256);
-        v.set_audience(&[audience]);
-        v.set_issuer(&[ISSUER]);
-        v.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
-        v.validate_nbf = true;
-        v.leeway = 10;
-        jsonwebtoken::decode::<Claims>(token, &self.decode, &v).map(|d| d.claims)
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_audience(&[audience]);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
+        validation.validate_nbf = true;
+        validation.leeway = 10;
+        jsonwebtoken::decode::<Claims>(token, &self.decode, &validation).map(|d| d.claims)
     }
     /// Signs claims.
-    pub fn sign(&self, c: &Claims) -> anyhow::Result<String> {
-        Ok(jsonwebtoken::encode(&Header::new(Algorithm::ES256), c, &self.encode)?)
+    pub fn sign(&self, claims: &Claims) -> anyhow::Result<String> {
+        Ok(jsonwebtoken::encode(&Header::new(Algorithm::ES256), claims, &self.encode)?)
     }
 }
 

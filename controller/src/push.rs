@@ -40,19 +40,21 @@ pub const TYPES: Types = Types { order: ORDER, private: PRIVATE, variants: VARIA
 
 /// Encodes the model. The maps inside are written in the order of their keys, so that equal content has equal bytes.
 /// What is the same as in an older model has the bytes of then.
-pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> Resources {
-    let mut addresses: Set = m.workloads.iter().map(|(uid, w)| (uid.clone(), workload(w))).collect();
-    for (key, s) in &m.services {
+pub fn resources(model: &Model, version: u64, old: Option<(&Model, &Resources)>) -> Resources {
+    let mut addresses: Set = model.workloads.iter().map(|(uid, w)| (uid.clone(), workload(w))).collect();
+    for (key, service) in &model.services {
         let alias = |a: &pb::NetworkAddress| {
             let ip = ip_from_bytes(&a.address)?;
             Some(a.length.map_or_else(|| format!("{}/{ip}", a.network), |l| format!("{}/{ip}/{l}", a.network)))
         };
-        let address = pb::Address { r#type: Some(pb::address::Type::Service(s.clone())) };
-        addresses
-            .insert(key.clone(), Entry::new(address.encode_to_vec(), s.addresses.iter().filter_map(alias).collect()));
+        let address = pb::Address { r#type: Some(pb::address::Type::Service(service.clone())) };
+        addresses.insert(
+            key.clone(),
+            Entry::new(address.encode_to_vec(), service.addresses.iter().filter_map(alias).collect()),
+        );
     }
     let policies = |dry_run: bool| {
-        let some = m.policies.iter().filter(move |(_, p)| p.dry_run == dry_run);
+        let some = model.policies.iter().filter(move |(_, p)| p.dry_run == dry_run);
         some.map(|(k, p)| (k.clone(), Entry::new(policy_to_wire(p).encode_to_vec(), vec![])))
     };
     let enforced: Set = policies(false).collect();
@@ -67,22 +69,22 @@ pub fn resources(m: &Model, version: u64, old: Option<(&Model, &Resources)>) -> 
     let route = |(k, r): (&String, &Arc<Routes>)| {
         (k.clone(), before(k, r).unwrap_or_else(|| Entry::new(r.encode_to_vec(), vec![])))
     };
-    let routes = m.routes.iter().filter(|(k, _)| !is_virtual(k)).map(route).collect();
-    let virtual_hosts = m.routes.iter().filter(|(k, _)| is_virtual(k)).map(route).collect();
-    let gateways = m.gateways.iter().map(|(k, g)| (k.clone(), Entry::new(g.encode_to_vec(), vec![]))).collect();
+    let routes = model.routes.iter().filter(|(k, _)| !is_virtual(k)).map(route).collect();
+    let virtual_hosts = model.routes.iter().filter(|(k, _)| is_virtual(k)).map(route).collect();
+    let gateways = model.gateways.iter().map(|(k, g)| (k.clone(), Entry::new(g.encode_to_vec(), vec![]))).collect();
     // Services share what the same rules say of them.
     let mut encoded: HashMap<*const Backend, Entry> = HashMap::new();
-    let backend = |(k, b): (&String, &Arc<Backend>)| {
+    let backend = |(key, b): (&String, &Arc<Backend>)| {
         let one = encoded.entry(Arc::as_ptr(b)).or_insert_with(|| {
-            let before = old.filter(|(model, _)| model.backends.get(k).is_some_and(|o| Arc::ptr_eq(o, b)));
-            let before = before.and_then(|(_, resources)| resources.types.get(BACKEND_TYPE)?.get(k).cloned());
+            let before = old.filter(|(model, _)| model.backends.get(key).is_some_and(|o| Arc::ptr_eq(o, b)));
+            let before = before.and_then(|(_, resources)| resources.types.get(BACKEND_TYPE)?.get(key).cloned());
             before.unwrap_or_else(|| Entry::new(b.encode_to_vec(), vec![]))
         });
-        (k.clone(), one.clone())
+        (key.clone(), one.clone())
     };
-    let backends = m.backends.iter().map(backend).collect();
-    let access = m.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
-    let ranges = m.pod_ranges.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
+    let backends = model.backends.iter().map(backend).collect();
+    let access = model.access.iter().map(|(k, a)| (k.clone(), Entry::new(a.encode_to_vec(), vec![]))).collect();
+    let ranges = model.pod_ranges.iter().map(|(k, r)| (k.clone(), Entry::new(r.encode_to_vec(), vec![]))).collect();
     let types = [
         (ADDRESS_TYPE, addresses),
         (POD_RANGES_TYPE, ranges),
@@ -110,15 +112,16 @@ pub fn update(old: &Resources, model: &Model, changed: &[String], version: u64) 
     Resources { types, version }
 }
 
-fn workload(w: &pb::Workload) -> Entry {
-    let aliases = w.addresses.iter().filter_map(|a| Some(format!("{}/{}", w.network, ip_from_bytes(a)?))).collect();
-    Entry::new(workload_bytes(w), aliases)
+fn workload(workload: &pb::Workload) -> Entry {
+    let aliases =
+        workload.addresses.iter().filter_map(|a| Some(format!("{}/{}", workload.network, ip_from_bytes(a)?))).collect();
+    Entry::new(workload_bytes(workload), aliases)
 }
 
 /// A workload's bytes with its map of services in sorted order: the generated encoder follows a hash map's order, which
 /// differs from run to run and would make every restart look like a change of everything.
-fn workload_bytes(w: &pb::Workload) -> Vec<u8> {
-    let mut rest = w.clone();
+fn workload_bytes(workload: &pb::Workload) -> Vec<u8> {
+    let mut rest = workload.clone();
     let mut services: Vec<(String, pb::PortList)> = rest.services.drain().collect();
     services.sort_by(|a, b| a.0.cmp(&b.0));
     let mut inner = rest.encode_to_vec();

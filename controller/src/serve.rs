@@ -91,13 +91,13 @@ struct Counts {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut leads = None;
     let (mut source, authority, tokens, kube) = match config.object_source()? {
-        ObjectSource::Dir(d) => {
+        ObjectSource::Dir(directory) => {
             let authority = Signer::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
             let keys = Keys::open(&config.data_dir).context("token key")?;
             let root = config.data_dir.join("root-cert.pem");
             let authority = Arc::new(CertificateAuthority::new(authority));
             std::fs::write(&root, authority.root_pem()).with_context(|| format!("cannot write {}", root.display()))?;
-            (Source::Dir(Dir::watch(&d)?), authority, Tokens::Local(keys), None)
+            (Source::Dir(Dir::watch(&directory)?), authority, Tokens::Local(keys), None)
         }
         ObjectSource::Kubernetes => {
             let kube = karst_kube::Kube::connect().await?;
@@ -153,9 +153,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
     tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
     if let (Tokens::Kubernetes(kube), Some(leads)) = (&shared.tokens, leads) {
-        let (s, c) = (shared.clone(), &shared.config);
-        let (listener, acceptor) = (webhook::bind(c.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
-        let connections = tls::incoming(listener, acceptor, s.webhook_gate.clone(), |_| false);
+        let (shared, config) = (shared.clone(), &shared.config);
+        let (listener, acceptor) = (webhook::bind(config.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
+        let connections = tls::incoming(listener, acceptor, shared.webhook_gate.clone(), |_| false);
         let finder = finder.clone();
         let judge = webhook::Validator {
             mesh: mesh.clone(),
@@ -163,10 +163,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 let finder = finder.clone();
                 Box::pin(async move { finder.around(&o).await })
             }),
-            counts: s.reviews.clone(),
+            counts: shared.reviews.clone(),
         };
         tokio::task::spawn_local(webhook::serve(connections, judge));
-        tokio::spawn(webhook::keep(kube.clone(), c.root_namespace.clone(), s.authority.roots(), leads));
+        tokio::spawn(webhook::keep(kube.clone(), config.root_namespace.clone(), shared.authority.roots(), leads));
     }
     let service = Service(shared.clone());
     let server = Server::builder()
@@ -422,8 +422,8 @@ impl Service {
     }
 }
 
-fn bearer<T>(r: &Request<T>) -> Option<String> {
-    let header = r.metadata().get("authorization")?.to_str().ok()?;
+fn bearer<T>(request: &Request<T>) -> Option<String> {
+    let header = request.metadata().get("authorization")?.to_str().ok()?;
     header.strip_prefix("Bearer ").map(String::from)
 }
 
@@ -433,10 +433,10 @@ impl AggregatedDiscoveryService for Service {
 
     async fn delta_aggregated_resources(
         &self,
-        r: Request<Streaming<DeltaDiscoveryRequest>>,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let link = r.extensions().get::<Link>().cloned();
-        let caller = self.caller(bearer(&r), link.as_ref(), "discovery").await?;
+        let link = request.extensions().get::<Link>().cloned();
+        let caller = self.caller(bearer(&request), link.as_ref(), "discovery").await?;
         let in_use = link.as_ref().and_then(Link::in_use);
         let (tx, rx) = server::channel();
         let shared = self.0.clone();
@@ -449,7 +449,7 @@ impl AggregatedDiscoveryService for Service {
         shared.proxies().insert(id, (peer.name.clone(), 0));
         tokio::spawn(async move {
             let counts = &shared.counts;
-            let on_event = |p: &server::Peer, e: server::Event| match e {
+            let on_event = |peer: &server::Peer, e: server::Event| match e {
                 server::Event::Acked(v) => {
                     if let Some(x) = shared.proxies().get_mut(&id) {
                         x.1 = v;
@@ -457,11 +457,11 @@ impl AggregatedDiscoveryService for Service {
                 }
                 server::Event::Nack { type_url, error } => {
                     counts.nacks.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(peer = p.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy rejected configuration");
+                    tracing::warn!(peer = peer.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy rejected configuration");
                 }
             };
             let name = peer.name.clone();
-            server::serve(peer, r.into_inner(), snapshots, push::TYPES, tx, on_event).await;
+            server::serve(peer, request.into_inner(), snapshots, push::TYPES, tx, on_event).await;
             drop(in_use);
             counts.streams.fetch_sub(1, Ordering::Relaxed);
             shared.proxies().remove(&id);
@@ -475,33 +475,41 @@ impl AggregatedDiscoveryService for Service {
 impl IstioCertificateService for Service {
     async fn create_certificate(
         &self,
-        r: Request<IstioCertificateRequest>,
+        request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let s = &self.0;
-        let link = r.extensions().get::<Link>();
-        let caller = self.caller(bearer(&r), link, "certificate").await?;
-        let m = r.get_ref();
+        let shared = &self.0;
+        let link = request.extensions().get::<Link>();
+        let caller = self.caller(bearer(&request), link, "certificate").await?;
+        let message = request.get_ref();
         let wanted =
-            m.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {
+            message.metadata.as_ref().and_then(|s| s.fields.get("ImpersonatedIdentity")).and_then(|v| match &v.kind {
                 Some(prost_types::value::Kind::StringValue(s)) => Some(s.as_str()),
                 _ => None,
             });
-        let id = authn::subject(&caller, wanted, &s.model.load(), &s.config.trust_domain, &s.config.trusted_node_accounts).map_err(|why| {
-            s.counts.refused.fetch_add(1, Ordering::Relaxed);
+        let id = authn::subject(
+            &caller,
+            wanted,
+            &shared.model.load(),
+            &shared.config.trust_domain,
+            &shared.config.trusted_node_accounts,
+        )
+        .map_err(|why| {
+            shared.counts.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(target: "audit", caller = caller.name(), what = "certificate", reason = %karst_core::untrusted::Untrusted(&why.to_string()), "refused");
             Status::unauthenticated("not entitled to this identity; the controller's log has the reason")
         })?;
-        let ttl = match m.validity_duration {
-            0 => s.config.default_cert_ttl,
-            n => u64::try_from(n).ok().filter(|n| *n <= s.config.max_cert_ttl).ok_or_else(|| {
+        let ttl = match message.validity_duration {
+            0 => shared.config.default_cert_ttl,
+            n => u64::try_from(n).ok().filter(|n| *n <= shared.config.max_cert_ttl).ok_or_else(|| {
                 Status::invalid_argument(
-                    Refusal::Lifetime(format!("{n} s is not between 1 and {} s", s.config.max_cert_ttl)).to_string(),
+                    Refusal::Lifetime(format!("{n} s is not between 1 and {} s", shared.config.max_cert_ttl))
+                        .to_string(),
                 )
             })?,
         };
-        match s.authority.sign(&m.csr, &id, Duration::from_secs(ttl)) {
+        match shared.authority.sign(&message.csr, &id, Duration::from_secs(ttl)) {
             Ok(cert_chain) => {
-                s.counts.signed.fetch_add(1, Ordering::Relaxed);
+                shared.counts.signed.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(target: "audit", caller = caller.name(), identity = %id, ttl_s = ttl, "signed");
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }
@@ -511,64 +519,64 @@ impl IstioCertificateService for Service {
     }
 }
 
-fn handler(s: Arc<Shared>) -> admin::Handler {
+fn handler(shared: Arc<Shared>) -> admin::Handler {
     admin::pages(move |_, path, _| match path {
         "/metrics" => {
-            let c = &s.counts;
+            let counts = &shared.counts;
             let mut out = String::new();
-            let m = s.model.load();
+            let model = shared.model.load();
             for (name, kind, help, value) in [
                 (
                     "citadel_server_success_cert_issuance_count",
                     "counter",
                     "Certificates signed.",
-                    c.signed.load(Ordering::Relaxed),
+                    counts.signed.load(Ordering::Relaxed),
                 ),
                 (
                     "citadel_server_authentication_failure_count",
                     "counter",
                     "Callers refused.",
-                    c.refused.load(Ordering::Relaxed),
+                    counts.refused.load(Ordering::Relaxed),
                 ),
                 (
                     "galley_validation_passed",
                     "counter",
                     "Objects that the webhook let pass.",
-                    s.reviews.passed.load(Ordering::Relaxed),
+                    shared.reviews.passed.load(Ordering::Relaxed),
                 ),
                 (
                     "galley_validation_failed",
                     "counter",
                     "Objects that the webhook refused.",
-                    s.reviews.failed.load(Ordering::Relaxed),
+                    shared.reviews.failed.load(Ordering::Relaxed),
                 ),
-                ("pilot_xds", "gauge", "Proxies that are subscribed.", c.streams.load(Ordering::Relaxed)),
-                ("pilot_xds_pushes", "counter", "New snapshots.", c.pushes.load(Ordering::Relaxed)),
-                ("pilot_total_xds_rejects", "counter", "Refusals by proxies.", c.nacks.load(Ordering::Relaxed)),
+                ("pilot_xds", "gauge", "Proxies that are subscribed.", counts.streams.load(Ordering::Relaxed)),
+                ("pilot_xds_pushes", "counter", "New snapshots.", counts.pushes.load(Ordering::Relaxed)),
+                ("pilot_total_xds_rejects", "counter", "Refusals by proxies.", counts.nacks.load(Ordering::Relaxed)),
                 (
                     "karst_manifest_problems",
                     "gauge",
                     "Problems in the manifests at the moment.",
-                    c.problems.load(Ordering::Relaxed),
+                    counts.problems.load(Ordering::Relaxed),
                 ),
                 (
                     "karst_ca_crl_current",
                     "gauge",
                     "0: ca-crl.pem of the Secret cacerts could not be read; what was published stays.",
-                    u64::from(!s.authority.lists_stale()),
+                    u64::from(!shared.authority.lists_stale()),
                 ),
-                ("karst_workloads", "gauge", "Workloads known.", m.workloads.len() as u64),
-                ("karst_services", "gauge", "Services known.", m.services.len() as u64),
+                ("karst_workloads", "gauge", "Workloads known.", model.workloads.len() as u64),
+                ("karst_services", "gauge", "Services known.", model.services.len() as u64),
             ] {
                 let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
             }
             let name = "karst_objects_with_problems";
             let help = "Objects that cannot be used as they are written, or have no effect, by kind and reason.";
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
-            for ((kind, reason), n) in s.problems.load().iter() {
+            for ((kind, reason), n) in shared.problems.load().iter() {
                 let _ = writeln!(out, "{name}{{kind=\"{kind}\",reason=\"{reason}\"}} {n}");
             }
-            let (discovery, webhook) = (&s.discovery_gate, &s.webhook_gate);
+            let (discovery, webhook) = (&shared.discovery_gate, &shared.webhook_gate);
             karst_rt::admission::Counts::render(
                 &mut out,
                 &[
@@ -581,11 +589,13 @@ fn handler(s: Arc<Shared>) -> admin::Handler {
         }
         "/debug/syncz" => {
             let proxies: Vec<_> =
-                s.proxies().values().map(|(n, v)| serde_json::json!({ "proxy": n, "acked": v })).collect();
-            let version = s.snapshots.borrow().version;
-            admin::json(
-                &serde_json::json!({ "version": version, "manifests": format!("{:x}", s.digest.load(Ordering::Relaxed)), "proxies": proxies }),
-            )
+                shared.proxies().values().map(|(n, v)| serde_json::json!({ "proxy": n, "acked": v })).collect();
+            let version = shared.snapshots.borrow().version;
+            admin::json(&serde_json::json!({
+                "version": version,
+                "manifests": format!("{:x}", shared.digest.load(Ordering::Relaxed)),
+                "proxies": proxies,
+            }))
         }
         "/healthz" | "/ready" => admin::text(200, "ok\n"),
         "/version" => admin::text(200, concat!(env!("CARGO_PKG_VERSION"), "\n")),

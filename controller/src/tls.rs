@@ -60,9 +60,10 @@ impl Serving {
     /// # Errors
     /// If none can be made.
     pub fn start(authority: Arc<CertificateAuthority>, names: Vec<String>) -> anyhow::Result<Arc<Self>> {
-        let s = Arc::new(Self(certificate(&authority, &names).context("the controller's own certificate")?.into()));
+        let serving =
+            Arc::new(Self(certificate(&authority, &names).context("the controller's own certificate")?.into()));
         let mut roots = authority.roots();
-        let mine = s.clone();
+        let mine = serving.clone();
         tokio::task::spawn_local(async move {
             loop {
                 // A closed channel would make this spin; the authority lives as long as the task.
@@ -75,7 +76,7 @@ impl Serving {
                 }
             }
         });
-        Ok(s)
+        Ok(serving)
     }
 
     /// For a server that speaks this protocol.
@@ -156,7 +157,7 @@ impl AsyncWrite for Connection {
 /// Connections with their handshake done. Those that do not get on hold up no others: they give way. `known`: may one from this
 /// address have a place that is kept from strangers?
 pub fn incoming(
-    l: TcpListener,
+    listener: TcpListener,
     acceptor: TlsAcceptor,
     gate: Arc<Gate>,
     known: impl Fn(IpAddr) -> bool + 'static,
@@ -164,13 +165,13 @@ pub fn incoming(
     let (tx, rx) = mpsc::channel(QUEUE);
     tokio::task::spawn_local(async move {
         loop {
-            let (s, from) = karst_rt::accept::accept(&l).await;
+            let (stream, from) = karst_rt::accept::accept(&listener).await;
             let Ok(permit) = gate.admit(from.ip(), known(from.ip())) else { continue };
-            let _ = s.set_nodelay(true);
+            let _ = stream.set_nodelay(true);
             let (acceptor, tx, gate) = (acceptor.clone(), tx.clone(), gate.clone());
             tokio::task::spawn_local(async move {
                 let evicted = permit.watch();
-                match handshake(s, from, &acceptor, &gate, permit).await {
+                match handshake(stream, from, &acceptor, &gate, permit).await {
                     Ok(Some(c)) => tokio::select! {
                         _ = tx.send(Ok(c)) => {}
                         () = evicted => gate.unknown.note(Ended::Evicted),
@@ -188,14 +189,14 @@ pub fn incoming(
 }
 
 async fn handshake(
-    s: TcpStream,
+    stream: TcpStream,
     from: SocketAddr,
     acceptor: &TlsAcceptor,
     gate: &Arc<Gate>,
     permit: Permit,
 ) -> Result<Option<Connection>, Ended> {
-    permit.first_byte(&s, limits::FIRST_BYTE_TIMEOUT).await?;
-    match permit.within(limits::HANDSHAKE_TIMEOUT, acceptor.accept(s)).await? {
+    permit.first_byte(&stream, limits::FIRST_BYTE_TIMEOUT).await?;
+    match permit.within(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await? {
         Ok(tls) => Ok(Some(Connection::new(tls, Link::new(from, gate.clone(), permit)))),
         Err(e) => {
             tracing::debug!(peer = %from, error = %e, "TLS handshake failed");

@@ -43,30 +43,30 @@ impl Tokens {
             Tokens::Local(k) => return Ok(k.verify(token, audience)?),
             Tokens::Kubernetes(k) => k,
         };
-        let r = kube.review(token, audience).await.map_err(|e| TokenError::Review(e.to_string()))?;
-        let parts: Vec<&str> = r.username.split(':').collect();
+        let review = kube.review(token, audience).await.map_err(|e| TokenError::Review(e.to_string()))?;
+        let parts: Vec<&str> = review.username.split(':').collect();
         let ["system", "serviceaccount", namespace, account] = parts[..] else {
-            return Err(TokenError::NoServiceAccount(r.username));
+            return Err(TokenError::NoServiceAccount(review.username));
         };
-        if r.pod.is_empty() {
+        if review.pod.is_empty() {
             return Err(TokenError::Unbound { namespace: namespace.into(), account: account.into() });
         }
-        let node = if r.node.is_empty() {
-            model.pods.get(&format!("{namespace}/{}", r.pod)).map(|p| p.node.clone()).unwrap_or_default()
+        let node = if review.node.is_empty() {
+            model.pods.get(&format!("{namespace}/{}", review.pod)).map(|p| p.node.clone()).unwrap_or_default()
         } else {
-            r.node
+            review.node
         };
         let named = |name: &str, uid: String| Named { name: name.into(), uid };
         Ok(Claims {
             iss: String::new(),
-            sub: r.username.clone(),
+            sub: review.username.clone(),
             aud: vec![audience.into()],
             exp: 0,
             nbf: 0,
             bound: Bound {
                 namespace: namespace.into(),
                 serviceaccount: named(account, String::new()),
-                pod: named(&r.pod, r.pod_uid),
+                pod: named(&review.pod, review.pod_uid),
                 node: named(&node, String::new()),
             },
         })

@@ -159,13 +159,13 @@ async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) ->
     };
     match parse::value(known, object) {
         Err(p) => (vec![p.to_string()], vec![]),
-        Ok(o) => {
-            let around = (by.around)(o.clone()).await.into_iter().map(|f| f.text());
-            let listeners = if let Object::Gateway(g) = &o { of_gateway(g) } else { vec![] };
+        Ok(object) => {
+            let around = (by.around)(object.clone()).await.into_iter().map(|f| f.text());
+            let listeners = if let Object::Gateway(g) = &object { of_gateway(g) } else { vec![] };
             let warnings = written.into_iter().chain(around).chain(listeners).collect();
             // A Gateway alone lacks the Secrets that it names: its status says what of it can be.
-            let alone = matches!(o, Object::Gateway(_) | Object::BackendTLSPolicy(_));
-            let problems = if alone { vec![] } else { check::problems(o, &by.mesh) };
+            let alone = matches!(object, Object::Gateway(_) | Object::BackendTLSPolicy(_));
+            let problems = if alone { vec![] } else { check::problems(object, &by.mesh) };
             (problems.iter().map(ToString::to_string).collect(), warnings)
         }
     }
@@ -174,8 +174,8 @@ async fn validate(kind: Kind, operation: &str, object: Value, by: &Validator) ->
 /// Serves reviews until the process ends. Must run in a `LocalSet`.
 pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Connection>> + Unpin, by: Validator) {
     let by = Rc::new(by);
-    while let Some(s) = connections.next().await {
-        let Ok(s) = s else { continue };
+    while let Some(stream) = connections.next().await {
+        let Ok(stream) = stream else { continue };
         let by = by.clone();
         tokio::task::spawn_local(async move {
             let review = service_fn(move |r: Request<Incoming>| {
@@ -183,7 +183,7 @@ pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Connectio
                 async move { Ok::<_, Infallible>(respond(r, &by).await) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
-            let served = http.keep_alive(false).serve_connection(TokioIo::new(s), review);
+            let served = http.keep_alive(false).serve_connection(TokioIo::new(stream), review);
             match tokio::time::timeout(PATIENCE, served).await {
                 Ok(Ok(())) => {}
                 Ok(Err(e)) => tracing::debug!(error = %e, "webhook connection failed"),
@@ -193,30 +193,30 @@ pub async fn serve(mut connections: impl Stream<Item = std::io::Result<Connectio
     }
 }
 
-async fn respond(r: Request<Incoming>, by: &Validator) -> Response<Full<Bytes>> {
+async fn respond(request: Request<Incoming>, by: &Validator) -> Response<Full<Bytes>> {
     let text = |status: u16, t: String| {
         let mut r = Response::new(Full::new(Bytes::from(t)));
         *r.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
         r
     };
-    let asked = match r.uri().path() {
+    let asked = match request.uri().path() {
         p if p.starts_with("/validate") => WebhookPath::Validate,
         "/warn" => WebhookPath::Warn,
         _ => return text(404, "POST an AdmissionReview to /validate or /warn\n".into()),
     };
-    if r.method() != hyper::Method::POST {
+    if request.method() != hyper::Method::POST {
         return text(404, "POST an AdmissionReview to /validate or /warn\n".into());
     }
-    let body = match Limited::new(r.into_body(), MAX_BODY).collect().await {
+    let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
         Ok(b) => b.to_bytes(),
         Err(e) => return text(413, format!("the review cannot be read: {e}\n")),
     };
     match answer(&body, asked, by).await {
         Ok(v) => {
-            let mut r = text(200, v.to_string());
+            let mut response = text(200, v.to_string());
             let json = hyper::header::HeaderValue::from_static("application/json");
-            r.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
-            r
+            response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
+            response
         }
         Err(e) => text(400, format!("{e}\n")),
     }

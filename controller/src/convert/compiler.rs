@@ -132,11 +132,11 @@ impl Compiler {
                 }
             }
             for o in new {
-                let Object::Pod(p) = &o.object else { continue };
-                let (key, fact) = workload::pod_info(p);
+                let Object::Pod(pod) = &o.object else { continue };
+                let (key, fact) = workload::pod_info(pod);
                 self.model.pods.insert(key, Arc::new(fact));
-                let uid = workload::uid(&self.mesh, p);
-                let now = is_one(p).then(|| workload::pod(&objects, p, policies, &owners));
+                let uid = workload::uid(&self.mesh, pod);
+                let now = is_one(pod).then(|| workload::pod(&objects, pod, policies, &owners));
                 if self.model.workloads.get(&uid).map(|w| &**w) == now.as_ref() {
                     continue;
                 }
@@ -174,10 +174,10 @@ fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usi
     let (mut renamed, mut told) = (HashMap::new(), HashSet::new());
     new.retain(|o| {
         let before = before.get(&name(o)).filter(|b| (&b.file, b.line) == (&o.file, o.line));
-        let Some((b, pair)) = before.and_then(|b| Some((b, differ_by_status(&b.object, &o.object)?))) else {
+        let Some((earlier, pair)) = before.and_then(|b| Some((b, differ_by_status(&b.object, &o.object)?))) else {
             return true;
         };
-        told.insert(Arc::as_ptr(b));
+        told.insert(Arc::as_ptr(earlier));
         renamed.extend([pair]);
         false
     });
@@ -186,13 +186,13 @@ fn only_told(gone: &mut LocatedObjects, new: &mut LocatedObjects) -> HashMap<usi
 }
 
 /// The addresses of both, if they differ only by what they are told. (Addresses of Gateways and ServiceEntries are compiled.)
-fn differ_by_status(a: &Object, b: &Object) -> Option<(usize, usize)> {
+fn differ_by_status(before: &Object, after: &Object) -> Option<(usize, usize)> {
     macro_rules! same {
         ($a:ident, $b:ident) => {
             ($a.metadata == $b.metadata && $a.spec == $b.spec).then(|| (address(&**$a), address(&**$b)))
         };
     }
-    match (a, b) {
+    match (before, after) {
         (Object::VirtualService(a), Object::VirtualService(b)) => same!(a, b),
         (Object::DestinationRule(a), Object::DestinationRule(b)) => same!(a, b),
         (Object::IstioGateway(a), Object::IstioGateway(b)) => same!(a, b),
@@ -208,25 +208,25 @@ fn differ_by_status(a: &Object, b: &Object) -> Option<(usize, usize)> {
 }
 
 /// Kind, namespace and name.
-fn name(o: &Located) -> (&'static str, &str, &str) {
-    let m = o.object.meta();
-    (o.object.kind(), &m.namespace, &m.name)
+fn name(located: &Located) -> (&'static str, &str, &str) {
+    let m = located.object.meta();
+    (located.object.kind(), &m.namespace, &m.name)
 }
 
 /// Does this object decide about no other workload than its own? A slice that only says what the selector of its service
 /// says anyway decides about nothing.
-fn is_local(objects: &Objects<'_>, watched: &Watched, o: &Located) -> bool {
-    match &o.object {
+fn is_local(objects: &Objects<'_>, watched: &Watched, located: &Located) -> bool {
+    match &located.object {
         Object::Pod(p) => !gateway::is_gateway(objects, p) && !watched.has(p),
         Object::EndpointSlice(s) => follows_selector(objects, s),
         _ => false,
     }
 }
 
-fn follows_selector(objects: &Objects<'_>, s: &EndpointSlice) -> bool {
-    let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { return true };
-    let selects = objects.service(&s.metadata.namespace, service).is_some_and(|v| !v.spec.selector.is_empty());
-    selects && s.endpoints.iter().all(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod"))
+fn follows_selector(objects: &Objects<'_>, slice: &EndpointSlice) -> bool {
+    let Some(service) = slice.metadata.labels.get("kubernetes.io/service-name") else { return true };
+    let selects = objects.service(&slice.metadata.namespace, service).is_some_and(|v| !v.spec.selector.is_empty());
+    selects && slice.endpoints.iter().all(|e| e.target_ref.as_ref().is_some_and(|t| t.kind == "Pod"))
 }
 
 type LocatedObjects = Vec<Arc<Located>>;
@@ -239,11 +239,11 @@ fn difference(old: &[Arc<Located>], new: &[Arc<Located>]) -> (LocatedObjects, Lo
     let end = old.iter().rev().zip(new.iter().rev()).take_while(same).count();
     let (old, new) = (&old[..old.len() - end], &new[..new.len() - end]);
     let set = |v: &[Arc<Located>]| v.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
-    let (a, b) = (set(old), set(new));
+    let (before, after) = (set(old), set(new));
     let only = |v: &[Arc<Located>], other: &HashSet<*const Located>| {
         v.iter().filter(|o| !other.contains(&Arc::as_ptr(o))).cloned().collect()
     };
-    (only(old, &b), only(new, &a))
+    (only(old, &after), only(new, &before))
 }
 
 #[cfg(test)]

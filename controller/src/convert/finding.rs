@@ -72,8 +72,13 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(crate) fn new(kind: &'static str, m: &kinds::Meta, reason: Reason, (field, message): (String, String)) -> Self {
-        let (namespace, name, generation) = (m.namespace.clone(), m.name.clone(), m.generation);
+    pub(crate) fn new(
+        kind: &'static str,
+        meta: &kinds::Meta,
+        reason: Reason,
+        (field, message): (String, String),
+    ) -> Self {
+        let (namespace, name, generation) = (meta.namespace.clone(), meta.name.clone(), meta.generation);
         Self { kind, namespace, name, generation, reason, field, message }
     }
 
@@ -99,12 +104,16 @@ pub fn count<'a>(
     for f in findings {
         objects.push((kinds::api_kind(f.kind), f.reason.name(), format!("{}/{}", f.namespace, f.name)));
     }
-    for p in problems {
-        let kind = p.object.split(' ').next().unwrap_or_default();
+    for problem in problems {
+        let kind = problem.object.split(' ').next().unwrap_or_default();
         // Not what somebody has written: values of a metric are few.
         let known = kinds::KINDS.iter().map(|k| kinds::api_kind(k.0)).chain(UNSUPPORTED.iter().map(|(k, ..)| *k));
         let kind = known.into_iter().find(|k| *k == kind).unwrap_or("other");
-        objects.push((kind, Reason::Invalid.name(), format!("{}:{} {}", p.file.display(), p.line, p.object)));
+        objects.push((
+            kind,
+            Reason::Invalid.name(),
+            format!("{}:{} {}", problem.file.display(), problem.line, problem.object),
+        ));
     }
     objects.sort();
     objects.dedup();

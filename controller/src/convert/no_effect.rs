@@ -102,8 +102,8 @@ pub fn warnings(kind: &str, object: &Value) -> Vec<String> {
 
 /// The steps of a path; those into a list are `[]`.
 fn segments(path: &str) -> Vec<&str> {
-    fn step(s: &str) -> Vec<&str> {
-        s.strip_suffix("[]").map_or_else(|| vec![s], |name| vec![name, "[]"])
+    fn step(path: &str) -> Vec<&str> {
+        path.strip_suffix("[]").map_or_else(|| vec![path], |name| vec![name, "[]"])
     }
     path.split('.').flat_map(step).collect()
 }

@@ -39,9 +39,9 @@ pub fn all(state: &State, model: &Model, mesh: &Mesh) -> Vec<Finding> {
 }
 
 /// Does something with what objects of this state are looked up in.
-pub(crate) fn with_view<T>(state: &State, model: &Model, mesh: &Mesh, f: impl FnOnce(&View<'_>) -> T) -> T {
+pub(crate) fn with_view<T>(state: &State, model: &Model, mesh: &Mesh, judge: impl FnOnce(&View<'_>) -> T) -> T {
     let objects = Objects::new(state, mesh);
-    f(&View::new(&objects, model))
+    judge(&View::new(&objects, model))
 }
 
 /// What is to be said of an object whatever else is there. None: it is to be looked at among the others ([`View::applied`]).
@@ -82,19 +82,19 @@ fn parents(object: &Object) -> Option<&[ParentRef]> {
 }
 
 fn one(object: &Object, view: &View<'_>) -> Vec<Finding> {
-    let m = object.meta();
+    let meta = object.meta();
     let found = match object {
         Object::Namespace(n) => return injection(n).into_iter().collect(),
         Object::VirtualService(v) => view.virtual_service(v),
         Object::DestinationRule(d) => {
-            let lost = !d.spec.host.is_empty() && view.hosts.all(&d.spec.host, &m.namespace).is_empty();
+            let lost = !d.spec.host.is_empty() && view.hosts.all(&d.spec.host, &meta.namespace).is_empty();
             let found = || (Reason::HostNotFound, ("spec.host".into(), no_service(&d.spec.host)));
             lost.then(found).into_iter().collect()
         }
         Object::Gateway(g) => view.gateway(g),
-        other => parents(other).map(|p| view.parents(&m.namespace, p)).unwrap_or_default(),
+        other => parents(other).map(|p| view.parents(&meta.namespace, p)).unwrap_or_default(),
     };
-    found.into_iter().map(|(reason, bad)| Finding::new(object.kind(), m, reason, bad)).collect()
+    found.into_iter().map(|(reason, bad)| Finding::new(object.kind(), meta, reason, bad)).collect()
 }
 
 fn no_service(host: &str) -> String {
@@ -171,11 +171,11 @@ impl<'a> View<'a> {
             .iter()
             .enumerate()
             .filter(|(_, h)| *h != "*" && taken == Taken::No && virtual_service::is_for_mesh(service));
-        for (i, h) in hosts {
+        for (i, host) in hosts {
             let at = format!("spec.hosts[{i}]");
-            let keys = self.hosts.all(h, ns);
+            let keys = self.hosts.all(host, ns);
             if keys.is_empty() {
-                out.push((Reason::HostNotFound, (at, no_service(h))));
+                out.push((Reason::HostNotFound, (at, no_service(host))));
                 continue;
             }
             let why: Vec<_> = keys.iter().map(|k| self.unserved(k)).collect();
@@ -196,13 +196,16 @@ impl<'a> View<'a> {
             None => no_service(host),
         };
         out.extend(all.map(|(at, d)| (Reason::HostNotFound, (format!("{at}.host"), why(&d.host)))));
-        let no_port = |(at, d): (String, &VsDestination)| {
-            let (key, port) = (self.hosts.destination(&d.host, ns)?, d.port.number);
+        let no_port = |(at, destination): (String, &VsDestination)| {
+            let (key, port) = (self.hosts.destination(&destination.host, ns)?, destination.port.number);
             let lost = !self.hosts.has_port(key, port.into());
             lost.then(|| {
                 (
                     format!("{at}.port.number"),
-                    format!("{} has no port {port}: requests to it are answered with 503 [KARST-0308]", d.host),
+                    format!(
+                        "{} has no port {port}: requests to it are answered with 503 [KARST-0308]",
+                        destination.host
+                    ),
                 )
             })
         };
@@ -213,20 +216,20 @@ impl<'a> View<'a> {
 
     fn parents(&self, namespace: &str, all: &[ParentRef]) -> Vec<Found> {
         let mut out = vec![];
-        for (i, p) in all.iter().enumerate() {
-            let ns = p.namespace.as_deref().unwrap_or(namespace);
-            let found = match service_kind(p) {
-                Some("Service") => self.hosts.service(&p.name, ns).map(|key| self.unserved(key)),
+        for (index, parent) in all.iter().enumerate() {
+            let ns = parent.namespace.as_deref().unwrap_or(namespace);
+            let found = match service_kind(parent) {
+                Some("Service") => self.hosts.service(&parent.name, ns).map(|key| self.unserved(key)),
                 Some(_) => {
                     let mut all = self.objects.entries_of.get(ns).into_iter().flatten();
-                    let e = all.find(|e| e.metadata.name == p.name);
-                    e.map(|e| waypoint::executing(self.objects, ns, &e.metadata.labels, &p.name).err())
+                    let e = all.find(|e| e.metadata.name == parent.name);
+                    e.map(|e| waypoint::executing(self.objects, ns, &e.metadata.labels, &parent.name).err())
                 }
                 None => continue,
             };
-            let at = format!("spec.parentRefs[{i}]");
+            let at = format!("spec.parentRefs[{index}]");
             match found {
-                None => out.push((Reason::HostNotFound, (at, no_service(&p.name)))),
+                None => out.push((Reason::HostNotFound, (at, no_service(&parent.name)))),
                 Some(Some((reason, text))) => out.push((reason, (at, text))),
                 Some(None) => {}
             }

@@ -33,15 +33,15 @@ pub(crate) fn writes(
     findings: Option<&[Finding]>,
     now: &str,
 ) -> Writes {
-    let x = Objects::new(state, mesh);
-    let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&x) };
+    let applied = Objects::new(state, mesh);
+    let mut objects = if state.absent.contains("GatewayClass") { vec![] } else { deploy::classes(&applied) };
     let mut removed = vec![];
-    deploy::compile(&x, template, &mut objects, &mut removed);
-    let all = status::route::all(&x, compiled);
-    let mut statuses = status::istio::compile(&x, listeners, now);
-    statuses.extend(findings.map(|f| status::istio::unserved(&x, f, now)).unwrap_or_default());
-    statuses.extend(status::gateway::compile(&x, listeners, &all, now));
-    statuses.extend(status::route::compile(&x, listeners, &all, now));
-    statuses.extend(status::backend_tls::compile(&x, listeners, &all, now));
+    deploy::compile(&applied, template, &mut objects, &mut removed);
+    let all = status::route::all(&applied, compiled);
+    let mut statuses = status::istio::compile(&applied, listeners, now);
+    statuses.extend(findings.map(|f| status::istio::unserved(&applied, f, now)).unwrap_or_default());
+    statuses.extend(status::gateway::compile(&applied, listeners, &all, now));
+    statuses.extend(status::route::compile(&applied, listeners, &all, now));
+    statuses.extend(status::backend_tls::compile(&applied, listeners, &all, now));
     Writes { objects, removed, statuses }
 }

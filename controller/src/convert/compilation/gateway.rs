@@ -22,18 +22,21 @@ use std::{
 
 /// The Secrets that a server of Istio's Gateway names are in the namespace of the pod.
 fn credentials(
-    x: &Objects<'_>,
+    objects: &Objects<'_>,
     server: &GwServer,
-    n: usize,
+    index: usize,
     ns: &str,
-    f: &GatewayListener,
+    listener: &GatewayListener,
     out: &mut ir::Tls,
 ) -> Result<(), (String, String)> {
-    let t = server.tls.clone().unwrap_or_default();
-    let field = |f: &str| format!("spec.servers[{n}].tls.{f}");
-    let get = |name: &str| x.secrets.get(&(ns, name)).copied();
-    let names: Vec<&String> =
-        if t.credential_names.is_empty() { vec![&t.credential_name] } else { t.credential_names.iter().collect() };
+    let settings = server.tls.clone().unwrap_or_default();
+    let field = |f: &str| format!("spec.servers[{index}].tls.{f}");
+    let get = |name: &str| objects.secrets.get(&(ns, name)).copied();
+    let names: Vec<&String> = if settings.credential_names.is_empty() {
+        vec![&settings.credential_name]
+    } else {
+        settings.credential_names.iter().collect()
+    };
     for name in &names {
         let secret = get(name).ok_or_else(|| {
             (
@@ -43,14 +46,14 @@ fn credentials(
         })?;
         out.certificates.push(key_pair(secret).map_err(|e| (field("credentialName"), e.to_string()))?);
     }
-    if f.client == ir::ClientCertificate::None {
+    if listener.client == ir::ClientCertificate::None {
         return Ok(());
     }
     let first = names[0].trim_end_matches("-cacert");
-    let own = if t.ca_cert_credential_name.is_empty() {
+    let own = if settings.ca_cert_credential_name.is_empty() {
         format!("{first}-cacert")
     } else {
-        t.ca_cert_credential_name.clone()
+        settings.ca_cert_credential_name.clone()
     };
     let roots = get(&own).and_then(ca_bundle).or_else(|| get(first).and_then(ca_bundle));
     out.client_roots = roots.ok_or_else(|| {
@@ -58,7 +61,7 @@ fn credentials(
             field("credentialName"),
             format!(
                 "neither Secret {ns}/{own} nor {ns}/{first} has data[\"ca.crt\"], which mode {} requires [KARST-0504]",
-                t.mode.as_deref().unwrap_or_default()
+                settings.mode.as_deref().unwrap_or_default()
             ),
         )
     })?;
@@ -87,64 +90,66 @@ pub(crate) fn compile(
         |g: &Gateway| waypoint::is_waypoint(objects, g) && waypoint::takes(objects, g, waypoint::Traffic::Workload);
     let named = by_label(objects);
     let mut told: BTreeSet<(String, String)> = BTreeSet::new();
-    for (i, f) in listeners.all.iter().enumerate() {
-        let ListenerParent::Api { namespace, gateway, listener, .. } = &f.parent else { continue };
+    for (index, facts) in listeners.all.iter().enumerate() {
+        let ListenerParent::Api { namespace, gateway, listener, .. } = &facts.parent else { continue };
         let at = objects.gateways_at.get(&(namespace.as_str(), gateway.as_str()));
-        for u in listeners.unmapped.iter().filter(|u| u.listener == i && u.reason == TAKEN) {
+        for u in listeners.unmapped.iter().filter(|u| u.listener == index && u.reason == TAKEN) {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}].port"), &u.text)));
         }
-        for (_, text) in [&f.refused, &f.conflict, &f.unresolved].into_iter().flatten() {
+        for (_, text) in [&facts.refused, &facts.conflict, &facts.unresolved].into_iter().flatten() {
             problems.extend(at.map(|at| problem(at, format!("spec.listeners[{listener}]"), text.clone())));
         }
     }
-    for p in &objects.pods {
-        let Some(served) = listeners.pods.get(&address(*p)) else { continue };
-        let (m, mut g) = (&p.metadata, ir::Gateway::default());
-        let own = of_pod(&named, p);
+    for pod in &objects.pods {
+        let Some(served) = listeners.pods.get(&address(*pod)) else { continue };
+        let (meta, mut gateway) = (&pod.metadata, ir::Gateway::default());
+        let own = of_pod(&named, pod);
         let mut mine: Vec<(&GatewayListener, &Served, ir::Tls)> = vec![];
         for served in served {
-            let Some(f) = listeners.all.get(served.listener) else { continue };
-            let mut tls = f.tls();
-            if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &f.parent
-                && f.terminates_tls
+            let Some(listener) = listeners.all.get(served.listener) else { continue };
+            let mut tls = listener.tls();
+            if let ListenerParent::Istio { namespace, gateway, server: n, .. } = &listener.parent
+                && listener.terminates_tls
                 && let Some((at, i)) = istio(objects, namespace, gateway)
-                && let Err((field, text)) = credentials(objects, &i.spec.servers[*n], *n, &m.namespace, f, &mut tls)
+                && let Err((field, text)) =
+                    credentials(objects, &i.spec.servers[*n], *n, &meta.namespace, listener, &mut tls)
             {
-                if told.insert((f.id.clone(), text.clone())) {
+                if told.insert((listener.id.clone(), text.clone())) {
                     problems.push(problem(at, field, text));
                 }
                 continue;
             }
-            mine.push((f, served, tls));
+            mine.push((listener, served, tls));
         }
-        for (f, served, tls) in mine {
-            g.listeners.push(ir::Listener {
-                origin: f.id.clone(),
+        for (listener, served, tls) in mine {
+            gateway.listeners.push(ir::Listener {
+                origin: listener.id.clone(),
                 routes: served.routes.clone(),
                 port: u32::from(served.port),
-                called: if served.port == f.port { 0 } else { u32::from(f.port) },
-                protocol: f.protocol as i32,
-                hosts: f.hosts.clone(),
-                tls: f.terminates_tls.then_some(tls),
-                redirect: f.redirect,
+                called: if served.port == listener.port { 0 } else { u32::from(listener.port) },
+                protocol: listener.protocol as i32,
+                hosts: listener.hosts.clone(),
+                tls: listener.terminates_tls.then_some(tls),
+                redirect: listener.redirect,
             });
         }
-        if !g.listeners.is_empty() {
-            g.access = access::of_pod(objects, policies, p, own, false);
+        if !gateway.listeners.is_empty() {
+            gateway.access = access::of_pod(objects, policies, pod, own, false);
         } else if own.is_some_and(for_pods) {
-            g.access = access::of_pod(objects, policies, p, own, true);
+            gateway.access = access::of_pod(objects, policies, pod, own, true);
         }
         // Those of its own namespace; who writes rules elsewhere does not decide where they are shown.
-        let near = |d: &&DestinationRule| [&m.namespace, &objects.mesh.root_namespace].contains(&&d.metadata.namespace);
+        let near =
+            |d: &&DestinationRule| [&meta.namespace, &objects.mesh.root_namespace].contains(&&d.metadata.namespace);
         let rules = objects.destination_rules.iter().map(|(_, d)| *d).filter(near);
         for name in rules.flat_map(client_tls::credentials) {
-            let pair = objects.secrets.get(&(m.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
-            g.credentials.extend(pair.map(|k| (name.to_string(), k)));
+            let pair = objects.secrets.get(&(meta.namespace.as_str(), name)).and_then(|s| key_pair(s).ok());
+            gateway.credentials.extend(pair.map(|k| (name.to_string(), k)));
         }
         let client = own.is_none_or(|g| is_ingress(objects, g));
-        g.telemetry = telemetry::of_pod(objects, &told_of, p, own, client);
-        if g != ir::Gateway::default() {
-            out.insert(format!("{}/{}", m.namespace, m.name), Arc::new(g));
+        gateway.telemetry = telemetry::of_pod(objects, &told_of, pod, own, client);
+        if gateway != ir::Gateway::default() {
+            out.insert(format!("{}/{}", meta.namespace, meta.name), Arc::new(gateway));
         }
     }
     out

@@ -10,16 +10,16 @@ use karst_core::Cidr;
 use karst_manifest::Problem;
 
 pub(crate) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
-    for (at, n) in &objects.nodes_at {
+    for (at, node) in &objects.nodes_at {
         let mut ranges = Vec::new();
-        for (i, text) in n.spec.pod_cidrs.iter().enumerate() {
+        for (index, text) in node.spec.pod_cidrs.iter().enumerate() {
             match text.parse::<Cidr>() {
                 Ok(c) => ranges.push(c.to_string()),
-                Err(e) => problems.push(problem(at, format!("spec.podCIDRs[{i}]"), e.to_string())),
+                Err(e) => problems.push(problem(at, format!("spec.podCIDRs[{index}]"), e.to_string())),
             }
         }
         if !ranges.is_empty() {
-            model.pod_ranges.insert(n.metadata.name.clone(), PodRanges { ranges });
+            model.pod_ranges.insert(node.metadata.name.clone(), PodRanges { ranges });
         }
     }
 }

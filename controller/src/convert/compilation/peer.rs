@@ -38,28 +38,28 @@ impl Peer {
         sorted.sort_by_key(|(_, p)| {
             (p.metadata.creation_timestamp.clone(), p.metadata.namespace.clone(), p.metadata.name.clone())
         });
-        for (_, p) in sorted.iter().filter(|(_, p)| !selected(p)) {
-            let mode = p.spec.mtls.as_ref().map_or(Mode::Unset, |m| m.mode);
-            if p.metadata.namespace == root {
+        for (_, policy) in sorted.iter().filter(|(_, p)| !selected(p)) {
+            let mode = policy.spec.mtls.as_ref().map_or(Mode::Unset, |m| m.mode);
+            if policy.metadata.namespace == root {
                 if out.mesh == Mode::Unset {
                     out.mesh = mode;
                 }
             } else {
-                out.namespaces.entry(p.metadata.namespace.clone()).or_insert(mode);
+                out.namespaces.entry(policy.metadata.namespace.clone()).or_insert(mode);
             }
         }
-        for (at, p) in sorted {
-            if let Some(Err((field, text))) = p.spec.selector.as_ref().map(selector) {
+        for (at, policy) in sorted {
+            if let Some(Err((field, text))) = policy.spec.selector.as_ref().map(selector) {
                 problems.push(problem(at, field, text));
             }
-            if !p.spec.port_level_mtls.is_empty() && (!selected(p) || p.metadata.namespace == root) {
+            if !policy.spec.port_level_mtls.is_empty() && (!selected(policy) || policy.metadata.namespace == root) {
                 problems.push(problem(
                     at,
                     "spec.portLevelMtls",
                     "requires a selector, and a namespace other than the root namespace: add spec.selector.matchLabels [KARST-0116]",
                 ));
-            } else if selected(p) {
-                out.add_workload(at, p, all, problems);
+            } else if selected(policy) {
+                out.add_workload(at, policy, all, problems);
             }
         }
         out
@@ -126,8 +126,8 @@ impl Peer {
     }
 }
 
-fn selected(p: &PeerAuthentication) -> bool {
-    p.spec.selector.as_ref().is_some_and(|s| !s.match_labels.is_empty())
+fn selected(policy: &PeerAuthentication) -> bool {
+    policy.spec.selector.as_ref().is_some_and(|s| !s.match_labels.is_empty())
 }
 
 fn no_principal() -> Match {

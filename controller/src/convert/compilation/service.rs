@@ -25,8 +25,8 @@ use std::{
 };
 
 /// The key of a service: `namespace/hostname`.
-pub(crate) fn key(s: &pb::Service) -> String {
-    format!("{}/{}", s.namespace, s.hostname)
+pub(crate) fn key(service: &pb::Service) -> String {
+    format!("{}/{}", service.namespace, service.hostname)
 }
 
 pub(crate) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut Vec<Problem>) {
@@ -36,15 +36,16 @@ pub(crate) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut V
     }
     let automatic = automatic(objects);
     let mut of_entries = vec![];
-    for (at, e) in &objects.service_entries {
-        problems.extend(validate::service_entry(e).into_iter().map(|(field, text)| problem(at, field, text)));
-        if is_hidden(e) {
+    for (at, service_entry) in &objects.service_entries {
+        problems
+            .extend(validate::service_entry(service_entry).into_iter().map(|(field, text)| problem(at, field, text)));
+        if is_hidden(service_entry) {
             continue;
         }
-        if e.spec.hosts.is_empty() {
+        if service_entry.spec.hosts.is_empty() {
             problems.push(problem(at, "spec.hosts", "is empty: specify at least one host [KARST-0010]"));
         }
-        for host in &e.spec.hosts {
+        for host in &service_entry.spec.hosts {
             if host == "*" {
                 problems.push(problem(
                     at,
@@ -53,8 +54,8 @@ pub(crate) fn compile(objects: &Objects<'_>, model: &mut Model, problems: &mut V
                 ));
                 continue;
             }
-            match entry(objects, e, host, &automatic) {
-                Ok(svc) => of_entries.push((age(&e.metadata), *at, svc)),
+            match entry(objects, service_entry, host, &automatic) {
+                Ok(svc) => of_entries.push((age(&service_entry.metadata), *at, svc)),
                 // The same for every host of the entry.
                 Err((field, message)) => {
                     problems.push(problem(at, field, message));
@@ -123,16 +124,16 @@ fn kubernetes(objects: &Objects<'_>, service: &Service) -> pb::Service {
         ips.push(&spec.cluster_ip);
     }
     let addresses = ips.iter().filter_map(|i| i.parse::<IpAddr>().ok()).map(|ip| address(objects, ip, None)).collect();
-    let ports = spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| Port {
-        service_port: u32::from(p.port),
-        target_port: match &p.target_port {
+    let ports = spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|port| Port {
+        service_port: u32::from(port.port),
+        target_port: match &port.target_port {
             // Its slices say so, for each endpoint.
             _ if spec.selector.is_empty() => 0,
-            None => u32::from(p.port),
+            None => u32::from(port.port),
             Some(IntOrString::Int(n)) => u32::from(*n),
             Some(IntOrString::String(_)) => 0,
         },
-        app_protocol: protocol(p.app_protocol.as_deref(), &p.name) as i32,
+        app_protocol: protocol(port.app_protocol.as_deref(), &port.name) as i32,
     });
     let ip_families = match spec.ip_families.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["IPv4"] => IpFamilies::Ipv4Only,
@@ -162,10 +163,10 @@ fn kubernetes(objects: &Objects<'_>, service: &Service) -> pb::Service {
     }
 }
 
-fn ingress_use_waypoint(objects: &Objects<'_>, s: &Service) -> bool {
+fn ingress_use_waypoint(objects: &Objects<'_>, service: &Service) -> bool {
     const KEY: &str = "istio.io/ingress-use-waypoint";
-    let ns = objects.namespaces.get(s.metadata.namespace.as_str()).map(|n| &n.metadata.labels);
-    s.metadata.labels.get(KEY).or_else(|| ns.and_then(|l| l.get(KEY))).is_some_and(|v| v == "true")
+    let ns = objects.namespaces.get(service.metadata.namespace.as_str()).map(|n| &n.metadata.labels);
+    service.metadata.labels.get(KEY).or_else(|| ns.and_then(|l| l.get(KEY))).is_some_and(|v| v == "true")
 }
 
 /// How long a client stays with its endpoint; 0: not at all. (Kubernetes: 1 to 86,400 seconds, if none are given 10,800.)
@@ -181,12 +182,12 @@ fn session_affinity(spec: &ServiceSpec) -> u32 {
     }
 }
 
-fn balancing(objects: &Objects<'_>, s: &Service) -> Option<LoadBalancing> {
+fn balancing(objects: &Objects<'_>, service: &Service) -> Option<LoadBalancing> {
     const KEY: &str = "networking.istio.io/traffic-distribution";
-    let ns = objects.namespaces.get(s.metadata.namespace.as_str()).and_then(|n| n.metadata.annotations.get(KEY));
-    let own = Some(&s.spec.traffic_distribution).filter(|t| !t.is_empty());
-    let distribution = own.or_else(|| s.metadata.annotations.get(KEY)).or(ns).map(String::as_str);
-    let (mode, scopes): (Mode, &[Scope]) = if s.spec.internal_traffic_policy == "Local" {
+    let ns = objects.namespaces.get(service.metadata.namespace.as_str()).and_then(|n| n.metadata.annotations.get(KEY));
+    let own = Some(&service.spec.traffic_distribution).filter(|t| !t.is_empty());
+    let distribution = own.or_else(|| service.metadata.annotations.get(KEY)).or(ns).map(String::as_str);
+    let (mode, scopes): (Mode, &[Scope]) = if service.spec.internal_traffic_policy == "Local" {
         (Mode::Strict, &[Scope::Node])
     } else {
         match distribution {
@@ -197,7 +198,8 @@ fn balancing(objects: &Objects<'_>, s: &Service) -> Option<LoadBalancing> {
             _ => (Mode::UnspecifiedMode, &[]),
         }
     };
-    let health = if s.spec.publish_not_ready_addresses { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
+    let health =
+        if service.spec.publish_not_ready_addresses { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
     if mode == Mode::UnspecifiedMode && health == HealthPolicy::OnlyHealthy {
         return None;
     }

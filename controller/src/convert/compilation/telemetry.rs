@@ -37,19 +37,19 @@ const MODES: [&str; 4] = ["", "CLIENT_AND_SERVER", "CLIENT", "SERVER"];
 /// each pod.
 pub(crate) fn effective<'a>(objects: &Objects<'a>, reported: &mut Vec<Problem>) -> Vec<Cow<'a, Telemetry>> {
     let mut out = vec![];
-    for (at, t) in &objects.telemetry {
-        let bad = problems(objects, t);
+    for (at, telemetry) in &objects.telemetry {
+        let bad = problems(objects, telemetry);
         if bad.is_empty() {
-            out.push(Cow::Borrowed(*t));
-        } else if ineffective_reason(objects, t).is_none() {
-            let mut t = Telemetry::clone(t);
-            for l in &mut t.spec.access_logging {
+            out.push(Cow::Borrowed(*telemetry));
+        } else if ineffective_reason(objects, telemetry).is_none() {
+            let mut telemetry = Telemetry::clone(telemetry);
+            for l in &mut telemetry.spec.access_logging {
                 l.filter.take_if(|f| expression(&f.expression).is_err());
             }
-            for o in t.spec.metrics.iter_mut().flat_map(|m| &mut m.overrides) {
+            for o in telemetry.spec.metrics.iter_mut().flat_map(|m| &mut m.overrides) {
                 o.tag_overrides.retain(|tag, t| tag_override(tag, t).is_ok());
             }
-            out.push(Cow::Owned(t));
+            out.push(Cow::Owned(telemetry));
         }
         reported.extend(bad.into_iter().map(|(field, text)| problem(at, field, text)));
     }
@@ -80,21 +80,21 @@ pub(crate) fn of_pod(
     let ours = |mode: &str| MODES[..2].contains(&mode) || (mode == "CLIENT") == client;
     let mut out = ir::Telemetry::default();
     let mut shapes: BTreeMap<ir::Metric, ir::Shape> = BTreeMap::new();
-    for s in applied.iter().map(|t| &t.spec) {
-        for l in s.access_logging.iter().filter(|l| provided(&l.providers, LOG)) {
-            if !ours(l.matched.as_ref().map_or("", |m| &m.mode)) {
+    for spec in applied.iter().map(|t| &t.spec) {
+        for logging in spec.access_logging.iter().filter(|l| provided(&l.providers, LOG)) {
+            if !ours(logging.matched.as_ref().map_or("", |m| &m.mode)) {
                 continue;
             }
-            out.no_log = l.disabled.unwrap_or(out.no_log);
-            if let Some(f) = &l.filter {
+            out.no_log = logging.disabled.unwrap_or(out.no_log);
+            if let Some(f) = &logging.filter {
                 out.log_filter.clone_from(&f.expression);
             }
         }
-        for o in s.metrics.iter().filter(|m| provided(&m.providers, METRICS)).flat_map(|m| &m.overrides) {
-            if ours(o.matched.as_ref().map_or("", |m| &m.mode)) {
-                for m in metrics(o.matched.as_ref()) {
+        for change in spec.metrics.iter().filter(|m| provided(&m.providers, METRICS)).flat_map(|m| &m.overrides) {
+            if ours(change.matched.as_ref().map_or("", |m| &m.mode)) {
+                for m in metrics(change.matched.as_ref()) {
                     let one = shapes.entry(m).or_insert_with(|| ir::Shape { metric: m as i32, ..Default::default() });
-                    lay_over(one, o);
+                    lay_over(one, change);
                 }
             }
         }
@@ -108,24 +108,24 @@ fn provided(named: &[Provider], ours: &str) -> bool {
 }
 
 /// The metrics that are meant.
-fn metrics(m: Option<&MetricMatch>) -> Vec<ir::Metric> {
+fn metrics(matching: Option<&MetricMatch>) -> Vec<ir::Metric> {
     let known = |name: &str| KNOWN.iter().filter(|(n, c, _)| *n == name || *c == name).map(|(_, _, m)| *m).collect();
-    match m {
+    match matching {
         Some(m) if !m.custom_metric.is_empty() => known(&m.custom_metric),
         Some(m) if !["", "ALL_METRICS"].contains(&m.metric.as_str()) => known(&m.metric),
         _ => KNOWN.map(|(_, _, m)| m).into(),
     }
 }
 
-fn lay_over(s: &mut ir::Shape, change: &MetricsOverride) {
-    s.disabled = change.disabled.unwrap_or(s.disabled);
-    for (tag, t) in &change.tag_overrides {
-        s.remove.retain(|r| r != tag);
-        s.set.remove(tag);
-        if t.operation == "REMOVE" {
-            s.remove.push(tag.clone());
+fn lay_over(shape: &mut ir::Shape, change: &MetricsOverride) {
+    shape.disabled = change.disabled.unwrap_or(shape.disabled);
+    for (tag, tag_override) in &change.tag_overrides {
+        shape.remove.retain(|r| r != tag);
+        shape.set.remove(tag);
+        if tag_override.operation == "REMOVE" {
+            shape.remove.push(tag.clone());
         } else {
-            s.set.insert(tag.clone(), t.value.clone());
+            shape.set.insert(tag.clone(), tag_override.value.clone());
         }
     }
 }
@@ -164,12 +164,12 @@ fn expression(text: &str) -> Result<(), ExpressionError> {
     if text.len() > MAX_EXPRESSION {
         return Err(ExpressionError::TooLong);
     }
-    let p = cel::Program::compile(text).map_err(|e| {
+    let program = cel::Program::compile(text).map_err(|e| {
         let first = e.to_string().lines().next().unwrap_or_default().to_string();
         let first = first.split(" expecting ").next().unwrap_or_default();
         ExpressionError::Invalid { text: text.into(), why: first.trim_start_matches("ERROR: ").into() }
     })?;
-    let unknown = p.references().variables().into_iter().find(|v| !ATTRIBUTES.contains(v)).map(String::from);
+    let unknown = program.references().variables().into_iter().find(|v| !ATTRIBUTES.contains(v)).map(String::from);
     unknown.map_or(Ok(()), |name| Err(ExpressionError::Unknown(name)))
 }
 
@@ -188,8 +188,9 @@ fn tag_override(tag: &str, change: &TagOverride) -> Result<(), TagError> {
 }
 
 /// Why it is for nobody, if it is not.
-fn ineffective_reason(objects: &Objects<'_>, t: &Telemetry) -> Option<FieldError> {
-    attached::ineffective_reason(objects, t).or_else(|| attached::selector(t.spec.selector.as_ref()?).err())
+fn ineffective_reason(objects: &Objects<'_>, telemetry: &Telemetry) -> Option<FieldError> {
+    attached::ineffective_reason(objects, telemetry)
+        .or_else(|| attached::selector(telemetry.spec.selector.as_ref()?).err())
 }
 
 /// What is wrong with it.
@@ -200,55 +201,55 @@ fn problems(objects: &Objects<'_>, telemetry: &Telemetry) -> Vec<FieldError> {
             out.push((at, format!("unsupported value {mode:?}: use CLIENT, SERVER or CLIENT_AND_SERVER [KARST-0016]")));
         }
     };
-    let s = &telemetry.spec;
-    for (i, l) in s.access_logging.iter().enumerate() {
+    let spec = &telemetry.spec;
+    for (i, l) in spec.access_logging.iter().enumerate() {
         mode(format!("spec.accessLogging[{i}].match.mode"), l.matched.as_ref().map_or("", |m| &m.mode));
     }
-    for (i, l) in s.tracing.iter().enumerate() {
+    for (i, l) in spec.tracing.iter().enumerate() {
         mode(format!("spec.tracing[{i}].match.mode"), l.matched.as_ref().map_or("", |m| &m.mode));
     }
-    let overrides = s.metrics.iter().enumerate().flat_map(|(i, m)| {
+    let overrides = spec.metrics.iter().enumerate().flat_map(|(i, m)| {
         m.overrides.iter().enumerate().map(move |(j, o)| (format!("spec.metrics[{i}].overrides[{j}]"), o))
     });
     for (at, o) in overrides.clone() {
         mode(format!("{at}.match.mode"), o.matched.as_ref().map_or("", |m| &m.mode));
     }
-    for (i, l) in s.access_logging.iter().enumerate() {
+    for (i, l) in spec.access_logging.iter().enumerate() {
         if let Some(Err(e)) = l.filter.as_ref().map(|f| expression(&f.expression)) {
             out.push((format!("spec.accessLogging[{i}].filter.expression"), e.to_string()));
         }
     }
-    for (i, l) in s.tracing.iter().enumerate() {
-        if let Some(p) = l.random_sampling_percentage.filter(|p| !(0.0..=100.0).contains(p)) {
+    for (index, l) in spec.tracing.iter().enumerate() {
+        if let Some(percentage) = l.random_sampling_percentage.filter(|p| !(0.0..=100.0).contains(p)) {
             out.push((
-                format!("spec.tracing[{i}].randomSamplingPercentage"),
-                format!("{p} is out of range: must be between 0 and 100 [KARST-0018]"),
+                format!("spec.tracing[{index}].randomSamplingPercentage"),
+                format!("{percentage} is out of range: must be between 0 and 100 [KARST-0018]"),
             ));
         }
     }
-    for (at, o) in overrides {
-        if let Some(m) = &o.matched {
+    for (at, change) in overrides {
+        if let Some(matching) = &change.matched {
             let names = KNOWN.map(|(n, ..)| n);
-            let known = ["", "ALL_METRICS"].into_iter().chain(names).chain(OTHERS).any(|k| k == m.metric);
+            let known = ["", "ALL_METRICS"].into_iter().chain(names).chain(OTHERS).any(|k| k == matching.metric);
             if !known {
                 out.push((
                     format!("{at}.match.metric"),
                     format!(
                         "unsupported value {:?}: use ALL_METRICS, {} or {} [KARST-0016]",
-                        m.metric,
+                        matching.metric,
                         names.join(", "),
                         OTHERS.join(", ")
                     ),
                 ));
             }
-            if !m.metric.is_empty() && !m.custom_metric.is_empty() {
+            if !matching.metric.is_empty() && !matching.custom_metric.is_empty() {
                 out.push((
                     format!("{at}.match.customMetric"),
                     "cannot be combined with metric: remove one of them [KARST-0014]".into(),
                 ));
             }
         }
-        for (tag, telemetry) in &o.tag_overrides {
+        for (tag, telemetry) in &change.tag_overrides {
             if let Err(e) = tag_override(tag, telemetry) {
                 out.push((format!("{at}.tagOverrides[{tag}]"), e.to_string()));
             }
@@ -259,31 +260,31 @@ fn problems(objects: &Objects<'_>, telemetry: &Telemetry) -> Vec<FieldError> {
 
 /// What has no effect.
 pub(crate) fn warnings(telemetry: &Telemetry) -> Vec<String> {
-    let (s, mut out) = (&telemetry.spec, vec![]);
-    for (path, r) in s.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
+    let (spec, mut out) = (&telemetry.spec, vec![]);
+    for (path, target) in spec.targets().filter(|(_, r)| r.kind.starts_with("Service")) {
         out.push(format!(
             "{path}: {} has no effect in this version: specify the Gateway of its waypoint [KARST-0030]",
-            r.kind
+            target.kind
         ));
     }
     let mut unknown = |at: String, named: &[Provider], ours: &str| {
-        for p in named.iter().filter(|p| p.name != ours) {
+        for provider in named.iter().filter(|p| p.name != ours) {
             out.push(format!(
                 "{at}.providers: {:?} is not supported in this version: only {ours} is [KARST-0030]",
-                p.name
+                provider.name
             ));
         }
     };
-    for (i, l) in s.access_logging.iter().enumerate() {
+    for (i, l) in spec.access_logging.iter().enumerate() {
         unknown(format!("spec.accessLogging[{i}]"), &l.providers, LOG);
     }
-    for (i, m) in s.metrics.iter().enumerate() {
+    for (i, m) in spec.metrics.iter().enumerate() {
         unknown(format!("spec.metrics[{i}]"), &m.providers, METRICS);
     }
-    for (i, m) in s.metrics.iter().enumerate() {
+    for (index, m) in spec.metrics.iter().enumerate() {
         for (j, o) in m.overrides.iter().enumerate() {
             if o.matched.as_ref().is_some_and(|m| metrics(Some(m)).is_empty()) {
-                out.push(format!("spec.metrics[{i}].overrides[{j}].match: waypoints and gateways do not report this metric [KARST-0604]"));
+                out.push(format!("spec.metrics[{index}].overrides[{j}].match: waypoints and gateways do not report this metric [KARST-0604]"));
             }
         }
     }

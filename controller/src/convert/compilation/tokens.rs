@@ -15,19 +15,19 @@ use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
 /// The rules; of what is wrong every token is refused.
 pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthentication) -> Vec<ir::Jwt> {
     let m = &authentication.metadata;
-    let one = |(i, j): (usize, &JwtRule)| {
+    let one = |(i, jwt_rule): (usize, &JwtRule)| {
         let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
         let at = format!("spec.jwtRules[{i}]");
-        match rule(j, &at) {
-            Ok(t) if t.jwks.is_empty() => match objects.keys.get(&j.jwks_uri) {
-                Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..t },
-                Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", j.jwks_uri), ..t },
-                None => ir::Jwt { name, broken: format!("{}: not fetched yet", j.jwks_uri), ..t },
+        match rule(jwt_rule, &at) {
+            Ok(read) if read.jwks.is_empty() => match objects.keys.get(&jwt_rule.jwks_uri) {
+                Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..read },
+                Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", jwt_rule.jwks_uri), ..read },
+                None => ir::Jwt { name, broken: format!("{}: not fetched yet", jwt_rule.jwks_uri), ..read },
             },
-            Ok(t) => ir::Jwt { name, ..t },
+            Ok(read) => ir::Jwt { name, ..read },
             Err((field, text)) => {
                 let broken = format!("{field}: {text}");
-                ir::Jwt { name, issuer: j.issuer.clone(), broken, ..written(j) }
+                ir::Jwt { name, issuer: jwt_rule.issuer.clone(), broken, ..written(jwt_rule) }
             }
         }
     };
@@ -35,18 +35,18 @@ pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthenticat
 }
 
 /// The headers that only proxies write, as far as they are some: no client's own goes on, whatever else is wrong.
-fn written(j: &JwtRule) -> ir::Jwt {
+fn written(jwt_rule: &JwtRule) -> ir::Jwt {
     let header = |name: &str| header_name(name, "").unwrap_or_default();
     let own = |c: &ClaimToHeader| ir::ClaimHeader { header: header(&c.header), claim: c.claim.clone() };
-    let claim_headers = j.output_claim_to_headers.iter().map(own).filter(|c| !c.header.is_empty()).collect();
-    ir::Jwt { payload_header: header(&j.output_payload_to_header), claim_headers, ..Default::default() }
+    let claim_headers = jwt_rule.output_claim_to_headers.iter().map(own).filter(|c| !c.header.is_empty()).collect();
+    ir::Jwt { payload_header: header(&jwt_rule.output_payload_to_header), claim_headers, ..Default::default() }
 }
 
 /// What is wrong with it.
-pub(crate) fn problems(objects: &Objects<'_>, r: &RequestAuthentication) -> Vec<FieldError> {
-    let rules = r.spec.jwt_rules.iter().enumerate();
+pub(crate) fn problems(objects: &Objects<'_>, authentication: &RequestAuthentication) -> Vec<FieldError> {
+    let rules = authentication.spec.jwt_rules.iter().enumerate();
     let mut out: Vec<FieldError> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
-    out.extend(attached::ineffective_reason(objects, r));
+    out.extend(attached::ineffective_reason(objects, authentication));
     out
 }
 
@@ -94,11 +94,11 @@ fn rule(rule: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         headers
             .push(ir::JwtHeader { name: header(&h.name, format!("fromHeaders[{i}].name"))?, prefix: h.prefix.clone() });
     }
-    for (i, c) in rule.output_claim_to_headers.iter().enumerate() {
-        if c.claim.is_empty() {
-            return bad(&format!("outputClaimToHeaders[{i}].claim"), "is empty: specify a claim [KARST-0010]");
+    for (index, claim) in rule.output_claim_to_headers.iter().enumerate() {
+        if claim.claim.is_empty() {
+            return bad(&format!("outputClaimToHeaders[{index}].claim"), "is empty: specify a claim [KARST-0010]");
         }
-        header(&c.header, format!("outputClaimToHeaders[{i}].header"))?;
+        header(&claim.header, format!("outputClaimToHeaders[{index}].header"))?;
     }
     if !rule.output_payload_to_header.is_empty() {
         header(&rule.output_payload_to_header, "outputPayloadToHeader".into())?;

@@ -25,8 +25,8 @@ use std::{
 };
 
 /// A workload's extension with those of its labels that anything asks for.
-pub(crate) fn labels(x: &Objects<'_>, labels: &Labels) -> Vec<pb::Extension> {
-    let asked = |(k, _): &(&String, &String)| x.label_keys.contains(k.as_str());
+pub(crate) fn labels(objects: &Objects<'_>, labels: &Labels) -> Vec<pb::Extension> {
+    let asked = |(k, _): &(&String, &String)| objects.label_keys.contains(k.as_str());
     let labels: BTreeMap<_, _> = labels.iter().filter(asked).map(|(k, v)| (k.clone(), v.clone())).collect();
     if labels.is_empty() {
         return vec![];
@@ -53,8 +53,8 @@ pub(crate) fn pod_info(pod: &Pod) -> (String, PodInfo) {
 }
 
 /// The uid of a pod's workload.
-pub(crate) fn uid(mesh: &Mesh, p: &Pod) -> String {
-    format!("{}//Pod/{}/{}", mesh.cluster_id, p.metadata.namespace, p.metadata.name)
+pub(crate) fn uid(mesh: &Mesh, pod: &Pod) -> String {
+    format!("{}//Pod/{}/{}", mesh.cluster_id, pod.metadata.namespace, pod.metadata.name)
 }
 
 pub(crate) fn compile(
@@ -68,21 +68,21 @@ pub(crate) fn compile(
         let w = pod(objects, p, policies, owners);
         model.workloads.insert(w.uid.clone(), Arc::new(w));
     }
-    for (at, e) in &objects.workload_entries {
+    for (at, entry) in &objects.workload_entries {
         let uid = format!(
             "{}/networking.istio.io/WorkloadEntry/{}/{}",
-            objects.mesh.cluster_id, e.metadata.namespace, e.metadata.name
+            objects.mesh.cluster_id, entry.metadata.namespace, entry.metadata.name
         );
-        let labels = labels_of(e);
+        let labels = labels_of(entry);
         problems.extend(
-            validate::workload_entry(&e.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)),
+            validate::workload_entry(&entry.spec, "spec").into_iter().map(|(field, text)| problem(at, field, text)),
         );
-        match external(objects, uid, &e.metadata, &e.spec, &labels, policies) {
-            Some(_) if owners.is_known(objects, &e.spec, true) => {}
-            Some(mut w) => {
-                w.services = memberships_of_entry(objects, &e.metadata.namespace, &labels, &e.spec);
-                owners.entry(objects, e, &mut w.services);
-                model.workloads.insert(w.uid.clone(), Arc::new(w));
+        match external(objects, uid, &entry.metadata, &entry.spec, &labels, policies) {
+            Some(_) if owners.is_known(objects, &entry.spec, true) => {}
+            Some(mut workload) => {
+                workload.services = memberships_of_entry(objects, &entry.metadata.namespace, &labels, &entry.spec);
+                owners.entry(objects, entry, &mut workload.services);
+                model.workloads.insert(workload.uid.clone(), Arc::new(workload));
             }
             None => problems.push(problem(
                 at,
@@ -98,24 +98,24 @@ pub(crate) fn compile(
 }
 
 pub(crate) fn pod(objects: &Objects<'_>, pod: &Pod, policies: &Policies, owners: &Owners<'_>) -> pb::Workload {
-    let m = &pod.metadata;
-    let native = takes_tunnels(&m.labels);
-    let redirected = objects.enrolled.contains(&format!("{}/{}", m.namespace, m.name))
-        || m.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
-    let ends = m.deletion_timestamp.is_some();
+    let meta = &pod.metadata;
+    let native = takes_tunnels(&meta.labels);
+    let redirected = objects.enrolled.contains(&format!("{}/{}", meta.namespace, meta.name))
+        || meta.annotations.get("ambient.istio.io/redirection").is_some_and(|v| v == "enabled");
+    let ends = meta.deletion_timestamp.is_some();
     let ready = enrol::is_ready(pod) && !ends;
-    let mut extensions = labels(objects, &m.labels);
+    let mut extensions = labels(objects, &meta.labels);
     if ends && enrol::is_ready(pod) {
         extensions.push(karst_api::draining());
     }
-    extensions.extend(which(m));
+    extensions.extend(which(meta));
     let mut services = memberships(objects, pod);
     owners.pod(objects, pod, &mut services);
     let (workload_name, canonical_name, canonical_revision) = names(pod);
     pb::Workload {
         uid: uid(objects.mesh, pod),
-        name: m.name.clone(),
-        namespace: m.namespace.clone(),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
         addresses: enrol::ips(pod).iter().map(|ip| ip_to_bytes(*ip).into()).collect(),
         network: objects.mesh.network.clone(),
         tunnel_protocol: if native || redirected { TunnelProtocol::Hbone } else { TunnelProtocol::None } as i32,
@@ -125,15 +125,15 @@ pub(crate) fn pod(objects: &Objects<'_>, pod: &Pod, policies: &Policies, owners:
             objects.mesh.trust_domain.clone()
         },
         service_account: enrol::service_account(pod).into(),
-        waypoint: waypoint::of(objects, &m.namespace, &m.labels, waypoint::Traffic::Workload),
+        waypoint: waypoint::of(objects, &meta.namespace, &meta.labels, waypoint::Traffic::Workload),
         node: pod.spec.node_name.clone(),
         canonical_name,
         canonical_revision,
         workload_type: WorkloadType::Pod as i32,
         workload_name,
         native_tunnel: native,
-        authorization_policies: policies.of(&m.namespace, &m.labels),
-        karst_dry_run_policies: policies.dry_runs(&m.namespace, &m.labels),
+        authorization_policies: policies.of(&meta.namespace, &meta.labels),
+        karst_dry_run_policies: policies.dry_runs(&meta.namespace, &meta.labels),
         status: if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy } as i32,
         cluster_id: objects.mesh.cluster_id.clone(),
         services,
@@ -155,16 +155,16 @@ fn which(meta: &Meta) -> Option<pb::Extension> {
 }
 
 fn names(pod: &Pod) -> (String, String, String) {
-    let m = &pod.metadata;
-    let first = |keys: &[&str]| keys.iter().find_map(|k| m.labels.get(*k)).cloned();
-    let owner = m.owner_references.iter().find(|o| o.controller);
+    let meta = &pod.metadata;
+    let first = |keys: &[&str]| keys.iter().find_map(|k| meta.labels.get(*k)).cloned();
+    let owner = meta.owner_references.iter().find(|o| o.controller);
     let from_owner = match owner {
         Some(o) if o.kind == "ReplicaSet" => {
-            let hash = m.labels.get("pod-template-hash").map(|h| format!("-{h}"));
+            let hash = meta.labels.get("pod-template-hash").map(|h| format!("-{h}"));
             hash.and_then(|h| o.name.strip_suffix(h.as_str()).map(String::from)).unwrap_or_else(|| o.name.clone())
         }
         Some(o) => o.name.clone(),
-        None => m.name.clone(),
+        None => meta.name.clone(),
     };
     let workload = first(&["service.istio.io/workload-name"]).unwrap_or(from_owner);
     let name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
@@ -247,7 +247,7 @@ fn inline_endpoints(
     model: &mut Model,
     problems: &mut Vec<Problem>,
 ) {
-    let m = &se.metadata;
+    let meta = &se.metadata;
     let mut endpoints = se.spec.endpoints.clone();
     let dns = matches!(se.spec.resolution.as_str(), "DNS" | "DNS_ROUND_ROBIN");
     if endpoints.is_empty() && dns && se.spec.workload_selector.is_none() {
@@ -255,76 +255,77 @@ fn inline_endpoints(
         endpoints =
             se.spec.hosts.iter().map(|h| WorkloadEntrySpec { address: h.clone(), ..Default::default() }).collect();
     }
-    for (i, e) in endpoints.iter().enumerate() {
+    for (index, endpoint) in endpoints.iter().enumerate() {
         let mut uid = format!(
             "{}/networking.istio.io/ServiceEntry/{}/{}/{}",
-            objects.mesh.cluster_id, m.namespace, m.name, e.address
+            objects.mesh.cluster_id, meta.namespace, meta.name, endpoint.address
         );
         // At one address there may be several, at different ports.
-        if !e.ports.is_empty() && endpoints.iter().filter(|other| other.address == e.address).count() > 1 {
-            let ports: Vec<String> = e.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
+        if !endpoint.ports.is_empty() && endpoints.iter().filter(|other| other.address == endpoint.address).count() > 1
+        {
+            let ports: Vec<String> = endpoint.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
             uid = format!("{uid}/{}", ports.join(","));
         }
-        if se.spec.resolution == "STATIC" && e.address.parse::<IpAddr>().is_err() {
+        if se.spec.resolution == "STATIC" && endpoint.address.parse::<IpAddr>().is_err() {
             let text = format!(
                 "{:?} is not an IP address, which resolution STATIC requires: use an IP address, or set spec.resolution to DNS [KARST-0203]",
-                e.address
+                endpoint.address
             );
-            problems.push(problem(at, format!("spec.endpoints[{i}].address"), text));
+            problems.push(problem(at, format!("spec.endpoints[{index}].address"), text));
             continue;
         }
-        let Some(mut w) = external(objects, uid, m, e, &e.labels, policies) else {
+        let Some(mut workload) = external(objects, uid, meta, endpoint, &endpoint.labels, policies) else {
             problems.push(problem(
                 at,
-                format!("spec.endpoints[{i}].address"),
+                format!("spec.endpoints[{index}].address"),
                 "is missing: specify an IP address or a host name [KARST-0010]",
             ));
             continue;
         };
-        if owners.is_known(objects, e, false) {
+        if owners.is_known(objects, endpoint, false) {
             continue;
         }
         for h in &se.spec.hosts {
-            w.services.insert(format!("{}/{h}", m.namespace), entry_ports(se, &e.ports));
+            workload.services.insert(format!("{}/{h}", meta.namespace), entry_ports(se, &endpoint.ports));
         }
-        model.workloads.insert(w.uid.clone(), Arc::new(w));
+        model.workloads.insert(workload.uid.clone(), Arc::new(workload));
     }
 }
 
 /// EndpointSlice entries that are nobody's whom we know: external addresses behind a service.
 fn slice_endpoints(objects: &Objects<'_>, owners: &Owners<'_>, model: &mut Model) {
-    for s in objects.slices.iter().filter(|s| s.address_type != "FQDN") {
-        let Some(service) = s.metadata.labels.get("kubernetes.io/service-name") else { continue };
-        let Some(svc) = objects.service(&s.metadata.namespace, service) else { continue };
+    for slice in objects.slices.iter().filter(|s| s.address_type != "FQDN") {
+        let Some(service) = slice.metadata.labels.get("kubernetes.io/service-name") else { continue };
+        let Some(svc) = objects.service(&slice.metadata.namespace, service) else { continue };
         // One that refers to a pod is that pod, or nobody.
-        for e in s.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
-            for a in &e.addresses {
-                let Ok(ip) = a.parse::<IpAddr>() else { continue };
+        for endpoint in slice.endpoints.iter().filter(|e| e.target_ref.as_ref().is_none_or(|t| t.kind != "Pod")) {
+            for address in &endpoint.addresses {
+                let Ok(ip) = address.parse::<IpAddr>() else { continue };
                 if owners.is_known_at(ip, false) {
                     continue;
                 }
-                let c = &e.conditions;
-                let status = if c.is_ready() { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
-                let w = pb::Workload {
+                let conditions = &endpoint.conditions;
+                let status = if conditions.is_ready() { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
+                let workload = pb::Workload {
                     uid: format!(
-                        "{}/discovery.k8s.io/EndpointSlice/{}/{}/{a}",
-                        objects.mesh.cluster_id, s.metadata.namespace, s.metadata.name
+                        "{}/discovery.k8s.io/EndpointSlice/{}/{}/{address}",
+                        objects.mesh.cluster_id, slice.metadata.namespace, slice.metadata.name
                     ),
-                    name: s.metadata.name.clone(),
-                    namespace: s.metadata.namespace.clone(),
+                    name: slice.metadata.name.clone(),
+                    namespace: slice.metadata.namespace.clone(),
                     addresses: vec![ip_to_bytes(ip).into()],
                     network: objects.mesh.network.clone(),
                     status: status as i32,
                     cluster_id: objects.mesh.cluster_id.clone(),
                     network_mode: NetworkMode::HostNetwork as i32,
                     services: HashMap::from([(
-                        format!("{}/{}", s.metadata.namespace, service::hostname(objects, svc)),
-                        slice_ports(s, svc),
+                        format!("{}/{}", slice.metadata.namespace, service::hostname(objects, svc)),
+                        slice_ports(slice, svc),
                     )]),
-                    extensions: c.is_draining().then(karst_api::draining).into_iter().collect(),
+                    extensions: conditions.is_draining().then(karst_api::draining).into_iter().collect(),
                     ..Default::default()
                 };
-                model.workloads.insert(w.uid.clone(), Arc::new(w));
+                model.workloads.insert(workload.uid.clone(), Arc::new(workload));
             }
         }
     }

@@ -32,7 +32,7 @@ const EXTRAS: [(&str, &str, &str, &str); 2] = [
 /// The classes that lack. They are made once and never changed: who changes them means it (Istio does the same).
 pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
     let one = |(name, controller, text): (&str, &str, &str)| {
-        let r = Ref {
+        let reference = Ref {
             group: GATEWAY_API,
             version: "v1",
             kind: "GatewayClass",
@@ -40,7 +40,7 @@ pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
             name: name.to_string(),
         };
         let spec = json!({ "controllerName": controller, "description": text });
-        (r, json!({ "metadata": { "labels": { MANAGED: WAYPOINT_MANAGER } }, "spec": spec }))
+        (reference, json!({ "metadata": { "labels": { MANAGED: WAYPOINT_MANAGER } }, "spec": spec }))
     };
     let waypoints = CLASSES.map(|c| (c, waypoint::CONTROLLER, "Layer 7 proxies of the mesh"));
     let gateways = INGRESS_CLASSES.map(|c| (c, INGRESS, "Gateways into and out of the mesh"));
@@ -50,20 +50,20 @@ pub(crate) fn classes(objects: &Objects<'_>) -> Vec<(Ref, Value)> {
 /// What lacks, or is not as it should be, in the order in which it is applied; and what is there and is wanted no more, with the
 /// uid of its Gateway.
 pub(crate) fn compile(
-    x: &Objects<'_>,
+    applied: &Objects<'_>,
     template: &Template,
     objects: &mut Vec<(Ref, Value)>,
     removed: &mut Vec<(Ref, String)>,
 ) {
-    let ours = |g: &&&Gateway| waypoint::is_waypoint(x, g) || gateway::is_ingress(x, g);
+    let ours = |g: &&&Gateway| waypoint::is_waypoint(applied, g) || gateway::is_ingress(applied, g);
     // In the same order each time: what is still to be written is then the same.
-    let mut all: Vec<_> = x.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
+    let mut all: Vec<_> = applied.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
-    for g in all {
+    for gateway in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.
-        let Ok(overlays) = Overlays::of(x, g) else { continue };
-        let Ok(all) = self::objects(x, g, template, &overlays) else { continue };
-        one(x, g, all, &overlays, objects, removed);
+        let Ok(overlays) = Overlays::of(applied, gateway) else { continue };
+        let Ok(all) = self::objects(applied, gateway, template, &overlays) else { continue };
+        one(applied, gateway, all, &overlays, objects, removed);
     }
 }
 
@@ -71,14 +71,14 @@ pub(crate) fn compile(
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn parameters(x: &Objects<'_>, gateway: &Gateway) -> Result<(), DeployError> {
-    let overlays = Overlays::of(x, gateway)?;
+pub(crate) fn parameters(applied: &Objects<'_>, gateway: &Gateway) -> Result<(), DeployError> {
+    let overlays = Overlays::of(applied, gateway)?;
     // Those of its class may change anything.
     if !overlays.has_own() {
         return Ok(());
     }
     let any = Template { image: String::new(), pull_policy: String::new() };
-    objects(x, gateway, &any, &overlays).map(drop)
+    objects(applied, gateway, &any, &overlays).map(drop)
 }
 
 /// The uid of the Gateway that an object is made for.
@@ -88,18 +88,18 @@ pub(crate) fn owner(fields: &Value) -> Option<&str> {
 
 /// The name of what is made for a Gateway: its own for a waypoint, with the class else (Istio's rule).
 pub(crate) fn name(objects: &Objects<'_>, gateway: &Gateway) -> String {
-    let m = &gateway.metadata;
+    let meta = &gateway.metadata;
     if waypoint::is_waypoint(objects, gateway) {
-        return m.name.clone();
+        return meta.name.clone();
     }
-    let given = m.annotations.get("gateway.istio.io/name-override");
-    let full = given.cloned().unwrap_or_else(|| format!("{}-{}", m.name, gateway.spec.gateway_class_name));
+    let given = meta.annotations.get("gateway.istio.io/name-override");
+    let full = given.cloned().unwrap_or_else(|| format!("{}-{}", meta.name, gateway.spec.gateway_class_name));
     shortened(&full)
 }
 
 /// The host name that the Gateway itself gives: somebody else runs it there.
-pub(crate) fn given(g: &Gateway) -> Option<&str> {
-    g.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
+pub(crate) fn given(gateway: &Gateway) -> Option<&str> {
+    gateway.spec.addresses.iter().find(|a| a.kind == "Hostname").map(|a| a.value.as_str())
 }
 
 fn one(
@@ -138,8 +138,8 @@ fn one(
 
 /// Writes a label or an annotation.
 fn put(object: &mut Value, of: &'static str, key: &str, value: &str) -> Result<(), DeployError> {
-    fn below<'a>(v: &'a mut Value, key: &str) -> Option<&'a mut Value> {
-        Some(v.as_object_mut()?.entry(key).or_insert_with(|| json!({})))
+    fn below<'a>(value: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+        Some(value.as_object_mut()?.entry(key).or_insert_with(|| json!({})))
     }
     let map = below(object, "metadata").and_then(|meta| below(meta, of)).and_then(Value::as_object_mut);
     map.ok_or(DeployError::NoMap(of))?.insert(key.into(), json!(value));
@@ -152,12 +152,12 @@ fn objects(
     template: &Template,
     overlays: &Overlays<'_>,
 ) -> Result<Vec<(Ref, Value)>, DeployError> {
-    let m = &gateway.metadata;
+    let gateway_meta = &gateway.metadata;
     let is_waypoint = waypoint::is_waypoint(objects, gateway);
-    let (name, label) = (name(objects, gateway), shortened(&m.name));
+    let (name, label) = (name(objects, gateway), shortened(&gateway_meta.name));
     let class = &gateway.spec.gateway_class_name;
     // An account that is named is somebody's own.
-    let named = m.annotations.get("gateway.istio.io/service-account");
+    let named = gateway_meta.annotations.get("gateway.istio.io/service-account");
     let account = named.unwrap_or(&name);
     let manager = if is_waypoint { WAYPOINT_MANAGER } else { GATEWAY_MANAGER };
     let own = json!({
@@ -175,11 +175,20 @@ fn objects(
         }
         all
     };
-    let owner =
-        json!([{ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "name": m.name, "uid": m.uid }]);
+    let owner = json!([{
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "name": gateway_meta.name,
+        "uid": gateway_meta.uid,
+    }]);
     let meta = |labels: Value| json!({ "labels": labels, "annotations": gateway.spec.infrastructure.annotations, "ownerReferences": owner });
-    let reference =
-        |group, kind, name: &str| Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: name.into() };
+    let reference = |group, kind, name: &str| Ref {
+        group,
+        version: "v1",
+        kind,
+        namespace: gateway_meta.namespace.clone(),
+        name: name.into(),
+    };
     let selector = json!({ GATEWAY_NAME: label });
     let pod_labels = with(json!({
         "sidecar.istio.io/inject": "false",
@@ -242,24 +251,30 @@ fn objects(
     let mut ports = vec![
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];
-    for l in &gateway.spec.listeners {
+    for listener in &gateway.spec.listeners {
         // Several listeners may share a port.
-        if ports.iter().all(|p| p["port"] != l.port) {
-            let of = if is_waypoint { "hbone".to_string() } else { l.protocol.to_ascii_lowercase() };
-            ports.push(json!({ "name": port_name(&l.name, l.port), "port": l.port, "targetPort": l.port, "protocol": "TCP", "appProtocol": of }));
+        if ports.iter().all(|p| p["port"] != listener.port) {
+            let of = if is_waypoint { "hbone".to_string() } else { listener.protocol.to_ascii_lowercase() };
+            ports.push(json!({
+                "name": port_name(&listener.name, listener.port),
+                "port": listener.port,
+                "targetPort": listener.port,
+                "protocol": "TCP",
+                "appProtocol": of,
+            }));
         }
     }
     let default = if is_waypoint { "ClusterIP" } else { "LoadBalancer" };
-    let kind = m.annotations.get("networking.istio.io/service-type").map_or(default, String::as_str);
+    let kind = gateway_meta.annotations.get("networking.istio.io/service-type").map_or(default, String::as_str);
     let mut service =
         json!({ "type": kind, "selector": selector, "ports": ports, "ipFamilyPolicy": "PreferDualStack" });
     if is_waypoint {
         service["trafficDistribution"] = json!("PreferClose");
     }
-    if let Some(a) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
+    if let Some(address) = gateway.spec.addresses.iter().find(|a| matches!(a.kind.as_str(), "" | "IPAddress"))
         && kind == "LoadBalancer"
     {
-        service["loadBalancerIP"] = json!(a.value);
+        service["loadBalancerIP"] = json!(address.value);
     }
     let mut out = vec![];
     if named.is_none() {
@@ -273,18 +288,18 @@ fn objects(
             }
             _ => json!({ "selector": { "matchLabels": selector } }),
         };
-        let r = Ref { group, version, kind, namespace: m.namespace.clone(), name: name.clone() };
+        let r = Ref { group, version, kind, namespace: gateway_meta.namespace.clone(), name: name.clone() };
         out.push((r, json!({ "metadata": meta(with(json!({}))), "spec": spec })));
     }
     out.push((reference("apps", "Deployment", &name), json!({ "metadata": meta(with(json!({}))), "spec": spec })));
     out.push((reference("", "Service", &name), json!({ "metadata": meta(with(json!({}))), "spec": service })));
-    for (r, v) in &mut out {
-        overlays.apply(r.kind, v)?;
+    for (reference, manifest) in &mut out {
+        overlays.apply(reference.kind, manifest)?;
         // Without it the object would be somebody else's.
-        put(v, "labels", MANAGED, manager)?;
-        if r.kind == "Deployment" && !extras.is_empty() {
+        put(manifest, "labels", MANAGED, manager)?;
+        if reference.kind == "Deployment" && !extras.is_empty() {
             let kinds: Vec<&str> = extras.iter().map(|(_, _, kind, _)| *kind).collect();
-            put(v, "annotations", OPTIONAL, &kinds.join(","))?;
+            put(manifest, "annotations", OPTIONAL, &kinds.join(","))?;
         }
     }
     Ok(out)

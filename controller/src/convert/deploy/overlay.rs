@@ -46,14 +46,18 @@ impl<'a> Overlays<'a> {
         let class = objects.class_parameters.get(gateway.spec.gateway_class_name.as_str());
         let class = class.map(Result::as_ref).transpose().map_err(ParametersError::clone)?;
         let mut own = None;
-        if let Some(r) = &gateway.spec.infrastructure.parameters_ref {
-            if !matches!(r.group.as_str(), "" | "core") || r.kind != "ConfigMap" {
-                return Err(DeployError::UnsupportedKind { kind: r.kind.clone(), group: r.group.clone() });
+        if let Some(reference) = &gateway.spec.infrastructure.parameters_ref {
+            if !matches!(reference.group.as_str(), "" | "core") || reference.kind != "ConfigMap" {
+                return Err(DeployError::UnsupportedKind {
+                    kind: reference.kind.clone(),
+                    group: reference.group.clone(),
+                });
             }
             let ns = gateway.metadata.namespace.as_str();
-            let found = objects.config_maps.get(&(ns, r.name.as_str()));
-            let c = found.ok_or_else(|| DeployError::NotFound { namespace: ns.into(), name: r.name.clone() })?;
-            own = Some(Parameters::read(c, format!("ConfigMap {ns}/{}", r.name))?);
+            let found = objects.config_maps.get(&(ns, reference.name.as_str()));
+            let c =
+                found.ok_or_else(|| DeployError::NotFound { namespace: ns.into(), name: reference.name.clone() })?;
+            own = Some(Parameters::read(c, format!("ConfigMap {ns}/{}", reference.name))?);
         }
         Ok(Self { class, own, privileged: objects.mesh.privileged_parameters })
     }

@@ -43,8 +43,8 @@ pub(crate) fn of(kind: &str, object: &Value) -> BTreeSet<String> {
 struct Found(BTreeSet<String>);
 
 impl Found {
-    fn note(&mut self, field: String, v: &Value) {
-        self.0.insert(format!("{field}: {v}"));
+    fn note(&mut self, field: String, value: &Value) {
+        self.0.insert(format!("{field}: {value}"));
     }
 
     fn pod(&mut self, pod: &Value) {
@@ -67,22 +67,22 @@ impl Found {
                 self.container(&at, c, own);
             }
         }
-        for v in items(pod, "volumes") {
-            let name = at(v, &["name"]).as_str().unwrap_or_default();
-            for (k, what) in v.as_object().into_iter().flatten().filter(|(k, _)| !VOLUMES.contains(&k.as_str())) {
+        for volume in items(pod, "volumes") {
+            let name = at(volume, &["name"]).as_str().unwrap_or_default();
+            for (k, what) in volume.as_object().into_iter().flatten().filter(|(k, _)| !VOLUMES.contains(&k.as_str())) {
                 if k != "projected" {
                     self.note(format!("volumes[{name}].{k}"), what);
                 }
             }
-            let sources = items(at(v, &["projected"]), "sources").filter_map(Value::as_object).flatten();
+            let sources = items(at(volume, &["projected"]), "sources").filter_map(Value::as_object).flatten();
             for (k, what) in sources.filter(|(k, _)| !SOURCES.contains(&k.as_str())) {
                 self.note(format!("volumes[{name}].projected.sources.{k}"), what);
             }
         }
     }
 
-    fn container(&mut self, path: &str, c: &Value, pod: &Value) {
-        let own = at(c, &["securityContext"]);
+    fn container(&mut self, path: &str, container: &Value, pod: &Value) {
+        let own = at(container, &["securityContext"]);
         let context = format!("{path}.securityContext");
         self.security(&context, own);
         let escalation = at(own, &["allowPrivilegeEscalation"]);
@@ -103,37 +103,37 @@ impl Found {
         if items(capabilities, "add").any(|c| c != "NET_BIND_SERVICE") {
             self.note(format!("{context}.capabilities.add"), at(capabilities, &["add"]));
         }
-        for p in items(c, "ports").map(|p| at(p, &["hostPort"])).filter(|p| !p.is_null() && **p != 0) {
+        for p in items(container, "ports").map(|p| at(p, &["hostPort"])).filter(|p| !p.is_null() && **p != 0) {
             self.note(format!("{path}.ports.hostPort"), p);
         }
-        let named = items(c, "env").map(|e| at(e, &["valueFrom", "secretKeyRef"]));
-        for secret in named.chain(items(c, "envFrom").map(|e| at(e, &["secretRef"]))).filter(|s| !s.is_null()) {
+        let named = items(container, "env").map(|e| at(e, &["valueFrom", "secretKeyRef"]));
+        for secret in named.chain(items(container, "envFrom").map(|e| at(e, &["secretRef"]))).filter(|s| !s.is_null()) {
             self.note(format!("{path}.env: Secret"), secret);
         }
     }
 
     /// What of a security context loosens. (What it lacks is looked at where it counts.)
     fn security(&mut self, path: &str, context: &Value) {
-        for (k, v) in context.as_object().into_iter().flatten() {
-            let fine = match k.as_str() {
-                "runAsUser" => *v != 0,
-                "runAsNonRoot" => *v != false,
-                "privileged" | "allowPrivilegeEscalation" => *v == false,
-                "seccompProfile" => matches!(at(v, &["type"]).as_str(), Some("RuntimeDefault" | "Localhost")),
+        for (key, value) in context.as_object().into_iter().flatten() {
+            let fine = match key.as_str() {
+                "runAsUser" => *value != 0,
+                "runAsNonRoot" => *value != false,
+                "privileged" | "allowPrivilegeEscalation" => *value == false,
+                "seccompProfile" => matches!(at(value, &["type"]).as_str(), Some("RuntimeDefault" | "Localhost")),
                 known => HARMLESS.contains(&known),
             };
-            if !fine && !v.is_null() {
-                self.note(format!("{path}.{k}"), v);
+            if !fine && !value.is_null() {
+                self.note(format!("{path}.{key}"), value);
             }
         }
     }
 }
 
 /// What is at a path; null if nothing is.
-fn at<'a>(v: &'a Value, path: &[&str]) -> &'a Value {
-    path.iter().try_fold(v, |v, step| v.get(step)).unwrap_or(&Value::Null)
+fn at<'a>(value: &'a Value, path: &[&str]) -> &'a Value {
+    path.iter().try_fold(value, |v, step| v.get(step)).unwrap_or(&Value::Null)
 }
 
-fn items<'a>(v: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
-    at(v, &[list]).as_array().into_iter().flatten()
+fn items<'a>(value: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
+    at(value, &[list]).as_array().into_iter().flatten()
 }

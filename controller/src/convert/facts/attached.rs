@@ -33,15 +33,15 @@ macro_rules! attached {
 attached!(AuthorizationPolicy, RequestAuthentication, Telemetry);
 
 /// Why it is for nobody, if it is not. (Else anybody could decide about waypoints of others.)
-pub(crate) fn ineffective_reason(objects: &Objects<'_>, o: &impl Attached) -> Option<FieldError> {
-    if o.selector().is_some() && o.is_attached() {
+pub(crate) fn ineffective_reason(objects: &Objects<'_>, object: &impl Attached) -> Option<FieldError> {
+    if object.selector().is_some() && object.is_attached() {
         return Some((
             "spec.selector".into(),
             "cannot be combined with targetRefs: remove one of them [KARST-0014]".into(),
         ));
     }
-    let root = o.meta().namespace == objects.mesh.root_namespace;
-    o.targets().find_map(|(path, t)| target(t, &path, root).err())
+    let root = object.meta().namespace == objects.mesh.root_namespace;
+    object.targets().find_map(|(path, t)| target(t, &path, root).err())
 }
 
 pub(crate) fn target(target: &TargetRef, at: &str, root: bool) -> Result<(), FieldError> {
@@ -77,13 +77,13 @@ pub(crate) fn target(target: &TargetRef, at: &str, root: bool) -> Result<(), Fie
 
 /// Labels are compared as they stand: a wildcard would select nothing.
 pub(crate) fn selector(selector: &Selector) -> Result<(), FieldError> {
-    for (k, v) in &selector.match_labels {
-        if v.contains('*') || k.contains('*') {
+    for (key, value) in &selector.match_labels {
+        if value.contains('*') || key.contains('*') {
             return Err((
-                format!("spec.selector.matchLabels[{k}]"),
+                format!("spec.selector.matchLabels[{key}]"),
                 format!(
                     "{:?} contains a wildcard, which is not supported in labels: specify the whole value [KARST-0107]",
-                    format!("{k}={v}")
+                    format!("{key}={value}")
                 ),
             ));
         }
@@ -92,21 +92,21 @@ pub(crate) fn selector(selector: &Selector) -> Result<(), FieldError> {
 }
 
 /// Is it for a pod of this Gateway?
-pub(crate) fn applies(objects: &Objects<'_>, pod: &Pod, g: Option<&Gateway>, o: &impl Attached) -> bool {
-    let own = o.meta().namespace == pod.metadata.namespace;
-    if !o.is_attached() {
-        let root = o.meta().namespace == objects.mesh.root_namespace;
-        return (own || root) && o.selector().is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
+pub(crate) fn applies(objects: &Objects<'_>, pod: &Pod, gateway: Option<&Gateway>, object: &impl Attached) -> bool {
+    let own = object.meta().namespace == pod.metadata.namespace;
+    if !object.is_attached() {
+        let root = object.meta().namespace == objects.mesh.root_namespace;
+        return (own || root) && object.selector().is_none_or(|s| selects(&s.match_labels, &pod.metadata.labels));
     }
-    o.targets().any(|(_, t)| match t.kind.as_str() {
-        "Gateway" => own && g.is_some_and(|g| g.metadata.name == t.name),
-        "GatewayClass" => g.is_some_and(|g| is_class(objects, &o.meta().namespace, t, g)),
+    object.targets().any(|(_, t)| match t.kind.as_str() {
+        "Gateway" => own && gateway.is_some_and(|g| g.metadata.name == t.name),
+        "GatewayClass" => gateway.is_some_and(|g| is_class(objects, &object.meta().namespace, t, g)),
         _ => false,
     })
 }
 
 /// Does a target of an object of this namespace mean the class of a Gateway? Only in the root namespace: else anybody could decide
 /// about all gateways, and were it with a policy that cannot be understood, which closes.
-pub(crate) fn is_class(objects: &Objects<'_>, ns: &str, t: &TargetRef, g: &Gateway) -> bool {
-    ns == objects.mesh.root_namespace && g.spec.gateway_class_name == t.name
+pub(crate) fn is_class(objects: &Objects<'_>, ns: &str, target: &TargetRef, gateway: &Gateway) -> bool {
+    ns == objects.mesh.root_namespace && gateway.spec.gateway_class_name == target.name
 }

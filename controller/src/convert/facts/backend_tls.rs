@@ -36,59 +36,62 @@ pub(crate) fn evaluate<'a>(objects: &Objects<'a>) -> Vec<Verdict<'a>> {
 
 type Taken<'a> = BTreeSet<(&'a str, &'a str, Option<u16>)>;
 
-fn one<'a>(objects: &Objects<'a>, at: &'a Located, p: &'a BackendTLSPolicy, taken: &mut Taken<'a>) -> Verdict<'a> {
-    let ns = p.metadata.namespace.as_str();
-    let mut v = Verdict {
+fn one<'a>(objects: &Objects<'a>, at: &'a Located, policy: &'a BackendTLSPolicy, taken: &mut Taken<'a>) -> Verdict<'a> {
+    let ns = policy.metadata.namespace.as_str();
+    let mut verdict = Verdict {
         at,
-        policy: p,
+        policy,
         accepted: ("Accepted", "Policy was accepted".into()),
         resolved: ("ResolvedRefs", "All references resolved".into()),
         tls: ir::ClientTls::default(),
         places: vec![],
         bad: vec![],
     };
-    match validation(objects, p, &mut v) {
-        Ok(tls) => v.tls = tls,
+    match validation(objects, policy, &mut verdict) {
+        Ok(tls) => verdict.tls = tls,
         // Where TLS is wanted there must be no connection without it.
         Err((field, text)) => {
-            v.tls.broken = format!("BackendTLSPolicy {ns}/{}: {field}: {text}", p.metadata.name);
-            v.bad.push((field, text));
+            verdict.tls.broken = format!("BackendTLSPolicy {ns}/{}: {field}: {text}", policy.metadata.name);
+            verdict.bad.push((field, text));
         }
     }
-    for (i, t) in p.spec.target_refs.iter().enumerate() {
+    for (i, target_ref) in policy.spec.target_refs.iter().enumerate() {
         let field = format!("spec.targetRefs[{i}]");
         let mut lost = |reason, text: String| {
-            v.accepted = (reason, format!("{field}: {text}"));
-            v.bad.push((field.clone(), text));
+            verdict.accepted = (reason, format!("{field}: {text}"));
+            verdict.bad.push((field.clone(), text));
         };
-        if !matches!((t.group.as_str(), t.kind.as_str()), ("" | "core", "Service")) {
-            lost("TargetNotFound", format!("unsupported target kind {:?}: use Service [KARST-0104]", t.kind));
+        if !matches!((target_ref.group.as_str(), target_ref.kind.as_str()), ("" | "core", "Service")) {
+            lost("TargetNotFound", format!("unsupported target kind {:?}: use Service [KARST-0104]", target_ref.kind));
             continue;
         }
-        let Some(service) = objects.service(ns, &t.name) else {
-            lost("TargetNotFound", format!("Service {ns}/{} not found [KARST-0307]", t.name));
+        let Some(service) = objects.service(ns, &target_ref.name) else {
+            lost("TargetNotFound", format!("Service {ns}/{} not found [KARST-0307]", target_ref.name));
             continue;
         };
-        let port = match &t.section_name {
+        let port = match &target_ref.section_name {
             None => None,
             Some(name) => match service.spec.ports.iter().find(|q| q.name == *name) {
                 Some(q) => Some(q.port),
                 None => {
-                    lost("TargetNotFound", format!("Service {ns}/{} has no port named {name:?} [KARST-0308]", t.name));
+                    lost(
+                        "TargetNotFound",
+                        format!("Service {ns}/{} has no port named {name:?} [KARST-0308]", target_ref.name),
+                    );
                     continue;
                 }
             },
         };
-        if !taken.insert((ns, t.name.as_str(), port)) {
+        if !taken.insert((ns, target_ref.name.as_str(), port)) {
             lost(
                 "Conflicted",
-                format!("an older BackendTLSPolicy already applies to Service {ns}/{} [KARST-0320]", t.name),
+                format!("an older BackendTLSPolicy already applies to Service {ns}/{} [KARST-0320]", target_ref.name),
             );
             continue;
         }
-        v.places.push((&t.name, port));
+        verdict.places.push((&target_ref.name, port));
     }
-    v
+    verdict
 }
 
 fn validation(
@@ -96,27 +99,27 @@ fn validation(
     policy: &BackendTLSPolicy,
     verdict: &mut Verdict<'_>,
 ) -> Result<ir::ClientTls, FieldError> {
-    let (ns, s) = (policy.metadata.namespace.as_str(), &policy.spec.validation);
+    let (ns, validation) = (policy.metadata.namespace.as_str(), &policy.spec.validation);
     let field = |f: &str| format!("spec.validation.{f}");
     let mut invalid = |f: &str, text: String| {
         verdict.accepted = ("Invalid", format!("{}: {text}", field(f)));
         Err((field(f), text))
     };
-    if s.hostname.is_empty() {
+    if validation.hostname.is_empty() {
         return invalid("hostname", "is empty: specify the host name in the server's certificate [KARST-0010]".into());
     }
-    let mut out = ir::ClientTls { sni: s.hostname.clone(), ..Default::default() };
-    for (i, n) in s.subject_alt_names.iter().enumerate() {
+    let mut out = ir::ClientTls { sni: validation.hostname.clone(), ..Default::default() };
+    for (index, n) in validation.subject_alt_names.iter().enumerate() {
         match (n.kind.as_str(), n.hostname.as_str(), n.uri.as_str()) {
             ("Hostname", h, "") if !h.is_empty() => out.names.push(h.into()),
             ("URI", "", u) if u.contains(':') => out.names.push(u.into()),
             _ => {
                 let text = "must set type Hostname and hostname, or type URI and uri [KARST-0015]".into();
-                return invalid(&format!("subjectAltNames[{i}]"), text);
+                return invalid(&format!("subjectAltNames[{index}]"), text);
             }
         }
     }
-    match (s.well_known_ca_certificates.as_deref(), &s.ca_certificate_refs[..]) {
+    match (validation.well_known_ca_certificates.as_deref(), &validation.ca_certificate_refs[..]) {
         (Some("System"), []) => return Ok(out),
         (Some(""), _) | (None, []) => {
             return invalid(
@@ -136,12 +139,12 @@ fn validation(
         }
     }
     let mut bad = None;
-    for (i, r) in s.ca_certificate_refs.iter().enumerate() {
+    for (index, r) in validation.ca_certificate_refs.iter().enumerate() {
         match roots(objects, ns, r) {
             Ok(pem) => out.roots.extend(pem),
             Err((reason, text)) => {
-                verdict.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{i}]"))));
-                bad = Some((field(&format!("caCertificateRefs[{i}]")), text));
+                verdict.resolved = (reason, format!("{}: {text}", field(&format!("caCertificateRefs[{index}]"))));
+                bad = Some((field(&format!("caCertificateRefs[{index}]")), text));
             }
         }
     }

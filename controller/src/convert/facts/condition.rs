@@ -8,21 +8,22 @@ use karst_policy::{
     model::{CidrText, ServiceAccountMatch},
 };
 
-fn strings(v: &[String], at: &str) -> Result<Vec<StringMatch>, FieldError> {
+fn strings(values: &[String], at: &str) -> Result<Vec<StringMatch>, FieldError> {
     let one =
         |(i, s): (usize, &String)| StringMatch::parse(s).map_err(|e| (format!("{at}[{i}]"), format!("{s:?} {e}")));
-    v.iter().enumerate().map(one).collect()
+    values.iter().enumerate().map(one).collect()
 }
 
-fn filled(v: &[String], at: &str) -> Result<(), FieldError> {
-    match v.iter().position(String::is_empty) {
+fn filled(values: &[String], at: &str) -> Result<(), FieldError> {
+    match values.iter().position(String::is_empty) {
         Some(i) => Err((format!("{at}[{i}]"), "is empty: remove it or specify a value [KARST-0012]".into())),
         None => Ok(()),
     }
 }
 
-fn nets(v: &[String], at: &str) -> Result<Vec<CidrText>, FieldError> {
-    v.iter()
+fn nets(values: &[String], at: &str) -> Result<Vec<CidrText>, FieldError> {
+    values
+        .iter()
         .enumerate()
         .map(|(i, s)| {
             s.parse().map(CidrText).map_err(|e: karst_core::addr::CidrError| (format!("{at}[{i}]"), e.to_string()))
@@ -30,26 +31,26 @@ fn nets(v: &[String], at: &str) -> Result<Vec<CidrText>, FieldError> {
         .collect()
 }
 
-fn ports(v: &[String], at: &str) -> Result<Vec<u16>, FieldError> {
+fn ports(values: &[String], at: &str) -> Result<Vec<u16>, FieldError> {
     let one = |(i, s): (usize, &String)| {
         attribute::port(s)
             .ok_or_else(|| (format!("{at}[{i}]"), format!("invalid port {s:?}: use 1 to 65535 [KARST-0019]")))
     };
-    v.iter().enumerate().map(one).collect()
+    values.iter().enumerate().map(one).collect()
 }
 
-fn accounts(v: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>, FieldError> {
-    let one = |(i, s): (usize, &String)| {
-        let (n, a) = s.split_once('/').unwrap_or((ns, s));
-        if a.is_empty() || a.contains(['/', '*']) || n.contains('*') {
+fn accounts(values: &[String], ns: &str, at: &str) -> Result<Vec<ServiceAccountMatch>, FieldError> {
+    let one = |(i, text): (usize, &String)| {
+        let (namespace, account) = text.split_once('/').unwrap_or((ns, text));
+        if account.is_empty() || account.contains(['/', '*']) || namespace.contains('*') {
             return Err((
                 format!("{at}[{i}]"),
-                format!("invalid service account {s:?}: use NAME or NAMESPACE/NAME, without wildcards [KARST-0108]"),
+                format!("invalid service account {text:?}: use NAME or NAMESPACE/NAME, without wildcards [KARST-0108]"),
             ));
         }
-        Ok(ServiceAccountMatch { namespace: n.into(), service_account: a.into() })
+        Ok(ServiceAccountMatch { namespace: namespace.into(), service_account: account.into() })
     };
-    v.iter().enumerate().map(one).collect()
+    values.iter().enumerate().map(one).collect()
 }
 
 /// What an attribute must be, or must not be. What a waypoint is told is made of this, too.
@@ -69,7 +70,7 @@ impl Condition<'_> {
     }
 
     /// Adds it to what is compared of a connection. True: only a waypoint can see it.
-    pub(crate) fn judge(&self, m: &mut Match, ns: &str, at: &str) -> Result<bool, FieldError> {
+    pub(crate) fn judge(&self, matched: &mut Match, ns: &str, at: &str) -> Result<bool, FieldError> {
         use Attribute as A;
         let (yes, no) = (self.values, self.not_values);
         let [yes_at, no_at] = self.fields.map(|f| format!("{at}.{f}"));
@@ -82,32 +83,32 @@ impl Condition<'_> {
         let domain = |v: &[String]| v.iter().map(|d| StringMatch::Prefix(format!("{d}/").into())).collect::<Vec<_>>();
         match self.attribute {
             A::Principal => {
-                m.principals.extend(strings(yes, &yes_at)?);
-                m.not_principals.extend(strings(no, &no_at)?);
+                matched.principals.extend(strings(yes, &yes_at)?);
+                matched.not_principals.extend(strings(no, &no_at)?);
             }
             A::TrustDomain => {
-                m.principals.extend(domain(yes));
-                m.not_principals.extend(domain(no));
+                matched.principals.extend(domain(yes));
+                matched.not_principals.extend(domain(no));
             }
             A::Namespace => {
-                m.namespaces.extend(strings(yes, &yes_at)?);
-                m.not_namespaces.extend(strings(no, &no_at)?);
+                matched.namespaces.extend(strings(yes, &yes_at)?);
+                matched.not_namespaces.extend(strings(no, &no_at)?);
             }
             A::ServiceAccount => {
-                m.service_accounts.extend(accounts(yes, ns, &yes_at)?);
-                m.not_service_accounts.extend(accounts(no, ns, &no_at)?);
+                matched.service_accounts.extend(accounts(yes, ns, &yes_at)?);
+                matched.not_service_accounts.extend(accounts(no, ns, &no_at)?);
             }
             A::SourceIp => {
-                m.source_ips.extend(nets(yes, &yes_at)?);
-                m.not_source_ips.extend(nets(no, &no_at)?);
+                matched.source_ips.extend(nets(yes, &yes_at)?);
+                matched.not_source_ips.extend(nets(no, &no_at)?);
             }
             A::DestinationIp => {
-                m.destination_ips.extend(nets(yes, &yes_at)?);
-                m.not_destination_ips.extend(nets(no, &no_at)?);
+                matched.destination_ips.extend(nets(yes, &yes_at)?);
+                matched.not_destination_ips.extend(nets(no, &no_at)?);
             }
             A::Port => {
-                m.destination_ports.extend(ports(yes, &yes_at)?);
-                m.not_destination_ports.extend(ports(no, &no_at)?);
+                matched.destination_ports.extend(ports(yes, &yes_at)?);
+                matched.not_destination_ports.extend(ports(no, &no_at)?);
             }
             A::RemoteIp => {
                 nets(yes, &yes_at)?;
@@ -128,40 +129,50 @@ impl Condition<'_> {
 }
 
 /// The conditions of a source.
-pub(crate) fn source(s: &Source) -> [Condition<'_>; 6] {
+pub(crate) fn source(source: &Source) -> [Condition<'_>; 6] {
     use Attribute as A;
     let one = |attribute, values, not_values, fields| Condition { attribute, name: "", values, not_values, fields };
     [
-        one(A::Principal, &s.principals[..], &s.not_principals[..], ["principals", "notPrincipals"]),
+        one(A::Principal, &source.principals[..], &source.not_principals[..], ["principals", "notPrincipals"]),
         one(
             A::RequestPrincipal,
-            &s.request_principals,
-            &s.not_request_principals,
+            &source.request_principals,
+            &source.not_request_principals,
             ["requestPrincipals", "notRequestPrincipals"],
         ),
-        one(A::Namespace, &s.namespaces, &s.not_namespaces, ["namespaces", "notNamespaces"]),
-        one(A::ServiceAccount, &s.service_accounts, &s.not_service_accounts, ["serviceAccounts", "notServiceAccounts"]),
-        one(A::SourceIp, &s.ip_blocks, &s.not_ip_blocks, ["ipBlocks", "notIpBlocks"]),
-        one(A::RemoteIp, &s.remote_ip_blocks, &s.not_remote_ip_blocks, ["remoteIpBlocks", "notRemoteIpBlocks"]),
+        one(A::Namespace, &source.namespaces, &source.not_namespaces, ["namespaces", "notNamespaces"]),
+        one(
+            A::ServiceAccount,
+            &source.service_accounts,
+            &source.not_service_accounts,
+            ["serviceAccounts", "notServiceAccounts"],
+        ),
+        one(A::SourceIp, &source.ip_blocks, &source.not_ip_blocks, ["ipBlocks", "notIpBlocks"]),
+        one(
+            A::RemoteIp,
+            &source.remote_ip_blocks,
+            &source.not_remote_ip_blocks,
+            ["remoteIpBlocks", "notRemoteIpBlocks"],
+        ),
     ]
 }
 
 /// The conditions of an operation.
-pub(crate) fn operation(o: &Operation) -> [Condition<'_>; 4] {
+pub(crate) fn operation(operation: &Operation) -> [Condition<'_>; 4] {
     use Attribute as A;
     let one = |attribute, values, not_values, fields| Condition { attribute, name: "", values, not_values, fields };
     [
-        one(A::Host, &o.hosts[..], &o.not_hosts[..], ["hosts", "notHosts"]),
-        one(A::Method, &o.methods, &o.not_methods, ["methods", "notMethods"]),
-        one(A::Path, &o.paths, &o.not_paths, ["paths", "notPaths"]),
-        one(A::Port, &o.ports, &o.not_ports, ["ports", "notPorts"]),
+        one(A::Host, &operation.hosts[..], &operation.not_hosts[..], ["hosts", "notHosts"]),
+        one(A::Method, &operation.methods, &operation.not_methods, ["methods", "notMethods"]),
+        one(A::Path, &operation.paths, &operation.not_paths, ["paths", "notPaths"]),
+        one(A::Port, &operation.ports, &operation.not_ports, ["ports", "notPorts"]),
     ]
 }
 
 /// The condition of a key. None: nobody knows it.
-pub(crate) fn when(w: &When) -> Option<Condition<'_>> {
-    let (attribute, name) = attribute::find(&w.key)?;
-    let (values, not_values) = (&w.values[..], &w.not_values[..]);
+pub(crate) fn when(when: &When) -> Option<Condition<'_>> {
+    let (attribute, name) = attribute::find(&when.key)?;
+    let (values, not_values) = (&when.values[..], &when.not_values[..]);
     Some(Condition { attribute, name, values, not_values, fields: ["values", "notValues"] })
 }
 
@@ -170,22 +181,22 @@ pub(crate) fn all(conditions: &[Condition<'_>], ns: &str, at: &str) -> Result<(M
     if conditions.iter().all(Condition::is_empty) {
         return Err((at.into(), "is empty: specify at least one condition [KARST-0109]".into()));
     }
-    let (mut m, mut beyond) = (Match::default(), false);
+    let (mut matched, mut beyond) = (Match::default(), false);
     for c in conditions {
-        beyond |= c.judge(&mut m, ns, at)?;
+        beyond |= c.judge(&mut matched, ns, at)?;
     }
-    Ok((m, beyond))
+    Ok((matched, beyond))
 }
 
-pub(crate) fn judge_source(s: &Source, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
-    let others = !s.principals.is_empty() || !s.namespaces.is_empty();
-    if others && !s.service_accounts.is_empty() {
+pub(crate) fn judge_source(request_source: &Source, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {
+    let others = !request_source.principals.is_empty() || !request_source.namespaces.is_empty();
+    if others && !request_source.service_accounts.is_empty() {
         return Err((
             format!("{at}.serviceAccounts"),
             "cannot be combined with principals or namespaces: remove one of them [KARST-0014]".into(),
         ));
     }
-    all(&source(s), ns, at)
+    all(&source(request_source), ns, at)
 }
 
 pub(crate) fn judge_when(condition: &When, ns: &str, at: &str) -> Result<(Match, bool), FieldError> {

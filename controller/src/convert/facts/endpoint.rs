@@ -54,9 +54,9 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Does an endpoint hang on this pod?
-    pub(crate) fn has(&self, p: &Pod) -> bool {
-        let m = &p.metadata;
-        enrol::ips(p).iter().any(|ip| self.addresses.contains(ip))
+    pub(crate) fn has(&self, pod: &Pod) -> bool {
+        let m = &pod.metadata;
+        enrol::ips(pod).iter().any(|ip| self.addresses.contains(ip))
             || self.pods.contains(&(m.namespace.clone(), m.name.clone()))
     }
 }
@@ -72,19 +72,19 @@ impl<'a> Owners<'a> {
             .flat_map(|(ns, all)| all.iter().map(move |s| ((*ns, s.metadata.name.as_str()), *s)))
             .filter(|(_, s)| !service::is_alias(s))
             .collect();
-        for s in objects.slices.iter().copied().filter(|s| s.address_type != "FQDN") {
-            let m = &s.metadata;
-            let Some(name) = m.labels.get("kubernetes.io/service-name") else { continue };
-            let Some(svc) = services.get(&(m.namespace.as_str(), name.as_str())).copied() else { continue };
-            for e in &s.endpoints {
-                let pod = e.target_ref.as_ref().filter(|t| t.kind == "Pod");
-                let pod = pod.map(|t| (m.namespace.as_str(), t.name.as_str()));
+        for slice in objects.slices.iter().copied().filter(|s| s.address_type != "FQDN") {
+            let meta = &slice.metadata;
+            let Some(name) = meta.labels.get("kubernetes.io/service-name") else { continue };
+            let Some(svc) = services.get(&(meta.namespace.as_str(), name.as_str())).copied() else { continue };
+            for endpoint in &slice.endpoints {
+                let pod = endpoint.target_ref.as_ref().filter(|t| t.kind == "Pod");
+                let pod = pod.map(|t| (meta.namespace.as_str(), t.name.as_str()));
                 // Which pods a selector selects, pods say themselves.
                 if pod.is_some() && !svc.spec.selector.is_empty() {
                     continue;
                 }
-                for ip in e.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
-                    let named = Named::Slice(s, svc, e);
+                for ip in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
+                    let named = Named::Slice(slice, svc, endpoint);
                     out.at.entry(ip).or_default().push(named);
                     refer.extend(pod.map(|pod| (pod, ip, named)));
                 }
@@ -119,15 +119,15 @@ impl<'a> Owners<'a> {
         out
     }
 
-    fn add(&mut self, objects: &Objects<'_>, w: &'a WorkloadEntrySpec, named: Named<'a>) {
-        if let Some(ip) = local(objects, w) {
+    fn add(&mut self, objects: &Objects<'_>, entry: &'a WorkloadEntrySpec, named: Named<'a>) {
+        if let Some(ip) = local(objects, entry) {
             self.at.entry(ip).or_default().push(named);
         }
     }
 
     /// Is an endpoint at this address a workload that is known without it? A WorkloadEntry that takes tunnels is one, but for a pod.
-    pub(crate) fn is_known(&self, objects: &Objects<'_>, w: &WorkloadEntrySpec, entry: bool) -> bool {
-        local(objects, w).is_some_and(|ip| self.is_known_at(ip, entry))
+    pub(crate) fn is_known(&self, objects: &Objects<'_>, spec: &WorkloadEntrySpec, entry: bool) -> bool {
+        local(objects, spec).is_some_and(|ip| self.is_known_at(ip, entry))
     }
 
     /// The same for an address of this network.
@@ -137,18 +137,18 @@ impl<'a> Owners<'a> {
 
     /// Adds the services whose endpoints this pod is by what objects name.
     pub(crate) fn pod(&self, objects: &Objects<'_>, pod: &Pod, services: &mut Memberships) {
-        let m = &pod.metadata;
+        let meta = &pod.metadata;
         if !pod.spec.host_network {
             for ip in enrol::ips(pod) {
                 self.extend(objects, self.at.get(&ip), true, services);
             }
         }
-        self.extend(objects, self.referring.get(&(m.namespace.as_str(), m.name.as_str())), true, services);
+        self.extend(objects, self.referring.get(&(meta.namespace.as_str(), meta.name.as_str())), true, services);
     }
 
     /// The same for a WorkloadEntry that takes tunnels and stands where no pod does.
-    pub(crate) fn entry(&self, objects: &Objects<'_>, e: &WorkloadEntry, services: &mut Memberships) {
-        if let Some(ip) = local(objects, &e.spec).filter(|ip| self.members.contains(ip)) {
+    pub(crate) fn entry(&self, objects: &Objects<'_>, entry: &WorkloadEntry, services: &mut Memberships) {
+        if let Some(ip) = local(objects, &entry.spec).filter(|ip| self.members.contains(ip)) {
             self.extend(objects, self.at.get(&ip), false, services);
         }
     }
@@ -156,12 +156,12 @@ impl<'a> Owners<'a> {
     fn extend(&self, objects: &Objects<'_>, of: Option<&Vec<Named<'a>>>, pod: bool, services: &mut Memberships) {
         for named in of.into_iter().flatten() {
             match named {
-                Named::Slice(slice, s, e) => {
+                Named::Slice(slice, service, e) => {
                     // What is neither ready nor serving is no endpoint, whatever its workload is otherwise.
                     let c = &e.conditions;
-                    if c.is_ready() || c.is_draining() || s.spec.publish_not_ready_addresses {
-                        let key = format!("{}/{}", s.metadata.namespace, service::hostname(objects, s));
-                        join(services, key, slice_ports(slice, s));
+                    if c.is_ready() || c.is_draining() || service.spec.publish_not_ready_addresses {
+                        let key = format!("{}/{}", service.metadata.namespace, service::hostname(objects, service));
+                        join(services, key, slice_ports(slice, service));
                     }
                 }
                 Named::Inline(e, w) => {
@@ -189,7 +189,7 @@ impl<'a> Owners<'a> {
 }
 
 /// The address of an endpoint, if it is one of this network.
-fn local(objects: &Objects<'_>, w: &WorkloadEntrySpec) -> Option<IpAddr> {
-    let here = w.network.is_empty() || w.network == objects.mesh.network;
-    w.address.parse().ok().filter(|_| here)
+fn local(objects: &Objects<'_>, entry: &WorkloadEntrySpec) -> Option<IpAddr> {
+    let here = entry.network.is_empty() || entry.network == objects.mesh.network;
+    entry.address.parse().ok().filter(|_| here)
 }

@@ -11,16 +11,16 @@ pub(crate) struct Export<'a> {
 }
 
 impl<'a> Export<'a> {
-    pub(crate) fn of_virtual_service(objects: &Objects<'a>, v: &'a VirtualService) -> Self {
-        Self::new(&v.metadata, &v.spec.export_to, &objects.mesh.virtual_services_are_for)
+    pub(crate) fn of_virtual_service(objects: &Objects<'a>, service: &'a VirtualService) -> Self {
+        Self::new(&service.metadata, &service.spec.export_to, &objects.mesh.virtual_services_are_for)
     }
 
-    pub(crate) fn of_destination_rule(objects: &Objects<'a>, d: &'a DestinationRule) -> Self {
-        Self::new(&d.metadata, &d.spec.export_to, &objects.mesh.destination_rules_are_for)
+    pub(crate) fn of_destination_rule(objects: &Objects<'a>, rule: &'a DestinationRule) -> Self {
+        Self::new(&rule.metadata, &rule.spec.export_to, &objects.mesh.destination_rules_are_for)
     }
 
-    pub(crate) fn new(m: &'a Meta, own: &'a [String], default: &'a [String]) -> Self {
-        Self { namespace: &m.namespace, to: if own.is_empty() { default } else { own } }
+    pub(crate) fn new(meta: &'a Meta, own: &'a [String], default: &'a [String]) -> Self {
+        Self { namespace: &meta.namespace, to: if own.is_empty() { default } else { own } }
     }
 
     pub(crate) fn is_for_all(&self) -> bool {

@@ -14,13 +14,13 @@ pub(crate) fn is_ingress(objects: &Objects<'_>, gateway: &Gateway) -> bool {
 }
 
 /// Is this a pod of a gateway? Then it decides about more than its own workload.
-pub(crate) fn is_gateway(objects: &Objects<'_>, p: &Pod) -> bool {
-    let l = &p.metadata.labels;
+pub(crate) fn is_gateway(objects: &Objects<'_>, pod: &Pod) -> bool {
+    let l = &pod.metadata.labels;
     l.contains_key(GATEWAY_NAME) || objects.istio_gateways.iter().any(|(_, g)| selected(g, l))
 }
 
-pub(crate) fn selected(g: &IstioGateway, labels: &Labels) -> bool {
-    !g.spec.selector.is_empty() && selects(&g.spec.selector, labels)
+pub(crate) fn selected(gateway: &IstioGateway, labels: &Labels) -> bool {
+    !gateway.spec.selector.is_empty() && selects(&gateway.spec.selector, labels)
 }
 
 /// Gateways by namespace and the label of their pods. (A label is shorter than the longest name.)
@@ -29,9 +29,9 @@ pub(crate) fn by_label<'a>(objects: &Objects<'a>) -> BTreeMap<(String, String), 
     objects.gateways.values().map(one).collect()
 }
 
-pub(crate) fn of_pod<'a>(named: &BTreeMap<(String, String), &'a Gateway>, p: &Pod) -> Option<&'a Gateway> {
-    let label = p.metadata.labels.get(GATEWAY_NAME)?;
-    named.get(&(p.metadata.namespace.clone(), label.clone())).copied()
+pub(crate) fn of_pod<'a>(named: &BTreeMap<(String, String), &'a Gateway>, pod: &Pod) -> Option<&'a Gateway> {
+    let label = pod.metadata.labels.get(GATEWAY_NAME)?;
+    named.get(&(pod.metadata.namespace.clone(), label.clone())).copied()
 }
 
 /// Longest name of what is made: pods' names and labels are derived from it.

@@ -26,14 +26,14 @@ pub(crate) fn full_name(name: &str, ns: &str) -> String {
 }
 
 /// What both names stand for: the narrower one.
-pub(crate) fn common(a: &str, b: &str) -> Option<String> {
-    let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
+pub(crate) fn common(one: &str, other: &str) -> Option<String> {
+    let (one, other) = (one.to_ascii_lowercase(), other.to_ascii_lowercase());
     let covers = |wide: &str, x: &str| {
         wide == "*" || wide == x || wide.strip_prefix('*').is_some_and(|s| x.len() > s.len() && x.ends_with(s))
     };
-    match (covers(&a, &b), covers(&b, &a)) {
-        (true, _) => Some(b),
-        (_, true) => Some(a),
+    match (covers(&one, &other), covers(&other, &one)) {
+        (true, _) => Some(other),
+        (_, true) => Some(one),
         _ => None,
     }
 }

@@ -42,13 +42,13 @@ impl Hosts {
     pub(crate) fn new(objects: &Objects<'_>, model: &Model, listeners: &Arc<listeners::GatewayListeners>) -> Self {
         let mut by_host: HashMap<String, Vec<Arc<str>>> = HashMap::new();
         let (mut private, mut ports) = (HashSet::new(), HashMap::new());
-        for (key, s) in &model.services {
+        for (key, service) in &model.services {
             let key: Arc<str> = key.as_str().into();
-            ports.insert(key.clone(), numbers(s));
-            if is_private(s) {
+            ports.insert(key.clone(), numbers(service));
+            if is_private(service) {
                 private.insert(key.clone());
             }
-            by_host.entry(s.hostname.clone()).or_default().push(key);
+            by_host.entry(service.hostname.clone()).or_default().push(key);
         }
         let (aliases, domain) = (aliases(objects), objects.mesh.cluster_domain.clone());
         Self { by_host, private, ports, aliases, domain, listeners: listeners.clone() }
@@ -154,10 +154,10 @@ impl Hosts {
 }
 
 /// Does only its own namespace know it?
-pub(crate) fn is_private(s: &karst_api::workload::Service) -> bool {
-    s.visibility == Visibility::Namespace as i32
+pub(crate) fn is_private(service: &karst_api::workload::Service) -> bool {
+    service.visibility == Visibility::Namespace as i32
 }
 
-pub(crate) fn numbers(s: &karst_api::workload::Service) -> Vec<u32> {
-    s.ports.iter().map(|p| p.service_port).collect()
+pub(crate) fn numbers(service: &karst_api::workload::Service) -> Vec<u32> {
+    service.ports.iter().map(|p| p.service_port).collect()
 }

@@ -151,87 +151,91 @@ fn refusal(field: &str) -> String {
 pub(crate) fn unasked(all: &mut [GatewayListener]) {
     let asking: Vec<(u16, String, String)> =
         all.iter().filter(|f| f.asks).map(|f| (f.port, f.hosts[0].to_ascii_lowercase(), f.id.clone())).collect();
-    for f in all.iter_mut().filter(|f| f.terminates_tls && f.refused.is_none()) {
+    for candidate in all.iter_mut().filter(|f| f.terminates_tls && f.refused.is_none()) {
         let takes = |(port, host, _): &&(u16, String, String)| {
-            *port == f.port && common(&f.hosts[0], host).as_ref() == Some(host)
+            *port == candidate.port && common(&candidate.hosts[0], host).as_ref() == Some(host)
         };
         if let Some((_, host, id)) = asking.iter().find(takes) {
             let listener = id.rsplit('/').next().unwrap_or(id);
             let text = format!(
                 "listener {listener} requires client certificates for {host:?}, which is not supported, and this listener would accept the same clients without a certificate: use another port [KARST-0506]"
             );
-            f.refused = Some((UNSUPPORTED, text));
+            candidate.refused = Some((UNSUPPORTED, text));
         }
     }
 }
 
-pub(crate) fn listener(objects: &Objects<'_>, g: &Gateway, l: &Listener) -> GatewayListener {
-    let m = &g.metadata;
-    let tls = l.tls.clone().unwrap_or_default();
+pub(crate) fn listener(objects: &Objects<'_>, gateway: &Gateway, spec: &Listener) -> GatewayListener {
+    let meta = &gateway.metadata;
+    let tls = spec.tls.clone().unwrap_or_default();
     let passes = tls.mode.as_deref() == Some("Passthrough");
     let parent = ListenerParent::Api {
-        namespace: m.namespace.clone(),
-        gateway: m.name.clone(),
-        listener: l.name.clone(),
-        allowed: l.allowed_routes.namespaces.clone(),
+        namespace: meta.namespace.clone(),
+        gateway: meta.name.clone(),
+        listener: spec.name.clone(),
+        allowed: spec.allowed_routes.namespaces.clone(),
     };
-    let host = l.hostname.clone().filter(|h| !h.is_empty()).unwrap_or("*".into());
-    let mut f =
-        GatewayListener::new(format!("Gateway/{}/{}/{}", m.namespace, m.name, l.name), parent, l.port, vec![host]);
-    let supported: &[&'static str] = match l.protocol.as_str() {
+    let host = spec.hostname.clone().filter(|h| !h.is_empty()).unwrap_or("*".into());
+    let mut listener = GatewayListener::new(
+        format!("Gateway/{}/{}/{}", meta.namespace, meta.name, spec.name),
+        parent,
+        spec.port,
+        vec![host],
+    );
+    let supported: &[&'static str] = match spec.protocol.as_str() {
         "HTTP" => &["HTTPRoute", "GRPCRoute"],
         "HTTPS" => {
-            (f.protocol, f.terminates_tls) = (Protocol::Https, true);
+            (listener.protocol, listener.terminates_tls) = (Protocol::Https, true);
             &["HTTPRoute", "GRPCRoute"]
         }
         "TLS" => {
-            (f.protocol, f.terminates_tls) = (Protocol::Tls, !passes);
+            (listener.protocol, listener.terminates_tls) = (Protocol::Tls, !passes);
             if passes { &["TLSRoute"] } else { &["TLSRoute", "TCPRoute"] }
         }
         "TCP" => {
-            f.protocol = Protocol::Tcp;
+            listener.protocol = Protocol::Tcp;
             &["TCPRoute"]
         }
         other => {
             let text = format!("unsupported protocol {other:?}: use HTTP, HTTPS, TLS or TCP [KARST-0016]");
-            f.refused = Some(("UnsupportedProtocol", text));
+            listener.refused = Some(("UnsupportedProtocol", text));
             &[]
         }
     };
-    if f.terminates_tls
-        && let Some(field) = client_certificates(g, l)
+    if listener.terminates_tls
+        && let Some(field) = client_certificates(gateway, spec)
     {
-        f.asks = true;
-        f.refused = Some((UNSUPPORTED, refusal(&field)));
+        listener.asks = true;
+        listener.refused = Some((UNSUPPORTED, refusal(&field)));
     }
-    f.kinds = supported.to_vec();
-    if !l.allowed_routes.kinds.is_empty() {
+    listener.kinds = supported.to_vec();
+    if !spec.allowed_routes.kinds.is_empty() {
         let asked = |k: &RouteKind| {
             let group = k.group.as_deref().unwrap_or(GATEWAY_API) == GATEWAY_API;
             supported.iter().find(|s| group && **s == k.kind).copied()
         };
-        f.kinds = l.allowed_routes.kinds.iter().filter_map(asked).collect();
-        if f.kinds.len() < l.allowed_routes.kinds.len() {
+        listener.kinds = spec.allowed_routes.kinds.iter().filter_map(asked).collect();
+        if listener.kinds.len() < spec.allowed_routes.kinds.len() {
             let text = format!(
                 "allowedRoutes.kinds: a listener with protocol {} supports {supported:?} [KARST-0512]",
-                l.protocol
+                spec.protocol
             );
-            f.unresolved = Some(("InvalidRouteKinds", text));
+            listener.unresolved = Some(("InvalidRouteKinds", text));
         }
     }
-    if f.terminates_tls {
+    if listener.terminates_tls {
         for r in &tls.certificate_refs {
-            match pair(objects, &m.namespace, r) {
-                Ok(p) => f.certificates.push(p),
-                Err(e) => f.unresolved = Some(e),
+            match pair(objects, &meta.namespace, r) {
+                Ok(p) => listener.certificates.push(p),
+                Err(e) => listener.unresolved = Some(e),
             }
         }
         if tls.certificate_refs.is_empty() {
-            f.unresolved =
+            listener.unresolved =
                 Some(("InvalidCertificateRef", "tls.certificateRefs is empty: specify a Secret [KARST-0504]".into()));
         }
     }
-    f
+    listener
 }
 
 fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::KeyPair, (&'static str, String)> {
@@ -257,36 +261,36 @@ fn pair(objects: &Objects<'_>, ns: &str, reference: &SecretRef) -> Result<ir::Ke
 /// Listeners of one Gateway that cannot be told apart, or that cannot share a port.
 pub(crate) fn conflicts(all: &mut [GatewayListener]) {
     let web = |p: Protocol| matches!(p, Protocol::Https | Protocol::Tls);
-    for i in 0..all.len() {
+    for index in 0..all.len() {
         for j in 0..all.len() {
-            let (a, b) = (&all[i], &all[j]);
-            if i == j || a.port != b.port || a.refused.is_some() || b.refused.is_some() {
+            let (one, other) = (&all[index], &all[j]);
+            if index == j || one.port != other.port || one.refused.is_some() || other.refused.is_some() {
                 continue;
             }
-            let found = if a.protocol != b.protocol && !(web(a.protocol) && web(b.protocol)) {
-                Some(("ProtocolConflict", format!("port {} is also used with another protocol [KARST-0507]", a.port)))
-            } else if a.hosts == b.hosts || a.protocol == Protocol::Tcp {
+            let found = if one.protocol != other.protocol && !(web(one.protocol) && web(other.protocol)) {
+                Some(("ProtocolConflict", format!("port {} is also used with another protocol [KARST-0507]", one.port)))
+            } else if one.hosts == other.hosts || one.protocol == Protocol::Tcp {
                 Some((
                     "HostnameConflict",
-                    format!("another listener already handles {:?} on port {} [KARST-0508]", a.hosts[0], a.port),
+                    format!("another listener already handles {:?} on port {} [KARST-0508]", one.hosts[0], one.port),
                 ))
             } else {
                 None
             };
             if found.is_some() {
-                all[i].conflict = found;
+                all[index].conflict = found;
             }
         }
     }
 }
 
-pub(crate) fn server(g: &IstioGateway, s: &GwServer, n: usize) -> GatewayListener {
-    let m = &g.metadata;
-    let tls = s.tls.clone().unwrap_or_default();
-    let protocol = s.port.protocol.to_ascii_uppercase();
+pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) -> GatewayListener {
+    let meta = &gateway.metadata;
+    let tls = server.tls.clone().unwrap_or_default();
+    let protocol = server.port.protocol.to_ascii_uppercase();
     let mode = tls.mode.as_deref().unwrap_or("PASSTHROUGH");
     let passes = mode == "PASSTHROUGH";
-    let from: Vec<(String, String)> = s
+    let from: Vec<(String, String)> = server
         .hosts
         .iter()
         .map(|h| match h.split_once('/') {
@@ -295,25 +299,33 @@ pub(crate) fn server(g: &IstioGateway, s: &GwServer, n: usize) -> GatewayListene
         })
         .collect();
     let hosts = from.iter().map(|(_, h)| h.clone()).collect();
-    let parent = ListenerParent::Istio { namespace: m.namespace.clone(), gateway: m.name.clone(), server: n, from };
-    let mut f = GatewayListener::new(format!("istio/{}/{}/{n}", m.namespace, m.name), parent, s.port.number, hosts);
-    f.client_names = tls.subject_alt_names;
-    f.min_tls13 = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
-    f.redirect = tls.https_redirect;
+    let parent =
+        ListenerParent::Istio { namespace: meta.namespace.clone(), gateway: meta.name.clone(), server: index, from };
+    let mut listener = GatewayListener::new(
+        format!("istio/{}/{}/{index}", meta.namespace, meta.name),
+        parent,
+        server.port.number,
+        hosts,
+    );
+    listener.client_names = tls.subject_alt_names;
+    listener.min_tls13 = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
+    listener.redirect = tls.https_redirect;
     match protocol.as_str() {
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}
-        "HTTPS" if !passes => (f.protocol, f.terminates_tls) = (Protocol::Https, true),
-        "HTTPS" | "TLS" => (f.protocol, f.terminates_tls) = (Protocol::Tls, !passes),
-        "TCP" | "MONGO" if s.tls.is_some() => (f.protocol, f.terminates_tls) = (Protocol::Tls, !passes),
-        "TCP" | "MONGO" => f.protocol = Protocol::Tcp,
+        "HTTPS" if !passes => (listener.protocol, listener.terminates_tls) = (Protocol::Https, true),
+        "HTTPS" | "TLS" => (listener.protocol, listener.terminates_tls) = (Protocol::Tls, !passes),
+        "TCP" | "MONGO" if server.tls.is_some() => {
+            (listener.protocol, listener.terminates_tls) = (Protocol::Tls, !passes)
+        }
+        "TCP" | "MONGO" => listener.protocol = Protocol::Tcp,
         _ => {}
     }
-    f.client = match mode {
+    listener.client = match mode {
         "MUTUAL" => ir::ClientCertificate::Required,
         "OPTIONAL_MUTUAL" => ir::ClientCertificate::Optional,
         _ => ir::ClientCertificate::None,
     };
-    let bad = validate::server(s, &format!("spec.servers[{n}]")).into_iter().next();
-    f.refused = bad.map(|(field, text)| ("Invalid", format!("{field}: {text}")));
-    f
+    let bad = validate::server(server, &format!("spec.servers[{index}]")).into_iter().next();
+    listener.refused = bad.map(|(field, text)| ("Invalid", format!("{field}: {text}")));
+    listener
 }

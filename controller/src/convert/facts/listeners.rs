@@ -81,10 +81,10 @@ struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    fn of(objects: &Objects<'_>, v: &'a VirtualService) -> Self {
-        let namespace = v.metadata.namespace.as_str();
-        let hosts = v.spec.hosts.iter().map(|h| full_host(h, namespace, &objects.mesh.cluster_domain)).collect();
-        let gateways = v.spec.gateways.iter().filter(|g| *g != MESH).map(|g| full_name(g, namespace)).collect();
+    fn of(objects: &Objects<'_>, service: &'a VirtualService) -> Self {
+        let namespace = service.metadata.namespace.as_str();
+        let hosts = service.spec.hosts.iter().map(|h| full_host(h, namespace, &objects.mesh.cluster_domain)).collect();
+        let gateways = service.spec.gateways.iter().filter(|g| *g != MESH).map(|g| full_name(g, namespace)).collect();
         Self { namespace, gateways, hosts }
     }
 
@@ -142,15 +142,15 @@ impl GatewayListeners {
         }
         let (named, mut scopes) = (by_label(objects), BTreeMap::<String, VirtualHostScope>::new());
         let mut unmapped: BTreeMap<usize, Unmapped> = BTreeMap::new();
-        for p in &objects.pods {
-            let m = &p.metadata;
-            let selecting = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels));
+        for pod in &objects.pods {
+            let meta = &pod.metadata;
+            let selecting = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &meta.labels));
             let istio: BTreeSet<(&str, &str)> =
                 selecting.map(|(_, g)| (g.metadata.namespace.as_str(), g.metadata.name.as_str())).collect();
-            if istio.is_empty() && !m.labels.contains_key(GATEWAY_NAME) {
+            if istio.is_empty() && !meta.labels.contains_key(GATEWAY_NAME) {
                 continue;
             }
-            let own = of_pod(&named, p).map(|g| (g.metadata.namespace.as_str(), g.metadata.name.as_str()));
+            let own = of_pod(&named, pod).map(|g| (g.metadata.namespace.as_str(), g.metadata.name.as_str()));
             let its = |f: &GatewayListener| match &f.parent {
                 ListenerParent::Api { namespace, gateway, .. } => own == Some((namespace.as_str(), gateway.as_str())),
                 ListenerParent::Istio { namespace, gateway, .. } => {
@@ -158,47 +158,47 @@ impl GatewayListeners {
                 }
             };
             let (mut served, mut classes) = (vec![], BTreeMap::new());
-            for (i, f) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
-                let (ports, problem) = ports(objects, p, f.port);
+            for (index, listener) in out.all.iter().enumerate().filter(|(_, f)| f.works() && its(f)) {
+                let (ports, problem) = ports(objects, pod, listener.port);
                 if let Some(text) = problem {
-                    unmapped.entry(i).or_insert(Unmapped { listener: i, reason: NOT_IN_SERVICE, text });
+                    unmapped.entry(index).or_insert(Unmapped { listener: index, reason: NOT_IN_SERVICE, text });
                 }
                 for port in ports {
                     // On one port only one of: requests, TLS, bytes. The first decides.
-                    let (class, first) = *classes.entry(port).or_insert((class(f.protocol), i));
-                    if class != self::class(f.protocol) {
+                    let (class, first) = *classes.entry(port).or_insert((class(listener.protocol), index));
+                    if class != self::class(listener.protocol) {
                         let other = out.all.get(first).map_or(String::new(), GatewayListener::name);
                         let text = format!(
                             "maps to port {port} of pod {}/{}, which {other} already uses with another protocol: use another port [KARST-0507]",
-                            m.namespace, m.name
+                            meta.namespace, meta.name
                         );
-                        unmapped.entry(i).or_insert(Unmapped { listener: i, reason: TAKEN, text });
+                        unmapped.entry(index).or_insert(Unmapped { listener: index, reason: TAKEN, text });
                         continue;
                     }
-                    let routes = match (&f.parent, f.protocol) {
-                        (ListenerParent::Api { .. }, _) => f.routes(),
+                    let routes = match (&listener.parent, listener.protocol) {
+                        (ListenerParent::Api { .. }, _) => listener.routes(),
                         (ListenerParent::Istio { .. }, Protocol::Http) => {
-                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", m.namespace, fingerprint(objects, p))
+                            format!("{VIRTUAL}istio-http/{}/{:x}/{port}", meta.namespace, fingerprint(objects, pod))
                         }
                         (ListenerParent::Istio { .. }, Protocol::Https | Protocol::Tls | Protocol::Tcp) => {
-                            format!("{}/{}", f.routes(), m.namespace)
+                            format!("{}/{}", listener.routes(), meta.namespace)
                         }
                     };
-                    if matches!(f.parent, ListenerParent::Istio { .. }) {
+                    if matches!(listener.parent, ListenerParent::Istio { .. }) {
                         let new = || VirtualHostScope {
                             routes: routes.clone(),
-                            namespace: m.namespace.clone(),
+                            namespace: meta.namespace.clone(),
                             listeners: vec![],
                         };
                         let scope = scopes.entry(routes.clone()).or_insert_with(new);
-                        if !scope.listeners.contains(&i) {
-                            scope.listeners.push(i);
+                        if !scope.listeners.contains(&index) {
+                            scope.listeners.push(index);
                         }
                     }
-                    served.push(Served { listener: i, port, routes });
+                    served.push(Served { listener: index, port, routes });
                 }
             }
-            out.pods.insert(address(*p), served);
+            out.pods.insert(address(*pod), served);
         }
         out.scopes = scopes.into_values().collect();
         // In the order of the listeners, whatever pods came first.
@@ -229,8 +229,8 @@ impl GatewayListeners {
     }
 
     /// Why a pod does not serve a listener of Gateway API: another one has its port there.
-    pub(crate) fn taken_port(&self, f: &GatewayListener) -> Option<&str> {
-        let it = |u: &&Unmapped| u.reason == TAKEN && self.all.get(u.listener).is_some_and(|o| o.id == f.id);
+    pub(crate) fn taken_port(&self, listener: &GatewayListener) -> Option<&str> {
+        let it = |u: &&Unmapped| u.reason == TAKEN && self.all.get(u.listener).is_some_and(|o| o.id == listener.id);
         self.unmapped.iter().find(it).map(|u| u.text.as_str())
     }
 
@@ -295,12 +295,12 @@ impl GatewayListeners {
             );
             return Err(("NotAllowedByListeners", text));
         }
-        let fits = |f: &'a GatewayListener| {
+        let fits = |listener: &'a GatewayListener| {
             let hosts: BTreeSet<String> = match names {
-                [] => f.hosts.iter().cloned().collect(),
-                _ => names.iter().flat_map(|n| f.hosts.iter().filter_map(move |h| common(h, n))).collect(),
+                [] => listener.hosts.iter().cloned().collect(),
+                _ => names.iter().flat_map(|n| listener.hosts.iter().filter_map(move |h| common(h, n))).collect(),
             };
-            (!hosts.is_empty()).then(|| (f, hosts.into_iter().collect::<Vec<_>>()))
+            (!hosts.is_empty()).then(|| (listener, hosts.into_iter().collect::<Vec<_>>()))
         };
         let all: Vec<_> = found.into_iter().filter_map(fits).collect();
         if all.is_empty() {
@@ -336,11 +336,11 @@ impl GatewayListeners {
         let mut out: Vec<Bound<'a>> = vec![];
         for full in &named.gateways {
             for scope in self.scopes.iter().filter(|p| export.is_for(&p.namespace)) {
-                for f in scope.listeners.iter().filter_map(|i| self.all.get(*i)) {
-                    for host in named.hosts_at(f, full) {
-                        let key = f.key(&scope.routes, &host);
-                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.listener, f)) {
-                            out.push(Bound { gateway: full.clone(), listener: f, key });
+                for listener in scope.listeners.iter().filter_map(|i| self.all.get(*i)) {
+                    for host in named.hosts_at(listener, full) {
+                        let key = listener.key(&scope.routes, &host);
+                        if !out.iter().any(|b| b.key == key && std::ptr::eq(b.listener, listener)) {
+                            out.push(Bound { gateway: full.clone(), listener, key });
                         }
                     }
                 }
@@ -365,8 +365,8 @@ impl GatewayListeners {
 }
 
 /// What one port of a pod takes: requests, TLS, or bytes.
-fn class(p: Protocol) -> u8 {
-    match p {
+fn class(protocol: Protocol) -> u8 {
+    match protocol {
         Protocol::Http => 0,
         Protocol::Https | Protocol::Tls => 1,
         Protocol::Tcp => 2,
@@ -377,10 +377,11 @@ fn class(p: Protocol) -> u8 {
 /// ports. Others (a rollout's pod-template-hash, a StatefulSet's pod-name) decide about nothing. (That it is not of the servers
 /// themselves keeps the name when a Gateway comes or goes.)
 fn fingerprint(objects: &Objects<'_>, pod: &Pod) -> u64 {
-    let m = &pod.metadata;
-    let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
+    let meta = &pod.metadata;
+    let here = objects.services.get(meta.namespace.as_str()).into_iter().flatten();
     let services = here.filter(|s| workload::is_behind(pod, s)).map(|s| &s.spec.selector);
-    let gateways = objects.istio_gateways.iter().filter(|(_, g)| selected(g, &m.labels)).map(|(_, g)| &g.spec.selector);
+    let gateways =
+        objects.istio_gateways.iter().filter(|(_, g)| selected(g, &meta.labels)).map(|(_, g)| &g.spec.selector);
     let asked: BTreeMap<_, _> = services.chain(gateways).flatten().collect();
     let text: String = asked.into_iter().flat_map(|(k, v)| [k, "=", v, "\n"]).collect();
     xxhash_rust::xxh64::xxh64(text.as_bytes(), 0)
@@ -391,27 +392,27 @@ const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-transla
 
 /// Where a pod listens for a port of a gateway: where the Services that select it send what comes to that port; at the port itself,
 /// if none of them has it (Istio's resolvePorts). With what is to be told, if nothing is sent there either.
-fn ports(objects: &Objects<'_>, p: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
-    let m = &p.metadata;
-    let here = objects.services.get(m.namespace.as_str()).into_iter().flatten();
-    let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(p, s)).collect();
+fn ports(objects: &Objects<'_>, pod: &Pod, port: u16) -> (Vec<u16>, Option<String>) {
+    let meta = &pod.metadata;
+    let here = objects.services.get(meta.namespace.as_str()).into_iter().flatten();
+    let selecting: Vec<&&Service> = here.filter(|s| workload::is_behind(pod, s)).collect();
     let translating = selecting.iter().filter(|s| s.metadata.labels.get(NO_TRANSLATION).is_none_or(|v| v != "true"));
     let own = translating.flat_map(|s| &s.spec.ports).filter(|sp| sp.port == port);
-    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(p, sp)).filter(|n| *n > 0).collect();
+    let found: BTreeSet<u16> = own.filter_map(|sp| workload::target_port(pod, sp)).filter(|n| *n > 0).collect();
     if !found.is_empty() {
         return (found.into_iter().collect(), None);
     }
-    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| workload::target_port(p, sp) == Some(port));
+    let sent = selecting.iter().flat_map(|s| &s.spec.ports).any(|sp| workload::target_port(pod, sp) == Some(port));
     let text = selecting.first().filter(|_| !sent).map(|s| {
         format!(
             "no Service that selects pod {}/{} has port {port} or targets it: add the port to Service {}, or use one of its ports [KARST-0509]",
-            m.namespace, m.name, s.metadata.name
+            meta.namespace, meta.name, s.metadata.name
         )
     });
     (vec![port], text)
 }
 
-fn admits(objects: &Objects<'_>, f: &GatewayListener, namespace: &str) -> bool {
-    let ListenerParent::Api { namespace: own, allowed, .. } = &f.parent else { return false };
+fn admits(objects: &Objects<'_>, listener: &GatewayListener, namespace: &str) -> bool {
+    let ListenerParent::Api { namespace: own, allowed, .. } = &listener.parent else { return false };
     waypoint::allows(objects, allowed, own, namespace)
 }

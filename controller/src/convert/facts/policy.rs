@@ -36,19 +36,19 @@ pub(crate) fn judge_all<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Judged<'
 }
 
 /// What of a policy is in force.
-pub(crate) fn judged<'a>(objects: &Objects<'_>, p: &'a AuthorizationPolicy) -> Judged<'a> {
-    let compiled = authorization(objects, p);
-    if compiled.is_err() && matches!(p.spec.action.as_deref(), None | Some("ALLOW")) {
-        let (mut dropped, mut policy) = (vec![], p.clone());
+pub(crate) fn judged<'a>(objects: &Objects<'_>, written: &'a AuthorizationPolicy) -> Judged<'a> {
+    let compiled = authorization(objects, written);
+    if compiled.is_err() && matches!(written.spec.action.as_deref(), None | Some("ALLOW")) {
+        let (mut dropped, mut policy) = (vec![], written.clone());
         let all = std::mem::take(&mut policy.spec.rules).into_iter().enumerate();
-        let one = |(i, r)| without(r, &p.metadata.namespace, &format!("spec.rules[{i}]"), &mut dropped);
+        let one = |(i, r)| without(r, &written.metadata.namespace, &format!("spec.rules[{i}]"), &mut dropped);
         policy.spec.rules = all.filter_map(one).collect();
         let compiled = authorization(objects, &policy);
         if compiled.is_ok() {
-            return Judged { written: p, policy: Cow::Owned(policy), dropped, compiled };
+            return Judged { written, policy: Cow::Owned(policy), dropped, compiled };
         }
     }
-    Judged { written: p, policy: Cow::Borrowed(p), dropped: vec![], compiled }
+    Judged { written, policy: Cow::Borrowed(written), dropped: vec![], compiled }
 }
 
 /// An ALLOW rule without the values that can match nothing. None: nothing matches it any more. (What has lost all of its values
@@ -56,49 +56,49 @@ pub(crate) fn judged<'a>(objects: &Objects<'_>, p: &'a AuthorizationPolicy) -> J
 fn without(mut rule: PolicyRule, ns: &str, at: &str, dropped: &mut Vec<FieldError>) -> Option<PolicyRule> {
     use Attribute as A;
     let mut keep = |a: A, values: &mut Vec<String>, at: String| {
-        let (had, mut i) = (!values.is_empty(), 0);
+        let (had, mut index) = (!values.is_empty(), 0);
         values.retain(|v| {
             let values = std::slice::from_ref(v);
             let one = Condition { attribute: a, name: "", values, not_values: &[], fields: ["", ""] };
             let why = one.judge(&mut Match::default(), ns, "").err();
             let is_good = why.is_none();
-            dropped.extend(why.map(|(_, why)| (format!("{at}[{i}]"), why)));
-            i += 1;
+            dropped.extend(why.map(|(_, why)| (format!("{at}[{index}]"), why)));
+            index += 1;
             is_good
         });
         !had || !values.is_empty()
     };
-    let mut i = 0;
+    let mut index = 0;
     let (from, to, when) = (rule.from.len(), rule.to.len(), rule.when.len());
     rule.from.retain_mut(|f| {
-        let (at, s) = (format!("{at}.from[{i}].source"), &mut f.source);
-        i += 1;
+        let (at, source) = (format!("{at}.from[{index}].source"), &mut f.source);
+        index += 1;
         let all = [
-            keep(A::Principal, &mut s.principals, format!("{at}.principals")),
-            keep(A::RequestPrincipal, &mut s.request_principals, format!("{at}.requestPrincipals")),
-            keep(A::Namespace, &mut s.namespaces, format!("{at}.namespaces")),
-            keep(A::ServiceAccount, &mut s.service_accounts, format!("{at}.serviceAccounts")),
-            keep(A::SourceIp, &mut s.ip_blocks, format!("{at}.ipBlocks")),
-            keep(A::RemoteIp, &mut s.remote_ip_blocks, format!("{at}.remoteIpBlocks")),
+            keep(A::Principal, &mut source.principals, format!("{at}.principals")),
+            keep(A::RequestPrincipal, &mut source.request_principals, format!("{at}.requestPrincipals")),
+            keep(A::Namespace, &mut source.namespaces, format!("{at}.namespaces")),
+            keep(A::ServiceAccount, &mut source.service_accounts, format!("{at}.serviceAccounts")),
+            keep(A::SourceIp, &mut source.ip_blocks, format!("{at}.ipBlocks")),
+            keep(A::RemoteIp, &mut source.remote_ip_blocks, format!("{at}.remoteIpBlocks")),
         ];
         !all.contains(&false)
     });
-    i = 0;
+    index = 0;
     rule.to.retain_mut(|t| {
-        let (at, o) = (format!("{at}.to[{i}].operation"), &mut t.operation);
-        i += 1;
+        let (at, operation) = (format!("{at}.to[{index}].operation"), &mut t.operation);
+        index += 1;
         let all = [
-            keep(A::Host, &mut o.hosts, format!("{at}.hosts")),
-            keep(A::Method, &mut o.methods, format!("{at}.methods")),
-            keep(A::Path, &mut o.paths, format!("{at}.paths")),
-            keep(A::Port, &mut o.ports, format!("{at}.ports")),
+            keep(A::Host, &mut operation.hosts, format!("{at}.hosts")),
+            keep(A::Method, &mut operation.methods, format!("{at}.methods")),
+            keep(A::Path, &mut operation.paths, format!("{at}.paths")),
+            keep(A::Port, &mut operation.ports, format!("{at}.ports")),
         ];
         !all.contains(&false)
     });
-    i = 0;
+    index = 0;
     rule.when.retain_mut(|w| {
-        let at = format!("{at}.when[{i}].values");
-        i += 1;
+        let at = format!("{at}.when[{index}].values");
+        index += 1;
         attribute::find(&w.key).is_none_or(|(a, _)| keep(a, &mut w.values, at))
     });
     // Of sources and operations one is enough; all conditions must hold.
@@ -115,8 +115,8 @@ pub(crate) fn scope(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Scop
 }
 
 /// Is it clearly marked as one that is not to be enforced?
-pub(crate) fn is_dry_run(p: &AuthorizationPolicy) -> bool {
-    p.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
+pub(crate) fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
+    policy.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
 }
 
 /// What stands for a policy that cannot be read, by what it was to do.
@@ -141,10 +141,10 @@ impl Unread {
 }
 
 fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<Option<Policy>, FieldError> {
-    let s = &policy.spec;
+    let spec = &policy.spec;
     let root = policy.metadata.namespace == objects.mesh.root_namespace;
-    let mut targets = s.targets().peekable();
-    if targets.peek().is_some() && s.selector.is_some() {
+    let mut targets = spec.targets().peekable();
+    if targets.peek().is_some() && spec.selector.is_some() {
         return Err((
             "spec.targetRefs".into(),
             "cannot be combined with selector: remove one of them [KARST-0014]".into(),
@@ -154,30 +154,30 @@ fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<
     for (at, t) in targets {
         target(t, &at, root)?;
     }
-    if let Some(sel) = &s.selector {
+    if let Some(sel) = &spec.selector {
         selector(sel)?;
     }
-    let action = match s.action.as_deref() {
+    let action = match spec.action.as_deref() {
         None | Some("ALLOW") => Some(Action::Allow),
         Some("DENY") => Some(Action::Deny),
         Some("AUDIT") => None,
         Some("CUSTOM") => {
             return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY [KARST-0101]".into()));
         }
-        Some(o) => {
+        Some(other) => {
             return Err((
                 "spec.action".into(),
-                format!("unsupported value {o:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
+                format!("unsupported value {other:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
             ));
         }
     };
-    if s.provider.is_some() {
+    if spec.provider.is_some() {
         return Err((
             "spec.provider".into(),
             "is only for action CUSTOM, which is not supported: remove it [KARST-0101]".into(),
         ));
     }
-    if action == Some(Action::Deny) && s.rules.is_empty() {
+    if action == Some(Action::Deny) && spec.rules.is_empty() {
         return Err((
             "spec.rules".into(),
             "is empty: a DENY policy without rules has no effect; to deny all traffic, set rules: [{}] [KARST-0102]"
@@ -187,15 +187,15 @@ fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<
     let dry_run = match policy.metadata.annotations.get(DRY_RUN).map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
-        Some(v) => {
+        Some(value) => {
             return Err((
                 format!("metadata.annotations[{DRY_RUN}]"),
-                format!("unsupported value {v:?}: use \"true\" or \"false\" [KARST-0103]"),
+                format!("unsupported value {value:?}: use \"true\" or \"false\" [KARST-0103]"),
             ));
         }
     };
     let mut rules = Vec::new();
-    for (i, r) in s.rules.iter().enumerate() {
+    for (i, r) in spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
         rules.extend(rule(r, action.unwrap_or(Action::Allow), &policy.metadata.namespace, &at)?);
     }
@@ -249,11 +249,11 @@ fn rule(rule: &PolicyRule, action: Action, ns: &str, at: &str) -> Result<Option<
 }
 
 /// What comes of a policy that cannot be read, for who upgrades.
-pub(crate) fn effect(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<String> {
-    let judged = judged(objects, p);
+pub(crate) fn effect(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Option<String> {
+    let judged = judged(objects, policy);
     let what = match (judged.compiled.is_err(), judged.dropped.is_empty()) {
-        (true, _) if is_dry_run(p) => "is in dry-run mode: no traffic is denied",
-        (true, _) => match Unread::of(p) {
+        (true, _) if is_dry_run(policy) => "is in dry-run mode: no traffic is denied",
+        (true, _) => match Unread::of(policy) {
             Unread::AllowsNobody => "allows no traffic: traffic that no other policy allows is denied",
             Unread::DeniesAll => "denies all traffic that it selects",
             Unread::AuditsNothing => "audits nothing: no traffic is denied",
@@ -261,20 +261,20 @@ pub(crate) fn effect(objects: &Objects<'_>, p: &AuthorizationPolicy) -> Option<S
         (false, false) => "ignores the values above; the rest of the policy is in force",
         (false, true) => return None,
     };
-    Some(format!("AuthorizationPolicy {}/{}: {what}", p.metadata.namespace, p.metadata.name))
+    Some(format!("AuthorizationPolicy {}/{}: {what}", policy.metadata.namespace, policy.metadata.name))
 }
 
 /// What is valid, and yet hardly what was meant. For the one who applies it.
 pub(crate) fn warnings(policy: &AuthorizationPolicy) -> Vec<String> {
-    let s = &policy.spec;
+    let spec = &policy.spec;
     let mut out = Vec::new();
-    let attached = s.targets().next().is_some();
-    let action = s.action.as_deref().unwrap_or("ALLOW");
-    for (i, r) in s.rules.iter().enumerate() {
+    let attached = spec.targets().next().is_some();
+    let action = spec.action.as_deref().unwrap_or("ALLOW");
+    for (i, rule) in spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
-        let from = r.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
-        let to = r.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
-        let cond = r.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
+        let from = rule.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
+        let to = rule.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
+        let cond = rule.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
         if !attached && (from || to || cond) {
             out.push(match action {
                 "DENY" => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it denies all connections that the other conditions match, whatever the request; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),

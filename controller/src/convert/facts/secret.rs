@@ -5,8 +5,8 @@ use karst_api::route as ir;
 use karst_manifest::kinds::*;
 
 /// The authority's certificates in a Secret, in Kubernetes' form or in Istio's.
-pub(crate) fn ca_bundle(s: &Secret) -> Option<Vec<u8>> {
-    s.get("ca.crt").or_else(|| s.get("cacert"))
+pub(crate) fn ca_bundle(secret: &Secret) -> Option<Vec<u8>> {
+    secret.get("ca.crt").or_else(|| secret.get("cacert"))
 }
 
 /// Why a Secret identifies nobody.

@@ -9,13 +9,13 @@ use std::{
 };
 
 /// The host name of a Kubernetes service.
-pub(crate) fn hostname(objects: &Objects<'_>, s: &Service) -> String {
-    format!("{}.{}.svc.{}", s.metadata.name, s.metadata.namespace, objects.mesh.cluster_domain)
+pub(crate) fn hostname(objects: &Objects<'_>, service: &Service) -> String {
+    format!("{}.{}.svc.{}", service.metadata.name, service.metadata.namespace, objects.mesh.cluster_domain)
 }
 
 /// Is it another name for a host, and no service of its own?
-pub(crate) fn is_alias(s: &Service) -> bool {
-    s.spec.kind == "ExternalName"
+pub(crate) fn is_alias(service: &Service) -> bool {
+    service.spec.kind == "ExternalName"
 }
 
 /// The protocol by `appProtocol`, else by the port name's prefix (Istio's protocol selection).
@@ -39,18 +39,18 @@ pub(crate) fn tcp(protocol: &str) -> bool {
 }
 
 /// Are its endpoints what the host of each request resolves to?
-pub(crate) fn is_by_name(e: &ServiceEntry) -> bool {
-    e.spec.resolution == "DYNAMIC_DNS"
+pub(crate) fn is_by_name(entry: &ServiceEntry) -> bool {
+    entry.spec.resolution == "DYNAMIC_DNS"
 }
 
 /// Does only its own namespace know it? (Istio's ambient mode passes `exportTo` over, so that everybody could redirect the hosts of
 /// others by an entry that says it is private.)
-pub(crate) fn is_private(e: &ServiceEntry) -> bool {
-    !e.spec.export_to.is_empty() && e.spec.export_to.iter().all(|n| n == "." || *n == e.metadata.namespace)
+pub(crate) fn is_private(entry: &ServiceEntry) -> bool {
+    !entry.spec.export_to.is_empty() && entry.spec.export_to.iter().all(|n| n == "." || *n == entry.metadata.namespace)
 }
 /// Does nobody know it?
-pub(crate) fn is_hidden(e: &ServiceEntry) -> bool {
-    !e.spec.export_to.is_empty() && e.spec.export_to.iter().all(|n| n == "~")
+pub(crate) fn is_hidden(entry: &ServiceEntry) -> bool {
+    !entry.spec.export_to.is_empty() && entry.spec.export_to.iter().all(|n| n == "~")
 }
 
 /// Why nobody can be reached by this entry: only a waypoint can do what it asks for.
@@ -73,10 +73,12 @@ pub(crate) fn automatic<'a>(objects: &Objects<'a>) -> Automatic<'a> {
     let mut taken = BTreeSet::new();
     let all = || objects.service_entries.iter().flat_map(|&(_, e)| e.spec.hosts.iter().map(move |h| (e, h.as_str())));
     let wanting = || all().filter(|(e, h)| wants_addresses(e, h));
-    for (e, h) in wanting() {
-        let told = e.status.addresses.iter().filter(|a| a.host == h).filter_map(|a| a.value.parse::<IpAddr>().ok());
+    for (entry, host) in wanting() {
+        let told =
+            entry.status.addresses.iter().filter(|a| a.host == host).filter_map(|a| a.value.parse::<IpAddr>().ok());
         for ip in told {
-            let given: &mut Vec<IpAddr> = out.entry((&e.metadata.namespace, &e.metadata.name, h)).or_default();
+            let given: &mut Vec<IpAddr> =
+                out.entry((&entry.metadata.namespace, &entry.metadata.name, host)).or_default();
             let first = given.iter().all(|g| g.is_ipv4() != ip.is_ipv4());
             if is_automatic(ip) && first && taken.insert(ip) {
                 given.push(ip);
@@ -115,13 +117,13 @@ fn is_automatic(ip: IpAddr) -> bool {
 
 /// An address of one of these ranges, by the name's hash; the next one that is free. None: all are taken.
 fn allocate(name: &str, ipv4: bool, taken: &mut BTreeSet<IpAddr>) -> Option<IpAddr> {
-    let h = xxhash_rust::xxh64::xxh64(name.as_bytes(), 0);
-    let at = |n: u16| -> IpAddr {
+    let hash = xxhash_rust::xxh64::xxh64(name.as_bytes(), 0);
+    let at = |offset: u16| -> IpAddr {
         if ipv4 {
-            let [a, b] = ((h % 65_000) as u16).wrapping_add(n).max(1).to_be_bytes();
+            let [a, b] = ((hash % 65_000) as u16).wrapping_add(offset).max(1).to_be_bytes();
             return Ipv4Addr::new(240, 240, a, b).into();
         }
-        let low = u128::from(h.wrapping_add(u64::from(n)).max(1));
+        let low = u128::from(hash.wrapping_add(u64::from(offset)).max(1));
         Ipv6Addr::from_bits(u128::from(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0)) | low).into()
     };
     (0..=u16::MAX).map(at).find(|ip| taken.insert(*ip))

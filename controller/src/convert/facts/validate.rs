@@ -31,83 +31,83 @@ fn bad(field: impl Into<String>, text: impl Into<String>) -> FieldError {
 }
 
 /// A DNS name, as host names are written; underscores are in use.
-fn is_host(s: &str) -> bool {
-    let label = |l: &str| {
-        !l.is_empty()
-            && l.len() <= 63
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-            && !l.starts_with('-')
-            && !l.ends_with('-')
+fn is_host(host: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
     };
-    !s.is_empty() && s.len() <= 253 && s.strip_suffix('.').unwrap_or(s).split('.').all(label)
+    !host.is_empty() && host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(label)
 }
 
-fn is_wildcard(s: &str) -> bool {
-    s.starts_with('*')
+fn is_wildcard(host: &str) -> bool {
+    host.starts_with('*')
 }
 
 /// What is wrong with an endpoint's address; an empty one is found elsewhere.
-pub(crate) fn address(a: &str, at: &str) -> Option<FieldError> {
-    if a.is_empty() || a.parse::<IpAddr>().is_ok() || is_host(a) {
+pub(crate) fn address(text: &str, at: &str) -> Option<FieldError> {
+    if text.is_empty() || text.parse::<IpAddr>().is_ok() || is_host(text) {
         return None;
     }
-    if a.starts_with("unix:") {
+    if text.starts_with("unix:") {
         return Some(bad(
             at,
             format!(
-                "Unix socket {a:?} cannot be reached through the mesh: use an IP address or a host name [KARST-0205]"
+                "Unix socket {text:?} cannot be reached through the mesh: use an IP address or a host name [KARST-0205]"
             ),
         ));
     }
-    Some(bad(at, format!("{a:?} is neither an IP address nor a host name [KARST-0022]")))
+    Some(bad(at, format!("{text:?} is neither an IP address nor a host name [KARST-0022]")))
 }
 
 pub(crate) fn service_entry(entry: &ServiceEntry) -> Vec<FieldError> {
-    let s = &entry.spec;
+    let spec = &entry.spec;
     let mut out = vec![];
     let mut hosts = BTreeSet::new();
-    for (i, h) in s.hosts.iter().enumerate() {
+    for (i, host) in spec.hosts.iter().enumerate() {
         let at = format!("spec.hosts[{i}]");
-        if h == "*" {
+        if host == "*" {
             continue; // found where hosts are compiled
         }
-        if !is_host(h.strip_prefix("*.").unwrap_or(h)) {
+        if !is_host(host.strip_prefix("*.").unwrap_or(host)) {
             out.push(bad(
                 &at,
-                format!("{h:?} is neither a DNS name nor a wildcard such as *.example.com [KARST-0022]"),
+                format!("{host:?} is neither a DNS name nor a wildcard such as *.example.com [KARST-0022]"),
             ));
-        } else if !hosts.insert(h) {
-            out.push(bad(&at, format!("{h:?} is duplicated [KARST-0013]")));
+        } else if !hosts.insert(host) {
+            out.push(bad(&at, format!("{host:?} is duplicated [KARST-0013]")));
         }
     }
     let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
-    for (i, p) in s.ports.iter().enumerate() {
-        if p.number == 0 {
-            out.push(bad(format!("spec.ports[{i}].number"), "invalid port 0: use 1 to 65535 [KARST-0019]"));
+    for (index, port) in spec.ports.iter().enumerate() {
+        if port.number == 0 {
+            out.push(bad(format!("spec.ports[{index}].number"), "invalid port 0: use 1 to 65535 [KARST-0019]"));
         }
-        if !names.insert(&p.name) {
-            out.push(bad(format!("spec.ports[{i}].name"), format!("{:?} is duplicated [KARST-0013]", p.name)));
+        if !names.insert(&port.name) {
+            out.push(bad(format!("spec.ports[{index}].name"), format!("{:?} is duplicated [KARST-0013]", port.name)));
         }
-        if !numbers.insert(p.number) {
-            out.push(bad(format!("spec.ports[{i}].number"), format!("{} is duplicated [KARST-0013]", p.number)));
+        if !numbers.insert(port.number) {
+            out.push(bad(format!("spec.ports[{index}].number"), format!("{} is duplicated [KARST-0013]", port.number)));
         }
-        let protocol = p.protocol.to_ascii_uppercase();
+        let protocol = port.protocol.to_ascii_uppercase();
         if !protocol.is_empty() && !PROTOCOLS.contains(&protocol.as_str()) {
             out.push(bad(
-                format!("spec.ports[{i}].protocol"),
-                format!("unsupported value {:?}: use one of {} [KARST-0016]", p.protocol, PROTOCOLS.join(", ")),
+                format!("spec.ports[{index}].protocol"),
+                format!("unsupported value {:?}: use one of {} [KARST-0016]", port.protocol, PROTOCOLS.join(", ")),
             ));
         }
     }
-    for (i, entry) in s.endpoints.iter().enumerate() {
+    for (index, entry) in spec.endpoints.iter().enumerate() {
         for name in entry.ports.keys().filter(|n| !names.contains(n)) {
             out.push(bad(
-                format!("spec.endpoints[{i}].ports[{name}]"),
+                format!("spec.endpoints[{index}].ports[{name}]"),
                 "is not the name of a port in spec.ports [KARST-0204]",
             ));
         }
     }
-    out.extend(resolution(s));
+    out.extend(resolution(spec));
     out
 }
 
@@ -118,12 +118,12 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
         k => k,
     };
     let range = spec.addresses.iter().position(|a| a.parse::<Cidr>().is_ok_and(|c| !c.is_single()));
-    if let Some(i) = range
+    if let Some(index) = range
         && !matches!(kind, "NONE" | "STATIC")
     {
         out.push(bad(
-            format!("spec.addresses[{i}]"),
-            format!("range {:?} cannot be combined with resolution {kind}: specify single addresses, or use NONE or STATIC [KARST-0202]", spec.addresses[i]),
+            format!("spec.addresses[{index}]"),
+            format!("range {:?} cannot be combined with resolution {kind}: specify single addresses, or use NONE or STATIC [KARST-0202]", spec.addresses[index]),
         ));
     }
     for (i, e) in spec.endpoints.iter().enumerate() {
@@ -135,11 +135,11 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
     let selects = spec.workload_selector.is_some();
     match kind {
         "DNS" | "DNS_ROUND_ROBIN" => {
-            if let Some(i) = wildcard
+            if let Some(index) = wildcard
                 && spec.endpoints.is_empty()
                 && !selects
             {
-                out.push(bad(format!("spec.hosts[{i}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", spec.hosts[i])));
+                out.push(bad(format!("spec.hosts[{index}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", spec.hosts[index])));
             }
             if kind == "DNS_ROUND_ROBIN" && spec.endpoints.len() > 1 {
                 out.push(bad(
@@ -149,12 +149,12 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
             }
         }
         "DYNAMIC_DNS" => {
-            if let Some(i) = spec.hosts.iter().position(|h| !is_wildcard(h)) {
+            if let Some(index) = spec.hosts.iter().position(|h| !is_wildcard(h)) {
                 out.push(bad(
-                    format!("spec.hosts[{i}]"),
+                    format!("spec.hosts[{index}]"),
                     format!(
                         "{:?} is not a wildcard, which resolution DYNAMIC_DNS requires: use DNS [KARST-0201]",
-                        spec.hosts[i]
+                        spec.hosts[index]
                     ),
                 ));
             }
@@ -164,11 +164,11 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
                     "must be empty with resolution DYNAMIC_DNS, which resolves the host of each request [KARST-0203]",
                 ));
             }
-            for (i, p) in spec.ports.iter().enumerate() {
-                if !matches!(p.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS") {
+            for (index, port) in spec.ports.iter().enumerate() {
+                if !matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "TLS") {
                     out.push(bad(
-                        format!("spec.ports[{i}].protocol"),
-                        format!("protocol {:?} carries no host name, which resolution DYNAMIC_DNS requires: use HTTP or TLS [KARST-0208]", p.protocol),
+                        format!("spec.ports[{index}].protocol"),
+                        format!("protocol {:?} carries no host name, which resolution DYNAMIC_DNS requires: use HTTP or TLS [KARST-0208]", port.protocol),
                     ));
                 }
             }
@@ -180,10 +180,10 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
             .ports
             .iter()
             .position(|p| matches!(p.protocol.to_ascii_uppercase().as_str(), "TCP" | "MONGO" | "REDIS" | "MYSQL"));
-        if let Some(i) = tcp
+        if let Some(index) = tcp
             && kind == "NONE"
         {
-            out.push(bad(format!("spec.ports[{i}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", spec.ports[i].protocol)));
+            out.push(bad(format!("spec.ports[{index}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", spec.ports[index].protocol)));
         }
     }
     out
@@ -193,11 +193,11 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
 const SERVER_PROTOCOLS: [&str; 8] = ["HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "TCP", "TLS", "MONGO"];
 
 /// What is wrong with Istio's Gateway.
-pub(crate) fn istio_gateway(s: &IstioGatewaySpec) -> Vec<FieldError> {
-    if s.servers.is_empty() {
+pub(crate) fn istio_gateway(spec: &IstioGatewaySpec) -> Vec<FieldError> {
+    if spec.servers.is_empty() {
         return vec![bad("spec.servers", "is empty: specify at least one server [KARST-0010]")];
     }
-    s.servers.iter().enumerate().flat_map(|(i, x)| server(x, &format!("spec.servers[{i}]"))).collect()
+    spec.servers.iter().enumerate().flat_map(|(i, x)| server(x, &format!("spec.servers[{i}]"))).collect()
 }
 
 /// What is wrong with one of its servers.
@@ -218,11 +218,11 @@ pub(crate) fn server(server: &GwServer, at: &str) -> Vec<FieldError> {
     if server.hosts.is_empty() {
         out.push(bad(format!("{at}.hosts"), "is empty: specify at least one host, or \"*\" [KARST-0010]"));
     }
-    for (i, h) in server.hosts.iter().enumerate() {
-        let name = h.split_once('/').map_or(h.as_str(), |(_, n)| n);
+    for (index, host) in server.hosts.iter().enumerate() {
+        let name = host.split_once('/').map_or(host.as_str(), |(_, n)| n);
         if name != "*" && !is_host(name.strip_prefix("*.").unwrap_or(name)) {
-            let text = format!("invalid host {h:?}: use NAME, *.DOMAIN, \"*\" or NAMESPACE/NAME [KARST-0022]");
-            out.push(bad(format!("{at}.hosts[{i}]"), text));
+            let text = format!("invalid host {host:?}: use NAME, *.DOMAIN, \"*\" or NAMESPACE/NAME [KARST-0022]");
+            out.push(bad(format!("{at}.hosts[{index}]"), text));
         }
     }
     if !server.bind.is_empty() {
@@ -232,13 +232,13 @@ pub(crate) fn server(server: &GwServer, at: &str) -> Vec<FieldError> {
         ));
     }
     let secure = matches!(protocol.as_str(), "HTTPS" | "TLS");
-    let Some(t) = &server.tls else {
+    let Some(tls) = &server.tls else {
         if secure {
             out.push(bad(format!("{at}.tls"), format!("is missing: protocol {protocol} requires it [KARST-0010]")));
         }
         return out;
     };
-    out.extend(server_tls(t, &protocol, &format!("{at}.tls")));
+    out.extend(server_tls(tls, &protocol, &format!("{at}.tls")));
     out
 }
 
@@ -289,10 +289,10 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         let text = "is empty: specify a Secret in the namespace of the gateway's pods [KARST-0010]";
         out.push(bad(format!("{at}.credentialName"), text));
     }
-    for (v, field) in
+    for (version, field) in
         [(&tls.min_protocol_version, "minProtocolVersion"), (&tls.max_protocol_version, "maxProtocolVersion")]
     {
-        let fine = match v.as_deref() {
+        let fine = match version.as_deref() {
             None | Some("TLS_AUTO") => true,
             Some("TLSV1_2") => field == "minProtocolVersion",
             Some("TLSV1_3") => true,
@@ -301,7 +301,7 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         if !fine {
             let text = format!(
                 "unsupported TLS version {:?}: TLSV1_2 and TLSV1_3 are supported [KARST-0502]",
-                v.as_deref().unwrap_or_default()
+                version.as_deref().unwrap_or_default()
             );
             out.push(bad(format!("{at}.{field}"), text));
         }

@@ -53,8 +53,8 @@ pub(crate) fn of(objects: &Objects<'_>, namespace: &str, labels: &Labels, traffi
 }
 
 /// The waypoints of a service and the weight of each, if a second one gets a part of its requests.
-pub(crate) fn weighted(objects: &Objects<'_>, m: &Meta) -> Vec<WeightedWaypoint> {
-    let Some(Ok(c)) = canary(objects, m) else { return vec![] };
+pub(crate) fn weighted(objects: &Objects<'_>, meta: &Meta) -> Vec<WeightedWaypoint> {
+    let Some(Ok(c)) = canary(objects, meta) else { return vec![] };
     let one = |a, weight| WeightedWaypoint { destination: Some(a), weight };
     [one(c.first, 100 - c.weight), one(c.address, c.weight)].into_iter().filter(|w| w.weight > 0).collect()
 }
@@ -71,12 +71,15 @@ pub(crate) struct Canary<'a> {
 
 /// The waypoint that gets a part of what is for a service, or why it gets none; none where none is asked for, or the service has
 /// no first waypoint.
-pub(crate) fn canary<'a>(objects: &Objects<'a>, m: &Meta) -> Option<Result<Canary<'a>, Reason>> {
-    let Binding::To(primary, first) = binding(objects, &m.namespace, &m.labels, Traffic::Service) else { return None };
+pub(crate) fn canary<'a>(objects: &Objects<'a>, meta: &Meta) -> Option<Result<Canary<'a>, Reason>> {
+    let Binding::To(primary, first) = binding(objects, &meta.namespace, &meta.labels, Traffic::Service) else {
+        return None;
+    };
     // Where the first stands, there stands all about the second.
-    let from = if m.labels.contains_key(USE) { m } else { &objects.namespaces.get(m.namespace.as_str())?.metadata };
+    let from =
+        if meta.labels.contains_key(USE) { meta } else { &objects.namespaces.get(meta.namespace.as_str())?.metadata };
     let name = from.labels.get(CANARY).filter(|n| *n != "none" && !n.is_empty())?;
-    let ns = from.labels.get(CANARY_NS).map_or(m.namespace.as_str(), String::as_str);
+    let ns = from.labels.get(CANARY_NS).map_or(meta.namespace.as_str(), String::as_str);
     let given = from.annotations.get(CANARY_WEIGHT).map(String::as_str).unwrap_or_default();
     let Some(weight) = given.parse::<u32>().ok().filter(|w| *w <= 100) else {
         let text = format!("annotation {CANARY_WEIGHT}: invalid weight {given:?}: use 0 to 100 [KARST-0706]");
@@ -86,7 +89,7 @@ pub(crate) fn canary<'a>(objects: &Objects<'a>, m: &Meta) -> Option<Result<Canar
         let text = format!("{CANARY}: {ns}/{name} is the primary waypoint itself: use another one [KARST-0706]");
         return Some(Err(("CanarySameAsPrimary", text)));
     }
-    match named(objects, ns, name, &m.namespace, Traffic::Service) {
+    match named(objects, ns, name, &meta.namespace, Traffic::Service) {
         Ok((gateway, address)) => Some(Ok(Canary { gateway, address, first, weight })),
         Err((reason, text)) => Some(Err((reason, format!("canary: {text}")))),
     }
@@ -145,33 +148,33 @@ fn named<'a>(
     traffic: Traffic,
 ) -> Result<(&'a Gateway, GatewayAddress), Reason> {
     let not_ready = |why: &str| Err(("WaypointIsNotReady", format!("waypoint {ns}/{name} {why}")));
-    let Some(g) = objects.gateways.get(&(ns, name)) else {
+    let Some(gateway) = objects.gateways.get(&(ns, name)) else {
         return not_ready(
             "does not exist: create a Gateway of that name with gatewayClassName istio-waypoint [KARST-0702]",
         );
     };
-    if !is_waypoint(objects, g) {
+    if !is_waypoint(objects, gateway) {
         return not_ready(&format!(
             "is not a waypoint: its class is {:?}, not istio-waypoint [KARST-0702]",
-            g.spec.gateway_class_name
+            gateway.spec.gateway_class_name
         ));
     }
-    if !takes(objects, g, traffic) {
+    if !takes(objects, gateway, traffic) {
         let text = format!(
             "waypoint {ns}/{name} does not accept this traffic: label the Gateway {FOR}={}, or all [KARST-0703]",
             if traffic == Traffic::Service { "service" } else { "workload" }
         );
         return Err((OTHER_TRAFFIC, text));
     }
-    if !admits(objects, g, namespace) {
+    if !admits(objects, gateway, namespace) {
         let text = format!(
             "waypoint {ns}/{name} does not allow namespace {namespace}: check allowedRoutes.namespaces of its HBONE listener [KARST-0704]"
         );
         return Err(("AttachmentDenied", text));
     }
-    match address(objects, g) {
-        Some(a) => Ok((g, a)),
-        None if !has_listener(g) => not_ready("has no listener with protocol HBONE on port 15008 [KARST-0702]"),
+    match address(objects, gateway) {
+        Some(a) => Ok((gateway, a)),
+        None if !has_listener(gateway) => not_ready("has no listener with protocol HBONE on port 15008 [KARST-0702]"),
         None => not_ready("has no address yet [KARST-0702]"),
     }
 }
@@ -189,8 +192,8 @@ pub(crate) fn wrong_listener(listener: &Listener) -> Option<Reason> {
 }
 
 /// Has a waypoint a listener that it can have? (In files there need not be any.)
-pub(crate) fn has_listener(g: &Gateway) -> bool {
-    g.spec.listeners.is_empty() || g.spec.listeners.iter().any(|l| wrong_listener(l).is_none())
+pub(crate) fn has_listener(gateway: &Gateway) -> bool {
+    gateway.spec.listeners.is_empty() || gateway.spec.listeners.iter().any(|l| wrong_listener(l).is_none())
 }
 
 /// Is this Gateway a waypoint?
@@ -202,16 +205,17 @@ pub(crate) fn is_waypoint(objects: &Objects<'_>, gateway: &Gateway) -> bool {
     }
 }
 
-pub(crate) fn takes(objects: &Objects<'_>, g: &Gateway, traffic: Traffic) -> bool {
-    let class = || objects.classes.get(g.spec.gateway_class_name.as_str()).and_then(|c| c.metadata.labels.get(FOR));
-    let wanted = g.metadata.labels.get(FOR).or_else(class).map_or("service", String::as_str);
+pub(crate) fn takes(objects: &Objects<'_>, gateway: &Gateway, traffic: Traffic) -> bool {
+    let class =
+        || objects.classes.get(gateway.spec.gateway_class_name.as_str()).and_then(|c| c.metadata.labels.get(FOR));
+    let wanted = gateway.metadata.labels.get(FOR).or_else(class).map_or("service", String::as_str);
     matches!((wanted, traffic), ("all", _) | ("service", Traffic::Service) | ("workload", Traffic::Workload))
 }
 
-fn admits(objects: &Objects<'_>, g: &Gateway, namespace: &str) -> bool {
-    let same = g.metadata.namespace == namespace;
-    let Some(l) = g.spec.listeners.iter().find(|l| l.port == PORT || l.protocol == PROTOCOL) else { return same };
-    allows(objects, &l.allowed_routes.namespaces, &g.metadata.namespace, namespace)
+fn admits(objects: &Objects<'_>, gateway: &Gateway, namespace: &str) -> bool {
+    let same = gateway.metadata.namespace == namespace;
+    let Some(l) = gateway.spec.listeners.iter().find(|l| l.port == PORT || l.protocol == PROTOCOL) else { return same };
+    allows(objects, &l.allowed_routes.namespaces, &gateway.metadata.namespace, namespace)
 }
 
 /// Does a listener of a Gateway in the namespace `own` admit what is in another (Gateway API: allowedRoutes.namespaces)?

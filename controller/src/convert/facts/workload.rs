@@ -9,14 +9,14 @@ use karst_manifest::{enrol, kinds::*};
 use std::collections::{BTreeMap, HashMap};
 
 /// Is this pod a workload? One that has ended, or has no address yet, is none.
-pub(crate) fn is_one(p: &Pod) -> bool {
-    !enrol::is_done(p) && !enrol::ips(p).is_empty()
+pub(crate) fn is_one(pod: &Pod) -> bool {
+    !enrol::is_done(pod) && !enrol::ips(pod).is_empty()
 }
 
 /// The labels of a WorkloadEntry's endpoint.
-pub(crate) fn labels_of(e: &WorkloadEntry) -> Labels {
-    let mut labels = e.metadata.labels.clone();
-    labels.extend(e.spec.labels.clone());
+pub(crate) fn labels_of(entry: &WorkloadEntry) -> Labels {
+    let mut labels = entry.metadata.labels.clone();
+    labels.extend(entry.spec.labels.clone());
     labels
 }
 
@@ -28,23 +28,23 @@ pub(crate) fn takes_tunnels(labels: &Labels) -> bool {
 /// The services that a pod belongs to by its labels, and at which ports. (Those of services without selector say their slices.)
 pub(crate) fn memberships(objects: &Objects<'_>, pod: &Pod) -> Memberships {
     let mut out = HashMap::new();
-    for s in objects.services.get(&*pod.metadata.namespace).into_iter().flatten().filter(|s| is_behind(pod, s)) {
-        let ports = s.spec.ports.iter().filter_map(|sp| {
+    for service in objects.services.get(&*pod.metadata.namespace).into_iter().flatten().filter(|s| is_behind(pod, s)) {
+        let ports = service.spec.ports.iter().filter_map(|sp| {
             let target = target_port(pod, sp)?;
             let app = service::protocol(sp.app_protocol.as_deref(), &sp.name);
             Some(Port { service_port: u32::from(sp.port), target_port: u32::from(target), app_protocol: app as i32 })
         });
         out.insert(
-            format!("{}/{}", s.metadata.namespace, service::hostname(objects, s)),
+            format!("{}/{}", service.metadata.namespace, service::hostname(objects, service)),
             PortList { ports: ports.collect() },
         );
     }
-    for e in objects.entries_of.get(&*pod.metadata.namespace).into_iter().flatten() {
-        let Some(sel) = e.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
+    for entry in objects.entries_of.get(&*pod.metadata.namespace).into_iter().flatten() {
+        let Some(sel) = entry.spec.workload_selector.as_ref().filter(|w| !w.labels.is_empty()) else { continue };
         if selects(&sel.labels, &pod.metadata.labels) {
-            for h in &e.spec.hosts {
+            for h in &entry.spec.hosts {
                 // Another ServiceEntry of the host has other ports.
-                join(&mut out, format!("{}/{h}", e.metadata.namespace), entry_ports(e, &BTreeMap::new()));
+                join(&mut out, format!("{}/{h}", entry.metadata.namespace), entry_ports(entry, &BTreeMap::new()));
             }
         }
     }
@@ -52,8 +52,8 @@ pub(crate) fn memberships(objects: &Objects<'_>, pod: &Pod) -> Memberships {
 }
 
 /// Does a Service of its namespace select this pod?
-pub(crate) fn is_behind(p: &Pod, s: &Service) -> bool {
-    !s.spec.selector.is_empty() && selects(&s.spec.selector, &p.metadata.labels)
+pub(crate) fn is_behind(pod: &Pod, service: &Service) -> bool {
+    !service.spec.selector.is_empty() && selects(&service.spec.selector, &pod.metadata.labels)
 }
 
 /// Where a pod gets what comes to a port of a Service that selects it.
@@ -66,9 +66,9 @@ pub(crate) fn target_port(pod: &Pod, sp: &ServicePort) -> Option<u16> {
     }
 }
 
-fn named_port(p: &Pod, name: &str) -> Option<u16> {
-    let sidecars = p.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
-    let mut ports = p.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
+fn named_port(pod: &Pod, name: &str) -> Option<u16> {
+    let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
+    let mut ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
     ports.find(|cp| cp.name == name && tcp(&cp.protocol)).map(|cp| cp.container_port)
 }
 
@@ -90,28 +90,33 @@ pub(crate) fn memberships_of_entry(
     entry: &WorkloadEntrySpec,
 ) -> Memberships {
     let mut out = HashMap::new();
-    for e in objects.entries_of.get(ns).into_iter().flatten() {
-        if e.spec.workload_selector.as_ref().is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels)) {
-            for h in &e.spec.hosts {
-                join(&mut out, format!("{ns}/{h}"), entry_ports(e, &entry.ports));
+    for service_entry in objects.entries_of.get(ns).into_iter().flatten() {
+        if service_entry
+            .spec
+            .workload_selector
+            .as_ref()
+            .is_some_and(|s| !s.labels.is_empty() && selects(&s.labels, labels))
+        {
+            for h in &service_entry.spec.hosts {
+                join(&mut out, format!("{ns}/{h}"), entry_ports(service_entry, &entry.ports));
             }
         }
     }
     let services = objects.services.get(ns).into_iter().flatten();
-    for s in services.filter(|s| !s.spec.selector.is_empty() && selects(&s.spec.selector, labels)) {
-        let ports = s.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|p| {
-            let target = match &p.target_port {
+    for service in services.filter(|s| !s.spec.selector.is_empty() && selects(&s.spec.selector, labels)) {
+        let ports = service.spec.ports.iter().filter(|p| tcp(&p.protocol)).map(|port| {
+            let target = match &port.target_port {
                 Some(IntOrString::Int(n)) => *n,
-                Some(IntOrString::String(n)) => entry.ports.get(n).copied().unwrap_or(p.port),
-                None => entry.ports.get(&p.name).copied().unwrap_or(p.port),
+                Some(IntOrString::String(n)) => entry.ports.get(n).copied().unwrap_or(port.port),
+                None => entry.ports.get(&port.name).copied().unwrap_or(port.port),
             };
             Port {
-                service_port: u32::from(p.port),
+                service_port: u32::from(port.port),
                 target_port: u32::from(target),
-                app_protocol: service::protocol(p.app_protocol.as_deref(), &p.name) as i32,
+                app_protocol: service::protocol(port.app_protocol.as_deref(), &port.name) as i32,
             }
         });
-        out.insert(format!("{ns}/{}", service::hostname(objects, s)), PortList { ports: ports.collect() });
+        out.insert(format!("{ns}/{}", service::hostname(objects, service)), PortList { ports: ports.collect() });
     }
     out
 }

@@ -59,7 +59,7 @@ pub(crate) struct Objects<'a> {
 
 impl<'a> Objects<'a> {
     pub(crate) fn new(state: &'a State, mesh: &'a Mesh) -> Self {
-        let mut x = Self {
+        let mut index = Self {
             mesh,
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -97,67 +97,67 @@ impl<'a> Objects<'a> {
             keys: &state.keys,
         };
         let mut classes = Classes::default();
-        for o in &state.objects {
-            let o: &Located = o;
-            match &o.object {
+        for located in &state.objects {
+            let located: &Located = located;
+            match &located.object {
                 Object::Namespace(n) => {
-                    x.namespaces.insert(&n.metadata.name, n);
+                    index.namespaces.insert(&n.metadata.name, n);
                 }
                 Object::Node(n) => {
-                    x.nodes.insert(&n.metadata.name, n);
-                    x.nodes_at.push((o, n));
+                    index.nodes.insert(&n.metadata.name, n);
+                    index.nodes_at.push((located, n));
                 }
-                Object::Pod(p) => x.pods.push(p),
-                Object::Service(s) => x.services.entry(&s.metadata.namespace).or_default().push(s),
+                Object::Pod(p) => index.pods.push(p),
+                Object::Service(s) => index.services.entry(&s.metadata.namespace).or_default().push(s),
                 Object::ServiceAccount(_) => {}
                 Object::ConfigMap(c) => {
                     classes.add(&mesh.root_namespace, c);
-                    x.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
+                    index.config_maps.insert((&c.metadata.namespace, &c.metadata.name), c);
                 }
-                Object::EndpointSlice(e) => x.slices.push(e),
-                Object::Deployment(d) => {
-                    let m = &d.metadata;
+                Object::EndpointSlice(e) => index.slices.push(e),
+                Object::Deployment(deployment) => {
+                    let m = &deployment.metadata;
                     if m.labels.contains_key(MANAGED) {
-                        x.deployments.insert((&m.namespace, &m.name), d);
+                        index.deployments.insert((&m.namespace, &m.name), deployment);
                     }
                 }
                 Object::GatewayClass(c) => {
-                    x.classes.insert(&c.metadata.name, c);
+                    index.classes.insert(&c.metadata.name, c);
                 }
                 Object::Gateway(g) => {
-                    x.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
-                    x.gateways_at.insert((&g.metadata.namespace, &g.metadata.name), o);
+                    index.gateways.insert((&g.metadata.namespace, &g.metadata.name), g);
+                    index.gateways_at.insert((&g.metadata.namespace, &g.metadata.name), located);
                 }
                 Object::ServiceEntry(s) => {
-                    x.entries_of.entry(&s.metadata.namespace).or_default().push(s);
-                    x.service_entries.push((o, s));
+                    index.entries_of.entry(&s.metadata.namespace).or_default().push(s);
+                    index.service_entries.push((located, s));
                 }
-                Object::WorkloadEntry(w) => x.workload_entries.push((o, w)),
-                Object::AuthorizationPolicy(a) => x.authorization.push((o, a)),
-                Object::PeerAuthentication(p) => x.peer.push((o, p)),
-                Object::RequestAuthentication(r) => x.request.push((o, r)),
-                Object::Telemetry(t) => x.telemetry.push((o, t)),
-                Object::IstioGateway(g) => x.istio_gateways.push((o, g)),
+                Object::WorkloadEntry(w) => index.workload_entries.push((located, w)),
+                Object::AuthorizationPolicy(a) => index.authorization.push((located, a)),
+                Object::PeerAuthentication(p) => index.peer.push((located, p)),
+                Object::RequestAuthentication(r) => index.request.push((located, r)),
+                Object::Telemetry(t) => index.telemetry.push((located, t)),
+                Object::IstioGateway(g) => index.istio_gateways.push((located, g)),
                 Object::Secret(s) => {
-                    x.secrets.insert((&s.metadata.namespace, &s.metadata.name), s);
+                    index.secrets.insert((&s.metadata.namespace, &s.metadata.name), s);
                 }
-                Object::VirtualService(v) => x.virtual_services.push((o, v)),
-                Object::DestinationRule(d) => x.destination_rules.push((o, d)),
-                Object::HTTPRoute(r) => x.http_routes.push((o, r)),
-                Object::GRPCRoute(r) => x.grpc_routes.push((o, r)),
-                Object::TCPRoute(r) => x.tcp_routes.push((o, r)),
-                Object::TLSRoute(r) => x.tls_routes.push((o, r)),
+                Object::VirtualService(v) => index.virtual_services.push((located, v)),
+                Object::DestinationRule(d) => index.destination_rules.push((located, d)),
+                Object::HTTPRoute(r) => index.http_routes.push((located, r)),
+                Object::GRPCRoute(r) => index.grpc_routes.push((located, r)),
+                Object::TCPRoute(r) => index.tcp_routes.push((located, r)),
+                Object::TLSRoute(r) => index.tls_routes.push((located, r)),
                 Object::HTTPFilter(f) => {
-                    x.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
-                    x.http_filters.push((o, f));
+                    index.filter_named.insert((&f.metadata.namespace, &f.metadata.name), f);
+                    index.http_filters.push((located, f));
                 }
-                Object::BackendTLSPolicy(b) => x.backend_tls.push((o, b)),
-                Object::ReferenceGrant(g) => x.grants.push(g),
+                Object::BackendTLSPolicy(b) => index.backend_tls.push((located, b)),
+                Object::ReferenceGrant(g) => index.grants.push(g),
             }
         }
-        x.class_parameters = classes.read();
-        x.label_keys = label_keys(&x);
-        x
+        index.class_parameters = classes.read();
+        index.label_keys = label_keys(&index);
+        index
     }
 
     pub(crate) fn routes_are_empty(&self) -> bool {
@@ -181,10 +181,10 @@ pub(crate) fn label_keys<'a>(objects: &Objects<'a>) -> BTreeSet<&'a str> {
     for l in policies.filter_map(|p| p.load_balancer.as_ref()?.locality_lb_setting.as_ref()) {
         keys.extend(l.failover_priority.iter().map(|p| p.split_once('=').map_or(p.as_str(), |(k, _)| k)));
     }
-    for (_, v) in &objects.virtual_services {
-        let http = v.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        let tcp = v.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
-        let tls = v.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+    for (_, service) in &objects.virtual_services {
+        let http = service.spec.http.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        let tcp = service.spec.tcp.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
+        let tls = service.spec.tls.iter().flat_map(|h| &h.matches).flat_map(|m| m.source_labels.keys());
         keys.extend(http.chain(tcp).chain(tls).map(String::as_str));
     }
     keys

@@ -71,42 +71,42 @@ impl Parameters {
 
 impl Overlay {
     fn read(text: &str) -> Result<Self, OverlayError> {
-        let v: Value = serde_yaml_ng::from_str(text).map_err(|e| OverlayError::NotYaml(e.to_string()))?;
-        let mut o = match v {
+        let parsed: Value = serde_yaml_ng::from_str(text).map_err(|e| OverlayError::NotYaml(e.to_string()))?;
+        let mut overlay = match parsed {
             Value::Null => Map::new(),
             Value::Object(o) => o,
             _ => return Err(OverlayError::NoObject),
         };
-        o.retain(|k, _| !FIXED.contains(&k.as_str()));
-        let mut meta = match o.remove("metadata") {
+        overlay.retain(|k, _| !FIXED.contains(&k.as_str()));
+        let mut meta = match overlay.remove("metadata") {
             None => Map::new(),
             Some(Value::Object(meta)) => meta,
             Some(_) => return Err(OverlayError::NoMap("metadata")),
         };
         for directive in WHOLE {
-            if o.contains_key(directive) || meta.contains_key(directive) {
+            if overlay.contains_key(directive) || meta.contains_key(directive) {
                 return Err(OverlayError::Whole(directive));
             }
         }
         // Its name and whose it is are not to be changed, and the rest is the API server's.
         meta.retain(|k, _| matches!(k.as_str(), "labels" | "annotations"));
-        for (k, v) in &mut meta {
-            match v {
-                Value::Null => *v = json!({ "$patch": "replace" }),
+        for (key, value) in &mut meta {
+            match value {
+                Value::Null => *value = json!({ "$patch": "replace" }),
                 Value::Object(all) if all.values().all(|v| v.is_string() || v.is_null()) => {}
                 _ => {
-                    return Err(OverlayError::NoMapOfTexts(k.clone()));
+                    return Err(OverlayError::NoMapOfTexts(key.clone()));
                 }
             }
         }
         if !meta.is_empty() {
-            o.insert("metadata".into(), Value::Object(meta));
+            overlay.insert("metadata".into(), Value::Object(meta));
         }
         let is_map = |spec: &Value| spec.is_object() && spec.get("$patch").is_none_or(|p| p != "delete");
-        if o.get("spec").is_some_and(|spec| !is_map(spec)) {
+        if overlay.get("spec").is_some_and(|spec| !is_map(spec)) {
             return Err(OverlayError::NoMap("spec"));
         }
-        let all = Value::Object(o);
+        let all = Value::Object(overlay);
         check(&all, &[])?;
         Ok(Self(all))
     }
@@ -119,10 +119,10 @@ pub(crate) struct Classes<'a>(HashMap<&'a str, &'a ConfigMap>);
 impl<'a> Classes<'a> {
     /// Takes one, if it is one. Of several for a class the first by name counts.
     pub(crate) fn add(&mut self, root: &str, map: &'a ConfigMap) {
-        let m = &map.metadata;
-        let Some(class) = m.labels.get(CLASS_DEFAULTS).filter(|_| m.namespace == root) else { return };
+        let meta = &map.metadata;
+        let Some(class) = meta.labels.get(CLASS_DEFAULTS).filter(|_| meta.namespace == root) else { return };
         let first = self.0.entry(class).or_insert(map);
-        if m.name < first.metadata.name {
+        if meta.name < first.metadata.name {
             *first = map;
         }
     }
@@ -164,26 +164,26 @@ fn merge_key(path: &[&str]) -> Option<&'static str> {
 fn check(value: &Value, path: &[&str]) -> Result<(), OverlayError> {
     let at = || path.join(".");
     match value {
-        Value::Object(o) => {
-            if let Some(p) = o.get("$patch")
-                && !matches!(p.as_str(), Some("merge" | "replace" | "delete"))
+        Value::Object(object) => {
+            if let Some(patch) = object.get("$patch")
+                && !matches!(patch.as_str(), Some("merge" | "replace" | "delete"))
             {
-                return Err(OverlayError::UnknownPatch { at: at(), patch: p.clone() });
+                return Err(OverlayError::UnknownPatch { at: at(), patch: patch.clone() });
             }
-            for (k, value) in o {
+            for (k, value) in object {
                 check(value, &[path, &[k.as_str()]].concat())?;
             }
         }
         Value::Array(items) => {
-            for i in items {
-                let directive = i.get("$patch").is_some_and(|p| p == "replace");
+            for item in items {
+                let directive = item.get("$patch").is_some_and(|p| p == "replace");
                 if let Some(key) = merge_key(path)
                     && !directive
-                    && i.get(key).is_none()
+                    && item.get(key).is_none()
                 {
                     return Err(OverlayError::NoKey { at: at(), key });
                 }
-                check(i, path)?;
+                check(item, path)?;
             }
         }
         _ => {}
@@ -213,15 +213,15 @@ fn object(base: &mut Value, mut overlay: Map<String, Value>, path: &[&str]) {
         base.retain(|k, _| keys.iter().any(|x| x == k));
     }
     // The order means nothing in what is deployed.
-    for (k, v) in overlay.into_iter().filter(|(k, _)| !k.starts_with("$setElementOrder/")) {
-        if let Some(name) = k.strip_prefix("$deleteFromPrimitiveList/") {
-            if let (Some(Value::Array(all)), Value::Array(gone)) = (base.get_mut(name), v) {
+    for (key, value) in overlay.into_iter().filter(|(k, _)| !k.starts_with("$setElementOrder/")) {
+        if let Some(name) = key.strip_prefix("$deleteFromPrimitiveList/") {
+            if let (Some(Value::Array(all)), Value::Array(gone)) = (base.get_mut(name), value) {
                 all.retain(|x| !gone.contains(x));
             }
-        } else if v.is_null() || v.get("$patch").is_some_and(|p| p == "delete") {
-            base.remove(&k);
+        } else if value.is_null() || value.get("$patch").is_some_and(|p| p == "delete") {
+            base.remove(&key);
         } else {
-            merge(base.entry(k.clone()).or_insert(Value::Null), v, &[path, &[k.as_str()]].concat());
+            merge(base.entry(key.clone()).or_insert(Value::Null), value, &[path, &[key.as_str()]].concat());
         }
     }
 }
@@ -232,15 +232,15 @@ fn list(base: &mut Value, items: Vec<Value>, key: &str, path: &[&str]) {
         *base = json!([]);
     }
     let Value::Array(all) = base else { return };
-    for i in items.into_iter().filter(|i| i.get(key).is_some()) {
-        let same = all.iter().position(|b| b.get(key) == i.get(key));
+    for item in items.into_iter().filter(|i| i.get(key).is_some()) {
+        let same = all.iter().position(|b| b.get(key) == item.get(key));
         match same {
-            Some(n) if is(&i, "delete") => drop(all.remove(n)),
-            Some(n) => merge(&mut all[n], i, path),
-            None if is(&i, "delete") => {}
+            Some(n) if is(&item, "delete") => drop(all.remove(n)),
+            Some(n) => merge(&mut all[n], item, path),
+            None if is(&item, "delete") => {}
             None => {
                 let mut new = Value::Null;
-                merge(&mut new, i, path);
+                merge(&mut new, item, path);
                 all.push(new);
             }
         }

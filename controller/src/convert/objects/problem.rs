@@ -7,11 +7,11 @@ pub(crate) type FieldError = (String, String);
 
 /// A problem of a located object.
 pub(crate) fn problem(at: &Located, field: impl Into<String>, message: impl Into<String>) -> Problem {
-    let m = at.object.meta();
+    let meta = at.object.meta();
     Problem {
         file: at.file.clone(),
         line: at.line,
-        object: format!("{} {}/{}", api_kind(at.object.kind()), m.namespace, m.name),
+        object: format!("{} {}/{}", api_kind(at.object.kind()), meta.namespace, meta.name),
         field: field.into(),
         message: message.into(),
     }

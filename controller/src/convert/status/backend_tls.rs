@@ -37,32 +37,33 @@ pub(crate) fn compile(
 /// Which Gateways send requests to which Service (namespace, name).
 fn users(objects: &Objects<'_>, listeners: &GatewayListeners, routes: &[Route<'_>]) -> BTreeSet<(Name, Name)> {
     let mut out = BTreeSet::new();
-    for r in routes {
-        let ns = &r.meta.namespace;
-        for p in r.parents.iter().filter(|p| listeners.attached(objects, r.kind, ns, r.names, p).is_some()) {
+    for route in routes {
+        let ns = &route.meta.namespace;
+        for p in route.parents.iter().filter(|p| listeners.attached(objects, route.kind, ns, route.names, p).is_some())
+        {
             let gateway = (p.namespace.clone().unwrap_or(ns.clone()), p.name.clone());
-            for b in &r.refs {
+            for b in &route.refs {
                 let service = (b.namespace.clone().unwrap_or(ns.clone()), b.name.clone());
                 out.insert((gateway.clone(), service));
             }
         }
     }
     for s in objects.services.values().flatten() {
-        let m = &s.metadata;
-        if let waypoint::Binding::To(g, _) =
-            waypoint::binding(objects, &m.namespace, &m.labels, waypoint::Traffic::Service)
+        let meta = &s.metadata;
+        if let waypoint::Binding::To(bound, _) =
+            waypoint::binding(objects, &meta.namespace, &meta.labels, waypoint::Traffic::Service)
         {
-            let gateway = (g.metadata.namespace.clone(), g.metadata.name.clone());
-            out.insert((gateway, (m.namespace.clone(), m.name.clone())));
+            let gateway = (bound.metadata.namespace.clone(), bound.metadata.name.clone());
+            out.insert((gateway, (meta.namespace.clone(), meta.name.clone())));
         }
     }
     out
 }
 
 fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Option<Write> {
-    let m = &verdict.policy.metadata;
+    let meta = &verdict.policy.metadata;
     let targets =
-        |ns: &str, name: &str| ns == m.namespace && verdict.policy.spec.target_refs.iter().any(|t| t.name == name);
+        |ns: &str, name: &str| ns == meta.namespace && verdict.policy.spec.target_refs.iter().any(|t| t.name == name);
     let gateways: BTreeSet<&Name> = users.iter().filter(|(_, (ns, n))| targets(ns, n)).map(|(g, _)| g).collect();
     let have = &verdict.policy.status.ancestors;
     let say = |(reason, message): &(&'static str, String), kind, good: &str| Condition {
@@ -85,10 +86,10 @@ fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Opti
         };
         let before = have.iter().find(|a| a.controller_name == CONTROLLER && a.ancestor_ref == to);
         let there = before.map_or(&[][..], |a| &a.conditions);
-        unchanged &= before.is_some() && same(&wanted, there, m.generation);
+        unchanged &= before.is_some() && same(&wanted, there, meta.generation);
         all.push(json!({
             "ancestorRef": to, "controllerName": CONTROLLER,
-            "conditions": conditions(&wanted, there, m.generation, now),
+            "conditions": conditions(&wanted, there, meta.generation, now),
         }));
     }
     if unchanged {
@@ -97,7 +98,7 @@ fn one(users: &BTreeSet<(Name, Name)>, verdict: &Verdict<'_>, now: &str) -> Opti
     let others = have.iter().filter(|a| a.controller_name != CONTROLLER);
     all.extend(others.map(|a| json!({ "ancestorRef": a.ancestor_ref, "controllerName": a.controller_name, "conditions": as_they_are(&a.conditions) })));
     Some(Write {
-        to: reference(GATEWAY_API, "BackendTLSPolicy", m),
+        to: reference(GATEWAY_API, "BackendTLSPolicy", meta),
         manager: CONTROLLER,
         status: json!({ "ancestors": all }),
     })

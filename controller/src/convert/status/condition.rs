@@ -21,19 +21,19 @@ pub(crate) struct Condition {
     pub(crate) message: String,
 }
 
-pub(crate) fn reference(group: &'static str, kind: &'static str, m: &Meta) -> Ref {
-    Ref { group, version: "v1", kind, namespace: m.namespace.clone(), name: m.name.clone() }
+pub(crate) fn reference(group: &'static str, kind: &'static str, meta: &Meta) -> Ref {
+    Ref { group, version: "v1", kind, namespace: meta.namespace.clone(), name: meta.name.clone() }
 }
 
 /// Are the conditions there as they should be?
 pub(crate) fn same(wanted: &[Condition], have: &[StatusCondition], generation: i64) -> bool {
-    wanted.iter().all(|w| {
-        have.iter().any(|c| {
-            c.kind == w.kind
-                && c.status == text(w.status)
-                && c.reason == w.reason
-                && c.message == w.message
-                && c.observed_generation == generation
+    wanted.iter().all(|expected| {
+        have.iter().any(|condition| {
+            condition.kind == expected.kind
+                && condition.status == text(expected.status)
+                && condition.reason == expected.reason
+                && condition.message == expected.message
+                && condition.observed_generation == generation
         })
     })
 }
@@ -56,10 +56,10 @@ pub(crate) fn as_they_are(all: &[StatusCondition]) -> Value {
     all.iter().map(as_it_is).collect()
 }
 
-fn as_it_is(c: &StatusCondition) -> Value {
+fn as_it_is(condition: &StatusCondition) -> Value {
     json!({
-        "type": c.kind, "status": c.status, "reason": c.reason, "message": c.message,
-        "observedGeneration": c.observed_generation, "lastTransitionTime": c.last_transition_time,
+        "type": condition.kind, "status": condition.status, "reason": condition.reason, "message": condition.message,
+        "observedGeneration": condition.observed_generation, "lastTransitionTime": condition.last_transition_time,
     })
 }
 
@@ -76,8 +76,8 @@ pub(crate) fn beside(conditions: Value, have: &[StatusCondition], ours: &[&str])
     conditions.as_array().into_iter().flatten().cloned().chain(others).collect()
 }
 
-pub(crate) fn text(b: bool) -> &'static str {
-    if b { "True" } else { "False" }
+pub(crate) fn text(is_true: bool) -> &'static str {
+    if is_true { "True" } else { "False" }
 }
 
 /// The conditions to write, if they differ from those that are there (or `force`).

@@ -54,22 +54,27 @@ fn refusal(listeners: &GatewayListeners, listener: &GatewayListener) -> Option<(
     listener.refused.clone().or_else(|| listener.conflict.clone()).or_else(taken)
 }
 
-fn listener(f: &GatewayListener, refusal: &Option<(&'static str, String)>) -> [Condition; 4] {
+fn listener(listener: &GatewayListener, refusal: &Option<(&'static str, String)>) -> [Condition; 4] {
     const NONE: &str = "No errors found";
     let bad = |kind, found: &Option<(&'static str, String)>, good| match found {
         Some((reason, text)) => condition(kind, false, reason, text.clone()),
         None => condition(kind, true, good, NONE),
     };
-    let conflicted = match &f.conflict {
+    let conflicted = match &listener.conflict {
         Some((reason, text)) => condition("Conflicted", true, reason, text.clone()),
         None => condition("Conflicted", false, "NoConflicts", NONE),
     };
-    let programmed = if f.works() && refusal.is_none() {
+    let programmed = if listener.works() && refusal.is_none() {
         condition("Programmed", true, "Programmed", NONE)
     } else {
         condition("Programmed", false, "Invalid", "see the other conditions")
     };
-    [bad("Accepted", refusal, "Accepted"), programmed, conflicted, bad("ResolvedRefs", &f.unresolved, "ResolvedRefs")]
+    [
+        bad("Accepted", refusal, "Accepted"),
+        programmed,
+        conflicted,
+        bad("ResolvedRefs", &listener.unresolved, "ResolvedRefs"),
+    ]
 }
 
 /// Where it is reached, or why it is not yet.
@@ -78,7 +83,7 @@ fn addresses(
     gateway: &Gateway,
     name: &str,
 ) -> Result<Vec<GatewayAddress>, (&'static str, String)> {
-    let m = &gateway.metadata;
+    let meta = &gateway.metadata;
     let address = |kind: &str, value: &str| GatewayAddress { kind: kind.into(), value: value.into() };
     if let Some(host) = deploy::given(gateway) {
         let mut services = objects.services.values().flatten();
@@ -95,15 +100,16 @@ fn addresses(
             None => Ok(vec![address("Hostname", host)]),
         };
     }
-    let what = format!("Service {}/{name}", m.namespace);
+    let what = format!("Service {}/{name}", meta.namespace);
     let service = objects
-        .service(&m.namespace, name)
+        .service(&meta.namespace, name)
         .ok_or_else(|| ("AddressNotAssigned", format!("{what} does not exist yet [KARST-0510]")))?;
     if !service.metadata.labels.contains_key(MANAGED) {
         return Err(("AddressNotUsable", format!("{what} is not managed by Karst: rename the Gateway [KARST-0511]")));
     }
-    let available = objects.deployments.get(&(m.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);
-    let found = published(service, &format!("{name}.{}.svc.{}", m.namespace, objects.mesh.cluster_domain));
+    let available =
+        objects.deployments.get(&(meta.namespace.as_str(), name)).map_or(0, |d| d.status.available_replicas);
+    let found = published(service, &format!("{name}.{}.svc.{}", meta.namespace, objects.mesh.cluster_domain));
     let found: Vec<_> = found.into_iter().map(|(kind, value)| address(kind, &value)).collect();
     if found.is_empty() {
         let text = format!(
@@ -117,7 +123,7 @@ fn addresses(
         return Err(("AddressNotUsable", format!("{what} was not assigned the address {} [KARST-0510]", a.value)));
     }
     if available == 0 {
-        return Err(("Pending", format!("Deployment {}/{name} has no available pod yet [KARST-0510]", m.namespace)));
+        return Err(("Pending", format!("Deployment {}/{name} has no available pod yet [KARST-0510]", meta.namespace)));
     }
     Ok(found)
 }
@@ -141,9 +147,9 @@ fn one(
     gateway: &Gateway,
     now: &str,
 ) -> Option<Write> {
-    let m = &gateway.metadata;
+    let meta = &gateway.metadata;
     let name = deploy::name(objects, gateway);
-    let mine: Vec<&GatewayListener> = listeners.of(&m.namespace, &m.name).collect();
+    let mine: Vec<&GatewayListener> = listeners.of(&meta.namespace, &meta.name).collect();
     let other = gateway.spec.addresses.iter().find(|a| !matches!(a.kind.as_str(), "" | "IPAddress" | "Hostname"));
     let refusals: Vec<_> = mine.iter().map(|f| refusal(listeners, f)).collect();
     let working = refusals.iter().filter(|r| r.is_none()).count();
@@ -152,11 +158,11 @@ fn one(
     let accepted = match (other, working) {
         // What is asked for there is not known: nothing is run without it.
         _ if parameters.is_some() => condition("Accepted", false, "InvalidParameters", parameters.unwrap_or_default()),
-        (Some(a), _) => condition(
+        (Some(address), _) => condition(
             "Accepted",
             false,
             "UnsupportedAddress",
-            format!("unsupported address type {:?}: use IPAddress or Hostname [KARST-0513]", a.kind),
+            format!("unsupported address type {:?}: use IPAddress or Hostname [KARST-0513]", address.kind),
         ),
         (None, 0) => condition(
             "Accepted",
@@ -179,7 +185,7 @@ fn one(
             "Programmed",
             true,
             "Programmed",
-            format!("Resource programmed, served by Deployment {}/{name}", m.namespace),
+            format!("Resource programmed, served by Deployment {}/{name}", meta.namespace),
         ),
         Err((reason, text)) => condition("Programmed", false, reason, text.clone()),
     };
@@ -188,22 +194,22 @@ fn one(
     let addresses = found.unwrap_or_else(|_| if pending { gateway.status.addresses.clone() } else { vec![] });
     let own = [accepted, programmed];
     let mut unchanged = addresses == gateway.status.addresses
-        && same(&own, &gateway.status.conditions, m.generation)
+        && same(&own, &gateway.status.conditions, meta.generation)
         && gateway.status.listeners.len() == mine.len();
     let mut statuses: Vec<Value> = vec![];
-    for ((l, f), refusal) in gateway.spec.listeners.iter().zip(&mine).zip(&refusals) {
-        let wanted = listener(f, refusal);
-        let before = gateway.status.listeners.iter().find(|s| s.name == l.name);
+    for ((spec, facts), refusal) in gateway.spec.listeners.iter().zip(&mine).zip(&refusals) {
+        let wanted = listener(facts, refusal);
+        let before = gateway.status.listeners.iter().find(|s| s.name == spec.name);
         let have = before.map_or(&[][..], |s| &s.conditions);
-        let count = attached(objects, listeners, routes, f);
-        let kinds: Vec<Value> = f.kinds.iter().map(|k| json!({ "group": GATEWAY_API, "kind": k })).collect();
-        unchanged &= same(&wanted, have, m.generation)
+        let count = attached(objects, listeners, routes, facts);
+        let kinds: Vec<Value> = facts.kinds.iter().map(|k| json!({ "group": GATEWAY_API, "kind": k })).collect();
+        unchanged &= same(&wanted, have, meta.generation)
             && before.is_some_and(|b| {
-                b.attached_routes as usize == count && b.supported_kinds.iter().map(|k| &k.kind).eq(&f.kinds)
+                b.attached_routes as usize == count && b.supported_kinds.iter().map(|k| &k.kind).eq(&facts.kinds)
             });
         statuses.push(json!({
-            "name": l.name, "attachedRoutes": count, "supportedKinds": kinds,
-            "conditions": conditions(&wanted, have, m.generation, now),
+            "name": spec.name, "attachedRoutes": count, "supportedKinds": kinds,
+            "conditions": conditions(&wanted, have, meta.generation, now),
         }));
     }
     if unchanged {
@@ -212,7 +218,7 @@ fn one(
     let addresses: Vec<Value> = addresses.iter().map(|a| json!({ "type": a.kind, "value": a.value })).collect();
     let status = json!({
         "addresses": addresses, "listeners": statuses,
-        "conditions": conditions(&own, &gateway.status.conditions, m.generation, now),
+        "conditions": conditions(&own, &gateway.status.conditions, meta.generation, now),
     });
-    Some(Write { to: reference(GATEWAY_API, "Gateway", m), manager: "istio.io/gateway-controller", status })
+    Some(Write { to: reference(GATEWAY_API, "Gateway", meta), manager: "istio.io/gateway-controller", status })
 }

@@ -32,51 +32,59 @@ pub(crate) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: 
         out.extend(bound(objects, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, vec![], now));
     }
     let automatic = service::automatic(objects);
-    for (_, e) in &objects.service_entries {
-        let to = reference(ISTIO_NETWORKING, "ServiceEntry", &e.metadata);
-        let missing = service::missing_waypoint(objects, e).map(|text| Condition {
+    for (_, entry) in &objects.service_entries {
+        let to = reference(ISTIO_NETWORKING, "ServiceEntry", &entry.metadata);
+        let missing = service::missing_waypoint(objects, entry).map(|text| Condition {
             kind: MISSING,
             status: true,
             reason: "NoWaypointForWildcardService",
             message: text.into(),
         });
-        let private = service::is_private(e);
-        let visibility = (!e.spec.export_to.is_empty() && !service::is_hidden(e)).then(|| Condition {
+        let private = service::is_private(entry);
+        let visibility = (!entry.spec.export_to.is_empty() && !service::is_hidden(entry)).then(|| Condition {
             kind: VISIBILITY,
             status: true,
             reason: if private { "Namespace" } else { "Public" },
             message: if private { "known to its own namespace" } else { "known to all namespaces" }.into(),
         });
         let more = missing.into_iter().chain(visibility).collect();
-        out.extend(given(&automatic, to.clone(), e));
-        out.extend(bound(objects, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Service, more, now));
+        out.extend(given(&automatic, to.clone(), entry));
+        out.extend(bound(
+            objects,
+            to,
+            &entry.metadata,
+            &entry.status.conditions,
+            waypoint::Traffic::Service,
+            more,
+            now,
+        ));
     }
     for (_, e) in &objects.workload_entries {
         let to = reference(ISTIO_NETWORKING, "WorkloadEntry", &e.metadata);
         out.extend(bound(objects, to, &e.metadata, &e.status.conditions, waypoint::Traffic::Workload, vec![], now));
     }
-    for (_, p) in &objects.authorization {
-        let to = reference("security.istio.io", "AuthorizationPolicy", &p.metadata);
-        let wanted = accepted(objects, p);
+    for (_, policy) in &objects.authorization {
+        let to = reference("security.istio.io", "AuthorizationPolicy", &policy.metadata);
+        let wanted = accepted(objects, policy);
         let other = if wanted.kind == "ZtunnelAccepted" { "WaypointAccepted" } else { "ZtunnelAccepted" };
-        let have = &p.status.conditions;
+        let have = &policy.status.conditions;
         // One manager writes both kinds: a policy that is attached to something else by an edit changes sides.
         let stale = have.iter().any(|c| c.kind == other);
-        if let Some(c) = changed(&[wanted], have, p.metadata.generation, stale, now) {
+        if let Some(c) = changed(&[wanted], have, policy.metadata.generation, stale, now) {
             let c = beside(c, have, &["ZtunnelAccepted", "WaypointAccepted"]);
             out.push(Write { to, manager: "istio.io/authorization-policy", status: json!({ "conditions": c }) });
         }
     }
     let ours = [waypoint::CONTROLLER, INGRESS];
-    for c in objects.classes.values().filter(|c| ours.contains(&c.spec.controller_name.as_str())) {
+    for class in objects.classes.values().filter(|c| ours.contains(&c.spec.controller_name.as_str())) {
         let wanted = Condition {
             kind: "Accepted",
             status: true,
             reason: "Accepted",
             message: "Handled by Karst's controller".into(),
         };
-        if let Some(v) = changed(&[wanted], &c.status.conditions, c.metadata.generation, false, now) {
-            let to = reference(GATEWAY_API, "GatewayClass", &c.metadata);
+        if let Some(v) = changed(&[wanted], &class.status.conditions, class.metadata.generation, false, now) {
+            let to = reference(GATEWAY_API, "GatewayClass", &class.metadata);
             out.push(Write { to, manager: "istio.io/gateway-class", status: json!({ "conditions": v }) });
         }
     }
@@ -89,15 +97,15 @@ pub(crate) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: 
 
 /// Servers of Istio's Gateway whose ports no Service has, or other servers. (Nothing is said of the others.)
 fn unmapped(listeners: &GatewayListeners, gateway: &IstioGateway, now: &str) -> Option<Write> {
-    let m = &gateway.metadata;
-    let all: Vec<_> = listeners.unmapped(&m.namespace, &m.name).collect();
+    let meta = &gateway.metadata;
+    let all: Vec<_> = listeners.unmapped(&meta.namespace, &meta.name).collect();
     let text: Vec<String> = all.iter().map(|(n, u)| format!("spec.servers[{n}].port.number: {}", u.text)).collect();
     let of = |u: &Unmapped| Condition { kind: PORTS, status: false, reason: u.reason, message: text.join("; ") };
     let wanted: Vec<Condition> = all.first().map(|(_, u)| of(u)).into_iter().collect();
     let stale = wanted.is_empty() && gateway.status.conditions.iter().any(|c| c.kind == PORTS);
-    let conditions = changed(&wanted, &gateway.status.conditions, m.generation, stale, now)?;
+    let conditions = changed(&wanted, &gateway.status.conditions, meta.generation, stale, now)?;
     let conditions = beside(conditions, &gateway.status.conditions, &[PORTS]);
-    let to = reference(ISTIO_NETWORKING, "Gateway", m);
+    let to = reference(ISTIO_NETWORKING, "Gateway", meta);
     Some(Write { to, manager: "karst.io/gateway-ports", status: json!({ "conditions": conditions }) })
 }
 
@@ -110,10 +118,10 @@ pub(crate) fn unserved(objects: &Objects<'_>, findings: &[Finding], now: &str) -
     }
     let routes = objects.virtual_services.iter().map(|(_, v)| ("VirtualService", &v.metadata, &v.status.conditions));
     let rules = objects.destination_rules.iter().map(|(_, d)| ("DestinationRule", &d.metadata, &d.status.conditions));
-    let one = |(kind, m, have): (&'static str, &Meta, &Vec<StatusCondition>)| {
-        let mine = of.get(&(kind, m.namespace.as_str(), m.name.as_str())).map_or(&[][..], |f| f);
+    let one = |(kind, meta, have): (&'static str, &Meta, &Vec<StatusCondition>)| {
+        let mine = of.get(&(kind, meta.namespace.as_str(), meta.name.as_str())).map_or(&[][..], |f| f);
         // What was found of another generation says nothing of this one: it is looked at soon.
-        if mine.iter().any(|f| f.generation != m.generation) {
+        if mine.iter().any(|f| f.generation != meta.generation) {
             return None;
         }
         let mut wanted = vec![];
@@ -124,9 +132,9 @@ pub(crate) fn unserved(objects: &Objects<'_>, findings: &[Finding], now: &str) -
             wanted.push(Condition { kind: condition, status: false, reason: first.reason.name(), message });
         }
         let gone = |c: &StatusCondition| OURS.contains(&&*c.kind) && !wanted.iter().any(|w| w.kind == c.kind);
-        let conditions = changed(&wanted, have, m.generation, have.iter().any(gone), now)?;
+        let conditions = changed(&wanted, have, meta.generation, have.iter().any(gone), now)?;
         let conditions = beside(conditions, have, &OURS);
-        let to = reference(ISTIO_NETWORKING, kind, m);
+        let to = reference(ISTIO_NETWORKING, kind, meta);
         Some(Write { to, manager: "karst.io/findings", status: json!({ "conditions": conditions }) })
     };
     routes.chain(rules).filter_map(one).collect()
@@ -278,13 +286,13 @@ fn accepted_waypoint(objects: &Objects<'_>, gateway: &Gateway) -> Condition {
 }
 
 fn gateway(objects: &Objects<'_>, gateway: &Gateway, now: &str) -> Option<Write> {
-    let m = &gateway.metadata;
-    let deployment = objects.deployments.get(&(m.namespace.as_str(), m.name.as_str()));
+    let meta = &gateway.metadata;
+    let deployment = objects.deployments.get(&(meta.namespace.as_str(), meta.name.as_str()));
     let ready = deployment.is_some_and(|d| d.status.available_replicas > 0);
     let given = deploy::given(gateway);
-    let host =
-        given.map_or_else(|| format!("{}.{}.svc.{}", m.name, m.namespace, objects.mesh.cluster_domain), String::from);
-    let service = objects.service(&m.namespace, &m.name);
+    let host = given
+        .map_or_else(|| format!("{}.{}.svc.{}", meta.name, meta.namespace, objects.mesh.cluster_domain), String::from);
+    let service = objects.service(&meta.namespace, &meta.name);
     let foreign = service.is_some_and(|s| !s.metadata.labels.contains_key(MANAGED));
     let ready = given.is_some() || (ready && service.is_some() && !foreign);
     let say = |kind, status, reason, message: String| Condition { kind, status, reason, message };
@@ -296,8 +304,10 @@ fn gateway(objects: &Objects<'_>, gateway: &Gateway, now: &str) -> Option<Write>
         let text = format!("Resource programmed, assigned to service(s) {host}:{}", waypoint::PORT);
         say("Programmed", true, "Programmed", text)
     } else if foreign {
-        let text =
-            format!("Service {}/{} is not managed by Karst: rename the Gateway [KARST-0511]", m.namespace, m.name);
+        let text = format!(
+            "Service {}/{} is not managed by Karst: rename the Gateway [KARST-0511]",
+            meta.namespace, meta.name
+        );
         say("Programmed", false, "AddressNotUsable", text)
     } else {
         say("Programmed", false, "AddressNotAssigned", format!("Service {host} has no available pod yet [KARST-0510]"))
@@ -309,11 +319,11 @@ fn gateway(objects: &Objects<'_>, gateway: &Gateway, now: &str) -> Option<Write>
     let same_address =
         gateway.status.addresses.iter().map(|a| a.value.as_str()).eq(programmed_before.then_some(host.as_str()));
     let own = [accepted, programmed];
-    let mut unchanged = same_address && same(&own, &gateway.status.conditions, m.generation);
+    let mut unchanged = same_address && same(&own, &gateway.status.conditions, meta.generation);
     let mut listeners = Vec::new();
-    for l in &gateway.spec.listeners {
+    for listener in &gateway.spec.listeners {
         let none = || "No errors found".to_string();
-        let [accepted, programmed] = match waypoint::wrong_listener(l) {
+        let [accepted, programmed] = match waypoint::wrong_listener(listener) {
             None => [say("Accepted", true, "Accepted", none()), say("Programmed", true, "Programmed", none())],
             Some((reason, text)) => {
                 [say("Accepted", false, reason, text.clone()), say("Programmed", false, "Invalid", text)]
@@ -325,15 +335,17 @@ fn gateway(objects: &Objects<'_>, gateway: &Gateway, now: &str) -> Option<Write>
             say("Conflicted", false, "NoConflicts", none()),
             say("ResolvedRefs", true, "ResolvedRefs", none()),
         ];
-        let have = gateway.status.listeners.iter().find(|s| s.name == l.name).map_or(&[][..], |s| &s.conditions);
-        unchanged &= same(&wanted, have, m.generation);
-        let conditions = conditions(&wanted, have, m.generation, now);
-        listeners.push(json!({ "name": l.name, "attachedRoutes": 0, "supportedKinds": [], "conditions": conditions }));
+        let have = gateway.status.listeners.iter().find(|s| s.name == listener.name).map_or(&[][..], |s| &s.conditions);
+        unchanged &= same(&wanted, have, meta.generation);
+        let conditions = conditions(&wanted, have, meta.generation, now);
+        listeners.push(
+            json!({ "name": listener.name, "attachedRoutes": 0, "supportedKinds": [], "conditions": conditions }),
+        );
     }
     if unchanged {
         return None;
     }
-    let conditions = conditions(&own, &gateway.status.conditions, m.generation, now);
+    let conditions = conditions(&own, &gateway.status.conditions, meta.generation, now);
     let status = json!({ "addresses": addresses, "conditions": conditions, "listeners": listeners });
-    Some(Write { to: reference(GATEWAY_API, "Gateway", m), manager: "istio.io/gateway-controller", status })
+    Some(Write { to: reference(GATEWAY_API, "Gateway", meta), manager: "istio.io/gateway-controller", status })
 }

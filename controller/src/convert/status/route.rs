@@ -40,16 +40,16 @@ pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
     let mut out = vec![];
     macro_rules! add {
         ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
-            for &(_, r) in &objects.$routes {
-                let (meta, rules, status) = (&r.metadata, r.spec.rules.len(), &r.status);
-                let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(r), $filters(r));
-                let backends = r.spec.rules.iter().map(|r| &r.backend_refs[..]);
-                let mut bad = compiled.bad(r).to_vec();
+            for &(_, route) in &objects.$routes {
+                let (meta, rules, status) = (&route.metadata, route.spec.rules.len(), &route.status);
+                let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(route), $filters(route));
+                let backends = route.spec.rules.iter().map(|r| &r.backend_refs[..]);
+                let mut bad = compiled.bad(route).to_vec();
                 bad.extend(gateway_api::unexecuted(of_rules.iter().copied().zip(backends)));
                 let filters: Vec<&Filter> = of_rules.into_iter().flatten().collect();
                 let mirrors = filters.iter().filter_map(|f| Some(&f.request_mirror.as_ref()?.backend_ref));
-                let refs = r.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
-                let parents = &r.spec.parent_refs[..];
+                let refs = route.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
+                let parents = &route.spec.parent_refs[..];
                 out.push(Route { kind: $kind, meta, names, parents, refs, filters, rules, bad, status });
             }
         };
@@ -74,19 +74,19 @@ pub(crate) fn compile(
 }
 
 fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
-    let &Route { kind, meta: m, names, parents, ref refs, ref filters, rules, ref bad, status: have } = route;
+    let &Route { kind, meta, names, parents, ref refs, ref filters, rules, ref bad, status: have } = route;
     let unread = unread(rules, bad);
-    let resolved =
-        extensions(objects, m, filters).unwrap_or_else(|| resolved(objects, kind, m, parents, refs.iter().copied()));
+    let resolved = extensions(objects, meta, filters)
+        .unwrap_or_else(|| resolved(objects, kind, meta, parents, refs.iter().copied()));
     let mut unchanged = true;
     let mut all: Vec<Value> = vec![];
     let mut ours = 0;
-    for p in parents {
-        let at_gateway = listeners.attached(objects, kind, &m.namespace, names, p).map(|r| match r {
+    for parent in parents {
+        let at_gateway = listeners.attached(objects, kind, &meta.namespace, names, parent).map(|r| match r {
             Ok(_) => ("Accepted", "Route was valid".to_string()),
             Err(e) => e,
         });
-        let Some(mut accepted) = at_gateway.or_else(|| accepted(objects, m, p)) else { continue };
+        let Some(mut accepted) = at_gateway.or_else(|| accepted(objects, meta, parent)) else { continue };
         let is_attached = accepted.0 == "Accepted";
         if let Some(Unread { all: true, text }) = &unread
             && is_attached
@@ -100,22 +100,22 @@ fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, n
             message: message.clone(),
         };
         let mut wanted = vec![say(&accepted, "Accepted", "Accepted"), say(&resolved, "ResolvedRefs", "ResolvedRefs")];
-        wanted.extend(executed(objects, m, p));
+        wanted.extend(executed(objects, meta, parent));
         if let Some(Unread { all: false, text }) = &unread
             && is_attached
         {
             let message = format!("Dropped Rule {text}");
             wanted.push(Condition { kind: PARTLY, status: true, reason: "UnsupportedValue", message });
         }
-        let before = have.parents.iter().find(|s| s.controller_name == CONTROLLER && s.parent_ref == *p);
+        let before = have.parents.iter().find(|s| s.controller_name == CONTROLLER && s.parent_ref == *parent);
         let there = before.map_or(&[][..], |s| &s.conditions);
         let is_over = |kind| there.iter().any(|c| c.kind == kind) && !wanted.iter().any(|c| c.kind == kind);
         let over = [PARTLY, finding::RESOLVED_WAYPOINTS].into_iter().any(is_over);
-        unchanged &= before.is_some() && !over && same(&wanted, there, m.generation);
+        unchanged &= before.is_some() && !over && same(&wanted, there, meta.generation);
         ours += 1;
         all.push(json!({
-            "parentRef": p, "controllerName": CONTROLLER,
-            "conditions": conditions(&wanted, there, m.generation, now),
+            "parentRef": parent, "controllerName": CONTROLLER,
+            "conditions": conditions(&wanted, there, meta.generation, now),
         }));
     }
     let stale = have.parents.iter().filter(|s| s.controller_name == CONTROLLER).count() != ours;
@@ -127,7 +127,7 @@ fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, n
         let conditions = as_they_are(&s.conditions);
         all.push(json!({ "parentRef": s.parent_ref, "controllerName": s.controller_name, "conditions": conditions }));
     }
-    Some(Write { to: reference(GATEWAY_API, kind, m), manager: CONTROLLER, status: json!({ "parents": all }) })
+    Some(Write { to: reference(GATEWAY_API, kind, meta), manager: CONTROLLER, status: json!({ "parents": all }) })
 }
 
 /// Rules, or backends of theirs, that are not in force, since something in them cannot be read or is not executed.
@@ -154,24 +154,25 @@ fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
-fn accepted(objects: &Objects<'_>, meta: &Meta, p: &ParentRef) -> Option<(&'static str, String)> {
-    let ns = p.namespace.as_deref().unwrap_or(&meta.namespace);
-    let ports: Option<Vec<u16>> = match (p.group.as_deref().unwrap_or(GATEWAY_API), p.kind.as_deref().unwrap_or("")) {
-        ("" | "core", "Service") => match objects.service(ns, &p.name) {
-            Some(s) if service::is_alias(s) => {
-                return Some(("NoMatchingParent", alias(ns, s, "parent")));
+fn accepted(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<(&'static str, String)> {
+    let ns = parent.namespace.as_deref().unwrap_or(&meta.namespace);
+    let ports: Option<Vec<u16>> =
+        match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("")) {
+            ("" | "core", "Service") => match objects.service(ns, &parent.name) {
+                Some(s) if service::is_alias(s) => {
+                    return Some(("NoMatchingParent", alias(ns, s, "parent")));
+                }
+                s => s.map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
+            },
+            (ISTIO_NETWORKING, "ServiceEntry") => {
+                let mut all = objects.entries_of.get(ns).into_iter().flatten();
+                let found = all.find(|e| e.metadata.name == parent.name);
+                found.map(|e| e.spec.ports.iter().map(|p| p.number).collect())
             }
-            s => s.map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
-        },
-        (ISTIO_NETWORKING, "ServiceEntry") => {
-            let mut all = objects.entries_of.get(ns).into_iter().flatten();
-            let found = all.find(|e| e.metadata.name == p.name);
-            found.map(|e| e.spec.ports.iter().map(|p| p.number).collect())
-        }
-        _ => return None,
-    };
-    let what = || format!("{} {ns}/{}", p.kind.as_deref().unwrap_or("Service"), p.name);
-    Some(match (ports, p.port) {
+            _ => return None,
+        };
+    let what = || format!("{} {ns}/{}", parent.kind.as_deref().unwrap_or("Service"), parent.name);
+    Some(match (ports, parent.port) {
         (None, _) => ("NoMatchingParent", format!("{} not found [KARST-0307]", what())),
         (Some(all), Some(port)) if !all.contains(&port) => {
             ("NoMatchingParent", format!("{} has no port {port} [KARST-0308]", what()))
@@ -215,8 +216,8 @@ fn extensions(objects: &Objects<'_>, meta: &Meta, filters: &[&Filter]) -> Option
 
 /// A Service of type ExternalName is neither backend nor parent: it would lead past ReferenceGrants, and out of the cluster (Gateway
 /// API: implementations should not support it, CVE-2021-25740).
-fn alias(ns: &str, s: &Service, role: &str) -> String {
-    let Service { metadata: Meta { name, .. }, spec, .. } = s;
+fn alias(ns: &str, service: &Service, role: &str) -> String {
+    let Service { metadata: Meta { name, .. }, spec, .. } = service;
     format!(
         "Service {ns}/{name} has type ExternalName, which is not supported as a {role}: refer to {:?} itself [KARST-0321]",
         spec.external_name
@@ -251,17 +252,17 @@ fn hostname(objects: &Objects<'_>, meta: &Meta, backend: &BackendRef) -> Result<
 
 /// Is what it refers to there, and may it be referred to?
 fn resolved<'a>(
-    x: &Objects<'_>,
+    objects: &Objects<'_>,
     kind: &'static str,
     meta: &Meta,
     parents: &[ParentRef],
     refs: impl Iterator<Item = &'a BackendRef>,
 ) -> (&'static str, String) {
-    for b in refs {
-        let ns = b.namespace.as_deref().unwrap_or(&meta.namespace);
-        let (group, to) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
+    for backend in refs {
+        let ns = backend.namespace.as_deref().unwrap_or(&meta.namespace);
+        let (group, to) = (backend.group.as_deref().unwrap_or(""), backend.kind.as_deref().unwrap_or("Service"));
         if group == ISTIO_NETWORKING && to == "Hostname" {
-            match hostname(x, meta, b) {
+            match hostname(objects, meta, backend) {
                 Ok(()) => continue,
                 Err(e) => return ("BackendNotFound", e.to_string()),
             }
@@ -269,28 +270,28 @@ fn resolved<'a>(
         if !matches!((group, to), ("" | "core", "Service")) {
             return (
                 "InvalidKind",
-                format!("{to} {:?} is not supported as a backend: use Service or Hostname [KARST-0310]", b.name),
+                format!("{to} {:?} is not supported as a backend: use Service or Hostname [KARST-0310]", backend.name),
             );
         }
         if ns != meta.namespace
-            && !grant::is_parent(parents, &meta.namespace, ns, &b.name)
-            && !grant::granted(x, kind, &meta.namespace, (ns, group, to, &b.name))
+            && !grant::is_parent(parents, &meta.namespace, ns, &backend.name)
+            && !grant::granted(objects, kind, &meta.namespace, (ns, group, to, &backend.name))
         {
             return (
                 "RefNotPermitted",
                 format!(
                     "reference to Service {ns}/{} is not permitted: create a ReferenceGrant in its namespace [KARST-0309]",
-                    b.name
+                    backend.name
                 ),
             );
         }
-        match x.service(ns, &b.name) {
-            None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", b.name)),
+        match objects.service(ns, &backend.name) {
+            None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", backend.name)),
             Some(s) if service::is_alias(s) => return ("BackendNotFound", alias(ns, s, "backend")),
-            Some(s) if b.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
+            Some(s) if backend.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",
-                    format!("Service {ns}/{} has no port {} [KARST-0308]", b.name, b.port.unwrap_or(0)),
+                    format!("Service {ns}/{} has no port {} [KARST-0308]", backend.name, backend.port.unwrap_or(0)),
                 );
             }
             Some(_) => {}

@@ -17,28 +17,28 @@ pub(crate) fn compile<'a>(
 ) -> Vec<(&'a Located, FieldError)> {
     let mut of: BTreeMap<(&str, &str), BTreeMap<Option<u16>, ir::ClientTls>> = BTreeMap::new();
     let mut bad = vec![];
-    for v in evaluate(objects) {
-        for (name, port) in &v.places {
-            of.entry((&v.policy.metadata.namespace, *name)).or_default().insert(*port, v.tls.clone());
+    for verdict in evaluate(objects) {
+        for (name, port) in &verdict.places {
+            of.entry((&verdict.policy.metadata.namespace, *name)).or_default().insert(*port, verdict.tls.clone());
         }
-        bad.extend(v.bad.into_iter().map(|b| (v.at, b)));
+        bad.extend(verdict.bad.into_iter().map(|b| (verdict.at, b)));
     }
     for ((ns, name), tls) in of {
         let (Some(service), Some(key)) = (objects.service(ns, name), hosts.service(name, ns)) else { continue };
-        let b = Arc::make_mut(backends.entry(key.to_string()).or_default());
-        for p in &service.spec.ports {
+        let backend = Arc::make_mut(backends.entry(key.to_string()).or_default());
+        for service_port in &service.spec.ports {
             // What is for the port stands before what is for the service.
-            let Some(tls) = tls.get(&Some(p.port)).or(tls.get(&None)) else { continue };
-            let port = u32::from(p.port);
+            let Some(tls) = tls.get(&Some(service_port.port)).or(tls.get(&None)) else { continue };
+            let port = u32::from(service_port.port);
             let set = |policy: &Option<ir::Policy>, ports: &mut BTreeMap<u32, ir::Policy>| {
                 let mut own = ports.get(&port).or(policy.as_ref()).cloned().unwrap_or_default();
                 own.tls = Some(tls.clone());
                 ports.insert(port, own);
             };
-            set(&b.policy, &mut b.ports);
-            b.clients.iter_mut().for_each(|c| set(&c.policy, &mut c.ports));
-            let subsets = b.clients.iter_mut().flat_map(|c| &mut c.subsets);
-            b.subsets.iter_mut().chain(subsets).for_each(|s| set(&s.policy, &mut s.ports));
+            set(&backend.policy, &mut backend.ports);
+            backend.clients.iter_mut().for_each(|c| set(&c.policy, &mut c.ports));
+            let subsets = backend.clients.iter_mut().flat_map(|c| &mut c.subsets);
+            backend.subsets.iter_mut().chain(subsets).for_each(|s| set(&s.policy, &mut s.ports));
         }
     }
     bad

@@ -113,23 +113,23 @@ pub(crate) fn compile(
     }
     let same = |k: &Arc<str>| old.tables.get(k).is_some_and(|(c, _)| contributors.get(k) == Some(c));
     let mut tables = Tables::default();
-    for ((at, s), keys) in sources.iter().zip(&targets) {
-        let bad = match old.bad.remove(&s.address()) {
+    for ((at, source), keys) in sources.iter().zip(&targets) {
+        let bad = match old.bad.remove(&source.address()) {
             Some(b) if keys.iter().all(same) => b,
-            _ => s.convert(objects, &hosts, &mut tables),
+            _ => source.convert(objects, &hosts, &mut tables),
         };
         report(at, &bad);
-        cache.bad.insert(s.address(), bad);
+        cache.bad.insert(source.address(), bad);
     }
     let mut routes = tables.routes(same);
-    for (key, c) in contributors {
+    for (key, contributing) in contributors {
         let whole = match old.tables.remove(&key) {
-            Some((o, r)) if o == c => Some(r),
+            Some((o, r)) if o == contributing => Some(r),
             _ => routes.remove(&key).map(Arc::new),
         };
         // Objects that are all wrong contribute nothing.
         if let Some(r) = whole {
-            cache.tables.insert(key, (c, r));
+            cache.tables.insert(key, (contributing, r));
         }
     }
     model.routes = cache.tables.iter().map(|(k, (_, r))| (k.to_string(), r.clone())).collect();

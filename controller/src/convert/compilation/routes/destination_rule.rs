@@ -94,24 +94,24 @@ fn anew(objects: &Objects<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule
     // What follows the star of wildcards, and the rules of each.
     let mut wildcards: HashMap<&str, usize> = HashMap::new();
     let mut wild: Vec<Vec<usize>> = vec![];
-    for (_, d) in all {
-        let (backend, wrong) = own(objects, d);
+    for (_, rule) in all {
+        let (backend, wrong) = own(objects, rule);
         bad.push(wrong);
         let Some(backend) = backend else { continue };
-        match d.spec.host.strip_prefix('*') {
+        match rule.spec.host.strip_prefix('*') {
             Some(suffix) => {
                 let i = *wildcards.entry(suffix).or_insert(wild.len());
                 wild.resize_with(wild.len().max(i + 1), Vec::new);
                 wild[i].push(rules.len());
             }
             None => {
-                for key in hosts.every(&d.spec.host, &d.metadata.namespace) {
+                for key in hosts.every(&rule.spec.host, &rule.metadata.namespace) {
                     named.entry(key).or_default().push(rules.len());
                 }
             }
         }
-        let export = Export::of_destination_rule(objects, d);
-        rules.push(Rule { export, closeness: closeness(&d.spec.host), backend });
+        let export = Export::of_destination_rule(objects, rule);
+        rules.push(Rule { export, closeness: closeness(&rule.spec.host), backend });
     }
     let mut done: HashMap<Alike, Option<Arc<ir::Backend>>> = HashMap::new();
     let mut backends = BTreeMap::new();
@@ -127,12 +127,12 @@ fn anew(objects: &Objects<'_>, hosts: &Hosts, all: &[(&Located, &DestinationRule
             }
             let private = hosts.private.contains(key);
             let alike = Alike { owner: owner.into(), private, wild: fits.clone(), named };
-            let one = done.entry(alike).or_insert_with_key(|a| {
-                let wild = a.wild.iter().filter_map(|i| wild.get(*i)).flatten();
-                let mut found: Vec<usize> = a.named.iter().chain(wild).copied().collect();
+            let one = done.entry(alike).or_insert_with_key(|alike| {
+                let wild = alike.wild.iter().filter_map(|i| wild.get(*i)).flatten();
+                let mut found: Vec<usize> = alike.named.iter().chain(wild).copied().collect();
                 found.sort_unstable();
                 let found = found.into_iter().filter_map(|i| rules.get(i));
-                let seen = found.filter(|r| !a.private || r.export.namespace == a.owner);
+                let seen = found.filter(|r| !alike.private || r.export.namespace == alike.owner);
                 of_service(&seen.collect::<Vec<_>>(), owner, &objects.mesh.root_namespace).map(Arc::new)
             });
             backends.extend(one.clone().map(|b| (key.to_string(), b)));
@@ -200,27 +200,27 @@ fn merged(found: &[&Rule<'_>], all: &[usize]) -> ir::Backend {
 }
 
 /// What a rule says by itself, and what is wrong with it.
-fn own(x: &Objects<'_>, d: &DestinationRule) -> (Option<ir::Backend>, Vec<FieldError>) {
-    let ns = d.metadata.namespace.as_str();
-    if d.spec.host.is_empty() {
+fn own(objects: &Objects<'_>, rule: &DestinationRule) -> (Option<ir::Backend>, Vec<FieldError>) {
+    let ns = rule.metadata.namespace.as_str();
+    if rule.spec.host.is_empty() {
         return (
             None,
             vec![("spec.host".into(), "is empty: specify the service that the rule applies to [KARST-0010]".into())],
         );
     }
     // It is for some clients only, which are not told apart by labels: left out rather than for all. (`no_effect` tells.)
-    if d.spec.workload_selector.is_some() {
+    if rule.spec.workload_selector.is_some() {
         return (None, vec![]);
     }
-    let secret = |name: &str| x.secrets.get(&(ns, name)).copied();
-    match backend(&d.spec, &secret) {
+    let secret = |name: &str| objects.secrets.get(&(ns, name)).copied();
+    match backend(&rule.spec, &secret) {
         Ok(b) => (Some(b), vec![]),
         // Where TLS is wanted there must be no connection without it.
-        Err(b) if wants_tls(d) => {
-            let broken = format!("DestinationRule {ns}/{}: {}: {}", d.metadata.name, b.0, b.1);
+        Err(problem) if wants_tls(rule) => {
+            let broken = format!("DestinationRule {ns}/{}: {}: {}", rule.metadata.name, problem.0, problem.1);
             let tls = Some(ir::ClientTls { broken, ..Default::default() });
             let policy = Some(ir::Policy { tls, ..Default::default() });
-            (Some(ir::Backend { policy, ..Default::default() }), vec![b])
+            (Some(ir::Backend { policy, ..Default::default() }), vec![problem])
         }
         Err(b) => (None, vec![b]),
     }
@@ -235,17 +235,22 @@ fn backend(spec: &DestinationRuleSpec, secret: Secrets<'_>) -> Result<ir::Backen
     let (policy, ports) = policies(whole, None, secret, "spec.trafficPolicy")?;
     let mut out = ir::Backend { policy: spec.traffic_policy.as_ref().map(|_| policy), ports, ..Default::default() };
     let mut names = BTreeSet::new();
-    for (i, s) in spec.subsets.iter().enumerate() {
+    for (i, subset) in spec.subsets.iter().enumerate() {
         let at = format!("spec.subsets[{i}]");
-        if s.name.is_empty() {
+        if subset.name.is_empty() {
             return Err((format!("{at}.name"), "is empty: routes refer to subsets by name [KARST-0010]".into()));
         }
-        if !names.insert(&s.name) {
-            return Err((format!("{at}.name"), format!("{:?} is duplicated [KARST-0013]", s.name)));
+        if !names.insert(&subset.name) {
+            return Err((format!("{at}.name"), format!("{:?} is duplicated [KARST-0013]", subset.name)));
         }
-        let own = s.traffic_policy.as_ref().unwrap_or(&empty);
+        let own = subset.traffic_policy.as_ref().unwrap_or(&empty);
         let (policy, ports) = policies(own, Some(whole), secret, &format!("{at}.trafficPolicy"))?;
-        out.subsets.push(ir::Subset { name: s.name.clone(), labels: s.labels.clone(), policy: Some(policy), ports });
+        out.subsets.push(ir::Subset {
+            name: subset.name.clone(),
+            labels: subset.labels.clone(),
+            policy: Some(policy),
+            ports,
+        });
     }
     Ok(out)
 }
@@ -254,12 +259,14 @@ type Policies = (ir::Policy, BTreeMap<u32, ir::Policy>);
 
 /// A policy and its ports' own. What it does not say, the policy around it does, field by field.
 fn policies(
-    p: &TrafficPolicy,
+    traffic_policy: &TrafficPolicy,
     around: Option<&TrafficPolicy>,
     secret: Secrets<'_>,
     at: &str,
 ) -> Result<Policies, FieldError> {
-    for (field, there) in [("tunnel", p.tunnel.is_some()), ("proxyProtocol", p.proxy_protocol.is_some())] {
+    for (field, there) in
+        [("tunnel", traffic_policy.tunnel.is_some()), ("proxyProtocol", traffic_policy.proxy_protocol.is_some())]
+    {
         if there {
             return Err((
                 format!("{at}.{field}"),
@@ -269,47 +276,52 @@ fn policies(
         }
     }
     let or = |a: &TrafficPolicy| (a.load_balancer.clone(), a.connection_pool.clone(), a.outlier_detection.clone());
-    let (a, b) = (or(p), around.map(or).unwrap_or_default());
-    let (balance, pool, outlier) = (a.0.or(b.0), a.1.or(b.1), a.2.or(b.2));
+    let (inner, outer) = (or(traffic_policy), around.map(or).unwrap_or_default());
+    let (balance, pool, outlier) = (inner.0.or(outer.0), inner.1.or(outer.1), inner.2.or(outer.2));
     let mut whole = policy(balance.as_ref(), pool.as_ref(), outlier.as_ref(), at)?;
-    let budget = p.retry_budget.as_ref().or(around.and_then(|a| a.retry_budget.as_ref()));
-    let own_tls = p.tls.as_ref().or(around.and_then(|a| a.tls.as_ref()));
+    let budget = traffic_policy.retry_budget.as_ref().or(around.and_then(|a| a.retry_budget.as_ref()));
+    let own_tls = traffic_policy.tls.as_ref().or(around.and_then(|a| a.tls.as_ref()));
     whole.tls = tls(own_tls, secret, at)?;
     whole.retries = budget.map(|b| retry_budget(b, &format!("{at}.retryBudget"))).transpose()?;
     let mut ports = BTreeMap::new();
-    for (i, s) in p.port_level_settings.iter().enumerate() {
+    for (i, settings) in traffic_policy.port_level_settings.iter().enumerate() {
         let at = format!("{at}.portLevelSettings[{i}]");
-        if s.port.number == 0 {
+        if settings.port.number == 0 {
             return Err((format!("{at}.port.number"), "is required [KARST-0010]".into()));
         }
         // A port's settings stand for themselves: what they leave out is the default (Istio).
-        let mut one = policy(s.load_balancer.as_ref(), s.connection_pool.as_ref(), s.outlier_detection.as_ref(), &at)?;
-        one.tls = tls(s.tls.as_ref(), secret, &at)?;
-        ports.insert(u32::from(s.port.number), one);
+        let mut one = policy(
+            settings.load_balancer.as_ref(),
+            settings.connection_pool.as_ref(),
+            settings.outlier_detection.as_ref(),
+            &at,
+        )?;
+        one.tls = tls(settings.tls.as_ref(), secret, &at)?;
+        ports.insert(u32::from(settings.port.number), one);
     }
     Ok((whole, ports))
 }
 
 fn policy(
-    b: Option<&LoadBalancer>,
+    balancer: Option<&LoadBalancer>,
     pool: Option<&ConnectionPool>,
-    o: Option<&OutlierDetection>,
+    detection: Option<&OutlierDetection>,
     at: &str,
 ) -> Result<ir::Policy, FieldError> {
     Ok(ir::Policy {
-        balance: b.map(|b| balance(b, &format!("{at}.loadBalancer"))).transpose()?,
+        balance: balancer.map(|b| balance(b, &format!("{at}.loadBalancer"))).transpose()?,
         limits: pool.map(|p| limits(p, &format!("{at}.connectionPool"))).transpose()?,
-        outlier: o.map(|o| outlier(o, &format!("{at}.outlierDetection"))).transpose()?,
+        outlier: detection.map(|o| outlier(o, &format!("{at}.outlierDetection"))).transpose()?,
         retries: None,
         tls: None,
     })
 }
 
 /// TLS to endpoints. None: none of ours.
-fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, FieldError> {
-    let Some(t) = t.filter(|t| originates(t)) else { return Ok(None) };
+fn tls(client_tls: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir::ClientTls>, FieldError> {
+    let Some(client_tls) = client_tls.filter(|t| originates(t)) else { return Ok(None) };
     let at = format!("{at}.tls");
-    let mutual = match t.mode.as_deref().unwrap_or("") {
+    let mutual = match client_tls.mode.as_deref().unwrap_or("") {
         "SIMPLE" => false,
         "MUTUAL" => true,
         other => {
@@ -318,54 +330,55 @@ fn tls(t: Option<&ClientTls>, secret: Secrets<'_>, at: &str) -> Result<Option<ir
         }
     };
     for (there, field) in [
-        (!t.client_certificate.is_empty(), "clientCertificate"),
-        (!t.private_key.is_empty(), "privateKey"),
-        (!matches!(t.ca_certificates.as_str(), "" | "system"), "caCertificates"),
+        (!client_tls.client_certificate.is_empty(), "clientCertificate"),
+        (!client_tls.private_key.is_empty(), "privateKey"),
+        (!matches!(client_tls.ca_certificates.as_str(), "" | "system"), "caCertificates"),
     ] {
         if there {
             let text = "file paths are not supported: use credentialName [KARST-0028]";
             return Err((format!("{at}.{field}"), text.into()));
         }
     }
-    if !t.ca_crl.is_empty() {
+    if !client_tls.ca_crl.is_empty() {
         return Err((format!("{at}.caCrl"), "is not supported in this version; remove it [KARST-0029]".into()));
     }
-    if mutual && t.credential_name.is_empty() {
+    if mutual && client_tls.credential_name.is_empty() {
         let text = "is empty: specify a Secret with tls.crt, tls.key and ca.crt in the namespace of the waypoint or gateway [KARST-0010]";
         return Err((format!("{at}.credentialName"), text.into()));
     }
     let mut out = ir::ClientTls {
-        sni: t.sni.clone(),
-        names: t.subject_alt_names.clone(),
-        unverified: t.insecure_skip_verify == Some(true),
-        credential: if mutual { t.credential_name.clone() } else { String::new() },
+        sni: client_tls.sni.clone(),
+        names: client_tls.subject_alt_names.clone(),
+        unverified: client_tls.insecure_skip_verify == Some(true),
+        credential: if mutual { client_tls.credential_name.clone() } else { String::new() },
         ..Default::default()
     };
     // The Secret may come later: until then there are no connections, as none may be made without it.
-    if !t.credential_name.is_empty() && !out.unverified {
-        let beside = format!("{}-cacert", t.credential_name);
-        let found = secret(&beside).and_then(ca_bundle).or_else(|| secret(&t.credential_name).and_then(ca_bundle));
+    if !client_tls.credential_name.is_empty() && !out.unverified {
+        let beside = format!("{}-cacert", client_tls.credential_name);
+        let found =
+            secret(&beside).and_then(ca_bundle).or_else(|| secret(&client_tls.credential_name).and_then(ca_bundle));
         match found {
             Some(roots) => out.roots = roots,
-            None => out.broken = format!("Secret {} with ca.crt not found [KARST-0503]", t.credential_name),
+            None => out.broken = format!("Secret {} with ca.crt not found [KARST-0503]", client_tls.credential_name),
         }
     }
     Ok(Some(out))
 }
 
 /// Addresses of the Secrets that a rule's TLS may be verified by.
-fn secrets(x: &Objects<'_>, rule: &DestinationRule) -> Vec<usize> {
+fn secrets(objects: &Objects<'_>, rule: &DestinationRule) -> Vec<usize> {
     let ns = rule.metadata.namespace.as_str();
     let names = all_tls(rule).map(|t| &t.credential_name).filter(|n| !n.is_empty());
     let both = names.flat_map(|n| [format!("{n}-cacert"), n.clone()]);
     // One that is not there has a place, too.
-    both.map(|n| x.secrets.get(&(ns, n.as_str())).map_or(0, |s| address(*s))).collect()
+    both.map(|n| objects.secrets.get(&(ns, n.as_str())).map_or(0, |s| address(*s))).collect()
 }
 
-fn retry_budget(b: &RetryBudget, at: &str) -> Result<ir::RetryBudget, FieldError> {
+fn retry_budget(budget: &RetryBudget, at: &str) -> Result<ir::RetryBudget, FieldError> {
     Ok(ir::RetryBudget {
-        per_million: per_million(b.percent.unwrap_or(20.0), &format!("{at}.percent"))?,
-        at_least: b.min_retry_concurrency.unwrap_or(3),
+        per_million: per_million(budget.percent.unwrap_or(20.0), &format!("{at}.percent"))?,
+        at_least: budget.min_retry_concurrency.unwrap_or(3),
     })
 }
 
@@ -380,35 +393,39 @@ fn locality(locality: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, Fie
         ));
     }
     let mut out = ir::Locality { failover: !both[0], ..Default::default() };
-    for (i, d) in locality.distribute.iter().enumerate() {
+    for (i, distribute) in locality.distribute.iter().enumerate() {
         let at = format!("{at}.distribute[{i}]");
-        if out.distribute.iter().any(|x| x.from == d.from) {
-            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", d.from)));
+        if out.distribute.iter().any(|x| x.from == distribute.from) {
+            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", distribute.from)));
         }
-        for p in d.to.keys().chain([&d.from]) {
+        for p in distribute.to.keys().chain([&distribute.from]) {
             place(p).map_err(|e| (at.clone(), e.to_string()))?;
         }
-        let total: u64 = d.to.values().map(|n| u64::from(*n)).sum();
-        if total != 100 || d.to.values().any(|n| *n == 0) {
+        let total: u64 = distribute.to.values().map(|n| u64::from(*n)).sum();
+        if total != 100 || distribute.to.values().any(|n| *n == 0) {
             let text = format!("the weights add up to {total}: use weights above 0 that add up to 100 [KARST-0402]");
             return Err((format!("{at}.to"), text));
         }
-        out.distribute.push(ir::Distribution { from: d.from.clone(), to: d.to.clone() });
+        out.distribute.push(ir::Distribution { from: distribute.from.clone(), to: distribute.to.clone() });
     }
-    for (i, f) in locality.failover.iter().enumerate() {
+    for (i, failover) in locality.failover.iter().enumerate() {
         let at = format!("{at}.failover[{i}]");
-        if f.from.is_empty() || f.to.is_empty() || f.from == f.to || (f.from.clone() + &f.to).contains(['/', '*']) {
+        if failover.from.is_empty()
+            || failover.to.is_empty()
+            || failover.from == failover.to
+            || (failover.from.clone() + &failover.to).contains(['/', '*'])
+        {
             return Err((at, "from and to must be two different regions, without zones [KARST-0403]".into()));
         }
-        if out.to_region.insert(f.from.clone(), f.to.clone()).is_some() {
-            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", f.from)));
+        if out.to_region.insert(failover.from.clone(), failover.to.clone()).is_some() {
+            return Err((format!("{at}.from"), format!("{:?} is duplicated [KARST-0013]", failover.from)));
         }
     }
-    for (i, p) in locality.failover_priority.iter().enumerate() {
-        if p.split('=').next().is_none_or(str::is_empty) {
+    for (index, priority) in locality.failover_priority.iter().enumerate() {
+        if priority.split('=').next().is_none_or(str::is_empty) {
             return Err((
-                format!("{at}.failoverPriority[{i}]"),
-                format!("invalid label {p:?}: use KEY or KEY=VALUE [KARST-0403]"),
+                format!("{at}.failoverPriority[{index}]"),
+                format!("invalid label {priority:?}: use KEY or KEY=VALUE [KARST-0403]"),
             ));
         }
     }
@@ -424,12 +441,12 @@ fn locality(locality: &LocalityLb, at: &str) -> Result<Option<ir::Locality>, Fie
 struct InvalidLocality(String);
 
 /// region, region/zone or region/zone/subzone; after * nothing but *.
-fn place(p: &str) -> Result<(), InvalidLocality> {
-    let parts: Vec<&str> = p.split('/').collect();
+fn place(locality: &str) -> Result<(), InvalidLocality> {
+    let parts: Vec<&str> = locality.split('/').collect();
     let any = parts.iter().position(|x| *x == "*").unwrap_or(parts.len());
     let inner = parts.iter().any(|x| x.is_empty() || (*x != "*" && x.contains('*')));
     if parts.len() > 3 || inner || parts[any..].iter().any(|x| *x != "*") {
-        return Err(InvalidLocality(p.into()));
+        return Err(InvalidLocality(locality.into()));
     }
     Ok(())
 }
@@ -460,11 +477,11 @@ fn balance(balancer: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError>
             );
             return Err((format!("{at}.simple"), text));
         }
-        (None, Some(h)) => {
+        (None, Some(hashing)) => {
             let at = format!("{at}.consistentHash");
-            out.hash = Some(hash(h, &at)?);
-            let ring = h.ring_hash.as_ref().and_then(|r| r.minimum_ring_size).or(h.minimum_ring_size);
-            match &h.maglev {
+            out.hash = Some(hash(hashing, &at)?);
+            let ring = hashing.ring_hash.as_ref().and_then(|r| r.minimum_ring_size).or(hashing.minimum_ring_size);
+            match &hashing.maglev {
                 Some(m) => {
                     out.ring_size = m.table_size.unwrap_or(TABLE);
                     if !is_prime(out.ring_size) {
@@ -486,8 +503,8 @@ fn balance(balancer: &LoadBalancer, at: &str) -> Result<ir::Balance, FieldError>
 }
 
 /// Maglev's table has a prime size, at most five million.
-fn is_prime(n: u32) -> bool {
-    (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+fn is_prime(number: u32) -> bool {
+    (2..=5_000_011).contains(&number) && (2..).take_while(|d| d * d <= number).all(|d| !number.is_multiple_of(d))
 }
 
 fn hash(hashing: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
@@ -496,15 +513,15 @@ fn hash(hashing: &ConsistentHash, at: &str) -> Result<ir::HashOn, FieldError> {
     if let Some(n) = &hashing.http_header_name {
         keys.push(Key::Header(header_name(n, format!("{at}.httpHeaderName"))?));
     }
-    if let Some(c) = &hashing.http_cookie {
-        if c.name.is_empty() {
+    if let Some(cookie) = &hashing.http_cookie {
+        if cookie.name.is_empty() {
             return Err((format!("{at}.httpCookie.name"), "is empty [KARST-0010]".into()));
         }
-        let ttl = c.ttl.as_deref();
+        let ttl = cookie.ttl.as_deref();
         let ttl_ms = ttl.map(duration).transpose().map_err(|e| (format!("{at}.httpCookie.ttl"), e.to_string()))?;
         keys.push(Key::Cookie(ir::Cookie {
-            name: c.name.clone(),
-            path: c.path.clone(),
+            name: cookie.name.clone(),
+            path: cookie.path.clone(),
             ttl_ms: ttl_ms.unwrap_or(0),
             // With a lifetime, a client that brings none is given one.
             generate: ttl_ms.is_some(),
@@ -545,11 +562,11 @@ fn outlier(detection: &OutlierDetection, at: &str) -> Result<ir::Outlier, FieldE
         let ms = optional_duration(t.as_deref(), || format!("{at}.{f}"))?;
         Ok::<_, FieldError>(if ms == 0 { default } else { ms })
     };
-    for (v, f) in
+    for (value, field) in
         [(detection.max_ejection_percent, "maxEjectionPercent"), (detection.min_health_percent, "minHealthPercent")]
     {
-        if v.is_some_and(|v| !PERCENT.contains(&v)) {
-            return Err((format!("{at}.{f}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
+        if value.is_some_and(|v| !PERCENT.contains(&v)) {
+            return Err((format!("{at}.{field}"), "is out of range: must be between 0 and 100 [KARST-0018]".into()));
         }
     }
     Ok(ir::Outlier {

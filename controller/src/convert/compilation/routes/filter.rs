@@ -28,13 +28,13 @@ pub(crate) struct Compiled {
 }
 
 /// The filter of this namespace that a route names.
-pub(crate) fn find<'a>(objects: &Objects<'a>, ns: &str, r: &ExtensionRef) -> Option<&'a HTTPFilter> {
-    objects.filter_named.get(&(ns, r.name.as_str())).copied().filter(|_| is_one(r))
+pub(crate) fn find<'a>(objects: &Objects<'a>, ns: &str, reference: &ExtensionRef) -> Option<&'a HTTPFilter> {
+    objects.filter_named.get(&(ns, reference.name.as_str())).copied().filter(|_| is_one(reference))
 }
 
 /// Is it a filter of ours that is named?
-pub(crate) fn is_one(r: &ExtensionRef) -> bool {
-    r.group == OWN_GROUP && r.kind == "HTTPFilter"
+pub(crate) fn is_one(reference: &ExtensionRef) -> bool {
+    reference.group == OWN_GROUP && reference.kind == "HTTPFilter"
 }
 
 pub(crate) fn compile(filter: &HTTPFilter) -> Result<Compiled, FieldError> {
@@ -82,19 +82,19 @@ pub(crate) fn attach(filter: &HTTPFilter, hosts: &Hosts, model: &mut Model) -> V
         Err(b) => return vec![b],
     };
     let mut bad = vec![];
-    for (i, t) in filter.spec.target_refs.iter().enumerate() {
-        if let Some(b) = target(t, ns, &format!("spec.targetRefs[{i}]")) {
+    for (index, target_ref) in filter.spec.target_refs.iter().enumerate() {
+        if let Some(b) = target(target_ref, ns, &format!("spec.targetRefs[{index}]")) {
             bad.push(b);
             continue;
         }
         // A service that is not there has no requests.
-        let Some(key) = hosts.service(&t.name, ns) else { continue };
+        let Some(key) = hosts.service(&target_ref.name, ns) else { continue };
         if model.services.get(&**key).is_some_and(|s| s.waypoint.is_none()) {
             let text = format!(
                 "Service {} uses no waypoint, so this has no effect: label it istio.io/use-waypoint [KARST-0701]",
-                t.name
+                target_ref.name
             );
-            bad.push((format!("spec.targetRefs[{i}]"), text));
+            bad.push((format!("spec.targetRefs[{index}]"), text));
         }
         let mut routes = model.routes.get(&**key).map(|r| (**r).clone()).unwrap_or_default();
         routes.limits.extend(compiled.limits.iter().cloned());

@@ -29,31 +29,31 @@ pub(crate) fn targets(
     names: &[String],
     parents: &[ParentRef],
 ) -> Vec<Arc<str>> {
-    let c = Convert { objects, hosts, kind, ns, names, parents };
-    parents.iter().flat_map(|p| c.parents(p)).map(|(key, _)| key).collect()
+    let convert = Convert { objects, hosts, kind, ns, names, parents };
+    parents.iter().flat_map(|p| convert.parents(p)).map(|(key, _)| key).collect()
 }
 
 pub(crate) fn http(objects: &Objects<'_>, route: &HTTPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
-    let c =
+    let convert =
         Convert::new((objects, hosts), "HTTPRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
-    for (i, rule) in route.spec.rules.iter().enumerate() {
-        let at = format!("spec.rules[{i}]");
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{index}]");
         let read = |(j, m): (usize, &RouteMatch)| matching(m, &format!("{at}.matches[{j}]"), &mut bad);
         let matches = rule.matches.iter().enumerate().map(read).collect();
-        rules.extend(c.rule(rule, matches, (&at, &route.metadata.name, i), &mut bad));
+        rules.extend(convert.rule(rule, matches, (&at, &route.metadata.name, index), &mut bad));
     }
-    rules.extend(c.unread(route.spec.is_unread, &route.metadata.name, &mut bad));
-    c.attach(&route.metadata, tables, &rules, &[], false);
+    rules.extend(convert.unread(route.spec.is_unread, &route.metadata.name, &mut bad));
+    convert.attach(&route.metadata, tables, &rules, &[], false);
     bad
 }
 
 pub(crate) fn grpc(objects: &Objects<'_>, route: &GRPCRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
-    let c =
+    let convert =
         Convert::new((objects, hosts), "GRPCRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
     let (mut rules, mut bad) = (vec![], vec![]);
-    for (i, rule) in route.spec.rules.iter().enumerate() {
-        let at = format!("spec.rules[{i}]");
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{index}]");
         let read = |(j, m): (usize, &GrpcMatch)| grpc_matching(m, &format!("{at}.matches[{j}]"), &mut bad);
         let matches = rule.matches.iter().enumerate().map(read).collect();
         let same = RouteRule {
@@ -62,10 +62,10 @@ pub(crate) fn grpc(objects: &Objects<'_>, route: &GRPCRoute, hosts: &Hosts, tabl
             backend_refs: rule.backend_refs.clone(),
             ..Default::default()
         };
-        rules.extend(c.rule(&same, matches, (&at, &route.metadata.name, i), &mut bad));
+        rules.extend(convert.rule(&same, matches, (&at, &route.metadata.name, index), &mut bad));
     }
-    rules.extend(c.unread(route.spec.is_unread, &route.metadata.name, &mut bad));
-    c.attach(&route.metadata, tables, &rules, &[], false);
+    rules.extend(convert.unread(route.spec.is_unread, &route.metadata.name, &mut bad));
+    convert.attach(&route.metadata, tables, &rules, &[], false);
     bad
 }
 
@@ -90,14 +90,14 @@ pub(crate) fn is_rule(field: &str) -> bool {
 /// for whole rules only. What they are for is answered 500: requests do not go on without them.
 pub(crate) fn unexecuted<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<FieldError> {
     let mut out = vec![];
-    for (i, (filters, backends)) in rules.enumerate() {
+    for (index, (filters, backends)) in rules.enumerate() {
         let unknown = |(j, f): (usize, &Filter)| {
             let text = unsupported(&f.kind);
-            (!KNOWN.contains(&f.kind.as_str())).then(|| (format!("spec.rules[{i}].filters[{j}]"), text))
+            (!KNOWN.contains(&f.kind.as_str())).then(|| (format!("spec.rules[{index}].filters[{j}]"), text))
         };
         out.extend(filters.iter().enumerate().filter_map(unknown));
-        for (n, b) in backends.iter().enumerate() {
-            let wrong = |(j, f): (usize, &Filter)| {
+        for (place, backend) in backends.iter().enumerate() {
+            let wrong = |(filter_index, f): (usize, &Filter)| {
                 let text = match f.kind.as_str() {
                     kind if IN_BACKENDS.contains(&kind) => return None,
                     kind if KNOWN.contains(&kind) => {
@@ -107,9 +107,9 @@ pub(crate) fn unexecuted<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [Bac
                     }
                     kind => unsupported(kind),
                 };
-                Some((format!("spec.rules[{i}].backendRefs[{n}].filters[{j}]"), text))
+                Some((format!("spec.rules[{index}].backendRefs[{place}].filters[{filter_index}]"), text))
             };
-            out.extend(b.filters.iter().enumerate().filter_map(wrong));
+            out.extend(backend.filters.iter().enumerate().filter_map(wrong));
         }
     }
     out
@@ -125,30 +125,31 @@ const IN_BACKENDS: [&str; 3] = ["RequestHeaderModifier", "ResponseHeaderModifier
 const KNOWN: [&str; 7] =
     [IN_BACKENDS[0], IN_BACKENDS[1], IN_BACKENDS[2], "RequestMirror", "RequestRedirect", "ExtensionRef", "CORS"];
 
-pub(crate) fn tcp(objects: &Objects<'_>, r: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
-    let c = Convert::new((objects, hosts), "TCPRoute", &r.metadata, &[], &r.spec.parent_refs);
-    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
+pub(crate) fn tcp(objects: &Objects<'_>, route: &TCPRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let convert = Convert::new((objects, hosts), "TCPRoute", &route.metadata, &[], &route.spec.parent_refs);
+    convert.bytes(&route.metadata, &route.spec.rules, route.spec.is_unread, tables)
 }
 
-pub(crate) fn tls(objects: &Objects<'_>, r: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
-    let c = Convert::new((objects, hosts), "TLSRoute", &r.metadata, &r.spec.hostnames, &r.spec.parent_refs);
-    c.bytes(&r.metadata, &r.spec.rules, r.spec.is_unread, tables)
+pub(crate) fn tls(objects: &Objects<'_>, route: &TLSRoute, hosts: &Hosts, tables: &mut Tables) -> Vec<FieldError> {
+    let convert =
+        Convert::new((objects, hosts), "TLSRoute", &route.metadata, &route.spec.hostnames, &route.spec.parent_refs);
+    convert.bytes(&route.metadata, &route.spec.rules, route.spec.is_unread, tables)
 }
 
 /// Values of headers that look as if they had operators, of the filters of rules and of their backends.
 pub(crate) fn warnings<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<String> {
     let mut out = vec![];
-    for (i, (filters, backends)) in rules.enumerate() {
-        literals(filters, &format!("spec.rules[{i}]"), &mut out);
+    for (index, (filters, backends)) in rules.enumerate() {
+        literals(filters, &format!("spec.rules[{index}]"), &mut out);
         for (j, b) in backends.iter().enumerate() {
-            literals(&b.filters, &format!("spec.rules[{i}].backendRefs[{j}]"), &mut out);
+            literals(&b.filters, &format!("spec.rules[{index}].backendRefs[{j}]"), &mut out);
         }
     }
     out
 }
 
 fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
-    for (i, f) in filters.iter().enumerate() {
+    for (index, f) in filters.iter().enumerate() {
         let request = f.request_header_modifier.iter().map(|m| (m, "requestHeaderModifier"));
         let response = f.response_header_modifier.iter().map(|m| (m, "responseHeaderModifier"));
         for (m, field) in request.chain(response) {
@@ -156,7 +157,7 @@ fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
                 out.extend(list.iter().enumerate().filter_map(|(j, h)| {
                     let e = operators::parse(&h.value).err()?;
                     Some(format!(
-                        "{at}.filters[{i}].{field}.{how}[{j}]: {:?} {e}; the value is sent unchanged",
+                        "{at}.filters[{index}].{field}.{how}[{j}]: {:?} {e}; the value is sent unchanged",
                         h.value
                     ))
                 }));
@@ -166,8 +167,8 @@ fn literals(filters: &[Filter], at: &str, out: &mut Vec<String>) {
 }
 
 /// A gRPC method is a path.
-fn grpc_matching(m: &GrpcMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
-    let method = m.method.as_ref();
+fn grpc_matching(grpc_match: &GrpcMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
+    let method = grpc_match.method.as_ref();
     let kind = method.and_then(|g| g.kind.as_deref()).unwrap_or("Exact");
     let names = method.map_or((None, None), |g| (g.service.as_deref(), g.method.as_deref()));
     let path = match (kind, names) {
@@ -183,12 +184,12 @@ fn grpc_matching(m: &GrpcMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched 
                 format!("{at}.method.type"),
                 format!("unsupported value {other:?}: use Exact or RegularExpression [KARST-0016]"),
             ));
-            let headers = RouteMatch { headers: m.headers.clone(), ..Default::default() };
+            let headers = RouteMatch { headers: grpc_match.headers.clone(), ..Default::default() };
             return Matched { is_read: false, ..matching(&headers, at, bad) };
         }
     };
     let path = path.map(|(kind, value)| PathMatch { kind: Some(kind.into()), value: Some(value) });
-    matching(&RouteMatch { path, headers: m.headers.clone(), ..Default::default() }, at, bad)
+    matching(&RouteMatch { path, headers: grpc_match.headers.clone(), ..Default::default() }, at, bad)
 }
 
 /// A match, or what of it can be read.
@@ -235,27 +236,27 @@ impl<'a> Convert<'a> {
     fn new(
         (objects, hosts): (&'a Objects<'a>, &'a Hosts),
         kind: &'static str,
-        m: &'a Meta,
+        meta: &'a Meta,
         names: &'a [String],
         parents: &'a [ParentRef],
     ) -> Self {
-        Self { objects, hosts, kind, ns: &m.namespace, names, parents }
+        Self { objects, hosts, kind, ns: &meta.namespace, names, parents }
     }
 
     /// The rules of a route for connections.
     fn bytes(&self, meta: &Meta, all: &[TcpRouteRule], is_unread: bool, tables: &mut Tables) -> Vec<FieldError> {
         let (mut rules, mut bad) = (vec![], vec![]);
-        for (i, rule) in all.iter().enumerate() {
+        for (index, rule) in all.iter().enumerate() {
             let mut destinations = vec![];
-            for (j, b) in rule.backend_refs.iter().enumerate() {
-                let read = self.destination(b, &format!("spec.rules[{i}].backendRefs[{j}]"));
+            for (j, backend) in rule.backend_refs.iter().enumerate() {
+                let read = self.destination(backend, &format!("spec.rules[{index}].backendRefs[{j}]"));
                 // Its share of the connections is refused.
                 destinations.push(read.unwrap_or_else(|e| {
                     bad.push(e);
-                    nowhere(b.weight.unwrap_or(1))
+                    nowhere(backend.weight.unwrap_or(1))
                 }));
             }
-            let origin = format!("{} {}/{} rule {i}", self.kind, self.ns, meta.name);
+            let origin = format!("{} {}/{} rule {index}", self.kind, self.ns, meta.name);
             // At a gateway the listener's virtual host has chosen by name already.
             let sni = self.names.to_vec();
             rules.push(ir::TcpRule { origin, destinations, sni, ..Default::default() });
@@ -285,28 +286,28 @@ impl<'a> Convert<'a> {
 
     /// Adds the rules to the services that are the route's parents; `is_last`: those for connections stand for what is not read.
     fn attach(&self, meta: &Meta, tables: &mut Tables, http: &[Converted], tcp: &[ir::TcpRule], is_last: bool) {
-        let a = age(meta);
+        let route_age = age(meta);
         for p in self.parents {
             let own: Vec<u32> = p.port.iter().map(|p| u32::from(*p)).collect();
             for (key, closeness) in self.parents(p) {
                 // Of a gateway the port has chosen the listener.
                 let ports = if key.starts_with(VIRTUAL) { vec![] } else { own.clone() };
-                let t = tables.of(self.objects, &key, self.ns);
-                t.http.extend(http.iter().enumerate().map(|(place, c)| Ranked {
-                    is_last: c.is_last,
+                let table = tables.of(self.objects, &key, self.ns);
+                table.http.extend(http.iter().enumerate().map(|(place, converted)| Ranked {
+                    is_last: converted.is_last,
                     api: Api::Gateway,
                     closeness,
-                    precision: c.precision,
-                    age: a.clone(),
+                    precision: converted.precision,
+                    age: route_age.clone(),
                     place,
-                    rule: ir::HttpRule { ports: ports.clone(), ..c.rule.clone() },
+                    rule: ir::HttpRule { ports: ports.clone(), ..converted.rule.clone() },
                 }));
-                t.tcp.extend(tcp.iter().map(|r| RankedTcp {
+                table.tcp.extend(tcp.iter().map(|rule| RankedTcp {
                     is_last,
                     api: Api::Gateway,
                     closeness,
-                    age: a.clone(),
-                    rule: ir::TcpRule { ports: ports.clone(), ..r.clone() },
+                    age: route_age.clone(),
+                    rule: ir::TcpRule { ports: ports.clone(), ..rule.clone() },
                 }));
             }
         }
@@ -338,14 +339,18 @@ impl<'a> Convert<'a> {
     /// for what is left of the match, behind all other rules: requests of an unread rule are nobody else's by default.
     fn rule(
         &self,
-        r: &RouteRule,
+        route_rule: &RouteRule,
         mut matches: Vec<Matched>,
-        (at, name, n): (&str, &str, usize),
+        (at, name, index): (&str, &str, usize),
         bad: &mut Vec<FieldError>,
     ) -> Vec<Converted> {
-        let origin =
-            format!("{} {}/{name} {}", self.kind, self.ns, r.name.clone().unwrap_or_else(|| format!("rule {n}")));
-        let mut rule = self.action(r, at, bad).unwrap_or_else(|e| {
+        let origin = format!(
+            "{} {}/{name} {}",
+            self.kind,
+            self.ns,
+            route_rule.name.clone().unwrap_or_else(|| format!("rule {index}"))
+        );
+        let mut rule = self.action(route_rule, at, bad).unwrap_or_else(|e| {
             bad.push(e);
             refused()
         });
@@ -364,31 +369,31 @@ impl<'a> Convert<'a> {
     }
 
     /// What a rule does. Of a backend that cannot be read its share of the requests is refused.
-    fn action(&self, r: &RouteRule, at: &str, bad: &mut Vec<FieldError>) -> Result<ir::HttpRule, FieldError> {
-        let f = self.filters(&r.filters, at)?;
-        let t = r.timeouts.as_ref();
+    fn action(&self, route_rule: &RouteRule, at: &str, bad: &mut Vec<FieldError>) -> Result<ir::HttpRule, FieldError> {
+        let filters = self.filters(&route_rule.filters, at)?;
+        let t = route_rule.timeouts.as_ref();
         let request_ms = optional_duration(t.and_then(|t| t.request.as_deref()), || format!("{at}.timeouts.request"))?;
         let backend_ms = optional_duration(t.and_then(|t| t.backend_request.as_deref()), || {
             format!("{at}.timeouts.backendRequest")
         })?;
         let mut destinations = vec![];
-        for (i, b) in r.backend_refs.iter().enumerate() {
-            let read = self.destination(b, &format!("{at}.backendRefs[{i}]"));
-            let d = read.unwrap_or_else(|e| {
+        for (i, backend) in route_rule.backend_refs.iter().enumerate() {
+            let read = self.destination(backend, &format!("{at}.backendRefs[{i}]"));
+            let destination = read.unwrap_or_else(|e| {
                 bad.push(e);
-                nowhere(b.weight.unwrap_or(1))
+                nowhere(backend.weight.unwrap_or(1))
             });
-            destinations.push(ir::Destination { timeout_ms: backend_ms, ..d });
+            destinations.push(ir::Destination { timeout_ms: backend_ms, ..destination });
         }
-        let retry = match &r.retry {
+        let retry = match &route_rule.retry {
             None => Some(ir::Retry { per_try_ms: backend_ms, ..ir::Retry::istio() }),
-            Some(x) => {
-                let backoff = optional_duration(x.backoff.as_deref(), || format!("{at}.retry.backoff"))?;
+            Some(retry) => {
+                let backoff = optional_duration(retry.backoff.as_deref(), || format!("{at}.retry.backoff"))?;
                 Some(ir::Retry {
-                    attempts: x.attempts.unwrap_or(1),
+                    attempts: retry.attempts.unwrap_or(1),
                     per_try_ms: backend_ms,
                     backoff_ms: if backoff == 0 { 25 } else { backoff },
-                    codes: x.codes.clone(),
+                    codes: retry.codes.clone(),
                     connect_failure: true,
                     refused_stream: true,
                     reset: true,
@@ -397,20 +402,20 @@ impl<'a> Convert<'a> {
             }
         };
         let rule = ir::HttpRule {
-            redirect: f.redirect,
+            redirect: filters.redirect,
             destinations,
-            rewrite: f.rewrite,
-            request: f.request,
-            answer: f.answer,
-            mirrors: f.mirrors,
-            cors: f.cors,
+            rewrite: filters.rewrite,
+            request: filters.request,
+            answer: filters.answer,
+            mirrors: filters.mirrors,
+            cors: filters.cors,
             timeout_ms: request_ms,
             retry,
-            fault: f.extensions.iter().find_map(|e| e.fault),
-            limits: f.extensions.into_iter().flat_map(|e| e.limits).collect(),
+            fault: filters.extensions.iter().find_map(|e| e.fault),
+            limits: filters.extensions.into_iter().flat_map(|e| e.limits).collect(),
             ..Default::default()
         };
-        if f.unknown || (rule.redirect.is_none() && rule.destinations.iter().all(|d| d.weight == 0)) {
+        if filters.unknown || (rule.redirect.is_none() && rule.destinations.iter().all(|d| d.weight == 0)) {
             return Ok(ir::HttpRule { redirect: None, response: refused().response, ..rule });
         }
         Ok(rule)
@@ -432,17 +437,17 @@ impl<'a> Convert<'a> {
         let port = u32::from(backend.port.unwrap_or(0));
         // A port that the service does not have is no backend, whatever listens there.
         let found = found.filter(|key| self.hosts.has_port(key, port));
-        let f = self.filters(&backend.filters, at)?;
+        let filters = self.filters(&backend.filters, at)?;
         // These are executed for a whole rule only; requests do not go on without them.
         let whole = backend.filters.iter().any(|f| !IN_BACKENDS.contains(&f.kind.as_str()));
-        let unexecuted = f.unknown || whole;
+        let unexecuted = filters.unknown || whole;
         Ok(ir::Destination {
             service: found.map(ToString::to_string).unwrap_or_else(|| format!("{ns}/{}", backend.name)),
             port,
             weight: backend.weight.unwrap_or(1),
-            request: f.request,
-            answer: f.answer,
-            rewrite: f.rewrite,
+            request: filters.request,
+            answer: filters.answer,
+            rewrite: filters.rewrite,
             refuse_status: if found.is_some() && granted && !unexecuted { 0 } else { NO_BACKEND },
             ..Default::default()
         })
@@ -450,72 +455,72 @@ impl<'a> Convert<'a> {
 
     fn filters(&self, all: &[Filter], at: &str) -> Result<Filters, FieldError> {
         let mut out = Filters::default();
-        for (i, f) in all.iter().enumerate() {
+        for (i, filter) in all.iter().enumerate() {
             let at = format!("{at}.filters[{i}]");
             let lacks = |field: &str| {
-                (format!("{at}.{field}"), format!("is required in a filter of type {} [KARST-0010]", f.kind))
+                (format!("{at}.{field}"), format!("is required in a filter of type {} [KARST-0010]", filter.kind))
             };
-            match f.kind.as_str() {
+            match filter.kind.as_str() {
                 "RequestHeaderModifier" => {
-                    let m = f.request_header_modifier.as_ref().ok_or_else(|| lacks("requestHeaderModifier"))?;
+                    let m = filter.request_header_modifier.as_ref().ok_or_else(|| lacks("requestHeaderModifier"))?;
                     out.request = Some(header_change(m, &format!("{at}.requestHeaderModifier"))?);
                 }
                 "ResponseHeaderModifier" => {
-                    let m = f.response_header_modifier.as_ref().ok_or_else(|| lacks("responseHeaderModifier"))?;
+                    let m = filter.response_header_modifier.as_ref().ok_or_else(|| lacks("responseHeaderModifier"))?;
                     out.answer = Some(header_change(m, &format!("{at}.responseHeaderModifier"))?);
                 }
                 "RequestMirror" => {
-                    let m = f.request_mirror.as_ref().ok_or_else(|| lacks("requestMirror"))?;
+                    let mirror = filter.request_mirror.as_ref().ok_or_else(|| lacks("requestMirror"))?;
                     let at = format!("{at}.requestMirror");
-                    let part = match (m.percent, &m.fraction) {
+                    let part = match (mirror.percent, &mirror.fraction) {
                         (Some(p), _) => per_million(f64::from(p), &format!("{at}.percent"))?,
-                        (None, Some(x)) => {
-                            let of = x.denominator.unwrap_or(100);
-                            if of == 0 || x.numerator > of {
+                        (None, Some(fraction)) => {
+                            let of = fraction.denominator.unwrap_or(100);
+                            if of == 0 || fraction.numerator > of {
                                 let text = "the numerator must not exceed the denominator, and the denominator must not be 0 [KARST-0017]";
                                 return Err((format!("{at}.fraction"), text.into()));
                             }
-                            (u64::from(x.numerator) * u64::from(MILLION) / u64::from(of)) as u32
+                            (u64::from(fraction.numerator) * u64::from(MILLION) / u64::from(of)) as u32
                         }
                         (None, None) => MILLION,
                     };
-                    let to = Some(self.destination(&m.backend_ref, &format!("{at}.backendRef"))?);
+                    let to = Some(self.destination(&mirror.backend_ref, &format!("{at}.backendRef"))?);
                     out.mirrors.push(ir::Mirror { to, per_million: part });
                 }
                 "RequestRedirect" => {
-                    let r = f.request_redirect.as_ref().ok_or_else(|| lacks("requestRedirect"))?;
-                    let path = r.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
+                    let redirect = filter.request_redirect.as_ref().ok_or_else(|| lacks("requestRedirect"))?;
+                    let path = redirect.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
                     out.redirect = Some(ir::Redirect {
-                        code: u32::from(r.status_code.unwrap_or(302)),
-                        scheme: r.scheme.clone().unwrap_or_default(),
-                        authority: r.hostname.clone().unwrap_or_default(),
-                        port: u32::from(r.port.unwrap_or(0)),
+                        code: u32::from(redirect.status_code.unwrap_or(302)),
+                        scheme: redirect.scheme.clone().unwrap_or_default(),
+                        authority: redirect.hostname.clone().unwrap_or_default(),
+                        port: u32::from(redirect.port.unwrap_or(0)),
                         // The listener's port stays, unless the scheme changes.
-                        request_port: r.scheme.is_none(),
+                        request_port: redirect.scheme.is_none(),
                         path: path.map(
                             |(full, p)| if full { ir::redirect::Path::Full(p) } else { ir::redirect::Path::Prefix(p) },
                         ),
                     });
                 }
                 "URLRewrite" => {
-                    let r = f.url_rewrite.as_ref().ok_or_else(|| lacks("urlRewrite"))?;
-                    let path = r.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
+                    let url_rewrite = filter.url_rewrite.as_ref().ok_or_else(|| lacks("urlRewrite"))?;
+                    let path = url_rewrite.path.as_ref().map(|p| modifier(p, &at)).transpose()?;
                     out.rewrite = Some(ir::Rewrite {
-                        authority: r.hostname.clone().unwrap_or_default(),
+                        authority: url_rewrite.hostname.clone().unwrap_or_default(),
                         path: path.map(
                             |(full, p)| if full { ir::rewrite::Path::Full(p) } else { ir::rewrite::Path::Prefix(p) },
                         ),
                     });
                 }
                 "ExtensionRef" => {
-                    let r = f.extension_ref.as_ref().ok_or_else(|| lacks("extensionRef"))?;
+                    let r = filter.extension_ref.as_ref().ok_or_else(|| lacks("extensionRef"))?;
                     // What is wrong with it is said where it stands; requests do not go on without it.
                     match filter::find(self.objects, self.ns, r).map(filter::compile) {
                         Some(Ok(c)) => out.extensions.push(c),
                         Some(Err(_)) | None => out.unknown = true,
                     }
                 }
-                "CORS" => out.cors = Some(cors(f.cors.as_ref().ok_or_else(|| lacks("cors"))?)),
+                "CORS" => out.cors = Some(cors(filter.cors.as_ref().ok_or_else(|| lacks("cors"))?)),
                 _ => out.unknown = true,
             }
         }
@@ -543,8 +548,8 @@ fn cors(cors: &CorsFilter) -> ir::Cors {
 }
 
 /// Whether it is the full path, and the text.
-fn modifier(p: &PathModifier, at: &str) -> Result<(bool, String), FieldError> {
-    match (p.kind.as_str(), &p.replace_full_path, &p.replace_prefix_match) {
+fn modifier(modifier: &PathModifier, at: &str) -> Result<(bool, String), FieldError> {
+    match (modifier.kind.as_str(), &modifier.replace_full_path, &modifier.replace_prefix_match) {
         ("ReplaceFullPath", Some(p), _) => Ok((true, p.clone())),
         ("ReplacePrefixMatch", _, Some(p)) => Ok((false, p.clone())),
         (other, ..) => {
@@ -580,22 +585,22 @@ fn refused() -> ir::HttpRule {
 }
 
 /// A match; what of it cannot be read is left out, and told.
-fn matching(m: &RouteMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
+fn matching(route_match: &RouteMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
     let before = bad.len();
-    let path = path(m.path.as_ref(), &format!("{at}.path"));
+    let path = path(route_match.path.as_ref(), &format!("{at}.path"));
     let (path, rank, length) = path.map(|(p, rank, length)| (Some(p), rank, length)).unwrap_or_else(|e| {
         bad.push(e);
         (None, 0, 0)
     });
     let mut out = ir::Match {
         path: path.map(|kind| ir::Text { kind: Some(kind) }),
-        method: m.method.as_ref().map(exact),
+        method: route_match.method.as_ref().map(exact),
         ..Default::default()
     };
-    for (i, h) in m.headers.iter().enumerate() {
+    for (i, header) in route_match.headers.iter().enumerate() {
         let at = format!("{at}.headers[{i}]");
-        let read = header_name(&h.name, format!("{at}.name"))
-            .and_then(|name| Ok((name, text(h.kind.as_deref(), &h.value, &at)?)));
+        let read = header_name(&header.name, format!("{at}.name"))
+            .and_then(|name| Ok((name, text(header.kind.as_deref(), &header.value, &at)?)));
         match read {
             // Of several with one name only the first counts.
             Ok((name, _)) if out.headers.iter().any(|n| n.name == name) => {}
@@ -603,12 +608,12 @@ fn matching(m: &RouteMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
             Err(e) => bad.push(e),
         }
     }
-    for (i, q) in m.query_params.iter().enumerate() {
-        if out.query.iter().any(|n| n.name == q.name) {
+    for (index, parameter) in route_match.query_params.iter().enumerate() {
+        if out.query.iter().any(|n| n.name == parameter.name) {
             continue;
         }
-        match text(q.kind.as_deref(), &q.value, &format!("{at}.queryParams[{i}]")) {
-            Ok(value) => out.query.push(ir::Named { name: q.name.clone(), value: Some(value), invert: false }),
+        match text(parameter.kind.as_deref(), &parameter.value, &format!("{at}.queryParams[{index}]")) {
+            Ok(value) => out.query.push(ir::Named { name: parameter.name.clone(), value: Some(value), invert: false }),
             Err(e) => bad.push(e),
         }
     }
@@ -628,10 +633,10 @@ fn text(kind: Option<&str>, value: &str, at: &str) -> Result<ir::Text, FieldErro
 }
 
 /// A path, how exact its kind is, and its length.
-fn path(p: Option<&PathMatch>, at: &str) -> Result<(ir::text::Kind, u8, usize), FieldError> {
+fn path(path_match: Option<&PathMatch>, at: &str) -> Result<(ir::text::Kind, u8, usize), FieldError> {
     use ir::text::Kind;
-    let value = p.and_then(|p| p.value.as_deref()).unwrap_or("/");
-    let (path, rank) = match p.and_then(|p| p.kind.as_deref()).unwrap_or("PathPrefix") {
+    let value = path_match.and_then(|p| p.value.as_deref()).unwrap_or("/");
+    let (path, rank) = match path_match.and_then(|p| p.kind.as_deref()).unwrap_or("PathPrefix") {
         "Exact" => (Kind::Exact(value.into()), 2),
         "RegularExpression" => (Kind::Regex(regex(value, format!("{at}.value"))?), 1),
         "PathPrefix" => (Kind::Segments(value.into()), 0),

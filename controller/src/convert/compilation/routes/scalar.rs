@@ -81,8 +81,8 @@ pub(crate) fn header(name: &str, value: &str, field: impl Into<String>) -> Resul
     }
 }
 
-pub(crate) fn exact(s: impl Into<String>) -> ir::Text {
-    ir::Text { kind: Some(ir::text::Kind::Exact(s.into())) }
+pub(crate) fn exact(text: impl Into<String>) -> ir::Text {
+    ir::Text { kind: Some(ir::text::Kind::Exact(text.into())) }
 }
 
 #[cfg(test)]

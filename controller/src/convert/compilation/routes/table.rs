@@ -105,21 +105,23 @@ fn closest<T>(all: Vec<T>, of: impl Fn(&T) -> Option<usize>) -> Vec<T> {
 }
 
 /// A rule for each of its names.
-fn by_name(r: RankedTcp) -> Vec<RankedTcp> {
-    match r.rule.sni.len() {
-        0 | 1 => vec![r],
+fn by_name(ranked: RankedTcp) -> Vec<RankedTcp> {
+    match ranked.rule.sni.len() {
+        0 | 1 => vec![ranked],
         _ => {
-            let one =
-                |n: &String| RankedTcp { rule: ir::TcpRule { sni: vec![n.clone()], ..r.rule.clone() }, ..r.clone() };
-            r.rule.sni.iter().map(one).collect()
+            let one = |n: &String| RankedTcp {
+                rule: ir::TcpRule { sni: vec![n.clone()], ..ranked.rule.clone() },
+                ..ranked.clone()
+            };
+            ranked.rule.sni.iter().map(one).collect()
         }
     }
 }
 
 /// Does it match whatever comes (to its ports)? Then it is behind the others of its kind (Istio: SortVHostRoutes).
-fn matches_all(r: &ir::HttpRule) -> bool {
+fn matches_all(rule: &ir::HttpRule) -> bool {
     use ir::text::Kind;
-    let Some(m) = &r.r#match else { return true };
+    let Some(matching) = &rule.r#match else { return true };
     // A new condition must be decided about here.
     let ir::Match {
         path,
@@ -131,7 +133,7 @@ fn matches_all(r: &ir::HttpRule) -> bool {
         query,
         source_labels,
         source_namespace,
-    } = m;
+    } = matching;
     let any_path = match path.as_ref().and_then(|p| p.kind.as_ref()) {
         None => true,
         Some(Kind::Prefix(p) | Kind::Segments(p)) => matches!(p.as_str(), "" | "/"),
@@ -147,18 +149,18 @@ fn matches_all(r: &ir::HttpRule) -> bool {
 /// waypointInboundRoute). Of several objects these come last all the same. `ports`: those that there are.
 pub(crate) fn reached(rules: Vec<ir::HttpRule>, ports: &[u32]) -> Vec<ir::HttpRule> {
     let (mut out, mut ended) = (vec![], BTreeSet::new());
-    for mut r in rules {
+    for mut rule in rules {
         if !ended.is_empty() {
-            if r.ports.is_empty() {
-                r.ports = ports.to_vec();
+            if rule.ports.is_empty() {
+                rule.ports = ports.to_vec();
             }
-            r.ports.retain(|p| !ended.contains(p));
-            if r.ports.is_empty() {
+            rule.ports.retain(|p| !ended.contains(p));
+            if rule.ports.is_empty() {
                 continue;
             }
         }
-        let ends = matches_all(&r).then(|| r.ports.clone());
-        out.push(r);
+        let ends = matches_all(&rule).then(|| rule.ports.clone());
+        out.push(rule);
         match ends {
             Some(all) if all.is_empty() => break,
             Some(some) => ended.extend(some),

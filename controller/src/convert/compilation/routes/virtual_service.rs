@@ -26,8 +26,8 @@ const NO_CLUSTER: u32 = 503;
 /// Depth of delegation (Istio: 1; more is a loop or a mistake).
 const DELEGATES: usize = 1;
 
-pub(crate) fn is_for_mesh(v: &VirtualService) -> bool {
-    v.spec.gateways.is_empty() || v.spec.gateways.iter().any(|g| g == MESH)
+pub(crate) fn is_for_mesh(service: &VirtualService) -> bool {
+    service.spec.gateways.is_empty() || service.spec.gateways.iter().any(|g| g == MESH)
 }
 
 /// The services that it is for, and how closely its host fits each.
@@ -48,12 +48,12 @@ pub(crate) fn destinations(spec: &VirtualServiceSpec) -> Vec<(String, &VsDestina
         all.iter().enumerate().map(move |(j, r)| (format!("{at}.route[{j}].destination"), &r.destination))
     }
     let mut out = vec![];
-    for (i, h) in spec.http.iter().enumerate() {
+    for (i, http) in spec.http.iter().enumerate() {
         let at = format!("spec.http[{i}]");
-        out.extend(of(&at, &h.route));
-        let mirrors = h.mirrors.iter().enumerate();
+        out.extend(of(&at, &http.route));
+        let mirrors = http.mirrors.iter().enumerate();
         out.extend(mirrors.map(|(j, m)| (format!("{at}.mirrors[{j}].destination"), &m.destination)));
-        out.extend(h.mirror.iter().map(|m| (format!("{at}.mirror"), m)));
+        out.extend(http.mirror.iter().map(|m| (format!("{at}.mirror"), m)));
     }
     let tcp = spec.tcp.iter().enumerate().map(|(i, t)| (format!("spec.tcp[{i}]"), &t.route));
     let tls = spec.tls.iter().enumerate().map(|(i, t)| (format!("spec.tls[{i}]"), &t.route));
@@ -64,9 +64,9 @@ pub(crate) fn destinations(spec: &VirtualServiceSpec) -> Vec<(String, &VsDestina
 }
 
 /// The services and the virtual hosts of gateways that it is for.
-pub(crate) fn targets(objects: &Objects<'_>, v: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
-    let mut all: BTreeSet<Arc<str>> = services(v, hosts).into_keys().collect();
-    all.extend(hosts.listeners.bound(objects, v).into_iter().map(|b| b.key));
+pub(crate) fn targets(objects: &Objects<'_>, service: &VirtualService, hosts: &Hosts) -> Vec<Arc<str>> {
+    let mut all: BTreeSet<Arc<str>> = services(service, hosts).into_keys().collect();
+    all.extend(hosts.listeners.bound(objects, service).into_iter().map(|b| b.key));
     all.into_iter().collect()
 }
 
@@ -80,13 +80,13 @@ struct Entries {
 
 impl Entries {
     /// Those for the connections of a listener, or for its requests, as they are at its port.
-    fn at(&self, f: &listener::GatewayListener, hosts: &Hosts) -> Self {
+    fn at(&self, listener: &listener::GatewayListener, hosts: &Hosts) -> Self {
         use ir::ListenerProtocol::{Http, Https, Tcp, Tls};
-        let port = u32::from(f.port);
+        let port = u32::from(listener.port);
         let here = |ports: &[u32]| ports.is_empty() || ports.contains(&port);
-        let (http, tcp): (&[ir::HttpRule], &[ir::TcpRule]) = match f.protocol {
+        let (http, tcp): (&[ir::HttpRule], &[ir::TcpRule]) = match listener.protocol {
             Http | Https => (&self.http, &[]),
-            Tls if !f.terminates_tls => (&[], &self.tls),
+            Tls if !listener.terminates_tls => (&[], &self.tls),
             Tls | Tcp => (&[], &self.tcp),
         };
         // The port has chosen the listener, and what is called is that port, wherever the pod listens.
@@ -138,10 +138,10 @@ impl Rules {
     }
 
     /// Those at a front.
-    fn at(&self, f: &listener::GatewayListener, hosts: &Hosts) -> Self {
-        let mut read = self.read.at(f, hosts);
+    fn at(&self, listener: &listener::GatewayListener, hosts: &Hosts) -> Self {
+        let mut read = self.read.at(listener, hosts);
         read.http = table::reached(read.http, &[]);
-        Self { read, last: self.last.at(f, hosts) }
+        Self { read, last: self.last.at(listener, hosts) }
     }
 
     fn add(&mut self, other: Self) {
@@ -150,9 +150,9 @@ impl Rules {
     }
 
     /// With their place among those of others.
-    fn ranked(self, v: &VirtualService, closeness: usize) -> table::Rules {
-        let mut all = ranked(v, closeness, self.read, false);
-        all.extend(ranked(v, closeness, self.last, true));
+    fn ranked(self, service: &VirtualService, closeness: usize) -> table::Rules {
+        let mut all = ranked(service, closeness, self.read, false);
+        all.extend(ranked(service, closeness, self.last, true));
         all
     }
 }
@@ -161,19 +161,19 @@ impl Rules {
 fn rules(objects: &Objects<'_>, service: &VirtualService, hosts: &Hosts, place: &str) -> (Rules, Vec<FieldError>) {
     let (mut bad, mut out) = (vec![], Rules::default());
     let (spec, ns) = (&service.spec, service.metadata.namespace.as_str());
-    let c = Convert { objects, ns, hosts, place };
+    let convert = Convert { objects, ns, hosts, place };
     let name = format!("VirtualService {ns}/{}", service.metadata.name);
     if spec.is_unread {
         return (unread(spec, &name), bad);
     }
     for (i, h) in spec.http.iter().enumerate() {
-        c.http(h, &format!("spec.http[{i}]"), (&name, i, 0), &mut out, &mut bad);
+        convert.http(h, &format!("spec.http[{i}]"), (&name, i, 0), &mut out, &mut bad);
     }
     for (i, t) in spec.tcp.iter().enumerate() {
-        c.tcp(t, &format!("spec.tcp[{i}]"), &format!("{name} tcp[{i}]"), &mut out, &mut bad);
+        convert.tcp(t, &format!("spec.tcp[{i}]"), &format!("{name} tcp[{i}]"), &mut out, &mut bad);
     }
     for (i, t) in spec.tls.iter().enumerate() {
-        c.tls(t, &format!("spec.tls[{i}]"), &format!("{name} tls[{i}]"), &mut out, &mut bad);
+        convert.tls(t, &format!("spec.tls[{i}]"), &format!("{name} tls[{i}]"), &mut out, &mut bad);
     }
     (out, bad)
 }
@@ -207,9 +207,9 @@ fn nowhere() -> Vec<ir::Destination> {
 }
 
 /// Adds what is wrong; what is wrong with a rule is so for each of its matches.
-fn tell(bad: &mut Vec<FieldError>, b: FieldError) {
-    if !bad.contains(&b) {
-        bad.push(b);
+fn tell(bad: &mut Vec<FieldError>, problem: FieldError) {
+    if !bad.contains(&problem) {
+        bad.push(problem);
     }
 }
 
@@ -236,10 +236,10 @@ pub(crate) fn compile(
     let names = if spec.gateways.is_empty() { &[MESH.to_string()][..] } else { &spec.gateways };
     for g in names {
         let place = if g == MESH { g.clone() } else { host::full_name(g, ns) };
-        let (r, wrong) = rules(objects, service, hosts, &place);
+        let (read, wrong) = rules(objects, service, hosts, &place);
         // The same for each place.
         bad.extend(wrong.into_iter().filter(|b| !bad.contains(b)).collect::<Vec<_>>());
-        places.insert(place, r);
+        places.insert(place, read);
     }
     let export = Export::of_virtual_service(objects, service);
     if let Some(r) = places.get(MESH) {
@@ -306,15 +306,15 @@ impl Convert<'_> {
     /// The rules of one entry, one for each of its matches. It holds whole or not at all, as Gateway API has it ("Dropped Rule"): of
     /// one of whose matches cannot be read, the others are refused, too, wherever they are meant for. What its author put together
     /// is not executed in part, and what is told names a rule that is not in force. `origin`: the object, the entry's place in it, the depth of delegation.
-    fn http(&self, h: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<FieldError>) {
-        if let Some(d) = &h.delegate {
-            return self.delegated(h, d, at, origin, out, bad);
+    fn http(&self, route: &VsHttp, at: &str, origin: (&str, usize, usize), out: &mut Rules, bad: &mut Vec<FieldError>) {
+        if let Some(d) = &route.delegate {
+            return self.delegated(route, d, at, origin, out, bad);
         }
         let before = bad.len();
-        let matches = self.matches(h, at, bad);
+        let matches = self.matches(route, at, bad);
         let is_whole = bad.len() == before;
-        for m in matches {
-            let rule = match is_whole.then(|| self.action(h, at, &m.m, bad)) {
+        for one in matches {
+            let rule = match is_whole.then(|| self.action(route, at, &one.m, bad)) {
                 Some(Ok(r)) => r,
                 Some(Err(b)) => {
                     tell(bad, b);
@@ -322,7 +322,7 @@ impl Convert<'_> {
                 }
                 None => refused(),
             };
-            push(out, m, rule, h, origin);
+            push(out, one, rule, route, origin);
         }
     }
 
@@ -345,7 +345,7 @@ impl Convert<'_> {
         &self,
         rule: &VsHttp,
         at: &str,
-        m: &ir::Match,
+        matched: &ir::Match,
         bad: &mut Vec<FieldError>,
     ) -> Result<ir::HttpRule, FieldError> {
         let kinds = [!rule.route.is_empty(), rule.redirect.is_some(), rule.direct_response.is_some()];
@@ -355,63 +355,71 @@ impl Convert<'_> {
                 "must set exactly one of route, redirect, directResponse, delegate [KARST-0015]".into(),
             ));
         }
-        let mut r = ir::HttpRule {
+        let mut compiled = ir::HttpRule {
             timeout_ms: optional_duration(rule.timeout.as_deref(), || format!("{at}.timeout"))?,
             ..Default::default()
         };
         if let Some(x) = &rule.redirect {
-            r.redirect = Some(redirect(x, at)?);
+            compiled.redirect = Some(redirect(x, at)?);
         }
         if let Some(d) = &rule.direct_response {
-            r.response = Some(direct(d, at)?);
+            compiled.response = Some(direct(d, at)?);
         }
-        for (i, d) in rule.route.iter().enumerate() {
+        for (i, weighted) in rule.route.iter().enumerate() {
             let at = format!("{at}.route[{i}]");
             // The only one takes everything, whatever its weight.
-            let weight = if rule.route.len() == 1 && d.weight == 0 { 100 } else { d.weight };
-            r.destinations.push(self.destination(&d.destination, d.headers.as_ref(), weight, &at, bad)?);
+            let weight = if rule.route.len() == 1 && weighted.weight == 0 { 100 } else { weighted.weight };
+            compiled.destinations.push(self.destination(
+                &weighted.destination,
+                weighted.headers.as_ref(),
+                weight,
+                &at,
+                bad,
+            )?);
         }
-        if rule.route.len() > 1 && r.destinations.iter().all(|d| d.weight == 0) {
+        if rule.route.len() > 1 && compiled.destinations.iter().all(|d| d.weight == 0) {
             return Err((format!("{at}.route"), "all weights are 0: at least one must be greater [KARST-0303]".into()));
         }
         if let Some(w) = &rule.rewrite {
-            r.rewrite = Some(rewrite(w, m, at)?);
+            compiled.rewrite = Some(rewrite(w, matched, at)?);
         }
         if let Some(x) = &rule.headers {
             let (request, answer, authority) = headers(x, at, bad);
-            (r.request, r.answer) = (request, answer);
-            set_authority(&mut r.rewrite, authority);
+            (compiled.request, compiled.answer) = (request, answer);
+            set_authority(&mut compiled.rewrite, authority);
         }
-        for (i, x) in rule.mirrors.iter().enumerate() {
+        for (i, mirrored) in rule.mirrors.iter().enumerate() {
             let at = format!("{at}.mirrors[{i}]");
-            let part =
-                x.percentage.as_ref().map_or(Ok(MILLION), |p| per_million(p.value, &format!("{at}.percentage")))?;
-            let to = Some(self.destination(&x.destination, None, 1, &at, bad)?);
-            r.mirrors.push(ir::Mirror { to, per_million: part });
+            let part = mirrored
+                .percentage
+                .as_ref()
+                .map_or(Ok(MILLION), |p| per_million(p.value, &format!("{at}.percentage")))?;
+            let to = Some(self.destination(&mirrored.destination, None, 1, &at, bad)?);
+            compiled.mirrors.push(ir::Mirror { to, per_million: part });
         }
-        if let Some(d) = &rule.mirror {
+        if let Some(mirrored) = &rule.mirror {
             let part = match (&rule.mirror_percentage, rule.mirror_percent) {
                 (Some(p), _) => per_million(p.value, &format!("{at}.mirrorPercentage"))?,
                 (None, Some(p)) => per_million(f64::from(p), &format!("{at}.mirrorPercent"))?,
                 (None, None) => MILLION,
             };
-            let to = Some(self.destination(d, None, 1, &format!("{at}.mirror"), bad)?);
-            r.mirrors.push(ir::Mirror { to, per_million: part });
+            let to = Some(self.destination(mirrored, None, 1, &format!("{at}.mirror"), bad)?);
+            compiled.mirrors.push(ir::Mirror { to, per_million: part });
         }
-        r.fault = rule.fault.as_ref().map(|f| fault(f, at)).transpose()?;
-        r.cors = rule.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
-        r.retry = match &rule.retries {
+        compiled.fault = rule.fault.as_ref().map(|f| fault(f, at)).transpose()?;
+        compiled.cors = rule.cors_policy.as_ref().map(|c| cors(c, at)).transpose()?;
+        compiled.retry = match &rule.retries {
             None => Some(ir::Retry::istio()),
             Some(x) if x.attempts == 0 => None,
             Some(x) => Some(retries(x, at)?),
         };
-        Ok(r)
+        Ok(compiled)
     }
 
     fn delegated(
         &self,
         rule: &VsHttp,
-        d: &VsDelegate,
+        delegate: &VsDelegate,
         at: &str,
         origin: (&str, usize, usize),
         out: &mut Rules,
@@ -433,20 +441,20 @@ impl Convert<'_> {
             return;
         }
         let root = self.full(rule);
-        let ns = if d.namespace.is_empty() { self.ns } else { &d.namespace };
+        let ns = if delegate.namespace.is_empty() { self.ns } else { &delegate.namespace };
         let mut found = self.objects.virtual_services.iter().map(|(_, v)| v);
         let is_it = |v: &&&VirtualService| {
-            let named = v.metadata.namespace == ns && v.metadata.name == d.name && v.spec.hosts.is_empty();
+            let named = v.metadata.namespace == ns && v.metadata.name == delegate.name && v.spec.hosts.is_empty();
             named && Export::of_virtual_service(self.objects, v).is_for(self.ns)
         };
         // It may come later.
-        let Some(v) = found.find(is_it) else { return };
+        let Some(delegated) = found.find(is_it) else { return };
         let inner = Convert { objects: self.objects, ns, hosts: self.hosts, place: self.place };
-        let name = format!("VirtualService {ns}/{}", d.name);
-        for (i, leaf) in v.spec.http.iter().enumerate() {
+        let name = format!("VirtualService {ns}/{}", delegate.name);
+        for (index, leaf) in delegated.spec.http.iter().enumerate() {
             if let Some(merged) = delegate::merge(&root, &inner.full(leaf)) {
-                let at = format!("{at}.delegate.http[{i}]");
-                inner.http(&merged, &at, (&name, i, origin.2 + 1), out, bad);
+                let at = format!("{at}.delegate.http[{index}]");
+                inner.http(&merged, &at, (&name, index, origin.2 + 1), out, bad);
             }
         }
     }
@@ -465,23 +473,25 @@ impl Convert<'_> {
     }
 
     /// A match; what of it cannot be read is left out, and told.
-    fn matching(&self, m: &VsMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
+    fn matching(&self, matching: &VsMatch, at: &str, bad: &mut Vec<FieldError>) -> Matched {
         let mut wrong = vec![];
         let mut one = |t: &Option<StringMatch>, f: &str| -> Option<ir::Text> {
             let read = text(t.as_ref()?, &format!("{at}.{f}"));
             read.map_err(|b| wrong.push(b)).ok().filter(|t| t.kind.is_some())
         };
         let mut out = ir::Match {
-            path: one(&m.uri, "uri"),
-            ignore_path_case: m.ignore_uri_case,
-            method: one(&m.method, "method"),
-            scheme: one(&m.scheme, "scheme"),
-            authority: one(&m.authority, "authority"),
-            source_labels: m.source_labels.clone(),
-            source_namespace: m.source_namespace.clone(),
+            path: one(&matching.uri, "uri"),
+            ignore_path_case: matching.ignore_uri_case,
+            method: one(&matching.method, "method"),
+            scheme: one(&matching.scheme, "scheme"),
+            authority: one(&matching.authority, "authority"),
+            source_labels: matching.source_labels.clone(),
+            source_namespace: matching.source_namespace.clone(),
             ..Default::default()
         };
-        for (list, field, invert) in [(&m.headers, "headers", false), (&m.without_headers, "withoutHeaders", true)] {
+        for (list, field, invert) in
+            [(&matching.headers, "headers", false), (&matching.without_headers, "withoutHeaders", true)]
+        {
             for (name, t) in list {
                 let at = format!("{at}.{field}[{name}]");
                 let value = match value(t, &at) {
@@ -508,7 +518,7 @@ impl Convert<'_> {
                 }
             }
         }
-        for (name, t) in &m.query_params {
+        for (name, t) in &matching.query_params {
             match value(t, &format!("{at}.queryParams[{name}]")) {
                 Ok(value) => out.query.push(ir::Named { name: name.clone(), value: Some(value), invert: false }),
                 Err(b) => wrong.push(b),
@@ -516,38 +526,38 @@ impl Convert<'_> {
         }
         let is_read = wrong.is_empty();
         bad.extend(wrong);
-        Matched { ports: ports(m.port), m: out, is_read }
+        Matched { ports: ports(matching.port), m: out, is_read }
     }
 
     fn destination(
         &self,
-        d: &VsDestination,
-        h: Option<&VsHeaders>,
+        destination: &VsDestination,
+        header_rules: Option<&VsHeaders>,
         weight: u32,
         at: &str,
         bad: &mut Vec<FieldError>,
     ) -> Result<ir::Destination, FieldError> {
-        if d.host.is_empty() {
+        if destination.host.is_empty() {
             return Err((format!("{at}.destination.host"), "is empty: specify a service [KARST-0010]".into()));
         }
-        let found = self.hosts.destination(&d.host, self.ns);
-        let port = match (u32::from(d.port.number), found.map(|key| self.hosts.ports(key))) {
+        let found = self.hosts.destination(&destination.host, self.ns);
+        let port = match (u32::from(destination.port.number), found.map(|key| self.hosts.ports(key))) {
             // The only one that it has (Istio); of several the one that is called.
             (0, Some([only])) => *only,
             (named, _) => named,
         };
         // A port that the service does not have is no destination, whatever listens there.
         let usable = found.is_some_and(|key| self.hosts.has_port(key, port));
-        let (request, answer, authority) = match h {
+        let (request, answer, authority) = match header_rules {
             Some(h) => headers(h, at, bad),
             None => (None, None, String::new()),
         };
         let mut rewrite = None;
         set_authority(&mut rewrite, authority);
         Ok(ir::Destination {
-            service: found.map(ToString::to_string).unwrap_or_else(|| d.host.clone()),
+            service: found.map(ToString::to_string).unwrap_or_else(|| destination.host.clone()),
             port,
-            subset: d.subset.clone(),
+            subset: destination.subset.clone(),
             weight,
             request,
             answer,
@@ -582,25 +592,25 @@ impl Convert<'_> {
         })
     }
 
-    fn tcp(&self, t: &VsTcp, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
-        let destinations = self.connections(&t.route, at, bad);
+    fn tcp(&self, route: &VsTcp, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
+        let destinations = self.connections(&route.route, at, bad);
         let all = [VsTcpMatch::default()];
-        let matches = if t.matches.is_empty() { &all[..] } else { &t.matches };
+        let matches = if route.matches.is_empty() { &all[..] } else { &route.matches };
         let read = |(i, m): (usize, &VsTcpMatch)| {
             subnets(&m.destination_subnets, &m.source_subnet, &format!("{at}.match[{i}]"))
         };
         let read: Vec<_> = matches.iter().enumerate().map(read).collect();
         let destinations = if read.iter().all(Vec::is_empty) { destinations } else { nowhere() };
-        for (m, wrong) in matches.iter().zip(read) {
+        for (matching, wrong) in matches.iter().zip(read) {
             let is_read = wrong.is_empty();
             bad.extend(wrong);
-            if self.is_here(&m.gateways) {
+            if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tcp } else { &mut out.last.tcp };
                 to.push(ir::TcpRule {
                     origin: origin.into(),
-                    ports: ports(m.port),
-                    source_labels: m.source_labels.clone(),
-                    source_namespace: m.source_namespace.clone(),
+                    ports: ports(matching.port),
+                    source_labels: matching.source_labels.clone(),
+                    source_namespace: matching.source_namespace.clone(),
                     destinations: destinations.clone(),
                     sni: vec![],
                 });
@@ -608,9 +618,9 @@ impl Convert<'_> {
         }
     }
 
-    fn tls(&self, t: &VsTls, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
-        let destinations = self.connections(&t.route, at, bad);
-        if t.matches.is_empty() {
+    fn tls(&self, route: &VsTls, at: &str, origin: &str, out: &mut Rules, bad: &mut Vec<FieldError>) {
+        let destinations = self.connections(&route.route, at, bad);
+        if route.matches.is_empty() {
             bad.push((format!("{at}.match"), "is empty: specify sniHosts [KARST-0010]".into()));
             let (origin, sni) = (origin.into(), vec!["*".into()]);
             out.last.tls.push(ir::TcpRule { origin, sni, destinations: nowhere(), ..Default::default() });
@@ -625,18 +635,18 @@ impl Convert<'_> {
             }
             (wrong, sni)
         };
-        let read: Vec<_> = t.matches.iter().enumerate().map(read).collect();
+        let read: Vec<_> = route.matches.iter().enumerate().map(read).collect();
         let destinations = if read.iter().all(|(wrong, _)| wrong.is_empty()) { destinations } else { nowhere() };
-        for (m, (wrong, sni)) in t.matches.iter().zip(read) {
+        for (matching, (wrong, sni)) in route.matches.iter().zip(read) {
             let is_read = wrong.is_empty();
             bad.extend(wrong);
-            if self.is_here(&m.gateways) {
+            if self.is_here(&matching.gateways) {
                 let to = if is_read { &mut out.read.tls } else { &mut out.last.tls };
                 to.push(ir::TcpRule {
                     origin: origin.into(),
-                    ports: ports(m.port),
-                    source_labels: m.source_labels.clone(),
-                    source_namespace: m.source_namespace.clone(),
+                    ports: ports(matching.port),
+                    source_labels: matching.source_labels.clone(),
+                    source_namespace: matching.source_namespace.clone(),
                     destinations: destinations.clone(),
                     sni,
                 });
@@ -646,10 +656,17 @@ impl Convert<'_> {
 }
 
 /// Adds a rule for a match, or for what is left of it.
-fn push(out: &mut Rules, m: Matched, rule: ir::HttpRule, h: &VsHttp, (object, n, _): (&str, usize, usize)) {
-    let origin = if h.name.is_empty() { format!("{object} http[{n}]") } else { format!("{object} {}", h.name) };
-    let to = if m.is_read { &mut out.read.http } else { &mut out.last.http };
-    to.push(ir::HttpRule { origin, ports: m.ports, r#match: Some(m.m), ..rule });
+fn push(
+    out: &mut Rules,
+    matched: Matched,
+    rule: ir::HttpRule,
+    route: &VsHttp,
+    (object, index, _): (&str, usize, usize),
+) {
+    let origin =
+        if route.name.is_empty() { format!("{object} http[{index}]") } else { format!("{object} {}", route.name) };
+    let to = if matched.is_read { &mut out.read.http } else { &mut out.last.http };
+    to.push(ir::HttpRule { origin, ports: matched.ports, r#match: Some(matched.m), ..rule });
 }
 
 /// The port of a match; none: any.
@@ -673,13 +690,13 @@ fn subnets(destination: &[String], source: &str, at: &str) -> Vec<FieldError> {
 
 /// A match of a header or a query parameter. An empty one means that it is there, and so does `regex: '*'`, which is no regular
 /// expression (Istio: canBeConvertedToPresentMatch).
-fn value(t: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
-    let is_there = match (&t.exact, &t.prefix, &t.regex) {
+fn value(matching: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
+    let is_there = match (&matching.exact, &matching.prefix, &matching.regex) {
         (None, None, None) => true,
         (None, None, Some(r)) => r == "*",
         _ => false,
     };
-    if is_there { Ok(ir::Text { kind: Some(ir::text::Kind::Present(true)) }) } else { text(t, at) }
+    if is_there { Ok(ir::Text { kind: Some(ir::text::Kind::Present(true)) }) } else { text(matching, at) }
 }
 
 fn text(text: &StringMatch, at: &str) -> Result<ir::Text, FieldError> {
@@ -698,36 +715,37 @@ type Changes = (Option<ir::HeaderChange>, Option<ir::HeaderChange>, String);
 
 /// Changes of requests and answers, and the new authority, which Istio lets set as a header. A header that cannot be read is told and
 /// left out: the rest holds. One that was to be set is taken out, so that nobody else's stands in its place.
-fn headers(h: &VsHeaders, at: &str, bad: &mut Vec<FieldError>) -> Changes {
+fn headers(headers: &VsHeaders, at: &str, bad: &mut Vec<FieldError>) -> Changes {
     let mut authority = String::new();
-    let mut change = |c: &VsHeaderChange, f: &str, request: bool| -> Option<ir::HeaderChange> {
+    let mut change = |changes: &VsHeaderChange, f: &str, request: bool| -> Option<ir::HeaderChange> {
         let mut out = ir::HeaderChange::default();
-        for (k, v) in &c.set {
-            let at = format!("{at}.headers.{f}.set[{k}]");
-            if request && (k.eq_ignore_ascii_case("host") || k == ":authority") {
-                if v.contains('%') {
-                    let text = format!("{v:?} contains a %: operators are not supported in the authority [KARST-0025]");
+        for (name, value) in &changes.set {
+            let at = format!("{at}.headers.{f}.set[{name}]");
+            if request && (name.eq_ignore_ascii_case("host") || name == ":authority") {
+                if value.contains('%') {
+                    let text =
+                        format!("{value:?} contains a %: operators are not supported in the authority [KARST-0025]");
                     tell(bad, (at, text));
                 } else {
-                    authority.clone_from(v);
+                    authority.clone_from(value);
                 }
                 continue;
             }
-            match header(k, v, at) {
+            match header(name, value, at) {
                 Ok(h) => out.set.push(h),
                 Err(b) => {
                     tell(bad, b);
-                    out.remove.extend(header_name(k, "").ok());
+                    out.remove.extend(header_name(name, "").ok());
                 }
             }
         }
-        for (k, v) in &c.add {
+        for (k, v) in &changes.add {
             match header(k, v, format!("{at}.headers.{f}.add[{k}]")) {
                 Ok(h) => out.add.push(h),
                 Err(b) => tell(bad, b),
             }
         }
-        for k in &c.remove {
+        for k in &changes.remove {
             match header_name(k, format!("{at}.headers.{f}.remove")) {
                 Ok(name) => out.remove.push(name),
                 Err(b) => tell(bad, b),
@@ -735,32 +753,32 @@ fn headers(h: &VsHeaders, at: &str, bad: &mut Vec<FieldError>) -> Changes {
         }
         (out != ir::HeaderChange::default()).then_some(out)
     };
-    let request = change(&h.request, "request", true);
-    let answer = change(&h.response, "response", false);
+    let request = change(&headers.request, "request", true);
+    let answer = change(&headers.response, "response", false);
     (request, answer, authority)
 }
 
-fn set_authority(r: &mut Option<ir::Rewrite>, authority: String) {
+fn set_authority(rewrite: &mut Option<ir::Rewrite>, authority: String) {
     if !authority.is_empty() {
-        r.get_or_insert_default().authority = authority;
+        rewrite.get_or_insert_default().authority = authority;
     }
 }
 
-fn rewrite(w: &VsRewrite, m: &ir::Match, at: &str) -> Result<ir::Rewrite, FieldError> {
+fn rewrite(rewrite: &VsRewrite, matched: &ir::Match, at: &str) -> Result<ir::Rewrite, FieldError> {
     use ir::{rewrite::Path, text::Kind};
-    let path = match (&w.uri_regex_rewrite, w.uri.as_str()) {
+    let path = match (&rewrite.uri_regex_rewrite, rewrite.uri.as_str()) {
         (Some(r), _) => Some(Path::Regex(ir::Regex {
             r#match: regex(&r.pattern, format!("{at}.rewrite.uriRegexRewrite.match"))?,
             rewrite: r.rewrite.clone(),
         })),
         (None, "") => None,
         // In place of what was matched: a prefix, or the whole.
-        (None, uri) => Some(match m.path.as_ref().and_then(|p| p.kind.as_ref()) {
+        (None, uri) => Some(match matched.path.as_ref().and_then(|p| p.kind.as_ref()) {
             Some(Kind::Exact(_) | Kind::Regex(_)) => Path::Full(uri.into()),
             _ => Path::Prefix(uri.into()),
         }),
     };
-    Ok(ir::Rewrite { authority: w.authority.clone(), path })
+    Ok(ir::Rewrite { authority: rewrite.authority.clone(), path })
 }
 
 fn redirect(redirect: &VsRedirect, at: &str) -> Result<ir::Redirect, FieldError> {
@@ -818,30 +836,30 @@ pub(crate) fn fault(fault: &VsFault, at: &str) -> Result<ir::Fault, FieldError> 
         (None, Some(p)) => per_million(f64::from(p), at),
         (None, None) => Ok(0),
     };
-    if let Some(d) = &fault.delay {
+    if let Some(delay) = &fault.delay {
         let at = format!("{at}.fault.delay");
-        let Some(t) = &d.fixed_delay else {
+        let Some(fixed_delay) = &delay.fixed_delay else {
             return Err((
                 format!("{at}.fixedDelay"),
                 "is missing: exponentialDelay is not implemented (nor in Istio) [KARST-0010]".into(),
             ));
         };
-        out.delay_ms = duration(t).map_err(|e| (format!("{at}.fixedDelay"), e.to_string()))?;
-        out.delay_per_million = part(&d.percentage, d.percent, &format!("{at}.percentage"))?;
+        out.delay_ms = duration(fixed_delay).map_err(|e| (format!("{at}.fixedDelay"), e.to_string()))?;
+        out.delay_per_million = part(&delay.percentage, delay.percent, &format!("{at}.percentage"))?;
     }
-    if let Some(a) = &fault.abort {
+    if let Some(abort) = &fault.abort {
         let at = format!("{at}.fault.abort");
-        match (a.http_status, &a.grpc_status) {
+        match (abort.http_status, &abort.grpc_status) {
             (Some(s), _) if (200..600).contains(&s) => out.abort_status = u32::from(s),
             (Some(s), _) => {
                 return Err((format!("{at}.httpStatus"), format!("invalid status {s}: use 200 to 599 [KARST-0026]")));
             }
-            (None, Some(g)) => {
-                let code = grpc_code(g).ok_or_else(|| {
+            (None, Some(status)) => {
+                let code = grpc_code(status).ok_or_else(|| {
                     (
                         format!("{at}.grpcStatus"),
                         format!(
-                            "invalid gRPC status {g:?}: use a name or a number, such as UNAVAILABLE or 14 [KARST-0026]"
+                            "invalid gRPC status {status:?}: use a name or a number, such as UNAVAILABLE or 14 [KARST-0026]"
                         ),
                     )
                 })?;
@@ -849,7 +867,7 @@ pub(crate) fn fault(fault: &VsFault, at: &str) -> Result<ir::Fault, FieldError> 
             }
             (None, None) => return Err((at, "must set httpStatus or grpcStatus [KARST-0015]".into())),
         }
-        out.abort_per_million = part(&a.percentage, a.percent, &format!("{at}.percentage"))?;
+        out.abort_per_million = part(&abort.percentage, abort.percent, &format!("{at}.percentage"))?;
     }
     Ok(out)
 }
