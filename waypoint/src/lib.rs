@@ -30,7 +30,14 @@ mod worker;
 use anyhow::Context;
 use clap::Parser;
 use karst_api::ads;
-use karst_proxy::{remote::NodeMetadata, revocation, secrets, untold, workers::WorkerPool};
+use karst_proxy::{
+    bootstrap::{self, Pages, Signals, Threads},
+    options::worker_count,
+    remote::NodeMetadata,
+    revocation, secrets, untold,
+    workers::WorkerPool,
+    xds::StateWriter,
+};
 use karst_rt::{drain, ready::Ready};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -38,44 +45,33 @@ use tokio::sync::watch;
 /// The process: reads its options, serves until it is told to stop.
 pub fn main() -> std::process::ExitCode {
     karst_rt::process::tune_allocator();
-    let config = config::Config::parse();
-    match run(config) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("karst-waypoint: {e:#}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    bootstrap::exit("karst-waypoint", run(config::Config::parse()))
 }
 
 fn run(config: config::Config) -> anyhow::Result<()> {
-    karst_rt::log::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
-    let descriptors =
-        karst_rt::process::raise_descriptor_limit().context("cannot raise the limit of open descriptors")?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.worker_count(), "waypoint starts");
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&rt, serve(config, descriptors))
+    let descriptors = bootstrap::prepare(config.log.log_format, &config.log.log_level)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = worker_count(config.workers), "waypoint starts");
+    bootstrap::control_thread(serve(config, descriptors))?
 }
 
 async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let ready = Ready::default();
     let identity = config.identity()?;
     let (xds, ca) = config.remotes()?;
-    let (state_tx, state) = watch::channel(Arc::new(snapshot::Snapshot::new(&config.network)));
+    let (state_tx, state) = watch::channel(Arc::new(snapshot::Snapshot::new(&config.place.network)));
     let (stream_tx, stream) = watch::channel(true);
     let (configured_tx, configured) = watch::channel(false);
-    let mut manager = secrets::Manager::new(ca, config.secret_ttl, config.cluster_id.clone(), stream.clone())
-        .enforcing(revocation::start(config.crl.clone(), &ready));
+    let mut manager =
+        secrets::Manager::new(ca, config.certificates.secret_ttl, config.place.cluster_id.clone(), stream.clone())
+            .enforcing(revocation::start(config.crl.clone(), &ready));
     manager.keep(&identity);
     // Ports first: a process that cannot have them must not become ready.
     let listener = karst_rt::socket::listener(config.hbone)
         .with_context(|| format!("cannot listen on {}; choose another address with HBONE_ADDR", config.hbone))?;
-    let admin_at = karst_rt::admin::bind(config.admin, "ADMIN_ADDR").await?;
-    let stats_at = karst_rt::admin::bind(config.stats, "STATS_ADDR").await?;
-    let ready_at = karst_rt::admin::bind(config.readiness, "READINESS_ADDR").await?;
+    let addresses = Pages::bind(config.admin, config.stats, config.readiness).await?;
     let (ports_tx, ports) = watch::channel(downstream::ports::Ports::default());
-    let (questions, asker) = untold::Asker::new(&config.network);
-    let (workers, receivers) = WorkerPool::new(config.worker_count());
+    let (questions, asker) = untold::Asker::new(&config.place.network);
+    let (workers, receivers) = WorkerPool::new(worker_count(config.workers));
     let shared = Arc::new(worker::Shared {
         identity,
         state,
@@ -91,19 +87,14 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         config: config.clone(),
     });
     let (drain, watch) = drain::new();
-    let mut threads = Vec::new();
+    let mut threads = Threads::default();
     for (i, rx) in receivers.into_iter().enumerate() {
         let (shared, watch, l) = (shared.clone(), watch.clone(), listener.try_clone()?);
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{i}"))
-            .spawn(move || downstream::accept::run(shared, i, l, rx, watch));
-        threads.push(thread.context("cannot start a worker thread")?);
+        threads.start(move || downstream::accept::run(shared, i, l, rx, watch))?;
     }
     drop(listener);
     let pages = Arc::new(admin::Pages { shared: shared.clone(), ready: ready.clone() });
-    tokio::task::spawn_local(karst_rt::admin::serve(admin_at, pages.clone().admin()));
-    tokio::task::spawn_local(karst_rt::admin::serve(stats_at, pages.clone().stats()));
-    tokio::task::spawn_local(karst_rt::admin::serve(ready_at, pages.readiness()));
+    addresses.serve(pages.clone().admin(), pages.clone().stats(), pages.readiness());
     let certificate = ready.block("certificate");
     let (mut own, id) = (shared.secrets.clone(), shared.identity.clone());
     tokio::task::spawn_local(async move {
@@ -118,33 +109,24 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         config.drain_limit(),
     ));
     drop(watch);
-    let discovery = shared.metrics.discovery.clone();
-    let writer = control::StateWriter::new(xds, state_tx, &ready, types, (configured_tx, stream_tx), discovery, asker);
+    let (needed, said) = (control::needed(types), (configured_tx, stream_tx));
+    let writer = StateWriter::new(xds, state_tx, (&ready, &needed), said, shared.metrics.discovery.clone(), asker);
     let node = node(&config);
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     loop {
         tokio::select! {
             id = manager.wanted() => manager.keep(&id),
-            _ = term.recv() => break,
-            _ = int.recv() => break,
+            () = signals.stop() => break,
         }
     }
     let limit = config.drain_limit();
     tracing::info!(limit_s = limit.as_secs(), "draining: no new connections, open ones may finish");
-    drain.start(drain::Phase::Graceful);
-    if tokio::time::timeout(limit, drain.finished()).await.is_err() {
-        tracing::info!("drain timeout: closing open connections");
-        drain.start(drain::Phase::Forced);
-    }
-    for t in threads {
-        let _ = tokio::task::spawn_blocking(move || t.join()).await;
-    }
+    bootstrap::drain(&drain, limit, || tracing::info!("drain timeout: closing open connections")).await;
+    threads.join().await;
     tracing::info!("waypoint stops");
-    // The log is written by a thread of its own.
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    bootstrap::last_lines().await;
     Ok(())
 }
 
@@ -156,9 +138,9 @@ fn node(config: &config::Config) -> ads::Node {
         namespace: &config.pod_namespace,
         account: Some(&config.account),
         ip: &config.instance_ip,
-        node: &config.node,
-        cluster: &config.cluster_id,
-        domain: &config.cluster_domain,
+        node: &config.place.node,
+        cluster: &config.place.cluster_id,
+        domain: &config.place.cluster_domain,
     };
     me.node()
 }

@@ -25,6 +25,7 @@ use karst_api::{
 use karst_proxy::{
     testing::{pod, service, snapshot},
     untold::Asker,
+    xds::StateWriter,
 };
 use karst_rt::ready::Ready;
 use karst_xds::client::{StreamEnd, XdsSubscriber};
@@ -460,15 +461,8 @@ async fn the_way_to_the_control_plane_is_counted() {
     let state = watch::channel(Arc::new(Snapshot::new(""))).0;
     let (configured, stream) = (watch::channel(false).0, watch::channel(true).0);
     let (discovery, asker) = (w.shared.metrics.discovery.clone(), Asker::new("").1);
-    let writer = control::StateWriter::new(
-        xds,
-        state,
-        &Ready::default(),
-        control::WAYPOINT,
-        (configured, stream),
-        discovery,
-        asker,
-    );
+    let (ready, needed) = (Ready::default(), control::needed(control::WAYPOINT));
+    let writer = StateWriter::new(xds, state, (&ready, &needed), (configured, stream), discovery, asker);
     writer.received("type", 7);
     writer.ended(StreamEnd::Reconnect);
     assert_eq!(value(&w, "istio_xds_message_bytes_total", &["url=\"type\""]), 7);
