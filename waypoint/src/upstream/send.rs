@@ -12,7 +12,10 @@ use crate::{
     worker::Worker,
 };
 use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http1};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
 use hyper_util::rt::TokioIo;
 use karst_hbone::pool::Lease;
 use std::{cell::Cell, rc::Rc};
@@ -88,17 +91,26 @@ pub async fn http1(
                 };
                 return Ok((answer, after));
             }
-            Err(mut error) => match error.take_message() {
-                // A kept connection that was closed meanwhile: nobody has seen the request.
-                Some(back) if !fresh => {
-                    sent.set(false);
-                    request = back;
-                }
-                unsent => {
-                    sent.set(unsent.is_none());
-                    return Err(failure(error.error()));
-                }
-            },
+            Err(error) => request = unseen(error, fresh, sent)?,
+        }
+    }
+}
+
+/// The request again, if nobody has seen it: the connection was kept, and had been closed meanwhile. `sent`: something of it may have
+/// been.
+fn unseen(
+    mut error: TrySendError<Request<Counted>>,
+    fresh: bool,
+    sent: &Cell<bool>,
+) -> Result<Request<Counted>, Error> {
+    match error.take_message() {
+        Some(back) if !fresh => {
+            sent.set(false);
+            Ok(back)
+        }
+        back => {
+            sent.set(back.is_none());
+            Err(failure(error.error()))
         }
     }
 }
@@ -165,16 +177,7 @@ pub async fn http2(
         sent.set(true);
         match connection.send.try_send_request(request).await {
             Ok(answer) => return Ok((answer, after)),
-            Err(mut error) => match error.take_message() {
-                Some(back) if !fresh => {
-                    sent.set(false);
-                    request = back;
-                }
-                unsent => {
-                    sent.set(unsent.is_none());
-                    return Err(failure(error.error()));
-                }
-            },
+            Err(error) => request = unseen(error, fresh, sent)?,
         }
     }
 }
