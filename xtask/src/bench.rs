@@ -22,9 +22,6 @@ pub enum What {
     L7 {
         #[command(flatten)]
         how: How,
-        /// Only these variants, with commas between: karst, envoy, other.
-        #[arg(long, default_value = "")]
-        variants: String,
         /// Also measure another build of karst-waypoint, as variant `other`.
         #[arg(long, value_name = "PATH")]
         waypoint: Option<PathBuf>,
@@ -50,6 +47,12 @@ pub struct How {
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 3.0)]
     secs: f64,
+    /// Processes of each build of ours, which take turns by round: two processes of one build differ by several per cent.
+    #[arg(long, default_value_t = 1)]
+    processes: usize,
+    /// Only these variants, with commas between, as the table names them.
+    #[arg(long, default_value = "")]
+    variants: String,
     /// Only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
@@ -63,10 +66,9 @@ pub fn run(w: What) -> Result<()> {
             a.extend(ztunnel.map(|z| program("ztunnel", &z)).transpose()?);
             a
         }
-        What::L7 { how, variants, waypoint } => {
+        What::L7 { how, waypoint } => {
             let mut a = how.args("l7")?;
             a.push(format!("--envoy={}", crate::setup::envoy()?.display()));
-            a.push(format!("--variants={variants}"));
             a.extend(waypoint.map(|z| program("waypoint", &z)).transpose()?);
             a
         }
@@ -83,9 +85,10 @@ fn bench(name: &str, args: Vec<String>) -> Result<()> {
 
 impl How {
     fn args(self, what: &str) -> Result<Vec<String>> {
-        let Self { report, rounds, secs, only } = self;
-        let mut a =
-            vec![what.to_string(), format!("--rounds={rounds}"), format!("--secs={secs}"), format!("--only={only}")];
+        let Self { report, rounds, secs, processes, variants, only } = self;
+        let mut a = vec![what.to_string()];
+        a.extend([format!("--rounds={rounds}"), format!("--secs={secs}"), format!("--processes={processes}")]);
+        a.extend([format!("--variants={variants}"), format!("--only={only}")]);
         if let Some(r) = report {
             a.push(format!("--report={}", std::path::absolute(r)?.display()));
         }

@@ -34,34 +34,32 @@ struct Way {
 /// Runs it.
 pub fn run(o: &Opts) -> Result<Samples> {
     let descriptors = karst_rt::process::raise_descriptor_limit()?.min(DESCRIPTORS);
-    let mut w = World::start(Options { ztunnel_descriptors: Some(descriptors), ..Options::default() })?;
-    let mesh = Mesh::start(&mut w, true)?;
-    let plain = Mesh::start(&mut w, false)?;
-    // Another build, or a peer's that knows the listeners of our ZDS, beside ours: its idle processes cost nothing.
-    let mut beside = o
-        .text("ztunnel")
-        .map(|path| {
-            World::start(Options {
-                ztunnel_bin: Some(path.into()),
-                ztunnel_descriptors: Some(descriptors),
-                ..Options::default()
-            })
-        })
-        .transpose()?;
-    let other = beside.as_mut().map(|w| Mesh::start(w, true)).transpose()?;
-    let zt = [w.ztunnel_pid(0), w.ztunnel_pid(1)];
-    let mut ways: BTreeMap<&str, Vec<Way>> = BTreeMap::new();
+    // The ways without a mesh have a world of their own, and builds are started in turn: the worlds of two builds differ in
+    // nothing but the build, or the comparison would measure who came first.
+    let mut apart = World::start(Options::default())?;
+    let plain = Mesh::start(&mut apart, false)?;
+    let (mut ours, mut others) = (vec![], vec![]);
+    for _ in 0..o.processes {
+        ours.push(member_world(None, descriptors)?);
+        if let Some(path) = o.text("ztunnel") {
+            others.push(member_world(Some(path), descriptors)?);
+        }
+    }
+    let (first, mesh) = &ours[0];
+    let zt = pids(first);
+    // By place and variant, one for each process of a build.
+    let mut ways: BTreeMap<&str, Vec<Vec<Way>>> = BTreeMap::new();
     for (place, i) in [("cross", 2), ("same", 1)] {
-        let mut v = vec![plain.way("raw", i, vec![])];
-        v.push(relays("relay", "read", place, &plain.pods, i)?);
-        v.push(relays("splice", "splice", place, &plain.pods, i)?);
+        let mut v = vec![vec![plain.way("raw", i, vec![])]];
+        v.push(vec![relays("relay", "read", place, &plain.pods, i)?]);
+        v.push(vec![relays("splice", "splice", place, &plain.pods, i)?]);
         if place == "cross" {
-            v.push(relays("tls-pipe", "read", place, &plain.pods, i)?);
+            v.push(vec![relays("tls-pipe", "read", place, &plain.pods, i)?]);
         }
-        v.push(mesh.way("karst", i, zt.to_vec()));
-        if let (Some(m), Some(w)) = (&other, &beside) {
-            v.push(m.way("other", i, vec![w.ztunnel_pid(0), w.ztunnel_pid(1)]));
+        for (variant, worlds) in [("karst", &ours), ("other", &others)] {
+            v.push(worlds.iter().map(|(w, mesh)| mesh.way(variant, i, pids(w).to_vec())).collect());
         }
+        v.retain(|way| way.first().is_some_and(|way| !o.skips(way.variant)));
         ways.insert(place, v);
     }
     let mut s = Samples::default();
@@ -78,10 +76,8 @@ pub fn run(o: &Opts) -> Result<Samples> {
                 let v = &ways[place];
                 for k in 0..v.len() {
                     // The order turns from round to round, so that no variant always comes after the same other.
-                    let way = &v[(k + r) % v.len()];
-                    if o.skips(way.variant) {
-                        continue;
-                    }
+                    let processes = &v[(k + r) % v.len()];
+                    let way = &processes[r % processes.len()];
                     println!("round {} of {}: {case} {}", r + 1, o.rounds, way.variant);
                     let to = if kind == "bulk" { way.bulk } else { way.http };
                     measure(&mut s, o, &case, way.variant, (&way.client, to), &way.cpu, (kind, n, &[]))?;
@@ -104,6 +100,21 @@ pub fn run(o: &Opts) -> Result<Samples> {
         }
     }
     Ok(s)
+}
+
+/// A world with agents and ztunnels of its own; `ztunnel`: another build's, or a peer's that knows the listeners of our ZDS.
+fn member_world(ztunnel: Option<&str>, descriptors: u64) -> Result<(World, Mesh)> {
+    let mut w = World::start(Options {
+        ztunnel_bin: ztunnel.map(Into::into),
+        ztunnel_descriptors: Some(descriptors),
+        ..Options::default()
+    })?;
+    let mesh = Mesh::start(&mut w, true)?;
+    Ok((w, mesh))
+}
+
+fn pids(w: &World) -> [u32; 2] {
+    [w.ztunnel_pid(0), w.ztunnel_pid(1)]
 }
 
 /// A client, a server beside it and one on the other node.

@@ -73,20 +73,22 @@ pub fn run(o: &Opts) -> Result<Samples> {
         )?;
     }
     w.apply("services", &services);
-    let mut proxies = vec![];
+    // By variant, one for each process of a build.
+    let mut proxies: Vec<Vec<Proxy>> = vec![];
     for (variant, program) in [("karst", Some(bin("karst-waypoint"))), ("other", o.text("waypoint").map(PathBuf::from))]
     {
         if let Some(p) = program.filter(|_| !o.skips(variant)) {
-            println!("{variant}: a gateway with {MANY} routes, and a waypoint");
-            proxies.push(karst(&mut w, variant, &p, proxies.len())?);
+            println!("{variant}: {} times a gateway with {MANY} routes, and a waypoint", o.processes);
+            let before = proxies.iter().map(Vec::len).sum::<usize>();
+            proxies.push((0..o.processes).map(|i| karst(&mut w, variant, &p, before + i)).collect::<Result<_>>()?);
         }
     }
     if !o.skips("envoy") {
         println!("envoy: a gateway with {MANY} routes, and a waypoint");
-        proxies.push(self::envoy(&mut w, &envoy, &mesh, &plain)?);
+        proxies.push(vec![self::envoy(&mut w, &envoy, &mesh, &plain)?]);
     }
     let mut s = Samples::default();
-    for p in &proxies {
+    for p in proxies.iter().flatten() {
         s.add("idle", &format!("{} gateway", p.variant), "MiB RSS", rss_kib(p.gateway.1) / 1024.0);
         s.add("idle", &format!("{} waypoint", p.variant), "MiB RSS", rss_kib(p.waypoint.1) / 1024.0);
     }
@@ -101,7 +103,7 @@ pub fn run(o: &Opts) -> Result<Samples> {
         (format!("routes-{MANY}"), true, 32, &["--host", "many.example", "--path", &many]),
     ];
     for (case, gateway, _, more) in &cases {
-        for p in proxies.iter().filter(|_| case.contains(&o.only)) {
+        for p in proxies.iter().flatten().filter(|_| case.contains(&o.only)) {
             works(p, if *gateway { (&outside, p.gateway.0) } else { (&client, p.waypoint.0) }, case, more)?;
         }
     }
@@ -109,14 +111,15 @@ pub fn run(o: &Opts) -> Result<Samples> {
         for (case, gateway, n, more) in cases.iter().filter(|(c, ..)| c.contains(&o.only)) {
             for k in 0..proxies.len() {
                 // The order turns from round to round, so that no variant always comes after the same other.
-                let p = &proxies[(k + r) % proxies.len()];
+                let processes = &proxies[(k + r) % proxies.len()];
+                let p = &processes[r % processes.len()];
                 println!("round {} of {}: {case} {}", r + 1, o.rounds, p.variant);
                 let (from, (to, pid)) = if *gateway { (&outside, p.gateway) } else { (&client, p.waypoint) };
                 measure(&mut s, o, case, p.variant, (from, to), &[pid], ("rr", *n, more))?;
             }
         }
     }
-    for p in &proxies {
+    for p in proxies.iter().flatten() {
         s.add("after", &format!("{} gateway", p.variant), "MiB RSS", rss_kib(p.gateway.1) / 1024.0);
         s.add("after", &format!("{} waypoint", p.variant), "MiB RSS", rss_kib(p.waypoint.1) / 1024.0);
     }
@@ -155,22 +158,23 @@ fn many(gateway: &str, host: &str, n: usize) -> String {
 }
 
 fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Result<Proxy> {
+    let name = &format!("{variant}-{nth}");
     let split = "[{backendRefs: [{name: shop-v1, port: 80, weight: 90}, {name: shop-v2, port: 80, weight: 10}]}]";
     let all = "allowedRoutes: {namespaces: {from: All}}";
     let mut text = format!(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {variant}, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: [{{name: web, port: {PORT}, protocol: HTTP, {all}}}]}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {variant}, namespace: app}}\nspec: {{parentRefs: [{{name: {variant}, namespace: edge}}], hostnames: [split.example], rules: {split}}}\n"
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: edge}}\nspec: {{gatewayClassName: istio, listeners: [{{name: web, port: {PORT}, protocol: HTTP, {all}}}]}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: app}}\nspec: {{parentRefs: [{{name: {name}, namespace: edge}}], hostnames: [split.example], rules: {split}}}\n"
     );
-    text += &many(variant, "few.example", FEW);
-    text += &many(variant, "many.example", MANY);
-    w.apply(&format!("gateway-{variant}"), &text);
-    let gateway = w.gateway_pod("edge", variant, 0, &[("gateway.networking.k8s.io/gateway-name", variant)]);
+    text += &many(name, "few.example", FEW);
+    text += &many(name, "many.example", MANY);
+    w.apply(&format!("gateway-{name}"), &text);
+    let gateway = w.gateway_pod("edge", name, 0, &[("gateway.networking.k8s.io/gateway-name", name)]);
     w.start_waypoint_of(&gateway, program, &KNOBS);
-    let (vip, service) = bound(w, variant, nth);
+    let (vip, service) = bound(w, name, nth);
     w.apply(
-        &format!("split-{variant}"),
-        &format!("{service}---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop-{variant}, namespace: app}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: shop-{variant}}}], rules: {split}}}\n"),
+        &format!("split-{name}"),
+        &format!("{service}---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop-{name}, namespace: app}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: shop-{name}}}], rules: {split}}}\n"),
     );
-    let waypoint = w.waypoint_pod("app", &format!("{variant}-way"), 0);
+    let waypoint = w.waypoint_pod("app", &format!("{name}-way"), 0);
     w.start_waypoint_of(&waypoint, program, &KNOBS);
     Ok(Proxy {
         variant,
@@ -180,19 +184,19 @@ fn karst(w: &mut World, variant: &'static str, program: &Path, nth: usize) -> Re
     })
 }
 
-/// A service of both releases that is bound to the variant's waypoint: where clients call it, and its manifest.
-fn bound(w: &World, variant: &str, nth: usize) -> (SocketAddr, String) {
+/// A service of both releases that is bound to the waypoint NAME-way: where clients call it, and its manifest.
+fn bound(w: &World, name: &str, nth: usize) -> (SocketAddr, String) {
     let ip = format!("10.96.2.{}", nth + 1);
     let text = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: shop-{variant}, namespace: app, labels: {{istio.io/use-waypoint: {variant}-way}}}}\nspec: {{clusterIP: {ip}, selector: {{app: shop}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: shop-{name}, namespace: app, labels: {{istio.io/use-waypoint: {name}-way}}}}\nspec: {{clusterIP: {ip}, selector: {{app: shop}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
     );
-    let _ = w.write(&format!("split-{variant}"), &text);
+    let _ = w.write(&format!("split-{name}"), &text);
     (SocketAddr::new(ip.parse().expect("an address"), 80), text)
 }
 
 fn envoy(w: &mut World, program: &Path, mesh: &[Pod; 2], plain: &[Pod; 2]) -> Result<Proxy> {
     let gateway = w.gateway_pod("edge", "envoy", 0, &[]);
-    let (vip, _) = bound(w, "envoy", 9);
+    let (vip, _) = bound(w, "envoy", 99);
     let waypoint = w.waypoint_pod("app", "envoy-way", 0);
     w.settle();
     let edge = certificate(&w.dir, "edge", "envoy")?;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fs};
 
 /// What it takes, each as --NAME=VALUE; `cargo xtask bench l4 --help` and `l7 --help` explain them.
-const ARGS: [&str; 8] = ["rounds", "secs", "only", "variants", "ztunnel", "envoy", "waypoint", "report"];
+const ARGS: [&str; 9] = ["rounds", "secs", "processes", "only", "variants", "ztunnel", "envoy", "waypoint", "report"];
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

@@ -17,6 +17,9 @@ pub struct Opts {
     pub rounds: usize,
     /// Seconds of each measurement.
     pub secs: f64,
+    /// Processes of each build, which take turns by round: where a build's code and heap come to lie differs from start
+    /// to start, and by more than two builds differ.
+    pub processes: usize,
     /// Only cases whose name contains this.
     pub only: String,
 }
@@ -28,10 +31,11 @@ impl Opts {
             None => Ok(default),
             Some(v) => v.parse().with_context(|| format!("--{k}={v} is no number")),
         };
-        let (rounds, secs) = (number("rounds", 5.0)?, number("secs", 3.0)?);
+        let (rounds, secs, processes) = (number("rounds", 5.0)?, number("secs", 3.0)?, number("processes", 1.0)?);
         ensure!(rounds >= 1.0 && secs > 0.0, "--rounds must be at least 1, --secs more than 0");
+        ensure!((1.0..=rounds).contains(&processes), "--processes must be at least 1, at most --rounds");
         let only = given.get("only").cloned().unwrap_or_default();
-        Ok(Self { given, rounds: rounds as usize, secs, only })
+        Ok(Self { given, rounds: rounds as usize, secs, processes: processes as usize, only })
     }
     /// What is given under a name, unless it is empty.
     pub fn text(&self, k: &str) -> Option<&str> {
