@@ -23,6 +23,7 @@ pub(crate) fn mesh() -> Mesh {
         cluster_id: "Kubernetes".into(),
         network: String::new(),
         root_namespace: "istio-system".into(),
+        revision: Revision::default(),
         virtual_services_are_for: vec!["*".into()],
         destination_rules_are_for: vec!["*".into()],
         privileged_parameters: false,
@@ -854,7 +855,7 @@ fn written_with(state: &State, template: &Template, found: Option<&[finding::Fin
 fn written(text: &str) -> Writes {
     let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
     let state = State { objects, ..State::default() };
-    let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+    let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into(), ..Template::default() };
     let found = findings(&state, &compile(&state, &mesh()).0, &mesh());
     written_with(&state, &template, Some(&found))
 }
@@ -1171,7 +1172,7 @@ fn no_parameters_harm_the_controller() {
         "$patch",
         "$retainKeys",
     ];
-    let template = Template { image: "i".into(), pull_policy: "Never".into() };
+    let template = Template { image: "i".into(), pull_policy: "Never".into(), ..Template::default() };
     let mut refused = 0;
     for (path, value, of_class) in
         paths.iter().flat_map(|p| odd.iter().flat_map(move |v| [(p, v, false), (p, v, true)]))
@@ -1200,7 +1201,7 @@ fn no_parameters_harm_the_controller() {
 /// What a ConfigMap's writer does not get by it, unless who runs the mesh says so; parameters of a class are his own.
 #[test]
 fn parameters_give_no_rights() {
-    let template = Template { image: "i".into(), pull_policy: "Never".into() };
+    let template = Template { image: "i".into(), pull_policy: "Never".into(), ..Template::default() };
     let of = |key: &str, overlay: &str, of_class: bool, privileged: bool| {
         let overlay: serde_json::Value = serde_yaml_ng::from_str(overlay).unwrap();
         let mut c = Compiler::new(Mesh { privileged_parameters: privileged, ..mesh() });
@@ -2214,7 +2215,8 @@ fn a_route_that_cannot_be_read_at_all_is_not_the_default() {
         let is = [http.collect::<Vec<_>>().join(" "), tcp.collect::<Vec<_>>().join(" ")];
         assert_eq!(is, wanted.map(String::from), "{kind} {spec}");
         if kind != "VirtualService" {
-            let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+            let template =
+                Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into(), ..Template::default() };
             let all = written_with(&state, &template, None).statuses;
             let accepted = &all.iter().find(|w| w.to.name == "unread").unwrap().status["parents"][0]["conditions"][0];
             let said = ["type", "status", "reason"].map(|f| accepted[f].as_str().unwrap());
@@ -2446,7 +2448,7 @@ fn routes_without_a_waypoint_say_so() {
     // Before anything is known, what was said stays.
     let text = with + &istio.replace("TO", "s").replace("STATUS", old);
     let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
-    let template = Template { image: String::new(), pull_policy: String::new() };
+    let template = Template { image: String::new(), pull_policy: String::new(), ..Template::default() };
     let w = written_with(&State { objects, ..State::default() }, &template, None);
     assert!(w.statuses.iter().all(|s| s.to.kind != "VirtualService"));
 }
