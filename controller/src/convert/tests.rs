@@ -822,10 +822,10 @@ fn sources(dir: &std::path::Path, out: &mut String) {
 fn every_code_is_used_and_documented() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut all = String::new();
-    for dir in ["controller/src", "crates", "charts/base/crds"] {
+    for dir in ["controller/src", "crates", "charts/base/files/crds"] {
         sources(&root.join(dir), &mut all);
     }
-    let crds = std::fs::read_dir(root.join("charts/base/crds")).unwrap().map(|f| f.unwrap().path());
+    let crds = std::fs::read_dir(root.join("charts/base/files/crds")).unwrap().map(|f| f.unwrap().path());
     for rule in crds.flat_map(|f| std::fs::read_to_string(f).unwrap().lines().map(String::from).collect::<Vec<_>>()) {
         let is_message = rule.trim_start().starts_with("message: ") || rule.contains("\"message\": ");
         assert!(!is_message || code::of(&rule).is_some() || rule.contains("type\": \"string"), "has no code: {rule}");
