@@ -69,6 +69,8 @@ fn of_revision(state: &mut State, revision: &Revision) {
     let State { objects, problems, .. } = state;
     objects.retain(|at| match revision.other(&at.object) {
         None => true,
+        // Written by the other's chart, and meant for nobody else.
+        Some(_) if matches!(at.object, Object::ConfigMap(_)) => false,
         Some(other) => {
             let message = format!(
                 "is for revision {other:?}, and this control plane is {:?}: the object is not in force here; remove the label, or add the revision as a tag (revisionTags of the chart istiod) [KARST-0711]",

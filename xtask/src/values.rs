@@ -10,17 +10,7 @@ mod walk;
 
 use anyhow::{Context, Result, ensure};
 use std::{collections::BTreeMap, fs};
-use table::Table;
-
-/// The charts, and the sources in which the programs in their pods read environment variables.
-const CHARTS: [(&str, &[&str]); 6] = [
-    ("base", &[]),
-    ("istiod", &["controller/src/config.rs"]),
-    ("cni", &["cni/src/config.rs"]),
-    ("ztunnel", &["ztunnel/src/config.rs", "crates/proxy/src/options.rs"]),
-    ("gateway", &["waypoint/src/config.rs", "crates/proxy/src/options.rs"]),
-    ("ambient", &[]),
-];
+use table::{CHARTS, Table};
 
 /// What is done with the table.
 #[derive(clap::Args)]

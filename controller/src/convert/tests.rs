@@ -878,6 +878,32 @@ fn conditions(w: &Writes) -> Vec<String> {
 }
 
 #[test]
+fn waypoints_are_deployed_as_mesh_and_revision_say() {
+    let text = WAYPOINT.replace("STATUS", READY);
+    let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
+    let mesh_config = karst_manifest::MeshConfig::read("defaultConfig: {concurrency: 3}").unwrap();
+    let mut state = State { objects, ..State::default() };
+    let revision = Revision { name: "canary".into(), tags: vec![] };
+    let mut c = Compiler::new(Mesh { revision, ..mesh() });
+    let template = Template { pull_secrets: vec!["pull".into()], ..Template::default() };
+    let mut deployed = |state: &State| {
+        c.update(state);
+        let writes = c.writes(state, &template, None, "2026-01-01T00:00:00Z");
+        let (_, fields) = writes.objects.into_iter().find(|(r, _)| r.kind == "Deployment").unwrap();
+        let pod = fields["spec"]["template"]["spec"].clone();
+        let env = pod["containers"][0]["env"].as_array().unwrap().clone();
+        let value = move |name: &str| env.iter().find(|e| e["name"] == name).map(|e| e["value"].clone());
+        (value("XDS_ADDRESS"), value("KARST_WORKER_THREADS"), pod["imagePullSecrets"].clone())
+    };
+    let address = Some(serde_json::json!("istiod-canary.istio-system.svc:15012"));
+    let secrets = serde_json::json!([{ "name": "pull" }]);
+    assert_eq!(deployed(&state), (address.clone(), None, secrets.clone()));
+    // It is taken in though no object has changed.
+    state.mesh_config = std::sync::Arc::new(mesh_config);
+    assert_eq!(deployed(&state), (address, Some(serde_json::json!("3")), secrets));
+}
+
+#[test]
 fn bindings_are_reported() {
     let waypoint = |status: &str| WAYPOINT.replace("STATUS", status);
     let service = |ns: &str| BOUND.replace("NS", ns);

@@ -1,9 +1,6 @@
 //! docs/values.md.
 
-use super::{
-    CHARTS,
-    table::{Quiet, Row, Table, Verdict},
-};
+use super::table::{CHARTS, Quiet, Row, Table, Verdict};
 use std::fmt::Write;
 
 const HEAD: &str = "# Values of the charts

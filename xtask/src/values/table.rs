@@ -4,6 +4,16 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
+/// The charts, and the sources in which the programs in their pods read environment variables.
+pub(super) const CHARTS: [(&str, &[&str]); 6] = [
+    ("base", &[]),
+    ("istiod", &["controller/src/config.rs"]),
+    ("cni", &["cni/src/config.rs"]),
+    ("ztunnel", &["ztunnel/src/config.rs", "crates/proxy/src/options.rs"]),
+    ("gateway", &["waypoint/src/config.rs", "crates/proxy/src/options.rs"]),
+    ("ambient", &[]),
+];
+
 /// Names of the columns, in their order.
 const COLUMNS: &str = "charts\tkey\tverdict\ttype\tquiet\tgiven\tsample\ttext";
 /// How a note begins that is only for those who do not install the other chart as well.

@@ -52,13 +52,14 @@ impl Revision {
             | Object::Pod(_)
             | Object::Service(_)
             | Object::ServiceAccount(_)
-            | Object::ConfigMap(_)
             | Object::Secret(_)
             | Object::Deployment(_)
             | Object::EndpointSlice(_)
             | Object::GatewayClass(_)
             | Object::ReferenceGrant(_) => None,
-            Object::Gateway(_)
+            // Parameters of classes: each revision has its own.
+            Object::ConfigMap(_)
+            | Object::Gateway(_)
             | Object::HTTPRoute(_)
             | Object::GRPCRoute(_)
             | Object::TCPRoute(_)
@@ -87,7 +88,7 @@ mod tests {
     fn object(kind: &str, version: &str, labels: &str) -> Object {
         let text = format!(
             "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x, namespace: a, labels: {{{labels}}}}}\n{}",
-            if kind == "Pod" { "" } else { "spec: {}\n" }
+            if version == "v1" { "" } else { "spec: {}\n" }
         );
         parse::file("x.yaml".as_ref(), &text).unwrap().remove(0).object
     }
@@ -108,6 +109,7 @@ mod tests {
             assert_eq!(revision.other(&policy(labels)), other, "{revision:?} {labels}");
         }
         assert_eq!(named.other(&object("Pod", "v1", "istio.io/rev: other")), None, "workloads are for all");
+        assert_eq!(named.other(&object("ConfigMap", "v1", "istio.io/rev: default")), Some("default"));
         assert_eq!(
             (named.named("istiod"), Revision::default().named("istiod")),
             ("istiod-canary".into(), "istiod".into())
