@@ -76,3 +76,19 @@ fn variables(sources: &[&'static str]) -> Result<Vec<String>> {
     all.dedup();
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Schemas, notes, refusals and the page follow from the table, and from the variables that the programs read.
+    #[test]
+    fn what_is_generated_is_what_the_table_says() -> Result<()> {
+        std::env::set_current_dir(crate::root())?;
+        for (path, text) in generated()? {
+            let is = fs::read_to_string(&path).context(path.clone())?;
+            ensure!(is == text, "{path} is not what charts/values.tsv says: run `cargo xtask values`");
+        }
+        Ok(())
+    }
+}

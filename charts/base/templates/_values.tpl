@@ -36,7 +36,7 @@
 {{- if hasKey . "defaultNodeSelector" }}{{- if .defaultNodeSelector }}
 - global.defaultNodeSelector: deprecated in Istio: set nodeSelector.
 {{- end }}{{- end }}
-{{- if hasKey . "defaultResources" }}{{- if .defaultResources }}
+{{- if hasKey . "defaultResources" }}{{- if and .defaultResources (ne (toJson .defaultResources) "{\"requests\":{\"cpu\":\"10m\"}}") (ne (toJson .defaultResources) "{\"requests\":{\"cpu\":\"100m\",\"memory\":\"100Mi\"}}") }}
 - global.defaultResources: deprecated in Istio: set resources.
 {{- end }}{{- end }}
 {{- if hasKey . "defaultTolerations" }}{{- if .defaultTolerations }}
@@ -102,7 +102,7 @@
 {{- if hasKey . "holdApplicationUntilProxyStarts" }}{{- if .holdApplicationUntilProxyStarts }}
 - global.proxy.holdApplicationUntilProxyStarts: there is no sidecar to wait for: a pod's sandbox is created once it is redirected.
 {{- end }}{{- end }}
-{{- if hasKey . "image" }}{{- if .image }}
+{{- if hasKey . "image" }}{{- if and .image (ne (toString .image) "proxyv2") }}
 - global.proxy.image: proxies are not Envoy: set global.waypoint.image.
 {{- end }}{{- end }}
 {{- if hasKey . "includeIPRanges" }}{{- if and .includeIPRanges (ne (toString .includeIPRanges) "*") }}
@@ -132,13 +132,13 @@
 {{- if hasKey . "readinessPeriodSeconds" }}{{- if and .readinessPeriodSeconds (ne (toString .readinessPeriodSeconds) "15") }}
 - global.proxy.readinessPeriodSeconds: set the probe of waypoints by gatewayClasses.
 {{- end }}{{- end }}
-{{- if hasKey . "resources" }}{{- if .resources }}
+{{- if hasKey . "resources" }}{{- if and .resources (ne (toJson .resources) "{\"limits\":{\"cpu\":\"2000m\",\"memory\":\"1024Mi\"},\"requests\":{\"cpu\":\"100m\",\"memory\":\"128Mi\"}}") }}
 - global.proxy.resources: of sidecars, which there are none of: set global.waypoint.resources.
 {{- end }}{{- end }}
 {{- if hasKey . "seccompProfile" }}{{- if .seccompProfile }}
 - global.proxy.seccompProfile: waypoints run with RuntimeDefault: change it by gatewayClasses.
 {{- end }}{{- end }}
-{{- if hasKey . "startupProbe" }}{{- if .startupProbe }}
+{{- if hasKey . "startupProbe" }}{{- if and .startupProbe (ne (toJson .startupProbe) "{\"enabled\":true,\"failureThreshold\":600}") }}
 - global.proxy.startupProbe: waypoints are ready within a second, and have no startup probe.
 {{- end }}{{- end }}
 {{- if hasKey . "statusPort" }}{{- if .statusPort }}

@@ -31,7 +31,7 @@
 {{- if hasKey . "defaultNodeSelector" }}{{- if .defaultNodeSelector }}
 - global.defaultNodeSelector: deprecated in Istio: set nodeSelector.
 {{- end }}{{- end }}
-{{- if hasKey . "defaultResources" }}{{- if .defaultResources }}
+{{- if hasKey . "defaultResources" }}{{- if and .defaultResources (ne (toJson .defaultResources) "{\"requests\":{\"cpu\":\"10m\"}}") (ne (toJson .defaultResources) "{\"requests\":{\"cpu\":\"100m\",\"memory\":\"100Mi\"}}") }}
 - global.defaultResources: deprecated in Istio: set resources.
 {{- end }}{{- end }}
 {{- if hasKey . "defaultTolerations" }}{{- if .defaultTolerations }}
@@ -97,7 +97,7 @@
 {{- if hasKey . "holdApplicationUntilProxyStarts" }}{{- if .holdApplicationUntilProxyStarts }}
 - global.proxy.holdApplicationUntilProxyStarts: there is no sidecar to wait for: a pod's sandbox is created once it is redirected.
 {{- end }}{{- end }}
-{{- if hasKey . "image" }}{{- if .image }}
+{{- if hasKey . "image" }}{{- if and .image (ne (toString .image) "proxyv2") }}
 - global.proxy.image: proxies are not Envoy: set global.waypoint.image.
 {{- end }}{{- end }}
 {{- if hasKey . "includeIPRanges" }}{{- if and .includeIPRanges (ne (toString .includeIPRanges) "*") }}
@@ -127,13 +127,13 @@
 {{- if hasKey . "readinessPeriodSeconds" }}{{- if and .readinessPeriodSeconds (ne (toString .readinessPeriodSeconds) "15") }}
 - global.proxy.readinessPeriodSeconds: set the probe of waypoints by gatewayClasses.
 {{- end }}{{- end }}
-{{- if hasKey . "resources" }}{{- if .resources }}
+{{- if hasKey . "resources" }}{{- if and .resources (ne (toJson .resources) "{\"limits\":{\"cpu\":\"2000m\",\"memory\":\"1024Mi\"},\"requests\":{\"cpu\":\"100m\",\"memory\":\"128Mi\"}}") }}
 - global.proxy.resources: of sidecars, which there are none of: set global.waypoint.resources.
 {{- end }}{{- end }}
 {{- if hasKey . "seccompProfile" }}{{- if .seccompProfile }}
 - global.proxy.seccompProfile: waypoints run with RuntimeDefault: change it by gatewayClasses.
 {{- end }}{{- end }}
-{{- if hasKey . "startupProbe" }}{{- if .startupProbe }}
+{{- if hasKey . "startupProbe" }}{{- if and .startupProbe (ne (toJson .startupProbe) "{\"enabled\":true,\"failureThreshold\":600}") }}
 - global.proxy.startupProbe: waypoints are ready within a second, and have no startup probe.
 {{- end }}{{- end }}
 {{- if hasKey . "statusPort" }}{{- if .statusPort }}
@@ -392,7 +392,7 @@
 - taint.namespace: no taint is used.
 {{- end }}{{- end }}
 {{- end }}
-{{- if hasKey . "telemetry" }}{{- if and .telemetry (ne (toJson .telemetry) "{\"enabled\":true}") }}
+{{- if hasKey . "telemetry" }}{{- if and .telemetry (ne (toJson .telemetry) "{\"enabled\":true}") (ne (toJson .telemetry) "{\"enabled\":true,\"v2\":{\"enabled\":true,\"prometheus\":{\"enabled\":true},\"stackdriver\":{\"enabled\":false}}}") }}
 - telemetry: metrics are always reported; Telemetry objects change them.
 {{- end }}{{- end }}
 {{- if hasKey . "traceSampling" }}{{- if and .traceSampling (ne (toString .traceSampling) "1") }}

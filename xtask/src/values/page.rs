@@ -8,7 +8,7 @@ const HEAD: &str = "# Values of the charts
 Written by `cargo xtask values` from `charts/values.tsv`; `cargo xtask test` sees with helm that each key does what is said here.
 The charts take the keys of Istio's charts. Each is **honoured**: it changes what is installed; **noted**: it has no effect, and the
 notes after `helm install` say what stands in its place; or **refused**: the installation stops with the reason, because without the
-key something else would be allowed, or would not work. Empty values, and Istio's defaults, say nothing. A key that neither Istio's
+key something else would be allowed, or would not work. Nothing is said of empty values, nor of Istio's own defaults. A key that neither Istio's
 charts nor these have is refused as a slip (`additional properties … not allowed`).
 
 The umbrella chart `ambient` takes the values of its parts under their names (`istiod.replicaCount`), and `global` for all of them.

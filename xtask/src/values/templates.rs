@@ -113,3 +113,28 @@ fn environment(out: &mut String, variables: &[String]) -> Result<()> {
     )?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn something_is_said_of_values_that_ask_for_something() -> Result<()> {
+        for (quiet, sample, wanted) in [
+            ("", "\"a\"", ".k"),
+            ("", "false", "true"),
+            ("true", "false", "ne (toString .k) \"true\""),
+            ("a|b", "\"c\"", "and .k (ne (toString .k) \"a\") (ne (toString .k) \"b\")"),
+            ("@namespace", "\"c\"", "and .k (ne (toString .k) $namespace)"),
+            ("{\"b\": 1, \"a\": 2}", "{\"c\": 3}", "and .k (ne (toJson .k) \"{\\\"a\\\":2,\\\"b\\\":1}\")"),
+            ("=x|y", "\"x\"", "has (toString .k) (list \"x\" \"y\")"),
+        ] {
+            let text = format!(
+                "charts\tkey\tverdict\ttype\tquiet\tgiven\tsample\ttext\nbase\tk\tnoted\tany\t{quiet}\t\t{sample}\twhy."
+            );
+            let Table(rows) = Table::read(&text)?;
+            assert_eq!(rows.iter().map(|row| condition(row, ".k")).collect::<Vec<_>>(), [wanted], "{quiet} {sample}");
+        }
+        Ok(())
+    }
+}
