@@ -141,7 +141,7 @@
 {{- if hasKey . "startupProbe" }}{{- if and .startupProbe (ne (toJson .startupProbe) "{\"enabled\":true,\"failureThreshold\":600}") }}
 - global.proxy.startupProbe: waypoints are ready within a second, and have no startup probe.
 {{- end }}{{- end }}
-{{- if hasKey . "statusPort" }}{{- if .statusPort }}
+{{- if hasKey . "statusPort" }}{{- if and .statusPort (ne (toString .statusPort) "15020") }}
 - global.proxy.statusPort: metrics are on 15020 and readiness is on 15021, for all proxies.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}

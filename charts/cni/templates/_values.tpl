@@ -153,7 +153,7 @@
 {{- if hasKey . "startupProbe" }}{{- if and .startupProbe (ne (toJson .startupProbe) "{\"enabled\":true,\"failureThreshold\":600}") }}
 - global.proxy.startupProbe: waypoints are ready within a second, and have no startup probe.
 {{- end }}{{- end }}
-{{- if hasKey . "statusPort" }}{{- if .statusPort }}
+{{- if hasKey . "statusPort" }}{{- if and .statusPort (ne (toString .statusPort) "15020") }}
 - global.proxy.statusPort: metrics are on 15020 and readiness is on 15021, for all proxies.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
@@ -188,7 +188,7 @@
 {{- if hasKey . "psp_cluster_role" }}{{- if .psp_cluster_role }}
 - psp_cluster_role: PodSecurityPolicies are gone from Kubernetes.
 {{- end }}{{- end }}
-{{- if hasKey . "repair" }}{{- if .repair }}
+{{- if hasKey . "repair" }}{{- if and .repair (ne (toJson .repair) "{\"brokenPodLabelKey\":\"cni.istio.io/uninitialized\",\"brokenPodLabelValue\":\"true\",\"deletePods\":false,\"enabled\":true,\"hub\":\"\",\"initContainerName\":\"istio-validation\",\"labelPods\":false,\"repairPods\":true,\"tag\":\"\"}") }}
 - repair: for sidecars only.
 {{- end }}{{- end }}
 {{- if hasKey . "useAppArmorAnnotation" }}{{- if .useAppArmorAnnotation }}

@@ -136,7 +136,7 @@
 {{- if hasKey . "startupProbe" }}{{- if and .startupProbe (ne (toJson .startupProbe) "{\"enabled\":true,\"failureThreshold\":600}") }}
 - global.proxy.startupProbe: waypoints are ready within a second, and have no startup probe.
 {{- end }}{{- end }}
-{{- if hasKey . "statusPort" }}{{- if .statusPort }}
+{{- if hasKey . "statusPort" }}{{- if and .statusPort (ne (toString .statusPort) "15020") }}
 - global.proxy.statusPort: metrics are on 15020 and readiness is on 15021, for all proxies.
 {{- end }}{{- end }}
 {{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
@@ -378,7 +378,7 @@
 {{- if hasKey . "profile" }}{{- if and .profile (ne (toString .profile) "openshift") (ne (toString .profile) "openshift-ambient") (ne (toString .profile) "remote") (ne (toString .profile) "ambient-windows") }}
 - profile: Karst has one data plane, without sidecars, and one profile: the values of these charts.
 {{- end }}{{- end }}
-{{- if hasKey . "sidecarInjectorWebhook" }}{{- if .sidecarInjectorWebhook }}
+{{- if hasKey . "sidecarInjectorWebhook" }}{{- if and .sidecarInjectorWebhook (ne (toJson .sidecarInjectorWebhook) "{\"alwaysInjectSelector\":[],\"defaultTemplates\":[],\"enableNamespacesByDefault\":false,\"injectedAnnotations\":{},\"neverInjectSelector\":[],\"reinvocationPolicy\":\"Never\",\"rewriteAppHTTPProbe\":true,\"templates\":{}}") }}
 - sidecarInjectorWebhook: there is no injection: pods join by the label istio.io/dataplane-mode.
 {{- end }}{{- end }}
 {{- if hasKey . "sidecarInjectorWebhookAnnotations" }}{{- if .sidecarInjectorWebhookAnnotations }}
@@ -417,7 +417,7 @@
 {{- define "istiod.elsewhere" -}}
 {{- $namespace := .Namespace }}
 {{- with .Values }}
-{{- if hasKey . "base" }}{{- if .base }}
+{{- if hasKey . "base" }}{{- if and .base (ne (toJson .base) "{\"enableIstioConfigCRDs\":true}") }}
 - base: used by the chart base.
 {{- end }}{{- end }}
 {{- with .global }}

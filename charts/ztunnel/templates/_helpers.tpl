@@ -50,11 +50,7 @@
 
 {{/* Labels of all objects. */}}
 {{- define "ztunnel.labels" -}}
-app: ztunnel
-{{- with .Values.revision }}
-istio.io/rev: {{ . }}
-{{- end }}
-{{- with .Values.labels }}
-{{ toYaml . }}
-{{- end }}
+{{- $own := dict "app" "ztunnel" }}
+{{- with .Values.revision }}{{ $_ := set $own "istio.io/rev" . }}{{ end }}
+{{- toYaml (merge $own .Values.labels) }}
 {{- end }}
