@@ -341,7 +341,7 @@ fn registry_only_refuses_what_the_mesh_does_not_know() {
     let refused = || w.metric(0, "istio_tcp_connections_failed_total", &["response_flags=\"REGISTRY_ONLY\""]);
     assert_eq!(refused(), 0.0);
     assert_eq!(all(), [true, true, false], "REGISTRY_ONLY");
-    assert_eq!(refused(), 1.0);
+    wait_for("the metric", PATIENCE, || (refused() == 1.0).then_some(()));
     let log = w.log_text("ztunnel0.log");
     assert!(log.contains("outboundTrafficPolicy is REGISTRY_ONLY, and the destination is neither a service"), "{log}");
     // Who is no member is nobody's business.

@@ -19,6 +19,15 @@ istiod reads ConfigMap `istio` (`istio-REVISION`), key `mesh`, again when it cha
 time that kubelet needs to update the file (a minute or so). A configuration that cannot be used changes nothing: the last good one
 stays in force, and log, metric `karst_mesh_config_current` (0) and an event on the ConfigMap say so.
 
+## REGISTRY_ONLY
+
+With `meshConfig.outboundTrafficPolicy.mode: REGISTRY_ONLY` ztunnel refuses connections of its pods to addresses that are neither a
+service's, a ServiceEntry's nor a workload's, whatever their port; pods outside of the mesh, hosts and nodes with pods on their own
+network are workloads, too. DNS (port 53) at link-local addresses stays open, for resolvers of nodes; the metadata services of clouds do
+not. What is refused has the response flag `REGISTRY_ONLY` in `istio_tcp_connections_failed_total`, and the access log says what to do:
+declare the destination in a ServiceEntry. `karst_outbound_registry_only` is 1 where the mode is in force. Open connections go on when
+it is switched on. ztunnel of Istio does not have it; under Istio's control plane Karst's ztunnel honours it as well.
+
 ## Revisions
 
 A second control plane is installed as another release of the chart istiod with `revision: NAME`; its objects have `-NAME` in their
