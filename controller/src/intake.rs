@@ -34,6 +34,7 @@ impl Intake {
             name: config.mesh_config_name(),
             good: Arc::default(),
             is_current: true,
+            read: None,
             told: None,
             fault: None,
         };
@@ -97,6 +98,8 @@ struct Follower {
     /// The last one that could be used.
     good: Arc<MeshConfig>,
     is_current: bool,
+    /// The text that was read last, and what is wrong with it: pods change far more often.
+    read: Option<(String, Vec<String>)>,
     /// What is wrong now.
     told: Option<String>,
     /// The same, as long as nobody has asked for it.
@@ -114,22 +117,17 @@ impl Follower {
         });
         // Without the ConfigMap it is the options that say everything.
         let Some((at, text)) = found else {
-            (self.good, self.is_current, self.told) = (Arc::default(), true, None);
+            (self.good, self.is_current, self.read, self.told) = (Arc::default(), true, None, None);
             state.mesh_config = self.good.clone();
             return;
         };
         let field = format!("data.{}", mesh_config::KEY);
-        let wrong = match MeshConfig::read(&text) {
-            Ok(config) => {
-                self.is_current = true;
-                if *self.good != config {
-                    self.good = Arc::new(config);
-                }
-                self.fixed()
-            }
-            Err(error) => {
-                self.is_current = false;
-                vec![format!("{error}; the last good configuration stays in force")]
+        let wrong = match &self.read {
+            Some((before, wrong)) if *before == text => wrong.clone(),
+            _ => {
+                let wrong = self.read(&text);
+                self.read = Some((text, wrong.clone()));
+                wrong
             }
         };
         let said = (!wrong.is_empty()).then(|| wrong.join("; "));
@@ -139,6 +137,21 @@ impl Follower {
         }
         state.problems.extend(wrong.into_iter().map(|message| problem(&at, &field, message)));
         state.mesh_config = self.good.clone();
+    }
+
+    /// Puts a configuration in force, if it can be used. Gives what is wrong with it.
+    fn read(&mut self, text: &str) -> Vec<String> {
+        match MeshConfig::read(text) {
+            Ok(config) => {
+                self.is_current = true;
+                self.good = Arc::new(config);
+                self.fixed()
+            }
+            Err(error) => {
+                self.is_current = false;
+                vec![format!("{error}; the last good configuration stays in force")]
+            }
+        }
     }
 
     /// What it says otherwise than the process was started with, and cannot be changed while it runs.
@@ -185,7 +198,15 @@ mod tests {
     fn follower(name: &str) -> Follower {
         let config = Cli::try_parse_from(["karst-controller"]).unwrap().config;
         let started = Mesh::from(&config);
-        Follower { started, name: name.into(), good: Arc::default(), is_current: true, told: None, fault: None }
+        Follower {
+            started,
+            name: name.into(),
+            good: Arc::default(),
+            is_current: true,
+            read: None,
+            told: None,
+            fault: None,
+        }
     }
 
     #[test]

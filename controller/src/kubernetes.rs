@@ -29,6 +29,8 @@ const LISTS_CHECK: Duration = Duration::from_secs(10);
 /// Namespaces in which no workload of a mesh can be (Istio's list).
 const NO_ROOT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 const RETRY: Duration = Duration::from_secs(1);
+/// By then some replica holds the Lease.
+const ELECTION: Duration = Duration::from_secs(30);
 /// The longest time between two tries of what fails again and again.
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
@@ -370,13 +372,14 @@ impl StatusWriter {
         });
     }
 
-    /// Notes on the ConfigMap with the mesh configuration what is wrong with it; while we hold the Lease.
+    /// Notes on the ConfigMap with the mesh configuration what is wrong with it, if we hold the Lease, or will soon: at the start
+    /// nobody does yet.
     pub fn warn(&self, fault: Fault) {
-        if !*self.leads.borrow() {
-            return;
-        }
-        let (kube, me) = (self.kube.clone(), self.me.clone());
+        let (kube, me, mut leads) = (self.kube.clone(), self.me.clone(), self.leads.clone());
         tokio::spawn(async move {
+            if !tokio::time::timeout(ELECTION, leads.wait_for(|l| *l)).await.is_ok_and(|held| held.is_ok()) {
+                return;
+            }
             let at = (fault.namespace.as_str(), fault.name.as_str(), fault.uid.as_str());
             if let Err(e) = kube.warn_config_map(at, ("karst-controller", &me), "MeshConfig", &fault.text).await {
                 tracing::warn!(error = format!("{e:#}"), "the fault is only in the log");
