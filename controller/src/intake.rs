@@ -1,6 +1,6 @@
-//! The objects as this control plane takes them in: without those that are for another revision, and with the mesh configuration that
-//! is in force. A mesh configuration that cannot be used changes nothing: the last good one stays, and log, metrics and an event on its
-//! ConfigMap say so.
+//! The objects as this control plane takes them in: without those that are for another revision, and with the mesh
+//! configuration that is in force. A mesh configuration that cannot be used changes nothing: the last good one
+//! stays, and log, metrics and an event on its ConfigMap say so.
 
 use crate::{
     config::Config,

@@ -1,6 +1,7 @@
-//! What can be set in the charts: `charts/values.tsv` says of each key, Istio's among them, whether it is honoured, accepted with a
-//! note, or refused, and why. From it are written the charts' schemas, the templates that note and refuse (`templates/_values.tpl`),
-//! and docs/values.md; [`walk`] sees that the charts do what the table says, with helm itself.
+//! What can be set in the charts: `charts/values.tsv` says of each key, Istio's among them, whether it is honoured,
+//! accepted with a note, or refused, and why. From it are written the charts' schemas, the templates that note and
+//! refuse (`templates/_values.tpl`), and docs/values.md; [`walk`] sees that the charts do what the table says, with
+//! helm itself.
 
 mod page;
 mod schema;

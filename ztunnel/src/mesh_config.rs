@@ -1,7 +1,8 @@
-//! What this process takes from Istio's mesh configuration, the file `mesh` of ConfigMap `istio`: whether pods of the mesh may call
-//! addresses that the mesh does not know (`outboundTrafficPolicy.mode`). The file is read at the start and again when it changes.
-//! What cannot be read changes nothing: the last good mode stays in force, and log and metrics say so. An option
-//! (`OUTBOUND_TRAFFIC_POLICY`) overrides the file. [`admit`] is the decision; tests/world/tests/egress.rs proves it on the wire.
+//! What this process takes from Istio's mesh configuration, the file `mesh` of ConfigMap `istio`: whether pods of
+//! the mesh may call addresses that the mesh does not know (`outboundTrafficPolicy.mode`). The file is read at the
+//! start and again when it changes. What cannot be read changes nothing: the last good mode stays in force, and log
+//! and metrics say so. An option (`OUTBOUND_TRAFFIC_POLICY`) overrides the file. [`admit`] is the decision;
+//! tests/world/tests/egress.rs proves it on the wire.
 
 use crate::plan::{Plan, Refusal};
 use karst_proxy::followed::File;
@@ -95,8 +96,8 @@ impl Outbound {
     }
 }
 
-/// May a connection go where a plan leads? Only what leads to nobody whom the mesh knows is refused, and not DNS at an address of the
-/// link: the resolvers of nodes are there.
+/// May a connection go where a plan leads? Only what leads to nobody whom the mesh knows is refused, and not DNS at
+/// an address of the link: the resolvers of nodes are there.
 ///
 /// # Errors
 /// That the mesh does not know the destination, and allows only others.

@@ -1,6 +1,6 @@
-//! Istio's mesh configuration (`MeshConfig`), as far as it is honoured: key `mesh` of ConfigMap `istio`. What is not listed here has no
-//! effect; docs/values.md says of each field what stands in its place. Unlike objects of users, fields that are not known are passed
-//! over: the file is Istio's own, and has many.
+//! Istio's mesh configuration (`MeshConfig`), as far as it is honoured: key `mesh` of ConfigMap `istio`. What is
+//! not listed here has no effect; docs/values.md says of each field what stands in its place. Unlike objects of
+//! users, fields that are not known are passed over: the file is Istio's own, and has many.
 
 use serde::Deserialize;
 
@@ -15,7 +15,8 @@ const EXPORT_TO: [&str; 2] = ["*", "."];
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MeshConfig {
-    /// Where waypoints and gateways write their access logs: `/dev/stdout`, or empty for none. None: as the proxies' options say.
+    /// Where waypoints and gateways write their access logs: `/dev/stdout`, or empty for none. None: as the
+    /// proxies' options say.
     pub access_log_file: Option<String>,
     /// Namespaces that VirtualServices without `exportTo` are for: `*` or `.`; empty: as the controller's option says.
     pub default_virtual_service_export_to: Vec<String>,

@@ -1,6 +1,6 @@
-//! A file of configuration that is read at the start, and again when it changes. What cannot be read is told once, and changes
-//! nothing: the last good content stays in force. A file that is not there at the start is an empty one (its ConfigMap may come
-//! later); one that goes is a fault.
+//! A file of configuration that is read at the start, and again when it changes. What cannot be read is told once,
+//! and changes nothing: the last good content stays in force. A file that is not there at the start is an empty one
+//! (its ConfigMap may come later); one that goes is a fault.
 
 use std::{
     fs, io,

@@ -1,5 +1,5 @@
-//! The schema of a chart's values. Types in the table: `string`, `bool`, `int>=N`, `percent`, `scalar`, `strings`, `list`, `map`,
-//! `object`, `any`, `enum:A|B`, `re:PATTERN` and `json:SCHEMA`.
+//! The schema of a chart's values. Types in the table: `string`, `bool`, `int>=N`, `percent`, `scalar`, `strings`,
+//! `list`, `map`, `object`, `any`, `enum:A|B`, `re:PATTERN` and `json:SCHEMA`.
 
 use super::table::{Row, Table, Verdict};
 use anyhow::{Context, Result, bail};

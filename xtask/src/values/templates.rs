@@ -1,6 +1,7 @@
-//! The templates that note and refuse: `CHART.notes` (what stands in the place of values that have no effect), `CHART.elsewhere` (values
-//! that other charts use) and `CHART.refused`. Each takes the values and the namespace, and gives a line for each key. Only plain
-//! functions of templates are used: hasKey, index, toString, toJson, ne, and, has, list.
+//! The templates that note and refuse: `CHART.notes` (what stands in the place of values that have no effect),
+//! `CHART.elsewhere` (values that other charts use) and `CHART.refused`. Each takes the values and the namespace,
+//! and gives a line for each key. Only plain functions of templates are used: hasKey, index, toString, toJson, ne,
+//! and, has, list.
 
 use super::table::{ELSEWHERE, Quiet, Row, Table, Verdict, is_empty};
 use anyhow::Result;

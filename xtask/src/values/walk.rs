@@ -1,5 +1,6 @@
-//! The charts do what the table says: with helm each honoured key changes the objects, each noted one is in the notes, each refused one
-//! stops with its text. Notes are seen as part of the objects of a copy of the chart, because `helm template` does not show them.
+//! The charts do what the table says: with helm each honoured key changes the objects, each noted one is in the
+//! notes, each refused one stops with its text. Notes are seen as part of the objects of a copy of the chart,
+//! because `helm template` does not show them.
 
 use super::table::{CHARTS, Quiet, Row, Table, Verdict, put};
 use anyhow::{Context, Result, bail, ensure};

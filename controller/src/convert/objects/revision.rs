@@ -33,8 +33,9 @@ impl Revision {
         if self.is_default() { name.to_string() } else { format!("{name}-{}", self.name) }
     }
 
-    /// The revision that an object is for, if it is for another one. Objects without the label are for all. Only what configures the
-    /// mesh is told apart: workloads, services and what belongs to them are the same for all.
+    /// The revision that an object is for, if it is for another one. Objects without the label are for all.
+    /// Only what configures the mesh is told apart: workloads, services and what belongs to them are the same
+    /// for all.
     pub fn other<'a>(&self, object: &'a Object) -> Option<&'a str> {
         let wanted = self.label(object)?;
         let is_ours = wanted.is_empty()
