@@ -2200,7 +2200,7 @@ fn a_route_that_cannot_be_read_at_all_is_not_the_default() {
         let spec: serde_json::Value = serde_yaml_ng::from_str(&spec).unwrap();
         let raw = serde_json::json!({ "metadata": { "name": "unread", "namespace": "a" }, "spec": spec });
         assert!(parse::value(kind, raw.clone()).is_err(), "{kind} {spec}");
-        let object = parse::closed(kind, raw).unwrap();
+        let object = karst_manifest::closed::closed(kind, raw).unwrap();
         let mut objects = parse::file("t.yaml".as_ref(), &(SHOP.to_string() + &other)).unwrap();
         objects.push(Located { object, file: "t.yaml".into(), line: 0 });
         let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };

@@ -2,7 +2,7 @@
 
 use crate::Kube;
 use futures_util::{StreamExt, TryStreamExt};
-use karst_manifest::{Problem, State, kinds, parse, parse::Located};
+use karst_manifest::{Problem, State, closed, kinds, parse, parse::Located};
 use karst_rt::repeated::Repeated;
 use kube::{
     Api,
@@ -177,7 +177,7 @@ impl Watched {
                 return;
             }
         };
-        let spare = parse::has_closed(kind).then(|| value.clone());
+        let spare = closed::has_closed(kind).then(|| value.clone());
         match parse::value(kind, value) {
             Ok(object) => {
                 let mended = self.problems.remove(&key).is_some();
@@ -191,7 +191,7 @@ impl Watched {
             Err(p) => {
                 // The last good state stays. Without one, what it was to restrict is closed.
                 if !self.objects.contains_key(&key)
-                    && let Some(object) = spare.and_then(|v| parse::closed(kind, v))
+                    && let Some(object) = spare.and_then(|v| closed::closed(kind, v))
                 {
                     self.objects.insert(key.clone(), Arc::new(Located { object, file: PathBuf::new(), line: 0 }));
                 }

@@ -25,7 +25,7 @@ pub struct VirtualServiceSpec {
     pub tls: Vec<VsTls>,
     pub tcp: Vec<VsTcp>,
     pub export_to: Vec<String>,
-    /// It stands for one that cannot be read ([`crate::parse::closed`]), with an empty rule for each kind that it has rules of.
+    /// It stands for one that cannot be read ([`crate::closed::closed`]), with an empty rule for each kind that it has rules of.
     #[serde(skip)]
     pub is_unread: bool,
 }
