@@ -2620,6 +2620,63 @@ fn tls_that_cannot_be_is_none_without() {
     assert_eq!(of("{tls: {mode: DISABLE}, outlierDetection: {interval: soon}}"), None);
 }
 
+/// Stored with a field of a newer version, and first seen so: tokens are refused, and nothing goes in plaintext that may have been
+/// meant to go by TLS.
+#[test]
+fn what_cannot_be_read_of_tokens_and_tls_is_closed() {
+    let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let base = base.replace("clusterIP: 10.96.0.1}", "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}");
+    let with = |kind: &str, spec: &str| {
+        let spec: serde_json::Value = serde_yaml_ng::from_str(spec).unwrap();
+        let raw = serde_json::json!({ "metadata": { "name": "unread", "namespace": "a" }, "spec": spec });
+        assert!(parse::value(kind, raw.clone()).is_err(), "{kind} {spec}");
+        let mut objects = parse::file("t.yaml".as_ref(), &base).unwrap();
+        let object = karst_manifest::closed::closed(kind, raw).unwrap_or_else(|| panic!("{kind} vanishes"));
+        objects.push(Located { object, file: "t.yaml".into(), line: 0 });
+        State { objects: objects.into_iter().map(Arc::new).collect(), ..State::default() }
+    };
+    let key = "a/s.a.svc.cluster.local";
+    for (target, is_for_service) in [
+        ("targetRefs: [{group: '', kind: Service, name: s}]", true),
+        ("targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: w}]", true),
+        // For the waypoints or services that a newer kind of reference selects.
+        ("targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, matchLabels: {}}]", true),
+        ("targetRefs: [{group: '', kind: Service, name: other}]", false),
+    ] {
+        let rules = "jwtRules: [{issuer: i, fromHeaders: [{name: x-token}], new: 1}]";
+        let state = with("RequestAuthentication", &format!("{{{target}, {rules}}}"));
+        let (model, _) = compile(&state, &mesh());
+        let tokens: Vec<_> = model.access.get(key).map(|a| a.tokens.clone()).unwrap_or_default();
+        assert_eq!(!tokens.is_empty(), is_for_service, "{target}");
+        assert!(tokens.iter().all(|t| !t.broken.is_empty() && t.headers[0].name == "x-token"), "{tokens:?}");
+    }
+    let tls = |state: &State| {
+        let (model, _) = compile(state, &mesh());
+        let backend = model.backends.get(key)?;
+        let policy = backend.ports.get(&80).or(backend.policy.as_ref());
+        policy.and_then(|p| p.tls.clone())
+    };
+    for spec in ["{host: s, trafficPolicy: {tls: {mode: SIMPLE, new: 1}}}", "{host: s, trafficPolicy: {new: 1}}"] {
+        let broken = tls(&with("DestinationRule", spec)).unwrap_or_else(|| panic!("plaintext: {spec}")).broken;
+        assert!(broken.starts_with("DestinationRule a/unread: cannot be read"), "{broken}");
+    }
+    let kept = "{host: s, trafficPolicy: {tls: {mode: SIMPLE, sni: x}, loadBalancer: {new: 1}}}";
+    let kept = tls(&with("DestinationRule", kept)).unwrap();
+    assert_eq!((kept.sni.as_str(), kept.broken.as_str()), ("x", ""));
+    assert_eq!(tls(&with("DestinationRule", "{host: s, trafficPolicy: {loadBalancer: {new: 1}}}")), None);
+    let refs = "targetRefs: [{group: '', kind: Service, name: s}]";
+    let validation = "validation: {hostname: x, wellKnownCACertificates: System";
+    for spec in [format!("{{{refs}, {validation}, new: 1}}}}"), format!("{{{refs}, {validation}}}, new: 1}}")] {
+        let state = with("BackendTLSPolicy", &spec);
+        let broken = tls(&state).unwrap_or_else(|| panic!("plaintext: {spec}")).broken;
+        assert!(broken.starts_with("BackendTLSPolicy a/unread: spec: cannot be read"), "{broken}");
+        let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+        let all = written_with(&state, &template, None).statuses;
+        let status = &all.iter().find(|w| w.to.kind == "BackendTLSPolicy").unwrap().status;
+        assert_eq!(status["ancestors"][0]["conditions"][0]["reason"], "Invalid");
+    }
+}
+
 #[test]
 fn a_filter_that_nobody_executes_is_reported() {
     let text = |label: &str| {

@@ -234,6 +234,9 @@ pub struct BackendTlsSpec {
     pub validation: BackendTlsValidation,
     /// Of other implementations.
     pub options: crate::meta::Labels,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]).
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

@@ -293,6 +293,9 @@ pub struct DestinationRuleSpec {
     pub subsets: Vec<DrSubset>,
     pub export_to: Vec<String>,
     pub workload_selector: Option<serde_json::Value>,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]), which may have said how TLS is spoken.
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 impl DestinationRuleSpec {
     /// That of the service and those of its subsets.

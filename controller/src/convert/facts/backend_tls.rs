@@ -99,6 +99,11 @@ fn validation(
     policy: &BackendTLSPolicy,
     verdict: &mut Verdict<'_>,
 ) -> Result<ir::ClientTls, FieldError> {
+    if policy.spec.is_unread {
+        let text = "cannot be read: see the controller's log for the reason [KARST-0001]";
+        verdict.accepted = ("Invalid", format!("spec: {text}"));
+        return Err(("spec".into(), text.into()));
+    }
     let (ns, validation) = (policy.metadata.namespace.as_str(), &policy.spec.validation);
     let field = |f: &str| format!("spec.validation.{f}");
     let mut invalid = |f: &str, text: String| {
