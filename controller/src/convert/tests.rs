@@ -2342,6 +2342,16 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
         assert!(reasons.starts_with("Accepted=Accepted") && reasons.ends_with("PartiallyInvalid=UnsupportedValue"));
         assert!(text.contains("Dropped Rule spec.rules[0].backendRefs[1].filters[0]"), "{text}");
     }
+    // None of its backends is left: the rule serves nothing, and so does a route of such rules.
+    let lost = "{name: s, port: 80, filters: [{type: ExternalAuth}]}";
+    let refused = |rules: &str| said(&route("HTTPRoute", rules)).0;
+    let (not_accepted, partly) = ("Accepted=UnsupportedValue", "PartiallyInvalid=UnsupportedValue");
+    for rule in [format!("{lost}, {lost}"), format!("{lost}, {{name: s, port: 80, weight: 0}}")] {
+        let rule = format!("{{backendRefs: [{rule}]}}");
+        assert!(refused(&rule).starts_with(not_accepted), "{rule}");
+        let two = refused(&format!("{rule}, {good}"));
+        assert!(two.starts_with("Accepted=Accepted") && two.ends_with(partly), "{two}");
+    }
     // A filter of a rule that is not known: the rule.
     let text = route("GRPCRoute", &format!("{{filters: [{{type: ExternalAuth}}], {to}}}, {{{to}}}"));
     assert_eq!(rules(&text), ["Segments(\"/\")=500", "Segments(\"/\")=200"]);
@@ -2361,6 +2371,41 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
     old["parents"][0]["conditions"].as_array_mut().unwrap().push(partly);
     let wrote = |status: &serde_json::Value| !written(&format!("{good}status: {status}\n")).statuses.is_empty();
     assert_eq!((wrote(&fine), wrote(&old)), (false, true));
+}
+
+/// Nothing is for a Service of type ExternalName, whoever's: policies say so, and what it stands for is told in its namespace only.
+#[test]
+fn nothing_is_attached_to_an_external_name() {
+    let alias = "apiVersion: v1\nkind: Service\nmetadata: {name: ext, namespace: NS, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: a}}\nspec: {type: ExternalName, externalName: secret.example, ports: [{port: 80}]}\n---\n";
+    let waypoint = WAYPOINT.replace("STATUS", READY);
+    let said = |ns: &str, text: &str, kind: &str| -> Vec<serde_json::Value> {
+        let all = written(&[&*waypoint, &alias.replace("NS", ns), text].concat()).statuses;
+        all.into_iter().filter(|w| w.to.kind == kind).map(|w| w.status).collect()
+    };
+    let reason = |c: &serde_json::Value| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "");
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{kind: Service, name: ext}], rules: [{}]}\n";
+    let is = &said("a", policy, "AuthorizationPolicy")[0]["conditions"][0];
+    assert_eq!(reason(is), "WaypointAccepted False TargetNotFound");
+    assert!(is["message"].as_str().unwrap().ends_with("refer to \"secret.example\" itself [KARST-0321]"), "{is}");
+    assert_eq!(said("a", "", "Service"), [serde_json::Value::Null; 0], "it is bound to nothing");
+    let bound =
+        "status: {conditions: [{type: istio.io/WaypointBound, status: 'True', reason: WaypointAccepted}]}\n---\n";
+    let stale = alias.replace("NS", "b").replace("---\n", bound);
+    assert_eq!(said("a", &stale, "Service"), [serde_json::json!({ "conditions": [] })]);
+    let tls = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{group: '', kind: Service, name: ext}], validation: {hostname: x, wellKnownCACertificates: System}}\n";
+    let (_, problems) = run(&[&alias.replace("NS", "a"), tls].concat());
+    assert!(problems.iter().any(|p| p.message.contains("not supported as a target")), "{problems:?}");
+    // Of another namespace's nobody learns what it stands for.
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: ext, namespace: NS}]}\n";
+    for (ns, is_told) in [("a", true), ("b", false)] {
+        let accepted = said(ns, &route.replace("NS", ns), "HTTPRoute")[0]["parents"][0]["conditions"][0].clone();
+        assert_eq!(reason(&accepted), "Accepted False NoMatchingParent");
+        assert_eq!(accepted["message"].as_str().unwrap().contains("secret.example"), is_told, "{accepted}");
+        let to = format!("hosts: [x.com], http: [{{route: [{{destination: {{host: ext.{ns}.svc.cluster.local}}}}]}}]");
+        let v = virtual_service("name: v, namespace: a", &to);
+        let lost = &said(ns, &v, "VirtualService")[0].to_string();
+        assert!(lost.contains("ExternalName") && lost.contains("secret.example") == is_told, "{lost}");
+    }
 }
 
 /// A route leads to ports that a service has, and never to a number: 500 for Gateway API, 503 for Istio's.

@@ -1,7 +1,7 @@
 //! Gateway API's BackendTLSPolicies (GEP-1897): which are accepted, and what they say.
 
 use crate::convert::{
-    facts::secret::ca_bundle,
+    facts::{secret::ca_bundle, service},
     objects::{FieldError, Objects, age},
 };
 use karst_api::route as ir;
@@ -69,6 +69,10 @@ fn one<'a>(objects: &Objects<'a>, at: &'a Located, policy: &'a BackendTLSPolicy,
             lost("TargetNotFound", format!("Service {ns}/{} not found [KARST-0307]", target_ref.name));
             continue;
         };
+        if service::is_alias(service) {
+            lost("TargetNotFound", service::alias_text(service, "target", ns));
+            continue;
+        }
         let port = match &target_ref.section_name {
             None => None,
             Some(name) => match service.spec.ports.iter().find(|q| q.name == *name) {
