@@ -20,9 +20,12 @@ pub struct Guards(BTreeMap<Device, State>);
 
 #[derive(Debug)]
 enum State {
-    /// It has come, or has lost its guard.
+    /// It has come.
     New,
-    Guarded,
+    /// Since when; not known of what the enrolment has guarded.
+    Guarded(Option<Instant>),
+    /// It has lost its guard, and gets it again at this time; at once, if that is not known.
+    Lost(Option<Instant>),
     Failing {
         times: u32,
         last: Instant,
@@ -35,6 +38,8 @@ enum State {
 pub enum News {
     /// It is guarded now.
     Guarded,
+    /// It had lost its guard, and has it again.
+    Restored,
     /// It cannot be guarded; it could before, or was never tried.
     Failed,
     /// It still cannot be guarded. Nothing is said of it again.
@@ -44,7 +49,7 @@ pub enum News {
 impl Guards {
     /// Begins with what the enrolment has guarded.
     pub fn new(guarded: Vec<Device>) -> Self {
-        Self(guarded.into_iter().map(|d| (d, State::Guarded)).collect())
+        Self(guarded.into_iter().map(|d| (d, State::Guarded(None))).collect())
     }
 
     /// Takes up which devices are to be guarded, and which of them have lost their guard. What is not there any more
@@ -53,8 +58,11 @@ impl Guards {
         self.0.retain(|device, _| devices.contains(device));
         for device in devices {
             let state = self.0.entry(device.clone()).or_insert(State::New);
-            if matches!(state, State::Guarded) && lost.contains(device) {
-                *state = State::New;
+            // Who takes it off again and again does not keep the node busy.
+            if let State::Guarded(since) = state
+                && lost.contains(device)
+            {
+                *state = State::Lost(since.map(|since| since + LEAST));
             }
         }
     }
@@ -72,7 +80,8 @@ impl Guards {
     pub fn due(&self, now: Instant) -> Vec<Device> {
         let due = self.0.iter().filter(|(_, state)| match state {
             State::New => true,
-            State::Guarded => false,
+            State::Guarded(_) => false,
+            State::Lost(next) => next.is_none_or(|next| next <= now),
             State::Failing { next, .. } => *next <= now,
         });
         due.map(|(d, _)| d.clone()).collect()
@@ -82,10 +91,11 @@ impl Guards {
     pub fn tried(&mut self, device: &Device, guarded: bool, now: Instant) -> News {
         let before = match self.0.get(device) {
             Some(State::Failing { times, .. }) => *times,
-            Some(State::New | State::Guarded) | None => 0,
+            Some(State::New | State::Guarded(_) | State::Lost(_)) | None => 0,
         };
+        let was_lost = matches!(self.0.get(device), Some(State::Lost(_)));
         let (state, news) = if guarded {
-            (State::Guarded, News::Guarded)
+            (State::Guarded(Some(now)), if was_lost { News::Restored } else { News::Guarded })
         } else {
             let wait = LEAST.saturating_mul(1 << before.min(16)).min(MOST);
             let news = if before == 0 { News::Failed } else { News::StillFailed };
@@ -99,7 +109,8 @@ impl Guards {
     pub fn next(&self) -> Option<Instant> {
         let times = self.0.values().filter_map(|state| match state {
             State::Failing { next, .. } => Some(*next),
-            State::New | State::Guarded => None,
+            State::Lost(next) => *next,
+            State::New | State::Guarded(_) => None,
         });
         times.min()
     }
@@ -152,7 +163,12 @@ mod tests {
         let mut g = Guards::new(vec![eth1.clone()]);
         g.seen(std::slice::from_ref(&eth1), std::slice::from_ref(&eth1));
         assert_eq!(g.due(now), std::slice::from_ref(&eth1));
-        g.tried(&eth1, true, now);
+        assert_eq!(g.tried(&eth1, true, now), News::Restored, "it is no new device");
+        // Once more, and soon: not as often as somebody likes to take it off.
+        g.seen(std::slice::from_ref(&eth1), std::slice::from_ref(&eth1));
+        assert_eq!((g.due(now), g.next()), (vec![], Some(now + LEAST)));
+        assert_eq!(g.due(now + LEAST), std::slice::from_ref(&eth1));
+        assert_eq!(g.tried(&eth1, true, now + LEAST), News::Restored);
         g.seen(&[], &[]);
         g.seen(std::slice::from_ref(&eth1), &[]);
         assert_eq!(g.due(now), [eth1]);

@@ -135,6 +135,10 @@ impl Followed {
                 (News::Guarded, _) => {
                     tracing::info!(pod = self.key, %device, "a new device of the pod is guarded, too")
                 }
+                (News::Restored, _) => {
+                    let text = "the guard of a device was gone, or not alone in its place; it is back";
+                    tracing::warn!(pod = self.key, %device, "{text}");
+                }
                 (News::Failed, error) => {
                     let error = error.unwrap_or_default();
                     tracing::warn!(pod = self.key, %device, error, "a device of the pod cannot be guarded; it is tried again");

@@ -1,6 +1,8 @@
 //! The thread that looks for what nobody executes: for the webhook, one object among those that are there, and for the log, the
 //! metric and the statuses, all of them. To look, all objects are indexed: once for a state, however many ask, and apart from
 //! the thread that serves discovery and certificates.
+//!
+//! A fault of ours that one object brings to light ends one search and no more: it is logged and counted, and the thread goes on.
 
 use crate::{
     convert::{self, Mesh, finding::Finding},
@@ -8,7 +10,12 @@ use crate::{
 };
 use karst_manifest::{Object, State};
 use std::{
-    sync::{Arc, mpsc},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     time::Duration,
 };
 use tokio::sync::oneshot;
@@ -32,14 +39,14 @@ struct Ask {
 }
 
 impl Finder {
-    /// Starts the thread.
+    /// Starts the thread, which counts the searches that fail.
     ///
     /// # Errors
     /// If there can be no thread more.
-    pub fn start(newest: Newest, mesh: Mesh) -> std::io::Result<Self> {
+    pub fn start(newest: Newest, mesh: Mesh, failed: Arc<AtomicU64>) -> std::io::Result<Self> {
         let (tx, rx) = mpsc::sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("finder".into());
-        thread.spawn(move || run(&rx, &newest, &mesh))?;
+        thread.spawn(move || run_again(&rx, &newest, &mesh, &failed))?;
         Ok(Self(tx))
     }
 
@@ -60,6 +67,18 @@ impl Finder {
     fn ask(&self, object: Option<Object>) -> Option<oneshot::Receiver<Vec<Finding>>> {
         let (answer, rx) = oneshot::channel();
         self.0.try_send(Ask { object, answer }).ok().map(|()| rx)
+    }
+}
+
+/// Answers until nobody can ask any more, whatever ends a search meanwhile. (Who has asked for that hears that there is no answer. Of
+/// a search nothing is left: what it reads does not change, and what it makes goes with it.)
+fn run_again(asks: &mpsc::Receiver<Ask>, newest: &Newest, mesh: &Mesh, failed: &AtomicU64) {
+    while catch_unwind(AssertUnwindSafe(|| run(asks, newest, mesh))).is_err() {
+        // The panic itself has been printed, with its place.
+        let times = failed.fetch_add(1, Relaxed) + 1;
+        if times.is_power_of_two() {
+            tracing::error!(times, "a search for objects without effect has failed; it is made again");
+        }
     }
 }
 
@@ -137,6 +156,21 @@ mod tests {
         assert_eq!(rt.block_on(finder.around(&attached)), vec![]);
         drop(finder);
         assert_eq!(thread.join().unwrap(), 2);
+    }
+
+    /// An object that our own code cannot stand ends its own search, and none after it.
+    #[test]
+    fn a_search_that_panics_is_not_the_last() {
+        let failed = Arc::new(AtomicU64::new(0));
+        let searches = AtomicU64::new(0);
+        let newest = move || {
+            assert!(searches.fetch_add(1, Relaxed) != 0, "the first one fails");
+            (Arc::new(State::default()), Arc::new(Model::default()))
+        };
+        let finder = Finder::start(Box::new(newest), mesh(), failed.clone()).unwrap();
+        assert!(finder.all().unwrap().blocking_recv().is_err());
+        assert_eq!(finder.all().unwrap().blocking_recv().unwrap(), vec![]);
+        assert_eq!(failed.load(Relaxed), 1);
     }
 
     /// Nobody waits for warnings for long, and what nobody waits for is not looked at.

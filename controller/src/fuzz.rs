@@ -56,7 +56,8 @@ impl Controller {
     pub fn told(&self, objects: &[serde_json::Value]) -> Vec<Resource> {
         let read = |v: &serde_json::Value| {
             let kind = v["kind"].as_str().unwrap_or_default();
-            let object = parse::value(kind, v.clone()).ok().or_else(|| parse::closed(kind, v.clone()))?;
+            let object =
+                parse::value(kind, v.clone()).ok().or_else(|| karst_manifest::closed::closed(kind, v.clone()))?;
             Some(Arc::new(parse::Located { object, file: "f.yaml".into(), line: 1 }))
         };
         let objects = self.objects.iter().cloned().chain(objects.iter().filter_map(read)).collect();

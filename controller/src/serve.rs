@@ -88,6 +88,8 @@ struct Counts {
     problems: AtomicU64,
     /// The mesh configuration that is written is not in force.
     mesh_config_stale: AtomicBool,
+    /// Searches for findings that have failed.
+    failed_searches: Arc<AtomicU64>,
 }
 
 /// Serves until told to stop.
@@ -150,7 +152,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log);
     let newest = shared.clone();
     let newest = Box::new(move || (newest.state.load_full(), newest.model.load_full()));
-    let finder = Finder::start(newest, mesh.clone()).context("cannot start a thread")?;
+    let finder =
+        Finder::start(newest, mesh.clone(), shared.counts.failed_searches.clone()).context("cannot start a thread")?;
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
@@ -220,13 +223,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     looking = None;
                     match all {
                         Ok(all) => note(&shared, kube.as_ref(), &compiler, &mut log, all),
-                        Err(_) => due = Some(Instant::now() + LOOK_AFTER),
+                        // The same objects would most likely end the search once more. Others come sooner.
+                        Err(_) => due = Some(Instant::now() + LOOK_AGAIN),
                     }
                     continue;
                 }
             };
             if update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log) {
-                due.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
+                let soon = Instant::now() + LOOK_AFTER;
+                due = Some(due.map_or(soon, |at| at.min(soon)));
             }
             if let Some((publisher, _)) = kube.as_ref().filter(|_| published) {
                 publisher.note(&shared.state.load());
@@ -346,6 +351,8 @@ struct Problems {
 
 /// After a change, more changes are awaited for this long before findings are looked for.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// A search for findings that has failed is made again after this time, if no object changes before.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Takes in what has changed. True: what is to be said of objects may be another.
 fn update(
@@ -570,6 +577,12 @@ fn handler(shared: Arc<Shared>) -> admin::Handler {
                     "gauge",
                     "Problems in the manifests at the moment.",
                     counts.problems.load(Ordering::Relaxed),
+                ),
+                (
+                    "karst_findings_failed_total",
+                    "counter",
+                    "Searches for objects without effect that a fault of ours has ended: findings are out of date.",
+                    counts.failed_searches.load(Ordering::Relaxed),
                 ),
                 (
                     "karst_ca_crl_current",

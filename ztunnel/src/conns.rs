@@ -19,6 +19,7 @@ use std::{
     collections::HashMap,
     fmt::Write,
     net::SocketAddr,
+    ops::Deref,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Instant, SystemTime},
@@ -146,14 +147,21 @@ impl Conns {
             Guard::line(&open.conn, tracing::Level::INFO, would.text(), &more);
         }
     }
-    /// After a change: closes what is no longer allowed, by the destination's policies of now, a few connections at a time.
-    pub async fn recheck(&self, snapshot: &Snapshot) {
-        let mut of = HashMap::new();
+    /// After a change: closes what is no longer allowed, a few connections at a time, each by the newest of what is known then. (A
+    /// change meanwhile means another pass for those that have been judged already.)
+    pub async fn recheck<S: Deref<Target = Snapshot>>(&self, newest: impl Fn() -> S) {
         let all: Vec<u64> = self.open.borrow().keys().copied().collect();
-        for (i, id) in all.iter().enumerate() {
-            if i > 0 && i % AT_ONCE == 0 {
+        let mut rest = all.chunks(AT_ONCE).peekable();
+        while let Some(some) = rest.next() {
+            self.recheck_some(some, &newest());
+            if rest.peek().is_some() {
                 tokio::task::yield_now().await;
             }
+        }
+    }
+    fn recheck_some(&self, some: &[u64], snapshot: &Snapshot) {
+        let mut of = HashMap::new();
+        for id in some {
             let Some(open) = self.open.borrow().get(id).cloned() else { continue };
             let (Some(check), Some(pod)) = (&open.conn.check, &open.conn.pod) else { continue };
             // Those of the pod as it is known now: its list of policies may be what changed. One that has not arrived is on its
@@ -367,7 +375,7 @@ mod tests {
 
     /// A change of policies, with few connections.
     fn recheck(conns: &Conns, snapshot: &Snapshot) {
-        assert!(pin!(conns.recheck(snapshot)).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert!(pin!(conns.recheck(|| snapshot)).poll(&mut Context::from_waker(Waker::noop())).is_ready());
     }
 
     /// What is told of a pod decides nothing about connections of the one that has had its name before.
@@ -424,10 +432,20 @@ mod tests {
         // Of many connections a few are judged at a time.
         let many: Vec<_> = (0..4 * AT_ONCE).map(|_| open("before")).collect();
         let closing = || many.iter().filter(|g| is_closing(g)).count();
-        let mut f = pin!(conns.recheck(&s));
+        // Nothing forbids them when the pass begins; a policy that comes meanwhile judges the rest at once.
+        let newest = RefCell::new(Arc::new(told(None)));
+        let mut f = pin!(conns.recheck(|| newest.borrow().clone()));
         let mut turn = || f.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-        assert!(!turn() && closing() <= AT_ONCE, "others have their turn");
+        assert!(!turn() && closing() == 0, "others have their turn");
+        newest.replace(Arc::new(s));
+        assert!(!turn() && (1..=AT_ONCE).contains(&closing()), "{}", closing());
         assert!((0..4 * AT_ONCE).any(|_| turn()));
+        let left = many.len() - closing();
+        assert!((1..=AT_ONCE).contains(&left), "{left} were judged before it came, in the first turn");
+        // That it has come means another pass.
+        let s = newest.borrow().clone();
+        let mut f = pin!(conns.recheck(|| s.clone()));
+        assert!((0..4 * AT_ONCE).any(|_| f.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()));
         assert_eq!(closing(), many.len());
     }
 

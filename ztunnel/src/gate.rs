@@ -35,7 +35,7 @@ pub fn plaintext(descriptors: u64) -> Admission {
 
 fn plaintext_limits(descriptors: u64) -> Limits {
     // Some of the pod's inbound connections are left to tunnels, and of these to whoever else comes.
-    let total = limits::connections_of_peer(limits::connections_per_pod(descriptors));
+    let total = limits::connections_of_peer(descriptors);
     Limits { total, per_source: total - total / 8, known: 0, strangers: total / 8, in_use: usize::MAX }
 }
 
@@ -47,7 +47,7 @@ fn pod_limits(descriptors: u64) -> (Limits, Limits) {
     let tunnels = Limits {
         per_source: limits::MAX_TUNNELS_PER_PEER,
         // Streams: one peer must leave some of the pod's connections to others.
-        in_use: limits::connections_of_peer(limits::connections_per_pod(descriptors)),
+        in_use: limits::connections_of_peer(descriptors),
         ..Limits::even(part(descriptors, 8, limits::MAX_TUNNELS_PER_POD))
     };
     (Limits::shared(part(descriptors, 32, limits::MAX_HANDSHAKES_PER_POD)), tunnels)
@@ -75,7 +75,7 @@ mod tests {
             assert!(
                 pod_h.per_source < pod_h.total && node_h.per_source < node_h.total && node_t.per_source < node_t.total
             );
-            let inbound = limits::connections_of_direction(limits::connections_per_pod(descriptors));
+            let inbound = limits::connections_of_direction(descriptors);
             let plain = plaintext_limits(descriptors);
             assert!(pod_t.in_use < inbound && plain.per_source < plain.total && plain.total < inbound, "{plain:?}");
         }

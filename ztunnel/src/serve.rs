@@ -100,8 +100,9 @@ pub fn run(
 /// Ends connections that are no longer allowed when policies change.
 async fn recheck(worker: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
     while state.changed().await.is_ok() {
-        let snapshot = state.borrow_and_update().clone();
-        worker.conns.recheck(&snapshot).await;
+        // What comes from here on means another pass.
+        state.mark_unchanged();
+        worker.conns.recheck(|| state.borrow().clone()).await;
     }
 }
 

@@ -79,6 +79,7 @@ impl Shared {
 /// How many connections may be open, so that no pod uses up the descriptors of its neighbours, and accepting always goes on.
 pub struct Budget {
     per_pod: usize,
+    per_direction: usize,
     all: usize,
     open: AtomicUsize,
 }
@@ -86,8 +87,12 @@ pub struct Budget {
 impl Budget {
     /// That of a process with so many descriptors.
     pub fn of(descriptors: u64) -> Self {
-        let (per_pod, all) = (limits::connections_per_pod(descriptors), limits::connections(descriptors));
-        Self { per_pod, all, open: AtomicUsize::new(0) }
+        Self {
+            per_pod: limits::connections_per_pod(descriptors),
+            per_direction: limits::connections_of_direction(descriptors),
+            all: limits::connections(descriptors),
+            open: AtomicUsize::new(0),
+        }
     }
     /// A place for a connection of a pod, if there is one left: of its direction, of the pod, of all.
     pub fn place<'a>(&'a self, pod: &'a LocalPod, direction: Direction) -> Option<Place<'a>> {
@@ -97,7 +102,7 @@ impl Budget {
             Direction::Outbound => &usage.outbound,
         };
         Some(Place {
-            _direction: Place::take(own, limits::connections_of_direction(self.per_pod))?,
+            _direction: Place::take(own, self.per_direction)?,
             _own: Place::take(&usage.connections, self.per_pod)?,
             _all: Place::take(&self.open, self.all)?,
         })

@@ -2227,7 +2227,7 @@ fn a_route_that_cannot_be_read_at_all_is_not_the_default() {
         let spec: serde_json::Value = serde_yaml_ng::from_str(&spec).unwrap();
         let raw = serde_json::json!({ "metadata": { "name": "unread", "namespace": "a" }, "spec": spec });
         assert!(parse::value(kind, raw.clone()).is_err(), "{kind} {spec}");
-        let object = parse::closed(kind, raw).unwrap();
+        let object = karst_manifest::closed::closed(kind, raw).unwrap();
         let mut objects = parse::file("t.yaml".as_ref(), &(SHOP.to_string() + &other)).unwrap();
         objects.push(Located { object, file: "t.yaml".into(), line: 0 });
         let state = State { objects: objects.into_iter().map(std::sync::Arc::new).collect(), ..State::default() };
@@ -2370,6 +2370,16 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
         assert!(reasons.starts_with("Accepted=Accepted") && reasons.ends_with("PartiallyInvalid=UnsupportedValue"));
         assert!(text.contains("Dropped Rule spec.rules[0].backendRefs[1].filters[0]"), "{text}");
     }
+    // None of its backends is left: the rule serves nothing, and so does a route of such rules.
+    let lost = "{name: s, port: 80, filters: [{type: ExternalAuth}]}";
+    let refused = |rules: &str| said(&route("HTTPRoute", rules)).0;
+    let (not_accepted, partly) = ("Accepted=UnsupportedValue", "PartiallyInvalid=UnsupportedValue");
+    for rule in [format!("{lost}, {lost}"), format!("{lost}, {{name: s, port: 80, weight: 0}}")] {
+        let rule = format!("{{backendRefs: [{rule}]}}");
+        assert!(refused(&rule).starts_with(not_accepted), "{rule}");
+        let two = refused(&format!("{rule}, {good}"));
+        assert!(two.starts_with("Accepted=Accepted") && two.ends_with(partly), "{two}");
+    }
     // A filter of a rule that is not known: the rule.
     let text = route("GRPCRoute", &format!("{{filters: [{{type: ExternalAuth}}], {to}}}, {{{to}}}"));
     assert_eq!(rules(&text), ["Segments(\"/\")=500", "Segments(\"/\")=200"]);
@@ -2389,6 +2399,41 @@ fn a_rule_that_cannot_be_read_is_not_the_default() {
     old["parents"][0]["conditions"].as_array_mut().unwrap().push(partly);
     let wrote = |status: &serde_json::Value| !written(&format!("{good}status: {status}\n")).statuses.is_empty();
     assert_eq!((wrote(&fine), wrote(&old)), (false, true));
+}
+
+/// Nothing is for a Service of type ExternalName, whoever's: policies say so, and what it stands for is told in its namespace only.
+#[test]
+fn nothing_is_attached_to_an_external_name() {
+    let alias = "apiVersion: v1\nkind: Service\nmetadata: {name: ext, namespace: NS, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: a}}\nspec: {type: ExternalName, externalName: secret.example, ports: [{port: 80}]}\n---\n";
+    let waypoint = WAYPOINT.replace("STATUS", READY);
+    let said = |ns: &str, text: &str, kind: &str| -> Vec<serde_json::Value> {
+        let all = written(&[&*waypoint, &alias.replace("NS", ns), text].concat()).statuses;
+        all.into_iter().filter(|w| w.to.kind == kind).map(|w| w.status).collect()
+    };
+    let reason = |c: &serde_json::Value| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', "");
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{kind: Service, name: ext}], rules: [{}]}\n";
+    let is = &said("a", policy, "AuthorizationPolicy")[0]["conditions"][0];
+    assert_eq!(reason(is), "WaypointAccepted False TargetNotFound");
+    assert!(is["message"].as_str().unwrap().ends_with("refer to \"secret.example\" itself [KARST-0321]"), "{is}");
+    assert_eq!(said("a", "", "Service"), [serde_json::Value::Null; 0], "it is bound to nothing");
+    let bound =
+        "status: {conditions: [{type: istio.io/WaypointBound, status: 'True', reason: WaypointAccepted}]}\n---\n";
+    let stale = alias.replace("NS", "b").replace("---\n", bound);
+    assert_eq!(said("a", &stale, "Service"), [serde_json::json!({ "conditions": [] })]);
+    let tls = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: a}\nspec: {targetRefs: [{group: '', kind: Service, name: ext}], validation: {hostname: x, wellKnownCACertificates: System}}\n";
+    let (_, problems) = run(&[&alias.replace("NS", "a"), tls].concat());
+    assert!(problems.iter().any(|p| p.message.contains("not supported as a target")), "{problems:?}");
+    // Of another namespace's nobody learns what it stands for.
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: ext, namespace: NS}]}\n";
+    for (ns, is_told) in [("a", true), ("b", false)] {
+        let accepted = said(ns, &route.replace("NS", ns), "HTTPRoute")[0]["parents"][0]["conditions"][0].clone();
+        assert_eq!(reason(&accepted), "Accepted False NoMatchingParent");
+        assert_eq!(accepted["message"].as_str().unwrap().contains("secret.example"), is_told, "{accepted}");
+        let to = format!("hosts: [x.com], http: [{{route: [{{destination: {{host: ext.{ns}.svc.cluster.local}}}}]}}]");
+        let v = virtual_service("name: v, namespace: a", &to);
+        let lost = &said(ns, &v, "VirtualService")[0].to_string();
+        assert!(lost.contains("ExternalName") && lost.contains("secret.example") == is_told, "{lost}");
+    }
 }
 
 /// A route leads to ports that a service has, and never to a number: 500 for Gateway API, 503 for Istio's.
@@ -2646,6 +2691,63 @@ fn tls_that_cannot_be_is_none_without() {
         assert!(of(wants).is_some_and(|b| b.contains("DestinationRule a/d: spec.trafficPolicy")), "{wants}");
     }
     assert_eq!(of("{tls: {mode: DISABLE}, outlierDetection: {interval: soon}}"), None);
+}
+
+/// Stored with a field of a newer version, and first seen so: tokens are refused, and nothing goes in plaintext that may have been
+/// meant to go by TLS.
+#[test]
+fn what_cannot_be_read_of_tokens_and_tls_is_closed() {
+    let base = format!("{WAYPOINT}{}", BOUND.replace("NS", "a")).replace("STATUS", READY);
+    let base = base.replace("clusterIP: 10.96.0.1}", "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}");
+    let with = |kind: &str, spec: &str| {
+        let spec: serde_json::Value = serde_yaml_ng::from_str(spec).unwrap();
+        let raw = serde_json::json!({ "metadata": { "name": "unread", "namespace": "a" }, "spec": spec });
+        assert!(parse::value(kind, raw.clone()).is_err(), "{kind} {spec}");
+        let mut objects = parse::file("t.yaml".as_ref(), &base).unwrap();
+        let object = karst_manifest::closed::closed(kind, raw).unwrap_or_else(|| panic!("{kind} vanishes"));
+        objects.push(Located { object, file: "t.yaml".into(), line: 0 });
+        State { objects: objects.into_iter().map(Arc::new).collect(), ..State::default() }
+    };
+    let key = "a/s.a.svc.cluster.local";
+    for (target, is_for_service) in [
+        ("targetRefs: [{group: '', kind: Service, name: s}]", true),
+        ("targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: w}]", true),
+        // For the waypoints or services that a newer kind of reference selects.
+        ("targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, matchLabels: {}}]", true),
+        ("targetRefs: [{group: '', kind: Service, name: other}]", false),
+    ] {
+        let rules = "jwtRules: [{issuer: i, fromHeaders: [{name: x-token}], new: 1}]";
+        let state = with("RequestAuthentication", &format!("{{{target}, {rules}}}"));
+        let (model, _) = compile(&state, &mesh());
+        let tokens: Vec<_> = model.access.get(key).map(|a| a.tokens.clone()).unwrap_or_default();
+        assert_eq!(!tokens.is_empty(), is_for_service, "{target}");
+        assert!(tokens.iter().all(|t| !t.broken.is_empty() && t.headers[0].name == "x-token"), "{tokens:?}");
+    }
+    let tls = |state: &State| {
+        let (model, _) = compile(state, &mesh());
+        let backend = model.backends.get(key)?;
+        let policy = backend.ports.get(&80).or(backend.policy.as_ref());
+        policy.and_then(|p| p.tls.clone())
+    };
+    for spec in ["{host: s, trafficPolicy: {tls: {mode: SIMPLE, new: 1}}}", "{host: s, trafficPolicy: {new: 1}}"] {
+        let broken = tls(&with("DestinationRule", spec)).unwrap_or_else(|| panic!("plaintext: {spec}")).broken;
+        assert!(broken.starts_with("DestinationRule a/unread: cannot be read"), "{broken}");
+    }
+    let kept = "{host: s, trafficPolicy: {tls: {mode: SIMPLE, sni: x}, loadBalancer: {new: 1}}}";
+    let kept = tls(&with("DestinationRule", kept)).unwrap();
+    assert_eq!((kept.sni.as_str(), kept.broken.as_str()), ("x", ""));
+    assert_eq!(tls(&with("DestinationRule", "{host: s, trafficPolicy: {loadBalancer: {new: 1}}}")), None);
+    let refs = "targetRefs: [{group: '', kind: Service, name: s}]";
+    let validation = "validation: {hostname: x, wellKnownCACertificates: System";
+    for spec in [format!("{{{refs}, {validation}, new: 1}}}}"), format!("{{{refs}, {validation}}}, new: 1}}")] {
+        let state = with("BackendTLSPolicy", &spec);
+        let broken = tls(&state).unwrap_or_else(|| panic!("plaintext: {spec}")).broken;
+        assert!(broken.starts_with("BackendTLSPolicy a/unread: spec: cannot be read"), "{broken}");
+        let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+        let all = written_with(&state, &template, None).statuses;
+        let status = &all.iter().find(|w| w.to.kind == "BackendTLSPolicy").unwrap().status;
+        assert_eq!(status["ancestors"][0]["conditions"][0]["reason"], "Invalid");
+    }
 }
 
 #[test]

@@ -190,6 +190,9 @@ impl<'a> View<'a> {
             |(_, d): &(String, &VsDestination)| !d.host.is_empty() && self.hosts.destination(&d.host, ns).is_none();
         let all = virtual_service::destinations(spec).into_iter().filter(lost);
         let why = |host: &str| match self.hosts.alias(host, ns) {
+            Some(_) if !self.hosts.is_own_alias(host, ns) => format!(
+                "{host} is an ExternalName Service for a host that no Service or ServiceEntry has: requests to it are answered with 503; create a ServiceEntry for that host [KARST-0307]"
+            ),
             Some(name) => format!(
                 "{host} is an ExternalName Service for {name:?}, but no Service or ServiceEntry has that host: requests to it are answered with 503; create a ServiceEntry [KARST-0307]"
             ),

@@ -87,14 +87,15 @@ const ALL_SHARE: (u64, u64) = (3, 8);
 pub fn connections_per_pod(descriptors: u64) -> usize {
     usize::try_from(descriptors / POD_SHARE).unwrap_or(usize::MAX).clamp(16, MAX_CONNECTIONS_PER_POD)
 }
-/// Of these, how many may be of one direction: whoever fills a pod from outside does not keep it from calling others, and a pod
-/// that calls without end can still be called.
-pub fn connections_of_direction(per_pod: usize) -> usize {
+/// Of these ([`connections_per_pod`]), how many may be of one direction: whoever fills a pod from outside does not keep it from calling
+/// others, and a pod that calls without end can still be called.
+pub fn connections_of_direction(descriptors: u64) -> usize {
+    let per_pod = connections_per_pod(descriptors);
     per_pod - per_pod / 4
 }
 /// And of one direction, how many one peer may have; then it is refused, and the others are not.
-pub fn connections_of_peer(per_pod: usize) -> usize {
-    connections_of_direction(per_pod) / 4 * 3
+pub fn connections_of_peer(descriptors: u64) -> usize {
+    connections_of_direction(descriptors) / 4 * 3
 }
 /// Connections that all pods together may have open in a process with so many descriptors.
 pub fn connections(descriptors: u64) -> usize {

@@ -2,7 +2,7 @@
 
 use crate::Kube;
 use futures_util::{StreamExt, TryStreamExt};
-use karst_manifest::{Problem, State, kinds, parse, parse::Located};
+use karst_manifest::{Problem, State, closed, kinds, parse, parse::Located};
 use karst_rt::repeated::Repeated;
 use kube::{
     Api,
@@ -66,6 +66,8 @@ pub struct Watched {
     events: mpsc::Receiver<(usize, Change)>,
     objects: BTreeMap<Key, Arc<Located>>,
     problems: BTreeMap<Key, Problem>,
+    /// Of the objects, those that stand for one that was never read: they are made anew when it is written anew.
+    stand_ins: HashSet<Key>,
     /// Of a list under way: what it has shown.
     listing: HashMap<usize, HashSet<String>>,
     waiting: HashSet<usize>,
@@ -93,6 +95,7 @@ impl Watched {
             events,
             objects: BTreeMap::new(),
             problems: BTreeMap::new(),
+            stand_ins: HashSet::new(),
             listing: HashMap::new(),
             waiting,
             absent: HashSet::new(),
@@ -158,7 +161,8 @@ impl Watched {
             }
             Change::Absent => {
                 self.listing.remove(&index);
-                let stale: Vec<Key> = self.objects.keys().filter(|k| k.0 == index).cloned().collect();
+                let known = self.objects.keys().chain(self.problems.keys());
+                let stale: Vec<Key> = known.filter(|k| k.0 == index).cloned().collect();
                 stale.iter().for_each(|k| self.drop_one(k));
                 self.changes += u64::from(self.waiting.remove(&index) | self.absent.insert(index));
             }
@@ -177,10 +181,11 @@ impl Watched {
                 return;
             }
         };
-        let spare = parse::has_closed(kind).then(|| value.clone());
+        let spare = closed::has_closed(kind).then(|| value.clone());
         match parse::value(kind, value) {
             Ok(object) => {
                 let mended = self.problems.remove(&key).is_some();
+                self.stand_ins.remove(&key);
                 let new = Located { object, file: PathBuf::new(), line: 0 };
                 // Much of what is written to objects is in fields that are not read here.
                 if !mended && self.objects.get(&key).is_some_and(|known| **known == new) {
@@ -189,21 +194,38 @@ impl Watched {
                 self.objects.insert(key, Arc::new(new));
             }
             Err(p) => {
-                // The last good state stays. Without one, what it was to restrict is closed.
-                if !self.objects.contains_key(&key)
-                    && let Some(object) = spare.and_then(|v| parse::closed(kind, v))
-                {
-                    self.objects.insert(key.clone(), Arc::new(Located { object, file: PathBuf::new(), line: 0 }));
+                let told = self.problems.insert(key.clone(), p.clone());
+                if !self.close(key, kind, spare) && told == Some(p) {
+                    return;
                 }
-                self.problems.insert(key, p);
             }
         }
         self.changes += 1;
     }
 
+    /// The last good state of an object that cannot be read stays. Without one, what it is to restrict is closed, as it is written
+    /// now. Says whether something is another by that.
+    fn close(&mut self, key: Key, kind: &str, raw: Option<serde_json::Value>) -> bool {
+        let Some(raw) = raw else { return false };
+        let uid = raw.pointer("/metadata/uid").and_then(|u| u.as_str()).unwrap_or_default();
+        let known = self.objects.get(&key);
+        // One of the same name that was there before has no good state of this one's.
+        let is_good = |known: &Located| !self.stand_ins.contains(&key) && known.object.meta().uid == uid;
+        if known.is_some_and(|known| is_good(known)) {
+            return false;
+        }
+        let Some(object) = closed::closed(kind, raw) else { return false };
+        let new = Located { object, file: PathBuf::new(), line: 0 };
+        let is_other = known.is_none_or(|known| **known != new);
+        self.stand_ins.insert(key.clone());
+        self.objects.insert(key, Arc::new(new));
+        is_other
+    }
+
     fn drop_one(&mut self, key: &Key) {
         let known = self.objects.remove(key).is_some();
         let bad = self.problems.remove(key).is_some();
+        self.stand_ins.remove(key);
         self.changes += u64::from(known || bad);
     }
 }
@@ -311,6 +333,37 @@ mod tests {
         tokio::time::timeout(second, all.changed()).await.unwrap();
         assert!(all.state().absent.contains("Pod"));
         assert!(tokio::time::timeout(10 * SETTLE, all.changed()).await.is_err(), "it has been read");
+    }
+
+    /// A policy that cannot be read, and is edited: it closes what it selects now.
+    #[test]
+    fn what_stands_for_an_object_follows_its_edits() {
+        let (_tx, events) = mpsc::channel(1);
+        let mut all = Watched::of(vec![Watch::all("AuthorizationPolicy")], events);
+        let mut put = |uid: &str, app: &str, action: &str, field: &str| {
+            let raw = serde_json::json!({
+                "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+                "metadata": { "name": "p", "namespace": "n", "uid": uid },
+                "spec": { "action": action, "selector": { "matchLabels": { "app": app } }, "rules": [{ field: [] }] },
+            });
+            all.put((0, "n/p".into()), serde_json::from_value(raw).unwrap());
+            let kinds::Object::AuthorizationPolicy(policy) = &all.state().objects[0].object else { panic!("none") };
+            let spec = policy.spec.clone();
+            (spec.selector.unwrap().match_labels["app"].clone(), spec.action.unwrap_or_default(), all.changes)
+        };
+        let is = |app: &str, action: &str, changes: u64| (app.to_string(), action.to_string(), changes);
+        assert_eq!(put("1", "a", "ALLOW", "new"), is("a", "ALLOW", 1));
+        assert_eq!(put("1", "b", "DENY", "new"), is("b", "DENY", 2));
+        assert_eq!(put("1", "b", "DENY", "new"), is("b", "DENY", 2), "nothing is another");
+        assert_eq!(put("1", "c", "DENY", "newer"), is("c", "DENY", 3));
+        // Once it has been read, that stays.
+        assert_eq!(put("1", "c", "ALLOW", "from"), is("c", "ALLOW", 4));
+        assert_eq!(put("1", "d", "DENY", "new"), is("c", "ALLOW", 5));
+        // But it is nobody else's.
+        assert_eq!(put("2", "d", "DENY", "new"), is("d", "DENY", 6));
+        assert!(all.stand_ins.contains(&(0, "n/p".into())));
+        all.drop_one(&(0, "n/p".into()));
+        assert!(all.stand_ins.is_empty() && all.state().objects.is_empty());
     }
 
     /// The CRD is removed while its objects are watched.

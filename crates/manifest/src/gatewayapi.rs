@@ -18,7 +18,7 @@ macro_rules! route {
             pub parent_refs: Vec<ParentRef>,
             pub hostnames: Vec<String>,
             pub rules: Vec<$rule>,
-            /// It stands for one that cannot be read ([`crate::parse::closed`]).
+            /// It stands for one that cannot be read ([`crate::closed::closed`]).
             #[serde(skip)]
             pub is_unread: bool,
         }
@@ -234,6 +234,9 @@ pub struct BackendTlsSpec {
     pub validation: BackendTlsValidation,
     /// Of other implementations.
     pub options: crate::meta::Labels,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]).
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

@@ -8,6 +8,7 @@
 //! - [`enrol`] says which pods belong to the mesh.
 
 mod authorization;
+pub mod closed;
 pub mod code;
 #[cfg(test)]
 mod crds;

@@ -23,6 +23,12 @@ pub struct RequestAuthenticationSpec {
     #[cfg_attr(test, schemars(with = "Vec<TargetSchema>"))]
     pub target_refs: Vec<TargetRef>,
     pub jwt_rules: Vec<JwtRule>,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]): every token is refused where it looks for some.
+    #[serde(skip)]
+    pub is_unread: bool,
+    /// Whom it is for cannot be read, either: everybody in its namespace.
+    #[serde(skip)]
+    pub is_for_all: bool,
 }
 impl RequestAuthenticationSpec {
     /// What it is attached to, and the path of the field that says so.

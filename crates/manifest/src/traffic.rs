@@ -25,7 +25,7 @@ pub struct VirtualServiceSpec {
     pub tls: Vec<VsTls>,
     pub tcp: Vec<VsTcp>,
     pub export_to: Vec<String>,
-    /// It stands for one that cannot be read ([`crate::parse::closed`]), with an empty rule for each kind that it has rules of.
+    /// It stands for one that cannot be read ([`crate::closed::closed`]), with an empty rule for each kind that it has rules of.
     #[serde(skip)]
     pub is_unread: bool,
 }
@@ -293,6 +293,9 @@ pub struct DestinationRuleSpec {
     pub subsets: Vec<DrSubset>,
     pub export_to: Vec<String>,
     pub workload_selector: Option<serde_json::Value>,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]), which may have said how TLS is spoken.
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 impl DestinationRuleSpec {
     /// That of the service and those of its subsets.

@@ -8,6 +8,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Groups of changes (include/uapi/linux/rtnetlink.h).
 const LINK: u32 = 0x1;
+const TRAFFIC_CONTROL: u32 = 0x8;
 const IPV4_ADDRESS: u32 = 0x10;
 const IPV6_ADDRESS: u32 = 0x100;
 
@@ -30,7 +31,8 @@ pub(crate) fn address(groups: u32) -> io::Result<SockAddr> {
     Ok(at)
 }
 
-/// Tells that addresses or devices of a network namespace have changed (RTM_NEWADDR, DELADDR, NEWLINK, DELLINK).
+/// Tells that addresses, devices or filters of a network namespace have changed (RTM_NEWADDR, NEWLINK, NEWTFILTER, their DEL, and
+/// so on).
 pub struct Watch(AsyncFd<Socket>);
 
 impl Watch {
@@ -41,7 +43,7 @@ impl Watch {
     pub fn of(netns: &Netns) -> io::Result<Self> {
         let kind = Type::RAW.nonblocking().cloexec();
         let socket = netns.run(|| Socket::new(Domain::from(libc::AF_NETLINK), kind, Some(Protocol::from(0))))??;
-        socket.bind(&address(LINK | IPV4_ADDRESS | IPV6_ADDRESS)?)?;
+        socket.bind(&address(LINK | TRAFFIC_CONTROL | IPV4_ADDRESS | IPV6_ADDRESS)?)?;
         // SAFETY: a Socket owns its descriptor and names the same one for its whole life.
         Ok(Self(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? }))
     }

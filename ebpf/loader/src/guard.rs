@@ -2,7 +2,8 @@
 //!
 //! A tcx link is pinned, and only who holds it can take it off. A filter needs no pin: it belongs to its device, outlives the
 //! agent, and goes with the device; it is found again by its priority and handle, replaced in place, and taken out by its name.
-//! What it cannot do is withstand a process of the pod that has CAP_NET_ADMIN (docs/threat-model.md).
+//! What it cannot do is withstand a process of the pod that has CAP_NET_ADMIN (docs/threat-model.md): what such a process does to it
+//! is seen, since its program is pinned beside it, and put right. A name or a priority alone would say nothing of what runs.
 //!
 //! A link is known by the index of its device, which the kernel tells, and not by its pin's name: a device may be
 //! renamed, and another one may have its name by then.
@@ -18,7 +19,7 @@ use crate::{
     sys,
 };
 use aya::programs::{
-    ProgramError, SchedClassifier, TcAttachType,
+    ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
     links::{FdLink, LinkOrder},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
@@ -26,7 +27,7 @@ use karst_rt::netns::Netns;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcHandle as Qdisc, TcHeader, TcMessage},
+    tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle as Qdisc, TcHeader, TcMessage, TcOption},
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use std::{
@@ -40,6 +41,8 @@ use std::{
 pub(crate) const NAME: &str = "pod_guard";
 /// How the names of the links' pins begin.
 pub(crate) const PINS: &str = "guard-";
+/// How the names of the pins of filters' programs begin; the device's index follows.
+const PROGRAMS: &str = "filter-";
 /// Before all other filters.
 const PRIORITY: u16 = 1;
 const FILTER: u16 = 0x539;
@@ -98,14 +101,35 @@ fn on_device(guard: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &De
                     "this kernel has no tcx (Linux 6.6): pods are guarded by clsact filters, which a pod with CAP_NET_ADMIN can remove"
                 );
             }
-            in_netns(netns, || by_filter(guard, name))?.map_err(Error::kernel(
-                format!("cannot attach {NAME} to {name}"),
-                "tcx (Linux 6.6), or a clsact qdisc with cls_bpf (modules sch_ingress and cls_bpf)",
-                "4.5",
-            ))
+            hold_by_filter(guard, netns, dir, device)
         }
         Err(e) => Err(refused(name)(e)),
     }
+}
+
+/// The way of kernels without tcx: a filter, and beside it, pinned, the program that it has to run.
+fn hold_by_filter(guard: &mut SchedClassifier, netns: &Netns, dir: &Path, device: &Device) -> Result<(), Error> {
+    let there = in_netns(netns, net::devices)?.map_err(Error::io("cannot list the pod's devices", dir))?;
+    // Devices come and go, as often as the pod likes; their programs are not to stay.
+    for entry in fs::read_dir(dir).map_err(Error::io("cannot read", dir))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_of = |device: &Device| name == format!("{PROGRAMS}{}", device.index);
+        if name.starts_with(PROGRAMS) && (is_of(device) || !there.iter().any(is_of)) {
+            let pin = entry.path();
+            fs::remove_file(&pin).map_err(Error::io("cannot remove", &pin))?;
+        }
+    }
+    let pin = program_pin(dir, device.index);
+    guard.pin(&pin).map_err(Error::kernel(format!("cannot pin {}", pin.display()), "bpffs", "4.4"))?;
+    in_netns(netns, || by_filter_alone(guard, device))?.map_err(Error::kernel(
+        format!("cannot attach {NAME} to {}", device.name),
+        "tcx (Linux 6.6), or a clsact qdisc with cls_bpf (modules sch_ingress and cls_bpf)",
+        "4.5",
+    ))
+}
+
+fn program_pin(dir: &Path, index: u32) -> PathBuf {
+    dir.join(format!("{PROGRAMS}{index}"))
 }
 
 /// The pod's pinned links, each with the index of its device; 0: that is gone from the pod.
@@ -139,28 +163,51 @@ pub(crate) fn lost(netns: &Netns, dir: &Path, devices: &[Device]) -> Result<Vec<
     let pins = pins(dir)?;
     if pins.is_empty() {
         // What a process of the pod has put beside it, so that nothing can be read, is no reason to believe that it is there.
-        let is_gone = |device: &&Device| !is_filtered(device.index).unwrap_or(false);
+        let is_gone = |device: &&Device| {
+            let program = ProgramInfo::from_pin(program_pin(dir, device.index));
+            !program.is_ok_and(|program| is_filtered(device.index, program.id()).unwrap_or(false))
+        };
         return in_netns(netns, || devices.iter().filter(is_gone).cloned().collect());
     }
     Ok(devices.iter().filter(|d| is_lost(dir, d, &pins)).cloned().collect())
 }
 
-/// Is our filter at a device of the calling thread's namespace? One that is gone has none.
-fn is_filtered(index: u32) -> io::Result<bool> {
+/// Is our filter at a device of the calling thread's namespace, with this program, and does nothing stand beside it that may decide
+/// before it? A device that is gone has none.
+fn is_filtered(index: u32, program: u32) -> io::Result<bool> {
     let mut filters = TcMessage::with_index(index as i32);
     filters.header.parent = EGRESS;
-    let mut there = false;
+    let (mut ours, mut others) = (false, false);
     let dumped = net::dump(RouteNetlinkMessage::GetTrafficFilter(filters), |message| {
-        if let RouteNetlinkMessage::NewTrafficFilter(filter) = message {
-            let TcHeader { index: device, handle, info, .. } = filter.header;
-            let ours = handle.major == 0 && handle.minor == FILTER && info >> 16 == u32::from(PRIORITY);
-            there |= ours && device == index as i32;
+        let RouteNetlinkMessage::NewTrafficFilter(filter) = message else { return };
+        let TcHeader { index: device, handle, info, .. } = filter.header;
+        // Of a list of filters the kernel tells, too, without a handle.
+        let is_first = device == index as i32 && info >> 16 == u32::from(PRIORITY) && handle != Qdisc::default();
+        if is_first && handle == (Qdisc { major: 0, minor: FILTER }) && runs(&filter, program) {
+            ours = true;
+        } else {
+            others |= is_first;
         }
     });
     match dumped {
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
-        dumped => dumped.map(|()| there),
+        dumped => dumped.map(|()| ours && !others),
     }
+}
+
+/// Does a filter decide by this program, about whatever leaves the device?
+fn runs(filter: &TcMessage, program: u32) -> bool {
+    let has = |option: &dyn Fn(&TcFilterBpfOption) -> bool| {
+        filter.attributes.iter().any(|attribute| match attribute {
+            TcAttribute::Options(all) => all.iter().any(|o| matches!(o, TcOption::Bpf(o) if option(o))),
+            _ => false,
+        })
+    };
+    let other_chain = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Chain(chain) if *chain != 0);
+    filter.header.info as u16 == (libc::ETH_P_ALL as u16).to_be()
+        && !filter.attributes.iter().any(other_chain)
+        && has(&|o| matches!(o, TcFilterBpfOption::ProgId(id) if *id == program))
+        && has(&|o| matches!(o, TcFilterBpfOption::Flags(flags) if flags.contains(TcBpfFlags::DirectAction)))
 }
 
 fn is_lost(dir: &Path, device: &Device, pins: &[(PathBuf, u32)]) -> bool {
@@ -201,6 +248,33 @@ pub(crate) fn by_filter(guard: &mut SchedClassifier, device: &str) -> Result<(),
     Ok(())
 }
 
+/// The same, alone at its priority: what else is there, by whomever, is taken out if it is in the filter's place or may be before it.
+fn by_filter_alone(guard: &mut SchedClassifier, device: &Device) -> Result<(), ProgramError> {
+    let program = guard.info()?.id();
+    let first = by_filter(guard, &device.name);
+    if first.is_ok() && is_filtered(device.index, program)? {
+        return Ok(());
+    }
+    if let Err(e) = remove_priority(device.index) {
+        first?;
+        return Err(e.into());
+    }
+    by_filter(guard, &device.name)?;
+    match is_filtered(device.index, program)? {
+        true => Ok(()),
+        false => Err(io::Error::other("another filter has taken its place").into()),
+    }
+}
+
+/// Takes all filters of our priority off a device of the calling thread's namespace.
+fn remove_priority(index: u32) -> io::Result<()> {
+    let mut filters = TcMessage::with_index(index as i32);
+    filters.header.parent = EGRESS;
+    // Of whatever protocol.
+    filters.header.info = u32::from(PRIORITY) << 16;
+    net::request(&Socket::new(NETLINK_ROUTE)?, RouteNetlinkMessage::DelTrafficFilter(filters), 0)
+}
+
 /// Adds a clsact qdisc, unless there is one. Another kind in its place is an error: the kernel would take a filter for egress,
 /// and put it at the ingress.
 fn add_clsact(device: &str) -> io::Result<()> {
@@ -223,6 +297,11 @@ pub(crate) fn leave(netns: &Netns, dir: &Path, devices: &[Device]) {
         Vec::new()
     });
     pins.iter().filter(|(_, index)| devices.iter().any(|d| d.index == *index)).for_each(|(pin, _)| remove(pin));
+    for pin in devices.iter().map(|d| program_pin(dir, d.index)).filter(|pin| pin.exists()) {
+        if let Err(e) = fs::remove_file(&pin) {
+            tracing::debug!(program = %pin.display(), error = %e, "program could not be unpinned");
+        }
+    }
     let removed = in_netns(netns, || devices.iter().try_for_each(|d| remove_filter(&d.name)));
     if let Err(e) = removed.and_then(|r| r.map_err(Error::io("cannot remove the guard's filters of", dir))) {
         tracing::warn!(error = %e, "devices inside a pod stay guarded");
@@ -350,17 +429,67 @@ mod tests {
         filter(&netns, &mut object()).expect("again");
         assert_eq!(tc(&netns, "filter show dev lo egress").matches("handle 0x539").count(), 1);
         assert!(!connects(&netns));
-        // What a process of the pod with CAP_NET_ADMIN may do is seen. (There are no pins, as on a kernel without tcx.)
-        let lo = [Device { index: 1, name: "lo".into() }];
-        let none = Path::new("/proc/self/fdinfo");
-        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), []);
-        tc(&netns, "filter del dev lo egress");
-        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), lo);
-        filter(&netns, &mut object()).expect("put back");
-        assert_eq!(lost(&netns, none, &lo).expect("filters can be read"), []);
         netns.run(|| remove_filter("lo")).expect("namespace").expect("removal");
         netns.run(|| remove_filter("lo")).expect("namespace").expect("nothing is left to remove");
         assert!(connects(&netns));
+    }
+
+    /// Where pins of a pod without tcx are; gone with it.
+    struct Pins(PathBuf);
+    impl Drop for Pins {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Whatever a process of the pod with CAP_NET_ADMIN does to the filter is seen, and put right. (As on a kernel without tcx: there
+    /// are no links.)
+    #[test]
+    fn a_filter_that_is_not_ours_alone_is_seen_and_put_right() {
+        let pins = Pins(Path::new("/sys/fs/bpf").join(format!("karst-guard-test-{}", std::process::id())));
+        fs::create_dir(&pins.0).expect("a bpffs (as root)");
+        let netns = crate::check::scratch().expect("a network namespace (as root)");
+        let lo = Device { index: 1, name: "lo".into() };
+        let lost = || lost(&netns, &pins.0, std::slice::from_ref(&lo)).expect("filters can be read").len();
+        let hold = || {
+            let mut bpf = object();
+            let guard = program::<SchedClassifier>(&mut bpf, NAME).expect("guard");
+            hold_by_filter(guard, &netns, &pins.0, &lo).expect("held");
+        };
+        // Programs of devices that are gone do not stay.
+        object().program_mut(NAME).expect("guard").pin(program_pin(&pins.0, 7)).expect("pinned");
+        assert_eq!(lost(), 1, "there is none yet");
+        hold();
+        assert!(lost() == 0 && !connects(&netns) && !program_pin(&pins.0, 7).exists());
+        // Another program (the same one, loaded once more, as it may decide by other maps) with ours' priority and handle; before
+        // ours; of one protocol in its place.
+        let another = pins.0.join("another");
+        let mut bpf = object();
+        let other = program::<SchedClassifier>(&mut bpf, NAME).expect("guard");
+        other.pin(&another).expect("pinned");
+        let bpf = |words: &str| format!("filter {words} bpf direct-action object-pinned {}", another.display());
+        let egress = "dev lo egress protocol all prio 1";
+        for (what, all) in [
+            ("gone", vec!["filter del dev lo egress".to_string()]),
+            ("replaced in place", vec![bpf(&format!("replace {egress} handle 0x539"))]),
+            ("before it", vec![bpf(&format!("add {egress} handle 0x1"))]),
+            (
+                "of another protocol",
+                vec!["filter del dev lo egress".into(), bpf("add dev lo egress protocol ip prio 1")],
+            ),
+            ("the qdisc", vec!["qdisc del dev lo clsact".into()]),
+        ] {
+            all.iter().for_each(|words| drop(tc(&netns, words)));
+            assert_eq!(lost(), 1, "{what}");
+            hold();
+            assert!(lost() == 0 && !connects(&netns), "{what}");
+        }
+        // What stands behind it is nobody's business.
+        tc(&netns, &bpf("add dev lo egress protocol all prio 9"));
+        assert_eq!(lost(), 0);
+        tc(&netns, "filter del dev lo egress prio 9");
+        leave(&netns, &pins.0, std::slice::from_ref(&lo));
+        assert!(connects(&netns) && !program_pin(&pins.0, 1).exists());
     }
 
     #[test]

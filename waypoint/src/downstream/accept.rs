@@ -77,8 +77,9 @@ pub fn run(
 /// Ends streams that are no longer allowed when policies change.
 async fn recheck(worker: Rc<Worker>, mut state: watch::Receiver<Arc<Snapshot>>) {
     while state.changed().await.is_ok() {
-        let snapshot = state.borrow_and_update().clone();
-        worker.conns.recheck(&snapshot, &worker.shared.metrics.closed_by_policy).await;
+        // What comes from here on means another pass.
+        state.mark_unchanged();
+        worker.conns.recheck(|| state.borrow().clone(), &worker.shared.metrics.closed_by_policy).await;
     }
 }
 

@@ -17,6 +17,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::IpAddr,
+    ops::Deref,
     rc::Rc,
     sync::{
         Arc,
@@ -160,15 +161,16 @@ impl Conns {
         Guard { all: self.clone(), id, open }
     }
 
-    /// After a change: ends what is no longer allowed, a few streams at a time. (What is added meanwhile is judged by what is then the
-    /// present.)
-    pub async fn recheck(&self, snapshot: &Snapshot, closed: &AtomicU64) {
+    /// After a change: ends what is no longer allowed, a few streams at a time, each by the newest of what is known then. (A change
+    /// meanwhile means another pass for those that have been judged already. What is added is judged by what is then the present.)
+    pub async fn recheck<S: Deref<Target = Snapshot>>(&self, newest: impl Fn() -> S, closed: &AtomicU64) {
         let all: Vec<u64> = self.open.borrow().keys().copied().collect();
         let mut rest = all.chunks(AT_ONCE).peekable();
         while let Some(some) = rest.next() {
+            let snapshot = newest();
             // Those that have ended meanwhile are gone.
             let open = some.iter().filter_map(|id| self.open.borrow().get(id).cloned());
-            let ended = open.filter(|o| o.recheck(snapshot)).count();
+            let ended = open.filter(|o| o.recheck(&snapshot)).count();
             closed.fetch_add(ended as u64, Relaxed);
             if rest.peek().is_some() {
                 tokio::task::yield_now().await;
@@ -214,7 +216,7 @@ mod tests {
 
     /// A change of policies, with few streams.
     fn recheck(conns: &Conns, s: &Snapshot, closed: &AtomicU64) {
-        assert!(is_ready(conns.recheck(s, closed)));
+        assert!(is_ready(conns.recheck(|| s, closed)));
     }
 
     fn deny(attribute: Attribute, value: &str) -> ir::Access {
@@ -312,9 +314,13 @@ mod tests {
         let mut guards: Vec<_> = (0..MANY).map(|_| conns.add(&s, &s, &called(), None, &closed)).collect();
         let before = s.clone();
         s.gateway = gateway(Some(deny(Attribute::Sni, "mail.*")));
-        let mut f = pin!(conns.recheck(&s, &closed));
+        // Nothing is forbidden when the pass begins.
+        let newest = RefCell::new(Arc::new(before.clone()));
+        let mut f = pin!(conns.recheck(|| newest.borrow().clone(), &closed));
         let mut turn = || f.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-        assert!(!turn() && closed.load(Relaxed) == AT_ONCE as u64, "others have their turn");
+        assert!(!turn() && closed.load(Relaxed) == 0, "others have their turn");
+        newest.replace(Arc::new(s.clone()));
+        assert!(!turn() && closed.load(Relaxed) == AT_ONCE as u64, "the rest is judged by what has come meanwhile");
         // Those that end meanwhile are not counted, and one that comes is judged by itself.
         guards.retain(|g| g.open.closing.borrow().is_some());
         let _late = conns.add(&before, &s, &called(), None, &closed);

@@ -37,7 +37,12 @@ pub(crate) fn compile(
     }
     for r in tokens::placed(objects) {
         let (m, rules) = (&r.metadata, tokens::compile(objects, r));
-        for key in r.spec.targets().flat_map(|(_, t)| services(objects, hosts, &m.namespace, t, false)) {
+        let mut keys: Vec<_> =
+            r.spec.targets().flat_map(|(_, t)| services(objects, hosts, &m.namespace, t, false)).collect();
+        if r.spec.is_for_all {
+            keys.extend(everybody(objects, hosts, &m.namespace));
+        }
+        for key in keys {
             let own = all.entry(key.to_string()).or_default();
             let new: Vec<_> = rules.iter().filter(|n| !own.tokens.contains(n)).cloned().collect();
             own.tokens.extend(new);
@@ -61,7 +66,7 @@ pub(crate) fn of_pod(
             out.policies.push(one(judged));
         }
     }
-    for r in tokens::placed(objects).filter(|r| r.is_attached() || !waypoint) {
+    for r in tokens::placed(objects).filter(|r| r.is_attached() || r.spec.is_for_all || !waypoint) {
         if applies(objects, pod, gateway, r) {
             out.tokens.extend(tokens::compile(objects, r));
         }
@@ -113,6 +118,17 @@ fn services(objects: &Objects<'_>, hosts: &Hosts, ns: &str, target: &TargetRef, 
         "GatewayClass" => bound(objects, hosts, canary, |g| is_class(objects, ns, target, g)),
         _ => vec![],
     }
+}
+
+/// The services of a namespace, and those that are bound to its waypoints; of the root namespace, to any.
+fn everybody(objects: &Objects<'_>, hosts: &Hosts, ns: &str) -> Vec<Arc<str>> {
+    let root = ns == objects.mesh.root_namespace;
+    let mut out = bound(objects, hosts, false, |g| root || g.metadata.namespace == ns);
+    let services = objects.services.values().flatten().filter(|s| s.metadata.namespace == ns);
+    out.extend(services.filter_map(|s| hosts.service(&s.metadata.name, ns)).cloned());
+    let entries = objects.entries_of.get(ns).into_iter().flatten().flat_map(|e| &e.spec.hosts);
+    out.extend(entries.filter_map(|h| hosts.own(h, ns)).cloned());
+    out
 }
 
 fn bound(objects: &Objects<'_>, hosts: &Hosts, canary: bool, which: impl Fn(&Gateway) -> bool) -> Vec<Arc<str>> {

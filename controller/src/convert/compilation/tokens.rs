@@ -10,7 +10,7 @@ use crate::{
     key_set::public_keys,
 };
 use karst_api::route as ir;
-use karst_manifest::security::{ClaimToHeader, JwtRule, RequestAuthentication};
+use karst_manifest::security::{ClaimToHeader, JwtHeader, JwtRule, RequestAuthentication};
 
 /// The rules; of what is wrong every token is refused.
 pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthentication) -> Vec<ir::Jwt> {
@@ -18,7 +18,11 @@ pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthenticat
     let one = |(i, jwt_rule): (usize, &JwtRule)| {
         let name = format!("RequestAuthentication {}/{} rule {i}", m.namespace, m.name);
         let at = format!("spec.jwtRules[{i}]");
-        match rule(jwt_rule, &at) {
+        let read = match authentication.spec.is_unread {
+            true => Err(("spec".into(), "cannot be read: see the controller's log for the reason [KARST-0001]".into())),
+            false => rule(jwt_rule, &at),
+        };
+        match read {
             Ok(read) if read.jwks.is_empty() => match objects.keys.get(&jwt_rule.jwks_uri) {
                 Some(Ok(jwks)) => ir::Jwt { name, jwks: jwks.clone(), ..read },
                 Some(Err(e)) => ir::Jwt { name, broken: format!("{}: {e}", jwt_rule.jwks_uri), ..read },
@@ -34,16 +38,25 @@ pub(crate) fn compile(objects: &Objects<'_>, authentication: &RequestAuthenticat
     authentication.spec.jwt_rules.iter().enumerate().map(one).collect()
 }
 
-/// The headers that only proxies write, as far as they are some: no client's own goes on, whatever else is wrong.
+/// Where a rule's tokens are, and the headers that only proxies write, as far as they can be read: no token there, and no client's own
+/// value, goes on, whatever else is wrong.
 fn written(jwt_rule: &JwtRule) -> ir::Jwt {
     let header = |name: &str| header_name(name, "").unwrap_or_default();
+    let place = |h: &JwtHeader| ir::JwtHeader { name: header(&h.name), prefix: h.prefix.clone() };
+    let headers = jwt_rule.from_headers.iter().map(place).filter(|h| !h.name.is_empty()).collect();
+    let (params, cookies) = (jwt_rule.from_params.clone(), jwt_rule.from_cookies.clone());
     let own = |c: &ClaimToHeader| ir::ClaimHeader { header: header(&c.header), claim: c.claim.clone() };
     let claim_headers = jwt_rule.output_claim_to_headers.iter().map(own).filter(|c| !c.header.is_empty()).collect();
-    ir::Jwt { payload_header: header(&jwt_rule.output_payload_to_header), claim_headers, ..Default::default() }
+    let payload_header = header(&jwt_rule.output_payload_to_header);
+    ir::Jwt { headers, params, cookies, payload_header, claim_headers, ..Default::default() }
 }
 
 /// What is wrong with it.
 pub(crate) fn problems(objects: &Objects<'_>, authentication: &RequestAuthentication) -> Vec<FieldError> {
+    // The watch has told.
+    if authentication.spec.is_unread {
+        return vec![];
+    }
     let rules = authentication.spec.jwt_rules.iter().enumerate();
     let mut out: Vec<FieldError> = rules.filter_map(|(i, j)| rule(j, &format!("spec.jwtRules[{i}]")).err()).collect();
     out.extend(attached::ineffective_reason(objects, authentication));
@@ -89,10 +102,8 @@ fn rule(rule: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         return bad("audiences", "contains an empty name: remove it [KARST-0012]");
     }
     let header = |name: &str, field: String| header_name(name, format!("{at}.{field}"));
-    let mut headers = vec![];
     for (i, h) in rule.from_headers.iter().enumerate() {
-        headers
-            .push(ir::JwtHeader { name: header(&h.name, format!("fromHeaders[{i}].name"))?, prefix: h.prefix.clone() });
+        header(&h.name, format!("fromHeaders[{i}].name"))?;
     }
     for (index, claim) in rule.output_claim_to_headers.iter().enumerate() {
         if claim.claim.is_empty() {
@@ -110,9 +121,6 @@ fn rule(rule: &JwtRule, at: &str) -> Result<ir::Jwt, FieldError> {
         issuer: rule.issuer.clone(),
         audiences: rule.audiences.clone(),
         jwks,
-        headers,
-        params: rule.from_params.clone(),
-        cookies: rule.from_cookies.clone(),
         forward: rule.forward_original_token,
         space_delimited,
         ..written(rule)

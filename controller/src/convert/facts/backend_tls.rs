@@ -1,7 +1,7 @@
 //! Gateway API's BackendTLSPolicies (GEP-1897): which are accepted, and what they say.
 
 use crate::convert::{
-    facts::secret::ca_bundle,
+    facts::{secret::ca_bundle, service},
     objects::{FieldError, Objects, age},
 };
 use karst_api::route as ir;
@@ -69,6 +69,10 @@ fn one<'a>(objects: &Objects<'a>, at: &'a Located, policy: &'a BackendTLSPolicy,
             lost("TargetNotFound", format!("Service {ns}/{} not found [KARST-0307]", target_ref.name));
             continue;
         };
+        if service::is_alias(service) {
+            lost("TargetNotFound", service::alias_text(service, "target", ns));
+            continue;
+        }
         let port = match &target_ref.section_name {
             None => None,
             Some(name) => match service.spec.ports.iter().find(|q| q.name == *name) {
@@ -99,6 +103,11 @@ fn validation(
     policy: &BackendTLSPolicy,
     verdict: &mut Verdict<'_>,
 ) -> Result<ir::ClientTls, FieldError> {
+    if policy.spec.is_unread {
+        let text = "cannot be read: see the controller's log for the reason [KARST-0001]";
+        verdict.accepted = ("Invalid", format!("spec: {text}"));
+        return Err(("spec".into(), text.into()));
+    }
     let (ns, validation) = (policy.metadata.namespace.as_str(), &policy.spec.validation);
     let field = |f: &str| format!("spec.validation.{f}");
     let mut invalid = |f: &str, text: String| {

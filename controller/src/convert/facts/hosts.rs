@@ -122,6 +122,13 @@ impl Hosts {
         self.aliases.get(&full).or_else(|| self.aliases.get(&self.longer(&full)?))
     }
 
+    /// Is a Service of type ExternalName, by its host name, one of this namespace? What those of others stand for is not told.
+    pub(crate) fn is_own_alias(&self, host: &str, namespace: &str) -> bool {
+        let full = self.full(host, namespace);
+        let full = self.longer(&full).unwrap_or(full);
+        full.ends_with(&format!(".{namespace}.svc.{}", self.domain))
+    }
+
     /// May an object of this namespace mean it?
     pub(crate) fn is_seen(&self, key: &Arc<str>, namespace: &str) -> bool {
         is_of(key, namespace) || !self.private.contains(key)

@@ -18,6 +18,19 @@ pub(crate) fn is_alias(service: &Service) -> bool {
     service.spec.kind == "ExternalName"
 }
 
+/// A Service of type ExternalName is no backend, no parent and no target: it would lead past ReferenceGrants, and out of the cluster
+/// (Gateway API: implementations should not support it, CVE-2021-25740). What it stands for is told in its own namespace (`reader`).
+pub(crate) fn alias_text(service: &Service, role: &str, reader: &str) -> String {
+    let Service { metadata: Meta { name, namespace, .. }, spec, .. } = service;
+    let other = match namespace == reader {
+        true => format!("{:?} itself", spec.external_name),
+        false => "the host that it stands for".into(),
+    };
+    format!(
+        "Service {namespace}/{name} has type ExternalName, which is not supported as a {role}: refer to {other} [KARST-0321]"
+    )
+}
+
 /// The protocol by `appProtocol`, else by the port name's prefix (Istio's protocol selection).
 pub(crate) fn protocol(app: Option<&str>, name: &str) -> AppProtocol {
     let text = match app {

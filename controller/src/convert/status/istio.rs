@@ -29,6 +29,11 @@ pub(crate) fn compile(objects: &Objects<'_>, listeners: &GatewayListeners, now: 
     let mut out = Vec::new();
     for s in objects.services.values().flatten() {
         let to = reference("", "Service", &s.metadata);
+        // Nothing goes to it, whatever its labels say.
+        if service::is_alias(s) {
+            out.extend(binding_status(to, &s.metadata, &s.status.conditions, &[], now));
+            continue;
+        }
         out.extend(bound(objects, to, &s.metadata, &s.status.conditions, waypoint::Traffic::Service, vec![], now));
     }
     let automatic = service::automatic(objects);
@@ -170,10 +175,15 @@ fn bound(
         waypoint::Binding::Refused(reason, text) => one(false, reason, text),
     };
     wanted.extend(more);
+    binding_status(to, meta, have, &wanted, now)
+}
+
+/// These conditions, if they are not what the object says; others of ours are over.
+fn binding_status(to: Ref, meta: &Meta, have: &[StatusCondition], wanted: &[Condition], now: &str) -> Option<Write> {
     const OURS: [&str; 3] = [BOUND, MISSING, VISIBILITY];
     let over = |kind: &str| OURS.contains(&kind) && !wanted.iter().any(|w| w.kind == kind);
     let stale = have.iter().any(|c| over(&c.kind));
-    let conditions = changed(&wanted, have, meta.generation, stale, now)?;
+    let conditions = changed(wanted, have, meta.generation, stale, now)?;
     // Kubernetes merges conditions of Services by their type.
     let (manager, conditions) = match to.kind {
         "Service" => ("istio.io/ambient-controller/services", conditions),
@@ -245,6 +255,10 @@ fn enforced(objects: &Objects<'_>, policy: &AuthorizationPolicy, trouble: Option
         "GatewayClass" => format!("GatewayClass {name}"),
         kind => format!("{kind} {ns}/{name}"),
     };
+    if let Some(alias) = objects.service(ns, name).filter(|s| target.kind == "Service" && service::is_alias(s)) {
+        let text = service::alias_text(alias, "target", ns);
+        return say(false, "TargetNotFound", format!("{path}: {text}"));
+    }
     // What is there: with labels that may bind it, or a waypoint itself.
     let found = match target.kind.as_str() {
         "Service" => objects.service(ns, name).map(|s| Some(&s.metadata.labels)),

@@ -28,8 +28,8 @@ pub(crate) struct Route<'a> {
     /// Backends of all rules, those of mirrors among them.
     pub(crate) refs: Vec<&'a BackendRef>,
     filters: Vec<&'a Filter>,
-    /// How many rules it has.
-    rules: usize,
+    /// The backends of each of its rules.
+    rules: Vec<&'a [BackendRef]>,
     /// What is wrong with rules, or not executed of them.
     bad: Vec<FieldError>,
     status: &'a RouteStatus,
@@ -41,11 +41,11 @@ pub(crate) fn all<'a>(objects: &Objects<'a>, compiled: &'a Cache) -> Vec<Route<'
     macro_rules! add {
         ($routes:ident, $kind:literal, $names:expr, $filters:expr) => {
             for &(_, route) in &objects.$routes {
-                let (meta, rules, status) = (&route.metadata, route.spec.rules.len(), &route.status);
+                let (meta, status) = (&route.metadata, &route.status);
                 let (names, of_rules): (&'a [String], Vec<&'a [Filter]>) = ($names(route), $filters(route));
-                let backends = route.spec.rules.iter().map(|r| &r.backend_refs[..]);
+                let rules: Vec<&'a [BackendRef]> = route.spec.rules.iter().map(|r| &r.backend_refs[..]).collect();
                 let mut bad = compiled.bad(route).to_vec();
-                bad.extend(gateway_api::unexecuted(of_rules.iter().copied().zip(backends)));
+                bad.extend(gateway_api::unexecuted(of_rules.iter().copied().zip(rules.iter().copied())));
                 let filters: Vec<&Filter> = of_rules.into_iter().flatten().collect();
                 let mirrors = filters.iter().filter_map(|f| Some(&f.request_mirror.as_ref()?.backend_ref));
                 let refs = route.spec.rules.iter().flat_map(|r| &r.backend_refs).chain(mirrors).collect();
@@ -74,7 +74,7 @@ pub(crate) fn compile(
 }
 
 fn one(objects: &Objects<'_>, listeners: &GatewayListeners, route: &Route<'_>, now: &str) -> Option<Write> {
-    let &Route { kind, meta, names, parents, ref refs, ref filters, rules, ref bad, status: have } = route;
+    let &Route { kind, meta, names, parents, ref refs, ref filters, ref rules, ref bad, status: have } = route;
     let unread = unread(rules, bad);
     let resolved = extensions(objects, meta, filters)
         .unwrap_or_else(|| resolved(objects, kind, meta, parents, refs.iter().copied()));
@@ -141,7 +141,7 @@ struct Unread {
 /// Of how many things in a route that are not in force a condition says what is wrong with them.
 const SAID: usize = 16;
 
-fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
+fn unread(rules: &[&[BackendRef]], bad: &[FieldError]) -> Option<Unread> {
     let dropped = gateway_api::dropped(bad);
     // A condition's message has at most 32,768 characters: one that is longer could never be written.
     let mut text: Vec<String> = dropped.values().take(SAID).map(|(field, text)| format!("{field}: {text}")).collect();
@@ -149,8 +149,16 @@ fn unread(rules: usize, bad: &[FieldError]) -> Option<Unread> {
         text.push(format!("and {more} more"));
     }
     let text = format!("{}; matching requests are answered with 500", text.join("; "));
-    let whole = dropped.keys().filter(|field| gateway_api::is_rule(field)).count();
-    (!dropped.is_empty()).then_some(Unread { all: whole >= rules, text })
+    // A rule none of whose backends is in force serves nothing, either. (Those of a weight of 0 receive nothing anyway.)
+    let is_dropped = |(i, backends): (usize, &&[BackendRef])| {
+        let rule = format!("spec.rules[{i}]");
+        let mut weighted = backends.iter().enumerate().filter(|(_, b)| b.weight != Some(0)).peekable();
+        let has_none = weighted.peek().is_none();
+        let lost = |j: usize| dropped.contains_key(&*format!("{rule}.backendRefs[{j}]"));
+        dropped.contains_key(&*rule) || (!has_none && weighted.all(|(j, _)| lost(j)))
+    };
+    let all = rules.iter().enumerate().all(is_dropped);
+    (!dropped.is_empty()).then_some(Unread { all, text })
 }
 
 /// Is the route in force at this parent? None: the parent is no service.
@@ -160,7 +168,7 @@ fn accepted(objects: &Objects<'_>, meta: &Meta, parent: &ParentRef) -> Option<(&
         match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("")) {
             ("" | "core", "Service") => match objects.service(ns, &parent.name) {
                 Some(s) if service::is_alias(s) => {
-                    return Some(("NoMatchingParent", alias(ns, s, "parent")));
+                    return Some(("NoMatchingParent", service::alias_text(s, "parent", &meta.namespace)));
                 }
                 s => s.map(|s| s.spec.ports.iter().map(|p| p.port).collect()),
             },
@@ -212,16 +220,6 @@ fn extensions(objects: &Objects<'_>, meta: &Meta, filters: &[&Filter]) -> Option
             format!("{} {:?} is not a supported filter: use HTTPFilter of {OWN_GROUP} [KARST-0310]", r.kind, r.name),
         ),
     })
-}
-
-/// A Service of type ExternalName is neither backend nor parent: it would lead past ReferenceGrants, and out of the cluster (Gateway
-/// API: implementations should not support it, CVE-2021-25740).
-fn alias(ns: &str, service: &Service, role: &str) -> String {
-    let Service { metadata: Meta { name, .. }, spec, .. } = service;
-    format!(
-        "Service {ns}/{name} has type ExternalName, which is not supported as a {role}: refer to {:?} itself [KARST-0321]",
-        spec.external_name
-    )
 }
 
 /// Why nothing is reached by a host name.
@@ -287,7 +285,9 @@ fn resolved<'a>(
         }
         match objects.service(ns, &backend.name) {
             None => return ("BackendNotFound", format!("Service {ns}/{} not found [KARST-0307]", backend.name)),
-            Some(s) if service::is_alias(s) => return ("BackendNotFound", alias(ns, s, "backend")),
+            Some(s) if service::is_alias(s) => {
+                return ("BackendNotFound", service::alias_text(s, "backend", &meta.namespace));
+            }
             Some(s) if backend.port.is_some_and(|p| !s.spec.ports.iter().any(|x| x.port == p)) => {
                 return (
                     "BackendNotFound",

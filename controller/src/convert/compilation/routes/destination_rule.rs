@@ -212,16 +212,20 @@ fn own(objects: &Objects<'_>, rule: &DestinationRule) -> (Option<ir::Backend>, V
     if rule.spec.workload_selector.is_some() {
         return (None, vec![]);
     }
+    // Where TLS is wanted there must be no connection without it; nor where it may be.
+    let broken = |why: &str| {
+        let broken = format!("DestinationRule {ns}/{}: {why}", rule.metadata.name);
+        let tls = Some(ir::ClientTls { broken, ..Default::default() });
+        ir::Backend { policy: Some(ir::Policy { tls, ..Default::default() }), ..Default::default() }
+    };
+    // What cannot be read, the watch has told.
+    if rule.spec.is_unread {
+        return (Some(broken("cannot be read: see the controller's log for the reason")), vec![]);
+    }
     let secret = |name: &str| objects.secrets.get(&(ns, name)).copied();
     match backend(&rule.spec, &secret) {
         Ok(b) => (Some(b), vec![]),
-        // Where TLS is wanted there must be no connection without it.
-        Err(problem) if wants_tls(rule) => {
-            let broken = format!("DestinationRule {ns}/{}: {}: {}", rule.metadata.name, problem.0, problem.1);
-            let tls = Some(ir::ClientTls { broken, ..Default::default() });
-            let policy = Some(ir::Policy { tls, ..Default::default() });
-            (Some(ir::Backend { policy, ..Default::default() }), vec![problem])
-        }
+        Err(problem) if wants_tls(rule) => (Some(broken(&format!("{}: {}", problem.0, problem.1))), vec![problem]),
         Err(b) => (None, vec![b]),
     }
 }

@@ -81,11 +81,6 @@ pub(crate) fn dropped(bad: &[FieldError]) -> BTreeMap<&str, &FieldError> {
     bad.iter().rev().filter_map(|b| Some((&b.0[..one(b)?], b))).collect()
 }
 
-/// Is it a whole rule that a field of [`dropped`] names?
-pub(crate) fn is_rule(field: &str) -> bool {
-    !field.contains(".backendRefs[")
-}
-
 /// Filters that are not executed where they stand: those of types that are not known, and those of single backends that are executed
 /// for whole rules only. What they are for is answered 500: requests do not go on without them.
 pub(crate) fn unexecuted<'a>(rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>) -> Vec<FieldError> {

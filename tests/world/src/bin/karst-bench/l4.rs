@@ -90,7 +90,7 @@ pub fn run(o: &Opts) -> Result<Samples> {
         s.add("all", "karst", name, (syn_after[k] - syn_before[k]) as f64);
     }
     if "idle-connections".contains(&o.only) || o.only.is_empty() {
-        let share = limits::connections_of_direction(limits::connections_per_pod(descriptors));
+        let share = limits::connections_of_direction(descriptors);
         for n in [1000, 5000] {
             if n > share {
                 println!("{n} idle connections: left out; {descriptors} descriptors allow {share} of a pod");
