@@ -79,6 +79,12 @@ pub struct Config {
     /// Address that serves metrics, health and debug pages (port in Istio: 15014).
     #[arg(long, env = "KARST_MONITORING_ADDR", default_value = "127.0.0.1:15014")]
     pub monitoring_addr: SocketAddr,
+    /// Listen address of a second readiness page, where Kiali looks for it (8080).
+    #[arg(long, env = "KARST_READY_ADDR")]
+    pub ready_addr: Option<SocketAddr>,
+    /// Listen address of the log levels for `istioctl admin log` (ControlZ, 9876): whoever reaches it can change them, so loopback.
+    #[arg(long, env = "KARST_CONTROLZ_ADDR", value_parser = loopback)]
+    pub controlz_addr: Option<SocketAddr>,
     /// Address that serves the validation webhook, on Kubernetes only (port in Istio: 15017).
     #[arg(long, env = "KARST_WEBHOOK_ADDR", default_value = "0.0.0.0:15017")]
     pub webhook_addr: SocketAddr,
@@ -172,6 +178,23 @@ pub struct Config {
     /// Log level or filter, for example info or debug.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log_level: String,
+}
+
+/// An address of loopback.
+fn loopback(text: &str) -> Result<SocketAddr, AddressError> {
+    let address: SocketAddr = text.parse()?;
+    if address.ip().is_loopback() { Ok(address) } else { Err(AddressError::Open(address)) }
+}
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+enum AddressError {
+    /// It is none.
+    #[error("{0}: use for example 127.0.0.1:9876")]
+    Form(#[from] std::net::AddrParseError),
+    /// Others could reach it.
+    #[error("{0} is not a loopback address: use for example 127.0.0.1:9876")]
+    Open(SocketAddr),
 }
 
 impl Config {

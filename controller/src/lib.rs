@@ -5,6 +5,7 @@ mod ca;
 mod client;
 mod config;
 mod convert;
+mod debug;
 mod finder;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -29,6 +30,15 @@ use clap::Parser;
 
 /// The process: reads its options, serves until it is told to stop.
 pub fn main() -> std::process::ExitCode {
+    if debug::request::called(std::env::args_os().next().as_deref()) {
+        return match debug::request::run() {
+            Ok(()) => std::process::ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("pilot-discovery: {e}");
+                std::process::ExitCode::FAILURE
+            }
+        };
+    }
     let config = config::Cli::parse();
     match run(config) {
         Ok(()) => std::process::ExitCode::SUCCESS,

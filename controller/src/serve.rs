@@ -5,6 +5,12 @@ use crate::{
     ca::{CertificateAuthority, Refusal, Signer},
     config::Config,
     convert::{self, Change, Compiler, Mesh, check, finding::Finding},
+    debug::{
+        access, control_z,
+        pages::{self, View},
+        stream,
+        subscribers::{Subscriber, Subscribers},
+    },
     finder::Finder,
     gate::{Gate, Known, Link},
     intake::Intake,
@@ -21,7 +27,7 @@ use arc_swap::ArcSwap;
 use karst_api::{
     TOKEN_AUDIENCE,
     ads::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
         aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
     },
     ca::{
@@ -37,11 +43,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
     path::Path,
+    rc::Rc,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -60,8 +67,7 @@ struct Shared {
     /// Objects with problems, by kind and reason.
     problems: ArcSwap<BTreeMap<(&'static str, &'static str), u64>>,
     snapshots: watch::Sender<Arc<Resources>>,
-    /// Subscribers and the number of the snapshot that each has acknowledged.
-    proxies: Mutex<BTreeMap<u64, (String, u64)>>,
+    subscribers: Subscribers,
     /// Digest of the manifests that the current snapshot was made from.
     digest: AtomicU64,
     counts: Counts,
@@ -73,8 +79,22 @@ struct Shared {
 }
 
 impl Shared {
-    fn proxies(&self) -> MutexGuard<'_, BTreeMap<u64, (String, u64)>> {
-        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the debug pages show.
+    fn view(&self) -> View {
+        View {
+            subscribers: self.subscribers.all(),
+            model: self.model.load_full(),
+            pod: self.config.pod_name.clone(),
+            version: self.snapshots.borrow().version,
+            manifests: self.digest.load(Ordering::Relaxed),
+            mesh: serde_json::json!({
+                "trustDomain": self.config.trust_domain,
+                "rootNamespace": self.config.root_namespace,
+                "defaultVirtualServiceExportTo": self.config.virtual_services_are_for,
+                "defaultDestinationRuleExportTo": self.config.destination_rules_are_for,
+                "defaultConfig": { "discoveryAddress": self.config.server_names.first().map(|name| format!("{name}:15012")) },
+            }),
+        }
     }
 }
 
@@ -135,7 +155,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         state: ArcSwap::default(),
         problems: ArcSwap::default(),
         snapshots,
-        proxies: Mutex::default(),
+        subscribers: Subscribers::default(),
         digest: AtomicU64::new(0),
         counts: Counts::default(),
         reviews: Arc::default(),
@@ -158,7 +178,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
     let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
-    tokio::task::spawn_local(admin::serve(monitoring, handler(shared.clone())));
+    tokio::task::spawn_local(admin::serve_requests(monitoring, monitoring_pages(shared.clone())));
+    if let Some(at) = shared.config.ready_addr {
+        let ready = admin::pages(|_, path, _| match path {
+            "/ready" => admin::text(200, "ok\n"),
+            _ => admin::text(404, "page: /ready\n"),
+        });
+        tokio::task::spawn_local(admin::serve(admin::bind(at, "--ready-addr").await?, ready));
+    }
+    if let Some(at) = shared.config.controlz_addr {
+        let levels = Rc::new(|asked| Box::pin(std::future::ready(control_z::answer(&asked))) as _);
+        tokio::task::spawn_local(admin::serve_requests(admin::bind(at, "--controlz-addr").await?, levels));
+    }
     if let (Tokens::Kubernetes(kube), Some(leads)) = (&shared.tokens, leads) {
         let (shared, config) = (shared.clone(), &shared.config);
         let (listener, acceptor) = (webhook::bind(config.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
@@ -418,14 +449,16 @@ fn timestamp() -> String {
 struct Service(Arc<Shared>);
 
 impl Service {
+    /// Notes in the log, and counts, that somebody is refused; gives what it is told.
+    fn refuse(&self, link: Option<&Link>, what: &str, why: &str) -> Status {
+        self.0.counts.refused.fetch_add(1, Ordering::Relaxed);
+        let peer = link.map(|link| link.peer().to_string());
+        tracing::warn!(target: "audit", peer, what, reason = why, "refused");
+        Status::unauthenticated("authentication failed; the controller's log has the reason")
+    }
     /// The reason stays in our log: a caller that is refused is told nothing it could use.
     async fn caller(&self, token: Option<String>, link: Option<&Link>, what: &str) -> Result<Caller, Status> {
-        let remote = link.map(Link::peer);
-        let refuse = |why: String| {
-            self.0.counts.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(target: "audit", peer = remote.map(|a| a.to_string()), what, reason = why, "refused");
-            Status::unauthenticated("authentication failed; the controller's log has the reason")
-        };
+        let refuse = |why: String| self.refuse(link, what, &why);
         let token = token.ok_or_else(|| refuse("no bearer token".into()))?;
         let claims = self.0.tokens.verify(&token, TOKEN_AUDIENCE, &self.0.model.load()).await;
         let claims = claims.map_err(|e| refuse(e.to_string()))?;
@@ -449,6 +482,46 @@ fn bearer<T>(request: &Request<T>) -> Option<String> {
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Service {
     type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
+
+    /// Debug types only, for accounts of the root namespace: istioctl's token is bound to no pod.
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let link = request.extensions().get::<Link>().cloned();
+        let shared = self.0.clone();
+        let root = &shared.config.root_namespace;
+        let account = access::over_xds(&shared.tokens, bearer(&request), root).await;
+        let account = account.map_err(|why| self.refuse(link.as_ref(), "debug", &why.to_string()))?;
+        let name = format!("{}/{} (debug)", account.namespace, account.name);
+        if let Some(link) = &link {
+            link.authenticated(&name).map_err(|e| {
+                tracing::warn!(target: "audit", caller = name, what = "debug", reason = %e, "refused");
+                Status::resource_exhausted("too many connections from this caller")
+            })?;
+        }
+        tracing::info!(target: "audit", caller = name, what = "debug", "reads");
+        let in_use = link.as_ref().and_then(Link::in_use);
+        let (answers, stream) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut requests = request.into_inner();
+            let mut nonce = 0;
+            while let Ok(Some(asked)) = requests.message().await {
+                if !stream::asks(&asked) {
+                    continue;
+                }
+                nonce += 1;
+                let answer = stream::answer(&asked, &shared.view(), nonce);
+                let refused = answer.is_err();
+                if answers.send(answer).await.is_err() || refused {
+                    break;
+                }
+            }
+            drop(in_use);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
 
     async fn delta_aggregated_resources(
         &self,
@@ -465,16 +538,13 @@ impl AggregatedDiscoveryService for Service {
         tracing::info!(peer = peer.name, "proxy subscribes");
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        shared.proxies().insert(id, (peer.name.clone(), 0));
+        let subscriber = Subscriber::new(peer.name.clone(), caller.namespace, caller.pod, SystemTime::now());
+        shared.subscribers.add(id, subscriber);
         tokio::spawn(async move {
             let counts = &shared.counts;
-            let on_event = |peer: &server::Peer, e: server::Event| match e {
-                server::Event::Acked(v) => {
-                    if let Some(x) = shared.proxies().get_mut(&id) {
-                        x.1 = v;
-                    }
-                }
-                server::Event::Nack { type_url, error } => {
+            let on_event = |peer: &server::Peer, event: server::Event| {
+                shared.subscribers.note(id, &event, SystemTime::now());
+                if let server::Event::Nack { type_url, error } = event {
                     counts.nacks.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(peer = peer.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy rejected configuration");
                 }
@@ -483,7 +553,7 @@ impl AggregatedDiscoveryService for Service {
             server::serve(peer, request.into_inner(), snapshots, push::TYPES, tx, on_event).await;
             drop(in_use);
             counts.streams.fetch_sub(1, Ordering::Relaxed);
-            shared.proxies().remove(&id);
+            shared.subscribers.remove(id);
             tracing::info!(peer = name, "proxy disconnected");
         });
         Ok(Response::new(ReceiverStream::new(rx)))
@@ -536,6 +606,25 @@ impl IstioCertificateService for Service {
             Err(e @ Refusal::Internal(_)) => Err(Status::internal(e.to_string())),
         }
     }
+}
+
+/// All pages of the monitoring port: those under `/debug` are not for everybody.
+fn monitoring_pages(shared: Arc<Shared>) -> admin::RequestHandler {
+    let open = handler(shared.clone());
+    Rc::new(move |asked| {
+        let (shared, open) = (shared.clone(), open.clone());
+        Box::pin(async move {
+            if asked.path != "/debug" && !asked.path.starts_with("/debug/") {
+                return open(&asked.method, &asked.path, &asked.query).await;
+            }
+            if let Err(why) = access::over_http(&shared.tokens, &asked, &shared.config.root_namespace).await {
+                shared.counts.refused.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(target: "audit", peer = %asked.from, what = "debug page", reason = %why, "refused");
+                return access::refusal(&why);
+            }
+            pages::answer(&asked.path, &asked.query, &shared.view())
+        })
+    })
 }
 
 fn handler(shared: Arc<Shared>) -> admin::Handler {
@@ -618,19 +707,9 @@ fn handler(shared: Arc<Shared>) -> admin::Handler {
             );
             admin::typed(200, "text/plain; version=0.0.4", out)
         }
-        "/debug/syncz" => {
-            let proxies: Vec<_> =
-                shared.proxies().values().map(|(n, v)| serde_json::json!({ "proxy": n, "acked": v })).collect();
-            let version = shared.snapshots.borrow().version;
-            admin::json(&serde_json::json!({
-                "version": version,
-                "manifests": format!("{:x}", shared.digest.load(Ordering::Relaxed)),
-                "proxies": proxies,
-            }))
-        }
         "/healthz" | "/ready" => admin::text(200, "ok\n"),
-        "/version" => admin::text(200, concat!(env!("CARGO_PKG_VERSION"), "\n")),
-        _ => admin::text(404, "pages: /metrics /ready /version /debug/syncz\n"),
+        "/version" => admin::text(200, pages::version()),
+        _ => admin::text(404, "pages: /metrics /ready /version /debug\n"),
     })
 }
 

@@ -36,7 +36,57 @@ pub enum TokenError {
     },
 }
 
+/// A service account whose token is valid. It proves nothing of where the token is used: whoever has it can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Account {
+    fn of(username: &str) -> Result<Self, TokenError> {
+        match username.split(':').collect::<Vec<_>>()[..] {
+            ["system", "serviceaccount", namespace, name] => {
+                Ok(Self { namespace: namespace.into(), name: name.into() })
+            }
+            _ => Err(TokenError::NoServiceAccount(username.into())),
+        }
+    }
+}
+
 impl Tokens {
+    /// The account of a valid token, bound to a pod or not. For reading what is known about proxies, never for the mesh's resources
+    /// or certificates: those need [`Self::verify`].
+    pub async fn account(&self, token: &str, audience: &str) -> Result<Account, TokenError> {
+        match self {
+            Tokens::Local(keys) => Account::of(&keys.verify(token, audience)?.sub),
+            Tokens::Kubernetes(kube) => {
+                let review = kube.review(token, audience).await.map_err(|e| TokenError::Review(e.to_string()))?;
+                Account::of(&review.username)
+            }
+        }
+    }
+
+    /// May the bearer read a page? Kubernetes' RBAC decides; in directory mode, where there is none, accounts of `root_namespace`
+    /// may.
+    pub async fn may_get(
+        &self,
+        token: &str,
+        audience: &str,
+        path: &str,
+        root_namespace: &str,
+    ) -> Result<bool, TokenError> {
+        match self {
+            Tokens::Local(_) => Ok(self.account(token, audience).await?.namespace == root_namespace),
+            Tokens::Kubernetes(kube) => {
+                let review = kube.review(token, audience).await.map_err(|e| TokenError::Review(e.to_string()))?;
+                kube.may_get(&review, path).await.map_err(|e| TokenError::Review(e.to_string()))
+            }
+        }
+    }
+
     /// The claims of a token that is valid for the audience.
     pub async fn verify(&self, token: &str, audience: &str, model: &Model) -> Result<Claims, TokenError> {
         let kube = match self {

@@ -1,11 +1,17 @@
 //! Pages: metrics, readiness, and what is known.
 
-use crate::worker::Shared;
+use crate::{
+    envoy::{View, clusters, dump, listeners, secrets},
+    worker::Shared,
+};
 use karst_rt::{
     admin::{self, Handler},
     ready::Ready,
 };
 use std::{collections::HashSet, sync::Arc};
+
+/// Envoy's pages that Istio's tools read, and ours.
+const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst /clusters?format=json /listeners /certs /server_info /logging?level= /stats/prometheus\n";
 
 /// The pages of the process.
 pub struct Pages {
@@ -17,7 +23,7 @@ impl Pages {
     /// Loopback only.
     pub fn admin(self: Arc<Self>) -> Handler {
         admin::pages(move |method, path, query| match (method, path) {
-            (_, "/config_dump") => {
+            (_, "/config_dump/karst") => {
                 let snapshot = self.shared.state.borrow().clone();
                 let tables: Vec<_> = snapshot
                     .routes
@@ -35,12 +41,35 @@ impl Pages {
                         .collect::<serde_json::Map<_, _>>(),
                 }))
             }
+            (_, "/config_dump") => {
+                admin::json(&self.envoy(|view| dump::config_dump(view, query.contains("include_eds"))))
+            }
+            (_, "/clusters") => match query {
+                "format=json" => admin::json(&self.envoy(clusters::statuses)),
+                _ => admin::text(200, self.envoy(clusters::text)),
+            },
+            (_, "/listeners") => admin::text(200, self.envoy(listeners::text)),
+            (_, "/certs") => admin::json(&self.envoy(secrets::certs)),
+            (_, "/server_info") => {
+                admin::json(&dump::server_info(&self.shared.config, self.ready.missing().is_empty()))
+            }
             ("POST", "/logging") => match karst_rt::log::level(query) {
                 Ok(now) => admin::text(200, format!("current log level is {now}\n")),
                 Err(e) => admin::text(400, format!("{e}\n")),
             },
             (_, "/metrics" | "/stats/prometheus") => self.metrics(),
-            _ => admin::text(404, "pages: /config_dump /logging?level= /metrics\n"),
+            _ => admin::text(404, PAGES),
+        })
+    }
+
+    /// Something made of what is known now, in Envoy's words.
+    fn envoy<T>(&self, make: impl Fn(&View<'_>) -> T) -> T {
+        let (snapshot, certificates) = (self.shared.state.borrow().clone(), self.shared.secrets.all());
+        make(&View {
+            config: &self.shared.config,
+            identity: &self.shared.identity,
+            snapshot: &snapshot,
+            certificates: &certificates,
         })
     }
 

@@ -2,11 +2,12 @@
 //! nowhere else.
 
 use clap::Parser;
+use karst_api::ads;
 use karst_core::{Identity, IdentityError};
 use karst_hbone::Settings;
 use karst_proxy::{
     options::{Asks, Certificates, ControlPlane, Log, Place},
-    remote::{ControlPlaneClient, RemoteError},
+    remote::{ControlPlaneClient, NodeMetadata, RemoteError},
     state::{self, OwnPod, Workload},
 };
 use serde::Serialize;
@@ -90,6 +91,21 @@ impl Config {
     /// Is it a gateway other than a waypoint?
     pub fn is_gateway(&self) -> bool {
         self.role.iter().any(|r| r == "router")
+    }
+
+    /// How we introduce ourselves to the control plane.
+    pub fn node(&self) -> ads::Node {
+        let me = NodeMetadata {
+            kind: if self.is_gateway() { "router" } else { "waypoint" },
+            pod: &self.pod_name,
+            namespace: &self.pod_namespace,
+            account: Some(&self.account),
+            ip: &self.instance_ip,
+            node: &self.place.node,
+            cluster: &self.place.cluster_id,
+            domain: &self.place.cluster_domain,
+        };
+        me.node()
     }
 
     /// Longest drain.

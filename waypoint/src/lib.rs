@@ -14,6 +14,7 @@ mod cluster;
 mod config;
 mod control;
 mod downstream;
+mod envoy;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod http;
@@ -29,11 +30,9 @@ mod worker;
 
 use anyhow::Context;
 use clap::Parser;
-use karst_api::ads;
 use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
     options::worker_count,
-    remote::NodeMetadata,
     revocation, secrets, untold,
     workers::WorkerPool,
     xds::StateWriter,
@@ -111,7 +110,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     drop(watch);
     let (needed, said) = (control::needed(types), (configured_tx, stream_tx));
     let writer = StateWriter::new(xds, state_tx, (&ready, &needed), said, shared.metrics.discovery.clone(), asker);
-    let node = node(&config);
+    let node = config.node();
     tokio::task::spawn_local(async move { karst_xds::client::run(writer, node, types).await });
 
     let mut signals = Signals::new()?;
@@ -128,19 +127,4 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     tracing::info!("waypoint stops");
     bootstrap::last_lines().await;
     Ok(())
-}
-
-/// How we introduce ourselves to the control plane.
-fn node(config: &config::Config) -> ads::Node {
-    let me = NodeMetadata {
-        kind: if config.is_gateway() { "router" } else { "waypoint" },
-        pod: &config.pod_name,
-        namespace: &config.pod_namespace,
-        account: Some(&config.account),
-        ip: &config.instance_ip,
-        node: &config.place.node,
-        cluster: &config.place.cluster_id,
-        domain: &config.place.cluster_domain,
-    };
-    me.node()
 }

@@ -54,6 +54,12 @@ pub enum What {
         #[arg(allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run Istio's istioctl against it (built at the first call).
+    #[command(trailing_var_arg = true, disable_help_flag = true)]
+    Istioctl {
+        #[arg(allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Run helm against it.
     #[command(trailing_var_arg = true, disable_help_flag = true)]
     Helm {
@@ -83,6 +89,10 @@ pub fn run(what: What) -> Result<()> {
         What::StopNode { node } => c.stop_node(node),
         What::StartNode { node } => c.start_node(node),
         What::Kubectl { args } => c.tool("kubectl", &args),
+        What::Istioctl { args } => {
+            build::istioctl(&c.bin)?;
+            c.tool("istioctl", &args)
+        }
         What::Helm { args } => c.tool("helm", &args),
     }
 }
@@ -101,6 +111,8 @@ pub fn for_tests() -> Result<()> {
         bail!("helm {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
     }
     p.say("helm has installed the charts");
+    build::istioctl(&c.bin)?;
+    p.say("istioctl is built");
     Ok(())
 }
 

@@ -12,15 +12,29 @@ struct Component {
     image: &'static str,
     package: &'static str,
     program: &'static str,
+    /// Other names of the program.
+    other_names: &'static [&'static str],
     /// Where its digest goes, in the values of the chart `ambient`.
     value: &'static str,
 }
 
 const COMPONENTS: [Component; 4] = [
-    Component { image: "pilot", package: "karst-controller", program: "karst-controller", value: "istiod" },
-    Component { image: "install-cni", package: "karst-cni", program: "karst-cni", value: "cni" },
-    Component { image: "ztunnel", package: "karst-ztunnel", program: "ztunnel", value: "ztunnel" },
-    Component { image: "waypoint", package: "karst-waypoint", program: "karst-waypoint", value: "global.waypoint" },
+    Component {
+        image: "pilot",
+        package: "karst-controller",
+        program: "karst-controller",
+        other_names: &["/usr/local/bin/pilot-discovery"],
+        value: "istiod",
+    },
+    Component { image: "install-cni", package: "karst-cni", program: "karst-cni", other_names: &[], value: "cni" },
+    Component { image: "ztunnel", package: "karst-ztunnel", program: "ztunnel", other_names: &[], value: "ztunnel" },
+    Component {
+        image: "waypoint",
+        package: "karst-waypoint",
+        program: "karst-waypoint",
+        other_names: &[],
+        value: "global.waypoint",
+    },
 ];
 /// The charts' default.
 const HUB: &str = "registry.local/karst";
@@ -41,7 +55,11 @@ pub fn write() -> Result<Vec<PathBuf>> {
         let (name, entry) = (format!("{HUB}/{}", c.image), format!("/usr/local/bin/{}", c.program));
         let reference = format!("{name}:{tag}");
         let file = out.join(format!("{}.tar", c.image));
-        let digest = Image::new(&reference, &[&entry]).file(&stripped, &entry).write(&file)?;
+        let mut image = Image::new(&reference, &[&entry]).file(&stripped, &entry);
+        for other in c.other_names {
+            image = image.link(other, &entry);
+        }
+        let digest = image.write(&file)?;
         let size = fs::metadata(&file)?.len();
         println!("{reference:<40} {:>9.1}  {digest}", size as f64 / 1e6);
         ensure!(size < LIMIT, "{reference} has {size} bytes; the limit is {LIMIT}");

@@ -1,10 +1,15 @@
 //! Admin page, metrics, readiness; shapes as Istio's (reference ztunnel §4.8).
 
 use crate::{
+    inpod::LocalPod,
     state::{Endpoints, Gateway, GatewayTo, Mode, Service, Workload},
     worker::{Command, Shared},
 };
-use karst_hbone::tls::Credentials;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use karst_hbone::{
+    certificate::{CertificateSummary, summaries},
+    tls::Credentials,
+};
 use karst_rt::{admin, log, ready::Ready};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::SystemTime};
@@ -83,16 +88,29 @@ impl Pages {
 
     fn config_dump(&self, connections: Vec<Value>) -> Value {
         let snapshot = self.shared.state.borrow().clone();
-        let workloads: BTreeMap<_, _> = snapshot.workloads.iter().map(|(k, w)| (k.to_string(), workload(w))).collect();
-        let services: BTreeMap<_, _> =
-            snapshot.services.iter().map(|(k, v)| (k.to_string(), service(v, snapshot.endpoints.get(k)))).collect();
+        let network = snapshot.network();
+        let workloads: BTreeMap<_, _> =
+            snapshot.workloads.iter().map(|(k, w)| (k.to_string(), workload(w, network))).collect();
+        let services: BTreeMap<_, _> = snapshot
+            .services
+            .iter()
+            .map(|(k, v)| (k.to_string(), service(v, snapshot.endpoints.get(k), network)))
+            .collect();
         let policies: BTreeMap<_, _> = snapshot
             .policies
             .iter()
             .map(|(k, p)| (k.to_string(), serde_json::to_value(&**p).unwrap_or_default()))
             .collect();
         let certificates: Vec<Value> = self.shared.secrets.all().values().map(|c| certificate(c)).collect();
-        let state: BTreeMap<String, Value> = self.shared.pods.load().values().map(|p| (p.uid.clone(), json!({ "state": "Up", "info": { "name": p.name, "namespace": p.namespace, "serviceAccount": p.account } }))).collect();
+        let state: BTreeMap<String, Value> = self
+            .shared
+            .pods
+            .load()
+            .values()
+            .map(|pod| {
+                (pod.uid.clone(), workload_state(pod, &self.shared.config.certificates.trust_domain, &connections))
+            })
+            .collect();
         let mut ranges: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (node, range) in snapshot.pod_ranges.iter() {
             ranges.entry(node.to_string()).or_default().push(range.to_string());
@@ -106,28 +124,28 @@ impl Pages {
             "staticConfig": {},
             "certificates": certificates,
             "workloadState": state,
-            "connections": connections,
             "version": { "version": env!("CARGO_PKG_VERSION"), "name": "karst-ztunnel" },
             "config": serde_json::to_value(&self.shared.config).unwrap_or_default(),
         })
     }
 }
 
-fn gateway(gateway: &Gateway) -> Value {
+/// A gateway of our network, as a service's `vips` name it, so that readers find the service by it.
+fn gateway(gateway: &Gateway, network: &str) -> Value {
     let destination = match &gateway.to {
         GatewayTo::Service(k) => k.to_string(),
-        GatewayTo::Address(a) => format!("/{a}"),
+        GatewayTo::Address(a) => format!("{network}/{a}"),
     };
     json!({ "destination": destination, "hboneMtlsPort": gateway.port })
 }
 
-fn workload(workload: &Workload) -> Value {
+fn workload(workload: &Workload, network: &str) -> Value {
     json!({
         "uid": &*workload.uid, "name": &*workload.name, "namespace": &*workload.namespace,
         "workloadIps": workload.ips, "hostname": &*workload.hostname, "network": &*workload.network,
         "protocol": if workload.hbone { "HBONE" } else { "TCP" }, "nativeTunnel": workload.native_tunnel,
         "trustDomain": workload.identity.trust_domain(), "serviceAccount": workload.identity.service_account(),
-        "waypoint": workload.waypoint.as_ref().map(gateway), "node": &*workload.node,
+        "waypoint": workload.waypoint.as_ref().map(|to| gateway(to, network)), "node": &*workload.node,
         "workloadName": &*workload.workload_name, "workloadType": workload.workload_type,
         "canonicalName": &*workload.canonical_name, "canonicalRevision": &*workload.canonical_revision,
         "authorizationPolicies": workload.policies.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
@@ -140,7 +158,7 @@ fn workload(workload: &Workload) -> Value {
     })
 }
 
-fn service(service: &Service, endpoints: Option<&Endpoints>) -> Value {
+fn service(service: &Service, endpoints: Option<&Endpoints>, network: &str) -> Value {
     let ports = |p: &[(u16, u16)]| p.iter().map(|(a, b)| (a.to_string(), json!(b))).collect::<serde_json::Map<_, _>>();
     let endpoints: BTreeMap<String, Value> = endpoints
         .into_iter()
@@ -149,11 +167,11 @@ fn service(service: &Service, endpoints: Option<&Endpoints>) -> Value {
         .collect();
     json!({
         "name": &*service.name, "namespace": &*service.namespace, "hostname": &*service.hostname,
-        "vips": service.vips.iter().map(|v| format!("/{v}")).collect::<Vec<_>>(),
-        "cidrVips": service.ranges.iter().map(|c| format!("/{c}")).collect::<Vec<_>>(),
+        "vips": service.vips.iter().map(|v| format!("{network}/{v}")).collect::<Vec<_>>(),
+        "cidrVips": service.ranges.iter().map(|c| format!("{network}/{c}")).collect::<Vec<_>>(),
         "ports": ports(&service.ports), "endpoints": endpoints,
         "subjectAltNames": service.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "waypoint": service.waypoints.first().map(|(g, _)| gateway(g)),
+        "waypoint": service.waypoints.first().map(|(to, _)| gateway(to, network)),
         "loadBalancer": load_balancer(service), "canonical": service.canonical, "private": service.private,
         "sessionAffinitySeconds": service.affinity.map(|t| t.as_secs()),
     })
@@ -172,15 +190,99 @@ fn load_balancer(service: &Service) -> Value {
     })
 }
 
+/// A pod of this node with its connections, as istioctl and Kiali read it.
+fn workload_state(pod: &LocalPod, trust_domain: &str, connections: &[Value]) -> Value {
+    let of = |direction: &str| -> Vec<&Value> {
+        connections.iter().filter(|c| c["pod"] == pod.key.as_str() && c["direction"] == direction).collect()
+    };
+    json!({
+        "state": "Up",
+        "connections": { "inbound": of("inbound"), "outbound": of("outbound") },
+        "info": {
+            "name": pod.name, "namespace": pod.namespace,
+            "trustDomain": trust_domain, "serviceAccount": pod.account,
+        },
+    })
+}
+
 fn certificate(credentials: &Credentials) -> Value {
-    let time = |t: SystemTime| karst_rt::log::timestamp(t);
+    let (roots, chain) = credentials.pem.split_last().map_or(("", &[][..]), |(last, rest)| (last.as_str(), rest));
     json!({
         "identity": credentials.identity.to_string(),
         "state": if credentials.not_after > SystemTime::now() { "Available" } else { "Expired" },
-        "certChain": [{
-            "pem": credentials.pem.first(), "serialNumber": credentials.serial,
-            "validFrom": time(credentials.not_before), "expirationTime": time(credentials.not_after),
-        }],
-        "rootCerts": credentials.pem.last(),
+        "certChain": chain.iter().flat_map(|pem| summaries(pem)).map(summary).collect::<Vec<_>>(),
+        "rootCerts": summaries(roots).into_iter().map(summary).collect::<Vec<_>>(),
     })
+}
+
+/// The PEM is in base64, as in ztunnel's dump; times are RFC 3339.
+fn summary(certificate: CertificateSummary) -> Value {
+    json!({
+        "pem": BASE64_STANDARD.encode(certificate.pem),
+        "serialNumber": certificate.serial_number,
+        "validFrom": log::timestamp(certificate.not_before),
+        "expirationTime": log::timestamp(certificate.not_after),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+    use karst_core::Identity;
+    use karst_proxy::testing;
+
+    /// istioctl's and Kiali's types, key by key: a list where they have an object fails the whole dump in Go's decoder.
+    #[test]
+    fn a_pods_connections_stand_under_its_uid() {
+        let pod = LocalPod::test("a", "sa-a", "uid-a");
+        let connection = |pod: &str, direction: &str, port: u16| json!({ "pod": pod, "direction": direction, "src": format!("10.0.0.1:{port}") });
+        let all =
+            [connection("ns/a", "outbound", 1), connection("ns/b", "outbound", 2), connection("ns/a", "inbound", 3)];
+        let state = workload_state(&pod, "cluster.local", &all);
+        assert_eq!(
+            state["info"],
+            json!({ "name": "a", "namespace": "ns", "trustDomain": "cluster.local", "serviceAccount": "sa-a" })
+        );
+        let sources = |direction: &str| -> Vec<String> {
+            let list = state["connections"][direction].as_array().unwrap();
+            list.iter().map(|c| c["src"].as_str().unwrap().to_string()).collect()
+        };
+        assert_eq!((sources("inbound"), sources("outbound")), (vec!["10.0.0.1:3".into()], vec!["10.0.0.1:1".into()]));
+        let idle = workload_state(&LocalPod::test("c", "sa", "uid-c"), "td", &all);
+        assert_eq!(idle["connections"], json!({ "inbound": [], "outbound": [] }));
+    }
+
+    #[test]
+    fn the_lists_have_istioctls_types() {
+        const WEB: &str = "ns/web.ns.svc.cluster.local";
+        let web = testing::service("web", "10.96.0.1", &[(80, 8080)]);
+        let pod = testing::pod("web-1", "10.0.0.7", &[(WEB, &[(80, 8080)])]);
+        let snapshot = testing::snapshot(vec![pod], vec![web]);
+        let one = snapshot.workloads.values().next().unwrap();
+        let page = workload(one, "net");
+        assert_eq!((&page["status"], &page["workloadIps"]), (&json!("Healthy"), &json!(["10.0.0.7"])));
+        let page = service(&snapshot.services[WEB], snapshot.endpoints.get(WEB), "net");
+        assert_eq!((&page["vips"], &page["ports"]), (&json!(["net/10.96.0.1"]), &json!({ "80": 8080 })));
+        let uid = &*one.uid;
+        assert_eq!(page["endpoints"], json!({ uid: { "workloadUid": uid, "port": { "80": 8080 } } }));
+        // The column WAYPOINT finds the service by one of its vips.
+        let to = Gateway { to: GatewayTo::Address("10.96.0.1".parse().unwrap()), port: 15008 };
+        assert_eq!(gateway(&to, "net")["destination"], page["vips"][0]);
+    }
+
+    #[test]
+    fn certificates_are_objects_in_lists() {
+        let identity = Identity::new("cluster.local", "ns", "a").unwrap();
+        let page = certificate(&testing::Ca::mint().credentials(&identity));
+        assert_eq!((&page["identity"], &page["state"]), (&json!(identity.to_string()), &json!("Available")));
+        for list in ["certChain", "rootCerts"] {
+            let first = &page[list][0];
+            let text = |key: &str| first[key].as_str().unwrap();
+            assert!(text("serialNumber").bytes().all(|b| b.is_ascii_digit()), "{list}: {first}");
+            let pem = BASE64_STANDARD.decode(text("pem")).unwrap();
+            assert!(pem.starts_with(b"-----BEGIN CERTIFICATE-----"), "{list}: {first}");
+            assert!(text("validFrom") < text("expirationTime"), "{list}: {first}");
+        }
+    }
 }

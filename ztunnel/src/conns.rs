@@ -49,6 +49,16 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// `namespace/name` of this node's pod that it belongs to: who has opened it, or who serves it.
+    fn local_pod(&self) -> Option<String> {
+        let named = |workload: &Arc<Workload>| format!("{}/{}", workload.namespace, workload.name);
+        match self.reporter {
+            Reporter::Source => self.source.as_ref().map(named),
+            Reporter::Destination => {
+                self.pod.as_ref().map(|pod| pod.key.clone()).or_else(|| self.destination.as_ref().map(named))
+            }
+        }
+    }
     /// The series that it counts in.
     fn series(&self, metrics: &Metrics, flag: &'static str) -> Arc<Traffic> {
         let between = Between {
@@ -194,7 +204,8 @@ impl Conns {
                 "direction": if conn.reporter == Reporter::Source { "outbound" } else { "inbound" },
                 "src": conn.source_addr.to_string(),
                 "originalDst": conn.destination_addr.to_string(),
-                "actualDst": conn.hbone_addr.map(|a| a.to_string()),
+                "actualDst": conn.hbone_addr.unwrap_or(conn.destination_addr).to_string(),
+                "pod": conn.local_pod(),
                 "srcIdentity": conn.source_identity.as_ref().map(|i| i.to_string()),
                 "dstWorkload": conn.destination.as_ref().map(|w| w.uid.to_string()),
                 "protocol": if conn.mtls { "HBONE" } else { "TCP" },

@@ -47,7 +47,7 @@ pub mod ca {
 pub mod zds {
     tonic::include_proto!("istio.workload.zds");
 }
-/// `envoy.service.discovery.v3`: delta discovery.
+/// `envoy.service.discovery.v3`: delta discovery, and the stream of debug types.
 #[allow(
     missing_docs,
     clippy::all,
@@ -56,6 +56,17 @@ pub mod zds {
 )]
 pub mod ads {
     tonic::include_proto!("envoy.service.discovery.v3");
+}
+
+/// `envoy.service.status.v3`: what proxies have taken in, as istioctl reads it.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the .proto file, which has the comments"
+)]
+pub mod status {
+    tonic::include_proto!("envoy.service.status.v3");
 }
 
 /// `karst.route.v1`: what layer 7 proxies do with requests.

@@ -7,6 +7,7 @@
 //! - [`pool`]: tunnels that are shared by the connections of one pod.
 //! - [`copy`]: bytes between a socket and a stream, or between two sockets; a buffer exists only while bytes move.
 
+pub mod certificate;
 pub mod client;
 pub mod copy;
 pub mod pool;

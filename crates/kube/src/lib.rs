@@ -13,7 +13,10 @@ pub use watched::{Watch, Watched};
 pub use write::{Ref, WebhookState};
 
 use anyhow::Context;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec},
+    authorization::v1::{NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+};
 use kube::{Api, api::PostParams};
 
 /// A connection to the API server.
@@ -25,6 +28,8 @@ pub struct Kube {
 /// Who presented a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reviewed {
+    /// The groups that it is in, as RBAC binds them.
+    pub groups: Vec<String>,
     /// `system:serviceaccount:<namespace>:<name>`.
     pub username: String,
     /// The pod that the token is bound to; empty for a token without one.
@@ -41,6 +46,9 @@ pub enum ReviewError {
     /// The API server cannot be asked.
     #[error("TokenReview: {0}")]
     Request(Box<dyn std::error::Error + Send + Sync>),
+    /// The API server cannot be asked what a user may do.
+    #[error("SubjectAccessReview: {0}")]
+    Access(Box<dyn std::error::Error + Send + Sync>),
     /// It has given no answer.
     #[error("TokenReview: no answer")]
     NoAnswer,
@@ -100,10 +108,31 @@ impl Kube {
             }
         };
         Ok(Reviewed {
+            groups: user.groups.unwrap_or_default(),
             username: user.username.unwrap_or_default(),
             pod: single("pod-name")?,
             pod_uid: single("pod-uid")?,
             node: single("node-name")?,
         })
+    }
+
+    /// May the user read this path (RBAC: `nonResourceURLs`, verb `get`)?
+    ///
+    /// # Errors
+    /// That the API server cannot be asked.
+    pub async fn may_get(&self, user: &Reviewed, path: &str) -> Result<bool, ReviewError> {
+        let attributes = NonResourceAttributes { path: Some(path.into()), verb: Some("get".into()) };
+        let ask = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: Some(user.username.clone()),
+                groups: Some(user.groups.clone()),
+                non_resource_attributes: Some(attributes),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let answer = api.create(&PostParams::default(), &ask).await.map_err(|e| ReviewError::Access(e.into()))?;
+        Ok(answer.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
     }
 }

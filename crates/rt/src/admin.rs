@@ -2,16 +2,46 @@
 
 use crate::admission::{Admission, Limits, Permit, Source};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    rc::Rc,
+    time::Duration,
+};
 use tokio::net::TcpListener;
 
 /// An answer.
 pub type Answer = Response<Full<Bytes>>;
 /// Answers requests: method, path, query. Runs on the thread that serves.
 pub type Handler = Rc<dyn Fn(&str, &str, &str) -> Pin<Box<dyn Future<Output = Answer>>>>;
+
+/// A request, for handlers that must know who asks.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Where it comes from; an IPv4 address is never written as an IPv6 one.
+    pub from: IpAddr,
+    /// HTTP method.
+    pub method: String,
+    /// Path, without query.
+    pub path: String,
+    /// Query, without question mark; may be empty.
+    pub query: String,
+    /// The bearer token of `authorization`, if there is one.
+    pub bearer: Option<String>,
+    /// Body, of at most [`BODY`] bytes.
+    pub body: Bytes,
+}
+/// Answers requests, knowing who asks. Runs on the thread that serves.
+pub type RequestHandler = Rc<dyn Fn(Asked) -> Pin<Box<dyn Future<Output = Answer>>>>;
+
+/// Most bytes of a request's body; a longer one is answered with 413.
+const BODY: usize = 64 << 10;
 
 /// A handler that has its answers at hand.
 pub fn pages(answer: impl Fn(&str, &str, &str) -> Answer + 'static) -> Handler {
@@ -59,6 +89,11 @@ pub async fn bind(addr: SocketAddr, option: &str) -> io::Result<TcpListener> {
 
 /// Serves until the process ends. Must run in a `LocalSet`.
 pub fn serve(listener: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Output = ()>>> {
+    serve_requests(listener, Rc::new(move |asked| handler(&asked.method, &asked.path, &asked.query)))
+}
+
+/// As [`serve`], for a handler that must know who asks.
+pub fn serve_requests(listener: TcpListener, handler: RequestHandler) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
         let places = Admission::new(PLACES);
         loop {
@@ -66,9 +101,14 @@ pub fn serve(listener: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Outp
             let Ok(permit) = Permit::admit(&[&places], &Source::address(from.ip(), false)) else { continue };
             let handler = handler.clone();
             tokio::task::spawn_local(async move {
-                let service = service_fn(move |r: Request<Incoming>| {
-                    let answer = handler(r.method().as_str(), r.uri().path(), r.uri().query().unwrap_or(""));
-                    async move { Ok::<_, Infallible>(answer.await) }
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let handler = handler.clone();
+                    async move {
+                        Ok::<_, Infallible>(match asked(request, from.ip().to_canonical()).await {
+                            Some(asked) => handler(asked).await,
+                            None => text(413, format!("the body has more than {BODY} bytes\n")),
+                        })
+                    }
                 });
                 let conn = hyper::server::conn::http1::Builder::new()
                     .keep_alive(false)
@@ -76,6 +116,20 @@ pub fn serve(listener: TcpListener, handler: Handler) -> Pin<Box<dyn Future<Outp
                 let _ = permit.within(PATIENCE, conn).await;
             });
         }
+    })
+}
+
+/// The request with its body; None if that is too long or breaks off.
+async fn asked(request: Request<Incoming>, from: IpAddr) -> Option<Asked> {
+    let (head, body) = request.into_parts();
+    let bearer = head.headers.get(hyper::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    Some(Asked {
+        from,
+        method: head.method.as_str().into(),
+        path: head.uri.path().into(),
+        query: head.uri.query().unwrap_or_default().into(),
+        bearer: bearer.and_then(|value| value.strip_prefix("Bearer ")).map(String::from),
+        body: Limited::new(body, BODY).collect().await.ok()?.to_bytes(),
     })
 }
 
@@ -105,6 +159,43 @@ mod tests {
             let mut answer = String::new();
             s.read_to_string(&mut answer).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ready\n"), "{answer}");
+        };
+        tokio::time::timeout(Duration::from_secs(20), LocalSet::new().run_until(ask)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_handler_is_told_who_asks_and_long_bodies_are_refused() {
+        let ask = async {
+            let listener = TcpListener::bind("[::]:0").await.unwrap();
+            let to = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
+            let handler: RequestHandler = Rc::new(|asked| {
+                let line = format!(
+                    "{} {} {} {} {:?} {}",
+                    asked.from,
+                    asked.method,
+                    asked.path,
+                    asked.query,
+                    asked.bearer,
+                    asked.body.len()
+                );
+                Box::pin(std::future::ready(text(200, line)))
+            });
+            tokio::task::spawn_local(serve_requests(listener, handler));
+            let exchange = async |body: usize| {
+                let mut stream = TcpStream::connect(to).await.unwrap();
+                let head = format!(
+                    "PUT /a?b=c HTTP/1.1\r\nhost: x\r\nauthorization: Bearer t\r\ncontent-length: {body}\r\n\r\n"
+                );
+                stream.write_all(head.as_bytes()).await.unwrap();
+                let _ = stream.write_all(&vec![b'x'; body]).await;
+                let mut answer = vec![];
+                let _ = stream.read_to_end(&mut answer).await;
+                String::from_utf8(answer).unwrap()
+            };
+            let short = exchange(3).await;
+            assert!(short.ends_with("127.0.0.1 PUT /a b=c Some(\"t\") 3"), "{short}");
+            let long = exchange(BODY + 1).await;
+            assert!(long.starts_with("HTTP/1.1 413"), "{long}");
         };
         tokio::time::timeout(Duration::from_secs(20), LocalSet::new().run_until(ask)).await.unwrap();
     }

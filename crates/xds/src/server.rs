@@ -7,7 +7,7 @@ use crate::{
     MORE, PARTS,
     snapshot::{Difference, Interest, Resources, Set},
 };
-use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use karst_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -56,6 +56,22 @@ pub struct Variant {
 /// Something a subscriber said that the operator should see.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// It has said what it is; the first event of a stream, if it says so at all.
+    Node(Node),
+    /// A response with resources of a type is on its way to it.
+    Sent {
+        /// Type of the resources.
+        type_url: String,
+        /// Number of the response.
+        nonce: String,
+    },
+    /// It has taken in a response.
+    Accepted {
+        /// Type of the resources.
+        type_url: String,
+        /// Number of the response.
+        nonce: String,
+    },
     /// It has taken in everything up to this snapshot.
     Acked(u64),
     /// It refused a response.
@@ -82,12 +98,17 @@ pub async fn serve<S>(
     let mut interests: HashMap<&'static str, Interest> = HashMap::new();
     let mut nonce = 0u64;
     let mut size = WHOLE;
+    let mut introduced = false;
     // Pushes that are not acknowledged yet: last nonce and number of the snapshot.
     let mut pending: VecDeque<(u64, u64)> = VecDeque::new();
     loop {
         let dirty = tokio::select! {
             r = requests.next() => match r {
                 Some(Ok(r)) => {
+                    if let Some(node) = r.node.as_ref().filter(|_| !introduced) {
+                        introduced = true;
+                        on_event(&peer, Event::Node(node.clone()));
+                    }
                     let answered: u64 = r.response_nonce.parse().unwrap_or(0);
                     while let Some((n, v)) = pending.front().copied().filter(|(n, _)| *n <= answered) {
                         let _ = n;
@@ -117,6 +138,8 @@ pub async fn serve<S>(
             pending.push_back((nonce, now.version));
         }
         for message in messages {
+            let (type_url, nonce) = (message.type_url.clone(), message.nonce.clone());
+            on_event(&peer, Event::Sent { type_url, nonce });
             if out.send(Ok(message)).await.is_err() {
                 return;
             }
@@ -148,6 +171,10 @@ fn request(
     if let Some(e) = request.error_detail {
         on_event(peer, Event::Nack { type_url: request.type_url, error: e.message });
         return Ok(false);
+    }
+    if !request.response_nonce.is_empty() {
+        let (type_url, nonce) = (request.type_url.clone(), request.response_nonce.clone());
+        on_event(peer, Event::Accepted { type_url, nonce });
     }
     let first = !interests.contains_key(type_url);
     let interest = interests.entry(type_url).or_default();

@@ -84,6 +84,18 @@ pub fn kubectl_with(token: &str, args: &[&str]) -> Result<String, String> {
     try_kubectl(&own.iter().map(String::as_str).chain(args.iter().copied()).collect::<Vec<_>>())
 }
 
+/// Runs Istio's istioctl; gives its output, or what it complains about (with its output).
+pub fn try_istioctl(args: &[&str]) -> Result<String, String> {
+    let out = tool("istioctl").args(args).output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stdout) + &text(&out.stderr)) }
+}
+
+/// Runs istioctl, which must succeed.
+pub fn istioctl(args: &[&str]) -> String {
+    try_istioctl(args).unwrap_or_else(|e| panic!("istioctl {}: {e}", args.join(" ")))
+}
+
 /// Runs helm; gives its output, or what it complains about.
 pub fn try_helm(args: &[&str]) -> Result<String, String> {
     let out = tool("helm").args(args).output().unwrap();

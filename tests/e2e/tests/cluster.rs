@@ -9,6 +9,9 @@
     reason = "a test's failure is a panic"
 )]
 
+#[path = "stages/istioctl.rs"]
+mod istioctl;
+
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
     try_helm, try_kubectl, vip, visits, wait_redirected, xtask,
@@ -1248,6 +1251,15 @@ fn s4_what_is_deployed_runs_under_pod_security_restricted() {
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.
+/// Stock istioctl, from the Go module proxy: its tables have the objects that are there.
+#[test]
+fn s4_with_istioctl_the_real_objects_are_seen() {
+    install_gateway_api();
+    let apps = apps();
+    apps.mesh(true);
+    istioctl::exercise(&apps);
+}
+
 #[test]
 fn s5_a_canary_is_released_or_taken_back() {
     let _a = apps();

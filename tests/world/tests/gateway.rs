@@ -285,15 +285,17 @@ fn keys_are_told_to_their_gateway_only() {
         &[443],
     );
     let other = s.w.gateway("edge", "other", 1, &[]);
-    let page = |p: &Pod| s.w.waypoint_page(p, 15000, "/config_dump").unwrap().1;
-    assert!(page(&s.gateway).contains("Gateway/edge/gw/one"));
+    let page = |p: &Pod| s.w.waypoint_page(p, 15000, "/config_dump/karst").unwrap().1;
+    let envoy = s.w.waypoint_page(&s.gateway, 15000, "/config_dump?include_eds=true").unwrap().1;
+    assert!(page(&s.gateway).contains("Gateway/edge/gw/one") && envoy.contains("ListenersConfigDump"));
     assert!(
         page(&other).contains("\"listeners\":null") || page(&other).contains("\"listeners\": null"),
         "{}",
         page(&other)
     );
     let key: String = pair.1.lines().nth(1).unwrap().into();
-    assert!(!page(&s.gateway).contains(&key), "keys are not shown");
+    assert!(!page(&s.gateway).contains(&key) && !envoy.contains(&key), "keys are not shown");
+    assert!(!envoy.contains("private_key"), "nor is there a place for one");
 }
 
 /// Those who send connections to a gateway hear late that it ends: it goes on to take them for a while.

@@ -566,8 +566,7 @@ fn a_revoked_certificate_ends_its_tunnels_and_no_others() {
         own["certChain"][0]["serialNumber"].as_str().unwrap().to_string()
     };
     let (before, now) = (serial(), std::time::SystemTime::now());
-    let bytes: Vec<u8> =
-        (0..before.len()).step_by(2).map(|i| u8::from_str_radix(&before[i..i + 2], 16).unwrap()).collect();
+    let bytes = serial_bytes(&before);
     let ca = |f: &str| std::fs::read_to_string(w.dir.join("controller").join(f)).unwrap();
     let key = rcgen::KeyPair::from_pem(&ca("ca-key.pem")).unwrap();
     let list = rcgen::CertificateRevocationListParams {
@@ -665,4 +664,22 @@ fn a_lost_node_is_not_waited_for() {
     assert!(at_return[0] - before[0] > 150, "connections waited: {before:?} {at_return:?}");
     assert!(ok > 300);
     assert!((1..4).all(|i| after[i] > at_return[i]), "the node that is back is used again: {at_return:?} {after:?}");
+}
+
+/// A serial number that a dump has in decimal digits, as bytes, the most significant first.
+fn serial_bytes(decimal: &str) -> Vec<u8> {
+    let mut bytes: Vec<u8> = Vec::new(); // the least significant first
+    for digit in decimal.bytes() {
+        let mut carry = u32::from(digit - b'0');
+        for byte in &mut bytes {
+            carry += u32::from(*byte) * 10;
+            *byte = carry as u8;
+            carry >>= 8;
+        }
+        if carry > 0 {
+            bytes.push(carry as u8);
+        }
+    }
+    bytes.reverse();
+    bytes
 }

@@ -218,6 +218,11 @@ impl Access {
         all.into_iter()
     }
 
+    /// Name, action and number of rules of the policies that are enforced, for the admin page.
+    pub fn enforced(&self) -> impl Iterator<Item = (&str, AccessAction, usize)> {
+        self.policies.iter().filter(|p| !p.dry_run).map(|p| (p.name.as_str(), p.action, p.rules.len()))
+    }
+
     /// The names of the policies in dry run.
     pub fn dry_runs(&self) -> impl Iterator<Item = &str> {
         self.policies.iter().filter(|p| p.dry_run).map(|p| p.name.as_str())

@@ -116,6 +116,8 @@ pub struct Listener {
     pub redirect: bool,
     /// The port that clients call.
     called: u16,
+    /// The certificates that it shows, in PEM, for the admin page.
+    chains: Vec<Vec<u8>>,
 }
 
 /// TLS that ends here.
@@ -156,6 +158,7 @@ impl Gateway {
                 tls,
                 redirect: listener.redirect,
                 called: if called == 0 { port } else { called },
+                chains: listener.tls.iter().flat_map(|tls| &tls.certificates).map(|pair| pair.chain.clone()).collect(),
             }));
         }
         let pair = |(name, k): (&String, &ir::KeyPair)| {
@@ -181,6 +184,11 @@ impl Gateway {
 }
 
 impl Port {
+    /// All of it, in order.
+    pub fn listeners(&self) -> &[Arc<Listener>] {
+        &self.listeners
+    }
+
     /// The listeners for a name (that of a request, or of a TLS hello): of those that it fits, the ones with the longest
     /// name of their own, in order.
     pub fn find<'a>(&'a self, name: Option<&'a str>) -> impl Iterator<Item = &'a Arc<Listener>> {
@@ -200,6 +208,26 @@ impl Port {
 }
 
 impl Listener {
+    /// The names of its virtual hosts begin so, before a slash.
+    pub fn route_name(&self) -> &str {
+        &self.routes
+    }
+
+    /// The host names that it is for; none: all.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// The port that clients call.
+    pub fn called(&self) -> u16 {
+        self.called
+    }
+
+    /// The certificates that it shows, in PEM.
+    pub fn chains(&self) -> &[Vec<u8>] {
+        &self.chains
+    }
+
     fn rank(&self, name: Option<&str>) -> Option<usize> {
         self.hosts.iter().filter_map(|h| rank(h, name)).max()
     }

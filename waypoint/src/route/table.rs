@@ -120,6 +120,13 @@ impl Routes {
         serde_json::json!({ "producer": of(&self.producer), "consumers": consumers })
     }
 
+    /// All tables: that of callers whose namespace has none of its own (no name), and those of namespaces, by name.
+    pub fn tables(&self) -> impl Iterator<Item = (Option<&str>, &Table)> {
+        let mut consumers: Vec<_> = self.consumers.iter().map(|(name, table)| (Some(name.as_str()), table)).collect();
+        consumers.sort_by_key(|(name, _)| *name);
+        [(None, &self.producer)].into_iter().chain(consumers)
+    }
+
     /// The table for callers of a namespace.
     pub fn table(&self, namespace: &str) -> &Table {
         self.consumers.get(namespace).unwrap_or(&self.producer)
@@ -147,6 +154,16 @@ pub enum RouteMatch<'a> {
 }
 
 impl Table {
+    /// The rules for requests to a port, in the order in which they are tried.
+    pub fn rules(&self, port: u16) -> &[Arc<Rule>] {
+        &self.ports.get(&port).unwrap_or(&self.rest).rules
+    }
+
+    /// The rules for connections, in the order in which they are tried.
+    pub fn tcp_rules(&self) -> &[TcpRule] {
+        &self.tcp
+    }
+
     fn new(table: &ir::Table, limit: &mut impl FnMut(&ir::RateLimit) -> Arc<Limit>) -> Result<Self, CompileError> {
         let mut rules = Vec::with_capacity(table.http.len());
         for rule in &table.http {
@@ -267,11 +284,12 @@ impl Index {
 pub struct Rule {
     pub origin: String,
     pub path: Option<StringMatcher>,
-    ignore_case: bool,
-    method: Option<StringMatcher>,
+    pub ignore_case: bool,
+    pub method: Option<StringMatcher>,
     scheme: Option<StringMatcher>,
     authority: Option<StringMatcher>,
-    headers: Vec<(HeaderName, StringMatcher, bool)>,
+    /// Name, value, and whether it must not match.
+    pub headers: Vec<(HeaderName, StringMatcher, bool)>,
     query: Vec<(String, StringMatcher, bool)>,
     labels: BTreeMap<String, String>,
     namespace: String,

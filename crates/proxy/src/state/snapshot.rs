@@ -47,6 +47,10 @@ impl Snapshot {
         Self { root: namespace.into(), ..self }
     }
 
+    /// The network that we are in; may be empty.
+    pub fn network(&self) -> &str {
+        &self.network
+    }
     /// The workload of an address of this network. Several on one: pods before HBONE before others.
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         let all = self.by_ip.get(&ip)?.iter().filter_map(|u| self.workloads.get(u));

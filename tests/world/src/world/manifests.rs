@@ -10,10 +10,10 @@ use karst_rt::netns::Netns;
 use std::{fs, net::SocketAddr};
 
 impl World {
-    fn syncz(&self) -> Result<serde_json::Value> {
+    fn subscribers(&self) -> Result<serde_json::Value> {
         let ns = Netns::open(format!("/run/netns/{}", self.ns("control")))?;
         let s = ns.run(|| http::connect(SocketAddr::from(([127, 0, 0, 1], 15014))))??;
-        Ok(serde_json::from_str(&http::get(s, "/debug/syncz")?.1)?)
+        Ok(serde_json::from_str(&http::get(s, "/debug/karst")?.1)?)
     }
 
     /// Waits until the controller has read the manifests of now and every proxy has taken them in.
@@ -21,7 +21,7 @@ impl World {
         let dir = self.dir.join("manifests");
         wait_for("proxies acknowledge the manifests", PATIENCE, || {
             let want = format!("{:x}", karst_manifest::dir::digest(&dir));
-            let z = self.syncz().ok()?;
+            let z = self.subscribers().ok()?;
             let version = z["version"].as_u64()?;
             let proxies = z["proxies"].as_array()?;
             let live = self.nodes.iter().filter(|n| n.ztunnel.is_some()).count();

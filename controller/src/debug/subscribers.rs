@@ -1,0 +1,155 @@
+//! Who is subscribed, and what each was sent and has taken in: the truth behind `istioctl proxy-status`.
+
+use karst_api::ads::Node;
+use karst_xds::server::Event;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+/// Exchange of one type with one proxy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Exchange {
+    /// Number of the last response.
+    pub sent: Option<String>,
+    /// When it was sent.
+    pub sent_at: Option<SystemTime>,
+    /// Number of the last response that it has taken in.
+    pub acked: Option<String>,
+    /// Why it refused a response, if it has accepted none since.
+    pub error: Option<String>,
+}
+
+/// A proxy with an open stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subscriber {
+    /// The authenticated caller, for logs.
+    pub name: String,
+    /// The authenticated pod's namespace.
+    pub namespace: String,
+    /// The authenticated pod.
+    pub pod: String,
+    /// `ztunnel`, `waypoint` or `router`, as the proxy says; without a word of it, `ztunnel`.
+    pub kind: String,
+    /// Cluster that it says it is in; may be empty.
+    pub cluster: String,
+    /// Version that it says it is; may be empty.
+    pub version: String,
+    /// Since when.
+    pub connected: SystemTime,
+    /// Number of the snapshot that it has taken in.
+    pub acked: u64,
+    /// By type URL.
+    pub types: BTreeMap<String, Exchange>,
+}
+
+impl Subscriber {
+    /// One that has said nothing yet.
+    pub fn new(name: String, namespace: String, pod: String, connected: SystemTime) -> Self {
+        let (kind, cluster, version) = ("ztunnel".into(), String::new(), String::new());
+        Self { name, namespace, pod, kind, cluster, version, connected, acked: 0, types: BTreeMap::new() }
+    }
+
+    /// The proxy's name as Istio writes it: `pod.namespace`.
+    pub fn id(&self) -> String {
+        format!("{}.{}", self.pod, self.namespace)
+    }
+
+    /// Takes in what its stream tells.
+    pub fn note(&mut self, event: &Event, now: SystemTime) {
+        match event {
+            Event::Node(node) => self.introduce(node),
+            Event::Acked(version) => self.acked = *version,
+            Event::Sent { type_url, nonce } => {
+                let exchange = self.types.entry(type_url.clone()).or_default();
+                (exchange.sent, exchange.sent_at) = (Some(nonce.clone()), Some(now));
+            }
+            Event::Accepted { type_url, nonce } => {
+                let exchange = self.types.entry(type_url.clone()).or_default();
+                (exchange.acked, exchange.error) = (Some(nonce.clone()), None);
+            }
+            Event::Nack { type_url, error } => {
+                self.types.entry(type_url.clone()).or_default().error = Some(error.clone());
+            }
+        }
+    }
+
+    fn introduce(&mut self, node: &Node) {
+        let text = |key: &str| match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+            prost_types::value::Kind::StringValue(value) => Some(value.clone()),
+            _ => None,
+        };
+        if let Some((kind @ ("ztunnel" | "waypoint" | "router"), _)) = node.id.split_once('~') {
+            self.kind = kind.into();
+        }
+        self.cluster = text("CLUSTER_ID").unwrap_or_default();
+        self.version = text("ISTIO_VERSION").unwrap_or_default();
+    }
+}
+
+/// All of them, by number of their stream.
+#[derive(Debug, Default)]
+pub struct Subscribers(Mutex<BTreeMap<u64, Subscriber>>);
+
+impl Subscribers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Subscriber>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// A stream has begun.
+    pub fn add(&self, stream: u64, subscriber: Subscriber) {
+        self.lock().insert(stream, subscriber);
+    }
+    /// A stream has ended.
+    pub fn remove(&self, stream: u64) {
+        self.lock().remove(&stream);
+    }
+    /// A stream tells something.
+    pub fn note(&self, stream: u64, event: &Event, now: SystemTime) {
+        if let Some(subscriber) = self.lock().get_mut(&stream) {
+            subscriber.note(event, now);
+        }
+    }
+    /// Those of now, by number of their stream.
+    pub fn all(&self) -> Vec<Subscriber> {
+        self.lock().values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_stands_until_something_is_accepted() {
+        let all = Subscribers::default();
+        let now = SystemTime::UNIX_EPOCH;
+        all.add(7, Subscriber::new("n".into(), "istio-system".into(), "zt".into(), now));
+        let (type_url, error) = ("t".to_string(), "bad".to_string());
+        all.note(7, &Event::Sent { type_url: type_url.clone(), nonce: "1".into() }, now);
+        all.note(7, &Event::Nack { type_url: type_url.clone(), error }, now);
+        let exchange = |all: &Subscribers| all.all()[0].types["t"].clone();
+        assert_eq!((exchange(&all).acked, exchange(&all).error), (None, Some("bad".into())));
+        all.note(7, &Event::Accepted { type_url, nonce: "1".into() }, now);
+        assert_eq!((exchange(&all).acked, exchange(&all).error), (Some("1".into()), None));
+        all.remove(7);
+        assert!(all.all().is_empty());
+    }
+
+    #[test]
+    fn what_a_proxy_says_of_itself_is_bounded_to_known_kinds() {
+        let now = SystemTime::UNIX_EPOCH;
+        let mut subscriber = Subscriber::new("n".into(), "a".into(), "w".into(), now);
+        let node = |id: &str| Node { id: id.into(), ..Default::default() };
+        for (id, kind) in [
+            ("waypoint~10.0.0.1~w.a~a.svc.cluster.local", "waypoint"),
+            ("router~10.0.0.1~w.a~a.svc.cluster.local", "router"),
+            ("<script>~x", "router"),
+            ("", "router"),
+        ] {
+            subscriber.note(&Event::Node(node(id)), now);
+            assert_eq!(subscriber.kind, kind, "{id}");
+        }
+        assert_eq!(subscriber.id(), "w.a");
+    }
+}
