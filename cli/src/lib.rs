@@ -7,6 +7,7 @@
 //! - [`problem`]: errors, each with its next step. [`verbs`]: a file for each verb.
 
 pub mod cluster;
+pub mod input;
 pub mod known;
 pub mod options;
 pub mod output;
