@@ -1,5 +1,6 @@
 //! The verbs, a file for each.
 
+pub mod analyze;
 pub mod proxy_status;
 pub mod version;
 pub mod waypoint;
@@ -10,9 +11,14 @@ use crate::{problem::Problem, session::Session};
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
+    /// Find problems in files and in the cluster
+    Analyze(analyze::Analyze),
     /// Print which proxies are connected, and what each has acknowledged
     #[command(visible_aliases = ["ps", "status"])]
     ProxyStatus(proxy_status::ProxyStatus),
+    /// Check manifests as the webhook does, without a cluster
+    #[command(visible_alias = "v")]
+    Validate(analyze::Validate),
     /// Print the versions of client, control plane and data plane
     Version(version::Version),
     /// Manage waypoints
@@ -30,7 +36,9 @@ impl Verb {
     /// Why it failed, and the next step.
     pub async fn run(self, session: &mut Session<'_>, _tree: &dyn Fn() -> clap::Command) -> Result<(), Problem> {
         match self {
+            Self::Analyze(verb) => verb.run(session).await,
             Self::ProxyStatus(verb) => verb.run(session).await,
+            Self::Validate(verb) => verb.run(session),
             Self::Version(verb) => verb.run(session).await,
             Self::Waypoint(verb) => verb.run(session).await,
             Self::ZtunnelConfig(verb) => verb.run(session).await,
