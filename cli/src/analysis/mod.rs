@@ -4,4 +4,4 @@ mod message;
 mod source;
 
 pub use message::{Level, Message, Suppression, table_line};
-pub use source::{Input, files, from_cluster, read};
+pub use source::{Input, files, from_cluster, read, stored};

@@ -125,7 +125,7 @@ impl Input {
 pub async fn from_cluster(cluster: &Cluster) -> Result<(Vec<Arc<Located>>, Vec<String>), Problem> {
     let (mut objects, mut notes) = (vec![], vec![]);
     for (kind, group, _) in KINDS {
-        let listed = match list(cluster, kind, group).await {
+        let listed = match stored(cluster, kind, group).await {
             Ok(listed) => listed,
             // Secrets most of all: what depends on them is then said of, wrongly or not, and the note tells why.
             Err(problem) if *kind == "Secret" || *kind == "ConfigMap" => {
@@ -145,7 +145,11 @@ pub async fn from_cluster(cluster: &Cluster) -> Result<(Vec<Arc<Located>>, Vec<S
     Ok((objects, notes))
 }
 
-async fn list(cluster: &Cluster, kind: &'static str, group: &'static str) -> Result<Vec<Value>, Problem> {
+/// The objects of a kind as they are stored; none if the API server does not know it.
+///
+/// # Errors
+/// If the API server refuses or cannot be reached.
+pub async fn stored(cluster: &Cluster, kind: &'static str, group: &'static str) -> Result<Vec<Value>, Problem> {
     let name = kinds::api_kind(kind);
     for version in versions(kind) {
         let resource = Resource::new(group, version, name, plural(kind));
