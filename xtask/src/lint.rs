@@ -29,6 +29,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-waypoint", 5),
     ("karst-controller", 5),
     ("karst-world", 5),
+    ("karst-cli", 7),
     ("karst-fuzz", 6),
     ("karst-differential", 6),
     ("karst-e2e", 6),
