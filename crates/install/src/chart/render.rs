@@ -105,27 +105,37 @@ struct Rendering {
 }
 
 impl Rendering {
-    fn gather(&mut self, chart: &Chart, path: &str, values: &Value, release: &Release) -> Result<(), ChartError> {
+    /// Adds a chart's files and its dependencies'; gives its dot, which has theirs under Subcharts.
+    fn gather(&mut self, chart: &Chart, path: &str, values: &Value, release: &Release) -> Result<Value, ChartError> {
         self.crds.extend(chart.crds.iter().map(|(file, text)| (format!("{path}/{file}"), text.clone())));
-        for (file, text) in &chart.templates {
-            let name = format!("{path}/{file}");
-            self.templates
-                .add(&name, text)
-                .map_err(|error| ChartError::Template { chart: chart.name.clone(), error })?;
-            self.files.insert(name.clone(), dot(chart, &name, path, values, release));
-        }
+        let mut below = BTreeMap::new();
         for dependency in &chart.dependencies {
             let own = match values {
                 Value::Map(entries) => entries.borrow().get(&dependency.name).cloned().unwrap_or_default(),
                 _ => Value::Nil,
             };
-            self.gather(dependency, &format!("{path}/charts/{}", dependency.name), &own, release)?;
+            let dot = self.gather(dependency, &format!("{path}/charts/{}", dependency.name), &own, release)?;
+            below.insert(dependency.name.clone(), dot);
         }
-        Ok(())
+        let common = dot(chart, values, release, below);
+        for (file, text) in &chart.templates {
+            let name = format!("{path}/{file}");
+            self.templates
+                .add(&name, text)
+                .map_err(|error| ChartError::Template { chart: chart.name.clone(), error })?;
+            let mut own = common.clone();
+            let template = [("Name", name.as_str()), ("BasePath", &format!("{path}/templates"))];
+            own.insert(
+                "Template".into(),
+                Value::map(template.map(|(key, text)| (key.to_string(), Value::text(text))).into()),
+            );
+            self.files.insert(name, Value::map(own));
+        }
+        Ok(Value::map(common))
     }
 }
 
-fn dot(chart: &Chart, file: &str, path: &str, values: &Value, release: &Release) -> Value {
+fn dot(chart: &Chart, values: &Value, release: &Release, below: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let text = |text: &str| Value::text(text);
     let map = |entries: Vec<(&str, Value)>| {
         Value::map(entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect())
@@ -138,7 +148,8 @@ fn dot(chart: &Chart, file: &str, path: &str, values: &Value, release: &Release)
     });
     let mut numbers = release.kubernetes.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    map(vec![
+    let entries = vec![
+        ("Subcharts", Value::map(below)),
         ("Values", values.clone()),
         ("Chart", Value::map(metadata.collect())),
         ("Files", Value::Files(chart.files.clone().into())),
@@ -168,6 +179,6 @@ fn dot(chart: &Chart, file: &str, path: &str, values: &Value, release: &Release)
                 ("APIVersions", Value::list(Vec::new())),
             ]),
         ),
-        ("Template", map(vec![("Name", text(file)), ("BasePath", text(&format!("{path}/templates")))])),
-    ])
+    ];
+    entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
 }
