@@ -1,7 +1,7 @@
 //! The controller's options. Environment variables are read here and nowhere else.
 
 use crate::{
-    convert::{Mesh, Template},
+    convert::{Mesh, Revision, Template},
     jwks,
     reach::Reach,
 };
@@ -99,6 +99,9 @@ pub struct Config {
     /// Pull policy of the waypoint image.
     #[arg(long, env = "KARST_WAYPOINT_PULL_POLICY", default_value = "IfNotPresent")]
     pub waypoint_pull_policy: String,
+    /// Names of Secrets (comma-separated), in the namespace of each Gateway, with which its pods pull their image.
+    #[arg(long, env = "KARST_WAYPOINT_PULL_SECRETS", value_delimiter = ',')]
+    pub waypoint_pull_secrets: Vec<String>,
     /// Read Secrets with the certificates of gateways. If false, gateways cannot terminate TLS.
     #[arg(long, env = "KARST_GATEWAY_SECRETS", default_value_t = true, action = clap::ArgAction::Set)]
     pub gateway_secrets: bool,
@@ -122,6 +125,16 @@ pub struct Config {
     /// Namespace whose policies apply to the whole mesh.
     #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
     pub root_namespace: String,
+    /// Name of this control plane among several (Istio: revision): objects with the label istio.io/rev of another one are not read.
+    #[arg(long, env = "REVISION", default_value = "default")]
+    pub revision: String,
+    /// Other names of this revision (comma-separated; Istio: revision tags).
+    #[arg(long, env = "REVISION_TAGS", value_delimiter = ',')]
+    pub revision_tags: Vec<String>,
+    /// ConfigMap in the root namespace whose key `mesh` holds the mesh configuration; changes are applied. Empty: istio, or
+    /// istio-REVISION.
+    #[arg(long, env = "MESH_CONFIG_MAP", default_value = "")]
+    pub mesh_config_map: String,
     /// Default `exportTo` of VirtualServices: * (all namespaces) or . (their own namespace).
     #[arg(long = "virtual-service-export-to", env = "DEFAULT_VIRTUAL_SERVICE_EXPORT_TO", default_value = "*")]
     #[arg(value_delimiter = ',', value_name = "*|.", value_parser = ["*", "."])]
@@ -164,7 +177,19 @@ pub struct Config {
 impl Config {
     /// What waypoints are made of.
     pub fn template(&self) -> Template {
-        Template { image: self.waypoint_image.clone(), pull_policy: self.waypoint_pull_policy.clone() }
+        Template {
+            image: self.waypoint_image.clone(),
+            pull_policy: self.waypoint_pull_policy.clone(),
+            pull_secrets: self.waypoint_pull_secrets.clone(),
+        }
+    }
+    /// Which of several control planes this is.
+    pub fn revision(&self) -> Revision {
+        Revision { name: self.revision.clone(), tags: self.revision_tags.clone() }
+    }
+    /// The name of the ConfigMap with the mesh configuration.
+    pub fn mesh_config_name(&self) -> String {
+        if self.mesh_config_map.is_empty() { self.revision().named("istio") } else { self.mesh_config_map.clone() }
     }
     /// How keys at `jwksUri` are fetched.
     pub fn jwks(&self) -> jwks::Settings {
@@ -186,6 +211,7 @@ impl From<&Config> for Mesh {
             cluster_id: config.cluster_id.clone(),
             network: config.network.clone(),
             root_namespace: config.root_namespace.clone(),
+            revision: config.revision(),
             virtual_services_are_for: config.virtual_services_are_for.clone(),
             destination_rules_are_for: config.destination_rules_are_for.clone(),
             privileged_parameters: config.privileged_parameters,

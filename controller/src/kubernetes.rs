@@ -5,6 +5,7 @@ use crate::{
     ca::{CertificateAuthority, Signer},
     config::Config,
     convert::{MANAGED, Writes, deploy},
+    intake::Fault,
 };
 use anyhow::{Context, bail};
 use karst_kube::{Kube, Source, Watch, Watched};
@@ -28,6 +29,8 @@ const LISTS_CHECK: Duration = Duration::from_secs(10);
 /// Namespaces in which no workload of a mesh can be (Istio's list).
 const NO_ROOT: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 const RETRY: Duration = Duration::from_secs(1);
+/// By then some replica holds the Lease.
+const ELECTION: Duration = Duration::from_secs(30);
 /// The longest time between two tries of what fails again and again.
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
@@ -335,11 +338,20 @@ pub fn elect(kube: &Kube, config: &Config) -> watch::Receiver<bool> {
     leads
 }
 
+/// Takes part in the election among the replicas of this revision: of who writes what each revision has of its own.
+pub fn elect_of_revision(kube: &Kube, config: &Config) -> watch::Receiver<bool> {
+    let (tx, leads) = watch::channel(false);
+    let (ns, me, lease) = (config.root_namespace.clone(), config.pod_name.clone(), config.revision().named(LEASE));
+    tokio::spawn(karst_kube::lease::elect(kube.clone(), ns, lease, me, tx));
+    leads
+}
+
 /// Writes statuses and what Gateways need, on the replica that holds the Lease.
 pub struct StatusWriter {
     kube: Kube,
     namespace: String,
     me: String,
+    leads: watch::Receiver<bool>,
     todo: watch::Sender<Writes>,
 }
 
@@ -347,8 +359,8 @@ impl StatusWriter {
     /// Starts it.
     pub fn start(kube: Kube, namespace: String, me: String, leads: watch::Receiver<bool>) -> Self {
         let (todo, rx) = watch::channel(Writes::default());
-        tokio::spawn(write(kube.clone(), leads, rx));
-        Self { kube, namespace, me, todo }
+        tokio::spawn(write(kube.clone(), leads.clone(), rx));
+        Self { kube, namespace, me, leads, todo }
     }
 
     /// What is to be written now; replaces what was to be written before.
@@ -357,6 +369,21 @@ impl StatusWriter {
             let new = *t != writes;
             *t = writes;
             new
+        });
+    }
+
+    /// Notes on the ConfigMap with the mesh configuration what is wrong with it, if we hold the Lease, or will soon: at the start
+    /// nobody does yet.
+    pub fn warn(&self, fault: Fault) {
+        let (kube, me, mut leads) = (self.kube.clone(), self.me.clone(), self.leads.clone());
+        tokio::spawn(async move {
+            if !tokio::time::timeout(ELECTION, leads.wait_for(|l| *l)).await.is_ok_and(|held| held.is_ok()) {
+                return;
+            }
+            let at = (fault.namespace.as_str(), fault.name.as_str(), fault.uid.as_str());
+            if let Err(e) = kube.warn_config_map(at, ("karst-controller", &me), "MeshConfig", &fault.text).await {
+                tracing::warn!(error = format!("{e:#}"), "the fault is only in the log");
+            }
         });
     }
 

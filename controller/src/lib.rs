@@ -9,6 +9,7 @@ mod finder;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod gate;
+mod intake;
 mod jwks;
 mod key_set;
 mod kubernetes;

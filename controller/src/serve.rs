@@ -7,6 +7,7 @@ use crate::{
     convert::{self, Change, Compiler, Mesh, check, finding::Finding},
     finder::Finder,
     gate::{Gate, Known, Link},
+    intake::Intake,
     jwks::Fetcher,
     kubernetes,
     local_tokens::Keys,
@@ -38,7 +39,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -85,12 +86,14 @@ struct Counts {
     pushes: AtomicU64,
     nacks: AtomicU64,
     problems: AtomicU64,
+    /// The mesh configuration that is written is not in force.
+    mesh_config_stale: AtomicBool,
 }
 
 /// Serves until told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut leads = None;
-    let (mut source, authority, tokens, kube) = match config.object_source()? {
+    let (source, authority, tokens, kube) = match config.object_source()? {
         ObjectSource::Dir(directory) => {
             let authority = Signer::open(&config.data_dir, &config.trust_domain).context("certificate authority")?;
             let keys = Keys::open(&config.data_dir).context("token key")?;
@@ -139,11 +142,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         known: Known::default(),
         config,
     });
+    let mut intake = Intake::new(source, &shared.config);
     let mut log = Problems::default();
     let mut compiler = Compiler::new(mesh.clone());
     let keys = Fetcher::start(shared.config.jwks()).map_err(anyhow::Error::msg)?;
     let mut found = keys.found.clone();
-    update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log);
+    update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log);
     let newest = shared.clone();
     let newest = Box::new(move || (newest.state.load_full(), newest.model.load_full()));
     let finder = Finder::start(newest, mesh.clone()).context("cannot start a thread")?;
@@ -166,7 +170,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             counts: shared.reviews.clone(),
         };
         tokio::task::spawn_local(webhook::serve(connections, judge));
-        tokio::spawn(webhook::keep(kube.clone(), config.root_namespace.clone(), shared.authority.roots(), leads));
+        // Each revision has a webhook of its own; all else is written by one control plane.
+        let leads = if config.revision().is_default() { leads } else { kubernetes::elect_of_revision(kube, config) };
+        let name = webhook::configuration(&config.revision(), &config.root_namespace);
+        let roots = shared.authority.roots();
+        tokio::spawn(webhook::keep(kube.clone(), config.root_namespace.clone(), name, roots, leads));
     }
     let service = Service(shared.clone());
     let server = Server::builder()
@@ -199,7 +207,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             };
             // A new root is written everywhere. (What the source was about to tell is taken in, too.)
             let published = tokio::select! {
-                () = source.changed() => false,
+                () = intake.changed() => false,
                 Ok(()) = found.changed() => false,
                 Ok(()) = roots.changed() => true,
                 Ok(()) = lists.changed() => true,
@@ -217,7 +225,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     continue;
                 }
             };
-            if update(&shared, &mut source, &keys, kube.as_ref(), &mut compiler, &mut log) {
+            if update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log) {
                 due.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
             }
             if let Some((publisher, _)) = kube.as_ref().filter(|_| published) {
@@ -273,16 +281,16 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
             "--source: check reads a directory of manifests (dir:PATH), or, with --cluster, the stored objects"
         )
     };
-    let mut dir = Dir::watch(&manifests)?;
-    tell(&dir.read(), config, warnings(&manifests))
+    let dir = Dir::watch(&manifests)?;
+    tell(&Intake::new(Source::Dir(dir), config).read(), config, warnings(&manifests))
 }
 
 /// `karst-controller check --cluster`. (Fields without effect are told only of manifests: of what is stored it is not known who has
 /// written them.)
 pub async fn check_cluster(config: &Config) -> anyhow::Result<()> {
     let kube = karst_kube::Kube::connect().await?;
-    let mut source = kubernetes::source(&kube, config.gateway_secrets).await;
-    tell(&source.read(), config, vec![])
+    let source = kubernetes::source(&kube, config.gateway_secrets).await;
+    tell(&Intake::new(source, config).read(), config, vec![])
 }
 
 /// Prints what is wrong, and what comes of it.
@@ -342,13 +350,17 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// Takes in what has changed. True: what is to be said of objects may be another.
 fn update(
     shared: &Shared,
-    source: &mut Source,
+    intake: &mut Intake,
     keys: &Fetcher,
     kube: Option<&(kubernetes::Publisher, kubernetes::StatusWriter)>,
     compiler: &mut Compiler,
     log: &mut Problems,
 ) -> bool {
-    let state = State { keys: keys.found.borrow().clone(), ..source.read() };
+    let state = State { keys: keys.found.borrow().clone(), ..intake.read() };
+    shared.counts.mesh_config_stale.store(!intake.is_current(), Ordering::Relaxed);
+    if let (Some(fault), Some((_, writer))) = (intake.fault(), kube) {
+        writer.warn(fault);
+    }
     let change = compiler.update(&state);
     if compiler.was_whole() {
         keys.want(&state);
@@ -564,6 +576,12 @@ fn handler(shared: Arc<Shared>) -> admin::Handler {
                     "gauge",
                     "0: ca-crl.pem of the Secret cacerts could not be read; what was published stays.",
                     u64::from(!shared.authority.lists_stale()),
+                ),
+                (
+                    "karst_mesh_config_current",
+                    "gauge",
+                    "0: the ConfigMap with the mesh configuration cannot be used; the last good one stays in force.",
+                    u64::from(!shared.counts.mesh_config_stale.load(Ordering::Relaxed)),
                 ),
                 ("karst_workloads", "gauge", "Workloads known.", model.workloads.len() as u64),
                 ("karst_services", "gauge", "Services known.", model.services.len() as u64),

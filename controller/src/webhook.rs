@@ -6,7 +6,7 @@
 //! can be reached lets nothing by.
 
 use crate::{
-    convert::{Mesh, check, finding::Finding, of_gateway},
+    convert::{Mesh, Revision, check, finding::Finding, of_gateway},
     tls::Connection,
 };
 use bytes::Bytes;
@@ -230,10 +230,20 @@ pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     karst_rt::admin::bind(addr, "--webhook-addr").await
 }
 
+/// The name of a revision's ValidatingWebhookConfiguration (Istio's).
+pub fn configuration(revision: &Revision, namespace: &str) -> String {
+    format!("{}-{namespace}", revision.named("istio-validator"))
+}
+
 /// Keeps the webhook's configuration in order, while we hold the Lease: the root that it is verified by, and `Fail` once the
 /// API server has been seen to reach it. (One writer: during a renewal replicas hold different roots, and would write them in turns.)
-pub async fn keep(kube: Kube, namespace: String, mut roots: watch::Receiver<String>, mut leads: watch::Receiver<bool>) {
-    let name = format!("istio-validator-{namespace}");
+pub async fn keep(
+    kube: Kube,
+    namespace: String,
+    name: String,
+    mut roots: watch::Receiver<String>,
+    mut leads: watch::Receiver<bool>,
+) {
     let mut told = String::new();
     loop {
         if leads.wait_for(|l| *l).await.is_err() {

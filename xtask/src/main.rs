@@ -12,6 +12,7 @@ mod report;
 mod sbom;
 mod setup;
 mod tools;
+mod values;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -75,6 +76,8 @@ enum Task {
     Kernels(kernels::What),
     /// Gateway API's conformance suite on the local cluster.
     Conformance(conformance::What),
+    /// Write what follows from the table of the charts' values: their schemas, notes and refusals, and docs/values.md.
+    Values(values::What),
     /// Measure against plain relays, interleaved in one run.
     Bench {
         #[command(subcommand)]
@@ -140,6 +143,7 @@ fn run(task: Task) -> Result<()> {
             build()?;
             conformance::run(&what)
         }
+        Task::Values(what) => values::run(&what),
         Task::Bench { what } => {
             build()?;
             bench::run(what)
@@ -206,6 +210,7 @@ fn test(filter: &str) -> Result<()> {
     s.run("worlds", || worlds(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) }))?;
     if filter.is_empty() {
         s.run("cluster: build and start", cluster::for_tests)?;
+        s.run("charts: values", values::check)?;
         let result = s.run("cluster: tests", || cluster_tests(&[]));
         if result.is_err() {
             cluster::Cluster::new()?.show_logs();

@@ -64,6 +64,7 @@ impl Pages {
                 let known = |p: &str| snapshot.policies.get(p).is_some_and(|p| p.dry_run);
                 self.shared.metrics.dry_runs.render(&mut page, known);
                 self.shared.secrets.revocation().render(&mut page);
+                self.shared.outbound.render(&mut page);
                 admin::typed(200, "text/plain; version=0.0.4", page)
             }
             _ => admin::text(404, "pages: /metrics /stats/prometheus\n"),

@@ -1,6 +1,7 @@
 //! ztunnel's options, under Istio's environment names where Istio has them. Environment variables are read here and
 //! nowhere else; `/config_dump` shows the result.
 
+use crate::mesh_config::OutboundMode;
 use clap::Parser;
 use karst_hbone::Settings;
 use karst_proxy::{
@@ -51,6 +52,14 @@ pub struct Config {
     #[command(flatten)]
     #[serde(flatten)]
     pub certificates: Certificates,
+    /// Where pods of the mesh may connect to; overrides the mesh configuration. REGISTRY_ONLY refuses addresses that are neither a
+    /// service's nor a workload's.
+    #[arg(long, env = "OUTBOUND_TRAFFIC_POLICY")]
+    pub outbound_traffic_policy: Option<OutboundMode>,
+    /// File with the mesh configuration (key `mesh` of ConfigMap istio), for outboundTrafficPolicy.mode; changes are applied. A file
+    /// missing at the start is treated as empty.
+    #[arg(long, env = "MESH_CONFIG_PATH")]
+    pub mesh_config: Option<PathBuf>,
     /// Socket of the node agent.
     #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
     pub zds: PathBuf,

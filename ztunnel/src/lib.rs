@@ -15,6 +15,7 @@ mod gate;
 mod inbound;
 mod inpod;
 mod local;
+mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;
@@ -89,6 +90,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         gate: gate::Gate::of_node(descriptors),
         affinity: affinity::Affinity::default(),
+        outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
         workers,
     });
     // Ports first: a process that cannot have them must not take connections.

@@ -8,6 +8,7 @@ use crate::{
     conns::{Conn, Guard},
     dns::{self, Preamble},
     inbound,
+    mesh_config::admit,
     metrics::Reporter,
     outcome::Outcome,
     plan::{Balance, Plan, Refusal, binds, resolved},
@@ -84,6 +85,9 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
                 Told::Nobody => planned.nobody(),
                 Told::Nothing => Plan::Refuse(Refusal::Untold),
             };
+        }
+        if let Err(refusal) = admit(&planned, worker.shared.outbound.mode()) {
+            planned = Plan::Refuse(refusal);
         }
         let guard = record(&worker, from, to, Some(source.clone()), Some(&planned));
         let again = tried.len() + 1 < TRIES;
@@ -254,6 +258,7 @@ mod tests {
                 metrics,
                 gate: Gate::of_node(100_000),
                 affinity: Affinity::default(),
+                outbound: crate::mesh_config::Outbound::default(),
                 workers: WorkerPool::new(1).0,
             }),
         };

@@ -83,6 +83,7 @@ impl Outcome {
             Outcome::Done | Outcome::Broken(_) | Outcome::GaveWay | Outcome::Drained => "-",
             Outcome::Denied(_) | Outcome::ClosedByPolicy(_) | Outcome::PolicyMissing(_) => "DENY",
             Outcome::NoIdentity | Outcome::NoWorkload => "IDENTITY_ERROR",
+            Outcome::Refused(Refusal::NotInRegistry) => "REGISTRY_ONLY",
             Outcome::Dial(e) => match e {
                 DialError::NoCertificate(_) => "IDENTITY_ERROR",
                 DialError::Tunnel(ClientError::Tls(..) | ClientError::PeerIdentity { .. }) => "TLS_FAILURE",
@@ -159,6 +160,15 @@ impl Outcome {
 mod tests {
     use super::*;
     use karst_core::{Identity, limits};
+
+    /// A refusal by the mesh's outboundTrafficPolicy can be told from all others.
+    #[test]
+    fn registry_only_has_a_flag_of_its_own() {
+        let refused = Outcome::Refused(Refusal::NotInRegistry);
+        assert_eq!((refused.flag(), refused.failed(), refused.may_retry()), ("REGISTRY_ONLY", true, false));
+        assert!(refused.text().unwrap().contains("ServiceEntry"));
+        assert_eq!(Outcome::Refused(Refusal::NoPort).flag(), "CONNECT");
+    }
 
     #[test]
     fn what_is_said_follows_from_the_cause() {

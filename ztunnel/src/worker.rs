@@ -7,6 +7,7 @@ use crate::{
     conns::Conns,
     gate::Gate,
     inpod::{AddError, Listeners, LocalPod, LocalPods},
+    mesh_config::Outbound,
     metrics::Metrics,
     plan::Balance,
     secrets::Secrets,
@@ -60,6 +61,8 @@ pub struct Shared {
     pub gate: Gate,
     /// Which endpoints clients stay with.
     pub affinity: Affinity,
+    /// May pods of the mesh call what it does not know?
+    pub outbound: Outbound,
     pub workers: WorkerPool<Command>,
 }
 

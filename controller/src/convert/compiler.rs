@@ -22,7 +22,7 @@ use crate::{
     },
     model::Model,
 };
-use karst_manifest::{Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
+use karst_manifest::{MeshConfig, Object, Problem, State, dir::Keys, kinds::EndpointSlice, parse::Located};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -46,6 +46,7 @@ pub struct Compiler {
     enrolled: BTreeSet<String>,
     absent: BTreeSet<&'static str>,
     keys: Arc<Keys>,
+    mesh_config: Arc<MeshConfig>,
     policies: Option<Policies>,
     watched: Watched,
     routes: Cache,
@@ -65,6 +66,7 @@ impl Compiler {
             enrolled: BTreeSet::new(),
             absent: BTreeSet::new(),
             keys: Arc::default(),
+            mesh_config: Arc::default(),
             policies: None,
             watched: Watched::default(),
             routes: Cache::default(),
@@ -105,7 +107,10 @@ impl Compiler {
     /// Takes in the newest objects.
     pub fn update(&mut self, state: &State) -> Change {
         let old = std::mem::replace(&mut self.objects, state.objects.clone());
-        let same_around = self.enrolled == state.enrolled && self.absent == state.absent && self.keys == state.keys;
+        let same_around = self.enrolled == state.enrolled
+            && self.absent == state.absent
+            && self.keys == state.keys
+            && self.mesh_config == state.mesh_config;
         self.whole = false;
         let (mut gone, mut new) = difference(&old, &state.objects);
         let renamed = only_told(&mut gone, &mut new);
@@ -155,6 +160,7 @@ impl Compiler {
         self.enrolled.clone_from(&state.enrolled);
         self.absent.clone_from(&state.absent);
         self.keys.clone_from(&state.keys);
+        self.mesh_config.clone_from(&state.mesh_config);
         self.problems = problems;
         self.policies = Some(policies);
         self.watched = watched;

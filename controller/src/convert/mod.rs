@@ -20,7 +20,7 @@ pub use compilation::model::{closing, compile};
 pub use compiler::{Change, Compiler};
 pub(crate) use facts::listener::warnings as of_gateway;
 pub(crate) use objects::{MANAGED, VIRTUAL};
-pub use objects::{Mesh, Template};
+pub use objects::{Mesh, Revision, Template};
 #[cfg(test)]
 pub(crate) use unserved::around;
 pub(crate) use unserved::{all as findings, alone, with_view};

@@ -23,6 +23,7 @@ pub(crate) fn mesh() -> Mesh {
         cluster_id: "Kubernetes".into(),
         network: String::new(),
         root_namespace: "istio-system".into(),
+        revision: Revision::default(),
         virtual_services_are_for: vec!["*".into()],
         destination_rules_are_for: vec!["*".into()],
         privileged_parameters: false,
@@ -821,10 +822,10 @@ fn sources(dir: &std::path::Path, out: &mut String) {
 fn every_code_is_used_and_documented() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut all = String::new();
-    for dir in ["controller/src", "crates", "charts/base/crds"] {
+    for dir in ["controller/src", "crates", "charts/base/files/crds"] {
         sources(&root.join(dir), &mut all);
     }
-    let crds = std::fs::read_dir(root.join("charts/base/crds")).unwrap().map(|f| f.unwrap().path());
+    let crds = std::fs::read_dir(root.join("charts/base/files/crds")).unwrap().map(|f| f.unwrap().path());
     for rule in crds.flat_map(|f| std::fs::read_to_string(f).unwrap().lines().map(String::from).collect::<Vec<_>>()) {
         let is_message = rule.trim_start().starts_with("message: ") || rule.contains("\"message\": ");
         assert!(!is_message || code::of(&rule).is_some() || rule.contains("type\": \"string"), "has no code: {rule}");
@@ -854,7 +855,7 @@ fn written_with(state: &State, template: &Template, found: Option<&[finding::Fin
 fn written(text: &str) -> Writes {
     let objects = parse::file("t.yaml".as_ref(), text).unwrap().into_iter().map(std::sync::Arc::new).collect();
     let state = State { objects, ..State::default() };
-    let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+    let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into(), ..Template::default() };
     let found = findings(&state, &compile(&state, &mesh()).0, &mesh());
     written_with(&state, &template, Some(&found))
 }
@@ -874,6 +875,32 @@ fn conditions(w: &Writes) -> Vec<String> {
         of.into_iter().map(move |c| format!("{to}: {} {} {}", c["type"], c["status"], c["reason"]).replace('"', ""))
     };
     w.statuses.iter().flat_map(one).collect()
+}
+
+#[test]
+fn waypoints_are_deployed_as_mesh_and_revision_say() {
+    let text = WAYPOINT.replace("STATUS", READY);
+    let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
+    let mesh_config = karst_manifest::MeshConfig::read("defaultConfig: {concurrency: 3}").unwrap();
+    let mut state = State { objects, ..State::default() };
+    let revision = Revision { name: "canary".into(), tags: vec![] };
+    let mut c = Compiler::new(Mesh { revision, ..mesh() });
+    let template = Template { pull_secrets: vec!["pull".into()], ..Template::default() };
+    let mut deployed = |state: &State| {
+        c.update(state);
+        let writes = c.writes(state, &template, None, "2026-01-01T00:00:00Z");
+        let (_, fields) = writes.objects.into_iter().find(|(r, _)| r.kind == "Deployment").unwrap();
+        let pod = fields["spec"]["template"]["spec"].clone();
+        let env = pod["containers"][0]["env"].as_array().unwrap().clone();
+        let value = move |name: &str| env.iter().find(|e| e["name"] == name).map(|e| e["value"].clone());
+        (value("XDS_ADDRESS"), value("KARST_WORKER_THREADS"), pod["imagePullSecrets"].clone())
+    };
+    let address = Some(serde_json::json!("istiod-canary.istio-system.svc:15012"));
+    let secrets = serde_json::json!([{ "name": "pull" }]);
+    assert_eq!(deployed(&state), (address.clone(), None, secrets.clone()));
+    // It is taken in though no object has changed.
+    state.mesh_config = std::sync::Arc::new(mesh_config);
+    assert_eq!(deployed(&state), (address, Some(serde_json::json!("3")), secrets));
 }
 
 #[test]
@@ -1171,7 +1198,7 @@ fn no_parameters_harm_the_controller() {
         "$patch",
         "$retainKeys",
     ];
-    let template = Template { image: "i".into(), pull_policy: "Never".into() };
+    let template = Template { image: "i".into(), pull_policy: "Never".into(), ..Template::default() };
     let mut refused = 0;
     for (path, value, of_class) in
         paths.iter().flat_map(|p| odd.iter().flat_map(move |v| [(p, v, false), (p, v, true)]))
@@ -1200,7 +1227,7 @@ fn no_parameters_harm_the_controller() {
 /// What a ConfigMap's writer does not get by it, unless who runs the mesh says so; parameters of a class are his own.
 #[test]
 fn parameters_give_no_rights() {
-    let template = Template { image: "i".into(), pull_policy: "Never".into() };
+    let template = Template { image: "i".into(), pull_policy: "Never".into(), ..Template::default() };
     let of = |key: &str, overlay: &str, of_class: bool, privileged: bool| {
         let overlay: serde_json::Value = serde_yaml_ng::from_str(overlay).unwrap();
         let mut c = Compiler::new(Mesh { privileged_parameters: privileged, ..mesh() });
@@ -2214,7 +2241,8 @@ fn a_route_that_cannot_be_read_at_all_is_not_the_default() {
         let is = [http.collect::<Vec<_>>().join(" "), tcp.collect::<Vec<_>>().join(" ")];
         assert_eq!(is, wanted.map(String::from), "{kind} {spec}");
         if kind != "VirtualService" {
-            let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+            let template =
+                Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into(), ..Template::default() };
             let all = written_with(&state, &template, None).statuses;
             let accepted = &all.iter().find(|w| w.to.name == "unread").unwrap().status["parents"][0]["conditions"][0];
             let said = ["type", "status", "reason"].map(|f| accepted[f].as_str().unwrap());
@@ -2446,7 +2474,7 @@ fn routes_without_a_waypoint_say_so() {
     // Before anything is known, what was said stays.
     let text = with + &istio.replace("TO", "s").replace("STATUS", old);
     let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(std::sync::Arc::new).collect();
-    let template = Template { image: String::new(), pull_policy: String::new() };
+    let template = Template { image: String::new(), pull_policy: String::new(), ..Template::default() };
     let w = written_with(&State { objects, ..State::default() }, &template, None);
     assert!(w.statuses.iter().all(|s| s.to.kind != "VirtualService"));
 }

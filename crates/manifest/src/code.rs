@@ -118,6 +118,8 @@ pub const CODES: &[(u16, &str)] = &[
     (707, "istio-injection has no effect"),
     (708, "parameters of a Gateway cannot be read"),
     (709, "parameters of a Gateway grant a privilege"),
+    (710, "the mesh configuration cannot be used"),
+    (711, "the object is for another revision of the control plane"),
     (900, "the object is always rejected: a probe of the webhook"),
 ];
 

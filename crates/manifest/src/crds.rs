@@ -206,7 +206,7 @@ fn text(crd: &Crd) -> String {
 
 #[test]
 fn crds_are_what_the_types_say() {
-    let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/base/crds"));
+    let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/base/files/crds"));
     for crd in crds() {
         let (path, want) = (dir.join(format!("{}.yaml", crd.plural)), text(&crd));
         if std::env::var_os("KARST_BLESS").is_some() {

@@ -1,6 +1,6 @@
 //! Reading a directory, again whenever something in it changes.
 
-use crate::{parse, parse::Located, parse::Problem, status};
+use crate::{MeshConfig, parse, parse::Located, parse::Problem, status};
 use notify::{RecursiveMode, Watcher};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,6 +37,8 @@ pub struct State {
     pub absent: BTreeSet<&'static str>,
     /// Keys of issuers, from elsewhere.
     pub keys: Arc<Keys>,
+    /// The mesh configuration in force.
+    pub mesh_config: Arc<MeshConfig>,
 }
 
 /// A watched directory.

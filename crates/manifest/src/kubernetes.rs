@@ -1,7 +1,10 @@
 //! Kubernetes' own objects.
 #![allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 
-use crate::meta::{Labels, Meta, StatusCondition};
+use crate::{
+    mesh_config,
+    meta::{Labels, Meta, StatusCondition},
+};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -34,7 +37,8 @@ pub struct ServiceAccount {
 #[serde(default)]
 pub struct ConfigMap {
     pub metadata: Meta,
-    /// Certificates and parameters of Gateways ([`PARAMETERS`]) only: nothing else is read, and it may be large.
+    /// Certificates, parameters of Gateways ([`PARAMETERS`]) and the mesh configuration only: nothing else is read, and it may be
+    /// large.
     #[serde(deserialize_with = "read_keys")]
     pub data: ConfigData,
 }
@@ -51,7 +55,9 @@ pub const PARAMETERS: [&str; 5] =
 
 fn read_keys<'de, D: serde::Deserializer<'de>>(d: D) -> Result<ConfigData, D::Error> {
     let mut all = ConfigData::deserialize(d)?;
-    all.retain(|k, _| k.ends_with(".crt") || k.ends_with(".pem") || PARAMETERS.contains(&k.as_str()));
+    all.retain(|k, _| {
+        k.ends_with(".crt") || k.ends_with(".pem") || k == mesh_config::KEY || PARAMETERS.contains(&k.as_str())
+    });
     Ok(all)
 }
 

@@ -20,6 +20,7 @@ mod gateway;
 pub mod gatewayapi;
 pub mod kinds;
 mod kubernetes;
+pub mod mesh_config;
 mod meta;
 pub mod parse;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
@@ -34,4 +35,5 @@ pub mod unsupported;
 
 pub use dir::{Dir, State};
 pub use kinds::Object;
+pub use mesh_config::MeshConfig;
 pub use parse::Problem;

@@ -2,20 +2,13 @@
 //! cannot be read changes nothing: the last good lists stay in force, and log and metrics say so. A file that is not there at
 //! the start holds no lists (its ConfigMap may come later); one that goes is a fault.
 
-use karst_hbone::revocation::{ListError, Lists, Revocation};
+use crate::followed::File;
+use karst_hbone::revocation::{Lists, Revocation};
 use karst_rt::ready::Ready;
-use std::{
-    fs, io,
-    io::Read,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime},
-};
+use std::{path::PathBuf, time::Duration};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// Largest file, bytes (a ConfigMap holds 1 MiB).
-const LARGEST: u64 = 16 << 20;
 
 /// Reads the file, if there is to be one, and follows it. Until it could be read once the process is not ready and lets nobody
 /// in. Runs in a `LocalSet`.
@@ -23,12 +16,12 @@ pub fn start(path: Option<PathBuf>, ready: &Ready) -> Revocation {
     let Some(path) = path else { return Revocation::none() };
     let revocation = Revocation::pending();
     let mut blocker = Some(ready.block("revocation lists (CRL_PATH)"));
-    let mut file = File::new(path);
+    let mut file = file(path);
     let published = revocation.clone();
-    let mut look = move || match file.look() {
+    let mut look = move || match file.look(Lists::read) {
         None => {}
         Some(Ok(lists)) => {
-            tracing::info!(file = %file.path.display(), lists = lists.len(), entries = lists.entries(), "revocation lists are in force");
+            tracing::info!(file = %file.path().display(), lists = lists.len(), entries = lists.entries(), "revocation lists are in force");
             published.publish(lists);
             drop(blocker.take());
         }
@@ -51,91 +44,8 @@ pub fn start(path: Option<PathBuf>, ready: &Ready) -> Revocation {
     revocation
 }
 
-/// What tells one content of the file from another. (A ConfigMap's volume changes by a link: then it is another file.)
-type Stamp = (Option<SystemTime>, u64, u64);
-
-/// What is wrong with the file.
-#[derive(Debug, thiserror::Error)]
-#[error("revocation lists in {} (CRL_PATH): {fault}", .path.display())]
-struct FileError {
-    path: PathBuf,
-    fault: Fault,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("is larger than {LARGEST} bytes")]
-    TooLarge,
-    #[error(transparent)]
-    Lists(#[from] ListError),
-}
-
-/// The file as it was seen the last time.
-struct File {
-    path: PathBuf,
-    /// None before the first look.
-    seen: Option<Seen>,
-    /// What is wrong now; told once.
-    fault: Option<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    Absent,
-    Present(Stamp),
-}
-
-impl File {
-    fn new(path: PathBuf) -> Self {
-        Self { path, seen: None, fault: None }
-    }
-
-    /// What is new. None: nothing.
-    fn look(&mut self) -> Option<Result<Lists, FileError>> {
-        let now = match fs::metadata(&self.path) {
-            Ok(m) => Seen::Present((m.modified().ok(), m.len(), m.ino())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.seen {
-                None | Some(Seen::Absent) => Seen::Absent,
-                Some(Seen::Present(_)) => return self.fails(e.into()),
-            },
-            Err(e) => return self.fails(e.into()),
-        };
-        if self.seen == Some(now) && self.fault.is_none() {
-            return None;
-        }
-        let read = match now {
-            Seen::Absent => Ok(Lists::default()),
-            Seen::Present(_) => read(&self.path).and_then(|bytes| Ok(Lists::read(&bytes)?)),
-        };
-        self.seen = Some(now);
-        match read {
-            Ok(lists) => {
-                self.fault = None;
-                Some(Ok(lists))
-            }
-            Err(e) => self.fails(e),
-        }
-    }
-
-    fn fails(&mut self, fault: Fault) -> Option<Result<Lists, FileError>> {
-        let text = fault.to_string();
-        if self.fault.as_ref() == Some(&text) {
-            return None;
-        }
-        self.fault = Some(text);
-        Some(Err(FileError { path: self.path.clone(), fault }))
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Fault> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > LARGEST {
-        true => Err(Fault::TooLarge),
-        false => Ok(bytes),
-    }
+fn file(path: PathBuf) -> File {
+    File::new(path, "revocation lists", "CRL_PATH")
 }
 
 #[cfg(test)]
@@ -143,6 +53,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
     use rcgen::{CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, SerialNumber};
+    use std::fs;
 
     fn list() -> String {
         let now = std::time::SystemTime::now().into();
@@ -162,9 +73,9 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("karst-crl-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("ca-crl.pem");
-        let mut file = File::new(path.clone());
+        let mut file = file(path.clone());
         // How many lists; or what is wrong.
-        let mut look = || file.look().map(|r| r.map(|l| l.len()).map_err(|e| e.to_string()));
+        let mut look = || file.look(Lists::read).map(|r| r.map(|l| l.len()).map_err(|e| e.to_string()));
         // As a ConfigMap's volume does it: whole, and another file.
         let write = |text: &str| {
             fs::write(dir.join("new"), text).unwrap();

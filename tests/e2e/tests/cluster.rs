@@ -150,6 +150,85 @@ fn s0_values_are_checked() {
     assert_eq!(helm(&values).matches("@sha256:").count(), 5, "four images, one of them twice");
 }
 
+/// What the charts can render beside what is installed is what the API server takes, and notes are shown after an installation.
+#[test]
+fn s0_what_values_ask_for_is_accepted() {
+    let pod = "nodeSelector.a=b,tolerations[0].operator=Exists,podAnnotations.a=b,global.imagePullSecrets[0]=pull";
+    let spread = "topologySpreadConstraints[0].maxSkew=1,topologySpreadConstraints[0].topologyKey=kubernetes.io/hostname,topologySpreadConstraints[0].whenUnsatisfiable=ScheduleAnyway";
+    for (chart, set) in [
+        (
+            "istiod",
+            format!(
+                "{pod},{spread},revision=canary,revisionTags[0]=prod,autoscaleEnabled=true,memory.targetAverageUtilization=70,meshConfig.accessLogFile=/dev/stdout,meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY,global.waypoint.resources.limits.cpu=3,gatewayClasses.istio.service.spec.type=ClusterIP,deploymentLabels.a=b,serviceAnnotations.a=b"
+            ),
+        ),
+        (
+            "cni",
+            format!("{pod},global.platform=k3s,podLabels.a=b,resourceQuotas.enabled=true,seLinuxOptions.type=spc_t"),
+        ),
+        (
+            "ztunnel",
+            format!(
+                "{pod},resourceName=ztunnel2,revision=canary,resourceQuotas.enabled=true,dnsPolicy=ClusterFirst,labels.a=b,meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY"
+            ),
+        ),
+        (
+            "gateway",
+            format!(
+                "{pod},{spread},revision=canary,autoscaling.enabled=true,podDisruptionBudget.minAvailable=1,priorityClassName=system-cluster-critical,service.ipFamilyPolicy=SingleStack"
+            ),
+        ),
+        ("gateway", format!("{pod},kind=DaemonSet,strategy.type=OnDelete,minReadySeconds=5")),
+    ] {
+        let path = format!("charts/{chart}");
+        let rendered = helm(&[
+            "template",
+            "canary",
+            &path,
+            "--kube-version=1.34.0",
+            "-n",
+            "default",
+            "--skip-tests",
+            "--set",
+            &set,
+        ]);
+        let said = dry_apply(&rendered).unwrap_or_else(|e| panic!("{chart} {set}: {e}"));
+        assert!(!said.contains("unknown field"), "{chart}: {said}");
+    }
+    let args =
+        ["install", "other", "charts/ztunnel", "-n", "default", "--dry-run=server", "--set=profile=ambient,env.NO=1"];
+    let shown = helm(&args);
+    for line in ["- profile: Karst has one data plane", "- env.NO: the program does not read this variable"] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    let refused =
+        try_helm(&["install", "other", "charts/istiod", "-n", "default", "--dry-run=server", "--set=pilot.a=b"]);
+    assert!(refused.unwrap_err().contains("- pilot: write its keys at the top"));
+}
+
+/// ConfigMap `istio` is read while the mesh runs; what cannot be used is said in an event, and changes nothing.
+#[test]
+fn s4_the_mesh_configuration_is_read_live() {
+    let a = apps();
+    a.mesh(true);
+    let write = |mesh: &str| {
+        let patch = serde_json::json!({ "data": { "mesh": mesh } }).to_string();
+        kubectl(&["-n", "istio-system", "patch", "configmap", "istio", "--type=merge", "-p", &patch]);
+    };
+    let before = get(&["configmap", "istio", "-n", "istio-system"])["data"]["mesh"].as_str().unwrap().to_string();
+    write("outboundTrafficPolicy: {mode: NOWHERE}\n");
+    let text = wait_for("the event", LONG, || {
+        let events = get(&["events.events.k8s.io", "-n", "istio-system"]);
+        let all = events["items"].as_array()?.clone();
+        let ours = all.iter().find(|e| e["reason"] == "MeshConfig" && e["regarding"]["name"] == "istio")?;
+        ours["note"].as_str().map(String::from)
+    });
+    assert!(text.contains("outboundTrafficPolicy.mode: unsupported value \"NOWHERE\""), "{text}");
+    talk(&a.client, a.service).unwrap();
+    write(&before);
+    talk(&a.client, a.service).unwrap();
+}
+
 /// The node agent's account sets and removes one annotation, of pods of the node that its token is of, whatever RBAC gives it.
 #[test]
 fn s1_the_agent_changes_one_annotation_on_its_own_node() {

@@ -303,3 +303,63 @@ fn names_in_hellos_decide() {
     wait_for("the VirtualService", PATIENCE, || (ask("two.com").ok()? == "two.com / alone").then_some(()));
     assert_eq!(ask("one.com").unwrap(), "one.com / alone");
 }
+
+/// `outboundTrafficPolicy: REGISTRY_ONLY`: what the mesh does not know is refused to its members, with a reason in log and metric,
+/// and a ServiceEntry opens it. The mode is read live, and one that cannot be read changes nothing.
+#[test]
+fn registry_only_refuses_what_the_mesh_does_not_know() {
+    let file = std::env::temp_dir().join(format!("karst-mesh-{}", std::process::id()));
+    // As a ConfigMap's volume does it: whole, and another file.
+    let configure = |text: &str| {
+        let new = file.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &file).unwrap();
+    };
+    configure("outboundTrafficPolicy: {mode: ALLOW_ANY}\n");
+    let path = file.to_str().unwrap().to_string();
+    let env = vec![("MESH_CONFIG_PATH".to_string(), path)];
+    let mut w = World::start(Options { ztunnel_env: env, ..Options::default() }).unwrap();
+    w.namespace("app", true);
+    w.namespace("out", false);
+    let (client, member) = (w.mesh_pod(PodSpec::new("app", "client", 0)), w.mesh_pod(PodSpec::new("app", "member", 1)));
+    let known = w.pod(PodSpec::new("out", "known", 1));
+    let stranger = w.pod(PodSpec::new("out", "stranger", 1));
+    // It runs on, and nobody tells of it.
+    w.delete("pod-out-stranger");
+    let _servers = [&member, &known, &stranger].map(|p| app::Echo::start(p, 8080, ""));
+    let works = |from: &Pod, to: &Pod| from.connect(to.at(8080)).and_then(|mut s| app::ping(&mut s, b"egress")).is_ok();
+    let all = || [&member, &known, &stranger].map(|to| works(&client, to));
+    let mode = |registry_only: f64| {
+        wait_for("the mode", PATIENCE, || {
+            (w.metric(0, "karst_outbound_registry_only", &[]) == registry_only).then_some(())
+        });
+    };
+    mode(0.0);
+    assert_eq!(all(), [true, true, true], "ALLOW_ANY");
+    configure("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n");
+    mode(1.0);
+    let refused = || w.metric(0, "istio_tcp_connections_failed_total", &["response_flags=\"REGISTRY_ONLY\""]);
+    assert_eq!(refused(), 0.0);
+    assert_eq!(all(), [true, true, false], "REGISTRY_ONLY");
+    wait_for("the metric", PATIENCE, || (refused() == 1.0).then_some(()));
+    let log = w.log_text("ztunnel0.log");
+    assert!(log.contains("outboundTrafficPolicy is REGISTRY_ONLY, and the destination is neither a service"), "{log}");
+    // Who is no member is nobody's business.
+    assert!(works(&known, &stranger));
+    // What cannot be read changes nothing, and says so.
+    configure("outboundTrafficPolicy: {mode: NONE}\n");
+    wait_for("the fault", PATIENCE, || (w.metric(0, "karst_mesh_config_current", &[]) == 0.0).then_some(()));
+    assert_eq!(all(), [true, true, false], "the last good one");
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: stranger, namespace: app}}\nspec: {{hosts: [stranger.example.com], addresses: [{}], location: MESH_EXTERNAL, resolution: NONE, ports: [{{number: 8080, name: tcp, protocol: TCP}}]}}\n",
+        stranger.ip
+    );
+    w.apply("entry", &entry);
+    assert_eq!(all(), [true, true, true], "a ServiceEntry");
+    w.delete("entry");
+    assert_eq!(all(), [true, true, false], "without it");
+    configure("rootNamespace: istio-system\n");
+    mode(0.0);
+    assert_eq!(all(), [true, true, true], "nothing said");
+    let _ = std::fs::remove_file(&file);
+}

@@ -68,7 +68,9 @@ pub(crate) fn of_pod(
     let (ns, root) = (&pod.metadata.namespace, &objects.mesh.root_namespace);
     let all = all.iter().map(|t| &**t);
     let mut applied: Vec<&Telemetry> = all.filter(|t| attached::applies(objects, pod, own, *t)).collect();
-    if applied.is_empty() {
+    // What the mesh configuration says comes before all of them.
+    let file = objects.mesh_config.access_log_file.as_deref();
+    if applied.is_empty() && file != Some("") {
         return None;
     }
     let rank = |t: &Telemetry| match t.spec.selector.is_some() || t.is_attached() {
@@ -78,14 +80,17 @@ pub(crate) fn of_pod(
     applied.sort_by_key(|t| (rank(t), age(&t.metadata)));
     applied.dedup_by_key(|t| rank(t));
     let ours = |mode: &str| MODES[..2].contains(&mode) || (mode == "CLIENT") == client;
-    let mut out = ir::Telemetry::default();
+    let mut out = ir::Telemetry { no_log: file == Some(""), ..Default::default() };
+    let mut is_said = false;
     let mut shapes: BTreeMap<ir::Metric, ir::Shape> = BTreeMap::new();
     for spec in applied.iter().map(|t| &t.spec) {
         for logging in spec.access_logging.iter().filter(|l| provided(&l.providers, LOG)) {
             if !ours(logging.matched.as_ref().map_or("", |m| &m.mode)) {
                 continue;
             }
-            out.no_log = logging.disabled.unwrap_or(out.no_log);
+            // Who asks for a log gets one, though the mesh writes none.
+            out.no_log = logging.disabled.unwrap_or(is_said && out.no_log);
+            is_said = true;
             if let Some(f) = &logging.filter {
                 out.log_filter.clone_from(&f.expression);
             }
@@ -313,6 +318,26 @@ mod tests {
         let (model, problems) = compile(&State { objects, ..State::default() }, &mesh());
         assert!(problems.is_empty(), "{problems:?}");
         model.gateways.get("app/w")?.telemetry.clone()
+    }
+
+    /// `accessLogFile` of the mesh configuration is what holds before any Telemetry.
+    #[test]
+    fn the_mesh_configuration_comes_first() {
+        let told = |file: Option<&str>, telemetry: &str| {
+            let text = POD.replace("CLASS", "istio-waypoint")
+                + &format!(
+                    "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t, namespace: app}}\nspec: {telemetry}\n"
+                );
+            let objects = parse::file("t.yaml".as_ref(), &text).unwrap().into_iter().map(Arc::new).collect();
+            let config = karst_manifest::MeshConfig { access_log_file: file.map(String::from), ..Default::default() };
+            let state = State { objects, mesh_config: Arc::new(config), ..State::default() };
+            compile(&state, &mesh()).0.gateways.get("app/w").and_then(|g| g.telemetry.as_ref().map(|t| t.no_log))
+        };
+        assert_eq!(told(None, "{metrics: []}"), Some(false));
+        assert_eq!(told(Some("/dev/stdout"), "{metrics: []}"), Some(false));
+        assert_eq!(told(Some(""), "{metrics: []}"), Some(true));
+        assert_eq!(told(Some(""), "{accessLogging: [{providers: [{name: envoy}]}]}"), Some(false), "who asks for one");
+        assert_eq!(told(Some("/dev/stdout"), "{accessLogging: [{disabled: true}]}"), Some(true));
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(crate) fn parameters(applied: &Objects<'_>, gateway: &Gateway) -> Result<(),
     if !overlays.has_own() {
         return Ok(());
     }
-    let any = Template { image: String::new(), pull_policy: String::new() };
+    let any = Template::default();
     objects(applied, gateway, &any, &overlays).map(drop)
 }
 
@@ -214,8 +214,8 @@ fn objects(
     } else {
         json!({ "sysctls": [{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }] })
     };
-    let control = format!("istiod.{}.svc:15012", objects.mesh.root_namespace);
-    let container = json!({
+    let control = objects.mesh.discovery();
+    let mut container = json!({
         "name": "istio-proxy",
         "image": template.image,
         "imagePullPolicy": template.pull_policy,
@@ -230,7 +230,12 @@ fn objects(
         "securityContext": { "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337, "capabilities": { "drop": ["ALL"] }, "seccompProfile": { "type": "RuntimeDefault" } },
         "volumeMounts": [{ "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" }, { "name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true }],
     });
-    let spec = json!({
+    if let (Some(threads), Some(all)) =
+        (objects.mesh_config.default_config.concurrency, container["env"].as_array_mut())
+    {
+        all.push(env("KARST_WORKER_THREADS", json!(threads.to_string())));
+    }
+    let mut spec = json!({
         "selector": { "matchLabels": selector },
         "template": {
             "metadata": { "labels": pod_labels, "annotations": pod_annotations },
@@ -248,6 +253,10 @@ fn objects(
             },
         },
     });
+    if !template.pull_secrets.is_empty() {
+        let secrets: Vec<Value> = template.pull_secrets.iter().map(|name| json!({ "name": name })).collect();
+        spec["template"]["spec"]["imagePullSecrets"] = json!(secrets);
+    }
     let mut ports = vec![
         json!({ "name": "status-port", "port": 15021, "targetPort": 15021, "protocol": "TCP", "appProtocol": "tcp" }),
     ];

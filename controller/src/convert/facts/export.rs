@@ -12,11 +12,15 @@ pub(crate) struct Export<'a> {
 
 impl<'a> Export<'a> {
     pub(crate) fn of_virtual_service(objects: &Objects<'a>, service: &'a VirtualService) -> Self {
-        Self::new(&service.metadata, &service.spec.export_to, &objects.mesh.virtual_services_are_for)
+        let said = &objects.mesh_config.default_virtual_service_export_to;
+        let default = if said.is_empty() { &objects.mesh.virtual_services_are_for } else { said };
+        Self::new(&service.metadata, &service.spec.export_to, default)
     }
 
     pub(crate) fn of_destination_rule(objects: &Objects<'a>, rule: &'a DestinationRule) -> Self {
-        Self::new(&rule.metadata, &rule.spec.export_to, &objects.mesh.destination_rules_are_for)
+        let said = &objects.mesh_config.default_destination_rule_export_to;
+        let default = if said.is_empty() { &objects.mesh.destination_rules_are_for } else { said };
+        Self::new(&rule.metadata, &rule.spec.export_to, default)
     }
 
     pub(crate) fn new(meta: &'a Meta, own: &'a [String], default: &'a [String]) -> Self {

@@ -282,7 +282,7 @@ fn of_schema(s: &Value, at: &str, out: &mut BTreeSet<String>) {
 
 /// The fields of Istio's kinds and ours, by kind.
 fn of_crds() -> BTreeMap<String, BTreeSet<String>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/base/crds");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/base/files/crds");
     let mut out = BTreeMap::new();
     for file in std::fs::read_dir(dir).unwrap() {
         let crd: Value = serde_yaml_ng::from_str(&std::fs::read_to_string(file.unwrap().path()).unwrap()).unwrap();

@@ -4,7 +4,7 @@ use crate::convert::objects::{
     MANAGED, Mesh,
     parameters::{Classes, Parameters, ParametersError},
 };
-use karst_manifest::{Object, State, kinds::*, parse::Located};
+use karst_manifest::{MeshConfig, Object, State, kinds::*, parse::Located};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The objects by kind.
@@ -55,6 +55,8 @@ pub(crate) struct Objects<'a> {
     pub label_keys: BTreeSet<&'a str>,
     pub enrolled: &'a BTreeSet<String>,
     pub keys: &'a karst_manifest::dir::Keys,
+    /// What of the mesh can be changed while we run.
+    pub mesh_config: &'a MeshConfig,
 }
 
 impl<'a> Objects<'a> {
@@ -95,6 +97,7 @@ impl<'a> Objects<'a> {
             label_keys: BTreeSet::new(),
             enrolled: &state.enrolled,
             keys: &state.keys,
+            mesh_config: &state.mesh_config,
         };
         let mut classes = Classes::default();
         for located in &state.objects {

@@ -8,6 +8,7 @@ mod mesh;
 mod names;
 pub(crate) mod parameters;
 mod problem;
+mod revision;
 
 pub(crate) use age::{Age, age};
 pub(crate) use identity::{address, rename};
@@ -18,3 +19,4 @@ pub(crate) use names::{
     GATEWAY, GATEWAY_API, INGRESS, INGRESS_CLASSES, ISTIO_NETWORKING, MANAGED, MESH, OWN_GROUP, VIRTUAL,
 };
 pub(crate) use problem::{FieldError, problem};
+pub use revision::Revision;

@@ -151,7 +151,7 @@ fn findings_of_another_generation_are_not_written() {
         let object = route("r", host, "").replace("name: r,", &format!("name: r, generation: {generation},"));
         state(&State::default(), &(services(1, 1) + &object))
     };
-    let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+    let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into(), ..Template::default() };
     let (broken, edited) = (text(6, "none"), text(7, "s0"));
     let found = findings(&broken, &compile(&broken, &mesh()).0, &mesh());
     let written = |state: &State| -> Vec<i64> {

@@ -46,10 +46,35 @@ impl Kube {
         reason: &str,
         text: &str,
     ) -> anyhow::Result<()> {
+        self.warn("Pod", (namespace, name, uid), from, (reason, "Redirect"), text).await
+    }
+
+    /// Notes a warning on a ConfigMap, where `kubectl describe configmap` shows it.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn warn_config_map(
+        &self,
+        at: (&str, &str, &str),
+        from: (&str, &str),
+        reason: &str,
+        text: &str,
+    ) -> anyhow::Result<()> {
+        self.warn("ConfigMap", at, from, (reason, "Read"), text).await
+    }
+
+    async fn warn(
+        &self,
+        kind: &str,
+        (namespace, name, uid): (&str, &str, &str),
+        from: (&str, &str),
+        (reason, action): (&str, &str),
+        text: &str,
+    ) -> anyhow::Result<()> {
         let reporter = Reporter { controller: from.0.into(), instance: Some(from.1.into()) };
-        let pod = ObjectReference {
+        let object = ObjectReference {
             api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
+            kind: Some(kind.into()),
             namespace: Some(namespace.into()),
             name: Some(name.into()),
             uid: Some(uid.into()),
@@ -61,11 +86,11 @@ impl Kube {
             type_: EventType::Warning,
             reason: reason.into(),
             note: Some(note),
-            action: "Redirect".into(),
+            action: action.into(),
             secondary: None,
         };
-        let done = Recorder::new(self.client.clone(), reporter).publish(&event, &pod).await;
-        done.with_context(|| format!("cannot create an Event for Pod {namespace}/{name}"))
+        let done = Recorder::new(self.client.clone(), reporter).publish(&event, &object).await;
+        done.with_context(|| format!("cannot create an Event for {kind} {namespace}/{name}"))
     }
 
     /// Is this DaemonSet there to stay? If we may not even ask any more, it is being uninstalled.

@@ -1,0 +1,287 @@
+{{/* Written by `cargo xtask values` from charts/values.tsv: change it there. */}}
+
+{{- define "ztunnel.notes" -}}
+{{- $namespace := .Namespace }}
+{{- with .Values }}
+{{- if hasKey . "compatibilityVersion" }}{{- if .compatibilityVersion }}
+- compatibilityVersion: behaviour does not depend on a version of Istio; CHANGELOG.md says what has changed.
+{{- end }}{{- end }}
+{{- if hasKey . "defaultRevision" }}{{- if .defaultRevision }}
+- defaultRevision: the webhook of each istiod validates the objects of all revisions.
+{{- end }}{{- end }}
+{{- with .global }}
+{{- if hasKey . "agentgateway" }}{{- if .agentgateway }}
+- global.agentgateway: waypoints are Karst's own.
+{{- end }}{{- end }}
+{{- if hasKey . "arch" }}{{- if .arch }}
+- global.arch: deprecated in Istio: set affinity.
+{{- end }}{{- end }}
+{{- if hasKey . "certSigners" }}{{- if .certSigners }}
+- global.certSigners: no CertificateSigningRequests are made: put an intermediate into Secret cacerts.
+{{- end }}{{- end }}
+{{- if hasKey . "defaultNodeSelector" }}{{- if .defaultNodeSelector }}
+- global.defaultNodeSelector: deprecated in Istio: set nodeSelector.
+{{- end }}{{- end }}
+{{- if hasKey . "defaultResources" }}{{- if and .defaultResources (ne (toJson .defaultResources) "{\"requests\":{\"cpu\":\"10m\"}}") (ne (toJson .defaultResources) "{\"requests\":{\"cpu\":\"100m\",\"memory\":\"100Mi\"}}") }}
+- global.defaultResources: deprecated in Istio: set resources.
+{{- end }}{{- end }}
+{{- if hasKey . "defaultTolerations" }}{{- if .defaultTolerations }}
+- global.defaultTolerations: deprecated in Istio: set tolerations.
+{{- end }}{{- end }}
+{{- if hasKey . "enableReaderRBAC" }}{{- if .enableReaderRBAC }}
+- global.enableReaderRBAC: a mesh is one cluster in this version: no reader for other clusters is made.
+{{- end }}{{- end }}
+{{- if hasKey . "ipFamilies" }}{{- if .ipFamilies }}
+- global.ipFamilies: for a control plane outside of the cluster: set ipFamilies of the chart istiod.
+{{- end }}{{- end }}
+{{- if hasKey . "ipFamilyPolicy" }}{{- if .ipFamilyPolicy }}
+- global.ipFamilyPolicy: for a control plane outside of the cluster: set ipFamilyPolicy of the chart istiod.
+{{- end }}{{- end }}
+{{- if hasKey . "istiod" }}{{- if and .istiod (ne (toJson .istiod) "{\"enableAnalysis\":false}") }}
+- global.istiod: problems of objects are always in istiod's log and metrics and in statuses.
+{{- end }}{{- end }}
+{{- if hasKey . "jwtPolicy" }}{{- if and .jwtPolicy (ne (toString .jwtPolicy) "third-party-jwt") }}
+- global.jwtPolicy: only tokens that are bound to a pod are accepted.
+{{- end }}{{- end }}
+{{- if hasKey . "meshID" }}{{- if .meshID }}
+- global.meshID: a mesh is one cluster in this version, and its trust domain names it.
+{{- end }}{{- end }}
+{{- with .multiCluster }}
+{{- if hasKey . "globalDomainSuffix" }}{{- if .globalDomainSuffix }}
+- global.multiCluster.globalDomainSuffix: deprecated in Istio, and without effect there, too.
+{{- end }}{{- end }}
+{{- if hasKey . "includeEnvoyFilter" }}{{- if .includeEnvoyFilter }}
+- global.multiCluster.includeEnvoyFilter: there is no Envoy.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "nativeNftables" }}{{- if .nativeNftables }}
+- global.nativeNftables: redirection is done by eBPF: neither iptables nor nftables are needed.
+{{- end }}{{- end }}
+{{- if hasKey . "omitSidecarInjectorConfigMap" }}{{- if .omitSidecarInjectorConfigMap }}
+- global.omitSidecarInjectorConfigMap: there is no such ConfigMap.
+{{- end }}{{- end }}
+{{- if hasKey . "operatorManageWebhooks" }}{{- if .operatorManageWebhooks }}
+- global.operatorManageWebhooks: istiod completes its webhook's configuration, which the chart installs.
+{{- end }}{{- end }}
+{{- if hasKey . "podDNSSearchNamespaces" }}{{- if .podDNSSearchNamespaces }}
+- global.podDNSSearchNamespaces: DNS of the pods is left as it is.
+{{- end }}{{- end }}
+{{- with .proxy }}
+{{- if hasKey . "autoInject" }}{{- if and .autoInject (ne (toString .autoInject) "enabled") }}
+- global.proxy.autoInject: there is no injection: pods join by the label istio.io/dataplane-mode.
+{{- end }}{{- end }}
+{{- if hasKey . "componentLogLevel" }}{{- if and .componentLogLevel (ne (toString .componentLogLevel) "misc:error") }}
+- global.proxy.componentLogLevel: components are Envoy's: set global.proxy.logLevel for waypoints.
+{{- end }}{{- end }}
+{{- if hasKey . "enableCoreDump" }}{{- if .enableCoreDump }}
+- global.proxy.enableCoreDump: no core files are written.
+{{- end }}{{- end }}
+{{- if hasKey . "excludeIPRanges" }}{{- if .excludeIPRanges }}
+- global.proxy.excludeIPRanges: all TCP of the pods in the mesh is redirected.
+{{- end }}{{- end }}
+{{- if hasKey . "excludeInboundPorts" }}{{- if .excludeInboundPorts }}
+- global.proxy.excludeInboundPorts: redirection is the same for all pods; the annotation ambient.istio.io/bypass-inbound-capture of a pod leaves it out.
+{{- end }}{{- end }}
+{{- if hasKey . "excludeOutboundPorts" }}{{- if .excludeOutboundPorts }}
+- global.proxy.excludeOutboundPorts: all TCP of the pods in the mesh is redirected.
+{{- end }}{{- end }}
+{{- if hasKey . "holdApplicationUntilProxyStarts" }}{{- if .holdApplicationUntilProxyStarts }}
+- global.proxy.holdApplicationUntilProxyStarts: there is no sidecar to wait for: a pod's sandbox is created once it is redirected.
+{{- end }}{{- end }}
+{{- if hasKey . "image" }}{{- if and .image (ne (toString .image) "proxyv2") }}
+- global.proxy.image: proxies are not Envoy: set global.waypoint.image.
+{{- end }}{{- end }}
+{{- if hasKey . "includeIPRanges" }}{{- if and .includeIPRanges (ne (toString .includeIPRanges) "*") }}
+- global.proxy.includeIPRanges: all TCP of the pods in the mesh is redirected.
+{{- end }}{{- end }}
+{{- if hasKey . "includeInboundPorts" }}{{- if and .includeInboundPorts (ne (toString .includeInboundPorts) "*") }}
+- global.proxy.includeInboundPorts: redirection is the same for all pods; the annotation ambient.istio.io/bypass-inbound-capture of a pod leaves it out.
+{{- end }}{{- end }}
+{{- if hasKey . "includeOutboundPorts" }}{{- if .includeOutboundPorts }}
+- global.proxy.includeOutboundPorts: all TCP of the pods in the mesh is redirected.
+{{- end }}{{- end }}
+{{- if hasKey . "lifecycle" }}{{- if .lifecycle }}
+- global.proxy.lifecycle: of sidecars, which there are none of: set it by gatewayClasses.
+{{- end }}{{- end }}
+{{- if hasKey . "outlierLogPath" }}{{- if .outlierLogPath }}
+- global.proxy.outlierLogPath: ejections are in the metrics of waypoints.
+{{- end }}{{- end }}
+{{- if hasKey . "privileged" }}{{- if .privileged }}
+- global.proxy.privileged: waypoints and gateways never run privileged.
+{{- end }}{{- end }}
+{{- if hasKey . "readinessFailureThreshold" }}{{- if and .readinessFailureThreshold (ne (toString .readinessFailureThreshold) "4") }}
+- global.proxy.readinessFailureThreshold: set the probe of waypoints by gatewayClasses.
+{{- end }}{{- end }}
+{{- if hasKey . "readinessInitialDelaySeconds" }}{{- if .readinessInitialDelaySeconds }}
+- global.proxy.readinessInitialDelaySeconds: set the probe of waypoints by gatewayClasses.
+{{- end }}{{- end }}
+{{- if hasKey . "readinessPeriodSeconds" }}{{- if and .readinessPeriodSeconds (ne (toString .readinessPeriodSeconds) "15") }}
+- global.proxy.readinessPeriodSeconds: set the probe of waypoints by gatewayClasses.
+{{- end }}{{- end }}
+{{- if hasKey . "resources" }}{{- if and .resources (ne (toJson .resources) "{\"limits\":{\"cpu\":\"2000m\",\"memory\":\"1024Mi\"},\"requests\":{\"cpu\":\"100m\",\"memory\":\"128Mi\"}}") }}
+- global.proxy.resources: of sidecars, which there are none of: set global.waypoint.resources.
+{{- end }}{{- end }}
+{{- if hasKey . "seccompProfile" }}{{- if .seccompProfile }}
+- global.proxy.seccompProfile: waypoints run with RuntimeDefault: change it by gatewayClasses.
+{{- end }}{{- end }}
+{{- if hasKey . "startupProbe" }}{{- if and .startupProbe (ne (toJson .startupProbe) "{\"enabled\":true,\"failureThreshold\":600}") }}
+- global.proxy.startupProbe: waypoints are ready within a second, and have no startup probe.
+{{- end }}{{- end }}
+{{- if hasKey . "statusPort" }}{{- if and .statusPort (ne (toString .statusPort) "15020") }}
+- global.proxy.statusPort: metrics are on 15020 and readiness is on 15021, for all proxies.
+{{- end }}{{- end }}
+{{- if hasKey . "tracer" }}{{- if and .tracer (ne (toString .tracer) "none") }}
+- global.proxy.tracer: proxies report no spans in this version; they pass on the headers of traces.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "proxy_init" }}{{- if and .proxy_init (ne (toJson .proxy_init) "{\"image\":\"proxyv2\"}") (ne (toJson .proxy_init) "{\"forceApplyIptables\":false,\"image\":\"proxyv2\"}") }}
+- global.proxy_init: there is no init container.
+{{- end }}{{- end }}
+{{- if hasKey . "tracer" }}{{- if .tracer }}
+- global.tracer: proxies report no spans in this version; they pass on the headers of traces.
+{{- end }}{{- end }}
+{{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
+- global.variant: there is one variant of each image, without a shell.
+{{- end }}{{- end }}
+{{- end }}
+{{- with .meshConfig }}
+{{- if hasKey . "enablePrometheusMerge" }}{{- if ne (toString .enablePrometheusMerge) "true" }}
+- meshConfig.enablePrometheusMerge: metrics of applications are not merged.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "ownerName" }}{{- if .ownerName }}
+- ownerName: deprecated in Istio, for its operator.
+{{- end }}{{- end }}
+{{- if hasKey . "platform" }}{{- if and .platform (ne (toString .platform) "openshift") }}
+- platform: nothing depends on it here.
+{{- end }}{{- end }}
+{{- if hasKey . "profile" }}{{- if and .profile (ne (toString .profile) "openshift") (ne (toString .profile) "openshift-ambient") (ne (toString .profile) "remote") (ne (toString .profile) "ambient-windows") }}
+- profile: Karst has one data plane, without sidecars, and one profile: the values of these charts.
+{{- end }}{{- end }}
+{{- if hasKey . "variant" }}{{- if and .variant (ne (toString .variant) "distroless") }}
+- variant: there is one variant of each image, without a shell.
+{{- end }}{{- end }}
+{{- $read := list "ADMIN_ADDR" "ALT_XDS_HOSTNAME" "AUTH_TOKEN" "CA_ADDRESS" "CLUSTER_DOMAIN" "CLUSTER_ID" "CONNECTION_TERMINATION_DEADLINE" "CRL_PATH" "DNS_CAPTURE" "ENABLE_ORIG_SRC" "HTTP2_CONNECTION_WINDOW_SIZE" "HTTP2_FRAME_SIZE" "HTTP2_STREAM_WINDOW_SIZE" "INPOD_UDS" "INSTANCE_IP" "IPV6_ENABLED" "KARST_ACCESS_LOG" "KARST_LOCAL_CERTS" "KARST_RESOLV_CONF" "KARST_SAME_NODE_DIRECT" "KEEPALIVE_ENABLED" "KEEPALIVE_INTERVAL" "KEEPALIVE_RETRIES" "KEEPALIVE_TIME" "LOCAL_XDS_PATH" "LOG_FORMAT" "MESH_CONFIG_PATH" "NETWORK" "NODE_NAME" "OUTBOUND_TRAFFIC_POLICY" "POD_NAME" "POD_NAMESPACE" "POOL_MAX_STREAMS_PER_CONNECTION" "POOL_UNUSED_RELEASE_TIMEOUT" "READINESS_ADDR" "ROOT_NAMESPACE" "RUST_LOG" "SECRET_TTL" "STATS_ADDR" "TERMINATION_GRACE_PERIOD_SECONDS" "TRUST_DOMAIN" "XDS_ADDRESS" "XDS_ROOT_CA" "ZTUNNEL_WORKER_THREADS" "RUST_BACKTRACE" "TZ" }}
+{{- range $name, $_ := .env }}{{- if not (has $name $read) }}
+- env.{{ $name }}: the program does not read this variable.
+{{- end }}{{- end }}
+{{- with .global }}{{- with .logging }}{{- with .level }}{{- if not (has (. | trimPrefix "default:" | trimPrefix "all:") (list "" "trace" "debug" "info" "warn" "error")) }}
+- global.logging.level: levels of single scopes are passed over, because the scopes are Istio's: set logLevel.
+{{- end }}{{- end }}{{- end }}{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "ztunnel.elsewhere" -}}
+{{- $namespace := .Namespace }}
+{{- with .Values }}
+{{- with .global }}
+{{- if hasKey . "configValidation" }}{{- if true }}
+- global.configValidation: used by the chart istiod.
+{{- end }}{{- end }}
+{{- if hasKey . "defaultPodDisruptionBudget" }}{{- if .defaultPodDisruptionBudget }}
+- global.defaultPodDisruptionBudget: used by the chart istiod.
+{{- end }}{{- end }}
+{{- if hasKey . "platform" }}{{- if and .platform (ne (toString .platform) "openshift") }}
+- global.platform: used by the chart cni.
+{{- end }}{{- end }}
+{{- if hasKey . "priorityClassName" }}{{- if .priorityClassName }}
+- global.priorityClassName: used by the chart istiod.
+{{- end }}{{- end }}
+{{- with .proxy }}
+{{- if hasKey . "logLevel" }}{{- if .logLevel }}
+- global.proxy.logLevel: used by the chart istiod.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "waypoint" }}{{- if .waypoint }}
+- global.waypoint: used by the chart istiod.
+{{- end }}{{- end }}
+{{- end }}
+{{- with .meshConfig }}
+{{- if hasKey . "accessLogFile" }}{{- if .accessLogFile }}
+- meshConfig.accessLogFile: used by the chart istiod.
+{{- end }}{{- end }}
+{{- if hasKey . "rootNamespace" }}{{- if .rootNamespace }}
+- meshConfig.rootNamespace: used by the chart istiod.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "pilot" }}{{- if .pilot }}
+- pilot: used by the chart istiod.
+{{- end }}{{- end }}
+{{- if hasKey . "revisionTags" }}{{- if .revisionTags }}
+- revisionTags: used by the chart istiod.
+{{- end }}{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "ztunnel.refused" -}}
+{{- $namespace := .Namespace }}
+{{- with .Values }}
+{{- if hasKey . "_internal_defaults_do_not_set" }}{{- if ._internal_defaults_do_not_set }}
+- _internal_defaults_do_not_set: write its keys at the top, as in Istio.
+{{- end }}{{- end }}
+{{- with .global }}
+{{- if hasKey . "caName" }}{{- if .caName }}
+- global.caName: certificates come from istiod itself; to use an authority of your own, put an intermediate into Secret cacerts.
+{{- end }}{{- end }}
+{{- if hasKey . "configCluster" }}{{- if .configCluster }}
+- global.configCluster: a control plane outside of the cluster is not supported: install the chart istiod in each cluster.
+{{- end }}{{- end }}
+{{- if hasKey . "externalIstiod" }}{{- if .externalIstiod }}
+- global.externalIstiod: a control plane outside of the cluster is not supported: install the chart istiod in each cluster.
+{{- end }}{{- end }}
+{{- if hasKey . "meshNetworks" }}{{- if .meshNetworks }}
+- global.meshNetworks: a mesh is one network in this version; pods of others would be reached without the gateways that are named here.
+{{- end }}{{- end }}
+{{- if hasKey . "mountMtlsCerts" }}{{- if .mountMtlsCerts }}
+- global.mountMtlsCerts: certificates are never mounted: proxies request theirs from istiod.
+{{- end }}{{- end }}
+{{- with .multiCluster }}
+{{- if hasKey . "enabled" }}{{- if .enabled }}
+- global.multiCluster.enabled: a mesh is one cluster in this version: leave it out.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "pilotCertProvider" }}{{- if and .pilotCertProvider (ne (toString .pilotCertProvider) "istiod") }}
+- global.pilotCertProvider: istiod's own certificate is signed by its authority: use istiod, or leave it out.
+{{- end }}{{- end }}
+{{- if hasKey . "platform" }}{{- if has (toString .platform) (list "openshift") }}
+- global.platform: OpenShift needs SecurityContextConstraints that these charts do not have; nobody has tried it.
+{{- end }}{{- end }}
+{{- if hasKey . "remotePilotAddress" }}{{- if .remotePilotAddress }}
+- global.remotePilotAddress: a control plane outside of the cluster is not supported: install the chart istiod in each cluster.
+{{- end }}{{- end }}
+{{- if hasKey . "resourceScope" }}{{- if and .resourceScope (ne (toString .resourceScope) "all") (ne (toString .resourceScope) "undefined") }}
+- global.resourceScope: the charts install the objects of the cluster and those of namespaces together: use all, or leave it out.
+{{- end }}{{- end }}
+{{- if hasKey . "revision" }}{{- if .revision }}
+- global.revision: set revision, outside of global.
+{{- end }}{{- end }}
+{{- with .sds }}
+{{- with .token }}
+{{- if hasKey . "aud" }}{{- if and .aud (ne (toString .aud) "istio-ca") }}
+- global.sds.token.aud: tokens of proxies have the audience istio-ca.
+{{- end }}{{- end }}
+{{- end }}
+{{- end }}
+{{- with .sts }}
+{{- if hasKey . "servicePort" }}{{- if and .servicePort (ne (toString .servicePort) "0") }}
+- global.sts.servicePort: there is no security token service.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "trustBundleName" }}{{- if and .trustBundleName (ne (toString .trustBundleName) "istio-ca-root-cert") }}
+- global.trustBundleName: the root certificate is in ConfigMap istio-ca-root-cert, where proxies of all releases look for it.
+{{- end }}{{- end }}
+{{- end }}
+{{- if hasKey . "platform" }}{{- if has (toString .platform) (list "openshift") }}
+- platform: OpenShift needs SecurityContextConstraints that these charts do not have; nobody has tried it.
+{{- end }}{{- end }}
+{{- if hasKey . "profile" }}{{- if has (toString .profile) (list "openshift" "openshift-ambient" "remote" "ambient-windows") }}
+- profile: there is no such profile: neither OpenShift, nor Windows, nor a control plane outside of the cluster is supported.
+{{- end }}{{- end }}
+{{- if hasKey . "resourceScope" }}{{- if and .resourceScope (ne (toString .resourceScope) "all") (ne (toString .resourceScope) "undefined") }}
+- resourceScope: the charts install the objects of the cluster and those of namespaces together: use all, or leave it out.
+{{- end }}{{- end }}
+{{- if hasKey . "ztunnel" }}{{- if .ztunnel }}
+- ztunnel: write its keys at the top: this is the chart of ztunnel itself.
+{{- end }}{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,129 @@
+//! Istio's mesh configuration (`MeshConfig`), as far as it is honoured: key `mesh` of ConfigMap `istio`. What is
+//! not listed here has no effect; docs/values.md says of each field what stands in its place. Unlike objects of
+//! users, fields that are not known are passed over: the file is Istio's own, and has many.
+
+use serde::Deserialize;
+
+/// Key of the ConfigMap that holds it.
+pub const KEY: &str = "mesh";
+/// Where access logs can be written: the output of the proxy, or (an empty text) nowhere.
+const LOG_FILES: [&str; 2] = ["", "/dev/stdout"];
+/// Values of a default `exportTo`.
+const EXPORT_TO: [&str; 2] = ["*", "."];
+
+/// The mesh configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MeshConfig {
+    /// Where waypoints and gateways write their access logs: `/dev/stdout`, or empty for none. None: as the
+    /// proxies' options say.
+    pub access_log_file: Option<String>,
+    /// Namespaces that VirtualServices without `exportTo` are for: `*` or `.`; empty: as the controller's option says.
+    pub default_virtual_service_export_to: Vec<String>,
+    /// The same of DestinationRules.
+    pub default_destination_rule_export_to: Vec<String>,
+    /// Where pods of the mesh may connect to. ztunnel reads it itself; here it is only looked at.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// Trust domain; taken at the start only, from the controller's option.
+    pub trust_domain: String,
+    /// Namespace whose policies are for all; taken at the start only, from the controller's option.
+    pub root_namespace: String,
+    /// What is the same for all proxies.
+    pub default_config: ProxyConfig,
+}
+
+/// Istio's `outboundTrafficPolicy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct OutboundTrafficPolicy {
+    /// `ALLOW_ANY` (also if empty) or `REGISTRY_ONLY`.
+    pub mode: String,
+}
+
+/// Istio's `ProxyConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ProxyConfig {
+    /// Threads of each waypoint and gateway that is deployed for a Gateway; 0: one per core.
+    pub concurrency: Option<u32>,
+}
+
+/// Why a text is no mesh configuration. The field is named by the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MeshConfigError {
+    /// Not YAML, or a field has a value of another type.
+    #[error("cannot be read: {0} [KARST-0710]")]
+    NotRead(String),
+    /// An access log that cannot be written.
+    #[error("accessLogFile: unsupported file {0:?}: use /dev/stdout, or \"\" for no access log [KARST-0710]")]
+    AccessLogFile(String),
+    /// A mode that is not known.
+    #[error("outboundTrafficPolicy.mode: unsupported value {0:?}: use ALLOW_ANY or REGISTRY_ONLY [KARST-0710]")]
+    Mode(String),
+    /// A default `exportTo` that names namespaces.
+    #[error("{field}: unsupported value {value:?}: use [\"*\"] or [\".\"] [KARST-0710]")]
+    ExportTo {
+        /// Which of the fields.
+        field: &'static str,
+        /// What it says.
+        value: String,
+    },
+}
+
+impl MeshConfig {
+    /// Reads it. An empty text is a configuration that says nothing.
+    ///
+    /// # Errors
+    /// What cannot be used; then nothing of it is.
+    pub fn read(text: &str) -> Result<Self, MeshConfigError> {
+        let read: Option<Self> = serde_yaml_ng::from_str(text).map_err(|e| MeshConfigError::NotRead(e.to_string()))?;
+        let config = read.unwrap_or_default();
+        if let Some(file) = config.access_log_file.as_ref().filter(|f| !LOG_FILES.contains(&f.as_str())) {
+            return Err(MeshConfigError::AccessLogFile(file.clone()));
+        }
+        let mode = &config.outbound_traffic_policy.mode;
+        if !matches!(mode.as_str(), "" | "ALLOW_ANY" | "REGISTRY_ONLY") {
+            return Err(MeshConfigError::Mode(mode.clone()));
+        }
+        for (field, all) in [
+            ("defaultVirtualServiceExportTo", &config.default_virtual_service_export_to),
+            ("defaultDestinationRuleExportTo", &config.default_destination_rule_export_to),
+        ] {
+            if let Some(value) = all.iter().find(|v| !EXPORT_TO.contains(&v.as_str())) {
+                return Err(MeshConfigError::ExportTo { field, value: value.clone() });
+            }
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+    use super::*;
+
+    #[test]
+    fn what_is_honoured_is_read_and_the_rest_is_passed_over() {
+        let text = "accessLogFile: ''\nenableTracing: true\nextensionProviders: [{name: otel}]\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\ndefaultConfig: {concurrency: 2, discoveryAddress: istiod:15012}\ndefaultVirtualServiceExportTo: ['.']\n";
+        let config = MeshConfig::read(text).unwrap();
+        assert_eq!(config.access_log_file.as_deref(), Some(""));
+        assert_eq!(config.outbound_traffic_policy.mode, "REGISTRY_ONLY");
+        assert_eq!((config.default_config.concurrency, &*config.default_virtual_service_export_to[0]), (Some(2), "."));
+        assert_eq!(MeshConfig::read("").unwrap(), MeshConfig::default());
+        assert_eq!(MeshConfig::read("# nothing\n").unwrap(), MeshConfig::default());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        for (text, says) in [
+            ("accessLogFile: /var/log/access", "accessLogFile: unsupported file \"/var/log/access\""),
+            ("outboundTrafficPolicy: {mode: NONE}", "outboundTrafficPolicy.mode: unsupported value \"NONE\""),
+            ("defaultDestinationRuleExportTo: [team]", "defaultDestinationRuleExportTo: unsupported value \"team\""),
+            ("defaultConfig: {concurrency: many}", "concurrency: invalid type"),
+            ("a: [", "cannot be read"),
+        ] {
+            let error = MeshConfig::read(text).unwrap_err().to_string();
+            assert!(error.contains(says) && error.ends_with("[KARST-0710]"), "{text}: {error}");
+        }
+    }
+}
