@@ -3,4 +3,6 @@
 
 pub mod chart;
 pub mod documents;
+pub mod manifest;
+pub mod spec;
 pub mod template;

@@ -151,3 +151,25 @@ impl Charts {
         })
     }
 }
+
+impl Chart {
+    /// The keys at the top of its values.
+    pub fn keys(&self) -> Vec<&str> {
+        let properties = self.schema.as_ref().and_then(|schema| schema["properties"].as_object());
+        let described = properties.into_iter().flat_map(|known| known.keys());
+        self.values.keys().chain(described).map(String::as_str).collect()
+    }
+
+    /// Whether its values or their schema have this path.
+    pub fn knows(&self, path: &[&str]) -> bool {
+        let mut described = self.schema.as_ref();
+        for key in path {
+            described = described.and_then(|schema| schema["properties"].get(*key));
+        }
+        let mut default = path.split_first().and_then(|(first, _)| self.values.get(*first));
+        for key in path.iter().skip(1) {
+            default = default.and_then(|value| value.get(*key));
+        }
+        described.is_some() || default.is_some()
+    }
+}
