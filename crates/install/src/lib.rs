@@ -2,6 +2,7 @@
 //! Helm does, applies the objects in a safe order, waits for them, and removes what is no longer wanted.
 
 pub mod chart;
+pub mod cluster;
 pub mod documents;
 pub mod manifest;
 pub mod spec;
