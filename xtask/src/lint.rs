@@ -23,6 +23,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-kube", 3),
     ("karst-ebpf", 3),
     ("karst-proxy", 4),
+    ("karst-install", 4),
     ("karst-cni", 5),
     ("karst-ztunnel", 5),
     ("karst-waypoint", 5),

@@ -1,0 +1,157 @@
+//! What an installation would change: found by dry runs of the API server, so that its defaults are no differences.
+
+use super::{ClusterError, Target, access::display};
+use crate::manifest::Manifest;
+use serde_json::Value;
+
+/// What happens to an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It is made.
+    Create(String),
+    /// These fields of it change.
+    Update(String, Vec<String>),
+    /// It is no longer wanted.
+    Remove(String),
+}
+
+/// All changes.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// In the order in which they are made.
+    pub changes: Vec<Change>,
+    /// Objects that stay as they are.
+    pub same: usize,
+}
+
+impl Changes {
+    /// Compares a manifest with the cluster; `obsolete` are objects that are removed.
+    ///
+    /// # Errors
+    /// If the API server cannot be asked, or helm owns some of the objects and `force` is not given.
+    pub async fn find(
+        target: &Target,
+        manifest: &Manifest,
+        obsolete: &[Value],
+        force: bool,
+    ) -> Result<Self, ClusterError> {
+        let mut found = Self::default();
+        for object in manifest.objects() {
+            let Some(there) = target.get(object).await? else {
+                found.changes.push(Change::Create(display(object)));
+                continue;
+            };
+            if let Some(release) = helm_release(&there).filter(|_| !force) {
+                return Err(ClusterError::Helm { objects: display(object), release });
+            }
+            let after = target.apply(object, false).await?;
+            let fields = differences(&there, &after);
+            if fields.is_empty() {
+                found.same += 1;
+            } else {
+                found.changes.push(Change::Update(display(object), fields));
+            }
+        }
+        found.changes.extend(obsolete.iter().map(|object| Change::Remove(display(object))));
+        Ok(found)
+    }
+
+    /// A line for each change, and a sum.
+    pub fn lines(&self) -> Vec<String> {
+        let (mut created, mut updated, mut removed) = (0, 0, 0);
+        let mut lines: Vec<String> = self
+            .changes
+            .iter()
+            .map(|change| match change {
+                Change::Create(object) => {
+                    created += 1;
+                    format!("+ {object}")
+                }
+                Change::Update(object, fields) => {
+                    updated += 1;
+                    format!("~ {object} ({})", fields.join(", "))
+                }
+                Change::Remove(object) => {
+                    removed += 1;
+                    format!("- {object}")
+                }
+            })
+            .collect();
+        lines.push(format!("{created} to create, {updated} to change, {removed} to remove, {} unchanged", self.same));
+        lines
+    }
+}
+
+/// The release that helm has noted on an object.
+fn helm_release(object: &Value) -> Option<String> {
+    let metadata = &object["metadata"];
+    if metadata["labels"]["app.kubernetes.io/managed-by"] != "Helm" {
+        return None;
+    }
+    let note = |key: &str| metadata["annotations"][format!("meta.helm.sh/release-{key}")].as_str();
+    Some(format!("{}/{}", note("namespace").unwrap_or_default(), note("name")?))
+}
+
+/// Paths that differ; at most five, the first of each list.
+fn differences(before: &Value, after: &Value) -> Vec<String> {
+    const MOST: usize = 5;
+    let mut paths = Vec::new();
+    compare(before, after, "", &mut paths);
+    if paths.len() > MOST {
+        let more = paths.len() - MOST;
+        paths.truncate(MOST);
+        paths.push(format!("{more} more"));
+    }
+    paths
+}
+
+fn compare(before: &Value, after: &Value, path: &str, paths: &mut Vec<String>) {
+    match (before, after) {
+        (Value::Object(left), Value::Object(right)) => {
+            let keys: std::collections::BTreeSet<&String> = left.keys().chain(right.keys()).collect();
+            for key in keys {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                if matches!(
+                    path.as_str(),
+                    "status" | "metadata.managedFields" | "metadata.resourceVersion" | "metadata.generation"
+                ) {
+                    continue;
+                }
+                compare(left.get(key).unwrap_or(&Value::Null), right.get(key).unwrap_or(&Value::Null), &path, paths);
+            }
+        }
+        (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
+            for (at, (left, right)) in left.iter().zip(right).enumerate() {
+                compare(left, right, &format!("{path}[{at}]"), paths);
+            }
+        }
+        (left, right) if left != right => paths.push(path.into()),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn fields_that_differ_are_named_and_bookkeeping_is_not() {
+        let before = json!({"metadata": {"resourceVersion": "1", "labels": {"a": "1"}}, "spec": {"list": [{"x": 1}], "n": 1},
+            "status": {"ready": 0}});
+        let after = json!({"metadata": {"resourceVersion": "2", "labels": {"a": "1", "b": "2"}}, "spec": {"list": [{"x": 2}],
+            "n": 1}, "status": {"ready": 1}});
+        assert_eq!(differences(&before, &after), ["metadata.labels.b", "spec.list[0].x"]);
+        assert!(differences(&before, &before).is_empty());
+        let many = json!({"a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1, "g": 1});
+        assert_eq!(differences(&json!({}), &many).last().unwrap(), "2 more");
+    }
+
+    #[test]
+    fn helms_objects_are_known_by_their_annotations() {
+        let object = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": {
+            "meta.helm.sh/release-name": "istiod", "meta.helm.sh/release-namespace": "istio-system"}}});
+        assert_eq!(helm_release(&object).as_deref(), Some("istio-system/istiod"));
+        assert_eq!(helm_release(&json!({"metadata": {}})), None);
+    }
+}

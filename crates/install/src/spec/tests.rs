@@ -1,0 +1,118 @@
+//! Profiles, merging, and what is refused.
+
+use super::*;
+use crate::manifest::{Manifest, Stage};
+use serde_json::json;
+
+const KUBERNETES: &str = "v1.34.0";
+
+fn wanted(files: &[&str], sets: &[&str]) -> Wanted {
+    Wanted {
+        files: files
+            .iter()
+            .map(|spec| {
+                let text = format!("apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec: {spec}\n");
+                ("file.yaml".to_string(), text)
+            })
+            .collect(),
+        sets: sets.iter().map(|set| (*set).to_string()).collect(),
+        revision: None,
+        namespace: "istio-system".into(),
+    }
+}
+
+fn manifest(wanted: &Wanted) -> Result<Manifest, SpecError> {
+    Manifest::of(&wanted.spec()?, &Charts::embedded(), KUBERNETES, false)
+}
+
+fn parts(wanted: &Wanted) -> Vec<String> {
+    manifest(wanted).unwrap().parts.into_iter().map(|part| part.name).collect()
+}
+
+fn refusal(wanted: &Wanted) -> String {
+    manifest(wanted).unwrap_err().to_string()
+}
+
+#[test]
+fn profiles_have_their_components() {
+    let mesh = ["istio-base", "istiod", "istio-cni", "ztunnel"];
+    assert_eq!(parts(&wanted(&[], &[])), mesh);
+    assert_eq!(parts(&wanted(&[], &["profile=ambient"])), mesh);
+    assert_eq!(parts(&wanted(&[], &["profile=stable"])), mesh);
+    let demo = parts(&wanted(&[], &["profile=demo"]));
+    assert_eq!(demo, [&mesh[..], &["istio-ingressgateway", "istio-egressgateway"]].concat());
+    assert_eq!(parts(&wanted(&[], &["profile=minimal"])), ["istio-base", "istiod"]);
+    assert!(parts(&wanted(&[], &["profile=empty"])).is_empty());
+    assert_eq!(parts(&wanted(&[], &["profile=preview"])).len(), 5);
+    for refused in ["remote", "openshift"] {
+        assert!(refusal(&wanted(&[], &[&format!("profile={refused}")])).contains("cannot be honoured"), "{refused}");
+    }
+    assert_eq!(profile::names().count(), 9);
+}
+
+#[test]
+fn files_and_sets_are_laid_over_the_profile() {
+    let spec = wanted(
+        &[
+            "{profile: minimal, values: {pilot: {replicaCount: 2}}}",
+            "{values: {pilot: {logLevel: debug}}, hub: h.io/x}",
+        ],
+        &["values.pilot.replicaCount=3", "components.ingressGateways[name:istio-ingressgateway].enabled=true"],
+    );
+    let manifest = manifest(&spec).unwrap();
+    assert_eq!(manifest.parts.len(), 3);
+    let deployment = manifest.objects().find(|object| object["kind"] == "Deployment").unwrap();
+    assert_eq!(deployment["spec"]["replicas"], json!(3));
+    let text = deployment.to_string();
+    assert!(text.contains("h.io/x/pilot:") && text.contains("debug"), "{text}");
+}
+
+#[test]
+fn mesh_config_and_revision_reach_the_control_plane() {
+    let mut wanted = wanted(&[], &["meshConfig.trustDomain=example.org", "meshConfig.accessLogFile=/dev/stdout"]);
+    wanted.revision = Some("canary".into());
+    let manifest = manifest(&wanted).unwrap();
+    assert_eq!(manifest.owner, "installed-state-canary");
+    let config = manifest.objects().find(|object| object["metadata"]["name"] == "istio-canary").unwrap();
+    assert!(config["data"]["mesh"].as_str().unwrap().contains("trustDomain: example.org"));
+    assert!(manifest.objects().any(|object| object["metadata"]["name"] == "istiod-canary"));
+    assert!(manifest.objects().all(|object| object["metadata"]["labels"]["istio.io/rev"].is_string()));
+}
+
+#[test]
+fn wrong_keys_are_named_with_the_nearest() {
+    for (set, says) in [
+        ("profile=dmo", "there is no profile \"dmo\"; did you mean demo?"),
+        ("values.pilto.replicaCount=2", "spec.values.pilto: there is no such key; did you mean pilot?"),
+        ("values.pilot.replicaCont=2", "replicaCont: there is no such key; did you mean replicaCount?"),
+        ("components.piolt.enabled=true", "spec.components.piolt: there is no such key; did you mean pilot?"),
+        ("components.pilot.enable=true", "spec.components.pilot.enable: there is no such key; did you mean enabled?"),
+        ("components.pilot.enabled=yes", "spec.components.pilot.enabled: true or false is wanted, not \"yes\""),
+        ("meshConfg.trustDomain=x", "spec.meshConfg: there is no such key; did you mean meshConfig?"),
+        ("values.gateways.istio-ingresgateway.x=1", "did you mean istio-ingressgateway?"),
+        ("components.pilot.k8s.overlays={a}", "spec.components.pilot.k8s.overlays: there is no such key"),
+        ("values.pilot=2", "spec.values.pilot: a map is wanted, not 2"),
+        ("a", "--set a: = is missing"),
+    ] {
+        let said = refusal(&wanted(&[], &[set]));
+        assert!(said.contains(says), "{set}: {said}");
+    }
+    let other = Wanted { files: vec![("v.yaml".into(), "kind: Service".into())], ..Wanted::default() };
+    assert!(other.spec().unwrap_err().to_string().contains("v.yaml: kind \"Service\" is not IstioOperator"));
+}
+
+#[test]
+fn manifests_are_the_same_bytes_in_a_safe_order() {
+    let wanted = wanted(&[], &["profile=demo"]);
+    let manifest = manifest(&wanted).unwrap();
+    let text = manifest.to_yaml();
+    assert_eq!(text, super::tests::manifest(&wanted).unwrap().to_yaml());
+    let documents = crate::documents::read_all(&text).unwrap();
+    assert_eq!(documents.len(), manifest.objects().count());
+    let stages: Vec<Stage> = documents.iter().map(Stage::of).collect();
+    assert!(stages.is_sorted(), "{stages:?}");
+    assert_eq!(stages.last(), Some(&Stage::Webhook));
+    for document in &documents {
+        assert!(manifest.objects().any(|object| object == document), "{document:#}");
+    }
+}
