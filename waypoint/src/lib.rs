@@ -13,14 +13,17 @@ mod clock;
 mod cluster;
 mod config;
 mod control;
+pub mod decision;
 mod downstream;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod http;
+#[cfg(feature = "fuzz")]
+pub mod live;
 mod route;
 mod snapshot;
 mod telemetry;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod testing;
 #[cfg(test)]
 mod tests;

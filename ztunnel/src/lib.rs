@@ -18,7 +18,7 @@ mod local;
 mod metrics;
 mod outbound;
 mod outcome;
-mod plan;
+pub mod plan;
 mod serve;
 mod worker;
 
