@@ -1,6 +1,6 @@
 //! What a waypoint would do with one call, without doing it: for `karst explain`. The decisions are those of the request path
 //! ([`crate::http::handle`]) and of byte streams ([`crate::downstream::tcp`]), asked in their order; what must always hold is that
-//! both say the same, which `crates/explain` proves on random worlds against requests in memory.
+//! both say the same, which tests/differential/tests/truth.rs proves on random worlds, with requests in memory.
 //!
 //! Left out: limits that depend on other calls (rate limits, circuit breaking, ejected endpoints), and delays.
 

@@ -36,35 +36,46 @@ pub enum Answer {
 /// Type, name and bytes of what the control plane tells.
 pub type Told<'a> = (&'a str, &'a str, &'a [u8]);
 
-/// Makes one call. `own`: namespace, pod and account of the waypoint. `head`: of a request; None: bytes are sent.
-pub fn call(
-    own: [&str; 3],
-    told: &[Told<'_>],
-    (authority, peer, from): (&str, Identity, SocketAddr),
-    head: Option<http::Request<()>>,
-) -> Answer {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
-        let (worker, seen) = worker(own, told);
-        let snapshot = worker.snapshot();
-        let uri = http::Uri::builder().authority(authority).build().unwrap();
-        let connect = http::Request::connect(uri).body(()).unwrap();
-        let own = worker.own(&snapshot).map(|own| &**own);
-        let downstream = match tunnel::target(&snapshot, own, &connect, peer, from) {
-            Ok(downstream) => downstream,
-            Err((status, _)) => return Answer::Connect(status.as_u16()),
-        };
-        let protocols = downstream.service().map(|s| s.protocols.clone()).unwrap_or_default();
-        let spoken = protocols.iter().find(|(port, _)| *port == downstream.port).map(|(_, a)| *a);
-        let is_bytes = matches!(spoken, Some(AppProtocol::Tcp | AppProtocol::Tls));
-        match head.filter(|_| !is_bytes) {
-            Some(head) => {
-                let declared = !matches!(spoken, None | Some(AppProtocol::Unknown));
-                request(&worker, downstream, declared, head, &seen).await
+/// A waypoint that has been told, and takes calls.
+pub struct Live {
+    runtime: tokio::runtime::Runtime,
+    tasks: LocalSet,
+    worker: Rc<Worker>,
+    seen: Seen,
+}
+
+impl Live {
+    /// `own`: namespace, pod and account of the waypoint.
+    pub fn new(own: [&str; 3], told: &[Told<'_>]) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let tasks = LocalSet::new();
+        let (worker, seen) = tasks.block_on(&runtime, async { worker(own, told) });
+        Self { runtime, tasks, worker, seen }
+    }
+
+    /// Makes one call, by a CONNECT for an authority. `head`: of a request; None: bytes are sent.
+    pub fn call(&self, authority: &str, peer: Identity, from: SocketAddr, head: Option<http::Request<()>>) -> Answer {
+        self.tasks.block_on(&self.runtime, async {
+            let (worker, snapshot) = (&self.worker, self.worker.snapshot());
+            let uri = http::Uri::builder().authority(authority).build().unwrap();
+            let connect = http::Request::connect(uri).body(()).unwrap();
+            let own = worker.own(&snapshot).map(|own| &**own);
+            let downstream = match tunnel::target(&snapshot, own, &connect, peer, from) {
+                Ok(downstream) => downstream,
+                Err((status, _)) => return Answer::Connect(status.as_u16()),
+            };
+            let protocols = downstream.service().map(|s| s.protocols.clone()).unwrap_or_default();
+            let spoken = protocols.iter().find(|(port, _)| *port == downstream.port).map(|(_, a)| *a);
+            let is_bytes = matches!(spoken, Some(AppProtocol::Tcp | AppProtocol::Tls));
+            match head.filter(|_| !is_bytes) {
+                Some(head) => {
+                    let declared = !matches!(spoken, None | Some(AppProtocol::Unknown));
+                    request(worker, downstream, declared, head, &self.seen).await
+                }
+                None => bytes(worker, downstream).await,
             }
-            None => bytes(&worker, downstream).await,
-        }
-    })
+        })
+    }
 }
 
 type Seen = Rc<RefCell<Vec<SocketAddr>>>;
@@ -117,6 +128,7 @@ async fn request(
     seen: &Seen,
 ) -> Answer {
     LINES.take();
+    seen.borrow_mut().clear();
     let (client, server) = tokio::io::duplex(64 << 10);
     let own = worker.clone();
     spawn_local(async move { sniff::http(&own, Rc::new(downstream), Io::memory(server), declared).await });
