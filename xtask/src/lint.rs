@@ -29,6 +29,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("karst-controller", 5),
     ("karst-world", 5),
     ("karst-explain", 6),
+    ("karst-cli", 7),
     ("karst-fuzz", 6),
     ("karst-differential", 7),
     ("karst-e2e", 6),

@@ -1,0 +1,109 @@
+//! HTTP to a pod's loopback port, through the API server's port-forward, as istioctl does.
+
+use super::{connect::Cluster, failure::failed, pods::PodName};
+use crate::problem::Problem;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, body::Bytes};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Largest page that is read, in bytes: a dump of a mesh of 10,000 pods is about 20 MiB.
+const MAX_PAGE: usize = 512 << 20;
+/// A page must be there within this time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Cluster {
+    /// Opens a connection to a port of a pod.
+    ///
+    /// # Errors
+    /// If the API server does not forward it.
+    pub async fn dial(&self, pod: &PodName, port: u16) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, Problem> {
+        let what = || format!("cannot reach port {port} of pod {pod}");
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let mut forwarder = api.portforward(&pod.name, &[port]).await.map_err(|e| failed(what(), &e))?;
+        forwarder.take_stream(port).ok_or_else(|| {
+            Problem::new(what())
+                .because("the API server has opened no stream")
+                .next("try again; `kubectl get pods` shows whether it runs")
+        })
+    }
+
+    /// GET of a page, as text.
+    ///
+    /// # Errors
+    /// If it cannot be reached, or does not answer 200.
+    pub async fn get(&self, pod: &PodName, port: u16, path: &str) -> Result<String, Problem> {
+        self.ask(pod, port, Method::GET, path).await
+    }
+
+    /// POST without a body.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`].
+    pub async fn post(&self, pod: &PodName, port: u16, path: &str) -> Result<String, Problem> {
+        self.ask(pod, port, Method::POST, path).await
+    }
+
+    /// A page in JSON.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`], and if it is something else.
+    pub async fn page<T: serde::de::DeserializeOwned>(
+        &self,
+        pod: &PodName,
+        port: u16,
+        path: &str,
+    ) -> Result<T, Problem> {
+        let text = self.get(pod, port, path).await?;
+        serde_json::from_str(&text).map_err(|e| {
+            Problem::new(format!("pod {pod}, port {port}, {path}: the page is not what was expected"))
+                .because(e)
+                .next("client and proxy may be of different versions: `karst version`")
+        })
+    }
+
+    async fn ask(&self, pod: &PodName, port: u16, method: Method, path: &str) -> Result<String, Problem> {
+        let answer = tokio::time::timeout(PATIENCE, self.exchange(pod, port, method, path)).await;
+        answer.unwrap_or_else(|_| {
+            Err(Problem::new(format!("pod {pod}, port {port}, {path}: no answer within {} s", PATIENCE.as_secs()))
+                .next("look at the pod: `kubectl describe pod` and its log"))
+        })
+    }
+
+    async fn exchange(&self, pod: &PodName, port: u16, method: Method, path: &str) -> Result<String, Problem> {
+        let what = || format!("pod {pod}, port {port}, {path}");
+        let next = "look at the pod: `kubectl describe pod` and its log";
+        let broken = |e: &dyn std::fmt::Display| Problem::new(what()).because(e).next(next);
+        let stream = self.dial(pod, port).await?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|e| broken(&e))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/{}", path.trim_start_matches('/')))
+            .header("host", format!("localhost:{port}"))
+            .body(Full::<Bytes>::default())
+            .map_err(|e| broken(&e))?;
+        let exchange = async {
+            let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_PAGE).collect().await.map_err(|e| broken(&e))?;
+            let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+            if !status.is_success() {
+                return Err(Problem::new(what()).because(format!("status {status}: {}", text.trim())).next(next));
+            }
+            Ok(text)
+        };
+        tokio::pin!(exchange);
+        tokio::select! {
+            answer = &mut exchange => answer,
+            ended = connection => match ended {
+                // Closed after the answer was read.
+                Ok(()) => exchange.await,
+                Err(e) => Err(broken(&e)),
+            },
+        }
+    }
+}

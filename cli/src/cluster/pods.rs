@@ -1,0 +1,110 @@
+//! Pods by label, by node, by name.
+
+use super::{connect::Cluster, failure::failed};
+use crate::problem::Problem;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt, api::ListParams};
+use std::fmt;
+
+/// A pod's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.name, self.namespace)
+    }
+}
+
+impl From<&Pod> for PodName {
+    fn from(pod: &Pod) -> Self {
+        Self { namespace: pod.namespace().unwrap_or_default(), name: pod.name_any() }
+    }
+}
+
+/// Whether the kubelet reports it as ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Its node; empty while it has none.
+pub fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+/// Its uid.
+pub fn uid_of(pod: &Pod) -> String {
+    pod.uid().unwrap_or_default()
+}
+
+impl Cluster {
+    /// The running pods of a namespace with these labels (`app=istiod`), by name.
+    ///
+    /// # Errors
+    /// If the API server refuses or cannot be reached.
+    pub async fn pods(&self, namespace: &str, labels: &str) -> Result<Vec<Pod>, Problem> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = ListParams::default().labels(labels).fields("status.phase=Running");
+        let mut pods = api
+            .list(&params)
+            .await
+            .map_err(|e| failed(format!("cannot list pods with {labels} in namespace {namespace}"), &e))?
+            .items;
+        pods.sort_by_key(ResourceExt::name_any);
+        Ok(pods)
+    }
+
+    /// The running pods of the control plane.
+    ///
+    /// # Errors
+    /// As [`Cluster::pods`], and if there is none.
+    pub async fn control_plane(&self) -> Result<Vec<Pod>, Problem> {
+        let pods = self.pods(&self.istio_namespace, "app=istiod").await?;
+        if pods.is_empty() {
+            return Err(Problem::new(format!("no control plane is running in namespace {}", self.istio_namespace))
+                .because("there is no running pod with the label app=istiod")
+                .next("install the mesh, or name its namespace with -i"));
+        }
+        Ok(pods)
+    }
+
+    /// The running ztunnels.
+    ///
+    /// # Errors
+    /// As [`Cluster::pods`], and if there is none.
+    pub async fn ztunnels(&self) -> Result<Vec<Pod>, Problem> {
+        let pods = self.pods(&self.istio_namespace, "app=ztunnel").await?;
+        if pods.is_empty() {
+            return Err(Problem::new(format!("no ztunnel is running in namespace {}", self.istio_namespace))
+                .because("there is no running pod with the label app=ztunnel")
+                .next("install the mesh's ztunnel, or name its namespace with -i"));
+        }
+        Ok(pods)
+    }
+
+    /// One pod, named `name`, `name.namespace` or `namespace/name`.
+    ///
+    /// # Errors
+    /// If there is no such pod.
+    pub async fn pod(&self, named: &str) -> Result<Pod, Problem> {
+        let name = self.pod_name(named);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &name.namespace);
+        api.get(&name.name).await.map_err(|e| failed(format!("pod {} in namespace {}", name.name, name.namespace), &e))
+    }
+
+    /// What a user means by a pod's name.
+    pub fn pod_name(&self, named: &str) -> PodName {
+        let named = named.strip_prefix("pod/").unwrap_or(named);
+        let (namespace, name) = match (named.split_once('/'), named.split_once('.')) {
+            (Some((namespace, name)), _) | (None, Some((name, namespace))) => (namespace, name),
+            (None, None) => (self.namespace.as_str(), named),
+        };
+        PodName { namespace: namespace.into(), name: name.into() }
+    }
+}

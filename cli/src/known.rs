@@ -1,0 +1,8 @@
+//! Names and numbers that the parts of the mesh agree on, all of them Istio's.
+
+/// Version of this program.
+pub const CLIENT: &str = env!("CARGO_PKG_VERSION");
+/// The control plane's port of metrics and debug pages.
+pub const MONITORING: u16 = 15014;
+/// A proxy's port of admin pages.
+pub const ADMIN: u16 = 15000;
