@@ -17,6 +17,7 @@ mod key_set;
 mod kubernetes;
 mod local_tokens;
 mod model;
+pub mod offline;
 mod pem;
 mod private_file;
 mod probe;

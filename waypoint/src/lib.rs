@@ -13,15 +13,18 @@ mod clock;
 mod cluster;
 mod config;
 mod control;
+pub mod decision;
 mod downstream;
 mod envoy;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod http;
+#[cfg(feature = "fuzz")]
+pub mod live;
 mod route;
 mod snapshot;
 mod telemetry;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! A worker without its process, whose control plane is the test, and members of the mesh on the loopback network. No root is needed.
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+#![cfg_attr(not(test), allow(dead_code, reason = "the differential tests need some of it"))]
 
 use crate::{
     cluster::endpoint_set::Clusters,
@@ -67,7 +68,19 @@ impl Plane {
     }
 
     fn of(s: Snapshot, role: &str, secrets: impl FnOnce(&Identity) -> Secrets, connector: Connector) -> Self {
-        let args = ["karst-waypoint", "proxy", role, "--pod-name", OWN, "--pod-namespace", "ns", "--account", OWN];
+        Self::named(s, role, ["ns", OWN, OWN], secrets, connector)
+    }
+
+    /// `own`: namespace, name and account of the pod.
+    fn named(
+        s: Snapshot,
+        role: &str,
+        [namespace, pod, account]: [&str; 3],
+        secrets: impl FnOnce(&Identity) -> Secrets,
+        connector: Connector,
+    ) -> Self {
+        let own = ["--pod-name", pod, "--pod-namespace", namespace, "--account", account];
+        let args = ["karst-waypoint", "proxy", role].into_iter().chain(own);
         let config = Config::parse_from(args);
         let identity = config.identity().unwrap();
         let state = watch::Sender::new(Arc::new(s));
@@ -111,7 +124,16 @@ pub(crate) fn worker(s: Snapshot, role: &str) -> Rc<Worker> {
 
 /// As [`worker`], with endpoints from elsewhere.
 pub(crate) fn worker_by(s: Snapshot, role: &str, connector: Connector) -> Rc<Worker> {
-    let Plane { worker, _drain, .. } = Plane::of(s, role, |_| Secrets::fixed([]), connector);
+    kept(Plane::of(s, role, |_| Secrets::fixed([]), connector))
+}
+
+/// A waypoint whose pod has this namespace, name and account.
+#[cfg(feature = "fuzz")]
+pub(crate) fn worker_named(s: Snapshot, own: [&str; 3], connector: Connector) -> Rc<Worker> {
+    kept(Plane::named(s, "waypoint", own, |_| Secrets::fixed([]), connector))
+}
+
+fn kept(Plane { worker, _drain, .. }: Plane) -> Rc<Worker> {
     // It never begins.
     std::mem::forget(_drain);
     worker

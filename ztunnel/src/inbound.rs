@@ -406,6 +406,27 @@ fn judge<'a>(snapshot: &'a Snapshot, pod: &OwnPod<'_>, told: bool, check: &Conne
     Ok((authorize(policies.into_iter(), check), dry_runs))
 }
 
+/// For the tests of `crates/explain`: what [`open`] decides of a call, where everything has been told.
+#[cfg(feature = "fuzz")]
+pub fn arrives(
+    snapshot: &Snapshot,
+    own: &OwnPod<'_>,
+    source_identity: Option<Identity>,
+    source_ip: IpAddr,
+    to: SocketAddr,
+) -> Result<(), String> {
+    if let Some(refusal) = refusal(&source_ip, to) {
+        return Err(refusal.text().into());
+    }
+    let check = Connection { source_identity, source_ip, destination_ip: to.ip(), destination_port: to.port() };
+    match judge(snapshot, own, true, &check) {
+        Ok((Verdict::Allow, _)) => Ok(()),
+        Ok((Verdict::DeniedBy(policy), _)) => Err(policy.to_string()),
+        Ok((Verdict::NotAllowed, _)) => Err(String::new()),
+        Err(outcome) => Err(outcome.text().unwrap_or_default()),
+    }
+}
+
 /// Carries bytes until the end, or until a policy forbids it, or the process must stop. (Pinned by the caller, or it would be
 /// in the connection's task twice.)
 pub async fn relay(

@@ -19,7 +19,7 @@ mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;
-mod plan;
+pub mod plan;
 mod serve;
 mod worker;
 

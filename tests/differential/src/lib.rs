@@ -4,11 +4,13 @@
 //! - [`naive`]: AuthorizationPolicies, evaluated straight on the values as users write them.
 //! - [`readings`]: what applications make of a path, and what servers make of an authority.
 //! - [`random`]: policies and calls, such that they often meet; [`shrink`]: a small case out of a large one.
+//! - [`worlds`]: small meshes, and calls in them.
 
 pub mod naive;
 pub mod random;
 pub mod readings;
 pub mod shrink;
+pub mod worlds;
 
 /// The seed of a run (`SEED`), so that one that has failed can be repeated. (By default always the same one: CI does
 /// not fail by chance.)

@@ -34,7 +34,7 @@ enum Leg {
     Tunnel(Option<Tunnel>, Lingering),
     Socket(TcpStream),
     Tls(Box<tokio_rustls::client::TlsStream<Io>>),
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     Memory(tokio::io::DuplexStream),
 }
 
@@ -85,7 +85,7 @@ impl Io {
     }
 
     /// A stream in memory.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn memory(s: tokio::io::DuplexStream) -> Self {
         Self { leg: Leg::Memory(s), ahead: Bytes::new(), closed: false, ended: false }
     }
@@ -118,7 +118,7 @@ impl Reset for Io {
             }
             Leg::Socket(s) => karst_rt::socket::reset_on_close(s),
             Leg::Tls(t) => t.get_mut().0.reset(),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(_) => {}
         }
     }
@@ -143,7 +143,7 @@ impl AsyncRead for Io {
             match &mut this.leg {
                 Leg::Socket(s) => return Pin::new(s).poll_read(cx, buf),
                 Leg::Tls(t) => return Pin::new(&mut **t).poll_read(cx, buf),
-                #[cfg(test)]
+                #[cfg(any(test, feature = "fuzz"))]
                 Leg::Memory(s) => return Pin::new(s).poll_read(cx, buf),
                 Leg::Tunnel(None, _) => return Poll::Ready(Ok(())),
                 Leg::Tunnel(Some(tunnel), _) => match ready!(tunnel.recv.poll_data(cx)) {
@@ -185,7 +185,7 @@ impl AsyncWrite for Io {
         let tunnel = match &mut self.leg {
             Leg::Socket(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
             Leg::Tls(t) => return Pin::new(&mut **t).poll_write_vectored(cx, bufs),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(s) => return Pin::new(s).poll_write_vectored(cx, bufs),
             Leg::Tunnel(Some(tunnel), _) => tunnel,
             Leg::Tunnel(None, _) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
@@ -217,7 +217,7 @@ impl AsyncWrite for Io {
         match &mut self.leg {
             Leg::Socket(s) => Pin::new(s).poll_flush(cx),
             Leg::Tls(t) => Pin::new(&mut **t).poll_flush(cx),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(s) => Pin::new(s).poll_flush(cx),
             // The tunnel's task sends.
             Leg::Tunnel(..) => Poll::Ready(Ok(())),
@@ -229,7 +229,7 @@ impl AsyncWrite for Io {
         match &mut this.leg {
             Leg::Socket(s) => Pin::new(s).poll_shutdown(cx),
             Leg::Tls(t) => Pin::new(&mut **t).poll_shutdown(cx),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzz"))]
             Leg::Memory(s) => Pin::new(s).poll_shutdown(cx),
             Leg::Tunnel(tunnel, _) => {
                 if let Some(tunnel) = tunnel

@@ -8,6 +8,7 @@ use crate::{
         stream::Io,
         tcp::tcp,
     },
+    snapshot::Snapshot,
     worker::Worker,
 };
 use h2::server::SendResponse;
@@ -15,7 +16,10 @@ use http::{Method, StatusCode};
 use karst_api::workload::AppProtocol;
 use karst_core::{Identity, authority::Authority};
 use karst_hbone::server::Connect;
-use karst_proxy::{endpoints::is_waypoint, state::Service};
+use karst_proxy::{
+    endpoints::is_waypoint,
+    state::{Service, Workload},
+};
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -24,7 +28,11 @@ use std::{
 /// Serves a stream of a tunnel to its end.
 pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: SocketAddr) {
     let Connect { request, mut respond } = connect;
-    let mut downstream = match target(&worker, &request, peer, from) {
+    let called = {
+        let snapshot = worker.snapshot();
+        target(&snapshot, worker.own(&snapshot).map(|own| &**own), &request, peer, from)
+    };
+    let mut downstream = match called {
         Ok(c) => c,
         Err((status, why)) => {
             tracing::info!(target: "access", peer = %from, error = why, "CONNECT refused");
@@ -54,9 +62,10 @@ pub async fn stream(worker: Rc<Worker>, connect: Connect, peer: Identity, from: 
 
 /// Which service is called, and whether it is bound to us. Whatever is not is refused: its own waypoint, or none, would have
 /// decided otherwise.
-fn target(
-    worker: &Worker,
-    request: &http::Request<h2::RecvStream>,
+pub fn target<B>(
+    snapshot: &Snapshot,
+    own: Option<&Workload>,
+    request: &http::Request<B>,
     peer: Identity,
     from: SocketAddr,
 ) -> Result<Downstream, (StatusCode, &'static str)> {
@@ -67,10 +76,7 @@ fn target(
     let authority = request.uri().authority().ok_or(bad("CONNECT without authority"))?;
     let target = Authority::parse(authority.as_str().as_bytes()).map_err(|_| bad("the authority is not HOST:PORT"))?;
     let (host, port) = (target.host(), target.port().ok_or(bad("the authority is not HOST:PORT"))?);
-    let snapshot = worker.snapshot();
-    let own = worker
-        .own(&snapshot)
-        .ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not sent this waypoint yet"))?;
+    let own = own.ok_or((StatusCode::SERVICE_UNAVAILABLE, "the control plane has not sent this waypoint yet"))?;
     let unknown = (StatusCode::NOT_FOUND, "no such service");
     let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let ip = ip.map(|ip| ip.to_canonical());

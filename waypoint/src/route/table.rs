@@ -2,6 +2,8 @@
 //! segments) and takes the first in order whose other conditions hold: it costs the same with ten and with thousands of
 //! routes. Nothing of a request is parsed twice, and its query only if a candidate asks for it.
 
+mod why;
+
 use crate::{
     http::entry,
     route::{

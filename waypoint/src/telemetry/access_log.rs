@@ -91,7 +91,7 @@ pub fn one_word(s: &str) -> String {
 
 /// Writes a line.
 pub fn write(line: String) {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     crate::testing::LINES.with_borrow_mut(|l| l.push(line.clone()));
     log::line(line);
 }

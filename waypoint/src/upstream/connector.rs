@@ -7,11 +7,11 @@ pub enum Connector {
     /// The network.
     Network(NetnsConnector),
     /// Endpoints in memory, which need neither ports nor time.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     Memory(std::rc::Rc<memory::Memory>),
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod memory {
     use crate::{downstream::stream::Io, upstream::error::ConnectError};
     use karst_proxy::dial::DialError;

@@ -159,7 +159,7 @@ async fn connect(
     #[allow(clippy::infallible_destructuring_match, reason = "tests have another connector")]
     let network = match &worker.connector {
         Connector::Network(n) => n,
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzz"))]
         Connector::Memory(m) => return m.open(address).map(|io| (io, None)),
     };
     if is_plain(set, &workload) {

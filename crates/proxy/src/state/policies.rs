@@ -4,7 +4,6 @@ use super::{
     model::{OwnPod, Workload},
     snapshot::Snapshot,
 };
-use imbl::HashMap;
 use karst_policy::{Policy, Scope};
 use std::sync::Arc;
 
@@ -48,21 +47,39 @@ impl Snapshot {
 
     /// Takes in one policy.
     pub fn put_policy(&mut self, name: &str, policy: Policy) {
-        self.policies.insert(name.into(), Arc::new(policy));
-        self.index_policies();
+        self.remove_policy(name);
+        let policy = Arc::new(policy);
+        match policy.scope {
+            Scope::Global => insert(&mut self.globals, &policy),
+            Scope::Namespace => insert(self.by_namespace.entry(policy.namespace.clone()).or_default(), &policy),
+            Scope::WorkloadSelector => {}
+        }
+        self.policies.insert(name.into(), policy);
     }
     /// Removes a policy.
     pub fn remove_policy(&mut self, name: &str) {
-        self.policies.remove(name);
-        self.index_policies();
-    }
-    fn index_policies(&mut self) {
-        self.globals = self.policies.values().filter(|p| p.scope == Scope::Global).cloned().collect();
-        self.by_namespace = HashMap::new();
-        for policy in self.policies.values().filter(|policy| policy.scope == Scope::Namespace) {
-            self.by_namespace.entry(policy.namespace.clone()).or_default().push(policy.clone());
+        let Some(old) = self.policies.remove(name) else { return };
+        let other = |policy: &Arc<Policy>| !Arc::ptr_eq(policy, &old);
+        match old.scope {
+            Scope::Global => self.globals.retain(other),
+            Scope::Namespace => {
+                if let Some(all) = self.by_namespace.get_mut(&old.namespace) {
+                    all.retain(other);
+                    if all.is_empty() {
+                        self.by_namespace.remove(&old.namespace);
+                    }
+                }
+            }
+            Scope::WorkloadSelector => {}
         }
     }
+}
+
+/// In the order of their names: of several policies that refuse, every ztunnel names the same.
+fn insert(all: &mut Vec<Arc<Policy>>, policy: &Arc<Policy>) {
+    let name = |p: &Arc<Policy>| (p.namespace.clone(), p.name.clone());
+    let at = all.partition_point(|p| name(p) < name(policy));
+    all.insert(at, policy.clone());
 }
 
 #[cfg(test)]
@@ -76,6 +93,33 @@ mod tests {
     use karst_api::workload as pb;
     use karst_core::Identity;
     use prost::Message;
+
+    #[test]
+    fn policies_are_in_the_order_of_their_names_however_they_come() {
+        use karst_policy::Action;
+        let policy = |name: &str, scope: Scope| Policy {
+            name: name.into(),
+            namespace: "ns".into(),
+            scope,
+            action: Action::Deny,
+            rules: vec![],
+            dry_run: false,
+        };
+        let mut s = snapshot(vec![pod("a", "10.0.0.1", &[])], vec![]);
+        let names = |s: &Snapshot| {
+            let w = s.workload("10.0.0.1".parse().unwrap()).unwrap().clone();
+            s.policies_of(&w).unwrap().iter().map(|p| p.name.to_string()).collect::<Vec<_>>()
+        };
+        for name in ["c", "a", "d", "b"] {
+            s.put_policy(&format!("ns/{name}"), policy(name, Scope::Namespace));
+        }
+        assert_eq!(names(&s), ["a", "b", "c", "d"]);
+        s.put_policy("ns/b", policy("b", Scope::WorkloadSelector));
+        s.put_policy("ns/d", policy("d", Scope::Global));
+        assert_eq!(names(&s), ["d", "a", "c"], "it has changed its scope");
+        ["ns/a", "ns/c", "ns/d", "ns/d"].iter().for_each(|name| s.remove_policy(name));
+        assert!(names(&s).is_empty() && s.by_namespace.is_empty() && s.globals.is_empty());
+    }
 
     #[test]
     fn a_missing_policy_is_reported() {

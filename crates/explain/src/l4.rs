@@ -1,0 +1,182 @@
+//! What a ztunnel decides: where a connection of its pod goes, and whom its pod lets in.
+
+use crate::{
+    answer::{Arrival, Cause, Outcome, Stage, Step},
+    objects::shown,
+    parties::Source,
+    peer,
+    world::World,
+};
+use karst_core::Identity;
+use karst_manifest::{Object, kinds::Labels};
+use karst_policy::{Action, Connection, Verdict, authorize};
+use karst_proxy::state::Workload;
+use karst_ztunnel::plan::{Balance, OWN_PORTS, Plan, Refusal, plan};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+/// The first of all that could be chosen: the others are asked for by themselves.
+struct First;
+
+impl Balance for First {
+    fn random(&mut self, _: u64) -> u64 {
+        0
+    }
+    fn load(&self, _: &str) -> u64 {
+        0
+    }
+    fn bound(&self, _: &str, _: &Arc<str>, _: u16, _: Duration) -> Option<Arc<str>> {
+        None
+    }
+}
+
+/// Where a connection of a member goes.
+pub(crate) fn leaves(world: &World, source: &Source, to: SocketAddr) -> Plan {
+    plan(&world.mesh, &source.workload, to, &[], &mut First)
+}
+
+/// What a plan that refuses is called.
+pub(crate) fn cause(world: &World, refusal: Refusal, service: Option<&str>) -> Cause {
+    match refusal {
+        Refusal::OwnPort | Refusal::NotItsAddress | Refusal::NotInside => Cause::OwnPort,
+        Refusal::OwnAddress => Cause::OwnAddress,
+        Refusal::Untold => Cause::NobodyKnown,
+        Refusal::NoPort => Cause::NoSuchPort,
+        Refusal::NoEndpoint | Refusal::BadAddress => no_endpoint(world, service),
+        Refusal::NoWaypoint => Cause::WaypointNotReady,
+    }
+}
+
+/// Why a service has no endpoint: nobody is selected, or nobody selected is ready.
+pub(crate) fn no_endpoint(world: &World, key: Option<&str>) -> Cause {
+    let endpoints = key.and_then(|key| world.mesh.endpoints.get(key));
+    match endpoints.is_none_or(|all| all.is_empty()) {
+        true => Cause::SelectorMatchesNoPod,
+        false => Cause::NoReadyEndpoint,
+    }
+}
+
+/// Who comes to a pod, and how.
+pub(crate) struct Arriving<'a> {
+    /// None: plaintext.
+    pub(crate) identity: Option<&'a Identity>,
+    pub(crate) ip: IpAddr,
+    pub(crate) weight: u64,
+}
+
+/// What a pod's ztunnel says of a call. The steps are those of this pod alone.
+pub(crate) fn arrives(
+    world: &World,
+    workload: &Arc<Workload>,
+    to: SocketAddr,
+    by: &Arriving<'_>,
+) -> (Arrival, Vec<Step>, Option<Cause>) {
+    let arrival = |allowed, policy| Arrival {
+        workload: format!("{}/{}", workload.namespace, workload.name),
+        address: to,
+        weight: by.weight,
+        allowed,
+        policy,
+    };
+    if !workload.hbone {
+        let why = format!("{} is not in the mesh: nobody judges what comes to it", workload.name);
+        return (arrival(true, None), vec![step(Stage::Authorization, Outcome::Pass, None, why)], None);
+    }
+    if OWN_PORTS.contains(&to.port()) {
+        let why = format!("port {} is one of ztunnel's own", to.port());
+        let refused = step(Stage::Authorization, Outcome::Refuse, None, why);
+        return (arrival(false, None), vec![refused], Some(Cause::OwnPort));
+    }
+    let policies = match world.mesh.policies_of(workload) {
+        Ok(policies) => policies,
+        Err(missing) => {
+            let why = format!("the policy {missing} is named, and has not come: the connection is held, then refused");
+            let refused = step(Stage::Authorization, Outcome::Refuse, None, why);
+            return (arrival(false, Some(missing.to_string())), vec![refused], Some(Cause::PolicyMissing));
+        }
+    };
+    let check = Connection {
+        source_identity: by.identity.cloned(),
+        source_ip: by.ip,
+        destination_ip: to.ip(),
+        destination_port: to.port(),
+    };
+    let verdict = authorize(policies.iter().copied(), &check);
+    let labels = labels(world, workload);
+    let root = &world.compiled.root_namespace;
+    let behind = |policy: &str| peer::behind(&world.objects, root, policy, (&workload.namespace, &labels));
+    let mut steps = vec![];
+    if let Verdict::DeniedBy(policy) = &verdict
+        && let Some(object) = behind(policy)
+    {
+        let why = format!("{} accepts only mutual TLS at port {}, and this is plaintext", workload.name, to.port());
+        steps.push(step(Stage::PeerAuthentication, Outcome::Refuse, object, why));
+        return (arrival(false, Some(policy.to_string())), steps, Some(Cause::StrictMtlsOutsider));
+    }
+    steps.push(step(
+        Stage::PeerAuthentication,
+        Outcome::Pass,
+        None,
+        match by.identity {
+            Some(identity) => format!("mutual TLS: the caller is {identity}"),
+            None => "plaintext, which is accepted here".into(),
+        },
+    ));
+    let object = |key: &str| {
+        let (namespace, name) = key.split_once('/')?;
+        world.objects.named("AuthorizationPolicy", namespace, name)
+    };
+    let (policy, cause) = match &verdict {
+        Verdict::Allow => {
+            let allows = policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run);
+            // The one that allows, alone, still does.
+            let by = allows.clone().find(|p| authorize([**p].into_iter(), &check).is_allow());
+            let why = match by {
+                Some(policy) => format!("the ALLOW policy {} matches", policy.key()),
+                None if policies.is_empty() => "no policy applies to it".into(),
+                None => "no DENY policy matches, and there is no ALLOW policy".into(),
+            };
+            steps.push(step(Stage::Authorization, Outcome::Pass, by.and_then(|p| object(&p.key())), why));
+            return (arrival(true, None), steps, None);
+        }
+        Verdict::DeniedBy(policy) => {
+            let why = format!("the DENY policy {policy} matches the connection");
+            steps.push(step(Stage::Authorization, Outcome::Refuse, object(policy), why));
+            (policy.to_string(), Cause::DeniedByPolicy)
+        }
+        Verdict::NotAllowed => {
+            let named: Vec<String> =
+                policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run).map(|p| p.key()).collect();
+            let why = format!("there are ALLOW policies ({}), and none matches", named.join(", "));
+            let first = named.first().and_then(|key| object(key));
+            steps.push(step(Stage::Authorization, Outcome::Refuse, first, why));
+            (String::new(), Cause::NotAllowedByAnyPolicy)
+        }
+    };
+    (arrival(false, Some(policy)), steps, Some(cause))
+}
+
+/// The labels of a workload's pod.
+pub(crate) fn labels(world: &World, workload: &Workload) -> Labels {
+    let pod = world.objects.pod(&workload.namespace, &workload.name);
+    pod.map(|(_, p)| p.metadata.labels.clone()).unwrap_or_default()
+}
+
+/// The pod behind a workload, as it is shown.
+pub(crate) fn pod(world: &World, workload: &Workload) -> Option<crate::answer::Object> {
+    let located = world.objects.get("Pod", &workload.namespace, &workload.name)?;
+    matches!(located.object, Object::Pod(_)).then(|| shown(located))
+}
+
+/// A step.
+pub(crate) fn step(
+    step: Stage,
+    outcome: Outcome,
+    object: Option<crate::answer::Object>,
+    why: impl Into<String>,
+) -> Step {
+    Step { step, outcome, object, why: why.into() }
+}

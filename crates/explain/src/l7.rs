@@ -1,0 +1,201 @@
+//! What a waypoint decides: its policies, the rule, the destination, the endpoint; then what the endpoint's ztunnel says of it.
+
+use crate::{
+    answer::{Cause, Outcome, Stage},
+    call::Call,
+    l4::{self, Arriving, step},
+    way::Way,
+    world::World,
+};
+use http::{HeaderName, HeaderValue, header::HOST, request::Parts};
+use karst_proxy::state::Workload;
+use karst_waypoint::decision::{Branch, BranchEnd, Decision, End, Judged, NO_HEALTHY, Route, Spoken, Waypoint};
+use std::{net::SocketAddr, sync::Arc};
+
+/// Goes on from a waypoint's pod, which the caller's tunnel ends at.
+pub(crate) fn through(world: &World, way: &mut Way, call: &Call, pod: &Arc<Workload>, to: SocketAddr, name: &str) {
+    let waypoint = world.waypoint(pod);
+    let peer = way.source.workload.identity.clone();
+    let from = SocketAddr::new(way.source.ip, 0);
+    let object = l4::pod(world, pod);
+    let called = match waypoint.connect(&to.to_string(), peer.clone(), from) {
+        Ok(called) => called,
+        Err(refused) => {
+            let why = format!("the waypoint refuses the tunnel with {}: {}", refused.status, refused.why);
+            way.refuse(Stage::Waypoint, object, why, Cause::WaypointRefuses);
+            way.answer.status = Some(refused.status);
+            return;
+        }
+    };
+    way.push(step(
+        Stage::Identity,
+        Outcome::Pass,
+        None,
+        format!("the caller shows {peer}; the waypoint must be {}", pod.identity),
+    ));
+    let spoken = waypoint.spoken(&called);
+    let head = call.request.as_ref().filter(|_| spoken != Spoken::Bytes);
+    let decision = match head {
+        Some(head) => match parts(head, name) {
+            Ok(parts) => waypoint.request(&called, parts, head.claims.as_ref()),
+            Err(why) => return way.unknown(format!("the request cannot be sent: {why}")),
+        },
+        None => waypoint.bytes(called, call.server_name.as_deref()),
+    };
+    if spoken == Spoken::Bytes && call.request.is_some() {
+        let why = format!(
+            "port {} is declared as TCP: requests are carried as bytes, and routes and rules for HTTP cannot see them",
+            to.port()
+        );
+        way.push(step(Stage::Waypoint, Outcome::Warn, way.service_object(world), why));
+    }
+    judged(world, way, &decision, spoken == Spoken::Bytes && call.request.is_some());
+    if let Some(route) = &decision.route {
+        routed(world, way, route, &decision.end);
+    }
+    ended(world, way, &waypoint, decision.end, pod);
+}
+
+fn parts(head: &crate::call::Head, name: &str) -> Result<Parts, http::Error> {
+    let mut request = http::Request::builder().method(head.method.as_str()).uri(head.path.as_str()).body(())?;
+    let host = HeaderValue::from_str(head.host.as_deref().unwrap_or(name))?;
+    request.headers_mut().insert(HOST, host);
+    for (name, value) in &head.headers {
+        request.headers_mut().append(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
+    }
+    Ok(request.into_parts().0)
+}
+
+fn judged(world: &World, way: &mut Way, decision: &Decision, hidden: bool) {
+    let named = |key: &str| {
+        let (namespace, name) = key.split_once('/')?;
+        world.objects.named("AuthorizationPolicy", namespace, name)
+    };
+    let stage = Stage::WaypointAuthorization;
+    match &decision.access {
+        None => {}
+        Some(Judged::NoPolicies) => {
+            way.push(step(stage, Outcome::Pass, None, "no policy is attached to the service or its waypoint"));
+        }
+        Some(Judged::Allowed) => way.push(step(stage, Outcome::Pass, None, "the policies of the service allow it")),
+        Some(Judged::DeniedBy(policy, rule)) => {
+            let why = format!("the DENY policy {policy} matches by spec.rules[{rule}]");
+            way.answer.policy = Some(policy.clone());
+            let cause = if hidden { Cause::HttpPolicyOnTcpPort } else { Cause::DeniedByPolicy };
+            way.refuse(stage, named(policy), why, cause);
+        }
+        Some(Judged::NotAllowed) => {
+            way.answer.policy = Some(String::new());
+            let why = "there are ALLOW policies for the service, and none matches";
+            let cause = if hidden { Cause::HttpPolicyOnTcpPort } else { Cause::NotAllowedByAnyPolicy };
+            let object = allows(world, way);
+            way.refuse(stage, object, why, cause);
+        }
+    }
+}
+
+/// An ALLOW policy that is attached to the service, or else to its waypoint.
+fn allows(world: &World, way: &Way) -> Option<crate::answer::Object> {
+    let service = way.destination.service.as_ref()?;
+    let mut all = world.objects.all("AuthorizationPolicy").filter_map(|o| match &o.object {
+        karst_manifest::Object::AuthorizationPolicy(p) if *p.metadata.namespace == *service.namespace => Some((o, p)),
+        _ => None,
+    });
+    let fits = |p: &karst_manifest::kinds::AuthorizationPolicy| {
+        let allows = p.spec.action.as_deref().is_none_or(|a| a == "ALLOW");
+        allows && p.spec.targets().any(|(_, t)| t.name == *service.name || t.kind.starts_with("Gateway"))
+    };
+    all.find(|(_, p)| fits(p)).map(|(o, _)| crate::objects::shown(o))
+}
+
+fn routed(world: &World, way: &mut Way, route: &Route, end: &End) {
+    for (origin, why) in &route.passed_over {
+        let why = format!("{origin} does not match: {why}");
+        way.push(step(Stage::Route, Outcome::Pass, world.objects.of_origin(origin), why));
+    }
+    if !route.origin.is_empty() {
+        let object = world.objects.of_origin(&route.origin);
+        way.push(step(Stage::Route, Outcome::Pass, object, format!("{} matches", route.origin)));
+    } else if !matches!(end, End::Answered(404, _)) {
+        way.push(step(Stage::Route, Outcome::Pass, None, "no route: it goes to the service that was called"));
+    }
+}
+
+fn ended(world: &World, way: &mut Way, waypoint: &Waypoint, end: End, pod: &Arc<Workload>) {
+    let own = waypoint.own().cloned().unwrap_or_else(|| pod.clone());
+    match end {
+        End::Reset(why) => {
+            if way.answer.cause.is_none() {
+                way.refuse(Stage::WaypointAuthorization, None, why, Cause::NotAllowedByAnyPolicy);
+            }
+        }
+        End::Answered(status, why) => {
+            way.answer.status = Some(status);
+            if way.answer.cause.is_some() {
+                return;
+            }
+            let text = format!("the waypoint answers {status}: {why}");
+            if status < 400 {
+                way.push(step(Stage::Route, Outcome::Pass, None, text));
+                return way.answered();
+            }
+            let cause = match status {
+                404 => Cause::NoRouteMatches,
+                400 | 401 | 405 | 431 => Cause::BadRequest,
+                _ => Cause::AnsweredByRoute,
+            };
+            way.refuse(Stage::Route, None, text, cause);
+        }
+        End::Sent(branches) => {
+            let total: u64 = branches.iter().map(|b| b.weight).sum();
+            for branch in branches {
+                sent(world, way, &branch, total, &own);
+            }
+        }
+    }
+}
+
+fn sent(world: &World, way: &mut Way, branch: &Branch, total: u64, own: &Arc<Workload>) {
+    let subset = if branch.subset.is_empty() { String::new() } else { format!(" subset {}", branch.subset) };
+    let share = if branch.weight == total { String::new() } else { format!(", {} of {total}", branch.weight) };
+    let what = format!("{} port {}{subset}{share}", branch.service, branch.port);
+    let object = branch.service.split_once('/').and_then(|(namespace, host)| {
+        world.objects.named("Service", namespace, host.split('.').next().unwrap_or_default())
+    });
+    match &branch.end {
+        BranchEnd::Status(status, why) => {
+            let cause = match (*why, branch.subset.is_empty()) {
+                (why, false) if why == NO_HEALTHY => Cause::SubsetWithoutPods,
+                (why, true) if why == NO_HEALTHY => l4::no_endpoint(world, Some(&branch.service)),
+                _ if *status == 500 => Cause::BackendNotUsable,
+                _ => Cause::NoSuchDestination,
+            };
+            way.branch_refused(
+                step(Stage::Backend, Outcome::Refuse, object, format!("{what}: {why} ({status})")),
+                (cause, *status),
+                branch.weight,
+            );
+        }
+        BranchEnd::Called => {
+            way.push(step(
+                Stage::Backend,
+                Outcome::Pass,
+                object,
+                format!("{what}: to the name or address that was called"),
+            ));
+            way.answered();
+        }
+        BranchEnd::Endpoints(all) => {
+            way.push(step(Stage::Backend, Outcome::Pass, object, what));
+            let names: Vec<String> = all.iter().map(|e| format!("{} ({})", e.workload.name, e.address)).collect();
+            way.push(step(Stage::Endpoints, Outcome::Pass, None, format!("one of {}", names.join(", "))));
+            for endpoint in all {
+                let ip = own.ips.first().copied().unwrap_or(crate::parties::NOBODY);
+                let identity = Some(&own.identity).filter(|_| endpoint.workload.hbone);
+                let by = Arriving { identity, ip, weight: branch.weight };
+                let arrived = l4::arrives(world, &endpoint.workload, endpoint.address, &by);
+                way.arrived(arrived);
+            }
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! What a waypoint would do with one call, without doing it: for `karst explain`. The decisions are those of the request path
+//! ([`crate::http::handle`]) and of byte streams ([`crate::downstream::tcp`]), asked in their order; what must always hold is that
+//! both say the same, which tests/differential/tests/truth.rs proves on random worlds, with requests in memory.
+//!
+//! Left out: limits that depend on other calls (rate limits, circuit breaking, ejected endpoints), and delays.
+
+use crate::{
+    authz::access::{Access, AuthzContext, Request, Verdict},
+    cluster::{
+        balance,
+        endpoint_set::{Clusters, EndpointSet},
+    },
+    control::{PutError, WAYPOINT},
+    downstream::{
+        context::{ClientHello, Downstream},
+        tunnel,
+    },
+    http::entry,
+    route::table::{Destination, RouteInput, RouteMatch, Rule, status},
+    snapshot::Snapshot,
+};
+use http::{StatusCode, request::Parts};
+use karst_api::{GATEWAY_TYPE, workload::AppProtocol};
+use karst_core::Identity;
+use karst_policy::Path;
+use karst_proxy::{
+    state::{OwnPod, Workload},
+    xds::ApplyResource,
+};
+use serde_json::{Map, Value};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+/// A waypoint's pod, and what the control plane has told it.
+pub struct Waypoint {
+    namespace: String,
+    pod: String,
+    account: String,
+    snapshot: Snapshot,
+    clusters: Clusters,
+}
+
+/// A resource that a waypoint refuses; it goes on with what it had.
+#[derive(Debug, thiserror::Error)]
+#[error("the waypoint refuses {type_url} {name}: {text}")]
+pub struct Refused {
+    /// The resource's type.
+    pub type_url: String,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub text: String,
+}
+
+/// A call that the waypoint takes: who calls, and which service.
+pub struct Call(Downstream);
+
+/// A CONNECT that the waypoint refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectRefused {
+    /// The answer to the CONNECT.
+    pub status: u16,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// What is spoken at the port that is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// HTTP, by the port's name or appProtocol.
+    Http,
+    /// Bytes: TCP, or TLS that ends elsewhere.
+    Bytes,
+    /// It is not declared: the first bytes decide.
+    Undeclared,
+}
+
+/// What policies at the waypoint say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// The service has none.
+    NoPolicies,
+    /// They allow it.
+    Allowed,
+    /// A DENY policy (`namespace/name`) matches, by its rule of this number.
+    DeniedBy(String, usize),
+    /// There are ALLOW policies, and none matches.
+    NotAllowed,
+}
+
+/// Which rule a call goes by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The rule, as `HTTPRoute ns/name rule 0`; empty: there are none, and the call goes to the service.
+    pub origin: String,
+    /// Rules before it, and why each does not match.
+    pub passed_over: Vec<(String, String)>,
+}
+
+/// One of the destinations of a rule.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// Its share, of the sum of all.
+    pub weight: u64,
+    /// Key of the service.
+    pub service: Arc<str>,
+    /// Port of the service.
+    pub port: u16,
+    /// Subset; empty: none.
+    pub subset: Arc<str>,
+    /// How it ends.
+    pub end: BranchEnd,
+}
+
+/// How a destination ends.
+#[derive(Clone, Debug)]
+pub enum BranchEnd {
+    /// The waypoint answers so: nothing can be sent there, or nothing is to be.
+    Status(u16, &'static str),
+    /// One of these.
+    Endpoints(Vec<Endpoint>),
+    /// To what was called, by its name or address (`resolution: NONE`, DYNAMIC_DNS).
+    Called,
+}
+
+/// An endpoint that may be chosen.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// Where it serves.
+    pub address: SocketAddr,
+}
+
+/// How a call ends at the waypoint.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// It is answered here with this status, for this reason (Envoy's response code details or our words).
+    Answered(u16, String),
+    /// A stream of bytes is reset.
+    Reset(String),
+    /// It goes to one of these, by their weights.
+    Sent(Vec<Branch>),
+}
+
+/// All that was decided.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// None: the call has not come so far.
+    pub access: Option<Judged>,
+    /// None: the call has not come so far.
+    pub route: Option<Route>,
+    /// How it ends.
+    pub end: End,
+}
+
+impl Decision {
+    fn answered(status: StatusCode, why: impl Into<String>) -> Self {
+        Self { access: None, route: None, end: End::Answered(status.as_u16(), why.into()) }
+    }
+}
+
+impl Waypoint {
+    /// A pod that has been told nothing yet.
+    pub fn new(namespace: &str, pod: &str, account: &str) -> Self {
+        let (namespace, pod, account) = (namespace.into(), pod.into(), account.into());
+        Self { namespace, pod, account, snapshot: Snapshot::new(""), clusters: Clusters::new(false) }
+    }
+
+    /// Takes in a resource, if it is one that this pod would be sent.
+    ///
+    /// # Errors
+    /// It is refused, as the pod would refuse it.
+    pub fn put(&mut self, type_url: &str, name: &str, bytes: &[u8]) -> Result<(), Refused> {
+        let own = || name == format!("{}/{}", self.namespace, self.pod);
+        if !WAYPOINT.contains(&type_url) || (type_url == GATEWAY_TYPE && !own()) {
+            return Ok(());
+        }
+        let refused = |e: PutError| Refused { type_url: type_url.into(), name: name.into(), text: e.to_string() };
+        self.snapshot.put(type_url, name, bytes).map_err(refused)
+    }
+
+    /// The pod itself, if the control plane has told of it.
+    pub fn own(&self) -> Option<&Arc<Workload>> {
+        let (namespace, name, account) = (&*self.namespace, &*self.pod, &*self.account);
+        self.snapshot.mesh.own_pod(&OwnPod { namespace, name, account, uid: None })
+    }
+
+    /// May a CONNECT for this authority come here?
+    ///
+    /// # Errors
+    /// With which status it is refused, and why.
+    pub fn connect(&self, authority: &str, peer: Identity, from: SocketAddr) -> Result<Call, ConnectRefused> {
+        let bad = ConnectRefused { status: 400, why: "the authority is not HOST:PORT" };
+        let uri = http::Uri::builder().authority(authority).build().map_err(|_| bad)?;
+        let request = http::Request::connect(uri).body(()).map_err(|_| bad)?;
+        let called = tunnel::target(&self.snapshot, self.own().map(|own| &**own), &request, peer, from);
+        called.map(Call).map_err(|(status, why)| ConnectRefused { status: status.as_u16(), why })
+    }
+
+    /// What is spoken at the port that is called.
+    pub fn spoken(&self, call: &Call) -> Spoken {
+        let service = call.0.service();
+        let known = service.and_then(|s| s.protocols.iter().find(|(port, _)| *port == call.0.port)).map(|(_, a)| *a);
+        match known.unwrap_or(AppProtocol::Unknown) {
+            AppProtocol::Tcp | AppProtocol::Tls => Spoken::Bytes,
+            AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => Spoken::Http,
+            AppProtocol::Unknown => Spoken::Undeclared,
+        }
+    }
+
+    /// What becomes of a stream of bytes. `server_name`: that of the TLS hello that it begins with.
+    pub fn bytes(&self, mut call: Call, server_name: Option<&str>) -> Decision {
+        call.0.hello = server_name.map(|name| ClientHello { name: Some(name.into()) });
+        let downstream = &call.0;
+        let Some(service) = downstream.service() else {
+            return Decision::answered(StatusCode::NOT_FOUND, "no service");
+        };
+        let access = self.judge(self.snapshot.access_to(service), downstream, None);
+        if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
+            return Decision { access: Some(access), route: None, end: End::Reset("RBAC: access denied".into()) };
+        }
+        let input = downstream.tcp();
+        let table = self.snapshot.routes.get(&service.key).map(|r| r.table(downstream.namespace()));
+        let rule = table.and_then(|t| t.find_tcp(&input));
+        let passed_over = table.map(|t| t.passed_over_tcp(&input)).unwrap_or_default();
+        let route = Route { origin: rule.map(|r| r.origin.clone()).unwrap_or_default(), passed_over };
+        let branches = match rule {
+            None => vec![self.branch(downstream, &Destination::same(&service.key), 1, "no such destination")],
+            Some(rule) if rule.total_weight() == 0 => {
+                // Nothing is chosen: as without a rule.
+                vec![self.branch(downstream, &Destination::same(&service.key), 1, "no such destination")]
+            }
+            Some(rule) => {
+                let weighted = rule.destinations.iter().filter(|d| d.weight > 0);
+                weighted
+                    .map(|d| {
+                        let mut to = Destination::same(&d.service.as_str().into());
+                        (to.port, to.subset) = (d.port as u16, d.subset.as_str().into());
+                        to.refuse = (d.refuse_status != 0).then_some(StatusCode::INTERNAL_SERVER_ERROR);
+                        self.branch(downstream, &to, u64::from(d.weight), "no such destination")
+                    })
+                    .collect()
+            }
+        };
+        Decision { access: Some(access), route: Some(route), end: End::Sent(branches) }
+    }
+
+    /// What becomes of a request, whose head is as a client sends it. `claims`: those of a token that its issuer has signed.
+    pub fn request(&self, call: &Call, mut head: Parts, claims: Option<&Map<String, Value>>) -> Decision {
+        let downstream = &call.0;
+        let Some(service) = downstream.service() else {
+            return Decision::answered(StatusCode::NOT_FOUND, "no service");
+        };
+        let entry = match entry::canonical(&mut head) {
+            Ok(entry) => entry,
+            Err(why) => return Decision::answered(why.status(), why.details()),
+        };
+        let authority = entry.authority.as_str();
+        let policies = self.snapshot.access_to(service);
+        if let Some(access) = policies {
+            access.headers().drop_alike(&mut head.headers);
+        }
+        let token = match policies.map(|access| access.tokens.verify(&mut head)) {
+            None => None,
+            Some(Ok(token)) => token,
+            Some(Err(why)) => return Decision::answered(StatusCode::UNAUTHORIZED, why.to_string()),
+        };
+        let assumed = claims.and_then(|claims| policies?.tokens.assume(claims));
+        let path = Path::new(head.uri.path());
+        let request = Request {
+            method: head.method.as_str(),
+            authority,
+            path: &path,
+            headers: &head.headers,
+            known: None,
+            token: token.as_ref().or(assumed.as_ref()),
+        };
+        let access = self.judge(policies, downstream, Some(request));
+        if matches!(access, Judged::DeniedBy(..) | Judged::NotAllowed) {
+            let refused = Decision::answered(StatusCode::FORBIDDEN, "RBAC: access denied");
+            return Decision { access: Some(access), ..refused };
+        }
+        let (route, end) = self.routed(downstream, &service.key, &head, authority);
+        Decision { access: Some(access), route: Some(route), end }
+    }
+
+    fn routed(&self, downstream: &Downstream, service: &Arc<str>, head: &Parts, authority: &str) -> (Route, End) {
+        let none = BTreeMap::new();
+        let labels = downstream.source.as_ref().map_or(&none, |source| &source.labels);
+        let input = RouteInput::new(
+            head.uri.path(),
+            head.uri.query(),
+            head.method.as_str(),
+            head.uri.scheme_str().unwrap_or(downstream.scheme()),
+            authority,
+            &head.headers,
+            downstream.namespace(),
+            labels,
+        );
+        let routes = self.snapshot.routes.get(service);
+        let table = routes.map(|r| r.table(downstream.namespace()));
+        let passed_over = table.map(|t| t.passed_over(downstream.port, &input)).unwrap_or_default();
+        let found = table.map_or(RouteMatch::Default, |t| t.find(downstream.port, &input));
+        let whole = routes.and_then(|r| r.fault);
+        let rule = match found {
+            RouteMatch::Rule(rule) => rule,
+            RouteMatch::Nothing => {
+                let route = Route { origin: String::new(), passed_over };
+                return (route, End::Answered(404, "no rule matches".into()));
+            }
+            RouteMatch::Default => {
+                let end = match aborted(whole.as_ref()) {
+                    Some(end) => end,
+                    None => End::Sent(vec![self.branch(downstream, &Destination::same(service), 1, NO_CLUSTER)]),
+                };
+                return (Route { origin: String::new(), passed_over }, end);
+            }
+        };
+        let route = Route { origin: rule.origin.clone(), passed_over };
+        (route, self.by_rule(downstream, rule, rule.fault.or(whole).as_ref()))
+    }
+
+    fn by_rule(&self, downstream: &Downstream, rule: &Rule, fault: Option<&karst_api::route::Fault>) -> End {
+        let code = |n: u32, default: StatusCode| status(n).unwrap_or(default).as_u16();
+        if let Some(redirect) = &rule.redirect {
+            let number = if redirect.code == 0 { 301 } else { redirect.code };
+            return End::Answered(code(number, StatusCode::MOVED_PERMANENTLY), "the rule redirects".into());
+        }
+        if let Some(direct) = &rule.response {
+            let answer = code(direct.status, StatusCode::INTERNAL_SERVER_ERROR);
+            return End::Answered(answer, "the rule answers itself".into());
+        }
+        if let Some(end) = aborted(fault) {
+            return end;
+        }
+        if rule.total_weight == 0 {
+            return End::Answered(500, "the rule has no destination".into());
+        }
+        let weighted = rule.destinations.iter().filter(|d| d.weight > 0);
+        End::Sent(weighted.map(|d| self.branch(downstream, d, u64::from(d.weight), NO_CLUSTER)).collect())
+    }
+
+    fn branch(&self, downstream: &Downstream, to: &Destination, weight: u64, missing: &'static str) -> Branch {
+        let key = downstream.key(&self.namespace, &self.snapshot, &to.service, to.port, &to.subset);
+        let ended =
+            |end| Branch { weight, service: key.service.clone(), port: key.port, subset: key.subset.clone(), end };
+        if let Some(refused) = to.refuse {
+            return ended(BranchEnd::Status(refused.as_u16(), "the reference of the rule cannot be used"));
+        }
+        let found = self.own().and_then(|own| self.clusters.set(&self.snapshot, own, &key, downstream.to));
+        let Some(set) = found else { return ended(BranchEnd::Status(503, missing)) };
+        if set.dynamic_endpoint.is_some() {
+            return ended(BranchEnd::Called);
+        }
+        // As the balancer, which has seen nothing of these endpoints yet.
+        match balance::choose(&set, None, &[], |_| 0) {
+            None => ended(BranchEnd::Status(503, NO_HEALTHY)),
+            Some(_) => ended(BranchEnd::Endpoints(eligible(&set))),
+        }
+    }
+
+    fn judge(&self, access: Option<&Access>, downstream: &Downstream, request: Option<Request<'_>>) -> Judged {
+        let Some(access) = access else { return Judged::NoPolicies };
+        let context = AuthzContext {
+            peer: downstream.peer.as_ref(),
+            source: downstream.from.ip(),
+            destination: downstream.to,
+            port: downstream.port,
+            sni: downstream.sni(),
+            request,
+        };
+        match access.evaluate(&context) {
+            Verdict::Allow => Judged::Allowed,
+            Verdict::DeniedBy(policy, rule) => Judged::DeniedBy(policy.into(), rule),
+            Verdict::NotAllowed => Judged::NotAllowed,
+        }
+    }
+}
+
+impl Call {
+    /// The service that is called.
+    pub fn service(&self) -> Option<&Arc<karst_proxy::state::Service>> {
+        self.0.service()
+    }
+
+    /// The address that was called.
+    pub fn to(&self) -> IpAddr {
+        self.0.to
+    }
+}
+
+/// There is no such service, port or subset.
+const NO_CLUSTER: &str = "there is no such service, port or subset";
+/// All endpoints are missing or unhealthy.
+pub const NO_HEALTHY: &str = "no healthy endpoint";
+
+/// What a fault for every request makes of this one.
+fn aborted(fault: Option<&karst_api::route::Fault>) -> Option<End> {
+    let fault = fault.filter(|f| f.abort_per_million >= 1_000_000)?;
+    let answer = match fault.abort_grpc {
+        Some(_) => 200,
+        None => status(fault.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).as_u16(),
+    };
+    Some(End::Answered(answer, "a fault is injected".into()))
+}
+
+/// The endpoints of the best place that has any.
+fn eligible(set: &EndpointSet) -> Vec<Endpoint> {
+    let best = set.groups.iter().filter(|g| !g.members.is_empty() && g.weight > 0).map(|g| g.priority).min();
+    let groups = set.groups.iter().filter(|g| Some(g.priority) == best && g.weight > 0);
+    let members = groups.flat_map(|g| &g.members).filter_map(|i| set.members.get(*i as usize));
+    members.map(|m| Endpoint { workload: m.workload.clone(), address: m.address }).collect()
+}
