@@ -2693,6 +2693,45 @@ fn tls_that_cannot_be_is_none_without() {
     assert_eq!(of("{tls: {mode: DISABLE}, outlierDetection: {interval: soon}}"), None);
 }
 
+/// What stands for a policy that cannot be read closes, and does not say that all is well; once said, it is not said again.
+#[test]
+fn a_policy_that_cannot_be_read_says_so() {
+    for (action, target, condition) in [
+        ("ALLOW", "selector: {matchLabels: {app: web}}", "ZtunnelAccepted False UnsupportedValue"),
+        ("DENY", "selector: {matchLabels: {app: web}}", "ZtunnelAccepted False UnsupportedValue"),
+        ("ALLOW", "targetRefs: [{kind: Service, name: s}]", "WaypointAccepted False Invalid"),
+        ("DENY", "targetRefs: [{kind: Service, name: s}]", "WaypointAccepted False Invalid"),
+    ] {
+        let spec = format!("{{action: {action}, {target}, rules: [{{new: 1}}]}}");
+        let spec: serde_json::Value = serde_yaml_ng::from_str(&spec).unwrap();
+        let of = |status: serde_json::Value| {
+            let raw =
+                serde_json::json!({ "metadata": { "name": "p", "namespace": "a" }, "spec": spec, "status": status });
+            assert!(parse::value("AuthorizationPolicy", raw.clone()).is_err());
+            let object = karst_manifest::closed::closed("AuthorizationPolicy", raw).unwrap();
+            let mut objects = parse::file("t.yaml".as_ref(), &(POD.to_string() + SHOP)).unwrap();
+            objects.push(Located { object, file: "t.yaml".into(), line: 0 });
+            let state = State { objects: objects.into_iter().map(Arc::new).collect(), ..State::default() };
+            let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into() };
+            let all = written_with(&state, &template, None).statuses;
+            (state, all.into_iter().find(|w| w.to.kind == "AuthorizationPolicy").map(|w| w.status))
+        };
+        let (state, status) = of(serde_json::Value::Null);
+        let status = status.unwrap();
+        let is = &status["conditions"][0];
+        assert_eq!(format!("{} {} {}", is["type"], is["status"], is["reason"]).replace('"', ""), condition);
+        assert_eq!(of(status).1, None, "said already");
+        let (model, _) = compile(&state, &mesh());
+        // One rule, which denies everything; or none, which allows nothing.
+        let is = match model.access.get("a/s.a.svc.cluster.local").map(|access| &access.policies[0]) {
+            Some(policy) => (policy.action == karst_api::route::AccessAction::Deny as i32, policy.rules.len()),
+            None => (model.policies["a/p"].action == karst_policy::Action::Deny, model.policies["a/p"].rules.len()),
+        };
+        let denies = action == "DENY";
+        assert_eq!(is, (denies, usize::from(denies)), "{action} {target}");
+    }
+}
+
 /// Stored with a field of a newer version, and first seen so: tokens are refused, and nothing goes in plaintext that may have been
 /// meant to go by TLS.
 #[test]

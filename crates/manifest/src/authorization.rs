@@ -21,6 +21,9 @@ pub struct AuthorizationPolicySpec {
     pub action: Option<String>,
     pub rules: Vec<PolicyRule>,
     pub provider: Option<serde_json::Value>,
+    /// It stands for one that cannot be read ([`crate::closed::closed`]): it closes, by its action.
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 impl AuthorizationPolicySpec {
     /// What the policy is attached to, and the path of the field that says so.

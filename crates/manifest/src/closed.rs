@@ -70,8 +70,16 @@ pub fn closed(kind: &str, object: Value) -> Option<Object> {
             narrow[field] = part(&format!("/spec/{field}"));
         }
     }
-    let object = |spec| value(kind, serde_json::json!({ "metadata": metadata, "spec": spec })).ok();
-    object(narrow).or_else(|| object(spec))
+    let object = |spec| {
+        let whole = |status| serde_json::json!({ "metadata": metadata, "spec": spec, "status": status });
+        // Its status stays, so that it is not written anew; if that can be read.
+        value(kind, whole(part("/status"))).or_else(|_| value(kind, whole(Value::Null))).ok()
+    };
+    let mut out = object(&narrow).or_else(|| object(&spec))?;
+    if let Object::AuthorizationPolicy(policy) = &mut out {
+        policy.spec.is_unread = true;
+    }
+    Some(out)
 }
 
 /// A route for the same services, gateways and hosts, none of whose rules is read.
@@ -227,7 +235,7 @@ mod tests {
         {
             let v = serde_json::json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "action": "NEW", "selector": selector, "rules": [{ "form": [] }] } });
             let Some(Object::AuthorizationPolicy(a)) = closed("AuthorizationPolicy", v) else { panic!("no policy") };
-            assert_eq!((a.spec.action.as_deref(), a.spec.rules.len()), (Some("DENY"), 1));
+            assert_eq!((a.spec.action.as_deref(), a.spec.rules.len(), a.spec.is_unread), (Some("DENY"), 1, true));
             assert_eq!(a.spec.selector.map_or(0, |s| s.match_labels.len()), labels);
         }
         // What was to refuse does so, whatever another one allows; what was to let in lets in nobody.

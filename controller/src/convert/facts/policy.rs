@@ -142,6 +142,9 @@ impl Unread {
 
 fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<Option<Policy>, FieldError> {
     let spec = &policy.spec;
+    if spec.is_unread {
+        return Err(("spec".into(), "cannot be read: see the controller's log for the reason [KARST-0001]".into()));
+    }
     let root = policy.metadata.namespace == objects.mesh.root_namespace;
     let mut targets = spec.targets().peekable();
     if targets.peek().is_some() && spec.selector.is_some() {
