@@ -1,5 +1,5 @@
-//! `karst`, the command line. Called by the name `istioctl` it is the same program: one tree of verbs serves both, with Istio's
-//! names as aliases.
+//! `karst`, the command line. Called by the name `istioctl` it is the same program: one tree of verbs serves both, with
+//! Istio's names as aliases.
 //!
 //! - [`analysis`]: messages of analyze and validate. [`input`]: files that a user names.
 //! - [`known`]: names and ports. [`options`]: the flags of every verb. [`session`]: what a verb is run with.

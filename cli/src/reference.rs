@@ -3,17 +3,33 @@
 use clap::{Arg, Command};
 use std::fmt::Write;
 
+/// What the page begins with.
+const HEAD: &str = "# karst, command by command
+
+This page is generated from the program (`karst reference > docs/cli.md`). Called by the name `istioctl`, the program
+takes the same verbs.
+
+## Options of every verb
+";
+
+/// Exit statuses ([`crate::problem::Exit`]).
+const STATUSES: &str = "
+## Exit statuses
+| status | meaning |
+|---|---|
+| 0 | done |
+| 1 | something failed |
+| 64 | the command line is wrong |
+| 65 | a file cannot be read, or is not a valid manifest |
+| 79 | what was checked has findings |
+";
+
 /// The page.
 pub fn page(mut tree: Command) -> String {
     tree.build();
-    let mut out = String::from(
-        "# karst, command by command\n\nThis page is generated from the program (`karst reference > docs/cli.md`). Called by the name `istioctl`, the program\ntakes the same verbs.\n\n## Options of every verb\n",
-    );
+    let mut out = String::from(HEAD);
     table(&mut out, tree.get_arguments().filter(|argument| argument.is_global_set()));
-    let _ = writeln!(
-        out,
-        "\n## Exit statuses\n| status | meaning |\n|---|---|\n| 0 | done |\n| 1 | something failed |\n| 64 | the command line is wrong |\n| 65 | a file cannot be read, or is not a valid manifest |\n| 79 | what was checked has findings |"
-    );
+    out.push_str(STATUSES);
     for verb in tree.get_subcommands() {
         section(&mut out, &format!("karst {}", verb.get_name()), verb, 2);
     }

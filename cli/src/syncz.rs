@@ -1,4 +1,4 @@
-//! The control plane's page /debug/syncz: its proxies, and what each has acknowledged. Istio's form is a list; a control plane of
+//! The control plane's page /debug/syncz: its proxies, and what each has acknowledged. Istio's form is a list; one of
 //! Karst before it took that form answers with an object.
 
 use crate::problem::Problem;
@@ -90,7 +90,7 @@ impl Proxy {
         match page {
             Value::Array(_) => serde_json::from_value(page).map_err(|e| wrong(e.to_string())),
             Value::Object(mut object) => match object.remove("proxies") {
-                Some(Value::Array(all)) => Ok(all.iter().map(|one| Self::from_object(one)).collect()),
+                Some(Value::Array(all)) => Ok(all.iter().map(Self::from_object).collect()),
                 _ => Err(wrong("neither a list nor an object with proxies".into())),
             },
             _ => Err(wrong("neither a list nor an object".into())),

@@ -7,7 +7,7 @@ use crate::{
 };
 use karst_controller::analysis::{Sort, Statement};
 use karst_manifest::{
-    State, dir,
+    State, code, dir,
     kinds::{self, KINDS},
     parse::{self, Located},
 };
@@ -17,6 +17,9 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// Code of a list in a file (KARST-0003): the mesh's own directories have none, and a command line reads them.
+const LIST: u16 = 3;
 
 /// What was read of files.
 #[derive(Debug, Default)]
@@ -59,14 +62,15 @@ pub fn read(files: &[PathBuf], namespace: &str) -> Result<Input, Problem> {
     for file in files {
         let text = input::read(file)?;
         let name = if file == Path::new("-") { Path::new("stdin") } else { file.as_path() };
-        for (line, mut document) in parse::values(&text) {
-            default_namespace(&mut document, namespace);
-            read.documents.push((name.into(), line, document));
+        for (line, document) in parse::values(&text) {
+            match items(&document) {
+                Some(items) => read.take_items(items, name, line, namespace),
+                None => read.documents.push((name.into(), line, in_namespace(document, namespace))),
+            }
         }
-        match parse::file(name, &text) {
-            Ok(_) => {}
-            Err(problems) => read.problems.extend(problems),
-        }
+        // A list is read item by item, as `kubectl get -o yaml` writes it.
+        let problems = parse::file(name, &text).err().unwrap_or_default();
+        read.problems.extend(problems.into_iter().filter(|problem| code::of(&problem.message) != Some(LIST)));
     }
     // From the documents and not from the text: the namespace is that of -n.
     for (file, line, document) in &read.documents {
@@ -78,6 +82,17 @@ pub fn read(files: &[PathBuf], namespace: &str) -> Result<Input, Problem> {
         }
     }
     Ok(read)
+}
+
+/// The items of a list; none if it is no list.
+fn items(document: &Value) -> Option<&Vec<Value>> {
+    let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
+    document.get("items").and_then(Value::as_array).filter(|_| kind.ends_with("List"))
+}
+
+fn in_namespace(mut document: Value, namespace: &str) -> Value {
+    default_namespace(&mut document, namespace);
+    document
 }
 
 fn default_namespace(document: &mut Value, namespace: &str) {
@@ -96,6 +111,20 @@ fn default_namespace(document: &mut Value, namespace: &str) {
 }
 
 impl Input {
+    /// Takes the items of a list; what is wrong with one has the list's line.
+    fn take_items(&mut self, items: &[Value], file: &Path, line: usize, namespace: &str) {
+        for item in items {
+            let document = in_namespace(item.clone(), namespace);
+            let at = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let group = at("/apiVersion").split_once('/').map_or("", |(group, _)| group);
+            let known = kinds::known(at("/kind"), group);
+            if let Some(Err(problem)) = known.map(|(kind, ..)| parse::value(kind, document.clone())) {
+                self.problems.push(karst_manifest::Problem { file: file.into(), line, ..problem });
+            }
+            self.documents.push((file.into(), line, document));
+        }
+    }
+
     /// The state that these files are among the objects of `others`, which they replace by name.
     pub fn over(&self, others: Vec<Arc<Located>>) -> State {
         let key = |one: &Arc<Located>| {
@@ -214,6 +243,26 @@ mod tests {
         for (kind, ..) in KINDS {
             assert!(!plural(kind).is_empty(), "{kind}: without it `analyze` asks for no objects of the kind");
         }
+    }
+
+    #[test]
+    fn a_list_is_read_item_by_item() {
+        let file = std::env::temp_dir().join(format!("karst-list-{}.yaml", std::process::id()));
+        let item = |name: &str, spec: &str| {
+            format!(
+                "- apiVersion: security.istio.io/v1\n  kind: AuthorizationPolicy\n  metadata: {{name: {name}}}\n  spec: {spec}\n"
+            )
+        };
+        let list =
+            format!("apiVersion: v1\nkind: List\nitems:\n{}{}", item("good", "{}"), item("bad", "{acton: DENY}"));
+        std::fs::write(&file, list).unwrap();
+        let input = read(std::slice::from_ref(&file), "shop");
+        std::fs::remove_file(&file).unwrap();
+        let input = input.unwrap();
+        let names: Vec<&str> = input.objects.iter().map(|one| one.object.meta().name.as_str()).collect();
+        assert_eq!((input.documents.len(), names), (2, vec!["good"]));
+        assert_eq!(input.problems.len(), 1, "{:?}", input.problems);
+        assert_eq!((input.problems[0].file.clone(), input.problems[0].line), (file, 1));
     }
 
     #[test]

@@ -5,26 +5,28 @@ use kube::Error;
 
 /// A failed call as a problem: what was attempted, why it failed, the next step.
 pub fn failed(what: impl Into<String>, error: &Error) -> Problem {
-    let problem = Problem::new(what);
-    match error {
-        Error::Api(status) if status.code == 401 => problem
-            .because("the API server does not accept these credentials")
-            .next("log in again, or pass another --context"),
+    let (why, next) = match error {
+        Error::Api(status) if status.code == 401 => {
+            ("the API server does not accept these credentials".to_owned(), "log in again, or pass another --context")
+        }
         Error::Api(status) if status.code == 403 => {
-            problem.because(&status.message).next("ask the cluster's administrator for this right, or pass another --context")
+            (status.message.clone(), "ask the cluster's administrator for this right, or pass another --context")
         }
         Error::Api(status) if status.code == 404 => {
-            problem.because(&status.message).next("check the name and the namespace (-n), and that the mesh is installed")
+            (status.message.clone(), "check the name and the namespace (-n), and that the mesh is installed")
         }
-        Error::Api(status) => problem.because(&status.message).next("read the message: the API server has refused the request"),
-        Error::Service(_) | Error::HyperError(_) => problem
-            .because(format!("the API server cannot be reached ({})", last(error)))
-            .next("check that the cluster is running and that the context is the right one: `kubectl cluster-info`"),
-        Error::UpgradeConnection(_) => problem
-            .because(last(error))
-            .next("the right to create pods/portforward and pods/exec is needed: `kubectl auth can-i create pods/portforward`"),
-        other => problem.because(last(other)).next("check the Kubernetes configuration: `kubectl cluster-info`"),
-    }
+        Error::Api(status) => (status.message.clone(), "read the message: the API server has refused the request"),
+        Error::Service(_) | Error::HyperError(_) => (
+            format!("the API server cannot be reached ({})", last(error)),
+            "check that the cluster is running and that the context is the right one: `kubectl cluster-info`",
+        ),
+        Error::UpgradeConnection(_) => (
+            last(error),
+            "the right to create pods/portforward and pods/exec is needed: `kubectl auth can-i create pods/portforward`",
+        ),
+        other => (last(other), "check the Kubernetes configuration: `kubectl cluster-info`"),
+    };
+    Problem::new(what).because(why).next(next)
 }
 
 /// The innermost cause: the outer ones only say that there was a request.

@@ -50,8 +50,8 @@ impl Cluster {
         }
     }
 
-    /// All objects of a kind, in one namespace or in all, with these labels (empty: all). None if the API server does not know
-    /// the kind.
+    /// All objects of a kind, in one namespace or in all, with these labels (empty: all). None if the API server does
+    /// not know the kind.
     ///
     /// # Errors
     /// If the API server refuses or cannot be reached.

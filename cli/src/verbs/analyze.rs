@@ -28,7 +28,15 @@ pub struct Analyze {
     /// Files or directories; - is standard input
     files: Vec<PathBuf>,
     /// Read what the cluster has
-    #[arg(short = 'k', long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, require_equals = true)]
+    #[arg(
+        short = 'k',
+        long,
+        num_args = 0..=1,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        require_equals = true
+    )]
     use_kube: bool,
     /// Of all namespaces
     #[arg(short = 'A', long)]
@@ -174,9 +182,10 @@ impl Validate {
         let mut said = read.unread();
         for (file, line, document) in &read.documents {
             // A document that could not be read is told of once.
-            let is_unread = read.problems.iter().any(|problem| {
-                problem.file == *file && problem.line >= *line && problem.object.ends_with(object_name(document))
-            });
+            let is_unread = read
+                .problems
+                .iter()
+                .any(|problem| problem.file == *file && problem.line >= *line && is_of(problem, document));
             if !is_unread {
                 said.extend(alone(document, file, *line, &settings));
             }
@@ -204,6 +213,10 @@ impl Validate {
     }
 }
 
-fn object_name(document: &serde_json::Value) -> &str {
-    document.pointer("/metadata/name").and_then(serde_json::Value::as_str).unwrap_or("?")
+/// Whether a problem is of the object of a document. (Its namespace may be the one of -n, which the problem does not know.)
+fn is_of(problem: &karst_manifest::Problem, document: &serde_json::Value) -> bool {
+    let text = |pointer: &str| document.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let (kind, path) = problem.object.split_once(' ').unwrap_or((&problem.object, ""));
+    let name = path.rsplit('/').next().unwrap_or_default();
+    kind == text("/kind") && name == text("/metadata/name")
 }

@@ -184,7 +184,8 @@ fn is_of_mesh(object: &Value, place: &str) -> bool {
     at("/metadata/namespace") == place && at("/metadata/name").starts_with("istio")
 }
 
-/// Takes out what may be secret, or is only bulk: values of environment variables, what was last applied, managed fields.
+/// Takes out what may be secret, or is only bulk: values of environment variables, what was last applied, managed
+/// fields.
 fn redact(value: &mut Value) {
     match value {
         Value::Object(fields) => {

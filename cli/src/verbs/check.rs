@@ -141,7 +141,8 @@ async fn gateway_api(cluster: &Cluster) -> Result<Vec<Looked>, Problem> {
     let what = "Gateway API CRDs";
     let found = cluster.object(CRD, None, "gateways.gateway.networking.k8s.io").await?;
     let Some(crd) = found else {
-        let message = "not installed: waypoints and Gateways need them; install release v1.4.0 or newer of kubernetes-sigs/gateway-api (standard channel)";
+        let message = "not installed: waypoints and Gateways need them; \
+                       install release v1.4.0 or newer of kubernetes-sigs/gateway-api (standard channel)";
         return Ok(vec![Looked::new(what, Status::Warning, message)]);
     };
     let version = crd.annotations().get("gateway.networking.k8s.io/bundle-version").cloned().unwrap_or_default();
@@ -195,7 +196,8 @@ async fn leftovers(cluster: &Cluster) -> Result<Vec<Looked>, Problem> {
         let name = webhook.name_any();
         if name.starts_with("istio-") && name.contains("injector") {
             let message = format!(
-                "{name} is there: pods would get sidecars of another control plane; delete it when that is gone: `kubectl delete mutatingwebhookconfiguration {name}`"
+                "{name} is there: pods would get sidecars of another control plane; delete it when that is \
+                 gone: `kubectl delete mutatingwebhookconfiguration {name}`"
             );
             out.push(Looked::new("webhooks of Istio", Status::Warning, message));
         }

@@ -51,7 +51,8 @@ impl KubeInject {
     pub fn run(&self, session: &mut Session<'_>) -> Result<(), Problem> {
         let text = input::read(&self.filename)?;
         session.note(
-            "note: nothing was injected: this mesh has no sidecars. Pods join it by their namespace's label, without a restart: `kubectl label namespace NAME istio.io/dataplane-mode=ambient`",
+            "note: nothing was injected: this mesh has no sidecars. Pods join it by their namespace's label, \
+             without a restart: `kubectl label namespace NAME istio.io/dataplane-mode=ambient`",
         );
         session.text(&text)
     }

@@ -54,7 +54,9 @@ impl ProxyStatus {
         }
         if let Some(pod) = &self.pod {
             let wanted = cluster.pod_name(pod).to_string();
-            all.retain(|connected| connected.proxy.name() == wanted);
+            // A name alone is of any namespace: proxies are in those of the mesh and of the waypoints.
+            let is_it = |name: &str| name == wanted || name.split_once('.').is_some_and(|(bare, _)| bare == pod);
+            all.retain(|connected| is_it(&connected.proxy.name()));
             if all.is_empty() {
                 return Err(Problem::new(format!("proxy {wanted} is connected to no control plane"))
                     .next(format!("`{} proxy-status` lists those that are; look at the pod's log", session.program)));

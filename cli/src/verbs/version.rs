@@ -17,10 +17,25 @@ use std::collections::BTreeMap;
 #[command(after_help = "Examples:\n  karst version\n  karst version --remote=false\n  karst version -o json")]
 pub struct Version {
     /// Ask the cluster, too
-    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, require_equals = true)]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        require_equals = true
+    )]
     remote: bool,
     /// Print the numbers only; --short=false names each pod of the control plane and each proxy
-    #[arg(short, long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, require_equals = true)]
+    #[arg(
+        short,
+        long,
+        num_args = 0..=1,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        require_equals = true
+    )]
     short: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -61,7 +76,7 @@ impl Version {
     /// Prints them.
     ///
     /// # Errors
-    /// If the answer cannot be written. A cluster that cannot be asked is a note: the client's version is known all the same.
+    /// If the answer cannot be written. A cluster that cannot be asked is a note: the client's version is known.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
         let mut versions = Versions { client_version: Build { version: CLIENT.into() }, ..Versions::default() };
         if self.remote

@@ -1,11 +1,10 @@
 //! `x describe pod|service`: what the mesh does for it, by the objects that are there.
 
-use super::facts::{Facts, Labels, list, texts};
-use crate::{
-    cluster::{Resource, node_of},
-    problem::Problem,
-    session::Session,
+use super::{
+    facts::{Facts, Labels, list, texts},
+    membership::membership,
 };
+use crate::{cluster::Resource, problem::Problem, session::Session};
 use clap::{Args, Subcommand};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, api::DynamicObject};
@@ -34,7 +33,7 @@ pub struct Named {
     /// NAME or NAME.NAMESPACE
     name: String,
     /// Accepted for compatibility: pods outside of the mesh are always described
-    #[arg(long, hide = true)]
+    #[arg(long = "ignoreUnmeshed", hide = true)]
     ignore_unmeshed: bool,
 }
 
@@ -107,33 +106,6 @@ fn of_pod(pod: &Pod, facts: &Facts) -> String {
     text
 }
 
-/// Whether a pod is in the mesh, and why.
-fn membership(pod: &Pod, facts: &Facts) -> String {
-    const MODE: &str = "istio.io/dataplane-mode";
-    let place = pod.namespace().unwrap_or_default();
-    let wanted = match (pod.labels().get(MODE).map(String::as_str), facts.namespace_label(&place, MODE)) {
-        (Some("none"), _) => return "no: the pod has the label istio.io/dataplane-mode=none".into(),
-        (Some("ambient"), _) => "the pod's label",
-        (_, Some("ambient")) => "its namespace's label",
-        _ => {
-            return format!(
-                "no: neither the pod nor namespace {place} has the label: `kubectl label namespace {place} istio.io/dataplane-mode=ambient`"
-            );
-        }
-    };
-    if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
-        return "no: pods of the host's network are never part of the mesh".into();
-    }
-    let is_redirected = pod.annotations().get("ambient.istio.io/redirection").map(String::as_str) == Some("enabled");
-    match is_redirected {
-        true => format!("yes, by {wanted}; ztunnel of node {}", node_of(pod)),
-        false => format!(
-            "wanted by {wanted}, and not redirected yet: look at the node agent of node {} (pods k8s-app=istio-cni-node)",
-            node_of(pod)
-        ),
-    }
-}
-
 /// A service; of a pod, with the subsets that its labels fit.
 fn of_service(text: &mut String, service: &DynamicObject, facts: &Facts, labels: Option<&Labels>) {
     let (name, place) = (service.name_any(), service.namespace().unwrap_or_default());
@@ -148,7 +120,8 @@ fn of_service(text: &mut String, service: &DynamicObject, facts: &Facts, labels:
     if waypoint.is_none() && (!routes.is_empty() || !http_routes.is_empty()) {
         let _ = writeln!(
             text,
-            "   WARNING: its routes have no effect within the mesh, since it uses no waypoint: `karst waypoint apply -n {place} --enroll-namespace`"
+            "   WARNING: its routes have no effect within the mesh, since it uses no waypoint: \
+             `karst waypoint apply -n {place} --enroll-namespace`"
         );
     }
     for rule in facts.rules_for(service) {
@@ -327,21 +300,5 @@ Effective PeerAuthentication:
    Workload mTLS mode: STRICT (by default.istio-system)
 ";
         assert_eq!(of_pod(&pod, &facts()), expected);
-    }
-
-    #[test]
-    fn who_is_outside_of_the_mesh_is_told_why() {
-        let pod = |value: Value| serde_json::from_value::<Pod>(value).unwrap();
-        let facts = facts();
-        let other = pod(json!({ "metadata": { "name": "a", "namespace": "other" } }));
-        assert!(membership(&other, &facts).contains("kubectl label namespace other istio.io/dataplane-mode=ambient"));
-        let host = pod(
-            json!({ "metadata": { "name": "a", "namespace": "shop" }, "spec": { "hostNetwork": true, "containers": [] } }),
-        );
-        assert!(membership(&host, &facts).starts_with("no: pods of the host's network"));
-        let none = pod(
-            json!({ "metadata": { "name": "a", "namespace": "shop", "labels": { "istio.io/dataplane-mode": "none" } } }),
-        );
-        assert!(membership(&none, &facts).starts_with("no: the pod has the label"));
     }
 }

@@ -109,7 +109,8 @@ impl Facts {
         self.destination_rules.iter().filter(|rule| host(rule)).collect()
     }
 
-    /// The policies that are for a pod: by selector, or without selector and target in its namespace or the root namespace.
+    /// The policies that are for a pod: by selector, or without selector and target in its namespace or the root
+    /// namespace.
     pub fn policies_for(&self, namespace: &str, labels: &Labels) -> Vec<&DynamicObject> {
         self.authorization.iter().filter(|policy| self.is_for(policy, namespace, labels)).collect()
     }

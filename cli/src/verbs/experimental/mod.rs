@@ -3,8 +3,13 @@
 mod authz;
 mod describe;
 mod facts;
+mod membership;
 
-use crate::{problem::Problem, session::Session, verbs::check::Check, verbs::version::Version};
+use crate::{
+    problem::Problem,
+    session::Session,
+    verbs::{check::Check, version::Version, waypoint::Waypoint, ztunnel_config::ZtunnelConfig},
+};
 use clap::Subcommand;
 
 /// The verbs of `experimental`.
@@ -20,6 +25,12 @@ pub enum Experimental {
     Precheck(Check),
     /// Print versions (as `version`)
     Version(Version),
+    /// Manage waypoints (as `waypoint`; where istioctl had it once)
+    #[command(subcommand, hide = true)]
+    Waypoint(Waypoint),
+    /// Print what a node's ztunnel knows (as `ztunnel-config`; where istioctl had it once)
+    #[command(subcommand, hide = true, alias = "zc")]
+    ZtunnelConfig(ZtunnelConfig),
 }
 
 impl Experimental {
@@ -33,6 +44,8 @@ impl Experimental {
             Self::Describe(verb) => verb.run(session).await,
             Self::Precheck(verb) => verb.run(session).await,
             Self::Version(verb) => verb.run(session).await,
+            Self::Waypoint(verb) => verb.run(session).await,
+            Self::ZtunnelConfig(verb) => verb.run(session).await,
         }
     }
 }

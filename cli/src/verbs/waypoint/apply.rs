@@ -103,7 +103,8 @@ impl Apply {
         };
         if namespace.labels().get("istio.io/dataplane-mode").map(String::as_str) != Some("ambient") {
             session.note(format!(
-                "warning: namespace {name} is not part of the mesh: add it with `kubectl label namespace {name} istio.io/dataplane-mode=ambient`"
+                "warning: namespace {name} is not part of the mesh: add it with \
+                 `kubectl label namespace {name} istio.io/dataplane-mode=ambient`"
             ));
         }
         match namespace.labels().get(USE) {

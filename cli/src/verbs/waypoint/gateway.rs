@@ -131,7 +131,10 @@ pub async fn wait(cluster: &Cluster, namespace: &str, name: &str, patience: Dura
             let seconds = patience.as_secs();
             return Err(Problem::new(format!("waypoint {namespace}/{name} is not ready after {seconds} s"))
                 .because(why)
-                .next(format!("look at its pods: `kubectl -n {namespace} get pods -l gateway.networking.k8s.io/gateway-name={name}`")));
+                .next(format!(
+                    "look at its pods: `kubectl -n {namespace} get pods -l \
+                     gateway.networking.k8s.io/gateway-name={name}`"
+                )));
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -34,7 +34,14 @@ pub struct Status {
     #[arg(short = 'A', long)]
     all_namespaces: bool,
     /// Wait until they are programmed
-    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, require_equals = true)]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        require_equals = true
+    )]
     wait: bool,
     /// How long to wait
     #[arg(long, default_value = "90s", value_parser = duration, value_name = "DURATION")]
