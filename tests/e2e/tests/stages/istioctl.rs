@@ -121,7 +121,8 @@ fn control_plane() {
         let page: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"));
         assert!(page.is_array() || page.is_object(), "{path}: {page}");
     }
-    shows(&["x", "internal-debug", "syncz"], &["\"proxy_type\":", "\"ztunnel\","]);
+    let raw = istioctl(&["x", "internal-debug", "syncz"]);
+    assert!(raw.contains("\"proxy_type\"") && raw.contains("\"ztunnel\""), "{raw}");
 }
 
 /// Every verb of `ztunnel-config`.
@@ -200,11 +201,11 @@ fn proxies() {
         }
     }
     let web = format!("inbound-vip|80|http|{}", host("web"));
-    shows(&["proxy-config", "routes", &waypoint], &[&web, "/istioctl*"]);
+    shows(&["proxy-config", "routes", &waypoint], &[&web, "PathPrefix:/istioctl"]);
     shows(&["proxy-config", "routes", &edge], &["edge.example.com"]);
     shows(&["proxy-config", "listeners", &edge], &["80"]);
     let listeners = istioctl(&["proxy-config", "listeners", &waypoint]);
-    assert!(listeners.contains("main_internal") && listeners.contains("connect_terminate"), "{listeners}");
+    assert!(listeners.contains(&web) && listeners.contains("connect_terminate"), "{listeners}");
 
     // With findings it ends with a status of its own; none of them may be an error.
     let analysis = try_istioctl(&["analyze", "-n", "app"]).unwrap_or_else(|e| e);
