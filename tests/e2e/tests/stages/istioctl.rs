@@ -26,7 +26,7 @@ spec:
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {name: edge, namespace: app}
+metadata: {name: edge, namespace: app, annotations: {networking.istio.io/service-type: ClusterIP}}
 spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
 ---
 apiVersion: gateway.networking.k8s.io/v1
@@ -189,6 +189,7 @@ fn proxies() {
     let host = |service: &str| format!("{service}.app.svc.cluster.local");
     let endpoint = format!("{}:9000", Pod::by_label("app", "app=echo").ip);
     for (proxy, direction) in [(&waypoint, "inbound-vip"), (&edge, "outbound")] {
+        shows(&["proxy-status"], &[proxy.as_str()]);
         let config = |what| ["proxy-config", what, proxy.as_str()];
         for (service, port) in [("echo", "9000"), ("web", "80")] {
             shows(&config("clusters"), &[&host(service), port, direction, "EDS"]);
