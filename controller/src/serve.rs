@@ -48,7 +48,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -538,12 +538,12 @@ impl AggregatedDiscoveryService for Service {
         tracing::info!(peer = peer.name, "proxy subscribes");
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let subscriber = Subscriber::new(peer.name.clone(), caller.namespace, caller.pod, SystemTime::now());
+        let subscriber = Subscriber::new(peer.name.clone(), caller.namespace, caller.pod, karst_rt::clock::wall());
         shared.subscribers.add(id, subscriber);
         tokio::spawn(async move {
             let counts = &shared.counts;
             let on_event = |peer: &server::Peer, event: server::Event| {
-                shared.subscribers.note(id, &event, SystemTime::now());
+                shared.subscribers.note(id, &event, karst_rt::clock::wall());
                 if let server::Event::Nack { type_url, error } = event {
                     counts.nacks.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(peer = peer.name, type_url, error = %karst_core::untrusted::Untrusted(&error), "proxy rejected configuration");

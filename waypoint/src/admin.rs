@@ -11,7 +11,7 @@ use karst_rt::{
 use std::{collections::HashSet, sync::Arc};
 
 /// Envoy's pages that Istio's tools read, and ours.
-const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst /clusters?format=json /listeners /certs /server_info /logging?level= /stats/prometheus\n";
+const PAGES: &str = "pages: /config_dump?include_eds /config_dump/karst /clusters?format=json /listeners /certs /server_info /memory /runtime /logging?level= /stats/prometheus\n";
 
 /// The pages of the process.
 pub struct Pages {
@@ -50,6 +50,9 @@ impl Pages {
             },
             (_, "/listeners") => admin::text(200, self.envoy(listeners::text)),
             (_, "/certs") => admin::json(&self.envoy(secrets::certs)),
+            (_, "/memory") => admin::json(&dump::memory()),
+            // There is no runtime layer that could be changed.
+            (_, "/runtime") => admin::json(&serde_json::json!({ "layers": [], "entries": {} })),
             (_, "/server_info") => {
                 admin::json(&dump::server_info(&self.shared.config, self.ready.missing().is_empty()))
             }

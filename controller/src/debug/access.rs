@@ -79,8 +79,9 @@ pub fn refusal(why: &AccessError) -> Answer {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use crate::local_tokens::Keys;
+    use crate::local_tokens::{Bound, Claims, Keys, Named};
     use bytes::Bytes;
+    use std::time::SystemTime;
 
     fn asked(from: &str, bearer: Option<&str>) -> Asked {
         Asked {
@@ -106,6 +107,41 @@ mod tests {
         }
         assert!(over_xds(&tokens, None, "istio-system").await.is_err());
         assert!(over_xds(&tokens, Some("forged".into()), "istio-system").await.is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// istioctl's token: valid, of the root namespace, and bound to no pod.
+    #[tokio::test]
+    async fn a_token_that_is_bound_to_no_pod_reads_debug_types_only() {
+        let dir = std::env::temp_dir().join(format!("karst-debug-unbound-{}", std::process::id()));
+        let keys = Keys::open(&dir).unwrap();
+        let now = karst_rt::clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let claims = |namespace: &str| {
+            let named = |name: &str| Named { name: name.into(), uid: String::new() };
+            let (pod, node, serviceaccount) = (named(""), named(""), named("default"));
+            Claims {
+                iss: "karst-directory-mode".into(),
+                sub: format!("system:serviceaccount:{namespace}:default"),
+                aud: vec![TOKEN_AUDIENCE.into()],
+                exp: now + 60,
+                nbf: now,
+                bound: Bound { namespace: namespace.into(), serviceaccount, pod, node },
+            }
+        };
+        let token = |namespace: &str| keys.sign(&claims(namespace)).unwrap();
+        let tokens = Tokens::Local(Keys::open(&dir).unwrap());
+        let (own, other) = (token("istio-system"), token("shop"));
+        let account = over_xds(&tokens, Some(own.clone()), "istio-system").await.unwrap();
+        assert_eq!(account, Account { namespace: "istio-system".into(), name: "default".into() });
+        assert!(over_http(&tokens, &asked("10.0.0.1", Some(&own)), "istio-system").await.is_ok());
+        let why = over_xds(&tokens, Some(other.clone()), "istio-system").await.unwrap_err();
+        assert!(matches!(why, AccessError::OtherNamespace { .. }), "{why}");
+        let why = over_http(&tokens, &asked("10.0.0.1", Some(&other)), "istio-system").await.unwrap_err();
+        assert_eq!(refusal(&why).status(), 403);
+        // Resources and certificates ask who the caller is, and it is nobody.
+        let model = crate::model::Model::default();
+        let claims = tokens.verify(&own, TOKEN_AUDIENCE, &model).await.unwrap();
+        assert!(crate::authn::caller(&claims, &model).is_err());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -7,7 +7,7 @@ use karst_api::workload::{PortList, Service, TunnelProtocol, Workload, WorkloadS
 use karst_core::addr::ip_from_bytes;
 use karst_rt::admin::{self, Answer};
 use serde_json::{Value, json};
-use std::{fmt::Write, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write, sync::Arc};
 
 /// The release of Istio whose tools and configuration this version follows: what tools that compare versions are told.
 pub const ISTIO_LEVEL: &str = "1.30.0";
@@ -47,9 +47,10 @@ impl View {
 type Page = fn(&View) -> Value;
 
 /// Name, what is on it, and the page.
-const PAGES: [(&str, &str, Page); 9] = [
+const PAGES: [(&str, &str, Page); 10] = [
     ("adsz", "Proxies with an open stream, and the types that each is sent", adsz),
     ("ambientz", "Workloads, services and policies as proxies are told of them", ambientz),
+    ("authorizationz", "Layer 4 policies by namespace, as ztunnels are told of them", authorizationz),
     ("connections", "Proxies with an open stream", connections),
     ("endpointz", "Endpoints of every service port", endpointz),
     ("instancesz", "Pods that certificates are signed for", instancesz),
@@ -173,7 +174,7 @@ fn ports(list: &PortList) -> impl Iterator<Item = (u32, u32)> {
 }
 
 fn endpointz(view: &View) -> Value {
-    let mut all: std::collections::BTreeMap<String, Vec<Value>> = std::collections::BTreeMap::new();
+    let mut all: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for workload in view.model.workloads.values() {
         for (key, list) in &workload.services {
             let Some(service) = view.model.services.get(key) else { continue };
@@ -216,6 +217,15 @@ fn ambientz(view: &View) -> Value {
     })
 }
 
+fn authorizationz(view: &View) -> Value {
+    let mut by_namespace: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for (key, policy) in view.model.policies.iter() {
+        let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
+        by_namespace.entry(namespace).or_default().push(serde_json::to_value(policy).unwrap_or_default());
+    }
+    json!({ "authorization_policies": by_namespace })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
@@ -226,7 +236,7 @@ mod tests {
     fn view() -> View {
         let mut model = Model::default();
         let port = Port { service_port: 80, target_port: 8080, ..Default::default() };
-        let address = |ip: [u8; 4]| NetworkAddress { address: ip.to_vec().into(), ..Default::default() };
+        let address = |ip: [u8; 4]| NetworkAddress { address: ip.to_vec(), ..Default::default() };
         model.services.insert(
             "a/web.a.svc.cluster.local".into(),
             Service {

@@ -32,6 +32,21 @@ pub fn server_info(config: &Config, ready: bool) -> Value {
     })
 }
 
+/// `/memory`: what the process has in memory, in bytes, as the kernel counts it; nothing where it does not say.
+pub fn memory() -> Value {
+    let kib = |key: &str| {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    };
+    let bytes = |key: &str| kib(key).map(|kib| (kib * 1024).to_string());
+    let all = [("allocated", bytes("RssAnon:")), ("total_physical_bytes", bytes("VmRSS:"))];
+    all.into_iter()
+        .filter_map(|(key, value)| Some((key.to_string(), value?.into())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 /// Who we say that we are.
 fn node(config: &Config) -> Value {
     let node = config.node();
@@ -157,6 +172,13 @@ mod tests {
         let chain = &listeners[1]["active_state"]["listener"]["filter_chains"][0];
         assert_eq!(chain["filter_chain_match"]["destination_port"], 80);
         assert_eq!(chain["filters"][0]["typed_config"]["rds"]["route_config_name"], all);
+    }
+
+    #[test]
+    fn memory_is_counted_in_bytes() {
+        let page = memory();
+        let bytes = |key: &str| page[key].as_str().unwrap().parse::<u64>().unwrap();
+        assert!(bytes("allocated") > 100_000 && bytes("total_physical_bytes") >= bytes("allocated"), "{page}");
     }
 
     #[test]

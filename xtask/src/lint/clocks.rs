@@ -41,7 +41,7 @@ const KNOWN: &[(&str, Count)] = &[
     ("karst-proxy", Count { clocks: 5, locks: 5 }),
     ("karst-ztunnel", Count { clocks: 5, locks: 3 }),
     ("karst-waypoint", Count { clocks: 3, locks: 9 }),
-    ("karst-controller", Count { clocks: 3, locks: 5 }),
+    ("karst-controller", Count { clocks: 3, locks: 4 }),
 ];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@ spec:
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {name: edge, namespace: app}
+metadata: {name: edge, namespace: app, annotations: {networking.istio.io/service-type: ClusterIP}}
 spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
 ---
 apiVersion: gateway.networking.k8s.io/v1
@@ -121,7 +121,8 @@ fn control_plane() {
         let page: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"));
         assert!(page.is_array() || page.is_object(), "{path}: {page}");
     }
-    shows(&["x", "internal-debug", "syncz"], &["\"proxy_type\":", "\"ztunnel\","]);
+    let raw = istioctl(&["x", "internal-debug", "syncz"]);
+    assert!(raw.contains("\"proxy_type\"") && raw.contains("\"ztunnel\""), "{raw}");
 }
 
 /// Every verb of `ztunnel-config`.
@@ -188,6 +189,7 @@ fn proxies() {
     let host = |service: &str| format!("{service}.app.svc.cluster.local");
     let endpoint = format!("{}:9000", Pod::by_label("app", "app=echo").ip);
     for (proxy, direction) in [(&waypoint, "inbound-vip"), (&edge, "outbound")] {
+        shows(&["proxy-status"], &[proxy.as_str()]);
         let config = |what| ["proxy-config", what, proxy.as_str()];
         for (service, port) in [("echo", "9000"), ("web", "80")] {
             shows(&config("clusters"), &[&host(service), port, direction, "EDS"]);
@@ -200,11 +202,11 @@ fn proxies() {
         }
     }
     let web = format!("inbound-vip|80|http|{}", host("web"));
-    shows(&["proxy-config", "routes", &waypoint], &[&web, "/istioctl*"]);
+    shows(&["proxy-config", "routes", &waypoint], &[&web, "PathPrefix:/istioctl"]);
     shows(&["proxy-config", "routes", &edge], &["edge.example.com"]);
     shows(&["proxy-config", "listeners", &edge], &["80"]);
     let listeners = istioctl(&["proxy-config", "listeners", &waypoint]);
-    assert!(listeners.contains("main_internal") && listeners.contains("connect_terminate"), "{listeners}");
+    assert!(listeners.contains(&web) && listeners.contains("connect_terminate"), "{listeners}");
 
     // With findings it ends with a status of its own; none of them may be an error.
     let analysis = try_istioctl(&["analyze", "-n", "app"]).unwrap_or_else(|e| e);
