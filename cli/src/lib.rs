@@ -1,17 +1,22 @@
 //! `karst`, the command line. Called by the name `istioctl` it is the same program: one tree of verbs serves both, with Istio's
 //! names as aliases.
 //!
+//! - [`analysis`]: messages of analyze and validate. [`input`]: files that a user names.
 //! - [`known`]: names and ports. [`options`]: the flags of every verb. [`session`]: what a verb is run with.
 //! - [`cluster`]: the API server, and through it the pages of proxies. [`output`]: tables, JSON, YAML.
 //! - [`syncz`]: what the control plane says of its proxies.
+//! - [`reference`]: the page of all verbs.
 //! - [`problem`]: errors, each with its next step. [`verbs`]: a file for each verb.
 
+pub mod analysis;
 pub mod cluster;
 pub mod input;
 pub mod known;
+pub mod level;
 pub mod options;
 pub mod output;
 pub mod problem;
+pub mod reference;
 pub mod session;
 pub mod syncz;
 pub mod verbs;

@@ -1,5 +1,6 @@
 //! The control plane: objects in, workload discovery and certificates out.
 
+pub mod analysis;
 mod authn;
 mod ca;
 mod client;

@@ -36,7 +36,7 @@ impl Cluster {
     /// # Errors
     /// If it cannot be reached, or does not answer 200.
     pub async fn get(&self, pod: &PodName, port: u16, path: &str) -> Result<String, Problem> {
-        self.ask(pod, port, Method::GET, path).await
+        self.ask(pod, port, Method::GET, path, "").await
     }
 
     /// POST without a body.
@@ -44,7 +44,15 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::get`].
     pub async fn post(&self, pod: &PodName, port: u16, path: &str) -> Result<String, Problem> {
-        self.ask(pod, port, Method::POST, path).await
+        self.ask(pod, port, Method::POST, path, "").await
+    }
+
+    /// PUT of a body in JSON.
+    ///
+    /// # Errors
+    /// As [`Cluster::get`].
+    pub async fn put(&self, pod: &PodName, port: u16, path: &str, body: &str) -> Result<String, Problem> {
+        self.ask(pod, port, Method::PUT, path, body).await
     }
 
     /// A page in JSON.
@@ -65,15 +73,21 @@ impl Cluster {
         })
     }
 
-    async fn ask(&self, pod: &PodName, port: u16, method: Method, path: &str) -> Result<String, Problem> {
-        let answer = tokio::time::timeout(PATIENCE, self.exchange(pod, port, method, path)).await;
+    async fn ask(&self, pod: &PodName, port: u16, method: Method, path: &str, body: &str) -> Result<String, Problem> {
+        let answer = tokio::time::timeout(PATIENCE, self.exchange(pod, port, (method, path), body)).await;
         answer.unwrap_or_else(|_| {
             Err(Problem::new(format!("pod {pod}, port {port}, {path}: no answer within {} s", PATIENCE.as_secs()))
                 .next("look at the pod: `kubectl describe pod` and its log"))
         })
     }
 
-    async fn exchange(&self, pod: &PodName, port: u16, method: Method, path: &str) -> Result<String, Problem> {
+    async fn exchange(
+        &self,
+        pod: &PodName,
+        port: u16,
+        (method, path): (Method, &str),
+        body: &str,
+    ) -> Result<String, Problem> {
         let what = || format!("pod {pod}, port {port}, {path}");
         let next = "look at the pod: `kubectl describe pod` and its log";
         let broken = |e: &dyn std::fmt::Display| Problem::new(what()).because(e).next(next);
@@ -84,7 +98,8 @@ impl Cluster {
             .method(method)
             .uri(format!("/{}", path.trim_start_matches('/')))
             .header("host", format!("localhost:{port}"))
-            .body(Full::<Bytes>::default())
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body.to_owned())))
             .map_err(|e| broken(&e))?;
         let exchange = async {
             let response = sender.send_request(request).await.map_err(|e| broken(&e))?;

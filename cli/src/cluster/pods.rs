@@ -49,12 +49,23 @@ impl Cluster {
     /// # Errors
     /// If the API server refuses or cannot be reached.
     pub async fn pods(&self, namespace: &str, labels: &str) -> Result<Vec<Pod>, Problem> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        self.pods_of(Some(namespace), labels).await
+    }
+
+    /// The same of one namespace, or of all.
+    ///
+    /// # Errors
+    /// If the API server refuses or cannot be reached.
+    pub async fn pods_of(&self, namespace: Option<&str>, labels: &str) -> Result<Vec<Pod>, Problem> {
+        let (api, place): (Api<Pod>, _) = match namespace {
+            Some(name) => (Api::namespaced(self.client.clone(), name), format!("namespace {name}")),
+            None => (Api::all(self.client.clone()), "all namespaces".to_owned()),
+        };
         let params = ListParams::default().labels(labels).fields("status.phase=Running");
         let mut pods = api
             .list(&params)
             .await
-            .map_err(|e| failed(format!("cannot list pods with {labels} in namespace {namespace}"), &e))?
+            .map_err(|e| failed(format!("cannot list pods with {labels} in {place}"), &e))?
             .items;
         pods.sort_by_key(ResourceExt::name_any);
         Ok(pods)

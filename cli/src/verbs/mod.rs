@@ -1,6 +1,15 @@
 //! The verbs, a file for each.
 
+pub mod admin;
+pub mod analyze;
+pub mod bug_report;
+pub mod check;
+pub mod dashboard;
+pub mod experimental;
+pub mod local;
+pub mod proxy_config;
 pub mod proxy_status;
+pub mod tag;
 pub mod version;
 pub mod waypoint;
 pub mod ztunnel_config;
@@ -10,9 +19,42 @@ use crate::{problem::Problem, session::Session};
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
+    /// Manage the control plane
+    #[command(subcommand)]
+    Admin(admin::Admin),
+    /// Find problems in files and in the cluster
+    Analyze(analyze::Analyze),
+    /// Collect logs, dumps and objects in an archive, without secrets
+    BugReport(bug_report::BugReport),
+    /// Check the cluster before an installation, or the mesh after it
+    Check(check::Check),
+    /// Print the completion script of a shell
+    Completion(local::Completion),
+    /// Open Kiali, Grafana and other pages through a port-forward
+    #[command(subcommand, visible_aliases = ["dash", "d"])]
+    Dashboard(dashboard::Dashboard),
+    /// Verbs that istioctl has as experimental
+    #[command(subcommand, visible_aliases = ["x", "exp"])]
+    Experimental(experimental::Experimental),
+    /// Print a manifest as it is: this mesh injects nothing
+    KubeInject(local::KubeInject),
+    /// Print the options that every verb takes
+    Options,
+    /// Print what a waypoint or gateway works by
+    #[command(subcommand, visible_alias = "pc")]
+    ProxyConfig(proxy_config::ProxyConfig),
     /// Print which proxies are connected, and what each has acknowledged
     #[command(visible_aliases = ["ps", "status"])]
     ProxyStatus(proxy_status::ProxyStatus),
+    /// Print the page of all verbs
+    #[command(hide = true)]
+    Reference,
+    /// Manage revision tags
+    #[command(subcommand)]
+    Tag(tag::Tag),
+    /// Check manifests as the webhook does, without a cluster
+    #[command(visible_alias = "v")]
+    Validate(analyze::Validate),
     /// Print the versions of client, control plane and data plane
     Version(version::Version),
     /// Manage waypoints
@@ -28,9 +70,22 @@ impl Verb {
     ///
     /// # Errors
     /// Why it failed, and the next step.
-    pub async fn run(self, session: &mut Session<'_>, _tree: &dyn Fn() -> clap::Command) -> Result<(), Problem> {
+    pub async fn run(self, session: &mut Session<'_>, tree: &dyn Fn() -> clap::Command) -> Result<(), Problem> {
         match self {
+            Self::Admin(verb) => verb.run(session).await,
+            Self::Analyze(verb) => verb.run(session).await,
+            Self::BugReport(verb) => verb.run(session).await,
+            Self::Check(verb) => verb.run(session).await,
+            Self::Completion(verb) => verb.run(session, tree()),
+            Self::Dashboard(verb) => verb.run(session).await,
+            Self::Experimental(verb) => verb.run(session).await,
+            Self::KubeInject(verb) => verb.run(session),
+            Self::Options => local::options(session, &tree()),
+            Self::ProxyConfig(verb) => verb.run(session).await,
             Self::ProxyStatus(verb) => verb.run(session).await,
+            Self::Reference => session.text(&crate::reference::page(tree())),
+            Self::Tag(verb) => verb.run(session).await,
+            Self::Validate(verb) => verb.run(session),
             Self::Version(verb) => verb.run(session).await,
             Self::Waypoint(verb) => verb.run(session).await,
             Self::ZtunnelConfig(verb) => verb.run(session).await,

@@ -76,6 +76,21 @@ pub async fn all(cluster: &Cluster, namespace: Option<&str>) -> Result<Vec<Dynam
     Ok(gateways.into_iter().filter(is_waypoint).collect())
 }
 
+/// Gateways of this mesh's classes that are not programmed: namespace, name, why.
+pub async fn not_programmed(cluster: &Cluster) -> Result<Vec<(String, String, String)>, Problem> {
+    let all = cluster.list(GATEWAY, None, "").await?.unwrap_or_default();
+    let class = |one: &DynamicObject| {
+        one.data.pointer("/spec/gatewayClassName").and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let ours = all.into_iter().filter(|one| [CLASS, "istio"].contains(&class(one).as_str()));
+    let told = |one: DynamicObject| {
+        let [status, reason, message] = condition(&one, "Programmed").unwrap_or(["Unknown", "Unknown", "no status"]);
+        let why = format!("not programmed: {reason}: {message}");
+        (status != "True").then(|| (one.namespace().unwrap_or_default(), one.name_any(), why))
+    };
+    Ok(ours.filter_map(told).collect())
+}
+
 /// What to say where the API server does not know Gateways.
 pub fn no_crds() -> Problem {
     Problem::new("the cluster does not have the Gateway API")

@@ -4,7 +4,7 @@ mod apply;
 mod gateway;
 mod list;
 
-use crate::{problem::Problem, session::Session};
+use crate::{cluster::Cluster, problem::Problem, session::Session};
 use clap::Subcommand;
 
 /// The verbs of `waypoint`.
@@ -36,4 +36,12 @@ impl Waypoint {
             Self::Delete(verb) => verb.run(session).await,
         }
     }
+}
+
+/// Gateways of this mesh's classes that are not programmed: namespace, name, why.
+///
+/// # Errors
+/// If the API server refuses or cannot be reached.
+pub async fn gateways_without_program(cluster: &Cluster) -> Result<Vec<(String, String, String)>, Problem> {
+    gateway::not_programmed(cluster).await
 }

@@ -185,6 +185,19 @@ impl ZtunnelConfig {
     }
 }
 
+/// The policies that the ztunnel of a pod's node enforces for it: action, `name.namespace`, number of rules.
+///
+/// # Errors
+/// If there is no such pod, or its ztunnel cannot be asked or does not know it.
+pub async fn policies_of(session: &Session<'_>, pod: &str) -> Result<Vec<(String, String, usize)>, Problem> {
+    let from = From { pod: Some(pod.into()), node: None, file: None, output: Format::Table };
+    let (name, dump) = (session.cluster().await?.pod_name(pod), dump(session, &from).await?);
+    tables::policies_of(&dump, &name.namespace, &name.name).ok_or_else(|| {
+        Problem::new(format!("pod {name} is not known to the ztunnel of its node"))
+            .next(format!("`{} x describe pod {name}` says whether it is part of the mesh", session.program))
+    })
+}
+
 async fn all(session: &mut Session<'_>, from: &From) -> Result<(), Problem> {
     let dump = dump(session, from).await?;
     let (workloads, services, policies) =
@@ -243,7 +256,7 @@ async fn find(cluster: &Cluster, pod: Option<&str>, node: Option<&str>) -> Resul
 
 async fn log(session: &mut Session<'_>, asked: &Log) -> Result<(), Problem> {
     let path = match (&asked.level, asked.reset) {
-        (Some(level), _) => format!("/logging?level={}", checked(level)?),
+        (Some(level), _) => format!("/logging?level={}", crate::level::checked(level)?),
         (None, true) => "/logging?reset".into(),
         (None, false) => "/logging".into(),
     };
@@ -253,16 +266,4 @@ async fn log(session: &mut Session<'_>, asked: &Log) -> Result<(), Problem> {
         session.line(format!("{ztunnel}:\n{}", answer.trim_end()))?;
     }
     Ok(())
-}
-
-/// Levels go into an address: only what the words of levels and scopes are made of.
-fn checked(levels: &str) -> Result<&str, Problem> {
-    let fits = |letter: char| letter.is_ascii_alphanumeric() || "_-:,=".contains(letter);
-    if !levels.is_empty() && levels.chars().all(fits) {
-        return Ok(levels);
-    }
-    Err(Problem::usage(
-        format!("--level {levels:?}: not a level"),
-        "use trace, debug, info, warn, error or off, or SCOPE:LEVEL, several separated by commas",
-    ))
 }

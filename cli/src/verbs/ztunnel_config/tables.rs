@@ -66,6 +66,26 @@ pub fn policies(chosen: &[&Value]) -> Table {
     table
 }
 
+/// The policies for a workload: action, `name.namespace`, number of rules. None if the workload is not known.
+pub fn policies_of(dump: &Dump, namespace: &str, name: &str) -> Option<Vec<(String, String, usize)>> {
+    let is_it = |one: &&Value| text(one, "namespace") == namespace && text(one, "name") == name;
+    let named = list(dump.workloads.iter().find(is_it)?, "authorizationPolicies");
+    let is_for = |policy: &&Value| match text(policy, "scope") {
+        "Global" => true,
+        "Namespace" => text(policy, "namespace") == namespace,
+        _ => named.contains(&format!("{}/{}", text(policy, "namespace"), text(policy, "name")).as_str()),
+    };
+    let one = |policy: &Value| {
+        let rules = policy.get("rules").and_then(Value::as_array).map_or(0, Vec::len);
+        (
+            text(policy, "action").to_uppercase(),
+            format!("{}.{}", text(policy, "name"), text(policy, "namespace")),
+            rules,
+        )
+    };
+    Some(dump.policies.iter().filter(is_for).map(one).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,7 +94,7 @@ mod tests {
     const PAGE: &str = r#"{
       "workloads": [
         {"uid": "c//Pod/shop/web-0", "name": "web-0", "namespace": "shop", "workloadIps": ["10.0.0.1", "fd00::1"], "node": "n1",
-         "protocol": "HBONE", "waypoint": {"destination": "shop/waypoint.shop.svc.cluster.local", "hboneMtlsPort": 15008},
+         "authorizationPolicies": ["shop/deny"], "protocol": "HBONE", "waypoint": {"destination": "shop/waypoint.shop.svc.cluster.local", "hboneMtlsPort": 15008},
          "status": "Healthy"},
         {"uid": "c//Pod/shop/web-1", "name": "web-1", "namespace": "shop", "workloadIps": ["10.0.0.2"], "node": "n2",
          "protocol": "TCP", "waypoint": null, "status": "Unhealthy"},
@@ -114,6 +134,13 @@ NAMESPACE   POLICY NAME   ACTION   SCOPE
 shop        deny          Deny     WorkloadSelector
 ";
         assert_eq!(policies(&all).render(false), expected);
+    }
+
+    #[test]
+    fn a_policy_with_a_selector_is_for_those_that_name_it() {
+        let dump = Dump::parse(PAGE, "test").unwrap();
+        assert_eq!(policies_of(&dump, "shop", "web-0"), Some(vec![("DENY".into(), "deny.shop".into(), 0)]));
+        assert_eq!((policies_of(&dump, "shop", "web-1"), policies_of(&dump, "shop", "x")), (Some(vec![]), None));
     }
 
     #[test]

@@ -1,0 +1,228 @@
+//! Objects to be judged: of files, directories, standard input, and of the cluster.
+
+use crate::{
+    cluster::{Cluster, Resource},
+    input,
+    problem::{Exit, Problem},
+};
+use karst_controller::analysis::{Sort, Statement};
+use karst_manifest::{
+    State, dir,
+    kinds::{self, KINDS},
+    parse::{self, Located},
+};
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What was read of files.
+#[derive(Debug, Default)]
+pub struct Input {
+    /// Each document as it is written, with its place.
+    pub documents: Vec<(PathBuf, usize, Value)>,
+    /// What is not YAML, or not as its kind is, of all files.
+    pub problems: Vec<karst_manifest::Problem>,
+    /// The objects of files without problems.
+    pub objects: Vec<Arc<Located>>,
+}
+
+/// The files that the paths stand for: a directory is all of its manifests.
+///
+/// # Errors
+/// If a path does not exist, or a directory has sub-directories and `recursive` is not wanted.
+pub fn files(paths: &[PathBuf], recursive: bool) -> Result<Vec<PathBuf>, Problem> {
+    let mut out = vec![];
+    for path in paths {
+        if path.as_os_str() == "-" || path.is_file() {
+            out.push(path.clone());
+        } else if path.is_dir() {
+            let direct = |file: &PathBuf| recursive || file.parent() == Some(path);
+            out.extend(dir::files(path).into_iter().filter(direct));
+        } else {
+            return Err(Problem::new(format!("{}: no such file or directory", path.display()))
+                .next("check the path; - reads standard input")
+                .exit(Exit::Data));
+        }
+    }
+    Ok(out)
+}
+
+/// Reads files.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn read(files: &[PathBuf], namespace: &str) -> Result<Input, Problem> {
+    let mut read = Input::default();
+    for file in files {
+        let text = input::read(file)?;
+        let name = if file == Path::new("-") { Path::new("stdin") } else { file.as_path() };
+        for (line, mut document) in parse::values(&text) {
+            default_namespace(&mut document, namespace);
+            read.documents.push((name.into(), line, document));
+        }
+        match parse::file(name, &text) {
+            Ok(_) => {}
+            Err(problems) => read.problems.extend(problems),
+        }
+    }
+    // From the documents and not from the text: the namespace is that of -n.
+    for (file, line, document) in &read.documents {
+        let at = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let group = at("/apiVersion").split_once('/').map_or("", |(group, _)| group);
+        let Some((kind, ..)) = kinds::known(at("/kind"), group) else { continue };
+        if let Ok(object) = parse::value(kind, document.clone()) {
+            read.objects.push(Arc::new(Located { object, file: file.clone(), line: *line }));
+        }
+    }
+    Ok(read)
+}
+
+fn default_namespace(document: &mut Value, namespace: &str) {
+    let text = |document: &Value, pointer: &str| {
+        document.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let (kind, version) = (text(document, "/kind"), text(document, "/apiVersion"));
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    let is_namespaced = kinds::known(&kind, group).is_none_or(|(_, _, namespaced)| *namespaced);
+    if is_namespaced
+        && text(document, "/metadata/namespace").is_empty()
+        && let Some(metadata) = document.get_mut("metadata").and_then(Value::as_object_mut)
+    {
+        metadata.insert("namespace".into(), namespace.into());
+    }
+}
+
+impl Input {
+    /// The state that these files are among the objects of `others`, which they replace by name.
+    pub fn over(&self, others: Vec<Arc<Located>>) -> State {
+        let key = |one: &Arc<Located>| {
+            let meta = one.object.meta();
+            (one.object.kind(), meta.namespace.clone(), meta.name.clone())
+        };
+        let own: BTreeSet<_> = self.objects.iter().map(key).collect();
+        let mut objects: Vec<Arc<Located>> = others.into_iter().filter(|one| !own.contains(&key(one))).collect();
+        objects.extend(self.objects.iter().cloned());
+        State { objects, ..State::default() }
+    }
+
+    /// Documents that are no YAML or have no kind, and kinds that are refused: what no object stands for.
+    pub fn unread(&self) -> Vec<Statement> {
+        self.problems
+            .iter()
+            .map(Statement::from)
+            .map(|statement| Statement { sort: Sort::Problem, ..statement })
+            .collect()
+    }
+}
+
+/// All objects of the cluster that Karst reads, and notes on kinds that could not be read.
+///
+/// # Errors
+/// If the API server cannot be reached.
+pub async fn from_cluster(cluster: &Cluster) -> Result<(Vec<Arc<Located>>, Vec<String>), Problem> {
+    let (mut objects, mut notes) = (vec![], vec![]);
+    for (kind, group, _) in KINDS {
+        let listed = match stored(cluster, kind, group).await {
+            Ok(listed) => listed,
+            // Secrets most of all: what depends on them is then said of, wrongly or not, and the note tells why.
+            Err(problem) if *kind == "Secret" || *kind == "ConfigMap" => {
+                notes.push(format!("note: {problem}"));
+                continue;
+            }
+            Err(problem) => return Err(problem),
+        };
+        for value in listed {
+            // An object that another version of the API has written is the control plane's to tell of.
+            match parse::value(kind, value) {
+                Ok(object) => objects.push(Arc::new(Located { object, file: PathBuf::new(), line: 0 })),
+                Err(problem) => notes.push(format!("note: {problem}")),
+            }
+        }
+    }
+    Ok((objects, notes))
+}
+
+/// The objects of a kind as they are stored; none if the API server does not know it.
+///
+/// # Errors
+/// If the API server refuses or cannot be reached.
+pub async fn stored(cluster: &Cluster, kind: &'static str, group: &'static str) -> Result<Vec<Value>, Problem> {
+    let name = kinds::api_kind(kind);
+    for version in versions(kind) {
+        let resource = Resource::new(group, version, name, plural(kind));
+        if let Some(found) = cluster.list(resource, None, "").await? {
+            return Ok(found.into_iter().filter_map(|one| serde_json::to_value(one).ok()).collect());
+        }
+    }
+    Ok(vec![])
+}
+
+/// The versions that are asked for, as the controller does.
+fn versions(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "ReferenceGrant" => &["v1", "v1beta1"],
+        "TCPRoute" => &["v1", "v1alpha2"],
+        "TLSRoute" => &["v1", "v1alpha3", "v1alpha2"],
+        "BackendTLSPolicy" => &["v1", "v1alpha3"],
+        "HTTPFilter" => &["v1alpha1"],
+        _ => &["v1"],
+    }
+}
+
+fn plural(kind: &str) -> &'static str {
+    const PLURALS: &[(&str, &str)] = &[
+        ("Namespace", "namespaces"),
+        ("Node", "nodes"),
+        ("Pod", "pods"),
+        ("Service", "services"),
+        ("ServiceAccount", "serviceaccounts"),
+        ("ConfigMap", "configmaps"),
+        ("Secret", "secrets"),
+        ("Deployment", "deployments"),
+        ("EndpointSlice", "endpointslices"),
+        ("GatewayClass", "gatewayclasses"),
+        ("Gateway", "gateways"),
+        ("HTTPRoute", "httproutes"),
+        ("GRPCRoute", "grpcroutes"),
+        ("TCPRoute", "tcproutes"),
+        ("TLSRoute", "tlsroutes"),
+        ("BackendTLSPolicy", "backendtlspolicies"),
+        ("ReferenceGrant", "referencegrants"),
+        ("VirtualService", "virtualservices"),
+        ("IstioGateway", "gateways"),
+        ("DestinationRule", "destinationrules"),
+        ("ServiceEntry", "serviceentries"),
+        ("WorkloadEntry", "workloadentries"),
+        ("AuthorizationPolicy", "authorizationpolicies"),
+        ("PeerAuthentication", "peerauthentications"),
+        ("RequestAuthentication", "requestauthentications"),
+        ("Telemetry", "telemetries"),
+        ("HTTPFilter", "httpfilters"),
+    ];
+    PLURALS.iter().find(|(name, _)| *name == kind).map_or("", |(_, plural)| plural)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_plural() {
+        for (kind, ..) in KINDS {
+            assert!(!plural(kind).is_empty(), "{kind}: without it `analyze` asks for no objects of the kind");
+        }
+    }
+
+    #[test]
+    fn a_document_without_a_namespace_is_of_the_wanted_one() {
+        let mut route = serde_json::json!({ "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": { "name": "a" } });
+        default_namespace(&mut route, "shop");
+        assert_eq!(route.pointer("/metadata/namespace").and_then(Value::as_str), Some("shop"));
+        let mut namespace = serde_json::json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "a" } });
+        default_namespace(&mut namespace, "shop");
+        assert_eq!(namespace.pointer("/metadata/namespace"), None);
+    }
+}

@@ -1,0 +1,79 @@
+//! `tag list`: the revision tags.
+
+use crate::{
+    cluster::Resource,
+    output::{Format, Table},
+    problem::Problem,
+    session::Session,
+};
+use clap::{Args, Subcommand};
+use kube::ResourceExt;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Label: the tag that an object stands for.
+const TAG: &str = "istio.io/tag";
+/// Label: the revision that it leads to.
+const REVISION: &str = "istio.io/rev";
+
+/// The verbs of `tag`.
+#[derive(Debug, Subcommand)]
+pub enum Tag {
+    /// List revision tags, and the namespaces that use them
+    List(List),
+}
+
+/// Options of `tag list`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  karst tag list -o json")]
+pub struct List {
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    tag: String,
+    revision: String,
+    namespaces: Vec<String>,
+}
+
+impl Tag {
+    /// Prints them.
+    ///
+    /// # Errors
+    /// If the API server refuses or cannot be reached.
+    pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
+        let Self::List(asked) = self;
+        let cluster = session.cluster().await?;
+        let webhooks = |kind, plural| Resource::new("admissionregistration.k8s.io", "v1", kind, plural);
+        let mut tags: BTreeMap<String, String> = BTreeMap::new();
+        for (resource, place) in [
+            (webhooks("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"), None),
+            (webhooks("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"), None),
+            (Resource::new("", "v1", "Service", "services"), Some(cluster.istio_namespace.as_str())),
+        ] {
+            for object in cluster.list(resource, place, TAG).await?.unwrap_or_default() {
+                let label = |name: &str| object.labels().get(name).cloned().unwrap_or_default();
+                tags.insert(label(TAG), label(REVISION));
+            }
+        }
+        let namespaces = cluster.list(Resource::new("", "v1", "Namespace", "namespaces"), None, REVISION).await?;
+        let namespaces = namespaces.unwrap_or_default();
+        let row = |(tag, revision): (String, String)| {
+            let uses = |one: &&kube::api::DynamicObject| one.labels().get(REVISION) == Some(&tag);
+            let namespaces = namespaces.iter().filter(uses).map(ResourceExt::name_any).collect();
+            Row { tag, revision, namespaces }
+        };
+        let rows: Vec<Row> = tags.into_iter().map(row).collect();
+        if rows.is_empty() && asked.output == Format::Table {
+            return session.line("No revision tags.");
+        }
+        let mut table = Table::new(&["TAG", "REVISION", "NAMESPACES"]);
+        for row in &rows {
+            table.row([row.tag.clone().into(), row.revision.clone().into(), row.namespaces.join(",").into()]);
+        }
+        session.show(asked.output, &table, &rows)
+    }
+}
