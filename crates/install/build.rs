@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let charts = manifest.join("../../charts").canonicalize()?;
     println!("cargo::rerun-if-changed={}", charts.display());
     let mut files = Vec::new();
-    collect(&charts, &charts, &mut files)?;
+    collect(&charts, &mut files)?;
     files.sort();
     let mut source =
         String::from("/// Path below `charts`, and text.\npub(super) static FILES: &[(&str, &str)] = &[\n");
@@ -26,12 +26,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// All files but those behind links: ambient's dependencies are links to the charts beside it.
-fn collect(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            collect(root, &entry.path(), files)?;
+            collect(&entry.path(), files)?;
         } else if kind.is_file() {
             files.push(entry.path());
         }

@@ -1,7 +1,7 @@
 //! `values.schema.json`, as far as charts use JSON Schema: what a chart's schema has beyond that is refused by name, so that
 //! nothing is passed over in silence.
 
-use super::values::nearest;
+use super::nearest::nearest;
 use serde_json::Value;
 
 /// A value that the schema does not allow.

@@ -2,7 +2,7 @@
 //! before the next begins, so that an upgrade never has proxies that are newer than what they talk to.
 
 use super::{
-    ClusterError, Target,
+    ClusterError, Progress, Target,
     access::{display, name},
     ready::{self, Readiness},
     remove,
@@ -14,19 +14,6 @@ use tokio::time::{Instant, sleep};
 
 /// How often the cluster is asked.
 const POLL: Duration = Duration::from_millis(700);
-
-/// What is told while it goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
-    /// A component is being applied.
-    Begins(String),
-    /// What it waits for, and why; told when it changes.
-    Waits(String),
-    /// A component is ready.
-    Ready(String),
-    /// An object that is no longer wanted was removed.
-    Removed(String),
-}
 
 /// An installation or an upgrade.
 #[derive(Debug)]
@@ -109,9 +96,8 @@ impl Install<'_> {
         loop {
             let mut waiting = Vec::new();
             for object in objects {
-                let there = target.get(object).await?.unwrap_or_default();
+                let mut there = target.get(object).await?.unwrap_or_default();
                 // Written without it in what is read back.
-                let mut there = there;
                 there["kind"] = object["kind"].clone();
                 if let Readiness::Waiting(lacks) = ready::of(&there) {
                     let why = why(target, &there).await.unwrap_or_default();

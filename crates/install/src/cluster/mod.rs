@@ -4,11 +4,13 @@ mod access;
 mod change;
 mod error;
 mod install;
+mod progress;
 mod ready;
 mod remove;
 
 pub use access::Target;
 pub use change::{Change, Changes};
 pub use error::ClusterError;
-pub use install::{Install, Progress};
+pub use install::Install;
+pub use progress::Progress;
 pub use remove::{Removal, Selection};

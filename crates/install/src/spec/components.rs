@@ -95,7 +95,17 @@ pub struct Component {
     pub values: Map<String, Value>,
 }
 
-pub(super) fn of(spec: &Spec, charts: &Charts) -> Result<Vec<Component>, SpecError> {
+impl Spec {
+    /// The components that are switched on, in the order of their installation.
+    ///
+    /// # Errors
+    /// If a value belongs to none of them.
+    pub fn components(&self, charts: &Charts) -> Result<Vec<Component>, SpecError> {
+        of(self, charts)
+    }
+}
+
+fn of(spec: &Spec, charts: &Charts) -> Result<Vec<Component>, SpecError> {
     let all = all_charts(charts)?;
     refuse_unknown(spec, &all)?;
     let mut components = Vec::new();
@@ -118,7 +128,9 @@ fn all_charts(charts: &Charts) -> Result<Vec<(&'static str, Chart)>, SpecError> 
     ["base", "istiod", "cni", "ztunnel", "gateway"]
         .into_iter()
         .map(|name| {
-            let chart = charts.get(name).map_err(|error| SpecError::Chart { component: name.into(), error })?;
+            let chart = charts
+                .get(name)
+                .map_err(|error| SpecError::Chart { component: name.into(), error: Box::new(error) })?;
             Ok((name, chart))
         })
         .collect()
@@ -275,7 +287,7 @@ impl Component {
             upgrade,
             kubernetes: kubernetes.into(),
         };
-        let failed = |error: ChartError| SpecError::Chart { component: self.name.clone(), error };
+        let failed = |error: ChartError| SpecError::Chart { component: self.name.clone(), error: Box::new(error) };
         self.chart.render(&release, self.values.clone()).map_err(failed)
     }
 }

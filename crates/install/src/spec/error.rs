@@ -67,7 +67,7 @@ pub enum SpecError {
         /// The component that it is for.
         component: String,
         /// Why.
-        error: ChartError,
+        error: Box<ChartError>,
     },
 }
 

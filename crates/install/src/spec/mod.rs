@@ -5,94 +5,10 @@ mod error;
 mod operator;
 pub mod profile;
 mod set;
+#[cfg(test)]
+mod tests;
+mod wanted;
 
 pub use components::{Component, Kind};
 pub use error::SpecError;
-
-use crate::chart::Charts;
-use serde_json::{Map, Value};
-
-/// What the user has said.
-#[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// IstioOperators with the names of their files, the last one wins.
-    pub files: Vec<(String, String)>,
-    /// `--set`, in order; over the files.
-    pub sets: Vec<String>,
-    /// `--revision`; over all.
-    pub revision: Option<String>,
-    /// The namespace of the mesh, where nothing else says it.
-    pub namespace: String,
-}
-
-/// One IstioOperator of all that was said.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Spec {
-    /// The profile that it is based on.
-    pub profile: String,
-    /// The namespace of the mesh.
-    pub namespace: String,
-    /// Empty: the default one.
-    pub revision: String,
-    /// `spec` whole.
-    pub spec: Map<String, Value>,
-}
-
-impl Wanted {
-    /// Lays everything over its profile.
-    ///
-    /// # Errors
-    /// If something is no IstioOperator, or has a key that there is not.
-    pub fn spec(&self) -> Result<Spec, SpecError> {
-        let mut said = Map::new();
-        for (file, text) in &self.files {
-            operator::over(&mut said, operator::read(file, text)?);
-        }
-        let mut sets = Map::new();
-        for text in &self.sets {
-            set::set(&mut sets, text.strip_prefix("spec.").unwrap_or(text))?;
-        }
-        let said_profile = sets.get("profile").or_else(|| said.get("profile"));
-        let profile = said_profile.and_then(Value::as_str).unwrap_or("default").to_string();
-        let mut spec = profile::spec(&profile)?;
-        operator::over(&mut spec, said);
-        // Set at last and in place: a path may name a gateway of the profile by its index.
-        for text in &self.sets {
-            set::set(&mut spec, text.strip_prefix("spec.").unwrap_or(text))?;
-        }
-        if let Some(revision) = &self.revision {
-            spec.insert("revision".into(), revision.as_str().into());
-        }
-        operator::check("spec", &spec)?;
-        spec.insert("profile".into(), profile.as_str().into());
-        let text =
-            |pointer: &str| Value::Object(spec.clone()).pointer(pointer).and_then(Value::as_str).map(String::from);
-        let namespace = text("/namespace")
-            .or_else(|| text("/values/global/istioNamespace"))
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| self.namespace.clone());
-        let revision =
-            text("/revision").or_else(|| text("/values/revision")).filter(|name| name != "default").unwrap_or_default();
-        Ok(Spec { profile, namespace, revision, spec })
-    }
-}
-
-impl Spec {
-    /// The components that are switched on, in the order of their installation.
-    ///
-    /// # Errors
-    /// If a value belongs to none of them.
-    pub fn components(&self, charts: &Charts) -> Result<Vec<Component>, SpecError> {
-        components::of(self, charts)
-    }
-
-    /// As an IstioOperator.
-    pub fn to_yaml(&self) -> String {
-        let document = serde_json::json!({
-            "apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator", "spec": self.spec});
-        crate::template::to_yaml(&document) + "\n"
-    }
-}
-
-#[cfg(test)]
-mod tests;
+pub use wanted::{Spec, Wanted};

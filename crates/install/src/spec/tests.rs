@@ -1,7 +1,10 @@
 //! Profiles, merging, and what is refused.
 
 use super::*;
-use crate::manifest::{Manifest, Stage};
+use crate::{
+    chart::Charts,
+    manifest::{Manifest, Stage},
+};
 use serde_json::json;
 
 const KUBERNETES: &str = "v1.34.0";

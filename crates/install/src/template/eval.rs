@@ -1,32 +1,28 @@
 //! Executes a template's tree.
 
 use super::{
-    Defined, Templates,
     error::{Fault, TemplateError},
-    format, functions,
+    format,
+    functions::{self, Engine},
+    limits::Limits,
     parse::{self, Base, Block, Node, Operand, Pipeline, What},
+    set::{Defined, Templates},
     value::Value,
 };
 use std::collections::BTreeMap;
 
-/// What one file may use.
-pub(super) struct Limits;
-
-impl Limits {
-    /// Blocks, parentheses and templates in each other, counted together: what keeps the stack small.
-    pub(super) const DEPTH: usize = 150;
-    /// Nodes that are executed, which bounds the time.
-    pub(super) const STEPS: usize = 2_000_000;
-    /// Bytes of output, and of any value that a function makes.
-    pub(super) const OUTPUT: usize = 8 << 20;
-}
-
-pub(super) fn render(templates: &Templates, file: &str, value: Value) -> Result<String, TemplateError> {
-    let mut run = Run { templates, own: Vec::new(), depth: 0, steps: 0, made: 0 };
-    run.template(file, value).map_err(|fault| match fault {
-        Fault::Inside(inner) => *inner,
-        fault => TemplateError { name: file.into(), line: 1, fault },
-    })
+impl Templates {
+    /// Renders a file with `value` as its dot.
+    ///
+    /// # Errors
+    /// What went wrong, with file and line.
+    pub fn render(&self, file: &str, value: Value) -> Result<String, TemplateError> {
+        let mut run = Run { templates: self, own: Vec::new(), depth: 0, steps: 0, made: 0 };
+        run.template(file, value).map_err(|fault| match fault {
+            Fault::Inside(inner) => *inner,
+            fault => TemplateError { name: file.into(), line: 1, fault },
+        })
+    }
 }
 
 /// One execution.
@@ -52,9 +48,9 @@ enum Flow {
     Continue,
 }
 
-impl Run<'_> {
+impl Engine for Run<'_> {
     /// Executes a template by name: `include`, `template`, and the file itself.
-    pub(super) fn template(&mut self, name: &str, value: Value) -> Result<String, Fault> {
+    fn template(&mut self, name: &str, value: Value) -> Result<String, Fault> {
         let own = self.own.iter().rev().find_map(|defined| defined.get(name));
         let Some(defined) = own.or_else(|| self.templates.named.get(name)).cloned() else {
             return Err(Fault::UnknownTemplate(name.into()));
@@ -67,7 +63,7 @@ impl Run<'_> {
     }
 
     /// `tpl`: a text as a template of its own.
-    pub(super) fn text(&mut self, source: &str, value: Value) -> Result<String, Fault> {
+    fn text(&mut self, source: &str, value: Value) -> Result<String, Fault> {
         const NAME: &str = "tpl";
         let parsed = parse::parse(source).map_err(|(line, fault)| inside(NAME, line, fault))?;
         let define = |block| Defined { block, file: NAME.into() };
@@ -80,6 +76,17 @@ impl Run<'_> {
         result
     }
 
+    /// Counts what functions and templates write.
+    fn makes(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.made = self.made.saturating_add(bytes);
+        if self.made > 8 * Limits::OUTPUT {
+            return Err(Fault::TooMuch { what: "bytes of text", limit: 8 * Limits::OUTPUT });
+        }
+        Ok(())
+    }
+}
+
+impl Run<'_> {
     fn block(&mut self, block: &Block, file: &str, scope: &mut Scope, output: &mut String) -> Result<Flow, Fault> {
         self.deeper(1)?;
         let outer = scope.variables.len();
@@ -99,15 +106,6 @@ impl Run<'_> {
         self.depth += levels;
         if self.depth > Limits::DEPTH {
             return Err(Fault::TooMuch { what: "levels of blocks and templates", limit: Limits::DEPTH });
-        }
-        Ok(())
-    }
-
-    /// Counts what functions and templates write.
-    pub(super) fn makes(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.made = self.made.saturating_add(bytes);
-        if self.made > 8 * Limits::OUTPUT {
-            return Err(Fault::TooMuch { what: "bytes of text", limit: 8 * Limits::OUTPUT });
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! How Go prints values: `{{ . }}`, `printf`, and numbers.
 
-use super::{error::Fault, value::Value};
+use super::{error::Fault, limits::Limits, value::Value};
 
 /// What a missing key prints as; Helm removes it from what is rendered.
 pub(super) const NO_VALUE: &str = "<no value>";
@@ -80,8 +80,8 @@ pub(super) fn printf(template: &str, arguments: &[Value]) -> Result<String, Faul
             },
             None => output.push_str("%!(NOVERB)"),
         }
-        if output.len() > super::eval::Limits::OUTPUT {
-            return Err(Fault::TooMuch { what: "bytes of output", limit: super::eval::Limits::OUTPUT });
+        if output.len() > Limits::OUTPUT {
+            return Err(Fault::TooMuch { what: "bytes of output", limit: Limits::OUTPUT });
         }
     }
     Ok(output)

@@ -1,7 +1,8 @@
 //! Functions of lists and maps.
 
-use super::{Arguments, Fault, Value};
+use super::arguments::Arguments;
 use crate::template::format;
+use crate::template::{Fault, Value};
 use std::collections::BTreeMap;
 
 pub(super) fn call(arguments: &Arguments<'_>) -> Option<Result<Value, Fault>> {

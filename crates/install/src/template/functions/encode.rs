@@ -1,6 +1,7 @@
 //! YAML, JSON, base64 and hashes.
 
-use super::{Arguments, Fault, Value};
+use super::arguments::Arguments;
+use crate::template::{Fault, Value};
 use crate::{documents, template::yaml::to_yaml};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};

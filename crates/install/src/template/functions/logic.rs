@@ -1,7 +1,8 @@
 //! Comparison, defaults, refusals, and questions of kind.
 
-use super::{Arguments, Fault, Value};
+use super::arguments::Arguments;
 use crate::template::format;
+use crate::template::{Fault, Value};
 use std::cmp::Ordering;
 
 pub(super) fn call(arguments: &Arguments<'_>) -> Option<Result<Value, Fault>> {

@@ -1,6 +1,7 @@
 //! Functions of numbers. Sprig's arithmetic is that of 64-bit integers; what would overflow stays at the limit.
 
-use super::{Arguments, Fault, Value};
+use super::arguments::{Arguments, to_int};
+use crate::template::{Fault, Value};
 
 pub(super) fn call(arguments: &Arguments<'_>) -> Option<Result<Value, Fault>> {
     let numbers = || arguments.values.iter().map(to_int);
@@ -36,17 +37,6 @@ fn until(arguments: &Arguments<'_>) -> Result<Value, Fault> {
         return Err(Fault::TooMuch { what: "items of until", limit: LONGEST as usize });
     }
     Ok(Value::list((0..count.max(0)).map(Value::Int).collect()))
-}
-
-/// As an integer, rounded towards zero; 0 for what is no number.
-pub(super) fn to_int(value: &Value) -> i64 {
-    match value {
-        Value::Int(number) => *number,
-        Value::Float(number) => *number as i64,
-        Value::Bool(value) => i64::from(*value),
-        Value::Str(text) => text.trim().parse().unwrap_or_default(),
-        Value::Nil | Value::List(_) | Value::Map(_) | Value::Files(_) => 0,
-    }
 }
 
 fn to_float(value: &Value) -> f64 {

@@ -1,7 +1,8 @@
 //! Functions of text.
 
-use super::{Arguments, Fault, Limits, Value};
+use super::arguments::Arguments;
 use crate::template::format;
+use crate::template::{Fault, Value, limits::Limits};
 
 pub(super) fn call(arguments: &Arguments<'_>) -> Option<Result<Value, Fault>> {
     let text = |at| arguments.text(at);
