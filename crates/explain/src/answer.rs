@@ -133,6 +133,8 @@ pub enum Cause {
     OwnAddress,
     /// Nobody is known at an address that pods have.
     NobodyKnown,
+    /// The mesh knows nobody at the address, and allows only destinations that it knows (`REGISTRY_ONLY`).
+    NotInRegistry,
     /// A DENY policy matches.
     DeniedByPolicy,
     /// There are ALLOW policies, and none matches.

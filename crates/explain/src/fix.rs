@@ -40,6 +40,9 @@ pub(crate) fn find(world: &World, call: &Call, way: &Way) -> Option<Fix> {
         Cause::BackendNotUsable => {
             Some(advice("add a ReferenceGrant in the backend's namespace, or correct backendRefs"))
         }
+        Cause::NotInRegistry => {
+            Some(advice("add a ServiceEntry for the address, or set meshConfig.outboundTrafficPolicy.mode to ALLOW_ANY"))
+        }
         Cause::NoSuchDestination => {
             Some(advice("correct host, port or subset of the route, or add the subset to a DestinationRule"))
         }

@@ -44,6 +44,7 @@ pub(crate) fn cause(world: &World, refusal: Refusal, service: Option<&str>) -> C
         Refusal::OwnPort | Refusal::NotItsAddress | Refusal::NotInside => Cause::OwnPort,
         Refusal::OwnAddress => Cause::OwnAddress,
         Refusal::Untold => Cause::NobodyKnown,
+        Refusal::NotInRegistry => Cause::NotInRegistry,
         Refusal::NoPort => Cause::NoSuchPort,
         Refusal::NoEndpoint | Refusal::BadAddress => no_endpoint(world, service),
         Refusal::NoWaypoint => Cause::WaypointNotReady,

@@ -14,6 +14,7 @@ pub fn cause(cause: Cause) -> &'static str {
         Cause::OwnPort => "the port belongs to ztunnel",
         Cause::OwnAddress => "the pod calls itself",
         Cause::NobodyKnown => "no pod is known at this address",
+        Cause::NotInRegistry => "the mesh does not know this address, and outboundTrafficPolicy is REGISTRY_ONLY",
         Cause::DeniedByPolicy => "a DENY policy matches",
         Cause::NotAllowedByAnyPolicy => "no ALLOW policy matches",
         Cause::StrictMtlsOutsider => "mutual TLS is required, and the caller is not in the mesh",

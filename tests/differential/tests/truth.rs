@@ -39,7 +39,7 @@ const CALLS: usize = 3;
 fn state(objects: &[Value]) -> State {
     let read = |v: &Value| {
         let kind = v["kind"].as_str().unwrap_or_default();
-        let object = parse::value(kind, v.clone()).ok().or_else(|| parse::closed(kind, v.clone()))?;
+        let object = parse::value(kind, v.clone()).ok().or_else(|| karst_manifest::closed::closed(kind, v.clone()))?;
         Some(Arc::new(parse::Located { object, file: "world.yaml".into(), line: 1 }))
     };
     State { objects: objects.iter().filter_map(read).collect(), ..State::default() }
