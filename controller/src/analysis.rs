@@ -37,6 +37,7 @@ impl Settings {
             cluster_id: "Kubernetes".into(),
             network: String::new(),
             root_namespace: self.root_namespace.clone(),
+            revision: Default::default(),
             virtual_services_are_for: vec!["*".into()],
             destination_rules_are_for: vec!["*".into()],
             privileged_parameters: false,

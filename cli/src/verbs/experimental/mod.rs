@@ -4,7 +4,9 @@ mod authz;
 mod describe;
 mod facts;
 
-use crate::{problem::Problem, session::Session, verbs::check::Check, verbs::version::Version};
+use crate::{
+    problem::Problem, session::Session, verbs::check::Check, verbs::uninstall::Uninstall, verbs::version::Version,
+};
 use clap::Subcommand;
 
 /// The verbs of `experimental`.
@@ -18,6 +20,8 @@ pub enum Experimental {
     Describe(describe::Describe),
     /// Check whether the mesh can be installed here (as `check`)
     Precheck(Check),
+    /// Remove the mesh from the cluster (as `uninstall`)
+    Uninstall(Uninstall),
     /// Print versions (as `version`)
     Version(Version),
 }
@@ -32,6 +36,7 @@ impl Experimental {
             Self::Authz(verb) => verb.run(session).await,
             Self::Describe(verb) => verb.run(session).await,
             Self::Precheck(verb) => verb.run(session).await,
+            Self::Uninstall(verb) => verb.run(session).await,
             Self::Version(verb) => verb.run(session).await,
         }
     }
