@@ -211,6 +211,10 @@ fn test(filter: &str) -> Result<()> {
     if filter.is_empty() {
         s.run("cluster: build and start", cluster::for_tests)?;
         s.run("charts: values", values::check)?;
+        // helm is built by now. The charts by it and by us: the same objects.
+        s.run("charts: helm and karst", || {
+            cargo(&["test", "--release", "--workspace", "--locked", "--test", "helm", "--", "--ignored"], &[])
+        })?;
         let result = s.run("cluster: tests", || cluster_tests(&[]));
         if result.is_err() {
             cluster::Cluster::new()?.show_logs();

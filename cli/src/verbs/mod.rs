@@ -6,10 +6,15 @@ pub mod bug_report;
 pub mod check;
 pub mod dashboard;
 pub mod experimental;
+pub mod install;
 pub mod local;
+pub mod manifest;
+pub mod profile;
 pub mod proxy_config;
 pub mod proxy_status;
 pub mod tag;
+pub mod uninstall;
+pub mod upgrade;
 pub mod version;
 pub mod waypoint;
 pub mod ztunnel_config;
@@ -36,10 +41,19 @@ pub enum Verb {
     /// Verbs that istioctl has as experimental
     #[command(subcommand, visible_aliases = ["x", "exp"])]
     Experimental(experimental::Experimental),
+    /// Install the mesh, or change what is installed
+    #[command(visible_alias = "apply")]
+    Install(install::Install),
     /// Print a manifest as it is: this mesh injects nothing
     KubeInject(local::KubeInject),
+    /// Print or apply the objects of an installation
+    #[command(subcommand)]
+    Manifest(manifest::Manifest),
     /// Print the options that every verb takes
     Options,
+    /// Print the profiles that an installation can be based on
+    #[command(subcommand)]
+    Profile(profile::Profile),
     /// Print what a waypoint or gateway works by
     #[command(subcommand, visible_alias = "pc")]
     ProxyConfig(proxy_config::ProxyConfig),
@@ -52,6 +66,10 @@ pub enum Verb {
     /// Manage revision tags
     #[command(subcommand)]
     Tag(tag::Tag),
+    /// Remove the mesh from the cluster
+    Uninstall(uninstall::Uninstall),
+    /// Bring the mesh to this release
+    Upgrade(upgrade::Upgrade),
     /// Check manifests as the webhook does, without a cluster
     #[command(visible_alias = "v")]
     Validate(analyze::Validate),
@@ -79,12 +97,17 @@ impl Verb {
             Self::Completion(verb) => verb.run(session, tree()),
             Self::Dashboard(verb) => verb.run(session).await,
             Self::Experimental(verb) => verb.run(session).await,
+            Self::Install(verb) => verb.run(session).await,
             Self::KubeInject(verb) => verb.run(session),
+            Self::Manifest(verb) => verb.run(session).await,
             Self::Options => local::options(session, &tree()),
+            Self::Profile(verb) => verb.run(session).await,
             Self::ProxyConfig(verb) => verb.run(session).await,
             Self::ProxyStatus(verb) => verb.run(session).await,
             Self::Reference => session.text(&crate::reference::page(tree())),
             Self::Tag(verb) => verb.run(session).await,
+            Self::Uninstall(verb) => verb.run(session).await,
+            Self::Upgrade(verb) => verb.run(session).await,
             Self::Validate(verb) => verb.run(session),
             Self::Version(verb) => verb.run(session).await,
             Self::Waypoint(verb) => verb.run(session).await,

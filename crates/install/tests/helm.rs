@@ -2,6 +2,8 @@
 //! same, and where one refuses, so does the other. `cargo xtask test` runs it once helm is built
 //! (`target/cluster/bin/helm`; KARST_HELM and KARST_CHARTS name others).
 
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's failure is a panic")]
+
 use karst_install::{
     chart::{Charts, Release},
     documents,

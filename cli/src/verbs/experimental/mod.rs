@@ -8,7 +8,7 @@ mod membership;
 use crate::{
     problem::Problem,
     session::Session,
-    verbs::{check::Check, version::Version, waypoint::Waypoint, ztunnel_config::ZtunnelConfig},
+    verbs::{check::Check, uninstall::Uninstall, version::Version, waypoint::Waypoint, ztunnel_config::ZtunnelConfig},
 };
 use clap::Subcommand;
 
@@ -23,6 +23,8 @@ pub enum Experimental {
     Describe(describe::Describe),
     /// Check whether the mesh can be installed here (as `check`)
     Precheck(Check),
+    /// Remove the mesh from the cluster (as `uninstall`)
+    Uninstall(Uninstall),
     /// Print versions (as `version`)
     Version(Version),
     /// Manage waypoints (as `waypoint`; where istioctl had it once)
@@ -43,6 +45,7 @@ impl Experimental {
             Self::Authz(verb) => verb.run(session).await,
             Self::Describe(verb) => verb.run(session).await,
             Self::Precheck(verb) => verb.run(session).await,
+            Self::Uninstall(verb) => verb.run(session).await,
             Self::Version(verb) => verb.run(session).await,
             Self::Waypoint(verb) => verb.run(session).await,
             Self::ZtunnelConfig(verb) => verb.run(session).await,

@@ -96,7 +96,10 @@ impl Install<'_> {
         loop {
             let mut waiting = Vec::new();
             for object in objects {
-                let mut there = target.get(object).await?.unwrap_or_default();
+                let Some(mut there) = target.get(object).await? else {
+                    waiting.push(format!("{}: not there yet", display(object)));
+                    continue;
+                };
                 // Written without it in what is read back.
                 there["kind"] = object["kind"].clone();
                 if let Readiness::Waiting(lacks) = ready::of(&there) {

@@ -150,10 +150,10 @@ fn assign(text: &str, place: &mut Value, steps: &[Step], value: Value) -> Result
         }
         Step::Member(key, wanted) => {
             let items = list(text, place)?;
-            if !items.iter().any(|item| item[key.as_str()] == Value::from(wanted.as_str())) {
+            if !items.iter().any(|item| item[key.as_str()] == wanted.as_str()) {
                 items.push(Value::Object(Map::from_iter([(key.clone(), wanted.as_str().into())])));
             }
-            match items.iter_mut().find(|item| item[key.as_str()] == Value::from(wanted.as_str())) {
+            match items.iter_mut().find(|item| item[key.as_str()] == wanted.as_str()) {
                 Some(item) => assign(text, item, rest, value),
                 None => Ok(()),
             }

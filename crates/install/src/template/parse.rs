@@ -73,7 +73,7 @@ pub(super) fn parse(source: &str) -> Result<Parsed, Wrong> {
     let (main, end) = parser.block(0)?;
     match end {
         End::File => Ok(Parsed { main, defined: parser.defined }),
-        End::End => Err((parser.line, syntax("end without if, with, range, define or block"))),
+        End::Closed => Err((parser.line, syntax("end without if, with, range, define or block"))),
         End::Else(_) => Err((parser.line, syntax("else without if, with or range"))),
     }
 }
@@ -86,7 +86,7 @@ struct Parser {
 
 enum End {
     File,
-    End,
+    Closed,
     /// What is after `else`: `if CONDITION`, or nothing.
     Else(Vec<Token>),
 }
@@ -111,7 +111,7 @@ impl Parser {
                 _ => "",
             };
             match keyword {
-                "end" => return Ok((Rc::new(nodes), End::End)),
+                "end" => return Ok((Rc::new(nodes), End::Closed)),
                 "else" => return Ok((Rc::new(nodes), End::Else(tokens.into_iter().skip(1).collect()))),
                 _ => nodes.extend(self.action(line, &tokens, depth)?.map(|what| Node { line, what })),
             }
@@ -131,7 +131,7 @@ impl Parser {
             "define" | "block" => {
                 let (name, rest) = name(rest).map_err(at)?;
                 let (body, end) = self.block(depth + 1)?;
-                if !matches!(end, End::End) {
+                if !matches!(end, End::Closed) {
                     return Err((line, syntax(format!("{keyword} {name:?} is not closed: end is missing"))));
                 }
                 self.defined.insert(name.clone(), body);
@@ -155,7 +155,7 @@ impl Parser {
         let value = pipeline(rest).map_err(|fault| (line, fault))?;
         let (then, end) = self.block(depth + 1)?;
         let otherwise = match end {
-            End::End => Block::default(),
+            End::Closed => Block::default(),
             End::File => return Err((line, syntax(format!("{keyword} is not closed: end is missing")))),
             End::Else(more) => self.otherwise(keyword, line, &more, depth)?,
         };
@@ -179,7 +179,7 @@ impl Parser {
             }
             Some(_) => Err((self.line, syntax(format!("after else there is nothing, or {keyword}")))),
             None => match self.block(depth + 1)? {
-                (block, End::End) => Ok(block),
+                (block, End::Closed) => Ok(block),
                 _ => Err((line, syntax(format!("{keyword} with else is not closed: end is missing")))),
             },
         }

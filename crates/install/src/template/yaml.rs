@@ -123,8 +123,9 @@ fn is_something_else(string: &str) -> bool {
 
 fn is_plain(string: &str) -> bool {
     let first = string.chars().next().unwrap_or(' ');
-    let starts = !"!&*%@`\"'#,[]{}|> \t".contains(first)
-        && !(matches!(first, '-' | '?' | ':') && matches!(string[1..].chars().next(), None | Some(' ')));
+    let indicator = "!&*%@`\"'#,[]{}|> \t".contains(first);
+    let dash = matches!(first, '-' | '?' | ':') && matches!(string[1..].chars().next(), None | Some(' '));
+    let starts = !indicator && !dash;
     let inside = !string.contains(": ") && !string.contains(" #") && !string.ends_with([':', ' ']);
     starts && inside && !string.starts_with("---") && !string.starts_with("...") && string != "=" && string != "<<"
 }
