@@ -1,6 +1,7 @@
 //! The verbs, a file for each.
 
 pub mod analyze;
+pub mod explain;
 pub mod proxy_status;
 pub mod version;
 pub mod waypoint;
@@ -13,6 +14,8 @@ use crate::{problem::Problem, session::Session};
 pub enum Verb {
     /// Find problems in files and in the cluster
     Analyze(analyze::Analyze),
+    /// Explain what becomes of a call from A to B, and which object decides each step
+    Explain(explain::Explain),
     /// Print which proxies are connected, and what each has acknowledged
     #[command(visible_aliases = ["ps", "status"])]
     ProxyStatus(proxy_status::ProxyStatus),
@@ -37,6 +40,7 @@ impl Verb {
     pub async fn run(self, session: &mut Session<'_>, _tree: &dyn Fn() -> clap::Command) -> Result<(), Problem> {
         match self {
             Self::Analyze(verb) => verb.run(session).await,
+            Self::Explain(verb) => verb.run(session).await,
             Self::ProxyStatus(verb) => verb.run(session).await,
             Self::Validate(verb) => verb.run(session),
             Self::Version(verb) => verb.run(session).await,

@@ -22,7 +22,11 @@ pub(crate) fn through(world: &World, way: &mut Way, call: &Call, pod: &Arc<Workl
         Ok(called) => called,
         Err(refused) => {
             let why = format!("the waypoint refuses the tunnel with {}: {}", refused.status, refused.why);
-            way.refuse(Stage::Waypoint, object, why, Cause::WaypointRefuses);
+            let cause = match way.destination.service.as_ref() {
+                Some(service) if !service.ports.iter().any(|(port, _)| *port == to.port()) => Cause::NoSuchPort,
+                _ => Cause::WaypointRefuses,
+            };
+            way.refuse(Stage::Waypoint, object, why, cause);
             way.answer.status = Some(refused.status);
             return;
         }

@@ -24,4 +24,4 @@ pub use answer::{Arrival, Cause, Explanation, Fix, Object, Outcome, Stage, Step,
 pub use call::{Call, Head};
 pub use parties::PartyError;
 pub use way::explain;
-pub use world::{World, WorldError};
+pub use world::{Enrolment, World, WorldError};
