@@ -1,15 +1,16 @@
 //! `explain`: what becomes of a call from A to B, step by step, and which object decided.
 
 use crate::{
-    analysis,
+    analysis, input,
     output::Format,
     problem::{Exit, Problem},
     session::Session,
 };
 use clap::Args;
-use karst_explain::{Call, Enrolment, Head, Verdict, World, explain, text};
+use karst_explain::{Call, Difference, Enrolment, Explanation, Head, Verdict, World, differences, explain, text};
 use karst_manifest::State;
-use std::path::PathBuf;
+use serde::Serialize;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Options of `explain`.
 #[derive(Debug, Args)]
@@ -55,9 +56,22 @@ pub struct Explain {
     /// Files or directories instead of the cluster; - is standard input
     #[arg(short = 'f', long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// A dump of a ztunnel (/config_dump): say where it knows otherwise than the objects are
+    #[arg(long, value_name = "FILE")]
+    ztunnel_dump: Vec<PathBuf>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+}
+
+/// The answer, and what proxies know otherwise.
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    explanation: Explanation,
+    /// By file.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    differences: BTreeMap<String, Vec<Difference>>,
 }
 
 impl Explain {
@@ -70,11 +84,17 @@ impl Explain {
         let world = self.world(session).await?;
         let unknown = |what: String| Problem::new(what).exit(Exit::Unknown);
         let answer = explain(&world, &call).map_err(|e| unknown(e.to_string()))?;
+        let answer = Answer { differences: self.differences(&world, &answer)?, explanation: answer };
         match self.output.encode(&answer)? {
             Some(encoded) => session.text(&encoded)?,
-            None => session.text(&text::render(&answer))?,
+            None => {
+                session.text(&text::render(&answer.explanation))?;
+                for (file, all) in &answer.differences {
+                    session.text(&different(file, all))?;
+                }
+            }
         }
-        match answer.verdict {
+        match answer.explanation.verdict {
             Verdict::Allowed | Verdict::Partly => Ok(()),
             Verdict::Refused => Err(Problem::new("explain: the call is refused")),
             Verdict::Unknown => Err(unknown("explain: it cannot be said what becomes of the call".into())),
@@ -94,6 +114,18 @@ impl Explain {
         let input = analysis::read(&paths, &namespace).map_err(|e| e.exit(Exit::Unknown))?;
         input.problems.iter().for_each(|problem| session.note(format!("note: {problem}")));
         World::new(input.over(vec![]), Enrolment::Expected).map_err(failed)
+    }
+
+    fn differences(&self, world: &World, answer: &Explanation) -> Result<BTreeMap<String, Vec<Difference>>, Problem> {
+        let mut all = BTreeMap::new();
+        for file in &self.ztunnel_dump {
+            let dump = serde_json::from_str(&input::read(file)?).map_err(|e| {
+                let what = Problem::new(format!("{}: not a dump of ztunnel", file.display())).because(e);
+                what.next("save one from ztunnel's /config_dump").exit(Exit::Unknown)
+            })?;
+            all.insert(file.display().to_string(), differences(world, answer, &dump));
+        }
+        Ok(all)
     }
 
     fn call(&self) -> Result<Call, Problem> {
@@ -126,6 +158,19 @@ impl Explain {
             request: (!self.tcp).then_some(request),
             server_name: self.server_name.clone(),
         })
+    }
+}
+
+/// What a ztunnel knows otherwise, in lines.
+fn different(file: &str, all: &[Difference]) -> String {
+    let or = |text: &str| if text.is_empty() { "nothing".to_string() } else { text.to_string() };
+    let line = |d: &Difference| {
+        let field = if d.field.is_empty() { String::new() } else { format!(" {}", d.field) };
+        format!("  {}{field}: {} by the objects, {} in the proxy\n", d.subject, or(&d.compiled), or(&d.proxy))
+    };
+    match all {
+        [] => format!("\n{file}: this ztunnel knows the same.\n"),
+        all => format!("\n{file}: this ztunnel knows otherwise:\n{}", all.iter().map(line).collect::<String>()),
     }
 }
 

@@ -62,6 +62,7 @@ impl Way {
             cause: None,
             status: None,
             policy: None,
+            service: destination.service.as_ref().map(|s| s.key.to_string()),
             steps: vec![],
             endpoints: vec![],
             fix: None,
