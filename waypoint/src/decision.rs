@@ -83,8 +83,8 @@ pub enum Spoken {
 pub enum Judged {
     /// The service has none.
     NoPolicies,
-    /// They allow it.
-    Allowed,
+    /// They allow it: no DENY policy matches, and this ALLOW policy does by its rule of this number; None: there are none.
+    Allowed(Option<(String, usize)>),
     /// A DENY policy (`namespace/name`) matches, by its rule of this number.
     DeniedBy(String, usize),
     /// There are ALLOW policies, and none matches.
@@ -374,7 +374,7 @@ impl Waypoint {
             request,
         };
         match access.evaluate(&context) {
-            Verdict::Allow => Judged::Allowed,
+            Verdict::Allow => Judged::Allowed(access.allowing(&context).map(|(policy, rule)| (policy.into(), rule))),
             Verdict::DeniedBy(policy, rule) => Judged::DeniedBy(policy.into(), rule),
             Verdict::NotAllowed => Judged::NotAllowed,
         }

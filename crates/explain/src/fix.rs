@@ -183,7 +183,18 @@ fn allowed(world: &World, call: &Call, way: &Way) -> Option<Fix> {
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": { "name": name, "namespace": namespace }, "spec": spec,
     });
-    Some(added(world, call, format!("allow {} in namespace {namespace}", caller.principal()), &object))
+    let text = format!("allow {} in namespace {namespace}", caller.principal());
+    // No more than this request, if that is enough.
+    if let Some(head) = call.request.as_ref().filter(|_| at_waypoint) {
+        let mut narrow = object.clone();
+        let path = head.path.split('?').next().unwrap_or_default();
+        narrow["spec"]["rules"][0]["to"] = json!([{ "operation": { "methods": [head.method], "paths": [path] } }]);
+        let fix = added(world, call, text.clone(), &narrow);
+        if fix.verified {
+            return Some(fix);
+        }
+    }
+    Some(added(world, call, text, &object))
 }
 
 /// The caller's namespace comes into the mesh; who is no pod is let in at the port.
