@@ -240,8 +240,7 @@ fn selector(world: &World, call: &Call, way: &Way) -> Option<Fix> {
     let shared = |labels: &Labels| wanted.keys().filter(|key| labels.contains_key(*key)).count();
     let nearest =
         pods.map(|(_, p)| &p.metadata.labels).max_by_key(|labels| shared(labels)).filter(|l| shared(l) > 0)?;
-    let corrected: Labels =
-        wanted.iter().filter_map(|(key, _)| Some((key.clone(), nearest.get(key)?.clone()))).collect();
+    let corrected: Labels = wanted.keys().filter_map(|key| Some((key.clone(), nearest.get(key)?.clone()))).collect();
     if selects(wanted, nearest) {
         return None;
     }
