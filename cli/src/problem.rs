@@ -7,6 +7,8 @@ use std::{fmt, process::ExitCode};
 pub enum Exit {
     /// Something failed.
     Failed = 1,
+    /// It cannot be said (explain).
+    Unknown = 2,
     /// The command line is wrong (sysexits' EX_USAGE, as istioctl).
     Usage = 64,
     /// A file cannot be read or is no valid manifest (EX_DATAERR, as istioctl).

@@ -1,8 +1,12 @@
 //! What a waypoint would do with one call, without doing it: for `karst explain`. The decisions are those of the request path
-//! ([`crate::http::handle`]) and of byte streams ([`crate::downstream::tcp`]), asked in their order; what must always hold is that
+//! (`http::handle`) and of byte streams (`downstream::tcp`), asked in their order; what must always hold is that
 //! both say the same, which tests/differential/tests/truth.rs proves on random worlds, with requests in memory.
 //!
 //! Left out: limits that depend on other calls (rate limits, circuit breaking, ejected endpoints), and delays.
+
+mod answer;
+
+pub use answer::{Branch, BranchEnd, ConnectRefused, Decision, End, Endpoint, Judged, Refused, Route, Spoken};
 
 use crate::{
     authz::access::{Access, AuthzContext, Request, Verdict},
@@ -43,125 +47,8 @@ pub struct Waypoint {
     clusters: Clusters,
 }
 
-/// A resource that a waypoint refuses; it goes on with what it had.
-#[derive(Debug, thiserror::Error)]
-#[error("the waypoint refuses {type_url} {name}: {text}")]
-pub struct Refused {
-    /// The resource's type.
-    pub type_url: String,
-    /// Its name.
-    pub name: String,
-    /// Why.
-    pub text: String,
-}
-
 /// A call that the waypoint takes: who calls, and which service.
 pub struct Call(Downstream);
-
-/// A CONNECT that the waypoint refuses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectRefused {
-    /// The answer to the CONNECT.
-    pub status: u16,
-    /// Why.
-    pub why: &'static str,
-}
-
-/// What is spoken at the port that is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoken {
-    /// HTTP, by the port's name or appProtocol.
-    Http,
-    /// Bytes: TCP, or TLS that ends elsewhere.
-    Bytes,
-    /// It is not declared: the first bytes decide.
-    Undeclared,
-}
-
-/// What policies at the waypoint say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Judged {
-    /// The service has none.
-    NoPolicies,
-    /// They allow it.
-    Allowed,
-    /// A DENY policy (`namespace/name`) matches, by its rule of this number.
-    DeniedBy(String, usize),
-    /// There are ALLOW policies, and none matches.
-    NotAllowed,
-}
-
-/// Which rule a call goes by.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
-    /// The rule, as `HTTPRoute ns/name rule 0`; empty: there are none, and the call goes to the service.
-    pub origin: String,
-    /// Rules before it, and why each does not match.
-    pub passed_over: Vec<(String, String)>,
-}
-
-/// One of the destinations of a rule.
-#[derive(Clone, Debug)]
-pub struct Branch {
-    /// Its share, of the sum of all.
-    pub weight: u64,
-    /// Key of the service.
-    pub service: Arc<str>,
-    /// Port of the service.
-    pub port: u16,
-    /// Subset; empty: none.
-    pub subset: Arc<str>,
-    /// How it ends.
-    pub end: BranchEnd,
-}
-
-/// How a destination ends.
-#[derive(Clone, Debug)]
-pub enum BranchEnd {
-    /// The waypoint answers so: nothing can be sent there, or nothing is to be.
-    Status(u16, &'static str),
-    /// One of these.
-    Endpoints(Vec<Endpoint>),
-    /// To what was called, by its name or address (`resolution: NONE`, DYNAMIC_DNS).
-    Called,
-}
-
-/// An endpoint that may be chosen.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The workload.
-    pub workload: Arc<Workload>,
-    /// Where it serves.
-    pub address: SocketAddr,
-}
-
-/// How a call ends at the waypoint.
-#[derive(Clone, Debug)]
-pub enum End {
-    /// It is answered here with this status, for this reason (Envoy's response code details or our words).
-    Answered(u16, String),
-    /// A stream of bytes is reset.
-    Reset(String),
-    /// It goes to one of these, by their weights.
-    Sent(Vec<Branch>),
-}
-
-/// All that was decided.
-#[derive(Clone, Debug)]
-pub struct Decision {
-    /// None: the call has not come so far.
-    pub access: Option<Judged>,
-    /// None: the call has not come so far.
-    pub route: Option<Route>,
-    /// How it ends.
-    pub end: End,
-}
-
-impl Decision {
-    fn answered(status: StatusCode, why: impl Into<String>) -> Self {
-        Self { access: None, route: None, end: End::Answered(status.as_u16(), why.into()) }
-    }
-}
 
 impl Waypoint {
     /// A pod that has been told nothing yet.
@@ -374,7 +261,7 @@ impl Waypoint {
             request,
         };
         match access.evaluate(&context) {
-            Verdict::Allow => Judged::Allowed,
+            Verdict::Allow => Judged::Allowed(access.allowing(&context).map(|(policy, rule)| (policy.into(), rule))),
             Verdict::DeniedBy(policy, rule) => Judged::DeniedBy(policy.into(), rule),
             Verdict::NotAllowed => Judged::NotAllowed,
         }

@@ -6,6 +6,7 @@ pub mod bug_report;
 pub mod check;
 pub mod dashboard;
 pub mod experimental;
+pub mod explain;
 pub mod install;
 pub mod local;
 pub mod manifest;
@@ -41,6 +42,8 @@ pub enum Verb {
     /// Verbs that istioctl has as experimental
     #[command(subcommand, visible_aliases = ["x", "exp"])]
     Experimental(experimental::Experimental),
+    /// Explain what becomes of a call from A to B, and which object decides each step
+    Explain(explain::Explain),
     /// Install the mesh, or change what is installed
     #[command(visible_alias = "apply")]
     Install(install::Install),
@@ -97,6 +100,7 @@ impl Verb {
             Self::Completion(verb) => verb.run(session, tree()),
             Self::Dashboard(verb) => verb.run(session).await,
             Self::Experimental(verb) => verb.run(session).await,
+            Self::Explain(verb) => verb.run(session).await,
             Self::Install(verb) => verb.run(session).await,
             Self::KubeInject(verb) => verb.run(session),
             Self::Manifest(verb) => verb.run(session).await,

@@ -2712,7 +2712,8 @@ fn a_policy_that_cannot_be_read_says_so() {
             let mut objects = parse::file("t.yaml".as_ref(), &(POD.to_string() + SHOP)).unwrap();
             objects.push(Located { object, file: "t.yaml".into(), line: 0 });
             let state = State { objects: objects.into_iter().map(Arc::new).collect(), ..State::default() };
-            let template = Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into(), pull_secrets: vec![] };
+            let template =
+                Template { image: "hub/waypoint:1".into(), pull_policy: "Never".into(), pull_secrets: vec![] };
             let all = written_with(&state, &template, None).statuses;
             (state, all.into_iter().find(|w| w.to.kind == "AuthorizationPolicy").map(|w| w.status))
         };

@@ -189,6 +189,9 @@ pub struct Explanation {
     /// The policy that refuses, as `namespace/name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// Key of the service that is called, `namespace/host`; none for an address of no service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
     /// The way.
     pub steps: Vec<Step>,
     /// Where it may come to.

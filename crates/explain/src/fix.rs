@@ -40,9 +40,9 @@ pub(crate) fn find(world: &World, call: &Call, way: &Way) -> Option<Fix> {
         Cause::BackendNotUsable => {
             Some(advice("add a ReferenceGrant in the backend's namespace, or correct backendRefs"))
         }
-        Cause::NotInRegistry => {
-            Some(advice("add a ServiceEntry for the address, or set meshConfig.outboundTrafficPolicy.mode to ALLOW_ANY"))
-        }
+        Cause::NotInRegistry => Some(advice(
+            "add a ServiceEntry for the address, or set meshConfig.outboundTrafficPolicy.mode to ALLOW_ANY",
+        )),
         Cause::NoSuchDestination => {
             Some(advice("correct host, port or subset of the route, or add the subset to a DestinationRule"))
         }
@@ -186,7 +186,18 @@ fn allowed(world: &World, call: &Call, way: &Way) -> Option<Fix> {
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": { "name": name, "namespace": namespace }, "spec": spec,
     });
-    Some(added(world, call, format!("allow {} in namespace {namespace}", caller.principal()), &object))
+    let text = format!("allow {} in namespace {namespace}", caller.principal());
+    // No more than this request, if that is enough.
+    if let Some(head) = call.request.as_ref().filter(|_| at_waypoint) {
+        let mut narrow = object.clone();
+        let path = head.path.split('?').next().unwrap_or_default();
+        narrow["spec"]["rules"][0]["to"] = json!([{ "operation": { "methods": [head.method], "paths": [path] } }]);
+        let fix = added(world, call, text.clone(), &narrow);
+        if fix.verified {
+            return Some(fix);
+        }
+    }
+    Some(added(world, call, text, &object))
 }
 
 /// The caller's namespace comes into the mesh; who is no pod is let in at the port.
@@ -232,8 +243,7 @@ fn selector(world: &World, call: &Call, way: &Way) -> Option<Fix> {
     let shared = |labels: &Labels| wanted.keys().filter(|key| labels.contains_key(*key)).count();
     let nearest =
         pods.map(|(_, p)| &p.metadata.labels).max_by_key(|labels| shared(labels)).filter(|l| shared(l) > 0)?;
-    let corrected: Labels =
-        wanted.iter().filter_map(|(key, _)| Some((key.clone(), nearest.get(key)?.clone()))).collect();
+    let corrected: Labels = wanted.keys().filter_map(|key| Some((key.clone(), nearest.get(key)?.clone()))).collect();
     if selects(wanted, nearest) {
         return None;
     }

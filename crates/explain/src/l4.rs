@@ -160,6 +160,23 @@ pub(crate) fn arrives(
     (arrival(false, Some(policy)), steps, Some(cause))
 }
 
+/// Which endpoints may be chosen, and of how many.
+pub(crate) fn choice<'a>(
+    world: &World,
+    service: Option<&str>,
+    chosen: impl Iterator<Item = (&'a Workload, SocketAddr)>,
+) -> String {
+    let names: Vec<String> = chosen.map(|(workload, at)| format!("{} ({at})", workload.name)).collect();
+    let all = service.and_then(|key| world.mesh.endpoints.get(key)).map_or(0, |all| all.len());
+    let others = match all > names.len() {
+        true => {
+            format!(", of {all}: the others are not ready, lack the port, or are not of the subset or the best place")
+        }
+        false => String::new(),
+    };
+    format!("one of {}{others}", names.join(", "))
+}
+
 /// The labels of a workload's pod.
 pub(crate) fn labels(world: &World, workload: &Workload) -> Labels {
     let pod = world.objects.pod(&workload.namespace, &workload.name);

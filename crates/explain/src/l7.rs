@@ -22,7 +22,11 @@ pub(crate) fn through(world: &World, way: &mut Way, call: &Call, pod: &Arc<Workl
         Ok(called) => called,
         Err(refused) => {
             let why = format!("the waypoint refuses the tunnel with {}: {}", refused.status, refused.why);
-            way.refuse(Stage::Waypoint, object, why, Cause::WaypointRefuses);
+            let cause = match way.destination.service.as_ref() {
+                Some(service) if !service.ports.iter().any(|(port, _)| *port == to.port()) => Cause::NoSuchPort,
+                _ => Cause::WaypointRefuses,
+            };
+            way.refuse(Stage::Waypoint, object, why, cause);
             way.answer.status = Some(refused.status);
             return;
         }
@@ -77,7 +81,18 @@ fn judged(world: &World, way: &mut Way, decision: &Decision, hidden: bool) {
         Some(Judged::NoPolicies) => {
             way.push(step(stage, Outcome::Pass, None, "no policy is attached to the service or its waypoint"));
         }
-        Some(Judged::Allowed) => way.push(step(stage, Outcome::Pass, None, "the policies of the service allow it")),
+        Some(Judged::Allowed(None)) => {
+            way.push(step(
+                stage,
+                Outcome::Pass,
+                None,
+                "no DENY policy of the service matches, and there is no ALLOW policy",
+            ));
+        }
+        Some(Judged::Allowed(Some((policy, rule)))) => {
+            let why = format!("the ALLOW policy {policy} matches by spec.rules[{rule}]");
+            way.push(step(stage, Outcome::Pass, named(policy), why));
+        }
         Some(Judged::DeniedBy(policy, rule)) => {
             let why = format!("the DENY policy {policy} matches by spec.rules[{rule}]");
             way.answer.policy = Some(policy.clone());
@@ -187,8 +202,8 @@ fn sent(world: &World, way: &mut Way, branch: &Branch, total: u64, own: &Arc<Wor
         }
         BranchEnd::Endpoints(all) => {
             way.push(step(Stage::Backend, Outcome::Pass, object, what));
-            let names: Vec<String> = all.iter().map(|e| format!("{} ({})", e.workload.name, e.address)).collect();
-            way.push(step(Stage::Endpoints, Outcome::Pass, None, format!("one of {}", names.join(", "))));
+            let chosen = all.iter().map(|e| (&*e.workload, e.address));
+            way.push(step(Stage::Endpoints, Outcome::Pass, None, l4::choice(world, Some(&branch.service), chosen)));
             for endpoint in all {
                 let ip = own.ips.first().copied().unwrap_or(crate::parties::NOBODY);
                 let identity = Some(&own.identity).filter(|_| endpoint.workload.hbone);

@@ -7,9 +7,11 @@
 //!
 //! - [`World`]: the objects, compiled; [`Call`]: what is asked about.
 //! - [`explain`]: the answer, an [`Explanation`]; [`text::render`]: the same for people.
+//! - [`differences`]: where a proxy's dump says otherwise.
 
 mod answer;
 mod call;
+mod dump;
 mod fix;
 mod l4;
 mod l7;
@@ -22,6 +24,7 @@ mod world;
 
 pub use answer::{Arrival, Cause, Explanation, Fix, Object, Outcome, Stage, Step, Verdict};
 pub use call::{Call, Head};
+pub use dump::{Difference, differences};
 pub use parties::PartyError;
 pub use way::explain;
-pub use world::{World, WorldError};
+pub use world::{Enrolment, World, WorldError};

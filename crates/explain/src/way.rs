@@ -62,6 +62,7 @@ impl Way {
             cause: None,
             status: None,
             policy: None,
+            service: destination.service.as_ref().map(|s| s.key.to_string()),
             steps: vec![],
             endpoints: vec![],
             fix: None,
@@ -229,15 +230,11 @@ impl Way {
             all.push((one.0.clone(), one.1));
         }
         all.sort_by_key(|(_, at)| *at);
-        let names: Vec<String> = all.iter().map(|(w, at)| format!("{} ({at})", w.name)).collect();
+        let key = self.destination.service.as_ref().map(|s| s.key.to_string());
+        let why = l4::choice(world, key.as_deref(), all.iter().map(|(w, at)| (&**w, *at)));
         let way = if one.0.hbone { "HBONE from ztunnel to ztunnel, no waypoint" } else { "as it is: not in the mesh" };
         self.push(step(Stage::Plan, Outcome::Pass, None, way));
-        self.push(step(
-            Stage::Endpoints,
-            Outcome::Pass,
-            self.service_object(world),
-            format!("one of {}", names.join(", ")),
-        ));
+        self.push(step(Stage::Endpoints, Outcome::Pass, self.service_object(world), why));
         for (workload, at) in all {
             let identity = Some(self.source.workload.identity.clone()).filter(|_| workload.hbone);
             let by = Arriving { identity: identity.as_ref(), ip: self.source.ip, weight: 1 };
@@ -275,14 +272,10 @@ impl Way {
 
     fn direct_plain(&mut self, world: &World, mut all: Vec<(Arc<Workload>, SocketAddr)>) {
         all.sort_by_key(|(_, at)| *at);
-        let names: Vec<String> = all.iter().map(|(w, at)| format!("{} ({at})", w.name)).collect();
+        let key = self.destination.service.as_ref().map(|s| s.key.to_string());
+        let why = l4::choice(world, key.as_deref(), all.iter().map(|(w, at)| (&**w, *at)));
         self.push(step(Stage::Plan, Outcome::Pass, None, "plaintext, by Kubernetes' own services"));
-        self.push(step(
-            Stage::Endpoints,
-            Outcome::Pass,
-            self.service_object(world),
-            format!("one of {}", names.join(", ")),
-        ));
+        self.push(step(Stage::Endpoints, Outcome::Pass, self.service_object(world), why));
         for (workload, at) in all {
             let by = Arriving { identity: None, ip: self.source.ip, weight: 1 };
             self.arrived(l4::arrives(world, &workload, at, &by));

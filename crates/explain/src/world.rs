@@ -30,23 +30,34 @@ pub struct World {
     pub(crate) mesh: Snapshot,
 }
 
+/// Which pods are in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolment {
+    /// Those that labels ask for: nobody has enrolled any yet, as in files.
+    Expected,
+    /// Those that the nodes' agents report by an annotation, as in a Kubernetes cluster.
+    Reported,
+}
+
 impl World {
     /// Of a directory of manifests.
     ///
     /// # Errors
     /// It cannot be read, or the environment is wrong. What is wrong in the files is in [`World::problems`].
     pub fn read(directory: &Path) -> Result<Self, WorldError> {
-        Self::new(Dir::watch(directory)?.read())
+        Self::new(Dir::watch(directory)?.read(), Enrolment::Expected)
     }
 
-    /// Of these objects. Pods that the node's agent would enroll count as enrolled.
+    /// Of these objects.
     ///
     /// # Errors
     /// The environment has a bad option of the controller.
-    pub fn new(mut state: State) -> Result<Self, WorldError> {
+    pub fn new(mut state: State, enrolment: Enrolment) -> Result<Self, WorldError> {
         let objects = Objects::new(&state);
         let wanted = objects.pods().filter(|(_, pod)| {
-            enrol::wanted(objects.namespace(&pod.metadata.namespace), pod) && !enrol::ips(pod).is_empty()
+            enrolment == Enrolment::Expected
+                && enrol::wanted(objects.namespace(&pod.metadata.namespace), pod)
+                && !enrol::ips(pod).is_empty()
         });
         state.enrolled.extend(wanted.map(|(_, p)| format!("{}/{}", p.metadata.namespace, p.metadata.name)));
         let compiled = offline::compile(&state)?;
@@ -89,7 +100,9 @@ impl World {
         change(&mut objects);
         let located = |object| karst_manifest::parse::Located { object, file: "".into(), line: 0 };
         let objects = objects.into_iter().map(|o| std::sync::Arc::new(located(o))).collect();
-        Self::new(State { objects, enrolled: self.state.enrolled.clone(), ..State::default() }).ok()
+        let enrolled = self.state.enrolled.clone();
+        // The agents follow a change of labels.
+        Self::new(State { objects, enrolled, ..State::default() }, Enrolment::Expected).ok()
     }
 }
 

@@ -13,7 +13,7 @@ use karst_differential::{
     shrink::shrink,
     worlds::{self, CALLED, CALLERS, Question, WAYPOINT},
 };
-use karst_explain::{Call, Explanation, Head, Outcome, Stage, Verdict, World, explain};
+use karst_explain::{Call, Enrolment, Explanation, Head, Outcome, Stage, Verdict, World, explain};
 use karst_manifest::{State, parse};
 use karst_proxy::{
     state::{OwnPod, Snapshot, Workload},
@@ -265,7 +265,7 @@ fn denied(line: &str) -> Option<String> {
 }
 
 fn said(objects: &[Value], question: &Question) -> Explanation {
-    let world = World::new(state(objects)).unwrap();
+    let world = World::new(state(objects), Enrolment::Expected).unwrap();
     let header = |(name, value): (&str, &str)| (name.to_string(), value.to_string());
     let call = Call {
         from: CALLERS[question.caller].0.into(),
@@ -285,7 +285,10 @@ fn said(objects: &[Value], question: &Question) -> Explanation {
 
 /// What differs between what is said and what happens.
 fn difference(objects: &[Value], question: &Question) -> Option<String> {
-    let said = said(objects, question);
+    compared(said(objects, question), objects, question)
+}
+
+fn compared(said: Explanation, objects: &[Value], question: &Question) -> Option<String> {
     let happened = Product::new(objects).happens(question);
     let endpoints: BTreeSet<Arrival> =
         said.endpoints.iter().map(|e| (e.address, e.allowed, e.policy.clone())).collect();
@@ -368,5 +371,26 @@ fn what_is_explained_is_what_happens() {
         ] {
             assert!(seen.get(cause).is_some_and(|n| *n >= 5), "{cause}: {seen:#?}");
         }
+    }
+}
+
+/// Of an explanation that knew nothing of one kind of objects, the comparison would tell.
+#[test]
+fn an_explanation_that_ignores_a_kind_is_found() {
+    for kind in
+        ["AuthorizationPolicy", "PeerAuthentication", "HTTPRoute", "VirtualService", "DestinationRule", "Gateway"]
+    {
+        let found = (0..400).any(|number| {
+            let mut random = StdRng::seed_from_u64(number);
+            let objects = worlds::world(&mut random);
+            let less: Vec<Value> = objects.iter().filter(|v| v["kind"] != kind).cloned().collect();
+            if less.len() == objects.len() {
+                return false;
+            }
+            let question =
+                Question { called: 0, caller: 2 * (number as usize % 2), port: 80, ..worlds::question(&mut random) };
+            compared(said(&less, &question), &objects, &question).is_some()
+        });
+        assert!(found, "{kind}");
     }
 }

@@ -199,6 +199,12 @@ impl Access {
         if any { Verdict::NotAllowed } else { Verdict::Allow }
     }
 
+    /// The first ALLOW policy that matches, and the number of its rule: for who asks why.
+    pub fn allowing(&self, context: &AuthzContext<'_>) -> Option<(&str, usize)> {
+        let mut all = self.policies.iter().filter(|p| p.action == AccessAction::Allow && !p.dry_run);
+        all.find_map(|policy| Some((policy.name.as_str(), policy.matching(context)?)))
+    }
+
     /// What policies say that only tell: AUDIT where they match, and those in dry run where they would have had a part in the
     /// decision (as `karst_policy::dry_run` has it for connections).
     pub fn audit(&self, context: &AuthzContext<'_>) -> impl Iterator<Item = (&str, AuditEvent)> {

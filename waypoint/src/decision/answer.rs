@@ -1,0 +1,122 @@
+//! What a waypoint's decisions are, as values.
+
+use http::StatusCode;
+use karst_proxy::state::Workload;
+use std::{net::SocketAddr, sync::Arc};
+
+/// A resource that a waypoint refuses; it goes on with what it had.
+#[derive(Debug, thiserror::Error)]
+#[error("the waypoint refuses {type_url} {name}: {text}")]
+pub struct Refused {
+    /// The resource's type.
+    pub type_url: String,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub text: String,
+}
+
+/// A CONNECT that the waypoint refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectRefused {
+    /// The answer to the CONNECT.
+    pub status: u16,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// What is spoken at the port that is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// HTTP, by the port's name or appProtocol.
+    Http,
+    /// Bytes: TCP, or TLS that ends elsewhere.
+    Bytes,
+    /// It is not declared: the first bytes decide.
+    Undeclared,
+}
+
+/// What policies at the waypoint say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// The service has none.
+    NoPolicies,
+    /// They allow it: no DENY policy matches, and this ALLOW policy does by its rule of this number; None: there are none.
+    Allowed(Option<(String, usize)>),
+    /// A DENY policy (`namespace/name`) matches, by its rule of this number.
+    DeniedBy(String, usize),
+    /// There are ALLOW policies, and none matches.
+    NotAllowed,
+}
+
+/// Which rule a call goes by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The rule, as `HTTPRoute ns/name rule 0`; empty: there are none, and the call goes to the service.
+    pub origin: String,
+    /// Rules before it, and why each does not match.
+    pub passed_over: Vec<(String, String)>,
+}
+
+/// One of the destinations of a rule.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// Its share, of the sum of all.
+    pub weight: u64,
+    /// Key of the service.
+    pub service: Arc<str>,
+    /// Port of the service.
+    pub port: u16,
+    /// Subset; empty: none.
+    pub subset: Arc<str>,
+    /// How it ends.
+    pub end: BranchEnd,
+}
+
+/// How a destination ends.
+#[derive(Clone, Debug)]
+pub enum BranchEnd {
+    /// The waypoint answers so: nothing can be sent there, or nothing is to be.
+    Status(u16, &'static str),
+    /// One of these.
+    Endpoints(Vec<Endpoint>),
+    /// To what was called, by its name or address (`resolution: NONE`, DYNAMIC_DNS).
+    Called,
+}
+
+/// An endpoint that may be chosen.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// Where it serves.
+    pub address: SocketAddr,
+}
+
+/// How a call ends at the waypoint.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// It is answered here with this status, for this reason (Envoy's response code details or our words).
+    Answered(u16, String),
+    /// A stream of bytes is reset.
+    Reset(String),
+    /// It goes to one of these, by their weights.
+    Sent(Vec<Branch>),
+}
+
+/// All that was decided.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// None: the call has not come so far.
+    pub access: Option<Judged>,
+    /// None: the call has not come so far.
+    pub route: Option<Route>,
+    /// How it ends.
+    pub end: End,
+}
+
+impl Decision {
+    pub(super) fn answered(status: StatusCode, why: impl Into<String>) -> Self {
+        Self { access: None, route: None, end: End::Answered(status.as_u16(), why.into()) }
+    }
+}
