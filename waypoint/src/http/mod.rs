@@ -2,8 +2,11 @@
 
 pub mod body;
 pub mod codec;
+mod cors;
+mod deadline;
 pub mod entry;
 pub mod handle;
+mod permits;
 pub mod reply;
 pub mod retry;
 #[cfg(test)]
