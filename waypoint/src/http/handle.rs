@@ -17,10 +17,11 @@ use crate::{
         upgrade::{Kept, Upgrade},
     },
     http::{
-        body::{BEHIND, Body, Counted, REPLAY, Source, discard},
+        body::{BEHIND, Body, REPLAY, Source, discard},
         cors::{allow_origin, preflight},
         deadline::deadline,
         entry::{self, Authority, Entry},
+        headers::{Template, request_id, rewrites},
         permits::{RetryPermit, acquire_connection},
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
@@ -29,7 +30,7 @@ use crate::{
     route::{
         limit::{self, Limit, Over},
         operators::Values,
-        table::{Destination, Rewrite, RouteInput, RouteMatch, Routes, Rule},
+        table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     },
     snapshot::Snapshot,
     telemetry::{
@@ -47,11 +48,11 @@ use crate::{
     worker::{SampleKind, Worker},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use karst_api::{route as ir, workload::AppProtocol};
 use karst_policy::Path;
-use std::{borrow::Cow, cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Answers a request.
@@ -177,7 +178,11 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
 
 /// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
 #[cfg(feature = "fuzz")]
-pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> Result<Request<Counted>, StatusCode> {
+pub(crate) fn sent_on(
+    p: &mut Parts,
+    body: Incoming,
+    bytes: &Rc<Cell<u64>>,
+) -> Result<Request<crate::http::body::Counted>, StatusCode> {
     let entry = entry::canonical(p).map_err(entry::Unfit::status)?;
     let to = Destination::same(&"ns/any".into());
     let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
@@ -427,79 +432,6 @@ fn is_grpc(p: &Parts) -> bool {
     kind.is_some_and(|encoding| matches!(encoding.first(), None | Some(b'+')))
 }
 
-/// A request as it is sent on, once or several times.
-struct Template<'a> {
-    parts: &'a Parts,
-    authority: &'a Authority,
-    rule: Option<&'a Rule>,
-    to: &'a Destination,
-    http2: bool,
-    /// To WebSocket.
-    upgrade: bool,
-}
-
-impl Template<'_> {
-    fn request(
-        &self,
-        body: Body,
-        bytes: &Rc<Cell<u64>>,
-        shadow: bool,
-        values: &dyn Values,
-    ) -> Option<Request<Counted>> {
-        let p = self.parts;
-        let mut headers = p.headers.clone();
-        if self.upgrade {
-            entry::upgrade(&mut headers);
-        }
-        // We have said "continue" ourselves.
-        headers.remove(header::EXPECT);
-        let rewrites = || rewrites(self.rule, self.to);
-        let matched = self.rule.and_then(|r| r.path.as_ref());
-        let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
-        let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
-        let path = match (&new, p.uri.query()) {
-            (None, _) => Cow::Borrowed(own),
-            (Some(n), Some(q)) if !n.contains('?') => Cow::Owned(format!("{n}?{q}")),
-            (Some(n), _) => Cow::Borrowed(n.as_str()),
-        };
-        if new.is_some()
-            && let Ok(v) = HeaderValue::from_str(own)
-        {
-            headers.insert("x-envoy-original-path", v);
-        }
-        for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
-            c.names().drop_alike(&mut headers);
-            c.apply(&mut headers, values);
-        }
-        let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {
-            Some(a) => a.clone(),
-            None => self.authority.value().clone(),
-        };
-        if shadow {
-            host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
-        }
-        headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
-        let mut r = Request::new(Counted::new(body, bytes.clone()));
-        *r.method_mut() = p.method.clone();
-        if self.http2 {
-            headers.remove(header::HOST);
-            let uri = Uri::builder().scheme("http").authority(host.to_str().ok()?).path_and_query(&*path);
-            *r.uri_mut() = uri.build().ok()?;
-            *r.version_mut() = Version::HTTP_2;
-        } else {
-            headers.insert(header::HOST, host);
-            *r.uri_mut() = Uri::builder().path_and_query(&*path).build().ok()?;
-        }
-        *r.headers_mut() = headers;
-        Some(r)
-    }
-}
-
-/// What is written anew, the destination's own first.
-fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<Item = &'a Rewrite> {
-    [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten()
-}
-
 /// The endpoints of a rule's destination.
 fn endpoints(
     w: &Worker,
@@ -517,14 +449,6 @@ fn endpoints(
         &downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset),
         Some(authority),
     )
-}
-
-/// The host of a mirrored request (Envoy's way).
-fn shadowed(host: &str) -> String {
-    match host.rsplit_once(':') {
-        Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) => format!("{h}-shadow:{p}"),
-        _ => format!("{host}-shadow"),
-    }
 }
 
 /// Sends copies to the rule's mirrors. Nobody waits for them.
@@ -873,14 +797,6 @@ fn hash(
     }
 }
 
-/// A new id (RFC 9562 version 4), as Envoy gives one to requests without.
-fn request_id() -> HeaderValue {
-    let n: u128 = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-    let h = format!("{n:032x}");
-    let id = format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..]);
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -924,17 +840,5 @@ mod tests {
         // Clients call the Service's port, and are redirected there.
         let called = |g: &gateway::Gateway| g.ports.get(&8080).and_then(gateway::Port::called);
         assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
-    }
-
-    #[test]
-    fn hosts_of_mirrors() {
-        assert_eq!((shadowed("a.b"), shadowed("a:80")), ("a.b-shadow".into(), "a-shadow:80".into()));
-    }
-
-    #[test]
-    fn request_ids_are_of_version_4() {
-        let id = request_id();
-        let id = id.to_str().unwrap_or_default();
-        assert!(id.len() == 36 && &id[14..15] == "4" && "89ab".contains(&id[19..20]), "{id}");
     }
 }

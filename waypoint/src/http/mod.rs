@@ -6,6 +6,7 @@ mod cors;
 mod deadline;
 pub mod entry;
 pub mod handle;
+mod headers;
 mod permits;
 pub mod reply;
 pub mod retry;
