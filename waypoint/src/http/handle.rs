@@ -17,8 +17,12 @@ use crate::{
         upgrade::{Kept, Upgrade},
     },
     http::{
-        body::{BEHIND, Body, Counted, REPLAY, Source, discard},
+        body::{BEHIND, Body, REPLAY, Source, discard},
+        cors::{allow_origin, preflight},
+        deadline::deadline,
         entry::{self, Authority, Entry},
+        headers::{Template, request_id, rewrites},
+        permits::{RetryPermit, acquire_connection},
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
         values::OfRequest,
@@ -26,7 +30,7 @@ use crate::{
     route::{
         limit::{self, Limit, Over},
         operators::Values,
-        table::{Cors, Destination, Rewrite, RouteInput, RouteMatch, Routes, Rule},
+        table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     },
     snapshot::Snapshot,
     telemetry::{
@@ -44,20 +48,11 @@ use crate::{
     worker::{SampleKind, Worker},
 };
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
-};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use karst_api::{route as ir, workload::AppProtocol};
 use karst_policy::Path;
-use std::{
-    borrow::Cow,
-    cell::Cell,
-    collections::BTreeMap,
-    rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Answers a request.
@@ -183,7 +178,11 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
 
 /// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
 #[cfg(feature = "fuzz")]
-pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> Result<Request<Counted>, StatusCode> {
+pub(crate) fn sent_on(
+    p: &mut Parts,
+    body: Incoming,
+    bytes: &Rc<Cell<u64>>,
+) -> Result<Request<crate::http::body::Counted>, StatusCode> {
     let entry = entry::canonical(p).map_err(entry::Unfit::status)?;
     let to = Destination::same(&"ns/any".into());
     let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
@@ -372,50 +371,6 @@ fn abort(f: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
     local_reply(record, status, text, ResponseFlag::FaultAbort)
 }
 
-/// The answer to a preflight, if it is one that is answered here.
-fn preflight(c: &Cors, p: &Parts) -> Option<Response<ResponseBody>> {
-    let origin = p.headers.get(header::ORIGIN)?;
-    if p.method != Method::OPTIONS || !p.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
-        return None;
-    }
-    let mut a = Response::new(ResponseBody::local(Bytes::new()));
-    if !c.admits(origin) {
-        return (!c.ir.forward_unmatched).then_some(a);
-    }
-    let h = a.headers_mut();
-    allow_origin(c, origin, h);
-    let list = |all: &[String], asked: HeaderName| match all {
-        // A wildcard does not count for requests with credentials: what is asked for is named.
-        [one] if one == "*" => p.headers.get(asked).cloned(),
-        all => (!all.is_empty()).then(|| HeaderValue::from_str(&all.join(", ")).ok()).flatten(),
-    };
-    if let Some(v) = list(&c.ir.methods, header::ACCESS_CONTROL_REQUEST_METHOD) {
-        h.insert(header::ACCESS_CONTROL_ALLOW_METHODS, v);
-    }
-    if let Some(v) = list(&c.ir.headers, header::ACCESS_CONTROL_REQUEST_HEADERS) {
-        h.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, v);
-    }
-    if let Some(age) = c.ir.max_age_s {
-        h.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(age));
-    }
-    Some(a)
-}
-
-fn allow_origin(c: &Cors, origin: &HeaderValue, h: &mut HeaderMap) {
-    if !c.admits(origin) {
-        return;
-    }
-    h.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    if c.ir.credentials == Some(true) {
-        h.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-    }
-    if !c.ir.expose.is_empty()
-        && let Ok(v) = HeaderValue::from_str(&c.ir.expose.join(", "))
-    {
-        h.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, v);
-    }
-}
-
 fn redirect(
     r: &ir::Redirect,
     rule: &Rule,
@@ -477,79 +432,6 @@ fn is_grpc(p: &Parts) -> bool {
     kind.is_some_and(|encoding| matches!(encoding.first(), None | Some(b'+')))
 }
 
-/// A request as it is sent on, once or several times.
-struct Template<'a> {
-    parts: &'a Parts,
-    authority: &'a Authority,
-    rule: Option<&'a Rule>,
-    to: &'a Destination,
-    http2: bool,
-    /// To WebSocket.
-    upgrade: bool,
-}
-
-impl Template<'_> {
-    fn request(
-        &self,
-        body: Body,
-        bytes: &Rc<Cell<u64>>,
-        shadow: bool,
-        values: &dyn Values,
-    ) -> Option<Request<Counted>> {
-        let p = self.parts;
-        let mut headers = p.headers.clone();
-        if self.upgrade {
-            entry::upgrade(&mut headers);
-        }
-        // We have said "continue" ourselves.
-        headers.remove(header::EXPECT);
-        let rewrites = || rewrites(self.rule, self.to);
-        let matched = self.rule.and_then(|r| r.path.as_ref());
-        let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
-        let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
-        let path = match (&new, p.uri.query()) {
-            (None, _) => Cow::Borrowed(own),
-            (Some(n), Some(q)) if !n.contains('?') => Cow::Owned(format!("{n}?{q}")),
-            (Some(n), _) => Cow::Borrowed(n.as_str()),
-        };
-        if new.is_some()
-            && let Ok(v) = HeaderValue::from_str(own)
-        {
-            headers.insert("x-envoy-original-path", v);
-        }
-        for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
-            c.names().drop_alike(&mut headers);
-            c.apply(&mut headers, values);
-        }
-        let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {
-            Some(a) => a.clone(),
-            None => self.authority.value().clone(),
-        };
-        if shadow {
-            host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
-        }
-        headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
-        let mut r = Request::new(Counted::new(body, bytes.clone()));
-        *r.method_mut() = p.method.clone();
-        if self.http2 {
-            headers.remove(header::HOST);
-            let uri = Uri::builder().scheme("http").authority(host.to_str().ok()?).path_and_query(&*path);
-            *r.uri_mut() = uri.build().ok()?;
-            *r.version_mut() = Version::HTTP_2;
-        } else {
-            headers.insert(header::HOST, host);
-            *r.uri_mut() = Uri::builder().path_and_query(&*path).build().ok()?;
-        }
-        *r.headers_mut() = headers;
-        Some(r)
-    }
-}
-
-/// What is written anew, the destination's own first.
-fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<Item = &'a Rewrite> {
-    [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten()
-}
-
 /// The endpoints of a rule's destination.
 fn endpoints(
     w: &Worker,
@@ -567,14 +449,6 @@ fn endpoints(
         &downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset),
         Some(authority),
     )
-}
-
-/// The host of a mirrored request (Envoy's way).
-fn shadowed(host: &str) -> String {
-    match host.rsplit_once(':') {
-        Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) => format!("{h}-shadow:{p}"),
-        _ => format!("{host}-shadow"),
-    }
 }
 
 /// Sends copies to the rule's mirrors. Nobody waits for them.
@@ -883,89 +757,6 @@ fn switched(
     log_reply(record, r, ResponseFlag::None)
 }
 
-/// A retry, counted until the next one.
-struct RetryPermit(Rc<EndpointSet>);
-
-impl RetryPermit {
-    /// None if there are as many as there may be.
-    fn start(set: &Rc<EndpointSet>) -> Option<Self> {
-        let most = match &set.policy.retries {
-            None => set.policy.limits.as_ref().map(|l| l.max_retries).filter(|n| *n > 0),
-            Some(b) => {
-                let under_way = u64::from(set.cluster.requests.load(Relaxed));
-                Some(((under_way * u64::from(b.per_million) / 1_000_000) as u32).max(b.at_least))
-            }
-        };
-        let now = set.cluster.retries.fetch_add(1, Relaxed);
-        let one = Self(set.clone());
-        most.is_none_or(|m| now < m).then_some(one)
-    }
-}
-
-impl Drop for RetryPermit {
-    fn drop(&mut self) {
-        self.0.cluster.retries.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A place among a destination's HTTP/1.1 connections: waits for one, with no more others than may wait.
-async fn acquire_connection(
-    set: &EndpointSet,
-    http2: bool,
-    until: Option<Instant>,
-) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ResponseFlag> {
-    let Some(l) = set.policy.limits.as_ref().filter(|l| l.max_connections > 0 && !http2) else { return Ok(None) };
-    let connection_permits = set.cluster.connection_permits(l.max_connections);
-    if let Ok(p) = connection_permits.clone().try_acquire_owned() {
-        return Ok(Some(p));
-    }
-    struct PendingGuard<'a>(&'a EndpointSet);
-    impl Drop for PendingGuard<'_> {
-        fn drop(&mut self) {
-            self.0.cluster.pending.fetch_sub(1, Relaxed);
-        }
-    }
-    let others = set.cluster.pending.fetch_add(1, Relaxed);
-    let _waiting = PendingGuard(set);
-    if l.max_pending > 0 && others >= l.max_pending {
-        return Err(ResponseFlag::Overflow);
-    }
-    let wait = connection_permits.acquire_owned();
-    let got = match until {
-        None => wait.await,
-        Some(t) => tokio::time::timeout_at(t, wait).await.map_err(|_| ResponseFlag::Timeout)?,
-    };
-    got.map(Some).map_err(|_| ResponseFlag::Overflow)
-}
-
-/// When the whole request must be over: the route's timeout, or what a gRPC client asks for, if that is sooner.
-fn deadline(rule: Option<&Rule>, p: &Parts) -> Option<Instant> {
-    let own = rule.map_or(0, |r| r.timeout_ms);
-    let asked = p.headers.get("grpc-timeout").and_then(|v| grpc_timeout(v.to_str().ok()?));
-    let ms = match (own, asked) {
-        (0, None) => return None,
-        (0, Some(a)) => a,
-        (o, None) => o,
-        (o, Some(a)) => a.min(o),
-    };
-    Some(Instant::now() + Duration::from_millis(ms))
-}
-
-/// Milliseconds of a `grpc-timeout` (at most eight digits and a unit).
-fn grpc_timeout(s: &str) -> Option<u64> {
-    let (n, unit) = s.split_at_checked(s.len().checked_sub(1)?)?;
-    let n: u64 = n.parse().ok().filter(|_| n.len() <= 8)?;
-    Some(match unit {
-        "H" => n * 3_600_000,
-        "M" => n * 60_000,
-        "S" => n * 1000,
-        "m" => n,
-        "u" => n.div_ceil(1000),
-        "n" => n.div_ceil(1_000_000),
-        _ => return None,
-    })
-}
-
 /// The hash of what the policy names, and the cookie for a client that has none.
 fn hash(
     set: &EndpointSet,
@@ -1004,14 +795,6 @@ fn hash(
             (text(&value), HeaderValue::from_str(&set).ok())
         }
     }
-}
-
-/// A new id (RFC 9562 version 4), as Envoy gives one to requests without.
-fn request_id() -> HeaderValue {
-    let n: u128 = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-    let h = format!("{n:032x}");
-    let id = format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..]);
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
 }
 
 #[cfg(test)]
@@ -1057,33 +840,5 @@ mod tests {
         // Clients call the Service's port, and are redirected there.
         let called = |g: &gateway::Gateway| g.ports.get(&8080).and_then(gateway::Port::called);
         assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
-    }
-
-    #[test]
-    fn grpc_timeouts() {
-        for (t, want) in [
-            ("1S", Some(1000)),
-            ("100m", Some(100)),
-            ("1u", Some(1)),
-            ("2H", Some(7_200_000)),
-            ("S", None),
-            ("", None),
-            ("1x", None),
-            ("123456789S", None),
-        ] {
-            assert_eq!(grpc_timeout(t), want, "{t}");
-        }
-    }
-
-    #[test]
-    fn hosts_of_mirrors() {
-        assert_eq!((shadowed("a.b"), shadowed("a:80")), ("a.b-shadow".into(), "a-shadow:80".into()));
-    }
-
-    #[test]
-    fn request_ids_are_of_version_4() {
-        let id = request_id();
-        let id = id.to_str().unwrap_or_default();
-        assert!(id.len() == 36 && &id[14..15] == "4" && "89ab".contains(&id[19..20]), "{id}");
     }
 }

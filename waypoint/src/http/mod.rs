@@ -2,8 +2,12 @@
 
 pub mod body;
 pub mod codec;
+mod cors;
+mod deadline;
 pub mod entry;
 pub mod handle;
+mod headers;
+mod permits;
 pub mod reply;
 pub mod retry;
 #[cfg(test)]
