@@ -8,49 +8,44 @@ use crate::{
         jwt::{Token, TokenError},
     },
     clock,
-    cluster::{balance, endpoint_set::EndpointSet},
+    cluster::balance,
     downstream::{
         busy::Busy,
-        conns::Guard,
         context::{Downstream, DownstreamTarget},
         gateway,
         upgrade::{Kept, Upgrade},
     },
     http::{
+        answer::{local_reply, local_reply_of, log_reply},
         body::{BEHIND, Body, REPLAY, Source, discard},
         cors::{allow_origin, preflight},
         deadline::deadline,
+        destination::{endpoints, hash, is_grpc, uses_http2},
         entry::{self, Authority, Entry},
-        headers::{Template, request_id, rewrites},
+        fault::{abort, inject},
+        finish::{Ending, finish},
+        headers::{Template, request_id},
+        mirror::mirror,
         permits::{RetryPermit, acquire_connection},
+        rate_limit::{limited, over},
+        redirect::{redirect, to_https},
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
         values::OfRequest,
     },
-    route::{
-        limit::{self, Limit, Over},
-        operators::Values,
-        table::{Destination, RouteInput, RouteMatch, Routes, Rule},
-    },
+    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
-    telemetry::{
-        access_log::one_word,
-        carried::{Carried, Metered},
-        flag::{ResponseFlag, VIA_UPSTREAM},
-        request_log::RequestLog,
-    },
+    telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
     upstream::{
         error::{ConnectError, Error},
         open::Attempt,
-        pool::ConnectionDisposition,
         send,
     },
     worker::{SampleKind, Worker},
 };
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use karst_api::{route as ir, workload::AppProtocol};
+use karst_api::route as ir;
 use karst_policy::Path;
 use std::{cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -188,7 +183,7 @@ pub(crate) fn sent_on(
     let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
     /// No rule changes it.
     struct Nothing;
-    impl Values for Nothing {
+    impl crate::route::operators::Values for Nothing {
         fn write(&self, _: &karst_core::operators::Operator, _: &HeaderMap, _: &mut Vec<u8>) {}
     }
     t.request(Body::Incoming(body), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
@@ -223,19 +218,6 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> 
         }
     }
     if misdirected { Err(Wrong::Listener) } else { Ok(None) }
-}
-
-/// Istio's httpsRedirect.
-fn to_https(p: &Parts, authority: &Authority, record: Box<RequestLog>) -> Response<ResponseBody> {
-    let host = authority.host();
-    let path = p.uri.path_and_query().map_or("/", |x| x.as_str());
-    let mut a = Response::new(ResponseBody::local(Bytes::new()));
-    *a.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    match HeaderValue::from_str(&format!("https://{host}{path}")) {
-        Ok(v) => a.headers_mut().insert(header::LOCATION, v),
-        Err(_) => return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None),
-    };
-    log_reply(record, a, ResponseFlag::None)
 }
 
 /// Tells the application who has come through a gateway, and how. What the client says of itself stands before.
@@ -294,202 +276,6 @@ fn begin(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, p: &Parts) -> Bo
     r.forwarded_for = p.headers.get("x-forwarded-for").cloned();
     r.headers = r.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone());
     r
-}
-
-/// Our own answer.
-fn local_reply(
-    r: Box<RequestLog>,
-    status: StatusCode,
-    text: impl Into<Bytes>,
-    flag: ResponseFlag,
-) -> Response<ResponseBody> {
-    let grpc = r.is_grpc;
-    log_reply(r, reply::local_response(status, text, grpc), flag)
-}
-
-/// An answer of our own for a reason that has one.
-fn local_reply_of(r: Box<RequestLog>, flag: ResponseFlag) -> Response<ResponseBody> {
-    let (status, text) = flag.answer();
-    local_reply(r, status, text, flag)
-}
-
-fn log_reply(mut r: Box<RequestLog>, a: Response<ResponseBody>, flag: ResponseFlag) -> Response<ResponseBody> {
-    r.answered = a.status().as_u16();
-    r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
-    if flag != ResponseFlag::None {
-        r.flag = flag;
-    }
-    if r.details.is_empty() {
-        r.details = flag.details().into();
-    }
-    a.map(|b| b.recorded(r))
-}
-
-/// Waits if it is to; gives the fault back if the request is to be aborted.
-async fn inject(w: &Worker, f: Option<&ir::Fault>, record: &mut RequestLog) -> Option<ir::Fault> {
-    let f = f?;
-    if w.chance(SampleKind::Delay, f.delay_per_million) {
-        tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
-        record.flag = ResponseFlag::FaultDelay;
-    }
-    w.chance(SampleKind::Abort, f.abort_per_million).then_some(*f)
-}
-
-/// The limit that the request is above, if there is one.
-fn over(limits: &[Arc<Limit>], downstream: &Downstream) -> Option<Over> {
-    if limits.is_empty() {
-        return None;
-    }
-    let who = || downstream.peer.as_ref().map_or_else(|| downstream.from.ip().to_string(), ToString::to_string);
-    let now = limit::now();
-    limits.iter().find_map(|l| l.take(now, who).err())
-}
-
-/// Too many requests (RFC 6585 §4), with the headers that Envoy gives.
-fn limited(o: &Over, record: Box<RequestLog>) -> Response<ResponseBody> {
-    let (status, text) = ResponseFlag::RateLimited.answer();
-    let mut a = reply::local_response(status, text, record.is_grpc);
-    let seconds = o.after.as_millis().div_ceil(1000).max(1) as u64;
-    let h = a.headers_mut();
-    h.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    h.insert("x-ratelimit-limit", HeaderValue::from(o.limit));
-    h.insert("x-ratelimit-remaining", HeaderValue::from(0));
-    h.insert("x-ratelimit-reset", HeaderValue::from(seconds));
-    h.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
-    log_reply(record, a, ResponseFlag::RateLimited)
-}
-
-fn abort(f: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
-    let (_, text) = ResponseFlag::FaultAbort.answer();
-    if let Some(code) = f.abort_grpc {
-        let mut a = reply::local_response(StatusCode::OK, text, true);
-        a.headers_mut().insert("grpc-status", HeaderValue::from(code));
-        record.is_grpc = true;
-        return log_reply(record, a, ResponseFlag::FaultAbort);
-    }
-    let status = crate::route::table::status(f.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    local_reply(record, status, text, ResponseFlag::FaultAbort)
-}
-
-fn redirect(
-    r: &ir::Redirect,
-    rule: &Rule,
-    p: &Parts,
-    authority: &Authority,
-    called: (&str, u16),
-    record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    let location = location(r, rule, p, authority, called);
-    let status =
-        crate::route::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
-    let mut a = Response::new(ResponseBody::local(Bytes::new()));
-    *a.status_mut() = status;
-    match HeaderValue::from_str(&location) {
-        Ok(v) => a.headers_mut().insert(header::LOCATION, v),
-        Err(_) => return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::None),
-    };
-    log_reply(record, a, ResponseFlag::None)
-}
-
-fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &Authority, (scheme, port): (&str, u16)) -> String {
-    use ir::redirect::Path;
-    let scheme = if r.scheme.is_empty() { p.uri.scheme_str().unwrap_or(scheme) } else { &r.scheme };
-    let own_port = authority.port();
-    let host = if r.authority.is_empty() { authority.host() } else { &r.authority };
-    let default = if scheme == "https" { 443 } else { 80 };
-    // What is named; else the port of the request, where that is asked for, or nothing but the name has changed.
-    let to: u16 = match (r.port, r.request_port) {
-        (0, true) => own_port.unwrap_or(port),
-        (0, false) if r.scheme.is_empty() && r.authority.is_empty() => own_port.unwrap_or(default),
-        (0, false) => default,
-        (n, _) => n as u16,
-    };
-    let path = match &r.path {
-        None => p.uri.path().to_string(),
-        Some(Path::Full(f)) => f.clone(),
-        Some(Path::Prefix(x)) => crate::route::table::replace_prefix(p.uri.path(), rule.path.as_ref(), x),
-    };
-    let query = p.uri.query().filter(|_| !path.contains('?')).map(|q| format!("?{q}")).unwrap_or_default();
-    // A name that brings its own port keeps it.
-    let port = if to == default || r.authority.contains(':') { String::new() } else { format!(":{to}") };
-    format!("{scheme}://{host}{port}{path}{query}")
-}
-
-/// Is HTTP/2 spoken to the endpoint? What the port says; else what the client speaks within the mesh, where it has meant the
-/// application. What it speaks to a gateway says nothing about that (browsers prefer HTTP/2): only gRPC does.
-fn uses_http2(set: &EndpointSet, downstream: &Downstream, p: &Parts) -> bool {
-    match set.service.protocols.iter().find(|(x, _)| *x == set.key.port).map(|(_, a)| *a) {
-        Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
-        Some(AppProtocol::Http11) => false,
-        _ => p.version == Version::HTTP_2 && (!downstream.is_at_gateway() || is_grpc(p)),
-    }
-}
-
-/// gRPC itself, in whichever encoding (Envoy: hasGrpcContentType). What only has its name before it, as gRPC-Web, is answered as
-/// HTTP is: its clients read the status, and find no trailers.
-fn is_grpc(p: &Parts) -> bool {
-    let kind = p.headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(b"application/grpc"));
-    kind.is_some_and(|encoding| matches!(encoding.first(), None | Some(b'+')))
-}
-
-/// The endpoints of a rule's destination.
-fn endpoints(
-    w: &Worker,
-    downstream: &Downstream,
-    s: &Arc<Snapshot>,
-    rule: Option<&Rule>,
-    to: &Destination,
-    authority: &Authority,
-) -> Option<Rc<EndpointSet>> {
-    let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
-    let authority = new.unwrap_or(authority.as_str());
-    w.destination(
-        s,
-        downstream,
-        &downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset),
-        Some(authority),
-    )
-}
-
-/// Sends copies to the rule's mirrors. Nobody waits for them.
-#[allow(clippy::too_many_arguments, reason = "parts of one request with different owners, together for this call only")]
-fn mirror(
-    w: &Rc<Worker>,
-    downstream: &Rc<Downstream>,
-    s: &Arc<Snapshot>,
-    rule: &Rule,
-    parts: &Parts,
-    authority: &Authority,
-    source: Option<&Source>,
-    values: &dyn Values,
-) {
-    for (to, part) in &rule.mirrors {
-        if to.refuse.is_some() || !w.chance(SampleKind::Mirror, *part) {
-            continue;
-        }
-        let Some(set) = endpoints(w, downstream, s, Some(rule), to, authority) else { continue };
-        let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
-        let http2 = uses_http2(&set, downstream, parts);
-        let t = Template { parts, authority, rule: Some(rule), to, http2, upgrade: false };
-        let Some(r) = t.request(body, &Rc::default(), true, values) else { continue };
-        let (w, downstream) = (w.clone(), downstream.clone());
-        tokio::task::spawn_local(async move {
-            let Some(i) = w.choose(&set, None, &[]) else { return };
-            let Some(_counter) = RequestPermit::request(&set) else { return };
-            let held = InFlightEndpoint::new(set.clone(), i, None);
-            let (member, from, held_back) = (&set.members[i], downstream.from, Cell::default());
-            let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back };
-            let sent = match http2 {
-                true => send::http2(&w, &attempt, r, &Cell::default()).await,
-                false => send::http1(&w, &attempt, r, &Cell::default()).await,
-            };
-            if let Ok((a, after)) = sent {
-                discard(a.into_body()).await;
-                after.release();
-            }
-            drop(held);
-        });
-    }
 }
 
 /// Sends a request to a destination, and again where that is asked for and possible.
@@ -669,131 +455,6 @@ async fn forward(
                 finish(ending, a, after, held, counter, record)
             }
         };
-    }
-}
-
-/// What an answer still needs.
-struct Ending<'a> {
-    rule: Option<&'a Rule>,
-    to: &'a Destination,
-    deadline: Option<Instant>,
-    client_upgrade: Option<OnUpgrade>,
-    /// What was asked.
-    asked: (&'a Downstream, &'a Parts, &'a Authority),
-    /// Of the connection, if it may change to another protocol.
-    busy: Option<Busy>,
-    guard: Option<Guard>,
-    /// To be set at the client, so that it comes back to the same endpoint.
-    cookie: Option<HeaderValue>,
-}
-
-fn finish(
-    e: Ending<'_>,
-    a: Response<Incoming>,
-    after: ConnectionDisposition,
-    held: InFlightEndpoint,
-    counter: RequestPermit,
-    mut record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    let (mut p, incoming) = a.into_parts();
-    record.answered = p.status.as_u16();
-    record.details = VIA_UPSTREAM.into();
-    record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
-    p.version = Version::HTTP_11;
-    if p.status == StatusCode::SWITCHING_PROTOCOLS {
-        // Only to what was asked for: nothing of what follows is judged.
-        if e.client_upgrade.is_none() || !entry::names_websocket(&p.headers) {
-            record.error = "the endpoint has changed to a protocol that was not asked for".into();
-            record.details = ResponseFlag::ProtocolError.details().into();
-            return local_reply_of(record, ResponseFlag::ProtocolError);
-        }
-        return switched(p, incoming, (e.client_upgrade, e.busy, e.guard), after, record);
-    }
-    entry::strip(&mut p.headers);
-    for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
-        let (downstream, parts, authority) = e.asked;
-        c.apply(&mut p.headers, &OfRequest { downstream, parts, authority, record: &record, answered: true });
-    }
-    if let Some(c) = e.cookie {
-        p.headers.append(header::SET_COOKIE, c);
-    }
-    let body = ResponseBody::endpoint(incoming, after, held, counter).until(e.deadline).recorded(record);
-    p.extensions.clear();
-    Response::from_parts(p, body)
-}
-
-/// Both sides have changed to another protocol (RFC 9110 §7.8): bytes from now on.
-fn switched(
-    mut p: http::response::Parts,
-    _: Incoming,
-    (client, busy, guard): (Option<OnUpgrade>, Option<Busy>, Option<Guard>),
-    after: ConnectionDisposition,
-    mut record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    let endpoint = p.extensions.remove::<OnUpgrade>();
-    entry::strip(&mut p.headers);
-    entry::upgrade(&mut p.headers);
-    if let (Some(c), Some(e), Some(guard)) = (client, endpoint, guard) {
-        tokio::task::spawn_local(async move {
-            let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
-            if let (Ok(c), Ok(e)) = (c.await, e.await) {
-                let mut c = Metered::new(hyper_util::rt::TokioIo::new(c), bytes.clone());
-                let mut e = hyper_util::rt::TokioIo::new(e);
-                let carried = async {
-                    tokio::select! {
-                        r = tokio::io::copy_bidirectional(&mut c, &mut e) => drop(r),
-                        by = guard.forbidden() => (record.error, record.details) = (by.error, by.details.into()),
-                    }
-                };
-                Busy::keep_busy(busy, carried).await;
-            }
-            drop(after);
-            // Told when it is over, with what has been carried.
-            record.finish(bytes.sent.get());
-        });
-        return Response::from_parts(p, ResponseBody::local(Bytes::new()));
-    }
-    let r = Response::from_parts(p, ResponseBody::local(Bytes::new()));
-    log_reply(record, r, ResponseFlag::None)
-}
-
-/// The hash of what the policy names, and the cookie for a client that has none.
-fn hash(
-    set: &EndpointSet,
-    p: &Parts,
-    authority: &Authority,
-    downstream: &Downstream,
-) -> (Option<u64>, Option<HeaderValue>) {
-    use ir::hash_on::Key;
-    let on = set.policy.balance.as_ref().and_then(|b| b.hash.as_ref()).and_then(|h| h.key.as_ref());
-    let text = |s: &str| Some(balance::hash(s.as_bytes()));
-    match on {
-        None => (None, None),
-        // Whatever version of HTTP.
-        Some(Key::Header(n)) if n.eq_ignore_ascii_case(header::HOST.as_str()) => (text(authority.as_str()), None),
-        Some(Key::Header(n)) => (p.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
-        Some(Key::SourceIp(_)) => (text(&downstream.from.ip().to_string()), None),
-        Some(Key::Query(n)) => {
-            let q = p.uri.query().unwrap_or("");
-            let found = form_urlencoded::parse(q.as_bytes()).find(|(k, _)| k == n);
-            (found.and_then(|(_, v)| text(&v)), None)
-        }
-        Some(Key::Cookie(c)) => {
-            let cookie = p.headers.get(header::COOKIE).map_or(&b""[..], HeaderValue::as_bytes);
-            let mut pairs = cookie.split(|b| *b == b';').map(<[u8]>::trim_ascii);
-            if let Some(v) = pairs.find_map(|x| x.strip_prefix(c.name.as_bytes())?.strip_prefix(b"=")) {
-                let bare = v.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(v);
-                return (Some(balance::hash(bare)), None);
-            }
-            if !c.generate {
-                return (None, None);
-            }
-            let value = format!("{:016x}", rand::random::<u64>());
-            let path = if c.path.is_empty() { String::new() } else { format!("; Path={}", c.path) };
-            let age = if c.ttl_ms == 0 { String::new() } else { format!("; Max-Age={}", c.ttl_ms / 1000) };
-            let set = format!("{}=\"{value}\"{age}{path}; HttpOnly", c.name);
-            (text(&value), HeaderValue::from_str(&set).ok())
-        }
     }
 }
 
