@@ -8,56 +8,46 @@ use crate::{
         jwt::{Token, TokenError},
     },
     clock,
-    cluster::{balance, endpoint_set::EndpointSet},
+    cluster::balance,
     downstream::{
         busy::Busy,
-        conns::Guard,
         context::{Downstream, DownstreamTarget},
         gateway,
         upgrade::{Kept, Upgrade},
     },
     http::{
-        body::{BEHIND, Body, Counted, REPLAY, Source, discard},
+        answer::{local_reply, local_reply_of, log_reply},
+        body::{BEHIND, Body, REPLAY, Source, discard},
+        cors::{allow_origin, preflight},
+        deadline::deadline,
+        destination::{endpoints, hash, is_grpc, uses_http2},
         entry::{self, Authority, Entry},
+        fault::{abort, inject},
+        finish::{Ending, finish},
+        headers::{Template, request_id},
+        mirror::mirror,
+        permits::{RetryPermit, acquire_connection},
+        rate_limit::{limited, over},
+        redirect::{redirect, to_https},
         reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
         retry::{Attempts, Next, Outcome, State},
         values::OfRequest,
     },
-    route::{
-        limit::{self, Limit, Over},
-        operators::Values,
-        table::{Cors, Destination, Rewrite, RouteInput, RouteMatch, Routes, Rule},
-    },
+    route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
-    telemetry::{
-        access_log::one_word,
-        carried::{Carried, Metered},
-        flag::{ResponseFlag, VIA_UPSTREAM},
-        request_log::RequestLog,
-    },
+    telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
     upstream::{
         error::{ConnectError, Error},
         open::Attempt,
-        pool::ConnectionDisposition,
         send,
     },
     worker::{SampleKind, Worker},
 };
-use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
-};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use karst_api::{route as ir, workload::AppProtocol};
+use karst_api::route as ir;
 use karst_policy::Path;
-use std::{
-    borrow::Cow,
-    cell::Cell,
-    collections::BTreeMap,
-    rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Answers a request.
@@ -183,13 +173,17 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
 
 /// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
 #[cfg(feature = "fuzz")]
-pub(crate) fn sent_on(p: &mut Parts, body: Incoming, bytes: &Rc<Cell<u64>>) -> Result<Request<Counted>, StatusCode> {
+pub(crate) fn sent_on(
+    p: &mut Parts,
+    body: Incoming,
+    bytes: &Rc<Cell<u64>>,
+) -> Result<Request<crate::http::body::Counted>, StatusCode> {
     let entry = entry::canonical(p).map_err(entry::Unfit::status)?;
     let to = Destination::same(&"ns/any".into());
     let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
     /// No rule changes it.
     struct Nothing;
-    impl Values for Nothing {
+    impl crate::route::operators::Values for Nothing {
         fn write(&self, _: &karst_core::operators::Operator, _: &HeaderMap, _: &mut Vec<u8>) {}
     }
     t.request(Body::Incoming(body), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
@@ -224,19 +218,6 @@ fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> 
         }
     }
     if misdirected { Err(Wrong::Listener) } else { Ok(None) }
-}
-
-/// Istio's httpsRedirect.
-fn to_https(p: &Parts, authority: &Authority, record: Box<RequestLog>) -> Response<ResponseBody> {
-    let host = authority.host();
-    let path = p.uri.path_and_query().map_or("/", |x| x.as_str());
-    let mut a = Response::new(ResponseBody::local(Bytes::new()));
-    *a.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    match HeaderValue::from_str(&format!("https://{host}{path}")) {
-        Ok(v) => a.headers_mut().insert(header::LOCATION, v),
-        Err(_) => return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None),
-    };
-    log_reply(record, a, ResponseFlag::None)
 }
 
 /// Tells the application who has come through a gateway, and how. What the client says of itself stands before.
@@ -295,327 +276,6 @@ fn begin(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, p: &Parts) -> Bo
     r.forwarded_for = p.headers.get("x-forwarded-for").cloned();
     r.headers = r.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone());
     r
-}
-
-/// Our own answer.
-fn local_reply(
-    r: Box<RequestLog>,
-    status: StatusCode,
-    text: impl Into<Bytes>,
-    flag: ResponseFlag,
-) -> Response<ResponseBody> {
-    let grpc = r.is_grpc;
-    log_reply(r, reply::local_response(status, text, grpc), flag)
-}
-
-/// An answer of our own for a reason that has one.
-fn local_reply_of(r: Box<RequestLog>, flag: ResponseFlag) -> Response<ResponseBody> {
-    let (status, text) = flag.answer();
-    local_reply(r, status, text, flag)
-}
-
-fn log_reply(mut r: Box<RequestLog>, a: Response<ResponseBody>, flag: ResponseFlag) -> Response<ResponseBody> {
-    r.answered = a.status().as_u16();
-    r.grpc = a.headers().get("grpc-status").and_then(reply::grpc_status);
-    if flag != ResponseFlag::None {
-        r.flag = flag;
-    }
-    if r.details.is_empty() {
-        r.details = flag.details().into();
-    }
-    a.map(|b| b.recorded(r))
-}
-
-/// Waits if it is to; gives the fault back if the request is to be aborted.
-async fn inject(w: &Worker, f: Option<&ir::Fault>, record: &mut RequestLog) -> Option<ir::Fault> {
-    let f = f?;
-    if w.chance(SampleKind::Delay, f.delay_per_million) {
-        tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
-        record.flag = ResponseFlag::FaultDelay;
-    }
-    w.chance(SampleKind::Abort, f.abort_per_million).then_some(*f)
-}
-
-/// The limit that the request is above, if there is one.
-fn over(limits: &[Arc<Limit>], downstream: &Downstream) -> Option<Over> {
-    if limits.is_empty() {
-        return None;
-    }
-    let who = || downstream.peer.as_ref().map_or_else(|| downstream.from.ip().to_string(), ToString::to_string);
-    let now = limit::now();
-    limits.iter().find_map(|l| l.take(now, who).err())
-}
-
-/// Too many requests (RFC 6585 §4), with the headers that Envoy gives.
-fn limited(o: &Over, record: Box<RequestLog>) -> Response<ResponseBody> {
-    let (status, text) = ResponseFlag::RateLimited.answer();
-    let mut a = reply::local_response(status, text, record.is_grpc);
-    let seconds = o.after.as_millis().div_ceil(1000).max(1) as u64;
-    let h = a.headers_mut();
-    h.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    h.insert("x-ratelimit-limit", HeaderValue::from(o.limit));
-    h.insert("x-ratelimit-remaining", HeaderValue::from(0));
-    h.insert("x-ratelimit-reset", HeaderValue::from(seconds));
-    h.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
-    log_reply(record, a, ResponseFlag::RateLimited)
-}
-
-fn abort(f: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
-    let (_, text) = ResponseFlag::FaultAbort.answer();
-    if let Some(code) = f.abort_grpc {
-        let mut a = reply::local_response(StatusCode::OK, text, true);
-        a.headers_mut().insert("grpc-status", HeaderValue::from(code));
-        record.is_grpc = true;
-        return log_reply(record, a, ResponseFlag::FaultAbort);
-    }
-    let status = crate::route::table::status(f.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    local_reply(record, status, text, ResponseFlag::FaultAbort)
-}
-
-/// The answer to a preflight, if it is one that is answered here.
-fn preflight(c: &Cors, p: &Parts) -> Option<Response<ResponseBody>> {
-    let origin = p.headers.get(header::ORIGIN)?;
-    if p.method != Method::OPTIONS || !p.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
-        return None;
-    }
-    let mut a = Response::new(ResponseBody::local(Bytes::new()));
-    if !c.admits(origin) {
-        return (!c.ir.forward_unmatched).then_some(a);
-    }
-    let h = a.headers_mut();
-    allow_origin(c, origin, h);
-    let list = |all: &[String], asked: HeaderName| match all {
-        // A wildcard does not count for requests with credentials: what is asked for is named.
-        [one] if one == "*" => p.headers.get(asked).cloned(),
-        all => (!all.is_empty()).then(|| HeaderValue::from_str(&all.join(", ")).ok()).flatten(),
-    };
-    if let Some(v) = list(&c.ir.methods, header::ACCESS_CONTROL_REQUEST_METHOD) {
-        h.insert(header::ACCESS_CONTROL_ALLOW_METHODS, v);
-    }
-    if let Some(v) = list(&c.ir.headers, header::ACCESS_CONTROL_REQUEST_HEADERS) {
-        h.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, v);
-    }
-    if let Some(age) = c.ir.max_age_s {
-        h.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(age));
-    }
-    Some(a)
-}
-
-fn allow_origin(c: &Cors, origin: &HeaderValue, h: &mut HeaderMap) {
-    if !c.admits(origin) {
-        return;
-    }
-    h.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    if c.ir.credentials == Some(true) {
-        h.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-    }
-    if !c.ir.expose.is_empty()
-        && let Ok(v) = HeaderValue::from_str(&c.ir.expose.join(", "))
-    {
-        h.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, v);
-    }
-}
-
-fn redirect(
-    r: &ir::Redirect,
-    rule: &Rule,
-    p: &Parts,
-    authority: &Authority,
-    called: (&str, u16),
-    record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    let location = location(r, rule, p, authority, called);
-    let status =
-        crate::route::table::status(if r.code == 0 { 301 } else { r.code }).unwrap_or(StatusCode::MOVED_PERMANENTLY);
-    let mut a = Response::new(ResponseBody::local(Bytes::new()));
-    *a.status_mut() = status;
-    match HeaderValue::from_str(&location) {
-        Ok(v) => a.headers_mut().insert(header::LOCATION, v),
-        Err(_) => return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::None),
-    };
-    log_reply(record, a, ResponseFlag::None)
-}
-
-fn location(r: &ir::Redirect, rule: &Rule, p: &Parts, authority: &Authority, (scheme, port): (&str, u16)) -> String {
-    use ir::redirect::Path;
-    let scheme = if r.scheme.is_empty() { p.uri.scheme_str().unwrap_or(scheme) } else { &r.scheme };
-    let own_port = authority.port();
-    let host = if r.authority.is_empty() { authority.host() } else { &r.authority };
-    let default = if scheme == "https" { 443 } else { 80 };
-    // What is named; else the port of the request, where that is asked for, or nothing but the name has changed.
-    let to: u16 = match (r.port, r.request_port) {
-        (0, true) => own_port.unwrap_or(port),
-        (0, false) if r.scheme.is_empty() && r.authority.is_empty() => own_port.unwrap_or(default),
-        (0, false) => default,
-        (n, _) => n as u16,
-    };
-    let path = match &r.path {
-        None => p.uri.path().to_string(),
-        Some(Path::Full(f)) => f.clone(),
-        Some(Path::Prefix(x)) => crate::route::table::replace_prefix(p.uri.path(), rule.path.as_ref(), x),
-    };
-    let query = p.uri.query().filter(|_| !path.contains('?')).map(|q| format!("?{q}")).unwrap_or_default();
-    // A name that brings its own port keeps it.
-    let port = if to == default || r.authority.contains(':') { String::new() } else { format!(":{to}") };
-    format!("{scheme}://{host}{port}{path}{query}")
-}
-
-/// Is HTTP/2 spoken to the endpoint? What the port says; else what the client speaks within the mesh, where it has meant the
-/// application. What it speaks to a gateway says nothing about that (browsers prefer HTTP/2): only gRPC does.
-fn uses_http2(set: &EndpointSet, downstream: &Downstream, p: &Parts) -> bool {
-    match set.service.protocols.iter().find(|(x, _)| *x == set.key.port).map(|(_, a)| *a) {
-        Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
-        Some(AppProtocol::Http11) => false,
-        _ => p.version == Version::HTTP_2 && (!downstream.is_at_gateway() || is_grpc(p)),
-    }
-}
-
-/// gRPC itself, in whichever encoding (Envoy: hasGrpcContentType). What only has its name before it, as gRPC-Web, is answered as
-/// HTTP is: its clients read the status, and find no trailers.
-fn is_grpc(p: &Parts) -> bool {
-    let kind = p.headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(b"application/grpc"));
-    kind.is_some_and(|encoding| matches!(encoding.first(), None | Some(b'+')))
-}
-
-/// A request as it is sent on, once or several times.
-struct Template<'a> {
-    parts: &'a Parts,
-    authority: &'a Authority,
-    rule: Option<&'a Rule>,
-    to: &'a Destination,
-    http2: bool,
-    /// To WebSocket.
-    upgrade: bool,
-}
-
-impl Template<'_> {
-    fn request(
-        &self,
-        body: Body,
-        bytes: &Rc<Cell<u64>>,
-        shadow: bool,
-        values: &dyn Values,
-    ) -> Option<Request<Counted>> {
-        let p = self.parts;
-        let mut headers = p.headers.clone();
-        if self.upgrade {
-            entry::upgrade(&mut headers);
-        }
-        // We have said "continue" ourselves.
-        headers.remove(header::EXPECT);
-        let rewrites = || rewrites(self.rule, self.to);
-        let matched = self.rule.and_then(|r| r.path.as_ref());
-        let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
-        let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
-        let path = match (&new, p.uri.query()) {
-            (None, _) => Cow::Borrowed(own),
-            (Some(n), Some(q)) if !n.contains('?') => Cow::Owned(format!("{n}?{q}")),
-            (Some(n), _) => Cow::Borrowed(n.as_str()),
-        };
-        if new.is_some()
-            && let Ok(v) = HeaderValue::from_str(own)
-        {
-            headers.insert("x-envoy-original-path", v);
-        }
-        for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
-            c.names().drop_alike(&mut headers);
-            c.apply(&mut headers, values);
-        }
-        let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {
-            Some(a) => a.clone(),
-            None => self.authority.value().clone(),
-        };
-        if shadow {
-            host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
-        }
-        headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
-        let mut r = Request::new(Counted::new(body, bytes.clone()));
-        *r.method_mut() = p.method.clone();
-        if self.http2 {
-            headers.remove(header::HOST);
-            let uri = Uri::builder().scheme("http").authority(host.to_str().ok()?).path_and_query(&*path);
-            *r.uri_mut() = uri.build().ok()?;
-            *r.version_mut() = Version::HTTP_2;
-        } else {
-            headers.insert(header::HOST, host);
-            *r.uri_mut() = Uri::builder().path_and_query(&*path).build().ok()?;
-        }
-        *r.headers_mut() = headers;
-        Some(r)
-    }
-}
-
-/// What is written anew, the destination's own first.
-fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<Item = &'a Rewrite> {
-    [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten()
-}
-
-/// The endpoints of a rule's destination.
-fn endpoints(
-    w: &Worker,
-    downstream: &Downstream,
-    s: &Arc<Snapshot>,
-    rule: Option<&Rule>,
-    to: &Destination,
-    authority: &Authority,
-) -> Option<Rc<EndpointSet>> {
-    let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
-    let authority = new.unwrap_or(authority.as_str());
-    w.destination(
-        s,
-        downstream,
-        &downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset),
-        Some(authority),
-    )
-}
-
-/// The host of a mirrored request (Envoy's way).
-fn shadowed(host: &str) -> String {
-    match host.rsplit_once(':') {
-        Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) => format!("{h}-shadow:{p}"),
-        _ => format!("{host}-shadow"),
-    }
-}
-
-/// Sends copies to the rule's mirrors. Nobody waits for them.
-#[allow(clippy::too_many_arguments, reason = "parts of one request with different owners, together for this call only")]
-fn mirror(
-    w: &Rc<Worker>,
-    downstream: &Rc<Downstream>,
-    s: &Arc<Snapshot>,
-    rule: &Rule,
-    parts: &Parts,
-    authority: &Authority,
-    source: Option<&Source>,
-    values: &dyn Values,
-) {
-    for (to, part) in &rule.mirrors {
-        if to.refuse.is_some() || !w.chance(SampleKind::Mirror, *part) {
-            continue;
-        }
-        let Some(set) = endpoints(w, downstream, s, Some(rule), to, authority) else { continue };
-        let Some(body) = source.map_or(Some(Body::Empty), Source::mirror) else { continue };
-        let http2 = uses_http2(&set, downstream, parts);
-        let t = Template { parts, authority, rule: Some(rule), to, http2, upgrade: false };
-        let Some(r) = t.request(body, &Rc::default(), true, values) else { continue };
-        let (w, downstream) = (w.clone(), downstream.clone());
-        tokio::task::spawn_local(async move {
-            let Some(i) = w.choose(&set, None, &[]) else { return };
-            let Some(_counter) = RequestPermit::request(&set) else { return };
-            let held = InFlightEndpoint::new(set.clone(), i, None);
-            let (member, from, held_back) = (&set.members[i], downstream.from, Cell::default());
-            let attempt = Attempt { set: &set, member, from, has_other: &|| false, held: &held_back };
-            let sent = match http2 {
-                true => send::http2(&w, &attempt, r, &Cell::default()).await,
-                false => send::http1(&w, &attempt, r, &Cell::default()).await,
-            };
-            if let Ok((a, after)) = sent {
-                discard(a.into_body()).await;
-                after.release();
-            }
-            drop(held);
-        });
-    }
 }
 
 /// Sends a request to a destination, and again where that is asked for and possible.
@@ -798,222 +458,6 @@ async fn forward(
     }
 }
 
-/// What an answer still needs.
-struct Ending<'a> {
-    rule: Option<&'a Rule>,
-    to: &'a Destination,
-    deadline: Option<Instant>,
-    client_upgrade: Option<OnUpgrade>,
-    /// What was asked.
-    asked: (&'a Downstream, &'a Parts, &'a Authority),
-    /// Of the connection, if it may change to another protocol.
-    busy: Option<Busy>,
-    guard: Option<Guard>,
-    /// To be set at the client, so that it comes back to the same endpoint.
-    cookie: Option<HeaderValue>,
-}
-
-fn finish(
-    e: Ending<'_>,
-    a: Response<Incoming>,
-    after: ConnectionDisposition,
-    held: InFlightEndpoint,
-    counter: RequestPermit,
-    mut record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    let (mut p, incoming) = a.into_parts();
-    record.answered = p.status.as_u16();
-    record.details = VIA_UPSTREAM.into();
-    record.grpc = p.headers.get("grpc-status").and_then(reply::grpc_status);
-    p.version = Version::HTTP_11;
-    if p.status == StatusCode::SWITCHING_PROTOCOLS {
-        // Only to what was asked for: nothing of what follows is judged.
-        if e.client_upgrade.is_none() || !entry::names_websocket(&p.headers) {
-            record.error = "the endpoint has changed to a protocol that was not asked for".into();
-            record.details = ResponseFlag::ProtocolError.details().into();
-            return local_reply_of(record, ResponseFlag::ProtocolError);
-        }
-        return switched(p, incoming, (e.client_upgrade, e.busy, e.guard), after, record);
-    }
-    entry::strip(&mut p.headers);
-    for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
-        let (downstream, parts, authority) = e.asked;
-        c.apply(&mut p.headers, &OfRequest { downstream, parts, authority, record: &record, answered: true });
-    }
-    if let Some(c) = e.cookie {
-        p.headers.append(header::SET_COOKIE, c);
-    }
-    let body = ResponseBody::endpoint(incoming, after, held, counter).until(e.deadline).recorded(record);
-    p.extensions.clear();
-    Response::from_parts(p, body)
-}
-
-/// Both sides have changed to another protocol (RFC 9110 §7.8): bytes from now on.
-fn switched(
-    mut p: http::response::Parts,
-    _: Incoming,
-    (client, busy, guard): (Option<OnUpgrade>, Option<Busy>, Option<Guard>),
-    after: ConnectionDisposition,
-    mut record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    let endpoint = p.extensions.remove::<OnUpgrade>();
-    entry::strip(&mut p.headers);
-    entry::upgrade(&mut p.headers);
-    if let (Some(c), Some(e), Some(guard)) = (client, endpoint, guard) {
-        tokio::task::spawn_local(async move {
-            let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
-            if let (Ok(c), Ok(e)) = (c.await, e.await) {
-                let mut c = Metered::new(hyper_util::rt::TokioIo::new(c), bytes.clone());
-                let mut e = hyper_util::rt::TokioIo::new(e);
-                let carried = async {
-                    tokio::select! {
-                        r = tokio::io::copy_bidirectional(&mut c, &mut e) => drop(r),
-                        by = guard.forbidden() => (record.error, record.details) = (by.error, by.details.into()),
-                    }
-                };
-                Busy::keep_busy(busy, carried).await;
-            }
-            drop(after);
-            // Told when it is over, with what has been carried.
-            record.finish(bytes.sent.get());
-        });
-        return Response::from_parts(p, ResponseBody::local(Bytes::new()));
-    }
-    let r = Response::from_parts(p, ResponseBody::local(Bytes::new()));
-    log_reply(record, r, ResponseFlag::None)
-}
-
-/// A retry, counted until the next one.
-struct RetryPermit(Rc<EndpointSet>);
-
-impl RetryPermit {
-    /// None if there are as many as there may be.
-    fn start(set: &Rc<EndpointSet>) -> Option<Self> {
-        let most = match &set.policy.retries {
-            None => set.policy.limits.as_ref().map(|l| l.max_retries).filter(|n| *n > 0),
-            Some(b) => {
-                let under_way = u64::from(set.cluster.requests.load(Relaxed));
-                Some(((under_way * u64::from(b.per_million) / 1_000_000) as u32).max(b.at_least))
-            }
-        };
-        let now = set.cluster.retries.fetch_add(1, Relaxed);
-        let one = Self(set.clone());
-        most.is_none_or(|m| now < m).then_some(one)
-    }
-}
-
-impl Drop for RetryPermit {
-    fn drop(&mut self) {
-        self.0.cluster.retries.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A place among a destination's HTTP/1.1 connections: waits for one, with no more others than may wait.
-async fn acquire_connection(
-    set: &EndpointSet,
-    http2: bool,
-    until: Option<Instant>,
-) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ResponseFlag> {
-    let Some(l) = set.policy.limits.as_ref().filter(|l| l.max_connections > 0 && !http2) else { return Ok(None) };
-    let connection_permits = set.cluster.connection_permits(l.max_connections);
-    if let Ok(p) = connection_permits.clone().try_acquire_owned() {
-        return Ok(Some(p));
-    }
-    struct PendingGuard<'a>(&'a EndpointSet);
-    impl Drop for PendingGuard<'_> {
-        fn drop(&mut self) {
-            self.0.cluster.pending.fetch_sub(1, Relaxed);
-        }
-    }
-    let others = set.cluster.pending.fetch_add(1, Relaxed);
-    let _waiting = PendingGuard(set);
-    if l.max_pending > 0 && others >= l.max_pending {
-        return Err(ResponseFlag::Overflow);
-    }
-    let wait = connection_permits.acquire_owned();
-    let got = match until {
-        None => wait.await,
-        Some(t) => tokio::time::timeout_at(t, wait).await.map_err(|_| ResponseFlag::Timeout)?,
-    };
-    got.map(Some).map_err(|_| ResponseFlag::Overflow)
-}
-
-/// When the whole request must be over: the route's timeout, or what a gRPC client asks for, if that is sooner.
-fn deadline(rule: Option<&Rule>, p: &Parts) -> Option<Instant> {
-    let own = rule.map_or(0, |r| r.timeout_ms);
-    let asked = p.headers.get("grpc-timeout").and_then(|v| grpc_timeout(v.to_str().ok()?));
-    let ms = match (own, asked) {
-        (0, None) => return None,
-        (0, Some(a)) => a,
-        (o, None) => o,
-        (o, Some(a)) => a.min(o),
-    };
-    Some(Instant::now() + Duration::from_millis(ms))
-}
-
-/// Milliseconds of a `grpc-timeout` (at most eight digits and a unit).
-fn grpc_timeout(s: &str) -> Option<u64> {
-    let (n, unit) = s.split_at_checked(s.len().checked_sub(1)?)?;
-    let n: u64 = n.parse().ok().filter(|_| n.len() <= 8)?;
-    Some(match unit {
-        "H" => n * 3_600_000,
-        "M" => n * 60_000,
-        "S" => n * 1000,
-        "m" => n,
-        "u" => n.div_ceil(1000),
-        "n" => n.div_ceil(1_000_000),
-        _ => return None,
-    })
-}
-
-/// The hash of what the policy names, and the cookie for a client that has none.
-fn hash(
-    set: &EndpointSet,
-    p: &Parts,
-    authority: &Authority,
-    downstream: &Downstream,
-) -> (Option<u64>, Option<HeaderValue>) {
-    use ir::hash_on::Key;
-    let on = set.policy.balance.as_ref().and_then(|b| b.hash.as_ref()).and_then(|h| h.key.as_ref());
-    let text = |s: &str| Some(balance::hash(s.as_bytes()));
-    match on {
-        None => (None, None),
-        // Whatever version of HTTP.
-        Some(Key::Header(n)) if n.eq_ignore_ascii_case(header::HOST.as_str()) => (text(authority.as_str()), None),
-        Some(Key::Header(n)) => (p.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
-        Some(Key::SourceIp(_)) => (text(&downstream.from.ip().to_string()), None),
-        Some(Key::Query(n)) => {
-            let q = p.uri.query().unwrap_or("");
-            let found = form_urlencoded::parse(q.as_bytes()).find(|(k, _)| k == n);
-            (found.and_then(|(_, v)| text(&v)), None)
-        }
-        Some(Key::Cookie(c)) => {
-            let cookie = p.headers.get(header::COOKIE).map_or(&b""[..], HeaderValue::as_bytes);
-            let mut pairs = cookie.split(|b| *b == b';').map(<[u8]>::trim_ascii);
-            if let Some(v) = pairs.find_map(|x| x.strip_prefix(c.name.as_bytes())?.strip_prefix(b"=")) {
-                let bare = v.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(v);
-                return (Some(balance::hash(bare)), None);
-            }
-            if !c.generate {
-                return (None, None);
-            }
-            let value = format!("{:016x}", rand::random::<u64>());
-            let path = if c.path.is_empty() { String::new() } else { format!("; Path={}", c.path) };
-            let age = if c.ttl_ms == 0 { String::new() } else { format!("; Max-Age={}", c.ttl_ms / 1000) };
-            let set = format!("{}=\"{value}\"{age}{path}; HttpOnly", c.name);
-            (text(&value), HeaderValue::from_str(&set).ok())
-        }
-    }
-}
-
-/// A new id (RFC 9562 version 4), as Envoy gives one to requests without.
-fn request_id() -> HeaderValue {
-    let n: u128 = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-    let h = format!("{n:032x}");
-    let id = format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..]);
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1057,33 +501,5 @@ mod tests {
         // Clients call the Service's port, and are redirected there.
         let called = |g: &gateway::Gateway| g.ports.get(&8080).and_then(gateway::Port::called);
         assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
-    }
-
-    #[test]
-    fn grpc_timeouts() {
-        for (t, want) in [
-            ("1S", Some(1000)),
-            ("100m", Some(100)),
-            ("1u", Some(1)),
-            ("2H", Some(7_200_000)),
-            ("S", None),
-            ("", None),
-            ("1x", None),
-            ("123456789S", None),
-        ] {
-            assert_eq!(grpc_timeout(t), want, "{t}");
-        }
-    }
-
-    #[test]
-    fn hosts_of_mirrors() {
-        assert_eq!((shadowed("a.b"), shadowed("a:80")), ("a.b-shadow".into(), "a-shadow:80".into()));
-    }
-
-    #[test]
-    fn request_ids_are_of_version_4() {
-        let id = request_id();
-        let id = id.to_str().unwrap_or_default();
-        assert!(id.len() == 36 && &id[14..15] == "4" && "89ab".contains(&id[19..20]), "{id}");
     }
 }

@@ -1,0 +1,120 @@
+//! A request's head as it is sent on: path, host and headers, by what the rule and the destination say.
+
+use crate::{
+    http::{
+        body::{Body, Counted},
+        entry::{self, Authority},
+    },
+    route::{
+        operators::Values,
+        table::{Destination, Rewrite, Rule},
+    },
+};
+use http::{HeaderValue, Request, Uri, Version, header, request::Parts};
+use std::{borrow::Cow, cell::Cell, rc::Rc};
+
+/// A request as it is sent on, once or several times.
+pub(super) struct Template<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) authority: &'a Authority,
+    pub(super) rule: Option<&'a Rule>,
+    pub(super) to: &'a Destination,
+    pub(super) http2: bool,
+    /// To WebSocket.
+    pub(super) upgrade: bool,
+}
+
+impl Template<'_> {
+    pub(super) fn request(
+        &self,
+        body: Body,
+        bytes: &Rc<Cell<u64>>,
+        shadow: bool,
+        values: &dyn Values,
+    ) -> Option<Request<Counted>> {
+        let p = self.parts;
+        let mut headers = p.headers.clone();
+        if self.upgrade {
+            entry::upgrade(&mut headers);
+        }
+        // We have said "continue" ourselves.
+        headers.remove(header::EXPECT);
+        let rewrites = || rewrites(self.rule, self.to);
+        let matched = self.rule.and_then(|r| r.path.as_ref());
+        let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
+        let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
+        let path = match (&new, p.uri.query()) {
+            (None, _) => Cow::Borrowed(own),
+            (Some(n), Some(q)) if !n.contains('?') => Cow::Owned(format!("{n}?{q}")),
+            (Some(n), _) => Cow::Borrowed(n.as_str()),
+        };
+        if new.is_some()
+            && let Ok(v) = HeaderValue::from_str(own)
+        {
+            headers.insert("x-envoy-original-path", v);
+        }
+        for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
+            c.names().drop_alike(&mut headers);
+            c.apply(&mut headers, values);
+        }
+        let mut host = match rewrites().find_map(|x| x.authority.as_ref()) {
+            Some(a) => a.clone(),
+            None => self.authority.value().clone(),
+        };
+        if shadow {
+            host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
+        }
+        headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
+        let mut r = Request::new(Counted::new(body, bytes.clone()));
+        *r.method_mut() = p.method.clone();
+        if self.http2 {
+            headers.remove(header::HOST);
+            let uri = Uri::builder().scheme("http").authority(host.to_str().ok()?).path_and_query(&*path);
+            *r.uri_mut() = uri.build().ok()?;
+            *r.version_mut() = Version::HTTP_2;
+        } else {
+            headers.insert(header::HOST, host);
+            *r.uri_mut() = Uri::builder().path_and_query(&*path).build().ok()?;
+        }
+        *r.headers_mut() = headers;
+        Some(r)
+    }
+}
+
+/// What is written anew, the destination's own first.
+pub(super) fn rewrites<'a>(rule: Option<&'a Rule>, to: &'a Destination) -> impl Iterator<Item = &'a Rewrite> {
+    [to.rewrite.as_ref(), rule.and_then(|r| r.rewrite.as_ref())].into_iter().flatten()
+}
+
+/// The host of a mirrored request (Envoy's way).
+fn shadowed(host: &str) -> String {
+    match host.rsplit_once(':') {
+        Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) => format!("{h}-shadow:{p}"),
+        _ => format!("{host}-shadow"),
+    }
+}
+
+/// A new id (RFC 9562 version 4), as Envoy gives one to requests without.
+pub(super) fn request_id() -> HeaderValue {
+    let n: u128 = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let h = format!("{n:032x}");
+    let id = format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..]);
+    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_mirrors() {
+        assert_eq!((shadowed("a.b"), shadowed("a:80")), ("a.b-shadow".into(), "a-shadow:80".into()));
+    }
+
+    #[test]
+    fn request_ids_are_of_version_4() {
+        let id = request_id();
+        let id = id.to_str().unwrap_or_default();
+        assert!(id.len() == 36 && &id[14..15] == "4" && "89ab".contains(&id[19..20]), "{id}");
+    }
+}

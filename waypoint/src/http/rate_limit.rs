@@ -1,0 +1,37 @@
+//! Local rate limits of services and routes, and the answer to a request above one.
+
+use crate::{
+    downstream::context::Downstream,
+    http::{
+        answer::log_reply,
+        reply::{self, ResponseBody},
+    },
+    route::limit::{self, Limit, Over},
+    telemetry::{flag::ResponseFlag, request_log::RequestLog},
+};
+use http::{HeaderValue, Response, header};
+use std::sync::Arc;
+
+/// The limit that the request is above, if there is one.
+pub(super) fn over(limits: &[Arc<Limit>], downstream: &Downstream) -> Option<Over> {
+    if limits.is_empty() {
+        return None;
+    }
+    let who = || downstream.peer.as_ref().map_or_else(|| downstream.from.ip().to_string(), ToString::to_string);
+    let now = limit::now();
+    limits.iter().find_map(|l| l.take(now, who).err())
+}
+
+/// Too many requests (RFC 6585 §4), with the headers that Envoy gives.
+pub(super) fn limited(o: &Over, record: Box<RequestLog>) -> Response<ResponseBody> {
+    let (status, text) = ResponseFlag::RateLimited.answer();
+    let mut a = reply::local_response(status, text, record.is_grpc);
+    let seconds = o.after.as_millis().div_ceil(1000).max(1) as u64;
+    let h = a.headers_mut();
+    h.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    h.insert("x-ratelimit-limit", HeaderValue::from(o.limit));
+    h.insert("x-ratelimit-remaining", HeaderValue::from(0));
+    h.insert("x-ratelimit-reset", HeaderValue::from(seconds));
+    h.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
+    log_reply(record, a, ResponseFlag::RateLimited)
+}
