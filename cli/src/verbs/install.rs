@@ -127,7 +127,9 @@ impl Install {
             }
         }
         let installation = Installation { manifest: &manifest, timeout: self.readiness_timeout, obsolete };
-        told(session, |tell| Box::pin(installation.run(&target, tell))).await?;
+        let mut teller = Teller::new(session);
+        installation.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;
+        teller.done()?;
         for part in manifest.parts.iter().filter(|part| part.notes.contains("no effect")) {
             session.note(part.notes.trim_end());
         }
@@ -140,31 +142,36 @@ impl Install {
     }
 }
 
-type Running<'r> = std::pin::Pin<Box<dyn Future<Output = Result<(), ClusterError>> + 'r>>;
+/// Prints progress as it comes; the first line that cannot be written is the answer of [`Teller::done`].
+pub(super) struct Teller<'s, 'o> {
+    session: &'s mut Session<'o>,
+    tick: &'static str,
+    written: Result<(), Problem>,
+}
 
-/// Runs something that tells of its progress, and prints that as it comes.
-///
-/// # Errors
-/// What it says.
-pub(super) async fn told(
-    session: &mut Session<'_>,
-    run: impl for<'t> FnOnce(&'t mut dyn FnMut(Progress)) -> Running<'t>,
-) -> Result<(), Problem> {
-    let tick = tick(session);
-    let mut unwritten = Ok(());
-    let mut tell = |progress| {
+impl<'s, 'o> Teller<'s, 'o> {
+    /// Prints to a session.
+    pub(super) fn new(session: &'s mut Session<'o>) -> Self {
+        Self { tick: tick(session), session, written: Ok(()) }
+    }
+
+    /// Prints one.
+    pub(super) fn tell(&mut self, progress: Progress) {
         let line = match progress {
             Progress::Begins(_) => return,
             Progress::Waits(what) => format!("- waiting: {what}"),
-            Progress::Ready(component) => format!("{tick} {component} installed"),
+            Progress::Ready(component) => format!("{} {component} installed", self.tick),
             Progress::Removed(object) => format!("- removed {object}"),
         };
-        if unwritten.is_ok() {
-            unwritten = session.line(line);
+        if self.written.is_ok() {
+            self.written = self.session.line(line);
         }
-    };
-    run(&mut tell).await.map_err(|error| failed(&error))?;
-    unwritten
+    }
+
+    /// Whether all of it was written.
+    pub(super) fn done(self) -> Result<(), Problem> {
+        self.written
+    }
 }
 
 fn tick(session: &Session<'_>) -> &'static str {

@@ -1,6 +1,6 @@
 //! `uninstall`, also as `x uninstall`.
 
-use super::install::{Chosen, confirmed, duration, failed, told, wrong};
+use super::install::{Chosen, Teller, confirmed, duration, failed, wrong};
 use crate::{problem::Problem, session::Session};
 use karst_install::{
     cluster::{Removal, Selection, Target},
@@ -65,7 +65,9 @@ impl Uninstall {
                 return session.line("Nothing was changed.");
             }
         }
-        told(session, |tell| Box::pin(removal.run(&target, tell))).await?;
+        let mut teller = Teller::new(session);
+        removal.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;
+        teller.done()?;
         if !self.crds {
             session.note("The CRDs and their objects are still there; --crds removes them, too.");
         }
