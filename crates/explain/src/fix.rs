@@ -6,7 +6,8 @@ use crate::{
     call::Call,
     l4,
     objects::selects,
-    way::{Way, walk},
+    walk::walk,
+    way::Way,
     world::World,
 };
 use karst_manifest::{

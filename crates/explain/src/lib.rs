@@ -18,7 +18,9 @@ mod l7;
 mod objects;
 mod parties;
 mod peer;
+mod question;
 pub mod text;
+mod walk;
 mod way;
 mod world;
 
@@ -26,5 +28,5 @@ pub use answer::{Arrival, Cause, Explanation, Fix, Object, Outcome, Stage, Step,
 pub use call::{Call, Head};
 pub use dump::{Difference, differences};
 pub use parties::PartyError;
-pub use way::explain;
+pub use question::explain;
 pub use world::{Enrolment, World, WorldError};

@@ -1,47 +1,12 @@
-//! The way of a call: the questions in the order in which a connection comes to them.
+//! A way under way: its steps so far, and what has come of them.
 
 use crate::{
     answer::{Arrival, Cause, Explanation, Object, Outcome, Stage, Step, Verdict},
     call::Call,
-    fix,
-    l4::{self, Arriving, step},
-    l7,
-    parties::{self, Destination, PartyError, Source},
+    l4::step,
+    parties::{Destination, Source},
     world::World,
 };
-use karst_manifest::enrol;
-use karst_proxy::{endpoints::candidates, state::Workload};
-use karst_ztunnel::plan::{Plan, Refusal, Tunnel};
-use std::{net::SocketAddr, sync::Arc};
-
-/// Label that binds to a waypoint.
-const USE_WAYPOINT: &str = "istio.io/use-waypoint";
-
-/// What becomes of a call.
-///
-/// # Errors
-/// A party of the call is not known.
-pub fn explain(world: &World, call: &Call) -> Result<Explanation, PartyError> {
-    let mut way = walk(world, call)?;
-    if way.answer.verdict == Verdict::Refused {
-        way.answer.fix = fix::find(world, call, &way);
-    }
-    Ok(way.answer)
-}
-
-/// The way, without a fix.
-pub(crate) fn walk(world: &World, call: &Call) -> Result<Way, PartyError> {
-    let source = parties::source(world, call)?;
-    let destination = parties::destination(world, call, &source)?;
-    let mut way = Way::new(source, destination);
-    way.parties(world, call);
-    match way.source.in_mesh {
-        true => way.of_member(world, call),
-        false => way.of_outsider(world),
-    }
-    way.finish(call);
-    Ok(way)
-}
 
 /// A way under way.
 pub(crate) struct Way {
@@ -55,7 +20,7 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    fn new(source: Source, destination: Destination) -> Self {
+    pub(crate) fn new(source: Source, destination: Destination) -> Self {
         let answer = Explanation {
             verdict: Verdict::Unknown,
             summary: String::new(),
@@ -126,163 +91,7 @@ impl Way {
         of_kubernetes.or_else(|| world.objects.named("ServiceEntry", &service.namespace, &service.name))
     }
 
-    fn parties(&mut self, world: &World, call: &Call) {
-        let workload = self.source.workload.clone();
-        let object = l4::pod(world, &workload);
-        let why = match (self.source.in_mesh, self.source.assumed) {
-            (true, true) => format!("{}: nobody runs as it now; taken for a pod of the mesh", workload.identity),
-            (true, false) => format!("{} at {}", workload.identity, self.source.ip),
-            (false, _) => format!("{} at {}: it has no identity of the mesh", call.from, self.source.ip),
-        };
-        self.push(step(Stage::Source, Outcome::Pass, object.clone(), why));
-        let to = self.destination.to;
-        let (object_of_service, name) = (self.service_object(world), self.destination.name.clone());
-        let why = match &self.destination.service {
-            Some(service) => {
-                let ports: Vec<String> = service.ports.iter().map(|(port, _)| port.to_string()).collect();
-                format!("{name} at {to}, ports {}", ports.join(", "))
-            }
-            None => format!("the address {to}, of no service"),
-        };
-        self.push(step(Stage::Destination, Outcome::Pass, object_of_service, why));
-        let why = match self.source.in_mesh {
-            true => "the caller is in the mesh: its connections go to ztunnel".to_string(),
-            false => outside_of_mesh(world, &workload),
-        };
-        self.push(step(Stage::Redirection, Outcome::Pass, object, why));
-    }
-
-    /// A caller of the mesh.
-    fn of_member(&mut self, world: &World, call: &Call) {
-        let to = self.destination.to;
-        self.unbound(world);
-        match l4::leaves(world, &self.source, to) {
-            Plan::Refuse(refusal) => self.not_sent(world, refusal),
-            Plan::Tunnel(Tunnel { peer, waypoint: true, .. }) => {
-                let object = l4::pod(world, &peer);
-                let why = format!("{} is bound to a waypoint: HBONE to {}", self.destination.name, peer.name);
-                self.push(step(Stage::Plan, Outcome::Pass, object, why));
-                let name = self.destination.name.clone();
-                l7::through(world, self, call, &peer, to, &name);
-            }
-            Plan::Tunnel(tunnel) => self.direct(world, tunnel.service.is_some(), (&tunnel.peer, tunnel.target)),
-            Plan::Plain { to: target, workload: Some(workload), service } => {
-                self.direct(world, service.is_some(), (&workload, target));
-            }
-            Plan::Plain { to, workload: None, .. } => {
-                self.push(step(
-                    Stage::Plan,
-                    Outcome::Pass,
-                    None,
-                    format!("{to} is nobody's of the mesh: sent as it is"),
-                ));
-                self.answered();
-            }
-            Plan::Untold { to, .. } => {
-                let why = format!("{to} is in a node's pod range, and no pod is known there: it is held, then refused");
-                self.refuse(Stage::Plan, None, why, Cause::NobodyKnown);
-            }
-            Plan::Resolve(name) => {
-                let why =
-                    format!("the endpoint is the name {}: it is resolved, then sent as it is", name.workload.hostname);
-                self.push(step(Stage::Plan, Outcome::Pass, None, why));
-                self.answered();
-            }
-        }
-    }
-
-    /// Labels ask for a waypoint, and none is used: policies and routes at it have no effect.
-    fn unbound(&mut self, world: &World) {
-        let Some(service) = self.destination.service.as_ref().filter(|s| s.waypoints.is_empty()) else { return };
-        let own = world.objects.service(&service.namespace, &service.name).map(|s| &s.metadata.labels);
-        let namespace = world.objects.namespace(&service.namespace).map(|n| &n.metadata.labels);
-        let named = [own, namespace].into_iter().flatten().find_map(|labels| labels.get(USE_WAYPOINT));
-        let Some(named) = named.filter(|name| *name != "none") else { return };
-        let object = world.objects.named("Gateway", &service.namespace, named);
-        let why = match &object {
-            Some(_) => format!(
-                "{USE_WAYPOINT} names {named}, which has no pod that is ready, or does not take services: it is passed by"
-            ),
-            None => format!(
-                "{USE_WAYPOINT} names {named}, and there is no such Gateway in {}: no waypoint is used",
-                service.namespace
-            ),
-        };
-        self.push(step(Stage::Waypoint, Outcome::Warn, object, why));
-    }
-
-    fn not_sent(&mut self, world: &World, refusal: Refusal) {
-        let key = self.destination.service.as_ref().map(|s| s.key.to_string());
-        let cause = l4::cause(world, refusal, key.as_deref());
-        let object = self.service_object(world);
-        self.refuse(Stage::Plan, object, refusal.text(), cause);
-    }
-
-    /// From ztunnel to ztunnel, or to who is not in the mesh.
-    fn direct(&mut self, world: &World, by_service: bool, one: (&Arc<Workload>, SocketAddr)) {
-        let service = self.destination.service.clone().filter(|_| by_service);
-        let all = match &service {
-            Some(service) => candidates(&world.mesh, &self.source.workload, service, self.destination.to, &[]),
-            None => vec![],
-        };
-        let mut all: Vec<_> = all.into_iter().map(|(w, at, _)| (w, at)).collect();
-        if all.is_empty() {
-            all.push((one.0.clone(), one.1));
-        }
-        all.sort_by_key(|(_, at)| *at);
-        let key = self.destination.service.as_ref().map(|s| s.key.to_string());
-        let why = l4::choice(world, key.as_deref(), all.iter().map(|(w, at)| (&**w, *at)));
-        let way = if one.0.hbone { "HBONE from ztunnel to ztunnel, no waypoint" } else { "as it is: not in the mesh" };
-        self.push(step(Stage::Plan, Outcome::Pass, None, way));
-        self.push(step(Stage::Endpoints, Outcome::Pass, self.service_object(world), why));
-        for (workload, at) in all {
-            let identity = Some(self.source.workload.identity.clone()).filter(|_| workload.hbone);
-            let by = Arriving { identity: identity.as_ref(), ip: self.source.ip, weight: 1 };
-            self.arrived(l4::arrives(world, &workload, at, &by));
-        }
-    }
-
-    /// A caller outside: Kubernetes, not the mesh, chooses an endpoint.
-    fn of_outsider(&mut self, world: &World) {
-        let to = self.destination.to;
-        let Some(service) = self.destination.service.clone() else {
-            match world.mesh.workload(to.ip()).cloned() {
-                Some(workload) => self.direct_plain(world, vec![(workload, to)]),
-                None => {
-                    self.push(step(Stage::Plan, Outcome::Pass, None, format!("{to} is nobody's of the mesh")));
-                    self.answered();
-                }
-            }
-            return;
-        };
-        if !service.waypoints.is_empty() {
-            let why =
-                "the caller is not in the mesh, so it passes by the waypoint: its policies and routes have no effect";
-            self.push(step(Stage::Waypoint, Outcome::Warn, self.service_object(world), why));
-        }
-        if !service.ports.iter().any(|(port, _)| *port == to.port()) {
-            return self.not_sent(world, Refusal::NoPort);
-        }
-        let all = candidates(&world.mesh, &self.source.workload, &service, to, &[]);
-        match all.is_empty() {
-            true => self.not_sent(world, Refusal::NoEndpoint),
-            false => self.direct_plain(world, all.into_iter().map(|(w, at, _)| (w, at)).collect()),
-        }
-    }
-
-    fn direct_plain(&mut self, world: &World, mut all: Vec<(Arc<Workload>, SocketAddr)>) {
-        all.sort_by_key(|(_, at)| *at);
-        let key = self.destination.service.as_ref().map(|s| s.key.to_string());
-        let why = l4::choice(world, key.as_deref(), all.iter().map(|(w, at)| (&**w, *at)));
-        self.push(step(Stage::Plan, Outcome::Pass, None, "plaintext, by Kubernetes' own services"));
-        self.push(step(Stage::Endpoints, Outcome::Pass, self.service_object(world), why));
-        for (workload, at) in all {
-            let by = Arriving { identity: None, ip: self.source.ip, weight: 1 };
-            self.arrived(l4::arrives(world, &workload, at, &by));
-        }
-    }
-
-    fn finish(&mut self, call: &Call) {
+    pub(crate) fn finish(&mut self, call: &Call) {
         let answer = &mut self.answer;
         answer.verdict = match (self.is_unknown, self.good, self.bad) {
             (true, ..) | (_, 0, 0) => Verdict::Unknown,
@@ -305,20 +114,5 @@ impl Way {
             }
             (Verdict::Unknown, _, why) => format!("unknown: {}", why.unwrap_or_default()),
         };
-    }
-}
-
-fn outside_of_mesh(world: &World, workload: &Workload) -> String {
-    let Some((_, pod)) = world.objects.pod(&workload.namespace, &workload.name) else {
-        return "the caller is no pod of the mesh: its connections are not redirected".into();
-    };
-    let namespace = world.objects.namespace(&pod.metadata.namespace);
-    match (pod.spec.host_network, enrol::wanted(namespace, pod)) {
-        (true, _) => "the caller is on the host network, which is never redirected".into(),
-        (_, false) => format!(
-            "neither the pod nor the namespace {} has the label istio.io/dataplane-mode=ambient: not redirected",
-            pod.metadata.namespace
-        ),
-        (_, true) => "the pod is not redirected (it has no address yet, or has ended)".into(),
     }
 }

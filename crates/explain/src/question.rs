@@ -1,0 +1,22 @@
+//! The question and its answer.
+
+use crate::{
+    answer::{Explanation, Verdict},
+    call::Call,
+    fix,
+    parties::PartyError,
+    walk::walk,
+    world::World,
+};
+
+/// What becomes of a call.
+///
+/// # Errors
+/// A party of the call is not known.
+pub fn explain(world: &World, call: &Call) -> Result<Explanation, PartyError> {
+    let mut way = walk(world, call)?;
+    if way.answer.verdict == Verdict::Refused {
+        way.answer.fix = fix::find(world, call, &way);
+    }
+    Ok(way.answer)
+}
