@@ -96,6 +96,23 @@ pub fn istioctl(args: &[&str]) -> String {
     try_istioctl(args).unwrap_or_else(|e| panic!("istioctl {}: {e}", args.join(" ")))
 }
 
+/// Runs our own command line, as it was built with these tests; gives its output, or all that it says when it fails.
+pub fn try_karst(args: &[&str]) -> Result<String, String> {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.ancestors().nth(2).unwrap().join("karst");
+    let base = root().join("target/cluster");
+    let mut c = Command::new("nsenter");
+    c.arg(format!("--net={NETNS}")).arg(program).args(args).current_dir(root());
+    let out = c.env("KUBECONFIG", base.join("run/pki/admin.kubeconfig")).output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stdout) + &text(&out.stderr)) }
+}
+
+/// Runs our own command line, which must succeed.
+pub fn karst(args: &[&str]) -> String {
+    try_karst(args).unwrap_or_else(|e| panic!("karst {}: {e}", args.join(" ")))
+}
+
 /// Runs helm; gives its output, or what it complains about.
 pub fn try_helm(args: &[&str]) -> Result<String, String> {
     let out = tool("helm").args(args).output().unwrap();

@@ -11,6 +11,8 @@
 
 #[path = "stages/istioctl.rs"]
 mod istioctl;
+#[path = "stages/karst.rs"]
+mod karst;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
@@ -1250,7 +1252,6 @@ fn s4_what_is_deployed_runs_under_pod_security_restricted() {
     kubectl(&["delete", "namespace", "restricted", "--wait=false"]);
 }
 
-/// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.
 /// Stock istioctl, from the Go module proxy: its tables have the objects that are there.
 #[test]
 fn s4_with_istioctl_the_real_objects_are_seen() {
@@ -1260,6 +1261,22 @@ fn s4_with_istioctl_the_real_objects_are_seen() {
     istioctl::exercise(&apps);
 }
 
+/// Our own command line shows the same, and explains a call as it then goes.
+#[test]
+fn s4_with_karst_the_real_objects_are_seen() {
+    install_gateway_api();
+    let apps = apps();
+    apps.mesh(true);
+    karst::exercise(&apps);
+}
+
+/// After the charts: nothing is installed when it begins.
+#[test]
+fn s9_karst_installs_and_removes() {
+    karst::installs_and_removes();
+}
+
+/// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.
 #[test]
 fn s5_a_canary_is_released_or_taken_back() {
     let _a = apps();
