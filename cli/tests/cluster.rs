@@ -1,6 +1,7 @@
 //! The verbs on a cluster with the mesh installed. Read-only but for one waypoint in a namespace of its own.
 //!
 //! `KUBECONFIG=… cargo test -p karst-cli --test cluster -- --ignored --test-threads 1`
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use std::process::Command;
 
