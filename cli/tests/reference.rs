@@ -1,4 +1,5 @@
 //! docs/cli.md is what the program prints.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use std::{path::Path, process::Command};
 

@@ -1,4 +1,5 @@
 //! Wrong command lines: each gets one clear error with the next step, and a status that tells what kind of error it is.
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 use std::{
     path::Path,
