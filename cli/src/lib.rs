@@ -5,7 +5,7 @@
 //! - [`known`]: names and ports. [`options`]: the flags of every verb. [`session`]: what a verb is run with.
 //! - [`cluster`]: the API server, and through it the pages of proxies. [`output`]: tables, JSON, YAML.
 //! - [`syncz`]: what the control plane says of its proxies.
-//! - [`reference`]: the page of all verbs.
+//! - [`mod@reference`]: the page of all verbs.
 //! - [`problem`]: errors, each with its next step. [`verbs`]: a file for each verb.
 
 pub mod analysis;

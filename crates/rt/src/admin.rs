@@ -126,7 +126,8 @@ async fn asked(request: Request<Incoming>, from: IpAddr) -> Option<Asked> {
     Some(Asked {
         from,
         method: head.method.as_str().into(),
-        path: head.uri.path().into(),
+        // istioctl asks for `//version`.
+        path: format!("/{}", head.uri.path().trim_start_matches('/')),
         query: head.uri.query().unwrap_or_default().into(),
         bearer: bearer.and_then(|value| value.strip_prefix("Bearer ")).map(String::from),
         body: Limited::new(body, BODY).collect().await.ok()?.to_bytes(),
@@ -184,7 +185,7 @@ mod tests {
             let exchange = async |body: usize| {
                 let mut stream = TcpStream::connect(to).await.unwrap();
                 let head = format!(
-                    "PUT /a?b=c HTTP/1.1\r\nhost: x\r\nauthorization: Bearer t\r\ncontent-length: {body}\r\n\r\n"
+                    "PUT //a?b=c HTTP/1.1\r\nhost: x\r\nauthorization: Bearer t\r\ncontent-length: {body}\r\n\r\n"
                 );
                 stream.write_all(head.as_bytes()).await.unwrap();
                 let _ = stream.write_all(&vec![b'x'; body]).await;
