@@ -1,6 +1,6 @@
 //! The rule book for a command line: what `check` prints and the webhook answers, as data.
 //!
-//! Nothing is judged here: problems, warnings and findings come from [`convert`](crate::convert), by which the model is compiled.
+//! Nothing is judged here: problems, warnings and findings come from [`convert`], by which the model is compiled.
 
 use crate::convert::{self, Mesh, check, finding::Finding, of_gateway};
 use karst_manifest::{
