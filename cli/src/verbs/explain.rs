@@ -1,7 +1,9 @@
 //! `explain`: what becomes of a call from A to B, step by step, and which object decided.
 
 use crate::{
-    analysis, input,
+    analysis,
+    cluster::{Cluster, Resource},
+    input,
     output::Format,
     problem::{Exit, Problem},
     session::Session,
@@ -10,7 +12,47 @@ use clap::Args;
 use karst_explain::{Call, Difference, Enrolment, Explanation, Head, Verdict, World, differences, explain, text};
 use karst_manifest::State;
 use serde::Serialize;
+use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf};
+
+const DEPLOYMENT: Resource = Resource::new("apps", "v1", "Deployment", "deployments");
+/// What the control plane's options say that changes an answer, and what they say by default.
+const OPTIONS: [(&str, &str); 5] = [
+    ("ROOT_NAMESPACE", "istio-system"),
+    ("TRUST_DOMAIN", "cluster.local"),
+    ("CLUSTER_DOMAIN", "cluster.local"),
+    ("DEFAULT_VIRTUAL_SERVICE_EXPORT_TO", "*"),
+    ("DEFAULT_DESTINATION_RULE_EXPORT_TO", "*"),
+];
+
+/// Objects are read here as the control plane reads them, so its options must be ours: they are taken from the environment.
+///
+/// # Errors
+/// If they differ, or the control plane's cannot be read: then nothing can be said.
+async fn as_the_control_plane(cluster: &Cluster) -> Result<(), Problem> {
+    let found = cluster.list(DEPLOYMENT, Some(&cluster.istio_namespace), "app=istiod").await?.unwrap_or_default();
+    let Some(controller) = found.first() else {
+        let what = format!("explain: no control plane is in namespace {}", cluster.istio_namespace);
+        return Err(Problem::new(what).next("name its namespace with -i, or explain files with -f"));
+    };
+    let containers = controller.data.pointer("/spec/template/spec/containers").and_then(Value::as_array);
+    let theirs = |name: &str| {
+        let variables = containers?.iter().filter_map(|container| container["env"].as_array()).flatten();
+        variables.into_iter().find(|variable| variable["name"] == name)?["value"].as_str().map(String::from)
+    };
+    let mut other = vec![];
+    for (name, default) in OPTIONS {
+        let wanted = theirs(name).filter(|value| !value.is_empty()).unwrap_or_else(|| default.into());
+        if std::env::var(name).unwrap_or_else(|_| default.into()) != wanted {
+            other.push(format!("{name}={wanted}"));
+        }
+    }
+    if other.is_empty() {
+        return Ok(());
+    }
+    let next = format!("run it with the control plane's options: env {} karst explain …", other.join(" "));
+    Err(Problem::new("explain: the control plane has other options than are set here").next(next))
+}
 
 /// Options of `explain`.
 #[derive(Debug, Args)]
@@ -105,6 +147,7 @@ impl Explain {
         let failed = |e: karst_explain::WorldError| Problem::new("explain").because(e).exit(Exit::Unknown);
         if self.files.is_empty() {
             let cluster = session.cluster().await.map_err(|e| e.exit(Exit::Unknown))?;
+            as_the_control_plane(&cluster).await.map_err(|e| e.exit(Exit::Unknown))?;
             let (objects, notes) = analysis::from_cluster(&cluster).await.map_err(|e| e.exit(Exit::Unknown))?;
             notes.iter().for_each(|note| session.note(note));
             return World::new(State { objects, ..State::default() }, Enrolment::Reported).map_err(failed);

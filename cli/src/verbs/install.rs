@@ -48,7 +48,7 @@ pub struct Install {
     /// Print what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Take over objects that helm has installed
+    /// Take over objects of others that have the names of ours, helm's among them
     #[arg(long)]
     force: bool,
     /// How long each component may take to be ready, as 300s or 5m
@@ -77,6 +77,14 @@ impl Chosen {
     /// # Errors
     /// If a file cannot be read, or a key is unknown.
     pub fn spec(&self, namespace: &str) -> Result<Spec, Problem> {
+        self.wanted(namespace)?.spec().map_err(|error| wrong(&error))
+    }
+
+    /// What was said, the files read.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn wanted(&self, namespace: &str) -> Result<Wanted, Problem> {
         let mut files = Vec::new();
         for file in &self.files {
             let name = file.display().to_string();
@@ -90,9 +98,7 @@ impl Chosen {
             })?;
             files.push((name, text));
         }
-        let wanted =
-            Wanted { files, sets: self.sets.clone(), revision: self.revision.clone(), namespace: namespace.into() };
-        wanted.spec().map_err(|error| wrong(&error))
+        Ok(Wanted { files, sets: self.sets.clone(), revision: self.revision.clone(), namespace: namespace.into() })
     }
 }
 
@@ -110,9 +116,13 @@ impl Install {
     /// # Errors
     /// As [`Install::run`].
     pub async fn change(self, session: &mut Session<'_>, upgrade: bool) -> Result<(), Problem> {
-        let spec = self.chosen.spec(&session.global.istio_namespace)?;
+        let mut wanted = self.chosen.wanted(&session.global.istio_namespace)?;
         let charts = self.chosen.charts()?;
         let target = Target::new(session.cluster().await?.client());
+        if upgrade {
+            wanted = after(&target, wanted).await?;
+        }
+        let spec = wanted.spec().map_err(|error| wrong(&error))?;
         let version = target.version().await.map_err(|error| failed(&error))?;
         let manifest = Manifest::of(&spec, &charts, &version, upgrade).map_err(|error| wrong(&error))?;
         let obsolete = Installation::obsolete(&target, &manifest).await.map_err(|error| failed(&error))?;
@@ -122,14 +132,13 @@ impl Install {
         }
         if !self.skip_confirmation {
             preview(session, &spec, &manifest, &changes, upgrade)?;
-            if !confirmed(session)? {
-                return session.line("Nothing was changed.");
-            }
+            confirmed(session)?;
         }
         let installation = Installation { manifest: &manifest, timeout: self.readiness_timeout, obsolete };
         let mut teller = Teller::new(session);
         installation.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;
         teller.done()?;
+        target.record(&wanted, &manifest).await.map_err(|error| failed(&error))?;
         for part in manifest.parts.iter().filter(|part| part.notes.contains("no effect")) {
             session.note(part.notes.trim_end());
         }
@@ -204,18 +213,36 @@ fn preview(
     ))
 }
 
+/// What was said at the installation, and over it what is said now.
+///
+/// # Errors
+/// If nothing is installed.
+async fn after(target: &Target, now: Wanted) -> Result<Wanted, Problem> {
+    let revision = now.revision.clone().filter(|name| name != "default").unwrap_or_default();
+    let Some(mut wanted) = target.recorded(&now.namespace, &revision).await.map_err(|error| failed(&error))? else {
+        let next = "karst install installs it; helm's installations are upgraded by helm";
+        return Err(Problem::new(format!("karst has installed nothing in namespace {}", now.namespace)).next(next));
+    };
+    wanted.files.extend(now.files);
+    wanted.sets.extend(now.sets);
+    Ok(wanted)
+}
+
 /// Reads the answer; no answer is no.
 ///
 /// # Errors
-/// If there is no reading.
-pub(super) fn confirmed(session: &mut Session<'_>) -> Result<bool, Problem> {
+/// If there is no reading, or the answer is not yes: a script must not take that for an installation.
+pub(super) fn confirmed(session: &mut Session<'_>) -> Result<(), Problem> {
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
     read.map_err(|e| Problem::new("cannot read the answer").because(e).next("pass -y to proceed without asking"))?;
     if answer.is_empty() {
         session.line("")?;
     }
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Problem::new("nothing was changed: the answer was not y").next("pass -y to proceed without asking")),
+    }
 }
 
 pub(super) fn wrong(error: &SpecError) -> Problem {
@@ -228,7 +255,9 @@ pub(super) fn failed(error: &ClusterError) -> Problem {
         ClusterError::NotReady { .. } | ClusterError::NotGone { .. } => {
             "run the same command again: it goes on where it is"
         }
-        ClusterError::Request { .. } | ClusterError::Helm { .. } => "correct it, and run the same command again",
+        ClusterError::Request { .. } | ClusterError::Helm { .. } | ClusterError::Foreign { .. } => {
+            "correct it, and run the same command again"
+        }
     };
     Problem::new("the cluster is not changed as it was wanted").because(error).next(next)
 }

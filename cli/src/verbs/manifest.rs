@@ -16,9 +16,7 @@ pub enum Manifest {
 
 /// Options of `manifest generate`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  karst manifest generate --set profile=demo > mesh.yaml\n  karst manifest generate | kubectl delete --ignore-not-found -f -"
-)]
+#[command(after_help = "Examples:\n  karst manifest generate --set profile=demo > mesh.yaml")]
 pub struct Generate {
     #[command(flatten)]
     chosen: Chosen,

@@ -17,7 +17,7 @@ pub struct Uninstall {
     /// What is to be removed: by revision (default: the one without a name), or by file.
     #[command(flatten)]
     chosen: Chosen,
-    /// Everything that was ever installed, of all revisions
+    /// Everything that karst has installed, of all revisions
     #[arg(long)]
     purge: bool,
     /// The CRDs, too: all VirtualServices, AuthorizationPolicies and so on go with them
@@ -61,9 +61,7 @@ impl Uninstall {
             session.text(&(removal.lines().join("\n") + "\n"))?;
             let count = removal.objects.len();
             session.text(&format!("{count} objects will be removed from the cluster. Proceed? (y/N) "))?;
-            if !confirmed(session)? {
-                return session.line("Nothing was changed.");
-            }
+            confirmed(session)?;
         }
         let mut teller = Teller::new(session);
         removal.run(&target, &mut |progress| teller.tell(progress)).await.map_err(|error| failed(&error))?;

@@ -6,7 +6,7 @@ use crate::{problem::Problem, session::Session};
 /// Options of `upgrade`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The control plane is upgraded first, then the node agent, the node proxies and the gateways; what an older\nrelease had and this one has not is removed at the end.\n\nExamples:\n  karst upgrade\n  karst upgrade -f mesh.yaml --dry-run"
+    after_help = "The control plane is upgraded first, then the node agent, the node proxies and the gateways; what an older\nrelease had and this one has not is removed at the end. It starts from what the installation was asked for; -f and --set come over that.\n\nExamples:\n  karst upgrade\n  karst upgrade -f mesh.yaml --dry-run"
 )]
 pub struct Upgrade {
     #[command(flatten)]

@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 pub const OWNER: &str = "install.operator.istio.io/owning-resource";
 /// Its namespace.
 pub const OWNER_NAMESPACE: &str = "install.operator.istio.io/owning-resource-namespace";
+/// Says that karst has installed it, and as what ([`owner`]). The labels above are Istio's, whose own installations have them
+/// with the same values: what is to be removed, or may be changed, is told by this one alone.
+pub const OURS: &str = "karst.io/installation";
 /// The component that an object is of.
 pub const COMPONENT: &str = "operator.istio.io/component";
 /// Who manages it.
@@ -117,6 +120,7 @@ impl Manifest {
         if !labels.is_object() {
             *labels = json!({});
         }
+        labels[OURS] = self.owner.as_str().into();
         labels[OWNER] = self.owner.as_str().into();
         labels[OWNER_NAMESPACE] = self.namespace.as_str().into();
         labels[COMPONENT] = kind.label().into();

@@ -78,6 +78,10 @@ impl Apply {
         if self.enroll_namespace && !self.may_enroll(session, &cluster).await? {
             return Ok(());
         }
+        if cluster.object(GATEWAY, Some(&namespace), name).await?.is_some_and(|there| !gateway::is_waypoint(&there)) {
+            let next = "choose another name with --name, or delete that Gateway first";
+            return Err(Problem::new(format!("Gateway {namespace}/{name} is there and is no waypoint")).next(next));
+        }
         let object = manifest(name, Some(&namespace), self.wanted.traffic, self.wanted.revision.as_deref());
         cluster.apply(GATEWAY, Some(&namespace), name, &object).await?;
         session.line(format!("\u{2705} waypoint {namespace}/{name} applied"))?;

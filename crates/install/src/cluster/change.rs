@@ -1,6 +1,6 @@
 //! What an installation would change: found by dry runs of the API server, so that its defaults are no differences.
 
-use super::{ClusterError, Target, access::display};
+use super::{ClusterError, Target, access::display, remove::owner_of};
 use crate::manifest::Manifest;
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ impl Changes {
     /// Compares a manifest with the cluster; `obsolete` are objects that are removed.
     ///
     /// # Errors
-    /// If the API server cannot be asked, or helm owns some of the objects and `force` is not given.
+    /// If the API server cannot be asked, or some of the objects are not this installation's and `force` is not given.
     pub async fn find(
         target: &Target,
         manifest: &Manifest,
@@ -41,10 +41,10 @@ impl Changes {
                 found.changes.push(Change::Create(display(object)));
                 continue;
             };
-            if let Some(release) = helm_release(&there).filter(|_| !force) {
-                return Err(ClusterError::Helm { objects: display(object), release });
+            if !force {
+                is_free(target, object, &there, &manifest.owner).await?;
             }
-            let after = target.apply(object, false).await?;
+            let after = target.apply(&kept(object, Some(&there)), false).await?;
             let fields = differences(&there, &after);
             if fields.is_empty() {
                 found.same += 1;
@@ -82,14 +82,50 @@ impl Changes {
     }
 }
 
-/// The release that helm has noted on an object.
-fn helm_release(object: &Value) -> Option<String> {
+/// May an installation change an object that is there? It may if karst has made it as the same installation, or a release of
+/// helm's that is gone, as CRDs outlive theirs.
+///
+/// # Errors
+/// Whose it is; or the API server cannot be asked.
+async fn is_free(target: &Target, object: &Value, there: &Value, owner: &str) -> Result<(), ClusterError> {
+    let foreign = |whose: String| Err(ClusterError::Foreign { object: display(object), whose });
+    match owner_of(there) {
+        Some(same) if same == owner => return Ok(()),
+        Some(other) => return foreign(format!("is karst's, as {other}")),
+        None => {}
+    }
+    let Some((namespace, name)) = helm_release(there) else { return foreign("was not installed by karst".into()) };
+    let labels = format!("owner=helm,name={name}");
+    match target.list("v1", "Secret", Some(&namespace), &labels).await?.is_empty() {
+        true => Ok(()),
+        false => Err(ClusterError::Helm { objects: display(object), release: format!("{namespace}/{name}") }),
+    }
+}
+
+/// A webhook's configuration with what the control plane has since written into it: whether it is in force, and by which
+/// authority. Other objects as they are.
+pub(super) fn kept(object: &Value, there: Option<&Value>) -> Value {
+    let mut object = object.clone();
+    let written = there.and_then(|there| there["webhooks"].as_array());
+    if let (Some(webhooks), Some(written)) = (object["webhooks"].as_array_mut(), written) {
+        for webhook in webhooks {
+            let Some(same) = written.iter().find(|other| other["name"] == webhook["name"]) else { continue };
+            if webhook.get("failurePolicy").is_some() {
+                webhook["failurePolicy"] = same["failurePolicy"].clone();
+            }
+        }
+    }
+    object
+}
+
+/// The release that helm has noted on an object: namespace and name.
+fn helm_release(object: &Value) -> Option<(String, String)> {
     let metadata = &object["metadata"];
     if metadata["labels"]["app.kubernetes.io/managed-by"] != "Helm" {
         return None;
     }
     let note = |key: &str| metadata["annotations"][format!("meta.helm.sh/release-{key}")].as_str();
-    Some(format!("{}/{}", note("namespace").unwrap_or_default(), note("name")?))
+    Some((note("namespace").unwrap_or_default().into(), note("name")?.into()))
 }
 
 /// Paths that differ; at most five, the first of each list.
@@ -151,7 +187,18 @@ mod tests {
     fn helms_objects_are_known_by_their_annotations() {
         let object = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": {
             "meta.helm.sh/release-name": "istiod", "meta.helm.sh/release-namespace": "istio-system"}}});
-        assert_eq!(helm_release(&object).as_deref(), Some("istio-system/istiod"));
+        assert_eq!(helm_release(&object), Some(("istio-system".into(), "istiod".into())));
         assert_eq!(helm_release(&json!({"metadata": {}})), None);
+    }
+
+    #[test]
+    fn a_webhook_in_force_stays_in_force() {
+        let chart = json!({"kind": "X", "webhooks": [{"name": "a", "failurePolicy": "Ignore"}, {"name": "b"}]});
+        let there =
+            json!({"webhooks": [{"name": "a", "failurePolicy": "Fail"}, {"name": "b", "failurePolicy": "Fail"}]});
+        let kept = kept(&chart, Some(&there));
+        assert_eq!(kept["webhooks"][0]["failurePolicy"], "Fail");
+        assert!(kept["webhooks"][1].get("failurePolicy").is_none(), "{kept}");
+        assert_eq!(super::kept(&chart, None), chart);
     }
 }

@@ -33,6 +33,16 @@ pub enum ClusterError {
         /// What is still there.
         waiting: String,
     },
+    /// Somebody else's object has the name of one that is to be installed.
+    #[error(
+        "{object} {whose}: remove it, or install under another --revision or namespace, or take it over with --force"
+    )]
+    Foreign {
+        /// Which object.
+        object: String,
+        /// Whose it is, as a verb with its object.
+        whose: String,
+    },
     /// Helm has installed it.
     #[error(
         "{objects} belong to helm's release {release}: upgrade it by helm, or remove it (helm uninstall), or take them over with --force"

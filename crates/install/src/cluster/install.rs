@@ -4,8 +4,9 @@
 use super::{
     ClusterError, Progress, Target,
     access::{display, name},
+    change,
     ready::{self, Readiness},
-    remove,
+    record, remove,
 };
 use crate::manifest::{Manifest, Part, Stage};
 use serde_json::{Value, json};
@@ -37,6 +38,7 @@ impl Install<'_> {
         Ok(owned
             .into_iter()
             .filter(|object| !wanted.contains(&display(object)) && Stage::of(object) != Stage::Crd)
+            .filter(|object| !record::is_record(object))
             .collect())
     }
 
@@ -58,7 +60,8 @@ impl Install<'_> {
             }
             // These judge others' objects: only now there is somebody to answer.
             for object in after {
-                target.apply(object, true).await?;
+                let there = target.get(object).await?;
+                target.apply(&change::kept(object, there.as_ref()), true).await?;
             }
             tell(Progress::Ready(title(part)));
         }

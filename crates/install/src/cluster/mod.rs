@@ -6,6 +6,7 @@ mod error;
 mod install;
 mod progress;
 mod ready;
+mod record;
 mod remove;
 
 pub use access::Target;

@@ -3,7 +3,7 @@
 
 use super::{ClusterError, Progress, Target, access::display, ready};
 use crate::{
-    manifest::{self, COMPONENT, Manifest, OWNER, OWNER_NAMESPACE, Stage},
+    manifest::{self, COMPONENT, Manifest, OURS, OWNER_NAMESPACE, Stage},
     spec::Kind,
 };
 use serde_json::Value;
@@ -38,9 +38,9 @@ const KINDS: [(&str, &str); 19] = [
 pub enum Selection {
     /// One revision in a namespace; empty for the default one.
     Revision(String, String),
-    /// What a manifest has.
+    /// What a manifest has, as far as karst has installed it.
     Manifest(Box<Manifest>),
-    /// Everything that was ever installed, of all revisions, and what the control plane has made in other namespaces.
+    /// Everything that karst has installed, of all revisions, and what the control plane has made in other namespaces.
     Purge,
 }
 
@@ -71,7 +71,8 @@ impl Removal {
             Selection::Manifest(manifest) => {
                 let mut there = Vec::new();
                 for object in manifest.objects() {
-                    there.extend(target.get(object).await?.map(|mut found| {
+                    let found = target.get(object).await?.filter(|found| owner_of(found).is_some());
+                    there.extend(found.map(|mut found| {
                         found["apiVersion"] = object["apiVersion"].clone();
                         found["kind"] = object["kind"].clone();
                         found
@@ -85,7 +86,7 @@ impl Removal {
                 all.extend(target.list("v1", "ConfigMap", None, "istio.io/config=true").await?.into_iter().filter(
                     |object| {
                         let name = object["metadata"]["name"].as_str().unwrap_or_default();
-                        matches!(name, "istio-ca-root-cert" | "istio-ca-crl")
+                        matches!(name, "istio-ca-root-cert" | "istio-ca-crl") && is_written_by_karst(object)
                     },
                 ));
                 all
@@ -142,11 +143,24 @@ impl Removal {
     }
 }
 
-/// Objects with the labels of an installation: of this owner and namespace, or of any.
+/// As what karst has installed an object; none if it is not karst's.
+pub(super) fn owner_of(object: &Value) -> Option<&str> {
+    object["metadata"]["labels"][OURS].as_str()
+}
+
+/// Is the object our control plane's? Istio's has the same names and labels.
+fn is_written_by_karst(object: &Value) -> bool {
+    let fields = object["metadata"]["managedFields"].as_array();
+    fields.is_some_and(|all| {
+        all.iter().any(|field| field["manager"].as_str().is_some_and(|manager| manager.contains("karst")))
+    })
+}
+
+/// Objects that karst has installed: as this owner in this namespace, or as any.
 pub(super) async fn owned(target: &Target, of: Option<(&str, &str)>) -> Result<Vec<Value>, ClusterError> {
     let labels = match of {
-        Some((owner, namespace)) => format!("{OWNER}={owner},{OWNER_NAMESPACE}={namespace}"),
-        None => OWNER.to_string(),
+        Some((owner, namespace)) => format!("{OURS}={owner},{OWNER_NAMESPACE}={namespace}"),
+        None => OURS.to_string(),
     };
     let mut found = Vec::new();
     for (version, kind) in KINDS {
