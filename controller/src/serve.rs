@@ -508,7 +508,7 @@ impl AggregatedDiscoveryService for Service {
             let mut requests = request.into_inner();
             let mut nonce = 0;
             while let Ok(Some(asked)) = requests.message().await {
-                if !stream::asks(&asked) {
+                if !stream::asks(&asked, nonce) {
                     continue;
                 }
                 nonce += 1;

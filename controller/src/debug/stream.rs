@@ -53,9 +53,11 @@ pub fn answer(request: &DiscoveryRequest, view: &View, nonce: u64) -> Result<Dis
     })
 }
 
-/// Is it a first request of its type, not the acknowledgement of an answer?
-pub fn asks(request: &DiscoveryRequest) -> bool {
-    request.response_nonce.is_empty() && request.error_detail.is_none()
+/// Is it a request of its own, not the acknowledgement of one of the answers that were sent (nonces 1 to `sent`)? istioctl's first
+/// request has a nonce, too: the time.
+pub fn asks(request: &DiscoveryRequest, sent: u64) -> bool {
+    let acknowledged = request.response_nonce.parse().is_ok_and(|nonce: u64| (1..=sent).contains(&nonce));
+    !acknowledged && request.error_detail.is_none()
 }
 
 /// The raw page; an unknown one is told with the words that make istioctl ask for the list.
@@ -124,7 +126,8 @@ mod tests {
             let refused = answer(&ask(type_url, &[]), &view(), 1).unwrap_err();
             assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{type_url}");
         }
-        assert!(asks(&ask(SYNCZ_TYPE, &[])));
-        assert!(!asks(&DiscoveryRequest { response_nonce: "1".into(), ..ask(SYNCZ_TYPE, &[]) }));
+        let with = |nonce: &str| DiscoveryRequest { response_nonce: nonce.into(), ..ask(SYNCZ_TYPE, &[]) };
+        assert!(asks(&with(""), 0) && asks(&with("2026-11-29 09:15:00.1 +0000 UTC m=+0.1"), 1) && asks(&with("2"), 1));
+        assert!(!asks(&with("1"), 1));
     }
 }

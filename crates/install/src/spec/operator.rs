@@ -47,15 +47,21 @@ pub fn over(base: &mut Map<String, Value>, mut above: Map<String, Value>) {
         (base.get_mut("components"), above.get_mut("components"))
     {
         for kind in ["ingressGateways", "egressGateways"] {
-            if let (Some(Value::Array(known)), Some(Value::Array(given))) = (known.get_mut(kind), given.remove(kind)) {
-                gateways(known, given);
+            let Some(Value::Array(list)) = known.get_mut(kind) else { continue };
+            match given.remove(kind) {
+                Some(Value::Array(gateways)) => add_gateways(list, gateways),
+                // Replaces the list, as any other value does.
+                Some(other) => {
+                    given.insert(kind.into(), other);
+                }
+                None => {}
             }
         }
     }
     chart::merge(base, above);
 }
 
-fn gateways(known: &mut Vec<Value>, given: Vec<Value>) {
+fn add_gateways(known: &mut Vec<Value>, given: Vec<Value>) {
     for gateway in given {
         match (known.iter_mut().find(|one| one["name"] == gateway["name"]), gateway) {
             (Some(Value::Object(one)), Value::Object(gateway)) => chart::merge(one, gateway),

@@ -1,6 +1,7 @@
 //! `--set PATH=VALUE`, in Helm's syntax, and with IstioOperator's `[name:VALUE]` for a member of a list.
 
 use super::SpecError;
+use crate::template;
 use serde_json::{Map, Value};
 
 /// A step of a path.
@@ -120,7 +121,7 @@ fn parse(text: &str) -> Value {
     }
     let leading_zero = text.len() > 1 && text.trim_start_matches('-').starts_with('0');
     match text.parse::<i64>() {
-        Ok(number) if !leading_zero => number.into(),
+        Ok(number) if !leading_zero => template::integer(number),
         _ => unescape(text).into(),
     }
 }

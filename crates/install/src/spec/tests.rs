@@ -80,6 +80,53 @@ fn mesh_config_and_revision_reach_the_control_plane() {
     assert!(config["data"]["mesh"].as_str().unwrap().contains("trustDomain: example.org"));
     assert!(manifest.objects().any(|object| object["metadata"]["name"] == "istiod-canary"));
     assert!(manifest.objects().all(|object| object["metadata"]["labels"]["istio.io/rev"].is_string()));
+    // All of them are the revision's own: none is of what the cluster has one of.
+    for object in manifest.objects() {
+        let labels = &object["metadata"]["labels"];
+        assert_eq!(labels[crate::manifest::OWNER], "installed-state-canary", "{object:#}");
+        assert_eq!(labels[crate::manifest::COMPONENT], "Pilot", "{object:#}");
+    }
+}
+
+#[test]
+fn a_further_revision_has_what_is_shared_only_if_the_user_says_so() {
+    let canary =
+        |files: &[&str], sets: &[&str]| parts(&Wanted { revision: Some("canary".into()), ..wanted(files, sets) });
+    assert_eq!(canary(&[], &[]), ["istiod"]);
+    assert_eq!(canary(&[], &["profile=ambient"]), ["istiod"]);
+    assert_eq!(canary(&[], &["components.ztunnel.enabled=true"]), ["istiod", "ztunnel"]);
+    assert_eq!(canary(&["{components: {cni: {enabled: true}}}"], &[]), ["istiod", "istio-cni"]);
+    assert_eq!(canary(&["{components: {cni: {enabled: true}}}"], &["components.cni.enabled=false"]), ["istiod"]);
+    assert_eq!(canary(&["{components: {base: {namespace: istio-system}}}"], &[]), ["istiod"]);
+    assert_eq!(parts(&wanted(&[], &["revision=canary"])), ["istiod"]);
+    assert_eq!(parts(&wanted(&[], &["revision=default"])).len(), 4);
+}
+
+#[test]
+fn gateways_of_a_second_file_are_kept() {
+    let files = [
+        "{profile: minimal, components: {pilot: {enabled: true}}}",
+        "{components: {ingressGateways: [{name: in, enabled: true}]}}",
+        "{components: {ingressGateways: [{name: in, namespace: edge}, {name: more, enabled: true}]}}",
+    ];
+    assert_eq!(parts(&wanted(&files[..2], &[])), ["istio-base", "istiod", "in"]);
+    assert_eq!(parts(&wanted(&files, &[])), ["istio-base", "istiod", "in", "more"]);
+}
+
+#[test]
+fn integers_of_set_stay_integers() {
+    let set = "values.pilot.env.MAX_WORKLOAD_CERT_TTL=7776000";
+    let rendered = |wanted: &Wanted| {
+        let manifest = manifest(wanted).unwrap();
+        manifest.objects().find(|object| object["kind"] == "Deployment").unwrap().to_string()
+    };
+    let text = rendered(&wanted(&[], &[set]));
+    assert!(text.contains("\"value\":\"7776000\""), "{text}");
+    // A file's number is a float, as in Helm.
+    let text = rendered(&wanted(&["{values: {pilot: {env: {MAX_WORKLOAD_CERT_TTL: 7776000}}}}"], &[]));
+    assert!(text.contains("\"value\":\"7.776e+06\""), "{text}");
+    let yaml = wanted(&[], &[set]).spec().unwrap().to_yaml();
+    assert!(yaml.contains("MAX_WORKLOAD_CERT_TTL: 7776000\n"), "{yaml}");
 }
 
 #[test]

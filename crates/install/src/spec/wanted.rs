@@ -46,6 +46,7 @@ impl Wanted {
         let said_profile = sets.get("profile").or_else(|| said.get("profile"));
         let profile = said_profile.and_then(Value::as_str).unwrap_or("default").to_string();
         let mut spec = profile::spec(&profile)?;
+        let explicit = SHARED.map(|name| (name, enables(&said, name) || enables(&sets, name)));
         operator::over(&mut spec, said);
         // Set at last and in place: a path may name a gateway of the profile by its index.
         for text in &self.sets {
@@ -64,7 +65,28 @@ impl Wanted {
             .unwrap_or_else(|| self.namespace.clone());
         let revision =
             text("/revision").or_else(|| text("/values/revision")).filter(|name| name != "default").unwrap_or_default();
+        if !revision.is_empty() {
+            for (name, _) in explicit.iter().filter(|(_, explicit)| !explicit) {
+                leave_out(&mut spec, name);
+            }
+        }
         Ok(Spec { profile, namespace, revision, spec })
+    }
+}
+
+/// Components that there is one of in a cluster, whatever the revisions: a further revision would take them over, and
+/// its removal would remove them. It has them only if the user says so; a profile does not.
+const SHARED: [&str; 3] = ["base", "cni", "ztunnel"];
+
+fn enables(spec: &Map<String, Value>, component: &str) -> bool {
+    let said = spec.get("components").and_then(|components| components.get(component));
+    said.and_then(|said| said.get("enabled")) == Some(&Value::Bool(true))
+}
+
+fn leave_out(spec: &mut Map<String, Value>, component: &str) {
+    let components = spec.get_mut("components").and_then(|components| components.get_mut(component));
+    if let Some(Value::Object(said)) = components {
+        said.insert("enabled".into(), false.into());
     }
 }
 
@@ -73,6 +95,7 @@ impl Spec {
     pub fn to_yaml(&self) -> String {
         let document = serde_json::json!({
             "apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator", "spec": self.spec});
-        crate::template::to_yaml(&document) + "\n"
+        // Through the templates' values, which write whole numbers without a fraction.
+        crate::template::to_yaml(&crate::template::Value::from_json(&document).to_json()) + "\n"
     }
 }

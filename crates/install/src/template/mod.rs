@@ -18,5 +18,6 @@ mod yaml;
 
 pub use error::{Fault, TemplateError};
 pub use set::Templates;
+pub(crate) use value::integer;
 pub use value::{Map, Value};
 pub use yaml::to_yaml;

@@ -41,6 +41,9 @@ fn blocks_and_variables() {
 #[test]
 fn values_print_as_go_prints_them() {
     gives("{{ .many }} {{ int .many }} {{ .two }} {{ .on }} {{ .missing }}.", "1e+06 1000000 2 true .");
+    let of_set = json!({"ttl": integer(7_776_000), "less": integer(-5), "most": integer(i64::MAX)});
+    let source = "{{ .ttl }} {{ .ttl | quote }} {{ .less }} {{ .ttl | toJson }} {{ int64 .most }}";
+    assert_eq!(render(source, of_set).unwrap(), "7776000 \"7776000\" -5 7776000 9223372036854775807");
     gives("{{ .list }} {{ .map }}", "[x y] map[deep:map[er:1] k:v]");
     gives("{{ printf \"%s-%d-%q-%v\" .name (int .two) .name .map.k }}", "a-2-\"a\"-v");
     gives("{{ printf \"%05d|%-3s|%.1f\" 42 .name 1.25 }}", "00042|a  |1.2");

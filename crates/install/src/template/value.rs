@@ -76,12 +76,15 @@ impl Value {
         }
     }
 
-    /// From JSON, with floats for numbers as Helm reads files.
+    /// From JSON, with floats for numbers as Helm reads files, and integers for those that [`integer`] made.
     pub fn from_json(json: &serde_json::Value) -> Self {
         match json {
             serde_json::Value::Null => Self::Nil,
             serde_json::Value::Bool(value) => Self::Bool(*value),
-            serde_json::Value::Number(number) => Self::Float(number.as_f64().unwrap_or_default()),
+            serde_json::Value::Number(number) => {
+                let float = number.as_f64().unwrap_or_default();
+                if number.is_f64() && is_integer_of_set(float) { Self::Int(float as i64) } else { Self::Float(float) }
+            }
             serde_json::Value::String(text) => Self::text(text.as_str()),
             serde_json::Value::Array(items) => Self::list(items.iter().map(Self::from_json).collect()),
             serde_json::Value::Object(entries) => {
@@ -136,10 +139,25 @@ impl Value {
     }
 }
 
+/// Every integer up to this is exact in a float.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// An integer of `--set` as JSON. Files and `--set` are merged as JSON before templates see them, where nothing else
+/// tells their numbers apart: a large integer is a float there (7776000.0), whereas those of files are not, and
+/// [`Value::from_json`] makes an integer of it, so that it prints as 7776000. Smaller ones print the same either way.
+pub(crate) fn integer(number: i64) -> serde_json::Value {
+    let float = number as f64;
+    if is_integer_of_set(float) { float.into() } else { number.into() }
+}
+
+/// Whether Go would print the float with an exponent that its integer does not have.
+fn is_integer_of_set(number: f64) -> bool {
+    const PRINTED_WITH_EXPONENT: f64 = 1_000_000.0;
+    number.fract() == 0.0 && (PRINTED_WITH_EXPONENT..=EXACT).contains(&number.abs())
+}
+
 /// Whole numbers as integers, as JSON writers of Go do.
 fn float_to_json(number: f64) -> serde_json::Value {
-    // Every integer below this is exact in a float.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
     if number.fract() == 0.0 && number.abs() <= EXACT {
         return serde_json::Value::Number(Number::from(number as i64));
     }

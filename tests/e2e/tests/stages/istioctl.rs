@@ -48,7 +48,7 @@ fn row<'a>(table: &'a str, words: &[&str]) -> Option<&'a str> {
 
 /// Waits until istioctl shows such a line: what it shows is what proxies hold, and they are told a moment later.
 fn shows(args: &[&str], words: &[&str]) {
-    let mut last = String::new();
+    let (begun, mut last) = (std::time::Instant::now(), String::new());
     let found = std::iter::repeat_with(|| {
         last = try_istioctl(args).unwrap_or_else(|e| e);
         row(&last, words).is_some() || {
@@ -56,7 +56,7 @@ fn shows(args: &[&str], words: &[&str]) {
             false
         }
     })
-    .take(60)
+    .take_while(|_| begun.elapsed() < LONG)
     .any(|found| found);
     assert!(found, "istioctl {}: no row with {words:?}:\n{last}", args.join(" "));
     println!("istioctl {}: {words:?}", args.join(" "));
