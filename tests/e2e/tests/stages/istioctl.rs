@@ -41,7 +41,7 @@ spec:
 /// A line that has all these words, as whole words.
 fn row<'a>(table: &'a str, words: &[&str]) -> Option<&'a str> {
     table.lines().find(|line| {
-        let all: Vec<&str> = line.split_whitespace().collect();
+        let all: Vec<&str> = line.split([' ', '\t', ',']).collect();
         words.iter().all(|word| all.contains(word))
     })
 }
