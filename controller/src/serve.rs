@@ -504,7 +504,7 @@ impl AggregatedDiscoveryService for Service {
         tracing::info!(target: "audit", caller = name, what = "debug", "reads");
         let in_use = link.as_ref().and_then(Link::in_use);
         let (answers, stream) = tokio::sync::mpsc::channel(1);
-        tokio::spawn(async move {
+        let exchange = async move {
             let mut requests = request.into_inner();
             let mut nonce = 0;
             while let Ok(Some(asked)) = requests.message().await {
@@ -519,7 +519,9 @@ impl AggregatedDiscoveryService for Service {
                 }
             }
             drop(in_use);
-        });
+        };
+        // Whoever may read now may not for ever: the token was reviewed once.
+        tokio::spawn(tokio::time::timeout(stream::LONGEST, exchange));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

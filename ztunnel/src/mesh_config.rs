@@ -28,8 +28,9 @@ const DNS: u16 = 53;
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[value(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum OutboundMode {
-    /// To any address.
+    /// To any address; also what an empty text means.
     #[default]
+    #[serde(alias = "")]
     AllowAny,
     /// Only to services and workloads that the mesh knows.
     RegistryOnly,
@@ -127,6 +128,7 @@ pub fn start(option: Option<OutboundMode>, path: Option<PathBuf>) -> Outbound {
     };
     let published = mode.clone();
     let mut file = File::new(path, "mesh configuration", "MESH_CONFIG_PATH");
+    let mut is_known = false;
     let mut look = move || match file.look(read) {
         None => {}
         Some(Ok(mode)) => {
@@ -134,8 +136,13 @@ pub fn start(option: Option<OutboundMode>, path: Option<PathBuf>) -> Outbound {
                 tracing::info!(file = %file.path().display(), ?mode, "outboundTrafficPolicy of the mesh");
             }
             published.set(mode);
+            is_known = true;
         }
         Some(Err(e)) => {
+            // A file that is there and was never readable may ask for the stricter mode.
+            if !is_known {
+                published.set(OutboundMode::RegistryOnly);
+            }
             tracing::error!("{e}; outboundTrafficPolicy stays {:?}", published.mode());
             published.0.stale.store(true, Relaxed);
         }
@@ -175,6 +182,28 @@ mod tests {
         }
         assert!(mode("outboundTrafficPolicy: {mode: registry}").unwrap_err().contains("REGISTRY_ONLY"));
         assert!(mode("outboundTrafficPolicy: [").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_never_readable_allows_only_what_is_known() {
+        let file = std::env::temp_dir().join(format!("karst-mesh-config-{}", std::process::id()));
+        let look = async |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let outbound = start(None, Some(file.clone()));
+            (outbound.mode(), outbound.0.stale.load(Relaxed))
+        };
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                assert_eq!(look("outboundTrafficPolicy: [").await, (OutboundMode::RegistryOnly, true));
+                assert_eq!(
+                    look("outboundTrafficPolicy: {mode: registry_only}").await,
+                    (OutboundMode::RegistryOnly, true)
+                );
+                assert_eq!(look("outboundTrafficPolicy: {mode: ''}").await, (OutboundMode::AllowAny, false));
+            })
+            .await;
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(Outbound::default().mode(), OutboundMode::AllowAny);
     }
 
     #[test]

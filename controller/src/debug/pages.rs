@@ -75,7 +75,9 @@ pub fn page(name: &str, query: &str, view: &View) -> Option<Value> {
 
 /// What a path under `/debug` is answered with.
 pub fn answer(path: &str, query: &str, view: &View) -> Answer {
-    match path.strip_prefix("/debug").unwrap_or_default().trim_matches('/') {
+    // Exactly the path by which access was judged: no other spelling of a page is that page.
+    let rest = path.strip_prefix("/debug").unwrap_or_default();
+    match rest.strip_prefix('/').unwrap_or(rest) {
         "" => admin::typed(200, "text/html; charset=utf-8", index_html()),
         "list" => admin::text(200, index()),
         name => match page(name, query, view) {
@@ -274,7 +276,14 @@ mod tests {
             assert!(index_html().contains(&format!("href=\"/debug/{name}\"")), "{name}");
         }
         assert!(page("inject", "", &view).is_none() && page("", "", &view).is_none());
-        for (path, status) in [("/debug", 200), ("/debug/", 200), ("/debug/syncz", 200), ("/debug/inject", 404)] {
+        for (path, status) in [
+            ("/debug", 200),
+            ("/debug/", 200),
+            ("/debug/syncz", 200),
+            ("/debug/inject", 404),
+            ("/debug//syncz", 404),
+            ("/debug/syncz/", 404),
+        ] {
             assert_eq!(answer(path, "", &view).status(), status, "{path}");
         }
     }

@@ -8,12 +8,16 @@ use karst_api::ads::{ControlPlane, DiscoveryRequest, DiscoveryResponse};
 use prost::Message;
 use prost_types::Any;
 use serde_json::json;
+use std::time::Duration;
 use tonic::Status;
 
 /// One page, named by the request's only name.
 pub const DEBUG_TYPE: &str = "istio.io/debug";
 const SYNCZ_TYPE: &str = "istio.io/debug/syncz";
 const CONFIG_DUMP_TYPE: &str = "istio.io/debug/config_dump";
+
+/// How long a stream is answered; istioctl takes one answer and goes.
+pub const LONGEST: Duration = Duration::from_secs(60);
 
 /// The answer to a request. `nonce`: the number of the response on its stream.
 ///

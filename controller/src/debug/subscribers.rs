@@ -56,7 +56,7 @@ impl Subscriber {
         format!("{}.{}", self.pod, self.namespace)
     }
 
-    /// Takes in what its stream tells.
+    /// Takes in what its stream tells; what a peer may choose freely, cut to a length.
     pub fn note(&mut self, event: &Event, now: SystemTime) {
         match event {
             Event::Node(node) => self.introduce(node),
@@ -67,17 +67,17 @@ impl Subscriber {
             }
             Event::Accepted { type_url, nonce } => {
                 let exchange = self.types.entry(type_url.clone()).or_default();
-                (exchange.acked, exchange.error) = (Some(nonce.clone()), None);
+                (exchange.acked, exchange.error) = (Some(cut(nonce, SHORT)), None);
             }
             Event::Nack { type_url, error } => {
-                self.types.entry(type_url.clone()).or_default().error = Some(error.clone());
+                self.types.entry(type_url.clone()).or_default().error = Some(cut(error, LONG));
             }
         }
     }
 
     fn introduce(&mut self, node: &Node) {
         let text = |key: &str| match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
-            prost_types::value::Kind::StringValue(value) => Some(value.clone()),
+            prost_types::value::Kind::StringValue(value) => Some(cut(value, SHORT)),
             _ => None,
         };
         if let Some((kind @ ("ztunnel" | "waypoint" | "router"), _)) = node.id.split_once('~') {
@@ -86,6 +86,16 @@ impl Subscriber {
         self.cluster = text("CLUSTER_ID").unwrap_or_default();
         self.version = text("ISTIO_VERSION").unwrap_or_default();
     }
+}
+
+/// Characters that are kept of a name, a version or a nonce.
+const SHORT: usize = 64;
+/// Characters that are kept of an error.
+const LONG: usize = 1024;
+
+/// The first printable characters: any pod with a token may connect, and what it sends is kept as long as its stream.
+fn cut(text: &str, most: usize) -> String {
+    text.chars().filter(|sign| !sign.is_control()).take(most).collect()
 }
 
 /// All of them, by number of their stream.

@@ -76,8 +76,12 @@ impl MeshConfig {
     /// # Errors
     /// What cannot be used; then nothing of it is.
     pub fn read(text: &str) -> Result<Self, MeshConfigError> {
-        let read: Option<Self> = serde_yaml_ng::from_str(text).map_err(|e| MeshConfigError::NotRead(e.to_string()))?;
-        let config = read.unwrap_or_default();
+        let not_read = |e: &dyn std::fmt::Display| MeshConfigError::NotRead(e.to_string());
+        let mut value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| not_read(&e))?;
+        // A section with nothing below it, as templates leave them.
+        crate::parse::without_nulls(&mut value);
+        let config: Option<Self> = serde_path_to_error::deserialize(value).map_err(|e| not_read(&e))?;
+        let config = config.unwrap_or_default();
         if let Some(file) = config.access_log_file.as_ref().filter(|f| !LOG_FILES.contains(&f.as_str())) {
             return Err(MeshConfigError::AccessLogFile(file.clone()));
         }
@@ -111,6 +115,7 @@ mod tests {
         assert_eq!((config.default_config.concurrency, &*config.default_virtual_service_export_to[0]), (Some(2), "."));
         assert_eq!(MeshConfig::read("").unwrap(), MeshConfig::default());
         assert_eq!(MeshConfig::read("# nothing\n").unwrap(), MeshConfig::default());
+        assert_eq!(MeshConfig::read("defaultConfig:\noutboundTrafficPolicy: null\n").unwrap(), MeshConfig::default());
     }
 
     #[test]

@@ -211,8 +211,7 @@ fn proxies() {
     // With findings it ends with a status of its own; none of them may be an error.
     let analysis = try_istioctl(&["analyze", "-n", "app"]).unwrap_or_else(|e| e);
     assert!(!analysis.contains("Error [") && !analysis.is_empty(), "{analysis}");
-    let described = istioctl(&["x", "describe", "service", "echo", "-n", "app"]);
-    assert!(described.contains("Service: echo"), "{described}");
+    // Not `x describe`: it looks for sidecars' containers, and so fails for pods of any ambient mesh.
 }
 
 /// From another pod, metrics and version are for everybody, debug pages are not.
