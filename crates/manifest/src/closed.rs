@@ -11,10 +11,7 @@
 //!
 //! Of the other kinds one that is missing opens nothing (`each_kind_that_is_refused_for_a_field_is_closed_or_opens_nothing`).
 
-use crate::{
-    kinds::Object,
-    parse::{value, without_nulls},
-};
+use crate::{kinds::Object, nulls::without_nulls, parse::value};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 

@@ -23,6 +23,7 @@ pub mod kinds;
 mod kubernetes;
 pub mod mesh_config;
 mod meta;
+mod nulls;
 pub mod parse;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod security;

@@ -79,7 +79,7 @@ impl MeshConfig {
         let not_read = |e: &dyn std::fmt::Display| MeshConfigError::NotRead(e.to_string());
         let mut value: serde_json::Value = serde_yaml_ng::from_str(text).map_err(|e| not_read(&e))?;
         // A section with nothing below it, as templates leave them.
-        crate::parse::without_nulls(&mut value);
+        crate::nulls::without_nulls(&mut value);
         let config: Option<Self> = serde_path_to_error::deserialize(value).map_err(|e| not_read(&e))?;
         let config = config.unwrap_or_default();
         if let Some(file) = config.access_log_file.as_ref().filter(|f| !LOG_FILES.contains(&f.as_str())) {

@@ -183,7 +183,7 @@ fn document(text: &str) -> Result<Option<Object>, Problem> {
 /// # Errors
 /// What is wrong with it: the API server's schema may be older than what is read here.
 pub fn value(kind: &str, mut object: serde_json::Value) -> Result<Object, Problem> {
-    without_nulls(&mut object);
+    crate::nulls::without_nulls(&mut object);
     let at =
         |f: &str| object.pointer(&format!("/metadata/{f}")).and_then(|v| v.as_str()).unwrap_or_default().to_string();
     let name = format!("{}/{}", at("namespace"), at("name"));
@@ -196,18 +196,6 @@ pub fn value(kind: &str, mut object: serde_json::Value) -> Result<Object, Proble
             Err(problem)
         }
         None => Err(unreadable(kind, &name, "is of an unsupported kind [KARST-0001]".into())),
-    }
-}
-
-/// In Kubernetes' API a field that is null is a field that is absent.
-pub(crate) fn without_nulls(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::Object(m) => {
-            m.retain(|_, value| !value.is_null());
-            m.values_mut().for_each(without_nulls);
-        }
-        serde_json::Value::Array(a) => a.iter_mut().for_each(without_nulls),
-        _ => {}
     }
 }
 
