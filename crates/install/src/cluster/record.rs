@@ -5,6 +5,7 @@ use crate::{
     manifest::{Manifest, OURS, OWNER_NAMESPACE, owner},
     spec::Wanted,
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 const NAME: &str = "karst-installation";
@@ -22,14 +23,19 @@ fn reference(namespace: &str, revision: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace}})
 }
 
+/// What is kept of [`Wanted`].
+#[derive(Debug, PartialEq, Deserialize)]
+struct Kept {
+    files: Vec<(String, String)>,
+    sets: Vec<String>,
+}
+
 fn written(wanted: &Wanted) -> String {
     json!({"files": wanted.files, "sets": wanted.sets}).to_string()
 }
 
-fn read(text: &str) -> Option<(Vec<(String, String)>, Vec<String>)> {
-    let mut value: Value = serde_json::from_str(text).ok()?;
-    let files = serde_json::from_value(value["files"].take()).ok()?;
-    Some((files, serde_json::from_value(value["sets"].take()).ok()?))
+fn read(text: &str) -> Option<Kept> {
+    serde_json::from_str(text).ok()
 }
 
 impl Target {
@@ -41,7 +47,7 @@ impl Target {
         let found = self.get(&reference(namespace, revision)).await?;
         let read = found.and_then(|found| read(found["data"]["wanted.json"].as_str()?));
         let revision = (!revision.is_empty()).then(|| revision.to_string());
-        Ok(read.map(|(files, sets)| Wanted { files, sets, revision, namespace: namespace.into() }))
+        Ok(read.map(|kept| Wanted { files: kept.files, sets: kept.sets, revision, namespace: namespace.into() }))
     }
 
     /// Keeps what a manifest was made from.
@@ -67,7 +73,7 @@ mod tests {
             sets: vec!["profile=demo".into()],
             ..Wanted::default()
         };
-        assert_eq!(read(&written(&wanted)), Some((wanted.files.clone(), wanted.sets.clone())));
+        assert_eq!(read(&written(&wanted)), Some(Kept { files: wanted.files.clone(), sets: wanted.sets.clone() }));
         assert_eq!(read("{}"), None);
         assert!(is_record(&reference("istio-system", "canary")) && is_record(&reference("istio-system", "")));
     }
