@@ -342,8 +342,9 @@ fn registry_only_refuses_what_the_mesh_does_not_know() {
     assert_eq!(refused(), 0.0);
     assert_eq!(all(), [true, true, false], "REGISTRY_ONLY");
     wait_for("the metric", PATIENCE, || (refused() == 1.0).then_some(()));
-    let log = w.log_text("ztunnel0.log");
-    assert!(log.contains("outboundTrafficPolicy is REGISTRY_ONLY, and the destination is neither a service"), "{log}");
+    // The log is written a moment after the metric is counted.
+    let said = "outboundTrafficPolicy is REGISTRY_ONLY, and the destination is neither a service";
+    wait_for("the log", PATIENCE, || w.log_text("ztunnel0.log").contains(said).then_some(()));
     // Who is no member is nobody's business.
     assert!(works(&known, &stranger));
     // What cannot be read changes nothing, and says so.
