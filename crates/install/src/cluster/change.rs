@@ -107,7 +107,8 @@ async fn is_free(target: &Target, object: &Value, there: &Value, owner: &str) ->
 pub(super) fn kept(object: &Value, there: Option<&Value>) -> Value {
     let mut object = object.clone();
     let written = there.and_then(|there| there["webhooks"].as_array());
-    if let (Some(webhooks), Some(written)) = (object["webhooks"].as_array_mut(), written) {
+    let webhooks = object.get_mut("webhooks").and_then(Value::as_array_mut);
+    if let (Some(webhooks), Some(written)) = (webhooks, written) {
         for webhook in webhooks {
             let Some(same) = written.iter().find(|other| other["name"] == webhook["name"]) else { continue };
             if webhook.get("failurePolicy").is_some() {
@@ -200,5 +201,7 @@ mod tests {
         assert_eq!(kept["webhooks"][0]["failurePolicy"], "Fail");
         assert!(kept["webhooks"][1].get("failurePolicy").is_none(), "{kept}");
         assert_eq!(super::kept(&chart, None), chart);
+        let other = json!({"kind": "CustomResourceDefinition", "spec": {}});
+        assert_eq!(super::kept(&other, Some(&other)), other);
     }
 }
