@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::{
     io::Write,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -28,20 +28,35 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-fn tool(name: &str) -> Command {
-    let base = root().join("target/cluster");
-    assert!(base.join("run/nodes").exists(), "no cluster runs: cargo xtask cluster up (cargo xtask test starts one)");
+/// A program where the API server is, with the administrator's kubeconfig.
+fn in_cluster(program: &Path) -> Command {
+    let run = root().join("target/cluster/run");
+    assert!(run.join("nodes").exists(), "no cluster runs: cargo xtask cluster up (cargo xtask test starts one)");
     let mut c = Command::new("nsenter");
-    c.arg(format!("--net={NETNS}")).arg(base.join("bin").join(name)).current_dir(root());
-    c.env("KUBECONFIG", base.join("run/pki/admin.kubeconfig"));
+    c.arg(format!("--net={NETNS}")).arg(program).current_dir(root());
+    c.env("KUBECONFIG", run.join("pki/admin.kubeconfig"));
     c
+}
+
+fn tool(name: &str) -> Command {
+    in_cluster(&root().join("target/cluster/bin").join(name))
+}
+
+/// One of our own programs, as it was built with these tests.
+fn own(name: &str) -> PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join(name)
+}
+
+/// Runs it; gives its output, or all that it says when it fails.
+fn all_said(mut c: Command) -> Result<String, String> {
+    let out = c.output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stdout) + &text(&out.stderr)) }
 }
 
 /// Runs our own `cargo xtask`, as it was built with these tests; it must succeed.
 pub fn xtask(args: &[&str]) {
-    let tests = std::env::current_exe().unwrap();
-    let program = tests.ancestors().nth(2).unwrap().join("xtask");
-    let out = Command::new(&program).args(args).current_dir(root()).output().unwrap();
+    let out = Command::new(own("xtask")).args(args).current_dir(root()).output().unwrap();
     assert!(out.status.success(), "xtask {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
 }
 
@@ -86,9 +101,9 @@ pub fn kubectl_with(token: &str, args: &[&str]) -> Result<String, String> {
 
 /// Runs Istio's istioctl; gives its output, or what it complains about (with its output).
 pub fn try_istioctl(args: &[&str]) -> Result<String, String> {
-    let out = tool("istioctl").args(args).output().unwrap();
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stdout) + &text(&out.stderr)) }
+    let mut c = tool("istioctl");
+    c.args(args);
+    all_said(c)
 }
 
 /// Runs istioctl, which must succeed.
@@ -98,14 +113,9 @@ pub fn istioctl(args: &[&str]) -> String {
 
 /// Runs our own command line, as it was built with these tests; gives its output, or all that it says when it fails.
 pub fn try_karst(args: &[&str]) -> Result<String, String> {
-    let tests = std::env::current_exe().unwrap();
-    let program = tests.ancestors().nth(2).unwrap().join("karst");
-    let base = root().join("target/cluster");
-    let mut c = Command::new("nsenter");
-    c.arg(format!("--net={NETNS}")).arg(program).args(args).current_dir(root());
-    let out = c.env("KUBECONFIG", base.join("run/pki/admin.kubeconfig")).output().unwrap();
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stdout) + &text(&out.stderr)) }
+    let mut c = in_cluster(&own("karst"));
+    c.args(args);
+    all_said(c)
 }
 
 /// Runs our own command line, which must succeed.
@@ -115,9 +125,9 @@ pub fn karst(args: &[&str]) -> String {
 
 /// Runs helm; gives its output, or what it complains about.
 pub fn try_helm(args: &[&str]) -> Result<String, String> {
-    let out = tool("helm").args(args).output().unwrap();
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stdout) + &text(&out.stderr)) }
+    let mut c = tool("helm");
+    c.args(args);
+    all_said(c)
 }
 
 /// Runs helm, which must succeed.
