@@ -25,6 +25,13 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// Deployments.
+    pub const DEPLOYMENT: Self = Self::new("apps", "v1", "Deployment", "deployments");
+    /// Namespaces.
+    pub const NAMESPACE: Self = Self::new("", "v1", "Namespace", "namespaces");
+    /// Services.
+    pub const SERVICE: Self = Self::new("", "v1", "Service", "services");
+
     /// A kind.
     pub const fn new(group: &'static str, version: &'static str, kind: &'static str, plural: &'static str) -> Self {
         Self { group, version, kind, plural }

@@ -17,7 +17,6 @@ use serde_json::Value;
 const OLDEST: u32 = 30;
 const CRD: Resource =
     Resource::new("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions");
-const DEPLOYMENT: Resource = Resource::new("apps", "v1", "Deployment", "deployments");
 const DAEMON_SET: Resource = Resource::new("apps", "v1", "DaemonSet", "daemonsets");
 const WEBHOOK: Resource = Resource::new(
     "admissionregistration.k8s.io",
@@ -84,7 +83,7 @@ impl Check {
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
         let cluster = session.cluster().await?;
         let place = cluster.istio_namespace.clone();
-        let control_plane = cluster.object(DEPLOYMENT, Some(&place), "istiod").await?;
+        let control_plane = cluster.object(Resource::DEPLOYMENT, Some(&place), "istiod").await?;
         let mut all = vec![version(&cluster).await?];
         all.extend(gateway_api(&cluster).await?);
         if control_plane.is_some() {
@@ -224,7 +223,7 @@ async fn leftovers(cluster: &Cluster) -> Result<Vec<Looked>, Problem> {
 async fn components(cluster: &Cluster, place: &str) -> Result<Vec<Looked>, Problem> {
     let mut out = vec![];
     for (resource, name, wanted, ready) in [
-        (DEPLOYMENT, "istiod", "/spec/replicas", "/status/readyReplicas"),
+        (Resource::DEPLOYMENT, "istiod", "/spec/replicas", "/status/readyReplicas"),
         (DAEMON_SET, "istio-cni-node", "/status/desiredNumberScheduled", "/status/numberReady"),
         (DAEMON_SET, "ztunnel", "/status/desiredNumberScheduled", "/status/numberReady"),
     ] {

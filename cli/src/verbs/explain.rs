@@ -15,7 +15,6 @@ use serde::Serialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf};
 
-const DEPLOYMENT: Resource = Resource::new("apps", "v1", "Deployment", "deployments");
 /// What the control plane's options say that changes an answer, and what they say by default.
 const OPTIONS: [(&str, &str); 5] = [
     ("ROOT_NAMESPACE", "istio-system"),
@@ -30,7 +29,8 @@ const OPTIONS: [(&str, &str); 5] = [
 /// # Errors
 /// If they differ, or the control plane's cannot be read: then nothing can be said.
 async fn as_the_control_plane(cluster: &Cluster) -> Result<(), Problem> {
-    let found = cluster.list(DEPLOYMENT, Some(&cluster.istio_namespace), "app=istiod").await?.unwrap_or_default();
+    let place = Some(cluster.istio_namespace.as_str());
+    let found = cluster.list(Resource::DEPLOYMENT, place, "app=istiod").await?.unwrap_or_default();
     let Some(controller) = found.first() else {
         let what = format!("explain: no control plane is in namespace {}", cluster.istio_namespace);
         return Err(Problem::new(what).next("name its namespace with -i, or explain files with -f"));

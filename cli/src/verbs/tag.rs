@@ -52,14 +52,14 @@ impl Tag {
         for (resource, place) in [
             (webhooks("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"), None),
             (webhooks("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"), None),
-            (Resource::new("", "v1", "Service", "services"), Some(cluster.istio_namespace.as_str())),
+            (Resource::SERVICE, Some(cluster.istio_namespace.as_str())),
         ] {
             for object in cluster.list(resource, place, TAG).await?.unwrap_or_default() {
                 let label = |name: &str| object.labels().get(name).cloned().unwrap_or_default();
                 tags.insert(label(TAG), label(REVISION));
             }
         }
-        let namespaces = cluster.list(Resource::new("", "v1", "Namespace", "namespaces"), None, REVISION).await?;
+        let namespaces = cluster.list(Resource::NAMESPACE, None, REVISION).await?;
         let namespaces = namespaces.unwrap_or_default();
         let row = |(tag, revision): (String, String)| {
             let uses = |one: &&kube::api::DynamicObject| one.labels().get(REVISION) == Some(&tag);

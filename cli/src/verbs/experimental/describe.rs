@@ -49,7 +49,7 @@ impl Describe {
             }
             Self::Service(named) => {
                 let name = cluster.pod_name(&named.name);
-                let resource = Resource::new("", "v1", "Service", "services");
+                let resource = Resource::SERVICE;
                 let Some(service) = cluster.object(resource, Some(&name.namespace), &name.name).await? else {
                     return Err(Problem::new(format!(
                         "service {} in namespace {}: not found",

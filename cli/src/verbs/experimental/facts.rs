@@ -8,8 +8,6 @@ use kube::{ResourceExt, api::DynamicObject};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-const SERVICE: Resource = Resource::new("", "v1", "Service", "services");
-const NAMESPACE: Resource = Resource::new("", "v1", "Namespace", "namespaces");
 const VIRTUAL_SERVICE: Resource = Resource::new("networking.istio.io", "v1", "VirtualService", "virtualservices");
 const DESTINATION_RULE: Resource = Resource::new("networking.istio.io", "v1", "DestinationRule", "destinationrules");
 const HTTP_ROUTE: Resource = Resource::new("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes");
@@ -41,8 +39,8 @@ impl Facts {
         };
         Ok(Self {
             root_namespace: cluster.istio_namespace.clone(),
-            namespaces: list(NAMESPACE, None).await?,
-            services: list(SERVICE, Some(namespace)).await?,
+            namespaces: list(Resource::NAMESPACE, None).await?,
+            services: list(Resource::SERVICE, Some(namespace)).await?,
             virtual_services: list(VIRTUAL_SERVICE, None).await?,
             destination_rules: list(DESTINATION_RULE, None).await?,
             http_routes: list(HTTP_ROUTE, None).await?,

@@ -1,7 +1,12 @@
 //! `waypoint apply` and `generate`.
 
-use super::gateway::{self, GATEWAY, NAMESPACE, Traffic, USE, duration, manifest};
-use crate::{cluster::Cluster, output::Format, problem::Problem, session::Session};
+use super::gateway::{self, GATEWAY, Traffic, USE, duration, manifest};
+use crate::{
+    cluster::{Cluster, Resource},
+    output::Format,
+    problem::Problem,
+    session::Session,
+};
 use clap::Args;
 use kube::ResourceExt;
 use serde_json::json;
@@ -92,7 +97,7 @@ impl Apply {
         }
         if self.enroll_namespace {
             let labels = json!({ "metadata": { "labels": { USE: name } } });
-            cluster.merge(NAMESPACE, None, &namespace, &labels).await?;
+            cluster.merge(Resource::NAMESPACE, None, &namespace, &labels).await?;
             session.line(format!("\u{2705} namespace {namespace} labeled with \"{USE}: {name}\""))?;
         }
         Ok(())
@@ -101,7 +106,7 @@ impl Apply {
     /// Whether the namespace can use it. Says what speaks against it.
     async fn may_enroll(&self, session: &mut Session<'_>, cluster: &Cluster) -> Result<bool, Problem> {
         let name = &cluster.namespace;
-        let Some(namespace) = cluster.object(NAMESPACE, None, name).await? else {
+        let Some(namespace) = cluster.object(Resource::NAMESPACE, None, name).await? else {
             return Err(Problem::new(format!("namespace {name} does not exist"))
                 .next(format!("create it: `kubectl create namespace {name}`, or name another with -n")));
         };

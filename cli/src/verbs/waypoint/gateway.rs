@@ -10,8 +10,6 @@ use std::time::Duration;
 
 /// The Gateway API's Gateway.
 pub const GATEWAY: Resource = Resource::new("gateway.networking.k8s.io", "v1", "Gateway", "gateways");
-/// Namespaces.
-pub const NAMESPACE: Resource = Resource::new("", "v1", "Namespace", "namespaces");
 /// Class of waypoints.
 pub const CLASS: &str = "istio-waypoint";
 /// Label: for what traffic a waypoint is.

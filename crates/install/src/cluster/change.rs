@@ -102,8 +102,8 @@ async fn is_free(target: &Target, object: &Value, there: &Value, owner: &str) ->
     }
 }
 
-/// A webhook's configuration with what the control plane has since written into it: whether it is in force, and by which
-/// authority. Other objects as they are.
+/// A webhook's configuration with what the control plane has since written into it: whether it is in force. Other objects
+/// as they are.
 pub(super) fn kept(object: &Value, there: Option<&Value>) -> Value {
     let mut object = object.clone();
     let written = there.and_then(|there| there["webhooks"].as_array());
