@@ -130,9 +130,6 @@ async fn handshake(
         refused(&Outcome::NoIdentity);
         return None;
     };
-    if let Some(k) = &worker.keepalive {
-        socket::keepalive(&tcp, k);
-    }
     let done = server::handshake(tcp, &creds).await;
     let failed = |e: &server::ServerError| {
         tracing::info!(target: "access", pod = served.pod.key, peer = %from, error = %e, "tunnel failed");

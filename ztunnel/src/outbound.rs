@@ -188,7 +188,7 @@ fn record(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         affinity::Affinity,
@@ -230,7 +230,7 @@ mod tests {
     }
 
     /// A worker that knows this of the mesh. It drains when the second is gone.
-    fn worker(snapshot: Snapshot) -> (Rc<Worker>, Drain) {
+    pub(crate) fn worker(snapshot: Snapshot) -> (Rc<Worker>, Drain) {
         let config = Config::parse_from(["ztunnel", "--access-log", "false"]);
         let (settings, keepalive) = (config.hbone(), config.keepalive_settings());
         let (decides, drain) = drain::new();

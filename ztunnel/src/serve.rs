@@ -11,7 +11,7 @@ use crate::{
 };
 use karst_core::limits;
 use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::ConnectionGuard};
-use karst_rt::{accept::accept, drain};
+use karst_rt::{accept::accept, drain, socket};
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -150,6 +150,11 @@ impl Worker {
     }
 
     fn listen(self: Rc<Self>, listener: TcpListener, served: Rc<Served>, way: Way) {
+        // Inherited by what it accepts: five calls less for each connection.
+        socket::without_delay(&listener);
+        if let Some(keepalive) = &self.keepalive {
+            socket::keepalive(&listener, keepalive);
+        }
         tokio::task::spawn_local(async move {
             let mut stop = served.watch();
             tokio::select! {
@@ -161,7 +166,6 @@ impl Worker {
                     biased;
                     () = stop.reached(drain::Phase::Graceful) => return,
                     (s, from) = accept(&listener) => {
-                        let _ = s.set_nodelay(true);
                         self.clone().place(way, &served, s, from);
                     }
                 }
@@ -215,5 +219,28 @@ impl Worker {
             Way::Plaintext => Self::run(running, inbound::plaintext(self, served, tcp, from)),
             Way::Tunnel => Self::run(running, inbound::tunnel(self, served, tcp, from)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use karst_proxy::testing::snapshot;
+
+    #[tokio::test]
+    async fn what_a_pods_listeners_accept_is_kept_alive() {
+        let run = async {
+            let (worker, _open) = outbound::tests::worker(snapshot(vec![], vec![]));
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let same = listener.try_clone().unwrap();
+            let served = Served::new(LocalPod::test("client", "client", "uid"));
+            worker.listen(TcpListener::from_std(listener).unwrap(), served, Way::Outbound);
+            let _client = std::net::TcpStream::connect(same.local_addr().unwrap()).unwrap();
+            let (accepted, _) = same.accept().unwrap();
+            let accepted = socket2::SockRef::from(&accepted);
+            assert!(accepted.keepalive().unwrap() && accepted.tcp_nodelay().unwrap());
+        };
+        tokio::task::LocalSet::new().run_until(run).await;
     }
 }

@@ -300,9 +300,6 @@ impl Worker {
             karst_rt::socket::reset_on_close(tcp);
             return None;
         };
-        if let Some(k) = &self.keepalive {
-            karst_rt::socket::keepalive(tcp, k);
-        }
         Some((to, place))
     }
 
