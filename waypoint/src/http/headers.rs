@@ -4,6 +4,7 @@ use crate::{
     http::{
         body::{Body, Counted},
         entry::{self, Authority},
+        names,
     },
     route::{
         operators::Values,
@@ -51,7 +52,7 @@ impl Template<'_> {
         if new.is_some()
             && let Ok(v) = HeaderValue::from_str(own)
         {
-            headers.insert("x-envoy-original-path", v);
+            headers.insert(names::ORIGINAL_PATH, v);
         }
         for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
             c.names().drop_alike(&mut headers);
@@ -64,7 +65,7 @@ impl Template<'_> {
         if shadow {
             host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
         }
-        headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
+        headers.entry(names::FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
         let mut r = Request::new(Counted::new(body, bytes.clone()));
         *r.method_mut() = p.method.clone();
         if self.http2 {

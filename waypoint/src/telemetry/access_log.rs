@@ -32,7 +32,7 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
             "x_forwarded_for": some(&forwarded_for), "user_agent": some(&user_agent), "request_id": some(&request_id),
             "authority": some(&authority), "upstream_host": some(&upstream), "upstream_cluster": cluster,
             "upstream_local_address": null, "downstream_local_address": info.to.to_string(),
-            "downstream_remote_address": info.from.to_string(), "downstream_peer": info.principal,
+            "downstream_remote_address": info.from.to_string(), "downstream_peer": info.principal(),
             "requested_server_name": some(sni), "route_name": info.route,
         });
         return line.to_string();

@@ -49,7 +49,7 @@ const BYTES: [u64; 11] =
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pub source: Option<Arc<str>>,
-    pub principal: String,
+    pub principal: Option<Arc<str>>,
     pub workload: Option<Arc<str>>,
     pub service: Option<Arc<str>>,
     pub status: u16,

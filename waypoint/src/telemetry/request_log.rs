@@ -94,8 +94,7 @@ impl RequestLog {
                     is_grpc: self.is_grpc,
                     values,
                 };
-                let series = self.sink.series(series, self, rules);
-                series.add(took, self.received.get(), sent);
+                self.sink.count(series, self, rules, |s| s.add(took, self.received.get(), sent));
             }
         }
         if self.sink.access_log() && rules.is_none_or(|t| t.logs(self, sent)) {

@@ -190,9 +190,9 @@ fn attributes(of: &str, info: &StreamInfo, sent: u64) -> HashMap<String, Value> 
             }
         }
         "connection" => {
-            text("uri_san_peer_certificate", &info.principal);
+            text("uri_san_peer_certificate", info.principal());
             text("requested_server_name", info.sni.as_deref().unwrap_or_default());
-            out.insert("mtls".into(), Value::Bool(!info.principal.is_empty()));
+            out.insert("mtls".into(), Value::Bool(info.principal.is_some()));
         }
         "source" => {
             text("address", &info.from.to_string());

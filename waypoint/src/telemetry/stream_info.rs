@@ -41,11 +41,12 @@ pub struct StreamInfo {
     /// The name in the TLS hello that it began with.
     pub sni: Option<Rc<str>>,
     pub source: Option<Arc<Workload>>,
-    pub principal: String,
+    /// The caller's SPIFFE id, if it has shown one.
+    pub principal: Option<Arc<str>>,
     pub called: Option<Arc<Service>>,
     /// It has come to a gateway.
     pub at_gateway: bool,
-    pub destination: Option<Chosen>,
+    pub destination: Option<Rc<Chosen>>,
     pub workload: Option<(Arc<Workload>, SocketAddr)>,
     /// What tells it from others in metrics.
     pub endpoint: Option<Arc<str>>,
@@ -67,6 +68,11 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// The caller's SPIFFE id; empty: it has shown none.
+    pub fn principal(&self) -> &str {
+        self.principal.as_deref().unwrap_or_default()
+    }
+
     /// The service that it counts for: the one that was chosen, else the one that was called.
     pub fn service(&self) -> Option<&Arc<Service>> {
         self.destination.as_ref().map(|d| &d.service).or(self.called.as_ref())
