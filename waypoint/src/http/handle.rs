@@ -275,7 +275,7 @@ fn unauthorized(
 fn begin(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, p: &Parts) -> Box<RequestLog> {
     let mut r = downstream.record(&w.sink, s);
     r.method = p.method.clone();
-    r.path = p.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default();
+    r.path = p.uri.path_and_query().cloned();
     r.protocol = if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
     r.is_grpc = is_grpc(p);
     r.user_agent = p.headers.get(header::USER_AGENT).cloned();
@@ -352,9 +352,6 @@ async fn forward(
         };
         let m = &set.members[i];
         record.workload = Some((m.workload.clone(), m.address));
-        // Names that clients think of are no series.
-        let series = if set.dynamic_endpoint.is_some() { &set.key.service } else { &m.workload.uid };
-        record.endpoint = Some(series.clone());
         let body = match (&source, &mut whole) {
             (Some(x), _) => x.attempt(),
             (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),

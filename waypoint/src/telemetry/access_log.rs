@@ -24,7 +24,7 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
     if log::format() == log::Format::Json {
         let some = |s: &str| (!s.is_empty()).then(|| s.to_string());
         let line = serde_json::json!({
-            "start_time": time, "method": info.method.as_str(), "path": info.path, "protocol": info.protocol,
+            "start_time": time, "method": info.method.as_str(), "path": info.path(), "protocol": info.protocol,
             "response_code": info.answered, "response_flags": info.flag.text(),
             "response_code_details": some(details), "connection_termination_details": some(termination),
             "upstream_transport_failure_reason": some(&info.error), "bytes_received": info.received.get(),
@@ -42,7 +42,7 @@ pub fn line(info: &StreamInfo, took_ms: u128, sent: u64) -> String {
         out,
         "[{time}] \"{} {} {}\" {} {} {} {} \"{}\" {} {sent} {took_ms} ",
         info.method,
-        Or(&info.path),
+        Or(info.path()),
         info.protocol,
         info.answered,
         info.flag.text(),

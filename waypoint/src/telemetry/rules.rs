@@ -160,9 +160,9 @@ fn attributes(of: &str, info: &StreamInfo, sent: u64) -> HashMap<String, Value> 
     let peer = info.workload.as_ref().map(|(_, a)| *a);
     match of {
         "request" => {
-            text("path", &info.path);
-            text("url_path", info.path.split('?').next().unwrap_or_default());
-            text("query", info.path.split_once('?').map_or("", |(_, q)| q));
+            text("path", info.path());
+            text("url_path", info.path().split('?').next().unwrap_or_default());
+            text("query", info.path().split_once('?').map_or("", |(_, q)| q));
             text("host", &header(&info.authority));
             text("method", info.method.as_str());
             text("protocol", info.protocol);

@@ -5,8 +5,9 @@ use crate::{
     snapshot::Snapshot,
     telemetry::{
         flag::ResponseFlag,
+        key::{AsKey, Key, KeyRef},
         labels,
-        metrics::{Key, Metrics, Series},
+        metrics::{Metrics, Series},
         rules::Telemetry,
         stream_info::StreamInfo,
     },
@@ -45,13 +46,20 @@ impl Sink {
     }
 
     /// Counts a request in its series, which is looked for in this worker's table. `count` adds it.
-    pub fn count(&self, key: Key, info: &StreamInfo, telemetry: Option<&Telemetry>, count: impl FnOnce(&Series)) {
+    pub fn count(
+        &self,
+        key: KeyRef<'_>,
+        info: &StreamInfo,
+        telemetry: Option<&Telemetry>,
+        count: impl FnOnce(&Series),
+    ) {
         /// Beyond, the table is begun anew.
         const MOST: usize = 10_000;
         let mut all = self.series.borrow_mut();
-        if let Some(series) = all.get(&key) {
+        if let Some(series) = all.get(&key as &dyn AsKey) {
             return count(series);
         }
+        let key = key.to_key();
         if all.len() >= MOST {
             all.clear();
         }
