@@ -232,7 +232,7 @@ impl Waypoint {
     }
 
     fn branch(&self, downstream: &Downstream, to: &Destination, weight: u64, missing: &'static str) -> Branch {
-        let key = downstream.key(&self.namespace, &self.snapshot, &to.service, to.port, &to.subset);
+        let key = downstream.key(&self.namespace, &self.snapshot, &to.service, to.port, &to.subset).to_key();
         let ended =
             |end| Branch { weight, service: key.service.clone(), port: key.port, subset: key.subset.clone(), end };
         if let Some(refused) = to.refuse {

@@ -4,7 +4,8 @@
 use crate::{
     cluster::{
         balance,
-        endpoint_set::{ClusterKey, Clusters, DynamicEndpoint, EndpointSet},
+        endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
+        key::{AsClusterKey, ClusterKey, ClusterKeyRef},
     },
     config::Config,
     downstream::{
@@ -114,6 +115,9 @@ pub struct Worker {
     /// Tunnels and, at a gateway, connections.
     open: Rc<Cell<usize>>,
     sets: RefCell<Sets>,
+    /// See [`Worker::latest`].
+    state: RefCell<watch::Receiver<Arc<Snapshot>>>,
+    latest: RefCell<Rc<Arc<Snapshot>>>,
     pub sink: Rc<Sink>,
 }
 
@@ -136,6 +140,8 @@ impl Worker {
         });
         let (secrets, resolv_conf) = (shared.secrets.clone(), shared.config.resolv_conf.clone());
         let sink = Rc::new(Sink::new(shared.config.clone(), shared.state.clone(), shared.metrics.clone()));
+        let mut state = shared.state.clone();
+        let latest = Rc::new(state.borrow_and_update().clone());
         Rc::new(Self {
             dialer: Dialer::new(secrets, settings.clone(), Some(Keepalive::default()), resolv_conf),
             nobody: Nobody::new(limits::MAX_NOBODY),
@@ -151,6 +157,8 @@ impl Worker {
             samples: std::array::from_fn(|_| Cell::new(rand::random())),
             open: Rc::default(),
             sets: RefCell::default(),
+            state: RefCell::new(state),
+            latest: RefCell::new(latest),
             sink,
         })
     }
@@ -171,6 +179,16 @@ impl Worker {
         self.shared.state.borrow().clone()
     }
 
+    /// The same for a request, with a count of this worker's: while nothing has changed it touches nothing that others write.
+    pub fn latest(&self) -> Rc<Arc<Snapshot>> {
+        // Where there is nobody any more who would tell of a change, it is asked for each time.
+        if self.state.borrow().has_changed().unwrap_or(true) {
+            let new = self.state.borrow_mut().borrow_and_update().clone();
+            self.latest.replace(Rc::new(new));
+        }
+        self.latest.borrow().clone()
+    }
+
     /// Registers a byte stream that was let in by the policies of a snapshot.
     pub fn register(&self, judged: &Snapshot, downstream: &Downstream, request: Option<Box<Upgrade>>) -> conns::Guard {
         self.conns.add(judged, &self.snapshot(), downstream, request, &self.shared.metrics.closed_by_policy)
@@ -182,16 +200,22 @@ impl Worker {
     }
 
     /// The endpoints of a destination at the moment. None: there is no such service, port or subset.
-    pub fn set(&self, snapshot: &Arc<Snapshot>, key: &ClusterKey, preferred_family: IpAddr) -> Option<Rc<EndpointSet>> {
+    pub fn set(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        key: ClusterKeyRef<'_>,
+        preferred_family: IpAddr,
+    ) -> Option<Rc<EndpointSet>> {
         let mut cache = self.sets.borrow_mut();
         if !cache.of.as_ref().is_some_and(|old| Arc::ptr_eq(old, snapshot)) {
             *cache = Sets { of: Some(snapshot.clone()), ..Sets::default() };
         }
-        if let Some(found) = cache.by_key.get(key) {
+        if let Some(found) = cache.by_key.get(&key as &dyn AsClusterKey) {
             return Some(found.clone());
         }
-        let set = Rc::new(self.shared.clusters.set(snapshot, self.own(snapshot)?, key, preferred_family)?);
-        cache.by_key.insert(key.clone(), set.clone());
+        let key = key.to_key();
+        let set = Rc::new(self.shared.clusters.set(snapshot, self.own(snapshot)?, &key, preferred_family)?);
+        cache.by_key.insert(key, set.clone());
         Some(set)
     }
 
@@ -201,7 +225,7 @@ impl Worker {
         &self,
         snapshot: &Arc<Snapshot>,
         downstream: &Downstream,
-        key: &ClusterKey,
+        key: ClusterKeyRef<'_>,
         name: Option<&str>,
     ) -> Option<Rc<EndpointSet>> {
         /// Beyond, the table is begun anew.
@@ -227,7 +251,7 @@ impl Worker {
             }
         };
         let mut cache = self.sets.borrow_mut();
-        let key = (key.clone(), host);
+        let key = (key.to_key(), host);
         if let Some(found) = cache.called.get(&key) {
             return Some(found.clone());
         }
@@ -240,8 +264,8 @@ impl Worker {
     }
 
     /// See [`balance::choose`].
-    pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize]) -> Option<usize> {
-        balance::choose(set, hash, tried, |n| self.random(n))
+    pub fn choose(&self, set: &EndpointSet, hash: Option<u64>, tried: &[usize], now: u64) -> Option<usize> {
+        balance::choose_at(now, set, hash, tried, |n| self.random(n))
     }
 
     /// Waits until it is known who is at an address of a pod range, or that nobody is.

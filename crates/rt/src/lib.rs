@@ -13,6 +13,7 @@ pub mod log;
 mod mark;
 pub mod netlink;
 pub mod netns;
+pub mod on_wake;
 pub mod process;
 pub mod ready;
 pub mod repeated;
