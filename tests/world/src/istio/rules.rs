@@ -100,13 +100,12 @@ fn iptables(capture: &Capture, probe: &str, lo: &str) -> String {
     }
     let _ = writeln!(text, "-A ISTIO_OUTPUT -d {probe} -p tcp -m tcp -j ACCEPT");
     if capture.inbound {
-        let _ = writeln!(
-            text,
-            "-A ISTIO_PRERT ! -d {lo} -p tcp ! --dport 15008 {FOREIGN} -j REDIRECT --to-ports 15006"
-        );
+        let _ =
+            writeln!(text, "-A ISTIO_PRERT ! -d {lo} -p tcp ! --dport 15008 {FOREIGN} -j REDIRECT --to-ports 15006");
     }
     if capture.dns {
-        let _ = writeln!(text, "-A ISTIO_OUTPUT ! -o lo -p udp {FOREIGN} -m udp --dport 53 -j REDIRECT --to-port 15053");
+        let _ =
+            writeln!(text, "-A ISTIO_OUTPUT ! -o lo -p udp {FOREIGN} -m udp --dport 53 -j REDIRECT --to-port 15053");
         let _ = writeln!(text, "-A ISTIO_OUTPUT ! -d {lo} -p tcp --dport 53 {FOREIGN} -j REDIRECT --to-ports 15053");
     }
     let _ = writeln!(

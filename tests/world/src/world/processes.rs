@@ -128,9 +128,8 @@ impl World {
     pub fn start_istio_agent(&mut self, node: usize) -> Result<()> {
         self.nodes[node].istio.take();
         let known = karst_manifest::status::read(&self.dir.join("manifests"));
-        let here = |p: &crate::Pod| {
-            p.spec.node == node && known.contains(&format!("{}/{}", p.spec.namespace, p.spec.name))
-        };
+        let here =
+            |p: &crate::Pod| p.spec.node == node && known.contains(&format!("{}/{}", p.spec.namespace, p.spec.name));
         let pods: Vec<_> = self.pods().into_iter().filter(here).collect();
         self.nodes[node].istio = Some(IstioAgent::start(&self.zds(node), &pods)?);
         Ok(())
