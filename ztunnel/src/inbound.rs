@@ -334,7 +334,9 @@ pub async fn open(
         pod.connector.connect_app(request.to, source_ip, limits::CONNECT_TIMEOUT).await
     } else {
         // What the pod would have forwarded to a container or virtual machine of its own.
-        if let Err(outcome) = is_inside(pod, request.to) {
+        let known = guard.conn().destination.as_ref().map_or(&[][..], |own| &own.ips);
+        let own = if pod.ips.is_empty() { known } else { &pod.ips };
+        if let Err(outcome) = is_inside(pod, own, request.to) {
             return (guard, Err(outcome));
         }
         pod.connector.connect(request.to, limits::CONNECT_TIMEOUT).await
@@ -344,9 +346,9 @@ pub async fn open(
 
 /// Is an address inside the pod? Its kernel speaks to what is there from another address than those by which the mesh knows the
 /// pod. Nobody is to get from outside to the outside with the pod's address.
-fn is_inside(pod: &LocalPod, to: SocketAddr) -> Result<(), Outcome> {
+fn is_inside(pod: &LocalPod, own: &[IpAddr], to: SocketAddr) -> Result<(), Outcome> {
     match pod.connector.source_to(to) {
-        Ok(source) if is_host(source) && !pod.ips.contains(&source) => Ok(()),
+        Ok(source) if is_host(source) && !own.is_empty() && !own.contains(&source) => Ok(()),
         Ok(_) => Err(Outcome::Refused(Refusal::NotInside)),
         Err(e) => Err(Outcome::Connect(e.to_string())),
     }

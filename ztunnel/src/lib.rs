@@ -14,12 +14,15 @@ pub mod fuzz;
 mod gate;
 mod inbound;
 mod inpod;
+mod istio;
+mod listeners;
 mod local;
 mod mesh_config;
 mod metrics;
 mod outbound;
 mod outcome;
 pub mod plan;
+mod queries;
 mod serve;
 mod worker;
 
@@ -52,6 +55,7 @@ pub fn main() -> std::process::ExitCode {
 }
 
 fn run(config: config::Config) -> anyhow::Result<()> {
+    let config = config.adopt()?;
     let descriptors = bootstrap::prepare(config.log.log_format, &config.log.log_level)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -112,6 +116,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
     let keeper = PodManager {
         shared: shared.clone(),
         pods: HashMap::new(),
+        waiting: HashMap::new(),
         blocker: Some(ready.block("first snapshot of the node agent")),
         dns: dns_tx,
         changed: changed.clone(),

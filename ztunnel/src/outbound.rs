@@ -31,7 +31,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
     let Some((to, _place)) = worker.admit(&served, &tcp, Direction::Outbound) else { return };
     // What the client has said already; the destination gets it first.
     let mut first = Bytes::new();
-    if worker.shared.config.dns && served.pod.dns_capture && to.port() == 53 {
+    if served.pod.redirection.is_dns(&tcp, to, worker.shared.config.dns && served.pod.dns_capture) {
         // Rare: not in the task of every connection.
         match Box::pin(dns::preamble(&worker.shared, &served.pod, &mut tcp)).await {
             Preamble::Answered => return,
@@ -42,6 +42,11 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
         socket::reset_on_close(&tcp);
         return record(&worker, from, to, None, None).end(&Outcome::NoWorkload);
     };
+    if served.pod.redirection.is_direct(&tcp, to) {
+        // Nobody has redirected it: whoever it is, it is ztunnel that is called.
+        socket::reset_on_close(&tcp);
+        return record(&worker, from, to, Some(source), None).end(&Outcome::Refused(Refusal::OwnPort));
+    }
     let own = if served.pod.ips.is_empty() { &source.ips } else { &served.pod.ips };
     let client = match Client::new(own, from, caller, |ip| served.pod.connector.is_local(ip)) {
         Ok(c) => c,

@@ -4,14 +4,15 @@ use crate::{
     client::Caller,
     conns::Conns,
     inbound,
-    inpod::{AddError, Listeners, LocalPod},
+    inpod::{AddError, LocalPod},
+    listeners::{Listeners, Redirection},
     outbound,
     state::Snapshot,
     worker::{Command, Served, Shared, Taken, Way, Worker},
 };
 use karst_core::limits;
 use karst_proxy::{dial::Dialer, unreachable::Unreachable, workers::ConnectionGuard};
-use karst_rt::{accept::accept, drain, socket};
+use karst_rt::{accept::accept, drain, nat, socket};
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -132,6 +133,7 @@ impl Worker {
         let (outbound, plaintext, hbone) =
             (listener(listeners.outbound)?, listener(listeners.plaintext)?, listener(listeners.hbone)?);
         let forward = listeners.forward.map(listener).transpose()?;
+        let dns = listeners.dns_tcp.into_iter().map(listener).collect::<Result<Vec<_>, _>>()?;
         let served = Served::new(pod.clone());
         let old = self.pods.borrow_mut().insert(pod.uid.clone(), served.clone());
         if let Some(old) = old {
@@ -142,6 +144,9 @@ impl Worker {
         }
         self.clone().listen(outbound, served.clone(), Way::Outbound);
         self.clone().listen(plaintext, served.clone(), Way::Plaintext);
+        for queries in dns {
+            self.clone().listen(queries, served.clone(), Way::Outbound);
+        }
         if let Some(forwarded) = forward {
             self.clone().listen(forwarded, served.clone(), Way::Forwarded);
         }
@@ -160,6 +165,11 @@ impl Worker {
             tokio::select! {
                 () = stop.reached(drain::Phase::Graceful) => return,
                 () = self.shared.configured() => {}
+            }
+            if served.pod.redirection == Redirection::Nat
+                && let Err(e) = nat::prefer_newest(&listener)
+            {
+                tracing::warn!(pod = served.pod.key, error = %e, "another ztunnel goes on to get new connections");
             }
             loop {
                 tokio::select! {
@@ -214,7 +224,11 @@ impl Worker {
         from: std::net::SocketAddr,
     ) {
         match way {
-            Way::Outbound => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Pod))),
+            Way::Outbound => {
+                let inside = served.pod.redirection.is_from_inside(&tcp);
+                let caller = if inside { Caller::Inside } else { Caller::Pod };
+                Self::run(running, outbound::serve(self, served, tcp, (from, caller)))
+            }
             Way::Forwarded => Self::run(running, outbound::serve(self, served, tcp, (from, Caller::Inside))),
             Way::Plaintext => Self::run(running, inbound::plaintext(self, served, tcp, from)),
             Way::Tunnel => Self::run(running, inbound::tunnel(self, served, tcp, from)),

@@ -6,7 +6,8 @@ use crate::{
     config::Config,
     conns::Conns,
     gate::Gate,
-    inpod::{AddError, Listeners, LocalPod, LocalPods},
+    inpod::{AddError, LocalPod, LocalPods},
+    listeners::Listeners,
     mesh_config::Outbound,
     metrics::Metrics,
     plan::Balance,
@@ -294,7 +295,7 @@ impl Worker {
         tcp: &TcpStream,
         direction: Direction,
     ) -> Option<(std::net::SocketAddr, Place<'a>)> {
-        let to = tcp.local_addr().map(karst_core::canonical).ok()?;
+        let to = served.pod.redirection.destination(tcp).ok()?;
         let Some(place) = self.shared.budget.place(&served.pod, direction) else {
             self.refused();
             karst_rt::socket::reset_on_close(tcp);

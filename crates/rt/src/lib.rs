@@ -11,6 +11,7 @@ pub mod drain;
 pub mod error;
 pub mod log;
 mod mark;
+pub mod nat;
 pub mod netlink;
 pub mod netns;
 pub mod on_wake;

@@ -88,7 +88,7 @@ fn setopt(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
+pub(crate) fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
     setopt(socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1)?;
     if v6 { setopt(socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1) } else { Ok(()) }
 }
@@ -239,10 +239,17 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        if let Some(exempt) = &self.exempt {
-            exempt.set(socket.as_fd())?;
-        }
+        self.let_out(&socket)?;
         Ok(socket)
+    }
+
+    /// Exempts a socket from redirection: by the agent's map, or, where it has given none (Istio's), by the mark.
+    fn let_out(&self, socket: &Socket) -> io::Result<()> {
+        match &self.exempt {
+            Some(exempt) => exempt.set(socket.as_fd()),
+            None if self.netns.is_some() => socket.set_mark(MARK_ZTUNNEL),
+            None => Ok(()),
+        }
     }
 
     fn socket(&self, dst: SocketAddr) -> io::Result<Socket> {
@@ -251,12 +258,7 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        match &self.exempt {
-            Some(e) => e.set(socket.as_fd())?,
-            // Without an exemption map (Istio's agent) the mark is what lets us out.
-            None if self.netns.is_some() => socket.set_mark(MARK_ZTUNNEL)?,
-            None => {}
-        }
+        self.let_out(&socket)?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
     }
