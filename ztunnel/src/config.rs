@@ -5,7 +5,7 @@ use crate::mesh_config::OutboundMode;
 use clap::Parser;
 use karst_hbone::Settings;
 use karst_proxy::{
-    options::{Asks, Certificates, ControlPlane, Log, Place},
+    options::{Asks, Certificates, ControlPlane, Flows, Log, Place},
     remote::{ControlPlaneClient, RemoteError},
 };
 use karst_rt::socket::Keepalive;
@@ -123,6 +123,9 @@ pub struct Config {
     /// Enable the access log, one line per connection.
     #[arg(long, env = "KARST_ACCESS_LOG", default_value_t = true, action = clap::ArgAction::Set)]
     pub access_log: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub flows: Flows,
     #[command(flatten)]
     #[serde(flatten)]
     pub log: Log,
