@@ -5,8 +5,10 @@
 //! Left out: limits that depend on other calls (rate limits, circuit breaking, ejected endpoints), and delays.
 
 mod answer;
+mod noted;
 
 pub use answer::{Branch, BranchEnd, ConnectRefused, Decision, End, Endpoint, Judged, Refused, Route, Spoken};
+pub use noted::Noted;
 
 use crate::{
     authz::access::{Access, AuthzContext, Request, Verdict},

@@ -2,6 +2,7 @@
 //! whichever worker its tunnel hangs on: one busy client does not use up one core.
 
 use crate::{
+    authz::access::Denial,
     cluster::{
         balance,
         endpoint_set::{Clusters, DynamicEndpoint, EndpointSet},
@@ -10,7 +11,7 @@ use crate::{
     config::Config,
     downstream::{
         conns::{self, Conns},
-        context::Downstream,
+        context::{Downstream, DownstreamTarget},
         gate::Gate,
         ports::Ports,
         stream,
@@ -24,10 +25,13 @@ use crate::{
         pool::{self, Pool},
     },
 };
+use http::request::Parts;
 use karst_core::{Identity, authority::Authority, limits};
+use karst_flows::{Decision, Reporter, Seen};
 use karst_hbone::{Settings, server::Connect};
 use karst_proxy::{
     dial::Dialer,
+    flows::{Books, Recorder},
     nobody::Nobody,
     secrets::Secrets,
     state::Workload,
@@ -66,6 +70,8 @@ pub struct Shared {
     pub workers: WorkerPool<Job>,
     /// The ports of a gateway.
     pub ports: watch::Receiver<Ports>,
+    /// What was seen lately.
+    pub flows: Books,
 }
 
 /// A CONNECT to be served.
@@ -119,6 +125,7 @@ pub struct Worker {
     state: RefCell<watch::Receiver<Arc<Snapshot>>>,
     latest: RefCell<Rc<Arc<Snapshot>>>,
     pub sink: Rc<Sink>,
+    pub flows: Recorder,
 }
 
 impl Worker {
@@ -147,6 +154,7 @@ impl Worker {
             nobody: Nobody::new(limits::MAX_NOBODY),
             connector,
             settings,
+            flows: shared.flows.recorder(),
             shared,
             number,
             upstream,
@@ -192,6 +200,50 @@ impl Worker {
     /// Registers a byte stream that was let in by the policies of a snapshot.
     pub fn register(&self, judged: &Snapshot, downstream: &Downstream, request: Option<Box<Upgrade>>) -> conns::Guard {
         self.conns.add(judged, &self.snapshot(), downstream, request, &self.shared.metrics.closed_by_policy)
+    }
+
+    /// Notes what policies have said of a request, or of a connection that is carried as it is, in the book of flows.
+    pub fn note(
+        &self,
+        snapshot: &Snapshot,
+        downstream: &Downstream,
+        request: Option<(&Parts, &str)>,
+        denied: Option<&Denial>,
+    ) {
+        self.flows.note(|| {
+            let config = &self.shared.config;
+            let own = || self.own(snapshot).map_or(&*config.pod_name, |own| &*own.workload_name);
+            let (reporter, namespace, workload, service, pod) = match &downstream.target {
+                // A pod that is called by its address, through the waypoint.
+                DownstreamTarget::Service(s) if s.is_workload_service() => {
+                    (Reporter::Waypoint, &*s.namespace, &*s.name, "", &*s.name)
+                }
+                DownstreamTarget::Service(s) => (Reporter::Waypoint, &*s.namespace, "", &*s.key, ""),
+                DownstreamTarget::Gateway(_) => {
+                    (Reporter::Gateway, &*config.pod_namespace, own(), "", &*config.pod_name)
+                }
+            };
+            Seen {
+                reporter,
+                identity: downstream.peer.as_ref(),
+                from: downstream.from.ip(),
+                namespace,
+                workload,
+                service,
+                to: SocketAddr::new(downstream.to, downstream.port),
+                pod,
+                request: request.map(|(parts, host)| karst_flows::Request {
+                    method: parts.method.as_str(),
+                    path: parts.uri.path(),
+                    host,
+                }),
+                decision: match denied {
+                    None => Decision::Allowed,
+                    Some(by) if by.policy.is_empty() => Decision::NotAllowed,
+                    Some(by) => Decision::DeniedBy(&by.policy),
+                },
+            }
+        });
     }
 
     /// Ourselves, as the control plane tells of us.

@@ -8,7 +8,7 @@ use crate::{
 use clap::Parser;
 use karst_hbone::Settings;
 use karst_proxy::{
-    options::{Asks, Certificates, ControlPlane, Log, Place, seconds},
+    options::{Asks, Certificates, ControlPlane, Flows, Log, Place, seconds},
     remote::{ControlPlaneClient, RemoteError},
 };
 use karst_rt::socket::Keepalive;
@@ -129,6 +129,9 @@ pub struct Config {
     #[command(flatten)]
     #[serde(flatten)]
     pub istio: Istio,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub flows: Flows,
     #[command(flatten)]
     #[serde(flatten)]
     pub log: Log,

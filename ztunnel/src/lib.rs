@@ -33,6 +33,7 @@ use karst_api::ads;
 use karst_core::Identity;
 use karst_proxy::{
     bootstrap::{self, Pages, Signals, Threads},
+    flows::Books,
     options::worker_count,
     remote::NodeMetadata,
     revocation, secrets, state, untold,
@@ -95,6 +96,7 @@ async fn serve(config: config::Config, descriptors: u64) -> anyhow::Result<()> {
         gate: gate::Gate::of_node(descriptors),
         affinity: affinity::Affinity::default(),
         outbound: mesh_config::start(config.outbound_traffic_policy, config.mesh_config.clone()),
+        flows: Books::new(receivers.len(), config.flows.flows),
         workers,
     });
     // Ports first: a process that cannot have them must not take connections.

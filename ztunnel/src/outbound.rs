@@ -251,6 +251,7 @@ pub(crate) mod tests {
             drain,
             seed: Cell::new(rand::random()),
             pods: RefCell::default(),
+            flows: karst_proxy::flows::Recorder::default(),
             shared: Arc::new(Shared {
                 config,
                 state: watch::channel(Arc::new(snapshot)).1,
@@ -265,6 +266,7 @@ pub(crate) mod tests {
                 affinity: Affinity::default(),
                 outbound: crate::mesh_config::Outbound::default(),
                 workers: WorkerPool::new(1).0,
+                flows: karst_proxy::flows::Books::new(1, false),
             }),
         };
         (Rc::new(worker), decides)

@@ -47,6 +47,7 @@ pub fn run(
             unreachable: Unreachable::new(limits::AVOID),
             keepalive,
             settings,
+            flows: shared.flows.recorder(),
             shared,
             number,
             drain: drain.clone(),

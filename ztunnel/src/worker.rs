@@ -19,6 +19,7 @@ use karst_core::limits;
 use karst_hbone::Settings;
 use karst_proxy::{
     dial::Dialer,
+    flows::{Books, Recorder},
     nobody::Nobody,
     unreachable::Unreachable,
     untold::{Question, Told, Wait},
@@ -65,6 +66,8 @@ pub struct Shared {
     /// May pods of the mesh call what it does not know?
     pub outbound: Outbound,
     pub workers: WorkerPool<Command>,
+    /// What was seen lately.
+    pub flows: Books,
 }
 
 impl Shared {
@@ -190,6 +193,7 @@ pub struct Worker {
     pub drain: drain::Watch,
     pub seed: Cell<u64>,
     pub pods: RefCell<HashMap<String, Rc<Served>>>,
+    pub flows: Recorder,
 }
 
 /// A pod as this worker serves it.

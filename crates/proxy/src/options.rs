@@ -28,6 +28,16 @@ pub struct ControlPlane {
     pub auth_token: PathBuf,
 }
 
+/// What is kept of connections and requests.
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flows {
+    /// Keep a book of the flows seen lately (who has called what, and what policies said) for the admin page /flows and
+    /// `karst policy`.
+    #[arg(long, env = "KARST_FLOWS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub flows: bool,
+}
+
 /// For whom certificates are asked for, and from where.
 #[derive(Clone, Copy, Debug)]
 pub struct Asks<'a> {

@@ -182,11 +182,12 @@ pub async fn bytes<I>(
     // It is told when it is dropped, whatever becomes of it.
     let mut record = downstream.connection(&worker.sink, snapshot);
     record.route.clone_from(&listener.origin);
-    if let Some(by) = snapshot
+    let denied = snapshot
         .gateway
         .as_ref()
-        .and_then(|g| downstream.authorize(&worker.shared.metrics.dry_runs, g.access.as_ref()?, None))
-    {
+        .and_then(|g| downstream.authorize(&worker.shared.metrics.dry_runs, g.access.as_ref()?, None));
+    worker.note(snapshot, downstream, None, denied.as_ref());
+    if let Some(by) = denied {
         record.details = by.details.into();
         return drop(record.failed(ResponseFlag::None, &by.error));
     }

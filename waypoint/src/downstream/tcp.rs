@@ -48,9 +48,10 @@ pub async fn connect_tcp(worker: &Rc<Worker>, downstream: &Downstream) -> Result
     let snapshot = worker.snapshot();
     let mut record = downstream.connection(&worker.sink, &snapshot);
     let Some(service) = downstream.service() else { return Err(record) };
-    if let Some(access) = snapshot.access_to(service)
-        && let Some(by) = downstream.authorize(&worker.shared.metrics.dry_runs, access, None)
-    {
+    let access = snapshot.access_to(service);
+    let denied = access.and_then(|access| downstream.authorize(&worker.shared.metrics.dry_runs, access, None));
+    worker.note(&snapshot, downstream, None, denied.as_ref());
+    if let Some(by) = denied {
         record.details = by.details.into();
         return Err(record.failed(ResponseFlag::None, &by.error));
     }

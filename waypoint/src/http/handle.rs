@@ -87,9 +87,9 @@ pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incomi
         Some(Ok(t)) => t,
         Some(Err(why)) => return unauthorized(why, &downstream, &parts, authority, record),
     };
-    if let Some(a) = access
-        && let Some(by) = authorize(&w, a, &downstream, &parts, authority, token.as_ref())
-    {
+    let denied = access.and_then(|a| authorize(&w, a, &downstream, &parts, authority, token.as_ref()));
+    w.note(&s, &downstream, Some((&parts, authority.as_str())), denied.as_ref());
+    if let Some(by) = denied {
         (record.error, record.details) = (by.error, by.details.into());
         return local_reply(record, StatusCode::FORBIDDEN, "RBAC: access denied", ResponseFlag::None);
     }
