@@ -13,6 +13,8 @@
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
+#[path = "stages/release.rs"]
+mod release;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
@@ -1274,6 +1276,12 @@ fn s4_with_karst_the_real_objects_are_seen() {
 #[test]
 fn s9_karst_installs_and_removes() {
     karst::installs_and_removes();
+}
+
+/// What a release page would hold, and nothing else.
+#[test]
+fn s9_release_installs_from_its_folder_alone() {
+    release::installs_from_its_folder_alone();
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.
