@@ -55,13 +55,13 @@ fn places(old: &str, new: &str) -> Vec<(String, Vec<String>, Vec<String>)> {
     places
 }
 
-/// Writes the version everywhere, and gives what is unreleased in the changelog its name.
+/// Writes the version everywhere, and gives what is unreleased in the changelog its name. The version may be the one that the
+/// workspace has, if that was never released.
 pub(crate) fn bump(what: &Bump) -> Result<()> {
     let new = &what.version;
     ensure!(is_semantic(new), "{new:?}: MAJOR.MINOR.PATCH is wanted, with -PRERELEASE behind it or nothing");
     let manifest = fs::read_to_string("Cargo.toml").context("cannot read Cargo.toml")?;
     let old = of_workspace(&manifest)?;
-    ensure!(old != *new, "the workspace has version {new} already");
     let changelog = fs::read_to_string("CHANGELOG.md").context("cannot read CHANGELOG.md")?;
     let today = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().context("date")?;
     let changelog = titled(&changelog, new, String::from_utf8_lossy(&today.stdout).trim())?;
