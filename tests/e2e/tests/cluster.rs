@@ -13,6 +13,8 @@
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
+#[path = "stages/swap.rs"]
+mod swap;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
@@ -1277,6 +1279,12 @@ fn s9_karst_installs_and_removes() {
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.
+/// Istio's node agent, with our control plane and ztunnel.
+#[test]
+fn s9_swaps_with_istios_agent() {
+    swap::istios_agent_with_our_ztunnel();
+}
+
 #[test]
 fn s5_a_canary_is_released_or_taken_back() {
     let _a = apps();
