@@ -191,7 +191,7 @@ fn what_is_said_of_a_flow_is_so_whatever_was_not_noted() {
 fn book(r: &mut StdRng, world: &World) -> Vec<Flow> {
     const PATHS: [&str; 10] = ["/", "/a", "/a/17", "/a/18/b", "/b/", "/a%2fb", "/c;v=1/d", "//e", "/f/..%2fg", "/a b"];
     let judge = Judge::new(world);
-    let pods: Vec<_> = world.mesh().workloads.values().filter(|w| w.hbone).cloned().collect();
+    let pods: Vec<_> = world.mesh().workloads.values().filter(|w| w.hbone && !w.native_tunnel).cloned().collect();
     let services: Vec<_> = world.mesh().services.values().filter(|s| !s.waypoints.is_empty()).cloned().collect();
     let identities: Vec<Identity> = [("client", "caller"), ("client", "batch"), ("shop", "w"), ("shop", "web")]
         .map(|(ns, account)| Identity::new("cluster.local", ns, account).unwrap())

@@ -17,11 +17,12 @@ const GATEWAYS: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Which books are read.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct From {
     /// Saved books of flows in place of the cluster's proxies, from `policy flows -o json` or a proxy's /flows; - is standard
     /// input
     #[arg(long = "flows", value_name = "FILE")]
-    files: Vec<PathBuf>,
+    books: Vec<PathBuf>,
 }
 
 /// A proxy whose book was read.
@@ -51,7 +52,7 @@ pub struct Books {
 impl From {
     /// Whether the cluster is asked.
     pub fn is_cluster(&self) -> bool {
-        self.files.is_empty()
+        self.books.is_empty()
     }
 
     /// Reads the books.
@@ -63,7 +64,7 @@ impl From {
         if self.is_cluster() {
             of_cluster(session, &session.cluster().await?, &mut all).await?;
         }
-        for file in &self.files {
+        for file in &self.books {
             let name = file.display().to_string();
             all.take(parse(&input::read(file)?, &name)?);
         }

@@ -13,6 +13,7 @@ use std::{path::PathBuf, sync::Arc};
 
 /// Which objects are read.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub struct From {
     /// Objects in place of the cluster's: files or directories; what labels bring into the mesh counts as enrolled
     #[arg(long, value_name = "FILE")]

@@ -19,6 +19,7 @@ use std::fmt::Write;
 #[command(after_help = "Examples:
   karst policy suggest -n shop > policies.yaml
   karst policy test policies.yaml                       what they would refuse: nothing that was seen
+  karst policy suggest -n shop --dry-run | kubectl apply -f -
   karst policy suggest -n shop --flows book.json --objects manifests/    without a cluster
 
 Services with a waypoint get a policy by callers, methods and paths, workloads one by callers and ports. Nothing is applied.
@@ -29,6 +30,9 @@ pub struct Suggest {
     books: books::From,
     #[command(flatten)]
     objects: objects::From,
+    /// Mark the policies as dry runs (istio.io/dry-run): applied, they refuse nothing and tell what they would have refused
+    #[arg(long)]
+    dry_run: bool,
     /// Output format; as a table, YAML with what was replayed as comments
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -43,7 +47,11 @@ impl Suggest {
         let books = self.books.read(session).await?;
         let objects = self.objects.read(session, "policy suggest").await?;
         let (namespace, state) = (objects.namespace, State { objects: objects.all, ..State::default() });
-        let suggestion = suggest(&state, objects.enrolment, &namespace, &books.flows).map_err(failed)?;
+        let mut suggestion = suggest(&state, objects.enrolment, &namespace, &books.flows).map_err(failed)?;
+        if self.dry_run {
+            let annotations = serde_json::json!({ "istio.io/dry-run": "true" });
+            suggestion.policies.iter_mut().for_each(|policy| policy["metadata"]["annotations"] = annotations.clone());
+        }
         let text = match self.output {
             Format::Json => serde_json::to_string_pretty(&suggestion).map(|text| text + "\n").map_err(failed)?,
             Format::Table | Format::Yaml => yaml(&suggestion, &namespace, &books.limits())?,

@@ -173,6 +173,8 @@ fn what_is_suggested_is_valid_and_refuses_nothing() {
     let (tested, exit) = dir.run(&format!("karst policy test DIR/new.yaml {OFFLINE}"));
     assert!(exit.is_none() && tested.contains("newly refused 0 (0 calls)"), "{tested}");
     assert_eq!(dir.run(&format!("karst policy suggest -n shop {OFFLINE}")).0, out, "the same book, the same text");
+    let marked = dir.run(&format!("karst policy suggest -n shop --dry-run {OFFLINE}")).0;
+    assert_eq!(marked.matches("istio.io/dry-run: 'true'").count(), 2, "{marked}");
     assert_eq!(dir.run(&format!("karst policy suggest -n nowhere {OFFLINE}")).1, Some(Exit::Unknown));
 }
 

@@ -82,9 +82,13 @@ impl Rules {
         let mut rules: Vec<_> = callers.into_iter().collect();
         rules.sort_by(|((a, _), one), ((b, _), other)| (!a, one).cmp(&(!b, other)));
         let rule = |((is_identity, operations), names): ((bool, Vec<Operation>), Values)| {
-            let field = if is_identity { "principals" } else { "ipBlocks" };
+            let source = match is_identity {
+                true => json!({ "principals": names }),
+                // Who shows an identity is not let in by its address.
+                false => json!({ "ipBlocks": names, "notPrincipals": ["*"] }),
+            };
             let to: Vec<Value> = operations.iter().map(|one| json!({ "operation": one.value() })).collect();
-            json!({ "from": [{ "source": { field: names } }], "to": to })
+            json!({ "from": [{ "source": source }], "to": to })
         };
         rules.into_iter().map(rule).collect()
     }

@@ -27,19 +27,30 @@ const OF_ONE_POD: [&str; 9] = [
     "job-name",
 ];
 
-/// The labels that all pods of a workload have, of those that say what it is; else of all that stay. None: there is none.
+/// The labels that all pods of a workload have, of those that say what it is; else of all that stay. Pods that have none in common
+/// are selected by their own. None: it has no label.
 pub(super) fn selector(world: &World, pod: &Workload) -> Option<Labels> {
     let same = |other: &&std::sync::Arc<Workload>| {
         other.namespace == pod.namespace && other.workload_name == pod.workload_name && other.hbone
     };
-    let mut common = l4::labels(world, pod);
+    let own = l4::labels(world, pod);
+    let mut common = own.clone();
     for other in world.mesh.workloads.values().filter(same) {
         let labels = l4::labels(world, other);
         common.retain(|key, value| labels.get(key) == Some(value));
     }
-    let kept = |keep: &dyn Fn(&str) -> bool| {
-        let labels: Labels = common.iter().filter(|(key, _)| keep(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
-        Some(labels).filter(|labels| !labels.is_empty())
-    };
-    kept(&|key| NAMES.contains(&key)).or_else(|| kept(&|key| !OF_ONE_POD.contains(&key)))
+    of_names(&common).or_else(|| that_stay(&common)).or_else(|| of_names(&own)).or_else(|| that_stay(&own))
+}
+
+fn of_names(labels: &Labels) -> Option<Labels> {
+    kept(labels, |key| NAMES.contains(&key))
+}
+
+fn that_stay(labels: &Labels) -> Option<Labels> {
+    kept(labels, |key| !OF_ONE_POD.contains(&key))
+}
+
+fn kept(labels: &Labels, keep: impl Fn(&str) -> bool) -> Option<Labels> {
+    let kept = labels.iter().filter(|(key, _)| keep(key)).map(|(key, value)| (key.clone(), value.clone()));
+    Some(kept.collect::<Labels>()).filter(|labels| !labels.is_empty())
 }

@@ -5,6 +5,7 @@
 
 mod bodies;
 mod deadlines;
+mod flows;
 mod heads;
 mod limits;
 mod mirrors;
