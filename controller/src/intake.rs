@@ -4,7 +4,7 @@
 
 use crate::{
     config::Config,
-    convert::{Mesh, Revision},
+    convert::{Mesh, Named, Revision, Revisions},
 };
 use karst_kube::Source;
 use karst_manifest::{MeshConfig, Object, Problem, State, kinds::Meta, kinds::api_kind, mesh_config, parse::Located};
@@ -50,7 +50,7 @@ impl Intake {
     pub fn read(&mut self) -> State {
         let mut state = self.source.read();
         self.mesh_config.take(&mut state);
-        of_revision(&mut state, &self.revision);
+        of_revision(&mut state, &self.mesh_config.started.root_namespace, &self.revision);
         state
     }
 
@@ -65,22 +65,33 @@ impl Intake {
     }
 }
 
-/// Leaves out what other revisions read. It is said of each: an object that nobody enforces is a surprise.
-fn of_revision(state: &mut State, revision: &Revision) {
-    let State { objects, problems, .. } = state;
-    objects.retain(|at| match revision.other(&at.object) {
-        None => true,
+/// Puts aside what other revisions read. It is said of each: an object that nobody enforces is a surprise.
+pub(crate) fn of_revision(state: &mut State, root: &str, own: &Revision) {
+    let State { objects, elsewhere, problems, .. } = state;
+    let revisions = Revisions::of(objects.iter().map(|at| &at.object), root, own);
+    objects.retain(|at| {
+        let Some(whose) = revisions.other(&at.object) else { return true };
         // Written by the other's chart, and meant for nobody else.
-        Some(_) if matches!(at.object, Object::ConfigMap(_)) => false,
-        Some(other) => {
-            let message = format!(
-                "is for revision {other:?}, and this control plane is {:?}: the object is not in force here; remove the label, or add the revision as a tag (revisionTags of the chart istiod) [KARST-0711]",
-                revision.name
-            );
-            problems.push(problem(at, "metadata.labels[istio.io/rev]", message));
-            false
+        if !matches!(at.object, Object::ConfigMap(_)) {
+            problems.push(left_out(at, whose, &revisions, own));
+            elsewhere.push(at.clone());
         }
+        false
     });
+}
+
+/// Says of an object that it has no effect here.
+fn left_out(at: &Located, whose: Named<'_>, revisions: &Revisions, own: &Revision) -> Problem {
+    if let (Named::Nobody, Some((field, message))) = (whose, revisions.unknown(at.object.meta())) {
+        return problem(at, &field, message);
+    }
+    let other = if let Named::Other(name) = whose { name } else { "" };
+    let message = format!(
+        "is for revision {other:?}, and this control plane is {:?}: the object is not in force here; remove the label, or set it to {:?} [KARST-0711]",
+        own.name(),
+        own.name()
+    );
+    problem(at, "metadata.labels[istio.io/rev]", message)
 }
 
 fn problem(at: &Located, field: &str, message: String) -> Problem {
@@ -246,10 +257,15 @@ mod tests {
     #[test]
     fn objects_of_another_revision_are_left_out_and_named() {
         let text = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: ours, namespace: a}\nspec: {}\n---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: theirs, namespace: a, labels: {istio.io/rev: canary}}\nspec: {}\n";
-        let mut all = state(text);
-        of_revision(&mut all, &Revision::default());
-        let names: Vec<_> = all.objects.iter().map(|o| o.object.meta().name.clone()).collect();
-        assert_eq!(names, ["ours"]);
-        assert!(all.problems[0].to_string().contains("PeerAuthentication a/theirs: metadata.labels[istio.io/rev]"));
+        let canary = "---\napiVersion: v1\nkind: Service\nmetadata: {name: istiod-canary, namespace: istio-system, labels: {app: istiod, istio.io/rev: canary}}\nspec: {}\n";
+        for (more, said) in [("", "is revision \"canary\""), (canary, "is for revision \"canary\"")] {
+            let mut all = state(&format!("{text}{more}"));
+            of_revision(&mut all, "istio-system", &Revision::default());
+            let names = |all: &[Arc<Located>]| all.iter().map(|o| o.object.meta().name.clone()).collect::<Vec<_>>();
+            assert_eq!((&*names(&all.objects)[0], &names(&all.elsewhere)[..]), ("ours", &["theirs".to_string()][..]));
+            let problem = all.problems[0].to_string();
+            assert!(problem.contains("PeerAuthentication a/theirs: metadata.labels[istio.io/rev]"), "{problem}");
+            assert!(problem.contains(said) && problem.contains("[KARST-0711]"), "{problem}");
+        }
     }
 }

@@ -325,31 +325,49 @@ fn missing(state: &State, place: Place, text: String) -> Missing {
     Missing { text, namespaces }
 }
 
-/// Name of the Lease (Istio's).
+/// Name of the Lease of a revision's leader, with the revision's name for all but the default one.
 const LEASE: &str = "istio-leader";
+/// Name of the Lease of who writes what there is once in a mesh, whatever its revisions. (A name of its own: with the name that
+/// the default revision has, another revision could keep that one from writing.)
+const MESH_LEASE: &str = "istio-mesh-leader";
 /// Field manager of what the deployer makes.
 const DEPLOYER: &str = "istio.io/gateway-controller";
 
-/// Takes part in the election of the replica that writes; says whether it is this one.
-pub fn elect(kube: &Kube, config: &Config) -> watch::Receiver<bool> {
-    let (tx, leads) = watch::channel(false);
-    let (ns, me) = (config.root_namespace.clone(), config.pod_name.clone());
-    tokio::spawn(karst_kube::lease::elect(kube.clone(), ns, LEASE.into(), me, tx));
-    leads
+/// What a replica leads. Each revision tends what is its own, whichever of them writes what there is once.
+#[derive(Clone)]
+pub struct Leading {
+    /// The mesh: its root certificate and its lists, in every namespace.
+    pub mesh: watch::Receiver<bool>,
+    /// Its revision: statuses, what runs Gateways, the webhook.
+    pub revision: watch::Receiver<bool>,
 }
 
-/// Takes part in the election among the replicas of this revision: of who writes what each revision has of its own.
-pub fn elect_of_revision(kube: &Kube, config: &Config) -> watch::Receiver<bool> {
-    let (tx, leads) = watch::channel(false);
-    let (ns, me, lease) = (config.root_namespace.clone(), config.pod_name.clone(), config.revision().named(LEASE));
-    tokio::spawn(karst_kube::lease::elect(kube.clone(), ns, lease, me, tx));
-    leads
+/// Takes part in both elections.
+pub fn elect(kube: &Kube, config: &Config) -> Leading {
+    let [mesh, revision] = leases(config).map(|lease| {
+        let (sender, leads) = watch::channel(false);
+        let (namespace, me) = (config.root_namespace.clone(), config.pod_name.clone());
+        tokio::spawn(karst_kube::lease::elect(kube.clone(), namespace, lease, me, sender));
+        leads
+    });
+    Leading { mesh, revision }
 }
 
-/// Writes statuses and what Gateways need, on the replica that holds the Lease.
+/// We stop: another replica may go on at once.
+pub async fn release(kube: &Kube, config: &Config) {
+    for lease in leases(config) {
+        karst_kube::lease::release(kube, &config.root_namespace, &lease, &config.pod_name).await;
+    }
+}
+
+/// The Leases of the mesh and of the revision.
+fn leases(config: &Config) -> [String; 2] {
+    [MESH_LEASE.into(), config.revision().named(LEASE)]
+}
+
+/// Writes statuses and what Gateways need, on the replica that leads its revision.
 pub struct StatusWriter {
     kube: Kube,
-    namespace: String,
     me: String,
     leads: watch::Receiver<bool>,
     todo: watch::Sender<Writes>,
@@ -357,10 +375,10 @@ pub struct StatusWriter {
 
 impl StatusWriter {
     /// Starts it.
-    pub fn start(kube: Kube, namespace: String, me: String, leads: watch::Receiver<bool>) -> Self {
+    pub fn start(kube: Kube, me: String, leads: watch::Receiver<bool>) -> Self {
         let (todo, rx) = watch::channel(Writes::default());
         tokio::spawn(write(kube.clone(), leads.clone(), rx));
-        Self { kube, namespace, me, leads, todo }
+        Self { kube, me, leads, todo }
     }
 
     /// What is to be written now; replaces what was to be written before.
@@ -385,11 +403,6 @@ impl StatusWriter {
                 tracing::warn!(error = format!("{e:#}"), "the fault is only in the log");
             }
         });
-    }
-
-    /// We stop: another replica may go on at once.
-    pub async fn release(&self) {
-        karst_kube::lease::release(&self.kube, &self.namespace, LEASE, &self.me).await;
     }
 }
 
@@ -492,6 +505,20 @@ async fn write(kube: Kube, mut leads: watch::Receiver<bool>, mut todo: watch::Re
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use crate::config::Cli;
+    use clap::Parser;
+
+    /// A revision that leads keeps no other from tending its own; the default one's Lease has the name that it had in older
+    /// releases, so that an old replica and a new one of it never write at once.
+    #[test]
+    fn each_revision_has_a_lease_of_its_own() {
+        let of = |revision: &str| {
+            let config = Cli::try_parse_from(["karst-controller", "--revision", revision]).unwrap().config;
+            leases(&config)
+        };
+        assert_eq!(of("default"), ["istio-mesh-leader", "istio-leader"]);
+        assert_eq!(of("canary"), ["istio-mesh-leader", "istio-leader-canary"]);
+    }
 
     /// The root is renewed before the watch has shown that the one before was written: nothing has changed about which
     /// namespaces lack it, and still there is something to write.

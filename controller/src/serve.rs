@@ -130,17 +130,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let authority = Arc::new(CertificateAuthority::new(authority));
             let source = kubernetes::source(&kube, config.gateway_secrets).await;
             let leading = kubernetes::elect(&kube, &config);
-            leads = Some(leading.clone());
-            let publisher = kubernetes::Publisher::start(&kube, authority.clone(), &leading);
+            leads = Some(leading.revision.clone());
+            let publisher = kubernetes::Publisher::start(&kube, authority.clone(), &leading.mesh);
             tokio::spawn(kubernetes::keep_lists(kube.clone(), config.root_namespace.clone(), authority.clone()));
-            let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.clone());
+            let keep = kubernetes::keep_authority(kube.clone(), config.clone(), authority.clone(), leading.mesh);
             tokio::spawn(keep);
-            let writer = kubernetes::StatusWriter::start(
-                kube.clone(),
-                config.root_namespace.clone(),
-                config.pod_name.clone(),
-                leading,
-            );
+            let writer = kubernetes::StatusWriter::start(kube.clone(), config.pod_name.clone(), leading.revision);
             (source, authority, Tokens::Kubernetes(kube), Some((publisher, writer)))
         }
     };
@@ -204,8 +199,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             counts: shared.reviews.clone(),
         };
         tokio::task::spawn_local(webhook::serve(connections, judge));
-        // Each revision has a webhook of its own; all else is written by one control plane.
-        let leads = if config.revision().is_default() { leads } else { kubernetes::elect_of_revision(kube, config) };
         let name = webhook::configuration(&config.revision(), &config.root_namespace);
         let roots = shared.authority.roots();
         tokio::spawn(webhook::keep(kube.clone(), config.root_namespace.clone(), name, roots, leads));
@@ -273,8 +266,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         r = server.serve_with_incoming(incoming) => r.context("discovery server"),
         () = watching => Ok(()),
         _ = term.recv() => {
-            if let Some((_, writer)) = &kube {
-                let _ = tokio::time::timeout(Duration::from_secs(2), writer.release()).await;
+            if let Tokens::Kubernetes(kube) = &shared.tokens {
+                let _ = tokio::time::timeout(Duration::from_secs(2), kubernetes::release(kube, &shared.config)).await;
             }
             tracing::info!("controller is stopping; proxies keep their configuration");
             Ok(())

@@ -21,6 +21,8 @@ pub enum Reason {
     GatewayNotFound,
     /// There are no sidecars.
     SidecarInjection,
+    /// No control plane is the revision that it is for.
+    RevisionNotFound,
 }
 
 impl Reason {
@@ -34,6 +36,7 @@ impl Reason {
             Self::PortNotFound => "PortNotFound",
             Self::GatewayNotFound => "GatewayNotFound",
             Self::SidecarInjection => "SidecarInjection",
+            Self::RevisionNotFound => "RevisionNotFound",
         }
     }
 
@@ -43,6 +46,7 @@ impl Reason {
             Self::MissingUseWaypointLabel | Self::WaypointNotBound => RESOLVED_WAYPOINTS,
             Self::HostNotFound | Self::PortNotFound | Self::GatewayNotFound => RESOLVED_REFS,
             Self::Invalid | Self::SidecarInjection => "Accepted",
+            Self::RevisionNotFound => REVISION,
         }
     }
 }
@@ -51,6 +55,9 @@ impl Reason {
 pub(crate) const RESOLVED_WAYPOINTS: &str = "ResolvedWaypoints";
 /// Condition of routes: what they refer to is there.
 pub(crate) const RESOLVED_REFS: &str = "ResolvedRefs";
+
+/// Condition of what configures the mesh: a control plane is the revision that it names.
+pub(crate) const REVISION: &str = "karst.io/Revision";
 
 /// What is to be said of an object.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,7 +19,7 @@ mod writes;
 pub use compilation::model::{closing, compile};
 pub use compiler::{Change, Compiler};
 pub(crate) use facts::listener::warnings as of_gateway;
-pub(crate) use objects::{MANAGED, VIRTUAL};
+pub(crate) use objects::{MANAGED, Named, Revisions, VIRTUAL};
 pub use objects::{Mesh, Revision, Template};
 #[cfg(test)]
 pub(crate) use unserved::around;

@@ -6,6 +6,7 @@ use crate::{
     model::Model,
 };
 
+mod revisions;
 mod work;
 
 use karst_manifest::{

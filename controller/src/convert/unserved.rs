@@ -12,7 +12,7 @@ use crate::{
             service, waypoint,
         },
         finding::{Finding, Reason},
-        objects::{GATEWAY_API, ISTIO_NETWORKING, MESH, Mesh, Objects},
+        objects::{GATEWAY_API, ISTIO_NETWORKING, MESH, Mesh, Objects, Revision, named},
     },
     model::Model,
 };
@@ -49,6 +49,9 @@ pub(crate) fn alone(object: &Object) -> Option<Vec<Finding>> {
     if let Object::Namespace(n) = object {
         return Some(injection(n).into_iter().collect());
     }
+    if names_revision(object) {
+        return None;
+    }
     let looked_up = matches!(object, Object::VirtualService(_) | Object::DestinationRule(_) | Object::Gateway(_));
     let of_service = |p: &ParentRef| service_kind(p).is_some();
     let among_others = looked_up || parents(object).is_some_and(|p| p.iter().any(of_service));
@@ -81,8 +84,19 @@ fn parents(object: &Object) -> Option<&[ParentRef]> {
     }
 }
 
+/// Is it an object that a label makes one revision's?
+fn names_revision(object: &Object) -> bool {
+    named(&object.meta().labels).is_some()
+        && (matches!(object, Object::Gateway(_)) || Revision::label(object).is_some())
+}
+
 fn one(object: &Object, view: &View<'_>) -> Vec<Finding> {
     let meta = object.meta();
+    if names_revision(object)
+        && let Some(bad) = view.objects.revisions.unknown(meta)
+    {
+        return vec![Finding::new(object.kind(), meta, Reason::RevisionNotFound, bad)];
+    }
     let found = match object {
         Object::Namespace(n) => return injection(n).into_iter().collect(),
         Object::VirtualService(v) => view.virtual_service(v),

@@ -90,6 +90,7 @@ pub struct When {
 pub struct PeerAuthentication {
     pub metadata: Meta,
     pub spec: PeerAuthenticationSpec,
+    pub status: Status,
 }
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

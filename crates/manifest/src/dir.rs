@@ -27,6 +27,8 @@ pub type Keys = BTreeMap<String, Result<String, NotFetched>>;
 pub struct State {
     /// All objects, by file and place in it.
     pub objects: Vec<Arc<Located>>,
+    /// Objects that another control plane reads, or none (label `istio.io/rev`): nothing is made of them.
+    pub elsewhere: Vec<Arc<Located>>,
     /// What is wrong at the moment; of these files the last good state is in `objects`.
     pub problems: Vec<Problem>,
     /// Hash of the files' names and texts: tells which state of the directory this is.

@@ -88,7 +88,7 @@ fn setopt(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
+pub(crate) fn transparent(socket: &Socket, v6: bool) -> io::Result<()> {
     setopt(socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1)?;
     if v6 { setopt(socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1) } else { Ok(()) }
 }
@@ -239,10 +239,17 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        if let Some(exempt) = &self.exempt {
-            exempt.set(socket.as_fd())?;
-        }
+        self.let_out(&socket)?;
         Ok(socket)
+    }
+
+    /// Exempts a socket from redirection: by the agent's map, or, where it has given none (Istio's), by the mark.
+    fn let_out(&self, socket: &Socket) -> io::Result<()> {
+        match &self.exempt {
+            Some(exempt) => exempt.set(socket.as_fd()),
+            None if self.netns.is_some() => socket.set_mark(MARK_ZTUNNEL),
+            None => Ok(()),
+        }
     }
 
     fn socket(&self, dst: SocketAddr) -> io::Result<Socket> {
@@ -251,12 +258,7 @@ impl NetnsConnector {
             Some(n) => n.run(make)??,
             None => make()?,
         };
-        match &self.exempt {
-            Some(e) => e.set(socket.as_fd())?,
-            // Without an exemption map (Istio's agent) the mark is what lets us out.
-            None if self.netns.is_some() => socket.set_mark(MARK_ZTUNNEL)?,
-            None => {}
-        }
+        self.let_out(&socket)?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
     }
@@ -418,13 +420,19 @@ impl Default for Keepalive {
     }
 }
 
-/// Sets keepalive on a stream. Failure is of no consequence and passed over.
-pub fn keepalive(stream: &TcpStream, keepalive: &Keepalive) {
+/// Sets keepalive on a stream, or on a listener for all that it accepts from now on (Linux's accepted sockets are copies of
+/// it), which costs a connection nothing. Failure is of no consequence and passed over.
+pub fn keepalive(socket: &impl AsFd, keepalive: &Keepalive) {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(keepalive.time)
         .with_interval(keepalive.interval)
         .with_retries(keepalive.retries);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+}
+
+/// Sends without delay, on all that a listener accepts from now on. Failure is of no consequence and passed over.
+pub fn without_delay(listener: &impl AsFd) {
+    let _ = SockRef::from(listener).set_tcp_nodelay(true);
 }
 
 /// Makes the next close a reset: the other side learns that the end was not orderly.
@@ -559,6 +567,26 @@ mod tests {
         let all: Vec<Socket> = (0..4).map(|_| begin()).collect();
         assert!(is_decided(&all[0]) && !is_decided(&all[3]));
         assert_eq!(open(at).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn what_is_accepted_has_the_listeners_options() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let accepted = || {
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            listener.accept().unwrap().0
+        };
+        let before = accepted();
+        assert!(!SockRef::from(&before).keepalive().unwrap() && !before.nodelay().unwrap());
+        let wanted = Keepalive { time: Duration::from_secs(7), interval: Duration::from_secs(8), retries: 9 };
+        keepalive(&listener, &wanted);
+        without_delay(&listener);
+        let after = accepted();
+        let socket = SockRef::from(&after);
+        assert!(socket.keepalive().unwrap() && after.nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), wanted.time);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), wanted.interval);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), wanted.retries);
     }
 
     #[test]

@@ -13,6 +13,8 @@
 mod istioctl;
 #[path = "stages/karst.rs"]
 mod karst;
+#[path = "stages/tutorials/mod.rs"]
+mod tutorials;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
@@ -1274,6 +1276,12 @@ fn s4_with_karst_the_real_objects_are_seen() {
 #[test]
 fn s9_karst_installs_and_removes() {
     karst::installs_and_removes();
+}
+
+/// After that: what the tutorials' readers type, from installation to removal, by three ways of installing.
+#[test]
+fn s9_the_tutorials_lines_show_what_they_promise() {
+    tutorials::follow();
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.

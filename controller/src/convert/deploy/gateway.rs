@@ -57,7 +57,8 @@ pub(crate) fn compile(
 ) {
     let ours = |g: &&&Gateway| waypoint::is_waypoint(applied, g) || gateway::is_ingress(applied, g);
     // In the same order each time: what is still to be written is then the same.
-    let mut all: Vec<_> = applied.gateways.values().filter(ours).filter(|g| given(g).is_none()).collect();
+    let is_run = |g: &&&Gateway| given(g).is_none() && applied.is_ours(&g.metadata);
+    let mut all: Vec<_> = applied.gateways.values().filter(ours).filter(is_run).collect();
     all.sort_by_key(|g| (&g.metadata.namespace, &g.metadata.name));
     for gateway in all {
         // With parameters that cannot be read nothing is run, and what runs stays as it is; the status says so.

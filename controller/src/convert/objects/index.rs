@@ -1,7 +1,7 @@
 //! The objects by kind, as everything that is made from them looks them up. It knows nothing of what is made.
 
 use crate::convert::objects::{
-    MANAGED, Mesh,
+    MANAGED, Mesh, Named, Revisions,
     parameters::{Classes, Parameters, ParametersError},
 };
 use karst_manifest::{MeshConfig, Object, State, kinds::*, parse::Located};
@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// The objects by kind.
 pub(crate) struct Objects<'a> {
     pub mesh: &'a Mesh,
+    pub revisions: Revisions,
     pub namespaces: BTreeMap<&'a str, &'a Namespace>,
     pub nodes: BTreeMap<&'a str, &'a Node>,
     /// Where they stand.
@@ -63,6 +64,7 @@ impl<'a> Objects<'a> {
     pub(crate) fn new(state: &'a State, mesh: &'a Mesh) -> Self {
         let mut index = Self {
             mesh,
+            revisions: Revisions::default(),
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
             nodes_at: vec![],
@@ -159,8 +161,16 @@ impl<'a> Objects<'a> {
             }
         }
         index.class_parameters = classes.read();
+        let of_root = index.services.get(&*mesh.root_namespace).into_iter().flatten().copied();
+        index.revisions = Revisions::of_services(of_root, &mesh.revision);
         index.label_keys = label_keys(&index);
         index
+    }
+
+    /// Does this revision run and tend an object? (Its status is another's to write, else, and its pods another's to run.)
+    pub(crate) fn is_ours(&self, meta: &Meta) -> bool {
+        let namespace = self.namespaces.get(&*meta.namespace).map(|namespace| &namespace.metadata.labels);
+        self.revisions.owner(&meta.labels, namespace) == Named::Own
     }
 
     pub(crate) fn routes_are_empty(&self) -> bool {

@@ -9,6 +9,7 @@ mod names;
 pub(crate) mod parameters;
 mod problem;
 mod revision;
+mod revisions;
 
 pub(crate) use age::{Age, age};
 pub(crate) use identity::{address, rename};
@@ -20,3 +21,5 @@ pub(crate) use names::{
 };
 pub(crate) use problem::{FieldError, problem};
 pub use revision::Revision;
+pub(crate) use revision::named;
+pub(crate) use revisions::{Named, Revisions};

@@ -5,7 +5,7 @@ use karst_manifest::{Object, kinds::Labels};
 /// Label of an object that only one revision reads.
 pub(crate) const LABEL: &str = "istio.io/rev";
 /// The revision that is not named anywhere.
-const DEFAULT: &str = "default";
+pub(crate) const DEFAULT: &str = "default";
 
 /// Which control plane this is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,25 +28,21 @@ impl Revision {
         self.name.is_empty() || self.name == DEFAULT
     }
 
+    /// Its name, as labels have it.
+    pub fn name(&self) -> &str {
+        if self.name.is_empty() { DEFAULT } else { &self.name }
+    }
+
     /// The name of what each revision has of its own: `istiod`, or `istiod-REVISION`.
     pub fn named(&self, name: &str) -> String {
         if self.is_default() { name.to_string() } else { format!("{name}-{}", self.name) }
     }
 
-    /// The revision that an object is for, if it is for another one. Objects without the label are for all.
-    /// Only what configures the mesh is told apart: workloads, services and what belongs to them are the same
-    /// for all.
-    pub fn other<'a>(&self, object: &'a Object) -> Option<&'a str> {
-        let wanted = self.label(object)?;
-        let is_ours = wanted.is_empty()
-            || wanted == self.name
-            || (self.is_default() && wanted == DEFAULT)
-            || self.tags.iter().any(|t| t == wanted);
-        (!is_ours).then_some(wanted)
-    }
-
-    fn label<'a>(&self, object: &'a Object) -> Option<&'a str> {
-        let of = |labels: &'a Labels| labels.get(LABEL).map(String::as_str);
+    /// The name in an object's label `istio.io/rev`, of those objects that only one revision reads: what configures
+    /// the mesh. Workloads, services and what belongs to them are the same for all; so are Gateways, whose pods every
+    /// revision's proxies call (who runs them is another matter: `Revisions::owner`).
+    pub(crate) fn label(object: &Object) -> Option<&str> {
+        let of = |labels| named(labels);
         match object {
             Object::Namespace(_)
             | Object::Node(_)
@@ -57,10 +53,10 @@ impl Revision {
             | Object::Deployment(_)
             | Object::EndpointSlice(_)
             | Object::GatewayClass(_)
+            | Object::Gateway(_)
             | Object::ReferenceGrant(_) => None,
             // Parameters of classes: each revision has its own.
             Object::ConfigMap(_)
-            | Object::Gateway(_)
             | Object::HTTPRoute(_)
             | Object::GRPCRoute(_)
             | Object::TCPRoute(_)
@@ -80,40 +76,22 @@ impl Revision {
     }
 }
 
+/// What the label of an object or a namespace says. An empty one says nothing.
+pub(crate) fn named(labels: &Labels) -> Option<&str> {
+    labels.get(LABEL).map(String::as_str).filter(|name| !name.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
-    use karst_manifest::parse;
-
-    fn object(kind: &str, version: &str, labels: &str) -> Object {
-        let text = format!(
-            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x, namespace: a, labels: {{{labels}}}}}\n{}",
-            if version == "v1" { "" } else { "spec: {}\n" }
-        );
-        parse::file("x.yaml".as_ref(), &text).unwrap().remove(0).object
-    }
 
     #[test]
-    fn only_objects_of_another_revision_are_for_others() {
-        let policy = |labels: &str| object("PeerAuthentication", "security.istio.io/v1", labels);
-        let named = Revision { name: "canary".into(), tags: vec!["prod".into()] };
-        for (revision, labels, other) in [
-            (Revision::default(), "", None),
-            (Revision::default(), "istio.io/rev: default", None),
-            (Revision::default(), "istio.io/rev: canary", Some("canary")),
-            (named.clone(), "", None),
-            (named.clone(), "istio.io/rev: canary", None),
-            (named.clone(), "istio.io/rev: prod", None),
-            (named.clone(), "istio.io/rev: default", Some("default")),
-        ] {
-            assert_eq!(revision.other(&policy(labels)), other, "{revision:?} {labels}");
-        }
-        assert_eq!(named.other(&object("Pod", "v1", "istio.io/rev: other")), None, "workloads are for all");
-        assert_eq!(named.other(&object("ConfigMap", "v1", "istio.io/rev: default")), Some("default"));
+    fn what_a_revision_has_of_its_own_has_its_name() {
+        let named = Revision { name: "canary".into(), tags: vec![] };
         assert_eq!(
             (named.named("istiod"), Revision::default().named("istiod")),
             ("istiod-canary".into(), "istiod".into())
         );
+        assert_eq!(Revision { name: String::new(), tags: vec![] }.name(), "default");
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod backend_tls;
 mod condition;
 pub(crate) mod gateway;
 pub(crate) mod istio;
+pub(crate) mod revision;
 pub(crate) mod route;
 
 pub(crate) use condition::Write;
