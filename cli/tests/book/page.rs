@@ -55,7 +55,8 @@ impl Page {
                     block.text.push('\n');
                 }
             }
-            if fence.is_none() && indented.is_none() {
+            let is_fence = line.trim_start().starts_with("```");
+            if fence.is_none() && indented.is_none() && !is_fence {
                 spans.extend(line.split('`').skip(1).step_by(2).map(|span| (at + 1, span.to_string())));
             }
             before = line;

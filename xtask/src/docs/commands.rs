@@ -22,7 +22,9 @@ pub(super) fn unknown(tree: &Command, path: &Path, text: &str) -> Vec<String> {
 fn first_unknown<'a>(tree: &Command, rest: &'a str) -> Option<&'a str> {
     let mut command = tree;
     for word in rest.split(' ') {
-        let end = word.find(|letter: char| !letter.is_ascii_lowercase() && letter != '-').unwrap_or(word.len());
+        let end = word
+            .find(|letter: char| !letter.is_ascii_lowercase() && !letter.is_ascii_digit() && letter != '-')
+            .unwrap_or(word.len());
         let (plain, after) = word.split_at(end);
         if plain.is_empty() || plain.starts_with('-') || !command.has_subcommands() {
             return None;

@@ -19,6 +19,7 @@ const NO_LABELS: &[&str] = &[
     "istio.io/mesh-controller",
     "karst.io/findings",
     "karst.io/gateway-ports",
+    "karst.io/revision",
 ];
 
 /// What begins the names of metrics, ours and those that Istio's components have.
