@@ -113,6 +113,8 @@ pub fn for_tests() -> Result<()> {
     p.say("helm has installed the charts");
     build::istioctl(&c.bin)?;
     p.say("istioctl is built");
+    build::registry(&c.bin)?;
+    p.say("the registry of the tests is built");
     Ok(())
 }
 

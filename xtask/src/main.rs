@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that developers and CI do, from one place.
 
+mod archive;
 mod bench;
 mod cluster;
 mod conformance;
@@ -9,6 +10,8 @@ mod fuzz;
 mod images;
 mod kernels;
 mod lint;
+mod oci;
+mod release;
 mod report;
 mod sbom;
 mod setup;
@@ -70,6 +73,10 @@ enum Task {
     /// Write an OCI image for each component to target/images, with its digest and a list of what is in it (CycloneDX), and load
     /// them into the local cluster if it runs.
     Images,
+    /// Make what a release page holds: archive, charts, images, bills of materials, checksums, provenance, install script.
+    Release(release::What),
+    /// Set the version number everywhere, and give what is unreleased in CHANGELOG.md its title.
+    Version(release::Bump),
     /// A real Kubernetes on this machine, to try Karst on and for the tests.
     Cluster {
         #[command(subcommand)]
@@ -138,6 +145,8 @@ fn run(task: Task) -> Result<()> {
             build()?;
             cluster::Cluster::new()?.load(&images::write()?)
         }
+        Task::Release(what) => release::run(&what),
+        Task::Version(what) => release::bump(&what),
         Task::Cluster { what } => cluster::run(what),
         Task::Kernels(what) => {
             setup::run()?;

@@ -20,6 +20,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "nsenter, for the tests' processes"),
     ("nftables", "translation of addresses in the tests' pods"),
     ("mount", "the tests' bpffs"),
+    ("curl", "tests of the release's install script"),
+    ("wget", "tests of the release's install script"),
 ];
 
 /// What the test cluster needs besides.
@@ -43,6 +45,11 @@ const KERNEL_PACKAGES: &[(&str, &str)] = &[
 /// Installs what is missing to run old kernels.
 pub fn kernels() -> Result<()> {
     packages(KERNEL_PACKAGES)
+}
+
+/// Installs the shell of the samples' image, if it is missing.
+pub fn shell() -> Result<()> {
+    packages(&[("busybox-static", "a shell for the image of the samples")])
 }
 
 /// Installs what is missing for the test cluster.

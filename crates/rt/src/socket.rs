@@ -61,6 +61,9 @@ impl AsFd for Exempt {
     }
 }
 
+/// The index of `lo`, the same in every namespace (the kernel's LOOPBACK_IFINDEX); by name it would be looked up.
+const LOOPBACK: i32 = 1;
+
 /// Ports for sockets with another host's address: below what clients use for themselves (Linux 32768 and up, others 49152
 /// and up). The application's end of such a connection would else take the packets of one that the client itself makes
 /// from the same port, as plaintext.
@@ -331,7 +334,7 @@ impl NetnsConnector {
             let socket = self.socket(dst)?;
             if self.exempt.is_some() {
                 socket.set_mark(MARK_APP)?;
-                socket.bind_device(Some(b"lo"))?;
+                setopt(&socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, LOOPBACK)?;
                 unpaced(&socket);
             }
             transparent(&socket, dst.is_ipv6())?;
@@ -380,9 +383,12 @@ async fn finish(socket: Socket, dst: SocketAddr, limit: Duration) -> io::Result<
         Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
         Err(e) => return Err(e),
     }
-    let decided = is_decided(&socket);
+    let decided = decision(&socket);
     let socket = TcpStream::from_std(socket.into())?;
-    if !decided {
+    if decided == Some(Decided::Established) {
+        return Ok(socket);
+    }
+    if decided.is_none() {
         match tokio::time::timeout(limit, socket.writable()).await {
             Ok(r) => r?,
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
@@ -394,12 +400,24 @@ async fn finish(socket: Socket, dst: SocketAddr, limit: Duration) -> io::Result<
     }
 }
 
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decided {
+    Established,
+    /// The socket has the error.
+    Failed,
+}
+
 /// Has a connection been established, or failed, already? One within the host mostly has when `connect` returns: then there is
 /// nothing to wait for, and no timer to set, here or around it (a short one wakes the runtime up for itself alone).
-fn is_decided(socket: &Socket) -> bool {
+fn decision(socket: &Socket) -> Option<Decided> {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd, which outlives the call; with a timeout of 0 it does not wait.
-    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    let decided = unsafe { libc::poll(&raw mut poll, 1, 0) == 1 };
+    decided.then_some(match poll.revents {
+        libc::POLLOUT => Decided::Established,
+        _ => Decided::Failed,
+    })
 }
 
 /// Keepalive, as Istio's KEEPALIVE_* options mean it.
@@ -565,7 +583,7 @@ mod tests {
             s
         };
         let all: Vec<Socket> = (0..4).map(|_| begin()).collect();
-        assert!(is_decided(&all[0]) && !is_decided(&all[3]));
+        assert_eq!((decision(&all[0]), decision(&all[3])), (Some(Decided::Established), None));
         assert_eq!(open(at).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 

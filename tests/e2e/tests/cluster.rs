@@ -15,6 +15,8 @@ mod istioctl;
 mod karst;
 #[path = "stages/tutorials/mod.rs"]
 mod tutorials;
+#[path = "stages/release.rs"]
+mod release;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
@@ -1282,6 +1284,12 @@ fn s9_karst_installs_and_removes() {
 #[test]
 fn s9_the_tutorials_lines_show_what_they_promise() {
     tutorials::follow();
+}
+
+/// What a release page would hold, and nothing else.
+#[test]
+fn s9_release_installs_from_its_folder_alone() {
+    release::installs_from_its_folder_alone();
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.
