@@ -19,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("procps", "sysctl, in the tests' namespaces"),
     ("util-linux", "nsenter, for the tests' processes"),
     ("nftables", "translation of addresses in the tests' pods"),
+    ("iptables", "rules of Istio's node agent, in the tests' pods"),
     ("mount", "the tests' bpffs"),
     ("curl", "tests of the release's install script"),
     ("wget", "tests of the release's install script"),

@@ -17,6 +17,8 @@ mod karst;
 mod tutorials;
 #[path = "stages/release.rs"]
 mod release;
+#[path = "stages/swap.rs"]
+mod swap;
 
 use karst_e2e::{
     Held, LONG, Load, Pod, Visits, apply, dry_apply, get, helm, kubectl, kubectl_with, link, ready, rollout, try_apply,
@@ -1290,6 +1292,12 @@ fn s9_the_tutorials_lines_show_what_they_promise() {
 #[test]
 fn s9_release_installs_from_its_folder_alone() {
     release::installs_from_its_folder_alone();
+}
+
+/// Istio's node agent, with our control plane and ztunnel.
+#[test]
+fn s9_swaps_with_istios_agent() {
+    swap::istios_agent_with_our_ztunnel();
 }
 
 /// A release by the script of samples/store: a good one gets everything and nobody loses a sale; one that fails is taken back.

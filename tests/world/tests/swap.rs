@@ -33,7 +33,7 @@ fn world(rules: Rules, ztunnel_env: &[(&str, &str)]) -> World {
     let own = own.iter().chain(&[("RUST_BACKTRACE", "1"), ("TERMINATION_GRACE_PERIOD_SECONDS", "30")]);
     let env = own.chain(ztunnel_env).map(|(k, v)| (k.to_string(), v.to_string())).collect();
     let ztunnel = ["proxy", "ztunnel"].map(String::from).to_vec();
-    let mut w = World::start(Options { istio: Some(rules), ztunnel, ztunnel_env: env, ..Options::default() }).unwrap();
+    let w = World::start(Options { istio: Some(rules), ztunnel, ztunnel_env: env, ..Options::default() }).unwrap();
     w.namespace("app", true);
     w.namespace("out", false);
     w
@@ -137,6 +137,7 @@ fn nobody_gets_in_by_the_ports_themselves() {
         let open = Capture { inbound: false, ..Capture::default() };
         let ingress = w.istio_pod(PodSpec::new("app", "ingress", 0), &open);
         let outside = w.pod(PodSpec::new("out", "o", 1));
+        let near = w.pod(PodSpec::new("out", "near", 0));
         w.settle();
         let descriptors = || fs::read_dir(format!("/proc/{}/fd", w.ztunnel_pid(0))).unwrap().count();
         let before = descriptors();
@@ -161,6 +162,15 @@ fn nobody_gets_in_by_the_ports_themselves() {
             }
         }
         wait_for("ztunnel has closed them", Duration::from_secs(10), || (descriptors() <= before + 4).then_some(()));
+        // What a neighbour would have the pod forward comes to ztunnel, as everything that comes in: it is no relay.
+        let echo = app::Echo::start(&outside, 8080, "");
+        says(&near, outside.at(8080)).unwrap();
+        for (to, via) in [(outside.ip, a.ip), (outside.ip6, a.ip6)] {
+            let family = if to.is_ipv4() { "-4" } else { "-6" };
+            karst_world::net::ip_in(&near.ns, &format!("{family} route replace {to} via {via}")).unwrap();
+            assert!(says(&near, (to, 8080).into()).is_err(), "{rules:?}: {to} by way of a member");
+        }
+        assert_eq!(echo.connections(), 1, "{rules:?}");
         // Of UDP only the pod itself can ask.
         for to in [a.at(15053), a.at6(15053), ingress.at(15053)] {
             assert_eq!(over_udp(&outside, "web.app.svc.cluster.local", to), None, "{rules:?}: {to}");

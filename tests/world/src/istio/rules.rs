@@ -139,7 +139,9 @@ fn nftables(capture: &Capture) -> String {
              add rule inet istio-ambient-{table} output jump istio-output"
         );
     }
-    let mut rule = |chain: &str, what: &str| drop(writeln!(text, "add rule inet istio-ambient-{chain} {what}"));
+    let mut rule = |chain: &str, what: &str| {
+        let _ = writeln!(text, "add rule inet istio-ambient-{chain} {what}");
+    };
     let (foreign, own) = ("meta mark and 0xfff != 0x539", "meta mark and 0xfff == 0x539");
     for device in &capture.devices {
         rule("nat istio-prerouting", &format!("iifname {device} meta l4proto tcp counter redirect to :15001"));
