@@ -1,6 +1,6 @@
 //! The book does what it says. Of every page of docs/, and of the READMEs:
 //!
-//! - each command of `karst` is a command line that the program takes; those that ask no cluster are run, in a copy of samples/,
+//! - each command of `karst`, in a block or in a sentence, is a command line that the program takes; those that ask no cluster are run, in a copy of samples/,
 //!   and the block of text after one is what it prints;
 //! - each manifest, whether it is shown or given to a command, is one that the webhook takes; each file that is applied is there;
 //! - each label that is set is one that docs/labels.md knows.
@@ -17,6 +17,7 @@ use book::{
     page::{self, Block, Page},
     place::{Place, Said},
 };
+use clap::error::ErrorKind;
 use std::{collections::BTreeSet, env, ffi::OsString, fs, path::Path, path::PathBuf, process::Command};
 
 /// Pages that are generated, or have manifests that are meant to be refused.
@@ -61,6 +62,36 @@ fn every_command_of_karst_is_one_that_it_takes() {
     seen += pages().iter().map(count).sum::<usize>();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(seen > 40, "{seen} commands: the search is broken");
+}
+
+/// In running text a verb may stand without its arguments, but it and its options must exist.
+#[test]
+fn every_verb_and_option_that_a_sentence_names_exists() {
+    let mut seen = 0;
+    let mut wrong = vec![];
+    for page in pages() {
+        for (line, span) in &page.spans {
+            let block = Block { kind: "sh".into(), line: *line, text: span.replace('…', "") };
+            for Simple { words, .. } in command::all(&block).into_iter().filter(|command| command.is("karst")) {
+                seen += 1;
+                let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+                let Err(error) = karst_cli::parse(&words, "karst") else { continue };
+                let is_named = matches!(
+                    error.kind(),
+                    ErrorKind::MissingRequiredArgument
+                        | ErrorKind::MissingSubcommand
+                        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                        | ErrorKind::DisplayHelp
+                );
+                if !is_named {
+                    let said = error.to_string();
+                    wrong.push(format!("{}:{line}: `{span}`: {}", page.name, said.lines().next().unwrap_or_default()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 20, "{seen} spans: the search is broken");
 }
 
 #[test]

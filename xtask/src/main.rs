@@ -5,6 +5,7 @@ mod bench;
 mod cluster;
 mod conformance;
 mod deny;
+mod docs;
 mod fuzz;
 mod images;
 mod kernels;
@@ -42,6 +43,8 @@ enum Task {
     Build,
     /// Check formatting, lints, documentation and the arrows between crates.
     Lint,
+    /// Check the links and lists of names of the documentation, and build the book to target/book.
+    Docs,
     /// Run everything that CI runs.
     Test {
         /// Only tests whose name contains this.
@@ -115,6 +118,7 @@ fn run(task: Task) -> Result<()> {
             s.print();
             Ok(())
         }
+        Task::Docs => docs::run(),
         Task::Test { filter } => test(&filter),
         Task::Demo { report, keep } => {
             build_only(DEMO)?;
@@ -189,6 +193,7 @@ fn build_only(programs: &[&str]) -> Result<()> {
 fn lint_stages(s: &mut Stages) -> Result<()> {
     s.run("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
     s.run("arrows between crates", lint::arrows)?;
+    s.run("docs", docs::run)?;
     s.run("licences, sources, bans", || {
         setup::checks()?;
         deny::run()
@@ -220,9 +225,10 @@ fn test(filter: &str) -> Result<()> {
     if filter.is_empty() {
         s.run("cluster: build and start", cluster::for_tests)?;
         s.run("charts: values", values::check)?;
-        // helm is built by now. The charts by it and by us: the same objects.
+        // helm is built by now. The charts by it and by us: the same objects; and the installations that the book shows.
         s.run("charts: helm and karst", || {
-            cargo(&["test", "--release", "--workspace", "--locked", "--test", "helm", "--", "--ignored"], &[])
+            let all = ["test", "--release", "--workspace", "--locked", "--test", "helm", "--test", "book"];
+            cargo(&[&all[..], &["--", "--ignored"]].concat(), &[])
         })?;
         let result = s.run("cluster: tests", || cluster_tests(&[]));
         if result.is_err() {

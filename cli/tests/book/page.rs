@@ -11,6 +11,8 @@ pub(crate) struct Page {
     /// Its path in the repository.
     pub(crate) name: String,
     pub(crate) blocks: Vec<Block>,
+    /// Code within text, with its line.
+    pub(crate) spans: Vec<(usize, String)>,
 }
 
 /// A block of code.
@@ -27,6 +29,7 @@ impl Page {
     /// Reads one.
     pub(crate) fn read(name: &str, text: &str) -> Self {
         let mut blocks: Vec<Block> = vec![];
+        let mut spans = vec![];
         let mut fence: Option<usize> = None;
         let mut before = "";
         for (at, line) in text.lines().enumerate() {
@@ -52,9 +55,13 @@ impl Page {
                     block.text.push('\n');
                 }
             }
+            let is_fence = line.trim_start().starts_with("```");
+            if fence.is_none() && indented.is_none() && !is_fence {
+                spans.extend(line.split('`').skip(1).step_by(2).map(|span| (at + 1, span.to_string())));
+            }
             before = line;
         }
-        Self { name: name.to_string(), blocks }
+        Self { name: name.to_string(), blocks, spans }
     }
 
     /// The files that the page says to write: a block whose first line is a comment with the file's name.
@@ -124,9 +131,11 @@ mod tests {
     #[test]
     fn blocks_are_fenced_or_indented() {
         let text = "# T\n\n```sh\na\n  b\n```\n- list\n    in it\n\n    karst x\n    karst y\n\ntext\n  ```yaml\n  k: v\n  ```\n";
-        let found = Page::read("p", text).blocks;
+        let text = &format!("`one` and `two`\n{text}");
+        let Page { blocks: found, spans, .. } = Page::read("p", text);
+        assert_eq!(spans, [(1, "one".to_string()), (1, "two".to_string())]);
         let of = |kind: &str, line, text: &str| Block { kind: kind.into(), line, text: text.into() };
-        assert_eq!(found, [of("sh", 4, "a\n  b\n"), of("", 10, "karst x\nkarst y\n"), of("yaml", 15, "k: v\n")]);
+        assert_eq!(found, [of("sh", 5, "a\n  b\n"), of("", 11, "karst x\nkarst y\n"), of("yaml", 16, "k: v\n")]);
     }
 
     #[test]
