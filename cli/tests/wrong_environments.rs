@@ -58,6 +58,7 @@ fn when(resource: &'static str, answer: impl Fn(&Request) -> fake::Answer + Send
 }
 
 const SYSTEM: &str = "istio-system";
+const NO_STREAMS: &str = "pods \"istiod-1\" is forbidden: User \"jane\" cannot create resource \"pods/portforward\" in API group \"\" in the namespace \"istio-system\"";
 
 fn kubeconfig(server: &str, more: &str) -> String {
     format!(
@@ -183,12 +184,12 @@ fn refusals() -> Vec<Case> {
             "no right to connect to pods",
             "proxy-status",
             server(|request| match request.part.as_str() {
-                "portforward" => Some(status(403, "")),
+                "portforward" => Some(status(403, NO_STREAMS)),
                 _ => (request.resource == "pods").then(|| (200, list(&[controller(true)]))),
             }),
             1,
-            &["this user may not open connections to pods (pods/portforward"],
-            "kubectl auth can-i create pods/portforward",
+            &["cannot reach port 15014 of pod istiod-1.istio-system"],
+            "`kubectl auth can-i create pods/portforward -n istio-system`",
         ),
         case(
             "no right to install",

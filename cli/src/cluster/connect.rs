@@ -61,7 +61,9 @@ async fn config(global: &Global) -> Result<Config, Problem> {
     let mut config = match (&global.kubeconfig, &global.context) {
         (Some(file), _) => {
             let named = format!("--kubeconfig {}", file.display());
-            let unread = |e| Problem::new(format!("{named}: cannot be read")).because(e).next(NEXT);
+            // A parser's message goes on with a picture of the line.
+            let first = |e: KubeconfigError| e.to_string().lines().next().unwrap_or_default().to_owned();
+            let unread = |e| Problem::new(format!("{named}: cannot be read")).because(first(e)).next(NEXT);
             let read = Kubeconfig::read_from(file).map_err(unread)?;
             let names = contexts(&read);
             let made = Config::from_custom_kubeconfig(read, &options).await;

@@ -123,9 +123,15 @@ pub fn version(minor: &str) -> Value {
 
 /// A refusal.
 pub fn status(code: u16, message: &str) -> Answer {
+    let reason = match code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        _ => "InternalError",
+    };
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code,
-        "reason": "",
+        "reason": reason,
     });
     (code, status)
 }
