@@ -6,3 +6,5 @@ pub const CLIENT: &str = env!("CARGO_PKG_VERSION");
 pub const MONITORING: u16 = 15014;
 /// A proxy's port of admin pages.
 pub const ADMIN: u16 = 15000;
+/// Labels of the node agents' pods.
+pub const AGENT: &str = "k8s-app=istio-cni-node";

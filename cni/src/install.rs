@@ -98,6 +98,13 @@ impl Install {
         Ok(Some(file))
     }
 
+    /// Whether the entry is the last of the list that the runtime reads.
+    pub fn is_chained(&self) -> bool {
+        let read = || serde_json::from_slice::<Value>(&fs::read(self.list().ok()?).ok()?).ok();
+        let last = read().and_then(|list| list["plugins"].as_array()?.last().cloned());
+        last.is_some_and(|plugin| plugin["type"] == NAME)
+    }
+
     /// Takes entry and program away.
     pub fn remove(&self) -> Result<()> {
         for entry in fs::read_dir(&self.conf_dir)?.flatten() {
@@ -148,8 +155,10 @@ mod tests {
         let file = d.join("10-x.conflist");
         fs::write(&file, original.to_string()).unwrap();
         fs::write(d.join("99-other.conflist"), original.to_string()).unwrap();
+        assert!(!i.is_chained());
         assert_eq!(i.entry().unwrap(), Some(file.clone()));
         assert_eq!(i.entry().unwrap(), None);
+        assert!(i.is_chained());
         let read = || serde_json::from_slice::<Value>(&fs::read(&file).unwrap()).unwrap();
         assert_eq!(read()["plugins"].as_array().unwrap().len(), 3);
         assert_eq!(read()["plugins"][2]["type"], NAME);
@@ -157,6 +166,7 @@ mod tests {
         let mut v = read();
         v["plugins"].as_array_mut().unwrap().push(json!({ "type": "other" }));
         fs::write(&file, v.to_string()).unwrap();
+        assert!(!i.is_chained());
         assert!(i.entry().unwrap().is_some());
         assert_eq!(read()["plugins"][3]["type"], NAME);
         i.program().unwrap();

@@ -61,6 +61,13 @@ fn render(agent: &Agent) -> String {
         "# HELP karst_enrolled_pods Pods of this node that are redirected.\n# TYPE karst_enrolled_pods gauge\nkarst_enrolled_pods {}",
         pods.len()
     );
+    if let Some(is_chained) = agent.plugin_is_chained() {
+        let _ = writeln!(
+            out,
+            "# HELP karst_cni_plugin_chained Is the CNI plugin the last of the node's network configuration? If not, new pods are redirected shortly after they start.\n# TYPE karst_cni_plugin_chained gauge\nkarst_cni_plugin_chained {}",
+            i32::from(is_chained)
+        );
+    }
     let _ = writeln!(
         out,
         "# HELP ztunnel_connected Is a ztunnel connected?\n# TYPE ztunnel_connected gauge\nztunnel_connected {}",

@@ -68,6 +68,8 @@ fn judge(statement: &Statement) -> (String, Level) {
         (Some(503), ..) => istio("IST0101", Level::Error),
         (Some(316), ..) => istio("IST0132", Level::Warning),
         (Some(508), "Gateway", _) => istio("IST0145", Level::Error),
+        (Some(509), "Gateway", _) => istio("IST0162", Level::Warning),
+        (Some(117 | 120), _, Sort::Warning | Sort::NoEffect(_)) => istio("IST0167", Level::Warning),
         (Some(1..=6 | 10..=28 | 32), _, Sort::Problem) | (None, _, Sort::Problem) => istio("IST0106", Level::Error),
         (Some(31), ..) => istio("IST0002", Level::Warning),
         (Some(8), "Sidecar", _) => istio("IST0167", Level::Warning),
@@ -75,6 +77,24 @@ fn judge(statement: &Statement) -> (String, Level) {
         (Some(number), _, Sort::Problem) => (format!("KARST-{number:04}"), Level::Error),
         (Some(number), _, Sort::Warning | Sort::NoEffect(_)) => (format!("KARST-{number:04}"), Level::Warning),
         (None, _, Sort::Warning | Sort::NoEffect(_)) => istio("IST0133", Level::Warning),
+    }
+}
+
+/// Istio's codes that a code of ours may be shown as.
+pub fn shown_as(number: u16) -> &'static [&'static str] {
+    match number {
+        1..=6 | 10..=28 | 32 => &["IST0106"],
+        8 | 117 | 120 => &["IST0167"],
+        31 => &["IST0002"],
+        307 => &["IST0101", "IST0174"],
+        308 => &["IST0101"],
+        316 => &["IST0132"],
+        503 => &["IST0101", "IST0161"],
+        504 | 505 => &["IST0161"],
+        508 => &["IST0145"],
+        509 => &["IST0162"],
+        707 => &["IST0123"],
+        _ => &[],
     }
 }
 
@@ -167,6 +187,18 @@ mod tests {
             told("AuthorizationPolicy a/b", Sort::Problem, "x [KARST-0108]"),
             ("KARST-0108".into(), Level::Error)
         );
+    }
+
+    #[test]
+    fn what_is_shown_is_what_is_listed() {
+        for (number, _) in karst_manifest::code::CODES {
+            for kind in ["Gateway", "DestinationRule", "VirtualService", "Sidecar"] {
+                for sort in [Sort::Problem, Sort::Warning, Sort::NoEffect("HostNotFound")] {
+                    let code = statement(&format!("{kind} a/b"), sort, &format!("x [KARST-{number:04}]")).code;
+                    assert!(!code.starts_with("IST") || shown_as(*number).contains(&code.as_str()), "{number}: {code}");
+                }
+            }
+        }
     }
 
     #[test]

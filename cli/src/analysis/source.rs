@@ -147,12 +147,31 @@ impl Input {
     }
 }
 
+/// What the cluster has.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The objects, as the mesh reads them.
+    pub objects: Vec<Arc<Located>>,
+    /// The same as they are stored, with those that cannot be read. Without Secrets.
+    pub values: Vec<Value>,
+    /// Kinds that could not be had.
+    pub notes: Vec<String>,
+}
+
 /// All objects of the cluster that Karst reads, and notes on kinds that could not be read.
 ///
 /// # Errors
 /// If the API server cannot be reached.
 pub async fn from_cluster(cluster: &Cluster) -> Result<(Vec<Arc<Located>>, Vec<String>), Problem> {
-    let (mut objects, mut notes) = (vec![], vec![]);
+    all_stored(cluster).await.map(|stored| (stored.objects, stored.notes))
+}
+
+/// The same, and as they are stored.
+///
+/// # Errors
+/// If the API server cannot be reached.
+pub async fn all_stored(cluster: &Cluster) -> Result<Stored, Problem> {
+    let Stored { mut objects, mut values, mut notes } = Stored::default();
     for (kind, group, _) in KINDS {
         let listed = match stored(cluster, kind, group).await {
             Ok(listed) => listed,
@@ -163,6 +182,9 @@ pub async fn from_cluster(cluster: &Cluster) -> Result<(Vec<Arc<Located>>, Vec<S
             }
             Err(problem) => return Err(problem),
         };
+        if *kind != "Secret" {
+            values.extend(listed.iter().cloned());
+        }
         for value in listed {
             // An object that another version of the API has written is the control plane's to tell of.
             match parse::value(kind, value) {
@@ -171,7 +193,7 @@ pub async fn from_cluster(cluster: &Cluster) -> Result<(Vec<Arc<Located>>, Vec<S
             }
         }
     }
-    Ok((objects, notes))
+    Ok(Stored { objects, values, notes })
 }
 
 /// The objects of a kind as they are stored; none if the API server does not know it.

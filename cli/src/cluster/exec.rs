@@ -24,7 +24,7 @@ impl Cluster {
     /// If the API server refuses it, or there is no such program.
     pub async fn exec(&self, pod: &PodName, container: &str, command: &[&str]) -> Result<Executed, Problem> {
         let what = || format!("cannot run {:?} in pod {pod}", command.join(" "));
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let api: Api<Pod> = Api::namespaced(self.streams.clone(), &pod.namespace);
         let mut params = AttachParams::default().stdin(false).stdout(true).stderr(true);
         if !container.is_empty() {
             params = params.container(container);

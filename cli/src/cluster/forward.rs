@@ -22,7 +22,7 @@ impl Cluster {
     /// If the API server does not forward it.
     pub async fn dial(&self, pod: &PodName, port: u16) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, Problem> {
         let what = || format!("cannot reach port {port} of pod {pod}");
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let api: Api<Pod> = Api::namespaced(self.streams.clone(), &pod.namespace);
         let mut forwarder = api.portforward(&pod.name, &[port]).await.map_err(|e| failed(what(), &e))?;
         forwarder.take_stream(port).ok_or_else(|| {
             Problem::new(what())

@@ -29,6 +29,10 @@ impl Resource {
     pub const DEPLOYMENT: Self = Self::new("apps", "v1", "Deployment", "deployments");
     /// Namespaces.
     pub const NAMESPACE: Self = Self::new("", "v1", "Namespace", "namespaces");
+    /// Nodes.
+    pub const NODE: Self = Self::new("", "v1", "Node", "nodes");
+    /// Pods.
+    pub const POD: Self = Self::new("", "v1", "Pod", "pods");
     /// Services.
     pub const SERVICE: Self = Self::new("", "v1", "Service", "services");
 

@@ -57,32 +57,51 @@ impl Cluster {
     /// # Errors
     /// If the API server refuses or cannot be reached.
     pub async fn pods_of(&self, namespace: Option<&str>, labels: &str) -> Result<Vec<Pod>, Problem> {
+        self.select(namespace, ListParams::default().labels(labels).fields("status.phase=Running")).await
+    }
+
+    /// All pods of a namespace with these labels, those that do not run yet, too.
+    ///
+    /// # Errors
+    /// If the API server refuses or cannot be reached.
+    pub async fn all_pods(&self, namespace: &str, labels: &str) -> Result<Vec<Pod>, Problem> {
+        self.select(Some(namespace), ListParams::default().labels(labels)).await
+    }
+
+    async fn select(&self, namespace: Option<&str>, params: ListParams) -> Result<Vec<Pod>, Problem> {
         let (api, place): (Api<Pod>, _) = match namespace {
             Some(name) => (Api::namespaced(self.client.clone(), name), format!("namespace {name}")),
             None => (Api::all(self.client.clone()), "all namespaces".to_owned()),
         };
-        let params = ListParams::default().labels(labels).fields("status.phase=Running");
-        let mut pods = api
-            .list(&params)
-            .await
-            .map_err(|e| failed(format!("cannot list pods with {labels} in {place}"), &e))?
-            .items;
+        let labels = params.label_selector.clone().unwrap_or_default();
+        let listed = api.list(&params).await;
+        let mut pods = listed.map_err(|e| failed(format!("cannot list pods with {labels} in {place}"), &e))?.items;
         pods.sort_by_key(ResourceExt::name_any);
         Ok(pods)
     }
 
-    /// The running pods of the control plane.
+    /// The pods of the control plane that are ready.
     ///
     /// # Errors
     /// As [`Cluster::pods`], and if there is none.
     pub async fn control_plane(&self) -> Result<Vec<Pod>, Problem> {
-        let pods = self.pods(&self.istio_namespace, "app=istiod").await?;
-        if pods.is_empty() {
-            return Err(Problem::new(format!("no control plane is running in namespace {}", self.istio_namespace))
-                .because("there is no running pod with the label app=istiod")
-                .next("install the mesh, or name its namespace with -i"));
+        let place = &self.istio_namespace;
+        let mut pods = self.all_pods(place, "app=istiod").await?;
+        let late = pods.iter().find(|pod| !is_ready(pod)).cloned();
+        pods.retain(is_ready);
+        if !pods.is_empty() {
+            return Ok(pods);
         }
-        Ok(pods)
+        let Some(late) = late else {
+            return Err(Problem::new(format!("no control plane is running in namespace {place}"))
+                .because("there is no pod with the label app=istiod")
+                .next("install the mesh, or name its namespace with -i"));
+        };
+        let why = serde_json::to_value(&late).ok().and_then(|value| karst_install::cluster::trouble(&value));
+        let name = late.name_any();
+        Err(Problem::new(format!("the control plane in namespace {place} is not ready"))
+            .because(why.unwrap_or_else(|| format!("pod {name} is not ready")))
+            .next(format!("`karst check`, `kubectl -n {place} describe pod {name}` and its log say more")))
     }
 
     /// The running ztunnels.

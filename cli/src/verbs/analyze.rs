@@ -1,13 +1,18 @@
 //! `analyze` and `validate`: the rule book of the webhook and of the control plane, for files and for the cluster.
 
 use crate::{
-    analysis::{self, Input, Level, Message, Suppression, table_line},
-    output::Format,
+    analysis::{
+        self, Input, Level, Message, Stored, Suppression,
+        rules::{self, Item, Objects},
+        table_line,
+    },
+    output::{Format, Table},
     problem::{Exit, Problem},
     session::Session,
 };
 use clap::Args;
 use karst_controller::analysis::{Settings, alone, whole, written};
+use karst_manifest::code::CODES;
 use std::{collections::BTreeSet, path::PathBuf};
 
 /// Annotation of objects: codes that are not to be told (`*`: all), separated by commas.
@@ -53,6 +58,21 @@ pub struct Analyze {
     /// Only messages of this level and above
     #[arg(long, value_enum, default_value_t = Level::Info, value_name = "LEVEL")]
     output_threshold: Level,
+    /// Print all codes and their meanings
+    #[arg(short = 'L', long)]
+    list_analyzers: bool,
+    /// Accepted for compatibility: kinds that are not the mesh's are never looked at
+    #[arg(long, hide = true)]
+    ignore_unknown: bool,
+    /// Accepted for compatibility: colours follow the terminal
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "BOOL")]
+    color: Option<Option<bool>>,
+    /// Accepted for compatibility: there is nothing more to tell
+    #[arg(short, long, hide = true)]
+    verbose: bool,
+    /// Accepted for compatibility: an API server that does not answer is given up after a minute
+    #[arg(long, hide = true, value_name = "TIME")]
+    timeout: Option<String>,
     /// Output format: log (lines), json or yaml
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -81,6 +101,9 @@ pub struct Validate {
 impl Analyze {
     /// Prints the messages.
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
+        if self.list_analyzers {
+            return list(session, self.output);
+        }
         if self.files.is_empty() && !self.use_kube {
             let next = format!("name files, or leave out --use-kube=false: `{} analyze FILE...`", session.program);
             return Err(Problem::usage("analyze: nothing to look at without files and without the cluster", next));
@@ -92,17 +115,19 @@ impl Analyze {
             None => session.global.namespace.clone().unwrap_or_else(|| "default".into()),
         };
         let read = analysis::read(&paths, &namespace)?;
-        let mut stored = vec![];
-        if let Some(cluster) = &cluster {
-            let (objects, notes) = analysis::from_cluster(cluster).await?;
-            notes.iter().for_each(|note| session.note(note));
-            stored = objects;
-        }
+        let stored = match &cluster {
+            Some(cluster) => analysis::all_stored(cluster).await?,
+            None => Stored::default(),
+        };
+        stored.notes.iter().for_each(|note| session.note(note));
         let settings = Settings { root_namespace: session.global.istio_namespace.clone(), ..Settings::default() };
         let mut messages = judge(&read, stored, &settings);
         let of_namespace = |message: &Message| {
-            let place = message.origin.split_once(' ').and_then(|(_, path)| path.split_once('/'));
-            place.is_none_or(|(place, _)| place == namespace)
+            let Some((kind, path)) = message.origin.split_once(' ') else { return true };
+            match path.split_once('/') {
+                Some((place, _)) => place == namespace,
+                None => kind != "Namespace" || path == namespace,
+            }
         };
         messages.retain(|message| {
             (self.all_namespaces || !message.reference.is_empty() || of_namespace(message))
@@ -139,18 +164,39 @@ impl Analyze {
     }
 }
 
+/// The codes: Istio's where the meaning is, else ours.
+fn list(session: &mut Session<'_>, output: Format) -> Result<(), Problem> {
+    let mut table = Table::new(&["CODE", "SHOWN AS", "MEANING"]);
+    let mut all = vec![];
+    for (number, meaning) in CODES {
+        let (code, shown) = (format!("KARST-{number:04}"), analysis::shown_as(*number).join(", "));
+        table.row([code.clone().into(), shown.clone().into(), (*meaning).into()]);
+        all.push(serde_json::json!({ "code": code, "shownAs": shown, "meaning": meaning }));
+    }
+    for (code, meaning) in rules::CODES {
+        table.row([(*code).into(), (*code).into(), (*meaning).into()]);
+        all.push(serde_json::json!({ "code": code, "shownAs": code, "meaning": meaning }));
+    }
+    session.show(output, &table, &all)
+}
+
 /// Everything that is to be said, the files among the stored objects.
-fn judge(
-    read: &Input,
-    stored: Vec<std::sync::Arc<karst_manifest::parse::Located>>,
-    settings: &Settings,
-) -> Vec<Message> {
+fn judge(read: &Input, stored: Stored, settings: &Settings) -> Vec<Message> {
     let mut said = read.unread();
-    said.extend(whole(&read.over(stored), settings));
+    said.extend(whole(&read.over(stored.objects), settings));
     for (file, line, document) in &read.documents {
         said.extend(written(document, file, *line));
     }
     let mut messages: Vec<Message> = said.iter().map(Message::from).collect();
+    let item = |(file, line, value): &(PathBuf, usize, serde_json::Value)| Item {
+        value: value.clone(),
+        reference: format!("{}:{line}", file.display()),
+    };
+    let written: Vec<Item> = read.documents.iter().map(item).collect();
+    let objects = Objects::new(stored.values, written, &settings.root_namespace);
+    messages.extend(objects.judge());
+    let conditions = objects.conditions(&messages);
+    messages.extend(conditions);
     let suppressed: BTreeSet<(String, usize, String)> = read
         .documents
         .iter()

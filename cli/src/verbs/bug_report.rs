@@ -21,6 +21,8 @@ use std::{
 
 /// Lines of each log.
 const LINES: i64 = 20_000;
+/// Stands for what was taken out.
+const REMOVED: &str = "(removed)";
 /// Pods of a kind that are asked: enough to compare, and an archive that can be mailed.
 const PODS: usize = 50;
 
@@ -31,7 +33,8 @@ const PODS: usize = 50;
   karst bug-report --dir /tmp --since 3600
 
 The archive has: versions; logs and pages of control plane, node agents, ztunnels, waypoints and gateways; the objects
-that the mesh reads. It does not have: Secrets, keys, values of environment variables, ConfigMaps of applications.
+that the mesh reads. It does not have: Secrets, keys, values of environment variables and of programs' arguments,
+ConfigMaps of applications.
 Access logs have addresses and paths of requests: look through the archive before you publish it.")]
 pub struct BugReport {
     /// Directory that the archive is written to
@@ -184,8 +187,8 @@ fn is_of_mesh(object: &Value, place: &str) -> bool {
     at("/metadata/namespace") == place && at("/metadata/name").starts_with("istio")
 }
 
-/// Takes out what may be secret, or is only bulk: values of environment variables, what was last applied, managed
-/// fields.
+/// Takes out what may be secret, or is only bulk: values of environment variables and of programs' arguments, what was
+/// last applied, managed fields.
 fn redact(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -195,10 +198,14 @@ fn redact(value: &mut Value) {
                 if name == "env"
                     && let Value::Array(variables) = inner
                 {
-                    variables
-                        .iter_mut()
-                        .filter_map(|one| one.get_mut("value"))
-                        .for_each(|one| *one = "(removed)".into());
+                    variables.iter_mut().filter_map(|one| one.get_mut("value")).for_each(|one| *one = REMOVED.into());
+                }
+                // The program itself stays.
+                let kept = usize::from(name == "command");
+                if (name == "args" || name == "command")
+                    && let Value::Array(words) = inner
+                {
+                    words.iter_mut().skip(kept).for_each(argument);
                 }
                 redact(inner);
             }
@@ -208,10 +215,34 @@ fn redact(value: &mut Value) {
     }
 }
 
+/// Of an argument the name stays: `--password=x` becomes `--password=(removed)`, a word that is no option goes.
+fn argument(word: &mut Value) {
+    let Some(text) = word.as_str() else { return };
+    let shown = match text.split_once('=') {
+        Some((name, _)) => format!("{name}={REMOVED}"),
+        None if text.starts_with("--") => return,
+        None => REMOVED.to_owned(),
+    };
+    *word = shown.into();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn values_of_arguments_are_taken_out() {
+        let mut pod = json!({ "spec": { "containers": [{
+            "command": ["/app", "--token", "secret"],
+            "args": ["--password=secret", "-p", "secret", "serve", "user=secret=x", "--verbose"],
+        }] } });
+        redact(&mut pod);
+        let at = |list: &str| pod.pointer(&format!("/spec/containers/0/{list}")).cloned();
+        assert_eq!(at("command"), Some(json!(["/app", "--token", REMOVED])));
+        let args = ["--password=(removed)", REMOVED, REMOVED, REMOVED, "user=(removed)", "--verbose"];
+        assert_eq!(at("args"), Some(json!(args)));
+    }
 
     #[test]
     fn values_of_variables_are_taken_out() {

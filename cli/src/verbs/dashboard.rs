@@ -24,6 +24,8 @@ pub enum Dashboard {
     Prometheus(AddOn),
     /// Jaeger: traces
     Jaeger(AddOn),
+    /// SkyWalking: traces and topology
+    Skywalking(AddOn),
     /// Zipkin: traces
     Zipkin(AddOn),
     /// Admin page of a waypoint, gateway or ztunnel
@@ -104,6 +106,7 @@ const GRAFANA: Known = Known { name: "grafana", labels: "app.kubernetes.io/name=
 const PROMETHEUS: Known =
     Known { name: "prometheus", labels: "app.kubernetes.io/name=prometheus", port: 9090, path: "" };
 const JAEGER: Known = Known { name: "jaeger", labels: "app=jaeger", port: 16686, path: "" };
+const SKYWALKING: Known = Known { name: "skywalking", labels: "app=skywalking-ui", port: 8080, path: "" };
 const ZIPKIN: Known = Known { name: "zipkin", labels: "app=zipkin", port: 9411, path: "" };
 /// ControlZ's port.
 const CONTROLZ: u16 = 9876;
@@ -119,6 +122,7 @@ impl Dashboard {
             Self::Grafana(asked) => add_on(session, &asked, &GRAFANA).await,
             Self::Prometheus(asked) => add_on(session, &asked, &PROMETHEUS).await,
             Self::Jaeger(asked) => add_on(session, &asked, &JAEGER).await,
+            Self::Skywalking(asked) => add_on(session, &asked, &SKYWALKING).await,
             Self::Zipkin(asked) => add_on(session, &asked, &ZIPKIN).await,
             Self::Envoy(asked) => {
                 let cluster = session.cluster().await?;

@@ -124,6 +124,9 @@ impl Install {
         }
         let spec = wanted.spec().map_err(|error| wrong(&error))?;
         let version = target.version().await.map_err(|error| failed(&error))?;
+        if let Some(problem) = crate::verbs::check::too_old(&version) {
+            return Err(problem);
+        }
         let manifest = Manifest::of(&spec, &charts, &version, upgrade).map_err(|error| wrong(&error))?;
         let obsolete = Installation::obsolete(&target, &manifest).await.map_err(|error| failed(&error))?;
         let changes = Changes::find(&target, &manifest, &obsolete, self.force).await.map_err(|error| failed(&error))?;
@@ -221,7 +224,9 @@ async fn after(target: &Target, now: Wanted) -> Result<Wanted, Problem> {
     let revision = now.revision.clone().filter(|name| name != "default").unwrap_or_default();
     let Some(mut wanted) = target.recorded(&now.namespace, &revision).await.map_err(|error| failed(&error))? else {
         let next = "karst install installs it; helm's installations are upgraded by helm";
-        return Err(Problem::new(format!("karst has installed nothing in namespace {}", now.namespace)).next(next));
+        let which = if revision.is_empty() { String::new() } else { format!(" of revision {revision}") };
+        let what = format!("karst has installed nothing{which} in namespace {}", now.namespace);
+        return Err(Problem::new(what).next(next));
     };
     wanted.files.extend(now.files);
     wanted.sets.extend(now.sets);
@@ -252,12 +257,18 @@ pub(super) fn wrong(error: &SpecError) -> Problem {
 
 pub(super) fn failed(error: &ClusterError) -> Problem {
     let next = match error {
+        ClusterError::Request { what, error } => return crate::cluster::failed(what.clone(), error),
+        ClusterError::NotReady { waiting, .. } if waiting.contains("Image") => {
+            "check the image: --set hub=REGISTRY and --set tag=TAG, and its pull secret \
+             (--set values.global.imagePullSecrets[0]=NAME); then run the same command again"
+        }
+        ClusterError::NotReady { waiting, .. } if waiting.contains("not scheduled") => {
+            "make room, or add a node: `kubectl describe nodes` shows what is taken; then run the same command again"
+        }
         ClusterError::NotReady { .. } | ClusterError::NotGone { .. } => {
             "run the same command again: it goes on where it is"
         }
-        ClusterError::Request { .. } | ClusterError::Helm { .. } | ClusterError::Foreign { .. } => {
-            "correct it, and run the same command again"
-        }
+        ClusterError::Helm { .. } | ClusterError::Foreign { .. } => "correct it, and run the same command again",
     };
     Problem::new("the cluster is not changed as it was wanted").because(error).next(next)
 }

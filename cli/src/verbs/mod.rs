@@ -1,5 +1,6 @@
 //! The verbs, a file for each.
 
+pub mod absent;
 pub mod admin;
 pub mod analyze;
 pub mod bug_report;
@@ -27,13 +28,14 @@ use crate::{problem::Problem, session::Session};
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
     /// Manage the control plane
-    #[command(subcommand)]
+    #[command(subcommand, alias = "istiod")]
     Admin(admin::Admin),
     /// Find problems in files and in the cluster
     Analyze(analyze::Analyze),
     /// Collect logs, dumps and objects in an archive, without secrets
     BugReport(bug_report::BugReport),
     /// Check the cluster before an installation, or the mesh after it
+    #[command(alias = "verify-install")]
     Check(check::Check),
     /// Print the completion script of a shell
     Completion(local::Completion),
@@ -43,6 +45,12 @@ pub enum Verb {
     /// Verbs that istioctl has as experimental
     #[command(subcommand, visible_aliases = ["x", "exp"])]
     Experimental(experimental::Experimental),
+    /// Meshes of several clusters are not supported
+    #[command(hide = true, alias = "remote-clusters")]
+    CreateRemoteSecret(absent::Absent),
+    /// There is no operator
+    #[command(hide = true)]
+    Operator(absent::Absent),
     /// Explain what becomes of a call from A to B, and which object decides each step
     Explain(explain::Explain),
     /// Install the mesh, or change what is installed
@@ -102,6 +110,8 @@ impl Verb {
             Self::BugReport(verb) => verb.run(session).await,
             Self::Check(verb) => verb.run(session).await,
             Self::Completion(verb) => verb.run(session, tree()),
+            Self::CreateRemoteSecret(verb) => verb.run(session, absent::Verb::Multicluster),
+            Self::Operator(verb) => verb.run(session, absent::Verb::Operator),
             Self::Dashboard(verb) => verb.run(session).await,
             Self::Experimental(verb) => verb.run(session).await,
             Self::Explain(verb) => verb.run(session).await,

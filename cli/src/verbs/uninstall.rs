@@ -4,7 +4,7 @@ use super::install::{Chosen, Teller, confirmed, duration, failed, wrong};
 use crate::{problem::Problem, session::Session};
 use karst_install::{
     cluster::{Removal, Selection, Target},
-    manifest::Manifest,
+    manifest::{Manifest, OURS},
 };
 use std::time::Duration;
 
@@ -51,6 +51,14 @@ impl Uninstall {
         let removal = found.map_err(|error| failed(&error))?;
         if removal.objects.is_empty() {
             let next = "an installation by helm is removed by helm uninstall; helm list -A shows it";
+            if let Selection::Revision(revision, namespace) = &selection
+                && !revision.is_empty()
+            {
+                return Err(Problem::new(format!("revision {revision} is not installed in namespace {namespace}"))
+                    .next(format!(
+                        "`kubectl -n {namespace} get configmaps -l {OURS}` lists what karst has installed; {next}"
+                    )));
+            }
             session.note(format!("Nothing that karst has installed is there; {next}."));
             return Ok(());
         }

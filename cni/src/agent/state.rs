@@ -90,6 +90,11 @@ impl Agent {
         })
     }
 
+    /// Whether the CNI plugin is part of the node's network; none where it is not installed by this agent.
+    pub fn plugin_is_chained(&self) -> Option<bool> {
+        self.config.install().map(|install| install.is_chained())
+    }
+
     /// The directory of the pods' records.
     pub(super) fn records(&self) -> PathBuf {
         self.config.run_dir.join("pods")

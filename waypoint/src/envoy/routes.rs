@@ -155,17 +155,18 @@ fn header(name: &str, value: &StringMatcher, invert: bool) -> Value {
     out
 }
 
-/// The path of the object that a rule comes from (`Kind namespace/name rest`), as istioctl reads it for its column VIRTUAL SERVICE.
+/// The path of the object that a rule comes from (`Kind namespace/name rest`), as istioctl reads it for its column VIRTUAL SERVICE:
+/// it shows paths of Istio's group only, so that routes of Gateway API have that, too.
 fn config_path(origin: &str) -> Option<String> {
     let mut words = origin.split(' ');
     let (kind, (namespace, name)) = (words.next()?, words.next()?.split_once('/')?);
-    let (group, kind) = match kind {
-        "VirtualService" => ("networking.istio.io/v1", "virtual-service"),
-        "HTTPRoute" => ("gateway.networking.k8s.io/v1", "http-route"),
-        "GRPCRoute" => ("gateway.networking.k8s.io/v1", "grpc-route"),
+    let kind = match kind {
+        "VirtualService" => "virtual-service",
+        "HTTPRoute" => "http-route",
+        "GRPCRoute" => "grpc-route",
         _ => return None,
     };
-    Some(format!("/apis/{group}/namespaces/{namespace}/{kind}/{name}"))
+    Some(format!("/apis/networking.istio.io/v1/namespaces/{namespace}/{kind}/{name}"))
 }
 
 #[cfg(test)]
@@ -176,7 +177,7 @@ mod tests {
     fn the_object_of_a_rule_is_found_in_its_origin() {
         for (origin, path) in [
             ("VirtualService a/b http[0]", Some("/apis/networking.istio.io/v1/namespaces/a/virtual-service/b")),
-            ("HTTPRoute a/b rule 1", Some("/apis/gateway.networking.k8s.io/v1/namespaces/a/http-route/b")),
+            ("HTTPRoute a/b rule 1", Some("/apis/networking.istio.io/v1/namespaces/a/http-route/b")),
             ("Service a/b", None),
             ("", None),
         ] {

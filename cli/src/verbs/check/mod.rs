@@ -1,15 +1,17 @@
 //! `check` and `x precheck`: can the mesh be installed here, or, where it is, is everything healthy.
 
+mod after;
+mod before;
+mod nodes;
+
 use crate::{
     cluster::{Cluster, Resource, failed},
     output::{Cell, Format, Table, Tone},
     problem::{Exit, Problem},
     session::Session,
-    verbs::waypoint::gateways_without_program,
 };
 use clap::Args;
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::{Api, ResourceExt, api::PostParams};
+use kube::ResourceExt;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,26 +20,6 @@ const OLDEST: u32 = 30;
 const CRD: Resource =
     Resource::new("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions");
 const DAEMON_SET: Resource = Resource::new("apps", "v1", "DaemonSet", "daemonsets");
-const WEBHOOK: Resource = Resource::new(
-    "admissionregistration.k8s.io",
-    "v1",
-    "MutatingWebhookConfiguration",
-    "mutatingwebhookconfigurations",
-);
-/// What an installation creates: group, resource, whether in the mesh's namespace.
-const CREATED: &[(&str, &str, bool)] = &[
-    ("", "namespaces", false),
-    ("rbac.authorization.k8s.io", "clusterroles", false),
-    ("rbac.authorization.k8s.io", "clusterrolebindings", false),
-    ("apiextensions.k8s.io", "customresourcedefinitions", false),
-    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", false),
-    ("rbac.authorization.k8s.io", "roles", true),
-    ("", "serviceaccounts", true),
-    ("", "services", true),
-    ("", "configmaps", true),
-    ("apps", "deployments", true),
-    ("apps", "daemonsets", true),
-];
 
 /// Options of `check`.
 #[derive(Debug, Args)]
@@ -46,8 +28,8 @@ const CREATED: &[(&str, &str, bool)] = &[
                              after it: is every component healthy
   karst check -o json
 
-Ends with 79 if something must be repaired. The kernel of the nodes is looked at by the node agent, whose pod
-is not ready where it does not fit.")]
+Ends with 79 if something must be repaired. Before an installation nodes are judged by the version of their kernels;
+after it each node agent tries what its kernel can do, and looks for a bpffs.")]
 pub struct Check {
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
@@ -62,7 +44,7 @@ struct Looked {
     message: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 enum Status {
     Ok,
     Warning,
@@ -83,14 +65,14 @@ impl Check {
     pub async fn run(self, session: &mut Session<'_>) -> Result<(), Problem> {
         let cluster = session.cluster().await?;
         let place = cluster.istio_namespace.clone();
-        let control_plane = cluster.object(Resource::DEPLOYMENT, Some(&place), "istiod").await?;
-        let mut all = vec![version(&cluster).await?];
-        all.extend(gateway_api(&cluster).await?);
-        if control_plane.is_some() {
-            all.extend(components(&cluster, &place).await?);
+        let mut all = vec![version(&cluster).await?, gateway_api(&cluster).await?];
+        all.extend(nodes::look(&cluster).await);
+        let is_installed = after::is_installed(&cluster, &place).await?;
+        if is_installed {
+            all.extend(after::look(&cluster, &place).await?);
         } else {
-            all.extend(rights(&cluster, &place).await?);
-            all.extend(leftovers(&cluster).await?);
+            all.push(before::rights(&cluster, &place).await?);
+            all.extend(before::leftovers(&cluster, &place).await?);
         }
         let mut table = Table::new(&["CHECK", "STATUS", "MESSAGE"]);
         for looked in &all {
@@ -109,9 +91,10 @@ impl Check {
                 .exit(Exit::Findings));
         }
         if self.output == Format::Table {
-            session.line(match control_plane {
-                Some(_) => "\u{2714} The mesh is healthy.",
-                None => "\u{2714} No issues found. The mesh can be installed or upgraded here.",
+            session.line(if is_installed {
+                "\u{2714} The mesh is healthy."
+            } else {
+                "\u{2714} No issues found. The mesh can be installed or upgraded here."
             })?;
         }
         Ok(())
@@ -136,121 +119,31 @@ fn judge_version(major: &str, minor: &str) -> Looked {
     }
 }
 
-async fn gateway_api(cluster: &Cluster) -> Result<Vec<Looked>, Problem> {
+/// What to say of a version (`v1.27.3`) that the charts do not take.
+pub fn too_old(version: &str) -> Option<Problem> {
+    let mut parts = version.trim_start_matches('v').split('.');
+    let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let is_old = judge_version(major, minor).status == Status::Error;
+    let what = || Problem::new(format!("Kubernetes {version} is older than 1.{OLDEST}, the oldest that works"));
+    is_old.then(|| what().next("upgrade Kubernetes first; `karst check` looks at the rest of the cluster"))
+}
+
+async fn gateway_api(cluster: &Cluster) -> Result<Looked, Problem> {
     let what = "Gateway API CRDs";
-    let found = cluster.object(CRD, None, "gateways.gateway.networking.k8s.io").await?;
-    let Some(crd) = found else {
+    let Some(crd) = cluster.object(CRD, None, "gateways.gateway.networking.k8s.io").await? else {
         let message = "not installed: waypoints and Gateways need them; \
                        install release v1.4.0 or newer of kubernetes-sigs/gateway-api (standard channel)";
-        return Ok(vec![Looked::new(what, Status::Warning, message)]);
+        return Ok(Looked::new(what, Status::Warning, message));
     };
     let version = crd.annotations().get("gateway.networking.k8s.io/bundle-version").cloned().unwrap_or_default();
     let served = crd.data.pointer("/spec/versions").and_then(Value::as_array);
     let has_v1 = served.into_iter().flatten().any(|version| {
         version.get("name").and_then(Value::as_str) == Some("v1") && version.get("served") == Some(&Value::Bool(true))
     });
-    Ok(vec![match has_v1 {
+    Ok(match has_v1 {
         true => Looked::new(what, Status::Ok, version),
         false => Looked::new(what, Status::Error, format!("{version} does not serve v1: install v1.4.0 or newer")),
-    }])
-}
-
-async fn rights(cluster: &Cluster, place: &str) -> Result<Vec<Looked>, Problem> {
-    let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client());
-    let mut missing = vec![];
-    for (group, resource, is_namespaced) in CREATED {
-        let attributes = ResourceAttributes {
-            group: Some((*group).into()),
-            resource: Some((*resource).into()),
-            namespace: is_namespaced.then(|| place.to_owned()),
-            verb: Some("create".into()),
-            ..ResourceAttributes::default()
-        };
-        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
-        let ask = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-        let answer = api.create(&PostParams::default(), &ask).await;
-        let status = answer.map_err(|e| failed("cannot ask for this user's rights", &e))?.status;
-        if !status.is_some_and(|status| status.allowed) {
-            missing.push(*resource);
-        }
-    }
-    Ok(vec![match missing.is_empty() {
-        true => Looked::new("rights of this user", Status::Ok, "may create all that an installation has"),
-        false => {
-            let message = format!("may not create {}: install as a cluster administrator", missing.join(", "));
-            Looked::new("rights of this user", Status::Error, message)
-        }
-    }])
-}
-
-/// What an earlier installation of Istio has left.
-async fn leftovers(cluster: &Cluster) -> Result<Vec<Looked>, Problem> {
-    let mut out = vec![];
-    let crds = cluster.list(CRD, None, "").await?.unwrap_or_default();
-    let istio = crds.iter().filter(|crd| crd.name_any().ends_with(".istio.io")).count();
-    if istio > 0 {
-        out.push(Looked::new("CRDs of Istio", Status::Ok, format!("{istio} are there and will be used")));
-    }
-    for webhook in cluster.list(WEBHOOK, None, "").await?.unwrap_or_default() {
-        let name = webhook.name_any();
-        if name.starts_with("istio-") && name.contains("injector") {
-            let message = format!(
-                "{name} is there: pods would get sidecars of another control plane; delete it when that is \
-                 gone: `kubectl delete mutatingwebhookconfiguration {name}`"
-            );
-            out.push(Looked::new("webhooks of Istio", Status::Warning, message));
-        }
-    }
-    let pods = cluster.list(Resource::new("", "v1", "Pod", "pods"), None, "").await?.unwrap_or_default();
-    let has_sidecar = |pod: &kube::api::DynamicObject| {
-        let names = |list: &str| pod.data.pointer(list).and_then(Value::as_array).cloned().unwrap_or_default();
-        let all = [names("/spec/containers"), names("/spec/initContainers")].concat();
-        all.iter().any(|container| container.get("name").and_then(Value::as_str) == Some("istio-proxy"))
-            && pod.labels().get("gateway.networking.k8s.io/gateway-name").is_none()
-    };
-    let sidecars = pods.iter().filter(|pod| has_sidecar(pod)).count();
-    if sidecars > 0 {
-        let message =
-            format!("{sidecars} pods have a container istio-proxy: restart them without injection before they join");
-        out.push(Looked::new("sidecars", Status::Warning, message));
-    }
-    if out.is_empty() {
-        out.push(Looked::new("leftovers of Istio", Status::Ok, "none"));
-    }
-    Ok(out)
-}
-
-async fn components(cluster: &Cluster, place: &str) -> Result<Vec<Looked>, Problem> {
-    let mut out = vec![];
-    for (resource, name, wanted, ready) in [
-        (Resource::DEPLOYMENT, "istiod", "/spec/replicas", "/status/readyReplicas"),
-        (DAEMON_SET, "istio-cni-node", "/status/desiredNumberScheduled", "/status/numberReady"),
-        (DAEMON_SET, "ztunnel", "/status/desiredNumberScheduled", "/status/numberReady"),
-    ] {
-        let Some(object) = cluster.object(resource, Some(place), name).await? else {
-            let message =
-                format!("not installed in namespace {place}: install its chart, or name the namespace with -i");
-            out.push(Looked::new(name, Status::Error, message));
-            continue;
-        };
-        let number = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
-        out.push(judge_ready(name, place, number(wanted), number(ready)));
-    }
-    for (namespace, name, message) in gateways_without_program(cluster).await? {
-        out.push(Looked::new(format!("gateway {namespace}/{name}"), Status::Error, message));
-    }
-    Ok(out)
-}
-
-fn judge_ready(name: &str, place: &str, wanted: u64, ready: u64) -> Looked {
-    match ready {
-        _ if wanted == 0 => Looked::new(name, Status::Error, "no pod is wanted: no node fits, or it is scaled to 0"),
-        _ if ready >= wanted => Looked::new(name, Status::Ok, format!("{ready}/{wanted} ready")),
-        _ => {
-            let message = format!("{ready}/{wanted} ready: `kubectl -n {place} get pods` and their logs say why");
-            Looked::new(name, Status::Error, message)
-        }
-    }
+    })
 }
 
 #[cfg(test)]
@@ -262,11 +155,6 @@ mod tests {
         let status = |major, minor| judge_version(major, minor).status;
         assert_eq!([status("1", "30"), status("1", "34+")], [Status::Ok, Status::Ok]);
         assert_eq!([status("1", "29"), status("1", "x"), status("2", "0")], [Status::Error; 3]);
-    }
-
-    #[test]
-    fn a_component_is_healthy_if_all_of_its_pods_are_ready() {
-        let status = |wanted, ready| judge_ready("ztunnel", "istio-system", wanted, ready).status;
-        assert_eq!([status(2, 2), status(2, 1), status(0, 0)], [Status::Ok, Status::Error, Status::Error]);
+        assert!(too_old("v1.29.9-gke.100").is_some() && too_old("v1.30.0+k3s1").is_none());
     }
 }

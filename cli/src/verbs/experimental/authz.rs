@@ -1,6 +1,8 @@
 //! `x authz check`: the policies that are enforced for a pod, as the proxies have them.
 
+use super::conditions;
 use crate::{
+    cluster::{Cluster, Resource},
     output::{Format, Table},
     problem::Problem,
     session::Session,
@@ -9,6 +11,10 @@ use crate::{
 use clap::{Args, Subcommand};
 use kube::ResourceExt;
 use serde::Serialize;
+use serde_json::Value;
+
+const AUTHORIZATION: Resource =
+    Resource::new("security.istio.io", "v1", "AuthorizationPolicy", "authorizationpolicies");
 
 /// The verbs of `x authz`.
 #[derive(Debug, Subcommand)]
@@ -21,7 +27,9 @@ pub enum Authz {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   karst x authz check web-0.shop
-  karst x authz check waypoint-6d5f-abcde -n shop")]
+  karst x authz check waypoint-6d5f-abcde -n shop
+
+Conditions are ztunnel's own; those of a waypoint or gateway are as its policies are stored.")]
 pub struct Check {
     /// POD or POD.NAMESPACE
     pod: String,
@@ -36,6 +44,8 @@ struct Row {
     action: String,
     policy: String,
     rules: usize,
+    /// A text for each rule.
+    conditions: Vec<String>,
 }
 
 impl Authz {
@@ -46,16 +56,42 @@ impl Authz {
         let pod = cluster.pod(&asked.pod).await?;
         let rows: Vec<Row> = if pod.labels().contains_key("gateway.networking.k8s.io/gateway-name") {
             let dump = proxy_config::of_pod(session, &asked.pod).await?;
-            let row = |one: proxy_config::Enforced| Row { action: one.action, policy: one.policy, rules: one.rules };
-            proxy_config::rules(&dump).into_iter().map(row).collect()
+            let mut rows = vec![];
+            for proxy_config::Enforced { action, policy, rules } in proxy_config::rules(&dump) {
+                let conditions = stored(&cluster, &policy).await?;
+                rows.push(Row { action, policy, rules, conditions });
+            }
+            rows
         } else {
             let found = ztunnel_config::policies_of(session, &asked.pod).await?;
-            found.into_iter().map(|(action, policy, rules)| Row { action, policy, rules }).collect()
+            let row = |(action, policy, rules): (String, String, Vec<Value>)| Row {
+                action,
+                policy,
+                rules: rules.len(),
+                conditions: rules.iter().map(conditions::of_dump).collect(),
+            };
+            found.into_iter().map(row).collect()
         };
-        let mut table = Table::new(&["ACTION", "AuthorizationPolicy", "RULES"]);
+        let mut table = Table::new(&["ACTION", "AuthorizationPolicy", "RULES", "CONDITIONS"]);
         for row in &rows {
-            table.row([row.action.clone().into(), row.policy.clone().into(), row.rules.to_string().into()]);
+            table.row([
+                row.action.clone().into(),
+                row.policy.clone().into(),
+                row.rules.to_string().into(),
+                row.conditions.join(" | ").into(),
+            ]);
         }
         session.show(asked.output, &table, &rows)
     }
+}
+
+/// The rules of a policy (`name.namespace`) as it is stored.
+///
+/// # Errors
+/// If the API server refuses it.
+async fn stored(cluster: &Cluster, policy: &str) -> Result<Vec<String>, Problem> {
+    let (name, namespace) = policy.split_once('.').unwrap_or((policy, ""));
+    let found = cluster.object(AUTHORIZATION, Some(namespace), name).await?;
+    let rules = found.as_ref().and_then(|found| found.data.pointer("/spec/rules")).and_then(Value::as_array);
+    Ok(rules.into_iter().flatten().map(conditions::of_object).collect())
 }

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub enum ProxyConfig {
     /// Print clusters, listeners, routes and endpoints
+    #[command(alias = "a")]
     All(From),
     /// Print who the proxy is, and its version
     #[command(visible_alias = "b")]
@@ -30,6 +31,11 @@ pub enum ProxyConfig {
     /// Print what the proxy sends to
     #[command(visible_alias = "c", alias = "clusters")]
     Cluster(Clusters),
+    /// Print extensions (EnvoyFilter, WasmPlugin): proxies of this mesh have none
+    #[command(alias = "ec")]
+    Ecds(From),
+    /// Print the endpoints with their localities
+    Eds(From),
     /// Print the endpoints of the clusters, and their health
     #[command(visible_alias = "ep", alias = "endpoints")]
     Endpoint(Endpoints),
@@ -45,7 +51,11 @@ pub enum ProxyConfig {
     /// Print the authorization policies that the proxy enforces
     #[command(visible_alias = "policies")]
     Policy(From),
+    /// Compare the root certificates of two proxies
+    #[command(name = "rootca-compare", alias = "rc")]
+    RootCompare(RootCompare),
     /// Set the log level
+    #[command(alias = "o")]
     Log(Log),
 }
 
@@ -116,6 +126,16 @@ pub struct Routes {
     name: Option<String>,
 }
 
+/// Options of `rootca-compare`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  karst proxy-config rootca-compare waypoint-1.shop waypoint-2.bank")]
+pub struct RootCompare {
+    /// POD, POD.NAMESPACE, or deploy/NAME
+    first: String,
+    /// Another one
+    second: String,
+}
+
 /// Options of `log`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  karst proxy-config log waypoint-6d5f-abcde.shop --level debug")]
@@ -158,6 +178,21 @@ impl ProxyConfig {
                 let dump = dump(session, &from).await?;
                 show(session, from.output, &tables::bootstrap(&dump), dump.section("BootstrapConfigDump"))
             }
+            Self::Ecds(from) => {
+                dump(session, &from).await?;
+                if from.output == Format::Table {
+                    session.note(
+                        "note: proxies of this mesh take no extensions; EnvoyFilter and WasmPlugin are refused when \
+                         they are applied (KARST-0007)",
+                    );
+                }
+                session.show(from.output, &Table::new(&["ECDS NAME", "TYPE"]), &Vec::<Value>::new())
+            }
+            Self::Eds(from) => {
+                let dump = dump(session, &from).await?;
+                show(session, from.output, &tables::localities(&dump), dump.section("EndpointsConfigDump"))
+            }
+            Self::RootCompare(asked) => compare_roots(session, &asked).await,
             Self::Cluster(asked) => {
                 let dump = dump(session, &asked.from).await?;
                 let Clusters { fqdn, subset, direction, port, .. } = &asked;
@@ -207,6 +242,27 @@ impl ProxyConfig {
             Self::Log(asked) => log(session, &asked).await,
         }
     }
+}
+
+/// Whether two proxies trust the same roots.
+///
+/// # Errors
+/// If they do not, or one cannot be asked.
+async fn compare_roots(session: &mut Session<'_>, asked: &RootCompare) -> Result<(), Problem> {
+    let (first, second) = (of_pod(session, &asked.first).await?, of_pod(session, &asked.second).await?);
+    let (one, other) = (secrets::root(&first), secrets::root(&second));
+    for (name, root) in [(&asked.first, &one), (&asked.second, &other)] {
+        if root.is_none() {
+            return Err(Problem::new(format!("{name} has no root certificate yet"))
+                .next(format!("`{} proxy-config secret {name}` shows what it has", session.program)));
+        }
+    }
+    if one == other {
+        return session.line(format!("{} and {} trust the same root certificate.", asked.first, asked.second));
+    }
+    Err(Problem::new(format!("{} and {} trust different root certificates", asked.first, asked.second))
+        .because("they cannot call each other, unless each trusts the other's, too")
+        .next("both must be of one trust domain: look at Secret cacerts or istio-ca-secret of their control planes"))
 }
 
 fn show(session: &mut Session<'_>, format: Format, table: &Table, value: Option<&Value>) -> Result<(), Problem> {

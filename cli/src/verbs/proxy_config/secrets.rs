@@ -23,6 +23,12 @@ pub fn table(dump: &Dump) -> Table {
     table
 }
 
+/// The root certificates, as they are written in the dump.
+pub fn root(dump: &Dump) -> Option<&str> {
+    let (pointer, _) = FORMS.get(1)?;
+    dump.secrets().find_map(|secret| secret.pointer(pointer)?.as_str())
+}
+
 fn row(secret: &Value) -> Vec<Cell> {
     let name = text(secret, "/name");
     let form = FORMS.iter().find_map(|(pointer, kind)| Some((secret.pointer(pointer)?.as_str()?, *kind)));

@@ -117,6 +117,26 @@ pub fn endpoints(dump: &Dump, only: &Only<'_>) -> Table {
     table
 }
 
+/// Endpoints with where they are.
+pub fn localities(dump: &Dump) -> Table {
+    let mut table = Table::new(&["NAME", "STATUS", "LOCALITY", "CLUSTER"]);
+    for config in dump.endpoints() {
+        for group in list(config, "/endpoints") {
+            let parts = ["region", "zone", "sub_zone"].map(|part| text(group, &format!("/locality/{part}")));
+            let place: Vec<&str> = parts.into_iter().take_while(|part| !part.is_empty()).collect();
+            for endpoint in list(group, "/lb_endpoints") {
+                let at = "/endpoint/address/socket_address";
+                let port = endpoint.pointer(&format!("{at}/port_value")).and_then(Value::as_u64).unwrap_or_default();
+                let name = format!("{}:{port}", text(endpoint, &format!("{at}/address")));
+                let status = text(endpoint, "/health_status");
+                table.row([name.into(), status.into(), place.join("/").into(), text(config, "/cluster_name").into()]);
+            }
+        }
+    }
+    table.sort();
+    table
+}
+
 /// Who the proxy is.
 pub fn bootstrap(dump: &Dump) -> Table {
     let mut table = Table::new(&["FIELD", "VALUE"]);
@@ -148,7 +168,7 @@ mod tests {
             "route": {"cluster": "c"}, "metadata": {"filter_metadata": {"istio": {
               "config": "/apis/networking.istio.io/v1/namespaces/ns/virtual-service/r"}}}}]}]}}]},
       {"@type": "type.googleapis.com/envoy.admin.v3.EndpointsConfigDump", "dynamic_endpoint_configs": [{"endpoint_config": {
-        "cluster_name": "c", "endpoints": [{"lb_endpoints": [
+        "cluster_name": "c", "endpoints": [{"locality": {"region": "eu", "zone": "a"}, "lb_endpoints": [
           {"endpoint": {"address": {"socket_address": {"address": "10.0.0.7", "port_value": 8080}}}, "health_status": "HEALTHY"},
           {"endpoint": {"address": {"socket_address": {"address": "fd00::7", "port_value": 8080}}}, "health_status": "DRAINING"}]}]}}]}
     ]}"#;
@@ -173,6 +193,11 @@ ENDPOINT         STATUS     OUTLIER CHECK   CLUSTER
 [fd00::7]:8080   DRAINING   OK              c
 ";
         assert_eq!(endpoints(&dump, &none).render(false), expected);
+        assert!(
+            localities(&dump).render(false).contains("10.0.0.7:8080   HEALTHY    eu/a       c"),
+            "{:?}",
+            localities(&dump)
+        );
         assert!(bootstrap(&dump).render(false).contains("ISTIO_VERSION   0.1.0"));
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 use clap::{Args, Subcommand};
 use dump::Dump;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// The verbs of `ztunnel-config`.
@@ -35,9 +35,10 @@ pub enum ZtunnelConfig {
     #[command(alias = "certificates", alias = "certs", alias = "cert")]
     Certificate(From),
     /// Print the open connections of the pods of a node
-    #[command(alias = "connection", alias = "conn")]
+    #[command(alias = "connection", alias = "conn", alias = "cons")]
     Connections(Connections),
     /// Print or set the log level of ztunnel
+    #[command(alias = "o")]
     Log(Log),
 }
 
@@ -185,11 +186,11 @@ impl ZtunnelConfig {
     }
 }
 
-/// The policies that the ztunnel of a pod's node enforces for it: action, `name.namespace`, number of rules.
+/// The policies that the ztunnel of a pod's node enforces for it: action, `name.namespace`, rules.
 ///
 /// # Errors
 /// If there is no such pod, or its ztunnel cannot be asked or does not know it.
-pub async fn policies_of(session: &Session<'_>, pod: &str) -> Result<Vec<(String, String, usize)>, Problem> {
+pub async fn policies_of(session: &Session<'_>, pod: &str) -> Result<Vec<(String, String, Vec<Value>)>, Problem> {
     let from = From { pod: Some(pod.into()), node: None, file: None, output: Format::Table };
     let (name, dump) = (session.cluster().await?.pod_name(pod), dump(session, &from).await?);
     tables::policies_of(&dump, &name.namespace, &name.name).ok_or_else(|| {

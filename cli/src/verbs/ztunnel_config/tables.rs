@@ -66,8 +66,8 @@ pub fn policies(chosen: &[&Value]) -> Table {
     table
 }
 
-/// The policies for a workload: action, `name.namespace`, number of rules. None if the workload is not known.
-pub fn policies_of(dump: &Dump, namespace: &str, name: &str) -> Option<Vec<(String, String, usize)>> {
+/// The policies for a workload: action, `name.namespace`, rules. None if the workload is not known.
+pub fn policies_of(dump: &Dump, namespace: &str, name: &str) -> Option<Vec<(String, String, Vec<Value>)>> {
     let is_it = |one: &&Value| text(one, "namespace") == namespace && text(one, "name") == name;
     let named = list(dump.workloads.iter().find(is_it)?, "authorizationPolicies");
     let is_for = |policy: &&Value| match text(policy, "scope") {
@@ -76,7 +76,7 @@ pub fn policies_of(dump: &Dump, namespace: &str, name: &str) -> Option<Vec<(Stri
         _ => named.contains(&format!("{}/{}", text(policy, "namespace"), text(policy, "name")).as_str()),
     };
     let one = |policy: &Value| {
-        let rules = policy.get("rules").and_then(Value::as_array).map_or(0, Vec::len);
+        let rules = policy.get("rules").and_then(Value::as_array).cloned().unwrap_or_default();
         (
             text(policy, "action").to_uppercase(),
             format!("{}.{}", text(policy, "name"), text(policy, "namespace")),
@@ -139,7 +139,7 @@ shop        deny          Deny     WorkloadSelector
     #[test]
     fn a_policy_with_a_selector_is_for_those_that_name_it() {
         let dump = Dump::parse(PAGE, "test").unwrap();
-        assert_eq!(policies_of(&dump, "shop", "web-0"), Some(vec![("DENY".into(), "deny.shop".into(), 0)]));
+        assert_eq!(policies_of(&dump, "shop", "web-0"), Some(vec![("DENY".into(), "deny.shop".into(), vec![])]));
         assert_eq!((policies_of(&dump, "shop", "web-1"), policies_of(&dump, "shop", "x")), (Some(vec![]), None));
     }
 

@@ -14,4 +14,5 @@ pub use change::{Change, Changes};
 pub use error::ClusterError;
 pub use install::Install;
 pub use progress::Progress;
+pub use ready::trouble;
 pub use remove::{Removal, Selection};

@@ -50,8 +50,9 @@ fn rollout(object: &Value, wanted: i64, updated: &str, available: &str) -> Readi
     Readiness::Waiting(format!("{available} of {wanted} pods ready, {updated} of this version"))
 }
 
-/// What keeps a pod from being ready, if it says so.
-pub(super) fn trouble(pod: &Value) -> Option<String> {
+/// What keeps a pod from being ready, if its status says so: an image that cannot be pulled, a container that ends, no node
+/// that fits. The pod is named.
+pub fn trouble(pod: &Value) -> Option<String> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let status = &pod["status"];
     for kind in ["initContainerStatuses", "containerStatuses"] {
@@ -64,10 +65,14 @@ pub(super) fn trouble(pod: &Value) -> Option<String> {
                 }
                 let image = container["image"].as_str().unwrap_or_default();
                 let message = state["message"].as_str().unwrap_or_default();
-                let text = if reason.contains("Image") {
-                    format!("{reason}: {image}: {message}")
-                } else {
-                    format!("{reason}: {message}")
+                // Why it does so is in the state before.
+                let before = &container["lastState"]["terminated"];
+                let ended = before["message"].as_str().map(str::trim).filter(|text| !text.is_empty());
+                let text = match (reason, ended, before["exitCode"].as_i64()) {
+                    (_, _, _) if reason.contains("Image") => format!("{reason}: {image}: {message}"),
+                    ("CrashLoopBackOff", Some(said), _) => format!("{reason}: {said}"),
+                    ("CrashLoopBackOff", None, Some(code)) => format!("{reason}: it ends with status {code}"),
+                    _ => format!("{reason}: {message}"),
                 };
                 return Some(format!("pod {name}: {}", text.trim_end_matches([':', ' '])));
             }
@@ -112,6 +117,10 @@ mod tests {
         let pull = json!({"metadata": {"name": "istiod-1"}, "status": {"containerStatuses": [
             {"image": "h/pilot:1", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off"}}}]}});
         assert_eq!(trouble(&pull).unwrap(), "pod istiod-1: ImagePullBackOff: h/pilot:1: Back-off");
+        let crash = json!({"metadata": {"name": "c"}, "status": {"containerStatuses": [
+            {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+             "lastState": {"terminated": {"exitCode": 1, "message": "/sys/fs/bpf is not on a bpffs\n"}}}]}});
+        assert_eq!(trouble(&crash).unwrap(), "pod c: CrashLoopBackOff: /sys/fs/bpf is not on a bpffs");
         let creating =
             json!({"status": {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}});
         assert_eq!(trouble(&creating), None);

@@ -212,7 +212,7 @@ pub const ENROLLED: &[Step] = &[
     ),
     reads(
         "F27",
-        "istioctl ztunnel-config certificate",
+        "istioctl ztunnel-config certificate {productpage}.bookinfo",
         "an identity for each account",
         &["spiffe://cluster.local/ns/bookinfo/sa/bookinfo-productpage Leaf Available true"],
     )
@@ -265,7 +265,7 @@ macro_rules! dashboard {
             " --browser=false & for try in $(seq 40); do sleep 0.3; curl -si http://localhost:",
             $port,
             $path,
-            " && break; done; kill %1"
+            " && break; done; kill $!"
         )
     };
 }

@@ -10,6 +10,7 @@ mod helm;
 mod installed;
 mod removed;
 mod script;
+mod verbs;
 
 use karst_e2e::{Files, Pod, kubectl};
 use script::{Script, acts, reads};
@@ -20,6 +21,7 @@ const NAMESPACE: &str = "bookinfo";
 
 /// All of it, on a cluster without a mesh, which it leaves so.
 pub fn follow() {
+    verbs::check();
     let mut script = Script::new(NAMESPACE);
     script.run(BEFORE, &[]);
     script.run(removed::DEFAULT_PROFILE, &[]);
