@@ -11,8 +11,8 @@ use crate::{
     mesh_config::admit,
     metrics::Reporter,
     outcome::Outcome,
-    plan::{Balance, Plan, Refusal, binds, resolved},
-    state::Workload,
+    plan::{Balance, ByName, Plan, Refusal, binds, resolved},
+    state::{Snapshot, Workload},
     worker::{ByLoad, Direction, Served, Worker},
 };
 use bytes::Bytes;
@@ -61,16 +61,12 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
     loop {
         let mut planned = choose(&mut ByLoad(&worker), &worker.unreachable, &snapshot, &source, to, &tried);
         if let Plan::Resolve(name) = &planned {
-            worker.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
             // Rare, and large: not in the task of every connection.
-            planned = match Box::pin(worker.dialer.lookup(&name.workload.hostname, name.ipv4)).await {
-                Ok(ips) => {
-                    let ip = ips[ByLoad(&worker).random(ips.len() as u64) as usize];
-                    resolved(&snapshot, &source, name, ip, &tried, &mut ByLoad(&worker))
-                }
-                Err(e) => {
+            planned = match Box::pin(look_up(&worker, &snapshot, &source, name, &tried)).await {
+                Ok(plan) => plan,
+                Err(outcome) => {
                     socket::reset_on_close(&tcp);
-                    return record(&worker, from, to, Some(source), Some(&planned)).end(&e.into());
+                    return record(&worker, from, to, Some(source), Some(&planned)).end(&outcome);
                 }
             };
         }
@@ -117,30 +113,8 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             r => r,
         };
         let outcome = match ready {
-            Ok(Ready::Tunnel(lease, send, recv)) => {
-                guard.established();
-                let o =
-                    inbound::relay(&worker, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true)))
-                        .await;
-                drop(lease);
-                return guard.end(&o);
-            }
-            Ok(Ready::Socket(other)) => {
-                guard.established();
-                let o = inbound::relay(&worker, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
-                return guard.end(&o);
-            }
-            Ok(Ready::Local(inner, app)) => {
-                guard.established();
-                inner.established();
-                let outcome = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
-                let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
-                theirs.counts.from_client.set(mine.counts.from_client.get());
-                theirs.counts.to_client.set(mine.counts.to_client.get());
-                inner.end(&outcome);
-                return guard.end(&outcome);
-            }
-            Err(o) => o,
+            Ok(ready) => return carry(&worker, guard, tcp, ready).await,
+            Err(outcome) => outcome,
         };
         let retriable = outcome.may_retry();
         guard.end(&outcome);
@@ -157,6 +131,45 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             }
         }
     }
+}
+
+/// The plan once an address of its destination's name is known.
+async fn look_up(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    source: &Workload,
+    name: &ByName,
+    tried: &[Arc<str>],
+) -> Result<Plan, Outcome> {
+    worker.shared.metrics.on_demand_dns(source, &name.workload.hostname);
+    let ips = worker.dialer.lookup(&name.workload.hostname, name.ipv4).await?;
+    let ip = ips[ByLoad(worker).random(ips.len() as u64) as usize];
+    Ok(resolved(snapshot, source, name, ip, tried, &mut ByLoad(worker)))
+}
+
+/// Carries bytes both ways to the connection's end.
+async fn carry(worker: &Rc<Worker>, guard: Guard, tcp: TcpStream, ready: Ready) {
+    guard.established();
+    let conn = guard.conn();
+    let outcome = match ready {
+        Ready::Tunnel(lease, send, recv) => {
+            let copied = pin!(copy::tunnel(tcp, send, recv, &conn.counts, true));
+            let outcome = inbound::relay(worker, &guard, copied).await;
+            drop(lease);
+            outcome
+        }
+        Ready::Socket(other) => inbound::relay(worker, &guard, pin!(copy::plain(tcp, other, &conn.counts))).await,
+        Ready::Local(inner, app) => {
+            inner.established();
+            let outcome = inbound::relay(worker, &inner, pin!(copy::plain(tcp, app, &conn.counts))).await;
+            let theirs = &inner.conn().counts;
+            theirs.from_client.set(conn.counts.from_client.get());
+            theirs.to_client.set(conn.counts.to_client.get());
+            inner.end(&outcome);
+            outcome
+        }
+    };
+    guard.end(&outcome);
 }
 
 /// The record of a connection that goes, or was to go, by a plan.
@@ -201,7 +214,6 @@ pub(crate) mod tests {
         conns::Conns,
         gate::Gate,
         inpod::LocalPod,
-        state::Snapshot,
         worker::{Budget, Shared},
     };
     use arc_swap::ArcSwap;
