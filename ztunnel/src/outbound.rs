@@ -112,9 +112,32 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             Ok(r) if !first.is_empty() => Box::pin(r.after(&first, &guard.conn().counts)).await,
             r => r,
         };
+        // Here, not in a function: what is given to one is in the connection's task twice.
         let outcome = match ready {
-            Ok(ready) => return carry(&worker, guard, tcp, ready).await,
-            Err(outcome) => outcome,
+            Ok(Ready::Tunnel(lease, send, recv)) => {
+                guard.established();
+                let o =
+                    inbound::relay(&worker, &guard, pin!(copy::tunnel(tcp, send, recv, &guard.conn().counts, true)))
+                        .await;
+                drop(lease);
+                return guard.end(&o);
+            }
+            Ok(Ready::Socket(other)) => {
+                guard.established();
+                let o = inbound::relay(&worker, &guard, pin!(copy::plain(tcp, other, &guard.conn().counts))).await;
+                return guard.end(&o);
+            }
+            Ok(Ready::Local(inner, app)) => {
+                guard.established();
+                inner.established();
+                let outcome = inbound::relay(&worker, &inner, pin!(copy::plain(tcp, app, &guard.conn().counts))).await;
+                let (theirs, mine) = (inner.conn().clone(), guard.conn().clone());
+                theirs.counts.from_client.set(mine.counts.from_client.get());
+                theirs.counts.to_client.set(mine.counts.to_client.get());
+                inner.end(&outcome);
+                return guard.end(&outcome);
+            }
+            Err(o) => o,
         };
         let retriable = outcome.may_retry();
         guard.end(&outcome);
@@ -145,31 +168,6 @@ async fn look_up(
     let ips = worker.dialer.lookup(&name.workload.hostname, name.ipv4).await?;
     let ip = ips[ByLoad(worker).random(ips.len() as u64) as usize];
     Ok(resolved(snapshot, source, name, ip, tried, &mut ByLoad(worker)))
-}
-
-/// Carries bytes both ways to the connection's end.
-async fn carry(worker: &Rc<Worker>, guard: Guard, tcp: TcpStream, ready: Ready) {
-    guard.established();
-    let conn = guard.conn();
-    let outcome = match ready {
-        Ready::Tunnel(lease, send, recv) => {
-            let copied = pin!(copy::tunnel(tcp, send, recv, &conn.counts, true));
-            let outcome = inbound::relay(worker, &guard, copied).await;
-            drop(lease);
-            outcome
-        }
-        Ready::Socket(other) => inbound::relay(worker, &guard, pin!(copy::plain(tcp, other, &conn.counts))).await,
-        Ready::Local(inner, app) => {
-            inner.established();
-            let outcome = inbound::relay(worker, &inner, pin!(copy::plain(tcp, app, &conn.counts))).await;
-            let theirs = &inner.conn().counts;
-            theirs.from_client.set(conn.counts.from_client.get());
-            theirs.to_client.set(conn.counts.to_client.get());
-            inner.end(&outcome);
-            outcome
-        }
-    };
-    guard.end(&outcome);
 }
 
 /// The record of a connection that goes, or was to go, by a plan.

@@ -266,12 +266,12 @@ mod tests {
             assert!(open(&client).await.is_err(), "the peer is told to open no more");
             // What is open goes on for as long as it likes, both ways.
             tokio::time::sleep(Duration::from_secs(3600)).await;
+            assert!(!tunnel.ended.is_finished());
             let (mut theirs, mut body) = tunnel.streams.borrow_mut().pop().unwrap();
             send.send_data(Bytes::from_static(b"ping"), true).unwrap();
             assert_eq!(body.data().await.unwrap().unwrap(), "ping");
             theirs.send_data(Bytes::from_static(b"pong"), true).unwrap();
             assert_eq!(recv.data().await.unwrap().unwrap(), "pong");
-            assert!(!tunnel.ended.is_finished());
             drop((send, recv, theirs, body, client));
             tunnel.ended.await.unwrap().unwrap();
         };
