@@ -115,11 +115,16 @@ fn object_name(kind: &str, namespace: &str, name: &str) -> String {
     format!("{kind} {namespace}{slash}{name}")
 }
 
-/// What is to be said of one object as it is written: fields without effect, deprecated ones.
-pub fn written(object: &Value, file: &Path, line: usize) -> Vec<Statement> {
+/// Kind and group of an object, and what it is called in statements.
+fn called(object: &Value) -> (&str, &str, String) {
     let at = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (kind, group) = (at("/kind"), at("/apiVersion").split_once('/').map_or("", |(group, _)| group));
-    let name = object_name(kind, at("/metadata/namespace"), at("/metadata/name"));
+    (kind, group, object_name(kind, at("/metadata/namespace"), at("/metadata/name")))
+}
+
+/// What is to be said of one object as it is written: fields without effect, deprecated ones.
+pub fn written(object: &Value, file: &Path, line: usize) -> Vec<Statement> {
+    let (kind, group, name) = called(object);
     let said =
         |message: String| Statement { sort: Sort::Warning, object: name.clone(), file: file.into(), line, message };
     check::written(kind, group, object).into_iter().map(said).collect()
@@ -127,9 +132,7 @@ pub fn written(object: &Value, file: &Path, line: usize) -> Vec<Statement> {
 
 /// What the webhook answers to an object that is applied: its problems and warnings by itself.
 pub fn alone(object: &Value, file: &Path, line: usize, settings: &Settings) -> Vec<Statement> {
-    let at = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (kind, group) = (at("/kind"), at("/apiVersion").split_once('/').map_or("", |(group, _)| group));
-    let name = object_name(kind, at("/metadata/namespace"), at("/metadata/name"));
+    let (kind, group, name) = called(object);
     let mut said = written(object, file, line);
     let place = |mut statement: Statement| {
         (statement.file, statement.line) = (file.into(), line);

@@ -201,7 +201,7 @@ mod tests {
 
     /// T20: every cell but one is refused.
     #[test]
-    fn minting_matrix() {
+    fn certificates_are_for_live_pods_of_the_callers_node() {
         let m = model();
         let trusted = ["istio-system/ztunnel".to_string()];
         let (mut issued, mut refused) = (vec![], 0);

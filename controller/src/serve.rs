@@ -140,7 +140,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let serving = tls::Serving::start(authority.clone(), config.server_names.clone())?;
-    let (mut roots, mut lists) = (authority.roots(), authority.lists());
+    // Before anything is made from them: what changes meanwhile is seen.
+    let (roots, lists) = (authority.roots(), authority.lists());
     let (snapshots, _) = watch::channel(Arc::new(Resources::default()));
     let mesh = Mesh::from(&config);
     let shared = Arc::new(Shared {
@@ -163,7 +164,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut log = Problems::default();
     let mut compiler = Compiler::new(mesh.clone());
     let keys = Fetcher::start(shared.config.jwks()).map_err(anyhow::Error::msg)?;
-    let mut found = keys.found.clone();
     update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log);
     let newest = shared.clone();
     let newest = Box::new(move || (newest.state.load_full(), newest.model.load_full()));
@@ -172,19 +172,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let grpc = tokio::net::TcpListener::bind(shared.config.grpc_addr).await.with_context(|| {
         format!("cannot listen on {}; choose another address with --grpc-addr", shared.config.grpc_addr)
     })?;
-    let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
-    tokio::task::spawn_local(admin::serve_requests(monitoring, monitoring_pages(shared.clone())));
-    if let Some(at) = shared.config.ready_addr {
-        let ready = admin::pages(|_, path, _| match path {
-            "/ready" => admin::text(200, "ok\n"),
-            _ => admin::text(404, "page: /ready\n"),
-        });
-        tokio::task::spawn_local(admin::serve(admin::bind(at, "--ready-addr").await?, ready));
-    }
-    if let Some(at) = shared.config.controlz_addr {
-        let levels = Rc::new(|asked| Box::pin(std::future::ready(control_z::answer(&asked))) as _);
-        tokio::task::spawn_local(admin::serve_requests(admin::bind(at, "--controlz-addr").await?, levels));
-    }
+    serve_pages(&shared).await?;
     if let (Tokens::Kubernetes(kube), Some(leads)) = (&shared.tokens, leads) {
         let (shared, config) = (shared.clone(), &shared.config);
         let (listener, acceptor) = (webhook::bind(config.webhook_addr).await?, serving.acceptor(b"http/1.1")?);
@@ -214,7 +202,55 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let incoming = tls::incoming(grpc, serving.acceptor(b"h2")?, shared.discovery_gate.clone(), known);
     tracing::info!(source = shared.config.source, discovery = %shared.config.grpc_addr, "controller is up");
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let watching = async {
+    let mut watcher =
+        Watcher { shared: &shared, intake, keys, kube: kube.as_ref(), compiler, log, finder, roots, lists };
+    tokio::select! {
+        r = server.serve_with_incoming(incoming) => r.context("discovery server"),
+        () = watcher.run() => Ok(()),
+        _ = term.recv() => {
+            if let Tokens::Kubernetes(kube) = &shared.tokens {
+                let _ = tokio::time::timeout(Duration::from_secs(2), kubernetes::release(kube, &shared.config)).await;
+            }
+            tracing::info!("controller is stopping; proxies keep their configuration");
+            Ok(())
+        }
+    }
+}
+
+/// The pages for those who run it: metrics and debugging, readiness, log levels.
+async fn serve_pages(shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let monitoring = admin::bind(shared.config.monitoring_addr, "--monitoring-addr").await?;
+    tokio::task::spawn_local(admin::serve_requests(monitoring, monitoring_pages(shared.clone())));
+    if let Some(at) = shared.config.ready_addr {
+        let ready = admin::pages(|_, path, _| match path {
+            "/ready" => admin::text(200, "ok\n"),
+            _ => admin::text(404, "page: /ready\n"),
+        });
+        tokio::task::spawn_local(admin::serve(admin::bind(at, "--ready-addr").await?, ready));
+    }
+    if let Some(at) = shared.config.controlz_addr {
+        let levels = Rc::new(|asked| Box::pin(std::future::ready(control_z::answer(&asked))) as _);
+        tokio::task::spawn_local(admin::serve_requests(admin::bind(at, "--controlz-addr").await?, levels));
+    }
+    Ok(())
+}
+
+/// Who watches for changes of objects, keys and certificates, and makes the model anew.
+struct Watcher<'a> {
+    shared: &'a Shared,
+    intake: Intake,
+    keys: Fetcher,
+    kube: Option<&'a (kubernetes::Publisher, kubernetes::StatusWriter)>,
+    compiler: Compiler,
+    log: Problems,
+    finder: Finder,
+    roots: watch::Receiver<String>,
+    lists: watch::Receiver<Option<String>>,
+}
+
+impl Watcher<'_> {
+    async fn run(&mut self) {
+        let mut found = self.keys.found.clone();
         // When the findings are to be looked at: after a while, for many changes together.
         let mut due = Some(Instant::now());
         let mut looking: Option<oneshot::Receiver<Vec<Finding>>> = None;
@@ -234,44 +270,37 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             };
             // A new root is written everywhere. (What the source was about to tell is taken in, too.)
             let published = tokio::select! {
-                () = intake.changed() => false,
+                () = self.intake.changed() => false,
                 Ok(()) = found.changed() => false,
-                Ok(()) = roots.changed() => true,
-                Ok(()) = lists.changed() => true,
+                Ok(()) = self.roots.changed() => true,
+                Ok(()) = self.lists.changed() => true,
                 () = look => {
-                    looking = finder.all();
+                    looking = self.finder.all();
                     due = looking.is_none().then(|| Instant::now() + LOOK_AFTER);
                     continue;
                 }
                 all = found_all => {
                     looking = None;
                     match all {
-                        Ok(all) => note(&shared, kube.as_ref(), &compiler, &mut log, all),
+                        Ok(all) => note(self.shared, self.kube, &self.compiler, &mut self.log, all),
                         // The same objects would most likely end the search once more. Others come sooner.
                         Err(_) => due = Some(Instant::now() + LOOK_AGAIN),
                     }
                     continue;
                 }
             };
-            if update(&shared, &mut intake, &keys, kube.as_ref(), &mut compiler, &mut log) {
+            if self.update() {
                 let soon = Instant::now() + LOOK_AFTER;
                 due = Some(due.map_or(soon, |at| at.min(soon)));
             }
-            if let Some((publisher, _)) = kube.as_ref().filter(|_| published) {
-                publisher.note(&shared.state.load());
+            if let Some((publisher, _)) = self.kube.filter(|_| published) {
+                publisher.note(&self.shared.state.load());
             }
         }
-    };
-    tokio::select! {
-        r = server.serve_with_incoming(incoming) => r.context("discovery server"),
-        () = watching => Ok(()),
-        _ = term.recv() => {
-            if let Tokens::Kubernetes(kube) = &shared.tokens {
-                let _ = tokio::time::timeout(Duration::from_secs(2), kubernetes::release(kube, &shared.config)).await;
-            }
-            tracing::info!("controller is stopping; proxies keep their configuration");
-            Ok(())
-        }
+    }
+
+    fn update(&mut self) -> bool {
+        update(self.shared, &mut self.intake, &self.keys, self.kube, &mut self.compiler, &mut self.log)
     }
 }
 

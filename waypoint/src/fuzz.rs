@@ -7,7 +7,7 @@ use crate::{
     http::{
         codec,
         entry::{canonical, plain_path},
-        handle::sent_on,
+        forward::sent_on,
     },
     route::table::{RouteInput, RouteMatch, Routes, TcpRouteInput},
 };

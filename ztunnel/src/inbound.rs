@@ -18,7 +18,9 @@ use karst_hbone::{copy, server, stream::TlsStream};
 use karst_policy::{Connection, Policy, Verdict, Would, authorize, dry_run};
 use karst_rt::{
     admission::{Counts, Ended, InUse, Permit, Source},
-    drain, socket,
+    drain,
+    on_wake::OnWake,
+    socket,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -460,10 +462,16 @@ pub async fn relay(
     bytes: Pin<&mut impl Future<Output = std::io::Result<()>>>,
 ) -> Outcome {
     let mut drain = worker.drain.clone();
+    let ended = pin!(async {
+        tokio::select! {
+            v = guard.forbidden() => Outcome::ClosedByPolicy(v),
+            () = drain.reached(drain::Phase::Forced) => Outcome::Drained,
+        }
+    });
+    let mut ended = OnWake::new(ended);
     tokio::select! {
         r = bytes => Outcome::of_copy(r),
-        v = guard.forbidden() => Outcome::ClosedByPolicy(v),
-        () = drain.reached(drain::Phase::Forced) => Outcome::Drained,
+        outcome = &mut ended => outcome,
     }
 }
 
@@ -544,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn authorities() {
+    fn authorities_of_connects_are_read() {
         let show = |a: &str| match authority(a) {
             None => "-".to_string(),
             Some((Host::Ip(ip), p)) => format!("{ip} {p}"),

@@ -11,8 +11,8 @@ use crate::{
     mesh_config::admit,
     metrics::Reporter,
     outcome::Outcome,
-    plan::{Balance, Plan, Refusal, binds, resolved},
-    state::Workload,
+    plan::{Balance, ByName, Plan, Refusal, binds, resolved},
+    state::{Snapshot, Workload},
     worker::{ByLoad, Direction, Served, Worker},
 };
 use bytes::Bytes;
@@ -61,16 +61,12 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
     loop {
         let mut planned = choose(&mut ByLoad(&worker), &worker.unreachable, &snapshot, &source, to, &tried);
         if let Plan::Resolve(name) = &planned {
-            worker.shared.metrics.on_demand_dns(&source, &name.workload.hostname);
             // Rare, and large: not in the task of every connection.
-            planned = match Box::pin(worker.dialer.lookup(&name.workload.hostname, name.ipv4)).await {
-                Ok(ips) => {
-                    let ip = ips[ByLoad(&worker).random(ips.len() as u64) as usize];
-                    resolved(&snapshot, &source, name, ip, &tried, &mut ByLoad(&worker))
-                }
-                Err(e) => {
+            planned = match Box::pin(look_up(&worker, &snapshot, &source, name, &tried)).await {
+                Ok(plan) => plan,
+                Err(outcome) => {
                     socket::reset_on_close(&tcp);
-                    return record(&worker, from, to, Some(source), Some(&planned)).end(&e.into());
+                    return record(&worker, from, to, Some(source), Some(&planned)).end(&outcome);
                 }
             };
         }
@@ -116,6 +112,7 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             Ok(r) if !first.is_empty() => Box::pin(r.after(&first, &guard.conn().counts)).await,
             r => r,
         };
+        // Here, not in a function: what is given to one is in the connection's task twice.
         let outcome = match ready {
             Ok(Ready::Tunnel(lease, send, recv)) => {
                 guard.established();
@@ -157,6 +154,20 @@ pub async fn serve(worker: Rc<Worker>, served: Rc<Served>, mut tcp: TcpStream, (
             }
         }
     }
+}
+
+/// The plan once an address of its destination's name is known.
+async fn look_up(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    source: &Workload,
+    name: &ByName,
+    tried: &[Arc<str>],
+) -> Result<Plan, Outcome> {
+    worker.shared.metrics.on_demand_dns(source, &name.workload.hostname);
+    let ips = worker.dialer.lookup(&name.workload.hostname, name.ipv4).await?;
+    let ip = ips[ByLoad(worker).random(ips.len() as u64) as usize];
+    Ok(resolved(snapshot, source, name, ip, tried, &mut ByLoad(worker)))
 }
 
 /// The record of a connection that goes, or was to go, by a plan.
@@ -201,7 +212,6 @@ pub(crate) mod tests {
         conns::Conns,
         gate::Gate,
         inpod::LocalPod,
-        state::Snapshot,
         worker::{Budget, Shared},
     };
     use arc_swap::ArcSwap;

@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn decision_order() {
+    fn what_is_called_is_looked_for_in_this_order() {
         let mut s = world();
         let mut plain = pod("p", "10.0.0.3", &[]);
         plain.tunnel_protocol = 0;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use h2::{Ping, RecvStream, SendStream, client::SendRequest};
 use http::{Method, Request, StatusCode, Uri, Version, header::HeaderMap};
 use karst_core::{Identity, limits};
+use karst_rt::on_wake::OnWake;
 use std::{future::poll_fn, io, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -86,7 +87,7 @@ pub async fn handshake(
             .await
             .map_err(|_| tls_error("handshake took over 10 s".into()))?
             .map_err(|e| tls_error(e.to_string()))?;
-    let (peer, mut standing) = match creds.admit(Role::Server, &shown) {
+    let (peer, standing) = match creds.admit(Role::Server, &shown) {
         Ok(x) => x,
         Err(e) => {
             stream.refuse(e.alert());
@@ -119,14 +120,15 @@ pub async fn handshake(
         .map_err(|e| h2_error(e.to_string()))?;
     let ping = conn.ping_pong();
     let drive = async move {
-        let mut alive = Box::pin(keepalive(ping));
+        // Neither is asked whenever something comes or goes.
+        let (mut standing, mut alive) = (OnWake::new(standing), OnWake::new(Box::pin(keepalive(ping))));
         poll_fn(|cx| match turn.run(cx, |cx| Pin::new(&mut conn).poll(cx)) {
             Poll::Ready(r) => Poll::Ready(r),
             // Only its being an error matters: the tunnel leaves the pool.
             Poll::Pending if Pin::new(&mut standing).poll(cx).is_ready() => {
                 Poll::Ready(Err(h2::Error::from(h2::Reason::INADEQUATE_SECURITY)))
             }
-            Poll::Pending => alive.as_mut().poll(cx).map(|()| Err(h2::Error::from(h2::Reason::SETTINGS_TIMEOUT))),
+            Poll::Pending => Pin::new(&mut alive).poll(cx).map(|()| Err(h2::Error::from(h2::Reason::SETTINGS_TIMEOUT))),
         })
         .await
     };

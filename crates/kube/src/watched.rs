@@ -319,6 +319,18 @@ fn is_absent(e: &watcher::Error) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
     use super::*;
+    use kube::client::Body;
+    use serde_json::json;
+    use std::{
+        convert::Infallible,
+        pin::Pin,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering::Relaxed},
+        },
+        task::{Context, Poll},
+    };
+    use tokio::sync::watch;
 
     #[tokio::test]
     async fn a_change_is_there_until_it_is_read() {
@@ -376,5 +388,95 @@ mod tests {
         assert!(is_absent(&watcher::Error::InitialListFailed(said(404))));
         assert!(is_absent(&watcher::Error::WatchStartFailed(said(404))));
         assert!(!is_absent(&watcher::Error::WatchStartFailed(said(410))));
+    }
+
+    /// An API server in memory that knows a kind, or does not.
+    #[derive(Clone)]
+    struct Server {
+        knows: watch::Receiver<bool>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl tower_service::Service<http::Request<Body>> for Server {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+            let Self { mut knows, asked } = self.clone();
+            asked.fetch_add(1, Relaxed);
+            Box::pin(async move {
+                let watches = request.uri().query().is_some_and(|q| q.contains("watch=true"));
+                if watches {
+                    // Nothing changes until the kind is gone; then the watch ends.
+                    let _ = knows.wait_for(|knows| !knows).await;
+                }
+                let (status, answer) = match *knows.borrow() && !watches {
+                    true => (200, json!({ "kind": "List", "metadata": { "resourceVersion": "1" }, "items": [] })),
+                    false => {
+                        let message = "the server could not find the requested resource";
+                        (
+                            404,
+                            json!({ "kind": "Status", "status": "Failure", "reason": "NotFound", "message": message, "code": 404 }),
+                        )
+                    }
+                };
+                let response = http::Response::builder().status(status).body(answer.to_string().into_bytes().into());
+                Ok(response.unwrap())
+            })
+        }
+    }
+
+    /// Keeps the lines of the log, from INFO on.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() <= tracing::Level::INFO
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut line = String::new();
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                line += &format!("{field}={value:?} ");
+            });
+            self.0.lock().unwrap().push(line);
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    /// It was 4 warnings a second, for each of Gateway API's kinds.
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_is_removed_fills_no_log_and_is_found_again() {
+        let lines = Lines::default();
+        let _log = tracing::subscriber::set_default(lines.clone());
+        let (knows, asked) = (watch::Sender::new(true), Arc::<AtomicUsize>::default());
+        let server = Server { knows: knows.subscribe(), asked: asked.clone() };
+        let kube = Kube { client: kube::Client::new(server, "default") };
+        let mut all = Watched::start(&kube, vec![Watch::all("HTTPRoute")]);
+        all.synced().await;
+        assert!(all.state().absent.is_empty());
+        knows.send_replace(false);
+        all.changed().await;
+        assert!(all.state().absent.contains("HTTPRoute"));
+        let before = asked.load(Relaxed);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let (tries, told) = (asked.load(Relaxed) - before, std::mem::take(&mut *lines.0.lock().unwrap()));
+        assert!((100..=200).contains(&tries), "asked {tries} times in ten minutes");
+        assert!((1..=10).contains(&told.len()), "no more than a line a minute: {told:#?}");
+        assert!(told[0].contains("does not know this kind"), "{told:?}");
+        knows.send_replace(true);
+        all.changed().await;
+        assert!(all.state().absent.is_empty(), "it is watched again");
     }
 }

@@ -14,6 +14,7 @@ pub mod code;
 mod crds;
 pub mod dir;
 pub mod enrol;
+mod enumerations;
 #[allow(missing_docs, reason = "names and meaning are those of the Kubernetes, Gateway and Istio APIs")]
 pub mod extension;
 mod gateway;
@@ -36,6 +37,7 @@ pub mod traffic;
 pub mod unsupported;
 
 pub use dir::{Dir, State};
+pub use enumerations::{PolicyAction, Resolution, ServerTlsMode};
 pub use kinds::Object;
 pub use mesh_config::MeshConfig;
 pub use parse::Problem;

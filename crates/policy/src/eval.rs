@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_denies() {
+    fn what_is_not_understood_denies() {
         let m = Match { unknown: true, ..Match::default() };
         assert!(!authorize([policy(Action::Allow, m.clone())].iter(), &conn(A, 80)).is_allow());
         assert!(!authorize([policy(Action::Deny, m)].iter(), &conn(A, 80)).is_allow());
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_forms() {
+    fn what_is_empty_matches_as_in_istio() {
         let mut p = policy(Action::Deny, Match::default());
         assert!(authorize([p.clone()].iter(), &conn(A, 80)).is_allow(), "a clause of empty matches never fires");
         p.rules = vec![Rule { clauses: vec![Clause::default()] }];

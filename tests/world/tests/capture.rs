@@ -53,7 +53,7 @@ fn raw(domain: Domain, f: impl Fn(&Socket) -> std::io::Result<()>, to: SocketAdd
 }
 
 #[test]
-fn bypass_table() {
+fn no_connection_bypasses_the_capture() {
     let mut w = World::start(Options::default()).unwrap();
     w.namespace("app", true);
     w.namespace("out", false);

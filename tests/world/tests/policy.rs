@@ -21,7 +21,7 @@ fn ap(name: &str, ns: &str, spec: &str) -> String {
 }
 
 #[test]
-fn policy_table() {
+fn policies_let_through_whom_they_say() {
     let mut w = World::start(Options::default()).unwrap();
     w.namespace("app", true);
     w.namespace("other", true);

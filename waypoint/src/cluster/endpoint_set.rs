@@ -130,14 +130,8 @@ impl Clusters {
             return None;
         }
         let backend = snapshot.backends.get(&key.service);
-        let via_waypoint = (self.gateway && service.ingress_waypoint && !service.waypoints.is_empty()).then(|| {
-            // As ztunnels ask: by the address that is called.
-            let vip = service.vips.iter().find(|v| v.is_ipv4() == preferred_family.is_ipv4()).or(service.vips.first());
-            vip.map_or_else(
-                || format!("{}:{}", service.hostname, key.port),
-                |v| SocketAddr::new(*v, key.port).to_string(),
-            )
-        });
+        let asks_waypoint = self.gateway && service.ingress_waypoint && !service.waypoints.is_empty();
+        let via_waypoint = asks_waypoint.then(|| asked_as(&service, key.port, preferred_family));
         let by_name = backend.is_some_and(|b| b.by_name) && via_waypoint.is_none();
         let rules = backend.filter(|_| via_waypoint.is_none()).map(|b| b.rules(&key.client));
         let subset = match &*key.subset {
@@ -153,36 +147,14 @@ impl Clusters {
         };
         let policy = Arc::new(policy.cloned().unwrap_or_default());
         let cluster = self.get(snapshot, key);
-        let mut states = cluster.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut members = vec![];
-        let found: Vec<_> = match &via_waypoint {
-            Some(_) => service
-                .waypoints
-                .iter()
-                .flat_map(|(g, _)| waypoints(&snapshot.mesh, own, g, preferred_family))
-                .collect(),
-            None => {
-                // Of a subset: those that are about to end serve where it has no others, whatever others the service has.
-                let fits =
-                    |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
-                let all = candidates_of(
-                    &snapshot.mesh,
-                    own,
-                    &service,
-                    SocketAddr::new(preferred_family, key.port),
-                    &[],
-                    fits,
-                );
-                all.into_iter().map(|(w, a, _)| (w, a)).collect()
+        let found = match asks_waypoint {
+            true => {
+                let all = service.waypoints.iter();
+                all.flat_map(|(gateway, _)| waypoints(&snapshot.mesh, own, gateway, preferred_family)).collect()
             }
+            false => endpoints(snapshot, own, &service, SocketAddr::new(preferred_family, key.port), subset),
         };
-        for (workload, address) in found {
-            let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(EndpointStats::new())).clone();
-            members.push(LbEndpoint { workload, address, state, group: None });
-        }
-        // Those that have left are forgotten once nobody uses them.
-        states.retain(|_, e| Arc::strong_count(e) > 1);
-        drop(states);
+        let mut members = cluster.members(found);
         let ring = ring::ring(&policy, &members);
         let locality = policy.balance.as_ref().and_then(|b| b.locality.as_ref());
         let groups = locality::groups(locality, own, &members);
@@ -222,7 +194,39 @@ impl Clusters {
     }
 }
 
+/// Whom a service's waypoint is asked for, as ztunnels ask: by the address that is called.
+fn asked_as(service: &Service, port: u16, preferred_family: IpAddr) -> String {
+    let vip = service.vips.iter().find(|v| v.is_ipv4() == preferred_family.is_ipv4()).or(service.vips.first());
+    vip.map_or_else(|| format!("{}:{port}", service.hostname), |v| SocketAddr::new(*v, port).to_string())
+}
+
+/// The endpoints of a service that may be used. Of a subset: those that are about to end serve where it has no others, whatever others
+/// the service has.
+fn endpoints(
+    snapshot: &Snapshot,
+    own: &Workload,
+    service: &Service,
+    to: SocketAddr,
+    subset: Option<&ir::Subset>,
+) -> Vec<(Arc<Workload>, SocketAddr)> {
+    let fits = |w: &Workload| subset.is_none_or(|x| x.labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)));
+    let all = candidates_of(&snapshot.mesh, own, service, to, &[], fits);
+    all.into_iter().map(|(workload, address, _)| (workload, address)).collect()
+}
+
 impl Cluster {
+    /// Members with what is known of each. Those that have left are forgotten once nobody uses them.
+    fn members(&self, found: Vec<(Arc<Workload>, SocketAddr)>) -> Vec<LbEndpoint> {
+        let mut states = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut member = |(workload, address): (Arc<Workload>, SocketAddr)| {
+            let state = states.entry(workload.uid.clone()).or_insert_with(|| Arc::new(EndpointStats::new())).clone();
+            LbEndpoint { workload, address, state, group: None }
+        };
+        let members = found.into_iter().map(&mut member).collect();
+        states.retain(|_, e| Arc::strong_count(e) > 1);
+        members
+    }
+
     /// The places of requests on HTTP/1.1 connections, `limit` of them.
     pub fn connection_permits(&self, limit: u32) -> Arc<Semaphore> {
         let mut permits = self.connections.lock().unwrap_or_else(PoisonError::into_inner);

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn parts() {
+    fn localities_get_the_parts_that_are_written() {
         let d = |from: &str, to: &[(&str, u32)]| ir::Distribution {
             from: from.into(),
             to: to.iter().map(|(p, n)| (p.to_string(), *n)).collect(),

@@ -12,33 +12,33 @@ use http::{Response, StatusCode};
 
 /// Our own answer.
 pub(super) fn local_reply(
-    r: Box<RequestLog>,
+    record: Box<RequestLog>,
     status: StatusCode,
     text: impl Into<Bytes>,
     flag: ResponseFlag,
 ) -> Response<ResponseBody> {
-    let grpc = r.is_grpc;
-    log_reply(r, reply::local_response(status, text, grpc), flag)
+    let grpc = record.is_grpc;
+    log_reply(record, reply::local_response(status, text, grpc), flag)
 }
 
 /// An answer of our own for a reason that has one.
-pub(super) fn local_reply_of(r: Box<RequestLog>, flag: ResponseFlag) -> Response<ResponseBody> {
+pub(super) fn local_reply_of(record: Box<RequestLog>, flag: ResponseFlag) -> Response<ResponseBody> {
     let (status, text) = flag.answer();
-    local_reply(r, status, text, flag)
+    local_reply(record, status, text, flag)
 }
 
 pub(super) fn log_reply(
-    mut r: Box<RequestLog>,
-    a: Response<ResponseBody>,
+    mut record: Box<RequestLog>,
+    response: Response<ResponseBody>,
     flag: ResponseFlag,
 ) -> Response<ResponseBody> {
-    r.answered = a.status().as_u16();
-    r.grpc = a.headers().get(names::GRPC_STATUS).and_then(reply::grpc_status);
+    record.answered = response.status().as_u16();
+    record.grpc = response.headers().get(names::GRPC_STATUS).and_then(reply::grpc_status);
     if flag != ResponseFlag::None {
-        r.flag = flag;
+        record.flag = flag;
     }
-    if r.details.is_empty() {
-        r.details = flag.details().into();
+    if record.details.is_empty() {
+        record.details = flag.details().into();
     }
-    a.map(|b| b.recorded(r))
+    response.map(|b| b.recorded(record))
 }

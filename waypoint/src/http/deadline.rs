@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// When the whole request must be over: the route's timeout, or what a gRPC client asks for, if that is sooner.
-pub(super) fn deadline(rule: Option<&Rule>, p: &Parts) -> Option<Instant> {
+pub(super) fn deadline(rule: Option<&Rule>, parts: &Parts) -> Option<Instant> {
     let own = rule.map_or(0, |r| r.timeout_ms);
-    let asked = p.headers.get(names::GRPC_TIMEOUT).and_then(|v| grpc_timeout(v.to_str().ok()?));
+    let asked = parts.headers.get(names::GRPC_TIMEOUT).and_then(|v| grpc_timeout(v.to_str().ok()?));
     let ms = match (own, asked) {
         (0, None) => return None,
         (0, Some(a)) => a,
@@ -19,16 +19,16 @@ pub(super) fn deadline(rule: Option<&Rule>, p: &Parts) -> Option<Instant> {
 }
 
 /// Milliseconds of a `grpc-timeout` (at most eight digits and a unit).
-fn grpc_timeout(s: &str) -> Option<u64> {
-    let (n, unit) = s.split_at_checked(s.len().checked_sub(1)?)?;
-    let n: u64 = n.parse().ok().filter(|_| n.len() <= 8)?;
+fn grpc_timeout(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok().filter(|_| number.len() <= 8)?;
     Some(match unit {
-        "H" => n * 3_600_000,
-        "M" => n * 60_000,
-        "S" => n * 1000,
-        "m" => n,
-        "u" => n.div_ceil(1000),
-        "n" => n.div_ceil(1_000_000),
+        "H" => number * 3_600_000,
+        "M" => number * 60_000,
+        "S" => number * 1000,
+        "m" => number,
+        "u" => number.div_ceil(1000),
+        "n" => number.div_ceil(1_000_000),
         _ => return None,
     })
 }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grpc_timeouts() {
+    fn timeouts_of_grpc_are_read() {
         for (t, want) in [
             ("1S", Some(1000)),
             ("100m", Some(100)),

@@ -4,51 +4,52 @@
 use crate::{
     cluster::{balance, endpoint_set::EndpointSet},
     downstream::context::Downstream,
-    http::{entry::Authority, headers::rewrites},
+    http::{call::Call, entry::Authority, headers::rewrites},
     route::table::{Destination, Rule},
-    snapshot::Snapshot,
-    worker::Worker,
 };
 use http::{HeaderValue, Version, header, request::Parts};
 use karst_api::{route as ir, workload::AppProtocol};
-use std::{rc::Rc, sync::Arc};
+use std::rc::Rc;
 
-/// The endpoints of a rule's destination.
-pub(super) fn endpoints(
-    w: &Worker,
-    downstream: &Downstream,
-    s: &Arc<Snapshot>,
-    rule: Option<&Rule>,
-    to: &Destination,
-    authority: &Authority,
-) -> Option<Rc<EndpointSet>> {
-    let new = rewrites(rule, to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
-    let authority = new.unwrap_or(authority.as_str());
-    let key = downstream.key(&w.shared.config.pod_namespace, s, &to.service, to.port, &to.subset);
-    w.destination(s, downstream, key, Some(authority))
+/// What decides about a request that is sent on.
+#[derive(Clone, Copy)]
+pub(super) struct By<'a> {
+    /// None: it goes to the service that was called.
+    pub(super) rule: Option<&'a Rule>,
+    pub(super) to: &'a Destination,
+}
+
+/// The endpoints of a destination.
+pub(super) fn endpoints(call: &Call<'_>, by: By<'_>) -> Option<Rc<EndpointSet>> {
+    let Call { worker, downstream, snapshot, .. } = *call;
+    let new = rewrites(by.rule, by.to).filter_map(|x| x.authority.as_ref()).find_map(|a| a.to_str().ok());
+    let authority = new.unwrap_or(call.authority().as_str());
+    let (own, to) = (&worker.shared.config.pod_namespace, by.to);
+    let key = downstream.key(own, snapshot, &to.service, to.port, &to.subset);
+    worker.destination(snapshot, downstream, key, Some(authority))
 }
 
 /// Is HTTP/2 spoken to the endpoint? What the port says; else what the client speaks within the mesh, where it has meant the
 /// application. What it speaks to a gateway says nothing about that (browsers prefer HTTP/2): only gRPC does.
-pub(super) fn uses_http2(set: &EndpointSet, downstream: &Downstream, p: &Parts) -> bool {
+pub(super) fn uses_http2(set: &EndpointSet, downstream: &Downstream, parts: &Parts) -> bool {
     match set.service.protocols.iter().find(|(x, _)| *x == set.key.port).map(|(_, a)| *a) {
         Some(AppProtocol::Http2 | AppProtocol::Grpc) => true,
         Some(AppProtocol::Http11) => false,
-        _ => p.version == Version::HTTP_2 && (!downstream.is_at_gateway() || is_grpc(p)),
+        _ => parts.version == Version::HTTP_2 && (!downstream.is_at_gateway() || is_grpc(parts)),
     }
 }
 
 /// gRPC itself, in whichever encoding (Envoy: hasGrpcContentType). What only has its name before it, as gRPC-Web, is answered as
 /// HTTP is: its clients read the status, and find no trailers.
-pub(super) fn is_grpc(p: &Parts) -> bool {
-    let kind = p.headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(b"application/grpc"));
+pub(super) fn is_grpc(parts: &Parts) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(b"application/grpc"));
     kind.is_some_and(|encoding| matches!(encoding.first(), None | Some(b'+')))
 }
 
 /// The hash of what the policy names, and the cookie for a client that has none.
 pub(super) fn hash(
     set: &EndpointSet,
-    p: &Parts,
+    parts: &Parts,
     authority: &Authority,
     downstream: &Downstream,
 ) -> (Option<u64>, Option<HeaderValue>) {
@@ -59,15 +60,15 @@ pub(super) fn hash(
         None => (None, None),
         // Whatever version of HTTP.
         Some(Key::Header(n)) if n.eq_ignore_ascii_case(header::HOST.as_str()) => (text(authority.as_str()), None),
-        Some(Key::Header(n)) => (p.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
+        Some(Key::Header(n)) => (parts.headers.get(n).map(|v| balance::hash(v.as_bytes())), None),
         Some(Key::SourceIp(_)) => (text(&downstream.from.ip().to_string()), None),
         Some(Key::Query(n)) => {
-            let q = p.uri.query().unwrap_or("");
+            let q = parts.uri.query().unwrap_or("");
             let found = form_urlencoded::parse(q.as_bytes()).find(|(k, _)| k == n);
             (found.and_then(|(_, v)| text(&v)), None)
         }
         Some(Key::Cookie(c)) => {
-            let cookie = p.headers.get(header::COOKIE).map_or(&b""[..], HeaderValue::as_bytes);
+            let cookie = parts.headers.get(header::COOKIE).map_or(&b""[..], HeaderValue::as_bytes);
             let mut pairs = cookie.split(|b| *b == b';').map(<[u8]>::trim_ascii);
             if let Some(v) = pairs.find_map(|x| x.strip_prefix(c.name.as_bytes())?.strip_prefix(b"=")) {
                 let bare = v.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(v);

@@ -14,23 +14,23 @@ use karst_api::route as ir;
 use std::time::Duration;
 
 /// Waits if it is to; gives the fault back if the request is to be aborted.
-pub(super) async fn inject(w: &Worker, f: Option<&ir::Fault>, record: &mut RequestLog) -> Option<ir::Fault> {
-    let f = f?;
-    if w.chance(SampleKind::Delay, f.delay_per_million) {
-        tokio::time::sleep(Duration::from_millis(f.delay_ms)).await;
+pub(super) async fn inject(worker: &Worker, fault: Option<&ir::Fault>, record: &mut RequestLog) -> Option<ir::Fault> {
+    let fault = fault?;
+    if worker.chance(SampleKind::Delay, fault.delay_per_million) {
+        tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
         record.flag = ResponseFlag::FaultDelay;
     }
-    w.chance(SampleKind::Abort, f.abort_per_million).then_some(*f)
+    worker.chance(SampleKind::Abort, fault.abort_per_million).then_some(*fault)
 }
 
-pub(super) fn abort(f: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
+pub(super) fn abort(fault: &ir::Fault, mut record: Box<RequestLog>) -> Response<ResponseBody> {
     let (_, text) = ResponseFlag::FaultAbort.answer();
-    if let Some(code) = f.abort_grpc {
-        let mut a = reply::local_response(StatusCode::OK, text, true);
-        a.headers_mut().insert(names::GRPC_STATUS, HeaderValue::from(code));
+    if let Some(code) = fault.abort_grpc {
+        let mut response = reply::local_response(StatusCode::OK, text, true);
+        response.headers_mut().insert(names::GRPC_STATUS, HeaderValue::from(code));
         record.is_grpc = true;
-        return log_reply(record, a, ResponseFlag::FaultAbort);
+        return log_reply(record, response, ResponseFlag::FaultAbort);
     }
-    let status = crate::route::table::status(f.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = crate::route::table::status(fault.abort_status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     local_reply(record, status, text, ResponseFlag::FaultAbort)
 }

@@ -39,60 +39,60 @@ pub(super) struct Ending<'a> {
 }
 
 pub(super) fn finish(
-    e: Ending<'_>,
-    a: Response<Incoming>,
+    ending: Ending<'_>,
+    response: Response<Incoming>,
     after: ConnectionDisposition,
     held: InFlightEndpoint,
     counter: RequestPermit,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let (mut p, incoming) = a.into_parts();
-    record.answered = p.status.as_u16();
+    let (mut head, incoming) = response.into_parts();
+    record.answered = head.status.as_u16();
     record.details = VIA_UPSTREAM.into();
-    record.grpc = p.headers.get(names::GRPC_STATUS).and_then(reply::grpc_status);
-    p.version = Version::HTTP_11;
-    if p.status == StatusCode::SWITCHING_PROTOCOLS {
+    record.grpc = head.headers.get(names::GRPC_STATUS).and_then(reply::grpc_status);
+    head.version = Version::HTTP_11;
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // Only to what was asked for: nothing of what follows is judged.
-        if e.client_upgrade.is_none() || !entry::names_websocket(&p.headers) {
+        if ending.client_upgrade.is_none() || !entry::names_websocket(&head.headers) {
             record.error = "the endpoint has changed to a protocol that was not asked for".into();
             record.details = ResponseFlag::ProtocolError.details().into();
             return local_reply_of(record, ResponseFlag::ProtocolError);
         }
-        return switched(p, incoming, (e.client_upgrade, e.busy, e.guard), after, record);
+        return switched(head, incoming, (ending.client_upgrade, ending.busy, ending.guard), after, record);
     }
-    entry::strip(&mut p.headers);
-    for c in [e.to.answer.as_ref(), e.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
-        let (downstream, parts, authority) = e.asked;
-        c.apply(&mut p.headers, &OfRequest { downstream, parts, authority, record: &record, answered: true });
+    entry::strip(&mut head.headers);
+    for c in [ending.to.answer.as_ref(), ending.rule.and_then(|r| r.answer.as_ref())].into_iter().flatten() {
+        let (downstream, parts, authority) = ending.asked;
+        c.apply(&mut head.headers, &OfRequest { downstream, parts, authority, record: &record, answered: true });
     }
-    if let Some(c) = e.cookie {
-        p.headers.append(header::SET_COOKIE, c);
+    if let Some(c) = ending.cookie {
+        head.headers.append(header::SET_COOKIE, c);
     }
-    let body = ResponseBody::endpoint(incoming, after, held, counter).until(e.deadline).recorded(record);
-    p.extensions.clear();
-    Response::from_parts(p, body)
+    let body = ResponseBody::endpoint(incoming, after, held, counter).until(ending.deadline).recorded(record);
+    head.extensions.clear();
+    Response::from_parts(head, body)
 }
 
 /// Both sides have changed to another protocol (RFC 9110 §7.8): bytes from now on.
 fn switched(
-    mut p: http::response::Parts,
+    mut head: http::response::Parts,
     _: Incoming,
     (client, busy, guard): (Option<OnUpgrade>, Option<Busy>, Option<Guard>),
     after: ConnectionDisposition,
     mut record: Box<RequestLog>,
 ) -> Response<ResponseBody> {
-    let endpoint = p.extensions.remove::<OnUpgrade>();
-    entry::strip(&mut p.headers);
-    entry::upgrade(&mut p.headers);
-    if let (Some(c), Some(e), Some(guard)) = (client, endpoint, guard) {
+    let endpoint = head.extensions.remove::<OnUpgrade>();
+    entry::strip(&mut head.headers);
+    entry::upgrade(&mut head.headers);
+    if let (Some(client), Some(endpoint), Some(guard)) = (client, endpoint, guard) {
         tokio::task::spawn_local(async move {
             let bytes = Rc::new(Carried { received: record.received.clone(), ..Carried::default() });
-            if let (Ok(c), Ok(e)) = (c.await, e.await) {
-                let mut c = Metered::new(hyper_util::rt::TokioIo::new(c), bytes.clone());
-                let mut e = hyper_util::rt::TokioIo::new(e);
+            if let (Ok(client), Ok(endpoint)) = (client.await, endpoint.await) {
+                let mut client = Metered::new(hyper_util::rt::TokioIo::new(client), bytes.clone());
+                let mut endpoint = hyper_util::rt::TokioIo::new(endpoint);
                 let carried = async {
                     tokio::select! {
-                        r = tokio::io::copy_bidirectional(&mut c, &mut e) => drop(r),
+                        r = tokio::io::copy_bidirectional(&mut client, &mut endpoint) => drop(r),
                         by = guard.forbidden() => (record.error, record.details) = (by.error, by.details.into()),
                     }
                 };
@@ -102,8 +102,8 @@ fn switched(
             // Told when it is over, with what has been carried.
             record.finish(bytes.sent.get());
         });
-        return Response::from_parts(p, ResponseBody::local(Bytes::new()));
+        return Response::from_parts(head, ResponseBody::local(Bytes::new()));
     }
-    let r = Response::from_parts(p, ResponseBody::local(Bytes::new()));
+    let r = Response::from_parts(head, ResponseBody::local(Bytes::new()));
     log_reply(record, r, ResponseFlag::None)
 }

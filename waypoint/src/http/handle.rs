@@ -1,510 +1,167 @@
-//! One request, from its route to its answer. The stages in order: its canonical form ([`crate::http::entry`]), policies, the service's
-//! rate limits, route, its rate limits, cross-origin rules, redirect or direct answer, injected fault, mirrors, destination by
-//! weight, limits, endpoint, attempt, retry, answer.
+//! One request, from its head to its answer. The stages in order: its canonical form ([`crate::http::entry`]), policies and the
+//! service's rate limits ([`crate::http::admit`]), route, its rate limits, cross-origin rules, redirect or direct answer, injected
+//! fault, destination by weight; then mirrors, limits, endpoint, attempt, retry, answer ([`crate::http::forward`]).
 
 use crate::{
-    authz::{
-        access::{self, Access, Denial},
-        jwt::{Token, TokenError},
-    },
-    clock,
-    cluster::balance,
-    downstream::{
-        busy::Busy,
-        context::{Downstream, DownstreamTarget},
-        gateway,
-        upgrade::{Kept, Upgrade},
-    },
+    downstream::context::Downstream,
     http::{
-        answer::{local_reply, local_reply_of, log_reply},
-        body::{BEHIND, Body, REPLAY, Source, discard},
+        admit::{Refused, admit},
+        answer::{local_reply, log_reply},
+        call::Call,
         cors::{allow_origin, preflight},
-        deadline::deadline,
-        destination::{endpoints, hash, is_grpc, uses_http2},
-        entry::{self, Authority, Entry},
+        destination::{By, is_grpc},
+        entry::{self, Unfit},
         fault::{abort, inject},
-        finish::{Ending, finish},
-        headers::{Template, request_id},
-        mirror::mirror,
+        forward::forward,
         names,
-        permits::{RetryPermit, acquire_connection},
         rate_limit::{limited, over},
-        redirect::{redirect, to_https},
-        reply::{self, InFlightEndpoint, RequestPermit, ResponseBody},
-        retry::{Attempts, Next, Outcome, State},
-        values::OfRequest,
+        redirect::redirect,
+        reply::ResponseBody,
     },
     route::table::{Destination, RouteInput, RouteMatch, Routes, Rule},
     snapshot::Snapshot,
-    telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
-    upstream::{
-        error::{ConnectError, Error},
-        open::Attempt,
-        send,
-    },
+    telemetry::{flag::ResponseFlag, request_log::RequestLog},
     worker::{SampleKind, Worker},
 };
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use hyper::body::Incoming;
 use karst_api::route as ir;
-use karst_policy::Path;
-use std::{cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
-use tokio::time::Instant;
+use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 /// Answers a request.
-pub async fn handle(w: Rc<Worker>, downstream: Rc<Downstream>, r: Request<Incoming>) -> Response<ResponseBody> {
-    let (mut parts, incoming) = r.into_parts();
+pub async fn handle(
+    worker: Rc<Worker>,
+    downstream: Rc<Downstream>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let (mut parts, incoming) = request.into_parts();
     let entered = entry::canonical(&mut parts);
-    let s = w.latest();
-    let mut record = begin(&w, &s, &downstream, &parts);
+    let snapshot = worker.latest();
+    let mut record = begin(&worker, &snapshot, &downstream, &parts);
     let entry = match entered {
-        Ok(e) => e,
-        Err(why) => {
-            let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
-            record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
-            record.details = why.details().into();
-            return local_reply(record, why.status(), "", ResponseFlag::None);
-        }
+        Ok(entry) => entry,
+        Err(why) => return unfit(why, &parts, record),
     };
-    let authority = &entry.authority;
-    record.authority = Some(authority.value().clone());
-    let (access, routes) = match &downstream.target {
-        DownstreamTarget::Service(x) => (s.access_to(x), s.routes.get(&x.key).map(|r| &**r)),
-        DownstreamTarget::Gateway(tls) => match at_gateway(&s, downstream.port, tls.as_deref(), authority.host()) {
-            Ok(Some(r)) => (s.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(r)),
-            Ok(None) => return local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
-            Err(Wrong::Scheme) => return to_https(&parts, authority, record),
-            Err(Wrong::Listener) => {
-                return local_reply(record, StatusCode::MISDIRECTED_REQUEST, "", ResponseFlag::NoRoute);
-            }
-        },
+    record.authority = Some(entry.authority.value().clone());
+    let call = Call { worker: &worker, downstream: &downstream, snapshot: &snapshot, entry: &entry };
+    let routes = match admit(&call, &mut parts, &mut record) {
+        Ok(routes) => routes,
+        Err(refused) => return refused.answer(&call, &parts, record),
     };
-    if let Some(a) = access {
-        a.headers().drop_alike(&mut parts.headers);
-    }
-    let token = match access.map(|a| a.tokens.verify(&mut parts)) {
-        None => None,
-        Some(Ok(t)) => t,
-        Some(Err(why)) => return unauthorized(why, &downstream, &parts, authority, record),
+    let rule = match find(&call, routes, &parts) {
+        Ok(rule) => rule,
+        Err(refused) => return refused.answer(&call, &parts, record),
     };
-    let denied = access.and_then(|a| authorize(&w, a, &downstream, &parts, authority, token.as_ref()));
-    w.note(&s, &downstream, Some((&parts, authority.as_str())), denied.as_ref());
-    if let Some(by) = denied {
-        (record.error, record.details) = (by.error, by.details.into());
-        return local_reply(record, StatusCode::FORBIDDEN, "RBAC: access denied", ResponseFlag::None);
+    let fault = rule.as_ref().and_then(|rule| rule.fault).or(routes.and_then(|routes| routes.fault));
+    match rule {
+        Some(rule) => by_rule(&call, &rule, fault, parts, incoming, record).await,
+        None => by_default(&call, fault, parts, incoming, record).await,
     }
-    if entry.websocket {
-        let (method, path, authority) = (parts.method.clone(), parts.uri.path().to_string(), authority.as_str());
-        let headers = Kept::of(&parts.headers, access);
-        record.upgrade = Some(Box::new(Upgrade { method, authority: authority.to_string(), path, headers, token }));
+}
+
+/// What is known of a request at its beginning.
+fn begin(worker: &Worker, snapshot: &Snapshot, downstream: &Downstream, parts: &Parts) -> Box<RequestLog> {
+    let mut record = downstream.record(&worker.sink, snapshot);
+    record.method = parts.method.clone();
+    record.path = parts.uri.path_and_query().cloned();
+    record.protocol = if parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
+    record.is_grpc = is_grpc(parts);
+    record.user_agent = parts.headers.get(header::USER_AGENT).cloned();
+    record.request_id = parts.headers.get(names::REQUEST_ID).cloned();
+    record.forwarded_for = parts.headers.get(names::FORWARDED_FOR).cloned();
+    record.headers = record.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| parts.headers.clone());
+    record
+}
+
+/// Its head cannot be taken.
+fn unfit(why: Unfit, parts: &Parts, mut record: Box<RequestLog>) -> Response<ResponseBody> {
+    let sent = || HeaderValue::from_str(parts.uri.authority()?.as_str()).ok();
+    record.authority = parts.headers.get(header::HOST).cloned().or_else(sent);
+    record.details = why.details().into();
+    local_reply(record, why.status(), "", ResponseFlag::None)
+}
+
+/// The rule for a request; None: it goes to what was called.
+fn find(call: &Call<'_>, routes: Option<&Routes>, parts: &Parts) -> Result<Option<Arc<Rule>>, Refused> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    let Some(routes) = routes else { return Ok(None) };
+    let (downstream, uri) = (call.downstream, &parts.uri);
+    let input = RouteInput::new(
+        uri.path(),
+        uri.query(),
+        parts.method.as_str(),
+        uri.scheme_str().unwrap_or(downstream.scheme()),
+        call.authority().as_str(),
+        &parts.headers,
+        downstream.namespace(),
+        downstream.source.as_ref().map_or(&NONE, |source| &source.labels),
+    );
+    match routes.table(downstream.namespace()).find(downstream.port, &input) {
+        RouteMatch::Rule(rule) => Ok(Some(rule.clone())),
+        RouteMatch::Nothing => Err(Refused::NoRoute),
+        RouteMatch::Default => Ok(None),
     }
-    if let Some(over) = routes.and_then(|r| over(&r.limits, &downstream)) {
-        return limited(&over, record);
+}
+
+/// To the service that was called.
+async fn by_default(
+    call: &Call<'_>,
+    fault: Option<ir::Fault>,
+    parts: Parts,
+    incoming: Incoming,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    if let Some(fault) = inject(call.worker, fault.as_ref(), &mut record).await {
+        return abort(&fault, record);
     }
-    if downstream.is_at_gateway() {
-        record.forwarded_for = introduce(&downstream, &mut parts.headers);
-    }
-    let rule: Option<Arc<Rule>> = {
-        let none = BTreeMap::new();
-        let labels = downstream.source.as_ref().map_or(&none, |x| &x.labels);
-        let uri = &parts.uri;
-        let input = RouteInput::new(
-            uri.path(),
-            uri.query(),
-            parts.method.as_str(),
-            uri.scheme_str().unwrap_or(downstream.scheme()),
-            authority.as_str(),
-            &parts.headers,
-            downstream.namespace(),
-            labels,
-        );
-        match routes.map(|r| r.table(downstream.namespace()).find(downstream.port, &input)) {
-            Some(RouteMatch::Rule(r)) => Some(r.clone()),
-            Some(RouteMatch::Nothing) => return local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
-            Some(RouteMatch::Default) | None => None,
-        }
+    // At a gateway nothing is called by default.
+    let Some(service) = call.downstream.service() else {
+        return Refused::NoRoute.answer(call, &parts, record);
     };
-    let own = rule.as_ref().and_then(|r| r.fault);
-    let fault = own.or(routes.and_then(|r| r.fault));
-    let Some(rule) = rule else {
-        if let Some(a) = inject(&w, fault.as_ref(), &mut record).await {
-            return abort(&a, record);
-        }
-        // At a gateway nothing is called by default.
-        let Some(service) = downstream.service() else {
-            return local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute);
-        };
-        record.route = "default".into();
-        let to = Destination::same(&service.key);
-        return forward(&w, &downstream, &s, None, &to, parts, incoming, &entry, record).await;
-    };
+    record.route = "default".into();
+    let to = Destination::same(&service.key);
+    forward(call, By { rule: None, to: &to }, parts, incoming, record).await
+}
+
+/// As a rule says.
+async fn by_rule(
+    call: &Call<'_>,
+    rule: &Rule,
+    fault: Option<ir::Fault>,
+    parts: Parts,
+    incoming: Incoming,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    let Call { worker, downstream, snapshot, .. } = *call;
     record.route.clone_from(&rule.origin);
-    if let Some(over) = over(&rule.limits, &downstream) {
+    if let Some(over) = over(&rule.limits, downstream) {
         return limited(&over, record);
     }
-    if let Some(c) = &rule.cors
-        && let Some(a) = preflight(c, &parts)
+    if let Some(cors) = &rule.cors
+        && let Some(response) = preflight(cors, &parts)
     {
         record.details = "cors_response".into();
-        return log_reply(record, a, ResponseFlag::None);
+        return log_reply(record, response, ResponseFlag::None);
     }
-    if let Some(r) = &rule.redirect {
-        let at_gateway = s.gateway.as_ref().filter(|_| downstream.is_at_gateway());
+    if let Some(to) = &rule.redirect {
+        let at_gateway = snapshot.gateway.as_ref().filter(|_| downstream.is_at_gateway());
         let called = at_gateway.and_then(|g| g.ports.get(&downstream.port)?.called()).unwrap_or(downstream.port);
-        return redirect(r, &rule, &parts, authority, (downstream.scheme(), called), record);
+        return redirect(to, rule, &parts, call.authority(), (downstream.scheme(), called), record);
     }
-    if let Some(d) = &rule.response {
-        let status = crate::route::table::status(d.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return local_reply(record, status, d.body.clone(), ResponseFlag::None);
+    if let Some(direct) = &rule.response {
+        let status = crate::route::table::status(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        return local_reply(record, status, direct.body.clone(), ResponseFlag::None);
     }
-    if let Some(a) = inject(&w, fault.as_ref(), &mut record).await {
-        return abort(&a, record);
+    if let Some(fault) = inject(worker, fault.as_ref(), &mut record).await {
+        return abort(&fault, record);
     }
     let origin = parts.headers.get(header::ORIGIN).cloned();
-    let Some(to) = rule.choose_weighted(w.sample(SampleKind::Weight, rule.total_weight)) else {
+    let Some(to) = rule.choose_weighted(worker.sample(SampleKind::Weight, rule.total_weight)) else {
         return local_reply(record, StatusCode::INTERNAL_SERVER_ERROR, "", ResponseFlag::NoCluster);
     };
-    let mut a = forward(&w, &downstream, &s, Some(&rule), to, parts, incoming, &entry, record).await;
-    if let (Some(c), Some(o)) = (&rule.cors, origin) {
-        allow_origin(c, &o, a.headers_mut());
+    let mut response = forward(call, By { rule: Some(rule), to }, parts, incoming, record).await;
+    if let (Some(cors), Some(origin)) = (&rule.cors, origin) {
+        allow_origin(cors, &origin, response.headers_mut());
     }
-    a
-}
-
-/// For the fuzz targets: a request as it is sent on where no rule changes it, to a connection of HTTP/1.1.
-#[cfg(feature = "fuzz")]
-pub(crate) fn sent_on(
-    p: &mut Parts,
-    body: Incoming,
-    bytes: &Rc<Cell<u64>>,
-) -> Result<Request<crate::http::body::Counted>, StatusCode> {
-    let entry = entry::canonical(p).map_err(entry::Unfit::status)?;
-    let to = Destination::same(&"ns/any".into());
-    let t = Template { parts: p, authority: &entry.authority, rule: None, to: &to, http2: false, upgrade: false };
-    /// No rule changes it.
-    struct Nothing;
-    impl crate::route::operators::Values for Nothing {
-        fn write(&self, _: &karst_core::operators::Operator, _: &HeaderMap, _: &mut Vec<u8>) {}
-    }
-    t.request(Body::Incoming(body), bytes, false, &Nothing).ok_or(StatusCode::BAD_REQUEST)
-}
-
-/// Why a request is not for the listener that it has come to.
-enum Wrong {
-    /// It must come by TLS.
-    Scheme,
-    /// The name in the TLS hello has chosen another listener than the request's (RFC 9110 §15.5.20).
-    Listener,
-}
-
-/// The routes of the virtual host that a request to a gateway is for.
-fn at_gateway<'a>(s: &'a Snapshot, port: u16, tls: Option<&str>, host: &str) -> Result<Option<&'a Routes>, Wrong> {
-    let Some(p) = s.gateway.as_ref().and_then(|g| g.ports.get(&port)) else { return Ok(None) };
-    let chosen = |l: &Arc<gateway::Listener>| {
-        tls.is_none_or(|sni| p.find(Some(sni).filter(|n| !n.is_empty())).any(|c| Arc::ptr_eq(c, l)))
-    };
-    let (mut routes, mut misdirected) = (None, false);
-    for l in p.find(Some(host)) {
-        // Of several servers for a name one is enough.
-        if tls.is_none() && l.redirect {
-            return Err(Wrong::Scheme);
-        }
-        if routes.is_some() {
-            continue;
-        }
-        if !chosen(l) {
-            misdirected = true;
-            continue;
-        }
-        routes = l.routes(&s.hosts, host);
-    }
-    if routes.is_none() && misdirected { Err(Wrong::Listener) } else { Ok(routes) }
-}
-
-/// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns all that is
-/// told of who has come.
-fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
-    headers.insert(names::FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
-    let own = downstream.address();
-    let told = match headers.contains_key(names::FORWARDED_FOR) {
-        false => own.clone(),
-        true => {
-            let before = headers.get_all(names::FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
-            let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
-            HeaderValue::from_bytes(&all.join(&b","[..])).ok()?
-        }
-    };
-    headers.insert(names::FORWARDED_FOR, told.clone());
-    Some(told)
-}
-
-/// Why the request is not allowed, if it is not. (What only tells is told.)
-fn authorize(
-    w: &Worker,
-    a: &Access,
-    downstream: &Downstream,
-    p: &Parts,
-    authority: &Authority,
-    token: Option<&Token>,
-) -> Option<Denial> {
-    let (path, authority, method) = (Path::new(p.uri.path()), authority.as_str(), p.method.as_str());
-    let request = access::Request { method, authority, path: &path, headers: &p.headers, known: None, token };
-    downstream.authorize(&w.shared.metrics.dry_runs, a, Some(request))
-}
-
-/// The token is not good (RFC 6750 §3), in Envoy's words.
-fn unauthorized(
-    why: TokenError,
-    downstream: &Downstream,
-    p: &Parts,
-    authority: &Authority,
-    mut record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    let why = why.to_string();
-    let mut a = reply::local_response(StatusCode::UNAUTHORIZED, why.clone(), record.is_grpc);
-    let realm = format!("{}://{}{}", downstream.scheme(), authority.as_str(), p.uri.path());
-    let text = format!("Bearer realm=\"{}\", error=\"invalid_token\"", realm.replace(['"', '\\'], ""));
-    if let Ok(v) = HeaderValue::from_str(&text) {
-        a.headers_mut().insert(header::WWW_AUTHENTICATE, v);
-    }
-    record.details = format!("jwt_authn_access_denied{{{}}}", one_word(&why)).into();
-    record.error = why;
-    log_reply(record, a, ResponseFlag::None)
-}
-
-fn begin(w: &Rc<Worker>, s: &Snapshot, downstream: &Downstream, p: &Parts) -> Box<RequestLog> {
-    let mut r = downstream.record(&w.sink, s);
-    r.method = p.method.clone();
-    r.path = p.uri.path_and_query().cloned();
-    r.protocol = if p.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
-    r.is_grpc = is_grpc(p);
-    r.user_agent = p.headers.get(header::USER_AGENT).cloned();
-    r.request_id = p.headers.get(names::REQUEST_ID).cloned();
-    r.forwarded_for = p.headers.get(names::FORWARDED_FOR).cloned();
-    r.headers = r.telemetry.as_ref().filter(|t| t.wants_headers).map(|_| p.headers.clone());
-    r
-}
-
-/// Sends a request to a destination, and again where that is asked for and possible.
-#[allow(clippy::too_many_arguments, reason = "parts of one request with different owners, together for this call only")]
-async fn forward(
-    w: &Rc<Worker>,
-    downstream: &Rc<Downstream>,
-    s: &Arc<Snapshot>,
-    rule: Option<&Rule>,
-    to: &Destination,
-    mut parts: Parts,
-    incoming: Incoming,
-    entry: &Entry,
-    mut record: Box<RequestLog>,
-) -> Response<ResponseBody> {
-    if let Some(status) = to.refuse {
-        return local_reply(record, status, "", ResponseFlag::NoCluster);
-    }
-    let authority = &entry.authority;
-    let Some(set) = endpoints(w, downstream, s, rule, to, authority) else {
-        return local_reply_of(record, ResponseFlag::NoCluster);
-    };
-    record.destination = Some(set.chosen.clone());
-    let default;
-    let retry = match rule {
-        Some(r) => r.retry.as_ref(),
-        None => {
-            default = ir::Retry::istio();
-            Some(&default)
-        }
-    };
-    let upgrade = entry.websocket;
-    let client_upgrade = if upgrade { parts.extensions.remove::<OnUpgrade>() } else { None };
-    let http2 = !upgrade && uses_http2(&set, downstream, &parts);
-    let mirrors = rule.is_some_and(|r| !r.mirrors.is_empty()) && !upgrade;
-    let again = retry.is_some_and(|r| r.attempts > 0) && !upgrade;
-    let empty = hyper::body::Body::is_end_stream(&incoming);
-    let (source, mut whole) = match (empty, again || mirrors) {
-        (true, _) => (None, Some(Body::Empty)),
-        (false, true) => (Some(Source::new(incoming, if mirrors { BEHIND } else { REPLAY })), None),
-        (false, false) => (None, Some(Body::Incoming(incoming))),
-    };
-    if record.request_id.is_none() {
-        let id = request_id();
-        parts.headers.insert(names::REQUEST_ID, id.clone());
-        record.request_id = Some(id);
-    }
-    if let (true, Some(r)) = (mirrors, rule) {
-        let values = OfRequest { downstream, parts: &parts, authority, record: &record, answered: false };
-        mirror(w, downstream, s, r, &parts, authority, source.as_ref(), &values);
-    }
-    let (hash, cookie) = hash(&set, &parts, authority, downstream);
-    let deadline = deadline(rule, &parts);
-    let Some(counter) = RequestPermit::request(&set) else { return local_reply_of(record, ResponseFlag::Overflow) };
-    let mut tried = vec![];
-    let template = Template { parts: &parts, authority, rule, to, http2, upgrade };
-    let mut attempts = Attempts::new(retry, deadline);
-    let mut retrying: Option<RetryPermit> = None;
-    loop {
-        let permit = match acquire_connection(&set, http2, deadline).await {
-            Ok(p) => p,
-            Err(f) => return local_reply_of(record, f),
-        };
-        let began = Instant::now();
-        let Some(i) = w.choose(&set, hash, &tried, clock::at(began)) else {
-            return local_reply_of(record, ResponseFlag::NoHealthy);
-        };
-        let m = &set.members[i];
-        record.workload = Some((m.workload.clone(), m.address));
-        let body = match (&source, &mut whole) {
-            (Some(x), _) => x.attempt(),
-            (None, w) if empty => Some(w.take().unwrap_or(Body::Empty)),
-            (None, w) => w.take(),
-        };
-        let values = OfRequest { downstream, parts: &parts, authority, record: &record, answered: false };
-        let Some(r) = body.and_then(|b| template.request(b, &record.received, false, &values)) else {
-            record.details = "request_payload_exceeded_retry_buffer_limit".into();
-            return local_reply(record, StatusCode::BAD_REQUEST, "", ResponseFlag::None);
-        };
-        let held = InFlightEndpoint::new(set.clone(), i, permit);
-        let limit = retry.map(|r| r.per_try_ms).filter(|ms| *ms > 0).or(Some(to.timeout_ms).filter(|ms| *ms > 0));
-        let try_until = limit.map(|ms| began + Duration::from_millis(ms));
-        let until = [deadline, try_until].into_iter().flatten().min();
-        let head_sent = Cell::new(false);
-        // After an upgrade's head something else may have begun there.
-        let can_repeat = || {
-            let body = source.as_ref().is_none_or(Source::is_whole) && (source.is_some() || empty);
-            body && !(upgrade && head_sent.get())
-        };
-        let unconnected = Error::from(ConnectError::Timeout);
-        let has_other =
-            || attempts.retries_unconnected(&unconnected) && can_repeat() && balance::has_other(&set, i, &tried);
-        let held_back = Cell::new(false);
-        let by = Attempt { set: &set, member: m, from: downstream.from, has_other: &has_other, held: &held_back };
-        let sent = async {
-            match (upgrade, http2) {
-                (true, _) => send::upgrade(w, &by, r, &head_sent).await,
-                (false, true) => send::http2(w, &by, r, &head_sent).await,
-                (false, false) => send::http1(w, &by, r, &head_sent).await,
-            }
-        };
-        let outcome = match until {
-            None => Some(sent.await),
-            Some(t) => tokio::time::timeout_at(t, sent).await.ok(),
-        };
-        let ended_at = Instant::now();
-        let over = deadline.is_some_and(|d| ended_at >= d);
-        let status = outcome.as_ref().and_then(|o| o.as_ref().ok()).map(|(a, _)| a.status().as_u16());
-        if let Some(Ok(_)) = &outcome {
-            set.record_latency(m, ended_at - began, clock::at(ended_at));
-        }
-        let of_endpoint = match &outcome {
-            None => !held_back.get(),
-            Some(Ok(_)) => true,
-            Some(Err(e)) => e.is_of_endpoint(),
-        };
-        if of_endpoint {
-            set.record_outcome(m, status);
-        }
-        let ended = match &outcome {
-            None => Outcome::TimedOut,
-            Some(Err(e)) => Outcome::Failed(e),
-            Some(Ok((a, _))) => {
-                Outcome::Answered(a.status().as_u16(), a.headers().get(names::GRPC_STATUS).and_then(reply::grpc_status))
-            }
-        };
-        let state = State { sent: head_sent.get(), can_repeat: can_repeat() };
-        let next = attempts.after(ended, state, ended_at);
-        if let Next::Retry { within } = next {
-            // Given back first: a second retry is no more at a time than the first.
-            drop(retrying.take());
-            retrying = RetryPermit::start(&set);
-            if retrying.is_none() {
-                return local_reply_of(record, ResponseFlag::Overflow);
-            }
-            if retry.is_some_and(|r| !r.same_host) {
-                tried.push(i);
-            }
-            if let Some(Ok((a, after))) = outcome {
-                // The connection is used again; nobody waits for it.
-                tokio::task::spawn_local(async move {
-                    discard(a.into_body()).await;
-                    after.release();
-                });
-            }
-            drop(held);
-            tokio::time::sleep(Duration::from_millis(w.random(within.as_millis() as u64))).await;
-            continue;
-        }
-        return match outcome {
-            None => {
-                if !over {
-                    record.details = "upstream_per_try_timeout".into();
-                }
-                local_reply_of(record, ResponseFlag::Timeout)
-            }
-            Some(Err(e)) => {
-                let f = e.flag();
-                record.error = e.transport_failure_reason();
-                record.details = f.details().into();
-                let (status, words) = f.answer();
-                let told = if let Next::GiveUp(told) = next { told } else { f };
-                local_reply(record, status, words, told)
-            }
-            Some(Ok((a, after))) => {
-                if next == (Next::Answer { exhausted: true }) {
-                    record.flag = ResponseFlag::RetryLimit;
-                }
-                record.upstream_ms = Some((ended_at - began).as_millis() as u64);
-                let busy = client_upgrade.as_ref().and_then(|_| Busy::on(downstream));
-                let guard = record.upgrade.take().filter(|_| a.status() == StatusCode::SWITCHING_PROTOCOLS);
-                let guard = guard.map(|u| w.register(s, downstream, Some(u)));
-                let asked = (&**downstream, &parts, authority);
-                let ending = Ending { rule, to, deadline, client_upgrade, cookie, busy, guard, asked };
-                finish(ending, a, after, held, counter, record)
-            }
-        };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Listeners of one port may share their virtual hosts (Istio's servers): the longest host that has routes counts, whichever
-    /// listener is for the name.
-    #[test]
-    fn a_request_finds_the_virtual_host_of_its_port() {
-        let listener = |host: &str, redirect: bool| ir::Listener {
-            routes: "~shared".into(),
-            port: 8080,
-            called: 80,
-            hosts: vec![host.into()],
-            redirect,
-            ..Default::default()
-        };
-        let snapshot = |listeners: Vec<ir::Listener>| {
-            let mut s = Snapshot::new("");
-            for host in ["*", "a.com"] {
-                s.hosts.insert(format!("~shared/{host}").into(), Arc::default());
-            }
-            let g = gateway::Gateway::new(&ir::Gateway { listeners, ..Default::default() });
-            s.gateway = g.ok().map(Arc::new);
-            s
-        };
-        let which = |s: &Snapshot, name: &str| match at_gateway(s, 8080, None, name) {
-            Ok(Some(r)) => s.hosts.iter().find(|(_, x)| std::ptr::eq(&***x, r)).map(|(k, _)| k.to_string()),
-            Ok(None) => None,
-            Err(Wrong::Scheme) => Some("https".into()),
-            Err(Wrong::Listener) => Some("misdirected".into()),
-        };
-        let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("b.com", false)]);
-        for (name, want) in [("a.com", "~shared/a.com"), ("b.com", "~shared/*"), ("c.com", "~shared/*")] {
-            assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
-        }
-        // What one of the servers for a name sends to https is sent there, whatever others say; a wider name is another.
-        let s = snapshot(vec![listener("*", false), listener("a.com", false), listener("a.com", true)]);
-        for (name, want) in [("a.com", "https"), ("b.com", "~shared/*")] {
-            assert_eq!(which(&s, name).as_deref(), Some(want), "{name}");
-        }
-        // Clients call the Service's port, and are redirected there.
-        let called = |g: &gateway::Gateway| g.ports.get(&8080).and_then(gateway::Port::called);
-        assert_eq!(s.gateway.as_deref().and_then(called), Some(80));
-    }
+    response
 }

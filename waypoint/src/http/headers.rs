@@ -37,20 +37,20 @@ impl Template<'_> {
         shadow: bool,
         values: &dyn Values,
     ) -> Option<Request<Counted>> {
-        let p = self.parts;
-        let mut headers = p.headers.clone();
+        let parts = self.parts;
+        let mut headers = parts.headers.clone();
         if self.upgrade {
             entry::upgrade(&mut headers);
         }
         // We have said "continue" ourselves.
         headers.remove(header::EXPECT);
         let rewrites = || rewrites(self.rule, self.to);
-        let matched = self.rule.and_then(|r| r.path.as_ref());
-        let new = rewrites().find_map(|x| x.path(p.uri.path(), matched));
-        let own = p.uri.path_and_query().map_or("/", |x| x.as_str());
-        let path = match (&new, p.uri.query()) {
+        let matched = self.rule.and_then(|rule| rule.path.as_ref());
+        let new = rewrites().find_map(|x| x.path(parts.uri.path(), matched));
+        let own = parts.uri.path_and_query().map_or("/", |x| x.as_str());
+        let path = match (&new, parts.uri.query()) {
             // It has been read once.
-            (None, _) => p.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
+            (None, _) => parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
             (Some(n), Some(q)) if !n.contains('?') => PathAndQuery::try_from(format!("{n}?{q}")).ok()?,
             (Some(n), _) => PathAndQuery::try_from(n.as_str()).ok()?,
         };
@@ -59,7 +59,7 @@ impl Template<'_> {
         {
             headers.insert(names::ORIGINAL_PATH, v);
         }
-        for c in [self.rule.and_then(|r| r.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
+        for c in [self.rule.and_then(|rule| rule.request.as_ref()), self.to.request.as_ref()].into_iter().flatten() {
             c.names().drop_alike(&mut headers);
             c.apply(&mut headers, values);
         }
@@ -71,19 +71,19 @@ impl Template<'_> {
             host = HeaderValue::from_str(&shadowed(host.to_str().ok()?)).ok()?;
         }
         headers.entry(names::FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-        let mut r = Request::new(Counted::new(body, bytes.clone()));
-        *r.method_mut() = p.method.clone();
+        let mut request = Request::new(Counted::new(body, bytes.clone()));
+        *request.method_mut() = parts.method.clone();
         if self.http2 {
             headers.remove(header::HOST);
             let uri = Uri::builder().scheme(Scheme::HTTP).authority(host.to_str().ok()?).path_and_query(path);
-            *r.uri_mut() = uri.build().ok()?;
-            *r.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = uri.build().ok()?;
+            *request.version_mut() = Version::HTTP_2;
         } else {
             headers.insert(header::HOST, host);
-            *r.uri_mut() = Uri::from(path);
+            *request.uri_mut() = Uri::from(path);
         }
-        *r.headers_mut() = headers;
-        Some(r)
+        *request.headers_mut() = headers;
+        Some(request)
     }
 }
 

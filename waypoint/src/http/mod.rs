@@ -1,7 +1,9 @@
 //! One HTTP request, from its canonical form to its answer.
 
+mod admit;
 mod answer;
 pub mod body;
+mod call;
 pub mod codec;
 mod cors;
 mod deadline;
@@ -9,10 +11,12 @@ mod destination;
 pub mod entry;
 mod fault;
 mod finish;
+pub mod forward;
 pub mod handle;
 mod headers;
 mod mirror;
 pub mod names;
+mod outgoing;
 mod permits;
 mod rate_limit;
 mod redirect;
@@ -21,3 +25,4 @@ pub mod retry;
 #[cfg(test)]
 mod tests;
 pub mod values;
+pub(crate) mod virtual_host;

@@ -35,8 +35,10 @@ pub(super) async fn acquire_connection(
     http2: bool,
     until: Option<Instant>,
 ) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ResponseFlag> {
-    let Some(l) = set.policy.limits.as_ref().filter(|l| l.max_connections > 0 && !http2) else { return Ok(None) };
-    let connection_permits = set.cluster.connection_permits(l.max_connections);
+    let Some(limits) = set.policy.limits.as_ref().filter(|limits| limits.max_connections > 0 && !http2) else {
+        return Ok(None);
+    };
+    let connection_permits = set.cluster.connection_permits(limits.max_connections);
     if let Ok(p) = connection_permits.clone().try_acquire_owned() {
         return Ok(Some(p));
     }
@@ -48,7 +50,7 @@ pub(super) async fn acquire_connection(
     }
     let others = set.cluster.pending.fetch_add(1, Relaxed);
     let _waiting = PendingGuard(set);
-    if l.max_pending > 0 && others >= l.max_pending {
+    if limits.max_pending > 0 && others >= limits.max_pending {
         return Err(ResponseFlag::Overflow);
     }
     let wait = connection_permits.acquire_owned();

@@ -23,15 +23,15 @@ pub(super) fn over(limits: &[Arc<Limit>], downstream: &Downstream) -> Option<Ove
 }
 
 /// Too many requests (RFC 6585 §4), with the headers that Envoy gives.
-pub(super) fn limited(o: &Over, record: Box<RequestLog>) -> Response<ResponseBody> {
+pub(super) fn limited(over: &Over, record: Box<RequestLog>) -> Response<ResponseBody> {
     let (status, text) = ResponseFlag::RateLimited.answer();
-    let mut a = reply::local_response(status, text, record.is_grpc);
-    let seconds = o.after.as_millis().div_ceil(1000).max(1) as u64;
-    let h = a.headers_mut();
-    h.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    h.insert("x-ratelimit-limit", HeaderValue::from(o.limit));
-    h.insert("x-ratelimit-remaining", HeaderValue::from(0));
-    h.insert("x-ratelimit-reset", HeaderValue::from(seconds));
-    h.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
-    log_reply(record, a, ResponseFlag::RateLimited)
+    let mut response = reply::local_response(status, text, record.is_grpc);
+    let seconds = over.after.as_millis().div_ceil(1000).max(1) as u64;
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    headers.insert("x-ratelimit-limit", HeaderValue::from(over.limit));
+    headers.insert("x-ratelimit-remaining", HeaderValue::from(0));
+    headers.insert("x-ratelimit-reset", HeaderValue::from(seconds));
+    headers.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
+    log_reply(record, response, ResponseFlag::RateLimited)
 }

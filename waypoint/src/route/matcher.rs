@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds() {
+    fn segments_match_as_a_whole_and_patterns_the_whole_text() {
         let text = |k| StringMatcher::new(&ir::Text { kind: Some(k) }, false).unwrap();
         let seg = text(Kind::Segments("/foo/".into()));
         assert!(seg.matches("/foo") && seg.matches("/foo/") && seg.matches("/foo/x") && !seg.matches("/foox"));

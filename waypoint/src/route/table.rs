@@ -962,7 +962,7 @@ mod tests {
     }
 
     #[test]
-    fn weights() {
+    fn destinations_are_chosen_by_their_weights() {
         let mut r = rule("r", None, |_| {});
         for w in [9, 0, 1] {
             r.destinations.push(ir::Destination { service: format!("s{w}"), weight: w, ..Default::default() });

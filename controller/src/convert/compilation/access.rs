@@ -12,7 +12,7 @@ use crate::convert::{
     objects::Objects,
 };
 use karst_api::route as ir;
-use karst_manifest::{kinds::*, parse::Located};
+use karst_manifest::{PolicyAction, kinds::*, parse::Located};
 use karst_policy::{Attribute, attribute::Values};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -94,12 +94,12 @@ fn one(judged: &Judged<'_>) -> ir::AccessPolicy {
         }
         return out;
     }
-    out.set_action(match written.spec.action.as_deref() {
-        Some("DENY") => ir::AccessAction::Deny,
-        Some("AUDIT") => ir::AccessAction::Audit,
-        None | Some("ALLOW") => ir::AccessAction::Allow,
+    out.set_action(match written.spec.action() {
+        PolicyAction::Deny => ir::AccessAction::Deny,
+        PolicyAction::Audit => ir::AccessAction::Audit,
+        PolicyAction::Allow => ir::AccessAction::Allow,
         // Refused before. Without rules it allows nothing.
-        Some(_) => return out,
+        PolicyAction::Custom | PolicyAction::Unknown(_) => return out,
     });
     out.rules = judged.policy.spec.rules.iter().map(|r| rule(r, &meta.namespace)).collect();
     out

@@ -18,7 +18,7 @@ use karst_api::{
     },
 };
 use karst_core::{Cidr, addr::ip_to_bytes};
-use karst_manifest::{Problem, kinds::*};
+use karst_manifest::{Problem, Resolution, kinds::*};
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     net::IpAddr,
@@ -226,10 +226,10 @@ fn entry(
         let c: Cidr = a.parse().map_err(|err| (format!("spec.addresses[{i}]"), format!("{err}")))?;
         addresses.push(address(objects, c.base(), (!c.is_single()).then(|| u32::from(c.prefix_len()))));
     }
-    let none = match spec.resolution.as_str() {
-        "" | "NONE" => true,
-        "STATIC" | "DNS" | "DNS_ROUND_ROBIN" | "DYNAMIC_DNS" => false,
-        other => {
+    let none = match spec.resolution() {
+        Resolution::None => true,
+        Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns => false,
+        Resolution::Unknown(other) => {
             return Err((
                 "spec.resolution".into(),
                 format!(

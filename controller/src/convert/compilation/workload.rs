@@ -17,7 +17,7 @@ use karst_api::{
     workload::{self as pb, Locality, NetworkMode, TunnelProtocol, WorkloadStatus, WorkloadType},
 };
 use karst_core::addr::ip_to_bytes;
-use karst_manifest::{Problem, enrol, kinds::*, parse::Located};
+use karst_manifest::{Problem, Resolution, enrol, kinds::*, parse::Located};
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
@@ -249,7 +249,7 @@ fn inline_endpoints(
 ) {
     let meta = &se.metadata;
     let mut endpoints = se.spec.endpoints.clone();
-    let dns = matches!(se.spec.resolution.as_str(), "DNS" | "DNS_ROUND_ROBIN");
+    let dns = se.spec.resolution().is_dns();
     if endpoints.is_empty() && dns && se.spec.workload_selector.is_none() {
         // Each host resolves to itself.
         endpoints =
@@ -266,7 +266,7 @@ fn inline_endpoints(
             let ports: Vec<String> = endpoint.ports.iter().map(|(name, port)| format!("{name}={port}")).collect();
             uid = format!("{uid}/{}", ports.join(","));
         }
-        if se.spec.resolution == "STATIC" && endpoint.address.parse::<IpAddr>().is_err() {
+        if se.spec.resolution() == Resolution::Static && endpoint.address.parse::<IpAddr>().is_err() {
             let text = format!(
                 "{:?} is not an IP address, which resolution STATIC requires: use an IP address, or set spec.resolution to DNS [KARST-0203]",
                 endpoint.address

@@ -7,7 +7,7 @@ use crate::convert::{
 };
 use karst_api::route as ir;
 use karst_api::route::ListenerProtocol as Protocol;
-use karst_manifest::{kinds::*, traffic::GwServer};
+use karst_manifest::{ServerTlsMode, kinds::*, traffic::GwServer};
 use std::sync::Arc;
 
 /// One thing that a gateway listens on.
@@ -288,8 +288,7 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
     let meta = &gateway.metadata;
     let tls = server.tls.clone().unwrap_or_default();
     let protocol = server.port.protocol.to_ascii_uppercase();
-    let mode = tls.mode.as_deref().unwrap_or("PASSTHROUGH");
-    let passes = mode == "PASSTHROUGH";
+    let passes = tls.mode() == ServerTlsMode::Passthrough;
     let from: Vec<(String, String)> = server
         .hosts
         .iter()
@@ -307,6 +306,12 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
         server.port.number,
         hosts,
     );
+    listener.client = match tls.mode() {
+        ServerTlsMode::Mutual => ir::ClientCertificate::Required,
+        ServerTlsMode::OptionalMutual => ir::ClientCertificate::Optional,
+        // One that is not known is refused below.
+        ServerTlsMode::Passthrough | ServerTlsMode::Simple | ServerTlsMode::Unknown(_) => ir::ClientCertificate::None,
+    };
     listener.client_names = tls.subject_alt_names;
     listener.min_tls13 = tls.min_protocol_version.as_deref() == Some("TLSV1_3");
     listener.redirect = tls.https_redirect;
@@ -320,11 +325,6 @@ pub(crate) fn server(gateway: &IstioGateway, server: &GwServer, index: usize) ->
         "TCP" | "MONGO" => listener.protocol = Protocol::Tcp,
         _ => {}
     }
-    listener.client = match mode {
-        "MUTUAL" => ir::ClientCertificate::Required,
-        "OPTIONAL_MUTUAL" => ir::ClientCertificate::Optional,
-        _ => ir::ClientCertificate::None,
-    };
     let bad = validate::server(server, &format!("spec.servers[{index}]")).into_iter().next();
     listener.refused = bad.map(|(field, text)| ("Invalid", format!("{field}: {text}")));
     listener

@@ -11,7 +11,7 @@ use crate::convert::{
     },
     objects::{FieldError, Objects},
 };
-use karst_manifest::{kinds::*, parse::Located};
+use karst_manifest::{PolicyAction, kinds::*, parse::Located};
 use karst_policy::{Action, Attribute, Clause, Match, Policy, Rule, Scope, attribute};
 use std::borrow::Cow;
 
@@ -38,7 +38,7 @@ pub(crate) fn judge_all<'a>(objects: &Objects<'a>) -> Vec<(&'a Located, Judged<'
 /// What of a policy is in force.
 pub(crate) fn judged<'a>(objects: &Objects<'_>, written: &'a AuthorizationPolicy) -> Judged<'a> {
     let compiled = authorization(objects, written);
-    if compiled.is_err() && matches!(written.spec.action.as_deref(), None | Some("ALLOW")) {
+    if compiled.is_err() && written.spec.action() == PolicyAction::Allow {
         let (mut dropped, mut policy) = (vec![], written.clone());
         let all = std::mem::take(&mut policy.spec.rules).into_iter().enumerate();
         let one = |(i, r)| without(r, &written.metadata.namespace, &format!("spec.rules[{i}]"), &mut dropped);
@@ -132,10 +132,10 @@ pub(crate) enum Unread {
 
 impl Unread {
     pub(crate) fn of(policy: &AuthorizationPolicy) -> Self {
-        match policy.spec.action.as_deref() {
-            None | Some("ALLOW") => Unread::AllowsNobody,
-            Some("AUDIT") => Unread::AuditsNothing,
-            Some(_) => Unread::DeniesAll,
+        match policy.spec.action() {
+            PolicyAction::Allow => Unread::AllowsNobody,
+            PolicyAction::Audit => Unread::AuditsNothing,
+            PolicyAction::Deny | PolicyAction::Custom | PolicyAction::Unknown(_) => Unread::DeniesAll,
         }
     }
 }
@@ -160,14 +160,14 @@ fn authorization(objects: &Objects<'_>, policy: &AuthorizationPolicy) -> Result<
     if let Some(sel) = &spec.selector {
         selector(sel)?;
     }
-    let action = match spec.action.as_deref() {
-        None | Some("ALLOW") => Some(Action::Allow),
-        Some("DENY") => Some(Action::Deny),
-        Some("AUDIT") => None,
-        Some("CUSTOM") => {
+    let action = match spec.action() {
+        PolicyAction::Allow => Some(Action::Allow),
+        PolicyAction::Deny => Some(Action::Deny),
+        PolicyAction::Audit => None,
+        PolicyAction::Custom => {
             return Err(("spec.action".into(), "CUSTOM is not supported: use ALLOW or DENY [KARST-0101]".into()));
         }
-        Some(other) => {
+        PolicyAction::Unknown(other) => {
             return Err((
                 "spec.action".into(),
                 format!("unsupported value {other:?}: use ALLOW, DENY or AUDIT [KARST-0016]"),
@@ -272,16 +272,15 @@ pub(crate) fn warnings(policy: &AuthorizationPolicy) -> Vec<String> {
     let spec = &policy.spec;
     let mut out = Vec::new();
     let attached = spec.targets().next().is_some();
-    let action = spec.action.as_deref().unwrap_or("ALLOW");
     for (i, rule) in spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");
         let from = rule.from.iter().any(|f| judge_source(&f.source, "", "").is_ok_and(|(_, l7)| l7));
         let to = rule.to.iter().any(|t| all(&operation(&t.operation), "", "").is_ok_and(|(_, l7)| l7));
         let cond = rule.when.iter().any(|w| judge_when(w, "", "").is_ok_and(|(_, l7)| l7));
         if !attached && (from || to || cond) {
-            out.push(match action {
-                "DENY" => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it denies all connections that the other conditions match, whatever the request; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
-                _ => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it allows no traffic there; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
+            out.push(match spec.action() {
+                PolicyAction::Deny => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it denies all connections that the other conditions match, whatever the request; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
+                PolicyAction::Allow | PolicyAction::Audit | PolicyAction::Custom | PolicyAction::Unknown(_) => format!("{at}: has HTTP conditions, which ztunnel cannot evaluate: it allows no traffic there; to use HTTP conditions, attach the policy to a waypoint (targetRefs) [KARST-0114]"),
             });
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::convert::{facts::waypoint, objects::Objects};
 use karst_api::workload::AppProtocol;
-use karst_manifest::kinds::*;
+use karst_manifest::{Resolution, kinds::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -53,7 +53,7 @@ pub(crate) fn tcp(protocol: &str) -> bool {
 
 /// Are its endpoints what the host of each request resolves to?
 pub(crate) fn is_by_name(entry: &ServiceEntry) -> bool {
-    entry.spec.resolution == "DYNAMIC_DNS"
+    entry.spec.resolution() == Resolution::DynamicDns
 }
 
 /// Does only its own namespace know it? (Istio's ambient mode passes `exportTo` over, so that everybody could redirect the hosts of
@@ -114,7 +114,7 @@ pub(crate) fn automatic<'a>(objects: &Objects<'a>) -> Automatic<'a> {
 /// Does this host of a ServiceEntry get addresses from us?
 fn wants_addresses(entry: &ServiceEntry, host: &str) -> bool {
     let auto = entry.metadata.labels.get("networking.istio.io/enable-autoallocate-ip").is_none_or(|v| v != "false");
-    let none = matches!(entry.spec.resolution.as_str(), "" | "NONE");
+    let none = entry.spec.resolution() == Resolution::None;
     // A wildcard stands for an address where the waypoint behind it finds the name again.
     let named = host != "*" && (!host.starts_with('*') || is_by_name(entry));
     entry.spec.addresses.is_empty() && !none && auto && named && !is_hidden(entry)

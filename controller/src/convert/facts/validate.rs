@@ -4,6 +4,7 @@
 use crate::convert::objects::FieldError;
 use karst_core::Cidr;
 use karst_manifest::{
+    Resolution, ServerTlsMode,
     kinds::*,
     traffic::{GwServer, GwTls, IstioGatewaySpec},
 };
@@ -113,42 +114,39 @@ pub(crate) fn service_entry(entry: &ServiceEntry) -> Vec<FieldError> {
 
 fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
     let mut out = vec![];
-    let kind = match spec.resolution.as_str() {
-        "" => "NONE",
-        k => k,
-    };
+    let kind = spec.resolution();
     let range = spec.addresses.iter().position(|a| a.parse::<Cidr>().is_ok_and(|c| !c.is_single()));
     if let Some(index) = range
-        && !matches!(kind, "NONE" | "STATIC")
+        && !matches!(kind, Resolution::None | Resolution::Static)
     {
         out.push(bad(
             format!("spec.addresses[{index}]"),
-            format!("range {:?} cannot be combined with resolution {kind}: specify single addresses, or use NONE or STATIC [KARST-0202]", spec.addresses[index]),
+            format!("range {:?} cannot be combined with resolution {}: specify single addresses, or use NONE or STATIC [KARST-0202]", spec.addresses[index], spec.resolution),
         ));
     }
     for (i, e) in spec.endpoints.iter().enumerate() {
-        if kind != "STATIC" {
+        if kind != Resolution::Static {
             out.extend(address(&e.address, &format!("spec.endpoints[{i}].address")));
         }
     }
     let wildcard = spec.hosts.iter().position(|h| h != "*" && is_wildcard(h));
     let selects = spec.workload_selector.is_some();
     match kind {
-        "DNS" | "DNS_ROUND_ROBIN" => {
+        Resolution::Dns | Resolution::DnsRoundRobin => {
             if let Some(index) = wildcard
                 && spec.endpoints.is_empty()
                 && !selects
             {
                 out.push(bad(format!("spec.hosts[{index}]"), format!("wildcard {:?} cannot be resolved: specify endpoints, or use resolution NONE or DYNAMIC_DNS [KARST-0201]", spec.hosts[index])));
             }
-            if kind == "DNS_ROUND_ROBIN" && spec.endpoints.len() > 1 {
+            if kind == Resolution::DnsRoundRobin && spec.endpoints.len() > 1 {
                 out.push(bad(
                     "spec.endpoints",
                     "has more than one endpoint, but resolution DNS_ROUND_ROBIN supports only one: use DNS [KARST-0203]",
                 ));
             }
         }
-        "DYNAMIC_DNS" => {
+        Resolution::DynamicDns => {
             if let Some(index) = spec.hosts.iter().position(|h| !is_wildcard(h)) {
                 out.push(bad(
                     format!("spec.hosts[{index}]"),
@@ -173,7 +171,7 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
                 }
             }
         }
-        _ => {}
+        Resolution::None | Resolution::Static | Resolution::Unknown(_) => {}
     }
     if spec.hosts.len() > 1 && spec.addresses.is_empty() {
         let tcp = spec
@@ -181,7 +179,7 @@ fn resolution(spec: &ServiceEntrySpec) -> Vec<FieldError> {
             .iter()
             .position(|p| matches!(p.protocol.to_ascii_uppercase().as_str(), "TCP" | "MONGO" | "REDIS" | "MYSQL"));
         if let Some(index) = tcp
-            && kind == "NONE"
+            && kind == Resolution::None
         {
             out.push(bad(format!("spec.ports[{index}].protocol"), format!("protocol {:?} carries no host name, so several hosts cannot be distinguished without spec.addresses: specify addresses, or create one ServiceEntry per host [KARST-0207]", spec.ports[index].protocol)));
         }
@@ -244,9 +242,8 @@ pub(crate) fn server(server: &GwServer, at: &str) -> Vec<FieldError> {
 
 fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
     let mut out = vec![];
-    let mode = tls.mode.as_deref();
     if matches!(protocol, "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB") {
-        if mode.is_some() {
+        if tls.mode.is_some() {
             out.push(bad(
                 format!("{at}.mode"),
                 format!("cannot be combined with protocol {protocol}: use HTTPS [KARST-0501]"),
@@ -254,10 +251,10 @@ fn server_tls(tls: &GwTls, protocol: &str, at: &str) -> Vec<FieldError> {
         }
         return out;
     }
-    match mode.unwrap_or("PASSTHROUGH") {
-        "PASSTHROUGH" => return out,
-        "SIMPLE" | "MUTUAL" | "OPTIONAL_MUTUAL" => {}
-        other => {
+    match tls.mode() {
+        ServerTlsMode::Passthrough => return out,
+        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {}
+        ServerTlsMode::Unknown(other) => {
             let text = format!(
                 "{other} is not supported in this version: use SIMPLE, MUTUAL, OPTIONAL_MUTUAL or PASSTHROUGH [KARST-0016]"
             );

@@ -12,8 +12,9 @@ use crate::convert::{
     status::condition::{Condition, Write, beside, changed, conditions, reference, same},
 };
 use karst_kube::Ref;
-use karst_manifest::kinds::{
-    AuthorizationPolicy, Gateway, IstioGateway, Listener, Meta, ServiceEntry, StatusCondition,
+use karst_manifest::{
+    PolicyAction,
+    kinds::{AuthorizationPolicy, Gateway, IstioGateway, Listener, Meta, ServiceEntry, StatusCondition},
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -239,7 +240,7 @@ fn enforced(objects: &Objects<'_>, policy: &AuthorizationPolicy, trouble: Option
             }
             // Istio says True here, too.
             (None, Some(w)) => say("ZtunnelAccepted", true, "UnsupportedValue", w.clone()),
-            (None, None) if policy.spec.action.as_deref() == Some("AUDIT") => {
+            (None, None) if policy.spec.action() == PolicyAction::Audit => {
                 let text = "has no effect at ztunnel: attach the policy to a waypoint (targetRefs), which logs the requests that match [KARST-0117]";
                 say("ZtunnelAccepted", true, "Accepted", text.into())
             }

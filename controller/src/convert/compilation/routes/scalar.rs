@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
+    fn durations_are_read_as_in_go() {
         for (t, ms) in [("1.5s", 1500), ("100ms", 100), ("1h30m", 5_400_000), ("0s", 0), ("2s", 2000), ("0.5s", 500)] {
             assert_eq!(duration(t), Ok(ms), "{t}");
         }

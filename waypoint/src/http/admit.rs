@@ -1,0 +1,149 @@
+//! May a request come in, and whose routes decide about it: the listener that it is for, the policies, its token, the rate limits of
+//! the service that is called.
+
+use crate::{
+    authz::{
+        access::{self, Access, Denial},
+        jwt::{Token, TokenError},
+    },
+    downstream::{
+        context::{Downstream, DownstreamTarget},
+        upgrade::{Kept, Upgrade},
+    },
+    http::{
+        answer::{local_reply, log_reply},
+        call::Call,
+        names,
+        rate_limit::{limited, over},
+        redirect::to_https,
+        reply::{self, ResponseBody},
+        virtual_host::{WrongListener, at_gateway},
+    },
+    route::{limit::Over, table::Routes},
+    telemetry::{access_log::one_word, flag::ResponseFlag, request_log::RequestLog},
+};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
+use karst_policy::Path;
+
+/// Why a request does not come in.
+pub(super) enum Refused {
+    /// No listener, or no route, is for it.
+    NoRoute,
+    /// It is for another listener.
+    Listener(WrongListener),
+    /// Its token is not good.
+    Token(TokenError),
+    /// By a policy.
+    Denied(Denial),
+    /// There are too many of them.
+    Limited(Over),
+}
+
+impl Refused {
+    /// The answer.
+    pub(super) fn answer(self, call: &Call<'_>, parts: &Parts, mut record: Box<RequestLog>) -> Response<ResponseBody> {
+        match self {
+            Refused::NoRoute => local_reply(record, StatusCode::NOT_FOUND, "", ResponseFlag::NoRoute),
+            Refused::Listener(WrongListener::Scheme) => to_https(parts, call.authority(), record),
+            Refused::Listener(WrongListener::Name) => {
+                local_reply(record, StatusCode::MISDIRECTED_REQUEST, "", ResponseFlag::NoRoute)
+            }
+            Refused::Token(why) => unauthorized(why, call, parts, record),
+            Refused::Denied(by) => {
+                (record.error, record.details) = (by.error, by.details.into());
+                local_reply(record, StatusCode::FORBIDDEN, "RBAC: access denied", ResponseFlag::None)
+            }
+            Refused::Limited(over) => limited(&over, record),
+        }
+    }
+}
+
+/// Lets a request in, or not; returns the routes that decide about it.
+///
+/// # Errors
+/// Why it does not come in.
+pub(super) fn admit<'a>(
+    call: &Call<'a>,
+    parts: &mut Parts,
+    record: &mut RequestLog,
+) -> Result<Option<&'a Routes>, Refused> {
+    let (downstream, snapshot, authority) = (call.downstream, &**call.snapshot, call.authority());
+    let (access, routes) = match &downstream.target {
+        DownstreamTarget::Service(service) => {
+            (snapshot.access_to(service), snapshot.routes.get(&service.key).map(|routes| &**routes))
+        }
+        DownstreamTarget::Gateway(tls) => {
+            let routes = at_gateway(snapshot, downstream.port, tls.as_deref(), authority.host());
+            let routes = routes.map_err(Refused::Listener)?;
+            (snapshot.gateway.as_ref().and_then(|g| g.access.as_ref()), Some(routes.ok_or(Refused::NoRoute)?))
+        }
+    };
+    let (token, denied) = match access {
+        Some(access) => judge(call, access, parts)?,
+        None => (None, None),
+    };
+    call.worker.note(snapshot, downstream, Some((&*parts, authority.as_str())), denied.as_ref());
+    if let Some(by) = denied {
+        return Err(Refused::Denied(by));
+    }
+    if call.entry.websocket {
+        let (method, path, authority) = (parts.method.clone(), parts.uri.path().to_string(), authority.as_str());
+        let headers = Kept::of(&parts.headers, access);
+        record.upgrade = Some(Box::new(Upgrade { method, authority: authority.to_string(), path, headers, token }));
+    }
+    if let Some(over) = routes.and_then(|routes| over(&routes.limits, downstream)) {
+        return Err(Refused::Limited(over));
+    }
+    if downstream.is_at_gateway() {
+        record.forwarded_for = introduce(downstream, &mut parts.headers);
+    }
+    Ok(routes)
+}
+
+/// What the issuers of tokens and the policies say: the token, if there is one and it is good, and why the request is not allowed,
+/// if it is not. (What only tells is told.)
+fn judge(call: &Call<'_>, access: &Access, parts: &mut Parts) -> Result<(Option<Token>, Option<Denial>), Refused> {
+    access.headers().drop_alike(&mut parts.headers);
+    let token = access.tokens.verify(parts).map_err(Refused::Token)?;
+    let (path, authority, method) = (Path::new(parts.uri.path()), call.authority().as_str(), parts.method.as_str());
+    let (headers, verified) = (&parts.headers, token.as_ref());
+    let request = access::Request { method, authority, path: &path, headers, known: None, token: verified };
+    let denied = call.downstream.authorize(&call.worker.shared.metrics.dry_runs, access, Some(request));
+    Ok((token, denied))
+}
+
+/// Tells the application who has come through a gateway, and how. What the client says of itself stands before. Returns all that is
+/// told of who has come.
+fn introduce(downstream: &Downstream, headers: &mut HeaderMap) -> Option<HeaderValue> {
+    headers.insert(names::FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
+    let own = downstream.address();
+    let told = match headers.contains_key(names::FORWARDED_FOR) {
+        false => own.clone(),
+        true => {
+            let before = headers.get_all(names::FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+            let all: Vec<&[u8]> = before.chain([own.as_bytes()]).collect();
+            HeaderValue::from_bytes(&all.join(&b","[..])).ok()?
+        }
+    };
+    headers.insert(names::FORWARDED_FOR, told.clone());
+    Some(told)
+}
+
+/// The token is not good (RFC 6750 §3), in Envoy's words.
+fn unauthorized(
+    why: TokenError,
+    call: &Call<'_>,
+    parts: &Parts,
+    mut record: Box<RequestLog>,
+) -> Response<ResponseBody> {
+    let why = why.to_string();
+    let mut response = reply::local_response(StatusCode::UNAUTHORIZED, why.clone(), record.is_grpc);
+    let realm = format!("{}://{}{}", call.downstream.scheme(), call.authority().as_str(), parts.uri.path());
+    let text = format!("Bearer realm=\"{}\", error=\"invalid_token\"", realm.replace(['"', '\\'], ""));
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, value);
+    }
+    record.details = format!("jwt_authn_access_denied{{{}}}", one_word(&why)).into();
+    record.error = why;
+    log_reply(record, response, ResponseFlag::None)
+}
