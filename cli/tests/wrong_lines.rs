@@ -57,6 +57,8 @@ const CASES: &[Case] = &[
         "--level \"loud!\": not a level",
         "next: use trace, debug, info, warn, error or off",
     ),
+    case("tag set prod", 64, "--revision <NAME>", HELP),
+    case("tag remove", 64, "required arguments were not provided", HELP),
     case("pc routes", 64, "required arguments were not provided", HELP),
     case("pc cluster a --port http", 64, "invalid value 'http' for '--port <PORT>'", HELP),
     case(

@@ -102,6 +102,27 @@ fn a_further_revision_has_what_is_shared_only_if_the_user_says_so() {
     assert_eq!(parts(&wanted(&[], &["revision=default"])).len(), 4);
 }
 
+/// The gateways of a profile have the same names in each revision: a further one must not take them over unasked.
+#[test]
+fn a_further_revision_leaves_the_gateways_to_whom_they_are() {
+    let spec = |files: &[&str], sets: &[&str]| {
+        let wanted = Wanted { revision: Some("canary".into()), ..wanted(files, sets) };
+        (parts(&wanted), wanted.spec().unwrap().left)
+    };
+    let (is, left) = spec(&[], &["profile=demo"]);
+    assert_eq!(is, ["istiod"]);
+    assert_eq!(left, ["base", "cni", "ztunnel", "istio-ingressgateway", "istio-egressgateway"]);
+    let (is, left) = spec(&[], &["profile=demo", "components.ingressGateways[name:istio-ingressgateway].enabled=true"]);
+    assert_eq!((is, left.len()), (vec!["istiod".to_string(), "istio-ingressgateway".into()], 4));
+    let (is, left) = spec(&["{profile: demo, components: {ingressGateways: [{name: new, enabled: true}]}}"], &[]);
+    assert_eq!((is, left.len()), (vec!["istiod".to_string(), "new".into()], 5));
+    // Whichever way the revision is said; and the default one has them.
+    assert_eq!(parts(&wanted(&[], &["profile=demo", "values.revision=canary"])), ["istiod"]);
+    assert_eq!(parts(&wanted(&["{profile: demo, revision: canary}"], &[])), ["istiod"]);
+    assert_eq!(parts(&wanted(&[], &["profile=demo", "revision=default"])).len(), 6);
+    assert!(wanted(&[], &["profile=demo"]).spec().unwrap().left.is_empty());
+}
+
 #[test]
 fn gateways_of_a_second_file_are_kept() {
     let files = [
