@@ -19,8 +19,8 @@ struct Asked {
     #[arg(long)]
     overwrite: bool,
     /// Name of the MutatingWebhookConfiguration that shows the tag to other tools [default: istio-revision-tag-TAG]
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    webhook_name: String,
+    #[arg(long, value_name = "NAME")]
+    webhook_name: Option<String>,
     /// As in istioctl; nothing is asked
     #[arg(short = 'y', long, hide = true)]
     skip_confirmation: bool,
@@ -61,7 +61,7 @@ impl Asked {
             tag: &self.tag,
             revision: &self.revision,
             namespace: &cluster.istio_namespace,
-            webhook: &self.webhook_name,
+            webhook: self.webhook_name.as_deref().unwrap_or_default(),
         };
         Ok(objects::of(&wanted, service))
     }
