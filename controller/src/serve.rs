@@ -396,8 +396,10 @@ fn update(
     if compiler.was_whole() {
         keys.want(&state);
     }
+    // Nothing is compiled from them, but their statuses are for somebody to write.
+    let are_others_elsewhere = shared.state.load().elsewhere != state.elsewhere;
     if let Some((publisher, writer)) = kube
-        && compiler.was_whole()
+        && (compiler.was_whole() || are_others_elsewhere)
     {
         publisher.note(&state);
         publisher.note_mesh_config(&state, intake.mesh_config());
