@@ -69,6 +69,7 @@ pub async fn source(kube: &Kube, secrets: bool) -> Source {
     watches.push(Watch { versions: &["v1", "v1alpha3"], ..Watch::all("BackendTLSPolicy") });
     watches.push(Watch::all("ConfigMap"));
     watches.push(Watch { labels: MANAGED.into(), ..Watch::all("Deployment") });
+    watches.push(Watch { labels: "istio.io/tag".into(), ..Watch::all("MutatingWebhookConfiguration") });
     // Those of helm are large, and those of service accounts are none of a gateway's.
     let fields = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token".to_string();
     watches.extend(secrets.then(|| Watch { fields, ..Watch::all("Secret") }));

@@ -219,8 +219,9 @@ fn preview(
 /// What a further revision leaves to the one that is there, and how it is moved.
 fn left(spec: &Spec) -> String {
     format!(
-        "Revision {:?} leaves these as they are: {}. They are moved only if they are asked for (--set components.NAME.enabled=true, or \
-         components.ingressGateways[name:NAME].enabled=true, with --force to take them over in place); docs/upgrade.md has the order.",
+        "Revision {:?} leaves these as they are: {}. They are moved only if they are asked for \
+         (--set components.NAME.enabled=true, or components.ingressGateways[name:NAME].enabled=true, \
+         with --force to take them over in place); docs/upgrade.md has the order.",
         spec.revision,
         spec.left.join(", ")
     )

@@ -1,8 +1,8 @@
 //! What a tag consists of, and what there is of tags and revisions in a cluster.
 //!
-//! The Service is what the control plane goes by (controller: `convert::objects::revisions`). The MutatingWebhookConfiguration is
-//! empty, since nothing is injected: it is where Istio's istioctl and Kiali look for tags. The tag `default` has a third object, which
-//! sends what has no label to the webhook of its revision.
+//! The Service is what the control plane goes by (controller: `convert::objects::revisions`). The
+//! MutatingWebhookConfiguration is empty, since nothing is injected: it is where Istio's istioctl and Kiali look for
+//! tags. The tag `default` has a third object, which sends what has no label to the webhook of its revision.
 
 use crate::{
     cluster::{Cluster, Resource},

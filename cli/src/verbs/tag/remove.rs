@@ -68,7 +68,8 @@ async fn objects_of(cluster: &Cluster, tag: &str) -> Result<Vec<(Resource, Optio
 fn caution(tag: &str, namespaces: impl Iterator<Item = String>) -> String {
     let names: Vec<String> = namespaces.collect();
     format!(
-        "Caution, found {} namespace(s) that use tag {tag:?}: {}\nTheir Gateways are run by nobody without it. Proceed with operation? [y/N] ",
+        "Caution, found {} namespace(s) that use tag {tag:?}: {}\n\
+         Their Gateways are run by nobody without it. Proceed with operation? [y/N] ",
         names.len(),
         names.join(" ")
     )

@@ -99,8 +99,8 @@ impl Set {
             }
         }
         session.line(format!(
-            "Revision tag {tag:?} created, referencing control plane revision {revision:?}. To have the Gateways of a namespace run \
-             by it, use 'kubectl label namespace <NAMESPACE> istio.io/rev={tag}'"
+            "Revision tag {tag:?} created, referencing control plane revision {revision:?}. To have the Gateways of a \
+             namespace run by it, use 'kubectl label namespace <NAMESPACE> istio.io/rev={tag}'"
         ))
     }
 }
